@@ -1,0 +1,1 @@
+"""The kernel: what flows, how it flows, what bounds it, who moves it."""

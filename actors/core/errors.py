@@ -1,0 +1,32 @@
+"""What can go wrong in a line, as few types, each naming the place."""
+
+
+class PenstockError(Exception):
+    """The root of every error that Penstock raises on purpose."""
+
+
+class ChannelClosed(PenstockError):
+    """The other end of a channel is closed and nothing is left in it."""
+
+
+class SlotError(PenstockError):
+    """A slot was used against its lease: released twice, or by somebody who does not hold it. Always a bug."""
+
+
+class LineError(PenstockError):
+    """A line was wired or driven in a way that can never work, or a stage broke rule 1."""
+
+
+class ActorFailed(PenstockError):
+    """An actor of a line failed; the line has stopped. `__cause__` is the first cause (rule 7).
+
+    Attributes name the place: `actor`, and, when a group was in hand, its `layer` and `group`.
+    """
+
+    def __init__(self, actor: str, layer: int | None, group: str | None, cause: BaseException) -> None:
+        self.actor = actor
+        self.layer = layer
+        self.group = group
+        where = "" if group is None else f" at layer {layer} group {group!r}"
+        super().__init__(f"{actor} failed{where}: {type(cause).__name__}: {cause}")
+        self.__cause__ = cause

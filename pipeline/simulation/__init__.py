@@ -1,0 +1,1 @@
+"""The production actors on virtual time."""

@@ -1,0 +1,1 @@
+"""Which bytes: checkpoints read in place."""

@@ -1,0 +1,39 @@
+"""Every async test runs on asyncio and on uvloop, and fails when it blocks the loop."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+LONGEST_BLOCK_SECONDS = 0.2
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
+        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+    ]
+)
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    backend: tuple[str, dict[str, bool]] = request.param
+    return backend
+
+
+@pytest.fixture(autouse=True)
+async def loop_stays_free(anyio_backend: object) -> AsyncIterator[None]:
+    """Fail a test that keeps the event loop busy for more than 200 ms at a stretch."""
+    longest = 0.0
+
+    async def heartbeat() -> None:
+        nonlocal longest
+        while True:
+            started = time.perf_counter()
+            await asyncio.sleep(0.01)
+            longest = max(longest, time.perf_counter() - started - 0.01)
+
+    task = asyncio.create_task(heartbeat())
+    yield
+    task.cancel()
+    if longest > LONGEST_BLOCK_SECONDS:
+        pytest.fail(f"the event loop was blocked for {longest * 1000:.0f} ms")

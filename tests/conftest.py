@@ -1,6 +1,7 @@
 """Every async test runs on asyncio and on uvloop, and fails when it blocks the loop."""
 
 import asyncio
+import inspect
 import time
 from collections.abc import AsyncIterator
 
@@ -20,7 +21,13 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]
     return backend
 
 
-@pytest.fixture(autouse=True)
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(name: str, obj: object) -> None:
+    if name.startswith("test_") and inspect.iscoroutinefunction(obj):
+        pytest.mark.usefixtures("loop_stays_free")(obj)
+
+
+@pytest.fixture
 async def loop_stays_free(anyio_backend: object) -> AsyncIterator[None]:
     """Fail a test that keeps the event loop busy for more than 200 ms at a stretch."""
     longest = 0.0

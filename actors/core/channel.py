@@ -1,0 +1,114 @@
+"""How it flows: a bounded channel with one sending and one receiving end.
+
+Both ends keep trio's contract: an operation that raises, also through cancellation, did not happen. A closed sender
+lets the receiver drain what is left; a closed receiver refuses the sender at once.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from actors.core.errors import ChannelClosed, LineError
+from actors.core.ports import Clock
+from actors.core.turns import Turns
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelStatistics:
+    """What a channel has seen: `starved` is its receiver waiting, `blocked` its sender waiting."""
+
+    capacity: int
+    depth: int
+    peak: int
+    sent: int
+    starved_seconds: float
+    blocked_seconds: float
+
+
+class _Shared(Generic[Item]):
+    def __init__(self, name: str, capacity: int, clock: Clock) -> None:
+        self.name = name
+        self.capacity = capacity
+        self.items: deque[Item] = deque()
+        self.peak = 0
+        self.sent = 0
+        self.sender_closed = False
+        self.receiver_closed = False
+        self.senders = Turns(clock)
+        self.receivers = Turns(clock)
+
+    def statistics(self) -> ChannelStatistics:
+        return ChannelStatistics(
+            self.capacity,
+            len(self.items),
+            self.peak,
+            self.sent,
+            self.receivers.waited_seconds,
+            self.senders.waited_seconds,
+        )
+
+
+class Sender(Generic[Item]):
+    """The end that gives."""
+
+    def __init__(self, shared: _Shared[Item]) -> None:
+        self._shared = shared
+
+    async def send(self, item: Item) -> None:
+        """Wait for room and put `item` in. Raises ChannelClosed when nobody will ever take it."""
+        shared = self._shared
+        await shared.senders.take_turn(lambda: len(shared.items) < shared.capacity or shared.receiver_closed)
+        if shared.receiver_closed or shared.sender_closed:
+            raise ChannelClosed(f"channel {shared.name!r} is closed: the item was not sent")
+        shared.items.append(item)
+        shared.sent += 1
+        shared.peak = max(shared.peak, len(shared.items))
+        shared.receivers.notify()
+        shared.senders.notify()
+
+    def close(self) -> None:
+        """Say that nothing more will come. Never waits; closing twice is fine."""
+        self._shared.sender_closed = True
+        self._shared.receivers.notify()
+
+    def statistics(self) -> ChannelStatistics:
+        """The channel's counters, the same from both ends."""
+        return self._shared.statistics()
+
+
+class Receiver(Generic[Item]):
+    """The end that takes."""
+
+    def __init__(self, shared: _Shared[Item]) -> None:
+        self._shared = shared
+
+    async def receive(self) -> Item:
+        """Wait for the next item. Raises ChannelClosed once the sender has closed and nothing is left."""
+        shared = self._shared
+        await shared.receivers.take_turn(lambda: bool(shared.items) or shared.sender_closed or shared.receiver_closed)
+        if not shared.items or shared.receiver_closed:
+            raise ChannelClosed(f"channel {shared.name!r} is closed: nothing more will come")
+        item = shared.items.popleft()
+        shared.senders.notify()
+        shared.receivers.notify()
+        return item
+
+    def close(self) -> None:
+        """Refuse what is still to come. Never waits; closing twice is fine."""
+        self._shared.receiver_closed = True
+        self._shared.senders.notify()
+        self._shared.receivers.notify()
+
+    def statistics(self) -> ChannelStatistics:
+        """The channel's counters, the same from both ends."""
+        return self._shared.statistics()
+
+
+def open_channel(name: str, capacity: int, clock: Clock) -> tuple[Sender[Item], Receiver[Item]]:
+    """Make a channel that holds at most `capacity` items. `name` is its receiver's, as users know queues by."""
+    if capacity < 1:
+        raise LineError(f"queue of {name!r}: need a size of at least 1, have {capacity}")
+    shared: _Shared[Item] = _Shared(name, capacity, clock)
+    return Sender(shared), Receiver(shared)

@@ -1,0 +1,124 @@
+"""Wiring and supervision: a line is a row of actors joined by channels.
+
+`Line(planner, ...).then(reader, queue=2).then(...)` wires it, `insert` puts a stage of the user's after any actor, and
+`run` lives until the source ends, an actor fails, or the caller cancels it.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from actors.core.budget import Budget, BudgetStatistics
+from actors.core.channel import ChannelStatistics, Receiver, Sender, open_channel
+from actors.core.errors import ActorFailed, LineError
+from actors.core.message import Message
+from actors.core.ports import Catalog, Clock
+from actors.core.stage import Actor, Mover, Sink, Source, Stage, Wiring
+from actors.core.trace import ActorStatistics, Meter, Trace
+
+
+@dataclass(frozen=True, slots=True)
+class LineStatistics:
+    """The counters of everything in a line that can wait (rule 8), by actor, receiving actor, and budget."""
+
+    actors: dict[str, ActorStatistics]
+    channels: dict[str, ChannelStatistics]
+    budgets: dict[str, BudgetStatistics]
+
+
+class Line:
+    """A row of actors, from one source over stages and movers to one sink."""
+
+    def __init__(self, source: Source, *, catalog: Catalog, clock: Clock, trace: Trace | None = None) -> None:
+        self._catalog = catalog
+        self._clock = clock
+        self._trace = trace
+        self._actors: list[Actor] = [source]
+        self._queues: dict[str, int] = {}
+        self._inlets: dict[str, Receiver[Message[Any]]] = {}
+
+    def then(self, actor: Stage | Mover | Sink, *, queue: int = 1) -> "Line":
+        """Append an actor, behind a queue of that many messages."""
+        if isinstance(self._actors[-1], Sink):
+            raise LineError(f"{self._actors[-1].name} ends the line: nothing can come after it")
+        return self._place(len(self._actors), actor, queue)
+
+    def insert(self, after: str, stages: Iterable[Stage | Mover], *, queue: int = 1) -> "Line":
+        """Put stages of the user's, in this order, behind the actor of that name."""
+        names = [actor.name for actor in self._actors]
+        if after not in names or isinstance(self._actors[names.index(after)], Sink):
+            raise LineError(f"cannot insert after {after!r}: the line has {', '.join(names[:-1])}")
+        for index, stage in enumerate(stages, start=names.index(after) + 1):
+            if not isinstance(stage, Stage | Mover):
+                raise LineError(f"cannot insert {stage!r} after {after!r}: need an instance of Stage or Mover")
+            self._place(index, stage, queue)
+        return self
+
+    @property
+    def actors(self) -> tuple[Actor, ...]:
+        """The actors, in order."""
+        return tuple(self._actors)
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """The budgets that the line's movers draw on, each once."""
+        found = [actor.budget for actor in self._actors if isinstance(actor, Mover) and actor.budget is not None]
+        return tuple(dict.fromkeys(found))
+
+    async def run(self) -> None:
+        """Run all actors until the line has ended. Raises the first ActorFailed; afterwards it can run anew."""
+        if not isinstance(self._actors[-1], Sink):
+            raise LineError(f"the line ends with {self._actors[-1].name}, which is not a Sink")
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._wire(tasks)
+                for actor in self._actors:
+                    tasks.create_task(actor.run(), name=actor.name)
+        except BaseExceptionGroup as group:
+            cause = _first_cause(group)
+            raise cause from cause.__cause__
+        finally:
+            self.statistics()  # operations that have ended since are counted, and traced, here
+            for budget in self.budgets:
+                budget.recall()
+
+    def statistics(self) -> LineStatistics:
+        """The counters of the present or last run."""
+        return LineStatistics(
+            {actor.name: actor.statistics() for actor in self._actors if self._inlets},
+            {name: inlet.statistics() for name, inlet in self._inlets.items()},
+            {budget.name: budget.statistics() for budget in self.budgets},
+        )
+
+    def _place(self, index: int, actor: Actor, queue: int) -> "Line":
+        if any(actor.name == other.name for other in self._actors):
+            raise LineError(f"two actors of the line are named {actor.name!r}: give one of them another `name`")
+        if queue < 1:
+            raise LineError(f"queue of {actor.name!r}: need a size of at least 1, have {queue}")
+        self._actors.insert(index, actor)
+        self._queues[actor.name] = queue
+        return self
+
+    def _wire(self, tasks: asyncio.TaskGroup) -> None:
+        inlet: Receiver[Message[Any]] | None = None
+        self._inlets = {}
+        following: list[Actor | None] = [*self._actors[1:], None]
+        for actor, neighbour in zip(self._actors, following, strict=True):
+            sender: Sender[Message[Any]] | None = None
+            receiver: Receiver[Message[Any]] | None = None
+            if neighbour is not None:
+                sender, receiver = open_channel(neighbour.name, self._queues[neighbour.name], self._clock)
+                self._inlets[neighbour.name] = receiver
+            actor.catalog = self._catalog
+            actor.wire(Wiring(inlet, sender, tasks, self._clock, Meter(actor.name, self._trace)))
+            inlet = receiver
+
+
+def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The failure that came first; everything after it is a consequence."""
+    first = group.exceptions[0]
+    for error in group.exceptions:
+        if isinstance(error, ActorFailed):
+            return error
+    return _first_cause(first) if isinstance(first, BaseExceptionGroup) else first

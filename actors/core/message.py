@@ -1,0 +1,43 @@
+"""What flows: one message per weight group and pass."""
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from actors.core.ports import Event
+
+Place = TypeVar("Place", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Message(Generic[Place]):
+    """A weight group on its way. `at` must not be touched before `event` (rule 4).
+
+    Attributes:
+        layer: index of the layer, counted from 0; the head comes after the last layer.
+        group: name of the group inside its layer: "attn", "ffn", "head.0" ...
+        seq: position in the plan; rises by one from message to message in every channel (rule 1).
+        at: where the bytes are now: nothing before the disk reader, then a `Slot`.
+        event: done once the bytes have arrived at `at`.
+    """
+
+    layer: int
+    group: str
+    seq: int
+    at: Place
+    event: Event
+
+
+class _Ready:
+    """The event of something that needs no waiting."""
+
+    error = None
+    span = None
+
+    def done(self) -> bool:
+        return True
+
+    async def wait(self) -> None:
+        return None
+
+
+READY: Event = _Ready()

@@ -1,0 +1,49 @@
+"""Work that a line runs beside an actor's loop, seen as an event."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from actors.core.ports import Clock
+
+
+class Operation:
+    """The event of a coroutine that runs as a child task of the line."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._ended = asyncio.Event()
+        self.span: tuple[float, float] | None = None
+        self.error: BaseException | None = None
+
+    def done(self) -> bool:
+        """Whether the coroutine has ended."""
+        return self._ended.is_set()
+
+    async def wait(self) -> None:
+        """Wait for the end; raises the coroutine's error."""
+        await self._ended.wait()
+        if self.error is not None:
+            raise self.error
+
+    def begin(
+        self, tasks: asyncio.TaskGroup, work: Coroutine[Any, Any, None], failure: Callable[[Exception], Exception]
+    ) -> None:
+        """Run `work`; its error, turned by `failure`, is raised in the task group and at every waiter (rule 7)."""
+
+        def end(task: asyncio.Task[None]) -> None:
+            # A task that is cancelled before its first step never enters its coroutine, but has ended all the same.
+            work.close()
+            self._ended.set()
+
+        tasks.create_task(self._run(work, failure)).add_done_callback(end)
+
+    async def _run(self, work: Coroutine[Any, Any, None], failure: Callable[[Exception], Exception]) -> None:
+        started = self._clock()
+        try:
+            await work
+        except Exception as error:
+            self.error = failure(error)
+            raise self.error from error
+        finally:
+            self.span = (started, self._clock())

@@ -1,0 +1,118 @@
+"""What actors may ask of the world. Protocols only: no torch, files, threads or clocks here (rule 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from actors.core.budget import Slot
+    from actors.core.message import Message
+
+Clock: TypeAlias = Callable[[], float]
+"""Seconds that only rise. Virtual in a simulation."""
+
+Buffer: TypeAlias = Any
+"""A piece of memory that only the device and the source look into."""
+
+
+class Event(Protocol):
+    """A point on somebody's timeline: a read returned, a copy landed, a kernel ended."""
+
+    @property
+    def error(self) -> BaseException | None:
+        """Why the operation failed; None while it runs and when it succeeded."""
+
+    @property
+    def span(self) -> tuple[float, float] | None:
+        """When the operation ran, in clock seconds; None while it runs, and when there was nothing to run."""
+
+    def done(self) -> bool:
+        """Whether the operation has ended, well or not."""
+
+    async def wait(self) -> None:
+        """Let the host wait for the end of the operation; raises its error."""
+
+
+class Copy(Protocol):
+    """One run of bytes to copy from a host slot into a device slot."""
+
+    @property
+    def source_offset(self) -> int:
+        """First byte in the host slot."""
+
+    @property
+    def target_offset(self) -> int:
+        """First byte in the device slot."""
+
+    @property
+    def length(self) -> int:
+        """Bytes to copy."""
+
+
+class Device(Protocol):
+    """Something that computes, beside memory of its own.
+
+    Operations of one lane run in order, lanes run beside each other; uploads are one lane and downloads another. An
+    operation starts after all events in `after`, which are events of this device or are done. An operation whose
+    `after` failed does not run and fails with the same error.
+    """
+
+    @property
+    def unified(self) -> bool:
+        """Whether host and device memory are the same, so that an upload has nothing to copy."""
+
+    def host_memory(self, nbytes: int) -> Buffer:
+        """Memory at a 4096-aligned address from which uploads run at full rate."""
+
+    def device_memory(self, nbytes: int) -> Buffer:
+        """Memory that computations can use, at an address that never changes."""
+
+    def upload(self, source: Buffer, target: Buffer, copies: Sequence[Copy], after: Sequence[Event]) -> Event:
+        """Copy host memory into device memory."""
+
+    def download(self, source: Buffer, target: Buffer, copies: Sequence[Copy], after: Sequence[Event]) -> Event:
+        """Copy device memory into host memory."""
+
+    def launch(self, lane: str, work: Callable[[], object], after: Sequence[Event]) -> Event:
+        """Run `work` on a compute lane."""
+
+    async def aclose(self) -> None:
+        """Wait for what runs, then give back threads and memory."""
+
+
+class WeightSource(Protocol):
+    """Where weights come from."""
+
+    async def read_into(self, layer: int, group: str, buffer: Buffer) -> None:
+        """Read one group into a host slot. Ends, also when cancelled, only once nothing writes into `buffer`."""
+
+
+class Catalog(Protocol):
+    """What is known about every group before any byte moves."""
+
+    def kind(self, layer: int, group: str) -> str:
+        """The kind of slot that the group needs."""
+
+    def copies(self, layer: int, group: str) -> Sequence[Copy]:
+        """What to copy from a host slot into a device slot."""
+
+    def tensors(self, message: Message[Slot]) -> Mapping[str, Any]:
+        """The group's tensors by short name, as views of the slot it is in. Only after the message's event."""
+
+
+class Program(Protocol):
+    """What the compute scheduler runs. One pass is one sweep over all groups, in plan order."""
+
+    @property
+    def groups_per_pass(self) -> int:
+        """How many messages make one pass."""
+
+    async def begin(self) -> Any:
+        """Wait until there is work, and return the state of one pass over it."""
+
+    def step(self, pass_: Any, message: Message[Slot]) -> Event:
+        """Launch the computation of one group; its event frees the group's slot."""
+
+    async def finish(self, pass_: Any) -> None:
+        """Wait for the results of the pass and hand them on."""

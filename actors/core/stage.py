@@ -1,0 +1,211 @@
+"""Who moves it: the four shapes of an actor. Order and ownership live only here (rules 1 and 6).
+
+A `Source` begins a line, a `Stage` looks at each message or transforms it, a `Mover` takes the next slot and moves
+the bytes into it, a `Sink` ends the line and frees the slots. All that the runtime's own actors use is here for a
+user's actor too.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass, replace
+from typing import Any
+
+from actors.core.budget import Budget, Slot
+from actors.core.channel import Receiver, Sender
+from actors.core.errors import ActorFailed, ChannelClosed, LineError
+from actors.core.message import Message
+from actors.core.operation import Operation
+from actors.core.ports import Catalog, Clock, Event
+from actors.core.trace import ActorStatistics, Meter
+
+
+@dataclass(slots=True)
+class Wiring:
+    """What a line gives each of its actors for one run."""
+
+    inlet: Receiver[Message[Any]] | None
+    outlet: Sender[Message[Any]] | None
+    tasks: asyncio.TaskGroup
+    clock: Clock
+    meter: Meter
+    next_seq: int = 0
+    in_hand: Message[Any] | None = None
+
+
+class Actor:
+    """One worker of a line. It has no constructor of its own, so that a user's actor need not call one."""
+
+    name: str
+    catalog: Catalog
+    _wiring: Wiring
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "name" not in cls.__dict__:
+            cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+
+    def wire(self, wiring: Wiring) -> None:
+        """Join the actor to its neighbours for one run."""
+        self._wiring = wiring
+
+    def statistics(self) -> ActorStatistics:
+        """Where the actor's time went."""
+        return self._wiring.meter.statistics()
+
+    async def run(self) -> None:
+        """Work until nothing more comes or nobody takes any more. An error names the group in hand (rule 7)."""
+        wiring = self._wiring
+        try:
+            await self._work()
+        except ChannelClosed:
+            pass
+        except ActorFailed:
+            raise
+        except Exception as error:
+            raise self._failure(wiring.in_hand, error) from error
+        finally:
+            if wiring.outlet is not None:
+                wiring.outlet.close()
+            if wiring.inlet is not None:
+                wiring.inlet.close()
+
+    def start(self, message: Message[Any], work: Coroutine[Any, Any, None]) -> Event:
+        """Begin work on a message beside the actor's loop, as a child task of the line; its event tells its end."""
+        operation = Operation(self._wiring.clock)
+        operation.begin(self._wiring.tasks, work, lambda error: self._failure(message, error))
+        return operation
+
+    async def landed(self, message: Message[Any]) -> None:
+        """Let the actor wait until the message's bytes have arrived (rule 4)."""
+        if not message.event.done():
+            await self._stalled("event", message, message.event.wait())
+
+    async def vacated(self, message: Message[Any], slot: Slot) -> None:
+        """Let the actor wait until the slot's last reader is through (rule 3)."""
+        if not slot.after.done():
+            await self._stalled("slot", message, slot.vacated())
+
+    async def _work(self) -> None:
+        raise NotImplementedError(f"{type(self).__name__} must be a Source, Stage, Mover or Sink")
+
+    async def _receive(self) -> Message[Any]:
+        wiring = self._wiring
+        if wiring.inlet is None:
+            raise LineError(f"{self.name} stands first in the line, but takes messages")
+        started = wiring.clock()
+        message = await wiring.inlet.receive()
+        wiring.meter.stalled("message", message, started, wiring.clock())
+        if message.seq != wiring.next_seq:
+            raise LineError(f"rule 1: {self.name} expected seq {wiring.next_seq}, received seq {message.seq}")
+        wiring.next_seq += 1
+        wiring.in_hand = message
+        return message
+
+    async def _send(self, message: Message[Any]) -> None:
+        if self._wiring.outlet is None:
+            raise LineError(f"{self.name} stands last in the line, but sends messages")
+        await self._stalled("room", message, self._wiring.outlet.send(message))
+
+    async def _stalled(self, what: str, message: Message[Any], wait: Coroutine[Any, Any, Any]) -> Any:
+        clock, meter = self._wiring.clock, self._wiring.meter
+        started = clock()
+        result = await wait
+        meter.stalled(what, message, started, clock())
+        return result
+
+    def _failure(self, message: Message[Any] | None, error: Exception) -> ActorFailed:
+        if isinstance(error, ActorFailed):
+            return error
+        layer, group = (message.layer, message.group) if message else (None, None)
+        return ActorFailed(self.name, layer, group, error)
+
+
+class Source(Actor):
+    """Begins a line."""
+
+    def plan(self) -> AsyncIterator[Message[None]]:
+        """Give the messages, in compute order, `seq` counting from 0."""
+        raise NotImplementedError
+
+    async def _work(self) -> None:
+        async for message in self.plan():
+            self._wiring.in_hand = message
+            now = self._wiring.clock()
+            self._wiring.meter.worked(message, now, now, 0.0)
+            await self._send(message)
+
+
+class Stage(Actor):
+    """Looks at each message, checks or transforms it, and sends it on."""
+
+    async def handle(self, message: Message[Slot]) -> Message[Slot]:
+        """Return the message to send on: the same group in the same slot, perhaps with another event.
+
+        Bytes at `message.at` may be touched after `await self.landed(message)`.
+        """
+        raise NotImplementedError
+
+    async def _work(self) -> None:
+        clock, meter = self._wiring.clock, self._wiring.meter
+        while True:
+            message = await self._receive()
+            started, stalled_before = clock(), meter.stalled_seconds
+            result = await self.handle(message)
+            self._check(message, result)
+            meter.worked(message, started, clock(), meter.stalled_seconds - stalled_before)
+            await self._send(result)
+
+    def _check(self, message: Message[Slot], result: object) -> None:
+        if not isinstance(result, Message):
+            raise LineError(f"{self.name}.handle must return a Message, returned {type(result).__name__}")
+        if result.at is not message.at or replace(result, event=message.event) != message:
+            raise LineError(f"rule 1: {self.name}.handle may change only the event: took {message}, returned {result}")
+
+
+class Mover(Actor):
+    """Takes the next slot of its budget and moves the bytes into it. Without a budget it works in place."""
+
+    budget: Budget | None = None
+
+    async def move(self, message: Message[Any], slot: Slot) -> Event:
+        """Start moving the message's bytes into `slot`; the event is done when they have landed.
+
+        Bytes in `slot` may be overwritten only after `slot.after` (rule 3). The source slot is released for you,
+        after the event.
+        """
+        raise NotImplementedError
+
+    async def _work(self) -> None:
+        while True:
+            message = await self._receive()
+            source = message.at
+            slot = source if self.budget is None else await self._acquire(self.budget, message)
+            event = await self.move(message, slot)
+            slot.filled, slot.filler = event, self.name
+            if source is not None and source is not slot:
+                source.release(after=event)
+            self._wiring.meter.launched(message, event)
+            await self._send(replace(message, at=slot, event=event))
+
+    async def _acquire(self, budget: Budget, message: Message[Any]) -> Slot:
+        kind = self.catalog.kind(message.layer, message.group)
+        slot: Slot = await self._stalled("slot", message, budget.acquire(kind))
+        return slot
+
+
+class Sink(Actor):
+    """Ends a line."""
+
+    async def take(self, message: Message[Slot]) -> None:
+        """Use the message up. Calls `self.free(message, after=...)` exactly once."""
+        raise NotImplementedError
+
+    def free(self, message: Message[Slot], *, after: Event) -> None:
+        """Give the message's slot back, to be overwritten after the event. Never waits."""
+        message.at.release(after=after)
+        self._wiring.meter.launched(message, after)
+
+    async def _work(self) -> None:
+        while True:
+            await self.take(await self._receive())

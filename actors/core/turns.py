@@ -1,0 +1,57 @@
+"""First come, first served waiting: the one way in which anything in a line waits for room, items or slots."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from actors.core.ports import Clock
+
+
+class _Waiter:
+    __slots__ = ("ready", "woken")
+
+    def __init__(self, ready: Callable[[], bool]) -> None:
+        self.ready = ready
+        self.woken = asyncio.get_running_loop().create_future()
+
+
+class Turns:
+    """A row of waiters, each with its own condition; only the head of the row may go.
+
+    A turn that is cancelled did not happen: the caller takes what it waited for after `take_turn` has returned, in
+    code without an await, so a cancellation never falls between having and holding (rule 6).
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._row: deque[_Waiter] = deque()
+        self._waited_seconds = 0.0
+        self._waiting_since = 0.0
+
+    @property
+    def waited_seconds(self) -> float:
+        """Seconds during which somebody stood in the row, up to now."""
+        return self._waited_seconds + (self._clock() - self._waiting_since if self._row else 0.0)
+
+    async def take_turn(self, ready: Callable[[], bool]) -> None:
+        """Return once everybody before has gone and `ready()` holds."""
+        if not self._row and ready():
+            return
+        waiter = _Waiter(ready)
+        if not self._row:
+            self._waiting_since = self._clock()
+        self._row.append(waiter)
+        try:
+            while not (self._row[0] is waiter and ready()):
+                await waiter.woken
+                waiter.woken = asyncio.get_running_loop().create_future()
+        finally:
+            self._row.remove(waiter)
+            if not self._row:
+                self._waited_seconds += self._clock() - self._waiting_since
+            self.notify()
+
+    def notify(self) -> None:
+        """Let the head of the row look at its condition again."""
+        if self._row and self._row[0].ready() and not self._row[0].woken.done():
+            self._row[0].woken.set_result(None)

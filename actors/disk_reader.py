@@ -1,0 +1,37 @@
+"""Moves bytes from the disk into host memory.
+
+Takes:  messages with nothing in them.
+Gives:  messages in a host slot, whose event is done when the bytes have been read.
+Holds:  one host slot per group from here until its upload has ended.
+Fails:  when reading a group failed twice.
+"""
+
+import logging
+from typing import Any
+
+from actors.core.budget import Budget, Slot
+from actors.core.message import Message
+from actors.core.ports import Event, WeightSource
+from actors.core.stage import Mover
+
+logger = logging.getLogger("penstock")
+
+
+class DiskReader(Mover):
+    """Starts a read as soon as a host slot is vacated, so that several groups are on their way at a time."""
+
+    def __init__(self, source: WeightSource, host: Budget) -> None:
+        self._source = source
+        self.budget = host
+
+    async def move(self, message: Message[Any], slot: Slot) -> Event:
+        """Start reading the group; a host slot is refilled only after its last user is through (rule 3)."""
+        await self.vacated(message, slot)
+        return self.start(message, self._read(message, slot))
+
+    async def _read(self, message: Message[Any], slot: Slot) -> None:
+        try:
+            await self._source.read_into(message.layer, message.group, slot.buffer)
+        except OSError as error:
+            logger.warning("reading layer %d %s failed, trying once more: %s", message.layer, message.group, error)
+            await self._source.read_into(message.layer, message.group, slot.buffer)

@@ -1,0 +1,104 @@
+"""A device that only takes time: the same surface as its siblings, on the virtual clock of the running loop."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+from actors.core.ports import Buffer, Copy, Event
+
+
+ROUNDING_SECONDS = 1e-9
+"""Sums of seconds that should meet may miss each other by their last bits."""
+
+
+class SimEvent:
+    """An operation whose start and end are known when it is submitted."""
+
+    def __init__(self, started: float, ended: float, error: BaseException | None = None) -> None:
+        self._started = started
+        self.ended = ended
+        self._error = error
+
+    @property
+    def error(self) -> BaseException | None:
+        """Why the operation failed, once it has ended."""
+        return self._error if self.done() else None
+
+    @property
+    def span(self) -> tuple[float, float] | None:
+        """When the operation ran; None while it runs."""
+        return (self._started, self.ended) if self.done() else None
+
+    def done(self) -> bool:
+        """Whether the virtual clock has passed the end."""
+        return asyncio.get_running_loop().time() >= self.ended - ROUNDING_SECONDS
+
+    async def wait(self) -> None:
+        """Wait for the end; raises the operation's error."""
+        loop = asyncio.get_running_loop()
+        if not self.done():
+            await asyncio.sleep(self.ended - loop.time())
+        if self._error is not None:
+            raise self._error
+
+
+class SimDevice:
+    """Uploads and downloads take bytes / rate, and `launch` takes the seconds that its work returns."""
+
+    def __init__(
+        self, *, h2d_bytes_per_second: float, d2h_bytes_per_second: float = 0.0, unified: bool = False
+    ) -> None:
+        self.unified = unified
+        self.packed = True
+        self._rates = {"h2d": h2d_bytes_per_second, "d2h": d2h_bytes_per_second or h2d_bytes_per_second}
+        self._free_at: defaultdict[str, float] = defaultdict(float)
+
+    def host_memory(self, nbytes: int) -> Buffer:
+        """A name for memory that nobody needs."""
+        return _SimMemory(nbytes)
+
+    def device_memory(self, nbytes: int) -> Buffer:
+        """A name for memory that nobody needs."""
+        return _SimMemory(nbytes)
+
+    def upload(self, source: Buffer, target: Buffer, copies: Sequence[Copy], after: Sequence[Event]) -> Event:
+        """Occupy the H2D link for as long as the bytes need."""
+        seconds = 0.0 if source is target else sum(copy.length for copy in copies) / self._rates["h2d"]
+        return self._submit("h2d", lambda: seconds, after)
+
+    def download(self, source: Buffer, target: Buffer, copies: Sequence[Copy], after: Sequence[Event]) -> Event:
+        """Occupy the D2H link for as long as the bytes need."""
+        seconds = sum(copy.length for copy in copies) / self._rates["d2h"]
+        return self._submit("d2h", lambda: seconds, after)
+
+    def launch(self, lane: str, work: Callable[[], object], after: Sequence[Event]) -> Event:
+        """Occupy the lane for the seconds that `work` returns."""
+        return self._submit(lane, work, after)
+
+    async def aclose(self) -> None:
+        """Nothing runs and nothing is held."""
+
+    def _submit(self, lane: str, work: Callable[[], object], after: Sequence[Event]) -> SimEvent:
+        started = max(asyncio.get_running_loop().time(), self._free_at[lane])
+        error = None
+        for earlier in after:
+            if isinstance(earlier, SimEvent):
+                started = max(started, earlier.ended)
+                error = error or earlier._error
+            elif not earlier.done():
+                raise TypeError(f"a simulated lane can wait only for simulated events, not for {earlier!r}")
+            else:
+                error = error or earlier.error
+        seconds = 0.0
+        if error is None:
+            try:
+                seconds = float(work())  # type: ignore[arg-type]
+            except Exception as failure:
+                error = failure
+        self._free_at[lane] = started + seconds
+        return SimEvent(started, started + seconds, error)
+
+
+class _SimMemory:
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes

@@ -1,0 +1,315 @@
+import asyncio
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from support.lines import sim_line
+
+from actors.core.budget import Slot
+from actors.core.errors import ActorFailed, LineError
+from actors.core.message import READY, Message
+from actors.core.stage import Mover, Stage
+from actors.core.trace import Trace
+from pipeline.simulation.loop import Deadlock, run_virtual
+
+
+def test_the_slowest_link_never_idles() -> None:
+    """80 layers, 100 ms per transfer, 80/120 ms of compute: both need 200 ms a layer, 16 s a pass."""
+
+    async def main() -> None:
+        sim = sim_line(layers=80, passes=3)
+        await sim.line.run()
+        begins = [one.began for one in sim.program.passes]
+        assert begins[2] - begins[1] == pytest.approx(16.0, rel=0.005)
+        assert asyncio.get_running_loop().time() == pytest.approx(3 * 16.0, rel=0.005)
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize(
+    ("transfer_ms", "disk_ms", "layer_ms"),
+    [(100, 0, 200), (40, 0, 200), (150, 0, 300), (40, 130, 260), (130, 130, 260)],
+)
+def test_a_pass_takes_as_long_as_its_slowest_link(transfer_ms: float, disk_ms: float, layer_ms: float) -> None:
+    async def main() -> None:
+        sim = sim_line(layers=20, passes=3, transfer_ms=transfer_ms, disk_ms=disk_ms, host_slots=2)
+        await sim.line.run()
+        begins = [one.began for one in sim.program.passes]
+        assert begins[2] - begins[1] == pytest.approx(20 * layer_ms / 1000, rel=0.005)
+
+    run_virtual(main())
+
+
+def test_the_pass_never_drains_the_line() -> None:
+    """Rule 9: the first group of pass 2 has landed before pass 1 ends, so its step follows at once."""
+
+    async def main() -> None:
+        trace = Trace()
+        sim = sim_line(layers=6, passes=3, attn_ms=100, ffn_ms=100, trace=trace)
+        await sim.line.run()
+        work = [span for span in trace.spans if span.actor == "compute_scheduler" and span.what == "work"]
+        assert len(work) == 36
+        gaps = [after.started - before.ended for before, after in itertools.pairwise(work)]
+        assert max(gaps) == pytest.approx(0.0, abs=1e-6)
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3])
+@pytest.mark.parametrize("queue", [1, 3])
+@pytest.mark.parametrize("unified", [False, True])
+def test_groups_are_computed_in_order_within_the_budget(slots: int, queue: int, unified: bool) -> None:
+    async def main() -> None:
+        sim = sim_line(layers=5, passes=2, slots=slots, host_slots=slots, queue=queue, unified=unified)
+        await sim.line.run()
+        expected = [(layer, group) for layer in range(5) for group in ("attn", "ffn")]
+        assert [one.steps for one in sim.program.passes] == [expected, expected]
+        for budget in sim.line.budgets:
+            statistics = budget.statistics()
+            assert statistics.held == 0
+            assert 1 <= statistics.peak <= statistics.capacity == 2 * slots
+        assert all(channel.peak <= queue for channel in sim.line.statistics().channels.values())
+
+    run_virtual(main())
+
+
+def test_a_slot_is_overwritten_only_after_its_last_reader() -> None:
+    """Rule 3, on spans: in each device slot, copies and computations never overlap."""
+
+    async def main() -> None:
+        trace = Trace()
+        slots: dict[int, int] = {}
+
+        class NoteSlot(Stage):
+            async def handle(self, message: Message[Slot]) -> Message[Slot]:
+                slots[message.seq] = message.at.index
+                return message
+
+        sim = sim_line(layers=8, passes=2, transfer_ms=30, trace=trace, insert={"gpu_uploader": [NoteSlot()]})
+        await sim.line.run()
+        uses: dict[int, list[tuple[float, float]]] = {}
+        for span in trace.spans:
+            if span.what == "work" and span.actor in {"gpu_uploader", "compute_scheduler"}:
+                uses.setdefault(slots[span.seq], []).append((span.started, span.ended))
+        assert len(uses) == 4
+        for spans in uses.values():
+            spans.sort()
+            assert all(left[1] <= right[0] + 1e-9 for left, right in itertools.pairwise(spans))
+
+    run_virtual(main())
+
+
+def test_when_nobody_computes_the_line_stands_full_and_idle() -> None:
+    async def main() -> None:
+        sim = sim_line(layers=8, passes=None, disk_ms=10, queue=4)
+        never = asyncio.Event()
+        sim.program.begin = never.wait  # type: ignore[method-assign, assignment]
+        running = asyncio.create_task(sim.line.run())
+        await asyncio.sleep(100)
+        statistics = sim.line.statistics()
+        assert statistics.budgets["device"].held == 4
+        assert statistics.actors["gpu_uploader"].messages == 4
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert [budget.statistics().held for budget in sim.line.budgets] == [0, 0]
+
+    run_virtual(main())
+
+
+class FailingDisk:
+    """Fails every read of one group, `times` times."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+        self.reads = 0
+
+    async def read_into(self, layer: int, group: str, buffer: object) -> None:
+        self.reads += 1
+        await asyncio.sleep(0.01)
+        if (layer, group) == (1, "ffn") and self.times:
+            self.times -= 1
+            raise OSError(5, "Input/output error", "model.safetensors at 4096")
+
+
+def test_a_read_is_tried_once_more() -> None:
+    async def main() -> None:
+        disk = FailingDisk(times=1)
+        sim = sim_line(layers=3, passes=1, source=disk)
+        await sim.line.run()
+        assert disk.reads == 7
+        assert len(sim.program.passes[0].steps) == 6
+
+    run_virtual(main())
+
+
+def test_a_read_that_fails_twice_names_actor_layer_group_and_file_and_the_line_runs_anew() -> None:
+    async def main() -> None:
+        disk = FailingDisk(times=2)
+        sim = sim_line(layers=3, passes=1, source=disk)
+        with pytest.raises(
+            ActorFailed, match=r"disk_reader failed at layer 1 group 'ffn'.*model\.safetensors at 4096"
+        ) as e:
+            await sim.line.run()
+        assert (e.value.actor, e.value.layer, e.value.group) == ("disk_reader", 1, "ffn")
+        assert isinstance(e.value.__cause__, OSError)
+        assert [budget.statistics().held for budget in sim.line.budgets] == [0, 0]
+        await sim.line.run()
+        assert len(sim.program.passes[-1].steps) == 6
+
+    run_virtual(main())
+
+
+def test_a_failed_computation_names_its_group() -> None:
+    async def main() -> None:
+        def work(layer: int, group: str) -> float:
+            if (layer, group) == (2, "attn"):
+                raise ValueError("the kernel failed")
+            return 0.1
+
+        sim = sim_line(layers=4, passes=1, work=work)
+        step = sim.program.step
+
+        def chained(pass_: Any, message: Message[Slot]) -> Any:
+            last = pass_.last
+            event = step(pass_, message)
+            if last is not None and last._error is not None:
+                event._error = event._error or last._error  # type: ignore[attr-defined]
+            return event
+
+        sim.program.step = chained  # type: ignore[method-assign]
+        with pytest.raises(ActorFailed, match=r"compute_scheduler failed at layer 2 group 'attn'.*the kernel failed"):
+            await sim.line.run()
+
+    run_virtual(main())
+
+
+class Bad(Stage):
+    """Breaks rule 1 in the way that it is told to."""
+
+    def __init__(self, way: str) -> None:
+        self.way = way
+
+    async def handle(self, message: Message[Slot]) -> Message[Slot]:
+        if message.seq != 3:
+            return message
+        if self.way == "raise":
+            raise RuntimeError("stage is broken")
+        if self.way == "drop":
+            return None  # type: ignore[return-value]
+        if self.way == "rename":
+            return replace(message, layer=7)
+        return replace(message, seq=message.seq + 1)
+
+
+@pytest.mark.parametrize(
+    ("way", "says"),
+    [
+        ("raise", "stage is broken"),
+        ("drop", "must return a Message, returned NoneType"),
+        ("rename", "rule 1.*may change only the event"),
+        ("reorder", "rule 1.*may change only the event"),
+    ],
+)
+def test_a_bad_stage_is_named(way: str, says: str) -> None:
+    async def main() -> None:
+        sim = sim_line(insert={"pinned_stager": [Bad(way)]})
+        with pytest.raises(ActorFailed, match=f"bad failed at layer 1 group 'ffn'.*{says}"):
+            await sim.line.run()
+        assert [budget.statistics().held for budget in sim.line.budgets] == [0, 0]
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("after", ["prefetch_planner", "disk_reader", "pinned_stager", "gpu_uploader"])
+def test_stages_are_inserted_after_any_actor_and_seen_in_the_statistics(after: str) -> None:
+    async def main() -> None:
+        class Look(Stage):
+            async def handle(self, message: Message[Slot]) -> Message[Slot]:
+                return message
+
+        class LookAgain(Look):
+            pass
+
+        sim = sim_line(layers=2, passes=1, insert={after: [Look(), LookAgain()]})
+        await sim.line.run()
+        names = [actor.name for actor in sim.line.actors]
+        assert names[names.index(after) + 1 : names.index(after) + 3] == ["look", "look_again"]
+        statistics = sim.line.statistics()
+        assert statistics.actors["look"].messages == statistics.actors["look_again"].messages == 4
+        assert statistics.channels["look_again"].sent == 4
+
+    run_virtual(main())
+
+
+def test_a_users_mover_in_place_works_like_ours() -> None:
+    async def main() -> None:
+        class Scramble(Mover):
+            async def move(self, message: Message[Slot], slot: Slot) -> Any:
+                assert slot is message.at
+                await self.landed(message)
+                await asyncio.sleep(0.2)
+                return READY
+
+        sim = sim_line(layers=3, passes=2, insert={"disk_reader": [Scramble()]})
+        await sim.line.run()
+        assert len(sim.program.passes) == 2
+
+    run_virtual(main())
+
+
+def test_cancelling_a_line_at_any_step_returns_every_slot() -> None:
+    async def cancel_after(steps: int) -> bool:
+        sim = sim_line(layers=2, passes=2, disk_ms=20, transfer_ms=30)
+        running = asyncio.create_task(sim.line.run())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+            if running.done():
+                break
+            await asyncio.sleep(0.005)
+        finished = running.done()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert [budget.statistics().held for budget in sim.line.budgets] == [0, 0]
+        assert len(asyncio.all_tasks()) == 1
+        await sim.line.run()
+        assert [len(one.steps) for one in sim.program.passes[-2:]] == [4, 4]
+        return finished
+
+    steps = 0
+    while not run_virtual(cancel_after(steps)):
+        steps += 1
+    assert steps > 100
+
+
+def test_a_hang_is_reported_as_a_deadlock_that_says_who_waits() -> None:
+    async def main() -> None:
+        class Hang(Stage):
+            async def handle(self, message: Message[Slot]) -> Message[Slot]:
+                await asyncio.Event().wait()
+                return message
+
+        await sim_line(insert={"disk_reader": [Hang()]}).line.run()
+
+    with pytest.raises(Deadlock, match=r"hang in .*Hang.handle.*pinned_stager in .*receive"):
+        run_virtual(main())
+
+
+def test_bad_wiring_is_refused() -> None:
+    async def main() -> None:
+        class Look(Stage):
+            async def handle(self, message: Message[Slot]) -> Message[Slot]:
+                return message
+
+        with pytest.raises(LineError, match="two actors of the line are named 'look'"):
+            sim_line(insert={"disk_reader": [Look(), Look()]})
+        with pytest.raises(LineError, match="cannot insert after 'reader': the line has prefetch_planner, disk_reader"):
+            sim_line(insert={"reader": [Look()]})
+        with pytest.raises(LineError, match="cannot insert after 'compute_scheduler'"):
+            sim_line(insert={"compute_scheduler": [Look()]})
+        with pytest.raises(LineError, match="queue of 'disk_reader': need a size of at least 1, have 0"):
+            sim_line(queue=0)
+        with pytest.raises(LineError, match="need an instance of Stage or Mover"):
+            sim_line(insert={"disk_reader": [Look]})  # type: ignore[list-item]
+
+    run_virtual(main())

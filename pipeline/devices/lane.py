@@ -4,39 +4,32 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, Protocol, TypeVar
 
 from actors.core.ports import Event
 
 
 class LaneEvent:
-    """The event of one piece of work on a lane. Threads wait with `wait_in_thread`, coroutines with `wait`."""
+    """The event of one piece of work on a lane."""
 
-    def __init__(self) -> None:
+    def __init__(self, future: "Future[None]") -> None:
+        self.future = future
         self.span: tuple[float, float] | None = None
-        self._future: Future[None]
 
     @property
     def error(self) -> BaseException | None:
         """Why the work failed; None while it runs and when it succeeded."""
-        return self._future.exception() if self._future.done() else None
+        return self.future.exception() if self.future.done() else None
 
     def done(self) -> bool:
         """Whether the work has ended."""
-        return self._future.done()
+        return self.future.done()
 
     async def wait(self) -> None:
         """Wait on the event loop; raises the work's error. A cancelled wait leaves the work alone."""
-        if not self._future.done():
-            await asyncio.shield(asyncio.wrap_future(self._future))
-        self._future.result()
-
-    def wait_in_thread(self) -> None:
-        """Wait on another lane's thread; raises the work's error."""
-        self._future.result()
-
-    def follow(self, future: "Future[None]") -> None:
-        """Take the future of the work that this event stands for."""
-        self._future = future
+        if not self.future.done():
+            await asyncio.shield(asyncio.wrap_future(self.future))
+        self.future.result()
 
 
 class Lane:
@@ -47,8 +40,8 @@ class Lane:
 
     def submit(self, work: Callable[[], object], after: Sequence[Event]) -> LaneEvent:
         """Run `work` once every event in `after` is done; if one of them failed, fail with its error instead."""
-        event = LaneEvent()
-        event.follow(self._executor.submit(_run, work, after, event))
+        event = LaneEvent(Future())
+        self._executor.submit(_run, work, after, event)
         return event
 
     def close(self) -> None:
@@ -57,15 +50,52 @@ class Lane:
 
 
 def _run(work: Callable[[], object], after: Sequence[Event], event: LaneEvent) -> None:
-    for earlier in after:
-        if isinstance(earlier, LaneEvent):
-            earlier.wait_in_thread()
-        elif not earlier.done():
-            raise TypeError(f"a lane can wait only for device events and for what is done, not for {earlier!r}")
-        elif earlier.error is not None:
-            raise earlier.error
-    started = time.perf_counter()
     try:
+        for earlier in after:
+            if isinstance(earlier, LaneEvent):
+                earlier.future.result()
+            else:
+                require_done(earlier)
+        started = time.perf_counter()
         work()
-    finally:
         event.span = (started, time.perf_counter())
+    except BaseException as error:
+        event.future.set_exception(error)
+    else:
+        event.future.set_result(None)
+
+
+def require_done(event: Event) -> None:
+    """Refuse an event that no lane can wait for; raise its error if it failed."""
+    if not event.done():
+        raise TypeError(f"a device can wait only for its own events and for what is done, not for {event!r}")
+    if event.error is not None:
+        raise event.error
+
+
+class Closable(Protocol):
+    """What `Lanes` asks of a lane."""
+
+    def close(self) -> None:
+        """End the lane's threads."""
+
+
+AnyLane = TypeVar("AnyLane", bound=Closable)
+
+
+class Lanes(Generic[AnyLane]):
+    """The lanes of a device, made when they are first used."""
+
+    def __init__(self, make: Callable[[str], AnyLane]) -> None:
+        self._make = make
+        self._lanes: dict[str, AnyLane] = {}
+
+    def __getitem__(self, name: str) -> AnyLane:
+        if name not in self._lanes:
+            self._lanes[name] = self._make(name)
+        return self._lanes[name]
+
+    def close(self) -> None:
+        """Run every lane to its end."""
+        while self._lanes:
+            self._lanes.popitem()[1].close()

@@ -1,8 +1,12 @@
-"""Host memory that disks can read into directly and devices can copy from."""
+"""Memory as the runtime holds it: host memory that disks can read into directly, and device memory."""
 
 import mmap
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
+
+from actors.core.ports import Copy
 
 
 class HostMemory:
@@ -18,3 +22,21 @@ class HostMemory:
             self._pages.madvise(mmap.MADV_HUGEPAGE)
         self.view = memoryview(self._pages)[:nbytes]
         self.tensor = torch.frombuffer(self._pages, dtype=torch.uint8)[:nbytes]
+
+
+class DeviceMemory:
+    """`nbytes` of a GPU's memory at one fixed address, seen as a uint8 tensor (`tensor`)."""
+
+    def __init__(self, nbytes: int, device: torch.device) -> None:
+        self.nbytes = nbytes
+        self.tensor = torch.empty(nbytes, dtype=torch.uint8, device=device)
+
+
+Memory: TypeAlias = HostMemory | DeviceMemory
+
+
+def copy_bytes(source: Memory, target: Memory, copies: Sequence[Copy]) -> None:
+    """Copy runs of bytes; between host and GPU the copies are queued on torch's current stream."""
+    for copy in copies:
+        piece = source.tensor[copy.source_offset : copy.source_offset + copy.length]
+        target.tensor[copy.target_offset : copy.target_offset + copy.length].copy_(piece, non_blocking=True)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 from actors.core.ports import Buffer, Copy, Event
 
-
 ROUNDING_SECONDS = 1e-9
 """Sums of seconds that should meet may miss each other by their last bits."""
 

@@ -1,0 +1,207 @@
+"""The model as its users see it: open, generate, stream, look at the statistics, close."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Generator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from actors.core.errors import ActorFailed
+from actors.core.trace import Trace
+from pipeline.build import Runtime, build
+from pipeline.config import Config
+from pipeline.errors import CheckpointError, ClosedError, RequestError
+from pipeline.models.config import read_generation_defaults
+from pipeline.sequences.sampling import SamplingParameters
+from pipeline.sequences.sequence import Chunk, Output, RunningSequence
+from pipeline.statistics import ModelStatistics
+from pipeline.text.tokenizer import Tokenizer, load_tokenizer
+
+logger = logging.getLogger("penstock")
+BUNDLED = Path(__file__).parent / "bundled"
+
+
+class Model:
+    """A language model whose weights stream through the device while it computes.
+
+    Made by `Model.open`. Calls may come from many tasks of one event loop; they are served in the order of arrival.
+    """
+
+    def __init__(self, runtime: Runtime, tokenizer: Tokenizer | None, defaults: dict[str, Any]) -> None:
+        self._runtime = runtime
+        self._tokenizer = tokenizer
+        self._defaults = defaults
+        self._supervisor: asyncio.Task[None] | None = asyncio.create_task(self._supervise(), name="penstock")
+
+    @classmethod
+    def open(cls, path: str | Path | None = None, *, trace: Trace | None = None, **settings: Any) -> "Opening":
+        """Open a checkpoint folder; without a path, the bundled model.
+
+        Use it as `async with Model.open(path) as model`, or `model = await Model.open(path)` and `aclose()` later.
+        `settings` are those of `Config`. A `Trace` given here collects the spans of all actors.
+
+        Raises ConfigError or CheckpointError, each before any work.
+        """
+        return Opening(Path(path) if path is not None else BUNDLED, Config.from_arguments(settings), trace)
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The sampling defaults that the checkpoint's generation_config.json states."""
+        return dict(self._defaults)
+
+    @property
+    def runtime(self) -> Runtime:
+        """Everything that the model owns, for measuring and for custom tools."""
+        return self._runtime
+
+    async def generate(self, prompt: str | Sequence[int], **arguments: Any) -> Output:
+        """Continue a prompt, which is text or token ids, and return the whole output.
+
+        Arguments are those of `SamplingParameters`. Cancelling the call frees everything that it held.
+
+        Raises:
+            RequestError: the request can never be served as asked.
+            ActorFailed: an actor of the line failed meanwhile; later calls work again.
+            ClosedError: the model was closed before the request had finished.
+        """
+        sequence = self._sequence(prompt, arguments)
+        text, reason = "", ""
+        token_ids: list[int] = []
+        logprobs: list[dict[int, float]] = []
+        async with contextlib.aclosing(self._run(sequence)) as chunks:
+            async for chunk in chunks:
+                text += chunk.text
+                token_ids += chunk.token_ids
+                logprobs += [chunk.logprobs] if chunk.logprobs is not None else []
+                reason = chunk.finish_reason or ""
+        return Output(text, tuple(token_ids), sequence.prompt_ids, reason, tuple(logprobs) if logprobs else None)
+
+    def stream(self, prompt: str | Sequence[int], **arguments: Any) -> AsyncGenerator[Chunk, None]:
+        """Continue a prompt as `generate` does, giving one chunk per token as soon as it is known."""
+        return self._run(self._sequence(prompt, arguments))
+
+    def statistics(self) -> ModelStatistics:
+        """What moved, what waited, and for how long."""
+        return ModelStatistics.of(self._runtime)
+
+    async def aclose(self) -> None:
+        """Stop the line and give everything back. Requests that still run end with ClosedError."""
+        if self._supervisor is None:
+            return
+        supervisor, self._supervisor = self._supervisor, None
+        supervisor.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await supervisor
+        self._runtime.program.fail(ClosedError("the model was closed before the request had finished"))
+        await self._runtime.aclose()
+
+    async def __aenter__(self) -> "Model":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def _supervise(self) -> None:
+        """Keep a line running. Weights never change, so recovery from a failure is to run it anew (rule 7)."""
+        while True:
+            try:
+                await self._runtime.line.run()
+            except ActorFailed as error:
+                logger.error("%s", error)
+                self._runtime.program.fail(error)
+            await self._runtime.program.wanted()
+
+    async def _run(self, sequence: RunningSequence) -> AsyncGenerator[Chunk, None]:
+        program = self._runtime.program
+        if self._supervisor is None:
+            raise ClosedError("the model is closed")
+        program.submit(sequence)
+        try:
+            async with contextlib.aclosing(sequence.chunks()) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        finally:
+            program.withdraw(sequence)
+
+    def _sequence(self, prompt: str | Sequence[int], arguments: dict[str, Any]) -> RunningSequence:
+        runtime = self._runtime
+        parameters = SamplingParameters.from_arguments(self._defaults, arguments)
+        prompt_ids = self._prompt_ids(prompt)
+        need = len(prompt_ids) + parameters.max_new_tokens
+        if need > runtime.context_tokens:
+            raise RequestError(
+                f"need room for {len(prompt_ids)} prompt and {parameters.max_new_tokens} new tokens, have "
+                f"{runtime.context_tokens}: lower max_new_tokens, or open the model with context_tokens={need} "
+                f"(it was made for up to {runtime.config.max_positions})"
+            )
+        if parameters.stop and self._tokenizer is None:
+            raise RequestError("stop: stop strings need a tokenizer, and the folder has none; use stop_token_ids")
+        stop_ids = {*parameters.stop_token_ids, *(() if parameters.ignore_eos else runtime.config.eos_ids)}
+        detokenizer = self._tokenizer.detokenizer() if self._tokenizer else None
+        vocabulary_size = runtime.config.vocabulary_size
+        return RunningSequence(prompt_ids, parameters, frozenset(stop_ids), detokenizer, vocabulary_size)
+
+    def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
+        if isinstance(prompt, str):
+            if self._tokenizer is None:
+                raise RequestError("prompt: text needs a tokenizer, and the folder has none; give token ids")
+            ids = self._tokenizer.encode(prompt)
+        else:
+            ids = list(prompt)
+        size = self._runtime.config.vocabulary_size
+        for position, token_id in enumerate(ids):
+            if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < size:
+                raise RequestError(f"prompt: need token ids from 0 to {size - 1}, have {token_id!r} at {position}")
+        if not ids:
+            raise RequestError("prompt: need at least one token, have none")
+        return ids
+
+
+class Opening:
+    """A model about to be opened: await it, or enter it with `async with`."""
+
+    def __init__(self, folder: Path, config: Config, trace: Trace | None) -> None:
+        self._folder = folder
+        self._config = config
+        self._trace = trace
+        self._model: Model | None = None
+
+    def __await__(self) -> Generator[Any, None, Model]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> Model:
+        self._model = await self._open()
+        return self._model
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._model is not None:
+            await self._model.aclose()
+
+    async def _open(self) -> Model:
+        """Read headers and the tokenizer on a thread: both may take longer than the loop can be kept."""
+        runtime, tokenizer, defaults = await asyncio.to_thread(self._read)
+        return Model(runtime, tokenizer, defaults)
+
+    def _read(self) -> tuple[Runtime, Tokenizer | None, dict[str, Any]]:
+        if not self._folder.is_dir():
+            raise CheckpointError(f"{self._folder}: no such folder; need one with config.json and safetensors files")
+        defaults = read_generation_defaults(self._folder)
+        SamplingParameters.from_arguments(defaults, {})
+        if defaults:
+            logger.info("sampling defaults from generation_config.json: %s", defaults)
+        runtime = build(self._folder, self._config, self._trace)
+        return runtime, self._read_tokenizer(runtime.config.vocabulary_size), defaults
+
+    def _read_tokenizer(self, vocabulary_size: int) -> Tokenizer | None:
+        """A folder without tokenizer files serves token ids only; a broken tokenizer is an error."""
+        names = ("tokenizer.json", "tokenizer.model", "tekken.json")
+        if not any((self._folder / name).exists() for name in names):
+            logger.warning("%s has no tokenizer: prompts must be token ids", self._folder)
+            return None
+        return load_tokenizer(self._folder, vocabulary_size)

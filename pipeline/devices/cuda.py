@@ -1,0 +1,129 @@
+"""An NVIDIA GPU as a device: lanes are streams, each with a thread that issues and a thread that waits.
+
+Issuing may wait for another lane's thread, waiting blocks in the driver, and neither touches the event loop. Details
+and pitfalls that shaped this file: one H2D stream and one D2H stream, fixed slots with events instead of
+`record_stream`, exact-size pinned memory (design.md, section 6).
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+
+from actors.core.ports import Copy, Event
+from pipeline.devices.lane import LaneEvent, Lanes, require_done
+from pipeline.devices.memory import DeviceMemory, HostMemory, Memory, copy_bytes
+from pipeline.errors import ConfigError
+
+
+class CudaDevice:
+    """The GPU that torch calls `cuda:index`."""
+
+    unified = False
+    packed = True
+
+    def __init__(self, index: int = 0) -> None:
+        if not torch.cuda.is_available():
+            raise ConfigError("device='cuda' needs an NVIDIA GPU and a CUDA build of torch; use device='cpu'")
+        self.torch_device = torch.device("cuda", index)
+        self._lanes = Lanes(lambda name: CudaLane(name, self.torch_device))
+        self._pinned: list[HostMemory] = []
+
+    def host_memory(self, nbytes: int) -> HostMemory:
+        """Pinned memory of exactly `nbytes`, rounded up to whole pages: torch would round up to a power of two."""
+        memory = HostMemory(nbytes)
+        with torch.cuda.device(self.torch_device):
+            _check(torch.cuda.cudart().cudaHostRegister(memory.tensor.data_ptr(), nbytes, 0), f"pin {nbytes} bytes")
+        self._pinned.append(memory)
+        return memory
+
+    def device_memory(self, nbytes: int) -> DeviceMemory:
+        """GPU memory of `nbytes`."""
+        return DeviceMemory(nbytes, self.torch_device)
+
+    def upload(self, source: Memory, target: Memory, copies: Sequence[Copy], after: Sequence[Event]) -> Event:
+        """Copy on the one H2D stream, first in first out."""
+        return self._lanes["h2d"].submit(lambda: copy_bytes(source, target, copies), after)
+
+    def download(self, source: Memory, target: Memory, copies: Sequence[Copy], after: Sequence[Event]) -> Event:
+        """Copy on the D2H stream, beside uploads."""
+        return self._lanes["d2h"].submit(lambda: copy_bytes(source, target, copies), after)
+
+    def launch(self, lane: str, work: Callable[[], object], after: Sequence[Event]) -> Event:
+        """Let the lane's thread run `work`, which launches kernels on the lane's stream."""
+        return self._lanes[lane].submit(work, after)
+
+    async def aclose(self) -> None:
+        """Wait for what runs, end the threads, and unpin the host memory."""
+        await asyncio.to_thread(self._lanes.close)
+        for memory in self._pinned:
+            _check(torch.cuda.cudart().cudaHostUnregister(memory.tensor.data_ptr()), "unpin memory")
+        self._pinned.clear()
+
+
+class CudaEvent(LaneEvent):
+    """The event of what a piece of work put on its stream. `issued` tells when streams can wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__(Future())
+        self.issued: Future[None] = Future()
+        self.started = torch.cuda.Event(enable_timing=True)
+        self.ended = torch.cuda.Event(enable_timing=True, blocking=True)
+
+
+class CudaLane:
+    """One stream. A wait of this stream for another one's event is issued only after that event was recorded:
+    waiting for a CUDA event that was never recorded returns at once."""
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)
+        self._issuer = ThreadPoolExecutor(1, thread_name_prefix=f"penstock-{name}")
+        self._waiter = ThreadPoolExecutor(1, thread_name_prefix=f"penstock-{name}-wait")
+
+    def submit(self, work: Callable[[], object], after: Sequence[Event]) -> CudaEvent:
+        """Issue `work` behind every event in `after`; if one of them failed, fail with its error instead."""
+        event = CudaEvent()
+        self._issuer.submit(self._issue, work, after, event)
+        return event
+
+    def close(self) -> None:
+        """End both threads once they have run what was submitted; waits for it."""
+        self._issuer.shutdown(wait=True)
+        self._waiter.shutdown(wait=True)
+
+    def _issue(self, work: Callable[[], object], after: Sequence[Event], event: CudaEvent) -> None:
+        try:
+            with torch.cuda.stream(self._stream):
+                for earlier in after:
+                    if isinstance(earlier, CudaEvent):
+                        earlier.issued.result()
+                        self._stream.wait_event(earlier.ended)
+                    else:
+                        require_done(earlier)
+                event.started.record(self._stream)
+                work()
+                event.ended.record(self._stream)
+        except BaseException as error:
+            event.issued.set_exception(error)
+            event.future.set_exception(error)
+        else:
+            event.issued.set_result(None)
+            self._waiter.submit(_await_end, event)
+
+
+def _await_end(event: CudaEvent) -> None:
+    try:
+        event.ended.synchronize()
+        now = time.perf_counter()
+        event.span = (now - event.started.elapsed_time(event.ended) / 1000, now)
+    except BaseException as error:
+        event.future.set_exception(error)
+    else:
+        event.future.set_result(None)
+
+
+def _check(code: object, action: str) -> None:
+    if int(code) != 0:  # type: ignore[call-overload]
+        raise ConfigError(f"the CUDA driver could not {action}: error {code}; is the memory limit (ulimit -l) too low?")

@@ -1,0 +1,61 @@
+"""The halves of a decoder layer and the head, as pure functions of (weights, hidden, kv).
+
+Weights are looked up by the short names of `families`; they may lie at any address that suits their dtype, and are
+cast at use where their dtype is not that of the hidden states.
+
+Shape letters in names: T tokens of this pass, D hidden, N query heads, K kv heads, H head dim, F ffn, V vocabulary.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch.nn import functional
+
+from pipeline.models.attention import LayerKV, attend
+from pipeline.models.config import ModelConfig
+from pipeline.models.ops import Rotary, linear, rms_norm, rotate
+
+Weights = Mapping[str, torch.Tensor]
+
+
+def attention_half(
+    config: ModelConfig, weights: Weights, hidden_TD: torch.Tensor, kv: LayerKV, start: int, rotary: Rotary
+) -> torch.Tensor:
+    """Norm, attention and residual of one layer for the tokens at positions [start, start + T); returns [T, D].
+
+    Writes the rows [start, start + T) of `kv` first, then attends over [0, start + T).
+    """
+    end = start + hidden_TD.shape[0]
+    normed_TD = rms_norm(hidden_TD, weights["norm"], config.norm_epsilon)
+    q_TNH = _project(config, weights, "q", normed_TD)
+    k_TKH = _project(config, weights, "k", normed_TD)
+    if config.qk_norm:
+        q_TNH = rms_norm(q_TNH, weights["q_norm"], config.norm_epsilon)
+        k_TKH = rms_norm(k_TKH, weights["k_norm"], config.norm_epsilon)
+    kv.keys[start:end] = rotate(k_TKH, rotary)
+    kv.values[start:end] = _project(config, weights, "v", normed_TD)
+    mixed_TA = attend(rotate(q_TNH, rotary), kv, start, config.sliding_window)
+    return hidden_TD + linear(mixed_TA, weights["o"])
+
+
+def ffn_half(config: ModelConfig, weights: Weights, hidden_TD: torch.Tensor) -> torch.Tensor:
+    """Norm, gated feed-forward (SwiGLU, arXiv 2002.05202) and residual of one layer; returns [T, D]."""
+    normed_TD = rms_norm(hidden_TD, weights["norm"], config.norm_epsilon)
+    gate_TF = functional.silu(linear(normed_TD, weights["gate"]))
+    return hidden_TD + linear(gate_TF * linear(normed_TD, weights["up"]), weights["down"])
+
+
+def final_norm(config: ModelConfig, weights: Weights, hidden_TD: torch.Tensor) -> torch.Tensor:
+    """The norm before the output matrix; returns [T, D]."""
+    return rms_norm(hidden_TD, weights["norm"], config.norm_epsilon)
+
+
+def output_slice(weights: Weights, normed_TD: torch.Tensor) -> torch.Tensor:
+    """Logits of the rows of the vocabulary that `weights["output"]` holds; returns fp32 [T, V of the slice]."""
+    return linear(normed_TD, weights["output"]).float()
+
+
+def _project(config: ModelConfig, weights: Weights, short: str, normed_TD: torch.Tensor) -> torch.Tensor:
+    """One of q, k, v, cut into heads: [T, N or K, H]."""
+    bias = weights[f"{short}_bias"] if config.qkv_bias else None
+    return linear(normed_TD, weights[short], bias).view(normed_TD.shape[0], -1, config.head_dim)

@@ -1,0 +1,76 @@
+"""The small operations that all halves of a layer share.
+
+Shape letters in names: T tokens of this pass, D hidden, N heads (query or kv), H head dim, F rows of a matrix.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch.nn import functional
+
+from pipeline.models.config import LinearScaling, Llama3Scaling, ModelConfig, RopeScaling
+
+
+@dataclass(frozen=True, slots=True)
+class Rotary:
+    """The turns of the positions of one pass, fp32, [T, 1, H]: the middle axis broadcasts over heads."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+
+def rotary(config: ModelConfig, start: int, tokens: int, device: torch.device) -> Rotary:
+    """The rotary embedding of positions [start, start + tokens), computed once per pass.
+
+    Source: RoFormer (arXiv 2104.09864) in the half-split form of transformers, which sets the rounding too.
+    """
+    positions_T = torch.arange(start, start + tokens, device=device, dtype=torch.float32)
+    frequencies_H2 = _frequencies(config.head_dim, config.rope_theta, config.rope_scaling, device)
+    angles_TH = torch.outer(positions_T, frequencies_H2).repeat(1, 2)
+    return Rotary(angles_TH.cos().unsqueeze(1), angles_TH.sin().unsqueeze(1))
+
+
+def rotate(x_TNH: torch.Tensor, turn: Rotary) -> torch.Tensor:
+    """Turn each head of each token by the angles of its position. Shape and dtype stay."""
+    first, second = x_TNH.chunk(2, dim=-1)
+    cos_T1H, sin_T1H = turn.cos.to(x_TNH.dtype), turn.sin.to(x_TNH.dtype)
+    return x_TNH * cos_T1H + torch.cat((-second, first), dim=-1) * sin_T1H
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """Root mean square norm over the last axis (arXiv 1910.07467), in fp32 inside; shape and dtype stay."""
+    x32 = x.float()
+    normed = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + epsilon)
+    return weight.to(x.dtype) * normed.to(x.dtype)
+
+
+def linear(x_TD: torch.Tensor, weight_FD: torch.Tensor, bias_F: torch.Tensor | None = None) -> torch.Tensor:
+    """[T, D] times [F, D] transposed, plus bias: [T, F] in the dtype of `x_TD`. Weights of another dtype are cast."""
+    bias_F = None if bias_F is None else bias_F.to(x_TD.dtype)
+    return functional.linear(x_TD, weight_FD.to(x_TD.dtype), bias_F)
+
+
+@lru_cache(maxsize=32)
+def _frequencies(head_dim: int, theta: float, scaling: RopeScaling | None, device: torch.device) -> torch.Tensor:
+    """Radians per position of each pair of channels, [H / 2] fp32, computed on the host as transformers does."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
+    frequencies = 1.0 / theta**exponents
+    match scaling:
+        case LinearScaling():
+            frequencies = frequencies / scaling.factor
+        case Llama3Scaling():
+            frequencies = _stretch_as_llama3(frequencies, scaling)
+    return frequencies.to(device)
+
+
+def _stretch_as_llama3(frequencies: torch.Tensor, scaling: Llama3Scaling) -> torch.Tensor:
+    """Source: `apply_scaling` of Meta's Llama 3.1 reference, with the order of operations of transformers."""
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    wavelengths = 2 * math.pi / frequencies
+    is_long = wavelengths > scaling.original_max_positions / low
+    is_short = wavelengths < scaling.original_max_positions / high
+    ramp = (scaling.original_max_positions / wavelengths - low) / (high - low)
+    between = (1 - ramp) * frequencies / scaling.factor + ramp * frequencies
+    return torch.where(is_long, frequencies / scaling.factor, torch.where(is_short, frequencies, between))

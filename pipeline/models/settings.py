@@ -1,0 +1,113 @@
+"""Typed look-ups in a JSON file that somebody else wrote. Every refusal names the file, the key, need and have."""
+
+import json
+import reprlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipeline.errors import CheckpointError, ConfigError
+
+MAX_COUNT = 2**31 - 1
+
+
+class Settings:
+    """One JSON object and the path that errors call it by. A null counts as absent, save where `optional_` says so."""
+
+    def __init__(self, path: str, values: Mapping[str, object], absent: Mapping[str, object] | None = None) -> None:
+        self._path = path
+        self._values = {**(absent or {}), **values}
+
+    @classmethod
+    def read(cls, path: Path) -> "Settings":
+        """The object in the file `path`. Raises `CheckpointError` where there is none."""
+        try:
+            values = json.loads(path.read_bytes())
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror}); need a Hugging Face folder") from error
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path}: is not valid JSON ({error}); fetch the file again") from error
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{path}: need a JSON object, have {_show(values)}; fetch the file again")
+        return cls(str(path), values)
+
+    def with_absent(self, absent: Mapping[str, object]) -> "Settings":
+        """The same settings, where `absent` speaks for the keys that the file leaves out."""
+        return Settings(self._path, self._values, absent)
+
+    def section(self, key: str) -> "Settings":
+        """The object under `key`; an empty one where there is none."""
+        value = self._values.get(key)
+        if value is not None and not isinstance(value, dict):
+            raise self.error(key, "a JSON object", value)
+        return Settings(f"{self._path}: {key}", value or {})
+
+    def __bool__(self) -> bool:
+        return bool(self._values)
+
+    def get(self, key: str) -> object:
+        """The value as it stands in the file, None where it is null or absent."""
+        return self._values.get(key)
+
+    def count(self, key: str, at_most: int = MAX_COUNT) -> int:
+        """A whole number from 1."""
+        return self._whole(key, 1, at_most)
+
+    def optional_count(self, key: str) -> int | None:
+        """A whole number from 1, or None where the key is null or absent."""
+        return None if self.get(key) is None else self.count(key)
+
+    def index(self, key: str) -> int:
+        """A whole number from 0."""
+        return self._whole(key, 0, MAX_COUNT)
+
+    def positive(self, key: str, default: float | None = None) -> float:
+        """A finite number above 0."""
+        value = default if self.get(key) is None else self.number(key)
+        if value is None or value <= 0:
+            raise self.error(key, "a number above 0", value)
+        return float(value)
+
+    def number(self, key: str) -> float | int:
+        """A finite number."""
+        value = self.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+            raise self.error(key, "a finite number", value)
+        return value
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """True or false."""
+        value = default if self.get(key) is None else self.get(key)
+        if not isinstance(value, bool):
+            raise self.error(key, "true or false", value)
+        return value
+
+    def text(self, key: str, default: str = "") -> str:
+        """A string."""
+        value = default if self.get(key) is None else self.get(key)
+        if not isinstance(value, str):
+            raise self.error(key, "a string", value)
+        return value
+
+    def token_ids(self, key: str, vocabulary_size: int) -> tuple[int, ...]:
+        """One token id, a list of them, or none, each inside the vocabulary."""
+        value = self.get(key)
+        ids = [] if value is None else value if isinstance(value, list) else [value]
+        for token_id in ids:
+            if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < vocabulary_size:
+                raise self.error(key, f"token ids from 0 to {vocabulary_size - 1}", value)
+        return tuple(ids)
+
+    def error(self, key: str, need: str, have: object, advice: str = "correct the file") -> ConfigError:
+        """The error that says that `key` is not what is needed."""
+        return ConfigError(f"{self._path}: {key}: need {need}; have {_show(have)}; {advice}")
+
+    def _whole(self, key: str, at_least: int, at_most: int) -> int:
+        value = self.get(key)
+        if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value <= at_most:
+            raise self.error(key, f"a whole number from {at_least} to {at_most}", value)
+        return value
+
+
+def _show(value: object) -> str:
+    return "nothing" if value is None else reprlib.repr(value)

@@ -1,0 +1,105 @@
+"""One request from prompt to text."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+
+from pipeline.sequences.sampling import Choice, Sampler, SamplingParameters
+from pipeline.text.detokenizer import Detokenizer
+from pipeline.text.stops import StopStrings
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What one pass added to a stream: one token, and the text that is complete now.
+
+    `finish_reason` is None but in the last chunk: "stop" or "length". `logprobs` maps token ids to log-probabilities.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str | None
+    logprobs: dict[int, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A finished request. `logprobs` has one entry per token of `token_ids`, or is None when none were asked for."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    prompt_token_ids: tuple[int, ...]
+    finish_reason: str
+    logprobs: tuple[dict[int, float], ...] | None
+
+
+class RunningSequence:
+    """The state of one request: its tokens, how many of them are in the KV cache, and who waits for its chunks."""
+
+    def __init__(
+        self,
+        prompt_ids: Sequence[int],
+        parameters: SamplingParameters,
+        stop_ids: frozenset[int],
+        detokenizer: Detokenizer | None,
+        vocabulary_size: int,
+    ) -> None:
+        self.prompt_ids = tuple(prompt_ids)
+        self.token_ids: list[int] = []
+        self.cached_tokens = 0
+        self.ended = False
+        self.sampler = Sampler(parameters, self.prompt_ids, vocabulary_size)
+        self._parameters = parameters
+        self._stop_ids = stop_ids
+        self._detokenizer = detokenizer
+        self._stops = StopStrings(parameters.stop)
+        self._chunks: asyncio.Queue[Chunk | BaseException] = asyncio.Queue()
+
+    def waiting_tokens(self, most: int) -> tuple[int, ...]:
+        """The tokens that the next pass must compute: at most `most` of those that are not in the KV cache."""
+        known = (*self.prompt_ids, *self.token_ids)
+        return known[self.cached_tokens : self.cached_tokens + most]
+
+    @property
+    def waiting_count(self) -> int:
+        """How many tokens are not in the KV cache yet."""
+        return len(self.prompt_ids) + len(self.token_ids) - self.cached_tokens
+
+    def accept(self, choice: Choice) -> None:
+        """Take the token that the last pass chose, and hand its chunk to whoever waits."""
+        self.token_ids.append(choice.token_id)
+        text, reason = "", None
+        if choice.token_id in self._stop_ids:
+            reason = "stop"
+        elif self._detokenizer is not None:
+            text, stopped = self._stops.push(self._detokenizer.push(choice.token_id))
+            reason = "stop" if stopped else None
+        if reason is None and len(self.token_ids) >= self._parameters.max_new_tokens:
+            reason = "length"
+        if reason is not None:
+            text += self._held_back()
+            self.ended = True
+        self._chunks.put_nowait(Chunk(text, (choice.token_id,), reason, choice.logprobs))
+
+    def fail(self, error: BaseException) -> None:
+        """End the request with an error, which its caller gets."""
+        if not self.ended:
+            self.ended = True
+            self._chunks.put_nowait(error)
+
+    async def chunks(self) -> AsyncGenerator[Chunk, None]:
+        """The chunks as they come, up to the one with a finish reason; raises what `fail` was given."""
+        while True:
+            chunk = await self._chunks.get()
+            if isinstance(chunk, BaseException):
+                raise chunk
+            yield chunk
+            if chunk.finish_reason is not None:
+                return
+
+    def _held_back(self) -> str:
+        """The text that waited for more, now that nothing follows; empty after a stop string."""
+        if self._detokenizer is None:
+            return ""
+        text, stopped = self._stops.push(self._detokenizer.flush())
+        return text if stopped else text + self._stops.flush()

@@ -1,0 +1,60 @@
+"""What an open model says about itself: one frozen record of everything that can wait, and of every byte."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.build import Runtime
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelRecord:
+    """One queue, by the actor behind it: `starved` is that actor waiting, `blocked` the one before it."""
+
+    depth: int
+    peak: int
+    starved_seconds: float
+    blocked_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatistics:
+    """Counters since the model was opened; those of actors and queues since the line last started.
+
+    `bytes_read` counts what came from files, `bytes_needed` the tensors and rows in it. `busy_seconds` is the time in
+    which an actor had work running, `stalled_seconds` what it waited for messages, room, slots and events.
+    """
+
+    passes: int
+    tokens: int
+    bytes_read: int
+    bytes_needed: int
+    device_groups_peak: int
+    host_groups_peak: int
+    busy_seconds: dict[str, float]
+    stalled_seconds: dict[str, float]
+    channels: dict[str, ChannelRecord]
+
+    @classmethod
+    def of(cls, runtime: Runtime) -> "ModelStatistics":
+        """Read all counters of a runtime now."""
+        line = runtime.line.statistics()
+        host = line.budgets["host"]
+        return cls(
+            passes=runtime.program.passes,
+            tokens=runtime.program.tokens,
+            bytes_read=runtime.source.bytes_read,
+            bytes_needed=runtime.source.bytes_needed,
+            device_groups_peak=line.budgets.get("device", host).peak,
+            host_groups_peak=host.peak,
+            busy_seconds={name: actor.busy_seconds for name, actor in line.actors.items()},
+            stalled_seconds={name: actor.stalled_seconds for name, actor in line.actors.items()},
+            channels={
+                name: ChannelRecord(channel.depth, channel.peak, channel.starved_seconds, channel.blocked_seconds)
+                for name, channel in line.channels.items()
+            },
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain dictionaries and numbers."""
+        return dataclasses.asdict(self)

@@ -1,0 +1,148 @@
+"""A byte-level `tokenizer.json` (GPT-2, Llama 3, Qwen, SmolLM style) as tiktoken ranks, or the reason why not."""
+
+import unicodedata
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from pipeline.text.byte_pair import BytePairEngine
+from pipeline.text.merges import Inexact, MergeList
+from pipeline.text.split_patterns import split_pattern
+from pipeline.text.tokenizer_config import AddedToken
+
+
+def _byte_alphabet() -> str:
+    """Return the 256 characters that stand for bytes 0..255 (GPT-2, `bytes_to_unicode`).
+
+    Printable Latin-1 characters stand for themselves, the rest are numbered from U+0100 on.
+    """
+    itself = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    stand_ins = iter(range(0x100, 0x200))
+    return "".join(chr(value if value in itself else next(stand_ins)) for value in range(256))
+
+
+ALPHABET = _byte_alphabet()
+# Characters below 0x100 that stand for no byte are sent out of Latin-1, so that encoding them fails.
+_TO_BYTES = dict.fromkeys(range(256), 0xFFFF) | {ord(letter): value for value, letter in enumerate(ALPHABET)}
+
+
+def vocabulary_pieces(vocabulary: Mapping[str, int]) -> dict[int, bytes]:
+    """Return the bytes of every token of the vocabulary, by id."""
+    return {token_id: _decoded(token) for token, token_id in vocabulary.items()}
+
+
+def added_pieces(added_tokens: Sequence[AddedToken]) -> dict[int, bytes]:
+    """Return the bytes of every added token, by id; a special one has none."""
+    return {token.token_id: b"" if token.special else _decoded(token.content) for token in added_tokens}
+
+
+def _decoded(token: str) -> bytes:
+    """Return what the ByteLevel decoder makes of `token`: text outside the byte alphabet stands for itself."""
+    try:
+        return token.translate(_TO_BYTES).encode("latin-1")
+    except UnicodeEncodeError:
+        return token.encode()
+
+
+def template(post_processor: dict[str, Any] | None) -> tuple[list[int], list[int]]:
+    """Return the ids that `post_processor` puts before and after a text. Raises Inexact if it does anything else."""
+    steps = (post_processor or {}).get("processors", [post_processor])
+    kinds = [step["type"] for step in steps if step and step["type"] != "ByteLevel"]
+    if not kinds:
+        return [], []
+    if kinds != ["TemplateProcessing"]:
+        raise Inexact(f"post_processor {kinds}")
+    [processor] = [step for step in steps if step["type"] == "TemplateProcessing"]
+    ids: tuple[list[int], list[int]] = ([], [])
+    texts = 0
+    for item in processor["single"]:
+        if "Sequence" in item:
+            texts += 1
+        else:
+            ids[min(texts, 1)].extend(processor["special_tokens"][item["SpecialToken"]["id"]]["ids"])
+    if texts != 1:
+        raise Inexact(f"post_processor template with {texts} texts")
+    return ids
+
+
+def byte_level_engine(document: dict[str, Any], bos_token: str | None) -> BytePairEngine:
+    """Build the engine for a parsed `tokenizer.json`.
+
+    Its ids equal those of the `tokenizers` package token for token. Raises Inexact where that cannot be had.
+    """
+    model, decoder = document["model"], document["decoder"] or {}
+    if model.get("type", "BPE") != "BPE" or "merges" not in model or decoder.get("type") != "ByteLevel":
+        raise Inexact(f"model {model.get('type')} with decoder {decoder.get('type')} is not byte-level BPE")
+    changes = [key for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix") if model.get(key)]
+    if changes:
+        raise Inexact(f"model has {changes}")
+    pattern = split_pattern(document["pre_tokenizer"])
+    normalize = _normalizer(document["normalizer"])
+    prefix, suffix = template(document["post_processor"])
+    vocabulary: dict[str, int] = model["vocab"]
+    added_tokens = _added_tokens(document["added_tokens"], vocabulary)
+    ranked_ids = _ranked_ids(model, {token.content for token in added_tokens})
+    named = {**vocabulary, **{token.content: token.token_id for token in added_tokens}}
+    pieces = vocabulary_pieces(vocabulary)
+    return BytePairEngine(
+        ranks={pieces[token_id]: rank for rank, token_id in enumerate(ranked_ids)},
+        token_ids=ranked_ids,
+        pattern=pattern,
+        pieces=pieces | added_pieces(added_tokens),
+        added_tokens=added_tokens,
+        prefix=prefix,
+        suffix=suffix,
+        bos_id=named.get(bos_token) if bos_token else next(iter(prefix), None),
+        normalize=normalize,
+    )
+
+
+def _normalizer(normalizer: dict[str, Any] | None) -> Callable[[str], str]:
+    steps = (normalizer or {}).get("normalizers", [normalizer])
+    kinds = [step["type"] for step in steps if step]
+    if not kinds:
+        return str
+    if kinds == ["NFC"]:
+        return partial(unicodedata.normalize, "NFC")
+    raise Inexact(f"normalizer {kinds}")
+
+
+def _added_tokens(entries: list[dict[str, Any]], vocabulary: Mapping[str, int]) -> list[AddedToken]:
+    """Check that every added token has the id that the `tokenizers` package gives it, whatever the file says."""
+    if set(vocabulary.values()) != set(range(len(vocabulary))):
+        raise Inexact("the ids of the vocabulary are not 0, 1, 2, ...")
+    next_id = len(vocabulary)
+    tokens: dict[str, AddedToken] = {}
+    for entry in entries:
+        content = entry["content"]
+        flags = [flag for flag in ("single_word", "lstrip", "rstrip") if entry.get(flag)]
+        if flags or not content or content in tokens or entry["id"] != vocabulary.get(content, next_id):
+            raise Inexact(f"added token {content!r} (id {entry['id']}, flags {flags})")
+        next_id += content not in vocabulary
+        tokens[content] = AddedToken(
+            content=content, token_id=entry["id"], special=entry["special"], normalized=entry["normalized"]
+        )
+    return list(tokens.values())
+
+
+def _ranked_ids(model: dict[str, Any], added: Container[str]) -> list[int]:
+    """Return the ids of the tokens that tiktoken may produce, in the order of their ranks."""
+    vocabulary: dict[str, int] = model["vocab"]
+    words = [token for token in vocabulary if token not in added]
+    letters = set(ALPHABET)
+    if not (letters <= vocabulary.keys() and letters.issuperset("".join(words))):
+        raise Inexact("the vocabulary is not written in the byte alphabet, or lacks single bytes")
+    merge_list = MergeList(vocabulary, _pairs(model["merges"]))
+    ids = [*map(vocabulary.__getitem__, ALPHABET), *merge_list.live]
+    if model.get("ignore_merges"):
+        ranked = set(ids)
+        for token in words:
+            if vocabulary[token] not in ranked:
+                merge_list.require_unreachable(token)
+                ids.append(vocabulary[token])
+    return ids
+
+
+def _pairs(merges: list[Any]) -> Iterable[Sequence[str]]:
+    """Merges are written as "a b" in older files, as ["a", "b"] in newer ones."""
+    return (merge.split(" ") for merge in merges) if merges and isinstance(merges[0], str) else merges

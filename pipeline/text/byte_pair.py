@@ -1,0 +1,112 @@
+"""Byte pair encoding with tiktoken: the engine of every tokenizer that can be written as bytes with ranks."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import tiktoken
+
+from pipeline.errors import CheckpointError, RequestError
+from pipeline.text.detokenizer import ByteLevelDetokenizer
+from pipeline.text.tokenizer_config import AddedToken
+
+# The pattern engine of tiktoken overflows its stack on 999,999 whitespace characters in a row (0.9 to 0.14).
+LONGEST_WHITESPACE_RUN = 500_000
+_LONG_WHITESPACE_RUN = re.compile(rf"(?<!\s)\s{{{LONGEST_WHITESPACE_RUN + 1},}}")
+
+
+class BytePairEngine:
+    """Cuts added tokens out of the text, splits the rest by `pattern`, and merges bytes in the order of `ranks`.
+
+    `ranks` maps token bytes to ranks 0, 1, ...; `token_ids[rank]` is the id. `pieces` maps the ids of ordinary tokens
+    to their bytes. `prefix` and `suffix` are ids put around every text.
+
+    Raises CheckpointError if a single byte has no rank: such a vocabulary cannot encode every text.
+    """
+
+    def __init__(
+        self,
+        *,
+        ranks: dict[bytes, int],
+        token_ids: Sequence[int],
+        pattern: str,
+        pieces: Mapping[int, bytes],
+        added_tokens: Sequence[AddedToken],
+        prefix: Sequence[int],
+        suffix: Sequence[int] = (),
+        bos_id: int | None,
+        normalize: Callable[[str], str] = str,
+    ) -> None:
+        missing = [value for value in range(256) if bytes([value]) not in ranks]
+        if missing:
+            raise CheckpointError(f"the vocabulary has no token for byte 0x{missing[0]:02X} ({len(missing)} missing)")
+        self._encoding = tiktoken.Encoding("checkpoint", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+        self._token_ids = token_ids
+        self._normalize = normalize
+        self._raw_tokens = {token.content: token.token_id for token in added_tokens if not token.normalized}
+        self._normalized_tokens = {
+            normalize(token.content): token.token_id for token in added_tokens if token.normalized
+        }
+        self._find_raw = _any_of(self._raw_tokens)
+        self._find_normalized = _any_of(self._normalized_tokens)
+        self._prefix, self._suffix = prefix, suffix
+        self.bos_id = bos_id
+        self.special_ids = frozenset(token.token_id for token in added_tokens if token.special)
+        self.ordinary_size = max(token_ids) + 1
+        self._pieces = pieces
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text`. Raises RequestError for a run of whitespace that tiktoken cannot take."""
+        _check_whitespace(text)
+        ids = [*self._prefix]
+        for part, is_token in _cut(self._find_raw, text):
+            if is_token:
+                ids.append(self._raw_tokens[part])
+            else:
+                ids += self._encode_between(self._normalize(part))
+        ids += self._suffix
+        return ids
+
+    def _encode_between(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for part, is_token in _cut(self._find_normalized, text):
+            if is_token:
+                ids.append(self._normalized_tokens[part])
+            else:
+                ids += map(self._token_ids.__getitem__, self._encoding.encode_ordinary(part))
+        return ids
+
+    def detokenizer(self) -> ByteLevelDetokenizer:
+        """Return a detokenizer at the beginning of a text."""
+        return ByteLevelDetokenizer(self._pieces)
+
+
+def _check_whitespace(text: str) -> None:
+    if len(text) > LONGEST_WHITESPACE_RUN and (run := _LONG_WHITESPACE_RUN.search(text)):
+        raise RequestError(
+            f"{run.end() - run.start()} whitespace characters in a row from character {run.start()}: "
+            f"at most {LONGEST_WHITESPACE_RUN} can be tokenized; shorten the run"
+        )
+
+
+def _cut(find: re.Pattern[str], text: str) -> Iterator[tuple[str, bool]]:
+    """Yield the non-empty parts of `text` in order, and whether each is an added token."""
+    for index, part in enumerate(find.split(text)):
+        if part:
+            yield part, index % 2 == 1
+
+
+def _any_of(words: Mapping[str, int]) -> re.Pattern[str]:
+    """Compile a pattern for the longest of `words` at the leftmost place, with one group around it."""
+    return re.compile(f"({_longest_of([*words]) if words else '(?!)'})")
+
+
+def _longest_of(words: list[str]) -> str:
+    """Write the words as a tree of their letters: the time per character does not grow with their number."""
+    branches: dict[str, list[str]] = {}
+    for word in words:
+        if word:
+            branches.setdefault(word[0], []).append(word[1:])
+    tails = "|".join(re.escape(first) + _longest_of(rests) for first, rests in branches.items())
+    if "" in words:
+        return f"(?:{tails})?" if tails else ""
+    return tails if len(branches) == 1 else f"(?:{tails})"

@@ -1,0 +1,94 @@
+"""Every other `tokenizer.json` (SentencePiece style above all), through the `tokenizers` package of the extra `hf`."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.text.byte_level import added_pieces, template, vocabulary_pieces
+from pipeline.text.detokenizer import ByteFallbackDetokenizer, ByteLevelDetokenizer, Detokenizer
+from pipeline.text.merges import Inexact
+from pipeline.text.tokenizer_config import AddedToken
+
+_SPACE_MARK = "\N{LOWER ONE EIGHTH BLOCK}"
+_SENTENCE_PIECE = [
+    {"type": "Replace", "pattern": {"String": _SPACE_MARK}, "content": " "},
+    {"type": "ByteFallback"},
+    {"type": "Fuse"},
+]
+_STRIP_FIRST_SPACE = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+class HuggingFaceEngine:
+    """Encodes with the `tokenizers` package; decodes with our own detokenizers, which never emit half a character.
+
+    Raises ConfigError without the package, or for a decoder that we have no exact incremental form of; CheckpointError
+    if the package refuses the file.
+    """
+
+    def __init__(self, path: Path, document: dict[str, Any], bos_token: str | None, why: str) -> None:
+        try:
+            import tokenizers
+        except ImportError as error:
+            raise ConfigError(
+                f"{path} is not byte-level BPE that tiktoken can express exactly ({why}); reading it needs the "
+                "`tokenizers` package: pip install 'penstock[hf]'"
+            ) from error
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the package raises nothing narrower
+            raise CheckpointError(f"{path}: {error}; fetch the file again") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        added_tokens = [
+            AddedToken(content=token.content, token_id=token_id, special=token.special)
+            for token_id, token in self._tokenizer.get_added_tokens_decoder().items()
+        ]
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=False)
+        self._new_detokenizer = _detokenizers(document["decoder"], vocabulary, added_tokens)
+        self.special_ids = frozenset(token.token_id for token in added_tokens if token.special)
+        self.ordinary_size = max(vocabulary.values()) + 1
+        self.bos_id = self._tokenizer.token_to_id(bos_token) if bos_token else _first_of_template(document)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text`, with what the checkpoint's template puts around it."""
+        ids: list[int] = self._tokenizer.encode(text).ids
+        return ids
+
+    def detokenizer(self) -> Detokenizer:
+        """Return a detokenizer at the beginning of a text."""
+        return self._new_detokenizer()
+
+
+def _first_of_template(document: dict[str, Any]) -> int | None:
+    try:
+        prefix, _ = template(document["post_processor"])
+    except Inexact:
+        return None
+    return next(iter(prefix), None)
+
+
+def _detokenizers(
+    decoder: dict[str, Any] | None, vocabulary: Mapping[str, int], added_tokens: Sequence[AddedToken]
+) -> Callable[[], Detokenizer]:
+    if decoder and decoder["type"] == "ByteLevel":
+        return partial(ByteLevelDetokenizer, vocabulary_pieces(vocabulary) | added_pieces(added_tokens))
+    steps = (decoder or {}).get("decoders", [decoder])
+    if steps[: len(_SENTENCE_PIECE)] == _SENTENCE_PIECE and steps[len(_SENTENCE_PIECE) :] in ([], [_STRIP_FIRST_SPACE]):
+        text_pieces = {token_id: _text_piece(token) for token, token_id in vocabulary.items()}
+        for token in added_tokens:
+            text_pieces[token.token_id] = "" if token.special else _text_piece(token.content)
+        return partial(ByteFallbackDetokenizer, text_pieces, _STRIP_FIRST_SPACE in steps)
+    raise ConfigError(
+        f"tokenizer.json: decoder {[step and step['type'] for step in steps]} cannot be followed token by token; "
+        "supported are ByteLevel and Replace, ByteFallback, Fuse and Strip (SentencePiece)"
+    )
+
+
+def _text_piece(token: str) -> str | bytes:
+    if byte := _BYTE.fullmatch(token):
+        return bytes([int(byte[1], 16)])
+    return token.replace(_SPACE_MARK, " ")

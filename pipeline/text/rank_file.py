@@ -1,0 +1,88 @@
+"""`tokenizer.model` in tiktoken's format: one line for each token, its bytes in base64 and its rank."""
+
+import binascii
+import re
+from pathlib import Path
+
+from pipeline.errors import CheckpointError
+from pipeline.text.byte_pair import BytePairEngine
+from pipeline.text.split_patterns import LLAMA3
+from pipeline.text.tokenizer_config import AddedToken, TokenizerConfig
+
+LLAMA3_RANKS = 128_000
+_RESERVED = 256
+# The names of Llama 3.1 and later for the first of the 256 ids after the ranks; the rest are numbered from 2 on.
+_NAMED = (
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|reserved_special_token_0|>",
+    "<|reserved_special_token_1|>",
+    "<|finetune_right_pad_id|>",
+    "<|step_id|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eom_id|>",
+    "<|eot_id|>",
+    "<|python_tag|>",
+    "<|image|>",
+)
+_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]+")
+
+
+def is_rank_file(path: Path) -> bool:
+    """Whether the file is in tiktoken's format; SentencePiece's `tokenizer.model` is binary."""
+    with path.open("rb") as file:
+        return _LINE.fullmatch(file.readline(4096).rstrip(b"\r\n")) is not None
+
+
+def rank_file_engine(path: Path, config: TokenizerConfig) -> BytePairEngine:
+    """Build the engine: Llama 3's pattern, and special tokens from `tokenizer_config.json`, else Meta's own list.
+
+    Begins every text with the BOS token where `add_bos_token` says so; Meta's own list is Meta's convention: always.
+    Raises CheckpointError that names the line which is broken.
+    """
+    ranks = _read_ranks(path)
+    added_tokens = config.added_tokens
+    bos_token, add_bos = config.bos_token, config.add_bos_token
+    if not added_tokens and len(ranks) == LLAMA3_RANKS:
+        added_tokens = _llama3_tokens()
+        bos_token = bos_token or "<|begin_of_text|>"
+        add_bos = True if add_bos is None else add_bos
+    clash = next((token for token in added_tokens if token.token_id < len(ranks)), None)
+    if clash:
+        raise CheckpointError(f"tokenizer_config.json: {clash.content!r} has id {clash.token_id}, a rank in {path}")
+    bos_id = next((token.token_id for token in added_tokens if token.content == bos_token), None)
+    if add_bos and bos_id is None:
+        raise CheckpointError(f"tokenizer_config.json: add_bos_token is set, but bos_token {bos_token!r} has no id")
+    return BytePairEngine(
+        ranks=ranks,
+        token_ids=range(len(ranks)),
+        pattern=LLAMA3,
+        pieces={rank: word for word, rank in ranks.items()}
+        | {token.token_id: token.content.encode() for token in added_tokens if not token.special},
+        added_tokens=added_tokens,
+        prefix=[bos_id] if add_bos and bos_id is not None else [],
+        bos_id=bos_id,
+    )
+
+
+def _read_ranks(path: Path) -> dict[bytes, int]:
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if not line:
+            continue
+        try:
+            word, rank = line.split()
+            ranks[binascii.a2b_base64(word, strict_mode=True)] = int(rank)
+        except ValueError as error:
+            raise CheckpointError(f"{path}, line {number}: need base64 bytes and a rank, have {line[:80]!r}") from error
+    if set(ranks.values()) != set(range(len(ranks))):
+        raise CheckpointError(f"{path}: need ranks 0 to {len(ranks) - 1}, each once; fetch the file again")
+    return ranks
+
+
+def _llama3_tokens() -> tuple[AddedToken, ...]:
+    numbered = [f"<|reserved_special_token_{number}|>" for number in range(2, 2 + _RESERVED - len(_NAMED))]
+    return tuple(
+        AddedToken(content=content, token_id=LLAMA3_RANKS + index) for index, content in enumerate([*_NAMED, *numbered])
+    )

@@ -1,0 +1,136 @@
+"""Text to token ids and back, as the checkpoint's own tokenizer does it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.errors import CheckpointError, ConfigError, PenstockError, RequestError
+from pipeline.text.byte_level import byte_level_engine
+from pipeline.text.detokenizer import Detokenizer
+from pipeline.text.hugging_face import HuggingFaceEngine
+from pipeline.text.merges import Inexact
+from pipeline.text.rank_file import is_rank_file, rank_file_engine
+from pipeline.text.tekken import tekken_engine
+from pipeline.text.tokenizer_config import read_json, read_tokenizer_config
+
+LONGEST_TEXT_BYTES = 16 * 2**20
+
+
+class Engine(Protocol):
+    """What turns checked text into ids, and ids into text; `ordinary_size` is 1 + the highest id of a word."""
+
+    bos_id: int | None
+    special_ids: frozenset[int]
+    ordinary_size: int
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text`."""
+        ...
+
+    def detokenizer(self) -> Detokenizer:
+        """Return a detokenizer at the beginning of a text."""
+        ...
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer, guarded against text and ids that it cannot take.
+
+    `vocabulary_size` is the model's: ids below it that no token has decode to nothing.
+    """
+
+    def __init__(self, engine: Engine, vocabulary_size: int) -> None:
+        if engine.ordinary_size > vocabulary_size:
+            raise CheckpointError(
+                f"the tokenizer has ids up to {engine.ordinary_size - 1}, the model only {vocabulary_size} of them: "
+                "the folder mixes the files of two checkpoints"
+            )
+        self._engine = engine
+        self.vocabulary_size = vocabulary_size
+        self.bos_id = engine.bos_id
+        self.special_ids = engine.special_ids
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text`, with the BOS token where the checkpoint's own tokenizer adds it.
+
+        Special tokens written in the text become special tokens. Takes about a second for 4 MB and lets other
+        threads run meanwhile. Raises RequestError for text that is too long or is not Unicode text.
+        """
+        _check_text(text)
+        try:
+            ids = self._engine.encode(text)
+        except BaseException as error:
+            # Both engines are Rust; a panic in them is a BaseException that no other handler would take.
+            if type(error).__name__ != "PanicException":
+                raise
+            raise RequestError(f"the tokenizer cannot take this text of {len(text)} characters: {error}") from error
+        self._check_ids(ids)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids` without special tokens. Raises RequestError for ids outside the vocabulary."""
+        self._check_ids(ids)
+        detokenizer = self.detokenizer()
+        return "".join(map(detokenizer.push, ids)) + detokenizer.flush()
+
+    def detokenizer(self) -> Detokenizer:
+        """Return a detokenizer at the beginning of a text."""
+        return self._engine.detokenizer()
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        if ids and not (min(ids) >= 0 and max(ids) < self.vocabulary_size):
+            at = next(at for at, token_id in enumerate(ids) if not 0 <= token_id < self.vocabulary_size)
+            raise RequestError(
+                f"token id {ids[at]} at position {at} is outside the vocabulary of {self.vocabulary_size}"
+            )
+
+
+def _check_text(text: str) -> None:
+    try:
+        text_bytes = len(text) if len(text) > LONGEST_TEXT_BYTES else len(text.encode())
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"the text has a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}: "
+            "that is no character; replace it"
+        ) from error
+    if text_bytes > LONGEST_TEXT_BYTES:
+        raise RequestError(f"the text has {text_bytes} bytes or more, at most {LONGEST_TEXT_BYTES} can be tokenized")
+
+
+def load_tokenizer(folder: Path, vocabulary_size: int) -> Tokenizer:
+    """Read the tokenizer of a checkpoint folder; `vocabulary_size` is the number of ids the model has.
+
+    Looks for a byte-level `tokenizer.json`, `tokenizer.model` in tiktoken's format and `tekken.json`, which tiktoken
+    reads, then for any other `tokenizer.json`, which needs the extra `hf`. Never uses the network.
+
+    Raises CheckpointError if there is none or it is broken, ConfigError if it is of a kind that is not supported.
+    """
+    try:
+        return Tokenizer(_load_engine(folder), vocabulary_size)
+    except PenstockError:
+        raise
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder}: the tokenizer files are malformed ({error!r}); fetch them again") from error
+
+
+def _load_engine(folder: Path) -> Engine:
+    tokenizer_json, ranks, tekken = (folder / name for name in ("tokenizer.json", "tokenizer.model", "tekken.json"))
+    config = read_tokenizer_config(folder)
+    document = read_json(tokenizer_json) if tokenizer_json.exists() else None
+    why = ""
+    if document is not None:
+        try:
+            return byte_level_engine(document, config.bos_token)
+        except Inexact as reason:
+            why = str(reason)
+    if ranks.exists() and is_rank_file(ranks):
+        return rank_file_engine(ranks, config)
+    if tekken.exists():
+        return tekken_engine(tekken)
+    if document is not None:
+        return HuggingFaceEngine(tokenizer_json, document, config.bos_token, why)
+    if ranks.exists():
+        raise ConfigError(
+            f"{ranks} is a SentencePiece model, which is read through tokenizer.json only; "
+            "fetch or convert tokenizer.json, and pip install 'penstock[hf]'"
+        )
+    raise CheckpointError(f"{folder} has no tokenizer: need tokenizer.json, tokenizer.model or tekken.json")

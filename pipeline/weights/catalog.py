@@ -1,0 +1,70 @@
+"""What is known about every weight group before any byte moves: the `Catalog` port over a checkpoint's layouts."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from actors.core.budget import Slot
+from actors.core.message import Message
+from pipeline.weights.groups import WeightGroup
+from pipeline.weights.layout import Copy, HostLayout, device_layout, host_layout, tensor_views
+
+if TYPE_CHECKING:
+    import torch
+
+
+class WeightCatalog:
+    """The layout of every group in a host slot and in a device slot.
+
+    Attn groups have slots of their own kind, ffn groups and head slices share the larger one (design.md, section 5).
+    With `packed` device slots tensors lie 256-aligned; otherwise exactly as in the host slot, so that results do not
+    depend on whether a slot was copied or handed on.
+    """
+
+    def __init__(self, groups: Sequence[WeightGroup], *, packed: bool, two_kinds: bool = True) -> None:
+        self.order = tuple((group.layer, group.name) for group in groups)
+        self._groups = {(group.layer, group.name): group for group in groups}
+        self.host: dict[tuple[int, str], HostLayout] = {key: host_layout(group) for key, group in self._groups.items()}
+        self.two_kinds = two_kinds
+        self._copies: dict[tuple[int, str], tuple[Copy, ...]] = {}
+        self._offsets = {}
+        self._device_bytes = {}
+        for key, group in self._groups.items():
+            host = self.host[key]
+            if packed:
+                device = device_layout(group, host)
+                self._copies[key] = device.copies
+                self._offsets[key] = device.offsets
+                self._device_bytes[key] = device.slot_bytes
+            else:
+                self._copies[key] = (Copy(0, 0, host.slot_bytes),)
+                self._offsets[key] = host.offsets
+                self._device_bytes[key] = host.slot_bytes
+
+    def kind(self, layer: int, group: str) -> str:
+        """The kind of slot: "attn" or "ffn"; everything is "ffn" when there is only one slot."""
+        return "attn" if group == "attn" and self.two_kinds else "ffn"
+
+    def copies(self, layer: int, group: str) -> Sequence[Copy]:
+        """What to copy from a host slot into a device slot."""
+        return self._copies[layer, group]
+
+    def tensors(self, message: Message[Slot]) -> "dict[str, torch.Tensor]":
+        """The group's tensors by short name, as views of the slot that it is in. Only after the message's event."""
+        key = (message.layer, message.group)
+        in_host = message.at.place == "host"
+        offsets = self.host[key].offsets if in_host else self._offsets[key]
+        return tensor_views(message.at.buffer.tensor, offsets, self._groups[key].tensors)
+
+    def slot_bytes(self, place: str) -> dict[str, int]:
+        """The size that a slot of each kind needs, in the "host" or on the "device": that of its largest group."""
+        sizes: dict[str, int] = {}
+        for key in self.order:
+            kind = self.kind(*key)
+            nbytes = self.host[key].slot_bytes if place == "host" else self._device_bytes[key]
+            sizes[kind] = max(sizes.get(kind, 0), nbytes)
+        return sizes
+
+    @property
+    def needed_bytes(self) -> int:
+        """The bytes of all tensors that one pass moves."""
+        return sum(layout.needed_bytes for layout in self.host.values())

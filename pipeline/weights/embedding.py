@@ -1,0 +1,62 @@
+"""The embedding table, of which only the rows that a pass needs are fetched."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from actors.core.ports import Event
+from pipeline.weights.groups import TensorRange
+from pipeline.weights.layout import Copy, tensor_views
+from pipeline.weights.source import WeightSource
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.devices import AnyDevice
+
+
+class EmbeddingRows:
+    """Room for `most_rows` rows in host memory and on the device, filled anew by every `fetch`."""
+
+    def __init__(self, table: TensorRange, source: WeightSource, device: "AnyDevice", most_rows: int) -> None:
+        self.most_rows = most_rows
+        self.row_bytes = table.length // table.shape[0]
+        self.bytes_needed = 0
+        self._table = table
+        self._source = source
+        self._device = device
+        self._host = device.host_memory(most_rows * self.row_bytes)
+        self._rows = device.device_memory(most_rows * self.row_bytes)
+
+    async def fetch(self, token_ids: Sequence[int]) -> Event:
+        """Read the rows of these tokens, each once, and return the event of their upload.
+
+        They go through the H2D lane like everything else: no copy may run on a compute lane (design.md, section 6).
+        Raises OSError when the disk failed twice.
+        """
+        places = {token_id: index for index, token_id in enumerate(dict.fromkeys(token_ids))}
+        reads = [self._read(token_id, index) for token_id, index in places.items()]
+        # With return_exceptions a gather ends only after its last read, so nothing writes into the rows afterwards.
+        for outcome in await asyncio.gather(*reads, return_exceptions=True):
+            if outcome is not None:
+                raise outcome
+        copies = [
+            Copy(places[token_id] * self.row_bytes, index * self.row_bytes, self.row_bytes)
+            for index, token_id in enumerate(token_ids)
+        ]
+        return self._device.upload(self._host, self._rows, copies, ())
+
+    def rows(self, count: int) -> "torch.Tensor":
+        """The first `count` fetched rows, [T, D] in the checkpoint's dtype. Only after the event of `fetch`."""
+        fetched = replace(self._table, length=count * self.row_bytes, shape=(count, self._table.shape[1]))
+        return tensor_views(self._rows.tensor, {fetched.short: 0}, (fetched,))[fetched.short]
+
+    async def _read(self, token_id: int, index: int) -> None:
+        start = self._table.start + token_id * self.row_bytes
+        place = self._host.view[index * self.row_bytes :][: self.row_bytes]
+        self.bytes_needed += self.row_bytes
+        try:
+            await self._source.read_range(self._table.file, start, self.row_bytes, place)
+        except OSError:
+            await self._source.read_range(self._table.file, start, self.row_bytes, place)

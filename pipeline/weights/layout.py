@@ -1,0 +1,119 @@
+"""Where the bytes of a group lie in a host slot and in a device slot. Arithmetic only.
+
+file          ....|....|norm|q k v o..|....      runs of bytes, anywhere
+host slot     |.norm|q k v o..|                  each run's covering window of whole blocks, as it was read
+device slot   |norm|q|k|v|o|                     tensors packed, each at a multiple of 256
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.weights.groups import TensorRange, WeightGroup
+
+if TYPE_CHECKING:
+    import torch
+
+BLOCK_BYTES = 4096
+"""Direct reads need file offset, length and memory address at multiples of this."""
+DEVICE_ALIGNMENT_BYTES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Whole blocks of a file and their place in the host slot. The last block may reach beyond the end of the file."""
+
+    file: Path
+    start: int
+    length: int
+    slot_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostLayout:
+    """What to read for a group, and the byte offset of each of its tensors in the slot afterwards, by short name."""
+
+    windows: tuple[Window, ...]
+    offsets: Mapping[str, int]
+    slot_bytes: int
+    needed_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Bytes that travel together from a host slot to a device slot."""
+
+    source_offset: int
+    target_offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLayout:
+    """The byte offset of each tensor in the device slot by short name, and the copies that bring them there."""
+
+    offsets: Mapping[str, int]
+    slot_bytes: int
+    copies: tuple[Copy, ...]
+
+
+def row_window(start: int, length: int) -> tuple[int, int]:
+    """The start and length of the whole blocks that cover `length` bytes from `start`."""
+    window_start = start // BLOCK_BYTES * BLOCK_BYTES
+    return window_start, _round_up(start + length, BLOCK_BYTES) - window_start
+
+
+def host_layout(group: WeightGroup) -> HostLayout:
+    """One window for all tensors whose covering blocks touch, the windows one after another in the slot."""
+    windows: list[Window] = []
+    offsets: dict[str, int] = {}
+    slot_bytes = 0
+    for tensor in sorted(group.tensors, key=lambda tensor: (tensor.file, tensor.start)):
+        start, length = row_window(tensor.start, tensor.length)
+        last = windows[-1] if windows else None
+        if last is not None and last.file == tensor.file and start <= last.start + last.length:
+            windows.pop()
+            length = max(last.start + last.length, start + length) - last.start
+            start, slot_offset = last.start, last.slot_offset
+        else:
+            slot_offset = slot_bytes
+        windows.append(Window(tensor.file, start, length, slot_offset))
+        offsets[tensor.short] = slot_offset + tensor.start - start
+        slot_bytes = slot_offset + length
+    return HostLayout(tuple(windows), offsets, slot_bytes, group.needed_bytes)
+
+
+def device_layout(group: WeightGroup, host: HostLayout) -> DeviceLayout:
+    """The tensors packed in the order in which they lie in the host slot, so that neighbours travel in one copy."""
+    offsets: dict[str, int] = {}
+    copies: list[Copy] = []
+    slot_bytes = 0
+    for tensor in sorted(group.tensors, key=lambda tensor: host.offsets[tensor.short]):
+        source = host.offsets[tensor.short]
+        target = offsets[tensor.short] = _round_up(slot_bytes, DEVICE_ALIGNMENT_BYTES)
+        last = copies[-1] if copies else Copy(source, target, 0)
+        if (last.source_offset + last.length, last.target_offset + last.length) == (source, target):
+            copies[-1:] = [Copy(last.source_offset, last.target_offset, last.length + tensor.length)]
+        else:
+            copies.append(Copy(source, target, tensor.length))
+        slot_bytes = target + tensor.length
+    return DeviceLayout(offsets, _round_up(slot_bytes, DEVICE_ALIGNMENT_BYTES), tuple(copies))
+
+
+def tensor_views(
+    buffer: "torch.Tensor", offsets: Mapping[str, int], tensors: Sequence[TensorRange]
+) -> dict[str, "torch.Tensor"]:
+    """The tensors of a group by short name, each in its own shape and dtype, over a slot `buffer` (uint8 [bytes])."""
+    import torch  # here, so that planning and simulation need no torch
+
+    dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    views = {}
+    for tensor in tensors:
+        items = buffer[offsets[tensor.short] :][: tensor.length].view(dtypes[tensor.dtype])
+        views[tensor.short] = items.view(tensor.shape)
+    return views
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

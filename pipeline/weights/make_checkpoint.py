@@ -1,0 +1,209 @@
+"""Writes checkpoints of a real shape with random weights, tensor by tensor, in little memory."""
+
+import base64
+import itertools
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from pipeline.errors import ConfigError
+from pipeline.models.config import FAMILIES, read_config
+from pipeline.models.families import group_specs
+from pipeline.weights.checkpoint import INDEX_FILE, SINGLE_FILE
+from pipeline.weights.header import LENGTH_BYTES
+from pipeline.weights.presets import PRESETS
+
+OVERRIDES = {
+    "layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "ffn_size": "intermediate_size",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "vocabulary_size": "vocab_size",
+    "tied_embeddings": "tie_word_embeddings",
+}
+"""What may differ from the preset, and its name in config.json."""
+DTYPES = {"float32": (torch.float32, "F32"), "float16": (torch.float16, "F16"), "bfloat16": (torch.bfloat16, "BF16")}
+SPECIAL_TOKENS = ("<|begin_of_text|>", "<|end_of_text|>")
+STANDARD_DEVIATION = 0.02
+CHUNK_ITEMS = 8 << 20
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def make_checkpoint(
+    out: Path,
+    like: str,
+    *,
+    dtype: str = "bfloat16",
+    seed: int = 0,
+    shard_bytes: int = 5_000_000_000,
+    progress: Callable[[int, int], None] = lambda written_bytes, total_bytes: None,
+    **overrides: int | None,
+) -> None:
+    """Write the folder `out` with weights, config and tokenizer in the shape of the preset `like`.
+
+    Norms are 1 and all else is normal with standard deviation 0.02, as transformers initialises them: activations
+    stay finite through any number of layers, and the bytes do not compress. `progress` gets bytes written and bytes
+    in total after each chunk. `out` appears when it is complete.
+
+    Raises:
+        ConfigError: an unknown preset, override or dtype, a shape that cannot work, an `out` that is not empty, or a
+            disk that is too full.
+    """
+    settings = _settings(like, dtype, overrides)
+    out = out.resolve()
+    partial = _partial_folder(out)
+    try:
+        (partial / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        _write_tokenizer(partial, read_config(partial).vocabulary_size)
+        shapes = _tensor_shapes(partial)
+        _check_space(partial, sum(map(math.prod, shapes.values())) * DTYPES[dtype][0].itemsize)
+        _write_shards(partial, shapes, dtype, seed, shard_bytes, progress)
+        partial.rename(out)
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
+
+
+def _settings(like: str, dtype: str, overrides: Mapping[str, int | None]) -> dict[str, object]:
+    for what, name, known in (
+        ("preset", like, PRESETS),
+        ("dtype", dtype, DTYPES),
+        *(("override", name, OVERRIDES) for name in overrides),
+    ):
+        if name not in known:
+            raise ConfigError(f"unknown {what} {name!r}; there are {', '.join(known)}")
+    settings = {**PRESETS[like], "torch_dtype": dtype, "hidden_act": "silu"}
+    settings |= {OVERRIDES[name]: value for name, value in overrides.items() if value is not None}
+    vocabulary_size, least = settings["vocab_size"], 256 + len(SPECIAL_TOKENS)
+    if not isinstance(vocabulary_size, int) or vocabulary_size < least:
+        raise ConfigError(
+            f"vocabulary_size: need at least {least} (all bytes and two special ids), have {vocabulary_size}"
+        )
+    settings["architectures"] = [FAMILIES[str(settings["model_type"])].architecture]
+    settings["bos_token_id"], settings["eos_token_id"] = vocabulary_size - 2, vocabulary_size - 1
+    return settings
+
+
+def _partial_folder(out: Path) -> Path:
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(f"{out}: exists and is not an empty folder; choose another name or remove it")
+    partial = out.with_name(f"{out.name}.partial")
+    try:
+        partial.mkdir(parents=True)
+    except FileExistsError as error:
+        raise ConfigError(f"{partial}: is left from a run that was killed, or still runs; remove it") from error
+    return partial
+
+
+def _tensor_shapes(folder: Path) -> Shapes:
+    """All tensors by name in the order of the modules: the embedding first, the output matrix last."""
+    specs = group_specs(read_config(folder))
+    ordered = [*specs.pop((-1, "embed")), *itertools.chain.from_iterable(specs.values())]
+    return {spec.name: spec.shape for spec in ordered}
+
+
+def _check_space(folder: Path, need_bytes: int) -> None:
+    have_bytes = shutil.disk_usage(folder).free
+    if have_bytes < need_bytes:
+        raise ConfigError(f"{folder.parent}: the disk is too full: need {need_bytes} bytes, have {have_bytes}")
+
+
+def _write_shards(
+    folder: Path, shapes: Shapes, dtype: str, seed: int, shard_bytes: int, progress: Callable[[int, int], None]
+) -> None:
+    item_bytes = DTYPES[dtype][0].itemsize
+    shards = _split(shapes, shard_bytes // item_bytes)
+    total_bytes = sum(map(math.prod, shapes.values())) * item_bytes
+    written_bytes = 0
+    chunks = _RandomChunks(dtype, seed)
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file_name = SINGLE_FILE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        with open(folder / file_name, "wb", buffering=0) as file:
+            file.write(_header({name: shapes[name] for name in names}, dtype))
+            for name in names:
+                for chunk in chunks.of(name, math.prod(shapes[name])):
+                    _write_all(file, chunk)
+                    written_bytes += len(chunk)
+                    progress(written_bytes, total_bytes)
+            os.fsync(file.fileno())  # a direct read right after would have to wait for it anyway
+        weight_map |= dict.fromkeys(names, file_name)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _split(shapes: Shapes, shard_items: int) -> list[list[str]]:
+    """Fill shard after shard in module order, sorted by name inside each, as transformers does."""
+    shards: list[list[str]] = [[]]
+    free_items = shard_items
+    for name, shape in shapes.items():
+        if shards[-1] and math.prod(shape) > free_items:
+            shards.append([])
+            free_items = shard_items
+        shards[-1].append(name)
+        free_items -= math.prod(shape)
+    return [sorted(names) for names in shards]
+
+
+def _header(shapes: Shapes, dtype: str) -> bytes:
+    fields: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    torch_dtype, dtype_name = DTYPES[dtype]
+    end = 0
+    for name, shape in shapes.items():
+        begin, end = end, end + math.prod(shape) * torch_dtype.itemsize
+        fields[name] = {"dtype": dtype_name, "shape": shape, "data_offsets": [begin, end]}
+    raw = json.dumps(fields, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    return len(raw).to_bytes(LENGTH_BYTES, "little") + raw
+
+
+class _RandomChunks:
+    """Weights as bytes, a chunk at a time, always in the same two buffers."""
+
+    def __init__(self, dtype: str, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+        self._item_bytes = DTYPES[dtype][0].itemsize
+        self._normal = torch.empty(CHUNK_ITEMS)
+        self._bytes = bytearray(CHUNK_ITEMS * self._item_bytes)
+        self._items = torch.frombuffer(self._bytes, dtype=DTYPES[dtype][0])
+
+    def of(self, name: str, items: int) -> Iterator[memoryview]:
+        for begin in range(0, items, CHUNK_ITEMS):
+            count = min(CHUNK_ITEMS, items - begin)
+            normal = self._normal[:count]
+            if name.endswith("norm.weight"):
+                normal.fill_(1.0)
+            else:
+                normal.normal_(0.0, STANDARD_DEVIATION, generator=self._generator)
+            self._items[:count].copy_(normal)
+            yield memoryview(self._bytes)[: count * self._item_bytes]
+
+
+def _write_all(file: BinaryIO, chunk: memoryview) -> None:
+    while chunk:
+        chunk = chunk[file.write(chunk) :]
+
+
+def _write_tokenizer(folder: Path, vocabulary_size: int) -> None:
+    """A tiktoken vocabulary of all strings of one byte, of two, of three, in order, and two special ids at the end."""
+    first_special = vocabulary_size - len(SPECIAL_TOKENS)
+    strings = itertools.chain.from_iterable(itertools.product(range(256), repeat=length) for length in (1, 2, 3))
+    with open(folder / "tokenizer.model", "wb") as file:
+        for rank, string in enumerate(itertools.islice(strings, first_special)):
+            file.write(b"%s %d\n" % (base64.b64encode(bytes(string)), rank))
+    begin, end = SPECIAL_TOKENS
+    special_tokens = {
+        str(first_special + index): {"content": token, "special": True} for index, token in enumerate(SPECIAL_TOKENS)
+    }
+    settings = {"add_bos_token": True, "bos_token": begin, "eos_token": end, "added_tokens_decoder": special_tokens}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")

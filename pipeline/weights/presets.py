@@ -1,0 +1,98 @@
+"""The `config.json` of models that people run, for checkpoints of a real shape."""
+
+from collections.abc import Mapping
+
+Settings = dict[str, object]
+
+LLAMA_3 = {"model_type": "llama", "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "vocab_size": 128256}
+LLAMA_3_1 = {
+    **LLAMA_3,
+    "max_position_embeddings": 131072,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+}
+LLAMA_3_2 = {
+    **LLAMA_3_1,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+    "tie_word_embeddings": True,
+}
+QWEN_2_5 = {
+    "model_type": "qwen2",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "vocab_size": 152064,
+    "max_position_embeddings": 131072,
+    "use_sliding_window": False,
+}
+QWEN_2_5_SMALL = {**QWEN_2_5, "vocab_size": 151936, "max_position_embeddings": 32768, "tie_word_embeddings": True}
+QWEN_3 = {
+    "model_type": "qwen3",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "vocab_size": 151936,
+    "max_position_embeddings": 40960,
+    "use_sliding_window": False,
+}
+LLAMA_2 = {
+    "model_type": "llama",
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+}
+MISTRAL = {
+    "model_type": "mistral",
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "vocab_size": 32000,
+    "max_position_embeddings": 32768,
+    "sliding_window": 4096,
+}
+
+
+def _shape(
+    family: Settings, hidden: int, ffn: int, layers: int, heads: int, kv_heads: int, head_dim: int = 0, **rest: object
+) -> Settings:
+    return {
+        "tie_word_embeddings": False,
+        **family,
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        **({"head_dim": head_dim} if head_dim else {}),
+        **rest,
+    }
+
+
+PRESETS: Mapping[str, Settings] = {
+    "llama-2-7b": _shape(LLAMA_2, 4096, 11008, 32, 32, 32),
+    "llama-3-8b": _shape(LLAMA_3, 4096, 14336, 32, 32, 8, max_position_embeddings=8192),
+    "llama-3-70b": _shape(LLAMA_3, 8192, 28672, 80, 64, 8, max_position_embeddings=8192),
+    "llama-3.1-8b": _shape(LLAMA_3_1, 4096, 14336, 32, 32, 8),
+    "llama-3.1-70b": _shape(LLAMA_3_1, 8192, 28672, 80, 64, 8),
+    "llama-3.1-405b": _shape(LLAMA_3_1, 16384, 53248, 126, 128, 8),
+    "llama-3.2-1b": _shape(LLAMA_3_2, 2048, 8192, 16, 32, 8, 64),
+    "llama-3.2-3b": _shape(LLAMA_3_2, 3072, 8192, 28, 24, 8, 128),
+    "mistral-7b": _shape(MISTRAL, 4096, 14336, 32, 32, 8),
+    "qwen2.5-0.5b": _shape(QWEN_2_5_SMALL, 896, 4864, 24, 14, 2),
+    "qwen2.5-1.5b": _shape(QWEN_2_5_SMALL, 1536, 8960, 28, 12, 2),
+    "qwen2.5-7b": _shape(QWEN_2_5, 3584, 18944, 28, 28, 4),
+    "qwen2.5-32b": _shape(QWEN_2_5, 5120, 27648, 64, 40, 8),
+    "qwen2.5-72b": _shape(QWEN_2_5, 8192, 29568, 80, 64, 8),
+    "qwen3-0.6b": _shape(QWEN_3, 1024, 3072, 28, 16, 8, 128, tie_word_embeddings=True),
+    "qwen3-8b": _shape(QWEN_3, 4096, 12288, 36, 32, 8, 128),
+    "qwen3-32b": _shape(QWEN_3, 5120, 25600, 64, 64, 8, 128),
+}

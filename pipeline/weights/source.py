@@ -1,0 +1,137 @@
+"""The weight source: whole groups and single rows, from files into memory, with several reads in flight."""
+
+import asyncio
+import ctypes
+import mmap
+from collections import deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.errors import CheckpointError, ClosedError, ConfigError
+from pipeline.weights.checkpoint import FileIdentity
+from pipeline.weights.lanes import Disk, Lanes
+from pipeline.weights.layout import BLOCK_BYTES, HostLayout, row_window
+
+ROW_LANES = 4
+"""Rows have lanes of their own: a pass that waits for its embedding must not queue behind whole groups."""
+
+
+class Chunk(NamedTuple):
+    """What one lane reads at once."""
+
+    file: Path
+    start: int
+    length: int
+    slot_offset: int
+
+
+class WeightSource:
+    """Reads weight groups past the page cache into host slots, and embedding rows into any memory.
+
+    Several `read_into` calls may be in flight: lanes serve them in call order, and a lane that finds no chunk left in
+    one call goes on with the next call at once, so the disk's queue does not drain between groups.
+    """
+
+    def __init__(
+        self,
+        layouts: Mapping[tuple[int, str], HostLayout],
+        files: Mapping[Path, FileIdentity],
+        *,
+        lanes: int = 4,
+        chunk_bytes: int = 16 << 20,
+        direct: bool = True,
+    ) -> None:
+        if lanes < 1 or chunk_bytes < BLOCK_BYTES or chunk_bytes % BLOCK_BYTES:
+            raise ConfigError(
+                f"lanes={lanes}, chunk_bytes={chunk_bytes}: need 1 lane or more, and chunks of {BLOCK_BYTES} bytes or "
+                "a multiple of that"
+            )
+        self._layouts = layouts
+        self._chunk_bytes = chunk_bytes
+        self._disk = Disk(files, direct)
+        self._lanes = Lanes("penstock-disk", lanes, self._disk)
+        self._row_lanes = Lanes("penstock-rows", ROW_LANES, self._disk)
+        self._closed = False
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that came from files, padding and repeated reads included."""
+        return self._disk.bytes_read
+
+    @property
+    def reads(self) -> int:
+        """Reads that returned bytes."""
+        return self._disk.reads
+
+    @property
+    def direct(self) -> bool:
+        """Whether reads go past the page cache."""
+        return self._disk.direct
+
+    async def read_into(self, layer: int, group: str, buffer: memoryview) -> None:
+        """Read all windows of a group into `buffer`, a host slot whose address is a multiple of 4096.
+
+        Returns, raises or passes a cancellation on only when no thread writes into `buffer` any more; after an error or
+        a cancellation no further chunk is begun.
+
+        Raises:
+            CheckpointError: a file was truncated or changed since it was opened.
+            OSError: the disk failed; nothing was tried again.
+        """
+        layout = self._layouts[layer, group]
+        self._check(buffer, layout.slot_bytes)
+        chunks = deque(self._chunks(layout))
+        workers = [self._read_chunks(chunks, buffer) for _ in range(min(len(chunks), self._lanes.count))]
+        # With return_exceptions a gather ends only after its last worker, even when it is cancelled.
+        for outcome in await asyncio.gather(*workers, return_exceptions=True):
+            if outcome is not None:
+                raise outcome
+
+    async def read_range(self, file: Path, start: int, length: int, buffer: memoryview) -> None:
+        """Read exactly `length` bytes of `file` from `start` into the beginning of `buffer`, any memory.
+
+        Raises:
+            CheckpointError, OSError: as `read_into`.
+        """
+        self._check_open()
+        if start + length > self._disk.files[file].size:
+            raise CheckpointError(f"{file}: need bytes {start} to {start + length}, have {self._disk.files[file].size}")
+        window_start, window_length = row_window(start, length)
+        async with self._row_lanes.lend() as lane:
+            window = memoryview(mmap.mmap(-1, window_length))
+            await lane.read(file, window_start, window)
+        buffer[:length] = window[start - window_start :][:length]
+
+    async def aclose(self) -> None:
+        """Wait for the reads in flight, close all files and end the threads. Closing twice is harmless."""
+        self._closed = True
+        await self._lanes.aclose()
+        await self._row_lanes.aclose()
+
+    async def _read_chunks(self, chunks: deque[Chunk], buffer: memoryview) -> None:
+        async with self._lanes.lend() as lane:
+            try:
+                while chunks:
+                    chunk = chunks.popleft()
+                    await lane.read(chunk.file, chunk.start, buffer[chunk.slot_offset :][: chunk.length])
+            finally:
+                chunks.clear()  # after an error or a cancellation no worker begins another one
+
+    def _chunks(self, layout: HostLayout) -> Iterator[Chunk]:
+        for window in layout.windows:
+            for done in range(0, window.length, self._chunk_bytes):
+                length = min(self._chunk_bytes, window.length - done)
+                yield Chunk(window.file, window.start + done, length, window.slot_offset + done)
+
+    def _check(self, buffer: memoryview, slot_bytes: int) -> None:
+        self._check_open()
+        if len(buffer) < slot_bytes:
+            raise ConfigError(f"the host slot is too small: need {slot_bytes} bytes, have {len(buffer)}")
+        address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+        if self._disk.direct and address % BLOCK_BYTES:
+            raise ConfigError(f"the host slot begins at address {address:#x}; direct reads need a multiple of 4096")
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("the weight source is closed")

@@ -1,0 +1,156 @@
+"""Parity with transformers: the same weights, the same tokens, the same numbers."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.tiny_models import PROMPT, VARIANTS, VOCABULARY_SIZE, greedy, logits, save, with_attention
+
+from pipeline.models import decoder
+from pipeline.models.attention import LayerKV
+from pipeline.models.config import ModelConfig, read_config
+from pipeline.models.families import group_specs
+from pipeline.models.ops import rotary
+
+STEPS = 32
+CPU = torch.device("cpu")
+
+
+class TinyRun:
+    """One sequence over a checkpoint, group by group as the pipeline computes it, all weights in memory."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype, offset_bytes: int = 0) -> None:
+        self.config = read_config(folder)
+        self.dtype = dtype
+        self.weights = read_weights(folder, self.config, offset_bytes)
+        shape = (STEPS + len(PROMPT), self.config.kv_heads, self.config.head_dim)
+        # NaN in every row that is not written yet: reading one too many would show in every number.
+        self.kv = [
+            LayerKV(torch.full(shape, torch.nan, dtype=dtype), torch.full(shape, torch.nan, dtype=dtype))
+            for _ in range(self.config.layers)
+        ]
+        self.start = 0
+
+    def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
+        """The logits after each of the next tokens, fp32 [T, V]; the head is computed in two slices."""
+        config = self.config
+        hidden_TD = self.weights[-1, "embed"]["embed"][list(token_ids)].to(self.dtype)
+        turn = rotary(config, self.start, len(token_ids), CPU)
+        for layer in range(config.layers):
+            weights = self.weights[layer, "attn"]
+            hidden_TD = decoder.attention_half(config, weights, hidden_TD, self.kv[layer], self.start, turn)
+            hidden_TD = decoder.ffn_half(config, self.weights[layer, "ffn"], hidden_TD)
+        self.start += len(token_ids)
+        head = self.weights[config.layers, "head"]
+        normed_TD = decoder.final_norm(config, head, hidden_TD)
+        slices = head["output"].split(VOCABULARY_SIZE // 2 + 1)
+        return torch.cat([decoder.output_slice({"output": rows}, normed_TD) for rows in slices], dim=-1)
+
+    def chunked(self, token_ids: Sequence[int], chunk: int) -> torch.Tensor:
+        """The logits after each token, `chunk` tokens a pass, fp32 [T, V]."""
+        parts = [token_ids[first : first + chunk] for first in range(0, len(token_ids), chunk)]
+        return torch.cat([self.logits(part) for part in parts])
+
+    def greedy(self, prompt_ids: Sequence[int]) -> tuple[list[int], torch.Tensor]:
+        """Token ids and log-probabilities [steps, V] of the most likely continuation."""
+        token_ids: list[int] = []
+        logprobs = []
+        waiting = list(prompt_ids)
+        for _ in range(STEPS):
+            logprobs.append(self.logits(waiting)[-1].log_softmax(-1))
+            token_ids.append(int(logprobs[-1].argmax()))
+            waiting = token_ids[-1:]
+        return token_ids, torch.stack(logprobs)
+
+
+def read_weights(
+    folder: Path, config: ModelConfig, offset_bytes: int
+) -> dict[tuple[int, str], Mapping[str, torch.Tensor]]:
+    """The weights of every group by short name, each at an address `offset_bytes` past a multiple of 64."""
+    tensors: dict[str, torch.Tensor] = {}
+    for file in folder.glob("*.safetensors"):
+        tensors.update(load_file(file))
+    groups = {}
+    for group, specs in group_specs(config).items():
+        for spec in specs:
+            assert tensors[spec.name].shape == spec.shape
+        groups[group] = {spec.short: moved(tensors[spec.name], offset_bytes) for spec in specs}
+    return groups
+
+
+def moved(tensor: torch.Tensor, offset_bytes: int) -> torch.Tensor:
+    buffer = torch.empty(tensor.nbytes + 64 + offset_bytes, dtype=torch.uint8)
+    start = -buffer.data_ptr() % 64 + offset_bytes
+    copy = buffer[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+    return copy.copy_(tensor)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_fp32_says_the_same_tokens_with_the_same_probabilities(variant: str, tmp_path: Path) -> None:
+    expected = greedy(save(variant, tmp_path, shards=3), PROMPT, STEPS)
+    token_ids, logprobs = TinyRun(tmp_path, torch.float32).greedy(PROMPT)
+    assert token_ids == expected.token_ids
+    torch.testing.assert_close(logprobs, expected.logprobs, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("chunk", [1, 2, 5, 12])
+def test_a_prompt_in_chunks_gives_the_same_numbers(variant: str, chunk: int, tmp_path: Path) -> None:
+    expected = logits(save(variant, tmp_path), PROMPT)
+    ours = TinyRun(tmp_path, torch.float32).chunked(PROMPT, chunk)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("chunk", [1, 5, len(PROMPT)])
+def test_bf16_differs_no_more_than_transformers_from_itself(variant: str, chunk: int, tmp_path: Path) -> None:
+    model = save(variant, tmp_path, dtype=torch.bfloat16)
+    eager = logits(with_attention(model, "eager"), PROMPT, chunk)
+    sdpa = logits(with_attention(model, "sdpa"), PROMPT, chunk)
+    ours = TinyRun(tmp_path, torch.bfloat16).chunked(PROMPT, chunk)
+    # The two implementations may agree by luck; one rounding of the largest logit is the least that can differ at all.
+    floor = float(eager.abs().max()) * torch.finfo(torch.bfloat16).eps
+    assert float((ours - eager).abs().max()) <= max(float((sdpa - eager).abs().max()), floor)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_weights_of_another_dtype_are_cast_at_use(dtype: torch.dtype, tmp_path: Path) -> None:
+    save("qwen2", tmp_path, dtype=dtype)
+    narrow = TinyRun(tmp_path, torch.float32)
+    wide = TinyRun(tmp_path, torch.float32)
+    wide.weights = {
+        group: {short: weight.float() for short, weight in weights.items()} for group, weights in wide.weights.items()
+    }
+    assert narrow.weights[0, "attn"]["q_bias"].dtype == dtype
+    assert torch.equal(narrow.logits(PROMPT), wide.logits(PROMPT))
+
+
+@pytest.mark.parametrize("offset_bytes", [2, 8, 40])
+def test_bf16_weights_at_any_address_give_the_same_bits(offset_bytes: int, tmp_path: Path) -> None:
+    save("qwen3", tmp_path, dtype=torch.bfloat16)
+    aligned = TinyRun(tmp_path, torch.bfloat16).chunked(PROMPT, 4)
+    assert torch.equal(TinyRun(tmp_path, torch.bfloat16, offset_bytes).chunked(PROMPT, 4), aligned)
+
+
+@pytest.mark.parametrize("offset_bytes", [4, 8, 40])
+def test_fp32_weights_at_any_address_give_the_same_numbers(offset_bytes: int, tmp_path: Path) -> None:
+    """Not the same bits: MKL's product of one token rounds by the address of the matrix modulo 16."""
+    save("qwen3", tmp_path)
+    aligned = TinyRun(tmp_path, torch.float32).chunked(PROMPT, 1)
+    ours = TinyRun(tmp_path, torch.float32, offset_bytes).chunked(PROMPT, 1)
+    torch.testing.assert_close(ours, aligned, rtol=0, atol=1e-5 * float(aligned.abs().max()))
+
+
+def test_weights_and_hidden_states_are_not_modified(tmp_path: Path) -> None:
+    save("qwen2", tmp_path)
+    run = TinyRun(tmp_path, torch.float32)
+    before = {group: {short: w.clone() for short, w in weights.items()} for group, weights in run.weights.items()}
+    hidden_TD = torch.randn(4, run.config.hidden_size)
+    kept_TD = hidden_TD.clone()
+    turn = rotary(run.config, 0, 4, CPU)
+    decoder.attention_half(run.config, run.weights[0, "attn"], hidden_TD, run.kv[0], 0, turn)
+    decoder.ffn_half(run.config, run.weights[0, "ffn"], hidden_TD)
+    assert torch.equal(hidden_TD, kept_TD)
+    assert all(torch.equal(w, before[group][short]) for group, ws in run.weights.items() for short, w in ws.items())

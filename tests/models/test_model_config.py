@@ -1,0 +1,302 @@
+"""config.json in both spellings, the defaults that it leaves out, and everything that is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.tiny_models import VARIANTS, save
+
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.models.config import LinearScaling, Llama3Scaling, read_config, read_generation_defaults
+
+LLAMA_31_8B: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "bos_token_id": 128000,
+    "eos_token_id": [128001, 128008, 128009],
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 131072,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 128256,
+}
+QWEN25: dict[str, Any] = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "hidden_act": "silu",
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 21,
+    "model_type": "qwen2",
+    "num_attention_heads": 14,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 32768,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+MISTRAL: dict[str, Any] = {
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "vocab_size": 32000,
+}
+ABSENT = object()
+
+
+def write(folder: Path, values: object, name: str = "config.json") -> Path:
+    (folder / name).write_text(json.dumps(values))
+    return folder
+
+
+def changed(values: dict[str, Any], **changes: object) -> dict[str, Any]:
+    return {key: value for key, value in {**values, **changes}.items() if value is not ABSENT}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_reads_what_transformers_wrote(variant: str, tmp_path: Path) -> None:
+    reference = save(variant, tmp_path, dtype=torch.float16).config
+    config = read_config(tmp_path)
+    assert config.family == reference.model_type
+    assert (config.hidden_size, config.layers) == (reference.hidden_size, reference.num_hidden_layers)
+    assert (config.heads, config.kv_heads) == (reference.num_attention_heads, reference.num_key_value_heads)
+    head_dim = getattr(reference, "head_dim", None) or reference.hidden_size // reference.num_attention_heads
+    assert config.head_dim == head_dim
+    assert (config.ffn_size, config.vocabulary_size) == (reference.intermediate_size, reference.vocab_size)
+    assert config.norm_epsilon == reference.rms_norm_eps
+    assert config.rope_theta == reference.rope_parameters["rope_theta"]
+    assert config.tied_embeddings == reference.tie_word_embeddings
+    assert config.sliding_window == getattr(reference, "sliding_window", None)
+    assert config.max_positions == reference.max_position_embeddings
+    assert config.dtype == torch.float16
+    assert (config.eos_ids, config.bos_id) == ((2,), 1)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_both_spellings_mean_the_same(variant: str, tmp_path: Path) -> None:
+    save(variant, tmp_path)
+    new_spelling = read_config(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    rope = values.pop("rope_parameters")
+    values["rope_theta"] = rope.pop("rope_theta")
+    values["rope_scaling"] = None if rope["rope_type"] == "default" else {**rope, "type": rope.pop("rope_type")}
+    values["torch_dtype"] = values.pop("dtype")
+    assert "rope_parameters" not in values
+    assert read_config(write(tmp_path, values)) == new_spelling
+
+
+def test_reads_llama_31(tmp_path: Path) -> None:
+    config = read_config(write(tmp_path, LLAMA_31_8B))
+    assert (config.heads, config.kv_heads, config.head_dim) == (32, 8, 128)
+    assert config.rope_theta == 500000.0
+    assert config.rope_scaling == Llama3Scaling(
+        factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_max_positions=8192
+    )
+    assert config.eos_ids == (128001, 128008, 128009)
+    assert config.bos_id == 128000
+    assert config.dtype == torch.bfloat16
+    assert (config.qkv_bias, config.qk_norm, config.tied_embeddings) == (False, False, False)
+
+
+def test_reads_qwen_whose_window_is_off(tmp_path: Path) -> None:
+    config = read_config(write(tmp_path, QWEN25))
+    assert config.sliding_window is None
+    assert config.qkv_bias
+    assert config.head_dim == 64
+
+
+def test_qwen_window_of_all_layers_is_read_from_either_key(tmp_path: Path) -> None:
+    windowed = changed(QWEN25, use_sliding_window=True, sliding_window=512)
+    assert read_config(write(tmp_path, changed(windowed, max_window_layers=24))).sliding_window is None
+    assert read_config(write(tmp_path, changed(windowed, max_window_layers=0))).sliding_window == 512
+    kinds = ["sliding_attention"] * 24
+    assert read_config(write(tmp_path, changed(windowed, layer_types=kinds))).sliding_window == 512
+
+
+def test_keys_left_out_mean_what_transformers_assumes(tmp_path: Path) -> None:
+    from transformers import MistralConfig
+
+    reference = MistralConfig(**{key: value for key, value in MISTRAL.items() if key != "model_type"})
+    config = read_config(write(tmp_path, MISTRAL))
+    assert config.kv_heads == reference.num_key_value_heads == 8
+    assert config.sliding_window == reference.sliding_window == 4096
+    assert config.max_positions == reference.max_position_embeddings
+    assert config.norm_epsilon == reference.rms_norm_eps
+    assert config.rope_theta == reference.rope_parameters["rope_theta"]
+    assert (config.bos_id, config.eos_ids) == (reference.bos_token_id, (reference.eos_token_id,))
+    assert config.dtype is None
+    assert read_config(write(tmp_path, changed(MISTRAL, sliding_window=None))).sliding_window is None
+
+
+def test_llama3_scaling_without_an_original_length_takes_the_longest_position(tmp_path: Path) -> None:
+    rope = {key: value for key, value in LLAMA_31_8B["rope_scaling"].items() if not key.startswith("original")}
+    scaling = read_config(write(tmp_path, changed(LLAMA_31_8B, rope_scaling=rope))).rope_scaling
+    assert isinstance(scaling, Llama3Scaling)
+    assert scaling.original_max_positions == 131072
+
+
+def test_linear_scaling_in_the_old_spelling(tmp_path: Path) -> None:
+    values = changed(LLAMA_31_8B, rope_scaling={"type": "linear", "factor": 2})
+    assert read_config(write(tmp_path, values)).rope_scaling == LinearScaling(factor=2.0)
+
+
+def test_generation_config_speaks_for_the_end_tokens(tmp_path: Path) -> None:
+    write(tmp_path, LLAMA_31_8B)
+    write(tmp_path, {"eos_token_id": [7, 9]}, "generation_config.json")
+    config = read_config(tmp_path)
+    assert (config.eos_ids, config.bos_id) == ((7, 9), 128000)
+
+
+def test_a_model_without_end_token(tmp_path: Path) -> None:
+    config = read_config(write(tmp_path, changed(LLAMA_31_8B, eos_token_id=None, bos_token_id=None)))
+    assert (config.eos_ids, config.bos_id) == ((), None)
+
+
+def test_nothing_that_the_config_names_is_run(tmp_path: Path) -> None:
+    (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
+    auto_map = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    config = read_config(write(tmp_path, changed(LLAMA_31_8B, auto_map=auto_map, trust_remote_code=True)))
+    assert config.family == "llama"
+
+
+UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
+    "another family": (changed(LLAMA_31_8B, model_type="mixtral"), "model_type: need .*; have 'mixtral'"),
+    "no family": (changed(LLAMA_31_8B, model_type=ABSENT), "model_type: need .*; have nothing"),
+    "another class": (changed(LLAMA_31_8B, architectures=["LlamaForTokenClassification"]), "architectures: .*Token"),
+    "activation": (changed(LLAMA_31_8B, hidden_act="gelu"), "hidden_act: .*'gelu'"),
+    "quantised": (changed(LLAMA_31_8B, quantization_config={"bits": 4}), "quantization_config: .*bits"),
+    "attention bias": (changed(LLAMA_31_8B, attention_bias=True), "attention_bias: .*True"),
+    "mlp bias": (changed(LLAMA_31_8B, mlp_bias=True), "mlp_bias: .*True"),
+    "yarn": (
+        changed(LLAMA_31_8B, rope_scaling={"rope_type": "yarn", "factor": 4}),
+        "rope_scaling: rope_type: .*'yarn'",
+    ),
+    "dynamic": (changed(LLAMA_31_8B, rope_scaling={"type": "dynamic", "factor": 4}), "rope_scaling: type: .*'dynamic'"),
+    "rope of layer types": (
+        changed(LLAMA_31_8B, rope_scaling=None, rope_parameters={"full_attention": {"rope_theta": 1.0}}),
+        "rope_parameters: full_attention",
+    ),
+    "partial rope": (changed(LLAMA_31_8B, partial_rotary_factor=0.5), "partial_rotary_factor: .*0.5"),
+    "float8": (changed(LLAMA_31_8B, torch_dtype="float8_e4m3fn"), "torch_dtype: .*'float8_e4m3fn'"),
+    "mixed windows": (changed(QWEN25, use_sliding_window=True), "max_window_layers: .*21"),
+    "mixed layer types": (
+        changed(QWEN25, use_sliding_window=True, layer_types=["full_attention", "sliding_attention"] * 12),
+        "layer_types: ",
+    ),
+    "window without size": (
+        changed(QWEN25, use_sliding_window=True, sliding_window=None, layer_types=["sliding_attention"] * 24),
+        "layer_types: ",
+    ),
+    "llama with windows": (changed(LLAMA_31_8B, layer_types=["sliding_attention"] * 32), "layer_types: "),
+}
+
+
+@pytest.mark.parametrize("case", UNSUPPORTED)
+def test_what_is_not_supported_is_refused_by_name_with_the_list(case: str, tmp_path: Path) -> None:
+    values, match = UNSUPPORTED[case]
+    with pytest.raises(ConfigError, match=match) as caught:
+        read_config(write(tmp_path, values))
+    assert str(tmp_path / "config.json") in str(caught.value)
+    assert "Llama 2/3/3.1/3.2" in str(caught.value)
+    assert "Qwen3" in str(caught.value)
+
+
+NUMBERS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+
+
+@pytest.mark.parametrize("value", [ABSENT, None, 0, -1, 2**31, 1.5, "32", True, [], float("nan")], ids=repr)
+@pytest.mark.parametrize("key", NUMBERS)
+def test_every_count_is_checked(key: str, value: object, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"config.json: {key}: need a whole number from 1 to \d+; have "):
+        read_config(write(tmp_path, changed(LLAMA_31_8B, **{key: value})))
+
+
+@pytest.mark.parametrize(
+    "value", [0, -1e-6, "1e-5", True, float("inf"), float("nan"), 10**400], ids=lambda v: repr(v)[:9]
+)
+@pytest.mark.parametrize("key", ["rms_norm_eps", "rope_theta"])
+def test_every_number_is_checked(key: str, value: object, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"config.json: {key}: need a (finite )?number"):
+        read_config(write(tmp_path, changed(LLAMA_31_8B, **{key: value})))
+
+
+IMPOSSIBLE: dict[str, tuple[dict[str, Any], str]] = {
+    "kv heads": (changed(LLAMA_31_8B, num_key_value_heads=5), "num_key_value_heads: need a divisor of .* 32; have 5"),
+    "too many kv heads": (changed(LLAMA_31_8B, num_key_value_heads=64), "num_key_value_heads: need a divisor"),
+    "odd head": (changed(LLAMA_31_8B, head_dim=127), "head_dim: need an even number.*; have 127"),
+    "no whole head": (changed(LLAMA_31_8B, hidden_size=4100), "hidden_size: need a multiple of .* 32, or a head_dim"),
+    "layers beyond reason": (changed(LLAMA_31_8B, num_hidden_layers=10**6), "num_hidden_layers: need .* to 10000"),
+    "end token": (changed(LLAMA_31_8B, eos_token_id=128256), "eos_token_id: need token ids from 0 to 128255"),
+    "end tokens": (changed(LLAMA_31_8B, eos_token_id=[1, True]), "eos_token_id: need token ids"),
+    "flag": (changed(LLAMA_31_8B, tie_word_embeddings="yes"), "tie_word_embeddings: need true or false; have 'yes'"),
+    "text": (changed(LLAMA_31_8B, hidden_act=3), "hidden_act: need a string; have 3"),
+    "rope is no object": (changed(LLAMA_31_8B, rope_scaling=[1]), "rope_scaling: need a JSON object"),
+    "no factor": (changed(LLAMA_31_8B, rope_scaling={"type": "linear"}), "rope_scaling: factor: need .*; have nothing"),
+    "crossed factors": (
+        changed(LLAMA_31_8B, rope_scaling={**LLAMA_31_8B["rope_scaling"], "low_freq_factor": 4.0}),
+        "low_freq_factor: need a number below high_freq_factor = 4.0; have 4.0",
+    ),
+    "window": (changed(MISTRAL, sliding_window=0), "sliding_window: need a whole number from 1"),
+}
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_numbers_that_can_never_work_are_refused(case: str, tmp_path: Path) -> None:
+    values, match = IMPOSSIBLE[case]
+    with pytest.raises(ConfigError, match=match):
+        read_config(write(tmp_path, values))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b'["model_type"]'], ids=lambda c: repr(c[:9])
+)
+def test_a_file_that_is_no_json_object_is_a_bad_checkpoint(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        read_config(tmp_path)
+
+
+def test_a_folder_without_config_is_a_bad_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json: cannot be read \(No such file"):
+        read_config(tmp_path)
+
+
+def test_generation_defaults_are_those_present(tmp_path: Path) -> None:
+    assert read_generation_defaults(tmp_path) == {}
+    values = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": None, "max_length": 4096, "bos_token_id": 1}
+    defaults = read_generation_defaults(write(tmp_path, values, "generation_config.json"))
+    assert defaults == {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
+
+
+@pytest.mark.parametrize(("key", "value"), [("temperature", "hot"), ("top_p", True), ("do_sample", 1)])
+def test_generation_defaults_of_the_wrong_type_are_refused(key: str, value: object, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"generation_config\.json: {key}: need "):
+        read_generation_defaults(write(tmp_path, {key: value}, "generation_config.json"))

@@ -1,0 +1,121 @@
+"""Tiny random models of every family, built by transformers, saved as checkpoints, and asked for reference answers."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # transformers and what it imports warn about themselves
+    import transformers
+    from transformers import LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config, Qwen3Config
+
+transformers.logging.disable_progress_bar()
+
+VOCABULARY_SIZE = 259
+MAX_POSITIONS = 256
+
+_SHAPE = {
+    "vocab_size": VOCABULARY_SIZE,
+    "hidden_size": 48,
+    "intermediate_size": 104,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": MAX_POSITIONS,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0}
+
+VARIANTS: dict[str, Callable[[], Any]] = {
+    "llama_mha": lambda: LlamaConfig(**_SHAPE, num_key_value_heads=4),
+    "llama_gqa_llama3": lambda: LlamaConfig(**_SHAPE, num_key_value_heads=2, rope_parameters=dict(_LLAMA3_ROPE)),
+    "llama_linear": lambda: LlamaConfig(**_SHAPE, num_key_value_heads=1, rope_parameters=dict(_LINEAR_ROPE)),
+    "llama_tied": lambda: LlamaConfig(**_SHAPE, num_key_value_heads=2, tie_word_embeddings=True),
+    "llama_head_dim": lambda: LlamaConfig(**_SHAPE, num_key_value_heads=2, head_dim=22),
+    "mistral_window": lambda: MistralConfig(**_SHAPE, num_key_value_heads=2, sliding_window=7),
+    "qwen2": lambda: Qwen2Config(**_SHAPE, num_key_value_heads=2, tie_word_embeddings=True),
+    "qwen2_window": lambda: Qwen2Config(
+        **_SHAPE, num_key_value_heads=2, use_sliding_window=True, sliding_window=9, max_window_layers=0
+    ),
+    "qwen3": lambda: Qwen3Config(**_SHAPE, num_key_value_heads=2, head_dim=16),
+}
+
+
+PROMPT = (5, 9, 1, 77, 34, 201, 8, 8, 90, 14, 3, 3, 64)
+"""Longer than every sliding window above."""
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """What transformers answers: the new tokens, and the log-probabilities [steps, V] that each was chosen from."""
+
+    token_ids: list[int]
+    logprobs: torch.Tensor
+
+
+def build(variant: str) -> PreTrainedModel:
+    """A model whose every parameter is random, norms and biases too, so that none can be left out unnoticed."""
+    config = VARIANTS[variant]()
+    torch.manual_seed(sum(variant.encode()))
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(std=0.1 if parameter.ndim == 1 else 0.25)
+            if "norm" in name:
+                parameter.add_(1.0)
+    return model.eval()
+
+
+def save(variant: str, folder: Path, shards: int = 1, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Write the checkpoint of a variant into `folder`, in at least `shards` files, and return what transformers reads.
+
+    The model is read back because `Module.to` would also round the rotary frequencies, which `from_pretrained` keeps.
+    """
+    model = build(variant).to(dtype)
+    model_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(folder, max_shard_size=-(-model_bytes // shards))
+        return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+
+
+def with_attention(model: PreTrainedModel, implementation: str) -> PreTrainedModel:
+    """The same model, whose attention is "eager" or "sdpa"."""
+    model.set_attn_implementation(implementation)
+    return model
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel, token_ids: Sequence[int], chunk: int | None = None) -> torch.Tensor:
+    """The logits after each token, fp32 [T, V]; with `chunk`, so many tokens at a time through the KV cache."""
+    tokens, cache, parts = torch.tensor([list(token_ids)]), None, []
+    for inputs in tokens.split(chunk or len(token_ids), dim=1):
+        output = model(input_ids=inputs, past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        parts.append(output.logits[0].float())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def greedy(model: PreTrainedModel, prompt_ids: Sequence[int], steps: int) -> Greedy:
+    """The `steps` most likely tokens after a prompt, one by one with the KV cache of transformers."""
+    inputs, cache = torch.tensor([list(prompt_ids)]), None
+    token_ids, logprobs = [], []
+    for _ in range(steps):
+        output = model(input_ids=inputs, past_key_values=cache, use_cache=True)
+        logprobs.append(output.logits[0, -1].float().log_softmax(-1))
+        token_ids.append(int(logprobs[-1].argmax()))
+        inputs, cache = torch.tensor([token_ids[-1:]]), output.past_key_values
+    return Greedy(token_ids, torch.stack(logprobs))

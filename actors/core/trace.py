@@ -60,10 +60,10 @@ class Meter:
         self._record(what, message, started, ended)
 
     def worked(self, message: Message[Any], started: float, ended: float, waited: float) -> None:
-        """Count work that the actor did itself, less what it `waited` meanwhile."""
+        """Count work that the actor did itself, less what it `waited` for before it could begin."""
         self._messages += 1
         self._busy_seconds += ended - started - waited
-        self._record("work", message, started, ended)
+        self._record("work", message, started + waited, ended)
 
     def launched(self, message: Message[Any], event: Event) -> None:
         """Count an operation that runs elsewhere, once its event tells when it ran."""

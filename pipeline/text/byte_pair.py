@@ -88,16 +88,16 @@ def _check_whitespace(text: str) -> None:
         )
 
 
-def _cut(find: re.Pattern[str], text: str) -> Iterator[tuple[str, bool]]:
+def _cut(find: re.Pattern[str] | None, text: str) -> Iterator[tuple[str, bool]]:
     """Yield the non-empty parts of `text` in order, and whether each is an added token."""
-    for index, part in enumerate(find.split(text)):
+    for index, part in enumerate(find.split(text) if find else [text]):
         if part:
             yield part, index % 2 == 1
 
 
-def _any_of(words: Mapping[str, int]) -> re.Pattern[str]:
+def _any_of(words: Mapping[str, int]) -> re.Pattern[str] | None:
     """Compile a pattern for the longest of `words` at the leftmost place, with one group around it."""
-    return re.compile(f"({_longest_of([*words]) if words else '(?!)'})")
+    return re.compile(f"({_longest_of([*words])})") if words else None
 
 
 def _longest_of(words: list[str]) -> str:

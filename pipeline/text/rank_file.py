@@ -68,16 +68,15 @@ def rank_file_engine(path: Path, config: TokenizerConfig) -> BytePairEngine:
 
 def _read_ranks(path: Path) -> dict[bytes, int]:
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if not line:
-            continue
+    lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, start=1):
         try:
             word, rank = line.split()
             ranks[binascii.a2b_base64(word, strict_mode=True)] = int(rank)
         except ValueError as error:
             raise CheckpointError(f"{path}, line {number}: need base64 bytes and a rank, have {line[:80]!r}") from error
-    if set(ranks.values()) != set(range(len(ranks))):
-        raise CheckpointError(f"{path}: need ranks 0 to {len(ranks) - 1}, each once; fetch the file again")
+    if set(ranks.values()) != set(range(len(lines))):
+        raise CheckpointError(f"{path}: need {len(lines)} words with ranks 0 to {len(lines) - 1}, each once")
     return ranks
 
 

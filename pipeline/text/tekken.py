@@ -43,13 +43,13 @@ def tekken_engine(path: Path) -> BytePairEngine:
     document = read_json(path)
     config = document["config"]
     special_count = config["default_num_special_tokens"]
+    special_tokens = _special_tokens(document, special_count)
     word_count = config["default_vocab_size"] - special_count
     entries = document["vocab"][:word_count]
     words = [binascii.a2b_base64(entry["token_bytes"]) for entry in entries]
     ranks = {word: rank for rank, word in enumerate(words)}
     if len(ranks) != word_count or [entry["rank"] for entry in entries] != list(range(word_count)):
         raise CheckpointError(f"{path}: need {word_count} words with ranks in order, have {len(ranks)}")
-    special_tokens = _special_tokens(document, special_count)
     bos_id = {token.content: token.token_id for token in special_tokens}[BOS_TOKEN]
     return BytePairEngine(
         ranks=ranks,

@@ -13,19 +13,16 @@ from pipeline.models.config import LinearScaling, Llama3Scaling, read_config, re
 
 LLAMA_31_8B: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
-    "attention_bias": False,
     "bos_token_id": 128000,
     "eos_token_id": [128001, 128008, 128009],
     "hidden_act": "silu",
     "hidden_size": 4096,
     "intermediate_size": 14336,
     "max_position_embeddings": 131072,
-    "mlp_bias": False,
     "model_type": "llama",
     "num_attention_heads": 32,
     "num_hidden_layers": 32,
     "num_key_value_heads": 8,
-    "pretraining_tp": 1,
     "rms_norm_eps": 1e-05,
     "rope_scaling": {
         "factor": 8.0,
@@ -43,7 +40,6 @@ QWEN25: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"],
     "bos_token_id": 151643,
     "eos_token_id": 151645,
-    "hidden_act": "silu",
     "hidden_size": 896,
     "intermediate_size": 4864,
     "max_position_embeddings": 32768,
@@ -61,7 +57,6 @@ QWEN25: dict[str, Any] = {
     "vocab_size": 151936,
 }
 MISTRAL: dict[str, Any] = {
-    "architectures": ["MistralForCausalLM"],
     "model_type": "mistral",
     "hidden_size": 4096,
     "intermediate_size": 14336,

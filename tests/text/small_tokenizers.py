@@ -68,6 +68,7 @@ def _bos_template(tokenizer: tokenizers.Tokenizer, single: str) -> Any:
 def gpt2() -> tokenizers.Tokenizer:
     """GPT-2: its own pattern, special token inside the vocabulary with the lowest id, so that ids are not ranks."""
     tokenizer = _byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False), special=["<|begin|>"])
+    tokenizer.add_tokens([AddedToken("<|end|>", normalized=True), AddedToken("|><|", normalized=False)])
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     return tokenizer
 

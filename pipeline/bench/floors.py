@@ -1,0 +1,79 @@
+"""The two floors of a pass, measured in the process that runs it: reading alone, and computing alone."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from actors.core.budget import Budget, Slot
+from actors.core.message import READY, Message
+from pipeline.build import Runtime
+from pipeline.memory import available_host_bytes
+from pipeline.sequences.sampling import SamplingParameters
+from pipeline.sequences.sequence import RunningSequence
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """All groups of a pass in device memory, as messages. `aliased` when groups had to share memory to fit."""
+
+    messages: tuple[Message[Slot], ...]
+    aliased: bool
+
+
+class Floors:
+    """Measures on a runtime of its own, whose line never runs."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        (self._host, *_) = runtime.line.budgets
+
+    async def read_seconds(self) -> float:
+        """Read every group once with our own reader and nothing else, as many at a time as there are host slots."""
+        started = time.perf_counter()
+        reads = []
+        for layer, group in self._runtime.catalog.order:
+            slot = await self._host.acquire(self._runtime.catalog.kind(layer, group))
+            reads.append(asyncio.create_task(self._read(layer, group, slot)))
+        await asyncio.gather(*reads)
+        return time.perf_counter() - started
+
+    async def load(self) -> Resident:
+        """Bring every group into device memory for good; where they do not fit, one per kind stands for all."""
+        runtime, order = self._runtime, self._runtime.catalog.order
+        sizes = runtime.catalog.slot_bytes("device")
+        kinds = [runtime.catalog.kind(*key) for key in order]
+        aliased = sum(sizes[kind] for kind in kinds) > available_host_bytes() // 2
+        counts = {kind: 1 if aliased else kinds.count(kind) for kind in sizes}
+        cells = {kind: [runtime.device.device_memory(sizes[kind]) for _ in range(n)] for kind, n in counts.items()}
+        memory = Budget("device", cells, time.perf_counter)
+        shared: dict[str, Slot] = {}
+        messages = []
+        for seq, ((layer, group), kind) in enumerate(zip(order, kinds, strict=True)):
+            if not aliased or kind not in shared:
+                shared[kind] = await memory.acquire(kind)
+                await self._fill(layer, group, shared[kind])
+            messages.append(Message(layer, group, seq, shared[kind], READY))
+        return Resident(tuple(messages), aliased)
+
+    async def compute_seconds(self, resident: Resident) -> float:
+        """Run one pass over one token with every group in place: the same program, without the line."""
+        program = self._runtime.program
+        vocabulary_size = self._runtime.config.vocabulary_size
+        program.submit(RunningSequence([1], SamplingParameters(max_new_tokens=1), frozenset(), None, vocabulary_size))
+        started = time.perf_counter()
+        pass_ = await program.begin()
+        for message in resident.messages:
+            program.step(pass_, message)
+        await program.finish(pass_)
+        return time.perf_counter() - started
+
+    async def _fill(self, layer: int, group: str, slot: Slot) -> None:
+        runtime = self._runtime
+        staging = await self._host.acquire(slot.kind)
+        await runtime.source.read_into(layer, group, staging.buffer)
+        await runtime.device.upload(staging.buffer, slot.buffer, runtime.catalog.copies(layer, group), ()).wait()
+        staging.release(after=READY)
+
+    async def _read(self, layer: int, group: str, slot: Slot) -> None:
+        await self._runtime.source.read_into(layer, group, slot.buffer)
+        slot.release(after=READY)

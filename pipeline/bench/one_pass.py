@@ -1,0 +1,122 @@
+"""`penstock bench pass`: how close one pass comes to the slower of its two floors."""
+
+import asyncio
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.core.trace import Trace
+from pipeline.api import Model
+from pipeline.bench.floors import Floors, Resident
+from pipeline.build import build
+from pipeline.config import Config
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PassReport:
+    """Medians over `passes` rounds, in each of which the floors and the pass were measured one after the other.
+
+    `ratio` is the median of `pass / max(floors)` taken round by round, so that a drift of the machine cancels.
+    `first_group_wait_seconds` is how long the device waited for a pass's first group, `group_wait_seconds` the mean
+    wait over all groups: they are alike when the line never drains between passes (rule 9).
+    """
+
+    pass_seconds: float
+    read_floor_seconds: float
+    compute_floor_seconds: float
+    ratio: float
+    passes: int
+    ratios: tuple[float, ...]
+    pass_seconds_each: tuple[float, ...]
+    read_floor_seconds_each: tuple[float, ...]
+    compute_floor_seconds_each: tuple[float, ...]
+    compute_floor_aliased: bool
+    first_group_wait_seconds: float
+    group_wait_seconds: float
+    read_bytes_per_pass: float
+    needed_bytes_per_pass: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return asdict(self)
+
+
+async def bench_pass(folder: Path, settings: dict[str, Any], passes: int, progress: Progress) -> PassReport:
+    """Measure read floor, compute floor and pass in turn, `passes` times, with one token per pass."""
+    runtime = await asyncio.to_thread(build, folder, Config.from_arguments(settings))
+    trace = Trace()
+    try:
+        floors = Floors(runtime)
+        progress("loading every group once, for the compute floor")
+        resident = await floors.load()
+        await floors.compute_seconds(resident)
+        async with Model.open(folder, trace=trace, **settings) as model:
+            return await _rounds(model, floors, resident, trace, passes, progress)
+    finally:
+        await runtime.aclose()
+
+
+async def _rounds(
+    model: Model, floors: Floors, resident: Resident, trace: Trace, passes: int, progress: Progress
+) -> PassReport:
+    reads, computes, streamed, waits, firsts = [], [], [], [], []
+    moved = model.statistics()
+    for index in range(passes):
+        reads.append(await floors.read_seconds())
+        computes.append(await floors.compute_seconds(resident))
+        trace.spans.clear()
+        streamed.append(await _steady_pass_seconds(model))
+        first, each = _waits(trace, len(resident.messages))
+        firsts.append(first)
+        waits.append(each)
+        progress(
+            f"round {index + 1}/{passes}: read {reads[-1]:.3f}, compute {computes[-1]:.3f}, pass {streamed[-1]:.3f} s"
+        )
+    ratios = [one / max(read, compute) for one, read, compute in zip(streamed, reads, computes, strict=True)]
+    after = model.statistics()
+    ran = after.passes - moved.passes
+    return PassReport(
+        statistics.median(streamed),
+        statistics.median(reads),
+        statistics.median(computes),
+        statistics.median(ratios),
+        passes,
+        tuple(ratios),
+        tuple(streamed),
+        tuple(reads),
+        tuple(computes),
+        resident.aliased,
+        statistics.median(firsts),
+        statistics.median(waits),
+        (after.bytes_read - moved.bytes_read) / ran,
+        (after.bytes_needed - moved.bytes_needed) / ran,
+    )
+
+
+async def _steady_pass_seconds(model: Model) -> float:
+    """The time from the end of one pass to the end of the next.
+
+    The line stands full when the call comes, so the first two passes profit from what was read before; the third
+    begins behind a pass that streamed all its groups.
+    """
+    ends = []
+    async for _ in model.stream([1], max_new_tokens=3, ignore_eos=True):
+        ends.append(time.perf_counter())
+    return ends[2] - ends[1]
+
+
+def _waits(trace: Trace, groups_per_pass: int) -> tuple[float, float]:
+    """Seconds that the compute scheduler waited for the first group of the last pass, and on average for a group."""
+    waits = {
+        span.seq: span.ended - span.started
+        for span in trace.spans
+        if span.actor == "compute_scheduler" and span.what == "message"
+    }
+    last_pass = max(span.seq for span in trace.spans if span.actor == "compute_scheduler") // groups_per_pass
+    seqs = range(last_pass * groups_per_pass, (last_pass + 1) * groups_per_pass)
+    return waits.get(seqs[0], 0.0), sum(waits.get(seq, 0.0) for seq in seqs) / groups_per_pass

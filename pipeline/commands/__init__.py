@@ -1,0 +1,1 @@
+"""What the command line runs: each command prints what people look at."""

@@ -1,0 +1,40 @@
+"""`penstock bench pass MODEL`."""
+
+import argparse
+import json
+import sys
+
+from pipeline.bench.one_pass import bench_pass
+from pipeline.commands.progress import Progress
+from pipeline.memory import human_bytes
+
+
+async def bench(options: argparse.Namespace) -> None:
+    """Measure, and print a table or one JSON object."""
+    progress = Progress()
+    settings = {"gpu_groups": options.gpu_groups, "device": options.device}
+    report = await bench_pass(options.model, settings, options.passes, progress.say)
+    progress.clear()
+    if options.json:
+        json.dump(report.as_dict(), sys.stdout, indent=2)
+        print()
+        return
+    rows = {
+        "pass": report.pass_seconds_each,
+        "read floor": report.read_floor_seconds_each,
+        "compute floor": report.compute_floor_seconds_each,
+    }
+    for name, seconds in rows.items():
+        median = sorted(seconds)[len(seconds) // 2]
+        print(f"{name:14} {median:8.3f} s   ({min(seconds):.3f} to {max(seconds):.3f})")
+    low, high = min(report.ratios), max(report.ratios)
+    print(f"{'ratio':14} {report.ratio:8.3f}     ({low:.3f} to {high:.3f}), median of {report.passes} rounds")
+    rate = report.read_bytes_per_pass / report.pass_seconds
+    needed = report.read_bytes_per_pass / report.needed_bytes_per_pass
+    print(
+        f"{'read':14} {human_bytes(report.read_bytes_per_pass)} per pass, {human_bytes(rate)}/s, {needed:.3f} x needed"
+    )
+    print(
+        f"{'device waited':14} {report.first_group_wait_seconds * 1000:.1f} ms for a pass's first group, "
+        f"{report.group_wait_seconds * 1000:.1f} ms for a group on average"
+    )

@@ -1,0 +1,26 @@
+"""`penstock make-checkpoint OUT --like PRESET`."""
+
+import argparse
+import time
+
+from pipeline.commands.progress import Progress
+from pipeline.memory import human_bytes
+from pipeline.weights.make_checkpoint import OVERRIDES, make_checkpoint
+
+
+def make(options: argparse.Namespace) -> None:
+    """Write the checkpoint, with progress, and say what was written."""
+    progress = Progress()
+    started = said = time.perf_counter()
+
+    def written(done_bytes: int, total_bytes: int) -> None:
+        nonlocal said
+        if time.perf_counter() - said > 0.5 or done_bytes == total_bytes:
+            said = time.perf_counter()
+            progress.say(f"{human_bytes(done_bytes)} of {human_bytes(total_bytes)} written")
+
+    overrides = {name: getattr(options, name) for name in OVERRIDES if getattr(options, name) is not None}
+    make_checkpoint(options.out, options.like, dtype=options.dtype, seed=options.seed, progress=written, **overrides)
+    progress.clear()
+    nbytes = sum(file.stat().st_size for file in options.out.iterdir())
+    print(f"{options.out}: {human_bytes(nbytes)} like {options.like}, in {time.perf_counter() - started:.1f} s")

@@ -1,0 +1,24 @@
+"""One line on stderr that tells what is going on."""
+
+import shutil
+import sys
+
+
+class Progress:
+    """Rewrites one line where stderr is a terminal; elsewhere prints a line for each thing said."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+
+    def say(self, text: str) -> None:
+        """Show `text` in place of what was said before."""
+        if self._terminal:
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r\x1b[K{text[:width]}", end="", file=sys.stderr, flush=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Wipe the line."""
+        if self._terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,104 @@
+"""`penstock run MODEL --prompt TEXT`."""
+
+import argparse
+import asyncio
+import json
+import time
+from typing import Any
+
+from pipeline.api import Model
+from pipeline.commands.progress import Progress
+from pipeline.memory import human_bytes
+from pipeline.statistics import ModelStatistics
+
+REFRESH_SECONDS = 0.5
+RESOURCES = {"disk_reader": "disk", "gpu_uploader": "host-to-device link", "compute_scheduler": "compute"}
+
+
+async def run(options: argparse.Namespace) -> None:
+    """Stream the text, then say what was read, at what rate, and which resource bound the run."""
+    arguments: dict[str, Any] = {"max_new_tokens": options.max_new_tokens, "temperature": options.temperature}
+    async with Model.open(options.model, gpu_groups=options.gpu_groups, device=options.device) as model:
+        if not options.json:
+            print(opening_lines(model), flush=True)
+        before, started = model.statistics(), time.perf_counter()
+        if options.json:
+            output = await model.generate(options.prompt, **arguments)
+            text, finish_reason, tokens = output.text, output.finish_reason, list(output.token_ids)
+        else:
+            tokens, finish_reason = await stream_text(model, options.prompt, arguments)
+        seconds = time.perf_counter() - started
+        if options.json:
+            statistics = model.statistics().as_dict()
+            record = {"text": text, "token_ids": tokens, "finish_reason": finish_reason, "seconds": seconds}
+            print(json.dumps(record | {"statistics": statistics}))
+        else:
+            print(closing_lines(before, model.statistics(), seconds))
+
+
+async def stream_text(model: Model, prompt: str, arguments: dict[str, Any]) -> tuple[list[int], str]:
+    """Print the text as it comes, with progress until the first token."""
+    progress = Progress()
+    watching = asyncio.create_task(_watch(model, progress))
+    tokens: list[int] = []
+    finish_reason = ""
+    try:
+        async for chunk in model.stream(prompt, **arguments):
+            if not tokens:
+                watching.cancel()
+                progress.clear()
+            tokens += chunk.token_ids
+            finish_reason = chunk.finish_reason or ""
+            print(chunk.text, end="", flush=True)
+    finally:
+        watching.cancel()
+    print()
+    return tokens, finish_reason
+
+
+def opening_lines(model: Model) -> str:
+    """What is about to run, and under which budget."""
+    runtime = model.runtime
+    config, needed = runtime.config, runtime.catalog.needed_bytes
+    dtype = str(runtime.dtype).removeprefix("torch.")
+    defaults = "".join(f", {name}={value}" for name, value in model.defaults.items())
+    window = sum(holding.nbytes for holding in runtime.plan.holdings if "slots" in holding.holder)
+    return (
+        f"model      {config.family} · {config.layers} layers · {human_bytes(needed)} per pass in "
+        f"{len(runtime.catalog.order)} weight groups · computes in {dtype} on {runtime.device.torch_device}\n"
+        f"window     {human_bytes(window)} of slots hold the groups on their way\n"
+        f"sampling   {'defaults of the checkpoint' + defaults if defaults else 'greedy unless said otherwise'}\n"
+    )
+
+
+def closing_lines(before: ModelStatistics, after: ModelStatistics, seconds: float) -> str:
+    """What was read, at what rate, and what bound the run."""
+    passes = after.passes - before.passes
+    read = after.bytes_read - before.bytes_read
+    needed = max(1, after.bytes_needed - before.bytes_needed)
+    busy = {
+        label: (after.busy_seconds[name] - before.busy_seconds.get(name, 0.0)) / seconds
+        for name, label in RESOURCES.items()
+    }
+    binding = max(busy, key=lambda label: busy[label])
+    shares = " · ".join(f"{label} busy {share:.0%}" for label, share in busy.items())
+    return (
+        f"\npasses     {passes} in {seconds:.1f} s: {seconds / max(passes, 1):.3f} s per pass\n"
+        f"read       {human_bytes(read)} at {human_bytes(read / seconds)}/s, {read / needed:.3f} x needed\n"
+        f"groups     at most {after.device_groups_peak} on the device, {after.host_groups_peak} in host memory\n"
+        f"time       {shares}\n"
+        f"bound by   {binding}"
+    )
+
+
+async def _watch(model: Model, progress: Progress) -> None:
+    groups, started = len(model.runtime.catalog.order), time.perf_counter()
+    while True:
+        await asyncio.sleep(REFRESH_SECONDS)
+        line, source = model.runtime.line.statistics(), model.runtime.source
+        computed = line.actors["compute_scheduler"].messages
+        seconds = time.perf_counter() - started
+        progress.say(
+            f"prefill: pass {computed // groups + 1}, group {computed % groups}/{groups}, "
+            f"{human_bytes(source.bytes_read)} read, {seconds:.1f} s"
+        )

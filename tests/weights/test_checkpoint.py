@@ -1,0 +1,159 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from support.safetensors_files import write_index, write_sharded
+
+from pipeline.errors import CheckpointError
+from pipeline.weights.checkpoint import FileIdentity, open_checkpoint
+
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two shards with one tensor each, "a" of 12 bytes and "b" of 20."""
+    write_sharded(tmp_path / "model", [{"a": torch.arange(3.0)}, {"b": torch.arange(5.0)}])
+    return tmp_path / "model"
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(folder)
+    assert str(folder) in str(caught.value)
+    return str(caught.value)
+
+
+def test_shards_are_found_through_the_index(folder: Path) -> None:
+    checkpoint = open_checkpoint(folder)
+    assert {name: entry.file.name for name, entry in checkpoint.tensors.items()} == {"a": FIRST, "b": SECOND}
+    for name, shape in (("a", (3,)), ("b", (5,))):
+        entry = checkpoint.tensors[name]
+        stored = entry.file.read_bytes()[entry.start :][: entry.length]
+        assert torch.frombuffer(bytearray(stored), dtype=torch.float32).tolist() == list(range(*shape))
+    assert checkpoint.files == {folder / name: FileIdentity.of(os.stat(folder / name)) for name in (FIRST, SECOND)}
+
+
+def test_a_single_file_goes_before_an_index(folder: Path) -> None:
+    save_file({"c": torch.zeros(2)}, folder / "model.safetensors")
+    checkpoint = open_checkpoint(str(folder))
+    assert checkpoint.tensors.keys() == {"c"}
+    assert checkpoint.files.keys() == {folder / "model.safetensors"}
+
+
+def test_tensors_that_the_index_leaves_out_are_not_there(folder: Path) -> None:
+    write_index(folder, {"b": SECOND})
+    assert open_checkpoint(folder).tensors.keys() == {"b"}
+
+
+def test_links_of_a_plain_name_are_followed_as_the_hub_cache_needs(folder: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "snapshots"
+    snapshot.mkdir()
+    for name in os.listdir(folder):
+        (snapshot / name).symlink_to(Path("..") / folder.name / name)
+    assert open_checkpoint(snapshot).tensors.keys() == {"a", "b"}
+
+
+def test_all_bad_shards_are_listed_with_need_and_have(folder: Path) -> None:
+    (folder / FIRST).unlink()
+    size = (folder / SECOND).stat().st_size
+    os.truncate(folder / SECOND, size - 1)
+    assert refusal(folder).splitlines() == [
+        f"{folder / FIRST}: is missing",
+        f"{folder / SECOND}: truncated: the header declares {size} bytes, the file has {size - 1}",
+    ]
+
+
+def test_all_tensors_that_a_shard_lacks_are_listed(folder: Path) -> None:
+    write_index(folder, {"a": FIRST, "x": FIRST, "y": SECOND})
+    assert refusal(folder).splitlines() == [
+        f"{folder / FIRST}: lacks tensor 'x', which model.safetensors.index.json promises",
+        f"{folder / SECOND}: lacks tensor 'y', which model.safetensors.index.json promises",
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../model.safetensors",
+        "/etc/passwd",
+        "shards/model.safetensors",
+        "..",
+        ".",
+        "",
+        "a\0b",
+        "a\\b",
+        "C:a",
+        "a\nb",
+        "\ud800",
+        7,
+        None,
+        ["a"],
+    ],
+)
+def test_the_index_cannot_name_what_is_outside(name: object, folder: Path) -> None:
+    save_file({"a": torch.zeros(1)}, folder.parent / "model.safetensors")
+    write_index(folder, {"a": name, "b": SECOND})
+    assert "tensor 'a' is said to lie in" in refusal(folder)
+
+
+def test_fifos_and_devices_are_refused_without_opening_them(folder: Path) -> None:
+    (folder / FIRST).unlink()
+    os.mkfifo(folder / FIRST)
+    (folder / SECOND).unlink()
+    (folder / SECOND).symlink_to("/dev/zero")
+    assert refusal(folder).splitlines() == [f"{folder / name}: is not a regular file" for name in (FIRST, SECOND)]
+    (folder / "model.safetensors.index.json").unlink()
+    os.mkfifo(folder / "model.safetensors.index.json")
+    assert "index.json: is not a regular file" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("{", "broken JSON"),
+        ("[]", "not an object"),
+        ("{}", "needs a weight_map"),
+        ('{"weight_map": {}}', "needs a weight_map"),
+        ('{"weight_map": ["a"]}', "needs a weight_map"),
+        ('{"weight_map": {"a": "x", "a": "y"}}', "duplicate key 'a'"),
+        ('{"weight_map": ' + "[" * 200_000, "nested too deeply"),
+    ],
+)
+def test_a_broken_index_is_refused(index: str, message: str, folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text(index)
+    assert message in refusal(folder)
+
+
+def test_an_index_of_any_size_is_not_read(folder: Path) -> None:
+    os.truncate(folder / "model.safetensors.index.json", 1 << 40)
+    assert f"{1 << 40} bytes long" in refusal(folder)
+
+
+def test_a_folder_without_safetensors_is_refused_by_what_it_holds(tmp_path: Path) -> None:
+    assert "is not a folder" in refusal(tmp_path / "nothing")
+    assert "it has no files" in refusal(tmp_path)
+    (tmp_path / "consolidated.safetensors").touch()
+    assert "it has consolidated.safetensors" in refusal(tmp_path)
+    for name in ("pytorch_model.bin", "consolidated.00.pth"):
+        (tmp_path / name).touch()
+    message = refusal(tmp_path)
+    assert "only as consolidated.00.pth, pytorch_model.bin" in message
+    assert "convert them to safetensors" in message
+
+
+def test_a_link_to_nothing_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "blob")
+    assert refusal(tmp_path) == f"{tmp_path / 'model.safetensors'}: is missing"
+
+
+def test_only_headers_are_read(tmp_path: Path) -> None:
+    """4 TB of weights, declared over a hole in the file, open at once."""
+    header = json.dumps({"a": {"dtype": "BF16", "shape": [1 << 21, 1 << 20], "data_offsets": [0, 1 << 42]}}).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(path, 8 + len(header) + (1 << 42))
+    assert open_checkpoint(tmp_path).tensors["a"].length == 1 << 42

@@ -1,0 +1,157 @@
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from support.safetensors_files import field, packed, write_sharded
+
+from pipeline.errors import CheckpointError
+from pipeline.models.families import TensorSpec
+from pipeline.weights.checkpoint import open_checkpoint
+from pipeline.weights.groups import TensorRange, WeightGroup, WeightGroups, plan_groups
+
+HIDDEN, FFN, VOCABULARY, LAYERS = 8, 20, 100, 2
+
+
+def make_specs(tied: bool = False) -> dict[tuple[int, str], tuple[TensorSpec, ...]]:
+    specs: dict[tuple[int, str], tuple[TensorSpec, ...]] = {}
+    for layer in range(LAYERS):
+        specs[layer, "attn"] = (
+            TensorSpec("norm", f"{layer}.norm1", (HIDDEN,)),
+            TensorSpec("q", f"{layer}.q", (HIDDEN, HIDDEN)),
+        )
+        specs[layer, "ffn"] = (
+            TensorSpec("norm", f"{layer}.norm2", (HIDDEN,)),
+            TensorSpec("up", f"{layer}.up", (FFN, HIDDEN)),
+            TensorSpec("down", f"{layer}.down", (HIDDEN, FFN)),
+        )
+    output = "embed" if tied else "lm_head"
+    specs[LAYERS, "head"] = (
+        TensorSpec("norm", "norm", (HIDDEN,)),
+        TensorSpec("output", output, (VOCABULARY, HIDDEN)),
+    )
+    specs[-1, "embed"] = (TensorSpec("embed", "embed", (VOCABULARY, HIDDEN)),)
+    return specs
+
+
+def make_tensors(tied: bool = False, dtype: torch.dtype = torch.bfloat16) -> dict[str, torch.Tensor]:
+    specs = {spec.name: spec.shape for group in make_specs(tied).values() for spec in group}
+    return {name: torch.randn(shape).to(dtype) for name, shape in specs.items()}
+
+
+def plan(folder: Path, shards: list[dict[str, torch.Tensor]], tied: bool = False) -> WeightGroups:
+    write_sharded(folder, shards)
+    return plan_groups(make_specs(tied), open_checkpoint(folder))
+
+
+def stored(tensor: TensorRange) -> torch.Tensor:
+    raw = bytearray(tensor.file.read_bytes()[tensor.start :][: tensor.length])
+    dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[tensor.dtype]
+    return torch.frombuffer(raw, dtype=dtype).view(tensor.shape)
+
+
+def split(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """Into two shards, so that layers and halves lie in both."""
+    names = sorted(tensors)
+    return [{name: tensors[name] for name in names[0::2]}, {name: tensors[name] for name in names[1::2]}]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_groups_are_the_whole_model_in_compute_order(tied: bool, dtype: torch.dtype, tmp_path: Path) -> None:
+    tensors = make_tensors(tied, dtype)
+    groups = plan(tmp_path, split(tensors), tied)
+    names = [(group.layer, group.name) for group in groups.groups]
+    assert names[:4] == [(0, "attn"), (0, "ffn"), (1, "attn"), (1, "ffn")]
+    assert names[4:] == [(2, f"head.{index}") for index in range(len(names) - 4)]
+    for group in groups.groups[:4]:
+        for tensor in group.tensors:
+            assert torch.equal(stored(tensor), tensors[tensor.name])
+    assert torch.equal(stored(groups.embed), tensors["embed"])
+    assert (groups.dtype, groups.ignored_tensors) == (groups.embed.dtype, 0)
+
+
+def head_slices(groups: WeightGroups) -> list[WeightGroup]:
+    return [group for group in groups.groups if group.name.startswith("head.")]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_head_is_cut_into_even_slices_of_about_an_ffn_group(tied: bool, tmp_path: Path) -> None:
+    tensors = make_tensors(tied)
+    groups = plan(tmp_path, [tensors], tied)
+    slices = head_slices(groups)
+    assert [[tensor.short for tensor in group.tensors] for group in slices] == [["norm", "output"], *[["output"]] * 2]
+    outputs = [group.tensors[-1] for group in slices]
+    assert torch.equal(torch.cat([stored(output) for output in outputs]), tensors["embed" if tied else "lm_head"])
+    assert [output.shape[0] for output in outputs] == [32, 32, 36]
+    ffn_bytes, step_bytes = groups.groups[1].needed_bytes, 8 * HIDDEN * 2
+    assert all(group.needed_bytes <= ffn_bytes + step_bytes for group in slices)
+
+
+def test_a_head_smaller_than_an_ffn_group_stays_whole(tmp_path: Path) -> None:
+    specs = make_specs()
+    specs[LAYERS, "head"] = (specs[LAYERS, "head"][0], TensorSpec("output", "lm_head", (30, HIDDEN)))
+    write_sharded(tmp_path, [{**make_tensors(), "lm_head": torch.zeros(30, HIDDEN).bfloat16()}])
+    (group,) = head_slices(plan_groups(specs, open_checkpoint(tmp_path)))
+    assert group.tensors[1].shape == (30, HIDDEN)
+
+
+def test_a_head_of_fewer_rows_than_slices_has_no_empty_slice(tmp_path: Path) -> None:
+    specs = make_specs()
+    specs[LAYERS, "head"] = (specs[LAYERS, "head"][0], TensorSpec("output", "lm_head", (5, 4000)))
+    write_sharded(tmp_path, [{**make_tensors(), "lm_head": torch.zeros(5, 4000).bfloat16()}])
+    (group,) = head_slices(plan_groups(specs, open_checkpoint(tmp_path)))
+    assert group.tensors[1].shape == (5, 4000)
+
+
+def test_what_the_model_does_not_need_is_counted(tmp_path: Path) -> None:
+    extra = {f"{layer}.rotary.inv_freq": torch.zeros(4, dtype=torch.int64) for layer in range(LAYERS)}
+    assert plan(tmp_path, [{**make_tensors(), **extra}]).ignored_tensors == 2
+
+
+def test_vectors_may_have_another_dtype_than_the_matrices(tmp_path: Path) -> None:
+    groups = plan(tmp_path, [{**make_tensors(), "norm": torch.ones(HIDDEN)}])
+    assert groups.dtype == "BF16"
+    assert head_slices(groups)[0].tensors[0].dtype == "F32"
+
+
+def refusal(folder: Path, tensors: dict[str, torch.Tensor]) -> str:
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        plan_groups(make_specs(), open_checkpoint(folder))
+    return str(caught.value)
+
+
+def test_everything_that_does_not_fit_is_listed_at_once(tmp_path: Path) -> None:
+    tensors = make_tensors()
+    del tensors["0.q"], tensors["norm"]
+    tensors["1.up"] = torch.zeros(HIDDEN, FFN).bfloat16()
+    tensors["1.down"] = torch.zeros(HIDDEN, FFN, dtype=torch.int8)
+    file = tmp_path / "model.safetensors"
+    assert refusal(tmp_path, tensors).splitlines() == [
+        f"{tmp_path}: tensor '0.q' is missing: need shape [8, 8]",
+        f"{file}: tensor '1.up': need shape [20, 8], have [8, 20]",
+        f"{file}: tensor '1.down': need dtype F32, F16, BF16, have I8",
+        f"{tmp_path}: tensor 'norm' is missing: need shape [8]",
+    ]
+
+
+def test_matrices_of_two_dtypes_are_refused(tmp_path: Path) -> None:
+    message = refusal(tmp_path, {**make_tensors(), "1.up": torch.zeros(FFN, HIDDEN).half()})
+    assert "tensor '1.up': need BF16 like '0.q'" in message
+    assert message.endswith("have F16")
+
+
+def test_a_tensor_that_no_dtype_can_view_is_refused_before_any_read(tmp_path: Path) -> None:
+    tensors = make_tensors()
+    header, end = {"odd": field("U8", [1], 0, 1)}, 1
+    for name, tensor in tensors.items():
+        header[name] = field("BF16", list(tensor.shape), end, end + tensor.nbytes)
+        end += tensor.nbytes
+    (tmp_path / "model.safetensors").write_bytes(packed(header, bytes(end)))
+    with pytest.raises(
+        CheckpointError, match=r"tensor '0.norm1': begins at byte \d*[13579], not at a multiple"
+    ) as caught:
+        plan_groups(make_specs(), open_checkpoint(tmp_path))
+    assert len(str(caught.value).splitlines()) == len(tensors)

@@ -1,1 +1,67 @@
-"""Penstock: runs language models that are bigger than the memory of the device that computes."""
+"""Penstock: runs language models that are bigger than the memory of the device that computes.
+
+`async with Model.open(folder) as model: output = await model.generate("text")`. Names are imported when they are first
+used, so that `penstock --help` and simulations need no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from actors.core.budget import Slot
+    from actors.core.message import Message
+    from actors.core.stage import Mover, Stage
+    from actors.core.trace import Trace
+    from pipeline.api import Model
+    from pipeline.config import Config
+    from pipeline.errors import (
+        ActorFailed,
+        CheckpointError,
+        ClosedError,
+        ConfigError,
+        PenstockError,
+        RequestError,
+    )
+    from pipeline.sequences.sequence import Chunk, Output
+
+_HOMES = {
+    "Slot": "actors.core.budget",
+    "Message": "actors.core.message",
+    "Mover": "actors.core.stage",
+    "Stage": "actors.core.stage",
+    "Trace": "actors.core.trace",
+    "Model": "pipeline.api",
+    "Config": "pipeline.config",
+    "ActorFailed": "pipeline.errors",
+    "CheckpointError": "pipeline.errors",
+    "ClosedError": "pipeline.errors",
+    "ConfigError": "pipeline.errors",
+    "PenstockError": "pipeline.errors",
+    "RequestError": "pipeline.errors",
+    "Chunk": "pipeline.sequences.sequence",
+    "Output": "pipeline.sequences.sequence",
+}
+
+__all__ = [
+    "ActorFailed",
+    "CheckpointError",
+    "Chunk",
+    "ClosedError",
+    "Config",
+    "ConfigError",
+    "Message",
+    "Model",
+    "Mover",
+    "Output",
+    "PenstockError",
+    "RequestError",
+    "Slot",
+    "Stage",
+    "Trace",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

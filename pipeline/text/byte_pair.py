@@ -17,8 +17,8 @@ _LONG_WHITESPACE_RUN = re.compile(rf"(?<!\s)\s{{{LONGEST_WHITESPACE_RUN + 1},}}"
 class BytePairEngine:
     """Cuts added tokens out of the text, splits the rest by `pattern`, and merges bytes in the order of `ranks`.
 
-    `ranks` maps token bytes to ranks 0, 1, ...; `token_ids[rank]` is the id. `pieces` maps the ids of ordinary tokens
-    to their bytes. `prefix` and `suffix` are ids put around every text.
+    `ranks` maps token bytes to ranks 0, 1, ...; `token_ids[rank]` is the id. `pieces` maps every id that has text to
+    its bytes. `prefix` and `suffix` are ids put around every text.
 
     Raises CheckpointError if a single byte has no rank: such a vocabulary cannot encode every text.
     """

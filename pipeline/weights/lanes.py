@@ -43,13 +43,14 @@ class Disk:
                 file,
             )
 
-    def check_unchanged(self, file: Path, status: os.stat_result) -> None:
+    def check_unchanged(self, file: Path, status: os.stat_result, position: int) -> None:
         """Raise unless `status`, from a handle of `file`, is what the file was when its header was read."""
         opened, now = self.files[file], FileIdentity.of(status)
-        if now.inode == opened.inode and now.size < opened.size:
-            raise CheckpointError(f"{file}: truncated while running: need {opened.size} bytes, have {now.size}")
         if now != opened:
-            raise CheckpointError(f"{file}: weights changed while running: need {opened}, have {now}")
+            truncated = now.inode == opened.inode and now.size < opened.size
+            fault = "truncated" if truncated else "weights changed"
+            need, have = (f"{opened.size} bytes", f"{now.size}") if truncated else (opened, now)
+            raise CheckpointError(f"{file}: {fault} while running, seen at byte {position}: need {need}, have {have}")
         if status.st_nlink == 0 and file not in self.unlinked:
             self.unlinked.add(file)
             logger.warning("%s: was deleted or replaced; going on with the file as it was opened", file)
@@ -83,40 +84,39 @@ class Lane:
             except OSError as error:
                 what = f"{error.strerror}: at byte {position}, reading {start} to {end}"
                 raise OSError(error.errno, what, str(file)) from error
-        if file in self._handles:
-            self._disk.check_unchanged(file, os.fstat(self._handles[file].fileno()))
+        self._check_unchanged(file, end)
 
     async def _read_once(self, file: Path, position: int, rest: memoryview, end: int) -> int:
-        """Bytes that the kernel gave at once; 0 when it refused a direct read and the handle was given up."""
+        """The bytes that the kernel gave at once; 0 when it refused a direct read, which the next one will not be."""
         try:
             handle = await self._handle(file)
             os.lseek(handle.fileno(), position, os.SEEK_SET)
-            count = await self._finish(handle.readinto(rest))
+            count = await self._finish(handle.readinto(rest)) or 0
         except OSError as error:
             if error.errno != errno.EINVAL or file not in self._direct_files:
                 raise
             self._disk.refuse_direct(file)
-            await self._close(file)
+            self._go_on_buffered(file)
             return 0
-        if not count:
-            raise CheckpointError(
-                f"{file}: truncated while running: need bytes up to {end}, the file ends at {position}"
-            )
         self._disk.reads += 1
         self._disk.bytes_read += count
         if file not in self._direct_files:
             await self._drop_cached(handle, position, count)
         elif position + count < end:
             count -= count % BLOCK_BYTES  # the next direct read must begin at a block again
-            if not count:
-                raise OSError(errno.EIO, "a direct read stopped inside a block")
+        if not count:
+            self._check_unchanged(file, position)
+            raise OSError(errno.EIO, "no more bytes, though the file goes on")
         return count
 
     async def _handle(self, file: Path) -> AsyncFileIO:
         if file not in self._handles:
             await self._finish(asyncio.get_running_loop().run_in_executor(self._thread, self._open, file))
-            self._disk.check_unchanged(file, os.fstat(self._handles[file].fileno()))
+            self._check_unchanged(file, 0)
         return self._handles[file]
+
+    def _check_unchanged(self, file: Path, position: int) -> None:
+        self._disk.check_unchanged(file, os.fstat(self._handles[file].fileno()), position)
 
     def _open(self, file: Path) -> None:
         """In the lane's thread, and filed from there, so that a cancelled wait loses no open file."""
@@ -126,10 +126,13 @@ class Lane:
         raw = open(file, "rb", buffering=0, opener=opener)  # noqa: SIM115 (aclose closes it)
         self._handles[file] = wrap(raw, executor=self._thread)
 
-    async def _close(self, file: Path) -> None:
+    def _go_on_buffered(self, file: Path) -> None:
         self._direct_files.discard(file)
-        if handle := self._handles.pop(file, None):
-            await self._finish(handle.close())
+        if file in self._handles:
+            import fcntl  # only where there is O_DIRECT
+
+            descriptor = self._handles[file].fileno()
+            fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) & ~O_DIRECT)
 
     async def _drop_cached(self, handle: AsyncFileIO, position: int, count: int) -> None:
         if hasattr(os, "posix_fadvise"):
@@ -149,8 +152,10 @@ class Lane:
 
     async def aclose(self) -> None:
         """Close the handles and end the thread; no read may be in flight."""
-        for file in list(self._handles):
-            await self._close(file)
+        while self._handles:
+            file = next(iter(self._handles))
+            await self._finish(self._handles[file].close())
+            del self._handles[file]
         self._thread.shutdown()
 
 

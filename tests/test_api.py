@@ -1,0 +1,263 @@
+"""The model as its users see it."""
+
+import asyncio
+import gc
+import logging
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from support import tiny_models
+
+from pipeline import (
+    ActorFailed,
+    CheckpointError,
+    ClosedError,
+    ConfigError,
+    Message,
+    Model,
+    RequestError,
+    Slot,
+    Stage,
+)
+
+PROMPT = "class Stack:\n"
+
+
+@pytest.fixture
+async def model() -> AsyncIterator[Model]:
+    async with Model.open(device="cpu") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_models.save("llama_tied", folder, shards=2)
+    return folder
+
+
+async def test_generate_returns_text_tokens_and_reason(model: Model) -> None:
+    output = await model.generate(PROMPT, max_new_tokens=12, logprobs=3)
+    assert len(output.token_ids) == 12
+    assert output.finish_reason == "length"
+    assert output.prompt_token_ids[0] == 4094
+    assert output.text
+    assert output.logprobs is not None
+    assert len(output.logprobs) == 12
+    for token_id, logprobs in zip(output.token_ids, output.logprobs, strict=True):
+        assert len(logprobs) == 3
+        assert logprobs[token_id] == max(logprobs.values())
+        assert all(value <= 0 for value in logprobs.values())
+
+
+async def test_awaiting_open_works_like_entering_it() -> None:
+    model = await Model.open()
+    output = await model.generate([4094, 10, 11], max_new_tokens=2)
+    assert output.prompt_token_ids == (4094, 10, 11)
+    await model.aclose()
+    await model.aclose()
+    with pytest.raises(ClosedError):
+        await model.generate(PROMPT)
+
+
+async def test_a_stream_gives_one_chunk_per_token_and_the_same_text(model: Model) -> None:
+    whole = await model.generate(PROMPT, max_new_tokens=20)
+    chunks = [chunk async for chunk in model.stream(PROMPT, max_new_tokens=20)]
+    assert [len(chunk.token_ids) for chunk in chunks] == [1] * 20
+    assert "".join(chunk.text for chunk in chunks) == whole.text
+    assert tuple(token_id for chunk in chunks for token_id in chunk.token_ids) == whole.token_ids
+    assert [chunk.finish_reason for chunk in chunks] == [None] * 19 + ["length"]
+
+
+async def test_stop_strings_and_stop_ids_end_a_request(model: Model) -> None:
+    whole = await model.generate(PROMPT, max_new_tokens=40)
+    marker = whole.text[10:14]
+    stopped = await model.generate(PROMPT, max_new_tokens=40, stop=[marker])
+    assert stopped.finish_reason == "stop"
+    assert stopped.text == whole.text[: whole.text.index(marker)]
+    third = whole.token_ids[2]
+    by_id = await model.generate(PROMPT, max_new_tokens=40, stop_token_ids=[third])
+    assert by_id.finish_reason == "stop"
+    assert by_id.token_ids == whole.token_ids[: whole.token_ids.index(third) + 1]
+
+
+async def test_a_seed_repeats_and_sampling_differs_from_greedy(model: Model) -> None:
+    arguments = {"max_new_tokens": 16, "temperature": 1.0, "top_p": 0.9}
+    first = await model.generate(PROMPT, seed=3, **arguments)
+    again = await model.generate(PROMPT, seed=3, **arguments)
+    other = await model.generate(PROMPT, seed=4, **arguments)
+    assert first.token_ids == again.token_ids != other.token_ids
+
+
+async def test_calls_at_once_are_served_in_order_and_each_as_if_alone(model: Model) -> None:
+    prompts = ["import ", "def add(", "for i in ", "class A", "return "]
+    alone = [await model.generate(prompt, max_new_tokens=6) for prompt in prompts]
+    finished: list[int] = []
+
+    async def one(index: int) -> object:
+        output = await model.generate(prompts[index], max_new_tokens=6)
+        finished.append(index)
+        return output
+
+    together = await asyncio.gather(*map(one, range(5)))
+    assert together == alone
+    assert finished == [0, 1, 2, 3, 4]
+
+
+async def test_cancelling_at_many_moments_frees_the_line_for_the_next_call(model: Model) -> None:
+    expected = await model.generate(PROMPT, max_new_tokens=4)
+    for milliseconds in (0, 1, 3, 7, 15, 30):
+        call = asyncio.create_task(model.generate("import os\n" * 20, max_new_tokens=200))
+        waiting = asyncio.create_task(model.generate("never computed", max_new_tokens=200))
+        await asyncio.sleep(milliseconds / 1000)
+        call.cancel()
+        waiting.cancel()
+        results = await asyncio.gather(call, waiting, return_exceptions=True)
+        assert all(isinstance(result, asyncio.CancelledError) for result in results)
+        assert await model.generate(PROMPT, max_new_tokens=4) == expected
+
+
+async def test_an_abandoned_stream_does_not_block_the_next_call(model: Model) -> None:
+    async for _ in model.stream(PROMPT, max_new_tokens=500):
+        break
+    gc.collect()
+    async with asyncio.timeout(20):
+        await model.generate(PROMPT, max_new_tokens=2)
+
+
+async def test_closing_ends_running_requests_and_gives_everything_back() -> None:
+    def handles() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    before = handles()
+    model = await Model.open()
+    call = asyncio.create_task(model.generate(PROMPT, max_new_tokens=500))
+    await asyncio.sleep(0.05)
+    assert handles() > before
+    await model.aclose()
+    with pytest.raises(ClosedError, match="closed before the request had finished"):
+        await call
+    assert handles() == before
+    assert [budget.statistics().held for budget in model.runtime.line.budgets] == [0]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "arguments", "says"),
+    [
+        ([], {}, "at least one token"),
+        ([5000], {}, "need token ids from 0 to 4095, have 5000 at 0"),
+        ([1, -1], {}, "have -1 at 1"),
+        ([1, True], {}, "have True at 1"),
+        ([1.0], {}, "have 1.0 at 0"),
+        ("a", {"max_new_tokens": 0}, "max_new_tokens"),
+        ("a", {"temprature": 1}, "did you mean temperature"),
+        ("a", {"max_new_tokens": 2000}, "open the model with context_tokens=2002"),
+        ("\ud800", {}, "lone surrogate"),
+    ],
+)
+async def test_bad_requests_are_refused_before_any_work(
+    model: Model, prompt: object, arguments: dict[str, object], says: str
+) -> None:
+    with pytest.raises(RequestError, match=says):
+        await model.generate(prompt, **arguments)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match=says):
+        model.stream(prompt, **arguments)  # type: ignore[arg-type]
+    assert model.statistics().passes == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"gpu_groups": 0}, "gpu_groups: need a whole number of at least 1, have 0"),
+        ({"gpu_groups": 2.5}, "have 2.5"),
+        ({"gpu_group": 4}, "unknown setting 'gpu_group'; did you mean 'gpu_groups'"),
+        ({"queues": {"disk_reeder": 2}}, "did you mean 'disk_reader'"),
+        ({"queues": {"disk_reader": 0}}, r"queues\['disk_reader'\]: need a whole number of at least 1"),
+        ({"insert": {"disk_reader": [object()]}}, "need instances of Stage or Mover"),
+        ({"insert": {"compute_scheduler": []}}, "unknown value 'compute_scheduler'"),
+        ({"device": "gpu"}, "device: unknown value 'gpu'"),
+        ({"dtype": "int8"}, "dtype: unknown value 'int8'"),
+        ({"context_tokens": 5000}, "made for 1024 positions"),
+        ({"context_tokens": 0}, "context_tokens"),
+        ({"chunk_bytes": 5000}, "multiple of 4096"),
+        ({"gpu_groups": 10_000_000}, "host memory: need .*have .*lower gpu_groups"),
+    ],
+)
+async def test_settings_that_can_never_work_are_refused(settings: dict[str, object], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        await Model.open(**settings)
+
+
+async def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nowhere: no such folder"):
+        await Model.open(tmp_path / "nowhere")
+
+
+async def test_a_failing_stage_reaches_every_caller_and_later_requests_work() -> None:
+    class Trip(Stage):
+        armed = False
+
+        async def handle(self, message: Message[Slot]) -> Message[Slot]:
+            if self.armed and (message.layer, message.group) == (3, "ffn"):
+                self.armed = False
+                raise OSError(5, "Input/output error")
+            return message
+
+    trip = Trip()
+    async with Model.open(insert={"disk_reader": [trip]}) as model:
+        expected = await model.generate(PROMPT, max_new_tokens=3)
+        trip.armed = True
+        calls = [model.generate(PROMPT, max_new_tokens=30) for _ in range(3)]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        for result in results:
+            assert isinstance(result, ActorFailed)
+            assert (result.actor, result.layer, result.group) == ("trip", 3, "ffn")
+            assert isinstance(result.__cause__, OSError)
+        assert await model.generate(PROMPT, max_new_tokens=3) == expected
+
+
+async def test_weights_that_change_under_a_running_model_are_noticed(checkpoint: Path, tmp_path: Path) -> None:
+    for file in checkpoint.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    async with Model.open(tmp_path) as model:
+        await model.generate([1, 2, 3], max_new_tokens=2)
+        shard = next(tmp_path.glob("*.safetensors"))
+        os.truncate(shard, shard.stat().st_size // 2)
+        with pytest.raises(ActorFailed, match="truncated while running"):
+            await model.generate([1, 2, 3], max_new_tokens=20)
+
+
+async def test_a_folder_without_tokenizer_serves_token_ids(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="penstock"):
+        async with Model.open(checkpoint) as model:
+            output = await model.generate([1, 2, 3], max_new_tokens=4, ignore_eos=True)
+            assert output.text == ""
+            assert len(output.token_ids) == 4
+            with pytest.raises(RequestError, match="the folder has none; give token ids"):
+                await model.generate("text")
+            with pytest.raises(RequestError, match="use stop_token_ids"):
+                await model.generate([1], stop="x")
+    assert "has no tokenizer" in caplog.text
+
+
+async def test_statistics_tell_what_moved(model: Model) -> None:
+    await model.generate(PROMPT, max_new_tokens=10)
+    record = model.statistics().as_dict()
+    assert (record["passes"], record["tokens"]) == (10, 10)
+    assert 1 <= record["host_groups_peak"] <= record["device_groups_peak"] <= 4
+    assert record["bytes_needed"] >= 10 * model.runtime.catalog.needed_bytes
+    assert record["bytes_read"] >= record["bytes_needed"]
+    names = {"prefetch_planner", "disk_reader", "pinned_stager", "gpu_uploader", "compute_scheduler"}
+    assert set(record["busy_seconds"]) == set(record["stalled_seconds"]) == names
+    assert set(record["channels"]) == names - {"prefetch_planner"}
+    assert set(record["channels"]["disk_reader"]) == {"depth", "peak", "starved_seconds", "blocked_seconds"}
+    assert record["busy_seconds"]["disk_reader"] > 0
+    assert record["busy_seconds"]["compute_scheduler"] > 0
+
+
+async def test_a_few_more_lines_can_run_beside_each_other() -> None:
+    async with Model.open() as first, Model.open(gpu_groups=2) as second:
+        outputs = await asyncio.gather(*(one.generate(PROMPT, max_new_tokens=5) for one in (first, second)))
+        assert outputs[0] == outputs[1]

@@ -8,6 +8,8 @@ import torch
 
 from actors.core.ports import Copy
 
+HUGE_PAGE_BYTES = 2 << 20
+
 
 class HostMemory:
     """Page-aligned anonymous memory, seen as bytes (`view`) and as a uint8 tensor (`tensor`) of `nbytes`.
@@ -17,8 +19,9 @@ class HostMemory:
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
-        self._pages = mmap.mmap(-1, max(nbytes, 1))
-        if hasattr(mmap, "MADV_HUGEPAGE") and nbytes >= 1 << 21:
+        # Private: shared anonymous memory gets no huge pages, and a direct read into scattered small pages is slower.
+        self._pages = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE") and nbytes >= HUGE_PAGE_BYTES:
             self._pages.madvise(mmap.MADV_HUGEPAGE)
         self.view = memoryview(self._pages)[:nbytes]
         self.tensor = torch.frombuffer(self._pages, dtype=torch.uint8)[:nbytes]

@@ -112,7 +112,6 @@ class Lane:
     async def _handle(self, file: Path) -> AsyncFileIO:
         if file not in self._handles:
             await self._finish(asyncio.get_running_loop().run_in_executor(self._thread, self._open, file))
-            self._check_unchanged(file, 0)
         return self._handles[file]
 
     def _check_unchanged(self, file: Path, position: int) -> None:
@@ -164,8 +163,7 @@ class Lanes:
 
     def __init__(self, name: str, count: int, disk: Disk) -> None:
         self.count = count
-        self._lanes = [Lane(f"{name}-{index}", disk) for index in range(count)]
-        self._idle = list(self._lanes)
+        self._idle = [Lane(f"{name}-{index}", disk) for index in range(count)]
         self._free = asyncio.Semaphore(count)
 
     @contextlib.asynccontextmanager

@@ -74,7 +74,7 @@ def host_layout(group: WeightGroup) -> HostLayout:
         last = windows[-1] if windows else None
         if last is not None and last.file == tensor.file and start <= last.start + last.length:
             windows.pop()
-            length = max(last.start + last.length, start + length) - last.start
+            length += start - last.start  # tensors never overlap, so the later one ends later
             start, slot_offset = last.start, last.slot_offset
         else:
             slot_offset = slot_bytes

@@ -53,6 +53,12 @@ class WeightSource:
         self._lanes = Lanes("penstock-disk", lanes, self._disk)
         self._row_lanes = Lanes("penstock-rows", ROW_LANES, self._disk)
         self._closed = False
+        self._bytes_needed = 0
+
+    @property
+    def bytes_needed(self) -> int:
+        """Bytes of the tensors and rows that have arrived whole: what `bytes_read` would be without padding."""
+        return self._bytes_needed
 
     @property
     def bytes_read(self) -> int:
@@ -87,6 +93,7 @@ class WeightSource:
         for outcome in await asyncio.gather(*workers, return_exceptions=True):
             if outcome is not None:
                 raise outcome
+        self._bytes_needed += layout.needed_bytes
 
     async def read_range(self, file: Path, start: int, length: int, buffer: memoryview) -> None:
         """Read exactly `length` bytes of `file` from `start` into the beginning of `buffer`, any memory.
@@ -102,6 +109,7 @@ class WeightSource:
             window = memoryview(mmap.mmap(-1, window_length))
             await lane.read(file, window_start, window)
         buffer[:length] = window[start - window_start :][:length]
+        self._bytes_needed += length
 
     async def aclose(self) -> None:
         """Wait for the reads in flight, close all files and end the threads. Closing twice is harmless."""

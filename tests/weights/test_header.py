@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize
 from safetensors.torch import save_file
@@ -184,12 +184,14 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("header") / "x.safetensors"
 
 
+@settings(deadline=None)
 @given(file=sound_files())
 def test_sound_files_are_accepted(file: tuple[dict[str, Any], bytes], scratch: Path) -> None:
     scratch.write_bytes(packed(*file))
     assert read_header(scratch).keys() == file[0].keys() - {"__metadata__"}
 
 
+@settings(deadline=None)
 @given(raw=bent_files())
 def test_what_is_accepted_the_library_accepts_and_reads_alike(raw: bytes, scratch: Path) -> None:
     scratch.write_bytes(raw)

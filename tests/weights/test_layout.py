@@ -3,7 +3,7 @@ from pathlib import Path
 from random import Random
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.weights.groups import TensorRange, WeightGroup
@@ -46,6 +46,7 @@ def weight_groups(draw: st.DrawFn) -> tuple[WeightGroup, dict[Path, bytes]]:
     )
 
 
+@settings(deadline=None)
 @given(drawn=weight_groups())
 def test_windows_are_whole_blocks_that_cover_every_tensor_once(drawn: tuple[WeightGroup, dict[Path, bytes]]) -> None:
     group, _ = drawn
@@ -71,6 +72,7 @@ def test_windows_are_whole_blocks_that_cover_every_tensor_once(drawn: tuple[Weig
     assert layout.slot_bytes < layout.needed_bytes + 2 * BLOCK_BYTES * len(group.tensors)
 
 
+@settings(deadline=None)
 @given(drawn=weight_groups())
 def test_bytes_arrive_in_the_device_slot_as_they_were_in_the_files(
     drawn: tuple[WeightGroup, dict[Path, bytes]],
@@ -119,6 +121,7 @@ def test_distant_tensors_are_read_apart() -> None:
     assert len(device_layout(WeightGroup(0, "attn", tensors), host).copies) == 1
 
 
+@settings(deadline=None)
 @given(start=st.integers(0, 1 << 40), length=st.integers(1, 1 << 20))
 def test_a_row_lies_in_the_fewest_blocks(start: int, length: int) -> None:
     window_start, window_length = row_window(start, length)

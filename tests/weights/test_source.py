@@ -1,115 +1,19 @@
 import asyncio
 import errno
-import fcntl
-import io
-import logging
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import pytest
 from support.safetensors_files import page_aligned
+from support.weight_files import CHUNKS, GROUP_BYTES, TAIL_BYTES, Gate, opened, settle
 
 from pipeline.errors import CheckpointError, ClosedError, ConfigError
-from pipeline.weights import lanes as lanes_module
-from pipeline.weights.checkpoint import FileIdentity
-from pipeline.weights.layout import BLOCK_BYTES, HostLayout, Window
+from pipeline.weights.layout import BLOCK_BYTES
 from pipeline.weights.source import WeightSource
-
-CHUNKS = 6
-GROUP_BYTES = CHUNKS * BLOCK_BYTES
-TAIL_BYTES = 1234
-
-
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    """A file of three groups and a bit, that ends inside a block, and is long since written."""
-    path = tmp_path / "weights"
-    path.write_bytes(Random(0).randbytes(3 * GROUP_BYTES + TAIL_BYTES))
-    os.utime(path, ns=(0, 0))
-    return path
-
-
-def layouts(file: Path) -> dict[tuple[int, str], HostLayout]:
-    """Group 0, 1 and 2 are a window each; "ends" is the first block and the last, which the file does not fill."""
-    groups = {
-        (layer, "attn"): HostLayout((Window(file, layer * GROUP_BYTES, GROUP_BYTES, 0),), {}, GROUP_BYTES, GROUP_BYTES)
-        for layer in range(3)
-    }
-    windows = (Window(file, 0, BLOCK_BYTES, 0), Window(file, 3 * GROUP_BYTES, BLOCK_BYTES, BLOCK_BYTES))
-    return groups | {(3, "ends"): HostLayout(windows, {}, 2 * BLOCK_BYTES, BLOCK_BYTES + TAIL_BYTES)}
-
-
-@asynccontextmanager
-async def opened(file: Path, **options: Any) -> AsyncIterator[WeightSource]:
-    """A source that reads a block at a time."""
-    identities = {file: FileIdentity.of(os.stat(file))}
-    source = WeightSource(layouts(file), identities, **{"chunk_bytes": BLOCK_BYTES, **options})
-    try:
-        yield source
-    finally:
-        await source.aclose()
-
-
-class Gate:
-    """A disk whose reads wait, fail or stop short as the test says. It ignores O_DIRECT, so that any length is fine.
-
-    `before` runs in the lane's thread with the position of each read and returns how many bytes may be read.
-    """
-
-    def __init__(self) -> None:
-        self.begun: list[int] = []
-        self.ended: list[int] = []
-        self.before: Callable[[int], int | None] = lambda position: None
-        self.after_open: Callable[[], None] = lambda: None
-        self.open = threading.Event()
-
-    def hold(self, *positions: int) -> None:
-        """Reads at these positions, or at all, wait until `open` is set."""
-
-        def wait(position: int) -> None:
-            if not positions or position in positions:
-                assert self.open.wait(10)
-
-        self.before = wait
-
-    async def until_begun(self, count: int) -> None:
-        while len(self.begun) < count:
-            await asyncio.sleep(0.001)
-
-
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    gate = Gate()
-
-    class GatedFile(io.FileIO):
-        def readinto(self, buffer: Any, /) -> int:
-            position = self.tell()
-            gate.begun.append(position)
-            limit = gate.before(position)
-            count = super().readinto(memoryview(buffer)[:limit])
-            gate.ended.append(position)
-            assert count is not None
-            return count
-
-    def gated_open(file: Path, *_: object, **__: object) -> GatedFile:
-        opened = GatedFile(file)
-        gate.after_open()
-        return opened
-
-    monkeypatch.setattr(lanes_module, "open", gated_open, raising=False)
-    yield gate
-    gate.open.set()
-
-
-async def settle() -> None:
-    for _ in range(20):
-        await asyncio.sleep(0.001)
 
 
 @pytest.mark.parametrize("direct", [True, False])
@@ -129,6 +33,7 @@ async def test_groups_arrive_byte_for_byte(lanes: int, chunk_bytes: int, direct:
         await source.read_into(3, "ends", slot)
         assert slot[: BLOCK_BYTES + TAIL_BYTES] == content[:BLOCK_BYTES] + content[-TAIL_BYTES:]
         assert source.bytes_read == 3 * GROUP_BYTES + BLOCK_BYTES + TAIL_BYTES
+        assert source.bytes_needed == source.bytes_read
 
 
 async def test_rows_arrive_at_any_offset_and_length(weights: Path) -> None:
@@ -142,6 +47,7 @@ async def test_rows_arrive_at_any_offset_and_length(weights: Path) -> None:
         await asyncio.gather(*reads)
         for (start, length), row in zip(spans, rows, strict=True):
             assert row == content[start : start + length] + b"\0"
+        assert source.bytes_needed == sum(length for _, length in spans) < source.bytes_read
         with pytest.raises(CheckpointError, match=f"need bytes {len(content)} to {len(content) + 1}"):
             await source.read_range(weights, len(content), 1, rows[0])
 
@@ -174,25 +80,6 @@ async def test_rows_do_not_queue_behind_groups(weights: Path, gate: Gate) -> Non
         await source.read_range(weights, BLOCK_BYTES, 10, memoryview(bytearray(10)))
         gate.open.set()
         await group
-
-
-async def test_short_reads_are_continued(weights: Path, gate: Gate) -> None:
-    for direct, steps in ((False, (1, 700, 4000)), (True, (BLOCK_BYTES, BLOCK_BYTES + 1, 2 * BLOCK_BYTES - 1))):
-        random = Random(0)
-        gate.before = lambda position, steps=steps, random=random: random.choice(steps)  # type: ignore[misc]
-        async with opened(weights, lanes=2, chunk_bytes=3 * BLOCK_BYTES, direct=direct) as source:
-            slot = page_aligned(GROUP_BYTES)
-            await source.read_into(1, "attn", slot)
-            assert slot == weights.read_bytes()[GROUP_BYTES:][:GROUP_BYTES]
-            assert source.reads > 2
-            assert source.direct == direct
-
-
-async def test_a_direct_read_that_gets_nowhere_is_an_error(weights: Path, gate: Gate) -> None:
-    gate.before = lambda position: 100
-    async with opened(weights) as source:
-        with pytest.raises(OSError, match="no more bytes"):
-            await source.read_into(0, "attn", page_aligned(GROUP_BYTES))
 
 
 @pytest.mark.parametrize("cancels", [1, 3])
@@ -285,90 +172,6 @@ async def test_an_error_waits_for_the_other_lanes_and_names_the_place(weights: P
         gate.before = lambda position: None
         await source.read_into(1, "attn", slot)
         assert slot == weights.read_bytes()[GROUP_BYTES:][:GROUP_BYTES]
-
-
-async def test_a_file_that_cannot_be_opened_is_named(weights: Path) -> None:
-    async with opened(weights) as source:
-        weights.unlink()
-        with pytest.raises(FileNotFoundError) as caught:
-            await source.read_into(0, "attn", page_aligned(GROUP_BYTES))
-        assert caught.value.filename == str(weights)
-
-
-async def test_a_file_truncated_while_running_gives_an_error_and_never_zeros(weights: Path, gate: Gate) -> None:
-    async with opened(weights, lanes=1) as source:
-        await source.read_into(0, "attn", page_aligned(GROUP_BYTES))
-        os.truncate(weights, 2 * GROUP_BYTES + 100)
-        with pytest.raises(CheckpointError) as caught:
-            await source.read_into(2, "attn", page_aligned(GROUP_BYTES))
-        assert str(caught.value) == (
-            f"{weights}: truncated while running, seen at byte {2 * GROUP_BYTES}: "
-            f"need {3 * GROUP_BYTES + TAIL_BYTES} bytes, have {2 * GROUP_BYTES + 100}"
-        )
-        with pytest.raises(CheckpointError, match="truncated while running"):
-            await source.read_into(0, "attn", page_aligned(GROUP_BYTES))
-
-
-@pytest.mark.parametrize("after_first_read", [True, False])
-async def test_a_file_rewritten_in_place_is_noticed(after_first_read: bool, weights: Path) -> None:
-    async with opened(weights, lanes=1) as source:
-        if after_first_read:
-            await source.read_into(0, "attn", page_aligned(GROUP_BYTES))
-        with open(weights, "r+b") as file:
-            file.write(b"other")
-        with pytest.raises(CheckpointError, match=f"{weights}: weights changed while running"):
-            await source.read_into(0, "attn", page_aligned(GROUP_BYTES))
-
-
-async def test_a_replaced_file_is_read_on_from_the_old_handle_with_one_warning(
-    weights: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    content = weights.read_bytes()
-    async with opened(weights, lanes=1) as source:
-        slot = page_aligned(GROUP_BYTES)
-        await source.read_into(0, "attn", slot)
-        other = weights.with_name("other")
-        other.write_bytes(bytes(len(content)))
-        os.replace(other, weights)
-        for layer in range(3):
-            await source.read_into(layer, "attn", slot)
-            assert slot == content[layer * GROUP_BYTES :][:GROUP_BYTES]
-        assert [record.message for record in caplog.records if "replaced" in record.message] == [
-            f"{weights}: was deleted or replaced; going on with the file as it was opened"
-        ]
-    async with opened(weights) as source:
-        await source.read_into(0, "attn", slot)
-        assert slot == bytes(GROUP_BYTES)
-
-
-@pytest.mark.parametrize("when", ["open", "read"])
-async def test_a_file_system_without_direct_reads_is_read_through_the_cache_with_one_warning(
-    when: str, weights: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    class NoDirect(io.FileIO):
-        def readinto(self, buffer: Any, /) -> int | None:
-            if fcntl.fcntl(self.fileno(), fcntl.F_GETFL) & os.O_DIRECT:
-                raise OSError(errno.EINVAL, "Invalid argument")
-            return super().readinto(buffer)
-
-    def refuse(file: Path, mode: str, buffering: int, opener: Callable[[str, int], int] | None) -> io.FileIO:
-        if opener and when == "open":
-            raise OSError(errno.EINVAL, "Invalid argument", str(file))
-        return NoDirect(file, opener=opener)
-
-    monkeypatch.setattr(lanes_module, "open", refuse, raising=False)
-    content = weights.read_bytes()
-    async with opened(weights) as source:
-        slots = [page_aligned(GROUP_BYTES) for _ in range(3)]
-        await asyncio.gather(*(source.read_into(layer, "attn", slot) for layer, slot in enumerate(slots)))
-        row = memoryview(bytearray(10))
-        await source.read_range(weights, 7, 10, row)
-        assert b"".join(slots) == content[: 3 * GROUP_BYTES]
-        assert row == content[7:17]
-        assert not source.direct
-    (record,) = caplog.records
-    assert (record.name, record.levelno) == ("penstock", logging.WARNING)
-    assert f"{weights}: the file system refuses direct reads" in record.message
 
 
 async def test_a_slot_that_cannot_work_is_refused(weights: Path) -> None:

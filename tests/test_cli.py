@@ -1,0 +1,108 @@
+"""The command line, as a user runs it."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import main
+
+BUNDLED = Path(__file__).parent.parent / "pipeline" / "bundled"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("made") / "tiny"
+    sizes = ["--layers", "3", "--hidden-size", "64", "--ffn-size", "128", "--heads", "4", "--kv-heads", "2"]
+    assert main(["make-checkpoint", str(out), "--like", "llama-3-8b", *sizes, "--vocabulary-size", "2048"]) == 0
+    return out
+
+
+def test_run_streams_text_and_says_what_bound_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(BUNDLED), "--prompt", "import os\n", "--max-new-tokens", "12", "--gpu-groups", "2"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"passes +12 in", out)
+    assert re.search(r"read +.*/s, 1\.0\d\d x needed", out)
+    assert re.search(r"groups +at most 2 on the device", out)
+    assert re.search(r"bound by +(disk|compute|host-to-device link)", out)
+
+
+def test_run_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--prompt", "import os\n", "--max-new-tokens", "5", "--temperature", "0", "--json"]
+    assert main(["run", str(BUNDLED), *arguments]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert len(record["token_ids"]) == 5
+    assert record["finish_reason"] == "length"
+    assert record["statistics"]["passes"] == 5
+
+
+def test_make_checkpoint_then_run_and_bench(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(made), "--prompt", "hello", "--max-new-tokens", "3"]) == 0
+    capsys.readouterr()
+    assert main(["bench", "pass", str(made), "--passes", "3", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert {"pass_seconds", "read_floor_seconds", "compute_floor_seconds", "ratio", "passes"} <= set(report)
+    assert report["passes"] == 3
+    floors = zip(report["read_floor_seconds_each"], report["compute_floor_seconds_each"], strict=True)
+    ratios = [one / max(both) for one, both in zip(report["pass_seconds_each"], floors, strict=True)]
+    assert report["ratios"] == pytest.approx(ratios)
+    assert report["ratio"] == pytest.approx(sorted(ratios)[1])
+    assert 0.98 < report["read_bytes_per_pass"] / report["needed_bytes_per_pass"] < 1.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run", "nowhere", "--prompt", "x"], "nowhere: no such folder"),
+        (["run", str(BUNDLED), "--prompt", "x", "--gpu-groups", "0"], "gpu_groups: need a whole number"),
+        (["run", str(BUNDLED), "--prompt", ""], None),
+        (["run", str(BUNDLED), "--prompt", "x", "--max-new-tokens", "99999"], "context_tokens"),
+        (["make-checkpoint", "x", "--like", "llama-9"], "llama-9"),
+    ],
+)
+def test_errors_are_one_line_and_status_one(
+    arguments: list[str],
+    says: str | None,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status = main(arguments)
+    err = capsys.readouterr().err
+    if says is None:
+        assert status == 0, "an empty prompt is the begin-of-text token alone where the tokenizer adds one"
+    else:
+        assert status == 1
+        assert "penstock: " in err
+        assert says in err
+        assert "Traceback" not in err
+
+
+def test_demo_shows_five_actors_at_work(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo"]) == 0
+    out = capsys.readouterr().out
+    rows = {line.split("▕")[0].strip(): line.split("▕")[1] for line in out.splitlines() if "▕" in line}
+    assert list(rows) == ["prefetch_planner", "disk_reader", "pinned_stager", "gpu_uploader", "compute_scheduler"]
+    assert "█" in rows["disk_reader"]
+    assert "█" in rows["compute_scheduler"]
+    assert "░" in rows["prefetch_planner"], "backpressure reaches the planner"
+
+
+def test_ctrl_c_stops_cleanly() -> None:
+    command = [sys.executable, "-m", "pipeline", "run", str(BUNDLED), "--prompt", "x", "--max-new-tokens", "900"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err

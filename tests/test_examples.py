@@ -1,0 +1,28 @@
+"""Every example runs as a user runs it, and stays short."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("[0-9]*.py"))
+SAYS = {
+    "01_generate": "-- 48 tokens, finished by length",
+    "02_stream": "-- finished by",
+    "03_concurrent_requests": "'try:\\n': 'cancelled'",
+    "04_tune_queues": "gpu_groups  queue",
+    "05_custom_stage": "23 groups were the same in all 8 passes",
+}
+
+
+def test_there_are_examples_for_everything_that_is_said() -> None:
+    assert [path.stem for path in EXAMPLES] == sorted(SAYS)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_runs(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < 40
+    result = subprocess.run([sys.executable, "-W", "error", path], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert SAYS[path.stem] in result.stdout

@@ -1,0 +1,26 @@
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+from support.weight_files import FILE_BYTES, Gate
+
+from pipeline.weights import lanes
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A file of three groups and a bit, that ends inside a block, and is long since written."""
+    path = tmp_path / "weights"
+    path.write_bytes(Random(0).randbytes(FILE_BYTES))
+    os.utime(path, ns=(0, 0))
+    return path
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    gate = Gate()
+    monkeypatch.setattr(lanes, "open", gate.open_file, raising=False)
+    yield gate
+    gate.open.set()

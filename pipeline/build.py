@@ -72,7 +72,7 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> Runtime
     context_tokens = _context_tokens(model, settings)
     plan = _plan(model, settings, groups, catalog, device, dtype, context_tokens)
     plan.check()
-    source = _Views(catalog.host, checkpoint.files, lanes=settings.reader_lanes, chunk_bytes=settings.chunk_bytes)
+    source = WeightSource(catalog.host, checkpoint.files, lanes=settings.reader_lanes, chunk_bytes=settings.chunk_bytes)
     embedding = EmbeddingRows(groups.embed, source, device, min(settings.max_tokens_per_pass, context_tokens))
     cache = KeyValueCache(model, context_tokens, dtype, device.torch_device)
     program = GenerationProgram(model, catalog, device, embedding, cache, dtype)
@@ -191,10 +191,3 @@ def _open_device(name: str) -> AnyDevice:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return CudaDevice() if name == "cuda" else CpuDevice(copy=name == "cpu-copy")
-
-
-class _Views(WeightSource):
-    bytes_needed = 0
-
-    async def read_into(self, layer, group, buffer):
-        await super().read_into(layer, group, buffer.view)

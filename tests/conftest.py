@@ -1,6 +1,7 @@
 """Every async test runs on asyncio and on uvloop, and fails when it blocks the loop."""
 
 import asyncio
+import gc
 import inspect
 import time
 from collections.abc import AsyncIterator
@@ -19,6 +20,11 @@ LONGEST_BLOCK_SECONDS = 0.2
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
     backend: tuple[str, dict[str, bool]] = request.param
     return backend
+
+
+def pytest_collection_finish() -> None:
+    """Big libraries are imported by now; without this, each full collection would walk them and block the loop."""
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

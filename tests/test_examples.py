@@ -23,6 +23,6 @@ def test_there_are_examples_for_everything_that_is_said() -> None:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example_runs(path: Path) -> None:
     assert len(path.read_text().splitlines()) < 40
-    result = subprocess.run([sys.executable, "-W", "error", path], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, "-W", "error", path], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert SAYS[path.stem] in result.stdout

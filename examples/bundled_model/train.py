@@ -21,8 +21,9 @@ import tiktoken
 import torch
 import torch.nn.functional as functional
 from corpus import collect, measure_compressors
-from evaluation import TrainingRecord, bits_per_byte, write_card
+from evaluation import bits_per_byte
 from model import TINY, Recipe, add_dropout, build_model, save_model
+from model_card import TrainingRecord, write_card
 from torch import Tensor
 from transformers import LlamaForCausalLM
 from vocabulary import (

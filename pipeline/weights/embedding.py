@@ -22,7 +22,6 @@ class EmbeddingRows:
     def __init__(self, table: TensorRange, source: WeightSource, device: "AnyDevice", most_rows: int) -> None:
         self.most_rows = most_rows
         self.row_bytes = table.length // table.shape[0]
-        self.bytes_needed = 0
         self._table = table
         self._source = source
         self._device = device
@@ -55,7 +54,6 @@ class EmbeddingRows:
     async def _read(self, token_id: int, index: int) -> None:
         start = self._table.start + token_id * self.row_bytes
         place = self._host.view[index * self.row_bytes :][: self.row_bytes]
-        self.bytes_needed += self.row_bytes
         try:
             await self._source.read_range(self._table.file, start, self.row_bytes, place)
         except OSError:

@@ -6,12 +6,15 @@ import mmap
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.errors import CheckpointError, ClosedError, ConfigError
 from pipeline.weights.checkpoint import FileIdentity
 from pipeline.weights.lanes import Disk, Lanes
 from pipeline.weights.layout import BLOCK_BYTES, HostLayout, row_window
+
+if TYPE_CHECKING:
+    from pipeline.devices.memory import HostMemory
 
 ROW_LANES = 4
 """Rows have lanes of their own: a pass that waits for its embedding must not queue behind whole groups."""
@@ -75,7 +78,7 @@ class WeightSource:
         """Whether reads go past the page cache."""
         return self._disk.direct
 
-    async def read_into(self, layer: int, group: str, buffer: memoryview) -> None:
+    async def read_into(self, layer: int, group: str, buffer: "HostMemory") -> None:
         """Read all windows of a group into `buffer`, a host slot whose address is a multiple of 4096.
 
         Returns, raises or passes a cancellation on only when no thread writes into `buffer` any more; after an error or
@@ -86,9 +89,10 @@ class WeightSource:
             OSError: the disk failed; nothing was tried again.
         """
         layout = self._layouts[layer, group]
-        self._check(buffer, layout.slot_bytes)
+        view = buffer.view
+        self._check(view, layout.slot_bytes)
         chunks = deque(self._chunks(layout))
-        workers = [self._read_chunks(chunks, buffer) for _ in range(min(len(chunks), self._lanes.count))]
+        workers = [self._read_chunks(chunks, view) for _ in range(min(len(chunks), self._lanes.count))]
         # With return_exceptions a gather ends only after its last worker, even when it is cancelled.
         for outcome in await asyncio.gather(*workers, return_exceptions=True):
             if outcome is not None:

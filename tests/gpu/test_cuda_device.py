@@ -15,6 +15,14 @@ pytestmark = pytest.mark.cuda
 MEGABYTE = 1 << 20
 
 
+@pytest.fixture(scope="module", autouse=True)
+def warm_gpu() -> None:
+    """The first product loads libraries for a second or so."""
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.ones(64, 64, device="cuda", dtype=dtype)
+        (matrix @ matrix).sum().item()
+
+
 @pytest.fixture
 async def device() -> AsyncIterator[CudaDevice]:
     opened = CudaDevice()
@@ -29,7 +37,9 @@ async def test_bytes_go_up_and_come_back(device: CudaDevice) -> None:
     copies = [Copy(8, 256, 1000), Copy(5000, 2048, MEGABYTE - 5000)]
     uploaded = device.upload(source, target, copies, ())
     doubled = device.launch("compute", lambda: target.mul_(2), (uploaded,))
-    downloaded = device.download(target, back, [Copy(c.target_offset, c.source_offset, c.length) for c in copies], (doubled,))
+    downloaded = device.download(
+        target, back, [Copy(c.target_offset, c.source_offset, c.length) for c in copies], (doubled,)
+    )
     await downloaded.wait()
     for copy in copies:
         piece = slice(copy.source_offset, copy.source_offset + copy.length)
@@ -48,7 +58,7 @@ async def test_a_slot_is_overwritten_only_after_its_reader(device: CudaDevice) -
 
     def reader(index: int) -> None:
         (slow @ slow @ slow).sum()
-        sums[index] = slot.sum(dtype=torch.int64)
+        sums[index] = slot.tensor.sum(dtype=torch.int64)
 
     for index in range(200):
         uploaded = device.upload(sources[index % 2], slot, [Copy(0, 0, size)], (read,))

@@ -1,7 +1,6 @@
-"""Small safetensors files, sound and crafted, and memory that direct reads accept."""
+"""Small safetensors files, sound and crafted."""
 
 import json
-import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,3 @@ def write_sharded(folder: Path, shards: list[dict[str, torch.Tensor]]) -> None:
 
 def write_index(folder: Path, weight_map: object) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-
-
-def page_aligned(nbytes: int) -> memoryview:
-    return memoryview(mmap.mmap(-1, nbytes))

@@ -10,9 +10,9 @@ from random import Random
 from typing import Any
 
 import pytest
-from support.safetensors_files import page_aligned
 from support.weight_files import FILE_BYTES, GROUP_BYTES, Gate, opened
 
+from pipeline.devices.memory import HostMemory
 from pipeline.errors import CheckpointError
 from pipeline.weights import lanes as lanes_module
 from pipeline.weights.layout import BLOCK_BYTES
@@ -23,9 +23,9 @@ async def test_short_reads_are_continued(weights: Path, gate: Gate) -> None:
         random = Random(0)
         gate.before = lambda position, steps=steps, random=random: random.choice(steps)  # type: ignore[misc]
         async with opened(weights, lanes=2, chunk_bytes=3 * BLOCK_BYTES, direct=direct) as source:
-            slot = page_aligned(GROUP_BYTES)
+            slot = HostMemory(GROUP_BYTES)
             await source.read_into(1, "attn", slot)
-            assert slot == weights.read_bytes()[GROUP_BYTES:][:GROUP_BYTES]
+            assert slot.view == weights.read_bytes()[GROUP_BYTES:][:GROUP_BYTES]
             assert source.reads > 2
             assert source.direct == direct
 
@@ -34,40 +34,40 @@ async def test_a_direct_read_that_gets_nowhere_is_an_error(weights: Path, gate: 
     gate.before = lambda position: 100
     async with opened(weights) as source:
         with pytest.raises(OSError, match="no more bytes"):
-            await source.read_into(0, "attn", page_aligned(GROUP_BYTES))
+            await source.read_into(0, "attn", HostMemory(GROUP_BYTES))
 
 
 async def test_a_file_that_cannot_be_opened_is_named(weights: Path) -> None:
     async with opened(weights) as source:
         weights.unlink()
         with pytest.raises(FileNotFoundError) as caught:
-            await source.read_into(0, "attn", page_aligned(GROUP_BYTES))
+            await source.read_into(0, "attn", HostMemory(GROUP_BYTES))
         assert caught.value.filename == str(weights)
 
 
 async def test_a_file_truncated_while_running_gives_an_error_and_never_zeros(weights: Path, gate: Gate) -> None:
     async with opened(weights, lanes=1) as source:
-        await source.read_into(0, "attn", page_aligned(GROUP_BYTES))
+        await source.read_into(0, "attn", HostMemory(GROUP_BYTES))
         os.truncate(weights, 2 * GROUP_BYTES + 100)
         with pytest.raises(CheckpointError) as caught:
-            await source.read_into(2, "attn", page_aligned(GROUP_BYTES))
+            await source.read_into(2, "attn", HostMemory(GROUP_BYTES))
         assert str(caught.value) == (
             f"{weights}: truncated while running, seen at byte {2 * GROUP_BYTES}: "
             f"need {FILE_BYTES} bytes, have {2 * GROUP_BYTES + 100}"
         )
         with pytest.raises(CheckpointError, match="truncated while running"):
-            await source.read_into(0, "attn", page_aligned(GROUP_BYTES))
+            await source.read_into(0, "attn", HostMemory(GROUP_BYTES))
 
 
 @pytest.mark.parametrize("after_first_read", [True, False])
 async def test_a_file_rewritten_in_place_is_noticed(after_first_read: bool, weights: Path) -> None:
     async with opened(weights, lanes=1) as source:
         if after_first_read:
-            await source.read_into(0, "attn", page_aligned(GROUP_BYTES))
+            await source.read_into(0, "attn", HostMemory(GROUP_BYTES))
         with open(weights, "r+b") as file:
             file.write(b"other")
         with pytest.raises(CheckpointError, match=f"{weights}: weights changed while running"):
-            await source.read_into(0, "attn", page_aligned(GROUP_BYTES))
+            await source.read_into(0, "attn", HostMemory(GROUP_BYTES))
 
 
 async def test_a_replaced_file_is_read_on_from_the_old_handle_with_one_warning(
@@ -75,20 +75,20 @@ async def test_a_replaced_file_is_read_on_from_the_old_handle_with_one_warning(
 ) -> None:
     content = weights.read_bytes()
     async with opened(weights, lanes=1) as source:
-        slot = page_aligned(GROUP_BYTES)
+        slot = HostMemory(GROUP_BYTES)
         await source.read_into(0, "attn", slot)
         other = weights.with_name("other")
         other.write_bytes(bytes(len(content)))
         os.replace(other, weights)
         for layer in range(3):
             await source.read_into(layer, "attn", slot)
-            assert slot == content[layer * GROUP_BYTES :][:GROUP_BYTES]
+            assert slot.view == content[layer * GROUP_BYTES :][:GROUP_BYTES]
         assert [record.message for record in caplog.records if "replaced" in record.message] == [
             f"{weights}: was deleted or replaced; going on with the file as it was opened"
         ]
     async with opened(weights) as source:
         await source.read_into(0, "attn", slot)
-        assert slot == bytes(GROUP_BYTES)
+        assert slot.view == bytes(GROUP_BYTES)
 
 
 @pytest.mark.parametrize("when", ["open", "read"])
@@ -109,11 +109,11 @@ async def test_a_file_system_without_direct_reads_is_read_through_the_cache_with
     monkeypatch.setattr(lanes_module, "open", refuse, raising=False)
     content = weights.read_bytes()
     async with opened(weights) as source:
-        slots = [page_aligned(GROUP_BYTES) for _ in range(3)]
+        slots = [HostMemory(GROUP_BYTES) for _ in range(3)]
         await asyncio.gather(*(source.read_into(layer, "attn", slot) for layer, slot in enumerate(slots)))
         row = memoryview(bytearray(10))
         await source.read_range(weights, 7, 10, row)
-        assert b"".join(slots) == content[: 3 * GROUP_BYTES]
+        assert b"".join(slot.view for slot in slots) == content[: 3 * GROUP_BYTES]
         assert row == content[7:17]
         assert not source.direct
     (record,) = caplog.records

@@ -36,7 +36,7 @@ async def test_bytes_go_up_and_come_back(device: CudaDevice) -> None:
     source.tensor.copy_(torch.randint(0, 256, (MEGABYTE,), dtype=torch.uint8))
     copies = [Copy(8, 256, 1000), Copy(5000, 2048, MEGABYTE - 5000)]
     uploaded = device.upload(source, target, copies, ())
-    doubled = device.launch("compute", lambda: target.mul_(2), (uploaded,))
+    doubled = device.launch("compute", lambda: target.tensor.mul_(2), (uploaded,))
     downloaded = device.download(
         target, back, [Copy(c.target_offset, c.source_offset, c.length) for c in copies], (doubled,)
     )

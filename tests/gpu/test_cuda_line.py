@@ -1,0 +1,127 @@
+"""The whole line on a GPU: parity, the rules that only a device can break, and the overlap. Needs a GPU."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import torch
+from support import tiny_models
+
+from actors.core.trace import Span, Trace
+from pipeline import ConfigError, Message, Model, Output, Slot, Stage
+from pipeline.weights.make_checkpoint import make_checkpoint
+
+pytestmark = pytest.mark.cuda
+STEPS = 32
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm_gpu() -> None:
+    """The first product of each kind loads libraries for a second or so."""
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        matrix = torch.ones(64, 64, device="cuda", dtype=dtype)
+        (matrix @ matrix).sum().item()
+
+
+@pytest.fixture(scope="module")
+def streamed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """6 layers of 34 MB attn and 100 MB ffn groups: large enough that copies take milliseconds."""
+    out = tmp_path_factory.mktemp("made") / "checkpoint"
+    make_checkpoint(out, "llama-3.2-1b", layers=6, hidden_size=4096, ffn_size=4096, vocabulary_size=8192)
+    return out
+
+
+async def greedy(folder: Path, **settings: object) -> Output:
+    async with Model.open(folder, device="cuda", **settings) as model:
+        return await model.generate(
+            tiny_models.PROMPT, max_new_tokens=STEPS, ignore_eos=True, logprobs=tiny_models.VOCABULARY_SIZE
+        )
+
+
+@pytest.mark.parametrize("variant", tiny_models.VARIANTS)
+async def test_fp32_tokens_and_logprobs_equal_transformers(variant: str, tmp_path: Path) -> None:
+    def reference() -> tiny_models.Greedy:
+        return tiny_models.greedy(tiny_models.save(variant, tmp_path, shards=3), tiny_models.PROMPT, STEPS)
+
+    expected = await asyncio.to_thread(reference)
+    output = await greedy(tmp_path)
+    assert list(output.token_ids) == expected.token_ids
+    assert output.logprobs is not None
+    for step, logprobs in enumerate(output.logprobs):
+        ours = torch.tensor([logprobs[token_id] for token_id in range(tiny_models.VOCABULARY_SIZE)])
+        torch.testing.assert_close(ours, expected.logprobs[step], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+async def test_output_is_bit_equal_for_every_budget_and_queue(dtype: torch.dtype, tmp_path: Path) -> None:
+    await asyncio.to_thread(tiny_models.save, "llama_gqa_llama3", tmp_path, 2, dtype)
+    queues = ("disk_reader", "pinned_stager", "gpu_uploader", "compute_scheduler")
+    outputs = [
+        await greedy(tmp_path, gpu_groups=gpu_groups, host_groups=host_groups, queues=dict.fromkeys(queues, queue))
+        for gpu_groups, host_groups, queue in [(1, 1, 1), (2, 2, 1), (3, 1, 4), (4, 4, 2), (8, 3, 8)]
+    ]
+    assert all(output == outputs[0] for output in outputs)
+
+
+async def test_steady_state_allocates_nothing(streamed: Path) -> None:
+    """Rule 2: after the first passes torch asks the driver for no more memory, and its peak stands still."""
+    async with Model.open(streamed, device="cuda") as model:
+        await model.generate([1, 2, 3], max_new_tokens=4, ignore_eos=True)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_stats()
+        await model.generate([1, 2, 3], max_new_tokens=8, ignore_eos=True)
+        after = torch.cuda.memory_stats()
+        plan = sum(holding.nbytes for holding in model.runtime.plan.holdings if holding.place == "device")
+    assert after["num_device_alloc"] == before["num_device_alloc"]
+    assert after["allocated_bytes.all.peak"] <= plan * 1.05
+
+
+async def test_device_slots_keep_rules_2_and_3(streamed: Path) -> None:
+    """In each device slot copies and computations never overlap, by the device's own events."""
+    slots: dict[int, int] = {}
+
+    class NoteSlot(Stage):
+        async def handle(self, message: Message[Slot]) -> Message[Slot]:
+            slots[message.seq] = message.at.index
+            return message
+
+    trace = Trace()
+    async with Model.open(streamed, device="cuda", trace=trace, insert={"gpu_uploader": [NoteSlot()]}) as model:
+        await model.generate([1, 2, 3], max_new_tokens=6, ignore_eos=True)
+        statistics = model.statistics()
+    assert statistics.device_groups_peak <= 4
+    uses: dict[int, list[tuple[int, str, Span]]] = {}
+    for span in trace.spans:
+        if span.what == "work" and span.actor in {"gpu_uploader", "compute_scheduler"}:
+            uses.setdefault(slots[span.seq], []).append((span.seq, span.actor, span))
+    assert len(uses) == 4
+    for spans in uses.values():
+        spans.sort(key=lambda use: (use[0], use[1] != "gpu_uploader"))
+        for (_, _, left), (_, _, right) in zip(spans, spans[1:], strict=False):
+            # Spans are anchored where the waiting thread woke up, which may be late by its wake-up time.
+            assert left.started <= right.started + 1e-3
+            assert left.ended <= right.ended + 1e-3
+
+
+async def test_copies_overlap_computation(streamed: Path) -> None:
+    """A long prompt computes for a while: copies run meanwhile, shown by the device's events."""
+    trace = Trace()
+    async with Model.open(streamed, device="cuda", trace=trace, max_tokens_per_pass=4096) as model:
+        await model.generate(list(range(1, 4000)), max_new_tokens=3, ignore_eos=True)
+    work = {
+        actor: [(s.started, s.ended) for s in trace.spans if s.actor == actor and s.what == "work"]
+        for actor in ("gpu_uploader", "compute_scheduler")
+    }
+    overlap = sum(
+        max(0.0, min(copy[1], step[1]) - max(copy[0], step[0]))
+        for copy in work["gpu_uploader"]
+        for step in work["compute_scheduler"]
+    )
+    computing = sum(ended - started for started, ended in work["compute_scheduler"])
+    print(f"\ncopies ran during {overlap / computing:.0%} of {computing * 1000:.1f} ms of computing")
+    assert overlap > 0.2 * computing
+
+
+async def test_device_memory_that_is_not_there_is_refused(streamed: Path) -> None:
+    with pytest.raises(ConfigError, match=r"device memory: need .*, have .*lower gpu_groups"):
+        await Model.open(streamed, device="cuda", gpu_groups=20_000)

@@ -1,6 +1,7 @@
 """The whole line on a GPU: parity, the rules that only a device can break, and the overlap. Needs a GPU."""
 
 import asyncio
+import itertools
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,7 @@ async def test_device_slots_keep_rules_2_and_3(streamed: Path) -> None:
     assert len(uses) == 4
     for spans in uses.values():
         spans.sort(key=lambda use: (use[0], use[1] != "gpu_uploader"))
-        for (_, _, left), (_, _, right) in zip(spans, spans[1:], strict=False):
+        for (_, _, left), (_, _, right) in itertools.pairwise(spans):
             # Spans are anchored where the waiting thread woke up, which may be late by its wake-up time.
             assert left.started <= right.started + 1e-3
             assert left.ended <= right.ended + 1e-3

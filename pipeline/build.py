@@ -74,7 +74,7 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> Runtime
     plan.check()
     source = WeightSource(catalog.host, checkpoint.files, lanes=settings.reader_lanes, chunk_bytes=settings.chunk_bytes)
     embedding = EmbeddingRows(groups.embed, source, device, min(settings.max_tokens_per_pass, context_tokens))
-    cache = KeyValueCache(model, context_tokens, dtype, device.torch_device)
+    cache = KeyValueCache(model, context_tokens, dtype, device)
     program = GenerationProgram(model, catalog, device, embedding, cache, dtype)
     line = _wire(settings, catalog, device, source, program, trace)
     return Runtime(model, dtype, context_tokens, plan, device, catalog, source, embedding, program, line)

@@ -141,6 +141,8 @@ async def test_closing_ends_running_requests_and_gives_everything_back() -> None
         await call
     assert handles() == before
     assert [budget.statistics().held for budget in model.runtime.line.budgets] == [0]
+    (host,) = model.runtime.line.budgets
+    assert (await host.acquire("ffn")).buffer.tensor.numel() == 0
 
 
 @pytest.mark.parametrize(

@@ -20,14 +20,16 @@ class CpuDevice:
         self.unified = not copy
         self.packed = False
         self._lanes = Lanes(Lane)
+        self._memory: list[HostMemory] = []
 
     def host_memory(self, nbytes: int) -> HostMemory:
         """Page-aligned memory of `nbytes`."""
-        return HostMemory(nbytes)
+        self._memory.append(HostMemory(nbytes))
+        return self._memory[-1]
 
     def device_memory(self, nbytes: int) -> HostMemory:
         """The same kind of memory: there is no other."""
-        return HostMemory(nbytes)
+        return self.host_memory(nbytes)
 
     def upload(self, source: Memory, target: Memory, copies: Sequence[Copy], after: Sequence[Event]) -> Event:
         """Copy on a thread of its own; nothing to do when source and target are one."""
@@ -44,5 +46,7 @@ class CpuDevice:
         return self._lanes[lane].submit(work, after)
 
     async def aclose(self) -> None:
-        """Wait for what runs on the lanes, and end their threads."""
+        """Wait for what runs on the lanes, end their threads, and free all memory."""
         await asyncio.to_thread(self._lanes.close)
+        for memory in self._memory:
+            memory.free()

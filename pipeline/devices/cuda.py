@@ -30,6 +30,7 @@ class CudaDevice:
         self.torch_device = torch.device("cuda", index)
         self._lanes = Lanes(lambda name: CudaLane(name, self.torch_device))
         self._pinned: list[HostMemory] = []
+        self._memory: list[DeviceMemory] = []
 
     def host_memory(self, nbytes: int) -> HostMemory:
         """Pinned memory of exactly `nbytes`, rounded up to whole pages: torch would round up to a power of two."""
@@ -41,7 +42,8 @@ class CudaDevice:
 
     def device_memory(self, nbytes: int) -> DeviceMemory:
         """GPU memory of `nbytes`."""
-        return DeviceMemory(nbytes, self.torch_device)
+        self._memory.append(DeviceMemory(nbytes, self.torch_device))
+        return self._memory[-1]
 
     def upload(self, source: Memory, target: Memory, copies: Sequence[Copy], after: Sequence[Event]) -> Event:
         """Copy on the one H2D stream, first in first out."""
@@ -56,11 +58,13 @@ class CudaDevice:
         return self._lanes[lane].submit(work, after)
 
     async def aclose(self) -> None:
-        """Wait for what runs, end the threads, and unpin the host memory."""
+        """Wait for what runs, end the threads, unpin the host memory, and free all memory."""
         await asyncio.to_thread(self._lanes.close)
         for memory in self._pinned:
             _check(torch.cuda.cudart().cudaHostUnregister(memory.tensor.data_ptr()), "unpin memory")
-        self._pinned.clear()
+            memory.free()
+        for device_memory in self._memory:
+            device_memory.free()
 
 
 class CudaEvent(LaneEvent):

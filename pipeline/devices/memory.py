@@ -26,6 +26,12 @@ class HostMemory:
         self.view = memoryview(self._pages)[:nbytes]
         self.tensor = torch.frombuffer(self._pages, dtype=torch.uint8)[:nbytes]
 
+    def free(self) -> None:
+        """Let go of the pages, whoever still holds this object; a view that somebody kept stays valid."""
+        self.view = memoryview(bytearray())
+        self.tensor = torch.empty(0, dtype=torch.uint8)
+        del self._pages
+
 
 class DeviceMemory:
     """`nbytes` of a GPU's memory at one fixed address, seen as a uint8 tensor (`tensor`)."""
@@ -33,6 +39,10 @@ class DeviceMemory:
     def __init__(self, nbytes: int, device: torch.device) -> None:
         self.nbytes = nbytes
         self.tensor = torch.empty(nbytes, dtype=torch.uint8, device=device)
+
+    def free(self) -> None:
+        """Let go of the memory, whoever still holds this object."""
+        self.tensor = torch.empty(0, dtype=torch.uint8)
 
 
 Memory: TypeAlias = HostMemory | DeviceMemory

@@ -2,6 +2,7 @@
 
 import torch
 
+from pipeline.devices import AnyDevice
 from pipeline.models.attention import LayerKV
 from pipeline.models.config import ModelConfig
 
@@ -12,14 +13,15 @@ class KeyValueCache:
     Memory: [layers, keys and values, C context_tokens, K kv heads, H head dim] in the compute dtype.
     """
 
-    def __init__(self, config: ModelConfig, context_tokens: int, dtype: torch.dtype, device: torch.device) -> None:
-        shape = (config.layers, 2, context_tokens, config.kv_heads, config.head_dim)
-        self.context_tokens = context_tokens
-        self._memory = torch.empty(shape, dtype=dtype, device=device)
+    def __init__(self, config: ModelConfig, context_tokens: int, dtype: torch.dtype, device: AnyDevice) -> None:
+        self._shape = (config.layers, 2, context_tokens, config.kv_heads, config.head_dim)
+        self._dtype = dtype
+        self._memory = device.device_memory(kv_bytes(config, context_tokens, dtype))
 
     def layer(self, layer: int) -> LayerKV:
         """The keys and the values of one layer, each [C, K, H]."""
-        return LayerKV(self._memory[layer, 0], self._memory[layer, 1])
+        keys, values = self._memory.tensor.view(self._dtype).view(self._shape)[layer]
+        return LayerKV(keys, values)
 
 
 def kv_bytes(config: ModelConfig, context_tokens: int, dtype: torch.dtype) -> int:

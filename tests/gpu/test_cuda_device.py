@@ -71,7 +71,7 @@ async def test_uploads_overlap_computation(device: CudaDevice) -> None:
     size = 256 * MEGABYTE
     source, targets = device.host_memory(size), [device.device_memory(size) for _ in range(2)]
     matrix = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
-    device.launch("compute", lambda: matrix @ matrix, ())
+    await device.launch("compute", lambda: matrix @ matrix, ()).wait()
 
     def compute() -> None:
         for _ in range(10):

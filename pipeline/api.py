@@ -13,7 +13,7 @@ from actors.core.trace import Trace
 from pipeline.build import Runtime, build
 from pipeline.config import Config
 from pipeline.errors import CheckpointError, ClosedError, RequestError
-from pipeline.models.config import read_generation_defaults
+from pipeline.models.config import read_config, read_generation_defaults
 from pipeline.sequences.sampling import SamplingParameters
 from pipeline.sequences.sequence import Chunk, Output, RunningSequence
 from pipeline.statistics import ModelStatistics
@@ -185,7 +185,14 @@ class Opening:
 
     async def _open(self) -> Model:
         """Read headers and the tokenizer on a thread: both may take longer than the loop can be kept."""
-        runtime, tokenizer, defaults = await asyncio.to_thread(self._read)
+        reading = asyncio.ensure_future(asyncio.to_thread(self._read))
+        try:
+            runtime, tokenizer, defaults = await asyncio.shield(reading)
+        except asyncio.CancelledError:
+            # The thread cannot be stopped; what it opens must still be closed.
+            with contextlib.suppress(Exception):
+                await (await reading)[0].aclose()
+            raise
         return Model(runtime, tokenizer, defaults)
 
     def _read(self) -> tuple[Runtime, Tokenizer | None, dict[str, Any]]:
@@ -195,8 +202,8 @@ class Opening:
         SamplingParameters.from_arguments(defaults, {})
         if defaults:
             logger.info("sampling defaults from generation_config.json: %s", defaults)
-        runtime = build(self._folder, self._config, self._trace)
-        return runtime, self._read_tokenizer(runtime.config.vocabulary_size), defaults
+        tokenizer = self._read_tokenizer(read_config(self._folder).vocabulary_size)
+        return build(self._folder, self._config, self._trace), tokenizer, defaults
 
     def _read_tokenizer(self, vocabulary_size: int) -> Tokenizer | None:
         """A folder without tokenizer files serves token ids only; a broken tokenizer is an error."""

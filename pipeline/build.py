@@ -65,18 +65,21 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> Runtime
     checkpoint = open_checkpoint(folder)
     groups = plan_groups(group_specs(model), checkpoint)
     dtype = DTYPES[groups.dtype] if settings.dtype == "auto" else getattr(torch, settings.dtype)
-    device = _open_device(settings.device)
-    catalog = WeightCatalog(
-        groups.groups, packed=device.packed, two_kinds=min(settings.gpu_groups, settings.host_groups) > 1
-    )
     context_tokens = _context_tokens(model, settings)
+    device = _open_device(settings.device)
+    fewest_slots = settings.gpu_groups if device.unified else min(settings.gpu_groups, settings.host_groups)
+    catalog = WeightCatalog(groups.groups, packed=device.packed, two_kinds=fewest_slots > 1)
     plan = _plan(model, settings, groups, catalog, device, dtype, context_tokens)
     plan.check()
     source = WeightSource(catalog.host, checkpoint.files, lanes=settings.reader_lanes, chunk_bytes=settings.chunk_bytes)
-    embedding = EmbeddingRows(groups.embed, source, device, min(settings.max_tokens_per_pass, context_tokens))
-    cache = KeyValueCache(model, context_tokens, dtype, device)
-    program = GenerationProgram(model, catalog, device, embedding, cache, dtype)
-    line = _wire(settings, catalog, device, source, program, trace)
+    try:
+        embedding = EmbeddingRows(groups.embed, source, device, min(settings.max_tokens_per_pass, context_tokens))
+        cache = KeyValueCache(model, context_tokens, dtype, device)
+        program = GenerationProgram(model, catalog, device, embedding, cache, dtype)
+        line = _wire(settings, catalog, device, source, program, trace)
+    except BaseException:
+        device.free()
+        raise
     return Runtime(model, dtype, context_tokens, plan, device, catalog, source, embedding, program, line)
 
 

@@ -95,6 +95,10 @@ def _add_bench(commands: Commands) -> None:
     one_pass.add_argument("--json", action="store_true")
     _add_settings(one_pass)
     one_pass.set_defaults(command=_bench_pass)
+    core = bench.add_parser("core", help="what channels and the line itself cost, on a simulated device")
+    core.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds to take the median of; default 5")
+    core.add_argument("--json", action="store_true")
+    core.set_defaults(command=_bench_core)
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -124,6 +128,12 @@ def _bench_pass(options: argparse.Namespace) -> None:
     from pipeline.commands.bench import bench
 
     run_async(bench(options))
+
+
+def _bench_core(options: argparse.Namespace) -> None:
+    from pipeline.commands.bench import core
+
+    core(options)
 
 
 if __name__ == "__main__":

@@ -263,3 +263,16 @@ async def test_a_few_more_lines_can_run_beside_each_other() -> None:
     async with Model.open() as first, Model.open(gpu_groups=2) as second:
         outputs = await asyncio.gather(*(one.generate(PROMPT, max_new_tokens=5) for one in (first, second)))
         assert outputs[0] == outputs[1]
+
+
+async def test_cancelling_open_half_way_leaves_nothing_open() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        opening = asyncio.ensure_future(Model.open())
+        await asyncio.sleep(0.005)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+    assert len(os.listdir("/proc/self/fd")) == before
+    async with Model.open() as model:
+        assert (await model.generate(PROMPT, max_new_tokens=1)).token_ids

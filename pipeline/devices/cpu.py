@@ -48,5 +48,10 @@ class CpuDevice:
     async def aclose(self) -> None:
         """Wait for what runs on the lanes, end their threads, and free all memory."""
         await asyncio.to_thread(self._lanes.close)
+        self.free()
+
+    def free(self) -> None:
+        """Free all memory; nothing may run."""
         for memory in self._memory:
             memory.free()
+        self._memory.clear()

@@ -60,11 +60,17 @@ class CudaDevice:
     async def aclose(self) -> None:
         """Wait for what runs, end the threads, unpin the host memory, and free all memory."""
         await asyncio.to_thread(self._lanes.close)
+        self.free()
+
+    def free(self) -> None:
+        """Unpin the host memory and free all memory; nothing may run."""
         for memory in self._pinned:
             _check(torch.cuda.cudart().cudaHostUnregister(memory.tensor.data_ptr()), "unpin memory")
             memory.free()
         for device_memory in self._memory:
             device_memory.free()
+        self._pinned.clear()
+        self._memory.clear()
 
 
 class CudaEvent(LaneEvent):

@@ -3,12 +3,12 @@ import itertools
 from typing import Any
 
 import pytest
-from support.lines import sim_line
 
 from actors.core.budget import Slot
 from actors.core.message import READY, Message
 from actors.core.stage import Mover, Stage
 from actors.core.trace import Trace
+from pipeline.simulation.line import sim_line
 from pipeline.simulation.loop import run_virtual
 
 

@@ -3,12 +3,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from support.lines import sim_line
 
 from actors.core.budget import Slot
 from actors.core.errors import ActorFailed, LineError
 from actors.core.message import Message
 from actors.core.stage import Stage
+from pipeline.simulation.line import sim_line
 from pipeline.simulation.loop import Deadlock, run_virtual
 
 

@@ -1,4 +1,4 @@
-"""A whole line of production actors on simulated ports, for tests and for measuring."""
+"""A whole line of production actors against simulated ports."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +17,13 @@ from actors.prefetch_planner import PrefetchPlanner
 from pipeline.devices.sim import SimDevice
 from pipeline.simulation.world import SimCatalog, SimDisk, SimProgram
 
-MEGABYTE = 1_000_000
+GROUP_BYTES = 1_000_000
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class SimLine:
+    """A line that is ready to run; `device` is None where host and device memory are one."""
+
     line: Line
     program: SimProgram
     host: Budget
@@ -45,12 +47,14 @@ def sim_line(
     trace: Trace | None = None,
     work: Callable[[int, str], float] | None = None,
 ) -> SimLine:
-    """Make a line whose every group is 1 MB; `slots` are per kind. Must be called on the loop that runs it."""
+    """Wire a line in which reading, moving and computing a group take so many milliseconds; 0 takes no time.
+
+    `slots` and `host_slots` are per kind of group. Must be called on the loop that will run the line.
+    """
     clock = asyncio.get_running_loop().time
-    kinds = {"attn": MEGABYTE, "ffn": MEGABYTE}
+    kinds = {"attn": GROUP_BYTES, "ffn": GROUP_BYTES}
     order = [(layer, kind) for layer in range(layers) for kind in kinds]
-    device = SimDevice(h2d_bytes_per_second=MEGABYTE / (transfer_ms / 1000), unified=unified)
-    disk = source or SimDisk(kinds, MEGABYTE / (disk_ms / 1000) if disk_ms else float("inf"))
+    device = SimDevice(h2d_bytes_per_second=_rate(transfer_ms), unified=unified)
     seconds = work or (lambda layer, group: {"attn": attn_ms, "ffn": ffn_ms}[group] / 1000)
     program = SimProgram(device, len(order), seconds)
     host = Budget("host", {k: [device.host_memory(n) for _ in range(host_slots)] for k, n in kinds.items()}, clock)
@@ -60,7 +64,7 @@ def sim_line(
         memory = Budget("device", cells, clock)
     line = (
         Line(PrefetchPlanner(order, passes), catalog=SimCatalog(kinds), clock=clock, trace=trace)
-        .then(DiskReader(disk, host), queue=queue)
+        .then(DiskReader(source or SimDisk(kinds, _rate(disk_ms)), host), queue=queue)
         .then(PinnedStager(), queue=queue)
         .then(GpuUploader(device, memory), queue=queue)
         .then(ComputeScheduler(program), queue=queue)
@@ -68,3 +72,7 @@ def sim_line(
     for name, stages in (insert or {}).items():
         line.insert(name, stages, queue=queue)
     return SimLine(line, program, host, memory)
+
+
+def _rate(milliseconds: float) -> float:
+    return GROUP_BYTES / (milliseconds / 1000) if milliseconds else float("inf")

@@ -11,6 +11,14 @@ from pipeline.errors import ConfigError
 DEVICES = ("auto", "cpu", "cpu-copy", "cuda")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 ACTORS = ("prefetch_planner", "disk_reader", "pinned_stager", "gpu_uploader", "compute_scheduler")
+MOST = 1 << 30
+RANGES = {
+    "gpu_groups": (1, 1 << 16),
+    "host_groups": (1, 1 << 16),
+    "max_tokens_per_pass": (1, MOST),
+    "reader_lanes": (1, 64),
+    "chunk_bytes": (4096, MOST),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,21 +51,22 @@ class Config:
     def __post_init__(self) -> None:
         _one_of("device", self.device, DEVICES)
         _one_of("dtype", self.dtype, DTYPES)
-        for name in ("gpu_groups", "host_groups", "max_tokens_per_pass", "reader_lanes"):
-            _at_least(name, getattr(self, name), 1)
-        _at_least("chunk_bytes", self.chunk_bytes, 4096)
+        for name, (least, most) in RANGES.items():
+            _within(name, getattr(self, name), least, most)
         if self.chunk_bytes % 4096:
             raise ConfigError(f"chunk_bytes: need a multiple of 4096, have {self.chunk_bytes}")
         if self.context_tokens is not None:
-            _at_least("context_tokens", self.context_tokens, 1)
+            _within("context_tokens", self.context_tokens, 1, MOST)
+        for name, actors in (("queues", ACTORS[1:]), ("insert", ACTORS[:-1])):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ConfigError(f"{name}: need a mapping from actor names, have {getattr(self, name)!r}")
+            for actor in getattr(self, name):
+                _one_of(name, actor, actors)
         for actor, size in self.queues.items():
-            _one_of("queues", actor, ACTORS[1:])
-            _at_least(f"queues[{actor!r}]", size, 1)
+            _within(f"queues[{actor!r}]", size, 1, MOST)
         for actor, stages in self.insert.items():
-            _one_of("insert", actor, ACTORS[:-1])
-            for stage in stages:
-                if not isinstance(stage, Stage | Mover):
-                    raise ConfigError(f"insert[{actor!r}]: need instances of Stage or Mover, have {stage!r}")
+            if not isinstance(stages, Sequence) or not all(isinstance(stage, Stage | Mover) for stage in stages):
+                raise ConfigError(f"insert[{actor!r}]: need a list of instances of Stage or Mover, have {stages!r}")
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> "Config":
@@ -81,6 +90,6 @@ def _one_of(setting: str, value: object, known: Sequence[str]) -> None:
         raise ConfigError(f"{setting}: {unknown_name('value', str(value), known)}")
 
 
-def _at_least(setting: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{setting}: need a whole number of at least {least}, have {value!r}")
+def _within(setting: str, value: object, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ConfigError(f"{setting}: need a whole number from {least} to {most}, have {value!r}")

@@ -172,19 +172,23 @@ async def test_bad_requests_are_refused_before_any_work(
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"gpu_groups": 0}, "gpu_groups: need a whole number of at least 1, have 0"),
+        ({"gpu_groups": 0}, "gpu_groups: need a whole number from 1 to 65536, have 0"),
         ({"gpu_groups": 2.5}, "have 2.5"),
         ({"gpu_group": 4}, "unknown setting 'gpu_group'; did you mean 'gpu_groups'"),
         ({"queues": {"disk_reeder": 2}}, "did you mean 'disk_reader'"),
-        ({"queues": {"disk_reader": 0}}, r"queues\['disk_reader'\]: need a whole number of at least 1"),
-        ({"insert": {"disk_reader": [object()]}}, "need instances of Stage or Mover"),
+        ({"queues": {"disk_reader": 0}}, r"queues\['disk_reader'\]: need a whole number from 1"),
+        ({"insert": {"disk_reader": [object()]}}, "need a list of instances of Stage or Mover"),
         ({"insert": {"compute_scheduler": []}}, "unknown value 'compute_scheduler'"),
+        ({"device": ["cpu"]}, "device: unknown value"),
         ({"device": "gpu"}, "device: unknown value 'gpu'"),
         ({"dtype": "int8"}, "dtype: unknown value 'int8'"),
         ({"context_tokens": 5000}, "made for 1024 positions"),
         ({"context_tokens": 0}, "context_tokens"),
         ({"chunk_bytes": 5000}, "multiple of 4096"),
-        ({"gpu_groups": 10_000_000}, "host memory: need .*have .*lower gpu_groups"),
+        ({"gpu_groups": 60_000}, "host memory: need .*have .*lower gpu_groups"),
+        ({"reader_lanes": 1000}, "from 1 to 64, have 1000"),
+        ({"queues": None}, "queues: need a mapping"),
+        ({"insert": {"disk_reader": 5}}, "need a list of instances"),
     ],
 )
 async def test_settings_that_can_never_work_are_refused(settings: dict[str, object], says: str) -> None:

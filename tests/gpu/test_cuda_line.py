@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ async def test_steady_state_allocates_nothing(streamed: Path) -> None:
         plan = sum(holding.nbytes for holding in model.runtime.plan.holdings if holding.place == "device")
     assert after["num_device_alloc"] == before["num_device_alloc"]
     assert after["allocated_bytes.all.peak"] - held <= plan * 1.05
-    assert torch.cuda.memory_allocated() <= held
+    assert torch.cuda.memory_allocated() - held < 1 << 20, "only constants such as rotary frequencies may stay"
 
 
 async def test_device_slots_keep_rules_2_and_3(streamed: Path) -> None:
@@ -155,20 +156,22 @@ class Products:
 @pytest.mark.parametrize("products", [1, 4, 8])
 async def test_a_pass_takes_as_long_as_the_slower_of_copies_and_computation(products: int) -> None:
     """Copies of 256 MB (about 5 ms) beside 1, 4 or 8 products (about 1.4 ms each), from host memory."""
-    device, trace, nbytes = CudaDevice(), Trace(), 256_000_000
+    device, trace, nbytes = await asyncio.to_thread(CudaDevice), Trace(), 256_000_000
     kinds = {"attn": nbytes, "ffn": nbytes}
-    program = Products(device, products)
+    program = await asyncio.to_thread(Products, device, products)
     await device.launch("compute", program.work, ()).wait()
-    cells = {
-        place: Budget(place, {kind: [make(nbytes) for _ in range(2)] for kind in kinds}, time.perf_counter)
-        for place, make in (("host", device.host_memory), ("device", device.device_memory))
-    }
+
+    def budget(place: str, make: Callable[[int], object]) -> Budget:
+        return Budget(place, {kind: [make(nbytes) for _ in range(2)] for kind in kinds}, time.perf_counter)
+
+    host = await asyncio.to_thread(budget, "host", device.host_memory)
+    memory = budget("device", device.device_memory)
     order = [(layer, kind) for layer in range(20) for kind in kinds]
     line = (
         Line(PrefetchPlanner(order, passes=4), catalog=SimCatalog(kinds), clock=time.perf_counter, trace=trace)
-        .then(DiskReader(InstantSource(), cells["host"]), queue=4)
+        .then(DiskReader(InstantSource(), host), queue=4)
         .then(PinnedStager(), queue=4)
-        .then(GpuUploader(device, cells["device"]), queue=4)
+        .then(GpuUploader(device, memory), queue=4)
         .then(ComputeScheduler(program), queue=4)
     )
     await line.run()

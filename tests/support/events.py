@@ -1,0 +1,17 @@
+"""An event of nobody's device, in whatever state the test wants."""
+
+from dataclasses import dataclass
+
+
+@dataclass(eq=False)
+class ForeignEvent:
+    ended: bool = True
+    error: BaseException | None = None
+    span: tuple[float, float] | None = None
+
+    def done(self) -> bool:
+        return self.ended
+
+    async def wait(self) -> None:
+        if self.error is not None:
+            raise self.error

@@ -1,0 +1,45 @@
+"""The README and the architecture note: links lead somewhere, snippets run, commands exist."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import _parser
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "actors" / "README.md", ROOT / "pipeline" / "bundled" / "MODEL_CARD.md"]
+README = PAGES[0].read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_first_snippet_runs() -> None:
+    snippet = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
+    code = snippet.replace('"path/to/checkpoint", ', "")
+    assert code != snippet
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "length" in result.stdout or "stop" in result.stdout
+
+
+def test_settings_in_the_other_snippets_exist() -> None:
+    from pipeline import Config
+
+    for snippet in re.findall(r"```python\n(Model\.open\(.*?)```", README, re.DOTALL):
+        arguments = snippet.replace("Model.open(path, ", "dict(").replace("MyStage()", "")
+        Config(**eval(arguments))
+
+
+def test_commands_in_the_table_parse() -> None:
+    commands = re.findall(r"\| `penstock ([^`]+)` \|", README)
+    assert len(commands) >= 4
+    for command in commands:
+        _parser().parse_args(shlex.split(command))

@@ -1,0 +1,168 @@
+"""Embedding rows: the right ones, each read once, read again once when the disk fails, and never behind one's back."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.devices.cpu import CpuDevice
+from pipeline.errors import CheckpointError
+from pipeline.weights.checkpoint import FileIdentity
+from pipeline.weights.embedding import EmbeddingRows
+from pipeline.weights.groups import TensorRange
+from pipeline.weights.source import WeightSource
+
+ROWS, COLUMNS = 50, 24
+START = 6000
+DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32}
+
+
+class ScriptedSource:
+    """Each read fills its row with the row's number, after `before(row, how many reads it had)`."""
+
+    def __init__(self, row_bytes: int) -> None:
+        self.reads: Counter[int] = Counter()
+        self.before: Callable[[int, int], Any] = lambda row, times: None
+        self._row_bytes = row_bytes
+
+    async def read_range(self, file: Path, start: int, length: int, buffer: memoryview) -> None:
+        row = (start - START) // self._row_bytes
+        self.reads[row] += 1
+        if (wait := self.before(row, self.reads[row])) is not None:
+            await wait
+        buffer[:length] = bytes([row]) * length
+
+
+def table(file: Path, dtype: str = "BF16") -> TensorRange:
+    length = ROWS * COLUMNS * DTYPES[dtype].itemsize
+    return TensorRange("embed", "model.embed_tokens.weight", file, START, length, (ROWS, COLUMNS), dtype)
+
+
+@asynccontextmanager
+async def scripted(most_rows: int = 8) -> AsyncIterator[tuple[ScriptedSource, EmbeddingRows, CpuDevice]]:
+    device = CpuDevice(copy=True)
+    source = ScriptedSource(COLUMNS * 2)
+    yield source, EmbeddingRows(table(Path("weights")), source, device, most_rows), device  # type: ignore[arg-type]
+    await device.aclose()
+
+
+def bytes_of(rows: torch.Tensor) -> list[list[int]]:
+    return [sorted(set(row.tolist())) for row in rows.contiguous().view(torch.uint8)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("copy", [False, True])
+async def test_rows_are_those_of_the_table(dtype: str, copy: bool, tmp_path: Path) -> None:
+    weights = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(1)).to(DTYPES[dtype])
+    file = tmp_path / "weights"
+    file.write_bytes(b"x" * START + bytes(weights.view(torch.uint8).flatten().tolist()))
+    device = CpuDevice(copy=copy)
+    source = WeightSource({}, {file: FileIdentity.of(file.stat())})
+    embedding = EmbeddingRows(table(file, dtype), source, device, 8)
+    for token_ids in ([7], [0, ROWS - 1, 3, 3, 0, 12], [5] * 8, list(range(8)), [49]):
+        await (await embedding.fetch(token_ids)).wait()
+        rows = embedding.rows(len(token_ids))
+        assert rows.dtype == DTYPES[dtype]
+        assert torch.equal(rows, weights[token_ids])
+    del rows
+    await source.aclose()
+    await device.aclose()
+
+
+async def test_a_token_that_comes_twice_is_read_once() -> None:
+    async with scripted() as (source, embedding, _):
+        await (await embedding.fetch([4, 9, 4, 4, 9, 2])).wait()
+        assert source.reads == {4: 1, 9: 1, 2: 1}
+        assert bytes_of(embedding.rows(6)) == [[4], [9], [4], [4], [9], [2]]
+
+
+async def test_the_reads_of_one_fetch_run_beside_each_other() -> None:
+    async with scripted() as (source, embedding, _):
+        barrier = asyncio.Barrier(5)
+        source.before = lambda row, times: barrier.wait()
+        async with asyncio.timeout(30):
+            await (await embedding.fetch([1, 2, 3, 4, 5])).wait()
+
+
+def fail(*failures: tuple[int, int], error: Exception) -> Callable[[int, int], None]:
+    """The n-th reads of these rows fail."""
+
+    def before(row: int, times: int) -> None:
+        if (row, times) in failures:
+            raise error
+
+    return before
+
+
+async def test_a_read_that_fails_once_is_repeated() -> None:
+    async with scripted() as (source, embedding, _):
+        source.before = fail((3, 1), (5, 1), error=OSError("flaky"))
+        await (await embedding.fetch([2, 3, 5])).wait()
+        assert source.reads == {2: 1, 3: 2, 5: 2}
+        assert bytes_of(embedding.rows(3)) == [[2], [3], [5]]
+
+
+async def test_a_read_that_fails_twice_is_the_callers_error_and_the_next_fetch_works() -> None:
+    async with scripted() as (source, embedding, _):
+        error = OSError("dead")
+        source.before = fail((3, 1), (3, 2), error=error)
+        with pytest.raises(OSError, match="dead") as caught:
+            await embedding.fetch([2, 3, 5])
+        assert caught.value is error
+        assert source.reads == {2: 1, 3: 2, 5: 1}
+        await (await embedding.fetch([3])).wait()
+        assert bytes_of(embedding.rows(1)) == [[3]]
+
+
+async def test_a_file_that_has_changed_is_not_read_again() -> None:
+    async with scripted() as (source, embedding, _):
+        source.before = fail((3, 1), error=CheckpointError("weights changed"))
+        with pytest.raises(CheckpointError):
+            await embedding.fetch([3])
+        assert source.reads == {3: 1}
+
+
+@pytest.mark.parametrize("end", ["error", "cancelled"])
+async def test_nothing_is_written_after_a_fetch_has_failed_or_was_cancelled(end: str) -> None:
+    async with scripted() as (source, embedding, device):
+        gate = asyncio.Event()
+
+        async def slow() -> None:
+            while not gate.is_set():  # as a thread that reads: a cancellation does not stop it
+                try:
+                    await gate.wait()
+                except asyncio.CancelledError:
+                    continue
+
+        def before(row: int, times: int) -> Any:
+            if row == 3 and end == "error":
+                raise OSError("dead")
+            return slow()
+
+        source.before = before
+        fetch = asyncio.ensure_future(embedding.fetch([2, 3, 5]))
+        await asyncio.sleep(0.005)
+        if end == "cancelled":
+            fetch.cancel()
+            await asyncio.sleep(0.005)
+        assert not fetch.done(), "the other reads still write"
+        gate.set()
+        with pytest.raises((OSError, asyncio.CancelledError)):
+            await fetch
+        memory = [bytes(memory.view) for memory in device._memory]
+        for _ in range(5):
+            await asyncio.sleep(0.001)
+        assert [bytes(memory.view) for memory in device._memory] == memory
+        assert not any(memory[1]), "nothing was uploaded"
+
+
+def test_room_is_taken_once_for_the_most_rows() -> None:
+    device = CpuDevice()
+    embedding = EmbeddingRows(table(Path("weights")), ScriptedSource(48), device, 5)  # type: ignore[arg-type]
+    assert (embedding.most_rows, embedding.row_bytes) == (5, COLUMNS * 2)
+    assert [memory.nbytes for memory in device._memory] == [5 * COLUMNS * 2] * 2

@@ -25,6 +25,7 @@ class ComputeScheduler(Sink):
 
     async def take(self, message: Message[Slot]) -> None:
         """Launch one group; at the end of a pass, see its results out before the next begins."""
+        await self.host_is_through(message, message.at)
         if message.seq % self._program.groups_per_pass == 0:
             self._launched.clear()
             self._pass = await self._program.begin()
@@ -37,14 +38,16 @@ class ComputeScheduler(Sink):
     async def _finish(self) -> None:
         try:
             await self._program.finish(self._pass)
-        except Exception as error:
-            raise self._blame() or error from error
+        except ActorFailed:
+            raise
+        except Exception:
+            self._blame()
+            raise
 
-    def _blame(self) -> ActorFailed | None:
+    def _blame(self) -> None:
         """Name the first group that failed in this pass: everything behind it failed for the same reason."""
         for message, event in self._launched:
             if event.error is not None:
-                uploaded = message.event.error is None
-                actor = self.name if uploaded else message.at.filler
-                return ActorFailed(actor, message.layer, message.group, event.error)
-        return None
+                arrived = message.event.error is None
+                actor = self.name if arrived else message.at.filler
+                raise ActorFailed(actor, message.layer, message.group, event.error) from event.error

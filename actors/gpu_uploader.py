@@ -24,6 +24,7 @@ class GpuUploader(Mover):
 
     async def move(self, message: Message[Slot], slot: Slot) -> Event:
         """Issue the copy into `slot`, to run after the slot's last reader (rule 3)."""
+        await self.host_is_through(message, slot)
         copies = self.catalog.copies(message.layer, message.group)
         after = (message.event, slot.after)
         return self._device.upload(message.at.buffer, slot.buffer, copies, after)

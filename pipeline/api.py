@@ -3,12 +3,12 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from actors.core.errors import ActorFailed
+from actors.core.errors import LineError
 from actors.core.trace import Trace
 from pipeline.build import Runtime, build
 from pipeline.config import Config
@@ -33,7 +33,9 @@ class Model:
         self._runtime = runtime
         self._tokenizer = tokenizer
         self._defaults = defaults
-        self._supervisor: asyncio.Task[None] | None = asyncio.create_task(self._supervise(), name="penstock")
+        self._loop = asyncio.get_running_loop()
+        self._supervisor = asyncio.create_task(self._supervise(), name="penstock")
+        self._closing: asyncio.Task[None] | None = None
 
     @classmethod
     def open(cls, path: str | Path | None = None, *, trace: Trace | None = None, **settings: Any) -> "Opening":
@@ -87,15 +89,13 @@ class Model:
         return ModelStatistics.of(self._runtime)
 
     async def aclose(self) -> None:
-        """Stop the line and give everything back. Requests that still run end with ClosedError."""
-        if self._supervisor is None:
-            return
-        supervisor, self._supervisor = self._supervisor, None
-        supervisor.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await supervisor
-        self._runtime.program.fail(ClosedError("the model was closed before the request had finished"))
-        await self._runtime.aclose()
+        """Stop the line and give everything back. Requests that still run end with ClosedError.
+
+        Every call waits for the same closing, which goes on when a call is cancelled.
+        """
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(), name="penstock-close")
+        await asyncio.shield(self._closing)
 
     async def __aenter__(self) -> "Model":
         return self
@@ -105,20 +105,29 @@ class Model:
     ) -> None:
         await self.aclose()
 
+    async def _close(self) -> None:
+        self._supervisor.cancel()
+        await asyncio.wait([self._supervisor])
+        self._runtime.program.fail(ClosedError("the model was closed before the request had finished"))
+        await self._runtime.aclose()
+
     async def _supervise(self) -> None:
         """Keep a line running. Weights never change, so recovery from a failure is to run it anew (rule 7)."""
         while True:
             try:
                 await self._runtime.line.run()
-            except ActorFailed as error:
+                raise LineError("the line ended, though its plan has no end")
+            except Exception as error:
                 logger.error("%s", error)
                 self._runtime.program.fail(error)
             await self._runtime.program.wanted()
 
     async def _run(self, sequence: RunningSequence) -> AsyncGenerator[Chunk, None]:
         program = self._runtime.program
-        if self._supervisor is None:
+        if self._closing is not None:
             raise ClosedError("the model is closed")
+        if asyncio.get_running_loop() is not self._loop:
+            raise RequestError("the model was opened on another event loop; call it from there, or open another one")
         program.submit(sequence)
         try:
             async with contextlib.aclosing(sequence.chunks()) as chunks:
@@ -150,8 +159,10 @@ class Model:
             if self._tokenizer is None:
                 raise RequestError("prompt: text needs a tokenizer, and the folder has none; give token ids")
             ids = self._tokenizer.encode(prompt)
-        else:
+        elif isinstance(prompt, Iterable):
             ids = list(prompt)
+        else:
+            raise RequestError(f"prompt: need text or token ids, have {type(prompt).__name__}")
         size = self._runtime.config.vocabulary_size
         for position, token_id in enumerate(ids):
             if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < size:

@@ -1,5 +1,6 @@
 """The page on which everything is put together: budgets added up holder by holder, the line wired."""
 
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,9 +52,10 @@ class Runtime:
 
     async def aclose(self) -> None:
         """Give everything back; the line must have stopped."""
-        await self.program.close()
-        await self.device.aclose()
-        await self.source.aclose()
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(self.source.aclose)
+            stack.push_async_callback(self.device.aclose)
+            stack.push_async_callback(self.program.close)
 
 
 def build(folder: Path, settings: Config, trace: Trace | None = None) -> Runtime:
@@ -182,7 +184,9 @@ def _plan(
     )
     available = {"host": available_host_bytes()}
     if device_place == "device":
-        available["device"] = torch.cuda.mem_get_info(device.torch_device)[0]
+        # What torch keeps for reuse counts as free: a model that was closed leaves its memory there.
+        kept = torch.cuda.memory_reserved(device.torch_device) - torch.cuda.memory_allocated(device.torch_device)
+        available["device"] = torch.cuda.mem_get_info(device.torch_device)[0] + kept
     return MemoryPlan(holdings, available)
 
 

@@ -13,6 +13,7 @@ from actors.core.message import READY, Message
 from actors.core.ports import Event
 from pipeline.devices import AnyDevice
 from pipeline.devices.lane import Lane
+from pipeline.errors import RequestError
 from pipeline.models import decoder
 from pipeline.models.config import ModelConfig
 from pipeline.models.ops import Rotary, rotary
@@ -36,6 +37,7 @@ class GenerationPass:
     start: int
     tokens: int
     samples: bool
+    embedded: Event = READY
     last: Event = READY
     rotary: Rotary = field(init=False)
     hidden_TD: torch.Tensor = field(init=False)
@@ -81,6 +83,8 @@ class GenerationProgram:
     def withdraw(self, sequence: RunningSequence) -> None:
         """End a sequence whose caller has gone; a pass over it stops computing at the next group."""
         sequence.ended = True
+        if sequence in self._waiting:
+            self._waiting.remove(sequence)
 
     def fail(self, error: BaseException) -> None:
         """End everything that waits or runs; every caller gets the error (rule 7)."""
@@ -106,9 +110,9 @@ class GenerationProgram:
         pass_ = GenerationPass(sequence, sequence.cached_tokens, len(token_ids), samples)
         try:
             rows = await self._embedding.fetch(token_ids)
-        except OSError as error:
-            raise ActorFailed("compute_scheduler", -1, "embed", error) from error
-        self._launch(pass_, lambda: self._embed(pass_), rows)
+        except Exception as error:
+            raise _embedding_failed(error) from error
+        pass_.embedded = self._launch(pass_, lambda: self._embed(pass_), rows)
         return pass_
 
     def step(self, pass_: GenerationPass, message: Message[Slot]) -> Event:
@@ -123,6 +127,10 @@ class GenerationProgram:
         """Wait for the pass, choose the next token from its logits, and deliver it."""
         self.passes += 1
         sequence = pass_.sequence
+        try:
+            await pass_.embedded.wait()
+        except Exception as error:
+            raise _embedding_failed(error) from error
         if not pass_.samples or sequence.ended:
             await pass_.last.wait()
         else:
@@ -138,8 +146,10 @@ class GenerationProgram:
         event = self._sampling.submit(lambda: chosen.append(sequence.sampler.sample(logits_V)), ())
         try:
             await event.wait()
-        except Exception as error:
+        except RequestError as error:
             sequence.fail(error)
+        except Exception as error:
+            sequence.fail(RequestError(f"choosing a token failed: {type(error).__name__}: {error}"))
         else:
             self.tokens += 1
             sequence.accept(chosen[0])
@@ -173,3 +183,7 @@ class GenerationProgram:
         logits_V = self._logits.tensor.view(torch.float32)
         logits_V[pass_.head_rows : pass_.head_rows + logits_TV.shape[1]] = logits_TV[0]
         pass_.head_rows += logits_TV.shape[1]
+
+
+def _embedding_failed(error: Exception) -> ActorFailed:
+    return error if isinstance(error, ActorFailed) else ActorFailed("compute_scheduler", -1, "embed", error)

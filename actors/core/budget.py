@@ -41,7 +41,7 @@ class Slot:
 
     Attributes:
         after: the last reader's event. Nothing may be written into `buffer` before it (rule 3).
-        filled: the event of the bytes that its present owner moved in.
+        filled: the event after which nobody of this or the last lease uses the memory any more.
         filler: the name of the actor that moved them, for errors.
     """
 
@@ -55,7 +55,7 @@ class Slot:
         self.index = cell.index
         self.buffer = cell.buffer
         self.after = cell.after
-        self.filled: Event = READY
+        self.filled: Event = cell.after
         self.filler = ""
 
     @property
@@ -112,6 +112,14 @@ class Budget:
         """Take back every slot that is still leased. Only for a line that has stopped: nobody may hold one then."""
         for slot in list(self._held):
             slot.release(after=slot.filled)
+
+    async def settle(self) -> None:
+        """Wait for the last reader of every free cell. How it ended was its own affair: events order, no more."""
+        for cells in self._free.values():
+            for cell in cells:
+                with contextlib.suppress(Exception):
+                    await cell.after.wait()
+                cell.after = READY
 
     def statistics(self) -> BudgetStatistics:
         """How full the budget is, and for how long somebody waited for it."""

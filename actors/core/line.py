@@ -13,6 +13,7 @@ from actors.core.budget import Budget, BudgetStatistics
 from actors.core.channel import ChannelStatistics, Receiver, Sender, open_channel
 from actors.core.errors import ActorFailed, LineError
 from actors.core.message import Message
+from actors.core.operation import cancelled_from_outside, pending_cancellations
 from actors.core.ports import Catalog, Clock
 from actors.core.stage import Actor, Mover, Sink, Source, Stage, Wiring
 from actors.core.trace import ActorStatistics, Meter, Trace
@@ -70,24 +71,32 @@ class Line:
         """Run all actors until the line has ended. Raises the first ActorFailed; afterwards it can run anew."""
         if not isinstance(self._actors[-1], Sink):
             raise LineError(f"the line ends with {self._actors[-1].name}, which is not a Sink")
+        for budget in self.budgets:
+            await budget.settle()
+        cancellations = pending_cancellations()
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._wire(tasks)
-                for actor in self._actors:
-                    tasks.create_task(actor.run(), name=actor.name)
+                # Waiting here, not in the group's exit: Python 3.11 leaves a task that fails there marked as cancelled.
+                await asyncio.wait([tasks.create_task(actor.run(), name=actor.name) for actor in self._actors])
         except BaseExceptionGroup as group:
+            if cancelled_from_outside(since=cancellations):
+                # A task group that fails while it is being cancelled raises the failure, but the caller wants to stop.
+                raise asyncio.CancelledError from group
             cause = _first_cause(group)
             raise cause from cause.__cause__
         finally:
-            self.statistics()  # operations that have ended since are counted, and traced, here
             for budget in self.budgets:
                 budget.recall()
+            for actor in self._actors:
+                actor.unwire()
 
     def statistics(self) -> LineStatistics:
         """The counters of the present or last run."""
+        channels = {name: ChannelStatistics(size, 0, 0, 0, 0.0, 0.0) for name, size in self._queues.items()}
         return LineStatistics(
-            {actor.name: actor.statistics() for actor in self._actors if self._inlets},
-            {name: inlet.statistics() for name, inlet in self._inlets.items()},
+            {actor.name: actor.statistics() for actor in self._actors},
+            channels | {name: inlet.statistics() for name, inlet in self._inlets.items()},
             {budget.name: budget.statistics() for budget in self.budgets},
         )
 
@@ -96,6 +105,10 @@ class Line:
             raise LineError(f"two actors of the line are named {actor.name!r}: give one of them another `name`")
         if queue < 1:
             raise LineError(f"queue of {actor.name!r}: need a size of at least 1, have {queue}")
+        budget = actor.budget if isinstance(actor, Mover) else None
+        if budget is not None and any(budget is other or budget.name == other.name for other in self.budgets):
+            # Two actors that each hold a slot and wait for another one would wait for each other.
+            raise LineError(f"{actor.name} needs a budget of its own: another actor draws on {budget.name!r} already")
         self._actors.insert(index, actor)
         self._queues[actor.name] = queue
         return self

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from actors.core.errors import LineError
 from actors.core.ports import Clock
 
 
@@ -34,6 +35,8 @@ class Operation:
         def end(task: asyncio.Task[None]) -> None:
             # A task that is cancelled before its first step never enters its coroutine, but has ended all the same.
             work.close()
+            if task.cancelled():
+                self.error = LineError("the line was stopped before the work had ended")
             self._ended.set()
 
         tasks.create_task(self._run(work, failure)).add_done_callback(end)
@@ -42,8 +45,26 @@ class Operation:
         started = self._clock()
         try:
             await work
+        except asyncio.CancelledError:
+            if cancelled_from_outside():
+                raise
+            self.error = failure(RuntimeError("the work ended itself by raising CancelledError"))
+            raise self.error from self.error.__cause__
         except Exception as error:
             self.error = failure(error)
+            if self.error is error:
+                raise
             raise self.error from error
         finally:
             self.span = (started, self._clock())
+
+
+def pending_cancellations() -> int:
+    """How often somebody has asked the current task to stop."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
+
+
+def cancelled_from_outside(since: int = 0) -> bool:
+    """Whether somebody asked the current task to stop; a CancelledError without that is an error like any other."""
+    return pending_cancellations() > since

@@ -15,7 +15,7 @@ from actors.core.budget import Budget, Slot
 from actors.core.channel import Receiver, Sender
 from actors.core.errors import ActorFailed, ChannelClosed, LineError
 from actors.core.message import Message
-from actors.core.operation import Operation
+from actors.core.operation import Operation, cancelled_from_outside
 from actors.core.ports import Catalog, Clock, Event
 from actors.core.trace import ActorStatistics, Meter
 
@@ -31,6 +31,11 @@ class Wiring:
     meter: Meter
     next_seq: int = 0
     in_hand: Message[Any] | None = None
+    running: bool = True
+
+
+class _Ended(Exception):
+    """A neighbour has closed its end of the channel."""
 
 
 class Actor:
@@ -38,7 +43,7 @@ class Actor:
 
     name: str
     catalog: Catalog
-    _wiring: Wiring
+    _wiring: Wiring | None = None
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -47,21 +52,33 @@ class Actor:
 
     def wire(self, wiring: Wiring) -> None:
         """Join the actor to its neighbours for one run."""
+        if self._wiring is not None and self._wiring.running:
+            raise LineError(f"{self.name} is at work in a running line; give each line an instance of its own")
         self._wiring = wiring
 
+    def unwire(self) -> None:
+        """Leave the line after a run; operations that have ended since are counted, and traced, here."""
+        if self._wiring is not None:
+            self._wiring.running = False
+            self._wiring.meter.statistics()
+
     def statistics(self) -> ActorStatistics:
-        """Where the actor's time went."""
-        return self._wiring.meter.statistics()
+        """Where the actor's time went in the present or last run."""
+        return ActorStatistics(0, 0.0, 0.0) if self._wiring is None else self._wiring.meter.statistics()
 
     async def run(self) -> None:
         """Work until nothing more comes or nobody takes any more. An error names the group in hand (rule 7)."""
-        wiring = self._wiring
+        wiring = self._wired
         try:
             await self._work()
-        except ChannelClosed:
-            pass
-        except ActorFailed:
-            raise
+        except (_Ended, ActorFailed) as end:
+            if isinstance(end, ActorFailed):
+                raise
+        except asyncio.CancelledError:
+            if cancelled_from_outside():
+                raise
+            error = RuntimeError("the actor ended itself by raising CancelledError")
+            raise self._failure(wiring.in_hand, error) from error
         except Exception as error:
             raise self._failure(wiring.in_hand, error) from error
         finally:
@@ -72,8 +89,8 @@ class Actor:
 
     def start(self, message: Message[Any], work: Coroutine[Any, Any, None]) -> Event:
         """Begin work on a message beside the actor's loop, as a child task of the line; its event tells its end."""
-        operation = Operation(self._wiring.clock)
-        operation.begin(self._wiring.tasks, work, lambda error: self._failure(message, error))
+        operation = Operation(self._wired.clock)
+        operation.begin(self._wired.tasks, work, lambda error: self._failure(message, error))
         return operation
 
     async def landed(self, message: Message[Any]) -> None:
@@ -86,15 +103,34 @@ class Actor:
         if not slot.after.done():
             await self._stalled("slot", message, slot.vacated())
 
+    async def host_is_through(self, message: Message[Any], slot: Slot) -> None:
+        """Let the actor wait for what the host still does with the message or the slot.
+
+        A device waits for its own events by itself (rule 4), but cannot wait for a coroutine.
+        """
+        if isinstance(message.event, Operation):
+            await self.landed(message)
+        if isinstance(slot.after, Operation):
+            await self.vacated(message, slot)
+
+    @property
+    def _wired(self) -> Wiring:
+        if self._wiring is None:
+            raise LineError(f"{self.name} is not part of a line that runs")
+        return self._wiring
+
     async def _work(self) -> None:
         raise NotImplementedError(f"{type(self).__name__} must be a Source, Stage, Mover or Sink")
 
     async def _receive(self) -> Message[Any]:
-        wiring = self._wiring
+        wiring = self._wired
         if wiring.inlet is None:
             raise LineError(f"{self.name} stands first in the line, but takes messages")
         started = wiring.clock()
-        message = await wiring.inlet.receive()
+        try:
+            message = await wiring.inlet.receive()
+        except ChannelClosed as closed:
+            raise _Ended from closed
         wiring.meter.stalled("message", message, started, wiring.clock())
         if message.seq != wiring.next_seq:
             raise LineError(f"rule 1: {self.name} expected seq {wiring.next_seq}, received seq {message.seq}")
@@ -103,12 +139,15 @@ class Actor:
         return message
 
     async def _send(self, message: Message[Any]) -> None:
-        if self._wiring.outlet is None:
+        if self._wired.outlet is None:
             raise LineError(f"{self.name} stands last in the line, but sends messages")
-        await self._stalled("room", message, self._wiring.outlet.send(message))
+        try:
+            await self._stalled("room", message, self._wired.outlet.send(message))
+        except ChannelClosed as closed:
+            raise _Ended from closed
 
     async def _stalled(self, what: str, message: Message[Any], wait: Coroutine[Any, Any, Any]) -> Any:
-        clock, meter = self._wiring.clock, self._wiring.meter
+        clock, meter = self._wired.clock, self._wired.meter
         started = clock()
         result = await wait
         meter.stalled(what, message, started, clock())
@@ -130,9 +169,9 @@ class Source(Actor):
 
     async def _work(self) -> None:
         async for message in self.plan():
-            self._wiring.in_hand = message
-            now = self._wiring.clock()
-            self._wiring.meter.worked(message, now, now, 0.0)
+            self._wired.in_hand = message
+            now = self._wired.clock()
+            self._wired.meter.worked(message, now, now, 0.0)
             await self._send(message)
 
 
@@ -147,18 +186,21 @@ class Stage(Actor):
         raise NotImplementedError
 
     async def _work(self) -> None:
-        clock, meter = self._wiring.clock, self._wiring.meter
+        clock, meter = self._wired.clock, self._wired.meter
         while True:
             message = await self._receive()
             started, stalled_before = clock(), meter.stalled_seconds
             result = await self.handle(message)
             self._check(message, result)
+            if message.at is not None:
+                message.at.filled = result.event
             meter.worked(message, started, clock(), meter.stalled_seconds - stalled_before)
             await self._send(result)
 
     def _check(self, message: Message[Slot], result: object) -> None:
         if not isinstance(result, Message):
             raise LineError(f"{self.name}.handle must return a Message, returned {type(result).__name__}")
+        _require_event(self.name, "handle", result.event)
         if result.at is not message.at or replace(result, event=message.event) != message:
             raise LineError(f"rule 1: {self.name}.handle may change only the event: took {message}, returned {result}")
 
@@ -181,11 +223,14 @@ class Mover(Actor):
             message = await self._receive()
             source = message.at
             slot = source if self.budget is None else await self._acquire(self.budget, message)
+            if slot is None:
+                raise LineError(f"{self.name} works in place, but comes before any bytes do: give it a budget")
             event = await self.move(message, slot)
+            _require_event(self.name, "move", event)
             slot.filled, slot.filler = event, self.name
             if source is not None and source is not slot:
                 source.release(after=event)
-            self._wiring.meter.launched(message, event)
+            self._wired.meter.launched(message, event)
             await self._send(replace(message, at=slot, event=event))
 
     async def _acquire(self, budget: Budget, message: Message[Any]) -> Slot:
@@ -204,8 +249,13 @@ class Sink(Actor):
     def free(self, message: Message[Slot], *, after: Event) -> None:
         """Give the message's slot back, to be overwritten after the event. Never waits."""
         message.at.release(after=after)
-        self._wiring.meter.launched(message, after)
+        self._wired.meter.launched(message, after)
 
     async def _work(self) -> None:
         while True:
             await self.take(await self._receive())
+
+
+def _require_event(actor: str, method: str, event: object) -> None:
+    if not callable(getattr(event, "done", None)):
+        raise LineError(f"{actor}.{method} must give an event, gave {event!r}; READY is one that is done")

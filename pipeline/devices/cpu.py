@@ -32,10 +32,12 @@ class CpuDevice:
         return self.host_memory(nbytes)
 
     def upload(self, source: Memory, target: Memory, copies: Sequence[Copy], after: Sequence[Event]) -> Event:
-        """Copy on a thread of its own; nothing to do when source and target are one."""
+        """Copy on a thread of its own; nothing is copied when source and target are one."""
         if source is target:
-            return next((event for event in after if not event.done() or event.error is not None), READY)
-        return self._lanes["h2d"].submit(lambda: copy_bytes(source, target, copies), after)
+            pending = [event for event in after if not event.done() or event.error is not None]
+            if len(pending) < 2:
+                return pending[0] if pending else READY
+        return self._lanes["h2d"].submit(lambda: copy_bytes(source, target, () if source is target else copies), after)
 
     def download(self, source: Memory, target: Memory, copies: Sequence[Copy], after: Sequence[Event]) -> Event:
         """Copy on a thread of its own, beside uploads."""

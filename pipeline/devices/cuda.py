@@ -6,6 +6,7 @@ and pitfalls that shaped this file: one H2D stream and one D2H stream, fixed slo
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 
 from actors.core.ports import Copy, Event
-from pipeline.devices.lane import LaneEvent, Lanes, require_done
+from pipeline.devices.lane import LaneEvent, Lanes, portable, require_done
 from pipeline.devices.memory import DeviceMemory, HostMemory, Memory, copy_bytes
 from pipeline.errors import ConfigError
 
@@ -64,13 +65,14 @@ class CudaDevice:
 
     def free(self) -> None:
         """Unpin the host memory and free all memory; nothing may run."""
-        for memory in self._pinned:
-            _check(torch.cuda.cudart().cudaHostUnregister(memory.tensor.data_ptr()), "unpin memory")
+        codes = [torch.cuda.cudart().cudaHostUnregister(memory.tensor.data_ptr()) for memory in self._pinned]
+        memories: list[Memory] = [*self._pinned, *self._memory]
+        for memory in memories:
             memory.free()
-        for device_memory in self._memory:
-            device_memory.free()
         self._pinned.clear()
         self._memory.clear()
+        for code in codes:
+            _check(code, "unpin memory")
 
 
 class CudaEvent(LaneEvent):
@@ -116,8 +118,11 @@ class CudaLane:
                 work()
                 event.ended.record(self._stream)
         except BaseException as error:
-            event.issued.set_exception(error)
-            event.future.set_exception(error)
+            # Kernels that were launched before the failure may still run on the slot.
+            with contextlib.suppress(RuntimeError):
+                self._stream.synchronize()
+            event.issued.set_exception(portable(error))
+            event.future.set_exception(portable(error))
         else:
             event.issued.set_result(None)
             self._waiter.submit(_await_end, event)

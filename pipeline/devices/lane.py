@@ -60,9 +60,14 @@ def _run(work: Callable[[], object], after: Sequence[Event], event: LaneEvent) -
         work()
         event.span = (started, time.perf_counter())
     except BaseException as error:
-        event.future.set_exception(error)
+        event.future.set_exception(portable(error))
     else:
         event.future.set_result(None)
+
+
+def portable(error: BaseException) -> BaseException:
+    """The error itself, but for StopIteration, which no coroutine can raise."""
+    return RuntimeError(f"StopIteration: {error}") if isinstance(error, StopIteration) else error
 
 
 def require_done(event: Event) -> None:

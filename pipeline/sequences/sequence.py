@@ -77,7 +77,8 @@ class RunningSequence:
         if reason is None and len(self.token_ids) >= self._parameters.max_new_tokens:
             reason = "length"
         if reason is not None:
-            text += self._held_back()
+            rest, stopped = self._held_back()
+            text, reason = text + rest, "stop" if stopped else reason
             self.ended = True
         self._chunks.put_nowait(Chunk(text, (choice.token_id,), reason, choice.logprobs))
 
@@ -97,9 +98,9 @@ class RunningSequence:
             if chunk.finish_reason is not None:
                 return
 
-    def _held_back(self) -> str:
-        """The text that waited for more, now that nothing follows; empty after a stop string."""
+    def _held_back(self) -> tuple[str, bool]:
+        """The text that waited for more, now that nothing follows, and whether a stop string cut it."""
         if self._detokenizer is None:
-            return ""
+            return "", False
         text, stopped = self._stops.push(self._detokenizer.flush())
-        return text if stopped else text + self._stops.flush()
+        return (text, True) if stopped else (text + self._stops.flush(), False)

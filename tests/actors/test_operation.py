@@ -15,7 +15,10 @@ class Named(Exception):
 
 
 def named(error: Exception) -> Exception:
-    return Named(f"reader: {error}")
+    """As an actor does it: the first cause is attached."""
+    failure = Named(f"reader: {error}")
+    failure.__cause__ = error
+    return failure
 
 
 def now() -> float:

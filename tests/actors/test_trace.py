@@ -1,7 +1,7 @@
 """The meter: busy is the union of what ran, stalled the sum of what was waited for; the trace forgets the oldest."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.events import ForeignEvent
 
@@ -17,6 +17,7 @@ def ran(started: float, ended: float) -> ForeignEvent:
     return ForeignEvent(span=(started, ended))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20)), max_size=25))
 def test_busy_is_the_time_in_which_anything_ran(drawn: list[tuple[int, int]]) -> None:
     """Operations of one lane or one disk queue begin in the order in which they were launched."""

@@ -41,6 +41,10 @@ def test_work_shows_from_a_third_of_a_column_on(work_seconds: float, glyph: str)
     assert row(span(4, 5, "slot"), span(4, 4 + work_seconds)) == picture(f"    {glyph}     ")
 
 
+def test_only_what_lies_in_a_column_counts_for_it() -> None:
+    assert row(span(4, 4.9, "slot"), span(4.9, 6.1), span(6.1, 7, "room")) == picture("    -#-   ")
+
+
 def test_work_adds_up_inside_a_column() -> None:
     assert row(span(4.0, 4.2), span(4.5, 4.7), span(4, 5, "message")) == picture("    #     ")
 

@@ -151,13 +151,13 @@ async def test_a_finished_request_cannot_fail_any_more() -> None:
 def test_a_prompt_longer_than_a_pass_waits_in_parts_then_token_by_token() -> None:
     running = sequence(prompt_ids=tuple(range(1, 12)))
     seen = []
-    while running.waiting_count:
+    for _ in range(3):
         tokens = running.waiting_tokens(4)
         assert len(tokens) <= 4
         seen.append((tokens, len(tokens) == running.waiting_count))
         running.cached_tokens += len(tokens)
     assert seen == [((1, 2, 3, 4), False), ((5, 6, 7, 8), False), ((9, 10, 11), True)]
-    assert running.waiting_tokens(4) == ()
+    assert (running.waiting_count, running.waiting_tokens(4)) == (0, ())
     for count, token_id in enumerate((7, 9), start=1):
         running.accept(Choice(token_id, None))
         assert (running.waiting_count, running.waiting_tokens(4)) == (1, (token_id,))

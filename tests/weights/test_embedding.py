@@ -150,8 +150,9 @@ async def test_nothing_is_written_after_a_fetch_has_failed_or_was_cancelled(end:
         if end == "cancelled":
             fetch.cancel()
             await asyncio.sleep(0.005)
-        assert not fetch.done(), "the other reads still write"
+        still_reading = not fetch.done()
         gate.set()
+        assert still_reading, "it may end only when the other reads do not write any more"
         with pytest.raises((OSError, asyncio.CancelledError)):
             await fetch
         memory = [bytes(memory.view) for memory in device._memory]

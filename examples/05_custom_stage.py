@@ -2,29 +2,28 @@
 
 import asyncio
 from collections.abc import Mapping
-
-import torch
+from typing import Any
 
 from pipeline import Message, Model, Slot, Stage
 
 
 class Checksum(Stage):
-    """Remembers each group's byte sum on the first pass, and refuses a group that differs later."""
+    """Remembers what each group adds up to on the first pass, and refuses a group that differs later."""
 
     def __init__(self) -> None:
-        self.seen: dict[tuple[int, str], int] = {}
+        self.seen: dict[tuple[int, str], float] = {}
 
     async def handle(self, message: Message[Slot]) -> Message[Slot]:
         await self.landed(message)
-        total = await asyncio.to_thread(byte_sum, self.catalog.tensors(message))
+        total = await asyncio.to_thread(add_up, self.catalog.tensors(message))
         before = self.seen.setdefault((message.layer, message.group), total)
         if before != total:
-            raise ValueError(f"the bytes add up to {total}, before to {before}")
+            raise ValueError(f"the weights add up to {total}, before to {before}")
         return message
 
 
-def byte_sum(tensors: Mapping[str, torch.Tensor]) -> int:
-    return sum(int(tensor.view(torch.uint8).sum(dtype=torch.int64)) for tensor in tensors.values())
+def add_up(tensors: Mapping[str, Any]) -> float:
+    return sum(tensor.double().sum().item() for tensor in tensors.values())
 
 
 async def main() -> None:

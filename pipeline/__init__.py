@@ -5,7 +5,11 @@ used, so that `penstock --help` and simulations need no torch.
 """
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
+
+# torch says so when it is imported without numpy, which the runtime does not use.
+warnings.filterwarnings("ignore", message="Failed to initialize NumPy", category=UserWarning)
 
 if TYPE_CHECKING:
     from actors.core.budget import Slot

@@ -12,7 +12,7 @@ from actors.core.errors import LineError
 from actors.core.trace import Trace
 from pipeline.build import Runtime, build
 from pipeline.config import Config
-from pipeline.errors import CheckpointError, ClosedError, RequestError
+from pipeline.errors import CheckpointError, ClosedError, ConfigError, PenstockError, RequestError
 from pipeline.models.config import read_config, read_generation_defaults
 from pipeline.sequences.sampling import SamplingParameters
 from pipeline.sequences.sequence import Chunk, Output, RunningSequence
@@ -46,6 +46,10 @@ class Model:
 
         Raises ConfigError or CheckpointError, each before any work.
         """
+        if not isinstance(path, str | Path | None):
+            raise ConfigError(f"path: need the path of a checkpoint folder, have {path!r}")
+        if not isinstance(trace, Trace | None):
+            raise ConfigError(f"trace: need a Trace, have {trace!r}")
         return Opening(Path(path) if path is not None else BUNDLED, Config.from_arguments(settings), trace)
 
     @property
@@ -142,11 +146,15 @@ class Model:
         prompt_ids = self._prompt_ids(prompt)
         need = len(prompt_ids) + parameters.max_new_tokens
         if need > runtime.context_tokens:
+            most = runtime.config.max_positions
+            larger = f", or open the model with context_tokens={need}" if need <= most else f"; it was made for {most}"
             raise RequestError(
                 f"need room for {len(prompt_ids)} prompt and {parameters.max_new_tokens} new tokens, have "
-                f"{runtime.context_tokens}: lower max_new_tokens, or open the model with context_tokens={need} "
-                f"(it was made for up to {runtime.config.max_positions})"
+                f"{runtime.context_tokens}: shorten the prompt or lower max_new_tokens{larger}"
             )
+        for token_id in parameters.stop_token_ids:
+            if token_id >= runtime.config.vocabulary_size:
+                raise RequestError(f"stop_token_ids: {token_id} is outside the {runtime.config.vocabulary_size} tokens")
         if parameters.stop and self._tokenizer is None:
             raise RequestError("stop: stop strings need a tokenizer, and the folder has none; use stop_token_ids")
         stop_ids = {*parameters.stop_token_ids, *(() if parameters.ignore_eos else runtime.config.eos_ids)}
@@ -158,7 +166,7 @@ class Model:
         if isinstance(prompt, str):
             if self._tokenizer is None:
                 raise RequestError("prompt: text needs a tokenizer, and the folder has none; give token ids")
-            ids = self._tokenizer.encode(prompt)
+            ids = self._tokenizer.encode(prompt) if prompt else []
         elif isinstance(prompt, Iterable):
             ids = list(prompt)
         else:
@@ -207,14 +215,26 @@ class Opening:
         return Model(runtime, tokenizer, defaults)
 
     def _read(self) -> tuple[Runtime, Tokenizer | None, dict[str, Any]]:
-        if not self._folder.is_dir():
-            raise CheckpointError(f"{self._folder}: no such folder; need one with config.json and safetensors files")
+        try:
+            if not self._folder.is_dir():
+                what = "is a file" if self._folder.exists() else "no such folder"
+                raise CheckpointError(f"{self._folder}: {what}; need a folder with config.json and safetensors files")
+            defaults = self._read_defaults()
+            tokenizer = self._read_tokenizer(read_config(self._folder).vocabulary_size)
+            return build(self._folder, self._config, self._trace), tokenizer, defaults
+        except OSError as error:
+            raise CheckpointError(f"{error.filename or self._folder}: {error.strerror}") from error
+
+    def _read_defaults(self) -> dict[str, Any]:
         defaults = read_generation_defaults(self._folder)
-        SamplingParameters.from_arguments(defaults, {})
+        try:
+            SamplingParameters.from_arguments(defaults, {})
+        except RequestError as error:
+            raise ConfigError(f"{self._folder / 'generation_config.json'}: {error}; correct the file") from error
         if defaults:
-            logger.info("sampling defaults from generation_config.json: %s", defaults)
-        tokenizer = self._read_tokenizer(read_config(self._folder).vocabulary_size)
-        return build(self._folder, self._config, self._trace), tokenizer, defaults
+            told = ", ".join(f"{name}={value}" for name, value in defaults.items())
+            logger.warning("generation_config.json sets the sampling defaults: %s", told)
+        return defaults
 
     def _read_tokenizer(self, vocabulary_size: int) -> Tokenizer | None:
         """A folder without tokenizer files serves token ids only; a broken tokenizer is an error."""
@@ -222,4 +242,8 @@ class Opening:
         if not any((self._folder / name).exists() for name in names):
             logger.warning("%s has no tokenizer: prompts must be token ids", self._folder)
             return None
-        return load_tokenizer(self._folder, vocabulary_size)
+        try:
+            return load_tokenizer(self._folder, vocabulary_size)
+        except PenstockError as error:
+            told = str(error) if str(self._folder) in str(error) else f"{self._folder}: {error}"
+            raise type(error)(told) from error

@@ -1,7 +1,10 @@
 """The command line. Only argparse is imported until a command runs, so that `--help` is instant."""
 
 import argparse
+import importlib.metadata
+import io
 import logging
+import os
 import sys
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
@@ -14,10 +17,15 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 for an error of ours (one line on stderr), 130 for Ctrl-C."""
-    logging.basicConfig(format="penstock: %(message)s", level=logging.INFO, stream=sys.stderr)
+    _log_to_stderr()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     options = _parser().parse_args(arguments)
     try:
         options.command(options)
+    except BrokenPipeError:
+        # Whoever read our output has enough; the interpreter must not try to flush the rest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except PenstockError as error:
         print(f"penstock: {error}", file=sys.stderr)
         return 1
@@ -25,6 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\npenstock: interrupted", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _log_to_stderr() -> None:
+    logger = logging.getLogger("penstock")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("penstock: %(message)s"))
+        logger.addHandler(handler)
 
 
 def run_async(work: Coroutine[Any, Any, None]) -> None:
@@ -45,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="penstock", description="Runs language models that are bigger than the memory of the device that computes."
     )
+    parser.add_argument("--version", action="version", version=f"penstock {importlib.metadata.version('penstock')}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_run(commands)
     _add_demo(commands)
@@ -60,7 +77,7 @@ Commands = Any
 def _add_run(commands: Commands) -> None:
     run = commands.add_parser("run", help="continue a prompt and stream the text")
     run.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint folder")
-    run.add_argument("--prompt", required=True, metavar="TEXT")
+    run.add_argument("--prompt", required=True, metavar="TEXT", help="the text to continue")
     run.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="default 64")
     run.add_argument(
         "--temperature", type=float, metavar="T", help="0 takes the most likely token; default: the checkpoint's"
@@ -107,12 +124,14 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    _say_loading()
     from pipeline.commands.run import run
 
     run_async(run(options))
 
 
 def _demo(options: argparse.Namespace) -> None:
+    _say_loading()
     from pipeline.commands.demo import demo
 
     run_async(demo())
@@ -124,7 +143,15 @@ def _make_checkpoint(options: argparse.Namespace) -> None:
     make(options)
 
 
+def _say_loading() -> None:
+    """torch takes a second or two to import, and nothing may look hung."""
+    from pipeline.commands.progress import Progress
+
+    Progress().say("loading torch")
+
+
 def _bench_pass(options: argparse.Namespace) -> None:
+    _say_loading()
     from pipeline.commands.bench import bench
 
     run_async(bench(options))

@@ -12,6 +12,7 @@ DEVICES = ("auto", "cpu", "cpu-copy", "cuda")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 ACTORS = ("prefetch_planner", "disk_reader", "pinned_stager", "gpu_uploader", "compute_scheduler")
 MOST = 1 << 30
+LONGEST_QUEUE = 1024
 RANGES = {
     "gpu_groups": (1, 1 << 16),
     "host_groups": (1, 1 << 16),
@@ -63,10 +64,14 @@ class Config:
             for actor in getattr(self, name):
                 _one_of(name, actor, actors)
         for actor, size in self.queues.items():
-            _within(f"queues[{actor!r}]", size, 1, MOST)
+            _within(f"queues[{actor!r}]", size, 1, LONGEST_QUEUE)
         for actor, stages in self.insert.items():
             if not isinstance(stages, Sequence) or not all(isinstance(stage, Stage | Mover) for stage in stages):
                 raise ConfigError(f"insert[{actor!r}]: need a list of instances of Stage or Mover, have {stages!r}")
+        names = [*ACTORS, *(stage.name for stages in self.insert.values() for stage in stages)]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"insert: two actors are named {name!r}; give one of them another `name`")
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> "Config":

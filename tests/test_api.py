@@ -149,13 +149,17 @@ async def test_closing_ends_running_requests_and_gives_everything_back() -> None
     ("prompt", "arguments", "says"),
     [
         ([], {}, "at least one token"),
+        ("", {}, "at least one token"),
+        (None, {}, "need text or token ids, have NoneType"),
+        ([1], {"stop_token_ids": [4096]}, "stop_token_ids: 4096 is outside"),
+        ([1] * 100, {"max_new_tokens": 1000}, "it was made for 1024"),
         ([5000], {}, "need token ids from 0 to 4095, have 5000 at 0"),
         ([1, -1], {}, "have -1 at 1"),
         ([1, True], {}, "have True at 1"),
         ([1.0], {}, "have 1.0 at 0"),
         ("a", {"max_new_tokens": 0}, "max_new_tokens"),
         ("a", {"temprature": 1}, "did you mean temperature"),
-        ("a", {"max_new_tokens": 2000}, "open the model with context_tokens=2002"),
+        ("a", {"max_new_tokens": 2000}, "it was made for 1024"),
         ("\ud800", {}, "lone surrogate"),
     ],
 )

@@ -103,6 +103,19 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / "generation_config.json").write_text('{"temperature": "hot", "do_sample": true}'),
         r"temperature",
     ),
+    "defaults out of range": (
+        lambda f: (f / "generation_config.json").write_text('{"temperature": -3, "do_sample": true}'),
+        r"generation_config\.json: temperature: need a number.*have -3",
+    ),
+    "fewer layers than the files": (
+        lambda f: edit(f, num_hidden_layers=2),
+        r"is of layer 2.*config\.json has 2 layers",
+    ),
+    "a file in place of the folder": (lambda f: (shutil.rmtree(f), f.write_text("")), r"is a file"),
+    "a folder in place of the config": (
+        lambda f: ((f / "config.json").unlink(), (f / "config.json").mkdir()),
+        r"plain",
+    ),
     "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), r"tokenizer"),
 }
 

@@ -7,11 +7,14 @@ import sys
 from pipeline.bench.core import bench_core
 from pipeline.bench.one_pass import bench_pass
 from pipeline.commands.progress import Progress
+from pipeline.errors import ConfigError
 from pipeline.memory import human_bytes
 
 
 async def bench(options: argparse.Namespace) -> None:
     """Measure, and print a table or one JSON object."""
+    if options.passes < 1:
+        raise ConfigError(f"--passes: need at least 1, have {options.passes}")
     progress = Progress()
     settings = {"gpu_groups": options.gpu_groups, "device": options.device}
     report = await bench_pass(options.model, settings, options.passes, progress.say)
@@ -36,13 +39,15 @@ async def bench(options: argparse.Namespace) -> None:
         f"{'read':14} {human_bytes(report.read_bytes_per_pass)} per pass, {human_bytes(rate)}/s, {needed:.3f} x needed"
     )
     print(
-        f"{'device waited':14} {report.first_group_wait_seconds * 1000:.1f} ms for a pass's first group, "
+        f"{'waited':14} {report.first_group_wait_seconds * 1000:.1f} ms for a pass's first group, "
         f"{report.group_wait_seconds * 1000:.1f} ms for a group on average"
     )
 
 
 def core(options: argparse.Namespace) -> None:
     """Measure the core, and print a table or one JSON object."""
+    if options.rounds < 1:
+        raise ConfigError(f"--rounds: need at least 1, have {options.rounds}")
     report = bench_core(options.rounds)
     if options.json:
         json.dump(report.as_dict(), sys.stdout, indent=2)

@@ -4,6 +4,7 @@ import argparse
 import time
 
 from pipeline.commands.progress import Progress
+from pipeline.errors import ConfigError
 from pipeline.memory import human_bytes
 from pipeline.weights.make_checkpoint import OVERRIDES, make_checkpoint
 
@@ -20,7 +21,14 @@ def make(options: argparse.Namespace) -> None:
             progress.say(f"{human_bytes(done_bytes)} of {human_bytes(total_bytes)} written")
 
     overrides = {name: getattr(options, name) for name in OVERRIDES if getattr(options, name) is not None}
-    make_checkpoint(options.out, options.like, dtype=options.dtype, seed=options.seed, progress=written, **overrides)
+    if not 0 <= options.seed < 1 << 63:
+        raise ConfigError(f"--seed: need a number from 0 to 2**63 - 1, have {options.seed}")
+    try:
+        make_checkpoint(
+            options.out, options.like, dtype=options.dtype, seed=options.seed, progress=written, **overrides
+        )
+    except OSError as error:
+        raise ConfigError(f"{error.filename or options.out}: {error.strerror}") from error
     progress.clear()
     nbytes = sum(file.stat().st_size for file in options.out.iterdir())
     print(f"{options.out}: {human_bytes(nbytes)} like {options.like}, in {time.perf_counter() - started:.1f} s")

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.api import Model
 from pipeline.commands.progress import Progress
 from pipeline.memory import human_bytes
+from pipeline.sequences.sequence import Chunk
 from pipeline.statistics import ModelStatistics
 
 REFRESH_SECONDS = 0.5
@@ -22,38 +23,38 @@ async def run(options: argparse.Namespace) -> None:
         if not options.json:
             print(opening_lines(model), flush=True)
         before, started = model.statistics(), time.perf_counter()
-        if options.json:
-            output = await model.generate(options.prompt, **arguments)
-            text, finish_reason, tokens = output.text, output.finish_reason, list(output.token_ids)
-        else:
-            tokens, finish_reason = await stream_text(model, options.prompt, arguments)
+        chunks = await stream_text(model, options.prompt, arguments, shown=not options.json)
         seconds = time.perf_counter() - started
         if options.json:
-            statistics = model.statistics().as_dict()
-            record = {"text": text, "token_ids": tokens, "finish_reason": finish_reason, "seconds": seconds}
-            print(json.dumps(record | {"statistics": statistics}))
+            record = {
+                "text": "".join(chunk.text for chunk in chunks),
+                "token_ids": [token_id for chunk in chunks for token_id in chunk.token_ids],
+                "finish_reason": chunks[-1].finish_reason,
+                "seconds": seconds,
+                "statistics": model.statistics().as_dict(),
+            }
+            print(json.dumps(record))
         else:
             print(closing_lines(before, model.statistics(), seconds))
 
 
-async def stream_text(model: Model, prompt: str, arguments: dict[str, Any]) -> tuple[list[int], str]:
-    """Print the text as it comes, with progress until the first token."""
+async def stream_text(model: Model, prompt: str, arguments: dict[str, Any], *, shown: bool = True) -> list[Chunk]:
+    """Print the text as it comes if it is `shown`, with progress on stderr until the first token, or else the end."""
     progress = Progress()
     watching = asyncio.create_task(_watch(model, progress))
-    tokens: list[int] = []
-    finish_reason = ""
+    chunks: list[Chunk] = []
     try:
         async for chunk in model.stream(prompt, **arguments):
-            if not tokens:
+            chunks.append(chunk)
+            if shown:
                 watching.cancel()
-                progress.clear()
-            tokens += chunk.token_ids
-            finish_reason = chunk.finish_reason or ""
-            print(chunk.text, end="", flush=True)
+                if len(chunks) == 1:
+                    progress.clear()
+                print(chunk.text, end="", flush=True)
     finally:
         watching.cancel()
-    print()
-    return tokens, finish_reason
+    print(end="\n" if shown else "")
+    return chunks
 
 
 def opening_lines(model: Model) -> str:
@@ -61,13 +62,13 @@ def opening_lines(model: Model) -> str:
     runtime = model.runtime
     config, needed = runtime.config, runtime.catalog.needed_bytes
     dtype = str(runtime.dtype).removeprefix("torch.")
-    defaults = "".join(f", {name}={value}" for name, value in model.defaults.items())
+    defaults = ", ".join(f"{name}={value}" for name, value in model.defaults.items())
     window = sum(holding.nbytes for holding in runtime.plan.holdings if "slots" in holding.holder)
     return (
         f"model      {config.family} · {config.layers} layers · {human_bytes(needed)} per pass in "
         f"{len(runtime.catalog.order)} weight groups · computes in {dtype} on {runtime.device.torch_device}\n"
         f"window     {human_bytes(window)} of slots hold the groups on their way\n"
-        f"sampling   {'defaults of the checkpoint' + defaults if defaults else 'greedy unless said otherwise'}\n"
+        f"sampling   {'the checkpoint says ' + defaults if defaults else 'greedy'}, unless an option says otherwise\n"
     )
 
 
@@ -99,6 +100,6 @@ async def _watch(model: Model, progress: Progress) -> None:
         computed = line.actors["compute_scheduler"].messages
         seconds = time.perf_counter() - started
         progress.say(
-            f"prefill: pass {computed // groups + 1}, group {computed % groups}/{groups}, "
+            f"pass {computed // groups + 1}, group {computed % groups}/{groups}, "
             f"{human_bytes(source.bytes_read)} read, {seconds:.1f} s"
         )

@@ -21,6 +21,8 @@ class Settings:
     @classmethod
     def read(cls, path: Path) -> "Settings":
         """The object in the file `path`. Raises `CheckpointError` where there is none."""
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"{path}: is not a plain file; need a Hugging Face folder")
         try:
             values = json.loads(path.read_bytes())
         except OSError as error:

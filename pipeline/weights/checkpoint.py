@@ -60,8 +60,14 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
         if name not in tensors[file]
     ]
     if lacking:
-        raise CheckpointError("\n".join(lacking))
+        raise CheckpointError(first_faults(lacking))
     return Checkpoint(folder, {name: tensors[file][name] for name, file in file_of_tensor.items()}, files)
+
+
+def first_faults(faults: list[str], most: int = 20) -> str:
+    """The first of many faults, one a line, and how many more there are."""
+    more = [f"... and {len(faults) - most} more"] if len(faults) > most else []
+    return "\n".join([*faults[:most], *more])
 
 
 def _read_files(folder: Path, names: list[str]) -> tuple[dict[str, dict[str, TensorEntry]], dict[Path, FileIdentity]]:
@@ -75,7 +81,7 @@ def _read_files(folder: Path, names: list[str]) -> tuple[dict[str, dict[str, Ten
         except CheckpointError as error:
             faults.append(str(error))
     if faults:
-        raise CheckpointError("\n".join(faults))
+        raise CheckpointError(first_faults(faults))
     return tensors, files
 
 

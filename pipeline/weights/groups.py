@@ -1,5 +1,6 @@
 """Weight groups: what travels through the line as one message, as byte ranges of files."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -7,7 +8,7 @@ from pathlib import Path
 
 from pipeline.errors import CheckpointError
 from pipeline.models.families import TensorSpec
-from pipeline.weights.checkpoint import Checkpoint
+from pipeline.weights.checkpoint import Checkpoint, first_faults
 from pipeline.weights.header import ITEM_BITS, TensorEntry
 
 EMBED_LAYER = -1
@@ -69,7 +70,8 @@ def plan_groups(specs: Specs, checkpoint: Checkpoint) -> WeightGroups:
     wanted = [spec for group in specs.values() for spec in group]
     faults = [fault for spec in wanted for fault in _faults(spec, checkpoint)]
     if faults:
-        raise CheckpointError("\n".join(faults))
+        raise CheckpointError(first_faults(faults))
+    _refuse_more_layers(max(layer for layer, _ in specs), checkpoint)
     ranges = {key: tuple(_range(spec, checkpoint.tensors[spec.name]) for spec in group) for key, group in specs.items()}
     head_layer = max(layer for layer, _ in specs)
     groups = [WeightGroup(layer, half, ranges[layer, half]) for layer in range(head_layer) for half in ("attn", "ffn")]
@@ -82,6 +84,16 @@ def plan_groups(specs: Specs, checkpoint: Checkpoint) -> WeightGroups:
     return WeightGroups(
         tuple(groups), embed, _matrix_dtype(ranges.values()), len(checkpoint.tensors.keys() - {s.name for s in wanted})
     )
+
+
+def _refuse_more_layers(layers: int, checkpoint: Checkpoint) -> None:
+    """A config that leaves layers of the checkpoint out would give wrong text without a word."""
+    for name, entry in checkpoint.tensors.items():
+        if (match := re.match(r"model\.layers\.(\d{1,9})\.", name)) and int(match[1]) >= layers:
+            raise CheckpointError(
+                f"{entry.file}: tensor {name!r} is of layer {match[1]}, but config.json has {layers} layers; "
+                "the folder mixes the files of two checkpoints"
+            )
 
 
 def _faults(spec: TensorSpec, checkpoint: Checkpoint) -> Iterator[str]:

@@ -44,8 +44,15 @@ async def test_a_computation_that_failed_once_fails_one_request_only(
             assert await model.generate(PROMPT, max_new_tokens=3) == expected
 
 
-async def test_a_failed_upload_is_the_uploaders(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with Model.open(device="cpu-copy") as model:
+class Look(Stage):
+    async def handle(self, message: Message[Slot]) -> Message[Slot]:
+        await self.landed(message)
+        return message
+
+
+@pytest.mark.parametrize("stages", [[], [Look()]], ids=["plain", "watched"])
+async def test_a_failed_upload_is_the_uploaders(stages: list[Stage], monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Model.open(device="cpu-copy", insert={"gpu_uploader": stages}) as model:
         expected = await model.generate(PROMPT, max_new_tokens=3)
         copy = fail_once(lambda *_: None, RuntimeError("DMA failed"))
         device = model.runtime.device
@@ -187,10 +194,6 @@ async def test_every_close_waits_and_a_cancelled_one_goes_on() -> None:
 
 
 async def test_another_loop_and_a_shared_stage_are_refused() -> None:
-    class Look(Stage):
-        async def handle(self, message: Message[Slot]) -> Message[Slot]:
-            return message
-
     look = Look()
     async with Model.open(insert={"disk_reader": [look]}) as model:
         errors: list[BaseException] = []

@@ -3,13 +3,12 @@
 Budget = moving + queued + in use, never more (rule 2). Ownership is a lease: `acquire` may wait, `release` never does.
 """
 
-import contextlib
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from actors.core.errors import LineError, SlotError
-from actors.core.message import READY
+from actors.core.message import READY, ended
 from actors.core.ports import Buffer, Clock, Event
 from actors.core.turns import Turns
 
@@ -73,8 +72,7 @@ class Slot:
 
     async def vacated(self) -> None:
         """Wait, on the host, until the last reader is through. Its failure is its own to report."""
-        with contextlib.suppress(Exception):
-            await self.after.wait()
+        await ended(self.after)
 
 
 class Budget:
@@ -117,8 +115,7 @@ class Budget:
         """Wait for the last reader of every free cell. How it ended was its own affair: events order, no more."""
         for cells in self._free.values():
             for cell in cells:
-                with contextlib.suppress(Exception):
-                    await cell.after.wait()
+                await ended(cell.after)
                 cell.after = READY
 
     def statistics(self) -> BudgetStatistics:

@@ -1,5 +1,6 @@
 """What flows: one message per weight group and pass."""
 
+import contextlib
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -41,3 +42,9 @@ class _Ready:
 
 
 READY: Event = _Ready()
+
+
+async def ended(event: Event) -> None:
+    """Wait, on the host, until the operation has ended, well or not."""
+    with contextlib.suppress(Exception):
+        await event.wait()

@@ -6,6 +6,7 @@ user's actor too.
 """
 
 import asyncio
+import contextlib
 import re
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from typing import Any
 from actors.core.budget import Budget, Slot
 from actors.core.channel import Receiver, Sender
 from actors.core.errors import ActorFailed, ChannelClosed, LineError
-from actors.core.message import Message
+from actors.core.message import Message, ended
 from actors.core.operation import Operation, cancelled_from_outside
 from actors.core.ports import Catalog, Clock, Event
 from actors.core.trace import ActorStatistics, Meter
@@ -70,10 +71,10 @@ class Actor:
         """Work until nothing more comes or nobody takes any more. An error names the group in hand (rule 7)."""
         wiring = self._wired
         try:
-            await self._work()
-        except (_Ended, ActorFailed) as end:
-            if isinstance(end, ActorFailed):
-                raise
+            with contextlib.suppress(_Ended):
+                await self._work()
+        except ActorFailed:
+            raise
         except asyncio.CancelledError:
             if cancelled_from_outside():
                 raise
@@ -94,9 +95,13 @@ class Actor:
         return operation
 
     async def landed(self, message: Message[Any]) -> None:
-        """Let the actor wait until the message's bytes have arrived (rule 4)."""
+        """Let the actor wait until the message's bytes have arrived (rule 4). Fails in the name of who moved them."""
         if not message.event.done():
-            await self._stalled("event", message, message.event.wait())
+            await self._stalled("event", message, ended(message.event))
+        if (error := message.event.error) is not None:
+            if isinstance(error, ActorFailed):
+                raise error
+            raise ActorFailed(message.at.filler, message.layer, message.group, error)
 
     async def vacated(self, message: Message[Any], slot: Slot) -> None:
         """Let the actor wait until the slot's last reader is through (rule 3)."""
@@ -181,7 +186,7 @@ class Stage(Actor):
     async def handle(self, message: Message[Slot]) -> Message[Slot]:
         """Return the message to send on: the same group in the same slot, perhaps with another event.
 
-        Bytes at `message.at` may be touched after `await self.landed(message)`.
+        Bytes at `message.at` may be touched after `await self.landed(message)`; behind the planner there are none yet.
         """
         raise NotImplementedError
 

@@ -67,8 +67,11 @@ async def _rounds(
     reads, computes, streamed, waits, firsts = [], [], [], [], []
     moved = model.statistics()
     for index in range(passes):
+        progress(f"round {index + 1}/{passes}: reading alone")
         reads.append(await floors.read_seconds())
+        progress(f"round {index + 1}/{passes}: computing alone")
         computes.append(await floors.compute_seconds(resident))
+        progress(f"round {index + 1}/{passes}: both at once")
         trace.spans.clear()
         streamed.append(await _steady_pass_seconds(model))
         first, each = _waits(trace, len(resident.messages))

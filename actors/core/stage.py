@@ -254,7 +254,11 @@ class Sink(Actor):
     def free(self, message: Message[Slot], *, after: Event) -> None:
         """Give the message's slot back, to be overwritten after the event. Never waits."""
         message.at.release(after=after)
-        self._wired.meter.launched(message, after)
+        if after is message.event:  # nothing was done with the group
+            now = self._wired.clock()
+            self._wired.meter.worked(message, now, now, 0.0)
+        else:
+            self._wired.meter.launched(message, after)
 
     async def _work(self) -> None:
         while True:

@@ -26,5 +26,4 @@ class GpuUploader(Mover):
         """Issue the copy into `slot`, to run after the slot's last reader (rule 3)."""
         await self.host_is_through(message, slot)
         copies = self.catalog.copies(message.layer, message.group)
-        after = (message.event, slot.after)
-        return self._device.upload(message.at.buffer, slot.buffer, copies, after)
+        return self._device.upload(message.at.buffer, slot.buffer, copies, (message.event,), vacant=slot.after)

@@ -208,9 +208,11 @@ class Opening:
         try:
             runtime, tokenizer, defaults = await asyncio.shield(reading)
         except asyncio.CancelledError:
-            # The thread cannot be stopped; what it opens must still be closed.
-            with contextlib.suppress(Exception):
-                await (await reading)[0].aclose()
+            # The thread cannot be stopped; what it opens must still be closed, however often we are cancelled.
+            closing = asyncio.create_task(_close_when_read(reading))
+            _closings.add(closing)
+            closing.add_done_callback(_closings.discard)
+            await asyncio.shield(closing)
             raise
         return Model(runtime, tokenizer, defaults)
 
@@ -247,3 +249,12 @@ class Opening:
         except PenstockError as error:
             told = str(error) if str(self._folder) in str(error) else f"{self._folder}: {error}"
             raise type(error)(told) from error
+
+
+_closings: set[asyncio.Task[None]] = set()
+"""Tasks that close what a cancelled opening has opened; the loop alone would not keep them."""
+
+
+async def _close_when_read(reading: "asyncio.Future[tuple[Runtime, Tokenizer | None, dict[str, Any]]]") -> None:
+    with contextlib.suppress(Exception):
+        await (await reading)[0].aclose()

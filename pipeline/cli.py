@@ -61,13 +61,20 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="penstock", description="Runs language models that are bigger than the memory of the device that computes."
     )
-    parser.add_argument("--version", action="version", version=f"penstock {importlib.metadata.version('penstock')}")
+    parser.add_argument("--version", action="version", version=f"penstock {_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_run(commands)
     _add_demo(commands)
     _add_make_checkpoint(commands)
     _add_bench(commands)
     return parser
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("penstock")
+    except importlib.metadata.PackageNotFoundError:
+        return "from a source tree that is not installed"
 
 
 Commands = Any

@@ -95,6 +95,13 @@ def test_demo_shows_five_actors_at_work(capsys: pytest.CaptureFixture[str]) -> N
     assert "░" in rows["prefetch_planner"], "backpressure reaches the planner"
 
 
+def test_a_source_tree_runs_uninstalled() -> None:
+    code = "import importlib.metadata as m; m.version = lambda n: (_ for _ in ()).throw(m.PackageNotFoundError(n))"
+    code += "; from pipeline.cli import main; main(['--version'])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.stdout.startswith("penstock from a source tree")
+
+
 def test_a_pipe_that_closes_early_is_no_error() -> None:
     command = f"{sys.executable} -m pipeline run {BUNDLED} --prompt x --max-new-tokens 300 | head -1"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)

@@ -58,10 +58,10 @@ async def test_a_failed_upload_is_the_uploaders(stages: list[Stage], monkeypatch
         device = model.runtime.device
         upload = device.upload
 
-        def failing(source: Any, target: Any, copies: Any, after: Any) -> Event:
+        def failing(source: Any, target: Any, copies: Any, after: Any, vacant: Event | None = None) -> Event:
             if target.nbytes > 900_000:
                 after = (*after, device.launch("broken", copy, ()))
-            return upload(source, target, copies, after)
+            return upload(source, target, copies, after, vacant)
 
         monkeypatch.setattr(device, "upload", failing)
         with pytest.raises(ActorFailed, match=r"gpu_uploader failed at layer \d+ group '(ffn|head.0)'.*DMA failed"):

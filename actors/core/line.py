@@ -71,14 +71,23 @@ class Line:
         """Run all actors until the line has ended. Raises the first ActorFailed; afterwards it can run anew."""
         if not isinstance(self._actors[-1], Sink):
             raise LineError(f"the line ends with {self._actors[-1].name}, which is not a Sink")
-        for budget in self.budgets:
-            await budget.settle()
+        for actor in self._actors:
+            if actor.at_work:
+                raise LineError(f"{actor.name} is at work in a running line; give each line an instance of its own")
+        for actor in self._actors:
+            actor.at_work = True
         cancellations = pending_cancellations()
         try:
+            for budget in self.budgets:
+                await budget.settle()
             async with asyncio.TaskGroup() as tasks:
-                self._wire(tasks)
+                started: set[asyncio.Task[None]] = set()
+                self._wire(tasks, started)
+                actors = [tasks.create_task(actor.run(), name=actor.name) for actor in self._actors]
                 # Waiting here, not in the group's exit: Python 3.11 leaves a task that fails there marked as cancelled.
-                await asyncio.wait([tasks.create_task(actor.run(), name=actor.name) for actor in self._actors])
+                await asyncio.wait(actors)
+                while started:
+                    await asyncio.wait(started)
         except BaseExceptionGroup as group:
             if cancelled_from_outside(since=cancellations):
                 # A task group that fails while it is being cancelled raises the failure, but the caller wants to stop.
@@ -89,7 +98,8 @@ class Line:
             for budget in self.budgets:
                 budget.recall()
             for actor in self._actors:
-                actor.unwire()
+                actor.at_work = False
+            self.statistics()  # operations that have ended since are counted, and traced, here
 
     def statistics(self) -> LineStatistics:
         """The counters of the present or last run."""
@@ -113,7 +123,7 @@ class Line:
         self._queues[actor.name] = queue
         return self
 
-    def _wire(self, tasks: asyncio.TaskGroup) -> None:
+    def _wire(self, tasks: asyncio.TaskGroup, started: "set[asyncio.Task[None]]") -> None:
         inlet: Receiver[Message[Any]] | None = None
         self._inlets = {}
         following: list[Actor | None] = [*self._actors[1:], None]
@@ -124,7 +134,7 @@ class Line:
                 sender, receiver = open_channel(neighbour.name, self._queues[neighbour.name], self._clock)
                 self._inlets[neighbour.name] = receiver
             actor.catalog = self._catalog
-            actor.wire(Wiring(inlet, sender, tasks, self._clock, Meter(actor.name, self._trace)))
+            actor.wire(Wiring(inlet, sender, tasks, started, self._clock, Meter(actor.name, self._trace)))
             inlet = receiver
 
 

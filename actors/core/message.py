@@ -1,9 +1,10 @@
 """What flows: one message per weight group and pass."""
 
-import contextlib
+import asyncio
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from actors.core.operation import cancelled_from_outside, pending_cancellations
 from actors.core.ports import Event
 
 Place = TypeVar("Place", covariant=True)
@@ -46,5 +47,11 @@ READY: Event = _Ready()
 
 async def ended(event: Event) -> None:
     """Wait, on the host, until the operation has ended, well or not."""
-    with contextlib.suppress(Exception):
+    cancellations = pending_cancellations()
+    try:
         await event.wait()
+    except asyncio.CancelledError:
+        if cancelled_from_outside(since=cancellations):
+            raise
+    except Exception:
+        return

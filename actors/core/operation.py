@@ -29,7 +29,7 @@ class Operation:
 
     def begin(
         self, tasks: asyncio.TaskGroup, work: Coroutine[Any, Any, None], failure: Callable[[Exception], Exception]
-    ) -> None:
+    ) -> "asyncio.Task[None]":
         """Run `work`; its error, turned by `failure`, is raised in the task group and at every waiter (rule 7)."""
 
         def end(task: asyncio.Task[None]) -> None:
@@ -39,7 +39,9 @@ class Operation:
                 self.error = LineError("the line was stopped before the work had ended")
             self._ended.set()
 
-        tasks.create_task(self._run(work, failure)).add_done_callback(end)
+        task = tasks.create_task(self._run(work, failure))
+        task.add_done_callback(end)
+        return task
 
     async def _run(self, work: Coroutine[Any, Any, None], failure: Callable[[Exception], Exception]) -> None:
         started = self._clock()

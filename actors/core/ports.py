@@ -68,8 +68,15 @@ class Device(Protocol):
     def device_memory(self, nbytes: int) -> Buffer:
         """Memory that computations can use, at an address that never changes."""
 
-    def upload(self, source: Buffer, target: Buffer, copies: Sequence[Copy], after: Sequence[Event]) -> Event:
-        """Copy host memory into device memory."""
+    def upload(
+        self,
+        source: Buffer,
+        target: Buffer,
+        copies: Sequence[Copy],
+        after: Sequence[Event],
+        vacant: Event | None = None,
+    ) -> Event:
+        """Copy host memory into device memory, also after `vacant`, however that ended: it only frees `target`."""
 
     def download(self, source: Buffer, target: Buffer, copies: Sequence[Copy], after: Sequence[Event]) -> Event:
         """Copy device memory into host memory."""

@@ -28,11 +28,11 @@ class Wiring:
     inlet: Receiver[Message[Any]] | None
     outlet: Sender[Message[Any]] | None
     tasks: asyncio.TaskGroup
+    started: "set[asyncio.Task[None]]"
     clock: Clock
     meter: Meter
     next_seq: int = 0
     in_hand: Message[Any] | None = None
-    running: bool = True
 
 
 class _Ended(Exception):
@@ -44,6 +44,7 @@ class Actor:
 
     name: str
     catalog: Catalog
+    at_work: bool = False
     _wiring: Wiring | None = None
 
     def __init_subclass__(cls) -> None:
@@ -53,15 +54,7 @@ class Actor:
 
     def wire(self, wiring: Wiring) -> None:
         """Join the actor to its neighbours for one run."""
-        if self._wiring is not None and self._wiring.running:
-            raise LineError(f"{self.name} is at work in a running line; give each line an instance of its own")
         self._wiring = wiring
-
-    def unwire(self) -> None:
-        """Leave the line after a run; operations that have ended since are counted, and traced, here."""
-        if self._wiring is not None:
-            self._wiring.running = False
-            self._wiring.meter.statistics()
 
     def statistics(self) -> ActorStatistics:
         """Where the actor's time went in the present or last run."""
@@ -91,7 +84,9 @@ class Actor:
     def start(self, message: Message[Any], work: Coroutine[Any, Any, None]) -> Event:
         """Begin work on a message beside the actor's loop, as a child task of the line; its event tells its end."""
         operation = Operation(self._wired.clock)
-        operation.begin(self._wired.tasks, work, lambda error: self._failure(message, error))
+        task = operation.begin(self._wired.tasks, work, lambda error: self._failure(message, error))
+        self._wired.started.add(task)
+        task.add_done_callback(self._wired.started.discard)
         return operation
 
     async def landed(self, message: Message[Any]) -> None:
@@ -197,8 +192,8 @@ class Stage(Actor):
             started, stalled_before = clock(), meter.stalled_seconds
             result = await self.handle(message)
             self._check(message, result)
-            if message.at is not None:
-                message.at.filled = result.event
+            if message.at is not None and result.event is not message.event:
+                message.at.filled, message.at.filler = result.event, self.name
             meter.worked(message, started, clock(), meter.stalled_seconds - stalled_before)
             await self._send(result)
 
@@ -266,5 +261,5 @@ class Sink(Actor):
 
 
 def _require_event(actor: str, method: str, event: object) -> None:
-    if not callable(getattr(event, "done", None)):
+    if not all(hasattr(event, name) for name in ("done", "wait", "error", "span")):
         raise LineError(f"{actor}.{method} must give an event, gave {event!r}; READY is one that is done")

@@ -31,13 +31,22 @@ class CpuDevice:
         """The same kind of memory: there is no other."""
         return self.host_memory(nbytes)
 
-    def upload(self, source: Memory, target: Memory, copies: Sequence[Copy], after: Sequence[Event]) -> Event:
+    def upload(
+        self,
+        source: Memory,
+        target: Memory,
+        copies: Sequence[Copy],
+        after: Sequence[Event],
+        vacant: Event | None = None,
+    ) -> Event:
         """Copy on a thread of its own; nothing is copied when source and target are one."""
         if source is target:
             pending = [event for event in after if not event.done() or event.error is not None]
             if len(pending) < 2:
                 return pending[0] if pending else READY
-        return self._lanes["h2d"].submit(lambda: copy_bytes(source, target, () if source is target else copies), after)
+        return self._lanes["h2d"].submit(
+            lambda: copy_bytes(source, target, () if source is target else copies), after, vacant
+        )
 
     def download(self, source: Memory, target: Memory, copies: Sequence[Copy], after: Sequence[Event]) -> Event:
         """Copy on a thread of its own, beside uploads."""
@@ -49,7 +58,11 @@ class CpuDevice:
 
     async def aclose(self) -> None:
         """Wait for what runs on the lanes, end their threads, and free all memory."""
-        await asyncio.to_thread(self._lanes.close)
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        """On one thread, so that it ends whatever becomes of the loop."""
+        self._lanes.close()
         self.free()
 
     def free(self) -> None:

@@ -46,9 +46,16 @@ class CudaDevice:
         self._memory.append(DeviceMemory(nbytes, self.torch_device))
         return self._memory[-1]
 
-    def upload(self, source: Memory, target: Memory, copies: Sequence[Copy], after: Sequence[Event]) -> Event:
+    def upload(
+        self,
+        source: Memory,
+        target: Memory,
+        copies: Sequence[Copy],
+        after: Sequence[Event],
+        vacant: Event | None = None,
+    ) -> Event:
         """Copy on the one H2D stream, first in first out."""
-        return self._lanes["h2d"].submit(lambda: copy_bytes(source, target, copies), after)
+        return self._lanes["h2d"].submit(lambda: copy_bytes(source, target, copies), after, vacant)
 
     def download(self, source: Memory, target: Memory, copies: Sequence[Copy], after: Sequence[Event]) -> Event:
         """Copy on the D2H stream, beside uploads."""
@@ -60,7 +67,11 @@ class CudaDevice:
 
     async def aclose(self) -> None:
         """Wait for what runs, end the threads, unpin the host memory, and free all memory."""
-        await asyncio.to_thread(self._lanes.close)
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        """On one thread, so that it ends whatever becomes of the loop."""
+        self._lanes.close()
         self.free()
 
     def free(self) -> None:
@@ -94,10 +105,13 @@ class CudaLane:
         self._issuer = ThreadPoolExecutor(1, thread_name_prefix=f"penstock-{name}")
         self._waiter = ThreadPoolExecutor(1, thread_name_prefix=f"penstock-{name}-wait")
 
-    def submit(self, work: Callable[[], object], after: Sequence[Event]) -> CudaEvent:
-        """Issue `work` behind every event in `after`; if one of them failed, fail with its error instead."""
+    def submit(self, work: Callable[[], object], after: Sequence[Event], vacant: Event | None = None) -> CudaEvent:
+        """Issue `work` behind every event in `after`; if one of them failed, fail with its error instead.
+
+        It is issued behind `vacant` too, however that ended.
+        """
         event = CudaEvent()
-        self._issuer.submit(self._issue, work, after, event)
+        self._issuer.submit(self._issue, work, after, vacant, event)
         return event
 
     def close(self) -> None:
@@ -105,9 +119,14 @@ class CudaLane:
         self._issuer.shutdown(wait=True)
         self._waiter.shutdown(wait=True)
 
-    def _issue(self, work: Callable[[], object], after: Sequence[Event], event: CudaEvent) -> None:
+    def _issue(
+        self, work: Callable[[], object], after: Sequence[Event], vacant: Event | None, event: CudaEvent
+    ) -> None:
         try:
             with torch.cuda.stream(self._stream):
+                # Work that failed before it was issued, or while it was, has left nothing on its stream.
+                if isinstance(vacant, CudaEvent) and vacant.issued.exception() is None:
+                    self._stream.wait_event(vacant.ended)
                 for earlier in after:
                     if isinstance(earlier, CudaEvent):
                         earlier.issued.result()
@@ -134,11 +153,11 @@ def _await_end(event: CudaEvent) -> None:
         now = time.perf_counter()
         event.span = (now - event.started.elapsed_time(event.ended) / 1000, now)
     except BaseException as error:
-        event.future.set_exception(error)
+        event.future.set_exception(portable(error))
     else:
         event.future.set_result(None)
 
 
 def _check(code: object, action: str) -> None:
     if int(code) != 0:  # type: ignore[call-overload]
-        raise ConfigError(f"the CUDA driver could not {action}: error {code}; is the memory limit (ulimit -l) too low?")
+        raise ConfigError(f"the CUDA driver could not {action}: error {code}; see `ulimit -l` and the errors before")

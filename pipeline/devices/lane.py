@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Generic, Protocol, TypeVar
 
 from actors.core.ports import Event
@@ -38,10 +38,13 @@ class Lane:
     def __init__(self, name: str) -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"penstock-{name}")
 
-    def submit(self, work: Callable[[], object], after: Sequence[Event]) -> LaneEvent:
-        """Run `work` once every event in `after` is done; if one of them failed, fail with its error instead."""
+    def submit(self, work: Callable[[], object], after: Sequence[Event], vacant: Event | None = None) -> LaneEvent:
+        """Run `work` once every event in `after` is done; if one of them failed, fail with its error instead.
+
+        `vacant` is waited for too, however it ends.
+        """
         event = LaneEvent(Future())
-        self._executor.submit(_run, work, after, event)
+        self._executor.submit(_run, work, after, vacant, event)
         return event
 
     def close(self) -> None:
@@ -49,8 +52,10 @@ class Lane:
         self._executor.shutdown(wait=True)
 
 
-def _run(work: Callable[[], object], after: Sequence[Event], event: LaneEvent) -> None:
+def _run(work: Callable[[], object], after: Sequence[Event], vacant: Event | None, event: LaneEvent) -> None:
     try:
+        if isinstance(vacant, LaneEvent):
+            vacant.future.exception()
         for earlier in after:
             if isinstance(earlier, LaneEvent):
                 earlier.future.result()
@@ -66,8 +71,10 @@ def _run(work: Callable[[], object], after: Sequence[Event], event: LaneEvent) -
 
 
 def portable(error: BaseException) -> BaseException:
-    """The error itself, but for StopIteration, which no coroutine can raise."""
-    return RuntimeError(f"StopIteration: {error}") if isinstance(error, StopIteration) else error
+    """The error itself, but for those that mean something else where they are raised again."""
+    if isinstance(error, StopIteration | asyncio.CancelledError | CancelledError):
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def require_done(event: Event) -> None:

@@ -60,10 +60,17 @@ class SimDevice:
         """A name for memory that nobody needs."""
         return _SimMemory(nbytes)
 
-    def upload(self, source: Buffer, target: Buffer, copies: Sequence[Copy], after: Sequence[Event]) -> Event:
+    def upload(
+        self,
+        source: Buffer,
+        target: Buffer,
+        copies: Sequence[Copy],
+        after: Sequence[Event],
+        vacant: Event | None = None,
+    ) -> Event:
         """Occupy the H2D link for as long as the bytes need."""
         seconds = 0.0 if source is target else sum(copy.length for copy in copies) / self._rates["h2d"]
-        return self._submit("h2d", lambda: seconds, after)
+        return self._submit("h2d", lambda: seconds, after, vacant)
 
     def download(self, source: Buffer, target: Buffer, copies: Sequence[Copy], after: Sequence[Event]) -> Event:
         """Occupy the D2H link for as long as the bytes need."""
@@ -77,8 +84,12 @@ class SimDevice:
     async def aclose(self) -> None:
         """Nothing runs and nothing is held."""
 
-    def _submit(self, lane: str, work: Callable[[], object], after: Sequence[Event]) -> SimEvent:
+    def _submit(
+        self, lane: str, work: Callable[[], object], after: Sequence[Event], vacant: Event | None = None
+    ) -> SimEvent:
         started = max(asyncio.get_running_loop().time(), self._free_at[lane])
+        if isinstance(vacant, SimEvent):
+            started = max(started, vacant.ended)
         error = None
         for earlier in after:
             if isinstance(earlier, SimEvent):

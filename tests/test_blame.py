@@ -1,0 +1,89 @@
+"""Who is named when something fails, and that the failure of one does not become the failure of another."""
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pipeline import ActorFailed, Message, Model, Slot, Stage
+from pipeline.errors import PenstockError
+from pipeline.models import decoder
+
+PROMPT = "class Stack:\n"
+
+
+class Look(Stage):
+    async def handle(self, message: Message[Slot]) -> Message[Slot]:
+        await self.landed(message)
+        return message
+
+
+def fail_once(error: BaseException) -> Any:
+    ffn_half, failures = decoder.ffn_half, [error]
+
+    def failing(*arguments: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return ffn_half(*arguments)
+
+    return failing
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu-copy"])
+@pytest.mark.parametrize("after", ["disk_reader", "gpu_uploader"])
+async def test_a_failed_computation_is_the_schedulers_whoever_watches_the_slot_next(
+    device: str, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Model.open(device=device, gpu_groups=2, insert={after: [Look()]}) as model:
+        expected = await model.generate(PROMPT, max_new_tokens=2)
+        for _ in range(3):
+            monkeypatch.setattr(decoder, "ffn_half", fail_once(ValueError("the kernel failed")))
+            with pytest.raises(ActorFailed, match=r"compute_scheduler failed at layer 0 group 'ffn'.*the kernel"):
+                await model.generate(PROMPT, max_new_tokens=2)
+            monkeypatch.undo()
+            assert await model.generate(PROMPT, max_new_tokens=2) == expected
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu-copy"])
+async def test_work_that_raises_cancelled_error_is_an_error_like_any_other(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with asyncio.timeout(20), Model.open(device=device) as model:
+        expected = await model.generate(PROMPT, max_new_tokens=2)
+        monkeypatch.setattr(decoder, "ffn_half", fail_once(asyncio.CancelledError()))
+        with pytest.raises(ActorFailed, match=r"compute_scheduler failed at layer 0 group 'ffn'.*CancelledError"):
+            await model.generate(PROMPT, max_new_tokens=2)
+        for _ in range(2):
+            assert await model.generate(PROMPT, max_new_tokens=2) == expected
+
+
+async def test_a_stages_own_device_work_is_the_stages() -> None:
+    class Transform(Stage):
+        armed = False
+
+        async def handle(self, message: Message[Slot]) -> Message[Slot]:
+            event = model.runtime.device.launch("transform", self.work, (message.event,))
+            return replace(message, event=event)
+
+        def work(self) -> None:
+            if self.armed:
+                self.armed = False
+                raise ValueError("the transformation failed")
+
+    transform = Transform()
+    async with Model.open(device="cpu-copy", insert={"gpu_uploader": [transform]}) as model:
+        expected = await model.generate(PROMPT, max_new_tokens=2)
+        transform.armed = True
+        with pytest.raises(ActorFailed, match=r"transform failed at layer.*the transformation failed"):
+            await model.generate(PROMPT, max_new_tokens=8)
+        assert await model.generate(PROMPT, max_new_tokens=2) == expected
+
+
+async def test_a_line_that_runs_cannot_be_run_twice_and_goes_on() -> None:
+    async with Model.open() as model:
+        expected = await model.generate(PROMPT, max_new_tokens=2)
+        for _ in range(2):
+            with pytest.raises(PenstockError, match="is at work in a running line"):
+                await model.runtime.line.run()
+            assert await model.generate(PROMPT, max_new_tokens=2) == expected

@@ -87,3 +87,37 @@ async def test_a_line_that_runs_cannot_be_run_twice_and_goes_on() -> None:
             with pytest.raises(PenstockError, match="is at work in a running line"):
                 await model.runtime.line.run()
             assert await model.generate(PROMPT, max_new_tokens=2) == expected
+
+
+async def test_a_failure_in_a_pass_that_samples_nothing_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Model.open(device="cpu", max_tokens_per_pass=2) as model:
+        expected = await model.generate(PROMPT, max_new_tokens=2)
+        monkeypatch.setattr(decoder, "ffn_half", fail_once(ValueError("the kernel failed")))
+        with pytest.raises(ActorFailed, match=r"layer 0 group 'ffn'.*the kernel failed"):
+            await model.generate(PROMPT, max_new_tokens=2)
+        assert await model.generate(PROMPT, max_new_tokens=2) == expected
+
+
+async def test_a_failed_embedding_kernel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Model.open(device="cpu") as model:
+        monkeypatch.setattr("pipeline.program.rotary", lambda *_: 1 / 0)
+        with pytest.raises(ActorFailed, match=r"compute_scheduler failed at layer -1 group 'embed'.*ZeroDivisionError"):
+            await model.generate(PROMPT, max_new_tokens=2)
+
+
+async def test_a_cancelled_request_stops_computing_at_the_next_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Model.open(device="cpu") as model:
+        launched, lanes = model.runtime.device.launch, []
+
+        def note(lane: str, *arguments: Any) -> Any:
+            lanes.append(lane)
+            return launched(lane, *arguments)
+
+        monkeypatch.setattr(model.runtime.device, "launch", note)
+        call = asyncio.create_task(model.generate(PROMPT, max_new_tokens=1))
+        while len(lanes) < 2:
+            await asyncio.sleep(0)
+        call.cancel()
+        await model.generate(PROMPT, max_new_tokens=1)
+        whole_pass = 1 + len(model.runtime.catalog.order)
+        assert whole_pass < len(lanes) < 2 * whole_pass

@@ -1,39 +1,87 @@
-"""Runs the program on the groups as they come, and frees their slots.
+"""Runs the program on the groups in compute order, and frees their slots.
 
 Takes:  messages in a device slot, whose bytes may still be on their way.
 Gives:  nothing: the line ends here, tokens leave through the program.
-Holds:  the state of the pass that it is in.
+Holds:  the state of the pass that it is in, and the groups that came before their turn.
 Fails:  when a computation failed, naming the group; or the upload before it, naming the uploader.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from actors.core.budget import Slot
 from actors.core.errors import ActorFailed
-from actors.core.message import Message
+from actors.core.message import READY, Message, ended
 from actors.core.ports import Event, Program
+from actors.core.prefetch import PrefetchQueue
 from actors.core.stage import Sink
 
 
 class ComputeScheduler(Sink):
-    """Launches each group's computation behind the group's event, so that the host never stands between two groups."""
+    """Launches each group's computation behind the group's event, so that the host never stands between two groups.
 
-    def __init__(self, program: Program) -> None:
+    A blocking scheduler checks each group in first. With a queue it reports every start and end to the planner.
+    """
+
+    def __init__(self, program: Program, *, blocking: bool = False, queue: PrefetchQueue | None = None) -> None:
         self._program = program
+        self._blocking = blocking
+        self._queue = queue
+        self._restart()
+
+    def _restart(self) -> None:
+        self._position = 0
         self._pass: Any = None
-        self._launched: list[tuple[Message[Slot], Event]] = []
+        self._parked: dict[tuple[int, str], Message[Slot]] = {}
+        self._launched: list[tuple[Message[Slot], Sequence[Event]]] = []
+        self._previous: Sequence[Event] = ()
+        self._told: tuple[Event, Event] = (READY, READY)
 
     async def take(self, message: Message[Slot]) -> None:
+        """Launch the group, and those behind it that came before their turn; or park it until its own."""
+        if message.seq == 0:
+            self._restart()
+        order = self._program.order
+        self._parked[message.layer, message.group] = message
+        while (following := self._parked.pop(order[self._position % len(order)], None)) is not None:
+            await self._compute(following)
+
+    async def _compute(self, message: Message[Slot]) -> None:
         """Launch one group; at the end of a pass, see its results out before the next begins."""
-        await self.host_is_through(message, message.at)
-        if message.seq % self._program.groups_per_pass == 0:
+        if self._position % len(self._program.order) == 0:
             self._launched.clear()
-            self._pass = await self._program.begin()
-        event = self._program.step(self._pass, message)
-        self.free(message, after=event)
-        self._launched.append((message, event))
-        if len(self._launched) == self._program.groups_per_pass:
-            await self._finish()
+            self._pass = await self.stalled("request", message, self._program.begin())
+        await self.host_is_through(message, message.at)
+        if self._blocking:
+            await self.stalled("check", message, self._program.check_in(self._pass, message))
+        ran = self._program.step(self._pass, message)
+        self.free(message, ran)
+        if self._queue is not None:
+            self._tell(self._queue, message, ran)
+        self._launched.append((message, ran))
+        self._position += 1
+        if len(self._launched) == len(self._program.order):
+            await self.stalled("result", message, self._finish())
+
+    def _tell(self, queue: PrefetchQueue, message: Message[Slot], ran: Sequence[Event]) -> None:
+        """Begin to watch over a computation; in the order of the groups, whatever order the loop wakes watchers in."""
+        one_before, two_before = self._told
+        # It starts after the same micro-batch of the half before, on the lane of the half before that one.
+        start = self._previous[0] if len(self._previous) > 1 else one_before
+        report = self._report(queue, self._position, (message.event, start, two_before), (*ran[-1:], one_before))
+        self._told = (self.start(message, report), one_before)
+        self._previous = ran
+
+    async def _report(
+        self, queue: PrefetchQueue, position: int, before: Sequence[Event], after: Sequence[Event]
+    ) -> None:
+        """Tell the planner when a computation starts, once all `before` it have ended, and when it ends."""
+        for event in before:
+            await ended(event)
+        queue.started(position)
+        for event in after:
+            await ended(event)
+        queue.ended(position)
 
     async def _finish(self) -> None:
         try:
@@ -46,8 +94,9 @@ class ComputeScheduler(Sink):
 
     def _blame(self) -> None:
         """Name the first group that failed in this pass: everything behind it failed for the same reason."""
-        for message, event in self._launched:
-            if event.error is not None:
-                arrived = message.event.error is None
-                actor = self.name if arrived else message.at.filler
-                raise ActorFailed(actor, message.layer, message.group, event.error) from event.error
+        for message, ran in self._launched:
+            for event in ran:
+                if event.error is not None:
+                    arrived = message.event.error is None
+                    actor = self.name if arrived else message.at.filler
+                    raise ActorFailed(actor, message.layer, message.group, event.error) from event.error

@@ -6,8 +6,11 @@ Holds:  one device slot per group from here until its computation has ended.
 Fails:  when the device refuses the copy.
 """
 
+import functools
+
+from actors.core.arrivals import Arrivals
 from actors.core.budget import Budget, Slot
-from actors.core.message import Message
+from actors.core.message import READY, Message
 from actors.core.ports import Device, Event
 from actors.core.stage import Mover
 
@@ -15,15 +18,25 @@ from actors.core.stage import Mover
 class GpuUploader(Mover):
     """Issues each copy at once and never waits for one: the device waits for the slot's last reader itself (rule 4).
 
-    On a device that shares its memory with the host there is no budget of its own: the slot is handed on.
+    On a device that shares its memory with the host there is no budget of its own: the slot is handed on. Triggered
+    policies want to hear of `arrivals`.
     """
 
-    def __init__(self, device: Device, memory: Budget | None) -> None:
+    def __init__(self, device: Device, memory: Budget | None, arrivals: Arrivals | None = None) -> None:
         self._device = device
         self.budget = memory
+        self._arrivals = arrivals
 
     async def move(self, message: Message[Slot], slot: Slot) -> Event:
         """Issue the copy into `slot`, to run after the slot's last reader (rule 3)."""
         await self.host_is_through(message, slot)
+        event = self._upload(message, slot, vacant=slot.after)
+        if self._arrivals is None:
+            return event
+        again = functools.partial(self._upload, message, slot, vacant=READY)
+        watching = self.start(message, self._arrivals.watch(message, slot, event, again), watched=event)
+        return watching if self._arrivals.host_waits else event
+
+    def _upload(self, message: Message[Slot], slot: Slot, vacant: Event) -> Event:
         copies = self.catalog.copies(message.layer, message.group)
-        return self._device.upload(message.at.buffer, slot.buffer, copies, (message.event,), vacant=slot.after)
+        return self._device.upload(message.at.buffer, slot.buffer, copies, (message.event,), vacant=vacant)

@@ -1,7 +1,7 @@
 """Says in which order groups travel.
 
 Takes:  nothing.
-Gives:  one message per group, in compute order, pass after pass, with nothing in it yet.
+Gives:  one message per group, with nothing in it yet: in compute order, or as a policy asks for them.
 Holds:  the order of one pass.
 Fails:  never.
 """
@@ -10,23 +10,30 @@ import itertools
 from collections.abc import AsyncIterator, Sequence
 
 from actors.core.message import READY, Message
+from actors.core.prefetch import PrefetchQueue
 from actors.core.stage import Source
 
 
 class PrefetchPlanner(Source):
     """Plans in a cycle: weights do not depend on tokens, so the next pass follows at once (rule 9).
 
-    Backpressure alone decides how far the plan runs ahead. When nobody computes, the line stands full of the first
-    groups of the next pass.
+    Without a queue backpressure alone decides how far the plan runs ahead, and when nobody computes, the line stands
+    full of the first groups of the next pass. With a queue the policy behind it decides.
     """
 
-    def __init__(self, order: Sequence[tuple[int, str]], passes: int | None = None) -> None:
+    def __init__(
+        self, order: Sequence[tuple[int, str]], passes: int | None = None, queue: PrefetchQueue | None = None
+    ) -> None:
         self._order = tuple(order)
         self._passes = passes
+        self._queue = queue
 
     async def plan(self) -> AsyncIterator[Message[None]]:
         """Give every group of every pass; without end unless a number of passes was set."""
-        cycle = itertools.count() if self._passes is None else range(self._passes)
-        groups = ((layer, group) for _ in cycle for layer, group in self._order)
-        for seq, (layer, group) in enumerate(groups):
+        if self._queue is not None:
+            self._queue.restart()
+        seqs = itertools.count() if self._passes is None else range(self._passes * len(self._order))
+        for seq in seqs:
+            position = seq if self._queue is None else await self._queue.take()
+            layer, group = self._order[position % len(self._order)]
             yield Message(layer, group, seq, None, READY)

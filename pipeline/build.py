@@ -7,22 +7,17 @@ from pathlib import Path
 
 import torch
 
-from actors.compute_scheduler import ComputeScheduler
 from actors.core.budget import Budget
 from actors.core.line import Line
+from actors.core.ports import PrefetchPolicy
 from actors.core.trace import Trace
-from actors.disk_reader import DiskReader
-from actors.gpu_uploader import GpuUploader
-from actors.pinned_stager import PinnedStager
-from actors.prefetch_planner import PrefetchPlanner
-from pipeline.config import ACTORS, Config
-from pipeline.devices import AnyDevice
-from pipeline.devices.cpu import CpuDevice
-from pipeline.devices.cuda import CudaDevice
+from pipeline.config import Config
+from pipeline.devices.open import AnyDevice, open_device
 from pipeline.errors import ConfigError
-from pipeline.memory import Holding, MemoryPlan, available_host_bytes
+from pipeline.memory import Holding, MemoryPlan, available_host_bytes, slot_counts
 from pipeline.models.config import ModelConfig, read_config
 from pipeline.models.families import group_specs
+from pipeline.policies import find_policy
 from pipeline.program import GenerationProgram
 from pipeline.sequences.kv import KeyValueCache, kv_bytes
 from pipeline.weights.catalog import WeightCatalog
@@ -30,7 +25,9 @@ from pipeline.weights.checkpoint import open_checkpoint
 from pipeline.weights.embedding import EmbeddingRows
 from pipeline.weights.groups import WeightGroups, plan_groups
 from pipeline.weights.source import WeightSource
+from pipeline.wiring import ACTORS, Parts, Wired, wire
 
+CLOCK = time.perf_counter
 DEFAULT_CONTEXT_TOKENS = 4096
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -39,7 +36,9 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 class Runtime:
     """Everything that an open model owns."""
 
+    folder: Path
     config: ModelConfig
+    settings: Config
     dtype: torch.dtype
     context_tokens: int
     plan: MemoryPlan
@@ -48,7 +47,13 @@ class Runtime:
     source: WeightSource
     embedding: EmbeddingRows
     program: GenerationProgram
-    line: Line
+    policy: PrefetchPolicy
+    wired: Wired
+
+    @property
+    def line(self) -> Line:
+        """The five actors, and the user's own between them."""
+        return self.wired.line
 
     async def aclose(self) -> None:
         """Give everything back; the line must have stopped."""
@@ -68,55 +73,51 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> Runtime
     groups = plan_groups(group_specs(model), checkpoint)
     dtype = DTYPES[groups.dtype] if settings.dtype == "auto" else getattr(torch, settings.dtype)
     context_tokens = _context_tokens(model, settings)
-    device = _open_device(settings.device)
+    device = open_device(settings.device)
     fewest_slots = settings.gpu_groups if device.unified else min(settings.gpu_groups, settings.host_groups)
     catalog = WeightCatalog(groups.groups, packed=device.packed, two_kinds=fewest_slots > 1)
-    plan = _plan(model, settings, groups, catalog, device, dtype, context_tokens)
+    slots = _slots(settings, catalog, device)
+    plan = _plan(model, settings, groups, slots, device, dtype, context_tokens)
     plan.check()
+    counts = {kind: count for kind, (count, _) in (slots[1] or slots[0]).items()}
+    policy = find_policy(settings.policy).fit(counts)
     source = WeightSource(catalog.host, checkpoint.files, lanes=settings.reader_lanes, chunk_bytes=settings.chunk_bytes)
     try:
         embedding = EmbeddingRows(groups.embed, source, device, min(settings.max_tokens_per_pass, context_tokens))
         cache = KeyValueCache(model, context_tokens, dtype, device)
-        program = GenerationProgram(model, catalog, device, embedding, cache, dtype)
-        line = _wire(settings, catalog, device, source, program, trace)
+        program = GenerationProgram(model, catalog, device, embedding, cache, dtype, policy.micro_batches)
+        host, on_device = _budgets(slots, device)
+        wired = wire(
+            Parts(
+                catalog=catalog,
+                source=source,
+                device=device,
+                program=program,
+                policy=policy,
+                host_budget=host,
+                device_budget=on_device,
+                slots=counts,
+                # A queue never limits the depth before the budget behind it does, unless the user sets it so.
+                queues=dict.fromkeys(ACTORS[1:], settings.gpu_groups) | dict(settings.queues),
+                insert=settings.insert,
+                clock=CLOCK,
+                trace=trace or Trace(recording=False),
+            )
+        )
     except BaseException:
         device.free()
         raise
-    return Runtime(model, dtype, context_tokens, plan, device, catalog, source, embedding, program, line)
+    return Runtime(
+        folder, model, settings, dtype, context_tokens, plan, device, catalog, source, embedding, program, policy, wired
+    )
 
 
-def _wire(
-    settings: Config,
-    catalog: WeightCatalog,
-    device: AnyDevice,
-    source: WeightSource,
-    program: GenerationProgram,
-    trace: Trace | None,
-) -> Line:
-    clock = time.perf_counter
-    host_slots, device_slots = _slots(settings, catalog, device)
-    host = Budget(
-        "host", {k: [device.host_memory(size) for _ in range(n)] for k, (n, size) in host_slots.items()}, clock
-    )
-    memory = None
-    if device_slots:
-        memory = Budget(
-            "device",
-            {k: [device.device_memory(size) for _ in range(n)] for k, (n, size) in device_slots.items()},
-            clock,
-        )
-    # A queue never limits the depth before the budget behind it does, unless the user sets it so.
-    queues = dict.fromkeys(ACTORS[1:], settings.gpu_groups) | dict(settings.queues)
-    line = (
-        Line(PrefetchPlanner(catalog.order), catalog=catalog, clock=clock, trace=trace)
-        .then(DiskReader(source, host), queue=queues["disk_reader"])
-        .then(PinnedStager(), queue=queues["pinned_stager"])
-        .then(GpuUploader(device, memory), queue=queues["gpu_uploader"])
-        .then(ComputeScheduler(program), queue=queues["compute_scheduler"])
-    )
-    for name, stages in settings.insert.items():
-        line.insert(name, stages)
-    return line
+def _budgets(slots: tuple["Slots", "Slots"], device: AnyDevice) -> tuple[Budget, Budget | None]:
+    """The memory behind the slots; no device budget where the two places are one."""
+    host, on_device = slots
+    host_cells = {kind: [device.host_memory(size) for _ in range(count)] for kind, (count, size) in host.items()}
+    cells = {kind: [device.device_memory(size) for _ in range(count)] for kind, (count, size) in on_device.items()}
+    return Budget("host", host_cells, CLOCK), Budget("device", cells, CLOCK) if cells else None
 
 
 Slots = dict[str, tuple[int, int]]
@@ -129,21 +130,14 @@ def _slots(settings: Config, catalog: WeightCatalog, device: AnyDevice) -> tuple
     Memory that is one has one budget: the uploader hands the slot on, and the group budget bounds the host slots.
     """
     host_bytes, device_bytes = catalog.slot_bytes("host"), catalog.slot_bytes("device")
+    on_device = slot_counts(settings.gpu_groups, two_kinds=catalog.two_kinds)
     if device.unified:
-        return {k: (n, host_bytes[k]) for k, n in _counts(settings.gpu_groups, catalog).items()}, {}
+        return {kind: (count, host_bytes[kind]) for kind, count in on_device.items()}, {}
+    in_host = slot_counts(settings.host_groups, two_kinds=catalog.two_kinds)
     return (
-        {k: (n, host_bytes[k]) for k, n in _counts(settings.host_groups, catalog).items()},
-        {k: (n, device_bytes[k]) for k, n in _counts(settings.gpu_groups, catalog).items()},
+        {kind: (count, host_bytes[kind]) for kind, count in in_host.items()},
+        {kind: (count, device_bytes[kind]) for kind, count in on_device.items()},
     )
-
-
-def _counts(groups: int, catalog: WeightCatalog) -> dict[str, int]:
-    """How many slots of each kind a budget of so many groups has: half each, the odd one large.
-
-    Attn and ffn groups differ by a factor of 4 to 7 in size, so one-size slots would waste most of the memory
-    (design.md, section 5). A single slot must hold either kind.
-    """
-    return {"attn": groups // 2, "ffn": groups - groups // 2} if catalog.two_kinds else {"ffn": groups}
 
 
 def _context_tokens(model: ModelConfig, settings: Config) -> int:
@@ -160,13 +154,13 @@ def _plan(
     model: ModelConfig,
     settings: Config,
     groups: WeightGroups,
-    catalog: WeightCatalog,
+    slots: tuple[Slots, Slots],
     device: AnyDevice,
     dtype: torch.dtype,
     context_tokens: int,
 ) -> MemoryPlan:
     """Everything that is held from open to close. On the CPU the two places are one."""
-    host_slots, device_slots = _slots(settings, catalog, device)
+    host_slots, device_slots = slots
     device_place = "host" if device.torch_device.type == "cpu" else "device"
     pass_tokens = min(settings.max_tokens_per_pass, context_tokens)
     row_bytes = groups.embed.length // groups.embed.shape[0]
@@ -192,9 +186,3 @@ def _plan(
 
 def _host_knob(device: AnyDevice) -> str:
     return "gpu_groups" if device.unified else "host_groups"
-
-
-def _open_device(name: str) -> AnyDevice:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return CudaDevice() if name == "cuda" else CpuDevice(copy=name == "cpu-copy")

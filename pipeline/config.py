@@ -1,16 +1,17 @@
 """How a model is run: frozen, keyword-only, every number checked before any work."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from actors.core.ports import PrefetchPolicy
 from actors.core.stage import Mover, Stage
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, unknown_name
+from pipeline.policies import find_policy
+from pipeline.wiring import ACTORS
 
 DEVICES = ("auto", "cpu", "cpu-copy", "cuda")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
-ACTORS = ("prefetch_planner", "disk_reader", "pinned_stager", "gpu_uploader", "compute_scheduler")
 MOST = 1 << 30
 LONGEST_QUEUE = 1024
 RANGES = {
@@ -29,6 +30,7 @@ class Config:
     Attributes:
         device: "auto" (a GPU where there is one), "cpu", "cpu-copy" (copying each group as for a GPU), "cuda".
         dtype: the dtype to compute in; "auto" is the checkpoint's. Bytes travel in the checkpoint's dtype always.
+        policy: what is prefetched when: the name of a prefetch policy, or an object that is one.
         gpu_groups: weight groups that move, wait or compute on the device; this is what bounds the prefetch depth.
         host_groups: weight groups in pinned host memory; without effect on the CPU, whose memory is one.
         queues: messages that may wait in front of an actor, by the actor's name.
@@ -40,6 +42,7 @@ class Config:
 
     device: str = "auto"
     dtype: str = "auto"
+    policy: str | PrefetchPolicy = "backpressure"
     gpu_groups: int = 4
     host_groups: int = 4
     queues: Mapping[str, int] = field(default_factory=dict)
@@ -52,6 +55,7 @@ class Config:
     def __post_init__(self) -> None:
         _one_of("device", self.device, DEVICES)
         _one_of("dtype", self.dtype, DTYPES)
+        find_policy(self.policy)
         for name, (least, most) in RANGES.items():
             _within(name, getattr(self, name), least, most)
         if self.chunk_bytes % 4096:
@@ -81,13 +85,6 @@ class Config:
             if name not in known:
                 raise ConfigError(unknown_name("setting", name, known))
         return cls(**arguments)
-
-
-def unknown_name(what: str, name: str, known: Sequence[str]) -> str:
-    """Say that `name` is unknown, and which known name is nearest."""
-    nearest = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known are {', '.join(known)}"
-    return f"unknown {what} {name!r}{hint}"
 
 
 def _one_of(setting: str, value: object, known: Sequence[str]) -> None:

@@ -1,5 +1,8 @@
 """The errors that a caller of Penstock can meet. Each message says what, where, need and have, and what to do."""
 
+import difflib
+from collections.abc import Sequence
+
 from actors.core.errors import ActorFailed, PenstockError
 
 __all__ = ["ActorFailed", "CheckpointError", "ClosedError", "ConfigError", "PenstockError", "RequestError"]
@@ -19,3 +22,10 @@ class RequestError(PenstockError, ValueError):
 
 class ClosedError(PenstockError):
     """The model was closed while, or before, the request ran."""
+
+
+def unknown_name(what: str, name: str, known: Sequence[str]) -> str:
+    """Say that `name` is unknown, and which known name is nearest."""
+    nearest = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known are {', '.join(known)}"
+    return f"unknown {what} {name!r}{hint}"

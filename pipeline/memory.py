@@ -40,6 +40,15 @@ class MemoryPlan:
         return "\n".join(_lines(self.holdings))
 
 
+def slot_counts(groups: int, *, two_kinds: bool) -> dict[str, int]:
+    """How many slots of each kind a budget of so many groups has: half each, the odd one large.
+
+    Attn and ffn groups differ by a factor of 4 to 7 in size, so one-size slots would waste most of the memory
+    (design.md, section 5). A single slot must hold either kind.
+    """
+    return {"attn": groups // 2, "ffn": groups - groups // 2} if two_kinds else {"ffn": groups}
+
+
 def human_bytes(nbytes: float) -> str:
     """A size as people read it: three digits and a decimal unit."""
     for unit in ("B", "kB", "MB", "GB"):

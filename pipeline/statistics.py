@@ -22,15 +22,18 @@ class ModelStatistics:
     """Counters since the model was opened; those of actors and queues since the line last started.
 
     `bytes_read` counts what came from files, `bytes_needed` the tensors and rows in it. `busy_seconds` is the time in
-    which an actor had work running, `stalled_seconds` what it waited for messages, room, slots and events.
+    which an actor had work running, `stalled_seconds` what it waited for messages, room, slots, events and checks.
+    `groups_reloaded` had an upload whose event was overdue.
     """
 
+    policy: str
     passes: int
     tokens: int
     bytes_read: int
     bytes_needed: int
     device_groups_peak: int
     host_groups_peak: int
+    groups_reloaded: int
     busy_seconds: dict[str, float]
     stalled_seconds: dict[str, float]
     channels: dict[str, ChannelRecord]
@@ -40,13 +43,16 @@ class ModelStatistics:
         """Read all counters of a runtime now."""
         line = runtime.line.statistics()
         host = line.budgets["host"]
+        arrivals = runtime.wired.arrivals
         return cls(
+            policy=runtime.policy.name,
             passes=runtime.program.passes,
             tokens=runtime.program.tokens,
             bytes_read=runtime.source.bytes_read,
             bytes_needed=runtime.source.bytes_needed,
             device_groups_peak=line.budgets.get("device", host).peak,
             host_groups_peak=host.peak,
+            groups_reloaded=0 if arrivals is None else arrivals.reloaded,
             busy_seconds={name: actor.busy_seconds for name, actor in line.actors.items()},
             stalled_seconds={name: actor.stalled_seconds for name, actor in line.actors.items()},
             channels={

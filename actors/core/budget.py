@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from actors.core.errors import LineError, SlotError
 from actors.core.message import READY, ended
 from actors.core.ports import Buffer, Clock, Event
+from actors.core.trace import Count, Trace
 from actors.core.turns import Turns
 
 
@@ -92,6 +93,8 @@ class Budget:
         self._peak = 0
         self._granted = 0
         self._turns = Turns(clock)
+        self._clock = clock
+        self.trace = Trace(recording=False)
 
     async def acquire(self, kind: str) -> Slot:
         """Wait for a free cell of `kind`. Its memory may still be read: see `Slot.after`."""
@@ -103,6 +106,7 @@ class Budget:
         self._held.add(slot)
         self._granted += 1
         self._peak = max(self._peak, len(self._held))
+        self._count()
         self._turns.notify()
         return slot
 
@@ -127,4 +131,9 @@ class Budget:
     def _take_back(self, slot: Slot, cell: _Cell) -> None:
         self._held.remove(slot)
         self._free[cell.kind].append(cell)
+        self._count()
         self._turns.notify()
+
+    def _count(self) -> None:
+        if self.trace.recording:
+            self.trace.counts.append(Count(f"slots {self.name}", self._clock(), len(self._held)))

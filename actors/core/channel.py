@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 from actors.core.errors import ChannelClosed, LineError
 from actors.core.ports import Clock
+from actors.core.trace import Count, Trace
 from actors.core.turns import Turns
 
 Item = TypeVar("Item")
@@ -28,9 +29,11 @@ class ChannelStatistics:
 
 
 class _Shared(Generic[Item]):
-    def __init__(self, name: str, capacity: int, clock: Clock) -> None:
+    def __init__(self, name: str, capacity: int, clock: Clock, trace: Trace) -> None:
         self.name = name
         self.capacity = capacity
+        self._clock = clock
+        self._trace = trace
         self.items: deque[Item] = deque()
         self.peak = 0
         self.sent = 0
@@ -38,6 +41,10 @@ class _Shared(Generic[Item]):
         self.receiver_closed = False
         self.senders = Turns(clock)
         self.receivers = Turns(clock)
+
+    def count(self) -> None:
+        if self._trace.recording:
+            self._trace.counts.append(Count(f"queue {self.name}", self._clock(), len(self.items)))
 
     def statistics(self) -> ChannelStatistics:
         return ChannelStatistics(
@@ -65,6 +72,7 @@ class Sender(Generic[Item]):
         shared.items.append(item)
         shared.sent += 1
         shared.peak = max(shared.peak, len(shared.items))
+        shared.count()
         shared.receivers.notify()
         shared.senders.notify()
 
@@ -91,6 +99,7 @@ class Receiver(Generic[Item]):
         if not shared.items or shared.receiver_closed:
             raise ChannelClosed(f"channel {shared.name!r} is closed: nothing more will come")
         item = shared.items.popleft()
+        shared.count()
         shared.senders.notify()
         shared.receivers.notify()
         return item
@@ -106,9 +115,11 @@ class Receiver(Generic[Item]):
         return self._shared.statistics()
 
 
-def open_channel(name: str, capacity: int, clock: Clock) -> tuple[Sender[Item], Receiver[Item]]:
+def open_channel(
+    name: str, capacity: int, clock: Clock, trace: Trace | None = None
+) -> tuple[Sender[Item], Receiver[Item]]:
     """Make a channel that holds at most `capacity` items. `name` is its receiver's, as users know queues by."""
     if capacity < 1:
         raise LineError(f"queue of {name!r}: need a size of at least 1, have {capacity}")
-    shared: _Shared[Item] = _Shared(name, capacity, clock)
+    shared: _Shared[Item] = _Shared(name, capacity, clock, trace or Trace(recording=False))
     return Sender(shared), Receiver(shared)

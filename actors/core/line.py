@@ -34,7 +34,7 @@ class Line:
     def __init__(self, source: Source, *, catalog: Catalog, clock: Clock, trace: Trace | None = None) -> None:
         self._catalog = catalog
         self._clock = clock
-        self._trace = trace
+        self.trace = trace or Trace(recording=False)
         self._actors: list[Actor] = [source]
         self._queues: dict[str, int] = {}
         self._inlets: dict[str, Receiver[Message[Any]]] = {}
@@ -126,15 +126,17 @@ class Line:
     def _wire(self, tasks: asyncio.TaskGroup, started: "set[asyncio.Task[None]]") -> None:
         inlet: Receiver[Message[Any]] | None = None
         self._inlets = {}
+        for budget in self.budgets:
+            budget.trace = self.trace
         following: list[Actor | None] = [*self._actors[1:], None]
         for actor, neighbour in zip(self._actors, following, strict=True):
             sender: Sender[Message[Any]] | None = None
             receiver: Receiver[Message[Any]] | None = None
             if neighbour is not None:
-                sender, receiver = open_channel(neighbour.name, self._queues[neighbour.name], self._clock)
+                sender, receiver = open_channel(neighbour.name, self._queues[neighbour.name], self._clock, self.trace)
                 self._inlets[neighbour.name] = receiver
             actor.catalog = self._catalog
-            actor.wire(Wiring(inlet, sender, tasks, started, self._clock, Meter(actor.name, self._trace)))
+            actor.wire(Wiring(inlet, sender, tasks, started, self._clock, Meter(actor.name, self.trace)))
             inlet = receiver
 
 

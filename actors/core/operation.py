@@ -5,17 +5,28 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from actors.core.errors import LineError
-from actors.core.ports import Clock
+from actors.core.ports import Clock, Event
 
 
 class Operation:
-    """The event of a coroutine that runs as a child task of the line."""
+    """The event of a coroutine that runs as a child task of the line.
 
-    def __init__(self, clock: Clock) -> None:
+    A coroutine that only watches over an operation elsewhere names that one's event: then its span is the one to tell.
+    """
+
+    def __init__(self, clock: Clock, watched: Event | None = None) -> None:
         self._clock = clock
+        self._watched = watched
         self._ended = asyncio.Event()
-        self.span: tuple[float, float] | None = None
+        self._span: tuple[float, float] | None = None
         self.error: BaseException | None = None
+
+    @property
+    def span(self) -> tuple[float, float] | None:
+        """When the coroutine, or the operation that it watched over, ran; None while it runs."""
+        if self._watched is not None and self._watched.done():
+            return self._watched.span
+        return self._span
 
     def done(self) -> bool:
         """Whether the coroutine has ended."""
@@ -58,7 +69,7 @@ class Operation:
                 raise
             raise self.error from error
         finally:
-            self.span = (started, self._clock())
+            self._span = (started, self._clock())
 
 
 def pending_cancellations() -> int:

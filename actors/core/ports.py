@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     from actors.core.budget import Slot
     from actors.core.message import Message
+    from actors.core.prefetch import Ask, Half
 
 Clock: TypeAlias = Callable[[], float]
 """Seconds that only rise. Virtual in a simulation."""
@@ -108,18 +109,63 @@ class Catalog(Protocol):
         """The group's tensors by short name, as views of the slot it is in. Only after the message's event."""
 
 
-class Program(Protocol):
-    """What the compute scheduler runs. One pass is one sweep over all groups, in plan order."""
+Waits: TypeAlias = Literal["blocking", "event", "chained"]
+"""How a group's computation waits for its bytes: the host sees the device idle and the group there, and checks it in;
+the host waits for the group's event; or the device waits, and the host goes on."""
+
+
+@runtime_checkable
+class PrefetchPolicy(Protocol):
+    """What to ask for while the device computes, and how to wait for it. Pure: it holds no state and asks no clock."""
 
     @property
-    def groups_per_pass(self) -> int:
-        """How many messages make one pass."""
+    def name(self) -> str:
+        """What people call it by."""
+
+    @property
+    def triggered(self) -> bool:
+        """Whether groups are asked for at triggers. If not, they travel in compute order, on into the next pass."""
+
+    @property
+    def waits(self) -> Waits:
+        """How computations wait for their groups."""
+
+    @property
+    def fallback_seconds(self) -> float | None:
+        """How long an upload's event may be overdue before the group is loaded again; None waits for ever."""
+
+    @property
+    def micro_batches(self) -> int:
+        """Into how many parts a pass is cut, the ffn of one computed beside the attention of another."""
+
+    def fit(self, slots: Mapping[str, int]) -> PrefetchPolicy:
+        """The same policy, never asking for more groups of a kind than there are slots of that kind."""
+
+    def warmup(self) -> Sequence[Ask]:
+        """What to ask for before the first pass."""
+
+    def at_start(self, half: Half) -> Sequence[Ask]:
+        """What to ask for, in this order, at the moment when the computation of a half-layer starts."""
+
+
+class Program(Protocol):
+    """What the compute scheduler runs. One pass is one sweep over all groups, in compute order."""
+
+    @property
+    def order(self) -> Sequence[tuple[int, str]]:
+        """Layer and name of every group of a pass, in compute order."""
 
     async def begin(self) -> Any:
         """Wait until there is work, and return the state of one pass over it."""
 
-    def step(self, pass_: Any, message: Message[Slot]) -> Event:
-        """Launch the computation of one group; its event frees the group's slot."""
+    async def check_in(self, pass_: Any, message: Message[Slot]) -> None:
+        """Wait, on the host, until the device is idle and the group there. Only blocking policies ask for it."""
+
+    def step(self, pass_: Any, message: Message[Slot]) -> Sequence[Event]:
+        """Launch the computation of one group, micro-batch by micro-batch; the last event frees the group's slot.
+
+        Nothing is launched for a group that nobody needs.
+        """
 
     async def finish(self, pass_: Any) -> None:
         """Wait for the results of the pass and hand them on."""

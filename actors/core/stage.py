@@ -8,7 +8,7 @@ user's actor too.
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -81,9 +81,12 @@ class Actor:
             if wiring.inlet is not None:
                 wiring.inlet.close()
 
-    def start(self, message: Message[Any], work: Coroutine[Any, Any, None]) -> Event:
-        """Begin work on a message beside the actor's loop, as a child task of the line; its event tells its end."""
-        operation = Operation(self._wired.clock)
+    def start(self, message: Message[Any], work: Coroutine[Any, Any, None], watched: Event | None = None) -> Event:
+        """Begin work on a message beside the actor's loop, as a child task of the line; its event tells its end.
+
+        Work that only watches over an operation elsewhere names the operation's event, `watched`, whose span counts.
+        """
+        operation = Operation(self._wired.clock, watched)
         task = operation.begin(self._wired.tasks, work, lambda error: self._failure(message, error))
         self._wired.started.add(task)
         task.add_done_callback(self._wired.started.discard)
@@ -92,7 +95,7 @@ class Actor:
     async def landed(self, message: Message[Any]) -> None:
         """Let the actor wait until the message's bytes have arrived (rule 4). Fails in the name of who moved them."""
         if not message.event.done():
-            await self._stalled("event", message, ended(message.event))
+            await self.stalled("event", message, ended(message.event))
         if (error := message.event.error) is not None:
             if isinstance(error, ActorFailed):
                 raise error
@@ -101,7 +104,7 @@ class Actor:
     async def vacated(self, message: Message[Any], slot: Slot) -> None:
         """Let the actor wait until the slot's last reader is through (rule 3)."""
         if not slot.after.done():
-            await self._stalled("slot", message, slot.vacated())
+            await self.stalled("slot", message, slot.vacated())
 
     async def host_is_through(self, message: Message[Any], slot: Slot) -> None:
         """Let the actor wait for what the host still does with the message or the slot.
@@ -112,6 +115,14 @@ class Actor:
             await self.landed(message)
         if isinstance(slot.after, Operation):
             await self.vacated(message, slot)
+
+    async def stalled(self, what: str, message: Message[Any], wait: Coroutine[Any, Any, Any]) -> Any:
+        """Let the actor wait for anything, and count it as `what`."""
+        clock, meter = self._wired.clock, self._wired.meter
+        started = clock()
+        result = await wait
+        meter.stalled(what, message, started, clock())
+        return result
 
     @property
     def _wired(self) -> Wiring:
@@ -142,16 +153,9 @@ class Actor:
         if self._wired.outlet is None:
             raise LineError(f"{self.name} stands last in the line, but sends messages")
         try:
-            await self._stalled("room", message, self._wired.outlet.send(message))
+            await self.stalled("room", message, self._wired.outlet.send(message))
         except ChannelClosed as closed:
             raise _Ended from closed
-
-    async def _stalled(self, what: str, message: Message[Any], wait: Coroutine[Any, Any, Any]) -> Any:
-        clock, meter = self._wired.clock, self._wired.meter
-        started = clock()
-        result = await wait
-        meter.stalled(what, message, started, clock())
-        return result
 
     def _failure(self, message: Message[Any] | None, error: Exception) -> ActorFailed:
         if isinstance(error, ActorFailed):
@@ -230,12 +234,12 @@ class Mover(Actor):
             slot.filled, slot.filler = event, self.name
             if source is not None and source is not slot:
                 source.release(after=event)
-            self._wired.meter.launched(message, event)
+            self._wired.meter.launched(message, (event,), slot.index)
             await self._send(replace(message, at=slot, event=event))
 
     async def _acquire(self, budget: Budget, message: Message[Any]) -> Slot:
         kind = self.catalog.kind(message.layer, message.group)
-        slot: Slot = await self._stalled("slot", message, budget.acquire(kind))
+        slot: Slot = await self.stalled("slot", message, budget.acquire(kind))
         return slot
 
 
@@ -243,17 +247,16 @@ class Sink(Actor):
     """Ends a line."""
 
     async def take(self, message: Message[Slot]) -> None:
-        """Use the message up. Calls `self.free(message, after=...)` exactly once."""
+        """Use the message up. Calls `self.free(message, ...)` exactly once."""
         raise NotImplementedError
 
-    def free(self, message: Message[Slot], *, after: Event) -> None:
-        """Give the message's slot back, to be overwritten after the event. Never waits."""
-        message.at.release(after=after)
-        if after is message.event:  # nothing was done with the group
-            now = self._wired.clock()
-            self._wired.meter.worked(message, now, now, 0.0)
-        else:
-            self._wired.meter.launched(message, after)
+    def free(self, message: Message[Slot], ran: Sequence[Event]) -> None:
+        """Give the message's slot back, to be overwritten after the last event in `ran`. Never waits.
+
+        `ran` is what was done with the group, each after the one before; nothing, if nobody needed it.
+        """
+        message.at.release(after=ran[-1] if ran else message.event)
+        self._wired.meter.launched(message, ran, message.at.index)
 
     async def _work(self) -> None:
         while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,14 @@ from actors.core.ports import Event
 class Span:
     """One stretch of an actor's time, in clock seconds.
 
-    `what` is "work", or what the actor waited for: "message" (starved), "room" (blocked), "slot", "event".
+    Attributes:
+        actor: whose time it is.
+        what: "work", or what the actor waited for: "message" (starved), "room" (blocked), "slot", "event", "check",
+            a "request" to compute for, the "result" of a pass.
+        layer, group, seq: the message in hand.
+        started, ended: when, by the line's clock.
+        slot: index of the slot that was worked on; -1 for a wait, and where there is no slot.
+        part: which micro-batch of the pass was computed; 0 for everything else.
     """
 
     actor: str
@@ -24,13 +32,37 @@ class Span:
     seq: int
     started: float
     ended: float
+    slot: int = -1
+    part: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How many there were from a moment on: messages in the queue of an actor, or leased slots of a budget.
+
+    `counter` is "queue <actor>" or "slots <place>".
+    """
+
+    counter: str
+    at: float
+    value: int
 
 
 class Trace:
-    """The spans of a run, in the order in which they ended; the oldest are forgotten beyond `capacity`."""
+    """The spans and counts of a run, each in the order in which they ended; the oldest go beyond `capacity`.
 
-    def __init__(self, capacity: int = 1_000_000) -> None:
+    Nothing is kept while `recording` is off.
+    """
+
+    def __init__(self, capacity: int = 1_000_000, *, recording: bool = True) -> None:
+        self.recording = recording
         self.spans: deque[Span] = deque(maxlen=capacity)
+        self.counts: deque[Count] = deque(maxlen=capacity)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.spans.clear()
+        self.counts.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +77,13 @@ class ActorStatistics:
 class Meter:
     """Adds up one actor's time. Only the core holds meters, so actor files contain no tracing code."""
 
-    def __init__(self, actor: str, trace: Trace | None) -> None:
+    def __init__(self, actor: str, trace: Trace) -> None:
         self._actor = actor
         self._trace = trace
         self._messages = 0
         self._busy_seconds = 0.0
         self._busy_until = 0.0
-        self._running: deque[tuple[Message[Any], Event]] = deque()
+        self._running: deque[tuple[Message[Any], Event, int, int]] = deque()
         self.stalled_seconds = 0.0
 
     def stalled(self, what: str, message: Message[Any], started: float, ended: float) -> None:
@@ -63,12 +95,12 @@ class Meter:
         """Count work that the actor did itself, less what it `waited` for before it could begin."""
         self._messages += 1
         self._busy_seconds += ended - started - waited
-        self._record("work", message, started + waited, ended)
+        self._record("work", message, started + waited, ended, -1 if message.at is None else message.at.index)
 
-    def launched(self, message: Message[Any], event: Event) -> None:
-        """Count an operation that runs elsewhere, once its event tells when it ran."""
+    def launched(self, message: Message[Any], events: Sequence[Event], slot: int) -> None:
+        """Count the operations of one message that run elsewhere, once their events tell when they ran."""
         self._messages += 1
-        self._running.append((message, event))
+        self._running.extend((message, event, slot, part) for part, event in enumerate(events))
         self._settle()
 
     def statistics(self) -> ActorStatistics:
@@ -78,14 +110,16 @@ class Meter:
 
     def _settle(self) -> None:
         while self._running and self._running[0][1].done():
-            message, event = self._running.popleft()
+            message, event, slot, part = self._running.popleft()
             if event.span is not None:
                 started, ended = event.span
                 self._busy_seconds += max(0.0, ended - max(started, self._busy_until))
                 self._busy_until = max(self._busy_until, ended)
-                self._record("work", message, started, ended)
+                self._record("work", message, started, ended, slot, part)
 
-    def _record(self, what: str, message: Message[Any], started: float, ended: float) -> None:
-        if self._trace is not None and ended > started:
-            span = Span(self._actor, what, message.layer, message.group, message.seq, started, ended)
+    def _record(
+        self, what: str, message: Message[Any], started: float, ended: float, slot: int = -1, part: int = 0
+    ) -> None:
+        if self._trace.recording and ended > started:
+            span = Span(self._actor, what, message.layer, message.group, message.seq, started, ended, slot, part)
             self._trace.spans.append(span)

@@ -2,7 +2,7 @@
 
 import torch
 
-from pipeline.devices import AnyDevice
+from pipeline.devices.open import AnyDevice
 from pipeline.models.attention import LayerKV
 from pipeline.models.config import ModelConfig
 

@@ -13,7 +13,7 @@ from pipeline.weights.source import WeightSource
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.devices import AnyDevice
+    from pipeline.devices.open import AnyDevice
 
 
 class EmbeddingRows:

@@ -1,14 +1,14 @@
 import asyncio
 from dataclasses import replace
-from typing import Any
 
 import pytest
+from support.small_lines import small_line
 
 from actors.core.budget import Slot
 from actors.core.errors import ActorFailed, LineError
 from actors.core.message import Message
 from actors.core.stage import Stage
-from pipeline.simulation.line import sim_line
+from pipeline.policies import POLICIES
 from pipeline.simulation.loop import Deadlock, run_virtual
 
 
@@ -30,7 +30,7 @@ class FailingDisk:
 def test_a_read_is_tried_once_more() -> None:
     async def main() -> None:
         disk = FailingDisk(times=1)
-        sim = sim_line(layers=3, passes=1, source=disk)
+        sim = small_line(layers=3, passes=1, source=disk)
         await sim.line.run()
         assert disk.reads == 7
         assert len(sim.program.passes[0].steps) == 6
@@ -41,7 +41,7 @@ def test_a_read_is_tried_once_more() -> None:
 def test_a_read_that_fails_twice_names_actor_layer_group_and_file_and_the_line_runs_anew() -> None:
     async def main() -> None:
         disk = FailingDisk(times=2)
-        sim = sim_line(layers=3, passes=1, source=disk)
+        sim = small_line(layers=3, passes=1, source=disk)
         with pytest.raises(
             ActorFailed, match=r"disk_reader failed at layer 1 group 'ffn'.*model\.safetensors at 4096"
         ) as e:
@@ -55,24 +55,15 @@ def test_a_read_that_fails_twice_names_actor_layer_group_and_file_and_the_line_r
     run_virtual(main())
 
 
-def test_a_failed_computation_names_its_group() -> None:
+@pytest.mark.parametrize("policy", ["backpressure", "stage2", "stage3"])
+def test_a_failed_computation_names_its_group(policy: str) -> None:
     async def main() -> None:
         def work(layer: int, group: str) -> float:
             if (layer, group) == (2, "attn"):
                 raise ValueError("the kernel failed")
             return 0.1
 
-        sim = sim_line(layers=4, passes=1, work=work)
-        step = sim.program.step
-
-        def chained(pass_: Any, message: Message[Slot]) -> Any:
-            last = pass_.last
-            event = step(pass_, message)
-            if last is not None and last._error is not None:
-                event._error = event._error or last._error  # type: ignore[attr-defined]
-            return event
-
-        sim.program.step = chained  # type: ignore[method-assign]
+        sim = small_line(layers=4, passes=1, work=work, policy=POLICIES[policy])
         with pytest.raises(ActorFailed, match=r"compute_scheduler failed at layer 2 group 'attn'.*the kernel failed"):
             await sim.line.run()
 
@@ -108,7 +99,7 @@ class Bad(Stage):
 )
 def test_a_bad_stage_is_named(way: str, says: str) -> None:
     async def main() -> None:
-        sim = sim_line(insert={"pinned_stager": [Bad(way)]})
+        sim = small_line(insert={"pinned_stager": [Bad(way)]})
         with pytest.raises(ActorFailed, match=f"bad failed at layer 1 group 'ffn'.*{says}"):
             await sim.line.run()
         assert [budget.statistics().held for budget in sim.line.budgets] == [0, 0]
@@ -118,7 +109,7 @@ def test_a_bad_stage_is_named(way: str, says: str) -> None:
 
 def test_cancelling_a_line_at_any_step_returns_every_slot() -> None:
     async def cancel_after(steps: int) -> bool:
-        sim = sim_line(layers=2, passes=2, disk_ms=20, transfer_ms=30)
+        sim = small_line(layers=2, passes=2, disk_ms=20, transfer_ms=30)
         running = asyncio.create_task(sim.line.run())
         for _ in range(steps):
             await asyncio.sleep(0)
@@ -147,9 +138,9 @@ def test_a_hang_is_reported_as_a_deadlock_that_says_who_waits() -> None:
                 await asyncio.Event().wait()
                 return message
 
-        await sim_line(insert={"disk_reader": [Hang()]}).line.run()
+        await small_line(insert={"disk_reader": [Hang()]}).line.run()
 
-    with pytest.raises(Deadlock, match=r"hang in .*Hang.handle.*pinned_stager in .*receive"):
+    with pytest.raises(Deadlock, match=r"hang in .*Hang\.handle.*pinned_stager waits for a message from hang"):
         run_virtual(main())
 
 
@@ -160,14 +151,14 @@ def test_bad_wiring_is_refused() -> None:
                 return message
 
         with pytest.raises(LineError, match="two actors of the line are named 'look'"):
-            sim_line(insert={"disk_reader": [Look(), Look()]})
+            small_line(insert={"disk_reader": [Look(), Look()]})
         with pytest.raises(LineError, match="cannot insert after 'reader': the line has prefetch_planner, disk_reader"):
-            sim_line(insert={"reader": [Look()]})
+            small_line(insert={"reader": [Look()]})
         with pytest.raises(LineError, match="cannot insert after 'compute_scheduler'"):
-            sim_line(insert={"compute_scheduler": [Look()]})
+            small_line(insert={"compute_scheduler": [Look()]})
         with pytest.raises(LineError, match="queue of 'disk_reader': need a size of at least 1, have 0"):
-            sim_line(queue=0)
+            small_line(queue=0)
         with pytest.raises(LineError, match="need an instance of Stage or Mover"):
-            sim_line(insert={"disk_reader": [Look]})  # type: ignore[list-item]
+            small_line(insert={"disk_reader": [Look]})
 
     run_virtual(main())

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from support.small_lines import layer_timings, small_line
 
 from actors.core.budget import Budget, Slot
 from actors.core.errors import ActorFailed
@@ -11,14 +12,13 @@ from actors.core.line import Line
 from actors.core.message import READY, Message
 from actors.core.stage import Sink, Source, Stage
 from pipeline.devices.sim import SimEvent
-from pipeline.simulation.line import sim_line
 from pipeline.simulation.loop import run_virtual
 from pipeline.simulation.world import SimCatalog
 
 
 def test_a_recalled_slot_still_waits_for_the_copy_that_was_in_flight() -> None:
     async def main() -> None:
-        sim = sim_line(layers=2, transfer_ms=1000)
+        sim = small_line(layers=2, transfer_ms=1000)
         running = asyncio.create_task(sim.line.run())
         await asyncio.sleep(0.5)
         running.cancel()
@@ -59,7 +59,7 @@ def test_a_failure_of_one_run_is_not_in_the_slots_of_the_next() -> None:
                 raise failures.pop()
             return 0.1
 
-        sim = sim_line(layers=2, passes=1, work=work, insert={"gpu_uploader": [Note()]})
+        sim = small_line(layers=2, passes=1, work=work, insert={"gpu_uploader": [Note()]})
         with pytest.raises(ActorFailed, match="the kernel failed"):
             await sim.line.run()
         errors.clear()
@@ -80,7 +80,9 @@ def test_a_source_that_repeats_itself_is_found_out() -> None:
             return
 
     async def main() -> None:
-        line = Line(Stutter(), catalog=SimCatalog({"attn": 1}), clock=asyncio.get_running_loop().time).then(Swallow())
+        line = Line(Stutter(), catalog=SimCatalog(layer_timings()), clock=asyncio.get_running_loop().time).then(
+            Swallow()
+        )
         with pytest.raises(ActorFailed, match="rule 1: swallow expected seq 2, received seq 1"):
             await line.run()
 

@@ -5,8 +5,10 @@ from collections.abc import Coroutine
 from typing import Any
 
 import pytest
+from support.events import ForeignEvent, LostEvent
 
 from actors.core.operation import Operation
+from pipeline.devices.sim import SimEvent
 from pipeline.simulation.loop import run_virtual
 
 
@@ -44,6 +46,52 @@ def test_it_runs_beside_its_maker_and_tells_when_it_ran() -> None:
             assert (operation.done(), operation.error) == (True, None)
             assert operation.span == pytest.approx((2.0, 7.0))
             await operation.wait()
+
+    run_virtual(main())
+
+
+def test_watching_over_another_operation_it_tells_when_that_one_ran() -> None:
+    async def main() -> None:
+        watched = SimEvent(1.0, 4.0)
+
+        async def watch() -> None:
+            await watched.wait()
+            await asyncio.sleep(3)
+
+        async with asyncio.TaskGroup() as tasks:
+            operation = Operation(now, watched)
+            operation.begin(tasks, watch(), named)
+            assert operation.span is None
+            await asyncio.sleep(5)
+            assert not operation.done(), "the watch goes on"
+            await operation.wait()
+            assert now() == pytest.approx(7.0)
+            assert operation.span == pytest.approx((1.0, 4.0))
+
+    run_virtual(main())
+
+
+def test_if_the_other_is_never_heard_of_it_tells_when_it_ran_itself() -> None:
+    async def main() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            await asyncio.sleep(2)
+            operation = Operation(now, LostEvent())
+            operation.begin(tasks, asyncio.sleep(5), named)
+            await operation.wait()
+            assert operation.span == pytest.approx((2.0, 7.0))
+
+    run_virtual(main())
+
+
+def test_of_a_watched_operation_that_failed_nobody_tells_a_span_of_the_watch() -> None:
+    """As without a watch: an operation that did not run has no span."""
+
+    async def main() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            operation = Operation(now, ForeignEvent(error=OSError("disk")))
+            operation.begin(tasks, asyncio.sleep(5), named)
+            await operation.wait()
+            assert operation.span is None
 
     run_virtual(main())
 

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ from actors.pinned_stager import PinnedStager
 from actors.prefetch_planner import PrefetchPlanner
 from pipeline import ConfigError, Message, Model, Output, Slot, Stage
 from pipeline.devices.cuda import CudaDevice
-from pipeline.simulation.world import SimCatalog
+from pipeline.weights.layout import Copy
 from pipeline.weights.make_checkpoint import make_checkpoint
 
 pytestmark = pytest.mark.cuda
@@ -125,13 +125,28 @@ class InstantSource:
         return
 
 
+class EvenCatalog:
+    """Two kinds of groups, all of the same size."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+
+    def kind(self, layer: int, group: str) -> str:
+        return group
+
+    def copies(self, layer: int, group: str) -> Sequence[Copy]:
+        return (Copy(0, 0, self.nbytes),)
+
+    def tensors(self, message: Message[Slot]) -> Mapping[str, torch.Tensor]:
+        return {}
+
+
 class Products:
     """A program whose every group multiplies a few matrices."""
 
-    groups_per_pass = 40
-
-    def __init__(self, device: CudaDevice, products: int) -> None:
+    def __init__(self, device: CudaDevice, order: Sequence[tuple[int, str]], products: int) -> None:
         self.device = device
+        self.order = order
         self.products = products
         self.matrix = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
         self.out = torch.empty_like(self.matrix)
@@ -144,9 +159,12 @@ class Products:
     async def begin(self) -> list[Event]:
         return []
 
-    def step(self, pass_: list[Event], message: Message[Slot]) -> Event:
+    async def check_in(self, pass_: list[Event], message: Message[Slot]) -> None:
+        await message.event.wait()
+
+    def step(self, pass_: list[Event], message: Message[Slot]) -> Sequence[Event]:
         pass_.append(self.device.launch("compute", self.work, (message.event,)))
-        return pass_[-1]
+        return pass_[-1:]
 
     async def finish(self, pass_: list[Event]) -> None:
         await pass_[-1].wait()
@@ -157,8 +175,9 @@ class Products:
 async def test_a_pass_takes_as_long_as_the_slower_of_copies_and_computation(products: int) -> None:
     """Copies of 256 MB (about 5 ms) beside 1, 4 or 8 products (about 1.4 ms each), from host memory."""
     device, trace, nbytes = await asyncio.to_thread(CudaDevice), Trace(), 256_000_000
-    kinds = {"attn": nbytes, "ffn": nbytes}
-    program = await asyncio.to_thread(Products, device, products)
+    kinds = ("attn", "ffn")
+    order = [(layer, kind) for layer in range(20) for kind in kinds]
+    program = await asyncio.to_thread(Products, device, order, products)
     await device.launch("compute", program.work, ()).wait()
 
     def budget(place: str, make: Callable[[int], object]) -> Budget:
@@ -166,9 +185,8 @@ async def test_a_pass_takes_as_long_as_the_slower_of_copies_and_computation(prod
 
     host = await asyncio.to_thread(budget, "host", device.host_memory)
     memory = budget("device", device.device_memory)
-    order = [(layer, kind) for layer in range(20) for kind in kinds]
     line = (
-        Line(PrefetchPlanner(order, passes=4), catalog=SimCatalog(kinds), clock=time.perf_counter, trace=trace)
+        Line(PrefetchPlanner(order, passes=4), catalog=EvenCatalog(nbytes), clock=time.perf_counter, trace=trace)
         .then(DiskReader(InstantSource(), host), queue=4)
         .then(PinnedStager(), queue=4)
         .then(GpuUploader(device, memory), queue=4)

@@ -1,5 +1,6 @@
-"""An event of nobody's device, in whatever state the test wants."""
+"""Events of nobody's device, in whatever state the test wants."""
 
+import asyncio
 from dataclasses import dataclass
 
 
@@ -15,3 +16,16 @@ class ForeignEvent:
     async def wait(self) -> None:
         if self.error is not None:
             raise self.error
+
+
+class LostEvent:
+    """Whatever it stands for, nobody will ever hear that it has ended."""
+
+    error = None
+    span = None
+
+    def done(self) -> bool:
+        return False
+
+    async def wait(self) -> None:
+        await asyncio.Event().wait()

@@ -1,0 +1,165 @@
+"""What a triggered policy has asked for and the planner has not sent yet.
+
+The planner takes from here, the uploader and the compute scheduler report here. Positions count groups in compute
+order, over all passes.
+"""
+
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from actors.core.ports import Clock, PrefetchPolicy
+from actors.core.turns import Turns
+
+logger = logging.getLogger("penstock")
+
+
+class Priority(IntEnum):
+    """Who goes first on the link; within one priority, who asked first."""
+
+    DEMAND = 0
+    HIGH = 1
+    MEDIUM = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One group that a policy wants: the `kind` of half, "attn" or "ffn", of a layer.
+
+    The slices of the head follow the last layer, each as one more "ffn".
+    """
+
+    kind: str
+    layer: int
+    priority: Priority = Priority.MEDIUM
+
+
+@dataclass(frozen=True, slots=True)
+class Half:
+    """A half-layer whose computation has just started; `held` groups move, wait or compute on the device."""
+
+    kind: str
+    layer: int
+    held: int
+
+
+class PrefetchQueue:
+    """Requests by priority, then by age. A group that is asked for again can only move forward.
+
+    `links` is how many groups may be on their way at a time: one for each hop between disk and device, and one between
+    two hops, without which unequal groups would make the links wait for each other. So a request is sent when it is
+    about to move, and not before: what was sent cannot be overtaken any more (rule 1).
+
+    Attributes:
+        asked_at: the most groups that a trigger asked for, by the kind of half that started.
+        depth: how many layers ahead a trigger has asked, at most.
+    """
+
+    def __init__(
+        self,
+        order: Sequence[tuple[int, str]],
+        slot_kinds: Sequence[str],
+        slots: Mapping[str, int],
+        policy: PrefetchPolicy,
+        *,
+        links: int,
+        clock: Clock,
+    ) -> None:
+        self._policy = policy
+        self._slots = slots
+        self._links = links
+        self._slot_kinds = slot_kinds
+        self._earlier = {
+            kind: list(itertools.accumulate((other == kind for other in slot_kinds), initial=0)) for kind in slots
+        }
+        counts: Counter[str] = Counter()
+        self._halves: list[tuple[str, int]] = []
+        for _, group in order:
+            kind = "attn" if group == "attn" else "ffn"
+            self._halves.append((kind, counts[kind]))
+            counts[kind] += 1
+        self._indices = {half: index for index, half in enumerate(self._halves)}
+        self._turns = Turns(clock)
+        self._told = False
+        self.asked_at: Counter[str] = Counter()
+        self.depth = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a run: nothing is computed, and the first group is in demand."""
+        self._waiting: dict[int, tuple[Priority, int]] = {}
+        self._sent: set[int] = set()
+        self._moving = 0
+        self._age = 0
+        self._computed = 0
+        for ask in self._policy.warmup():
+            self._ask(0, ask)
+        self._request(0, Priority.DEMAND)
+
+    async def take(self) -> int:
+        """Wait until a link is free and something is asked for; returns the position of the most urgent group."""
+        await self._turns.take_turn(lambda: bool(self._waiting) and self._moving < self._links)
+        position = min(self._waiting, key=self._waiting.__getitem__)
+        del self._waiting[position]
+        self._sent.add(position)
+        self._moving += 1
+        return position
+
+    def landed(self) -> None:
+        """A group that was sent has arrived on the device."""
+        self._moving -= 1
+        self._turns.notify()
+
+    def started(self, position: int) -> None:
+        """The computation of a group has started on the device: the policy's trigger."""
+        # The half before may still compute its last micro-batch, but the one before that has ended.
+        self._computed = max(self._computed, position - 1)
+        pass_, index = divmod(position, len(self._halves))
+        kind, layer = self._halves[index]
+        asks = [ask for ask in self._policy.at_start(Half(kind, layer, len(self._sent))) if self._ask(pass_, ask)]
+        self.asked_at[kind] = max(self.asked_at[kind], len(asks))
+        self.depth = max(self.depth, *(ask.layer - layer for ask in asks), 0)
+
+    def ended(self, position: int) -> None:
+        """The computation of a group has ended: its slot is free, and the next group is in demand if nobody asked."""
+        self._sent.discard(position)
+        self._computed = max(self._computed, position + 1)
+        if position + 1 not in self._waiting:
+            self._request(position + 1, Priority.DEMAND)
+
+    def _ask(self, pass_: int, ask: Ask) -> bool:
+        """Whether there is such a group in the pass; one for which there is no slot yet can be asked for again."""
+        index = self._indices.get((ask.kind, ask.layer))
+        if index is None:
+            return False
+        position = pass_ * len(self._halves) + index
+        if self._fits(position):
+            self._request(position, ask.priority)
+        elif not self._told:
+            self._told = True
+            logger.warning(
+                "policy %s asks for %s of layer %d, for which there is no slot yet: raise gpu_groups, or ask for fewer",
+                self._policy.name, ask.kind, ask.layer,
+            )  # fmt: skip
+        return True
+
+    def _request(self, position: int, priority: Priority) -> None:
+        if position < self._computed or position in self._sent:
+            return
+        before, age = self._waiting.get(position, (priority, self._age))
+        self._waiting[position] = (min(before, priority), age)
+        self._age += 1
+        self._turns.notify()
+
+    def _fits(self, position: int) -> bool:
+        """Whether the group can have a slot while those that are computed before it keep theirs (rule 2)."""
+        kind = self._slot_kinds[position % len(self._slot_kinds)]
+        return self._rank(position, kind) - self._rank(self._computed, kind) < self._slots[kind]
+
+    def _rank(self, position: int, kind: str) -> int:
+        """How many groups with this kind of slot come before a position."""
+        pass_, index = divmod(position, len(self._slot_kinds))
+        return pass_ * self._earlier[kind][-1] + self._earlier[kind][index]

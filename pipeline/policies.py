@@ -1,0 +1,144 @@
+"""The seven prefetch policies, as rows of one table.
+
+A policy says what is asked for when a half-layer starts to compute, and how computations wait for their weights. Take a
+row, change its parameters with `dataclasses.replace`, or implement `actors.core.ports.PrefetchPolicy` yourself.
+"""
+
+import importlib.metadata
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import get_args
+
+from actors.core.ports import PrefetchPolicy, Waits
+from actors.core.prefetch import Ask, Half, Priority
+from pipeline.errors import ConfigError, unknown_name
+
+logger = logging.getLogger("penstock")
+DEPTH = 4
+GROUP_LIMIT = 10
+FALLBACK_SECONDS = 0.1
+ENTRY_POINTS = "pipeline.policies"
+WAITS = get_args(Waits)
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """Groups that a trigger asks for: those of one kind, `first` to `last` layers ahead; None is the policy's depth."""
+
+    kind: str
+    first: int
+    last: int | None
+    priority: Priority = Priority.MEDIUM
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """One row.
+
+    Attributes:
+        name: what people call it by.
+        at_attn, at_ffn: what is asked for when the computation of that half-layer starts.
+        waits: "blocking", "event" or "chained"; see `actors.core.ports.Waits`.
+        triggered: False lets groups travel in compute order, on into the next pass, as far as budgets and queues allow.
+        depth: how many layers ahead a `Want` without an end goes.
+        warmup_layers: layers that are asked for before the first pass.
+        group_limit: asks for nothing while that many groups, less two, are on the device; None sets no limit.
+        fallback_seconds: how overdue an upload's event may be before the group is loaded again; None waits for ever.
+        micro_batches: parts of a pass that are computed beside each other, ffn beside attention.
+        kv_ahead: KV blocks are asked for when the layer before starts, not when it has ended.
+    """
+
+    name: str
+    at_attn: tuple[Want, ...] = ()
+    at_ffn: tuple[Want, ...] = ()
+    waits: Waits = "event"
+    triggered: bool = True
+    depth: int = DEPTH
+    warmup_layers: int = 0
+    group_limit: int | None = None
+    fallback_seconds: float | None = None
+    micro_batches: int = 1
+    kv_ahead: bool = True
+
+    def fit(self, slots: Mapping[str, int]) -> "Policy":
+        """Clip the depth, and the warm-up, to the slots; says so when that changes something.
+
+        One layer computes or is next, so all but one of the layers that the slots hold can be ahead.
+        """
+        if not self.triggered:
+            return self
+        held = min(slots.values()) if len(slots) > 1 else sum(slots.values()) // 2
+        deep = any(want.last is None for want in (*self.at_attn, *self.at_ffn))
+        depth = min(self.depth, max(0, held - 1)) if deep else self.depth
+        layers = min(self.warmup_layers, held)
+        if (depth, layers) != (self.depth, self.warmup_layers):
+            logger.warning(
+                "policy %s: depth clipped from %d to %d and warm-up from %d to %d layers, which is what %d slots hold",
+                self.name, self.depth, depth, self.warmup_layers, layers, sum(slots.values()),
+            )  # fmt: skip
+        return replace(self, depth=depth, warmup_layers=layers)
+
+    def warmup(self) -> Sequence[Ask]:
+        """The groups of the first layers, in compute order."""
+        return [Ask(kind, layer) for layer in range(self.warmup_layers) for kind in ("attn", "ffn")]
+
+    def at_start(self, half: Half) -> Sequence[Ask]:
+        """What the row asks for at this trigger."""
+        if self.group_limit is not None and half.held + 2 >= self.group_limit:
+            return ()
+        wants = self.at_attn if half.kind == "attn" else self.at_ffn
+        return [
+            Ask(want.kind, half.layer + ahead, want.priority)
+            for want in wants
+            for ahead in range(want.first, (self.depth if want.last is None else want.last) + 1)
+        ]
+
+
+_NEXT_ATTN = (Want("attn", 1, 1, Priority.HIGH),)
+_OWN_FFN = Want("ffn", 0, 0, Priority.HIGH)
+_ATTN_AHEAD, _FFN_AHEAD = Want("attn", 1, None), Want("ffn", 1, None)
+
+_STAGE_1 = Policy(
+    name="stage1", at_attn=(_OWN_FFN, _ATTN_AHEAD), at_ffn=(_FFN_AHEAD,), waits="blocking", warmup_layers=1
+)
+
+POLICIES: Mapping[str, Policy] = {
+    row.name: row
+    for row in (
+        Policy(name="history1", at_attn=(_ATTN_AHEAD,), at_ffn=(_FFN_AHEAD,), waits="blocking", warmup_layers=1),
+        Policy(name="history", at_ffn=_NEXT_ATTN, group_limit=GROUP_LIMIT, kv_ahead=False),
+        Policy(name="current", at_ffn=_NEXT_ATTN, group_limit=GROUP_LIMIT, kv_ahead=False),
+        _STAGE_1,
+        replace(_STAGE_1, name="stage2", waits="event", fallback_seconds=FALLBACK_SECONDS),
+        replace(_STAGE_1, name="stage3", waits="chained", micro_batches=2),
+        Policy(name="backpressure", triggered=False, waits="chained"),
+    )
+}
+CURRENT_CHAINED = replace(POLICIES["current"], waits="chained")
+"""`current` with its event-chained forward switched on, which the original never called."""
+
+
+def find_policy(policy: str | PrefetchPolicy) -> PrefetchPolicy:
+    """The policy of that name, from the table or from an installed package's entry point; or the policy itself.
+
+    Raises ConfigError for a name that nobody knows, and for an object that is no policy.
+    """
+    found: object = policy
+    if isinstance(policy, str) and policy in POLICIES:
+        found = POLICIES[policy]
+    elif isinstance(policy, str):
+        installed = importlib.metadata.entry_points(group=ENTRY_POINTS)
+        if policy not in installed.names:
+            known = [*POLICIES, *sorted(installed.names)]
+            raise ConfigError(f"policy: {unknown_name('policy', policy, known)}")
+        found = installed[policy].load()
+        found = found() if isinstance(found, type) else found
+    if not isinstance(found, PrefetchPolicy):
+        raise ConfigError(f"policy: need a name or a PrefetchPolicy (see actors.core.ports), have {found!r}")
+    if found.waits not in WAITS or found.micro_batches < 1:
+        raise ConfigError(
+            f"policy {found.name}: need waits of {', '.join(WAITS)} and at least 1 micro-batch, have {found.waits!r} "
+            f"and {found.micro_batches}"
+        )
+    return found

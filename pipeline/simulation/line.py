@@ -4,75 +4,135 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from actors.compute_scheduler import ComputeScheduler
 from actors.core.budget import Budget
 from actors.core.line import Line
-from actors.core.ports import WeightSource
+from actors.core.ports import PrefetchPolicy, WeightSource
+from actors.core.prefetch import PrefetchQueue
 from actors.core.stage import Mover, Stage
 from actors.core.trace import Trace
-from actors.disk_reader import DiskReader
-from actors.gpu_uploader import GpuUploader
-from actors.pinned_stager import PinnedStager
-from actors.prefetch_planner import PrefetchPlanner
 from pipeline.devices.sim import SimDevice
-from pipeline.simulation.world import SimCatalog, SimDisk, SimProgram
-
-GROUP_BYTES = 1_000_000
+from pipeline.memory import slot_counts
+from pipeline.policies import POLICIES
+from pipeline.simulation.loop import run_virtual
+from pipeline.simulation.timings import Order, Timings
+from pipeline.simulation.world import BYTES_PER_SECOND, SimCatalog, SimDisk, SimProgram
+from pipeline.trace.overlap import Overlap
+from pipeline.wiring import ACTORS, Parts, wire
 
 
 @dataclass(frozen=True, slots=True)
 class SimLine:
-    """A line that is ready to run; `device` is None where host and device memory are one."""
+    """A line that is ready to run; `device` is None where a group moves in one hop."""
 
     line: Line
     program: SimProgram
     host: Budget
     device: Budget | None
+    policy: PrefetchPolicy
+    queue: PrefetchQueue | None
 
 
 def sim_line(
+    timings: Timings,
     *,
-    layers: int = 4,
-    passes: int | None = 2,
-    transfer_ms: float = 100.0,
-    disk_ms: float = 0.0,
-    attn_ms: float = 80.0,
-    ffn_ms: float = 120.0,
-    slots: int = 2,
-    host_slots: int = 2,
-    queue: int = 1,
-    unified: bool = False,
+    policy: PrefetchPolicy = POLICIES["backpressure"],
+    passes: int | None = 1,
+    gpu_groups: int = 4,
+    host_groups: int | None = None,
+    queue: int | None = None,
     source: WeightSource | None = None,
     insert: Mapping[str, Sequence[Stage | Mover]] | None = None,
     trace: Trace | None = None,
     work: Callable[[int, str], float] | None = None,
 ) -> SimLine:
-    """Wire a line in which reading, moving and computing a group take so many milliseconds; 0 takes no time.
+    """Wire a line on simulated ports, as `pipeline.build` does on real ones. Call it on the loop that will run it.
 
-    `slots` and `host_slots` are per kind of group. Must be called on the loop that will run the line.
+    Queues and host slots that are not given hold as many as there are `gpu_groups`. `source` and `work` stand in for
+    the simulated disk and the computing of a group.
     """
     clock = asyncio.get_running_loop().time
-    kinds = {"attn": GROUP_BYTES, "ffn": GROUP_BYTES}
-    order = [(layer, kind) for layer in range(layers) for kind in kinds]
-    device = SimDevice(h2d_bytes_per_second=_rate(transfer_ms), unified=unified)
-    seconds = work or (lambda layer, group: {"attn": attn_ms, "ffn": ffn_ms}[group] / 1000)
-    program = SimProgram(device, len(order), seconds)
-    host = Budget("host", {k: [device.host_memory(n) for _ in range(host_slots)] for k, n in kinds.items()}, clock)
-    memory = None
-    if not unified:
-        cells = {k: [device.device_memory(n) for _ in range(slots)] for k, n in kinds.items()}
-        memory = Budget("device", cells, clock)
-    line = (
-        Line(PrefetchPlanner(order, passes), catalog=SimCatalog(kinds), clock=clock, trace=trace)
-        .then(DiskReader(source or SimDisk(kinds, _rate(disk_ms)), host), queue=queue)
-        .then(PinnedStager(), queue=queue)
-        .then(GpuUploader(device, memory), queue=queue)
-        .then(ComputeScheduler(program), queue=queue)
+    unified = timings.one_link
+    host_groups = gpu_groups if host_groups is None or unified else host_groups
+    two_kinds = min(gpu_groups, host_groups) > 1
+    device = SimDevice(h2d_bytes_per_second=BYTES_PER_SECOND, unified=unified)
+    slots = slot_counts(gpu_groups, two_kinds=two_kinds)
+    policy = policy.fit(slots)
+    trace = trace or Trace(recording=False)
+    host = Budget("host", _cells(slot_counts(host_groups, two_kinds=two_kinds), device), clock)
+    memory = None if unified else Budget("device", _cells(slots, device), clock)
+    program = SimProgram(device, timings, policy, trace, work)
+    computed = program.computed if policy.triggered else None
+    wired = wire(
+        Parts(
+            catalog=SimCatalog(timings, two_kinds=two_kinds, computed=computed),
+            source=source or SimDisk(timings, computed=computed),
+            device=device,
+            program=program,
+            policy=policy,
+            host_budget=host,
+            device_budget=memory,
+            slots=slots,
+            queues=dict.fromkeys(ACTORS[1:], gpu_groups if queue is None else queue),
+            insert=insert or {},
+            clock=clock,
+            trace=trace,
+            passes=passes,
+        )
     )
-    for name, stages in (insert or {}).items():
-        line.insert(name, stages, queue=queue)
-    return SimLine(line, program, host, memory)
+    return SimLine(wired.line, program, host, memory, policy, wired.requests)
 
 
-def _rate(milliseconds: float) -> float:
-    return GROUP_BYTES / (milliseconds / 1000) if milliseconds else float("inf")
+@dataclass(frozen=True, slots=True)
+class Simulated:
+    """What a simulated run leaves behind: the policy as it was fitted, all spans and counts.
+
+    `asked` is the most groups that a trigger asked for, by the kind of half that started, and `depth` how many layers
+    ahead; empty and None without triggers.
+    """
+
+    policy: PrefetchPolicy
+    order: Order
+    trace: Trace
+    asked: Mapping[str, int]
+    depth: int | None
+    passes: int
+
+    def overlap(self) -> Overlap:
+        """The run as a row of the policy table."""
+        blocking = self.policy.waits == "blocking"
+        return Overlap.of(
+            self.policy.name, self.trace.spans, self.order, blocking=blocking, asked=self.asked, depth=self.depth
+        )
+
+
+def simulate(
+    timings: Timings,
+    policy: PrefetchPolicy,
+    *,
+    passes: int = 1,
+    gpu_groups: int = 10,
+    host_groups: int | None = None,
+    queue: int | None = None,
+) -> Simulated:
+    """Run so many passes on virtual time. Raises Deadlock when the line can never end."""
+
+    async def main() -> Simulated:
+        trace = Trace()
+        sim = sim_line(
+            timings,
+            policy=policy,
+            passes=passes,
+            gpu_groups=gpu_groups,
+            host_groups=host_groups,
+            queue=queue,
+            trace=trace,
+        )
+        await sim.line.run()
+        asked, depth = ({}, None) if sim.queue is None else (dict(sim.queue.asked_at), sim.queue.depth)
+        return Simulated(sim.policy, timings.order, trace, asked, depth, passes)
+
+    return run_virtual(main())
+
+
+def _cells(slots: Mapping[str, int], device: SimDevice) -> dict[str, list[object]]:
+    return {kind: [device.device_memory(0) for _ in range(count)] for kind, count in slots.items()}

@@ -6,12 +6,13 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from pipeline.errors import PenstockError
+from pipeline.simulation.waits_for import waits_for
 
 Result = TypeVar("Result")
 
 
 class Deadlock(PenstockError):
-    """Everybody waits and no timer is set: nothing can ever happen again. The message says who waits where."""
+    """Everybody waits and no timer is set: nothing can ever happen again. The message says who waits for whom."""
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
@@ -37,22 +38,11 @@ class _JumpingSelector(selectors.DefaultSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
-            waiting = "; ".join(sorted(_where(task) for task in asyncio.all_tasks(self._loop)))
-            raise Deadlock(f"everybody waits, forever: {waiting}")
+            raise Deadlock(f"everybody waits, forever: {waits_for(asyncio.all_tasks(self._loop))}")
         if timeout > 0:
             self._loop.jump(timeout)
         ready: list[tuple[selectors.SelectorKey, int]] = super().select(0)
         return ready
-
-
-def _where(task: "asyncio.Task[Any]") -> str:
-    frames = [frame.f_code.co_qualname for frame in task.get_stack()]
-    coroutine = task.get_coro()
-    while getattr(coroutine, "cr_await", None) is not None:
-        coroutine = coroutine.cr_await  # type: ignore[union-attr]
-        if hasattr(coroutine, "cr_code"):
-            frames.append(coroutine.cr_code.co_qualname)
-    return f"{task.get_name()} in {' > '.join(frames)}"
 
 
 def run_virtual(main: Coroutine[Any, Any, Result]) -> Result:

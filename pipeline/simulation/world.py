@@ -1,13 +1,24 @@
 """A simulated disk, catalog and program, for the production actors to run against."""
 
 import asyncio
+import functools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from actors.core.budget import Slot
-from actors.core.message import Message
-from actors.core.ports import Buffer, Device, Event
+from actors.core.message import READY, Message, ended
+from actors.core.ports import Buffer, Device, Event, PrefetchPolicy
+from actors.core.trace import Span, Trace
+from pipeline.simulation.timings import Timings
+
+BYTES_PER_SECOND = 1e9
+"""Simulated copies are as long as they take: one byte is one nanosecond."""
+
+
+Computed: TypeAlias = Counter[tuple[int, str]]
+"""How often each group was computed: for that pass it moves, once or twice, unless it may move a pass ahead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,18 +31,24 @@ class SimCopy:
 
 
 class SimCatalog:
-    """Groups that are known by their size only: `nbytes` by group name ("attn", "ffn", ...)."""
+    """Groups that are known by how long they take; `two_kinds` as in the real catalog."""
 
-    def __init__(self, nbytes: Mapping[str, int]) -> None:
-        self._nbytes = dict(nbytes)
+    def __init__(self, timings: Timings, *, two_kinds: bool = True, computed: Computed | None = None) -> None:
+        self._timings = timings
+        self._two_kinds = two_kinds
+        self._computed = computed
+        self._uploads: Counter[tuple[int, str]] = Counter()
 
     def kind(self, layer: int, group: str) -> str:
-        """Every group name is a kind of slot of its own."""
-        return group
+        """The kind of slot: "attn" or "ffn"; everything is "ffn" when there is only one slot."""
+        return "attn" if group == "attn" and self._two_kinds else "ffn"
 
     def copies(self, layer: int, group: str) -> Sequence[SimCopy]:
-        """One copy of the group's size."""
-        return (SimCopy(self._nbytes[group]),)
+        """One copy, for the next upload of the group."""
+        pass_ = (self._uploads if self._computed is None else self._computed)[layer, group]
+        self._uploads[layer, group] += 1
+        seconds = self._timings.upload_seconds(pass_, layer, group)
+        return (SimCopy(round(seconds * BYTES_PER_SECOND)),)
 
     def tensors(self, message: Message[Slot]) -> Mapping[str, Any]:
         """Nothing is in a simulated slot."""
@@ -39,51 +56,128 @@ class SimCatalog:
 
 
 class SimDisk:
-    """A disk that serves one read after the other at `bytes_per_second`, first come first served."""
+    """A disk that serves one read after the other, first come first served."""
 
-    def __init__(self, nbytes: Mapping[str, int], bytes_per_second: float) -> None:
-        self._nbytes = dict(nbytes)
-        self._rate = bytes_per_second
+    def __init__(self, timings: Timings, *, computed: Computed | None = None) -> None:
+        self._timings = timings
+        self._computed = computed
+        self._reads: Counter[tuple[int, str]] = Counter()
         self._free_at = 0.0
 
     async def read_into(self, layer: int, group: str, buffer: Buffer) -> None:
-        """Take as long as the group's bytes need."""
+        """Take as long as the group's next read needs."""
         loop = asyncio.get_running_loop()
-        self._free_at = max(loop.time(), self._free_at) + self._nbytes[group] / self._rate
+        pass_ = (self._reads if self._computed is None else self._computed)[layer, group]
+        self._reads[layer, group] += 1
+        seconds = self._timings.read_seconds(pass_, layer, group)
+        self._free_at = max(loop.time(), self._free_at) + seconds
         await asyncio.sleep(self._free_at - loop.time())
 
 
 @dataclass(slots=True)
 class SimPass:
-    """What a simulated pass has seen: when it began, and the event of its last step."""
+    """One simulated pass: when it began, what was computed, and the latest event of every micro-batch."""
 
+    index: int
     began: float
-    last: Event | None = None
+    parts: list[Event]
+    kv: Event = READY
     steps: list[tuple[int, str]] = field(default_factory=list)
 
 
 class SimProgram:
-    """A program whose groups take `seconds(layer, group)` to compute."""
+    """A program that computes for as long as the timings say, and moves KV blocks beside it."""
 
-    def __init__(self, device: Device, groups_per_pass: int, seconds: Callable[[int, str], float]) -> None:
-        self._device = device
-        self.groups_per_pass = groups_per_pass
-        self._seconds = seconds
+    def __init__(
+        self,
+        device: Device,
+        timings: Timings,
+        policy: PrefetchPolicy,
+        trace: Trace,
+        work: Callable[[int, str], float] | None = None,
+    ) -> None:
+        self.order = timings.order
         self.passes: list[SimPass] = []
+        self.computed: Computed = Counter()
+        self._device = device
+        self._timings = timings
+        self._policy = policy
+        self._kv_ahead = getattr(policy, "kv_ahead", True)
+        self._trace = trace
+        self._work = work
+        self._attentions = {key for key in self.order if key[1] == "attn"}
+        self._kv_moves: list[tuple[str, int, int, Event]] = []
 
     async def begin(self) -> SimPass:
-        """Begin at once: there is always work."""
-        self.passes.append(SimPass(asyncio.get_running_loop().time()))
+        """Begin once the host has something to compute."""
+        await asyncio.sleep(self._timings.begin_seconds(len(self.passes)))
+        parts: list[Event] = [READY] * self._policy.micro_batches
+        self.passes.append(SimPass(len(self.passes), asyncio.get_running_loop().time(), parts))
         return self.passes[-1]
 
-    def step(self, pass_: SimPass, message: Message[Slot]) -> Event:
-        """Occupy the compute lane."""
-        layer, group = message.layer, message.group
-        pass_.steps.append((layer, group))
-        pass_.last = self._device.launch("compute", lambda: self._seconds(layer, group), (message.event,))
-        return pass_.last
+    async def check_in(self, pass_: SimPass, message: Message[Slot]) -> None:
+        """Wait for the device and the group, and then for as long as a check takes."""
+        for part in pass_.parts:
+            await ended(part)
+        await ended(message.event)
+        await asyncio.sleep(self._timings.check_seconds)
+
+    def step(self, pass_: SimPass, message: Message[Slot]) -> Sequence[Event]:
+        """Occupy the lane of the half, micro-batch by micro-batch."""
+        pass_.steps.append((message.layer, message.group))
+        self.computed[message.layer, message.group] += 1
+        lane = "compute" if len(pass_.parts) == 1 else "attn" if message.group == "attn" else "ffn"
+        needs: list[Event] = [message.event]
+        if message.group == "attn":
+            needs.append(self._kv_needed(pass_, message))
+        ran: list[Event] = []
+        seconds = functools.partial(self._seconds, pass_, message)
+        for part, before in enumerate(pass_.parts):
+            # After the part before, whose lane it shares: so that the failure of one is the failure of all.
+            ran.append(self._device.launch(lane, seconds, (*needs, before, *ran[-1:])))
+            pass_.parts[part] = ran[-1]
+        self._move_kv(pass_, message, ran)
+        return ran
 
     async def finish(self, pass_: SimPass) -> None:
         """Wait for the last step."""
-        if pass_.last is not None:
-            await pass_.last.wait()
+        for part in pass_.parts:
+            await part.wait()
+        self._record_kv()
+
+    def _seconds(self, pass_: SimPass, message: Message[Slot]) -> float:
+        layer, group = message.layer, message.group
+        whole = self._work(layer, group) if self._work else self._timings.compute_seconds(pass_.index, layer, group)
+        return whole / len(pass_.parts)
+
+    def _kv_needed(self, pass_: SimPass, message: Message[Slot]) -> Event:
+        """The KV blocks of this layer. As it starts, those of the next are asked for if the policy looks ahead."""
+        if message.layer == self.order[0][0]:
+            pass_.kv = self._kv_move("kv_in", message, ())
+        needed = pass_.kv
+        if self._kv_ahead:
+            pass_.kv = self._kv_move("kv_in", message, (message.event, needed, pass_.parts[0]), ahead=1)
+        return needed
+
+    def _move_kv(self, pass_: SimPass, message: Message[Slot], ran: Sequence[Event]) -> None:
+        """After the attention its new rows go; after the ffn the next layer's blocks are asked for, if not yet."""
+        if message.group == "attn":
+            self._kv_move("kv_out", message, ran[-1:])
+        elif not self._kv_ahead:
+            pass_.kv = self._kv_move("kv_in", message, ran[-1:], ahead=1)
+
+    def _kv_move(self, lane: str, message: Message[Slot], after: Sequence[Event], ahead: int = 0) -> Event:
+        layer = message.layer + ahead
+        if not self._timings.kv_seconds or (layer, "attn") not in self._attentions:
+            return READY
+        event = self._device.launch(lane, lambda: self._timings.kv_seconds, after)
+        self._kv_moves.append((lane, layer, message.seq, event))
+        return event
+
+    def _record_kv(self) -> None:
+        """No actor moves the simulated KV blocks, so their spans are recorded here."""
+        if self._trace.recording:
+            for lane, layer, seq, event in self._kv_moves:
+                if event.span is not None:
+                    self._trace.spans.append(Span(lane, "work", layer, "kv", seq, *event.span))
+        self._kv_moves = [move for move in self._kv_moves if not move[3].done()]

@@ -1,26 +1,46 @@
 """The simulated disk, catalog and program."""
 
 import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from actors.core.budget import Budget
 from actors.core.message import READY, Message
 from actors.core.ports import Event
+from actors.core.trace import Trace
 from pipeline.devices.sim import SimDevice, SimEvent
+from pipeline.policies import POLICIES, Policy
 from pipeline.simulation.loop import run_virtual
+from pipeline.simulation.timings import LayerTimings
 from pipeline.simulation.world import SimCatalog, SimDisk, SimProgram
 
-SIZES = {"attn": 100, "ffn": 400}
+LINK = LayerTimings(layers=4, attn=1.0, ffn=2.0, attn_io=1.0, ffn_io=4.0)
+HOPS = replace(LINK, attn_disk=3.0, ffn_disk=5.0)
+CHAINED = POLICIES["backpressure"]
 
 
 def now() -> float:
     return asyncio.get_running_loop().time()
 
 
+def program(
+    timings: LayerTimings = LINK,
+    policy: Policy = CHAINED,
+    trace: Trace | None = None,
+    work: Callable[[int, str], float] | None = None,
+) -> SimProgram:
+    return SimProgram(SimDevice(h2d_bytes_per_second=1.0), timings, policy, trace or Trace(), work)
+
+
+def message(layer: int, group: str, event: Event = READY, seq: int = 0) -> Message[Any]:
+    return Message(layer, group, seq, None, event)
+
+
 def test_the_disk_serves_one_read_after_the_other_in_call_order() -> None:
     async def main() -> None:
-        disk = SimDisk(SIZES, 100.0)
+        disk = SimDisk(LINK)
         ended: list[tuple[int, float]] = []
 
         async def read(layer: int, group: str) -> None:
@@ -38,44 +58,65 @@ def test_the_disk_serves_one_read_after_the_other_in_call_order() -> None:
 
 def test_an_endlessly_fast_disk_takes_no_time() -> None:
     async def main() -> None:
-        disk = SimDisk(SIZES, float("inf"))
-        await asyncio.gather(*(disk.read_into(layer, "ffn", None) for layer in range(5)))
+        disk = SimDisk(replace(LINK, ffn_io=0.0))
+        await asyncio.gather(*(disk.read_into(layer, "ffn", None) for layer in range(4)))
         assert now() == 0.0
 
     run_virtual(main())
 
 
-def test_the_catalog_has_one_kind_and_one_copy_per_group() -> None:
-    catalog = SimCatalog(SIZES)
-    assert [catalog.kind(layer, group) for layer in (0, 9) for group in SIZES] == ["attn", "ffn"] * 2
-    for group, nbytes in SIZES.items():
+def test_where_the_disk_is_a_hop_of_its_own_it_takes_its_own_time() -> None:
+    async def main() -> None:
+        await SimDisk(HOPS).read_into(2, "ffn", None)
+        assert now() == pytest.approx(5.0)
+
+    run_virtual(main())
+
+
+def test_the_catalog_has_two_kinds_and_one_copy_per_group() -> None:
+    catalog = SimCatalog(HOPS)
+    assert [catalog.kind(*key) for key in HOPS.order] == ["attn", "ffn"] * 4
+    assert catalog.kind(4, "head.0") == "ffn"
+    for group, seconds in {"attn": 1, "ffn": 4}.items():
         (copy,) = catalog.copies(3, group)
-        assert (copy.source_offset, copy.target_offset, copy.length) == (0, 0, nbytes)
+        assert (copy.source_offset, copy.target_offset, copy.length) == (0, 0, seconds * 1_000_000_000)
+
+
+def test_a_single_slot_holds_either_kind_and_one_link_has_nothing_left_to_copy() -> None:
+    catalog = SimCatalog(LINK, two_kinds=False)
+    assert {catalog.kind(*key) for key in LINK.order} == {"ffn"}
+    assert [copy.length for copy in catalog.copies(0, "ffn")] == [0]
+
+
+def test_jitter_differs_from_pass_to_pass_and_repeats_itself() -> None:
+    jittered = replace(HOPS, jitter=0.2, seed=7)
+
+    def lengths(catalog: SimCatalog) -> list[int]:
+        return [catalog.copies(layer, "ffn")[0].length for _ in range(3) for layer in range(2)]
+
+    drawn = lengths(SimCatalog(jittered))
+    assert len(set(drawn)) == 6
+    assert drawn == lengths(SimCatalog(jittered))
+    assert drawn != lengths(SimCatalog(replace(jittered, seed=8)))
 
 
 def test_the_program_computes_each_group_after_its_bytes_and_ends_with_the_last() -> None:
     async def main() -> None:
-        device = SimDevice(h2d_bytes_per_second=1.0)
-        program = SimProgram(device, 2, lambda layer, group: {"attn": 1.0, "ffn": 2.0}[group] + layer)
-        slot = await Budget("device", {"attn": ["memory"]}, now).acquire("attn")
-
-        def message(layer: int, group: str, event: Event) -> Message[object]:
-            return Message(layer, group, 0, slot, event)
-
+        runs = program(work=lambda layer, group: {"attn": 1.0, "ffn": 2.0}[group] + layer)
         await asyncio.sleep(1)
-        pass_ = await program.begin()
+        pass_ = await runs.begin()
         assert pass_.began == pytest.approx(1.0)
-        await program.finish(pass_)
+        await runs.finish(pass_)
         assert now() == pytest.approx(1.0), "nothing was launched"
-        first = program.step(pass_, message(0, "attn", SimEvent(0.0, 4.0)))  # type: ignore[arg-type]
-        second = program.step(pass_, message(3, "ffn", READY))  # type: ignore[arg-type]
-        await program.finish(pass_)
+        (first,) = runs.step(pass_, message(0, "attn", SimEvent(0.0, 4.0)))
+        (second,) = runs.step(pass_, message(3, "ffn"))
+        await runs.finish(pass_)
         assert (first.span, second.span) == (pytest.approx((4.0, 5.0)), pytest.approx((5.0, 10.0)))
         assert now() == pytest.approx(10.0)
         assert pass_.steps == [(0, "attn"), (3, "ffn")]
-        again = await program.begin()
-        assert program.passes == [pass_, again]
-        assert again.steps == []
+        again = await runs.begin()
+        assert runs.passes == [pass_, again]
+        assert (again.index, again.steps) == (1, [])
 
     run_virtual(main())
 
@@ -83,13 +124,76 @@ def test_the_program_computes_each_group_after_its_bytes_and_ends_with_the_last(
 def test_a_group_that_never_arrived_fails_the_pass() -> None:
     async def main() -> None:
         computed: list[int] = []
-        program = SimProgram(SimDevice(h2d_bytes_per_second=1.0), 1, lambda layer, _: computed.append(layer) or 1.0)
+        runs = program(work=lambda layer, _: computed.append(layer) or 1.0)
         error = OSError("disk")
-        pass_ = await program.begin()
-        program.step(pass_, Message(0, "attn", 0, None, SimEvent(0.0, 1.0, error)))  # type: ignore[arg-type]
+        pass_ = await runs.begin()
+        runs.step(pass_, message(0, "attn", SimEvent(0.0, 1.0, error)))
+        runs.step(pass_, message(0, "ffn"))
         with pytest.raises(OSError, match="disk") as caught:
-            await program.finish(pass_)
+            await runs.finish(pass_)
         assert caught.value is error
         assert computed == []
+
+    run_virtual(main())
+
+
+def test_the_ffn_of_one_micro_batch_runs_beside_the_attention_of_the_next() -> None:
+    """Each takes half of the half-layer's time; the next layer's attention needs this layer's ffn, part by part."""
+
+    async def main() -> None:
+        runs = program(policy=POLICIES["stage3"])
+        pass_ = await runs.begin()
+        spans = [list(runs.step(pass_, message(*key))) for key in LINK.order[:3]]
+        await runs.finish(pass_)
+        assert [[event.span for event in events] for events in spans] == [
+            [(0.0, 0.5), (0.5, 1.0)],
+            [(0.5, 1.5), (1.5, 2.5)],
+            [(1.5, 2.0), (2.5, 3.0)],
+        ]
+
+    run_virtual(main())
+
+
+def test_checking_in_waits_for_the_device_then_the_group_then_its_own_time() -> None:
+    async def main() -> None:
+        runs = program(replace(LINK, check_seconds=0.25))
+        pass_ = await runs.begin()
+        await runs.check_in(pass_, message(0, "attn", SimEvent(0.0, 2.0)))
+        assert now() == pytest.approx(2.25)
+        runs.step(pass_, message(0, "attn"))
+        await runs.check_in(pass_, message(0, "ffn"))
+        assert now() == pytest.approx(3.5)
+        await runs.check_in(pass_, message(1, "attn", SimEvent(0.0, 4.0, OSError("disk"))))
+        assert now() == pytest.approx(4.25), "a failed group is the pass's to report"
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize(
+    ("policy", "starts"),
+    [
+        # Layer 0's blocks come at the start of the pass, those of layer 1 while layer 0 computes, or after it.
+        ("backpressure", [0.0, 0.5]),
+        ("history", [0.0, 3.5]),
+    ],
+)
+def test_kv_blocks_move_beside_the_computation(policy: str, starts: list[float]) -> None:
+    async def main() -> None:
+        trace = Trace()
+        runs = program(replace(LINK, layers=2, kv_seconds=0.5), POLICIES[policy], trace)
+        pass_ = await runs.begin()
+        events = [runs.step(pass_, message(*key, seq=seq)) for seq, key in enumerate(runs.order)]
+        await asyncio.sleep(20)
+        await runs.finish(pass_)
+        into = [span for span in trace.spans if span.actor == "kv_in"]
+        assert [(span.what, span.layer, span.group, span.started) for span in into] == [
+            ("work", layer, "kv", pytest.approx(start)) for layer, start in enumerate(starts)
+        ]
+        attns = [event.span for (event,) in events[::2]]
+        assert [span[0] for span in attns] == pytest.approx([0.5, max(3.5, starts[1] + 0.5)])
+        out = [span.started for span in trace.spans if span.actor == "kv_out"]
+        assert out == pytest.approx([span[1] for span in attns]), "new rows leave when the attention has ended"
+        runs.step(await runs.begin(), message(0, "attn"))
+        assert len(trace.spans) == 4, "recorded once"
 
     run_virtual(main())

@@ -1,0 +1,99 @@
+"""How long everything takes in a simulated run."""
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+Order = Sequence[tuple[int, str]]
+
+
+class Timings(Protocol):
+    """Seconds by pass, layer and group. Asking twice gives the same answer."""
+
+    @property
+    def order(self) -> Order:
+        """Layer and name of every group of a pass, in compute order."""
+
+    @property
+    def one_link(self) -> bool:
+        """Whether a group moves from the disk to the device in one hop; its seconds are those of the read then."""
+
+    @property
+    def check_seconds(self) -> float:
+        """What it costs the host to check a group in."""
+
+    @property
+    def kv_seconds(self) -> float:
+        """What the KV blocks of one layer take to come, and what its new rows take to go."""
+
+    def begin_seconds(self, pass_: int) -> float:
+        """From the end of the pass before until the host has something to compute."""
+
+    def read_seconds(self, pass_: int, layer: int, group: str) -> float:
+        """From the disk into host memory."""
+
+    def upload_seconds(self, pass_: int, layer: int, group: str) -> float:
+        """From host memory to the device."""
+
+    def compute_seconds(self, pass_: int, layer: int, group: str) -> float:
+        """On the device, all micro-batches together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTimings:
+    """Every layer alike, in seconds: compute, transfer to the device, and, where it is a hop of its own, the disk.
+
+    With a `jitter` (coefficient of variation) each time is drawn from a log-normal distribution around its value,
+    the same for every policy with the same `seed`.
+    """
+
+    layers: int
+    attn: float
+    ffn: float
+    attn_io: float
+    ffn_io: float
+    attn_disk: float = 0.0
+    ffn_disk: float = 0.0
+    check_seconds: float = 0.0
+    kv_seconds: float = 0.0
+    jitter: float = 0.0
+    seed: int = 0
+    order: Order = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        order = tuple((layer, group) for layer in range(self.layers) for group in ("attn", "ffn"))
+        object.__setattr__(self, "order", order)
+
+    @property
+    def one_link(self) -> bool:
+        """True without a disk hop."""
+        return not (self.attn_disk or self.ffn_disk)
+
+    def begin_seconds(self, pass_: int) -> float:
+        """There is always work."""
+        return 0.0
+
+    def read_seconds(self, pass_: int, layer: int, group: str) -> float:
+        """The disk hop, or the only one."""
+        if self.one_link:
+            return self._draw("io", pass_, layer, group, {"attn": self.attn_io, "ffn": self.ffn_io})
+        return self._draw("disk", pass_, layer, group, {"attn": self.attn_disk, "ffn": self.ffn_disk})
+
+    def upload_seconds(self, pass_: int, layer: int, group: str) -> float:
+        """The H2D hop."""
+        if self.one_link:
+            return 0.0
+        return self._draw("io", pass_, layer, group, {"attn": self.attn_io, "ffn": self.ffn_io})
+
+    def compute_seconds(self, pass_: int, layer: int, group: str) -> float:
+        """The half-layer."""
+        return self._draw("compute", pass_, layer, group, {"attn": self.attn, "ffn": self.ffn})
+
+    def _draw(self, what: str, pass_: int, layer: int, group: str, seconds: Mapping[str, float]) -> float:
+        if not self.jitter:
+            return seconds[group]
+        sigma = math.sqrt(math.log1p(self.jitter**2))
+        normal = random.Random(f"{self.seed} {what} {pass_} {layer} {group}").gauss(0.0, 1.0)
+        return seconds[group] * math.exp(sigma * normal - sigma**2 / 2)

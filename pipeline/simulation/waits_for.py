@@ -1,0 +1,80 @@
+"""Who waits for whom, read from the frames of tasks that will never go on."""
+
+import asyncio
+from collections.abc import Iterable, Iterator
+from types import FrameType
+from typing import Any, TypeAlias
+
+from actors.core.budget import Budget, Slot
+from actors.core.channel import Receiver, Sender
+from actors.core.message import Message
+from actors.core.stage import Actor, Source
+
+Task: TypeAlias = "asyncio.Task[Any]"
+
+
+def waits_for(tasks: Iterable[Task]) -> str:
+    """One clause per task: an actor by what it waits for and who holds that, any other task by where it stands."""
+    frames = {task: list(_frames(task)) for task in tasks}
+    actors = {task: actor for task, standing in frames.items() if isinstance(actor := _owner(standing), Actor)}
+    holders = {
+        id(message.at): f"layer {message.layer} {message.group} at {actor.name}"
+        for task, actor in actors.items()
+        for message in _messages(actor, frames[task])
+    }
+    for actor in actors.values():
+        if actor._wired.outlet is not None:
+            holders[id(actor._wired.outlet._shared)] = actor.name
+    return "; ".join(sorted(f"{task.get_name()} {_wait(standing, holders)}" for task, standing in frames.items()))
+
+
+def _frames(task: Task) -> Iterator[FrameType]:
+    """From the outermost to the innermost."""
+    coroutine: Any = task.get_coro()
+    while coroutine is not None:
+        frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "ag_frame", None)
+        if frame is not None:
+            yield frame
+        coroutine = getattr(coroutine, "cr_await", None) or getattr(coroutine, "ag_await", None)
+
+
+def _owner(standing: list[FrameType]) -> object:
+    """Whose method a task runs."""
+    return standing[0].f_locals.get("self") if standing else None
+
+
+def _messages(actor: Actor, standing: list[FrameType]) -> Iterator[Message[Any]]:
+    """What an actor has in its queue, has put aside, and has in hand: nothing, while it waits for the next message."""
+    if (inlet := actor._wired.inlet) is not None:
+        yield from inlet._shared.items
+    for aside in vars(actor).values():
+        if isinstance(aside, dict):
+            yield from (item for item in aside.values() if isinstance(item, Message))
+    if not any(isinstance(frame.f_locals.get("self"), Receiver) for frame in standing):
+        local = (value for frame in standing for value in frame.f_locals.values())
+        yield from (value for value in local if isinstance(value, Message) and value.at is not None)
+
+
+def _wait(standing: list[FrameType], holders: dict[int, str]) -> str:
+    owner = _owner(standing)
+    for frame in standing if isinstance(owner, Actor) else ():
+        local = frame.f_locals
+        match local.get("self"):
+            case Budget() as budget:
+                kind = local["kind"]
+                slots = sorted((slot for slot in budget._held if slot.kind == kind), key=lambda slot: slot.index)
+                by = ", ".join(holders.get(id(slot), f"nobody who would free slot {slot.index}") for slot in slots)
+                return f"waits for an {kind} slot of the {budget.name} budget, held by {by}"
+            case Slot() as slot:
+                return f"waits for the last reader of slot {slot.index} of the {slot.place} budget"
+            case Sender() as sender:
+                return f"waits for room in the queue of {sender._shared.name}"
+            case Receiver() as receiver:
+                return f"waits for a message from {holders.get(id(receiver._shared), 'nobody')}"
+    if isinstance(owner, Source):
+        return "waits for its plan: nothing is asked for, or what was asked for has not arrived"
+    where = [frame.f_code.co_qualname for frame in standing]
+    message = next(
+        (value for frame in standing for value in frame.f_locals.values() if isinstance(value, Message)), None
+    )
+    return f"in {' > '.join(where)}" + (f" with layer {message.layer} {message.group}" if message else "")

@@ -18,6 +18,9 @@ from pipeline.sequences.sampling import SamplingParameters
 from pipeline.sequences.sequence import Chunk, Output, RunningSequence
 from pipeline.statistics import ModelStatistics
 from pipeline.text.tokenizer import Tokenizer, load_tokenizer
+from pipeline.trace.configuration import describe
+from pipeline.trace.recording import Recording
+from pipeline.trace.report import write_report
 
 logger = logging.getLogger("penstock")
 BUNDLED = Path(__file__).parent / "bundled"
@@ -91,6 +94,29 @@ class Model:
     def statistics(self) -> ModelStatistics:
         """What moved, what waited, and for how long."""
         return ModelStatistics.of(self._runtime)
+
+    @contextlib.asynccontextmanager
+    async def recording(self) -> AsyncGenerator[Trace, None]:
+        """Record what every actor does in the `async with`; the trace is cleared when it begins."""
+        trace = self._runtime.line.trace
+        trace.clear()
+        trace.recording = True
+        try:
+            yield trace
+        finally:
+            self._runtime.line.statistics()  # operations that have ended since are traced here
+            trace.recording = False
+
+    @contextlib.asynccontextmanager
+    async def report(self, path: str | Path) -> AsyncGenerator[None, None]:
+        """Record what happens in the `async with`, and write it as one HTML page: what overlapped, and what bound it.
+
+        Raises ConfigError when the page cannot be written there.
+        """
+        async with self.recording() as trace:
+            yield
+        recording = Recording(tuple(trace.spans), tuple(trace.counts), describe(self._runtime, "Model.report"))
+        await asyncio.to_thread(write_report, Path(path), recording)
 
     async def aclose(self) -> None:
         """Stop the line and give everything back. Requests that still run end with ClosedError.

@@ -1,0 +1,27 @@
+"""What was run, as plain data: what a trace file and a report say about a model's settings."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.build import Runtime
+
+
+def describe(runtime: "Runtime", command: str) -> dict[str, Any]:
+    """The settings of an open model as they took effect."""
+    settings, line = runtime.settings, runtime.line
+    return {
+        "command": command,
+        "model": f"{runtime.folder.name} ({runtime.config.family}, {runtime.config.layers} layers)",
+        "device": str(runtime.device.torch_device),
+        "dtype": str(runtime.dtype).removeprefix("torch."),
+        "policy": runtime.policy.name,
+        "micro_batches": runtime.policy.micro_batches,
+        "gpu_groups": settings.gpu_groups,
+        "host_groups": settings.host_groups,
+        "queues": {name: channel.capacity for name, channel in line.statistics().channels.items()},
+        "max_tokens_per_pass": settings.max_tokens_per_pass,
+        "reader_lanes": settings.reader_lanes,
+        "chunk_bytes": settings.chunk_bytes,
+        "groups_per_pass": len(runtime.catalog.order),
+        "actors": [actor.name for actor in line.actors],
+    }

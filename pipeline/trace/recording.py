@@ -1,0 +1,37 @@
+"""A recorded run: everything that a file or a report needs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from actors.core.trace import Count, Span
+
+DISK = "disk_reader"
+LINK = "gpu_uploader"
+COMPUTE = "compute_scheduler"
+KV_IN, KV_OUT = "kv_in", "kv_out"
+HANDING_ON = ("prefetch_planner", "pinned_stager")
+"""The runtime's own actors that take no time of a resource."""
+OWN = (*HANDING_ON, DISK, LINK, COMPUTE, KV_IN, KV_OUT)
+"""Everybody else is a stage of the user's."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Spans and counts in the order in which they ended, and what was run.
+
+    Attributes:
+        spans, counts: times in seconds of one clock, whatever its zero.
+        configuration: plain data, to be printed; "actors" lists the line's actors in order.
+    """
+
+    spans: tuple[Span, ...]
+    counts: tuple[Count, ...]
+    configuration: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def actors(self) -> tuple[str, ...]:
+        """Everybody who has spans: first the line's actors in order, then the others as they appear."""
+        seen = dict.fromkeys(span.actor for span in self.spans)
+        line = [str(name) for name in self.configuration.get("actors", ()) if name in seen]
+        return tuple(dict.fromkeys([*line, *seen]))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.core.errors import PenstockError
+from pipeline.commands.simulate import add_simulate
 
 INTERRUPTED = 130
 
@@ -67,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_make_checkpoint(commands)
     _add_bench(commands)
+    add_simulate(commands)
+    _add_tune(commands)
+    _add_report(commands)
     return parser
 
 
@@ -90,7 +94,9 @@ def _add_run(commands: Commands) -> None:
         "--temperature", type=float, metavar="T", help="0 takes the most likely token; default: the checkpoint's"
     )
     run.add_argument("--json", action="store_true", help="print one JSON object instead of streaming text")
+    run.add_argument("--policy", default="backpressure", metavar="P", help="prefetch policy; default backpressure")
     _add_settings(run)
+    _add_trace(run)
     run.set_defaults(command=_run)
 
 
@@ -118,16 +124,61 @@ def _add_bench(commands: Commands) -> None:
     one_pass.add_argument("--passes", type=int, default=5, metavar="N", help="rounds to take the median of; default 5")
     one_pass.add_argument("--json", action="store_true")
     _add_settings(one_pass)
+    _add_trace(one_pass)
     one_pass.set_defaults(command=_bench_pass)
+    policies = bench.add_parser("policies", help="every prefetch policy, measured and simulated")
+    policies.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint folder")
+    policies.add_argument("--policies", nargs="+", metavar="P", help="default: all seven")
+    policies.add_argument("--passes", type=int, default=8, metavar="N", help="measured passes of each; default 8")
+    policies.add_argument(
+        "--batch-tokens", type=int, metavar="B", help="tokens per pass; default: so that computing and reading balance"
+    )
+    policies.add_argument("--json", action="store_true")
+    _add_settings(policies, gpu_groups=10)
+    _add_trace(policies)
+    policies.set_defaults(command=_bench_policies)
     core = bench.add_parser("core", help="what channels and the line itself cost, on a simulated device")
     core.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds to take the median of; default 5")
     core.add_argument("--json", action="store_true")
     core.set_defaults(command=_bench_core)
 
 
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--gpu-groups", type=int, default=4, metavar="N", help="weight groups on the device; default 4")
+def _add_tune(commands: Commands) -> None:
+    tune = commands.add_parser("tune", help="try queue sizes, reader lanes, chunk sizes and budgets")
+    tune.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint folder")
+    tune.add_argument("--batch-tokens", type=int, default=1, metavar="B", help="tokens per pass; default 1")
+    tune.add_argument("--most-groups", type=int, default=12, metavar="N", help="largest gpu_groups to try; default 12")
+    tune.add_argument("--passes", type=int, default=4, metavar="N", help="measured passes of a real run; default 4")
+    tune.add_argument("--device", default="auto", help="auto, cpu, cpu-copy, cuda; default auto")
+    tune.add_argument("--json", action="store_true")
+    tune.set_defaults(command=_tune)
+
+
+def _add_report(commands: Commands) -> None:
+    report = commands.add_parser("report", help="turn a trace into one HTML page: what overlapped, and what bound it")
+    report.add_argument("trace", type=Path, metavar="TRACE", help="a file written with --trace")
+    report.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the page to write")
+    report.set_defaults(command=_report)
+
+
+def _add_settings(parser: argparse.ArgumentParser, gpu_groups: int = 4) -> None:
+    parser.add_argument(
+        "--gpu-groups",
+        type=int,
+        default=gpu_groups,
+        metavar="N",
+        help=f"weight groups on the device; default {gpu_groups}",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cpu-copy, cuda; default auto")
+    parser.add_argument(
+        "--dtype", default="auto", help="compute in float32, float16, bfloat16; default the checkpoint's"
+    )
+
+
+def _add_trace(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trace", type=Path, metavar="FILE", help="write what every actor did, for Perfetto and report"
+    )
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -162,6 +213,26 @@ def _bench_pass(options: argparse.Namespace) -> None:
     from pipeline.commands.bench import bench
 
     run_async(bench(options))
+
+
+def _bench_policies(options: argparse.Namespace) -> None:
+    _say_loading()
+    from pipeline.commands.bench_policies import bench_policies
+
+    run_async(bench_policies(options))
+
+
+def _tune(options: argparse.Namespace) -> None:
+    _say_loading()
+    from pipeline.commands.tune import tune
+
+    run_async(tune(options))
+
+
+def _report(options: argparse.Namespace) -> None:
+    from pipeline.commands.report import report
+
+    report(options)
 
 
 def _bench_core(options: argparse.Namespace) -> None:

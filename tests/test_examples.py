@@ -13,6 +13,8 @@ SAYS = {
     "03_concurrent_requests": "'try:\\n': 'cancelled'",
     "04_tune_queues": "gpu_groups  queue",
     "05_custom_stage": "23 groups were the same in all 8 passes",
+    "06_simulate": "-- stage3 is the fastest",
+    "07_own_policy": "the same text in both",
 }
 
 

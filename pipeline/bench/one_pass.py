@@ -13,6 +13,8 @@ from pipeline.api import Model
 from pipeline.bench.floors import Floors, Resident
 from pipeline.build import build
 from pipeline.config import Config
+from pipeline.trace.configuration import describe
+from pipeline.trace.recording import Recording
 
 Progress = Callable[[str], None]
 
@@ -46,24 +48,28 @@ class PassReport:
         return asdict(self)
 
 
-async def bench_pass(folder: Path, settings: dict[str, Any], passes: int, progress: Progress) -> PassReport:
-    """Measure read floor, compute floor and pass in turn, `passes` times, with one token per pass."""
+async def bench_pass(
+    folder: Path, settings: dict[str, Any], passes: int, progress: Progress
+) -> tuple[PassReport, Recording]:
+    """Measure read floor, compute floor and pass in turn, `passes` times, with one token per pass.
+
+    The recording is that of the last round's streamed passes.
+    """
     runtime = await asyncio.to_thread(build, folder, Config.from_arguments(settings))
-    trace = Trace()
     try:
         floors = Floors(runtime)
         progress("loading every group once, for the compute floor")
         resident = await floors.load()
         await floors.compute_seconds(resident)
-        async with Model.open(folder, trace=trace, **settings) as model:
-            return await _rounds(model, floors, resident, trace, passes, progress)
+        async with Model.open(folder, **settings) as model:
+            report = await _rounds(model, floors, resident, passes, progress)
+            trace = model.runtime.line.trace
+            return report, Recording(tuple(trace.spans), tuple(trace.counts), describe(model.runtime, "bench pass"))
     finally:
         await runtime.aclose()
 
 
-async def _rounds(
-    model: Model, floors: Floors, resident: Resident, trace: Trace, passes: int, progress: Progress
-) -> PassReport:
+async def _rounds(model: Model, floors: Floors, resident: Resident, passes: int, progress: Progress) -> PassReport:
     reads, computes, streamed, waits, firsts = [], [], [], [], []
     moved = model.statistics()
     for index in range(passes):
@@ -72,8 +78,8 @@ async def _rounds(
         progress(f"round {index + 1}/{passes}: computing alone")
         computes.append(await floors.compute_seconds(resident))
         progress(f"round {index + 1}/{passes}: both at once")
-        trace.spans.clear()
-        streamed.append(await _steady_pass_seconds(model))
+        async with model.recording() as trace:
+            streamed.append(await _steady_pass_seconds(model))
         first, each = _waits(trace, len(resident.messages))
         firsts.append(first)
         waits.append(each)

@@ -9,6 +9,7 @@ from pipeline.bench.one_pass import bench_pass
 from pipeline.commands.progress import Progress
 from pipeline.errors import ConfigError
 from pipeline.memory import human_bytes
+from pipeline.trace.perfetto import write_trace
 
 
 async def bench(options: argparse.Namespace) -> None:
@@ -16,9 +17,11 @@ async def bench(options: argparse.Namespace) -> None:
     if options.passes < 1:
         raise ConfigError(f"--passes: need at least 1, have {options.passes}")
     progress = Progress()
-    settings = {"gpu_groups": options.gpu_groups, "device": options.device}
-    report = await bench_pass(options.model, settings, options.passes, progress.say)
+    settings = {"gpu_groups": options.gpu_groups, "device": options.device, "dtype": options.dtype}
+    report, recording = await bench_pass(options.model, settings, options.passes, progress.say)
     progress.clear()
+    if options.trace is not None:
+        write_trace(options.trace, recording)
     if options.json:
         json.dump(report.as_dict(), sys.stdout, indent=2)
         print()

@@ -8,7 +8,7 @@ from actors.core.trace import Trace
 from pipeline.api import Model
 from pipeline.commands.run import closing_lines, opening_lines, stream_text
 from pipeline.commands.timeline import LEGEND, NAME_WIDTH, timeline
-from pipeline.config import ACTORS
+from pipeline.wiring import ACTORS
 
 PROMPT = 'class Stack:\n    """A last-in, first-out container."""\n\n    def __init__(self):\n'
 NEW_TOKENS = 96

@@ -2,8 +2,11 @@
 
 import argparse
 import asyncio
+import contextlib
 import json
 import time
+from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any
 
 from pipeline.api import Model
@@ -11,6 +14,9 @@ from pipeline.commands.progress import Progress
 from pipeline.memory import human_bytes
 from pipeline.sequences.sequence import Chunk
 from pipeline.statistics import ModelStatistics
+from pipeline.trace.configuration import describe
+from pipeline.trace.perfetto import write_trace
+from pipeline.trace.recording import Recording
 
 REFRESH_SECONDS = 0.5
 RESOURCES = {"disk_reader": "disk", "gpu_uploader": "host-to-device link", "compute_scheduler": "compute"}
@@ -19,11 +25,18 @@ RESOURCES = {"disk_reader": "disk", "gpu_uploader": "host-to-device link", "comp
 async def run(options: argparse.Namespace) -> None:
     """Stream the text, then say what was read, at what rate, and which resource bound the run."""
     arguments: dict[str, Any] = {"max_new_tokens": options.max_new_tokens, "temperature": options.temperature}
-    async with Model.open(options.model, gpu_groups=options.gpu_groups, device=options.device) as model:
+    settings = {
+        "gpu_groups": options.gpu_groups,
+        "device": options.device,
+        "dtype": options.dtype,
+        "policy": options.policy,
+    }
+    async with Model.open(options.model, **settings) as model:
         if not options.json:
             print(opening_lines(model), flush=True)
         before, started = model.statistics(), time.perf_counter()
-        chunks = await stream_text(model, options.prompt, arguments, shown=not options.json)
+        async with contextlib.nullcontext() if options.trace is None else traced(model, options.trace, "run"):
+            chunks = await stream_text(model, options.prompt, arguments, shown=not options.json)
         seconds = time.perf_counter() - started
         if options.json:
             record = {
@@ -36,6 +49,15 @@ async def run(options: argparse.Namespace) -> None:
             print(json.dumps(record))
         else:
             print(closing_lines(before, model.statistics(), seconds))
+
+
+@contextlib.asynccontextmanager
+async def traced(model: Model, path: Path, command: str) -> AsyncGenerator[None, None]:
+    """Write a trace of what happens in the `async with`."""
+    async with model.recording() as trace:
+        yield
+    recording = Recording(tuple(trace.spans), tuple(trace.counts), describe(model.runtime, command))
+    await asyncio.to_thread(write_trace, path, recording)
 
 
 async def stream_text(model: Model, prompt: str, arguments: dict[str, Any], *, shown: bool = True) -> list[Chunk]:

@@ -8,7 +8,16 @@ WORK, HELD_BACK, WAITING, NOTHING = "█", "░", "·", " "
 LEGEND = (
     f"{WORK} working   {HELD_BACK} held back by those behind (no slot, no room)   {WAITING} waiting for those before"
 )
-GLYPHS = {"work": WORK, "room": HELD_BACK, "slot": HELD_BACK, "message": WAITING, "event": WAITING}
+GLYPHS = {
+    "work": WORK,
+    "room": HELD_BACK,
+    "slot": HELD_BACK,
+    "message": WAITING,
+    "event": WAITING,
+    "check": WAITING,
+    "result": WAITING,
+    "request": NOTHING,
+}
 NAME_WIDTH = 18
 
 

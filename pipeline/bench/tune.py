@@ -1,0 +1,229 @@
+"""`penstock tune`: many settings in simulation with measured timings, the few best for real."""
+
+import asyncio
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.core.trace import Trace
+from pipeline.api import Model
+from pipeline.bench.candidates import (
+    DEFAULT,
+    DEFAULT_READING,
+    Candidate,
+    Reading,
+    Samples,
+    candidates,
+    choose,
+    choose_reading,
+    shortlist,
+)
+from pipeline.bench.policies import prompt_of
+from pipeline.bench.read_rates import read_rates
+from pipeline.bench.steady_timings import SteadyTimings, simulated_grid, simulated_seconds, steady_seconds
+from pipeline.build import Runtime, build
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+from pipeline.memory import slot_counts
+from pipeline.simulation.replay import Replay
+
+QUEUES = (1, 2, 4, 8)
+ROUNDS, RECORDINGS = 2, 3
+UNMEASURED_PASSES = 2
+"""The first profits from what was read before it; the last one's end is not seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finalist:
+    """A candidate that was run for real: seconds per pass."""
+
+    candidate: Candidate
+    simulated: float
+    measured: Samples
+
+    @property
+    def error(self) -> float:
+        """How far the simulation is off."""
+        return self.simulated / self.measured.median - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuneReport:
+    """What was tried and what came out; times in seconds per pass.
+
+    Attributes:
+        unified: host and device memory are one, so `host_groups` has no effect.
+        rates: bytes per second of each way to read.
+        resources: for how long a pass keeps the disk, H2D and the computing busy.
+        simulated: all candidates that fit into memory; `most_groups` is the largest budget that was asked for.
+        window_bytes: what the slots of each budget take on the device.
+        finalists: those that were run for real, the default settings among them where they fit.
+    """
+
+    folder: Path
+    device: str
+    unified: bool
+    batch_tokens: int
+    most_groups: int
+    rates: Mapping[Reading, Samples]
+    resources: Mapping[str, float]
+    simulated: Mapping[Candidate, float]
+    window_bytes: Mapping[int, int]
+    finalists: tuple[Finalist, ...]
+    chosen: Candidate
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return {
+            "model": str(self.folder),
+            "device": self.device,
+            "batch_tokens": self.batch_tokens,
+            "read_rates": [reading._asdict() | samples.as_dict() for reading, samples in self.rates.items()],
+            "resource_seconds": dict(self.resources),
+            "simulated": [_plain(one) | {"seconds": seconds} for one, seconds in self.simulated.items()],
+            "most_groups": self.most_groups,
+            "window_bytes": {str(budget): nbytes for budget, nbytes in self.window_bytes.items()},
+            "finalists": [
+                _plain(one.candidate)
+                | {"simulated": one.simulated, "measured": one.measured.as_dict(), "error": one.error}
+                for one in self.finalists
+            ],
+            "chosen": self.chosen.settings,
+        }
+
+
+def _plain(candidate: Candidate) -> dict[str, Any]:
+    needs = zip(("gpu_groups", "host_groups", "queue"), candidate.need, strict=True)
+    return dict(needs) | candidate.reading._asdict()
+
+
+@dataclass(frozen=True, slots=True)
+class Tuner:
+    """One tuning: the model, the load, and how far to go."""
+
+    folder: Path
+    device: str
+    batch_tokens: int
+    most_groups: int
+    passes: int
+    progress: Callable[[str], None]
+
+    async def run(self) -> TuneReport:
+        """Measure, simulate, run the best. Raises ConfigError when not even the smallest budget fits into memory."""
+        budgets = await self._budgets()
+        usual = min(budgets, key=lambda pair: sum(abs(one - two) for one, two in zip(pair, DEFAULT.need, strict=False)))
+        runtime = await self._build(*usual)
+        try:
+            rates = await read_rates(runtime, self.progress)
+        finally:
+            await runtime.aclose()
+        reading = choose_reading(rates)
+        timings = await self._timings(*candidates([usual], [usual[0]], reading))
+        tried = candidates(budgets, QUEUES, reading)
+        self.progress(f"simulating {len(tried)} settings")
+        simulated = await asyncio.to_thread(simulated_grid, timings, tried)
+        slower = timings.with_reads(rates[reading].median / rates[DEFAULT_READING].median)
+        predicted = {one: simulated[one] for one in shortlist(simulated)}
+        if DEFAULT.need[:2] in budgets:
+            predicted[DEFAULT] = await asyncio.to_thread(simulated_seconds, slower, DEFAULT)
+        measured = await self._measure(list(predicted))
+        return TuneReport(
+            folder=self.folder,
+            device=self.device,
+            unified=runtime.device.unified,
+            batch_tokens=self.batch_tokens,
+            most_groups=self.most_groups,
+            rates=rates,
+            resources=timings.resources,
+            simulated=simulated,
+            window_bytes=_window_bytes(runtime, {gpu_groups for gpu_groups, _ in budgets}),
+            finalists=tuple(Finalist(one, predicted[one], samples) for one, samples in measured.items()),
+            chosen=choose(measured),
+        )
+
+    async def _budgets(self) -> list[tuple[int, int]]:
+        """All `gpu_groups` and `host_groups` to try that fit into memory.
+
+        `host_groups` as by default, and, where host memory is not the device's, as many as there are `gpu_groups`.
+        """
+        self.progress("opening the model with the smallest budget")
+        async with Model.open(self.folder, device=self.device, gpu_groups=1, host_groups=1) as model:
+            unified, most = model.runtime.device.unified, model.runtime.config.max_positions
+        need = (self.passes + UNMEASURED_PASSES) * self.batch_tokens
+        if need > most:
+            raise ConfigError(
+                f"--batch-tokens: {self.passes} measured and {UNMEASURED_PASSES} other passes of {self.batch_tokens} "
+                f"tokens need {need} positions, the model was made for {most}; lower it, or --passes"
+            )
+        usual = [(groups, DEFAULT.host_groups) for groups in range(1, self.most_groups + 1)]
+        equal = [(groups, groups) for groups in range(1, self.most_groups + 1)]
+        fitting = await self._fitting(usual)
+        return fitting if unified else sorted({*fitting, *await self._fitting(equal)})
+
+    async def _fitting(self, budgets: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Those whose memory plan fits, of budgets that rise: all up to the largest that does."""
+        for count in range(len(budgets), 0, -1):
+            try:
+                runtime = await self._build(*budgets[count - 1])
+            except ConfigError:
+                continue
+            await runtime.aclose()
+            return budgets[:count]
+        return []
+
+    async def _build(self, gpu_groups: int, host_groups: int) -> Runtime:
+        config = Config(device=self.device, gpu_groups=gpu_groups, host_groups=host_groups)
+        return await asyncio.to_thread(build, self.folder, config)
+
+    async def _timings(self, candidate: Candidate) -> SteadyTimings:
+        """From the fastest of several runs: what else the machine does can only make a run slower."""
+        fastest = math.inf
+        for index in range(RECORDINGS):
+            self.progress(f"recording a run, for the timings of the simulation: {index + 1}/{RECORDINGS}")
+            runtime, trace = await self._generate(candidate)
+            order, unified = runtime.catalog.order, runtime.device.unified
+            seconds = statistics.median(steady_seconds(trace.spans, order))
+            if seconds < fastest:
+                fastest, replay = seconds, Replay.of(trace.spans, order, one_link=unified, check_seconds=0.0)
+        group_bytes = {key: layout.slot_bytes for key, layout in runtime.catalog.host.items()}
+        return SteadyTimings.of(replay, range(1, 1 + self.passes), group_bytes)
+
+    async def _measure(self, finalists: Sequence[Candidate]) -> dict[Candidate, Samples]:
+        """Seconds per pass, in turn and more than once, so that a drift of the machine hits all alike."""
+        seconds: dict[Candidate, list[float]] = {candidate: [] for candidate in finalists}
+        for index, candidate in itertools.product(range(ROUNDS), finalists):
+            told = f"gpu_groups={candidate.gpu_groups}, host_groups={candidate.host_groups}, queue={candidate.queue}"
+            self.progress(f"running for real: round {index + 1}/{ROUNDS}, {told}")
+            runtime, trace = await self._generate(candidate)
+            seconds[candidate] += steady_seconds(trace.spans, runtime.catalog.order)
+        return {candidate: Samples(tuple(values)) for candidate, values in seconds.items()}
+
+    async def _generate(self, candidate: Candidate) -> tuple[Runtime, Trace]:
+        """Run as many passes as are needed. Of one token they are those of decoding, which compute the head."""
+        passes = self.passes + UNMEASURED_PASSES
+        prompt_tokens, new_tokens = (1, passes) if self.batch_tokens == 1 else (passes * self.batch_tokens, 1)
+        settings = {
+            "device": self.device,
+            "max_tokens_per_pass": self.batch_tokens,
+            "context_tokens": prompt_tokens + new_tokens,
+            **candidate.settings,
+        }
+        async with Model.open(self.folder, **settings) as model:
+            prompt = prompt_of(prompt_tokens, model.runtime.config.vocabulary_size)
+            async with model.recording() as trace:
+                await model.generate(prompt, max_new_tokens=new_tokens, temperature=0.0, ignore_eos=True)
+            return model.runtime, trace
+
+
+def _window_bytes(runtime: Runtime, budgets: Iterable[int]) -> dict[int, int]:
+    """What the slots of a budget take on the device; a single slot must hold any group."""
+    sizes = runtime.catalog.slot_bytes("device")
+    counts = {budget: slot_counts(budget, two_kinds=budget > 1) for budget in sorted(budgets)}
+    return {
+        budget: sum(count * (sizes[kind] if budget > 1 else max(sizes.values())) for kind, count in slots.items())
+        for budget, slots in counts.items()
+    }

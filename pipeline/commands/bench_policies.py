@@ -1,0 +1,72 @@
+"""`penstock bench policies MODEL`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.bench.policies import CHAINED_TITLE, PolicyBench, PolicyReport, balanced_tokens
+from pipeline.commands.policy_table import policy_table
+from pipeline.commands.progress import Progress
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+from pipeline.policies import POLICIES, find_policy
+from pipeline.trace.perfetto import write_trace
+from pipeline.trace.recording import Recording
+
+
+async def bench_policies(options: argparse.Namespace) -> None:
+    """Measure and simulate, and print the two beside each other, or one JSON list."""
+    for name in ("passes", "batch_tokens"):
+        if (have := getattr(options, name)) is not None and have < 1:
+            raise ConfigError(f"--{name.replace('_', '-')}: need at least 1, have {have}")
+    names = options.policies or list(POLICIES)
+    for name in names:
+        find_policy(name)
+    settings = {
+        "gpu_groups": options.gpu_groups,
+        "host_groups": options.gpu_groups,
+        "device": options.device,
+        "dtype": options.dtype,
+    }
+    Config.from_arguments(settings)
+    progress = Progress()
+    tokens = options.batch_tokens or await balanced_tokens(options.model, settings, options.passes, progress.say)
+    bench = PolicyBench(options.model, settings, options.passes, tokens, progress.say)
+    reports = await bench.run(names)
+    progress.clear()
+    if options.trace is not None:
+        _write_traces(options.trace, bench.recordings)
+    if options.json:
+        json.dump([report.as_dict() for report in reports], sys.stdout, indent=2)
+        print()
+    else:
+        print(_table(reports))
+
+
+def _table(reports: list[PolicyReport]) -> str:
+    """The measured rows, with the simulation and its error beside the total; `current` has a second row."""
+    both = [row for report in reports for row in (report, report.chained) if row is not None]
+    beside = {
+        ("simulated", "s"): [f"{report.simulated.total_ms / 1000:.3f}" for report in both],
+        ("error", "%"): [f"{report.error:+.1%}".rstrip("%") for report in both],
+    }
+    chained = [report.chained for report in reports]
+    measured = [replace(row.measured, policy=CHAINED_TITLE) if row in chained else row.measured for row in both]
+    first = both[0]
+    worst = max(report.logprob_difference for report in both)
+    return (
+        f"{policy_table(measured, beside)}\n\n"
+        f"{first.passes} passes of {first.batch_tokens} tokens each; the same tokens came out of all, "
+        f"log-probabilities at most {worst:.2g} apart"
+    )
+
+
+def _write_traces(path: Path, recordings: Mapping[str, Recording]) -> None:
+    """One file per policy, whose name goes before the first suffix; a single policy keeps the name as it is."""
+    for title, recording in recordings.items():
+        stem, dot, suffix = path.name.partition(".")
+        name = path.name if len(recordings) == 1 else f"{stem}.{title.replace(', ', '-')}{dot}{suffix}"
+        write_trace(path.with_name(name), recording)

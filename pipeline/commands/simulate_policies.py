@@ -1,0 +1,177 @@
+"""`penstock simulate`: what its options mean, the runs, and the table."""
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Mapping
+
+from pipeline.commands.policy_table import policy_table
+from pipeline.commands.progress import Progress
+from pipeline.commands.simulate import LAYERS, MILLISECONDS, RATES
+from pipeline.errors import ConfigError, unknown_name
+from pipeline.policies import CURRENT_CHAINED, POLICIES, Policy
+from pipeline.simulation.closed_forms import closed_form_ms, has_depth
+from pipeline.simulation.derive import derive_timings, find_shape
+from pipeline.simulation.line import Simulated, simulate
+from pipeline.simulation.timings import LayerTimings
+
+MS = 1000.0
+CHAINED = "current, chained"
+MOST = 1 << 16
+MOST_LAYERS = 50_000
+"""Over all passes, so that a trace holds every span."""
+LAYERS_PER_SECOND = 2000
+"""Roughly: whoever waits for longer than a second wants to know what for."""
+
+
+def simulate_policies(options: argparse.Namespace) -> None:
+    """Simulate the policies that were named, and print a table or JSON."""
+    if options.trace is not None and options.policy is None:
+        raise ConfigError("--trace: need one policy to write down, have all; name it with --policy")
+    _check_counts(options)
+    timings, policies = _timings(options), _policies(options)
+    if timings.layers * options.passes > MOST_LAYERS:
+        raise ConfigError(
+            f"--layers: need at most {MOST_LAYERS} over all passes, have {timings.layers} x {options.passes}"
+        )
+    progress = Progress()
+    runs: dict[str, Simulated] = {}
+    for label, policy in policies.items():
+        if timings.layers * options.passes > LAYERS_PER_SECOND:
+            progress.say(f"simulating {label}")
+        runs[label] = simulate(
+            timings,
+            policy,
+            passes=options.passes,
+            gpu_groups=options.gpu_groups,
+            host_groups=options.host_groups,
+            queue=options.queue,
+        )
+    progress.clear()
+    if options.json:
+        _print_json(options, runs)
+    else:
+        _print_table(timings, policies, runs)
+    if options.trace is not None:
+        _write_trace(options, timings, next(iter(runs.values())))
+
+
+def _print_json(options: argparse.Namespace, runs: Mapping[str, Simulated]) -> None:
+    rows = {label: run.overlap().as_dict() for label, run in runs.items()}
+    if CHAINED in rows:
+        rows["current"]["chained"] = rows.pop(CHAINED)
+    result = list(rows.values()) if options.policy is None else rows[options.policy]
+    json.dump(result, sys.stdout, indent=2)
+    print()
+
+
+def _print_table(timings: LayerTimings, policies: Mapping[str, Policy], runs: Mapping[str, Simulated]) -> None:
+    rows = [dataclasses.replace(run.overlap(), policy=label) for label, run in runs.items()]
+    formulas = [closed_form_ms(row.name, timings, row.micro_batches) for row in policies.values()]
+    print(policy_table(rows, {("by", "formula"): [f"{formula:.1f}" for formula in formulas]}))
+
+
+def _write_trace(options: argparse.Namespace, timings: LayerTimings, run: Simulated) -> None:
+    from pipeline.trace.perfetto import write_trace
+    from pipeline.trace.recording import Recording
+    from pipeline.wiring import ACTORS
+
+    configuration = {
+        "command": "simulate",
+        "policy": run.policy.name,
+        "gpu_groups": options.gpu_groups,
+        "timings": {
+            field.name: getattr(timings, field.name) for field in dataclasses.fields(timings) if field.name != "order"
+        },
+        "actors": list(ACTORS),
+        "groups_per_pass": len(timings.order),
+        "micro_batches": run.policy.micro_batches,
+    }
+    write_trace(options.trace, Recording(tuple(run.trace.spans), tuple(run.trace.counts), configuration))
+
+
+def _policies(options: argparse.Namespace) -> dict[str, Policy]:
+    """The rows to run by label, with the depth and the micro-batches that were asked for."""
+    if options.policy is not None and options.policy not in POLICIES:
+        raise ConfigError(f"--policy: {unknown_name('policy', options.policy, list(POLICIES))}")
+    names = list(POLICIES) if options.policy is None else [options.policy]
+    policies: dict[str, Policy] = {}
+    for name in names:
+        policy = POLICIES[name]
+        if options.depth is not None:
+            if has_depth(policy):
+                policy = dataclasses.replace(policy, depth=options.depth)
+            elif options.policy is not None:
+                raise ConfigError(f"--depth: policy {name} asks a fixed distance ahead, or none; leave the option out")
+        if options.micro_batches is not None:
+            if policy.waits == "chained":
+                policy = dataclasses.replace(policy, micro_batches=options.micro_batches)
+            elif options.policy is not None and options.micro_batches > 1:
+                raise ConfigError(
+                    f"--micro-batches: policy {name} does not chain its computations, so it runs one; have "
+                    f"{options.micro_batches}; use stage3 or backpressure"
+                )
+        policies[name] = policy
+        if name == "current":
+            policies[CHAINED] = CURRENT_CHAINED
+    return policies
+
+
+def _timings(options: argparse.Namespace) -> LayerTimings:
+    milliseconds = {name: getattr(options, name) for name in (*MILLISECONDS, "disk_attn_ms", "disk_ffn_ms")}
+    given = [name for name, value in milliseconds.items() if value is not None]
+    for name in (*given, "kv_ms", "sync_ms", "jitter"):
+        _check_number(options, name)
+    rates = [name for name in RATES if getattr(options, name) is not None]
+    common = {
+        "check_seconds": options.sync_ms / MS,
+        "kv_seconds": options.kv_ms / MS,
+        "jitter": options.jitter,
+        "seed": options.seed,
+    }
+    if options.model is not None:
+        if given:
+            raise ConfigError(f"{_option(given[0])}: --model derives the timings; give one or the other")
+        if missing := [_option(name) for name in RATES if name not in rates]:
+            raise ConfigError(f"--model: need {', '.join(missing)} too, to derive the timings")
+        for name in rates:
+            _check_number(options, name, above=True)
+        shape = find_shape(options.model)
+        derived = derive_timings(shape, **{name: getattr(options, name) for name in RATES})
+        return dataclasses.replace(derived, layers=options.layers or shape.layers, **common)
+    if rates:
+        raise ConfigError(f"{_option(rates[0])}: is for --model, which is missing")
+    seconds = {
+        name: (MILLISECONDS.get(name, 0.0) if value is None else value) / MS for name, value in milliseconds.items()
+    }
+    if not (seconds["attn_ms"] or seconds["ffn_ms"]):
+        raise ConfigError("--attn-ms, --ffn-ms: need one above 0, have 0 for both: there is nothing to overlap with")
+    return LayerTimings(
+        layers=options.layers or LAYERS,
+        attn=seconds["attn_ms"],
+        ffn=seconds["ffn_ms"],
+        attn_io=seconds["attn_io_ms"],
+        ffn_io=seconds["ffn_io_ms"],
+        attn_disk=seconds["disk_attn_ms"],
+        ffn_disk=seconds["disk_ffn_ms"],
+        **common,
+    )
+
+
+def _check_number(options: argparse.Namespace, name: str, *, above: bool = False) -> None:
+    value = getattr(options, name)
+    if not math.isfinite(value) or value < 0 or (above and value == 0):
+        raise ConfigError(f"{_option(name)}: need a finite number {'above 0' if above else 'from 0'}, have {value}")
+
+
+def _check_counts(options: argparse.Namespace) -> None:
+    for name in ("layers", "depth", "gpu_groups", "host_groups", "queue", "micro_batches", "passes"):
+        value = getattr(options, name)
+        if value is not None and not 1 <= value <= MOST:
+            raise ConfigError(f"{_option(name)}: need a whole number from 1 to {MOST}, have {value}")
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

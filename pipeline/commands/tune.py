@@ -1,0 +1,161 @@
+"""`penstock tune MODEL`."""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Mapping
+
+from pipeline.bench.candidates import DEFAULT, TOLERANCE, Reading, Samples, choose_reading
+from pipeline.bench.tune import QUEUES, Tuner, TuneReport
+from pipeline.commands.heat_map import heat_map
+from pipeline.commands.progress import Progress
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+from pipeline.memory import human_bytes
+
+MOST_GROUPS = 64
+NOISY = 0.1
+"""From this spread on the real runs say little."""
+BOUND = 0.9
+"""From this share of a pass on, the busiest resource counts as what binds it."""
+MIB = 1 << 20
+NAMES = {"disk": "the disk", "H2D": "the copies to the device", "compute": "computing"}
+
+
+async def tune(options: argparse.Namespace) -> None:
+    """Measure, simulate and try, and print what is best, or one JSON object."""
+    for name in ("batch_tokens", "most_groups", "passes"):
+        most = MOST_GROUPS if name == "most_groups" else sys.maxsize
+        if not 1 <= (have := getattr(options, name)) <= most:
+            limit = f" and at most {MOST_GROUPS}" if most == MOST_GROUPS else ""
+            raise ConfigError(f"--{name.replace('_', '-')}: need at least 1{limit}, have {have}")
+    Config(device=options.device)
+    progress = Progress()
+    tuner = Tuner(
+        options.model, options.device, options.batch_tokens, options.most_groups, options.passes, progress.say
+    )
+    said = _Once()
+    logging.getLogger("penstock").addFilter(said)
+    try:
+        report = await tuner.run()
+    finally:
+        logging.getLogger("penstock").removeFilter(said)
+    progress.clear()
+    if options.json:
+        told = {"open": open_line(report), "advice": advice(report)}
+        json.dump(report.as_dict() | told, sys.stdout, indent=2)
+        print()
+    else:
+        print("\n\n".join([_reading(report.rates), _simulation(report), _finalists(report), advice(report)]))
+        print(f"\n{open_line(report)}")
+
+
+class _Once(logging.Filter):
+    """The model is opened many times; what that has to say is said once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let each message through once."""
+        text = record.getMessage()
+        new = text not in self._said
+        self._said.add(text)
+        return new
+
+
+def open_line(report: TuneReport) -> str:
+    """The chosen settings as a line of Python to paste."""
+    settings = dict(report.chosen.settings)
+    if report.unified:
+        del settings["host_groups"]
+    chunk_bytes = settings["chunk_bytes"]
+    texts = {name: repr(value) for name, value in settings.items()}
+    texts["chunk_bytes"] = f"{chunk_bytes // MIB} << 20" if chunk_bytes % MIB == 0 else str(chunk_bytes)
+    if report.device != "auto":
+        texts["device"] = repr(report.device)
+    arguments = ", ".join(f"{name}={text}" for name, text in texts.items())
+    return f"Model.open({str(report.folder)!r}, {arguments})"
+
+
+def advice(report: TuneReport) -> str:
+    """What binds a pass, what a larger budget would buy, and whether the machine was too busy to tell."""
+    spread = max(one.measured.spread for one in report.finalists)
+    warning = f" The real runs spread by up to {spread:.0%}: tune again while the machine has nothing else to do."
+    return _bound(report) + warning * (spread >= NOISY)
+
+
+def _bound(report: TuneReport) -> str:
+    by_budget: dict[int, float] = {}
+    for candidate, seconds in report.simulated.items():
+        by_budget[candidate.gpu_groups] = min(seconds, by_budget.get(candidate.gpu_groups, seconds))
+    fastest = min(by_budget.values())
+    flat_from = min(budget for budget, seconds in by_budget.items() if seconds <= fastest * (1 + TOLERANCE))
+    busiest = max(report.resources, key=report.resources.__getitem__)
+    busy, name = report.resources[busiest], NAMES[busiest]
+    if busy >= BOUND * fastest:
+        binds = f"{name} binds from {_groups(flat_from)} on"
+        said = f"{name[0].upper()}{name[1:]} works for {busy:.3f} s of a simulated pass of {fastest:.3f} s."
+    else:
+        binds = f"from {_groups(flat_from)} on a pass gets no shorter"
+        said = f"Nothing binds alone: {name} works for {busy:.3f} s of a simulated pass of {fastest:.3f} s."
+    chosen = report.chosen.gpu_groups
+    larger = {budget: seconds for budget, seconds in by_budget.items() if budget > chosen}
+    if not larger:
+        return f"{said} No budget larger than {_groups(chosen)} was tried."
+    if min(larger.values()) >= by_budget[chosen] * (1 - TOLERANCE):
+        return f"{said} A larger budget would buy nothing: {binds}."
+    shortest = min(larger.values())
+    budget = min(budget for budget, seconds in larger.items() if seconds <= shortest * (1 + TOLERANCE))
+    return (
+        f"{said} By the simulation a budget of {_groups(budget)} ({human_bytes(report.window_bytes[budget])}) would be "
+        f"{by_budget[chosen] / larger[budget] - 1:.0%} faster, which the real runs do not show beyond their spread."
+    )
+
+
+def _groups(count: int) -> str:
+    return f"{count} group" if count == 1 else f"{count} groups"
+
+
+def _reading(rates: Mapping[Reading, Samples]) -> str:
+    lanes, chunks = (sorted({reading[index] for reading in rates}) for index in (0, 1))
+    lines = ["reading, GB/s".ljust(15) + "".join(f"{f'chunk {chunk / MIB:g} MiB':<17}" for chunk in chunks).rstrip()]
+    chosen = choose_reading(rates)
+    for count in lanes:
+        cells = []
+        for chunk in chunks:
+            samples, mark = rates[Reading(count, chunk)], "*" if chosen == (count, chunk) else ""
+            cells.append(f"{f'{samples.median / 1e9:.2f} ± {samples.spread:.1%}{mark}':<17}")
+        lines.append(f"{count:>2} lane{'s' * (count > 1)}".ljust(15) + "".join(cells).rstrip())
+    lines.append("* chosen: the default unless another is faster by more than the spreads")
+    return "\n".join(lines)
+
+
+def _simulation(report: TuneReport) -> str:
+    best: dict[tuple[int, int], float] = {}
+    for candidate, seconds in report.simulated.items():
+        cell = (candidate.gpu_groups, candidate.queue)
+        best[cell] = min(seconds, best.get(cell, seconds))
+    chosen = (report.chosen.gpu_groups, report.chosen.queue)
+    budgets = range(1, report.most_groups + 1)
+    hosts = (
+        ""
+        if report.unified
+        else (f"; of host_groups={DEFAULT.host_groups} and host_groups=gpu_groups the faster, as far as they fit")
+    )
+    title = f"simulated pass of {report.batch_tokens} tokens, relative to the best, {min(best.values()):.3f} s{hosts}"
+    return f"{title}\n{heat_map(best, report.window_bytes, budgets, QUEUES, chosen)}"
+
+
+def _finalists(report: TuneReport) -> str:
+    lines = [f"{'for real':31} measured s          simulated s   error"]
+    for one in report.finalists:
+        candidate, marks = one.candidate, [" default"] * (one.candidate == DEFAULT)
+        hosts = "" if report.unified else f" host {candidate.host_groups}"
+        name = f"{_groups(candidate.gpu_groups)}{hosts} queue {candidate.queue}{''.join(marks)}"
+        measured = f"{one.measured.median:.3f} ± {one.measured.spread:.1%}"
+        chosen = "   * chosen" if candidate == report.chosen else ""
+        lines.append(f"{name:31} {measured:19} {one.simulated:11.3f} {one.error:+7.1%}{chosen}")
+    return "\n".join(lines)

@@ -115,7 +115,7 @@ class Model:
         """
         async with self.recording() as trace:
             yield
-        recording = Recording(tuple(trace.spans), tuple(trace.counts), describe(self._runtime, "Model.report"))
+        recording = Recording(trace.spans, trace.counts, describe(self._runtime, "Model.report"))
         await asyncio.to_thread(write_report, Path(path), recording)
 
     async def aclose(self) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from actors.core.errors import LineError, SlotError
 from actors.core.message import READY, ended
 from actors.core.ports import Buffer, Clock, Event
-from actors.core.trace import Count, Trace
+from actors.core.trace import Trace
 from actors.core.turns import Turns
 
 
@@ -95,6 +95,7 @@ class Budget:
         self._turns = Turns(clock)
         self._clock = clock
         self.trace = Trace(recording=False)
+        self._counter = f"slots {name}"
 
     async def acquire(self, kind: str) -> Slot:
         """Wait for a free cell of `kind`. Its memory may still be read: see `Slot.after`."""
@@ -136,4 +137,4 @@ class Budget:
 
     def _count(self) -> None:
         if self.trace.recording:
-            self.trace.counts.append(Count(f"slots {self.name}", self._clock(), len(self._held)))
+            self.trace.count(self._counter, self._clock(), len(self._held))

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 from actors.core.errors import ChannelClosed, LineError
 from actors.core.ports import Clock
-from actors.core.trace import Count, Trace
+from actors.core.trace import Trace
 from actors.core.turns import Turns
 
 Item = TypeVar("Item")
@@ -34,6 +34,7 @@ class _Shared(Generic[Item]):
         self.capacity = capacity
         self._clock = clock
         self._trace = trace
+        self._counter = f"queue {name}"
         self.items: deque[Item] = deque()
         self.peak = 0
         self.sent = 0
@@ -44,7 +45,7 @@ class _Shared(Generic[Item]):
 
     def count(self) -> None:
         if self._trace.recording:
-            self._trace.counts.append(Count(f"queue {self.name}", self._clock(), len(self.items)))
+            self._trace.count(self._counter, self._clock(), len(self.items))
 
     def statistics(self) -> ChannelStatistics:
         return ChannelStatistics(

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from actors.core.message import Message
 from actors.core.ports import Event
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """One stretch of an actor's time, in clock seconds.
+class Span(NamedTuple):
+    """One stretch of an actor's time, in clock seconds. A tuple, since that is the cheapest record to make.
 
     Attributes:
         actor: whose time it is.
@@ -36,8 +35,7 @@ class Span:
     part: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Count:
+class Count(NamedTuple):
     """How many there were from a moment on: messages in the queue of an actor, or leased slots of a budget.
 
     `counter` is "queue <actor>" or "slots <place>".
@@ -51,18 +49,48 @@ class Count:
 class Trace:
     """The spans and counts of a run, each in the order in which they ended; the oldest go beyond `capacity`.
 
-    Nothing is kept while `recording` is off.
+    Nothing is kept while `recording` is off. What is kept are bare tuples, which the garbage collector need not visit.
     """
 
     def __init__(self, capacity: int = 1_000_000, *, recording: bool = True) -> None:
         self.recording = recording
-        self.spans: deque[Span] = deque(maxlen=capacity)
-        self.counts: deque[Count] = deque(maxlen=capacity)
+        self._spans: deque[tuple[str, str, int, str, int, float, float, int, int]] = deque(maxlen=capacity)
+        self._counts: deque[tuple[str, float, int]] = deque(maxlen=capacity)
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """What was recorded up to now."""
+        return tuple(map(Span._make, self._spans))
+
+    @property
+    def counts(self) -> tuple[Count, ...]:
+        """What was counted up to now."""
+        return tuple(map(Count._make, self._counts))
+
+    def span(
+        self,
+        actor: str,
+        what: str,
+        message: Message[Any],
+        started: float,
+        ended: float,
+        *,
+        slot: int = -1,
+        part: int = 0,
+    ) -> None:
+        """Record one `Span`, unless it took no time."""
+        if self.recording and ended > started:
+            self._spans.append((actor, what, message.layer, message.group, message.seq, started, ended, slot, part))
+
+    def count(self, counter: str, at: float, value: int) -> None:
+        """Record one `Count`."""
+        if self.recording:
+            self._counts.append((counter, at, value))
 
     def clear(self) -> None:
         """Forget everything."""
-        self.spans.clear()
-        self.counts.clear()
+        self._spans.clear()
+        self._counts.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +117,20 @@ class Meter:
     def stalled(self, what: str, message: Message[Any], started: float, ended: float) -> None:
         """Count a wait of the actor itself."""
         self.stalled_seconds += ended - started
-        self._record(what, message, started, ended)
+        self._trace.span(self._actor, what, message, started, ended)
 
     def worked(self, message: Message[Any], started: float, ended: float, waited: float) -> None:
         """Count work that the actor did itself, less what it `waited` for before it could begin."""
         self._messages += 1
         self._busy_seconds += ended - started - waited
-        self._record("work", message, started + waited, ended, -1 if message.at is None else message.at.index)
+        slot = -1 if message.at is None else message.at.index
+        self._trace.span(self._actor, "work", message, started + waited, ended, slot=slot)
 
     def launched(self, message: Message[Any], events: Sequence[Event], slot: int) -> None:
         """Count the operations of one message that run elsewhere, once their events tell when they ran."""
         self._messages += 1
-        self._running.extend((message, event, slot, part) for part, event in enumerate(events))
+        for part, event in enumerate(events):
+            self._running.append((message, event, slot, part))
         self._settle()
 
     def statistics(self) -> ActorStatistics:
@@ -115,11 +145,4 @@ class Meter:
                 started, ended = event.span
                 self._busy_seconds += max(0.0, ended - max(started, self._busy_until))
                 self._busy_until = max(self._busy_until, ended)
-                self._record("work", message, started, ended, slot, part)
-
-    def _record(
-        self, what: str, message: Message[Any], started: float, ended: float, slot: int = -1, part: int = 0
-    ) -> None:
-        if self._trace.recording and ended > started:
-            span = Span(self._actor, what, message.layer, message.group, message.seq, started, ended, slot, part)
-            self._trace.spans.append(span)
+                self._trace.span(self._actor, "work", message, started, ended, slot=slot, part=part)

@@ -9,6 +9,7 @@ from typing import Any
 
 from actors.core.channel import Receiver, Sender, open_channel
 from actors.core.errors import ChannelClosed
+from actors.core.trace import Trace
 from pipeline.simulation.line import sim_line
 from pipeline.simulation.loop import VirtualTimeLoop, run_virtual
 from pipeline.simulation.timings import LayerTimings
@@ -33,12 +34,13 @@ class CoreReport:
     """Medians of `rounds` rounds, by event loop, and the steady pass of a simulated 80-layer model.
 
     A hop is one send and one receive. The line is all five actors on a simulated device whose operations take no time,
-    so that its microseconds per group are what Python costs.
+    so that its microseconds per group are what Python costs; `recorded` with every span and count kept.
     """
 
     rounds: int
     hop_messages_per_second: dict[str, float]
     line_group_microseconds: dict[str, float]
+    recorded_group_microseconds: dict[str, float]
     simulated_pass_seconds: float
     ideal_pass_seconds: float
     real_seconds_per_simulated_pass: float
@@ -53,12 +55,14 @@ def bench_core(rounds: int) -> CoreReport:
     loops = _loops()
     hops: dict[str, list[float]] = {name: [] for name in loops}
     groups: dict[str, list[float]] = {name: [] for name in loops}
+    recorded: dict[str, list[float]] = {name: [] for name in loops}
     simulated = []
     for _ in range(rounds):
         for name, factory in loops.items():
             with asyncio.Runner(loop_factory=factory) as runner:
                 hops[name].append(runner.run(_hops_per_second()))
-                groups[name].append(runner.run(_group_microseconds()))
+                groups[name].append(runner.run(_group_microseconds(Trace(recording=False))))
+                recorded[name].append(runner.run(_group_microseconds(Trace())))
         started = time.perf_counter()
         pass_seconds = run_virtual(_simulated_pass_seconds())
         simulated.append((time.perf_counter() - started) / PASSES)
@@ -66,6 +70,7 @@ def bench_core(rounds: int) -> CoreReport:
         rounds,
         {name: statistics.median(each) for name, each in hops.items()},
         {name: statistics.median(each) for name, each in groups.items()},
+        {name: statistics.median(each) for name, each in recorded.items()},
         pass_seconds,
         IDEAL_PASS_SECONDS,
         statistics.median(simulated),
@@ -104,9 +109,9 @@ async def _hops_per_second() -> float:
     return received / (time.perf_counter() - started)
 
 
-async def _group_microseconds() -> float:
+async def _group_microseconds(trace: Trace) -> float:
     instant = _InstantDisk(layers=LAYERS, attn=0.0, ffn=0.0, attn_io=0.0, ffn_io=0.0)
-    sim = sim_line(instant, passes=PASSES, queue=QUEUE)
+    sim = sim_line(instant, passes=PASSES, queue=QUEUE, trace=trace)
     started = time.perf_counter()
     await sim.line.run()
     return (time.perf_counter() - started) / (2 * LAYERS * PASSES) * 1e6

@@ -23,7 +23,8 @@ Progress = Callable[[str], None]
 class PassReport:
     """Medians over `passes` rounds, in each of which the floors and the pass were measured one after the other.
 
-    `ratio` is the median of `pass / max(floors)` taken round by round, so that a drift of the machine cancels.
+    `ratio` is the median of `pass / max(floors)` taken round by round, so that a drift of the machine cancels;
+    `recording_ratio` the same of a pass that was recorded to one that was not.
     `first_group_wait_seconds` is how long the device waited for a pass's first group, `group_wait_seconds` the mean
     wait over all groups: they are alike when the line never drains between passes (rule 9).
     """
@@ -32,9 +33,11 @@ class PassReport:
     read_floor_seconds: float
     compute_floor_seconds: float
     ratio: float
+    recording_ratio: float
     passes: int
     ratios: tuple[float, ...]
     pass_seconds_each: tuple[float, ...]
+    recorded_seconds_each: tuple[float, ...]
     read_floor_seconds_each: tuple[float, ...]
     compute_floor_seconds_each: tuple[float, ...]
     compute_floor_aliased: bool
@@ -51,9 +54,9 @@ class PassReport:
 async def bench_pass(
     folder: Path, settings: dict[str, Any], passes: int, progress: Progress
 ) -> tuple[PassReport, Recording]:
-    """Measure read floor, compute floor and pass in turn, `passes` times, with one token per pass.
+    """Measure read floor, compute floor, pass and recorded pass in turn, `passes` times, with one token per pass.
 
-    The recording is that of the last round's streamed passes.
+    The recording is the last round's.
     """
     runtime = await asyncio.to_thread(build, folder, Config.from_arguments(settings))
     try:
@@ -64,13 +67,13 @@ async def bench_pass(
         async with Model.open(folder, **settings) as model:
             report = await _rounds(model, floors, resident, passes, progress)
             trace = model.runtime.line.trace
-            return report, Recording(tuple(trace.spans), tuple(trace.counts), describe(model.runtime, "bench pass"))
+            return report, Recording(trace.spans, trace.counts, describe(model.runtime, "bench pass"))
     finally:
         await runtime.aclose()
 
 
 async def _rounds(model: Model, floors: Floors, resident: Resident, passes: int, progress: Progress) -> PassReport:
-    reads, computes, streamed, waits, firsts = [], [], [], [], []
+    reads, computes, streamed, recorded, waits, firsts = [], [], [], [], [], []
     moved = model.statistics()
     for index in range(passes):
         progress(f"round {index + 1}/{passes}: reading alone")
@@ -78,7 +81,12 @@ async def _rounds(model: Model, floors: Floors, resident: Resident, passes: int,
         progress(f"round {index + 1}/{passes}: computing alone")
         computes.append(await floors.compute_seconds(resident))
         progress(f"round {index + 1}/{passes}: both at once")
+        plain_first = index % 2 == 0  # a pass right behind another is not quite like one behind a pause
+        if plain_first:
+            streamed.append(await _steady_pass_seconds(model))
         async with model.recording() as trace:
+            recorded.append(await _steady_pass_seconds(model))
+        if not plain_first:
             streamed.append(await _steady_pass_seconds(model))
         first, each = _waits(trace, len(resident.messages))
         firsts.append(first)
@@ -87,6 +95,7 @@ async def _rounds(model: Model, floors: Floors, resident: Resident, passes: int,
             f"round {index + 1}/{passes}: read {reads[-1]:.3f}, compute {computes[-1]:.3f}, pass {streamed[-1]:.3f} s"
         )
     ratios = [one / max(read, compute) for one, read, compute in zip(streamed, reads, computes, strict=True)]
+    costs = [with_trace / without for with_trace, without in zip(recorded, streamed, strict=True)]
     after = model.statistics()
     ran = after.passes - moved.passes
     return PassReport(
@@ -94,9 +103,11 @@ async def _rounds(model: Model, floors: Floors, resident: Resident, passes: int,
         statistics.median(reads),
         statistics.median(computes),
         statistics.median(ratios),
+        statistics.median(costs),
         passes,
         tuple(ratios),
         tuple(streamed),
+        tuple(recorded),
         tuple(reads),
         tuple(computes),
         resident.aliased,
@@ -121,11 +132,8 @@ async def _steady_pass_seconds(model: Model) -> float:
 
 def _waits(trace: Trace, groups_per_pass: int) -> tuple[float, float]:
     """Seconds that the compute scheduler waited for the first group of the last pass, and on average for a group."""
-    waits = {
-        span.seq: span.ended - span.started
-        for span in trace.spans
-        if span.actor == "compute_scheduler" and span.what == "message"
-    }
-    last_pass = max(span.seq for span in trace.spans if span.actor == "compute_scheduler") // groups_per_pass
+    spans = [span for span in trace.spans if span.actor == "compute_scheduler"]
+    waits = {span.seq: span.ended - span.started for span in spans if span.what == "message"}
+    last_pass = max(span.seq for span in spans) // groups_per_pass
     seqs = range(last_pass * groups_per_pass, (last_pass + 1) * groups_per_pass)
     return waits.get(seqs[0], 0.0), sum(waits.get(seq, 0.0) for seq in seqs) / groups_per_pass

@@ -102,8 +102,8 @@ class PolicyBench:
             requests = runtime.wired.requests
             asked, depth = ({}, None) if requests is None else (dict(requests.asked_at), requests.depth)
             configuration = describe(runtime, "bench policies")
-        spans = tuple(trace.spans)
-        self.recordings[title] = Recording(spans, tuple(trace.counts), configuration)
+        spans = trace.spans
+        self.recordings[title] = Recording(spans, trace.counts, configuration)
         self.progress(f"{title}: simulating")
 
         def overlap(spans: Sequence[Span]) -> Overlap:
@@ -117,10 +117,8 @@ class PolicyBench:
         # On a thread: virtual time needs an event loop of its own.
         simulated = await asyncio.to_thread(simulate, timings, policy, passes=WARM_UP_PASSES + self.passes, **groups)
         difference = self._difference(output, title)
-        spans_simulated = tuple(simulated.trace.spans)
-        return PolicyReport(
-            measured, overlap(spans_simulated), self.passes, self.batch_tokens, output.token_ids, difference
-        )
+        row = overlap(simulated.trace.spans)
+        return PolicyReport(measured, row, self.passes, self.batch_tokens, output.token_ids, difference)
 
     async def _generate(self, model: Model, tokens: int, title: str) -> tuple[Output, Trace]:
         prompt = prompt_of(tokens, model.runtime.config.vocabulary_size)
@@ -157,7 +155,7 @@ async def balanced_tokens(folder: Path, settings: Mapping[str, Any], passes: int
             async with model.recording() as trace:
                 await model.generate(prompt_of(3 * tokens, model.runtime.config.vocabulary_size), max_new_tokens=1)
             most = model.runtime.config.max_positions // (WARM_UP_PASSES + passes + 1)
-        spans = list(trace.spans)
+        spans = trace.spans
         busy = busy_seconds(spans, min(span.started for span in spans), max(span.ended for span in spans))
         ratio = max(busy.get(DISK, 0.0), busy.get(LINK, 0.0)) / busy[COMPUTE]
         tokens = max(1, min(round(tokens * ratio), MOST_TOKENS, most))

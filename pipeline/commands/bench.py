@@ -28,6 +28,7 @@ async def bench(options: argparse.Namespace) -> None:
         return
     rows = {
         "pass": report.pass_seconds_each,
+        "recorded pass": report.recorded_seconds_each,
         "read floor": report.read_floor_seconds_each,
         "compute floor": report.compute_floor_seconds_each,
     }
@@ -36,6 +37,7 @@ async def bench(options: argparse.Namespace) -> None:
         print(f"{name:14} {median:8.3f} s   ({min(seconds):.3f} to {max(seconds):.3f})")
     low, high = min(report.ratios), max(report.ratios)
     print(f"{'ratio':14} {report.ratio:8.3f}     ({low:.3f} to {high:.3f}), median of {report.passes} rounds")
+    print(f"{'recording':14} {report.recording_ratio - 1:+8.1%}     of a pass")
     rate = report.read_bytes_per_pass / report.pass_seconds
     needed = report.read_bytes_per_pass / report.needed_bytes_per_pass
     print(
@@ -58,7 +60,10 @@ def core(options: argparse.Namespace) -> None:
         return
     for loop in report.hop_messages_per_second:
         hop, group = report.hop_messages_per_second[loop], report.line_group_microseconds[loop]
-        print(f"{loop:8} {hop:10,.0f} messages/s per hop   {group:6.1f} us per group of the whole line")
+        print(
+            f"{loop:8} {hop:10,.0f} messages/s per hop   {group:6.1f} us per group of the whole line, "
+            f"{report.recorded_group_microseconds[loop]:.1f} recorded"
+        )
     off = report.simulated_pass_seconds / report.ideal_pass_seconds - 1
     print(
         f"a simulated 80-layer pass takes {report.simulated_pass_seconds:.4f} s, {off:+.3%} of the ideal "

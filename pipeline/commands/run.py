@@ -56,7 +56,7 @@ async def traced(model: Model, path: Path, command: str) -> AsyncGenerator[None,
     """Write a trace of what happens in the `async with`."""
     async with model.recording() as trace:
         yield
-    recording = Recording(tuple(trace.spans), tuple(trace.counts), describe(model.runtime, command))
+    recording = Recording(trace.spans, trace.counts, describe(model.runtime, command))
     await asyncio.to_thread(write_trace, path, recording)
 
 

@@ -89,7 +89,7 @@ def _write_trace(options: argparse.Namespace, timings: LayerTimings, run: Simula
         "groups_per_pass": len(timings.order),
         "micro_batches": run.policy.micro_batches,
     }
-    write_trace(options.trace, Recording(tuple(run.trace.spans), tuple(run.trace.counts), configuration))
+    write_trace(options.trace, Recording(run.trace.spans, run.trace.counts, configuration))
 
 
 def _policies(options: argparse.Namespace) -> dict[str, Policy]:

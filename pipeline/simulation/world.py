@@ -4,13 +4,13 @@ import asyncio
 import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from actors.core.budget import Slot
 from actors.core.message import READY, Message, ended
 from actors.core.ports import Buffer, Device, Event, PrefetchPolicy
-from actors.core.trace import Span, Trace
+from actors.core.trace import Trace
 from pipeline.simulation.timings import Timings
 
 BYTES_PER_SECOND = 1e9
@@ -106,7 +106,7 @@ class SimProgram:
         self._trace = trace
         self._work = work
         self._attentions = {key for key in self.order if key[1] == "attn"}
-        self._kv_moves: list[tuple[str, int, int, Event]] = []
+        self._kv_moves: list[tuple[str, Message[Slot], Event]] = []
 
     async def begin(self) -> SimPass:
         """Begin once the host has something to compute."""
@@ -171,13 +171,13 @@ class SimProgram:
         if not self._timings.kv_seconds or (layer, "attn") not in self._attentions:
             return READY
         event = self._device.launch(lane, lambda: self._timings.kv_seconds, after)
-        self._kv_moves.append((lane, layer, message.seq, event))
+        self._kv_moves.append((lane, replace(message, layer=layer, group="kv"), event))
         return event
 
     def _record_kv(self) -> None:
         """No actor moves the simulated KV blocks, so their spans are recorded here."""
         if self._trace.recording:
-            for lane, layer, seq, event in self._kv_moves:
+            for lane, moved, event in self._kv_moves:
                 if event.span is not None:
-                    self._trace.spans.append(Span(lane, "work", layer, "kv", seq, *event.span))
-        self._kv_moves = [move for move in self._kv_moves if not move[3].done()]
+                    self._trace.span(lane, "work", moved, *event.span)
+        self._kv_moves = [move for move in self._kv_moves if not move[2].done()]

@@ -91,9 +91,9 @@ def test_triggers_tell_themselves_what_they_asked_for() -> None:
 
 
 def test_waits_and_strangers_are_not_work() -> None:
-    waits = [replace(span, what=what, ended=9.0) for span in READ + COMPUTED for what in ("slot", "event", "check")]
-    strangers = [replace(span, actor="checksum", ended=9.0) for span in READ]
-    embedding = [replace(COMPUTED[0], layer=-1, group="embed", started=0.0, ended=0.002)]
+    waits = [span._replace(what=what, ended=9.0) for span in READ + COMPUTED for what in ("slot", "event", "check")]
+    strangers = [span._replace(actor="checksum", ended=9.0) for span in READ]
+    embedding = [COMPUTED[0]._replace(layer=-1, group="embed", started=0.0, ended=0.002)]
     expected = Overlap.of("mine", [*READ, *COMPUTED], order_of(2))
     assert Overlap.of("mine", [*waits, *strangers, *embedding, *READ, *COMPUTED], order_of(2)) == expected
 
@@ -101,7 +101,7 @@ def test_waits_and_strangers_are_not_work() -> None:
 def test_transfers_belong_to_computations_by_seq_not_by_place() -> None:
     """A policy with triggers plans in another order than that of computing."""
     swapped = {1: 2, 2: 1}
-    spans = [replace(span, seq=swapped.get(span.seq, span.seq)) for span in (*READ, *COMPUTED)]
+    spans = [span._replace(seq=swapped.get(span.seq, span.seq)) for span in (*READ, *COMPUTED)]
     assert Overlap.of("mine", spans, order_of(2)) == Overlap.of("mine", [*READ, *COMPUTED], order_of(2))
 
 
@@ -167,9 +167,9 @@ def test_slices_of_the_head_count_in_totals_only() -> None:
 
 
 def test_warm_up_passes_can_be_left_out() -> None:
-    slow = [replace(span, started=span.started * 3, ended=span.ended * 3) for span in (*READ, *COMPUTED)]
+    slow = [span._replace(started=span.started * 3, ended=span.ended * 3) for span in (*READ, *COMPUTED)]
     later = [
-        replace(span, seq=span.seq + 4, started=span.started + 0.24, ended=span.ended + 0.24)
+        span._replace(seq=span.seq + 4, started=span.started + 0.24, ended=span.ended + 0.24)
         for span in (*READ, *COMPUTED)
     ]
     both = Overlap.of("mine", [*slow, *later], order_of(2))

@@ -61,6 +61,11 @@ class Policy:
     micro_batches: int = 1
     kv_ahead: bool = True
 
+    @property
+    def goes_to_depth(self) -> bool:
+        """Whether `depth` says how far ahead the row asks."""
+        return any(want.last is None for want in (*self.at_attn, *self.at_ffn))
+
     def fit(self, slots: Mapping[str, int]) -> "Policy":
         """Clip the depth, and the warm-up, to the slots; says so when that changes something.
 
@@ -69,8 +74,7 @@ class Policy:
         if not self.triggered:
             return self
         held = min(slots.values()) if len(slots) > 1 else sum(slots.values()) // 2
-        deep = any(want.last is None for want in (*self.at_attn, *self.at_ffn))
-        depth = min(self.depth, max(0, held - 1)) if deep else self.depth
+        depth = min(self.depth, max(0, held - 1)) if self.goes_to_depth else self.depth
         layers = min(self.warmup_layers, held)
         if (depth, layers) != (self.depth, self.warmup_layers):
             logger.warning(

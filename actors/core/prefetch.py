@@ -117,9 +117,8 @@ class PrefetchQueue:
         """The computation of a group has started on the device: the policy's trigger."""
         # The half before may still compute its last micro-batch, but the one before that has ended.
         self._computed = max(self._computed, position - 1)
-        pass_, index = divmod(position, len(self._halves))
-        kind, layer = self._halves[index]
-        asks = [ask for ask in self._policy.at_start(Half(kind, layer, len(self._sent))) if self._ask(pass_, ask)]
+        kind, layer = self._halves[position % len(self._halves)]
+        asks = [ask for ask in self._policy.at_start(Half(kind, layer, len(self._sent))) if self._ask(position, ask)]
         self.asked_at[kind] = max(self.asked_at[kind], len(asks))
         self.depth = max(self.depth, *(ask.layer - layer for ask in asks), 0)
 
@@ -130,15 +129,15 @@ class PrefetchQueue:
         if position + 1 not in self._waiting:
             self._request(position + 1, Priority.DEMAND)
 
-    def _ask(self, pass_: int, ask: Ask) -> bool:
+    def _ask(self, trigger: int, ask: Ask) -> bool:
         """Whether there is such a group in the pass; one for which there is no slot yet can be asked for again."""
         index = self._indices.get((ask.kind, ask.layer))
         if index is None:
             return False
-        position = pass_ * len(self._halves) + index
-        if self._fits(position):
+        position = trigger - trigger % len(self._halves) + index
+        if self._fits(position, self._computed):
             self._request(position, ask.priority)
-        elif not self._told:
+        elif not self._told and not self._fits(position, trigger):
             self._told = True
             logger.warning(
                 "policy %s asks for %s of layer %d, for which there is no slot yet: raise gpu_groups, or ask for fewer",
@@ -154,10 +153,10 @@ class PrefetchQueue:
         self._age += 1
         self._turns.notify()
 
-    def _fits(self, position: int) -> bool:
-        """Whether the group can have a slot while those that are computed before it keep theirs (rule 2)."""
+    def _fits(self, position: int, computed: int) -> bool:
+        """Whether the group can have a slot while those from `computed` on up to it keep theirs (rule 2)."""
         kind = self._slot_kinds[position % len(self._slot_kinds)]
-        return self._rank(position, kind) - self._rank(self._computed, kind) < self._slots[kind]
+        return self._rank(position, kind) - self._rank(computed, kind) < self._slots[kind]
 
     def _rank(self, position: int, kind: str) -> int:
         """How many groups with this kind of slot come before a position."""

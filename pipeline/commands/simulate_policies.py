@@ -12,7 +12,7 @@ from pipeline.commands.progress import Progress
 from pipeline.commands.simulate import LAYERS, MILLISECONDS, RATES
 from pipeline.errors import ConfigError, unknown_name
 from pipeline.policies import CURRENT_CHAINED, POLICIES, Policy
-from pipeline.simulation.closed_forms import closed_form_ms, has_depth
+from pipeline.simulation.closed_forms import closed_form_ms
 from pipeline.simulation.derive import derive_timings, find_shape
 from pipeline.simulation.line import Simulated, simulate
 from pipeline.simulation.timings import LayerTimings
@@ -101,7 +101,7 @@ def _policies(options: argparse.Namespace) -> dict[str, Policy]:
     for name in names:
         policy = POLICIES[name]
         if options.depth is not None:
-            if has_depth(policy):
+            if policy.goes_to_depth:
                 policy = dataclasses.replace(policy, depth=options.depth)
             elif options.policy is not None:
                 raise ConfigError(f"--depth: policy {name} asks a fixed distance ahead, or none; leave the option out")

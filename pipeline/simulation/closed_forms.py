@@ -5,15 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.errors import ConfigError, unknown_name
-from pipeline.policies import POLICIES, Policy
+from pipeline.policies import POLICIES
 from pipeline.simulation.timings import LayerTimings
 
 MS = 1000.0
-
-
-def has_depth(policy: Policy) -> bool:
-    """Whether the policy's `depth` says how far ahead it asks."""
-    return any(want.last is None for want in (*policy.at_attn, *policy.at_ffn))
 
 
 def closed_form_ms(policy: str, timings: LayerTimings, micro_batches: int = 1) -> float:
@@ -42,7 +37,7 @@ def closed_form_ms(policy: str, timings: LayerTimings, micro_batches: int = 1) -
     if micro_batches != 1 and row.waits != "chained":
         raise ConfigError(f"micro_batches: need 1 for policy {policy}, which does not chain, have {micro_batches}")
     attn, ffn = timings.attn, timings.ffn
-    if row.triggered and not has_depth(row):
+    if row.triggered and not row.goes_to_depth:
         transfers = timings.attn_disk + timings.attn_io, timings.ffn_disk + timings.ffn_io
         return MS * (attn + transfers[1] + ffn + max(0.0, transfers[0] - ffn, timings.kv_seconds))
     checks = 2 * timings.check_seconds if row.waits == "blocking" else 0.0

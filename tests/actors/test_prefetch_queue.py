@@ -136,6 +136,19 @@ async def test_what_lies_beyond_the_pass_is_ignored_and_not_counted() -> None:
     assert queue.asked_at == {"attn": 1, "ffn": 1}
 
 
+async def test_a_slot_that_is_about_to_be_freed_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    """Micro-batches: the second slice of the head starts while the first still computes, and holds its slot."""
+    queue = open_queue(
+        ScriptedPolicy(lambda half: [Ask("ffn", half.layer + 1)]), {"attn": 2, "ffn": 2}, layers=1, slices=3
+    )
+    queue.started(1)
+    queue.started(2)
+    assert not caplog.records
+    queue.ended(1)
+    queue.started(3)
+    assert not caplog.records
+
+
 @virtual
 async def test_the_slices_of_the_head_follow_as_further_ffns() -> None:
     seen: list[Half] = []

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.policies import CURRENT_CHAINED, POLICIES, Policy
-from pipeline.simulation.closed_forms import ESTIMATES, closed_form_ms, has_depth
+from pipeline.simulation.closed_forms import ESTIMATES, closed_form_ms
 from pipeline.simulation.line import simulate
 from pipeline.simulation.timings import LayerTimings
 
@@ -40,7 +40,7 @@ def enough_layers(policy: Policy, timings: LayerTimings) -> float:
     Slots hold half as many layers of transfers. Each layer uses up the difference between the slowest resource and the
     next, so the nearer to balance, the longer that takes.
     """
-    if policy.triggered and not has_depth(policy):
+    if policy.triggered and not policy.goes_to_depth:
         return LEAST_LAYERS
     checks = 2 * timings.check_seconds if policy.waits == "blocking" else 0.0
     computing = (timings.attn, timings.ffn) if policy.micro_batches > 1 else (timings.attn + timings.ffn + checks,)

@@ -55,7 +55,7 @@ def timeline_chart(recording: Recording, summary: Summary, window: Interval) -> 
     scale = Scale(zero_of(recording), *window)
     top = 18.0
     rows = lanes(recording)
-    counters = _counters([*recording.counts, *groups_on_device(recording.spans)])
+    counters = _counters(recording)
     height = top + ROW_HEIGHT * len(rows) + (14 if counters else 0) + COUNTER_HEIGHT * len(counters)
     parts = [PATTERNS, *axis(scale, top, height), *_pass_marks(recording, scale, top, height)]
     computing = [index for index, lane in enumerate(rows) if lane.actor == COMPUTE]
@@ -155,11 +155,13 @@ def groups_on_device(spans: Sequence[Span]) -> list[Count]:
     return [Count("groups on device", at, value) for (at, _), value in zip(changes, values, strict=True)]
 
 
-def _counters(counts: Sequence[Count]) -> dict[str, list[Count]]:
-    found: dict[str, list[Count]] = {}
-    for count in counts:
+def _counters(recording: Recording) -> dict[str, list[Count]]:
+    """All counts by counter: the queues in the order of the line, then what else there is."""
+    found: dict[str, list[Count]] = {f"queue {actor}": [] for actor in recording.configuration.get("actors", ())}
+    for count in (*recording.counts, *groups_on_device(recording.spans)):
         found.setdefault(count.counter, []).append(count)
-    return dict(sorted(found.items(), key=lambda item: not item[0].startswith("queue")))
+    queues_first = sorted(found.items(), key=lambda item: not item[0].startswith("queue"))
+    return {name: counts for name, counts in queues_first if counts}
 
 
 def _draw_counter(name: str, counts: Sequence[Count], scale: Scale, top: float) -> list[str]:

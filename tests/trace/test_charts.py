@@ -56,6 +56,15 @@ def test_counters_show_every_peak_and_begin_with_what_was_there() -> None:
     assert list(dict.fromkeys(heights)) == [(left, 0), (left, 2), (middle, 2), (middle, 4), (middle, 0), (right, 0)]
 
 
+def test_queues_stand_in_the_order_of_the_line_whichever_changed_first() -> None:
+    spans = (Span("compute_scheduler", "work", 0, "attn", 0, 0.0, 1.0),)
+    changes = ("slots host", "queue b", "queue stranger", "queue a")
+    recording = Recording(spans, tuple(Count(name, 0.5, 1) for name in changes), {"actors": ["first", "a", "b"]})
+    chart = timeline_chart(recording, summarize(recording), (0, 1))
+    names = ["queue a", "queue b", "queue stranger", "slots host", "groups on device"]
+    assert re.findall(r">((?:queue|slots|groups) [a-z ]+)</text>", chart) == names
+
+
 def test_the_overview_puts_what_the_device_waited_for_above_its_computing() -> None:
     spans = []
     for seq in range(400):

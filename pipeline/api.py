@@ -10,7 +10,7 @@ from typing import Any
 
 from actors.core.errors import LineError
 from actors.core.trace import Trace
-from pipeline.build import Runtime, build
+from pipeline.build import CLOCK, Runtime, build
 from pipeline.config import Config
 from pipeline.errors import CheckpointError, ClosedError, ConfigError, PenstockError, RequestError
 from pipeline.models.config import read_config, read_generation_defaults
@@ -21,6 +21,7 @@ from pipeline.text.tokenizer import Tokenizer, load_tokenizer
 from pipeline.trace.configuration import describe
 from pipeline.trace.recording import Recording
 from pipeline.trace.report import write_report
+from pipeline.trace.target import check_writable
 
 logger = logging.getLogger("penstock")
 BUNDLED = Path(__file__).parent / "bundled"
@@ -39,6 +40,7 @@ class Model:
         self._loop = asyncio.get_running_loop()
         self._supervisor = asyncio.create_task(self._supervise(), name="penstock")
         self._closing: asyncio.Task[None] | None = None
+        self._recording = False
 
     @classmethod
     def open(cls, path: str | Path | None = None, *, trace: Trace | None = None, **settings: Any) -> "Opening":
@@ -97,26 +99,37 @@ class Model:
 
     @contextlib.asynccontextmanager
     async def recording(self) -> AsyncGenerator[Trace, None]:
-        """Record what every actor does in the `async with`; the trace is cleared when it begins."""
+        """Record what every actor does in the `async with`; the trace is cleared when it begins.
+
+        A `Trace` that records anyway is neither cleared nor stopped. Raises ConfigError within another recording.
+        """
+        if self._recording:
+            raise ConfigError("recording: another one, or a report, is under way; end it first")
         trace = self._runtime.line.trace
-        trace.clear()
+        goes_on, self._recording = trace.recording, True
+        if not goes_on:
+            trace.clear()
         trace.recording = True
         try:
             yield trace
         finally:
             self._runtime.line.statistics()  # operations that have ended since are traced here
-            trace.recording = False
+            trace.recording, self._recording = goes_on, False
+            if trace.dropped:
+                logger.warning("the trace is full: its %d oldest spans and counts are gone; record less", trace.dropped)
 
     @contextlib.asynccontextmanager
     async def report(self, path: str | Path) -> AsyncGenerator[None, None]:
         """Record what happens in the `async with`, and write it as one HTML page: what overlapped, and what bound it.
 
-        Raises ConfigError when the page cannot be written there.
+        Where the body raises, nothing is written. Raises ConfigError when the page cannot be written there.
         """
+        check_writable(Path(path))
+        started = CLOCK()
         async with self.recording() as trace:
             yield
         recording = Recording(trace.spans, trace.counts, describe(self._runtime, "Model.report"))
-        await asyncio.to_thread(write_report, Path(path), recording)
+        await asyncio.to_thread(write_report, Path(path), recording.since(started))
 
     async def aclose(self) -> None:
         """Stop the line and give everything back. Requests that still run end with ClosedError.

@@ -47,13 +47,15 @@ class Count(NamedTuple):
 
 
 class Trace:
-    """The spans and counts of a run, each in the order in which they ended; the oldest go beyond `capacity`.
+    """The spans and counts of a run, each in the order in which they ended; beyond `capacity` the oldest are `dropped`.
 
     Nothing is kept while `recording` is off. What is kept are bare tuples, which the garbage collector need not visit.
     """
 
-    def __init__(self, capacity: int = 1_000_000, *, recording: bool = True) -> None:
+    def __init__(self, capacity: int | None = 1_000_000, *, recording: bool = True) -> None:
         self.recording = recording
+        self.dropped = 0
+        self._capacity = capacity
         self._spans: deque[tuple[str, str, int, str, int, float, float, int, int]] = deque(maxlen=capacity)
         self._counts: deque[tuple[str, float, int]] = deque(maxlen=capacity)
 
@@ -80,17 +82,20 @@ class Trace:
     ) -> None:
         """Record one `Span`, unless it took no time."""
         if self.recording and ended > started:
+            self.dropped += len(self._spans) == self._capacity
             self._spans.append((actor, what, message.layer, message.group, message.seq, started, ended, slot, part))
 
     def count(self, counter: str, at: float, value: int) -> None:
         """Record one `Count`."""
         if self.recording:
+            self.dropped += len(self._counts) == self._capacity
             self._counts.append((counter, at, value))
 
     def clear(self) -> None:
         """Forget everything."""
         self._spans.clear()
         self._counts.clear()
+        self.dropped = 0
 
 
 @dataclass(frozen=True, slots=True)

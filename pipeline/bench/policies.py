@@ -9,7 +9,7 @@ from typing import Any
 from actors.core.ports import PrefetchPolicy
 from actors.core.trace import Span, Trace
 from pipeline.api import Model
-from pipeline.errors import PenstockError
+from pipeline.errors import ConfigError, PenstockError
 from pipeline.policies import CURRENT_CHAINED, find_policy
 from pipeline.sequences.sequence import Output
 from pipeline.simulation.line import simulate
@@ -102,6 +102,8 @@ class PolicyBench:
             requests = runtime.wired.requests
             asked, depth = ({}, None) if requests is None else (dict(requests.asked_at), requests.depth)
             configuration = describe(runtime, "bench policies")
+        if trace.dropped:
+            raise ConfigError(f"passes: have {self.passes}, more than a trace holds; lower it")
         spans = trace.spans
         self.recordings[title] = Recording(spans, trace.counts, configuration)
         self.progress(f"{title}: simulating")
@@ -113,9 +115,10 @@ class PolicyBench:
 
         measured = overlap(spans)
         timings = Replay.of(spans, order, one_link=one_link, check_seconds=measured.host_blocked_ms / 1000)
-        groups = {"gpu_groups": self.settings["gpu_groups"], "host_groups": self.settings["host_groups"]}
+        settings = {name: self.settings[name] for name in ("gpu_groups", "host_groups")}
+        settings |= {"passes": WARM_UP_PASSES + self.passes, "pass_tokens": self.batch_tokens}
         # On a thread: virtual time needs an event loop of its own.
-        simulated = await asyncio.to_thread(simulate, timings, policy, passes=WARM_UP_PASSES + self.passes, **groups)
+        simulated = await asyncio.to_thread(simulate, timings, policy, **settings)
         difference = self._difference(output, title)
         row = overlap(simulated.trace.spans)
         return PolicyReport(measured, row, self.passes, self.batch_tokens, output.token_ids, difference)

@@ -5,27 +5,34 @@ import json
 import sys
 
 from pipeline.bench.core import bench_core
-from pipeline.bench.one_pass import bench_pass
+from pipeline.bench.one_pass import PassReport, bench_pass
 from pipeline.commands.progress import Progress
 from pipeline.errors import ConfigError
 from pipeline.memory import human_bytes
 from pipeline.trace.perfetto import write_trace
+from pipeline.trace.target import check_writable
 
 
 async def bench(options: argparse.Namespace) -> None:
     """Measure, and print a table or one JSON object."""
     if options.passes < 1:
         raise ConfigError(f"--passes: need at least 1, have {options.passes}")
+    if options.trace is not None:
+        check_writable(options.trace)
     progress = Progress()
     settings = {"gpu_groups": options.gpu_groups, "device": options.device, "dtype": options.dtype}
     report, recording = await bench_pass(options.model, settings, options.passes, progress.say)
     progress.clear()
-    if options.trace is not None:
-        write_trace(options.trace, recording)
     if options.json:
         json.dump(report.as_dict(), sys.stdout, indent=2)
         print()
-        return
+    else:
+        _print_pass(report)
+    if options.trace is not None:
+        write_trace(options.trace, recording)
+
+
+def _print_pass(report: PassReport) -> None:
     rows = {
         "pass": report.pass_seconds_each,
         "recorded pass": report.recorded_seconds_each,

@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError
 from pipeline.policies import POLICIES, find_policy
 from pipeline.trace.perfetto import write_trace
 from pipeline.trace.recording import Recording
+from pipeline.trace.target import check_writable
 
 
 async def bench_policies(options: argparse.Namespace) -> None:
@@ -22,7 +23,9 @@ async def bench_policies(options: argparse.Namespace) -> None:
     for name in ("passes", "batch_tokens"):
         if (have := getattr(options, name)) is not None and have < 1:
             raise ConfigError(f"--{name.replace('_', '-')}: need at least 1, have {have}")
-    names = options.policies or list(POLICIES)
+    if options.trace is not None:
+        check_writable(options.trace)
+    names = list(dict.fromkeys(options.policies or POLICIES))
     for name in names:
         find_policy(name)
     settings = {
@@ -37,13 +40,13 @@ async def bench_policies(options: argparse.Namespace) -> None:
     bench = PolicyBench(options.model, settings, options.passes, tokens, progress.say)
     reports = await bench.run(names)
     progress.clear()
-    if options.trace is not None:
-        _write_traces(options.trace, bench.recordings)
     if options.json:
         json.dump([report.as_dict() for report in reports], sys.stdout, indent=2)
         print()
     else:
         print(_table(reports))
+    if options.trace is not None:
+        _write_traces(options.trace, bench.recordings)
 
 
 def _table(reports: list[PolicyReport]) -> str:

@@ -17,6 +17,7 @@ from pipeline.statistics import ModelStatistics
 from pipeline.trace.configuration import describe
 from pipeline.trace.perfetto import write_trace
 from pipeline.trace.recording import Recording
+from pipeline.trace.target import check_writable
 
 REFRESH_SECONDS = 0.5
 RESOURCES = {"disk_reader": "disk", "gpu_uploader": "host-to-device link", "compute_scheduler": "compute"}
@@ -31,6 +32,8 @@ async def run(options: argparse.Namespace) -> None:
         "dtype": options.dtype,
         "policy": options.policy,
     }
+    if options.trace is not None:
+        check_writable(options.trace)
     async with Model.open(options.model, **settings) as model:
         if not options.json:
             print(opening_lines(model), flush=True)

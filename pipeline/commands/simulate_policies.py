@@ -21,7 +21,10 @@ MS = 1000.0
 CHAINED = "current, chained"
 MOST = 1 << 16
 MOST_LAYERS = 50_000
-"""Over all passes, so that a trace holds every span."""
+"""Over all passes and micro-batches: a trace of that many holds about a gigabyte."""
+MOST_SECONDS = 1e7
+"""Of virtual time: beyond, a float no longer tells microseconds apart, and timers would never be due."""
+LAYER_SECONDS = ("attn", "ffn", "attn_io", "ffn_io", "attn_disk", "ffn_disk", "check_seconds", "kv_seconds")
 LAYERS_PER_SECOND = 2000
 """Roughly: whoever waits for longer than a second wants to know what for."""
 
@@ -30,11 +33,23 @@ def simulate_policies(options: argparse.Namespace) -> None:
     """Simulate the policies that were named, and print a table or JSON."""
     if options.trace is not None and options.policy is None:
         raise ConfigError("--trace: need one policy to write down, have all; name it with --policy")
+    if options.trace is not None:
+        from pipeline.trace.target import check_writable
+
+        check_writable(options.trace)
     _check_counts(options)
     timings, policies = _timings(options), _policies(options)
-    if timings.layers * options.passes > MOST_LAYERS:
+    parts = max(policy.micro_batches for policy in policies.values())
+    if timings.layers * options.passes * parts > MOST_LAYERS:
         raise ConfigError(
-            f"--layers: need at most {MOST_LAYERS} over all passes, have {timings.layers} x {options.passes}"
+            f"--layers: need at most {MOST_LAYERS} over all passes and micro-batches, have {timings.layers} x "
+            f"{options.passes} x {parts}"
+        )
+    layer_seconds = sum(getattr(timings, name) for name in LAYER_SECONDS)
+    if timings.layers * options.passes * layer_seconds > MOST_SECONDS:
+        raise ConfigError(
+            f"timings: need at most {MOST_SECONDS:.0e} s in all, have {layer_seconds:.3g} s per layer and "
+            f"{timings.layers} layers x {options.passes} passes"
         )
     progress = Progress()
     runs: dict[str, Simulated] = {}

@@ -44,6 +44,7 @@ def sim_line(
     insert: Mapping[str, Sequence[Stage | Mover]] | None = None,
     trace: Trace | None = None,
     work: Callable[[int, str], float] | None = None,
+    pass_tokens: int | None = None,
 ) -> SimLine:
     """Wire a line on simulated ports, as `pipeline.build` does on real ones. Call it on the loop that will run it.
 
@@ -60,7 +61,7 @@ def sim_line(
     trace = trace or Trace(recording=False)
     host = Budget("host", _cells(slot_counts(host_groups, two_kinds=two_kinds), device), clock)
     memory = None if unified else Budget("device", _cells(slots, device), clock)
-    program = SimProgram(device, timings, policy, trace, work)
+    program = SimProgram(device, timings, policy, trace, work, pass_tokens)
     computed = program.computed if policy.triggered else None
     wired = wire(
         Parts(
@@ -113,11 +114,15 @@ def simulate(
     gpu_groups: int = 10,
     host_groups: int | None = None,
     queue: int | None = None,
+    pass_tokens: int | None = None,
 ) -> Simulated:
-    """Run so many passes on virtual time. Raises Deadlock when the line can never end."""
+    """Run so many passes on virtual time. Raises Deadlock when the line can never end.
+
+    A pass of few `pass_tokens` is not cut into more micro-batches than that.
+    """
 
     async def main() -> Simulated:
-        trace = Trace()
+        trace = Trace(capacity=None)
         sim = sim_line(
             timings,
             policy=policy,
@@ -126,6 +131,7 @@ def simulate(
             host_groups=host_groups,
             queue=queue,
             trace=trace,
+            pass_tokens=pass_tokens,
         )
         await sim.line.run()
         asked, depth = ({}, None) if sim.queue is None else (dict(sim.queue.asked_at), sim.queue.depth)

@@ -95,13 +95,14 @@ class SimProgram:
         policy: PrefetchPolicy,
         trace: Trace,
         work: Callable[[int, str], float] | None = None,
+        pass_tokens: int | None = None,
     ) -> None:
         self.order = timings.order
         self.passes: list[SimPass] = []
         self.computed: Computed = Counter()
         self._device = device
         self._timings = timings
-        self._policy = policy
+        self._micro_batches = min(policy.micro_batches, pass_tokens or policy.micro_batches)
         self._kv_ahead = getattr(policy, "kv_ahead", True)
         self._trace = trace
         self._work = work
@@ -111,7 +112,7 @@ class SimProgram:
     async def begin(self) -> SimPass:
         """Begin once the host has something to compute."""
         await asyncio.sleep(self._timings.begin_seconds(len(self.passes)))
-        parts: list[Event] = [READY] * self._policy.micro_batches
+        parts: list[Event] = [READY] * self._micro_batches
         self.passes.append(SimPass(len(self.passes), asyncio.get_running_loop().time(), parts))
         return self.passes[-1]
 

@@ -10,10 +10,10 @@ from pipeline.trace.journeys import Journeys, computations, pass_starts
 from pipeline.trace.lanes import ROW_HEIGHT, cause_style, draw_lane, draw_piece, lanes
 from pipeline.trace.recording import COMPUTE, DISK, LINK, Recording
 from pipeline.trace.summary import Summary, busy_times, standstill
-from pipeline.trace.svg import LEFT, RIGHT, WIDTH, Scale, area, axis, line, picture, rect, steps, text
+from pipeline.trace.svg import LEFT, RIGHT, WIDTH, Scale, area, axis, line, picture, rect, row_name, steps, text
 
-MOST_GROUPS = 48
-"""So many computations can be told apart side by side."""
+MOST_GROUPS = 24
+"""So many computations side by side leave each of them room for its name."""
 SHOWN_PASSES = 2
 COUNTER_HEIGHT, OVERVIEW_HEIGHT = 30.0, 30.0
 MOST_COLUMNS = 480
@@ -99,7 +99,7 @@ def overview_chart(recording: Recording, summary: Summary, window: Interval) -> 
                 ]
                 drawn.append(_columns(below, base, style))
         parts.extend(reversed(drawn))
-        parts.append(text(LEFT - 8, base - 9, name, "name"))
+        parts.append(row_name(base - 9, name))
         parts.append(text(WIDTH, base - 9, f"{summary.shares[actor]:.0%}", "tick end"))
     return picture(height + 22, parts, "how busy each resource was over the whole run")
 
@@ -180,6 +180,6 @@ def _draw_counter(name: str, counts: Sequence[Count], scale: Scale, top: float) 
     kind = "queue" if name.startswith("queue") else "slots"
     return [
         steps(points, base, scale.x(scale.ended), f"counter {kind}"),
-        text(LEFT - 8, base - 5, name, "name small"),
+        row_name(base - 5, name, small=True),
         text(WIDTH, base - 5, f"max {most}", "tick end"),
     ]

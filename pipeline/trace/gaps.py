@@ -6,7 +6,9 @@ following the group whose computation ended the gap backwards, from what it went
 1. Its weights and KV blocks were there. "start" while the scheduler waited for a request; otherwise "launch": the host
    checked the group in, chose tokens of the pass before, or had not come to launching it.
 2. Its KV blocks came last. "KV", while they or blocks before them were moved.
-3. Its weights were on the link. "H2D", from the start of its copy to the end.
+3. Its weights were on the link. "H2D", from the start of its copy to the end; but "disk", where the disk set the pace:
+   reads followed one another without a pause, and the copy began as soon as this one had landed. A faster link would
+   have shortened nothing but the way of the first group.
 4. They were being read. "disk".
 5. A stage of the user's worked on it. "stage".
 6. They were read and not on the link yet. "H2D" while the link worked on other groups, otherwise "device slot" while
@@ -18,7 +20,7 @@ following the group whose computation ended the gap backwards, from what it went
 Each moment has one cause, so that the pieces of a gap follow one another without holes.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -31,6 +33,8 @@ from pipeline.trace.recording import COMPUTE, DISK, KV_IN, LINK, OWN
 CAUSES = ("disk", "host slot", "H2D", "device slot", "KV", "stage", "launch", "start")
 NEGLIGIBLE_SECONDS = 1e-8
 """Ends and starts that should meet may miss each other by the rounding of clocks and files."""
+PAUSE_SHARE = 0.05
+"""Reads follow one another without a pause if it is no longer than this share of a read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,7 @@ class _Line:
     def __init__(self, spans: Sequence[Span]) -> None:
         self._journeys = Journeys(spans)
         self._reads = _times(spans, DISK, "work")
+        self._read_ends = sorted(span.ended for span in spans if span.actor == DISK and span.what == "work")
         self._copies = _times(spans, LINK, "work")
         self._no_host_slot = _times(spans, DISK, "slot")
         self._no_device_slot = _times(spans, LINK, "slot")
@@ -99,7 +104,7 @@ class _Line:
         gap.paint("launch", since=max(arrived, kv_came))
         if kv_came > arrived:
             gap.paint("KV", self._kv_moves)
-        gap.paint("H2D", since=copied_at, until=copied)
+        gap.paint("disk" if self._disk_sets_pace(span) else "H2D", since=copied_at, until=copied)
         gap.paint("disk", since=read_at, until=landed)
         gap.paint("stage", handled)
         held_back = (("H2D", self._copies), ("device slot", self._no_device_slot), ("stage", self._handled))
@@ -109,6 +114,16 @@ class _Line:
             gap.paint(cause, times, until=read_at)
         gap.paint("launch")
         return gap.pieces()
+
+    def _disk_sets_pace(self, span: Span) -> bool:
+        read, copy = self._journeys.before(DISK, span), self._journeys.before(LINK, span)
+        if read is None or copy is None:
+            return False
+        pause = PAUSE_SHARE * (read.ended - read.started)
+        before = bisect_left(self._read_ends, read.ended)
+        disk_was_busy = before > 0 and self._read_ends[before - 1] >= read.started - pause
+        waited_for_link = within(self._copies, read.ended + NEGLIGIBLE_SECONDS, copy.started - NEGLIGIBLE_SECONDS)
+        return disk_was_busy and not waited_for_link and copy.started - read.ended <= pause
 
     def _times_on(self, actor: str, span: Span) -> Interval | None:
         work = self._journeys.before(actor, span)

@@ -8,9 +8,9 @@ from pipeline.trace.gaps import Piece
 from pipeline.trace.intervals import Interval, without
 from pipeline.trace.recording import COMPUTE, Recording
 from pipeline.trace.summary import duration, resources
-from pipeline.trace.svg import CHARACTER_WIDTH, LEFT, Scale, rect, text
+from pipeline.trace.svg import CHARACTER_WIDTH, Scale, rect, row_name, text
 
-ROW_HEIGHT = 28.0
+ROW_HEIGHT, LINE_HEIGHT = 32.0, 12.0
 NARROWEST = 0.6
 """Slices that are narrower than this, in units of the picture, are drawn as one."""
 HATCHED_FROM = 5.0
@@ -85,14 +85,16 @@ def style(span: Span | None) -> str:
 
 def draw_lane(lane: Lane, scale: Scale, top: float) -> list[str]:
     """The slices of a row that lie in the window, with names where there is room."""
-    parts = [text(LEFT - 8, top + ROW_HEIGHT / 2 + 4, lane.name, "name")]
+    base = top + ROW_HEIGHT / 2 + 4
+    parts = [row_name(base, lane.name)]
     shown = (one for one in lane.slices if one.ended > scale.started and one.started < scale.ended)
     for one in thinned(shown, NARROWEST * scale.seconds_per_unit):
         x, right = scale.x(one.started), scale.x(one.ended)
         parts.append(rect(x, top + 2, right - x, ROW_HEIGHT - 4, style(one.span), _title(one)))
-        label = _label(one.span, right - x)
-        if label:
-            parts.append(text((x + right) / 2, top + ROW_HEIGHT / 2 + 4, label, f"on {style(one.span)}"))
+        lines = _label(one.span, right - x)
+        for index, label in enumerate(lines):
+            y = base + LINE_HEIGHT * (index - (len(lines) - 1) / 2)
+            parts.append(text((x + right) / 2, y, label, f"on {style(one.span)}"))
     return parts
 
 
@@ -118,10 +120,12 @@ def _title(one: Slice) -> str:
     return f"layer {span.layer} {span.group}, seq {span.seq}: {duration(seconds)}{behind}"
 
 
-def _label(span: Span | None, width: float) -> str:
+def _label(span: Span | None, width: float) -> Sequence[str]:
+    """The lines of as much of a slice's name as has room in it."""
     if span is None:
-        return ""
-    for label in (f"L{span.layer} {span.group}", f"L{span.layer}", str(span.layer)):
-        if len(label) * CHARACTER_WIDTH + 4 <= width:
-            return label
-    return ""
+        return ()
+    layer = f"L{span.layer}"
+    for lines in ((f"{layer} {span.group}",), (layer, span.group), (layer,), (str(span.layer),)):
+        if max(len(line) for line in lines) * CHARACTER_WIDTH + 2 <= width:
+            return lines
+    return ()

@@ -6,10 +6,12 @@ The format is described in "Trace Event Format" (Google, linked from Perfetto's 
 """
 
 import gzip
+import io
 import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,17 +23,20 @@ from pipeline.trace.tracks import lay_out, track_name
 
 FORMAT = 1
 PROCESS = 1
+SHOWN_CHARACTERS = 120
+"""How much of a damaged value an error message repeats."""
 
 
 def write_trace(path: Path, recording: Recording) -> None:
     """Write a trace whose first moment is 0; compressed when the name ends in ".gz".
 
-    The file appears when it is complete. Raises ConfigError when it cannot be written.
+    The file appears when it is complete, and the same recording gives the same bytes. Raises ConfigError when it cannot
+    be written.
     """
     head = {"penstock": {"format": FORMAT, "configuration": dict(recording.configuration)}}
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with _open(partial, "wt", path) as file:
+        with _create(partial, compressed=_compressed(path)) as file:
             file.write('{"otherData": ' + _dump(head) + ',\n"traceEvents": [')
             for index, event in enumerate(_events(recording)):
                 file.write((",\n" if index else "\n") + _dump(event))
@@ -46,7 +51,7 @@ def write_trace(path: Path, recording: Recording) -> None:
 def read_trace(path: Path) -> Recording:
     """Read a file of `write_trace`. Raises ConfigError for anything else, naming the file and what is wrong with it."""
     try:
-        with _open(path, "rt", path) as file:
+        with _open(path) as file:
             content = json.load(file, object_hook=_decode)
     except OSError as error:
         raise ConfigError(f"trace {path}: cannot be read: {error.strerror or error}") from error
@@ -59,14 +64,33 @@ def read_trace(path: Path) -> Recording:
     except (UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"trace {path}: not a trace: it is not JSON text") from error
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise ConfigError(f"trace {path}: not a trace of penstock: an event lacks what ours have: {error!r}") from error
+        raise ConfigError(
+            f"trace {path}: not a trace of penstock: an event lacks what ours have: {_shortly(error)}"
+        ) from error
     return _recording(path, content)
 
 
-def _open(path: Path, mode: str, named: Path) -> IO[str]:
-    if named.name.endswith(".gz"):
-        return gzip.open(path, mode, encoding="utf-8")  # type: ignore[return-value]
-    return path.open(mode, encoding="utf-8")
+def _compressed(path: Path) -> bool:
+    return path.name.endswith(".gz")
+
+
+@contextmanager
+def _create(path: Path, *, compressed: bool) -> Iterator[IO[str]]:
+    """A new text file; what gzip would say about the file's name and time is left out, since it differs each time."""
+    with path.open("wb") as file:
+        if compressed:
+            packed = gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0)
+            with packed, io.TextIOWrapper(packed, encoding="utf-8") as text:
+                yield text
+        else:
+            with io.TextIOWrapper(file, encoding="utf-8") as text:
+                yield text
+
+
+def _open(path: Path) -> IO[str]:
+    if _compressed(path):
+        return gzip.open(path, "rt", encoding="utf-8")
+    return path.open(encoding="utf-8")
 
 
 def _dump(value: object) -> str:
@@ -139,8 +163,8 @@ def _decode(found: dict[str, Any]) -> object:
     if "ph" not in found or "pid" not in found:
         return found
     if found["ph"] == "X":
-        args, started = found["args"], int(found["ts"] * 1000)
-        ended = started + int(found["dur"] * 1000)
+        args, started = found["args"], _read_nanoseconds(found["ts"])
+        ended = started + _read_nanoseconds(found["dur"])
         return Span(
             str(found["cat"]),
             str(args["what"]),
@@ -155,8 +179,20 @@ def _decode(found: dict[str, Any]) -> object:
     if found["ph"] == "C":
         ((series, value),) = found["args"].items()
         counter = f"{found['name']} {series}" if series else str(found["name"])
-        return Count(counter, int(found["ts"] * 1000) / 1e9, int(value))
+        return Count(counter, _read_nanoseconds(found["ts"]) / 1e9, int(value))
     return None
+
+
+def _read_nanoseconds(microseconds: object) -> int:
+    if not isinstance(microseconds, int | float):
+        raise TypeError(f"need a number of microseconds, have {_shortly(microseconds)}")
+    return int(microseconds * 1000)
+
+
+def _shortly(value: object) -> str:
+    """A value as an error message shows it, however long it is."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
 def _fault(error: json.JSONDecodeError) -> str:
@@ -179,7 +215,11 @@ def _recording(path: Path, content: Any) -> Recording:
     if not isinstance(head, dict) or not isinstance(head.get("configuration"), dict):
         raise ConfigError(f"trace {path}: not a trace of penstock: another tool wrote it")
     if head.get("format") != FORMAT:
-        raise ConfigError(f"trace {path}: need format {FORMAT}, have {head.get('format')!r}; record it again")
+        raise ConfigError(f"trace {path}: need format {FORMAT}, have {_shortly(head.get('format'))}; record it again")
+    actors = head["configuration"].get("actors", [])
+    if not isinstance(actors, list) or not all(isinstance(name, str) for name in actors):
+        need = 'need a list of names as the configuration\'s "actors"'
+        raise ConfigError(f"trace {path}: not a trace of penstock: {need}, have {_shortly(actors)}")
     spans = tuple(event for event in events if isinstance(event, Span))
     counts = tuple(event for event in events if isinstance(event, Count))
     return Recording(spans, counts, head["configuration"])

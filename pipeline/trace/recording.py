@@ -1,7 +1,7 @@
 """A recorded run: everything that a file or a report needs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from actors.core.trace import Count, Span
@@ -28,6 +28,11 @@ class Recording:
     spans: tuple[Span, ...]
     counts: tuple[Count, ...]
     configuration: Mapping[str, Any] = field(default_factory=dict)
+
+    def since(self, started: float) -> "Recording":
+        """What ended after that moment."""
+        spans = tuple(span for span in self.spans if span.ended > started)
+        return replace(self, spans=spans, counts=tuple(count for count in self.counts if count.at > started))
 
     @property
     def actors(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from pipeline.trace.lanes import cause_style
 from pipeline.trace.recording import Recording
 from pipeline.trace.style import STYLE
 from pipeline.trace.summary import Summary, duration, summarize
+from pipeline.trace.svg import shortened
 
 MEANINGS = {
     "disk": "its weights were read, or stood behind other reads",
@@ -21,7 +22,7 @@ MEANINGS = {
     "device slot": "the uploader had no device slot to copy into",
     "KV": "its KV blocks were on their way",
     "stage": "a stage of yours worked on it, or on a group before it",
-    "launch": "all was there, but the host had not launched it",
+    "launch": "the host had not launched it, had not asked for it, or was loading it again",
     "start": "there was no request, or its tokens were being looked up",
 }
 
@@ -59,7 +60,7 @@ def _subtitle(configuration: Mapping[str, Any]) -> list[str]:
 
 def _sections(recording: Recording, summary: Summary) -> list[str]:
     window, zero = readable_window(recording, summary), zero_of(recording)
-    if window[1] <= window[0]:
+    if window[1] <= window[0] or not summary.names:
         return []
     caption = (
         f"From {duration(window[0] - zero)} to {duration(window[1] - zero)} of the trace. Each slice is one "
@@ -76,12 +77,11 @@ def _sections(recording: Recording, summary: Summary) -> list[str]:
             f"Of {duration(summary.seconds)}. Hatched: idle, because those behind had no slot or no room.",
             _resource_table(summary),
         ),
-        _section(
-            "What the device waited for",
-            "Following back the group whose computation ended the wait.",
-            _cause_table(summary) if summary.waited_seconds else "<p>It never waited.</p>",
-        ),
     ]
+    if summary.groups:
+        table = _cause_table(summary) if summary.waited_seconds else "<p>It never waited.</p>"
+        about = "Following back the group whose computation ended the wait."
+        figures.append(_section("What the device waited for", about, table))
     return [*sections, f'<div class="two">{"".join(figures)}</div>']
 
 
@@ -95,11 +95,10 @@ def _tiles(recording: Recording, summary: Summary) -> str:
     tiles = {"measured": duration(summary.seconds), "passes": f"{summary.passes:,}"}
     if len(starts) > 1:
         tiles["per pass"] = duration((starts[-1].started - starts[0].started) / (len(starts) - 1))
-    tiles |= {
-        "groups computed": f"{summary.groups:,}",
-        "device computing": f"{1 - summary.waited_seconds / summary.seconds:.1%}",
-        "device waiting": duration(summary.waited_seconds),
-    }
+    tiles["groups computed"] = f"{summary.groups:,}"
+    if summary.groups:
+        tiles["device computing"] = f"{1 - summary.waited_seconds / summary.seconds:.1%}"
+        tiles["device waiting"] = duration(summary.waited_seconds)
     if summary.still_seconds:
         tiles["no request, left out"] = duration(summary.still_seconds)
     return f'<div class="tiles">{"".join(f"<div><b>{value}</b>{name}</div>" for name, value in tiles.items())}</div>'
@@ -129,7 +128,8 @@ def _bars(bars: Iterable[tuple[str, float]]) -> str:
 
 def _resource_table(summary: Summary) -> str:
     rows = "".join(
-        f"<tr><td>{escape(name)}</td>{_bars([('', summary.shares[actor]), ('held', summary.held_back[actor])])}"
+        f'<tr><td title="{escape(name)}">{escape(shortened(name))}</td>'
+        f"{_bars([('', summary.shares[actor]), ('held', summary.held_back[actor])])}"
         f'<td class="number">{summary.shares[actor]:.1%}</td>'
         f'<td class="number">{duration(summary.shares[actor] * summary.seconds)}</td></tr>'
         for actor, name in summary.names.items()

@@ -16,7 +16,7 @@ STYLE = """
 * { box-sizing: border-box; -webkit-print-color-adjust: exact; print-color-adjust: exact; }
 body { margin: 0 auto; padding: 28px 22px 40px; max-width: 1240px; background: var(--page); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-header p { margin: 0; color: var(--soft); }
+header { overflow-wrap: break-word; } header p { margin: 0; color: var(--soft); }
 h1 { margin: 4px 0 18px; font-size: 27px; line-height: 1.25; font-weight: 650; text-wrap: balance; }
 h2 { margin: 0 0 2px; font-size: 16px; font-weight: 650; }
 section { margin: 0 0 18px; padding: 16px 18px; background: var(--card); border: 1px solid var(--edge);
@@ -68,5 +68,6 @@ td.wide { width: 45%; } td .track { display: flex; height: 13px; background: var
   overflow: hidden; }
 td .bar { background: var(--busy); } td .bar.held { background: repeating-linear-gradient(135deg, var(--soft) 0 2px,
   transparent 2px 5px); opacity: .6; }
-td.key { color: var(--soft); width: 34%; } td.value { overflow-wrap: anywhere; white-space: pre-wrap; }
+td.key { color: var(--soft); width: 34%; overflow-wrap: anywhere; }
+td.value { overflow-wrap: anywhere; white-space: pre-wrap; }
 """

@@ -126,7 +126,7 @@ PHRASES = {
     "device slot": "a device slot",
     "KV": "KV blocks",
     "stage": "a stage of yours",
-    "launch": "the host to launch",
+    "launch": "the host",
     "start": "a pass to begin",
 }
 

@@ -9,6 +9,8 @@ WIDTH = 1160.0
 LEFT, RIGHT = 176.0, 50.0
 """What a chart leaves free beside its rows, for names and for numbers."""
 CHARACTER_WIDTH = 6.2
+NAME_CHARACTERS, SMALL_NAME_CHARACTERS = 22, 25
+"""As much of a name as has room beside a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,21 @@ def rect(x: float, y: float, width: float, height: float, style: str, title: str
 def text(x: float, y: float, content: str, style: str) -> str:
     """A line of text; its style says which end or middle of it is at `x`."""
     return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}">{escape(content)}</text>'
+
+
+def row_name(y: float, name: str, *, small: bool = False) -> str:
+    """The name on the left of a row; when the pointer rests on a shortened one, all of it shows."""
+    shown = shortened(name, SMALL_NAME_CHARACTERS if small else NAME_CHARACTERS)
+    title = "" if shown == name else f"<title>{escape(name)}</title>"
+    style = "name small" if small else "name"
+    return f'<text class="{style}" x="{LEFT - 8:.1f}" y="{y:.1f}">{escape(shown)}{title}</text>'
+
+
+def shortened(name: str, most: int = NAME_CHARACTERS) -> str:
+    """A name with its middle left out where it is too long: names of one family often differ in their ends."""
+    if len(name) <= most:
+        return name
+    return f"{name[: most // 2]}…{name[most // 2 + 1 - most :]}"
 
 
 def line(x: float, top: float, bottom: float, style: str) -> str:

@@ -128,3 +128,13 @@ def test_a_trace_forgets_the_oldest_beyond_its_capacity() -> None:
         meters[seq % 2].launched(message(seq), (ran(seq, seq + 1),), slot=0)
     assert [(span.actor, span.seq) for span in trace.spans] == [("one", 2), ("two", 3), ("one", 4)]
     assert meters[0].statistics() == ActorStatistics(3, 3.0, 0.0), "sums forget nothing"
+
+
+def test_what_no_longer_fits_is_counted() -> None:
+    trace, message = Trace(capacity=3), Message(0, "attn", 0, None, READY)
+    for at in range(5):
+        trace.span("reader", "work", message, at, at + 1)
+        trace.count("queue reader", at, 1)
+    assert (len(trace.spans), len(trace.counts), trace.dropped) == (3, 3, 4)
+    trace.clear()
+    assert (trace.spans, trace.counts, trace.dropped) == ((), (), 0)

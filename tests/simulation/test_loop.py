@@ -3,7 +3,6 @@
 import asyncio
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from random import Random
 
 import pytest
@@ -137,17 +136,29 @@ def test_another_threads_call_is_heard_while_the_loop_has_something_to_do() -> N
     assert run_virtual(main()) == "heard"
 
 
-def test_threads_are_not_waited_for() -> None:
-    """Virtual time cannot know how long a thread takes, so a simulation must not use any: that is a deadlock."""
-    gate = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
+def test_work_on_a_thread_takes_no_virtual_time() -> None:
+    """A stage may use threads: the clock stands still for them, though another task sleeps."""
 
-        async def main() -> None:
-            await asyncio.get_running_loop().run_in_executor(pool, gate.wait)
+    async def main() -> tuple[float, float]:
+        loop = asyncio.get_running_loop()
+        sleeping = asyncio.create_task(asyncio.sleep(5))
+        await asyncio.to_thread(time.sleep, 0.02)
+        back = loop.time()
+        await sleeping
+        return back, loop.time()
 
-        with pytest.raises(Deadlock, match="everybody waits"):
-            run_virtual(main())
-        gate.set()
+    assert run_virtual(main()) == (0.0, pytest.approx(5))
+
+
+def test_a_deadlock_behind_work_on_threads_is_still_told() -> None:
+    """Threads of the default executor end on another thread, whose end is waited for."""
+
+    async def main() -> None:
+        await asyncio.to_thread(int)
+        await asyncio.get_running_loop().create_future()
+
+    with pytest.raises(Deadlock, match="test_a_deadlock_behind_work_on_threads"):
+        run_virtual(main())
 
 
 def test_each_loop_has_a_time_of_its_own() -> None:

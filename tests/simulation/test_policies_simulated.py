@@ -101,3 +101,11 @@ def test_a_pass_of_eighty_layers_costs_less_than_a_tenth_of_a_second(policy: Pol
         simulate(ANALYSIS, policy)
         seconds.append(time.perf_counter() - started)
     assert statistics.median(seconds) < 0.1
+
+
+def test_a_pass_of_one_token_is_not_cut() -> None:
+    """Micro-batches of no tokens would compute beside each other for nothing."""
+    timings = LayerTimings(layers=20, attn=0.1, ffn=0.1, attn_io=0.01, ffn_io=0.01)
+    whole, cut = (simulate(timings, POLICIES["stage3"], pass_tokens=tokens).overlap() for tokens in (1, 2))
+    assert whole.ms_per_layer == pytest.approx(200, rel=0.01)
+    assert cut.ms_per_layer == pytest.approx(100, rel=0.05)

@@ -113,8 +113,60 @@ def test_the_window_is_the_last_two_passes_or_as_many_groups_as_can_be_told_apar
     assert (len(shown), shown[0].layer, shown[0].group) == (12, 0, "attn")
     assert shown[0].started - started == pytest.approx(0.1), "with the wait before it"
     assert ended == shown[-1].ended
-    assert len(window(passes=3, layers=60)[2]) == 48
+    assert len(window(passes=3, layers=60)[2]) == 24
     assert window(passes=1, layers=3)[0] == 0
+
+
+@pytest.mark.parametrize("policy", ["history1", "current", "stage3", "backpressure"])
+def test_every_slice_of_eighty_layers_has_a_name_that_fits_into_it(record: Record, policy: str) -> None:
+    recording = record(policy, passes=1, layers=80)
+    summary = summarize(recording)
+    chart = ElementTree.fromstring(timeline_chart(recording, summary, readable_window(recording, summary)))
+    shown: list[list[str]] = []
+    for one in chart.iter():
+        title = one.findtext("title") or ""
+        if one.tag == "rect" and title.startswith("layer"):
+            width, about = float(one.attrib["width"]), title
+            shown.append([])
+        elif one.tag == "text" and "on" in one.attrib["class"].split():
+            shown[-1].append(one.text or "")
+            assert len(shown[-1][-1]) * 6 <= width
+            assert shown[-1][-1].lstrip("L").split()[0] in about
+    assert len(shown) >= 40
+    assert sum(lines == [] for lines in shown) <= 1, "only the first may be cut by the edge of the window"
+    assert max(map(len, shown)) == 2
+    assert [lines[0] for lines in shown if lines[1:] == ["ffn"]][-1] == "L79"
+
+
+def test_a_slice_has_its_name_in_one_line_in_two_or_only_the_number_of_its_layer() -> None:
+    starts = (0.0, 60.0, 96.0, 120.0, 138.0, 148.0, 934.0)
+    work = [Span("disk_reader", "work", 10 + seq, "attn", seq, *pair) for seq, pair in enumerate(pairwise(starts))]
+    chart = timeline_chart(Recording(tuple(work), ()), summarize(Recording(tuple(work), ())), (0.0, 934.0))
+    labels = [one for one in ElementTree.fromstring(chart).iter("text") if "on" in one.attrib["class"].split()]
+    assert [one.text for one in labels] == ["L10 attn", "L11", "attn", "L12", "13", "L15 attn"]
+    line, upper, lower, *_ = (float(one.attrib["y"]) for one in labels)
+    assert (upper, lower) == (line - 6, line + 6)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown", "queue"),
+    [
+        ("a_stage_of_22_character", "a_stage_of_…_character", "queue a_stag…22_character"),
+        ("a_stage_of_19_chars", "a_stage_of_19_chars", "queue a_stage_of_19_chars"),
+        ("x" * 100 + "y" * 100, "x" * 11 + "…" + "y" * 10, "queue xxxxxx…" + "y" * 12),
+    ],
+)
+def test_a_long_name_is_shortened_in_its_middle_and_shows_whole_under_the_pointer(
+    name: str, shown: str, queue: str
+) -> None:
+    spans = (Span(name, "work", 0, "attn", 0, 0.0, 1.0), Span("compute_scheduler", "work", 0, "attn", 0, 1.0, 2.0))
+    recording = Recording(spans, (Count(f"queue {name}", 0.5, 1),))
+    summary = summarize(recording)
+    for chart in (timeline_chart(recording, summary, (0, 2)), overview_chart(recording, summary, (0, 2))):
+        rows = {one.text: one.findtext("title") for one in ElementTree.fromstring(chart).iter("text")}
+        assert rows[shown] == (name if shown != name else None)
+        assert rows.get(queue) in (f"queue {name}", None)
+        assert (queue in rows) == ("groups on device" in rows)
 
 
 def test_a_pause_between_requests_does_not_fill_the_window() -> None:

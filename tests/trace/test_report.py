@@ -146,6 +146,43 @@ def test_empty_and_tiny_traces_give_a_page(recording: Recording) -> None:
     assert ("Nothing was computed in this trace." in page) == (not computed)
 
 
+@pytest.mark.parametrize("recording", EMPTY)
+def test_a_page_without_computations_says_nothing_about_the_device(recording: Recording) -> None:
+    page = report_html(recording)
+    computed = any(span.actor == "compute_scheduler" for span in recording.spans)
+    for said in ("device computing", "device waiting", "It never waited", "What the device waited for"):
+        assert (said in page) == computed
+    worked = any(span.what == "work" for span in recording.spans)
+    for heading in ("Overlap", "Time per resource"):
+        assert (f"<h2>{heading}</h2>" in page) == worked
+
+
+def test_a_long_name_is_shortened_in_the_table_and_wraps_elsewhere() -> None:
+    name = "x" * 100 + "y" * 100
+    spans = (Span(name, "work", 0, "attn", 0, 0.0, 1.0), Span("compute_scheduler", "work", 0, "attn", 0, 1.0, 1.1))
+    page = report_html(Recording(spans, (), {"actors": [name], "model": name, "queues": {name: 2}}))
+    assert f'<td title="{name}">{"x" * 11}…{"y" * 10}</td>' in page
+    assert f"Bound by {name}: busy" in page
+    assert re.search(r"header \{[^}]*overflow-wrap: break-word", page)
+    for cell in ("key", "value"):
+        assert re.search(rf"td\.{cell} \{{[^}}]*overflow-wrap: anywhere", page)
+    pictures(page)
+
+
+def test_launch_is_not_explained_as_if_all_had_been_there() -> None:
+    # Nobody asked for the second group until its turn had come, and nothing tells what the host did before it launched.
+    spans = [
+        Span("disk_reader", "work", 0, "attn", 0, 0.0, 1.0),
+        Span("compute_scheduler", "work", 0, "attn", 0, 1.0, 2.0),
+        Span("disk_reader", "work", 0, "ffn", 1, 5.0, 6.0),
+        Span("compute_scheduler", "work", 0, "ffn", 1, 7.0, 8.0),
+    ]
+    page = report_html(Recording(tuple(spans), ()))
+    meaning = "the host had not launched it, had not asked for it, or was loading it again"
+    assert f'<td title="{meaning}">launch</td>' in page
+    assert "The device waited 6,000 ms (75.0%), 67% of that for the host.</h1>" in page
+
+
 def test_the_page_of_a_long_trace_is_small_and_quick(record: Record) -> None:
     recording = record("stage3", passes=1, layers=40, attn_disk=0.1, ffn_disk=0.1, kv_seconds=0.01, gpu_groups=4)
     seconds = max(span.ended for span in recording.spans)

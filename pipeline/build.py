@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.memory import Holding, MemoryPlan, available_host_bytes, slot_counts
 from pipeline.models.config import ModelConfig, read_config
 from pipeline.models.families import group_specs
-from pipeline.policies import find_policy
+from pipeline.policies import find_policy, fit_policy
 from pipeline.program import GenerationProgram
 from pipeline.sequences.kv import KeyValueCache, kv_bytes
 from pipeline.weights.catalog import WeightCatalog
@@ -80,7 +80,7 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> Runtime
     plan = _plan(model, settings, groups, slots, device, dtype, context_tokens)
     plan.check()
     counts = {kind: count for kind, (count, _) in (slots[1] or slots[0]).items()}
-    policy = find_policy(settings.policy).fit(counts)
+    policy = fit_policy(find_policy(settings.policy), counts)
     source = WeightSource(catalog.host, checkpoint.files, lanes=settings.reader_lanes, chunk_bytes=settings.chunk_bytes)
     try:
         embedding = EmbeddingRows(groups.embed, source, device, min(settings.max_tokens_per_pass, context_tokens))

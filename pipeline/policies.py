@@ -123,6 +123,17 @@ CURRENT_CHAINED = replace(POLICIES["current"], waits="chained")
 """`current` with its event-chained forward switched on, which the original never called."""
 
 
+def fit_policy(policy: PrefetchPolicy, slots: Mapping[str, int]) -> PrefetchPolicy:
+    """The policy clipped to the slots by its own `fit`. Raises ConfigError where that fails or gives no policy."""
+    try:
+        fitted: object = policy.fit(slots)
+    except Exception as error:
+        raise ConfigError(f"policy {policy.name}: fit failed: {type(error).__name__}: {error}") from error
+    if not isinstance(fitted, PrefetchPolicy):
+        raise ConfigError(f"policy {policy.name}: fit must give a PrefetchPolicy, gave {fitted!r}")
+    return fitted
+
+
 def find_policy(policy: str | PrefetchPolicy) -> PrefetchPolicy:
     """The policy of that name, from the table or from an installed package's entry point; or the policy itself.
 

@@ -7,10 +7,11 @@ order, over all passes.
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+from actors.core.errors import LineError
 from actors.core.ports import Clock, PrefetchPolicy
 from actors.core.turns import Turns
 
@@ -95,7 +96,7 @@ class PrefetchQueue:
         self._moving = 0
         self._age = 0
         self._computed = 0
-        for ask in self._policy.warmup():
+        for ask in self._asks("warmup", self._policy.warmup):
             self._ask(0, ask)
         self._request(0, Priority.DEMAND)
 
@@ -118,7 +119,8 @@ class PrefetchQueue:
         # The half before may still compute its last micro-batch, but the one before that has ended.
         self._computed = max(self._computed, position - 1)
         kind, layer = self._halves[position % len(self._halves)]
-        asks = [ask for ask in self._policy.at_start(Half(kind, layer, len(self._sent))) if self._ask(position, ask)]
+        half = Half(kind, layer, len(self._sent))
+        asks = [ask for ask in self._asks("at_start", lambda: self._policy.at_start(half)) if self._ask(position, ask)]
         self.asked_at[kind] = max(self.asked_at[kind], len(asks))
         self.depth = max(self.depth, *(ask.layer - layer for ask in asks), 0)
 
@@ -128,6 +130,17 @@ class PrefetchQueue:
         self._computed = max(self._computed, position + 1)
         if position + 1 not in self._waiting:
             self._request(position + 1, Priority.DEMAND)
+
+    def _asks(self, method: str, call: Callable[[], Iterable[Ask]]) -> list[Ask]:
+        """What the policy answers; an error that names it if that is no answer."""
+        try:
+            asks = list(call())
+        except Exception as error:
+            raise LineError(f"policy {self._policy.name}: {method} failed: {type(error).__name__}: {error}") from error
+        for ask in asks:
+            if not isinstance(ask, Ask):
+                raise LineError(f"policy {self._policy.name}: {method} must give Asks, gave {ask!r}")
+        return asks
 
     def _ask(self, trigger: int, ask: Ask) -> bool:
         """Whether there is such a group in the pass; one for which there is no slot yet can be asked for again."""

@@ -12,7 +12,7 @@ from actors.core.stage import Mover, Stage
 from actors.core.trace import Trace
 from pipeline.devices.sim import SimDevice
 from pipeline.memory import slot_counts
-from pipeline.policies import POLICIES
+from pipeline.policies import POLICIES, fit_policy
 from pipeline.simulation.loop import run_virtual
 from pipeline.simulation.timings import Order, Timings
 from pipeline.simulation.world import BYTES_PER_SECOND, SimCatalog, SimDisk, SimProgram
@@ -57,7 +57,7 @@ def sim_line(
     two_kinds = min(gpu_groups, host_groups) > 1
     device = SimDevice(h2d_bytes_per_second=BYTES_PER_SECOND, unified=unified)
     slots = slot_counts(gpu_groups, two_kinds=two_kinds)
-    policy = policy.fit(slots)
+    policy = fit_policy(policy, slots)
     trace = trace or Trace(recording=False)
     host = Budget("host", _cells(slot_counts(host_groups, two_kinds=two_kinds), device), clock)
     memory = None if unified else Budget("device", _cells(slots, device), clock)

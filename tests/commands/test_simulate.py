@@ -127,7 +127,7 @@ def test_the_trace_of_one_policy(tmp_path: Path, capsys: pytest.CaptureFixture[s
     ("arguments", "message"),
     [
         (["--layers", "0"], "--layers: need a whole number from 1 to 65536, have 0"),
-        (["--layers", "40000", "--passes", "2"], "--layers: need at most 50000 over all passes and micro-batches, have 40000 x"),
+        (["--layers", "40000", "--passes", "2"], "at most 50000 over all passes and micro-batches, have 40000 x"),
         (["--layers", "100", "--micro-batches", "501"], "micro-batches, have 100 x 1 x 501"),
         (["--layers", "4", "--ffn-ms", "4.5e9"], "timings: need at most 1e+07 s in all, have 4.5e+06 s per layer"),
         (["--gpu-groups", "-1"], "--gpu-groups: need a whole number from 1 to 65536, have -1"),

@@ -1,0 +1,34 @@
+"""Policies whose methods fail or answer with something else: named, not hung."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+from support.prefetch_queues import open_queue
+from support.scripted_policy import ScriptedPolicy
+
+from actors.core.errors import LineError
+from actors.core.prefetch import Ask, Half
+from pipeline.errors import ConfigError
+from pipeline.policies import fit_policy
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (lambda half: 1 / 0, "at_start failed: ZeroDivisionError: division by zero"),
+        (lambda half: None, "at_start failed: TypeError: 'NoneType' object is not iterable"),
+        (lambda half: ["attn"], "at_start must give Asks, gave 'attn'"),
+    ],
+)
+async def test_a_policy_that_gives_no_answer_is_named(answer: Callable[[Half], Sequence[Ask]], told: str) -> None:
+    queue = open_queue(ScriptedPolicy(answer))
+    with pytest.raises(LineError, match=f"policy scripted: {told}"):
+        queue.started(0)
+
+
+@pytest.mark.parametrize("fit", [lambda slots: None, lambda slots: 1 / 0])
+def test_a_fit_that_gives_no_policy_is_named(fit: object) -> None:
+    policy = ScriptedPolicy(lambda half: ())
+    policy.fit = fit  # type: ignore[method-assign, assignment]
+    with pytest.raises(ConfigError, match=r"scripted: fit (failed: ZeroDivisionError|must give a PrefetchPolicy)"):
+        fit_policy(policy, {"ffn": 1})

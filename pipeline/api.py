@@ -99,24 +99,24 @@ class Model:
 
     @contextlib.asynccontextmanager
     async def recording(self) -> AsyncGenerator[Trace, None]:
-        """Record what every actor does in the `async with`; the trace is cleared when it begins.
+        """Record what every actor does, in a cleared trace; one that records anyway is neither cleared nor stopped.
 
-        A `Trace` that records anyway is neither cleared nor stopped. Raises ConfigError within another recording.
+        Raises ConfigError within another recording.
         """
         if self._recording:
             raise ConfigError("recording: another one, or a report, is under way; end it first")
-        trace = self._runtime.line.trace
-        goes_on, self._recording = trace.recording, True
-        if not goes_on:
+        trace, self._recording = self._runtime.line.trace, True
+        if not (goes_on := trace.recording):
+            self._runtime.line.statistics()  # operations that have ended before are not traced any more
             trace.clear()
-        trace.recording = True
+            trace.recording = True
         try:
             yield trace
         finally:
             self._runtime.line.statistics()  # operations that have ended since are traced here
             trace.recording, self._recording = goes_on, False
             if trace.dropped:
-                logger.warning("the trace is full: its %d oldest spans and counts are gone; record less", trace.dropped)
+                logger.warning("the trace is full: its oldest %d spans and counts are gone", trace.dropped)
 
     @contextlib.asynccontextmanager
     async def report(self, path: str | Path) -> AsyncGenerator[None, None]:

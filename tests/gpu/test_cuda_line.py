@@ -114,8 +114,8 @@ async def test_device_slots_keep_rules_2_and_3(streamed: Path) -> None:
         spans.sort(key=lambda use: (use[0], use[1] != "gpu_uploader"))
         for (_, _, left), (_, _, right) in itertools.pairwise(spans):
             # Spans are anchored where the waiting thread woke up, which may be late by its wake-up time.
-            assert left.started <= right.started + 1e-3
-            assert left.ended <= right.ended + 1e-3
+            assert left.started <= right.started + 3e-3
+            assert left.ended <= right.ended + 3e-3
 
 
 class InstantSource:

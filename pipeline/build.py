@@ -25,7 +25,7 @@ from pipeline.weights.checkpoint import open_checkpoint
 from pipeline.weights.embedding import EmbeddingRows
 from pipeline.weights.groups import WeightGroups, plan_groups
 from pipeline.weights.source import WeightSource
-from pipeline.wiring import ACTORS, Parts, Wired, wire
+from pipeline.wiring import ACTORS, Parts, Wired, slots_until_computed, wire
 
 CLOCK = time.perf_counter
 DEFAULT_CONTEXT_TOKENS = 4096
@@ -79,7 +79,7 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> Runtime
     slots = _slots(settings, catalog, device)
     plan = _plan(model, settings, groups, slots, device, dtype, context_tokens)
     plan.check()
-    counts = {kind: count for kind, (count, _) in (slots[1] or slots[0]).items()}
+    counts = slots_until_computed({kind: count for kind, (count, _) in (slots[1] or slots[0]).items()}, settings.insert)
     policy = fit_policy(find_policy(settings.policy), counts)
     source = WeightSource(catalog.host, checkpoint.files, lanes=settings.reader_lanes, chunk_bytes=settings.chunk_bytes)
     try:

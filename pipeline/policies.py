@@ -147,13 +147,20 @@ def find_policy(policy: str | PrefetchPolicy) -> PrefetchPolicy:
         if policy not in installed.names:
             known = [*POLICIES, *sorted(installed.names)]
             raise ConfigError(f"policy: {unknown_name('policy', policy, known)}")
-        found = installed[policy].load()
-        found = found() if isinstance(found, type) else found
+        try:
+            found = installed[policy].load()
+            found = found() if isinstance(found, type) else found
+        except Exception as error:
+            told = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"policy: entry point {policy!r} of group {ENTRY_POINTS} failed: {told}") from error
     if not isinstance(found, PrefetchPolicy):
         raise ConfigError(f"policy: need a name or a PrefetchPolicy (see actors.core.ports), have {found!r}")
-    if found.waits not in WAITS or found.micro_batches < 1:
+    if found.waits not in WAITS or not isinstance(found.micro_batches, int) or found.micro_batches < 1:
         raise ConfigError(
             f"policy {found.name}: need waits of {', '.join(WAITS)} and at least 1 micro-batch, have {found.waits!r} "
-            f"and {found.micro_batches}"
+            f"and {found.micro_batches!r}"
         )
+    fallback = found.fallback_seconds
+    if fallback is not None and not (isinstance(fallback, int | float) and fallback > 0):
+        raise ConfigError(f"policy {found.name}: fallback_seconds must be above 0 or None, have {fallback!r}")
     return found

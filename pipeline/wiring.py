@@ -50,6 +50,18 @@ class Wired:
     arrivals: Arrivals | None
 
 
+def slots_until_computed(slots: Mapping[str, int], insert: Mapping[str, Sequence[Stage | Mover]]) -> Mapping[str, int]:
+    """By kind, how many groups can wait for their computation: a user's Mover behind the uploader may have fewer slots.
+
+    What a triggered policy asks for must fit there, or a group that is not needed yet would keep out one that is.
+    """
+    for stage in insert.get("gpu_uploader", ()):
+        budget = stage.budget if isinstance(stage, Mover) else None
+        if budget is not None:
+            slots = {kind: min(count, budget.slots.get(kind, count)) for kind, count in slots.items()}
+    return slots
+
+
 def wire(parts: Parts) -> Wired:
     """Join the actors. A policy with triggers gets a queue of requests, into which the later actors report."""
     order, policy = parts.program.order, parts.policy
@@ -58,7 +70,7 @@ def wire(parts: Parts) -> Wired:
         kinds = [parts.catalog.kind(layer, group) for layer, group in order]
         links = 1 if parts.device_budget is None else 3
         requests = PrefetchQueue(order, kinds, parts.slots, policy, links=links, clock=parts.clock)
-        arrivals = Arrivals(policy, parts.source, requests)
+        arrivals = Arrivals(policy, requests)
     scheduler = ComputeScheduler(parts.program, blocking=policy.waits == "blocking", queue=requests)
     planner = PrefetchPlanner(order, parts.passes, requests)
     line = (

@@ -186,7 +186,12 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Two policies of another package, and which groups of entry points were asked for."""
     points = importlib.metadata.EntryPoints(
         importlib.metadata.EntryPoint(name, f"{__name__}:{target}", "pipeline.policies")
-        for name, target in {"elsewhere": "Elsewhere", "eager": "INSTANCE", "wrong": "HIGH"}.items()
+        for name, target in {
+            "elsewhere": "Elsewhere",
+            "eager": "INSTANCE",
+            "wrong": "HIGH",
+            "broken": "NOTHING",
+        }.items()
     )
     asked: list[str] = []
 
@@ -202,9 +207,11 @@ def test_an_installed_policy_is_found_by_its_name(installed: list[str]) -> None:
     assert isinstance(find_policy("elsewhere"), Elsewhere), "a class is called"
     assert find_policy("eager") is INSTANCE, "an object is taken"
     assert installed == ["pipeline.policies"] * 2
+    with pytest.raises(ConfigError, match=r"entry point 'broken' of group pipeline\.policies failed: AttributeError"):
+        find_policy("broken")
     with pytest.raises(ConfigError, match="did you mean 'elsewhere'"):
         find_policy("elsewere")
-    with pytest.raises(ConfigError, match=r"known are history1, .*backpressure, eager, elsewhere"):
+    with pytest.raises(ConfigError, match=r"known are history1, .*backpressure, broken, eager, elsewhere"):
         find_policy("xyz")
 
 

@@ -88,6 +88,7 @@ class Budget:
             for buffer in buffers:
                 self._free[kind].append(_Cell(kind, index, buffer))
                 index += 1
+        self.slots: Mapping[str, int] = {kind: len(free) for kind, free in self._free.items()}
         self._capacity = index
         self._held: set[Slot] = set()
         self._peak = 0

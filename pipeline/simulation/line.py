@@ -17,7 +17,7 @@ from pipeline.simulation.loop import run_virtual
 from pipeline.simulation.timings import Order, Timings
 from pipeline.simulation.world import BYTES_PER_SECOND, SimCatalog, SimDisk, SimProgram
 from pipeline.trace.overlap import Overlap
-from pipeline.wiring import ACTORS, Parts, wire
+from pipeline.wiring import ACTORS, Parts, slots_until_computed, wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +56,12 @@ def sim_line(
     host_groups = gpu_groups if host_groups is None or unified else host_groups
     two_kinds = min(gpu_groups, host_groups) > 1
     device = SimDevice(h2d_bytes_per_second=BYTES_PER_SECOND, unified=unified)
-    slots = slot_counts(gpu_groups, two_kinds=two_kinds)
+    held = slot_counts(gpu_groups, two_kinds=two_kinds)
+    slots = slots_until_computed(held, insert or {})
     policy = fit_policy(policy, slots)
     trace = trace or Trace(recording=False)
     host = Budget("host", _cells(slot_counts(host_groups, two_kinds=two_kinds), device), clock)
-    memory = None if unified else Budget("device", _cells(slots, device), clock)
+    memory = None if unified else Budget("device", _cells(held, device), clock)
     program = SimProgram(device, timings, policy, trace, work, pass_tokens)
     computed = program.computed if policy.triggered else None
     wired = wire(

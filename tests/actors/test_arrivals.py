@@ -1,6 +1,7 @@
 """The fallback: a group whose upload is never heard of is loaded again, and one that is only slow is not."""
 
 import asyncio
+import time
 
 import pytest
 from support.events import LostEvent
@@ -8,6 +9,7 @@ from support.scripted_policy import ScriptedPolicy
 
 from actors.core.arrivals import FIRST_PATIENCE, Arrivals
 from actors.core.budget import Budget
+from actors.core.errors import LineError
 from actors.core.message import READY, Message
 from actors.core.ports import Event
 from pipeline.devices.sim import SimEvent
@@ -29,24 +31,14 @@ class Landings:
         self.count += 1
 
 
-class Disk:
-    """Reads take a second."""
-
-    def __init__(self) -> None:
-        self.reads: list[tuple[int, str, object]] = []
-
-    async def read_into(self, layer: int, group: str, buffer: object) -> None:
-        await asyncio.sleep(1)
-        self.reads.append((layer, group, buffer))
-
-
 class Watched:
     """Arrivals on the running loop, and uploads that end when the test says; each into a slot of its own."""
 
     def __init__(self, policy: ScriptedPolicy) -> None:
-        self.landings, self.disk = Landings(), Disk()
-        self.arrivals = Arrivals(policy, self.disk, self.landings)  # type: ignore[arg-type]
+        self.landings = Landings()
+        self.arrivals = Arrivals(policy, self.landings)  # type: ignore[arg-type]
         self.uploads = 0
+        self.is_lost = False
         self.again: list[float] = []
 
     async def upload(self, event: Event, kind: str = "attn", after: Event = READY) -> "asyncio.Task[None]":
@@ -58,7 +50,7 @@ class Watched:
 
         def again() -> Event:
             self.again.append(now())
-            return SimEvent(now(), now() + 1.2)
+            return LostEvent() if self.is_lost else SimEvent(now(), now() + 1.2)
 
         watching = self.arrivals.watch(message, await device.acquire(kind), event, again)
         return asyncio.create_task(watching)
@@ -82,9 +74,8 @@ def test_an_upload_may_take_what_others_of_its_kind_took_and_the_fallback_more(s
         began = now()
         await (await watched.upload(SimEvent(began, began + seconds)))
         assert watched.arrivals.reloaded == reloaded
-        assert watched.disk.reads == [(4, "attn", "host")][:reloaded], "into the slot that it was uploaded from"
-        assert watched.again == pytest.approx([began + 1.1 + 1.0][:reloaded]), "once the bytes are there again"
-        assert now() == pytest.approx(began + (1.1 + 1.0 + 1.2 if reloaded else seconds))
+        assert watched.again == pytest.approx([began + 1.1][:reloaded])
+        assert now() == pytest.approx(began + (1.1 + 1.2 if reloaded else seconds))
         assert watched.landings.count == 5
 
     run_virtual(main())
@@ -143,7 +134,7 @@ def test_waiting_for_the_slot_is_not_being_late() -> None:
         assert watched.arrivals.reloaded == 0
         failing = SimEvent(now(), now() + 50.0, ValueError("the kernel failed"))
         await (await watched.upload(LostEvent(), after=failing))
-        assert watched.again == pytest.approx([51.0 + 1.0 + 50.0 + 1.1 + 1.0]), "free, however its reader ended"
+        assert watched.again == pytest.approx([51.0 + 1.0 + 50.0 + 1.1]), "free, however its reader ended"
 
     run_virtual(main())
 
@@ -173,9 +164,47 @@ def test_without_a_fallback_it_waits_for_ever(policy: ScriptedPolicy) -> None:
         watching = await watched.upload(LostEvent())
         await asyncio.sleep(1e6)
         assert not watching.done()
-        assert (watched.arrivals.reloaded, watched.disk.reads) == (0, [])
+        assert (watched.arrivals.reloaded, watched.again) == (0, [])
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
         assert watched.landings.count == 2
 
     run_virtual(main())
+
+
+def test_a_group_whose_events_never_come_is_a_failure_and_no_hang() -> None:
+    async def main() -> None:
+        watched = Watched(FALLBACK)
+        watched.is_lost = True
+        await watched.learn(1.0)
+        with pytest.raises(LineError, match="uploaded 3 times, and the event of no upload came"):
+            await (await watched.upload(LostEvent()))
+        assert now() == pytest.approx(1.0 + 1.1 + 2 * 11.1)
+        assert watched.landings.count == 2
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("policy", [ScriptedPolicy(), FALLBACK], ids=["none", "fallback"])
+def test_an_upload_that_timed_out_itself_has_failed(policy: ScriptedPolicy) -> None:
+    """The operating system's ETIMEDOUT is a TimeoutError too, and no reason to load again."""
+
+    async def main() -> None:
+        watched = Watched(policy)
+        await watched.learn(1.0)
+        with pytest.raises(TimeoutError, match="the link"):
+            await (await watched.upload(SimEvent(now(), now() + 1.0, TimeoutError("the link"))))
+        assert watched.arrivals.reloaded == 0
+
+    run_virtual(main())
+
+
+async def test_a_loop_that_was_busy_is_no_reason_to_load_again() -> None:
+    """In real time: the upload landed long before the loop came round to look."""
+    watched = Watched(FALLBACK)
+    await watched.learn(0.001)
+    watching = await watched.upload(SimEvent(now(), now() + 0.01))
+    await asyncio.sleep(0)
+    time.sleep(0.15)
+    await watching
+    assert watched.arrivals.reloaded == 0

@@ -1,0 +1,106 @@
+"""Triggered policies beside stages of the user's: what these did to a group stays, what they hold is counted."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import tiny_models
+from support.events import LostEvent
+
+from actors.core.budget import Budget
+from actors.core.ports import Event
+from pipeline import Message, Model, Mover, Slot, Stage
+from pipeline.devices.cpu import CpuDevice
+from pipeline.devices.memory import HostMemory
+from pipeline.policies import POLICIES
+
+TRIGGERED = [name for name, row in POLICIES.items() if row.triggered]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("checkpoint")
+    tiny_models.save("llama_gqa_llama3", made)
+    return made
+
+
+async def generate(folder: Path, **settings: Any) -> tuple[tuple[int, ...], int]:
+    """Token ids, and how many groups were loaded again."""
+    async with Model.open(folder, device="cpu-copy", **settings) as model:
+        output = await model.generate(tiny_models.PROMPT, max_new_tokens=6, ignore_eos=True)
+        return output.token_ids, model.statistics().groups_reloaded
+
+
+class Doubles(Stage):
+    """Changes the weights in host memory."""
+
+    async def handle(self, message: Message[Slot]) -> Message[Slot]:
+        await self.landed(message)
+        message.at.buffer.tensor.view(torch.float32).mul_(2)
+        return message
+
+
+class LosesCopies(CpuDevice):
+    uploads = 0
+
+    def upload(self, source: Any, target: Any, copies: Any, after: Any, vacant: Event | None = None) -> Event:
+        self.uploads += vacant is not None
+        lost = vacant is not None and self.uploads in (20, 40)
+        return LostEvent() if lost else super().upload(source, target, copies, after, vacant)
+
+
+async def test_loading_again_keeps_what_a_stage_made_of_the_group(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, _ = await generate(folder)
+    doubled, _ = await generate(folder, insert={"disk_reader": [Doubles()]})
+    assert doubled != plain, "or the stage does not matter"
+    monkeypatch.setattr("pipeline.devices.open.CpuDevice", lambda *_, **__: LosesCopies(copy=True))
+    policy = replace(POLICIES["stage2"], fallback_seconds=0.02)
+    assert await generate(folder, insert={"disk_reader": [Doubles()]}, policy=policy) == (doubled, 2)
+
+
+class Unpacks(Mover):
+    """Moves each group on into slots of its own, of which there are few."""
+
+    def __init__(self, slots: int) -> None:
+        cells = {kind: [HostMemory(1 << 20) for _ in range(slots)] for kind in ("attn", "ffn")}
+        self.budget = Budget("unpacked", cells, time.perf_counter)
+
+    async def move(self, message: Message[Slot], slot: Slot) -> Event:
+        await self.landed(message)
+        await self.vacated(message, slot)
+        length = min(message.at.buffer.nbytes, slot.buffer.nbytes)
+        slot.buffer.view[:length] = message.at.buffer.view[:length]
+        return message.event
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("policy", TRIGGERED)
+async def test_few_slots_behind_the_uploader_do_not_stop_a_policy(policy: str, slots: int, folder: Path) -> None:
+    """A group that is not needed yet would take the slot of the one that is."""
+    expected, _ = await generate(folder)
+    mover = Unpacks(slots)
+    tokens, _ = await generate(folder, policy=policy, gpu_groups=10, insert={"gpu_uploader": [mover]})
+    assert tokens == expected
+
+
+async def test_the_halves_of_micro_batches_have_compute_lanes_of_their_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lanes: list[str] = []
+    launch = CpuDevice.launch
+
+    def noting(self: CpuDevice, lane: str, work: Any, after: Any) -> Event:
+        lanes.append(lane)
+        return launch(self, lane, work, after)
+
+    monkeypatch.setattr(CpuDevice, "launch", noting)
+    await generate(folder, policy="stage3")
+    assert set(lanes) == {"compute", "attn", "ffn"}
+    lanes.clear()
+    await generate(folder)
+    assert set(lanes) == {"compute"}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.columns import COLUMNS
 
 import pipeline.commands.bench_policies as command
 from pipeline.api import BUNDLED
@@ -16,22 +17,6 @@ from pipeline.trace.overlap import Overlap
 from pipeline.trace.perfetto import read_trace
 from pipeline.trace.recording import COMPUTE, DISK
 
-COLUMNS = [
-    "policy",
-    "total_ms",
-    "ms_per_layer",
-    "ideal_ms",
-    "ratio_to_ideal",
-    "gap_in_layer_ms",
-    "gap_between_layers_ms",
-    "l0_l1_ms",
-    "l0_l4_ms",
-    "groups_requested",
-    "link_use",
-    "host_blocked_ms",
-    "groups_on_device_peak",
-    "depth_used",
-]
 MORE = ["simulated", "error", "passes", "batch_tokens", "token_ids", "logprob_difference"]
 SMALL = ("--device", "cpu", "--passes", "2", "--batch-tokens", "16")
 

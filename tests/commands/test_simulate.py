@@ -8,27 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.columns import COLUMNS
 
 from pipeline.commands.simulate import add_simulate
 from pipeline.errors import ConfigError
 from pipeline.policies import POLICIES
 
-KEYS = [
-    "policy",
-    "total_ms",
-    "ms_per_layer",
-    "ideal_ms",
-    "ratio_to_ideal",
-    "gap_in_layer_ms",
-    "gap_between_layers_ms",
-    "l0_l1_ms",
-    "l0_l4_ms",
-    "groups_requested",
-    "link_use",
-    "host_blocked_ms",
-    "groups_on_device_peak",
-    "depth_used",
-]
 RATES = ("--disk-gbps", "6.5", "--h2d-gbps", "25", "--tflops", "60", "--batch-tokens", "4096")
 
 
@@ -48,7 +33,7 @@ def test_all_seven_with_the_figures_of_the_analysis(capsys: pytest.CaptureFixtur
     rows = simulated(capsys, "--all")
     assert [row["policy"] for row in rows] == list(POLICIES)
     for row in rows:
-        assert list(row) == [*KEYS, "chained"] if row["policy"] == "current" else KEYS
+        assert list(row) == [*COLUMNS, "chained"] if row["policy"] == "current" else COLUMNS
     per_layer = [row["ms_per_layer"] for row in rows]
     assert per_layer == pytest.approx([210, 300, 300, 210, 200, 200, 200], rel=0.005)
     assert rows == simulated(capsys)
@@ -56,14 +41,14 @@ def test_all_seven_with_the_figures_of_the_analysis(capsys: pytest.CaptureFixtur
 
 def test_current_is_measured_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
     row = simulated(capsys, "--policy", "current", "--layers", "8")
-    assert list(row) == [*KEYS, "chained"]
-    assert list(row["chained"]) == KEYS
+    assert list(row) == [*COLUMNS, "chained"]
+    assert list(row["chained"]) == COLUMNS
     assert row["chained"]["policy"] == "current"
 
 
 def test_one_policy_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     row = simulated(capsys, "--policy", "stage1", "--gpu-groups", "4", "--sync-ms", "2")
-    assert list(row) == KEYS
+    assert list(row) == COLUMNS
     assert (row["policy"], row["depth_used"], row["host_blocked_ms"]) == ("stage1", 1, 2)
     assert row["ms_per_layer"] == pytest.approx(204)
 

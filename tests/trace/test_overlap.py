@@ -4,29 +4,13 @@ import json
 from dataclasses import replace
 
 import pytest
+from support.columns import COLUMNS
 
 from actors.core.trace import Span
 from pipeline.policies import POLICIES
 from pipeline.simulation.line import simulate
 from pipeline.simulation.timings import LayerTimings
 from pipeline.trace.overlap import Overlap
-
-COLUMNS = [
-    "policy",
-    "total_ms",
-    "ms_per_layer",
-    "ideal_ms",
-    "ratio_to_ideal",
-    "gap_in_layer_ms",
-    "gap_between_layers_ms",
-    "l0_l1_ms",
-    "l0_l4_ms",
-    "groups_requested",
-    "link_use",
-    "host_blocked_ms",
-    "groups_on_device_peak",
-    "depth_used",
-]
 
 
 def order_of(layers: int) -> list[tuple[int, str]]:

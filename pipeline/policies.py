@@ -78,7 +78,8 @@ class Policy:
         layers = min(self.warmup_layers, held)
         if (depth, layers) != (self.depth, self.warmup_layers):
             logger.warning(
-                "policy %s: depth clipped from %d to %d and warm-up from %d to %d layers, which is what %d slots hold",
+                "policy %s: depth clipped from %d to %d and warm-up from %d to %d layers, all that %d slots hold; "
+                "raise gpu_groups for more",
                 self.name, self.depth, depth, self.warmup_layers, layers, sum(slots.values()),
             )  # fmt: skip
         return replace(self, depth=depth, warmup_layers=layers)

@@ -19,7 +19,10 @@ from pipeline.models.config import ModelConfig, read_config
 from pipeline.models.families import group_specs
 from pipeline.policies import find_policy, fit_policy
 from pipeline.program import GenerationProgram
-from pipeline.sequences.kv import KeyValueCache, kv_bytes
+from pipeline.sequences.batching import Batcher
+from pipeline.sequences.blocks import BlockPool, blocks_for
+from pipeline.sequences.kv import KeyValueBlocks, kv_bytes, kv_token_bytes
+from pipeline.sequences.pass_inputs import PassInputs
 from pipeline.weights.catalog import WeightCatalog
 from pipeline.weights.checkpoint import open_checkpoint
 from pipeline.weights.embedding import EmbeddingRows
@@ -83,9 +86,19 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> Runtime
     policy = fit_policy(find_policy(settings.policy), counts)
     source = WeightSource(catalog.host, checkpoint.files, lanes=settings.reader_lanes, chunk_bytes=settings.chunk_bytes)
     try:
-        embedding = EmbeddingRows(groups.embed, source, device, min(settings.max_tokens_per_pass, context_tokens))
-        cache = KeyValueCache(model, context_tokens, dtype, device)
-        program = GenerationProgram(model, catalog, device, embedding, cache, dtype, policy.micro_batches)
+        embedding = EmbeddingRows(groups.embed, source, device, settings.max_tokens_per_pass)
+        blocks = blocks_for(_kv_tokens(settings, context_tokens))
+        program = GenerationProgram(
+            model,
+            catalog,
+            device,
+            embedding,
+            KeyValueBlocks(model, blocks, dtype, device),
+            Batcher(BlockPool(blocks), settings.max_requests),
+            PassInputs(device, embedding.most_rows, settings.max_requests, blocks),
+            dtype,
+            policy.micro_batches,
+        )
         host, on_device = _budgets(slots, device)
         wired = wire(
             Parts(
@@ -150,6 +163,17 @@ def _context_tokens(model: ModelConfig, settings: Config) -> int:
     return settings.context_tokens
 
 
+def _kv_tokens(settings: Config, context_tokens: int) -> int:
+    if settings.kv_tokens is None:
+        return context_tokens
+    if settings.kv_tokens < context_tokens:
+        raise ConfigError(
+            f"kv_tokens: need at least the {context_tokens} of context_tokens, so that any request can be held alone, "
+            f"have {settings.kv_tokens}"
+        )
+    return settings.kv_tokens
+
+
 def _plan(
     model: ModelConfig,
     settings: Config,
@@ -162,19 +186,26 @@ def _plan(
     """Everything that is held from open to close. On the CPU the two places are one."""
     host_slots, device_slots = slots
     device_place = "host" if device.torch_device.type == "cpu" else "device"
-    pass_tokens = min(settings.max_tokens_per_pass, context_tokens)
+    blocks = blocks_for(_kv_tokens(settings, context_tokens))
+    pass_tokens = settings.max_tokens_per_pass
     row_bytes = groups.embed.length // groups.embed.shape[0]
-    logits_bytes = model.vocabulary_size * torch.float32.itemsize
+    logits_bytes = settings.max_requests * model.vocabulary_size * torch.float32.itemsize
     activation_bytes = pass_tokens * (4 * model.hidden_size + 3 * model.ffn_size) * max(dtype.itemsize, 4)
+    read_bytes = context_tokens * kv_token_bytes(model, dtype) // model.layers
+    kv_knob = "context_tokens" if settings.kv_tokens is None else "kv_tokens"
+    input_bytes = PassInputs.nbytes(pass_tokens, settings.max_requests, blocks)
     holdings = (
         *(Holding(f"{n} {k} slots", "host", n * size, _host_knob(device)) for k, (n, size) in host_slots.items()),
         *(Holding(f"{n} {k} slots", device_place, n * size, "gpu_groups") for k, (n, size) in device_slots.items()),
-        Holding("KV cache", device_place, kv_bytes(model, context_tokens, dtype), "context_tokens"),
+        Holding("KV blocks", device_place, kv_bytes(model, blocks, dtype), kv_knob),
         Holding("embedding rows", "host", pass_tokens * row_bytes, "max_tokens_per_pass"),
         Holding("embedding rows", device_place, pass_tokens * row_bytes, "max_tokens_per_pass"),
         Holding("activations", device_place, activation_bytes, "max_tokens_per_pass"),
-        Holding("logits", "host", logits_bytes, "nothing: the vocabulary sets it"),
-        Holding("logits", device_place, logits_bytes, "nothing: the vocabulary sets it"),
+        Holding("activations: KV of one request and layer", device_place, read_bytes, "context_tokens"),
+        Holding("logits", "host", logits_bytes, "max_requests"),
+        Holding("logits", device_place, logits_bytes, "max_requests"),
+        Holding("positions and block tables", "host", input_bytes, kv_knob),
+        Holding("positions and block tables", device_place, input_bytes, kv_knob),
     )
     available = {"host": available_host_bytes()}
     if device_place == "device":

@@ -18,6 +18,7 @@ RANGES = {
     "gpu_groups": (1, 1 << 16),
     "host_groups": (1, 1 << 16),
     "max_tokens_per_pass": (1, MOST),
+    "max_requests": (1, 4096),
     "reader_lanes": (1, 64),
     "chunk_bytes": (4096, MOST),
 }
@@ -35,8 +36,11 @@ class Config:
         host_groups: weight groups in pinned host memory; without effect on the CPU, whose memory is one.
         queues: messages that may wait in front of an actor, by the actor's name.
         insert: your own stages, by the name of the actor that they follow.
-        context_tokens: prompt plus new tokens of one request, for which KV memory is set aside.
-        max_tokens_per_pass: prompt tokens that one pass carries; longer prompts take several passes.
+        context_tokens: prompt plus new tokens that one request may have.
+        kv_tokens: the same for all requests that run at a time, for which KV memory is set aside; those that do not
+            fit wait. None is `context_tokens`.
+        max_requests: requests that share a pass.
+        max_tokens_per_pass: tokens that one pass carries: one of each request that answers, and pieces of prompts.
         reader_lanes, chunk_bytes: reads in flight at a time, and the size of one.
     """
 
@@ -48,6 +52,8 @@ class Config:
     queues: Mapping[str, int] = field(default_factory=dict)
     insert: Mapping[str, Sequence[Stage | Mover]] = field(default_factory=dict)
     context_tokens: int | None = None
+    kv_tokens: int | None = None
+    max_requests: int = 64
     max_tokens_per_pass: int = 512
     reader_lanes: int = 4
     chunk_bytes: int = 16 << 20
@@ -60,8 +66,9 @@ class Config:
             _within(name, getattr(self, name), least, most)
         if self.chunk_bytes % 4096:
             raise ConfigError(f"chunk_bytes: need a multiple of 4096, have {self.chunk_bytes}")
-        if self.context_tokens is not None:
-            _within("context_tokens", self.context_tokens, 1, MOST)
+        for name in ("context_tokens", "kv_tokens"):
+            if getattr(self, name) is not None:
+                _within(name, getattr(self, name), 1, MOST)
         for name, actors in (("queues", ACTORS[1:]), ("insert", ACTORS[:-1])):
             if not isinstance(getattr(self, name), Mapping):
                 raise ConfigError(f"{name}: need a mapping from actor names, have {getattr(self, name)!r}")

@@ -1,9 +1,8 @@
-"""One pass: choose what to compute, compute it group by group, sample, deliver the token."""
+"""One pass: choose what to compute, compute it group by group, sample, deliver the tokens."""
 
 import asyncio
 import functools
 import itertools
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -17,9 +16,13 @@ from pipeline.devices.lane import Lane
 from pipeline.devices.open import AnyDevice
 from pipeline.errors import RequestError
 from pipeline.models import decoder
+from pipeline.models.attention import Rows
 from pipeline.models.config import ModelConfig
 from pipeline.models.ops import Rotary, rotary
-from pipeline.sequences.kv import KeyValueCache
+from pipeline.sequences.batching import Batcher, Piece
+from pipeline.sequences.kv import KeyValueBlocks
+from pipeline.sequences.pass_inputs import PassInputs
+from pipeline.sequences.sampling import Choice
 from pipeline.sequences.sequence import RunningSequence
 from pipeline.weights.catalog import WeightCatalog
 from pipeline.weights.embedding import EmbeddingRows
@@ -31,41 +34,48 @@ COMPUTE, ATTN, FFN = "compute", "attn", "ffn"
 
 @dataclass(slots=True)
 class MicroBatch:
-    """Rows [begin, end) of a pass; `last` is the event of its latest half. Its first token has position `start`."""
+    """Tokens [begin, end) of a pass; `last` is the event of its latest half."""
 
     begin: int
     end: int
-    start: int
     last: Event = READY
+    rows: Rows = field(init=False)
     rotary: Rotary = field(init=False)
 
 
 @dataclass(slots=True)
 class GenerationPass:
-    """The state of one pass over T tokens of one sequence, of which the first has position `start`.
+    """The state of one pass over T tokens, of one or more sequences.
 
     `hidden_TD` is made once and then written in place: a micro-batch goes from lane to lane, and memory that one CUDA
     stream frees while another still reads it would be handed out again too early.
     """
 
-    sequence: RunningSequence
-    start: int
-    tokens: int
-    samples: bool
+    pieces: list[Piece]
     parts: list[MicroBatch]
     embedded: Event = READY
     hidden_TD: torch.Tensor = field(init=False)
-    normed_TD: torch.Tensor = field(init=False)
+    normed_RD: torch.Tensor = field(init=False)
     head_rows: int = 0
 
     @property
+    def sampling(self) -> list[Piece]:
+        """Those whose last token gets a successor, one row of logits each."""
+        return [piece for piece in self.pieces if piece.samples]
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody waits for its results any more."""
+        return all(piece.sequence.ended for piece in self.pieces)
+
+    @property
     def last(self) -> Event:
-        """The event of the latest step of the last micro-batch, which attends to all before it."""
+        """The event of the latest step of the last micro-batch, which comes behind all before it."""
         return self.parts[-1].last
 
 
 class GenerationProgram:
-    """Serves waiting sequences first come, first served, one at a time."""
+    """Serves all requests that there is room for, in every pass."""
 
     def __init__(
         self,
@@ -73,48 +83,51 @@ class GenerationProgram:
         catalog: WeightCatalog,
         device: AnyDevice,
         embedding: EmbeddingRows,
-        cache: KeyValueCache,
+        cache: KeyValueBlocks,
+        batcher: Batcher,
+        inputs: PassInputs,
         dtype: torch.dtype,
         micro_batches: int = 1,
     ) -> None:
         self.order = catalog.order
+        self.batcher = batcher
         self.passes = 0
         self.tokens = 0
+        self.computed_tokens = 0
         self._config = config
         self._catalog = catalog
         self._device = device
         self._embedding = embedding
         self._cache = cache
+        self._inputs = inputs
         self._dtype = dtype
         self._micro_batches = micro_batches
-        self._last_group = catalog.order[-1]
-        self._waiting: deque[RunningSequence] = deque()
         self._arrived = asyncio.Event()
         self._sampling = Lane("sampling")
-        logits_bytes = config.vocabulary_size * torch.float32.itemsize
-        self._logits_copy = (Copy(0, 0, logits_bytes),)
+        logits_bytes = batcher.max_requests * config.vocabulary_size * torch.float32.itemsize
         self._logits = device.device_memory(logits_bytes)
         self._host_logits = device.host_memory(logits_bytes)
+        self._in_pass = False
 
     def submit(self, sequence: RunningSequence) -> None:
         """Let a sequence wait for its turn."""
-        self._waiting.append(sequence)
+        self.batcher.submit(sequence)
         self._arrived.set()
 
     def withdraw(self, sequence: RunningSequence) -> None:
-        """End a sequence whose caller has gone; a pass over it stops computing at the next group."""
-        sequence.ended = True
-        if sequence in self._waiting:
-            self._waiting.remove(sequence)
+        """End a sequence whose caller has gone. What it held is free at once, or when the pass that it is in ends."""
+        sequence.cancel()
+        if not self._in_pass:
+            self.batcher.retire()
 
     def fail(self, error: BaseException) -> None:
-        """End everything that waits or runs; every caller gets the error (rule 7)."""
-        while self._waiting:
-            self._waiting.popleft().fail(error)
+        """End everything that waits or runs; every caller gets the error (rule 7). Only when the line has stopped."""
+        self._in_pass = False
+        self.batcher.fail(error)
 
     async def wanted(self) -> None:
-        """Wait until a sequence waits."""
-        while not self._front():
+        """Wait until somebody wants tokens."""
+        while not self.batcher.wanted:
             self._arrived.clear()
             await self._arrived.wait()
 
@@ -123,20 +136,19 @@ class GenerationProgram:
         await asyncio.to_thread(self._sampling.close)
 
     async def begin(self) -> GenerationPass:
-        """Wait for a sequence, and fetch the embedding rows of the tokens that it wants computed."""
+        """Wait for requests, choose who shares the pass, and fetch the embedding rows of their tokens."""
         await self.wanted()
-        sequence = self._waiting[0]
-        token_ids = sequence.waiting_tokens(self._embedding.most_rows)
-        samples = len(token_ids) == sequence.waiting_count
-        parts = _micro_batches(sequence.cached_tokens, len(token_ids), self._micro_batches)
-        pass_ = GenerationPass(sequence, sequence.cached_tokens, len(token_ids), samples, parts)
+        self._in_pass = True
+        pieces = self.batcher.next_pass(self._embedding.most_rows)
+        token_ids = [token_id for piece in pieces for token_id in piece.token_ids]
+        pass_ = GenerationPass(pieces, _micro_batches(len(token_ids), self._micro_batches))
         try:
-            rows = await self._embedding.fetch(token_ids)
+            fetched = await self._embedding.fetch(token_ids)
         except Exception as error:
             raise _embedding_failed(error) from error
         work = torch.inference_mode()(lambda: self._embed(pass_))
-        pass_.embedded = self._device.launch(COMPUTE, work, (rows,))
-        for part in parts:
+        pass_.embedded = self._device.launch(COMPUTE, work, (fetched, self._inputs.send(pieces)))
+        for part in pass_.parts:
             part.last = pass_.embedded
         return pass_
 
@@ -149,7 +161,7 @@ class GenerationProgram:
     def step(self, pass_: GenerationPass, message: Message[Slot]) -> Sequence[Event]:
         """Launch half a layer, micro-batch by micro-batch, or a slice of the head; nothing if nobody needs it."""
         is_head = message.group.startswith("head")
-        if pass_.sequence.ended or (is_head and not pass_.samples):
+        if pass_.abandoned or (is_head and not pass_.sampling):
             return ()
         if is_head:
             return [self._launch(FFN, pass_, pass_.parts[-1], lambda: self._head(pass_, message), message.event)]
@@ -164,40 +176,38 @@ class GenerationProgram:
         return ran
 
     async def finish(self, pass_: GenerationPass) -> None:
-        """Wait for the pass, choose the next token from its logits, and deliver it."""
+        """Wait for the pass, choose the next tokens from its logits, and deliver them."""
         self.passes += 1
-        sequence = pass_.sequence
+        sampling = pass_.sampling
         try:
             await pass_.embedded.wait()
         except Exception as error:
             raise _embedding_failed(error) from error
-        if not pass_.samples or sequence.ended:
+        if not sampling or pass_.abandoned:
             await pass_.last.wait()
         else:
-            downloaded = self._device.download(self._logits, self._host_logits, self._logits_copy, (pass_.last,))
-            await downloaded.wait()
-        sequence.cached_tokens += pass_.tokens
-        if pass_.samples and not sequence.ended:
-            logits_V = self._host_logits.tensor.view(torch.float32)
-            await self._sample(sequence, logits_V)
+            nbytes = len(sampling) * self._config.vocabulary_size * torch.float32.itemsize
+            await self._device.download(self._logits, self._host_logits, (Copy(0, 0, nbytes),), (pass_.last,)).wait()
+        for piece in pass_.pieces:
+            piece.sequence.cached_tokens += len(piece.token_ids)
+            self.computed_tokens += len(piece.token_ids)
+        if not pass_.abandoned:
+            await self._sample([piece.sequence for piece in sampling])
+        self._in_pass = False
+        self.batcher.retire()
 
-    async def _sample(self, sequence: RunningSequence, logits_V: torch.Tensor) -> None:
-        chosen = []
-        event = self._sampling.submit(lambda: chosen.append(sequence.sampler.sample(logits_V)), ())
-        try:
-            await event.wait()
-        except RequestError as error:
-            sequence.fail(error)
-        except Exception as error:
-            sequence.fail(RequestError(f"choosing a token failed: {type(error).__name__}: {error}"))
-        else:
-            self.tokens += 1
-            sequence.accept(chosen[0])
-
-    def _front(self) -> RunningSequence | None:
-        while self._waiting and self._waiting[0].ended:
-            self._waiting.popleft()
-        return self._waiting[0] if self._waiting else None
+    async def _sample(self, sequences: Sequence[RunningSequence]) -> None:
+        """Row by row, on the sampling thread. A request whose token cannot be chosen ends alone."""
+        choices: list[Choice | RequestError] = []
+        logits_RV = self._host_logits.tensor.view(torch.float32).view(-1, self._config.vocabulary_size)
+        rows = [(sequence, logits_V) for sequence, logits_V in zip(sequences, logits_RV, strict=False)]
+        await self._sampling.submit(lambda: choices.extend(_choose(*row) for row in rows), ()).wait()
+        for sequence, choice in zip(sequences, choices, strict=True):
+            if isinstance(choice, RequestError):
+                sequence.fail(choice)
+            elif not sequence.ended:
+                self.tokens += 1
+                sequence.accept(choice)
 
     def _launch(
         self, lane: str, pass_: GenerationPass, part: MicroBatch, work: Callable[[], object], *arrived: Event
@@ -208,14 +218,15 @@ class GenerationProgram:
         return part.last
 
     def _embed(self, pass_: GenerationPass) -> None:
-        pass_.hidden_TD = self._embedding.rows(pass_.tokens).to(self._dtype, copy=True)
+        pass_.hidden_TD = self._embedding.rows(pass_.parts[-1].end).to(self._dtype, copy=True)
+        turns = rotary(self._config, self._inputs.positions())
         for part in pass_.parts:
-            part.rotary = rotary(self._config, part.start, part.end - part.begin, self._device.torch_device)
+            part.rows, part.rotary = self._inputs.rows(part.begin, part.end), turns.rows(part.begin, part.end)
 
     def _attention(self, pass_: GenerationPass, part: MicroBatch, message: Message[Slot]) -> None:
         weights, kv = self._catalog.tensors(message), self._cache.layer(message.layer)
         hidden_TD = pass_.hidden_TD[part.begin : part.end]
-        hidden_TD.copy_(decoder.attention_half(self._config, weights, hidden_TD, kv, part.start, part.rotary))
+        hidden_TD.copy_(decoder.attention_half(self._config, weights, hidden_TD, kv, part.rows, part.rotary))
 
     def _ffn(self, pass_: GenerationPass, part: MicroBatch, message: Message[Slot]) -> None:
         hidden_TD = pass_.hidden_TD[part.begin : part.end]
@@ -224,18 +235,28 @@ class GenerationProgram:
     def _head(self, pass_: GenerationPass, message: Message[Slot]) -> None:
         weights = self._catalog.tensors(message)
         if message.group == "head.0":
-            pass_.normed_TD = decoder.final_norm(self._config, weights, pass_.hidden_TD[-1:])
-        logits_TV = decoder.output_slice(weights, pass_.normed_TD)
-        logits_V = self._logits.tensor.view(torch.float32)
-        logits_V[pass_.head_rows : pass_.head_rows + logits_TV.shape[1]] = logits_TV[0]
-        pass_.head_rows += logits_TV.shape[1]
+            pass_.normed_RD = decoder.final_norm(self._config, weights, pass_.hidden_TD[self._inputs.sampled()])
+        slice_RV = decoder.output_slice(weights, pass_.normed_RD)
+        logits_RV = self._logits.tensor.view(torch.float32).view(-1, self._config.vocabulary_size)
+        rows, size = slice_RV.shape
+        logits_RV[:rows, pass_.head_rows : pass_.head_rows + size] = slice_RV
+        pass_.head_rows += size
 
 
-def _micro_batches(start: int, tokens: int, most: int) -> list[MicroBatch]:
+def _micro_batches(tokens: int, most: int) -> list[MicroBatch]:
     """Cut the tokens of a pass into `most` runs of about the same length; one token makes one."""
     count = min(most, tokens)
     cuts = [tokens * index // count for index in range(count + 1)]
-    return [MicroBatch(begin, end, start + begin) for begin, end in itertools.pairwise(cuts)]
+    return [MicroBatch(begin, end) for begin, end in itertools.pairwise(cuts)]
+
+
+def _choose(sequence: RunningSequence, logits_V: torch.Tensor) -> Choice | RequestError:
+    try:
+        return sequence.sampler.sample(logits_V)
+    except RequestError as error:
+        return error
+    except Exception as error:
+        return RequestError(f"choosing a token failed: {type(error).__name__}: {error}")
 
 
 def _embedding_failed(error: Exception) -> ActorFailed:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.build import Runtime
+from pipeline.sequences.batching import Batcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +19,30 @@ class ChannelRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestsRecord:
+    """Requests now, and those that have ended since the model was opened."""
+
+    running: int
+    waiting: int
+    finished: int
+    cancelled: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksRecord:
+    """KV blocks that requests hold now, the most that they ever held, and all there are."""
+
+    used: int
+    peak: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelStatistics:
     """Counters since the model was opened; those of actors and queues since the line last started.
 
+    `tokens` were generated, `computed_tokens` passed through the model, those of prompts among them.
     `bytes_read` counts what came from files, `bytes_needed` the tensors and rows in it. `busy_seconds` is the time in
     which an actor had work running, `stalled_seconds` what it waited for messages, room, slots, events and checks.
     `groups_reloaded` had an upload whose event was overdue.
@@ -29,6 +51,9 @@ class ModelStatistics:
     policy: str
     passes: int
     tokens: int
+    computed_tokens: int
+    requests: RequestsRecord
+    kv_blocks: BlocksRecord
     bytes_read: int
     bytes_needed: int
     device_groups_peak: int
@@ -44,10 +69,14 @@ class ModelStatistics:
         line = runtime.line.statistics()
         host = line.budgets["host"]
         arrivals = runtime.wired.arrivals
+        pool = runtime.program.batcher.pool
         return cls(
             policy=runtime.policy.name,
             passes=runtime.program.passes,
             tokens=runtime.program.tokens,
+            computed_tokens=runtime.program.computed_tokens,
+            requests=_requests(runtime.program.batcher),
+            kv_blocks=BlocksRecord(pool.used, pool.peak, pool.blocks),
             bytes_read=runtime.source.bytes_read,
             bytes_needed=runtime.source.bytes_needed,
             device_groups_peak=line.budgets.get("device", host).peak,
@@ -64,3 +93,8 @@ class ModelStatistics:
     def as_dict(self) -> dict[str, Any]:
         """The same as plain dictionaries and numbers."""
         return dataclasses.asdict(self)
+
+
+def _requests(batcher: Batcher) -> RequestsRecord:
+    ended = {outcome: batcher.ended[outcome] for outcome in ("finished", "cancelled", "failed")}
+    return RequestsRecord(running=batcher.running, waiting=batcher.waiting, **ended)

@@ -128,8 +128,8 @@ def test_the_plan_is_what_the_device_hands_out(device: str, settings: dict[str, 
     runtime = build(checkpoint, Config(device=device, **settings))
     assert isinstance(runtime.device, CpuDevice)
     taken = sorted(memory.nbytes for memory in runtime.device._memory)
-    held = [holding for holding in runtime.plan.holdings if holding.holder != "activations"]
-    assert len(held) == len(runtime.plan.holdings) - 1
+    held = [holding for holding in runtime.plan.holdings if not holding.holder.startswith("activations")]
+    assert len(held) == len(runtime.plan.holdings) - 2
     assert {holding.place for holding in held} == {"host"}, "on the CPU the two places are one"
     assert sum(holding.nbytes for holding in held) == sum(taken)
     slots = [holding.nbytes for holding in held if "slots" in holding.holder]

@@ -1,9 +1,10 @@
-"""Causal attention of the tokens of one pass over the keys and values of one layer.
+"""Causal attention of the tokens of one pass, sequence by sequence, over the keys and values of one layer.
 
-Shape letters in names: T tokens of this pass, S positions attended, C context capacity, N query heads, K kv heads,
-G query heads that share a kv head, H head dim.
+Shape letters in names: T tokens of this pass, S positions attended, B blocks, P positions of a block, N query heads,
+K kv heads, G query heads that share a kv head, H head dim.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,22 +12,63 @@ from torch.nn.functional import scaled_dot_product_attention
 
 
 @dataclass(frozen=True, slots=True)
+class SequenceRows:
+    """Rows [begin, end) of a pass belong to one sequence, at positions from `start` on.
+
+    `blocks_B` is its block table, int64 on the device: position p is row p % P of block p // P of the table.
+    """
+
+    begin: int
+    end: int
+    start: int
+    blocks_B: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Where the tokens of a pass go: the block and the row in it of each, int64 [T], and whose they are."""
+
+    blocks_T: torch.Tensor
+    offsets_T: torch.Tensor
+    sequences: Sequence[SequenceRows]
+
+
+@dataclass(frozen=True, slots=True)
 class LayerKV:
-    """The keys and values of one layer and one sequence, each [C, K, H] in the compute dtype; row = position."""
+    """The keys and values of one layer in blocks, [B, 2, P, K, H] in the compute dtype."""
 
-    keys: torch.Tensor
-    values: torch.Tensor
+    memory: torch.Tensor
+
+    def write(self, rows: Rows, keys_TKH: torch.Tensor, values_TKH: torch.Tensor) -> None:
+        """Put the keys and values of the tokens of a pass into their places."""
+        for index, new_TKH in enumerate((keys_TKH, values_TKH)):
+            self.memory[:, index].index_put_((rows.blocks_T, rows.offsets_T), new_TKH)
+
+    def read(self, blocks_B: torch.Tensor, first: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The keys and the values of positions [first, end) of one sequence, each a copy, [S, K, H]."""
+        positions = self.memory.shape[2]
+        skipped = first // positions
+        needed_B = blocks_B[skipped : -(-end // positions)]
+        first, end = first - skipped * positions, end - skipped * positions
+        keys_SKH, values_SKH = (self.memory[:, index].index_select(0, needed_B).flatten(0, 1) for index in (0, 1))
+        return keys_SKH[first:end], values_SKH[first:end]
 
 
-def attend(q_TNH: torch.Tensor, kv: LayerKV, start: int, window: int | None) -> torch.Tensor:
-    """Attention of the tokens at [start, start + T) over all rows up to each of them; returns [T, N * H].
+def attend_all(q_TNH: torch.Tensor, kv: LayerKV, rows: Rows, window: int | None) -> torch.Tensor:
+    """Attention of every token over its own sequence; returns [T, N * H]. The rows of the pass must be written."""
+    mixed = [attend(q_TNH[one.begin : one.end], kv, one.blocks_B, one.start, window) for one in rows.sequences]
+    return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
-    With `window`, a token sees the last `window` positions, itself included. Rows up to start + T must be written.
+
+def attend(q_TNH: torch.Tensor, kv: LayerKV, blocks_B: torch.Tensor, start: int, window: int | None) -> torch.Tensor:
+    """Attention of one sequence's tokens at [start, start + T) over all positions up to each; returns [T, N * H].
+
+    With `window`, a token sees the last `window` positions, itself included.
     """
     tokens = q_TNH.shape[0]
     end = start + tokens
     first = 0 if window is None else max(0, start + 1 - window)
-    keys_SKH, values_SKH = kv.keys[first:end], kv.values[first:end]
+    keys_SKH, values_SKH = kv.read(blocks_B, first, end)
     if tokens == 1:
         return _attend_one(q_TNH, keys_SKH, values_SKH)
     is_causal = start == 0 and (window is None or window >= end)

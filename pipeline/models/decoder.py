@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch.nn import functional
 
-from pipeline.models.attention import LayerKV, attend
+from pipeline.models.attention import LayerKV, Rows, attend_all
 from pipeline.models.config import ModelConfig
 from pipeline.models.ops import Rotary, linear, rms_norm, rotate
 
@@ -19,22 +19,20 @@ Weights = Mapping[str, torch.Tensor]
 
 
 def attention_half(
-    config: ModelConfig, weights: Weights, hidden_TD: torch.Tensor, kv: LayerKV, start: int, rotary: Rotary
+    config: ModelConfig, weights: Weights, hidden_TD: torch.Tensor, kv: LayerKV, rows: Rows, rotary: Rotary
 ) -> torch.Tensor:
-    """Norm, attention and residual of one layer for the tokens at positions [start, start + T); returns [T, D].
+    """Norm, attention and residual of one layer for the tokens of a pass; returns [T, D].
 
-    Writes the rows [start, start + T) of `kv` first, then attends over [0, start + T).
+    Writes their keys and values into `kv` first, then lets each attend to its own sequence.
     """
-    end = start + hidden_TD.shape[0]
     normed_TD = rms_norm(hidden_TD, weights["norm"], config.norm_epsilon)
     q_TNH = _project(config, weights, "q", normed_TD)
     k_TKH = _project(config, weights, "k", normed_TD)
     if config.qk_norm:
         q_TNH = rms_norm(q_TNH, weights["q_norm"], config.norm_epsilon)
         k_TKH = rms_norm(k_TKH, weights["k_norm"], config.norm_epsilon)
-    kv.keys[start:end] = rotate(k_TKH, rotary)
-    kv.values[start:end] = _project(config, weights, "v", normed_TD)
-    mixed_TA = attend(rotate(q_TNH, rotary), kv, start, config.sliding_window)
+    kv.write(rows, rotate(k_TKH, rotary), _project(config, weights, "v", normed_TD))
+    mixed_TA = attend_all(rotate(q_TNH, rotary), kv, rows, config.sliding_window)
     return hidden_TD + linear(mixed_TA, weights["o"])
 
 

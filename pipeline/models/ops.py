@@ -20,15 +20,18 @@ class Rotary:
     cos: torch.Tensor
     sin: torch.Tensor
 
+    def rows(self, begin: int, end: int) -> "Rotary":
+        """The turns of some of the tokens."""
+        return Rotary(self.cos[begin:end], self.sin[begin:end])
 
-def rotary(config: ModelConfig, start: int, tokens: int, device: torch.device) -> Rotary:
-    """The rotary embedding of positions [start, start + tokens), computed once per pass.
+
+def rotary(config: ModelConfig, positions_T: torch.Tensor) -> Rotary:
+    """The rotary embedding of these positions, computed once per pass.
 
     Source: RoFormer (arXiv 2104.09864) in the half-split form of transformers, which sets the rounding too.
     """
-    positions_T = torch.arange(start, start + tokens, device=device, dtype=torch.float32)
-    frequencies_H2 = _frequencies(config.head_dim, config.rope_theta, config.rope_scaling, device)
-    angles_TH = torch.outer(positions_T, frequencies_H2).repeat(1, 2)
+    frequencies_H2 = _frequencies(config.head_dim, config.rope_theta, config.rope_scaling, positions_T.device)
+    angles_TH = torch.outer(positions_T.float(), frequencies_H2).repeat(1, 2)
     return Rotary(angles_TH.cos().unsqueeze(1), angles_TH.sin().unsqueeze(1))
 
 

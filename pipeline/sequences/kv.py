@@ -1,29 +1,35 @@
-"""The KV cache of the running request, one contiguous run per layer."""
+"""The KV cache of all requests, in blocks."""
 
 import torch
 
 from pipeline.devices.open import AnyDevice
 from pipeline.models.attention import LayerKV
 from pipeline.models.config import ModelConfig
+from pipeline.sequences.blocks import BLOCK_TOKENS
 
 
-class KeyValueCache:
-    """Keys and values of all layers for up to `context_tokens` positions, allocated once (rule 2).
+class KeyValueBlocks:
+    """Keys and values of all layers in blocks, allocated once (rule 2).
 
-    Memory: [layers, keys and values, C context_tokens, K kv heads, H head dim] in the compute dtype.
+    Memory: [B blocks, layers, keys and values, P positions, K kv heads, H head dim] in the compute dtype, so that what
+    a layer needs of a block is one run of bytes.
     """
 
-    def __init__(self, config: ModelConfig, context_tokens: int, dtype: torch.dtype, device: AnyDevice) -> None:
-        self._shape = (config.layers, 2, context_tokens, config.kv_heads, config.head_dim)
+    def __init__(self, config: ModelConfig, blocks: int, dtype: torch.dtype, device: AnyDevice) -> None:
+        self._shape = (blocks, config.layers, 2, BLOCK_TOKENS, config.kv_heads, config.head_dim)
         self._dtype = dtype
-        self._memory = device.device_memory(kv_bytes(config, context_tokens, dtype))
+        self._memory = device.device_memory(kv_bytes(config, blocks, dtype))
 
     def layer(self, layer: int) -> LayerKV:
-        """The keys and the values of one layer, each [C, K, H]."""
-        keys, values = self._memory.tensor.view(self._dtype).view(self._shape)[layer]
-        return LayerKV(keys, values)
+        """The keys and values of one layer."""
+        return LayerKV(self._memory.tensor.view(self._dtype).view(self._shape)[:, layer])
 
 
-def kv_bytes(config: ModelConfig, context_tokens: int, dtype: torch.dtype) -> int:
-    """What a cache for so many positions occupies."""
-    return config.layers * 2 * context_tokens * config.kv_heads * config.head_dim * dtype.itemsize
+def kv_bytes(config: ModelConfig, blocks: int, dtype: torch.dtype) -> int:
+    """What so many blocks occupy."""
+    return blocks * BLOCK_TOKENS * kv_token_bytes(config, dtype)
+
+
+def kv_token_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Keys and values of one position, in all layers."""
+    return config.layers * 2 * config.kv_heads * config.head_dim * dtype.itemsize

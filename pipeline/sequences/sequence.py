@@ -34,7 +34,10 @@ class Output:
 
 
 class RunningSequence:
-    """The state of one request: its tokens, how many of them are in the KV cache, and who waits for its chunks."""
+    """The state of one request: its tokens, how many of them are in the KV cache, and who waits for its chunks.
+
+    `blocks` are the KV blocks that it holds; `outcome` is empty, then "finished", "cancelled" or "failed".
+    """
 
     def __init__(
         self,
@@ -47,13 +50,24 @@ class RunningSequence:
         self.prompt_ids = tuple(prompt_ids)
         self.token_ids: list[int] = []
         self.cached_tokens = 0
-        self.ended = False
+        self.blocks: list[int] = []
+        self.outcome = ""
         self.sampler = Sampler(parameters, self.prompt_ids, vocabulary_size)
         self._parameters = parameters
         self._stop_ids = stop_ids
         self._detokenizer = detokenizer
         self._stops = StopStrings(parameters.stop)
         self._chunks: asyncio.Queue[Chunk | BaseException] = asyncio.Queue()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more is to be computed."""
+        return bool(self.outcome)
+
+    @property
+    def most_tokens(self) -> int:
+        """How many positions it can come to occupy."""
+        return len(self.prompt_ids) + self._parameters.max_new_tokens
 
     def waiting_tokens(self, most: int) -> tuple[int, ...]:
         """The tokens that the next pass must compute: at most `most` of those that are not in the KV cache."""
@@ -79,14 +93,18 @@ class RunningSequence:
         if reason is not None:
             rest, stopped = self._held_back()
             text, reason = text + rest, "stop" if stopped else reason
-            self.ended = True
+            self.outcome = "finished"
         self._chunks.put_nowait(Chunk(text, (choice.token_id,), reason, choice.logprobs))
 
     def fail(self, error: BaseException) -> None:
         """End the request with an error, which its caller gets."""
         if not self.ended:
-            self.ended = True
+            self.outcome = "failed"
             self._chunks.put_nowait(error)
+
+    def cancel(self) -> None:
+        """End the request because nobody waits for it any more."""
+        self.outcome = self.outcome or "cancelled"
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
         """The chunks as they come, up to the one with a finish reason; raises what `fail` was given."""

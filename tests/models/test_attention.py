@@ -4,23 +4,26 @@ import math
 
 import pytest
 import torch
+from support.kv_blocks import POSITIONS, empty_blocks, rows_of
 
-from pipeline.models.attention import LayerKV, attend
+from pipeline.models.attention import LayerKV, Rows, SequenceRows, attend, attend_all
 
 HEAD_DIM = 6
 
 
-def by_formula(q_TNH: torch.Tensor, kv: LayerKV, start: int, window: int | None) -> torch.Tensor:
+def by_formula(
+    q_TNH: torch.Tensor, keys_SKH: torch.Tensor, values_SKH: torch.Tensor, start: int, window: int | None
+) -> torch.Tensor:
     tokens, heads, _ = q_TNH.shape
-    shared = heads // kv.keys.shape[1]
+    shared = heads // keys_SKH.shape[1]
     rows = []
     for token in range(tokens):
         end = start + token + 1
         first = 0 if window is None else max(0, end - window)
         for head in range(heads):
-            keys_SH = kv.keys[first:end, head // shared]
+            keys_SH = keys_SKH[first:end, head // shared]
             scores_S = keys_SH @ q_TNH[token, head] / math.sqrt(HEAD_DIM)
-            rows.append(scores_S.softmax(0) @ kv.values[first:end, head // shared])
+            rows.append(scores_S.softmax(0) @ values_SKH[first:end, head // shared])
     return torch.cat(rows).view(tokens, -1)
 
 
@@ -30,11 +33,28 @@ def by_formula(q_TNH: torch.Tensor, kv: LayerKV, start: int, window: int | None)
 def test_attention_is_the_formula(heads: int, kv_heads: int, start: int, tokens: int, window: int | None) -> None:
     torch.manual_seed(start * 100 + tokens)
     end = start + tokens
-    keys, values = (torch.full((end + 3, kv_heads, HEAD_DIM), torch.nan, dtype=torch.float64) for _ in range(2))
-    kv = LayerKV(keys, values)
-    kv.keys[:end] = torch.randn(end, kv_heads, HEAD_DIM)
-    kv.values[:end] = torch.randn(end, kv_heads, HEAD_DIM)
+    kv, blocks_B = empty_blocks(end + 3, kv_heads, HEAD_DIM, torch.float64)
+    keys_SKH, values_SKH = torch.randn(2, end, kv_heads, HEAD_DIM, dtype=torch.float64)
+    kv.write(rows_of(blocks_B, 0, end), keys_SKH, values_SKH)
     q_TNH = torch.randn(tokens, heads, HEAD_DIM, dtype=torch.float64)
-    mixed_TA = attend(q_TNH, kv, start, window)
+    mixed_TA = attend(q_TNH, kv, blocks_B, start, window)
     assert mixed_TA.shape == (tokens, heads * HEAD_DIM)
-    torch.testing.assert_close(mixed_TA, by_formula(q_TNH, kv, start, window))
+    torch.testing.assert_close(mixed_TA, by_formula(q_TNH, keys_SKH, values_SKH, start, window))
+
+
+def test_each_sequence_of_a_pass_attends_to_its_own_blocks() -> None:
+    """Three sequences share a pass, at other positions and with other numbers of tokens."""
+    torch.manual_seed(7)
+    memory, heads = torch.full((9, 2, POSITIONS, 2, HEAD_DIM), torch.nan, dtype=torch.float64), 4
+    kv, sequences, expected, q = LayerKV(memory), [], [], []
+    for table, start, tokens in (([4, 0], 5, 1), ([8, 1, 6], 8, 3), ([2], 0, 2)):
+        blocks_B, end = torch.tensor(table), start + tokens
+        keys_SKH, values_SKH = torch.randn(2, end, 2, HEAD_DIM, dtype=torch.float64)
+        kv.write(rows_of(blocks_B, 0, end), keys_SKH, values_SKH)
+        q.append(torch.randn(tokens, heads, HEAD_DIM, dtype=torch.float64))
+        begin = sum(map(len, q[:-1]))
+        sequences.append(SequenceRows(begin, begin + tokens, start, blocks_B))
+        expected.append(by_formula(q[-1], keys_SKH, values_SKH, start, None))
+    nowhere_T = torch.zeros(0, dtype=torch.int64)
+    mixed_TA = attend_all(torch.cat(q), kv, Rows(nowhere_T, nowhere_T, sequences), None)
+    torch.testing.assert_close(mixed_TA, torch.cat(expected))

@@ -6,16 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.kv_blocks import empty_blocks, rows_of
 from support.tiny_models import PROMPT, VARIANTS, VOCABULARY_SIZE, greedy, logits, save, with_attention
 
 from pipeline.models import decoder
-from pipeline.models.attention import LayerKV
 from pipeline.models.config import ModelConfig, read_config
 from pipeline.models.families import group_specs
 from pipeline.models.ops import rotary
 
 STEPS = 32
-CPU = torch.device("cpu")
 
 
 class TinyRun:
@@ -25,22 +24,21 @@ class TinyRun:
         self.config = read_config(folder)
         self.dtype = dtype
         self.weights = read_weights(folder, self.config, offset_bytes)
-        shape = (STEPS + len(PROMPT), self.config.kv_heads, self.config.head_dim)
-        # NaN in every row that is not written yet: reading one too many would show in every number.
-        self.kv = [
-            LayerKV(torch.full(shape, torch.nan, dtype=dtype), torch.full(shape, torch.nan, dtype=dtype))
-            for _ in range(self.config.layers)
-        ]
+        tokens, config = STEPS + len(PROMPT), self.config
+        layers = [empty_blocks(tokens, config.kv_heads, config.head_dim, dtype) for _ in range(config.layers)]
+        self.kv = [kv for kv, _ in layers]
+        self.blocks_B = layers[0][1]
         self.start = 0
 
     def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
         """The logits after each of the next tokens, fp32 [T, V]; the head is computed in two slices."""
         config = self.config
         hidden_TD = self.weights[-1, "embed"]["embed"][list(token_ids)].to(self.dtype)
-        turn = rotary(config, self.start, len(token_ids), CPU)
+        turn = rotary(config, torch.arange(self.start, self.start + len(token_ids)))
+        rows = rows_of(self.blocks_B, self.start, len(token_ids))
         for layer in range(config.layers):
             weights = self.weights[layer, "attn"]
-            hidden_TD = decoder.attention_half(config, weights, hidden_TD, self.kv[layer], self.start, turn)
+            hidden_TD = decoder.attention_half(config, weights, hidden_TD, self.kv[layer], rows, turn)
             hidden_TD = decoder.ffn_half(config, self.weights[layer, "ffn"], hidden_TD)
         self.start += len(token_ids)
         head = self.weights[config.layers, "head"]
@@ -149,8 +147,8 @@ def test_weights_and_hidden_states_are_not_modified(tmp_path: Path) -> None:
     before = {group: {short: w.clone() for short, w in weights.items()} for group, weights in run.weights.items()}
     hidden_TD = torch.randn(4, run.config.hidden_size)
     kept_TD = hidden_TD.clone()
-    turn = rotary(run.config, 0, 4, CPU)
-    decoder.attention_half(run.config, run.weights[0, "attn"], hidden_TD, run.kv[0], 0, turn)
+    turn = rotary(run.config, torch.arange(4))
+    decoder.attention_half(run.config, run.weights[0, "attn"], hidden_TD, run.kv[0], rows_of(run.blocks_B, 0, 4), turn)
     decoder.ffn_half(run.config, run.weights[0, "ffn"], hidden_TD)
     assert torch.equal(hidden_TD, kept_TD)
     assert all(torch.equal(w, before[group][short]) for group, ws in run.weights.items() for short, w in ws.items())

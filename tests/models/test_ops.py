@@ -18,7 +18,7 @@ def test_rotary_has_the_bits_of_transformers(variant: str, tmp_path: Path) -> No
     model = save(variant, tmp_path)
     positions = torch.arange(11, 200)
     cos, sin = model.model.rotary_emb(torch.zeros(1), positions.unsqueeze(0))
-    turn = rotary(read_config(tmp_path), 11, 189, CPU)
+    turn = rotary(read_config(tmp_path), positions)
     assert turn.cos.dtype == torch.float32
     assert torch.equal(turn.cos.squeeze(1), cos[0])
     assert torch.equal(turn.sin.squeeze(1), sin[0])
@@ -29,7 +29,7 @@ def test_rotate_has_the_bits_of_transformers(dtype: torch.dtype, tmp_path: Path)
     save("llama_gqa_llama3", tmp_path)
     config = read_config(tmp_path)
     x_TNH = torch.randn(5, config.heads, config.head_dim).to(dtype)
-    turn = rotary(config, 3, 5, CPU)
+    turn = rotary(config, torch.arange(3, 8))
     x_1NTH = x_TNH.transpose(0, 1).unsqueeze(0)
     expected, _ = apply_rotary_pos_emb(
         x_1NTH, x_1NTH, turn.cos.to(dtype).view(1, 5, -1), turn.sin.to(dtype).view(1, 5, -1)

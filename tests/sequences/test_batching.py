@@ -1,0 +1,112 @@
+"""Who shares a pass: every request that has room, each with its next tokens, none for ever behind another."""
+
+from pipeline.sequences.batching import Batcher, Piece
+from pipeline.sequences.blocks import BLOCK_TOKENS, BlockPool
+from pipeline.sequences.sampling import Choice, SamplingParameters
+from pipeline.sequences.sequence import RunningSequence
+
+
+def request(prompt_tokens: int, max_new_tokens: int = 4) -> RunningSequence:
+    parameters = SamplingParameters(max_new_tokens=max_new_tokens)
+    return RunningSequence(range(1, prompt_tokens + 1), parameters, frozenset(), None, 1000)
+
+
+def batcher(*requests: RunningSequence, blocks: int = 1000, max_requests: int = 64) -> Batcher:
+    made = Batcher(BlockPool(blocks), max_requests)
+    for one in requests:
+        made.submit(one)
+    return made
+
+
+def compute(pieces: list[Piece]) -> dict[RunningSequence, int]:
+    """What a pass does to its sequences; returns the tokens that each brought."""
+    for piece in pieces:
+        assert piece.start == piece.sequence.cached_tokens
+        piece.sequence.cached_tokens += len(piece.token_ids)
+        assert piece.samples == (piece.sequence.waiting_count == 0)
+        if piece.samples:
+            piece.sequence.accept(Choice(7, None))
+    return {piece.sequence: len(piece.token_ids) for piece in pieces}
+
+
+def test_all_that_waits_shares_a_pass() -> None:
+    first, second = request(5), request(3)
+    shared = batcher(first, second)
+    assert compute(shared.next_pass(512)) == {first: 5, second: 3}
+    assert compute(shared.next_pass(512)) == {first: 1, second: 1}
+    late = request(2)
+    shared.submit(late)
+    assert compute(shared.next_pass(512)) == {first: 1, second: 1, late: 2}
+
+
+def test_a_long_prompt_delays_nobodys_next_token() -> None:
+    answering, long = request(2, max_new_tokens=50), request(100)
+    shared = batcher(answering)
+    compute(shared.next_pass(10))
+    shared.submit(long)
+    for _ in range(11):
+        assert compute(shared.next_pass(10)) == {answering: 1, long: 9}
+    assert compute(shared.next_pass(10)) == {answering: 1, long: 1}
+    assert len(long.token_ids) == 1
+
+
+def test_prompts_share_what_is_left_and_what_one_leaves_goes_to_the_others() -> None:
+    long, short, longer = request(100), request(3), request(200)
+    shared = batcher(long, short, longer)
+    assert compute(shared.next_pass(31)) == {short: 3, long: 14, longer: 14}
+
+
+def test_the_oldest_prompts_go_first_where_there_is_not_a_token_for_each() -> None:
+    oldest = request(50)
+    shared = batcher(oldest, *(request(2) for _ in range(9)))
+    for _ in range(3):
+        served = compute(shared.next_pass(4))
+        assert served[oldest] >= 1
+        assert sum(served.values()) == 4
+
+
+def test_more_answers_than_tokens_take_turns() -> None:
+    requests = [request(1, max_new_tokens=30) for _ in range(5)]
+    shared = batcher(*requests)
+    for _ in range(20):
+        assert sum(compute(shared.next_pass(2)).values()) == 2
+    assert {len(one.token_ids) for one in requests} == {8}
+
+
+def test_requests_are_admitted_in_order_when_their_worst_case_fits() -> None:
+    big, bigger, small = request(1, 2 * BLOCK_TOKENS), request(1, 3 * BLOCK_TOKENS), request(1, 2)
+    shared = batcher(big, bigger, small, blocks=6)
+    assert list(compute(shared.next_pass(9))) == [big], "3 blocks; the next needs 4, and none overtakes it"
+    assert (shared.running, shared.waiting) == (1, 2)
+    big.cancel()
+    assert list(compute(shared.next_pass(9))) == [bigger, small]
+    assert shared.ended == {"cancelled": 1}
+
+
+def test_no_more_run_than_may() -> None:
+    shared = batcher(*(request(1) for _ in range(5)), max_requests=2)
+    compute(shared.next_pass(9))
+    assert (shared.running, shared.waiting) == (2, 3)
+
+
+def test_blocks_come_back_when_a_request_ends_and_only_then() -> None:
+    pool = BlockPool(8)
+    shared, finished, failed = Batcher(pool, 64), request(1, 1), request(1, 9)
+    shared.submit(finished)
+    shared.submit(failed)
+    pieces = shared.next_pass(9)
+    assert pool.used == 2
+    compute(pieces)
+    assert pool.used == 2, "the pass may still run"
+    shared.retire()
+    assert pool.used == 1
+    shared.fail(RuntimeError("disk"))
+    assert (pool.used, shared.running, shared.wanted) == (0, 0, False)
+    assert shared.ended == {"finished": 1, "failed": 1}
+
+
+def test_one_that_is_cancelled_while_it_waits_never_runs() -> None:
+    gone, other = request(1), request(1)
+    shared = batcher(gone, other, max_requests=1)
+    gone.cancel()
+    assert list(compute(shared.next_pass(9))) == [other]

@@ -1,0 +1,25 @@
+"""KV blocks of a single sequence, scattered over a layer's memory."""
+
+import torch
+
+from pipeline.models.attention import LayerKV, Rows, SequenceRows
+
+POSITIONS = 4
+"""Of a block: few, so that short sequences span several."""
+
+
+def empty_blocks(tokens: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> tuple[LayerKV, torch.Tensor]:
+    """Room for a sequence, and its block table in an odd order.
+
+    NaN in every row that is not written yet: reading one too many would show in every number.
+    """
+    count = -(-tokens // POSITIONS)
+    memory = torch.full((2 * count + 1, 2, POSITIONS, kv_heads, head_dim), torch.nan, dtype=dtype)
+    return LayerKV(memory), torch.arange(1, 2 * count, 2).flip(0)
+
+
+def rows_of(blocks_B: torch.Tensor, start: int, tokens: int) -> Rows:
+    """A pass over nothing but `tokens` of that sequence, from position `start` on."""
+    positions_T = torch.arange(start, start + tokens)
+    sequence = SequenceRows(0, tokens, start, blocks_B)
+    return Rows(blocks_B[positions_T // POSITIONS], positions_T % POSITIONS, [sequence])

@@ -158,7 +158,7 @@ class Model:
         """Keep a line running. Weights never change, so recovery from a failure is to run it anew (rule 7)."""
         while True:
             try:
-                await self._runtime.line.run()
+                await self._runtime.run()
                 raise LineError("the line ended, though its plan has no end")
             except Exception as error:
                 logger.error("%s", error)

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from actors.core.ports import PrefetchPolicy
 from actors.core.stage import Mover, Stage
 from pipeline.errors import ConfigError, unknown_name
+from pipeline.memory import free_disk_bytes, parse_bytes
 from pipeline.policies import find_policy
 from pipeline.wiring import ACTORS
 
@@ -39,6 +41,10 @@ class Config:
         context_tokens: prompt plus new tokens that one request may have.
         kv_tokens: the same for all requests that run at a time, for which KV memory is set aside; those that do not
             fit wait. None is `context_tokens`.
+        gpu_memory, host_memory: what to stay within, in bytes, as "10GiB", or as a share, "80%", of the device's memory
+            or of what the machine (or its control group) leaves this process; None is all there is. On the CPU the two
+            are one, and `host_memory` counts.
+        kv_disk: a folder on a disk, for KV blocks for which neither has room.
         max_requests: requests that share a pass.
         max_tokens_per_pass: tokens that one pass carries: one of each request that answers, and pieces of prompts.
         reader_lanes, chunk_bytes: reads in flight at a time, and the size of one.
@@ -53,6 +59,9 @@ class Config:
     insert: Mapping[str, Sequence[Stage | Mover]] = field(default_factory=dict)
     context_tokens: int | None = None
     kv_tokens: int | None = None
+    gpu_memory: int | str | None = None
+    host_memory: int | str | None = None
+    kv_disk: str | Path | None = None
     max_requests: int = 64
     max_tokens_per_pass: int = 512
     reader_lanes: int = 4
@@ -69,6 +78,11 @@ class Config:
         for name in ("context_tokens", "kv_tokens"):
             if getattr(self, name) is not None:
                 _within(name, getattr(self, name), 1, MOST)
+        for name in ("gpu_memory", "host_memory"):
+            if (value := getattr(self, name)) is not None:
+                parse_bytes(name, value, MOST)
+        if self.kv_disk is not None:
+            free_disk_bytes(self.kv_disk)
         for name, actors in (("queues", ACTORS[1:]), ("insert", ACTORS[:-1])):
             if not isinstance(getattr(self, name), Mapping):
                 raise ConfigError(f"{name}: need a mapping from actor names, have {getattr(self, name)!r}")

@@ -1,15 +1,25 @@
 """The memory plan: what the runtime will hold, holder by holder, against what the machine has."""
 
+import re
+import resource
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import ConfigError
 
+UNITS = {"B": 1} | {
+    f"{prefix}{unit}": base**power
+    for power, prefix in enumerate("KMGT", start=1)
+    for unit, base in (("B", 1000), ("IB", 1024))
+}
+SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(%|(?:[KMGT]i?)?B)\s*", re.IGNORECASE)
+
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """Memory that one holder keeps from open to close; `knob` is the setting that changes it."""
+    """Memory that one holder keeps from open to close; `knob` is the setting that changes it, if one does."""
 
     holder: str
     place: str
@@ -28,16 +38,26 @@ class MemoryPlan:
         """Refuse a plan that cannot fit. Raises ConfigError with need, have, and the knob of the largest holding."""
         for place, have in self.available.items():
             held = [holding for holding in self.holdings if holding.place == place]
-            need = sum(holding.nbytes for holding in held)
+            need = self.need(place)
             if need > have:
-                largest = max(held, key=lambda holding: holding.nbytes)
+                largest = max((one for one in held if one.knob), key=lambda holding: holding.nbytes)
                 raise ConfigError(
                     f"{place} memory: need {human_bytes(need)}, have {human_bytes(have)} "
                     f"({'; '.join(_lines(held))}); lower {largest.knob}"
                 )
 
     def __str__(self) -> str:
-        return "\n".join(_lines(self.holdings))
+        """One line for each holding, and one for each place with what it has."""
+        lines = []
+        for place, have in self.available.items():
+            held = [holding for holding in self.holdings if holding.place == place]
+            lines += [f"{place:<7} {human_bytes(one.nbytes):>8}  {_named(one)}" for one in held]
+            lines.append(f"{place:<7} {human_bytes(self.need(place)):>8}  of {human_bytes(have)}")
+        return "\n".join(lines)
+
+    def need(self, place: str) -> int:
+        """All that is held in a place, in bytes."""
+        return sum(holding.nbytes for holding in self.holdings if holding.place == place)
 
 
 def slot_counts(groups: int, *, two_kinds: bool) -> dict[str, int]:
@@ -78,5 +98,32 @@ def _control_group() -> Path:
     return Path("/sys/fs/cgroup")
 
 
+def resident_bytes() -> int:
+    """What this process occupies now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def free_disk_bytes(folder: str | Path) -> int:
+    """What may still be written in a folder. Raises ConfigError where there is none."""
+    if not Path(folder).is_dir():
+        raise ConfigError(f"kv_disk: need a folder on a disk, have {str(folder)!r}, which is none")
+    return shutil.disk_usage(folder).free
+
+
+def parse_bytes(setting: str, value: int | str, whole: int) -> int:
+    """Bytes from a number of them, from "10GiB" or "1.8GB", or from "80%" of the `whole`. Raises ConfigError."""
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    found = SIZE.fullmatch(value) if isinstance(value, str) else None
+    if found is None or (number := float(found[1])) <= 0 or (found[2] == "%" and number > 100):
+        raise ConfigError(f'{setting}: need bytes, a size as "10GiB" or "1.8GB", or a share as "80%", have {value!r}')
+    return int(number * (whole / 100 if found[2] == "%" else UNITS[found[2].upper()]))
+
+
+def _named(holding: Holding) -> str:
+    return f"{holding.holder} [{holding.knob}]" if holding.knob else holding.holder
+
+
 def _lines(holdings: Iterable[Holding]) -> list[str]:
-    return [f"{item.holder} {human_bytes(item.nbytes)} [{item.knob}]" for item in holdings]
+    return [f"{item.holder} {human_bytes(item.nbytes)}" + (f" [{item.knob}]" if item.knob else "") for item in holdings]

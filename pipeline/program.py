@@ -16,11 +16,11 @@ from pipeline.devices.lane import Lane
 from pipeline.devices.open import AnyDevice
 from pipeline.errors import RequestError
 from pipeline.models import decoder
-from pipeline.models.attention import Rows
+from pipeline.models.attention import LayerKV, Rows
 from pipeline.models.config import ModelConfig
 from pipeline.models.ops import Rotary, rotary
 from pipeline.sequences.batching import Batcher, Piece
-from pipeline.sequences.kv import KeyValueBlocks
+from pipeline.sequences.kv import KeyValueCache
 from pipeline.sequences.pass_inputs import PassInputs
 from pipeline.sequences.sampling import Choice
 from pipeline.sequences.sequence import RunningSequence
@@ -83,7 +83,7 @@ class GenerationProgram:
         catalog: WeightCatalog,
         device: AnyDevice,
         embedding: EmbeddingRows,
-        cache: KeyValueBlocks,
+        cache: KeyValueCache,
         batcher: Batcher,
         inputs: PassInputs,
         dtype: torch.dtype,
@@ -123,6 +123,7 @@ class GenerationProgram:
     def fail(self, error: BaseException) -> None:
         """End everything that waits or runs; every caller gets the error (rule 7). Only when the line has stopped."""
         self._in_pass = False
+        self._cache.fail()
         self.batcher.fail(error)
 
     async def wanted(self) -> None:
@@ -140,6 +141,7 @@ class GenerationProgram:
         await self.wanted()
         self._in_pass = True
         pieces = self.batcher.next_pass(self._embedding.most_rows)
+        self._cache.begin(pieces)
         token_ids = [token_id for piece in pieces for token_id in piece.token_ids]
         pass_ = GenerationPass(pieces, _micro_batches(len(token_ids), self._micro_batches))
         try:
@@ -152,27 +154,33 @@ class GenerationProgram:
             part.last = pass_.embedded
         return pass_
 
+    async def prepare(self, pass_: GenerationPass, message: Message[Slot]) -> None:
+        """Wait until the KV blocks of the layer are on their way to the device."""
+        if message.group == "attn":
+            await self._cache.prepare(message.layer)
+
     async def check_in(self, pass_: GenerationPass, message: Message[Slot]) -> None:
         """Wait, on the host, for everything that was launched and for the group."""
         for part in pass_.parts:
             await ended(part.last)
         await ended(message.event)
+        if message.group == "attn":
+            await ended(self._cache.layer(message.layer)[1])
 
     def step(self, pass_: GenerationPass, message: Message[Slot]) -> Sequence[Event]:
         """Launch half a layer, micro-batch by micro-batch, or a slice of the head; nothing if nobody needs it."""
         is_head = message.group.startswith("head")
         if pass_.abandoned or (is_head and not pass_.sampling):
-            return ()
-        if is_head:
-            return [self._launch(FFN, pass_, pass_.parts[-1], lambda: self._head(pass_, message), message.event)]
-        half = self._attention if message.group == "attn" else self._ffn
-        ran: list[Event] = []
-        for part in pass_.parts:
-            # Behind the micro-batch before, whose lane it shares: it attends to that one's keys, and fails with it.
-            arrived = (message.event, *ran[-1:])
-            ran.append(
-                self._launch(message.group, pass_, part, functools.partial(half, pass_, part, message), *arrived)
-            )
+            ran = []
+        elif is_head:
+            ran = [self._launch(FFN, pass_, pass_.parts[-1], lambda: self._head(pass_, message), message.event)]
+        elif message.group == "attn":
+            kv, arrived = self._cache.layer(message.layer)
+            ran = self._launch_half(pass_, message, functools.partial(self._attention, pass_, message, kv), arrived)
+        else:
+            ran = self._launch_half(pass_, message, functools.partial(self._ffn, pass_, message))
+        if message.group == "attn":
+            self._cache.launched(message.layer, ran[-1] if ran else READY)
         return ran
 
     async def finish(self, pass_: GenerationPass) -> None:
@@ -209,6 +217,17 @@ class GenerationProgram:
                 self.tokens += 1
                 sequence.accept(choice)
 
+    def _launch_half(
+        self, pass_: GenerationPass, message: Message[Slot], half: Callable[[MicroBatch], None], *arrived: Event
+    ) -> list[Event]:
+        """Micro-batch by micro-batch."""
+        ran: list[Event] = []
+        for part in pass_.parts:
+            # Behind the micro-batch before, whose lane it shares: it attends to that one's keys, and fails with it.
+            before = (message.event, *arrived, *ran[-1:])
+            ran.append(self._launch(message.group, pass_, part, functools.partial(half, part), *before))
+        return ran
+
     def _launch(
         self, lane: str, pass_: GenerationPass, part: MicroBatch, work: Callable[[], object], *arrived: Event
     ) -> Event:
@@ -223,12 +242,12 @@ class GenerationProgram:
         for part in pass_.parts:
             part.rows, part.rotary = self._inputs.rows(part.begin, part.end), turns.rows(part.begin, part.end)
 
-    def _attention(self, pass_: GenerationPass, part: MicroBatch, message: Message[Slot]) -> None:
-        weights, kv = self._catalog.tensors(message), self._cache.layer(message.layer)
+    def _attention(self, pass_: GenerationPass, message: Message[Slot], kv: LayerKV, part: MicroBatch) -> None:
+        weights = self._catalog.tensors(message)
         hidden_TD = pass_.hidden_TD[part.begin : part.end]
         hidden_TD.copy_(decoder.attention_half(self._config, weights, hidden_TD, kv, part.rows, part.rotary))
 
-    def _ffn(self, pass_: GenerationPass, part: MicroBatch, message: Message[Slot]) -> None:
+    def _ffn(self, pass_: GenerationPass, message: Message[Slot], part: MicroBatch) -> None:
         hidden_TD = pass_.hidden_TD[part.begin : part.end]
         hidden_TD.copy_(decoder.ffn_half(self._config, self._catalog.tensors(message), hidden_TD))
 

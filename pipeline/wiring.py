@@ -2,21 +2,41 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from actors.compute_scheduler import ComputeScheduler
 from actors.core.arrivals import Arrivals
 from actors.core.budget import Budget
 from actors.core.line import Line
-from actors.core.ports import Catalog, Clock, Device, PrefetchPolicy, Program, WeightSource
+from actors.core.ports import Buffer, Catalog, Clock, Device, KeyValues, PrefetchPolicy, Program, WeightSource
 from actors.core.prefetch import PrefetchQueue
 from actors.core.stage import Mover, Stage
 from actors.core.trace import Trace
 from actors.disk_reader import DiskReader
 from actors.gpu_uploader import GpuUploader
+from actors.kv_planner import KvPlanner
+from actors.kv_reader import KvReader
+from actors.kv_swapper import KvSwapper
 from actors.pinned_stager import PinnedStager
 from actors.prefetch_planner import PrefetchPlanner
 
+KV_ACTORS = ("kv_planner", "kv_reader", "kv_uploader", "kv_swapper")
 ACTORS = ("prefetch_planner", "disk_reader", "pinned_stager", "gpu_uploader", "compute_scheduler")
+
+
+class KvSlots(KeyValues, Catalog, Protocol):
+    """KV blocks that move, and the memory that they move through, by kind of slot.
+
+    Without device cells host and device memory are one.
+    """
+
+    @property
+    def host_cells(self) -> Mapping[str, Sequence[Buffer]]:
+        """Those that layers live in or come through on their way from the disk."""
+
+    @property
+    def device_cells(self) -> Mapping[str, Sequence[Buffer]]:
+        """Those that layers take turns in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,15 +59,22 @@ class Parts:
     clock: Clock
     trace: Trace
     passes: int | None = None
+    key_values: KvSlots | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Wired:
-    """A line that is ready to run, and what a triggered policy keeps beside it."""
+    """The line of the weights, the KV line if KV blocks move, and what a triggered policy keeps beside it."""
 
     line: Line
+    kv_line: Line | None
     requests: PrefetchQueue | None
     arrivals: Arrivals | None
+
+    @property
+    def lines(self) -> Sequence[Line]:
+        """All that must run."""
+        return (self.line,) if self.kv_line is None else (self.line, self.kv_line)
 
 
 def slots_until_computed(slots: Mapping[str, int], insert: Mapping[str, Sequence[Stage | Mover]]) -> Mapping[str, int]:
@@ -82,4 +109,25 @@ def wire(parts: Parts) -> Wired:
     )
     for name, stages in parts.insert.items():
         line.insert(name, stages)
-    return Wired(line, requests, arrivals)
+    return Wired(line, _kv_line(parts), requests, arrivals)
+
+
+def _kv_line(parts: Parts) -> Line | None:
+    """Credits of its own, so that weights and KV blocks never wait for each other's slots.
+
+    Blocks go up by the same kind of actor and through the same H2D lane as weights, by need: a layer's as soon as there
+    is a slot for it.
+    """
+    if (kv := parts.key_values) is None:
+        return None
+    host = Budget("kv host", kv.host_cells, parts.clock)
+    on_device = Budget("kv device", kv.device_cells, parts.clock) if kv.device_cells else None
+    uploader = GpuUploader(parts.device, on_device)
+    uploader.name, uploader.keeps_source = "kv_uploader", True
+    queue = len(kv.layers)  # layers that live in host memory never hold up the read of one that lives on the disk
+    return (
+        Line(KvPlanner(kv), catalog=kv, clock=parts.clock, trace=parts.trace)
+        .then(KvReader(kv, host), queue=queue)
+        .then(uploader, queue=queue)
+        .then(KvSwapper(parts.device, kv), queue=queue)
+    )

@@ -43,9 +43,10 @@ class Slot:
         after: the last reader's event. Nothing may be written into `buffer` before it (rule 3).
         filled: the event after which nobody of this or the last lease uses the memory any more.
         filler: the name of the actor that moved them, for errors.
+        source: the slot that the bytes came from, where it is kept to take them back.
     """
 
-    __slots__ = ("_budget", "_cell", "_released", "after", "buffer", "filled", "filler", "index", "kind")
+    __slots__ = ("_budget", "_cell", "_released", "after", "buffer", "filled", "filler", "index", "kind", "source")
 
     def __init__(self, budget: "Budget", cell: _Cell) -> None:
         self._budget = budget
@@ -57,6 +58,7 @@ class Slot:
         self.after = cell.after
         self.filled: Event = cell.after
         self.filler = ""
+        self.source: Slot | None = None
 
     @property
     def place(self) -> str:

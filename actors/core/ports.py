@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
@@ -158,6 +158,9 @@ class Program(Protocol):
     async def begin(self) -> Any:
         """Wait until there is work, and return the state of one pass over it."""
 
+    async def prepare(self, pass_: Any, message: Message[Slot]) -> None:
+        """Wait until what the group's computation needs beside its weights is on its way, too: KV blocks."""
+
     async def check_in(self, pass_: Any, message: Message[Slot]) -> None:
         """Wait, on the host, until the device is idle and the group there. Only blocking policies ask for it."""
 
@@ -169,3 +172,32 @@ class Program(Protocol):
 
     async def finish(self, pass_: Any) -> None:
         """Wait for the results of the pass and hand them on."""
+
+
+class KeyValues(Protocol):
+    """The KV blocks that do not stay on the device, as the actors see them that move them.
+
+    Every pass moves the same blocks in each of these layers: in, what its sequences have cached; out, its new rows.
+    """
+
+    @property
+    def layers(self) -> Sequence[int]:
+        """The layers whose blocks move, in compute order."""
+
+    async def begun(self) -> None:
+        """Wait until a pass has begun that nobody has waited for yet."""
+
+    def home(self, layer: int) -> str:
+        """The kind of host slot that a layer's blocks pass through, or live in."""
+
+    async def read_into(self, layer: int, buffer: Buffer) -> None:
+        """Read the blocks of a layer that this pass needs from the disk, if they live there."""
+
+    def arrived(self, message: Message[Slot]) -> Callable[[], Awaitable[Event]]:
+        """Hand a layer's blocks to its attention. What is returned waits for its launch, and gives its event."""
+
+    def new_rows(self) -> Sequence[Copy]:
+        """What this pass writes in every layer, as runs of bytes of a slot."""
+
+    async def write_back(self, layer: int, buffer: Buffer, rows: Sequence[Copy]) -> None:
+        """Write the blocks with these rows to the disk, if they live there."""

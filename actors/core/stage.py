@@ -210,9 +210,17 @@ class Stage(Actor):
 
 
 class Mover(Actor):
-    """Takes the next slot of its budget and moves the bytes into it. Without a budget it works in place."""
+    """Takes the next slot of its budget and moves the bytes into it. Without a budget it works in place.
+
+    With `keeps_source` the slot that they came from is not released, but goes along as `Slot.source`.
+    """
 
     budget: Budget | None = None
+    keeps_source: bool = False
+
+    def kind(self, message: Message[Any]) -> str:
+        """The kind of slot that the message needs."""
+        return self.catalog.kind(message.layer, message.group)
 
     async def move(self, message: Message[Any], slot: Slot) -> Event:
         """Start moving the message's bytes into `slot`; the event is done when they have landed.
@@ -233,14 +241,19 @@ class Mover(Actor):
             _require_event(self.name, "move", event)
             slot.filled, slot.filler = event, self.name
             if source is not None and source is not slot:
-                source.release(after=event)
+                self._leave(source, slot)
             self._wired.meter.launched(message, (event,), slot.index)
             await self._send(replace(message, at=slot, event=event))
 
     async def _acquire(self, budget: Budget, message: Message[Any]) -> Slot:
-        kind = self.catalog.kind(message.layer, message.group)
-        slot: Slot = await self.stalled("slot", message, budget.acquire(kind))
+        slot: Slot = await self.stalled("slot", message, budget.acquire(self.kind(message)))
         return slot
+
+    def _leave(self, source: Slot, slot: Slot) -> None:
+        if self.keeps_source:
+            slot.source = source
+        else:
+            source.release(after=slot.filled)
 
 
 class Sink(Actor):

@@ -9,6 +9,7 @@ from actors.core.message import READY
 from actors.core.ports import Copy, Event
 from pipeline.devices.lane import Lane, Lanes
 from pipeline.devices.memory import HostMemory, Memory, copy_bytes
+from pipeline.memory import available_host_bytes
 
 
 class CpuDevice:
@@ -30,6 +31,11 @@ class CpuDevice:
     def device_memory(self, nbytes: int) -> HostMemory:
         """The same kind of memory: there is no other."""
         return self.host_memory(nbytes)
+
+    def memory_bytes(self) -> tuple[int, int]:
+        """What is free, and all that may be used, where it plays a device with memory of its own."""
+        free = available_host_bytes()
+        return free, free
 
     def upload(
         self,

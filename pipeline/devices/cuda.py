@@ -46,6 +46,12 @@ class CudaDevice:
         self._memory.append(DeviceMemory(nbytes, self.torch_device))
         return self._memory[-1]
 
+    def memory_bytes(self) -> tuple[int, int]:
+        """What is free, and all there is. Free is also what torch keeps for reuse, where a closed model leaves it."""
+        free, whole = torch.cuda.mem_get_info(self.torch_device)
+        kept = torch.cuda.memory_reserved(self.torch_device) - torch.cuda.memory_allocated(self.torch_device)
+        return free + kept, whole
+
     def upload(
         self,
         source: Memory,

@@ -1,35 +1,166 @@
-"""The KV cache of all requests, in blocks."""
+"""The KV cache of all requests: blocks that stay on the device, and blocks that come and go."""
 
-import torch
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+from actors.core import ports
+from actors.core.budget import Slot
+from actors.core.message import READY, Message
+from actors.core.ports import Event
+from pipeline.devices.memory import HostMemory, Memory
 from pipeline.devices.open import AnyDevice
 from pipeline.models.attention import LayerKV
-from pipeline.models.config import ModelConfig
-from pipeline.sequences.blocks import BLOCK_TOKENS
+from pipeline.sequences.batching import Piece
+from pipeline.sequences.kv_layout import KvLayout
+from pipeline.sequences.kv_placement import KvPlacement
+from pipeline.sequences.spill_file import SpillFile
+from pipeline.weights.layout import Copy
+
+STAGING, WINDOW = "staging", "window"
 
 
-class KeyValueBlocks:
-    """Keys and values of all layers in blocks, allocated once (rule 2).
+class _Handover:
+    """Where the blocks of a layer and its attention meet, once in every pass."""
 
-    Memory: [B blocks, layers, keys and values, P positions, K kv heads, H head dim] in the compute dtype, so that what
-    a layer needs of a block is one run of bytes.
+    def __init__(self) -> None:
+        self.message: Message[Slot] | None = None
+        self._arrived = asyncio.Event()
+        self._launched = asyncio.Event()
+        self._attended: Event = READY
+
+    def give(self, message: Message[Slot]) -> None:
+        self.message = message
+        self._arrived.set()
+
+    def launched(self, attended: Event) -> None:
+        self._attended = attended
+        self._launched.set()
+
+    async def arrived(self) -> None:
+        await self._arrived.wait()
+
+    async def attended(self) -> Event:
+        await self._launched.wait()
+        return self._attended
+
+
+class KeyValueCache:
+    """Keys and values of all layers, all memory allocated once (rule 2).
+
+    A layer that does not stay on the device lives in a host slot of its own or on the disk. In every pass it comes into
+    a device slot, is attended to, and its new rows go home; the KV line moves it. `bytes_in` and `bytes_out` count
+    what was copied between host memory and the device.
     """
 
-    def __init__(self, config: ModelConfig, blocks: int, dtype: torch.dtype, device: AnyDevice) -> None:
-        self._shape = (blocks, config.layers, 2, BLOCK_TOKENS, config.kv_heads, config.head_dim)
-        self._dtype = dtype
-        self._memory = device.device_memory(kv_bytes(config, blocks, dtype))
+    def __init__(
+        self, layout: KvLayout, placement: KvPlacement, device: AnyDevice, folder: str | Path | None = None
+    ) -> None:
+        self.layout = layout
+        self.placement = placement
+        self.layers = placement.moving
+        self.spill = None
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self._staying = {layer: device.device_memory(layout.layer_bytes) for layer in placement.device}
+        self.host_cells: dict[str, Sequence[Memory]] = {
+            self.home(layer): [device.host_memory(layout.layer_bytes)] for layer in placement.host
+        }
+        if placement.staging:
+            self.host_cells[STAGING] = [device.host_memory(layout.layer_bytes) for _ in range(placement.staging)]
+        self.device_cells: dict[str, Sequence[Memory]] = {}
+        if placement.window:
+            self.device_cells[WINDOW] = [device.device_memory(layout.layer_bytes) for _ in range(placement.window)]
+        self._spill_starts = {layer: index * layout.layer_bytes for index, layer in enumerate(placement.disk)}
+        if placement.disk and folder is not None:
+            self.spill = SpillFile(Path(folder), len(placement.disk) * layout.layer_bytes, layout.block_bytes)
+        self._begun = asyncio.Event()
+        self._handovers: Mapping[int, _Handover] = {}
+        self._cached: list[Copy] = []
+        self._rows: list[Copy] = []
 
-    def layer(self, layer: int) -> LayerKV:
-        """The keys and values of one layer."""
-        return LayerKV(self._memory.tensor.view(self._dtype).view(self._shape)[:, layer])
+    def close(self) -> None:
+        """Give the room on the disk back; the KV line must have stopped."""
+        if self.spill is not None:
+            self.spill.close()
 
+    # For the program.
 
-def kv_bytes(config: ModelConfig, blocks: int, dtype: torch.dtype) -> int:
-    """What so many blocks occupy."""
-    return blocks * BLOCK_TOKENS * kv_token_bytes(config, dtype)
+    def begin(self, pieces: Sequence[Piece]) -> None:
+        """Say what the pass that begins now looks back at, and what it will write."""
+        if self.layers:
+            self._cached, self._rows = self.layout.cached_blocks(pieces), self.layout.new_rows(pieces)
+            self._handovers = {layer: _Handover() for layer in self.layers}
+            self._begun.set()
 
+    def fail(self) -> None:
+        """Forget the pass that was under way; the lines have stopped."""
+        self._begun.clear()
 
-def kv_token_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
-    """Keys and values of one position, in all layers."""
-    return config.layers * 2 * config.kv_heads * config.head_dim * dtype.itemsize
+    async def prepare(self, layer: int) -> None:
+        """Wait until a layer's blocks are on their way to the device."""
+        if layer in self._handovers:
+            await self._handovers[layer].arrived()
+
+    def layer(self, layer: int) -> tuple[LayerKV, Event]:
+        """The keys and values of a layer, and the event of their arrival; after `prepare`."""
+        if layer in self._staying:
+            return self.layout.view(self._staying[layer].tensor), READY
+        message = self._handovers[layer].message
+        if message is None:
+            raise LookupError(f"the KV blocks of layer {layer} are not on their way yet")
+        return self.layout.view(message.at.buffer.tensor), message.event
+
+    def launched(self, layer: int, attended: Event) -> None:
+        """Say that the attention of a layer was launched, or is not needed."""
+        if layer in self._handovers:
+            self._handovers[layer].launched(attended)
+
+    # For the KV line: ports `KeyValues` and `Catalog`.
+
+    async def begun(self) -> None:
+        """Wait until a pass has begun that nobody has waited for yet."""
+        await self._begun.wait()
+        self._begun.clear()
+
+    def home(self, layer: int) -> str:
+        """The kind of host slot that a layer's blocks live in, or pass through."""
+        return STAGING if layer in self.placement.disk else f"layer {layer}"
+
+    async def read_into(self, layer: int, buffer: HostMemory) -> None:
+        """Read the blocks of a layer that this pass looks back at, if they live on the disk."""
+        if self.spill is not None and layer in self._spill_starts:
+            await self.spill.read(self._spill_starts[layer], self._cached, buffer.view)
+
+    def kind(self, layer: int, group: str) -> str:
+        """All layers take turns in slots of one kind on the device."""
+        return WINDOW
+
+    def copies(self, layer: int, group: str) -> Sequence[Copy]:
+        """The blocks that this pass looks back at."""
+        return self._cached
+
+    def tensors(self, message: Message[Slot]) -> Mapping[str, Any]:
+        """There are no tensors by name in KV blocks; see `layer`."""
+        return {}
+
+    def arrived(self, message: Message[Slot]) -> Callable[[], Awaitable[Event]]:
+        """Hand a layer's blocks to its attention; what is returned waits for its launch, and gives its event."""
+        if message.at.source is not None:
+            self.bytes_in += sum(copy.length for copy in self._cached)
+        handover = self._handovers[message.layer]
+        handover.give(message)
+        return handover.attended
+
+    def new_rows(self) -> Sequence[Copy]:
+        """What this pass writes in every layer."""
+        return self._rows
+
+    async def write_back(self, layer: int, buffer: HostMemory, rows: Sequence[ports.Copy]) -> None:
+        """See that the blocks with these rows, which have landed in `buffer`, are where they live."""
+        if self.placement.window:
+            self.bytes_out += sum(row.length for row in rows)
+        if self.spill is not None and layer in self._spill_starts:
+            blocks = self.layout.runs(self.layout.blocks_of(rows))
+            await self.spill.write(self._spill_starts[layer], blocks, buffer.view)

@@ -116,6 +116,9 @@ class SimProgram:
         self.passes.append(SimPass(len(self.passes), asyncio.get_running_loop().time(), parts))
         return self.passes[-1]
 
+    async def prepare(self, pass_: SimPass, message: Message[Slot]) -> None:
+        """Nothing to wait for: the device waits for the KV blocks."""
+
     async def check_in(self, pass_: SimPass, message: Message[Slot]) -> None:
         """Wait for the device and the group, and then for as long as a check takes."""
         for part in pass_.parts:

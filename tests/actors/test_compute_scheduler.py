@@ -74,6 +74,9 @@ class CountingProgram(SimProgram):
             self.checked = []
         return await super().begin()
 
+    async def prepare(self, pass_: SimPass, message: Message[Slot]) -> None:
+        pass
+
     async def check_in(self, pass_: SimPass, message: Message[Slot]) -> None:
         self.checked.append((message.layer, message.group))
         await super().check_in(pass_, message)

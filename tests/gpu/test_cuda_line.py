@@ -159,6 +159,9 @@ class Products:
     async def begin(self) -> list[Event]:
         return []
 
+    async def prepare(self, pass_: list[Event], message: Message[Slot]) -> None:
+        pass
+
     async def check_in(self, pass_: list[Event], message: Message[Slot]) -> None:
         await message.event.wait()
 

@@ -1,0 +1,31 @@
+"""Gets hold of a layer's KV blocks in host memory, from the disk if they live there.
+
+Takes:  messages with nothing in them.
+Gives:  messages in a host slot, whose event is done when the blocks that the pass needs are there.
+Holds:  one host slot per layer from here until its new rows are back; the slot may be where the blocks live.
+Fails:  when the disk fails, or gives back other bytes than were written.
+"""
+
+from typing import Any
+
+from actors.core.budget import Budget, Slot
+from actors.core.message import Message
+from actors.core.ports import Event, KeyValues
+from actors.core.stage import Mover
+
+
+class KvReader(Mover):
+    """A layer's slot is free again only when the pass before has seen its new rows home, so no row is ever missed."""
+
+    def __init__(self, key_values: KeyValues, host: Budget) -> None:
+        self._key_values = key_values
+        self.budget = host
+
+    def kind(self, message: Message[Any]) -> str:
+        """Blocks that live in host memory have a slot of their own there."""
+        return self._key_values.home(message.layer)
+
+    async def move(self, message: Message[Any], slot: Slot) -> Event:
+        """Start reading the blocks; a host slot is refilled only after its last user is through (rule 3)."""
+        await self.vacated(message, slot)
+        return self.start(message, self._key_values.read_into(message.layer, slot.buffer))

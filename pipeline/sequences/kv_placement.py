@@ -1,0 +1,73 @@
+"""Which layers' KV blocks stay on the device, live in host memory, or live on the disk. Pure, and chosen once.
+
+One byte that stays on the device saves one byte per pass, whichever it is, so never an LRU: every pass looks at every
+layer (design.md, section 5). Layers that stay are spread evenly, so that those that move do so at an even pace.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+WINDOW = 3
+"""Slots that layers take turns in: one is attended to, one arrives, one is on its way home."""
+FEWEST = 2
+"""With one slot less, moving and computing still take turns well enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class KvPlacement:
+    """By place, the layers that live there; `window` and `staging` are the slots on the device and in host memory
+    through which the others pass."""
+
+    device: tuple[int, ...]
+    host: tuple[int, ...]
+    disk: tuple[int, ...]
+    window: int
+    staging: int
+
+    def __str__(self) -> str:
+        return (
+            f"stay on the device in {len(self.device)} of {len(self.device) + len(self.moving)} layers, live in host "
+            f"memory in {len(self.host)}, and on the disk in {len(self.disk)}"
+        )
+
+    @property
+    def moving(self) -> tuple[int, ...]:
+        """The layers that do not stay on the device, in compute order."""
+        return tuple(sorted((*self.host, *self.disk)))
+
+
+def place_kv(layers: int, device_room: int, host_room: int) -> KvPlacement | None:
+    """Place the layers where there is room for `device_room` and `host_room` of them, the others on the disk.
+
+    None where there is not even room for the slots through which they would pass.
+    """
+    if device_room >= layers:
+        return KvPlacement(tuple(range(layers)), (), (), 0, 0)
+    window = min(WINDOW, max(FEWEST, device_room - 1), layers)
+    if device_room < window:
+        return None
+    staying = spread(range(layers), device_room - window)
+    moving = [layer for layer in range(layers) if layer not in staying]
+    if host_room >= len(moving):
+        return KvPlacement(staying, tuple(moving), (), window, 0)
+    staging = min(WINDOW, max(FEWEST, host_room - 1), len(moving))
+    if host_room < staging:
+        return None
+    host = spread(moving, host_room - staging)
+    return KvPlacement(staying, host, tuple(layer for layer in moving if layer not in host), window, staging)
+
+
+def place_kv_in_one(layers: int, room: int) -> KvPlacement | None:
+    """The same where host and device memory are one: a layer that comes from the disk is attended to where it lands."""
+    if room >= layers:
+        return KvPlacement(tuple(range(layers)), (), (), 0, 0)
+    staging = min(WINDOW, max(FEWEST, room - 1), layers)
+    if room < staging:
+        return None
+    staying = spread(range(layers), room - staging)
+    return KvPlacement(staying, (), tuple(layer for layer in range(layers) if layer not in staying), 0, staging)
+
+
+def spread(layers: Sequence[int], count: int) -> tuple[int, ...]:
+    """So many of the layers, evenly; the first of all first, so that moving begins while it computes."""
+    return tuple(layers[index * len(layers) // count] for index in range(count))

@@ -7,10 +7,11 @@ Fails:  when the device refuses the copy.
 """
 
 import functools
+from collections import deque
 
 from actors.core.arrivals import Arrivals
 from actors.core.budget import Budget, Slot
-from actors.core.message import READY, Message
+from actors.core.message import READY, Message, ended
 from actors.core.ports import Device, Event
 from actors.core.stage import Mover
 
@@ -19,17 +20,24 @@ class GpuUploader(Mover):
     """Issues each copy at once and never waits for one: the device waits for the slot's last reader itself (rule 4).
 
     On a device that shares its memory with the host there is no budget of its own: the slot is handed on. Triggered
-    policies want to hear of `arrivals`.
+    policies want to hear of `arrivals`. An uploader that `shares_lane` with another one keeps one copy in the H2D lane
+    behind the one that runs, and none that waits for its slot: they would keep out the other's, needed earlier.
     """
 
-    def __init__(self, device: Device, memory: Budget | None, arrivals: Arrivals | None = None) -> None:
+    def __init__(
+        self, device: Device, memory: Budget | None, arrivals: Arrivals | None = None, *, shares_lane: bool = False
+    ) -> None:
         self._device = device
         self.budget = memory
         self._arrivals = arrivals
+        self._shares_lane = shares_lane
+        self._in_lane: deque[Event] = deque([READY, READY], maxlen=2)
 
     async def move(self, message: Message[Slot], slot: Slot) -> Event:
         """Issue the copy into `slot`, to run after the slot's last reader (rule 3)."""
         await self.host_is_through(message, slot)
+        if self._shares_lane:
+            await self._lane_clears(message, slot)
         event = self._upload(message, slot, vacant=slot.after)
         if self._arrivals is None:
             return event
@@ -39,4 +47,12 @@ class GpuUploader(Mover):
 
     def _upload(self, message: Message[Slot], slot: Slot, vacant: Event) -> Event:
         copies = self.catalog.copies(message.layer, message.group)
-        return self._device.upload(message.at.buffer, slot.buffer, copies, (message.event,), vacant=vacant)
+        event = self._device.upload(message.at.buffer, slot.buffer, copies, (message.event,), vacant=vacant)
+        self._in_lane.append(event)
+        return event
+
+    async def _lane_clears(self, message: Message[Slot], slot: Slot) -> None:
+        await self.vacated(message, slot)
+        last_but_one = self._in_lane[0]
+        if not last_but_one.done():
+            await self.stalled("lane", message, ended(last_but_one))

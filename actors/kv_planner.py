@@ -26,4 +26,5 @@ class KvPlanner(Source):
         while True:
             await self._key_values.begun()
             for layer in self._key_values.layers:
+                await self._key_values.wanted(layer)
                 yield Message(layer, "kv", next(seqs), None, READY)

@@ -9,7 +9,7 @@ Fails:  when the disk fails, or gives back other bytes than were written.
 from typing import Any
 
 from actors.core.budget import Budget, Slot
-from actors.core.message import Message
+from actors.core.message import READY, Message
 from actors.core.ports import Event, KeyValues
 from actors.core.stage import Mover
 
@@ -26,6 +26,7 @@ class KvReader(Mover):
         return self._key_values.home(message.layer)
 
     async def move(self, message: Message[Any], slot: Slot) -> Event:
-        """Start reading the blocks; a host slot is refilled only after its last user is through (rule 3)."""
+        """Start reading, if that is needed; a host slot is refilled only after its last user is through (rule 3)."""
         await self.vacated(message, slot)
-        return self.start(message, self._key_values.read_into(message.layer, slot.buffer))
+        reading = self._key_values.reading(message.layer, slot.buffer)
+        return READY if reading is None else self.start(message, reading)

@@ -100,7 +100,9 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> Runtime
     cache = None
     try:
         embedding = EmbeddingRows(groups.embed, source, device, settings.max_tokens_per_pass)
-        cache = KeyValueCache(plan.kv_layout, plan.kv, device, settings.kv_disk)
+        cache = KeyValueCache(
+            plan.kv_layout, plan.kv, device, settings.kv_disk, ahead=getattr(policy, "kv_ahead", True)
+        )
         blocks = plan.kv_layout.blocks
         program = GenerationProgram(
             model,

@@ -179,8 +179,11 @@ class GenerationProgram:
             ran = self._launch_half(pass_, message, functools.partial(self._attention, pass_, message, kv), arrived)
         else:
             ran = self._launch_half(pass_, message, functools.partial(self._ffn, pass_, message))
+        ended_by = ran[-1] if ran else READY
         if message.group == "attn":
-            self._cache.launched(message.layer, ran[-1] if ran else READY)
+            self._cache.attended(message.layer, ended_by)
+        else:
+            self._cache.computed(message.layer, ended_by)
         return ran
 
     async def finish(self, pass_: GenerationPass) -> None:

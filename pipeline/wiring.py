@@ -99,12 +99,14 @@ def wire(parts: Parts) -> Wired:
         requests = PrefetchQueue(order, kinds, parts.slots, policy, links=links, clock=parts.clock)
         arrivals = Arrivals(policy, requests)
     scheduler = ComputeScheduler(parts.program, blocking=policy.waits == "blocking", queue=requests)
+    shares_lane = parts.key_values is not None and parts.device_budget is not None
+    uploader = GpuUploader(parts.device, parts.device_budget, arrivals, shares_lane=shares_lane)
     planner = PrefetchPlanner(order, parts.passes, requests)
     line = (
         Line(planner, catalog=parts.catalog, clock=parts.clock, trace=parts.trace)
         .then(DiskReader(parts.source, parts.host_budget), queue=parts.queues["disk_reader"])
         .then(PinnedStager(), queue=parts.queues["pinned_stager"])
-        .then(GpuUploader(parts.device, parts.device_budget, arrivals), queue=parts.queues["gpu_uploader"])
+        .then(uploader, queue=parts.queues["gpu_uploader"])
         .then(scheduler, queue=parts.queues["compute_scheduler"])
     )
     for name, stages in parts.insert.items():
@@ -122,7 +124,7 @@ def _kv_line(parts: Parts) -> Line | None:
         return None
     host = Budget("kv host", kv.host_cells, parts.clock)
     on_device = Budget("kv device", kv.device_cells, parts.clock) if kv.device_cells else None
-    uploader = GpuUploader(parts.device, on_device)
+    uploader = GpuUploader(parts.device, on_device, shares_lane=on_device is not None)
     uploader.name, uploader.keeps_source = "kv_uploader", True
     queue = len(kv.layers)  # layers that live in host memory never hold up the read of one that lives on the disk
     return (

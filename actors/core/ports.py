@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
@@ -187,11 +187,14 @@ class KeyValues(Protocol):
     async def begun(self) -> None:
         """Wait until a pass has begun that nobody has waited for yet."""
 
+    async def wanted(self, layer: int) -> None:
+        """Wait until the policy asks for a layer's blocks."""
+
     def home(self, layer: int) -> str:
         """The kind of host slot that a layer's blocks pass through, or live in."""
 
-    async def read_into(self, layer: int, buffer: Buffer) -> None:
-        """Read the blocks of a layer that this pass needs from the disk, if they live there."""
+    def reading(self, layer: int, buffer: Buffer) -> Coroutine[Any, Any, None] | None:
+        """What reads the blocks of a layer that this pass needs from the disk; None if they do not live there."""
 
     def arrived(self, message: Message[Slot]) -> Callable[[], Awaitable[Event]]:
         """Hand a layer's blocks to its attention. What is returned waits for its launch, and gives its event."""

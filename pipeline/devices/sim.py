@@ -1,6 +1,7 @@
 """A device that only takes time: the same surface as its siblings, on the virtual clock of the running loop."""
 
 import asyncio
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
@@ -51,6 +52,7 @@ class SimDevice:
         self.packed = True
         self._rates = {"h2d": h2d_bytes_per_second, "d2h": d2h_bytes_per_second or h2d_bytes_per_second}
         self._free_at: defaultdict[str, float] = defaultdict(float)
+        self._handed_on = itertools.count()
 
     def host_memory(self, nbytes: int) -> Buffer:
         """A name for memory that nobody needs."""
@@ -68,8 +70,10 @@ class SimDevice:
         after: Sequence[Event],
         vacant: Event | None = None,
     ) -> Event:
-        """Occupy the H2D link for as long as the bytes need."""
-        seconds = 0.0 if source is target else sum(copy.length for copy in copies) / self._rates["h2d"]
+        """Occupy the H2D link for as long as the bytes need; bytes that are there already need none of it."""
+        if source is target:
+            return self._submit(f"none {next(self._handed_on)}", lambda: 0.0, after, vacant)
+        seconds = sum(copy.length for copy in copies) / self._rates["h2d"]
         return self._submit("h2d", lambda: seconds, after, vacant)
 
     def download(self, source: Buffer, target: Buffer, copies: Sequence[Copy], after: Sequence[Event]) -> Event:

@@ -1,7 +1,6 @@
 """The KV cache of all requests: blocks that stay on the device, and blocks that come and go."""
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from pipeline.devices.memory import HostMemory, Memory
 from pipeline.devices.open import AnyDevice
 from pipeline.models.attention import LayerKV
 from pipeline.sequences.batching import Piece
+from pipeline.sequences.kv_handover import KvHandovers
 from pipeline.sequences.kv_layout import KvLayout
 from pipeline.sequences.kv_placement import KvPlacement
 from pipeline.sequences.spill_file import SpillFile
@@ -21,32 +21,7 @@ from pipeline.weights.layout import Copy
 STAGING, WINDOW = "staging", "window"
 
 
-class _Handover:
-    """Where the blocks of a layer and its attention meet, once in every pass."""
-
-    def __init__(self) -> None:
-        self.message: Message[Slot] | None = None
-        self._arrived = asyncio.Event()
-        self._launched = asyncio.Event()
-        self._attended: Event = READY
-
-    def give(self, message: Message[Slot]) -> None:
-        self.message = message
-        self._arrived.set()
-
-    def launched(self, attended: Event) -> None:
-        self._attended = attended
-        self._launched.set()
-
-    async def arrived(self) -> None:
-        await self._arrived.wait()
-
-    async def attended(self) -> Event:
-        await self._launched.wait()
-        return self._attended
-
-
-class KeyValueCache:
+class KeyValueCache(KvHandovers):
     """Keys and values of all layers, all memory allocated once (rule 2).
 
     A layer that does not stay on the device lives in a host slot of its own or on the disk. In every pass it comes into
@@ -55,11 +30,17 @@ class KeyValueCache:
     """
 
     def __init__(
-        self, layout: KvLayout, placement: KvPlacement, device: AnyDevice, folder: str | Path | None = None
+        self,
+        layout: KvLayout,
+        placement: KvPlacement,
+        device: AnyDevice,
+        folder: str | Path | None = None,
+        *,
+        ahead: bool = True,
     ) -> None:
+        super().__init__(placement.moving, ahead=ahead)
         self.layout = layout
         self.placement = placement
-        self.layers = placement.moving
         self.spill = None
         self.bytes_in = 0
         self.bytes_out = 0
@@ -75,8 +56,6 @@ class KeyValueCache:
         self._spill_starts = {layer: index * layout.layer_bytes for index, layer in enumerate(placement.disk)}
         if placement.disk and folder is not None:
             self.spill = SpillFile(Path(folder), len(placement.disk) * layout.layer_bytes, layout.block_bytes)
-        self._begun = asyncio.Event()
-        self._handovers: Mapping[int, _Handover] = {}
         self._cached: list[Copy] = []
         self._rows: list[Copy] = []
 
@@ -85,53 +64,28 @@ class KeyValueCache:
         if self.spill is not None:
             self.spill.close()
 
-    # For the program.
-
     def begin(self, pieces: Sequence[Piece]) -> None:
         """Say what the pass that begins now looks back at, and what it will write."""
         if self.layers:
             self._cached, self._rows = self.layout.cached_blocks(pieces), self.layout.new_rows(pieces)
-            self._handovers = {layer: _Handover() for layer in self.layers}
-            self._begun.set()
-
-    def fail(self) -> None:
-        """Forget the pass that was under way; the lines have stopped."""
-        self._begun.clear()
-
-    async def prepare(self, layer: int) -> None:
-        """Wait until a layer's blocks are on their way to the device."""
-        if layer in self._handovers:
-            await self._handovers[layer].arrived()
+            self.begin_pass()
 
     def layer(self, layer: int) -> tuple[LayerKV, Event]:
         """The keys and values of a layer, and the event of their arrival; after `prepare`."""
-        if layer in self._staying:
-            return self.layout.view(self._staying[layer].tensor), READY
-        message = self._handovers[layer].message
+        message = self.message(layer)
         if message is None:
-            raise LookupError(f"the KV blocks of layer {layer} are not on their way yet")
+            return self.layout.view(self._staying[layer].tensor), READY
         return self.layout.view(message.at.buffer.tensor), message.event
-
-    def launched(self, layer: int, attended: Event) -> None:
-        """Say that the attention of a layer was launched, or is not needed."""
-        if layer in self._handovers:
-            self._handovers[layer].launched(attended)
-
-    # For the KV line: ports `KeyValues` and `Catalog`.
-
-    async def begun(self) -> None:
-        """Wait until a pass has begun that nobody has waited for yet."""
-        await self._begun.wait()
-        self._begun.clear()
 
     def home(self, layer: int) -> str:
         """The kind of host slot that a layer's blocks live in, or pass through."""
         return STAGING if layer in self.placement.disk else f"layer {layer}"
 
-    async def read_into(self, layer: int, buffer: HostMemory) -> None:
-        """Read the blocks of a layer that this pass looks back at, if they live on the disk."""
-        if self.spill is not None and layer in self._spill_starts:
-            await self.spill.read(self._spill_starts[layer], self._cached, buffer.view)
+    def reading(self, layer: int, buffer: HostMemory) -> Coroutine[Any, Any, None] | None:
+        """What reads the blocks of a layer that this pass looks back at; None if they do not live on the disk."""
+        if self.spill is None or layer not in self._spill_starts:
+            return None
+        return self.spill.read(self._spill_starts[layer], self._cached, buffer.view)
 
     def kind(self, layer: int, group: str) -> str:
         """All layers take turns in slots of one kind on the device."""
@@ -149,9 +103,7 @@ class KeyValueCache:
         """Hand a layer's blocks to its attention; what is returned waits for its launch, and gives its event."""
         if message.at.source is not None:
             self.bytes_in += sum(copy.length for copy in self._cached)
-        handover = self._handovers[message.layer]
-        handover.give(message)
-        return handover.attended
+        return super().arrived(message)
 
     def new_rows(self) -> Sequence[Copy]:
         """What this pass writes in every layer."""

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from actors.core.beside import run_beside
 from actors.core.budget import Budget
 from actors.core.line import Line
 from actors.core.ports import PrefetchPolicy, WeightSource
@@ -15,21 +16,30 @@ from pipeline.memory import slot_counts
 from pipeline.policies import POLICIES, fit_policy
 from pipeline.simulation.loop import run_virtual
 from pipeline.simulation.timings import Order, Timings
-from pipeline.simulation.world import BYTES_PER_SECOND, SimCatalog, SimDisk, SimProgram
+from pipeline.simulation.world import BYTES_PER_SECOND, SimCatalog, SimDisk, SimKeyValues, SimProgram
 from pipeline.trace.overlap import Overlap
-from pipeline.wiring import ACTORS, Parts, slots_until_computed, wire
+from pipeline.wiring import ACTORS, Parts, Wired, slots_until_computed, wire
 
 
 @dataclass(frozen=True, slots=True)
 class SimLine:
     """A line that is ready to run; `device` is None where a group moves in one hop."""
 
-    line: Line
+    wired: Wired
     program: SimProgram
     host: Budget
     device: Budget | None
     policy: PrefetchPolicy
     queue: PrefetchQueue | None
+
+    @property
+    def line(self) -> Line:
+        """The line of the weights."""
+        return self.wired.line
+
+    async def run(self) -> None:
+        """Run it, and the KV line beside it."""
+        await run_beside(self.wired.lines)
 
 
 def sim_line(
@@ -62,7 +72,9 @@ def sim_line(
     trace = trace or Trace(recording=False)
     host = Budget("host", _cells(slot_counts(host_groups, two_kinds=two_kinds), device), clock)
     memory = None if unified else Budget("device", _cells(held, device), clock)
-    program = SimProgram(device, timings, policy, trace, work, pass_tokens)
+    moves_kv = timings.kv_seconds > 0 and sum(group == "attn" for _, group in timings.order) > 1
+    key_values = SimKeyValues(timings, device, ahead=getattr(policy, "kv_ahead", True)) if moves_kv else None
+    program = SimProgram(device, timings, policy, key_values, work, pass_tokens)
     computed = program.computed if policy.triggered else None
     wired = wire(
         Parts(
@@ -79,9 +91,10 @@ def sim_line(
             clock=clock,
             trace=trace,
             passes=passes,
+            key_values=key_values,
         )
     )
-    return SimLine(wired.line, program, host, memory, policy, wired.requests)
+    return SimLine(wired, program, host, memory, policy, wired.requests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +147,7 @@ def simulate(
             trace=trace,
             pass_tokens=pass_tokens,
         )
-        await sim.line.run()
+        await sim.run()
         asked, depth = ({}, None) if sim.queue is None else (dict(sim.queue.asked_at), sim.queue.depth)
         return Simulated(sim.policy, timings.order, trace, asked, depth, passes)
 

@@ -4,13 +4,14 @@ import asyncio
 import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from actors.core.budget import Slot
 from actors.core.message import READY, Message, ended
-from actors.core.ports import Buffer, Device, Event, PrefetchPolicy
-from actors.core.trace import Trace
+from actors.core.ports import Buffer, Copy, Device, Event, PrefetchPolicy
+from pipeline.sequences.kv_handover import KvHandovers
+from pipeline.sequences.kv_placement import WINDOW
 from pipeline.simulation.timings import Timings
 
 BYTES_PER_SECOND = 1e9
@@ -74,6 +75,43 @@ class SimDisk:
         await asyncio.sleep(self._free_at - loop.time())
 
 
+class SimKeyValues(KvHandovers):
+    """KV blocks that live in host memory, but for those of the first layer, which `place_kv` keeps on the device."""
+
+    def __init__(self, timings: Timings, device: Device, *, ahead: bool) -> None:
+        _, *moving = [layer for layer, group in timings.order if group == "attn"]
+        super().__init__(moving, ahead=ahead)
+        self._copies = (SimCopy(round(timings.kv_seconds * BYTES_PER_SECOND)),)
+        self.host_cells = {self.home(layer): [device.host_memory(0)] for layer in self.layers}
+        self.device_cells = {"window": [device.device_memory(0) for _ in range(WINDOW)]}
+
+    def home(self, layer: int) -> str:
+        """Every layer has a slot of its own."""
+        return f"layer {layer}"
+
+    def kind(self, layer: int, group: str) -> str:
+        """All layers take turns in slots of one kind on the device."""
+        return "window"
+
+    def copies(self, layer: int, group: str) -> Sequence[SimCopy]:
+        """All blocks as one run."""
+        return self._copies
+
+    def new_rows(self) -> Sequence[SimCopy]:
+        """What goes takes as long as what comes."""
+        return self._copies
+
+    def tensors(self, message: Message[Slot]) -> Mapping[str, Any]:
+        """Nothing is in a simulated slot."""
+        return {}
+
+    def reading(self, layer: int, buffer: Buffer) -> None:
+        """Nothing is on the disk."""
+
+    async def write_back(self, layer: int, buffer: Buffer, rows: Sequence[Copy]) -> None:
+        """Nothing is on the disk."""
+
+
 @dataclass(slots=True)
 class SimPass:
     """One simulated pass: when it began, what was computed, and the latest event of every micro-batch."""
@@ -81,19 +119,18 @@ class SimPass:
     index: int
     began: float
     parts: list[Event]
-    kv: Event = READY
     steps: list[tuple[int, str]] = field(default_factory=list)
 
 
 class SimProgram:
-    """A program that computes for as long as the timings say, and moves KV blocks beside it."""
+    """A program that computes for as long as the timings say."""
 
     def __init__(
         self,
         device: Device,
         timings: Timings,
         policy: PrefetchPolicy,
-        trace: Trace,
+        key_values: SimKeyValues | None = None,
         work: Callable[[int, str], float] | None = None,
         pass_tokens: int | None = None,
     ) -> None:
@@ -103,21 +140,22 @@ class SimProgram:
         self._device = device
         self._timings = timings
         self._micro_batches = min(policy.micro_batches, pass_tokens or policy.micro_batches)
-        self._kv_ahead = getattr(policy, "kv_ahead", True)
-        self._trace = trace
         self._work = work
-        self._attentions = {key for key in self.order if key[1] == "attn"}
-        self._kv_moves: list[tuple[str, Message[Slot], Event]] = []
+        self._key_values = key_values
 
     async def begin(self) -> SimPass:
         """Begin once the host has something to compute."""
         await asyncio.sleep(self._timings.begin_seconds(len(self.passes)))
         parts: list[Event] = [READY] * self._micro_batches
         self.passes.append(SimPass(len(self.passes), asyncio.get_running_loop().time(), parts))
+        if self._key_values is not None:
+            self._key_values.begin_pass()
         return self.passes[-1]
 
     async def prepare(self, pass_: SimPass, message: Message[Slot]) -> None:
-        """Nothing to wait for: the device waits for the KV blocks."""
+        """Wait until the KV blocks of the layer are on their way."""
+        if self._key_values is not None and message.group == "attn":
+            await self._key_values.prepare(message.layer)
 
     async def check_in(self, pass_: SimPass, message: Message[Slot]) -> None:
         """Wait for the device and the group, and then for as long as a check takes."""
@@ -132,56 +170,26 @@ class SimProgram:
         self.computed[message.layer, message.group] += 1
         lane = "compute" if len(pass_.parts) == 1 else "attn" if message.group == "attn" else "ffn"
         needs: list[Event] = [message.event]
-        if message.group == "attn":
-            needs.append(self._kv_needed(pass_, message))
+        kv = self._key_values.message(message.layer) if self._key_values and message.group == "attn" else None
+        if kv is not None:
+            needs.append(kv.event)
         ran: list[Event] = []
         seconds = functools.partial(self._seconds, pass_, message)
         for part, before in enumerate(pass_.parts):
             # After the part before, whose lane it shares: so that the failure of one is the failure of all.
             ran.append(self._device.launch(lane, seconds, (*needs, before, *ran[-1:])))
             pass_.parts[part] = ran[-1]
-        self._move_kv(pass_, message, ran)
+        if self._key_values is not None:
+            tell = self._key_values.attended if message.group == "attn" else self._key_values.computed
+            tell(message.layer, ran[-1])
         return ran
 
     async def finish(self, pass_: SimPass) -> None:
         """Wait for the last step."""
         for part in pass_.parts:
             await part.wait()
-        self._record_kv()
 
     def _seconds(self, pass_: SimPass, message: Message[Slot]) -> float:
         layer, group = message.layer, message.group
         whole = self._work(layer, group) if self._work else self._timings.compute_seconds(pass_.index, layer, group)
         return whole / len(pass_.parts)
-
-    def _kv_needed(self, pass_: SimPass, message: Message[Slot]) -> Event:
-        """The KV blocks of this layer. As it starts, those of the next are asked for if the policy looks ahead."""
-        if message.layer == self.order[0][0]:
-            pass_.kv = self._kv_move("kv_in", message, ())
-        needed = pass_.kv
-        if self._kv_ahead:
-            pass_.kv = self._kv_move("kv_in", message, (message.event, needed, pass_.parts[0]), ahead=1)
-        return needed
-
-    def _move_kv(self, pass_: SimPass, message: Message[Slot], ran: Sequence[Event]) -> None:
-        """After the attention its new rows go; after the ffn the next layer's blocks are asked for, if not yet."""
-        if message.group == "attn":
-            self._kv_move("kv_out", message, ran[-1:])
-        elif not self._kv_ahead:
-            pass_.kv = self._kv_move("kv_in", message, ran[-1:], ahead=1)
-
-    def _kv_move(self, lane: str, message: Message[Slot], after: Sequence[Event], ahead: int = 0) -> Event:
-        layer = message.layer + ahead
-        if not self._timings.kv_seconds or (layer, "attn") not in self._attentions:
-            return READY
-        event = self._device.launch(lane, lambda: self._timings.kv_seconds, after)
-        self._kv_moves.append((lane, replace(message, layer=layer, group="kv"), event))
-        return event
-
-    def _record_kv(self) -> None:
-        """No actor moves the simulated KV blocks, so their spans are recorded here."""
-        if self._trace.recording:
-            for lane, moved, event in self._kv_moves:
-                if event.span is not None:
-                    self._trace.span(lane, "work", moved, *event.span)
-        self._kv_moves = [move for move in self._kv_moves if not move[2].done()]

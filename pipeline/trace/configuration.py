@@ -23,5 +23,5 @@ def describe(runtime: "Runtime", command: str) -> dict[str, Any]:
         "reader_lanes": settings.reader_lanes,
         "chunk_bytes": settings.chunk_bytes,
         "groups_per_pass": len(runtime.catalog.order),
-        "actors": [actor.name for actor in line.actors],
+        "actors": [actor.name for line in runtime.wired.lines for actor in line.actors],
     }

@@ -9,10 +9,10 @@ from actors.core.trace import Count, Span
 DISK = "disk_reader"
 LINK = "gpu_uploader"
 COMPUTE = "compute_scheduler"
-KV_IN, KV_OUT = "kv_in", "kv_out"
-HANDING_ON = ("prefetch_planner", "pinned_stager")
+KV_DISK, KV_IN, KV_OUT = "kv_reader", "kv_uploader", "kv_swapper"
+HANDING_ON = ("prefetch_planner", "pinned_stager", "kv_planner")
 """The runtime's own actors that take no time of a resource."""
-OWN = (*HANDING_ON, DISK, LINK, COMPUTE, KV_IN, KV_OUT)
+OWN = (*HANDING_ON, DISK, LINK, COMPUTE, KV_DISK, KV_IN, KV_OUT)
 """Everybody else is a stage of the user's."""
 
 

@@ -7,9 +7,9 @@ from actors.core.trace import Span
 from pipeline.trace.gaps import CAUSES, NEGLIGIBLE_SECONDS, Gap, find_gaps
 from pipeline.trace.intervals import Interval, total_seconds, union, within, without
 from pipeline.trace.journeys import Journeys, computations, pass_starts
-from pipeline.trace.recording import COMPUTE, DISK, HANDING_ON, KV_IN, KV_OUT, LINK, Recording
+from pipeline.trace.recording import COMPUTE, DISK, HANDING_ON, KV_DISK, KV_IN, KV_OUT, LINK, Recording
 
-NAMES = {DISK: "disk", LINK: "H2D", COMPUTE: "compute", KV_IN: "KV in", KV_OUT: "KV out"}
+NAMES = {DISK: "disk", LINK: "H2D", COMPUTE: "compute", KV_DISK: "KV disk", KV_IN: "KV in", KV_OUT: "KV out"}
 BOUND, CLOSE = 0.85, 0.02
 """From this share of the time on, a resource counts as what bounds the run; others may be that close to the largest."""
 

@@ -11,6 +11,7 @@ import pytest
 from support.small_checkpoints import write_small_checkpoint
 
 import pipeline.build
+import pipeline.plan
 from pipeline.api import Model
 from pipeline.bench import read_rates
 from pipeline.bench.candidates import DEFAULT_READING, Candidate, Reading, Samples
@@ -107,9 +108,10 @@ async def test_what_does_not_fit_is_left_out_and_the_printed_line_opens_the_mode
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     runtime = pipeline.build.build(checkpoint, Config(device="cpu", gpu_groups=3))
-    have = sum(holding.nbytes for holding in runtime.plan.holdings if holding.place == "host")
+    have = sum(holding.nbytes for holding in runtime.plan.holdings if holding.place == "host" and holding.knob)
     await runtime.aclose()
-    monkeypatch.setattr(pipeline.build, "available_host_bytes", lambda: have)
+    monkeypatch.setattr(pipeline.plan, "resident_bytes", lambda: 0)
+    monkeypatch.setattr(pipeline.plan, "available_host_bytes", lambda: have)
     with caplog.at_level(logging.WARNING, "penstock"):
         await tune(options(checkpoint, batch_tokens=3))
     printed = capsys.readouterr()
@@ -171,6 +173,6 @@ async def test_a_folder_that_is_none_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_short_sweeps")
 async def test_memory_for_nothing_is_an_error(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.build, "available_host_bytes", lambda: 1000)
+    monkeypatch.setattr(pipeline.plan, "available_host_bytes", lambda: 1000)
     with pytest.raises(ConfigError, match="host memory: need"):
         await tune(options(checkpoint))

@@ -9,12 +9,13 @@ import pytest
 
 from actors.core.message import READY, Message
 from actors.core.ports import Event
-from actors.core.trace import Trace
 from pipeline.devices.sim import SimDevice, SimEvent
 from pipeline.policies import POLICIES, Policy
+from pipeline.simulation.line import simulate
 from pipeline.simulation.loop import run_virtual
 from pipeline.simulation.timings import LayerTimings
 from pipeline.simulation.world import SimCatalog, SimDisk, SimProgram
+from pipeline.trace.recording import KV_IN, KV_OUT
 
 LINK = LayerTimings(layers=4, attn=1.0, ffn=2.0, attn_io=1.0, ffn_io=4.0)
 HOPS = replace(LINK, attn_disk=3.0, ffn_disk=5.0)
@@ -28,10 +29,9 @@ def now() -> float:
 def program(
     timings: LayerTimings = LINK,
     policy: Policy = CHAINED,
-    trace: Trace | None = None,
     work: Callable[[int, str], float] | None = None,
 ) -> SimProgram:
-    return SimProgram(SimDevice(h2d_bytes_per_second=1.0), timings, policy, trace or Trace(), work)
+    return SimProgram(SimDevice(h2d_bytes_per_second=1.0), timings, policy, work=work)
 
 
 def message(layer: int, group: str, event: Event = READY, seq: int = 0) -> Message[Any]:
@@ -172,28 +172,19 @@ def test_checking_in_waits_for_the_device_then_the_group_then_its_own_time() -> 
 @pytest.mark.parametrize(
     ("policy", "starts"),
     [
-        # Layer 0's blocks come at the start of the pass, those of layer 1 while layer 0 computes, or after it.
-        ("backpressure", [0.0, 0.5]),
-        ("history", [0.0, 3.5]),
+        # Layer 0 stays. The blocks of layer 1 come while it computes, those of the others while there is a slot;
+        # or each when the layer before has ended.
+        ("backpressure", [0.0, 0.5, 1.0]),
+        ("history", [3.0, 6.5, 10.0]),
     ],
 )
 def test_kv_blocks_move_beside_the_computation(policy: str, starts: list[float]) -> None:
-    async def main() -> None:
-        trace = Trace()
-        runs = program(replace(LINK, layers=2, kv_seconds=0.5), POLICIES[policy], trace)
-        pass_ = await runs.begin()
-        events = [runs.step(pass_, message(*key, seq=seq)) for seq, key in enumerate(runs.order)]
-        await asyncio.sleep(20)
-        await runs.finish(pass_)
-        into = [span for span in trace.spans if span.actor == "kv_in"]
-        assert [(span.what, span.layer, span.group, span.started) for span in into] == [
-            ("work", layer, "kv", pytest.approx(start)) for layer, start in enumerate(starts)
-        ]
-        attns = [event.span for (event,) in events[::2]]
-        assert [span[0] for span in attns] == pytest.approx([0.5, max(3.5, starts[1] + 0.5)])
-        out = [span.started for span in trace.spans if span.actor == "kv_out"]
-        assert out == pytest.approx([span[1] for span in attns]), "new rows leave when the attention has ended"
-        runs.step(await runs.begin(), message(0, "attn"))
-        assert len(trace.spans) == 4, "recorded once"
-
-    run_virtual(main())
+    timings = LayerTimings(layers=4, attn=1.0, ffn=2.0, attn_io=1e-6, ffn_io=1e-6, kv_seconds=0.5)
+    spans = [span for span in simulate(timings, POLICIES[policy]).trace.spans if span.what == "work"]
+    into = [span for span in spans if span.actor == KV_IN]
+    assert [(span.layer, span.group) for span in into] == [(layer, "kv") for layer in (1, 2, 3)]
+    assert [span.started for span in into] == pytest.approx(starts, abs=1e-3)
+    attns = {span.layer: span for span in spans if span.actor == "compute_scheduler" and span.group == "attn"}
+    assert all(attns[span.layer].started >= span.ended for span in into)
+    out = [span.started for span in spans if span.actor == KV_OUT]
+    assert out == pytest.approx([attns[layer].ended for layer in (1, 2, 3)]), "new rows leave with the attention's end"

@@ -93,7 +93,7 @@ def world(
     timings = timings or layer_timings(layers=2)
     clock = asyncio.get_running_loop().time
     device, trace, reports = SimDevice(h2d_bytes_per_second=1.0), Trace(), Reports()
-    runs_groups = program(device, timings, ScriptedPolicy(micro_batches=micro_batches), trace)
+    runs_groups = program(device, timings, ScriptedPolicy(micro_batches=micro_batches))
     budget = Budget("device", {kind: [object() for _ in range(slots)] for kind in ("attn", "ffn")}, clock)
     line = (
         Line(Plan(*runs), catalog=SimCatalog(timings), clock=clock, trace=trace)

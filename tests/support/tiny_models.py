@@ -65,9 +65,12 @@ class Greedy:
     logprobs: torch.Tensor
 
 
-def build(variant: str) -> PreTrainedModel:
+def build(variant: str, layers: int = 3) -> PreTrainedModel:
     """A model whose every parameter is random, norms and biases too, so that none can be left out unnoticed."""
     config = VARIANTS[variant]()
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None) is not None:
+        config.layer_types = config.layer_types[:1] * layers
     torch.manual_seed(sum(variant.encode()))
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
@@ -78,12 +81,14 @@ def build(variant: str) -> PreTrainedModel:
     return model.eval()
 
 
-def save(variant: str, folder: Path, shards: int = 1, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def save(
+    variant: str, folder: Path, shards: int = 1, dtype: torch.dtype = torch.float32, layers: int = 3
+) -> PreTrainedModel:
     """Write the checkpoint of a variant into `folder`, in at least `shards` files, and return what transformers reads.
 
     The model is read back because `Module.to` would also round the rotary frequencies, which `from_pretrained` keeps.
     """
-    model = build(variant).to(dtype)
+    model = build(variant, layers).to(dtype)
     model_bytes = sum(parameter.nbytes for parameter in model.parameters())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -9,6 +9,7 @@ from pipeline.policies import POLICIES
 from pipeline.simulation.line import simulate
 from pipeline.simulation.timings import LayerTimings
 from pipeline.trace.recording import Recording
+from pipeline.wiring import KV_ACTORS
 
 ACTORS = ["prefetch_planner", "disk_reader", "pinned_stager", "gpu_uploader", "compute_scheduler"]
 ANALYSIS = {"attn": 0.08, "ffn": 0.12, "attn_io": 0.1, "ffn_io": 0.1}
@@ -23,7 +24,8 @@ def record() -> Record:
         result = simulate(
             LayerTimings(**({"layers": 4} | ANALYSIS | timings)), POLICIES[policy], passes=passes, gpu_groups=gpu_groups
         )
-        configuration = {"command": "simulate", "policy": policy, "actors": ACTORS, "settings": {"passes": passes}}
+        actors = [*ACTORS, *(KV_ACTORS if "kv_seconds" in timings else ())]
+        configuration = {"command": "simulate", "policy": policy, "actors": actors, "settings": {"passes": passes}}
         return Recording(tuple(result.trace.spans), tuple(result.trace.counts), configuration)
 
     return run

@@ -111,7 +111,7 @@ def test_what_others_do_does_not_matter_once_the_group_is_there() -> None:
     assert pieces(work(DISK, 1, 1, 3), work(LINK, 1, 4, 6), *others) == [("launch", 10, 20)]
 
 
-def kv(layer: int, started: float, ended: float, actor: str = "kv_in") -> Span:
+def kv(layer: int, started: float, ended: float, actor: str = "kv_uploader") -> Span:
     return Span(actor, "work", layer, "kv", 0, started, ended)
 
 
@@ -121,7 +121,7 @@ def test_kv_blocks_count_only_if_they_came_last() -> None:
     assert pieces(read, kv(1, 15, 20)) == [("disk", 10, 14), ("launch", 14, 15), ("KV", 15, 20)]
     assert pieces(read, kv(1, 9, 12)) == [("disk", 10, 14), ("launch", 14, 20)]
     assert pieces(read, kv(1, 13, 16), kv(2, 16, 20)) == [("disk", 10, 13), ("KV", 13, 16), ("launch", 16, 20)]
-    assert pieces(read, kv(2, 9, 20), kv(1, 9, 20, "kv_out")) == [("disk", 10, 14), ("launch", 14, 20)]
+    assert pieces(read, kv(2, 9, 20), kv(1, 9, 20, "kv_swapper")) == [("disk", 10, 14), ("launch", 14, 20)]
 
 
 def test_without_a_request_there_was_nothing_to_start() -> None:
@@ -169,10 +169,10 @@ def test_rounding_is_no_gap() -> None:
 TIMES = st.tuples(st.integers(0, 60), st.integers(1, 12))
 ANY_SPAN = st.builds(
     lambda actor, what, seq, times: Span(
-        actor, what if actor != "kv_in" else "work", seq, "kv" if actor == "kv_in" else "attn", seq,
+        actor, what if actor != "kv_uploader" else "work", seq, "kv" if actor == "kv_uploader" else "attn", seq,
         float(times[0]), float(sum(times)),
     ),
-    st.sampled_from([DISK, LINK, COMPUTE, COMPUTE, "kv_in", "checksum"]),
+    st.sampled_from([DISK, LINK, COMPUTE, COMPUTE, "kv_uploader", "checksum"]),
     st.sampled_from(["work", "work", "work", "slot", "check", "request"]),
     st.integers(0, 5),
     TIMES,

@@ -3,7 +3,7 @@
 from actors.core.trace import Span
 from pipeline.trace.gaps import find_gaps
 
-DISK, COMPUTE, KV_IN = "disk_reader", "compute_scheduler", "kv_in"
+DISK, COMPUTE, KV_IN = "disk_reader", "compute_scheduler", "kv_uploader"
 
 
 def work(actor: str, layer: int, group: str, seq: int, started: float, ended: float) -> Span:

@@ -137,7 +137,7 @@ def test_micro_batches_compute_on_two_lanes() -> None:
 
 
 def test_kv_lanes_are_resources() -> None:
-    moves = [Span("kv_in", "work", 0, "kv", 0, 0.001, 0.071)]
+    moves = [Span("kv_uploader", "work", 0, "kv", 0, 0.001, 0.071)]
     assert Overlap.of("mine", [*READ, *COMPUTED, *moves], order_of(2)).ideal_ms == pytest.approx(70)
 
 

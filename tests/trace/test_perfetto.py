@@ -138,8 +138,11 @@ def test_tracks_stand_in_line_order_one_per_slot_one_per_micro_batch_and_one_for
         "compute_scheduler micro-batch 0",
         "compute_scheduler micro-batch 1",
         "compute_scheduler waits",
-        "kv_in",
-        "kv_out",
+        "kv_reader waits",
+        *(f"kv_uploader slot {slot}" for slot in range(3)),
+        "kv_uploader waits",
+        *(f"kv_swapper slot {slot}" for slot in range(3)),
+        "kv_swapper waits",
     ]
     order = {one["tid"]: one["args"]["sort_index"] for one in events(recording, "M") if "sort_index" in one["args"]}
     assert sorted(names, key=order.__getitem__) == list(names)

@@ -117,15 +117,15 @@ def test_time_in_which_the_line_stands_still_for_want_of_a_request_is_left_out()
 
 def test_actors_come_in_line_order_and_others_after_them() -> None:
     spans = (
-        span("kv_in", 0, 1),
+        span("kv_uploader", 0, 1),
         span("compute_scheduler", 0, 1),
         span("disk_reader", 0, 1),
         span("pinned_stager", 0, 1),
     )
     recording = Recording(spans, (), {"actors": ["disk_reader", "checksum", "compute_scheduler"]})
-    assert recording.actors == ("disk_reader", "compute_scheduler", "kv_in", "pinned_stager")
-    assert summarize(recording).names == {"disk_reader": "disk", "compute_scheduler": "compute", "kv_in": "KV in"}
-    assert Recording(spans, ()).actors == ("kv_in", "compute_scheduler", "disk_reader", "pinned_stager")
+    assert recording.actors == ("disk_reader", "compute_scheduler", "kv_uploader", "pinned_stager")
+    assert summarize(recording).names == {"disk_reader": "disk", "compute_scheduler": "compute", "kv_uploader": "KV in"}
+    assert Recording(spans, ()).actors == ("kv_uploader", "compute_scheduler", "disk_reader", "pinned_stager")
 
 
 def test_a_trace_without_computations_says_so() -> None:

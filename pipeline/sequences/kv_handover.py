@@ -1,0 +1,90 @@
+"""Where the KV line and the computation meet: once for every layer whose blocks move, in every pass."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from actors.core.budget import Slot
+from actors.core.message import READY, Message, ended
+from actors.core.ports import Event
+
+
+class _Handover:
+    """One layer in one pass."""
+
+    def __init__(self) -> None:
+        self.message: Message[Slot] | None = None
+        self.arrived = asyncio.Event()
+        self.launched = asyncio.Event()
+        self.attended: Event = READY
+
+    async def attention(self) -> Event:
+        await self.launched.wait()
+        return self.attended
+
+
+class KvHandovers:
+    """The half of the port `KeyValues` that waits. `ahead` lets blocks come before the layer before has ended.
+
+    Each pass has handovers of its own, so that what is still on its way home from the last one meets nobody else.
+    """
+
+    def __init__(self, layers: Sequence[int], *, ahead: bool) -> None:
+        self.layers = tuple(layers)
+        self._ahead = ahead
+        self._begun = asyncio.Event()
+        self._handovers: dict[int, _Handover] = {}
+        self._computed: dict[int, Event] = {}
+        self._computed_more = asyncio.Event()
+
+    def begin_pass(self) -> None:
+        """Let the KV line plan the pass that begins now."""
+        if self.layers:
+            self._handovers = {layer: _Handover() for layer in self.layers}
+            self._computed.clear()
+            self._begun.set()
+
+    def fail(self) -> None:
+        """Forget the pass that was under way; the lines have stopped."""
+        self._begun.clear()
+
+    async def prepare(self, layer: int) -> None:
+        """Wait until a layer's blocks are on their way to the device."""
+        if layer in self._handovers:
+            await self._handovers[layer].arrived.wait()
+
+    def message(self, layer: int) -> Message[Slot] | None:
+        """A layer's blocks, after `prepare`; None for a layer whose blocks do not move."""
+        return self._handovers[layer].message if layer in self._handovers else None
+
+    def attended(self, layer: int, event: Event) -> None:
+        """Say that the attention of a layer was launched and ends with `event`, or is not needed."""
+        if layer in self._handovers:
+            self._handovers[layer].attended = event
+            self._handovers[layer].launched.set()
+
+    def computed(self, layer: int, event: Event) -> None:
+        """Say that the second half of a layer was launched and ends with `event`."""
+        if not self._ahead:
+            self._computed[layer] = event
+            self._computed_more.set()
+
+    async def begun(self) -> None:
+        """Wait until a pass has begun that nobody has waited for yet."""
+        await self._begun.wait()
+        self._begun.clear()
+
+    async def wanted(self, layer: int) -> None:
+        """Wait until the policy asks for a layer's blocks."""
+        if self._ahead or layer == 0:
+            return
+        while layer - 1 not in self._computed:
+            self._computed_more.clear()
+            await self._computed_more.wait()
+        await ended(self._computed[layer - 1])
+
+    def arrived(self, message: Message[Slot]) -> Callable[[], Awaitable[Event]]:
+        """Hand a layer's blocks to its attention; what is returned waits for its launch, and gives its event."""
+        handover = self._handovers[message.layer]
+        handover.message = message
+        handover.arrived.set()
+        return handover.attention

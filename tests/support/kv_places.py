@@ -1,0 +1,25 @@
+"""Settings under which the KV blocks of so many layers have room on the device and in host memory."""
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.build import build
+from pipeline.config import Config
+
+
+def settings_with_room(
+    checkpoint: Path, folder: Path, device_layers: int, host_layers: int, **settings: Any
+) -> dict[str, Any]:
+    """What `Model.open` needs, so that everything else fits exactly; the other layers live on the disk."""
+    runtime = build(checkpoint, Config(**settings))
+    runtime.device.free()
+    layer_bytes = runtime.cache.layout.layer_bytes
+    fixed = [one for one in runtime.plan.holdings if "KV blocks" not in one.holder and one.knob]
+    limits = {
+        f"{'gpu' if place == 'device' else 'host'}_memory": sum(one.nbytes for one in fixed if one.place == place)
+        + layers * layer_bytes
+        for place, layers in (("device", device_layers), ("host", host_layers))
+    }
+    if runtime.device.unified:
+        del limits["gpu_memory"]
+    return {**settings, **limits, "kv_disk": folder}

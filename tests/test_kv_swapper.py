@@ -1,0 +1,74 @@
+"""KV blocks that outgrow the device, and host memory too: the same tokens, and nothing moves but what must."""
+
+import asyncio
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import tiny_models
+from support.kv_places import settings_with_room
+
+from pipeline import Model
+from pipeline import plan as plan_module
+
+LAYERS = 8
+NEW_TOKENS = 12
+PROMPTS = [
+    [random.Random(index).randrange(1, tiny_models.VOCABULARY_SIZE) for _ in range(length)]
+    for index, length in enumerate((1, 37, 16, 5, 60))
+]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_was_there_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that room is as exact as the test asks for."""
+    monkeypatch.setattr(plan_module, "resident_bytes", lambda: 0)
+
+
+@pytest.fixture(scope="module", params=tiny_models.VARIANTS)
+def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("variant")
+    tiny_models.save(request.param, folder, layers=LAYERS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("checkpoint")
+    tiny_models.save("llama_gqa_llama3", folder, layers=LAYERS)
+    return folder
+
+
+async def answers(model: Model) -> list[tuple[Any, Any]]:
+    calls = (
+        model.generate(prompt, max_new_tokens=NEW_TOKENS - index, ignore_eos=True, logprobs=3)
+        for index, prompt in enumerate(PROMPTS)
+    )
+    return [(output.token_ids, output.logprobs) for output in await asyncio.gather(*calls)]
+
+
+SETTINGS = {"context_tokens": 96, "kv_tokens": 480, "max_tokens_per_pass": 48}
+
+
+@pytest.mark.parametrize("device", ["cpu-copy", "cpu"])
+async def test_blocks_in_three_places_change_no_bit(device: str, variant: Path, tmp_path: Path) -> None:
+    async with Model.open(variant, device=device, **SETTINGS) as model:
+        assert model.runtime.plan.holdings[-1].place != "disk"
+        expected = await answers(model)
+        computed_tokens = model.statistics().computed_tokens
+    room = {"device_layers": 2, "host_layers": LAYERS // 2}
+    settings = settings_with_room(variant, tmp_path, **room, device=device, **SETTINGS)
+    async with Model.open(variant, **settings) as model:
+        assert await answers(model) == expected
+        cache = model.runtime.cache
+        places = [len(layers) for layers in (cache.placement.device, cache.placement.host, cache.placement.disk)]
+        assert places == ([0, 1, 7] if device == "cpu-copy" else [1, 0, 7])
+        assert model.statistics().computed_tokens == computed_tokens
+        if device == "cpu-copy":
+            assert cache.bytes_out == LAYERS * computed_tokens * 2 * cache.layout.row_bytes, "new rows, nothing else"
+            assert cache.bytes_in > cache.bytes_out
+        assert cache.spill is not None
+        assert cache.spill.bytes_read > 0
+        assert cache.spill.bytes_written > 0
+        assert model.statistics().kv_blocks.used == 0

@@ -59,7 +59,9 @@ def run(settings: ArmSettings) -> list[dict[str, Any]]:
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
     _write_weights(Path(settings.folder), Path(settings.offload_folder), set(model.state_dict()), dtype)
     accelerate.disk_offload(model, settings.offload_folder, execution_device=torch.device("cpu"))
-    return [measure(model, settings, count) for count in settings.requests]
+    load = Load(settings.prompt_tokens, settings.prompt_tokens, settings.new_tokens, seed=settings.seed)
+    measure(model, load.warm_up, 1)
+    return [measure(model, load, count) for count in settings.requests]
 
 
 def _write_weights(folder: Path, offload_folder: Path, wanted: set[str], dtype: torch.dtype) -> None:
@@ -87,20 +89,19 @@ def _write_weights(folder: Path, offload_folder: Path, wanted: set[str], dtype: 
     utilities.save_offload_index(index, str(offload_folder))
 
 
-def measure(model: Any, settings: ArmSettings, requests: int) -> dict[str, Any]:
-    """Run so many requests as one batch through a model of transformers."""
-    load = Load(settings.prompt_tokens, settings.prompt_tokens, settings.new_tokens, seed=settings.seed)
+def measure(model: Any, load: Load, requests: int) -> dict[str, Any]:
+    """Run so many requests, whose prompts have one length, as one batch through a model of transformers."""
     prompts_BT = torch.tensor(load.prompts(requests, model.config.vocab_size))
     # Without an end of text, so that all requests of the batch give all their tokens, as ours do.
     greedy = importlib.import_module("transformers").GenerationConfig(do_sample=False, pad_token_id=0)
-    greedy.max_new_tokens, model.generation_config = settings.new_tokens, greedy
+    greedy.max_new_tokens, model.generation_config = load.new_tokens, greedy
     model.eval()
     read_before, started = _read_bytes(), time.perf_counter()
     with torch.inference_mode(), _pass_times(model, requests) as passes:
         tokens_BT = model.generate(prompts_BT, attention_mask=torch.ones_like(prompts_BT))
     seconds, read = time.perf_counter() - started, _read_bytes() - read_before
-    new_BT = tokens_BT[:, settings.prompt_tokens :]
-    tokens = requests * settings.new_tokens
+    new_BT = tokens_BT[:, load.longest :]
+    tokens = requests * load.new_tokens
     if new_BT.numel() != tokens:
         raise RequestError(f"accelerate, {requests} requests: need {tokens} new tokens, have {new_BT.numel()}")
     first = passes[0][1] - started
@@ -110,9 +111,9 @@ def measure(model: Any, settings: ArmSettings, requests: int) -> dict[str, Any]:
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,
         "pass_seconds": statistics.median(end - begin for begin, end in passes),
-        "tokens_per_pass": requests * (settings.prompt_tokens + settings.new_tokens - 1) / len(passes),
+        "tokens_per_pass": requests * (load.longest + load.new_tokens - 1) / len(passes),
         "first_token_seconds": first,
-        "output_token_seconds": (seconds - first) / (settings.new_tokens - 1) if settings.new_tokens > 1 else None,
+        "output_token_seconds": (seconds - first) / (load.new_tokens - 1) if load.new_tokens > 1 else None,
         "read_bytes_per_pass": read / len(passes),
         "read_bytes_per_token": read / tokens,
         "token_ids": new_BT.tolist(),

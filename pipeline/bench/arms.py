@@ -13,6 +13,7 @@ from pipeline.bench.accelerate_arm import ArmSettings, check_installed
 from pipeline.bench.load import Load
 from pipeline.bench.memory_limit import MemoryLimit, run_limited
 from pipeline.errors import ConfigError
+from pipeline.models.config import read_config
 
 Progress = Callable[[str], None]
 Row = dict[str, Any]
@@ -46,7 +47,8 @@ class Arms:
     progress: Progress
 
     def check(self, against: str | None) -> None:
-        """Raise ConfigError for a load that a static batch cannot be, or when the extra is not installed."""
+        """Raise ConfigError for a load that a static batch cannot be, and when there is no extra or no model."""
+        read_config(self.folder)
         if against is None:
             return
         if against not in AGAINST:

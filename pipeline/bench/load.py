@@ -22,6 +22,11 @@ class Load:
         """Positions that one request may come to occupy."""
         return self.longest + self.new_tokens
 
+    @property
+    def warm_up(self) -> "Load":
+        """What to run before measuring: the first passes of a process also start threads and choose kernels."""
+        return Load(self.shortest, self.longest, min(2, self.new_tokens), seed=self.seed + 1)
+
     def prompts(self, requests: int, vocabulary_size: int) -> list[list[int]]:
         """Token ids of so many prompts: the same for the same seed and number, others for another number."""
         chance = random.Random(f"prompts {self.seed} {requests}")

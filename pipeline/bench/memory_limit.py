@@ -24,6 +24,8 @@ from pipeline.memory import human_bytes
 
 WAYS = ("systemd", "watchdog")
 UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+SYSTEMD_RUNS = Path("/run/systemd/system")
+"""A folder that is there where systemd manages the machine."""
 LOOK_SECONDS = 0.01
 PIECE_BYTES = 8 << 20
 CACHESTAT = 451
@@ -44,7 +46,7 @@ class MemoryLimit:
     def __post_init__(self) -> None:
         if self.way not in WAYS:
             raise ConfigError(f"--limit-by: need one of {', '.join(WAYS)}, have {self.way!r}")
-        if self.way == "systemd" and not (shutil.which("systemd-run") and Path("/run/systemd/system").is_dir()):
+        if self.way == "systemd" and not (shutil.which("systemd-run") and SYSTEMD_RUNS.is_dir()):
             raise ConfigError(
                 "--memory-limit: systemd does not run here, so that no control group can be asked of it; add "
                 "--limit-by watchdog, or leave the limit out and start all of it in a container that has one"
@@ -67,8 +69,7 @@ async def run_limited(command: Sequence[str], limit: MemoryLimit | None, folders
     """
     watched = limit is not None and limit.way == "watchdog"
     with CachedFiles(folders) as files:
-        files.look()
-        files.drop(files.nbytes)
+        files.drop_all()
         line = command if limit is None else limit.command(command)
         process = await asyncio.create_subprocess_exec(*line, stdout=asyncio.subprocess.PIPE)
         reading = asyncio.create_task(process.communicate())
@@ -115,22 +116,20 @@ class CachedFiles:
         for descriptor in self._open.values():
             os.close(descriptor)
 
-    @property
-    def nbytes(self) -> int:
-        """Cached bytes when last looked at."""
-        return sum(self._cached.values())
-
     def look(self) -> int:
         """Count the cached bytes of all files. Raises ConfigError where the kernel cannot tell."""
-        for folder in self._folders:
-            for entry in os.scandir(folder):
-                if entry.path not in self._open and entry.is_file():
-                    self._open[entry.path] = os.open(entry.path, os.O_RDONLY)
+        self._open_new()
         self._cached = {descriptor: cached_bytes(descriptor) for descriptor in self._open.values()}
-        return self.nbytes
+        return sum(self._cached.values())
+
+    def drop_all(self) -> None:
+        """Drop whatever is cached, but mapped and dirty pages."""
+        self._open_new()
+        for descriptor in self._open.values():
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def drop(self, nbytes: int) -> int:
-        """Drop at least so many cached bytes, or all that can be; pages that are mapped or dirty stay. Returns what."""
+        """Drop so many of the bytes last looked at, or all but mapped and dirty pages. Returns how many were dropped."""
         dropped = 0
         for descriptor, start in self._pieces():
             if dropped >= nbytes:
@@ -140,6 +139,12 @@ class CachedFiles:
                 os.posix_fadvise(descriptor, start, PIECE_BYTES, os.POSIX_FADV_DONTNEED)
                 dropped += had - cached_bytes(descriptor, start, PIECE_BYTES)
         return dropped
+
+    def _open_new(self) -> None:
+        for folder in self._folders:
+            for entry in os.scandir(folder):
+                if entry.path not in self._open and entry.is_file():
+                    self._open[entry.path] = os.open(entry.path, os.O_RDONLY)
 
     def _pieces(self) -> Iterator[tuple[int, int]]:
         held = [descriptor for descriptor, nbytes in self._cached.items() if nbytes]

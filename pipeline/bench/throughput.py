@@ -79,6 +79,7 @@ async def bench_throughput(
     }
     progress("opening the model")
     async with Model.open(folder, **settings) as model:
+        await measure(model, load.warm_up, 1, lambda text: None)
         rows = [await measure(model, load, count, progress) for count in requests]
     return await _with_floors(folder, settings, rows, progress)
 

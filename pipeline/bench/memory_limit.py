@@ -129,7 +129,7 @@ class CachedFiles:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def drop(self, nbytes: int) -> int:
-        """Drop so many of the bytes last looked at, or all but mapped and dirty pages. Returns how many were dropped."""
+        """Drop so many of the bytes last looked at, or all but mapped and dirty pages. Returns how many it were."""
         dropped = 0
         for descriptor, start in self._pieces():
             if dropped >= nbytes:
@@ -196,4 +196,4 @@ def _own_bytes(pid: int) -> int:
 
 
 def _name(command: Sequence[str]) -> str:
-    return " ".join(command[1:4])
+    return " ".join(command[1:3])

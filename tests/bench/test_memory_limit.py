@@ -87,7 +87,7 @@ async def test_nothing_is_cached_when_a_program_starts_and_without_a_limit_all_m
     with CachedFiles([BUNDLED]) as files:
         assert files.look() == 0
         await run_limited([sys.executable, "-I", "-S", "-c", READ_SLOWLY, str(WEIGHTS)], None, [BUNDLED])
-        assert files.look() >= WEIGHTS.stat().st_size
+        assert files.look() > 12 * MEGABYTE, "nearly all: the kernel may take a little back"
 
 
 async def test_a_program_that_needs_more_than_the_limit_is_ended() -> None:

@@ -137,10 +137,28 @@ def _add_bench(commands: Commands) -> None:
     _add_settings(policies, gpu_groups=10)
     _add_trace(policies)
     policies.set_defaults(command=_bench_policies)
+    _add_bench_throughput(bench)
     core = bench.add_parser("core", help="what channels and the line itself cost, on a simulated device")
     core.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds to take the median of; default 5")
     core.add_argument("--json", action="store_true")
     core.set_defaults(command=_bench_core)
+
+
+def _add_bench_throughput(bench: Commands) -> None:
+    parser = bench.add_parser("throughput", help="many requests at once: tokens per second, latencies, and the floors")
+    parser.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint folder")
+    parser.add_argument("--requests", required=True, metavar="N", help="how many, or a list: 1,4,16,64")
+    parser.add_argument("--prompt-tokens", required=True, metavar="P", help="of each, or a range: 8-64")
+    parser.add_argument("--new-tokens", required=True, type=int, metavar="T", help="of each")
+    parser.add_argument("--arrival", metavar="poisson:RATE", help="requests per second; default: all at once")
+    parser.add_argument("--seed", type=int, default=0, help="of prompts and arrivals; default 0")
+    parser.add_argument("--against", metavar="accelerate", help="measure its disk offload too, with a static batch")
+    parser.add_argument("--memory-limit", metavar="SIZE", help="run each arm in a process limited to 1.8GB, ...")
+    parser.add_argument("--limit-by", metavar="WAY", help="systemd (default), or watchdog where there is none")
+    parser.add_argument("--rounds", type=int, metavar="R", help="how often the arms take turns; default 1")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, with the tokens")
+    _add_settings(parser)
+    parser.set_defaults(command=_bench_throughput)
 
 
 def _add_tune(commands: Commands) -> None:
@@ -220,6 +238,13 @@ def _bench_policies(options: argparse.Namespace) -> None:
     from pipeline.commands.bench_policies import bench_policies
 
     run_async(bench_policies(options))
+
+
+def _bench_throughput(options: argparse.Namespace) -> None:
+    _say_loading()
+    from pipeline.commands.bench_throughput import throughput
+
+    run_async(throughput(options))
 
 
 def _tune(options: argparse.Namespace) -> None:

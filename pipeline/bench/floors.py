@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from actors.core.budget import Budget, Slot
@@ -40,29 +41,34 @@ class Floors:
         landed = await asyncio.gather(*reads)
         return landed[-1] - landed[len(landed) // 2 - 1]
 
-    async def load(self) -> Resident:
-        """Bring every group into device memory for good; where they do not fit, one per kind stands for all."""
+    async def load(self, *, shared: bool = False) -> Resident:
+        """Bring every group into device memory for good; `shared`, or where they do not fit, one per kind for all."""
         runtime, order = self._runtime, self._runtime.catalog.order
         sizes = runtime.catalog.slot_bytes("device")
         kinds = [runtime.catalog.kind(*key) for key in order]
-        aliased = sum(sizes[kind] for kind in kinds) > available_host_bytes() // 2
+        aliased = shared or sum(sizes[kind] for kind in kinds) > available_host_bytes() // 2
         counts = {kind: 1 if aliased else kinds.count(kind) for kind in sizes}
         cells = {kind: [runtime.device.device_memory(sizes[kind]) for _ in range(n)] for kind, n in counts.items()}
         memory = Budget("device", cells, time.perf_counter)
-        shared: dict[str, Slot] = {}
+        first: dict[str, Slot] = {}
         messages = []
         for seq, ((layer, group), kind) in enumerate(zip(order, kinds, strict=True)):
-            if not aliased or kind not in shared:
-                shared[kind] = await memory.acquire(kind)
-                await self._fill(layer, group, shared[kind])
-            messages.append(Message(layer, group, seq, shared[kind], READY))
+            if not aliased or kind not in first:
+                first[kind] = await memory.acquire(kind)
+                await self._fill(layer, group, first[kind])
+            messages.append(Message(layer, group, seq, first[kind], READY))
         return Resident(tuple(messages), aliased)
 
-    async def compute_seconds(self, resident: Resident) -> float:
-        """Run one pass over one token with every group in place: the same program, without the line."""
+    async def compute_seconds(self, resident: Resident, lengths: Sequence[int] = (1,)) -> float:
+        """Run one pass with every group in place: the same program, without the line.
+
+        It carries a whole prompt of each of the `lengths`, by default a single token.
+        """
         program = self._runtime.program
         vocabulary_size = self._runtime.config.vocabulary_size
-        program.submit(RunningSequence([1], SamplingParameters(max_new_tokens=1), frozenset(), None, vocabulary_size))
+        one_token = SamplingParameters(max_new_tokens=1)
+        for length in lengths:
+            program.submit(RunningSequence([1] * length, one_token, frozenset(), None, vocabulary_size))
         started = time.perf_counter()
         pass_ = await program.begin()
         for message in resident.messages:

@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from pipeline.commands.table import aligned
 from pipeline.trace.overlap import Overlap
-
-SEPARATOR = "  "
 
 
 def policy_table(rows: Sequence[Overlap], beside: Mapping[tuple[str, str], Sequence[str]] | None = None) -> str:
@@ -28,13 +27,7 @@ def policy_table(rows: Sequence[Overlap], beside: Mapping[tuple[str, str], Seque
         ("groups", "on device"): [str(row.groups_on_device_peak) for row in rows],
         ("depth", "layers"): [str(row.depth_used) for row in rows],
     }
-    cells = [[*heading, *column] for heading, column in columns.items()]
-    widths = [max(map(len, column)) for column in cells]
-    lines = []
-    for policy, *numbers in zip(*cells, strict=True):
-        aligned = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]
-        lines.append(SEPARATOR.join([policy.ljust(widths[0]), *aligned]).rstrip())
-    return "\n".join(lines)
+    return aligned(columns)
 
 
 def _ms(milliseconds: float) -> str:

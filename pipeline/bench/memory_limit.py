@@ -1,0 +1,199 @@
+"""One memory limit for whichever program is measured, its page cache included.
+
+A limit on address space or data (RLIMIT_AS, RLIMIT_DATA) does not count the page cache, so a program that maps files
+would have all of the machine. There are two ways that do:
+
+* "systemd": a control group of its own, made by `systemd-run --scope`; the kernel holds the limit.
+* "watchdog", for machines without systemd: look every few milliseconds at what the process holds and at what the page
+  cache holds of its files, drop cached pages while that is too much, and kill the process when its own memory alone is.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import random
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import ConfigError, PenstockError
+from pipeline.memory import human_bytes
+
+WAYS = ("systemd", "watchdog")
+UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+SYSTEMD_RUNS = Path("/run/systemd/system")
+"""A folder that is there where systemd manages the machine."""
+LOOK_SECONDS = 0.01
+PIECE_BYTES = 8 << 20
+CACHESTAT = 451
+"""The number of the system call, the same on all machines; Linux 6.5 or later."""
+
+
+class ProgramFailed(PenstockError):
+    """A program that was to be measured ended with an error, which it has told on stderr, or was over its limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryLimit:
+    """So many bytes for a program and the cached pages of its files, held in one of the `WAYS`."""
+
+    nbytes: int
+    way: str = "systemd"
+
+    def __post_init__(self) -> None:
+        if self.way not in WAYS:
+            raise ConfigError(f"--limit-by: need one of {', '.join(WAYS)}, have {self.way!r}")
+        if self.way == "systemd" and not (shutil.which("systemd-run") and SYSTEMD_RUNS.is_dir()):
+            raise ConfigError(
+                "--memory-limit: systemd does not run here, so that no control group can be asked of it; add "
+                "--limit-by watchdog, or leave the limit out and start all of it in a container that has one"
+            )
+
+    def command(self, command: Sequence[str]) -> list[str]:
+        """The command line that runs `command` under the limit."""
+        if self.way == "watchdog":
+            return list(command)
+        user = [] if os.geteuid() == 0 else ["--user"]
+        limits = ["-p", f"MemoryMax={self.nbytes}", "-p", "MemorySwapMax=0"]
+        return ["systemd-run", *user, "--scope", "--quiet", *limits, "--", *command]
+
+
+async def run_limited(command: Sequence[str], limit: MemoryLimit | None, folders: Sequence[Path]) -> tuple[str, int]:
+    """Run a program that reads the files in `folders`, of which nothing is cached when it starts.
+
+    Returns what it printed, and the most bytes that were counted: by the watchdog, its own memory and the cached
+    pages of the files; otherwise its own memory alone. Raises ProgramFailed.
+    """
+    watched = limit is not None and limit.way == "watchdog"
+    with CachedFiles(folders) as files:
+        files.drop_all()
+        line = command if limit is None else limit.command(command)
+        process = await asyncio.create_subprocess_exec(*line, stdout=asyncio.subprocess.PIPE)
+        reading = asyncio.create_task(process.communicate())
+        most, over = 0, False
+        try:
+            while not reading.done():
+                own, cached = _own_bytes(process.pid), files.look() if watched else 0
+                most = max(most, own + cached)
+                if watched and limit is not None and own + cached > limit.nbytes:
+                    files.drop(own + cached - limit.nbytes)
+                    over = own > limit.nbytes
+                if over:
+                    break
+                await asyncio.wait([reading], timeout=LOOK_SECONDS)
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+            printed, _ = await reading
+    if over and limit is not None:
+        raise ProgramFailed(
+            f"{_name(command)}: need at least {human_bytes(own)}, have a limit of {human_bytes(limit.nbytes)}; raise "
+            "--memory-limit, or measure fewer requests"
+        )
+    if process.returncode:
+        raise ProgramFailed(f"{_name(command)}: ended with status {process.returncode}; see above for why")
+    return printed.decode(), most
+
+
+class CachedFiles:
+    """What the page cache holds of the files in some folders, which may grow in number and size."""
+
+    def __init__(self, folders: Iterable[Path]) -> None:
+        self._folders = tuple(folders)
+        self._open: dict[str, int] = {}
+        self._cached: dict[int, int] = {}
+        # Pieces are dropped in no order: the oldest first would be the very next to be needed in a cyclic scan.
+        self._chance = random.Random(0)
+
+    def __enter__(self) -> "CachedFiles":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+
+    def look(self) -> int:
+        """Count the cached bytes of all files. Raises ConfigError where the kernel cannot tell."""
+        self._open_new()
+        self._cached = {descriptor: cached_bytes(descriptor) for descriptor in self._open.values()}
+        return sum(self._cached.values())
+
+    def drop_all(self) -> None:
+        """Drop whatever is cached, but mapped and dirty pages."""
+        self._open_new()
+        for descriptor in self._open.values():
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def drop(self, nbytes: int) -> int:
+        """Drop so many of the bytes last looked at, or all but mapped and dirty pages. Returns how many it were."""
+        dropped = 0
+        for descriptor, start in self._pieces():
+            if dropped >= nbytes:
+                break
+            had = cached_bytes(descriptor, start, PIECE_BYTES)
+            if had:
+                os.posix_fadvise(descriptor, start, PIECE_BYTES, os.POSIX_FADV_DONTNEED)
+                dropped += had - cached_bytes(descriptor, start, PIECE_BYTES)
+        return dropped
+
+    def _open_new(self) -> None:
+        for folder in self._folders:
+            for entry in os.scandir(folder):
+                if entry.path not in self._open and entry.is_file():
+                    self._open[entry.path] = os.open(entry.path, os.O_RDONLY)
+
+    def _pieces(self) -> Iterator[tuple[int, int]]:
+        held = [descriptor for descriptor, nbytes in self._cached.items() if nbytes]
+        pieces = [(one, start) for one in held for start in range(0, os.fstat(one).st_size, PIECE_BYTES)]
+        self._chance.shuffle(pieces)
+        yield from pieces
+
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+class _Range(ctypes.Structure):
+    _fields_ = (("start", ctypes.c_uint64), ("length", ctypes.c_uint64))
+
+
+class _Pages(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_uint64) for name in ("cached", "dirty", "written", "evicted", "recently"))
+
+
+def cached_bytes(descriptor: int, start: int = 0, length: int = 0) -> int:
+    """What the page cache holds of a part of an open file; a length of 0 goes to its end."""
+    pages = _Pages()
+    if _LIBC.syscall(CACHESTAT, descriptor, ctypes.byref(_Range(start, length)), ctypes.byref(pages), 0):
+        reason = os.strerror(ctypes.get_errno())
+        raise ConfigError(f"--limit-by watchdog: cachestat: {reason}; need Linux 6.5 or later, or use systemd")
+    return int(pages.cached) * os.sysconf("SC_PAGE_SIZE")
+
+
+def parse_bytes(text: str) -> int:
+    """A size as people write it, such as 1.8GB or 512MiB. Raises ConfigError."""
+    matched = re.fullmatch(r"([0-9.]+) ?([A-Za-z]+)", text)
+    try:
+        nbytes = int(float(matched[1]) * UNITS[matched[2]]) if matched else 0
+    except (KeyError, ValueError):
+        nbytes = 0
+    if nbytes < 1:
+        raise ConfigError(f"--memory-limit: need a size such as 1.8GB, in {', '.join(UNITS)}, have {text!r}")
+    return nbytes
+
+
+def _own_bytes(pid: int) -> int:
+    """What a process holds that is not the page cache's; the code of libraries, which all share, is not counted."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    fields = dict(line.split(":", 1) for line in lines)
+    return sum(int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssShmem") if name in fields)
+
+
+def _name(command: Sequence[str]) -> str:
+    return " ".join(command[1:3])

@@ -1,0 +1,19 @@
+"""Tables, as people read them."""
+
+from collections.abc import Mapping, Sequence
+
+SEPARATOR = "  "
+
+Columns = Mapping[tuple[str, str], Sequence[str]]
+"""By heading and unit, a cell for each row."""
+
+
+def aligned(columns: Columns) -> str:
+    """One line per row under two lines of headings; the first column to the left, the others to the right."""
+    cells = [[*heading, *column] for heading, column in columns.items()]
+    widths = [max(map(len, column)) for column in cells]
+    lines = []
+    for first, *others in zip(*cells, strict=True):
+        right = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append(SEPARATOR.join([first.ljust(widths[0]), *right]).rstrip())
+    return "\n".join(lines)

@@ -95,7 +95,7 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> Runtime
             embedding,
             KeyValueBlocks(model, blocks, dtype, device),
             Batcher(BlockPool(blocks), settings.max_requests),
-            PassInputs(device, embedding.most_rows, settings.max_requests, blocks),
+            PassInputs(device, embedding.most_rows, settings.max_requests, context_tokens),
             dtype,
             policy.micro_batches,
         )
@@ -193,7 +193,7 @@ def _plan(
     activation_bytes = pass_tokens * (4 * model.hidden_size + 3 * model.ffn_size) * max(dtype.itemsize, 4)
     read_bytes = context_tokens * kv_token_bytes(model, dtype) // model.layers
     kv_knob = "context_tokens" if settings.kv_tokens is None else "kv_tokens"
-    input_bytes = PassInputs.nbytes(pass_tokens, settings.max_requests, blocks)
+    input_bytes = PassInputs.nbytes(pass_tokens, settings.max_requests, context_tokens)
     holdings = (
         *(Holding(f"{n} {k} slots", "host", n * size, _host_knob(device)) for k, (n, size) in host_slots.items()),
         *(Holding(f"{n} {k} slots", device_place, n * size, "gpu_groups") for k, (n, size) in device_slots.items()),
@@ -204,8 +204,8 @@ def _plan(
         Holding("activations: KV of one request and layer", device_place, read_bytes, "context_tokens"),
         Holding("logits", "host", logits_bytes, "max_requests"),
         Holding("logits", device_place, logits_bytes, "max_requests"),
-        Holding("positions and block tables", "host", input_bytes, kv_knob),
-        Holding("positions and block tables", device_place, input_bytes, kv_knob),
+        Holding("positions and block tables", "host", input_bytes, "max_requests"),
+        Holding("positions and block tables", device_place, input_bytes, "max_requests"),
     )
     available = {"host": available_host_bytes()}
     if device_place == "device":

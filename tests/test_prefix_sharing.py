@@ -226,3 +226,24 @@ async def test_closing_cuts_a_drain_short_and_a_cancelled_drain_still_refuses(ch
     await draining
     with pytest.raises(ClosedError, match="before the request had finished"):
         await call
+
+
+@pytest.mark.parametrize("policy", ["backpressure", "stage3"])
+async def test_cancelled_calls_leave_nothing_wrong_in_the_cache(checkpoint: Path, policy: str) -> None:
+    """Half of the calls go at random moments, within passes too, while the others use what these have computed."""
+    draw = random.Random(5)
+    prompts = [SYSTEM[: draw.randint(20, 70)] + draw.choice(QUESTIONS) for _ in range(14)]
+    settings = {**ROOM, "kv_tokens": 400, "policy": policy, "max_tokens_per_pass": 48}
+    async with Model.open(checkpoint, **settings) as model:
+        expected = [await answer(model, prompt) for prompt in prompts]
+        calls = [asyncio.create_task(answer(model, prompt, cache_scope="a")) for prompt in prompts]
+        for index in draw.sample(range(14), 7):
+            await asyncio.sleep(draw.random() * 0.01)
+            calls[index].cancel()
+        outputs = await asyncio.gather(*calls, return_exceptions=True)
+        answered = [index for index, output in enumerate(outputs) if not isinstance(output, asyncio.CancelledError)]
+        assert len(answered) >= 7
+        assert [outputs[index] for index in answered] == [expected[index] for index in answered]
+        assert [await answer(model, prompt, cache_scope="a") for prompt in prompts] == expected
+        assert model.statistics().kv_blocks.used == 0
+        assert model.statistics().requests.failed == 0

@@ -3,10 +3,10 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Generator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, overload
 
 from actors.core.errors import LineError
 from actors.core.trace import Trace
@@ -14,6 +14,7 @@ from pipeline.build import CLOCK, Runtime, build
 from pipeline.config import Config
 from pipeline.errors import CheckpointError, ClosedError, ConfigError, PenstockError, RequestError
 from pipeline.models.config import read_config, read_generation_defaults
+from pipeline.requests import make_sequences
 from pipeline.sequences.sampling import SamplingParameters
 from pipeline.sequences.sequence import Chunk, Output, RunningSequence
 from pipeline.statistics import ModelStatistics
@@ -30,7 +31,7 @@ BUNDLED = Path(__file__).parent / "bundled"
 class Model:
     """A language model whose weights stream through the device while it computes.
 
-    Made by `Model.open`. Calls may come from many tasks of one event loop; they are served in the order of arrival.
+    Made by `Model.open`. Calls may come from many tasks of one event loop, and share its passes.
     """
 
     def __init__(self, runtime: Runtime, tokenizer: Tokenizer | None, defaults: dict[str, Any]) -> None:
@@ -40,6 +41,7 @@ class Model:
         self._loop = asyncio.get_running_loop()
         self._supervisor = asyncio.create_task(self._supervise(), name="penstock")
         self._closing: asyncio.Task[None] | None = None
+        self._refuses = False
         self._recording = False
 
     @classmethod
@@ -67,31 +69,35 @@ class Model:
         """Everything that the model owns, for measuring and for custom tools."""
         return self._runtime
 
-    async def generate(self, prompt: str | Sequence[int], **arguments: Any) -> Output:
-        """Continue a prompt, which is text or token ids, and return the whole output.
+    @overload
+    async def generate(self, prompt: str | Sequence[int], *, n: None = None, **arguments: Any) -> Output: ...
 
-        Arguments are those of `SamplingParameters`. Cancelling the call frees everything that it held.
+    @overload
+    async def generate(self, prompt: str | Sequence[int], *, n: int, **arguments: Any) -> list[Output]: ...
+
+    async def generate(
+        self, prompt: str | Sequence[int], *, n: int | None = None, **arguments: Any
+    ) -> Output | list[Output]:
+        """Continue a prompt, which is text or token ids, and return the whole output; with `n`, a list of n samples.
+
+        Arguments are those of `SamplingParameters` and `CallOptions`. Cancelling the call frees everything that it
+        held. When a sample fails, so does the call.
 
         Raises:
             RequestError: the request can never be served as asked.
             ActorFailed: an actor of the line failed meanwhile; later calls work again.
             ClosedError: the model was closed before the request had finished.
         """
-        sequence = self._sequence(prompt, arguments)
-        text, reason = "", ""
-        token_ids: list[int] = []
-        logprobs: list[dict[int, float]] = []
-        async with contextlib.aclosing(self._run(sequence)) as chunks:
-            async for chunk in chunks:
-                text += chunk.text
-                token_ids += chunk.token_ids
-                logprobs += [chunk.logprobs] if chunk.logprobs is not None else []
-                reason = chunk.finish_reason or ""
-        return Output(text, tuple(token_ids), sequence.prompt_ids, reason, tuple(logprobs) if logprobs else None)
+        sequences = self._sequences(prompt, {**arguments, "n": n})
+        with self._serving(sequences):
+            outputs = [await sequence.output() for sequence in sequences]
+        return outputs[0] if n is None else outputs
 
     def stream(self, prompt: str | Sequence[int], **arguments: Any) -> AsyncGenerator[Chunk, None]:
         """Continue a prompt as `generate` does, giving one chunk per token as soon as it is known."""
-        return self._run(self._sequence(prompt, arguments))
+        if arguments.get("n") is not None:
+            raise RequestError("n: a stream has one sample; leave it out, or call generate")
+        return self._stream(*self._sequences(prompt, arguments))
 
     def statistics(self) -> ModelStatistics:
         """What moved, what waited, and for how long."""
@@ -131,11 +137,16 @@ class Model:
         recording = Recording(trace.spans, trace.counts, describe(self._runtime, "Model.report"))
         await asyncio.to_thread(write_report, Path(path), recording.since(started))
 
-    async def aclose(self) -> None:
-        """Stop the line and give everything back. Requests that still run end with ClosedError.
+    async def aclose(self, *, drain: bool = False) -> None:
+        """Stop the line and give everything back. Requests that still run end with ClosedError, as new ones do.
 
-        Every call waits for the same closing, which goes on when a call is cancelled.
+        With `drain`, those that run or wait are finished first; another call without it ends them at once. Every call
+        waits for the same closing, which goes on when a call is cancelled; one cancelled while it drains only refuses
+        new requests.
         """
+        self._refuses = True
+        if drain:
+            await self._runtime.program.drained()
         if self._closing is None:
             self._closing = asyncio.create_task(self._close(), name="penstock-close")
         await asyncio.shield(self._closing)
@@ -165,58 +176,29 @@ class Model:
                 self._runtime.program.fail(error)
             await self._runtime.program.wanted()
 
-    async def _run(self, sequence: RunningSequence) -> AsyncGenerator[Chunk, None]:
-        program = self._runtime.program
-        if self._closing is not None:
-            raise ClosedError("the model is closed")
-        if asyncio.get_running_loop() is not self._loop:
-            raise RequestError("the model was opened on another event loop; call it from there, or open another one")
-        program.submit(sequence)
-        try:
+    def _sequences(self, prompt: str | Sequence[int], arguments: dict[str, Any]) -> list[RunningSequence]:
+        return make_sequences(self._runtime, self._tokenizer, self._defaults, prompt, arguments)
+
+    async def _stream(self, sequence: RunningSequence) -> AsyncGenerator[Chunk, None]:
+        with self._serving([sequence]):
             async with contextlib.aclosing(sequence.chunks()) as chunks:
                 async for chunk in chunks:
                     yield chunk
+
+    @contextlib.contextmanager
+    def _serving(self, sequences: Sequence[RunningSequence]) -> Iterator[None]:
+        """Let the samples of a call run for as long as their caller is there."""
+        if self._refuses:
+            raise ClosedError("the model is closed")
+        if asyncio.get_running_loop() is not self._loop:
+            raise RequestError("the model was opened on another event loop; call it from there, or open another one")
+        for sequence in sequences:
+            self._runtime.program.submit(sequence)
+        try:
+            yield
         finally:
-            program.withdraw(sequence)
-
-    def _sequence(self, prompt: str | Sequence[int], arguments: dict[str, Any]) -> RunningSequence:
-        runtime = self._runtime
-        parameters = SamplingParameters.from_arguments(self._defaults, arguments)
-        prompt_ids = self._prompt_ids(prompt)
-        need = len(prompt_ids) + parameters.max_new_tokens
-        if need > runtime.context_tokens:
-            most = runtime.config.max_positions
-            larger = f", or open the model with context_tokens={need}" if need <= most else f"; it was made for {most}"
-            raise RequestError(
-                f"need room for {len(prompt_ids)} prompt and {parameters.max_new_tokens} new tokens, have "
-                f"{runtime.context_tokens}: shorten the prompt or lower max_new_tokens{larger}"
-            )
-        for token_id in parameters.stop_token_ids:
-            if token_id >= runtime.config.vocabulary_size:
-                raise RequestError(f"stop_token_ids: {token_id} is outside the {runtime.config.vocabulary_size} tokens")
-        if parameters.stop and self._tokenizer is None:
-            raise RequestError("stop: stop strings need a tokenizer, and the folder has none; use stop_token_ids")
-        stop_ids = {*parameters.stop_token_ids, *(() if parameters.ignore_eos else runtime.config.eos_ids)}
-        detokenizer = self._tokenizer.detokenizer() if self._tokenizer else None
-        vocabulary_size = runtime.config.vocabulary_size
-        return RunningSequence(prompt_ids, parameters, frozenset(stop_ids), detokenizer, vocabulary_size)
-
-    def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
-        if isinstance(prompt, str):
-            if self._tokenizer is None:
-                raise RequestError("prompt: text needs a tokenizer, and the folder has none; give token ids")
-            ids = self._tokenizer.encode(prompt) if prompt else []
-        elif isinstance(prompt, Iterable):
-            ids = list(prompt)
-        else:
-            raise RequestError(f"prompt: need text or token ids, have {type(prompt).__name__}")
-        size = self._runtime.config.vocabulary_size
-        for position, token_id in enumerate(ids):
-            if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < size:
-                raise RequestError(f"prompt: need token ids from 0 to {size - 1}, have {token_id!r} at {position}")
-        if not ids:
-            raise RequestError("prompt: need at least one token, have none")
-        return ids
+            for sequence in sequences:
+                self._runtime.program.withdraw(sequence)
 
 
 class Opening:

@@ -103,15 +103,14 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> Runtime
         cache = KeyValueCache(
             plan.kv_layout, plan.kv, device, settings.kv_disk, ahead=getattr(policy, "kv_ahead", True)
         )
-        blocks = plan.kv_layout.blocks
         program = GenerationProgram(
             model,
             catalog,
             device,
             embedding,
             cache,
-            Batcher(BlockPool(blocks), settings.max_requests),
-            PassInputs(device, embedding.most_rows, settings.max_requests, blocks),
+            Batcher(BlockPool(plan.kv_layout.blocks), settings.max_requests),
+            PassInputs(device, embedding.most_rows, settings.max_requests, plan.context_tokens),
             dtype,
             policy.micro_batches,
         )

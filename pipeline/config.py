@@ -47,6 +47,8 @@ class Config:
         kv_disk: a folder on a disk, for KV blocks for which neither has room.
         max_requests: requests that share a pass.
         max_tokens_per_pass: tokens that one pass carries: one of each request that answers, and pieces of prompts.
+        share_prefixes: whether calls without a `cache_scope` reuse the KV blocks of prompts that begin alike. Then each
+            caller can tell, from how fast it is answered, whether another has sent the same prompt.
         reader_lanes, chunk_bytes: reads in flight at a time, and the size of one.
     """
 
@@ -64,12 +66,15 @@ class Config:
     kv_disk: str | Path | None = None
     max_requests: int = 64
     max_tokens_per_pass: int = 512
+    share_prefixes: bool = False
     reader_lanes: int = 4
     chunk_bytes: int = 16 << 20
 
     def __post_init__(self) -> None:
         _one_of("device", self.device, DEVICES)
         _one_of("dtype", self.dtype, DTYPES)
+        if not isinstance(self.share_prefixes, bool):
+            raise ConfigError(f"share_prefixes: need True or False, have {self.share_prefixes!r}")
         find_policy(self.policy)
         for name, (least, most) in RANGES.items():
             _within(name, getattr(self, name), least, most)

@@ -105,8 +105,7 @@ def _per_pass(
     rows = tokens * groups.embed.length // groups.embed.shape[0]
     logits = settings.max_requests * model.vocabulary_size * torch.float32.itemsize
     activations = tokens * (4 * model.hidden_size + 3 * model.ffn_size) * max(dtype.itemsize, 4)
-    inputs = PassInputs.nbytes(tokens, settings.max_requests, layout.blocks)
-    knob = _kv_knob(settings)
+    inputs = PassInputs.nbytes(tokens, settings.max_requests, context_tokens)
     return [
         *(Holding("embedding rows", where, rows, "max_tokens_per_pass") for where in ("host", place)),
         Holding("activations", place, activations, "max_tokens_per_pass"),
@@ -114,7 +113,7 @@ def _per_pass(
             "activations: KV of one request and layer", place, 2 * context_tokens * layout.row_bytes, "context_tokens"
         ),
         *(Holding("logits", where, logits, "max_requests") for where in ("host", place)),
-        *(Holding("positions and block tables", where, inputs, knob) for where in ("host", place)),
+        *(Holding("positions and block tables", where, inputs, "max_requests") for where in ("host", place)),
     ]
 
 

@@ -103,6 +103,7 @@ class GenerationProgram:
         self._dtype = dtype
         self._micro_batches = micro_batches
         self._arrived = asyncio.Event()
+        self._left = asyncio.Event()
         self._sampling = Lane("sampling")
         logits_bytes = batcher.max_requests * config.vocabulary_size * torch.float32.itemsize
         self._logits = device.device_memory(logits_bytes)
@@ -117,6 +118,7 @@ class GenerationProgram:
     def withdraw(self, sequence: RunningSequence) -> None:
         """End a sequence whose caller has gone. What it held is free at once, or when the pass that it is in ends."""
         sequence.cancel()
+        self._left.set()
         if not self._in_pass:
             self.batcher.retire()
 
@@ -125,12 +127,19 @@ class GenerationProgram:
         self._in_pass = False
         self._cache.fail()
         self.batcher.fail(error)
+        self._left.set()
 
     async def wanted(self) -> None:
         """Wait until somebody wants tokens."""
         while not self.batcher.wanted:
             self._arrived.clear()
             await self._arrived.wait()
+
+    async def drained(self) -> None:
+        """Wait until nobody wants tokens any more."""
+        while self.batcher.wanted:
+            self._left.clear()
+            await self._left.wait()
 
     async def close(self) -> None:
         """End the sampling thread."""
@@ -199,13 +208,13 @@ class GenerationProgram:
         else:
             nbytes = len(sampling) * self._config.vocabulary_size * torch.float32.itemsize
             await self._device.download(self._logits, self._host_logits, (Copy(0, 0, nbytes),), (pass_.last,)).wait()
-        for piece in pass_.pieces:
-            piece.sequence.cached_tokens += len(piece.token_ids)
-            self.computed_tokens += len(piece.token_ids)
+        self.computed_tokens += sum(len(piece.token_ids) for piece in pass_.pieces)
+        self.batcher.computed(pass_.pieces)
         if not pass_.abandoned:
             await self._sample([piece.sequence for piece in sampling])
         self._in_pass = False
         self.batcher.retire()
+        self._left.set()
 
     async def _sample(self, sequences: Sequence[RunningSequence]) -> None:
         """Row by row, on the sampling thread. A request whose token cannot be chosen ends alone."""

@@ -39,6 +39,18 @@ class BlocksRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixRecord:
+    """Tokens of admitted prompts that were looked up in the prefix cache, and those found in it.
+
+    `cached_blocks` are the KV blocks that can be found and that no request holds; they are evicted when one needs room.
+    """
+
+    queried_tokens: int
+    hit_tokens: int
+    cached_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelStatistics:
     """Counters since the model was opened; those of actors and queues since the line last started.
 
@@ -54,6 +66,7 @@ class ModelStatistics:
     computed_tokens: int
     requests: RequestsRecord
     kv_blocks: BlocksRecord
+    prefixes: PrefixRecord
     bytes_read: int
     bytes_needed: int
     device_groups_peak: int
@@ -69,7 +82,7 @@ class ModelStatistics:
         line = runtime.line.statistics()
         host = line.budgets["host"]
         arrivals = runtime.wired.arrivals
-        pool = runtime.program.batcher.pool
+        pool, prefixes = runtime.program.batcher.pool, runtime.program.batcher.prefixes
         return cls(
             policy=runtime.policy.name,
             passes=runtime.program.passes,
@@ -77,6 +90,7 @@ class ModelStatistics:
             computed_tokens=runtime.program.computed_tokens,
             requests=_requests(runtime.program.batcher),
             kv_blocks=BlocksRecord(pool.used, pool.peak, pool.blocks),
+            prefixes=PrefixRecord(prefixes.queried_tokens, prefixes.hit_tokens, pool.cached),
             bytes_read=runtime.source.bytes_read,
             bytes_needed=runtime.source.bytes_needed,
             device_groups_peak=line.budgets.get("device", host).peak,

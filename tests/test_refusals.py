@@ -30,6 +30,14 @@ async def model() -> AsyncIterator[Model]:
         ("a", {"temprature": 1}, "did you mean temperature"),
         ("a", {"max_new_tokens": 2000}, "it was made for 1024"),
         ("\ud800", {}, "lone surrogate"),
+        ("a", {"prioritty": 1}, "prioritty: unknown; did you mean priority[?] Known are max_new_tokens.*cache_scope"),
+        ("a", {"cache_scpe": "b"}, "did you mean cache_scope"),
+        ("a", {"priority": 1.0}, "priority: need a whole number from .*; have 1.0"),
+        ("a", {"priority": True}, "priority: need .*; have True"),
+        ("a", {"priority": 2**31}, "priority: need .*; have 2147483648"),
+        ("a", {"cache_scope": ""}, "cache_scope: need a name of 1 to 256 characters, or None; have ''"),
+        ("a", {"cache_scope": "x" * 257}, "cache_scope: need a name"),
+        ("a", {"cache_scope": 7}, "cache_scope: need a name .*; have 7"),
     ],
 )
 async def test_bad_requests_are_refused_before_any_work(
@@ -42,11 +50,24 @@ async def test_bad_requests_are_refused_before_any_work(
     assert model.statistics().passes == 0
 
 
+@pytest.mark.parametrize("n", [0, -1, 17, 2**63, 1.0, "2", True, [3]])
+async def test_no_call_fans_out_without_bound(model: Model, n: object) -> None:
+    with pytest.raises(RequestError, match="n: need a whole number from 1 to 16; have "):
+        await model.generate("a", n=n)  # type: ignore[call-overload]
+    with pytest.raises(RequestError, match="n: a stream has one sample"):
+        model.stream("a", n=n)
+    with pytest.raises(RequestError, match="seed: need a whole number"):
+        await model.generate("a", n=3, seed=2**63 - 2)
+    assert model.statistics().passes == 0
+    assert model.statistics().requests.waiting == 0
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
         ({"gpu_groups": 0}, "gpu_groups: need a whole number from 1 to 65536, have 0"),
         ({"gpu_groups": 2.5}, "have 2.5"),
+        ({"share_prefixes": "no"}, "share_prefixes: need True or False, have 'no'"),
         ({"gpu_group": 4}, "unknown setting 'gpu_group'; did you mean 'gpu_groups'"),
         ({"queues": {"disk_reeder": 2}}, "did you mean 'disk_reader'"),
         ({"queues": {"disk_reader": 0}}, r"queues\['disk_reader'\]: need a whole number from 1"),

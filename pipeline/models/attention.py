@@ -4,7 +4,7 @@ Shape letters in names: T tokens of this pass, S positions attended, B blocks, P
 K kv heads, G query heads that share a kv head, H head dim.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,13 +15,15 @@ from torch.nn.functional import scaled_dot_product_attention
 class SequenceRows:
     """Rows [begin, end) of a pass belong to one sequence, at positions from `start` on.
 
-    `blocks_B` is its block table, int64 on the device: position p is row p % P of block p // P of the table.
+    `blocks_B` is its block table, int64 on the device: position p is row p % P of block p // P of the table. Once it
+    has `ended`, nobody looks at what comes out for its rows.
     """
 
     begin: int
     end: int
     start: int
     blocks_B: torch.Tensor
+    ended: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +57,18 @@ class LayerKV:
 
 
 def attend_all(q_TNH: torch.Tensor, kv: LayerKV, rows: Rows, window: int | None) -> torch.Tensor:
-    """Attention of every token over its own sequence; returns [T, N * H]. The rows of the pass must be written."""
-    mixed = [attend(q_TNH[one.begin : one.end], kv, one.blocks_B, one.start, window) for one in rows.sequences]
+    """Attention of every token over its own sequence; returns [T, N * H]. The rows of the pass must be written.
+
+    Sequences that have ended get zeros: rows have to stay where they are, so that others keep their bits.
+    """
+    mixed = [_attend_rows(q_TNH[one.begin : one.end], kv, one, window) for one in rows.sequences]
     return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+
+
+def _attend_rows(q_TNH: torch.Tensor, kv: LayerKV, one: SequenceRows, window: int | None) -> torch.Tensor:
+    if one.ended():
+        return torch.zeros_like(q_TNH).flatten(1)
+    return attend(q_TNH, kv, one.blocks_B, one.start, window)
 
 
 def attend(q_TNH: torch.Tensor, kv: LayerKV, blocks_B: torch.Tensor, start: int, window: int | None) -> torch.Tensor:

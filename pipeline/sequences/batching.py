@@ -1,9 +1,12 @@
 """Which requests share the next pass, and how many tokens each brings."""
 
+import bisect
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.sequences.blocks import BlockPool
+from pipeline.sequences.prefix_cache import PrefixCache
 from pipeline.sequences.sequence import RunningSequence
 
 
@@ -20,14 +23,15 @@ class Piece:
 class Batcher:
     """Requests that wait for room, and those that run. Requests join and leave between two passes only.
 
-    A request is admitted, in the order of arrival, when the blocks of its worst case are free. `ended` counts by
-    outcome those that have left.
+    A request is admitted, in the order of priority and then of arrival, when there is room for the blocks of its worst
+    case; none overtakes one that does not fit. `ended` counts by outcome those that have left.
     """
 
     def __init__(self, pool: BlockPool, max_requests: int) -> None:
         self.pool = pool
+        self.prefixes = PrefixCache(pool)
         self.max_requests = max_requests
-        self._waiting: deque[RunningSequence] = deque()
+        self._waiting: list[RunningSequence] = []
         self._running: deque[RunningSequence] = deque()
         self.ended: Counter[str] = Counter()
 
@@ -48,13 +52,24 @@ class Batcher:
 
     def submit(self, sequence: RunningSequence) -> None:
         """Let a request wait for its turn."""
-        self._waiting.append(sequence)
+        bisect.insort_right(self._waiting, sequence, key=lambda one: one.priority)
 
     def fail(self, error: BaseException) -> None:
-        """End all requests with an error; call it when no pass runs."""
+        """End all requests with an error, and trust no block any more; call it when no pass runs."""
         for sequence in (*self._waiting, *self._running):
             sequence.fail(error)
         self.retire()
+        self.pool.forget()
+
+    def computed(self, pieces: Sequence[Piece]) -> None:
+        """Count the KV rows of these pieces as written; call it when their pass has ended.
+
+        Not those of sequences that ended meanwhile: the pass skips what nobody waits for, so they may hold anything.
+        """
+        for piece in pieces:
+            if not piece.sequence.ended:
+                piece.sequence.cached_tokens += len(piece.token_ids)
+                self.prefixes.register(piece.sequence, piece.start)
 
     def retire(self) -> None:
         """Let those go that have ended, and take their blocks back; call it when no pass runs."""
@@ -65,13 +80,11 @@ class Batcher:
             self.ended[sequence.outcome] += 1
 
     def _admit(self) -> None:
-        """Let requests run, the oldest first, for as long as there is room for the next."""
-        while self._waiting and len(self._running) < self.max_requests:
-            blocks = self.pool.take(self._waiting[0].most_tokens)
-            if blocks is None:
+        """Let requests run for as long as there is room for the next; those held back let others go first."""
+        for sequence in [one for one in self._waiting if not one.held_back]:
+            if len(self._running) == self.max_requests or not self.prefixes.admit(sequence):
                 return
-            sequence = self._waiting.popleft()
-            sequence.blocks = blocks
+            self._waiting.remove(sequence)
             self._running.append(sequence)
 
     def next_pass(self, max_tokens: int) -> list[Piece]:

@@ -14,30 +14,78 @@ def blocks_for(tokens: int) -> int:
 
 
 class BlockPool:
-    """All blocks of a cache, each free or in one block table.
+    """All blocks of a cache, each of them held by block tables, or cached, or free.
 
-    A request takes the blocks of its worst case at once, so that no running request ever waits for another's.
+    A request takes the blocks of its worst case at once, so that no running request ever waits for another's. A block
+    with a digest can be found by it; when no table holds it any more it is cached, and evicted, the least recently used
+    first, as soon as there are too few free blocks. So cached blocks make nobody wait.
     """
 
     def __init__(self, blocks: int) -> None:
         self.blocks = blocks
         self.peak = 0
         self._free = list(range(blocks - 1, -1, -1))
+        self._holders = [0] * blocks
+        self._cached: dict[int, None] = {}  # a set in the order of their last use
+        self._digests: dict[int, bytes] = {}
+        self._found: dict[bytes, int] = {}
 
     @property
     def used(self) -> int:
         """Blocks that are in a table."""
-        return self.blocks - len(self._free)
+        return self.blocks - len(self._free) - len(self._cached)
 
-    def take(self, tokens: int) -> list[int] | None:
-        """A block table for so many positions; None while there are not enough free blocks."""
-        count = blocks_for(tokens)
-        if count > len(self._free):
+    @property
+    def cached(self) -> int:
+        """Blocks that can be found by their digest, and are in no table."""
+        return len(self._cached)
+
+    def take(self, tokens: int, shared: Sequence[int] = ()) -> list[int] | None:
+        """A block table for so many positions, which begins with `shared`; None while there is no room for the rest."""
+        count = blocks_for(tokens) - len(shared)
+        if count > len(self._free) + len(self._cached) - sum(block in self._cached for block in shared):
             return None
-        table = [self._free.pop() for _ in range(count)]
+        for block in shared:
+            self._cached.pop(block, None)
+        table = [*shared, *(self._vacate() for _ in range(count))]
+        for block in table:
+            self._holders[block] += 1
         self.peak = max(self.peak, self.used)
         return table
 
     def give_back(self, table: Sequence[int]) -> None:
-        """Free the blocks of a table that nobody reads or writes any more."""
-        self._free.extend(reversed(table))
+        """Let go of a table. Its last blocks are evicted first: without those before them nobody can use them."""
+        for block in reversed(table):
+            self._holders[block] -= 1
+            if not self._holders[block]:
+                if block in self._digests:
+                    self._cached[block] = None
+                else:
+                    self._free.append(block)
+
+    def register(self, block: int, digest: bytes) -> None:
+        """Let a block that a table holds be found, from now on, by a digest of all that it depends on.
+
+        Where another block has the same digest, and so the same contents, that one stays the one to be found.
+        """
+        if digest not in self._found:
+            self._found[digest] = block
+            self._digests[block] = digest
+
+    def find(self, digest: bytes) -> int | None:
+        """The block with this digest."""
+        return self._found.get(digest)
+
+    def forget(self) -> None:
+        """Let no block be found any more, because nobody knows what they hold."""
+        self._free.extend(self._cached)
+        for contents in (self._cached, self._digests, self._found):
+            contents.clear()
+
+    def _vacate(self) -> int:
+        """A block to be written anew: a free one, else the cached one that was used least recently."""
+        if self._free:
+            return self._free.pop()
+        block = next(iter(self._cached))
+        del self._cached[block], self._found[self._digests.pop(block)]
+        return block

@@ -1,5 +1,6 @@
 """What a pass tells the device about its tokens: whose they are, where they stand, where their KV goes."""
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 
@@ -20,15 +21,15 @@ class PassInputs:
     successor, then the block tables one after the other.
     """
 
-    def __init__(self, device: AnyDevice, max_tokens: int, max_requests: int, blocks: int) -> None:
+    def __init__(self, device: AnyDevice, max_tokens: int, max_requests: int, context_tokens: int) -> None:
         self._device = device
-        nbytes = self.nbytes(max_tokens, max_requests, blocks)
+        nbytes = self.nbytes(max_tokens, max_requests, context_tokens)
         self._host, self._numbers = device.host_memory(nbytes), device.device_memory(nbytes)
 
     @staticmethod
-    def nbytes(max_tokens: int, max_requests: int, blocks: int) -> int:
-        """The memory that it takes, in either place."""
-        return (3 * max_tokens + max_requests + blocks) * torch.int64.itemsize
+    def nbytes(max_tokens: int, max_requests: int, context_tokens: int) -> int:
+        """The memory that it takes, in either place. Tables may share blocks, so each may be as long as the longest."""
+        return (3 * max_tokens + max_requests * (1 + blocks_for(context_tokens))) * torch.int64.itemsize
 
     def send(self, pieces: Sequence[Piece]) -> Event:
         """Put the numbers of a pass on the device; returns the event of their upload."""
@@ -61,7 +62,8 @@ class PassInputs:
             if first < last:
                 start = piece.start + first - piece_begin
                 blocks_B = self._part(table, table + blocks)
-                sequences.append(SequenceRows(first - begin, last - begin, start, blocks_B))
+                ended = functools.partial(_ended, piece)
+                sequences.append(SequenceRows(first - begin, last - begin, start, blocks_B, ended))
             table += blocks
         blocks_T, offsets_T = (self._part(column * tokens + begin, column * tokens + end) for column in (1, 2))
         return Rows(blocks_T, offsets_T, sequences)
@@ -78,6 +80,10 @@ class PassInputs:
 
     def _part(self, begin: int, end: int) -> torch.Tensor:
         return self._numbers.tensor.view(torch.int64)[begin:end]
+
+
+def _ended(piece: Piece) -> bool:
+    return piece.sequence.ended
 
 
 def _blocks(piece: Piece) -> int:

@@ -78,15 +78,18 @@ class SamplingParameters:
             raise self._error("ignore_eos", "True or False")
 
     @classmethod
-    def from_arguments(cls, defaults: Mapping[str, object], arguments: Mapping[str, object]) -> "SamplingParameters":
+    def from_arguments(
+        cls, defaults: Mapping[str, object], arguments: Mapping[str, object], also_known: Sequence[str] = ()
+    ) -> "SamplingParameters":
         """The parameters of one call: its `arguments`, else the checkpoint's `defaults`, else those of this class.
 
         None counts as not given. `defaults` come from `read_generation_defaults`: unless their `do_sample` is true,
-        their temperature does not count. `stop` may be one string. Raises `RequestError` for an unknown name too.
+        their temperature does not count. `stop` may be one string. Raises `RequestError` for an unknown name too,
+        and names the nearest, which may be one of `also_known`: what the call takes beside these.
         """
         merged: dict[str, Any] = {name: value for name, value in defaults.items() if name != "do_sample"}
         merged["temperature"] = merged.get("temperature", 1.0) if defaults.get("do_sample") else 0.0
-        merged.update(_by_field(arguments))
+        merged.update(_by_field(arguments, also_known))
         if isinstance(merged.get("stop"), str):
             merged["stop"] = (merged["stop"],)
         for name in ("stop", "stop_token_ids"):
@@ -205,15 +208,16 @@ def _nucleus(probabilities_V: torch.Tensor, top_p: float) -> torch.Tensor:
     return ids_M[kept_M]
 
 
-def _by_field(arguments: Mapping[str, object]) -> dict[str, object]:
+def _by_field(arguments: Mapping[str, object], also_known: Sequence[str]) -> dict[str, object]:
     """The arguments that were given, aliases resolved. Raises `RequestError` for a name that nobody knows."""
     known = [field.name for field in fields(SamplingParameters)]
     given: dict[str, object] = {}
     for argument, value in arguments.items():
         name = ALIASES.get(argument, argument)
         if name not in known:
-            nearest = difflib.get_close_matches(argument, [*known, *ALIASES], n=1, cutoff=0)
-            raise RequestError(f"{argument}: unknown; did you mean {nearest[0]}? Known are {', '.join(known)}")
+            names = [*known, *also_known]
+            nearest = difflib.get_close_matches(argument, [*names, *ALIASES], n=1, cutoff=0)
+            raise RequestError(f"{argument}: unknown; did you mean {nearest[0]}? Known are {', '.join(names)}")
         if value is not None and name in given:
             raise RequestError(f"{argument}: means {name}, which is given too; leave one of them out")
         if value is not None:

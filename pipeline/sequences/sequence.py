@@ -1,6 +1,7 @@
 """One request from prompt to text."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
@@ -36,7 +37,9 @@ class Output:
 class RunningSequence:
     """The state of one request: its tokens, how many of them are in the KV cache, and who waits for its chunks.
 
-    `blocks` are the KV blocks that it holds; `outcome` is empty, then "finished", "cancelled" or "failed".
+    `blocks` are the KV blocks that it holds, and it shares those that others of its `scope` can use, whose `digests`
+    the prefix cache keeps here. Of those that wait, the lowest `priority` is served first. `earlier` are the samples of
+    its call before it. `outcome` is empty, then "finished", "cancelled" or "failed".
     """
 
     def __init__(
@@ -46,13 +49,21 @@ class RunningSequence:
         stop_ids: frozenset[int],
         detokenizer: Detokenizer | None,
         vocabulary_size: int,
+        *,
+        scope: bytes | None = None,
+        priority: int = 0,
+        earlier: Sequence["RunningSequence"] = (),
     ) -> None:
         self.prompt_ids = tuple(prompt_ids)
         self.token_ids: list[int] = []
         self.cached_tokens = 0
         self.blocks: list[int] = []
+        self.digests: list[bytes] = []
+        self.scope = scope
+        self.priority = priority
         self.outcome = ""
         self.sampler = Sampler(parameters, self.prompt_ids, vocabulary_size)
+        self._earlier = tuple(earlier)
         self._parameters = parameters
         self._stop_ids = stop_ids
         self._detokenizer = detokenizer
@@ -71,13 +82,23 @@ class RunningSequence:
 
     def waiting_tokens(self, most: int) -> tuple[int, ...]:
         """The tokens that the next pass must compute: at most `most` of those that are not in the KV cache."""
-        known = (*self.prompt_ids, *self.token_ids)
-        return known[self.cached_tokens : self.cached_tokens + most]
+        return self.tokens(self.cached_tokens, self.cached_tokens + most)
+
+    def tokens(self, begin: int, end: int) -> tuple[int, ...]:
+        """The tokens at positions [begin, end), of prompt and answer, as far as they are known."""
+        prompt = len(self.prompt_ids)
+        return (*self.prompt_ids[begin:end], *self.token_ids[max(0, begin - prompt) : max(0, end - prompt)])
 
     @property
     def waiting_count(self) -> int:
         """How many tokens are not in the KV cache yet."""
         return len(self.prompt_ids) + len(self.token_ids) - self.cached_tokens
+
+    @property
+    def held_back(self) -> bool:
+        """Whether it had better wait, because an earlier sample has still to compute the prompt that they share."""
+        computed = any(one.cached_tokens >= len(one.prompt_ids) for one in self._earlier)
+        return not computed and any(not one.ended for one in self._earlier)
 
     def accept(self, choice: Choice) -> None:
         """Take the token that the last pass chose, and hand its chunk to whoever waits."""
@@ -91,7 +112,7 @@ class RunningSequence:
         if reason is None and len(self.token_ids) >= self._parameters.max_new_tokens:
             reason = "length"
         if reason is not None:
-            rest, stopped = self._held_back()
+            rest, stopped = self._unfinished_text()
             text, reason = text + rest, "stop" if stopped else reason
             self.outcome = "finished"
         self._chunks.put_nowait(Chunk(text, (choice.token_id,), reason, choice.logprobs))
@@ -116,7 +137,18 @@ class RunningSequence:
             if chunk.finish_reason is not None:
                 return
 
-    def _held_back(self) -> tuple[str, bool]:
+    async def output(self) -> Output:
+        """The whole output, when it is there; raises what `fail` was given."""
+        text, reason = "", ""
+        logprobs: list[dict[int, float]] = []
+        async with contextlib.aclosing(self.chunks()) as chunks:
+            async for chunk in chunks:
+                text += chunk.text
+                logprobs += [chunk.logprobs] if chunk.logprobs is not None else []
+                reason = chunk.finish_reason or ""
+        return Output(text, tuple(self.token_ids), self.prompt_ids, reason, tuple(logprobs) if logprobs else None)
+
+    def _unfinished_text(self) -> tuple[str, bool]:
         """The text that waited for more, now that nothing follows, and whether a stop string cut it."""
         if self._detokenizer is None:
             return "", False

@@ -1,14 +1,21 @@
 """Who shares a pass: every request that has room, each with its next tokens, none for ever behind another."""
 
+from collections.abc import Sequence
+
+import pytest
+
 from pipeline.sequences.batching import Batcher, Piece
 from pipeline.sequences.blocks import BLOCK_TOKENS, BlockPool
 from pipeline.sequences.sampling import Choice, SamplingParameters
 from pipeline.sequences.sequence import RunningSequence
 
 
-def request(prompt_tokens: int, max_new_tokens: int = 4) -> RunningSequence:
+def request(
+    prompt_tokens: int, max_new_tokens: int = 4, priority: int = 0, earlier: Sequence[RunningSequence] = ()
+) -> RunningSequence:
     parameters = SamplingParameters(max_new_tokens=max_new_tokens)
-    return RunningSequence(range(1, prompt_tokens + 1), parameters, frozenset(), None, 1000)
+    prompt = range(1, prompt_tokens + 1)
+    return RunningSequence(prompt, parameters, frozenset(), None, 1000, priority=priority, earlier=earlier)
 
 
 def batcher(*requests: RunningSequence, blocks: int = 1000, max_requests: int = 64) -> Batcher:
@@ -110,3 +117,62 @@ def test_one_that_is_cancelled_while_it_waits_never_runs() -> None:
     shared = batcher(gone, other, max_requests=1)
     gone.cancel()
     assert list(compute(shared.next_pass(9))) == [other]
+
+
+def test_the_lowest_priority_is_served_first_and_the_oldest_of_equals() -> None:
+    late, second, urgent, first = (request(1, 1, priority) for priority in (5, 0, -3, 0))
+    running, order = request(1, 1, priority=9), []
+    shared = batcher(running, max_requests=1)
+    pieces = shared.next_pass(9)
+    for one in (late, second, urgent, first):
+        shared.submit(one)
+    while pieces:
+        order += compute(pieces)
+        pieces = shared.next_pass(9) if shared.wanted else []
+    assert order == [running, urgent, second, first, late], "and what runs is not interrupted"
+
+
+def test_a_small_request_of_less_priority_does_not_overtake_one_that_does_not_fit() -> None:
+    running, big, small = request(1, 40), request(1, 90, priority=-1), request(1, 1)
+    shared = batcher(running, blocks=6)
+    compute(shared.next_pass(9))
+    shared.submit(small)
+    shared.submit(big)
+    assert list(compute(shared.next_pass(9))) == [running]
+    running.cancel()
+    assert list(compute(shared.next_pass(9))) == [big]
+
+
+def samples(count: int, prompt_tokens: int) -> list[RunningSequence]:
+    made: list[RunningSequence] = []
+    for _ in range(count):
+        made.append(request(prompt_tokens, earlier=made))
+    return made
+
+
+def test_samples_wait_for_the_first_to_compute_the_prompt_and_others_go_before_them() -> None:
+    first, second, third = samples(3, prompt_tokens=20)
+    other = request(3)
+    shared = batcher(first, second, third, other)
+    assert compute(shared.next_pass(13)) == {other: 3, first: 10}
+    assert set(compute(shared.next_pass(13))) == {other, first}
+    assert set(compute(shared.next_pass(13))) == {other, first, second, third}
+
+
+@pytest.mark.parametrize("at", ["waiting", "running"])
+def test_when_the_first_sample_ends_early_the_next_takes_its_place(at: str) -> None:
+    first, second, third = samples(3, prompt_tokens=20)
+    shared = batcher(first, second, third)
+    if at == "running":
+        compute(shared.next_pass(10))
+    first.cancel()
+    assert list(compute(shared.next_pass(20))) == [second]
+    assert list(compute(shared.next_pass(40))) == [second, third]
+
+
+def test_samples_run_on_when_the_first_has_finished() -> None:
+    first, second, third = samples(3, prompt_tokens=1)
+    shared = batcher(first, second, third)
+    compute(shared.next_pass(9))
+    first.fail(RuntimeError("sampler"))
+    assert list(compute(shared.next_pass(9))) == [second, third]

@@ -1,0 +1,53 @@
+"""KV blocks in three places on a real GPU: the same bits as with everything on the device."""
+
+import asyncio
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import tiny_models
+from support.kv_places import settings_with_room
+
+from pipeline import Model
+from pipeline import plan as plan_module
+
+pytestmark = pytest.mark.cuda
+LAYERS = 8
+SETTINGS = {"device": "cuda", "context_tokens": 160, "kv_tokens": 1600, "max_tokens_per_pass": 64}
+PROMPTS = [
+    [random.Random(index).randrange(1, tiny_models.VOCABULARY_SIZE) for _ in range(length)]
+    for index, length in enumerate((1, 37, 16, 5, 60, 120))
+]
+
+
+async def answers(model: Model) -> list[tuple[Any, Any]]:
+    calls = (model.generate(prompt, max_new_tokens=10, ignore_eos=True, logprobs=3) for prompt in PROMPTS)
+    return [(output.token_ids, output.logprobs) for output in await asyncio.gather(*calls)]
+
+
+@pytest.fixture(scope="module", params=tiny_models.VARIANTS)
+def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("variant")
+    tiny_models.save(request.param, folder, layers=LAYERS)
+    return folder
+
+
+@pytest.mark.parametrize("policy", ["backpressure", "stage3"])
+async def test_blocks_in_three_places_change_no_bit(
+    policy: str, variant: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module, "resident_bytes", lambda: 0)
+    settings = {**SETTINGS, "policy": policy}
+    async with Model.open(variant, **settings) as model:
+        expected = await answers(model)
+        computed_tokens = model.statistics().computed_tokens
+    for device_layers, host_layers in ((2, LAYERS // 2), (4, 5)):
+        room = settings_with_room(variant, tmp_path, device_layers, host_layers, **settings)
+        async with Model.open(variant, **room) as model:
+            cache = model.runtime.cache
+            assert cache.placement.disk
+            assert await answers(model) == expected
+            moved = LAYERS - len(cache.placement.device)
+            assert cache.bytes_out == moved * computed_tokens * 2 * cache.layout.row_bytes, "new rows, nothing else"
+            assert cache.bytes_in > 0

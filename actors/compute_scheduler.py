@@ -52,7 +52,8 @@ class ComputeScheduler(Sink):
             self._launched.clear()
             self._pass = await self.stalled("request", message, self._program.begin())
         await self.host_is_through(message, message.at)
-        await self.stalled("kv", message, self._program.prepare(self._pass, message))
+        if (preparing := self._program.prepare(self._pass, message)) is not None:
+            await self.stalled("kv", message, preparing)
         if self._blocking:
             await self.stalled("check", message, self._program.check_in(self._pass, message))
         ran = self._program.step(self._pass, message)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from pipeline.devices.open import AnyDevice, open_device
 from pipeline.memory import MemoryPlan
 from pipeline.models.config import ModelConfig, read_config
 from pipeline.models.families import group_specs
-from pipeline.plan import Slots, make_plan
+from pipeline.plan import Plan, Slots, make_plan
 from pipeline.policies import find_policy, fit_policy
 from pipeline.program import GenerationProgram
 from pipeline.sequences.batching import Batcher
@@ -93,16 +93,14 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> Runtime
     plan.memory.check()
     if plan.kv.moving:
         logger.warning("KV blocks %s", plan.kv)
-    slots = plan.device_slots or plan.host_slots
-    counts = slots_until_computed({kind: count for kind, (count, _) in slots.items()}, settings.insert)
+    counts = _slots_until_computed(settings, plan)
     policy = fit_policy(find_policy(settings.policy), counts)
     source = WeightSource(catalog.host, checkpoint.files, lanes=settings.reader_lanes, chunk_bytes=settings.chunk_bytes)
     cache = None
     try:
         embedding = EmbeddingRows(groups.embed, source, device, settings.max_tokens_per_pass)
-        cache = KeyValueCache(
-            plan.kv_layout, plan.kv, device, settings.kv_disk, ahead=getattr(policy, "kv_ahead", True)
-        )
+        ahead = getattr(policy, "kv_ahead", True)
+        cache = KeyValueCache(plan.kv_layout, plan.kv, device, settings.kv_disk, ahead=ahead)
         program = GenerationProgram(
             model,
             catalog,
@@ -121,15 +119,15 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> Runtime
                 device=device,
                 program=program,
                 policy=policy,
-                host_budget=_budget("host", plan.host_slots, device.host_memory),
-                device_budget=_budget("device", plan.device_slots, device.device_memory) if plan.device_slots else None,
                 slots=counts,
-                # A queue never limits the depth before the budget behind it does, unless the user sets it so.
-                queues=dict.fromkeys(ACTORS[1:], settings.gpu_groups) | dict(settings.queues),
                 insert=settings.insert,
                 clock=CLOCK,
                 trace=trace or Trace(recording=False),
                 key_values=cache if cache.layers else None,
+                host_budget=_budget("host", plan.host_slots, device.host_memory),
+                device_budget=_budget("device", plan.device_slots, device.device_memory) if plan.device_slots else None,
+                # A queue never limits the depth before the budget behind it does, unless the user sets it so.
+                queues=dict.fromkeys(ACTORS[1:], settings.gpu_groups) | dict(settings.queues),
             )
         )
     except BaseException:
@@ -137,22 +135,13 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> Runtime
             cache.close()
         device.free()
         raise
-    return Runtime(
-        folder,
-        model,
-        settings,
-        dtype,
-        plan.context_tokens,
-        plan.memory,
-        device,
-        catalog,
-        source,
-        embedding,
-        cache,
-        program,
-        policy,
-        wired,
-    )
+    own = (device, catalog, source, embedding, cache, program, policy, wired)
+    return Runtime(folder, model, settings, dtype, plan.context_tokens, plan.memory, *own)
+
+
+def _slots_until_computed(settings: Config, plan: Plan) -> Mapping[str, int]:
+    slots = plan.device_slots or plan.host_slots
+    return slots_until_computed({kind: count for kind, (count, _) in slots.items()}, settings.insert)
 
 
 def _budget(place: str, slots: Slots, memory: Callable[[int], Memory]) -> Budget:

@@ -3,8 +3,9 @@
 import asyncio
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -163,10 +164,9 @@ class GenerationProgram:
             part.last = pass_.embedded
         return pass_
 
-    async def prepare(self, pass_: GenerationPass, message: Message[Slot]) -> None:
+    def prepare(self, pass_: GenerationPass, message: Message[Slot]) -> Coroutine[Any, Any, None] | None:
         """Wait until the KV blocks of the layer are on their way to the device."""
-        if message.group == "attn":
-            await self._cache.prepare(message.layer)
+        return self._cache.prepare(message.layer) if message.group == "attn" else None
 
     async def check_in(self, pass_: GenerationPass, message: Message[Slot]) -> None:
         """Wait, on the host, for everything that was launched and for the group."""

@@ -158,8 +158,8 @@ class Program(Protocol):
     async def begin(self) -> Any:
         """Wait until there is work, and return the state of one pass over it."""
 
-    async def prepare(self, pass_: Any, message: Message[Slot]) -> None:
-        """Wait until what the group's computation needs beside its weights is on its way, too: KV blocks."""
+    def prepare(self, pass_: Any, message: Message[Slot]) -> Coroutine[Any, Any, None] | None:
+        """Wait until what the group's computation needs beside its weights, KV blocks, is on its way; None if it is."""
 
     async def check_in(self, pass_: Any, message: Message[Slot]) -> None:
         """Wait, on the host, until the device is idle and the group there. Only blocking policies ask for it."""

@@ -15,6 +15,8 @@ GLYPHS = {
     "message": WAITING,
     "event": WAITING,
     "check": WAITING,
+    "kv": WAITING,
+    "lane": WAITING,
     "result": WAITING,
     "request": NOTHING,
 }

@@ -1,7 +1,8 @@
 """Where the KV line and the computation meet: once for every layer whose blocks move, in every pass."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
 
 from actors.core.budget import Slot
 from actors.core.message import READY, Message, ended
@@ -47,10 +48,10 @@ class KvHandovers:
         """Forget the pass that was under way; the lines have stopped."""
         self._begun.clear()
 
-    async def prepare(self, layer: int) -> None:
-        """Wait until a layer's blocks are on their way to the device."""
-        if layer in self._handovers:
-            await self._handovers[layer].arrived.wait()
+    def prepare(self, layer: int) -> Coroutine[Any, Any, None] | None:
+        """Wait until a layer's blocks are on their way to the device; None if they are, or do not move."""
+        handover = self._handovers.get(layer)
+        return None if handover is None or handover.arrived.is_set() else _set(handover.arrived)
 
     def message(self, layer: int) -> Message[Slot] | None:
         """A layer's blocks, after `prepare`; None for a layer whose blocks do not move."""
@@ -88,3 +89,7 @@ class KvHandovers:
         handover.message = message
         handover.arrived.set()
         return handover.attention
+
+
+async def _set(event: asyncio.Event) -> None:
+    await event.wait()

@@ -3,7 +3,7 @@
 import asyncio
 import functools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -152,10 +152,9 @@ class SimProgram:
             self._key_values.begin_pass()
         return self.passes[-1]
 
-    async def prepare(self, pass_: SimPass, message: Message[Slot]) -> None:
+    def prepare(self, pass_: SimPass, message: Message[Slot]) -> Coroutine[Any, Any, None] | None:
         """Wait until the KV blocks of the layer are on their way."""
-        if self._key_values is not None and message.group == "attn":
-            await self._key_values.prepare(message.layer)
+        return self._key_values.prepare(message.layer) if self._key_values and message.group == "attn" else None
 
     async def check_in(self, pass_: SimPass, message: Message[Slot]) -> None:
         """Wait for the device and the group, and then for as long as a check takes."""

@@ -74,7 +74,7 @@ class CountingProgram(SimProgram):
             self.checked = []
         return await super().begin()
 
-    async def prepare(self, pass_: SimPass, message: Message[Slot]) -> None:
+    def prepare(self, pass_: SimPass, message: Message[Slot]) -> None:
         pass
 
     async def check_in(self, pass_: SimPass, message: Message[Slot]) -> None:

@@ -159,7 +159,7 @@ class Products:
     async def begin(self) -> list[Event]:
         return []
 
-    async def prepare(self, pass_: list[Event], message: Message[Slot]) -> None:
+    def prepare(self, pass_: list[Event], message: Message[Slot]) -> None:
         pass
 
     async def check_in(self, pass_: list[Event], message: Message[Slot]) -> None:

@@ -96,6 +96,7 @@ def _add_run(commands: Commands) -> None:
     run.add_argument("--json", action="store_true", help="print one JSON object instead of streaming text")
     run.add_argument("--policy", default="backpressure", metavar="P", help="prefetch policy; default backpressure")
     _add_settings(run)
+    _add_memory(run)
     _add_trace(run)
     run.set_defaults(command=_run)
 
@@ -158,6 +159,7 @@ def _add_bench_throughput(bench: Commands) -> None:
     parser.add_argument("--rounds", type=int, metavar="R", help="how often the arms take turns; default 1")
     parser.add_argument("--json", action="store_true", help="print one JSON object, with the tokens")
     _add_settings(parser)
+    _add_memory(parser)
     parser.set_defaults(command=_bench_throughput)
 
 
@@ -191,6 +193,14 @@ def _add_settings(parser: argparse.ArgumentParser, gpu_groups: int = 4) -> None:
     parser.add_argument(
         "--dtype", default="auto", help="compute in float32, float16, bfloat16; default the checkpoint's"
     )
+
+
+def _add_memory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--gpu-memory", metavar="SIZE", help="stay within 10GiB, 80%%, ... of the device's memory")
+    parser.add_argument(
+        "--host-memory", metavar="SIZE", help="the same for host memory; on the CPU it holds everything"
+    )
+    parser.add_argument("--kv-disk", type=Path, metavar="FOLDER", help="where KV blocks go that have no room in memory")
 
 
 def _add_trace(parser: argparse.ArgumentParser) -> None:

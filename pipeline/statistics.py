@@ -6,6 +6,8 @@ from typing import Any
 
 from pipeline.build import Runtime
 from pipeline.sequences.batching import Batcher
+from pipeline.sequences.blocks import BlockPool
+from pipeline.sequences.kv import KeyValueCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +32,31 @@ class RequestsRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class PlaceRecord:
+    """KV blocks of the layers that live in one place, in bytes: held by requests, cached, and all there is room for."""
+
+    layers: int
+    used_bytes: int
+    cached_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class BlocksRecord:
-    """KV blocks that requests hold now, the most that they ever held, and all there are."""
+    """KV blocks that requests hold now, the most that they ever held, and all there are; each is one in every layer.
+
+    `places` are "device", "host" and "disk". The bytes are those of blocks that moved: to the device (H2D), new rows
+    from it (D2H), from the spill file and to it.
+    """
 
     used: int
     peak: int
     total: int
+    places: dict[str, PlaceRecord]
+    bytes_h2d: int
+    bytes_d2h: int
+    bytes_read: int
+    bytes_written: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +75,8 @@ class PrefixRecord:
 class ModelStatistics:
     """Counters since the model was opened; those of actors and queues since the line last started.
 
-    `tokens` were generated, `computed_tokens` passed through the model, those of prompts among them.
+    `tokens` were generated, `computed_tokens` passed through the model, those of prompts among them; `tokens_per_pass`
+    is the mean of the latter.
     `bytes_read` counts what came from files, `bytes_needed` the tensors and rows in it. `busy_seconds` is the time in
     which an actor had work running, `stalled_seconds` what it waited for messages, room, slots, events and checks.
     `groups_reloaded` had an upload whose event was overdue.
@@ -64,6 +86,7 @@ class ModelStatistics:
     passes: int
     tokens: int
     computed_tokens: int
+    tokens_per_pass: float
     requests: RequestsRecord
     kv_blocks: BlocksRecord
     prefixes: PrefixRecord
@@ -80,6 +103,7 @@ class ModelStatistics:
     def of(cls, runtime: Runtime) -> "ModelStatistics":
         """Read all counters of a runtime now."""
         line = runtime.line.statistics()
+        lines = [one.statistics() for one in runtime.wired.lines]
         host = line.budgets["host"]
         arrivals = runtime.wired.arrivals
         pool, prefixes = runtime.program.batcher.pool, runtime.program.batcher.prefixes
@@ -88,19 +112,21 @@ class ModelStatistics:
             passes=runtime.program.passes,
             tokens=runtime.program.tokens,
             computed_tokens=runtime.program.computed_tokens,
+            tokens_per_pass=runtime.program.computed_tokens / max(1, runtime.program.passes),
             requests=_requests(runtime.program.batcher),
-            kv_blocks=BlocksRecord(pool.used, pool.peak, pool.blocks),
+            kv_blocks=_kv_blocks(runtime.cache, pool),
             prefixes=PrefixRecord(prefixes.queried_tokens, prefixes.hit_tokens, pool.cached),
             bytes_read=runtime.source.bytes_read,
             bytes_needed=runtime.source.bytes_needed,
             device_groups_peak=line.budgets.get("device", host).peak,
             host_groups_peak=host.peak,
             groups_reloaded=0 if arrivals is None else arrivals.reloaded,
-            busy_seconds={name: actor.busy_seconds for name, actor in line.actors.items()},
-            stalled_seconds={name: actor.stalled_seconds for name, actor in line.actors.items()},
+            busy_seconds={name: actor.busy_seconds for one in lines for name, actor in one.actors.items()},
+            stalled_seconds={name: actor.stalled_seconds for one in lines for name, actor in one.actors.items()},
             channels={
                 name: ChannelRecord(channel.depth, channel.peak, channel.starved_seconds, channel.blocked_seconds)
-                for name, channel in line.channels.items()
+                for one in lines
+                for name, channel in one.channels.items()
             },
         )
 
@@ -112,3 +138,17 @@ class ModelStatistics:
 def _requests(batcher: Batcher) -> RequestsRecord:
     ended = {outcome: batcher.ended[outcome] for outcome in ("finished", "cancelled", "failed")}
     return RequestsRecord(running=batcher.running, waiting=batcher.waiting, **ended)
+
+
+def _kv_blocks(cache: KeyValueCache, pool: BlockPool) -> BlocksRecord:
+    kept, block_bytes = cache.placement, cache.layout.block_bytes
+    places = {
+        place: PlaceRecord(
+            layers,
+            *(layers * blocks * block_bytes for blocks in (pool.used, pool.cached, pool.blocks)),
+        )
+        for place, layers in (("device", len(kept.device)), ("host", len(kept.host)), ("disk", len(kept.disk)))
+    }
+    spill = cache.spill
+    disk_bytes = (0, 0) if spill is None else (spill.bytes_read, spill.bytes_written)
+    return BlocksRecord(pool.used, pool.peak, pool.blocks, places, cache.bytes_in, cache.bytes_out, *disk_bytes)

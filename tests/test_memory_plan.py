@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import tiny_models
+from support.kv_places import settings_with_room
 from support.small_checkpoints import write_small_checkpoint
 
 from pipeline import memory as memory_module
@@ -13,7 +15,7 @@ from pipeline.build import build
 from pipeline.config import Config
 from pipeline.devices.cpu import CpuDevice
 from pipeline.errors import ConfigError
-from pipeline.memory import Holding, MemoryPlan, available_host_bytes, human_bytes
+from pipeline.memory import Holding, MemoryPlan, available_host_bytes, human_bytes, parse_bytes
 
 GIGABYTE = 10**9
 MEMINFO = (
@@ -41,6 +43,32 @@ MACHINE_BYTES = 8_000_000 * 1024
 )
 def test_human_bytes(nbytes: int, text: str) -> None:
     assert human_bytes(nbytes) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "nbytes"),
+    [
+        (5, 5),
+        ("1.8GB", 1_800_000_000),
+        ("512MiB", 512 << 20),
+        ("2 kB", 2000),
+        ("100B", 100),
+        ("10gib", 10 << 30),
+        ("80%", 1600),
+        (" 0.5 % ", 10),
+        ("100%", 2000),
+    ],
+)
+def test_sizes_are_read_as_people_write_them(value: int | str, nbytes: int) -> None:
+    assert parse_bytes("host_memory", value, 2000) == nbytes
+
+
+@pytest.mark.parametrize(
+    "value", ["", "5", "GB", "0GB", "-1GB", "1.2.3GB", "1GBs", "101%", "0%", "%", 0, -1, True, 1.5, None, "٣GB"]
+)
+def test_what_is_no_size_is_refused(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r'^host_memory: need bytes, a size as "10GiB" or "1\.8GB", or a share'):
+        parse_bytes("host_memory", value, 2000)
 
 
 def plan(host: int, device: int) -> MemoryPlan:
@@ -156,3 +184,41 @@ def test_a_model_that_cannot_fit_is_refused_before_any_memory_is_taken(
     ):
         build(checkpoint, Config(device="cpu", context_tokens=40_000, max_tokens_per_pass=1))
     assert taken == []
+
+
+async def test_limits_decide_where_kv_blocks_live(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Device first, then host memory, then the disk; and what cannot fit is refused with its numbers."""
+    monkeypatch.setattr(plan_module, "resident_bytes", lambda: 0)
+    settings: dict[str, Any] = {"device": "cpu-copy", "context_tokens": 64, "kv_tokens": 640}
+    checkpoint = tmp_path / "model"
+    tiny_models.save("llama_gqa_llama3", checkpoint, layers=4)
+    room = settings_with_room(checkpoint, tmp_path, 2, 2, **settings)
+    settings = {name: value for name, value in room.items() if name != "kv_disk"}
+    caplog.clear()
+    with pytest.raises(ConfigError, match=r"^host memory: need .* have .*lower kv_tokens, or set kv_disk$"):
+        build(checkpoint, Config(**settings))
+    runtime = build(checkpoint, Config(**room))
+    assert runtime.cache.placement.disk
+    assert "KV blocks stay on the device in 0 of 4 layers" in caplog.text
+    assert "on the disk in" in caplog.text
+    assert "disk " in str(runtime.plan)
+    await runtime.aclose()
+    less = {**room, "gpu_memory": room["gpu_memory"] - 1}
+    with pytest.raises(
+        ConfigError, match=r"^device memory: need .* have .*KV blocks: 2 layers take turns.*lower kv_tokens$"
+    ):
+        build(checkpoint, Config(**less))
+
+
+def test_settings_of_memory_are_checked_before_any_work(tmp_path: Path, checkpoint: Path) -> None:
+    for name in ("gpu_memory", "host_memory"):
+        with pytest.raises(ConfigError, match=f"^{name}: need bytes"):
+            Config(**{name: "much"})
+    with pytest.raises(ConfigError, match=r"kv_disk: need a folder on a disk, have .*nowhere"):
+        Config(kv_disk=tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="gpu_memory: this device computes in host memory; set host_memory instead"):
+        build(checkpoint, Config(device="cpu", gpu_memory="1GB"))
+    with pytest.raises(ConfigError, match=r"^host memory: need .*, have 1 MB"):
+        build(checkpoint, Config(device="cpu", host_memory="1MB"))

@@ -13,7 +13,6 @@ import contextlib
 import ctypes
 import os
 import random
-import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from pipeline.errors import ConfigError, PenstockError
 from pipeline.memory import human_bytes
 
 WAYS = ("systemd", "watchdog")
-UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 SYSTEMD_RUNS = Path("/run/systemd/system")
 """A folder that is there where systemd manages the machine."""
 LOOK_SECONDS = 0.01
@@ -171,18 +169,6 @@ def cached_bytes(descriptor: int, start: int = 0, length: int = 0) -> int:
         reason = os.strerror(ctypes.get_errno())
         raise ConfigError(f"--limit-by watchdog: cachestat: {reason}; need Linux 6.5 or later, or use systemd")
     return int(pages.cached) * os.sysconf("SC_PAGE_SIZE")
-
-
-def parse_bytes(text: str) -> int:
-    """A size as people write it, such as 1.8GB or 512MiB. Raises ConfigError."""
-    matched = re.fullmatch(r"([0-9.]+) ?([A-Za-z]+)", text)
-    try:
-        nbytes = int(float(matched[1]) * UNITS[matched[2]]) if matched else 0
-    except (KeyError, ValueError):
-        nbytes = 0
-    if nbytes < 1:
-        raise ConfigError(f"--memory-limit: need a size such as 1.8GB, in {', '.join(UNITS)}, have {text!r}")
-    return nbytes
 
 
 def _own_bytes(pid: int) -> int:

@@ -10,19 +10,27 @@ from typing import Any
 
 from pipeline.bench.arms import OURS, ArmRun, Arms, Row, agreement, median_rows
 from pipeline.bench.load import Load
-from pipeline.bench.memory_limit import MemoryLimit, parse_bytes
+from pipeline.bench.memory_limit import MemoryLimit
 from pipeline.bench.throughput import bench_throughput
 from pipeline.commands.progress import Progress
 from pipeline.commands.table import aligned
 from pipeline.config import Config
 from pipeline.errors import ConfigError
-from pipeline.memory import human_bytes
+from pipeline.memory import available_host_bytes, human_bytes, parse_bytes
 
 
 async def throughput(options: argparse.Namespace) -> None:
     """Measure, and print a table or one JSON object."""
-    requests, load = _requests(options.requests), _load(options)
-    settings = {"gpu_groups": options.gpu_groups, "device": options.device, "dtype": options.dtype}
+    requests, load, limit = _requests(options.requests), _load(options), _limit(options)
+    settings = {
+        "gpu_groups": options.gpu_groups,
+        "device": options.device,
+        "dtype": options.dtype,
+        "gpu_memory": options.gpu_memory,
+        "host_memory": options.host_memory or options.memory_limit,
+        "kv_disk": options.kv_disk,
+    }
+    settings = {name: value for name, value in settings.items() if value is not None}
     Config.from_arguments(settings)
     told = {
         "model": str(options.model),
@@ -33,15 +41,15 @@ async def throughput(options: argparse.Namespace) -> None:
     }
     progress = Progress()
     if options.against is None and options.memory_limit is None:
-        if options.rounds is not None or options.limit_by is not None:
-            raise ConfigError("--rounds and --limit-by: need --against or --memory-limit; have neither")
+        if options.rounds is not None:
+            raise ConfigError("--rounds: need --against or --memory-limit; have neither")
         measured = await bench_throughput(options.model, settings, load, requests, progress.say)
         rows = [row.as_dict() for row in measured]
         progress.clear()
         _print(told | {"rows": rows}, _columns(rows), as_json=options.json)
         return
     rounds = 1 if options.rounds is None else _at_least_one("--rounds", options.rounds)
-    arms = Arms(options.model, settings, load, requests, _limit(options), progress.say)
+    arms = Arms(options.model, settings, load, requests, limit, progress.say)
     arms.check(options.against)
     runs = await arms.run(options.against, rounds)
     progress.clear()
@@ -90,7 +98,8 @@ def _limit(options: argparse.Namespace) -> MemoryLimit | None:
         if options.limit_by is not None:
             raise ConfigError("--limit-by: need --memory-limit, have none")
         return None
-    return MemoryLimit(parse_bytes(options.memory_limit), options.limit_by or "systemd")
+    nbytes = parse_bytes("--memory-limit", options.memory_limit, available_host_bytes())
+    return MemoryLimit(nbytes, options.limit_by or "systemd")
 
 
 def _at_least_one(option: str, have: int) -> int:

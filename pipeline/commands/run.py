@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import textwrap
 import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -31,6 +32,9 @@ async def run(options: argparse.Namespace) -> None:
         "device": options.device,
         "dtype": options.dtype,
         "policy": options.policy,
+        "gpu_memory": options.gpu_memory,
+        "host_memory": options.host_memory,
+        "kv_disk": options.kv_disk,
     }
     if options.trace is not None:
         check_writable(options.trace)
@@ -88,11 +92,10 @@ def opening_lines(model: Model) -> str:
     config, needed = runtime.config, runtime.catalog.needed_bytes
     dtype = str(runtime.dtype).removeprefix("torch.")
     defaults = ", ".join(f"{name}={value}" for name, value in model.defaults.items())
-    window = sum(holding.nbytes for holding in runtime.plan.holdings if "slots" in holding.holder)
     return (
         f"model      {config.family} · {config.layers} layers · {human_bytes(needed)} per pass in "
         f"{len(runtime.catalog.order)} weight groups · computes in {dtype} on {runtime.device.torch_device}\n"
-        f"window     {human_bytes(window)} of slots hold the groups on their way\n"
+        f"plan       {textwrap.indent(str(runtime.plan), ' ' * 11).lstrip()}\n"
         f"sampling   {'the checkpoint says ' + defaults if defaults else 'greedy'}, unless an option says otherwise\n"
     )
 

@@ -7,24 +7,11 @@ import pytest
 
 import pipeline.bench.memory_limit as memory_limit
 from pipeline.api import BUNDLED
-from pipeline.bench.memory_limit import CachedFiles, MemoryLimit, ProgramFailed, parse_bytes, run_limited
+from pipeline.bench.memory_limit import CachedFiles, MemoryLimit, ProgramFailed, run_limited
 from pipeline.errors import ConfigError
 
 WEIGHTS = BUNDLED / "model.safetensors"
 MEGABYTE = 10**6
-
-
-@pytest.mark.parametrize(
-    ("text", "nbytes"), [("1.8GB", 1_800_000_000), ("512MiB", 512 << 20), ("2 kB", 2000), ("100B", 100)]
-)
-def test_sizes_are_read_as_people_write_them(text: str, nbytes: int) -> None:
-    assert parse_bytes(text) == nbytes
-
-
-@pytest.mark.parametrize("text", ["", "5", "GB", "1.8gb", "0GB", "-1GB", "1.2.3GB", "1GBs"])
-def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"--memory-limit: need a size such as 1\.8GB"):
-        parse_bytes(text)
 
 
 def test_systemd_is_asked_for_a_group_without_swap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

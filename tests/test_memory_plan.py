@@ -206,9 +206,7 @@ async def test_limits_decide_where_kv_blocks_live(
     assert "disk " in str(runtime.plan)
     await runtime.aclose()
     less = {**room, "gpu_memory": room["gpu_memory"] - 1}
-    with pytest.raises(
-        ConfigError, match=r"^device memory: need .* have .*KV blocks: 2 layers take turns.*lower kv_tokens$"
-    ):
+    with pytest.raises(ConfigError, match=r"^device memory: need .* have .*KV blocks: 2 layers take turns"):
         build(checkpoint, Config(**less))
 
 

@@ -14,7 +14,7 @@ def settings_with_room(
     runtime = build(checkpoint, Config(**settings))
     runtime.device.free()
     layer_bytes = runtime.cache.layout.layer_bytes
-    fixed = [one for one in runtime.plan.holdings if "KV blocks" not in one.holder and one.knob]
+    fixed = [one for one in runtime.plan.holdings if "KV blocks" not in one.holder]
     limits = {
         f"{'gpu' if place == 'device' else 'host'}_memory": sum(one.nbytes for one in fixed if one.place == place)
         + layers * layer_bytes

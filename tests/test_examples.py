@@ -10,7 +10,7 @@ EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("[0-9]*.py"))
 SAYS = {
     "01_generate": "-- 48 tokens, finished by length",
     "02_stream": "-- finished by",
-    "03_concurrent_requests": "'try:\\n': 'cancelled'",
+    "03_concurrent_requests": "-- 32 requests, 512 tokens in 16 passes",
     "04_tune_queues": "gpu_groups  queue",
     "05_custom_stage": "23 groups were the same in all 8 passes",
     "06_simulate": "-- stage3 is the fastest",

@@ -12,21 +12,20 @@ async def run_beside(lines: Sequence[Line]) -> None:
     Not in a task group, since each line is one already (rule 10).
     """
     runs = [asyncio.ensure_future(line.run()) for line in lines]
+    failed: list[BaseException] = []
     cancelled = False
     try:
-        await asyncio.wait(runs, return_when=asyncio.FIRST_COMPLETED)
-    except asyncio.CancelledError:
-        cancelled = True
-    first = [run for run in runs if run.done()]
-    for run in runs:
-        run.cancel()
-    while not all(run.done() for run in runs):
-        try:
-            await asyncio.wait(runs)
-        except asyncio.CancelledError:
-            cancelled = True
-    # Also when cancelled: an exception that nobody looks at is logged as one that was never retrieved.
-    failed = [error for run in (*first, *runs) if not run.cancelled() and (error := run.exception()) is not None]
+        ended, _ = await asyncio.wait(runs, return_when=asyncio.FIRST_COMPLETED)
+        failed = [error for run in runs if run in ended and (error := run.exception()) is not None]
+    finally:
+        for run in runs:
+            run.cancel()
+        while not all(run.done() for run in runs):
+            try:
+                await asyncio.wait(runs)
+            except asyncio.CancelledError:
+                cancelled = True
+    failed += [error for run in runs if not run.cancelled() and (error := run.exception()) is not None]
     if cancelled:
         raise asyncio.CancelledError
     if failed:

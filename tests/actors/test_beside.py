@@ -122,16 +122,18 @@ def test_cancelled_from_outside_it_ends_when_all_have_ended(cancellations: int, 
     run(main())
 
 
-@pytest.mark.parametrize("steps", range(8))
-def test_cancelled_in_the_moment_of_a_failure_no_exception_is_lost(steps: int) -> None:
+@pytest.mark.parametrize("steps", range(10))
+def test_cancelled_in_the_moment_of_a_failure_it_is_cancelled_or_fails(steps: int) -> None:
     async def main() -> None:
-        running = asyncio.create_task(beside(FakeLine(), FakeLine(seconds=4, error=ValueError("at once"))))
+        lines = [FakeLine(), FakeLine(seconds=4, error=ValueError("at once"))]
+        running = asyncio.create_task(beside(*lines))
         await asyncio.sleep(4)
         for _ in range(steps):
             await asyncio.sleep(0)
         running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        del running
+        (outcome,) = await asyncio.gather(running, return_exceptions=True)
+        assert type(outcome) is (ValueError if steps > 7 else asyncio.CancelledError)
+        assert [line.running for line in lines] == [False, False]
 
     run(main())
 

@@ -15,7 +15,7 @@ from actors.core.stage import Mover
 
 
 class KvReader(Mover):
-    """A layer's slot is free again only when the pass before has seen its new rows home, so no row is ever missed."""
+    """No row is ever missed: what the pass before wrote is home before a layer's slot is free, or before it is read."""
 
     def __init__(self, key_values: KeyValues, host: Budget) -> None:
         self._key_values = key_values

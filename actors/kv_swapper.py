@@ -3,7 +3,8 @@
 Takes:  messages in a device slot, whose blocks may still be on their way, with the host slot that they came from.
 Gives:  nothing: the KV line ends here, the blocks leave through the attention.
 Holds:  both slots until the new rows have landed in host memory, and on the disk if they live there.
-Fails:  when the new rows cannot be copied or written; a failed attention is the compute scheduler's to report.
+Fails:  when the new rows cannot be copied or written, or, naming the uploader, when the blocks have not arrived; a
+        failed attention is the compute scheduler's to report.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -34,9 +35,12 @@ class KvSwapper(Sink):
     ) -> None:
         slot, home = message.at, message.at.source or message.at
         attended = await attention()
-        left = attended if home is slot else self._device.download(slot.buffer, home.buffer, rows, (attended,))
+        # Behind the blocks' arrival too: nobody may have asked for their attention, which else comes behind it.
+        after = (message.event, attended)
+        left = attended if home is slot else self._device.download(slot.buffer, home.buffer, rows, after)
         slot.filled = home.filled = left
         await ended(left)
+        await self.landed(message)
         if left.error is None:
             await self._key_values.write_back(message.layer, home.buffer, rows)
         elif attended.error is None:

@@ -283,7 +283,10 @@ def _micro_batches(tokens: int, most: int) -> list[MicroBatch]:
 
 def _choose(sequence: RunningSequence, logits_V: torch.Tensor) -> Choice | RequestError:
     try:
-        return sequence.sampler.sample(logits_V)
+        choice = sequence.sampler.sample(logits_V)
+        if not (isinstance(choice.token_id, int) and 0 <= choice.token_id < len(logits_V)):
+            raise RequestError(f"sampler: need a token id from 0 to {len(logits_V) - 1}, have {choice.token_id!r}")
+        return choice
     except RequestError as error:
         return error
     except Exception as error:

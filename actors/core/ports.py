@@ -194,7 +194,10 @@ class KeyValues(Protocol):
         """The kind of host slot that a layer's blocks pass through, or live in."""
 
     def reading(self, layer: int, buffer: Buffer) -> Coroutine[Any, Any, None] | None:
-        """What reads the blocks of a layer that this pass needs from the disk; None if they do not live there."""
+        """What reads the blocks of a layer that this pass needs from the disk; None if they do not live there.
+
+        It waits until the pass before has written that layer back.
+        """
 
     def arrived(self, message: Message[Slot]) -> Callable[[], Awaitable[Event]]:
         """Hand a layer's blocks to its attention. What is returned waits for its launch, and gives its event."""

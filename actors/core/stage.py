@@ -251,7 +251,7 @@ class Mover(Actor):
 
     def _leave(self, source: Slot, slot: Slot) -> None:
         if self.keeps_source:
-            slot.source = source
+            slot.source, source.filled = source, slot.filled
         else:
             source.release(after=slot.filled)
 

@@ -1,5 +1,6 @@
 """The KV cache of all requests: blocks that stay on the device, and blocks that come and go."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,13 +57,21 @@ class KeyValueCache(KvHandovers):
         self._spill_starts = {layer: index * layout.layer_bytes for index, layer in enumerate(placement.disk)}
         if placement.disk and folder is not None:
             self.spill = SpillFile(Path(folder), len(placement.disk) * layout.layer_bytes, layout.block_bytes)
+        self._written = {layer: asyncio.Event() for layer in placement.disk}
         self._cached: list[Copy] = []
         self._rows: list[Copy] = []
+        self.fail()
 
     def close(self) -> None:
         """Give the room on the disk back; the KV line must have stopped."""
         if self.spill is not None:
             self.spill.close()
+
+    def fail(self) -> None:
+        """Forget the pass that was under way; the lines have stopped."""
+        super().fail()
+        for written in self._written.values():
+            written.set()
 
     def begin(self, pieces: Sequence[Piece]) -> None:
         """Say what the pass that begins now looks back at, and what it will write."""
@@ -85,7 +94,7 @@ class KeyValueCache(KvHandovers):
         """What reads the blocks of a layer that this pass looks back at; None if they do not live on the disk."""
         if self.spill is None or layer not in self._spill_starts:
             return None
-        return self.spill.read(self._spill_starts[layer], self._cached, buffer.view)
+        return self._read(self.spill, layer, buffer)
 
     def kind(self, layer: int, group: str) -> str:
         """All layers take turns in slots of one kind on the device."""
@@ -116,3 +125,10 @@ class KeyValueCache(KvHandovers):
         if self.spill is not None and layer in self._spill_starts:
             blocks = self.layout.runs(self.layout.blocks_of(rows))
             await self.spill.write(self._spill_starts[layer], blocks, buffer.view)
+            self._written[layer].set()
+
+    async def _read(self, spill: SpillFile, layer: int, buffer: HostMemory) -> None:
+        """Behind the write of the pass before, which may still be under way: it has another slot."""
+        await self._written[layer].wait()
+        self._written[layer].clear()
+        await spill.read(self._spill_starts[layer], self._cached, buffer.view)

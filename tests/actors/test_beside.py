@@ -1,0 +1,188 @@
+"""Lines beside each other: the end of one is the end of all, whoever ends it, and all run anew."""
+
+import asyncio
+import gc
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+from support.small_lines import small_line
+
+from actors.core.beside import run_beside
+from actors.core.errors import ActorFailed
+from pipeline.simulation.loop import run_virtual
+
+
+class FakeLine:
+    """All that is asked of a line: it runs until it ends, fails or is cancelled, and may take long to stop."""
+
+    def __init__(self, seconds: float = 1e9, error: Exception | None = None, stopping_seconds: float = 0.0) -> None:
+        self.seconds = seconds
+        self.error = error
+        self.stopping_seconds = stopping_seconds
+        self.running = False
+        self.runs = 0
+
+    async def run(self) -> None:
+        assert not self.running
+        self.running = True
+        self.runs += 1
+        try:
+            await asyncio.sleep(self.seconds)
+            if self.error is not None:
+                raise self.error
+        finally:
+            try:
+                await asyncio.sleep(self.stopping_seconds)
+            finally:
+                self.running = False
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """On virtual time; an exception that nobody looked at is a failure."""
+    lost: list[dict[str, Any]] = []
+
+    async def watched() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: lost.append(context))
+        await main
+        gc.collect()
+        assert len(asyncio.all_tasks()) == 1
+
+    run_virtual(watched())
+    assert lost == []
+
+
+async def beside(*lines: FakeLine) -> None:
+    await run_beside(lines)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_when_one_fails_the_other_is_stopped_and_they_run_anew(first: int) -> None:
+    async def main() -> None:
+        lines = [FakeLine(stopping_seconds=3), FakeLine(stopping_seconds=3)]
+        lines[first].seconds, lines[first].error = 5, ValueError("the first")
+        for runs in (1, 2):
+            with pytest.raises(ValueError, match="the first"):
+                await beside(*lines)
+            assert [line.running for line in lines] == [False, False]
+            assert [line.runs for line in lines] == [runs, runs]
+
+    run(main())
+
+
+def test_when_one_ends_the_other_is_stopped() -> None:
+    async def main() -> None:
+        lines = [FakeLine(), FakeLine(seconds=2, stopping_seconds=1)]
+        await beside(*lines)
+        assert [line.running for line in lines] == [False, False]
+        assert asyncio.get_running_loop().time() == 3
+
+    run(main())
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_the_failure_that_came_first_is_told(order: tuple[int, int]) -> None:
+    class Stubborn(FakeLine):
+        async def run(self) -> None:
+            try:
+                await super().run()
+            except asyncio.CancelledError:
+                raise KeyError("a consequence") from None
+
+    async def main() -> None:
+        lines = [FakeLine(seconds=1, error=ValueError("the first")), Stubborn()]
+        with pytest.raises(ValueError, match="the first"):
+            await beside(*(lines[index] for index in order))
+
+    run(main())
+
+
+def test_both_fail_at_once() -> None:
+    async def main() -> None:
+        with pytest.raises(ValueError, match="one"):
+            await beside(FakeLine(1, ValueError("one")), FakeLine(1, ValueError("two")))
+
+    run(main())
+
+
+@pytest.mark.parametrize("cancellations", [1, 2, 5])
+@pytest.mark.parametrize("failure", [None, ValueError("late")])
+def test_cancelled_from_outside_it_ends_when_all_have_ended(cancellations: int, failure: Exception | None) -> None:
+    async def main() -> None:
+        lines = [FakeLine(), FakeLine(seconds=4, error=failure, stopping_seconds=10)]
+        running = asyncio.create_task(beside(*lines))
+        await asyncio.sleep(5)
+        for _ in range(cancellations):
+            running.cancel()
+            await asyncio.sleep(1)
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert [line.running for line in lines] == [False, False]
+
+    run(main())
+
+
+@pytest.mark.parametrize("steps", range(10))
+def test_cancelled_in_the_moment_of_a_failure_it_is_cancelled_or_fails(steps: int) -> None:
+    async def main() -> None:
+        lines = [FakeLine(), FakeLine(seconds=4, error=ValueError("at once"))]
+        running = asyncio.create_task(beside(*lines))
+        await asyncio.sleep(4)
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        running.cancel()
+        (outcome,) = await asyncio.gather(running, return_exceptions=True)
+        assert isinstance(outcome, ValueError | asyncio.CancelledError)
+        assert [line.running for line in lines] == [False, False]
+
+    run(main())
+
+
+def test_cancelling_both_lines_at_any_step_while_kv_moves_returns_every_slot() -> None:
+    async def cancel_after(steps: int) -> bool:
+        sim = small_line(layers=3, passes=2, disk_ms=20, transfer_ms=30, kv_ms=25)
+        assert len(sim.wired.lines) == 2
+        running = asyncio.create_task(sim.run())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+            if running.done():
+                break
+            await asyncio.sleep(0.007)
+        finished = running.done()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert [b.statistics().held for line in sim.wired.lines for b in line.budgets] == [0, 0, 0, 0]
+        assert len(asyncio.all_tasks()) == 1
+        assert sim.program._key_values is not None
+        sim.program._key_values.fail()
+        await sim.run()
+        assert [len(one.steps) for one in sim.program.passes[-2:]] == [6, 6]
+        return finished
+
+    steps = 0
+    while not run_virtual(cancel_after(steps)):
+        steps += 1
+    assert steps > 60
+
+
+def test_a_failure_of_the_kv_line_is_told_by_actor_layer_and_group() -> None:
+    async def main() -> None:
+        sim = small_line(layers=3, passes=2, kv_ms=25)
+        kv = sim.program._key_values
+        assert kv is not None
+        write_back, errors = kv.write_back, [OSError(28, "No space left on device")]
+
+        async def failing(*arguments: Any) -> None:
+            await asyncio.sleep(0.01)
+            if errors:
+                raise errors.pop()
+            await write_back(*arguments)
+
+        kv.write_back = failing  # type: ignore[method-assign]
+        with pytest.raises(ActorFailed, match=r"kv_swapper failed at layer 1 group 'kv'.*No space left"):
+            await sim.run()
+        assert [b.statistics().held for line in sim.wired.lines for b in line.budgets] == [0, 0, 0, 0]
+        kv.fail()
+        await sim.run()
+
+    run(main())

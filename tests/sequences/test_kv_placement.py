@@ -1,0 +1,89 @@
+"""Where the KV blocks of every layer live: in one place, within the room, evenly, and refused only without room."""
+
+import itertools
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.sequences.kv_placement import FEWEST, WINDOW, KvPlacement, place_kv, place_kv_in_one, spread
+
+LAYERS = st.integers(1, 130)
+ROOM = st.integers(0, 140)
+
+
+def check(placement: KvPlacement, layers: int) -> None:
+    places = [*placement.device, *placement.host, *placement.disk]
+    assert sorted(places) == list(range(layers)), "every layer in one place"
+    assert placement.moving == tuple(sorted({*placement.host, *placement.disk}))
+    for place in (placement.device, placement.host, placement.disk):
+        assert list(place) == sorted(place)
+    assert 0 <= placement.window <= WINDOW
+    assert 0 <= placement.staging <= WINDOW
+    if placement.device:
+        assert placement.device[0] == 0, "moving begins while the first layer computes"
+        assert_even(placement.device, range(layers))
+
+
+def assert_even(chosen: tuple[int, ...], among: range) -> None:
+    gaps = [after - before for before, after in itertools.pairwise((*chosen, among.stop))]
+    assert max(gaps) - min(gaps) <= 1
+
+
+@given(LAYERS, ROOM, ROOM)
+def test_three_places(layers: int, device_room: int, host_room: int) -> None:
+    placement = place_kv(layers, device_room, host_room)
+    least = min(FEWEST, layers)
+    if placement is None:
+        assert device_room < least or (device_room < layers and host_room < least)
+        return
+    check(placement, layers)
+    assert len(placement.device) + placement.window <= device_room
+    assert len(placement.host) + placement.staging <= host_room or not placement.moving
+    if device_room >= layers:
+        assert placement.device == tuple(range(layers))
+        return
+    assert placement.window >= least
+    assert len(placement.device) + placement.window == min(device_room, layers), "no room is left unused"
+    if placement.disk:
+        assert placement.staging >= min(FEWEST, len(placement.moving))
+        assert len(placement.host) + placement.staging == host_room, "nor in host memory"
+        assert host_room < len(placement.moving)
+    else:
+        assert placement.staging == 0
+
+
+@given(LAYERS, ROOM)
+def test_one_place_and_the_disk(layers: int, room: int) -> None:
+    placement = place_kv_in_one(layers, room)
+    if placement is None:
+        assert room < min(FEWEST, layers)
+        return
+    check(placement, layers)
+    assert placement.host == ()
+    assert placement.window == 0
+    assert len(placement.device) + placement.staging == min(room, layers)
+    assert (placement.staging >= FEWEST) == bool(placement.disk) or layers < FEWEST
+
+
+@given(st.integers(1, 200), st.data())
+def test_spread_is_even_and_begins_with_the_first(layers: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(0, layers))
+    chosen = spread(range(layers), count)
+    assert len(set(chosen)) == count
+    assert chosen[:1] == (0,)[:count]
+    if chosen:
+        assert_even(chosen, range(layers))
+
+
+def test_a_third_slot_comes_before_a_second_layer_stays() -> None:
+    assert [(p.window, len(p.device)) for room in range(2, 6) if (p := place_kv(9, room, 9))] == [
+        (2, 0), (2, 1), (3, 1), (3, 2),
+    ]  # fmt: skip
+    assert [(p.staging, len(p.host)) for room in range(2, 6) if (p := place_kv(9, 2, room))] == [
+        (2, 0), (2, 1), (3, 1), (3, 2),
+    ]  # fmt: skip
+
+
+def test_it_says_where_they_live() -> None:
+    placement = place_kv(8, 4, 4)
+    assert str(placement) == "stay on the device in 1 of 8 layers, live in host memory in 1, and on the disk in 6"

@@ -1,0 +1,144 @@
+"""300 requests, of which 100 leave at random moments: the others get the same tokens, and nothing is kept."""
+
+import asyncio
+import contextlib
+import os
+import random
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import tiny_models
+from support.kv_places import settings_with_room
+
+from pipeline import Model
+from pipeline import plan as plan_module
+
+REQUESTS, LEAVING = 300, 100
+LAYERS = 4
+SETTINGS: dict[str, Any] = {"device": "cpu-copy", "context_tokens": 48, "kv_tokens": 1920, "max_tokens_per_pass": 192}
+DRAW = random.Random(12)
+PROMPTS = [
+    [DRAW.randrange(3, tiny_models.VOCABULARY_SIZE) for _ in range(DRAW.randint(1, 40))] for _ in range(REQUESTS)
+]
+NEW_TOKENS = [DRAW.randint(1, 8) for _ in range(REQUESTS)]
+GONE = object()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_was_there_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "resident_bytes", lambda: 0)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("checkpoint")
+    tiny_models.save("llama_gqa_llama3", folder, layers=LAYERS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(checkpoint: Path) -> list[tuple[int, ...]]:
+    """What each request is answered when nobody else is there."""
+
+    async def main() -> list[tuple[int, ...]]:
+        async with Model.open(checkpoint, context_tokens=48) as model:
+            return [await whole(model, index) for index in range(REQUESTS)]
+
+    return asyncio.run(main())
+
+
+async def whole(model: Model, index: int) -> tuple[int, ...]:
+    output = await model.generate(PROMPTS[index], max_new_tokens=NEW_TOKENS[index], ignore_eos=True)
+    return output.token_ids
+
+
+async def timed_out(model: Model, index: int, seconds: float) -> object:
+    try:
+        async with asyncio.timeout(seconds):
+            return await whole(model, index)
+    except TimeoutError:
+        return GONE
+
+
+async def abandoned(model: Model, index: int, chunks: int) -> object:
+    """A stream that nobody reads on."""
+    token_ids: list[int] = []
+    stream = model.stream(PROMPTS[index], max_new_tokens=NEW_TOKENS[index], ignore_eos=True)
+    async with contextlib.aclosing(stream):
+        async for chunk in stream:
+            token_ids += chunk.token_ids
+            if len(token_ids) == chunks and chunk.finish_reason is None:
+                return GONE
+    return tuple(token_ids)
+
+
+async def cancelled(model: Model, index: int, seconds: float) -> object:
+    call = asyncio.create_task(whole(model, index))
+    await asyncio.wait([call], timeout=seconds)
+    call.cancel()
+    (outcome,) = await asyncio.gather(call, return_exceptions=True)
+    return GONE if isinstance(outcome, asyncio.CancelledError) else outcome
+
+
+async def one(model: Model, index: int, leaving: set[int]) -> object:
+    await asyncio.sleep(random.random() * 0.3)
+    if index not in leaving:
+        return await whole(model, index)
+    if index % 3 == 0:
+        return await abandoned(model, index, 1 + index % 4)
+    return await (timed_out if index % 3 == 1 else cancelled)(model, index, random.random() * 0.5)
+
+
+def held(model: Model) -> dict[str, object]:
+    """What must be as it was before; slots are not compared, since an idle line holds some by right."""
+    budgets = [budget for line in model.runtime.wired.lines for budget in line.budgets]
+    return {
+        "blocks": model.statistics().kv_blocks.used,
+        "requests": (model.statistics().requests.running, model.statistics().requests.waiting),
+        "KV slots": {b.name: b.statistics().held for b in budgets if b.name.startswith("kv")},
+        "descriptors": set(os.listdir("/proc/self/fd")),
+        "tasks": len(asyncio.all_tasks()),
+        "threads": {thread.name for thread in threading.enumerate()},
+    }
+
+
+@pytest.mark.parametrize("places", ["device", "host and disk"])
+async def test_those_who_stay_notice_nothing(
+    places: str, checkpoint: Path, alone: list[tuple[int, ...]], tmp_path: Path
+) -> None:
+    settings = SETTINGS
+    if places != "device":
+        settings = settings_with_room(checkpoint, tmp_path, device_layers=2, host_layers=3, **SETTINGS)
+    async with asyncio.timeout(60), Model.open(checkpoint, **settings) as model:
+        placement = model.runtime.cache.placement
+        counts = [len(layers) for layers in (placement.device, placement.host, placement.disk)]
+        assert counts == ([4, 0, 0] if places == "device" else [0, 1, 3])
+        await asyncio.gather(*(whole(model, index) for index in range(8)))
+        before = await settled(model)
+        leaving = set(random.sample(range(REQUESTS), LEAVING))
+        outcomes = await asyncio.gather(*(one(model, index, leaving) for index in range(REQUESTS)))
+        for index, outcome in enumerate(outcomes):
+            assert outcome == alone[index] or (outcome is GONE and index in leaving)
+        gone = outcomes.count(GONE)
+        passes = model.statistics().passes
+        after = await settled(model)
+        assert after == before
+        assert model.statistics().passes <= passes + 1, "within one pass"
+        requests = model.statistics().requests
+        assert (requests.finished, requests.cancelled, requests.failed) == (8 + REQUESTS - gone, gone, 0)
+        assert gone > LEAVING // 3
+
+
+async def settled(model: Model) -> dict[str, object]:
+    """Once the pass under way has ended and its rows are home."""
+    while model.runtime.program._in_pass:
+        await asyncio.sleep(0.001)
+    for _ in range(200):
+        state = held(model)
+        if not any(state["KV slots"].values()):  # type: ignore[attr-defined]
+            break
+        await asyncio.sleep(0.002)
+    await asyncio.sleep(0.05)
+    return held(model)

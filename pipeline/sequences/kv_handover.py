@@ -24,7 +24,10 @@ class _Handover:
 
 
 class KvHandovers:
-    """The half of the port `KeyValues` that waits. `ahead` lets blocks come before the layer before has ended.
+    """The half of the port `KeyValues` that waits.
+
+    A layer's blocks are wanted when the attention of the layer before is launched: earlier they would keep copies from
+    the H2D lane that are needed first. Without `ahead` they are wanted only when the layer before has ended.
 
     Each pass has handovers of its own, so that what is still on its way home from the last one meets nobody else.
     """
@@ -34,14 +37,14 @@ class KvHandovers:
         self._ahead = ahead
         self._begun = asyncio.Event()
         self._handovers: dict[int, _Handover] = {}
-        self._computed: dict[int, Event] = {}
-        self._computed_more = asyncio.Event()
+        self._asked: dict[int, Event] = {}
+        self._asked_more = asyncio.Event()
 
     def begin_pass(self) -> None:
         """Let the KV line plan the pass that begins now."""
         if self.layers:
             self._handovers = {layer: _Handover() for layer in self.layers}
-            self._computed.clear()
+            self._asked.clear()
             self._begun.set()
 
     def fail(self) -> None:
@@ -62,12 +65,17 @@ class KvHandovers:
         if layer in self._handovers:
             self._handovers[layer].attended = event
             self._handovers[layer].launched.set()
+        if self._ahead:
+            self._ask(layer + 1, READY)
 
     def computed(self, layer: int, event: Event) -> None:
         """Say that the second half of a layer was launched and ends with `event`."""
         if not self._ahead:
-            self._computed[layer] = event
-            self._computed_more.set()
+            self._ask(layer + 1, event)
+
+    def _ask(self, layer: int, when: Event) -> None:
+        self._asked[layer] = when
+        self._asked_more.set()
 
     async def begun(self) -> None:
         """Wait until a pass has begun that nobody has waited for yet."""
@@ -76,12 +84,11 @@ class KvHandovers:
 
     async def wanted(self, layer: int) -> None:
         """Wait until the policy asks for a layer's blocks."""
-        if self._ahead or layer == 0:
-            return
-        while layer - 1 not in self._computed:
-            self._computed_more.clear()
-            await self._computed_more.wait()
-        await ended(self._computed[layer - 1])
+        while layer > 0 and layer not in self._asked:
+            self._asked_more.clear()
+            await self._asked_more.wait()
+        if layer > 0:
+            await ended(self._asked[layer])
 
     def arrived(self, message: Message[Slot]) -> Callable[[], Awaitable[Event]]:
         """Hand a layer's blocks to its attention; what is returned waits for its launch, and gives its event."""

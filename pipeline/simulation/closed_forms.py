@@ -31,8 +31,8 @@ def closed_form_ms(policy: str, timings: LayerTimings, micro_batches: int = 1) -
     follow one another, needs (A + F) / M for its own share of a layer. For M = 1 that is A + F again. From M = 2 on the
     last term is never the largest, so a third micro-batch shortens the way into the first layer, but no other.
 
-    Where groups have two hops and KV blocks move, only the rows without bursts of asks come within 2 % of this: others
-    may let blocks stand behind groups that are needed later.
+    Where groups have two hops and KV blocks move, rows that do not chain their computations, and ask for several groups
+    at a time, come nowhere near this: blocks, asked for only when the host gets there, stand behind those groups.
 
     Raises ConfigError for an unknown policy, and for micro-batches of one that does not chain its computations.
     """

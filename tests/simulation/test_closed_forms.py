@@ -55,8 +55,8 @@ def check(policy: Policy, random: Random, *, hops: int) -> None:
     timings = random_timings(random, hops=hops)
     while (layers := enough_layers(policy, timings)) > MOST_LAYERS:
         timings = random_timings(random, hops=hops)
-    if hops == 2 and policy.goes_to_depth:
-        timings = replace(timings, kv_seconds=0.0)  # these ask for groups in bursts, behind which KV blocks stand
+    if hops == 2 and policy.goes_to_depth and policy.waits != "chained":
+        timings = replace(timings, kv_seconds=0.0)  # their host asks for blocks late, behind bursts of groups
     elif hops == 2 and timings.kv_seconds:
         layers *= 2  # the blocks of three layers, too, come ahead
     timings = replace(timings, layers=math.ceil(layers))

@@ -141,7 +141,7 @@ def test_no_deadlock_rules_one_to_three_and_nothing_beats_backpressure(
         # Behind a disk KV blocks share the H2D lane with the weights, and over a few layers their order counts.
         shared = setting.timings.kv_seconds and not setting.timings.one_link
         for name, others in seconds.items():
-            assert seconds["backpressure"] <= others * (1.05 if shared else 1.005), (seed, name, setting)
+            assert seconds["backpressure"] <= others * (1.02 if shared else 1.005), (seed, name, setting)
 
 
 def test_small_budgets_come_in_both_kinds() -> None:

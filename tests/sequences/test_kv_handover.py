@@ -30,6 +30,9 @@ def test_a_pass_is_planned_once_and_not_after_it_has_failed() -> None:
         planner = await waits(handovers.begun())
         handovers.begin_pass()
         await planner
+        planner = await waits(handovers.begun())
+        handovers.begin_pass()
+        await planner
         handovers.begin_pass()
         handovers.fail()
         planner = await waits(handovers.begun())

@@ -16,13 +16,14 @@ from support import tiny_models
 from support.kv_places import settings_with_room
 
 from actors.core.ports import Copy
-from pipeline import Model
+from pipeline import ActorFailed, Model
 from pipeline import plan as plan_module
 from pipeline.devices import cpu
 from pipeline.devices.memory import Memory
 from pipeline.models import decoder
 from pipeline.models.attention import LayerKV
 from pipeline.sequences.spill_file import SpillFile
+from pipeline.weights.source import WeightSource
 
 LAYERS = 6
 SETTINGS: dict[str, Any] = {"context_tokens": 64, "kv_tokens": 128, "max_tokens_per_pass": 24}
@@ -164,4 +165,37 @@ async def test_no_memory_is_written_while_it_is_in_use(
             await asyncio.gather(*calls, return_exceptions=True)
         assert await answers(model) == expected
         assert set(watch.uses) == {"H2D", "D2H", "attention", "read", "write"}
+    assert watch.broken == []
+
+
+@pytest.mark.parametrize("slow", ["H2D", "D2H"])
+async def test_after_a_failure_nothing_is_overwritten_that_is_still_in_use(
+    slow: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lines stop in the middle of an operation, which goes on, and start anew at once."""
+    expected = await expected_answers(checkpoint)
+    read_into, failures = WeightSource.read_into, [0]
+
+    async def failing(self: WeightSource, layer: int, group: str, buffer: Any) -> None:
+        if failures[0]:
+            failures[0] -= 1
+            raise OSError(5, "Input/output error")
+        await read_into(self, layer, group, buffer)
+
+    watch = Watch()
+    async with Model.open(checkpoint, **settings_with_room(checkpoint, tmp_path, **PLACES, **SETTINGS)) as model:
+        watch.install(model, monkeypatch)
+        monkeypatch.setattr(WeightSource, "read_into", failing)
+        for _ in range(2):
+            watch.seconds[slow] = 0.15
+            before = watch.uses[slow]
+            calls = [asyncio.create_task(model.generate(prompt, max_new_tokens=6)) for prompt in PROMPTS]
+            while watch.uses[slow] < before + 3:
+                await asyncio.sleep(0.001)
+            failures[0] = 1000
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            failures[0] = 0
+            watch.seconds[slow] = 0.001
+            assert {type(outcome) for outcome in outcomes} == {ActorFailed}
+            assert await answers(model) == expected
     assert watch.broken == []

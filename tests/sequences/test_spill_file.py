@@ -236,8 +236,7 @@ def test_without_room_it_is_refused_and_nothing_stays_open(folder: Path, monkeyp
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EINVAL])
 def test_a_folder_that_takes_no_file_is_refused(folder: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "open", refusing(0, number, []))
-    told = rf"kv_disk {folder}: cannot create a file there: .*; name a folder on a disk"
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=rf"kv_disk {folder}: cannot create .*; name a folder on a disk"):
         SpillFile(folder, 4 * BLOCK, BLOCK)
     with pytest.raises(ConfigError, match="cannot create a file there: No such file or directory"):
         SpillFile(folder.parent / "nowhere", 4 * BLOCK, BLOCK)

@@ -131,8 +131,8 @@ CASES = [
     pytest.param(reading, rf"kv_reader failed at layer [1-5] group 'kv'.*{EIO}", id="read"),
     pytest.param(corrupting, r"kv_reader failed at layer [1-5] group 'kv'.*checksum.*put kv_disk elsewhere", id="sum"),
     pytest.param(writing, rf"kv_swapper failed at layer [1-5] group 'kv'.*{EIO}", id="write"),
-    pytest.param(copying("D2H"), rf"kv_swapper failed at layer 1 group 'kv'.*{EIO}", id="D2H"),
-    pytest.param(copying("H2D"), rf"kv_uploader failed at layer 1 group 'kv'.*{EIO}", id="H2D"),
+    pytest.param(copying("D2H"), rf"kv_swapper failed at layer [1-5] group 'kv'.*{EIO}", id="D2H"),
+    pytest.param(copying("H2D"), rf"kv_uploader failed at layer [1-5] group 'kv'.*{EIO}", id="H2D"),
     pytest.param(attending, rf"compute_scheduler failed at layer 0 group 'attn'.*{EIO}", id="attention"),
     pytest.param(reading_weights, rf"disk_reader failed at layer 4 group 'ffn'.*{EIO}", id="weights"),
 ]

@@ -2,6 +2,7 @@
 
 import itertools
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,12 +26,26 @@ def check(placement: KvPlacement, layers: int) -> None:
 
 
 def assert_even(chosen: tuple[int, ...], among: range) -> None:
+    """And the first of all is the first of them."""
+    if not chosen:
+        return
+    assert chosen[0] == 0
     gaps = [after - before for before, after in itertools.pairwise((*chosen, among.stop))]
     assert max(gaps) - min(gaps) <= 1
 
 
 @given(LAYERS, ROOM, ROOM)
 def test_three_places(layers: int, device_room: int, host_room: int) -> None:
+    check_three_places(layers, device_room, host_room)
+
+
+@pytest.mark.parametrize("layers", range(1, 13))
+def test_few_layers_in_every_room(layers: int) -> None:
+    for device_room, host_room in itertools.product(range(layers + 2), repeat=2):
+        check_three_places(layers, device_room, host_room)
+
+
+def check_three_places(layers: int, device_room: int, host_room: int) -> None:
     placement = place_kv(layers, device_room, host_room)
     least = min(FEWEST, layers)
     if placement is None:
@@ -48,6 +63,7 @@ def test_three_places(layers: int, device_room: int, host_room: int) -> None:
         assert placement.staging >= min(FEWEST, len(placement.moving))
         assert len(placement.host) + placement.staging == host_room, "nor in host memory"
         assert host_room < len(placement.moving)
+        assert_even(tuple(placement.moving.index(layer) for layer in placement.host), range(len(placement.moving)))
     else:
         assert placement.staging == 0
 
@@ -71,8 +87,7 @@ def test_spread_is_even_and_begins_with_the_first(layers: int, data: st.DataObje
     chosen = spread(range(layers), count)
     assert len(set(chosen)) == count
     assert chosen[:1] == (0,)[:count]
-    if chosen:
-        assert_even(chosen, range(layers))
+    assert_even(chosen, range(layers))
 
 
 def test_a_third_slot_comes_before_a_second_layer_stays() -> None:

@@ -1,6 +1,5 @@
 """Which bytes of a layer's KV blocks a pass moves: all that it looks back at, and each new row once."""
 
-import itertools
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -89,11 +88,7 @@ def test_every_new_row_goes_home_once_and_nothing_else(layout: KvLayout, pieces:
     assert moved == sorted(byte for begin, end in need for byte in range(begin, end))
     assert len(moved) == sum(len(piece.token_ids) for piece in pieces) * 2 * layout.row_bytes
     assert all(copy.source_offset == copy.target_offset for copy in rows)
-<<<<<<< HEAD
     for before, after in pairwise(rows):
-=======
-    for before, after in itertools.pairwise(rows):
->>>>>>> break
         assert before.source_offset + before.length < after.source_offset, "neighbours travel in one copy"
     written = {
         piece.sequence.blocks[position // BLOCK_TOKENS]

@@ -24,6 +24,12 @@ def blocks(layer: int) -> Message[Any]:
     return Message(layer, "kv", 0, object(), READY)
 
 
+def preparing(handovers: KvHandovers) -> Coroutine[Any, Any, None]:
+    work = handovers.prepare(1)
+    assert work is not None
+    return work
+
+
 def test_a_pass_is_planned_once_and_not_after_it_has_failed() -> None:
     async def main() -> None:
         handovers = KvHandovers((0, 1), ahead=True)
@@ -46,9 +52,9 @@ def test_what_the_last_pass_left_on_its_way_meets_nobody_in_this_one() -> None:
     async def main() -> None:
         handovers = KvHandovers((1,), ahead=True)
         handovers.begin_pass()
-        await handovers.prepare(0)
+        assert handovers.prepare(0) is None
         assert handovers.message(0) is None
-        computing = await waits(handovers.prepare(1))
+        computing = await waits(preparing(handovers))
         before, event = blocks(1), ForeignEvent()
         going_home = handovers.arrived(before)
         await computing
@@ -57,9 +63,10 @@ def test_what_the_last_pass_left_on_its_way_meets_nobody_in_this_one() -> None:
         handovers.begin_pass()
         assert not swapping.done()
         assert handovers.message(1) is None
-        computing = await waits(handovers.prepare(1))
+        computing = await waits(preparing(handovers))
         handovers.arrived(blocks(1))
         await computing
+        assert handovers.prepare(1) is None, "it is on its way"
         handovers.attended(1, event)
         assert not swapping.done()
         swapping.cancel()
@@ -99,11 +106,17 @@ def test_not_ahead_a_layer_is_asked_for_when_the_one_before_has_ended(layers: tu
     run_virtual(main())
 
 
-def test_ahead_every_layer_is_wanted_at_once() -> None:
+def test_ahead_a_layer_is_asked_for_when_the_attention_of_the_one_before_is_launched() -> None:
     async def main() -> None:
         handovers = KvHandovers((0, 1, 2), ahead=True)
-        handovers.begin_pass()
-        for layer in (0, 1, 2):
-            await handovers.wanted(layer)
+        for _ in range(2):
+            handovers.begin_pass()
+            await handovers.wanted(0)
+            asking = await waits(handovers.wanted(1))
+            handovers.computed(0, READY)
+            await waits(handovers.wanted(1))
+            handovers.attended(0, ForeignEvent())
+            await asking
+            await waits(handovers.wanted(2))
 
     run_virtual(main())

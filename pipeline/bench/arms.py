@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.bench.accelerate_arm import ArmSettings, check_installed
 from pipeline.bench.load import Load
-from pipeline.bench.memory_limit import MemoryLimit, run_limited
+from pipeline.bench.memory_limit import MemoryLimit, OverLimit, run_limited
 from pipeline.errors import ConfigError
 from pipeline.models.config import read_config
 
@@ -23,7 +23,10 @@ AGAINST = (ACCELERATE,)
 
 @dataclass(frozen=True, slots=True)
 class ArmRun:
-    """One arm in one round: a row for each number of requests; `peak_bytes` as `run_limited` counts them."""
+    """One arm in one round: a row for each number of requests; `peak_bytes` as `run_limited` counts them.
+
+    Where the memory limit ended the arm, a row has no figures.
+    """
 
     arm: str
     round: int
@@ -62,17 +65,33 @@ class Arms:
         names = [OURS, *([against] if against else [])]
         parent = self.folder.resolve().parent
         with tempfile.TemporaryDirectory(prefix="offloaded-", dir=parent) as offload_folder:
-            commands = {OURS: self._ours(), ACCELERATE: self._accelerate(offload_folder)}
             runs = []
             for index in range(rounds):
                 # Whichever goes first may find the machine in another state.
                 for name in names if index % 2 == 0 else reversed(names):
                     self.progress(f"round {index + 1}/{rounds}: {name}")
-                    folders = (self.folder, Path(offload_folder))
-                    printed, peak_bytes = await run_limited(commands[name], self.limit, folders)
-                    told = json.loads(printed)
-                    runs.append(ArmRun(name, index, peak_bytes, told["rows"] if name == OURS else told))
+                    run = self._run_ours if name == OURS else self._run_accelerate
+                    runs.append(await run(index, Path(offload_folder)))
         return runs
+
+    async def _run_ours(self, index: int, offload_folder: Path) -> ArmRun:
+        printed, peak_bytes = await run_limited(self._ours(), self.limit, (self.folder, offload_folder))
+        return ArmRun(OURS, index, peak_bytes, json.loads(printed)["rows"])
+
+    async def _run_accelerate(self, index: int, offload_folder: Path) -> ArmRun:
+        """A process for each number of requests: larger batches need more memory, and may need too much."""
+        rows, most = list[Row](), 0
+        for requests in self.requests:
+            try:
+                command = self._accelerate(offload_folder, requests)
+                printed, peak_bytes = await run_limited(command, self.limit, (self.folder, offload_folder))
+                rows += json.loads(printed)
+            except OverLimit as error:
+                self.progress(f"{error}")
+                rows.append({"requests": requests, "token_ids": []})
+                peak_bytes = 0
+            most = max(most, peak_bytes)
+        return ArmRun(ACCELERATE, index, most, rows)
 
     def _ours(self) -> list[str]:
         load = self.load
@@ -87,11 +106,11 @@ class Arms:
         told = [f"--{name}={value}" for name, value in options.items()]
         return [sys.executable, "-m", "pipeline", "bench", "throughput", str(self.folder), *told, "--json"]
 
-    def _accelerate(self, offload_folder: str) -> list[str]:
+    def _accelerate(self, offload_folder: Path, requests: int) -> list[str]:
         settings = ArmSettings(
             folder=str(self.folder),
-            offload_folder=offload_folder,
-            requests=list(self.requests),
+            offload_folder=str(offload_folder),
+            requests=[requests],
             prompt_tokens=self.load.longest,
             new_tokens=self.load.new_tokens,
             seed=self.load.seed,
@@ -119,6 +138,7 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def _median(rows: Sequence[Row]) -> Row:
+    rows = [row for row in rows if "seconds" in row] or rows
     first = rows[0]
     numbers = [name for name, value in first.items() if isinstance(value, int | float)]
     return {**first, **{name: statistics.median(row[name] for row in rows) for name in numbers}}

@@ -34,6 +34,10 @@ class ProgramFailed(PenstockError):
     """A program that was to be measured ended with an error, which it has told on stderr, or was over its limit."""
 
 
+class OverLimit(ProgramFailed):
+    """A program's own memory was more than the limit, and it was ended for that."""
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryLimit:
     """So many bytes for a program and the cached pages of its files, held in one of the `WAYS`."""
@@ -88,7 +92,7 @@ async def run_limited(command: Sequence[str], limit: MemoryLimit | None, folders
                     process.kill()
             printed, _ = await reading
     if over and limit is not None:
-        raise ProgramFailed(
+        raise OverLimit(
             f"{_name(command)}: need at least {human_bytes(own)}, have a limit of {human_bytes(limit.nbytes)}; raise "
             "--memory-limit, or measure fewer requests"
         )

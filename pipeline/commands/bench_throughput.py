@@ -132,7 +132,7 @@ def _columns(rows: Sequence[Row]) -> dict[tuple[str, str], list[str]]:
         ("first token", "s"): column("first_token_seconds", 3),
         ("p90", "s"): column("first_token_seconds_p90", 3),
         ("next token", "s"): column("output_token_seconds", 3),
-        ("read", "per token"): [human_bytes(row["read_bytes_per_token"]) for row in rows],
+        ("read", "per token"): [human_bytes(row.get("read_bytes_per_token", 0)) for row in rows],
         ("read", "floor s"): column("read_floor_seconds", 3),
         ("compute", "floor s"): column("compute_floor_seconds", 3),
         ("larger /", "pass"): column("floor_share", 3),
@@ -146,10 +146,10 @@ def _compared_columns(runs: Sequence[ArmRun]) -> dict[tuple[str, str], list[str]
         own = [run for run in runs if run.arm == arm]
         peak = max(run.peak_bytes for run in own)
         for index, row in enumerate(median_rows(runs, arm)):
-            rates = [run.rows[index]["tokens_per_second"] for run in own]
+            rates = [run.rows[index]["tokens_per_second"] for run in own if "seconds" in run.rows[index]]
             names.append(arm)
             rows.append(row)
-            ranges.append(f"{min(rates):.2f}-{max(rates):.2f}")
+            ranges.append(f"{min(rates):.2f}-{max(rates):.2f}" if rates else "over the limit")
             peaks.append(human_bytes(peak))
     beside = {("tokens/s", "min-max"): ranges, ("memory", "at most"): peaks}
     return {("arm", ""): names, **_columns(rows), **beside}
@@ -158,6 +158,9 @@ def _compared_columns(runs: Sequence[ArmRun]) -> dict[tuple[str, str], list[str]
 def _print_agreement(ours: Sequence[Row], theirs: Sequence[Row], against: str) -> None:
     print()
     for mine, other in zip(ours, theirs, strict=True):
+        if "seconds" not in other:
+            print(f"{mine['requests']:.0f} requests: {against} needs more memory than the limit")
+            continue
         whole, tokens = agreement(mine, other)
         total = sum(map(len, mine["token_ids"]))
         ratio = mine["tokens_per_second"] / other["tokens_per_second"]

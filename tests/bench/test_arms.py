@@ -16,7 +16,7 @@ from pipeline.api import BUNDLED, Model
 from pipeline.bench.accelerate_arm import ArmSettings, main
 from pipeline.bench.arms import ACCELERATE, OURS, ArmRun, Arms, agreement, median_rows
 from pipeline.bench.load import Load
-from pipeline.bench.memory_limit import MemoryLimit
+from pipeline.bench.memory_limit import MemoryLimit, OverLimit
 from pipeline.cli import _parser
 from pipeline.errors import ConfigError
 
@@ -87,8 +87,30 @@ async def test_arms_take_turns_with_the_same_load_limit_and_files(
     options = _parser().parse_args(list(ran[0][0][3:]))
     assert (options.requests, options.prompt_tokens, options.new_tokens, options.seed) == ("1,4", "8-8", 2, 9)
     assert (options.gpu_groups, options.device, options.dtype, options.json) == (5, "cpu", "float32", True)
-    theirs = ArmSettings(**json.loads(ran[1][0][-1]))
-    assert (theirs.requests, theirs.prompt_tokens, theirs.new_tokens, theirs.seed) == ([1, 4], 8, 2, 9)
+    for requests, (command, _) in zip((1, 4), ran[1:3], strict=True):
+        theirs = ArmSettings(**json.loads(command[-1]))
+        assert (theirs.requests, theirs.prompt_tokens, theirs.new_tokens, theirs.seed) == ([requests], 8, 2, 9)
+
+
+async def test_a_batch_that_needs_too_much_memory_is_a_row_without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run_limited(
+        command: Sequence[str], limit: MemoryLimit | None, folders: Sequence[Path]
+    ) -> tuple[str, int]:
+        rows = [{"requests": count, "seconds": 2.0, "token_ids": []} for count in (1, 4)]
+        if "--json" in command:
+            return json.dumps({"rows": rows}), 7
+        if json.loads(command[-1])["requests"] == [4]:
+            raise OverLimit("need at least 2 GB, have a limit of 1.8 GB")
+        return json.dumps(rows[:1]), 8
+
+    monkeypatch.setattr(arms_module, "run_limited", run_limited)
+    said: list[str] = []
+    runs = await arms_of(BUNDLED, Load(8, 8, 2), said).run("accelerate", 1)
+    assert "need at least 2 GB, have a limit of 1.8 GB" in said
+    small, large = median_rows(runs, ACCELERATE)
+    assert small["seconds"] == 2
+    assert large == {"requests": 4, "token_ids": []}
+    assert runs[1].peak_bytes == 8
     assert median_rows(runs, OURS)[0]["tokens_per_second"] == pytest.approx(2.5)
     assert median_rows(runs, ACCELERATE)[0]["tokens_per_second"] == pytest.approx(2.5)
 

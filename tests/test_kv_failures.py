@@ -149,7 +149,7 @@ async def test_every_caller_hears_of_it_and_the_next_request_works(
             left: list[int] = []
             breaks(model, monkeypatch, left)
             for times in (1, 1000):
-                left.extend([1] * (2 if breaks is reading_weights else times))
+                left.extend([1] * {reading_weights: 2, reading: 1000}.get(breaks, times))  # reads are tried twice
                 failures = await asyncio.gather(*calls(model), return_exceptions=True)
                 left.clear()
                 assert all(isinstance(failure, ActorFailed) for failure in failures), failures
@@ -159,6 +159,19 @@ async def test_every_caller_hears_of_it_and_the_next_request_works(
                 await asyncio.sleep(0)
                 at_baseline(model, before)
                 assert await answers(model) == expected
+
+
+async def test_a_read_is_tried_once_more(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Model.open(checkpoint, **settings_with_room(checkpoint, tmp_path, **PLACES, **SETTINGS)) as model:
+        expected = await answers(model)
+        left: list[int] = []
+        reading(model, monkeypatch, left)
+        left.append(1)
+        assert await answers(model) == expected
+        assert not left
+        assert "failed, trying once more: " in caplog.text
 
 
 @pytest.mark.parametrize("device", ["cpu-copy", "cpu"])

@@ -1,6 +1,7 @@
 """The KV cache of all requests: blocks that stay on the device, and blocks that come and go."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pipeline.sequences.kv_placement import KvPlacement
 from pipeline.sequences.spill_file import SpillFile
 from pipeline.weights.layout import Copy
 
+logger = logging.getLogger("penstock")
 STAGING, WINDOW = "staging", "window"
 
 
@@ -108,6 +110,12 @@ class KeyValueCache(KvHandovers):
         """There are no tensors by name in KV blocks; see `layer`."""
         return {}
 
+    def attended(self, layer: int, event: Event) -> None:
+        """Say how the attention of a layer ends. When nobody needs it, nothing of this pass needs to move any more."""
+        if event is READY:
+            self._cached, self._rows = [], []
+        super().attended(layer, event)
+
     def arrived(self, message: Message[Slot]) -> Callable[[], Awaitable[Event]]:
         """Hand a layer's blocks to its attention; what is returned waits for its launch, and gives its event."""
         if message.at.source is not None:
@@ -131,4 +139,9 @@ class KeyValueCache(KvHandovers):
         """Behind the write of the pass before, which may still be under way: it has another slot."""
         await self._written[layer].wait()
         self._written[layer].clear()
-        await spill.read(self._spill_starts[layer], self._cached, buffer.view)
+        start, cached = self._spill_starts[layer], self._cached
+        try:
+            await spill.read(start, cached, buffer.view)
+        except OSError as error:
+            logger.warning("reading KV blocks of layer %d failed, trying once more: %s", layer, error)
+            await spill.read(start, cached, buffer.view)

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
+from pipeline.errors import RequestError
 from pipeline.sequences.sampling import Choice, Sampler, SamplingParameters
 from pipeline.text.detokenizer import Detokenizer
 from pipeline.text.stops import StopStrings
@@ -101,7 +102,13 @@ class RunningSequence:
         return not computed and any(not one.ended for one in self._earlier)
 
     def accept(self, choice: Choice) -> None:
-        """Take the token that the last pass chose, and hand its chunk to whoever waits."""
+        """Take the token that the last pass chose, and hand its chunk to whoever waits; what fails here fails alone."""
+        try:
+            self._accept(choice)
+        except Exception as error:
+            self.fail(RequestError(f"token {choice.token_id} has no text: {type(error).__name__}: {error}"))
+
+    def _accept(self, choice: Choice) -> None:
         self.token_ids.append(choice.token_id)
         text, reason = "", None
         if choice.token_id in self._stop_ids:

@@ -1,0 +1,50 @@
+"""What a process really takes, against the plan that it printed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RUN = """
+import asyncio, json, resource, sys
+from pipeline import Model
+
+async def main(requests, new_tokens, settings):
+    async with Model.open(**settings) as model:
+        size = model.runtime.config.vocabulary_size
+        prompts = [[(7 * index + place) % size for place in range(1 + index % 40)] for index in range(requests)]
+        await asyncio.gather(*(model.generate(p, max_new_tokens=new_tokens, ignore_eos=True) for p in prompts))
+        plan = model.runtime.plan
+        places = [] if model.runtime.device.unified else ["device"]
+        planned = sum(plan.need(place) for place in ["host", *places])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps([planned, peak]))
+
+asyncio.run(main(*json.loads(sys.argv[1])))
+"""
+
+
+@pytest.mark.parametrize(
+    ("requests", "new_tokens", "settings"),
+    [
+        (1, 32, {}),
+        (64, 32, {"context_tokens": 128, "kv_tokens": 8192}),
+        (64, 32, {"context_tokens": 128, "kv_tokens": 8192, "device": "cpu-copy"}),
+        (1, 8, {"gpu_groups": 24, "host_groups": 24, "device": "cpu-copy"}),
+        (8, 100, {"context_tokens": 1024, "kv_tokens": 60_000, "host_memory": "420MB", "kv_disk": True}),
+    ],
+    ids=str,
+)
+def test_the_peak_stays_within_the_printed_plan(
+    requests: int, new_tokens: int, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    if "kv_disk" in settings:
+        settings = {**settings, "kv_disk": str(tmp_path)}
+    command = [sys.executable, "-c", RUN, json.dumps([requests, new_tokens, settings])]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    planned, peak = json.loads(result.stdout)
+    assert peak <= 1.05 * planned

@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 RUN = """
-import asyncio, json, resource, sys
+import asyncio, json, sys
+from pathlib import Path
 from pipeline import Model
 
 async def main(requests, new_tokens, settings):
@@ -21,8 +22,9 @@ async def main(requests, new_tokens, settings):
         plan = model.runtime.plan
         places = [] if model.runtime.device.unified else ["device"]
         planned = sum(plan.need(place) for place in ["host", *places])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps([planned, peak]))
+    # Not ru_maxrss, which a child inherits from the process that started it.
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    print(json.dumps([planned, int(fields["VmHWM"].split()[0]) * 1024]))
 
 asyncio.run(main(*json.loads(sys.argv[1])))
 """

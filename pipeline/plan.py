@@ -26,8 +26,6 @@ from pipeline.weights.catalog import WeightCatalog
 from pipeline.weights.groups import WeightGroups
 
 DEFAULT_CONTEXT_TOKENS = 4096
-LOADED_LATER_BYTES = 32 << 20
-"""What the first passes add to the process, whatever the model: 20 to 30 MB were measured on the CPU."""
 Slots = Mapping[str, tuple[int, int]]
 """By kind of slot: how many, and of how many bytes each."""
 
@@ -61,7 +59,10 @@ def make_plan(
     host_slots, device_slots = weight_slots(settings, catalog, device)
     fixed = (
         Holding("Python, torch and what was there before", "host", resident_bytes(), ""),
-        Holding("kernels and threads, loaded as they are needed", "host", LOADED_LATER_BYTES, ""),
+        *(
+            Holding("kernels and workspaces, loaded later", place, size, "")
+            for place, size in device.loads_later.items()
+        ),
         *_slots("host", host_slots, "gpu_groups" if device.unified else "host_groups"),
         *_slots("device", device_slots, "gpu_groups"),
         *_per_pass(model, settings, groups, device, dtype, layout, context_tokens),

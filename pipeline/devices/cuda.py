@@ -8,7 +8,7 @@ and pitfalls that shaped this file: one H2D stream and one D2H stream, fixed slo
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -24,6 +24,8 @@ class CudaDevice:
 
     unified = False
     packed = True
+    loads_later: Mapping[str, int] = {"host": 780 << 20, "device": 64 << 20}
+    """What the CUDA libraries add, by place, in bytes: 740 MiB were measured on an H200, and 32 MiB for each lane."""
 
     def __init__(self, index: int = 0) -> None:
         if not torch.cuda.is_available():

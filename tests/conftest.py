@@ -23,6 +23,12 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]
     return backend
 
 
+@pytest.fixture
+def nothing_was_there_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a memory plan count only what the model takes, so that room is as exact as a test asks for."""
+    monkeypatch.setattr("pipeline.plan.resident_bytes", lambda: 0)
+
+
 def pytest_collection_finish() -> None:
     """Big libraries are imported by now; without this, each full collection would walk them and block the loop."""
     gc.freeze()

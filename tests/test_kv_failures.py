@@ -14,13 +14,13 @@ from support.kv_places import settings_with_room
 
 from actors.core.ports import Copy
 from pipeline import ActorFailed, ClosedError, Model
-from pipeline import plan as plan_module
 from pipeline.devices import cpu
 from pipeline.devices.memory import Memory
 from pipeline.models import decoder
 from pipeline.sequences.spill_file import SpillFile
 from pipeline.weights.source import WeightSource
 
+pytestmark = pytest.mark.usefixtures("nothing_was_there_before")
 LAYERS = 6
 SETTINGS: dict[str, Any] = {"context_tokens": 64, "kv_tokens": 192, "max_tokens_per_pass": 48}
 DRAW = random.Random(5)
@@ -31,16 +31,9 @@ Break = Callable[[Model, pytest.MonkeyPatch, list[int]], None]
 """Lets something fail for as long as the list holds anything; each failure takes one out."""
 
 
-@pytest.fixture(autouse=True)
-def _nothing_was_there_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_module, "resident_bytes", lambda: 0)
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("checkpoint")
-    tiny_models.save("llama_gqa_llama3", folder, layers=LAYERS)
-    return folder
+    return tiny_models.save_new("llama_gqa_llama3", tmp_path_factory, layers=LAYERS)
 
 
 def calls(model: Model) -> list[asyncio.Task[tuple[int, ...]]]:

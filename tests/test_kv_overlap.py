@@ -17,7 +17,6 @@ from support.kv_places import settings_with_room
 
 from actors.core.ports import Copy
 from pipeline import ActorFailed, Model
-from pipeline import plan as plan_module
 from pipeline.devices import cpu
 from pipeline.devices.memory import Memory
 from pipeline.models import decoder
@@ -25,6 +24,7 @@ from pipeline.models.attention import LayerKV
 from pipeline.sequences.spill_file import SpillFile
 from pipeline.weights.source import WeightSource
 
+pytestmark = pytest.mark.usefixtures("nothing_was_there_before")
 LAYERS = 6
 SETTINGS: dict[str, Any] = {"context_tokens": 64, "kv_tokens": 128, "max_tokens_per_pass": 24}
 DRAW = random.Random(4)
@@ -32,16 +32,9 @@ PROMPTS = [[DRAW.randrange(3, tiny_models.VOCABULARY_SIZE) for _ in range(count)
 PLACES = {"device": "cpu-copy", "device_layers": 4, "host_layers": 4}
 
 
-@pytest.fixture(autouse=True)
-def _nothing_was_there_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_module, "resident_bytes", lambda: 0)
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("checkpoint")
-    tiny_models.save("llama_gqa_llama3", folder, layers=LAYERS)
-    return folder
+    return tiny_models.save_new("llama_gqa_llama3", tmp_path_factory, layers=LAYERS)
 
 
 async def answers(model: Model) -> list[tuple[int, ...]]:

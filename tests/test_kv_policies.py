@@ -10,9 +10,9 @@ from support import tiny_models
 from support.kv_places import settings_with_room
 
 from pipeline import Model
-from pipeline import plan as plan_module
 from pipeline.policies import POLICIES
 
+pytestmark = pytest.mark.usefixtures("nothing_was_there_before")
 LAYERS = 6
 SETTINGS: dict[str, Any] = {"context_tokens": 96, "kv_tokens": 480, "max_tokens_per_pass": 40, "gpu_groups": 6}
 DRAW = random.Random(9)
@@ -21,17 +21,10 @@ PROMPTS = [[DRAW.randrange(3, tiny_models.VOCABULARY_SIZE) for _ in range(count)
 Answers = list[list[tuple[int, ...]]]
 
 
-@pytest.fixture(autouse=True)
-def _nothing_was_there_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_module, "resident_bytes", lambda: 0)
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With a window, so that blocks behind it do not travel."""
-    folder: Path = tmp_path_factory.mktemp("checkpoint")
-    tiny_models.save("mistral_window", folder, layers=LAYERS)
-    return folder
+    return tiny_models.save_new("mistral_window", tmp_path_factory, layers=LAYERS)
 
 
 async def plain(model: Model) -> list[tuple[int, ...]]:

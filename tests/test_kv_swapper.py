@@ -10,8 +10,8 @@ from support import tiny_models
 from support.kv_places import settings_with_room
 
 from pipeline import Model
-from pipeline import plan as plan_module
 
+pytestmark = pytest.mark.usefixtures("nothing_was_there_before")
 LAYERS = 8
 NEW_TOKENS = 12
 PROMPTS = [
@@ -20,24 +20,14 @@ PROMPTS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _nothing_was_there_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that room is as exact as the test asks for."""
-    monkeypatch.setattr(plan_module, "resident_bytes", lambda: 0)
-
-
 @pytest.fixture(scope="module", params=tiny_models.VARIANTS)
 def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("variant")
-    tiny_models.save(request.param, folder, layers=LAYERS)
-    return folder
+    return tiny_models.save_new(request.param, tmp_path_factory, layers=LAYERS)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("checkpoint")
-    tiny_models.save("llama_gqa_llama3", folder, layers=LAYERS)
-    return folder
+    return tiny_models.save_new("llama_gqa_llama3", tmp_path_factory, layers=LAYERS)
 
 
 async def answers(model: Model) -> list[tuple[Any, Any]]:

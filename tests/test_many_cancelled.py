@@ -13,8 +13,8 @@ from support import tiny_models
 from support.kv_places import settings_with_room
 
 from pipeline import Model
-from pipeline import plan as plan_module
 
+pytestmark = pytest.mark.usefixtures("nothing_was_there_before")
 REQUESTS, LEAVING = 300, 100
 LAYERS = 4
 SETTINGS: dict[str, Any] = {"device": "cpu-copy", "context_tokens": 48, "kv_tokens": 1920, "max_tokens_per_pass": 192}
@@ -26,16 +26,9 @@ NEW_TOKENS = [DRAW.randint(1, 8) for _ in range(REQUESTS)]
 GONE = object()
 
 
-@pytest.fixture(autouse=True)
-def _nothing_was_there_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_module, "resident_bytes", lambda: 0)
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("checkpoint")
-    tiny_models.save("llama_gqa_llama3", folder, layers=LAYERS)
-    return folder
+    return tiny_models.save_new("llama_gqa_llama3", tmp_path_factory, layers=LAYERS)
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,7 @@ ROOM: dict[str, Any] = {"dtype": "float32", "context_tokens": 160, "kv_tokens": 
 
 @pytest.fixture(scope="module", params=tiny_models.VARIANTS)
 def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("variant")
-    tiny_models.save(request.param, folder)
-    return folder
+    return tiny_models.save_new(request.param, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 with warnings.catch_warnings():
@@ -94,6 +95,13 @@ def save(
         warnings.simplefilter("ignore")
         model.save_pretrained(folder, max_shard_size=-(-model_bytes // shards))
         return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+
+
+def save_new(variant: str, folders: pytest.TempPathFactory, layers: int = 3) -> Path:
+    """Write the checkpoint of a variant into a new folder, which is returned."""
+    folder: Path = folders.mktemp(variant)
+    save(variant, folder, layers=layers)
+    return folder
 
 
 def with_attention(model: PreTrainedModel, implementation: str) -> PreTrainedModel:

@@ -45,6 +45,11 @@ class GpuUploader(Mover):
         watching = self.start(message, self._arrivals.watch(message, slot, event, again), watched=event)
         return watching if self._arrivals.host_waits else event
 
+    def found(self, message: Message[Slot]) -> None:
+        """Say that no link is needed for a resident group."""
+        if self._arrivals is not None:
+            self._arrivals.found()
+
     def _upload(self, message: Message[Slot], slot: Slot, vacant: Event) -> Event:
         copies = self.catalog.copies(message.layer, message.group)
         event = self._device.upload(message.at.buffer, slot.buffer, copies, (message.event,), vacant=vacant)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +18,13 @@ from actors.core.trace import Trace
 from pipeline.config import Config
 from pipeline.devices.memory import Memory
 from pipeline.devices.open import AnyDevice, open_device
-from pipeline.memory import MemoryPlan
+from pipeline.memory import MemoryPlan, slot_counts
 from pipeline.models.config import ModelConfig, read_config
 from pipeline.models.families import group_specs
-from pipeline.plan import Plan, Slots, make_plan
+from pipeline.plan import Plan, make_plan
 from pipeline.policies import find_policy, fit_policy
 from pipeline.program import GenerationProgram
+from pipeline.residency import Residency
 from pipeline.sequences.batching import Batcher
 from pipeline.sequences.blocks import BlockPool
 from pipeline.sequences.kv import KeyValueCache
@@ -50,6 +51,7 @@ class Runtime:
     dtype: torch.dtype
     context_tokens: int
     plan: MemoryPlan
+    residency: Residency
     device: AnyDevice
     catalog: WeightCatalog
     source: WeightSource
@@ -93,7 +95,7 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> Runtime
     plan.memory.check()
     if plan.kv.moving:
         logger.warning("KV blocks %s", plan.kv)
-    counts = _slots_until_computed(settings, plan)
+    counts = slots_until_computed(slot_counts(settings.gpu_groups, two_kinds=catalog.two_kinds), settings.insert)
     policy = fit_policy(find_policy(settings.policy), counts)
     source = WeightSource(catalog.host, checkpoint.files, lanes=settings.reader_lanes, chunk_bytes=settings.chunk_bytes)
     cache = None
@@ -124,8 +126,8 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> Runtime
                 clock=CLOCK,
                 trace=trace or Trace(recording=False),
                 key_values=cache if cache.layers else None,
-                host_budget=_budget("host", plan.host_slots, device.host_memory),
-                device_budget=_budget("device", plan.device_slots, device.device_memory) if plan.device_slots else None,
+                host_budget=_budget("host", plan, catalog, device.host_memory),
+                device_budget=None if device.unified else _budget("device", plan, catalog, device.device_memory),
                 # A queue never limits the depth before the budget behind it does, unless the user sets it so.
                 queues=dict.fromkeys(ACTORS[1:], settings.gpu_groups) | dict(settings.queues),
             )
@@ -136,14 +138,12 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> Runtime
         device.free()
         raise
     own = (device, catalog, source, embedding, cache, program, policy, wired)
-    return Runtime(folder, model, settings, dtype, plan.context_tokens, plan.memory, *own)
+    return Runtime(folder, model, settings, dtype, plan.context_tokens, plan.memory, plan.residency, *own)
 
 
-def _slots_until_computed(settings: Config, plan: Plan) -> Mapping[str, int]:
-    slots = plan.device_slots or plan.host_slots
-    return slots_until_computed({kind: count for kind, (count, _) in slots.items()}, settings.insert)
-
-
-def _budget(place: str, slots: Slots, memory: Callable[[int], Memory]) -> Budget:
-    """The memory behind the slots of one place."""
-    return Budget(place, {kind: [memory(size) for _ in range(count)] for kind, (count, size) in slots.items()}, CLOCK)
+def _budget(place: str, plan: Plan, catalog: WeightCatalog, memory: Callable[[int], Memory]) -> Budget:
+    """The memory behind the slots of one place, and that of the groups that stay there."""
+    cells = {kind: [memory(size) for _ in range(count)] for kind, (count, size) in plan.slots[place].items()}
+    sizes = catalog.group_bytes(place)
+    stays = plan.residency.device if place == "device" else plan.residency.host
+    return Budget(place, cells, CLOCK, {group: memory(sizes[group]) for group in stays})

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.core.errors import PenstockError
+from pipeline.commands.options import add_memory, add_settings, add_trace
 from pipeline.commands.simulate import add_simulate
 
 INTERRUPTED = 130
@@ -95,9 +96,9 @@ def _add_run(commands: Commands) -> None:
     )
     run.add_argument("--json", action="store_true", help="print one JSON object instead of streaming text")
     run.add_argument("--policy", default="backpressure", metavar="P", help="prefetch policy; default backpressure")
-    _add_settings(run)
-    _add_memory(run)
-    _add_trace(run)
+    add_settings(run)
+    add_memory(run)
+    add_trace(run)
     run.set_defaults(command=_run)
 
 
@@ -124,8 +125,9 @@ def _add_bench(commands: Commands) -> None:
     one_pass.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint folder")
     one_pass.add_argument("--passes", type=int, default=5, metavar="N", help="rounds to take the median of; default 5")
     one_pass.add_argument("--json", action="store_true")
-    _add_settings(one_pass)
-    _add_trace(one_pass)
+    add_settings(one_pass)
+    add_memory(one_pass)
+    add_trace(one_pass)
     one_pass.set_defaults(command=_bench_pass)
     policies = bench.add_parser("policies", help="every prefetch policy, measured and simulated")
     policies.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint folder")
@@ -135,8 +137,8 @@ def _add_bench(commands: Commands) -> None:
         "--batch-tokens", type=int, metavar="B", help="tokens per pass; default: so that computing and reading balance"
     )
     policies.add_argument("--json", action="store_true")
-    _add_settings(policies, gpu_groups=10)
-    _add_trace(policies)
+    add_settings(policies, gpu_groups=10)
+    add_trace(policies)
     policies.set_defaults(command=_bench_policies)
     _add_bench_throughput(bench)
     core = bench.add_parser("core", help="what channels and the line itself cost, on a simulated device")
@@ -158,8 +160,8 @@ def _add_bench_throughput(bench: Commands) -> None:
     parser.add_argument("--limit-by", metavar="WAY", help="systemd (default), or watchdog where there is none")
     parser.add_argument("--rounds", type=int, metavar="R", help="how often the arms take turns; default 1")
     parser.add_argument("--json", action="store_true", help="print one JSON object, with the tokens")
-    _add_settings(parser)
-    _add_memory(parser)
+    add_settings(parser)
+    add_memory(parser)
     parser.set_defaults(command=_bench_throughput)
 
 
@@ -179,34 +181,6 @@ def _add_report(commands: Commands) -> None:
     report.add_argument("trace", type=Path, metavar="TRACE", help="a file written with --trace")
     report.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the page to write")
     report.set_defaults(command=_report)
-
-
-def _add_settings(parser: argparse.ArgumentParser, gpu_groups: int = 4) -> None:
-    parser.add_argument(
-        "--gpu-groups",
-        type=int,
-        default=gpu_groups,
-        metavar="N",
-        help=f"weight groups on the device; default {gpu_groups}",
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cpu-copy, cuda; default auto")
-    parser.add_argument(
-        "--dtype", default="auto", help="compute in float32, float16, bfloat16; default the checkpoint's"
-    )
-
-
-def _add_memory(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--gpu-memory", metavar="SIZE", help="stay within 10GiB, 80%%, ... of the device's memory")
-    parser.add_argument(
-        "--host-memory", metavar="SIZE", help="the same for host memory; on the CPU it holds everything"
-    )
-    parser.add_argument("--kv-disk", type=Path, metavar="FOLDER", help="where KV blocks go that have no room in memory")
-
-
-def _add_trace(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--trace", type=Path, metavar="FILE", help="write what every actor did, for Perfetto and report"
-    )
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -44,6 +44,8 @@ class Config:
         gpu_memory, host_memory: what to stay within, in bytes, as "10GiB", or as a share, "80%", of the device's memory
             or of what the machine (or its control group) leaves this process; None is all there is. On the CPU the two
             are one, and `host_memory` counts.
+        residency: whether memory that the plan leaves holds weight groups for good, so that fewer of them move. Where
+            no limit is set, a tenth of what there is stays free.
         kv_disk: a folder on a disk, for KV blocks for which neither has room.
         max_requests: requests that share a pass.
         max_tokens_per_pass: tokens that one pass carries: one of each request that answers, and pieces of prompts.
@@ -63,6 +65,7 @@ class Config:
     kv_tokens: int | None = None
     gpu_memory: int | str | None = None
     host_memory: int | str | None = None
+    residency: bool = True
     kv_disk: str | Path | None = None
     max_requests: int = 64
     max_tokens_per_pass: int = 512
@@ -73,8 +76,9 @@ class Config:
     def __post_init__(self) -> None:
         _one_of("device", self.device, DEVICES)
         _one_of("dtype", self.dtype, DTYPES)
-        if not isinstance(self.share_prefixes, bool):
-            raise ConfigError(f"share_prefixes: need True or False, have {self.share_prefixes!r}")
+        for name in ("residency", "share_prefixes"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}: need True or False, have {getattr(self, name)!r}")
         find_policy(self.policy)
         for name, (least, most) in RANGES.items():
             _within(name, getattr(self, name), least, most)

@@ -1,6 +1,6 @@
 """The one memory plan: window, KV blocks, activations and logits added up, holder by holder, before any is taken."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,28 +18,31 @@ from pipeline.memory import (
     slot_counts,
 )
 from pipeline.models.config import ModelConfig
+from pipeline.residency import NOTHING_STAYS, Residency, place_groups
 from pipeline.sequences.blocks import blocks_for
 from pipeline.sequences.kv_layout import KvLayout
-from pipeline.sequences.kv_placement import FEWEST, KvPlacement, place_kv, place_kv_in_one
+from pipeline.sequences.kv_placement import KvPlacement, place_kv, place_kv_in_one
 from pipeline.sequences.pass_inputs import PassInputs
 from pipeline.weights.catalog import WeightCatalog
 from pipeline.weights.groups import WeightGroups
 
 DEFAULT_CONTEXT_TOKENS = 4096
+SPARE_SHARE = 0.1
+"""What resident groups leave free where no setting limits them: it is others' memory too."""
 Slots = Mapping[str, tuple[int, int]]
 """By kind of slot: how many, and of how many bytes each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What an open model holds, and where."""
+    """What an open model holds, and where. Without slots on the device host and device memory are one."""
 
     memory: MemoryPlan
     context_tokens: int
-    host_slots: Slots
-    device_slots: Slots
+    slots: Mapping[str, Slots]
     kv_layout: KvLayout
     kv: KvPlacement
+    residency: Residency
 
 
 def make_plan(
@@ -52,46 +55,83 @@ def make_plan(
 ) -> Plan:
     """Add everything up. KV blocks get what is left: the device first, then host memory, then the disk.
 
-    Raises ConfigError with need, have and knob for what cannot fit.
+    What they leave holds weight groups for good. Raises ConfigError with need, have and knob for what cannot fit.
     """
     context_tokens = _context_tokens(model, settings)
     layout = KvLayout.of(model, blocks_for(_kv_tokens(settings, context_tokens)), dtype)
-    host_slots, device_slots = weight_slots(settings, catalog, device)
-    fixed = (
+    fixed = [
         Holding("Python, torch and what was there before", "host", resident_bytes(), ""),
         *(
             Holding("kernels and workspaces, loaded later", place, size, "")
             for place, size in device.loads_later.items()
         ),
-        *_slots("host", host_slots, "gpu_groups" if device.unified else "host_groups"),
-        *_slots("device", device_slots, "gpu_groups"),
         *_per_pass(model, settings, groups, device, dtype, layout, context_tokens),
-    )
-    available = _available(settings, device, fixed)
-    free = {place: have - sum(one.nbytes for one in fixed if one.place == place) for place, have in available.items()}
-    placement = _place(model.layers, layout.layer_bytes, settings, device, free)
-    kv = _kv(layout.layer_bytes, placement, settings, device)
-    return Plan(MemoryPlan((*fixed, *kv), available), context_tokens, host_slots, device_slots, layout, placement)
+    ]
+    available = _available(settings, device)
+    slots = weight_slots(settings, catalog, device)
+    free = _free(available, [*fixed, *_slots(slots)])
+    kv = _place_kv(model.layers, layout.layer_bytes, settings, device, free)
+    fixed += _kv(layout.layer_bytes, kv, settings, device)
+    room = _free(_limits(settings, available), [*fixed, *_slots(slots)])
+    residency, slots = _place_groups(settings, catalog, slots, room)
+    residents = _residents(catalog, residency)
+    memory = MemoryPlan((*fixed, *_slots(slots), *residents), available)
+    return Plan(memory, context_tokens, slots, layout, kv, residency)
 
 
-def weight_slots(settings: Config, catalog: WeightCatalog, device: AnyDevice) -> tuple[Slots, Slots]:
-    """The slots in host memory and on the device.
+def weight_slots(settings: Config, catalog: WeightCatalog, device: AnyDevice) -> dict[str, Slots]:
+    """The slots in host memory and on the device, through which groups move.
 
     Memory that is one has one budget: the uploader hands the slot on, and the group budget bounds the host slots.
     """
-    host_bytes, device_bytes = catalog.slot_bytes("host"), catalog.slot_bytes("device")
-    on_device = slot_counts(settings.gpu_groups, two_kinds=catalog.two_kinds)
-    if device.unified:
-        return {kind: (count, host_bytes[kind]) for kind, count in on_device.items()}, {}
-    in_host = slot_counts(settings.host_groups, two_kinds=catalog.two_kinds)
-    return (
-        {kind: (count, host_bytes[kind]) for kind, count in in_host.items()},
-        {kind: (count, device_bytes[kind]) for kind, count in on_device.items()},
+    places = (
+        {"host": settings.gpu_groups}
+        if device.unified
+        else {"host": settings.host_groups, "device": settings.gpu_groups}
     )
+    return {
+        place: {
+            kind: (count, catalog.slot_bytes(place)[kind])
+            for kind, count in slot_counts(groups, two_kinds=catalog.two_kinds).items()
+        }
+        for place, groups in places.items()
+    }
 
 
-def _slots(place: str, slots: Slots, knob: str) -> list[Holding]:
-    return [Holding(f"{count} {kind} slots", place, count * size, knob) for kind, (count, size) in slots.items()]
+def _slots(slots: Mapping[str, Slots]) -> list[Holding]:
+    last = list(slots)[-1]
+    return [
+        Holding(f"{count} {kind} slots", place, count * size, "gpu_groups" if place == last else "host_groups")
+        for place, kinds in slots.items()
+        for kind, (count, size) in kinds.items()
+        if count
+    ]
+
+
+def _place_groups(
+    settings: Config, catalog: WeightCatalog, slots: dict[str, Slots], room: Mapping[str, int]
+) -> tuple[Residency, dict[str, Slots]]:
+    """Which groups stay, and the slots that are needed then: where everything stays nothing moves through them."""
+    if not settings.residency:
+        return NOTHING_STAYS, slots
+    sizes = {place: catalog.group_bytes(place) for place in slots}
+    last = list(slots)[-1]
+    window_bytes = sum(count * size for count, size in slots[last].values())
+    if sum(sizes[last].values()) <= room[last] + window_bytes:
+        unused = {kind: (0, size) for kind, (_, size) in slots[last].items()}
+        return Residency(**{last: tuple(sizes[last])}), {**slots, last: unused}
+    return place_groups(sizes.get("device", {}), room.get("device", 0), sizes["host"], room["host"]), slots
+
+
+def _residents(catalog: WeightCatalog, residency: Residency) -> list[Holding]:
+    held = {"device": residency.device, "host": residency.host}
+    return [
+        Holding(
+            f"{len(groups)} resident groups", place, sum(catalog.group_bytes(place)[one] for one in groups), "residency"
+        )
+        for place, groups in held.items()
+        if groups
+    ]
 
 
 def _per_pass(
@@ -121,7 +161,7 @@ def _per_pass(
     ]
 
 
-def _available(settings: Config, device: AnyDevice, fixed: tuple[Holding, ...]) -> dict[str, int]:
+def _available(settings: Config, device: AnyDevice) -> dict[str, int]:
     """What each place has: what is there, or what the settings allow if that is less."""
     host = available_host_bytes() + resident_bytes()
     if settings.host_memory is not None:
@@ -139,20 +179,28 @@ def _available(settings: Config, device: AnyDevice, fixed: tuple[Holding, ...]) 
     return available
 
 
-def _place(layers: int, layer_bytes: int, settings: Config, device: AnyDevice, free: Mapping[str, int]) -> KvPlacement:
-    """Where there is no room, the smallest placement, which the check of the plan refuses with its numbers."""
-    host_room = max(0, free["host"]) // layer_bytes
-    everything = tuple(range(layers))
+def _limits(settings: Config, available: Mapping[str, int]) -> dict[str, int]:
+    """What the plan may fill: what the settings say, or all but a spare share."""
+    said = {"host": settings.host_memory is not None, "device": settings.gpu_memory is not None}
+    return {
+        place: have if said.get(place, True) else have - round(have * SPARE_SHARE) for place, have in available.items()
+    }
+
+
+def _free(available: Mapping[str, int], holdings: Sequence[Holding]) -> dict[str, int]:
+    return {
+        place: have - sum(one.nbytes for one in holdings if one.place == place) for place, have in available.items()
+    }
+
+
+def _place_kv(
+    layers: int, layer_bytes: int, settings: Config, device: AnyDevice, free: Mapping[str, int]
+) -> KvPlacement:
+    """Without a disk host memory must do, and the check of the plan refuses what it cannot hold."""
+    host_room = layers if settings.kv_disk is None else free["host"] // layer_bytes
     if device.unified:
-        if settings.kv_disk is None:
-            return place_kv_in_one(layers, layers) or KvPlacement(everything, (), (), 0, 0)
-        return place_kv_in_one(layers, host_room) or KvPlacement((), (), everything, 0, min(FEWEST, layers))
-    if settings.kv_disk is None:
-        host_room = layers
-    smallest = KvPlacement((), everything, (), min(FEWEST, layers), 0)
-    if settings.kv_disk is not None:
-        smallest = KvPlacement((), (), everything, min(FEWEST, layers), min(FEWEST, layers))
-    return place_kv(layers, max(0, free["device"]) // layer_bytes, host_room) or smallest
+        return place_kv_in_one(layers, host_room)
+    return place_kv(layers, free["device"] // layer_bytes, host_room)
 
 
 def _kv(layer_bytes: int, kv: KvPlacement, settings: Config, device: AnyDevice) -> list[Holding]:

@@ -79,7 +79,7 @@ class ModelStatistics:
     is the mean of the latter.
     `bytes_read` counts what came from files, `bytes_needed` the tensors and rows in it. `busy_seconds` is the time in
     which an actor had work running, `stalled_seconds` what it waited for messages, room, slots, events and checks.
-    `groups_reloaded` had an upload whose event was overdue.
+    `groups_reloaded` had an upload whose event was overdue. `resident_groups` stay, by place, and move no more.
     """
 
     policy: str
@@ -95,6 +95,7 @@ class ModelStatistics:
     device_groups_peak: int
     host_groups_peak: int
     groups_reloaded: int
+    resident_groups: dict[str, int]
     busy_seconds: dict[str, float]
     stalled_seconds: dict[str, float]
     channels: dict[str, ChannelRecord]
@@ -121,6 +122,9 @@ class ModelStatistics:
             device_groups_peak=line.budgets.get("device", host).peak,
             host_groups_peak=host.peak,
             groups_reloaded=0 if arrivals is None else arrivals.reloaded,
+            resident_groups={
+                place: line.budgets[place].residents for place in ("device", "host") if place in line.budgets
+            },
             busy_seconds={name: actor.busy_seconds for one in lines for name, actor in one.actors.items()},
             stalled_seconds={name: actor.stalled_seconds for one in lines for name, actor in one.actors.items()},
             channels={

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from actors.compute_scheduler import ComputeScheduler
 from actors.core.arrivals import Arrivals
-from actors.core.budget import Budget
+from actors.core.budget import Budget, Group
 from actors.core.line import Line
 from actors.core.ports import Buffer, Catalog, Clock, Device, KeyValues, PrefetchPolicy, Program, WeightSource
 from actors.core.prefetch import PrefetchQueue
@@ -94,7 +94,8 @@ def wire(parts: Parts) -> Wired:
     order, policy = parts.program.order, parts.policy
     requests = arrivals = None
     if policy.triggered:
-        kinds = [parts.catalog.kind(layer, group) for layer, group in order]
+        residents = _resident_until_computed(parts)
+        kinds = [None if key in residents else parts.catalog.kind(*key) for key in order]
         links = 1 if parts.device_budget is None else 3
         requests = PrefetchQueue(order, kinds, parts.slots, policy, links=links, clock=parts.clock)
         arrivals = Arrivals(policy, requests)
@@ -112,6 +113,13 @@ def wire(parts: Parts) -> Wired:
     for name, stages in parts.insert.items():
         line.insert(name, stages)
     return Wired(line, _kv_line(parts), requests, arrivals)
+
+
+def _resident_until_computed(parts: Parts) -> frozenset[Group]:
+    """The groups with slots of their own all the way: a user's Mover behind the uploader has shared ones."""
+    if any(isinstance(stage, Mover) and stage.budget is not None for stage in parts.insert.get("gpu_uploader", ())):
+        return frozenset()
+    return (parts.device_budget or parts.host_budget).residents
 
 
 def _kv_line(parts: Parts) -> Line | None:

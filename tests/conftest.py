@@ -29,6 +29,18 @@ def nothing_was_there_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.plan.resident_bytes", lambda: 0)
 
 
+@pytest.fixture(autouse=True)
+def nothing_stays(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small models fit into any machine; most tests want to see their groups move all the same."""
+    if "what_fits_stays" not in request.fixturenames:
+        monkeypatch.setattr("pipeline.plan.SPARE_SHARE", 1.0)
+
+
+@pytest.fixture
+def what_fits_stays() -> None:
+    """Let weight groups stay where no limit is set, as they do for users."""
+
+
 def pytest_collection_finish() -> None:
     """Big libraries are imported by now; without this, each full collection would walk them and block the loop."""
     gc.freeze()

@@ -30,6 +30,10 @@ class Arrivals:
         self._overdue_seconds = policy.fallback_seconds if self.host_waits else None
         self.reloaded = 0
 
+    def found(self) -> None:
+        """A group needed no upload: its bytes lie on the device for good."""
+        self._queue.landed()
+
     async def watch(self, message: Message[Slot], slot: Slot, event: Event, upload: Callable[[], Event]) -> None:
         """See the copy of `message.at` into `slot` land; `upload` issues it once more, and the host waits for it.
 

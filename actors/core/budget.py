@@ -1,11 +1,14 @@
 """What bounds it: a budget is a fixed set of memory cells, leased out as slots.
 
 Budget = moving + queued + in use, never more (rule 2). Ownership is a lease: `acquire` may wait, `release` never does.
+A resident group has a cell of its own beside these, whose bytes are moved once and then found there in every pass.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from actors.core.errors import LineError, SlotError
 from actors.core.message import READY, ended
@@ -13,10 +16,16 @@ from actors.core.ports import Buffer, Clock, Event
 from actors.core.trace import Trace
 from actors.core.turns import Turns
 
+Group: TypeAlias = tuple[int, str]
+"""The layer and the name of a weight group."""
+
 
 @dataclass(frozen=True, slots=True)
 class BudgetStatistics:
-    """`held` slots are leased now, `peak` the most ever; `cooling` are free, but their last reader still runs."""
+    """`held` slots are leased now, `peak` the most ever; `cooling` are free, but their last reader still runs.
+
+    Resident groups are counted in `residents` alone.
+    """
 
     capacity: int
     held: int
@@ -24,16 +33,22 @@ class BudgetStatistics:
     cooling: int
     granted: int
     waited_seconds: float
+    residents: int
 
 
 @dataclass(slots=True)
 class _Cell:
-    """One piece of memory, and the event of whoever touched it last."""
+    """One piece of memory, and the event of whoever touched it last. Its home is a kind, or the resident group's."""
 
-    kind: str
+    home: str | Group
     index: int
     buffer: Buffer
     after: Event = READY
+    landed: Event | None = None
+
+    @property
+    def resident(self) -> bool:
+        return not isinstance(self.home, str)
 
 
 class Slot:
@@ -44,18 +59,23 @@ class Slot:
         filled: the event after which nobody of this or the last lease uses the memory any more.
         filler: the name of the actor that moved them, for errors.
         source: the slot that the bytes came from, where it is kept to take them back.
+        landed: in the cell of a resident group whose bytes an earlier lease has moved, their event; else None.
     """
 
-    __slots__ = ("_budget", "_cell", "_released", "after", "buffer", "filled", "filler", "index", "kind", "source")
+    __slots__ = (
+        *("_budget", "_cell", "_released"),
+        *("after", "buffer", "filled", "filler", "index", "kind", "landed", "source"),
+    )
 
     def __init__(self, budget: "Budget", cell: _Cell) -> None:
         self._budget = budget
         self._cell = cell
         self._released = False
-        self.kind = cell.kind
+        self.kind = cell.home if isinstance(cell.home, str) else "resident"
         self.index = cell.index
         self.buffer = cell.buffer
         self.after = cell.after
+        self.landed = cell.landed
         self.filled: Event = cell.after
         self.filler = ""
         self.source: Slot | None = None
@@ -71,6 +91,8 @@ class Slot:
             raise SlotError(f"slot {self.index} of the {self.place} budget was released twice")
         self._released = True
         self._cell.after = after
+        if self._cell.resident:
+            self._cell.landed = self.filled
         self._budget._take_back(self, self._cell)
 
     async def vacated(self) -> None:
@@ -79,20 +101,31 @@ class Slot:
 
 
 class Budget:
-    """The cells of one place, by kind. Slots are granted strictly first come, first served (rule 1)."""
+    """The cells of one place, by kind, and those of its resident groups, by layer and group.
 
-    def __init__(self, name: str, cells: Mapping[str, Iterable[Buffer]], clock: Clock) -> None:
+    Slots are granted strictly first come, first served (rule 1).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        cells: Mapping[str, Iterable[Buffer]],
+        clock: Clock,
+        residents: Mapping[Group, Buffer] | None = None,
+    ) -> None:
         self.name = name
-        self._free: dict[str, deque[_Cell]] = {}
-        index = 0
+        residents = residents or {}
+        self.residents = frozenset(residents)
+        self.slots: dict[str, int] = {}
+        self._free: dict[str | Group, deque[_Cell]] = {}
+        indices = itertools.count()
         for kind, buffers in cells.items():
-            self._free[kind] = deque()
-            for buffer in buffers:
-                self._free[kind].append(_Cell(kind, index, buffer))
-                index += 1
-        self.slots: Mapping[str, int] = {kind: len(free) for kind, free in self._free.items()}
-        self._capacity = index
+            self._free[kind] = deque(_Cell(kind, next(indices), buffer) for buffer in buffers)
+            self.slots[kind] = len(self._free[kind])
+        for group, buffer in residents.items():
+            self._free[group] = deque([_Cell(group, next(indices), buffer)])
         self._held: set[Slot] = set()
+        self._moving = 0
         self._peak = 0
         self._granted = 0
         self._turns = Turns(clock)
@@ -100,19 +133,24 @@ class Budget:
         self.trace = Trace(recording=False)
         self._counter = f"slots {name}"
 
-    async def acquire(self, kind: str) -> Slot:
-        """Wait for a free cell of `kind`. Its memory may still be read: see `Slot.after`."""
-        if kind not in self._free:
-            raise LineError(f"the {self.name} budget has no slots of kind {kind!r}, only {sorted(self._free)}")
-        free = self._free[kind]
+    async def acquire(self, kind: str, group: Group | None = None) -> Slot:
+        """Wait for a free cell of `kind`, or for the resident `group`'s own. It may still be read: see `Slot.after`."""
+        home = group if group is not None and group in self.residents else kind
+        if home not in self._free:
+            raise LineError(f"the {self.name} budget has no slots of kind {kind!r}, only {sorted(self.slots)}")
+        free = self._free[home]
         await self._turns.take_turn(lambda: bool(free))
-        slot = Slot(self, free.popleft())
+        cell = free.popleft()
+        slot = Slot(self, cell)
         self._held.add(slot)
         self._granted += 1
-        self._peak = max(self._peak, len(self._held))
-        self._count()
+        self._count(not cell.resident)
         self._turns.notify()
         return slot
+
+    def holds(self, group: Group) -> bool:
+        """Whether a resident group's bytes are there already, or have begun to move there."""
+        return group in self.residents and all(cell.landed is not None for cell in self._free[group])
 
     def recall(self) -> None:
         """Take back every slot that is still leased. Only for a line that has stopped: nobody may hold one then."""
@@ -120,24 +158,35 @@ class Budget:
             slot.release(after=slot.filled)
 
     async def settle(self) -> None:
-        """Wait for the last reader of every free cell. How it ended was its own affair: events order, no more."""
+        """Wait for the last reader of every free cell. How it ended was its own affair: events order, no more.
+
+        What resident groups held is forgotten: nobody can tell which of it the failure has spoilt.
+        """
         for cells in self._free.values():
             for cell in cells:
                 await ended(cell.after)
-                cell.after = READY
+                cell.after, cell.landed = READY, None
 
     def statistics(self) -> BudgetStatistics:
         """How full the budget is, and for how long somebody waited for it."""
-        cooling = sum(not cell.after.done() for cells in self._free.values() for cell in cells)
-        held = len(self._held)
-        return BudgetStatistics(self._capacity, held, self._peak, cooling, self._granted, self._turns.waited_seconds)
+        return BudgetStatistics(
+            capacity=sum(self.slots.values()),
+            held=self._moving,
+            peak=self._peak,
+            cooling=sum(not cell.after.done() for cells in self._free.values() for cell in cells),
+            granted=self._granted,
+            waited_seconds=self._turns.waited_seconds,
+            residents=sum(map(self.holds, self.residents)),
+        )
 
     def _take_back(self, slot: Slot, cell: _Cell) -> None:
         self._held.remove(slot)
-        self._free[cell.kind].append(cell)
-        self._count()
+        self._free[cell.home].append(cell)
+        self._count(-(not cell.resident))
         self._turns.notify()
 
-    def _count(self) -> None:
-        if self.trace.recording:
-            self.trace.count(self._counter, self._clock(), len(self._held))
+    def _count(self, more: int) -> None:
+        self._moving += more
+        self._peak = max(self._peak, self._moving)
+        if self.trace.recording and more:
+            self.trace.count(self._counter, self._clock(), self._moving)

@@ -64,8 +64,7 @@ class Line:
     @property
     def budgets(self) -> tuple[Budget, ...]:
         """The budgets that the line's movers draw on, each once."""
-        found = [actor.budget for actor in self._actors if isinstance(actor, Mover) and actor.budget is not None]
-        return tuple(dict.fromkeys(found))
+        return _budgets(self._actors)
 
     async def run(self) -> None:
         """Run all actors until the line has ended. Raises the first ActorFailed; afterwards it can run anew."""
@@ -136,8 +135,14 @@ class Line:
                 sender, receiver = open_channel(neighbour.name, self._queues[neighbour.name], self._clock, self.trace)
                 self._inlets[neighbour.name] = receiver
             actor.catalog = self._catalog
-            actor.wire(Wiring(inlet, sender, tasks, started, self._clock, Meter(actor.name, self.trace)))
+            ahead = _budgets(self._actors[self._actors.index(actor) + 1 :])
+            actor.wire(Wiring(inlet, sender, tasks, started, self._clock, Meter(actor.name, self.trace), ahead))
             inlet = receiver
+
+
+def _budgets(actors: Iterable[Actor]) -> tuple[Budget, ...]:
+    found = [actor.budget for actor in actors if isinstance(actor, Mover) and actor.budget is not None]
+    return tuple(dict.fromkeys(found))
 
 
 def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -52,7 +52,8 @@ class PrefetchQueue:
 
     `links` is how many groups may be on their way at a time: one for each hop between disk and device, and one between
     two hops, without which unequal groups would make the links wait for each other. So a request is sent when it is
-    about to move, and not before: what was sent cannot be overtaken any more (rule 1).
+    about to move, and not before: what was sent cannot be overtaken any more (rule 1). The kind of a resident group is
+    None: it has a slot of its own.
 
     Attributes:
         asked_at: the most groups that a trigger asked for, by the kind of half that started.
@@ -62,7 +63,7 @@ class PrefetchQueue:
     def __init__(
         self,
         order: Sequence[tuple[int, str]],
-        slot_kinds: Sequence[str],
+        slot_kinds: Sequence[str | None],
         slots: Mapping[str, int],
         policy: PrefetchPolicy,
         *,
@@ -119,7 +120,8 @@ class PrefetchQueue:
         # The half before may still compute its last micro-batch, but the one before that has ended.
         self._computed = max(self._computed, position - 1)
         kind, layer = self._halves[position % len(self._halves)]
-        half = Half(kind, layer, len(self._sent))
+        held = sum(self._slot_kind(sent) is not None for sent in self._sent)
+        half = Half(kind, layer, held)
         asks = [ask for ask in self._asks("at_start", lambda: self._policy.at_start(half)) if self._ask(position, ask)]
         self.asked_at[kind] = max(self.asked_at[kind], len(asks))
         self.depth = max(self.depth, *(ask.layer - layer for ask in asks), 0)
@@ -168,8 +170,13 @@ class PrefetchQueue:
 
     def _fits(self, position: int, computed: int) -> bool:
         """Whether the group can have a slot while those from `computed` on up to it keep theirs (rule 2)."""
-        kind = self._slot_kinds[position % len(self._slot_kinds)]
+        kind = self._slot_kind(position)
+        if kind is None:
+            return True  # the pass before has computed it
         return self._rank(position, kind) - self._rank(computed, kind) < self._slots[kind]
+
+    def _slot_kind(self, position: int) -> str | None:
+        return self._slot_kinds[position % len(self._slot_kinds)]
 
     def _rank(self, position: int, kind: str) -> int:
         """How many groups with this kind of slot come before a position."""

@@ -31,6 +31,7 @@ class Wiring:
     started: "set[asyncio.Task[None]]"
     clock: Clock
     meter: Meter
+    ahead: Sequence[Budget] = ()
     next_seq: int = 0
     in_hand: Message[Any] | None = None
 
@@ -157,6 +158,11 @@ class Actor:
         except ChannelClosed as closed:
             raise _Ended from closed
 
+    def _lies_ahead(self, message: Message[Any]) -> bool:
+        """Whether the bytes are at a place further down the line, for good: then there is nothing to do here."""
+        group = (message.layer, message.group)
+        return message.at is None and any(budget.holds(group) for budget in self._wired.ahead)
+
     def _failure(self, message: Message[Any] | None, error: Exception) -> ActorFailed:
         if isinstance(error, ActorFailed):
             return error
@@ -180,7 +186,10 @@ class Source(Actor):
 
 
 class Stage(Actor):
-    """Looks at each message, checks or transforms it, and sends it on."""
+    """Looks at each message, checks or transforms it, and sends it on.
+
+    It sees a resident group when its bytes move, and not when they lie where an earlier pass has put them.
+    """
 
     async def handle(self, message: Message[Slot]) -> Message[Slot]:
         """Return the message to send on: the same group in the same slot, perhaps with another event.
@@ -193,6 +202,9 @@ class Stage(Actor):
         clock, meter = self._wired.clock, self._wired.meter
         while True:
             message = await self._receive()
+            if self._lies_ahead(message) or (message.at is not None and message.at.landed is not None):
+                await self._send(message)
+                continue
             started, stalled_before = clock(), meter.stalled_seconds
             result = await self.handle(message)
             self._check(message, result)
@@ -212,7 +224,8 @@ class Stage(Actor):
 class Mover(Actor):
     """Takes the next slot of its budget and moves the bytes into it. Without a budget it works in place.
 
-    With `keeps_source` the slot that they came from is not released, but goes along as `Slot.source`.
+    With `keeps_source` the slot that they came from is not released, but goes along as `Slot.source`. A resident group
+    has a slot of its own; what is there already is not moved again.
     """
 
     budget: Budget | None = None
@@ -230,24 +243,40 @@ class Mover(Actor):
         """
         raise NotImplementedError
 
+    def found(self, message: Message[Any]) -> None:
+        """Take note that the bytes of a resident group lie where they are needed, so that `move` is not asked."""
+
     async def _work(self) -> None:
         while True:
             message = await self._receive()
+            if self._lies_ahead(message):
+                await self._send(message)
+                continue
             source = message.at
             slot = source if self.budget is None else await self._acquire(self.budget, message)
             if slot is None:
                 raise LineError(f"{self.name} works in place, but comes before any bytes do: give it a budget")
-            event = await self.move(message, slot)
-            _require_event(self.name, "move", event)
+            event = await self._fill(message, slot)
             slot.filled, slot.filler = event, self.name
             if source is not None and source is not slot:
                 self._leave(source, slot)
-            self._wired.meter.launched(message, (event,), slot.index)
             await self._send(replace(message, at=slot, event=event))
 
     async def _acquire(self, budget: Budget, message: Message[Any]) -> Slot:
-        slot: Slot = await self.stalled("slot", message, budget.acquire(self.kind(message)))
+        acquiring = budget.acquire(self.kind(message), (message.layer, message.group))
+        slot: Slot = await self.stalled("slot", message, acquiring)
         return slot
+
+    async def _fill(self, message: Message[Any], slot: Slot) -> Event:
+        """The event after which the group's bytes are in its slot."""
+        if slot.landed is not None:
+            self.found(message)
+            self._wired.meter.launched(message, (), slot.index)
+            return slot.landed
+        event = await self.move(message, slot)
+        _require_event(self.name, "move", event)
+        self._wired.meter.launched(message, (event,), slot.index)
+        return event
 
     def _leave(self, source: Slot, slot: Slot) -> None:
         if self.keeps_source:

@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.bench.accelerate_arm import ArmSettings, check_installed
 from pipeline.bench.load import Load
 from pipeline.bench.memory_limit import MemoryLimit, OverLimit, run_limited
+from pipeline.commands.options import as_options
 from pipeline.errors import ConfigError
 from pipeline.models.config import read_config
 
@@ -101,9 +102,8 @@ class Arms:
             "new-tokens": load.new_tokens,
             "seed": load.seed,
             **({} if load.arrivals_per_second is None else {"arrival": f"poisson:{load.arrivals_per_second}"}),
-            **{name.replace("_", "-"): value for name, value in self.settings.items()},
         }
-        told = [f"--{name}={value}" for name, value in options.items()]
+        told = [*as_options(options), *as_options(self.settings)]
         return [sys.executable, "-m", "pipeline", "bench", "throughput", str(self.folder), *told, "--json"]
 
     def _accelerate(self, offload_folder: Path, requests: int) -> list[str]:

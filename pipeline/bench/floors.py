@@ -9,12 +9,13 @@ from actors.core.budget import Budget, Slot
 from actors.core.message import READY, Message
 from pipeline.build import Runtime
 from pipeline.memory import available_host_bytes
+from pipeline.residency import Residency
 from pipeline.sequences.sampling import SamplingParameters
 from pipeline.sequences.sequence import RunningSequence
 
 
 @dataclass(frozen=True, slots=True)
-class Resident:
+class Loaded:
     """All groups of a pass in device memory, as messages. `aliased` when groups had to share memory to fit."""
 
     messages: tuple[Message[Slot], ...]
@@ -22,26 +23,33 @@ class Resident:
 
 
 class Floors:
-    """Measures on a runtime of its own, whose line never runs."""
+    """Measures on a runtime of its own, without residents, whose line never runs.
 
-    def __init__(self, runtime: Runtime) -> None:
+    What stays by the `residency` of the measured runtime is not read by its passes, and so not for its floor.
+    """
+
+    def __init__(self, runtime: Runtime, residency: Residency) -> None:
         self._runtime = runtime
         (self._host, *_) = runtime.line.budgets
+        stays = {*residency.device, *residency.host}
+        self._read_in_pass = [group for group in runtime.catalog.order if group not in stays]
 
     async def read_seconds(self) -> float:
-        """Read every group with our own reader and nothing else, as many at a time as there are host slots.
+        """Read every group of a pass with our own reader and nothing else, as many at a time as there are host slots.
 
         Two sweeps without a pause between them; the second is measured, from the end of the first to its own, as a
         pass is. Started cold, a sweep would also count the time in which the disk's queue fills and drains.
         """
+        if not self._read_in_pass:
+            return 0.0
         reads = []
-        for layer, group in (*self._runtime.catalog.order, *self._runtime.catalog.order):
+        for layer, group in (*self._read_in_pass, *self._read_in_pass):
             slot = await self._host.acquire(self._runtime.catalog.kind(layer, group))
             reads.append(asyncio.create_task(self._read(layer, group, slot)))
         landed = await asyncio.gather(*reads)
         return landed[-1] - landed[len(landed) // 2 - 1]
 
-    async def load(self, *, shared: bool = False) -> Resident:
+    async def load(self, *, shared: bool = False) -> Loaded:
         """Bring every group into device memory for good; `shared`, or where they do not fit, one per kind for all."""
         runtime, order = self._runtime, self._runtime.catalog.order
         sizes = runtime.catalog.slot_bytes("device")
@@ -57,9 +65,9 @@ class Floors:
                 first[kind] = await memory.acquire(kind)
                 await self._fill(layer, group, first[kind])
             messages.append(Message(layer, group, seq, first[kind], READY))
-        return Resident(tuple(messages), aliased)
+        return Loaded(tuple(messages), aliased)
 
-    async def compute_seconds(self, resident: Resident, lengths: Sequence[int] = (1,)) -> float:
+    async def compute_seconds(self, loaded: Loaded, lengths: Sequence[int] = (1,)) -> float:
         """Run one pass with every group in place: the same program, without the line.
 
         It carries a whole prompt of each of the `lengths`, by default a single token.
@@ -71,7 +79,7 @@ class Floors:
             program.submit(RunningSequence([1] * length, one_token, frozenset(), None, vocabulary_size))
         started = time.perf_counter()
         pass_ = await program.begin()
-        for message in resident.messages:
+        for message in loaded.messages:
             program.step(pass_, message)
         await program.finish(pass_)
         return time.perf_counter() - started

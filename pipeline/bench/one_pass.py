@@ -10,9 +10,10 @@ from typing import Any
 
 from actors.core.trace import Trace
 from pipeline.api import Model
-from pipeline.bench.floors import Floors, Resident
+from pipeline.bench.floors import Floors, Loaded
 from pipeline.build import build
 from pipeline.config import Config
+from pipeline.residency import NOTHING_STAYS
 from pipeline.trace.configuration import describe
 from pipeline.trace.recording import Recording
 
@@ -58,28 +59,31 @@ async def bench_pass(
 
     The recording is the last round's.
     """
-    runtime = await asyncio.to_thread(build, folder, Config.from_arguments(settings))
+    everything_moves = Config.from_arguments({**settings, "residency": False})
+    runtime = await asyncio.to_thread(build, folder, everything_moves)
     try:
-        floors = Floors(runtime)
         progress("loading every group once, for the compute floor")
-        resident = await floors.load()
-        await floors.compute_seconds(resident)
+        loaded = await Floors(runtime, NOTHING_STAYS).load()
         async with Model.open(folder, **settings) as model:
-            report = await _rounds(model, floors, resident, passes, progress)
+            floors = Floors(runtime, model.runtime.residency)
+            await floors.compute_seconds(loaded)
+            progress("one pass, in which what stays is loaded")
+            await _steady_pass_seconds(model)
+            report = await _rounds(model, floors, loaded, passes, progress)
             trace = model.runtime.line.trace
             return report, Recording(trace.spans, trace.counts, describe(model.runtime, "bench pass"))
     finally:
         await runtime.aclose()
 
 
-async def _rounds(model: Model, floors: Floors, resident: Resident, passes: int, progress: Progress) -> PassReport:
+async def _rounds(model: Model, floors: Floors, loaded: Loaded, passes: int, progress: Progress) -> PassReport:
     reads, computes, streamed, recorded, waits, firsts = [], [], [], [], [], []
     moved = model.statistics()
     for index in range(passes):
         progress(f"round {index + 1}/{passes}: reading alone")
         reads.append(await floors.read_seconds())
         progress(f"round {index + 1}/{passes}: computing alone")
-        computes.append(await floors.compute_seconds(resident))
+        computes.append(await floors.compute_seconds(loaded))
         progress(f"round {index + 1}/{passes}: both at once")
         plain_first = index % 2 == 0  # a pass right behind another is not quite like one behind a pause
         if plain_first:
@@ -88,7 +92,7 @@ async def _rounds(model: Model, floors: Floors, resident: Resident, passes: int,
             recorded.append(await _steady_pass_seconds(model))
         if not plain_first:
             streamed.append(await _steady_pass_seconds(model))
-        first, each = _waits(trace, len(resident.messages))
+        first, each = _waits(trace, len(loaded.messages))
         firsts.append(first)
         waits.append(each)
         progress(
@@ -110,7 +114,7 @@ async def _rounds(model: Model, floors: Floors, resident: Resident, passes: int,
         tuple(recorded),
         tuple(reads),
         tuple(computes),
-        resident.aliased,
+        loaded.aliased,
         statistics.median(firsts),
         statistics.median(waits),
         (after.bytes_read - moved.bytes_read) / ran,

@@ -17,6 +17,7 @@ from pipeline.build import build
 from pipeline.config import Config
 from pipeline.errors import RequestError
 from pipeline.program import GenerationProgram
+from pipeline.residency import Residency
 from pipeline.sequences.blocks import BLOCK_TOKENS, blocks_for
 
 Progress = Callable[[str], None]
@@ -81,7 +82,8 @@ async def bench_throughput(
     async with Model.open(folder, **settings) as model:
         await measure(model, load.warm_up, 1, lambda text: None)
         rows = [await measure(model, load, count, progress) for count in requests]
-    return await _with_floors(folder, settings, rows, progress)
+        residency = model.runtime.residency
+    return await _with_floors(folder, settings, residency, rows, progress)
 
 
 async def measure(model: Model, load: Load, requests: int, progress: Progress) -> Throughput:
@@ -203,7 +205,7 @@ class _Run:
 
 
 async def _with_floors(
-    folder: Path, settings: Mapping[str, Any], rows: Sequence[Throughput], progress: Progress
+    folder: Path, settings: Mapping[str, Any], residency: Residency, rows: Sequence[Throughput], progress: Progress
 ) -> list[Throughput]:
     """Medians of the two floors of each row.
 
@@ -211,20 +213,20 @@ async def _with_floors(
     size of the model. The sequences of the compute floor have no past to attend to: it is lower than what a pass with
     long contexts could reach, and so is the share.
     """
-    runtime = await asyncio.to_thread(build, folder, Config.from_arguments(settings))
+    runtime = await asyncio.to_thread(build, folder, Config.from_arguments({**settings, "residency": False}))
     try:
-        floors, reads = Floors(runtime), []
+        floors, reads = Floors(runtime, residency), []
         for index in range(FLOOR_ROUNDS):
             progress(f"reading alone, {index + 1}/{FLOOR_ROUNDS}")
             reads.append(await floors.read_seconds())
-        sweep_bytes = runtime.source.bytes_read / (2 * FLOOR_ROUNDS)
-        resident, done = await floors.load(shared=True), []
+        sweep_bytes = max(1.0, runtime.source.bytes_read / (2 * FLOOR_ROUNDS))
+        loaded, done = await floors.load(shared=True), []
         for row in rows:
             tokens = max(1, round(row.pass_tokens))
             progress(f"computing {tokens} tokens alone")
             share = min(1.0, row.read_bytes_per_pass / sweep_bytes)
             lengths = _spread(tokens, min(tokens, row.requests))
-            computes = [await floors.compute_seconds(resident, lengths) for _ in range(1 + FLOOR_ROUNDS)][1:]
+            computes = [await floors.compute_seconds(loaded, lengths) for _ in range(1 + FLOOR_ROUNDS)][1:]
             read, compute = statistics.median(reads) * share, statistics.median(computes)
             done.append(replace(row, read_floor_seconds=read, compute_floor_seconds=compute))
         return done

@@ -176,7 +176,7 @@ class Tuner:
         return []
 
     async def _build(self, gpu_groups: int, host_groups: int) -> Runtime:
-        config = Config(device=self.device, gpu_groups=gpu_groups, host_groups=host_groups)
+        config = Config(device=self.device, gpu_groups=gpu_groups, host_groups=host_groups, residency=False)
         return await asyncio.to_thread(build, self.folder, config)
 
     async def _timings(self, candidate: Candidate) -> SteadyTimings:
@@ -210,6 +210,7 @@ class Tuner:
             "device": self.device,
             "max_tokens_per_pass": self.batch_tokens,
             "context_tokens": prompt_tokens + new_tokens,
+            "residency": False,  # what is tuned is how groups move
             **candidate.settings,
         }
         async with Model.open(self.folder, **settings) as model:

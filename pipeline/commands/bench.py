@@ -6,6 +6,7 @@ import sys
 
 from pipeline.bench.core import bench_core
 from pipeline.bench.one_pass import PassReport, bench_pass
+from pipeline.commands.options import model_settings
 from pipeline.commands.progress import Progress
 from pipeline.errors import ConfigError
 from pipeline.memory import human_bytes
@@ -20,8 +21,7 @@ async def bench(options: argparse.Namespace) -> None:
     if options.trace is not None:
         check_writable(options.trace)
     progress = Progress()
-    settings = {"gpu_groups": options.gpu_groups, "device": options.device, "dtype": options.dtype}
-    report, recording = await bench_pass(options.model, settings, options.passes, progress.say)
+    report, recording = await bench_pass(options.model, model_settings(options), options.passes, progress.say)
     progress.clear()
     if options.json:
         json.dump(report.as_dict(), sys.stdout, indent=2)

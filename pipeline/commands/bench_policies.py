@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.bench.policies import CHAINED_TITLE, PolicyBench, PolicyReport, balanced_tokens
+from pipeline.commands.options import model_settings
 from pipeline.commands.policy_table import policy_table
 from pipeline.commands.progress import Progress
 from pipeline.config import Config
@@ -28,12 +29,8 @@ async def bench_policies(options: argparse.Namespace) -> None:
     names = list(dict.fromkeys(options.policies or POLICIES))
     for name in names:
         find_policy(name)
-    settings = {
-        "gpu_groups": options.gpu_groups,
-        "host_groups": options.gpu_groups,
-        "device": options.device,
-        "dtype": options.dtype,
-    }
+    # Policies differ in how they move groups, so all of them move.
+    settings = {**model_settings(options), "host_groups": options.gpu_groups, "residency": False}
     Config.from_arguments(settings)
     progress = Progress()
     tokens = options.batch_tokens or await balanced_tokens(options.model, settings, options.passes, progress.say)

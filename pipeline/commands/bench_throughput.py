@@ -12,6 +12,7 @@ from pipeline.bench.arms import OURS, ArmRun, Arms, Row, agreement, median_rows
 from pipeline.bench.load import Load
 from pipeline.bench.memory_limit import MemoryLimit
 from pipeline.bench.throughput import bench_throughput
+from pipeline.commands.options import model_settings
 from pipeline.commands.progress import Progress
 from pipeline.commands.table import aligned
 from pipeline.config import Config
@@ -22,15 +23,9 @@ from pipeline.memory import available_host_bytes, human_bytes, parse_bytes
 async def throughput(options: argparse.Namespace) -> None:
     """Measure, and print a table or one JSON object."""
     requests, load, limit = _requests(options.requests), _load(options), _limit(options)
-    settings = {
-        "gpu_groups": options.gpu_groups,
-        "device": options.device,
-        "dtype": options.dtype,
-        "gpu_memory": options.gpu_memory,
-        "host_memory": options.host_memory or options.memory_limit,
-        "kv_disk": options.kv_disk,
-    }
-    settings = {name: value for name, value in settings.items() if value is not None}
+    settings = model_settings(options)
+    if options.memory_limit is not None:
+        settings.setdefault("host_memory", options.memory_limit)
     Config.from_arguments(settings)
     told = {
         "model": str(options.model),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.api import Model
+from pipeline.commands.options import model_settings
 from pipeline.commands.progress import Progress
 from pipeline.memory import human_bytes
 from pipeline.sequences.sequence import Chunk
@@ -27,15 +28,7 @@ RESOURCES = {"disk_reader": "disk", "gpu_uploader": "host-to-device link", "comp
 async def run(options: argparse.Namespace) -> None:
     """Stream the text, then say what was read, at what rate, and which resource bound the run."""
     arguments: dict[str, Any] = {"max_new_tokens": options.max_new_tokens, "temperature": options.temperature}
-    settings = {
-        "gpu_groups": options.gpu_groups,
-        "device": options.device,
-        "dtype": options.dtype,
-        "policy": options.policy,
-        "gpu_memory": options.gpu_memory,
-        "host_memory": options.host_memory,
-        "kv_disk": options.kv_disk,
-    }
+    settings = model_settings(options)
     if options.trace is not None:
         check_writable(options.trace)
     async with Model.open(options.model, **settings) as model:

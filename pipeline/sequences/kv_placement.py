@@ -36,36 +36,36 @@ class KvPlacement:
         return tuple(sorted((*self.host, *self.disk)))
 
 
-def place_kv(layers: int, device_room: int, host_room: int) -> KvPlacement | None:
+def place_kv(layers: int, device_room: int, host_room: int) -> KvPlacement:
     """Place the layers where there is room for `device_room` and `host_room` of them, the others on the disk.
 
-    None where there is not even room for the slots through which they would pass.
+    The slots through which layers pass are there even where there is no room for them: the memory plan refuses it then.
     """
     if device_room >= layers:
         return KvPlacement(tuple(range(layers)), (), (), 0, 0)
-    window = min(WINDOW, max(FEWEST, device_room - 1), layers)
-    if device_room < window:
-        return None
-    staying = spread(range(layers), device_room - window)
+    window, staying_count = _slots_and_rest(layers, device_room)
+    staying = spread(range(layers), staying_count)
     moving = [layer for layer in range(layers) if layer not in staying]
     if host_room >= len(moving):
         return KvPlacement(staying, tuple(moving), (), window, 0)
-    staging = min(WINDOW, max(FEWEST, host_room - 1), len(moving))
-    if host_room < staging:
-        return None
-    host = spread(moving, host_room - staging)
+    staging, host_count = _slots_and_rest(len(moving), host_room)
+    host = spread(moving, host_count)
     return KvPlacement(staying, host, tuple(layer for layer in moving if layer not in host), window, staging)
 
 
-def place_kv_in_one(layers: int, room: int) -> KvPlacement | None:
+def place_kv_in_one(layers: int, room: int) -> KvPlacement:
     """The same where host and device memory are one: a layer that comes from the disk is attended to where it lands."""
     if room >= layers:
         return KvPlacement(tuple(range(layers)), (), (), 0, 0)
-    staging = min(WINDOW, max(FEWEST, room - 1), layers)
-    if room < staging:
-        return None
-    staying = spread(range(layers), room - staging)
+    staging, staying_count = _slots_and_rest(layers, room)
+    staying = spread(range(layers), staying_count)
     return KvPlacement(staying, (), tuple(layer for layer in range(layers) if layer not in staying), 0, staging)
+
+
+def _slots_and_rest(layers: int, room: int) -> tuple[int, int]:
+    """How many slots layers pass through, and for how many layers there is room beside them."""
+    slots = min(WINDOW, max(FEWEST, room - 1), layers)
+    return slots, max(0, room - slots)
 
 
 def spread(layers: Sequence[int], count: int) -> tuple[int, ...]:

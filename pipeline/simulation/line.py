@@ -14,6 +14,7 @@ from actors.core.trace import Trace
 from pipeline.devices.sim import SimDevice
 from pipeline.memory import slot_counts
 from pipeline.policies import POLICIES, fit_policy
+from pipeline.residency import NOTHING_STAYS, Residency
 from pipeline.simulation.loop import run_virtual
 from pipeline.simulation.timings import Order, Timings
 from pipeline.simulation.world import BYTES_PER_SECOND, SimCatalog, SimDisk, SimKeyValues, SimProgram
@@ -55,11 +56,12 @@ def sim_line(
     trace: Trace | None = None,
     work: Callable[[int, str], float] | None = None,
     pass_tokens: int | None = None,
+    residency: Residency = NOTHING_STAYS,
 ) -> SimLine:
     """Wire a line on simulated ports, as `pipeline.build` does on real ones. Call it on the loop that will run it.
 
     Queues and host slots that are not given hold as many as there are `gpu_groups`. `source` and `work` stand in for
-    the simulated disk and the computing of a group.
+    the simulated disk and the computing of a group. What stays by `residency` has memory beside the slots.
     """
     clock = asyncio.get_running_loop().time
     unified = timings.one_link
@@ -70,8 +72,9 @@ def sim_line(
     slots = slots_until_computed(held, insert or {})
     policy = fit_policy(policy, slots)
     trace = trace or Trace(recording=False)
-    host = Budget("host", _cells(slot_counts(host_groups, two_kinds=two_kinds), device), clock)
-    memory = None if unified else Budget("device", _cells(held, device), clock)
+    in_host = slot_counts(host_groups, two_kinds=two_kinds)
+    host = Budget("host", _cells(in_host, device), clock, dict.fromkeys(residency.host))
+    memory = None if unified else Budget("device", _cells(held, device), clock, dict.fromkeys(residency.device))
     moves_kv = timings.kv_seconds > 0 and sum(group == "attn" for _, group in timings.order) > 1
     key_values = SimKeyValues(timings, device, ahead=getattr(policy, "kv_ahead", True)) if moves_kv else None
     program = SimProgram(device, timings, policy, key_values, work, pass_tokens)
@@ -129,6 +132,7 @@ def simulate(
     host_groups: int | None = None,
     queue: int | None = None,
     pass_tokens: int | None = None,
+    residency: Residency = NOTHING_STAYS,
 ) -> Simulated:
     """Run so many passes on virtual time. Raises Deadlock when the line can never end.
 
@@ -146,6 +150,7 @@ def simulate(
             queue=queue,
             trace=trace,
             pass_tokens=pass_tokens,
+            residency=residency,
         )
         await sim.run()
         asked, depth = ({}, None) if sim.queue is None else (dict(sim.queue.asked_at), sim.queue.depth)

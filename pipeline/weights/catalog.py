@@ -58,11 +58,16 @@ class WeightCatalog:
     def slot_bytes(self, place: str) -> dict[str, int]:
         """The size that a slot of each kind needs, in the "host" or on the "device": that of its largest group."""
         sizes: dict[str, int] = {}
-        for key in self.order:
+        for key, nbytes in self.group_bytes(place).items():
             kind = self.kind(*key)
-            nbytes = self.host[key].slot_bytes if place == "host" else self._device_bytes[key]
             sizes[kind] = max(sizes.get(kind, 0), nbytes)
         return sizes
+
+    def group_bytes(self, place: str) -> dict[tuple[int, str], int]:
+        """The size that each group needs, in the "host" or on the "device", in compute order."""
+        if place == "host":
+            return {key: layout.slot_bytes for key, layout in self.host.items()}
+        return dict(self._device_bytes)
 
     @property
     def needed_bytes(self) -> int:

@@ -11,7 +11,7 @@ def settings_with_room(
     checkpoint: Path, folder: Path, device_layers: int, host_layers: int, **settings: Any
 ) -> dict[str, Any]:
     """What `Model.open` needs, so that everything else fits exactly; the other layers live on the disk."""
-    runtime = build(checkpoint, Config(**settings))
+    runtime = build(checkpoint, Config(**{**settings, "residency": False}))
     runtime.device.free()
     layer_bytes = runtime.cache.layout.layer_bytes
     fixed = [one for one in runtime.plan.holdings if "KV blocks" not in one.holder]

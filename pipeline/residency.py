@@ -1,0 +1,57 @@
+"""Which weight groups stay where there is room for them. Pure, and chosen once.
+
+Every pass needs every group, so each byte that stays saves one byte per pass, whichever it is; an LRU would miss every
+time. Groups that stay are spread evenly over the pass, so that those that still move do so at an even pace: with the
+same bytes at one end, moving and computing would take turns (design.md, section 5).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from actors.core.budget import Group
+
+
+@dataclass(frozen=True, slots=True)
+class Residency:
+    """The groups that stay on the device, and those of the others that stay in host memory."""
+
+    device: tuple[Group, ...] = ()
+    host: tuple[Group, ...] = ()
+
+
+NOTHING_STAYS = Residency()
+
+
+def place_groups(
+    device_bytes: Mapping[Group, int], device_room: int, host_bytes: Mapping[Group, int], host_room: int
+) -> Residency:
+    """Fill the device first: what stays there saves both a read and an upload. Sizes are those of all groups, in order.
+
+    Where host and device memory are one, leave the device out: `device_bytes` are empty.
+    """
+    device = spread(device_bytes, device_room)
+    others = {group: size for group, size in host_bytes.items() if group not in set(device)}
+    return Residency(device, spread(others, host_room))
+
+
+def spread(sizes: Mapping[Group, int], room: int) -> tuple[Group, ...]:
+    """Groups of at most `room` bytes in all, in compute order, spread evenly by bytes.
+
+    A group stays when the room's share of all bytes up to it has paid for it. What is left then holds smaller ones.
+    """
+    share = min(1.0, max(0, room) / max(1, sum(sizes.values())))
+    stays: set[Group] = set()
+    left, credit = room, 0.0
+    for group, size in sizes.items():
+        credit += share * size
+        if size <= min(round(credit), left):
+            stays.add(group)
+            credit -= size
+            left -= size
+    smaller = [group for group, size in sizes.items() if group not in stays and size <= left]
+    count = min(len(smaller), left // max((sizes[group] for group in smaller), default=1))
+    for group in (*(smaller[index * len(smaller) // count] for index in range(count)), *smaller):
+        if group not in stays and sizes[group] <= left:
+            stays.add(group)
+            left -= sizes[group]
+    return tuple(group for group in sizes if group in stays)

@@ -17,7 +17,7 @@ from actors.core.ports import PrefetchPolicy
 from actors.core.trace import Trace
 from pipeline.config import Config
 from pipeline.devices.memory import Memory
-from pipeline.devices.open import AnyDevice, open_device
+from pipeline.devices.open import AnyDevice, PlannedDevice, open_device
 from pipeline.memory import MemoryPlan, slot_counts
 from pipeline.models.config import ModelConfig, read_config
 from pipeline.models.families import group_specs
@@ -30,9 +30,9 @@ from pipeline.sequences.blocks import BlockPool
 from pipeline.sequences.kv import KeyValueCache
 from pipeline.sequences.pass_inputs import PassInputs
 from pipeline.weights.catalog import WeightCatalog
-from pipeline.weights.checkpoint import open_checkpoint
+from pipeline.weights.checkpoint import Checkpoint, open_checkpoint
 from pipeline.weights.embedding import EmbeddingRows
-from pipeline.weights.groups import plan_groups
+from pipeline.weights.groups import WeightGroups, plan_groups
 from pipeline.weights.source import WeightSource
 from pipeline.wiring import ACTORS, Parts, Wired, slots_until_computed, wire
 
@@ -79,39 +79,63 @@ class Runtime:
             stack.push_async_callback(self.program.close)
 
 
-def build(folder: Path, settings: Config, trace: Trace | None = None) -> Runtime:
-    """Read the headers of the checkpoint, add up the memory, and wire the lines. Nothing runs yet.
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """All that is known about a model before any memory is taken: its shape, its groups, and the plan."""
 
-    Raises ConfigError or CheckpointError before any memory is taken.
+    model: ModelConfig
+    checkpoint: Checkpoint
+    groups: WeightGroups
+    dtype: torch.dtype
+    catalog: WeightCatalog
+    plan: Plan
+
+
+def draw_up(folder: Path, settings: Config, device: PlannedDevice, host_bytes: int | None = None) -> Blueprint:
+    """Read the headers of the checkpoint and add up the memory; `host_bytes` are what is available, if not here.
+
+    Raises ConfigError or CheckpointError. Whether the plan fits is for the caller to check.
     """
     model = read_config(folder)
     checkpoint = open_checkpoint(folder)
     groups = plan_groups(group_specs(model), checkpoint)
     dtype = DTYPES[groups.dtype] if settings.dtype == "auto" else getattr(torch, settings.dtype)
-    device = open_device(settings.device)
     fewest_slots = settings.gpu_groups if device.unified else min(settings.gpu_groups, settings.host_groups)
     catalog = WeightCatalog(groups.groups, packed=device.packed, two_kinds=fewest_slots > 1)
-    plan = make_plan(model, settings, groups, catalog, device, dtype)
+    plan = make_plan(model, settings, groups, catalog, device, dtype, host_bytes)
+    return Blueprint(model, checkpoint, groups, dtype, catalog, plan)
+
+
+def build(folder: Path, settings: Config, trace: Trace | None = None) -> Runtime:
+    """Draw up the plan, and wire the lines. Nothing runs yet.
+
+    Raises ConfigError or CheckpointError before any memory is taken.
+    """
+    device = open_device(settings.device)
+    drawn = draw_up(folder, settings, device)
+    catalog, plan = drawn.catalog, drawn.plan
     plan.memory.check()
     if plan.kv.moving:
         logger.warning("KV blocks %s", plan.kv)
     counts = slots_until_computed(slot_counts(settings.gpu_groups, two_kinds=catalog.two_kinds), settings.insert)
     policy = fit_policy(find_policy(settings.policy), counts)
-    source = WeightSource(catalog.host, checkpoint.files, lanes=settings.reader_lanes, chunk_bytes=settings.chunk_bytes)
+    source = WeightSource(
+        catalog.host, drawn.checkpoint.files, lanes=settings.reader_lanes, chunk_bytes=settings.chunk_bytes
+    )
     cache = None
     try:
-        embedding = EmbeddingRows(groups.embed, source, device, settings.max_tokens_per_pass)
+        embedding = EmbeddingRows(drawn.groups.embed, source, device, settings.max_tokens_per_pass)
         ahead = getattr(policy, "kv_ahead", True)
         cache = KeyValueCache(plan.kv_layout, plan.kv, device, settings.kv_disk, ahead=ahead)
         program = GenerationProgram(
-            model,
+            drawn.model,
             catalog,
             device,
             embedding,
             cache,
             Batcher(BlockPool(plan.kv_layout.blocks), settings.max_requests),
             PassInputs(device, embedding.most_rows, settings.max_requests, plan.context_tokens),
-            dtype,
+            drawn.dtype,
             policy.micro_batches,
         )
         wired = wire(
@@ -138,7 +162,7 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> Runtime
         device.free()
         raise
     own = (device, catalog, source, embedding, cache, program, policy, wired)
-    return Runtime(folder, model, settings, dtype, plan.context_tokens, plan.memory, plan.residency, *own)
+    return Runtime(folder, drawn.model, settings, drawn.dtype, plan.context_tokens, plan.memory, plan.residency, *own)
 
 
 def _budget(place: str, plan: Plan, catalog: WeightCatalog, memory: Callable[[int], Memory]) -> Budget:

@@ -12,6 +12,7 @@ from typing import Any
 
 from actors.core.errors import PenstockError
 from pipeline.commands.options import add_memory, add_settings, add_trace
+from pipeline.commands.plan import add_plan
 from pipeline.commands.simulate import add_simulate
 
 INTERRUPTED = 130
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"penstock {_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_run(commands)
+    add_plan(commands)
     _add_demo(commands)
     _add_make_checkpoint(commands)
     _add_bench(commands)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.config import Config
-from pipeline.devices.open import AnyDevice
+from pipeline.devices.open import PlannedDevice
 from pipeline.errors import ConfigError
 from pipeline.memory import (
     Holding,
@@ -35,9 +35,13 @@ Slots = Mapping[str, tuple[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What an open model holds, and where. Without slots on the device host and device memory are one."""
+    """What an open model holds, and where. Without slots on the device host and device memory are one.
+
+    `limits` are what each place may be filled to, in bytes.
+    """
 
     memory: MemoryPlan
+    limits: Mapping[str, int]
     context_tokens: int
     slots: Mapping[str, Slots]
     kv_layout: KvLayout
@@ -50,12 +54,14 @@ def make_plan(
     settings: Config,
     groups: WeightGroups,
     catalog: WeightCatalog,
-    device: AnyDevice,
+    device: PlannedDevice,
     dtype: torch.dtype,
+    host_bytes: int | None = None,
 ) -> Plan:
     """Add everything up. KV blocks get what is left: the device first, then host memory, then the disk.
 
-    What they leave holds weight groups for good. Raises ConfigError with need, have and knob for what cannot fit.
+    What they leave holds weight groups for good. `host_bytes` are what is available, if not on this machine. The plan
+    may not fit: `Plan.memory.check` tells. Raises ConfigError for settings that contradict each other.
     """
     context_tokens = _context_tokens(model, settings)
     layout = KvLayout.of(model, blocks_for(_kv_tokens(settings, context_tokens)), dtype)
@@ -67,19 +73,20 @@ def make_plan(
         ),
         *_per_pass(model, settings, groups, device, dtype, layout, context_tokens),
     ]
-    available = _available(settings, device)
+    available = _available(settings, device, host_bytes)
     slots = weight_slots(settings, catalog, device)
     free = _free(available, [*fixed, *_slots(slots)])
     kv = _place_kv(model.layers, layout.layer_bytes, settings, device, free)
     fixed += _kv(layout.layer_bytes, kv, settings, device)
-    room = _free(_limits(settings, available), [*fixed, *_slots(slots)])
+    limits = _limits(settings, available)
+    room = _free(limits, [*fixed, *_slots(slots)])
     residency, slots = _place_groups(settings, catalog, slots, room)
     residents = _residents(catalog, residency)
     memory = MemoryPlan((*fixed, *_slots(slots), *residents), available)
-    return Plan(memory, context_tokens, slots, layout, kv, residency)
+    return Plan(memory, limits, context_tokens, slots, layout, kv, residency)
 
 
-def weight_slots(settings: Config, catalog: WeightCatalog, device: AnyDevice) -> dict[str, Slots]:
+def weight_slots(settings: Config, catalog: WeightCatalog, device: PlannedDevice) -> dict[str, Slots]:
     """The slots in host memory and on the device, through which groups move.
 
     Memory that is one has one budget: the uploader hands the slot on, and the group budget bounds the host slots.
@@ -138,7 +145,7 @@ def _per_pass(
     model: ModelConfig,
     settings: Config,
     groups: WeightGroups,
-    device: AnyDevice,
+    device: PlannedDevice,
     dtype: torch.dtype,
     layout: KvLayout,
     context_tokens: int,
@@ -161,9 +168,9 @@ def _per_pass(
     ]
 
 
-def _available(settings: Config, device: AnyDevice) -> dict[str, int]:
+def _available(settings: Config, device: PlannedDevice, host_bytes: int | None) -> dict[str, int]:
     """What each place has: what is there, or what the settings allow if that is less."""
-    host = available_host_bytes() + resident_bytes()
+    host = available_host_bytes() + resident_bytes() if host_bytes is None else host_bytes
     if settings.host_memory is not None:
         host = min(host, parse_bytes("host_memory", settings.host_memory, host))
     available = {"host": host}
@@ -194,7 +201,7 @@ def _free(available: Mapping[str, int], holdings: Sequence[Holding]) -> dict[str
 
 
 def _place_kv(
-    layers: int, layer_bytes: int, settings: Config, device: AnyDevice, free: Mapping[str, int]
+    layers: int, layer_bytes: int, settings: Config, device: PlannedDevice, free: Mapping[str, int]
 ) -> KvPlacement:
     """Without a disk host memory must do, and the check of the plan refuses what it cannot hold."""
     host_room = layers if settings.kv_disk is None else free["host"] // layer_bytes
@@ -203,7 +210,7 @@ def _place_kv(
     return place_kv(layers, free["device"] // layer_bytes, host_room)
 
 
-def _kv(layer_bytes: int, kv: KvPlacement, settings: Config, device: AnyDevice) -> list[Holding]:
+def _kv(layer_bytes: int, kv: KvPlacement, settings: Config, device: PlannedDevice) -> list[Holding]:
     knob = _kv_knob(settings)
     or_disk = knob if settings.kv_disk is not None else f"{knob}, or set kv_disk"
     place = "host" if device.unified else "device"

@@ -9,13 +9,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from actors.core.actor import Actor, Wiring
 from actors.core.budget import Budget, BudgetStatistics
 from actors.core.channel import ChannelStatistics, Receiver, Sender, open_channel
 from actors.core.errors import ActorFailed, LineError
 from actors.core.message import Message
 from actors.core.operation import cancelled_from_outside, pending_cancellations
 from actors.core.ports import Catalog, Clock
-from actors.core.stage import Actor, Mover, Sink, Source, Stage, Wiring
+from actors.core.stage import Mover, Sink, Source, Stage
 from actors.core.trace import ActorStatistics, Meter, Trace
 
 

@@ -72,17 +72,22 @@ class Floors:
 
         It carries a whole prompt of each of the `lengths`, by default a single token.
         """
+        started = time.perf_counter()
+        await self.compute(loaded, lengths)
+        return time.perf_counter() - started
+
+    async def compute(self, loaded: Loaded, lengths: Sequence[int]) -> list[float]:
+        """The same; returns for how long each group was computed."""
         program = self._runtime.program
         vocabulary_size = self._runtime.config.vocabulary_size
         one_token = SamplingParameters(max_new_tokens=1)
         for length in lengths:
             program.submit(RunningSequence([1] * length, one_token, frozenset(), None, vocabulary_size))
-        started = time.perf_counter()
         pass_ = await program.begin()
-        for message in loaded.messages:
-            program.step(pass_, message)
+        ran = [program.step(pass_, message) for message in loaded.messages]
         await program.finish(pass_)
-        return time.perf_counter() - started
+        spans = [event.span or (0.0, 0.0) for events in ran for event in events]
+        return [ended - started for started, ended in spans]
 
     async def _fill(self, layer: int, group: str, slot: Slot) -> None:
         runtime = self._runtime
@@ -95,3 +100,8 @@ class Floors:
         await self._runtime.source.read_into(layer, group, slot.buffer)
         slot.release(after=READY)
         return time.perf_counter()
+
+
+def spread_tokens(tokens: int, sequences: int) -> list[int]:
+    """So many tokens as prompts of about the same length."""
+    return [tokens // sequences + (index < tokens % sequences) for index in range(sequences)]

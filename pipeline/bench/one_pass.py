@@ -13,7 +13,6 @@ from pipeline.api import Model
 from pipeline.bench.floors import Floors, Loaded
 from pipeline.build import build
 from pipeline.config import Config
-from pipeline.residency import NOTHING_STAYS
 from pipeline.trace.configuration import describe
 from pipeline.trace.recording import Recording
 
@@ -59,21 +58,22 @@ async def bench_pass(
 
     The recording is the last round's.
     """
-    everything_moves = Config.from_arguments({**settings, "residency": False})
-    runtime = await asyncio.to_thread(build, folder, everything_moves)
-    try:
-        progress("loading every group once, for the compute floor")
-        loaded = await Floors(runtime, NOTHING_STAYS).load()
-        async with Model.open(folder, **settings) as model:
+    # Opened first, so that its plan counts no floor's memory; the floors have the rest of the machine.
+    async with Model.open(folder, **settings) as model:
+        beside = {**settings, "residency": False, "host_memory": None, "gpu_memory": None}
+        runtime = await asyncio.to_thread(build, folder, Config.from_arguments(beside))
+        try:
             floors = Floors(runtime, model.runtime.residency)
+            progress("loading every group once, for the compute floor")
+            loaded = await floors.load()
             await floors.compute_seconds(loaded)
             progress("one pass, in which what stays is loaded")
             await _steady_pass_seconds(model)
             report = await _rounds(model, floors, loaded, passes, progress)
             trace = model.runtime.line.trace
             return report, Recording(trace.spans, trace.counts, describe(model.runtime, "bench pass"))
-    finally:
-        await runtime.aclose()
+        finally:
+            await runtime.aclose()
 
 
 async def _rounds(model: Model, floors: Floors, loaded: Loaded, passes: int, progress: Progress) -> PassReport:

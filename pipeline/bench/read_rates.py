@@ -33,16 +33,16 @@ async def read_rates(runtime: Runtime, progress: Callable[[str], None]) -> dict[
             stack.push_async_callback(source.aclose)
             sources[Reading(lanes, chunk_bytes)] = dataclasses.replace(runtime, source=source)
         progress("reading: touching all slots once")
-        await _sweep(sources[READINGS[0]])
+        await sweep(sources[READINGS[0]])
         rates: dict[Reading, list[float]] = {reading: [] for reading in sources}
         for index, (reading, with_source) in itertools.product(range(ROUNDS), sources.items()):
             told = f"{reading.reader_lanes} lanes x {reading.chunk_bytes / MIB:g} MiB"
             progress(f"reading: round {index + 1}/{ROUNDS}, {told}")
-            rates[reading].append(await _sweep(with_source))
+            rates[reading].append(await sweep(with_source))
     return {reading: Samples(tuple(values)) for reading, values in rates.items()}
 
 
-async def _sweep(runtime: Runtime) -> float:
+async def sweep(runtime: Runtime) -> float:
     """Read groups in compute order, as many at a time as there are host slots; bytes per second while lanes are busy.
 
     Measured from the landing of the first group to the last that landed in time: before and after that the disk's

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.api import Model
-from pipeline.bench.floors import Floors
+from pipeline.bench.floors import Floors, spread_tokens
 from pipeline.bench.load import Load
 from pipeline.build import build
 from pipeline.config import Config
@@ -225,17 +225,13 @@ async def _with_floors(
             tokens = max(1, round(row.pass_tokens))
             progress(f"computing {tokens} tokens alone")
             share = min(1.0, row.read_bytes_per_pass / sweep_bytes)
-            lengths = _spread(tokens, min(tokens, row.requests))
+            lengths = spread_tokens(tokens, min(tokens, row.requests))
             computes = [await floors.compute_seconds(loaded, lengths) for _ in range(1 + FLOOR_ROUNDS)][1:]
             read, compute = statistics.median(reads) * share, statistics.median(computes)
             done.append(replace(row, read_floor_seconds=read, compute_floor_seconds=compute))
         return done
     finally:
         await runtime.aclose()
-
-
-def _spread(tokens: int, sequences: int) -> list[int]:
-    return [tokens // sequences + (index < tokens % sequences) for index in range(sequences)]
 
 
 async def _watch(model: Model, requests: int, new_tokens: int, progress: Progress) -> None:

@@ -5,10 +5,11 @@ from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Any, TypeAlias
 
+from actors.core.actor import Actor
 from actors.core.budget import Budget, Slot
 from actors.core.channel import Receiver, Sender
 from actors.core.message import Message
-from actors.core.stage import Actor, Source
+from actors.core.stage import Source
 
 Task: TypeAlias = "asyncio.Task[Any]"
 

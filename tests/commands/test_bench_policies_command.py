@@ -79,8 +79,9 @@ def test_without_names_all_seven_run_with_the_settings_given(
     assert list(all_names) == list(POLICIES)
     assert list(some_names) == ["stage1", "history"], "each once"
     assert (first.folder, first.passes, first.batch_tokens) == (BUNDLED, 2, 16)
-    assert first.settings == {"gpu_groups": 10, "host_groups": 10, "device": "cpu", "dtype": "auto"}
-    assert second.settings == {"gpu_groups": 6, "host_groups": 6, "device": "cpu", "dtype": "float32"}
+    common = {"device": "cpu", "residency": False}
+    assert first.settings == {"gpu_groups": 10, "host_groups": 10, "dtype": "auto", **common}
+    assert second.settings == {"gpu_groups": 6, "host_groups": 6, "dtype": "float32", **common}
 
 
 def test_without_tokens_per_pass_those_that_balance_are_found(

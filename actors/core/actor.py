@@ -1,0 +1,165 @@
+"""What all actors share: a place in a line, waits that are counted, and errors that name the group in hand."""
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from actors.core.budget import Budget, Slot
+from actors.core.channel import Receiver, Sender
+from actors.core.errors import ActorFailed, ChannelClosed, LineError
+from actors.core.message import Message, ended
+from actors.core.operation import Operation, cancelled_from_outside
+from actors.core.ports import Catalog, Clock, Event
+from actors.core.trace import ActorStatistics, Meter
+
+
+@dataclass(slots=True)
+class Wiring:
+    """What a line gives each of its actors for one run."""
+
+    inlet: Receiver[Message[Any]] | None
+    outlet: Sender[Message[Any]] | None
+    tasks: asyncio.TaskGroup
+    started: "set[asyncio.Task[None]]"
+    clock: Clock
+    meter: Meter
+    ahead: Sequence[Budget] = ()
+    next_seq: int = 0
+    in_hand: Message[Any] | None = None
+
+
+class _Ended(Exception):
+    """A neighbour has closed its end of the channel."""
+
+
+class Actor:
+    """One worker of a line. It has no constructor of its own, so that a user's actor need not call one."""
+
+    name: str
+    catalog: Catalog
+    at_work: bool = False
+    _wiring: Wiring | None = None
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "name" not in cls.__dict__:
+            cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+
+    def wire(self, wiring: Wiring) -> None:
+        """Join the actor to its neighbours for one run."""
+        self._wiring = wiring
+
+    def statistics(self) -> ActorStatistics:
+        """Where the actor's time went in the present or last run."""
+        return ActorStatistics(0, 0.0, 0.0) if self._wiring is None else self._wiring.meter.statistics()
+
+    async def run(self) -> None:
+        """Work until nothing more comes or nobody takes any more. An error names the group in hand (rule 7)."""
+        wiring = self._wired
+        try:
+            with contextlib.suppress(_Ended):
+                await self._work()
+        except ActorFailed:
+            raise
+        except asyncio.CancelledError:
+            if cancelled_from_outside():
+                raise
+            error = RuntimeError("the actor ended itself by raising CancelledError")
+            raise self._failure(wiring.in_hand, error) from error
+        except Exception as error:
+            raise self._failure(wiring.in_hand, error) from error
+        finally:
+            if wiring.outlet is not None:
+                wiring.outlet.close()
+            if wiring.inlet is not None:
+                wiring.inlet.close()
+
+    def start(self, message: Message[Any], work: Coroutine[Any, Any, None], watched: Event | None = None) -> Event:
+        """Begin work on a message beside the actor's loop, as a child task of the line; its event tells its end.
+
+        Work that only watches over an operation elsewhere names the operation's event, `watched`, whose span counts.
+        """
+        operation = Operation(self._wired.clock, watched)
+        task = operation.begin(self._wired.tasks, work, lambda error: self._failure(message, error))
+        self._wired.started.add(task)
+        task.add_done_callback(self._wired.started.discard)
+        return operation
+
+    async def landed(self, message: Message[Any]) -> None:
+        """Let the actor wait until the message's bytes have arrived (rule 4). Fails in the name of who moved them."""
+        if not message.event.done():
+            await self.stalled("event", message, ended(message.event))
+        if (error := message.event.error) is not None:
+            if isinstance(error, ActorFailed):
+                raise error
+            raise ActorFailed(message.at.filler, message.layer, message.group, error)
+
+    async def vacated(self, message: Message[Any], slot: Slot) -> None:
+        """Let the actor wait until the slot's last reader is through (rule 3)."""
+        if not slot.after.done():
+            await self.stalled("slot", message, slot.vacated())
+
+    async def host_is_through(self, message: Message[Any], slot: Slot) -> None:
+        """Let the actor wait for what the host still does with the message or the slot.
+
+        A device waits for its own events by itself (rule 4), but cannot wait for a coroutine.
+        """
+        if isinstance(message.event, Operation):
+            await self.landed(message)
+        if isinstance(slot.after, Operation):
+            await self.vacated(message, slot)
+
+    async def stalled(self, what: str, message: Message[Any], wait: Coroutine[Any, Any, Any]) -> Any:
+        """Let the actor wait for anything, and count it as `what`."""
+        clock, meter = self._wired.clock, self._wired.meter
+        started = clock()
+        result = await wait
+        meter.stalled(what, message, started, clock())
+        return result
+
+    @property
+    def _wired(self) -> Wiring:
+        if self._wiring is None:
+            raise LineError(f"{self.name} is not part of a line that runs")
+        return self._wiring
+
+    async def _work(self) -> None:
+        raise NotImplementedError(f"{type(self).__name__} must be a Source, Stage, Mover or Sink")
+
+    async def _receive(self) -> Message[Any]:
+        wiring = self._wired
+        if wiring.inlet is None:
+            raise LineError(f"{self.name} stands first in the line, but takes messages")
+        started = wiring.clock()
+        try:
+            message = await wiring.inlet.receive()
+        except ChannelClosed as closed:
+            raise _Ended from closed
+        wiring.meter.stalled("message", message, started, wiring.clock())
+        if message.seq != wiring.next_seq:
+            raise LineError(f"rule 1: {self.name} expected seq {wiring.next_seq}, received seq {message.seq}")
+        wiring.next_seq += 1
+        wiring.in_hand = message
+        return message
+
+    async def _send(self, message: Message[Any]) -> None:
+        if self._wired.outlet is None:
+            raise LineError(f"{self.name} stands last in the line, but sends messages")
+        try:
+            await self.stalled("room", message, self._wired.outlet.send(message))
+        except ChannelClosed as closed:
+            raise _Ended from closed
+
+    def _lies_ahead(self, message: Message[Any]) -> bool:
+        """Whether the bytes are at a place further down the line, for good: then there is nothing to do here."""
+        group = (message.layer, message.group)
+        return message.at is None and any(budget.holds(group) for budget in self._wired.ahead)
+
+    def _failure(self, message: Message[Any] | None, error: Exception) -> ActorFailed:
+        if isinstance(error, ActorFailed):
+            return error
+        layer, group = (message.layer, message.group) if message else (None, None)
+        return ActorFailed(self.name, layer, group, error)

@@ -1,0 +1,114 @@
+"""What this machine can move and compute for a model, measured in a few seconds: the rates that a forecast needs."""
+
+import asyncio
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from actors.core.budget import Group
+from pipeline.bench.floors import Floors, Loaded, spread_tokens
+from pipeline.bench.forecast import Compute, Rates, kind_of
+from pipeline.bench.read_rates import sweep
+from pipeline.build import Runtime, build
+from pipeline.config import Config
+from pipeline.residency import NOTHING_STAYS
+
+Progress = Callable[[str], None]
+ROUNDS = 3
+UPLOADS = 8
+TIMED_LAYERS = 4
+"""Layers are alike: so many are computed, and the head."""
+LARGER = (1, 4, 16)
+"""Batches so many times as large are computed, from which follows what more tokens cost."""
+
+
+async def measure_rates(folder: Path, settings: Config, tokens: int, progress: Progress) -> Rates:
+    """Measure the disk, H2D and computing of so many tokens a pass, each alone: medians of a few rounds.
+
+    Raises ConfigError and CheckpointError as opening the model does.
+    """
+    batches = [tokens * times for times in LARGER]
+    most = max(settings.max_tokens_per_pass, *batches)
+    settings = replace(settings, residency=False, max_tokens_per_pass=most)
+    runtime = await asyncio.to_thread(build, folder, settings)
+    try:
+        floors = Floors(runtime, NOTHING_STAYS)
+        progress("touching all slots once")
+        await sweep(runtime)
+        whole = await floors.load(shared=True)
+        some = Loaded(tuple(one for one in whole.messages if _is_timed(runtime, one.layer)), aliased=True)
+        disk, h2d = [], []
+        computed: dict[int, list[_Computed]] = {batch: [] for batch in batches}
+        for index in range(ROUNDS):
+            progress(f"round {index + 1}/{ROUNDS}: reading alone")
+            disk.append(await sweep(runtime))
+            if not runtime.device.unified:
+                progress(f"round {index + 1}/{ROUNDS}: copying alone")
+                h2d.append(await _h2d_bytes_per_second(runtime))
+            for batch, rounds in computed.items():
+                progress(f"round {index + 1}/{ROUNDS}: computing {batch} tokens alone")
+                rounds.append(await _computed(floors, runtime, some, batch))
+        return Rates(
+            statistics.median(disk),
+            statistics.median(h2d) if h2d else None,
+            _computes(computed, runtime.catalog.group_bytes("host")),
+            statistics.median(one.begin_seconds for one in computed[tokens]),
+        )
+    finally:
+        await runtime.aclose()
+
+
+@dataclass(frozen=True, slots=True)
+class _Computed:
+    """One pass over some layers: seconds by group, and those in which no group was computed."""
+
+    seconds: Mapping[Group, float]
+    begin_seconds: float
+
+
+def _is_timed(runtime: Runtime, layer: int) -> bool:
+    return layer < TIMED_LAYERS or layer == runtime.config.layers
+
+
+async def _computed(floors: Floors, runtime: Runtime, some: Loaded, tokens: int) -> _Computed:
+    lengths = spread_tokens(tokens, min(tokens, runtime.settings.max_requests))
+    await floors.compute(some, lengths)
+    started = time.perf_counter()
+    seconds = await floors.compute(some, lengths)
+    whole = time.perf_counter() - started
+    groups = {(one.layer, one.group): each for one, each in zip(some.messages, seconds, strict=True)}
+    return _Computed(groups, whole - sum(seconds))
+
+
+def _computes(computed: Mapping[int, list[_Computed]], sizes: Mapping[Group, int]) -> dict[str, Compute]:
+    """By kind of group; where more tokens took less time, that was chance."""
+    byte_seconds: defaultdict[str, dict[int, float]] = defaultdict(dict)
+    for tokens, rounds in computed.items():
+        values = defaultdict(list)
+        for group, seconds in ((group, seconds) for one in rounds for group, seconds in one.seconds.items()):
+            values[kind_of(group)].append(seconds / sizes[group])
+        for kind, each in values.items():
+            fewer = max(byte_seconds[kind].values(), default=0.0)
+            byte_seconds[kind][tokens] = max(fewer, statistics.median(each))
+    return {kind: Compute(batches) for kind, batches in byte_seconds.items()}
+
+
+async def _h2d_bytes_per_second(runtime: Runtime) -> float:
+    """Upload the largest group over and over, one copy right behind the other."""
+    host, device = runtime.line.budgets
+    sizes = runtime.catalog.group_bytes("device")
+    largest = max(sizes, key=sizes.__getitem__)
+    kind, copies = runtime.catalog.kind(*largest), runtime.catalog.copies(*largest)
+    source, target = await host.acquire(kind), await device.acquire(kind)
+    try:
+        events = [runtime.device.upload(source.buffer, target.buffer, copies, ()) for _ in range(UPLOADS)]
+        for event in events:
+            await event.wait()
+    finally:
+        source.release(after=events[-1])
+        target.release(after=events[-1])
+    spans = [event.span or (0.0, 0.0) for event in events]
+    return (UPLOADS - 1) * sum(copy.length for copy in copies) / (spans[-1][1] - spans[0][1])

@@ -1,0 +1,103 @@
+"""`penstock plan`: the plan of a model, the forecast that follows from it, and what more memory or tokens would buy."""
+
+import bisect
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.bench.forecast import Forecast, Rates, forecast, pass_timings
+from pipeline.build import Blueprint, draw_up
+from pipeline.config import Config
+from pipeline.devices.elsewhere import DeviceElsewhere
+from pipeline.devices.open import PlannedDevice
+
+GIGABYTE = 10**9
+MORE_TOKENS = 4
+MOST_TOKENS = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What stays where, what a pass takes, and what it would take `otherwise`, by what was changed."""
+
+    drawn: Blueprint
+    rates: Rates
+    forecast: Forecast
+    otherwise: Mapping[str, Forecast]
+
+    @property
+    def resident_bytes(self) -> dict[str, int]:
+        """What stays, by place."""
+        stays = {"device": self.drawn.plan.residency.device, "host": self.drawn.plan.residency.host}
+        sizes = {place: self.drawn.catalog.group_bytes(place) for place in stays}
+        return {place: sum(sizes[place][group] for group in groups) for place, groups in stays.items()}
+
+    @property
+    def read_bytes_per_pass(self) -> int:
+        """What stays nowhere."""
+        residency = self.drawn.plan.residency
+        stays = {*residency.device, *residency.host}
+        return sum(size for group, size in self.drawn.catalog.group_bytes("host").items() if group not in stays)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain values."""
+        plan = self.drawn.plan
+        return {
+            "memory": {
+                place: {"need_bytes": plan.memory.need(place), "have_bytes": have}
+                for place, have in plan.memory.available.items()
+            },
+            "resident_bytes": self.resident_bytes,
+            "read_bytes_per_pass": self.read_bytes_per_pass,
+            "disk_bytes_per_second": self.rates.disk_bytes_per_second,
+            "h2d_bytes_per_second": self.rates.h2d_bytes_per_second,
+            **_plain(self.forecast),
+            "otherwise": {name: _plain(one) for name, one in self.otherwise.items()},
+        }
+
+
+def plan_model(
+    folder: Path, settings: Config, device: PlannedDevice, rates: Rates, tokens: int, host_bytes: int | None = None
+) -> Planned:
+    """Draw the plan up, forecast it, and again with a GB more of each memory that something could stay in.
+
+    Raises ConfigError with need, have and knob where the plan does not fit, and as `draw_up` does.
+    """
+    drawn = draw_up(folder, settings, device, host_bytes)
+    drawn.plan.memory.check()
+    otherwise = {}
+    if len(drawn.plan.residency.device or drawn.plan.residency.host) < len(drawn.catalog.order):
+        for place in drawn.plan.slots:
+            limits = {**drawn.plan.limits, place: drawn.plan.limits[place] + GIGABYTE}
+            larger = DeviceElsewhere.like(device, limits.get("device"))
+            gpu_memory = None if device.unified else limits["device"]
+            told = replace(settings, residency=True, host_memory=limits["host"], gpu_memory=gpu_memory)
+            more = draw_up(folder, told, larger, limits["host"])
+            otherwise[f"1 GB more of {place} memory"] = forecast(more.catalog, more.plan, settings, rates, tokens)
+    many = MORE_TOKENS * tokens
+    otherwise[f"{many} tokens per pass"] = forecast(drawn.catalog, drawn.plan, settings, rates, many)
+    return Planned(drawn, rates, forecast(drawn.catalog, drawn.plan, settings, rates, tokens), otherwise)
+
+
+def balanced_tokens(planned: Planned) -> int | None:
+    """So many tokens a pass computes in the time in which it moves its bytes; None where computing binds anyway."""
+    moving = max(seconds for name, seconds in planned.forecast.resource_seconds.items() if name != "compute")
+
+    def moves_longer(tokens: int) -> bool:
+        timings = pass_timings(planned.drawn.catalog, planned.drawn.plan, planned.rates, tokens)
+        return timings.resources["compute"] < moving
+
+    if not moves_longer(planned.forecast.tokens):
+        return None
+    return bisect.bisect_left(range(MOST_TOKENS), True, key=lambda tokens: not moves_longer(tokens))
+
+
+def _plain(one: Forecast) -> dict[str, Any]:
+    return {
+        "tokens_per_pass": one.tokens,
+        "pass_seconds": one.pass_seconds,
+        "tokens_per_second": one.tokens_per_second,
+        "binds": one.binds,
+        "resource_seconds": dict(one.resource_seconds),
+    }

@@ -1,0 +1,111 @@
+"""What `penstock plan` does, and how it is printed."""
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import sys
+import textwrap
+
+from pipeline.bench.forecast import Compute, Forecast, Rates
+from pipeline.bench.machine import measure_rates
+from pipeline.bench.planning import Planned, balanced_tokens, plan_model
+from pipeline.commands.options import model_settings
+from pipeline.commands.progress import Progress
+from pipeline.config import Config
+from pipeline.devices.cpu import CpuDevice
+from pipeline.devices.cuda import CudaDevice
+from pipeline.devices.elsewhere import DeviceElsewhere
+from pipeline.devices.open import PlannedDevice, open_device
+from pipeline.errors import ConfigError
+from pipeline.memory import human_bytes, parse_bytes
+
+NUMBERS = ("disk_gbps", "h2d_gbps", "tflops", "memory_gbps")
+GIGA, TERA = 1e9, 1e12
+MOST_TOKENS = 1 << 16
+_BATCHES = [1 << power for power in range(17)]
+
+
+def plan_forecast(options: argparse.Namespace) -> None:
+    """Measure or take the numbers, plan, and print. Raises ConfigError naming the option that can never work."""
+    if not 1 <= options.batch_tokens <= MOST_TOKENS:
+        raise ConfigError(f"--batch-tokens: need a number from 1 to {MOST_TOKENS}, have {options.batch_tokens}")
+    settings = Config.from_arguments(model_settings(options))
+    settings = dataclasses.replace(
+        settings, max_tokens_per_pass=max(settings.max_tokens_per_pass, options.batch_tokens)
+    )
+    progress = Progress()
+    if any(getattr(options, name) is not None for name in NUMBERS):
+        planned = _elsewhere(options, settings)
+    else:
+        device: PlannedDevice = open_device(settings.device)
+        rates = asyncio.run(measure_rates(options.model, settings, options.batch_tokens, progress.say))
+        progress.clear()
+        planned = plan_model(options.model, settings, device, rates, options.batch_tokens)
+    if options.json:
+        json.dump(planned.as_dict(), sys.stdout, indent=2)
+        print()
+    else:
+        print(lines(planned))
+
+
+def _elsewhere(options: argparse.Namespace, settings: Config) -> Planned:
+    """From numbers alone; the sizes of a memory that is not here must be told too."""
+    for name in NUMBERS:
+        if (value := getattr(options, name)) is not None and not value > 0:
+            raise ConfigError(f"--{name.replace('_', '-')}: need a number above 0, have {value}")
+    needed = {"disk_gbps": options.disk_gbps, "tflops": options.tflops, "host_memory": settings.host_memory}
+    if options.h2d_gbps is not None:
+        needed["gpu_memory"] = settings.gpu_memory
+    for name, value in needed.items():
+        if value is None or (isinstance(value, str) and value.endswith("%")):
+            raise ConfigError(
+                f"--{name.replace('_', '-')}: need its value, for a machine that is not here; have {value}"
+            )
+    host_bytes = parse_bytes("host_memory", settings.host_memory or 0, 0)
+    if options.h2d_gbps is None:
+        device = DeviceElsewhere(True, False, CpuDevice.loads_later, None)
+    else:
+        gpu_bytes = parse_bytes("gpu_memory", settings.gpu_memory or 0, 0)
+        device = DeviceElsewhere(False, True, CudaDevice.loads_later, gpu_bytes)
+    rates = _told_rates(options)
+    return plan_model(options.model, settings, device, rates, options.batch_tokens, host_bytes)
+
+
+def _told_rates(options: argparse.Namespace) -> Rates:
+    """Weights are counted as of two bytes each: two operations for each of them and token make one for each byte."""
+    token_byte_seconds = 1 / (options.tflops * TERA)
+    byte_seconds = 1 / (options.memory_gbps * GIGA) if options.memory_gbps else token_byte_seconds
+    compute = Compute({tokens: max(byte_seconds, tokens * token_byte_seconds) for tokens in _BATCHES})
+    h2d = None if options.h2d_gbps is None else options.h2d_gbps * GIGA
+    return Rates(options.disk_gbps * GIGA, h2d, dict.fromkeys(("attn", "ffn", "head"), compute))
+
+
+def lines(planned: Planned) -> str:
+    """For people."""
+    drawn, rates, now = planned.drawn, planned.rates, planned.forecast
+    sizes = drawn.catalog.group_bytes("host")
+    places = [f"{human_bytes(size)} stay in {place} memory" for place, size in planned.resident_bytes.items() if size]
+    h2d = "" if rates.h2d_bytes_per_second is None else f" · H2D {human_bytes(rates.h2d_bytes_per_second)}/s"
+    resources = " · ".join(f"{name} {seconds:.3f} s" for name, seconds in now.resource_seconds.items())
+    balance = balanced_tokens(planned)
+    told = [
+        f"model      {drawn.model.family} · {drawn.model.layers} layers · {human_bytes(sum(sizes.values()))} in "
+        f"{len(sizes)} weight groups",
+        f"machine    disk {human_bytes(rates.disk_bytes_per_second)}/s{h2d}",
+        f"plan       {textwrap.indent(str(drawn.plan.memory), ' ' * 11).lstrip()}",
+        f"placement  {', '.join([*places, f'{human_bytes(planned.read_bytes_per_pass)} read per pass'])}",
+        f"forecast   {_told(now)}",
+        f"binds      {now.binds}: {resources}",
+        *(f"otherwise  {name}: {_told(one)}" for name, one in planned.otherwise.items()),
+    ]
+    if balance is not None:
+        told.append(f"balance    up to about {balance} tokens per pass a token more costs almost nothing")
+    if drawn.plan.kv.moving:
+        told.append("not in it  KV blocks that move: see the plan above")
+    return "\n".join(told)
+
+
+def _told(one: Forecast) -> str:
+    tokens = f"{one.tokens} token{'s' if one.tokens > 1 else ''}"
+    return f"{one.pass_seconds:.3f} s per pass of {tokens} · {one.tokens_per_second:.3g} tokens/s"

@@ -49,8 +49,8 @@ def test_make_checkpoint_then_run_and_bench(made: Path, capsys: pytest.CaptureFi
     report = json.loads(capsys.readouterr().out)
     assert {"pass_seconds", "read_floor_seconds", "compute_floor_seconds", "ratio", "passes"} <= set(report)
     assert report["passes"] == 3
-    floors = zip(report["read_floor_seconds_each"], report["compute_floor_seconds_each"], strict=True)
-    ratios = [one / max(both) for one, both in zip(report["pass_seconds_each"], floors, strict=True)]
+    floors = zip(*(report[f"{name}_floor_seconds_each"] for name in ("read", "upload", "compute")), strict=True)
+    ratios = [one / max(three) for one, three in zip(report["pass_seconds_each"], floors, strict=True)]
     assert report["ratios"] == pytest.approx(ratios)
     assert report["ratio"] == pytest.approx(sorted(ratios)[1])
     assert 0.98 < report["read_bytes_per_pass"] / report["needed_bytes_per_pass"] < 1.5

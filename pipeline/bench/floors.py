@@ -1,4 +1,4 @@
-"""The two floors of a pass, measured in the process that runs it: reading alone, and computing alone."""
+"""The floors of a pass, measured in the process that runs it: reading alone, copying alone, and computing alone."""
 
 import asyncio
 import time
@@ -30,9 +30,11 @@ class Floors:
 
     def __init__(self, runtime: Runtime, residency: Residency) -> None:
         self._runtime = runtime
-        (self._host, *_) = runtime.line.budgets
+        self._host, *on_device = runtime.line.budgets
+        self._device = on_device[0] if on_device else None
         stays = {*residency.device, *residency.host}
         self._read_in_pass = [group for group in runtime.catalog.order if group not in stays]
+        self._uploaded_in_pass = [group for group in runtime.catalog.order if group not in set(residency.device)]
 
     async def read_seconds(self) -> float:
         """Read every group of a pass with our own reader and nothing else, as many at a time as there are host slots.
@@ -48,6 +50,30 @@ class Floors:
             reads.append(asyncio.create_task(self._read(layer, group, slot)))
         landed = await asyncio.gather(*reads)
         return landed[-1] - landed[len(landed) // 2 - 1]
+
+    async def upload_seconds(self) -> float:
+        """Copy every group of a pass to the device and nothing else, one copy right behind the other.
+
+        Measured from the end of the first copy, whose bytes count in proportion. Nothing where memory is one.
+        """
+        if self._device is None or not self._uploaded_in_pass:
+            return 0.0
+        catalog, device = self._runtime.catalog, self._runtime.device
+        kinds = {catalog.kind(*group) for group in self._uploaded_in_pass}
+        slots = {kind: (await self._host.acquire(kind), await self._device.acquire(kind)) for kind in kinds}
+        events, copied = [], []
+        for group in self._uploaded_in_pass:
+            source, target = slots[catalog.kind(*group)]
+            copies = catalog.copies(*group)
+            events.append(device.upload(source.buffer, target.buffer, copies, ()))
+            copied.append(sum(copy.length for copy in copies))
+        for event in events:
+            await event.wait()
+        for pair in slots.values():
+            for slot in pair:
+                slot.release(after=READY)
+        (_, first), (_, last) = (events[index].span or (0.0, 0.0) for index in (0, -1))
+        return (last - first) * sum(copied) / max(1, sum(copied[1:]))
 
     async def load(self, *, shared: bool = False) -> Loaded:
         """Bring every group into device memory for good; `shared`, or where they do not fit, one per kind for all."""

@@ -1,4 +1,4 @@
-"""`penstock bench pass`: how close one pass comes to the slower of its two floors."""
+"""`penstock bench pass`: how close one pass comes to the slowest of its floors."""
 
 import asyncio
 import statistics
@@ -31,6 +31,7 @@ class PassReport:
 
     pass_seconds: float
     read_floor_seconds: float
+    upload_floor_seconds: float
     compute_floor_seconds: float
     ratio: float
     recording_ratio: float
@@ -39,6 +40,7 @@ class PassReport:
     pass_seconds_each: tuple[float, ...]
     recorded_seconds_each: tuple[float, ...]
     read_floor_seconds_each: tuple[float, ...]
+    upload_floor_seconds_each: tuple[float, ...]
     compute_floor_seconds_each: tuple[float, ...]
     compute_floor_aliased: bool
     first_group_wait_seconds: float
@@ -77,11 +79,12 @@ async def bench_pass(
 
 
 async def _rounds(model: Model, floors: Floors, loaded: Loaded, passes: int, progress: Progress) -> PassReport:
-    reads, computes, streamed, recorded, waits, firsts = [], [], [], [], [], []
+    reads, uploads, computes, streamed, recorded, waits, firsts = [], [], [], [], [], [], []
     moved = model.statistics()
     for index in range(passes):
         progress(f"round {index + 1}/{passes}: reading alone")
         reads.append(await floors.read_seconds())
+        uploads.append(await floors.upload_seconds())
         progress(f"round {index + 1}/{passes}: computing alone")
         computes.append(await floors.compute_seconds(loaded))
         progress(f"round {index + 1}/{passes}: both at once")
@@ -98,13 +101,15 @@ async def _rounds(model: Model, floors: Floors, loaded: Loaded, passes: int, pro
         progress(
             f"round {index + 1}/{passes}: read {reads[-1]:.3f}, compute {computes[-1]:.3f}, pass {streamed[-1]:.3f} s"
         )
-    ratios = [one / max(read, compute) for one, read, compute in zip(streamed, reads, computes, strict=True)]
+    floor = [max(each) for each in zip(reads, uploads, computes, strict=True)]
+    ratios = [one / least for one, least in zip(streamed, floor, strict=True)]
     costs = [with_trace / without for with_trace, without in zip(recorded, streamed, strict=True)]
     after = model.statistics()
     ran = after.passes - moved.passes
     return PassReport(
         statistics.median(streamed),
         statistics.median(reads),
+        statistics.median(uploads),
         statistics.median(computes),
         statistics.median(ratios),
         statistics.median(costs),
@@ -113,6 +118,7 @@ async def _rounds(model: Model, floors: Floors, loaded: Loaded, passes: int, pro
         tuple(streamed),
         tuple(recorded),
         tuple(reads),
+        tuple(uploads),
         tuple(computes),
         loaded.aliased,
         statistics.median(firsts),

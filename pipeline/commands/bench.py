@@ -37,9 +37,12 @@ def _print_pass(report: PassReport) -> None:
         "pass": report.pass_seconds_each,
         "recorded pass": report.recorded_seconds_each,
         "read floor": report.read_floor_seconds_each,
+        "H2D floor": report.upload_floor_seconds_each,
         "compute floor": report.compute_floor_seconds_each,
     }
     for name, seconds in rows.items():
+        if not any(seconds):
+            continue  # memory that is one has no link, and what stays is not read
         median = sorted(seconds)[len(seconds) // 2]
         print(f"{name:14} {median:8.3f} s   ({min(seconds):.3f} to {max(seconds):.3f})")
     low, high = min(report.ratios), max(report.ratios)

@@ -1,0 +1,49 @@
+"""What a pass asks of the CUDA driver, by torch's profiler: no memory, and no wait but on the threads made for waiting."""
+
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from pipeline import Model
+from pipeline.weights.make_checkpoint import make_checkpoint
+
+pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("what_fits_stays")]
+MEMORY_CALLS = ("cudaMalloc", "cudaFree", "cudaHostAlloc", "cudaHostRegister", "cudaHostUnregister", "cuMem")
+WAITS = ("cudaDeviceSynchronize", "cudaStreamSynchronize", "cuStreamSynchronize", "cuCtxSynchronize")
+LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaMemcpyAsync")
+NEW_TOKENS = 8
+
+
+@pytest.fixture(scope="module")
+def streamed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("made") / "checkpoint"
+    make_checkpoint(out, "llama-3.2-1b", layers=6, hidden_size=4096, ffn_size=4096, vocabulary_size=8192)
+    return out
+
+
+@pytest.mark.parametrize("share", ["nothing stays", "a part stays"])
+async def test_a_pass_allocates_nothing_and_waits_only_beside(streamed: Path, share: str) -> None:
+    settings = {"residency": False} if share == "nothing stays" else {"gpu_memory": "900MB"}
+    async with Model.open(streamed, device="cuda", **settings) as model:
+        assert bool(model.runtime.residency.device) == (share == "a part stays")
+        await model.generate([1, 2, 3], max_new_tokens=4, ignore_eos=True)
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+            await model.generate([1, 2, 3], max_new_tokens=NEW_TOKENS, ignore_eos=True)
+        moving = len(model.runtime.catalog.order) - len(model.runtime.residency.device)
+    calls: Counter[str] = Counter()
+    threads: defaultdict[str, set[int]] = defaultdict(set)
+    for event in profiled.profiler.kineto_results.events():
+        name = event.name()
+        if name.startswith(("cuda", "cu")) and event.device_type() == torch.autograd.DeviceType.CPU:
+            calls[name] += 1
+            threads[name].add(event.start_thread_id())
+    print(f"\n{share}: {NEW_TOKENS} passes, {moving} groups move in each")
+    for name, count in calls.most_common():
+        print(f"  {count / NEW_TOKENS:8.1f} a pass on {len(threads[name])} threads  {name}")
+    assert any(name.startswith(LAUNCHES) for name in calls), "the profiler sees the driver's calls"
+    assert not [name for name in calls if name.startswith((*MEMORY_CALLS, *WAITS))]
+    launching = set().union(*(threads[name] for name in calls if name.startswith(LAUNCHES)))
+    assert not launching & threads["cudaEventSynchronize"]

@@ -33,6 +33,7 @@ from pipeline.weights.catalog import WeightCatalog
 from pipeline.weights.checkpoint import Checkpoint, open_checkpoint
 from pipeline.weights.embedding import EmbeddingRows
 from pipeline.weights.groups import WeightGroups, plan_groups
+from pipeline.weights.reading_choice import Choice, choose_reading
 from pipeline.weights.source import WeightSource
 from pipeline.wiring import ACTORS, Parts, Wired, slots_until_computed, wire
 
@@ -52,6 +53,7 @@ class Runtime:
     context_tokens: int
     plan: MemoryPlan
     residency: Residency
+    reading: Choice
     device: AnyDevice
     catalog: WeightCatalog
     source: WeightSource
@@ -119,9 +121,10 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> Runtime
         logger.warning("KV blocks %s", plan.kv)
     counts = slots_until_computed(slot_counts(settings.gpu_groups, two_kinds=catalog.two_kinds), settings.insert)
     policy = fit_policy(find_policy(settings.policy), counts)
-    source = WeightSource(
-        catalog.host, drawn.checkpoint.files, lanes=settings.reader_lanes, chunk_bytes=settings.chunk_bytes
-    )
+    files = drawn.checkpoint.files
+    reading = choose_reading(files, settings.reading, beside=device.unified)
+    logger.info("reads %s", reading)
+    source = WeightSource(catalog.host, files, reading.reading)
     cache = None
     try:
         embedding = EmbeddingRows(drawn.groups.embed, source, device, settings.max_tokens_per_pass)
@@ -162,7 +165,9 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> Runtime
         device.free()
         raise
     own = (device, catalog, source, embedding, cache, program, policy, wired)
-    return Runtime(folder, drawn.model, settings, drawn.dtype, plan.context_tokens, plan.memory, plan.residency, *own)
+    return Runtime(
+        folder, drawn.model, settings, drawn.dtype, plan.context_tokens, plan.memory, plan.residency, reading, *own
+    )
 
 
 def _budget(place: str, plan: Plan, catalog: WeightCatalog, memory: Callable[[int], Memory]) -> Budget:

@@ -10,6 +10,7 @@ from actors.core.stage import Mover, Stage
 from pipeline.errors import ConfigError, unknown_name
 from pipeline.memory import free_disk_bytes, parse_bytes
 from pipeline.policies import find_policy
+from pipeline.weights.reading import WAYS
 from pipeline.wiring import ACTORS
 
 DEVICES = ("auto", "cpu", "cpu-copy", "cuda")
@@ -21,6 +22,10 @@ RANGES = {
     "host_groups": (1, 1 << 16),
     "max_tokens_per_pass": (1, MOST),
     "max_requests": (1, 4096),
+}
+OPTIONAL_RANGES = {
+    "context_tokens": (1, MOST),
+    "kv_tokens": (1, MOST),
     "reader_lanes": (1, 64),
     "chunk_bytes": (4096, MOST),
 }
@@ -51,7 +56,9 @@ class Config:
         max_tokens_per_pass: tokens that one pass carries: one of each request that answers, and pieces of prompts.
         share_prefixes: whether calls without a `cache_scope` reuse the KV blocks of prompts that begin alike. Then each
             caller can tell, from how fast it is answered, whether another has sent the same prompt.
-        reader_lanes, chunk_bytes: reads in flight at a time, and the size of one.
+        reader_lanes, chunk_bytes, reader_way, direct_reads: reads in flight at a time, the size of one, "preadv" or
+            "aiofiles", and whether they go past the page cache. None is what a measurement at open finds best; where
+            the first two are given nothing is measured.
     """
 
     device: str = "auto"
@@ -70,8 +77,10 @@ class Config:
     max_requests: int = 64
     max_tokens_per_pass: int = 512
     share_prefixes: bool = False
-    reader_lanes: int = 4
-    chunk_bytes: int = 16 << 20
+    reader_lanes: int | None = None
+    chunk_bytes: int | None = None
+    reader_way: str | None = None
+    direct_reads: bool | None = None
 
     def __post_init__(self) -> None:
         _one_of("device", self.device, DEVICES)
@@ -82,11 +91,15 @@ class Config:
         find_policy(self.policy)
         for name, (least, most) in RANGES.items():
             _within(name, getattr(self, name), least, most)
-        if self.chunk_bytes % 4096:
-            raise ConfigError(f"chunk_bytes: need a multiple of 4096, have {self.chunk_bytes}")
-        for name in ("context_tokens", "kv_tokens"):
+        for name, (least, most) in OPTIONAL_RANGES.items():
             if getattr(self, name) is not None:
-                _within(name, getattr(self, name), 1, MOST)
+                _within(name, getattr(self, name), least, most)
+        if self.chunk_bytes is not None and self.chunk_bytes % 4096:
+            raise ConfigError(f"chunk_bytes: need a multiple of 4096, have {self.chunk_bytes}")
+        if self.reader_way is not None:
+            _one_of("reader_way", self.reader_way, WAYS)
+        if self.direct_reads not in (None, True, False):
+            raise ConfigError(f"direct_reads: need True or False, have {self.direct_reads!r}")
         for name in ("gpu_memory", "host_memory"):
             if (value := getattr(self, name)) is not None:
                 parse_bytes(name, value, MOST)
@@ -106,6 +119,17 @@ class Config:
         for name in names:
             if names.count(name) > 1:
                 raise ConfigError(f"insert: two actors are named {name!r}; give one of them another `name`")
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What is said about how to read: fields of `Reading`."""
+        said = {
+            "lanes": self.reader_lanes,
+            "chunk_bytes": self.chunk_bytes,
+            "way": self.reader_way,
+            "direct": self.direct_reads,
+        }
+        return {name: value for name, value in said.items() if value is not None}
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> "Config":

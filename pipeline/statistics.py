@@ -77,12 +77,14 @@ class ModelStatistics:
 
     `tokens` were generated, `computed_tokens` passed through the model, those of prompts among them; `tokens_per_pass`
     is the mean of the latter.
-    `bytes_read` counts what came from files, `bytes_needed` the tensors and rows in it. `busy_seconds` is the time in
-    which an actor had work running, `stalled_seconds` what it waited for messages, room, slots, events and checks.
+    `reading` tells how the disk is read, and why. `bytes_read` counts what came from files, `bytes_needed` the tensors
+    and rows in it. `busy_seconds` is the time in which an actor had work running, `stalled_seconds` what it waited for
+    messages, room, slots, events and checks.
     `groups_reloaded` had an upload whose event was overdue. `resident_groups` stay, by place, and move no more.
     """
 
     policy: str
+    reading: str
     passes: int
     tokens: int
     computed_tokens: int
@@ -110,6 +112,7 @@ class ModelStatistics:
         pool, prefixes = runtime.program.batcher.pool, runtime.program.batcher.prefixes
         return cls(
             policy=runtime.policy.name,
+            reading=str(runtime.reading),
             passes=runtime.program.passes,
             tokens=runtime.program.tokens,
             computed_tokens=runtime.program.computed_tokens,

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import inspect
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +34,14 @@ def nothing_stays(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     """Small models fit into any machine; most tests want to see their groups move all the same."""
     if "what_fits_stays" not in request.fixturenames:
         monkeypatch.setattr("pipeline.plan.SPARE_SHARE", 1.0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_cache_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests measure of a disk is not for the models that run here otherwise."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture

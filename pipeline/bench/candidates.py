@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pipeline.config import Config
+from pipeline.weights.reading import Reading
 from pipeline.wiring import ACTORS
 
 TOLERANCE = 0.01
@@ -16,14 +17,14 @@ FINALISTS = 3
 DEFAULTS = Config()
 
 
-class Reading(NamedTuple):
+class ReadSizes(NamedTuple):
     """How the disk is read: reads in flight, and the bytes of one."""
 
     reader_lanes: int
     chunk_bytes: int
 
 
-DEFAULT_READING = Reading(DEFAULTS.reader_lanes, DEFAULTS.chunk_bytes)
+DEFAULT_READING = ReadSizes(Reading().lanes, Reading().chunk_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class Candidate:
     gpu_groups: int
     host_groups: int
     queue: int
-    reading: Reading
+    reading: ReadSizes
 
     @property
     def need(self) -> tuple[int, int, int]:
@@ -84,7 +85,7 @@ DEFAULT = Candidate(
 )
 
 
-def candidates(budgets: Iterable[tuple[int, int]], queues: Sequence[int], reading: Reading) -> list[Candidate]:
+def candidates(budgets: Iterable[tuple[int, int]], queues: Sequence[int], reading: ReadSizes) -> list[Candidate]:
     """Every pair of `gpu_groups` and `host_groups` with every size of queue."""
     return [
         Candidate(gpu_groups=gpu_groups, host_groups=host_groups, queue=queue, reading=reading)
@@ -92,7 +93,7 @@ def candidates(budgets: Iterable[tuple[int, int]], queues: Sequence[int], readin
     ]
 
 
-def choose_reading(rates: Mapping[Reading, Samples]) -> Reading:
+def choose_reading(rates: Mapping[ReadSizes, Samples]) -> ReadSizes:
     """The fastest, but the default unless that is slower by more than both spreads, and by more than 1 %."""
     fastest = max(rates, key=lambda reading: rates[reading].median)
     noise = max(TOLERANCE, rates[fastest].spread + rates[DEFAULT_READING].spread)

@@ -8,19 +8,19 @@ import time
 from collections.abc import Callable, Iterator
 
 from actors.core.message import READY
-from pipeline.bench.candidates import Reading, Samples
+from pipeline.bench.candidates import ReadSizes, Samples
 from pipeline.build import Runtime
 from pipeline.weights.checkpoint import open_checkpoint
 from pipeline.weights.source import WeightSource
 
 MIB = 1 << 20
-READINGS = tuple(Reading(lanes, chunk * MIB) for lanes in (1, 2, 4, 8) for chunk in (4, 16))
+READINGS = tuple(ReadSizes(lanes, chunk * MIB) for lanes in (1, 2, 4, 8) for chunk in (4, 16))
 ROUNDS = 5
 SWEEP_SECONDS, FEWEST_GROUPS = 0.3, 6
 """A sweep ends when it has lasted so long, and as many groups have landed."""
 
 
-async def read_rates(runtime: Runtime, progress: Callable[[str], None]) -> dict[Reading, Samples]:
+async def read_rates(runtime: Runtime, progress: Callable[[str], None]) -> dict[ReadSizes, Samples]:
     """Bytes per second of each, measured in turn and several times, so that a drift of the machine hits all alike.
 
     All read into the same host slots; the line of the `runtime` must not run.
@@ -29,12 +29,13 @@ async def read_rates(runtime: Runtime, progress: Callable[[str], None]) -> dict[
     async with contextlib.AsyncExitStack() as stack:
         sources = {}
         for lanes, chunk_bytes in READINGS:
-            source = WeightSource(runtime.catalog.host, files, lanes=lanes, chunk_bytes=chunk_bytes)
+            sizes = dataclasses.replace(runtime.source.reading, lanes=lanes, chunk_bytes=chunk_bytes)
+            source = WeightSource(runtime.catalog.host, files, sizes)
             stack.push_async_callback(source.aclose)
-            sources[Reading(lanes, chunk_bytes)] = dataclasses.replace(runtime, source=source)
+            sources[ReadSizes(lanes, chunk_bytes)] = dataclasses.replace(runtime, source=source)
         progress("reading: touching all slots once")
         await sweep(sources[READINGS[0]])
-        rates: dict[Reading, list[float]] = {reading: [] for reading in sources}
+        rates: dict[ReadSizes, list[float]] = {reading: [] for reading in sources}
         for index, (reading, with_source) in itertools.product(range(ROUNDS), sources.items()):
             told = f"{reading.reader_lanes} lanes x {reading.chunk_bytes / MIB:g} MiB"
             progress(f"reading: round {index + 1}/{ROUNDS}, {told}")

@@ -15,7 +15,7 @@ from pipeline.bench.candidates import (
     DEFAULT,
     DEFAULT_READING,
     Candidate,
-    Reading,
+    ReadSizes,
     Samples,
     candidates,
     choose,
@@ -69,7 +69,7 @@ class TuneReport:
     unified: bool
     batch_tokens: int
     most_groups: int
-    rates: Mapping[Reading, Samples]
+    rates: Mapping[ReadSizes, Samples]
     resources: Mapping[str, float]
     simulated: Mapping[Candidate, float]
     window_bytes: Mapping[int, int]

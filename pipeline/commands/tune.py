@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Mapping
 
-from pipeline.bench.candidates import DEFAULT, TOLERANCE, Reading, Samples, choose_reading
+from pipeline.bench.candidates import DEFAULT, TOLERANCE, ReadSizes, Samples, choose_reading
 from pipeline.bench.tune import QUEUES, Tuner, TuneReport
 from pipeline.commands.heat_map import heat_map
 from pipeline.commands.progress import Progress
@@ -119,14 +119,14 @@ def _groups(count: int) -> str:
     return f"{count} group" if count == 1 else f"{count} groups"
 
 
-def _reading(rates: Mapping[Reading, Samples]) -> str:
+def _reading(rates: Mapping[ReadSizes, Samples]) -> str:
     lanes, chunks = (sorted({reading[index] for reading in rates}) for index in (0, 1))
     lines = ["reading, GB/s".ljust(15) + "".join(f"{f'chunk {chunk / MIB:g} MiB':<17}" for chunk in chunks).rstrip()]
     chosen = choose_reading(rates)
     for count in lanes:
         cells = []
         for chunk in chunks:
-            samples, mark = rates[Reading(count, chunk)], "*" if chosen == (count, chunk) else ""
+            samples, mark = rates[ReadSizes(count, chunk)], "*" if chosen == (count, chunk) else ""
             cells.append(f"{f'{samples.median / 1e9:.2f} ± {samples.spread:.1%}{mark}':<17}")
         lines.append(f"{count:>2} lane{'s' * (count > 1)}".ljust(15) + "".join(cells).rstrip())
     lines.append("* chosen: the default unless another is faster by more than the spreads")

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pipeline.errors import ConfigError, PenstockError
-from pipeline.weights.lanes import O_DIRECT
+from pipeline.weights.lane import O_DIRECT
 from pipeline.weights.layout import Copy
 
 logger = logging.getLogger("penstock")

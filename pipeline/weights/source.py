@@ -6,27 +6,20 @@ import mmap
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pipeline.errors import CheckpointError, ClosedError, ConfigError
 from pipeline.weights.checkpoint import FileIdentity
-from pipeline.weights.lanes import Disk, Lanes
+from pipeline.weights.lane import Chunk, Disk
+from pipeline.weights.lanes import Lanes
 from pipeline.weights.layout import BLOCK_BYTES, HostLayout, row_window
+from pipeline.weights.reading import Reading
 
 if TYPE_CHECKING:
     from pipeline.devices.memory import HostMemory
 
 ROW_LANES = 4
 """Rows have lanes of their own: a pass that waits for its embedding must not queue behind whole groups."""
-
-
-class Chunk(NamedTuple):
-    """What one lane reads at once."""
-
-    file: Path
-    start: int
-    length: int
-    slot_offset: int
 
 
 class WeightSource:
@@ -40,21 +33,13 @@ class WeightSource:
         self,
         layouts: Mapping[tuple[int, str], HostLayout],
         files: Mapping[Path, FileIdentity],
-        *,
-        lanes: int = 4,
-        chunk_bytes: int = 16 << 20,
-        direct: bool = True,
+        reading: Reading,
     ) -> None:
-        if lanes < 1 or chunk_bytes < BLOCK_BYTES or chunk_bytes % BLOCK_BYTES:
-            raise ConfigError(
-                f"lanes={lanes}, chunk_bytes={chunk_bytes}: need 1 lane or more, and chunks of {BLOCK_BYTES} bytes or "
-                "a multiple of that"
-            )
+        self.reading = reading
         self._layouts = layouts
-        self._chunk_bytes = chunk_bytes
-        self._disk = Disk(files, direct)
-        self._lanes = Lanes("penstock-disk", lanes, self._disk)
-        self._row_lanes = Lanes("penstock-rows", ROW_LANES, self._disk)
+        self._disk = Disk(files, reading.direct)
+        self._lanes = Lanes("penstock-disk", reading.way, reading.lanes, self._disk)
+        self._row_lanes = Lanes("penstock-rows", reading.way, ROW_LANES, self._disk)
         self._closed = False
         self._bytes_needed = 0
 
@@ -66,12 +51,12 @@ class WeightSource:
     @property
     def bytes_read(self) -> int:
         """Bytes that came from files, padding and repeated reads included."""
-        return self._disk.bytes_read
+        return self._lanes.bytes_read + self._row_lanes.bytes_read
 
     @property
     def reads(self) -> int:
         """Reads that returned bytes."""
-        return self._disk.reads
+        return self._lanes.reads + self._row_lanes.reads
 
     @property
     def direct(self) -> bool:
@@ -111,7 +96,7 @@ class WeightSource:
         window_start, window_length = row_window(start, length)
         async with self._row_lanes.lend() as lane:
             window = memoryview(mmap.mmap(-1, window_length))
-            await lane.read(file, window_start, window)
+            await lane.read(deque([Chunk(file, window_start, window_length, 0)]), window)
         buffer[:length] = window[start - window_start :][:length]
         self._bytes_needed += length
 
@@ -123,17 +108,13 @@ class WeightSource:
 
     async def _read_chunks(self, chunks: deque[Chunk], buffer: memoryview) -> None:
         async with self._lanes.lend() as lane:
-            try:
-                while chunks:
-                    chunk = chunks.popleft()
-                    await lane.read(chunk.file, chunk.start, buffer[chunk.slot_offset :][: chunk.length])
-            finally:
-                chunks.clear()  # after an error or a cancellation no worker begins another one
+            if chunks:
+                await lane.read(chunks, buffer)
 
     def _chunks(self, layout: HostLayout) -> Iterator[Chunk]:
         for window in layout.windows:
-            for done in range(0, window.length, self._chunk_bytes):
-                length = min(self._chunk_bytes, window.length - done)
+            for done in range(0, window.length, self.reading.chunk_bytes):
+                length = min(self.reading.chunk_bytes, window.length - done)
                 yield Chunk(window.file, window.start + done, length, window.slot_offset + done)
 
     def _check(self, buffer: memoryview, slot_bytes: int) -> None:

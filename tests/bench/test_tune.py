@@ -16,7 +16,7 @@ from pipeline.bench.candidates import (
     DEFAULT,
     DEFAULT_READING,
     Candidate,
-    Reading,
+    ReadSizes,
     Samples,
     candidates,
     choose,
@@ -29,9 +29,10 @@ from pipeline.config import Config
 from pipeline.errors import CheckpointError
 from pipeline.simulation.replay import Replay
 from pipeline.trace.recording import COMPUTE, DISK
+from pipeline.weights.reading import Reading
 
 ORDER = tuple((layer, group) for layer in range(6) for group in ("attn", "ffn"))
-FASTER = Reading(8, 4 << 20)
+FASTER = ReadSizes(8, 4 << 20)
 seconds = st.floats(0.001, 1000.0)
 
 
@@ -61,10 +62,9 @@ def test_samples_have_a_median_and_half_of_the_middle_half() -> None:
 
 
 def test_the_default_is_what_config_says() -> None:
-    default = Config()
-    assert Config(**DEFAULT.settings) == dataclasses.replace(
-        default, queues=dict.fromkeys(DEFAULT.settings["queues"], 4)
-    )
+    queues = dict.fromkeys(DEFAULT.settings["queues"], 4)
+    reading = {"reader_lanes": Reading().lanes, "chunk_bytes": Reading().chunk_bytes}
+    assert Config(**DEFAULT.settings) == dataclasses.replace(Config(), queues=queues, **reading)
     assert DEFAULT_READING in read_rates.READINGS
 
 

@@ -14,7 +14,7 @@ import pipeline.build
 import pipeline.plan
 from pipeline.api import Model
 from pipeline.bench import read_rates
-from pipeline.bench.candidates import DEFAULT_READING, Candidate, Reading, Samples
+from pipeline.bench.candidates import DEFAULT_READING, Candidate, ReadSizes, Samples
 from pipeline.bench.tune import QUEUES, Finalist, TuneReport
 from pipeline.commands.tune import advice, open_line, tune
 from pipeline.config import Config
@@ -68,7 +68,7 @@ def test_the_line_to_paste_is_python() -> None:
     assert settings.pop("device") == "cpu-copy"
     assert settings == one(1).settings
     assert "chunk_bytes=16 << 20" in line
-    odd = dataclasses.replace(report([1.0], 1, {}), chosen=dataclasses.replace(one(1), reading=Reading(1, 12288)))
+    odd = dataclasses.replace(report([1.0], 1, {}), chosen=dataclasses.replace(one(1), reading=ReadSizes(1, 12288)))
     assert called_with(open_line(odd))["chunk_bytes"] == 12288
 
 

@@ -17,7 +17,7 @@ from pipeline.devices.memory import HostMemory
 from pipeline.errors import ConfigError, PenstockError
 from pipeline.sequences import spill_file
 from pipeline.sequences.spill_file import O_TMPFILE, SpillError, SpillFile
-from pipeline.weights.lanes import O_DIRECT
+from pipeline.weights.lane import O_DIRECT
 from pipeline.weights.layout import Copy
 
 BLOCK = 8192

@@ -9,14 +9,20 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from pipeline.weights import aiofiles_lane, lane
 from pipeline.weights.checkpoint import FileIdentity
 from pipeline.weights.layout import BLOCK_BYTES, HostLayout, Window
+from pipeline.weights.reading import WAYS, Reading
 from pipeline.weights.source import WeightSource
 
 CHUNKS = 6
 GROUP_BYTES = CHUNKS * BLOCK_BYTES
 TAIL_BYTES = 1234
 FILE_BYTES = 3 * GROUP_BYTES + TAIL_BYTES
+way = WAYS[0]
+"""Set by a fixture of tests/weights to each of them in turn."""
 
 
 def layouts(file: Path) -> dict[tuple[int, str], HostLayout]:
@@ -31,9 +37,9 @@ def layouts(file: Path) -> dict[tuple[int, str], HostLayout]:
 
 @asynccontextmanager
 async def opened(file: Path, **options: Any) -> AsyncIterator[WeightSource]:
-    """A source that reads a block at a time."""
+    """A source that reads a block at a time, in the way that the test runs with."""
     identities = {file: FileIdentity.of(os.stat(file))}
-    source = WeightSource(layouts(file), identities, **{"chunk_bytes": BLOCK_BYTES, **options})
+    source = WeightSource(layouts(file), identities, Reading(**{"way": way, "chunk_bytes": BLOCK_BYTES, **options}))
     try:
         yield source
     finally:
@@ -66,24 +72,32 @@ class Gate:
         while len(self.begun) < count:
             await asyncio.sleep(0.001)
 
-    def open_file(self, file: Path, *_: object, **__: object) -> io.FileIO:
-        """What lanes call instead of the builtin `open`."""
-        opened = _GatedFile(file, self)
-        self.after_open()
-        return opened
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Put the gate between the lanes of either way and their files."""
+        preadv, gate = os.preadv, self
 
+        def open_descriptor(file: Path, direct: bool) -> int:
+            opened = os.open(file, os.O_RDONLY)
+            gate.after_open()
+            return opened
 
-class _GatedFile(io.FileIO):
-    def __init__(self, file: Path, gate: Gate) -> None:
-        super().__init__(file)
-        self._gate = gate
+        def gated(descriptor: int, buffers: list[memoryview], position: int) -> int:
+            return gate._read(position, lambda limit: preadv(descriptor, [buffers[0][:limit]], position))
 
-    def readinto(self, buffer: Any, /) -> int | None:
-        position = self.tell()
-        self._gate.begun.append(position)
-        limit = self._gate.before(position)
-        count = super().readinto(memoryview(buffer)[:limit])
-        self._gate.ended.append(position)
+        class GatedFile(io.FileIO):
+            def readinto(self, buffer: Any, /) -> int | None:
+                return gate._read(
+                    self.tell(), lambda limit: super(GatedFile, self).readinto(memoryview(buffer)[:limit])
+                )
+
+        monkeypatch.setattr(lane, "open_descriptor", open_descriptor)
+        monkeypatch.setattr(os, "preadv", gated)
+        monkeypatch.setattr(aiofiles_lane, "FileIO", GatedFile)
+
+    def _read(self, position: int, read: Callable[[int | None], Any]) -> Any:
+        self.begun.append(position)
+        count = read(self.before(position))
+        self.ended.append(position)
         return count
 
 

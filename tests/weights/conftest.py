@@ -4,9 +4,10 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from support import weight_files
 from support.weight_files import FILE_BYTES, Gate
 
-from pipeline.weights import lanes
+from pipeline.weights.reading import WAYS
 
 
 @pytest.fixture
@@ -18,9 +19,16 @@ def weights(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How sources read that the test opens."""
+    monkeypatch.setattr(weight_files, "way", request.param)
+    return str(request.param)
+
+
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     gate = Gate()
-    monkeypatch.setattr(lanes, "open", gate.open_file, raising=False)
+    gate.install(monkeypatch)
     yield gate
     gate.open.set()

@@ -16,6 +16,7 @@ from pipeline.weights.catalog import WeightCatalog
 from pipeline.weights.checkpoint import Checkpoint, open_checkpoint
 from pipeline.weights.groups import WeightGroup, WeightGroups, plan_groups
 from pipeline.weights.layout import DEVICE_ALIGNMENT_BYTES
+from pipeline.weights.reading import Reading
 from pipeline.weights.source import WeightSource
 
 
@@ -51,7 +52,7 @@ async def through_slots(small: Small, catalog: WeightCatalog, group: WeightGroup
     kind = catalog.kind(group.layer, group.name)
     memories = {place: HostMemory(catalog.slot_bytes(place)[kind]) for place in ("host", "device")}
     memories["device"].tensor.fill_(255)
-    source = WeightSource(catalog.host, small.checkpoint.files, lanes=2, chunk_bytes=4096)
+    source = WeightSource(catalog.host, small.checkpoint.files, Reading(lanes=2, chunk_bytes=4096))
     await source.read_into(group.layer, group.name, memories["host"])
     await source.aclose()
     copy_bytes(memories["host"], memories["device"], catalog.copies(group.layer, group.name))

@@ -15,6 +15,7 @@ from pipeline.errors import CheckpointError
 from pipeline.weights.checkpoint import FileIdentity
 from pipeline.weights.embedding import EmbeddingRows
 from pipeline.weights.groups import TensorRange
+from pipeline.weights.reading import Reading
 from pipeline.weights.source import WeightSource
 
 ROWS, COLUMNS = 50, 24
@@ -62,7 +63,7 @@ async def test_rows_are_those_of_the_table(dtype: str, copy: bool, tmp_path: Pat
     file = tmp_path / "weights"
     file.write_bytes(b"x" * START + bytes(weights.view(torch.uint8).flatten().tolist()))
     device = CpuDevice(copy=copy)
-    source = WeightSource({}, {file: FileIdentity.of(file.stat())})
+    source = WeightSource({}, {file: FileIdentity.of(file.stat())}, Reading())
     embedding = EmbeddingRows(table(file, dtype), source, device, 8)
     for token_ids in ([7], [0, ROWS - 1, 3, 3, 0, 12], [5] * 8, list(range(8)), [49]):
         await (await embedding.fetch(token_ids)).wait()

@@ -4,7 +4,6 @@ import fcntl
 import io
 import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,8 +13,10 @@ from support.weight_files import FILE_BYTES, GROUP_BYTES, Gate, opened
 
 from pipeline.devices.memory import HostMemory
 from pipeline.errors import CheckpointError
-from pipeline.weights import lanes as lanes_module
+from pipeline.weights import aiofiles_lane, lane
 from pipeline.weights.layout import BLOCK_BYTES
+
+pytestmark = pytest.mark.usefixtures("way")
 
 
 async def test_short_reads_are_continued(weights: Path, gate: Gate) -> None:
@@ -95,18 +96,29 @@ async def test_a_replaced_file_is_read_on_from_the_old_handle_with_one_warning(
 async def test_a_file_system_without_direct_reads_is_read_through_the_cache_with_one_warning(
     when: str, weights: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    preadv, open_descriptor = os.preadv, lane.open_descriptor
+
+    def refused(descriptor: int) -> None:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+
     class NoDirect(io.FileIO):
         def readinto(self, buffer: Any, /) -> int | None:
-            if fcntl.fcntl(self.fileno(), fcntl.F_GETFL) & os.O_DIRECT:
-                raise OSError(errno.EINVAL, "Invalid argument")
+            refused(self.fileno())
             return super().readinto(buffer)
 
-    def refuse(file: Path, mode: str, buffering: int, opener: Callable[[str, int], int] | None) -> io.FileIO:
-        if opener and when == "open":
-            raise OSError(errno.EINVAL, "Invalid argument", str(file))
-        return NoDirect(file, opener=opener)
+    def no_direct(descriptor: int, buffers: list[memoryview], position: int) -> int:
+        refused(descriptor)
+        return preadv(descriptor, buffers, position)
 
-    monkeypatch.setattr(lanes_module, "open", refuse, raising=False)
+    def refuse(file: Path, direct: bool) -> int:
+        if direct and when == "open":
+            raise OSError(errno.EINVAL, "Invalid argument", str(file))
+        return open_descriptor(file, direct)
+
+    monkeypatch.setattr(lane, "open_descriptor", refuse)
+    monkeypatch.setattr(os, "preadv", no_direct)
+    monkeypatch.setattr(aiofiles_lane, "FileIO", NoDirect)
     content = weights.read_bytes()
     async with opened(weights) as source:
         slots = [HostMemory(GROUP_BYTES) for _ in range(3)]

@@ -13,7 +13,9 @@ from support.weight_files import CHUNKS, GROUP_BYTES, TAIL_BYTES, Gate, opened, 
 from pipeline.devices.memory import HostMemory
 from pipeline.errors import CheckpointError, ClosedError, ConfigError
 from pipeline.weights.layout import BLOCK_BYTES
-from pipeline.weights.source import WeightSource
+from pipeline.weights.reading import Reading
+
+pytestmark = pytest.mark.usefixtures("way")
 
 
 @pytest.mark.parametrize("direct", [True, False])
@@ -185,7 +187,7 @@ async def test_a_slot_that_cannot_work_is_refused(weights: Path) -> None:
         assert source.reads == 0
     for options in ({"lanes": 0}, {"chunk_bytes": 0}, {"chunk_bytes": 5000}):
         with pytest.raises(ConfigError, match="lanes="):
-            WeightSource({}, {}, **options)
+            Reading(**options)
 
 
 async def test_closing_waits_for_reads_and_leaves_nothing_behind(weights: Path, gate: Gate) -> None:

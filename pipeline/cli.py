@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.core.errors import PenstockError
+from pipeline.commands.bench_speed import add_bench_speed
 from pipeline.commands.options import add_memory, add_settings, add_trace
 from pipeline.commands.plan import add_plan
 from pipeline.commands.simulate import add_simulate
@@ -143,6 +144,7 @@ def _add_bench(commands: Commands) -> None:
     add_trace(policies)
     policies.set_defaults(command=_bench_policies)
     _add_bench_throughput(bench)
+    add_bench_speed(bench)
     core = bench.add_parser("core", help="what channels and the line itself cost, on a simulated device")
     core.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds to take the median of; default 5")
     core.add_argument("--json", action="store_true")

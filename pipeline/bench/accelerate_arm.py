@@ -49,19 +49,25 @@ def check_installed() -> None:
 
 def run(settings: ArmSettings) -> list[dict[str, Any]]:
     """Measure each number of requests in turn in one loaded model; rows as those of `Throughput`, without floors."""
+    model = open_offloaded(Path(settings.folder), Path(settings.offload_folder), settings.dtype)
+    load = Load(settings.prompt_tokens, settings.prompt_tokens, settings.new_tokens, seed=settings.seed)
+    measure(model, load.warm_up, 1)
+    return [measure(model, load, count) for count in settings.requests]
+
+
+def open_offloaded(folder: Path, offload_folder: Path, told_dtype: str) -> Any:
+    """A model of transformers whose weights lie in `offload_folder`, where they are written once."""
     check_installed()
     _say("accelerate: importing")
     accelerate, transformers = importlib.import_module("accelerate"), importlib.import_module("transformers")
     transformers.utils.logging.set_verbosity_error()
-    config = transformers.AutoConfig.from_pretrained(settings.folder)
-    dtype = config.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    dtype = config.dtype if told_dtype == "auto" else getattr(torch, told_dtype)
     with accelerate.init_empty_weights(include_buffers=False):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
-    _write_weights(Path(settings.folder), Path(settings.offload_folder), set(model.state_dict()), dtype)
-    accelerate.disk_offload(model, settings.offload_folder, execution_device=torch.device("cpu"))
-    load = Load(settings.prompt_tokens, settings.prompt_tokens, settings.new_tokens, seed=settings.seed)
-    measure(model, load.warm_up, 1)
-    return [measure(model, load, count) for count in settings.requests]
+    _write_weights(folder, offload_folder, set(model.state_dict()), dtype)
+    accelerate.disk_offload(model, offload_folder, execution_device=torch.device("cpu"))
+    return model
 
 
 def _write_weights(folder: Path, offload_folder: Path, wanted: set[str], dtype: torch.dtype) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from actors.core.budget import Budget, Slot
@@ -101,6 +101,38 @@ class Floors:
         started = time.perf_counter()
         await self.compute(loaded, lengths)
         return time.perf_counter() - started
+
+    async def sequential(self, prompt_id: int, new_tokens: int) -> AsyncIterator[tuple[float, int]]:
+        """Decode with nothing beside anything: read a group, wait, copy it, wait, compute it, wait.
+
+        Gives the seconds of each pass, and the token that came of it.
+        """
+        runtime = self._runtime
+        parameters = SamplingParameters(max_new_tokens=new_tokens)
+        sequence = RunningSequence([prompt_id], parameters, frozenset(), None, runtime.config.vocabulary_size)
+        runtime.program.submit(sequence)
+        chunks = sequence.chunks()
+        for _ in range(new_tokens):
+            started = time.perf_counter()
+            pass_ = await runtime.program.begin()
+            for seq, (layer, group) in enumerate(runtime.catalog.order):
+                slot = await self._fetched(layer, group)
+                for event in runtime.program.step(pass_, Message(layer, group, seq, slot, READY)):
+                    await event.wait()
+                slot.release(after=READY)
+            await runtime.program.finish(pass_)
+            yield time.perf_counter() - started, (await anext(chunks)).token_ids[0]
+
+    async def _fetched(self, layer: int, group: str) -> Slot:
+        """A group in a slot that can be computed with."""
+        kind = self._runtime.catalog.kind(layer, group)
+        if self._device is not None:
+            slot = await self._device.acquire(kind)
+            await self._fill(layer, group, slot)
+            return slot
+        slot = await self._host.acquire(kind)
+        await self._runtime.source.read_into(layer, group, slot.buffer)
+        return slot
 
     async def compute(self, loaded: Loaded, lengths: Sequence[int]) -> list[float]:
         """The same; returns for how long each group was computed."""

@@ -5,7 +5,8 @@ would have all of the machine. There are two ways that do:
 
 * "systemd": a control group of its own, made by `systemd-run --scope`; the kernel holds the limit.
 * "watchdog", for machines without systemd: look every few milliseconds at what the process holds and at what the page
-  cache holds of its files, drop cached pages while that is too much, and kill the process when its own memory alone is.
+  cache holds of its files, drop cached pages, mapped ones too, while that is too much, and kill the process when its
+  own memory alone is. Pages go in no order, which is kinder to a cyclic scan than the kernel, whose oldest come next.
 """
 
 import asyncio
@@ -28,6 +29,8 @@ LOOK_SECONDS = 0.01
 PIECE_BYTES = 8 << 20
 CACHESTAT = 451
 """The number of the system call, the same on all machines; Linux 6.5 or later."""
+PROCESS_MADVISE, MADV_PAGEOUT = 440, 21
+"""The same of Linux 5.10."""
 
 
 class ProgramFailed(PenstockError):
@@ -81,7 +84,7 @@ async def run_limited(command: Sequence[str], limit: MemoryLimit | None, folders
                 own, cached = _own_bytes(process.pid), files.look() if watched else 0
                 most = max(most, own + cached)
                 if watched and limit is not None and own + cached > limit.nbytes:
-                    files.drop(own + cached - limit.nbytes)
+                    files.drop(own + cached - limit.nbytes, process.pid)
                     over = own > limit.nbytes
                 if over:
                     break
@@ -130,16 +133,20 @@ class CachedFiles:
         for descriptor in self._open.values():
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
-    def drop(self, nbytes: int) -> int:
-        """Drop so many of the bytes last looked at, or all but mapped and dirty pages. Returns how many it were."""
+    def drop(self, nbytes: int, pid: int | None = None) -> int:
+        """Drop so many of the bytes last looked at, or all but dirty pages and those that others than `pid` map.
+
+        Returns how many it were.
+        """
         dropped = 0
-        for descriptor, start in self._pieces():
-            if dropped >= nbytes:
-                break
-            had = cached_bytes(descriptor, start, PIECE_BYTES)
-            if had:
-                os.posix_fadvise(descriptor, start, PIECE_BYTES, os.POSIX_FADV_DONTNEED)
-                dropped += had - cached_bytes(descriptor, start, PIECE_BYTES)
+        with _Mapped(pid) as mapped:
+            for descriptor, start in self._pieces():
+                if dropped >= nbytes:
+                    break
+                if had := cached_bytes(descriptor, start, PIECE_BYTES):
+                    mapped.page_out(os.fstat(descriptor).st_ino, start)
+                    os.posix_fadvise(descriptor, start, PIECE_BYTES, os.POSIX_FADV_DONTNEED)
+                    dropped += had - cached_bytes(descriptor, start, PIECE_BYTES)
         return dropped
 
     def _open_new(self) -> None:
@@ -156,6 +163,41 @@ class CachedFiles:
 
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+class _Mapped:
+    """Where a process maps which files, and a way to have the kernel take such pages from it."""
+
+    def __init__(self, pid: int | None) -> None:
+        self._process = None
+        self._places: list[tuple[int, int, int, int]] = []
+        if pid is None:
+            return
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            lines = [line.split() for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+            for addresses, _, offset, _, inode, *_ in lines:
+                first, end = (int(address, 16) for address in addresses.split("-"))
+                self._places.append((int(inode), int(offset, 16), first, end))
+            self._process = os.pidfd_open(pid)
+
+    def __enter__(self) -> "_Mapped":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            os.close(self._process)
+
+    def page_out(self, inode: int, start: int) -> None:
+        """Take a piece of a file from the process; needs to be root, or the process's parent with that right."""
+        for found, offset, first, end in self._places:
+            low, high = max(first, first + start - offset), min(end, first + start + PIECE_BYTES - offset)
+            if found == inode and low < high:
+                piece = _Piece(low, high - low)
+                _LIBC.syscall(PROCESS_MADVISE, self._process, ctypes.byref(piece), 1, MADV_PAGEOUT, 0)
+
+
+class _Piece(ctypes.Structure):
+    _fields_ = (("address", ctypes.c_uint64), ("length", ctypes.c_uint64))
 
 
 class _Range(ctypes.Structure):

@@ -30,7 +30,7 @@ def rotary(config: ModelConfig, positions_T: torch.Tensor) -> Rotary:
 
     Source: RoFormer (arXiv 2104.09864) in the half-split form of transformers, which sets the rounding too.
     """
-    frequencies_H2 = _frequencies(config.head_dim, config.rope_theta, config.rope_scaling, positions_T.device)
+    frequencies_H2 = frequencies(config.head_dim, config.rope_theta, config.rope_scaling, positions_T.device)
     angles_TH = torch.outer(positions_T.float(), frequencies_H2).repeat(1, 2)
     return Rotary(angles_TH.cos().unsqueeze(1), angles_TH.sin().unsqueeze(1))
 
@@ -56,16 +56,16 @@ def linear(x_TD: torch.Tensor, weight_FD: torch.Tensor, bias_F: torch.Tensor | N
 
 
 @lru_cache(maxsize=32)
-def _frequencies(head_dim: int, theta: float, scaling: RopeScaling | None, device: torch.device) -> torch.Tensor:
+def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None, device: torch.device) -> torch.Tensor:
     """Radians per position of each pair of channels, [H / 2] fp32, computed on the host as transformers does."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
-    frequencies = 1.0 / theta**exponents
+    turns = 1.0 / theta**exponents
     match scaling:
         case LinearScaling():
-            frequencies = frequencies / scaling.factor
+            turns = turns / scaling.factor
         case Llama3Scaling():
-            frequencies = _stretch_as_llama3(frequencies, scaling)
-    return frequencies.to(device)
+            turns = _stretch_as_llama3(turns, scaling)
+    return turns.to(device)
 
 
 def _stretch_as_llama3(frequencies: torch.Tensor, scaling: Llama3Scaling) -> torch.Tensor:

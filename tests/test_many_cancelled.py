@@ -120,8 +120,9 @@ async def test_those_who_stay_notice_nothing(
         assert after == before
         assert model.statistics().passes <= passes + 1, "within one pass"
         requests = model.statistics().requests
-        assert (requests.finished, requests.cancelled, requests.failed) == (8 + REQUESTS - gone, gone, 0)
-        assert gone > LEAVING // 3
+        assert (requests.finished + requests.cancelled, requests.failed) == (8 + REQUESTS, 0)
+        # A call may leave when its last token is there already: then it is gone, and its request has finished.
+        assert LEAVING // 3 < requests.cancelled <= gone
 
 
 async def settled(model: Model) -> dict[str, object]:

@@ -59,9 +59,8 @@ def _elsewhere(options: argparse.Namespace, settings: Config) -> Planned:
         needed["gpu_memory"] = settings.gpu_memory
     for name, value in needed.items():
         if value is None or (isinstance(value, str) and value.endswith("%")):
-            raise ConfigError(
-                f"--{name.replace('_', '-')}: need its value, for a machine that is not here; have {value}"
-            )
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{option}: a machine that is not here needs it as a number or a size, have {value}")
     host_bytes = parse_bytes("host_memory", settings.host_memory or 0, 0)
     if options.h2d_gbps is None:
         device = DeviceElsewhere(True, False, CpuDevice.loads_later, None)

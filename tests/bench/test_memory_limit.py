@@ -1,5 +1,6 @@
 """The limit that all arms of a comparison share: what it counts, what it drops, and whom it ends."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -45,6 +46,33 @@ def test_cached_pages_of_files_are_counted_and_dropped() -> None:
         assert files.look() == had - dropped
         files.drop_all()
         assert files.look() == 0
+
+
+MAP = """
+import mmap, sys, time
+with open(sys.argv[1], "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+    for _ in range(6):
+        total = 0
+        for place in range(0, len(mapped), 1 << 20):
+            total += sum(mapped[place : place + (1 << 20) : 4096])
+            time.sleep(0.01)
+print(total)
+"""
+
+
+async def test_the_watchdog_takes_mapped_pages_too(tmp_path: Path) -> None:
+    """Else what maps its files would have all of the machine."""
+    size = 64 << 20
+    (tmp_path / "weights").write_bytes(bytes(range(256)) * (size // 256))
+    with open(tmp_path / "weights", "rb") as file:
+        os.fsync(file.fileno())
+    command = [sys.executable, "-c", MAP, str(tmp_path / "weights")]
+    _, own_and_all = await run_limited(command, MemoryLimit(10**9, "watchdog"), [tmp_path])
+    limit = own_and_all - size + (24 << 20)
+    printed, most = await run_limited(command, MemoryLimit(limit, "watchdog"), [tmp_path])
+    assert printed == "0\n"
+    assert own_and_all >= size
+    assert most <= limit + (16 << 20), "what it maps between two looks"
 
 
 READ_SLOWLY = """

@@ -161,7 +161,7 @@ def _add_bench_throughput(bench: Commands) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of prompts and arrivals; default 0")
     parser.add_argument("--against", metavar="accelerate", help="measure its disk offload too, with a static batch")
     parser.add_argument("--memory-limit", metavar="SIZE", help="run each arm in a process limited to 1.8GB, ...")
-    parser.add_argument("--limit-by", metavar="WAY", help="systemd (default), or watchdog where there is none")
+    parser.add_argument("--limit-by", metavar="WAY", help="systemd or cgroup, whichever is there; or watchdog")
     parser.add_argument("--rounds", type=int, metavar="R", help="how often the arms take turns; default 1")
     parser.add_argument("--json", action="store_true", help="print one JSON object, with the tokens")
     add_settings(parser)

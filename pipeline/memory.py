@@ -3,7 +3,7 @@
 import re
 import resource
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,8 @@ UNITS = {"B": 1} | {
     for power, prefix in enumerate("KMGT", start=1)
     for unit, base in (("B", 1000), ("IB", 1024))
 }
+GROUP_1, GROUP_2 = ("memory.limit_in_bytes", "memory.usage_in_bytes"), ("memory.max", "memory.current")
+"""The files of a control group that hold its limit and what is used, by version."""
 SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(%|(?:[KMGT]i?)?B)\s*", re.IGNORECASE)
 
 
@@ -82,20 +84,27 @@ def available_host_bytes() -> int:
     """What this process may still take: the machine's available memory, or its control group's limit if smaller."""
     fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     available = int(fields["MemAvailable"].split()[0]) * 1024
-    group = _control_group()
-    limit, used = group / "memory.max", group / "memory.current"
-    if limit.exists() and used.exists() and (bound := limit.read_text().strip()) != "max":
-        available = min(available, int(bound) - int(used.read_text()))
-    return available
+    return min([available, *(limit - used for limit, used in _control_groups())])
 
 
-def _control_group() -> Path:
-    """The folder of this process's version 2 control group."""
+def _control_groups() -> Iterator[tuple[int, int]]:
+    """The limit of each control group that counts this process's memory, and what of it is used.
+
+    Cached pages that nobody has touched lately do not count: the kernel takes them first.
+    """
     for line in Path("/proc/self/cgroup").read_text().splitlines():
-        hierarchy, _, path = line.split(":", 2)
-        if hierarchy == "0":
-            return Path("/sys/fs/cgroup") / path.lstrip("/")
-    return Path("/sys/fs/cgroup")
+        hierarchy, controllers, path = line.split(":", 2)
+        version_2 = hierarchy == "0"
+        if not (version_2 or "memory" in controllers.split(",")):
+            continue
+        root = Path("/sys/fs/cgroup" if version_2 else "/sys/fs/cgroup/memory")
+        group = root / path.lstrip("/")
+        group = group if group.is_dir() else root  # within a container the path may be that of its host
+        limit, used, counts = (group / name for name in (*(GROUP_2 if version_2 else GROUP_1), "memory.stat"))
+        if limit.exists() and used.exists() and (bound := limit.read_text().strip()) != "max":
+            counted = dict(each.split() for each in counts.read_text().splitlines()) if counts.exists() else {}
+            idle = counted.get("inactive_file" if version_2 else "total_inactive_file", 0)
+            yield int(bound), int(used.read_text()) - int(idle)
 
 
 def resident_bytes() -> int:

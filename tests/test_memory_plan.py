@@ -119,6 +119,21 @@ def test_a_plan_reads_as_one_line_per_holding() -> None:
         ("0::/a/b\n", {"a/b/memory.max": "900\n", "a/b/memory.current": "200\n", "memory.max": "5\n"}, 700),
         ("9:name=systemd:/x\n4:memory:/y\n0::/a\n", {"a/memory.max": "90\n", "a/memory.current": "20\n"}, 70),
         ("9:name=systemd:/x\n4:memory:/y\n", {"y/memory.max": "90\n", "y/memory.current": "20\n"}, MACHINE_BYTES),
+        (
+            "0::/\n",
+            {"memory.max": "90\n", "memory.current": "60\n", "memory.stat": "anon 20\ninactive_file 30\n"},
+            60,
+        ),
+        (
+            "4:memory:/y\n0::/\n",
+            {"memory/y/memory.limit_in_bytes": "90\n", "memory/y/memory.usage_in_bytes": "20\n"},
+            70,
+        ),
+        (
+            "4:memory:/of/the/host\n",
+            {"memory/memory.limit_in_bytes": "90\n", "memory/memory.usage_in_bytes": "20\n"},
+            70,
+        ),
     ],
 )
 def test_the_control_group_bounds_what_the_machine_has(

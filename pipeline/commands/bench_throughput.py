@@ -94,7 +94,7 @@ def _limit(options: argparse.Namespace) -> MemoryLimit | None:
             raise ConfigError("--limit-by: need --memory-limit, have none")
         return None
     nbytes = parse_bytes("--memory-limit", options.memory_limit, available_host_bytes())
-    return MemoryLimit(nbytes, options.limit_by or "systemd")
+    return MemoryLimit.of(nbytes, options.limit_by)
 
 
 def _at_least_one(option: str, have: int) -> int:

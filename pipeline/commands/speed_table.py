@@ -27,7 +27,7 @@ async def bench_speed(options: argparse.Namespace) -> None:
     settings, limit = model_settings(options), None
     if options.memory_limit is not None:
         nbytes = parse_bytes("--memory-limit", options.memory_limit, available_host_bytes())
-        limit = MemoryLimit(nbytes, options.limit_by or "systemd")
+        limit = MemoryLimit.of(nbytes, options.limit_by)
         settings["host_memory"] = nbytes
     progress = Progress()
     bench = SpeedBench(options.model, settings, options.passes, limit, progress.say)

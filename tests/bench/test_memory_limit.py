@@ -1,38 +1,77 @@
 """The limit that all arms of a comparison share: what it counts, what it drops, and whom it ends."""
 
+import asyncio
 import os
 import sys
 from pathlib import Path
 
 import pytest
 
-import pipeline.bench.memory_limit as memory_limit
+import pipeline.bench.limit_holders as limit_holders
 from pipeline.api import BUNDLED
-from pipeline.bench.memory_limit import CachedFiles, MemoryLimit, ProgramFailed, run_limited
+from pipeline.bench.cached_files import CachedFiles
+from pipeline.bench.limit_holders import ControlGroup, SystemdScope
+from pipeline.bench.memory_limit import MemoryLimit, ProgramFailed, run_limited
 from pipeline.errors import ConfigError
 
 WEIGHTS = BUNDLED / "model.safetensors"
 MEGABYTE = 10**6
 
 
+def write(file: Path, content: bytes) -> None:
+    """So that its pages are clean, and can be dropped."""
+    with open(file, "wb") as opened:
+        opened.write(content)
+        os.fsync(opened.fileno())
+
+
+def systemd_runs(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setattr(limit_holders, "SYSTEMD_RUNS", folder)
+    monkeypatch.setattr(limit_holders.shutil, "which", lambda name: f"/usr/bin/{name}")
+
+
 def test_systemd_is_asked_for_a_group_without_swap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(memory_limit, "SYSTEMD_RUNS", tmp_path)
-    monkeypatch.setattr(memory_limit.shutil, "which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(memory_limit.os, "geteuid", lambda: 1000)
-    command = MemoryLimit(1_800_000_000).command(["program", "argument"])
+    systemd_runs(monkeypatch, tmp_path)
+    assert MemoryLimit.of(MEGABYTE, None).way == "systemd", "where it runs"
+    scope = SystemdScope(1_800_000_000, CachedFiles([]))
+    monkeypatch.setattr(limit_holders.os, "geteuid", lambda: 1000)
+    command = scope.command(["program", "argument"])
     assert command[:2] == ["systemd-run", "--user"]
     assert {"--scope", "MemoryMax=1800000000", "MemorySwapMax=0"} <= set(command)
     assert command[-3:] == ["--", "program", "argument"]
-    monkeypatch.setattr(memory_limit.os, "geteuid", lambda: 0)
-    assert "--user" not in MemoryLimit(1_800_000_000).command(["program"])
+    monkeypatch.setattr(limit_holders.os, "geteuid", lambda: 0)
+    assert "--user" not in scope.command(["program"])
 
 
 def test_a_limit_that_nobody_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(memory_limit, "SYSTEMD_RUNS", tmp_path / "none")
-    with pytest.raises(ConfigError, match=r"systemd does not run here.*--limit-by watchdog"):
-        MemoryLimit(MEGABYTE)
-    with pytest.raises(ConfigError, match="--limit-by: need one of systemd, watchdog, have 'ulimit'"):
+    monkeypatch.setattr(limit_holders, "SYSTEMD_RUNS", tmp_path / "none")
+    monkeypatch.setattr(limit_holders, "VERSION_1", tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"no control group can be made here; add --limit-by watchdog"):
+        MemoryLimit.of(MEGABYTE, None)
+    with pytest.raises(ConfigError, match=r"--limit-by systemd: need systemd, which does not run here"):
+        MemoryLimit(MEGABYTE, "systemd")
+    with pytest.raises(ConfigError, match=r"--limit-by cgroup: need memory control groups of version 1"):
+        MemoryLimit(MEGABYTE, "cgroup")
+    with pytest.raises(ConfigError, match="--limit-by: need one of systemd, cgroup, watchdog, have 'ulimit'"):
         MemoryLimit(MEGABYTE, "ulimit")
+
+
+@pytest.mark.skipif(ControlGroup.lacking() is not None, reason=f"needs {ControlGroup.lacking()}")
+async def test_the_kernel_counts_cached_pages_and_ends_what_takes_too_much(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(limit_holders, "SYSTEMD_RUNS", tmp_path / "none")
+    limit = MemoryLimit.of(40 * MEGABYTE, None)
+    assert limit.way == "cgroup"
+    await asyncio.to_thread(write, tmp_path / "weights", (b"x" * 999 + b"\n") * (60 * MEGABYTE // 1000))
+    count = "import sys; print(sum(len(piece) for piece in open(sys.argv[1], 'rb')))"
+    program = [sys.executable, "-I", "-S", "-c", count, str(tmp_path / "weights")]
+    printed, peak_bytes = await run_limited(program, limit, [tmp_path])
+    assert printed == f"{60 * MEGABYTE}\n", "it gets through"
+    assert 0.9 * limit.nbytes < peak_bytes <= limit.nbytes, "with what the limit leaves of the page cache"
+    with pytest.raises(ProgramFailed, match=r"have a limit of 40 MB; raise --memory-limit"):
+        await run_limited([sys.executable, "-I", "-S", "-c", "held = b'x' * 80_000_000"], limit, [])
+    assert not list(limit_holders._own_group().glob("penstock-*"))  # type: ignore[union-attr]
 
 
 def test_cached_pages_of_files_are_counted_and_dropped() -> None:
@@ -63,9 +102,7 @@ print(total)
 async def test_the_watchdog_takes_mapped_pages_too(tmp_path: Path) -> None:
     """Else what maps its files would have all of the machine."""
     size = 64 << 20
-    (tmp_path / "weights").write_bytes(bytes(range(256)) * (size // 256))
-    with open(tmp_path / "weights", "rb") as file:
-        os.fsync(file.fileno())
+    await asyncio.to_thread(write, tmp_path / "weights", bytes(range(256)) * (size // 256))
     command = [sys.executable, "-c", MAP, str(tmp_path / "weights")]
     _, own_and_all = await run_limited(command, MemoryLimit(10**9, "watchdog"), [tmp_path])
     limit = own_and_all - size + (24 << 20)

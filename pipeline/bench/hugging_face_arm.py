@@ -4,6 +4,7 @@
 """
 
 import importlib
+import inspect
 import sys
 import time
 from pathlib import Path
@@ -33,13 +34,18 @@ def run(settings: ArmSettings) -> Passes:
 
 @torch.inference_mode()
 def _decode(model: Any, passes: Passes) -> Passes:
-    tokens_11, cache = torch.tensor([[passes.settings.prompt_id]]), None
+    tokens_11, cache, cache_name = torch.tensor([[passes.settings.prompt_id]]), None, name_of_cache(model)
     for _ in range(passes.wanted):
         started = time.perf_counter()
-        output = model(input_ids=tokens_11, past_key_values=cache, use_cache=True)
-        cache, tokens_11 = output.past_key_values, output.logits[:, -1].argmax(-1, keepdim=True)
+        output = model(input_ids=tokens_11, use_cache=True, **{cache_name: cache})
+        cache, tokens_11 = getattr(output, cache_name), output.logits[:, -1].argmax(-1, keepdim=True)
         passes.took(time.perf_counter() - started, int(tokens_11))
     return passes
+
+
+def name_of_cache(model: Any) -> str:
+    """What a model of transformers calls its KV cache, as an argument and in its output: another name from 5.24 on."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 if __name__ == "__main__":

@@ -60,19 +60,23 @@ class Planned:
 def plan_model(
     folder: Path, settings: Config, device: PlannedDevice, rates: Rates, tokens: int, host_bytes: int | None = None
 ) -> Planned:
-    """Draw the plan up, forecast it, and again with a GB more of each memory that something could stay in.
+    """Draw the plan up, forecast it, and again with a GB more of each memory that something could stay in, or, if
+    nothing is to stay, with what fits.
 
     Raises ConfigError with need, have and knob where the plan does not fit, and as `draw_up` does.
     """
     drawn = draw_up(folder, settings, device, host_bytes)
     drawn.plan.memory.check()
     otherwise = {}
-    if len(drawn.plan.residency.device or drawn.plan.residency.host) < len(drawn.catalog.order):
+    if not settings.residency:
+        staying = draw_up(folder, replace(settings, residency=True), device, host_bytes)
+        otherwise["what fits stays"] = forecast(staying.catalog, staying.plan, settings, rates, tokens)
+    elif len(drawn.plan.residency.device or drawn.plan.residency.host) < len(drawn.catalog.order):
         for place in drawn.plan.slots:
             limits = {**drawn.plan.limits, place: drawn.plan.limits[place] + GIGABYTE}
             larger = DeviceElsewhere.like(device, limits.get("device"))
             gpu_memory = None if device.unified else limits["device"]
-            told = replace(settings, residency=True, host_memory=limits["host"], gpu_memory=gpu_memory)
+            told = replace(settings, host_memory=limits["host"], gpu_memory=gpu_memory)
             more = draw_up(folder, told, larger, limits["host"])
             otherwise[f"1 GB more of {place} memory"] = forecast(more.catalog, more.plan, settings, rates, tokens)
     many = MORE_TOKENS * tokens

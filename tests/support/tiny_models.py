@@ -113,10 +113,10 @@ def with_attention(model: PreTrainedModel, implementation: str) -> PreTrainedMod
 @torch.no_grad()
 def logits(model: PreTrainedModel, token_ids: Sequence[int], chunk: int | None = None) -> torch.Tensor:
     """The logits after each token, fp32 [T, V]; with `chunk`, so many tokens at a time through the KV cache."""
-    tokens, cache, parts = torch.tensor([list(token_ids)]), None, []
+    tokens, cache, parts, name = torch.tensor([list(token_ids)]), None, [], name_of_cache(model)
     for inputs in tokens.split(chunk or len(token_ids), dim=1):
-        output = model(input_ids=inputs, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
+        output = model(input_ids=inputs, use_cache=True, **{name: cache})
+        cache = getattr(output, name)
         parts.append(output.logits[0].float())
     return torch.cat(parts)
 
@@ -124,11 +124,11 @@ def logits(model: PreTrainedModel, token_ids: Sequence[int], chunk: int | None =
 @torch.no_grad()
 def greedy(model: PreTrainedModel, prompt_ids: Sequence[int], steps: int) -> Greedy:
     """The `steps` most likely tokens after a prompt, one by one with the KV cache of transformers."""
-    inputs, cache = torch.tensor([list(prompt_ids)]), None
+    inputs, cache, name = torch.tensor([list(prompt_ids)]), None, name_of_cache(model)
     token_ids, logprobs = [], []
     for _ in range(steps):
-        output = model(input_ids=inputs, past_key_values=cache, use_cache=True)
+        output = model(input_ids=inputs, use_cache=True, **{name: cache})
         logprobs.append(output.logits[0, -1].float().log_softmax(-1))
         token_ids.append(int(logprobs[-1].argmax()))
-        inputs, cache = torch.tensor([token_ids[-1:]]), output.past_key_values
+        inputs, cache = torch.tensor([token_ids[-1:]]), getattr(output, name)
     return Greedy(token_ids, torch.stack(logprobs))

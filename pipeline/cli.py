@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.core.errors import PenstockError
+from pipeline.commands.bench_open import add_bench_open
 from pipeline.commands.bench_speed import add_bench_speed
 from pipeline.commands.options import add_memory, add_settings, add_trace
 from pipeline.commands.plan import add_plan
@@ -124,8 +125,14 @@ def _add_make_checkpoint(commands: Commands) -> None:
 
 def _add_bench(commands: Commands) -> None:
     bench = commands.add_parser("bench", help="measure").add_subparsers(metavar="WHAT", required=True)
-    one_pass = bench.add_parser("pass", help="one pass against its read floor and its compute floor")
-    one_pass.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint folder")
+    one_pass = bench.add_parser("pass", help="a pass against its floors, and against one without overlap")
+    one_pass.add_argument("model", type=Path, nargs="+", metavar="MODEL", help="checkpoint folders")
+    one_pass.add_argument(
+        "--batch-tokens",
+        default="1",
+        metavar="B",
+        help="tokens per pass, or multiples of those that compute as long as bytes move: 1,1x,4x; default 1",
+    )
     one_pass.add_argument("--passes", type=int, default=5, metavar="N", help="rounds to take the median of; default 5")
     one_pass.add_argument("--json", action="store_true")
     add_settings(one_pass)
@@ -145,6 +152,7 @@ def _add_bench(commands: Commands) -> None:
     policies.set_defaults(command=_bench_policies)
     _add_bench_throughput(bench)
     add_bench_speed(bench)
+    add_bench_open(bench)
     core = bench.add_parser("core", help="what channels and the line itself cost, on a simulated device")
     core.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds to take the median of; default 5")
     core.add_argument("--json", action="store_true")

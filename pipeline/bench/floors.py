@@ -2,10 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from actors.core.budget import Budget, Slot
+from actors.core.budget import Budget, Group, Slot
 from actors.core.message import READY, Message
 from pipeline.build import Runtime
 from pipeline.memory import available_host_bytes
@@ -102,45 +102,74 @@ class Floors:
         await self.compute(loaded, lengths)
         return time.perf_counter() - started
 
+    async def sequential_pass_seconds(self, loaded: Loaded, lengths: Sequence[int] = (1,)) -> float:
+        """A pass with nothing beside anything: read a group, wait, copy it, wait, compute it, wait.
+
+        It carries what `compute_seconds` carries, and reads what a pass of the measured runtime reads; the rest lies in
+        `loaded`.
+        """
+        moving = set(self._read_in_pass if self._device is None else self._uploaded_in_pass)
+        groups = {(message.layer, message.group): message for message in loaded.messages}
+        in_place = {group: message for group, message in groups.items() if group not in moving}
+        self._submit(lengths)
+        started = time.perf_counter()
+        await self._sequential_pass(in_place)
+        return time.perf_counter() - started
+
     async def sequential(self, prompt_id: int, new_tokens: int) -> AsyncIterator[tuple[float, int]]:
-        """Decode with nothing beside anything: read a group, wait, copy it, wait, compute it, wait.
+        """Decode in such passes, each of which reads every group.
 
         Gives the seconds of each pass, and the token that came of it.
         """
-        runtime = self._runtime
+        program = self._runtime.program
         parameters = SamplingParameters(max_new_tokens=new_tokens)
-        sequence = RunningSequence([prompt_id], parameters, frozenset(), None, runtime.config.vocabulary_size)
-        runtime.program.submit(sequence)
+        sequence = RunningSequence([prompt_id], parameters, frozenset(), None, self._runtime.config.vocabulary_size)
+        program.submit(sequence)
         chunks = sequence.chunks()
         for _ in range(new_tokens):
             started = time.perf_counter()
-            pass_ = await runtime.program.begin()
-            for seq, (layer, group) in enumerate(runtime.catalog.order):
-                slot = await self._fetched(layer, group)
-                for event in runtime.program.step(pass_, Message(layer, group, seq, slot, READY)):
-                    await event.wait()
-                slot.release(after=READY)
-            await runtime.program.finish(pass_)
+            await self._sequential_pass({})
             yield time.perf_counter() - started, (await anext(chunks)).token_ids[0]
 
+    async def _sequential_pass(self, in_place: Mapping[Group, Message[Slot]]) -> None:
+        program = self._runtime.program
+        pass_ = await program.begin()
+        for seq, group in enumerate(self._runtime.catalog.order):
+            if (message := in_place.get(group)) is None:
+                message = Message(*group, seq, await self._fetched(*group), READY)
+            for event in program.step(pass_, message):
+                await event.wait()
+            if group not in in_place:
+                message.at.release(after=READY)
+        await program.finish(pass_)
+
     async def _fetched(self, layer: int, group: str) -> Slot:
-        """A group in a slot that can be computed with."""
-        kind = self._runtime.catalog.kind(layer, group)
-        if self._device is not None:
-            slot = await self._device.acquire(kind)
-            await self._fill(layer, group, slot)
-            return slot
-        slot = await self._host.acquire(kind)
-        await self._runtime.source.read_into(layer, group, slot.buffer)
+        """A group in a slot that can be computed with; the reading left out where it stays in host memory."""
+        runtime = self._runtime
+        kind = runtime.catalog.kind(layer, group)
+        staging = await self._host.acquire(kind)
+        if (layer, group) in self._read_in_pass:
+            await runtime.source.read_into(layer, group, staging.buffer)
+        if self._device is None:
+            return staging
+        slot = await self._device.acquire(kind)
+        copies = runtime.catalog.copies(layer, group)
+        await runtime.device.upload(staging.buffer, slot.buffer, copies, ()).wait()
+        staging.release(after=READY)
         return slot
+
+    def _submit(self, lengths: Sequence[int]) -> None:
+        """A prompt of each length, which ends with its first token."""
+        vocabulary_size = self._runtime.config.vocabulary_size
+        one_token = SamplingParameters(max_new_tokens=1)
+        for length in lengths:
+            prompt = RunningSequence([1] * length, one_token, frozenset(), None, vocabulary_size)
+            self._runtime.program.submit(prompt)
 
     async def compute(self, loaded: Loaded, lengths: Sequence[int]) -> list[float]:
         """The same; returns for how long each group was computed."""
         program = self._runtime.program
-        vocabulary_size = self._runtime.config.vocabulary_size
-        one_token = SamplingParameters(max_new_tokens=1)
-        for length in lengths:
-            program.submit(RunningSequence([1] * length, one_token, frozenset(), None, vocabulary_size))
+        self._submit(lengths)
         pass_ = await program.begin()
         ran = [program.step(pass_, message) for message in loaded.messages]
         await program.finish(pass_)

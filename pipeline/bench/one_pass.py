@@ -1,9 +1,8 @@
-"""`penstock bench pass`: how close one pass comes to the slowest of its floors."""
+"""`penstock bench pass`: how close a pass comes to the slowest of its floors, and to what overlapping could gain."""
 
 import asyncio
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,133 +10,172 @@ from typing import Any
 from actors.core.trace import Trace
 from pipeline.api import Model
 from pipeline.bench.floors import Floors, Loaded
+from pipeline.bench.machine import measure_rates
+from pipeline.bench.planning import balanced_tokens, plan_model
+from pipeline.bench.steady_passes import room_for, steady_pass_seconds
 from pipeline.build import build
 from pipeline.config import Config
+from pipeline.devices.open import open_device
+from pipeline.errors import ConfigError
 from pipeline.trace.configuration import describe
 from pipeline.trace.recording import Recording
 
 Progress = Callable[[str], None]
+PASSES_A_ROUND = 3
+"""Measured at a stretch, and their mean taken: a floor's sweep is as long as one pass, but no pass like another."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PassReport:
-    """Medians over `passes` rounds, in each of which the floors and the pass were measured one after the other.
+    """What was measured for passes of so many `tokens`, each a list over the rounds, in seconds.
 
-    `ratio` is the median of `pass / max(floors)` taken round by round, so that a drift of the machine cancels;
-    `recording_ratio` the same of a pass that was recorded to one that was not.
-    `first_group_wait_seconds` is how long the device waited for a pass's first group, `group_wait_seconds` the mean
-    wait over all groups: they are alike when the line never drains between passes (rule 9).
+    In every round the floors, the passes, a recorded pass and one in which nothing overlaps were measured one after the
+    other, so that a drift of the machine cancels in ratios. `first_wait_seconds` is how long the device waited for a
+    pass's first group, `wait_seconds` the mean wait over all groups: they are alike when the line never drains between
+    passes (rule 9). `aliased` when the groups of the compute floor had to share memory to fit.
     """
 
-    pass_seconds: float
-    read_floor_seconds: float
-    upload_floor_seconds: float
-    compute_floor_seconds: float
-    ratio: float
-    recording_ratio: float
-    passes: int
-    ratios: tuple[float, ...]
-    pass_seconds_each: tuple[float, ...]
-    recorded_seconds_each: tuple[float, ...]
-    read_floor_seconds_each: tuple[float, ...]
-    upload_floor_seconds_each: tuple[float, ...]
-    compute_floor_seconds_each: tuple[float, ...]
-    compute_floor_aliased: bool
-    first_group_wait_seconds: float
-    group_wait_seconds: float
+    model: str
+    tokens: int
+    pass_seconds: tuple[float, ...]
+    recorded_seconds: tuple[float, ...]
+    read_floor_seconds: tuple[float, ...]
+    upload_floor_seconds: tuple[float, ...]
+    compute_floor_seconds: tuple[float, ...]
+    sequential_seconds: tuple[float, ...]
+    first_wait_seconds: tuple[float, ...]
+    wait_seconds: tuple[float, ...]
     read_bytes_per_pass: float
     needed_bytes_per_pass: float
+    aliased: bool
+
+    @property
+    def floors(self) -> list[float]:
+        """The slowest floor of each round."""
+        floors = (self.read_floor_seconds, self.upload_floor_seconds, self.compute_floor_seconds)
+        return [max(each) for each in zip(*floors, strict=True)]
+
+    @property
+    def binds(self) -> str:
+        """What the slowest floor is of."""
+        floors = {
+            "disk": self.read_floor_seconds,
+            "H2D": self.upload_floor_seconds,
+            "compute": self.compute_floor_seconds,
+        }
+        return max(floors, key=lambda name: statistics.median(floors[name]))
+
+    @property
+    def ratios(self) -> list[float]:
+        """A pass by the slowest floor of its round: 1 is the best there can be."""
+        return [one / least for one, least in zip(self.pass_seconds, self.floors, strict=True)]
+
+    @property
+    def gain(self) -> float:
+        """What overlapping saves, by what it could save at best: (sequential - pass) / (sequential - floor)."""
+        rounds = zip(self.sequential_seconds, self.pass_seconds, self.floors, strict=True)
+        saved = [(sequential - one, sequential - least) for sequential, one, least in rounds]
+        return statistics.median(have / best if best > 0 else 1.0 for have, best in saved)
+
+    @property
+    def recording_ratio(self) -> float:
+        """A recorded pass by one that is not."""
+        pairs = zip(self.recorded_seconds, self.pass_seconds, strict=True)
+        return statistics.median(recorded / plain for recorded, plain in pairs)
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain values."""
-        return asdict(self)
+        derived = ("binds", "ratios", "gain", "recording_ratio")
+        return {**asdict(self), **{name: getattr(self, name) for name in derived}}
+
+
+async def tokens_of(folder: Path, settings: Mapping[str, Any], told: str, progress: Progress) -> int:
+    """Tokens of a pass from a number of them, or, as "4x", so many times those that compute as long as bytes move.
+
+    Raises ConfigError.
+    """
+    try:
+        if not told.endswith("x"):
+            tokens = int(told)
+        else:
+            progress(f"{folder.name}: how many tokens compute as long as bytes move")
+            config = Config.from_arguments(settings)
+            rates = await measure_rates(folder, config, 1, progress)
+            planned = await asyncio.to_thread(plan_model, folder, config, open_device(config.device), rates, 1)
+            tokens = max(1, round(float(told[:-1]) * (balanced_tokens(planned) or 1)))
+    except ValueError:
+        tokens = 0
+    if tokens < 1:
+        raise ConfigError(f"--batch-tokens: need numbers, or multiples of the balance, as 1,1x,4x; have {told!r}")
+    return tokens
 
 
 async def bench_pass(
-    folder: Path, settings: dict[str, Any], passes: int, progress: Progress
+    folder: Path, settings: Mapping[str, Any], tokens: int, rounds: int, progress: Progress
 ) -> tuple[PassReport, Recording]:
-    """Measure read floor, compute floor, pass and recorded pass in turn, `passes` times, with one token per pass.
-
-    The recording is the last round's.
-    """
+    """Measure so many rounds; the recording is the last round's."""
+    config = Config.from_arguments(settings)
+    most = max(tokens, config.max_tokens_per_pass)
+    settings = {**room_for(tokens), "max_tokens_per_pass": most, **settings}
     # Opened first, so that its plan counts no floor's memory; the floors have the rest of the machine.
     async with Model.open(folder, **settings) as model:
         beside = {**settings, "residency": False, "host_memory": None, "gpu_memory": None}
         runtime = await asyncio.to_thread(build, folder, Config.from_arguments(beside))
         try:
             floors = Floors(runtime, model.runtime.residency)
-            progress("loading every group once, for the compute floor")
+            progress(f"{folder.name}: loading every group once, for the compute floor")
             loaded = await floors.load()
-            await floors.compute_seconds(loaded)
-            progress("one pass, in which what stays is loaded")
-            await _steady_pass_seconds(model)
-            report = await _rounds(model, floors, loaded, passes, progress)
+            await floors.compute_seconds(loaded, (tokens,))
+            progress(f"{folder.name}: passes in which what stays is loaded")
+            await steady_pass_seconds(model, tokens, 1)
+            report = await _rounds(model, floors, loaded, tokens, rounds, progress)
             trace = model.runtime.line.trace
             return report, Recording(trace.spans, trace.counts, describe(model.runtime, "bench pass"))
         finally:
             await runtime.aclose()
 
 
-async def _rounds(model: Model, floors: Floors, loaded: Loaded, passes: int, progress: Progress) -> PassReport:
-    reads, uploads, computes, streamed, recorded, waits, firsts = [], [], [], [], [], [], []
+async def _rounds(
+    model: Model, floors: Floors, loaded: Loaded, tokens: int, rounds: int, progress: Progress
+) -> PassReport:
+    columns: dict[str, list[float]] = {}
+
+    def note(name: str, seconds: float) -> None:
+        columns.setdefault(name, []).append(seconds)
+
+    async def streamed() -> None:
+        note("pass_seconds", statistics.fmean(await steady_pass_seconds(model, tokens, PASSES_A_ROUND)))
+
     moved = model.statistics()
-    for index in range(passes):
-        progress(f"round {index + 1}/{passes}: reading alone")
-        reads.append(await floors.read_seconds())
-        uploads.append(await floors.upload_seconds())
-        progress(f"round {index + 1}/{passes}: computing alone")
-        computes.append(await floors.compute_seconds(loaded))
-        progress(f"round {index + 1}/{passes}: both at once")
+    for index in range(rounds):
+        where = f"{model.runtime.folder.name}, {tokens} tokens, round {index + 1}/{rounds}"
+        progress(f"{where}: reading, copying and computing alone")
+        note("read_floor_seconds", await floors.read_seconds())
+        note("upload_floor_seconds", await floors.upload_seconds())
+        note("compute_floor_seconds", await floors.compute_seconds(loaded, (tokens,)))
+        progress(f"{where}: all at once")
         plain_first = index % 2 == 0  # a pass right behind another is not quite like one behind a pause
         if plain_first:
-            streamed.append(await _steady_pass_seconds(model))
+            await streamed()
         async with model.recording() as trace:
-            recorded.append(await _steady_pass_seconds(model))
+            note("recorded_seconds", statistics.fmean(await steady_pass_seconds(model, tokens, 1)))
         if not plain_first:
-            streamed.append(await _steady_pass_seconds(model))
+            await streamed()
         first, each = _waits(trace, len(loaded.messages))
-        firsts.append(first)
-        waits.append(each)
-        progress(
-            f"round {index + 1}/{passes}: read {reads[-1]:.3f}, compute {computes[-1]:.3f}, pass {streamed[-1]:.3f} s"
-        )
-    floor = [max(each) for each in zip(reads, uploads, computes, strict=True)]
-    ratios = [one / least for one, least in zip(streamed, floor, strict=True)]
-    costs = [with_trace / without for with_trace, without in zip(recorded, streamed, strict=True)]
+        note("first_wait_seconds", first)
+        note("wait_seconds", each)
+        progress(f"{where}: one after the other")
+        note("sequential_seconds", await floors.sequential_pass_seconds(loaded, (tokens,)))
     after = model.statistics()
     ran = after.passes - moved.passes
     return PassReport(
-        statistics.median(streamed),
-        statistics.median(reads),
-        statistics.median(uploads),
-        statistics.median(computes),
-        statistics.median(ratios),
-        statistics.median(costs),
-        passes,
-        tuple(ratios),
-        tuple(streamed),
-        tuple(recorded),
-        tuple(reads),
-        tuple(uploads),
-        tuple(computes),
-        loaded.aliased,
-        statistics.median(firsts),
-        statistics.median(waits),
-        (after.bytes_read - moved.bytes_read) / ran,
-        (after.bytes_needed - moved.bytes_needed) / ran,
+        model=model.runtime.folder.name,
+        tokens=tokens,
+        read_bytes_per_pass=(after.bytes_read - moved.bytes_read) / ran,
+        needed_bytes_per_pass=(after.bytes_needed - moved.bytes_needed) / ran,
+        aliased=loaded.aliased,
+        **{name: tuple(seconds) for name, seconds in columns.items()},
     )
-
-
-async def _steady_pass_seconds(model: Model) -> float:
-    """The time from the end of one pass to the end of the next.
-
-    The line stands full when the call comes, so the first two passes profit from what was read before; the third
-    begins behind a pass that streamed all its groups.
-    """
-    ends = []
-    async for _ in model.stream([1], max_new_tokens=3, ignore_eos=True):
-        ends.append(time.perf_counter())
-    return ends[2] - ends[1]
 
 
 def _waits(trace: Trace, groups_per_pass: int) -> tuple[float, float]:

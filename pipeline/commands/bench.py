@@ -2,12 +2,15 @@
 
 import argparse
 import json
+import statistics
 import sys
+from collections.abc import Callable, Sequence
 
 from pipeline.bench.core import bench_core
-from pipeline.bench.one_pass import PassReport, bench_pass
+from pipeline.bench.one_pass import PassReport, bench_pass, tokens_of
 from pipeline.commands.options import model_settings
 from pipeline.commands.progress import Progress
+from pipeline.commands.table import aligned
 from pipeline.errors import ConfigError
 from pipeline.memory import human_bytes
 from pipeline.trace.perfetto import write_trace
@@ -20,42 +23,54 @@ async def bench(options: argparse.Namespace) -> None:
         raise ConfigError(f"--passes: need at least 1, have {options.passes}")
     if options.trace is not None:
         check_writable(options.trace)
-    progress = Progress()
-    report, recording = await bench_pass(options.model, model_settings(options), options.passes, progress.say)
+    settings, progress = model_settings(options), Progress()
+    rows = []
+    for model in options.model:
+        for told in options.batch_tokens.split(","):
+            tokens = await tokens_of(model, settings, told, progress.say)
+            report, recording = await bench_pass(model, settings, tokens, options.passes, progress.say)
+            rows.append(report)
     progress.clear()
     if options.json:
-        json.dump(report.as_dict(), sys.stdout, indent=2)
+        json.dump([row.as_dict() for row in rows], sys.stdout, indent=2)
         print()
     else:
-        _print_pass(report)
+        print(pass_table(rows))
     if options.trace is not None:
         write_trace(options.trace, recording)
 
 
-def _print_pass(report: PassReport) -> None:
-    rows = {
-        "pass": report.pass_seconds_each,
-        "recorded pass": report.recorded_seconds_each,
-        "read floor": report.read_floor_seconds_each,
-        "H2D floor": report.upload_floor_seconds_each,
-        "compute floor": report.compute_floor_seconds_each,
-    }
-    for name, seconds in rows.items():
-        if not any(seconds):
-            continue  # memory that is one has no link, and what stays is not read
-        median = sorted(seconds)[len(seconds) // 2]
-        print(f"{name:14} {median:8.3f} s   ({min(seconds):.3f} to {max(seconds):.3f})")
-    low, high = min(report.ratios), max(report.ratios)
-    print(f"{'ratio':14} {report.ratio:8.3f}     ({low:.3f} to {high:.3f}), median of {report.passes} rounds")
-    print(f"{'recording':14} {report.recording_ratio - 1:+8.1%}     of a pass")
-    rate = report.read_bytes_per_pass / report.pass_seconds
-    needed = report.read_bytes_per_pass / report.needed_bytes_per_pass
-    print(
-        f"{'read':14} {human_bytes(report.read_bytes_per_pass)} per pass, {human_bytes(rate)}/s, {needed:.3f} x needed"
-    )
-    print(
-        f"{'waited':14} {report.first_group_wait_seconds * 1000:.1f} ms for a pass's first group, "
-        f"{report.group_wait_seconds * 1000:.1f} ms for a group on average"
+def pass_table(rows: Sequence[PassReport]) -> str:
+    """A row for each model and number of tokens: medians over the rounds, and the range of the ratio."""
+
+    def column(text: Callable[[PassReport], str]) -> list[str]:
+        return [text(row) for row in rows]
+
+    def median(name: str) -> list[str]:
+        medians = [statistics.median(getattr(row, name)) for row in rows]
+        return [f"{seconds:.3f}" if seconds else "-" for seconds in medians]  # memory that is one has no link
+
+    return aligned(
+        {
+            ("model", ""): column(lambda row: row.model),
+            ("tokens", "a pass"): column(lambda row: str(row.tokens)),
+            ("read", "a pass"): column(lambda row: human_bytes(row.read_bytes_per_pass)),
+            ("read /", "needed"): column(lambda row: f"{row.read_bytes_per_pass / row.needed_bytes_per_pass:.3f}"),
+            ("read", "floor s"): median("read_floor_seconds"),
+            ("H2D", "floor s"): median("upload_floor_seconds"),
+            ("compute", "floor s"): median("compute_floor_seconds"),
+            ("pass", "s"): median("pass_seconds"),
+            ("pass /", "floor"): column(lambda row: f"{statistics.median(row.ratios):.3f}"),
+            ("range", ""): column(lambda row: f"{min(row.ratios):.3f}-{max(row.ratios):.3f}"),
+            ("sequential", "s"): median("sequential_seconds"),
+            ("gain /", "ideal"): column(lambda row: f"{row.gain:.3f}"),
+            ("waited ms", "first/mean"): column(
+                lambda row: "/".join(
+                    f"{1000 * statistics.median(each):.1f}" for each in (row.first_wait_seconds, row.wait_seconds)
+                )
+            ),
+            ("recording", ""): column(lambda row: f"{row.recording_ratio - 1:+.1%}"),
+        }
     )
 
 

@@ -16,6 +16,9 @@ def add_plan(commands: Any) -> None:
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint folder")
     parser.add_argument("--batch-tokens", type=int, default=1, metavar="B", help="tokens per pass; default 1")
+    parser.add_argument(
+        "--check", type=int, metavar="N", help="then run N such passes, to see how far the forecast is off"
+    )
     add_settings(parser)
     add_memory(parser)
     elsewhere = parser.add_argument_group(

@@ -4,12 +4,16 @@ import argparse
 import asyncio
 import dataclasses
 import json
+import statistics
 import sys
 import textwrap
+from collections.abc import Sequence
 
+from pipeline.api import Model
 from pipeline.bench.forecast import Compute, Forecast, Rates
 from pipeline.bench.machine import measure_rates
 from pipeline.bench.planning import Planned, balanced_tokens, plan_model
+from pipeline.bench.steady_passes import steady_pass_seconds
 from pipeline.commands.options import model_settings
 from pipeline.commands.progress import Progress
 from pipeline.config import Config
@@ -19,6 +23,7 @@ from pipeline.devices.elsewhere import DeviceElsewhere
 from pipeline.devices.open import PlannedDevice, open_device
 from pipeline.errors import ConfigError
 from pipeline.memory import human_bytes, parse_bytes
+from pipeline.plan import DEFAULT_CONTEXT_TOKENS
 
 NUMBERS = ("disk_gbps", "h2d_gbps", "tflops", "memory_gbps")
 GIGA, TERA = 1e9, 1e12
@@ -30,23 +35,47 @@ def plan_forecast(options: argparse.Namespace) -> None:
     """Measure or take the numbers, plan, and print. Raises ConfigError naming the option that can never work."""
     if not 1 <= options.batch_tokens <= MOST_TOKENS:
         raise ConfigError(f"--batch-tokens: need a number from 1 to {MOST_TOKENS}, have {options.batch_tokens}")
+    elsewhere = any(getattr(options, name) is not None for name in NUMBERS)
+    if options.check is not None and (options.check < 1 or elsewhere):
+        raise ConfigError(f"--check: need at least 1 pass, and the machine here, have {options.check}")
     settings = Config.from_arguments(model_settings(options))
-    settings = dataclasses.replace(
-        settings, max_tokens_per_pass=max(settings.max_tokens_per_pass, options.batch_tokens)
-    )
+    most = max(settings.max_tokens_per_pass, options.batch_tokens)
+    longest = options.batch_tokens + 1 if options.check and options.batch_tokens >= DEFAULT_CONTEXT_TOKENS else None
+    settings = dataclasses.replace(settings, max_tokens_per_pass=most, context_tokens=longest)
     progress = Progress()
-    if any(getattr(options, name) is not None for name in NUMBERS):
+    if elsewhere:
         planned = _elsewhere(options, settings)
     else:
         device: PlannedDevice = open_device(settings.device)
         rates = asyncio.run(measure_rates(options.model, settings, options.batch_tokens, progress.say))
         progress.clear()
         planned = plan_model(options.model, settings, device, rates, options.batch_tokens)
+    measured = asyncio.run(_checked(options, settings)) if options.check else []
     if options.json:
-        json.dump(planned.as_dict(), sys.stdout, indent=2)
+        json.dump({**planned.as_dict(), **({"measured_seconds": measured} if measured else {})}, sys.stdout, indent=2)
         print()
     else:
         print(lines(planned))
+        if measured:
+            print(_compared(planned.forecast, measured))
+
+
+async def _checked(options: argparse.Namespace, settings: Config) -> list[float]:
+    """Seconds of passes as they were forecast."""
+    tokens, progress = options.batch_tokens, Progress()
+    progress.say(f"running {options.check} passes of {tokens} tokens")
+    told = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    async with Model.open(options.model, **told) as model:
+        await steady_pass_seconds(model, tokens, 1)
+        seconds = await steady_pass_seconds(model, tokens, options.check)
+    progress.clear()
+    return seconds
+
+
+def _compared(told: Forecast, seconds: Sequence[float]) -> str:
+    median = statistics.median(seconds)
+    spread = f"{min(seconds):.3f} to {max(seconds):.3f}"
+    return f"measured   {median:.3f} s per pass ({spread}): the forecast is {told.pass_seconds / median - 1:+.1%} off"
 
 
 def _elsewhere(options: argparse.Namespace, settings: Config) -> Planned:

@@ -1,0 +1,64 @@
+"""What `penstock bench open` does, and its table."""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+
+from pipeline.bench.opening import OpeningReport, bench_opening
+from pipeline.commands.options import model_settings
+from pipeline.commands.progress import Progress
+from pipeline.commands.table import aligned
+from pipeline.errors import ConfigError
+from pipeline.memory import human_bytes
+
+GIGA, MILLI, MICRO = 1e9, 1e-3, 1e-6
+
+
+async def bench_open(options: argparse.Namespace) -> None:
+    """Measure one model after the other, and print a table or one JSON list. Raises ConfigError."""
+    for name in ("rounds", "passes"):
+        if (have := getattr(options, name)) < 1:
+            raise ConfigError(f"--{name}: need at least 1, have {have}")
+    progress, settings = Progress(), model_settings(options)
+    rows = [
+        await bench_opening(model, settings, options.rounds, options.passes, progress.say) for model in options.model
+    ]
+    progress.clear()
+    if options.json:
+        json.dump([row.as_dict() for row in rows], sys.stdout, indent=2)
+        print()
+    else:
+        print(table(rows))
+
+
+def table(rows: Sequence[OpeningReport]) -> str:
+    """A row for each model: medians over the rounds."""
+
+    def column(text: Callable[[OpeningReport], str]) -> list[str]:
+        return [text(row) for row in rows]
+
+    def median(name: str, unit: float, digits: int) -> list[str]:
+        return [f"{statistics.median(getattr(row, name)) / unit:.{digits}f}" for row in rows]
+
+    return aligned(
+        {
+            ("model", ""): column(lambda row: row.model),
+            ("groups", ""): column(lambda row: str(row.groups)),
+            ("streamed", "a pass"): column(lambda row: human_bytes(row.streamed_bytes)),
+            ("open", "ms"): median("open_seconds", MILLI, 1),
+            ("first group", "ms"): median("first_group_seconds", MILLI, 1),
+            ("its read", "ms"): median("first_read_seconds", MILLI, 1),
+            ("first /", "read"): column(lambda row: f"{row.first_ratio:.2f}"),
+            ("pass", "s"): median("pass_seconds", 1.0, 3),
+            ("pass", "s/GB"): column(_gigabyte_seconds),
+            ("event loop", "us/group"): median("loop_group_seconds", MICRO, 0),
+            ("idle", "% of a core"): median("idle_share", 0.01, 2),
+        }
+    )
+
+
+def _gigabyte_seconds(row: OpeningReport) -> str:
+    streamed = row.streamed_bytes / GIGA
+    return f"{statistics.median(row.pass_seconds) / streamed:.3f}" if streamed else "-"

@@ -13,6 +13,7 @@ from typing import Any
 from actors.core.errors import PenstockError
 from pipeline.commands.bench_open import add_bench_open
 from pipeline.commands.bench_speed import add_bench_speed
+from pipeline.commands.doctor import add_doctor
 from pipeline.commands.options import add_memory, add_settings, add_trace
 from pipeline.commands.plan import add_plan
 from pipeline.commands.simulate import add_simulate
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_run(commands)
     add_plan(commands)
+    add_doctor(commands)
     _add_demo(commands)
     _add_make_checkpoint(commands)
     _add_bench(commands)

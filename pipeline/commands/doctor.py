@@ -1,0 +1,34 @@
+"""`penstock doctor [--deep MODEL]`: its options. What it does is imported when it runs, so that `--help` is instant."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_doctor(commands: Any) -> None:
+    """Add the command's parser to `commands`, which is what `add_subparsers` gave."""
+    parser = commands.add_parser(
+        "doctor",
+        help="check this machine and, with --deep, that outputs do not depend on where weights lie",
+        description="Check this machine. The exit status is 1 when something is bad; notes cost only speed or memory.",
+    )
+    parser.add_argument(
+        "--deep",
+        type=Path,
+        metavar="MODEL",
+        help="also let a checkpoint folder answer streamed, resident and one group at a time, which must be equal",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    deep = parser.add_argument_group("how MODEL is run")
+    deep.add_argument("--device", help="auto, cpu, cpu-copy, cuda; default auto")
+    deep.add_argument("--dtype", help="compute in float32, float16, bfloat16; default the checkpoint's")
+    deep.add_argument("--gpu-memory", metavar="SIZE", help="stay within 10GiB, 80%%, ... of the device's memory")
+    deep.add_argument("--host-memory", metavar="SIZE", help="the same for host memory; on the CPU it holds everything")
+    parser.set_defaults(command=doctor_command)
+
+
+def doctor_command(options: argparse.Namespace) -> None:
+    """Check, and print it. Raises PenstockError when something is bad, after that."""
+    from pipeline.commands.doctor_report import doctor
+
+    doctor(options)

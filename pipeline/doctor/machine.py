@@ -65,7 +65,8 @@ def check_torch() -> Check:
     if torch.version.cuda and files and not usable:
         why = "".join(f" · {str(one.message).splitlines()[0]}" for one in said[:1])
         found += f", though {', '.join(files)} is there{why}"
-        return Check("torch", "bad", found, "look at `nvidia-smi`; the driver may be too old for this build of torch")
+        what = "look at `nvidia-smi` and CUDA_VISIBLE_DEVICES; the driver may be too old for this build of torch"
+        return Check("torch", "bad", found, what)
     if files and not usable:
         return Check("torch", "note", f"{found}, though {', '.join(files)} is there", "install a CUDA build of torch")
     if threads > cores:
@@ -88,6 +89,7 @@ def _gpu() -> str:
     from pipeline.devices.cuda import CudaDevice
     from pipeline.memory import human_bytes
 
+    torch.ones(2, device="cuda").sum().item()  # fails when torch was built without kernels for this GPU
     free, whole = CudaDevice().memory_bytes()
     return f"{torch.cuda.get_device_name()}, {human_bytes(free)} of {human_bytes(whole)} free"
 

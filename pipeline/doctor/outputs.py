@@ -1,6 +1,8 @@
 """Whether a model says the same, bit for bit, however its weights come to the device."""
 
 import contextlib
+import itertools
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,11 +32,15 @@ Token = tuple[int, tuple[tuple[int, str], ...]]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one run said, `says` in turn when it was asked twice; bytes and seconds are those of the last time."""
+    """What one run said, `says` in turn when it was asked twice; bytes and seconds are those of the last time.
+
+    `token_seconds` is the median from one token to the next: the first ones also load kernels, in one run and not in
+    another.
+    """
 
     says: tuple[tuple[Token, ...], ...]
     read_bytes: int
-    seconds: float
+    token_seconds: float
     resident_groups: Mapping[str, int]
     groups: int
     where: str
@@ -67,33 +73,34 @@ async def _answer(folder: Path, settings: Mapping[str, Any], say: Callable[[str]
     say("opening the model")
     async with Model.open(folder, **settings) as model:
         # What stays is brought in by the first passes, and only found in place by later ones.
-        says = [await _generate(model, say)] if settings["residency"] else []
-        before, started = model.statistics().bytes_read, time.perf_counter()
-        says.append(await _generate(model, say))
-        seconds, after = time.perf_counter() - started, model.statistics()
+        says = [(await _generate(model, say))[0]] if settings["residency"] else []
+        before = model.statistics().bytes_read
+        tokens, token_seconds = await _generate(model, say)
+        after = model.statistics()
         runtime = model.runtime
         return Answer(
-            tuple(says),
+            (*says, tokens),
             after.bytes_read - before,
-            seconds,
+            token_seconds,
             after.resident_groups,
             len(runtime.catalog.order),
             f"{str(runtime.dtype).removeprefix('torch.')} on {runtime.device.torch_device}",
         )
 
 
-async def _generate(model: Model, say: Callable[[str], None]) -> tuple[Token, ...]:
+async def _generate(model: Model, say: Callable[[str], None]) -> tuple[tuple[Token, ...], float]:
     size, source = model.runtime.config.vocabulary_size, model.runtime.source
     prompt = [index * size // PROMPT_TOKENS for index in range(PROMPT_TOKENS)]
     wanted = {"max_new_tokens": NEW_TOKENS, "temperature": 0.0, "ignore_eos": True, "logprobs": LOGPROBS}
-    tokens, said = [], 0.0
+    tokens, times, said = [], [], 0.0
     async with contextlib.aclosing(model.stream(prompt, **wanted)) as chunks:
         async for chunk in chunks:
             tokens.append(_token(chunk))
-            if time.perf_counter() - said > PROGRESS_SECONDS:
-                said = time.perf_counter()
+            times.append(now := time.perf_counter())
+            if now - said > PROGRESS_SECONDS:
+                said = now
                 say(f"token {len(tokens)} of {NEW_TOKENS}, {human_bytes(source.bytes_read)} read")
-    return tuple(tokens)
+    return tuple(tokens), statistics.median(after - before for before, after in itertools.pairwise(times))
 
 
 def _token(chunk: Chunk) -> Token:
@@ -103,8 +110,7 @@ def _token(chunk: Chunk) -> Token:
 def _judged(name: str, answers: Mapping[str, Answer]) -> Check:
     answer = answers[name]
     other, reference = next(iter(answers.items()))
-    each = answer.seconds / NEW_TOKENS
-    measured = f"read {human_bytes(answer.read_bytes)} · {each:.3g} s per token · {_staying(answer)}"
+    measured = f"read {human_bytes(answer.read_bytes)} · {answer.token_seconds:.3g} s per token · {_staying(answer)}"
     for said in answer.says:
         if different := _difference(said, reference.says[0]):
             whom = f"from {other}" if other != name else "when asked again"

@@ -92,6 +92,17 @@ def test_a_gpu_that_a_cuda_build_cannot_use_is_bad(monkeypatch: pytest.MonkeyPat
     assert "no GPU" in machine.check_torch().found
 
 
+def test_a_gpu_for_which_torch_has_no_kernels_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_kernel(*arguments: object, **named: object) -> None:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", no_kernel)
+    check = guarded("torch", machine.check_torch)
+    assert check.verdict == "bad"
+    assert "no kernel image" in check.found
+
+
 def test_more_threads_than_cores_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(machine, "_gpu_files", list)

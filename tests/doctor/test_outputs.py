@@ -1,5 +1,6 @@
 """The deep check: equal where nothing is wrong, and the first token named where something is."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,21 @@ async def test_what_does_not_fit_is_counted(device: str, checkpoint: Path) -> No
     assert any(f"{count} of 7 groups stay: " in resident.found for count in range(1, 7)), resident
 
 
+async def test_what_happens_once_does_not_count_as_speed(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, ffn_half = 0, decoder.ffn_half
+
+    def slow_at_first(*arguments: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        time.sleep(0.1 if calls <= 2 * LAYERS else 0.0)
+        return ffn_half(*arguments)
+
+    monkeypatch.setattr(decoder, "ffn_half", slow_at_first)
+    streamed = (await checked(checkpoint, device="cpu"))["streamed"]
+    assert calls > 2 * LAYERS
+    assert float(streamed.found.split(" s per token")[0].split()[-1]) < 0.03
+
+
 async def test_where_nothing_fits_nothing_was_compared(checkpoint: Path) -> None:
     resident = (await checked(checkpoint, device="cpu"))["resident"]
     assert resident.verdict == "note"
@@ -100,7 +116,7 @@ async def test_bytes_are_those_of_the_last_answer(checkpoint: Path, monkeypatch:
     assert answers["streamed"].read_bytes > (TOKENS - 2) * model_bytes
     assert answers["one group"].read_bytes > (TOKENS - 2) * model_bytes
     assert answers["resident"].read_bytes < model_bytes, "rows of the embedding only"
-    assert all(answer.seconds > 0 for answer in answers.values())
+    assert all(answer.token_seconds > 0 for answer in answers.values())
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ async def test_what_happens_once_does_not_count_as_speed(checkpoint: Path, monke
     monkeypatch.setattr(decoder, "ffn_half", slow_at_first)
     streamed = (await checked(checkpoint, device="cpu"))["streamed"]
     assert calls > 2 * LAYERS
-    assert float(streamed.found.split(" s per token")[0].split()[-1]) < 0.03
+    assert float(streamed.found.split(" s per token")[0].split()[-1]) < 0.1, "the mean would be 0.15 or more"
 
 
 async def test_where_nothing_fits_nothing_was_compared(checkpoint: Path) -> None:

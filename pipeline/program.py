@@ -19,7 +19,7 @@ from pipeline.errors import RequestError
 from pipeline.models import decoder
 from pipeline.models.attention import LayerKV, Rows
 from pipeline.models.config import ModelConfig
-from pipeline.models.ops import Rotary, rotary
+from pipeline.models.ops import Rotary, infer, rotary
 from pipeline.sequences.batching import Batcher, Piece
 from pipeline.sequences.kv import KeyValueCache
 from pipeline.sequences.pass_inputs import PassInputs
@@ -158,7 +158,7 @@ class GenerationProgram:
             fetched = await self._embedding.fetch(token_ids)
         except Exception as error:
             raise _embedding_failed(error) from error
-        work = torch.inference_mode()(lambda: self._embed(pass_))
+        work = functools.partial(infer, functools.partial(self._embed, pass_))
         pass_.embedded = self._device.launch(COMPUTE, work, (fetched, self._inputs.send(pieces)))
         for part in pass_.parts:
             part.last = pass_.embedded
@@ -245,7 +245,7 @@ class GenerationProgram:
     ) -> Event:
         """Run `work` after what came before in this micro-batch, so that its failure is not computed with."""
         lane = COMPUTE if len(pass_.parts) == 1 else lane
-        part.last = self._device.launch(lane, torch.inference_mode()(work), (*arrived, part.last))
+        part.last = self._device.launch(lane, functools.partial(infer, work), (*arrived, part.last))
         return part.last
 
     def _embed(self, pass_: GenerationPass) -> None:

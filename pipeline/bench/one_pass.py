@@ -11,7 +11,7 @@ from actors.core.trace import Trace
 from pipeline.api import Model
 from pipeline.bench.floors import Floors, Loaded
 from pipeline.bench.machine import measure_rates
-from pipeline.bench.planning import balanced_tokens, plan_model
+from pipeline.bench.planning import MOST_TOKENS, balanced_tokens, plan_model
 from pipeline.bench.steady_passes import room_for, steady_pass_seconds
 from pipeline.build import build
 from pipeline.config import Config
@@ -94,20 +94,20 @@ async def tokens_of(folder: Path, settings: Mapping[str, Any], told: str, progre
 
     Raises ConfigError.
     """
+    times, balance = (told[:-1], True) if told.endswith("x") else (told, False)
     try:
-        if not told.endswith("x"):
-            tokens = int(told)
-        else:
-            progress(f"{folder.name}: how many tokens compute as long as bytes move")
-            config = Config.from_arguments(settings)
-            rates = await measure_rates(folder, config, 1, progress)
-            planned = await asyncio.to_thread(plan_model, folder, config, open_device(config.device), rates, 1)
-            tokens = max(1, round(float(told[:-1]) * (balanced_tokens(planned) or 1)))
+        wanted = float(times) if balance else int(times)
     except ValueError:
-        tokens = 0
-    if tokens < 1:
+        wanted = 0
+    if not 0 < wanted < MOST_TOKENS:
         raise ConfigError(f"--batch-tokens: need numbers, or multiples of the balance, as 1,1x,4x; have {told!r}")
-    return tokens
+    if not balance:
+        return int(wanted)
+    progress(f"{folder.name}: how many tokens compute as long as bytes move")
+    config = Config.from_arguments(settings)
+    rates = await measure_rates(folder, config, 1, progress)
+    planned = await asyncio.to_thread(plan_model, folder, config, open_device(config.device), rates, 1)
+    return max(1, round(wanted * (balanced_tokens(planned) or 1)))
 
 
 async def bench_pass(

@@ -19,12 +19,14 @@ from pipeline.residency import NOTHING_STAYS, Residency
 from pipeline.statistics import ModelStatistics
 
 FLOOR_ROUNDS = 3
+ONE_REQUEST = {"max_requests": 1, "max_tokens_per_pass": 16}
+"""As the other programs are told, too: memory for more requests would be kept from the weights."""
 SEQUENTIAL = "sequential"
 
 
 def run(settings: ArmSettings) -> Passes:
     """Decode greedily through the line, or, sequentially, read each group and then compute it."""
-    options = {**settings.options, "dtype": settings.dtype, "context_tokens": settings.context_tokens}
+    options = {**ONE_REQUEST, **settings.options, "dtype": settings.dtype, "context_tokens": settings.context_tokens}
     arm = options.pop("arm")
     passes = Passes(arm, settings)
     work = _sequential(passes, options) if arm == SEQUENTIAL else _streamed(passes, options)

@@ -4,6 +4,7 @@ Shape letters in names: T tokens of this pass, D hidden, N heads (query or kv), 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -53,6 +54,12 @@ def linear(x_TD: torch.Tensor, weight_FD: torch.Tensor, bias_F: torch.Tensor | N
     """[T, D] times [F, D] transposed, plus bias: [T, F] in the dtype of `x_TD`. Weights of another dtype are cast."""
     bias_F = None if bias_F is None else bias_F.to(x_TD.dtype)
     return functional.linear(x_TD, weight_FD.to(x_TD.dtype), bias_F)
+
+
+def infer(work: Callable[[], object]) -> None:
+    """Run `work` without gradients, which torch remembers by thread: call it on the thread that computes."""
+    with torch.inference_mode():
+        work()
 
 
 @lru_cache(maxsize=32)

@@ -47,7 +47,9 @@ class KeyValueCache(KvHandovers):
         self.spill = None
         self.bytes_in = 0
         self.bytes_out = 0
-        self._staying = {layer: device.device_memory(layout.layer_bytes) for layer in placement.device}
+        self._staying = {
+            layer: layout.view(device.device_memory(layout.layer_bytes).tensor) for layer in placement.device
+        }
         self.host_cells: dict[str, Sequence[Memory]] = {
             self.home(layer): [device.host_memory(layout.layer_bytes)] for layer in placement.host
         }
@@ -65,7 +67,8 @@ class KeyValueCache(KvHandovers):
         self.fail()
 
     def close(self) -> None:
-        """Give the room on the disk back; the KV line must have stopped."""
+        """Give the room on the disk back, and let go of all memory; the KV line must have stopped."""
+        self._staying.clear()
         if self.spill is not None:
             self.spill.close()
 
@@ -85,7 +88,7 @@ class KeyValueCache(KvHandovers):
         """The keys and values of a layer, and the event of their arrival; after `prepare`."""
         message = self.message(layer)
         if message is None:
-            return self.layout.view(self._staying[layer].tensor), READY
+            return self._staying[layer], READY
         return self.layout.view(message.at.buffer.tensor), message.event
 
     def home(self, layer: int) -> str:

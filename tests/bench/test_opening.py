@@ -1,0 +1,58 @@
+"""Opening a model, its first group, and what the runtime itself costs."""
+
+import json
+
+import pytest
+
+import pipeline.bench.opening as opening
+from pipeline.api import BUNDLED
+from pipeline.bench.opening import OpeningReport, bench_opening
+from pipeline.cli import main
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "IDLE_SECONDS", 0.2)
+
+
+@pytest.mark.usefixtures("short")
+async def test_everything_is_measured_in_every_round() -> None:
+    one = await bench_opening(BUNDLED, {"device": "cpu"}, 2, 3, lambda text: None)
+    assert (one.model, one.groups) == ("bundled", 23)
+    assert 15e6 < one.streamed_bytes < 17e6
+    for name in ("open", "first_group", "first_read", "pass", "loop_group"):
+        values = getattr(one, f"{name}_seconds")
+        assert len(values) == 2
+        assert 0 < min(values) <= max(values) < 5
+    assert max(one.first_read_seconds) < max(one.first_group_seconds), "which is more than reading"
+    assert 0 <= min(one.idle_share) < 0.5
+    assert min(one.loop_group_seconds) * one.groups < max(one.pass_seconds) * 2
+
+
+def test_the_first_group_is_held_against_its_read_round_by_round() -> None:
+    one = OpeningReport(
+        model="m",
+        groups=1,
+        streamed_bytes=1,
+        open_seconds=(1.0,),
+        first_group_seconds=(1.1, 4.0, 2.4),
+        first_read_seconds=(1.0, 1.0, 2.0),
+        pass_seconds=(1.0,),
+        loop_group_seconds=(1.0,),
+        idle_share=(0.0,),
+    )
+    assert one.first_ratio == pytest.approx(1.2)
+    assert one.as_dict()["first_ratio"] == one.first_ratio
+
+
+@pytest.mark.usefixtures("short")
+def test_a_row_for_each_model(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["bench", "open", str(BUNDLED), str(BUNDLED), "--rounds", "1", "--passes", "1", "--device", "cpu"]
+    assert main([*command, "--no-residency"]) == 0
+    _, units, *rows = capsys.readouterr().out.splitlines()
+    assert "us/group" in units
+    assert [row.split()[:2] for row in rows] == [["bundled", "23"]] * 2
+    assert main([*command, "--json"]) == 0
+    assert [one["model"] for one in json.loads(capsys.readouterr().out)] == ["bundled"] * 2
+    assert main(["bench", "open", str(BUNDLED), "--rounds", "0"]) == 1
+    assert "--rounds: need at least 1, have 0" in capsys.readouterr().err

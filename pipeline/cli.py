@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from actors.core.errors import PenstockError
 from pipeline.commands.bench_open import add_bench_open
@@ -19,6 +19,7 @@ from pipeline.commands.plan import add_plan
 from pipeline.commands.simulate import add_simulate
 
 INTERRUPTED = 130
+Result = TypeVar("Result")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,8 +50,8 @@ def _log_to_stderr() -> None:
         logger.addHandler(handler)
 
 
-def run_async(work: Coroutine[Any, Any, None]) -> None:
-    """Run a command's coroutine, on uvloop where it is installed (rule 10)."""
+def run_async(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine to its result, on uvloop where it is installed (rule 10)."""
     import asyncio
 
     try:
@@ -60,7 +61,7 @@ def run_async(work: Coroutine[Any, Any, None]) -> None:
     except ImportError:
         factory = None
     with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(work)
+        return runner.run(work)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -14,6 +14,7 @@ from pipeline.api import Model
 from pipeline.bench.floors import Floors
 from pipeline.bench.pass_arm import ArmSettings, Passes, say, serve
 from pipeline.build import build
+from pipeline.cli import run_async
 from pipeline.config import Config
 from pipeline.residency import NOTHING_STAYS, Residency
 from pipeline.statistics import ModelStatistics
@@ -30,7 +31,7 @@ def run(settings: ArmSettings) -> Passes:
     arm = options.pop("arm")
     passes = Passes(arm, settings)
     work = _sequential(passes, options) if arm == SEQUENTIAL else _streamed(passes, options)
-    return asyncio.run(work)
+    return run_async(work)
 
 
 async def _streamed(passes: Passes, options: dict[str, Any]) -> Passes:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 
@@ -82,27 +83,50 @@ def attend(q_TNH: torch.Tensor, kv: LayerKV, blocks_B: torch.Tensor, start: int,
     keys_SKH, values_SKH = kv.read(blocks_B, first, end)
     if tokens == 1:
         return _attend_one(q_TNH, keys_SKH, values_SKH)
-    is_causal = start == 0 and (window is None or window >= end)
-    mixed_1NTH = scaled_dot_product_attention(
-        q_TNH.transpose(0, 1).unsqueeze(0),
-        keys_SKH.transpose(0, 1).unsqueeze(0),
-        values_SKH.transpose(0, 1).unsqueeze(0),
-        attn_mask=None if is_causal else _visible(first, start, end, window, q_TNH.device),
-        is_causal=is_causal,
-        enable_gqa=q_TNH.shape[1] != keys_SKH.shape[1],
-    )
+    q_1NTH, keys_1KSH, values_1KSH = (x.transpose(0, 1).unsqueeze(0) for x in (q_TNH, keys_SKH, values_SKH))
+    sees_all = window is None or window >= end
+    is_causal = start == 0 and sees_all
+    if sees_all and _flash_can(q_1NTH, keys_1KSH, values_1KSH):
+        mixed_1NTH = _flash(q_1NTH, keys_1KSH, values_1KSH, is_causal=True)
+    else:
+        mixed_1NTH = scaled_dot_product_attention(
+            q_1NTH,
+            keys_1KSH,
+            values_1KSH,
+            attn_mask=None if is_causal else _visible(first, start, end, window, q_TNH.device),
+            is_causal=is_causal,
+            enable_gqa=q_TNH.shape[1] != keys_SKH.shape[1],
+        )
     return mixed_1NTH.squeeze(0).transpose(0, 1).flatten(1)
 
 
 def _attend_one(q_1NH: torch.Tensor, keys_SKH: torch.Tensor, values_SKH: torch.Tensor) -> torch.Tensor:
     """One token sees every row: heads that share a kv head stand where tokens stand, so its rows are read once."""
     _, kv_heads, head_dim = keys_SKH.shape
-    mixed_1KGH = scaled_dot_product_attention(
-        q_1NH.view(1, kv_heads, -1, head_dim),
-        keys_SKH.transpose(0, 1).unsqueeze(0),
-        values_SKH.transpose(0, 1).unsqueeze(0),
-    )
+    q_1KGH = q_1NH.view(1, kv_heads, -1, head_dim)
+    keys_1KSH, values_1KSH = (x.transpose(0, 1).unsqueeze(0) for x in (keys_SKH, values_SKH))
+    if _flash_can(q_1KGH, keys_1KSH, values_1KSH):
+        mixed_1KGH = _flash(q_1KGH, keys_1KSH, values_1KSH, is_causal=False)
+    else:
+        mixed_1KGH = scaled_dot_product_attention(q_1KGH, keys_1KSH, values_1KSH)
     return mixed_1KGH.reshape(1, -1)
+
+
+def _flash_can(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> bool:
+    """Whether this GPU has a flash kernel for it; on the CPU torch chooses well by itself."""
+    if not q.is_cuda:
+        return False
+    asked = SDPAParams(q, keys, values, None, 0.0, False, q.shape[1] != keys.shape[1])
+    return q.shape[-1] % 8 == 0 and can_use_flash_attention(asked)
+
+
+def _flash(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *, is_causal: bool) -> torch.Tensor:
+    """The flash kernel by name: left to itself torch may take cuDNN's, which plans every new length for 50 ms (H100).
+
+    Causal means that the last query sees the last key, however many of either there are.
+    """
+    mixed: torch.Tensor = torch.ops.aten._scaled_dot_product_flash_attention(q, keys, values, 0.0, is_causal)[0]
+    return mixed
 
 
 def _visible(first: int, start: int, end: int, window: int | None, device: torch.device) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """What a pass asks of the CUDA driver, by torch's profiler: no memory, and no wait but on threads made for waiting."""
 
+import asyncio
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,11 @@ def streamed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("share", ["nothing stays", "a part stays"])
-async def test_a_pass_allocates_nothing_and_waits_only_beside(streamed: Path, share: str) -> None:
+def test_a_pass_allocates_nothing_and_waits_only_beside(streamed: Path, share: str) -> None:
+    """Not a test of the event loop, which the profiler blocks when it starts and when it ends."""
     settings = {"residency": False} if share == "nothing stays" else {"gpu_memory": "900MB"}
-    async with Model.open(streamed, device="cuda", **settings) as model:
-        assert bool(model.runtime.residency.device) == (share == "a part stays")
-        await model.generate([1, 2, 3], max_new_tokens=4, ignore_eos=True)
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
-            await model.generate([1, 2, 3], max_new_tokens=NEW_TOKENS, ignore_eos=True)
-        moving = len(model.runtime.catalog.order) - len(model.runtime.residency.device)
+    profiled, residents, groups = asyncio.run(_profiled(streamed, settings))
+    assert bool(residents) == (share == "a part stays")
     # The profiler itself waits for the device before the first pass and after the last.
     launched = [event for event in _driver_calls(profiled) if event.name().startswith(LAUNCHES)]
     first, last = (event.start_ns() for event in (launched[0], launched[-1]))
@@ -41,13 +39,22 @@ async def test_a_pass_allocates_nothing_and_waits_only_beside(streamed: Path, sh
     for event in _driver_calls(profiled):
         if first <= event.start_ns() <= last:
             calls[event.name()] += 1
-            threads[event.name()].add(event.start_thread_id())
-    print(f"\n{share}: {NEW_TOKENS} passes, {moving} groups move in each")
+            threads[event.name()].add(event.device_resource_id())
+    print(f"\n{share}: {NEW_TOKENS} passes, {groups - residents} groups move in each")
     for name, count in calls.most_common():
         print(f"  {count / NEW_TOKENS:8.1f} a pass on {len(threads[name])} threads  {name}")
     assert not [name for name in calls if name.startswith((*MEMORY_CALLS, *WAITS))]
     launching = set().union(*(threads[name] for name in calls if name.startswith(LAUNCHES)))
     assert not launching & threads["cudaEventSynchronize"]
+
+
+async def _profiled(folder: Path, settings: dict[str, Any]) -> tuple[profile, int, int]:
+    """What some passes ask for, the groups that stay on the device, and all there are."""
+    async with Model.open(folder, device="cuda", **settings) as model:
+        await model.generate([1, 2, 3], max_new_tokens=4, ignore_eos=True)
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as profiled:
+            await model.generate([1, 2, 3], max_new_tokens=NEW_TOKENS, ignore_eos=True)
+        return profiled, len(model.runtime.residency.device), len(model.runtime.catalog.order)
 
 
 def _driver_calls(profiled: profile) -> list[Any]:

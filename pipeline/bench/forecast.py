@@ -37,13 +37,25 @@ class Rates:
     """What a machine can do. Without an H2D rate host and device memory are one.
 
     `computes` are by kind of group, "attn", "ffn" and "head"; `begin_seconds` is what the host does between two passes,
-    sampling and embedding, while nothing is computed.
+    sampling and embedding, while nothing is computed. `read_slowdown` and `compute_slowdown` are by how much each takes
+    longer while the other goes on too: a CPU that computes shares its cores and its memory with the disk.
     """
 
     disk_bytes_per_second: float
     h2d_bytes_per_second: float | None
     computes: Mapping[str, Compute]
     begin_seconds: float = 0.0
+    read_slowdown: float = 1.0
+    compute_slowdown: float = 1.0
+
+    def contention_seconds(self, read_seconds: float, compute_seconds: float) -> float:
+        """What a pass takes beyond the longer of both, which go on together until one of them has ended."""
+        read, compute = read_seconds * self.read_slowdown, compute_seconds * self.compute_slowdown
+        if compute <= read:
+            together = read_seconds + compute * (1 - 1 / self.read_slowdown)
+        else:
+            together = compute_seconds + read * (1 - 1 / self.compute_slowdown)
+        return max(0.0, together - max(read_seconds, compute_seconds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +90,9 @@ def forecast(catalog: WeightCatalog, plan: Plan, settings: Config, rates: Rates,
         residency=plan.residency,
     )
     seconds = steady_seconds(run.trace.spans, timings.order)
-    return Forecast(tokens, statistics.fmean(seconds[1:]), timings.resources)
+    resources = timings.resources
+    contention = rates.contention_seconds(resources["disk"], resources["compute"])
+    return Forecast(tokens, statistics.fmean(seconds[1:]) + contention, resources)
 
 
 def pass_timings(catalog: WeightCatalog, plan: Plan, rates: Rates, tokens: int) -> SteadyTimings:

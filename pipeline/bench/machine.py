@@ -17,7 +17,7 @@ from pipeline.config import Config
 from pipeline.residency import NOTHING_STAYS
 
 Progress = Callable[[str], None]
-ROUNDS = 3
+ROUNDS = 5
 UPLOADS = 8
 TIMED_LAYERS = 4
 """Layers are alike: so many are computed, and the head."""
@@ -40,7 +40,7 @@ async def measure_rates(folder: Path, settings: Config, tokens: int, progress: P
         await sweep(runtime)
         whole = await floors.load(shared=True)
         some = Loaded(tuple(one for one in whole.messages if _is_timed(runtime, one.layer)), aliased=True)
-        disk, h2d = [], []
+        disk, h2d, slowdowns = [], [], []
         computed: dict[int, list[_Computed]] = {batch: [] for batch in batches}
         for index in range(ROUNDS):
             progress(f"round {index + 1}/{ROUNDS}: reading alone")
@@ -51,11 +51,21 @@ async def measure_rates(folder: Path, settings: Config, tokens: int, progress: P
             for batch, rounds in computed.items():
                 progress(f"round {index + 1}/{ROUNDS}: computing {batch} tokens alone")
                 rounds.append(await _computed(floors, runtime, some, batch))
+            if runtime.device.unified:
+                progress(f"round {index + 1}/{ROUNDS}: both at once")
+                alone = sum(computed[tokens][-1].seconds.values())
+                slowdowns.append(await _slowdowns(floors, runtime, some, tokens, disk[-1], alone))
+        read_slowdown, compute_slowdown = (
+            max(1.0, statistics.median(each))
+            for each in (zip(*slowdowns, strict=True) if slowdowns else ([1.0], [1.0]))
+        )
         return Rates(
             statistics.median(disk),
             statistics.median(h2d) if h2d else None,
             _computes(computed, runtime.catalog.group_bytes("host")),
             statistics.median(one.begin_seconds for one in computed[tokens]),
+            read_slowdown,
+            compute_slowdown,
         )
     finally:
         await runtime.aclose()
@@ -81,6 +91,20 @@ async def _computed(floors: Floors, runtime: Runtime, some: Loaded, tokens: int)
     whole = time.perf_counter() - started
     groups = {(one.layer, one.group): each for one, each in zip(some.messages, seconds, strict=True)}
     return _Computed(groups, whole - sum(seconds))
+
+
+async def _slowdowns(
+    floors: Floors, runtime: Runtime, some: Loaded, tokens: int, alone_rate: float, alone_seconds: float
+) -> tuple[float, float]:
+    """By how much reading, and computing, take longer while the other goes on."""
+    reading = asyncio.create_task(sweep(runtime))
+    lengths, took = spread_tokens(tokens, min(tokens, runtime.settings.max_requests)), []
+    try:
+        while not reading.done():
+            took.append(sum(await floors.compute(some, lengths)))
+    finally:
+        beside_rate = await reading
+    return alone_rate / beside_rate, statistics.fmean(took) / alone_seconds
 
 
 def _computes(computed: Mapping[int, list[_Computed]], sizes: Mapping[Group, int]) -> dict[str, Compute]:

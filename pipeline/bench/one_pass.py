@@ -2,7 +2,7 @@
 
 import asyncio
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,9 @@ class PassReport:
     In every round the floors, the passes, a recorded pass and one in which nothing overlaps were measured one after the
     other, so that a drift of the machine cancels in ratios. `first_wait_seconds` is how long the device waited for a
     pass's first group, `wait_seconds` the mean wait over all groups: they are alike when the line never drains between
-    passes (rule 9). `aliased` when the groups of the compute floor had to share memory to fit.
+    passes (rule 9). `both_seconds` are what reading and computing take at the same time without waiting for each other:
+    what they cost each other is the machine's, what is beyond that is ours. `aliased` when the groups of the compute
+    floor had to share memory to fit.
     """
 
     model: str
@@ -42,6 +44,7 @@ class PassReport:
     read_floor_seconds: tuple[float, ...]
     upload_floor_seconds: tuple[float, ...]
     compute_floor_seconds: tuple[float, ...]
+    both_seconds: tuple[float, ...]
     sequential_seconds: tuple[float, ...]
     first_wait_seconds: tuple[float, ...]
     wait_seconds: tuple[float, ...]
@@ -71,11 +74,25 @@ class PassReport:
         return [one / least for one, least in zip(self.pass_seconds, self.floors, strict=True)]
 
     @property
+    def ratios_to_both(self) -> list[float]:
+        """A pass by the time in which reading and computing end that do not wait for each other, or its floor."""
+        rounds = zip(self.pass_seconds, self.both_seconds, self.floors, strict=True)
+        return [one / max(both, least) for one, both, least in rounds]
+
+    @property
     def gain(self) -> float:
         """What overlapping saves, by what it could save at best: (sequential - pass) / (sequential - floor)."""
-        rounds = zip(self.sequential_seconds, self.pass_seconds, self.floors, strict=True)
+        return self._gain(self.floors)
+
+    @property
+    def gain_of_both(self) -> float:
+        """The same, if the best is that reading and computing do not wait for each other."""
+        return self._gain([max(both, least) for both, least in zip(self.both_seconds, self.floors, strict=True)])
+
+    def _gain(self, best: Sequence[float]) -> float:
+        rounds = zip(self.sequential_seconds, self.pass_seconds, best, strict=True)
         saved = [(sequential - one, sequential - least) for sequential, one, least in rounds]
-        return statistics.median(have / best if best > 0 else 1.0 for have, best in saved)
+        return statistics.median(have / most if most > 0 else 1.0 for have, most in saved)
 
     @property
     def recording_ratio(self) -> float:
@@ -85,7 +102,7 @@ class PassReport:
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain values."""
-        derived = ("binds", "ratios", "gain", "recording_ratio")
+        derived = ("binds", "ratios", "ratios_to_both", "gain", "gain_of_both", "recording_ratio")
         return {**asdict(self), **{name: getattr(self, name) for name in derived}}
 
 
@@ -153,6 +170,7 @@ async def _rounds(
         note("read_floor_seconds", await floors.read_seconds())
         note("upload_floor_seconds", await floors.upload_seconds())
         note("compute_floor_seconds", await floors.compute_seconds(loaded, (tokens,)))
+        note("both_seconds", await floors.both_seconds(loaded, (tokens,)))
         progress(f"{where}: all at once")
         plain_first = index % 2 == 0  # a pass right behind another is not quite like one behind a pause
         if plain_first:

@@ -62,8 +62,11 @@ def pass_table(rows: Sequence[PassReport]) -> str:
             ("pass", "s"): median("pass_seconds"),
             ("pass /", "floor"): column(lambda row: f"{statistics.median(row.ratios):.3f}"),
             ("range", ""): column(lambda row: f"{min(row.ratios):.3f}-{max(row.ratios):.3f}"),
+            ("both", "s"): median("both_seconds"),
+            ("pass /", "both"): column(lambda row: f"{statistics.median(row.ratios_to_both):.3f}"),
             ("sequential", "s"): median("sequential_seconds"),
             ("gain /", "ideal"): column(lambda row: f"{row.gain:.3f}"),
+            ("gain /", "both"): column(lambda row: f"{row.gain_of_both:.3f}"),
             ("waited ms", "first/mean"): column(
                 lambda row: "/".join(
                     f"{1000 * statistics.median(each):.1f}" for each in (row.first_wait_seconds, row.wait_seconds)

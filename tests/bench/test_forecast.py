@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,26 @@ def test_computing_is_a_line_through_the_nearest_batches() -> None:
     assert compute.seconds(1, 2) == pytest.approx(1.1)
     assert compute.seconds(1, 10) == pytest.approx(2.5)
     assert compute.seconds(1, 21) == pytest.approx(4.7)
+
+
+def test_what_slows_each_other_takes_longer_together() -> None:
+    shared = replace(rates(), read_slowdown=1.25, compute_slowdown=1.5)
+    assert shared.contention_seconds(10.0, 4.0) == pytest.approx(6.0 * (1 - 1 / 1.25)), (
+        "4 s become 6, all beside reading"
+    )
+    assert shared.contention_seconds(4.0, 10.0) == pytest.approx(5.0 * (1 - 1 / 1.5)), "4 s become 5"
+    assert shared.contention_seconds(10.0, 0.0) == shared.contention_seconds(0.0, 10.0) == 0.0
+    assert rates().contention_seconds(10.0, 10.0) == 0.0
+
+
+def test_a_forecast_counts_it(checkpoint: Path) -> None:
+    settings = Config(residency=False)
+    drawn = draw_up(checkpoint, settings, CpuDevice())
+    told = [
+        forecast(drawn.catalog, drawn.plan, settings, replace(rates(1e9, per_byte=1e-9), read_slowdown=times), 1)
+        for times in (1.0, 2.0)
+    ]
+    assert told[1].pass_seconds == pytest.approx(1.5 * told[0].pass_seconds, rel=0.05)
 
 
 @pytest.mark.parametrize(("disk", "per_byte"), [(1e9, 0.1e-9), (1e9, 5e-9), (2e9, 0.3e-9)])
@@ -122,6 +143,9 @@ async def test_rates_are_measured(device: str) -> None:
         assert seconds == sorted(seconds)
         assert seconds[0] > 0
     assert 0 < found.begin_seconds < 1
+    assert min(found.read_slowdown, found.compute_slowdown) >= 1
+    if device == "cpu-copy":
+        assert found.read_slowdown == found.compute_slowdown == 1, "measured where a CPU computes"
     assert said
 
 

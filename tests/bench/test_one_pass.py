@@ -18,6 +18,7 @@ def report(**told: Any) -> PassReport:
         "read_floor_seconds": (1.0, 1.0, 1.0),
         "upload_floor_seconds": (0.0, 0.0, 0.0),
         "compute_floor_seconds": (0.5, 0.5, 1.2),
+        "both_seconds": (0.9, 1.1, 1.2),
         "sequential_seconds": (1.5, 1.5, 2.2),
         "first_wait_seconds": (0.0,) * 3,
         "wait_seconds": (0.0,) * 3,
@@ -40,6 +41,13 @@ def test_gain_is_what_overlapping_saves_by_what_it_could_save() -> None:
     assert report(sequential_seconds=(1.0, 1.0, 1.0)).gain == 1.0, "where there is nothing to save"
 
 
+def test_what_reading_and_computing_cost_each_other_is_not_ours() -> None:
+    one = report()
+    assert one.ratios_to_both == pytest.approx([1.0, 1.0, 1.0]), "never less than the slower alone"
+    assert one.gain_of_both == pytest.approx(1.0)
+    assert report(both_seconds=(1.25,) * 3).gain_of_both == pytest.approx(1.6), "0.5/0.25, 0.4/0.25 and 1/0.95"
+
+
 def test_recording_is_compared_round_by_round() -> None:
     assert report().recording_ratio == pytest.approx(1.0)
 
@@ -52,7 +60,7 @@ async def test_everything_is_measured(device: str, residency: bool) -> None:
     one, recording = await bench_pass(BUNDLED, settings, 5, ROUNDS, lambda text: None)
     assert (one.model, one.tokens, one.aliased) == ("bundled", 5, False)
     assert len(one.ratios) == ROUNDS
-    for name in ("pass_seconds", "recorded_seconds", "compute_floor_seconds", "sequential_seconds"):
+    for name in ("pass_seconds", "recorded_seconds", "compute_floor_seconds", "both_seconds", "sequential_seconds"):
         assert min(getattr(one, name)) > 0
     assert (min(one.read_floor_seconds) > 0) == (not residency), "what stays is not read"
     assert (max(one.upload_floor_seconds) > 0) == (device == "cpu-copy" and not residency)

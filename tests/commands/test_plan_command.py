@@ -27,6 +27,17 @@ def test_this_machine_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert "reading alone" in captured.err
 
 
+def test_a_forecast_can_be_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan("--device", "cpu", "--no-residency", "--check", "3", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert len(told["measured_seconds"]) == 3
+    assert 0.1 < told["pass_seconds"] / min(told["measured_seconds"]) < 10
+    assert plan("--device", "cpu", "--check", "1", "--batch-tokens", "3") == 0
+    assert re.search(
+        r"^measured +[0-9.]+ s per pass \(.*\): the forecast is [+-].*% off$", capsys.readouterr().out, re.M
+    )
+
+
 def test_as_json_for_a_machine_with_a_gpu_that_is_not_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan(*ELSEWHERE, "--h2d-gbps", "4", "--gpu-memory", "180MB", "--memory-gbps", "1000", "--json") == 0
     told = json.loads(capsys.readouterr().out)
@@ -47,6 +58,8 @@ def test_without_a_gpu_there_is_no_link(capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (["--check", "0"], "--check: need at least 1 pass"),
+        ([*ELSEWHERE, "--check", "2"], "--check: need at least 1 pass, and the machine here"),
         (["--batch-tokens", "0"], "--batch-tokens: need a number from 1 to 65536, have 0"),
         (["--disk-gbps", "1", "--host-memory", "4GB"], "--tflops: a machine that is not here needs it"),
         (["--tflops", "1", "--host-memory", "4GB"], "--disk-gbps: a machine that is not here needs it"),

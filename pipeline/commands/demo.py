@@ -20,7 +20,7 @@ async def demo() -> None:
     # Without a GPU each group is copied all the same, so that the uploader can be watched.
     device = "cuda" if torch.cuda.is_available() else "cpu-copy"
     trace = Trace()
-    async with Model.open(device=device, gpu_groups=4, trace=trace) as model:
+    async with Model.open(device=device, gpu_groups=4, residency=False, trace=trace) as model:
         print(opening_lines(model))
         print(PROMPT, end="", flush=True)
         before, started = model.statistics(), time.perf_counter()

@@ -85,9 +85,11 @@ def test_errors_are_one_line_and_status_one(
     assert "Traceback" not in err
 
 
+@pytest.mark.usefixtures("what_fits_stays")
 def test_demo_shows_five_actors_at_work(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo"]) == 0
     out = capsys.readouterr().out
+    assert "groups     at most 4 on the device" in out, "and move in every pass"
     rows = {line.split("▕")[0].strip(): line.split("▕")[1] for line in out.splitlines() if "▕" in line}
     assert list(rows) == ["prefetch_planner", "disk_reader", "pinned_stager", "gpu_uploader", "compute_scheduler"]
     assert "█" in rows["disk_reader"]

@@ -72,16 +72,16 @@ async def test_a_failed_upload_is_the_uploaders(stages: list[Stage], monkeypatch
 async def test_a_failed_embedding_row_is_named_and_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     async with Model.open() as model:
         expected = await model.generate(PROMPT, max_new_tokens=2)
-        read_range = WeightSource.read_range
+        read_rows = WeightSource.read_rows
         failures = [1]
 
         async def flaky(self: WeightSource, *arguments: Any) -> None:
             if failures:
                 failures.pop()
                 raise OSError(5, "Input/output error")
-            await read_range(self, *arguments)
+            await read_rows(self, *arguments)
 
-        monkeypatch.setattr(WeightSource, "read_range", flaky)
+        monkeypatch.setattr(WeightSource, "read_rows", flaky)
         assert await model.generate(PROMPT, max_new_tokens=2) == expected
         failures.extend([1] * 50)
         with pytest.raises(ActorFailed, match="compute_scheduler failed at layer -1 group 'embed'"):

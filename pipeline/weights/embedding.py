@@ -1,6 +1,6 @@
 """The embedding table, of which only the rows that a pass needs are fetched."""
 
-import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.devices.open import AnyDevice
+
+
+logger = logging.getLogger("penstock")
 
 
 class EmbeddingRows:
@@ -35,11 +38,11 @@ class EmbeddingRows:
         Raises OSError when the disk failed twice.
         """
         places = {token_id: index for index, token_id in enumerate(dict.fromkeys(token_ids))}
-        reads = [self._read(token_id, index) for token_id, index in places.items()]
-        # With return_exceptions a gather ends only after its last read, so nothing writes into the rows afterwards.
-        for outcome in await asyncio.gather(*reads, return_exceptions=True):
-            if outcome is not None:
-                raise outcome
+        try:
+            await self._read(tuple(places))
+        except OSError as error:
+            logger.warning("reading %d rows of the embedding failed, trying once more: %s", len(places), error)
+            await self._read(tuple(places))
         copies = [
             Copy(places[token_id] * self.row_bytes, index * self.row_bytes, self.row_bytes)
             for index, token_id in enumerate(token_ids)
@@ -51,10 +54,6 @@ class EmbeddingRows:
         fetched = replace(self._table, length=count * self.row_bytes, shape=(count, self._table.shape[1]))
         return tensor_views(self._rows.tensor, {fetched.short: 0}, (fetched,))[fetched.short]
 
-    async def _read(self, token_id: int, index: int) -> None:
-        start = self._table.start + token_id * self.row_bytes
-        place = self._host.view[index * self.row_bytes :][: self.row_bytes]
-        try:
-            await self._source.read_range(self._table.file, start, self.row_bytes, place)
-        except OSError:
-            await self._source.read_range(self._table.file, start, self.row_bytes, place)
+    async def _read(self, token_ids: Sequence[int]) -> None:
+        starts = [self._table.start + token_id * self.row_bytes for token_id in token_ids]
+        await self._source.read_rows(self._table.file, starts, self.row_bytes, self._host.view)

@@ -1,21 +1,17 @@
-"""A reading lane: one thread with one read in flight, and one open descriptor per weight file.
+"""A reading lane: what one thread with one read in flight holds, an open descriptor per weight file.
 
-Siblings (`preadv_lane`, `aiofiles_lane`) say how a read gets to the thread; what a read has to heed is said here.
+Siblings (`preadv_lanes`, `aiofiles_lanes`) say how reads get to the threads; what a read has to heed is said here.
 """
 
-import asyncio
-import contextlib
 import errno
 import logging
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Awaitable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from pipeline.errors import CheckpointError
 from pipeline.weights.checkpoint import FileIdentity
@@ -23,7 +19,6 @@ from pipeline.weights.layout import BLOCK_BYTES
 
 logger = logging.getLogger("penstock")
 O_DIRECT = getattr(os, "O_DIRECT", 0)
-Result = TypeVar("Result")
 
 
 class Chunk(NamedTuple):
@@ -71,31 +66,15 @@ class Disk:
                 logger.warning("%s: was deleted or replaced; going on with the file as it was opened", file)
 
 
-class Lane(ABC):
-    """One thread, and so at most one read in flight. `reads` returned bytes, `bytes_read` in all.
+class Lane:
+    """The files of one thread, and so at most one read in flight. `reads` returned bytes, `bytes_read` in all."""
 
-    A thread cannot be stopped in the middle of a read. So every wait for it lasts until it is done with the buffer,
-    cancelled or not (rule 6).
-    """
-
-    def __init__(self, name: str, disk: Disk) -> None:
+    def __init__(self, disk: Disk) -> None:
         self.reads = 0
         self.bytes_read = 0
         self._disk = disk
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._descriptors: dict[Path, int] = {}
         self._direct_files: set[Path] = set()
-
-    @abstractmethod
-    async def read(self, chunks: deque[Chunk], buffer: memoryview) -> None:
-        """Take chunks, which lanes may share, and read them into `buffer` until none is left.
-
-        After an error or a cancellation none is left for the other lanes either.
-
-        Raises:
-            CheckpointError: the file is not what it was when its header was read.
-            OSError: the disk failed; the message names the offset and the file.
-        """
 
     def _descriptor(self, file: Path) -> int:
         """Only in the lane's thread; filed at once, so that a cancelled wait loses no open file."""
@@ -145,27 +124,44 @@ class Lane(ABC):
     def _drop_cached(self, file: Path, position: int, count: int) -> None:
         drop_cached(self._descriptors[file], position, count)
 
-    async def _finish(self, work: Awaitable[Result], chunks: deque[Chunk]) -> Result:
-        """Wait for work of the thread. When cancelled, begin no further chunk, and let the thread come to its end."""
-        try:
-            return await work
-        except asyncio.CancelledError:
-            chunks.clear()
-            idle = asyncio.get_running_loop().run_in_executor(self._thread, _nothing)
-            while not idle.done():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait([idle])
-            raise
-
-    async def aclose(self) -> None:
-        """Close the files and end the thread; no read may be in flight. Closing twice is harmless."""
-        if self._descriptors:
-            await self._finish(asyncio.get_running_loop().run_in_executor(self._thread, self._close), deque())
-        self._thread.shutdown()
-
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Close the files; no read may be in flight. Closing twice is harmless."""
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
+
+
+class Lanes(ABC):
+    """So many lanes that serve calls in the order in which they came.
+
+    A lane that finds nothing left to begin in one call goes on with the next at once. A thread cannot be stopped in the
+    middle of a read: every wait for it lasts until it is done with the buffer, cancelled or not (rule 6).
+    """
+
+    def __init__(self, lanes: Sequence[Lane]) -> None:
+        self._lanes = lanes
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that came from files."""
+        return sum(lane.bytes_read for lane in self._lanes)
+
+    @property
+    def reads(self) -> int:
+        """Reads that returned bytes."""
+        return sum(lane.reads for lane in self._lanes)
+
+    @abstractmethod
+    async def read(self, chunks: Sequence[Chunk], buffer: memoryview) -> None:
+        """Read these chunks into `buffer`. After an error or a cancellation no further one is begun.
+
+        Raises:
+            CheckpointError: a file is not what it was when its header was read.
+            OSError: the disk failed; the message names the offset and the file.
+        """
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Wait until nothing is read any more, close all files and end the threads. Closing twice is harmless."""
 
 
 def open_descriptor(file: Path, direct: bool) -> int:
@@ -179,7 +175,3 @@ def drop_cached(descriptor: int, start: int, length: int) -> None:
     """Take these bytes of a file out of the page cache, where the operating system can."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_DONTNEED)
-
-
-def _nothing() -> None:
-    pass

@@ -14,7 +14,6 @@ import platform
 import statistics
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,8 +22,8 @@ import torch
 
 from pipeline.devices.memory import HostMemory
 from pipeline.weights.checkpoint import FileIdentity
-from pipeline.weights.lane import Chunk, Disk, drop_cached
-from pipeline.weights.lanes import Lanes
+from pipeline.weights.lane import Chunk, Disk, Lanes, drop_cached
+from pipeline.weights.lanes import open_lanes
 from pipeline.weights.reading import MIB, WAYS, Reading
 
 logger = logging.getLogger("penstock")
@@ -120,7 +119,7 @@ async def _measure(file: Path, files: Mapping[Path, FileIdentity]) -> dict[Readi
     """Bytes per second: medians over rounds in turn, in what time there is. Empty if direct reads are refused."""
     buffer = HostMemory(TRIAL_BYTES)
     disks = {one: Disk(files, one.direct) for one in CANDIDATES}
-    lanes = {one: Lanes("penstock-trial", one.way, one.lanes, disk) for one, disk in disks.items()}
+    lanes = {one: open_lanes("penstock-trial", one.way, one.lanes, disk) for one, disk in disks.items()}
     starts = _extents(files[file].size)
     try:
         await _trial(lanes[DEFAULT], file, next(starts), DEFAULT, buffer)  # touches the buffer
@@ -151,14 +150,9 @@ def _extents(size: int) -> Iterator[int]:
 
 async def _trial(lanes: Lanes, file: Path, start: int, one: Reading, buffer: HostMemory) -> float:
     sizes = {offset: min(one.chunk_bytes, TRIAL_BYTES - offset) for offset in range(0, TRIAL_BYTES, one.chunk_bytes)}
-    chunks = deque(Chunk(file, start + offset, size, offset) for offset, size in sizes.items())
-
-    async def read() -> None:
-        async with lanes.lend() as lane:
-            await lane.read(chunks, buffer.view)
-
+    chunks = [Chunk(file, start + offset, size, offset) for offset, size in sizes.items()]
     started = time.perf_counter()
-    await asyncio.gather(*(read() for _ in range(one.lanes)))
+    await lanes.read(chunks, buffer.view)
     return TRIAL_BYTES / (time.perf_counter() - started)
 
 

@@ -1,17 +1,15 @@
 """The weight source: whole groups and single rows, from files into memory, with several reads in flight."""
 
-import asyncio
 import ctypes
 import mmap
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import CheckpointError, ClosedError, ConfigError
 from pipeline.weights.checkpoint import FileIdentity
 from pipeline.weights.lane import Chunk, Disk
-from pipeline.weights.lanes import Lanes
+from pipeline.weights.lanes import open_lanes
 from pipeline.weights.layout import BLOCK_BYTES, HostLayout, row_window
 from pipeline.weights.reading import Reading
 
@@ -38,8 +36,8 @@ class WeightSource:
         self.reading = reading
         self._layouts = layouts
         self._disk = Disk(files, reading.direct)
-        self._lanes = Lanes("penstock-disk", reading.way, reading.lanes, self._disk)
-        self._row_lanes = Lanes("penstock-rows", reading.way, ROW_LANES, self._disk)
+        self._lanes = open_lanes("penstock-disk", reading.way, reading.lanes, self._disk)
+        self._row_lanes = open_lanes("penstock-rows", reading.way, ROW_LANES, self._disk)
         self._closed = False
         self._bytes_needed = 0
 
@@ -76,40 +74,35 @@ class WeightSource:
         layout = self._layouts[layer, group]
         view = buffer.view
         self._check(view, layout.slot_bytes)
-        chunks = deque(self._chunks(layout))
-        workers = [self._read_chunks(chunks, view) for _ in range(min(len(chunks), self._lanes.count))]
-        # With return_exceptions a gather ends only after its last worker, even when it is cancelled.
-        for outcome in await asyncio.gather(*workers, return_exceptions=True):
-            if outcome is not None:
-                raise outcome
+        await self._lanes.read(tuple(self._chunks(layout)), view)
         self._bytes_needed += layout.needed_bytes
 
-    async def read_range(self, file: Path, start: int, length: int, buffer: memoryview) -> None:
-        """Read exactly `length` bytes of `file` from `start` into the beginning of `buffer`, any memory.
+    async def read_rows(self, file: Path, starts: Sequence[int], row_bytes: int, buffer: memoryview) -> None:
+        """Read the `row_bytes` of `file` from each of `starts`, one row behind the other, into any memory.
+
+        Returns, raises or passes a cancellation on as `read_into`.
 
         Raises:
             CheckpointError, OSError: as `read_into`.
         """
         self._check_open()
-        if start + length > self._disk.files[file].size:
-            raise CheckpointError(f"{file}: need bytes {start} to {start + length}, have {self._disk.files[file].size}")
-        window_start, window_length = row_window(start, length)
-        async with self._row_lanes.lend() as lane:
-            window = memoryview(mmap.mmap(-1, window_length))
-            await lane.read(deque([Chunk(file, window_start, window_length, 0)]), window)
-        buffer[:length] = window[start - window_start :][:length]
-        self._bytes_needed += length
+        if (end := max(starts) + row_bytes) > self._disk.files[file].size:
+            raise CheckpointError(f"{file}: need bytes {end - row_bytes} to {end}, have {self._disk.files[file].size}")
+        windows = [row_window(start, row_bytes) for start in starts]
+        room = max(length for _, length in windows)
+        landing = memoryview(mmap.mmap(-1, room * len(starts)))
+        chunks = [Chunk(file, *window, index * room) for index, window in enumerate(windows)]
+        await self._row_lanes.read(chunks, landing)
+        for index, (start, (window_start, _)) in enumerate(zip(starts, windows, strict=True)):
+            landed = landing[index * room + start - window_start :][:row_bytes]
+            buffer[index * row_bytes :][:row_bytes] = landed
+        self._bytes_needed += row_bytes * len(starts)
 
     async def aclose(self) -> None:
         """Wait for the reads in flight, close all files and end the threads. Closing twice is harmless."""
         self._closed = True
         await self._lanes.aclose()
         await self._row_lanes.aclose()
-
-    async def _read_chunks(self, chunks: deque[Chunk], buffer: memoryview) -> None:
-        async with self._lanes.lend() as lane:
-            if chunks:
-                await lane.read(chunks, buffer)
 
     def _chunks(self, layout: HostLayout) -> Iterator[Chunk]:
         for window in layout.windows:

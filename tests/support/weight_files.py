@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.weights import aiofiles_lane, lane
+from pipeline.weights import aiofiles_lanes, lane
 from pipeline.weights.checkpoint import FileIdentity
 from pipeline.weights.layout import BLOCK_BYTES, HostLayout, Window
 from pipeline.weights.reading import WAYS, Reading
@@ -92,7 +92,7 @@ class Gate:
 
         monkeypatch.setattr(lane, "open_descriptor", open_descriptor)
         monkeypatch.setattr(os, "preadv", gated)
-        monkeypatch.setattr(aiofiles_lane, "FileIO", GatedFile)
+        monkeypatch.setattr(aiofiles_lanes, "FileIO", GatedFile)
 
     def _read(self, position: int, read: Callable[[int | None], Any]) -> Any:
         self.begun.append(position)

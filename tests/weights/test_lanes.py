@@ -13,7 +13,7 @@ from support.weight_files import FILE_BYTES, GROUP_BYTES, Gate, opened
 
 from pipeline.devices.memory import HostMemory
 from pipeline.errors import CheckpointError
-from pipeline.weights import aiofiles_lane, lane
+from pipeline.weights import aiofiles_lanes, lane
 from pipeline.weights.layout import BLOCK_BYTES
 
 pytestmark = pytest.mark.usefixtures("way")
@@ -118,13 +118,13 @@ async def test_a_file_system_without_direct_reads_is_read_through_the_cache_with
 
     monkeypatch.setattr(lane, "open_descriptor", refuse)
     monkeypatch.setattr(os, "preadv", no_direct)
-    monkeypatch.setattr(aiofiles_lane, "FileIO", NoDirect)
+    monkeypatch.setattr(aiofiles_lanes, "FileIO", NoDirect)
     content = weights.read_bytes()
     async with opened(weights) as source:
         slots = [HostMemory(GROUP_BYTES) for _ in range(3)]
         await asyncio.gather(*(source.read_into(layer, "attn", slot) for layer, slot in enumerate(slots)))
         row = memoryview(bytearray(10))
-        await source.read_range(weights, 7, 10, row)
+        await source.read_rows(weights, [7], 10, row)
         assert b"".join(slot.view for slot in slots) == content[: 3 * GROUP_BYTES]
         assert row == content[7:17]
         assert not source.direct

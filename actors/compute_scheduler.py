@@ -27,11 +27,16 @@ class ComputeScheduler(Sink):
         self._program = program
         self._blocking = blocking
         self._queue = queue
+        self._pass: Any = None
         self._restart()
+
+    async def run(self) -> None:
+        """As every actor; the first pass is begun while its first group is still on its way."""
+        self._begun = self.start(None, self._begin())
+        await super().run()
 
     def _restart(self) -> None:
         self._position = 0
-        self._pass: Any = None
         self._parked: dict[tuple[int, str], Message[Slot]] = {}
         self._launched: list[tuple[Message[Slot], Sequence[Event]]] = []
         self._previous: Sequence[Event] = ()
@@ -50,7 +55,7 @@ class ComputeScheduler(Sink):
         """Launch one group; at the end of a pass, see its results out before the next begins."""
         if self._position % len(self._program.order) == 0:
             self._launched.clear()
-            self._pass = await self.stalled("request", message, self._program.begin())
+            await self.stalled("request", message, self._begin() if self._position else self._begun.wait())
         await self.host_is_through(message, message.at)
         if (preparing := self._program.prepare(self._pass, message)) is not None:
             await self.stalled("kv", message, preparing)
@@ -84,6 +89,9 @@ class ComputeScheduler(Sink):
         for event in after:
             await ended(event)
         queue.ended(position)
+
+    async def _begin(self) -> None:
+        self._pass = await self._program.begin()
 
     async def _finish(self) -> None:
         try:

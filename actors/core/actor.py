@@ -77,8 +77,12 @@ class Actor:
             if wiring.inlet is not None:
                 wiring.inlet.close()
 
-    def start(self, message: Message[Any], work: Coroutine[Any, Any, None], watched: Event | None = None) -> Event:
-        """Begin work on a message beside the actor's loop, as a child task of the line; its event tells its end.
+    def start(
+        self, message: Message[Any] | None, work: Coroutine[Any, Any, None], watched: Event | None = None
+    ) -> Event:
+        """Begin work on a message, or on none, beside the actor's loop, as a child task of the line.
+
+        The event tells its end.
 
         Work that only watches over an operation elsewhere names the operation's event, `watched`, whose span counts.
         """

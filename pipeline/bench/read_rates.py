@@ -14,7 +14,7 @@ from pipeline.weights.checkpoint import open_checkpoint
 from pipeline.weights.source import WeightSource
 
 MIB = 1 << 20
-READINGS = tuple(ReadSizes(lanes, chunk * MIB) for lanes in (1, 2, 4, 8) for chunk in (4, 16))
+READINGS = tuple(ReadSizes(lanes, chunk * MIB) for lanes in (1, 2, 4, 8) for chunk in (8, 32))
 ROUNDS = 5
 SWEEP_SECONDS, FEWEST_GROUPS = 0.3, 6
 """A sweep ends when it has lasted so long, and as many groups have landed."""

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pipeline.errors import ConfigError, PenstockError
+from pipeline.threads import outlast
 from pipeline.weights.lane import O_DIRECT
 from pipeline.weights.layout import Copy
 
@@ -102,20 +103,8 @@ class SpillFile:
         ]
 
     async def _run(self, jobs: Sequence[Callable[[], None]]) -> None:
-        """On the threads. A thread cannot be stopped, so a cancelled wait lasts until all have ended (rule 6)."""
         loop = asyncio.get_running_loop()
-        running = [loop.run_in_executor(self._threads, job) for job in jobs]
-        cancelled = False
-        while not all(one.done() for one in running):
-            try:
-                await asyncio.wait(running)
-            except asyncio.CancelledError:
-                cancelled = True
-        errors = [error for one in running if (error := one.exception()) is not None]
-        if cancelled:
-            raise asyncio.CancelledError
-        if errors:
-            raise errors[0]
+        await outlast([loop.run_in_executor(self._threads, job) for job in jobs])
 
     @property
     def _name(self) -> str:

@@ -26,7 +26,7 @@ class Reading:
     way: str = WAYS[0]
     direct: bool = True
     lanes: int = 4
-    chunk_bytes: int = 16 * MIB
+    chunk_bytes: int = 8 * MIB
 
     def __post_init__(self) -> None:
         if self.way not in WAYS:

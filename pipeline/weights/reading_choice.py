@@ -27,13 +27,14 @@ from pipeline.weights.lanes import open_lanes
 from pipeline.weights.reading import MIB, WAYS, Reading
 
 logger = logging.getLogger("penstock")
-VERSION = 1
+VERSION = 2
 DEFAULT = Reading()
 CANDIDATES = (
     DEFAULT,
     Reading(lanes=1, chunk_bytes=32 * MIB),
     Reading(lanes=2, chunk_bytes=32 * MIB),
     Reading(lanes=4, chunk_bytes=4 * MIB),
+    Reading(lanes=4, chunk_bytes=16 * MIB),
     Reading(lanes=8, chunk_bytes=8 * MIB),
     *(Reading(way=way) for way in WAYS[1:]),
     Reading(direct=False),

@@ -1,23 +1,20 @@
 """The weight source: whole groups and single rows, from files into memory, with several reads in flight."""
 
 import ctypes
-import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import CheckpointError, ClosedError, ConfigError
+from pipeline.errors import ClosedError, ConfigError
 from pipeline.weights.checkpoint import FileIdentity
 from pipeline.weights.lane import Chunk, Disk
 from pipeline.weights.lanes import open_lanes
-from pipeline.weights.layout import BLOCK_BYTES, HostLayout, row_window
+from pipeline.weights.layout import BLOCK_BYTES, HostLayout
 from pipeline.weights.reading import Reading
+from pipeline.weights.rows import Rows
 
 if TYPE_CHECKING:
     from pipeline.devices.memory import HostMemory
-
-ROW_LANES = 4
-"""Rows have lanes of their own: a pass that waits for its embedding must not queue behind whole groups."""
 
 
 class WeightSource:
@@ -37,7 +34,7 @@ class WeightSource:
         self._layouts = layouts
         self._disk = Disk(files, reading.direct)
         self._lanes = open_lanes("penstock-disk", reading.way, reading.lanes, self._disk)
-        self._row_lanes = open_lanes("penstock-rows", reading.way, ROW_LANES, self._disk)
+        self._rows = Rows(self._disk)
         self._closed = False
         self._bytes_needed = 0
 
@@ -49,12 +46,12 @@ class WeightSource:
     @property
     def bytes_read(self) -> int:
         """Bytes that came from files, padding and repeated reads included."""
-        return self._lanes.bytes_read + self._row_lanes.bytes_read
+        return self._lanes.bytes_read + self._rows.bytes_read
 
     @property
     def reads(self) -> int:
-        """Reads that returned bytes."""
-        return self._lanes.reads + self._row_lanes.reads
+        """Reads of groups that returned bytes."""
+        return self._lanes.reads
 
     @property
     def direct(self) -> bool:
@@ -86,23 +83,14 @@ class WeightSource:
             CheckpointError, OSError: as `read_into`.
         """
         self._check_open()
-        if (end := max(starts) + row_bytes) > self._disk.files[file].size:
-            raise CheckpointError(f"{file}: need bytes {end - row_bytes} to {end}, have {self._disk.files[file].size}")
-        windows = [row_window(start, row_bytes) for start in starts]
-        room = max(length for _, length in windows)
-        landing = memoryview(mmap.mmap(-1, room * len(starts)))
-        chunks = [Chunk(file, *window, index * room) for index, window in enumerate(windows)]
-        await self._row_lanes.read(chunks, landing)
-        for index, (start, (window_start, _)) in enumerate(zip(starts, windows, strict=True)):
-            landed = landing[index * room + start - window_start :][:row_bytes]
-            buffer[index * row_bytes :][:row_bytes] = landed
+        await self._rows.read(file, starts, row_bytes, buffer)
         self._bytes_needed += row_bytes * len(starts)
 
     async def aclose(self) -> None:
         """Wait for the reads in flight, close all files and end the threads. Closing twice is harmless."""
         self._closed = True
         await self._lanes.aclose()
-        await self._row_lanes.aclose()
+        await self._rows.aclose()
 
     def _chunks(self, layout: HostLayout) -> Iterator[Chunk]:
         for window in layout.windows:

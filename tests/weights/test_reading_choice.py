@@ -118,7 +118,7 @@ def test_the_choice_is_kept_for_the_next_time(
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", '{"version": 1}', '{"version": 1, "disks": {"KEY": {"rates": [{"reading": {"way": "x"}}]}}}'],
+    ["", "{", "[]", '{"version": 2}', '{"version": 2, "disks": {"KEY": {"rates": [{"reading": {"way": "x"}}]}}}'],
 )
 def test_a_cache_that_makes_no_sense_is_told_and_replaced(
     content: str,
@@ -145,7 +145,7 @@ def test_another_version_and_another_disk_are_measured_anew(
     choose_reading(files, {}, beside=False)
     assert set(json.loads(cache_of(tmp_path).read_text())["disks"]) >= {"another disk"}
     assert len(json.loads(cache_of(tmp_path).read_text())["disks"]) == 2
-    monkeypatch.setattr(reading_choice, "VERSION", 2)
+    monkeypatch.setattr(reading_choice, "VERSION", reading_choice.VERSION + 1)
     choose_reading(files, {}, beside=False)
     assert len(measured) == 3
 

@@ -6,8 +6,6 @@ Holds:  nothing of its own; the slot travels with the message.
 Fails:  when the read that it waits for failed; the error is the disk reader's.
 """
 
-from dataclasses import replace
-
 from actors.core.budget import Slot
 from actors.core.message import READY, Message
 from actors.core.stage import Stage
@@ -19,4 +17,4 @@ class PinnedStager(Stage):
     async def handle(self, message: Message[Slot]) -> Message[Slot]:
         """Wait for the bytes, so that everything behind this actor deals with device events only."""
         await self.landed(message)
-        return replace(message, event=READY)
+        return message.moved(message.at, READY)

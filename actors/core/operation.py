@@ -70,6 +70,8 @@ class Operation:
             raise self.error from error
         finally:
             self._span = (started, self._clock())
+            if not cancelled_from_outside():  # else `end` tells
+                self._ended.set()
 
 
 def pending_cancellations() -> int:

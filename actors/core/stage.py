@@ -6,7 +6,6 @@ user's actor too.
 """
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 from actors.core.actor import Actor
@@ -63,7 +62,7 @@ class Stage(Actor):
         if not isinstance(result, Message):
             raise LineError(f"{self.name}.handle must return a Message, returned {type(result).__name__}")
         _require_event(self.name, "handle", result.event)
-        if result.at is not message.at or replace(result, event=message.event) != message:
+        if result.at is not message.at or not result.same_group(message):
             raise LineError(f"rule 1: {self.name}.handle may change only the event: took {message}, returned {result}")
 
 
@@ -106,7 +105,7 @@ class Mover(Actor):
             slot.filled, slot.filler = event, self.name
             if source is not None and source is not slot:
                 self._leave(source, slot)
-            await self._send(replace(message, at=slot, event=event))
+            await self._send(message.moved(slot, event))
 
     async def _acquire(self, budget: Budget, message: Message[Any]) -> Slot:
         acquiring = budget.acquire(self.kind(message), (message.layer, message.group))

@@ -1,6 +1,7 @@
 """A lane: one thread that runs pieces of work strictly in order."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -28,8 +29,16 @@ class LaneEvent:
     async def wait(self) -> None:
         """Wait on the event loop; raises the work's error. A cancelled wait leaves the work alone."""
         if not self.future.done():
-            await asyncio.shield(asyncio.wrap_future(self.future))
+            loop, ended = asyncio.get_running_loop(), asyncio.Event()
+            self.future.add_done_callback(lambda _: tell(loop, ended))
+            await ended.wait()
         self.future.result()
+
+
+def tell(loop: asyncio.AbstractEventLoop, ended: asyncio.Event) -> None:
+    """Set an event of a loop from a thread, unless the loop has closed and nobody waits any more."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(ended.set)
 
 
 class Lane:

@@ -19,6 +19,7 @@ from pipeline.bench.tune import QUEUES, Finalist, TuneReport
 from pipeline.commands.tune import advice, open_line, tune
 from pipeline.config import Config
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.weights.reading import Reading
 
 
 def one(gpu_groups: int, queue: int = 1) -> Candidate:
@@ -67,7 +68,7 @@ def test_the_line_to_paste_is_python() -> None:
     assert settings.pop("path") == "some where/it's"
     assert settings.pop("device") == "cpu-copy"
     assert settings == one(1).settings
-    assert "chunk_bytes=16 << 20" in line
+    assert f"chunk_bytes={Reading().chunk_bytes >> 20} << 20" in line
     odd = dataclasses.replace(report([1.0], 1, {}), chosen=dataclasses.replace(one(1), reading=ReadSizes(1, 12288)))
     assert called_with(open_line(odd))["chunk_bytes"] == 12288
 

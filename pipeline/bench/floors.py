@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from actors.core.budget import Budget, Group, Slot
 from actors.core.message import READY, Message
 from pipeline.build import Runtime
+from pipeline.errors import RequestError
 from pipeline.memory import available_host_bytes
 from pipeline.residency import Residency
 from pipeline.sequences.sampling import SamplingParameters
@@ -186,10 +187,15 @@ class Floors:
             self._runtime.program.submit(prompt)
 
     async def compute(self, loaded: Loaded, lengths: Sequence[int]) -> list[float]:
-        """The same; returns for how long each group was computed."""
+        """The same; returns for how long each group was computed.
+
+        Raises RequestError when there is no room for all of it in one pass.
+        """
         program = self._runtime.program
         self._submit(lengths)
         pass_ = await program.begin()
+        if (have := sum(len(piece.token_ids) for piece in pass_.pieces)) != sum(lengths):
+            raise RequestError(f"computing alone: need {sum(lengths)} tokens in one pass, have {have}; set kv_tokens")
         ran = [program.step(pass_, message) for message in loaded.messages]
         await program.finish(pass_)
         spans = [event.span or (0.0, 0.0) for events in ran for event in events]

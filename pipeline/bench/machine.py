@@ -11,10 +11,11 @@ from pathlib import Path
 from actors.core.budget import Group
 from pipeline.bench.floors import Floors, Loaded, spread_tokens
 from pipeline.bench.forecast import Compute, Rates, kind_of
-from pipeline.bench.read_rates import sweep
+from pipeline.bench.read_rates import SWEEP_SECONDS, sweep
 from pipeline.build import Runtime, build
 from pipeline.config import Config
 from pipeline.residency import NOTHING_STAYS
+from pipeline.sequences.blocks import BLOCK_TOKENS, blocks_for
 
 Progress = Callable[[str], None]
 ROUNDS = 5
@@ -23,6 +24,8 @@ TIMED_LAYERS = 4
 """Layers are alike: so many are computed, and the head."""
 LARGER = (1, 4, 16)
 """Batches so many times as large are computed, from which follows what more tokens cost."""
+LARGE = 1024
+"""From here on twice as many tokens take twice as long: two batches are enough."""
 
 
 async def measure_rates(folder: Path, settings: Config, tokens: int, progress: Progress) -> Rates:
@@ -30,10 +33,8 @@ async def measure_rates(folder: Path, settings: Config, tokens: int, progress: P
 
     Raises ConfigError and CheckpointError as opening the model does.
     """
-    batches = [tokens * times for times in LARGER]
-    most = max(settings.max_tokens_per_pass, *batches)
-    settings = replace(settings, residency=False, max_tokens_per_pass=most)
-    runtime = await asyncio.to_thread(build, folder, settings)
+    batches = [tokens * times for times in LARGER if times < LARGER[-1] or tokens * times <= LARGE]
+    runtime = await asyncio.to_thread(build, folder, _with_room(settings, batches[-1]))
     try:
         floors = Floors(runtime, NOTHING_STAYS)
         progress("touching all slots once")
@@ -71,6 +72,18 @@ async def measure_rates(folder: Path, settings: Config, tokens: int, progress: P
         await runtime.aclose()
 
 
+def _with_room(settings: Config, tokens: int) -> Config:
+    """Settings with which so many tokens fit into one pass, and nothing stays."""
+    lengths = spread_tokens(tokens, min(tokens, settings.max_requests))
+    return replace(
+        settings,
+        residency=False,
+        max_tokens_per_pass=max(settings.max_tokens_per_pass, tokens),
+        context_tokens=max(lengths) + 1,
+        kv_tokens=sum(blocks_for(length + 1) for length in lengths) * BLOCK_TOKENS,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Computed:
     """One pass over some layers: seconds by group, and those in which no group was computed."""
@@ -97,14 +110,25 @@ async def _slowdowns(
     floors: Floors, runtime: Runtime, some: Loaded, tokens: int, alone_rate: float, alone_seconds: float
 ) -> tuple[float, float]:
     """By how much reading, and computing, take longer while the other goes on."""
-    reading = asyncio.create_task(sweep(runtime))
-    lengths, took = spread_tokens(tokens, min(tokens, runtime.settings.max_requests)), []
+    lengths = spread_tokens(tokens, min(tokens, runtime.settings.max_requests))
+    took: list[float] = []
+    computing = True
+
+    async def read_on() -> list[float]:
+        rates = []
+        while computing:
+            rates.append(await sweep(runtime))
+        return rates
+
+    reading, until = asyncio.create_task(read_on()), time.perf_counter() + SWEEP_SECONDS
     try:
-        while not reading.done():
+        while not took or time.perf_counter() < until:
             took.append(sum(await floors.compute(some, lengths)))
     finally:
-        beside_rate = await reading
-    return alone_rate / beside_rate, statistics.fmean(took) / alone_seconds
+        computing = False
+        rates = await reading
+    beside = rates[:-1] or rates  # the last sweep went on when nothing was computed any more
+    return alone_rate / statistics.median(beside), statistics.median(took) / alone_seconds
 
 
 def _computes(computed: Mapping[int, list[_Computed]], sizes: Mapping[Group, int]) -> dict[str, Compute]:

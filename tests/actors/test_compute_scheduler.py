@@ -66,6 +66,38 @@ def test_a_line_that_failed_with_groups_parked_runs_anew() -> None:
     run_virtual(main())
 
 
+def test_the_first_pass_begins_while_its_first_group_is_on_its_way() -> None:
+    class Slow(SimProgram):
+        async def begin(self) -> SimPass:
+            await asyncio.sleep(0.02)
+            return await super().begin()
+
+    async def main() -> None:
+        a_world = world([A0, F0, A1, F1] * 2, program=Slow, arrive_seconds=0.05)
+        await a_world.line.run()
+        first, second = a_world.program.passes
+        assert first.began == pytest.approx(0.02), "its first group comes after 50 ms"
+        assert a_world.computed()[0].started == pytest.approx(0.05), "nothing more is waited for"
+        assert second.began >= a_world.computed()[3].ended, "what a later pass computes depends on the one before"
+
+    run_virtual(main())
+
+
+def test_a_pass_that_cannot_begin_fails_the_line_before_anything_has_come() -> None:
+    class Broken(SimProgram):
+        async def begin(self) -> SimPass:
+            raise OSError("no rows")
+
+    async def main() -> None:
+        a_world = world([1.0, A0, F0, A1, F1], program=Broken)
+        with pytest.raises(ActorFailed, match=r"compute_scheduler failed.*no rows"):
+            await a_world.line.run()
+        assert asyncio.get_running_loop().time() < 1.0
+        assert a_world.line.statistics().budgets["device"].held == 0
+
+    run_virtual(main())
+
+
 class CountingProgram(SimProgram):
     checked: list[tuple[int, str]]
 

@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 
 from pipeline.api import BUNDLED, Model
+from pipeline.bench.floors import Floors
 from pipeline.bench.forecast import Compute, Rates, forecast, kind_of, pass_timings
 from pipeline.bench.machine import LARGER, measure_rates
 from pipeline.bench.planning import GIGABYTE, balanced_tokens, plan_model
-from pipeline.build import draw_up
+from pipeline.build import build, draw_up
 from pipeline.config import Config
 from pipeline.devices.cpu import CpuDevice
 from pipeline.devices.elsewhere import DeviceElsewhere
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RequestError
+from pipeline.residency import NOTHING_STAYS
 from pipeline.weights.make_checkpoint import make_checkpoint
 
 pytestmark = pytest.mark.usefixtures("what_fits_stays")
@@ -147,6 +149,27 @@ async def test_rates_are_measured(device: str) -> None:
     if device == "cpu-copy":
         assert found.read_slowdown == found.compute_slowdown == 1, "measured where a CPU computes"
     assert said
+
+
+async def test_many_tokens_are_computed_in_one_pass_each(checkpoint: Path) -> None:
+    """With KV room for the shorter prompts only, a pass would carry a part, and the next one the rest of it."""
+    found = await measure_rates(checkpoint, Config(device="cpu"), 512, lambda text: None)
+    for compute in found.computes.values():
+        assert list(compute.byte_seconds) == [512, 2048], "more would take long and tell nothing"
+    assert found.computes["ffn"].byte_seconds[2048] > 2 * found.computes["ffn"].byte_seconds[512]
+
+
+async def test_computing_that_needs_two_passes_is_no_floor(checkpoint: Path) -> None:
+    settings = Config(device="cpu", residency=False, context_tokens=20, max_requests=4)
+    runtime = await asyncio.to_thread(build, checkpoint, settings)
+    try:
+        floors = Floors(runtime, NOTHING_STAYS)
+        loaded = await floors.load()
+        assert len(await floors.compute(loaded, [17])) == len(runtime.catalog.order)
+        with pytest.raises(RequestError, match="need 34 tokens in one pass, have 17; set kv_tokens"):
+            await floors.compute(loaded, [17, 17])
+    finally:
+        await runtime.aclose()
 
 
 async def test_a_forecast_is_near_what_is_measured() -> None:

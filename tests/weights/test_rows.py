@@ -1,0 +1,104 @@
+"""Rows through the page cache: from anywhere, whatever a read gives at once, and never behind one's back."""
+
+import asyncio
+import io
+import os
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.weight_files import FILE_BYTES, settle
+
+from pipeline.errors import CheckpointError
+from pipeline.weights import rows
+from pipeline.weights.checkpoint import FileIdentity
+from pipeline.weights.lane import Disk
+from pipeline.weights.rows import Rows
+
+
+@asynccontextmanager
+async def opened(file: Path) -> AsyncIterator[Rows]:
+    some = Rows(Disk({file: FileIdentity.of(file.stat())}, direct=True))
+    try:
+        yield some
+    finally:
+        await some.aclose()
+
+
+def reads(monkeypatch: pytest.MonkeyPatch, before: Callable[[int], int | None]) -> None:
+    """Each read asks `before`, on its thread and with its position, how many bytes it may give."""
+
+    class Scripted(io.FileIO):
+        def readinto(self, buffer: Any, /) -> int | None:
+            return super().readinto(memoryview(buffer)[: before(self.tell())])
+
+    monkeypatch.setattr(rows, "FileIO", Scripted)
+
+
+async def test_short_reads_are_continued(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads(monkeypatch, lambda position: 3)
+    content, buffer = weights.read_bytes(), memoryview(bytearray(20))
+    async with opened(weights) as some:
+        await some.read(weights, [4090, 17], 10, buffer)
+        assert buffer == content[4090:4100] + content[17:27]
+        assert some.bytes_read == 20
+
+
+async def test_a_disk_that_fails_is_told_with_the_place(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(position: int) -> None:
+        if position == 100:
+            raise OSError(5, "Input/output error")
+
+    reads(monkeypatch, fail)
+    async with opened(weights) as some:
+        with pytest.raises(OSError, match="Input/output error: at byte 100") as caught:
+            await some.read(weights, [0, 100], 10, memoryview(bytearray(20)))
+        assert caught.value.filename == str(weights)
+
+
+async def test_a_file_that_gets_shorter_or_changes_is_noticed(weights: Path) -> None:
+    buffer = memoryview(bytearray(10))
+    async with opened(weights) as some:
+        await some.read(weights, [0], 10, buffer)
+        os.truncate(weights, 5)
+        with pytest.raises(CheckpointError, match="truncated while running"):
+            await some.read(weights, [0], 10, buffer)
+    weights.write_bytes(bytes(FILE_BYTES))
+    async with opened(weights) as some:
+        weights.write_bytes(b"x" * FILE_BYTES)
+        with pytest.raises(CheckpointError, match="weights changed while running"):
+            await some.read(weights, [0], 10, buffer)
+
+
+@pytest.mark.parametrize("cancels", [1, 3])
+async def test_cancelling_waits_for_the_thread(cancels: int, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, begun = threading.Event(), threading.Event()
+
+    def hold(position: int) -> None:
+        begun.set()
+        assert gate.wait(10)
+
+    reads(monkeypatch, hold)
+    async with opened(weights) as some:
+        read = asyncio.ensure_future(some.read(weights, [0], 10, memoryview(bytearray(10))))
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        for _ in range(cancels):
+            read.cancel()
+            await settle()
+            assert not read.done()
+        gate.set()
+        with pytest.raises(asyncio.CancelledError):
+            await read
+
+
+async def test_closing_leaves_no_file_and_no_thread(weights: Path) -> None:
+    files = os.listdir("/proc/self/fd")
+    async with opened(weights) as some:
+        await some.read(weights, [0], 10, memoryview(bytearray(10)))
+        await some.aclose()
+    assert os.listdir("/proc/self/fd") == files
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("penstock-rows")]

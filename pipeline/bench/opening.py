@@ -23,9 +23,10 @@ class OpeningReport:
     """One model; each list is over the rounds, in each of which it was opened anew.
 
     `first_group_seconds` is from the end of `Model.open` to the end of the first group's computation, for a request
-    that is there at once, and `first_read_seconds` what reading that group takes alone. `loop_group_seconds` is the CPU
-    time of the event loop's thread, on which all actors run, by weight group of a pass; `idle_share` the CPU time of
-    the whole process by time, while nobody asks.
+    that is there at once; `line_read_seconds` what reading that group took in the line, beside the groups behind it,
+    and `first_read_seconds` what it takes alone. `loop_group_seconds` is the CPU time of the event loop's thread, on
+    which all actors run, by weight group of a pass; `idle_share` the CPU time of the whole process by time, while
+    nobody asks.
     """
 
     model: str
@@ -33,6 +34,7 @@ class OpeningReport:
     streamed_bytes: int
     open_seconds: tuple[float, ...]
     first_group_seconds: tuple[float, ...]
+    line_read_seconds: tuple[float, ...]
     first_read_seconds: tuple[float, ...]
     pass_seconds: tuple[float, ...]
     loop_group_seconds: tuple[float, ...]
@@ -80,7 +82,7 @@ async def _round(folder: Path, settings: Mapping[str, Any], passes: int) -> dict
     try:
         await model.generate([1], max_new_tokens=1, ignore_eos=True)
         model.runtime.line.statistics()  # operations that have ended are traced here
-        computed = _first(trace, "compute_scheduler")
+        read, computed = _first(trace, "disk_reader"), _first(trace, "compute_scheduler")
         trace.recording = False
         await steady_pass_seconds(model, 1, 1)
         groups, on_loop = len(model.runtime.catalog.order), time.thread_time()
@@ -94,6 +96,7 @@ async def _round(folder: Path, settings: Mapping[str, Any], passes: int) -> dict
     return {
         "open_seconds": opened - started,
         "first_group_seconds": computed.ended - opened,
+        "line_read_seconds": read.ended - read.started,
         "first_read_seconds": await _first_read_seconds(folder, settings),
         "pass_seconds": statistics.median(seconds),
         "loop_group_seconds": on_loop / groups / (passes + 2),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from support.events import ForeignEvent, LostEvent
 
+from actors.core.errors import LineError
 from actors.core.operation import Operation
 from pipeline.devices.sim import SimEvent
 from pipeline.simulation.loop import run_virtual
@@ -46,6 +47,21 @@ def test_it_runs_beside_its_maker_and_tells_when_it_ran() -> None:
             assert (operation.done(), operation.error) == (True, None)
             assert operation.span == pytest.approx((2.0, 7.0))
             await operation.wait()
+
+    run_virtual(main())
+
+
+def test_whoever_waits_for_work_that_is_stopped_half_way_is_told() -> None:
+    async def main() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            operation = Operation(now)
+            task = operation.begin(tasks, asyncio.sleep(5), named)
+            waiter = asyncio.ensure_future(operation.wait())
+            await asyncio.sleep(1)
+            task.cancel()
+            with pytest.raises(LineError, match="stopped before the work had ended"):
+                await waiter
+            assert operation.span == pytest.approx((0.0, 1.0))
 
     run_virtual(main())
 

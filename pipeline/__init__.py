@@ -5,8 +5,18 @@ used, so that `penstock --help` and simulations need no torch.
 """
 
 import importlib
+import sys
 import warnings
 from typing import TYPE_CHECKING, Any
+
+try:
+    importlib.import_module("actors.core")
+except ImportError as error:
+    hidden_by = getattr(sys.modules.get("actors"), "__file__", None) or "nothing of that name"
+    raise ImportError(
+        f"penstock needs its own package `actors`, and found {hidden_by}: uninstall or rename that one, or run "
+        "in another folder"
+    ) from error
 
 # torch says so when it is imported without numpy, which the runtime does not use.
 warnings.filterwarnings("ignore", message="Failed to initialize NumPy", category=UserWarning)

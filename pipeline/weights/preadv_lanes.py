@@ -48,14 +48,11 @@ class PreadvLanes(Lanes):
 
     def _start(self) -> None:
         """With the first read, so that a source that never reads has no threads to end."""
-        if not self._threads:
-            names = [f"{self._name}-{index}" for index in range(len(self._own))]
-            pairs = zip(names, self._own, strict=True)
-            self._threads = [
-                threading.Thread(target=self._serve, args=[own], name=name, daemon=True) for name, own in pairs
-            ]
-            for thread in self._threads:
-                thread.start()
+        for index in range(len(self._threads), len(self._own)):
+            name = f"{self._name}-{index}"
+            thread = threading.Thread(target=self._serve, args=[self._own[index]], name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
 
     def _join(self) -> None:
         while self._threads:
@@ -65,6 +62,7 @@ class PreadvLanes(Lanes):
         """The work of a thread."""
         while (call := self._calls.get()) is not None:
             call.serve(lane)
+            del call  # it refers to the buffer
         lane.close()
 
 

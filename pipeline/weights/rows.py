@@ -41,10 +41,10 @@ class Rows:
         await outlast([loop.run_in_executor(self._thread, self._read, file, starts, row_bytes, buffer)])
 
     async def aclose(self) -> None:
-        """Close the files and end the thread; nothing may be in flight. Closing twice is harmless."""
+        """Wait for what is in flight, end the thread and close the files. Closing twice is harmless."""
+        await asyncio.to_thread(self._thread.shutdown)
         while self._handles:
             self._handles.popitem()[1].close()
-        self._thread.shutdown()
 
     def _read(self, file: Path, starts: Sequence[int], row_bytes: int, buffer: memoryview) -> None:
         handle = self._handle(file)

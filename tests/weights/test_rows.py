@@ -95,6 +95,25 @@ async def test_cancelling_waits_for_the_thread(cancels: int, weights: Path, monk
             await read
 
 
+async def test_closing_waits_for_what_is_in_flight(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = threading.Event()
+
+    def hold(position: int) -> None:
+        assert gate.wait(10)
+
+    reads(monkeypatch, hold)
+    buffer = memoryview(bytearray(10))
+    async with opened(weights) as some:
+        read = asyncio.ensure_future(some.read(weights, [7], 10, buffer))
+        await settle()
+        closing = asyncio.ensure_future(some.aclose())
+        await settle()
+        assert not closing.done()
+        gate.set()
+        await asyncio.gather(read, closing)
+    assert buffer == weights.read_bytes()[7:17]
+
+
 async def test_closing_leaves_no_file_and_no_thread(weights: Path) -> None:
     files = os.listdir("/proc/self/fd")
     async with opened(weights) as some:

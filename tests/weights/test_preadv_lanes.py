@@ -1,0 +1,49 @@
+"""What only lanes of threads can do wrong: threads that cannot start, and buffers that idle ones hold on to."""
+
+import asyncio
+import mmap
+import threading
+from pathlib import Path
+
+import pytest
+
+from pipeline.weights.checkpoint import FileIdentity
+from pipeline.weights.lane import Chunk, Disk
+from pipeline.weights.layout import BLOCK_BYTES
+from pipeline.weights.preadv_lanes import PreadvLanes
+
+
+def lanes_of(weights: Path) -> PreadvLanes:
+    return PreadvLanes("penstock-test", 2, Disk({weights: FileIdentity.of(weights.stat())}, direct=False))
+
+
+async def test_after_a_thread_could_not_start_later_reads_work(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, failures = threading.Thread.start, [1]
+
+    def fails_once(thread: threading.Thread) -> None:
+        if failures and thread.name == "penstock-test-1":
+            failures.pop()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", fails_once)
+    lanes, buffer = lanes_of(weights), memoryview(bytearray(BLOCK_BYTES))
+    with pytest.raises(RuntimeError, match="can't start"):
+        await lanes.read([Chunk(weights, 0, BLOCK_BYTES, 0)], buffer)
+    await lanes.read([Chunk(weights, 0, BLOCK_BYTES, 0)], buffer)
+    assert buffer == weights.read_bytes()[:BLOCK_BYTES]
+    await lanes.aclose()
+
+
+async def test_an_idle_thread_holds_no_buffer(weights: Path) -> None:
+    lanes, pages = lanes_of(weights), mmap.mmap(-1, BLOCK_BYTES)
+    with memoryview(pages) as buffer:
+        await lanes.read([Chunk(weights, 0, BLOCK_BYTES, 0)], buffer)
+    for _ in range(1000):
+        try:
+            pages.close()
+            break
+        except BufferError:
+            await asyncio.sleep(0.001)
+    assert pages.closed
+    await lanes.aclose()

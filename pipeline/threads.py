@@ -1,6 +1,7 @@
-"""Waiting for work on threads, which cannot be stopped."""
+"""What the event loop and threads say to each other. A thread cannot be stopped."""
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,3 +19,9 @@ async def outlast(running: Sequence[asyncio.Future[Any]]) -> None:
         raise asyncio.CancelledError
     if errors:
         raise errors[0]
+
+
+def tell(loop: asyncio.AbstractEventLoop, ended: asyncio.Event) -> None:
+    """Set an event of a loop from a thread, unless the loop has closed and nobody waits any more."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(ended.set)

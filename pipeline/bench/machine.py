@@ -14,6 +14,8 @@ from pipeline.bench.forecast import Compute, Rates, kind_of
 from pipeline.bench.read_rates import SWEEP_SECONDS, sweep
 from pipeline.build import Runtime, build
 from pipeline.config import Config
+from pipeline.errors import ConfigError
+from pipeline.models.config import read_config
 from pipeline.residency import NOTHING_STAYS
 from pipeline.sequences.blocks import BLOCK_TOKENS, blocks_for
 
@@ -33,7 +35,7 @@ async def measure_rates(folder: Path, settings: Config, tokens: int, progress: P
 
     Raises ConfigError and CheckpointError as opening the model does.
     """
-    batches = [tokens * times for times in LARGER if times < LARGER[-1] or tokens * times <= LARGE]
+    batches = _batches(tokens, settings.max_requests * (read_config(folder).max_positions - 1))
     runtime = await asyncio.to_thread(build, folder, _with_room(settings, batches[-1]))
     try:
         floors = Floors(runtime, NOTHING_STAYS)
@@ -70,6 +72,20 @@ async def measure_rates(folder: Path, settings: Config, tokens: int, progress: P
         )
     finally:
         await runtime.aclose()
+
+
+def _batches(tokens: int, most: int) -> list[int]:
+    """The tokens themselves, and batches from which follows what others cost: larger ones, or one that is smaller.
+
+    Raises ConfigError for more tokens than requests can have at a time, `most`.
+    """
+    if tokens > most:
+        raise ConfigError(
+            f"--batch-tokens: need at most {most}, all that max_requests can have at a time, have {tokens}"
+        )
+    larger = [tokens * times for times in LARGER if times < LARGER[-1] or tokens * times <= LARGE]
+    fit = [batch for batch in larger if batch <= most]
+    return fit if len(fit) > 1 else [max(1, tokens // LARGER[1]), tokens]
 
 
 def _with_room(settings: Config, tokens: int) -> Config:

@@ -1,13 +1,13 @@
 """A lane: one thread that runs pieces of work strictly in order."""
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Generic, Protocol, TypeVar
 
 from actors.core.ports import Event
+from pipeline.threads import tell
 
 
 class LaneEvent:
@@ -33,12 +33,6 @@ class LaneEvent:
             self.future.add_done_callback(lambda _: tell(loop, ended))
             await ended.wait()
         self.future.result()
-
-
-def tell(loop: asyncio.AbstractEventLoop, ended: asyncio.Event) -> None:
-    """Set an event of a loop from a thread, unless the loop has closed and nobody waits any more."""
-    with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(ended.set)
 
 
 class Lane:

@@ -18,19 +18,19 @@ from pipeline.weights.lane import Chunk, Disk, Lane, Lanes
 Result = TypeVar("Result")
 
 
-class AiofilesLanes(Lanes):
+class AiofilesLanes(Lanes["AiofilesLane"]):
     """Lends its lanes to calls, each of which shares its chunks out among those that it gets."""
 
     def __init__(self, name: str, count: int, disk: Disk) -> None:
-        self._own = [AiofilesLane(f"{name}-{index}", disk) for index in range(count)]
-        self._idle = list(self._own)
+        super().__init__([AiofilesLane(f"{name}-{index}", disk) for index in range(count)])
+        self._idle = list(self._lanes)
         self._free = asyncio.Semaphore(count)
-        super().__init__(self._own)
+        self._closing = asyncio.Lock()
 
     async def read(self, chunks: Sequence[Chunk], buffer: memoryview) -> None:
         """As `Lanes.read`."""
         shared = deque(chunks)
-        workers = [self._read_shared(shared, buffer) for _ in range(min(len(chunks), len(self._own)))]
+        workers = [self._read_shared(shared, buffer) for _ in range(min(len(chunks), len(self._lanes)))]
         # With return_exceptions a gather ends only after its last worker, even when it is cancelled.
         for outcome in await asyncio.gather(*workers, return_exceptions=True):
             if outcome is not None:
@@ -38,8 +38,8 @@ class AiofilesLanes(Lanes):
 
     async def aclose(self) -> None:
         """As `Lanes.aclose`."""
-        async with contextlib.AsyncExitStack() as stack:
-            for _ in self._own:
+        async with self._closing, contextlib.AsyncExitStack() as stack:
+            for _ in self._lanes:
                 lane = await stack.enter_async_context(self._lend())
                 await lane.aclose()
 

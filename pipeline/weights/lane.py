@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from pipeline.errors import CheckpointError
 from pipeline.weights.checkpoint import FileIdentity
@@ -130,14 +130,17 @@ class Lane:
             os.close(self._descriptors.popitem()[1])
 
 
-class Lanes(ABC):
+SomeLane = TypeVar("SomeLane", bound=Lane, covariant=True)
+
+
+class Lanes(ABC, Generic[SomeLane]):
     """So many lanes that serve calls in the order in which they came.
 
     A lane that finds nothing left to begin in one call goes on with the next at once. A thread cannot be stopped in the
     middle of a read: every wait for it lasts until it is done with the buffer, cancelled or not (rule 6).
     """
 
-    def __init__(self, lanes: Sequence[Lane]) -> None:
+    def __init__(self, lanes: Sequence[SomeLane]) -> None:
         self._lanes = lanes
 
     @property

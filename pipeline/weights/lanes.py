@@ -1,12 +1,12 @@
 """The lanes of a source, by the way in which they read."""
 
 from pipeline.weights.aiofiles_lanes import AiofilesLanes
-from pipeline.weights.lane import Disk, Lanes
+from pipeline.weights.lane import Disk, Lane, Lanes
 from pipeline.weights.preadv_lanes import PreadvLanes
 
 LANES: dict[str, type[PreadvLanes] | type[AiofilesLanes]] = {"preadv": PreadvLanes, "aiofiles": AiofilesLanes}
 
 
-def open_lanes(name: str, way: str, count: int, disk: Disk) -> Lanes:
+def open_lanes(name: str, way: str, count: int, disk: Disk) -> Lanes[Lane]:
     """`count` lanes of one way, whose threads are called by `name`."""
     return LANES[way](name, count, disk)

@@ -8,18 +8,18 @@ from collections import deque
 from collections.abc import Sequence
 from queue import SimpleQueue
 
+from pipeline.threads import tell
 from pipeline.weights.lane import Chunk, Disk, Lane, Lanes
 
 
-class PreadvLanes(Lanes):
+class PreadvLanes(Lanes["PreadvLane"]):
     """Reads with positioned reads, which need neither a seek nor the event loop: it wakes up once for each call."""
 
     def __init__(self, name: str, count: int, disk: Disk) -> None:
         self._name = name
-        self._own = [PreadvLane(disk) for _ in range(count)]
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
-        super().__init__(self._own)
+        super().__init__([PreadvLane(disk) for _ in range(count)])
 
     async def read(self, chunks: Sequence[Chunk], buffer: memoryview) -> None:
         """As `Lanes.read`."""
@@ -27,7 +27,7 @@ class PreadvLanes(Lanes):
             return
         self._start()
         call = _Call(chunks, buffer)
-        for _ in range(min(len(chunks), len(self._own))):
+        for _ in range(min(len(chunks), len(self._lanes))):
             self._calls.put(call)
         try:
             await call.ended.wait()
@@ -48,9 +48,9 @@ class PreadvLanes(Lanes):
 
     def _start(self) -> None:
         """With the first read, so that a source that never reads has no threads to end."""
-        for index in range(len(self._threads), len(self._own)):
+        for index in range(len(self._threads), len(self._lanes)):
             name = f"{self._name}-{index}"
-            thread = threading.Thread(target=self._serve, args=[self._own[index]], name=name, daemon=True)
+            thread = threading.Thread(target=self._serve, args=[self._lanes[index]], name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
 
@@ -119,10 +119,9 @@ class _Call:
             return self._waiting.popleft() if self._waiting else None
 
     def _leave(self, count: int) -> None:
-        """So many chunks are over; the last of all wakes the loop, unless that has ended with nobody to wake."""
+        """So many chunks are over; the last of all wakes the loop."""
         with self._lock:
             self._left -= count
             last = not self._left
         if last:
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self.ended.set)
+            tell(self._loop, self.ended)

@@ -22,7 +22,7 @@ import torch
 
 from pipeline.devices.memory import HostMemory
 from pipeline.weights.checkpoint import FileIdentity
-from pipeline.weights.lane import Chunk, Disk, Lanes, drop_cached
+from pipeline.weights.lane import Chunk, Disk, Lane, Lanes, drop_cached
 from pipeline.weights.lanes import open_lanes
 from pipeline.weights.reading import MIB, WAYS, Reading
 
@@ -149,7 +149,7 @@ def _extents(size: int) -> Iterator[int]:
         start += TRIAL_BYTES
 
 
-async def _trial(lanes: Lanes, file: Path, start: int, one: Reading, buffer: HostMemory) -> float:
+async def _trial(lanes: Lanes[Lane], file: Path, start: int, one: Reading, buffer: HostMemory) -> float:
     sizes = {offset: min(one.chunk_bytes, TRIAL_BYTES - offset) for offset in range(0, TRIAL_BYTES, one.chunk_bytes)}
     chunks = [Chunk(file, start + offset, size, offset) for offset, size in sizes.items()]
     started = time.perf_counter()

@@ -159,6 +159,14 @@ async def test_many_tokens_are_computed_in_one_pass_each(checkpoint: Path) -> No
     assert found.computes["ffn"].byte_seconds[2048] > 2 * found.computes["ffn"].byte_seconds[512]
 
 
+async def test_few_requests_are_measured_with_what_they_can_have() -> None:
+    """The bundled model has 1024 positions: no batch larger than that fits into one request."""
+    found = await measure_rates(BUNDLED, Config(device="cpu", max_requests=1), 512, lambda text: None)
+    assert list(found.computes["ffn"].byte_seconds) == [128, 512]
+    with pytest.raises(ConfigError, match="--batch-tokens: need at most 1023"):
+        await measure_rates(BUNDLED, Config(device="cpu", max_requests=1), 1024, lambda text: None)
+
+
 async def test_computing_that_needs_two_passes_is_no_floor(checkpoint: Path) -> None:
     settings = Config(device="cpu", residency=False, context_tokens=20, max_requests=4)
     runtime = await asyncio.to_thread(build, checkpoint, settings)

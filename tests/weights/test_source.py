@@ -195,7 +195,7 @@ async def test_closing_waits_for_reads_and_leaves_nothing_behind(weights: Path, 
     async with opened(weights, lanes=2) as source:
         task = asyncio.ensure_future(source.read_into(0, "attn", HostMemory(GROUP_BYTES)))
         await gate.until_begun(2)
-        closing = asyncio.ensure_future(source.aclose())
+        closing = asyncio.gather(source.aclose(), source.aclose())
         await settle()
         assert not closing.done()
         with pytest.raises(ClosedError):

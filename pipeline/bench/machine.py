@@ -80,9 +80,7 @@ def _batches(tokens: int, most: int) -> list[int]:
     Raises ConfigError for more tokens than requests can have at a time, `most`.
     """
     if tokens > most:
-        raise ConfigError(
-            f"--batch-tokens: need at most {most}, all that max_requests can have at a time, have {tokens}"
-        )
+        raise ConfigError(f"--batch-tokens: need at most {most}, all that max_requests can have at once, have {tokens}")
     larger = [tokens * times for times in LARGER if times < LARGER[-1] or tokens * times <= LARGE]
     fit = [batch for batch in larger if batch <= most]
     return fit if len(fit) > 1 else [max(1, tokens // LARGER[1]), tokens]

@@ -32,13 +32,14 @@ async def test_after_a_thread_could_not_start_later_reads_work(weights: Path, mo
         await lanes.read([Chunk(weights, 0, BLOCK_BYTES, 0)], buffer)
     await lanes.read([Chunk(weights, 0, BLOCK_BYTES, 0)], buffer)
     assert buffer == weights.read_bytes()[:BLOCK_BYTES]
+    names = {thread.name for thread in threading.enumerate()}
+    assert {"penstock-test-0", "penstock-test-1"} <= names, "the one that could not is there now"
     await lanes.aclose()
 
 
 async def test_an_idle_thread_holds_no_buffer(weights: Path) -> None:
     lanes, pages = lanes_of(weights), mmap.mmap(-1, BLOCK_BYTES)
-    with memoryview(pages) as buffer:
-        await lanes.read([Chunk(weights, 0, BLOCK_BYTES, 0)], buffer)
+    await lanes.read([Chunk(weights, 0, BLOCK_BYTES, 0)], memoryview(pages))
     for _ in range(1000):
         try:
             pages.close()

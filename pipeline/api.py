@@ -12,13 +12,13 @@ from actors.core.errors import LineError
 from actors.core.trace import Trace
 from pipeline.build import CLOCK, Runtime, build
 from pipeline.config import Config
-from pipeline.errors import CheckpointError, ClosedError, ConfigError, PenstockError, RequestError
-from pipeline.models.config import read_config, read_generation_defaults
+from pipeline.errors import ClosedError, ConfigError, RequestError
+from pipeline.folder import naming_files, read_defaults, read_tokenizer
+from pipeline.models.config import read_config
 from pipeline.requests import make_sequences
-from pipeline.sequences.sampling import SamplingParameters
 from pipeline.sequences.sequence import Chunk, Output, RunningSequence
 from pipeline.statistics import ModelStatistics
-from pipeline.text.tokenizer import Tokenizer, load_tokenizer
+from pipeline.text.tokenizer import Tokenizer
 from pipeline.trace.configuration import describe
 from pipeline.trace.recording import Recording
 from pipeline.trace.report import write_report
@@ -227,7 +227,7 @@ class Opening:
         """Read headers and the tokenizer on a thread: both may take longer than the loop can be kept."""
         reading = asyncio.ensure_future(asyncio.to_thread(self._read))
         try:
-            runtime, tokenizer, defaults = await asyncio.shield(reading)
+            return Model(*await asyncio.shield(reading))
         except asyncio.CancelledError:
             # The thread cannot be stopped; what it opens must still be closed, however often we are cancelled.
             closing = asyncio.create_task(_close_when_read(reading))
@@ -235,41 +235,12 @@ class Opening:
             closing.add_done_callback(_closings.discard)
             await asyncio.shield(closing)
             raise
-        return Model(runtime, tokenizer, defaults)
 
     def _read(self) -> tuple[Runtime, Tokenizer | None, dict[str, Any]]:
-        try:
-            if not self._folder.is_dir():
-                what = "is a file" if self._folder.exists() else "no such folder"
-                raise CheckpointError(f"{self._folder}: {what}; need a folder with config.json and safetensors files")
-            defaults = self._read_defaults()
-            tokenizer = self._read_tokenizer(read_config(self._folder).vocabulary_size)
+        with naming_files(self._folder):
+            defaults = read_defaults(self._folder)
+            tokenizer = read_tokenizer(self._folder, read_config(self._folder).vocabulary_size)
             return build(self._folder, self._config, self._trace), tokenizer, defaults
-        except OSError as error:
-            raise CheckpointError(f"{error.filename or self._folder}: {error.strerror}") from error
-
-    def _read_defaults(self) -> dict[str, Any]:
-        defaults = read_generation_defaults(self._folder)
-        try:
-            SamplingParameters.from_arguments(defaults, {})
-        except RequestError as error:
-            raise ConfigError(f"{self._folder / 'generation_config.json'}: {error}; correct the file") from error
-        if defaults:
-            told = ", ".join(f"{name}={value}" for name, value in defaults.items())
-            logger.warning("generation_config.json sets the sampling defaults: %s", told)
-        return defaults
-
-    def _read_tokenizer(self, vocabulary_size: int) -> Tokenizer | None:
-        """A folder without tokenizer files serves token ids only; a broken tokenizer is an error."""
-        names = ("tokenizer.json", "tokenizer.model", "tekken.json")
-        if not any((self._folder / name).exists() for name in names):
-            logger.warning("%s has no tokenizer: prompts must be token ids", self._folder)
-            return None
-        try:
-            return load_tokenizer(self._folder, vocabulary_size)
-        except PenstockError as error:
-            told = str(error) if str(self._folder) in str(error) else f"{self._folder}: {error}"
-            raise type(error)(told) from error
 
 
 _closings: set[asyncio.Task[None]] = set()

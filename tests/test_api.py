@@ -4,6 +4,8 @@ import asyncio
 import gc
 import logging
 import os
+import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 from support import tiny_models
 
+import pipeline.api as api
 from actors.core.ports import Event
 from pipeline import (
     ActorFailed,
@@ -230,14 +233,27 @@ async def test_a_few_more_lines_can_run_beside_each_other() -> None:
         assert outputs[0] == outputs[1]
 
 
-async def test_cancelling_open_half_way_leaves_nothing_open() -> None:
+@pytest.mark.parametrize("step", ["build", "read_tokenizer"])
+async def test_cancelling_open_half_way_leaves_nothing_open(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner, entered = getattr(api, step), threading.Event()
+
+    def slow(*arguments: Any) -> Any:
+        entered.set()
+        time.sleep(0.05)
+        return inner(*arguments)
+
     before = len(os.listdir("/proc/self/fd"))
-    for _ in range(5):
-        opening = asyncio.ensure_future(Model.open())
-        await asyncio.sleep(0.005)
-        opening.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await opening
+    with monkeypatch.context() as patched:
+        patched.setattr(api, step, slow)
+        for _ in range(3):
+            entered.clear()
+            opening = asyncio.ensure_future(Model.open())
+            while not entered.is_set():
+                await asyncio.sleep(0.001)
+            opening.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await opening
+            assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("penstock")]
     assert len(os.listdir("/proc/self/fd")) == before
     async with Model.open() as model:
         assert (await model.generate(PROMPT, max_new_tokens=1)).token_ids

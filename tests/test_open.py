@@ -2,10 +2,15 @@
 
 import json
 import math
+import os
+import threading
 import time
 from pathlib import Path
 
-from pipeline import Model
+import pytest
+
+import pipeline.folder as folders
+from pipeline import CheckpointError, Model
 from pipeline.models.config import read_config
 from pipeline.models.families import group_specs
 from pipeline.weights.presets import PRESETS
@@ -43,3 +48,16 @@ async def test_141_gigabytes_open_in_under_a_second(tmp_path: Path) -> None:
         seconds.append(time.perf_counter() - started)
         await model.aclose()
     assert min(seconds) < 1.0
+
+
+async def test_a_tokenizer_that_cannot_be_loaded_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(folder: Path, vocabulary_size: int) -> object:
+        time.sleep(0.1)
+        raise PermissionError(13, "Permission denied", str(folder / "tokenizer.json"))
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(folders, "load_tokenizer", broken)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: Permission denied"):
+        await Model.open(device="cpu")
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("penstock")]

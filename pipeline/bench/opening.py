@@ -1,6 +1,7 @@
 """`penstock bench open`: opening, the first group, a pass, and what the runtime itself costs, by size of the model."""
 
 import asyncio
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -23,10 +24,10 @@ class OpeningReport:
     """One model; each list is over the rounds, in each of which it was opened anew.
 
     `first_group_seconds` is from the end of `Model.open` to the end of the first group's computation, for a request
-    that is there at once; `line_read_seconds` what reading that group took in the line, beside the groups behind it,
-    and `first_read_seconds` what it takes alone. `loop_group_seconds` is the CPU time of the event loop's thread, on
-    which all actors run, by weight group of a pass; `idle_share` the CPU time of the whole process by time, while
-    nobody asks.
+    that is there at once, and `rested_group_seconds` the same from a request that comes when the line stands full.
+    `line_read_seconds` is what reading that group took in the line, beside the groups behind it, `first_read_seconds`
+    what it takes alone. `loop_group_seconds` is the CPU time of the event loop's thread, on which all actors run, by
+    weight group of a pass; `idle_share` the CPU time of the whole process by time, while nobody asks.
     """
 
     model: str
@@ -36,6 +37,7 @@ class OpeningReport:
     first_group_seconds: tuple[float, ...]
     line_read_seconds: tuple[float, ...]
     first_read_seconds: tuple[float, ...]
+    rested_group_seconds: tuple[float, ...]
     pass_seconds: tuple[float, ...]
     loop_group_seconds: tuple[float, ...]
     idle_share: tuple[float, ...]
@@ -80,9 +82,8 @@ async def _round(folder: Path, settings: Mapping[str, Any], passes: int) -> dict
     model = await Model.open(folder, trace=trace, **settings)
     opened = time.perf_counter()
     try:
-        await model.generate([1], max_new_tokens=1, ignore_eos=True)
-        model.runtime.line.statistics()  # operations that have ended are traced here
-        read, computed = _first(trace, "disk_reader"), _first(trace, "compute_scheduler")
+        computed = await _first_computed(model, trace)
+        read = next(span for span in trace.spans if (span.actor, span.what) == ("disk_reader", "work"))
         trace.recording = False
         await steady_pass_seconds(model, 1, 1)
         groups, on_loop = len(model.runtime.catalog.order), time.thread_time()
@@ -91,6 +92,9 @@ async def _round(folder: Path, settings: Mapping[str, Any], passes: int) -> dict
         busy, since = time.process_time(), time.perf_counter()
         await asyncio.sleep(IDLE_SECONDS)
         idle = (time.process_time() - busy) / (time.perf_counter() - since)
+        async with model.recording():
+            asked = time.perf_counter()
+            rested = await _first_computed(model, trace)
     finally:
         await model.aclose()
     return {
@@ -98,15 +102,19 @@ async def _round(folder: Path, settings: Mapping[str, Any], passes: int) -> dict
         "first_group_seconds": computed.ended - opened,
         "line_read_seconds": read.ended - read.started,
         "first_read_seconds": await _first_read_seconds(folder, settings),
+        "rested_group_seconds": rested.ended - asked,
         "pass_seconds": statistics.median(seconds),
         "loop_group_seconds": on_loop / groups / (passes + 2),
         "idle_share": idle,
     }
 
 
-def _first(trace: Trace, actor: str) -> Span:
-    """The operation that an actor started for the first group."""
-    return next(span for span in trace.spans if (span.actor, span.seq, span.what) == (actor, 0, "work"))
+async def _first_computed(model: Model, trace: Trace) -> Span:
+    """Ask for a token of a prompt whose row of the embedding is in no cache; the first computation for it."""
+    token_id = random.randrange(model.runtime.config.vocabulary_size)
+    await model.generate([token_id], max_new_tokens=1, ignore_eos=True)
+    model.runtime.line.statistics()  # operations that have ended are traced here
+    return next(span for span in trace.spans if (span.actor, span.what) == ("compute_scheduler", "work"))
 
 
 async def _first_read_seconds(folder: Path, settings: Mapping[str, Any]) -> float:

@@ -20,13 +20,11 @@ async def test_everything_is_measured_in_every_round() -> None:
     one = await bench_opening(BUNDLED, {"device": "cpu"}, 2, 3, lambda text: None)
     assert (one.model, one.groups) == ("bundled", 23)
     assert 15e6 < one.streamed_bytes < 17e6
-    for name in ("open", "first_group", "line_read", "first_read", "pass", "loop_group"):
+    for name in ("open", "first_group", "line_read", "first_read", "rested_group", "pass", "loop_group"):
         values = getattr(one, f"{name}_seconds")
         assert len(values) == 2
         assert 0 < min(values) <= max(values) < 5
-    assert max(one.first_read_seconds) < max(one.first_group_seconds), "which is more than reading"
-    pairs = zip(one.line_read_seconds, one.first_group_seconds, strict=True)
-    assert all(read < group for read, group in pairs)
+    assert max(one.first_read_seconds) < max(one.line_read_seconds), "which is beside something"
     assert 0 <= min(one.idle_share) < 0.5
     assert min(one.loop_group_seconds) * one.groups < max(one.pass_seconds) * 2
 
@@ -40,6 +38,7 @@ def test_the_first_group_is_held_against_its_read_round_by_round() -> None:
         first_group_seconds=(1.1, 4.0, 2.4),
         line_read_seconds=(1.0, 2.0, 2.2),
         first_read_seconds=(1.0, 1.0, 2.0),
+        rested_group_seconds=(1.0,),
         pass_seconds=(1.0,),
         loop_group_seconds=(1.0,),
         idle_share=(0.0,),

@@ -12,7 +12,7 @@ from pipeline.simulation.closed_forms import ESTIMATES, closed_form_ms
 from pipeline.simulation.line import simulate
 from pipeline.simulation.timings import LayerTimings
 
-SETTINGS = 200
+SETTINGS = 100
 TWO_HOP_SETTINGS = 30
 GPU_GROUPS = 6
 LEAST_LAYERS, MOST_LAYERS = 12, 120

@@ -1,0 +1,55 @@
+"""What lies in a checkpoint folder beside the weights: the sampling defaults and the tokenizer."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import CheckpointError, ConfigError, PenstockError, RequestError
+from pipeline.models.config import read_generation_defaults
+from pipeline.sequences.sampling import SamplingParameters
+from pipeline.text.tokenizer import Tokenizer, load_tokenizer
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json")
+logger = logging.getLogger("penstock")
+
+
+@contextlib.contextmanager
+def naming_files(folder: Path) -> Iterator[None]:
+    """Raise what the file system says as CheckpointError, with the name of the file, or else of the folder."""
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "no such folder"
+        raise CheckpointError(f"{folder}: {what}; need a folder with config.json and safetensors files")
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or folder}: {error.strerror}") from error
+
+
+def read_defaults(folder: Path) -> dict[str, Any]:
+    """The sampling defaults that generation_config.json sets, which are logged. Raises ConfigError."""
+    defaults = read_generation_defaults(folder)
+    try:
+        SamplingParameters.from_arguments(defaults, {})
+    except RequestError as error:
+        raise ConfigError(f"{folder / 'generation_config.json'}: {error}; correct the file") from error
+    if defaults:
+        told = ", ".join(f"{name}={value}" for name, value in defaults.items())
+        logger.warning("generation_config.json sets the sampling defaults: %s", told)
+    return defaults
+
+
+def read_tokenizer(folder: Path, vocabulary_size: int) -> Tokenizer | None:
+    """The tokenizer. A folder without its files serves token ids only; a broken tokenizer is an error.
+
+    Raises PenstockError, which names the folder, and OSError.
+    """
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+        logger.warning("%s has no tokenizer: prompts must be token ids", folder)
+        return None
+    try:
+        return load_tokenizer(folder, vocabulary_size)
+    except PenstockError as error:
+        told = str(error) if str(folder) in str(error) else f"{folder}: {error}"
+        raise type(error)(told) from error

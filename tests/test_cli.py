@@ -33,6 +33,12 @@ def test_run_streams_text_and_says_what_bound_it(capsys: pytest.CaptureFixture[s
     assert re.search(r"bound by +(disk|compute|host-to-device link)", out)
 
 
+@pytest.mark.usefixtures("what_fits_stays")
+def test_run_says_how_many_groups_stay(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(BUNDLED), "--prompt", "import os\n", "--max-new-tokens", "2", "--device", "cpu"]) == 0
+    assert "groups     at most 0 on the device, 0 in host memory, beside 23 that stay\n" in capsys.readouterr().out
+
+
 def test_run_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--prompt", "import os\n", "--max-new-tokens", "5", "--temperature", "0", "--json"]
     assert main(["run", str(BUNDLED), *arguments]) == 0

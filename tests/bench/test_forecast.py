@@ -153,10 +153,10 @@ async def test_rates_are_measured(device: str) -> None:
 
 async def test_many_tokens_are_computed_in_one_pass_each(checkpoint: Path) -> None:
     """With KV room for the shorter prompts only, a pass would carry a part, and the next one the rest of it."""
-    found = await measure_rates(checkpoint, Config(device="cpu"), 256, lambda text: None)
+    found = await measure_rates(checkpoint, Config(device="cpu"), 512, lambda text: None)
     for compute in found.computes.values():
-        assert list(compute.byte_seconds) == [256, 1024], "more would take long and tell nothing"
-    assert found.computes["ffn"].byte_seconds[1024] > 2 * found.computes["ffn"].byte_seconds[256]
+        assert list(compute.byte_seconds) == [512, 2048], "more would take long and tell nothing"
+    assert found.computes["ffn"].byte_seconds[2048] > 2 * found.computes["ffn"].byte_seconds[512]
 
 
 async def test_few_requests_are_measured_with_what_they_can_have() -> None:

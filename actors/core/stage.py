@@ -150,13 +150,6 @@ class Sink(Actor):
             await self.take(await self._receive())
 
 
-_event_types: set[type] = set()
-"""Those that were looked at: to look at an event of a device may mean to ask the device."""
-
-
 def _require_event(actor: str, method: str, event: object) -> None:
-    if type(event) in _event_types:
-        return
     if not all(hasattr(event, name) for name in ("done", "wait", "error", "span")):
         raise LineError(f"{actor}.{method} must give an event, gave {event!r}; READY is one that is done")
-    _event_types.add(type(event))

@@ -52,7 +52,7 @@ def table(rows: Sequence[OpeningReport]) -> str:
             ("its read", "ms"): median("line_read_seconds", MILLI, 1),
             ("alone", "ms"): median("first_read_seconds", MILLI, 1),
             ("first /", "alone"): column(lambda row: f"{row.first_ratio:.2f}"),
-            ("full line:", "ms"): median("rested_group_seconds", MILLI, 1),
+            ("full line", "ms"): median("rested_group_seconds", MILLI, 1),
             ("pass", "s"): median("pass_seconds", 1.0, 3),
             ("pass", "s/GB"): column(_gigabyte_seconds),
             ("event loop", "us/group"): median("loop_group_seconds", MICRO, 0),

@@ -28,6 +28,4 @@ async def test_where_weights_lie_changes_no_bit(dtype: str, tmp_path_factory: py
 
 def test_the_machine_is_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
-    found = capsys.readouterr().out
-    assert "CUDA" in found or "cuda" in found
-    assert "pinned" in found
+    assert "copied to the GPU at" in capsys.readouterr().out, "so memory was really pinned"

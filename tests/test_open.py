@@ -55,3 +55,12 @@ async def test_a_tokenizer_that_cannot_be_read_is_named(monkeypatch: pytest.Monk
     monkeypatch.setattr(folders, "load_tokenizer", refused)
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: Permission denied"):
         await Model.open(device="cpu")
+
+
+async def test_what_is_wrong_with_a_tokenizer_names_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def odd(folder: Path, vocabulary_size: int) -> object:
+        raise CheckpointError("a tokenizer of no kind")
+
+    monkeypatch.setattr(folders, "load_tokenizer", odd)
+    with pytest.raises(CheckpointError, match="bundled: a tokenizer of no kind"):
+        await Model.open(device="cpu")

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from actors.core.budget import Slot
 from actors.core.message import READY, Message, ended
 from actors.core.ports import Buffer, Copy, Device, Event, PrefetchPolicy
+from pipeline.memory import slot_kind
 from pipeline.sequences.kv_handover import KvHandovers
 from pipeline.sequences.kv_placement import WINDOW
 from pipeline.simulation.timings import Timings
@@ -42,7 +43,7 @@ class SimCatalog:
 
     def kind(self, layer: int, group: str) -> str:
         """The kind of slot: "attn" or "ffn"; everything is "ffn" when there is only one slot."""
-        return "attn" if group == "attn" and self._two_kinds else "ffn"
+        return slot_kind(group, two_kinds=self._two_kinds)
 
     def copies(self, layer: int, group: str) -> Sequence[SimCopy]:
         """One copy, for the next upload of the group."""

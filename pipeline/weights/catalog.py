@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from actors.core.budget import Slot
 from actors.core.message import Message
+from pipeline.memory import slot_kind
 from pipeline.weights.groups import WeightGroup
 from pipeline.weights.layout import Copy, HostLayout, device_layout, host_layout, tensor_views
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 class WeightCatalog:
     """The layout of every group in a host slot and in a device slot.
 
-    Attn groups have slots of their own kind, ffn groups and head slices share the larger one (design.md, section 5).
+    Attn groups have slots of their own kind, ffn groups larger ones, head slices take turns (design.md, section 5).
     With `packed` device slots tensors lie 256-aligned; otherwise exactly as in the host slot, so that results do not
     depend on whether a slot was copied or handed on.
     """
@@ -42,7 +43,7 @@ class WeightCatalog:
 
     def kind(self, layer: int, group: str) -> str:
         """The kind of slot: "attn" or "ffn"; everything is "ffn" when there is only one slot."""
-        return "attn" if group == "attn" and self.two_kinds else "ffn"
+        return slot_kind(group, two_kinds=self.two_kinds)
 
     def copies(self, layer: int, group: str) -> Sequence[Copy]:
         """What to copy from a host slot into a device slot."""

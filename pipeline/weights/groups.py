@@ -1,9 +1,9 @@
 """Weight groups: what travels through the line as one message, as byte ranges of files."""
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 from pipeline.errors import CheckpointError
@@ -62,7 +62,8 @@ class WeightGroups:
 def plan_groups(specs: Specs, checkpoint: Checkpoint) -> WeightGroups:
     """Find each tensor of `specs` in the checkpoint: attn, ffn, attn, ffn, ..., head.0 .. head.k.
 
-    The head's output matrix is cut into row slices of about an ffn group's size; head.0 carries the final norm too.
+    The output matrix of the head is cut into row slices, in turn of about an attn and an ffn group's size; head.0
+    carries the final norm too.
 
     Raises:
         CheckpointError: naming every tensor that is missing, or whose shape or dtype is wrong, with need and have.
@@ -75,9 +76,9 @@ def plan_groups(specs: Specs, checkpoint: Checkpoint) -> WeightGroups:
     ranges = {key: tuple(_range(spec, checkpoint.tensors[spec.name]) for spec in group) for key, group in specs.items()}
     head_layer = max(layer for layer, _ in specs)
     groups = [WeightGroup(layer, half, ranges[layer, half]) for layer in range(head_layer) for half in ("attn", "ffn")]
-    largest_ffn_bytes = max(group.needed_bytes for group in groups)
+    sizes = [max(group.needed_bytes for group in groups[half::2]) for half in (0, 1)]
     norm, output = ranges[head_layer, "head"]
-    for index, rows in enumerate(_row_slices(output, largest_ffn_bytes)):
+    for index, rows in enumerate(_row_slices(output, sizes)):
         tensors = (norm, rows) if index == 0 else (rows,)
         groups.append(WeightGroup(head_layer, f"head.{index}", tensors))
     (embed,) = ranges[EMBED_LAYER, "embed"]
@@ -117,14 +118,18 @@ def _range(spec: TensorSpec, entry: TensorEntry) -> TensorRange:
     return TensorRange(spec.short, spec.name, entry.file, entry.start, entry.length, entry.shape, entry.dtype)
 
 
-def _row_slices(matrix: TensorRange, most_bytes: int) -> Iterator[TensorRange]:
-    """Cut `matrix` [rows, columns] into as few equal slices as keep each at about `most_bytes`."""
+def _row_slices(matrix: TensorRange, most_bytes: Sequence[int]) -> Iterator[TensorRange]:
+    """Cut `matrix` [rows, columns] into as few slices as keep each at about `most_bytes`, which take turns."""
     rows, columns = matrix.shape
-    count = -(-matrix.length // most_bytes)
+    ends = [0]
+    for nbytes in itertools.cycle(most_bytes):
+        ends.append(ends[-1] + nbytes)
+        if ends[-1] >= matrix.length:
+            break
     steps = -(-rows // ROWS_PER_STEP)
-    edges = sorted({min(steps * index // count * ROWS_PER_STEP, rows) for index in range(count + 1)})
+    edges = sorted({min(steps * end // ends[-1] * ROWS_PER_STEP, rows) for end in ends})
     row_bytes = matrix.length // rows
-    for first, last in pairwise(edges):
+    for first, last in itertools.pairwise(edges):
         start, length = matrix.start + first * row_bytes, (last - first) * row_bytes
         yield TensorRange(matrix.short, matrix.name, matrix.file, start, length, (last - first, columns), matrix.dtype)
 

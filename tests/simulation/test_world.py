@@ -9,12 +9,14 @@ import pytest
 
 from actors.core.message import READY, Message
 from actors.core.ports import Event
+from pipeline.bench.steady_timings import SteadyTimings
 from pipeline.devices.sim import SimDevice, SimEvent
 from pipeline.policies import POLICIES, Policy
 from pipeline.simulation.line import simulate
 from pipeline.simulation.loop import run_virtual
 from pipeline.simulation.timings import LayerTimings
 from pipeline.simulation.world import SimCatalog, SimDisk, SimProgram
+from pipeline.trace.passes import group_times, work_by_actor
 from pipeline.trace.recording import KV_IN, KV_OUT
 
 LINK = LayerTimings(layers=4, attn=1.0, ffn=2.0, attn_io=1.0, ffn_io=4.0)
@@ -76,7 +78,7 @@ def test_where_the_disk_is_a_hop_of_its_own_it_takes_its_own_time() -> None:
 def test_the_catalog_has_two_kinds_and_one_copy_per_group() -> None:
     catalog = SimCatalog(HOPS)
     assert [catalog.kind(*key) for key in HOPS.order] == ["attn", "ffn"] * 4
-    assert catalog.kind(4, "head.0") == "ffn"
+    assert [catalog.kind(4, f"head.{index}") for index in range(4)] == ["attn", "ffn"] * 2
     for group, seconds in {"attn": 1, "ffn": 4}.items():
         (copy,) = catalog.copies(3, group)
         assert (copy.source_offset, copy.target_offset, copy.length) == (0, 0, seconds * 1_000_000_000)
@@ -188,3 +190,15 @@ def test_kv_blocks_move_beside_the_computation(policy: str, starts: list[float])
     assert all(attns[span.layer].started >= span.ended for span in into)
     out = [span.started for span in spans if span.actor == KV_OUT]
     assert out == pytest.approx([attns[layer].ended for layer in (1, 2, 3)]), "new rows leave with the attention's end"
+
+
+def test_where_computing_binds_no_slice_of_the_head_is_waited_for() -> None:
+    """Two small slots and a large one are free while the last ffn is computed: room for three slices."""
+    order = (*HOPS.order, (4, "head.0"), (4, "head.1"), (4, "head.2"))
+    reads = {key: 1.0 if key[1] in ("attn", "head.0", "head.2") else 4.0 for key in order}
+    computes = {key: 0.05 if key[0] == 4 else 2 * seconds for key, seconds in reads.items()}
+    timings = SteadyTimings(order=order, one_link=True, begin=0.0, reads=reads, uploads=reads, computes=computes)
+    run = simulate(timings, CHAINED, passes=4, gpu_groups=4, queue=4)
+    groups = group_times(work_by_actor(run.trace.spans), order)
+    for slice_ in range(2 * len(order) + len(HOPS.order), 3 * len(order)):
+        assert groups[slice_].started == pytest.approx(groups[slice_ - 1].ended), order[slice_ % len(order)]

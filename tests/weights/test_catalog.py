@@ -15,7 +15,7 @@ from pipeline.models.families import group_specs
 from pipeline.weights.catalog import WeightCatalog
 from pipeline.weights.checkpoint import Checkpoint, open_checkpoint
 from pipeline.weights.groups import WeightGroup, WeightGroups, plan_groups
-from pipeline.weights.layout import DEVICE_ALIGNMENT_BYTES
+from pipeline.weights.layout import BLOCK_BYTES, DEVICE_ALIGNMENT_BYTES
 from pipeline.weights.reading import Reading
 from pipeline.weights.source import WeightSource
 
@@ -92,16 +92,17 @@ async def test_packed_tensors_are_aligned_on_the_device(small: Small) -> None:
         assert copied == group.needed_bytes, "no padding travels"
 
 
-def test_attn_groups_have_slots_of_their_own_unless_there_is_only_one(small: Small) -> None:
+def test_groups_need_small_and_large_slots_in_turn_unless_there_is_only_one(small: Small) -> None:
     two = WeightCatalog(small.groups.groups, packed=True)
     one = WeightCatalog(small.groups.groups, packed=True, two_kinds=False)
     assert two.order == tuple((group.layer, group.name) for group in small.groups.groups)
-    for layer, name in two.order:
-        assert two.kind(layer, name) == ("attn" if name == "attn" else "ffn")
-        assert one.kind(layer, name) == "ffn"
+    assert [two.kind(*key) for key in two.order] == [("attn", "ffn")[index % 2] for index in range(len(two.order))]
+    assert {one.kind(*key) for key in two.order} == {"ffn"}
     for place in ("host", "device"):
         sizes = two.slot_bytes(place)
         assert sizes.keys() == {"attn", "ffn"}
+        largest = {half: max(two.group_bytes(place)[layer, half] for layer in (0, 1)) for half in sizes}
+        assert all(sizes[half] <= largest[half] + BLOCK_BYTES * 4 for half in sizes), "a slice needs no larger slot"
         assert one.slot_bytes(place) == {"ffn": max(sizes.values())}
 
 

@@ -36,7 +36,7 @@ def test_run_streams_text_and_says_what_bound_it(capsys: pytest.CaptureFixture[s
 @pytest.mark.usefixtures("what_fits_stays")
 def test_run_says_how_many_groups_stay(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(BUNDLED), "--prompt", "import os\n", "--max-new-tokens", "2", "--device", "cpu"]) == 0
-    assert "groups     at most 0 on the device, 0 in host memory, beside 23 that stay\n" in capsys.readouterr().out
+    assert "groups     at most 0 on the device, 0 in host memory, beside 24 that stay\n" in capsys.readouterr().out
 
 
 def test_run_prints_json(capsys: pytest.CaptureFixture[str]) -> None:

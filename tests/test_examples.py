@@ -12,7 +12,7 @@ SAYS = {
     "02_stream": "-- finished by",
     "03_concurrent_requests": "-- 32 requests, 512 tokens in 16 passes",
     "04_tune_queues": "gpu_groups  queue",
-    "05_custom_stage": "23 groups were the same in all 8 passes",
+    "05_custom_stage": "24 groups were the same in all 8 passes",
     "06_simulate": "-- stage3 is the fastest",
     "07_own_policy": "the same text in both",
 }

@@ -68,7 +68,7 @@ def test_deep_compares_three_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert [check["name"] for check in told["checks"]][-3:] == ["streamed", "resident", "one group"]
     assert {check["verdict"] for check in told["checks"][-3:]} == {"good"}
     assert "16 tokens, float32 on cpu" in told["checks"][-3]["found"]
-    assert "all 23 groups stay" in told["checks"][-2]["found"]
+    assert "all 24 groups stay" in told["checks"][-2]["found"]
     assert "streamed: opening the model" in captured.err
     assert "penstock: " not in captured.err, "no warning thrice"
     assert logging.getLogger("penstock").level == level

@@ -66,10 +66,10 @@ async def test_all_runs_are_equal_and_all_groups_stay(device: str, checkpoint: P
     assert {check.verdict for check in checks} == {"good"}
     streamed, resident, one = (check.found for check in checks)
     assert streamed.startswith("4 tokens, float32 on cpu · read ")
-    assert "none of 7 groups stays" in streamed
+    assert "none of 8 groups stays" in streamed
     assert resident.startswith("equals streamed, tokens and log-probabilities bit for bit")
-    assert "all 7 groups stay" in resident
-    assert "none of 7 groups stays" in one
+    assert "all 8 groups stay" in resident
+    assert "none of 8 groups stays" in one
     assert [text for text in said if text.endswith("opening the model")] == [
         f"{name}: opening the model" for name in RUNS
     ]
@@ -82,7 +82,7 @@ async def test_what_does_not_fit_is_counted(device: str, checkpoint: Path) -> No
     settings = settings_with_groups(checkpoint, *SHARES[device], device=device)
     resident = (await checked(checkpoint, **settings))["resident"]
     assert resident.verdict == "good"
-    assert any(f"{count} of 7 groups stay: " in resident.found for count in range(1, 7)), resident
+    assert any(f"{count} of 8 groups stay: " in resident.found for count in range(1, 8)), resident
 
 
 async def test_what_happens_once_does_not_count_as_speed(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ async def test_what_happens_once_does_not_count_as_speed(checkpoint: Path, monke
 async def test_where_nothing_fits_nothing_was_compared(checkpoint: Path) -> None:
     resident = (await checked(checkpoint, device="cpu"))["resident"]
     assert resident.verdict == "note"
-    assert "none of 7 groups stays" in resident.found
+    assert "none of 8 groups stays" in resident.found
 
 
 @pytest.mark.usefixtures("what_fits_stays")

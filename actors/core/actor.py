@@ -118,10 +118,10 @@ class Actor:
 
     async def stalled(self, what: str, message: Message[Any], wait: Coroutine[Any, Any, Any]) -> Any:
         """Let the actor wait for anything, and count it as `what`."""
-        clock, meter = self._wired.clock, self._wired.meter
-        started = clock()
+        wiring = self._wired
+        started = wiring.clock()
         result = await wait
-        meter.stalled(what, message, started, clock())
+        wiring.meter.stalled(what, message, started, wiring.clock())
         return result
 
     @property
@@ -150,10 +150,12 @@ class Actor:
         return message
 
     async def _send(self, message: Message[Any]) -> None:
-        if self._wired.outlet is None:
+        outlet = self._wired.outlet
+        if outlet is None:
             raise LineError(f"{self.name} stands last in the line, but sends messages")
         try:
-            await self.stalled("room", message, self._wired.outlet.send(message))
+            if not outlet.send_now(message):
+                await self.stalled("room", message, outlet.send(message))
         except ChannelClosed as closed:
             raise _Ended from closed
 

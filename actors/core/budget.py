@@ -145,7 +145,6 @@ class Budget:
         self._held.add(slot)
         self._granted += 1
         self._count(not cell.resident)
-        self._turns.notify()
         return slot
 
     def holds(self, group: Group) -> bool:

@@ -43,6 +43,12 @@ class _Shared(Generic[Item]):
         self.senders = Turns(clock)
         self.receivers = Turns(clock)
 
+    def has_room(self) -> bool:
+        return len(self.items) < self.capacity or self.receiver_closed
+
+    def has_item(self) -> bool:
+        return bool(self.items) or self.sender_closed or self.receiver_closed
+
     def count(self) -> None:
         if self._trace.recording:
             self._trace.count(self._counter, self._clock(), len(self.items))
@@ -66,16 +72,15 @@ class Sender(Generic[Item]):
 
     async def send(self, item: Item) -> None:
         """Wait for room and put `item` in. Raises ChannelClosed when nobody will ever take it."""
-        shared = self._shared
-        await shared.senders.take_turn(lambda: len(shared.items) < shared.capacity or shared.receiver_closed)
-        if shared.receiver_closed or shared.sender_closed:
-            raise ChannelClosed(f"channel {shared.name!r} is closed: the item was not sent")
-        shared.items.append(item)
-        shared.sent += 1
-        shared.peak = max(shared.peak, len(shared.items))
-        shared.count()
-        shared.receivers.notify()
-        shared.senders.notify()
+        await self._shared.senders.take_turn(self._shared.has_room)
+        self._put(item)
+
+    def send_now(self, item: Item) -> bool:
+        """Put `item` in if that needs no waiting; whether it did not. Raises ChannelClosed as `send`."""
+        if not self._shared.senders.free(self._shared.has_room):
+            return False
+        self._put(item)
+        return True
 
     def close(self) -> None:
         """Say that nothing more will come. Never waits; closing twice is fine."""
@@ -85,6 +90,16 @@ class Sender(Generic[Item]):
     def statistics(self) -> ChannelStatistics:
         """The channel's counters, the same from both ends."""
         return self._shared.statistics()
+
+    def _put(self, item: Item) -> None:
+        shared = self._shared
+        if shared.receiver_closed or shared.sender_closed:
+            raise ChannelClosed(f"channel {shared.name!r} is closed: the item was not sent")
+        shared.items.append(item)
+        shared.sent += 1
+        shared.peak = max(shared.peak, len(shared.items))
+        shared.count()
+        shared.receivers.notify()
 
 
 class Receiver(Generic[Item]):
@@ -96,13 +111,12 @@ class Receiver(Generic[Item]):
     async def receive(self) -> Item:
         """Wait for the next item. Raises ChannelClosed once the sender has closed and nothing is left."""
         shared = self._shared
-        await shared.receivers.take_turn(lambda: bool(shared.items) or shared.sender_closed or shared.receiver_closed)
+        await shared.receivers.take_turn(shared.has_item)
         if not shared.items or shared.receiver_closed:
             raise ChannelClosed(f"channel {shared.name!r} is closed: nothing more will come")
         item = shared.items.popleft()
         shared.count()
         shared.senders.notify()
-        shared.receivers.notify()
         return item
 
     def close(self) -> None:

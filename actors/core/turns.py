@@ -12,7 +12,7 @@ class _Waiter:
 
     def __init__(self, ready: Callable[[], bool]) -> None:
         self.ready = ready
-        self.woken = asyncio.get_running_loop().create_future()
+        self.woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
 class Turns:
@@ -33,18 +33,23 @@ class Turns:
         """Seconds during which somebody stood in the row, up to now."""
         return self._waited_seconds + (self._clock() - self._waiting_since if self._row else 0.0)
 
+    def free(self, ready: Callable[[], bool]) -> bool:
+        """Whether a turn could be taken without waiting."""
+        return not self._row and ready()
+
     async def take_turn(self, ready: Callable[[], bool]) -> None:
         """Return once everybody before has gone and `ready()` holds."""
-        if not self._row and ready():
+        if self.free(ready):
             return
         waiter = _Waiter(ready)
         if not self._row:
             self._waiting_since = self._clock()
         self._row.append(waiter)
         try:
+            await waiter.woken
             while not (self._row[0] is waiter and ready()):
-                await waiter.woken
                 waiter.woken = asyncio.get_running_loop().create_future()
+                await waiter.woken
         finally:
             self._row.remove(waiter)
             if not self._row:

@@ -115,3 +115,24 @@ def test_waiting_seconds_tell_who_waited() -> None:
 def test_a_channel_without_room_is_refused() -> None:
     with pytest.raises(LineError, match=r"'reader'.*at least 1, have 0"):
         open_channel("reader", 0, time.perf_counter)
+
+
+async def test_sending_now_never_waits_and_never_overtakes() -> None:
+    sender, receiver = open_channel("reader", 1, time.perf_counter)
+    assert sender.send_now(1)
+    assert not sender.send_now(2), "there is no room"
+    waiting = asyncio.create_task(sender.send(3))
+    await asyncio.sleep(0)
+    assert await receiver.receive() == 1
+    assert not sender.send_now(4), "somebody stands before"
+    await waiting
+    assert await receiver.receive() == 3
+    assert receiver.statistics().sent == 2
+
+
+async def test_sending_now_to_nobody_is_refused() -> None:
+    for close_one in (lambda sender, _: sender.close(), lambda _, receiver: receiver.close()):
+        sender, receiver = open_channel("reader", 1, time.perf_counter)
+        close_one(sender, receiver)
+        with pytest.raises(ChannelClosed, match="'reader'"):
+            sender.send_now(1)

@@ -74,12 +74,12 @@ def slot_counts(groups: int, *, two_kinds: bool) -> dict[str, int]:
 def slot_kind(group: str, *, two_kinds: bool) -> str:
     """The kind of slot that a group of this name needs.
 
-    The slices of the head go on as the layers do, small and large in turn, so that a pass ends without waiting for the
+    The slices of the head go on as the layers do, attn and ffn in turn, so that a pass ends without waiting for the
     slots of one kind while those of the other are free.
     """
     half, _, index = group.partition(".")
-    small = half == "attn" or (half == "head" and int(index) % 2 == 0)
-    return "attn" if two_kinds and small else "ffn"
+    like_attn = half == "attn" or (half == "head" and int(index) % 2 == 0)
+    return "attn" if two_kinds and like_attn else "ffn"
 
 
 def human_bytes(nbytes: float) -> str:

@@ -30,7 +30,7 @@ class Priority(IntEnum):
 class Ask:
     """One group that a policy wants: the `kind` of half, "attn" or "ffn", of a layer.
 
-    The slices of the head follow the last layer, each as one more "ffn".
+    The slices of the head follow the last layer, each as one more "ffn", whatever kind of slot it needs.
     """
 
     kind: str

@@ -3,7 +3,7 @@
 import asyncio
 import statistics
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -150,8 +150,14 @@ def _computes(computed: Mapping[int, list[_Computed]], sizes: Mapping[Group, int
     byte_seconds: defaultdict[str, dict[int, float]] = defaultdict(dict)
     for tokens, rounds in computed.items():
         values = defaultdict(list)
-        for group, seconds in ((group, seconds) for one in rounds for group, seconds in one.seconds.items()):
-            values[kind_of(group)].append(seconds / sizes[group])
+        for one in rounds:
+            seconds: defaultdict[str, float] = defaultdict(float)
+            nbytes: Counter[str] = Counter()
+            for group, took in one.seconds.items():
+                seconds[kind_of(group)] += took
+                nbytes[kind_of(group)] += sizes[group]
+            for kind, sum_seconds in seconds.items():
+                values[kind].append(sum_seconds / nbytes[kind])
         for kind, each in values.items():
             fewer = max(byte_seconds[kind].values(), default=0.0)
             byte_seconds[kind][tokens] = max(fewer, statistics.median(each))

@@ -76,7 +76,7 @@ def plan_groups(specs: Specs, checkpoint: Checkpoint) -> WeightGroups:
     ranges = {key: tuple(_range(spec, checkpoint.tensors[spec.name]) for spec in group) for key, group in specs.items()}
     head_layer = max(layer for layer, _ in specs)
     groups = [WeightGroup(layer, half, ranges[layer, half]) for layer in range(head_layer) for half in ("attn", "ffn")]
-    sizes = [max(group.needed_bytes for group in groups[half::2]) for half in (0, 1)]
+    sizes = [max(group.needed_bytes for group in groups if group.name == half) for half in ("attn", "ffn")]
     norm, output = ranges[head_layer, "head"]
     for index, rows in enumerate(_row_slices(output, sizes)):
         tensors = (norm, rows) if index == 0 else (rows,)

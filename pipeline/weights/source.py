@@ -35,7 +35,6 @@ class WeightSource:
         self._disk = Disk(files, reading.direct)
         self._lanes = open_lanes("penstock-disk", reading.way, reading.lanes, self._disk)
         self._rows = Rows(self._disk)
-        self._chunks = {group: tuple(_cut(layout, reading.chunk_bytes)) for group, layout in layouts.items()}
         self._closed = False
         self._bytes_needed = 0
 
@@ -72,7 +71,7 @@ class WeightSource:
         layout = self._layouts[layer, group]
         view = buffer.view
         self._check(view, layout.slot_bytes)
-        await self._lanes.read(self._chunks[layer, group], view)
+        await self._lanes.read(tuple(self._chunks(layout)), view)
         self._bytes_needed += layout.needed_bytes
 
     async def read_rows(self, file: Path, starts: Sequence[int], row_bytes: int, buffer: memoryview) -> None:
@@ -93,6 +92,12 @@ class WeightSource:
         await self._lanes.aclose()
         await self._rows.aclose()
 
+    def _chunks(self, layout: HostLayout) -> Iterator[Chunk]:
+        for window in layout.windows:
+            for done in range(0, window.length, self.reading.chunk_bytes):
+                length = min(self.reading.chunk_bytes, window.length - done)
+                yield Chunk(window.file, window.start + done, length, window.slot_offset + done)
+
     def _check(self, buffer: memoryview, slot_bytes: int) -> None:
         self._check_open()
         if len(buffer) < slot_bytes:
@@ -104,10 +109,3 @@ class WeightSource:
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError("the weight source is closed")
-
-
-def _cut(layout: HostLayout, chunk_bytes: int) -> Iterator[Chunk]:
-    for window in layout.windows:
-        for done in range(0, window.length, chunk_bytes):
-            length = min(chunk_bytes, window.length - done)
-            yield Chunk(window.file, window.start + done, length, window.slot_offset + done)

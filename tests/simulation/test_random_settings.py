@@ -9,18 +9,20 @@ from random import Random
 import pytest
 
 from actors.core.trace import Span
-from pipeline.memory import slot_counts
+from pipeline.bench.steady_timings import SteadyTimings
+from pipeline.memory import slot_counts, slot_kind
 from pipeline.policies import POLICIES
 from pipeline.simulation.line import Simulated, simulate
 from pipeline.simulation.timings import LayerTimings
 
 BLOCKS, BLOCK = 20, 50
+HEADS = 25
 ROUNDING_SECONDS = 1e-8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    timings: LayerTimings
+    timings: LayerTimings | SteadyTimings
     passes: int
     gpu_groups: int
     host_groups: int
@@ -54,6 +56,26 @@ def random_setting(seed: int) -> Setting:
         queue=random.randint(1, 4),
         micro_batches=random.choice([1, 1, 2, 3]),
     )
+
+
+def with_head(setting: Setting, slices: int) -> Setting:
+    """The same layers, all alike, and behind them slices of a head, in turn as large as an attn and an ffn."""
+    timings = setting.timings
+    assert isinstance(timings, LayerTimings)
+    alike = replace(timings, jitter=0.0)
+    order = (*timings.order, *((timings.layers, f"head.{index}") for index in range(slices)))
+    halves = {key: slot_kind(key[1], two_kinds=True) for key in order}
+    steady = SteadyTimings(
+        order=order,
+        one_link=timings.one_link,
+        begin=0.0,
+        reads={key: alike.read_seconds(0, 0, half) for key, half in halves.items()},
+        uploads={key: alike.upload_seconds(0, 0, half) for key, half in halves.items()},
+        computes={key: alike.compute_seconds(0, 0, half) / (1 + 9 * (half != key[1])) for key, half in halves.items()},
+        check_seconds=timings.check_seconds,
+        kv_seconds=timings.kv_seconds,
+    )
+    return replace(setting, timings=steady)
 
 
 def run(setting: Setting, name: str) -> Simulated:
@@ -142,6 +164,18 @@ def test_no_deadlock_rules_one_to_three_and_nothing_beats_backpressure(
         shared = setting.timings.kv_seconds and not setting.timings.one_link
         for name, others in seconds.items():
             assert seconds["backpressure"] <= others * (1.02 if shared else 1.005), (seed, name, setting)
+
+
+@pytest.mark.parametrize("slices", [1, 2, 3, 6])
+def test_a_head_gets_through_in_any_number_of_slices(slices: int, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR, "penstock")
+    for seed in range(slices * BLOCK, slices * BLOCK + HEADS):
+        setting = with_head(random_setting(seed), slices)
+        for name in POLICIES:
+            simulated = run(setting, name)
+            check_order(simulated, setting)
+            check_budgets(simulated, setting)
+            check_slots(simulated, setting)
 
 
 def test_small_budgets_come_in_both_kinds() -> None:

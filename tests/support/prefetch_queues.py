@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from actors.core.ports import PrefetchPolicy
 from actors.core.prefetch import PrefetchQueue
+from pipeline.memory import slot_kind
 
 PLENTY = {"attn": 9, "ffn": 9}
 
@@ -19,5 +20,5 @@ def open_queue(
 ) -> PrefetchQueue:
     """Must be called on a loop."""
     order = order_of(layers, slices)
-    kinds = ["attn" if group == "attn" and "attn" in slots else "ffn" for _, group in order]
+    kinds = [slot_kind(group, two_kinds="attn" in slots) for _, group in order]
     return PrefetchQueue(order, kinds, slots, policy, links=links, clock=asyncio.get_running_loop().time)

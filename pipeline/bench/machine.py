@@ -3,7 +3,7 @@
 import asyncio
 import statistics
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,13 +151,9 @@ def _computes(computed: Mapping[int, list[_Computed]], sizes: Mapping[Group, int
     for tokens, rounds in computed.items():
         values = defaultdict(list)
         for one in rounds:
-            seconds: defaultdict[str, float] = defaultdict(float)
-            nbytes: Counter[str] = Counter()
-            for group, took in one.seconds.items():
-                seconds[kind_of(group)] += took
-                nbytes[kind_of(group)] += sizes[group]
-            for kind, sum_seconds in seconds.items():
-                values[kind].append(sum_seconds / nbytes[kind])
+            for kind in {kind_of(group) for group in one.seconds}:
+                alike = [group for group in one.seconds if kind_of(group) == kind]
+                values[kind].append(sum(one.seconds[group] for group in alike) / sum(sizes[group] for group in alike))
         for kind, each in values.items():
             fewer = max(byte_seconds[kind].values(), default=0.0)
             byte_seconds[kind][tokens] = max(fewer, statistics.median(each))

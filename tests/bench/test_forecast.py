@@ -11,7 +11,7 @@ import pytest
 from pipeline.api import BUNDLED, Model
 from pipeline.bench.floors import Floors
 from pipeline.bench.forecast import Compute, Rates, forecast, kind_of, pass_timings
-from pipeline.bench.machine import LARGER, measure_rates
+from pipeline.bench.machine import LARGER, _Computed, _computes, measure_rates
 from pipeline.bench.planning import GIGABYTE, balanced_tokens, plan_model
 from pipeline.build import build, draw_up
 from pipeline.config import Config
@@ -35,6 +35,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rates(disk: float = 1e9, h2d: float | None = None, per_byte: float = 0.0, per_token: float = 0.0) -> Rates:
     compute = Compute({tokens: per_byte + tokens * per_token for tokens in (1, 1000)})
     return Rates(disk, h2d, dict.fromkeys(("attn", "ffn", "head"), compute))
+
+
+def test_what_a_small_slice_of_the_head_costs_counts_by_its_bytes() -> None:
+    """Launching takes as long for each: by the median of both, all of the head would take 0.27 s."""
+    rounds = [_Computed({(1, "head.0"): 0.1, (1, "head.1"): 0.1}, 0.0)] * 3
+    sizes = {(1, "head.0"): 100, (1, "head.1"): 300}
+    rates = _computes({1: rounds, 2: rounds}, sizes)
+    assert rates["head"].seconds(400, 1) == pytest.approx(0.2)
 
 
 def test_computing_is_a_line_through_the_nearest_batches() -> None:

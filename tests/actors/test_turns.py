@@ -148,3 +148,26 @@ def test_waited_seconds_count_while_anybody_stands_in_the_row() -> None:
         assert turns.waited_seconds == pytest.approx(7.0)
 
     run_virtual(main())
+
+
+async def test_who_was_woken_in_vain_sleeps_until_the_next_notice() -> None:
+    turns, there, looked = Turns(time.perf_counter), False, 0
+
+    def ready() -> bool:
+        nonlocal looked
+        looked += 1
+        return there
+
+    waiting = asyncio.create_task(turns.take_turn(ready))
+    await asyncio.sleep(0)
+    there = True
+    turns.notify()
+    there = False  # somebody else was faster
+    await asyncio.sleep(0)
+    before = looked
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert looked == before
+    there = True
+    turns.notify()
+    await waiting

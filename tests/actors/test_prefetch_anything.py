@@ -10,6 +10,7 @@ from support.scripted_policy import ScriptedPolicy
 from support.small_lines import small_line
 
 from actors.core.prefetch import Ask, PrefetchQueue, Priority
+from pipeline.memory import slot_kind
 from pipeline.simulation.loop import run_virtual
 
 
@@ -77,7 +78,7 @@ SLOTS = st.one_of(
 @settings(max_examples=150, deadline=None)
 @given(
     layers=st.integers(1, 4),
-    slices=st.integers(0, 2),
+    slices=st.integers(0, 4),
     slots=SLOTS,
     links=st.integers(1, 3),
     warmup=ASKS,
@@ -94,7 +95,7 @@ def test_whatever_is_asked_for_every_group_goes_once_and_the_next_can_always_be_
     seed: int,
 ) -> None:
     policy = ScriptedPolicy(lambda half: asks[(2 * half.layer + (half.kind == "ffn")) % len(asks)], warmup)
-    kinds = ["attn" if group == "attn" and "attn" in slots else "ffn" for _, group in order_of(layers, slices)]
+    kinds = [slot_kind(group, two_kinds="attn" in slots) for _, group in order_of(layers, slices)]
 
     async def main() -> None:
         queue = open_queue(policy, slots, layers, links, slices)

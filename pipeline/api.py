@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Generator, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
@@ -14,7 +14,7 @@ from pipeline.build import CLOCK, Runtime, build
 from pipeline.config import Config
 from pipeline.errors import ClosedError, ConfigError, RequestError
 from pipeline.folder import naming_files, read_defaults, read_tokenizer
-from pipeline.models.config import read_config
+from pipeline.rehearsal import rehearse
 from pipeline.requests import make_sequences
 from pipeline.sequences.sequence import Chunk, Output, RunningSequence
 from pipeline.statistics import ModelStatistics
@@ -26,6 +26,8 @@ from pipeline.trace.target import check_writable
 
 logger = logging.getLogger("penstock")
 BUNDLED = Path(__file__).parent / "bundled"
+FIRST_READS_SECONDS = 0.001
+"""For the line to begin its first reads, before a thread with a tokenizer holds up every turn of the event loop."""
 
 
 class Model:
@@ -34,10 +36,10 @@ class Model:
     Made by `Model.open`. Calls may come from many tasks of one event loop, and share its passes.
     """
 
-    def __init__(self, runtime: Runtime, tokenizer: Tokenizer | None, defaults: dict[str, Any]) -> None:
+    def __init__(self, runtime: Runtime, defaults: dict[str, Any]) -> None:
         self._runtime = runtime
-        self._tokenizer = tokenizer
         self._defaults = defaults
+        self._tokenizer: Tokenizer | None = None
         self._loop = asyncio.get_running_loop()
         self._supervisor = asyncio.create_task(self._supervise(), name="penstock")
         self._closing: asyncio.Task[None] | None = None
@@ -49,9 +51,10 @@ class Model:
         """Open a checkpoint folder; without a path, the bundled model.
 
         Use it as `async with Model.open(path) as model`, or `model = await Model.open(path)` and `aclose()` later.
-        `settings` are those of `Config`. A `Trace` given here collects the spans of all actors.
+        `settings` are those of `Config`. A `Trace` given here collects the spans of all actors. The model is open when
+        its first groups wait to be computed: as many as there are slots for, or as a stage of yours has let through.
 
-        Raises ConfigError or CheckpointError, each before any work.
+        Raises ConfigError or CheckpointError, each before anything is computed.
         """
         if not isinstance(path, str | Path | None):
             raise ConfigError(f"path: need the path of a checkpoint folder, have {path!r}")
@@ -224,29 +227,49 @@ class Opening:
             await self._model.aclose()
 
     async def _open(self) -> Model:
-        """Read headers and the tokenizer on a thread: both may take longer than the loop can be kept."""
-        reading = asyncio.ensure_future(asyncio.to_thread(self._read))
+        """Build the line, and let it read what there is room for while the tokenizer is read on another thread.
+
+        Whoever asks first finds the disk at rest, so that the rows of the embedding come at once.
+        """
+        building = asyncio.ensure_future(asyncio.to_thread(self._build))
         try:
-            return Model(*await asyncio.shield(reading))
+            runtime, defaults = await asyncio.shield(building)
         except asyncio.CancelledError:
             # The thread cannot be stopped; what it opens must still be closed, however often we are cancelled.
-            closing = asyncio.create_task(_close_when_read(reading))
-            _closings.add(closing)
-            closing.add_done_callback(_closings.discard)
-            await asyncio.shield(closing)
+            await _see_out(_close_when_built(building))
             raise
+        model = Model(runtime, defaults)
+        try:
+            await asyncio.sleep(FIRST_READS_SECONDS)
+            model._tokenizer = await asyncio.to_thread(self._read_tokenizer, runtime.config.vocabulary_size)
+            await runtime.source.rested()
+            await rehearse(runtime)
+        except BaseException:
+            await _see_out(model.aclose())
+            raise
+        return model
 
-    def _read(self) -> tuple[Runtime, Tokenizer | None, dict[str, Any]]:
+    def _build(self) -> tuple[Runtime, dict[str, Any]]:
         with naming_files(self._folder):
             defaults = read_defaults(self._folder)
-            tokenizer = read_tokenizer(self._folder, read_config(self._folder).vocabulary_size)
-            return build(self._folder, self._config, self._trace), tokenizer, defaults
+            return build(self._folder, self._config, self._trace), defaults
+
+    def _read_tokenizer(self, vocabulary_size: int) -> Tokenizer | None:
+        with naming_files(self._folder):
+            return read_tokenizer(self._folder, vocabulary_size)
 
 
 _closings: set[asyncio.Task[None]] = set()
-"""Tasks that close what a cancelled opening has opened; the loop alone would not keep them."""
+"""Tasks that close what a failed or cancelled opening has opened; the loop alone would not keep them."""
 
 
-async def _close_when_read(reading: "asyncio.Future[tuple[Runtime, Tokenizer | None, dict[str, Any]]]") -> None:
+async def _see_out(closing: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.create_task(closing)
+    _closings.add(task)
+    task.add_done_callback(_closings.discard)
+    await asyncio.shield(task)
+
+
+async def _close_when_built(building: "asyncio.Future[tuple[Runtime, dict[str, Any]]]") -> None:
     with contextlib.suppress(Exception):
-        await (await reading)[0].aclose()
+        await (await building)[0].aclose()

@@ -233,7 +233,7 @@ async def test_a_few_more_lines_can_run_beside_each_other() -> None:
         assert outputs[0] == outputs[1]
 
 
-@pytest.mark.parametrize("step", ["build", "read_tokenizer"])
+@pytest.mark.parametrize("step", ["build", "read_tokenizer", "rehearse"])
 async def test_cancelling_open_half_way_leaves_nothing_open(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     inner, entered = getattr(api, step), threading.Event()
 
@@ -242,9 +242,13 @@ async def test_cancelling_open_half_way_leaves_nothing_open(step: str, monkeypat
         time.sleep(0.05)
         return inner(*arguments)
 
+    async def endless(*arguments: Any) -> None:
+        entered.set()
+        await asyncio.Event().wait()
+
     before = len(os.listdir("/proc/self/fd"))
     with monkeypatch.context() as patched:
-        patched.setattr(api, step, slow)
+        patched.setattr(api, step, endless if step == "rehearse" else slow)
         for _ in range(3):
             entered.clear()
             opening = asyncio.ensure_future(Model.open())

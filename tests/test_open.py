@@ -1,19 +1,28 @@
-"""Opening reads headers only, so its time does not depend on the size of the weights."""
+"""Opening reads headers and what the line has room for, so its time does not depend on the number of layers."""
 
+import asyncio
 import json
 import math
+import os
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import pipeline.folder as folders
-from pipeline import CheckpointError, Model
+from actors.core.message import Message
+from pipeline import CheckpointError, ConfigError, Model, Slot, Stage
 from pipeline.models.config import read_config
 from pipeline.models.families import group_specs
+from pipeline.weights.lane import Chunk
+from pipeline.weights.preadv_lanes import PreadvLane
 from pipeline.weights.presets import PRESETS
+from pipeline.weights.rows import Rows
 
 SHARDS = 30
+PROMPT = "class Stack:\n"
 
 
 def write_hollow_checkpoint(folder: Path, like: str) -> int:
@@ -64,3 +73,64 @@ async def test_what_is_wrong_with_a_tokenizer_names_the_folder(monkeypatch: pyte
     monkeypatch.setattr(folders, "load_tokenizer", odd)
     with pytest.raises(CheckpointError, match="bundled: a tokenizer of no kind"):
         await Model.open(device="cpu")
+
+
+async def test_an_open_model_stands_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every slot is filled and the disk at rest; the threads that the first group needs are there."""
+    read_chunk = PreadvLane.read_chunk
+
+    def slowly(lane: PreadvLane, chunk: Chunk, buffer: memoryview) -> None:
+        time.sleep(0.02)
+        read_chunk(lane, chunk, buffer)
+
+    monkeypatch.setattr(PreadvLane, "read_chunk", slowly)
+    async with Model.open(device="cpu", gpu_groups=4, residency=False) as model:
+        line, source = model.runtime.line.statistics(), model.runtime.source
+        assert line.budgets["host"].held == 4
+        assert source.bytes_needed >= sum(
+            layout.needed_bytes for layout in list(model.runtime.catalog.host.values())[:4]
+        )
+        ready, threads = source.bytes_read, {thread.name for thread in threading.enumerate()}
+        assert {"penstock-rows_0", "penstock-compute_0"} <= threads
+        await asyncio.sleep(0.1)
+        assert source.bytes_read == ready
+        assert len((await model.generate(PROMPT, max_new_tokens=2, ignore_eos=True)).token_ids) == 2
+
+
+@pytest.mark.parametrize("after", ["prefetch_planner", "disk_reader", "gpu_uploader"])
+async def test_opening_does_not_wait_for_a_stage_that_waits(after: str) -> None:
+    allowed = asyncio.Event()
+
+    class Gate(Stage):
+        async def handle(self, message: Message[Slot]) -> Message[Slot]:
+            await self.stalled("gate", message, allowed.wait())
+            return message
+
+    async with asyncio.timeout(20), Model.open(insert={after: [Gate()]}) as model:
+        call = asyncio.create_task(model.generate(PROMPT, max_new_tokens=2, ignore_eos=True))
+        await asyncio.sleep(0.02)
+        assert not call.done()
+        allowed.set()
+        assert len((await call).token_ids) == 2
+
+
+async def test_an_embedding_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(rows: Rows, file: Path, *arguments: Any) -> None:
+        raise OSError(5, "Input/output error: at byte 0", str(file))
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(Rows, "_read", refused)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: Input/output error: at byte 0"):
+        await Model.open(device="cpu")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_a_device_that_cannot_compute_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*arguments: Any) -> None:
+        raise RuntimeError("no kernel image is available")
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr("pipeline.rehearsal.attend_all", refused)
+    with pytest.raises(ConfigError, match=r"^cpu cannot compute in torch\.float32: no kernel image .*; choose another"):
+        await Model.open(device="cpu", dtype="float32")
+    assert len(os.listdir("/proc/self/fd")) == before

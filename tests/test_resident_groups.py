@@ -68,19 +68,19 @@ async def test_every_family_says_the_same(variant: str, device: str, tmp_path: P
 @pytest.mark.parametrize("device", ["cpu", "cpu-copy"])
 @pytest.mark.parametrize("shares", SHARES)
 async def test_a_pass_reads_what_does_not_stay_and_nothing_else(
-    device: str, shares: tuple[float, float], checkpoint: Path
+    device: str, shares: tuple[float, float], checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_with_groups(checkpoint, *shares, device=device)
+    reads: Counter[tuple[int, str]] = Counter()
+    read_into = WeightSource.read_into
+
+    async def count(source: WeightSource, layer: int, group: str, buffer: Any) -> None:
+        reads[layer, group] += 1
+        await read_into(source, layer, group, buffer)
+
+    monkeypatch.setattr(WeightSource, "read_into", count)
     async with Model.open(checkpoint, **settings) as model:
-        source, groups = model.runtime.source, len(model.runtime.catalog.order)
-        reads: Counter[tuple[int, str]] = Counter()
-        read_into = source.read_into
-
-        async def count(layer: int, group: str, buffer: Any) -> None:
-            reads[layer, group] += 1
-            await read_into(layer, group, buffer)
-
-        source.read_into = count  # type: ignore[method-assign]
+        groups = len(model.runtime.catalog.order)
         await generate(model)
         residency = model.runtime.residency
         stays = {*residency.device, *residency.host}
@@ -220,7 +220,7 @@ async def test_behind_a_place_of_the_users_own(policy: str, shares: tuple[float,
 async def test_a_failure_spoils_nothing_that_stays(
     when: int, failing: str, device: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever fails, in the first pass or later: groups are loaded anew, and the tokens are the same."""
+    """Whatever fails, at opening, in the first pass or later: groups are loaded anew, and the tokens are the same."""
     expected = await everything_moves(checkpoint, device=device)
     settings = settings_with_groups(checkpoint, 0.3, 0.3, device=device)
     left = [when]
@@ -258,8 +258,8 @@ async def test_a_failure_spoils_nothing_that_stays(
                 outputs.append(await generate(model))
             except ActorFailed:
                 failures += 1
-    assert failures == 1
-    assert len(outputs) == 7
+    assert failures == (failing != "read" or when > 5), "one that comes while the model is opened meets no request"
+    assert len(outputs) == 8 - failures
     assert all(output == expected for output in outputs)
 
 

@@ -31,7 +31,10 @@ async def run(options: argparse.Namespace) -> None:
     settings = model_settings(options)
     if options.trace is not None:
         check_writable(options.trace)
+    progress = Progress()
+    progress.say("opening the model")
     async with Model.open(options.model, **settings) as model:
+        progress.clear()
         if not options.json:
             print(opening_lines(model), flush=True)
         before, started = model.statistics(), time.perf_counter()

@@ -1,5 +1,6 @@
 """The weight source: whole groups and single rows, from files into memory, with several reads in flight."""
 
+import asyncio
 import ctypes
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,8 @@ class WeightSource:
         self._rows = Rows(self._disk)
         self._closed = False
         self._bytes_needed = 0
+        self._groups_in_flight = 0
+        self._rests = asyncio.Event()
 
     @property
     def bytes_needed(self) -> int:
@@ -71,7 +74,12 @@ class WeightSource:
         layout = self._layouts[layer, group]
         view = buffer.view
         self._check(view, layout.slot_bytes)
-        await self._lanes.read(tuple(self._chunks(layout)), view)
+        self._groups_in_flight += 1
+        try:
+            await self._lanes.read(tuple(self._chunks(layout)), view)
+        finally:
+            self._groups_in_flight -= 1
+            self._rests.set()
         self._bytes_needed += layout.needed_bytes
 
     async def read_rows(self, file: Path, starts: Sequence[int], row_bytes: int, buffer: memoryview) -> None:
@@ -85,6 +93,12 @@ class WeightSource:
         self._check_open()
         await self._rows.read(file, starts, row_bytes, buffer)
         self._bytes_needed += row_bytes * len(starts)
+
+    async def rested(self) -> None:
+        """Wait until no group is being read."""
+        while self._groups_in_flight:
+            self._rests.clear()
+            await self._rests.wait()
 
     async def aclose(self) -> None:
         """Wait for the reads in flight, close all files and end the threads. Closing twice is harmless."""

@@ -1,0 +1,49 @@
+"""What the first pass would do for the first time, done in small while the model is opened.
+
+Threads begin, the file of the embedding is opened, torch loads its kernels and begins threads of its own: 10 to 40 ms
+that the first request would otherwise wait for.
+"""
+
+import functools
+from typing import TYPE_CHECKING
+
+import torch
+
+from pipeline.errors import ConfigError
+from pipeline.folder import naming_files
+from pipeline.models.attention import LayerKV, Rows, SequenceRows, attend_all
+from pipeline.models.config import ModelConfig
+from pipeline.models.ops import infer, linear, rms_norm
+from pipeline.program import COMPUTE
+
+if TYPE_CHECKING:
+    from pipeline.build import Runtime
+
+FEW_ROWS = 1024
+"""Of a matrix: enough for torch to share the work among its threads."""
+
+
+async def rehearse(runtime: "Runtime") -> None:
+    """Fetch a row of the embedding, and compute with zeros where the model computes.
+
+    Raises CheckpointError where the row cannot be read, ConfigError where the device cannot compute.
+    """
+    with naming_files(runtime.folder):
+        fetched = await runtime.embedding.fetch([0])
+    device, dtype = runtime.device.torch_device, runtime.dtype
+    work = functools.partial(_compute, runtime.config, dtype, device)
+    try:
+        await runtime.device.launch(COMPUTE, functools.partial(infer, work), (fetched,)).wait()
+    except RuntimeError as error:
+        raise ConfigError(f"{device} cannot compute in {dtype}: {error}; choose another device or dtype") from error
+
+
+def _compute(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    """The steps of half a layer, for one token."""
+    zeros = functools.partial(torch.zeros, dtype=dtype, device=device)
+    hidden_TD = zeros(1, config.hidden_size)
+    linear(rms_norm(hidden_TD, hidden_TD[0], config.norm_epsilon), zeros(FEW_ROWS, config.hidden_size))
+    place_T = torch.zeros(1, dtype=torch.int64, device=device)
+    kv = LayerKV(zeros(1, 2, 1, config.kv_heads, config.head_dim))
+    rows = Rows(place_T, place_T, [SequenceRows(0, 1, 0, place_T)])
+    attend_all(zeros(1, config.heads, config.head_dim), kv, rows, config.sliding_window)

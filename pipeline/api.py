@@ -14,7 +14,7 @@ from pipeline.build import CLOCK, Runtime, build
 from pipeline.config import Config
 from pipeline.errors import ClosedError, ConfigError, RequestError
 from pipeline.folder import naming_files, read_defaults, read_tokenizer
-from pipeline.rehearsal import rehearse
+from pipeline.rehearsal import compute_zeros, rehearse
 from pipeline.requests import make_sequences
 from pipeline.sequences.sequence import Chunk, Output, RunningSequence
 from pipeline.statistics import ModelStatistics
@@ -240,6 +240,7 @@ class Opening:
             raise
         model = Model(runtime, defaults)
         try:
+            compute_zeros(runtime)  # loads kernels beside the reads
             await asyncio.sleep(FIRST_READS_SECONDS)
             model._tokenizer = await asyncio.to_thread(self._read_tokenizer, runtime.config.vocabulary_size)
             await runtime.source.rested()

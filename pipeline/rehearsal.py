@@ -1,14 +1,16 @@
 """What the first pass would do for the first time, done in small while the model is opened.
 
-Threads begin, the file of the embedding is opened, torch loads its kernels and begins threads of its own: 10 to 40 ms
-that the first request would otherwise wait for.
+Threads begin, the file of the embedding is opened, torch loads its kernels and begins threads of its own: 10 to 40 ms,
+and 300 ms on a GPU, that the first request would otherwise wait for.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
+from actors.core.ports import Event
 from pipeline.errors import ConfigError
 from pipeline.folder import naming_files
 from pipeline.models.attention import LayerKV, Rows, SequenceRows, attend_all
@@ -23,19 +25,24 @@ FEW_ROWS = 1024
 """Of a matrix: enough for torch to share the work among its threads."""
 
 
+def compute_zeros(runtime: "Runtime", after: Sequence[Event] = ()) -> Event:
+    """Begin to compute with zeros where the model computes."""
+    work = functools.partial(_compute, runtime.config, runtime.dtype, runtime.device.torch_device)
+    return runtime.device.launch(COMPUTE, functools.partial(infer, work), after)
+
+
 async def rehearse(runtime: "Runtime") -> None:
-    """Fetch a row of the embedding, and compute with zeros where the model computes.
+    """Fetch a row of the embedding, and compute with zeros.
 
     Raises CheckpointError where the row cannot be read, ConfigError where the device cannot compute.
     """
     with naming_files(runtime.folder):
         fetched = await runtime.embedding.fetch([0])
-    device, dtype = runtime.device.torch_device, runtime.dtype
-    work = functools.partial(_compute, runtime.config, dtype, device)
     try:
-        await runtime.device.launch(COMPUTE, functools.partial(infer, work), (fetched,)).wait()
+        await compute_zeros(runtime, (fetched,)).wait()
     except RuntimeError as error:
-        raise ConfigError(f"{device} cannot compute in {dtype}: {error}; choose another device or dtype") from error
+        what = f"{runtime.device.torch_device} cannot compute in {runtime.dtype}: {error}"
+        raise ConfigError(f"{what}; choose another device or dtype") from error
 
 
 def _compute(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:

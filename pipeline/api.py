@@ -53,8 +53,9 @@ class Model:
         Use it as `async with Model.open(path) as model`, or `model = await Model.open(path)` and `aclose()` later.
         `settings` are those of `Config`. A `Trace` given here collects the spans of all actors. The model is open when
         its first groups wait to be computed: as many as there are slots for, or as a stage of yours has let through.
+        What fails in the line meanwhile is logged; the first request runs it anew.
 
-        Raises ConfigError or CheckpointError, each before anything is computed.
+        Raises ConfigError or CheckpointError, each before any request.
         """
         if not isinstance(path, str | Path | None):
             raise ConfigError(f"path: need the path of a checkpoint folder, have {path!r}")
@@ -243,7 +244,8 @@ class Opening:
             compute_zeros(runtime)  # loads kernels beside the reads
             await asyncio.sleep(FIRST_READS_SECONDS)
             model._tokenizer = await asyncio.to_thread(self._read_tokenizer, runtime.config.vocabulary_size)
-            await runtime.source.rested()
+            # Groups that stay are more than slots: they go on coming while the first are computed.
+            await runtime.source.rested(sum(sum(budget.slots.values()) for budget in runtime.line.budgets))
             await rehearse(runtime)
         except BaseException:
             await _see_out(model.aclose())

@@ -41,8 +41,8 @@ async def rehearse(runtime: "Runtime") -> None:
     try:
         await compute_zeros(runtime, (fetched,)).wait()
     except RuntimeError as error:
-        what = f"{runtime.device.torch_device} cannot compute in {runtime.dtype}: {error}"
-        raise ConfigError(f"{what}; choose another device or dtype") from error
+        what = f"{runtime.device.torch_device} failed to compute with zeros in {runtime.dtype}: {error}"
+        raise ConfigError(f"{what}; choose another device or dtype, or leave it more memory") from error
 
 
 def _compute(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:

@@ -20,6 +20,7 @@ from pipeline.weights.lane import Chunk
 from pipeline.weights.preadv_lanes import PreadvLane
 from pipeline.weights.presets import PRESETS
 from pipeline.weights.rows import Rows
+from pipeline.weights.source import WeightSource
 
 SHARDS = 30
 PROMPT = "class Stack:\n"
@@ -131,6 +132,25 @@ async def test_a_device_that_cannot_compute_says_so(monkeypatch: pytest.MonkeyPa
 
     before = len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr("pipeline.rehearsal.attend_all", refused)
-    with pytest.raises(ConfigError, match=r"^cpu cannot compute in torch\.float32: no kernel image .*; choose another"):
+    with pytest.raises(
+        ConfigError, match=r"^cpu failed to compute with zeros in torch\.float32: no kernel image .*; choose another"
+    ):
         await Model.open(device="cpu", dtype="float32")
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.usefixtures("nothing_was_there_before", "what_fits_stays")
+async def test_opening_does_not_wait_for_all_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends when as many groups have come as there are slots; the others come while the first are computed."""
+    read_into, read = WeightSource.read_into, 0
+
+    async def slowly(source: WeightSource, *arguments: Any) -> None:
+        nonlocal read
+        await asyncio.sleep(0.05 * read)
+        await read_into(source, *arguments)
+        read += 1
+
+    monkeypatch.setattr(WeightSource, "read_into", slowly)
+    async with Model.open(device="cpu", gpu_groups=2) as model:
+        assert len(model.runtime.residency.host) == len(model.runtime.catalog.order)
+        assert read < 8

@@ -95,7 +95,7 @@ class PolicyBench:
         self.progress(f"{title}: opening the model")
         tokens = (WARM_UP_PASSES + self.passes) * self.batch_tokens
         settings = {**self.settings, "max_tokens_per_pass": self.batch_tokens, "context_tokens": tokens + NEW_TOKENS}
-        async with Model.open(self.folder, policy=policy, **settings) as model:
+        async with Model.open(self.folder, policy=policy, trace=Trace(), **settings) as model:
             output, trace = await self._generate(model, tokens, title)
             runtime = model.runtime
             order, policy, one_link = runtime.catalog.order, runtime.policy, runtime.device.unified
@@ -154,7 +154,7 @@ async def balanced_tokens(folder: Path, settings: Mapping[str, Any], passes: int
     for _ in range(TRIALS):
         progress(f"choosing the tokens per pass: a trial with {tokens}")
         trial = {**settings, "max_tokens_per_pass": tokens, "context_tokens": 3 * tokens + 1}
-        async with Model.open(folder, **trial) as model:
+        async with Model.open(folder, trace=Trace(), **trial) as model:
             async with model.recording() as trace:
                 await model.generate(prompt_of(3 * tokens, model.runtime.config.vocabulary_size), max_new_tokens=1)
             most = model.runtime.config.max_positions // (WARM_UP_PASSES + passes + 1)

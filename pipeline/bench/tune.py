@@ -213,7 +213,7 @@ class Tuner:
             "residency": False,  # what is tuned is how groups move
             **candidate.settings,
         }
-        async with Model.open(self.folder, **settings) as model:
+        async with Model.open(self.folder, trace=Trace(), **settings) as model:
             prompt = prompt_of(prompt_tokens, model.runtime.config.vocabulary_size)
             async with model.recording() as trace:
                 await model.generate(prompt, max_new_tokens=new_tokens, temperature=0.0, ignore_eos=True)

@@ -31,10 +31,13 @@ async def run(options: argparse.Namespace) -> None:
     settings = model_settings(options)
     if options.trace is not None:
         check_writable(options.trace)
-    progress = Progress()
-    progress.say("opening the model")
-    async with Model.open(options.model, **settings) as model:
-        progress.clear()
+    async with contextlib.AsyncExitStack() as stack:
+        progress = Progress()
+        progress.say("opening the model")
+        try:
+            model = await stack.enter_async_context(Model.open(options.model, **settings))
+        finally:
+            progress.clear()
         if not options.json:
             print(opening_lines(model), flush=True)
         before, started = model.statistics(), time.perf_counter()

@@ -39,6 +39,7 @@ class WeightSource:
         self._closed = False
         self._bytes_needed = 0
         self._groups_in_flight = 0
+        self._groups_read = 0
         self._rests = asyncio.Event()
 
     @property
@@ -79,6 +80,7 @@ class WeightSource:
             await self._lanes.read(tuple(self._chunks(layout)), view)
         finally:
             self._groups_in_flight -= 1
+            self._groups_read += 1
             self._rests.set()
         self._bytes_needed += layout.needed_bytes
 
@@ -94,9 +96,9 @@ class WeightSource:
         await self._rows.read(file, starts, row_bytes, buffer)
         self._bytes_needed += row_bytes * len(starts)
 
-    async def rested(self) -> None:
-        """Wait until no group is being read."""
-        while self._groups_in_flight:
+    async def rested(self, groups: int) -> None:
+        """Wait until no group is being read, or until so many have been since the beginning."""
+        while self._groups_in_flight and self._groups_read < groups:
             self._rests.clear()
             await self._rests.wait()
 

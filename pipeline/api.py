@@ -230,7 +230,8 @@ class Opening:
     async def _open(self) -> Model:
         """Build the line, and let it read what there is room for while the tokenizer is read on another thread.
 
-        Whoever asks first finds the disk at rest, so that the rows of the embedding come at once.
+        Whoever asks first finds the disk at rest, unless groups that stay are still coming, so that the rows of the
+        embedding come at once.
         """
         building = asyncio.ensure_future(asyncio.to_thread(self._build))
         try:

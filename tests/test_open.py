@@ -17,10 +17,9 @@ from pipeline import CheckpointError, ConfigError, Model, Slot, Stage
 from pipeline.models.config import read_config
 from pipeline.models.families import group_specs
 from pipeline.weights.lane import Chunk
-from pipeline.weights.preadv_lanes import PreadvLane
+from pipeline.weights.preadv_lanes import PreadvLane, PreadvLanes
 from pipeline.weights.presets import PRESETS
 from pipeline.weights.rows import Rows
-from pipeline.weights.source import WeightSource
 
 SHARDS = 30
 PROMPT = "class Stack:\n"
@@ -142,15 +141,16 @@ async def test_a_device_that_cannot_compute_says_so(monkeypatch: pytest.MonkeyPa
 @pytest.mark.usefixtures("nothing_was_there_before", "what_fits_stays")
 async def test_opening_does_not_wait_for_all_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends when as many groups have come as there are slots; the others come while the first are computed."""
-    read_into, read = WeightSource.read_into, 0
+    read_chunks, begun, read = PreadvLanes.read, 0, 0
 
-    async def slowly(source: WeightSource, *arguments: Any) -> None:
-        nonlocal read
-        await asyncio.sleep(0.05 * read)
-        await read_into(source, *arguments)
+    async def slowly(lanes: PreadvLanes, *arguments: Any) -> None:
+        nonlocal begun, read
+        begun += 1
+        await asyncio.sleep(0.05 * begun)
+        await read_chunks(lanes, *arguments)
         read += 1
 
-    monkeypatch.setattr(WeightSource, "read_into", slowly)
+    monkeypatch.setattr(PreadvLanes, "read", slowly)
     async with Model.open(device="cpu", gpu_groups=2) as model:
         assert len(model.runtime.residency.host) == len(model.runtime.catalog.order)
         assert read < 8

@@ -80,8 +80,8 @@ class WeightSource:
             await self._lanes.read(tuple(self._chunks(layout)), view)
         finally:
             self._groups_in_flight -= 1
-            self._groups_read += 1
             self._rests.set()
+        self._groups_read += 1
         self._bytes_needed += layout.needed_bytes
 
     async def read_rows(self, file: Path, starts: Sequence[int], row_bytes: int, buffer: memoryview) -> None:

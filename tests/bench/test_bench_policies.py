@@ -126,6 +126,8 @@ def test_the_prompt_fills_a_warm_up_and_the_measured_passes(compared: Compared) 
         passes = passes_of(recording.spans)
         assert len(passes) == 1 + PASSES + NEW_TOKENS - 1
         assert len({(span.layer, span.group) for span in passes[-1]}) == recording.configuration["groups_per_pass"]
+        read = {(span.layer, span.group) for span in recording.spans if (span.actor, span.what) == (DISK, "work")}
+        assert len(read) == recording.configuration["groups_per_pass"], "what opening has read, too"
 
 
 def test_the_total_is_of_the_measured_passes_alone(compared: Compared) -> None:

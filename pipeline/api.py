@@ -8,7 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
 
-from actors.core.errors import LineError
 from actors.core.trace import Trace
 from pipeline.build import CLOCK, Runtime, build
 from pipeline.config import Config
@@ -18,6 +17,7 @@ from pipeline.rehearsal import compute_zeros, rehearse
 from pipeline.requests import make_sequences
 from pipeline.sequences.sequence import Chunk, Output, RunningSequence
 from pipeline.statistics import ModelStatistics
+from pipeline.supervisor import Supervisor
 from pipeline.text.tokenizer import Tokenizer
 from pipeline.trace.configuration import describe
 from pipeline.trace.recording import Recording
@@ -41,8 +41,7 @@ class Model:
         self._defaults = defaults
         self._tokenizer: Tokenizer | None = None
         self._loop = asyncio.get_running_loop()
-        self._supervisor = asyncio.create_task(self._supervise(), name="penstock")
-        self._closing: asyncio.Task[None] | None = None
+        self._supervisor = Supervisor(runtime)
         self._refuses = False
         self._recording = False
 
@@ -151,9 +150,7 @@ class Model:
         self._refuses = True
         if drain:
             await self._runtime.program.drained()
-        if self._closing is None:
-            self._closing = asyncio.create_task(self._close(), name="penstock-close")
-        await asyncio.shield(self._closing)
+        await self._supervisor.aclose()
 
     async def __aenter__(self) -> "Model":
         return self
@@ -162,23 +159,6 @@ class Model:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.aclose()
-
-    async def _close(self) -> None:
-        self._supervisor.cancel()
-        await asyncio.wait([self._supervisor])
-        self._runtime.program.fail(ClosedError("the model was closed before the request had finished"))
-        await self._runtime.aclose()
-
-    async def _supervise(self) -> None:
-        """Keep a line running. Weights never change, so recovery from a failure is to run it anew (rule 7)."""
-        while True:
-            try:
-                await self._runtime.run()
-                raise LineError("the line ended, though its plan has no end")
-            except Exception as error:
-                logger.error("%s", error)
-                self._runtime.program.fail(error)
-            await self._runtime.program.wanted()
 
     def _sequences(self, prompt: str | Sequence[int], arguments: dict[str, Any]) -> list[RunningSequence]:
         return make_sequences(self._runtime, self._tokenizer, self._defaults, prompt, arguments)

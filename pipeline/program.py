@@ -1,10 +1,7 @@
-"""One pass: choose what to compute, compute it group by group, sample, deliver the tokens."""
+"""One pass: choose what to compute, compute it group by group, deliver the tokens."""
 
-import asyncio
 import functools
-import itertools
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,18 +10,16 @@ from actors.core.budget import Slot
 from actors.core.errors import ActorFailed
 from actors.core.message import READY, Message, ended
 from actors.core.ports import Event
-from pipeline.devices.lane import Lane
 from pipeline.devices.open import AnyDevice
-from pipeline.errors import RequestError
+from pipeline.generation_pass import GenerationPass, MicroBatch, micro_batches
 from pipeline.models import decoder
-from pipeline.models.attention import LayerKV, Rows
+from pipeline.models.attention import LayerKV
 from pipeline.models.config import ModelConfig
-from pipeline.models.ops import Rotary, infer, rotary
-from pipeline.sequences.batching import Batcher, Piece
+from pipeline.models.ops import infer, rotary
+from pipeline.sequences.batching import Batcher
 from pipeline.sequences.kv import KeyValueCache
 from pipeline.sequences.pass_inputs import PassInputs
-from pipeline.sequences.sampling import Choice
-from pipeline.sequences.sequence import RunningSequence
+from pipeline.serving import Serving
 from pipeline.weights.catalog import WeightCatalog
 from pipeline.weights.embedding import EmbeddingRows
 from pipeline.weights.layout import Copy
@@ -33,49 +28,7 @@ COMPUTE, ATTN, FFN = "compute", "attn", "ffn"
 """Compute lanes: one for everything, or, with several micro-batches, one for each kind of half."""
 
 
-@dataclass(slots=True)
-class MicroBatch:
-    """Tokens [begin, end) of a pass; `last` is the event of its latest half."""
-
-    begin: int
-    end: int
-    last: Event = READY
-    rows: Rows = field(init=False)
-    rotary: Rotary = field(init=False)
-
-
-@dataclass(slots=True)
-class GenerationPass:
-    """The state of one pass over T tokens, of one or more sequences.
-
-    `hidden_TD` is made once and then written in place: a micro-batch goes from lane to lane, and memory that one CUDA
-    stream frees while another still reads it would be handed out again too early.
-    """
-
-    pieces: list[Piece]
-    parts: list[MicroBatch]
-    embedded: Event = READY
-    hidden_TD: torch.Tensor = field(init=False)
-    normed_RD: torch.Tensor = field(init=False)
-    head_rows: int = 0
-
-    @property
-    def sampling(self) -> list[Piece]:
-        """Those whose last token gets a successor, one row of logits each."""
-        return [piece for piece in self.pieces if piece.samples]
-
-    @property
-    def abandoned(self) -> bool:
-        """Whether nobody waits for its results any more."""
-        return all(piece.sequence.ended for piece in self.pieces)
-
-    @property
-    def last(self) -> Event:
-        """The event of the latest step of the last micro-batch, which comes behind all before it."""
-        return self.parts[-1].last
-
-
-class GenerationProgram:
+class GenerationProgram(Serving):
     """Serves all requests that there is room for, in every pass."""
 
     def __init__(
@@ -90,61 +43,20 @@ class GenerationProgram:
         dtype: torch.dtype,
         micro_batches: int = 1,
     ) -> None:
+        super().__init__(batcher, cache)
         self.order = catalog.order
-        self.batcher = batcher
         self.passes = 0
-        self.tokens = 0
         self.computed_tokens = 0
         self._config = config
         self._catalog = catalog
         self._device = device
         self._embedding = embedding
-        self._cache = cache
         self._inputs = inputs
         self._dtype = dtype
         self._micro_batches = micro_batches
-        self._arrived = asyncio.Event()
-        self._left = asyncio.Event()
-        self._sampling = Lane("sampling")
         logits_bytes = batcher.max_requests * config.vocabulary_size * torch.float32.itemsize
         self._logits = device.device_memory(logits_bytes)
         self._host_logits = device.host_memory(logits_bytes)
-        self._in_pass = False
-
-    def submit(self, sequence: RunningSequence) -> None:
-        """Let a sequence wait for its turn."""
-        self.batcher.submit(sequence)
-        self._arrived.set()
-
-    def withdraw(self, sequence: RunningSequence) -> None:
-        """End a sequence whose caller has gone. What it held is free at once, or when the pass that it is in ends."""
-        sequence.cancel()
-        self._left.set()
-        if not self._in_pass:
-            self.batcher.retire()
-
-    def fail(self, error: BaseException) -> None:
-        """End everything that waits or runs; every caller gets the error (rule 7). Only when the line has stopped."""
-        self._in_pass = False
-        self._cache.fail()
-        self.batcher.fail(error)
-        self._left.set()
-
-    async def wanted(self) -> None:
-        """Wait until somebody wants tokens."""
-        while not self.batcher.wanted:
-            self._arrived.clear()
-            await self._arrived.wait()
-
-    async def drained(self) -> None:
-        """Wait until nobody wants tokens any more."""
-        while self.batcher.wanted:
-            self._left.clear()
-            await self._left.wait()
-
-    async def close(self) -> None:
-        """End the sampling thread."""
-        await asyncio.to_thread(self._sampling.close)
 
     async def begin(self) -> GenerationPass:
         """Wait for requests, choose who shares the pass, and fetch the embedding rows of their tokens."""
@@ -153,7 +65,7 @@ class GenerationProgram:
         pieces = self.batcher.next_pass(self._embedding.most_rows)
         self._cache.begin(pieces)
         token_ids = [token_id for piece in pieces for token_id in piece.token_ids]
-        pass_ = GenerationPass(pieces, _micro_batches(len(token_ids), self._micro_batches))
+        pass_ = GenerationPass(pieces, micro_batches(len(token_ids), self._micro_batches))
         try:
             fetched = await self._embedding.fetch(token_ids)
         except Exception as error:
@@ -211,23 +123,11 @@ class GenerationProgram:
         self.computed_tokens += sum(len(piece.token_ids) for piece in pass_.pieces)
         self.batcher.computed(pass_.pieces)
         if not pass_.abandoned:
-            await self._sample([piece.sequence for piece in sampling])
+            logits_RV = self._host_logits.tensor.view(torch.float32).view(-1, self._config.vocabulary_size)
+            await self._deliver([piece.sequence for piece in sampling], logits_RV)
         self._in_pass = False
         self.batcher.retire()
         self._left.set()
-
-    async def _sample(self, sequences: Sequence[RunningSequence]) -> None:
-        """Row by row, on the sampling thread. A request whose token cannot be chosen ends alone."""
-        choices: list[Choice | RequestError] = []
-        logits_RV = self._host_logits.tensor.view(torch.float32).view(-1, self._config.vocabulary_size)
-        rows = [(sequence, logits_V) for sequence, logits_V in zip(sequences, logits_RV, strict=False)]
-        await self._sampling.submit(lambda: choices.extend(_choose(*row) for row in rows), ()).wait()
-        for sequence, choice in zip(sequences, choices, strict=True):
-            if isinstance(choice, RequestError):
-                sequence.fail(choice)
-            elif not sequence.ended:
-                self.tokens += 1
-                sequence.accept(choice)
 
     def _launch_half(
         self, pass_: GenerationPass, message: Message[Slot], half: Callable[[MicroBatch], None], *arrived: Event
@@ -272,25 +172,6 @@ class GenerationProgram:
         rows, size = slice_RV.shape
         logits_RV[:rows, pass_.head_rows : pass_.head_rows + size] = slice_RV
         pass_.head_rows += size
-
-
-def _micro_batches(tokens: int, most: int) -> list[MicroBatch]:
-    """Cut the tokens of a pass into `most` runs of about the same length; one token makes one."""
-    count = min(most, tokens)
-    cuts = [tokens * index // count for index in range(count + 1)]
-    return [MicroBatch(begin, end) for begin, end in itertools.pairwise(cuts)]
-
-
-def _choose(sequence: RunningSequence, logits_V: torch.Tensor) -> Choice | RequestError:
-    try:
-        choice = sequence.sampler.sample(logits_V)
-        if not (isinstance(choice.token_id, int) and 0 <= choice.token_id < len(logits_V)):
-            raise RequestError(f"sampler: need a token id from 0 to {len(logits_V) - 1}, have {choice.token_id!r}")
-        return choice
-    except RequestError as error:
-        return error
-    except Exception as error:
-        return RequestError(f"choosing a token failed: {type(error).__name__}: {error}")
 
 
 def _embedding_failed(error: Exception) -> ActorFailed:

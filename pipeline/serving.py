@@ -1,0 +1,85 @@
+"""Who is served: requests come, wait for their turn, get their tokens, and leave."""
+
+import asyncio
+from collections.abc import Sequence
+
+import torch
+
+from pipeline.devices.lane import Lane
+from pipeline.errors import RequestError
+from pipeline.sequences.batching import Batcher
+from pipeline.sequences.kv import KeyValueCache
+from pipeline.sequences.sampling import Choice
+from pipeline.sequences.sequence import RunningSequence
+
+
+class Serving:
+    """The half of the program that callers see."""
+
+    def __init__(self, batcher: Batcher, cache: KeyValueCache) -> None:
+        self.batcher = batcher
+        self.tokens = 0
+        self._cache = cache
+        self._arrived = asyncio.Event()
+        self._left = asyncio.Event()
+        self._sampling = Lane("sampling")
+        self._in_pass = False
+
+    def submit(self, sequence: RunningSequence) -> None:
+        """Let a sequence wait for its turn."""
+        self.batcher.submit(sequence)
+        self._arrived.set()
+
+    def withdraw(self, sequence: RunningSequence) -> None:
+        """End a sequence whose caller has gone. What it held is free at once, or when the pass that it is in ends."""
+        sequence.cancel()
+        self._left.set()
+        if not self._in_pass:
+            self.batcher.retire()
+
+    def fail(self, error: BaseException) -> None:
+        """End everything that waits or runs; every caller gets the error (rule 7). Only when the line has stopped."""
+        self._in_pass = False
+        self._cache.fail()
+        self.batcher.fail(error)
+        self._left.set()
+
+    async def wanted(self) -> None:
+        """Wait until somebody wants tokens."""
+        while not self.batcher.wanted:
+            self._arrived.clear()
+            await self._arrived.wait()
+
+    async def drained(self) -> None:
+        """Wait until nobody wants tokens any more."""
+        while self.batcher.wanted:
+            self._left.clear()
+            await self._left.wait()
+
+    async def close(self) -> None:
+        """End the sampling thread."""
+        await asyncio.to_thread(self._sampling.close)
+
+    async def _deliver(self, sequences: Sequence[RunningSequence], logits_RV: torch.Tensor) -> None:
+        """Choose the next tokens, row by row, on the sampling thread. A request whose token cannot be ends alone."""
+        choices: list[Choice | RequestError] = []
+        rows = [(sequence, logits_V) for sequence, logits_V in zip(sequences, logits_RV, strict=False)]
+        await self._sampling.submit(lambda: choices.extend(_choose(*row) for row in rows), ()).wait()
+        for sequence, choice in zip(sequences, choices, strict=True):
+            if isinstance(choice, RequestError):
+                sequence.fail(choice)
+            elif not sequence.ended:
+                self.tokens += 1
+                sequence.accept(choice)
+
+
+def _choose(sequence: RunningSequence, logits_V: torch.Tensor) -> Choice | RequestError:
+    try:
+        choice = sequence.sampler.sample(logits_V)
+        if not (isinstance(choice.token_id, int) and 0 <= choice.token_id < len(logits_V)):
+            raise RequestError(f"sampler: need a token id from 0 to {len(logits_V) - 1}, have {choice.token_id!r}")
+        return choice
+    except RequestError as error:
+        return error
+    except Exception as error:
+        return RequestError(f"choosing a token failed: {type(error).__name__}: {error}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def read_tokenizer(folder: Path, vocabulary_size: int) -> Tokenizer | None:
 
     Raises PenstockError, which names the folder, and OSError.
     """
-    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+    if not any(os.path.lexists(folder / name) for name in TOKENIZER_FILES):
         logger.warning("%s has no tokenizer: prompts must be token ids", folder)
         return None
     try:

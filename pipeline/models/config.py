@@ -4,6 +4,7 @@ Both spellings are understood, that of transformers 4 (`rope_theta` + `rope_scal
 transformers 5 (`rope_parameters`, `dtype`). What is not supported is refused by name.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,7 +177,7 @@ def read_generation_defaults(folder: Path) -> dict[str, float | int | bool]:
     `do_sample`. Raises `CheckpointError` for a file that holds no JSON object, `ConfigError` for what is no number.
     """
     path = folder / "generation_config.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
     settings = Settings.read(path)
     present = [key for key in GENERATION_DEFAULTS if settings.get(key) is not None]

@@ -1,12 +1,12 @@
 """Typed look-ups in a JSON file that somebody else wrote. Every refusal names the file, the key, need and have."""
 
-import json
 import reprlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import ConfigError
+from pipeline.small_files import CONFIG_LIMIT_BYTES, read_json_file
 
 MAX_COUNT = 2**31 - 1
 
@@ -21,17 +21,7 @@ class Settings:
     @classmethod
     def read(cls, path: Path) -> "Settings":
         """The object in the file `path`. Raises `CheckpointError` where there is none."""
-        if path.exists() and not path.is_file():
-            raise CheckpointError(f"{path}: is not a plain file; need a Hugging Face folder")
-        try:
-            values = json.loads(path.read_bytes())
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read ({error.strerror}); need a Hugging Face folder") from error
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path}: is not valid JSON ({error}); fetch the file again") from error
-        if not isinstance(values, dict):
-            raise CheckpointError(f"{path}: need a JSON object, have {_show(values)}; fetch the file again")
-        return cls(str(path), values)
+        return cls(str(path), read_json_file(path, CONFIG_LIMIT_BYTES))
 
     def with_absent(self, absent: Mapping[str, object]) -> "Settings":
         """The same settings, where `absent` speaks for the keys that the file leaves out."""

@@ -18,6 +18,8 @@ class Inexact(Exception):
     """A tokenizer cannot be expressed exactly as tiktoken ranks; the message says why."""
 
 
+MOST_STEPS = 10_000_000
+"""Steps of looking for words that no merge makes: about a second."""
 _LETTER, _NEVER = -1, -2  # in place of the index of a merge
 
 
@@ -40,6 +42,7 @@ class MergeList:
         ]
         self._left, self._right = [0] * self._size, [0] * self._size  # what a live token is made of
         self.live: list[int] = []
+        self._steps = 0
         too_early: list[tuple[int, int, int]] = []
         for index, merge in enumerate(merges):
             try:
@@ -89,8 +92,12 @@ class MergeList:
     def require_unreachable(self, token: str) -> None:
         """Check that `token`, which is not live, never comes within one merge of being made.
 
-        Then it may have a rank, to be found as a whole word only (`ignore_merges`). Raises Inexact otherwise.
+        Then it may have a rank, to be found as a whole word only (`ignore_merges`). Raises Inexact otherwise, and where
+        looking would take too long: the steps grow with the square of the letters.
         """
+        self._steps += len(token) ** 2
+        if self._steps > MOST_STEPS:
+            raise Inexact(f"token {token[:40]!r}, of {len(token)} letters, and others are words that no merge makes")
         parts = [self._vocabulary[letter] for letter in token]
         while found := [
             (self._order[pair], at)

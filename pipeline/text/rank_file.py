@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from pipeline.errors import CheckpointError
+from pipeline.small_files import TOKENIZER_LIMIT_BYTES, read_small_file
 from pipeline.text.byte_pair import BytePairEngine
 from pipeline.text.split_patterns import LLAMA3
 from pipeline.text.tokenizer_config import AddedToken, TokenizerConfig
@@ -31,8 +32,8 @@ _LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]+")
 
 def is_rank_file(path: Path) -> bool:
     """Whether the file is in tiktoken's format; SentencePiece's `tokenizer.model` is binary."""
-    with path.open("rb") as file:
-        return _LINE.fullmatch(file.readline(4096).rstrip(b"\r\n")) is not None
+    first = read_small_file(path, TOKENIZER_LIMIT_BYTES)[:4096].splitlines()[:1]
+    return bool(first and _LINE.fullmatch(first[0]))
 
 
 def rank_file_engine(path: Path, config: TokenizerConfig) -> BytePairEngine:
@@ -68,7 +69,7 @@ def rank_file_engine(path: Path, config: TokenizerConfig) -> BytePairEngine:
 
 def _read_ranks(path: Path) -> dict[bytes, int]:
     ranks: dict[bytes, int] = {}
-    lines = path.read_bytes().splitlines()
+    lines = read_small_file(path, TOKENIZER_LIMIT_BYTES).splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             word, rank = line.split()

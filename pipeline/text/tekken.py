@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CheckpointError
+from pipeline.small_files import TOKENIZER_LIMIT_BYTES, read_json_file
 from pipeline.text.byte_pair import BytePairEngine
-from pipeline.text.tokenizer_config import AddedToken, read_json
+from pipeline.text.tokenizer_config import AddedToken
 
 BOS_TOKEN = "<s>"
 # What files that do not list their special tokens (versions up to v7) mean by the first ids.
@@ -34,17 +35,24 @@ _UNLISTED = (
 )
 
 
-def tekken_engine(path: Path) -> BytePairEngine:
+def tekken_engine(path: Path, vocabulary_size: int) -> BytePairEngine:
     """Build the engine. Every text begins with `<s>`.
 
     The id of a word is its rank plus the number of special ids; ids without a name are called `<SPECIAL_id>`.
-    Raises CheckpointError if the words do not fill the vocabulary in the order of their ranks.
+    Raises CheckpointError if the words do not fill the vocabulary in the order of their ranks, or if it is larger than
+    the model's, which has `vocabulary_size` ids.
     """
-    document = read_json(path)
+    document = read_json_file(path, TOKENIZER_LIMIT_BYTES)
     config = document["config"]
     special_count = config["default_num_special_tokens"]
+    size = config["default_vocab_size"]
+    if not 0 <= special_count <= size <= vocabulary_size:  # before any of them becomes a Python object
+        raise CheckpointError(
+            f"{path}: need default_num_special_tokens and default_vocab_size between 0 and {vocabulary_size}, the ids "
+            f"of the model; have {special_count} and {size}"
+        )
     special_tokens = _special_tokens(document, special_count)
-    word_count = config["default_vocab_size"] - special_count
+    word_count = size - special_count
     entries = document["vocab"][:word_count]
     words = [binascii.a2b_base64(entry["token_bytes"]) for entry in entries]
     ranks = {word: rank for rank, word in enumerate(words)}

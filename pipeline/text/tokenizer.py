@@ -1,17 +1,19 @@
 """Text to token ids and back, as the checkpoint's own tokenizer does it."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from pipeline.errors import CheckpointError, ConfigError, PenstockError, RequestError
+from pipeline.small_files import TOKENIZER_LIMIT_BYTES, read_json_file
 from pipeline.text.byte_level import byte_level_engine
 from pipeline.text.detokenizer import Detokenizer
 from pipeline.text.hugging_face import HuggingFaceEngine
 from pipeline.text.merges import Inexact
 from pipeline.text.rank_file import is_rank_file, rank_file_engine
 from pipeline.text.tekken import tekken_engine
-from pipeline.text.tokenizer_config import read_json, read_tokenizer_config
+from pipeline.text.tokenizer_config import read_tokenizer_config
 
 LONGEST_TEXT_BYTES = 16 * 2**20
 
@@ -106,30 +108,30 @@ def load_tokenizer(folder: Path, vocabulary_size: int) -> Tokenizer:
     Raises CheckpointError if there is none or it is broken, ConfigError if it is of a kind that is not supported.
     """
     try:
-        return Tokenizer(_load_engine(folder), vocabulary_size)
+        return Tokenizer(_load_engine(folder, vocabulary_size), vocabulary_size)
     except PenstockError:
         raise
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder}: the tokenizer files are malformed ({error!r}); fetch them again") from error
 
 
-def _load_engine(folder: Path) -> Engine:
+def _load_engine(folder: Path, vocabulary_size: int) -> Engine:
     tokenizer_json, ranks, tekken = (folder / name for name in ("tokenizer.json", "tokenizer.model", "tekken.json"))
     config = read_tokenizer_config(folder)
-    document = read_json(tokenizer_json) if tokenizer_json.exists() else None
+    document = read_json_file(tokenizer_json, TOKENIZER_LIMIT_BYTES) if os.path.lexists(tokenizer_json) else None
     why = ""
     if document is not None:
         try:
             return byte_level_engine(document, config.bos_token)
         except Inexact as reason:
             why = str(reason)
-    if ranks.exists() and is_rank_file(ranks):
+    if os.path.lexists(ranks) and is_rank_file(ranks):
         return rank_file_engine(ranks, config)
-    if tekken.exists():
-        return tekken_engine(tekken)
+    if os.path.lexists(tekken):
+        return tekken_engine(tekken, vocabulary_size)
     if document is not None:
         return HuggingFaceEngine(tokenizer_json, document, config.bos_token, why)
-    if ranks.exists():
+    if os.path.lexists(ranks):
         raise ConfigError(
             f"{ranks} is a SentencePiece model, which is read through tokenizer.json only; "
             "fetch or convert tokenizer.json, and pip install 'penstock[hf]'"

@@ -1,11 +1,10 @@
 """What `tokenizer_config.json` says beside the vocabulary: added tokens, and what begins a prompt."""
 
-import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pipeline.errors import CheckpointError
+from pipeline.small_files import CONFIG_LIMIT_BYTES, read_json_file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,21 +29,10 @@ class TokenizerConfig:
     added_tokens: tuple[AddedToken, ...]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises CheckpointError that names the file and the place where it is broken."""
-    try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error}); fetch the file again") from error
-    if not isinstance(document, dict):
-        raise CheckpointError(f"{path}: need a JSON object, have {type(document).__name__}; fetch the file again")
-    return document
-
-
 def read_tokenizer_config(folder: Path) -> TokenizerConfig:
     """Read `tokenizer_config.json` of a checkpoint folder, which need not have one."""
     path = folder / "tokenizer_config.json"
-    document = read_json(path) if path.exists() else {}
+    document = read_json_file(path, CONFIG_LIMIT_BYTES) if os.path.lexists(path) else {}
     bos_token = document.get("bos_token")
     return TokenizerConfig(
         bos_token=bos_token["content"] if isinstance(bos_token, dict) else bos_token,

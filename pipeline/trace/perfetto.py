@@ -13,15 +13,17 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from actors.core.trace import Count, Span
 from pipeline.errors import ConfigError
+from pipeline.small_files import open_plain_file
 from pipeline.trace.journeys import Journeys, computations
 from pipeline.trace.recording import DISK, LINK, Recording
 from pipeline.trace.tracks import lay_out, track_name
 
 FORMAT = 1
+TRACE_LIMIT_CHARACTERS = 1 << 29
 PROCESS = 1
 SHOWN_CHARACTERS = 120
 """How much of a damaged value an error message repeats."""
@@ -51,8 +53,11 @@ def write_trace(path: Path, recording: Recording) -> None:
 def read_trace(path: Path) -> Recording:
     """Read a file of `write_trace`. Raises ConfigError for anything else, naming the file and what is wrong with it."""
     try:
-        with _open(path) as file:
-            content = json.load(file, object_hook=_decode)
+        with open_plain_file(path) as plain, _decoded(path, plain) as file:
+            text = file.read(TRACE_LIMIT_CHARACTERS + 1)
+        if len(text) > TRACE_LIMIT_CHARACTERS:
+            raise ConfigError(f"trace {path}: need at most {TRACE_LIMIT_CHARACTERS} characters, have more; cut it")
+        content = json.loads(text, object_hook=_decode)
     except OSError as error:
         raise ConfigError(f"trace {path}: cannot be read: {error.strerror or error}") from error
     except EOFError as error:
@@ -87,10 +92,10 @@ def _create(path: Path, *, compressed: bool) -> Iterator[IO[str]]:
                 yield text
 
 
-def _open(path: Path) -> IO[str]:
+def _decoded(path: Path, plain: BinaryIO) -> IO[str]:
     if _compressed(path):
-        return gzip.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")
+        return gzip.open(plain, "rt", encoding="utf-8")
+    return io.TextIOWrapper(plain, encoding="utf-8")
 
 
 def _dump(value: object) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Self
 
 from pipeline.errors import CheckpointError
-from pipeline.weights.header import TensorEntry, brief, os_errors_named, parse_json, read_head, read_header
+from pipeline.small_files import read_small_file
+from pipeline.weights.header import TensorEntry, brief, os_errors_named, parse_json, read_header
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -87,10 +88,7 @@ def _read_files(folder: Path, names: list[str]) -> tuple[dict[str, dict[str, Ten
 
 def _read_index(path: Path) -> dict[str, str]:
     """The shard of each tensor, from an index that may lie about both."""
-    raw, size = read_head(path, INDEX_LIMIT_BYTES)
-    if size > len(raw):
-        raise CheckpointError(f"{path}: is {size} bytes long; the most allowed is {INDEX_LIMIT_BYTES}")
-    weight_map = parse_json(raw, str(path)).get("weight_map")
+    weight_map = parse_json(read_small_file(path, INDEX_LIMIT_BYTES), str(path)).get("weight_map")
     if type(weight_map) is not dict or not weight_map:
         raise CheckpointError(f"{path}: needs a weight_map from tensor names to file names")
     for name, file in weight_map.items():

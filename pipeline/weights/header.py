@@ -4,7 +4,6 @@ A file is `length (8 bytes, little endian) | JSON of that length | data`. What i
 accepts too; this parser is stricter where a lie could hide (duplicate keys, unknown fields, sizes).
 """
 
-import json
 import os
 import stat
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CheckpointError
+from pipeline.small_files import parse_object
 
 HEADER_LIMIT_BYTES = 16 << 20
 TENSOR_LIMIT = 200_000
@@ -89,25 +89,7 @@ def parse_json(raw: bytes, what: str) -> dict[str, Any]:
     Raises:
         CheckpointError: beginning with `what`.
     """
-    try:
-        parsed = json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_plain_int)
-    except RecursionError as error:
-        raise CheckpointError(f"{what}: the JSON is nested too deeply") from error
-    except ValueError as error:
-        raise CheckpointError(f"{what}: broken JSON: {error}") from error
-    if type(parsed) is not dict:
-        raise CheckpointError(f"{what}: the JSON is not an object")
-    return parsed
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    unique: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in unique:
-            raise ValueError(f"duplicate key {brief(name)}")
-        name.encode()  # a lone surrogate is legal in JSON text for Python, and for nobody else
-        unique[name] = value
-    return unique
+    return parse_object(raw, what, parse_constant=_no_constant, parse_int=_plain_int)
 
 
 def _no_constant(name: str) -> float:

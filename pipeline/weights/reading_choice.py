@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from pipeline.devices.memory import HostMemory
+from pipeline.small_files import CONFIG_LIMIT_BYTES, read_json_file
 from pipeline.weights.checkpoint import FileIdentity
 from pipeline.weights.lane import Chunk, Disk, Lane, Lanes, drop_cached
 from pipeline.weights.lanes import open_lanes
@@ -192,13 +193,13 @@ def _disk_key(file: Path, beside: bool) -> str:
 def _kept(cache: Path, key: str) -> dict[Reading, float] | None:
     """What was measured before; a cache that nobody can make sense of is none."""
     try:
-        kept = json.loads(cache.read_text())
+        if not os.path.lexists(cache):
+            return None
+        kept = read_json_file(cache, CONFIG_LIMIT_BYTES)
         if kept["version"] != VERSION or key not in kept["disks"]:
             return None
         rates = {Reading(**one["reading"]): float(one["bytes_per_second"]) for one in kept["disks"][key]["rates"]}
         return rates if rates[DEFAULT] else None
-    except FileNotFoundError:
-        return None
     except Exception as error:
         logger.warning("%s: cannot be used, so the disk is measured again: %s", cache, error)
         return None
@@ -208,7 +209,7 @@ def _keep(cache: Path, key: str, rates: Mapping[Reading, float]) -> None:
     """Add a disk to the cache, by renaming a whole file; where that fails the next model measures again."""
     told = [{"reading": asdict(one), "bytes_per_second": rate} for one, rate in rates.items()]
     try:
-        disks = json.loads(cache.read_text())["disks"] if cache.exists() else {}
+        disks = read_json_file(cache, CONFIG_LIMIT_BYTES)["disks"] if cache.exists() else {}
     except Exception:
         disks = {}
     disks[key] = {"measured": datetime.date.today().isoformat(), "rates": told}

@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -84,3 +85,18 @@ def test_a_word_one_merge_away_from_being_made_is_refused() -> None:
     merges.require_unreachable("ababb")  # ab ab b
     with pytest.raises(Inexact, match=r"'abab' is a word of its own but no merge makes it"):
         merges.require_unreachable("abab")
+
+
+def require_all_unreachable(merges: MergeList, words: list[str]) -> None:
+    for word in words:
+        merges.require_unreachable(word)
+
+
+@pytest.mark.parametrize("words", [["a" * 16_000], ["a" * 1000 + "b" * number for number in range(20)]])
+def test_long_words_that_no_merge_makes_are_left_to_the_package(words: list[str]) -> None:
+    vocabulary = {token: token_id for token_id, token in enumerate(["a", "b", "aa", *words])}
+    merges = MergeList(vocabulary, [("a", "a")])
+    started = time.process_time()
+    with pytest.raises(Inexact, match="letters, and others are words that no merge makes"):
+        require_all_unreachable(merges, words)
+    assert time.process_time() - started < 10  # half a minute and more without a bound

@@ -76,3 +76,12 @@ def test_a_pattern_that_overflows_the_engine_is_an_error_of_the_request(
     with pytest.raises(RequestError, match="the tokenizer cannot take this text"):
         tokenizer.encode("a" * 3_000_000)
     assert "panicked" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("special", "size"), [(3_000_000, 3_000_256), (10**12, 10**12 + 256), (-5, 251), (24, 10), (24, 1001)]
+)
+def test_numbers_that_are_loops_are_held_to_the_ids_of_the_model(special: int, size: int, tmp_path: Path) -> None:
+    folder = save(tmp_path, default_num_special_tokens=special, default_vocab_size=size)
+    with pytest.raises(CheckpointError, match=rf"between 0 and 1000, the ids of the model; have {special} and {size}"):
+        load_tokenizer(folder, 1000)

@@ -193,7 +193,7 @@ def test_broken_tokenizer_json(text: str, tmp_path: Path) -> None:
 def test_broken_tokenizer_config(tmp_path: Path) -> None:
     small.save(small.gpt2(), tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"bos_token": ')
-    with pytest.raises(CheckpointError, match=r"tokenizer_config.json: cannot be read as JSON"):
+    with pytest.raises(CheckpointError, match=r"tokenizer_config.json: broken JSON"):
         load_tokenizer(tmp_path, 1000)
 
 

@@ -1,0 +1,84 @@
+"""One bounded reader for every small file that somebody else may have written: configs, tokenizers, the index, caches.
+
+No file makes it wait (a FIFO), no file makes it read without end (a device, a file that grows), and what is read is
+never more than the limit for its kind.
+"""
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pipeline.errors import CheckpointError
+
+CONFIG_LIMIT_BYTES = 16 << 20
+"""For config.json, generation_config.json, tokenizer_config.json and the like; real ones have up to 200 kB."""
+TOKENIZER_LIMIT_BYTES = 128 << 20
+"""For tokenizer.json, tekken.json and tokenizer.model; real ones have up to 35 MB."""
+MOST_CONTAINERS = 2_000_000
+"""JSON objects and lists in one file; each takes fifty times the memory of its two bytes. Real files have 600,000."""
+
+
+class NotPlainError(OSError):
+    """There is a FIFO, a device, a socket or a folder in place of a file."""
+
+
+def open_plain_file(path: Path) -> BinaryIO:
+    """Open `path` for reading, without waiting for whoever writes a FIFO. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return open(descriptor, "rb")
+    os.close(descriptor)
+    raise NotPlainError(errno.EINVAL, "is not a regular file; put a plain file there", str(path))
+
+
+def read_small_file(path: Path, limit_bytes: int) -> bytes:
+    """The whole of a plain file. Raises CheckpointError where it cannot be read, or has more than `limit_bytes`."""
+    try:
+        with open_plain_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            raw = file.read(limit_bytes + 1) if size <= limit_bytes else b""
+    except NotPlainError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    size = max(size, len(raw))  # it may have grown
+    if size > limit_bytes:
+        raise CheckpointError(f"{path}: is {size} bytes long; need at most {limit_bytes}; fetch the file again")
+    return raw
+
+
+def read_json_file(path: Path, limit_bytes: int) -> dict[str, Any]:
+    """The JSON object in a plain file. Raises CheckpointError that names the file, and the place where it is broken."""
+    return parse_object(read_small_file(path, limit_bytes), str(path))
+
+
+def parse_object(raw: bytes, what: str, **hooks: Any) -> dict[str, Any]:
+    """A JSON object in UTF-8 without duplicate keys; `hooks` are those of `json.loads` for numbers.
+
+    Raises:
+        CheckpointError: beginning with `what`.
+    """
+    if raw.count(b"{") + raw.count(b"[") > MOST_CONTAINERS:  # before any of them becomes a Python object
+        raise CheckpointError(f"{what}: has more than {MOST_CONTAINERS} JSON objects and lists; fetch the file again")
+    try:
+        parsed = json.loads(raw.decode(), object_pairs_hook=_unique, **hooks)
+    except RecursionError as error:
+        raise CheckpointError(f"{what}: the JSON is nested too deeply") from error
+    except ValueError as error:
+        raise CheckpointError(f"{what}: broken JSON: {error}; fetch the file again") from error
+    if type(parsed) is not dict:
+        raise CheckpointError(f"{what}: the JSON is not an object but {type(parsed).__name__}; fetch the file again")
+    return parsed
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
+        seen: set[str] = set()
+        name = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"duplicate key {name[:200]!r}")
+    "".join(unique).encode()  # a lone surrogate is legal in JSON text for Python, and for nobody else
+    return unique

@@ -1,6 +1,7 @@
 """The errors that a caller of Penstock can meet. Each message says what, where, need and have, and what to do."""
 
 import difflib
+import reprlib
 from collections.abc import Sequence
 
 from actors.core.errors import ActorFailed, PenstockError
@@ -29,3 +30,11 @@ def unknown_name(what: str, name: str, known: Sequence[str]) -> str:
     nearest = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known are {', '.join(known)}"
     return f"unknown {what} {name!r}{hint}"
+
+
+def shown(value: object) -> str:
+    """What a message says that it has: short, whatever it is."""
+    try:
+        return reprlib.repr(value)
+    except Exception:  # Python writes no number of more than 4,300 digits; a caller's own class may raise anything
+        return f"a {type(value).__name__}"

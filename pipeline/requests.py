@@ -1,15 +1,16 @@
 """From the arguments of a call to its sequences: everything is checked here, before any work."""
 
 import dataclasses
-import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.build import Runtime
-from pipeline.errors import RequestError
+from pipeline.errors import RequestError, shown
+from pipeline.prompts import id_slices
 from pipeline.sequences.prefix_cache import COMMON_SCOPE, named_scope, private_scope
-from pipeline.sequences.sampling import SamplingParameters
+from pipeline.sequences.sampling import LARGEST_SEED, SamplingParameters
 from pipeline.sequences.sequence import RunningSequence
 from pipeline.text.tokenizer import Tokenizer
 
@@ -54,7 +55,7 @@ class CallOptions:
         return private_scope() if (self.n or 1) > 1 else None
 
     def _error(self, name: str, need: str) -> RequestError:
-        return RequestError(f"{name}: need {need}; have {reprlib.repr(getattr(self, name))}")
+        return RequestError(f"{name}: need {need}; have {shown(getattr(self, name))}")
 
 
 OPTIONS = tuple(field.name for field in dataclasses.fields(CallOptions))
@@ -76,16 +77,19 @@ def make_sequences(
     parameters = SamplingParameters.from_arguments(defaults, chosen, also_known=OPTIONS)
     prompt_ids = _prompt_ids(runtime, tokenizer, prompt)
     _check(runtime, tokenizer, prompt_ids, parameters)
+    samples = options.n or 1
+    if parameters.seed is not None and parameters.seed + samples > LARGEST_SEED + 1:
+        need = f"a whole number from 0 to {LARGEST_SEED + 1 - samples}, as sample i draws with seed + i"
+        raise RequestError(f"seed: need {need}; have {parameters.seed}")
     stop_ids = frozenset(parameters.stop_token_ids)
     if not parameters.ignore_eos:
         stop_ids |= set(runtime.config.eos_ids)
     scope = options.scope(runtime.settings.share_prefixes)
     sequences: list[RunningSequence] = []
-    for index in range(options.n or 1):
-        seed = None if parameters.seed is None else parameters.seed + index
+    for _ in range(samples):
         sequence = RunningSequence(
             prompt_ids,
-            dataclasses.replace(parameters, seed=seed),
+            parameters,
             stop_ids,
             tokenizer.detokenizer() if tokenizer else None,
             runtime.config.vocabulary_size,
@@ -115,19 +119,13 @@ def _check(
         raise RequestError("stop: stop strings need a tokenizer, and the folder has none; use stop_token_ids")
 
 
-def _prompt_ids(runtime: Runtime, tokenizer: Tokenizer | None, prompt: str | Sequence[int]) -> list[int]:
-    if isinstance(prompt, str):
-        if tokenizer is None:
-            raise RequestError("prompt: text needs a tokenizer, and the folder has none; give token ids")
-        ids = tokenizer.encode(prompt) if prompt else []
-    elif isinstance(prompt, Iterable):
-        ids = list(prompt)
+def _prompt_ids(runtime: Runtime, tokenizer: Tokenizer | None, prompt: object) -> list[int]:
+    if not isinstance(prompt, str):
+        ids = list(itertools.chain.from_iterable(id_slices(prompt, runtime.config.vocabulary_size)))
+    elif tokenizer is None:
+        raise RequestError("prompt: text needs a tokenizer, and the folder has none; give token ids")
     else:
-        raise RequestError(f"prompt: need text or token ids, have {type(prompt).__name__}")
-    size = runtime.config.vocabulary_size
-    for position, token_id in enumerate(ids):
-        if not _is_whole(token_id, 0, size - 1):
-            raise RequestError(f"prompt: need token ids from 0 to {size - 1}, have {token_id!r} at {position}")
+        ids = tokenizer.encode(prompt) if prompt else []
     if not ids:
         raise RequestError("prompt: need at least one token, have none")
     return ids

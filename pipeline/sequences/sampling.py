@@ -5,18 +5,20 @@ Names and meanings are those of Hugging Face `generate` and of vLLM. Shape lette
 
 import difflib
 import math
-import reprlib
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 
-from pipeline.errors import RequestError
+from pipeline.errors import RequestError, shown
 
 ALIASES = {"max_tokens": "max_new_tokens"}
 LARGEST_ID = 2**31 - 1
+LARGEST_SEED = 2**63 - 1
 LOWEST_TEMPERATURE = 1e-4
+SLICE_TOKENS = 1 << 14
 NUCLEUS_GUESS = 1024
 """Top-p first looks at so many tokens: they hold the mass that it needs nearly always, and save sorting 128k."""
 
@@ -24,7 +26,7 @@ NUCLEUS_GUESS = 1024
 WHOLE_RANGES = {
     "max_new_tokens": (1, LARGEST_ID),
     "top_k": (0, LARGEST_ID),
-    "seed": (0, 2**63 - 1),
+    "seed": (0, LARGEST_SEED),
     "logprobs": (0, 1000),
 }
 NUMBER_RANGES = {
@@ -98,7 +100,7 @@ class SamplingParameters:
         return cls(**merged)
 
     def _error(self, name: str, need: str) -> RequestError:
-        return RequestError(f"{name}: need {need}; have {reprlib.repr(getattr(self, name))}")
+        return RequestError(f"{name}: need {need}; have {shown(getattr(self, name))}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,27 +112,30 @@ class Choice:
 
 
 class Sampler:
-    """Chooses the tokens of one sequence, one after another, and remembers them for the penalties."""
+    """Chooses the tokens of one sequence, one after another, and remembers them for the penalties.
 
-    def __init__(self, parameters: SamplingParameters, prompt_ids: Sequence[int], vocabulary_size: int) -> None:
+    `index` counts the samples of a call: number i draws with `seed` + i. The tables of the penalties are made with the
+    first token, so that a request that waits for its turn holds none.
+    """
+
+    def __init__(
+        self, parameters: SamplingParameters, prompt_ids: Sequence[int], vocabulary_size: int, index: int = 0
+    ) -> None:
         self._parameters = parameters
-        self._generator = torch.Generator()
-        if parameters.seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(parameters.seed)
+        self._vocabulary_size = vocabulary_size
+        self._uniform = _uniform_numbers(parameters.seed, index) if parameters.temperature else None
         self._repeats = parameters.repetition_penalty != 1
         self._counts = bool(parameters.presence_penalty or parameters.frequency_penalty)
-        self._seen_V = torch.zeros(vocabulary_size if self._repeats else 0, dtype=torch.bool)
-        self._counts_V = torch.zeros(vocabulary_size if self._counts else 0)
-        if self._repeats:
-            self._seen_V[list(prompt_ids)] = True
+        self._prompt_T = _ids_tensor(prompt_ids) if self._repeats else None
+        self._started = False
 
     def sample(self, logits_V: torch.Tensor) -> Choice:
         """Choose from the logits of one position (fp32, on the host; not modified).
 
         Raises `RequestError` where they hold NaN or infinity.
         """
+        if not self._started:
+            self._start()
         most_likely = int(logits_V.argmax())
         if not math.isfinite(logits_V[most_likely]):
             raise RequestError(
@@ -142,12 +147,20 @@ class Sampler:
             most_likely = int(penalised_V.argmax())
         else:
             penalised_V = logits_V
-        token_id = most_likely if self._parameters.temperature == 0 else self._draw(penalised_V)
+        token_id = most_likely if self._uniform is None else self._draw(penalised_V, self._uniform())
         if self._repeats:
             self._seen_V[token_id] = True
         if self._counts:
             self._counts_V[token_id] += 1
         return Choice(token_id, self._logprobs(logits_V, token_id))
+
+    def _start(self) -> None:
+        self._seen_V = torch.zeros(self._vocabulary_size if self._repeats else 0, dtype=torch.bool)
+        self._counts_V = torch.zeros(self._vocabulary_size if self._counts else 0)
+        if self._prompt_T is not None:
+            self._seen_V[self._prompt_T] = True
+            self._prompt_T = None
+        self._started = True
 
     def _penalise(self, logits_V: torch.Tensor) -> torch.Tensor:
         """Repetition over prompt and output (CTRL, arXiv 1909.05858), presence and frequency over output (OpenAI)."""
@@ -161,14 +174,13 @@ class Sampler:
             logits_V = logits_V - parameters.presence_penalty * (self._counts_V > 0)
         return logits_V
 
-    def _draw(self, logits_V: torch.Tensor) -> int:
+    def _draw(self, logits_V: torch.Tensor, uniform: float) -> int:
         """One random number per token, so that a seed means the same whatever the filters leave."""
         parameters = self._parameters
         scores_V = (logits_V - logits_V.max()) / parameters.temperature
         likely_V = keep_likely(scores_V, parameters.top_k, parameters.top_p, parameters.min_p)
         cumulative_V = likely_V.softmax(0, dtype=torch.float64).cumsum(0)
-        point = torch.rand(1, dtype=torch.float64, generator=self._generator) * cumulative_V[-1]
-        return int(torch.searchsorted(cumulative_V, point, right=True))
+        return int(torch.searchsorted(cumulative_V, cumulative_V[-1:] * uniform, right=True))
 
     def _logprobs(self, logits_V: torch.Tensor, token_id: int) -> dict[int, float] | None:
         count = self._parameters.logprobs
@@ -177,6 +189,26 @@ class Sampler:
         logprobs_V = logits_V.log_softmax(0)
         values_M, ids_M = logprobs_V.topk(min(count, logprobs_V.numel()))
         return {**dict(zip(ids_M.tolist(), values_M.tolist(), strict=True)), token_id: float(logprobs_V[token_id])}
+
+
+def _uniform_numbers(seed: int | None, index: int) -> Callable[[], float]:
+    """Random numbers from [0, 1). Without a seed they begin with what the system gives, which takes no file.
+
+    torch's generator of the CPU drops all but the low 32 bits of a seed, Python's counts them all.
+    """
+    if seed is None or seed + index >= 2**32:
+        return random.Random(None if seed is None else seed + index).random
+    generator = torch.Generator().manual_seed(seed + index)
+    return lambda: float(torch.rand((), dtype=torch.float64, generator=generator))
+
+
+def _ids_tensor(token_ids: Sequence[int]) -> torch.Tensor:
+    """Token ids as int64, a slice at a time: between two of them other threads can run."""
+    ids_T = torch.empty(len(token_ids), dtype=torch.int64)
+    for begin in range(0, len(token_ids), SLICE_TOKENS):
+        part = token_ids[begin : begin + SLICE_TOKENS]
+        ids_T[begin : begin + len(part)] = torch.tensor(part)
+    return ids_T
 
 
 def keep_likely(scores_V: torch.Tensor, top_k: int, top_p: float, min_p: float) -> torch.Tensor:

@@ -63,7 +63,7 @@ class RunningSequence:
         self.scope = scope
         self.priority = priority
         self.outcome = ""
-        self.sampler = Sampler(parameters, self.prompt_ids, vocabulary_size)
+        self.sampler = Sampler(parameters, self.prompt_ids, vocabulary_size, len(earlier))
         self._earlier = tuple(earlier)
         self._parameters = parameters
         self._stop_ids = stop_ids

@@ -19,6 +19,8 @@ LARGEST_ID = 2**31 - 1
 LARGEST_SEED = 2**63 - 1
 LOWEST_TEMPERATURE = 1e-4
 SLICE_TOKENS = 1 << 14
+MOST_STOPS = 16
+LONGEST_STOP = 1024
 NUCLEUS_GUESS = 1024
 """Top-p first looks at so many tokens: they hold the mass that it needs nearly always, and save sorting 128k."""
 
@@ -44,7 +46,8 @@ class SamplingParameters:
     """How one request wants its tokens chosen. Raises `RequestError` for a value that can never work.
 
     `temperature` 0 takes the most likely token, the lowest id where several are. `top_k` 0 is off, `top_p` 0 leaves one
-    token. `logprobs` None reports none, 0 only the chosen token's. Runs without a `seed` differ.
+    token. `logprobs` None reports none, 0 only the chosen token's. Runs without a `seed` differ. `stop` takes up to 16
+    strings of up to 1,024 characters.
     """
 
     max_new_tokens: int = 64
@@ -71,8 +74,14 @@ class SamplingParameters:
                 raise self._error(name, f"a number from {lowest} to {highest}")
         if 0 < self.temperature < LOWEST_TEMPERATURE:
             raise self._error("temperature", f"0 (the most likely token) or a number from {LOWEST_TEMPERATURE}")
-        if not isinstance(self.stop, tuple) or not all(isinstance(text, str) and text for text in self.stop):
+        stops = self.stop[: MOST_STOPS + 1] if isinstance(self.stop, tuple) else (None,)
+        if not all(isinstance(text, str) and text for text in stops):
             raise self._error("stop", "strings that are not empty")
+        if len(stops) > MOST_STOPS or any(len(text) > LONGEST_STOP for text in stops):
+            have = f"{len(self.stop)}, the longest of {max(map(len, stops))}"
+            raise RequestError(
+                f"stop: need at most {MOST_STOPS} strings of at most {LONGEST_STOP} characters; have {have}"
+            )
         ids = self.stop_token_ids
         if not isinstance(ids, tuple) or not all(_is_whole(token_id, 0, LARGEST_ID) for token_id in ids):
             raise self._error("stop_token_ids", f"token ids from 0 to {LARGEST_ID}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pipeline.errors import RequestError
 from pipeline.sequences.sampling import Choice, Sampler, SamplingParameters
 from pipeline.text.detokenizer import Detokenizer
-from pipeline.text.stops import StopStrings
+from pipeline.text.stops import StopSearch, StopStrings
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,8 @@ class RunningSequence:
         self._parameters = parameters
         self._stop_ids = stop_ids
         self._detokenizer = detokenizer
-        self._stops = StopStrings(parameters.stop)
+        self.stop_strings: StopStrings = earlier[0].stop_strings if earlier else StopStrings(parameters.stop)
+        self._stops = StopSearch(self.stop_strings)
         self._chunks: asyncio.Queue[Chunk | BaseException] = asyncio.Queue()
 
     @property

@@ -213,7 +213,10 @@ def test_every_number_is_checked(name: str, value: object) -> None:
         ("stop_token_ids", [True], "stop_token_ids: need token ids"),
         ("stop_token_ids", 3, "stop_token_ids: need token ids"),
         ("ignore_eos", 1, "ignore_eos: need True or False; have 1"),
-        ("stop", "a" * 10**6 + "\0", None),
+        ("stop", "a" * 1023 + "\0", None),
+        ("stop", "a" * 1025, "stop: need at most 16 strings of at most 1024 characters; have 1, the longest of 1025"),
+        ("stop", ["a" * 250_000] * 4, "stop: need at most .*; have 4, the longest of 250000"),
+        ("stop", ["a", "b"] * 9, "stop: need at most .*; have 18, the longest of 1"),
     ],
 )
 def test_the_other_values_are_checked(name: str, value: object, match: str | None) -> None:

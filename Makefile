@@ -2,17 +2,13 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test lint check clean
 
 demo: $(STAMP)
 	$(VENV)/bin/penstock demo
 
 test: lint
 	$(VENV)/bin/python -m pytest
-
-# Every test on both event loops, a thousand random settings, and all combinations of settings.
-test-all: export PENSTOCK_TESTS = all
-test-all: test
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

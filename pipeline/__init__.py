@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pipeline.config import Config
     from pipeline.errors import (
         ActorFailed,
+        Busy,
         CheckpointError,
         ClosedError,
         ConfigError,
@@ -47,6 +48,7 @@ _HOMES = {
     "Model": "pipeline.api",
     "Config": "pipeline.config",
     "ActorFailed": "pipeline.errors",
+    "Busy": "pipeline.errors",
     "CheckpointError": "pipeline.errors",
     "ClosedError": "pipeline.errors",
     "ConfigError": "pipeline.errors",
@@ -58,6 +60,7 @@ _HOMES = {
 
 __all__ = [
     "ActorFailed",
+    "Busy",
     "CheckpointError",
     "Chunk",
     "ClosedError",

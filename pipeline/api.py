@@ -15,7 +15,7 @@ from pipeline.errors import ClosedError, ConfigError, RequestError
 from pipeline.folder import naming_files, read_defaults, read_tokenizer
 from pipeline.rehearsal import compute_zeros, rehearse
 from pipeline.requests import make_sequences
-from pipeline.sequences.sequence import Chunk, Output, RunningSequence
+from pipeline.sequences.sequence import MOST_UNREAD, Chunk, Output, RunningSequence
 from pipeline.statistics import ModelStatistics
 from pipeline.supervisor import Supervisor
 from pipeline.text.tokenizer import Tokenizer
@@ -88,18 +88,24 @@ class Model:
 
         Raises:
             RequestError: the request can never be served as asked.
+            Busy: more than `max_waiting` requests would wait.
             ActorFailed: an actor of the line failed meanwhile; later calls work again.
             ClosedError: the model was closed before the request had finished.
         """
+        self._runtime.program.batcher.check_room(1)
         sequences = self._sequences(prompt, {**arguments, "n": n})
         with self._serving(sequences):
             outputs = [await sequence.output() for sequence in sequences]
         return outputs[0] if n is None else outputs
 
     def stream(self, prompt: str | Sequence[int], **arguments: Any) -> AsyncGenerator[Chunk, None]:
-        """Continue a prompt as `generate` does, giving one chunk per token as soon as it is known."""
+        """Continue a prompt as `generate` does, giving one chunk per token as soon as it is known.
+
+        While 64 chunks are not read the request pauses; it goes on, with the same tokens, when some have been.
+        """
         if arguments.get("n") is not None:
             raise RequestError("n: a stream has one sample; leave it out, or call generate")
+        self._runtime.program.batcher.check_room(1)
         return self._stream(*self._sequences(prompt, arguments))
 
     def statistics(self) -> ModelStatistics:
@@ -133,13 +139,12 @@ class Model:
 
         Where the body raises, nothing is written. Raises ConfigError when the page cannot be written there.
         """
-        path = _absolute(Path(path))
-        check_writable(path)
+        check_writable(Path(path))
         started = CLOCK()
         async with self.recording() as trace:
             yield
         recording = Recording(trace.spans, trace.counts, describe(self._runtime, "Model.report"))
-        await asyncio.to_thread(write_report, path, recording.since(started))
+        await asyncio.to_thread(write_report, Path(path), recording.since(started))
 
     async def aclose(self, *, drain: bool = False) -> None:
         """Stop the line and give everything back. Requests that still run end with ClosedError, as new ones do.
@@ -165,9 +170,11 @@ class Model:
         return make_sequences(self._runtime, self._tokenizer, self._defaults, prompt, arguments)
 
     async def _stream(self, sequence: RunningSequence) -> AsyncGenerator[Chunk, None]:
+        sequence.most_unread = MOST_UNREAD
         with self._serving([sequence]):
             async with contextlib.aclosing(sequence.chunks()) as chunks:
                 async for chunk in chunks:
+                    self._runtime.program.resume()
                     yield chunk
 
     @contextlib.contextmanager
@@ -177,8 +184,7 @@ class Model:
             raise ClosedError("the model is closed")
         if asyncio.get_running_loop() is not self._loop:
             raise RequestError("the model was opened on another event loop; call it from there, or open another one")
-        for sequence in sequences:
-            self._runtime.program.submit(sequence)
+        self._runtime.program.submit(sequences)
         try:
             yield
         finally:
@@ -190,7 +196,7 @@ class Opening:
     """A model about to be opened: await it, or enter it with `async with`."""
 
     def __init__(self, folder: Path, config: Config, trace: Trace | None) -> None:
-        self._folder = _absolute(folder)
+        self._folder = folder
         self._config = config
         self._trace = trace
         self._model: Model | None = None
@@ -242,13 +248,6 @@ class Opening:
     def _read_tokenizer(self, vocabulary_size: int) -> Tokenizer | None:
         with naming_files(self._folder):
             return read_tokenizer(self._folder, vocabulary_size)
-
-
-def _absolute(path: Path) -> Path:
-    """The program may change its working folder later. Where that is gone by now, nothing will be found there."""
-    with contextlib.suppress(FileNotFoundError):
-        return path.absolute()
-    return path
 
 
 _closings: set[asyncio.Task[None]] = set()

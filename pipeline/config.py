@@ -22,6 +22,7 @@ RANGES = {
     "host_groups": (1, 1 << 16),
     "max_tokens_per_pass": (1, MOST),
     "max_requests": (1, 4096),
+    "max_waiting": (0, 1 << 20),
 }
 OPTIONAL_RANGES = {
     "context_tokens": (1, MOST),
@@ -53,6 +54,7 @@ class Config:
             no limit is set, a tenth of what there is stays free.
         kv_disk: a folder on a disk, for KV blocks for which neither has room.
         max_requests: requests that share a pass.
+        max_waiting: requests that may be there beside these and wait for their turn; one more is refused with `Busy`.
         max_tokens_per_pass: tokens that one pass carries: one of each request that answers, and pieces of prompts.
         share_prefixes: whether calls without a `cache_scope` reuse the KV blocks of prompts that begin alike. Then each
             caller can tell, from how fast it is answered, whether another has sent the same prompt.
@@ -75,6 +77,7 @@ class Config:
     residency: bool = True
     kv_disk: str | Path | None = None
     max_requests: int = 64
+    max_waiting: int = 4096
     max_tokens_per_pass: int = 512
     share_prefixes: bool = False
     reader_lanes: int | None = None

@@ -1,12 +1,13 @@
 """The errors that a caller of Penstock can meet. Each message says what, where, need and have, and what to do."""
 
+import copy
 import difflib
 import reprlib
 from collections.abc import Sequence
 
 from actors.core.errors import ActorFailed, PenstockError
 
-__all__ = ["ActorFailed", "CheckpointError", "ClosedError", "ConfigError", "PenstockError", "RequestError"]
+__all__ = ["ActorFailed", "Busy", "CheckpointError", "ClosedError", "ConfigError", "PenstockError", "RequestError"]
 
 
 class ConfigError(PenstockError, ValueError):
@@ -21,8 +22,21 @@ class RequestError(PenstockError, ValueError):
     """One request cannot be served as asked. Other requests are not touched."""
 
 
+class Busy(PenstockError):
+    """As many requests wait as may. Raised before any work; the same call works when some of them have ended."""
+
+
 class ClosedError(PenstockError):
     """The model was closed while, or before, the request ran."""
+
+
+def for_one_caller(error: BaseException) -> PenstockError:
+    """The same error, with the same cause, for one of its callers: one that is raised collects its caller's frames."""
+    if not isinstance(error, PenstockError):
+        return ActorFailed("the line", None, None, error)
+    own = copy.copy(error)
+    own.__cause__ = error.__cause__
+    return own
 
 
 def unknown_name(what: str, name: str, known: Sequence[str]) -> str:

@@ -23,6 +23,7 @@ from pipeline.sequences.blocks import blocks_for
 from pipeline.sequences.kv_layout import KvLayout
 from pipeline.sequences.kv_placement import KvPlacement, place_kv, place_kv_in_one
 from pipeline.sequences.pass_inputs import PassInputs
+from pipeline.sequences.sampling import Sampler
 from pipeline.weights.catalog import WeightCatalog
 from pipeline.weights.groups import WeightGroups
 
@@ -157,6 +158,7 @@ def _per_pass(
     logits = settings.max_requests * model.vocabulary_size * torch.float32.itemsize
     activations = tokens * (4 * model.hidden_size + 3 * model.ffn_size) * max(dtype.itemsize, 4)
     inputs = PassInputs.nbytes(tokens, settings.max_requests, context_tokens)
+    tables = settings.max_requests * Sampler.table_bytes(model.vocabulary_size)
     return [
         *(Holding("embedding rows", where, rows, "max_tokens_per_pass") for where in ("host", place)),
         Holding("activations", place, activations, "max_tokens_per_pass"),
@@ -164,6 +166,7 @@ def _per_pass(
             "activations: KV of one request and layer", place, 2 * context_tokens * layout.row_bytes, "context_tokens"
         ),
         *(Holding("logits", where, logits, "max_requests") for where in ("host", place)),
+        Holding("penalty tables", "host", tables, "max_requests"),
         *(Holding("positions and block tables", where, inputs, "max_requests") for where in ("host", place)),
     ]
 

@@ -60,9 +60,7 @@ class GenerationProgram(Serving):
 
     async def begin(self) -> GenerationPass:
         """Wait for requests, choose who shares the pass, and fetch the embedding rows of their tokens."""
-        await self.wanted()
-        self._in_pass = True
-        pieces = self.batcher.next_pass(self._embedding.most_rows)
+        pieces = await self._next_pieces(self._embedding.most_rows)
         self._cache.begin(pieces)
         token_ids = [token_id for piece in pieces for token_id in piece.token_ids]
         pass_ = GenerationPass(pieces, micro_batches(len(token_ids), self._micro_batches))
@@ -125,9 +123,7 @@ class GenerationProgram(Serving):
         if not pass_.abandoned:
             logits_RV = self._host_logits.tensor.view(torch.float32).view(-1, self._config.vocabulary_size)
             await self._deliver([piece.sequence for piece in sampling], logits_RV)
-        self._in_pass = False
-        self.batcher.retire()
-        self._left.set()
+        self._end_pass()
 
     def _launch_half(
         self, pass_: GenerationPass, message: Message[Slot], half: Callable[[MicroBatch], None], *arrived: Event

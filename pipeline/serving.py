@@ -7,7 +7,7 @@ import torch
 
 from pipeline.devices.lane import Lane
 from pipeline.errors import RequestError
-from pipeline.sequences.batching import Batcher
+from pipeline.sequences.batching import Batcher, Piece
 from pipeline.sequences.kv import KeyValueCache
 from pipeline.sequences.sampling import Choice
 from pipeline.sequences.sequence import RunningSequence
@@ -20,45 +20,57 @@ class Serving:
         self.batcher = batcher
         self.tokens = 0
         self._cache = cache
-        self._arrived = asyncio.Event()
-        self._left = asyncio.Event()
+        self._changed = asyncio.Event()
         self._sampling = Lane("sampling")
         self._in_pass = False
 
-    def submit(self, sequence: RunningSequence) -> None:
-        """Let a sequence wait for its turn."""
-        self.batcher.submit(sequence)
-        self._arrived.set()
+    def submit(self, sequences: Sequence[RunningSequence]) -> None:
+        """Let the samples of a call wait for their turn. Raises Busy, and none waits, where there are too many."""
+        self.batcher.check_room(len(sequences))
+        for sequence in sequences:
+            self.batcher.submit(sequence)
+        self._changed.set()
 
     def withdraw(self, sequence: RunningSequence) -> None:
         """End a sequence whose caller has gone. What it held is free at once, or when the pass that it is in ends."""
         sequence.cancel()
-        self._left.set()
         if not self._in_pass:
             self.batcher.retire()
+        self._changed.set()
+
+    def resume(self) -> None:
+        """Take note that somebody has read from a stream: its request may have paused."""
+        self._changed.set()
 
     def fail(self, error: BaseException) -> None:
         """End everything that waits or runs; every caller gets the error (rule 7). Only when the line has stopped."""
         self._in_pass = False
         self._cache.fail()
         self.batcher.fail(error)
-        self._left.set()
+        self._changed.set()
 
     async def wanted(self) -> None:
         """Wait until somebody wants tokens."""
         while not self.batcher.wanted:
-            self._arrived.clear()
-            await self._arrived.wait()
+            await self._change()
 
     async def drained(self) -> None:
-        """Wait until nobody wants tokens any more."""
-        while self.batcher.wanted:
-            self._left.clear()
-            await self._left.wait()
+        """Wait until all requests have ended; none pauses any more, so they end though nobody reads their streams."""
+        self.batcher.pause_nobody()
+        self._changed.set()
+        while self.batcher.unfinished:
+            await self._change()
 
     async def close(self) -> None:
         """End the sampling thread."""
         await asyncio.to_thread(self._sampling.close)
+
+    async def _next_pieces(self, max_tokens: int) -> list[Piece]:
+        """Wait until somebody can go on, and choose who shares the next pass."""
+        while not (pieces := self.batcher.next_pass(max_tokens)):
+            await self._change()
+        self._in_pass = True
+        return pieces
 
     async def _deliver(self, sequences: Sequence[RunningSequence], logits_RV: torch.Tensor) -> None:
         """Choose the next tokens, row by row, on the sampling thread. A request whose token cannot be ends alone."""
@@ -71,6 +83,17 @@ class Serving:
             elif not sequence.ended:
                 self.tokens += 1
                 sequence.accept(choice)
+
+    def _end_pass(self) -> None:
+        """Let those go that have ended."""
+        self._in_pass = False
+        self.batcher.retire()
+        self._changed.set()
+
+    async def _change(self) -> None:
+        """Wait until something has come, gone or been read."""
+        self._changed.clear()
+        await self._changed.wait()
 
 
 def _choose(sequence: RunningSequence, logits_V: torch.Tensor) -> Choice | RequestError:

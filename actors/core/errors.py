@@ -1,5 +1,7 @@
 """What can go wrong in a line, as few types, each naming the place."""
 
+from typing import Any
+
 
 class PenstockError(Exception):
     """The root of every error that Penstock raises on purpose."""
@@ -30,3 +32,7 @@ class ActorFailed(PenstockError):
         where = "" if group is None else f" at layer {layer} group {group!r}"
         super().__init__(f"{actor} failed{where}: {type(cause).__name__}: {cause}")
         self.__cause__ = cause
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How `copy` and `pickle` make another one: from what it was made of, not from its message."""
+        return type(self), (self.actor, self.layer, self.group, self.__cause__), self.__dict__

@@ -1,10 +1,12 @@
 """Which requests share the next pass, and how many tokens each brings."""
 
 import bisect
+import itertools
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from pipeline.errors import Busy, for_one_caller
 from pipeline.sequences.blocks import BlockPool
 from pipeline.sequences.prefix_cache import PrefixCache
 from pipeline.sequences.sequence import RunningSequence
@@ -24,13 +26,15 @@ class Batcher:
     """Requests that wait for room, and those that run. Requests join and leave between two passes only.
 
     A request is admitted, in the order of priority and then of arrival, when there is room for the blocks of its worst
-    case; none overtakes one that does not fit. `ended` counts by outcome those that have left.
+    case; none overtakes one that does not fit. One that has paused keeps its blocks, and takes no part in passes.
+    `ended` counts by outcome those that have left.
     """
 
-    def __init__(self, pool: BlockPool, max_requests: int) -> None:
+    def __init__(self, pool: BlockPool, max_requests: int, max_waiting: int = 4096) -> None:
         self.pool = pool
         self.prefixes = PrefixCache(pool)
         self.max_requests = max_requests
+        self.max_waiting = max_waiting
         self._waiting: list[RunningSequence] = []
         self._running: deque[RunningSequence] = deque()
         self.ended: Counter[str] = Counter()
@@ -38,7 +42,16 @@ class Batcher:
     @property
     def wanted(self) -> bool:
         """Whether anybody wants tokens."""
-        return any(not sequence.ended for sequence in (*self._waiting, *self._running))
+        return any(sequence.active for sequence in self._all)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether anybody has not got all its tokens, though it may have paused."""
+        return any(not sequence.ended for sequence in self._all)
+
+    @property
+    def _all(self) -> Iterator[RunningSequence]:
+        return itertools.chain(self._running, self._waiting)
 
     @property
     def waiting(self) -> int:
@@ -50,14 +63,31 @@ class Batcher:
         """Requests that hold KV blocks."""
         return len(self._running)
 
+    def check_room(self, count: int) -> None:
+        """Raise Busy where so many more requests could not even wait."""
+        if self.running + self.waiting + count > self.max_requests + self.max_waiting:
+            raise Busy(
+                f"busy: {self.running} requests run, {self.waiting} wait, and {count} more would be too many for "
+                f"max_requests={self.max_requests} and max_waiting={self.max_waiting}: call again when some have "
+                "ended, or open the model with a larger max_waiting"
+            )
+
     def submit(self, sequence: RunningSequence) -> None:
-        """Let a request wait for its turn."""
-        bisect.insort_right(self._waiting, sequence, key=lambda one: one.priority)
+        """Let a request wait for its turn; one that has had it before goes first."""
+        bisect.insort_right(self._waiting, sequence, key=lambda one: (not one.started, one.priority))
+
+    def pause_nobody(self) -> None:
+        """Let all requests go on to their end, whether anybody reads or not."""
+        for sequence in self._all:
+            sequence.most_unread = None
 
     def fail(self, error: BaseException) -> None:
-        """End all requests with an error, and trust no block any more; call it when no pass runs."""
-        for sequence in (*self._waiting, *self._running):
-            sequence.fail(error)
+        """End all requests with an error, each with one of its own, and trust no block any more.
+
+        Call it when no pass runs.
+        """
+        for sequence in self._all:
+            sequence.fail(for_one_caller(error))
         self.retire()
         self.pool.forget()
 
@@ -73,17 +103,19 @@ class Batcher:
 
     def retire(self) -> None:
         """Let those go that have ended, and take their blocks back; call it when no pass runs."""
-        for sequence in [one for one in (*self._waiting, *self._running) if one.ended]:
+        for sequence in [one for one in self._all if one.ended]:
             (self._waiting if sequence in self._waiting else self._running).remove(sequence)
             self.pool.give_back(sequence.blocks)
             sequence.blocks = []
+            sequence.sampler.end()
             self.ended[sequence.outcome] += 1
 
     def _admit(self) -> None:
-        """Let requests run for as long as there is room for the next; those held back let others go first."""
-        for sequence in [one for one in self._waiting if not one.held_back]:
+        """Let requests run for as long as there is room for the next; those held back or paused let others go first."""
+        for sequence in [one for one in self._waiting if one.active and not one.held_back]:
             if len(self._running) == self.max_requests or not self.prefixes.admit(sequence):
                 return
+            sequence.started = True
             self._waiting.remove(sequence)
             self._running.append(sequence)
 
@@ -91,14 +123,15 @@ class Batcher:
         """Up to `max_tokens` tokens: one for each that has begun to answer, the rest shared by those that have not.
 
         So a long prompt delays nobody's next token. Where there are more that answer than tokens, they take turns.
-        Call it when somebody wants tokens and no pass runs.
+        Call it when no pass runs. There are none where nobody wants tokens, or those who do wait for room.
         """
         self.retire()
         self._admit()
-        answering = [one for one in self._running if one.waiting_count == 1][:max_tokens]
+        active = [one for one in self._running if one.active]
+        answering = [one for one in active if one.waiting_count == 1][:max_tokens]
         tokens = dict.fromkeys(answering, 1)
         left = max_tokens - len(answering)
-        prefilling = [one for one in self._running if one.waiting_count > 1][:left]
+        prefilling = [one for one in active if one.waiting_count > 1][:left]
         for index, sequence in enumerate(sorted(prefilling, key=lambda one: one.waiting_count)):
             share = min(sequence.waiting_count, -(-left // (len(prefilling) - index)))
             tokens[sequence] = share

@@ -51,9 +51,10 @@ class PrefixCache:
         table = self.pool.take(sequence.most_tokens, shared)
         if table is None:
             return False
+        if sequence.scope is not None:
+            self.queried_tokens += sequence.waiting_count
         sequence.blocks, sequence.cached_tokens = table, len(shared) * BLOCK_TOKENS
         if sequence.scope is not None:
-            self.queried_tokens += len(sequence.prompt_ids)
             self.hit_tokens += sequence.cached_tokens
         return True
 
@@ -64,9 +65,9 @@ class PrefixCache:
                 self.pool.register(sequence.blocks[index], _block_digest(sequence, sequence.scope, index))
 
     def _find(self, sequence: RunningSequence) -> Iterator[int]:
-        """The first blocks of the prompt, but for its last token: to get logits, one token must be computed."""
+        """The first blocks of its tokens, but for the last one: to get logits, one token must be computed."""
         if sequence.scope is not None:
-            for index in range((len(sequence.prompt_ids) - 1) // BLOCK_TOKENS):
+            for index in range((sequence.waiting_count - 1) // BLOCK_TOKENS):
                 block = self.pool.find(_block_digest(sequence, sequence.scope, index))
                 if block is None:
                     return

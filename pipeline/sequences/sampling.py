@@ -138,6 +138,15 @@ class Sampler:
         self._prompt_T = _ids_tensor(prompt_ids) if self._repeats else None
         self._started = False
 
+    @staticmethod
+    def table_bytes(vocabulary_size: int) -> int:
+        """The most that the tables of one request take."""
+        return vocabulary_size * (torch.bool.itemsize + torch.float32.itemsize)
+
+    def end(self) -> None:
+        """Let go of the tables; no token is chosen any more."""
+        self._seen_V = self._counts_V = torch.empty(0)
+
     def sample(self, logits_V: torch.Tensor) -> Choice:
         """Choose from the logits of one position (fp32, on the host; not modified).
 

@@ -10,6 +10,10 @@ from pipeline.sequences.sampling import Choice, Sampler, SamplingParameters
 from pipeline.text.detokenizer import Detokenizer
 from pipeline.text.stops import StopSearch, StopStrings
 
+MOST_UNREAD = 64
+"""Chunks that a stream may hold unread: more than come while a reader sends one off, and some megabytes where each has
+a thousand log-probabilities."""
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -39,8 +43,9 @@ class RunningSequence:
     """The state of one request: its tokens, how many of them are in the KV cache, and who waits for its chunks.
 
     `blocks` are the KV blocks that it holds, and it shares those that others of its `scope` can use, whose `digests`
-    the prefix cache keeps here. Of those that wait, the lowest `priority` is served first. `earlier` are the samples of
-    its call before it. `outcome` is empty, then "finished", "cancelled" or "failed".
+    the prefix cache keeps here. Of those that wait, the lowest `priority` is served first, and before them those that
+    have `started` and lost what they had. `earlier` are the samples of its call before it. With `most_unread`, it
+    pauses while so many chunks wait for a reader. `outcome` is empty, then "finished", "cancelled" or "failed".
     """
 
     def __init__(
@@ -62,6 +67,8 @@ class RunningSequence:
         self.digests: list[bytes] = []
         self.scope = scope
         self.priority = priority
+        self.started = False
+        self.most_unread: int | None = None
         self.outcome = ""
         self.sampler = Sampler(parameters, self.prompt_ids, vocabulary_size, len(earlier))
         self._earlier = tuple(earlier)
@@ -76,6 +83,16 @@ class RunningSequence:
     def ended(self) -> bool:
         """Whether nothing more is to be computed."""
         return bool(self.outcome)
+
+    @property
+    def paused(self) -> bool:
+        """Whether it is to be computed on only when somebody has read what there is."""
+        return not self.ended and self.most_unread is not None and self._chunks.qsize() >= self.most_unread
+
+    @property
+    def active(self) -> bool:
+        """Whether somebody wants its next token."""
+        return not self.ended and not self.paused
 
     @property
     def most_tokens(self) -> int:

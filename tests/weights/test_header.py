@@ -3,7 +3,6 @@ import json
 import os
 import re
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,10 @@ from safetensors.torch import save_file
 from support.safetensors_files import field, packed
 
 from pipeline.errors import CheckpointError
-from pipeline.weights.header import HEADER_LIMIT_BYTES, ITEM_BITS, TENSOR_LIMIT, TensorEntry, read_header
-from pipeline.weights.shard import Shard
+from pipeline.weights.header import HEADER_LIMIT_BYTES, ITEM_BITS, TENSOR_LIMIT, read_header
 
 FOUR = field("F32", [1], 0, 4)
 NAMED = b'{"a":{"dtype":"F32","shape":%s,"data_offsets":%s}}'
-
-
-def header_of(path: Path) -> dict[str, TensorEntry]:
-    with closing(Shard(path)) as shard:
-        return read_header(shard)
 
 
 def test_a_real_file_reads_as_the_library_reads_it(tmp_path: Path) -> None:
@@ -39,7 +32,7 @@ def test_a_real_file_reads_as_the_library_reads_it(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     save_file(tensors, path, metadata={"format": "pt"})
     raw = path.read_bytes()
-    entries = header_of(path)
+    entries = read_header(path)
     for name, reference in deserialize(raw):
         entry = entries.pop(name)
         assert (entry.file, entry.dtype, list(entry.shape)) == (path, reference["dtype"], reference["shape"])
@@ -102,7 +95,7 @@ def test_a_header_that_lies_is_refused(case: str, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(raw)
     with pytest.raises(CheckpointError, match=message) as caught:
-        header_of(path)
+        read_header(path)
     assert str(caught.value).startswith(str(path))
 
 
@@ -121,7 +114,7 @@ def test_a_bomb_is_refused_quickly_and_briefly(raw: bytes, tmp_path: Path) -> No
     path.write_bytes(packed(raw))
     started = time.process_time()
     with pytest.raises(CheckpointError) as caught:
-        header_of(path)
+        read_header(path)
     assert time.process_time() - started < 1.0
     assert len(str(caught.value)) < 1000
 
@@ -130,9 +123,9 @@ def test_what_is_not_a_regular_file_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "fifo", tmp_path, Path("/dev/zero")):
         with pytest.raises(CheckpointError, match=f"{re.escape(str(path))}: is not a regular file"):
-            header_of(path)
+            read_header(path)
     with pytest.raises(CheckpointError, match="nothing: is missing"):
-        header_of(tmp_path / "nothing")
+        read_header(tmp_path / "nothing")
 
 
 NAMES = st.text(max_size=4) | st.sampled_from(["a", "b", "__metadata__"])
@@ -195,7 +188,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @given(file=sound_files())
 def test_sound_files_are_accepted(file: tuple[dict[str, Any], bytes], scratch: Path) -> None:
     scratch.write_bytes(packed(*file))
-    assert header_of(scratch).keys() == file[0].keys() - {"__metadata__"}
+    assert read_header(scratch).keys() == file[0].keys() - {"__metadata__"}
 
 
 @settings(deadline=None)
@@ -203,7 +196,7 @@ def test_sound_files_are_accepted(file: tuple[dict[str, Any], bytes], scratch: P
 def test_what_is_accepted_the_library_accepts_and_reads_alike(raw: bytes, scratch: Path) -> None:
     scratch.write_bytes(raw)
     try:
-        entries = header_of(scratch)
+        entries = read_header(scratch)
     except CheckpointError as error:
         refused = str(error)
     else:

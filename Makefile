@@ -2,13 +2,17 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint check clean
+.PHONY: demo test test-all lint clean
 
 demo: $(STAMP)
 	$(VENV)/bin/penstock demo
 
 test: lint
 	$(VENV)/bin/python -m pytest
+
+# Every test on both event loops, a thousand random settings, and all combinations of settings.
+test-all: export PENSTOCK_TESTS = all
+test-all: test
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -139,12 +139,13 @@ class Model:
 
         Where the body raises, nothing is written. Raises ConfigError when the page cannot be written there.
         """
-        check_writable(Path(path))
+        path = _absolute(Path(path))
+        check_writable(path)
         started = CLOCK()
         async with self.recording() as trace:
             yield
         recording = Recording(trace.spans, trace.counts, describe(self._runtime, "Model.report"))
-        await asyncio.to_thread(write_report, Path(path), recording.since(started))
+        await asyncio.to_thread(write_report, path, recording.since(started))
 
     async def aclose(self, *, drain: bool = False) -> None:
         """Stop the line and give everything back. Requests that still run end with ClosedError, as new ones do.
@@ -196,7 +197,7 @@ class Opening:
     """A model about to be opened: await it, or enter it with `async with`."""
 
     def __init__(self, folder: Path, config: Config, trace: Trace | None) -> None:
-        self._folder = folder
+        self._folder = _absolute(folder)
         self._config = config
         self._trace = trace
         self._model: Model | None = None
@@ -248,6 +249,13 @@ class Opening:
     def _read_tokenizer(self, vocabulary_size: int) -> Tokenizer | None:
         with naming_files(self._folder):
             return read_tokenizer(self._folder, vocabulary_size)
+
+
+def _absolute(path: Path) -> Path:
+    """The program may change its working folder later. Where that is gone by now, nothing will be found there."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.absolute()
+    return path
 
 
 _closings: set[asyncio.Task[None]] = set()

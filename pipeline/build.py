@@ -46,7 +46,7 @@ logger = logging.getLogger("penstock")
 class Runtime:
     """Everything that an open model owns."""
 
-    folder: Path
+    checkpoint: Checkpoint
     config: ModelConfig
     settings: Config
     dtype: torch.dtype
@@ -64,6 +64,11 @@ class Runtime:
     wired: Wired
 
     @property
+    def folder(self) -> Path:
+        """Where the checkpoint lies."""
+        return self.checkpoint.folder
+
+    @property
     def line(self) -> Line:
         """The five actors, and the user's own between them."""
         return self.wired.line
@@ -75,6 +80,7 @@ class Runtime:
     async def aclose(self) -> None:
         """Give everything back; the lines must have stopped."""
         async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self.checkpoint.close)
             stack.push_async_callback(self.source.aclose)
             stack.push_async_callback(self.device.aclose)
             stack.push_async_callback(asyncio.to_thread, self.cache.close)
@@ -93,13 +99,17 @@ class Blueprint:
     plan: Plan
 
 
-def draw_up(folder: Path, settings: Config, device: PlannedDevice, host_bytes: int | None = None) -> Blueprint:
-    """Read the headers of the checkpoint and add up the memory; `host_bytes` are what is available, if not here.
+def draw_up(
+    model: ModelConfig,
+    checkpoint: Checkpoint,
+    settings: Config,
+    device: PlannedDevice,
+    host_bytes: int | None = None,
+) -> Blueprint:
+    """Find the groups of a checkpoint and add up the memory; `host_bytes` are what is available, if not here.
 
     Raises ConfigError or CheckpointError. Whether the plan fits is for the caller to check.
     """
-    model = read_config(folder)
-    checkpoint = open_checkpoint(folder)
     groups = plan_groups(group_specs(model), checkpoint)
     dtype = DTYPES[groups.dtype] if settings.dtype == "auto" else getattr(torch, settings.dtype)
     fewest_slots = settings.gpu_groups if device.unified else min(settings.gpu_groups, settings.host_groups)
@@ -109,64 +119,74 @@ def draw_up(folder: Path, settings: Config, device: PlannedDevice, host_bytes: i
 
 
 def build(folder: Path, settings: Config, trace: Trace | None = None) -> Runtime:
-    """Draw up the plan, and wire the lines. Nothing runs yet.
+    """Open the checkpoint, draw up the plan, and wire the lines. Nothing runs yet.
 
     Raises ConfigError or CheckpointError before any memory is taken.
     """
-    device = open_device(settings.device)
-    drawn = draw_up(folder, settings, device)
+    device, model = open_device(settings.device), read_config(folder)
+    with contextlib.ExitStack() as undone:
+        checkpoint = undone.enter_context(open_checkpoint(folder, direct=settings.reading.get("direct", True)))
+        runtime = _build(model, checkpoint, settings, device, trace or Trace(recording=False), undone)
+        undone.pop_all()
+        return runtime
+
+
+def _build(
+    model: ModelConfig,
+    checkpoint: Checkpoint,
+    settings: Config,
+    device: AnyDevice,
+    trace: Trace,
+    undone: contextlib.ExitStack,
+) -> Runtime:
+    """`undone` is told how to give back what is taken."""
+    drawn = draw_up(model, checkpoint, settings, device)
     catalog, plan = drawn.catalog, drawn.plan
     plan.memory.check()
     if plan.kv.moving:
         logger.warning("KV blocks %s", plan.kv)
     counts = slots_until_computed(slot_counts(settings.gpu_groups, two_kinds=catalog.two_kinds), settings.insert)
     policy = fit_policy(find_policy(settings.policy), counts)
-    files = drawn.checkpoint.files
-    reading = choose_reading(files, settings.reading, beside=device.unified)
+    reading = choose_reading(checkpoint.files, settings.reading, beside=device.unified)
     logger.info("reads %s", reading)
-    source = WeightSource(catalog.host, files, reading.reading)
-    cache = None
-    try:
-        embedding = EmbeddingRows(drawn.groups.embed, source, device, settings.max_tokens_per_pass)
-        ahead = getattr(policy, "kv_ahead", True)
-        cache = KeyValueCache(plan.kv_layout, plan.kv, device, settings.kv_disk, ahead=ahead)
-        program = GenerationProgram(
-            drawn.model,
-            catalog,
-            device,
-            embedding,
-            cache,
-            Batcher(BlockPool(plan.kv_layout.blocks), settings.max_requests, settings.max_waiting),
-            PassInputs(device, embedding.most_rows, settings.max_requests, plan.context_tokens),
-            drawn.dtype,
-            policy.micro_batches,
+    source = WeightSource(catalog.host, checkpoint.files, reading.reading)
+    undone.callback(device.free)
+    embedding = EmbeddingRows(drawn.groups.embed, source, device, settings.max_tokens_per_pass)
+    ahead = getattr(policy, "kv_ahead", True)
+    cache = KeyValueCache(plan.kv_layout, plan.kv, device, settings.kv_disk, ahead=ahead)
+    undone.callback(cache.close)
+    program = GenerationProgram(
+        drawn.model,
+        catalog,
+        device,
+        embedding,
+        cache,
+        Batcher(BlockPool(plan.kv_layout.blocks), settings.max_requests, settings.max_waiting),
+        PassInputs(device, embedding.most_rows, settings.max_requests, plan.context_tokens),
+        drawn.dtype,
+        policy.micro_batches,
+    )
+    wired = wire(
+        Parts(
+            catalog=catalog,
+            source=source,
+            device=device,
+            program=program,
+            policy=policy,
+            slots=counts,
+            insert=settings.insert,
+            clock=CLOCK,
+            trace=trace,
+            key_values=cache if cache.layers else None,
+            host_budget=_budget("host", plan, catalog, device.host_memory),
+            device_budget=None if device.unified else _budget("device", plan, catalog, device.device_memory),
+            # A queue never limits the depth before the budget behind it does, unless the user sets it so.
+            queues=dict.fromkeys(ACTORS[1:], settings.gpu_groups) | dict(settings.queues),
         )
-        wired = wire(
-            Parts(
-                catalog=catalog,
-                source=source,
-                device=device,
-                program=program,
-                policy=policy,
-                slots=counts,
-                insert=settings.insert,
-                clock=CLOCK,
-                trace=trace or Trace(recording=False),
-                key_values=cache if cache.layers else None,
-                host_budget=_budget("host", plan, catalog, device.host_memory),
-                device_budget=None if device.unified else _budget("device", plan, catalog, device.device_memory),
-                # A queue never limits the depth before the budget behind it does, unless the user sets it so.
-                queues=dict.fromkeys(ACTORS[1:], settings.gpu_groups) | dict(settings.queues),
-            )
-        )
-    except BaseException:
-        if cache is not None:
-            cache.close()
-        device.free()
-        raise
+    )
     own = (device, catalog, source, embedding, cache, program, policy, wired)
     return Runtime(
-        folder, drawn.model, settings, drawn.dtype, plan.context_tokens, plan.memory, plan.residency, reading, *own
+        checkpoint, drawn.model, settings, drawn.dtype, plan.context_tokens, plan.memory, plan.residency, reading, *own
     )
 
 

@@ -91,7 +91,7 @@ def make_sequences(
             prompt_ids,
             parameters,
             stop_ids,
-            tokenizer.detokenizer() if tokenizer else None,
+            tokenizer.detokenizer(prompt_ids) if tokenizer else None,
             runtime.config.vocabulary_size,
             scope=scope,
             priority=options.priority,

@@ -27,11 +27,24 @@ class NotPlainError(OSError):
 
 def open_plain_file(path: Path) -> BinaryIO:
     """Open `path` for reading, without waiting for whoever writes a FIFO. Raises OSError."""
+    return open(open_plain(path), "rb")
+
+
+def open_plain(path: Path) -> int:
+    """The same as a descriptor."""
+    _require_plain(path, os.stat(path))  # before it is opened, which is not without effect on some devices
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return open(descriptor, "rb")
-    os.close(descriptor)
-    raise NotPlainError(errno.EINVAL, "is not a regular file; put a plain file there", str(path))
+    try:
+        _require_plain(path, os.fstat(descriptor))  # the name may have been given away in between
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _require_plain(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise NotPlainError(errno.EINVAL, "is not a regular file; put a plain file there", str(path))
 
 
 def read_small_file(path: Path, limit_bytes: int) -> bytes:

@@ -1,26 +1,38 @@
-"""Every async test runs on asyncio and on uvloop, and fails when it blocks the loop."""
+"""Async tests run on asyncio, those that the loop could break on uvloop too, and each fails when it blocks the loop."""
 
 import asyncio
 import gc
 import inspect
+import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from support.cases import EVERYTHING
 
 LONGEST_BLOCK_SECONDS = 0.4
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+"""Set before torch is imported: its threads spin else, which costs ten times the computing where others compute too."""
+ONE_LOOP = {
+    *("bench", "commands", "doctor", "models", "simulation", "text", "trace"),
+    *("test_kv_policies.py", "test_kv_swapper.py", "test_memory_plan.py", "test_policies_and_stages.py"),
+    *("test_prefetch_policies.py", "test_resident_groups.py"),
+}
+"""Folders and files whose tests look at bytes, tokens and figures, which no loop changes: they run on asyncio."""
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
-        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
-    ]
-)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test on both loops, unless it stands in `ONE_LOOP`; on both in any case with PENSTOCK_TESTS=all."""
+    if "anyio_backend" in metafunc.fixturenames:
+        below = metafunc.definition.path.relative_to(Path(__file__).parent)
+        loops = ("asyncio",) if below.parts[0] in ONE_LOOP and not EVERYTHING else ("asyncio", "uvloop")
+        metafunc.parametrize("anyio_backend", loops, indirect=True)
+
+
+@pytest.fixture
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
-    backend: tuple[str, dict[str, bool]] = request.param
-    return backend
+    return ("asyncio", {"use_uvloop": request.param == "uvloop"})
 
 
 @pytest.fixture

@@ -76,12 +76,13 @@ async def cancelled(model: Model, index: int, seconds: float) -> object:
 
 
 async def one(model: Model, index: int, leaving: set[int]) -> object:
-    await asyncio.sleep(random.random() * 0.3)
+    draw = random.Random(index)
+    await asyncio.sleep(draw.random() * 0.3)
     if index not in leaving:
         return await whole(model, index)
     if index % 3 == 0:
         return await abandoned(model, index, 1 + index % 4)
-    return await (timed_out if index % 3 == 1 else cancelled)(model, index, random.random() * 0.5)
+    return await (timed_out if index % 3 == 1 else cancelled)(model, index, draw.random() * 0.5)
 
 
 def held(model: Model) -> dict[str, object]:
@@ -110,7 +111,7 @@ async def test_those_who_stay_notice_nothing(
         assert counts == ([4, 0, 0] if places == "device" else [0, 1, 3])
         await asyncio.gather(*(whole(model, index) for index in range(8)))
         before = await settled(model)
-        leaving = set(random.sample(range(REQUESTS), LEAVING))
+        leaving = set(random.Random(places).sample(range(REQUESTS), LEAVING))
         outcomes = await asyncio.gather(*(one(model, index, leaving) for index in range(REQUESTS)))
         for index, outcome in enumerate(outcomes):
             assert outcome == alone[index] or (outcome is GONE and index in leaving)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from support import tiny_models
+from support.cases import cases
 from support.group_places import settings_with_groups
 from support.kv_places import settings_with_room
 
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("nothing_was_there_before", "what_fits_stay
 LAYERS = 6
 NEW_TOKENS = 6
 SHARES = [(0.3, 0.3), (0.6, 0.0), (0.0, 0.5), (0.0, 1.0), (1.0, 0.0)]
+DEVICES = ["cpu", "cpu-copy"]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ async def line_stands_full(model: Model) -> None:
         await asyncio.sleep(0.05)
 
 
-@pytest.mark.parametrize("device", ["cpu", "cpu-copy"])
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("variant", tiny_models.VARIANTS)
 async def test_every_family_says_the_same(variant: str, device: str, tmp_path: Path) -> None:
     await asyncio.to_thread(tiny_models.save, variant, tmp_path, 2)
@@ -65,7 +67,7 @@ async def test_every_family_says_the_same(variant: str, device: str, tmp_path: P
     assert first == second == await everything_moves(tmp_path, device=device)
 
 
-@pytest.mark.parametrize("device", ["cpu", "cpu-copy"])
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("shares", SHARES)
 async def test_a_pass_reads_what_does_not_stay_and_nothing_else(
     device: str, shares: tuple[float, float], checkpoint: Path, monkeypatch: pytest.MonkeyPatch
@@ -119,7 +121,7 @@ def _room(checkpoint: Path, share: float) -> dict[str, Any]:
     return {"host_memory": settings["host_memory"]}
 
 
-@pytest.mark.parametrize("device", ["cpu", "cpu-copy"])
+@pytest.mark.parametrize("device", DEVICES)
 async def test_what_stays_on_the_device_is_uploaded_once(device: str, checkpoint: Path) -> None:
     settings = settings_with_groups(checkpoint, 0.5, 0.3, device=device)
     async with Model.open(checkpoint, **settings) as model:
@@ -143,9 +145,7 @@ async def test_what_stays_on_the_device_is_uploaded_once(device: str, checkpoint
         assert len(uploads) == more * (moving + 2), "and each pass its embedding rows and positions"
 
 
-@pytest.mark.parametrize("device", ["cpu", "cpu-copy"])
-@pytest.mark.parametrize("shares", [(0.3, 0.3), (1.0, 0.0)])
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(("policy", "shares", "device"), cases([*POLICIES], [(0.3, 0.3), (1.0, 0.0)], DEVICES))
 async def test_under_every_policy(policy: str, shares: tuple[float, float], device: str, checkpoint: Path) -> None:
     settings = settings_with_groups(checkpoint, *shares, device=device, policy=policy, gpu_groups=6)
     async with asyncio.timeout(20), Model.open(checkpoint, **settings) as model:
@@ -170,7 +170,7 @@ class CountAndDouble(Stage):
 
 
 @pytest.mark.parametrize("after", ["disk_reader", "pinned_stager", "gpu_uploader"])
-@pytest.mark.parametrize("device", ["cpu", "cpu-copy"])
+@pytest.mark.parametrize("device", DEVICES)
 async def test_a_stage_changes_a_resident_group_once(device: str, after: str, checkpoint: Path) -> None:
     expected = await everything_moves(checkpoint, device=device, insert={after: [CountAndDouble()]})
     stage = CountAndDouble()
@@ -214,9 +214,7 @@ async def test_behind_a_place_of_the_users_own(policy: str, shares: tuple[float,
     assert all(output == expected for output in outputs)
 
 
-@pytest.mark.parametrize("device", ["cpu", "cpu-copy"])
-@pytest.mark.parametrize("failing", ["read", "compute", "upload"])
-@pytest.mark.parametrize("when", [0, 5, 30])
+@pytest.mark.parametrize(("when", "failing", "device"), cases([0, 5, 30], ["read", "compute", "upload"], DEVICES))
 async def test_a_failure_spoils_nothing_that_stays(
     when: int, failing: str, device: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,7 +277,7 @@ async def test_a_request_that_leaves_in_the_first_pass(checkpoint: Path) -> None
                 assert await generate(model) == expected
 
 
-@pytest.mark.parametrize("device", ["cpu", "cpu-copy"])
+@pytest.mark.parametrize("device", DEVICES)
 async def test_beside_kv_blocks_that_move(device: str, checkpoint: Path, tmp_path: Path) -> None:
     shape: dict[str, Any] = {"context_tokens": 96, "kv_tokens": 480, "device": device}
     expected = await everything_moves(checkpoint, **shape)

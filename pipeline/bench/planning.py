@@ -11,6 +11,8 @@ from pipeline.build import Blueprint, draw_up
 from pipeline.config import Config
 from pipeline.devices.elsewhere import DeviceElsewhere
 from pipeline.devices.open import PlannedDevice
+from pipeline.models.config import ModelConfig, read_config
+from pipeline.weights.checkpoint import Checkpoint, open_checkpoint
 
 GIGABYTE = 10**9
 MORE_TOKENS = 4
@@ -65,11 +67,25 @@ def plan_model(
 
     Raises ConfigError with need, have and knob where the plan does not fit, and as `draw_up` does.
     """
-    drawn = draw_up(folder, settings, device, host_bytes)
+    model = read_config(folder)
+    with open_checkpoint(folder, direct=False) as checkpoint:
+        return _planned(model, checkpoint, settings, device, rates, tokens, host_bytes)
+
+
+def _planned(
+    model: ModelConfig,
+    checkpoint: Checkpoint,
+    settings: Config,
+    device: PlannedDevice,
+    rates: Rates,
+    tokens: int,
+    host_bytes: int | None,
+) -> Planned:
+    drawn = draw_up(model, checkpoint, settings, device, host_bytes)
     drawn.plan.memory.check()
     otherwise = {}
     if not settings.residency:
-        staying = draw_up(folder, replace(settings, residency=True), device, host_bytes)
+        staying = draw_up(model, checkpoint, replace(settings, residency=True), device, host_bytes)
         otherwise["what fits stays"] = forecast(staying.catalog, staying.plan, settings, rates, tokens)
     elif len(drawn.plan.residency.device or drawn.plan.residency.host) < len(drawn.catalog.order):
         for place in drawn.plan.slots:
@@ -77,7 +93,7 @@ def plan_model(
             larger = DeviceElsewhere.like(device, limits.get("device"))
             gpu_memory = None if device.unified else limits["device"]
             told = replace(settings, host_memory=limits["host"], gpu_memory=gpu_memory)
-            more = draw_up(folder, told, larger, limits["host"])
+            more = draw_up(model, checkpoint, told, larger, limits["host"])
             otherwise[f"1 GB more of {place} memory"] = forecast(more.catalog, more.plan, settings, rates, tokens)
     many = MORE_TOKENS * tokens
     otherwise[f"{many} tokens per pass"] = forecast(drawn.catalog, drawn.plan, settings, rates, many)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from actors.core.message import READY
 from pipeline.bench.candidates import ReadSizes, Samples
 from pipeline.build import Runtime
-from pipeline.weights.checkpoint import open_checkpoint
 from pipeline.weights.source import WeightSource
 
 MIB = 1 << 20
@@ -25,7 +24,7 @@ async def read_rates(runtime: Runtime, progress: Callable[[str], None]) -> dict[
 
     All read into the same host slots; the line of the `runtime` must not run.
     """
-    files = (await asyncio.to_thread(open_checkpoint, runtime.folder)).files
+    files = runtime.checkpoint.files
     async with contextlib.AsyncExitStack() as stack:
         sources = {}
         for lanes, chunk_bytes in READINGS:

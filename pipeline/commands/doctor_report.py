@@ -21,7 +21,7 @@ OF_DEEP = ("device", "dtype", "gpu_memory", "host_memory")
 def doctor(options: argparse.Namespace) -> None:
     """Check, and print. Raises PenstockError when something is bad, or when the model cannot be opened."""
     if options.deep is not None:
-        open_checkpoint(options.deep)  # a folder that is none is told before anything takes time
+        open_checkpoint(options.deep, direct=False).close()  # a folder that is none is told before anything takes time
     for name in OF_DEEP:
         if options.deep is None and getattr(options, name) is not None:
             raise ConfigError(f"--{name.replace('_', '-')}: says how a model is run, so it needs --deep MODEL")

@@ -17,10 +17,9 @@ def check_direct_reads(checkpoint: Path | None) -> Check:
     from pipeline.weights.layout import BLOCK_BYTES
 
     if checkpoint is not None:
-        files = open_checkpoint(checkpoint).files
-        largest = max(files, key=lambda file: files[file].size)
-        with largest.open("rb") as opened:
-            return _compared(largest, largest.parent, opened.read(BLOCK_BYTES), BLOCK_BYTES)
+        with open_checkpoint(checkpoint, direct=False) as opened:
+            largest = max(opened.files.values(), key=lambda shard: shard.size)
+            return _compared(largest.path, largest.path.parent, largest.head(BLOCK_BYTES), BLOCK_BYTES)
     folder, content = Path.cwd(), os.urandom(BLOCKS * BLOCK_BYTES)
     try:
         file = tempfile.NamedTemporaryFile(dir=folder, prefix=".penstock-doctor-")  # noqa: SIM115
@@ -56,9 +55,9 @@ def _compared(file: Path, folder: Path, content: bytes, nbytes: int) -> Check:
 
 def _read_direct(file: Path, nbytes: int) -> bytes:
     from pipeline.devices.memory import HostMemory
-    from pipeline.weights.lane import open_descriptor
+    from pipeline.weights.shard import open_direct
 
-    descriptor = open_descriptor(file, direct=True)
+    descriptor = open_direct(file)
     memory = HostMemory(nbytes)
     try:
         return bytes(memory.view[: os.preadv(descriptor, [memory.view], 0)])

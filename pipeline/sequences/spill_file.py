@@ -13,8 +13,8 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError, PenstockError
 from pipeline.threads import outlast
-from pipeline.weights.lane import O_DIRECT
 from pipeline.weights.layout import Copy
+from pipeline.weights.shard import O_DIRECT
 
 logger = logging.getLogger("penstock")
 THREADS = 4

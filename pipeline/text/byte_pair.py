@@ -75,9 +75,9 @@ class BytePairEngine:
                 ids += map(self._token_ids.__getitem__, self._encoding.encode_ordinary(part))
         return ids
 
-    def detokenizer(self) -> ByteLevelDetokenizer:
-        """Return a detokenizer at the beginning of a text."""
-        return ByteLevelDetokenizer(self._pieces)
+    def detokenizer(self, prompt_ids: Sequence[int] = ()) -> ByteLevelDetokenizer:
+        """Return a detokenizer for what follows `prompt_ids`."""
+        return ByteLevelDetokenizer(self._pieces, prompt_ids)
 
 
 def _check_whitespace(text: str) -> None:

@@ -1,14 +1,21 @@
 """Token ids back to text, one at a time, never half a character."""
 
 import codecs
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
+LONGEST_CHARACTER_BYTES = 4
+
+
 class Detokenizer(Protocol):
-    """Text that grows with every token. What all pushes and one flush return, joined, is what `decode` returns."""
+    """Text that grows with every token, from the beginning, or from where a prompt ends.
+
+    Text that the prompt completes is not returned; a character that it leaves unfinished belongs to what follows. So
+    the prompt's text, what all pushes return and what one flush returns are together what `decode` returns for both.
+    """
 
     def push(self, token_id: int) -> str:
         """Return the text that `token_id` completes; empty while a character is incomplete."""
@@ -25,9 +32,15 @@ class ByteLevelDetokenizer:
     `pieces` maps a token id to its bytes; ids that are not in it (special or unused ones) have no text.
     """
 
-    def __init__(self, pieces: Mapping[int, bytes]) -> None:
+    def __init__(self, pieces: Mapping[int, bytes], prompt_ids: Sequence[int] = ()) -> None:
         self._pieces = pieces
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        tail = b""
+        for token_id in reversed(prompt_ids):
+            tail = pieces.get(token_id, b"") + tail
+            if len(tail) >= LONGEST_CHARACTER_BYTES:
+                break
+        self._utf8.decode(tail)  # keeps what is unfinished
 
     def push(self, token_id: int) -> str:
         """See `Detokenizer`."""
@@ -46,10 +59,15 @@ class ByteFallbackDetokenizer:
     space at the very beginning is dropped.
     """
 
-    def __init__(self, pieces: Mapping[int, str | bytes], strip_first_space: bool) -> None:
+    def __init__(
+        self, pieces: Mapping[int, str | bytes], strip_first_space: bool, prompt_ids: Sequence[int] = ()
+    ) -> None:
         self._pieces = pieces
         self._strip = strip_first_space
         self._run = bytearray()
+        for token_id in prompt_ids[_last_text(pieces, prompt_ids) :]:
+            self.push(token_id)
+        self._forget_what_is_complete()
 
     def push(self, token_id: int) -> str:
         """See `Detokenizer`."""
@@ -73,3 +91,23 @@ class ByteFallbackDetokenizer:
             self._strip = False
             return text.removeprefix(" ")
         return text
+
+    def _forget_what_is_complete(self) -> None:
+        """Drop the characters of a run of bytes with which the prompt ends: they are the prompt's text."""
+        try:
+            complete = len(self._run)
+            self._run.decode()
+        except UnicodeDecodeError as error:
+            complete = error.start
+        if complete and not (self._strip and self._run[:complete] == b" "):  # such a space is stripped, not shown
+            del self._run[:complete]
+            self._strip = False
+
+
+def _last_text(pieces: Mapping[int, str | bytes], prompt_ids: Sequence[int]) -> int:
+    """The position of the last token that is text and no byte; 0 where there is none."""
+    for position in range(len(prompt_ids) - 1, 0, -1):
+        piece = pieces.get(prompt_ids[position])
+        if piece and isinstance(piece, str):
+            return position
+    return 0

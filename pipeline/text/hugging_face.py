@@ -58,9 +58,9 @@ class HuggingFaceEngine:
         ids: list[int] = self._tokenizer.encode(text).ids
         return ids
 
-    def detokenizer(self) -> Detokenizer:
-        """Return a detokenizer at the beginning of a text."""
-        return self._new_detokenizer()
+    def detokenizer(self, prompt_ids: Sequence[int] = ()) -> Detokenizer:
+        """Return a detokenizer for what follows `prompt_ids`."""
+        return self._new_detokenizer(prompt_ids)
 
 
 def _first_of_template(document: dict[str, Any]) -> int | None:
@@ -73,7 +73,7 @@ def _first_of_template(document: dict[str, Any]) -> int | None:
 
 def _detokenizers(
     decoder: dict[str, Any] | None, vocabulary: Mapping[str, int], added_tokens: Sequence[AddedToken]
-) -> Callable[[], Detokenizer]:
+) -> Callable[[Sequence[int]], Detokenizer]:
     if decoder and decoder["type"] == "ByteLevel":
         return partial(ByteLevelDetokenizer, vocabulary_pieces(vocabulary) | added_pieces(added_tokens))
     steps = (decoder or {}).get("decoders", [decoder])

@@ -29,8 +29,8 @@ class Engine(Protocol):
         """Return the ids of `text`."""
         ...
 
-    def detokenizer(self) -> Detokenizer:
-        """Return a detokenizer at the beginning of a text."""
+    def detokenizer(self, prompt_ids: Sequence[int] = ()) -> Detokenizer:
+        """Return a detokenizer for what follows `prompt_ids`."""
         ...
 
 
@@ -75,9 +75,9 @@ class Tokenizer:
         detokenizer = self.detokenizer()
         return "".join(map(detokenizer.push, ids)) + detokenizer.flush()
 
-    def detokenizer(self) -> Detokenizer:
-        """Return a detokenizer at the beginning of a text."""
-        return self._engine.detokenizer()
+    def detokenizer(self, prompt_ids: Sequence[int] = ()) -> Detokenizer:
+        """Return a detokenizer for what follows `prompt_ids`; without them, one at the beginning of a text."""
+        return self._engine.detokenizer(prompt_ids)
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         if ids and not (min(ids) >= 0 and max(ids) < self.vocabulary_size):

@@ -2,20 +2,13 @@
 
 import asyncio
 import contextlib
-import os
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from io import FileIO
-from pathlib import Path
-from typing import TypeVar
 
-from aiofiles.threadpool import wrap
-from aiofiles.threadpool.binary import AsyncFileIO
+from aiofiles.os import wrap
 
 from pipeline.weights.lane import Chunk, Disk, Lane, Lanes
-
-Result = TypeVar("Result")
 
 
 class AiofilesLanes(Lanes["AiofilesLane"]):
@@ -40,8 +33,7 @@ class AiofilesLanes(Lanes["AiofilesLane"]):
         """As `Lanes.aclose`."""
         async with self._closing, contextlib.AsyncExitStack() as stack:
             for _ in self._lanes:
-                lane = await stack.enter_async_context(self._lend())
-                await lane.aclose()
+                (await stack.enter_async_context(self._lend())).close()
 
     async def _read_shared(self, chunks: deque[Chunk], buffer: memoryview) -> None:
         async with self._lend() as lane:
@@ -58,12 +50,12 @@ class AiofilesLanes(Lanes["AiofilesLane"]):
 
 
 class AiofilesLane(Lane):
-    """Reads with `readinto` of asynchronous files, whose executor is the lane's thread."""
+    """Reads as aiofiles does: a function of the operating system, called on the lane's thread and awaited."""
 
     def __init__(self, name: str, disk: Disk) -> None:
         super().__init__(disk)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
-        self._handles: dict[Path, AsyncFileIO] = {}
+        self._read_on_thread = wrap(self._read)
 
     async def read(self, chunks: deque[Chunk], buffer: memoryview) -> None:
         """Take chunks, which lanes share, and read them until none is left; after an error none is left for others."""
@@ -73,40 +65,21 @@ class AiofilesLane(Lane):
         finally:
             chunks.clear()
 
-    async def aclose(self) -> None:
-        """Close the files and end the thread."""
-        if self._descriptors:
-            await self._finish(asyncio.get_running_loop().run_in_executor(self._thread, self.close), deque())
+    def close(self) -> None:
+        """End the thread; no read may be in flight."""
         self._thread.shutdown()
 
     async def _read_chunk(self, chunk: Chunk, buffer: memoryview, chunks: deque[Chunk]) -> None:
         position, end = chunk.start, self._end(chunk)
-        rest = buffer[chunk.slot_offset :][: chunk.length]
         while position < end:
-            try:
-                handle = await self._handle(chunk.file, chunks)
-                os.lseek(handle.fileno(), position, os.SEEK_SET)
-                count = await self._finish(handle.readinto(rest[position - chunk.start :]), chunks) or 0
-                if chunk.file not in self._direct_files:
-                    loop = asyncio.get_running_loop()
-                    drop = loop.run_in_executor(self._thread, self._drop_cached, chunk.file, position, count)
-                    await self._finish(drop, chunks)
-                position += self._took(chunk, position, count)
-            except OSError as error:
-                self._failed(chunk, position, error)
-        self._check_unchanged(chunk.file, end)
+            reading = self._read_on_thread(chunk, position, buffer, executor=self._thread)
+            position += await self._finish(reading, chunks)
+        self._disk.check_unchanged(chunk.file, end)
 
-    async def _handle(self, file: Path, chunks: deque[Chunk]) -> AsyncFileIO:
-        if file not in self._handles:
-            opened = asyncio.get_running_loop().run_in_executor(self._thread, self._descriptor, file)
-            raw = FileIO(await self._finish(opened, chunks), closefd=False)  # the lane closes it
-            self._handles[file] = wrap(raw, executor=self._thread)
-        return self._handles[file]
-
-    async def _finish(self, work: Awaitable[Result], chunks: deque[Chunk]) -> Result:
-        """Wait for work of the thread. When cancelled, begin no further chunk, and let the thread come to its end."""
+    async def _finish(self, reading: Awaitable[int], chunks: deque[Chunk]) -> int:
+        """Wait for a read. When cancelled, begin no further chunk, and let the thread come to its end."""
         try:
-            return await work
+            return await reading
         except asyncio.CancelledError:
             chunks.clear()
             idle = asyncio.get_running_loop().run_in_executor(self._thread, _nothing)

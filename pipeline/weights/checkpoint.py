@@ -2,13 +2,15 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from pipeline.errors import CheckpointError
 from pipeline.small_files import read_small_file
-from pipeline.weights.header import TensorEntry, brief, os_errors_named, parse_json, read_header
+from pipeline.weights.header import TensorEntry, brief, parse_json, read_header
+from pipeline.weights.shard import Shard, os_errors_named, require_descriptors
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -17,52 +19,47 @@ PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
 
 
 @dataclass(frozen=True, slots=True)
-class FileIdentity:
-    """What tells whether a file is still the one that was opened."""
-
-    inode: int
-    size: int
-    mtime_ns: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> Self:
-        """From the result of `os.stat` or `os.fstat`."""
-        return cls(status.st_ino, status.st_size, status.st_mtime_ns)
-
-
-@dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The tensors of a folder by name, and the identity of each file when its header was read."""
+    """The tensors of a folder by name, and its weight files, which are open until `close` or the end of a `with`."""
 
     folder: Path
     tensors: Mapping[str, TensorEntry]
-    files: Mapping[Path, FileIdentity]
+    files: Mapping[Path, Shard]
+
+    def close(self) -> None:
+        """Close the weight files; no read may be in flight. Closing twice is harmless."""
+        for shard in self.files.values():
+            shard.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
-def open_checkpoint(folder: Path | str) -> Checkpoint:
-    """Read the headers of `model.safetensors`, or of all the shards that `model.safetensors.index.json` names.
+def open_checkpoint(folder: Path | str, *, direct: bool = True) -> Checkpoint:
+    """Open `model.safetensors`, or all the shards that `model.safetensors.index.json` names, and read their headers.
+
+    Each file is opened once, and once more for `direct` reads; whoever reads it later shares these descriptors.
 
     Raises:
+        ConfigError: the process may not open so many files.
         CheckpointError: naming every file that is missing, truncated or unsound, and every tensor that the index
             promises and its shard lacks.
     """
     folder = Path(folder)
-    if os.path.lexists(folder / SINGLE_FILE):
-        tensors, files = _read_files(folder, [SINGLE_FILE])
-        return Checkpoint(folder, tensors[SINGLE_FILE], files)
-    if not os.path.lexists(folder / INDEX_FILE):
+    single = os.path.lexists(folder / SINGLE_FILE)
+    if not single and not os.path.lexists(folder / INDEX_FILE):
         raise CheckpointError(_nothing_found(folder))
-
-    file_of_tensor = _read_index(folder / INDEX_FILE)
-    tensors, files = _read_files(folder, sorted(set(file_of_tensor.values())))
-    lacking = [
-        f"{folder / file}: lacks tensor {brief(name)}, which {INDEX_FILE} promises"
-        for name, file in file_of_tensor.items()
-        if name not in tensors[file]
-    ]
-    if lacking:
-        raise CheckpointError(first_faults(lacking))
-    return Checkpoint(folder, {name: tensors[file][name] for name, file in file_of_tensor.items()}, files)
+    file_of_tensor = {} if single else _read_index(folder / INDEX_FILE)
+    names = [SINGLE_FILE] if single else sorted(set(file_of_tensor.values()))
+    require_descriptors(folder, len(names) * (2 if direct else 1))
+    with ExitStack() as opened:
+        tensors, files = _read_files(folder, names, direct, opened)
+        found = tensors[SINGLE_FILE] if single else _promised(folder, file_of_tensor, tensors)
+        opened.pop_all()
+        return Checkpoint(folder, found, files)
 
 
 def first_faults(faults: list[str], most: int = 20) -> str:
@@ -71,19 +68,34 @@ def first_faults(faults: list[str], most: int = 20) -> str:
     return "\n".join([*faults[:most], *more])
 
 
-def _read_files(folder: Path, names: list[str]) -> tuple[dict[str, dict[str, TensorEntry]], dict[Path, FileIdentity]]:
+def _read_files(
+    folder: Path, names: list[str], direct: bool, opened: ExitStack
+) -> tuple[dict[str, dict[str, TensorEntry]], dict[Path, Shard]]:
+    """The tensors of each file by name, and the files by path, which `opened` closes."""
     tensors, files, faults = {}, {}, []
     for name in names:
-        path = folder / name
         try:
-            with os_errors_named(path):
-                files[path] = FileIdentity.of(os.stat(path))  # before the header: a later change is then noticed
-            tensors[name] = read_header(path)
+            shard = Shard(folder / name, direct=direct)
+            opened.callback(shard.close)
+            tensors[name], files[shard.path] = read_header(shard), shard
         except CheckpointError as error:
             faults.append(str(error))
     if faults:
         raise CheckpointError(first_faults(faults))
     return tensors, files
+
+
+def _promised(
+    folder: Path, file_of_tensor: Mapping[str, str], tensors: Mapping[str, Mapping[str, TensorEntry]]
+) -> dict[str, TensorEntry]:
+    lacking = [
+        f"{folder / file}: lacks tensor {brief(name)}, which {INDEX_FILE} promises"
+        for name, file in file_of_tensor.items()
+        if name not in tensors[file]
+    ]
+    if lacking:
+        raise CheckpointError(first_faults(lacking))
+    return {name: tensors[file][name] for name, file in file_of_tensor.items()}
 
 
 def _read_index(path: Path) -> dict[str, str]:

@@ -4,16 +4,13 @@ A file is `length (8 bytes, little endian) | JSON of that length | data`. What i
 accepts too; this parser is stricter where a lie could hide (duplicate keys, unknown fields, sizes).
 """
 
-import os
-import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CheckpointError
 from pipeline.small_files import parse_object
+from pipeline.weights.shard import Shard
 
 HEADER_LIMIT_BYTES = 16 << 20
 TENSOR_LIMIT = 200_000
@@ -63,26 +60,6 @@ def brief(value: object) -> str:
     return text if len(text) <= 200 else f"{text[:200]}... ({len(text)} characters)"
 
 
-@contextmanager
-def os_errors_named(path: Path) -> Iterator[None]:
-    """Turn what the operating system says about `path` into a CheckpointError."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: is missing") from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def read_head(path: Path, limit_bytes: int) -> tuple[bytes, int]:
-    """The first bytes of a regular file, `limit_bytes` at most, and the file's size; never opens a FIFO or a device."""
-    with os_errors_named(path):
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise CheckpointError(f"{path}: is not a regular file")
-        with open(path, "rb") as file:
-            return file.read(limit_bytes), os.fstat(file.fileno()).st_size
-
-
 def parse_json(raw: bytes, what: str) -> dict[str, Any]:
     """A JSON object in UTF-8, without duplicate keys, NaN or text that UTF-8 cannot hold.
 
@@ -102,15 +79,16 @@ def _plain_int(digits: str) -> int:
     return int(digits)
 
 
-def read_header(path: Path) -> dict[str, TensorEntry]:
-    """The tensors of the safetensors file `path` by name, in file order; reads the header only.
+def read_header(shard: Shard) -> dict[str, TensorEntry]:
+    """The tensors of a safetensors file by name, in file order; reads the header only.
 
     Raises:
         CheckpointError: naming the file, the tensor, need and have, when the header is not sound: at most 16 MiB and
             200,000 tensors; known dtypes; shapes that fit their bytes; data that covers the file without overlap, hole
             or rest.
     """
-    head, size = read_head(path, LENGTH_BYTES)
+    path, size = shard.path, shard.size
+    head = shard.head(LENGTH_BYTES)
     if head.startswith(b"version "):
         raise CheckpointError(f"{path}: is a Git LFS pointer, not weights; fetch the file with `git lfs pull`")
     length = int.from_bytes(head, "little")
@@ -119,8 +97,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     if length > HEADER_LIMIT_BYTES:
         raise CheckpointError(f"{path}: declares a header of {length} bytes; the most allowed is {HEADER_LIMIT_BYTES}")
     data_start = LENGTH_BYTES + length
-    head, size = read_head(path, data_start)
-    raw = head[LENGTH_BYTES:]
+    raw = shard.head(data_start)[LENGTH_BYTES:]
     if len(raw) < length:
         raise CheckpointError(f"{path}: truncated: the header needs {data_start} bytes, the file has {size}")
     if not raw.startswith(b"{"):

@@ -1,4 +1,4 @@
-"""A reading lane: what one thread with one read in flight holds, an open descriptor per weight file.
+"""A reading lane: what one thread with one read in flight does. The files are open, and all lanes share them.
 
 Siblings (`preadv_lanes`, `aiofiles_lanes`) say how reads get to the threads; what a read has to heed is said here.
 """
@@ -9,16 +9,14 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 from pipeline.errors import CheckpointError
-from pipeline.weights.checkpoint import FileIdentity
 from pipeline.weights.layout import BLOCK_BYTES
+from pipeline.weights.shard import NOT_OFFERED, FileIdentity, Shard, advise
 
 logger = logging.getLogger("penstock")
-O_DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 class Chunk(NamedTuple):
@@ -30,29 +28,34 @@ class Chunk(NamedTuple):
     slot_offset: int
 
 
-@dataclass(slots=True)
 class Disk:
-    """What the lanes of one source share: the files as they were opened, and what was said about them."""
+    """What the lanes of one source share: the files, whether they are read past the page cache, and what was said."""
 
-    files: Mapping[Path, FileIdentity]
-    direct: bool
-    unlinked: set[Path] = field(default_factory=set)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(self, files: Mapping[Path, Shard], direct: bool) -> None:
+        self.files = files
+        self.direct = direct
+        self._unlinked: set[Path] = set()
+        self._lock = threading.Lock()
+        for shard in files.values() if direct else ():
+            if shard.direct is None:
+                self.refuse_direct(shard.path, shard.refusal)
 
-    def refuse_direct(self, file: Path) -> None:
+    def refuse_direct(self, file: Path, why: str) -> None:
         """Read through the page cache from now on, and say so once."""
         with self._lock:
             refused_before, self.direct = not self.direct, False
         if not refused_before:
             logger.warning(
-                "%s: the file system refuses direct reads (O_DIRECT); weights are read through the page cache, "
+                "%s: the file system refuses direct reads (O_DIRECT: %s); weights are read through the page cache, "
                 "which is slower and takes host memory",
                 file,
+                why,
             )
 
-    def check_unchanged(self, file: Path, status: os.stat_result, position: int) -> None:
-        """Raise unless `status`, from a handle of `file`, is what the file was when its header was read."""
-        opened, now = self.files[file], FileIdentity.of(status)
+    def check_unchanged(self, file: Path, position: int) -> None:
+        """Raise unless the file is what it was when it was opened."""
+        status = self.files[file].status()
+        opened, now = self.files[file].identity, FileIdentity.of(status)
         if now != opened:
             truncated = now.inode == opened.inode and now.size < opened.size
             fault = "truncated" if truncated else "weights changed"
@@ -60,74 +63,49 @@ class Disk:
             raise CheckpointError(f"{file}: {fault} while running, seen at byte {position}: need {need}, have {have}")
         if status.st_nlink == 0:
             with self._lock:
-                new = file not in self.unlinked
-                self.unlinked.add(file)
+                new = file not in self._unlinked
+                self._unlinked.add(file)
             if new:
                 logger.warning("%s: was deleted or replaced; going on with the file as it was opened", file)
 
 
 class Lane:
-    """The files of one thread, and so at most one read in flight. `reads` returned bytes, `bytes_read` in all."""
+    """What one thread reads, and so at most one read in flight. `reads` returned bytes, `bytes_read` in all."""
 
     def __init__(self, disk: Disk) -> None:
         self.reads = 0
         self.bytes_read = 0
         self._disk = disk
-        self._descriptors: dict[Path, int] = {}
-        self._direct_files: set[Path] = set()
-
-    def _descriptor(self, file: Path) -> int:
-        """Only in the lane's thread; filed at once, so that a cancelled wait loses no open file."""
-        if file not in self._descriptors:
-            direct = self._disk.direct
-            try:
-                self._descriptors[file] = open_descriptor(file, direct)
-            except OSError as error:
-                if error.errno != errno.EINVAL or not direct:
-                    raise
-                self._disk.refuse_direct(file)
-                self._descriptors[file] = open_descriptor(file, False)
-            else:
-                self._direct_files |= {file} if direct else set()
-        return self._descriptors[file]
 
     def _end(self, chunk: Chunk) -> int:
         return min(chunk.start + chunk.length, self._disk.files[chunk.file].size)
 
-    def _took(self, chunk: Chunk, position: int, count: int) -> int:
-        """How far `count` bytes at `position`, which the kernel gave at once, bring the chunk. Raises when nowhere."""
+    def _read(self, chunk: Chunk, position: int, buffer: memoryview) -> int:
+        """Read once, from `position` on, on the lane's thread, and tell how far that brings the chunk.
+
+        That is nowhere when the kernel refused a direct read: the next goes through the page cache.
+        """
+        shard = self._disk.files[chunk.file]
+        direct = shard.direct if self._disk.direct else None
+        rest = buffer[chunk.slot_offset + position - chunk.start : chunk.slot_offset + chunk.length]
+        try:
+            count = advance = os.preadv(shard.buffered if direct is None else direct, [rest], position)
+            if direct is not None and position + count < self._end(chunk):
+                advance -= count % BLOCK_BYTES  # the next direct read must begin at a block again
+            if not advance:
+                self._disk.check_unchanged(chunk.file, position)
+                raise OSError(errno.EIO, "no more bytes, though the file goes on")
+        except OSError as error:
+            if direct is not None and error.errno in NOT_OFFERED:
+                self._disk.refuse_direct(chunk.file, str(error.strerror))
+                return 0
+            what = f"{error.strerror}: at byte {position}, reading {chunk.start} to {self._end(chunk)}"
+            raise OSError(error.errno, what, str(chunk.file)) from error
         self.reads += 1
         self.bytes_read += count
-        if chunk.file in self._direct_files and position + count < self._end(chunk):
-            count -= count % BLOCK_BYTES  # the next direct read must begin at a block again
-        if not count:
-            self._check_unchanged(chunk.file, position)
-            raise OSError(errno.EIO, "no more bytes, though the file goes on")
-        return count
-
-    def _failed(self, chunk: Chunk, position: int, error: OSError) -> None:
-        """Go on through the page cache where the kernel refused a direct read; raise all else, with its place."""
-        if error.errno == errno.EINVAL and chunk.file in self._direct_files:
-            import fcntl  # only where there is O_DIRECT
-
-            self._disk.refuse_direct(chunk.file)
-            self._direct_files.discard(chunk.file)
-            descriptor = self._descriptors[chunk.file]
-            fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) & ~O_DIRECT)
-            return
-        what = f"{error.strerror}: at byte {position}, reading {chunk.start} to {self._end(chunk)}"
-        raise OSError(error.errno, what, str(chunk.file)) from error
-
-    def _check_unchanged(self, file: Path, position: int) -> None:
-        self._disk.check_unchanged(file, os.fstat(self._descriptors[file]), position)
-
-    def _drop_cached(self, file: Path, position: int, count: int) -> None:
-        drop_cached(self._descriptors[file], position, count)
-
-    def close(self) -> None:
-        """Close the files; no read may be in flight. Closing twice is harmless."""
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
+        if direct is None:
+            advise(shard.buffered, position, count, "POSIX_FADV_DONTNEED")
+        return advance
 
 
 SomeLane = TypeVar("SomeLane", bound=Lane, covariant=True)
@@ -164,17 +142,4 @@ class Lanes(ABC, Generic[SomeLane]):
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Wait until nothing is read any more, close all files and end the threads. Closing twice is harmless."""
-
-
-def open_descriptor(file: Path, direct: bool) -> int:
-    """Open a file for reading. Raises OSError, with EINVAL where direct reads are refused."""
-    if direct and not O_DIRECT:
-        raise OSError(errno.EINVAL, "this operating system has no direct reads", str(file))
-    return os.open(file, os.O_RDONLY | os.O_CLOEXEC | (O_DIRECT if direct else 0))
-
-
-def drop_cached(descriptor: int, start: int, length: int) -> None:
-    """Take these bytes of a file out of the page cache, where the operating system can."""
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_DONTNEED)
+        """Wait until nothing is read any more, and end the threads. Closing twice is harmless."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -63,26 +62,17 @@ class PreadvLanes(Lanes["PreadvLane"]):
         while (call := self._calls.get()) is not None:
             call.serve(lane)
             del call  # it refers to the buffer
-        lane.close()
 
 
 class PreadvLane(Lane):
-    """The files of one thread."""
+    """The work of one thread."""
 
     def read_chunk(self, chunk: Chunk, buffer: memoryview) -> None:
         """Read a chunk whole, as far as its file goes. Raises as `Lanes.read`."""
         position, end = chunk.start, self._end(chunk)
-        rest = buffer[chunk.slot_offset :][: chunk.length]
         while position < end:
-            try:
-                descriptor = self._descriptor(chunk.file)
-                count = os.preadv(descriptor, [rest[position - chunk.start :]], position)
-                if chunk.file not in self._direct_files:
-                    self._drop_cached(chunk.file, position, count)
-                position += self._took(chunk, position, count)
-            except OSError as error:
-                self._failed(chunk, position, error)
-        self._check_unchanged(chunk.file, end)
+            position += self._read(chunk, position, buffer)
+        self._disk.check_unchanged(chunk.file, end)
 
 
 class _Call:

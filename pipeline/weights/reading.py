@@ -1,13 +1,12 @@
 """How the disk is read: a few numbers that hold for as long as a model is open."""
 
-import os
 from dataclasses import dataclass
 
 from pipeline.errors import ConfigError
 from pipeline.weights.layout import BLOCK_BYTES
 
 MIB = 1 << 20
-WAYS = ("preadv", "aiofiles") if hasattr(os, "preadv") else ("aiofiles",)
+WAYS = ("preadv", "aiofiles")
 """The better first: both are as fast, but `preadv` leaves more of the event loop's time to others."""
 
 

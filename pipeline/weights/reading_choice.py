@@ -22,10 +22,10 @@ import torch
 
 from pipeline.devices.memory import HostMemory
 from pipeline.small_files import CONFIG_LIMIT_BYTES, read_json_file
-from pipeline.weights.checkpoint import FileIdentity
-from pipeline.weights.lane import Chunk, Disk, Lane, Lanes, drop_cached
+from pipeline.weights.lane import Chunk, Disk, Lane, Lanes
 from pipeline.weights.lanes import open_lanes
 from pipeline.weights.reading import MIB, WAYS, Reading
+from pipeline.weights.shard import Shard, advise
 
 logger = logging.getLogger("penstock")
 VERSION = 2
@@ -61,7 +61,7 @@ class Choice:
         return f"{self.reading}: {self.why}"
 
 
-def choose_reading(files: Mapping[Path, FileIdentity], given: Mapping[str, object], *, beside: bool) -> Choice:
+def choose_reading(files: Mapping[Path, Shard], given: Mapping[str, object], *, beside: bool) -> Choice:
     """The best way to read these files, `beside` computing on the CPU. What is `given`, fields of `Reading`, stays.
 
     Call it on a thread without an event loop. Raises OSError when the disk fails.
@@ -70,13 +70,13 @@ def choose_reading(files: Mapping[Path, FileIdentity], given: Mapping[str, objec
         return Choice(replace(DEFAULT, **given), "as the settings say")  # type: ignore[arg-type]
     if sum(one.size for one in files.values()) < LEAST_BYTES:
         return Choice(replace(DEFAULT, **given), "the default, for few bytes")  # type: ignore[arg-type]
-    largest = max(files, key=lambda file: files[file].size)
+    largest = max(files.values(), key=lambda shard: shard.size)
     cache, key = _cache_file(), _disk_key(largest, beside)
     rates = _kept(cache, key)
     since = "measured before"
     if rates is None:
         with _computing() if beside else contextlib.nullcontext():
-            rates, since = asyncio.run(_measure(largest, files)), "measured now"
+            rates, since = asyncio.run(_measure(largest)), "measured now"
         if DEFAULT not in rates:  # a warning has said so
             return Choice(replace(DEFAULT, **{"direct": False, **given}), "the file system refuses direct reads")  # type: ignore[arg-type]
         _keep(cache, key, rates)
@@ -117,23 +117,23 @@ def _computing() -> Iterator[None]:
         thread.join()
 
 
-async def _measure(file: Path, files: Mapping[Path, FileIdentity]) -> dict[Reading, float]:
+async def _measure(shard: Shard) -> dict[Reading, float]:
     """Bytes per second: medians over rounds in turn, in what time there is. Empty if direct reads are refused."""
     buffer = HostMemory(TRIAL_BYTES)
-    disks = {one: Disk(files, one.direct) for one in CANDIDATES}
-    lanes = {one: open_lanes("penstock-trial", one.way, one.lanes, disk) for one, disk in disks.items()}
-    starts = _extents(files[file].size)
+    disks = {direct: Disk({shard.path: shard}, direct) for direct in (True, False)}
+    lanes = {one: open_lanes("penstock-trial", one.way, one.lanes, disks[one.direct]) for one in CANDIDATES}
+    starts = _extents(shard.size)
     try:
-        await _trial(lanes[DEFAULT], file, next(starts), DEFAULT, buffer)  # touches the buffer
-        if not disks[DEFAULT].direct:
+        await _trial(lanes[DEFAULT], shard.path, next(starts), DEFAULT, buffer)  # touches the buffer
+        if not disks[True].direct:
             return {}
         deadline = time.perf_counter() + LONGEST_SECONDS
         trials: dict[Reading, list[float]] = {DEFAULT: []}
         for one in CANDIDATES * ROUNDS:
             start = next(starts)
-            if trials[DEFAULT] and (time.perf_counter() > deadline or (not one.direct and _is_cached(file, start))):
+            if trials[DEFAULT] and (time.perf_counter() > deadline or (not one.direct and _is_cached(shard, start))):
                 continue
-            trials.setdefault(one, []).append(await _trial(lanes[one], file, start, one, buffer))
+            trials.setdefault(one, []).append(await _trial(lanes[one], shard.path, start, one, buffer))
         return {one: statistics.median(some) for one, some in trials.items()}
     finally:
         for each in lanes.values():
@@ -158,28 +158,24 @@ async def _trial(lanes: Lanes[Lane], file: Path, start: int, one: Reading, buffe
     return TRIAL_BYTES / (time.perf_counter() - started)
 
 
-def _is_cached(file: Path, start: int) -> bool:
+def _is_cached(shard: Shard, start: int) -> bool:
     """Whether something of a trial's bytes stays in the page cache, as what was just written does: it says nothing."""
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        drop_cached(descriptor, start, TRIAL_BYTES)
-        page = bytearray(1)
-        for position in range(start, start + TRIAL_BYTES, TRIAL_BYTES // 16):
-            with contextlib.suppress(BlockingIOError):
-                if os.preadv(descriptor, [page], position, os.RWF_NOWAIT):
-                    return True
-        return False
-    finally:
-        os.close(descriptor)
+    advise(shard.buffered, start, TRIAL_BYTES, "POSIX_FADV_DONTNEED")
+    page = bytearray(1)
+    for position in range(start, start + TRIAL_BYTES, TRIAL_BYTES // 16):
+        with contextlib.suppress(BlockingIOError):
+            if os.preadv(shard.buffered, [page], position, os.RWF_NOWAIT):
+                return True
+    return False
 
 
 def _cache_file() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penstock" / "reading.json"
 
 
-def _disk_key(file: Path, beside: bool) -> str:
+def _disk_key(shard: Shard, beside: bool) -> str:
     """The file system and what it is mounted from, and the machine: device numbers may change when it starts anew."""
-    device = os.stat(file).st_dev
+    device = shard.identity.device
     wanted, mounted = f"{os.major(device)}:{os.minor(device)}", "unknown"
     mounts = Path("/proc/self/mountinfo")
     for line in mounts.read_text().splitlines() if mounts.exists() else ():

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ClosedError, ConfigError
-from pipeline.weights.checkpoint import FileIdentity
 from pipeline.weights.lane import Chunk, Disk
 from pipeline.weights.lanes import open_lanes
 from pipeline.weights.layout import BLOCK_BYTES, HostLayout
 from pipeline.weights.reading import Reading
 from pipeline.weights.rows import Rows
+from pipeline.weights.shard import Shard
 
 if TYPE_CHECKING:
     from pipeline.devices.memory import HostMemory
@@ -28,7 +28,7 @@ class WeightSource:
     def __init__(
         self,
         layouts: Mapping[tuple[int, str], HostLayout],
-        files: Mapping[Path, FileIdentity],
+        files: Mapping[Path, Shard],
         reading: Reading,
     ) -> None:
         self.reading = reading
@@ -103,7 +103,7 @@ class WeightSource:
             await self._rests.wait()
 
     async def aclose(self) -> None:
-        """Wait for the reads in flight, close all files and end the threads. Closing twice is harmless."""
+        """Wait for the reads in flight, and end the threads. Closing twice is harmless; the files stay open."""
         self._closed = True
         await self._lanes.aclose()
         await self._rows.aclose()

@@ -13,12 +13,15 @@ from pipeline.bench.floors import Floors
 from pipeline.bench.forecast import Compute, Rates, forecast, kind_of, pass_timings
 from pipeline.bench.machine import LARGER, _Computed, _computes, measure_rates
 from pipeline.bench.planning import GIGABYTE, balanced_tokens, plan_model
-from pipeline.build import build, draw_up
+from pipeline.build import Blueprint, build, draw_up
 from pipeline.config import Config
 from pipeline.devices.cpu import CpuDevice
 from pipeline.devices.elsewhere import DeviceElsewhere
+from pipeline.devices.open import PlannedDevice
 from pipeline.errors import ConfigError, RequestError
+from pipeline.models.config import read_config
 from pipeline.residency import NOTHING_STAYS
+from pipeline.weights.checkpoint import open_checkpoint
 from pipeline.weights.make_checkpoint import make_checkpoint
 
 pytestmark = pytest.mark.usefixtures("what_fits_stays")
@@ -63,9 +66,14 @@ def test_what_slows_each_other_takes_longer_together() -> None:
     assert rates().contention_seconds(10.0, 10.0) == 0.0
 
 
+def drawn_up(folder: Path, settings: Config, device: PlannedDevice, host_bytes: int | None = None) -> Blueprint:
+    with open_checkpoint(folder) as checkpoint:
+        return draw_up(read_config(folder), checkpoint, settings, device, host_bytes)
+
+
 def test_a_forecast_counts_it(checkpoint: Path) -> None:
     settings = Config(residency=False)
-    drawn = draw_up(checkpoint, settings, CpuDevice())
+    drawn = drawn_up(checkpoint, settings, CpuDevice())
     told = [
         forecast(drawn.catalog, drawn.plan, settings, replace(rates(1e9, per_byte=1e-9), read_slowdown=times), 1)
         for times in (1.0, 2.0)
@@ -76,7 +84,7 @@ def test_a_forecast_counts_it(checkpoint: Path) -> None:
 @pytest.mark.parametrize(("disk", "per_byte"), [(1e9, 0.1e-9), (1e9, 5e-9), (2e9, 0.3e-9)])
 def test_the_slower_of_disk_and_computing_binds(disk: float, per_byte: float, checkpoint: Path) -> None:
     settings = Config(residency=False)
-    drawn = draw_up(checkpoint, settings, CpuDevice())
+    drawn = drawn_up(checkpoint, settings, CpuDevice())
     told = forecast(drawn.catalog, drawn.plan, settings, rates(disk, per_byte=per_byte), 1)
     nbytes = sum(drawn.catalog.group_bytes("host").values())
     assert told.resource_seconds == pytest.approx({"disk": nbytes / disk, "compute": nbytes * per_byte})
@@ -86,7 +94,7 @@ def test_the_slower_of_disk_and_computing_binds(disk: float, per_byte: float, ch
 
 def test_what_stays_is_neither_read_nor_sent(checkpoint: Path) -> None:
     settings = Config(host_memory="20MB", gpu_memory="20MB", context_tokens=64, max_requests=1, max_tokens_per_pass=8)
-    drawn = draw_up(checkpoint, settings, DeviceElsewhere(**GPU, nbytes=GIGABYTE), 10 * GIGABYTE)
+    drawn = drawn_up(checkpoint, settings, DeviceElsewhere(**GPU, nbytes=GIGABYTE), 10 * GIGABYTE)
     residency = drawn.plan.residency
     assert residency.device
     timings = pass_timings(drawn.catalog, drawn.plan, rates(1e9, 2e9), 1)
@@ -192,7 +200,7 @@ async def test_a_forecast_is_near_what_is_measured() -> None:
     """Not to the percent: a pass of the bundled model takes some milliseconds, on a machine that others use too."""
     settings: dict[str, Any] = {"device": "cpu", "residency": False}
     found = await measure_rates(BUNDLED, Config(**settings), 1, lambda text: None)
-    drawn = draw_up(BUNDLED, Config(**settings), CpuDevice())
+    drawn = drawn_up(BUNDLED, Config(**settings), CpuDevice())
     told = await asyncio.to_thread(forecast, drawn.catalog, drawn.plan, Config(**settings), found, 1)
     async with Model.open(BUNDLED, **settings) as model:
         await model.generate([1], max_new_tokens=4, ignore_eos=True)

@@ -1,7 +1,9 @@
 """Parity with transformers: the same weights, the same tokens, the same numbers."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -78,6 +80,18 @@ def read_weights(
     return groups
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Any, Path]]:
+    """A checkpoint of a variant in one shard, and what transformers reads from it; made once for all tests."""
+
+    @functools.cache
+    def make(variant: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Path]:
+        folder = tmp_path_factory.mktemp(variant)
+        return save(variant, folder, dtype=dtype), folder
+
+    return make
+
+
 def moved(tensor: torch.Tensor, offset_bytes: int) -> torch.Tensor:
     buffer = torch.empty(tensor.nbytes + 64 + offset_bytes, dtype=torch.uint8)
     start = -buffer.data_ptr() % 64 + offset_bytes
@@ -95,19 +109,24 @@ def test_fp32_says_the_same_tokens_with_the_same_probabilities(variant: str, tmp
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("chunk", [1, 2, 5, 12])
-def test_a_prompt_in_chunks_gives_the_same_numbers(variant: str, chunk: int, tmp_path: Path) -> None:
-    expected = logits(save(variant, tmp_path), PROMPT)
-    ours = TinyRun(tmp_path, torch.float32).chunked(PROMPT, chunk)
+def test_a_prompt_in_chunks_gives_the_same_numbers(
+    variant: str, chunk: int, saved: Callable[..., tuple[Any, Path]]
+) -> None:
+    model, folder = saved(variant)
+    expected = logits(model, PROMPT)
+    ours = TinyRun(folder, torch.float32).chunked(PROMPT, chunk)
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("chunk", [1, 5, len(PROMPT)])
-def test_bf16_differs_no_more_than_transformers_from_itself(variant: str, chunk: int, tmp_path: Path) -> None:
-    model = save(variant, tmp_path, dtype=torch.bfloat16)
+def test_bf16_differs_no_more_than_transformers_from_itself(
+    variant: str, chunk: int, saved: Callable[..., tuple[Any, Path]]
+) -> None:
+    model, folder = saved(variant, torch.bfloat16)
     eager = logits(with_attention(model, "eager"), PROMPT, chunk)
     sdpa = logits(with_attention(model, "sdpa"), PROMPT, chunk)
-    ours = TinyRun(tmp_path, torch.bfloat16).chunked(PROMPT, chunk)
+    ours = TinyRun(folder, torch.bfloat16).chunked(PROMPT, chunk)
     # The two implementations may agree by luck; one rounding of the largest logit is the least that can differ at all.
     floor = float(eager.abs().max()) * torch.finfo(torch.bfloat16).eps
     assert float((ours - eager).abs().max()) <= max(float((sdpa - eager).abs().max()), floor)

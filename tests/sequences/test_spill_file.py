@@ -17,8 +17,8 @@ from pipeline.devices.memory import HostMemory
 from pipeline.errors import ConfigError, PenstockError
 from pipeline.sequences import spill_file
 from pipeline.sequences.spill_file import O_TMPFILE, SpillError, SpillFile
-from pipeline.weights.lane import O_DIRECT
 from pipeline.weights.layout import Copy
+from pipeline.weights.shard import O_DIRECT
 
 BLOCK = 8192
 BLOCKS = 40

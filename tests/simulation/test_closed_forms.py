@@ -5,6 +5,7 @@ from dataclasses import replace
 from random import Random
 
 import pytest
+from support.cases import EVERYTHING
 
 from pipeline.errors import ConfigError
 from pipeline.policies import CURRENT_CHAINED, POLICIES, Policy
@@ -12,8 +13,8 @@ from pipeline.simulation.closed_forms import ESTIMATES, closed_form_ms
 from pipeline.simulation.line import simulate
 from pipeline.simulation.timings import LayerTimings
 
-SETTINGS = 100
-TWO_HOP_SETTINGS = 30
+SETTINGS = 100 if EVERYTHING else 25
+TWO_HOP_SETTINGS = 30 if EVERYTHING else 8
 GPU_GROUPS = 6
 LEAST_LAYERS, MOST_LAYERS = 12, 120
 ROWS = {**POLICIES, "current, chained": CURRENT_CHAINED}

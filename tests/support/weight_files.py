@@ -1,7 +1,6 @@
 """A weight file, a source over it, and a disk whose reads do as the test says."""
 
 import asyncio
-import io
 import os
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -11,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.weights import aiofiles_lanes, lane
-from pipeline.weights.checkpoint import FileIdentity
+from pipeline.weights import shard
 from pipeline.weights.layout import BLOCK_BYTES, HostLayout, Window
 from pipeline.weights.reading import WAYS, Reading
+from pipeline.weights.shard import Shard
 from pipeline.weights.source import WeightSource
 
 CHUNKS = 6
@@ -38,12 +37,14 @@ def layouts(file: Path) -> dict[tuple[int, str], HostLayout]:
 @asynccontextmanager
 async def opened(file: Path, **options: Any) -> AsyncIterator[WeightSource]:
     """A source that reads a block at a time, in the way that the test runs with."""
-    identities = {file: FileIdentity.of(os.stat(file))}
-    source = WeightSource(layouts(file), identities, Reading(**{"way": way, "chunk_bytes": BLOCK_BYTES, **options}))
+    weights = Shard(file)
+    reading = Reading(**{"way": way, "chunk_bytes": BLOCK_BYTES, **options})
+    source = WeightSource(layouts(file), {file: weights}, reading)
     try:
         yield source
     finally:
         await source.aclose()
+        weights.close()
 
 
 class Gate:
@@ -56,7 +57,6 @@ class Gate:
         self.begun: list[int] = []
         self.ended: list[int] = []
         self.before: Callable[[int], int | None] = lambda position: None
-        self.after_open: Callable[[], None] = lambda: None
         self.open = threading.Event()
 
     def hold(self, *positions: int) -> None:
@@ -76,23 +76,11 @@ class Gate:
         """Put the gate between the lanes of either way and their files."""
         preadv, gate = os.preadv, self
 
-        def open_descriptor(file: Path, direct: bool) -> int:
-            opened = os.open(file, os.O_RDONLY)
-            gate.after_open()
-            return opened
-
         def gated(descriptor: int, buffers: list[memoryview], position: int) -> int:
             return gate._read(position, lambda limit: preadv(descriptor, [buffers[0][:limit]], position))
 
-        class GatedFile(io.FileIO):
-            def readinto(self, buffer: Any, /) -> int | None:
-                return gate._read(
-                    self.tell(), lambda limit: super(GatedFile, self).readinto(memoryview(buffer)[:limit])
-                )
-
-        monkeypatch.setattr(lane, "open_descriptor", open_descriptor)
+        monkeypatch.setattr(shard, "open_direct", lambda file: os.open(file, os.O_RDONLY))
         monkeypatch.setattr(os, "preadv", gated)
-        monkeypatch.setattr(aiofiles_lanes, "FileIO", GatedFile)
 
     def _read(self, position: int, read: Callable[[int | None], Any]) -> Any:
         self.begun.append(position)

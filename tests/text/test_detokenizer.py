@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -58,3 +60,48 @@ def test_byte_fallback_holds_a_run_of_bytes_until_it_ends(ids: list[int], expect
 
 def test_the_first_space_stays_where_the_decoder_does_not_strip_it() -> None:
     assert streamed(ByteFallbackDetokenizer(FALLBACK, strip_first_space=False), [256, 256]) == [" a", " a", ""]
+
+
+STRIPPED = partial(ByteFallbackDetokenizer, FALLBACK, True)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "ids", "expected"),
+    [
+        ([256], [256], [" a", ""]),
+        ([256, 999, 259], [256], [" a", ""]),
+        ([999, 259], [256], ["a", ""]),
+        ([32], [256], [" a", ""]),
+        ([256, 0xE4, 0xB8], [0x96, 256], ["", "世 a", ""]),
+        ([256, 0xE4, 0xB8, 999], [256], ["\ufffd\ufffd a", ""]),
+        ([256, 0xE4, 0xB8, 0x96], [256], [" a", ""]),
+        ([256, 0xE4, 0xB8, 0x96], [0xE4, 0xB8, 0x96], ["", "", "", "世"]),
+        ([0xE4, 0xB8, 0x96, 0xE4], [0xB8, 0x96, 256], ["", "", "世 a", ""]),
+    ],
+)
+def test_what_follows_a_prompt_goes_on_where_its_text_ends(
+    prompt: list[int], ids: list[int], expected: list[str]
+) -> None:
+    assert streamed(STRIPPED(prompt), ids) == expected
+
+
+def test_a_character_that_the_prompt_begins_is_completed() -> None:
+    assert streamed(ByteLevelDetokenizer(SINGLE_BYTES, [*"世".encode(), 0xE4, 999, 0xB8]), [0x96, 97]) == [
+        "世",
+        "a",
+        "",
+    ]
+    assert streamed(ByteLevelDetokenizer(SINGLE_BYTES, [*"a😀".encode()]), [97]) == ["a", ""]
+
+
+def test_a_prompt_of_any_length_costs_what_its_end_costs() -> None:
+    class Counted(dict[int, bytes]):
+        looked_up = 0
+
+        def get(self, key: int, default: bytes = b"") -> bytes:  # type: ignore[override]
+            self.looked_up += 1
+            return super().get(key, default)
+
+    pieces = Counted({**SINGLE_BYTES, 256: b" word"})
+    assert streamed(ByteLevelDetokenizer(pieces, [256] * 100_000), [97]) == ["a", ""]
+    assert pieces.looked_up < 10

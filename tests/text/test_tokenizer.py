@@ -2,17 +2,21 @@ import functools
 import json
 import tempfile
 import time
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from text import small_tokenizers as small
+from tokenizers.decoders import DecodeStream
 
 from pipeline.errors import CheckpointError, ConfigError, RequestError
 from pipeline.text import byte_pair
 from pipeline.text.byte_pair import BytePairEngine
+from pipeline.text.detokenizer import Detokenizer
 from pipeline.text.tokenizer import LONGEST_TEXT_BYTES, Tokenizer, load_tokenizer
 
 BYTE_LEVEL = [small.gpt2, small.llama3, small.qwen2, small.smollm, small.mistral]
@@ -59,6 +63,10 @@ def test_encode_equals_the_reference_on_any_text(build: small.Build, text: str) 
     assert loaded(build).encode(text) == build().encode(text).ids
 
 
+def joined(detokenizer: Detokenizer, ids: Sequence[int]) -> str:
+    return "".join([*map(detokenizer.push, ids), detokenizer.flush()])
+
+
 @settings(deadline=None, max_examples=200)
 @given(data=st.data())
 @pytest.mark.parametrize("build", EVERY_STYLE, ids=lambda build: build.__name__)
@@ -69,8 +77,31 @@ def test_decode_and_pushes_equal_the_reference_on_any_ids(build: small.Build, da
     ids = data.draw(st.lists(low | anywhere | st.sampled_from(sorted(tokenizer.special_ids)), max_size=30))
     expected = reference.decode(ids, skip_special_tokens=True)
     assert tokenizer.decode(ids) == expected
-    detokenizer = tokenizer.detokenizer()
-    assert "".join([*map(detokenizer.push, ids), detokenizer.flush()]) == expected
+    assert joined(tokenizer.detokenizer(), ids) == expected
+
+
+@settings(deadline=None, max_examples=200)
+@given(data=st.data())
+@pytest.mark.parametrize("build", EVERY_STYLE, ids=lambda build: build.__name__)
+def test_an_answer_goes_on_where_the_text_of_its_prompt_ends(build: small.Build, data: st.DataObject) -> None:
+    tokenizer, reference = loaded(build), build()
+    low, anywhere = st.integers(0, 300), st.integers(0, tokenizer.vocabulary_size - 1)
+    ids = st.lists(low | anywhere | st.sampled_from(sorted(tokenizer.special_ids)), max_size=8)
+    prompt, answer = data.draw(ids), data.draw(ids)
+    before, both = reference.decode(prompt), reference.decode(prompt + answer)
+    assume(not before.endswith("\ufffd") and both.startswith(before))  # else the prompt has no text of its own
+    assert before + joined(tokenizer.detokenizer(prompt), answer) == both
+
+
+@pytest.mark.parametrize("end", ["", "<|end|>", "<|begin|><|end|>"])
+def test_an_answer_equals_the_stream_of_the_package_begun_with_the_prompt(style: small.Build, end: str) -> None:
+    tokenizer, reference = loaded(style), style()
+    for prompt, answer in pairwise(["", *small.TEXTS, "Hello", " you", "you", "世", "😀"]):
+        prompt_ids = reference.encode(prompt + end).ids
+        ids = reference.encode(answer, add_special_tokens=False).ids
+        stream = DecodeStream(ids=prompt_ids, skip_special_tokens=True)
+        expected = "".join(stream.step(reference, token_id) or "" for token_id in ids)
+        assert joined(tokenizer.detokenizer(prompt_ids), ids) == expected
 
 
 @settings(deadline=None, max_examples=100)
@@ -163,7 +194,7 @@ def test_interrupts_pass_through() -> None:
         def encode(self, text: str) -> list[int]:
             raise KeyboardInterrupt
 
-        def detokenizer(self) -> None:
+        def detokenizer(self, prompt_ids: Sequence[int] = ()) -> None:
             raise NotImplementedError
 
     with pytest.raises(KeyboardInterrupt):

@@ -1,5 +1,6 @@
 """The catalog over a real checkpoint: every group through a host slot into a device slot, tensor by tensor."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,11 +41,11 @@ class Small:
 
 
 @pytest.fixture(scope="module", params=["llama-3.2-1b", "qwen2.5-7b", "qwen3-8b"])
-def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Small:
+def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Small]:
     folder: Path = tmp_path_factory.mktemp("small") / "model"
     tensors = write_small_checkpoint(folder, request.param)
-    checkpoint = open_checkpoint(folder)
-    return Small(tensors, checkpoint, plan_groups(group_specs(read_config(folder)), checkpoint))
+    with open_checkpoint(folder) as checkpoint:
+        yield Small(tensors, checkpoint, plan_groups(group_specs(read_config(folder)), checkpoint))
 
 
 async def through_slots(small: Small, catalog: WeightCatalog, group: WeightGroup) -> list[dict[str, torch.Tensor]]:

@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from support.safetensors_files import write_index, write_sharded
 
 from pipeline.errors import CheckpointError
-from pipeline.weights.checkpoint import FileIdentity, open_checkpoint
+from pipeline.weights.checkpoint import Checkpoint, open_checkpoint
+from pipeline.weights.shard import FileIdentity
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
@@ -20,6 +21,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
+def looked_at(folder: Path | str) -> Checkpoint:
+    with open_checkpoint(folder) as checkpoint:
+        return checkpoint
+
+
 def refusal(folder: Path) -> str:
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(folder)
@@ -28,25 +34,26 @@ def refusal(folder: Path) -> str:
 
 
 def test_shards_are_found_through_the_index(folder: Path) -> None:
-    checkpoint = open_checkpoint(folder)
+    checkpoint = looked_at(folder)
     assert {name: entry.file.name for name, entry in checkpoint.tensors.items()} == {"a": FIRST, "b": SECOND}
     for name, shape in (("a", (3,)), ("b", (5,))):
         entry = checkpoint.tensors[name]
         stored = entry.file.read_bytes()[entry.start :][: entry.length]
         assert torch.frombuffer(bytearray(stored), dtype=torch.float32).tolist() == list(range(*shape))
-    assert checkpoint.files == {folder / name: FileIdentity.of(os.stat(folder / name)) for name in (FIRST, SECOND)}
+    identities = {path: shard.identity for path, shard in checkpoint.files.items()}
+    assert identities == {folder / name: FileIdentity.of(os.stat(folder / name)) for name in (FIRST, SECOND)}
 
 
 def test_a_single_file_goes_before_an_index(folder: Path) -> None:
     save_file({"c": torch.zeros(2)}, folder / "model.safetensors")
-    checkpoint = open_checkpoint(str(folder))
+    checkpoint = looked_at(str(folder))
     assert checkpoint.tensors.keys() == {"c"}
     assert checkpoint.files.keys() == {folder / "model.safetensors"}
 
 
 def test_tensors_that_the_index_leaves_out_are_not_there(folder: Path) -> None:
     write_index(folder, {"b": SECOND})
-    assert open_checkpoint(folder).tensors.keys() == {"b"}
+    assert looked_at(folder).tensors.keys() == {"b"}
 
 
 def test_links_of_a_plain_name_are_followed_as_the_hub_cache_needs(folder: Path, tmp_path: Path) -> None:
@@ -54,7 +61,7 @@ def test_links_of_a_plain_name_are_followed_as_the_hub_cache_needs(folder: Path,
     snapshot.mkdir()
     for name in os.listdir(folder):
         (snapshot / name).symlink_to(Path("..") / folder.name / name)
-    assert open_checkpoint(snapshot).tensors.keys() == {"a", "b"}
+    assert looked_at(snapshot).tensors.keys() == {"a", "b"}
 
 
 def test_all_bad_shards_are_listed_with_need_and_have(folder: Path) -> None:
@@ -105,7 +112,8 @@ def test_fifos_and_devices_are_refused_without_opening_them(folder: Path) -> Non
     os.mkfifo(folder / FIRST)
     (folder / SECOND).unlink()
     (folder / SECOND).symlink_to("/dev/zero")
-    assert refusal(folder).splitlines() == [f"{folder / name}: is not a regular file" for name in (FIRST, SECOND)]
+    told = [f"{folder / name}: is not a regular file; put a plain file there" for name in (FIRST, SECOND)]
+    assert refusal(folder).splitlines() == told
     (folder / "model.safetensors.index.json").unlink()
     os.mkfifo(folder / "model.safetensors.index.json")
     assert "index.json: is not a regular file" in refusal(folder)
@@ -156,4 +164,4 @@ def test_only_headers_are_read(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header)
     os.truncate(path, 8 + len(header) + (1 << 42))
-    assert open_checkpoint(tmp_path).tensors["a"].length == 1 << 42
+    assert looked_at(tmp_path).tensors["a"].length == 1 << 42

@@ -11,10 +11,10 @@ import torch
 
 from pipeline.devices.cpu import CpuDevice
 from pipeline.errors import CheckpointError
-from pipeline.weights.checkpoint import FileIdentity
 from pipeline.weights.embedding import EmbeddingRows
 from pipeline.weights.groups import TensorRange
 from pipeline.weights.reading import Reading
+from pipeline.weights.shard import Shard
 from pipeline.weights.source import WeightSource
 
 ROWS, COLUMNS = 50, 24
@@ -64,7 +64,8 @@ async def test_rows_are_those_of_the_table(dtype: str, copy: bool, tmp_path: Pat
     file = tmp_path / "weights"
     file.write_bytes(b"x" * START + bytes(weights.view(torch.uint8).flatten().tolist()))
     device = CpuDevice(copy=copy)
-    source = WeightSource({}, {file: FileIdentity.of(file.stat())}, Reading())
+    shard = Shard(file)
+    source = WeightSource({}, {file: shard}, Reading())
     embedding = EmbeddingRows(table(file, dtype), source, device, 8)
     for token_ids in ([7], [0, ROWS - 1, 3, 3, 0, 12], [5] * 8, list(range(8)), [49]):
         await (await embedding.fetch(token_ids)).wait()
@@ -73,6 +74,7 @@ async def test_rows_are_those_of_the_table(dtype: str, copy: bool, tmp_path: Pat
         assert torch.equal(rows, weights[token_ids])
     del rows
     await source.aclose()
+    shard.close()
     await device.aclose()
 
 

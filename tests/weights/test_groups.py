@@ -9,7 +9,7 @@ from support.safetensors_files import field, packed, write_sharded
 from pipeline.errors import CheckpointError
 from pipeline.models.families import TensorSpec
 from pipeline.weights.checkpoint import open_checkpoint
-from pipeline.weights.groups import TensorRange, WeightGroup, WeightGroups, plan_groups
+from pipeline.weights.groups import Specs, TensorRange, WeightGroup, WeightGroups, plan_groups
 
 HIDDEN, FFN, VOCABULARY, LAYERS = 8, 20, 100, 2
 
@@ -42,7 +42,12 @@ def make_tensors(tied: bool = False, dtype: torch.dtype = torch.bfloat16) -> dic
 
 def plan(folder: Path, shards: list[dict[str, torch.Tensor]], tied: bool = False) -> WeightGroups:
     write_sharded(folder, shards)
-    return plan_groups(make_specs(tied), open_checkpoint(folder))
+    return planned(make_specs(tied), folder)
+
+
+def planned(specs: Specs, folder: Path) -> WeightGroups:
+    with open_checkpoint(folder) as checkpoint:
+        return plan_groups(specs, checkpoint)
 
 
 def stored(tensor: TensorRange) -> torch.Tensor:
@@ -95,7 +100,7 @@ def test_a_head_smaller_than_an_attn_group_stays_whole(tmp_path: Path) -> None:
     specs = make_specs()
     specs[LAYERS, "head"] = (specs[LAYERS, "head"][0], TensorSpec("output", "lm_head", (7, HIDDEN)))
     write_sharded(tmp_path, [{**make_tensors(), "lm_head": torch.zeros(7, HIDDEN).bfloat16()}])
-    (group,) = head_slices(plan_groups(specs, open_checkpoint(tmp_path)))
+    (group,) = head_slices(planned(specs, tmp_path))
     assert group.tensors[1].shape == (7, HIDDEN)
 
 
@@ -103,7 +108,7 @@ def test_a_head_of_fewer_rows_than_slices_has_no_empty_slice(tmp_path: Path) -> 
     specs = make_specs()
     specs[LAYERS, "head"] = (specs[LAYERS, "head"][0], TensorSpec("output", "lm_head", (5, 4000)))
     write_sharded(tmp_path, [{**make_tensors(), "lm_head": torch.zeros(5, 4000).bfloat16()}])
-    (group,) = head_slices(plan_groups(specs, open_checkpoint(tmp_path)))
+    (group,) = head_slices(planned(specs, tmp_path))
     assert group.tensors[1].shape == (5, 4000)
 
 
@@ -121,7 +126,7 @@ def test_vectors_may_have_another_dtype_than_the_matrices(tmp_path: Path) -> Non
 def refusal(folder: Path, tensors: dict[str, torch.Tensor]) -> str:
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(CheckpointError) as caught:
-        plan_groups(make_specs(), open_checkpoint(folder))
+        planned(make_specs(), folder)
     return str(caught.value)
 
 
@@ -155,5 +160,5 @@ def test_a_tensor_that_no_dtype_can_view_is_refused_before_any_read(tmp_path: Pa
     with pytest.raises(
         CheckpointError, match=r"tensor '0.norm1': begins at byte \d*[13579], not at a multiple"
     ) as caught:
-        plan_groups(make_specs(), open_checkpoint(tmp_path))
+        planned(make_specs(), tmp_path)
     assert len(str(caught.value).splitlines()) == len(tensors)

@@ -3,6 +3,7 @@ import json
 import os
 import re
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,16 @@ from safetensors.torch import save_file
 from support.safetensors_files import field, packed
 
 from pipeline.errors import CheckpointError
-from pipeline.weights.header import HEADER_LIMIT_BYTES, ITEM_BITS, TENSOR_LIMIT, read_header
+from pipeline.weights.header import HEADER_LIMIT_BYTES, ITEM_BITS, TENSOR_LIMIT, TensorEntry, read_header
+from pipeline.weights.shard import Shard
 
 FOUR = field("F32", [1], 0, 4)
 NAMED = b'{"a":{"dtype":"F32","shape":%s,"data_offsets":%s}}'
+
+
+def header_of(path: Path) -> dict[str, TensorEntry]:
+    with closing(Shard(path)) as shard:
+        return read_header(shard)
 
 
 def test_a_real_file_reads_as_the_library_reads_it(tmp_path: Path) -> None:
@@ -32,7 +39,7 @@ def test_a_real_file_reads_as_the_library_reads_it(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     save_file(tensors, path, metadata={"format": "pt"})
     raw = path.read_bytes()
-    entries = read_header(path)
+    entries = header_of(path)
     for name, reference in deserialize(raw):
         entry = entries.pop(name)
         assert (entry.file, entry.dtype, list(entry.shape)) == (path, reference["dtype"], reference["shape"])
@@ -95,7 +102,7 @@ def test_a_header_that_lies_is_refused(case: str, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(raw)
     with pytest.raises(CheckpointError, match=message) as caught:
-        read_header(path)
+        header_of(path)
     assert str(caught.value).startswith(str(path))
 
 
@@ -114,7 +121,7 @@ def test_a_bomb_is_refused_quickly_and_briefly(raw: bytes, tmp_path: Path) -> No
     path.write_bytes(packed(raw))
     started = time.process_time()
     with pytest.raises(CheckpointError) as caught:
-        read_header(path)
+        header_of(path)
     assert time.process_time() - started < 1.0
     assert len(str(caught.value)) < 1000
 
@@ -123,9 +130,9 @@ def test_what_is_not_a_regular_file_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "fifo", tmp_path, Path("/dev/zero")):
         with pytest.raises(CheckpointError, match=f"{re.escape(str(path))}: is not a regular file"):
-            read_header(path)
+            header_of(path)
     with pytest.raises(CheckpointError, match="nothing: is missing"):
-        read_header(tmp_path / "nothing")
+        header_of(tmp_path / "nothing")
 
 
 NAMES = st.text(max_size=4) | st.sampled_from(["a", "b", "__metadata__"])
@@ -188,7 +195,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @given(file=sound_files())
 def test_sound_files_are_accepted(file: tuple[dict[str, Any], bytes], scratch: Path) -> None:
     scratch.write_bytes(packed(*file))
-    assert read_header(scratch).keys() == file[0].keys() - {"__metadata__"}
+    assert header_of(scratch).keys() == file[0].keys() - {"__metadata__"}
 
 
 @settings(deadline=None)
@@ -196,7 +203,7 @@ def test_sound_files_are_accepted(file: tuple[dict[str, Any], bytes], scratch: P
 def test_what_is_accepted_the_library_accepts_and_reads_alike(raw: bytes, scratch: Path) -> None:
     scratch.write_bytes(raw)
     try:
-        entries = read_header(scratch)
+        entries = header_of(scratch)
     except CheckpointError as error:
         refused = str(error)
     else:

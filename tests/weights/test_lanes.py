@@ -1,20 +1,18 @@
 import asyncio
-import errno
 import fcntl
-import io
 import logging
 import os
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import pytest
 from support.weight_files import FILE_BYTES, GROUP_BYTES, Gate, opened
 
 from pipeline.devices.memory import HostMemory
 from pipeline.errors import CheckpointError
-from pipeline.weights import aiofiles_lanes, lane
+from pipeline.weights import shard
 from pipeline.weights.layout import BLOCK_BYTES
+from pipeline.weights.shard import NOT_OFFERED
 
 pytestmark = pytest.mark.usefixtures("way")
 
@@ -38,12 +36,17 @@ async def test_a_direct_read_that_gets_nowhere_is_an_error(weights: Path, gate: 
             await source.read_into(0, "attn", HostMemory(GROUP_BYTES))
 
 
-async def test_a_file_that_cannot_be_opened_is_named(weights: Path) -> None:
-    async with opened(weights) as source:
+async def test_lanes_share_the_descriptors_of_a_file_and_need_its_name_no_more(weights: Path) -> None:
+    content = weights.read_bytes()
+    async with opened(weights, lanes=8) as source:
+        files, slots = os.listdir("/proc/self/fd"), [HostMemory(GROUP_BYTES) for _ in range(3)]
         weights.unlink()
-        with pytest.raises(FileNotFoundError) as caught:
-            await source.read_into(0, "attn", HostMemory(GROUP_BYTES))
-        assert caught.value.filename == str(weights)
+        os.mkfifo(weights)
+        await asyncio.gather(*(source.read_into(layer, "attn", slot) for layer, slot in enumerate(slots)))
+        await source.read_rows(weights, [7], 10, row := memoryview(bytearray(10)))
+        assert b"".join(slot.view for slot in slots) == content[: 3 * GROUP_BYTES]
+        assert row == content[7:17]
+        assert os.listdir("/proc/self/fd") == files
 
 
 async def test_a_file_truncated_while_running_gives_an_error_and_never_zeros(weights: Path, gate: Gate) -> None:
@@ -93,32 +96,24 @@ async def test_a_replaced_file_is_read_on_from_the_old_handle_with_one_warning(
 
 
 @pytest.mark.parametrize("when", ["open", "read"])
+@pytest.mark.parametrize("number", sorted(NOT_OFFERED))
 async def test_a_file_system_without_direct_reads_is_read_through_the_cache_with_one_warning(
-    when: str, weights: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    number: int, when: str, weights: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    preadv, open_descriptor = os.preadv, lane.open_descriptor
-
-    def refused(descriptor: int) -> None:
-        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
-            raise OSError(errno.EINVAL, "Invalid argument")
-
-    class NoDirect(io.FileIO):
-        def readinto(self, buffer: Any, /) -> int | None:
-            refused(self.fileno())
-            return super().readinto(buffer)
+    preadv, open_direct = os.preadv, shard.open_direct
 
     def no_direct(descriptor: int, buffers: list[memoryview], position: int) -> int:
-        refused(descriptor)
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(number, os.strerror(number))
         return preadv(descriptor, buffers, position)
 
-    def refuse(file: Path, direct: bool) -> int:
-        if direct and when == "open":
-            raise OSError(errno.EINVAL, "Invalid argument", str(file))
-        return open_descriptor(file, direct)
+    def refuse(file: Path) -> int:
+        if when == "open":
+            raise OSError(number, os.strerror(number), str(file))
+        return open_direct(file)
 
-    monkeypatch.setattr(lane, "open_descriptor", refuse)
+    monkeypatch.setattr(shard, "open_direct", refuse)
     monkeypatch.setattr(os, "preadv", no_direct)
-    monkeypatch.setattr(aiofiles_lanes, "FileIO", NoDirect)
     content = weights.read_bytes()
     async with opened(weights) as source:
         slots = [HostMemory(GROUP_BYTES) for _ in range(3)]
@@ -130,4 +125,4 @@ async def test_a_file_system_without_direct_reads_is_read_through_the_cache_with
         assert not source.direct
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("penstock", logging.WARNING)
-    assert f"{weights}: the file system refuses direct reads" in record.message
+    assert f"{weights}: the file system refuses direct reads (O_DIRECT: {os.strerror(number)})" in record.message

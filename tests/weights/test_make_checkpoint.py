@@ -35,7 +35,8 @@ def test_the_folder_is_a_sharded_checkpoint_of_the_shape_asked_for(tmp_path: Pat
     make_checkpoint(out, "llama-3-8b", shard_bytes=300_000, progress=lambda *step: steps.append(step), **TINY)
     config = read_config(out)
     assert (config.layers, config.hidden_size, config.ffn_size, config.heads, config.kv_heads) == (2, 64, 96, 4, 2)
-    groups = plan_groups(group_specs(config), open_checkpoint(out))
+    with open_checkpoint(out) as checkpoint:
+        groups = plan_groups(group_specs(config), checkpoint)
     assert (groups.dtype, groups.ignored_tensors) == ("BF16", 0)
     shards = sorted(out.glob("*.safetensors"))
     assert [shard.name for shard in shards] == [f"model-{number:05}-of-00003.safetensors" for number in (1, 2, 3)]

@@ -3,21 +3,27 @@
 import asyncio
 import mmap
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pipeline.weights.checkpoint import FileIdentity
 from pipeline.weights.lane import Chunk, Disk
 from pipeline.weights.layout import BLOCK_BYTES
 from pipeline.weights.preadv_lanes import PreadvLanes
+from pipeline.weights.shard import Shard
 
 
-def lanes_of(weights: Path) -> PreadvLanes:
-    return PreadvLanes("penstock-test", 2, Disk({weights: FileIdentity.of(weights.stat())}, direct=False))
+@pytest.fixture
+def lanes(weights: Path) -> Iterator[PreadvLanes]:
+    shard = Shard(weights)
+    yield PreadvLanes("penstock-test", 2, Disk({weights: shard}, direct=False))
+    shard.close()
 
 
-async def test_after_a_thread_could_not_start_later_reads_work(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_after_a_thread_could_not_start_later_reads_work(
+    weights: Path, lanes: PreadvLanes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     start, failures = threading.Thread.start, [1]
 
     def fails_once(thread: threading.Thread) -> None:
@@ -27,7 +33,7 @@ async def test_after_a_thread_could_not_start_later_reads_work(weights: Path, mo
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", fails_once)
-    lanes, buffer = lanes_of(weights), memoryview(bytearray(BLOCK_BYTES))
+    buffer = memoryview(bytearray(BLOCK_BYTES))
     with pytest.raises(RuntimeError, match="can't start"):
         await lanes.read([Chunk(weights, 0, BLOCK_BYTES, 0)], buffer)
     await lanes.read([Chunk(weights, 0, BLOCK_BYTES, 0)], buffer)
@@ -37,8 +43,8 @@ async def test_after_a_thread_could_not_start_later_reads_work(weights: Path, mo
     await lanes.aclose()
 
 
-async def test_an_idle_thread_holds_no_buffer(weights: Path) -> None:
-    lanes, pages = lanes_of(weights), mmap.mmap(-1, BLOCK_BYTES)
+async def test_an_idle_thread_holds_no_buffer(weights: Path, lanes: PreadvLanes) -> None:
+    pages = mmap.mmap(-1, BLOCK_BYTES)
     await lanes.read([Chunk(weights, 0, BLOCK_BYTES, 0)], memoryview(pages))
     for _ in range(1000):
         try:

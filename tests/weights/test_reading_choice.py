@@ -2,35 +2,39 @@
 
 import asyncio
 import errno
+import fcntl
 import json
 import logging
 import mmap
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline import Model
-from pipeline.weights import lane, reading_choice
-from pipeline.weights.checkpoint import FileIdentity
+from pipeline.weights import reading_choice
 from pipeline.weights.make_checkpoint import make_checkpoint
 from pipeline.weights.reading import MIB, Reading
 from pipeline.weights.reading_choice import CANDIDATES, DEFAULT, best_reading, choose_reading
+from pipeline.weights.shard import Shard
 
 FAST = Reading(lanes=2, chunk_bytes=32 * MIB)
 
 
 @pytest.fixture
-def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[Path, FileIdentity]:
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[Path, Shard]]:
     """A checkpoint of one file that is small for a test, and large enough to be measured; and a cache of its own."""
     monkeypatch.setattr(reading_choice, "LEAST_BYTES", 1 << 20)
     monkeypatch.setattr(reading_choice, "TRIAL_BYTES", 8 << 20)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = tmp_path / "weights"
     path.write_bytes(os.urandom(1 << 20) * 20 + bytes(1234))
-    return {path: FileIdentity.of(path.stat())}
+    with closing(Shard(path)) as shard:
+        yield {path: shard}
 
 
 @pytest.fixture
@@ -38,8 +42,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Which files were measured; two lanes are the best way."""
     asked: list[Path] = []
 
-    async def measure(file: Path, files: object) -> dict[Reading, float]:
-        asked.append(file)
+    async def measure(shard: Shard) -> dict[Reading, float]:
+        asked.append(shard.path)
         return {one: 4e9 if one == FAST else 3e9 for one in CANDIDATES}
 
     monkeypatch.setattr(reading_choice, "_measure", measure)
@@ -58,53 +62,51 @@ def test_the_default_stays_unless_it_is_beaten_by_more_than_chance() -> None:
 
 
 @pytest.mark.parametrize("beside", [False, True])
-def test_every_candidate_is_really_measured(beside: bool, files: dict[Path, FileIdentity]) -> None:
-    (path,) = files
+def test_every_candidate_is_really_measured(beside: bool, files: dict[Path, Shard]) -> None:
+    ((path, shard),) = files.items()
     with open(path, "rb") as file:
         os.fsync(file.fileno())  # what is still to be written stays cached, and says nothing of the disk
     choice = choose_reading(files, {}, beside=beside)
     assert choice.reading in CANDIDATES
     assert ("beside computing" in choice.why) == beside
-    rates = asyncio.run(reading_choice._measure(path, files))
+    rates = asyncio.run(reading_choice._measure(shard))
     assert list(rates) == list(CANDIDATES)
     assert all(1e6 < rate < 1e12 for rate in rates.values())
     assert not [thread for thread in threading.enumerate() if "trial" in thread.name]
 
 
-def test_a_page_cache_that_cannot_be_emptied_is_not_taken_for_a_fast_disk(files: dict[Path, FileIdentity]) -> None:
-    (path,) = files
+def test_a_page_cache_that_cannot_be_emptied_is_not_taken_for_a_fast_disk(files: dict[Path, Shard]) -> None:
+    ((path, shard),) = files.items()
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
         assert sum(mapped[::4096]) > 0  # what is mapped stays
-        assert Reading(direct=False) not in asyncio.run(reading_choice._measure(path, files))
+        assert Reading(direct=False) not in asyncio.run(reading_choice._measure(shard))
 
 
 def test_a_file_system_without_direct_reads_is_read_through_the_cache(
-    files: dict[Path, FileIdentity], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    files: dict[Path, Shard], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    open_descriptor = lane.open_descriptor
+    preadv = os.preadv
 
-    def refuse(file: Path, direct: bool) -> int:
-        if direct:
-            raise OSError(errno.EINVAL, "Invalid argument", str(file))
-        return open_descriptor(file, direct)
+    def refuse(descriptor: int, buffers: list[memoryview], position: int) -> int:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return preadv(descriptor, buffers, position)
 
-    monkeypatch.setattr(lane, "open_descriptor", refuse)
+    monkeypatch.setattr(os, "preadv", refuse)
     choice = choose_reading(files, {}, beside=False)
     assert not choice.reading.direct
     assert choice.why == "the file system refuses direct reads"
     assert "refuses direct reads" in caplog.text
 
 
-def test_measuring_ends_in_time(files: dict[Path, FileIdentity], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measuring_ends_in_time(files: dict[Path, Shard], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading_choice, "LONGEST_SECONDS", 0.0)
-    (path,) = files
-    assert list(asyncio.run(reading_choice._measure(path, files))) == [DEFAULT]
+    (shard,) = files.values()
+    assert list(asyncio.run(reading_choice._measure(shard))) == [DEFAULT]
     assert choose_reading(files, {}, beside=False).reading == DEFAULT
 
 
-def test_the_choice_is_kept_for_the_next_time(
-    files: dict[Path, FileIdentity], measured: list[Path], tmp_path: Path
-) -> None:
+def test_the_choice_is_kept_for_the_next_time(files: dict[Path, Shard], measured: list[Path], tmp_path: Path) -> None:
     first = choose_reading(files, {}, beside=False)
     second = choose_reading(files, {}, beside=False)
     assert first.reading == second.reading == FAST
@@ -122,15 +124,15 @@ def test_the_choice_is_kept_for_the_next_time(
 )
 def test_a_cache_that_makes_no_sense_is_told_and_replaced(
     content: str,
-    files: dict[Path, FileIdentity],
+    files: dict[Path, Shard],
     measured: list[Path],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    (path,) = files
+    (shard,) = files.values()
     cache = cache_of(tmp_path)
     cache.parent.mkdir(parents=True)
-    cache.write_text(content.replace("KEY", reading_choice._disk_key(path, False)))
+    cache.write_text(content.replace("KEY", reading_choice._disk_key(shard, False)))
     assert choose_reading(files, {}, beside=False).reading == FAST
     assert choose_reading(files, {}, beside=False).reading == FAST
     assert len(measured) == 1
@@ -138,10 +140,10 @@ def test_a_cache_that_makes_no_sense_is_told_and_replaced(
 
 
 def test_another_version_and_another_disk_are_measured_anew(
-    files: dict[Path, FileIdentity], measured: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: dict[Path, Shard], measured: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     choose_reading(files, {}, beside=False)
-    monkeypatch.setattr(reading_choice, "_disk_key", lambda file, beside: "another disk")
+    monkeypatch.setattr(reading_choice, "_disk_key", lambda shard, beside: "another disk")
     choose_reading(files, {}, beside=False)
     assert set(json.loads(cache_of(tmp_path).read_text())["disks"]) >= {"another disk"}
     assert len(json.loads(cache_of(tmp_path).read_text())["disks"]) == 2
@@ -151,7 +153,7 @@ def test_another_version_and_another_disk_are_measured_anew(
 
 
 def test_where_the_cache_cannot_be_written_a_warning_says_so(
-    files: dict[Path, FileIdentity], measured: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    files: dict[Path, Shard], measured: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "cache").write_text("a file where a folder should be")
     assert choose_reading(files, {}, beside=False).reading == FAST
@@ -166,13 +168,13 @@ def test_where_the_cache_cannot_be_written_a_warning_says_so(
     ],
 )
 def test_what_is_given_stays(
-    given: dict[str, Any], reading: Reading, files: dict[Path, FileIdentity], measured: list[Path]
+    given: dict[str, Any], reading: Reading, files: dict[Path, Shard], measured: list[Path]
 ) -> None:
     assert choose_reading(files, given, beside=False).reading == reading
 
 
 def test_nothing_is_measured_where_nothing_is_to_choose(
-    files: dict[Path, FileIdentity], measured: list[Path], monkeypatch: pytest.MonkeyPatch
+    files: dict[Path, Shard], measured: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert choose_reading(files, {"lanes": 3, "chunk_bytes": 4096}, beside=True).reading == Reading(
         lanes=3, chunk_bytes=4096

@@ -1,41 +1,41 @@
 """Rows through the page cache: from anywhere, whatever a read gives at once, and never behind one's back."""
 
 import asyncio
-import io
 import os
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.weight_files import FILE_BYTES, settle
 
 from pipeline.errors import CheckpointError
-from pipeline.weights import rows
-from pipeline.weights.checkpoint import FileIdentity
 from pipeline.weights.lane import Disk
 from pipeline.weights.rows import Rows
+from pipeline.weights.shard import Shard
 
 
 @asynccontextmanager
 async def opened(file: Path) -> AsyncIterator[Rows]:
-    some = Rows(Disk({file: FileIdentity.of(file.stat())}, direct=True))
+    shard = Shard(file)
+    some = Rows(Disk({file: shard}, direct=True))
     try:
         yield some
     finally:
         await some.aclose()
+        shard.close()
 
 
 def reads(monkeypatch: pytest.MonkeyPatch, before: Callable[[int], int | None]) -> None:
     """Each read asks `before`, on its thread and with its position, how many bytes it may give."""
 
-    class Scripted(io.FileIO):
-        def readinto(self, buffer: Any, /) -> int | None:
-            return super().readinto(memoryview(buffer)[: before(self.tell())])
+    preadv = os.preadv
 
-    monkeypatch.setattr(rows, "FileIO", Scripted)
+    def scripted(descriptor: int, buffers: list[memoryview], position: int) -> int:
+        return preadv(descriptor, [buffers[0][: before(position)]], position)
+
+    monkeypatch.setattr(os, "preadv", scripted)
 
 
 async def test_short_reads_are_continued(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,7 +137,6 @@ async def test_cancelling_a_call_that_waits_for_a_lane_is_immediate(weights: Pat
 
 async def test_cancelling_at_any_moment_loses_no_lane_and_no_file(weights: Path, gate: Gate) -> None:
     gate.before = lambda position: time.sleep(0.0005)
-    gate.after_open = lambda: time.sleep(0.0005)
     for moment in range(40):
         async with opened(weights, lanes=2) as source:
             task = asyncio.ensure_future(source.read_into(0, "attn", HostMemory(GROUP_BYTES)))

@@ -24,6 +24,7 @@ from pipeline.models.families import group_specs
 from pipeline.plan import Plan, make_plan
 from pipeline.policies import find_policy, fit_policy
 from pipeline.program import GenerationProgram
+from pipeline.promises import promise, promising
 from pipeline.residency import Residency
 from pipeline.sequences.batching import Batcher
 from pipeline.sequences.blocks import BlockPool
@@ -140,9 +141,12 @@ def _build(
     undone: contextlib.ExitStack,
 ) -> Runtime:
     """`undone` is told how to give back what is taken."""
-    drawn = draw_up(model, checkpoint, settings, device)
+    undone.callback(device.free)
+    with promising:
+        drawn = draw_up(model, checkpoint, settings, device)
+        drawn.plan.memory.check()
+        promise(device, checkpoint.folder, drawn.plan.memory)
     catalog, plan = drawn.catalog, drawn.plan
-    plan.memory.check()
     if plan.kv.moving:
         logger.warning("KV blocks %s", plan.kv)
     counts = slots_until_computed(slot_counts(settings.gpu_groups, two_kinds=catalog.two_kinds), settings.insert)
@@ -150,7 +154,6 @@ def _build(
     reading = choose_reading(checkpoint.files, settings.reading, beside=device.unified)
     logger.info("reads %s", reading)
     source = WeightSource(catalog.host, checkpoint.files, reading.reading)
-    undone.callback(device.free)
     embedding = EmbeddingRows(drawn.groups.embed, source, device, settings.max_tokens_per_pass)
     ahead = getattr(policy, "kv_ahead", True)
     cache = KeyValueCache(plan.kv_layout, plan.kv, device, settings.kv_disk, ahead=ahead)

@@ -18,6 +18,7 @@ from pipeline.memory import (
     slot_counts,
 )
 from pipeline.models.config import ModelConfig
+from pipeline.promises import promised_elsewhere
 from pipeline.residency import NOTHING_STAYS, Residency, place_groups
 from pipeline.sequences.blocks import blocks_for
 from pipeline.sequences.kv_layout import KvLayout
@@ -68,6 +69,7 @@ def make_plan(
     layout = KvLayout.of(model, blocks_for(_kv_tokens(settings, context_tokens)), dtype)
     fixed = [
         Holding("Python, torch and what was there before", "host", resident_bytes(), ""),
+        *promised_elsewhere(_pools(device)),
         *(
             Holding("kernels and workspaces, loaded later", place, size, "")
             for place, size in device.loads_later.items()
@@ -85,6 +87,11 @@ def make_plan(
     residents = _residents(catalog, residency)
     memory = MemoryPlan((*fixed, *_slots(slots), *residents), available)
     return Plan(memory, limits, context_tokens, slots, layout, kv, residency)
+
+
+def _pools(device: PlannedDevice) -> dict[str, str]:
+    """What the places that are planned for take from: memory that is one is one place."""
+    return {place: pool for place, pool in device.pools.items() if place == "host" or not device.unified}
 
 
 def weight_slots(settings: Config, catalog: WeightCatalog, device: PlannedDevice) -> dict[str, Slots]:

@@ -39,6 +39,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]
 def nothing_was_there_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a memory plan count only what the model takes, so that room is as exact as a test asks for."""
     monkeypatch.setattr("pipeline.plan.resident_bytes", lambda: 0)
+    monkeypatch.setattr("pipeline.plan.promised_elsewhere", lambda pools: [])
 
 
 @pytest.fixture(autouse=True)

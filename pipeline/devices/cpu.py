@@ -10,12 +10,14 @@ from actors.core.ports import Copy, Event
 from pipeline.devices.lane import Lane, Lanes
 from pipeline.devices.memory import HostMemory, Memory, copy_bytes
 from pipeline.memory import available_host_bytes
+from pipeline.promises import give_back
 
 
 class CpuDevice:
     """The embedded default. Uploads hand the slot on; with `copy=True` they really copy, as on a GPU."""
 
     torch_device = torch.device("cpu")
+    pools: Mapping[str, str] = {"host": "host", "device": "host"}
     loads_later: Mapping[str, int] = {"host": 32 << 20}
     """What torch adds with the first passes, by place, in bytes: 20 to 30 MB were measured."""
 
@@ -38,6 +40,10 @@ class CpuDevice:
         """What is free, and all that may be used, where it plays a device with memory of its own."""
         free = available_host_bytes()
         return free, free
+
+    def touched_bytes(self, pool: str) -> int:
+        """What of its memory was written to by now."""
+        return sum(memory.touched_bytes() for memory in tuple(self._memory)) if pool == "host" else 0
 
     def upload(
         self,
@@ -78,3 +84,4 @@ class CpuDevice:
         for memory in self._memory:
             memory.free()
         self._memory.clear()
+        give_back(self)

@@ -17,6 +17,7 @@ from actors.core.ports import Copy, Event
 from pipeline.devices.lane import LaneEvent, Lanes, portable, require_done
 from pipeline.devices.memory import DeviceMemory, HostMemory, Memory, copy_bytes
 from pipeline.errors import ConfigError
+from pipeline.promises import give_back
 
 
 class CudaDevice:
@@ -31,6 +32,7 @@ class CudaDevice:
         if not torch.cuda.is_available():
             raise ConfigError("device='cuda' needs an NVIDIA GPU and a CUDA build of torch; use device='cpu'")
         self.torch_device = torch.device("cuda", index)
+        self.pools: Mapping[str, str] = {"host": "host", "device": str(self.torch_device)}
         self._lanes = Lanes(lambda name: CudaLane(name, self.torch_device))
         self._pinned: list[HostMemory] = []
         self._memory: list[DeviceMemory] = []
@@ -53,6 +55,11 @@ class CudaDevice:
         free, whole = torch.cuda.mem_get_info(self.torch_device)
         kept = torch.cuda.memory_reserved(self.torch_device) - torch.cuda.memory_allocated(self.torch_device)
         return free + kept, whole
+
+    def touched_bytes(self, pool: str) -> int:
+        """All of its memory: pages are pinned, and the GPU's taken, when they are handed out."""
+        held: Mapping[str, Sequence[Memory]] = {"host": self._pinned, self.pools["device"]: self._memory}
+        return sum(memory.nbytes for memory in tuple(held.get(pool, ())))
 
     def upload(
         self,
@@ -90,6 +97,7 @@ class CudaDevice:
             memory.free()
         self._pinned.clear()
         self._memory.clear()
+        give_back(self)
         for code in codes:
             _check(code, "unpin memory")
 

@@ -21,6 +21,11 @@ class DeviceElsewhere:
         """The same device with that much memory."""
         return cls(device.unified, device.packed, device.loads_later, nbytes)
 
+    @property
+    def pools(self) -> Mapping[str, str]:
+        """No model is open on it."""
+        return {}
+
     def memory_bytes(self) -> tuple[int, int]:
         """All of it is free."""
         return self.nbytes or 0, self.nbytes or 0

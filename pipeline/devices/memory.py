@@ -1,5 +1,6 @@
 """Memory as the runtime holds it: host memory that disks can read into directly, and device memory."""
 
+import ctypes
 import mmap
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -25,6 +26,14 @@ class HostMemory:
             self._pages.madvise(mmap.MADV_HUGEPAGE)
         self.view = memoryview(self._pages)[:nbytes]
         self.tensor = torch.frombuffer(self._pages, dtype=torch.uint8)[:nbytes]
+
+    def touched_bytes(self) -> int:
+        """How much of it is in memory: the pages, huge ones where the kernel gives them, that were written to."""
+        tensor = self.tensor  # keeps the pages, should another thread free this memory now
+        resident = (ctypes.c_ubyte * -(-tensor.nbytes // mmap.PAGESIZE))()
+        if ctypes.CDLL(None).mincore(ctypes.c_void_p(tensor.data_ptr()), ctypes.c_size_t(tensor.nbytes), resident):
+            return 0
+        return min(tensor.nbytes, bytes(resident).count(1) * mmap.PAGESIZE)
 
     def free(self) -> None:
         """Let go of the pages, whoever still holds this object; a view that somebody kept stays valid."""

@@ -23,6 +23,10 @@ class PlannedDevice(Protocol):
         """Whether tensors lie packed in device slots."""
 
     @property
+    def pools(self) -> Mapping[str, str]:
+        """Which memory each place takes from, as other models of this process see it."""
+
+    @property
     def loads_later(self) -> Mapping[str, int]:
         """What its libraries add once they run, by place, in bytes."""
 

@@ -32,6 +32,7 @@ from pipeline.sequences.kv import KeyValueCache
 from pipeline.sequences.pass_inputs import PassInputs
 from pipeline.weights.catalog import WeightCatalog
 from pipeline.weights.checkpoint import Checkpoint, open_checkpoint
+from pipeline.weights.checksums import Checksums
 from pipeline.weights.embedding import EmbeddingRows
 from pipeline.weights.groups import WeightGroups, plan_groups
 from pipeline.weights.reading_choice import Choice, choose_reading
@@ -58,6 +59,7 @@ class Runtime:
     device: AnyDevice
     catalog: WeightCatalog
     source: WeightSource
+    checksums: Checksums | None
     embedding: EmbeddingRows
     cache: KeyValueCache
     program: GenerationProgram
@@ -83,6 +85,8 @@ class Runtime:
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self.checkpoint.close)
             stack.push_async_callback(self.source.aclose)
+            if self.checksums is not None:
+                stack.push_async_callback(self.checksums.aclose)
             stack.push_async_callback(self.device.aclose)
             stack.push_async_callback(asyncio.to_thread, self.cache.close)
             stack.push_async_callback(self.program.close)
@@ -151,10 +155,8 @@ def _build(
         logger.warning("KV blocks %s", plan.kv)
     counts = slots_until_computed(slot_counts(settings.gpu_groups, two_kinds=catalog.two_kinds), settings.insert)
     policy = fit_policy(find_policy(settings.policy), counts)
-    reading = choose_reading(checkpoint.files, settings.reading, beside=device.unified)
-    logger.info("reads %s", reading)
-    source = WeightSource(catalog.host, checkpoint.files, reading.reading)
-    embedding = EmbeddingRows(drawn.groups.embed, source, device, settings.max_tokens_per_pass)
+    reading, source, checksums = _weights(drawn, settings, device)
+    embedding = EmbeddingRows(drawn.groups.embed, source, device, settings.max_tokens_per_pass, checksums)
     ahead = getattr(policy, "kv_ahead", True)
     cache = KeyValueCache(plan.kv_layout, plan.kv, device, settings.kv_disk, ahead=ahead)
     undone.callback(cache.close)
@@ -173,6 +175,7 @@ def _build(
         Parts(
             catalog=catalog,
             source=source,
+            checksums=checksums,
             device=device,
             program=program,
             policy=policy,
@@ -187,10 +190,24 @@ def _build(
             queues=dict.fromkeys(ACTORS[1:], settings.gpu_groups) | dict(settings.queues),
         )
     )
-    own = (device, catalog, source, embedding, cache, program, policy, wired)
+    own = (device, catalog, source, checksums, embedding, cache, program, policy, wired)
     return Runtime(
         checkpoint, drawn.model, settings, drawn.dtype, plan.context_tokens, plan.memory, plan.residency, reading, *own
     )
+
+
+def _weights(drawn: Blueprint, settings: Config, device: AnyDevice) -> tuple[Choice, WeightSource, Checksums | None]:
+    """How weights are read, and what reads and what compares them.
+
+    There is a thread to sum up bytes for each lane, since none is slower at that than a lane at reading them.
+    """
+    files, layouts = drawn.checkpoint.files, drawn.catalog.host
+    reading = choose_reading(files, settings.reading, beside=device.unified)
+    logger.info("reads %s", reading)
+    source = WeightSource(layouts, files, reading.reading)
+    if not settings.checksums:
+        return reading, source, None
+    return reading, source, Checksums(drawn.groups.groups, layouts, drawn.groups.embed, reading.reading.lanes)
 
 
 def _budget(place: str, plan: Plan, catalog: WeightCatalog, memory: Callable[[int], Memory]) -> Budget:

@@ -8,6 +8,7 @@ from pipeline.build import Runtime
 from pipeline.sequences.batching import Batcher
 from pipeline.sequences.blocks import BlockPool
 from pipeline.sequences.kv import KeyValueCache
+from pipeline.weights.checksums import Checksums
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,19 @@ class PrefixRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class ChecksumsRecord:
+    """Weight groups, embedding rows and bytes of both that were summed up as they came from the disk.
+
+    `mismatches` differed from their first read. All is 0 where checksums are off.
+    """
+
+    groups: int
+    rows: int
+    nbytes: int
+    mismatches: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelStatistics:
     """Counters since the model was opened; those of actors and queues since the line last started.
 
@@ -94,6 +108,7 @@ class ModelStatistics:
     prefixes: PrefixRecord
     bytes_read: int
     bytes_needed: int
+    checksums: ChecksumsRecord
     device_groups_peak: int
     host_groups_peak: int
     groups_reloaded: int
@@ -122,6 +137,7 @@ class ModelStatistics:
             prefixes=PrefixRecord(prefixes.queried_tokens, prefixes.hit_tokens, pool.cached),
             bytes_read=runtime.source.bytes_read,
             bytes_needed=runtime.source.bytes_needed,
+            checksums=_checksums(runtime.checksums),
             device_groups_peak=line.budgets.get("device", host).peak,
             host_groups_peak=host.peak,
             groups_reloaded=0 if arrivals is None else arrivals.reloaded,
@@ -145,6 +161,12 @@ class ModelStatistics:
 def _requests(batcher: Batcher) -> RequestsRecord:
     ended = {outcome: batcher.ended[outcome] for outcome in ("finished", "cancelled", "failed")}
     return RequestsRecord(running=batcher.running, waiting=batcher.waiting, **ended)
+
+
+def _checksums(checksums: Checksums | None) -> ChecksumsRecord:
+    if checksums is None:
+        return ChecksumsRecord(0, 0, 0, 0)
+    return ChecksumsRecord(checksums.groups, checksums.rows, checksums.nbytes, checksums.mismatches)
 
 
 def _kv_blocks(cache: KeyValueCache, pool: BlockPool) -> BlocksRecord:

@@ -8,7 +8,17 @@ from actors.compute_scheduler import ComputeScheduler
 from actors.core.arrivals import Arrivals
 from actors.core.budget import Budget, Group
 from actors.core.line import Line
-from actors.core.ports import Buffer, Catalog, Clock, Device, KeyValues, PrefetchPolicy, Program, WeightSource
+from actors.core.ports import (
+    Buffer,
+    Catalog,
+    Checksums,
+    Clock,
+    Device,
+    KeyValues,
+    PrefetchPolicy,
+    Program,
+    WeightSource,
+)
 from actors.core.prefetch import PrefetchQueue
 from actors.core.stage import Mover, Stage
 from actors.core.trace import Trace
@@ -60,6 +70,7 @@ class Parts:
     trace: Trace
     passes: int | None = None
     key_values: KvSlots | None = None
+    checksums: Checksums | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +117,7 @@ def wire(parts: Parts) -> Wired:
     line = (
         Line(planner, catalog=parts.catalog, clock=parts.clock, trace=parts.trace)
         .then(DiskReader(parts.source, parts.host_budget), queue=parts.queues["disk_reader"])
-        .then(PinnedStager(), queue=parts.queues["pinned_stager"])
+        .then(PinnedStager(parts.source, parts.checksums), queue=parts.queues["pinned_stager"])
         .then(uploader, queue=parts.queues["gpu_uploader"])
         .then(scheduler, queue=parts.queues["compute_scheduler"])
     )

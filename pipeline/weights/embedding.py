@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from actors.core.ports import Event
+from pipeline.weights.checksums import Checksums
 from pipeline.weights.groups import TensorRange
 from pipeline.weights.layout import Copy, tensor_views
 from pipeline.weights.source import WeightSource
@@ -22,12 +23,20 @@ logger = logging.getLogger("penstock")
 class EmbeddingRows:
     """Room for `most_rows` rows in host memory and on the device, filled anew by every `fetch`."""
 
-    def __init__(self, table: TensorRange, source: WeightSource, device: "AnyDevice", most_rows: int) -> None:
+    def __init__(
+        self,
+        table: TensorRange,
+        source: WeightSource,
+        device: "AnyDevice",
+        most_rows: int,
+        checksums: Checksums | None = None,
+    ) -> None:
         self.most_rows = most_rows
         self.row_bytes = table.length // table.shape[0]
         self._table = table
         self._source = source
         self._device = device
+        self._checksums = checksums
         self._host = device.host_memory(most_rows * self.row_bytes)
         self._rows = device.device_memory(most_rows * self.row_bytes)
 
@@ -35,7 +44,8 @@ class EmbeddingRows:
         """Read the rows of these tokens, each once, and return the event of their upload.
 
         They go through the H2D lane like everything else: no copy may run on a compute lane (design.md, section 6).
-        Raises OSError when the disk failed twice.
+        Raises OSError when the disk failed twice, CheckpointError when a row differs from its first read, and still
+        does when it is read again.
         """
         places = {token_id: index for index, token_id in enumerate(dict.fromkeys(token_ids))}
         try:
@@ -43,6 +53,7 @@ class EmbeddingRows:
         except OSError as error:
             logger.warning("reading %d rows of the embedding failed, trying once more: %s", len(places), error)
             await self._read(tuple(places))
+        await self._verify(tuple(places))
         copies = [
             Copy(places[token_id] * self.row_bytes, index * self.row_bytes, self.row_bytes)
             for index, token_id in enumerate(token_ids)
@@ -54,6 +65,18 @@ class EmbeddingRows:
         fetched = replace(self._table, length=count * self.row_bytes, shape=(count, self._table.shape[1]))
         return tensor_views(self._rows.tensor, {fetched.short: 0}, (fetched,))[fetched.short]
 
+    async def _verify(self, token_ids: Sequence[int]) -> None:
+        """As the pinned stager does with groups."""
+        if self._checksums is None or (fault := self._checksums.compare_rows(token_ids, self._host.view)) is None:
+            return
+        logger.warning("the embedding differs from its first read, reading once more: %s", fault)
+        await self._source.forget_rows(self._table.file, self._starts(token_ids), self.row_bytes)
+        await self._read(token_ids)
+        if (fault := self._checksums.compare_rows(token_ids, self._host.view)) is not None:
+            raise fault
+
     async def _read(self, token_ids: Sequence[int]) -> None:
-        starts = [self._table.start + token_id * self.row_bytes for token_id in token_ids]
-        await self._source.read_rows(self._table.file, starts, self.row_bytes, self._host.view)
+        await self._source.read_rows(self._table.file, self._starts(token_ids), self.row_bytes, self._host.view)
+
+    def _starts(self, token_ids: Sequence[int]) -> list[int]:
+        return [self._table.start + token_id * self.row_bytes for token_id in token_ids]

@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline.errors import CheckpointError
 from pipeline.threads import outlast
 from pipeline.weights.lane import Disk
+from pipeline.weights.layout import row_window
 from pipeline.weights.shard import advise
 
 
@@ -39,6 +40,11 @@ class Rows:
         loop = asyncio.get_running_loop()
         await outlast([loop.run_in_executor(self._thread, self._read, file, starts, row_bytes, buffer)])
 
+    async def forget(self, file: Path, starts: Sequence[int], row_bytes: int) -> None:
+        """Take rows out of the page cache, so that they come from the disk when they are read next."""
+        loop = asyncio.get_running_loop()
+        await outlast([loop.run_in_executor(self._thread, self._forget, file, starts, row_bytes)])
+
     async def aclose(self) -> None:
         """Wait for what is in flight, and end the thread. Closing twice is harmless."""
         await asyncio.to_thread(self._thread.shutdown)
@@ -49,6 +55,10 @@ class Rows:
         for index, start in enumerate(starts):
             self._read_row(file, start, buffer[index * row_bytes :][:row_bytes])
         self._disk.check_unchanged(file, starts[-1] + row_bytes)
+
+    def _forget(self, file: Path, starts: Sequence[int], row_bytes: int) -> None:
+        for start in starts:
+            advise(self._disk.files[file].buffered, *row_window(start, row_bytes), "POSIX_FADV_DONTNEED")
 
     def _read_row(self, file: Path, start: int, row: memoryview) -> None:
         position, end = start, start + len(row)

@@ -96,6 +96,11 @@ class WeightSource:
         await self._rows.read(file, starts, row_bytes, buffer)
         self._bytes_needed += row_bytes * len(starts)
 
+    async def forget_rows(self, file: Path, starts: Sequence[int], row_bytes: int) -> None:
+        """Let these rows come from the disk when they are read next, though the page cache may hold them."""
+        self._check_open()
+        await self._rows.forget(file, starts, row_bytes)
+
     async def rested(self, groups: int) -> None:
         """Wait until no group is being read, or until so many have been since the beginning."""
         while self._groups_in_flight and self._groups_read < groups:

@@ -11,6 +11,7 @@ import torch
 
 from pipeline.devices.cpu import CpuDevice
 from pipeline.errors import CheckpointError
+from pipeline.weights.checksums import Checksums
 from pipeline.weights.embedding import EmbeddingRows
 from pipeline.weights.groups import TensorRange
 from pipeline.weights.reading import Reading
@@ -28,6 +29,8 @@ class ScriptedSource:
     def __init__(self, row_bytes: int) -> None:
         self.reads: list[list[int]] = []
         self.before: Callable[[int], Any] = lambda times: None
+        self.rotten: dict[int, int] = {}
+        self.forgotten: list[list[int]] = []
         self._row_bytes = row_bytes
 
     async def read_rows(self, file: Path, starts: Sequence[int], row_bytes: int, buffer: memoryview) -> None:
@@ -37,7 +40,12 @@ class ScriptedSource:
         if (wait := self.before(len(self.reads))) is not None:
             await wait
         for index, row in enumerate(rows):
-            buffer[index * row_bytes :][:row_bytes] = bytes([row]) * row_bytes
+            buffer[index * row_bytes :][:row_bytes] = bytes([row ^ self.rotten.get(row, 0)]) * row_bytes
+
+    async def forget_rows(self, file: Path, starts: Sequence[int], row_bytes: int) -> None:
+        """What rots in the page cache is whole on the disk; 255 is rotten there too."""
+        self.forgotten.append([(start - START) // row_bytes for start in starts])
+        self.rotten = {row: value for row, value in self.rotten.items() if value == 255}
 
 
 def table(file: Path, dtype: str = "BF16") -> TensorRange:
@@ -49,7 +57,8 @@ def table(file: Path, dtype: str = "BF16") -> TensorRange:
 async def scripted(most_rows: int = 8) -> AsyncIterator[tuple[ScriptedSource, EmbeddingRows, CpuDevice]]:
     device = CpuDevice(copy=True)
     source = ScriptedSource(COLUMNS * 2)
-    yield source, EmbeddingRows(table(Path("weights")), source, device, most_rows), device  # type: ignore[arg-type]
+    checksums = Checksums((), {}, table(Path("weights")), 1)
+    yield source, EmbeddingRows(table(Path("weights")), source, device, most_rows, checksums), device  # type: ignore[arg-type]
     await device.aclose()
 
 
@@ -122,6 +131,30 @@ async def test_a_file_that_has_changed_is_not_read_again() -> None:
         with pytest.raises(CheckpointError):
             await embedding.fetch([3])
         assert source.reads == [[3]]
+
+
+async def test_rows_that_differ_from_their_first_read_are_read_again_from_the_disk(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with scripted() as (source, embedding, _):
+        await (await embedding.fetch([2, 3, 5])).wait()
+        source.rotten = {3: 64}
+        await (await embedding.fetch([7, 3])).wait()
+        assert source.reads == [[2, 3, 5], [7, 3], [7, 3]]
+        assert source.forgotten == [[7, 3]]
+        assert bytes_of(embedding.rows(2)) == [[7], [3]]
+    assert "the embedding differs from its first read, reading once more" in caplog.text
+
+
+async def test_rows_that_differ_on_the_disk_are_an_error_and_others_are_none() -> None:
+    async with scripted() as (source, embedding, _):
+        await (await embedding.fetch([2, 3, 5])).wait()
+        source.rotten = {3: 255}
+        start = START + 3 * COLUMNS * 2
+        with pytest.raises(CheckpointError, match=f"weights changed on disk: bytes {start} to {start + COLUMNS * 2}"):
+            await embedding.fetch([7, 3])
+        await (await embedding.fetch([2, 7])).wait()
+        assert bytes_of(embedding.rows(2)) == [[2], [7]]
 
 
 async def test_a_cancelled_fetch_uploads_nothing() -> None:

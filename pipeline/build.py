@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-from actors.core.beside import run_beside
+from actors.core.beside import running
 from actors.core.budget import Budget
+from actors.core.crew import Over
 from actors.core.line import Line
 from actors.core.ports import PrefetchPolicy
 from actors.core.trace import Trace
@@ -76,9 +77,9 @@ class Runtime:
         """The five actors, and the user's own between them."""
         return self.wired.line
 
-    async def run(self) -> None:
+    def running(self) -> contextlib.AbstractAsyncContextManager[Over]:
         """Run the line of the weights, and the KV line beside it."""
-        await run_beside(self.wired.lines)
+        return running(self.wired.lines)
 
     async def aclose(self) -> None:
         """Give everything back; the lines must have stopped."""

@@ -2,15 +2,16 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.text.added_tokens import AddedToken
 from pipeline.text.byte_level import added_pieces, template, vocabulary_pieces
 from pipeline.text.detokenizer import ByteFallbackDetokenizer, ByteLevelDetokenizer, Detokenizer
 from pipeline.text.merges import Inexact
-from pipeline.text.tokenizer_config import AddedToken
+from pipeline.text.tokenizer_json import TokenizerJson
 
 _SPACE_MARK = "\N{LOWER ONE EIGHTH BLOCK}"
 _SENTENCE_PIECE = [
@@ -26,10 +27,11 @@ class HuggingFaceEngine:
     """Encodes with the `tokenizers` package; decodes with our own detokenizers, which never emit half a character.
 
     Raises ConfigError without the package, or for a decoder that we have no exact incremental form of; CheckpointError
-    if the package refuses the file.
+    if the package refuses the file, or gives an added token another id than the files say.
     """
 
-    def __init__(self, path: Path, document: dict[str, Any], bos_token: str | None, why: str) -> None:
+    def __init__(self, source: TokenizerJson, bos_token: str | None, why: str) -> None:
+        path = source.path
         try:
             import tokenizers
         except ImportError as error:
@@ -38,29 +40,50 @@ class HuggingFaceEngine:
                 "`tokenizers` package: pip install 'penstock[hf]'"
             ) from error
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            self._tokenizer = tokenizers.Tokenizer.from_str(source.raw.decode())
         except Exception as error:  # the package raises nothing narrower
             raise CheckpointError(f"{path}: {error}; fetch the file again") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        added_tokens = [
-            AddedToken(content=token.content, token_id=token_id, special=token.special)
-            for token_id, token in self._tokenizer.get_added_tokens_decoder().items()
-        ]
+        self._add(source)
+        added_tokens = [self._as_decoded(token) for token in source.added_tokens.tokens]
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=False)
-        self._new_detokenizer = _detokenizers(document["decoder"], vocabulary, added_tokens)
+        self._new_detokenizer = _detokenizers(source.document["decoder"], vocabulary, added_tokens)
         self.special_ids = frozenset(token.token_id for token in added_tokens if token.special)
         self.ordinary_size = max(vocabulary.values()) + 1
-        self.bos_id = self._tokenizer.token_to_id(bos_token) if bos_token else _first_of_template(document)
+        self.bos_id = self._tokenizer.token_to_id(bos_token) if bos_token else _first_of_template(source.document)
+
+    def _add(self, source: TokenizerJson) -> None:
+        self._tokenizer.add_tokens([_in_the_package(token) for token in source.added_tokens.additions])
+        for token in source.added_tokens.tokens:
+            if (given := self._tokenizer.token_to_id(token.content)) != token.token_id:
+                raise CheckpointError(
+                    f"{source.path}: added token {token.content[:80]!r} has id {token.token_id} in the files, but would"
+                    f" get {given}, since ids before it are missing; correct the file"
+                )
+
+    def _as_decoded(self, token: AddedToken) -> AddedToken:
+        """The token as the package decodes it: normalized, and special if it ever was declared so."""
+        one = [token.token_id]
+        special = self._tokenizer.decode(one) != self._tokenizer.decode(one, skip_special_tokens=False)
+        return replace(token, content=str(self._tokenizer.id_to_token(token.token_id)), special=special)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, with what the checkpoint's template puts around it."""
-        ids: list[int] = self._tokenizer.encode(text).ids
+        [encoding] = self._tokenizer.encode_batch_fast([text])  # `encode` would hold the interpreter lock
+        ids: list[int] = encoding.ids
         return ids
 
     def detokenizer(self, prompt_ids: Sequence[int] = ()) -> Detokenizer:
         """Return a detokenizer for what follows `prompt_ids`."""
         return self._new_detokenizer(prompt_ids)
+
+
+def _in_the_package(token: AddedToken) -> Any:
+    import tokenizers
+
+    flags = {name: value for name, value in asdict(token).items() if name not in ("content", "token_id")}
+    return tokenizers.AddedToken(token.content, **flags)
 
 
 def _first_of_template(document: dict[str, Any]) -> int | None:

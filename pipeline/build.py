@@ -117,6 +117,11 @@ def draw_up(
     Raises ConfigError or CheckpointError. Whether the plan fits is for the caller to check.
     """
     groups = plan_groups(group_specs(model), checkpoint)
+    if groups.ignored:
+        some, more = ", ".join(groups.ignored[:5]), len(groups.ignored) - 5
+        logger.warning(
+            "%s: not used for text: tensors %s%s", checkpoint.folder, some, f" and {more} more" if more > 0 else ""
+        )
     dtype = DTYPES[groups.dtype] if settings.dtype == "auto" else getattr(torch, settings.dtype)
     fewest_slots = settings.gpu_groups if device.unified else min(settings.gpu_groups, settings.host_groups)
     catalog = WeightCatalog(groups.groups, packed=device.packed, two_kinds=fewest_slots > 1)

@@ -1,14 +1,13 @@
 """A byte-level `tokenizer.json` (GPT-2, Llama 3, Qwen, SmolLM style) as tiktoken ranks, or the reason why not."""
 
-import unicodedata
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from pipeline.text.added_tokens import AddedToken
 from pipeline.text.byte_pair import BytePairEngine
 from pipeline.text.merges import Inexact, MergeList
+from pipeline.text.normalization import nfc
 from pipeline.text.split_patterns import split_pattern
 from pipeline.text.tokenizer_json import listed_tokens
 
@@ -105,7 +104,7 @@ def _normalizer(normalizer: dict[str, Any] | None) -> Callable[[str], str]:
     if not kinds:
         return str
     if kinds == ["NFC"]:
-        return partial(unicodedata.normalize, "NFC")
+        return nfc
     raise Inexact(f"normalizer {kinds}")
 
 

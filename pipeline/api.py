@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Coroutine, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Generator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
@@ -14,7 +14,7 @@ from pipeline.config import Config
 from pipeline.errors import ClosedError, ConfigError, RequestError
 from pipeline.folder import naming_files, read_defaults, read_tokenizer
 from pipeline.rehearsal import compute_zeros, rehearse
-from pipeline.requests import make_sequences
+from pipeline.requests import Call
 from pipeline.sequences.sequence import MOST_UNREAD, Chunk, Output, RunningSequence
 from pipeline.statistics import ModelStatistics
 from pipeline.supervisor import Supervisor
@@ -93,8 +93,7 @@ class Model:
             ClosedError: the model was closed before the request had finished.
         """
         self._runtime.program.batcher.check_room(1)
-        sequences = self._sequences(prompt, {**arguments, "n": n})
-        with self._serving(sequences):
+        async with self._serving(self._call(prompt, {**arguments, "n": n})) as sequences:
             outputs = [await sequence.output() for sequence in sequences]
         return outputs[0] if n is None else outputs
 
@@ -102,11 +101,14 @@ class Model:
         """Continue a prompt as `generate` does, giving one chunk per token as soon as it is known.
 
         While 64 chunks are not read the request pauses; it goes on, with the same tokens, when some have been.
+
+        Arguments, and what a glance at the prompt shows, are refused at the call; what only its tokens show (that a
+        text has too many, ids behind the first 16,384) when the first chunk is asked for.
         """
         if arguments.get("n") is not None:
             raise RequestError("n: a stream has one sample; leave it out, or call generate")
         self._runtime.program.batcher.check_room(1)
-        return self._stream(*self._sequences(prompt, arguments))
+        return self._stream(self._call(prompt, arguments))
 
     def statistics(self) -> ModelStatistics:
         """What moved, what waited, and for how long."""
@@ -155,7 +157,9 @@ class Model:
         new requests.
         """
         self._refuses = True
-        await self._supervisor.aclose(drain=drain)
+        if drain:
+            await self._runtime.program.drained()
+        await self._supervisor.aclose()
 
     async def __aenter__(self) -> "Model":
         return self
@@ -165,30 +169,31 @@ class Model:
     ) -> None:
         await self.aclose()
 
-    def _sequences(self, prompt: str | Sequence[int], arguments: dict[str, Any]) -> list[RunningSequence]:
-        return make_sequences(self._runtime, self._tokenizer, self._defaults, prompt, arguments)
+    def _call(self, prompt: str | Sequence[int], arguments: dict[str, Any]) -> Call:
+        return Call(self._runtime, self._tokenizer, self._defaults, prompt, arguments)
 
-    async def _stream(self, sequence: RunningSequence) -> AsyncGenerator[Chunk, None]:
-        sequence.most_unread = MOST_UNREAD
-        with self._serving([sequence]):
-            async with contextlib.aclosing(sequence.chunks()) as chunks:
-                async for chunk in chunks:
-                    self._runtime.program.resume()
-                    yield chunk
+    async def _stream(self, call: Call) -> AsyncGenerator[Chunk, None]:
+        async with self._serving(call) as [sequence], contextlib.aclosing(sequence.chunks()) as chunks:
+            sequence.most_unread = MOST_UNREAD
+            async for chunk in chunks:
+                self._runtime.program.resume()
+                yield chunk
 
-    @contextlib.contextmanager
-    def _serving(self, sequences: Sequence[RunningSequence]) -> Iterator[None]:
+    @contextlib.asynccontextmanager
+    async def _serving(self, call: Call) -> AsyncGenerator[list[RunningSequence], None]:
         """Let the samples of a call run for as long as their caller is there."""
-        if self._refuses or self._supervisor.done():
+        if self._refuses:
             raise ClosedError("the model is closed")
         if asyncio.get_running_loop() is not self._loop:
             raise RequestError("the model was opened on another event loop; call it from there, or open another one")
-        self._runtime.program.submit(sequences)
+        program = self._runtime.program
+        sequences = await program.sequences(call.sequences)
+        program.submit(sequences)
         try:
-            yield
+            yield sequences
         finally:
             for sequence in sequences:
-                self._runtime.program.withdraw(sequence)
+                program.withdraw(sequence)
 
 
 class Opening:

@@ -1,18 +1,19 @@
 """From the arguments of a call to its sequences: everything is checked here, before any work."""
 
+import asyncio
 import dataclasses
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.build import Runtime
 from pipeline.errors import RequestError, shown
-from pipeline.prompts import id_slices
-from pipeline.sequences.prefix_cache import COMMON_SCOPE, named_scope, private_scope
+from pipeline.prompts import SLICE_TOKENS, id_slices, known_length
+from pipeline.sequences.prefix_cache import COMMON_SCOPE, digest_prompt, named_scope, private_scope
 from pipeline.sequences.sampling import LARGEST_SEED, SamplingParameters
 from pipeline.sequences.sequence import RunningSequence
 from pipeline.text.tokenizer import Tokenizer
+from pipeline.text.tokenizing import Tokenizing
 
 MOST_SAMPLES = 16
 MOST_PRIORITY = 2**31 - 1
@@ -46,13 +47,18 @@ class CallOptions:
         if scope is not None and not (isinstance(scope, str) and 1 <= len(scope) <= LONGEST_SCOPE):
             raise self._error("cache_scope", f"a name of 1 to {LONGEST_SCOPE} characters, or None")
 
+    @property
+    def samples(self) -> int:
+        """How many samples there are."""
+        return self.n or 1
+
     def scope(self, share_prefixes: bool) -> bytes | None:
         """Who shares KV blocks with this call; None where nobody could."""
         if self.cache_scope is not None:
             return named_scope(self.cache_scope)
         if share_prefixes:
             return COMMON_SCOPE
-        return private_scope() if (self.n or 1) > 1 else None
+        return private_scope() if self.samples > 1 else None
 
     def _error(self, name: str, need: str) -> RequestError:
         return RequestError(f"{name}: need {need}; have {shown(getattr(self, name))}")
@@ -61,74 +67,101 @@ class CallOptions:
 OPTIONS = tuple(field.name for field in dataclasses.fields(CallOptions))
 
 
-def make_sequences(
-    runtime: Runtime,
-    tokenizer: Tokenizer | None,
-    defaults: Mapping[str, object],
-    prompt: str | Sequence[int],
-    arguments: Mapping[str, Any],
-) -> list[RunningSequence]:
-    """One sequence for each sample that a call asks for; `arguments` are those of sampling and of `CallOptions`.
+class Call:
+    """One call: its arguments are checked, and of its prompt what takes no time. Its sequences are made later.
 
-    Raises RequestError where they, or the prompt, can never be served.
+    `arguments` are those of sampling and of `CallOptions`. Raises RequestError where they, or the prompt, can never be
+    served. A text is measured by its bytes: it has at least as many tokens as it holds the longest token.
     """
-    options = CallOptions(**{name: arguments[name] for name in OPTIONS if arguments.get(name) is not None})
-    chosen = {name: value for name, value in arguments.items() if name not in OPTIONS}
-    parameters = SamplingParameters.from_arguments(defaults, chosen, also_known=OPTIONS)
-    prompt_ids = _prompt_ids(runtime, tokenizer, prompt)
-    _check(runtime, tokenizer, prompt_ids, parameters)
-    samples = options.n or 1
-    if parameters.seed is not None and parameters.seed + samples > LARGEST_SEED + 1:
-        need = f"a whole number from 0 to {LARGEST_SEED + 1 - samples}, as sample i draws with seed + i"
-        raise RequestError(f"seed: need {need}; have {parameters.seed}")
-    stop_ids = frozenset(parameters.stop_token_ids)
-    if not parameters.ignore_eos:
-        stop_ids |= set(runtime.config.eos_ids)
-    scope = options.scope(runtime.settings.share_prefixes)
-    sequences: list[RunningSequence] = []
-    for _ in range(samples):
-        sequence = RunningSequence(
-            prompt_ids,
-            parameters,
-            stop_ids,
-            tokenizer.detokenizer(prompt_ids) if tokenizer else None,
-            runtime.config.vocabulary_size,
-            scope=scope,
-            priority=options.priority,
-            earlier=sequences,
-        )
-        sequences.append(sequence)
-    return sequences
 
+    def __init__(
+        self,
+        runtime: Runtime,
+        tokenizer: Tokenizer | None,
+        defaults: Mapping[str, object],
+        prompt: object,
+        arguments: Mapping[str, Any],
+    ) -> None:
+        self._runtime, self._tokenizer = runtime, tokenizer
+        self._options = CallOptions(**{name: arguments[name] for name in OPTIONS if arguments.get(name) is not None})
+        chosen = {name: value for name, value in arguments.items() if name not in OPTIONS}
+        self._parameters = SamplingParameters.from_arguments(defaults, chosen, also_known=OPTIONS)
+        self._check_arguments()
+        self._text = prompt if isinstance(prompt, str) else ""
+        self._ids: list[int] = []
+        if not isinstance(prompt, str):
+            self._check_room(known_length(prompt))
+            self._later_ids = id_slices(prompt, runtime.config.vocabulary_size)
+            self._ids = next(self._later_ids, [])
+            self._check_room(len(self._ids))
+        elif tokenizer is None:
+            raise RequestError("prompt: text needs a tokenizer, and the folder has none; give token ids")
+        else:
+            self._check_room(tokenizer.fewest_tokens(prompt), "at least ")
+        if not self._ids and not self._text:
+            raise RequestError("prompt: need at least one token, have none")
 
-def _check(
-    runtime: Runtime, tokenizer: Tokenizer | None, prompt_ids: Sequence[int], parameters: SamplingParameters
-) -> None:
-    need = len(prompt_ids) + parameters.max_new_tokens
-    if need > runtime.context_tokens:
-        most = runtime.config.max_positions
-        larger = f", or open the model with context_tokens={need}" if need <= most else f"; it was made for {most}"
-        raise RequestError(
-            f"need room for {len(prompt_ids)} prompt and {parameters.max_new_tokens} new tokens, have "
-            f"{runtime.context_tokens}: shorten the prompt or lower max_new_tokens{larger}"
-        )
-    for token_id in parameters.stop_token_ids:
-        if token_id >= runtime.config.vocabulary_size:
-            raise RequestError(f"stop_token_ids: {token_id} is outside the {runtime.config.vocabulary_size} tokens")
-    if parameters.stop and tokenizer is None:
-        raise RequestError("stop: stop strings need a tokenizer, and the folder has none; use stop_token_ids")
+    async def sequences(self, tokenizing: Tokenizing) -> list[RunningSequence]:
+        """One sequence for each sample that the call asks for. A text, and what is long, takes a thread meanwhile.
 
+        A prompt of ids must not change before this has returned. Raises RequestError for what is found only now.
+        """
+        if self._text:
+            return await tokenizing.run(len(self._text), self._make_sequences)
+        for part in self._later_ids:
+            self._ids += part
+            self._check_room(len(self._ids))
+            await asyncio.sleep(0)
+        if len(self._ids) > SLICE_TOKENS:
+            return await tokenizing.run(len(self._ids), self._make_sequences)
+        return self._make_sequences()
 
-def _prompt_ids(runtime: Runtime, tokenizer: Tokenizer | None, prompt: object) -> list[int]:
-    if not isinstance(prompt, str):
-        ids = list(itertools.chain.from_iterable(id_slices(prompt, runtime.config.vocabulary_size)))
-    elif tokenizer is None:
-        raise RequestError("prompt: text needs a tokenizer, and the folder has none; give token ids")
-    else:
-        ids = tokenizer.encode(prompt) if prompt else []
-    if not ids:
-        raise RequestError("prompt: need at least one token, have none")
-    return ids
+    def _make_sequences(self) -> list[RunningSequence]:
+        if self._text and self._tokenizer is not None:
+            self._ids = self._tokenizer.encode_prompt(self._text)
+            self._check_room(len(self._ids))
+        prompt_ids = tuple(self._ids)
+        stop_ids = frozenset(self._parameters.stop_token_ids)
+        if not self._parameters.ignore_eos:
+            stop_ids |= set(self._runtime.config.eos_ids)
+        scope = self._options.scope(self._runtime.settings.share_prefixes)
+        sequences: list[RunningSequence] = []
+        for _ in range(self._options.samples):
+            sequence = RunningSequence(
+                prompt_ids,
+                self._parameters,
+                stop_ids,
+                self._tokenizer.detokenizer(prompt_ids) if self._tokenizer else None,
+                self._runtime.config.vocabulary_size,
+                scope=scope,
+                priority=self._options.priority,
+                earlier=sequences,
+            )
+            digest_prompt(sequence, sequences)
+            sequences.append(sequence)
+        return sequences
+
+    def _check_arguments(self) -> None:
+        seed, samples = self._parameters.seed, self._options.samples
+        if seed is not None and seed + samples > LARGEST_SEED + 1:
+            need = f"a whole number from 0 to {LARGEST_SEED + 1 - samples}, as sample i draws with seed + i"
+            raise RequestError(f"seed: need {need}; have {seed}")
+        size = self._runtime.config.vocabulary_size
+        for token_id in self._parameters.stop_token_ids:
+            if token_id >= size:
+                raise RequestError(f"stop_token_ids: {token_id} is outside the {size} tokens")
+        if self._parameters.stop and self._tokenizer is None:
+            raise RequestError("stop: stop strings need a tokenizer, and the folder has none; use stop_token_ids")
+
+    def _check_room(self, prompt_tokens: int, at_least: str = "") -> None:
+        new_tokens, have = self._parameters.max_new_tokens, self._runtime.context_tokens
+        if (need := prompt_tokens + new_tokens) > have:
+            most = self._runtime.config.max_positions
+            larger = f", or open the model with context_tokens={need}" if need <= most else f"; it was made for {most}"
+            raise RequestError(
+                f"need room for {at_least}{prompt_tokens} prompt and {new_tokens} new tokens, have {have}: shorten the "
+                f"prompt or lower max_new_tokens{larger}"
+            )
 
 
 def _is_whole(value: object, least: int, most: int) -> bool:

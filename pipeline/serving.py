@@ -1,16 +1,18 @@
 """Who is served: requests come, wait for their turn, get their tokens, and leave."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 import torch
 
 from pipeline.devices.lane import Lane
-from pipeline.errors import RequestError
+from pipeline.errors import ClosedError, RequestError
 from pipeline.sequences.batching import Batcher, Piece
 from pipeline.sequences.kv import KeyValueCache
 from pipeline.sequences.sampling import Choice
 from pipeline.sequences.sequence import RunningSequence
+from pipeline.text.tokenizing import Tokenizing
 
 
 class Serving:
@@ -22,7 +24,28 @@ class Serving:
         self._cache = cache
         self._changed = asyncio.Event()
         self._sampling = Lane("sampling")
+        self._tokenizing = Tokenizing()
+        self._entering = 0
+        self._closed = False
         self._in_pass = False
+
+    async def sequences(
+        self, make: Callable[[Tokenizing], Coroutine[Any, Any, list[RunningSequence]]]
+    ) -> list[RunningSequence]:
+        """What `make` makes of a call, to be submitted at once; from now on `drained` waits for it.
+
+        Raises Busy where too many have come before.
+        """
+        self.batcher.check_room(self._entering + 1)
+        self._entering += 1
+        try:
+            sequences = await make(self._tokenizing)
+        finally:
+            self._entering -= 1
+            self._changed.set()
+        if self._closed:
+            raise _closed()
+        return sequences
 
     def submit(self, sequences: Sequence[RunningSequence]) -> None:
         """Let the samples of a call wait for their turn. Raises Busy, and none waits, where there are too many."""
@@ -56,13 +79,15 @@ class Serving:
 
     async def drained(self) -> None:
         """Wait until all requests have ended; none pauses any more, so they end though nobody reads their streams."""
-        self.batcher.pause_nobody()
-        self._changed.set()
-        while self.batcher.unfinished:
+        while self._entering or self.batcher.unfinished:
+            self.batcher.pause_nobody()
+            self._changed.set()
             await self._change()
 
     async def close(self) -> None:
-        """End the sampling thread."""
+        """End the threads, and the calls whose prompt is tokenised."""
+        self._closed = True
+        self._tokenizing.close(_closed)
         await asyncio.to_thread(self._sampling.close)
 
     async def _next_pieces(self, max_tokens: int) -> list[Piece]:
@@ -94,6 +119,10 @@ class Serving:
         """Wait until something has come, gone or been read."""
         self._changed.clear()
         await self._changed.wait()
+
+
+def _closed() -> ClosedError:
+    return ClosedError("the model was closed before the request had begun")
 
 
 def _choose(sequence: RunningSequence, logits_V: torch.Tensor) -> Choice | RequestError:

@@ -62,7 +62,5 @@ async def ended(event: Event) -> None:
     except asyncio.CancelledError:
         if cancelled_from_outside(since=cancellations):
             raise
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException:
+    except Exception:
         return

@@ -5,7 +5,6 @@ import itertools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from actors.core.chained import parts
 from actors.core.ports import Buffer, Copy, Event
 
 ROUNDING_SECONDS = 1e-9
@@ -93,11 +92,10 @@ class SimDevice:
         self, lane: str, work: Callable[[], object], after: Sequence[Event], vacant: Event | None = None
     ) -> SimEvent:
         started = max(asyncio.get_running_loop().time(), self._free_at[lane])
-        for reader in parts(vacant):
-            if isinstance(reader, SimEvent):
-                started = max(started, reader.ended)
+        if isinstance(vacant, SimEvent):
+            started = max(started, vacant.ended)
         error = None
-        for earlier in parts(*after):
+        for earlier in after:
             if isinstance(earlier, SimEvent):
                 started = max(started, earlier.ended)
                 error = error or earlier._error

@@ -8,12 +8,14 @@ full blocks are shared, which nobody writes to any more.
 import hashlib
 import secrets
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pipeline.sequences.blocks import BLOCK_TOKENS, BlockPool
 from pipeline.sequences.sequence import RunningSequence
+from pipeline.threads import slices
 
 DIGEST_BYTES = 32
+SLICE_BLOCKS = 256
 
 
 def _digest(kind: bytes, *parts: bytes) -> bytes:
@@ -32,6 +34,15 @@ def named_scope(name: str) -> bytes:
 def private_scope() -> bytes:
     """A scope that no other call has."""
     return secrets.token_bytes(DIGEST_BYTES)
+
+
+def digest_prompt(sequence: RunningSequence, earlier: Sequence[RunningSequence]) -> None:
+    """Take the digests by which a prompt is looked up, or those of a sample before it: later they are at hand."""
+    if sequence.scope is not None:
+        sequence.digests = list(earlier[0].digests) if earlier else []
+        full_blocks = (len(sequence.prompt_ids) - 1) // BLOCK_TOKENS
+        for begin in slices(full_blocks, SLICE_BLOCKS):
+            _block_digest(sequence, sequence.scope, min(begin + SLICE_BLOCKS, full_blocks) - 1)
 
 
 class PrefixCache:

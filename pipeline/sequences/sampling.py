@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from pipeline.errors import RequestError, shown
+from pipeline.threads import slices
 
 ALIASES = {"max_tokens": "max_new_tokens"}
 LARGEST_ID = 2**31 - 1
@@ -221,9 +222,9 @@ def _uniform_numbers(seed: int | None, index: int) -> Callable[[], float]:
 
 
 def _ids_tensor(token_ids: Sequence[int]) -> torch.Tensor:
-    """Token ids as int64, a slice at a time: between two of them other threads can run."""
+    """Token ids as int64."""
     ids_T = torch.empty(len(token_ids), dtype=torch.int64)
-    for begin in range(0, len(token_ids), SLICE_TOKENS):
+    for begin in slices(len(token_ids), SLICE_TOKENS):
         part = token_ids[begin : begin + SLICE_TOKENS]
         ids_T[begin : begin + len(part)] = torch.tensor(part)
     return ids_T

@@ -2,10 +2,8 @@
 
 import asyncio
 import errno
-import fcntl
 import functools
 import logging
-import mmap
 import os
 import tempfile
 import zlib
@@ -15,8 +13,8 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError, PenstockError
 from pipeline.threads import outlast
-from pipeline.weights.layout import BLOCK_BYTES, Copy
-from pipeline.weights.shard import NOT_OFFERED, O_DIRECT
+from pipeline.weights.layout import Copy
+from pipeline.weights.shard import O_DIRECT
 
 logger = logging.getLogger("penstock")
 THREADS = 4
@@ -43,11 +41,10 @@ class SpillFile:
         self._checksums: dict[int, int] = {}
         self._descriptor = _create(folder)
         try:
-            _allocate(folder, self._descriptor, nbytes)
-            _go_past_the_page_cache(folder, self._descriptor)
-        except BaseException:
+            os.posix_fallocate(self._descriptor, 0, nbytes)
+        except OSError as error:
             os.close(self._descriptor)
-            raise
+            raise ConfigError(f"kv_disk {folder}: need {nbytes} bytes for KV blocks: {error.strerror}") from error
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="penstock-kv-disk")
 
     async def read(self, start: int, runs: Sequence[Copy], buffer: memoryview) -> None:
@@ -115,62 +112,34 @@ class SpillFile:
 
 
 def _create(folder: Path) -> int:
-    """A new file without a name."""
+    """A new file without a name, read and written past the page cache where the file system allows it."""
     try:
         try:
-            return os.open(folder, os.O_RDWR | os.O_CLOEXEC | O_TMPFILE, 0o600)
+            return _nameless(folder, O_DIRECT)
         except OSError as error:
-            if error.errno not in NOT_OFFERED | {errno.EISDIR}:
+            if error.errno != errno.EINVAL or not O_DIRECT:
                 raise
-        descriptor, name = tempfile.mkstemp(prefix="penstock-kv-", dir=folder)
-        os.unlink(name)
-        return descriptor
+            logger.warning(
+                "kv_disk %s: the file system refuses direct writes (O_DIRECT); KV blocks go through the page cache, "
+                "which takes host memory",
+                folder,
+            )
+            return _nameless(folder, 0)
     except OSError as error:
         raise ConfigError(
             f"kv_disk {folder}: cannot create a file there: {error.strerror}; name a folder on a disk"
         ) from error
 
 
-def _allocate(folder: Path, descriptor: int, nbytes: int) -> None:
-    """Take the room on the disk now, so that it cannot be missing later. Raises ConfigError where there is none.
-
-    It is done before direct writes are asked for: where a file system has no fallocate, the C library writes a byte
-    into every block instead.
-    """
+def _nameless(folder: Path, flags: int) -> int:
     try:
-        try:
-            os.posix_fallocate(descriptor, 0, nbytes)
-        except OSError as error:
-            if error.errno not in NOT_OFFERED:
-                raise
-            disk = os.fstatvfs(descriptor)
-            if (free := disk.f_bavail * disk.f_frsize) < nbytes:
-                raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: have {free}") from error
-            os.ftruncate(descriptor, nbytes)
-            logger.warning(
-                "kv_disk %s: the file system cannot reserve room (%s); the %d bytes for KV blocks are free now, and "
-                "must stay free while the model is open",
-                folder,
-                error.strerror,
-                nbytes,
-            )
+        return os.open(folder, os.O_RDWR | O_TMPFILE | flags, 0o600)
     except OSError as error:
-        raise ConfigError(f"kv_disk {folder}: need {nbytes} bytes for KV blocks: {error.strerror}") from error
-
-
-def _go_past_the_page_cache(folder: Path, descriptor: int) -> None:
-    """Read and write directly from now on, where the file system allows it; a block is written to see whether."""
-    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
+            raise
+    descriptor, name = tempfile.mkstemp(prefix="penstock-kv-", dir=folder)
+    os.close(descriptor)
     try:
-        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | O_DIRECT)
-        with mmap.mmap(-1, BLOCK_BYTES) as block:
-            os.pwritev(descriptor, [block], 0)
-    except OSError as error:
-        if error.errno not in NOT_OFFERED:
-            raise ConfigError(f"kv_disk {folder}: cannot be written: {error.strerror}; name another folder") from error
-        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
-        logger.warning(
-            "kv_disk %s: the file system refuses direct writes (O_DIRECT); KV blocks go through the page cache, "
-            "which takes host memory",
-            folder,
-        )
+        return os.open(name, os.O_RDWR | flags)
+    finally:
+        os.unlink(name)

@@ -6,12 +6,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import tiktoken
 
 from pipeline.errors import CheckpointError, RequestError
-from pipeline.text.added_tokens import AddedToken
 from pipeline.text.detokenizer import ByteLevelDetokenizer
+from pipeline.text.tokenizer_config import AddedToken
+from pipeline.threads import slices
 
 # The pattern engine of tiktoken overflows its stack on 999,999 whitespace characters in a row (0.9 to 0.14).
 LONGEST_WHITESPACE_RUN = 500_000
-_LONG_WHITESPACE_RUN = re.compile(rf"(?<!\s)\s{{{LONGEST_WHITESPACE_RUN + 1},}}")
+SLICE = 1 << 14
+"""Characters, or ids, that are worked on at a time: between two slices other threads can run."""
+COMPOSED_BYTES = 4
+"""Normalisation (NFC) makes a text at most 3.5 times shorter: iota of its compatibility block, with two marks."""
 
 
 class BytePairEngine:
@@ -20,8 +24,7 @@ class BytePairEngine:
     `ranks` maps token bytes to ranks 0, 1, ...; `token_ids[rank]` is the id. `pieces` maps every id that has text to
     its bytes. `prefix` and `suffix` are ids put around every text.
 
-    Raises CheckpointError if a single byte has no rank: such a vocabulary cannot encode every text. Raises Inexact for
-    an added token that is matched in another way than by its text.
+    Raises CheckpointError if a single byte has no rank: such a vocabulary cannot encode every text.
     """
 
     def __init__(
@@ -40,28 +43,29 @@ class BytePairEngine:
         missing = [value for value in range(256) if bytes([value]) not in ranks]
         if missing:
             raise CheckpointError(f"the vocabulary has no token for byte 0x{missing[0]:02X} ({len(missing)} missing)")
-        for token in added_tokens:
-            token.require_simple()
         self._encoding = tiktoken.Encoding("checkpoint", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
         self._token_ids = token_ids
         self._normalize = normalize
-        self._raw_tokens = {token.content: token.token_id for token in added_tokens if not token.is_normalized}
+        self._raw_tokens = {token.content: token.token_id for token in added_tokens if not token.normalized}
         self._normalized_tokens = {
-            normalize(token.content): token.token_id for token in added_tokens if token.is_normalized
+            normalize(token.content): token.token_id for token in added_tokens if token.normalized
         }
         self._find_raw = _any_of(self._raw_tokens)
         self._find_normalized = _any_of(self._normalized_tokens)
+        self._longest_token = max(map(len, [*self._raw_tokens, *self._normalized_tokens, ""]))
         self._prefix, self._suffix = prefix, suffix
         self.bos_id = bos_id
         self.special_ids = frozenset(token.token_id for token in added_tokens if token.special)
         self.ordinary_size = max(token_ids) + 1
+        longest = max(map(len, [*ranks, *(token.content.encode() for token in added_tokens)]))
+        self.token_bytes = longest if normalize is str else COMPOSED_BYTES * longest
         self._pieces = pieces
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`. Raises RequestError for a run of whitespace that tiktoken cannot take."""
         _check_whitespace(text)
         ids = [*self._prefix]
-        for part, is_token in _cut(self._find_raw, text):
+        for part, is_token in _cut(self._find_raw, self._longest_token, text):
             if is_token:
                 ids.append(self._raw_tokens[part])
             else:
@@ -71,11 +75,13 @@ class BytePairEngine:
 
     def _encode_between(self, text: str) -> list[int]:
         ids: list[int] = []
-        for part, is_token in _cut(self._find_normalized, text):
+        for part, is_token in _cut(self._find_normalized, self._longest_token, text):
             if is_token:
                 ids.append(self._normalized_tokens[part])
             else:
-                ids += map(self._token_ids.__getitem__, self._encoding.encode_ordinary(part))
+                ranks = self._encoding.encode_ordinary(part)
+                for begin in slices(len(ranks), SLICE):
+                    ids += map(self._token_ids.__getitem__, ranks[begin : begin + SLICE])
         return ids
 
     def detokenizer(self, prompt_ids: Sequence[int] = ()) -> ByteLevelDetokenizer:
@@ -84,18 +90,34 @@ class BytePairEngine:
 
 
 def _check_whitespace(text: str) -> None:
-    if len(text) > LONGEST_WHITESPACE_RUN and (run := _LONG_WHITESPACE_RUN.search(text)):
-        raise RequestError(
-            f"{run.end() - run.start()} whitespace characters in a row from character {run.start()}: "
-            f"at most {LONGEST_WHITESPACE_RUN} can be tokenized; shorten the run"
-        )
+    """Look at windows, one of which every run that is too long fills."""
+    window = LONGEST_WHITESPACE_RUN // 2
+    for begin in range(0, len(text), window):
+        if text[begin : begin + window].isspace() and len(text) > LONGEST_WHITESPACE_RUN:
+            start = len(text[:begin].rstrip())
+            length = len(text) - start - len(text[start:].lstrip())
+            if length > LONGEST_WHITESPACE_RUN:
+                raise RequestError(
+                    f"{length} whitespace characters in a row from character {start}: "
+                    f"at most {LONGEST_WHITESPACE_RUN} can be tokenized; shorten the run"
+                )
 
 
-def _cut(find: re.Pattern[str] | None, text: str) -> Iterator[tuple[str, bool]]:
-    """Yield the non-empty parts of `text` in order, and whether each is an added token."""
-    for index, part in enumerate(find.split(text) if find else [text]):
-        if part:
-            yield part, index % 2 == 1
+def _cut(find: re.Pattern[str] | None, longest: int, text: str) -> Iterator[tuple[str, bool]]:
+    """Yield the non-empty parts of `text` in order, and whether each is an added token; `longest` is the longest one.
+
+    Each search sees one slice, and of the next as much as a token that begins in the slice can reach over.
+    """
+    done = 0
+    for begin in slices(len(text), SLICE) if find is not None else ():
+        end = begin + SLICE
+        while find and (found := find.search(text, max(done, begin), end + longest)) and found.start() < end:
+            if found.start() > done:
+                yield text[done : found.start()], False
+            yield found[0], True
+            done = found.end()
+    if done < len(text):
+        yield text[done:], False
 
 
 def _any_of(words: Mapping[str, int]) -> re.Pattern[str] | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.errors import CheckpointError, ConfigError, PenstockError, RequestError
+from pipeline.small_files import TOKENIZER_LIMIT_BYTES, read_json_file
 from pipeline.text.byte_level import byte_level_engine
 from pipeline.text.detokenizer import Detokenizer
 from pipeline.text.hugging_face import HuggingFaceEngine
@@ -13,9 +14,10 @@ from pipeline.text.merges import Inexact
 from pipeline.text.rank_file import is_rank_file, rank_file_engine
 from pipeline.text.tekken import tekken_engine
 from pipeline.text.tokenizer_config import read_tokenizer_config
-from pipeline.text.tokenizer_json import read_tokenizer_json
+from pipeline.threads import slices
 
 LONGEST_TEXT_BYTES = 16 * 2**20
+SLICE_TOKENS = 1 << 14
 
 
 class Engine(Protocol):
@@ -24,6 +26,11 @@ class Engine(Protocol):
     bos_id: int | None
     special_ids: frozenset[int]
     ordinary_size: int
+
+    @property
+    def token_bytes(self) -> int | None:
+        """The most bytes of text that one token can stand for; None where nobody knows."""
+        ...
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`."""
@@ -46,15 +53,18 @@ class Tokenizer:
                 f"the tokenizer has ids up to {engine.ordinary_size - 1}, the model only {vocabulary_size} of them: "
                 "the folder mixes the files of two checkpoints"
             )
-        if beyond := [token_id for token_id in engine.encode("") if token_id >= vocabulary_size]:
-            raise CheckpointError(
-                f"the tokenizer puts id {beyond[0]} around every text, the model has {vocabulary_size} ids: "
-                "the folder mixes the files of two checkpoints"
-            )
         self._engine = engine
         self.vocabulary_size = vocabulary_size
         self.bos_id = engine.bos_id
         self.special_ids = engine.special_ids
+
+    def fewest_tokens(self, text: str) -> int:
+        """Return a number of tokens that `text` has at least, without tokenising it.
+
+        Raises RequestError for text that is too long or is not Unicode text.
+        """
+        text_bytes = _checked_bytes(text)
+        return -(-text_bytes // (self._engine.token_bytes or text_bytes or 1))
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, with the BOS token where the checkpoint's own tokenizer adds it.
@@ -63,7 +73,7 @@ class Tokenizer:
         2 seconds per MB of one endless word, while other threads can run. Raises RequestError for text that is too
         long or is not Unicode text.
         """
-        _check_text(text)
+        _checked_bytes(text)
         try:
             ids = self._engine.encode(text)
         except BaseException as error:
@@ -72,6 +82,16 @@ class Tokenizer:
                 raise
             raise RequestError(f"the tokenizer cannot take this text of {len(text)} characters: {error}") from error
         self._check_ids(ids)
+        return ids
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Return the ids of `text` as `encode` does, but one BOS token where the text brings its own already.
+
+        Rendered chat templates begin with it, and the tokenizer's own before it would double it.
+        """
+        ids = self.encode(text)
+        if self.bos_id is not None and ids[:2] == [self.bos_id] * 2 and self._engine.encode("")[:1] == [self.bos_id]:
+            del ids[0]
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -85,16 +105,21 @@ class Tokenizer:
         return self._engine.detokenizer(prompt_ids)
 
     def _check_ids(self, ids: Sequence[int]) -> None:
-        if ids and not (min(ids) >= 0 and max(ids) < self.vocabulary_size):
-            at = next(at for at, token_id in enumerate(ids) if not 0 <= token_id < self.vocabulary_size)
-            raise RequestError(
-                f"token id {ids[at]} at position {at} is outside the vocabulary of {self.vocabulary_size}"
-            )
+        for begin in slices(len(ids), SLICE_TOKENS):
+            part = ids[begin : begin + SLICE_TOKENS]
+            if min(part) < 0 or max(part) >= self.vocabulary_size:
+                at, token_id = next(
+                    (at, one) for at, one in enumerate(part, begin) if not 0 <= one < self.vocabulary_size
+                )
+                raise RequestError(
+                    f"token id {token_id} at position {at} is outside the vocabulary of {self.vocabulary_size}"
+                )
 
 
-def _check_text(text: str) -> None:
+def _checked_bytes(text: str) -> int:
+    """How many bytes the text has. Raises RequestError where they are too many, or it is no Unicode text."""
     try:
-        text_bytes = len(text) if len(text) > LONGEST_TEXT_BYTES else len(text.encode())
+        text_bytes = len(text) if text.isascii() or len(text) > LONGEST_TEXT_BYTES else len(text.encode())
     except UnicodeEncodeError as error:
         raise RequestError(
             f"the text has a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}: "
@@ -102,18 +127,16 @@ def _check_text(text: str) -> None:
         ) from error
     if text_bytes > LONGEST_TEXT_BYTES:
         raise RequestError(f"the text has {text_bytes} bytes or more, at most {LONGEST_TEXT_BYTES} can be tokenized")
+    return text_bytes
 
 
 def load_tokenizer(folder: Path, vocabulary_size: int) -> Tokenizer:
     """Read the tokenizer of a checkpoint folder; `vocabulary_size` is the number of ids the model has.
 
-    `tokenizer.json` is the truth where there is one: tiktoken reads it where that is known to be exact, and else the
-    `tokenizers` package of the extra `hf`. Only a folder without it is read through `tokenizer.model` in tiktoken's
-    format, or else `tekken.json`. What `tokenizer_config.json` and its older companions declare counts for all of
-    them. Never uses the network.
+    Looks for a byte-level `tokenizer.json`, `tokenizer.model` in tiktoken's format and `tekken.json`, which tiktoken
+    reads, then for any other `tokenizer.json`, which needs the extra `hf`. Never uses the network.
 
-    Raises CheckpointError if there is none, it is broken or its files contradict each other, ConfigError if it is of a
-    kind that is not supported.
+    Raises CheckpointError if there is none or it is broken, ConfigError if it is of a kind that is not supported.
     """
     try:
         return Tokenizer(_load_engine(folder, vocabulary_size), vocabulary_size)
@@ -126,22 +149,19 @@ def load_tokenizer(folder: Path, vocabulary_size: int) -> Tokenizer:
 def _load_engine(folder: Path, vocabulary_size: int) -> Engine:
     tokenizer_json, ranks, tekken = (folder / name for name in ("tokenizer.json", "tokenizer.model", "tekken.json"))
     config = read_tokenizer_config(folder)
-    if os.path.lexists(tokenizer_json):
-        source = read_tokenizer_json(tokenizer_json, config.declared)
+    document = read_json_file(tokenizer_json, TOKENIZER_LIMIT_BYTES) if os.path.lexists(tokenizer_json) else None
+    why = ""
+    if document is not None:
         try:
-            source.added_tokens.require_unanimous()
-            return byte_level_engine(source.document, config.bos_token)
+            return byte_level_engine(document, config.bos_token)
         except Inexact as reason:
-            return HuggingFaceEngine(source, config.bos_token, str(reason))
-    try:
-        if os.path.lexists(ranks) and is_rank_file(ranks):
-            return rank_file_engine(ranks, config)
-        if os.path.lexists(tekken):
-            return tekken_engine(tekken, config, vocabulary_size)
-    except Inexact as reason:
-        raise ConfigError(
-            f"{folder}: {reason} is supported in tokenizer.json only; fetch or convert tokenizer.json"
-        ) from reason
+            why = str(reason)
+    if os.path.lexists(ranks) and is_rank_file(ranks):
+        return rank_file_engine(ranks, config)
+    if os.path.lexists(tekken):
+        return tekken_engine(tekken, vocabulary_size)
+    if document is not None:
+        return HuggingFaceEngine(tokenizer_json, document, config.bos_token, why)
     if os.path.lexists(ranks):
         raise ConfigError(
             f"{ranks} is a SentencePiece model, which is read through tokenizer.json only; "

@@ -21,6 +21,7 @@ from pipeline.devices.open import AnyDevice, PlannedDevice, open_device
 from pipeline.memory import MemoryPlan, slot_counts
 from pipeline.models.config import ModelConfig, read_config
 from pipeline.models.families import group_specs
+from pipeline.models.row_blocks import RowBlocks
 from pipeline.plan import Plan, make_plan
 from pipeline.policies import find_policy, fit_policy
 from pipeline.program import GenerationProgram
@@ -166,9 +167,10 @@ def _build(
         device,
         embedding,
         cache,
-        Batcher(BlockPool(plan.kv_layout.blocks), settings.max_requests, settings.max_waiting),
+        _batcher(plan, settings),
         PassInputs(device, embedding.most_rows, settings.max_requests, plan.context_tokens),
         drawn.dtype,
+        RowBlocks.of(drawn.dtype, gpu=device.torch_device.type == "cuda", batch_invariant=settings.batch_invariant),
         policy.micro_batches,
     )
     wired = wire(
@@ -208,6 +210,11 @@ def _weights(drawn: Blueprint, settings: Config, device: AnyDevice) -> tuple[Cho
     if not settings.checksums:
         return reading, source, None
     return reading, source, Checksums(drawn.groups.groups, layouts, drawn.groups.embed, reading.reading.lanes)
+
+
+def _batcher(plan: Plan, settings: Config) -> Batcher:
+    pool, shares_answers = BlockPool(plan.kv_layout.blocks), not settings.batch_invariant
+    return Batcher(pool, settings.max_requests, settings.max_waiting, share_answers=shares_answers)
 
 
 def _budget(place: str, plan: Plan, catalog: WeightCatalog, memory: Callable[[int], Memory]) -> Budget:

@@ -82,6 +82,7 @@ class Config:
     max_waiting: int = 4096
     max_tokens_per_pass: int = 512
     share_prefixes: bool = False
+    batch_invariant: bool = False
     reader_lanes: int | None = None
     chunk_bytes: int | None = None
     reader_way: str | None = None
@@ -91,7 +92,7 @@ class Config:
     def __post_init__(self) -> None:
         _one_of("device", self.device, DEVICES)
         _one_of("dtype", self.dtype, DTYPES)
-        for name in ("residency", "share_prefixes", "checksums"):
+        for name in ("residency", "share_prefixes", "batch_invariant", "checksums"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name}: need True or False, have {getattr(self, name)!r}")
         find_policy(self.policy)

@@ -9,18 +9,26 @@ from actors.core.message import READY
 from actors.core.ports import Event
 from pipeline.models.attention import Rows
 from pipeline.models.ops import Rotary
+from pipeline.models.row_blocks import RowBlocks
 from pipeline.sequences.batching import Piece
 
 
 @dataclass(slots=True)
-class MicroBatch:
-    """Tokens [begin, end) of a pass; `last` is the event of its latest half."""
+class Block:
+    """Rows [begin, end) of a pass, which are computed by one call of each kernel. Some may hold no token."""
 
     begin: int
     end: int
-    last: Event = READY
     rows: Rows = field(init=False)
     rotary: Rotary = field(init=False)
+
+
+@dataclass(slots=True)
+class MicroBatch:
+    """Some of the rows of a pass; `last` is the event of their latest half."""
+
+    blocks: list[Block]
+    last: Event = READY
 
 
 @dataclass(slots=True)
@@ -54,8 +62,10 @@ class GenerationPass:
         return self.parts[-1].last
 
 
-def micro_batches(tokens: int, most: int) -> list[MicroBatch]:
-    """Cut the tokens of a pass into `most` runs of about the same length; one token makes one."""
-    count = min(most, tokens)
-    cuts = [tokens * index // count for index in range(count + 1)]
-    return [MicroBatch(begin, end) for begin, end in itertools.pairwise(cuts)]
+def micro_batches(tokens: int, most: int, row_blocks: RowBlocks) -> list[MicroBatch]:
+    """Cut the rows of a pass into at most `most` runs of about the same length, none shorter than a block."""
+    unit, rows = row_blocks.rows, row_blocks.padded(tokens)
+    count = min(most, max(1, rows // unit))
+    step = unit if row_blocks.fixed else 1
+    cuts = [rows * index // count // step * step for index in range(count + 1)]
+    return [MicroBatch([Block(*cut) for cut in row_blocks.cuts(*run)]) for run in itertools.pairwise(cuts)]

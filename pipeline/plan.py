@@ -17,7 +17,9 @@ from pipeline.memory import (
     resident_bytes,
     slot_counts,
 )
+from pipeline.models.attention import GPU_CELL
 from pipeline.models.config import ModelConfig
+from pipeline.models.row_blocks import RowBlocks
 from pipeline.promises import promised_elsewhere
 from pipeline.residency import NOTHING_STAYS, Residency, place_groups
 from pipeline.sequences.blocks import blocks_for
@@ -163,14 +165,18 @@ def _per_pass(
     tokens = settings.max_tokens_per_pass
     rows = tokens * groups.embed.length // groups.embed.shape[0]
     logits = settings.max_requests * model.vocabulary_size * torch.float32.itemsize
-    activations = tokens * (4 * model.hidden_size + 3 * model.ffn_size) * max(dtype.itemsize, 4)
+    blocks = RowBlocks.of(dtype, gpu=not device.unified, batch_invariant=settings.batch_invariant)
+    activations = blocks.padded(tokens) * (4 * model.hidden_size + 3 * model.ffn_size) * max(dtype.itemsize, 4)
     inputs = PassInputs.nbytes(tokens, settings.max_requests, context_tokens)
     tables = settings.max_requests * Sampler.table_bytes(model.vocabulary_size)
     return [
         *(Holding("embedding rows", where, rows, "max_tokens_per_pass") for where in ("host", place)),
         Holding("activations", place, activations, "max_tokens_per_pass"),
         Holding(
-            "activations: KV of one request and layer", place, 2 * context_tokens * layout.row_bytes, "context_tokens"
+            "activations: KV of one request and layer",
+            place,
+            2 * (context_tokens + GPU_CELL) * layout.row_bytes,
+            "context_tokens",
         ),
         *(Holding("logits", where, logits, "max_requests") for where in ("host", place)),
         Holding("penalty tables", "host", tables, "max_requests"),

@@ -1,6 +1,7 @@
 """One pass: choose what to compute, compute it group by group, deliver the tokens."""
 
 import functools
+import itertools
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from pipeline.models import decoder
 from pipeline.models.attention import LayerKV
 from pipeline.models.config import ModelConfig
 from pipeline.models.ops import infer, rotary
+from pipeline.models.row_blocks import RowBlocks
 from pipeline.sequences.batching import Batcher
 from pipeline.sequences.kv import KeyValueCache
 from pipeline.sequences.pass_inputs import PassInputs
@@ -41,6 +43,7 @@ class GenerationProgram(Serving):
         batcher: Batcher,
         inputs: PassInputs,
         dtype: torch.dtype,
+        row_blocks: RowBlocks,
         micro_batches: int = 1,
     ) -> None:
         super().__init__(batcher, cache)
@@ -53,6 +56,7 @@ class GenerationProgram(Serving):
         self._embedding = embedding
         self._inputs = inputs
         self._dtype = dtype
+        self._row_blocks = row_blocks
         self._micro_batches = micro_batches
         logits_bytes = batcher.max_requests * config.vocabulary_size * torch.float32.itemsize
         self._logits = device.device_memory(logits_bytes)
@@ -63,7 +67,7 @@ class GenerationProgram(Serving):
         pieces = await self._next_pieces(self._embedding.most_rows)
         self._cache.begin(pieces)
         token_ids = [token_id for piece in pieces for token_id in piece.token_ids]
-        pass_ = GenerationPass(pieces, micro_batches(len(token_ids), self._micro_batches))
+        pass_ = GenerationPass(pieces, micro_batches(len(token_ids), self._micro_batches, self._row_blocks))
         try:
             fetched = await self._embedding.fetch(token_ids)
         except Exception as error:
@@ -145,29 +149,38 @@ class GenerationProgram(Serving):
         return part.last
 
     def _embed(self, pass_: GenerationPass) -> None:
-        pass_.hidden_TD = self._embedding.rows(pass_.parts[-1].end).to(self._dtype, copy=True)
-        turns = rotary(self._config, self._inputs.positions())
-        for part in pass_.parts:
-            part.rows, part.rotary = self._inputs.rows(part.begin, part.end), turns.rows(part.begin, part.end)
+        tokens = sum(len(piece.token_ids) for piece in pass_.pieces)
+        pass_.hidden_TD = self._row_blocks.fill(self._embedding.rows(tokens).to(self._dtype, copy=True))
+        for block in itertools.chain.from_iterable(part.blocks for part in pass_.parts):
+            block.rows = self._inputs.rows(block.begin, block.end)
+            block.rotary = rotary(self._config, self._inputs.positions(block.begin, block.end))
 
     def _attention(self, pass_: GenerationPass, message: Message[Slot], kv: LayerKV, part: MicroBatch) -> None:
         weights = self._catalog.tensors(message)
-        hidden_TD = pass_.hidden_TD[part.begin : part.end]
-        hidden_TD.copy_(decoder.attention_half(self._config, weights, hidden_TD, kv, part.rows, part.rotary))
+        for block in part.blocks:
+            hidden_TD = pass_.hidden_TD[block.begin : block.end]
+            hidden_TD.copy_(decoder.attention_half(self._config, weights, hidden_TD, kv, block.rows, block.rotary))
 
     def _ffn(self, pass_: GenerationPass, message: Message[Slot], part: MicroBatch) -> None:
-        hidden_TD = pass_.hidden_TD[part.begin : part.end]
-        hidden_TD.copy_(decoder.ffn_half(self._config, self._catalog.tensors(message), hidden_TD))
+        weights, by_formula = self._catalog.tensors(message), self._row_blocks.fixed
+        for block in part.blocks:
+            hidden_TD = pass_.hidden_TD[block.begin : block.end]
+            hidden_TD.copy_(decoder.ffn_half(self._config, weights, hidden_TD, by_formula))
 
     def _head(self, pass_: GenerationPass, message: Message[Slot]) -> None:
-        weights = self._catalog.tensors(message)
+        weights, sampled_R = self._catalog.tensors(message), self._inputs.sampled()
+        blocks = self._row_blocks.cuts(0, self._row_blocks.padded(len(sampled_R)))
         if message.group == "head.0":
-            pass_.normed_RD = decoder.final_norm(self._config, weights, pass_.hidden_TD[self._inputs.sampled()])
-        slice_RV = decoder.output_slice(weights, pass_.normed_RD)
-        logits_RV = self._logits.tensor.view(torch.float32).view(-1, self._config.vocabulary_size)
-        rows, size = slice_RV.shape
-        logits_RV[:rows, pass_.head_rows : pass_.head_rows + size] = slice_RV
-        pass_.head_rows += size
+            pass_.normed_RD = self._row_blocks.fill(pass_.hidden_TD[sampled_R])
+            for begin, end in blocks:
+                rows_RD = pass_.normed_RD[begin:end]
+                rows_RD.copy_(decoder.final_norm(self._config, weights, rows_RD))
+        logits_RV = self._logits.tensor.view(torch.float32).view(-1, self._config.vocabulary_size)[: len(sampled_R)]
+        last = pass_.head_rows + len(weights["output"])
+        for begin, end in blocks:
+            slice_RV = decoder.output_slice(weights, pass_.normed_RD[begin:end])
+            logits_RV[begin:end, pass_.head_rows : last] = slice_RV[: len(sampled_R) - begin]
+        pass_.head_rows = last
 
 
 def _embedding_failed(error: Exception) -> ActorFailed:

@@ -46,11 +46,11 @@ async def rehearse(runtime: "Runtime") -> None:
 
 
 def _compute(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
-    """The steps of half a layer, for one token."""
+    """The steps of half a layer, for a token of a prompt and one of an answer."""
     zeros = functools.partial(torch.zeros, dtype=dtype, device=device)
-    hidden_TD = zeros(1, config.hidden_size)
+    hidden_TD = zeros(2, config.hidden_size)
     linear(rms_norm(hidden_TD, hidden_TD[0], config.norm_epsilon), zeros(FEW_ROWS, config.hidden_size))
     place_T = torch.zeros(1, dtype=torch.int64, device=device)
     kv = LayerKV(zeros(1, 2, 1, config.kv_heads, config.head_dim))
-    rows = Rows(place_T, place_T, [SequenceRows(0, 1, 0, place_T)])
-    attend_all(zeros(1, config.heads, config.head_dim), kv, rows, config.sliding_window)
+    rows = Rows(place_T, place_T, [SequenceRows(0, 1, 0, 1, place_T), SequenceRows(1, 2, 0, 0, place_T)])
+    attend_all(zeros(2, config.heads, config.head_dim), kv, rows, config.sliding_window)

@@ -16,7 +16,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 """Set before torch is imported: its threads spin else, which costs ten times the computing where others compute too."""
 ONE_LOOP = {
     *("bench", "commands", "doctor", "models", "simulation", "text", "trace"),
-    *("test_kv_policies.py", "test_kv_swapper.py", "test_memory_plan.py", "test_policies_and_stages.py"),
+    *(
+        "test_company.py",
+        "test_kv_policies.py",
+        "test_kv_swapper.py",
+        "test_memory_plan.py",
+        "test_policies_and_stages.py",
+    ),
     *("test_prefetch_policies.py", "test_resident_groups.py"),
 }
 """Folders and files whose tests look at bytes, tokens and figures, which no loop changes: they run on asyncio."""

@@ -1,7 +1,11 @@
 """Causal attention of the tokens of one pass, sequence by sequence, over the keys and values of one layer.
 
+What comes out for a token must not depend on who else is in the pass, nor on where its prompt is cut into passes. So
+which kernel computes it, on tensors of which shape, follows from its position alone: the tokens of a prompt in cells
+of a fixed number of positions, whole ones always, and each token of an answer by itself.
+
 Shape letters in names: T tokens of this pass, S positions attended, B blocks, P positions of a block, N query heads,
-K kv heads, G query heads that share a kv head, H head dim.
+K kv heads, G query heads that share a kv head, H head dim, C positions of a cell.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,12 +13,16 @@ from dataclasses import dataclass
 
 import torch
 from torch.backends.cuda import SDPAParams, can_use_flash_attention
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+CPU_CELL, GPU_CELL = 32, 128
+"""Positions of a cell: as many as the kernels there compute at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceRows:
-    """Rows [begin, end) of a pass belong to one sequence, at positions from `start` on.
+    """Rows [begin, end) of a pass belong to one sequence, at positions from `start` on, of which `prompt_tokens` are
+    its prompt.
 
     `blocks_B` is its block table, int64 on the device: position p is row p % P of block p // P of the table. Once it
     has `ended`, nobody looks at what comes out for its rows.
@@ -23,6 +31,7 @@ class SequenceRows:
     begin: int
     end: int
     start: int
+    prompt_tokens: int
     blocks_B: torch.Tensor
     ended: Callable[[], bool] = lambda: False
 
@@ -43,18 +52,32 @@ class LayerKV:
     memory: torch.Tensor
 
     def write(self, rows: Rows, keys_TKH: torch.Tensor, values_TKH: torch.Tensor) -> None:
-        """Put the keys and values of the tokens of a pass into their places."""
+        """Put the keys and values of the tokens of a pass into their places; rows behind the last token have none."""
         for index, new_TKH in enumerate((keys_TKH, values_TKH)):
-            self.memory[:, index].index_put_((rows.blocks_T, rows.offsets_T), new_TKH)
+            self.memory[:, index].index_put_((rows.blocks_T, rows.offsets_T), new_TKH[: len(rows.blocks_T)])
 
-    def read(self, blocks_B: torch.Tensor, first: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The keys and the values of positions [first, end) of one sequence, each a copy, [S, K, H]."""
+    def read(
+        self, blocks_B: torch.Tensor, first: int, end: int, before: int = 0, behind: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The keys and the values of positions [first, end) of one sequence, each a copy, [S, K, H].
+
+        So many rows of zeros stand `before` and `behind` them.
+        """
         positions = self.memory.shape[2]
-        skipped = first // positions
-        needed_B = blocks_B[skipped : -(-end // positions)]
-        first, end = first - skipped * positions, end - skipped * positions
-        keys_SKH, values_SKH = (self.memory[:, index].index_select(0, needed_B).flatten(0, 1) for index in (0, 1))
-        return keys_SKH[first:end], values_SKH[first:end]
+        needed_B = blocks_B[first // positions : -(-end // positions)]
+        skipped, rows = first % positions, before + end - first + behind
+        lead = max(before - skipped, 0)
+        begin, copied = lead + skipped - before, len(needed_B) * positions
+        read = []
+        for index in (0, 1):
+            room_SKH = self.memory.new_empty(max(begin + rows, lead + copied), *self.memory.shape[3:])
+            into_BPKH = room_SKH[lead : lead + copied].unflatten(0, (-1, positions))
+            torch.index_select(self.memory[:, index], 0, needed_B, out=into_BPKH)
+            rows_SKH = room_SKH[begin : begin + rows]
+            rows_SKH[:before].zero_()
+            rows_SKH[rows - behind :].zero_()
+            read.append(rows_SKH)
+        return read[0], read[1]
 
 
 def attend_all(q_TNH: torch.Tensor, kv: LayerKV, rows: Rows, window: int | None) -> torch.Tensor:
@@ -69,35 +92,62 @@ def attend_all(q_TNH: torch.Tensor, kv: LayerKV, rows: Rows, window: int | None)
 def _attend_rows(q_TNH: torch.Tensor, kv: LayerKV, one: SequenceRows, window: int | None) -> torch.Tensor:
     if one.ended():
         return torch.zeros_like(q_TNH).flatten(1)
-    return attend(q_TNH, kv, one.blocks_B, one.start, window)
+    return attend(q_TNH, kv, one.blocks_B, one.start, one.prompt_tokens, window)
 
 
-def attend(q_TNH: torch.Tensor, kv: LayerKV, blocks_B: torch.Tensor, start: int, window: int | None) -> torch.Tensor:
+def attend(
+    q_TNH: torch.Tensor, kv: LayerKV, blocks_B: torch.Tensor, start: int, prompt_tokens: int, window: int | None
+) -> torch.Tensor:
     """Attention of one sequence's tokens at [start, start + T) over all positions up to each; returns [T, N * H].
 
     With `window`, a token sees the last `window` positions, itself included.
     """
-    tokens = q_TNH.shape[0]
-    end = start + tokens
-    first = 0 if window is None else max(0, start + 1 - window)
-    keys_SKH, values_SKH = kv.read(blocks_B, first, end)
-    if tokens == 1:
-        return _attend_one(q_TNH, keys_SKH, values_SKH)
-    q_1NTH, keys_1KSH, values_1KSH = (x.transpose(0, 1).unsqueeze(0) for x in (q_TNH, keys_SKH, values_SKH))
-    sees_all = window is None or window >= end
-    is_causal = start == 0 and sees_all
-    if sees_all and _flash_can(q_1NTH, keys_1KSH, values_1KSH):
-        mixed_1NTH = _flash(q_1NTH, keys_1KSH, values_1KSH, is_causal=True)
+    prompts = min(max(prompt_tokens - start, 0), len(q_TNH))
+    mixed = [_attend_prompt(q_TNH[:prompts], kv, blocks_B, start, window)] if prompts else []
+    for index in range(prompts, len(q_TNH)):
+        position = start + index
+        keys_SKH, values_SKH = kv.read(blocks_B, _first_seen(position, window), position + 1)
+        mixed.append(_attend_one(q_TNH[index : index + 1], keys_SKH, values_SKH))
+    return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+
+
+def _first_seen(position: int, window: int | None) -> int:
+    return 0 if window is None else max(0, position + 1 - window)
+
+
+def _attend_prompt(
+    q_TNH: torch.Tensor, kv: LayerKV, blocks_B: torch.Tensor, start: int, window: int | None
+) -> torch.Tensor:
+    """Cell by cell. In the place of positions that are not there, or that no token of these looks at, stand zeros."""
+    cell = GPU_CELL if q_TNH.is_cuda else CPU_CELL
+    end = start + len(q_TNH)
+    begin, until = start // cell * cell, -(-end // cell) * cell
+    first, first_read = _first_seen(begin, window), _first_seen(start, window)
+    keys_SKH, values_SKH = kv.read(blocks_B, first_read, end, first_read - first, until - end)
+    q_TNH = pad(q_TNH, (0, 0, 0, 0, start - begin, until - end))
+    mixed = []
+    for position in range(begin, until, cell):
+        seen = slice(_first_seen(position, window) - first, position + cell - first)
+        q_CNH = q_TNH[position - begin : position - begin + cell]
+        mixed.append(_attend_cell(q_CNH, keys_SKH[seen], values_SKH[seen], position, window))
+    return torch.cat(mixed)[start - begin : end - begin]
+
+
+def _attend_cell(
+    q_CNH: torch.Tensor, keys_SKH: torch.Tensor, values_SKH: torch.Tensor, start: int, window: int | None
+) -> torch.Tensor:
+    """The tokens of a cell, whose last sees the last of these positions; returns [C, N * H]."""
+    end = start + len(q_CNH)
+    q_1NCH, keys_1KSH, values_1KSH = (x.transpose(0, 1).unsqueeze(0) for x in (q_CNH, keys_SKH, values_SKH))
+    if (window is None or window >= end) and _flash_can(q_1NCH, keys_1KSH, values_1KSH):
+        mixed_1NCH = _flash(q_1NCH, keys_1KSH, values_1KSH, is_causal=True)
     else:
-        mixed_1NTH = scaled_dot_product_attention(
-            q_1NTH,
-            keys_1KSH,
-            values_1KSH,
-            attn_mask=None if is_causal else _visible(first, start, end, window, q_TNH.device),
-            is_causal=is_causal,
-            enable_gqa=q_TNH.shape[1] != keys_SKH.shape[1],
+        visible_CS = _visible(end - len(keys_SKH), start, end, window, q_CNH.device)
+        is_grouped = q_CNH.shape[1] != keys_SKH.shape[1]
+        mixed_1NCH = scaled_dot_product_attention(
+            q_1NCH, keys_1KSH, values_1KSH, attn_mask=visible_CS, enable_gqa=is_grouped
         )
-    return mixed_1NTH.squeeze(0).transpose(0, 1).flatten(1)
+    return mixed_1NCH.squeeze(0).transpose(0, 1).flatten(1)
 
 
 def _attend_one(q_1NH: torch.Tensor, keys_SKH: torch.Tensor, values_SKH: torch.Tensor) -> torch.Tensor:
@@ -130,8 +180,8 @@ def _flash(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *, is_caus
 
 
 def _visible(first: int, start: int, end: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """[T, S], true where the token at row + start may look at the position column + first."""
-    query_T1 = torch.arange(start, end, device=device).unsqueeze(1)
+    """[C, S], true where the token at row + start may look at the position column + first."""
+    query_C1 = torch.arange(start, end, device=device).unsqueeze(1)
     key_S = torch.arange(first, end, device=device)
-    visible_TS = key_S <= query_T1
-    return visible_TS if window is None else visible_TS & (key_S > query_T1 - window)
+    visible_CS = key_S <= query_C1
+    return visible_CS if window is None else visible_CS & (key_S > query_C1 - window)

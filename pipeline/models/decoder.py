@@ -9,11 +9,10 @@ Shape letters in names: T tokens of this pass, D hidden, N query heads, K kv hea
 from collections.abc import Mapping
 
 import torch
-from torch.nn import functional
 
 from pipeline.models.attention import LayerKV, Rows, attend_all
 from pipeline.models.config import ModelConfig
-from pipeline.models.ops import Rotary, linear, rms_norm, rotate
+from pipeline.models.ops import Rotary, linear, rms_norm, rotate, silu
 
 Weights = Mapping[str, torch.Tensor]
 
@@ -36,10 +35,12 @@ def attention_half(
     return hidden_TD + linear(mixed_TA, weights["o"])
 
 
-def ffn_half(config: ModelConfig, weights: Weights, hidden_TD: torch.Tensor) -> torch.Tensor:
+def ffn_half(
+    config: ModelConfig, weights: Weights, hidden_TD: torch.Tensor, silu_by_formula: bool = False
+) -> torch.Tensor:
     """Norm, gated feed-forward (SwiGLU, arXiv 2002.05202) and residual of one layer; returns [T, D]."""
     normed_TD = rms_norm(hidden_TD, weights["norm"], config.norm_epsilon)
-    gate_TF = functional.silu(linear(normed_TD, weights["gate"]))
+    gate_TF = silu(linear(normed_TD, weights["gate"]), by_formula=silu_by_formula)
     return hidden_TD + linear(gate_TF * linear(normed_TD, weights["up"]), weights["down"])
 
 

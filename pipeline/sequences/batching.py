@@ -30,9 +30,11 @@ class Batcher:
     `ended` counts by outcome those that have left.
     """
 
-    def __init__(self, pool: BlockPool, max_requests: int, max_waiting: int = 4096) -> None:
+    def __init__(
+        self, pool: BlockPool, max_requests: int, max_waiting: int = 4096, *, share_answers: bool = True
+    ) -> None:
         self.pool = pool
-        self.prefixes = PrefixCache(pool)
+        self.prefixes = PrefixCache(pool, share_answers=share_answers)
         self.max_requests = max_requests
         self.max_waiting = max_waiting
         self._waiting: list[RunningSequence] = []

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch.nn.functional import pad
 
 from actors.core.ports import Event
 from pipeline.devices.open import AnyDevice
@@ -41,9 +42,13 @@ class PassInputs:
         copies = (Copy(0, 0, len(numbers) * torch.int64.itemsize),)
         return self._device.upload(self._host, self._numbers, copies, ())
 
-    def positions(self) -> torch.Tensor:
-        """The position of each token in its sequence. Like all below, only after the event of `send`."""
-        return self._part(0, self._ends[-1])
+    def positions(self, begin: int, end: int) -> torch.Tensor:
+        """The positions of tokens [begin, end) in their sequences, and zeros for rows behind the last token.
+
+        Like all below, only after the event of `send`.
+        """
+        positions_T = self._part(begin, min(end, self._ends[-1]))
+        return pad(positions_T, (0, end - begin - len(positions_T)))
 
     def sampled(self) -> torch.Tensor:
         """The tokens that get a successor, in the order of the pieces."""
@@ -51,7 +56,7 @@ class PassInputs:
         return self._part(first, first + len(self._sampled))
 
     def rows(self, begin: int, end: int) -> Rows:
-        """Where tokens [begin, end) of the pass go, counted from `begin`."""
+        """Where tokens [begin, end) of the pass go, counted from `begin`. Rows behind the last token are nobody's."""
         tokens = self._ends[-1]
         table = 3 * tokens + len(self._sampled)
         sequences = []
@@ -63,9 +68,14 @@ class PassInputs:
                 start = piece.start + first - piece_begin
                 blocks_B = self._part(table, table + blocks)
                 ended = functools.partial(_ended, piece)
-                sequences.append(SequenceRows(first - begin, last - begin, start, blocks_B, ended))
+                prompt_tokens = len(piece.sequence.prompt_ids)
+                sequences.append(SequenceRows(first - begin, last - begin, start, prompt_tokens, blocks_B, ended))
             table += blocks
-        blocks_T, offsets_T = (self._part(column * tokens + begin, column * tokens + end) for column in (1, 2))
+        if end > tokens:
+            nowhere_B = self._part(table, table)
+            sequences.append(SequenceRows(max(tokens, begin) - begin, end - begin, 0, 0, nowhere_B, lambda: True))
+        last = min(end, tokens)
+        blocks_T, offsets_T = (self._part(column * tokens + begin, column * tokens + last) for column in (1, 2))
         return Rows(blocks_T, offsets_T, sequences)
 
     def _columns(self) -> Iterator[list[int]]:

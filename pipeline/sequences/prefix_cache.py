@@ -48,11 +48,14 @@ def digest_prompt(sequence: RunningSequence, earlier: Sequence[RunningSequence])
 class PrefixCache:
     """Gives requests their blocks, those first that hold the beginning of their prompt already.
 
-    `queried_tokens` counts the tokens of admitted prompts that were looked up, `hit_tokens` those found.
+    With `share_answers` blocks of answers are found too. Their numbers are those of tokens that were computed one by
+    one, which rounds differently from computing them as a prompt. `queried_tokens` counts the tokens of admitted
+    prompts that were looked up, `hit_tokens` those found.
     """
 
-    def __init__(self, pool: BlockPool) -> None:
+    def __init__(self, pool: BlockPool, *, share_answers: bool = True) -> None:
         self.pool = pool
+        self._share_answers = share_answers
         self.queried_tokens = 0
         self.hit_tokens = 0
 
@@ -72,7 +75,9 @@ class PrefixCache:
     def register(self, sequence: RunningSequence, start: int) -> None:
         """Let others find the full blocks among those whose rows from position `start` on have been computed."""
         if sequence.scope is not None:
-            for index in range(start // BLOCK_TOKENS, sequence.cached_tokens // BLOCK_TOKENS):
+            prompt_tokens, end = len(sequence.prompt_ids), sequence.cached_tokens
+            end = end if self._share_answers else min(end, prompt_tokens)
+            for index in range(start // BLOCK_TOKENS, end // BLOCK_TOKENS):
                 self.pool.register(sequence.blocks[index], _block_digest(sequence, sequence.scope, index))
 
     def _find(self, sequence: RunningSequence) -> Iterator[int]:

@@ -27,17 +27,20 @@ def by_formula(
     return torch.cat(rows).view(tokens, -1)
 
 
+@pytest.mark.parametrize("prompt_tokens", [0, 5, 100])
 @pytest.mark.parametrize("window", [None, 1, 3, 5, 100])
-@pytest.mark.parametrize(("start", "tokens"), [(0, 1), (0, 4), (4, 1), (4, 3), (9, 1), (2, 8)])
+@pytest.mark.parametrize(("start", "tokens"), [(0, 1), (0, 4), (4, 1), (4, 3), (9, 1), (2, 8), (30, 37)])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (3, 1)])
-def test_attention_is_the_formula(heads: int, kv_heads: int, start: int, tokens: int, window: int | None) -> None:
+def test_attention_is_the_formula(
+    heads: int, kv_heads: int, start: int, tokens: int, window: int | None, prompt_tokens: int
+) -> None:
     torch.manual_seed(start * 100 + tokens)
     end = start + tokens
     kv, blocks_B = empty_blocks(end + 3, kv_heads, HEAD_DIM, torch.float64)
     keys_SKH, values_SKH = torch.randn(2, end, kv_heads, HEAD_DIM, dtype=torch.float64)
     kv.write(rows_of(blocks_B, 0, end), keys_SKH, values_SKH)
     q_TNH = torch.randn(tokens, heads, HEAD_DIM, dtype=torch.float64)
-    mixed_TA = attend(q_TNH, kv, blocks_B, start, window)
+    mixed_TA = attend(q_TNH, kv, blocks_B, start, prompt_tokens, window)
     assert mixed_TA.shape == (tokens, heads * HEAD_DIM)
     torch.testing.assert_close(mixed_TA, by_formula(q_TNH, keys_SKH, values_SKH, start, window))
 
@@ -53,7 +56,7 @@ def test_each_sequence_of_a_pass_attends_to_its_own_blocks() -> None:
         kv.write(rows_of(blocks_B, 0, end), keys_SKH, values_SKH)
         q.append(torch.randn(tokens, heads, HEAD_DIM, dtype=torch.float64))
         begin = sum(map(len, q[:-1]))
-        sequences.append(SequenceRows(begin, begin + tokens, start, blocks_B))
+        sequences.append(SequenceRows(begin, begin + tokens, start, 8, blocks_B))
         expected.append(by_formula(q[-1], keys_SKH, values_SKH, start, None))
     nowhere_T = torch.zeros(0, dtype=torch.int64)
     mixed_TA = attend_all(torch.cat(q), kv, Rows(nowhere_T, nowhere_T, sequences), None)

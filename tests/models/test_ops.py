@@ -1,14 +1,16 @@
 """The small operations against transformers, bit by bit."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from support.tiny_models import VARIANTS, save
+from torch.nn import functional
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from pipeline.models.config import read_config
-from pipeline.models.ops import linear, rms_norm, rotary, rotate
+from pipeline.models.ops import linear, rms_norm, rotary, rotate, silu
 
 CPU = torch.device("cpu")
 
@@ -49,4 +51,61 @@ def test_rms_norm_has_the_bits_of_transformers(dtype: torch.dtype) -> None:
 
 def test_linear_casts_weights_to_the_hidden_dtype() -> None:
     x, weight, bias = torch.randn(2, 8), torch.randn(5, 8, dtype=torch.bfloat16), torch.randn(5, dtype=torch.float16)
-    assert torch.equal(linear(x, weight, bias), torch.nn.functional.linear(x, weight.float(), bias.float()))
+    torch.testing.assert_close(
+        linear(x, weight, bias), torch.nn.functional.linear(x, weight.float(), bias.float()), rtol=0, atol=1e-6
+    )
+    assert torch.equal(linear(x, weight, bias), linear(x, weight.float(), bias.float()))
+
+
+THREADS = (1, 2, 3, 5)
+
+
+@pytest.fixture(params=THREADS)
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """So many threads compute on the CPU."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+def assert_rows_stand_alone(
+    operation: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype, size: int, fewest: int = 1
+) -> None:
+    """The bits of a row are the same wherever it stands, and among however many others."""
+    torch.manual_seed(size)
+    row, others = (torch.randn(count, size).to(dtype) for count in (1, 100))
+    expected = operation(torch.cat((row, others[: fewest - 1])))[0]
+    for count in (fewest, 3, 4, 5, 9, 17, 32, 33, 100):
+        for place in {0, count // 2, count - 1}:
+            rows = others[:count].clone()
+            rows[place] = row
+            assert torch.equal(operation(rows)[place], expected), f"row {place} of {count}"
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("rows", "size"), [(48, 104), (259, 48), (64, 4096), (512, 2048)])
+def test_two_rows_or_more_of_a_product_do_not_depend_on_how_many_they_are(
+    rows: int, size: int, dtype: torch.dtype
+) -> None:
+    weight = torch.randn(rows, size).to(dtype) / size**0.5
+    assert_rows_stand_alone(lambda x: linear(x, weight), dtype, size, fewest=2)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("size", [104, 640, 2050, 11008])
+def test_a_row_of_a_norm_or_of_an_activation_does_not_depend_on_the_others(size: int, dtype: torch.dtype) -> None:
+    weight = torch.randn(size).to(dtype)
+    assert_rows_stand_alone(lambda x: rms_norm(x, weight, 1e-5), dtype, size)
+    assert_rows_stand_alone(lambda x: silu(x, by_formula=True), dtype, size)
+    if dtype is torch.float32:
+        assert_rows_stand_alone(lambda x: silu(x, by_formula=False), dtype, size)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("by_formula", [True, False])
+def test_silu_is_that_of_torch(by_formula: bool, dtype: torch.dtype) -> None:
+    x = torch.cat((torch.randn(1000) * 4, torch.tensor([-1e4, -100.0, -88.0, 0.0, 100.0, 1e4]))).to(dtype)
+    torch.testing.assert_close(silu(x, by_formula=by_formula), functional.silu(x))

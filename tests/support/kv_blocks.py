@@ -21,5 +21,5 @@ def empty_blocks(tokens: int, kv_heads: int, head_dim: int, dtype: torch.dtype) 
 def rows_of(blocks_B: torch.Tensor, start: int, tokens: int) -> Rows:
     """A pass over nothing but `tokens` of that sequence, from position `start` on."""
     positions_T = torch.arange(start, start + tokens)
-    sequence = SequenceRows(0, tokens, start, blocks_B)
+    sequence = SequenceRows(0, tokens, start, start + tokens, blocks_B)
     return Rows(blocks_B[positions_T // POSITIONS], positions_T % POSITIONS, [sequence])

@@ -1,0 +1,141 @@
+"""What a request says, to the last bit of its log-probabilities, is the same whoever else is there and when.
+
+The ffn has more than 2,048 rows: from there on bf16 shows it when products are computed in other blocks of rows.
+"""
+
+import asyncio
+import functools
+import random
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.tiny_models import transformers
+
+from pipeline import Model, Output
+
+DTYPES = ("bfloat16", "float16", "float32")
+MODES = (False, True)
+"""Of `batch_invariant`: the same holds on this device without it."""
+DRAW = random.Random(4)
+PROMPTS = [[DRAW.randrange(1, 250) for _ in range(count)] for count in (12, 1, 33, 70, 45, 100)]
+ROOM: dict[str, Any] = {"context_tokens": 160, "kv_tokens": 1600, "max_tokens_per_pass": 96}
+
+
+def save(folder: Path, *, window: int | None = None) -> None:
+    shape: dict[str, Any] = {
+        "vocab_size": 256,
+        "hidden_size": 64,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    torch.manual_seed(2)
+    config = transformers.LlamaConfig(**shape)
+    if window is not None:
+        config = transformers.MistralConfig(**shape, sliding_window=window)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(1.0 if parameter.ndim == 1 else 0.0, 0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.to(torch.bfloat16).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    save(folder)
+    return folder
+
+
+async def ask(model: Model, index: int, prompt: Sequence[int] | None = None, **arguments: Any) -> Output:
+    """Every second request is greedy, every other draws with a seed of its own."""
+    drawn = {"temperature": 0.0} if index % 2 else {"temperature": 0.9, "seed": index}
+    wanted = {"max_new_tokens": 9, "ignore_eos": True, "logprobs": 5, **drawn, **arguments}
+    return await model.generate(PROMPTS[index] if prompt is None else prompt, **wanted)
+
+
+async def alone(folder: Path, **settings: Any) -> list[Output]:
+    async with Model.open(folder, **ROOM, **settings) as model:
+        return [await ask(model, index) for index in range(len(PROMPTS))]
+
+
+@pytest.mark.parametrize("batch_invariant", MODES)
+@pytest.mark.parametrize("dtype", DTYPES)
+async def test_company_changes_no_bit(dtype: str, batch_invariant: bool, checkpoint: Path) -> None:
+    mode: dict[str, Any] = {"dtype": dtype, "batch_invariant": batch_invariant}
+    expected = await alone(checkpoint, **mode)
+    async with Model.open(checkpoint, **ROOM, **mode) as model:
+        together = await asyncio.gather(*(ask(model, index) for index in range(len(PROMPTS))))
+        assert together == expected
+        late = [asyncio.create_task(ask(model, 5))]
+        for index in (3, 2, 0, 4, 1):
+            await asyncio.sleep(0.004)
+            late.append(asyncio.create_task(ask(model, index)))
+        in_another_order = await asyncio.gather(*late)
+        assert [in_another_order[place] for place in (3, 5, 2, 1, 4, 0)] == expected
+
+
+@pytest.mark.parametrize("batch_invariant", MODES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "settings",
+    [{"max_tokens_per_pass": 7}, {"max_tokens_per_pass": 61, "policy": "stage3"}, {"device": "cpu-copy"}],
+    ids=str,
+)
+async def test_nor_does_how_much_a_pass_carries_or_in_how_many_parts(
+    settings: dict[str, Any], dtype: str, batch_invariant: bool, checkpoint: Path
+) -> None:
+    mode: dict[str, Any] = {"dtype": dtype, "batch_invariant": batch_invariant}
+    expected = await alone(checkpoint, **mode)
+    async with Model.open(checkpoint, **{**ROOM, **mode, **settings}) as model:
+        assert await asyncio.gather(*(ask(model, index) for index in range(len(PROMPTS)))) == expected
+
+
+@pytest.mark.parametrize("batch_invariant", MODES)
+@pytest.mark.parametrize("dtype", DTYPES)
+async def test_nor_do_shared_prefixes_and_samples(dtype: str, batch_invariant: bool, checkpoint: Path) -> None:
+    mode: dict[str, Any] = {"dtype": dtype, "batch_invariant": batch_invariant}
+    async with Model.open(checkpoint, **ROOM, **mode) as model:
+        expected = [await ask(model, 5, PROMPTS[5][:count]) for count in (100, 90, 70, 49)]
+        shared = [await ask(model, 5, PROMPTS[5][:count], cache_scope="a") for count in (100, 90, 70, 49)]
+        assert shared == expected
+        assert model.statistics().prefixes.hit_tokens == 80 + 64 + 48
+        samples = await model.generate(PROMPTS[5], n=3, max_new_tokens=9, ignore_eos=True, logprobs=5, temperature=0.0)
+        assert [sample.token_ids for sample in samples] == [expected[0].token_ids] * 3
+        assert [sample.logprobs for sample in samples] == [expected[0].logprobs] * 3
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+async def test_what_was_an_answer_is_computed_anew_as_a_prompt_only_if_batch_invariant(
+    dtype: str, checkpoint: Path
+) -> None:
+    async with Model.open(checkpoint, **ROOM, dtype=dtype, batch_invariant=True) as model:
+        first = await ask(model, 1, PROMPTS[5], max_new_tokens=40, cache_scope="a")
+        prompt = [*PROMPTS[5], *first.token_ids, 7, 8]
+        second = await ask(model, 1, prompt, cache_scope="a")
+        assert model.statistics().prefixes.hit_tokens == 96
+        assert second == await ask(model, 1, prompt)
+    async with Model.open(checkpoint, **ROOM, dtype=dtype) as model:
+        await ask(model, 1, PROMPTS[5], max_new_tokens=40, cache_scope="a")
+        await ask(model, 1, prompt, cache_scope="a")
+        assert model.statistics().prefixes.hit_tokens == 128
+
+
+@pytest.mark.parametrize("batch_invariant", MODES)
+@pytest.mark.parametrize("dtype", DTYPES)
+async def test_nor_does_a_window(dtype: str, batch_invariant: bool, tmp_path: Path) -> None:
+    await asyncio.to_thread(functools.partial(save, tmp_path, window=20))
+    mode: dict[str, Any] = {"dtype": dtype, "batch_invariant": batch_invariant}
+    expected = await alone(tmp_path, **mode)
+    async with Model.open(tmp_path, **{**ROOM, **mode, "max_tokens_per_pass": 23}) as model:
+        assert await asyncio.gather(*(ask(model, index) for index in range(len(PROMPTS)))) == expected

@@ -17,19 +17,20 @@ from pipeline.commands.doctor import add_doctor
 from pipeline.commands.options import add_memory, add_settings, add_trace
 from pipeline.commands.plan import add_plan
 from pipeline.commands.simulate import add_simulate
+from pipeline.commands.verify import add_verify
 
 INTERRUPTED = 130
 Result = TypeVar("Result")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 1 for an error of ours (one line on stderr), 130 for Ctrl-C."""
+    """Run one command; returns 0 or its own exit status, 1 for an error of ours (on stderr), 130 for Ctrl-C."""
     _log_to_stderr()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     options = _parser().parse_args(arguments)
     try:
-        options.command(options)
+        return int(options.command(options) or 0)
     except BrokenPipeError:
         # Whoever read our output has enough; the interpreter must not try to flush the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -73,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands)
     add_plan(commands)
     add_doctor(commands)
+    add_verify(commands)
     _add_demo(commands)
     _add_make_checkpoint(commands)
     _add_bench(commands)

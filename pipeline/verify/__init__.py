@@ -1,0 +1,1 @@
+"""Whether the files of a checkpoint are what they were: what `penstock verify` does."""

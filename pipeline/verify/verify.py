@@ -1,0 +1,119 @@
+"""All files of a checkpoint folder against what is known of them, several at a time."""
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import CheckpointError
+from pipeline.verify.digests import PIECE_BYTES, SHA256, Digests, Stopped, digest
+from pipeline.verify.known import Sums, known_digests
+from pipeline.weights.header import read_header
+from pipeline.weights.shard import Shard
+
+MOST_WORKERS = 8
+"""Files at a time, each with a thread that reads and one that sums up."""
+SAY_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What came of one file: its faults, who vouches for it, and its digests unless it could not be read."""
+
+    name: str
+    nbytes: int
+    faults: tuple[str, ...]
+    sources: tuple[str, ...]
+    digests: Digests | None
+
+    @property
+    def word(self) -> str:
+        """One word for all that."""
+        return "damaged" if self.faults else "good" if self.sources else "unknown"
+
+
+def verify(
+    folder: Path, sums: Sums, sums_file: Path, say: Callable[[int, int], None], *, all_files: bool
+) -> list[Verdict]:
+    """Compare the files of a folder, in order of their names; unless `all_files`, those of which something is known.
+
+    `say` hears twice a second how many bytes of how many are done. Raises CheckpointError where there is no folder.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: is not a folder; need one with the files of a checkpoint")
+    paths = {path.name: path for path in folder.iterdir() if _counts(path, sums_file)}
+    paths |= {name: folder / name for name in sums.whole}
+    total = sum(path.stat().st_size for path in paths.values() if path.is_file())
+    done, stop, lock = [0], threading.Event(), threading.Lock()
+
+    def told(nbytes: int) -> None:
+        with lock:
+            done[0] += nbytes
+
+    def look(path: Path) -> Verdict:
+        return _look(path, sums, sums_file, told, stop, all_files)
+
+    workers = max(1, min(len(paths), os.cpu_count() or 1, MOST_WORKERS))
+    with ThreadPoolExecutor(workers, thread_name_prefix="penstock-verify") as threads:
+        largest_first = sorted(paths.values(), key=lambda path: -path.stat().st_size if path.is_file() else 0)
+        looking = {path.name: threads.submit(look, path) for path in largest_first}
+        try:
+            say(0, total)
+            while wait(looking.values(), timeout=SAY_SECONDS).not_done:
+                say(done[0], total)
+        finally:
+            stop.set()
+    return [looking[name].result() for name in sorted(looking)]
+
+
+def _counts(path: Path, sums_file: Path) -> bool:
+    return not path.name.startswith(".") and not path.is_dir() and path.absolute() != sums_file.absolute()
+
+
+def _look(
+    path: Path,
+    sums: Sums,
+    sums_file: Path,
+    told: Callable[[int], None],
+    stop: threading.Event,
+    all_files: bool,
+) -> Verdict:
+    try:
+        shard = Shard(path)
+    except CheckpointError as error:
+        return Verdict(path.name, 0, (str(error),), (), None)
+    try:
+        known, data_start = known_digests(path, shard, sums, sums_file.name)
+        if not known and not all_files:
+            return Verdict(path.name, shard.size, (), (), None)
+        found = digest(shard, {SHA256, *(one.algorithm for one in known)}, data_start, told, stop)
+        place = _place(shard, sums.pieces.get(path.name, ()), found.pieces)
+        faults = tuple(
+            f"{path}: need {one.algorithm} {one.digest}, says {one.source}, have {found.whole[one.algorithm]}{place}"
+            for one in known
+            if found.whole[one.algorithm] != one.digest
+        )
+        sources = tuple(dict.fromkeys(one.source for one in known))
+        return Verdict(path.name, shard.size, faults, sources, found)
+    except Stopped:
+        return Verdict(path.name, shard.size, (), (), None)
+    except (CheckpointError, OSError) as error:
+        return Verdict(path.name, shard.size, (str(error),), (), None)
+    finally:
+        shard.close()
+
+
+def _place(shard: Shard, need: tuple[str, ...], have: tuple[str, ...]) -> str:
+    """Which bytes, and of which tensors, where the pieces are known."""
+    changed = [index for index, pair in enumerate(zip(need, have, strict=False)) if pair[0] != pair[1]]
+    if not changed:
+        return ""
+    start, end = changed[0] * PIECE_BYTES, min((changed[0] + 1) * PIECE_BYTES, shard.size)
+    more = f" and {len(changed) - 1} more pieces of {PIECE_BYTES}" if len(changed) > 1 else ""
+    tensors = ""
+    if shard.path.suffix == ".safetensors":
+        held = [name for name, one in read_header(shard).items() if one.start < end and start < one.start + one.length]
+        tensors = f", of {', '.join(held[:3])}{' ...' if len(held) > 3 else ''}"
+    return f"; bytes {start} to {end}{more} differ{tensors}"

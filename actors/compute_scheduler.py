@@ -107,6 +107,6 @@ class ComputeScheduler(Sink):
         for message, ran in self._launched:
             for event in ran:
                 if event.error is not None:
-                    arrived = message.event.error is None
-                    actor = self.name if arrived else message.at.filler
-                    raise ActorFailed(actor, message.layer, message.group, event.error) from event.error
+                    own = ActorFailed(self.name, message.layer, message.group, event.error)
+                    failure = self._arrival_failure(message) or own
+                    raise failure from failure.__cause__

@@ -157,9 +157,7 @@ class Model:
         new requests.
         """
         self._refuses = True
-        if drain:
-            await self._runtime.program.drained()
-        await self._supervisor.aclose()
+        await self._supervisor.aclose(drain=drain)
 
     async def __aenter__(self) -> "Model":
         return self
@@ -182,7 +180,7 @@ class Model:
     @contextlib.asynccontextmanager
     async def _serving(self, call: Call) -> AsyncGenerator[list[RunningSequence], None]:
         """Let the samples of a call run for as long as their caller is there."""
-        if self._refuses:
+        if self._refuses or self._supervisor.done():
             raise ClosedError("the model is closed")
         if asyncio.get_running_loop() is not self._loop:
             raise RequestError("the model was opened on another event loop; call it from there, or open another one")

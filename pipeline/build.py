@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-from actors.core.beside import run_beside
+from actors.core.beside import running
 from actors.core.budget import Budget
+from actors.core.crew import Over
 from actors.core.line import Line
 from actors.core.ports import PrefetchPolicy
 from actors.core.trace import Trace
@@ -77,9 +78,9 @@ class Runtime:
         """The five actors, and the user's own between them."""
         return self.wired.line
 
-    async def run(self) -> None:
+    def running(self) -> contextlib.AbstractAsyncContextManager[Over]:
         """Run the line of the weights, and the KV line beside it."""
-        await run_beside(self.wired.lines)
+        return running(self.wired.lines)
 
     async def aclose(self) -> None:
         """Give everything back; the lines must have stopped."""
@@ -117,6 +118,11 @@ def draw_up(
     Raises ConfigError or CheckpointError. Whether the plan fits is for the caller to check.
     """
     groups = plan_groups(group_specs(model), checkpoint)
+    if groups.ignored:
+        some, more = ", ".join(groups.ignored[:5]), len(groups.ignored) - 5
+        logger.warning(
+            "%s: not used for text: tensors %s%s", checkpoint.folder, some, f" and {more} more" if more > 0 else ""
+        )
     dtype = DTYPES[groups.dtype] if settings.dtype == "auto" else getattr(torch, settings.dtype)
     fewest_slots = settings.gpu_groups if device.unified else min(settings.gpu_groups, settings.host_groups)
     catalog = WeightCatalog(groups.groups, packed=device.packed, two_kinds=fewest_slots > 1)

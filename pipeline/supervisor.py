@@ -2,51 +2,139 @@
 
 import asyncio
 import logging
+import os
+import threading
+from concurrent.futures import Future
+from typing import Any
 
+from actors.core.crew import STOP_SECONDS
 from actors.core.errors import LineError
 from pipeline.build import Runtime
+from pipeline.devices.lane import portable
 from pipeline.errors import ClosedError
 
 logger = logging.getLogger("penstock")
+LOOP_CHECK_SECONDS = 0.1
+"""How often a call that closes from another event loop looks whether the model's own still runs."""
 
 
 class Supervisor:
-    """Runs the lines in a task of its own. Weights never change, so recovery is to run them anew (rule 7)."""
+    """Runs the lines in a task of its own. Weights never change, so recovery is to run them anew (rule 7).
+
+    Whatever ends the task, all callers are told. Callers are told before anybody waits for threads, which cannot be
+    stopped; what threads use is given back when they have ended (rule 6), on a thread that no event loop can stop.
+    """
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
+        self._loop = asyncio.get_running_loop()
+        self._process = os.getpid()
+        self._closes = False
+        self._given_back: Future[None] | None = None
         self._task = asyncio.create_task(self._supervise(), name="penstock")
-        self._closing: asyncio.Task[None] | None = None
+        self._task.add_done_callback(self._ended)
 
     def done(self) -> bool:
         """Whether nobody runs the lines any more."""
         return self._task.done()
 
-    async def aclose(self) -> None:
-        """Stop the lines, end all requests with ClosedError, and give everything back.
+    async def aclose(self, *, drain: bool = False) -> None:
+        """End all requests with ClosedError, stop the lines and give everything back, from whatever event loop.
 
-        Every call waits for the same closing, which goes on when a call is cancelled.
+        Every call waits for the same closing, which goes on when a call is cancelled. With `drain` it begins when
+        nobody wants tokens any more. Raises ActorFailed when one who was stopped has not ended.
         """
-        if self._closing is None:
-            self._closing = asyncio.create_task(self._close(), name="penstock-close")
-        await asyncio.shield(self._closing)
+        if asyncio.get_running_loop() is self._loop:
+            await self._close(drain)
+            return
+        if self._loop_runs():
+            await self._elsewhere(asyncio.run_coroutine_threadsafe(self._close(drain), self._loop))
+        if not self._loop_runs():
+            self._closes = True
+            if not self._loop.is_closed():
+                self._tell_all(_closed())
+                self._task.cancel()
+            await self._give_back()
 
     async def _supervise(self) -> None:
         while True:
             try:
-                await self._runtime.run()
-                raise LineError("the line ended, though its plan has no end")
+                async with self._runtime.running() as over:
+                    self._tell_callers(await over or LineError("the line ended, though its plan has no end"))
             except Exception as error:
-                logger.error("%s", error)
                 self._tell_callers(error)
             await self._runtime.program.wanted()
 
-    def _tell_callers(self, error: Exception) -> None:
-        """Say who is told of a failure of the line: everybody who waits or runs. Only when the line has stopped."""
+    def _tell_callers(self, error: BaseException) -> None:
+        """Say who is told of a failure of the line: everybody who waits or runs. Threads of the line may still run."""
+        logger.error("%s", error)
         self._runtime.program.fail(error)
 
-    async def _close(self) -> None:
+    def _tell_all(self, error: ClosedError) -> None:
+        """End all requests: the model serves nobody any more."""
+        self._runtime.program.fail(error)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        """However it came to that, no caller waits for ever."""
+        error = None if task.cancelled() else task.exception()
+        if not self._closes:
+            why = "its task was cancelled, as when the event loop shuts down" if error is None else repr(error)
+            logger.error("the model serves no more requests: %s", why)
+            closed = ClosedError(f"the model serves no more requests: {why}; close it, and open it again")
+            closed.__cause__ = error
+            self._tell_all(closed)
+        else:
+            self._begin_giving_back()
+
+    async def _close(self, drain: bool) -> None:
+        if drain:
+            await self._runtime.program.drained()
+        self._closes = True
+        self._tell_all(_closed())
         self._task.cancel()
         await asyncio.wait([self._task])
-        self._tell_callers(ClosedError("the model was closed before the request had finished"))
-        await self._runtime.aclose()
+        await self._give_back()
+
+    async def _elsewhere(self, closing: "Future[None]") -> None:
+        """Wait for the closing on the model's own loop, for as long as that one runs."""
+        waiting: asyncio.Future[Any] = asyncio.wrap_future(closing)
+        try:
+            while self._loop_runs() and not waiting.done():
+                await asyncio.wait([waiting], timeout=LOOP_CHECK_SECONDS)
+        finally:
+            waiting.cancel()
+        if not waiting.cancelled():
+            waiting.result()
+
+    async def _give_back(self) -> None:
+        waiting = asyncio.wrap_future(self._begin_giving_back())
+        await asyncio.wait([waiting], timeout=STOP_SECONDS)
+        if not waiting.done():
+            names = sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("penstock"))
+            logger.warning("closing waits for reads or computations, which cannot be stopped: %s", ", ".join(names))
+        await waiting
+        for line in self._runtime.wired.lines:
+            line.check_left()
+
+    def _begin_giving_back(self) -> "Future[None]":
+        if self._given_back is None:
+            self._given_back = Future()
+            self._given_back.set_running_or_notify_cancel()  # who waits for it and is cancelled cannot stop it
+            threading.Thread(target=self._run_giving_back, args=[self._given_back], daemon=True).start()
+        return self._given_back
+
+    def _run_giving_back(self, given_back: "Future[None]") -> None:
+        try:
+            asyncio.run(self._runtime.aclose())
+        except BaseException as error:
+            given_back.set_exception(portable(error))
+        else:
+            given_back.set_result(None)
+
+    def _loop_runs(self) -> bool:
+        """Whether the model's event loop still runs, in this process: a fork has no threads."""
+        return self._loop.is_running() and os.getpid() == self._process
+
+
+def _closed() -> ClosedError:
+    return ClosedError("the model was closed before the request had finished")

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from support.cases import EVERYTHING
 
+from pipeline import guard
+
 LONGEST_BLOCK_SECONDS = 0.4
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 """Set before torch is imported: its threads spin else, which costs ten times the computing where others compute too."""
@@ -61,6 +63,12 @@ def no_cache_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def nothing_was_said() -> None:
+    """A warning that comes once in a process comes in the test that looks for it."""
+    guard.forget()
 
 
 @pytest.fixture

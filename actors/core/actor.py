@@ -1,17 +1,19 @@
 """What all actors share: a place in a line, waits that are counted, and errors that name the group in hand."""
 
-import asyncio
 import contextlib
+import functools
 import re
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from actors.core.budget import Budget, Slot
+from actors.core.chained import on_host
 from actors.core.channel import Receiver, Sender
+from actors.core.crew import Crew
 from actors.core.errors import ActorFailed, ChannelClosed, LineError
 from actors.core.message import Message, ended
-from actors.core.operation import Operation, cancelled_from_outside
+from actors.core.operation import Operation
 from actors.core.ports import Catalog, Clock, Event
 from actors.core.trace import ActorStatistics, Meter
 
@@ -22,8 +24,7 @@ class Wiring:
 
     inlet: Receiver[Message[Any]] | None
     outlet: Sender[Message[Any]] | None
-    tasks: asyncio.TaskGroup
-    started: "set[asyncio.Task[None]]"
+    crew: Crew
     clock: Clock
     meter: Meter
     ahead: Sequence[Budget] = ()
@@ -32,7 +33,7 @@ class Wiring:
 
 
 class _Ended(Exception):
-    """A neighbour has closed its end of the channel."""
+    """The actor before has ended in turn, and nothing more will come."""
 
 
 class Actor:
@@ -57,25 +58,9 @@ class Actor:
         return ActorStatistics(0, 0.0, 0.0) if self._wiring is None else self._wiring.meter.statistics()
 
     async def run(self) -> None:
-        """Work until nothing more comes or nobody takes any more. An error names the group in hand (rule 7)."""
-        wiring = self._wired
-        try:
-            with contextlib.suppress(_Ended):
-                await self._work()
-        except ActorFailed:
-            raise
-        except asyncio.CancelledError:
-            if cancelled_from_outside():
-                raise
-            error = RuntimeError("the actor ended itself by raising CancelledError")
-            raise self._failure(wiring.in_hand, error) from error
-        except Exception as error:
-            raise self._failure(wiring.in_hand, error) from error
-        finally:
-            if wiring.outlet is not None:
-                wiring.outlet.close()
-            if wiring.inlet is not None:
-                wiring.inlet.close()
+        """Work until nothing more comes. Whatever it raises names the group in hand (rule 7)."""
+        with contextlib.suppress(_Ended):
+            await self._work()
 
     def start(
         self, message: Message[Any] | None, work: Coroutine[Any, Any, None], watched: Event | None = None
@@ -87,19 +72,15 @@ class Actor:
         Work that only watches over an operation elsewhere names the operation's event, `watched`, whose span counts.
         """
         operation = Operation(self._wired.clock, watched)
-        task = operation.begin(self._wired.tasks, work, lambda error: self._failure(message, error))
-        self._wired.started.add(task)
-        task.add_done_callback(self._wired.started.discard)
+        operation.begin(self._wired.crew, work, functools.partial(self._failure, message))
         return operation
 
     async def landed(self, message: Message[Any]) -> None:
         """Let the actor wait until the message's bytes have arrived (rule 4). Fails in the name of who moved them."""
         if not message.event.done():
             await self.stalled("event", message, ended(message.event))
-        if (error := message.event.error) is not None:
-            if isinstance(error, ActorFailed):
-                raise error
-            raise ActorFailed(message.at.filler, message.layer, message.group, error)
+        if (failure := self._arrival_failure(message)) is not None:
+            raise failure
 
     async def vacated(self, message: Message[Any], slot: Slot) -> None:
         """Let the actor wait until the slot's last reader is through (rule 3)."""
@@ -111,9 +92,9 @@ class Actor:
 
         A device waits for its own events by itself (rule 4), but cannot wait for a coroutine.
         """
-        if isinstance(message.event, Operation):
+        if on_host(message.event):
             await self.landed(message)
-        if isinstance(slot.after, Operation):
+        if on_host(slot.after):
             await self.vacated(message, slot)
 
     async def stalled(self, what: str, message: Message[Any], wait: Coroutine[Any, Any, Any]) -> Any:
@@ -153,18 +134,36 @@ class Actor:
         outlet = self._wired.outlet
         if outlet is None:
             raise LineError(f"{self.name} stands last in the line, but sends messages")
-        try:
-            if not outlet.send_now(message):
-                await self.stalled("room", message, outlet.send(message))
-        except ChannelClosed as closed:
-            raise _Ended from closed
+        if not outlet.send_now(message):
+            await self.stalled("room", message, outlet.send(message))
 
     def _lies_ahead(self, message: Message[Any]) -> bool:
         """Whether the bytes are at a place further down the line, for good: then there is nothing to do here."""
         group = (message.layer, message.group)
         return message.at is None and any(budget.holds(group) for budget in self._wired.ahead)
 
-    def _failure(self, message: Message[Any] | None, error: Exception) -> ActorFailed:
+    def _left(self, error: BaseException | None) -> BaseException | None:
+        """After `run`: pass the end of the line on, or say that it was not this actor's turn to end."""
+        wiring = self._wired
+        if error is None and wiring.inlet is not None and not wiring.inlet.exhausted:
+            return self._failed(LineError("its `run` has returned, though more messages come"))
+        if error is None and wiring.outlet is not None:
+            wiring.outlet.close()
+        return error
+
+    def _failed(self, error: BaseException) -> ActorFailed:
+        """An error of the loop, with the actor's name and the group that it has in hand."""
+        return self._failure(self._wired.in_hand, error)
+
+    @staticmethod
+    def _arrival_failure(message: Message[Any]) -> ActorFailed | None:
+        """Why the message's bytes did not arrive, in the name of who moved them."""
+        error = message.event.error
+        if error is None or isinstance(error, ActorFailed):
+            return error
+        return ActorFailed(message.at.filler, message.layer, message.group, error)
+
+    def _failure(self, message: Message[Any] | None, error: BaseException) -> ActorFailed:
         if isinstance(error, ActorFailed):
             return error
         layer, group = (message.layer, message.group) if message else (None, None)

@@ -1,7 +1,7 @@
 """How it flows: a bounded channel with one sending and one receiving end.
 
 Both ends keep trio's contract: an operation that raises, also through cancellation, did not happen. A closed sender
-lets the receiver drain what is left; a closed receiver refuses the sender at once.
+lets the receiver drain what is left.
 """
 
 from collections import deque
@@ -39,15 +39,14 @@ class _Shared(Generic[Item]):
         self.peak = 0
         self.sent = 0
         self.sender_closed = False
-        self.receiver_closed = False
         self.senders = Turns(clock)
         self.receivers = Turns(clock)
 
     def has_room(self) -> bool:
-        return len(self.items) < self.capacity or self.receiver_closed
+        return len(self.items) < self.capacity
 
     def has_item(self) -> bool:
-        return bool(self.items) or self.sender_closed or self.receiver_closed
+        return bool(self.items) or self.sender_closed
 
     def count(self) -> None:
         if self._trace.recording:
@@ -71,7 +70,7 @@ class Sender(Generic[Item]):
         self._shared = shared
 
     async def send(self, item: Item) -> None:
-        """Wait for room and put `item` in. Raises ChannelClosed when nobody will ever take it."""
+        """Wait for room and put `item` in. Raises ChannelClosed after `close`."""
         await self._shared.senders.take_turn(self._shared.has_room)
         self._put(item)
 
@@ -93,7 +92,7 @@ class Sender(Generic[Item]):
 
     def _put(self, item: Item) -> None:
         shared = self._shared
-        if shared.receiver_closed or shared.sender_closed:
+        if shared.sender_closed:
             raise ChannelClosed(f"channel {shared.name!r} is closed: the item was not sent")
         shared.items.append(item)
         shared.sent += 1
@@ -112,18 +111,17 @@ class Receiver(Generic[Item]):
         """Wait for the next item. Raises ChannelClosed once the sender has closed and nothing is left."""
         shared = self._shared
         await shared.receivers.take_turn(shared.has_item)
-        if not shared.items or shared.receiver_closed:
+        if not shared.items:
             raise ChannelClosed(f"channel {shared.name!r} is closed: nothing more will come")
         item = shared.items.popleft()
         shared.count()
         shared.senders.notify()
         return item
 
-    def close(self) -> None:
-        """Refuse what is still to come. Never waits; closing twice is fine."""
-        self._shared.receiver_closed = True
-        self._shared.senders.notify()
-        self._shared.receivers.notify()
+    @property
+    def exhausted(self) -> bool:
+        """Whether the sender has closed and nothing is left."""
+        return self._shared.sender_closed and not self._shared.items
 
     def statistics(self) -> ChannelStatistics:
         """The channel's counters, the same from both ends."""

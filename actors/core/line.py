@@ -4,17 +4,18 @@
 `run` lives until the source ends, an actor fails, or the caller cancels it.
 """
 
-import asyncio
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from actors.core.actor import Actor, Wiring
+from actors.core.beside import run_beside
 from actors.core.budget import Budget, BudgetStatistics
 from actors.core.channel import ChannelStatistics, Receiver, Sender, open_channel
-from actors.core.errors import ActorFailed, LineError
+from actors.core.crew import Crew, Over, stop
+from actors.core.errors import LineError
 from actors.core.message import Message
-from actors.core.operation import cancelled_from_outside, pending_cancellations
 from actors.core.ports import Catalog, Clock
 from actors.core.stage import Mover, Sink, Source, Stage
 from actors.core.trace import ActorStatistics, Meter, Trace
@@ -39,6 +40,7 @@ class Line:
         self._actors: list[Actor] = [source]
         self._queues: dict[str, int] = {}
         self._inlets: dict[str, Receiver[Message[Any]]] = {}
+        self._crew: Crew | None = None
 
     def then(self, actor: Stage | Mover | Sink, *, queue: int = 1) -> "Line":
         """Append an actor, behind a queue of that many messages."""
@@ -69,6 +71,11 @@ class Line:
 
     async def run(self) -> None:
         """Run all actors until the line has ended. Raises the first ActorFailed; afterwards it can run anew."""
+        await run_beside((self,))
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Keep the actors for one run; at its end take back every slot. Raises LineError when they are at work."""
         if not isinstance(self._actors[-1], Sink):
             raise LineError(f"the line ends with {self._actors[-1].name}, which is not a Sink")
         for actor in self._actors:
@@ -76,30 +83,38 @@ class Line:
                 raise LineError(f"{actor.name} is at work in a running line; give each line an instance of its own")
         for actor in self._actors:
             actor.at_work = True
-        cancellations = pending_cancellations()
         try:
-            for budget in self.budgets:
-                await budget.settle()
-            async with asyncio.TaskGroup() as tasks:
-                started: set[asyncio.Task[None]] = set()
-                self._wire(tasks, started)
-                actors = [tasks.create_task(actor.run(), name=actor.name) for actor in self._actors]
-                # Waiting here, not in the group's exit: Python 3.11 leaves a task that fails there marked as cancelled.
-                await asyncio.wait(actors)
-                while started:
-                    await asyncio.wait(started)
-        except BaseExceptionGroup as group:
-            if cancelled_from_outside(since=cancellations):
-                # A task group that fails while it is being cancelled raises the failure, but the caller wants to stop.
-                raise asyncio.CancelledError from group
-            cause = _first_cause(group)
-            raise cause from cause.__cause__
+            yield
         finally:
             for budget in self.budgets:
                 budget.recall()
             for actor in self._actors:
                 actor.at_work = False
             self.statistics()  # operations that have ended since are counted, and traced, here
+
+    async def at_rest(self) -> None:
+        """Wait until nobody of the last run is left, nor a reader of a slot (rules 3 and 6).
+
+        Raises ActorFailed when one who was stopped does not end: he may still touch his slot.
+        """
+        if self._crew is not None:
+            await stop([self._crew])
+            self.check_left()
+        for budget in self.budgets:
+            await budget.settle()
+
+    def check_left(self) -> None:
+        """Raise ActorFailed if one who was stopped has not ended."""
+        if self._crew is not None and (failure := self._crew.left_behind()) is not None:
+            raise failure
+
+    def begin(self, over: Over) -> Crew:
+        """Let the actors begin their work in one run, which is over when `over` is."""
+        self._crew = Crew(over)
+        self._wire(self._crew)
+        for actor in self._actors:
+            self._crew.begin(actor.run(), actor._failed, actor._left, actor.name)
+        return self._crew
 
     def statistics(self) -> LineStatistics:
         """The counters of the present or last run."""
@@ -123,7 +138,7 @@ class Line:
         self._queues[actor.name] = queue
         return self
 
-    def _wire(self, tasks: asyncio.TaskGroup, started: "set[asyncio.Task[None]]") -> None:
+    def _wire(self, crew: Crew) -> None:
         inlet: Receiver[Message[Any]] | None = None
         self._inlets = {}
         for budget in self.budgets:
@@ -137,19 +152,10 @@ class Line:
                 self._inlets[neighbour.name] = receiver
             actor.catalog = self._catalog
             ahead = _budgets(self._actors[self._actors.index(actor) + 1 :])
-            actor.wire(Wiring(inlet, sender, tasks, started, self._clock, Meter(actor.name, self.trace), ahead))
+            actor.wire(Wiring(inlet, sender, crew, self._clock, Meter(actor.name, self.trace), ahead))
             inlet = receiver
 
 
 def _budgets(actors: Iterable[Actor]) -> tuple[Budget, ...]:
     found = [actor.budget for actor in actors if isinstance(actor, Mover) and actor.budget is not None]
     return tuple(dict.fromkeys(found))
-
-
-def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The failure that came first; everything after it is a consequence."""
-    first = group.exceptions[0]
-    for error in group.exceptions:
-        if isinstance(error, ActorFailed):
-            return error
-    return _first_cause(first) if isinstance(first, BaseExceptionGroup) else first

@@ -62,5 +62,7 @@ async def ended(event: Event) -> None:
     except asyncio.CancelledError:
         if cancelled_from_outside(since=cancellations):
             raise
-    except Exception:
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException:
         return

@@ -1,10 +1,10 @@
 """Work that a line runs beside an actor's loop, seen as an event."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
-from actors.core.errors import LineError
+from actors.core.crew import Crew, Named
 from actors.core.ports import Clock, Event
 
 
@@ -38,40 +38,23 @@ class Operation:
         if self.error is not None:
             raise self.error
 
-    def begin(
-        self, tasks: asyncio.TaskGroup, work: Coroutine[Any, Any, None], failure: Callable[[Exception], Exception]
-    ) -> "asyncio.Task[None]":
-        """Run `work`; its error, turned by `failure`, is raised in the task group and at every waiter (rule 7)."""
+    def begin(self, crew: Crew, work: Coroutine[Any, Any, None], named: Named) -> None:
+        """Run `work`; its error, as `named` names it, ends the run of the line and is raised at every waiter."""
 
-        def end(task: asyncio.Task[None]) -> None:
-            # A task that is cancelled before its first step never enters its coroutine, but has ended all the same.
-            work.close()
-            if task.cancelled():
-                self.error = LineError("the line was stopped before the work had ended")
+        def end(error: BaseException | None) -> BaseException | None:
+            work.close()  # a task that is cancelled before its first step never enters its coroutine
+            self.error = error
             self._ended.set()
+            return error
 
-        task = tasks.create_task(self._run(work, failure))
-        task.add_done_callback(end)
-        return task
+        crew.begin(self._run(work), named, end)
 
-    async def _run(self, work: Coroutine[Any, Any, None], failure: Callable[[Exception], Exception]) -> None:
+    async def _run(self, work: Coroutine[Any, Any, None]) -> None:
         started = self._clock()
         try:
             await work
-        except asyncio.CancelledError:
-            if cancelled_from_outside():
-                raise
-            self.error = failure(RuntimeError("the work ended itself by raising CancelledError"))
-            raise self.error from self.error.__cause__
-        except Exception as error:
-            self.error = failure(error)
-            if self.error is error:
-                raise
-            raise self.error from error
         finally:
             self._span = (started, self._clock())
-            if not cancelled_from_outside():  # else `end` tells
-                self._ended.set()
 
 
 def pending_cancellations() -> int:

@@ -55,8 +55,8 @@ class Device(Protocol):
     """Something that computes, beside memory of its own.
 
     Operations of one lane run in order, lanes run beside each other; uploads are one lane and downloads another. An
-    operation starts after all events in `after`, which are events of this device or are done. An operation whose
-    `after` failed does not run and fails with the same error.
+    operation starts after all events in `after`, which are events of this device, or done, or chained of such ones. An
+    operation whose `after` failed does not run and fails with the same error.
     """
 
     @property
@@ -116,7 +116,10 @@ class Catalog(Protocol):
         """What to copy from a host slot into a device slot."""
 
     def tensors(self, message: Message[Slot]) -> Mapping[str, Any]:
-        """The group's tensors by short name, as views of the slot it is in. Only after the message's event."""
+        """The group's tensors by short name, as views of the slot it is in. Only after the message's event.
+
+        Raises LineError where there are no bytes yet.
+        """
 
 
 Waits: TypeAlias = Literal["blocking", "event", "chained"]

@@ -137,7 +137,9 @@ class PrefetchQueue:
         """What the policy answers; an error that names it if that is no answer."""
         try:
             asks = list(call())
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
             raise LineError(f"policy {self._policy.name}: {method} failed: {type(error).__name__}: {error}") from error
         for ask in asks:
             if not isinstance(ask, Ask):

@@ -10,6 +10,7 @@ from typing import Any
 
 from actors.core.actor import Actor
 from actors.core.budget import Budget, Slot
+from actors.core.chained import behind
 from actors.core.errors import LineError
 from actors.core.message import Message
 from actors.core.ports import Event
@@ -40,6 +41,7 @@ class Stage(Actor):
         """Return the message to send on: the same group in the same slot, perhaps with another event.
 
         Bytes at `message.at` may be touched after `await self.landed(message)`; behind the planner there are none yet.
+        Another event comes behind the message's own, so nobody takes its end for the arrival of the bytes.
         """
         raise NotImplementedError
 
@@ -53,10 +55,17 @@ class Stage(Actor):
             started, stalled_before = clock(), meter.stalled_seconds
             result = await self.handle(message)
             self._check(message, result)
-            if message.at is not None and result.event is not message.event:
-                message.at.filled, message.at.filler = result.event, self.name
+            if result.event is not message.event:
+                result = self._chain(message, result)
             meter.worked(message, started, clock(), meter.stalled_seconds - stalled_before)
             await self._send(result)
+
+    def _chain(self, message: Message[Slot], result: Message[Slot]) -> Message[Slot]:
+        slot, own = message.at, result.event
+        event = behind(message, own, self.name if slot is None else slot.filler)
+        if slot is not None and event is not message.event:
+            slot.filled, slot.filler = event, self.name
+        return result if event is own else message.moved(slot, event)
 
     def _check(self, message: Message[Slot], result: object) -> None:
         if not isinstance(result, Message):
@@ -84,7 +93,7 @@ class Mover(Actor):
         """Start moving the message's bytes into `slot`; the event is done when they have landed.
 
         Bytes in `slot` may be overwritten only after `slot.after` (rule 3). The source slot is released for you,
-        after the event.
+        after the event and after the message's own.
         """
         raise NotImplementedError
 
@@ -102,6 +111,8 @@ class Mover(Actor):
             if slot is None:
                 raise LineError(f"{self.name} works in place, but comes before any bytes do: give it a budget")
             event = await self._fill(message, slot)
+            if event is not message.event:
+                event = behind(message, event, self.name if source is None else source.filler)
             slot.filled, slot.filler = event, self.name
             if source is not None and source is not slot:
                 self._leave(source, slot)

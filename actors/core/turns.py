@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+from actors.core.operation import cancelled_from_outside
 from actors.core.ports import Clock
 
 
@@ -38,9 +39,14 @@ class Turns:
         return not self._row and ready()
 
     async def take_turn(self, ready: Callable[[], bool]) -> None:
-        """Return once everybody before has gone and `ready()` holds."""
+        """Return once everybody before has gone and `ready()` holds.
+
+        Who was cancelled, swallowed that and went on, waits for nothing any more: nobody would cancel him again.
+        """
         if self.free(ready):
             return
+        if cancelled_from_outside():
+            raise asyncio.CancelledError
         waiter = _Waiter(ready)
         if not self._row:
             self._waiting_since = self._clock()

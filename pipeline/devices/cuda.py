@@ -13,8 +13,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
+from actors.core.chained import parts
 from actors.core.ports import Copy, Event
-from pipeline.devices.lane import LaneEvent, Lanes, portable, require_done
+from pipeline.devices.lane import LaneEvent, Lanes, ordered, portable, require_done
 from pipeline.devices.memory import DeviceMemory, HostMemory, Memory, copy_bytes
 from pipeline.errors import ConfigError
 from pipeline.promises import give_back
@@ -141,16 +142,18 @@ class CudaLane:
         try:
             with torch.cuda.stream(self._stream):
                 # Work that failed before it was issued, or while it was, has left nothing on its stream.
-                if isinstance(vacant, CudaEvent) and vacant.issued.exception() is None:
-                    self._stream.wait_event(vacant.ended)
-                for earlier in after:
+                for reader in parts(vacant):
+                    if isinstance(reader, CudaEvent) and reader.issued.exception() is None:
+                        self._stream.wait_event(reader.ended)
+                for earlier in parts(*after):
                     if isinstance(earlier, CudaEvent):
                         earlier.issued.result()
                         self._stream.wait_event(earlier.ended)
                     else:
                         require_done(earlier)
                 event.started.record(self._stream)
-                work()
+                with ordered(after):
+                    work()
                 event.ended.record(self._stream)
         except BaseException as error:
             # Kernels that were launched before the failure may still run on the slot.

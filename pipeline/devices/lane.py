@@ -1,11 +1,14 @@
 """A lane: one thread that runs pieces of work strictly in order."""
 
 import asyncio
+import contextlib
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Generic, Protocol, TypeVar
 
+from actors.core.chained import parts
 from actors.core.ports import Event
 from pipeline.threads import tell
 
@@ -57,15 +60,17 @@ class Lane:
 
 def _run(work: Callable[[], object], after: Sequence[Event], vacant: Event | None, event: LaneEvent) -> None:
     try:
-        if isinstance(vacant, LaneEvent):
-            vacant.future.exception()
-        for earlier in after:
+        for reader in parts(vacant):
+            if isinstance(reader, LaneEvent):
+                reader.future.exception()
+        for earlier in parts(*after):
             if isinstance(earlier, LaneEvent):
                 earlier.future.result()
             else:
                 require_done(earlier)
         started = time.perf_counter()
-        work()
+        with ordered(after):
+            work()
         event.span = (started, time.perf_counter())
     except BaseException as error:
         event.future.set_exception(portable(error))
@@ -73,11 +78,31 @@ def _run(work: Callable[[], object], after: Sequence[Event], vacant: Event | Non
         event.future.set_result(None)
 
 
-def portable(error: BaseException) -> BaseException:
-    """The error itself, but for those that mean something else where they are raised again."""
-    if isinstance(error, StopIteration | asyncio.CancelledError | CancelledError):
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
+def portable(error: BaseException) -> Exception:
+    """The error itself, but for those that mean something else where they are raised again, on the event loop."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration | CancelledError):
+        return error
+    carried = RuntimeError(f"{type(error).__name__}: {error}")
+    carried.__cause__ = error
+    return carried
+
+
+_behind = threading.local()
+
+
+@contextlib.contextmanager
+def ordered(after: Sequence[Event]) -> Iterator[None]:
+    """While a lane runs or issues work that comes behind these events."""
+    _behind.events = after
+    try:
+        yield
+    finally:
+        _behind.events = ()
+
+
+def comes_behind(event: Event) -> bool:
+    """Whether what this thread does now is work of a lane that comes behind the event, done or not."""
+    return any(one is event for one in getattr(_behind, "events", ()))
 
 
 def require_done(event: Event) -> None:

@@ -8,6 +8,7 @@ from typing import TypeAlias
 import torch
 
 from actors.core.ports import Copy
+from pipeline.guard import attempt
 
 HUGE_PAGE_BYTES = 2 << 20
 
@@ -22,8 +23,13 @@ class HostMemory:
         self.nbytes = nbytes
         # Private: shared anonymous memory gets no huge pages, and a direct read into scattered small pages is slower.
         self._pages = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE") and nbytes >= HUGE_PAGE_BYTES:
-            self._pages.madvise(mmap.MADV_HUGEPAGE)
+        if nbytes >= HUGE_PAGE_BYTES:
+            attempt(
+                "huge pages cannot be asked for",
+                lambda: self._pages.madvise(mmap.MADV_HUGEPAGE),
+                None,
+                "direct reads into small pages are slower; `penstock doctor` tells what this kernel offers",
+            )
         self.view = memoryview(self._pages)[:nbytes]
         self.tensor = torch.frombuffer(self._pages, dtype=torch.uint8)[:nbytes]
 

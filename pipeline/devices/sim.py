@@ -5,6 +5,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
+from actors.core.chained import parts
 from actors.core.ports import Buffer, Copy, Event
 
 ROUNDING_SECONDS = 1e-9
@@ -92,10 +93,11 @@ class SimDevice:
         self, lane: str, work: Callable[[], object], after: Sequence[Event], vacant: Event | None = None
     ) -> SimEvent:
         started = max(asyncio.get_running_loop().time(), self._free_at[lane])
-        if isinstance(vacant, SimEvent):
-            started = max(started, vacant.ended)
+        for reader in parts(vacant):
+            if isinstance(reader, SimEvent):
+                started = max(started, reader.ended)
         error = None
-        for earlier in after:
+        for earlier in parts(*after):
             if isinstance(earlier, SimEvent):
                 started = max(started, earlier.ended)
                 error = error or earlier._error

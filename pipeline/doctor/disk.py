@@ -70,9 +70,9 @@ def file_system(folder: Path) -> str:
     """The type of the file system that a folder lies in, as the kernel names it."""
     mounts, folder = Path("/proc/self/mountinfo"), folder.resolve()
     best, kind = -1, "unknown file system"
-    for line in mounts.read_text().splitlines() if mounts.exists() else ():
+    for line in os.fsdecode(mounts.read_bytes()).rstrip("\n").split("\n") if mounts.exists() else ():
         place, _, what = line.partition(" - ")
-        point = Path(place.split()[4].replace("\\040", " "))
+        point = Path(place.split(" ")[4].replace("\\040", " "))
         if folder.is_relative_to(point) and len(point.parts) >= best:  # of two on one point the later one counts
-            best, kind = len(point.parts), what.split()[0]
+            best, kind = len(point.parts), what.split(" ")[0]
     return kind

@@ -7,30 +7,36 @@ from pipeline.models.config import ModelConfig
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One tensor: its short name in the code, its name in the checkpoint, and the shape it must have."""
+    """One tensor: its short name in the code, its name in the checkpoint, and the shape it must have.
+
+    Where it may lie under one of several names, `names` has them all, and the first that is there counts.
+    """
 
     short: str
     name: str
     shape: tuple[int, ...]
+    names: tuple[str, ...] = ()
 
 
 def group_specs(config: ModelConfig) -> dict[tuple[int, str], tuple[TensorSpec, ...]]:
     """The tensors of every group: (layer, "attn") and (layer, "ffn") in compute order, then the head, then the rows.
 
-    (layers, "head") holds the final norm and the output matrix, which is the embedding itself where it is tied.
+    (layers, "head") holds the final norm and the output matrix, which is the embedding itself where it is tied and no
+    output matrix is stored: one that is stored was trained apart, or is the same and costs nothing.
     (-1, "embed") stands last because it is never streamed: a pass fetches the rows that it needs.
     """
     groups: dict[tuple[int, str], tuple[TensorSpec, ...]] = {}
     for layer in range(config.layers):
         groups[layer, "attn"] = _attention_specs(config, f"model.layers.{layer}")
         groups[layer, "ffn"] = _ffn_specs(config, f"model.layers.{layer}")
-    embedding = "model.embed_tokens.weight"
+    embedding, output = "model.embed_tokens.weight", "lm_head.weight"
+    tied = config.tied_embeddings
     matrix = (config.vocabulary_size, config.hidden_size)
     groups[config.layers, "head"] = (
         TensorSpec("norm", "model.norm.weight", (config.hidden_size,)),
-        TensorSpec("output", embedding if config.tied_embeddings else "lm_head.weight", matrix),
+        TensorSpec("output", embedding if tied else output, matrix, (output, embedding) if tied else ()),
     )
-    groups[-1, "embed"] = (TensorSpec("embed", embedding, matrix),)
+    groups[-1, "embed"] = (TensorSpec("embed", embedding, matrix, (embedding, output) if tied else ()),)
     return groups
 
 

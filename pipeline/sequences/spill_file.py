@@ -2,8 +2,10 @@
 
 import asyncio
 import errno
+import fcntl
 import functools
 import logging
+import mmap
 import os
 import tempfile
 import zlib
@@ -13,8 +15,8 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError, PenstockError
 from pipeline.threads import outlast
-from pipeline.weights.layout import Copy
-from pipeline.weights.shard import O_DIRECT
+from pipeline.weights.layout import BLOCK_BYTES, Copy
+from pipeline.weights.shard import NOT_OFFERED, O_DIRECT
 
 logger = logging.getLogger("penstock")
 THREADS = 4
@@ -41,10 +43,11 @@ class SpillFile:
         self._checksums: dict[int, int] = {}
         self._descriptor = _create(folder)
         try:
-            os.posix_fallocate(self._descriptor, 0, nbytes)
-        except OSError as error:
+            _allocate(folder, self._descriptor, nbytes)
+            _go_past_the_page_cache(folder, self._descriptor)
+        except BaseException:
             os.close(self._descriptor)
-            raise ConfigError(f"kv_disk {folder}: need {nbytes} bytes for KV blocks: {error.strerror}") from error
+            raise
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="penstock-kv-disk")
 
     async def read(self, start: int, runs: Sequence[Copy], buffer: memoryview) -> None:
@@ -112,34 +115,62 @@ class SpillFile:
 
 
 def _create(folder: Path) -> int:
-    """A new file without a name, read and written past the page cache where the file system allows it."""
+    """A new file without a name."""
     try:
         try:
-            return _nameless(folder, O_DIRECT)
+            return os.open(folder, os.O_RDWR | os.O_CLOEXEC | O_TMPFILE, 0o600)
         except OSError as error:
-            if error.errno != errno.EINVAL or not O_DIRECT:
+            if error.errno not in NOT_OFFERED | {errno.EISDIR}:
                 raise
-            logger.warning(
-                "kv_disk %s: the file system refuses direct writes (O_DIRECT); KV blocks go through the page cache, "
-                "which takes host memory",
-                folder,
-            )
-            return _nameless(folder, 0)
+        descriptor, name = tempfile.mkstemp(prefix="penstock-kv-", dir=folder)
+        os.unlink(name)
+        return descriptor
     except OSError as error:
         raise ConfigError(
             f"kv_disk {folder}: cannot create a file there: {error.strerror}; name a folder on a disk"
         ) from error
 
 
-def _nameless(folder: Path, flags: int) -> int:
+def _allocate(folder: Path, descriptor: int, nbytes: int) -> None:
+    """Take the room on the disk now, so that it cannot be missing later. Raises ConfigError where there is none.
+
+    It is done before direct writes are asked for: where a file system has no fallocate, the C library writes a byte
+    into every block instead.
+    """
     try:
-        return os.open(folder, os.O_RDWR | O_TMPFILE | flags, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, nbytes)
+        except OSError as error:
+            if error.errno not in NOT_OFFERED:
+                raise
+            disk = os.fstatvfs(descriptor)
+            if (free := disk.f_bavail * disk.f_frsize) < nbytes:
+                raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: have {free}") from error
+            os.ftruncate(descriptor, nbytes)
+            logger.warning(
+                "kv_disk %s: the file system cannot reserve room (%s); the %d bytes for KV blocks are free now, and "
+                "must stay free while the model is open",
+                folder,
+                error.strerror,
+                nbytes,
+            )
     except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
-            raise
-    descriptor, name = tempfile.mkstemp(prefix="penstock-kv-", dir=folder)
-    os.close(descriptor)
+        raise ConfigError(f"kv_disk {folder}: need {nbytes} bytes for KV blocks: {error.strerror}") from error
+
+
+def _go_past_the_page_cache(folder: Path, descriptor: int) -> None:
+    """Read and write directly from now on, where the file system allows it; a block is written to see whether."""
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
     try:
-        return os.open(name, os.O_RDWR | flags)
-    finally:
-        os.unlink(name)
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | O_DIRECT)
+        with mmap.mmap(-1, BLOCK_BYTES) as block:
+            os.pwritev(descriptor, [block], 0)
+    except OSError as error:
+        if error.errno not in NOT_OFFERED:
+            raise ConfigError(f"kv_disk {folder}: cannot be written: {error.strerror}; name another folder") from error
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
+        logger.warning(
+            "kv_disk %s: the file system refuses direct writes (O_DIRECT); KV blocks go through the page cache, "
+            "which takes host memory",
+            folder,
+        )

@@ -1,14 +1,15 @@
 """A byte-level `tokenizer.json` (GPT-2, Llama 3, Qwen, SmolLM style) as tiktoken ranks, or the reason why not."""
 
-import unicodedata
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
+from pipeline.text.added_tokens import AddedToken
 from pipeline.text.byte_pair import BytePairEngine
 from pipeline.text.merges import Inexact, MergeList
+from pipeline.text.normalization import nfc
 from pipeline.text.split_patterns import split_pattern
-from pipeline.text.tokenizer_config import AddedToken
+from pipeline.text.tokenizer_json import listed_tokens
 
 
 def _byte_alphabet() -> str:
@@ -31,7 +32,7 @@ def vocabulary_pieces(vocabulary: Mapping[str, int]) -> dict[int, bytes]:
     return {token_id: _decoded(token) for token, token_id in vocabulary.items()}
 
 
-def added_pieces(added_tokens: Sequence[AddedToken]) -> dict[int, bytes]:
+def added_pieces(added_tokens: Iterable[AddedToken]) -> dict[int, bytes]:
     """Return the bytes of every added token, by id; a special one has none."""
     return {token.token_id: b"" if token.special else _decoded(token.content) for token in added_tokens}
 
@@ -80,7 +81,7 @@ def byte_level_engine(document: dict[str, Any], bos_token: str | None) -> BytePa
     normalize = _normalizer(document["normalizer"])
     prefix, suffix = template(document["post_processor"])
     vocabulary: dict[str, int] = model["vocab"]
-    added_tokens = _added_tokens(document["added_tokens"], vocabulary)
+    added_tokens = _added_tokens(document, vocabulary)
     ranked_ids = _ranked_ids(model, {token.content for token in added_tokens})
     named = {**vocabulary, **{token.content: token.token_id for token in added_tokens}}
     pieces = vocabulary_pieces(vocabulary)
@@ -88,7 +89,7 @@ def byte_level_engine(document: dict[str, Any], bos_token: str | None) -> BytePa
         ranks={pieces[token_id]: rank for rank, token_id in enumerate(ranked_ids)},
         token_ids=ranked_ids,
         pattern=pattern,
-        pieces=pieces | added_pieces(added_tokens),
+        pieces=pieces | added_pieces(_as_decoded(token, normalize) for token in added_tokens),
         added_tokens=added_tokens,
         prefix=prefix,
         suffix=suffix,
@@ -103,26 +104,27 @@ def _normalizer(normalizer: dict[str, Any] | None) -> Callable[[str], str]:
     if not kinds:
         return str
     if kinds == ["NFC"]:
-        return partial(unicodedata.normalize, "NFC")
+        return nfc
     raise Inexact(f"normalizer {kinds}")
 
 
-def _added_tokens(entries: list[dict[str, Any]], vocabulary: Mapping[str, int]) -> list[AddedToken]:
-    """Check that every added token has the id that the `tokenizers` package gives it, whatever the file says."""
+def _added_tokens(document: dict[str, Any], vocabulary: Mapping[str, int]) -> list[AddedToken]:
+    """Check that every added token is matched by its text alone, and has the id that the package gives it."""
     if set(vocabulary.values()) != set(range(len(vocabulary))):
         raise Inexact("the ids of the vocabulary are not 0, 1, 2, ...")
     next_id = len(vocabulary)
     tokens: dict[str, AddedToken] = {}
-    for entry in entries:
-        content = entry["content"]
-        flags = [flag for flag in ("single_word", "lstrip", "rstrip") if entry.get(flag)]
-        if flags or not content or content in tokens or entry["id"] != vocabulary.get(content, next_id):
-            raise Inexact(f"added token {content!r} (id {entry['id']}, flags {flags})")
-        next_id += content not in vocabulary
-        tokens[content] = AddedToken(
-            content=content, token_id=entry["id"], special=entry["special"], normalized=entry["normalized"]
-        )
+    for token in listed_tokens(document):
+        if not token.content or token.content in tokens or token.token_id != vocabulary.get(token.content, next_id):
+            raise Inexact(f"added token {token.content!r} with id {token.token_id}")
+        next_id += token.content not in vocabulary
+        tokens[token.content] = token
     return list(tokens.values())
+
+
+def _as_decoded(token: AddedToken, normalize: Callable[[str], str]) -> AddedToken:
+    """The token with the text that it is decoded to: the package decodes what it looks for."""
+    return replace(token, content=normalize(token.content)) if token.is_normalized else token
 
 
 def _ranked_ids(model: dict[str, Any], added: Container[str]) -> list[int]:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import tiktoken
 
 from pipeline.errors import CheckpointError, RequestError
+from pipeline.text.added_tokens import AddedToken
 from pipeline.text.detokenizer import ByteLevelDetokenizer
-from pipeline.text.tokenizer_config import AddedToken
 from pipeline.threads import slices
 
 # The pattern engine of tiktoken overflows its stack on 999,999 whitespace characters in a row (0.9 to 0.14).
@@ -24,7 +24,8 @@ class BytePairEngine:
     `ranks` maps token bytes to ranks 0, 1, ...; `token_ids[rank]` is the id. `pieces` maps every id that has text to
     its bytes. `prefix` and `suffix` are ids put around every text.
 
-    Raises CheckpointError if a single byte has no rank: such a vocabulary cannot encode every text.
+    Raises CheckpointError if a single byte has no rank: such a vocabulary cannot encode every text. Raises Inexact for
+    an added token that is matched in another way than by its text.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class BytePairEngine:
         missing = [value for value in range(256) if bytes([value]) not in ranks]
         if missing:
             raise CheckpointError(f"the vocabulary has no token for byte 0x{missing[0]:02X} ({len(missing)} missing)")
+        for token in added_tokens:
+            token.require_simple()
         self._encoding = tiktoken.Encoding("checkpoint", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
         self._token_ids = token_ids
         self._normalize = normalize
-        self._raw_tokens = {token.content: token.token_id for token in added_tokens if not token.normalized}
+        self._raw_tokens = {token.content: token.token_id for token in added_tokens if not token.is_normalized}
         self._normalized_tokens = {
-            normalize(token.content): token.token_id for token in added_tokens if token.normalized
+            normalize(token.content): token.token_id for token in added_tokens if token.is_normalized
         }
         self._find_raw = _any_of(self._raw_tokens)
         self._find_normalized = _any_of(self._normalized_tokens)

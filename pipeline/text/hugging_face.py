@@ -2,16 +2,17 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.text.added_tokens import AddedToken
 from pipeline.text.byte_level import ALPHABET, added_pieces, template, vocabulary_pieces
 from pipeline.text.byte_pair import COMPOSED_BYTES
 from pipeline.text.detokenizer import ByteFallbackDetokenizer, ByteLevelDetokenizer, Detokenizer
 from pipeline.text.merges import Inexact
-from pipeline.text.tokenizer_config import AddedToken
+from pipeline.text.tokenizer_json import TokenizerJson
 
 _SPACE_MARK = "\N{LOWER ONE EIGHTH BLOCK}"
 _SENTENCE_PIECE = [
@@ -30,10 +31,11 @@ class HuggingFaceEngine:
     """Encodes with the `tokenizers` package; decodes with our own detokenizers, which never emit half a character.
 
     Raises ConfigError without the package, or for a decoder that we have no exact incremental form of; CheckpointError
-    if the package refuses the file.
+    if the package refuses the file, or gives an added token another id than the files say.
     """
 
-    def __init__(self, path: Path, document: dict[str, Any], bos_token: str | None, why: str) -> None:
+    def __init__(self, source: TokenizerJson, bos_token: str | None, why: str) -> None:
+        path = source.path
         try:
             import tokenizers
         except ImportError as error:
@@ -42,21 +44,34 @@ class HuggingFaceEngine:
                 "`tokenizers` package: pip install 'penstock[hf]'"
             ) from error
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            self._tokenizer = tokenizers.Tokenizer.from_str(source.raw.decode())
         except Exception as error:  # the package raises nothing narrower
             raise CheckpointError(f"{path}: {error}; fetch the file again") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        added_tokens = [
-            AddedToken(content=token.content, token_id=token_id, special=token.special)
-            for token_id, token in self._tokenizer.get_added_tokens_decoder().items()
-        ]
+        self._add(source)
+        added_tokens = [self._as_decoded(token) for token in source.added_tokens.tokens]
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=False)
-        self._new_detokenizer = _detokenizers(document["decoder"], vocabulary, added_tokens)
+        self._new_detokenizer = _detokenizers(source.document["decoder"], vocabulary, added_tokens)
         self.special_ids = frozenset(token.token_id for token in added_tokens if token.special)
         self.ordinary_size = max(vocabulary.values()) + 1
-        self.token_bytes = _token_bytes(document, vocabulary)
-        self.bos_id = self._tokenizer.token_to_id(bos_token) if bos_token else _first_of_template(document)
+        self.token_bytes = _token_bytes(source, vocabulary)
+        self.bos_id = self._tokenizer.token_to_id(bos_token) if bos_token else _first_of_template(source.document)
+
+    def _add(self, source: TokenizerJson) -> None:
+        self._tokenizer.add_tokens([_in_the_package(token) for token in source.added_tokens.additions])
+        for token in source.added_tokens.tokens:
+            if (given := self._tokenizer.token_to_id(token.content)) != token.token_id:
+                raise CheckpointError(
+                    f"{source.path}: added token {token.content[:80]!r} has id {token.token_id} in the files, but would"
+                    f" get {given}, since ids before it are missing; correct the file"
+                )
+
+    def _as_decoded(self, token: AddedToken) -> AddedToken:
+        """The token as the package decodes it: normalized, and special if it ever was declared so."""
+        one = [token.token_id]
+        special = self._tokenizer.decode(one) != self._tokenizer.decode(one, skip_special_tokens=False)
+        return replace(token, content=str(self._tokenizer.id_to_token(token.token_id)), special=special)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, with what the checkpoint's template puts around it."""
@@ -70,11 +85,12 @@ class HuggingFaceEngine:
         return self._new_detokenizer(prompt_ids)
 
 
-def _token_bytes(document: dict[str, Any], vocabulary: Mapping[str, int]) -> int | None:
+def _token_bytes(source: TokenizerJson, vocabulary: Mapping[str, int]) -> int | None:
     """The most bytes of text that one token can stand for; None where a step may drop text, or is not known here.
 
     Every byte must have a token of its own, else a token for what is unknown stands for text of any length.
     """
+    document, added_tokens = source.document, source.added_tokens.tokens
     pre_tokenizer, normalizer = document["pre_tokenizer"] or {}, document["normalizer"] or {}
     steps = [*pre_tokenizer.get("pretokenizers", [pre_tokenizer]), *normalizer.get("normalizers", [normalizer])]
     kinds = {step["type"] for step in steps if step and step != _MARK_SPACES}
@@ -83,14 +99,17 @@ def _token_bytes(document: dict[str, Any], vocabulary: Mapping[str, int]) -> int
         covers_bytes = vocabulary.keys() >= set(ALPHABET)
     else:
         covers_bytes = bool(document["model"].get("byte_fallback")) and vocabulary.keys() >= _BYTE_TOKENS
-    if (
-        drops_text
-        or not covers_bytes
-        or any(one.get("lstrip") or one.get("rstrip") for one in document["added_tokens"])
-    ):
+    if drops_text or not covers_bytes or any(one.lstrip or one.rstrip for one in added_tokens):
         return None
-    longest = max(len(token.encode()) for token in [*vocabulary, *(one["content"] for one in document["added_tokens"])])
+    longest = max(len(token.encode()) for token in [*vocabulary, *(one.content for one in added_tokens)])
     return longest * (COMPOSED_BYTES if "NFC" in kinds else 1)
+
+
+def _in_the_package(token: AddedToken) -> Any:
+    import tokenizers
+
+    flags = {name: value for name, value in asdict(token).items() if name not in ("content", "token_id")}
+    return tokenizers.AddedToken(token.content, **flags)
 
 
 def _first_of_template(document: dict[str, Any]) -> int | None:

@@ -2,13 +2,15 @@
 
 import binascii
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import CheckpointError
 from pipeline.small_files import TOKENIZER_LIMIT_BYTES, read_small_file
+from pipeline.text.added_tokens import AddedToken, AddedTokens
 from pipeline.text.byte_pair import BytePairEngine
 from pipeline.text.split_patterns import LLAMA3
-from pipeline.text.tokenizer_config import AddedToken, TokenizerConfig
+from pipeline.text.tokenizer_config import TokenizerConfig
 
 LLAMA3_RANKS = 128_000
 _RESERVED = 256
@@ -43,15 +45,15 @@ def rank_file_engine(path: Path, config: TokenizerConfig) -> BytePairEngine:
     Raises CheckpointError that names the line which is broken.
     """
     ranks = _read_ranks(path)
-    added_tokens = config.added_tokens
     bos_token, add_bos = config.bos_token, config.add_bos_token
-    if not added_tokens and len(ranks) == LLAMA3_RANKS:
-        added_tokens = _llama3_tokens()
+    listed: Sequence[AddedToken] = ()
+    if not config.declared.with_ids and len(ranks) == LLAMA3_RANKS:
+        listed = _llama3_tokens()
         bos_token = bos_token or "<|begin_of_text|>"
         add_bos = True if add_bos is None else add_bos
-    clash = next((token for token in added_tokens if token.token_id < len(ranks)), None)
-    if clash:
-        raise CheckpointError(f"tokenizer_config.json: {clash.content!r} has id {clash.token_id}, a rank in {path}")
+    added_tokens = AddedTokens(
+        listed, config.declared, lambda content: ranks.get(content.encode()), range(len(ranks)), len(ranks)
+    ).tokens
     bos_id = next((token.token_id for token in added_tokens if token.content == bos_token), None)
     if add_bos and bos_id is None:
         raise CheckpointError(f"tokenizer_config.json: add_bos_token is set, but bos_token {bos_token!r} has no id")
@@ -59,8 +61,7 @@ def rank_file_engine(path: Path, config: TokenizerConfig) -> BytePairEngine:
         ranks=ranks,
         token_ids=range(len(ranks)),
         pattern=LLAMA3,
-        pieces={rank: word for word, rank in ranks.items()}
-        | {token.token_id: token.content.encode() for token in added_tokens if not token.special},
+        pieces={rank: word for word, rank in ranks.items()} | {token.token_id: token.piece for token in added_tokens},
         added_tokens=added_tokens,
         prefix=[bos_id] if add_bos and bos_id is not None else [],
         bos_id=bos_id,

@@ -6,8 +6,9 @@ from typing import Any
 
 from pipeline.errors import CheckpointError
 from pipeline.small_files import TOKENIZER_LIMIT_BYTES, read_json_file
+from pipeline.text.added_tokens import AddedToken, AddedTokens, Declared
 from pipeline.text.byte_pair import BytePairEngine
-from pipeline.text.tokenizer_config import AddedToken
+from pipeline.text.tokenizer_config import TokenizerConfig
 
 BOS_TOKEN = "<s>"
 # What files that do not list their special tokens (versions up to v7) mean by the first ids.
@@ -35,7 +36,7 @@ _UNLISTED = (
 )
 
 
-def tekken_engine(path: Path, vocabulary_size: int) -> BytePairEngine:
+def tekken_engine(path: Path, config: TokenizerConfig, vocabulary_size: int) -> BytePairEngine:
     """Build the engine. Every text begins with `<s>`.
 
     The id of a word is its rank plus the number of special ids; ids without a name are called `<SPECIAL_id>`.
@@ -43,38 +44,47 @@ def tekken_engine(path: Path, vocabulary_size: int) -> BytePairEngine:
     the model's, which has `vocabulary_size` ids.
     """
     document = read_json_file(path, TOKENIZER_LIMIT_BYTES)
-    config = document["config"]
-    special_count = config["default_num_special_tokens"]
-    size = config["default_vocab_size"]
-    if not 0 <= special_count <= size <= vocabulary_size:  # before any of them becomes a Python object
+    settings = document["config"]
+    first, size = settings["default_num_special_tokens"], settings["default_vocab_size"]
+    if not 0 <= first <= size <= vocabulary_size:  # before any of them becomes a Python object
         raise CheckpointError(
             f"{path}: need default_num_special_tokens and default_vocab_size between 0 and {vocabulary_size}, the ids "
-            f"of the model; have {special_count} and {size}"
+            f"of the model; have {first} and {size}"
         )
-    special_tokens = _special_tokens(document, special_count)
-    word_count = size - special_count
-    entries = document["vocab"][:word_count]
-    words = [binascii.a2b_base64(entry["token_bytes"]) for entry in entries]
-    ranks = {word: rank for rank, word in enumerate(words)}
-    if len(ranks) != word_count or [entry["rank"] for entry in entries] != list(range(word_count)):
-        raise CheckpointError(f"{path}: need {word_count} words with ranks in order, have {len(ranks)}")
-    bos_id = {token.content: token.token_id for token in special_tokens}[BOS_TOKEN]
+    special_tokens = _special_tokens(path, document, first, config.declared)
+    words = _words(path, document, size - first)
+    ids = {word: first + rank for rank, word in enumerate(words)}
+    added_tokens = AddedTokens(
+        special_tokens, config.declared, lambda content: ids.get(content.encode()), range(first, size), size
+    ).tokens
+    bos_id = {token.content: token.token_id for token in added_tokens}[BOS_TOKEN]
     return BytePairEngine(
-        ranks=ranks,
-        token_ids=range(special_count, special_count + word_count),
-        pattern=config["pattern"],
-        pieces=dict(enumerate(words, start=special_count)),
-        added_tokens=special_tokens,
+        ranks={word: rank for rank, word in enumerate(words)},
+        token_ids=range(first, size),
+        pattern=settings["pattern"],
+        pieces=dict(enumerate(words, start=first)) | {token.token_id: token.piece for token in added_tokens},
+        added_tokens=added_tokens,
         prefix=[bos_id],
         bos_id=bos_id,
     )
 
 
-def _special_tokens(document: dict[str, Any], count: int) -> list[AddedToken]:
+def _words(path: Path, document: dict[str, Any], count: int) -> list[bytes]:
+    entries = document["vocab"][:count]
+    words = [binascii.a2b_base64(entry["token_bytes"]) for entry in entries]
+    if len(set(words)) != count or [entry["rank"] for entry in entries] != list(range(count)):
+        raise CheckpointError(f"{path}: need {count} words with ranks in order, have {len(set(words))}")
+    return words
+
+
+def _special_tokens(path: Path, document: dict[str, Any], count: int, declared: Declared) -> list[AddedToken]:
     listed = document.get("special_tokens")
-    named = dict(enumerate(_UNLISTED)) if listed is None else {token["rank"]: token["token_str"] for token in listed}
-    if beyond := [content for token_id, content in named.items() if token_id >= count]:
-        raise CheckpointError(f"tekken.json: {count} ids for special tokens, and no room for {beyond}")
-    return [
-        AddedToken(content=named.get(token_id, f"<SPECIAL_{token_id}>"), token_id=token_id) for token_id in range(count)
-    ]
+    pairs = [*enumerate(_UNLISTED)] if listed is None else [(token["rank"], token["token_str"]) for token in listed]
+    named = dict(pairs)
+    if beyond := [content for token_id, content in pairs if not 0 <= token_id < count]:
+        raise CheckpointError(f"{path}: {count} ids for special tokens, and no room for {beyond[:20]}")
+    if len(named) < len(pairs):
+        raise CheckpointError(f"{path}: {len(pairs)} special tokens have {len(named)} ids; need one id for each")
+    free = set(range(count)) - named.keys() - {token.token_id for token in declared.with_ids}
+    named |= {token_id: f"<SPECIAL_{token_id}>" for token_id in free}
+    return [AddedToken(content=content, token_id=token_id) for token_id, content in sorted(named.items())]

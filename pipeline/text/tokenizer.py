@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.errors import CheckpointError, ConfigError, PenstockError, RequestError
-from pipeline.small_files import TOKENIZER_LIMIT_BYTES, read_json_file
 from pipeline.text.byte_level import byte_level_engine
 from pipeline.text.detokenizer import Detokenizer
 from pipeline.text.hugging_face import HuggingFaceEngine
@@ -14,6 +13,7 @@ from pipeline.text.merges import Inexact
 from pipeline.text.rank_file import is_rank_file, rank_file_engine
 from pipeline.text.tekken import tekken_engine
 from pipeline.text.tokenizer_config import read_tokenizer_config
+from pipeline.text.tokenizer_json import read_tokenizer_json
 from pipeline.threads import slices
 
 LONGEST_TEXT_BYTES = 16 * 2**20
@@ -51,6 +51,11 @@ class Tokenizer:
         if engine.ordinary_size > vocabulary_size:
             raise CheckpointError(
                 f"the tokenizer has ids up to {engine.ordinary_size - 1}, the model only {vocabulary_size} of them: "
+                "the folder mixes the files of two checkpoints"
+            )
+        if beyond := [token_id for token_id in engine.encode("") if token_id >= vocabulary_size]:
+            raise CheckpointError(
+                f"the tokenizer puts id {beyond[0]} around every text, the model has {vocabulary_size} ids: "
                 "the folder mixes the files of two checkpoints"
             )
         self._engine = engine
@@ -133,10 +138,13 @@ def _checked_bytes(text: str) -> int:
 def load_tokenizer(folder: Path, vocabulary_size: int) -> Tokenizer:
     """Read the tokenizer of a checkpoint folder; `vocabulary_size` is the number of ids the model has.
 
-    Looks for a byte-level `tokenizer.json`, `tokenizer.model` in tiktoken's format and `tekken.json`, which tiktoken
-    reads, then for any other `tokenizer.json`, which needs the extra `hf`. Never uses the network.
+    `tokenizer.json` is the truth where there is one: tiktoken reads it where that is known to be exact, and else the
+    `tokenizers` package of the extra `hf`. Only a folder without it is read through `tokenizer.model` in tiktoken's
+    format, or else `tekken.json`. What `tokenizer_config.json` and its older companions declare counts for all of
+    them. Never uses the network.
 
-    Raises CheckpointError if there is none or it is broken, ConfigError if it is of a kind that is not supported.
+    Raises CheckpointError if there is none, it is broken or its files contradict each other, ConfigError if it is of a
+    kind that is not supported.
     """
     try:
         return Tokenizer(_load_engine(folder, vocabulary_size), vocabulary_size)
@@ -149,19 +157,22 @@ def load_tokenizer(folder: Path, vocabulary_size: int) -> Tokenizer:
 def _load_engine(folder: Path, vocabulary_size: int) -> Engine:
     tokenizer_json, ranks, tekken = (folder / name for name in ("tokenizer.json", "tokenizer.model", "tekken.json"))
     config = read_tokenizer_config(folder)
-    document = read_json_file(tokenizer_json, TOKENIZER_LIMIT_BYTES) if os.path.lexists(tokenizer_json) else None
-    why = ""
-    if document is not None:
+    if os.path.lexists(tokenizer_json):
+        source = read_tokenizer_json(tokenizer_json, config.declared)
         try:
-            return byte_level_engine(document, config.bos_token)
+            source.added_tokens.require_unanimous()
+            return byte_level_engine(source.document, config.bos_token)
         except Inexact as reason:
-            why = str(reason)
-    if os.path.lexists(ranks) and is_rank_file(ranks):
-        return rank_file_engine(ranks, config)
-    if os.path.lexists(tekken):
-        return tekken_engine(tekken, vocabulary_size)
-    if document is not None:
-        return HuggingFaceEngine(tokenizer_json, document, config.bos_token, why)
+            return HuggingFaceEngine(source, config.bos_token, str(reason))
+    try:
+        if os.path.lexists(ranks) and is_rank_file(ranks):
+            return rank_file_engine(ranks, config)
+        if os.path.lexists(tekken):
+            return tekken_engine(tekken, config, vocabulary_size)
+    except Inexact as reason:
+        raise ConfigError(
+            f"{folder}: {reason} is supported in tokenizer.json only; fetch or convert tokenizer.json"
+        ) from reason
     if os.path.lexists(ranks):
         raise ConfigError(
             f"{ranks} is a SentencePiece model, which is read through tokenizer.json only; "

@@ -1,10 +1,13 @@
 """What is known about every weight group before any byte moves: the `Catalog` port over a checkpoint's layouts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from actors.core.budget import Slot
+from actors.core.errors import LineError
 from actors.core.message import Message
+from pipeline.devices.lane import comes_behind
 from pipeline.memory import slot_kind
 from pipeline.weights.groups import WeightGroup
 from pipeline.weights.layout import Copy, HostLayout, device_layout, host_layout, tensor_views
@@ -49,12 +52,24 @@ class WeightCatalog:
         """What to copy from a host slot into a device slot."""
         return self._copies[layer, group]
 
-    def tensors(self, message: Message[Slot]) -> "dict[str, torch.Tensor]":
-        """The group's tensors by short name, as views of the slot that it is in. Only after the message's event."""
+    def tensors(self, message: Message[Slot]) -> "Mapping[str, torch.Tensor]":
+        """The group's tensors by short name, as views of the slot that it is in. Write into them, not into the mapping.
+
+        Raises LineError where there are no bytes yet, and the error with which they did not arrive.
+        """
         key = (message.layer, message.group)
+        if message.at is None:
+            raise LineError(f"layer {key[0]} group {key[1]!r} has no bytes yet: they come with the disk_reader")
+        if not message.event.done() and not comes_behind(message.event):
+            raise LineError(
+                f"the bytes of layer {key[0]} group {key[1]!r} are still on their way to {message.at.place} slot "
+                f"{message.at.index}: await self.landed(message), or launch the work after message.event"
+            )
+        if (error := message.event.error) is not None:
+            raise error
         in_host = message.at.place == "host"
         offsets = self.host[key].offsets if in_host else self._offsets[key]
-        return tensor_views(message.at.buffer.tensor, offsets, self._groups[key].tensors)
+        return MappingProxyType(tensor_views(message.at.buffer.tensor, offsets, self._groups[key].tensors))
 
     def slot_bytes(self, place: str) -> dict[str, int]:
         """The size that a slot of each kind needs, in the "host" or on the "device": that of its largest group."""

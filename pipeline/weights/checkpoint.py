@@ -14,6 +14,7 @@ from pipeline.weights.shard import Shard, os_errors_named, require_descriptors
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+ADAPTER_FILE = "adapter_config.json"
 INDEX_LIMIT_BYTES = 64 << 20
 PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
 
@@ -45,13 +46,18 @@ def open_checkpoint(folder: Path | str, *, direct: bool = True) -> Checkpoint:
 
     Raises:
         ConfigError: the process may not open so many files.
-        CheckpointError: naming every file that is missing, truncated or unsound, and every tensor that the index
-            promises and its shard lacks.
+        CheckpointError: naming every file that is missing, truncated or unsound, every tensor that the index
+            promises and its shard lacks, and every tensor that two shards hold; an adapter lies beside the weights.
     """
     folder = Path(folder)
     single = os.path.lexists(folder / SINGLE_FILE)
     if not single and not os.path.lexists(folder / INDEX_FILE):
         raise CheckpointError(_nothing_found(folder))
+    if os.path.lexists(folder / ADAPTER_FILE):
+        raise CheckpointError(
+            f"{folder / ADAPTER_FILE}: says that an adapter changes these weights, which is not supported; merge it "
+            "into them, or remove the file to run the model without it"
+        )
     file_of_tensor = {} if single else _read_index(folder / INDEX_FILE)
     names = [SINGLE_FILE] if single else sorted(set(file_of_tensor.values()))
     require_descriptors(folder, len(names) * (2 if direct else 1))
@@ -88,14 +94,21 @@ def _read_files(
 def _promised(
     folder: Path, file_of_tensor: Mapping[str, str], tensors: Mapping[str, Mapping[str, TensorEntry]]
 ) -> dict[str, TensorEntry]:
-    lacking = [
+    """All that the shards hold, also what the index does not name: each tensor must have one place."""
+    faults = [
         f"{folder / file}: lacks tensor {brief(name)}, which {INDEX_FILE} promises"
         for name, file in file_of_tensor.items()
         if name not in tensors[file]
     ]
-    if lacking:
-        raise CheckpointError(first_faults(lacking))
-    return {name: tensors[file][name] for name, file in file_of_tensor.items()}
+    found: dict[str, TensorEntry] = {}
+    for entries in tensors.values():
+        for name, entry in entries.items():
+            if name in found:
+                faults.append(f"{entry.file}: holds tensor {brief(name)}, and so does {found[name].file}; keep one")
+            found[name] = entry
+    if faults:
+        raise CheckpointError(first_faults(faults))
+    return found
 
 
 def _read_index(path: Path) -> dict[str, str]:

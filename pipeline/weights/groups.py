@@ -1,15 +1,15 @@
 """Weight groups: what travels through the line as one message, as byte ranges of files."""
 
 import itertools
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import CheckpointError
 from pipeline.models.families import TensorSpec
 from pipeline.weights.checkpoint import Checkpoint, first_faults
 from pipeline.weights.header import ITEM_BITS, TensorEntry
+from pipeline.weights.leftovers import leftovers
 
 EMBED_LAYER = -1
 SUPPORTED_DTYPES = ("F32", "F16", "BF16")
@@ -50,13 +50,13 @@ class WeightGroup:
 class WeightGroups:
     """All groups in compute order; the embedding table, of which only rows are fetched; the dtype of the matrices.
 
-    `ignored_tensors` counts what the checkpoint holds beyond that.
+    `ignored` names what the checkpoint holds beyond that, and what the next token does not depend on.
     """
 
     groups: tuple[WeightGroup, ...]
     embed: TensorRange
     dtype: str
-    ignored_tensors: int
+    ignored: tuple[str, ...]
 
 
 def plan_groups(specs: Specs, checkpoint: Checkpoint) -> WeightGroups:
@@ -66,15 +66,17 @@ def plan_groups(specs: Specs, checkpoint: Checkpoint) -> WeightGroups:
     carries the final norm too.
 
     Raises:
-        CheckpointError: naming every tensor that is missing, or whose shape or dtype is wrong, with need and have.
+        CheckpointError: naming every tensor that is missing, whose shape or dtype is wrong, with need and have, or that
+            the model would say something else without.
     """
+    specs = {key: [_as_stored(spec, checkpoint) for spec in group] for key, group in specs.items()}
     wanted = [spec for group in specs.values() for spec in group]
-    faults = [fault for spec in wanted for fault in _faults(spec, checkpoint)]
-    if faults:
-        raise CheckpointError(first_faults(faults))
-    _refuse_more_layers(max(layer for layer, _ in specs), checkpoint)
-    ranges = {key: tuple(_range(spec, checkpoint.tensors[spec.name]) for spec in group) for key, group in specs.items()}
     head_layer = max(layer for layer, _ in specs)
+    faults = [fault for spec in wanted for fault in _faults(spec, checkpoint)]
+    left_out, ignored = leftovers(checkpoint.tensors.keys() - {spec.name for spec in wanted}, head_layer, checkpoint)
+    if faults or left_out:
+        raise CheckpointError(first_faults(faults + left_out))
+    ranges = {key: tuple(_range(spec, checkpoint.tensors[spec.name]) for spec in group) for key, group in specs.items()}
     groups = [WeightGroup(layer, half, ranges[layer, half]) for layer in range(head_layer) for half in ("attn", "ffn")]
     sizes = [max(group.needed_bytes for group in groups if group.name == half) for half in ("attn", "ffn")]
     norm, output = ranges[head_layer, "head"]
@@ -82,19 +84,12 @@ def plan_groups(specs: Specs, checkpoint: Checkpoint) -> WeightGroups:
         tensors = (norm, rows) if index == 0 else (rows,)
         groups.append(WeightGroup(head_layer, f"head.{index}", tensors))
     (embed,) = ranges[EMBED_LAYER, "embed"]
-    return WeightGroups(
-        tuple(groups), embed, _matrix_dtype(ranges.values()), len(checkpoint.tensors.keys() - {s.name for s in wanted})
-    )
+    return WeightGroups(tuple(groups), embed, _matrix_dtype(ranges.values()), ignored)
 
 
-def _refuse_more_layers(layers: int, checkpoint: Checkpoint) -> None:
-    """A config that leaves layers of the checkpoint out would give wrong text without a word."""
-    for name, entry in checkpoint.tensors.items():
-        if (match := re.match(r"model\.layers\.(\d{1,9})\.", name)) and int(match[1]) >= layers:
-            raise CheckpointError(
-                f"{entry.file}: tensor {name!r} is of layer {match[1]}, but config.json has {layers} layers; "
-                "the folder mixes the files of two checkpoints"
-            )
+def _as_stored(spec: TensorSpec, checkpoint: Checkpoint) -> TensorSpec:
+    """Under the name that the checkpoint has for it."""
+    return replace(spec, name=next((name for name in spec.names if name in checkpoint.tensors), spec.name))
 
 
 def _faults(spec: TensorSpec, checkpoint: Checkpoint) -> Iterator[str]:

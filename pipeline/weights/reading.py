@@ -40,3 +40,6 @@ class Reading:
         kind = "direct" if self.direct else "buffered"
         lanes = "1 lane" if self.lanes == 1 else f"{self.lanes} lanes"
         return f"{self.way} · {kind} · {lanes} x {self.chunk_bytes / MIB:g} MiB"
+
+
+DEFAULT = Reading()

@@ -6,11 +6,7 @@ that computing is made of: alone one lane may read as fast as four, and beside c
 
 import asyncio
 import contextlib
-import datetime
-import json
-import logging
 import os
-import platform
 import statistics
 import threading
 import time
@@ -21,15 +17,14 @@ from pathlib import Path
 import torch
 
 from pipeline.devices.memory import HostMemory
-from pipeline.small_files import CONFIG_LIMIT_BYTES, read_json_file
+from pipeline.guard import attempt
+from pipeline.memory import human_bytes
 from pipeline.weights.lane import Chunk, Disk, Lane, Lanes
 from pipeline.weights.lanes import open_lanes
-from pipeline.weights.reading import MIB, WAYS, Reading
+from pipeline.weights.reading import DEFAULT, MIB, WAYS, Reading
+from pipeline.weights.reading_cache import cache_file, disk_key, keep, kept
 from pipeline.weights.shard import Shard, advise
 
-logger = logging.getLogger("penstock")
-VERSION = 2
-DEFAULT = Reading()
 CANDIDATES = (
     DEFAULT,
     Reading(lanes=1, chunk_bytes=32 * MIB),
@@ -46,6 +41,8 @@ COMPUTED = (4096, 4096)
 LEAST_BYTES = 256 * MIB
 """Smaller checkpoints are read with the default: measuring would take as long as several passes."""
 LONGEST_SECONDS = 1.5
+FIRST_BYTES, FIRST_TIMES = MIB, 8
+"""A disk that needs longer than that share of the time for so many bytes is too slow for trials."""
 BETTER_BY = {True: 1.05, False: 1.25}
 """By how much a direct way must beat the default, and a buffered one, which copies every byte and takes half a core."""
 
@@ -64,22 +61,32 @@ class Choice:
 def choose_reading(files: Mapping[Path, Shard], given: Mapping[str, object], *, beside: bool) -> Choice:
     """The best way to read these files, `beside` computing on the CPU. What is `given`, fields of `Reading`, stays.
 
-    Call it on a thread without an event loop. Raises OSError when the disk fails.
+    Call it on a thread without an event loop. What cannot be measured is read with the default.
     """
+    default: Reading = replace(DEFAULT, **given)  # type: ignore[arg-type]
     if given.keys() == {"lanes", "chunk_bytes"} or len(given) == len(asdict(DEFAULT)):
-        return Choice(replace(DEFAULT, **given), "as the settings say")  # type: ignore[arg-type]
+        return Choice(default, "as the settings say")
     if sum(one.size for one in files.values()) < LEAST_BYTES:
-        return Choice(replace(DEFAULT, **given), "the default, for few bytes")  # type: ignore[arg-type]
+        return Choice(default, "the default, for few bytes")
     largest = max(files.values(), key=lambda shard: shard.size)
-    cache, key = _cache_file(), _disk_key(largest, beside)
-    rates = _kept(cache, key)
+    return attempt(
+        "how the disk is best read cannot be measured",
+        lambda: _measured_choice(largest, given, beside),
+        Choice(default, "the default, for nothing could be measured"),
+        "the default is taken; set reader_lanes and chunk_bytes, and nothing is measured",
+    )
+
+
+def _measured_choice(shard: Shard, given: Mapping[str, object], beside: bool) -> Choice:
+    cache, key = cache_file(), disk_key(shard, beside)
+    rates = kept(cache, key)
     since = "measured before"
     if rates is None:
         with _computing() if beside else contextlib.nullcontext():
-            rates, since = asyncio.run(_measure(largest)), "measured now"
-        if DEFAULT not in rates:  # a warning has said so
+            rates, since = asyncio.run(_measure(shard)), "measured now"
+        if not rates:  # a warning has said so
             return Choice(replace(DEFAULT, **{"direct": False, **given}), "the file system refuses direct reads")  # type: ignore[arg-type]
-        _keep(cache, key, rates)
+        keep(cache, key, rates)
     chosen = best_reading(rates)
     others = ", ".join(f"{name} {rates[one] / 1e9:.2f}" for name, one in _contrasts(chosen) if one in rates)
     told = f"{rates[chosen] / 1e9:.2f} GB/s{' beside computing' if beside else ''}, {since}"
@@ -118,27 +125,41 @@ def _computing() -> Iterator[None]:
 
 
 async def _measure(shard: Shard) -> dict[Reading, float]:
-    """Bytes per second: medians over rounds in turn, in what time there is. Empty if direct reads are refused."""
+    """Bytes per second: medians over rounds in turn, in what time there is. Empty if direct reads are refused.
+
+    Raises TimeoutError for a disk of which nothing can be measured in that time.
+    """
     buffer = HostMemory(TRIAL_BYTES)
     disks = {direct: Disk({shard.path: shard}, direct) for direct in (True, False)}
     lanes = {one: open_lanes("penstock-trial", one.way, one.lanes, disks[one.direct]) for one in CANDIDATES}
+    trials: dict[Reading, list[float]] = {one: [] for one in CANDIDATES}
     starts = _extents(shard.size)
     try:
-        await _trial(lanes[DEFAULT], shard.path, next(starts), DEFAULT, buffer)  # touches the buffer
-        if not disks[True].direct:
-            return {}
-        deadline = time.perf_counter() + LONGEST_SECONDS
-        trials: dict[Reading, list[float]] = {DEFAULT: []}
-        for one in CANDIDATES * ROUNDS:
-            start = next(starts)
-            if trials[DEFAULT] and (time.perf_counter() > deadline or (not one.direct and _is_cached(shard, start))):
-                continue
-            trials.setdefault(one, []).append(await _trial(lanes[one], shard.path, start, one, buffer))
-        return {one: statistics.median(some) for one, some in trials.items()}
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LONGEST_SECONDS):
+                await _try_disk(lanes[DEFAULT], shard.path, buffer)
+                if not disks[True].direct:
+                    return {}
+                await _trial(lanes[DEFAULT], shard.path, next(starts), DEFAULT, buffer)  # touches the buffer
+                for one in CANDIDATES * ROUNDS:
+                    start = next(starts)
+                    if one.direct or not _is_cached(shard, start):
+                        trials[one].append(await _trial(lanes[one], shard.path, start, one, buffer))
     finally:
         for each in lanes.values():
             await each.aclose()
         buffer.free()
+    if not trials[DEFAULT]:
+        raise TimeoutError(f"the disk gave less than {human_bytes(TRIAL_BYTES)} in {LONGEST_SECONDS} s")
+    return {one: statistics.median(some) for one, some in trials.items() if some}
+
+
+async def _try_disk(lanes: Lanes[Lane], file: Path, buffer: HostMemory) -> None:
+    """Read a little, for what is begun cannot be stopped. Raises TimeoutError where trials would take too long."""
+    started = time.perf_counter()
+    await lanes.read([Chunk(file, 0, FIRST_BYTES, 0)], buffer.view)
+    if time.perf_counter() - started > LONGEST_SECONDS / FIRST_TIMES:
+        raise TimeoutError
 
 
 def _extents(size: int) -> Iterator[int]:
@@ -159,60 +180,23 @@ async def _trial(lanes: Lanes[Lane], file: Path, start: int, one: Reading, buffe
 
 
 def _is_cached(shard: Shard, start: int) -> bool:
-    """Whether something of a trial's bytes stays in the page cache, as what was just written does: it says nothing."""
+    """Whether something of a trial's bytes stays in the page cache, as what was just written does: it says nothing.
+
+    Where the file system cannot tell, it may be cached.
+    """
     advise(shard.buffered, start, TRIAL_BYTES, "POSIX_FADV_DONTNEED")
     page = bytearray(1)
-    for position in range(start, start + TRIAL_BYTES, TRIAL_BYTES // 16):
-        with contextlib.suppress(BlockingIOError):
-            if os.preadv(shard.buffered, [page], position, os.RWF_NOWAIT):
-                return True
-    return False
 
+    def one_is() -> bool:
+        for position in range(start, start + TRIAL_BYTES, TRIAL_BYTES // 16):
+            with contextlib.suppress(BlockingIOError):
+                if os.preadv(shard.buffered, [page], position, os.RWF_NOWAIT):
+                    return True
+        return False
 
-def _cache_file() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penstock" / "reading.json"
-
-
-def _disk_key(shard: Shard, beside: bool) -> str:
-    """The file system and what it is mounted from, and the machine: device numbers may change when it starts anew."""
-    device = shard.identity.device
-    wanted, mounted = f"{os.major(device)}:{os.minor(device)}", "unknown"
-    mounts = Path("/proc/self/mountinfo")
-    for line in mounts.read_text().splitlines() if mounts.exists() else ():
-        place, _, what = line.partition(" - ")
-        if place.split()[2] == wanted:
-            mounted = " ".join(what.split()[:2])
-    used = f"{torch.get_num_threads()} threads compute" if beside else "nothing beside"
-    return f"{mounted} on {platform.node()}, {platform.release()}, {os.cpu_count()} cores, {used}"
-
-
-def _kept(cache: Path, key: str) -> dict[Reading, float] | None:
-    """What was measured before; a cache that nobody can make sense of is none."""
-    try:
-        if not os.path.lexists(cache):
-            return None
-        kept = read_json_file(cache, CONFIG_LIMIT_BYTES)
-        if kept["version"] != VERSION or key not in kept["disks"]:
-            return None
-        rates = {Reading(**one["reading"]): float(one["bytes_per_second"]) for one in kept["disks"][key]["rates"]}
-        return rates if rates[DEFAULT] else None
-    except Exception as error:
-        logger.warning("%s: cannot be used, so the disk is measured again: %s", cache, error)
-        return None
-
-
-def _keep(cache: Path, key: str, rates: Mapping[Reading, float]) -> None:
-    """Add a disk to the cache, by renaming a whole file; where that fails the next model measures again."""
-    told = [{"reading": asdict(one), "bytes_per_second": rate} for one, rate in rates.items()]
-    try:
-        disks = read_json_file(cache, CONFIG_LIMIT_BYTES)["disks"] if cache.exists() else {}
-    except Exception:
-        disks = {}
-    disks[key] = {"measured": datetime.date.today().isoformat(), "rates": told}
-    new = cache.with_name(f"{cache.name}.{os.getpid()}")
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        new.write_text(json.dumps({"version": VERSION, "disks": disks}, indent=1))
-        new.replace(cache)
-    except OSError as error:
-        logger.warning("%s: how the disk is best read cannot be kept: %s", cache, error)
+    return attempt(
+        f"{shard.path}: whether it is cached cannot be asked (RWF_NOWAIT)",
+        one_is,
+        True,
+        "reads through the page cache are not measured; to have them all the same set direct_reads=False",
+    )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.guard import attempt
 from pipeline.small_files import NotPlainError, open_plain
 
 O_DIRECT = getattr(os, "O_DIRECT", 0)
@@ -107,8 +108,12 @@ def open_direct(path: Path) -> int:
 
 def advise(descriptor: int, start: int, length: int, advice: str) -> None:
     """Tell the operating system what will become of these bytes of a file; of all behind `start` without a length."""
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, start, length, getattr(os, advice))
+    attempt(
+        "the page cache takes no advice",
+        lambda: os.posix_fadvise(descriptor, start, length, getattr(os, advice)),
+        None,
+        "it may keep what was read; nothing needs to be set",
+    )
 
 
 def require_descriptors(what: Path, count: int) -> None:

@@ -2,28 +2,33 @@
 
 import asyncio
 import gc
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 import pytest
-from support.small_lines import small_line
+from support.small_lines import layer_timings, small_line
 
-from actors.core.beside import run_beside
+from actors.core.beside import run_beside, running
+from actors.core.budget import Slot
 from actors.core.errors import ActorFailed
+from actors.core.line import Line
+from actors.core.message import Message
+from actors.core.stage import Sink, Source
 from pipeline.simulation.loop import run_virtual
+from pipeline.simulation.world import SimCatalog
 
 
-class FakeLine:
-    """All that is asked of a line: it runs until it ends, fails or is cancelled, and may take long to stop."""
+class Scripted(Source):
+    """Works for so many seconds, ends or fails, and may take long to stop."""
 
-    def __init__(self, seconds: float = 1e9, error: Exception | None = None, stopping_seconds: float = 0.0) -> None:
+    def __init__(self, seconds: float = 1e9, error: BaseException | None = None, stopping_seconds: float = 0.0) -> None:
         self.seconds = seconds
         self.error = error
         self.stopping_seconds = stopping_seconds
         self.running = False
         self.runs = 0
 
-    async def run(self) -> None:
+    async def plan(self) -> AsyncIterator[Message[None]]:
         assert not self.running
         self.running = True
         self.runs += 1
@@ -36,6 +41,13 @@ class FakeLine:
                 await asyncio.sleep(self.stopping_seconds)
             finally:
                 self.running = False
+        for message in ():
+            yield message
+
+
+class Swallow(Sink):
+    async def take(self, message: Message[Slot]) -> None:
+        return
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -52,29 +64,32 @@ def run(main: Coroutine[Any, Any, None]) -> None:
     assert lost == []
 
 
-async def beside(*lines: FakeLine) -> None:
-    await run_beside(lines)  # type: ignore[arg-type]
+def lines_of(*sources: Scripted) -> list[Line]:
+    catalog = SimCatalog(layer_timings())
+    clock = asyncio.get_running_loop().time
+    return [Line(source, catalog=catalog, clock=clock).then(Swallow()) for source in sources]
 
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_when_one_fails_the_other_is_stopped_and_they_run_anew(first: int) -> None:
     async def main() -> None:
-        lines = [FakeLine(stopping_seconds=3), FakeLine(stopping_seconds=3)]
-        lines[first].seconds, lines[first].error = 5, ValueError("the first")
+        sources = [Scripted(stopping_seconds=3), Scripted(stopping_seconds=3)]
+        sources[first].seconds, sources[first].error = 5, ValueError("the first")
+        lines = lines_of(*sources)
         for runs in (1, 2):
-            with pytest.raises(ValueError, match="the first"):
-                await beside(*lines)
-            assert [line.running for line in lines] == [False, False]
-            assert [line.runs for line in lines] == [runs, runs]
+            with pytest.raises(ActorFailed, match="the first"):
+                await run_beside(lines)
+            assert [source.running for source in sources] == [False, False]
+            assert [source.runs for source in sources] == [runs, runs]
 
     run(main())
 
 
 def test_when_one_ends_the_other_is_stopped() -> None:
     async def main() -> None:
-        lines = [FakeLine(), FakeLine(seconds=2, stopping_seconds=1)]
-        await beside(*lines)
-        assert [line.running for line in lines] == [False, False]
+        sources = [Scripted(), Scripted(seconds=2, stopping_seconds=1)]
+        await run_beside(lines_of(*sources))
+        assert [source.running for source in sources] == [False, False]
         assert asyncio.get_running_loop().time() == 3
 
     run(main())
@@ -82,25 +97,38 @@ def test_when_one_ends_the_other_is_stopped() -> None:
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_the_failure_that_came_first_is_told(order: tuple[int, int]) -> None:
-    class Stubborn(FakeLine):
-        async def run(self) -> None:
+    class Stubborn(Scripted):
+        async def plan(self) -> AsyncIterator[Message[None]]:
             try:
-                await super().run()
+                async for message in super().plan():
+                    yield message
             except asyncio.CancelledError:
                 raise KeyError("a consequence") from None
 
     async def main() -> None:
-        lines = [FakeLine(seconds=1, error=ValueError("the first")), Stubborn()]
-        with pytest.raises(ValueError, match="the first"):
-            await beside(*(lines[index] for index in order))
+        lines = lines_of(Scripted(seconds=1, error=ValueError("the first")), Stubborn())
+        with pytest.raises(ActorFailed, match="the first"):
+            await run_beside([lines[index] for index in order])
 
     run(main())
 
 
 def test_both_fail_at_once() -> None:
     async def main() -> None:
-        with pytest.raises(ValueError, match="one"):
-            await beside(FakeLine(1, ValueError("one")), FakeLine(1, ValueError("two")))
+        with pytest.raises(ActorFailed, match="one"):
+            await run_beside(lines_of(Scripted(1, ValueError("one")), Scripted(1, ValueError("two"))))
+
+    run(main())
+
+
+def test_a_failure_is_heard_of_before_anybody_has_stopped() -> None:
+    async def main() -> None:
+        sources = [Scripted(seconds=1, error=ValueError("at once")), Scripted(stopping_seconds=3)]
+        async with running(lines_of(*sources)) as over:
+            assert "at once" in str(await over)
+            assert asyncio.get_running_loop().time() == 1
+            assert sources[1].running
+        assert asyncio.get_running_loop().time() == 4
 
     run(main())
 
@@ -109,15 +137,15 @@ def test_both_fail_at_once() -> None:
 @pytest.mark.parametrize("failure", [None, ValueError("late")])
 def test_cancelled_from_outside_it_ends_when_all_have_ended(cancellations: int, failure: Exception | None) -> None:
     async def main() -> None:
-        lines = [FakeLine(), FakeLine(seconds=4, error=failure, stopping_seconds=10)]
-        running = asyncio.create_task(beside(*lines))
+        sources = [Scripted(), Scripted(seconds=3 if failure else 1e9, error=failure, stopping_seconds=4)]
+        beside = asyncio.create_task(run_beside(lines_of(*sources)))
         await asyncio.sleep(5)
         for _ in range(cancellations):
-            running.cancel()
-            await asyncio.sleep(1)
+            beside.cancel()
+            await asyncio.sleep(0.1)
         with pytest.raises(asyncio.CancelledError):
-            await running
-        assert [line.running for line in lines] == [False, False]
+            await beside
+        assert [source.running for source in sources] == [False, False]
 
     run(main())
 
@@ -125,15 +153,15 @@ def test_cancelled_from_outside_it_ends_when_all_have_ended(cancellations: int, 
 @pytest.mark.parametrize("steps", range(10))
 def test_cancelled_in_the_moment_of_a_failure_it_is_cancelled_or_fails(steps: int) -> None:
     async def main() -> None:
-        lines = [FakeLine(), FakeLine(seconds=4, error=ValueError("at once"))]
-        running = asyncio.create_task(beside(*lines))
+        sources = [Scripted(), Scripted(seconds=4, error=ValueError("at once"))]
+        beside = asyncio.create_task(run_beside(lines_of(*sources)))
         await asyncio.sleep(4)
         for _ in range(steps):
             await asyncio.sleep(0)
-        running.cancel()
-        (outcome,) = await asyncio.gather(running, return_exceptions=True)
-        assert isinstance(outcome, ValueError | asyncio.CancelledError)
-        assert [line.running for line in lines] == [False, False]
+        beside.cancel()
+        (outcome,) = await asyncio.gather(beside, return_exceptions=True)
+        assert isinstance(outcome, ActorFailed | asyncio.CancelledError)
+        assert [source.running for source in sources] == [False, False]
 
     run(main())
 

@@ -2,9 +2,7 @@
 
 import asyncio
 import errno
-import logging
 import os
-import random
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -12,27 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.spill_blocks import BLOCK, BLOCKS, fds, filled, runs
 
-from pipeline.devices.memory import HostMemory
-from pipeline.errors import ConfigError, PenstockError
+from pipeline.errors import PenstockError
 from pipeline.sequences import spill_file
-from pipeline.sequences.spill_file import O_TMPFILE, SpillError, SpillFile
+from pipeline.sequences.spill_file import SpillError, SpillFile
 from pipeline.weights.layout import Copy
-from pipeline.weights.shard import O_DIRECT
-
-BLOCK = 8192
-BLOCKS = 40
-
-
-def runs(*blocks: tuple[int, int]) -> list[Copy]:
-    """Runs of blocks [first, end)."""
-    return [Copy(first * BLOCK, first * BLOCK, (end - first) * BLOCK) for first, end in blocks]
-
-
-def filled(seed: int) -> HostMemory:
-    memory = HostMemory(BLOCKS * BLOCK)
-    memory.view[:] = random.Random(seed).randbytes(BLOCKS * BLOCK)
-    return memory
 
 
 @pytest.fixture
@@ -154,10 +137,6 @@ async def test_an_error_comes_only_when_all_threads_are_through(
     assert spill.bytes_written == 0
 
 
-def fds() -> set[str]:
-    return set(os.listdir("/proc/self/fd"))
-
-
 def test_the_file_has_no_name_and_its_room_is_taken_at_once(tmp_path: Path) -> None:
     before = fds()
     spill = SpillFile(tmp_path, 64 * BLOCK, BLOCK)
@@ -168,82 +147,3 @@ def test_the_file_has_no_name_and_its_room_is_taken_at_once(tmp_path: Path) -> N
     spill.close()
     assert fds() == before
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("penstock-kv-disk")]
-
-
-def refusing(flag: int, number: int, calls: list[int]) -> Any:
-    real = os.open
-
-    def opened(path: Any, flags: int, *rest: Any, **named: Any) -> int:
-        if "kv" in str(path):
-            calls.append(flags)
-            if flags & flag == flag:
-                raise OSError(number, os.strerror(number), str(path))
-        return real(path, flags, *rest, **named)
-
-    return opened
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "kv").mkdir()
-    return tmp_path / "kv"
-
-
-@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EISDIR])
-async def test_without_nameless_files_a_name_is_taken_away_at_once(
-    folder: Path, number: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = fds()
-    monkeypatch.setattr(os, "open", refusing(O_TMPFILE, number, []))
-    spill = SpillFile(folder, 4 * BLOCK, BLOCK)
-    assert list(folder.iterdir()) == []
-    await spill.write(0, runs((0, 4)), filled(1).view)
-    spill.close()
-    assert fds() - before == set()
-
-
-@pytest.mark.parametrize("flag", [O_DIRECT, O_DIRECT | O_TMPFILE])
-async def test_where_direct_writes_are_refused_it_says_so_and_works(
-    folder: Path, flag: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    calls: list[int] = []
-    monkeypatch.setattr(os, "open", refusing(O_DIRECT, errno.EINVAL, calls))
-    if flag & O_TMPFILE:
-        monkeypatch.setattr(spill_file, "O_TMPFILE", 0)
-    with caplog.at_level(logging.WARNING, logger="penstock"):
-        spill = SpillFile(folder, 4 * BLOCK, BLOCK)
-    assert f"kv_disk {folder}: the file system refuses direct writes" in caplog.text
-    assert list(folder.iterdir()) == []
-    memory, back = filled(1), filled(2)
-    await spill.write(0, runs((0, 4)), memory.view)
-    await spill.read(0, runs((0, 4)), back.view)
-    assert back.view[: 4 * BLOCK] == memory.view[: 4 * BLOCK]
-    spill.close()
-
-
-def test_without_room_it_is_refused_and_nothing_stays_open(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*arguments: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    before = fds()
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(ConfigError, match=rf"kv_disk {folder}: need 32768 bytes for KV blocks: No space left"):
-        SpillFile(folder, 4 * BLOCK, BLOCK)
-    assert fds() == before
-    assert list(folder.iterdir()) == []
-
-
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EINVAL])
-def test_a_folder_that_takes_no_file_is_refused(folder: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "open", refusing(0, number, []))
-    with pytest.raises(ConfigError, match=rf"kv_disk {folder}: cannot create .*; name a folder on a disk"):
-        SpillFile(folder, 4 * BLOCK, BLOCK)
-    with pytest.raises(ConfigError, match="cannot create a file there: No such file or directory"):
-        SpillFile(folder.parent / "nowhere", 4 * BLOCK, BLOCK)
-
-
-def test_reads_and_writes_go_past_the_page_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[int] = []
-    monkeypatch.setattr(os, "open", refusing(1 << 40, errno.EINVAL, calls))
-    SpillFile(folder, 4 * BLOCK, BLOCK).close()
-    assert calls[0] & O_DIRECT

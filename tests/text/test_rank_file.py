@@ -37,14 +37,21 @@ def test_no_bos_unless_the_configuration_adds_it(tmp_path: Path) -> None:
     small.save_rank_file(SINGLE_BYTES, tmp_path, added_tokens_decoder=tokens, bos_token={"content": "<s>"})
     tokenizer = load_tokenizer(tmp_path, 300)
     assert tokenizer.encode("a<tool>") == [97, 257]
-    assert (tokenizer.bos_id, tokenizer.special_ids) == (256, frozenset())
-    assert tokenizer.decode([256, 97, 257, 299]) == "<s>a<tool>"
+    assert (tokenizer.bos_id, tokenizer.special_ids) == (256, {256})  # what is named as BOS is special
+    assert tokenizer.decode([256, 97, 257, 299]) == "a<tool>"
 
 
 def test_a_bare_file_has_no_special_tokens(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(small.save_rank_file(SINGLE_BYTES, tmp_path), 256)
     assert tokenizer.encode("<|begin_of_text|>") == list(b"<|begin_of_text|>")
     assert tokenizer.bos_id is None
+
+
+def test_a_named_token_without_an_id_gets_the_next_one(tmp_path: Path) -> None:
+    small.save_rank_file(SINGLE_BYTES, tmp_path, bos_token="<s>", pad_token="<pad>", add_bos_token=True)
+    assert load_tokenizer(tmp_path, 300).encode("a<pad>") == [256, 97, 257]
+    with pytest.raises(CheckpointError, match=r"id 256 around every text"):
+        load_tokenizer(tmp_path, 256)
 
 
 def test_metas_own_file_gets_metas_special_tokens(tmp_path: Path) -> None:
@@ -87,8 +94,10 @@ def test_a_missing_byte_is_refused(tmp_path: Path) -> None:
 
 def test_configurations_that_contradict_the_file(tmp_path: Path) -> None:
     small.save_rank_file(SINGLE_BYTES, tmp_path, added_tokens_decoder=added("<s>", start=255))
-    with pytest.raises(CheckpointError, match="'<s>' has id 255, a rank in"):
+    with pytest.raises(
+        CheckpointError, match=r"'<s>' is declared with id 255, .* is that of 'a token of the vocabulary'"
+    ):
         load_tokenizer(tmp_path, 1000)
-    small.save_rank_file(SINGLE_BYTES, tmp_path, bos_token="<s>", add_bos_token=True)
-    with pytest.raises(CheckpointError, match="bos_token '<s>' has no id"):
+    small.save_rank_file(SINGLE_BYTES, tmp_path, add_bos_token=True)
+    with pytest.raises(CheckpointError, match="bos_token None has no id"):
         load_tokenizer(tmp_path, 1000)

@@ -242,12 +242,6 @@ def test_a_byte_level_tokenizer_json_comes_before_the_other_files(tmp_path: Path
     assert load_tokenizer(tmp_path, 1000).encode("Hello") == small.qwen2().encode("Hello").ids
 
 
-def test_a_rank_file_comes_before_the_package(tmp_path: Path) -> None:
-    small.save(small.llama2(), tmp_path)
-    small.save_rank_file([bytes([value]) for value in range(256)], tmp_path)
-    assert load_tokenizer(tmp_path, 1000).encode("Hello") == list(b"Hello")
-
-
 def test_loading_a_real_sized_vocabulary_is_quick(tmp_path: Path) -> None:
     letters = small.ALPHABET
     pairs = [left + right for left in letters for right in letters]

@@ -74,7 +74,7 @@ def test_groups_are_the_whole_model_in_compute_order(tied: bool, dtype: torch.dt
         for tensor in group.tensors:
             assert torch.equal(stored(tensor), tensors[tensor.name])
     assert torch.equal(stored(groups.embed), tensors["embed"])
-    assert (groups.dtype, groups.ignored_tensors) == (groups.embed.dtype, 0)
+    assert (groups.dtype, groups.ignored) == (groups.embed.dtype, ())
 
 
 def head_slices(groups: WeightGroups) -> list[WeightGroup]:
@@ -112,9 +112,34 @@ def test_a_head_of_fewer_rows_than_slices_has_no_empty_slice(tmp_path: Path) -> 
     assert group.tensors[1].shape == (5, 4000)
 
 
-def test_what_the_model_does_not_need_is_counted(tmp_path: Path) -> None:
-    extra = {f"{layer}.rotary.inv_freq": torch.zeros(4, dtype=torch.int64) for layer in range(LAYERS)}
-    assert plan(tmp_path, [{**make_tensors(), **extra}]).ignored_tensors == 2
+def test_what_the_next_token_does_not_depend_on_is_named(tmp_path: Path) -> None:
+    buffers = {f"{layer}.rotary_emb.inv_freq": torch.zeros(4, dtype=torch.int64) for layer in range(LAYERS)}
+    other = {name: torch.zeros(2) for name in ("score.weight", "model.visual.patch.weight", "v_head.summary.bias")}
+    ignored = plan(tmp_path, [{**make_tensors(), **buffers, **other}]).ignored
+    assert ignored == ("model.visual.patch.weight", "score.weight", "v_head.summary.bias")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("model.layers.1.self_attn.q_proj.bias", "this family has none there"),
+        ("model.layers.0.self_attn.k_norm.weight", "this family has none there"),
+        ("lm_head.bias", "this family has none there"),
+        ("lm_head.weight", "config.json describes a model without it"),
+        ("model.layers.0.self_attn.q_proj.lora_A.weight", "belongs to an adapter"),
+        ("model.layers.0.mlp.up_proj.weight_scale", "belongs to quantised weights"),
+        ("model.layers.0.mlp.up_proj.qweight", "belongs to quantised weights"),
+        ("model.layers.0.mlp.gate_up_proj.weight", "config.json describes a model without it"),
+        ("model.layers.0.pre_feedforward_layernorm.weight", "config.json describes a model without it"),
+        ("model.layers.7.mlp.up_proj.weight", "is of layer 7, but config.json has 2 layers"),
+        ("layers.0.mlp.up_proj.weight", "config.json describes a model without it"),
+        ("model.embed_positions.weight", "config.json describes a model without it"),
+    ],
+)
+def test_what_would_change_the_next_token_is_never_left_out(name: str, why: str, tmp_path: Path) -> None:
+    told = refusal(tmp_path, {**make_tensors(), name: torch.zeros(3)})
+    assert f"{tmp_path / 'model.safetensors'}: tensor {name!r}" in told
+    assert why in told
 
 
 def test_vectors_may_have_another_dtype_than_the_matrices(tmp_path: Path) -> None:

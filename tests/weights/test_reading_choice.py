@@ -8,6 +8,7 @@ import logging
 import mmap
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,10 +17,10 @@ from typing import Any
 import pytest
 
 from pipeline import Model
-from pipeline.weights import reading_choice
+from pipeline.weights import reading_cache, reading_choice
 from pipeline.weights.make_checkpoint import make_checkpoint
 from pipeline.weights.reading import MIB, Reading
-from pipeline.weights.reading_choice import CANDIDATES, DEFAULT, best_reading, choose_reading
+from pipeline.weights.reading_choice import CANDIDATES, DEFAULT, Choice, best_reading, choose_reading
 from pipeline.weights.shard import Shard
 
 FAST = Reading(lanes=2, chunk_bytes=32 * MIB)
@@ -99,11 +100,26 @@ def test_a_file_system_without_direct_reads_is_read_through_the_cache(
     assert "refuses direct reads" in caplog.text
 
 
-def test_measuring_ends_in_time(files: dict[Path, Shard], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading_choice, "LONGEST_SECONDS", 0.0)
-    (shard,) = files.values()
-    assert list(asyncio.run(reading_choice._measure(shard))) == [DEFAULT]
-    assert choose_reading(files, {}, beside=False).reading == DEFAULT
+@pytest.mark.parametrize(("reads", "measured"), [(0, False), (1, False), (3, True)])
+def test_measuring_a_slow_disk_ends_in_time_and_begins_no_further_read(
+    reads: int, measured: bool, files: dict[Path, Shard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first so many reads are fast."""
+    preadv, begun = os.preadv, [0]
+
+    def slow(descriptor: int, buffers: list[memoryview], position: int, flags: int = 0) -> int:
+        begun[0] += not flags
+        if begun[0] > reads:
+            time.sleep(0.3)
+        return preadv(descriptor, buffers, position, flags)
+
+    monkeypatch.setattr(os, "preadv", slow)
+    monkeypatch.setattr(reading_choice, "LONGEST_SECONDS", 0.5)
+    started = time.perf_counter()
+    choice = choose_reading(files, {"lanes": 3}, beside=False)
+    assert time.perf_counter() - started < 3.0
+    assert begun[0] < reads + 20
+    assert (choice == Choice(Reading(lanes=3), "the default, for nothing could be measured")) != measured
 
 
 def test_the_choice_is_kept_for_the_next_time(files: dict[Path, Shard], measured: list[Path], tmp_path: Path) -> None:
@@ -132,7 +148,7 @@ def test_a_cache_that_makes_no_sense_is_told_and_replaced(
     (shard,) = files.values()
     cache = cache_of(tmp_path)
     cache.parent.mkdir(parents=True)
-    cache.write_text(content.replace("KEY", reading_choice._disk_key(shard, False)))
+    cache.write_text(content.replace("KEY", reading_cache.disk_key(shard, False)))
     assert choose_reading(files, {}, beside=False).reading == FAST
     assert choose_reading(files, {}, beside=False).reading == FAST
     assert len(measured) == 1
@@ -143,11 +159,11 @@ def test_another_version_and_another_disk_are_measured_anew(
     files: dict[Path, Shard], measured: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     choose_reading(files, {}, beside=False)
-    monkeypatch.setattr(reading_choice, "_disk_key", lambda shard, beside: "another disk")
+    monkeypatch.setattr(reading_choice, "disk_key", lambda shard, beside: "another disk")
     choose_reading(files, {}, beside=False)
     assert set(json.loads(cache_of(tmp_path).read_text())["disks"]) >= {"another disk"}
     assert len(json.loads(cache_of(tmp_path).read_text())["disks"]) == 2
-    monkeypatch.setattr(reading_choice, "VERSION", reading_choice.VERSION + 1)
+    monkeypatch.setattr(reading_cache, "VERSION", reading_cache.VERSION + 1)
     choose_reading(files, {}, beside=False)
     assert len(measured) == 3
 

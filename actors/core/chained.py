@@ -1,0 +1,73 @@
+"""An event behind another one: what a stage has started itself does not take the place of the arrival (rule 4)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from actors.core.errors import ActorFailed
+from actors.core.message import Message, ended
+from actors.core.operation import Operation
+from actors.core.ports import Event
+
+
+class Chained:
+    """Done when both are. If the bytes did not arrive, that is the error, in the name of `filler`, who moved them."""
+
+    def __init__(self, message: Message[Any], own: Event, filler: str) -> None:
+        self._message = message
+        self._own = own
+        self._filler = filler
+
+    @property
+    def parts(self) -> Sequence[Event]:
+        """What a device has to wait for instead, since it knows only its own events."""
+        return parts(self._message.event, self._own)
+
+    @property
+    def error(self) -> BaseException | None:
+        """Why the group did not arrive, or why the own work failed."""
+        error = self._message.event.error
+        if error is None or isinstance(error, ActorFailed):
+            return error or self._own.error
+        return ActorFailed(self._filler, self._message.layer, self._message.group, error)
+
+    @property
+    def span(self) -> tuple[float, float] | None:
+        """When the own work ran."""
+        return self._own.span
+
+    def done(self) -> bool:
+        """Whether both have ended."""
+        return self._message.event.done() and self._own.done()
+
+    async def wait(self) -> None:
+        """Wait for both; raises the error."""
+        await ended(self._message.event)
+        await ended(self._own)
+        if (error := self.error) is not None:
+            raise error
+
+
+def behind(message: Message[Any], own: Event, filler: str) -> Event:
+    """The event of own work on a message, but not before the message's own; most often that is done already."""
+    arrival = message.event
+    if own is arrival or (arrival.done() and arrival.error is None):
+        return own
+    if own.done() and own.error is None:
+        return arrival
+    return Chained(message, own, filler)
+
+
+def parts(*events: Event | None) -> Sequence[Event]:
+    """The events that these stand for: themselves, but for chains; None stands for nothing."""
+    found: list[Event] = []
+    for event in events:
+        if isinstance(event, Chained):
+            found += event.parts
+        elif event is not None:
+            found.append(event)
+    return found
+
+
+def on_host(event: Event) -> bool:
+    """Whether a coroutine is what ends it, which no device can wait for."""
+    return isinstance(event, Operation) or (isinstance(event, Chained) and any(map(on_host, event.parts)))

@@ -1,0 +1,84 @@
+"""Who works in one run of a line: the loops of its actors, and what they start beside them.
+
+The line runs until somebody ends otherwise than in turn, or until all have ended. Then whoever is left is stopped.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeAlias
+
+from actors.core.errors import ActorFailed, LineError
+
+STOP_SECONDS = 5.0
+"""How long a line that stops waits for its tasks. A thread may hang in a read, and a stage may swallow its end."""
+
+Over: TypeAlias = "asyncio.Future[BaseException | None]"
+"""Done when a run is over, with the failure that came first; cancelled when somebody has stopped the run."""
+
+Named: TypeAlias = Callable[[BaseException], ActorFailed]
+"""Gives an error the name of whose it is."""
+
+Then: TypeAlias = Callable[[BaseException | None], BaseException | None]
+"""Is told how a task has ended, and may find fault with an end that went well."""
+
+
+class Crew:
+    """The tasks of one run of one line, which all have the run as their parent (rule 7)."""
+
+    def __init__(self, over: Over) -> None:
+        self._over = over
+        self.tasks: dict[asyncio.Task[None], tuple[Named, Then]] = {}
+
+    def begin(
+        self, work: Coroutine[Any, Any, None], named: Named, then: Then, name: str | None = None
+    ) -> "asyncio.Task[None]":
+        """Let a task do the work, and hear of its end before anybody else does. A run that is over begins none."""
+        task = asyncio.create_task(work, name=name)
+        self.tasks[task] = named, then
+        task.add_done_callback(self._left)
+        if self._over.done():
+            task.cancel()
+        return task
+
+    def left_behind(self) -> ActorFailed | None:
+        """The failure of one who was stopped and has not ended."""
+        for named, _ in self.tasks.values():
+            return named(LineError(f"was stopped, but has not ended within {STOP_SECONDS:g} s"))
+        return None
+
+    def _left(self, task: "asyncio.Task[None]") -> None:
+        named, then = self.tasks.pop(task)
+        error = then(self._end_of(task, named))
+        if self._over.done():
+            return
+        if error is not None:
+            self._over.set_result(error)
+        elif not self.tasks:
+            self._over.set_result(None)
+
+    def _end_of(self, task: "asyncio.Task[None]", named: Named) -> BaseException | None:
+        """Why a task has not ended well: whatever it raised, with the name of whose it is."""
+        if not task.cancelled():
+            error = task.exception()
+            return None if error is None else named(error)
+        if not task.cancelling():
+            return named(RuntimeError("ended itself by raising CancelledError"))
+        if self._over.done():
+            return LineError("the line was stopped before the work had ended")
+        return named(LineError("was cancelled by itself, while the line goes on"))
+
+
+async def stop(crews: Sequence[Crew]) -> None:
+    """Stop whoever is left, and wait for them, also when cancelled; but not for ever."""
+    loop, cancelled = asyncio.get_running_loop(), False
+    until = loop.time() + STOP_SECONDS
+    for crew in crews:
+        for task in crew.tasks:
+            task.cancel()
+    while (left := [task for crew in crews for task in crew.tasks]) and (seconds := until - loop.time()) > 0:
+        try:
+            await asyncio.wait(left, timeout=seconds)
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError

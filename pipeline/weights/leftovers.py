@@ -1,0 +1,44 @@
+"""Tensors that no group holds: refused where leaving them out would change what the model says, else only named."""
+
+import re
+
+from pipeline.weights.checkpoint import Checkpoint
+from pipeline.weights.header import brief
+
+DECODER = re.compile(r"model\.|(layers|embed_tokens|norm|lm_head)\b")
+"""The names of what computes the next token; a part of which nothing is known may be one too."""
+BUFFERS = re.compile(r".*\brotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)")
+"""Saved by older versions of transformers, and computed from config.json by all that read them."""
+OTHER_PARTS = re.compile(r"model\.(visual|vision_tower|vision_model|multi_modal_projector|audio_tower|mtp)\..*")
+"""For pictures, sound, and drafting."""
+LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
+KINDS = (
+    (r"lora_|\.base_layer\.|\.modules_to_save\.", "it belongs to an adapter: merge that into the weights first"),
+    (
+        r"scale|scales|zeros|zero_point|g_idx|absmax|quant|packed|weight_shape|qweight",
+        "it belongs to quantised weights, which are not supported: use an unquantised checkpoint",
+    ),
+    (r"\.bias$|[qk]_norm\.", "this family has none there: check model_type and the other keys of config.json"),
+    (r"", "config.json describes a model without it: check that both are of the same checkpoint"),
+)
+
+
+def leftovers(names: set[str], layers: int, checkpoint: Checkpoint) -> tuple[list[str], tuple[str, ...]]:
+    """Of the tensors that nothing computes with: faults of those that count, and the names of the others.
+
+    What a text model of that family computes again by itself is in neither.
+    """
+    names = {name for name in names if not BUFFERS.fullmatch(name)}
+    counting = {name for name in names if DECODER.match(name) and not OTHER_PARTS.fullmatch(name)}
+    faults = [
+        f"{checkpoint.tensors[name].file}: tensor {brief(name)} {_fault(name, layers)}" for name in sorted(counting)
+    ]
+    return faults, tuple(sorted(names - counting))
+
+
+def _fault(name: str, layers: int) -> str:
+    if (match := LAYER.match(name)) and int(match[1]) >= layers:
+        has = f"config.json has {layers} layers"
+        return f"is of layer {match[1]}, but {has}; the folder mixes the files of two checkpoints"
+    why = next(why for pattern, why in KINDS if re.search(pattern, name))
+    return f"would be left out, and the model would say something else: {why}"

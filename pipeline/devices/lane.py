@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Generic, Protocol, TypeVar
 
+import torch
+
 from actors.core.chained import parts
 from actors.core.ports import Event
 from pipeline.threads import tell
@@ -39,10 +41,14 @@ class LaneEvent:
 
 
 class Lane:
-    """One thread, first in first out."""
+    """One thread, first in first out.
+
+    Before anything else it asks torch how many threads compute: torch passes the number that the program has set on to
+    OpenMP anew in each thread, and only when asked. A matrix product does not ask, and would take every core.
+    """
 
     def __init__(self, name: str) -> None:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"penstock-{name}")
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"penstock-{name}", initializer=torch.get_num_threads)
 
     def submit(self, work: Callable[[], object], after: Sequence[Event], vacant: Event | None = None) -> LaneEvent:
         """Run `work` once every event in `after` is done; if one of them failed, fail with its error instead.

@@ -17,6 +17,9 @@ from pipeline.weights.layout import BLOCK_BYTES
 from pipeline.weights.shard import NOT_OFFERED, FileIdentity, Shard, advise
 
 logger = logging.getLogger("penstock")
+FOLIO_BYTES = 2 << 20
+"""The most that a page cache keeps or drops as one. What reaches over an end of a range stays, so each range that is
+dropped begins where its first folio can begin at the earliest; and nothing is read ahead, which would make new ones."""
 
 
 class Chunk(NamedTuple):
@@ -104,7 +107,8 @@ class Lane:
         self.reads += 1
         self.bytes_read += count
         if direct is None:
-            advise(shard.buffered, position, count, "POSIX_FADV_DONTNEED")
+            folio = position - position % FOLIO_BYTES
+            advise(shard.buffered, folio, position + count - folio, "POSIX_FADV_DONTNEED")
         return advance
 
 

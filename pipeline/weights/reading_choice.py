@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from pipeline.devices.lane import Lane as ComputeLane
 from pipeline.devices.memory import HostMemory
 from pipeline.guard import attempt
 from pipeline.memory import human_bytes
@@ -107,7 +108,7 @@ def _contrasts(chosen: Reading) -> Iterator[tuple[str, Reading]]:
 
 @contextlib.contextmanager
 def _computing() -> Iterator[None]:
-    """Multiply, with the threads that the user's torch has, until the end of the `with`."""
+    """Multiply, on a lane as the model computes on one, until the end of the `with`."""
     ended = threading.Event()
     matrix_FD, vector_D = torch.zeros(*COMPUTED, dtype=torch.bfloat16), torch.zeros(COMPUTED[1], dtype=torch.bfloat16)
 
@@ -115,13 +116,13 @@ def _computing() -> Iterator[None]:
         while not ended.is_set():
             torch.mv(matrix_FD, vector_D)
 
-    thread = threading.Thread(target=compute, name="penstock-trial-computing")
-    thread.start()
+    lane = ComputeLane("trial-computing")
     try:
+        lane.submit(compute, ())
         yield
     finally:
         ended.set()
-        thread.join()
+        lane.close()
 
 
 async def _measure(shard: Shard) -> dict[Reading, float]:

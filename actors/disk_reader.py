@@ -3,18 +3,15 @@
 Takes:  messages with nothing in them.
 Gives:  messages in a host slot, whose event is done when the bytes have been read.
 Holds:  one host slot per group from here until its upload has ended.
-Fails:  when reading a group failed twice.
+Fails:  when a group cannot be read.
 """
 
-import logging
 from typing import Any
 
 from actors.core.budget import Budget, Slot
 from actors.core.message import Message
 from actors.core.ports import Event, WeightSource
 from actors.core.stage import Mover
-
-logger = logging.getLogger("penstock")
 
 
 class DiskReader(Mover):
@@ -27,11 +24,4 @@ class DiskReader(Mover):
     async def move(self, message: Message[Any], slot: Slot) -> Event:
         """Start reading the group; a host slot is refilled only after its last user is through (rule 3)."""
         await self.vacated(message, slot)
-        return self.start(message, self._read(message, slot))
-
-    async def _read(self, message: Message[Any], slot: Slot) -> None:
-        try:
-            await self._source.read_into(message.layer, message.group, slot.buffer)
-        except OSError as error:
-            logger.warning("reading layer %d %s failed, trying once more: %s", message.layer, message.group, error)
-            await self._source.read_into(message.layer, message.group, slot.buffer)
+        return self.start(message, self._source.read_into(message.layer, message.group, slot.buffer))

@@ -36,7 +36,12 @@ async def outlast(running: Sequence[asyncio.Future[Any]]) -> None:
         raise errors[0]
 
 
-def tell(loop: asyncio.AbstractEventLoop, ended: asyncio.Event) -> None:
-    """Set an event of a loop from a thread, unless the loop has closed and nobody waits any more."""
+def tell(loop: asyncio.AbstractEventLoop, *events: asyncio.Event) -> None:
+    """Set events of a loop from a thread, unless the loop has closed and nobody waits any more."""
+
+    def set_all() -> None:
+        for event in events:
+            event.set()
+
     with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(ended.set)
+        loop.call_soon_threadsafe(set_all)

@@ -142,7 +142,7 @@ async def test_every_caller_hears_of_it_and_the_next_request_works(
             left: list[int] = []
             breaks(model, monkeypatch, left)
             for times in (1, 1000):
-                left.extend([1] * {reading_weights: 2, reading: 1000}.get(breaks, times))  # reads are tried twice
+                left.extend([1] * {reading: 1000}.get(breaks, times))  # reads are tried twice
                 failures = await asyncio.gather(*calls(model), return_exceptions=True)
                 left.clear()
                 assert all(isinstance(failure, ActorFailed) for failure in failures), failures

@@ -40,6 +40,11 @@ class Crew:
             task.cancel()
         return task
 
+    def end(self, failure: BaseException | None) -> None:
+        """Say that the run is over; what comes later is a consequence."""
+        if not self._over.done():
+            self._over.set_result(failure)
+
     def left_behind(self) -> ActorFailed | None:
         """The failure of one who was stopped and has not ended."""
         for named, _ in self.tasks.values():
@@ -49,12 +54,8 @@ class Crew:
     def _left(self, task: "asyncio.Task[None]") -> None:
         named, then = self.tasks.pop(task)
         error = then(self._end_of(task, named))
-        if self._over.done():
-            return
-        if error is not None:
-            self._over.set_result(error)
-        elif not self.tasks:
-            self._over.set_result(None)
+        if error is not None or not self.tasks:
+            self.end(error)
 
     def _end_of(self, task: "asyncio.Task[None]", named: Named) -> BaseException | None:
         """Why a task has not ended well: whatever it raised, with the name of whose it is."""

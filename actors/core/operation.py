@@ -1,7 +1,8 @@
 """Work that a line runs beside an actor's loop, seen as an event."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
 from typing import Any
 
 from actors.core.crew import Crew, Named
@@ -19,6 +20,7 @@ class Operation:
         self._watched = watched
         self._ended = asyncio.Event()
         self._span: tuple[float, float] | None = None
+        self._foretell: Callable[[BaseException], None]
         self.error: BaseException | None = None
 
     @property
@@ -40,6 +42,7 @@ class Operation:
 
     def begin(self, crew: Crew, work: Coroutine[Any, Any, None], named: Named) -> None:
         """Run `work`; its error, as `named` names it, ends the run of the line and is raised at every waiter."""
+        self._foretell = lambda error: crew.end(named(error))
 
         def end(error: BaseException | None) -> BaseException | None:
             work.close()  # a task that is cancelled before its first step never enters its coroutine
@@ -51,10 +54,20 @@ class Operation:
 
     async def _run(self, work: Coroutine[Any, Any, None]) -> None:
         started = self._clock()
+        _present.set(self)
         try:
             await work
         finally:
             self._span = (started, self._clock())
+
+
+_present: ContextVar[Operation | None] = ContextVar("the operation that runs in the present task", default=None)
+
+
+def foretell(error: BaseException) -> None:
+    """Say that the present work will fail, though it cannot end yet: a thread may still use its memory (rule 6)."""
+    if (operation := _present.get()) is not None:
+        operation._foretell(error)
 
 
 def pending_cancellations() -> int:

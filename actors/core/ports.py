@@ -92,7 +92,7 @@ class Device(Protocol):
 class WeightSource(Protocol):
     """Where weights come from."""
 
-    async def read_into(self, layer: int, group: str, buffer: Buffer) -> None:
+    def read_into(self, layer: int, group: str, buffer: Buffer) -> Coroutine[Any, Any, None]:
         """Read one group into a host slot. Ends, also when cancelled, only once nothing writes into `buffer`."""
 
 

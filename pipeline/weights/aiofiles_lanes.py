@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import threading
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from aiofiles.os import wrap
 
+from actors.core.operation import foretell
 from pipeline.weights.lane import Chunk, Disk, Lane, Lanes
 
 
@@ -18,22 +20,38 @@ class AiofilesLanes(Lanes["AiofilesLane"]):
         super().__init__([AiofilesLane(f"{name}-{index}", disk) for index in range(count)])
         self._idle = list(self._lanes)
         self._free = asyncio.Semaphore(count)
-        self._closing = asyncio.Lock()
+        self._calls = 0
+        self._changed = threading.Condition()
 
     async def read(self, chunks: Sequence[Chunk], buffer: memoryview) -> None:
         """As `Lanes.read`."""
         shared = deque(chunks)
         workers = [self._read_shared(shared, buffer) for _ in range(min(len(chunks), len(self._lanes)))]
-        # With return_exceptions a gather ends only after its last worker, even when it is cancelled.
-        for outcome in await asyncio.gather(*workers, return_exceptions=True):
-            if outcome is not None:
-                raise outcome
+        self._count_calls(1)
+        try:
+            # With return_exceptions a gather ends only after its last worker, even when it is cancelled.
+            for outcome in await asyncio.gather(*workers, return_exceptions=True):
+                if outcome is not None:
+                    raise outcome
+        finally:
+            self._count_calls(-1)
 
     async def aclose(self) -> None:
         """As `Lanes.aclose`."""
-        async with self._closing, contextlib.AsyncExitStack() as stack:
-            for _ in self._lanes:
-                (await stack.enter_async_context(self._lend())).close()
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        """On a thread, since the calls may run on another event loop than the one that closes."""
+        with self._changed:
+            while self._calls:
+                self._changed.wait()
+        for lane in self._lanes:
+            lane.close()
+
+    def _count_calls(self, more: int) -> None:
+        with self._changed:
+            self._calls += more
+            self._changed.notify_all()
 
     async def _read_shared(self, chunks: deque[Chunk], buffer: memoryview) -> None:
         async with self._lend() as lane:
@@ -62,6 +80,9 @@ class AiofilesLane(Lane):
         try:
             while chunks:
                 await self._read_chunk(chunks.popleft(), buffer, chunks)
+        except Exception as error:
+            foretell(error)
+            raise
         finally:
             chunks.clear()
 

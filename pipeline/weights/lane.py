@@ -84,10 +84,18 @@ class Lane:
         return min(chunk.start + chunk.length, self._disk.files[chunk.file].size)
 
     def _read(self, chunk: Chunk, position: int, buffer: memoryview) -> int:
-        """Read once, from `position` on, on the lane's thread, and tell how far that brings the chunk.
+        """Read from `position` on, on the lane's thread, and tell how far that brings the chunk.
 
-        That is nowhere when the kernel refused a direct read: the next goes through the page cache.
+        What failed is tried once more, and at once: other threads may hang in reads of the same disk.
         """
+        try:
+            return self._read_once(chunk, position, buffer)
+        except OSError as error:
+            logger.warning("a read failed, trying once more: %s", error)
+            return self._read_once(chunk, position, buffer)
+
+    def _read_once(self, chunk: Chunk, position: int, buffer: memoryview) -> int:
+        """It comes nowhere when the kernel refused a direct read: the next one goes through the page cache."""
         shard = self._disk.files[chunk.file]
         direct = shard.direct if self._disk.direct else None
         rest = buffer[chunk.slot_offset + position - chunk.start : chunk.slot_offset + chunk.length]
@@ -141,7 +149,7 @@ class Lanes(ABC, Generic[SomeLane]):
 
         Raises:
             CheckpointError: a file is not what it was when its header was read.
-            OSError: the disk failed; the message names the offset and the file.
+            OSError: the disk failed twice at one place; the message names the offset and the file.
         """
 
     @abstractmethod

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from queue import SimpleQueue
 
+from actors.core.operation import foretell
 from pipeline.threads import tell
 from pipeline.weights.lane import Chunk, Disk, Lane, Lanes
 
@@ -29,6 +30,9 @@ class PreadvLanes(Lanes["PreadvLane"]):
         for _ in range(min(len(chunks), len(self._lanes))):
             self._calls.put(call)
         try:
+            await call.told.wait()
+            if call.error is not None:
+                foretell(call.error)
             await call.ended.wait()
         except asyncio.CancelledError:
             call.stop()
@@ -76,9 +80,13 @@ class PreadvLane(Lane):
 
 
 class _Call:
-    """Chunks that lanes share. It has `ended` when none is left, and nothing writes into the buffer any more."""
+    """Chunks that lanes share. It has `ended` when none is left, and nothing writes into the buffer any more.
+
+    `told` is set before that if there is an error: another thread may hang.
+    """
 
     def __init__(self, chunks: Sequence[Chunk], buffer: memoryview) -> None:
+        self.told = asyncio.Event()
         self.ended = asyncio.Event()
         self.error: BaseException | None = None
         self._buffer = buffer
@@ -102,6 +110,8 @@ class _Call:
             dropped = len(self._waiting)
             self._waiting.clear()
             self.error = self.error or error
+        if error is not None:
+            tell(self._loop, self.told)
         self._leave(dropped)
 
     def _take(self) -> Chunk | None:
@@ -114,4 +124,4 @@ class _Call:
             self._left -= count
             last = not self._left
         if last:
-            tell(self._loop, self.ended)
+            tell(self._loop, self.told, self.ended)

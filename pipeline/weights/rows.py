@@ -64,11 +64,12 @@ class Rows:
         position, end = start, start + len(row)
         try:
             while position < end:
-                count = os.preadv(self._disk.files[file].buffered, [row[position - start :]], position)
-                if not count:
+                content = os.pread(self._disk.files[file].buffered, end - position, position)
+                if not content:
                     self._disk.check_unchanged(file, position)
                     raise OSError(errno.EIO, "no more bytes, though the file goes on")
-                position += count
-                self.bytes_read += count
+                row[position - start :][: len(content)] = content
+                position += len(content)
+                self.bytes_read += len(content)
         except OSError as error:
             raise OSError(error.errno, f"{error.strerror}: at byte {position}", str(file)) from error

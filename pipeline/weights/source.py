@@ -70,7 +70,7 @@ class WeightSource:
 
         Raises:
             CheckpointError: a file was truncated or changed since it was opened.
-            OSError: the disk failed; nothing was tried again.
+            OSError: the disk failed twice at one place.
         """
         layout = self._layouts[layer, group]
         view = buffer.view

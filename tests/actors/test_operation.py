@@ -9,7 +9,7 @@ from support.events import ForeignEvent, LostEvent
 
 from actors.core.crew import Crew
 from actors.core.errors import ActorFailed, LineError
-from actors.core.operation import Operation
+from actors.core.operation import Operation, foretell
 from pipeline.devices.sim import SimEvent
 from pipeline.simulation.loop import run_virtual
 
@@ -153,6 +153,28 @@ async def test_whatever_it_raises_reaches_the_run_and_every_waiter_as_one_object
         await operation.wait()
     assert late.value is error
     assert operation.span is not None
+
+
+async def test_what_is_foretold_ends_the_run_before_the_work_has_ended() -> None:
+    """As of a read whose other threads still write into the buffer."""
+    gate = asyncio.Event()
+
+    async def work() -> None:
+        await asyncio.gather(asyncio.sleep(0), half())
+        await gate.wait()
+
+    async def half() -> None:
+        foretell(OSError("disk"))
+
+    crew = new_crew()
+    operation = begun(work(), crew=crew)
+    error = await crew._over
+    assert isinstance(error, ActorFailed)
+    assert (error.actor, error.layer, error.group) == ("reader", 1, "ffn")
+    assert not operation.done()
+    gate.set()
+    await operation.wait()
+    foretell(ValueError("nobody works here"))
 
 
 async def test_an_error_that_has_a_name_keeps_it() -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import errno
 import fcntl
 import logging
 import os
@@ -34,6 +35,29 @@ async def test_a_direct_read_that_gets_nowhere_is_an_error(weights: Path, gate: 
     async with opened(weights) as source:
         with pytest.raises(OSError, match="no more bytes"):
             await source.read_into(0, "attn", HostMemory(GROUP_BYTES))
+
+
+async def test_a_read_that_failed_is_tried_once_more_and_at_once(
+    weights: Path, gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures: list[int] = []
+
+    def before(position: int) -> None:
+        if failures:
+            raise OSError(failures.pop(), "Input/output error")
+
+    gate.before = before
+    async with opened(weights, lanes=1) as source:
+        slot = HostMemory(GROUP_BYTES)
+        failures.append(errno.EIO)
+        await source.read_into(1, "attn", slot)
+        assert slot.view == weights.read_bytes()[GROUP_BYTES:][:GROUP_BYTES]
+        assert gate.begun[:2] == [GROUP_BYTES, GROUP_BYTES]
+        assert caplog.text.count("a read failed, trying once more: [Errno 5]") == 1
+        failures.extend([errno.EIO] * 2)
+        with pytest.raises(OSError, match="Input/output error"):
+            await source.read_into(1, "attn", slot)
+        assert not failures
 
 
 async def test_lanes_share_the_descriptors_of_a_file_and_need_its_name_no_more(weights: Path) -> None:

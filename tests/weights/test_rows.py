@@ -30,12 +30,13 @@ async def opened(file: Path) -> AsyncIterator[Rows]:
 def reads(monkeypatch: pytest.MonkeyPatch, before: Callable[[int], int | None]) -> None:
     """Each read asks `before`, on its thread and with its position, how many bytes it may give."""
 
-    preadv = os.preadv
+    pread = os.pread
 
-    def scripted(descriptor: int, buffers: list[memoryview], position: int) -> int:
-        return preadv(descriptor, [buffers[0][: before(position)]], position)
+    def scripted(descriptor: int, length: int, position: int) -> bytes:
+        limit = before(position)
+        return pread(descriptor, length if limit is None else min(length, limit), position)
 
-    monkeypatch.setattr(os, "preadv", scripted)
+    monkeypatch.setattr(os, "pread", scripted)
 
 
 async def test_short_reads_are_continued(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,148 @@
+"""A read that hangs holds its buffer until it returns (rule 6), and nobody else: callers are told at once."""
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import logging
+import os
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from pipeline import ActorFailed, ClosedError, Model
+
+PROMPT = "class Stack:\n"
+AT_ONCE_SECONDS = 1.0
+
+
+def address(memory: Any) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+class Disk:
+    """Lets one read hang until `gate` opens, and others of its group fail."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.gate = threading.Event()
+        self.hangs: list[bool] = []
+        self.fails = False
+        self.hung = threading.Event()
+        self.held: list[int] = []
+        self.reused = False
+        preadv = os.preadv
+
+        def reading(descriptor: int, buffers: list[memoryview], position: int) -> int:
+            buffer = address(buffers[0].obj)
+            if address(buffers[0]) == buffer and self.take():  # the first piece of a group, so that others follow
+                self.held.append(buffer)
+                self.hung.set()
+                self.gate.wait(20)
+                self.held.clear()
+                return preadv(descriptor, buffers, position)
+            if self.fails and buffer in self.held:
+                raise OSError(errno.EIO, "Input/output error")
+            self.reused |= buffer in self.held
+            return preadv(descriptor, buffers, position)
+
+        monkeypatch.setattr(os, "preadv", reading)
+
+    def take(self) -> bool:
+        """Whether this read is the one to hang."""
+        with contextlib.suppress(IndexError):
+            return self.hangs.pop()
+        return False
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nobody wait for long for those who were stopped."""
+    monkeypatch.setattr("actors.core.crew.STOP_SECONDS", 0.05)
+    monkeypatch.setattr("pipeline.supervisor.STOP_SECONDS", 0.05)
+
+
+def generating(model: Model, tokens: int = 200) -> "asyncio.Task[Any]":
+    return asyncio.create_task(model.generate(PROMPT, max_new_tokens=tokens, ignore_eos=True))
+
+
+async def until_it_hangs(disk: Disk) -> None:
+    while not disk.hung.is_set():
+        await asyncio.sleep(0.001)
+
+
+async def told(call: "asyncio.Task[Any]") -> BaseException | None:
+    """The error that a caller gets at once."""
+    started = time.perf_counter()
+    await asyncio.wait([call])
+    assert time.perf_counter() - started < AT_ONCE_SECONDS
+    return call.exception()
+
+
+@pytest.mark.parametrize("way", ["preadv", "aiofiles"])
+async def test_closing_tells_callers_before_it_waits_for_the_read(
+    way: str, disk: Disk, impatient: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = await Model.open(device="cpu", reader_way=way)
+    disk.hangs.append(True)
+    call = generating(model)
+    await until_it_hangs(disk)
+    closing = [asyncio.create_task(model.aclose()) for _ in range(2)]
+    assert isinstance(await told(call), ClosedError)
+    with pytest.raises(ClosedError):
+        await model.generate(PROMPT, max_new_tokens=1)
+    await asyncio.sleep(0.2)
+    assert not any(one.done() for one in closing), "the thread still uses its buffer"
+    assert "closing waits for reads or computations, which cannot be stopped: penstock-" in caplog.text
+    disk.gate.set()
+    await asyncio.gather(*closing)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("penstock")]
+
+
+@pytest.mark.parametrize("way", ["preadv", "aiofiles"])
+async def test_the_failure_of_another_read_is_told_at_once_and_the_next_line_waits_for_the_hung_one(
+    way: str, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Model.open(device="cpu", reader_way=way, chunk_bytes=1 << 17) as model:
+        expected = await model.generate(PROMPT, max_new_tokens=2)
+        disk.fails = True
+        disk.hangs.append(True)
+        call = generating(model)
+        await until_it_hangs(disk)
+        assert isinstance(await told(call), ActorFailed)
+        disk.fails = False
+        following = asyncio.create_task(model.generate(PROMPT, max_new_tokens=2))
+        await asyncio.sleep(0.1)
+        assert not following.done()
+        disk.gate.set()
+        assert await following == expected
+        assert not disk.reused
+
+
+async def test_who_comes_while_a_read_hangs_on_is_told_who_is_waited_for(
+    disk: Disk, impatient: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL, "penstock")
+    async with Model.open(device="cpu", reader_way="preadv", chunk_bytes=1 << 17) as model:
+        expected = await model.generate(PROMPT, max_new_tokens=2)
+        disk.fails = True
+        disk.hangs.append(True)
+        call = generating(model)
+        await until_it_hangs(disk)
+        assert isinstance(await told(call), ActorFailed)
+        disk.fails = False
+        for _ in range(2):
+            with pytest.raises(ActorFailed, match=r"disk_reader failed at layer \d+ group '\w+'.*has not ended within"):
+                await model.generate(PROMPT, max_new_tokens=1)
+        disk.gate.set()
+        async with asyncio.timeout(10):
+            while True:
+                with contextlib.suppress(ActorFailed):  # a thread needs its time to come back
+                    assert await model.generate(PROMPT, max_new_tokens=2) == expected
+                    break

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         ConfigError,
         PenstockError,
         RequestError,
+        ResourceError,
     )
     from pipeline.sequences.sequence import Chunk, Output
 
@@ -54,6 +55,7 @@ _HOMES = {
     "ConfigError": "pipeline.errors",
     "PenstockError": "pipeline.errors",
     "RequestError": "pipeline.errors",
+    "ResourceError": "pipeline.errors",
     "Chunk": "pipeline.sequences.sequence",
     "Output": "pipeline.sequences.sequence",
 }
@@ -72,6 +74,7 @@ __all__ = [
     "Output",
     "PenstockError",
     "RequestError",
+    "ResourceError",
     "Slot",
     "Stage",
     "Trace",

@@ -13,6 +13,7 @@ from pipeline.build import CLOCK, Runtime, build
 from pipeline.config import Config
 from pipeline.errors import ClosedError, ConfigError, RequestError
 from pipeline.folder import naming_files, read_defaults, read_tokenizer
+from pipeline.limits import limits_named
 from pipeline.rehearsal import compute_zeros, rehearse
 from pipeline.requests import Call
 from pipeline.sequences.sequence import MOST_UNREAD, Chunk, Output, RunningSequence
@@ -54,7 +55,8 @@ class Model:
         its first groups wait to be computed: as many as there are slots for, or as a stage of yours has let through.
         What fails in the line meanwhile is logged; the first request runs it anew.
 
-        Raises ConfigError or CheckpointError, each before any request.
+        Raises ConfigError, CheckpointError or, where the process is out of memory, descriptors or threads,
+        ResourceError, each before any request.
         """
         if not isinstance(path, str | Path | None):
             raise ConfigError(f"path: need the path of a checkpoint folder, have {path!r}")
@@ -89,7 +91,8 @@ class Model:
         Raises:
             RequestError: the request can never be served as asked.
             Busy: more than `max_waiting` requests would wait.
-            ActorFailed: an actor of the line failed meanwhile; later calls work again.
+            ActorFailed: an actor of the line failed meanwhile; later calls work again. Its cause is a ResourceError
+                where a limit of the process was reached.
             ClosedError: the model was closed before the request had finished.
         """
         self._runtime.program.batcher.check_room(1)
@@ -185,7 +188,8 @@ class Model:
         if asyncio.get_running_loop() is not self._loop:
             raise RequestError("the model was opened on another event loop; call it from there, or open another one")
         program = self._runtime.program
-        sequences = await program.sequences(call.sequences)
+        with limits_named():
+            sequences = await program.sequences(call.sequences)
         program.submit(sequences)
         try:
             yield sequences
@@ -222,6 +226,10 @@ class Opening:
         Whoever asks first finds the disk at rest, unless groups that stay are still coming, so that the rows of the
         embedding come at once.
         """
+        with limits_named():
+            return await self._opened()
+
+    async def _opened(self) -> Model:
         building = asyncio.ensure_future(asyncio.to_thread(self._build))
         try:
             runtime, defaults = await asyncio.shield(building)

@@ -7,7 +7,16 @@ from collections.abc import Sequence
 
 from actors.core.errors import ActorFailed, PenstockError
 
-__all__ = ["ActorFailed", "Busy", "CheckpointError", "ClosedError", "ConfigError", "PenstockError", "RequestError"]
+__all__ = [
+    "ActorFailed",
+    "Busy",
+    "CheckpointError",
+    "ClosedError",
+    "ConfigError",
+    "PenstockError",
+    "RequestError",
+    "ResourceError",
+]
 
 
 class ConfigError(PenstockError, ValueError):
@@ -16,6 +25,13 @@ class ConfigError(PenstockError, ValueError):
 
 class CheckpointError(PenstockError):
     """The files of a checkpoint are missing, truncated, or contradict each other. Raised before any work."""
+
+
+class ResourceError(PenstockError):
+    """The process or its machine has no more memory, descriptors, threads or room on a disk. The files are in order.
+
+    Raised at opening; in a request it is the cause of ActorFailed, and later calls work again where there is room.
+    """
 
 
 class RequestError(PenstockError, ValueError):

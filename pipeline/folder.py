@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CheckpointError, ConfigError, PenstockError, RequestError
+from pipeline.limits import limits_named
 from pipeline.models.config import read_generation_defaults
 from pipeline.sequences.sampling import SamplingParameters
 from pipeline.text.tokenizer import Tokenizer, load_tokenizer
@@ -18,14 +19,18 @@ logger = logging.getLogger("penstock")
 
 @contextlib.contextmanager
 def naming_files(folder: Path) -> Iterator[None]:
-    """Raise what the file system says as CheckpointError, with the name of the file, or else of the folder."""
+    """Raise what the file system says as CheckpointError, with the name of the file, or else of the folder.
+
+    Raises ResourceError where the process has reached a limit, which is no fault of the files.
+    """
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "no such folder"
         raise CheckpointError(f"{folder}: {what}; need a folder with config.json and safetensors files")
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(f"{error.filename or folder}: {error.strerror}") from error
+    with limits_named():
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(f"{error.filename or folder}: {error.strerror}") from error
 
 
 def read_defaults(folder: Path) -> dict[str, Any]:

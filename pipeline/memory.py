@@ -5,8 +5,8 @@ import os
 import re
 import resource
 import shutil
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import ConfigError
@@ -35,10 +35,11 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """All holdings, and how much memory each place has."""
+    """All holdings, and how much memory each place has; `bounds` name the limit of the process that says so."""
 
     holdings: tuple[Holding, ...]
     available: dict[str, int]
+    bounds: Mapping[str, str] = field(default_factory=dict)
 
     def check(self) -> None:
         """Refuse a plan that cannot fit. Raises ConfigError with need, have, and the knob of the largest holding."""
@@ -47,9 +48,12 @@ class MemoryPlan:
             need = self.need(place)
             if need > have:
                 largest = max((one for one in held if one.knob), key=lambda holding: holding.nbytes)
+                under, advice = "", f"lower {largest.knob}"
+                if place in self.bounds:
+                    under, advice = f"under {self.bounds[place]}, beside threads ", f"raise the limit, or {advice}"
                 raise ConfigError(
-                    f"{place} memory: need {human_bytes(need)}, have {human_bytes(have)} "
-                    f"({'; '.join(_lines(held))}); lower {largest.knob}"
+                    f"{place} memory: need {human_bytes(need)}, have {human_bytes(have)} {under}"
+                    f"({'; '.join(_lines(held))}); {advice}"
                 )
 
     def __str__(self) -> str:

@@ -8,6 +8,7 @@ import torch
 from pipeline.config import Config
 from pipeline.devices.open import PlannedDevice
 from pipeline.errors import ConfigError
+from pipeline.limits import process_bounds
 from pipeline.memory import (
     Holding,
     MemoryPlan,
@@ -33,6 +34,8 @@ from pipeline.weights.groups import WeightGroups
 DEFAULT_CONTEXT_TOKENS = 4096
 SPARE_SHARE = 0.1
 """What resident groups leave free where no setting limits them: it is others' memory too."""
+OWN_THREADS = 12
+"""That read, copy, compute and sample, beside those of torch."""
 Slots = Mapping[str, tuple[int, int]]
 """By kind of slot: how many, and of how many bytes each."""
 
@@ -69,16 +72,17 @@ def make_plan(
     """
     context_tokens = _context_tokens(model, settings)
     layout = KvLayout.of(model, blocks_for(_kv_tokens(settings, context_tokens)), dtype)
+    promised = promised_elsewhere(_pools(device))
     fixed = [
         Holding("Python, torch and what was there before", "host", resident_bytes(), ""),
-        *promised_elsewhere(_pools(device)),
+        *promised,
         *(
             Holding("kernels and workspaces, loaded later", place, size, "")
             for place, size in device.loads_later.items()
         ),
         *_per_pass(model, settings, groups, device, dtype, layout, context_tokens),
     ]
-    available = _available(settings, device, host_bytes)
+    available, bounds = _available(settings, device, host_bytes, promised)
     slots = weight_slots(settings, catalog, device)
     free = _free(available, [*fixed, *_slots(slots)])
     kv = _place_kv(model.layers, layout.layer_bytes, settings, device, free)
@@ -87,7 +91,7 @@ def make_plan(
     room = _free(limits, [*fixed, *_slots(slots)])
     residency, slots = _place_groups(settings, catalog, slots, room)
     residents = _residents(catalog, residency)
-    memory = MemoryPlan((*fixed, *_slots(slots), *residents), available)
+    memory = MemoryPlan((*fixed, *_slots(slots), *residents), available, bounds)
     return Plan(memory, limits, context_tokens, slots, layout, kv, residency)
 
 
@@ -184,9 +188,17 @@ def _per_pass(
     ]
 
 
-def _available(settings: Config, device: PlannedDevice, host_bytes: int | None) -> dict[str, int]:
-    """What each place has: what is there, or what the settings allow if that is less."""
-    host = available_host_bytes() + resident_bytes() if host_bytes is None else host_bytes
+def _available(
+    settings: Config, device: PlannedDevice, host_bytes: int | None, promised: Sequence[Holding]
+) -> tuple[dict[str, int], dict[str, str]]:
+    """What each place has: what is there, or what settings and limits allow if that is less; the limits by place."""
+    host, bounds = host_bytes, {}
+    if host is None:
+        host = available_host_bytes() + resident_bytes()
+        mapped = resident_bytes() + sum(one.nbytes for one in promised if one.place == "host")  # in the limits' count
+        for bound, left in process_bounds(OWN_THREADS + torch.get_num_threads()).items():
+            if mapped + left < host:
+                host, bounds["host"] = mapped + left, bound
     if settings.host_memory is not None:
         host = min(host, parse_bytes("host_memory", settings.host_memory, host))
     available = {"host": host}
@@ -199,7 +211,7 @@ def _available(settings: Config, device: PlannedDevice, host_bytes: int | None) 
         raise ConfigError("gpu_memory: this device computes in host memory; set host_memory instead")
     if settings.kv_disk is not None:
         available["disk"] = free_disk_bytes(settings.kv_disk)
-    return available
+    return available, bounds
 
 
 def _limits(settings: Config, available: Mapping[str, int]) -> dict[str, int]:

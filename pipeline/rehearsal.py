@@ -13,6 +13,7 @@ import torch
 from actors.core.ports import Event
 from pipeline.errors import ConfigError
 from pipeline.folder import naming_files
+from pipeline.limits import reached_limit
 from pipeline.models.attention import LayerKV, Rows, SequenceRows, attend_all
 from pipeline.models.config import ModelConfig
 from pipeline.models.ops import infer, linear, rms_norm
@@ -41,6 +42,8 @@ async def rehearse(runtime: "Runtime") -> None:
     try:
         await compute_zeros(runtime, (fetched,)).wait()
     except RuntimeError as error:
+        if reached_limit(error):
+            raise
         what = f"{runtime.device.torch_device} failed to compute with zeros in {runtime.dtype}: {error}"
         raise ConfigError(f"{what}; choose another device or dtype, or leave it more memory") from error
 

@@ -8,6 +8,7 @@ import torch
 
 from pipeline.devices.lane import Lane
 from pipeline.errors import ClosedError, RequestError
+from pipeline.limits import reached_limit
 from pipeline.sequences.batching import Batcher, Piece
 from pipeline.sequences.kv import KeyValueCache
 from pipeline.sequences.sampling import Choice
@@ -134,4 +135,5 @@ def _choose(sequence: RunningSequence, logits_V: torch.Tensor) -> Choice | Reque
     except RequestError as error:
         return error
     except Exception as error:
-        return RequestError(f"choosing a token failed: {type(error).__name__}: {error}")
+        told = reached_limit(error) or error
+        return RequestError(f"choosing a token failed: {type(told).__name__}: {told}")

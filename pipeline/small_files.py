@@ -52,7 +52,10 @@ def read_small_file(path: Path, limit_bytes: int) -> bytes:
     try:
         with open_plain_file(path) as file:
             size = os.fstat(file.fileno()).st_size
-            raw = file.read(limit_bytes + 1) if size <= limit_bytes else b""
+            raw = file.read(size + 1) if size <= limit_bytes else b""
+            raw += (
+                file.read(limit_bytes) if len(raw) > size else b""
+            )  # it has grown since; else no room is taken for it
     except NotPlainError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from error
     except OSError as error:

@@ -1,6 +1,7 @@
 """Keeps the lines of an open model running, tells the callers of a failure, and closes."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
@@ -11,7 +12,8 @@ from actors.core.crew import STOP_SECONDS
 from actors.core.errors import LineError
 from pipeline.build import Runtime
 from pipeline.devices.lane import portable
-from pipeline.errors import ClosedError
+from pipeline.errors import ClosedError, ResourceError
+from pipeline.limits import explained, limits_named
 
 logger = logging.getLogger("penstock")
 LOOP_CHECK_SECONDS = 0.1
@@ -67,8 +69,9 @@ class Supervisor:
 
     def _tell_callers(self, error: BaseException) -> None:
         """Say who is told of a failure of the line: everybody who waits or runs. Threads of the line may still run."""
-        logger.error("%s", error)
-        self._runtime.program.fail(error)
+        told = explained(error)
+        logger.error("%s", told)
+        self._runtime.program.fail(told)
 
     def _tell_all(self, error: ClosedError) -> None:
         """End all requests: the model serves nobody any more."""
@@ -84,7 +87,8 @@ class Supervisor:
             closed.__cause__ = error
             self._tell_all(closed)
         else:
-            self._begin_giving_back()
+            with contextlib.suppress(ResourceError):  # who closes is told
+                self._begin_giving_back()
 
     async def _close(self, drain: bool) -> None:
         if drain:
@@ -118,14 +122,20 @@ class Supervisor:
 
     def _begin_giving_back(self) -> "Future[None]":
         if self._given_back is None:
-            self._given_back = Future()
-            self._given_back.set_running_or_notify_cancel()  # who waits for it and is cancelled cannot stop it
-            threading.Thread(target=self._run_giving_back, args=[self._given_back], daemon=True).start()
+            given_back: Future[None] = Future()
+            given_back.set_running_or_notify_cancel()  # who waits for it and is cancelled cannot stop it
+            with limits_named(), contextlib.ExitStack() as undone:
+                loop = asyncio.new_event_loop()
+                undone.callback(loop.close)
+                threading.Thread(target=self._run_giving_back, args=[loop, given_back], daemon=True).start()
+                undone.pop_all()
+            self._given_back = given_back  # where a descriptor or a thread is missing, another call tries again
         return self._given_back
 
-    def _run_giving_back(self, given_back: "Future[None]") -> None:
+    def _run_giving_back(self, loop: asyncio.AbstractEventLoop, given_back: "Future[None]") -> None:
         try:
-            asyncio.run(self._runtime.aclose())
+            with asyncio.Runner(loop_factory=lambda: loop) as runner:
+                runner.run(self._runtime.aclose())
         except BaseException as error:
             given_back.set_exception(portable(error))
         else:

@@ -2,11 +2,47 @@
 
 import asyncio
 import contextlib
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
 
 GIVE_WAY_SECONDS = 0.0002
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Threads(ThreadPoolExecutor):
+    """A pool whose threads all begin with the first piece of work.
+
+    A plain pool begins them one by one, and where one cannot begin it raises but keeps the work in its queue: it would
+    be done later, when nobody waits for it and its memory may be another's. `first` is called in each thread.
+    """
+
+    def __init__(self, count: int, name: str, first: Callable[[], object] | None = None) -> None:
+        super().__init__(count, name, first)
+        self._count = count
+        self._lock = threading.Lock()
+        self._begun = False
+
+    def submit(self, work: Callable[P, T], /, *arguments: P.args, **named: P.kwargs) -> "Future[T]":
+        """As ThreadPoolExecutor. Raises RuntimeError, with nothing submitted, where the threads cannot begin."""
+        with self._lock:
+            if not self._begun:
+                self._begin()
+                self._begun = True
+        return super().submit(work, *arguments, **named)
+
+    def _begin(self) -> None:
+        """Each waits for all others, so that none is idle and does a piece of work that is to begin another one."""
+        together = threading.Barrier(self._count)
+        try:
+            for _ in range(self._count):
+                super().submit(together.wait)
+        except RuntimeError:
+            together.abort()
+            raise
 
 
 def slices(length: int, size: int) -> Iterator[int]:

@@ -7,9 +7,10 @@ and pitfalls that shaped this file: one H2D stream and one D2H stream, fixed slo
 
 import asyncio
 import contextlib
+import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import torch
 
@@ -17,8 +18,12 @@ from actors.core.chained import parts
 from actors.core.ports import Copy, Event
 from pipeline.devices.lane import LaneEvent, Lanes, ordered, portable, require_done
 from pipeline.devices.memory import DeviceMemory, HostMemory, Memory, copy_bytes
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ResourceError
 from pipeline.promises import give_back
+from pipeline.threads import Threads
+
+OUT_OF_MEMORY = 2
+"""As the CUDA runtime calls it; pinned memory is bounded by a limit of the process, too."""
 
 
 class CudaDevice:
@@ -119,8 +124,8 @@ class CudaLane:
 
     def __init__(self, name: str, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
-        self._issuer = ThreadPoolExecutor(1, thread_name_prefix=f"penstock-{name}")
-        self._waiter = ThreadPoolExecutor(1, thread_name_prefix=f"penstock-{name}-wait")
+        self._issuer = Threads(1, f"penstock-{name}")
+        self._waiter = Threads(1, f"penstock-{name}-wait")
 
     def submit(self, work: Callable[[], object], after: Sequence[Event], vacant: Event | None = None) -> CudaEvent:
         """Issue `work` behind every event in `after`; if one of them failed, fail with its error instead.
@@ -178,5 +183,9 @@ def _await_end(event: CudaEvent) -> None:
 
 
 def _check(code: object, action: str) -> None:
+    if int(code) == OUT_OF_MEMORY:  # type: ignore[call-overload]
+        limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+        have = "no limit of locked memory" if limit == resource.RLIM_INFINITY else f"{limit} bytes (ulimit -l)"
+        raise ResourceError(f"the CUDA driver could not {action}: have {have}; raise the limit, or lower host_memory")
     if int(code) != 0:  # type: ignore[call-overload]
-        raise ConfigError(f"the CUDA driver could not {action}: error {code}; see `ulimit -l` and the errors before")
+        raise ConfigError(f"the CUDA driver could not {action}: error {code}; see the errors before")

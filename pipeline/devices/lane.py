@@ -5,14 +5,14 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future
 from typing import Generic, Protocol, TypeVar
 
 import torch
 
 from actors.core.chained import parts
 from actors.core.ports import Event
-from pipeline.threads import tell
+from pipeline.threads import Threads, tell
 
 
 class LaneEvent:
@@ -48,7 +48,7 @@ class Lane:
     """
 
     def __init__(self, name: str) -> None:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"penstock-{name}", initializer=torch.get_num_threads)
+        self._executor = Threads(1, f"penstock-{name}", torch.get_num_threads)
 
     def submit(self, work: Callable[[], object], after: Sequence[Event], vacant: Event | None = None) -> LaneEvent:
         """Run `work` once every event in `after` is done; if one of them failed, fail with its error instead.

@@ -22,7 +22,10 @@ class HostMemory:
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
         # Private: shared anonymous memory gets no huge pages, and a direct read into scattered small pages is slower.
-        self._pages = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        try:
+            self._pages = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror}: need {nbytes} bytes of host memory") from error
         if nbytes >= HUGE_PAGE_BYTES:
             attempt(
                 "huge pages cannot be asked for",

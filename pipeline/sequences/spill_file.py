@@ -10,11 +10,10 @@ import os
 import tempfile
 import zlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pipeline.errors import ConfigError, PenstockError
-from pipeline.threads import outlast
+from pipeline.threads import Threads, outlast
 from pipeline.weights.layout import BLOCK_BYTES, Copy
 from pipeline.weights.shard import NOT_OFFERED, O_DIRECT
 
@@ -48,7 +47,7 @@ class SpillFile:
         except BaseException:
             os.close(self._descriptor)
             raise
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="penstock-kv-disk")
+        self._threads = Threads(THREADS, "penstock-kv-disk")
 
     async def read(self, start: int, runs: Sequence[Copy], buffer: memoryview) -> None:
         """Read runs of whole blocks, which lie in the file from `start` on as they will lie in `buffer`.

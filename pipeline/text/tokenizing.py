@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
+
+from pipeline.threads import Threads
 
 LONG_TEXT = 1 << 16
 """Characters of a text, or ids of a prompt, from which on it goes to the thread for long ones."""
@@ -46,7 +47,7 @@ class _Queue:
     """
 
     def __init__(self, name: str) -> None:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"penstock-{name}")
+        self._executor = Threads(1, f"penstock-{name}")
         self._waiting: dict[asyncio.Future[Any], tuple[int, Callable[[], object]]] = {}
         self._busy = False
 
@@ -76,8 +77,14 @@ class _Queue:
                 together[outcome] = work
                 room -= length
         self._busy = bool(together)
-        if together:
-            self._executor.submit(self._run, loop, together)
+        try:
+            if together:
+                self._executor.submit(self._run, loop, together)
+        except RuntimeError as error:  # the thread cannot begin; the next call tries again
+            self._busy = False
+            for outcome in self._waiting:
+                if not outcome.done():
+                    outcome.set_exception(error)
 
     def _run(
         self, loop: asyncio.AbstractEventLoop, together: "dict[asyncio.Future[Any], Callable[[], object]]"

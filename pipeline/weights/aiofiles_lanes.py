@@ -5,11 +5,11 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from aiofiles.os import wrap
 
 from actors.core.operation import foretell
+from pipeline.threads import Threads
 from pipeline.weights.lane import Chunk, Disk, Lane, Lanes
 
 
@@ -72,7 +72,7 @@ class AiofilesLane(Lane):
 
     def __init__(self, name: str, disk: Disk) -> None:
         super().__init__(disk)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._thread = Threads(1, name)
         self._read_on_thread = wrap(self._read)
 
     async def read(self, chunks: deque[Chunk], buffer: memoryview) -> None:

@@ -7,13 +7,12 @@ contents to look alike; `penstock verify` is, by SHA-256.
 import asyncio
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
 import xxhash
 
 from pipeline.errors import CheckpointError
-from pipeline.threads import outlast
+from pipeline.threads import Threads, outlast
 from pipeline.weights.groups import TensorRange, WeightGroup
 from pipeline.weights.layout import HostLayout
 
@@ -57,7 +56,7 @@ class Checksums:
         self._embed = embed
         self._row_digests = array("Q", bytes(8 * embed.shape[0]))
         self._thread_count = threads
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="penstock-checksums")
+        self._threads = Threads(threads, "penstock-checksums")
 
     async def compare(self, layer: int, group: str, buffer: "HostMemory") -> CheckpointError | None:
         """Sum up a group in its host slot; what is wrong with it, if it differs from its first read.

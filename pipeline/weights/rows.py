@@ -4,11 +4,10 @@ import asyncio
 import errno
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pipeline.errors import CheckpointError
-from pipeline.threads import outlast
+from pipeline.threads import Threads, outlast
 from pipeline.weights.lane import Disk
 from pipeline.weights.layout import row_window
 from pipeline.weights.shard import advise
@@ -24,7 +23,7 @@ class Rows:
     def __init__(self, disk: Disk) -> None:
         self.bytes_read = 0
         self._disk = disk
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="penstock-rows")
+        self._thread = Threads(1, "penstock-rows")
 
     async def read(self, file: Path, starts: Sequence[int], row_bytes: int, buffer: memoryview) -> None:
         """Read the `row_bytes` of `file` from each of `starts`, one row behind the other, into any memory.

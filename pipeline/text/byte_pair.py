@@ -8,6 +8,7 @@ import tiktoken
 from pipeline.errors import CheckpointError, RequestError
 from pipeline.text.added_tokens import AddedToken
 from pipeline.text.detokenizer import ByteLevelDetokenizer
+from pipeline.text.split_patterns import COVERING_PATTERNS
 from pipeline.threads import slices
 
 # The pattern engine of tiktoken overflows its stack on 999,999 whitespace characters in a row (0.9 to 0.14).
@@ -48,6 +49,8 @@ class BytePairEngine:
             token.require_simple()
         self._encoding = tiktoken.Encoding("checkpoint", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
         self._token_ids = token_ids
+        # tiktoken drops what its pattern does not match.
+        self._words = None if pattern in COVERING_PATTERNS else sorted(ranks, key=ranks.__getitem__)
         self._normalize = normalize
         self._raw_tokens = {token.content: token.token_id for token in added_tokens if not token.is_normalized}
         self._normalized_tokens = {
@@ -65,7 +68,10 @@ class BytePairEngine:
         self._pieces = pieces
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`. Raises RequestError for a run of whitespace that tiktoken cannot take."""
+        """Return the ids of `text`.
+
+        Raises RequestError for what the pattern leaves out, or for a run of whitespace that tiktoken cannot take.
+        """
         _check_whitespace(text)
         ids = [*self._prefix]
         for part, is_token in _cut(self._find_raw, self._longest_token, text):
@@ -83,6 +89,8 @@ class BytePairEngine:
                 ids.append(self._normalized_tokens[part])
             else:
                 ranks = self._encoding.encode_ordinary(part)
+                if self._words is not None:
+                    _require_all(part, ranks, self._words)
                 for begin in slices(len(ranks), SLICE):
                     ids += map(self._token_ids.__getitem__, ranks[begin : begin + SLICE])
         return ids
@@ -90,6 +98,26 @@ class BytePairEngine:
     def detokenizer(self, prompt_ids: Sequence[int] = ()) -> ByteLevelDetokenizer:
         """Return a detokenizer for what follows `prompt_ids`."""
         return ByteLevelDetokenizer(self._pieces, prompt_ids)
+
+
+def _require_all(text: str, ranks: Sequence[int], words: Sequence[bytes]) -> None:
+    """Check that the words of these ranks are all of the text."""
+    nbytes = 0
+    for begin in slices(len(ranks), SLICE):
+        nbytes += sum(len(words[rank]) for rank in ranks[begin : begin + SLICE])
+    data = text.encode()
+    if nbytes == len(data):
+        return
+    place = 0
+    for rank in ranks:
+        if not data.startswith(words[rank], place):
+            break
+        place += len(words[rank])
+    at = len(data[:place].decode(errors="ignore"))
+    raise RequestError(
+        f"the pattern of the tokenizer leaves out {text[at]!r} (U+{ord(text[at]):04X}), after {text[:at][-40:]!r}: "
+        "text would be dropped; leave it out, or use another tokenizer"
+    )
 
 
 def _check_whitespace(text: str) -> None:

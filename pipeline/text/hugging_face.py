@@ -6,24 +6,22 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import CheckpointError, ConfigError, RequestError
 from pipeline.text.added_tokens import AddedToken
-from pipeline.text.byte_level import ALPHABET, added_pieces, template, vocabulary_pieces
-from pipeline.text.byte_pair import COMPOSED_BYTES
+from pipeline.text.byte_level import added_pieces, template, vocabulary_pieces
+from pipeline.text.byte_pair import SLICE
+from pipeline.text.coverage import SPACE_MARK, token_bytes, unknown_token
 from pipeline.text.detokenizer import ByteFallbackDetokenizer, ByteLevelDetokenizer, Detokenizer
 from pipeline.text.merges import Inexact
 from pipeline.text.tokenizer_json import TokenizerJson
+from pipeline.threads import slices
 
-_SPACE_MARK = "\N{LOWER ONE EIGHTH BLOCK}"
 _SENTENCE_PIECE = [
-    {"type": "Replace", "pattern": {"String": _SPACE_MARK}, "content": " "},
+    {"type": "Replace", "pattern": {"String": SPACE_MARK}, "content": " "},
     {"type": "ByteFallback"},
     {"type": "Fuse"},
 ]
 _STRIP_FIRST_SPACE = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
-_MARK_SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE_MARK}
-_KEEP_TEXT = {"ByteLevel", "Digits", "Metaspace", "NFC", "Prepend", "Split"}
-_BYTE_TOKENS = {f"<0x{value:02X}>" for value in range(256)}
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -31,7 +29,7 @@ class HuggingFaceEngine:
     """Encodes with the `tokenizers` package; decodes with our own detokenizers, which never emit half a character.
 
     Raises ConfigError without the package, or for a decoder that we have no exact incremental form of; CheckpointError
-    if the package refuses the file, or gives an added token another id than the files say.
+    if the package refuses the file, gives an added token another id than the files say, or would drop text.
     """
 
     def __init__(self, source: TokenizerJson, bos_token: str | None, why: str) -> None:
@@ -55,7 +53,8 @@ class HuggingFaceEngine:
         self._new_detokenizer = _detokenizers(source.document["decoder"], vocabulary, added_tokens)
         self.special_ids = frozenset(token.token_id for token in added_tokens if token.special)
         self.ordinary_size = max(vocabulary.values()) + 1
-        self.token_bytes = _token_bytes(source, vocabulary)
+        self.token_bytes = token_bytes(source, vocabulary)
+        self._unknown = unknown_token(source, vocabulary)
         self.bos_id = self._tokenizer.token_to_id(bos_token) if bos_token else _first_of_template(source.document)
 
     def _add(self, source: TokenizerJson) -> None:
@@ -74,35 +73,40 @@ class HuggingFaceEngine:
         return replace(token, content=str(self._tokenizer.id_to_token(token.token_id)), special=special)
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`, with what the checkpoint's template puts around it."""
-        # `encode` holds the interpreter lock all the while, and takes notes of places that nobody asks for.
-        [encoding] = self._tokenizer.encode_batch_fast([text])
+        """Return the ids of `text`, with what the checkpoint's template puts around it.
+
+        Raises RequestError where the vocabulary lacks something of it.
+        """
+        try:
+            # `encode` holds the interpreter lock all the while, and takes notes of places that nobody asks for.
+            [encoding] = self._tokenizer.encode_batch_fast([text])
+        except Exception as error:  # the package raises nothing narrower
+            raise RequestError(f"the tokenizer cannot take this text of {len(text)} characters: {error}") from error
         ids: list[int] = encoding.ids
+        if self._unknown is not None:
+            self._refuse_unknown(self._unknown, text, ids)
         return ids
+
+    def _refuse_unknown(self, unknown: str, text: str, ids: list[int]) -> None:
+        """Raise RequestError where `ids` say `unknown` of something else than its own name in the text."""
+        unknown_id = self._tokenizer.token_to_id(unknown)
+        blocks = (begin for begin in slices(len(ids), SLICE) if unknown_id in ids[begin : begin + SLICE])
+        if (first := next(blocks, None)) is None:
+            return
+        [encoding] = self._tokenizer.encode_batch([text])
+        for position in range(first, len(ids)):
+            if ids[position] != unknown_id or (place := encoding.token_to_chars(position)) is None:
+                continue
+            begin, end = place
+            if text[begin:end].strip() not in ("", unknown):
+                raise RequestError(
+                    f"character {begin} of the text, {text[begin]!r} (U+{ord(text[begin]):04X}), has no token in this "
+                    f"tokenizer, which would say {unknown!r} in its place; leave it out"
+                )
 
     def detokenizer(self, prompt_ids: Sequence[int] = ()) -> Detokenizer:
         """Return a detokenizer for what follows `prompt_ids`."""
         return self._new_detokenizer(prompt_ids)
-
-
-def _token_bytes(source: TokenizerJson, vocabulary: Mapping[str, int]) -> int | None:
-    """The most bytes of text that one token can stand for; None where a step may drop text, or is not known here.
-
-    Every byte must have a token of its own, else a token for what is unknown stands for text of any length.
-    """
-    document, added_tokens = source.document, source.added_tokens.tokens
-    pre_tokenizer, normalizer = document["pre_tokenizer"] or {}, document["normalizer"] or {}
-    steps = [*pre_tokenizer.get("pretokenizers", [pre_tokenizer]), *normalizer.get("normalizers", [normalizer])]
-    kinds = {step["type"] for step in steps if step and step != _MARK_SPACES}
-    drops_text = any(step.get("behavior") == "Removed" for step in steps) or not kinds <= _KEEP_TEXT
-    if "ByteLevel" in kinds:
-        covers_bytes = vocabulary.keys() >= set(ALPHABET)
-    else:
-        covers_bytes = bool(document["model"].get("byte_fallback")) and vocabulary.keys() >= _BYTE_TOKENS
-    if drops_text or not covers_bytes or any(one.lstrip or one.rstrip for one in added_tokens):
-        return None
-    longest = max(len(token.encode()) for token in [*vocabulary, *(one.content for one in added_tokens)])
-    return longest * (COMPOSED_BYTES if "NFC" in kinds else 1)
 
 
 def _in_the_package(token: AddedToken) -> Any:
@@ -140,4 +144,4 @@ def _detokenizers(
 def _text_piece(token: str) -> str | bytes:
     if byte := _BYTE.fullmatch(token):
         return bytes([int(byte[1], 16)])
-    return token.replace(_SPACE_MARK, " ")
+    return token.replace(SPACE_MARK, " ")

@@ -23,6 +23,7 @@ MISTRAL = (
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 KNOWN_PATTERNS = frozenset({GPT2, LLAMA3, QWEN2, MISTRAL})
+COVERING_PATTERNS = KNOWN_PATTERNS | {GPT2_DIGITS}
 
 
 def split_pattern(pre_tokenizer: dict[str, Any] | None) -> str:

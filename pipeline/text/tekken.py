@@ -4,7 +4,7 @@ import binascii
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, RequestError
 from pipeline.small_files import TOKENIZER_LIMIT_BYTES, read_json_file
 from pipeline.text.added_tokens import AddedToken, AddedTokens, Declared
 from pipeline.text.byte_pair import BytePairEngine
@@ -34,14 +34,19 @@ _UNLISTED = (
     "[/SYSTEM_PROMPT]",
     "[TOOL_CONTENT]",
 )
+_PROBE = "".join(
+    f"{chr(code)} {chr(code)}a{chr(code)}1 {chr(code) * 3}\n"
+    for code in (*range(0x180), *range(0x180, 0xD800, 61), *range(0xE000, 0x20000, 61))
+)
+"""Text that tells a pattern which leaves something out, where it is not too particular; `encode` tells the rest."""
 
 
 def tekken_engine(path: Path, config: TokenizerConfig, vocabulary_size: int) -> BytePairEngine:
     """Build the engine. Every text begins with `<s>`.
 
     The id of a word is its rank plus the number of special ids; ids without a name are called `<SPECIAL_id>`.
-    Raises CheckpointError if the words do not fill the vocabulary in the order of their ranks, or if it is larger than
-    the model's, which has `vocabulary_size` ids.
+    Raises CheckpointError if the words do not fill the vocabulary in the order of their ranks, if it is larger than the
+    model's, which has `vocabulary_size` ids, or if the pattern leaves text out.
     """
     document = read_json_file(path, TOKENIZER_LIMIT_BYTES)
     settings = document["config"]
@@ -58,7 +63,7 @@ def tekken_engine(path: Path, config: TokenizerConfig, vocabulary_size: int) -> 
         special_tokens, config.declared, lambda content: ids.get(content.encode()), range(first, size), size
     ).tokens
     bos_id = {token.content: token.token_id for token in added_tokens}[BOS_TOKEN]
-    return BytePairEngine(
+    engine = BytePairEngine(
         ranks={word: rank for rank, word in enumerate(words)},
         token_ids=range(first, size),
         pattern=settings["pattern"],
@@ -67,6 +72,11 @@ def tekken_engine(path: Path, config: TokenizerConfig, vocabulary_size: int) -> 
         prefix=[bos_id],
         bos_id=bos_id,
     )
+    try:
+        engine.encode(_PROBE)
+    except RequestError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return engine
 
 
 def _words(path: Path, document: dict[str, Any], count: int) -> list[bytes]:

@@ -1,0 +1,70 @@
+"""Whether a `tokenizer.json` has tokens for every text: what has none is not dropped in silence."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.errors import CheckpointError
+from pipeline.text.byte_level import ALPHABET
+from pipeline.text.byte_pair import COMPOSED_BYTES
+from pipeline.text.tokenizer_json import TokenizerJson
+
+SPACE_MARK = "\N{LOWER ONE EIGHTH BLOCK}"
+UTF8_BYTES = frozenset(range(0xF5)) - {0xC0, 0xC1}
+"""The values of bytes that occur in UTF-8."""
+_MARK_SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_MARK}
+_KEEP_TEXT = {"ByteLevel", "Digits", "Metaspace", "NFC", "Prepend", "Split"}
+
+
+def unknown_token(source: TokenizerJson, vocabulary: Mapping[str, int]) -> str | None:
+    """Return the token that stands for what the vocabulary lacks; None where it lacks nothing.
+
+    Raises CheckpointError where the `tokenizers` package would drop what the vocabulary lacks.
+    """
+    lacking = _lacking_bytes(source.document, vocabulary)
+    model = source.document["model"]
+    if not lacking:
+        return None
+    if isinstance(model["vocab"], list) and model.get("unk_id") is not None:
+        return str(model["vocab"][model["unk_id"]][0])
+    if model.get("unk_token") is not None:
+        return str(model["unk_token"])
+    raise CheckpointError(
+        f"{source.path}: the vocabulary has no token for byte 0x{min(lacking):02X} ({len(lacking)} missing), and there "
+        "is neither an unk_token nor byte_fallback: text would be dropped; use another tokenizer"
+    )
+
+
+def token_bytes(source: TokenizerJson, vocabulary: Mapping[str, int]) -> int | None:
+    """Return the most bytes of text that one token can stand for; None where a step may drop text, or is unknown here.
+
+    Every byte must have a token of its own, else a token for what is unknown stands for text of any length.
+    """
+    steps, added_tokens = _steps(source.document), source.added_tokens.tokens
+    kinds = {step["type"] for step in steps if step != _MARK_SPACES}
+    drops_text = any(step.get("behavior") == "Removed" for step in steps) or not kinds <= _KEEP_TEXT
+    if (
+        drops_text
+        or _lacking_bytes(source.document, vocabulary)
+        or any(one.lstrip or one.rstrip for one in added_tokens)
+    ):
+        return None
+    longest = max(len(token.encode()) for token in [*vocabulary, *(one.content for one in added_tokens)])
+    return longest * (COMPOSED_BYTES if "NFC" in kinds else 1)
+
+
+def _lacking_bytes(document: dict[str, Any], vocabulary: Mapping[str, int]) -> frozenset[int]:
+    """The bytes of UTF-8 that have no token of their own."""
+    if "max_input_chars_per_word" in document["model"]:  # WordPiece: a word is known as a whole, or not at all
+        return UTF8_BYTES
+    byte_level = any(step["type"] == "ByteLevel" for step in _steps(document))
+    if not byte_level and not document["model"].get("byte_fallback"):
+        return UTF8_BYTES
+    name = ALPHABET.__getitem__ if byte_level else "<0x{:02X}>".format
+    return frozenset(value for value in UTF8_BYTES if name(value) not in vocabulary)
+
+
+def _steps(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The steps of the pre-tokenizer and of the normalizer."""
+    pre_tokenizer, normalizer = document["pre_tokenizer"] or {}, document["normalizer"] or {}
+    steps = [*pre_tokenizer.get("pretokenizers", [pre_tokenizer]), *normalizer.get("normalizers", [normalizer])]
+    return [step for step in steps if step]

@@ -89,10 +89,11 @@ class Model:
         held. When a sample fails, so does the call.
 
         Raises:
-            RequestError: the request can never be served as asked.
+            RequestError: the request can never be served as asked, or its next token cannot be chosen or looked up.
             Busy: more than `max_waiting` requests would wait.
-            ActorFailed: an actor of the line failed meanwhile; later calls work again. Its cause is a ResourceError
-                where a limit of the process was reached.
+            ActorFailed: an actor of the line failed twice in a row, or lost a KV block of this request, or a stage or
+                policy of yours raised; later calls work again. Its cause is a ResourceError where a limit of the
+                process was reached.
             ClosedError: the model was closed before the request had finished.
         """
         self._runtime.program.batcher.check_room(1)

@@ -12,13 +12,14 @@ from actors.core.errors import ActorFailed
 from actors.core.message import READY, Message, ended
 from actors.core.ports import Event
 from pipeline.devices.open import AnyDevice
+from pipeline.errors import RequestError
 from pipeline.generation_pass import GenerationPass, MicroBatch, micro_batches
 from pipeline.models import decoder
 from pipeline.models.attention import LayerKV
 from pipeline.models.config import ModelConfig
 from pipeline.models.ops import infer, rotary
 from pipeline.models.row_blocks import RowBlocks
-from pipeline.sequences.batching import Batcher
+from pipeline.sequences.batching import Batcher, Piece
 from pipeline.sequences.kv import KeyValueCache
 from pipeline.sequences.pass_inputs import PassInputs
 from pipeline.serving import Serving
@@ -64,14 +65,12 @@ class GenerationProgram(Serving):
 
     async def begin(self) -> GenerationPass:
         """Wait for requests, choose who shares the pass, and fetch the embedding rows of their tokens."""
-        pieces = await self._next_pieces(self._embedding.most_rows)
+        pieces: list[Piece] = []
+        while not pieces:
+            pieces, fetched = await self._fetch(await self._next_pieces(self._embedding.most_rows))
         self._cache.begin(pieces)
-        token_ids = [token_id for piece in pieces for token_id in piece.token_ids]
-        pass_ = GenerationPass(pieces, micro_batches(len(token_ids), self._micro_batches, self._row_blocks))
-        try:
-            fetched = await self._embedding.fetch(token_ids)
-        except Exception as error:
-            raise _embedding_failed(error) from error
+        tokens = len(_token_ids(pieces))
+        pass_ = GenerationPass(pieces, micro_batches(tokens, self._micro_batches, self._row_blocks))
         work = functools.partial(infer, functools.partial(self._embed, pass_))
         pass_.embedded = self._device.launch(COMPUTE, work, (fetched, self._inputs.send(pieces)))
         for part in pass_.parts:
@@ -127,7 +126,32 @@ class GenerationProgram(Serving):
         if not pass_.abandoned:
             logits_RV = self._host_logits.tensor.view(torch.float32).view(-1, self._config.vocabulary_size)
             await self._deliver([piece.sequence for piece in sampling], logits_RV)
+        self._interrupted = False
         self._end_pass()
+
+    async def _fetch(self, pieces: list[Piece]) -> tuple[list[Piece], Event]:
+        """The event of the embedding rows of those that stay in the pass: who brings a row that cannot be read ends.
+
+        Nobody stays where nobody is left that waits for the pass. Raises ActorFailed where no row can be read.
+        """
+        try:
+            fetched = await self._embedding.fetch(_token_ids(pieces))
+        except Exception as error:
+            failures = await self._embedding.unreadable(_token_ids(pieces))
+            for piece in pieces:
+                if (token_id := next((one for one in piece.token_ids if one in failures), None)) is not None:
+                    failure = failures[token_id]
+                    what = f"the embedding row of token {token_id} cannot be read: {type(failure).__name__}: {failure}"
+                    piece.sequence.fail(RequestError(what))
+            if not failures:
+                raise _embedding_failed(error) from error
+            pieces = [piece for piece in pieces if not piece.sequence.ended]
+            if pieces:
+                return await self._fetch(pieces)
+        if all(piece.sequence.ended for piece in pieces):
+            self._end_pass()
+            return [], READY
+        return pieces, fetched
 
     def _launch_half(
         self, pass_: GenerationPass, message: Message[Slot], half: Callable[[MicroBatch], None], *arrived: Event
@@ -181,6 +205,10 @@ class GenerationProgram(Serving):
             slice_RV = decoder.output_slice(weights, pass_.normed_RD[begin:end])
             logits_RV[begin:end, pass_.head_rows : last] = slice_RV[: len(sampled_R) - begin]
         pass_.head_rows = last
+
+
+def _token_ids(pieces: Sequence[Piece]) -> list[int]:
+    return [token_id for piece in pieces for token_id in piece.token_ids]
 
 
 def _embedding_failed(error: Exception) -> ActorFailed:

@@ -14,6 +14,7 @@ from pipeline.sequences.kv import KeyValueCache
 from pipeline.sequences.sampling import Choice
 from pipeline.sequences.sequence import RunningSequence
 from pipeline.text.tokenizing import Tokenizing
+from pipeline.threads import outlast
 
 
 class Serving:
@@ -23,12 +24,15 @@ class Serving:
         self.batcher = batcher
         self.tokens = 0
         self._cache = cache
-        self._changed = asyncio.Event()
+        self._wanted = asyncio.Event()
+        self._left = asyncio.Event()
         self._sampling = Lane("sampling")
         self._tokenizing = Tokenizing()
         self._entering = 0
         self._closed = False
         self._in_pass = False
+        self._interrupted = False
+        cache.lose = batcher.pool.lose
 
     async def sequences(
         self, make: Callable[[Tokenizing], Coroutine[Any, Any, list[RunningSequence]]]
@@ -43,7 +47,7 @@ class Serving:
             sequences = await make(self._tokenizing)
         finally:
             self._entering -= 1
-            self._changed.set()
+            self._left.set()
         if self._closed:
             raise _closed()
         return sequences
@@ -53,37 +57,53 @@ class Serving:
         self.batcher.check_room(len(sequences))
         for sequence in sequences:
             self.batcher.submit(sequence)
-        self._changed.set()
+        self._wanted.set()
 
     def withdraw(self, sequence: RunningSequence) -> None:
         """End a sequence whose caller has gone. What it held is free at once, or when the pass that it is in ends."""
         sequence.cancel()
-        if not self._in_pass:
-            self.batcher.retire()
-        self._changed.set()
+        self._leave()
 
     def resume(self) -> None:
         """Take note that somebody has read from a stream: its request may have paused."""
-        self._changed.set()
+        self._wanted.set()
 
     def fail(self, error: BaseException) -> None:
-        """End everything that waits or runs; every caller gets the error (rule 7). Only when the line has stopped."""
+        """End everything that waits or runs; every caller gets the error, an object of its own."""
+        self.batcher.fail(error)
+        self._leave()
+
+    def fail_those_that_run(self, error: BaseException) -> None:
+        """Tell those whose turn has come; those that wait keep their places."""
+        self.batcher.fail(error, those_that_run=True)
+
+    def interrupt(self, error: BaseException) -> None:
+        """Let those that ran be computed anew, when the line has stopped after an error; the others keep their places.
+
+        Once: when no pass has finished since the last time, those that run are told (rule 7); or all, where the line
+        has not even come to letting anybody run.
+        """
         self._in_pass = False
         self._cache.fail()
-        self.batcher.fail(error)
-        self._changed.set()
+        if self._interrupted and not self.batcher.fail(error, those_that_run=True):
+            self.batcher.fail(error)
+        self._interrupted = bool(self.batcher.running or self.batcher.waiting)
+        self.batcher.restart()
+        self._left.set()
 
     async def wanted(self) -> None:
         """Wait until somebody wants tokens."""
         while not self.batcher.wanted:
-            await self._change()
+            self._wanted.clear()
+            await self._wanted.wait()
 
     async def drained(self) -> None:
         """Wait until all requests have ended; none pauses any more, so they end though nobody reads their streams."""
         while self._entering or self.batcher.unfinished:
             self.batcher.pause_nobody()
-            self._changed.set()
-            await self._change()
+            self._wanted.set()
+            self._left.clear()
+            await self._left.wait()
 
     async def close(self) -> None:
         """End the threads, and the calls whose prompt is tokenised."""
@@ -94,7 +114,8 @@ class Serving:
     async def _next_pieces(self, max_tokens: int) -> list[Piece]:
         """Wait until somebody can go on, and choose who shares the next pass."""
         while not (pieces := self.batcher.next_pass(max_tokens)):
-            await self._change()
+            self._wanted.clear()
+            await self._wanted.wait()
         self._in_pass = True
         return pieces
 
@@ -102,24 +123,29 @@ class Serving:
         """Choose the next tokens, row by row, on the sampling thread. A request whose token cannot be ends alone."""
         choices: list[Choice | RequestError] = []
         rows = [(sequence, logits_V) for sequence, logits_V in zip(sequences, logits_RV, strict=False)]
-        await self._sampling.submit(lambda: choices.extend(_choose(*row) for row in rows), ()).wait()
-        for sequence, choice in zip(sequences, choices, strict=True):
-            if isinstance(choice, RequestError):
-                sequence.fail(choice)
-            elif not sequence.ended:
-                self.tokens += 1
-                sequence.accept(choice)
+        chosen = self._sampling.submit(lambda: choices.extend(_choose(*row) for row in rows), ())
+        try:
+            await outlast([asyncio.wrap_future(chosen.future)])
+        finally:
+            # Though the line be stopped meanwhile: a sampler that has drawn would not draw the same once more.
+            for sequence, choice in zip(sequences, choices, strict=False):
+                if isinstance(choice, RequestError):
+                    sequence.fail(choice)
+                elif not sequence.ended:
+                    self.tokens += 1
+                    sequence.accept(choice)
 
     def _end_pass(self) -> None:
-        """Let those go that have ended."""
         self._in_pass = False
-        self.batcher.retire()
-        self._changed.set()
+        self._leave()
 
-    async def _change(self) -> None:
-        """Wait until something has come, gone or been read."""
-        self._changed.clear()
-        await self._changed.wait()
+    def _leave(self) -> None:
+        """Let those go that have ended, when no pass runs that they may be in."""
+        if not self._in_pass:
+            self.batcher.retire()
+        self._left.set()
+        if self.batcher.wanted:  # somebody may have room now
+            self._wanted.set()
 
 
 def _closed() -> ClosedError:
@@ -134,6 +160,6 @@ def _choose(sequence: RunningSequence, logits_V: torch.Tensor) -> Choice | Reque
         return choice
     except RequestError as error:
         return error
-    except Exception as error:
+    except BaseException as error:  # on a thread of our own nobody means to end the process by it
         told = reached_limit(error) or error
         return RequestError(f"choosing a token failed: {type(told).__name__}: {told}")

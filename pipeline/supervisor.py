@@ -9,13 +9,15 @@ from concurrent.futures import Future
 from typing import Any
 
 from actors.core.crew import STOP_SECONDS
-from actors.core.errors import LineError
+from actors.core.errors import ActorFailed, LineError, PolicyFailed
 from pipeline.build import Runtime
 from pipeline.devices.lane import portable
 from pipeline.errors import ClosedError, ResourceError
 from pipeline.limits import explained, limits_named
 
 logger = logging.getLogger("penstock")
+PATIENCE_SECONDS = 0.5
+"""How long those that run wait for a line that has failed to stop, before they are told."""
 LOOP_CHECK_SECONDS = 0.1
 """How often a call that closes from another event loop looks whether the model's own still runs."""
 
@@ -61,20 +63,37 @@ class Supervisor:
     async def _supervise(self) -> None:
         while True:
             try:
-                async with self._runtime.running() as over:
-                    self._tell_callers(await over or LineError("the line ended, though its plan has no end"))
-            except Exception as error:
-                self._tell_callers(error)
+                await self._run()
+            except Exception as error:  # nobody can be served before all of the last run have ended
+                failure = explained(error)
+                logger.error("%s", failure)
+                self._tell_all(failure)
             await self._runtime.program.wanted()
 
-    def _tell_callers(self, error: BaseException) -> None:
-        """Say who is told of a failure of the line: everybody who waits or runs. Threads of the line may still run."""
-        told = explained(error)
-        logger.error("%s", told)
-        self._runtime.program.fail(told)
+    async def _run(self) -> None:
+        """Run the lines until one fails; when all have stopped, those that it served are computed anew.
 
-    def _tell_all(self, error: ClosedError) -> None:
-        """End all requests: the model serves nobody any more."""
+        Where a thread keeps the lines from stopping, they are told instead; those that wait keep their places.
+        """
+        program = self._runtime.program
+        async with self._runtime.running() as over:
+            failure = explained(await over or LineError("the line ended, though its plan has no end"))
+            logger.error("%s", failure)
+            if self._meant(failure):
+                self._tell_all(failure)
+            patience = self._loop.call_later(PATIENCE_SECONDS, program.fail_those_that_run, failure)
+        patience.cancel()
+        program.interrupt(failure)
+
+    def _meant(self, failure: BaseException) -> bool:
+        """Whether it says that nobody is to be served: a stage or a policy of the user's, or how the line was wired."""
+        if isinstance(failure, ActorFailed):
+            stages = [stage.name for some in self._runtime.settings.insert.values() for stage in some]
+            return failure.actor in stages or isinstance(failure.__cause__, PolicyFailed)
+        return isinstance(failure, LineError)
+
+    def _tell_all(self, error: BaseException) -> None:
+        """End all requests."""
         self._runtime.program.fail(error)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:

@@ -19,8 +19,9 @@ class Look(Stage):
         return message
 
 
-def fail_once(error: BaseException) -> Any:
-    ffn_half, failures = decoder.ffn_half, [error]
+def fail_twice(error: BaseException) -> Any:
+    """After a first failure those that run are computed anew."""
+    ffn_half, failures = decoder.ffn_half, [error, error]
 
     def failing(*arguments: Any) -> Any:
         if failures:
@@ -38,7 +39,7 @@ async def test_a_failed_computation_is_the_schedulers_whoever_watches_the_slot_n
     async with Model.open(device=device, gpu_groups=2, insert={after: [Look()]}) as model:
         expected = await model.generate(PROMPT, max_new_tokens=2)
         for _ in range(3):
-            monkeypatch.setattr(decoder, "ffn_half", fail_once(ValueError("the kernel failed")))
+            monkeypatch.setattr(decoder, "ffn_half", fail_twice(ValueError("the kernel failed")))
             with pytest.raises(ActorFailed, match=r"compute_scheduler failed at layer 0 group 'ffn'.*the kernel"):
                 await model.generate(PROMPT, max_new_tokens=2)
             monkeypatch.undo()
@@ -51,7 +52,7 @@ async def test_work_that_raises_cancelled_error_is_an_error_like_any_other(
 ) -> None:
     async with asyncio.timeout(20), Model.open(device=device) as model:
         expected = await model.generate(PROMPT, max_new_tokens=2)
-        monkeypatch.setattr(decoder, "ffn_half", fail_once(asyncio.CancelledError()))
+        monkeypatch.setattr(decoder, "ffn_half", fail_twice(asyncio.CancelledError()))
         with pytest.raises(ActorFailed, match=r"compute_scheduler failed at layer 0 group 'ffn'.*CancelledError"):
             await model.generate(PROMPT, max_new_tokens=2)
         for _ in range(2):
@@ -92,7 +93,7 @@ async def test_a_line_that_runs_cannot_be_run_twice_and_goes_on() -> None:
 async def test_a_failure_in_a_pass_that_samples_nothing_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     async with Model.open(device="cpu", max_tokens_per_pass=2) as model:
         expected = await model.generate(PROMPT, max_new_tokens=2)
-        monkeypatch.setattr(decoder, "ffn_half", fail_once(ValueError("the kernel failed")))
+        monkeypatch.setattr(decoder, "ffn_half", fail_twice(ValueError("the kernel failed")))
         with pytest.raises(ActorFailed, match=r"layer 0 group 'ffn'.*the kernel failed"):
             await model.generate(PROMPT, max_new_tokens=2)
         assert await model.generate(PROMPT, max_new_tokens=2) == expected

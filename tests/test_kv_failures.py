@@ -1,4 +1,4 @@
-"""What fails while KV blocks move is told to every caller by actor, layer and group; then everything works again."""
+"""What fails while KV blocks move ends whose blocks they are, or runs the lines anew; then everything works again."""
 
 import asyncio
 import errno
@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from pipeline import ActorFailed, ClosedError, Model
 from pipeline.devices import cpu
 from pipeline.devices.memory import Memory
 from pipeline.models import decoder
+from pipeline.sequences.sequence import RunningSequence
 from pipeline.sequences.spill_file import SpillFile
 from pipeline.weights.source import WeightSource
 
@@ -47,8 +49,10 @@ async def answers(model: Model) -> Answers:
     return await asyncio.gather(*calls(model))
 
 
-def at_baseline(model: Model, tasks: set[Any]) -> None:
+async def at_baseline(model: Model, tasks: set[Any]) -> None:
     """The lines have stopped: nobody holds a block or a slot, and nothing runs but the supervisor."""
+    while len(asyncio.all_tasks() - tasks) > 1:
+        await asyncio.sleep(0)
     assert model.statistics().kv_blocks.used == 0
     budgets = [budget for line in model.runtime.wired.lines for budget in line.budgets]
     assert {budget.name: budget.statistics().held for budget in budgets} == dict.fromkeys(
@@ -65,28 +69,6 @@ def broken(work: Callable[..., Any], left: list[int], fails: Callable[..., bool]
         return work(*arguments)
 
     return working
-
-
-def reading(model: Model, monkeypatch: pytest.MonkeyPatch, left: list[int]) -> None:
-    monkeypatch.setattr(SpillFile, "_read", broken(SpillFile._read, left))
-
-
-def writing(model: Model, monkeypatch: pytest.MonkeyPatch, left: list[int]) -> None:
-    monkeypatch.setattr(SpillFile, "_write", broken(SpillFile._write, left))
-
-
-def corrupting(model: Model, monkeypatch: pytest.MonkeyPatch, left: list[int]) -> None:
-    pwritev = os.pwritev
-
-    def flipping(descriptor: int, buffers: list[memoryview], offset: int) -> int:
-        count = pwritev(descriptor, buffers, offset)
-        if left:
-            left.pop()
-            with open(f"/proc/self/fd/{descriptor}", "r+b", buffering=0) as file:
-                os.pwrite(file.fileno(), bytes([buffers[0][70] ^ 1]), offset + 70)
-        return count
-
-    monkeypatch.setattr(os, "pwritev", flipping)
 
 
 def copying(way: str) -> Break:
@@ -121,9 +103,6 @@ def reading_weights(model: Model, monkeypatch: pytest.MonkeyPatch, left: list[in
 
 EIO = r"Input/output error"
 CASES = [
-    pytest.param(reading, rf"kv_reader failed at layer [1-5] group 'kv'.*{EIO}", id="read"),
-    pytest.param(corrupting, r"kv_reader failed at layer [1-5] group 'kv'.*checksum.*put kv_disk elsewhere", id="sum"),
-    pytest.param(writing, rf"kv_swapper failed at layer [1-5] group 'kv'.*{EIO}", id="write"),
     pytest.param(copying("D2H"), rf"kv_swapper failed at layer [1-5] group 'kv'.*{EIO}", id="D2H"),
     pytest.param(copying("H2D"), rf"kv_uploader failed at layer [1-5] group 'kv'.*{EIO}", id="H2D"),
     pytest.param(attending, rf"compute_scheduler failed at layer 0 group 'attn'.*{EIO}", id="attention"),
@@ -132,7 +111,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("breaks", "says"), CASES)
-async def test_every_caller_hears_of_it_and_the_next_request_works(
+async def test_a_line_that_fails_is_run_anew_and_one_that_fails_again_is_told(
     breaks: Break, says: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with asyncio.timeout(30):
@@ -141,17 +120,92 @@ async def test_every_caller_hears_of_it_and_the_next_request_works(
             expected = await answers(model)
             left: list[int] = []
             breaks(model, monkeypatch, left)
-            for times in (1, 1000):
-                left.extend([1] * {reading: 1000}.get(breaks, times))  # reads are tried twice
-                failures = await asyncio.gather(*calls(model), return_exceptions=True)
-                left.clear()
-                assert all(isinstance(failure, ActorFailed) for failure in failures), failures
-                assert len({id(failure) for failure in failures}) == 1, "one failure, told to all"
-                with pytest.raises(ActorFailed, match=says):
-                    raise failures[0]
-                await asyncio.sleep(0)
-                at_baseline(model, before)
-                assert await answers(model) == expected
+            left.append(1)
+            assert await answers(model) == expected
+            assert not left
+            left.extend([1] * 1000)
+            failures = await asyncio.gather(*calls(model), return_exceptions=True)
+            left.clear()
+            assert all(isinstance(failure, ActorFailed) for failure in failures), failures
+            assert len({id(failure) for failure in failures}) == len(PROMPTS), "to each an error of its own"
+            with pytest.raises(ActorFailed, match=says):
+                raise failures[0]
+            await at_baseline(model, before)
+            assert await answers(model) == expected
+
+
+def reading(model: Model, monkeypatch: pytest.MonkeyPatch, bad: list[int]) -> None:
+    monkeypatch.setattr(SpillFile, "_read", failing_at(SpillFile._read, model, bad))
+
+
+def writing(model: Model, monkeypatch: pytest.MonkeyPatch, bad: list[int]) -> None:
+    monkeypatch.setattr(SpillFile, "_write", failing_at(SpillFile._write, model, bad))
+
+
+def corrupting(model: Model, monkeypatch: pytest.MonkeyPatch, bad: list[int]) -> None:
+    preadv, size = os.preadv, model.runtime.cache.layout.block_bytes
+    layer_bytes = model.runtime.cache.layout.layer_bytes
+
+    def flipping(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        count = preadv(descriptor, buffers, offset)
+        for place in range(offset, offset + count, size):
+            if place % layer_bytes // size in bad and len(buffers[0]) % size == 0:
+                buffers[0][place - offset + 70] ^= 1
+        return count
+
+    monkeypatch.setattr("pipeline.sequences.spill_file.os", SimpleNamespace(**{**vars(os), "preadv": flipping}))
+
+
+def failing_at(work: Callable[..., None], model: Model, bad: list[int]) -> Any:
+    def working(self: SpillFile, start: int, run: Copy, buffer: memoryview) -> None:
+        size = model.runtime.cache.layout.block_bytes
+        if any(block * size in range(run.source_offset, run.source_offset + run.length) for block in bad):
+            raise OSError(errno.EIO, "Input/output error")
+        work(self, start, run, buffer)
+
+    return working
+
+
+@pytest.mark.parametrize(
+    ("breaks", "says"),
+    [
+        pytest.param(reading, rf"kv_reader failed at layer [1-5] group 'kv'.*{EIO}", id="read"),
+        pytest.param(corrupting, r"kv_reader failed at layer [1-5] group 'kv'.*checksum.*kv_disk elsewhere", id="sum"),
+        pytest.param(writing, rf"kv_swapper failed at layer [1-5] group 'kv'.*{EIO}", id="write"),
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu-copy", "cpu"])
+async def test_a_block_that_fails_ends_the_requests_that_hold_it_and_they_alone(
+    breaks: Break, says: str, device: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_with_room(checkpoint, tmp_path, **{**PLACES, "device": device}, **SETTINGS)
+    async with asyncio.timeout(30), Model.open(checkpoint, **settings, share_prefixes=True) as model:
+        expected = await answers(model)
+        bad: list[int] = []
+        breaks(model, monkeypatch, bad)
+        crew = model.runtime.line._crew
+        running = calls(model)
+        victim = await started(model, PROMPTS[1])
+        bad.append(victim.blocks[2 if breaks is writing else 0])  # the first is a prefix, which is there already
+        outcomes = await asyncio.gather(*running, return_exceptions=True)
+        with pytest.raises(ActorFailed, match=says):
+            raise outcomes[1]  # type: ignore[misc]
+        assert (outcomes[0], outcomes[2]) == (expected[0], expected[2])
+        assert model.statistics().requests.failed == 1
+        assert model.statistics().kv_blocks.used == 0
+        assert model.runtime.line._crew is crew, "the line has not been run anew"
+        assert bad[0] not in model.runtime.program.batcher.pool._digests, "nobody takes it for a prefix"
+        bad.clear()
+        assert await answers(model) == expected
+
+
+async def started(model: Model, prompt: list[int]) -> RunningSequence:
+    """The request with this prompt, once it has its blocks."""
+    while True:
+        for one in model.runtime.program.batcher._running:
+            if one.prompt_ids == tuple(prompt):
+                return one
+        await asyncio.sleep(0)
 
 
 async def test_a_read_is_tried_once_more(
@@ -159,9 +213,8 @@ async def test_a_read_is_tried_once_more(
 ) -> None:
     async with Model.open(checkpoint, **settings_with_room(checkpoint, tmp_path, **PLACES, **SETTINGS)) as model:
         expected = await answers(model)
-        left: list[int] = []
-        reading(model, monkeypatch, left)
-        left.append(1)
+        left = [1]
+        monkeypatch.setattr(SpillFile, "_read", broken(SpillFile._read, left))
         assert await answers(model) == expected
         assert not left
         assert "failed, trying once more: " in caplog.text

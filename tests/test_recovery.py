@@ -18,8 +18,8 @@ from pipeline.weights.source import WeightSource
 PROMPT = "class Stack:\n"
 
 
-def fail_once(function: Callable[..., Any], error: BaseException) -> Callable[..., Any]:
-    failures = [error]
+def fail(function: Callable[..., Any], error: BaseException, times: int) -> Callable[..., Any]:
+    failures = [error] * times
 
     def failing(*arguments: Any) -> Any:
         if failures:
@@ -31,12 +31,14 @@ def fail_once(function: Callable[..., Any], error: BaseException) -> Callable[..
 
 @pytest.mark.parametrize("device", ["cpu", "cpu-copy"])
 @pytest.mark.parametrize("error", [ValueError("the kernel failed"), StopIteration("odd")], ids=repr)
-async def test_a_computation_that_failed_once_fails_one_request_only(
+async def test_a_computation_that_failed_is_done_anew_and_one_that_fails_again_is_told(
     device: str, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Model.open(device=device) as model:
         expected = await model.generate(PROMPT, max_new_tokens=3)
-        monkeypatch.setattr(decoder, "ffn_half", fail_once(decoder.ffn_half, error))
+        monkeypatch.setattr(decoder, "ffn_half", fail(decoder.ffn_half, error, times=1))
+        assert await model.generate(PROMPT, max_new_tokens=3) == expected
+        monkeypatch.setattr(decoder, "ffn_half", fail(decoder.ffn_half, error, times=2))
         with pytest.raises(ActorFailed, match=r"compute_scheduler failed at layer 0 group 'ffn'.*") as caught:
             await model.generate(PROMPT, max_new_tokens=3)
         assert str(error) in str(caught.value)
@@ -54,7 +56,7 @@ class Look(Stage):
 async def test_a_failed_upload_is_the_uploaders(stages: list[Stage], monkeypatch: pytest.MonkeyPatch) -> None:
     async with Model.open(device="cpu-copy", insert={"gpu_uploader": stages}) as model:
         expected = await model.generate(PROMPT, max_new_tokens=3)
-        copy = fail_once(lambda *_: None, RuntimeError("DMA failed"))
+        copy = fail(lambda *_: None, RuntimeError("DMA failed"), times=1000)
         device = model.runtime.device
         upload = device.upload
 
@@ -66,6 +68,7 @@ async def test_a_failed_upload_is_the_uploaders(stages: list[Stage], monkeypatch
         monkeypatch.setattr(device, "upload", failing)
         with pytest.raises(ActorFailed, match=r"gpu_uploader failed at layer \d+ group 'ffn'.*DMA failed"):
             await model.generate(PROMPT, max_new_tokens=8)
+        monkeypatch.undo()
         assert await model.generate(PROMPT, max_new_tokens=3) == expected
 
 
@@ -93,7 +96,7 @@ async def test_a_failed_embedding_row_is_named_and_retried(monkeypatch: pytest.M
 async def test_a_sampler_that_fails_ends_its_own_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
     async with Model.open() as model:
         expected = await model.generate(PROMPT, max_new_tokens=2)
-        monkeypatch.setattr(Sampler, "sample", fail_once(Sampler.sample, ValueError("bad die")))
+        monkeypatch.setattr(Sampler, "sample", fail(Sampler.sample, ValueError("bad die"), times=1))
         first, second = await asyncio.gather(
             *(model.generate(PROMPT, max_new_tokens=2) for _ in range(2)), return_exceptions=True
         )

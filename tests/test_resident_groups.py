@@ -11,7 +11,7 @@ from support.cases import cases
 from support.group_places import settings_with_groups
 from support.kv_places import settings_with_room
 
-from pipeline import ActorFailed, Message, Model, Mover, Output, Slot, Stage
+from pipeline import Message, Model, Mover, Output, Slot, Stage
 from pipeline.build import build
 from pipeline.config import Config
 from pipeline.models import decoder
@@ -249,16 +249,9 @@ async def test_a_failure_spoils_nothing_that_stays(
                 return upload(source, target, *arguments, **named)
 
             model.runtime.device.upload = uploading  # type: ignore[assignment,method-assign]
-        outputs: list[Output] = []
-        failures = 0
-        for _ in range(8):
-            try:
-                outputs.append(await generate(model))
-            except ActorFailed:
-                failures += 1
-    assert failures == (failing != "read" or when > 5), "one that comes while the model is opened meets no request"
-    assert len(outputs) == 8 - failures
-    assert all(output == expected for output in outputs)
+        outputs = [await generate(model) for _ in range(8)]
+    assert left[0] < 0
+    assert [output.token_ids for output in outputs] == [expected.token_ids] * 8
 
 
 async def test_a_request_that_leaves_in_the_first_pass(checkpoint: Path) -> None:

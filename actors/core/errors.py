@@ -19,6 +19,10 @@ class LineError(PenstockError):
     """A line was wired or driven in a way that can never work, or a stage broke rule 1."""
 
 
+class PolicyFailed(LineError):
+    """A prefetch policy raised, or gave no answer."""
+
+
 class ActorFailed(PenstockError):
     """An actor of a line failed; the line has stopped. `__cause__` is the first cause (rule 7).
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from actors.core.errors import LineError
+from actors.core.errors import PolicyFailed
 from actors.core.ports import Clock, PrefetchPolicy
 from actors.core.turns import Turns
 
@@ -140,10 +140,11 @@ class PrefetchQueue:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
-            raise LineError(f"policy {self._policy.name}: {method} failed: {type(error).__name__}: {error}") from error
+            what = f"policy {self._policy.name}: {method} failed: {type(error).__name__}: {error}"
+            raise PolicyFailed(what) from error
         for ask in asks:
             if not isinstance(ask, Ask):
-                raise LineError(f"policy {self._policy.name}: {method} must give Asks, gave {ask!r}")
+                raise PolicyFailed(f"policy {self._policy.name}: {method} must give Asks, gave {ask!r}")
         return asks
 
     def _ask(self, trigger: int, ask: Ask) -> bool:

@@ -83,14 +83,28 @@ class Batcher:
         for sequence in self._all:
             sequence.most_unread = None
 
-    def fail(self, error: BaseException) -> None:
-        """End all requests with an error, each with one of its own, and trust no block any more.
+    def fail(self, error: BaseException, *, those_that_run: bool = False) -> bool:
+        """End all requests, or those whose turn has come, each with an error of its own; says whether there were any.
+
+        What they held is free when they are retired.
+        """
+        told = [one for one in self._all if not one.ended and (not those_that_run or (one.started and one.active))]
+        for sequence in told:
+            sequence.fail(for_one_caller(error))
+        return bool(told)
+
+    def restart(self) -> None:
+        """Trust no block any more: those that ran wait for their turn once more, and are computed anew.
 
         Call it when no pass runs.
         """
-        for sequence in self._all:
-            sequence.fail(for_one_caller(error))
         self.retire()
+        interrupted = list(self._running)
+        self._running.clear()
+        for sequence in interrupted:
+            self.pool.give_back(sequence.blocks)
+            sequence.blocks, sequence.cached_tokens = [], 0
+            self.submit(sequence)
         self.pool.forget()
 
     def computed(self, pieces: Sequence[Piece]) -> None:

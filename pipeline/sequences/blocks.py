@@ -76,6 +76,14 @@ class BlockPool:
         """The block with this digest."""
         return self._found.get(digest)
 
+    def lose(self, block: int) -> None:
+        """Let a block not be found any more, because nobody knows what it holds."""
+        if (digest := self._digests.pop(block, None)) is not None:
+            del self._found[digest]
+            if block in self._cached:
+                del self._cached[block]
+                self._free.append(block)
+
     def forget(self) -> None:
         """Let no block be found any more, because nobody knows what they hold."""
         self._free.extend(self._cached)

@@ -8,6 +8,7 @@ from typing import Any
 
 from actors.core import ports
 from actors.core.budget import Slot
+from actors.core.errors import ActorFailed
 from actors.core.message import READY, Message
 from actors.core.ports import Event
 from pipeline.devices.memory import HostMemory, Memory
@@ -17,7 +18,7 @@ from pipeline.sequences.batching import Piece
 from pipeline.sequences.kv_handover import KvHandovers
 from pipeline.sequences.kv_layout import KvLayout
 from pipeline.sequences.kv_placement import KvPlacement
-from pipeline.sequences.spill_file import SpillFile
+from pipeline.sequences.spill_file import SpillError, SpillFile
 from pipeline.weights.layout import Copy
 
 logger = logging.getLogger("penstock")
@@ -45,6 +46,7 @@ class KeyValueCache(KvHandovers):
         self.layout = layout
         self.placement = placement
         self.spill = None
+        self.lose: Callable[[int], None] = lambda block: None
         self.bytes_in = 0
         self.bytes_out = 0
         self._staying = {
@@ -64,6 +66,8 @@ class KeyValueCache(KvHandovers):
         self._written = {layer: asyncio.Event() for layer in placement.disk}
         self._cached: list[Copy] = []
         self._rows: list[Copy] = []
+        self._pieces: Sequence[Piece] = ()
+        self._writers: dict[int, Sequence[Piece]] = {}
         self.fail()
 
     def close(self) -> None:
@@ -81,6 +85,7 @@ class KeyValueCache(KvHandovers):
     def begin(self, pieces: Sequence[Piece]) -> None:
         """Say what the pass that begins now looks back at, and what it will write."""
         if self.layers:
+            self._pieces = pieces
             self._cached, self._rows = self.layout.cached_blocks(pieces), self.layout.new_rows(pieces)
             self.begin_pass()
 
@@ -123,6 +128,7 @@ class KeyValueCache(KvHandovers):
         """Hand a layer's blocks to its attention; what is returned waits for its launch, and gives its event."""
         if message.at.source is not None:
             self.bytes_in += sum(copy.length for copy in self._cached)
+        self._writers[message.layer] = self._pieces
         return super().arrived(message)
 
     def new_rows(self) -> Sequence[Copy]:
@@ -135,16 +141,42 @@ class KeyValueCache(KvHandovers):
             self.bytes_out += sum(row.length for row in rows)
         if self.spill is not None and layer in self._spill_starts:
             blocks = self.layout.runs(self.layout.blocks_of(rows))
-            await self.spill.write(self._spill_starts[layer], blocks, buffer.view)
+            try:
+                await self.spill.write(self._spill_starts[layer], blocks, buffer.view)
+            except OSError as error:
+                logger.warning("writing KV blocks of layer %d failed, trying once more: %s", layer, error)
+                await self._each(self.spill.write, layer, blocks, buffer, "kv_swapper", self._writers[layer])
             self._written[layer].set()
 
     async def _read(self, spill: SpillFile, layer: int, buffer: HostMemory) -> None:
         """Behind the write of the pass before, which may still be under way: it has another slot."""
         await self._written[layer].wait()
         self._written[layer].clear()
-        start, cached = self._spill_starts[layer], self._cached
+        cached, pieces = self._cached, self._pieces
         try:
-            await spill.read(start, cached, buffer.view)
-        except OSError as error:
+            await spill.read(self._spill_starts[layer], cached, buffer.view)
+        except (OSError, SpillError) as error:
             logger.warning("reading KV blocks of layer %d failed, trying once more: %s", layer, error)
-            await spill.read(start, cached, buffer.view)
+            await self._each(spill.read, layer, cached, buffer, "kv_reader", pieces)
+
+    async def _each(
+        self,
+        move: Callable[[int, Sequence[Copy], memoryview], Awaitable[None]],
+        layer: int,
+        runs: Sequence[Copy],
+        buffer: HostMemory,
+        actor: str,
+        pieces: Sequence[Piece],
+    ) -> None:
+        """Read or write the blocks one by one: requests of the pass that hold one which fails end, and they alone."""
+        size = self.layout.block_bytes
+        for offset in (
+            offset for run in runs for offset in range(run.source_offset, run.source_offset + run.length, size)
+        ):
+            try:
+                await move(self._spill_starts[layer], (Copy(offset, offset, size),), buffer.view)
+            except (OSError, SpillError) as error:
+                self.lose(offset // size)
+                for piece in pieces:
+                    if offset // size in piece.sequence.blocks:
+                        piece.sequence.fail(ActorFailed(actor, layer, "kv", error))

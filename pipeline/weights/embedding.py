@@ -60,6 +60,19 @@ class EmbeddingRows:
         ]
         return self._device.upload(self._host, self._rows, copies, ())
 
+    async def unreadable(self, token_ids: Sequence[int]) -> dict[int, Exception]:
+        """Those of these tokens whose rows cannot be read, and why; none of them, where no row can be read at all."""
+        errors: dict[int, Exception] = {}
+        asked = set(token_ids)
+        another = next(token_id for token_id in range(self._table.shape[0] + 1) if token_id not in asked)
+        rows = [*asked, another] if another < self._table.shape[0] else [*asked]
+        for token_id in rows:
+            try:
+                await self._read([token_id])
+            except Exception as error:
+                errors[token_id] = error
+        return errors if len(errors) < len(rows) else {}
+
     def rows(self, count: int) -> "torch.Tensor":
         """The first `count` fetched rows, [T, D] in the checkpoint's dtype. Only after the event of `fetch`."""
         fetched = replace(self._table, length=count * self.row_bytes, shape=(count, self._table.shape[1]))

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 
 import pytest
 
+from pipeline.errors import ActorFailed
 from pipeline.sequences.batching import Batcher, Piece
 from pipeline.sequences.blocks import BLOCK_TOKENS, BlockPool
 from pipeline.sequences.sampling import Choice, SamplingParameters
 from pipeline.sequences.sequence import RunningSequence
+
+ERROR = ActorFailed("disk_reader", 3, "ffn", OSError("disk"))
 
 
 def request(
@@ -108,6 +111,8 @@ def test_blocks_come_back_when_a_request_ends_and_only_then() -> None:
     shared.retire()
     assert pool.used == 1
     shared.fail(RuntimeError("disk"))
+    assert pool.used == 1, "the line may still run"
+    shared.restart()
     assert (pool.used, shared.running, shared.wanted) == (0, 0, False)
     assert shared.ended == {"finished": 1, "failed": 1}
 
@@ -141,6 +146,35 @@ def test_a_small_request_of_less_priority_does_not_overtake_one_that_does_not_fi
     assert list(compute(shared.next_pass(9))) == [running]
     running.cancel()
     assert list(compute(shared.next_pass(9))) == [big]
+
+
+def test_those_that_ran_go_first_after_a_restart_with_the_tokens_that_they_have() -> None:
+    first, second, waiting = request(20, 9), request(3, 9, priority=5), request(1, 1, priority=-1)
+    shared = batcher(first, second, max_requests=2)
+    for _ in range(3):
+        compute(shared.next_pass(64))
+    shared.submit(waiting)
+    tokens = list(first.token_ids)
+    shared.restart()
+    assert (shared.pool.used, shared.running, shared.waiting) == (0, 0, 3)
+    assert compute(shared.next_pass(64)) == {first: 20 + 3, second: 3 + 3}
+    assert (first.token_ids[:-1], len(first.token_ids)) == (tokens, 4)
+    assert compute(shared.next_pass(64)) == {first: 1, second: 1}
+
+
+def test_only_those_whose_turn_has_come_are_told_each_with_an_error_of_its_own() -> None:
+    running, other, waiting = request(1, 9), request(1, 9), request(1, 9)
+    shared = batcher(running, other, waiting, max_requests=2)
+    assert not shared.fail(ERROR, those_that_run=True), "nobody runs yet"
+    compute(shared.next_pass(9))
+    assert shared.fail(ERROR, those_that_run=True)
+    assert [one.outcome for one in (running, other, waiting)] == ["failed", "failed", ""]
+    errors = [one._chunks.get_nowait() for one in (running, other) if one._chunks.get_nowait()]
+    assert [str(error) for error in errors] == [str(ERROR)] * 2
+    assert errors[0] is not errors[1]
+    assert errors[0].__cause__ is errors[1].__cause__ is ERROR.__cause__  # type: ignore[union-attr]
+    shared.restart()
+    assert list(compute(shared.next_pass(9))) == [waiting]
 
 
 def samples(count: int, prompt_tokens: int) -> list[RunningSequence]:

@@ -154,6 +154,7 @@ def test_a_failure_drops_everything() -> None:
     shared.submit(running)
     compute(shared)
     shared.fail(RuntimeError("disk"))
+    shared.restart()
     assert (pool.used, pool.cached) == (0, 0)
     assert run(shared, request(range(40))) == [40]
 
@@ -227,6 +228,15 @@ class Machine:
         for position in range(one.cached_tokens, len(one.blocks) * BLOCK_TOKENS):
             self.rows[one.blocks[position // BLOCK_TOKENS], position % BLOCK_TOKENS] = None, ()
 
+    def lose(self, block: int) -> None:
+        """A disk gave a block back damaged, or did not take it."""
+        for one in self.requests:
+            if block in one.blocks:
+                one.fail(RuntimeError("damaged"))
+        self.pool.lose(block)
+        self.rows |= {(block, row): (None, ()) for row in range(BLOCK_TOKENS)}
+        self.shared.retire()
+
     def check(self) -> None:
         """Every block is in exactly one state; only full blocks with equal digests are in two tables."""
         pool, tables = self.pool, [one for one in self.requests if one.blocks]
@@ -259,8 +269,12 @@ def test_whatever_comes_and_goes(blocks: int, seed: int, moves: list[int]) -> No
         elif move < 96 and machine.requests:
             machine.requests[move % len(machine.requests)].cancel()
             machine.shared.retire()
-        elif move >= 96:
-            machine.shared.fail(RuntimeError("disk"))
+        elif move == 96:
+            machine.lose(machine.draw.randrange(blocks))
+        elif move > 96:
+            if move > 97:
+                machine.shared.fail(RuntimeError("disk"), those_that_run=move > 98)
+            machine.shared.restart()
             machine.rows.clear()
         machine.check()
     while machine.shared.wanted:

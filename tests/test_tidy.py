@@ -89,6 +89,7 @@ def test_nothing_large_or_local_is_committed() -> None:
         "README.md",
         "actors",
         "examples",
+        "findings",
         "pipeline",
         "pyproject.toml",
         "tests",

@@ -68,7 +68,7 @@ def plan_model(
     Raises ConfigError with need, have and knob where the plan does not fit, and as `draw_up` does.
     """
     model = read_config(folder)
-    with open_checkpoint(folder, direct=False) as checkpoint:
+    with open_checkpoint(folder, direct=settings.reading.get("direct", True)) as checkpoint:
         return _planned(model, checkpoint, settings, device, rates, tokens, host_bytes)
 
 

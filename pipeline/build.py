@@ -34,7 +34,7 @@ from pipeline.sequences.kv import KeyValueCache
 from pipeline.sequences.pass_inputs import PassInputs
 from pipeline.weights.catalog import WeightCatalog
 from pipeline.weights.checkpoint import Checkpoint, open_checkpoint
-from pipeline.weights.checksums import Checksums
+from pipeline.weights.checksums import Checking, Checksums, choose_checking
 from pipeline.weights.embedding import EmbeddingRows
 from pipeline.weights.groups import WeightGroups, plan_groups
 from pipeline.weights.reading_choice import Choice, choose_reading
@@ -61,6 +61,7 @@ class Runtime:
     device: AnyDevice
     catalog: WeightCatalog
     source: WeightSource
+    checking: Checking
     checksums: Checksums | None
     embedding: EmbeddingRows
     cache: KeyValueCache
@@ -162,7 +163,7 @@ def _build(
         logger.warning("KV blocks %s", plan.kv)
     counts = slots_until_computed(slot_counts(settings.gpu_groups, two_kinds=catalog.two_kinds), settings.insert)
     policy = fit_policy(find_policy(settings.policy), counts)
-    reading, source, checksums = _weights(drawn, settings, device)
+    reading, source, checking, checksums = _weights(drawn, settings, device)
     embedding = EmbeddingRows(drawn.groups.embed, source, device, settings.max_tokens_per_pass, checksums)
     ahead = getattr(policy, "kv_ahead", True)
     cache = KeyValueCache(plan.kv_layout, plan.kv, device, settings.kv_disk, ahead=ahead)
@@ -198,24 +199,35 @@ def _build(
             queues=dict.fromkeys(ACTORS[1:], settings.gpu_groups) | dict(settings.queues),
         )
     )
-    own = (device, catalog, source, checksums, embedding, cache, program, policy, wired)
+    own = (device, catalog, source, checking, checksums, embedding, cache, program, policy, wired)
     return Runtime(
         checkpoint, drawn.model, settings, drawn.dtype, plan.context_tokens, plan.memory, plan.residency, reading, *own
     )
 
 
-def _weights(drawn: Blueprint, settings: Config, device: AnyDevice) -> tuple[Choice, WeightSource, Checksums | None]:
-    """How weights are read, and what reads and what compares them.
+def _weights(
+    drawn: Blueprint, settings: Config, device: AnyDevice
+) -> tuple[Choice, WeightSource, Checking, Checksums | None]:
+    """How weights are read and whether they are compared, and what does it.
 
-    There is a thread to sum up bytes for each lane, since none is slower at that than a lane at reading them.
+    One thread sums up faster than any disk reads; where the CPU has time there is one for each lane.
     """
-    files, layouts = drawn.checkpoint.files, drawn.catalog.host
+    files, catalog = drawn.checkpoint.files, drawn.catalog
     reading = choose_reading(files, settings.reading, beside=device.unified)
     logger.info("reads %s", reading)
-    source = WeightSource(layouts, files, reading.reading)
-    if not settings.checksums:
-        return reading, source, None
-    return reading, source, Checksums(drawn.groups.groups, layouts, drawn.groups.embed, reading.reading.lanes)
+    source = WeightSource(catalog.host, files, reading.reading)
+    stays = {*drawn.plan.residency.host, *drawn.plan.residency.device}
+    checking = choose_checking(
+        settings.checksums,
+        unified=device.unified,
+        moving_bytes=sum(one.needed_bytes for key, one in catalog.host.items() if key not in stays),
+        rate=reading.bytes_per_second,
+    )
+    logger.info("checksums %s", checking)
+    if not checking.on:
+        return reading, source, checking, None
+    threads = 1 if device.unified else reading.reading.lanes
+    return reading, source, checking, Checksums(drawn.groups.groups, catalog.host, drawn.groups.embed, threads)
 
 
 def _batcher(plan: Plan, settings: Config) -> Batcher:

@@ -8,7 +8,7 @@ from pipeline.build import Runtime
 from pipeline.sequences.batching import Batcher
 from pipeline.sequences.blocks import BlockPool
 from pipeline.sequences.kv import KeyValueCache
-from pipeline.weights.checksums import Checksums
+from pipeline.weights.checksums import Checking, Checksums
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +76,10 @@ class PrefixRecord:
 class ChecksumsRecord:
     """Weight groups, embedding rows and bytes of both that were summed up as they came from the disk.
 
-    `mismatches` differed from their first read. All is 0 where checksums are off.
+    `checking` tells whether that is done, and why. `mismatches` differed from their first read.
     """
 
+    checking: str
     groups: int
     rows: int
     nbytes: int
@@ -137,7 +138,7 @@ class ModelStatistics:
             prefixes=PrefixRecord(prefixes.queried_tokens, prefixes.hit_tokens, pool.cached),
             bytes_read=runtime.source.bytes_read,
             bytes_needed=runtime.source.bytes_needed,
-            checksums=_checksums(runtime.checksums),
+            checksums=_checksums(runtime.checking, runtime.checksums),
             device_groups_peak=line.budgets.get("device", host).peak,
             host_groups_peak=host.peak,
             groups_reloaded=0 if arrivals is None else arrivals.reloaded,
@@ -163,10 +164,10 @@ def _requests(batcher: Batcher) -> RequestsRecord:
     return RequestsRecord(running=batcher.running, waiting=batcher.waiting, **ended)
 
 
-def _checksums(checksums: Checksums | None) -> ChecksumsRecord:
+def _checksums(checking: Checking, checksums: Checksums | None) -> ChecksumsRecord:
     if checksums is None:
-        return ChecksumsRecord(0, 0, 0, 0)
-    return ChecksumsRecord(checksums.groups, checksums.rows, checksums.nbytes, checksums.mismatches)
+        return ChecksumsRecord(str(checking), 0, 0, 0, 0)
+    return ChecksumsRecord(str(checking), checksums.groups, checksums.rows, checksums.nbytes, checksums.mismatches)
 
 
 def _kv_blocks(cache: KeyValueCache, pool: BlockPool) -> BlocksRecord:

@@ -95,6 +95,7 @@ def opening_lines(model: Model) -> str:
         f"model      {config.family} · {config.layers} layers · {human_bytes(needed)} per pass in "
         f"{len(runtime.catalog.order)} weight groups · computes in {dtype} on {runtime.device.torch_device}\n"
         f"reads      {runtime.reading}\n"
+        f"checksums  {runtime.checking}\n"
         f"plan       {textwrap.indent(str(runtime.plan), ' ' * 11).lstrip()}\n"
         f"sampling   {'the checkpoint says ' + defaults if defaults else 'greedy'}, unless an option says otherwise\n"
     )

@@ -50,10 +50,11 @@ BETTER_BY = {True: 1.05, False: 1.25}
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """How the disk is read, and why."""
+    """How the disk is read, and why; the rate where it was measured."""
 
     reading: Reading
     why: str
+    bytes_per_second: float | None = None
 
     def __str__(self) -> str:
         return f"{self.reading}: {self.why}"
@@ -91,7 +92,8 @@ def _measured_choice(shard: Shard, given: Mapping[str, object], beside: bool) ->
     chosen = best_reading(rates)
     others = ", ".join(f"{name} {rates[one] / 1e9:.2f}" for name, one in _contrasts(chosen) if one in rates)
     told = f"{rates[chosen] / 1e9:.2f} GB/s{' beside computing' if beside else ''}, {since}"
-    return Choice(replace(chosen, **given), told + (f" ({others})" if others else ""))  # type: ignore[arg-type]
+    why = told + (f" ({others})" if others else "")
+    return Choice(replace(chosen, **given), why, rates[chosen])  # type: ignore[arg-type]
 
 
 def best_reading(rates: Mapping[Reading, float]) -> Reading:

@@ -12,7 +12,7 @@ from pipeline.models.config import read_config
 from pipeline.models.families import group_specs
 from pipeline.weights import checksums
 from pipeline.weights.checkpoint import open_checkpoint
-from pipeline.weights.checksums import Checksums
+from pipeline.weights.checksums import Checksums, choose_checking
 from pipeline.weights.groups import WeightGroups, plan_groups
 from pipeline.weights.layout import HostLayout, host_layout
 
@@ -125,3 +125,33 @@ def test_rows_are_compared_with_their_first_read_whatever_else_is_fetched_with_t
     assert f"bytes {start} to {start + row_bytes}, of tensor 'model.embed_tokens.weight'" in str(told)
     assert (some.rows, some.mismatches) == (10, 1)
     assert some.compare_rows([9], rows(9)) is None, "the first read is what counts"
+
+
+@pytest.mark.parametrize(
+    ("said", "unified", "moving_gb", "gb_per_second", "cores", "told"),
+    [
+        (True, True, 100, 50.0, 1, "on: as the settings say"),
+        (False, False, 1, 1.0, 64, "off: as the settings say"),
+        (None, False, 100, 50.0, 1, "on: the CPU does not compute"),
+        (None, True, 0.2, 50.0, 1, "on: few bytes move in a pass"),
+        (None, True, 1, 3.2, 2, "off: it takes up to 6.4% of a pass, with 2 cores"),
+        (None, True, 1, 0.9, 2, "on: it takes up to 1.8% of a pass, with 2 cores"),
+        (None, True, 1, 3.2, 8, "on: it takes up to 1.6% of a pass, with 8 cores"),
+        (None, True, 1, None, 8, "off: it takes up to 3.5% of a pass, with 8 cores"),
+        (None, True, 1, None, 16, "on: it takes up to 1.8% of a pass, with 16 cores"),
+    ],
+)
+def test_checksums_are_on_unless_the_cpu_that_computes_is_short_of_cores(
+    said: bool | None,
+    unified: bool,
+    moving_gb: float,
+    gb_per_second: float | None,
+    cores: int,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(checksums, "usable_cores", lambda: cores)
+    rate = None if gb_per_second is None else gb_per_second * 1e9
+    checking = choose_checking(said, unified=unified, moving_bytes=int(moving_gb * 1e9), rate=rate)
+    assert str(checking).startswith(told)
+    assert ("set checksums=True" in str(checking)) == ("off: it" in told)

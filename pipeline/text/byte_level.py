@@ -134,7 +134,7 @@ def _ranked_ids(model: dict[str, Any], added: Container[str]) -> list[int]:
     letters = set(ALPHABET)
     if not (letters <= vocabulary.keys() and letters.issuperset("".join(words))):
         raise Inexact("the vocabulary is not written in the byte alphabet, or lacks single bytes")
-    merge_list = MergeList(vocabulary, _pairs(model["merges"]))
+    merge_list = MergeList(vocabulary, merge_pairs(model["merges"]))
     ids = [*map(vocabulary.__getitem__, ALPHABET), *merge_list.live]
     if model.get("ignore_merges"):
         ranked = set(ids)
@@ -145,6 +145,6 @@ def _ranked_ids(model: dict[str, Any], added: Container[str]) -> list[int]:
     return ids
 
 
-def _pairs(merges: list[Any]) -> Iterable[Sequence[str]]:
-    """Merges are written as "a b" in older files, as ["a", "b"] in newer ones."""
+def merge_pairs(merges: list[Any]) -> Iterable[Sequence[str]]:
+    """Return the pairs of tokens that merges join: written as "a b" in older files, as ["a", "b"] in newer ones."""
     return (merge.split(" ") for merge in merges) if merges and isinstance(merges[0], str) else merges

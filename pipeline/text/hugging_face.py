@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.errors import CheckpointError, ConfigError, RequestError
 from pipeline.text.added_tokens import AddedToken
-from pipeline.text.byte_level import added_pieces, template, vocabulary_pieces
+from pipeline.text.byte_level import added_pieces, merge_pairs, template, vocabulary_pieces
 from pipeline.text.byte_pair import SLICE
 from pipeline.text.coverage import SPACE_MARK, token_bytes, unknown_token
 from pipeline.text.detokenizer import ByteFallbackDetokenizer, ByteLevelDetokenizer, Detokenizer
@@ -41,6 +41,7 @@ class HuggingFaceEngine:
                 f"{path} is not byte-level BPE that tiktoken can express exactly ({why}); reading it needs the "
                 "`tokenizers` package: pip install 'penstock[hf]'"
             ) from error
+        _check_merges(source)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(source.raw.decode())
         except Exception as error:  # the package raises nothing narrower
@@ -107,6 +108,18 @@ class HuggingFaceEngine:
     def detokenizer(self, prompt_ids: Sequence[int] = ()) -> Detokenizer:
         """Return a detokenizer for what follows `prompt_ids`."""
         return self._new_detokenizer(prompt_ids)
+
+
+def _check_merges(source: TokenizerJson) -> None:
+    """The package ends the process for a merge whose second token lacks the prefix that all such tokens have."""
+    model = source.document["model"]
+    if prefix := model.get("continuing_subword_prefix"):
+        for _, right in merge_pairs(model.get("merges", [])):
+            if not right.startswith(prefix):
+                raise CheckpointError(
+                    f"{source.path}: a merge ends in {right[:80]!r}, which does not begin with the "
+                    f"continuing_subword_prefix {prefix[:80]!r}; fetch the file again"
+                )
 
 
 def _in_the_package(token: AddedToken) -> Any:

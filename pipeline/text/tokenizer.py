@@ -20,6 +20,10 @@ LONGEST_TEXT_BYTES = 16 * 2**20
 SLICE_TOKENS = 1 << 14
 
 
+_MALFORMED = (KeyError, IndexError, TypeError, AttributeError, ValueError, RecursionError, OverflowError)
+"""What broken files raise."""
+
+
 class Engine(Protocol):
     """What turns checked text into ids, and ids into text; `ordinary_size` is 1 + the highest id of a word."""
 
@@ -82,8 +86,7 @@ class Tokenizer:
         try:
             ids = self._engine.encode(text)
         except BaseException as error:
-            # Both engines are Rust; a panic in them is a BaseException that no other handler would take.
-            if type(error).__name__ != "PanicException":
+            if not _is_panic(error):
                 raise
             raise RequestError(f"the tokenizer cannot take this text of {len(text)} characters: {error}") from error
         self._check_ids(ids)
@@ -121,6 +124,11 @@ class Tokenizer:
                 )
 
 
+def _is_panic(error: BaseException) -> bool:
+    """Whether an engine has panicked: both are Rust, where that is a BaseException that no other handler would take."""
+    return type(error).__name__ == "PanicException"
+
+
 def _checked_bytes(text: str) -> int:
     """How many bytes the text has. Raises RequestError where they are too many, or it is no Unicode text."""
     try:
@@ -150,7 +158,9 @@ def load_tokenizer(folder: Path, vocabulary_size: int) -> Tokenizer:
         return Tokenizer(_load_engine(folder, vocabulary_size), vocabulary_size)
     except PenstockError:
         raise
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RecursionError) as error:
+    except BaseException as error:
+        if not (isinstance(error, _MALFORMED) or _is_panic(error)):
+            raise
         raise CheckpointError(f"{folder}: the tokenizer files are malformed ({error!r}); fetch them again") from error
 
 

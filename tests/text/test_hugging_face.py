@@ -59,3 +59,24 @@ def test_padding_and_truncation_of_the_file_do_not_apply(tmp_path: Path) -> None
     tokenizer = load_tokenizer(small.save(reference, tmp_path), 1000)
     text = "Hello world, this is long"
     assert tokenizer.encode(text) == small.llama2().encode(text).ids
+
+
+def test_a_merge_that_would_end_the_process_is_refused_before_the_package_sees_it(tmp_path: Path) -> None:
+    document = json.loads(small.gpt2().to_str())
+    document["model"]["continuing_subword_prefix"] = "##"
+    with pytest.raises(CheckpointError, match=r"tokenizer.json: a merge ends in .*continuing_subword_prefix '##'"):
+        load_tokenizer(small.save_document(document, tmp_path), 1000)
+
+
+def test_a_panic_while_a_file_is_read_is_an_error_of_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class PanicException(BaseException):
+        pass
+
+    def panics(*_: object) -> None:
+        raise PanicException("range end index out of range")
+
+    monkeypatch.setattr("pipeline.text.tokenizer.read_tokenizer_json", panics)
+    with pytest.raises(CheckpointError, match=r"the tokenizer files are malformed .*range end index"):
+        load_tokenizer(small.save(small.gpt2(), tmp_path), 1000)

@@ -14,6 +14,7 @@ from pipeline.config import Config
 from pipeline.errors import ClosedError, ConfigError, RequestError
 from pipeline.folder import naming_files, read_defaults, read_tokenizer
 from pipeline.limits import limits_named
+from pipeline.outputs import check_writable
 from pipeline.rehearsal import compute_zeros, rehearse
 from pipeline.requests import Call
 from pipeline.sequences.sequence import MOST_UNREAD, Chunk, Output, RunningSequence
@@ -23,7 +24,6 @@ from pipeline.text.tokenizer import Tokenizer
 from pipeline.trace.configuration import describe
 from pipeline.trace.recording import Recording
 from pipeline.trace.report import write_report
-from pipeline.trace.target import check_writable
 
 logger = logging.getLogger("penstock")
 BUNDLED = Path(__file__).parent / "bundled"

@@ -53,9 +53,8 @@ def read_small_file(path: Path, limit_bytes: int) -> bytes:
         with open_plain_file(path) as file:
             size = os.fstat(file.fileno()).st_size
             raw = file.read(size + 1) if size <= limit_bytes else b""
-            raw += (
-                file.read(limit_bytes) if len(raw) > size else b""
-            )  # it has grown since; else no room is taken for it
+            if len(raw) > size:  # it has grown since; else no room is taken for so much
+                raw += file.read(limit_bytes)
     except NotPlainError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from error
     except OSError as error:

@@ -13,7 +13,7 @@ from pipeline.folder import read_tokenizer
 from pipeline.models.config import read_config, read_generation_defaults
 from pipeline.small_files import parse_object, read_json_file, read_small_file
 from pipeline.weights.checkpoint import open_checkpoint
-from pipeline.weights.reading_choice import _kept
+from pipeline.weights.reading_cache import kept
 
 READERS = {
     "config.json": read_config,
@@ -101,5 +101,5 @@ def test_a_tokenizer_config_that_is_no_file_is_refused(how: str, tmp_path: Path)
 @pytest.mark.parametrize("how", ["FIFO", "device", "folder", "endless"])
 def test_a_cache_that_is_no_file_is_no_cache(how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     spoil(tmp_path / "reading.json", how)
-    assert _kept(tmp_path / "reading.json", "disk") is None
+    assert kept(tmp_path / "reading.json", "disk") is None
     assert "the disk is measured again" in caplog.text

@@ -13,8 +13,8 @@ from pipeline.commands.progress import Progress
 from pipeline.commands.table import aligned
 from pipeline.errors import ConfigError
 from pipeline.memory import human_bytes
+from pipeline.outputs import check_writable
 from pipeline.trace.perfetto import write_trace
-from pipeline.trace.target import check_writable
 
 
 async def bench(options: argparse.Namespace) -> None:

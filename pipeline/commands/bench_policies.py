@@ -13,10 +13,10 @@ from pipeline.commands.policy_table import policy_table
 from pipeline.commands.progress import Progress
 from pipeline.config import Config
 from pipeline.errors import ConfigError
+from pipeline.outputs import is_plain
 from pipeline.policies import POLICIES, find_policy
 from pipeline.trace.perfetto import write_trace
 from pipeline.trace.recording import Recording
-from pipeline.trace.target import check_writable
 
 
 async def bench_policies(options: argparse.Namespace) -> None:
@@ -25,7 +25,7 @@ async def bench_policies(options: argparse.Namespace) -> None:
         if (have := getattr(options, name)) is not None and have < 1:
             raise ConfigError(f"--{name.replace('_', '-')}: need at least 1, have {have}")
     if options.trace is not None:
-        check_writable(options.trace)
+        _check_traces(options.trace)
     names = list(dict.fromkeys(options.policies or POLICIES))
     for name in names:
         find_policy(name)
@@ -62,6 +62,12 @@ def _table(reports: list[PolicyReport]) -> str:
         f"{first.passes} passes of {first.batch_tokens} tokens each; the same tokens came out of all, "
         f"log-probabilities at most {worst:.2g} apart"
     )
+
+
+def _check_traces(path: Path) -> None:
+    """The names of the files are made from that of a plain one."""
+    if not is_plain(path):
+        raise ConfigError(f"--trace {path}: each policy has a trace of its own; give the name of a plain file")
 
 
 def _write_traces(path: Path, recordings: Mapping[str, Recording]) -> None:

@@ -14,12 +14,12 @@ from pipeline.api import Model
 from pipeline.commands.options import model_settings
 from pipeline.commands.progress import Progress
 from pipeline.memory import human_bytes
+from pipeline.outputs import check_writable
 from pipeline.sequences.sequence import Chunk
 from pipeline.statistics import ModelStatistics
 from pipeline.trace.configuration import describe
 from pipeline.trace.perfetto import write_trace
 from pipeline.trace.recording import Recording
-from pipeline.trace.target import check_writable
 
 REFRESH_SECONDS = 0.5
 RESOURCES = {"disk_reader": "disk", "gpu_uploader": "host-to-device link", "compute_scheduler": "compute"}

@@ -34,7 +34,7 @@ def simulate_policies(options: argparse.Namespace) -> None:
     if options.trace is not None and options.policy is None:
         raise ConfigError("--trace: need one policy to write down, have all; name it with --policy")
     if options.trace is not None:
-        from pipeline.trace.target import check_writable
+        from pipeline.outputs import check_writable
 
         check_writable(options.trace)
     _check_counts(options)

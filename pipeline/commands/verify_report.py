@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pipeline.commands.progress import Progress
 from pipeline.errors import CheckpointError
 from pipeline.memory import human_bytes
+from pipeline.outputs import check_writable
 from pipeline.verify.known import SUMS_FILE, read_sums, write_sums
 from pipeline.verify.verify import Verdict, verify
 
@@ -21,6 +22,8 @@ def verify_and_report(options: argparse.Namespace) -> int:
         progress.say(f"{human_bytes(done_bytes)} of {human_bytes(total_bytes)} read")
 
     sums_file = options.sums or options.model / SUMS_FILE
+    if options.write:
+        check_writable(sums_file)
     sums = read_sums(sums_file)
     verdicts = verify(options.model, sums, sums_file, say, all_files=options.write)
     progress.clear()

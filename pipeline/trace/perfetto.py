@@ -8,7 +8,6 @@ The format is described in "Trace Event Format" (Google, linked from Perfetto's 
 import gzip
 import io
 import json
-import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import IO, Any, BinaryIO
 
 from actors.core.trace import Count, Span
 from pipeline.errors import ConfigError
+from pipeline.outputs import writing
 from pipeline.small_files import open_plain_file
 from pipeline.trace.journeys import Journeys, computations
 from pipeline.trace.recording import DISK, LINK, Recording
@@ -36,18 +36,14 @@ def write_trace(path: Path, recording: Recording) -> None:
     be written.
     """
     head = {"penstock": {"format": FORMAT, "configuration": dict(recording.configuration)}}
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with _create(partial, compressed=_compressed(path)) as file:
+        with writing(path) as plain, _encoded(plain, compressed=_compressed(path)) as file:
             file.write('{"otherData": ' + _dump(head) + ',\n"traceEvents": [')
             for index, event in enumerate(_events(recording)):
                 file.write((",\n" if index else "\n") + _dump(event))
             file.write("\n]}\n")
-        os.replace(partial, path)
     except OSError as error:
         raise ConfigError(f"trace {path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_trace(path: Path) -> Recording:
@@ -80,16 +76,16 @@ def _compressed(path: Path) -> bool:
 
 
 @contextmanager
-def _create(path: Path, *, compressed: bool) -> Iterator[IO[str]]:
-    """A new text file; what gzip would say about the file's name and time is left out, since it differs each time."""
-    with path.open("wb") as file:
-        if compressed:
-            packed = gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0)
-            with packed, io.TextIOWrapper(packed, encoding="utf-8") as text:
-                yield text
-        else:
-            with io.TextIOWrapper(file, encoding="utf-8") as text:
-                yield text
+def _encoded(file: BinaryIO, *, compressed: bool) -> Iterator[IO[str]]:
+    """Text for a file; what gzip would say about the file's name and time is left out, since it differs each time."""
+    if compressed:
+        packed = gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0)
+        with packed, io.TextIOWrapper(packed, encoding="utf-8") as text:
+            yield text
+    else:
+        plain = io.TextIOWrapper(file, encoding="utf-8")
+        yield plain
+        plain.detach()  # flushes, and leaves the file open for whoever opened it
 
 
 def _decoded(path: Path, plain: BinaryIO) -> IO[str]:

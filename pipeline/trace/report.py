@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
+from pipeline.outputs import writing
 from pipeline.trace.charts import overview_chart, readable_window, timeline_chart, zero_of
 from pipeline.trace.gaps import CAUSES
 from pipeline.trace.journeys import computations, pass_starts
@@ -48,7 +49,8 @@ def report_html(recording: Recording) -> str:
 def write_report(path: Path, recording: Recording) -> None:
     """Write the page. Raises ConfigError when it cannot be written there."""
     try:
-        path.write_text(report_html(recording), encoding="utf-8")
+        with writing(path) as file:
+            file.write(report_html(recording).encode())
     except OSError as error:
         raise ConfigError(f"report {path}: cannot be written: {error.strerror or error}") from error
 

@@ -1,6 +1,5 @@
 """What is known of the files of a checkpoint: from where they were fetched, from their headers, from a file of sums."""
 
-import contextlib
 import os
 import re
 from collections.abc import Mapping
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.outputs import writing
 from pipeline.small_files import CONFIG_LIMIT_BYTES, read_small_file
 from pipeline.verify.digests import DATA, GIT, PIECE_BYTES, SHA256, Digests
 from pipeline.weights.header import LENGTH_BYTES, parse_json, read_header
@@ -81,13 +81,10 @@ def write_sums(path: Path, folder: Path, found: Mapping[str, Digests]) -> None:
     for name, digests in sorted(found.items()):
         lines += [f"{digests.whole[SHA256]}  {name}"]
         lines += [f"# {PIECE_BYTES} bytes each, xxh3: {name}: {' '.join(digests.pieces)}"]
-    new = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        new.write_text("\n".join(lines) + "\n")
-        new.replace(path)
+        with writing(path) as file:
+            file.write(("\n".join(lines) + "\n").encode())
     except OSError as error:
-        with contextlib.suppress(OSError):
-            new.unlink()
         raise ConfigError(f"{path}: cannot be written: {error.strerror}; name another file with --sums") from error
 
 

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 
 from pipeline.guard import attempt
+from pipeline.outputs import writing
 from pipeline.small_files import CONFIG_LIMIT_BYTES, read_json_file
 from pipeline.weights.reading import DEFAULT, Reading
 from pipeline.weights.shard import Shard
@@ -90,11 +90,5 @@ def _write_kept(cache: Path, key: str, told: Mapping[str, object]) -> None:
         found = read_json_file(cache, CONFIG_LIMIT_BYTES) if cache.exists() else {}
         disks = dict(found["disks"]) if found.get("version") == VERSION else {}
     cache.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, new = tempfile.mkstemp(prefix=cache.name, dir=cache.parent)
-    try:
-        with open(descriptor, "w") as file:
-            file.write(json.dumps({"version": VERSION, "disks": {**disks, key: told}}, indent=1))
-        Path(new).replace(cache)
-    except BaseException:
-        Path(new).unlink()
-        raise
+    with writing(cache) as file:
+        file.write(json.dumps({"version": VERSION, "disks": {**disks, key: told}}, indent=1).encode())

@@ -134,8 +134,10 @@ class Model:
         try:
             yield trace
         finally:
-            self._runtime.line.statistics()  # operations that have ended since are traced here
-            trace.recording, self._recording = goes_on, False
+            try:
+                self._runtime.line.statistics()  # operations that have ended since are traced here
+            finally:
+                trace.recording, self._recording = goes_on, False
             if trace.dropped:
                 logger.warning("the trace is full: its oldest %d spans and counts are gone", trace.dropped)
 
@@ -184,8 +186,9 @@ class Model:
     @contextlib.asynccontextmanager
     async def _serving(self, call: Call) -> AsyncGenerator[list[RunningSequence], None]:
         """Let the samples of a call run for as long as their caller is there."""
-        if self._refuses or self._supervisor.done():
+        if self._refuses:
             raise ClosedError("the model is closed")
+        self._supervisor.check_serves()
         if asyncio.get_running_loop() is not self._loop:
             raise RequestError("the model was opened on another event loop; call it from there, or open another one")
         program = self._runtime.program

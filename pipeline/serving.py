@@ -91,6 +91,12 @@ class Serving:
         self.batcher.restart()
         self._left.set()
 
+    def refuse(self, error: ClosedError) -> None:
+        """End all requests, those too whose prompt is still tokenised: nobody is served any more."""
+        self._closed = True
+        self._tokenizing.close(lambda: ClosedError(str(error)))
+        self.fail(error)
+
     async def wanted(self) -> None:
         """Wait until somebody wants tokens."""
         while not self.batcher.wanted:
@@ -106,8 +112,7 @@ class Serving:
             await self._left.wait()
 
     async def close(self) -> None:
-        """End the threads, and the calls whose prompt is tokenised."""
-        self._closed = True
+        """End the threads, after `refuse`."""
         self._tokenizing.close(_closed)
         await asyncio.to_thread(self._sampling.close)
 

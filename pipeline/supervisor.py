@@ -18,6 +18,7 @@ from pipeline.limits import explained, limits_named
 logger = logging.getLogger("penstock")
 PATIENCE_SECONDS = 0.5
 """How long those that run wait for a line that has failed to stop, before they are told."""
+CANCELLED = "its task was cancelled, as when the event loop shuts down"
 LOOP_CHECK_SECONDS = 0.1
 """How often a call that closes from another event loop looks whether the model's own still runs."""
 
@@ -34,6 +35,7 @@ class Supervisor:
         self._loop = asyncio.get_running_loop()
         self._process = os.getpid()
         self._closes = False
+        self._refusal: ClosedError | None = None
         self._given_back: Future[None] | None = None
         self._task = asyncio.create_task(self._supervise(), name="penstock")
         self._task.add_done_callback(self._ended)
@@ -55,10 +57,15 @@ class Supervisor:
             await self._elsewhere(asyncio.run_coroutine_threadsafe(self._close(drain), self._loop))
         if not self._loop_runs():
             self._closes = True
-            if not self._loop.is_closed():
-                self._tell_all(_closed())
+            with contextlib.suppress(RuntimeError):  # a loop that is closed wakes nobody
+                self._refuse(_closed())
                 self._task.cancel()
             await self._give_back()
+
+    def check_serves(self) -> None:
+        """Raise ClosedError when nobody is served any more."""
+        if self._refusal is not None:
+            raise ClosedError(str(self._refusal)) from self._refusal.__cause__
 
     async def _supervise(self) -> None:
         while True:
@@ -77,7 +84,12 @@ class Supervisor:
         """
         program = self._runtime.program
         async with self._runtime.running() as over:
-            failure = explained(await over or LineError("the line ended, though its plan has no end"))
+            try:
+                end = await over
+            except asyncio.CancelledError:
+                self._refuse(_no_more(CANCELLED))
+                raise
+            failure = explained(end or LineError("the line ended, though its plan has no end"))
             logger.error("%s", failure)
             if self._meant(failure):
                 self._tell_all(failure)
@@ -96,16 +108,21 @@ class Supervisor:
         """End all requests."""
         self._runtime.program.fail(error)
 
+    def _refuse(self, error: ClosedError) -> None:
+        """End all requests, and serve nobody any more."""
+        if self._refusal is None:
+            self._refusal = error
+            self._runtime.program.refuse(error)
+
     def _ended(self, task: "asyncio.Task[None]") -> None:
         """However it came to that, no caller waits for ever."""
-        error = None if task.cancelled() else task.exception()
-        if not self._closes:
-            why = "its task was cancelled, as when the event loop shuts down" if error is None else repr(error)
-            logger.error("the model serves no more requests: %s", why)
-            closed = ClosedError(f"the model serves no more requests: {why}; close it, and open it again")
+        if not task.cancelled() and (error := task.exception()) is not None:
+            closed = _no_more(repr(error))
             closed.__cause__ = error
-            self._tell_all(closed)
-        else:
+            logger.error("%s", closed)
+            self._refuse(closed)
+        self._refuse(_no_more(CANCELLED))
+        if self._closes:
             with contextlib.suppress(ResourceError):  # who closes is told
                 self._begin_giving_back()
 
@@ -113,7 +130,7 @@ class Supervisor:
         if drain:
             await self._runtime.program.drained()
         self._closes = True
-        self._tell_all(_closed())
+        self._refuse(_closed())
         self._task.cancel()
         await asyncio.wait([self._task])
         await self._give_back()
@@ -167,3 +184,7 @@ class Supervisor:
 
 def _closed() -> ClosedError:
     return ClosedError("the model was closed before the request had finished")
+
+
+def _no_more(why: str) -> ClosedError:
+    return ClosedError(f"the model serves no more requests: {why}; close it, and open it again")

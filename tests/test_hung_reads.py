@@ -68,8 +68,12 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.supervisor.STOP_SECONDS", 0.05)
 
 
-def generating(model: Model, tokens: int = 200) -> "asyncio.Task[Any]":
-    return asyncio.create_task(model.generate(PROMPT, max_new_tokens=tokens, ignore_eos=True))
+async def generating(model: Model) -> "asyncio.Task[Any]":
+    """A call that is being answered, and goes on for long."""
+    call = asyncio.create_task(model.generate(PROMPT, max_new_tokens=200, ignore_eos=True))
+    while not model.statistics().requests.running:
+        await asyncio.sleep(0.001)
+    return call
 
 
 async def until_it_hangs(disk: Disk) -> None:
@@ -90,8 +94,8 @@ async def test_closing_tells_callers_before_it_waits_for_the_read(
     way: str, disk: Disk, impatient: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = await Model.open(device="cpu", reader_way=way)
+    call = await generating(model)
     disk.hangs.append(True)
-    call = generating(model)
     await until_it_hangs(disk)
     closing = [asyncio.create_task(model.aclose()) for _ in range(2)]
     assert isinstance(await told(call), ClosedError)
@@ -111,9 +115,9 @@ async def test_the_failure_of_another_read_is_told_at_once_and_the_next_line_wai
 ) -> None:
     async with Model.open(device="cpu", reader_way=way, chunk_bytes=1 << 17) as model:
         expected = await model.generate(PROMPT, max_new_tokens=2)
+        call = await generating(model)
         disk.fails = True
         disk.hangs.append(True)
-        call = generating(model)
         await until_it_hangs(disk)
         assert isinstance(await told(call), ActorFailed)
         disk.fails = False
@@ -131,9 +135,9 @@ async def test_who_comes_while_a_read_hangs_on_is_told_who_is_waited_for(
     caplog.set_level(logging.CRITICAL, "penstock")
     async with Model.open(device="cpu", reader_way="preadv", chunk_bytes=1 << 17) as model:
         expected = await model.generate(PROMPT, max_new_tokens=2)
+        call = await generating(model)
         disk.fails = True
         disk.hangs.append(True)
-        call = generating(model)
         await until_it_hangs(disk)
         assert isinstance(await told(call), ActorFailed)
         disk.fails = False

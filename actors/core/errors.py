@@ -34,9 +34,19 @@ class ActorFailed(PenstockError):
         self.layer = layer
         self.group = group
         where = "" if group is None else f" at layer {layer} group {group!r}"
-        super().__init__(f"{actor} failed{where}: {type(cause).__name__}: {cause}")
+        super().__init__(f"{actor} failed{where}: {said(cause)}")
         self.__cause__ = cause
 
     def __reduce__(self) -> tuple[Any, ...]:
         """How `copy` and `pickle` make another one: from what it was made of, not from its message."""
         return type(self), (self.actor, self.layer, self.group, self.__cause__), self.__dict__
+
+
+def said(error: BaseException) -> str:
+    """What an error is and says. One that fails to say anything must not keep others from being told of it."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:
+        return f"{type(error).__name__}, which says nothing"

@@ -11,6 +11,7 @@ from typing import Generic, Protocol, TypeVar
 import torch
 
 from actors.core.chained import parts
+from actors.core.errors import said
 from actors.core.ports import Event
 from pipeline.threads import Threads, tell
 
@@ -88,7 +89,7 @@ def portable(error: BaseException) -> Exception:
     """The error itself, but for those that mean something else where they are raised again, on the event loop."""
     if isinstance(error, Exception) and not isinstance(error, StopIteration | CancelledError):
         return error
-    carried = RuntimeError(f"{type(error).__name__}: {error}")
+    carried = RuntimeError(said(error))
     carried.__cause__ = error
     return carried
 

@@ -123,7 +123,9 @@ class RunningSequence:
         """Take the token that the last pass chose, and hand its chunk to whoever waits; what fails here fails alone."""
         try:
             self._accept(choice)
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # bindings to other languages raise some that are no Exception
             self.fail(RequestError(f"token {choice.token_id} has no text: {type(error).__name__}: {error}"))
 
     def _accept(self, choice: Choice) -> None:

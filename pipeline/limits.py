@@ -2,12 +2,14 @@
 
 import contextlib
 import errno
-import os
 import resource
+import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from pipeline.errors import ActorFailed, CheckpointError, PenstockError, ResourceError
+from pipeline.guard import attempt
 from pipeline.memory import available_host_bytes, human_bytes
 
 ADDRESS_SPACE, DATA = "the limit of address space (ulimit -v)", "the limit of data (ulimit -d)"
@@ -24,18 +26,22 @@ def process_bounds(threads: int = 0) -> dict[str, int]:
     A thread has a stack, and in the address space room for a heap. Room for them is not optional: where torch's
     threads find none, their library ends the process.
     """
-    pages = [int(field) for field in Path("/proc/self/statm").read_text().split()]
     stack = resource.getrlimit(resource.RLIMIT_STACK)[0]
     stack = STACK_BYTES if stack == resource.RLIM_INFINITY else stack
     bounds = {}
-    for name, which, used, thread_bytes in (
-        (ADDRESS_SPACE, resource.RLIMIT_AS, pages[0], stack + HEAP_BYTES),
-        (DATA, resource.RLIMIT_DATA, pages[5], stack),
+    for name, which, field, thread_bytes in (
+        (ADDRESS_SPACE, resource.RLIMIT_AS, 0, stack + HEAP_BYTES),
+        (DATA, resource.RLIMIT_DATA, 5, stack),
     ):
         limit = resource.getrlimit(which)[0]
         if limit != resource.RLIM_INFINITY:
-            bounds[name] = max(0, limit - used * resource.getpagesize() - threads * thread_bytes)
+            used = attempt(f"what counts for {name} cannot be read", partial(_used_bytes, field), 0, "it is taken as 0")
+            bounds[name] = max(0, limit - used - threads * thread_bytes)
     return bounds
+
+
+def _used_bytes(field: int) -> int:
+    return int(Path("/proc/self/statm").read_text().split()[field]) * resource.getpagesize()
 
 
 @contextlib.contextmanager
@@ -103,7 +109,7 @@ def _memory_left() -> str:
 def _threads() -> str:
     limit = resource.getrlimit(resource.RLIMIT_NPROC)[0]
     most = "no limit of processes" if limit == resource.RLIM_INFINITY else f"a limit of {limit} processes (ulimit -u)"
-    running = len(os.listdir("/proc/self/task"))
+    running = threading.active_count()
     return (
         f"out of threads, or of memory for their stacks: have {running} in this process, {most}, {_memory_left()}; "
         "raise the limit (of a control group: pids.max), or lower reader_lanes"

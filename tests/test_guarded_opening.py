@@ -6,7 +6,6 @@ import logging
 import mmap
 import os
 import re
-import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -80,7 +79,7 @@ def no_cache_folder(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
 
 
 def cache_is_full(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    monkeypatch.setattr(tempfile, "mkstemp", refuse(errno.ENOSPC))
+    monkeypatch.setattr(os, "replace", refuse(errno.ENOSPC))
 
 
 def no_huge_pages(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:

@@ -9,7 +9,7 @@ following the group whose computation ended the gap backwards, from what it went
 3. Its weights were on the link. "H2D", from the start of its copy to the end; but "disk", where the disk set the pace:
    reads followed one another without a pause, and the copy began as soon as this one had landed. A faster link would
    have shortened nothing but the way of the first group.
-4. They were being read. "disk".
+4. They were being read, or compared with what was read before. "disk".
 5. A stage of the user's worked on it. "stage".
 6. They were read and not on the link yet. "H2D" while the link worked on other groups, otherwise "device slot" while
    the uploader had no slot, otherwise "stage" while a stage worked on other groups.
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from actors.core.trace import Span
 from pipeline.trace.intervals import Interval, union, within, without
 from pipeline.trace.journeys import Journeys, computations
-from pipeline.trace.recording import COMPUTE, DISK, KV_IN, LINK, OWN
+from pipeline.trace.recording import COMPUTE, DISK, KV_IN, LINK, OWN, STAGER
 
 CAUSES = ("disk", "host slot", "H2D", "device slot", "KV", "stage", "launch", "start")
 NEGLIGIBLE_SECONDS = 1e-8
@@ -97,7 +97,8 @@ class _Line:
         read_at, landed = self._times_on(DISK, span) or nothing
         copied_at, copied = self._times_on(LINK, span) or nothing
         handled = union(filter(None, (self._times_on(stage, span) for stage in self._stages)))
-        arrived = max([landed, copied, *(ended for _, ended in handled)])
+        compared = list(filter(None, [self._times_on(STAGER, span)]))
+        arrived = max([landed, copied, *(ended for _, ended in (*handled, *compared))])
         kv_before = bisect_right(self._kv_came[span.layer], span.started + NEGLIGIBLE_SECONDS)
         kv_came = self._kv_came[span.layer][kv_before - 1] if kv_before else started
         gap.paint("start", self._no_request, since=max(arrived, kv_came))
@@ -106,6 +107,7 @@ class _Line:
             gap.paint("KV", self._kv_moves)
         gap.paint("disk" if self._disk_sets_pace(span) else "H2D", since=copied_at, until=copied)
         gap.paint("disk", since=read_at, until=landed)
+        gap.paint("disk", compared)
         gap.paint("stage", handled)
         held_back = (("H2D", self._copies), ("device slot", self._no_device_slot), ("stage", self._handled))
         for cause, times in held_back:
@@ -120,10 +122,12 @@ class _Line:
         if read is None or copy is None:
             return False
         pause = PAUSE_SHARE * (read.ended - read.started)
+        compared = self._times_on(STAGER, span) or (0.0, 0.0)
+        ready = read.ended + compared[1] - compared[0]
         before = bisect_left(self._read_ends, read.ended)
         disk_was_busy = before > 0 and self._read_ends[before - 1] >= read.started - pause
-        waited_for_link = within(self._copies, read.ended + NEGLIGIBLE_SECONDS, copy.started - NEGLIGIBLE_SECONDS)
-        return disk_was_busy and not waited_for_link and copy.started - read.ended <= pause
+        waited_for_link = within(self._copies, ready + NEGLIGIBLE_SECONDS, copy.started - NEGLIGIBLE_SECONDS)
+        return disk_was_busy and not waited_for_link and copy.started - ready <= pause
 
     def _times_on(self, actor: str, span: Span) -> Interval | None:
         work = self._journeys.before(actor, span)

@@ -10,7 +10,8 @@ DISK = "disk_reader"
 LINK = "gpu_uploader"
 COMPUTE = "compute_scheduler"
 KV_DISK, KV_IN, KV_OUT = "kv_reader", "kv_uploader", "kv_swapper"
-HANDING_ON = ("prefetch_planner", "pinned_stager", "kv_planner")
+STAGER = "pinned_stager"
+HANDING_ON = ("prefetch_planner", STAGER, "kv_planner")
 """The runtime's own actors that take no time of a resource."""
 OWN = (*HANDING_ON, DISK, LINK, COMPUTE, KV_DISK, KV_IN, KV_OUT)
 """Everybody else is a stage of the user's."""

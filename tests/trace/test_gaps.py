@@ -51,6 +51,17 @@ def test_each_hop_of_the_group_counts_while_it_is_the_last_to_come() -> None:
     assert pieces(work(DISK, 1, 5, 15), work(LINK, 1, 15, 20)) == [("disk", 10, 15), ("H2D", 15, 20)]
 
 
+def test_a_group_that_is_compared_with_its_first_read_still_comes_from_the_disk() -> None:
+    assert pieces(work(DISK, 1, 8, 13), work("pinned_stager", 1, 13, 15), work(LINK, 1, 15, 19)) == [
+        ("disk", 10, 15),
+        ("H2D", 15, 19),
+        ("launch", 19, 20),
+    ]
+    assert pieces(work(DISK, 1, 8, 13), work("pinned_stager", 1, 13, 15)) == [("disk", 10, 15), ("launch", 15, 20)]
+    paced = (work(DISK, 0, 0, 5), work(DISK, 1, 5, 15), work("pinned_stager", 1, 15, 17), work(LINK, 1, 17, 20))
+    assert pieces(*paced) == [("disk", 10, 20)]
+
+
 def test_a_copy_counts_for_the_disk_where_reads_without_a_pause_set_the_pace() -> None:
     read, copy = work(DISK, 1, 5, 15), work(LINK, 1, 15, 20)
     assert pieces(work(DISK, 0, 0, 5), read, copy) == [("disk", 10, 20)]

@@ -31,7 +31,7 @@ Tokens = tuple[int, ...]
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("domain") / "model"
-    write_small_checkpoint(folder, "llama-3-8b", torch.float32)
+    write_small_checkpoint(folder, "llama-3-8b", torch.float32, layers=5)
     return folder
 
 
@@ -104,8 +104,11 @@ async def test_whatever_fails_once_everybody_gets_the_same_tokens(
 ) -> None:
     settings = {**SETTINGS, "policy": policy, "max_requests": 4, "residency": False}
     if places != "device":
-        settings = settings_with_room(checkpoint, tmp_path, device_layers=2, host_layers=1, **settings)
+        settings = settings_with_room(checkpoint, tmp_path, device_layers=3, host_layers=3, **settings)
     async with asyncio.timeout(50), Model.open(checkpoint, **settings) as model:
+        placement = model.runtime.cache.placement
+        counts = [len(layers) for layers in (placement.device, placement.host, placement.disk)]
+        assert counts == ([5, 0, 0] if places == "device" else [1, 1, 3])
         expected = await asyncio.gather(*everybody(model))
         for what in ("read", "compute", "upload"):
             for when in (0, 9, 25):

@@ -22,10 +22,13 @@ SHAPE = {
 }
 
 
-def write_small_checkpoint(folder: Path, like: str, dtype: torch.dtype = torch.bfloat16) -> dict[str, torch.Tensor]:
+def write_small_checkpoint(
+    folder: Path, like: str, dtype: torch.dtype = torch.bfloat16, layers: int = 2
+) -> dict[str, torch.Tensor]:
     """Write a checkpoint of the family of a preset into three shards, and return its tensors by name."""
     folder.mkdir()
-    settings = PRESETS[like] | SHAPE | {"torch_dtype": str(dtype).removeprefix("torch.")}
+    own = {"num_hidden_layers": layers, "torch_dtype": str(dtype).removeprefix("torch.")}
+    settings = PRESETS[like] | SHAPE | own
     (folder / "config.json").write_text(json.dumps(settings))
     specs = {spec.name: spec.shape for group in group_specs(read_config(folder)).values() for spec in group}
     generator = torch.Generator().manual_seed(len(specs))

@@ -11,6 +11,7 @@ import pytest
 from support.weight_files import FILE_BYTES, settle
 
 from pipeline.errors import CheckpointError
+from pipeline.weights import rows
 from pipeline.weights.lane import Disk
 from pipeline.weights.rows import Rows
 from pipeline.weights.shard import Shard
@@ -139,3 +140,14 @@ async def test_closing_leaves_no_file_and_no_thread(weights: Path) -> None:
         await some.aclose()
     assert os.listdir("/proc/self/fd") == files
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("penstock-rows")]
+
+
+async def test_rows_are_forgotten_by_the_whole_blocks_that_hold_them(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel ignores the ends of a piece that cover no whole page."""
+    told: list[tuple[int, int, str]] = []
+    monkeypatch.setattr(rows, "advise", lambda descriptor, start, length, advice: told.append((start, length, advice)))
+    async with opened(weights) as some:
+        await some.forget(weights, [5000, 8190], 10)
+    assert told == [(4096, 4096, "POSIX_FADV_DONTNEED"), (4096, 8192, "POSIX_FADV_DONTNEED")]

@@ -69,7 +69,9 @@ def explained(error: BaseException) -> BaseException:
 def reached_limit(error: BaseException) -> ResourceError | None:
     """The limit behind an error, or behind that from which it was raised. None where there is none."""
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, ResourceError):
+    while cause is not None:
+        if isinstance(cause, ResourceError):
+            return cause
         if told := _told(cause):
             reached = ResourceError(f"{str(cause) or 'an allocation failed'}: {told}")
             reached.__cause__ = cause

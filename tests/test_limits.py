@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -26,9 +25,9 @@ from pipeline.folder import naming_files
 from pipeline.limits import STACK_BYTES, explained, process_bounds, reached_limit
 from pipeline.models import decoder
 from pipeline.plan import OWN_THREADS
+from pipeline.sequences.spill_file import SpillFile
 from pipeline.small_files import read_small_file
 from pipeline.text.tokenizing import Tokenizing
-from pipeline.threads import Threads
 
 MEGABYTE = 1 << 20
 HUGE = 1 << 62
@@ -131,8 +130,10 @@ def test_a_checkpoint_is_not_blamed_for_a_limit(checkpoint: Path) -> None:
     for code in (errno.EMFILE, errno.ENOMEM):
         with pytest.raises(ResourceError), naming_files(checkpoint):
             raise OSError(code, os.strerror(code))
-        with pytest.raises(ResourceError), naming_files(checkpoint):
-            raise CheckpointError("cannot be read") from OSError(code, os.strerror(code))
+        error = OSError(code, os.strerror(code))
+        for cause in (error, reached_limit(error)):
+            with pytest.raises(ResourceError), naming_files(checkpoint):
+                raise CheckpointError("cannot be read") from cause
     with pytest.raises(CheckpointError), naming_files(checkpoint):
         raise OSError(errno.EIO, "I/O error")
 
@@ -142,19 +143,11 @@ async def test_in_a_request_the_failure_names_actor_and_limit_and_the_next_call_
     kind: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail, told = FAILURES[kind]
-    ffn_half, left = decoder.ffn_half, [1]
-
-    def failing(*arguments: Any) -> Any:
-        if left and left.pop():
-            fail()
-        return ffn_half(*arguments)
-
+    failed = r"^compute_scheduler failed at layer 0 group 'ffn': ResourceError"
     async with Model.open(checkpoint, device="cpu") as model:
         expected = await model.generate([1, 2], max_new_tokens=2)
-        monkeypatch.setattr(decoder, "ffn_half", failing)
-        with pytest.raises(
-            ActorFailed, match=r"^compute_scheduler failed at layer 0 group 'ffn': ResourceError"
-        ) as got:
+        with monkeypatch.context() as patch, pytest.raises(ActorFailed, match=failed) as got:  # noqa: PT012
+            patch.setattr(decoder, "ffn_half", lambda *arguments: fail())  # each time: a failure is made good for once
             await model.generate([1, 2], max_new_tokens=2)
         assert isinstance(got.value.__cause__, ResourceError)
         with pytest.raises(ResourceError, match=told):
@@ -181,6 +174,18 @@ async def test_what_an_open_model_has_mapped_counts_once_under_a_limit(checkpoin
             build(checkpoint, Config(**settings)).device.free()
         with leaving(resource.RLIMIT_DATA, threads + 100 * MEGABYTE), pytest.raises(ConfigError, match=r"ulimit -d"):
             build(checkpoint, Config(**settings))
+
+
+@pytest.mark.parametrize(
+    ("which", "limit", "told"),
+    [
+        (resource.RLIMIT_NOFILE, 0, "cannot create a file there: Too many open files: out of file descriptors"),
+        (resource.RLIMIT_FSIZE, 4096, r"need 8192 bytes .*: File too large: .* have 4096 bytes \(ulimit -f\)"),
+    ],
+)
+def test_a_folder_for_kv_blocks_is_not_blamed_for_a_limit(which: int, limit: int, told: str, tmp_path: Path) -> None:
+    with limited(which, limit), pytest.raises(ResourceError, match=told):
+        SpillFile(tmp_path, 8192, 4096)
 
 
 def test_without_limits_there_are_no_bounds() -> None:
@@ -261,33 +266,6 @@ def test_opening_with_little_address_space_to_spare_works_or_is_refused(checkpoi
     assert (len(told), last) == (5, "2"), result.stderr
     assert "refused" in told
     assert set(told) <= {"refused", "2"}
-
-
-def test_work_whose_thread_cannot_begin_is_not_done_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    start, starts, done = threading.Thread.start, [0], []
-
-    def failing(thread: threading.Thread) -> None:
-        starts[0] += 1
-        if starts[0] == 2:
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
-    monkeypatch.setattr(threading.Thread, "start", failing)
-    pool = Threads(3, "test")
-    with pytest.raises(RuntimeError, match="can't start new thread"):
-        pool.submit(done.append, "first")
-    assert pool.submit(done.append, "second").result(5) is None
-    pool.shutdown()
-    assert done == ["second"]
-
-
-def test_all_threads_of_a_pool_begin_with_the_first_work() -> None:
-    before = threading.active_count()
-    pool = Threads(4, "test")
-    assert threading.active_count() == before
-    pool.submit(int).result(5)
-    assert threading.active_count() == before + 4
-    pool.shutdown()
 
 
 def test_a_small_file_is_read_without_room_for_the_largest(tmp_path: Path) -> None:

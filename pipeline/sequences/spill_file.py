@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline.errors import ConfigError, PenstockError
+from pipeline.limits import reached_limit
 from pipeline.threads import Threads, outlast
 from pipeline.weights.layout import BLOCK_BYTES, Copy
 from pipeline.weights.shard import NOT_OFFERED, O_DIRECT
@@ -125,9 +126,7 @@ def _create(folder: Path) -> int:
         os.unlink(name)
         return descriptor
     except OSError as error:
-        raise ConfigError(
-            f"kv_disk {folder}: cannot create a file there: {error.strerror}; name a folder on a disk"
-        ) from error
+        raise _refused(f"kv_disk {folder}: cannot create a file there", error, "; name a folder on a disk") from error
 
 
 def _allocate(folder: Path, descriptor: int, nbytes: int) -> None:
@@ -154,7 +153,15 @@ def _allocate(folder: Path, descriptor: int, nbytes: int) -> None:
                 nbytes,
             )
     except OSError as error:
-        raise ConfigError(f"kv_disk {folder}: need {nbytes} bytes for KV blocks: {error.strerror}") from error
+        raise _refused(f"kv_disk {folder}: need {nbytes} bytes for KV blocks", error) from error
+
+
+def _refused(what: str, error: OSError, to_do: str = "") -> PenstockError:
+    """What is said of a folder, unless it is the process that has reached a limit."""
+    reached = None
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        reached = reached_limit(OSError(error.errno, f"{what}: {error.strerror}"))
+    return reached or ConfigError(f"{what}: {error.strerror}{to_do}")
 
 
 def _go_past_the_page_cache(folder: Path, descriptor: int) -> None:

@@ -18,8 +18,7 @@ from pipeline.weights.shard import NOT_OFFERED, FileIdentity, Shard, advise
 
 logger = logging.getLogger("penstock")
 FOLIO_BYTES = 2 << 20
-"""The most that a page cache keeps or drops as one. What reaches over an end of a range stays, so each range that is
-dropped begins where its first folio can begin at the earliest; and nothing is read ahead, which would make new ones."""
+"""The most that a page cache keeps or drops as one."""
 
 
 class Chunk(NamedTuple):
@@ -115,9 +114,19 @@ class Lane:
         self.reads += 1
         self.bytes_read += count
         if direct is None:
-            folio = position - position % FOLIO_BYTES
-            advise(shard.buffered, folio, position + count - folio, "POSIX_FADV_DONTNEED")
+            _drop_cached(shard.buffered, position, position + count)
         return advance
+
+
+def _drop_cached(descriptor: int, start: int, end: int) -> None:
+    """Take these bytes of a file out of the page cache.
+
+    It keeps folios that reach over an end of what is dropped. Reads make none, since nothing is read ahead, but others
+    do: a range that reaches into the next folio begins where the folio of its first byte can begin at the earliest.
+    """
+    if end // FOLIO_BYTES > start // FOLIO_BYTES:
+        start -= start % FOLIO_BYTES
+    advise(descriptor, start, end - start, "POSIX_FADV_DONTNEED")
 
 
 SomeLane = TypeVar("SomeLane", bound=Lane, covariant=True)

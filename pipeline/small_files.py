@@ -19,6 +19,8 @@ TOKENIZER_LIMIT_BYTES = 128 << 20
 """For tokenizer.json, tekken.json and tokenizer.model; real ones have up to 35 MB."""
 MOST_CONTAINERS = 2_000_000
 """JSON objects and lists in one file; each takes fifty times the memory of its two bytes. Real files have 600,000."""
+MOST_VALUES = 5_000_000
+"""Commas in one file, each of which can part two values of 50 bytes. Real files have 2,000,000."""
 
 
 class NotPlainError(OSError):
@@ -78,6 +80,8 @@ def parse_object(raw: bytes, what: str, **hooks: Any) -> dict[str, Any]:
     """
     if raw.count(b"{") + raw.count(b"[") > MOST_CONTAINERS:  # before any of them becomes a Python object
         raise CheckpointError(f"{what}: has more than {MOST_CONTAINERS} JSON objects and lists; fetch the file again")
+    if raw.count(b",") > MOST_VALUES:
+        raise CheckpointError(f"{what}: has more than {MOST_VALUES} JSON values; fetch the file again")
     try:
         parsed = json.loads(raw.decode(), object_pairs_hook=_unique, **hooks)
     except RecursionError as error:

@@ -31,6 +31,7 @@ BROKEN = {
     "deep": (b'{"a":' + b"[" * 100_000, "nested too deeply"),
     "huge number": (b'{"a": ' + b"9" * 5000 + b"}", "broken JSON: .*digit"),
     "many objects": (b'{"a": [' + b"[]," * small_files.MOST_CONTAINERS + b"1]}", "more than 2000000 JSON objects"),
+    "many values": (b'{"a": ["aa"' + b',"aa"' * (small_files.MOST_VALUES + 1) + b"]}", "more than 5000000 JSON values"),
     "a list": (b"[1]", "the JSON is not an object but list"),
 }
 

@@ -38,13 +38,13 @@ def is_rank_file(path: Path) -> bool:
     return bool(first and _LINE.fullmatch(first[0]))
 
 
-def rank_file_engine(path: Path, config: TokenizerConfig) -> BytePairEngine:
+def rank_file_engine(path: Path, config: TokenizerConfig, vocabulary_size: int) -> BytePairEngine:
     """Build the engine: Llama 3's pattern, and special tokens from `tokenizer_config.json`, else Meta's own list.
 
     Begins every text with the BOS token where `add_bos_token` says so; Meta's own list is Meta's convention: always.
-    Raises CheckpointError that names the line which is broken.
+    Raises CheckpointError that names the line which is broken, or for many more lines than the model has ids.
     """
-    ranks = _read_ranks(path)
+    ranks = _read_ranks(path, vocabulary_size)
     bos_token, add_bos = config.bos_token, config.add_bos_token
     listed: Sequence[AddedToken] = ()
     if not config.declared.with_ids and len(ranks) == LLAMA3_RANKS:
@@ -68,9 +68,12 @@ def rank_file_engine(path: Path, config: TokenizerConfig) -> BytePairEngine:
     )
 
 
-def _read_ranks(path: Path) -> dict[bytes, int]:
+def _read_ranks(path: Path, vocabulary_size: int) -> dict[bytes, int]:
+    raw = read_small_file(path, TOKENIZER_LIMIT_BYTES)
+    if (ends := raw.count(b"\n") + raw.count(b"\r")) > 2 * vocabulary_size:  # before any becomes a Python object
+        raise CheckpointError(f"{path}: has {ends} ends of lines, the model only {vocabulary_size} ids")
     ranks: dict[bytes, int] = {}
-    lines = read_small_file(path, TOKENIZER_LIMIT_BYTES).splitlines()
+    lines = raw.splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             word, rank = line.split()

@@ -176,7 +176,7 @@ def _load_engine(folder: Path, vocabulary_size: int) -> Engine:
             return HuggingFaceEngine(source, config.bos_token, str(reason))
     try:
         if os.path.lexists(ranks) and is_rank_file(ranks):
-            return rank_file_engine(ranks, config)
+            return rank_file_engine(ranks, config, vocabulary_size)
         if os.path.lexists(tekken):
             return tekken_engine(tekken, config, vocabulary_size)
     except Inexact as reason:

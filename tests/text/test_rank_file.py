@@ -86,6 +86,13 @@ def test_a_broken_line_is_named(line: bytes, message: str, tmp_path: Path) -> No
         load_tokenizer(tmp_path, 1000)
 
 
+def test_many_more_lines_than_the_model_has_ids_are_not_taken_apart(tmp_path: Path) -> None:
+    path = small.save_rank_file(SINGLE_BYTES, tmp_path) / "tokenizer.model"
+    path.write_bytes(path.read_bytes() + b"\n" * 1000)
+    with pytest.raises(CheckpointError, match="has 1256 ends of lines, the model only 300 ids"):
+        load_tokenizer(tmp_path, 300)
+
+
 def test_a_missing_byte_is_refused(tmp_path: Path) -> None:
     small.save_rank_file([word for word in SINGLE_BYTES if word != b"\x80"], tmp_path)
     with pytest.raises(CheckpointError, match=r"no token for byte 0x80 \(1 missing\)"):

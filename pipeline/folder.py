@@ -3,14 +3,15 @@
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import CheckpointError, ConfigError, PenstockError, RequestError
+from pipeline.errors import CheckpointError, ConfigError, PenstockError, RequestError, shown
 from pipeline.limits import limits_named
-from pipeline.models.config import read_generation_defaults
-from pipeline.sequences.sampling import SamplingParameters
+from pipeline.models.config import read_config, read_generation_defaults
+from pipeline.models.generation_settings import read_not_followed, read_rules
+from pipeline.sequences.parameters import SamplingParameters
 from pipeline.text.tokenizer import Tokenizer, load_tokenizer
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json")
@@ -34,16 +35,28 @@ def naming_files(folder: Path) -> Iterator[None]:
 
 
 def read_defaults(folder: Path) -> dict[str, Any]:
-    """The sampling defaults that generation_config.json sets, which are logged. Raises ConfigError."""
-    defaults = read_generation_defaults(folder)
+    """The sampling defaults that generation_config.json sets, which are logged, as is what is not followed.
+
+    Raises ConfigError.
+    """
+    model = read_config(folder)
+    defaults = {**read_generation_defaults(folder), **read_rules(folder, model.vocabulary_size)}
     try:
-        SamplingParameters.from_arguments(defaults, {})
+        SamplingParameters.from_arguments(defaults, {}).fitted(model.vocabulary_size, model.eos_ids)
     except RequestError as error:
         raise ConfigError(f"{folder / 'generation_config.json'}: {error}; correct the file") from error
     if defaults:
-        told = ", ".join(f"{name}={value}" for name, value in defaults.items())
-        logger.warning("generation_config.json sets the sampling defaults: %s", told)
+        logger.warning("generation_config.json sets the sampling defaults: %s", _told(defaults))
+    if not_followed := read_not_followed(folder):
+        logger.warning(
+            "generation_config.json asks for %s, which is not done here: texts may differ from those of transformers",
+            _told(not_followed),
+        )
     return defaults
+
+
+def _told(settings: Mapping[str, object]) -> str:
+    return ", ".join(f"{name}={shown(value)}" for name, value in settings.items())
 
 
 def read_tokenizer(folder: Path, vocabulary_size: int) -> Tokenizer | None:

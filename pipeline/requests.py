@@ -9,8 +9,8 @@ from typing import Any
 from pipeline.build import Runtime
 from pipeline.errors import RequestError, shown
 from pipeline.prompts import SLICE_TOKENS, id_slices, known_length
+from pipeline.sequences.parameters import LARGEST_SEED, SamplingParameters
 from pipeline.sequences.prefix_cache import COMMON_SCOPE, digest_prompt, named_scope, private_scope
-from pipeline.sequences.sampling import LARGEST_SEED, SamplingParameters
 from pipeline.sequences.sequence import RunningSequence
 from pipeline.text.tokenizer import Tokenizer
 from pipeline.text.tokenizing import Tokenizing
@@ -146,10 +146,8 @@ class Call:
         if seed is not None and seed + samples > LARGEST_SEED + 1:
             need = f"a whole number from 0 to {LARGEST_SEED + 1 - samples}, as sample i draws with seed + i"
             raise RequestError(f"seed: need {need}; have {seed}")
-        size = self._runtime.config.vocabulary_size
-        for token_id in self._parameters.stop_token_ids:
-            if token_id >= size:
-                raise RequestError(f"stop_token_ids: {token_id} is outside the {size} tokens")
+        config = self._runtime.config
+        self._parameters = self._parameters.fitted(config.vocabulary_size, config.eos_ids)
         if self._parameters.stop and self._tokenizer is None:
             raise RequestError("stop: stop strings need a tokenizer, and the folder has none; use stop_token_ids")
 

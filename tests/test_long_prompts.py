@@ -75,8 +75,11 @@ async def test_nobody_else_waits_while_a_long_prompt_is_made_ready(model: Model,
         "ids": [3] * 1_000_000,
         "array": numpy.full(1_000_000, 3),
     }[kind]
-    call = model.generate(prompt, max_new_tokens=1, cache_scope="a", repetition_penalty=1.1)
-    assert await longest_pause(model, call) < 0.05
+    for attempt in range(4):  # what holds the interpreter lock holds it every time; a machine that is busy does not
+        call = model.generate(prompt, max_new_tokens=1, cache_scope=f"{attempt}", repetition_penalty=1.1)
+        if (pause := await longest_pause(model, call)) < 0.05:
+            return
+    pytest.fail(f"the event loop stood still for {pause * 1000:.0f} ms")
 
 
 async def test_a_text_that_can_never_fit_is_refused_by_its_bytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

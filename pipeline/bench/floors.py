@@ -11,7 +11,7 @@ from pipeline.build import Runtime
 from pipeline.errors import RequestError
 from pipeline.memory import available_host_bytes
 from pipeline.residency import Residency
-from pipeline.sequences.sampling import SamplingParameters
+from pipeline.sequences.parameters import SamplingParameters
 from pipeline.sequences.sequence import RunningSequence
 
 

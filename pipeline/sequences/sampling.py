@@ -1,116 +1,23 @@
-"""Chooses the next token from logits: penalties, temperature, top-k, top-p, min-p, in this order.
+"""Chooses the next token from logits: penalties, rules, temperature, top-k, top-p, min-p, in this order.
 
 Names and meanings are those of Hugging Face `generate` and of vLLM. Shape letters: V vocabulary, M a part of it.
 """
 
-import difflib
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from pipeline.errors import RequestError, shown
+from pipeline.errors import RequestError
+from pipeline.sequences.parameters import SamplingParameters
+from pipeline.sequences.token_rules import TokenRules
 from pipeline.threads import slices
 
-ALIASES = {"max_tokens": "max_new_tokens"}
-LARGEST_ID = 2**31 - 1
-LARGEST_SEED = 2**63 - 1
-LOWEST_TEMPERATURE = 1e-4
 SLICE_TOKENS = 1 << 14
-MOST_STOPS = 16
-LONGEST_STOP = 1024
 NUCLEUS_GUESS = 1024
 """Top-p first looks at so many tokens: they hold the mass that it needs nearly always, and save sorting 128k."""
-
-# Inclusive, and narrow enough that no logit of a real model overflows fp32.
-WHOLE_RANGES = {
-    "max_new_tokens": (1, LARGEST_ID),
-    "top_k": (0, LARGEST_ID),
-    "seed": (0, LARGEST_SEED),
-    "logprobs": (0, 1000),
-}
-NUMBER_RANGES = {
-    "temperature": (0.0, 100.0),
-    "top_p": (0.0, 1.0),
-    "min_p": (0.0, 1.0),
-    "repetition_penalty": (0.01, 100.0),
-    "presence_penalty": (-2.0, 2.0),
-    "frequency_penalty": (-2.0, 2.0),
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParameters:
-    """How one request wants its tokens chosen. Raises `RequestError` for a value that can never work.
-
-    `temperature` 0 takes the most likely token, the lowest id where several are. `top_k` 0 is off, `top_p` 0 leaves one
-    token. `logprobs` None reports none, 0 only the chosen token's. Runs without a `seed` differ. `stop` takes up to 16
-    strings of up to 1,024 characters.
-    """
-
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    seed: int | None = None
-    logprobs: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, (low, high) in WHOLE_RANGES.items():
-            value, optional = getattr(self, name), name in ("seed", "logprobs")
-            if not (_is_whole(value, low, high) or (optional and value is None)):
-                raise self._error(name, f"a whole number from {low} to {high}{' or None' if optional else ''}")
-        for name, (lowest, highest) in NUMBER_RANGES.items():
-            if not _is_number(getattr(self, name), lowest, highest):
-                raise self._error(name, f"a number from {lowest} to {highest}")
-        if 0 < self.temperature < LOWEST_TEMPERATURE:
-            raise self._error("temperature", f"0 (the most likely token) or a number from {LOWEST_TEMPERATURE}")
-        stops = self.stop[: MOST_STOPS + 1] if isinstance(self.stop, tuple) else (None,)
-        if not all(isinstance(text, str) and text for text in stops):
-            raise self._error("stop", "strings that are not empty")
-        if len(stops) > MOST_STOPS or any(len(text) > LONGEST_STOP for text in stops):
-            have = f"{len(self.stop)}, the longest of {max(map(len, stops))}"
-            raise RequestError(
-                f"stop: need at most {MOST_STOPS} strings of at most {LONGEST_STOP} characters; have {have}"
-            )
-        ids = self.stop_token_ids
-        if not isinstance(ids, tuple) or not all(_is_whole(token_id, 0, LARGEST_ID) for token_id in ids):
-            raise self._error("stop_token_ids", f"token ids from 0 to {LARGEST_ID}")
-        if not isinstance(self.ignore_eos, bool):
-            raise self._error("ignore_eos", "True or False")
-
-    @classmethod
-    def from_arguments(
-        cls, defaults: Mapping[str, object], arguments: Mapping[str, object], also_known: Sequence[str] = ()
-    ) -> "SamplingParameters":
-        """The parameters of one call: its `arguments`, else the checkpoint's `defaults`, else those of this class.
-
-        None counts as not given. `defaults` come from `read_generation_defaults`: unless their `do_sample` is true,
-        their temperature does not count. `stop` may be one string. Raises `RequestError` for an unknown name too,
-        and names the nearest, which may be one of `also_known`: what the call takes beside these.
-        """
-        merged: dict[str, Any] = {name: value for name, value in defaults.items() if name != "do_sample"}
-        merged["temperature"] = merged.get("temperature", 1.0) if defaults.get("do_sample") else 0.0
-        merged.update(_by_field(arguments, also_known))
-        if isinstance(merged.get("stop"), str):
-            merged["stop"] = (merged["stop"],)
-        for name in ("stop", "stop_token_ids"):
-            if isinstance(merged.get(name), list):
-                merged[name] = tuple(merged[name])
-        return cls(**merged)
-
-    def _error(self, name: str, need: str) -> RequestError:
-        return RequestError(f"{name}: need {need}; have {shown(getattr(self, name))}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +43,10 @@ class Sampler:
         self._uniform = _uniform_numbers(parameters.seed, index) if parameters.temperature else None
         self._repeats = parameters.repetition_penalty != 1
         self._counts = bool(parameters.presence_penalty or parameters.frequency_penalty)
-        self._prompt_T = _ids_tensor(prompt_ids) if self._repeats else None
+        self._prompt_T = _ids_tensor(prompt_ids) if self._repeats or parameters.has_rules else None
+        self._rules: TokenRules | None = None
         self._started = False
+        self._chosen = 0
 
     @staticmethod
     def table_bytes(vocabulary_size: int) -> int:
@@ -147,11 +56,12 @@ class Sampler:
     def end(self) -> None:
         """Let go of the tables; no token is chosen any more."""
         self._seen_V = self._counts_V = torch.empty(0)
+        self._rules = self._prompt_T = None
 
     def sample(self, logits_V: torch.Tensor) -> Choice:
         """Choose from the logits of one position (fp32, on the host; not modified).
 
-        Raises `RequestError` where they hold NaN or infinity.
+        Raises `RequestError` where they hold NaN or infinity, or where the rules leave no token.
         """
         if not self._started:
             self._start()
@@ -161,12 +71,20 @@ class Sampler:
                 f"numerical: need finite logits; have {float(logits_V[most_likely])} at token {most_likely}; "
                 "the weights are damaged, or the dtype overflows: try dtype='float32'"
             )
-        if self._repeats or self._counts:
-            penalised_V = self._penalise(logits_V)
-            most_likely = int(penalised_V.argmax())
-        else:
-            penalised_V = logits_V
-        token_id = most_likely if self._uniform is None else self._draw(penalised_V, self._uniform())
+        scores_V = self._penalise(logits_V)
+        if self._rules is not None:
+            scores_V = self._rules.allowed(scores_V)
+        if scores_V is not logits_V:
+            most_likely = int(scores_V.argmax())
+            if not math.isfinite(scores_V[most_likely]):
+                raise RequestError(
+                    f"no token is left after {self._chosen}: suppress_tokens, bad_words_ids and no_repeat_ngram_size "
+                    f"rule out all {self._vocabulary_size}; ask for fewer new tokens, or rule out less"
+                )
+        token_id = most_likely if self._uniform is None else self._draw(scores_V, self._uniform())
+        self._chosen += 1
+        if self._rules is not None:
+            self._rules.took(token_id)
         if self._repeats:
             self._seen_V[token_id] = True
         if self._counts:
@@ -177,7 +95,10 @@ class Sampler:
         self._seen_V = torch.zeros(self._vocabulary_size if self._repeats else 0, dtype=torch.bool)
         self._counts_V = torch.zeros(self._vocabulary_size if self._counts else 0)
         if self._prompt_T is not None:
-            self._seen_V[self._prompt_T] = True
+            if self._repeats:
+                self._seen_V[self._prompt_T] = True
+            if self._parameters.has_rules:
+                self._rules = TokenRules(self._parameters, self._prompt_T)
             self._prompt_T = None
         self._started = True
 
@@ -257,28 +178,3 @@ def _nucleus(probabilities_V: torch.Tensor, top_p: float) -> torch.Tensor:
     kept_M = mass_M - likely_M < top_p
     kept_M[0] = True
     return ids_M[kept_M]
-
-
-def _by_field(arguments: Mapping[str, object], also_known: Sequence[str]) -> dict[str, object]:
-    """The arguments that were given, aliases resolved. Raises `RequestError` for a name that nobody knows."""
-    known = [field.name for field in fields(SamplingParameters)]
-    given: dict[str, object] = {}
-    for argument, value in arguments.items():
-        name = ALIASES.get(argument, argument)
-        if name not in known:
-            names = [*known, *also_known]
-            nearest = difflib.get_close_matches(argument, [*names, *ALIASES], n=1, cutoff=0)
-            raise RequestError(f"{argument}: unknown; did you mean {nearest[0]}? Known are {', '.join(names)}")
-        if value is not None and name in given:
-            raise RequestError(f"{argument}: means {name}, which is given too; leave one of them out")
-        if value is not None:
-            given[name] = value
-    return given
-
-
-def _is_whole(value: object, low: int, high: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-
-def _is_number(value: object, low: float, high: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high

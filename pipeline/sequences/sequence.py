@@ -6,7 +6,8 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import RequestError
-from pipeline.sequences.sampling import Choice, Sampler, SamplingParameters
+from pipeline.sequences.parameters import SamplingParameters
+from pipeline.sequences.sampling import Choice, Sampler
 from pipeline.text.detokenizer import Detokenizer
 from pipeline.text.stops import StopSearch, StopStrings
 

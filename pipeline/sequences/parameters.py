@@ -1,0 +1,185 @@
+"""What a call may say about how its tokens are chosen, and what it means when it says nothing.
+
+Names and meanings are those of Hugging Face `generate` and of vLLM.
+"""
+
+import difflib
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from pipeline.errors import RequestError, shown
+
+ALIASES = {"max_tokens": "max_new_tokens"}
+LARGEST_ID = 2**31 - 1
+LARGEST_SEED = 2**63 - 1
+LOWEST_TEMPERATURE = 1e-4
+MOST_STOPS = 16
+LONGEST_STOP = 1024
+MOST_IDS = 1 << 18
+"""Ids in one argument: more than any vocabulary has."""
+MOST_WORDS = 4096
+LONGEST_WORD = 64
+ID_FIELDS = (
+    "stop_token_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+)
+
+# Inclusive, and narrow enough that no logit of a real model overflows fp32.
+WHOLE_RANGES = {
+    "max_new_tokens": (1, LARGEST_ID),
+    "top_k": (0, LARGEST_ID),
+    "seed": (0, LARGEST_SEED),
+    "logprobs": (0, 1000),
+    "no_repeat_ngram_size": (0, 1000),
+}
+NUMBER_RANGES = {
+    "temperature": (0.0, 100.0),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (0.01, 100.0),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParameters:
+    """How one request wants its tokens chosen. Raises `RequestError` for a value that can never work.
+
+    `temperature` 0 takes the most likely token, the lowest id where several are. `top_k` 0 is off, `top_p` 0 leaves one
+    token. `logprobs` None reports none, 0 only the chosen token's. Runs without a `seed` differ. `stop` takes up to 16
+    strings of up to 1,024 characters.
+
+    The rules are those of Hugging Face `generate`: `suppress_tokens` never come, `begin_suppress_tokens` do not come
+    first, no run of `no_repeat_ngram_size` tokens comes twice (the prompt counts; 0 is off), none of `bad_words_ids`
+    (lists of ids, not the end of the text) comes. `forced_eos_token_id` (one id or several) comes last where the length
+    ends the answer, `forced_bos_token_id` first behind a prompt of one token; a forced token comes whatever is ruled
+    out.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    seed: int | None = None
+    logprobs: int | None = None
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()
+    no_repeat_ngram_size: int = 0
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    forced_bos_token_id: tuple[int, ...] = ()
+    forced_eos_token_id: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in WHOLE_RANGES.items():
+            value, optional = getattr(self, name), name in ("seed", "logprobs")
+            if not (_is_whole(value, low, high) or (optional and value is None)):
+                raise self._error(name, f"a whole number from {low} to {high}{' or None' if optional else ''}")
+        for name, (lowest, highest) in NUMBER_RANGES.items():
+            if not _is_number(getattr(self, name), lowest, highest):
+                raise self._error(name, f"a number from {lowest} to {highest}")
+        if 0 < self.temperature < LOWEST_TEMPERATURE:
+            raise self._error("temperature", f"0 (the most likely token) or a number from {LOWEST_TEMPERATURE}")
+        stops = self.stop[: MOST_STOPS + 1] if isinstance(self.stop, tuple) else (None,)
+        if not all(isinstance(text, str) and text for text in stops):
+            raise self._error("stop", "strings that are not empty")
+        if len(stops) > MOST_STOPS or any(len(text) > LONGEST_STOP for text in stops):
+            have = f"{len(self.stop)}, the longest of {max(map(len, stops))}"
+            raise RequestError(
+                f"stop: need at most {MOST_STOPS} strings of at most {LONGEST_STOP} characters; have {have}"
+            )
+        for name in ID_FIELDS:
+            if not _are_ids(getattr(self, name), MOST_IDS):
+                raise self._error(name, f"token ids from 0 to {LARGEST_ID}, at most {MOST_IDS}")
+        words = self.bad_words_ids
+        if not isinstance(words, tuple) or len(words) > MOST_WORDS:
+            raise self._error("bad_words_ids", f"a list of at most {MOST_WORDS} lists of token ids")
+        if not all(word and _are_ids(word, LONGEST_WORD) for word in words):
+            raise self._error("bad_words_ids", f"lists of 1 to {LONGEST_WORD} token ids from 0 to {LARGEST_ID}")
+        if not isinstance(self.ignore_eos, bool):
+            raise self._error("ignore_eos", "True or False")
+
+    @classmethod
+    def from_arguments(
+        cls, defaults: Mapping[str, object], arguments: Mapping[str, object], also_known: Sequence[str] = ()
+    ) -> "SamplingParameters":
+        """The parameters of one call: its `arguments`, else the checkpoint's `defaults`, else those of this class.
+
+        None counts as not given. `defaults` come from `read_generation_defaults`: unless their `do_sample` is true,
+        their temperature does not count. `stop` may be one string. Raises `RequestError` for an unknown name too,
+        and names the nearest, which may be one of `also_known`: what the call takes beside these.
+        """
+        merged: dict[str, Any] = {name: value for name, value in defaults.items() if name != "do_sample"}
+        merged["temperature"] = merged.get("temperature", 1.0) if defaults.get("do_sample") else 0.0
+        merged.update(_by_field(arguments, also_known))
+        if isinstance(merged.get("stop"), str):
+            merged["stop"] = (merged["stop"],)
+        for name in ("stop", "bad_words_ids", *ID_FIELDS):
+            value = merged.get(name)
+            if isinstance(value, int) and name in ("forced_bos_token_id", "forced_eos_token_id"):
+                merged[name] = (value,)
+            elif isinstance(value, list):
+                merged[name] = tuple(tuple(one) if isinstance(one, list) else one for one in value)
+        return cls(**merged)
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether tokens are ruled out, or must come, whatever their logits."""
+        rules = (self.suppress_tokens, self.begin_suppress_tokens, self.no_repeat_ngram_size, self.bad_words_ids)
+        return any((*rules, self.forced_bos_token_id, self.forced_eos_token_id))
+
+    def fitted(self, vocabulary_size: int, eos_ids: Sequence[int]) -> "SamplingParameters":
+        """The same for one model, whose end of text is no bad word. Raises `RequestError` for ids that it has not."""
+        for name in (*ID_FIELDS, "bad_words_ids"):
+            ids = getattr(self, name) if name in ID_FIELDS else itertools.chain.from_iterable(self.bad_words_ids)
+            if (largest := max(ids, default=0)) >= vocabulary_size:
+                raise RequestError(f"{name}: {largest} is outside the {vocabulary_size} tokens")
+        words = tuple(word for word in self.bad_words_ids if len(word) > 1 or word[0] not in eos_ids)
+        return self if len(words) == len(self.bad_words_ids) else replace(self, bad_words_ids=words)
+
+    def _error(self, name: str, need: str) -> RequestError:
+        return RequestError(f"{name}: need {need}; have {shown(getattr(self, name))}")
+
+
+def _by_field(arguments: Mapping[str, object], also_known: Sequence[str]) -> dict[str, object]:
+    """The arguments that were given, aliases resolved. Raises `RequestError` for a name that nobody knows."""
+    known = [field.name for field in fields(SamplingParameters)]
+    given: dict[str, object] = {}
+    for argument, value in arguments.items():
+        name = ALIASES.get(argument, argument)
+        if name not in known:
+            names = [*known, *also_known]
+            nearest = difflib.get_close_matches(argument, [*names, *ALIASES], n=1, cutoff=0)
+            raise RequestError(f"{argument}: unknown; did you mean {nearest[0]}? Known are {', '.join(names)}")
+        if value is not None and name in given:
+            raise RequestError(f"{argument}: means {name}, which is given too; leave one of them out")
+        if value is not None:
+            given[name] = value
+    return given
+
+
+def _is_whole(value: object, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _are_ids(ids: object, most: int) -> bool:
+    """Whether it is a tuple of token ids; in a few steps, as there may be as many as a vocabulary has."""
+    if not isinstance(ids, tuple) or len(ids) > most or not set(map(type, ids)) <= {int}:
+        return False
+    return not ids or (min(ids) >= 0 and max(ids) <= LARGEST_ID)
+
+
+def _is_number(value: object, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high

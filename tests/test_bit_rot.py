@@ -77,11 +77,11 @@ def data_bytes(file: Path) -> range:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 async def test_every_flip_of_a_bit_is_told_by_layer_group_file_and_tensor(
-    folders: dict[str, Path], variant: str
+    folders: dict[str, Path], variant: str, anyio_backend: object
 ) -> None:
     """Three passes: the first may compute groups that came before the flip, none behind it."""
     folder = folders[variant]
-    file, random_flips = folder / "model.safetensors", random.Random(15)
+    file, random_flips = folder / "model.safetensors", random.Random(f"{variant} on {anyio_backend}")
     async with Model.open(folder, device="cpu", residency=False) as model:
         expected = await ask(model)
         assert isinstance(expected, Output)

@@ -46,9 +46,8 @@ def rank_file_engine(path: Path, config: TokenizerConfig, vocabulary_size: int) 
     """
     ranks = _read_ranks(path, vocabulary_size)
     bos_token, add_bos = config.bos_token, config.add_bos_token
-    listed: Sequence[AddedToken] = ()
-    if not config.declared.with_ids and len(ranks) == LLAMA3_RANKS:
-        listed = _llama3_tokens()
+    listed = _llama3_tokens(config.declared.with_ids) if len(ranks) == LLAMA3_RANKS else []
+    if listed and not config.declared.with_ids:
         bos_token = bos_token or "<|begin_of_text|>"
         add_bos = True if add_bos is None else add_bos
     added_tokens = AddedTokens(
@@ -85,8 +84,11 @@ def _read_ranks(path: Path, vocabulary_size: int) -> dict[bytes, int]:
     return ranks
 
 
-def _llama3_tokens() -> tuple[AddedToken, ...]:
+def _llama3_tokens(declared: Sequence[AddedToken]) -> list[AddedToken]:
+    """Meta's tokens, without those whose name or id is declared."""
+    names, ids = {token.content for token in declared}, {token.token_id for token in declared}
     numbered = [f"<|reserved_special_token_{number}|>" for number in range(2, 2 + _RESERVED - len(_NAMED))]
-    return tuple(
+    tokens = [
         AddedToken(content=content, token_id=LLAMA3_RANKS + index) for index, content in enumerate([*_NAMED, *numbered])
-    )
+    ]
+    return [token for token in tokens if token.content not in names and token.token_id not in ids]

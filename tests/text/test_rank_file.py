@@ -54,18 +54,29 @@ def test_a_named_token_without_an_id_gets_the_next_one(tmp_path: Path) -> None:
         load_tokenizer(tmp_path, 256)
 
 
-def test_metas_own_file_gets_metas_special_tokens(tmp_path: Path) -> None:
+def ranks_like_metas() -> list[bytes]:
     letters = random.Random(0)
     ranked = dict.fromkeys(SINGLE_BYTES)
     while len(ranked) < 128_000:
         ranked[letters.randbytes(3)] = None
-    tokenizer = load_tokenizer(small.save_rank_file(list(ranked), tmp_path), 128_256)
+    return list(ranked)
+
+
+def test_metas_own_file_gets_metas_special_tokens(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(small.save_rank_file(ranks_like_metas(), tmp_path), 128_256)
     assert tokenizer.bos_id == 128_000
     assert tokenizer.special_ids == set(range(128_000, 128_256))
     text = "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|reserved_special_token_245|>"
     ids = tokenizer.encode(text)
     assert [token_id for token_id in ids if token_id >= 128_000] == [128_000, 128_006, 128_007, 128_009, 128_255]
     assert tokenizer.decode(ids) == "user\n\nHi"
+
+
+def test_what_is_declared_beside_metas_own_file_changes_its_tokens_and_keeps_the_rest(tmp_path: Path) -> None:
+    declared = added("<|im_start|>", start=128_002) | added("<|eot_id|>", start=128_300)
+    small.save_rank_file(ranks_like_metas(), tmp_path, added_tokens_decoder=declared, bos_token="<|begin_of_text|>")
+    ids = load_tokenizer(tmp_path, 128_301).encode("<|begin_of_text|><|im_start|>a<|eot_id|><|eom_id|>")
+    assert ids == [128_000, 128_002, 97, 128_300, 128_008]
 
 
 @pytest.mark.parametrize(

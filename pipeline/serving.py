@@ -83,11 +83,15 @@ class Serving:
         Once: when no pass has finished since the last time, those that run are told (rule 7); or all, where the line
         has not even come to letting anybody run.
         """
-        self._in_pass = False
-        self._cache.fail()
         if self._interrupted and not self.batcher.fail(error, those_that_run=True):
             self.batcher.fail(error)
-        self._interrupted = bool(self.batcher.running or self.batcher.waiting)
+        self.stopped()
+        self._interrupted = self.batcher.unfinished
+
+    def stopped(self) -> None:
+        """Take everything back, when the line has stopped, and forget the pass that was under way."""
+        self._in_pass = False
+        self._cache.fail()
         self.batcher.restart()
         self._left.set()
 

@@ -122,6 +122,7 @@ class Supervisor:
             logger.error("%s", closed)
             self._refuse(closed)
         self._refuse(_no_more(CANCELLED))
+        self._runtime.program.stopped()
         if self._closes:
             with contextlib.suppress(ResourceError):  # who closes is told
                 self._begin_giving_back()

@@ -77,3 +77,15 @@ def test_an_error_can_be_copied_and_pickled() -> None:
         assert type(other) is ActorFailed
         assert (str(other), other.actor, other.layer, other.group) == (str(error), "disk_reader", 3, "ffn")
         assert (repr(other.__cause__), other.__notes__) == (repr(error.__cause__), ["seen by an operator"])
+
+
+async def test_nothing_is_held_after_closing_in_a_pass(checkpoint: Path) -> None:
+    model = await Model.open(checkpoint, **SETTINGS)
+    calls = [asyncio.create_task(tokens(model, [1, 2])) for _ in range(4)]
+    while not model.runtime.program._in_pass:
+        await asyncio.sleep(0)
+    await model.aclose()
+    await asyncio.gather(*calls, return_exceptions=True)
+    requests = model.statistics().requests
+    assert (requests.running, requests.waiting, requests.failed) == (0, 0, 4)
+    assert model.statistics().kv_blocks.used == 0

@@ -31,6 +31,7 @@ class Serving:
         self._entering = 0
         self._closed = False
         self._in_pass = False
+        self._begun = False
         self._interrupted = False
         cache.lose = batcher.pool.lose
 
@@ -81,16 +82,16 @@ class Serving:
         """Let those that ran be computed anew, when the line has stopped after an error; the others keep their places.
 
         Once: when no pass has finished since the last time, those that run are told (rule 7); or all, where the line
-        has not even come to letting anybody run.
+        has not even come to beginning a pass.
         """
-        if self._interrupted and not self.batcher.fail(error, those_that_run=True):
-            self.batcher.fail(error)
+        if self._interrupted:
+            self.batcher.fail(error, those_that_run=self._begun)
         self.stopped()
         self._interrupted = self.batcher.unfinished
 
     def stopped(self) -> None:
         """Take everything back, when the line has stopped, and forget the pass that was under way."""
-        self._in_pass = False
+        self._in_pass = self._begun = self._interrupted = False
         self._cache.fail()
         self.batcher.restart()
         self._left.set()
@@ -125,7 +126,7 @@ class Serving:
         while not (pieces := self.batcher.next_pass(max_tokens)):
             self._wanted.clear()
             await self._wanted.wait()
-        self._in_pass = True
+        self._in_pass = self._begun = True
         return pieces
 
     async def _deliver(self, sequences: Sequence[RunningSequence], logits_RV: torch.Tensor) -> None:

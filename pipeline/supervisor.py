@@ -91,11 +91,14 @@ class Supervisor:
                 raise
             failure = explained(end or LineError("the line ended, though its plan has no end"))
             logger.error("%s", failure)
-            if self._meant(failure):
+            if meant := self._meant(failure):
                 self._tell_all(failure)
             patience = self._loop.call_later(PATIENCE_SECONDS, program.fail_those_that_run, failure)
         patience.cancel()
-        program.interrupt(failure)
+        if meant:  # those who have come since have nothing to do with it
+            program.stopped()
+        else:
+            program.interrupt(failure)
 
     def _meant(self, failure: BaseException) -> bool:
         """Whether it says that nobody is to be served: a stage or a policy of the user's, or how the line was wired."""

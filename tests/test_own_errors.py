@@ -60,6 +60,33 @@ async def test_a_stage_that_raises_tells_everybody_each_with_an_error_of_its_own
         assert len(await caller(1)) == 40
 
 
+class Sticky(Stage):
+    """Takes its time to stop."""
+
+    async def handle(self, message: Message[Slot]) -> Message[Slot]:
+        try:
+            await self.landed(message)
+        finally:
+            await asyncio.sleep(0.05)
+        return message
+
+
+async def test_whoever_comes_while_the_line_stops_is_not_told_of_what_was_before(checkpoint: Path) -> None:
+    stage = Trip()
+    settings = {**SETTINGS, "residency": False, "insert": {"disk_reader": [stage], "pinned_stager": [Sticky()]}}
+    async with asyncio.timeout(60), Model.open(checkpoint, **settings) as model:
+        expected = (await model.generate([5, 9], max_new_tokens=2)).token_ids
+        call = asyncio.create_task(tokens(model, [1, 2]))
+        for _ in range(2):
+            stage.armed = True
+            with pytest.raises(ActorFailed):
+                await call
+            call = asyncio.create_task(tokens(model, [1, 2]))
+        stage.armed = True
+        await asyncio.wait([call])
+        assert (await model.generate([5, 9], max_new_tokens=2)).token_ids == expected
+
+
 async def test_every_caller_of_a_model_that_closes_has_an_error_of_its_own(checkpoint: Path) -> None:
     model = await Model.open(checkpoint, **SETTINGS)
     calls = [asyncio.create_task(tokens(model, [1, 2])) for _ in range(6)]

@@ -83,15 +83,14 @@ class Batcher:
         for sequence in self._all:
             sequence.most_unread = None
 
-    def fail(self, error: BaseException, *, those_that_run: bool = False) -> bool:
-        """End all requests, or those whose turn has come, each with an error of its own; says whether there were any.
+    def fail(self, error: BaseException, *, those_that_run: bool = False) -> None:
+        """End all requests, or those alone whose turn has come, each with an error of its own.
 
         What they held is free when they are retired.
         """
-        told = [one for one in self._all if not one.ended and (not those_that_run or (one.started and one.active))]
-        for sequence in told:
-            sequence.fail(for_one_caller(error))
-        return bool(told)
+        for sequence in self._all:
+            if not those_that_run or (sequence.started and sequence.active):
+                sequence.fail(for_one_caller(error))
 
     def restart(self) -> None:
         """Trust no block any more: those that ran wait for their turn once more, and are computed anew.

@@ -1,53 +1,18 @@
-"""What a request says, to the last bit of its log-probabilities, is the same whoever else is there and when.
-
-The ffn has more than 2,048 rows: from there on bf16 shows it when products are computed in other blocks of rows.
-"""
+"""What a request says, to the last bit of its log-probabilities, is the same whoever else is there and when."""
 
 import asyncio
 import functools
-import random
-import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from support.tiny_models import transformers
+from support.company import DTYPES, PROMPTS, ROOM, alone, ask, save
 
-from pipeline import Model, Output
+from pipeline import Model
+from pipeline.models import decoder
 
-DTYPES = ("bfloat16", "float16", "float32")
 MODES = (False, True)
 """Of `batch_invariant`: the same holds on this device without it."""
-DRAW = random.Random(4)
-PROMPTS = [[DRAW.randrange(1, 250) for _ in range(count)] for count in (12, 1, 33, 70, 45, 100)]
-ROOM: dict[str, Any] = {"context_tokens": 160, "kv_tokens": 1600, "max_tokens_per_pass": 96}
-
-
-def save(folder: Path, *, window: int | None = None) -> None:
-    shape: dict[str, Any] = {
-        "vocab_size": 256,
-        "hidden_size": 64,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
-    torch.manual_seed(2)
-    config = transformers.LlamaConfig(**shape)
-    if window is not None:
-        config = transformers.MistralConfig(**shape, sliding_window=window)
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(1.0 if parameter.ndim == 1 else 0.0, 0.1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model.to(torch.bfloat16).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -55,18 +20,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint")
     save(folder)
     return folder
-
-
-async def ask(model: Model, index: int, prompt: Sequence[int] | None = None, **arguments: Any) -> Output:
-    """Every second request is greedy, every other draws with a seed of its own."""
-    drawn = {"temperature": 0.0} if index % 2 else {"temperature": 0.9, "seed": index}
-    wanted = {"max_new_tokens": 9, "ignore_eos": True, "logprobs": 5, **drawn, **arguments}
-    return await model.generate(PROMPTS[index] if prompt is None else prompt, **wanted)
-
-
-async def alone(folder: Path, **settings: Any) -> list[Output]:
-    async with Model.open(folder, **ROOM, **settings) as model:
-        return [await ask(model, index) for index in range(len(PROMPTS))]
 
 
 @pytest.mark.parametrize("batch_invariant", MODES)
@@ -110,7 +63,7 @@ async def test_nor_do_shared_prefixes_and_samples(dtype: str, batch_invariant: b
         shared = [await ask(model, 5, PROMPTS[5][:count], cache_scope="a") for count in (100, 90, 70, 49)]
         assert shared == expected
         assert model.statistics().prefixes.hit_tokens == 80 + 64 + 48
-        samples = await model.generate(PROMPTS[5], n=3, max_new_tokens=9, ignore_eos=True, logprobs=5, temperature=0.0)
+        samples = await model.generate(PROMPTS[5], n=3, max_new_tokens=7, ignore_eos=True, logprobs=5, temperature=0.0)
         assert [sample.token_ids for sample in samples] == [expected[0].token_ids] * 3
         assert [sample.logprobs for sample in samples] == [expected[0].logprobs] * 3
 
@@ -139,3 +92,31 @@ async def test_nor_does_a_window(dtype: str, batch_invariant: bool, tmp_path: Pa
     expected = await alone(tmp_path, **mode)
     async with Model.open(tmp_path, **{**ROOM, **mode, "max_tokens_per_pass": 23}) as model:
         assert await asyncio.gather(*(ask(model, index) for index in range(len(PROMPTS)))) == expected
+
+
+@pytest.mark.parametrize("batch_invariant", MODES)
+@pytest.mark.parametrize("dtype", DTYPES)
+async def test_nor_does_a_failure_after_which_all_is_computed_anew(
+    dtype: str, batch_invariant: bool, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens of an answer are recomputed one by one beside each other, in one pass with their prompt."""
+    mode: dict[str, Any] = {"dtype": dtype, "batch_invariant": batch_invariant}
+    expected = await alone(checkpoint, **mode)
+    ffn_half, calls, fails = decoder.ffn_half, 0, False
+
+    def fails_once(*arguments: Any) -> Any:
+        nonlocal calls, fails
+        calls += 1
+        if fails:
+            fails = False
+            raise ValueError("the kernel failed")
+        return ffn_half(*arguments)
+
+    async with Model.open(checkpoint, **ROOM, **mode) as model:
+        monkeypatch.setattr(decoder, "ffn_half", fails_once)
+        streams = [asyncio.create_task(ask(model, index)) for index in range(len(PROMPTS))]
+        while model.statistics().tokens < 20:
+            await asyncio.sleep(0.001)
+        fails = True
+        assert await asyncio.gather(*streams) == expected
+        assert not fails

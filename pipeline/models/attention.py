@@ -15,8 +15,8 @@ import torch
 from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-CPU_CELL, GPU_CELL = 32, 128
-"""Positions of a cell: as many as the kernels there compute at a time."""
+CPU_CELL, GPU_CELL = 16, 128
+"""Positions of a cell: few, so that a short piece of a prompt fills it, and as many as a GPU computes at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,27 +56,34 @@ class LayerKV:
         for index, new_TKH in enumerate((keys_TKH, values_TKH)):
             self.memory[:, index].index_put_((rows.blocks_T, rows.offsets_T), new_TKH[: len(rows.blocks_T)])
 
-    def read(
-        self, blocks_B: torch.Tensor, first: int, end: int, before: int = 0, behind: int = 0
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The keys and the values of positions [first, end) of one sequence, each a copy, [S, K, H].
+    def read(self, blocks_B: torch.Tensor, first: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The keys and the values of positions [first, end) of one sequence, each a copy, [S, K, H]."""
+        positions = self.memory.shape[2]
+        skipped = first // positions
+        needed_B = blocks_B[skipped : -(-end // positions)]
+        first, end = first - skipped * positions, end - skipped * positions
+        keys_SKH, values_SKH = (self.memory[:, index].index_select(0, needed_B).flatten(0, 1) for index in (0, 1))
+        return keys_SKH[first:end], values_SKH[first:end]
 
-        So many rows of zeros stand `before` and `behind` them.
-        """
+    def read_filled(
+        self, blocks_B: torch.Tensor, first: int, end: int, before: int, behind: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same, with so many rows of zeros `before` and `behind` them."""
         positions = self.memory.shape[2]
         needed_B = blocks_B[first // positions : -(-end // positions)]
-        skipped, rows = first % positions, before + end - first + behind
-        lead = max(before - skipped, 0)
-        begin, copied = lead + skipped - before, len(needed_B) * positions
+        lead = max(before - first % positions, 0)
+        begin, copied = lead + first % positions - before, len(needed_B) * positions
+        last = begin + before + end - first + behind
         read = []
         for index in (0, 1):
-            room_SKH = self.memory.new_empty(max(begin + rows, lead + copied), *self.memory.shape[3:])
+            room_SKH = self.memory.new_empty(max(last, lead + copied), *self.memory.shape[3:])
             into_BPKH = room_SKH[lead : lead + copied].unflatten(0, (-1, positions))
             torch.index_select(self.memory[:, index], 0, needed_B, out=into_BPKH)
-            rows_SKH = room_SKH[begin : begin + rows]
-            rows_SKH[:before].zero_()
-            rows_SKH[rows - behind :].zero_()
-            read.append(rows_SKH)
+            if before:
+                room_SKH[begin : begin + before] = 0
+            if behind:
+                room_SKH[last - behind : last] = 0
+            read.append(room_SKH[begin:last])
         return read[0], read[1]
 
 
@@ -123,14 +130,15 @@ def _attend_prompt(
     end = start + len(q_TNH)
     begin, until = start // cell * cell, -(-end // cell) * cell
     first, first_read = _first_seen(begin, window), _first_seen(start, window)
-    keys_SKH, values_SKH = kv.read(blocks_B, first_read, end, first_read - first, until - end)
-    q_TNH = pad(q_TNH, (0, 0, 0, 0, start - begin, until - end))
+    keys_SKH, values_SKH = kv.read_filled(blocks_B, first_read, end, first_read - first, until - end)
+    if (begin, until) != (start, end):
+        q_TNH = pad(q_TNH, (0, 0, 0, 0, start - begin, until - end))
     mixed = []
     for position in range(begin, until, cell):
         seen = slice(_first_seen(position, window) - first, position + cell - first)
         q_CNH = q_TNH[position - begin : position - begin + cell]
         mixed.append(_attend_cell(q_CNH, keys_SKH[seen], values_SKH[seen], position, window))
-    return torch.cat(mixed)[start - begin : end - begin]
+    return (mixed[0] if len(mixed) == 1 else torch.cat(mixed))[start - begin : end - begin]
 
 
 def _attend_cell(
@@ -139,11 +147,14 @@ def _attend_cell(
     """The tokens of a cell, whose last sees the last of these positions; returns [C, N * H]."""
     end = start + len(q_CNH)
     q_1NCH, keys_1KSH, values_1KSH = (x.transpose(0, 1).unsqueeze(0) for x in (q_CNH, keys_SKH, values_SKH))
-    if (window is None or window >= end) and _flash_can(q_1NCH, keys_1KSH, values_1KSH):
+    sees_all = window is None or window >= end
+    is_grouped = q_CNH.shape[1] != keys_SKH.shape[1]
+    if sees_all and _flash_can(q_1NCH, keys_1KSH, values_1KSH):
         mixed_1NCH = _flash(q_1NCH, keys_1KSH, values_1KSH, is_causal=True)
+    elif sees_all and not start:
+        mixed_1NCH = scaled_dot_product_attention(q_1NCH, keys_1KSH, values_1KSH, is_causal=True, enable_gqa=is_grouped)
     else:
         visible_CS = _visible(end - len(keys_SKH), start, end, window, q_CNH.device)
-        is_grouped = q_CNH.shape[1] != keys_SKH.shape[1]
         mixed_1NCH = scaled_dot_product_attention(
             q_1NCH, keys_1KSH, values_1KSH, attn_mask=visible_CS, enable_gqa=is_grouped
         )

@@ -31,30 +31,37 @@ def expected(q_TNH: torch.Tensor, kv: LayerKV, table: torch.Tensor, start: int, 
     return torch.einsum("nts,snh->tnh", scores.softmax(-1), values).flatten(1)
 
 
+@pytest.mark.parametrize("prompt_tokens", [0, 110, 640])
 @pytest.mark.parametrize("window", [None, 30])
 @pytest.mark.parametrize("kv_heads", [2, HEADS])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-2), (torch.float16, 4e-3), (torch.float32, 1e-3)])
 @pytest.mark.parametrize(("start", "tokens"), [(0, 1), (0, 37), (100, 1), (100, 37), (511, 2)])
 def test_every_cut_of_a_prompt_is_right(
-    start: int, tokens: int, dtype: torch.dtype, tolerance: float, kv_heads: int, window: int | None
+    start: int,
+    tokens: int,
+    dtype: torch.dtype,
+    tolerance: float,
+    kv_heads: int,
+    window: int | None,
+    prompt_tokens: int,
 ) -> None:
     queries, kv, table = made(kv_heads, dtype)
     q_TNH = queries[start : start + tokens]
     with torch.inference_mode():
-        have = attend(q_TNH, kv, table, start, window).double().cpu()
+        have = attend(q_TNH, kv, table, start, prompt_tokens, window).double().cpu()
     torch.testing.assert_close(have, expected(q_TNH, kv, table, start, window), atol=tolerance, rtol=tolerance)
 
 
 def test_a_new_length_takes_no_longer_than_one_seen_before() -> None:
     """One token more a pass is how every answer grows: planning each length anew took 50 ms a token."""
     queries, kv, table = made(2, torch.bfloat16)
-    attend(queries[:1], kv, table, 0, None)
+    attend(queries[:1], kv, table, 0, 0, None)
     torch.cuda.synchronize()
 
     def seconds(start: int) -> float:
         started = time.perf_counter()
         with torch.inference_mode():
-            attend(queries[start : start + 1], kv, table, start, None)
+            attend(queries[start : start + 1], kv, table, start, 0, None)
         torch.cuda.synchronize()
         return time.perf_counter() - started
 

@@ -138,6 +138,8 @@ class Supervisor:
         self._task.cancel()
         await asyncio.wait([self._task])
         await self._give_back()
+        for line in self._runtime.wired.lines:
+            line.check_left()
 
     async def _elsewhere(self, closing: "Future[None]") -> None:
         """Wait for the closing on the model's own loop, for as long as that one runs."""
@@ -157,8 +159,6 @@ class Supervisor:
             names = sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("penstock"))
             logger.warning("closing waits for reads or computations, which cannot be stopped: %s", ", ".join(names))
         await waiting
-        for line in self._runtime.wired.lines:
-            line.check_left()
 
     def _begin_giving_back(self) -> "Future[None]":
         if self._given_back is None:

@@ -23,7 +23,7 @@ ROOM: dict[str, Any] = {"context_tokens": 160, "kv_tokens": 1600, "max_tokens_pe
 def save(folder: Path, *, window: int | None = None) -> None:
     shape: dict[str, Any] = {
         "vocab_size": 256,
-        "hidden_size": 64,
+        "hidden_size": 128,
         "intermediate_size": 4096,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,

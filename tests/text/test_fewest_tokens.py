@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from text import small_tokenizers as small
 
-from pipeline.text.byte_pair import COMPOSED_BYTES
+from pipeline.text.byte_pair import COMPOSED_BYTES, BytePairEngine
+from pipeline.text.normalization import nfc
+from pipeline.text.split_patterns import QWEN2
 from pipeline.text.tokenizer import Tokenizer, load_tokenizer
 
 STYLES = [small.gpt2, small.llama3, small.qwen2, small.smollm, small.mistral, small.llama2]
@@ -52,3 +54,18 @@ def test_normalization_makes_no_text_shorter_than_it_is_said_to() -> None:
         if unicodedata.normalize("NFC", source) == character:
             most = max(most, len(source.encode()) / len(character.encode()))
     assert most == 3.5 < COMPOSED_BYTES
+
+
+def test_a_text_that_normalization_shortens_is_not_refused_for_it() -> None:
+    engine = BytePairEngine(
+        ranks={bytes([value]): value for value in range(256)},
+        token_ids=range(256),
+        pattern=QWEN2,
+        pieces={value: bytes([value]) for value in range(256)},
+        added_tokens=[],
+        prefix=[],
+        bos_id=None,
+        normalize=nfc,
+    )
+    tokenizer, text = Tokenizer(engine, 256), "\u1fbe\u0308\u0301" * 10
+    assert tokenizer.fewest_tokens(text) <= len(tokenizer.encode(text)) == 20

@@ -60,8 +60,8 @@ class Config:
             caller can tell, from how fast it is answered, whether another has sent the same prompt.
         batch_invariant: whether every kernel gets blocks of a fixed number of rows, so that a request's tokens and
             log-probabilities have the same bits in any company, in any dtype, by construction. Without it they have on
-            CPUs where they were measured; on a GPU a near tie may go the other way. It costs up to 1.9 times the
-            computing on a CPU (more in fp16), little on a GPU, and answers are not shared with later prompts.
+            CPUs where they were measured; on a GPU a near tie may go the other way. In bf16 a CPU
+            computes up to 1.9 times as long, in fp16 longer; and answers are not shared with later prompts.
         reader_lanes, chunk_bytes, reader_way, direct_reads: reads in flight at a time, the size of one, "preadv" or
             "aiofiles", and whether they go past the page cache. None is what a measurement at open finds best; where
             the first two are given nothing is measured.

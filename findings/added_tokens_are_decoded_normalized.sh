@@ -1,10 +1,10 @@
 #!/bin/bash
-# tokenizers 0.23.3: an added token with normalized=True is decoded to its normalized content, and what is special stays so.
+# tokenizers 0.23.3: an added token with normalized=True is decoded normalized, and what is special stays so.
 #
 # AddedToken.normalized says that a token is looked for in the normalized text. It also changes what the token's id is
 # decoded to: id_to_token(id) is the normalized content, and the decoder takes it for a word of the vocabulary. With the
-# normalizer of Llama 2 (Prepend "▁") a space appears before the token; with NFC and a ByteLevel decoder "e" + U+0301 becomes
-# U+00E9, which stands for the byte 0xE9, which is no text. AddedToken's own default is normalized=True.
+# normalizer of Llama 2 (Prepend "▁") a space appears before the token; with NFC and a ByteLevel decoder "e" + U+0301
+# becomes U+00E9, which stands for the byte 0xE9, which is no text. AddedToken's own default is normalized=True.
 # And add_tokens([AddedToken(x, special=False)]) for a token that was special changes its flag (get_added_tokens_decoder,
 # to_str), yet decode() goes on leaving it out, until the tokenizer is saved and read again.
 #

@@ -1,5 +1,5 @@
 #!/bin/bash
-# tokenizers 0.23.3: Tokenizer.encode holds Python's interpreter lock, encode_batch_fast([text]) does not, and is faster.
+# tokenizers 0.23.3: Tokenizer.encode holds the interpreter lock; encode_batch_fast([text]) does not, and is faster.
 #
 # A thread that calls encode(text) stops every other thread for the whole time, an event loop among them: seconds for a
 # text of some megabytes. The same text as a batch of one is encoded without the lock, to the same ids.

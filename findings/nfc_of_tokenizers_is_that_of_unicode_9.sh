@@ -6,8 +6,8 @@
 # both, by the tables of the Python at hand, so that code which normalizes with Python gives other token ids, and other
 # ones with each version of Python.
 #
-# Seen, "e" + mark + U+0323 (dot below, class 220) and "e" + U+0301 + mark, for all marks that Python 3.11 (Unicode 14) knows:
-#   74 marks give another text, none of them older than Unicode 10: U+0898 ... U+1E2EF; for one character alone none does.
+# Seen, "e" + mark + U+0323 (dot below, class 220) and "e" + U+0301 + mark, for all marks of Python 3.11 (Unicode 14):
+#   74 marks give another text, none of them older than Unicode 10: U+0898 ... U+1E2EF; no character alone does.
 # Way out: normalize with the package itself, whatever does the rest.
 #
 # Exits non-zero when the behaviour is another one.

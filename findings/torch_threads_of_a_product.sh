@@ -1,11 +1,11 @@
 #!/bin/bash
 # torch 2.13.0: in a new thread a matrix product does not heed torch.set_num_threads.
 #
-# torch.set_num_threads "sets the number of threads used for intraop parallelism on CPU", says its documentation, with no
-# word of the thread that calls it. OpenMP keeps that number by thread, and torch passes it on in each new thread only when something
-# asks torch for it: an elementwise operation does (at::parallel_for), torch.get_num_threads() does, a product that goes
-# to oneDNN or MKL at once does not. So a thread whose first operation is a product computes with every core, whatever
-# was set, until it does something else; the same thread then reports the number that was set.
+# torch.set_num_threads "sets the number of threads used for intraop parallelism on CPU", says its documentation, with
+# no word of the thread that calls it. OpenMP keeps that number by thread, and torch passes it on in each new thread
+# only when something asks torch for it: an elementwise operation does (at::parallel_for), torch.get_num_threads()
+# does, a product that goes to oneDNN or MKL at once does not. So a thread whose first operation is a product computes
+# with every core, whatever was set, until it does something else; the same thread then reports the number that was set.
 #
 # Seen with OMP_NUM_THREADS=8 and torch.set_num_threads(1), OS threads that appear while the new thread works:
 #   bfloat16 mv: 7    bfloat16 mm: 7    float32 mm: 7    (torch.get_num_threads() in that thread afterwards: 1)
@@ -16,7 +16,7 @@
 set -euo pipefail
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install -q "torch==2.13.0" "numpy"
+"$folder/venv/bin/pip" install -q "torch==2.13.0" "numpy==2.4.6"
 cat > "$folder/threads.py" <<'PROGRAM'
 import os, sys, threading
 import torch

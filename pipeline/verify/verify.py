@@ -39,12 +39,15 @@ def verify(
 ) -> list[Verdict]:
     """Compare the files of a folder, in order of their names; unless `all_files`, those of which something is known.
 
-    `say` hears twice a second how many bytes of how many are done. Raises CheckpointError where there is no folder.
+    `say` hears twice a second how many bytes of how many are done. Raises CheckpointError where there is no folder, or
+    none with weights.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: is not a folder; need one with the files of a checkpoint")
     paths = {path.name: path for path in folder.iterdir() if _counts(path, sums_file)}
     paths |= {name: folder / name for name in sums.whole}
+    if not any(name.endswith(".safetensors") for name in paths):
+        raise CheckpointError(f"{folder}: has no safetensors files; need a folder with the files of a checkpoint")
     total = sum(path.stat().st_size for path in paths.values() if path.is_file())
     done, stop, lock = [0], threading.Event(), threading.Lock()
 

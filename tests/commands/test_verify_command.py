@@ -181,6 +181,16 @@ def test_a_file_of_sums_that_is_none_is_refused(
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("options", [[], ["--write"]], ids=["compare", "write"])
+def test_a_folder_without_weights_is_refused(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert main(["verify", str(tmp_path), *options]) == 1
+    assert "has no safetensors files" in capsys.readouterr().err
+    assert not (tmp_path / "penstock.sha256").exists()
+
+
 def test_what_is_no_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(tmp_path / "none")]) == DAMAGED
     assert "is not a folder" in capsys.readouterr().err

@@ -40,7 +40,7 @@ async def test_one_too_many_is_told_at_once_and_the_others_are_served(checkpoint
 
 async def test_the_samples_of_a_call_wait_together_or_not_at_all(checkpoint: Path) -> None:
     async with Model.open(checkpoint, **SETTINGS, max_requests=2, max_waiting=1) as model:
-        with pytest.raises(Busy, match="0 wait, and 4 more"):
+        with pytest.raises(Busy, match="0 wait, and 4 that come now"):
             await model.generate([5, 9], n=4, **LONG)
         assert (model.statistics().requests.waiting, model.statistics().requests.running) == (0, 0)
         assert len(await model.generate([5, 9], n=3, **LONG)) == 3

@@ -69,7 +69,7 @@ class Batcher:
         """Raise Busy where so many more requests could not even wait."""
         if self.running + self.waiting + count > self.max_requests + self.max_waiting:
             raise Busy(
-                f"busy: {self.running} requests run, {self.waiting} wait, and {count} more would be too many for "
+                f"busy: {self.running} requests run, {self.waiting} wait, and {count} that come now are too many for "
                 f"max_requests={self.max_requests} and max_waiting={self.max_waiting}: call again when some have "
                 "ended, or open the model with a larger max_waiting"
             )

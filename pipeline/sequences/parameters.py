@@ -102,7 +102,7 @@ class SamplingParameters:
             )
         for name in ID_FIELDS:
             if not _are_ids(getattr(self, name), MOST_IDS):
-                raise self._error(name, f"token ids from 0 to {LARGEST_ID}, at most {MOST_IDS}")
+                raise self._error(name, f"token ids from 0 to {LARGEST_ID}, at most {MOST_IDS}, in a list")
         words = self.bad_words_ids
         if not isinstance(words, tuple) or len(words) > MOST_WORDS:
             raise self._error("bad_words_ids", f"a list of at most {MOST_WORDS} lists of token ids")

@@ -11,7 +11,7 @@ import pytest
 from pipeline.cli import _parser
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "actors" / "README.md", ROOT / "pipeline" / "bundled" / "MODEL_CARD.md"]
+PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "actors/README.md", "pipeline/bundled/MODEL_CARD.md")]
 README = PAGES[0].read_text()
 
 

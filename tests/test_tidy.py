@@ -84,6 +84,7 @@ def test_nothing_large_or_local_is_committed() -> None:
         assert path.stat().st_size < 20_000_000, entry
     top = {Path(entry).parts[0] for entry in listed.decode().split("\0") if entry}
     assert {entry for entry in top if not entry.startswith(".")} == {
+        "CHANGELOG.md",
         "LICENSE",
         "Makefile",
         "README.md",

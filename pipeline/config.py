@@ -54,20 +54,20 @@ class Config:
             no limit is set, a tenth of what there is stays free.
         kv_disk: a folder on a disk, for KV blocks for which neither has room.
         max_requests: requests that share a pass.
-        max_waiting: requests that may be there beside these and wait for their turn; one more is refused with `Busy`.
+        max_waiting: requests beside those that may wait for their turn; one more is refused with `Busy`.
         max_tokens_per_pass: tokens that one pass carries: one of each request that answers, and pieces of prompts.
         share_prefixes: whether calls without a `cache_scope` reuse the KV blocks of prompts that begin alike. Then each
             caller can tell, from how fast it is answered, whether another has sent the same prompt.
-        batch_invariant: whether every kernel gets blocks of a fixed number of rows, so that a request's tokens and
-            log-probabilities have the same bits in any company, in any dtype, by construction. Without it they have on
-            CPUs where they were measured; on a GPU a near tie may go the other way. In bf16 a CPU
-            computes up to 1.9 times as long, in fp16 longer; and answers are not shared with later prompts.
+        batch_invariant: whether every kernel gets blocks of a fixed number of rows. Then other requests change no bit
+            of a request's tokens and log-probabilities, by construction. Without it this holds on the CPUs where it
+            was measured; on a GPU a near tie may go the other way. With it a CPU computes up to 1.9 times as long in
+            bf16, and longer in fp16, and later prompts do not reuse the KV blocks of answers.
         reader_lanes, chunk_bytes, reader_way, direct_reads: reads in flight at a time, the size of one, "preadv" or
             "aiofiles", and whether they go past the page cache. None is what a measurement at open finds best; where
             the first two are given nothing is measured.
         checksums: whether weights that are read again are compared with their first read, so that damage on the disk
-            stops the answer instead of changing it. None is where it costs at most 2 % of a pass: with a GPU, and on a
-            CPU that has cores enough for its disk.
+            stops the answer instead of changing it. None compares them where that is estimated to cost at most 2 % of
+            a pass: with a GPU, where less than 256 MiB move per pass, and on a CPU with enough cores for its disk.
     """
 
     device: str = "auto"

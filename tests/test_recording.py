@@ -96,6 +96,8 @@ def test_run_writes_a_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     recording = read_trace(path)
     whole(recording, "run", 3)
     assert recording.configuration["policy"] == "stage2"
+    assert recording.configuration["checksums"].startswith("on: ")
+    assert recording.configuration["batch_invariant"] is False
 
 
 def test_bench_pass_writes_a_trace_of_its_last_round(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

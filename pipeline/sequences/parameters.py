@@ -55,11 +55,11 @@ class SamplingParameters:
     token. `logprobs` None reports none, 0 only the chosen token's. Runs without a `seed` differ. `stop` takes up to 16
     strings of up to 1,024 characters.
 
-    The rules are those of Hugging Face `generate`: `suppress_tokens` never come, `begin_suppress_tokens` do not come
-    first, no run of `no_repeat_ngram_size` tokens comes twice (the prompt counts; 0 is off), none of `bad_words_ids`
-    (lists of ids, not the end of the text) comes. `forced_eos_token_id` (one id or several) comes last where the length
-    ends the answer, `forced_bos_token_id` first behind a prompt of one token; a forced token comes whatever is ruled
-    out.
+    The rules are those of Hugging Face `generate`: `suppress_tokens` never come; `begin_suppress_tokens` do not come
+    first; no run of `no_repeat_ngram_size` tokens comes twice (the prompt counts; 0 is off); none of the lists of ids
+    in `bad_words_ids` comes (a list that is only an end token is left out). `forced_eos_token_id` (one id or several)
+    comes last where the length ends the answer, `forced_bos_token_id` first behind a prompt of one token. A forced
+    token comes even where another rule excludes it.
     """
 
     max_new_tokens: int = 64

@@ -20,6 +20,8 @@ def describe(runtime: "Runtime", command: str) -> dict[str, Any]:
         "host_groups": settings.host_groups,
         "queues": {name: channel.capacity for name, channel in line.statistics().channels.items()},
         "max_tokens_per_pass": settings.max_tokens_per_pass,
+        "batch_invariant": settings.batch_invariant,
+        "checksums": str(runtime.checking),
         "reading": str(runtime.reading.reading),
         "groups_per_pass": len(runtime.catalog.order),
         "actors": [actor.name for line in runtime.wired.lines for actor in line.actors],

@@ -8,9 +8,9 @@ from typing import Any
 
 from pipeline.build import Runtime
 from pipeline.errors import RequestError, shown
-from pipeline.prompts import SLICE_TOKENS, id_slices, known_length
 from pipeline.sequences.parameters import LARGEST_SEED, SamplingParameters
 from pipeline.sequences.prefix_cache import COMMON_SCOPE, digest_prompt, named_scope, private_scope
+from pipeline.sequences.prompts import SLICE_TOKENS, id_slices, known_length
 from pipeline.sequences.sequence import RunningSequence
 from pipeline.text.tokenizer import Tokenizer
 from pipeline.text.tokenizing import Tokenizing

@@ -13,7 +13,8 @@ from conftest import queued_seconds
 from support import tiny_models
 from text import small_tokenizers as small
 
-from pipeline import ClosedError, Model, RequestError, prompts
+from pipeline import ClosedError, Model, RequestError
+from pipeline.sequences import prompts
 from pipeline.text.byte_pair import BytePairEngine
 from pipeline.text.tokenizer import Tokenizer
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.errors import RequestError
-from pipeline.prompts import SLICE_TOKENS, id_slices
+from pipeline.sequences.prompts import SLICE_TOKENS, id_slices
 
 IDS = [5, 300, 77, 5]
 

@@ -1,7 +1,6 @@
 """Async tests run on asyncio, those that the loop could break on uvloop too, and each fails when it blocks the loop."""
 
 import asyncio
-import contextlib
 import gc
 import inspect
 import os
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from support.busy_machine import queued_seconds
 from support.cases import EVERYTHING
 
 from pipeline import guard
@@ -90,15 +90,6 @@ def pytest_collection_finish() -> None:
 def pytest_pycollect_makeitem(name: str, obj: object) -> None:
     if name.startswith("test_") and inspect.iscoroutinefunction(obj):
         pytest.mark.usefixtures("loop_stays_free")(obj)
-
-
-def queued_seconds(threads: str = "thread-self") -> float:
-    """How long this thread, or `self/task/*`, has waited for a core: on a busy machine that is not the test's fault."""
-    waited = 0.0
-    for schedule in Path("/proc").glob(f"{threads}/schedstat"):
-        with contextlib.suppress(OSError):  # a thread that has just ended
-            waited += int(schedule.read_text().split()[1]) / 1e9
-    return waited
 
 
 @pytest.fixture

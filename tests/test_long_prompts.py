@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy
 import pytest
-from conftest import queued_seconds
 from support import tiny_models
+from support.busy_machine import queued_seconds
 from text import small_tokenizers as small
 
 from pipeline import ClosedError, Model, RequestError

@@ -1,0 +1,13 @@
+"""What other programs cost a test: how long its threads waited for a core."""
+
+import contextlib
+from pathlib import Path
+
+
+def queued_seconds(threads: str = "thread-self") -> float:
+    """How long this thread, or `self/task/*`, has waited for a core: on a busy machine that is not the test's fault."""
+    waited = 0.0
+    for schedule in Path("/proc").glob(f"{threads}/schedstat"):
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            waited += int(schedule.read_text().split()[1]) / 1e9
+    return waited

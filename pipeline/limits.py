@@ -67,9 +67,14 @@ def explained(error: BaseException) -> BaseException:
 
 
 def reached_limit(error: BaseException) -> ResourceError | None:
-    """The limit behind an error, or behind that from which it was raised. None where there is none."""
+    """The limit behind an error, or behind that from which it was raised. None where there is none.
+
+    Python lets errors be each other's cause.
+    """
     cause: BaseException | None = error
-    while cause is not None:
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
         if isinstance(cause, ResourceError):
             return cause
         if told := _told(cause):

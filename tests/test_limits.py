@@ -272,3 +272,11 @@ def test_a_small_file_is_read_without_room_for_the_largest(tmp_path: Path) -> No
     (tmp_path / "small").write_bytes(b"x")
     assert read_small_file(tmp_path / "small", HUGE) == b"x"
     assert asyncio.run(asyncio.to_thread(read_small_file, tmp_path / "small", 1)) == b"x"
+
+
+def test_errors_that_are_each_others_cause_are_looked_at_once() -> None:
+    first, second = ValueError("first"), ValueError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert explained(first) is first
+    second.__cause__ = MemoryError()
+    assert isinstance(explained(first), ResourceError)

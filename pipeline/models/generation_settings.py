@@ -6,16 +6,16 @@ from typing import Any
 
 from pipeline.models.settings import Settings
 
-RULES = (
-    "suppress_tokens",
-    "begin_suppress_tokens",
-    "no_repeat_ngram_size",
-    "bad_words_ids",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-)
-# Each with the values, beside null, that change no text. How long an answer may be (`max_length`, `max_new_tokens`) is
-# not among them: a call says so, and an answer that it ends tells why.
+# Each with the values, beside null, that change no text; 0 is a token like any other. How long an answer may be
+# (`max_length`, `max_new_tokens`) is not among them: a call says so, and an answer that it ends tells why.
+RULES: dict[str, tuple[object, ...]] = {
+    "suppress_tokens": ([],),
+    "begin_suppress_tokens": ([],),
+    "no_repeat_ngram_size": (0,),
+    "bad_words_ids": ([],),
+    "forced_bos_token_id": ([],),
+    "forced_eos_token_id": ([],),
+}
 NOT_FOLLOWED: dict[str, tuple[object, ...]] = {
     "constraints": ([],),
     "diversity_penalty": (0,),
@@ -52,8 +52,7 @@ def read_rules(folder: Path, vocabulary_size: int) -> dict[str, Any]:
 
     Raises CheckpointError for a file that holds no JSON object.
     """
-    settings = _read(folder)
-    rules = {name: settings.get(name) for name in RULES if settings.get(name) not in (None, 0, [])}
+    rules = _stated(_read(folder), RULES)
     for name in ("suppress_tokens", "begin_suppress_tokens"):
         if isinstance(ids := rules.get(name), list):
             rules[name] = [one for one in ids if not isinstance(one, int) or 0 <= one < vocabulary_size]
@@ -62,9 +61,13 @@ def read_rules(folder: Path, vocabulary_size: int) -> dict[str, Any]:
 
 def read_not_followed(folder: Path) -> dict[str, Any]:
     """What the file asks for that would change text, and is not done. Raises CheckpointError as `read_rules`."""
-    settings = _read(folder)
-    asked = {name: settings.get(name) for name in NOT_FOLLOWED}
-    return {name: value for name, value in asked.items() if value is not None and value not in NOT_FOLLOWED[name]}
+    return _stated(_read(folder), NOT_FOLLOWED)
+
+
+def _stated(settings: Settings, neutral: dict[str, tuple[object, ...]]) -> dict[str, Any]:
+    """The settings that are not null, nor one of the values that change no text."""
+    stated = {name: settings.get(name) for name in neutral}
+    return {name: value for name, value in stated.items() if value is not None and value not in neutral[name]}
 
 
 def _read(folder: Path) -> Settings:

@@ -115,6 +115,14 @@ def test_rules_are_told_as_defaults(folder: Path, caplog: pytest.LogCaptureFixtu
     assert read_defaults(folder)["suppress_tokens"] == [*range(200)]
 
 
+async def test_token_0_can_be_forced_as_any_other(folder: Path) -> None:
+    state(folder, {"forced_bos_token_id": 0, "forced_eos_token_id": 0})
+    async with Model.open(folder, device="cpu") as model:
+        token_ids = (await model.generate([7], max_new_tokens=4, ignore_eos=True)).token_ids
+    assert (token_ids[0], token_ids[-1]) == (0, 0)
+    assert token_ids[1:-1] != (0, 0)
+
+
 @pytest.mark.parametrize(
     "settings",
     [{"no_repeat_ngram_size": "3"}, {"bad_words_ids": [[300]]}, {"forced_eos_token_id": -1}, {"suppress_tokens": 5}],

@@ -12,7 +12,7 @@ from actors.core.errors import ActorFailed
 from actors.core.message import READY, Message, ended
 from actors.core.ports import Event
 from pipeline.devices.open import AnyDevice
-from pipeline.errors import RequestError
+from pipeline.errors import CheckpointError, PenstockError, RequestError
 from pipeline.generation_pass import GenerationPass, MicroBatch, micro_batches
 from pipeline.models import decoder
 from pipeline.models.attention import LayerKV
@@ -130,9 +130,9 @@ class GenerationProgram(Serving):
         self._end_pass()
 
     async def _fetch(self, pieces: list[Piece]) -> tuple[list[Piece], Event]:
-        """The event of the embedding rows of those that stay in the pass: who brings a row that cannot be read ends.
+        """The event of the embedding rows of those that stay in the pass: who brings a row that cannot be had ends.
 
-        Nobody stays where nobody is left that waits for the pass. Raises ActorFailed where no row can be read.
+        Nobody stays where nobody is left that waits for the pass. Raises ActorFailed where no row can be had.
         """
         try:
             fetched = await self._embedding.fetch(_token_ids(pieces))
@@ -140,9 +140,7 @@ class GenerationProgram(Serving):
             failures = await self._embedding.unreadable(_token_ids(pieces))
             for piece in pieces:
                 if (token_id := next((one for one in piece.token_ids if one in failures), None)) is not None:
-                    failure = failures[token_id]
-                    what = f"the embedding row of token {token_id} cannot be read: {type(failure).__name__}: {failure}"
-                    piece.sequence.fail(RequestError(what))
+                    piece.sequence.fail(_row_failed(token_id, failures[token_id]))
             if not failures:
                 raise _embedding_failed(error) from error
             pieces = [piece for piece in pieces if not piece.sequence.ended]
@@ -213,3 +211,10 @@ def _token_ids(pieces: Sequence[Piece]) -> list[int]:
 
 def _embedding_failed(error: Exception) -> ActorFailed:
     return error if isinstance(error, ActorFailed) else ActorFailed("compute_scheduler", -1, "embed", error)
+
+
+def _row_failed(token_id: int, error: Exception) -> PenstockError:
+    """What the requests that need a row are told; that damage was found, as it is told of a weight group."""
+    if isinstance(error, CheckpointError):
+        return _embedding_failed(error)
+    return RequestError(f"the embedding row of token {token_id} cannot be read: {type(error).__name__}: {error}")

@@ -4,11 +4,12 @@ Two models on two event loops share the flips. All 1,000 of the record: `PENSTOC
 tests/test_bit_rot.py -k every_flip -s`.
 """
 
+import asyncio
 import json
 import os
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +153,23 @@ async def test_what_stays_in_memory_is_read_once_and_goes_on_whatever_the_disk_d
         assert again.token_ids
         assert await ask(model) == expected
         assert model.statistics().checksums.groups == groups
+
+
+async def test_a_row_that_has_changed_ends_those_who_need_it_and_they_alone(folders: dict[str, Path]) -> None:
+    folder = folders["llama_gqa_llama3"]  # whose head does not hold the row, too
+    file, bad, good = folder / "model.safetensors", 200, [5, 9, 1]
+    async with Model.open(folder, device="cpu", residency=False) as model:
+        expected = await model.generate(good, max_new_tokens=30, ignore_eos=True)
+        assert bad not in expected.token_ids
+        await model.generate([bad], max_new_tokens=1)
+        embedding = model.runtime.embedding
+        with flipped(file, embedding._table.start + bad * embedding.row_bytes + 1, 6):
+            with suppress(ActorFailed):  # a read beside the flip may have seen the time of change too
+                await model.generate(good, max_new_tokens=2)
+            crew = model.runtime.line._crew
+            well = asyncio.create_task(model.generate(good, max_new_tokens=30, ignore_eos=True))
+            with pytest.raises(ActorFailed, match=r"weights changed on disk: .*embed_tokens"):
+                await model.generate([bad], max_new_tokens=2)
+            assert await well == expected
+            assert model.runtime.line._crew is crew, "the line has not been run anew"
+        assert await model.generate(good, max_new_tokens=30, ignore_eos=True) == expected

@@ -61,7 +61,10 @@ class EmbeddingRows:
         return self._device.upload(self._host, self._rows, copies, ())
 
     async def unreadable(self, token_ids: Sequence[int]) -> dict[int, Exception]:
-        """Those of these tokens whose rows cannot be read, and why; none of them, where no row can be read at all."""
+        """Those of these tokens whose rows cannot be read, or differ from their first read, and why.
+
+        None of them, where no row can be read at all.
+        """
         errors: dict[int, Exception] = {}
         asked = set(token_ids)
         another = next(token_id for token_id in range(self._table.shape[0] + 1) if token_id not in asked)
@@ -69,9 +72,12 @@ class EmbeddingRows:
         for token_id in rows:
             try:
                 await self._read([token_id])
+                await self._verify([token_id])
             except Exception as error:
                 errors[token_id] = error
-        return errors if len(errors) < len(rows) else {}
+        if len(errors) == len(rows):
+            return {}
+        return {token_id: error for token_id, error in errors.items() if token_id in asked}
 
     def rows(self, count: int) -> "torch.Tensor":
         """The first `count` fetched rows, [T, D] in the checkpoint's dtype. Only after the event of `fetch`."""

@@ -11,9 +11,9 @@ from typing import Any
 from actors.core.crew import STOP_SECONDS
 from actors.core.errors import ActorFailed, LineError, PolicyFailed
 from pipeline.build import Runtime
-from pipeline.devices.lane import portable
 from pipeline.errors import ClosedError, ResourceError
 from pipeline.limits import explained, limits_named
+from pipeline.threads import portable
 
 logger = logging.getLogger("penstock")
 PATIENCE_SECONDS = 0.5

@@ -5,8 +5,10 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
+
+from actors.core.errors import said
 
 GIVE_WAY_SECONDS = 0.0002
 P = ParamSpec("P")
@@ -17,7 +19,8 @@ class Threads(ThreadPoolExecutor):
     """A pool whose threads all begin with the first piece of work.
 
     A plain pool begins them one by one, and where one cannot begin it raises but keeps the work in its queue: it would
-    be done later, when nobody waits for it and its memory may be another's. `first` is called in each thread.
+    be done later, when nobody waits for it and its memory may be another's. `first` is called in each thread. What work
+    raises is made `portable`: an event loop takes no StopIteration, and whoever waits for it would wait for ever.
     """
 
     def __init__(self, count: int, name: str, first: Callable[[], object] | None = None) -> None:
@@ -32,7 +35,7 @@ class Threads(ThreadPoolExecutor):
             if not self._begun:
                 self._begin()
                 self._begun = True
-        return super().submit(work, *arguments, **named)
+        return super().submit(_run, work, *arguments, **named)
 
     def _begin(self) -> None:
         """Each waits for all others, so that none is idle and does a piece of work that is to begin another one."""
@@ -43,6 +46,13 @@ class Threads(ThreadPoolExecutor):
         except RuntimeError:
             together.abort()
             raise
+
+
+def _run(work: Callable[P, T], /, *arguments: P.args, **named: P.kwargs) -> T:
+    try:
+        return work(*arguments, **named)
+    except BaseException as error:
+        raise portable(error)  # noqa: B904 - the same error, but for those that cannot travel, which are the cause
 
 
 def slices(length: int, size: int) -> Iterator[int]:
@@ -70,6 +80,15 @@ async def outlast(running: Sequence[asyncio.Future[Any]]) -> None:
         raise asyncio.CancelledError
     if errors:
         raise errors[0]
+
+
+def portable(error: BaseException) -> Exception:
+    """The error itself, but for those that mean something else where they are raised again, on the event loop."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration | CancelledError):
+        return error
+    carried = RuntimeError(said(error))
+    carried.__cause__ = error
+    return carried
 
 
 def tell(loop: asyncio.AbstractEventLoop, *events: asyncio.Event) -> None:

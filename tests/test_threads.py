@@ -1,5 +1,6 @@
 """Pools whose threads begin together, so that no work is left for later."""
 
+import asyncio
 import threading
 
 import pytest
@@ -32,3 +33,17 @@ def test_all_threads_of_a_pool_begin_with_the_first_work() -> None:
     pool.submit(int).result(5)
     assert threading.active_count() == before + 4
     pool.shutdown()
+
+
+@pytest.mark.parametrize("error", [StopIteration, asyncio.CancelledError])
+async def test_nobody_waits_for_ever_for_work_whose_error_an_event_loop_does_not_take(
+    error: type[BaseException],
+) -> None:
+    def fail() -> None:
+        raise error
+
+    threads = Threads(1, "penstock-test")
+    with pytest.raises(RuntimeError, match=error.__name__):
+        async with asyncio.timeout(10):
+            await asyncio.get_running_loop().run_in_executor(threads, fail)
+    threads.shutdown()

@@ -16,11 +16,11 @@ import torch
 
 from actors.core.chained import parts
 from actors.core.ports import Copy, Event
-from pipeline.devices.lane import LaneEvent, Lanes, ordered, portable, require_done
+from pipeline.devices.lane import LaneEvent, Lanes, ordered, require_done
 from pipeline.devices.memory import DeviceMemory, HostMemory, Memory, copy_bytes
 from pipeline.errors import ConfigError, ResourceError
 from pipeline.promises import give_back
-from pipeline.threads import Threads
+from pipeline.threads import Threads, portable
 
 OUT_OF_MEMORY = 2
 """As the CUDA runtime calls it; pinned memory is bounded by a limit of the process, too."""

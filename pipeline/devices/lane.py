@@ -5,15 +5,14 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from typing import Generic, Protocol, TypeVar
 
 import torch
 
 from actors.core.chained import parts
-from actors.core.errors import said
 from actors.core.ports import Event
-from pipeline.threads import Threads, tell
+from pipeline.threads import Threads, portable, tell
 
 
 class LaneEvent:
@@ -83,15 +82,6 @@ def _run(work: Callable[[], object], after: Sequence[Event], vacant: Event | Non
         event.future.set_exception(portable(error))
     else:
         event.future.set_result(None)
-
-
-def portable(error: BaseException) -> Exception:
-    """The error itself, but for those that mean something else where they are raised again, on the event loop."""
-    if isinstance(error, Exception) and not isinstance(error, StopIteration | CancelledError):
-        return error
-    carried = RuntimeError(said(error))
-    carried.__cause__ = error
-    return carried
 
 
 _behind = threading.local()

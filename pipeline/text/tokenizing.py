@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+import copy
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from pipeline.threads import Threads
+from pipeline.threads import Threads, portable
 
 LONG_TEXT = 1 << 16
 """Characters of a text, or ids of a prompt, from which on it goes to the thread for long ones."""
@@ -65,8 +66,7 @@ class _Queue:
 
     def close(self, error: Callable[[], Exception]) -> None:
         for outcome in self._waiting:
-            if not outcome.done():
-                outcome.set_exception(error())
+            _fail(outcome, error())
         self._executor.shutdown(wait=not self._busy)
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -80,32 +80,40 @@ class _Queue:
         try:
             if together:
                 self._executor.submit(self._run, loop, together)
-        except RuntimeError as error:  # the thread cannot begin; the next call tries again
+        except Exception as error:  # the thread cannot begin; the next call tries again
             self._busy = False
             for outcome in self._waiting:
-                if not outcome.done():
-                    outcome.set_exception(error)
+                _fail(outcome, copy.copy(error))
 
     def _run(
         self, loop: asyncio.AbstractEventLoop, together: "dict[asyncio.Future[Any], Callable[[], object]]"
     ) -> None:
-        ended: list[tuple[asyncio.Future[Any], object, BaseException | None]] = []
+        ended: list[tuple[asyncio.Future[Any], object, Exception | None]] = []
         while together:
             outcome = next(iter(together))
             work = together.pop(outcome)
             try:
                 ended.append((outcome, None if outcome.done() else work(), None))
             except BaseException as error:
-                ended.append((outcome, None, error))
+                ended.append((outcome, None, portable(error)))
         with contextlib.suppress(RuntimeError):  # the loop has closed, and nobody waits any more
             loop.call_soon_threadsafe(self._ended, loop, ended)
 
     def _ended(
         self,
         loop: asyncio.AbstractEventLoop,
-        ended: "list[tuple[asyncio.Future[Any], object, BaseException | None]]",
+        ended: "list[tuple[asyncio.Future[Any], object, Exception | None]]",
     ) -> None:
         for outcome, result, error in ended:
-            if not outcome.done():
-                outcome.set_exception(error) if error is not None else outcome.set_result(result)
+            if error is not None:
+                _fail(outcome, error)
+            elif not outcome.done():
+                outcome.set_result(result)
         self._begin(loop)
+
+
+def _fail(outcome: "asyncio.Future[Any]", error: Exception) -> None:
+    """Tell whoever waits; where the event loop has closed, nobody does any more."""
+    with contextlib.suppress(RuntimeError):
+        if not outcome.done():
+            outcome.set_exception(error)

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from pipeline.text.tokenizing import LONG_TEXT, Tokenizing
+from pipeline.threads import Threads
 
 
 class Closed(Exception):
@@ -135,3 +136,47 @@ async def test_closing_ends_all_calls_at_once_and_waits_for_no_thread() -> None:
     with pytest.raises(Closed):
         await tokenizing.run(1, named("late"))
     gate.may_end.set()
+
+
+@pytest.mark.parametrize("error", [StopIteration, asyncio.CancelledError, SystemExit])
+async def test_what_an_event_loop_would_take_for_something_else_is_an_error_like_any_other(
+    tokenizing: Tokenizing, error: type[BaseException]
+) -> None:
+    def fail() -> str:
+        raise error
+
+    async with asyncio.timeout(10):
+        with pytest.raises(RuntimeError, match=error.__name__):
+            await tokenizing.run(1, fail)
+        assert await tokenizing.run(1, named("after")) == "after"
+
+
+async def test_where_the_thread_cannot_begin_each_call_has_an_error_of_its_own(
+    tokenizing: Tokenizing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(self: Threads, *work: object) -> None:
+        raise MemoryError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Threads, "submit", no_thread)
+        errors = await asyncio.gather(*(tokenizing.run(1, named("a")) for _ in range(2)), return_exceptions=True)
+    assert [repr(error) for error in errors] == ['MemoryError("can\'t start new thread")'] * 2
+    assert errors[0] is not errors[1]
+    assert await tokenizing.run(1, named("after")) == "after"
+
+
+def test_calls_whose_event_loop_has_closed_keep_nobody_from_closing() -> None:
+    async def begin_three() -> "tuple[Tokenizing, Gate, list[asyncio.Task[str]]]":
+        tokenizing = Tokenizing()
+        gate, running = await begin(tokenizing)
+        others = [asyncio.create_task(tokenizing.run(1, named("never"))) for _ in range(2)]
+        await asyncio.sleep(0)
+        return tokenizing, gate, [running, *others]
+
+    loop = asyncio.new_event_loop()
+    tokenizing, gate, tasks = loop.run_until_complete(begin_three())
+    loop.close()
+    tokenizing.close(Closed)
+    gate.may_end.set()
+    for task in tasks:
+        task._log_destroy_pending = False  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ import torch
 from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-CPU_CELL, GPU_CELL = 16, 128
+CPU_CELL, GPU_CELL = 16, 512
 """Positions of a cell: few, so that a short piece of a prompt fills it, and as many as a GPU computes at a time."""
 
 

@@ -91,6 +91,21 @@ def test_what_is_no_file_of_a_checkpoint_is_refused_at_once(
         READERS[name](tmp_path)
 
 
+def test_a_device_is_not_even_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[object] = []
+    really_open = os.open
+
+    def open_and_note(path: object, *arguments: int) -> int:
+        opened.append(path)
+        return really_open(tmp_path, *arguments)
+
+    spoil(tmp_path / "config.json", "device")
+    monkeypatch.setattr(os, "open", open_and_note)
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        read_small_file(tmp_path / "config.json", 1000)
+    assert opened == []
+
+
 @pytest.mark.parametrize("how", ["FIFO", "device", "folder", "link to nothing", "endless"])
 def test_a_tokenizer_config_that_is_no_file_is_refused(how: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps({}))

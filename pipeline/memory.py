@@ -73,8 +73,8 @@ class MemoryPlan:
 def slot_counts(groups: int, *, two_kinds: bool) -> dict[str, int]:
     """How many slots of each kind a budget of so many groups has: half each, the odd one large.
 
-    Attn and ffn groups differ by a factor of 4 to 7 in size, so one-size slots would waste most of the memory
-    (design.md, section 5). A single slot must hold either kind.
+    Attn and ffn groups differ by a factor of 4 to 7 in size, so one-size slots would waste most of the memory.
+    A single slot must hold either kind.
     """
     return {"attn": groups // 2, "ffn": groups - groups // 2} if two_kinds else {"ffn": groups}
 

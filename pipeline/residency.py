@@ -2,7 +2,7 @@
 
 Every pass needs every group, so each byte that stays saves one byte per pass, whichever it is; an LRU would miss every
 time. Groups that stay are spread evenly over the pass, so that those that still move do so at an even pace: with the
-same bytes at one end, moving and computing would take turns (design.md, section 5).
+same bytes at one end, moving and computing would take turns.
 """
 
 from collections.abc import Mapping

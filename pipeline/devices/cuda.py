@@ -2,7 +2,7 @@
 
 Issuing may wait for another lane's thread, waiting blocks in the driver, and neither touches the event loop. Details
 and pitfalls that shaped this file: one H2D stream and one D2H stream, fixed slots with events instead of
-`record_stream`, exact-size pinned memory (design.md, section 6).
+`record_stream`, exact-size pinned memory.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """Which layers' KV blocks stay on the device, live in host memory, or live on the disk. Pure, and chosen once.
 
 One byte that stays on the device saves one byte per pass, whichever it is, so never an LRU: every pass looks at every
-layer (design.md, section 5). Layers that stay are spread evenly, so that those that move do so at an even pace.
+layer. Layers that stay are spread evenly, so that those that move do so at an even pace.
 """
 
 from collections.abc import Sequence

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class WeightCatalog:
     """The layout of every group in a host slot and in a device slot.
 
-    Attn and ffn groups have slots of their own kinds (design.md, section 5); slices of the head take turns in both.
+    Attn and ffn groups have slots of their own kinds; slices of the head take turns in both.
     With `packed` device slots tensors lie 256-aligned; otherwise exactly as in the host slot, so that results do not
     depend on whether a slot was copied or handed on.
     """

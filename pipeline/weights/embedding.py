@@ -43,7 +43,7 @@ class EmbeddingRows:
     async def fetch(self, token_ids: Sequence[int]) -> Event:
         """Read the rows of these tokens, each once, and return the event of their upload.
 
-        They go through the H2D lane like everything else: no copy may run on a compute lane (design.md, section 6).
+        They go through the H2D lane like everything else: no copy may run on a compute lane.
         Raises OSError when the disk failed twice, CheckpointError when a row differs from its first read, and still
         does when it is read again.
         """

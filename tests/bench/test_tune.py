@@ -144,7 +144,7 @@ def test_recorded_reading_is_shared_out_by_bytes_and_all_sums_are_medians() -> N
 
 
 async def test_two_slots_of_one_layer_serialise_and_three_reach_the_ideal() -> None:
-    """Near balance, as design.md says: 1 is worst, and beyond a few groups more of them buy nothing."""
+    """Near balance: 1 is worst, and beyond a few groups more of them buy nothing."""
     times = await simulated(timings(attn=0.8, ffn=1.2, reads=1.0), [(groups, 4) for groups in range(1, 8)])
     by_budget = [times[one(groups)] for groups in range(1, 8)]
     assert by_budget[0] == pytest.approx(24.0)  # every group is read, then computed

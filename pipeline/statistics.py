@@ -23,10 +23,14 @@ class ChannelRecord:
 
 @dataclass(frozen=True, slots=True)
 class RequestsRecord:
-    """Requests now, and those that have ended since the model was opened."""
+    """Requests now, and those that have ended since the model was opened.
+
+    `paused` are those, running or waiting, whose streams nobody reads.
+    """
 
     running: int
     waiting: int
+    paused: int
     finished: int
     cancelled: int
     failed: int
@@ -161,7 +165,7 @@ class ModelStatistics:
 
 def _requests(batcher: Batcher) -> RequestsRecord:
     ended = {outcome: batcher.ended[outcome] for outcome in ("finished", "cancelled", "failed")}
-    return RequestsRecord(running=batcher.running, waiting=batcher.waiting, **ended)
+    return RequestsRecord(running=batcher.running, waiting=batcher.waiting, paused=batcher.paused, **ended)
 
 
 def _checksums(checking: Checking, checksums: Checksums | None) -> ChecksumsRecord:

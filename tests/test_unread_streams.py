@@ -65,9 +65,11 @@ async def test_it_pauses_and_goes_on_with_the_same_tokens(arguments: dict[str, A
             passes = await stands_still(model)
             assert passes - before == 1 + MOST_UNREAD, "one for each chunk that may lie there"
             assert model.statistics().kv_blocks.used > 0, "it keeps its blocks"
+            assert (model.statistics().requests.running, model.statistics().requests.paused) == (1, 1)
             read += await rest(chunks, 2)
             assert await stands_still(model) == passes + 2
             assert read + await rest(chunks) == expected
+            assert model.statistics().requests.paused == 0
 
 
 async def test_others_are_served_meanwhile_and_generate_never_pauses(checkpoint: Path) -> None:

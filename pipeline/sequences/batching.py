@@ -65,6 +65,11 @@ class Batcher:
         """Requests that hold KV blocks."""
         return len(self._running)
 
+    @property
+    def paused(self) -> int:
+        """Requests, of those that run or wait, that go on only when somebody reads their streams."""
+        return sum(sequence.paused for sequence in self._all)
+
     def check_room(self, count: int) -> None:
         """Raise Busy where so many more requests could not even wait."""
         if self.running + self.waiting + count > self.max_requests + self.max_waiting:

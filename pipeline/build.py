@@ -219,6 +219,7 @@ def _weights(
     stays = {*drawn.plan.residency.host, *drawn.plan.residency.device}
     checking = choose_checking(
         settings.checksums,
+        changed=bool(settings.insert.get("disk_reader")),
         unified=device.unified,
         moving_bytes=sum(one.needed_bytes for key, one in catalog.host.items() if key not in stays),
         rate=reading.bytes_per_second,

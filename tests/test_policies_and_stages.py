@@ -43,6 +43,31 @@ class Doubles(Stage):
         return message
 
 
+class Scales(Stage):
+    """Changes the weights in another way whenever it is told so."""
+
+    factor = 1.0
+
+    async def handle(self, message: Message[Slot]) -> Message[Slot]:
+        await self.landed(message)
+        message.at.buffer.tensor.view(torch.float32).mul_(self.factor)
+        return message
+
+
+async def test_what_a_stage_makes_of_the_group_is_computed_though_it_is_not_what_it_was_before(folder: Path) -> None:
+    async def answer(model: Model) -> tuple[int, ...]:
+        await model.generate(tiny_models.PROMPT, max_new_tokens=1)  # takes what the line has read ahead
+        return (await model.generate(tiny_models.PROMPT, max_new_tokens=6, ignore_eos=True)).token_ids
+
+    stage, doubles = Scales(), {"disk_reader": [Doubles()]}
+    async with Model.open(folder, device="cpu", residency=False, insert=doubles) as model:
+        doubled = await answer(model)
+    async with Model.open(folder, device="cpu", residency=False, insert={"disk_reader": [stage]}) as model:
+        assert await answer(model) != doubled
+        stage.factor = 2.0
+        assert await answer(model) == doubled
+
+
 class LosesCopies(CpuDevice):
     uploads = 0
 

@@ -46,13 +46,18 @@ class Checking:
         return f"{'on' if self.on else 'off'}: {self.why}"
 
 
-def choose_checking(said: bool | None, *, unified: bool, moving_bytes: int, rate: float | None) -> Checking:
+def choose_checking(
+    said: bool | None, *, changed: bool, unified: bool, moving_bytes: int, rate: float | None
+) -> Checking:
     """What is `said`; else on, unless it could take more than MOST_SHARE of passes that the CPU computes.
 
+    Off where bytes may have `changed` since they were read: what differs is read again, which would undo the change.
     Summing up takes most where reading at `rate` bytes per second and computing take equally long: no core is idle.
     """
     if said is not None:
         return Checking(said, "as the settings say")
+    if changed:
+        return Checking(False, "a stage of yours behind disk_reader may change what was read")
     if not unified:
         return Checking(True, "the CPU does not compute")
     if moving_bytes < FEW_BYTES:

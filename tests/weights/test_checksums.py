@@ -152,6 +152,11 @@ def test_checksums_are_on_unless_the_cpu_that_computes_is_short_of_cores(
 ) -> None:
     monkeypatch.setattr(checksums, "usable_cores", lambda: cores)
     rate = None if gb_per_second is None else gb_per_second * 1e9
-    checking = choose_checking(said, unified=unified, moving_bytes=int(moving_gb * 1e9), rate=rate)
+    checking = choose_checking(said, changed=False, unified=unified, moving_bytes=int(moving_gb * 1e9), rate=rate)
     assert str(checking).startswith(told)
     assert ("set checksums=True" in str(checking)) == ("off: it" in told)
+
+
+def test_checksums_are_off_where_a_stage_may_change_what_was_read() -> None:
+    checking = choose_checking(None, changed=True, unified=False, moving_bytes=0, rate=None)
+    assert str(checking).startswith("off: a stage of yours behind disk_reader")

@@ -28,9 +28,3 @@ def attempt(what: str, do: Callable[[], Result], otherwise: Result, to_do: str) 
         if new:
             logger.warning("%s", warning)
         return otherwise
-
-
-def forget() -> None:
-    """Give every warning again."""
-    with _lock:
-        _told.clear()

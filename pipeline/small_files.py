@@ -8,6 +8,8 @@ import errno
 import json
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -49,18 +51,26 @@ def _require_plain(path: Path, status: os.stat_result) -> None:
         raise NotPlainError(errno.EINVAL, "is not a regular file; put a plain file there", str(path))
 
 
-def read_small_file(path: Path, limit_bytes: int) -> bytes:
-    """The whole of a plain file. Raises CheckpointError where it cannot be read, or has more than `limit_bytes`."""
+@contextmanager
+def os_errors_named(path: Path) -> Iterator[None]:
+    """Turn what the operating system says about `path` into a CheckpointError."""
     try:
-        with open_plain_file(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            raw = file.read(size + 1) if size <= limit_bytes else b""
-            if len(raw) > size:  # it has grown since; else no room is taken for so much
-                raw += file.read(limit_bytes)
+        yield
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: is missing") from error
     except NotPlainError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from error
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def read_small_file(path: Path, limit_bytes: int) -> bytes:
+    """The whole of a plain file. Raises CheckpointError where it cannot be read, or has more than `limit_bytes`."""
+    with os_errors_named(path), open_plain_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        raw = file.read(size + 1) if size <= limit_bytes else b""
+        if len(raw) > size:  # it has grown since; else no room is taken for so much
+            raw += file.read(limit_bytes)
     size = max(size, len(raw))  # it may have grown
     if size > limit_bytes:
         raise CheckpointError(f"{path}: is {size} bytes long; need at most {limit_bytes}; fetch the file again")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Self
 
 from pipeline.errors import CheckpointError
-from pipeline.small_files import read_small_file
+from pipeline.small_files import os_errors_named, read_small_file
 from pipeline.weights.header import TensorEntry, brief, parse_json, read_header
-from pipeline.weights.shard import Shard, os_errors_named, require_descriptors
+from pipeline.weights.shard import Shard, require_descriptors
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

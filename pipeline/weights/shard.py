@@ -3,15 +3,13 @@
 import errno
 import os
 import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.guard import attempt
-from pipeline.small_files import NotPlainError, open_plain
+from pipeline.small_files import open_plain, os_errors_named
 
 O_DIRECT = getattr(os, "O_DIRECT", 0)
 OPEN_FILES = Path("/proc/self/fd")
@@ -130,16 +128,3 @@ def require_descriptors(what: Path, count: int) -> None:
             f"spare), have a limit of {limit}; raise it with `ulimit -n {need}` or resource.setrlimit, close others, "
             "or write the checkpoint in fewer shards"
         )
-
-
-@contextmanager
-def os_errors_named(path: Path) -> Iterator[None]:
-    """Turn what the operating system says about `path` into a CheckpointError."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: is missing") from error
-    except NotPlainError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error

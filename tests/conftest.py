@@ -103,7 +103,8 @@ async def loop_stays_free(anyio_backend: object) -> AsyncIterator[None]:
             started, queued = time.perf_counter(), queued_seconds()
             await asyncio.sleep(0.01)
             lag = time.perf_counter() - started - 0.01
-            longest = max(longest, lag - (queued_seconds() - queued))
+            queued = max(0.0, queued_seconds() - queued)  # it reads 0 while a test lets no file be opened
+            longest = max(longest, lag - queued)
 
     task = asyncio.create_task(heartbeat())
     yield

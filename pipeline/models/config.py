@@ -199,6 +199,8 @@ def _refuse_unsupported(settings: Settings, family: Family) -> None:
     for key in ("mlp_bias",) if family.qkv_bias else ("attention_bias", "mlp_bias"):
         if settings.flag(key):
             raise _unsupported(settings, key)
+    if not settings.flag("is_causal", default=True):  # it looks ahead, as models do that make no text
+        raise _unsupported(settings, "is_causal")
 
 
 def _kv_heads(settings: Settings, heads: int) -> int:

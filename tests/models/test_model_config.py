@@ -199,6 +199,7 @@ UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
         changed(LLAMA_31_8B, rope_scaling=None, rope_parameters={"full_attention": {"rope_theta": 1.0}}),
         "rope_parameters: full_attention",
     ),
+    "looks ahead": (changed(LLAMA_31_8B, is_causal=False), "is_causal: .*False"),
     "partial rope": (changed(LLAMA_31_8B, partial_rotary_factor=0.5), "partial_rotary_factor: .*0.5"),
     "float8": (changed(LLAMA_31_8B, torch_dtype="float8_e4m3fn"), "torch_dtype: .*'float8_e4m3fn'"),
     "mixed windows": (changed(QWEN25, use_sliding_window=True), "max_window_layers: .*21"),

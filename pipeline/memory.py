@@ -20,6 +20,8 @@ UNITS = {"B": 1} | {
 GROUP_1, GROUP_2 = ("memory.limit_in_bytes", "memory.usage_in_bytes"), ("memory.max", "memory.current")
 """The files of a control group that hold its limit and what is used, by version."""
 LIMITED = "if one limits the memory, set host_memory to that"
+LIMITS = {"host": "host_memory", "device": "gpu_memory"}
+"""The settings of what each place has."""
 SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(%|(?:[KMGT]i?)?B)\s*", re.IGNORECASE)
 
 
@@ -42,15 +44,21 @@ class MemoryPlan:
     bounds: Mapping[str, str] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Refuse a plan that cannot fit. Raises ConfigError with need, have, and the knob of the largest holding."""
+        """Refuse a plan that cannot fit. Raises ConfigError with need, have, and what to change.
+
+        That is the knob of the largest holding, unless what no knob changes has no room by itself.
+        """
         for place, have in self.available.items():
             held = [holding for holding in self.holdings if holding.place == place]
             need = self.need(place)
             if need > have:
                 largest = max((one for one in held if one.knob), key=lambda holding: holding.nbytes)
+                fixed = sum(holding.nbytes for holding in held if not holding.knob)
                 under, advice = "", f"lower {largest.knob}"
                 if place in self.bounds:
                     under, advice = f"under {self.bounds[place]}, beside threads ", f"raise the limit, or {advice}"
+                elif 0 < fixed >= have:
+                    advice = f"no setting lowers {human_bytes(fixed)} of that: raise {LIMITS[place]} or free memory"
                 raise ConfigError(
                     f"{place} memory: need {human_bytes(need)}, have {human_bytes(have)} {under}"
                     f"({'; '.join(_lines(held))}); {advice}"

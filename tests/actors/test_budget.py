@@ -82,6 +82,19 @@ def test_a_slot_carries_its_last_readers_event_and_cools_until_it() -> None:
     run_virtual(main())
 
 
+def test_a_budget_is_settled_when_the_last_reader_of_every_slot_is_through() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        pool = Budget("device", {"attn": ["memory", "more"], "ffn": ["other"]}, loop.time)
+        for kind, reading in (("attn", SimEvent(0.0, 2.0)), ("attn", SimEvent(0.0, 5.0, OSError())), ("ffn", READY)):
+            (await pool.acquire(kind)).release(after=reading)
+        await pool.settle()
+        assert loop.time() == pytest.approx(5.0)
+        assert pool.statistics().cooling == 0
+
+    run_virtual(main())
+
+
 async def test_a_failed_reader_leaves_the_slot_vacated() -> None:
     pool = budget()
     slot = await pool.acquire("attn")

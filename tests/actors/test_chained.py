@@ -8,7 +8,7 @@ import pytest
 from support.events import ForeignEvent
 from support.small_lines import small_line
 
-from actors.core.budget import Slot
+from actors.core.budget import Budget, Slot
 from actors.core.chained import Chained, behind, on_host, parts
 from actors.core.errors import ActorFailed
 from actors.core.message import READY, Message
@@ -130,5 +130,32 @@ def test_an_arrival_that_failed_is_not_forgotten_and_keeps_its_name(own: str) ->
         uploader._device.upload = failing  # type: ignore[attr-defined]
         with pytest.raises(ActorFailed, match=r"gpu_uploader failed at layer 0 group 'attn'.*the copy failed"):
             await sim.run()
+
+    run_virtual(main())
+
+
+def test_a_copy_waits_for_work_of_the_host_that_still_reads_its_slot() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        copied: list[tuple[int, Event, float]] = []
+
+        class Unpacks(Mover):
+            budget = Budget("unpacked", {"attn": ["memory"] * 4, "ffn": ["memory"] * 4}, loop.time)
+
+            async def move(self, message: Message[Slot], slot: Slot) -> Event:
+                await self.landed(message)
+                return self.start(message, self.unpack(message))
+
+            async def unpack(self, message: Message[Slot]) -> None:
+                await asyncio.sleep(3)
+                copied.append((message.at.index, message.event, loop.time()))
+
+        await small_line(layers=3, passes=1, gpu_groups=2, insert={"gpu_uploader": [Unpacks()]}).run()
+        read_until: dict[int, float] = {}
+        for index, upload, ended_at in copied:
+            assert upload.span is not None
+            assert upload.span[0] >= read_until.get(index, 0)
+            read_until[index] = ended_at
+        assert len(copied) == 6 > len(read_until)
 
     run_virtual(main())

@@ -71,8 +71,9 @@ class Actor:
 
         Work that only watches over an operation elsewhere names the operation's event, `watched`, whose span counts.
         """
-        operation = Operation(self._wired.clock, watched)
-        operation.begin(self._wired.crew, work, functools.partial(self._failure, message))
+        wiring = self._wired
+        operation = Operation(wiring.clock, watched)
+        operation.begin(wiring.crew, work, functools.partial(self._failure, message))
         return operation
 
     async def landed(self, message: Message[Any]) -> None:

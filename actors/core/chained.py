@@ -1,12 +1,14 @@
 """An event behind another one: what a stage has started itself does not take the place of the arrival (rule 4)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from actors.core.errors import ActorFailed
-from actors.core.message import Message, ended
+from actors.core.message import READY, Message, ended
 from actors.core.operation import Operation
 from actors.core.ports import Event
+
+Given = TypeVar("Given", bound=Event | None)
 
 
 class Chained:
@@ -50,22 +52,18 @@ class Chained:
 def behind(message: Message[Any], own: Event, filler: str) -> Event:
     """The event of own work on a message, but not before the message's own; most often that is done already."""
     arrival = message.event
-    if own is arrival or (arrival.done() and arrival.error is None):
+    if arrival is READY or own is arrival or (arrival.done() and arrival.error is None):
         return own
     if own.done() and own.error is None:
         return arrival
     return Chained(message, own, filler)
 
 
-def parts(*events: Event | None) -> Sequence[Event]:
-    """The events that these stand for: themselves, but for chains; None stands for nothing."""
-    found: list[Event] = []
-    for event in events:
-        if isinstance(event, Chained):
-            found += event.parts
-        elif event is not None:
-            found.append(event)
-    return found
+def parts(*events: Given) -> Sequence[Given | Event]:
+    """The events that these stand for: themselves, but for chains."""
+    if Chained not in map(type, events):
+        return events
+    return [part for event in events for part in (event.parts if isinstance(event, Chained) else (event,))]
 
 
 def on_host(event: Event) -> bool:

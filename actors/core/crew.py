@@ -33,7 +33,7 @@ class Crew:
         self, work: Coroutine[Any, Any, None], named: Named, then: Then, name: str | None = None
     ) -> "asyncio.Task[None]":
         """Let a task do the work, and hear of its end before anybody else does. A run that is over begins none."""
-        task = asyncio.create_task(work, name=name)
+        task = self._over.get_loop().create_task(work, name=name)
         self.tasks[task] = named, then
         task.add_done_callback(self._left)
         if self._over.done():

@@ -1,7 +1,7 @@
 """Work that a line runs beside an actor's loop, seen as an event."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextvars import ContextVar
 from typing import Any
 
@@ -20,7 +20,9 @@ class Operation:
         self._watched = watched
         self._ended = asyncio.Event()
         self._span: tuple[float, float] | None = None
-        self._foretell: Callable[[BaseException], None]
+        self._crew: Crew
+        self._work: Coroutine[Any, Any, None]
+        self._named: Named
         self.error: BaseException | None = None
 
     @property
@@ -42,23 +44,23 @@ class Operation:
 
     def begin(self, crew: Crew, work: Coroutine[Any, Any, None], named: Named) -> None:
         """Run `work`; its error, as `named` names it, ends the run of the line and is raised at every waiter."""
-        self._foretell = lambda error: crew.end(named(error))
+        self._crew, self._work, self._named = crew, work, named
+        crew.begin(self._run(), named, self._end)
 
-        def end(error: BaseException | None) -> BaseException | None:
-            work.close()  # a task that is cancelled before its first step never enters its coroutine
-            self.error = error
-            self._ended.set()
-            return error
-
-        crew.begin(self._run(work), named, end)
-
-    async def _run(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _run(self) -> None:
         started = self._clock()
         _present.set(self)
         try:
-            await work
+            await self._work
         finally:
             self._span = (started, self._clock())
+        self._ended.set()  # a turn of the loop before the task has left; a failure is first named, by `_end`
+
+    def _end(self, error: BaseException | None) -> BaseException | None:
+        self._work.close()  # a task that is cancelled before its first step never enters its coroutine
+        self.error = error
+        self._ended.set()
+        return error
 
 
 _present: ContextVar[Operation | None] = ContextVar("the operation that runs in the present task", default=None)
@@ -67,7 +69,7 @@ _present: ContextVar[Operation | None] = ContextVar("the operation that runs in 
 def foretell(error: BaseException) -> None:
     """Say that the present work will fail, though it cannot end yet: a thread may still use its memory (rule 6)."""
     if (operation := _present.get()) is not None:
-        operation._foretell(error)
+        operation._crew.end(operation._named(error))
 
 
 def pending_cancellations() -> int:

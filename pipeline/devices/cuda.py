@@ -16,7 +16,7 @@ import torch
 
 from actors.core.chained import parts
 from actors.core.ports import Copy, Event
-from pipeline.devices.lane import LaneEvent, Lanes, ordered, require_done
+from pipeline.devices.lane import LaneEvent, Lanes, do_behind, require_done
 from pipeline.devices.memory import DeviceMemory, HostMemory, Memory, copy_bytes
 from pipeline.errors import ConfigError, ResourceError
 from pipeline.promises import give_back
@@ -157,8 +157,7 @@ class CudaLane:
                     else:
                         require_done(earlier)
                 event.started.record(self._stream)
-                with ordered(after):
-                    work()
+                do_behind(after, work)
                 event.ended.record(self._stream)
         except BaseException as error:
             # Kernels that were launched before the failure may still run on the slot.

@@ -1,10 +1,9 @@
 """A lane: one thread that runs pieces of work strictly in order."""
 
 import asyncio
-import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Generic, Protocol, TypeVar
 
@@ -75,8 +74,7 @@ def _run(work: Callable[[], object], after: Sequence[Event], vacant: Event | Non
             else:
                 require_done(earlier)
         started = time.perf_counter()
-        with ordered(after):
-            work()
+        do_behind(after, work)
         event.span = (started, time.perf_counter())
     except BaseException as error:
         event.future.set_exception(portable(error))
@@ -87,12 +85,11 @@ def _run(work: Callable[[], object], after: Sequence[Event], vacant: Event | Non
 _behind = threading.local()
 
 
-@contextlib.contextmanager
-def ordered(after: Sequence[Event]) -> Iterator[None]:
-    """While a lane runs or issues work that comes behind these events."""
+def do_behind(after: Sequence[Event], work: Callable[[], object]) -> None:
+    """Do the work of a lane, or issue it, as what comes behind these events."""
     _behind.events = after
     try:
-        yield
+        work()
     finally:
         _behind.events = ()
 

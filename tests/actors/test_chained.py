@@ -38,7 +38,7 @@ def test_a_chain_is_done_when_both_are_and_tells_who_failed() -> None:
             start = asyncio.get_running_loop().time()
             arrival, own = SimEvent(start, start + first), SimEvent(start, start + second)
             chain = Chained(message(arrival), own, "mover")
-            assert (chain.done(), chain.error, chain.parts) == (False, None, [arrival, own])
+            assert (chain.done(), chain.error, chain.parts) == (False, None, (arrival, own))
             await chain.wait()
             assert asyncio.get_running_loop().time() == pytest.approx(start + 3)
             assert (chain.done(), chain.span) == (True, own.span)
@@ -49,7 +49,7 @@ def test_a_chain_is_done_when_both_are_and_tells_who_failed() -> None:
             await Chained(message(fine), failed, "mover").wait()
         chain = Chained(message(Chained(message(fine), READY, "mover")), failed, "mover")
         assert chain.parts == [fine, READY, failed]
-        assert parts(None, chain, fine) == [fine, READY, failed, fine]
+        assert parts(None, chain, fine) == [None, fine, READY, failed, fine]
         assert not on_host(chain)
 
     run_virtual(main())

@@ -216,6 +216,16 @@ async def test_cancelled_at_any_step_it_ends_and_lets_every_waiter_go(steps: int
     assert crew.tasks == {}
 
 
+async def test_whoever_waits_for_work_that_ends_well_goes_on_before_its_task_has_left_the_crew() -> None:
+    crew = new_crew()
+    operation = begun(asyncio.sleep(0), crew=crew)
+    await operation.wait()
+    (task,) = crew.tasks
+    assert task.done(), "no turn of the loop is spent on the crew first"
+    await asyncio.sleep(0)
+    assert crew.tasks == {}
+
+
 async def test_what_begins_when_the_run_is_over_is_stopped_at_once() -> None:
     entered = []
 

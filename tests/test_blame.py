@@ -59,7 +59,9 @@ async def test_work_that_raises_cancelled_error_is_an_error_like_any_other(
             assert await model.generate(PROMPT, max_new_tokens=2) == expected
 
 
-async def test_a_stages_own_device_work_is_the_stages() -> None:
+@pytest.mark.parametrize("after", ["pinned_stager", "gpu_uploader"])
+@pytest.mark.parametrize("device", ["cpu", "cpu-copy"])
+async def test_a_stages_own_device_work_is_the_stages(device: str, after: str) -> None:
     class Transform(Stage):
         armed = False
 
@@ -73,7 +75,7 @@ async def test_a_stages_own_device_work_is_the_stages() -> None:
                 raise ValueError("the transformation failed")
 
     transform = Transform()
-    async with Model.open(device="cpu-copy", insert={"gpu_uploader": [transform]}) as model:
+    async with Model.open(device=device, residency=False, insert={after: [transform]}) as model:
         expected = await model.generate(PROMPT, max_new_tokens=2)
         transform.armed = True
         with pytest.raises(ActorFailed, match=r"transform failed at layer.*the transformation failed"):

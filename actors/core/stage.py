@@ -111,9 +111,10 @@ class Mover(Actor):
             if slot is None:
                 raise LineError(f"{self.name} works in place, but comes before any bytes do: give it a budget")
             event = await self._fill(message, slot)
+            filler = self.name if source is None else source.filler
             if event is not message.event:
-                event = behind(message, event, self.name if source is None else source.filler)
-            slot.filled, slot.filler = event, self.name
+                event, filler = behind(message, event, filler), self.name
+            slot.filled, slot.filler = event, filler  # who hands an arrival on has not moved anything
             if source is not None and source is not slot:
                 self._leave(source, slot)
             await self._send(message.moved(slot, event))

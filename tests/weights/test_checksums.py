@@ -66,6 +66,7 @@ async def test_every_byte_of_a_tensor_counts_and_none_around_it(groups: WeightGr
         assert await some.compare(*GROUP, memory) is None
     assert some.mismatches == sum(byte in of_tensors for byte in range(0, layout.slot_bytes, 97))
     assert some.nbytes == some.groups * group.needed_bytes
+    assert bool(some._threads._threads) == (work == "threads"), "a small group wakes no thread"
     await some.aclose()
 
 

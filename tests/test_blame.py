@@ -61,25 +61,27 @@ async def test_work_that_raises_cancelled_error_is_an_error_like_any_other(
 
 @pytest.mark.parametrize("after", ["pinned_stager", "gpu_uploader"])
 @pytest.mark.parametrize("device", ["cpu", "cpu-copy"])
-async def test_a_stages_own_device_work_is_the_stages(device: str, after: str) -> None:
+@pytest.mark.parametrize("policy", ["backpressure", "stage3"])
+async def test_a_stages_own_device_work_is_the_stages(policy: str, device: str, after: str) -> None:
     class Transform(Stage):
         armed = False
 
         async def handle(self, message: Message[Slot]) -> Message[Slot]:
+            if not self.armed:
+                return message
             event = model.runtime.device.launch("transform", self.work, (message.event,))
             return replace(message, event=event)
 
         def work(self) -> None:
-            if self.armed:
-                self.armed = False
-                raise ValueError("the transformation failed")
+            raise ValueError("the transformation failed")
 
     transform = Transform()
-    async with Model.open(device=device, residency=False, insert={after: [transform]}) as model:
+    async with Model.open(device=device, policy=policy, residency=False, insert={after: [transform]}) as model:
         expected = await model.generate(PROMPT, max_new_tokens=2)
         transform.armed = True
         with pytest.raises(ActorFailed, match=r"transform failed at layer.*the transformation failed"):
             await model.generate(PROMPT, max_new_tokens=8)
+        transform.armed = False
         assert await model.generate(PROMPT, max_new_tokens=2) == expected
 
 

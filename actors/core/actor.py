@@ -73,7 +73,8 @@ class Actor:
         """
         wiring = self._wired
         operation = Operation(wiring.clock, watched)
-        operation.begin(wiring.crew, work, functools.partial(self._failure, message))
+        filler = self.name if message is None or message.at is None else message.at.filler
+        operation.begin(wiring.crew, work, functools.partial(self._failure_beside, message, filler))
         return operation
 
     async def landed(self, message: Message[Any]) -> None:
@@ -163,6 +164,12 @@ class Actor:
         if error is None or isinstance(error, ActorFailed):
             return error
         return ActorFailed(message.at.filler, message.layer, message.group, error)
+
+    def _failure_beside(self, message: Message[Any] | None, filler: str, error: BaseException) -> ActorFailed:
+        """An error of work on a message; in the name of `filler`, who moved its bytes, where they did not arrive."""
+        if message is not None and error is message.event.error and not isinstance(error, ActorFailed):
+            return ActorFailed(filler, message.layer, message.group, error)
+        return self._failure(message, error)
 
     def _failure(self, message: Message[Any] | None, error: BaseException) -> ActorFailed:
         if isinstance(error, ActorFailed):

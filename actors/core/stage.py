@@ -12,7 +12,8 @@ from actors.core.actor import Actor
 from actors.core.budget import Budget, Slot
 from actors.core.chained import behind
 from actors.core.errors import LineError
-from actors.core.message import Message
+from actors.core.message import READY, Message
+from actors.core.operation import Operation
 from actors.core.ports import Event
 
 
@@ -163,6 +164,8 @@ class Sink(Actor):
 
 
 def _require_event(actor: str, method: str, event: object) -> None:
+    if event is READY or isinstance(event, Operation):
+        return  # the core's own
     for name in ("done", "wait", "error", "span"):
         if not hasattr(event, name):
             raise LineError(f"{actor}.{method} must give an event, gave {event!r}; READY is one that is done")

@@ -66,8 +66,8 @@ class Config:
             "aiofiles", and whether they go past the page cache. None is what a measurement at open finds best; where
             the first two are given nothing is measured.
         checksums: whether weights that are read again are compared with their first read, so that damage on the disk
-            stops the answer instead of changing it. None compares them where that is estimated to cost at most 2 % of
-            a pass: with a GPU, where less than 256 MiB move per pass, and on a CPU with enough cores for its disk.
+            stops the answer instead of changing it. None compares them with a GPU, where
+            less than 256 MiB move per pass, and on a CPU where it is estimated to cost at most 2 % of a pass.
     """
 
     device: str = "auto"

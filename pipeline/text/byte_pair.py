@@ -13,8 +13,8 @@ from pipeline.threads import slices
 
 # The pattern engine of tiktoken overflows its stack on 999,999 whitespace characters in a row (0.9 to 0.14).
 LONGEST_WHITESPACE_RUN = 500_000
-SLICE = 1 << 14
-"""Characters, or ids, that are worked on at a time: between two slices other threads can run."""
+SLICE_CHARACTERS, SLICE_IDS = 1 << 12, 1 << 14
+"""What is worked on at a time, for about a millisecond: between two slices other threads can run."""
 COMPOSED_BYTES = 4
 """Normalisation (NFC) makes a text at most 3.5 times shorter: iota of its compatibility block, with two marks."""
 
@@ -91,8 +91,8 @@ class BytePairEngine:
                 ranks = self._encoding.encode_ordinary(part)
                 if self._words is not None:
                     _require_all(part, ranks, self._words)
-                for begin in slices(len(ranks), SLICE):
-                    ids += map(self._token_ids.__getitem__, ranks[begin : begin + SLICE])
+                for begin in slices(len(ranks), SLICE_IDS):
+                    ids += map(self._token_ids.__getitem__, ranks[begin : begin + SLICE_IDS])
         return ids
 
     def detokenizer(self, prompt_ids: Sequence[int] = ()) -> ByteLevelDetokenizer:
@@ -103,8 +103,8 @@ class BytePairEngine:
 def _require_all(text: str, ranks: Sequence[int], words: Sequence[bytes]) -> None:
     """Check that the words of these ranks are all of the text."""
     nbytes = 0
-    for begin in slices(len(ranks), SLICE):
-        nbytes += sum(len(words[rank]) for rank in ranks[begin : begin + SLICE])
+    for begin in slices(len(ranks), SLICE_IDS):
+        nbytes += sum(len(words[rank]) for rank in ranks[begin : begin + SLICE_IDS])
     data = text.encode()
     if nbytes == len(data):
         return
@@ -140,8 +140,8 @@ def _cut(find: re.Pattern[str] | None, longest: int, text: str) -> Iterator[tupl
     Each search sees one slice, and of the next as much as a token that begins in the slice can reach over.
     """
     done = 0
-    for begin in slices(len(text), SLICE) if find is not None else ():
-        end = begin + SLICE
+    for begin in slices(len(text), SLICE_CHARACTERS) if find is not None else ():
+        end = begin + SLICE_CHARACTERS
         while find and (found := find.search(text, max(done, begin), end + longest)) and found.start() < end:
             if found.start() > done:
                 yield text[done : found.start()], False

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.errors import CheckpointError, ConfigError, RequestError
 from pipeline.text.added_tokens import AddedToken
 from pipeline.text.byte_level import added_pieces, merge_pairs, template, vocabulary_pieces
-from pipeline.text.byte_pair import SLICE
+from pipeline.text.byte_pair import SLICE_IDS
 from pipeline.text.coverage import SPACE_MARK, token_bytes, unknown_token
 from pipeline.text.detokenizer import ByteFallbackDetokenizer, ByteLevelDetokenizer, Detokenizer
 from pipeline.text.merges import Inexact
@@ -91,7 +91,7 @@ class HuggingFaceEngine:
     def _refuse_unknown(self, unknown: str, text: str, ids: list[int]) -> None:
         """Raise RequestError where `ids` say `unknown` of something else than its own name in the text."""
         unknown_id = self._tokenizer.token_to_id(unknown)
-        blocks = (begin for begin in slices(len(ids), SLICE) if unknown_id in ids[begin : begin + SLICE])
+        blocks = (begin for begin in slices(len(ids), SLICE_IDS) if unknown_id in ids[begin : begin + SLICE_IDS])
         if (first := next(blocks, None)) is None:
             return
         [encoding] = self._tokenizer.encode_batch([text])

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 
 from pipeline.errors import ConfigError, RequestError
+from pipeline.threads import give_way
 
 PLAIN = (
     "\x00-\u02ff\u0391-\u03a1\u03a3-\u03ce\u0400-\u0482\u048a-\u052f\u0531-\u0556\u0561-\u0587"  # Latin to Armenian
@@ -49,6 +50,7 @@ def nfc(text: str) -> str:
         piece = text[start:end]
         pieces.append(_package()(piece) if _NOT_PLAIN.search(piece) else piece)
         start = end
+        give_way()
     return "".join(pieces)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from actors.core.ports import PrefetchPolicy
 from actors.core.stage import Mover, Stage
-from pipeline.errors import ConfigError, unknown_name
+from pipeline.errors import ConfigError, shown, unknown_name
 from pipeline.memory import free_disk_bytes, parse_bytes
 from pipeline.policies import find_policy
 from pipeline.weights.reading import WAYS
@@ -15,6 +15,11 @@ from pipeline.wiring import ACTORS
 
 DEVICES = ("auto", "cpu", "cpu-copy", "cuda")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+ALSO_CALLED = {
+    "device": {"gpu": "cuda", "gpu:0": "cuda", "cuda:0": "cuda"},
+    "dtype": {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"},
+}
+"""Other names that people know these by."""
 MOST = 1 << 30
 LONGEST_QUEUE = 1024
 RANGES = {
@@ -37,7 +42,7 @@ class Config:
     """The settings of `Model.open`.
 
     Attributes:
-        device: "auto" (a GPU where there is one), "cpu", "cpu-copy" (copying each group as for a GPU), "cuda".
+        device: "auto" (a GPU where there is one), "cpu", "cpu-copy" (copying each group as for a GPU), "cuda" or "gpu".
         dtype: the dtype to compute in; "auto" is the checkpoint's. Bytes travel in the checkpoint's dtype always.
         policy: what is prefetched when: the name of a prefetch policy, or an object that is one.
         gpu_groups: weight groups that move, wait or compute on the device; this is what bounds the prefetch depth.
@@ -47,9 +52,9 @@ class Config:
         context_tokens: prompt plus new tokens that one request may have.
         kv_tokens: the same for all requests that run at a time, for which KV memory is set aside; those that do not
             fit wait. None is `context_tokens`.
-        gpu_memory, host_memory: what to stay within, in bytes, as "10GiB", or as a share, "80%", of the device's memory
-            or of what the machine (or its control group) leaves this process; None is all there is. On the CPU the two
-            are one, and `host_memory` counts.
+        gpu_memory, host_memory: what to stay within, in bytes, as "10GiB" or "8G", or as a share, "80%", of the
+            device's memory or of what the machine (or its control group) leaves this process; None is all there is. On
+            the CPU the two are one, and `host_memory` counts.
         residency: whether memory that the plan leaves holds weight groups for good, so that fewer of them move. Where
             no limit is set, a tenth of what there is stays free.
         kv_disk: a folder on a disk, for KV blocks for which neither has room.
@@ -89,13 +94,18 @@ class Config:
     share_prefixes: bool = False
     batch_invariant: bool = False
     reader_lanes: int | None = None
-    chunk_bytes: int | None = None
+    chunk_bytes: int | str | None = None
     reader_way: str | None = None
     direct_reads: bool | None = None
     checksums: bool | None = None
 
     def __post_init__(self) -> None:
-        _one_of("device", self.device, DEVICES)
+        for name, spellings in ALSO_CALLED.items():
+            given = getattr(self, name)
+            object.__setattr__(self, name, spellings.get(given, given) if isinstance(given, str) else given)
+        if isinstance(self.chunk_bytes, str):
+            object.__setattr__(self, "chunk_bytes", parse_bytes("chunk_bytes", self.chunk_bytes))
+        _check_device(self.device)
         _one_of("dtype", self.dtype, DTYPES)
         for name in ("residency", "share_prefixes", "batch_invariant"):
             if not isinstance(getattr(self, name), bool):
@@ -106,7 +116,7 @@ class Config:
         for name, (least, most) in OPTIONAL_RANGES.items():
             if getattr(self, name) is not None:
                 _within(name, getattr(self, name), least, most)
-        if self.chunk_bytes is not None and self.chunk_bytes % 4096:
+        if isinstance(self.chunk_bytes, int) and self.chunk_bytes % 4096:
             raise ConfigError(f"chunk_bytes: need a multiple of 4096, have {self.chunk_bytes}")
         if self.reader_way is not None:
             _one_of("reader_way", self.reader_way, WAYS)
@@ -157,6 +167,16 @@ class Config:
             if name not in known:
                 raise ConfigError(unknown_name("setting", name, known))
         return cls(**arguments)
+
+
+def _check_device(name: object) -> None:
+    kind, _, index = name.partition(":") if isinstance(name, str) else ("", "", "")
+    if kind in ("cuda", "gpu") and index.isdecimal():
+        raise ConfigError(
+            f"device: a model runs on the first GPU that CUDA shows, have {shown(name)}; start the program with "
+            'CUDA_VISIBLE_DEVICES set to the GPU to use, and set device="cuda"'
+        )
+    _one_of("device", name, DEVICES)
 
 
 def _one_of(setting: str, value: object, known: Sequence[str]) -> None:

@@ -55,11 +55,25 @@ def for_one_caller(error: BaseException) -> PenstockError:
     return own
 
 
+LONGEST_NAME = 100
+NEAR = 0.8
+"""How much of two names must be alike before one is taken for a misspelt other."""
+
+
 def unknown_name(what: str, name: str, known: Sequence[str]) -> str:
-    """Say that `name` is unknown, and which known name is nearest."""
-    nearest = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known are {', '.join(known)}"
-    return f"unknown {what} {name!r}{hint}"
+    """Say that `name` is unknown, and which known name it misspells, or else which are known.
+
+    Only where that is all but certain, as no suggestion is better than a wrong one: one name alone is near, and it
+    has the same first letter and the same numbers ("float64" is not "float16" misspelt, nor "xpu" "cpu").
+    """
+    alike = [one for one in known if one[:1] == name[:1] and _digits(one) == _digits(name)]
+    near = difflib.get_close_matches(name[:LONGEST_NAME], alike, n=2, cutoff=NEAR)
+    hint = f"did you mean {near[0]!r}?" if len(near) == 1 else f"known are {', '.join(known)}"
+    return f"unknown {what} {shown(name)}; {hint}"
+
+
+def _digits(name: str) -> str:
+    return "".join(filter(str.isdigit, name))
 
 
 def shown(value: object) -> str:

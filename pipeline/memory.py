@@ -5,24 +5,29 @@ import os
 import re
 import resource
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
+from numbers import Integral
 from pathlib import Path
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, shown
 from pipeline.guard import attempt
 
-UNITS = {"B": 1} | {
+UNITS = {"": 1, "B": 1} | {
     f"{prefix}{unit}": base**power
     for power, prefix in enumerate("KMGT", start=1)
-    for unit, base in (("B", 1000), ("IB", 1024))
+    for unit, base in (("", 1000), ("B", 1000), ("I", 1024), ("IB", 1024))
 }
+FEWEST_BYTES = 4096
+"""Whoever gives fewer without a unit has forgotten one: no setting works with so little."""
 GROUP_1, GROUP_2 = ("memory.limit_in_bytes", "memory.usage_in_bytes"), ("memory.max", "memory.current")
 """The files of a control group that hold its limit and what is used, by version."""
 LIMITED = "if one limits the memory, set host_memory to that"
 LIMITS = {"host": "host_memory", "device": "gpu_memory"}
 """The settings of what each place has."""
-SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(%|(?:[KMGT]i?)?B)\s*", re.IGNORECASE)
+SIZE = re.compile(r"\s*([0-9]{0,20}\.?[0-9]{1,20})\s*(%|[KMGT]i?B?|B|)\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,7 @@ class MemoryPlan:
         That is the knob of the largest holding, unless what no knob changes has no room by itself.
         """
         for place, have in self.available.items():
-            held = [holding for holding in self.holdings if holding.place == place]
+            held = self.held(place)
             need = self.need(place)
             if need > have:
                 largest = max((one for one in held if one.knob), key=lambda holding: holding.nbytes)
@@ -68,10 +73,17 @@ class MemoryPlan:
         """One line for each holding, and one for each place with what it has."""
         lines = []
         for place, have in self.available.items():
-            held = [holding for holding in self.holdings if holding.place == place]
-            lines += [f"{place:<7} {human_bytes(one.nbytes):>8}  {_named(one)}" for one in held]
+            lines += [f"{place:<7} {human_bytes(one.nbytes):>8}  {_named(one)}" for one in self.held(place)]
             lines.append(f"{place:<7} {human_bytes(self.need(place)):>8}  of {human_bytes(have)}")
         return "\n".join(lines)
+
+    def held(self, place: str) -> list[Holding]:
+        """What is held in a place, each holder once: where host and device memory are one, some hold two pieces."""
+        nbytes: Counter[tuple[str, str]] = Counter()
+        for one in self.holdings:
+            if one.place == place:
+                nbytes[one.holder, one.knob] += one.nbytes
+        return [Holding(holder, place, size, knob) for (holder, knob), size in nbytes.items()]
 
     def need(self, place: str) -> int:
         """All that is held in a place, in bytes."""
@@ -172,14 +184,28 @@ def free_disk_bytes(folder: str | Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def parse_bytes(setting: str, value: int | str, whole: int) -> int:
-    """Bytes from a number of them, from "10GiB" or "1.8GB", or from "80%" of the `whole`. Raises ConfigError."""
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return value
+def parse_bytes(setting: str, value: object, whole: int | None = None) -> int:
+    """Bytes from a number of them, or from a text: "8GiB", "8 GB", "1.5g" or "8000000000".
+
+    The B may be left out: G is 1000**3, and Gi 1024**3. Of a `whole`, "80%" is a share. Raises ConfigError.
+    """
+    number, unit = _number_and_unit(value)
+    if number <= 0 or (unit == "%" and (whole is None or number > 100)):
+        share = "" if whole is None else ', or a share as "80%"'
+        raise ConfigError(f'{setting}: need bytes, or a size as "10GiB" or "1.8GB"{share}; have {shown(value)}')
+    if not unit and number < FEWEST_BYTES:
+        raise ConfigError(
+            f'{setting}: a number without a unit is in bytes, and {shown(value)} are too few; add the unit, as in "8GB"'
+        )
+    return int(number * (whole or 0) / 100) if unit == "%" else int(number * UNITS[unit])
+
+
+def _number_and_unit(value: object) -> tuple[Decimal, str]:
+    """0 where it is neither a number of bytes nor a size."""
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return Decimal(int(value)), ""
     found = SIZE.fullmatch(value) if isinstance(value, str) else None
-    if found is None or (number := float(found[1])) <= 0 or (found[2] == "%" and number > 100):
-        raise ConfigError(f'{setting}: need bytes, a size as "10GiB" or "1.8GB", or a share as "80%", have {value!r}')
-    return int(number * (whole / 100 if found[2] == "%" else UNITS[found[2].upper()]))
+    return (Decimal(found[1]), found[2].upper()) if found else (Decimal(0), "")
 
 
 def _named(holding: Holding) -> str:

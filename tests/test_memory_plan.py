@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 from support import tiny_models
 from support.kv_places import settings_with_room
@@ -48,8 +49,17 @@ def test_human_bytes(nbytes: int, text: str) -> None:
 @pytest.mark.parametrize(
     ("value", "nbytes"),
     [
-        (5, 5),
+        (4096, 4096),
         ("1.8GB", 1_800_000_000),
+        ("2.3 TB", 2_300_000_000_000),
+        ("8G", 8_000_000_000),
+        ("8Gi", 8 << 30),
+        ("8 GB", 8_000_000_000),
+        ("8g", 8_000_000_000),
+        ("8gi", 8 << 30),
+        ("0.5m", 500_000),
+        ("8000000001", 8_000_000_001),
+        (numpy.int64(8_000_000_001), 8_000_000_001),
         ("512MiB", 512 << 20),
         ("2 kB", 2000),
         ("100B", 100),
@@ -64,11 +74,25 @@ def test_sizes_are_read_as_people_write_them(value: int | str, nbytes: int) -> N
 
 
 @pytest.mark.parametrize(
-    "value", ["", "5", "GB", "0GB", "-1GB", "1.2.3GB", "1GBs", "101%", "0%", "%", 0, -1, True, 1.5, None, "٣GB"]
+    "value",
+    ["", "GB", "0GB", "-1GB", "1.2.3GB", "1GBs", "101%", "0%", "%", "1,5GB", 0, -1, True, 1.5, None, "٣GB", "9" * 5000],
+    ids=lambda value: repr(value)[:9],
 )
 def test_what_is_no_size_is_refused(value: Any) -> None:
-    with pytest.raises(ConfigError, match=r'^host_memory: need bytes, a size as "10GiB" or "1\.8GB", or a share'):
+    with pytest.raises(ConfigError, match=r'^host_memory: need bytes, or a size as "10GiB" or "1\.8GB", or a share'):
         parse_bytes("host_memory", value, 2000)
+
+
+@pytest.mark.parametrize("value", [8, "8", " 16.5 ", 4095])
+def test_so_few_bytes_that_a_unit_was_forgotten_are_refused(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^host_memory: a number without a unit is in bytes, and .* add the unit"):
+        parse_bytes("host_memory", value, 2000)
+
+
+def test_settings_are_taken_under_the_other_names_that_people_know_them_by() -> None:
+    config = Config(device="gpu", dtype="bf16", chunk_bytes="1MiB")
+    assert (config.device, config.dtype, config.reading["chunk_bytes"]) == ("cuda", "bfloat16", 1 << 20)
+    assert [Config(device=name).device for name in ("cuda:0", "gpu:0", "cpu")] == ["cuda", "cuda", "cpu"]
 
 
 def plan(host: int, device: int) -> MemoryPlan:
@@ -176,6 +200,8 @@ def test_the_plan_is_what_the_device_hands_out(device: str, settings: dict[str, 
     other = ("activations", "Python", "kernels", "penalty tables")
     held = [holding for holding in runtime.plan.holdings if not holding.holder.startswith(other)]
     assert len(held) == len(runtime.plan.holdings) - 5
+    printed = [line.split("B  ")[-1] for line in str(runtime.plan).splitlines() if line.startswith("host ")]
+    assert len(set(printed)) == len(printed), "each holder once, also where host and device memory are one"
     assert {holding.place for holding in held} == {"host"} | ({"device"} if device == "cpu-copy" else set())
     assert sum(holding.nbytes for holding in held) == sum(taken)
     several = ("slots", "KV blocks")

@@ -37,7 +37,7 @@ def verify_and_report(options: argparse.Namespace) -> int:
         print(f"{human_bytes(nbytes)} read in {seconds:.1f} s, {human_bytes(nbytes / seconds)}/s")
     faults = [fault for one in verdicts for fault in one.faults]
     if faults:
-        raise CheckpointError("\n".join([*faults, _advice(verdicts)]))
+        raise CheckpointError("\n".join([*faults, *_advice(verdicts)]))
     if options.write:
         write_sums(sums_file, options.model, {one.name: one.digests for one in verdicts if one.digests is not None})
         print(f"{sums_file}: written; `penstock verify {options.model}` compares with it from now on")
@@ -45,10 +45,13 @@ def verify_and_report(options: argparse.Namespace) -> int:
     return _status(options, verdicts)
 
 
-def _advice(verdicts: Sequence[Verdict]) -> str:
-    damaged = [one.name for one in verdicts if one.faults]
+def _advice(verdicts: Sequence[Verdict]) -> list[str]:
+    """What to do about files whose bytes are not what they were; why others cannot be read has been said."""
+    damaged = [one.name for one in verdicts if one.word == "damaged"]
+    if not damaged:
+        return []
     count = f"{len(damaged)} of {len(verdicts)} files {'is' if len(damaged) == 1 else 'are'} damaged"
-    return f"{count}: fetch {', '.join(damaged)} again, and look after the disk and the memory of this machine"
+    return [f"{count}: fetch {', '.join(damaged)} again, and look after the disk and the memory of this machine"]
 
 
 def _status(options: argparse.Namespace, verdicts: Sequence[Verdict]) -> int:

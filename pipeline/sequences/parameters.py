@@ -3,13 +3,12 @@
 Names and meanings are those of Hugging Face `generate` and of vLLM.
 """
 
-import difflib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from pipeline.errors import RequestError, shown
+from pipeline.errors import RequestError, shown, unknown_name
 
 ALIASES = {"max_tokens": "max_new_tokens"}
 LARGEST_ID = 2**31 - 1
@@ -160,9 +159,7 @@ def _by_field(arguments: Mapping[str, object], also_known: Sequence[str]) -> dic
     for argument, value in arguments.items():
         name = ALIASES.get(argument, argument)
         if name not in known:
-            names = [*known, *also_known]
-            nearest = difflib.get_close_matches(argument, [*names, *ALIASES], n=1, cutoff=0)
-            raise RequestError(f"{argument}: unknown; did you mean {nearest[0]}? Known are {', '.join(names)}")
+            raise RequestError(unknown_name("argument", argument, [*known, *also_known, *ALIASES]))
         if value is not None and name in given:
             raise RequestError(f"{argument}: means {name}, which is given too; leave one of them out")
         if value is not None:

@@ -20,17 +20,23 @@ SAY_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What came of one file: its faults, who vouches for it, and its digests unless it could not be read."""
+    """What came of one file: its faults, who vouches for it, and its digests unless it could not be read.
+
+    One that cannot be `opened` (it is missing, is no file, or may not be read) says nothing about the disk.
+    """
 
     name: str
     nbytes: int
     faults: tuple[str, ...]
     sources: tuple[str, ...]
     digests: Digests | None
+    opened: bool = True
 
     @property
     def word(self) -> str:
         """One word for all that."""
+        if not self.opened:
+            return "unread"
         return "damaged" if self.faults else "good" if self.sources else "unknown"
 
 
@@ -72,7 +78,9 @@ def verify(
 
 
 def _counts(path: Path, sums_file: Path) -> bool:
-    return not path.name.startswith(".") and not path.is_dir() and path.absolute() != sums_file.absolute()
+    """Not folders, nor a stray FIFO or socket; but what has the name of weights, and links to what is missing."""
+    stray = path.is_dir() or (path.exists() and not path.is_file() and path.suffix != ".safetensors")
+    return not stray and not path.name.startswith(".") and path.absolute() != sums_file.absolute()
 
 
 def _look(
@@ -86,7 +94,7 @@ def _look(
     try:
         shard = Shard(path)
     except CheckpointError as error:
-        return Verdict(path.name, 0, (str(error),), (), None)
+        return Verdict(path.name, 0, (str(error),), (), None, opened=False)
     try:
         known, data_start = known_digests(path, shard, sums, sums_file.name)
         if not known and not all_files:

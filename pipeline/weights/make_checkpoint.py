@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import torch
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, unknown_name
 from pipeline.models.config import FAMILIES, read_config
 from pipeline.models.families import group_specs
 from pipeline.weights.checkpoint import INDEX_FILE, SINGLE_FILE
@@ -80,7 +80,7 @@ def _settings(like: str, dtype: str, overrides: Mapping[str, int | None]) -> dic
         *(("override", name, OVERRIDES) for name in overrides),
     ):
         if name not in known:
-            raise ConfigError(f"unknown {what} {name!r}; there are {', '.join(known)}")
+            raise ConfigError(unknown_name(what, name, list(known)))
     settings = {**PRESETS[like], "torch_dtype": dtype, "hidden_act": "silu"}
     settings |= {OVERRIDES[name]: value for name, value in overrides.items() if value is not None}
     vocabulary_size, least = settings["vocab_size"], 256 + len(SPECIAL_TOKENS)

@@ -161,6 +161,21 @@ def test_a_file_that_the_sums_name_and_that_is_gone_is_damage(folder: Path, caps
     assert f"{folder / WEIGHTS}: is missing" in capsys.readouterr().err
 
 
+def test_what_is_no_file_is_called_that_and_no_fault_of_the_disk(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["verify", str(folder), "--write"])
+    os.mkfifo(folder / "stray")
+    assert main(["verify", str(folder)]) == GOOD
+    assert "stray" not in capsys.readouterr().out
+    os.mkfifo(folder / "other.safetensors")
+    assert main(["verify", str(folder)]) == DAMAGED
+    told = capsys.readouterr()
+    assert "unread   other.safetensors" in told.out
+    assert "other.safetensors: is not a regular file" in told.err
+    assert "damaged" not in told.out + told.err
+
+
 def test_a_header_that_rotted_is_damage_though_nothing_is_known(folder: Path) -> None:
     flip(folder / WEIGHTS, 3)
     assert main(["verify", str(folder)]) == DAMAGED

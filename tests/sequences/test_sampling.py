@@ -239,19 +239,19 @@ def test_a_value_is_accepted_whole_or_refused_by_name(name: str, value: object) 
 
 
 @pytest.mark.parametrize(
-    ("unknown", "nearest"),
+    ("unknown", "hint"),
     [
-        ("temprature", "temperature"),
-        ("max_token", "max_tokens"),
-        ("topk", "top_k"),
-        ("eos", "ignore_eos"),
-        ("seeds", "seed"),
+        ("temprature", "did you mean 'temperature'[?]"),
+        ("max_token", "did you mean 'max_tokens'[?]"),
+        ("topk", "did you mean 'top_k'[?]"),
+        ("seeds", "did you mean 'seed'[?]"),
+        ("eos", "known are max_new_tokens, .*max_tokens"),
+        ("top_a", "known are max_new_tokens, "),  # top_k and top_p are as near as each other
+        ("", "known are max_new_tokens, "),
     ],
 )
-def test_an_unknown_argument_names_the_nearest(unknown: str, nearest: str) -> None:
-    with pytest.raises(
-        RequestError, match=f"^{unknown}: unknown; did you mean {nearest}[?] Known are max_new_tokens, "
-    ):
+def test_an_unknown_argument_names_what_it_misspells_or_all_known(unknown: str, hint: str) -> None:
+    with pytest.raises(RequestError, match=f"^unknown argument '{unknown}'; {hint}"):
         SamplingParameters.from_arguments({}, {unknown: 1})
 
 

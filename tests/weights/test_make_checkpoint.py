@@ -159,9 +159,9 @@ def test_what_is_there_is_never_touched(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("like", "options", "message"),
     [
-        ("llama-9", {}, "unknown preset 'llama-9'; there are llama-2-7b, llama-3-8b"),
-        ("llama-3-8b", {"dtype": "int8"}, "unknown dtype 'int8'; there are float32"),
-        ("llama-3-8b", {"num_layers": 3}, "unknown override 'num_layers'; there are layers"),
+        ("llama-9", {}, "unknown preset 'llama-9'; known are llama-2-7b, llama-3-8b"),
+        ("llama-3-8b", {"dtype": "int8"}, "unknown dtype 'int8'; known are float32"),
+        ("llama-3-8b", {"num_layers": 3}, "unknown override 'num_layers'; known are layers"),
         ("llama-3-8b", {"vocabulary_size": 257}, "need at least 258 .* have 257"),
         ("llama-3-8b", {"layers": 0}, "num_hidden_layers"),
         ("llama-3-8b", {"heads": 3, "kv_heads": 2}, "heads"),

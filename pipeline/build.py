@@ -62,7 +62,6 @@ class Runtime:
     catalog: WeightCatalog
     source: WeightSource
     checking: Checking
-    checksums: Checksums | None
     embedding: EmbeddingRows
     cache: KeyValueCache
     program: GenerationProgram
@@ -88,8 +87,6 @@ class Runtime:
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self.checkpoint.close)
             stack.push_async_callback(self.source.aclose)
-            if self.checksums is not None:
-                stack.push_async_callback(self.checksums.aclose)
             stack.push_async_callback(self.device.aclose)
             stack.push_async_callback(asyncio.to_thread, self.cache.close)
             stack.push_async_callback(self.program.close)
@@ -163,8 +160,8 @@ def _build(
         logger.warning("KV blocks %s", plan.kv)
     counts = slots_until_computed(slot_counts(settings.gpu_groups, two_kinds=catalog.two_kinds), settings.insert)
     policy = fit_policy(find_policy(settings.policy), counts)
-    reading, source, checking, checksums = _weights(drawn, settings, device)
-    embedding = EmbeddingRows(drawn.groups.embed, source, device, settings.max_tokens_per_pass, checksums)
+    reading, source, checking = _weights(drawn, settings, device)
+    embedding = EmbeddingRows(drawn.groups.embed, source, device, settings.max_tokens_per_pass, source.checksums)
     ahead = getattr(policy, "kv_ahead", True)
     cache = KeyValueCache(plan.kv_layout, plan.kv, device, settings.kv_disk, ahead=ahead)
     undone.callback(cache.close)
@@ -184,7 +181,6 @@ def _build(
         Parts(
             catalog=catalog,
             source=source,
-            checksums=checksums,
             device=device,
             program=program,
             policy=policy,
@@ -199,15 +195,13 @@ def _build(
             queues=dict.fromkeys(ACTORS[1:], settings.gpu_groups) | dict(settings.queues),
         )
     )
-    own = (device, catalog, source, checking, checksums, embedding, cache, program, policy, wired)
+    own = (device, catalog, source, checking, embedding, cache, program, policy, wired)
     return Runtime(
         checkpoint, drawn.model, settings, drawn.dtype, plan.context_tokens, plan.memory, plan.residency, reading, *own
     )
 
 
-def _weights(
-    drawn: Blueprint, settings: Config, device: AnyDevice
-) -> tuple[Choice, WeightSource, Checking, Checksums | None]:
+def _weights(drawn: Blueprint, settings: Config, device: AnyDevice) -> tuple[Choice, WeightSource, Checking]:
     """How weights are read and whether they are compared, and what does it.
 
     One thread sums up faster than any disk reads; where the CPU has time there is one for each lane.
@@ -215,20 +209,17 @@ def _weights(
     files, catalog = drawn.checkpoint.files, drawn.catalog
     reading = choose_reading(files, settings.reading, beside=device.unified)
     logger.info("reads %s", reading)
-    source = WeightSource(catalog.host, files, reading.reading)
     stays = {*drawn.plan.residency.host, *drawn.plan.residency.device}
     checking = choose_checking(
         settings.checksums,
-        changed=bool(settings.insert.get("disk_reader")),
         unified=device.unified,
         moving_bytes=sum(one.needed_bytes for key, one in catalog.host.items() if key not in stays),
         rate=reading.bytes_per_second,
     )
     logger.info("checksums %s", checking)
-    if not checking.on:
-        return reading, source, checking, None
     threads = 1 if device.unified else reading.reading.lanes
-    return reading, source, checking, Checksums(drawn.groups.groups, catalog.host, drawn.groups.embed, threads)
+    checksums = Checksums(drawn.groups.groups, drawn.groups.embed, threads) if checking.on else None
+    return reading, WeightSource(catalog.host, files, reading.reading, checksums), checking
 
 
 def _batcher(plan: Plan, settings: Config) -> Batcher:

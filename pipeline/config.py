@@ -138,11 +138,6 @@ class Config:
         for actor, stages in self.insert.items():
             if not isinstance(stages, Sequence) or not all(isinstance(stage, Stage | Mover) for stage in stages):
                 raise ConfigError(f"insert[{actor!r}]: need a list of instances of Stage or Mover, have {stages!r}")
-        if self.checksums and self.insert.get("disk_reader"):
-            raise ConfigError(
-                "checksums: need the bytes as they were read, have a stage behind disk_reader, which may change them: "
-                "put it behind pinned_stager, or leave checksums out"
-            )
         names = [*ACTORS, *(stage.name for stages in self.insert.values() for stage in stages)]
         for name in names:
             if names.count(name) > 1:

@@ -142,7 +142,7 @@ class ModelStatistics:
             prefixes=PrefixRecord(prefixes.queried_tokens, prefixes.hit_tokens, pool.cached),
             bytes_read=runtime.source.bytes_read,
             bytes_needed=runtime.source.bytes_needed,
-            checksums=_checksums(runtime.checking, runtime.checksums),
+            checksums=_checksums(runtime.checking, runtime.source.checksums),
             device_groups_peak=line.budgets.get("device", host).peak,
             host_groups_peak=host.peak,
             groups_reloaded=0 if arrivals is None else arrivals.reloaded,

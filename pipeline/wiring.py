@@ -11,7 +11,6 @@ from actors.core.line import Line
 from actors.core.ports import (
     Buffer,
     Catalog,
-    Checksums,
     Clock,
     Device,
     KeyValues,
@@ -70,7 +69,6 @@ class Parts:
     trace: Trace
     passes: int | None = None
     key_values: KvSlots | None = None
-    checksums: Checksums | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +115,7 @@ def wire(parts: Parts) -> Wired:
     line = (
         Line(planner, catalog=parts.catalog, clock=parts.clock, trace=parts.trace)
         .then(DiskReader(parts.source, parts.host_budget), queue=parts.queues["disk_reader"])
-        .then(PinnedStager(parts.source, parts.checksums), queue=parts.queues["pinned_stager"])
+        .then(PinnedStager(), queue=parts.queues["pinned_stager"])
         .then(uploader, queue=parts.queues["gpu_uploader"])
         .then(scheduler, queue=parts.queues["compute_scheduler"])
     )

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from actors.core.stage import Stage
 from pipeline import CheckpointError, ConfigError, Model, RequestError
 
 
@@ -89,7 +88,6 @@ async def test_no_call_fans_out_without_bound(model: Model, n: object) -> None:
         ({"reader_lanes": 1000}, "from 1 to 64, have 1000"),
         ({"queues": None}, "queues: need a mapping"),
         ({"insert": {"disk_reader": 5}}, "need a list of instances"),
-        ({"insert": {"disk_reader": [Stage()]}, "checksums": True}, "checksums: .*put it behind pinned_stager"),
     ],
 )
 async def test_settings_that_can_never_work_are_refused(settings: dict[str, object], says: str) -> None:

@@ -96,16 +96,6 @@ class WeightSource(Protocol):
         """Read one group into a host slot. Ends, also when cancelled, only once nothing writes into `buffer`."""
 
 
-class Checksums(Protocol):
-    """What tells whether a group's bytes are still those of its first read."""
-
-    async def compare(self, layer: int, group: str, buffer: Buffer) -> Exception | None:
-        """Look at a group in its host slot; what is wrong with it, if it differs from its first read.
-
-        Ends, also when cancelled, only once nothing looks into `buffer`.
-        """
-
-
 class Catalog(Protocol):
     """What is known about every group before any byte moves."""
 

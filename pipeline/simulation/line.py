@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from actors.core.beside import run_beside
 from actors.core.budget import Budget
 from actors.core.line import Line
-from actors.core.ports import Checksums, PrefetchPolicy, WeightSource
+from actors.core.ports import PrefetchPolicy, WeightSource
 from actors.core.prefetch import PrefetchQueue
 from actors.core.stage import Mover, Stage
 from actors.core.trace import Trace
@@ -52,7 +52,6 @@ def sim_line(
     host_groups: int | None = None,
     queue: int | None = None,
     source: WeightSource | None = None,
-    checksums: Checksums | None = None,
     insert: Mapping[str, Sequence[Stage | Mover]] | None = None,
     trace: Trace | None = None,
     work: Callable[[int, str], float] | None = None,
@@ -62,8 +61,7 @@ def sim_line(
     """Wire a line on simulated ports, as `pipeline.build` does on real ones. Call it on the loop that will run it.
 
     Queues and host slots that are not given hold as many as there are `gpu_groups`. `source` and `work` stand in for
-    the simulated disk and the computing of a group; without `checksums` nothing is compared. What stays by `residency`
-    has memory beside the slots.
+    the simulated disk and the computing of a group. What stays by `residency` has memory beside the slots.
     """
     clock = asyncio.get_running_loop().time
     unified = timings.one_link
@@ -85,7 +83,6 @@ def sim_line(
         Parts(
             catalog=SimCatalog(timings, two_kinds=two_kinds, computed=computed),
             source=source or SimDisk(timings, computed=computed),
-            checksums=checksums,
             device=device,
             program=program,
             policy=policy,

@@ -10,7 +10,7 @@ from aiofiles.os import wrap
 
 from actors.core.operation import foretell
 from pipeline.threads import Threads
-from pipeline.weights.lane import Chunk, Disk, Lane, Lanes
+from pipeline.weights.lane import Chunk, Disk, Landed, Lane, Lanes, unheeded
 
 
 class AiofilesLanes(Lanes["AiofilesLane"]):
@@ -23,10 +23,10 @@ class AiofilesLanes(Lanes["AiofilesLane"]):
         self._calls = 0
         self._changed = threading.Condition()
 
-    async def read(self, chunks: Sequence[Chunk], buffer: memoryview) -> None:
+    async def read(self, chunks: Sequence[Chunk], buffer: memoryview, landed: Landed = unheeded) -> None:
         """As `Lanes.read`."""
         shared = deque(chunks)
-        workers = [self._read_shared(shared, buffer) for _ in range(min(len(chunks), len(self._lanes)))]
+        workers = [self._read_shared(shared, buffer, landed) for _ in range(min(len(chunks), len(self._lanes)))]
         self._count_calls(1)
         try:
             # With return_exceptions a gather ends only after its last worker, even when it is cancelled.
@@ -53,9 +53,9 @@ class AiofilesLanes(Lanes["AiofilesLane"]):
             self._calls += more
             self._changed.notify_all()
 
-    async def _read_shared(self, chunks: deque[Chunk], buffer: memoryview) -> None:
+    async def _read_shared(self, chunks: deque[Chunk], buffer: memoryview, landed: Landed) -> None:
         async with self._lend() as lane:
-            await lane.read(chunks, buffer)
+            await lane.read(chunks, buffer, landed)
 
     @contextlib.asynccontextmanager
     async def _lend(self) -> AsyncIterator["AiofilesLane"]:
@@ -75,11 +75,13 @@ class AiofilesLane(Lane):
         self._thread = Threads(1, name)
         self._read_on_thread = wrap(self._read)
 
-    async def read(self, chunks: deque[Chunk], buffer: memoryview) -> None:
+    async def read(self, chunks: deque[Chunk], buffer: memoryview, landed: Landed) -> None:
         """Take chunks, which lanes share, and read them until none is left; after an error none is left for others."""
         try:
             while chunks:
-                await self._read_chunk(chunks.popleft(), buffer, chunks)
+                chunk = chunks.popleft()
+                await self._read_chunk(chunk, buffer, chunks)
+                landed(chunk)
         except Exception as error:
             foretell(error)
             raise

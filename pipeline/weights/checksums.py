@@ -7,26 +7,20 @@ contents to look alike; `penstock verify` is, by SHA-256.
 import asyncio
 import os
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import xxhash
 
 from pipeline.errors import CheckpointError
 from pipeline.threads import Threads, outlast
 from pipeline.weights.groups import TensorRange, WeightGroup
-from pipeline.weights.layout import HostLayout
+from pipeline.weights.lane import Chunk
 
-if TYPE_CHECKING:
-    from pipeline.devices.memory import HostMemory
-
-PIECE_BYTES = 4 << 20
-"""How closely a change is located, and what a thread sums up at a time."""
 INLINE_BYTES = 1 << 20
-"""What is summed up on the event loop, in 40 us: to wake a thread and to be woken by it costs more than that."""
-
-
+"""What a lane sums up itself, in 40 us: to wake a thread costs nearly as much."""
 SUM_BYTES_PER_SECOND = 25e9
 """Of one core beside others that compute: 36 GB/s alone, and 21 to 30 there, measured."""
 FAST_DISK_BYTES_PER_SECOND = 7e9
@@ -46,18 +40,13 @@ class Checking:
         return f"{'on' if self.on else 'off'}: {self.why}"
 
 
-def choose_checking(
-    said: bool | None, *, changed: bool, unified: bool, moving_bytes: int, rate: float | None
-) -> Checking:
+def choose_checking(said: bool | None, *, unified: bool, moving_bytes: int, rate: float | None) -> Checking:
     """What is `said`; else on, unless it could take more than MOST_SHARE of passes that the CPU computes.
 
-    Off where bytes may have `changed` since they were read: what differs is read again, which would undo the change.
     Summing up takes most where reading at `rate` bytes per second and computing take equally long: no core is idle.
     """
     if said is not None:
         return Checking(said, "as the settings say")
-    if changed:
-        return Checking(False, "a stage of yours behind disk_reader may change what was read")
     if not unified:
         return Checking(True, "the CPU does not compute")
     if moving_bytes < FEW_BYTES:
@@ -76,12 +65,54 @@ def usable_cores() -> int:
 
 
 class Piece(NamedTuple):
-    """Bytes of one tensor, in its file and in a host slot."""
+    """Bytes of one tensor that lie in one chunk: in their file, and in the host slot."""
 
     tensor: TensorRange
     start: int
     length: int
     slot_offset: int
+
+
+class Pieces:
+    """What is to be summed up of a group, and which of it lies in which chunk."""
+
+    def __init__(self, group: WeightGroup, chunks: Sequence[Chunk]) -> None:
+        self.pieces: list[Piece] = []
+        self.of_chunk: dict[Chunk, range] = {}
+        for chunk in chunks:
+            first = len(self.pieces)
+            self.pieces += _within(group, chunk)
+            self.of_chunk[chunk] = range(first, len(self.pieces))
+
+
+class Sums:
+    """The digests of one read of a group, on threads beside its lanes. Nothing looks into `view` after `ended`."""
+
+    def __init__(self, key: tuple[int, str], pieces: Pieces, view: memoryview, threads: Threads) -> None:
+        self.key = key
+        self.pieces = pieces.pieces
+        self.digests = array("Q", bytes(8 * len(self.pieces)))
+        self._of_chunk = pieces.of_chunk
+        self._view = view
+        self._threads = threads
+        self._running: list[Future[None]] = []
+
+    def landed(self, chunk: Chunk) -> None:
+        """Sum up a chunk that is whole; a small one at once, on the lane's own thread."""
+        places = self._of_chunk[chunk]
+        if sum(self.pieces[place].length for place in places) <= INLINE_BYTES:
+            self._sum_up(places)
+        else:
+            self._running.append(self._threads.submit(self._sum_up, places))
+
+    async def ended(self) -> None:
+        """Wait for the threads, also when cancelled."""
+        await outlast([asyncio.wrap_future(one) for one in self._running])
+
+    def _sum_up(self, places: range) -> None:
+        for place in places:
+            piece = self.pieces[place]
+            self.digests[place] = _digest(self._view[piece.slot_offset :][: piece.length])
 
 
 class Checksums:
@@ -92,48 +123,33 @@ class Checksums:
     among them.
     """
 
-    def __init__(
-        self,
-        groups: Sequence[WeightGroup],
-        layouts: Mapping[tuple[int, str], HostLayout],
-        embed: TensorRange,
-        threads: int,
-    ) -> None:
+    def __init__(self, groups: Sequence[WeightGroup], embed: TensorRange, threads: int) -> None:
         self.groups = self.rows = self.nbytes = self.mismatches = 0
         self._groups = {(group.layer, group.name): group for group in groups}
-        self._pieces = {key: tuple(_cut(group, layouts[key])) for key, group in self._groups.items()}
+        self._pieces: dict[tuple[int, str], Pieces] = {}
         self._digests: dict[tuple[int, str], array[int]] = {}
         self._embed = embed
         self._row_digests = array("Q", bytes(8 * embed.shape[0]))
-        self._thread_count = threads
         self._threads = Threads(threads, "penstock-checksums")
 
-    async def compare(self, layer: int, group: str, buffer: "HostMemory") -> CheckpointError | None:
-        """Sum up a group in its host slot; what is wrong with it, if it differs from its first read.
-
-        Returns or passes a cancellation on only when no thread looks into `buffer` any more.
-        """
+    def begin(self, layer: int, group: str, chunks: Sequence[Chunk], view: memoryview) -> Sums:
+        """What sums up a group while these chunks of it, the same in every read, land in its host slot."""
         key = (layer, group)
-        pieces = self._pieces[key]
-        found = array("Q", bytes(8 * len(pieces)))
-        nbytes = self._groups[key].needed_bytes
-        if nbytes <= INLINE_BYTES:
-            _sum_up(pieces, buffer.view, found, 0, 1)
-        else:
-            loop, step, view = asyncio.get_running_loop(), min(self._thread_count, len(pieces)), buffer.view
-            work = [
-                loop.run_in_executor(self._threads, _sum_up, pieces, view, found, first, step) for first in range(step)
-            ]
-            await outlast(work)
+        if key not in self._pieces:
+            self._pieces[key] = Pieces(self._groups[key], chunks)
+        return Sums(key, self._pieces[key], view, self._threads)
+
+    def compare(self, sums: Sums) -> CheckpointError | None:
+        """What is wrong with a group that has been summed up, if it differs from its first read."""
         self.groups += 1
-        self.nbytes += nbytes
-        known = self._digests.setdefault(key, found)
+        self.nbytes += self._groups[sums.key].needed_bytes
+        known, found = self._digests.setdefault(sums.key, sums.digests), sums.digests
         if known == found:
             return None
         self.mismatches += 1
-        changed = [index for index in range(len(pieces)) if known[index] != found[index]]
+        changed = [place for place in range(len(found)) if known[place] != found[place]]
         first = changed[0]
-        return _error(pieces[first], known[first], found[first], len(changed) - 1)
+        return _error(sums.pieces[first], known[first], found[first], len(changed) - 1)
 
     def compare_rows(self, indices: Sequence[int], rows: memoryview) -> CheckpointError | None:
         """Sum up rows of the embedding table, one behind the other; what is wrong with the first that differs."""
@@ -155,18 +171,13 @@ class Checksums:
         await asyncio.to_thread(self._threads.shutdown)
 
 
-def _cut(group: WeightGroup, layout: HostLayout) -> Iterator[Piece]:
-    """The bytes of the group's tensors, without the padding around them."""
+def _within(group: WeightGroup, chunk: Chunk) -> Iterator[Piece]:
+    """The bytes of the group's tensors in a chunk, without the padding around them."""
     for tensor in group.tensors:
-        offset = layout.offsets[tensor.short]
-        for done in range(0, tensor.length, PIECE_BYTES):
-            yield Piece(tensor, tensor.start + done, min(PIECE_BYTES, tensor.length - done), offset + done)
-
-
-def _sum_up(pieces: Sequence[Piece], view: memoryview, found: "array[int]", first: int, step: int) -> None:
-    for index in range(first, len(pieces), step):
-        piece = pieces[index]
-        found[index] = _digest(view[piece.slot_offset :][: piece.length])
+        start = max(tensor.start, chunk.start)
+        end = min(tensor.start + tensor.length, chunk.start + chunk.length)
+        if tensor.file == chunk.file and start < end:
+            yield Piece(tensor, start, end - start, chunk.slot_offset + start - chunk.start)
 
 
 def _digest(run: memoryview) -> int:

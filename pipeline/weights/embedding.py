@@ -85,7 +85,7 @@ class EmbeddingRows:
         return tensor_views(self._rows.tensor, {fetched.short: 0}, (fetched,))[fetched.short]
 
     async def _verify(self, token_ids: Sequence[int]) -> None:
-        """As the pinned stager does with groups."""
+        """As the weight source does with groups."""
         if self._checksums is None or (fault := self._checksums.compare_rows(token_ids, self._host.view)) is None:
             return
         logger.warning("the embedding differs from its first read, reading once more: %s", fault)

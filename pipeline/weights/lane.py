@@ -8,9 +8,9 @@ import logging
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from pipeline.errors import CheckpointError
 from pipeline.weights.layout import BLOCK_BYTES
@@ -28,6 +28,14 @@ class Chunk(NamedTuple):
     start: int
     length: int
     slot_offset: int
+
+
+Landed: TypeAlias = Callable[[Chunk], None]
+"""Called for each chunk once it is whole, by its lane: on any thread, and before the call for chunks ends."""
+
+
+def unheeded(chunk: Chunk) -> None:
+    """Nobody is told of chunks that have landed."""
 
 
 class Disk:
@@ -153,7 +161,7 @@ class Lanes(ABC, Generic[SomeLane]):
         return sum(lane.reads for lane in self._lanes)
 
     @abstractmethod
-    async def read(self, chunks: Sequence[Chunk], buffer: memoryview) -> None:
+    async def read(self, chunks: Sequence[Chunk], buffer: memoryview, landed: Landed = unheeded) -> None:
         """Read these chunks into `buffer`. After an error or a cancellation no further one is begun.
 
         Raises:

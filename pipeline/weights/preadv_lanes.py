@@ -9,7 +9,7 @@ from queue import SimpleQueue
 
 from actors.core.operation import foretell
 from pipeline.threads import tell
-from pipeline.weights.lane import Chunk, Disk, Lane, Lanes
+from pipeline.weights.lane import Chunk, Disk, Landed, Lane, Lanes, unheeded
 
 
 class PreadvLanes(Lanes["PreadvLane"]):
@@ -21,12 +21,12 @@ class PreadvLanes(Lanes["PreadvLane"]):
         self._threads: list[threading.Thread] = []
         super().__init__([PreadvLane(disk) for _ in range(count)])
 
-    async def read(self, chunks: Sequence[Chunk], buffer: memoryview) -> None:
+    async def read(self, chunks: Sequence[Chunk], buffer: memoryview, landed: Landed = unheeded) -> None:
         """As `Lanes.read`."""
         if not chunks:
             return
         self._start()
-        call = _Call(chunks, buffer)
+        call = _Call(chunks, buffer, landed)
         for _ in range(min(len(chunks), len(self._lanes))):
             self._calls.put(call)
         try:
@@ -85,11 +85,12 @@ class _Call:
     `told` is set before that if there is an error: another thread may hang.
     """
 
-    def __init__(self, chunks: Sequence[Chunk], buffer: memoryview) -> None:
+    def __init__(self, chunks: Sequence[Chunk], buffer: memoryview, landed: Landed) -> None:
         self.told = asyncio.Event()
         self.ended = asyncio.Event()
         self.error: BaseException | None = None
         self._buffer = buffer
+        self._landed = landed
         self._waiting = deque(chunks)
         self._left = len(chunks)
         self._loop = asyncio.get_running_loop()
@@ -100,6 +101,7 @@ class _Call:
         while (chunk := self._take()) is not None:
             try:
                 lane.read_chunk(chunk, self._buffer)
+                self._landed(chunk)
             except BaseException as error:
                 self.stop(error)
             self._leave(1)

@@ -2,11 +2,13 @@
 
 import asyncio
 import ctypes
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import ClosedError, ConfigError
+from pipeline.errors import CheckpointError, ClosedError, ConfigError
+from pipeline.weights.checksums import Checksums
 from pipeline.weights.lane import Chunk, Disk
 from pipeline.weights.lanes import open_lanes
 from pipeline.weights.layout import BLOCK_BYTES, HostLayout
@@ -17,12 +19,15 @@ from pipeline.weights.shard import Shard
 if TYPE_CHECKING:
     from pipeline.devices.memory import HostMemory
 
+logger = logging.getLogger("penstock")
+
 
 class WeightSource:
     """Reads weight groups past the page cache into host slots, and embedding rows into any memory.
 
     Several `read_into` calls may be in flight: lanes serve them in call order, and a lane that finds no chunk left in
-    one call goes on with the next call at once, so the disk's queue does not drain between groups.
+    one call goes on with the next call at once, so the disk's queue does not drain between groups. With `checksums`
+    each chunk is summed up as it lands, beside the reads of those behind it.
     """
 
     def __init__(
@@ -30,8 +35,10 @@ class WeightSource:
         layouts: Mapping[tuple[int, str], HostLayout],
         files: Mapping[Path, Shard],
         reading: Reading,
+        checksums: Checksums | None = None,
     ) -> None:
         self.reading = reading
+        self.checksums = checksums
         self._layouts = layouts
         self._disk = Disk(files, reading.direct)
         self._lanes = open_lanes("penstock-disk", reading.way, reading.lanes, self._disk)
@@ -69,7 +76,8 @@ class WeightSource:
         a cancellation no further chunk is begun.
 
         Raises:
-            CheckpointError: a file was truncated or changed since it was opened.
+            CheckpointError: a file was truncated or changed since it was opened, or the group's bytes differ from those
+                of its first read, and still do when they are read once more.
             OSError: the disk failed twice at one place.
         """
         layout = self._layouts[layer, group]
@@ -77,7 +85,7 @@ class WeightSource:
         self._check(view, layout.slot_bytes)
         self._groups_in_flight += 1
         try:
-            await self._lanes.read(tuple(self._chunks(layout)), view)
+            await self._read(layer, group, tuple(self._chunks(layout)), view)
         finally:
             self._groups_in_flight -= 1
             self._rests.set()
@@ -112,6 +120,28 @@ class WeightSource:
         self._closed = True
         await self._lanes.aclose()
         await self._rows.aclose()
+        if self.checksums is not None:
+            await self.checksums.aclose()
+
+    async def _read(self, layer: int, group: str, chunks: Sequence[Chunk], view: memoryview) -> None:
+        if self.checksums is None:
+            await self._lanes.read(chunks, view)
+            return
+        if (fault := await self._read_and_compare(self.checksums, layer, group, chunks, view)) is None:
+            return
+        logger.warning("layer %d %s differs from its first read, reading once more: %s", layer, group, fault)
+        if (fault := await self._read_and_compare(self.checksums, layer, group, chunks, view)) is not None:
+            raise fault
+
+    async def _read_and_compare(
+        self, checksums: Checksums, layer: int, group: str, chunks: Sequence[Chunk], view: memoryview
+    ) -> CheckpointError | None:
+        sums = checksums.begin(layer, group, chunks, view)
+        try:
+            await self._lanes.read(chunks, view, sums.landed)
+        finally:
+            await sums.ended()
+        return checksums.compare(sums)
 
     def _chunks(self, layout: HostLayout) -> Iterator[Chunk]:
         for window in layout.windows:

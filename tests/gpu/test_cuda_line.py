@@ -190,8 +190,8 @@ async def test_a_pass_takes_as_long_as_the_slower_of_copies_and_computation(prod
     memory = budget("device", device.device_memory)
     line = (
         Line(PrefetchPlanner(order, passes=4), catalog=EvenCatalog(nbytes), clock=time.perf_counter, trace=trace)
-        .then(DiskReader(source := InstantSource(), host), queue=4)
-        .then(PinnedStager(source, None), queue=4)
+        .then(DiskReader(InstantSource(), host), queue=4)
+        .then(PinnedStager(), queue=4)
         .then(GpuUploader(device, memory), queue=4)
         .then(ComputeScheduler(program), queue=4)
     )

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.weights import shard
+from pipeline.weights.checksums import Checksums
 from pipeline.weights.layout import BLOCK_BYTES, HostLayout, Window
 from pipeline.weights.reading import WAYS, Reading
 from pipeline.weights.shard import Shard
@@ -35,11 +36,11 @@ def layouts(file: Path) -> dict[tuple[int, str], HostLayout]:
 
 
 @asynccontextmanager
-async def opened(file: Path, **options: Any) -> AsyncIterator[WeightSource]:
+async def opened(file: Path, checksums: Checksums | None = None, **options: Any) -> AsyncIterator[WeightSource]:
     """A source that reads a block at a time, in the way that the test runs with."""
     weights = Shard(file)
     reading = Reading(**{"way": way, "chunk_bytes": BLOCK_BYTES, **options})
-    source = WeightSource(layouts(file), {file: weights}, reading)
+    source = WeightSource(layouts(file), {file: weights}, reading, checksums)
     try:
         yield source
     finally:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from actors.core.message import Message
     from actors.core.stage import Mover, Stage
     from actors.core.trace import Trace
+    from pipeline import errors
     from pipeline.api import Model
     from pipeline.config import Config
     from pipeline.errors import (
@@ -78,10 +79,13 @@ __all__ = [
     "Slot",
     "Stage",
     "Trace",
+    "errors",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return importlib.import_module("pipeline.errors")
     if name not in _HOMES:
         raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

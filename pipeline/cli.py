@@ -18,6 +18,7 @@ from pipeline.commands.options import add_memory, add_settings, add_trace
 from pipeline.commands.plan import add_plan
 from pipeline.commands.simulate import add_simulate
 from pipeline.commands.verify import add_verify
+from pipeline.doctor.names import DISTRIBUTION
 
 INTERRUPTED = 130
 Result = TypeVar("Result")
@@ -86,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _version() -> str:
     try:
-        return importlib.metadata.version("penstock")
+        return importlib.metadata.version(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
         return "from a source tree that is not installed"
 

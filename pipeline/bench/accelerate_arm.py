@@ -39,11 +39,11 @@ class ArmSettings:
 
 
 def check_installed() -> None:
-    """Raise ConfigError, naming the extra, where a module of the extra `bench` is not installed."""
+    """Raise ConfigError, naming what to install, where a module is missing."""
     for module in MODULES:
         if importlib.util.find_spec(module) is None:
             raise ConfigError(
-                f"--against accelerate: {module} is not installed; install it with pip install 'penstock[bench]'"
+                f"--against accelerate: {module} is not installed: pip install 'accelerate>=1.10' 'transformers>=5'"
             )
 
 

@@ -51,7 +51,7 @@ class Arms:
     progress: Progress
 
     def check(self, against: str | None) -> None:
-        """Raise ConfigError for a load that a static batch cannot be, and when there is no extra or no model."""
+        """Raise ConfigError for a load that a static batch cannot be, and when a package or the model is missing."""
         read_config(self.folder)
         if against is None:
             return

@@ -37,11 +37,11 @@ NAMES = {
 
 
 def check_installed() -> None:
-    """Raise ConfigError, naming the extra, where a module of the extra `bench-llama` is not installed."""
+    """Raise ConfigError, naming what to install, where a module is missing."""
     for module in MODULES:
         if importlib.util.find_spec(module) is None:
             raise ConfigError(
-                f"--against llama.cpp: {module} is not installed; install it with pip install 'penstock[bench-llama]'"
+                f"--against llama.cpp: {module} is not installed: pip install 'gguf>=0.17' 'llama-cpp-python>=0.3.16'"
             )
 
 

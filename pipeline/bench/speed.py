@@ -78,7 +78,7 @@ class SpeedBench:
     progress: Progress
 
     def check(self, against: Sequence[str]) -> None:
-        """Raise ConfigError when there is no such arm, or its extra or the model is missing."""
+        """Raise ConfigError when there is no such arm, or its packages or the model are missing."""
         read_config(self.folder)
         for name in against:
             if name not in AGAINST:

@@ -1,4 +1,4 @@
-"""Every other `tokenizer.json` (SentencePiece style above all), through the `tokenizers` package of the extra `hf`."""
+"""Every other `tokenizer.json` (SentencePiece style above all), through the `tokenizers` package."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +39,7 @@ class HuggingFaceEngine:
         except ImportError as error:
             raise ConfigError(
                 f"{path} is not byte-level BPE that tiktoken can express exactly ({why}); reading it needs the "
-                "`tokenizers` package: pip install 'penstock[hf]'"
+                "`tokenizers` package: pip install tokenizers"
             ) from error
         _check_merges(source)
         try:

@@ -61,7 +61,7 @@ def _package() -> Callable[[str], str]:
     except ImportError as error:
         raise ConfigError(
             "text with combining marks, or in rare scripts, is normalized by the `tokenizers` package: "
-            "pip install 'penstock[hf]'"
+            "pip install tokenizers"
         ) from error
     normalize: Callable[[str], str] = normalizers.NFC().normalize_str
     return normalize

@@ -147,7 +147,7 @@ def load_tokenizer(folder: Path, vocabulary_size: int) -> Tokenizer:
     """Read the tokenizer of a checkpoint folder; `vocabulary_size` is the number of ids the model has.
 
     `tokenizer.json` is the truth where there is one: tiktoken reads it where that is known to be exact, and else the
-    `tokenizers` package of the extra `hf`. Only a folder without it is read through `tokenizer.model` in tiktoken's
+    `tokenizers` package. Only a folder without it is read through `tokenizer.model` in tiktoken's
     format, or else `tekken.json`. What `tokenizer_config.json` and its older companions declare counts for all of
     them. Never uses the network.
 
@@ -186,6 +186,6 @@ def _load_engine(folder: Path, vocabulary_size: int) -> Engine:
     if os.path.lexists(ranks):
         raise ConfigError(
             f"{ranks} is a SentencePiece model, which is read through tokenizer.json only; "
-            "fetch or convert tokenizer.json, and pip install 'penstock[hf]'"
+            "fetch or convert tokenizer.json, and pip install tokenizers"
         )
     raise CheckpointError(f"{folder} has no tokenizer: need tokenizer.json, tokenizer.model or tekken.json")

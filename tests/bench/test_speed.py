@@ -131,7 +131,5 @@ def test_an_arm_that_nobody_knows_is_refused() -> None:
 
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed.llama_arm.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        ConfigError, match=r"llama_cpp is not installed; install it with pip install 'penstock\[bench-llama\]'"
-    ):
+    with pytest.raises(ConfigError, match=r"llama_cpp is not installed: pip install 'gguf>=0\.17' 'llama-cpp-python"):
         SpeedBench(BUNDLED, {}, 3, None, lambda text: None).check(["llama.cpp"])

@@ -121,7 +121,7 @@ def test_our_names_are_ours(elsewhere: Path) -> None:
     assert str(Path(names.pipeline.__path__[0]).parent) in check.found
 
 
-@pytest.mark.parametrize("other", ["actors/__init__.py", "actors.py", "pipeline/__init__.py"])
+@pytest.mark.parametrize("other", ["actors/__init__.py", "actors.py", "pipeline/__init__.py", "penstock/__init__.py"])
 @pytest.mark.parametrize("where", ["the current folder", "the path"])
 def test_another_package_of_our_name_is_bad(
     other: str, where: str, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
@@ -134,6 +134,18 @@ def test_another_package_of_our_name_is_bad(
     check = names.check_names()
     assert check.verdict == "bad"
     assert f"{folder / other} is another {other.split('/')[0].removesuffix('.py')}" in check.found
+
+
+def test_the_alias_of_an_editable_install_is_ours(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (elsewhere / "penstock").mkdir()
+    (elsewhere / "penstock" / "__init__.py").touch()
+    assert names.check_names().verdict == "bad"
+    information = elsewhere / "penstock_llm-0.1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.4\nName: penstock-llm\nVersion: 0.1.0\n")
+    (information / "RECORD").write_text("penstock/__init__.py,,\n_penstock_llm.pth,,\n")
+    monkeypatch.setattr(sys, "path", [str(elsewhere), *sys.path])
+    assert names.check_names().verdict == "good"
 
 
 def test_a_folder_without_init_gives_way(elsewhere: Path) -> None:
@@ -156,7 +168,7 @@ def test_halves_from_two_places_are_bad(elsewhere: Path, monkeypatch: pytest.Mon
 
 
 def test_another_distribution_with_our_name_is_bad(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    installed = {"actors": ["penstock", "theatre"], "pipeline": ["penstock"]}
+    installed = {"actors": ["penstock-llm", "theatre"], "pipeline": ["penstock-llm"]}
     monkeypatch.setattr("importlib.metadata.packages_distributions", lambda: installed)
     check = names.check_names()
     assert (check.verdict, check.found) == ("bad", "the distribution theatre has a top-level actors too")

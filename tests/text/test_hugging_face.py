@@ -21,7 +21,7 @@ def test_without_the_package_the_error_names_the_reason_and_the_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     folder = small.save(small.llama2(), tmp_path)
-    with pytest.raises(ConfigError, match=r"is not byte-level BPE.*decoder Sequence.*pip install 'penstock\[hf\]'"):
+    with pytest.raises(ConfigError, match=r"is not byte-level BPE.*decoder Sequence.*pip install tokenizers"):
         load_tokenizer(folder, 1000)
 
 

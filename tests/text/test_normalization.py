@@ -94,5 +94,5 @@ def test_plain_text_needs_no_package_and_other_text_says_so(monkeypatch: pytest.
     normalization._package.cache_clear()
     tokenizer = load_tokenizer(folder, 1000)
     assert tokenizer.decode(tokenizer.encode("naïve 世界 мир 😀")) == "naïve 世界 мир 😀"
-    with pytest.raises(ConfigError, match=r"combining marks.*pip install 'penstock\[hf\]'"):
+    with pytest.raises(ConfigError, match=r"combining marks.*pip install tokenizers"):
         tokenizer.encode("e\u0301")

@@ -123,7 +123,8 @@ def _add_make_checkpoint(commands: Commands) -> None:
     make.add_argument("--like", required=True, metavar="PRESET", help="llama-3-8b, qwen2.5-7b, ...")
     for name in ("layers", "hidden-size", "ffn-size", "heads", "kv-heads", "head-dim", "vocabulary-size"):
         make.add_argument(f"--{name}", type=int, metavar="N")
-    make.add_argument("--tied-embeddings", action=argparse.BooleanOptionalAction, default=None)
+    for name in ("tied-embeddings", "attention-bias", "mlp-bias"):
+        make.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=None)
     make.add_argument("--dtype", default="bfloat16", help="default bfloat16")
     make.add_argument("--seed", type=int, default=0)
     make.set_defaults(command=_make_checkpoint)

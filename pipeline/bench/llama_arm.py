@@ -84,9 +84,11 @@ def write_gguf(folder: Path, file: Path) -> None:
     Raises ConfigError for families that llama.cpp does not read as "llama".
     """
     config = read_config(folder)
-    if config.family != "llama" or config.tied_embeddings:
+    if config.family != "llama" or config.tied_embeddings or config.biases:
+        have = f"{config.family} with{'' if config.biases else 'out'} biases"
         raise ConfigError(
-            f"--against llama.cpp: need a llama checkpoint with an output matrix of its own, have {config.family}"
+            "--against llama.cpp: need a llama checkpoint without biases, with an output matrix of its own, have "
+            f"{have}"
         )
     gguf = importlib.import_module("gguf")
     unfinished = file.with_suffix(".part")

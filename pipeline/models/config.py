@@ -5,24 +5,25 @@ transformers 5 (`rope_parameters`, `dtype`). What is not supported is refused by
 """
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 
-from pipeline.errors import ConfigError
 from pipeline.models.settings import Settings
+from pipeline.models.supported import BIASES, FAMILIES, Family, unsupported
 
 MAX_LAYERS = 10_000
 GENERATION_DEFAULTS = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-SUPPORTED = (
-    "Llama 2/3/3.1/3.2 (llama), Mistral (mistral), Qwen2/2.5 (qwen2) and Qwen3 (qwen3), dense, unquantised, "
-    "without biases beyond Qwen2's, hidden_act silu, rope types default, linear and llama3, "
-    "one kind of attention in all layers, dtypes float32, float16 and bfloat16"
-)
+DTYPES = {
+    "float32": torch.float32,
+    "float": torch.float32,
+    "float16": torch.float16,
+    "half": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+"""By the names that torch has for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +50,9 @@ RopeScaling: TypeAlias = LinearScaling | Llama3Scaling
 class ModelConfig:
     """The shape and the constants of one model; every number has been checked.
 
-    `sliding_window` is in tokens and counts the token that looks back. `dtype` is what config.json declares of the
-    checkpoint, None where it declares nothing. `eos_ids` may be empty.
+    `sliding_window` is in tokens and counts the token that looks back. `biases` are the matrices that have one, by
+    their short names. `dtype` is what config.json declares of the checkpoint, None where it declares nothing: the
+    stored tensors decide either way. `eos_ids` may be empty.
     """
 
     family: str
@@ -66,66 +68,12 @@ class ModelConfig:
     rope_scaling: RopeScaling | None
     tied_embeddings: bool
     sliding_window: int | None
-    qkv_bias: bool
+    biases: frozenset[str]
     qk_norm: bool
     max_positions: int
     dtype: torch.dtype | None
     eos_ids: tuple[int, ...]
     bos_id: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
-    """One row per family: its class, its flags, and what transformers assumes for keys that config.json leaves out."""
-
-    architecture: str
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    windowed_layers: Literal["none", "all", "declared"]
-    absent: Mapping[str, object]
-
-
-FAMILIES = {
-    "llama": Family(
-        architecture="LlamaForCausalLM",
-        windowed_layers="none",
-        absent={"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2},
-    ),
-    "mistral": Family(
-        architecture="MistralForCausalLM",
-        windowed_layers="all",
-        absent={
-            "max_position_embeddings": 131072,
-            "num_key_value_heads": 8,
-            "sliding_window": 4096,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-        },
-    ),
-    "qwen2": Family(
-        architecture="Qwen2ForCausalLM",
-        qkv_bias=True,
-        windowed_layers="declared",
-        absent={
-            "max_position_embeddings": 32768,
-            "num_key_value_heads": 32,
-            "sliding_window": 4096,
-            "max_window_layers": 28,
-        },
-    ),
-    "qwen3": Family(
-        architecture="Qwen3ForCausalLM",
-        qk_norm=True,
-        windowed_layers="declared",
-        absent={
-            "max_position_embeddings": 32768,
-            "num_key_value_heads": 32,
-            "head_dim": 128,
-            "sliding_window": 4096,
-            "max_window_layers": 28,
-        },
-    ),
-}
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -135,9 +83,7 @@ def read_config(folder: Path) -> ModelConfig:
     missing, can never work, or asks for something that is not supported.
     """
     settings = Settings.read(folder / "config.json")
-    name = settings.text("model_type")
-    if name not in FAMILIES:
-        raise _unsupported(settings, "model_type")
+    name = _family_name(settings)
     family = FAMILIES[name]
     settings = settings.with_absent(family.absent)
     _refuse_unsupported(settings, family)
@@ -161,7 +107,7 @@ def read_config(folder: Path) -> ModelConfig:
         rope_scaling=rope_scaling,
         tied_embeddings=settings.flag("tie_word_embeddings"),
         sliding_window=_sliding_window(settings, family, layers),
-        qkv_bias=family.qkv_bias,
+        biases=_biases(settings, family),
         qk_norm=family.qk_norm,
         max_positions=max_positions,
         dtype=_declared_dtype(settings),
@@ -184,23 +130,37 @@ def read_generation_defaults(folder: Path) -> dict[str, float | int | bool]:
     return {key: settings.flag(key) if key == "do_sample" else settings.number(key) for key in present}
 
 
-def _unsupported(settings: Settings, key: str) -> ConfigError:
-    return settings.error(key, f"a model that is supported: {SUPPORTED}", settings.get(key), "use another checkpoint")
+def _family_name(settings: Settings) -> str:
+    """The family by `model_type`, else by the class, which older files spell LLaMAForCausalLM; either may be absent."""
+    stated = settings.get("architectures")
+    classes = [str(name).lower() for name in stated] if isinstance(stated, list) else [str(stated).lower()]
+    known = [name for name, family in FAMILIES.items() if family.architecture.lower() in classes]
+    name = settings.text("model_type") or next(iter(known), "")
+    if name not in FAMILIES:
+        raise unsupported(settings, "model_type")
+    if stated and name not in known:
+        raise unsupported(settings, "architectures")
+    return name
 
 
 def _refuse_unsupported(settings: Settings, family: Family) -> None:
-    if settings.get("architectures") not in (None, [family.architecture]):
-        raise _unsupported(settings, "architectures")
-    if settings.text("hidden_act", "silu") != "silu":
-        raise _unsupported(settings, "hidden_act")
+    if settings.text("hidden_act", "silu") not in ("silu", "swish"):  # two names of one function
+        raise unsupported(settings, "hidden_act")
     if settings.get("quantization_config") is not None:
-        raise _unsupported(settings, "quantization_config")
-    # transformers gives Qwen2 its three biases whatever the config says; elsewhere the key adds a fourth one, on o.
-    for key in ("mlp_bias",) if family.qkv_bias else ("attention_bias", "mlp_bias"):
-        if settings.flag(key):
-            raise _unsupported(settings, key)
+        raise unsupported(settings, "quantization_config")
     if not settings.flag("is_causal", default=True):  # it looks ahead, as models do that make no text
-        raise _unsupported(settings, "is_causal")
+        raise unsupported(settings, "is_causal")
+
+
+def _biases(settings: Settings, family: Family) -> frozenset[str]:
+    """Which matrices have one. A key that asks for some that the family never has, in transformers either, is refused.
+
+    transformers gives Qwen2 its three whatever `attention_bias` says, which is no promise of a fourth one.
+    """
+    for key in BIASES:
+        if settings.flag(key) and key not in family.bias_keys and not (key == "attention_bias" and family.biases):
+            raise unsupported(settings, key)
+    return frozenset(family.biases).union(*(BIASES[key] for key in family.bias_keys if settings.flag(key)))
 
 
 def _kv_heads(settings: Settings, heads: int) -> int:
@@ -226,10 +186,10 @@ def _read_rope(settings: Settings, max_positions: int) -> tuple[float, RopeScali
     rope = settings.section("rope_scaling") or settings.section("rope_parameters")
     for key in ("full_attention", "sliding_attention"):
         if rope.get(key) is not None:
-            raise _unsupported(rope, key)
+            raise unsupported(rope, key)
     for place in (settings, rope):
         if place.positive("partial_rotary_factor", default=1.0) != 1.0:
-            raise _unsupported(place, "partial_rotary_factor")
+            raise unsupported(place, "partial_rotary_factor")
     theta = rope.positive("rope_theta", default=settings.positive("rope_theta", default=10000.0))
     key = "rope_type" if rope.get("rope_type") is not None else "type"
     match rope.text(key, "default"):
@@ -240,7 +200,7 @@ def _read_rope(settings: Settings, max_positions: int) -> tuple[float, RopeScali
         case "llama3":
             return theta, _read_llama3_scaling(settings, rope, max_positions)
         case _:
-            raise _unsupported(rope, key)
+            raise unsupported(rope, key)
 
 
 def _read_llama3_scaling(settings: Settings, rope: Settings, max_positions: int) -> Llama3Scaling:
@@ -267,22 +227,22 @@ def _sliding_window(settings: Settings, family: Family, layers: int) -> int | No
     implied = ["full_attention"] * full_layers + ["sliding_attention"] * (layers - full_layers)
     kinds = settings.get("layer_types") or implied
     if kinds != implied and family.windowed_layers != "declared":
-        raise _unsupported(settings, "layer_types")
+        raise unsupported(settings, "layer_types")
     if kinds == ["full_attention"] * layers:
         return None
     if kinds == ["sliding_attention"] * layers and window:
         return window
-    raise _unsupported(settings, "layer_types" if settings.get("layer_types") else "max_window_layers")
+    raise unsupported(settings, "layer_types" if settings.get("layer_types") else "max_window_layers")
 
 
 def _declared_dtype(settings: Settings) -> torch.dtype | None:
-    key = "dtype" if settings.get("dtype") is not None else "torch_dtype"
-    if settings.get(key) is None:
-        return None
-    name = settings.text(key).removeprefix("torch.")
-    if name not in DTYPES:
-        raise _unsupported(settings, key)
-    return DTYPES[name]
+    for key in ("dtype", "torch_dtype"):
+        name = settings.text(key, "auto").removeprefix("torch.")
+        if name in DTYPES:
+            return DTYPES[name]
+        if name != "auto":
+            raise unsupported(settings, key)
+    return None
 
 
 def _token_ids(folder: Path, settings: Settings, key: str, vocabulary_size: int) -> tuple[int, ...]:

@@ -25,14 +25,14 @@ def attention_half(
     Writes their keys and values into `kv` first, then lets each attend to its own sequence.
     """
     normed_TD = rms_norm(hidden_TD, weights["norm"], config.norm_epsilon)
-    q_TNH = _project(config, weights, "q", normed_TD)
-    k_TKH = _project(config, weights, "k", normed_TD)
+    heads = (len(hidden_TD), -1, config.head_dim)
+    q_TNH, k_TKH, v_TKH = (_project(weights, short, normed_TD).view(heads) for short in ("q", "k", "v"))
     if config.qk_norm:
         q_TNH = rms_norm(q_TNH, weights["q_norm"], config.norm_epsilon)
         k_TKH = rms_norm(k_TKH, weights["k_norm"], config.norm_epsilon)
-    kv.write(rows, rotate(k_TKH, rotary), _project(config, weights, "v", normed_TD))
+    kv.write(rows, rotate(k_TKH, rotary), v_TKH)
     mixed_TA = attend_all(rotate(q_TNH, rotary), kv, rows, config.sliding_window)
-    return hidden_TD + linear(mixed_TA, weights["o"])
+    return hidden_TD + _project(weights, "o", mixed_TA)
 
 
 def ffn_half(
@@ -40,8 +40,8 @@ def ffn_half(
 ) -> torch.Tensor:
     """Norm, gated feed-forward (SwiGLU, arXiv 2002.05202) and residual of one layer; returns [T, D]."""
     normed_TD = rms_norm(hidden_TD, weights["norm"], config.norm_epsilon)
-    gate_TF = silu(linear(normed_TD, weights["gate"]), by_formula=silu_by_formula)
-    return hidden_TD + linear(gate_TF * linear(normed_TD, weights["up"]), weights["down"])
+    gate_TF = silu(_project(weights, "gate", normed_TD), by_formula=silu_by_formula)
+    return hidden_TD + _project(weights, "down", gate_TF * _project(weights, "up", normed_TD))
 
 
 def final_norm(config: ModelConfig, weights: Weights, hidden_TD: torch.Tensor) -> torch.Tensor:
@@ -54,7 +54,6 @@ def output_slice(weights: Weights, normed_TD: torch.Tensor) -> torch.Tensor:
     return linear(normed_TD, weights["output"]).float()
 
 
-def _project(config: ModelConfig, weights: Weights, short: str, normed_TD: torch.Tensor) -> torch.Tensor:
-    """One of q, k, v, cut into heads: [T, N or K, H]."""
-    bias = weights[f"{short}_bias"] if config.qkv_bias else None
-    return linear(normed_TD, weights[short], bias).view(normed_TD.shape[0], -1, config.head_dim)
+def _project(weights: Weights, short: str, x: torch.Tensor) -> torch.Tensor:
+    """The product with the matrix of that name, and its bias where the group has one."""
+    return linear(x, weights[short], weights.get(f"{short}_bias"))

@@ -1,5 +1,6 @@
 """Which tensors each group holds, as data. The names are those that every supported family uses on disk."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.models.config import ModelConfig
@@ -41,14 +42,16 @@ def group_specs(config: ModelConfig) -> dict[tuple[int, str], tuple[TensorSpec, 
 
 
 def _attention_specs(config: ModelConfig, layer: str) -> tuple[TensorSpec, ...]:
-    hidden_size, head_dim = config.hidden_size, config.head_dim
-    rows = {"q": config.heads * head_dim, "k": config.kv_heads * head_dim, "v": config.kv_heads * head_dim}
-    attention = f"{layer}.self_attn"
+    hidden_size, head_dim, attention = config.hidden_size, config.head_dim, f"{layer}.self_attn"
+    query_rows, kv_rows = config.heads * head_dim, config.kv_heads * head_dim
+    shapes = {
+        "q": (query_rows, hidden_size),
+        "k": (kv_rows, hidden_size),
+        "v": (kv_rows, hidden_size),
+        "o": (hidden_size, query_rows),
+    }
     specs = [TensorSpec("norm", f"{layer}.input_layernorm.weight", (hidden_size,))]
-    specs += [TensorSpec(short, f"{attention}.{short}_proj.weight", (rows[short], hidden_size)) for short in rows]
-    specs += [TensorSpec("o", f"{attention}.o_proj.weight", (hidden_size, config.heads * head_dim))]
-    if config.qkv_bias:
-        specs += [TensorSpec(f"{short}_bias", f"{attention}.{short}_proj.bias", (rows[short],)) for short in rows]
+    specs += _projections(config, attention, shapes)
     if config.qk_norm:
         specs += [TensorSpec(f"{short}_norm", f"{attention}.{short}_norm.weight", (head_dim,)) for short in ("q", "k")]
     return tuple(specs)
@@ -56,9 +59,16 @@ def _attention_specs(config: ModelConfig, layer: str) -> tuple[TensorSpec, ...]:
 
 def _ffn_specs(config: ModelConfig, layer: str) -> tuple[TensorSpec, ...]:
     hidden_size, ffn_size = config.hidden_size, config.ffn_size
-    return (
-        TensorSpec("norm", f"{layer}.post_attention_layernorm.weight", (hidden_size,)),
-        TensorSpec("gate", f"{layer}.mlp.gate_proj.weight", (ffn_size, hidden_size)),
-        TensorSpec("up", f"{layer}.mlp.up_proj.weight", (ffn_size, hidden_size)),
-        TensorSpec("down", f"{layer}.mlp.down_proj.weight", (hidden_size, ffn_size)),
-    )
+    shapes = {"gate": (ffn_size, hidden_size), "up": (ffn_size, hidden_size), "down": (hidden_size, ffn_size)}
+    norm = TensorSpec("norm", f"{layer}.post_attention_layernorm.weight", (hidden_size,))
+    return (norm, *_projections(config, f"{layer}.mlp", shapes))
+
+
+def _projections(config: ModelConfig, module: str, shapes: Mapping[str, tuple[int, int]]) -> list[TensorSpec]:
+    """The matrices, then the biases of those that have one, an item for each row."""
+    matrices = [TensorSpec(short, f"{module}.{short}_proj.weight", shape) for short, shape in shapes.items()]
+    return matrices + [
+        TensorSpec(f"{short}_bias", f"{module}.{short}_proj.bias", (rows,))
+        for short, (rows, _) in shapes.items()
+        if short in config.biases
+    ]

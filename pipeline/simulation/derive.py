@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError, unknown_name
 from pipeline.models.settings import Settings
+from pipeline.models.supported import FAMILIES
 from pipeline.simulation.timings import LayerTimings
 from pipeline.weights.presets import PRESETS
 
@@ -23,7 +24,7 @@ class Shape:
     heads: int
     kv_heads: int
     head_dim: int
-    qkv_bias: bool
+    biases: frozenset[str]
     qk_norm: bool
     item_bytes: int
 
@@ -32,13 +33,16 @@ class Shape:
         """Those of the attn group: norm, q, k, v, o, and the biases or norms of some families."""
         q_rows, kv_rows = self.heads * self.head_dim, self.kv_heads * self.head_dim
         matrices = self.hidden_size * (2 * q_rows + 2 * kv_rows)
-        biases = (q_rows + 2 * kv_rows) * self.qkv_bias
+        rows = {"q": q_rows, "k": kv_rows, "v": kv_rows, "o": self.hidden_size}
+        biases = sum(rows[short] for short in self.biases & rows.keys())
         return matrices + biases + 2 * self.head_dim * self.qk_norm + self.hidden_size
 
     @property
     def ffn_parameters(self) -> int:
-        """Those of the ffn group: norm, gate, up, down."""
-        return 3 * self.hidden_size * self.ffn_size + self.hidden_size
+        """Those of the ffn group: norm, gate, up, down, and the biases of some checkpoints."""
+        rows = {"gate": self.ffn_size, "up": self.ffn_size, "down": self.hidden_size}
+        biases = sum(rows[short] for short in self.biases & rows.keys())
+        return 3 * self.hidden_size * self.ffn_size + biases + self.hidden_size
 
     def attn_operations(self, tokens: int) -> float:
         """Two for each parameter and token, and the attention of each token over itself and those before it."""
@@ -71,7 +75,7 @@ def find_shape(model: str) -> Shape:
         heads=config.heads,
         kv_heads=config.kv_heads,
         head_dim=config.head_dim,
-        qkv_bias=config.qkv_bias,
+        biases=config.biases,
         qk_norm=config.qk_norm,
         item_bytes=BFLOAT16_BYTES if config.dtype is None else config.dtype.itemsize,
     )
@@ -100,6 +104,7 @@ def derive_timings(
 
 def _preset_shape(name: str, values: Mapping[str, object]) -> Shape:
     settings = Settings(f"preset {name}", values)
+    family = FAMILIES[settings.text("model_type")]
     heads, hidden_size = settings.count("num_attention_heads"), settings.count("hidden_size")
     return Shape(
         layers=settings.count("num_hidden_layers"),
@@ -108,7 +113,7 @@ def _preset_shape(name: str, values: Mapping[str, object]) -> Shape:
         heads=heads,
         kv_heads=settings.count("num_key_value_heads"),
         head_dim=settings.optional_count("head_dim") or hidden_size // heads,
-        qkv_bias=settings.text("model_type") == "qwen2",
-        qk_norm=settings.text("model_type") == "qwen3",
+        biases=frozenset(family.biases),
+        qk_norm=family.qk_norm,
         item_bytes=BFLOAT16_BYTES,
     )

@@ -13,8 +13,9 @@ from typing import BinaryIO
 import torch
 
 from pipeline.errors import ConfigError, unknown_name
-from pipeline.models.config import FAMILIES, read_config
+from pipeline.models.config import read_config
 from pipeline.models.families import group_specs
+from pipeline.models.supported import FAMILIES
 from pipeline.weights.checkpoint import INDEX_FILE, SINGLE_FILE
 from pipeline.weights.header import LENGTH_BYTES
 from pipeline.weights.presets import PRESETS
@@ -28,6 +29,8 @@ OVERRIDES = {
     "head_dim": "head_dim",
     "vocabulary_size": "vocab_size",
     "tied_embeddings": "tie_word_embeddings",
+    "attention_bias": "attention_bias",
+    "mlp_bias": "mlp_bias",
 }
 """What may differ from the preset, and its name in config.json."""
 DTYPES = {"float32": (torch.float32, "F32"), "float16": (torch.float16, "F16"), "bfloat16": (torch.bfloat16, "BF16")}

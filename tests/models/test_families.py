@@ -30,8 +30,10 @@ def test_groups_stand_in_compute_order(variant: str, tmp_path: Path) -> None:
     groups = group_specs(config)
     halves = [(layer, half) for layer in range(config.layers) for half in ("attn", "ffn")]
     assert list(groups) == [*halves, (config.layers, "head"), (-1, "embed")]
-    biases = ["q_bias", "k_bias", "v_bias"] if config.family == "qwen2" else []
+    attention = {"qwen2": ["q", "k", "v"], "llama_biases": ["q", "k", "v", "o"], "qwen3_biases": ["q", "k", "v", "o"]}
+    biases = [f"{short}_bias" for short in attention.get(variant.removesuffix("_window"), [])]
     norms = ["q_norm", "k_norm"] if config.family == "qwen3" else []
     assert [spec.short for spec in groups[1, "attn"]] == ["norm", "q", "k", "v", "o", *biases, *norms]
-    assert [spec.short for spec in groups[1, "ffn"]] == ["norm", "gate", "up", "down"]
+    biases = ["gate_bias", "up_bias", "down_bias"] if variant == "llama_biases" else []
+    assert [spec.short for spec in groups[1, "ffn"]] == ["norm", "gate", "up", "down", *biases]
     assert [spec.short for spec in groups[config.layers, "head"]] == ["norm", "output"]

@@ -6,74 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from support.model_configs import ABSENT, LLAMA_31_8B, MISTRAL, QWEN25, changed, write
 from support.tiny_models import VARIANTS, save
 
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.models.config import LinearScaling, Llama3Scaling, read_config, read_generation_defaults
-
-LLAMA_31_8B: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "bos_token_id": 128000,
-    "eos_token_id": [128001, 128008, 128009],
-    "hidden_act": "silu",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "max_position_embeddings": 131072,
-    "model_type": "llama",
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-    "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-05,
-    "rope_scaling": {
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-        "rope_type": "llama3",
-    },
-    "rope_theta": 500000.0,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "vocab_size": 128256,
-}
-QWEN25: dict[str, Any] = {
-    "architectures": ["Qwen2ForCausalLM"],
-    "bos_token_id": 151643,
-    "eos_token_id": 151645,
-    "hidden_size": 896,
-    "intermediate_size": 4864,
-    "max_position_embeddings": 32768,
-    "max_window_layers": 21,
-    "model_type": "qwen2",
-    "num_attention_heads": 14,
-    "num_hidden_layers": 24,
-    "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-06,
-    "rope_theta": 1000000.0,
-    "sliding_window": 32768,
-    "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
-    "use_sliding_window": False,
-    "vocab_size": 151936,
-}
-MISTRAL: dict[str, Any] = {
-    "model_type": "mistral",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-    "vocab_size": 32000,
-}
-ABSENT = object()
-
-
-def write(folder: Path, values: object, name: str = "config.json") -> Path:
-    (folder / name).write_text(json.dumps(values))
-    return folder
-
-
-def changed(values: dict[str, Any], **changes: object) -> dict[str, Any]:
-    return {key: value for key, value in {**values, **changes}.items() if value is not ABSENT}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -118,13 +55,13 @@ def test_reads_llama_31(tmp_path: Path) -> None:
     assert config.eos_ids == (128001, 128008, 128009)
     assert config.bos_id == 128000
     assert config.dtype == torch.bfloat16
-    assert (config.qkv_bias, config.qk_norm, config.tied_embeddings) == (False, False, False)
+    assert (config.biases, config.qk_norm, config.tied_embeddings) == (frozenset(), False, False)
 
 
 def test_reads_qwen_whose_window_is_off(tmp_path: Path) -> None:
     config = read_config(write(tmp_path, QWEN25))
     assert config.sliding_window is None
-    assert config.qkv_bias
+    assert config.biases == {"q", "k", "v"}
     assert config.head_dim == 64
 
 
@@ -184,12 +121,13 @@ def test_nothing_that_the_config_names_is_run(tmp_path: Path) -> None:
 
 UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
     "another family": (changed(LLAMA_31_8B, model_type="mixtral"), "model_type: need .*; have 'mixtral'"),
-    "no family": (changed(LLAMA_31_8B, model_type=ABSENT), "model_type: need .*; have nothing"),
+    "no family": (changed(MISTRAL, model_type=ABSENT), "model_type: need .*; have nothing"),
     "another class": (changed(LLAMA_31_8B, architectures=["LlamaForTokenClassification"]), "architectures: .*Token"),
     "activation": (changed(LLAMA_31_8B, hidden_act="gelu"), "hidden_act: .*'gelu'"),
     "quantised": (changed(LLAMA_31_8B, quantization_config={"bits": 4}), "quantization_config: .*bits"),
-    "attention bias": (changed(LLAMA_31_8B, attention_bias=True), "attention_bias: .*True"),
-    "mlp bias": (changed(LLAMA_31_8B, mlp_bias=True), "mlp_bias: .*True"),
+    "attention bias": (changed(MISTRAL, attention_bias=True), "attention_bias: .*True"),
+    "mlp bias": (changed(QWEN25, mlp_bias=True), "mlp_bias: .*True"),
+    "another family's class": (changed(LLAMA_31_8B, architectures=["MistralForCausalLM"]), "architectures: .*Mistral"),
     "yarn": (
         changed(LLAMA_31_8B, rope_scaling={"rope_type": "yarn", "factor": 4}),
         "rope_scaling: rope_type: .*'yarn'",

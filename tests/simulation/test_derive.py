@@ -30,6 +30,13 @@ def test_a_preset_has_the_parameters_of_its_tensors(preset: str, tmp_path: Path)
     assert find_shape(str(tmp_path)) == shape
 
 
+def test_a_folder_says_which_matrices_have_biases(tmp_path: Path) -> None:
+    folder = folder_of("llama-3.2-3b", tmp_path, attention_bias=True, mlp_bias=True)
+    shape, specs = find_shape(str(folder)), group_specs(read_config(folder))
+    assert shape.attn_parameters == sum(math.prod(spec.shape) for spec in specs[0, "attn"])
+    assert shape.ffn_parameters == sum(math.prod(spec.shape) for spec in specs[0, "ffn"])
+
+
 def test_a_folder_says_how_wide_its_weights_are(tmp_path: Path) -> None:
     assert find_shape(str(folder_of("qwen3-0.6b", tmp_path, torch_dtype="float32"))).item_bytes == 4
     assert find_shape(str(folder_of("qwen3-0.6b", tmp_path, torch_dtype="float16"))).item_bytes == 2

@@ -47,12 +47,16 @@ VARIANTS: dict[str, Callable[[], Any]] = {
     "llama_linear": lambda: LlamaConfig(**_SHAPE, num_key_value_heads=1, rope_parameters=dict(_LINEAR_ROPE)),
     "llama_tied": lambda: LlamaConfig(**_SHAPE, num_key_value_heads=2, tie_word_embeddings=True),
     "llama_head_dim": lambda: LlamaConfig(**_SHAPE, num_key_value_heads=2, head_dim=22),
+    "llama_biases": lambda: LlamaConfig(
+        **{**_SHAPE, "num_attention_heads": 3}, num_key_value_heads=1, head_dim=22, attention_bias=True, mlp_bias=True
+    ),
     "mistral_window": lambda: MistralConfig(**_SHAPE, num_key_value_heads=2, sliding_window=7),
     "qwen2": lambda: Qwen2Config(**_SHAPE, num_key_value_heads=2, tie_word_embeddings=True),
     "qwen2_window": lambda: Qwen2Config(
         **_SHAPE, num_key_value_heads=2, use_sliding_window=True, sliding_window=9, max_window_layers=0
     ),
     "qwen3": lambda: Qwen3Config(**_SHAPE, num_key_value_heads=2, head_dim=16),
+    "qwen3_biases": lambda: Qwen3Config(**_SHAPE, num_key_value_heads=4, head_dim=10, attention_bias=True),
 }
 
 

@@ -15,14 +15,20 @@ async def main() -> None:
         statistics = model.statistics()
         print(f"-- {len(outputs)} requests, {statistics.tokens} tokens in {statistics.passes} passes")
 
-        # Samples of one prompt compute it once; urgent calls go first; a timeout ends a call and frees all it held.
-        samples = await model.generate(PROMPTS[1], n=4, temperature=0.8, seed=1, max_new_tokens=8, priority=-1)
-        print("-- samples:", [sample.text for sample in samples])
+        # Samples share the KV blocks of their prompt, 16 tokens each, and so compute them once.
+        samples = await model.generate("".join(PROMPTS), n=4, temperature=0.8, seed=1, max_new_tokens=8)
+        shared = model.statistics().prefixes.hit_tokens
+        print(f"-- samples, {shared} tokens of whose prompts were not computed again:", [one.text for one in samples])
+
+        # A timeout ends a call, and within a pass frees all that it held.
         try:
             async with asyncio.timeout(0.1):
                 await model.generate(PROMPTS[2], max_new_tokens=1000, ignore_eos=True)
         except TimeoutError:
-            print("-- the last call took too long, and is gone")
+            await model.generate(PROMPTS[3], max_new_tokens=1)
+            statistics = model.statistics()
+            cancelled, held = statistics.requests.cancelled, statistics.kv_blocks.used
+            print(f"-- {cancelled} call took too long; {held} KV blocks are held after the next one")
 
 
 asyncio.run(main())

@@ -78,6 +78,12 @@ class Runtime:
         """The five actors, and the user's own between them."""
         return self.wired.line
 
+    @property
+    def moving_groups(self) -> int:
+        """How many weight groups move in every pass: all but those that stay where they are computed."""
+        stays = self.residency.host if self.device.unified else self.residency.device
+        return len(self.catalog.order) - len(stays)
+
     def running(self) -> contextlib.AbstractAsyncContextManager[Over]:
         """Run the line of the weights, and the KV line beside it."""
         return running(self.wired.lines)

@@ -99,7 +99,8 @@ class ModelStatistics:
     `reading` tells how the disk is read, and why. `bytes_read` counts what came from files, `bytes_needed` the tensors
     and rows in it. `busy_seconds` is the time in which an actor had work running, `stalled_seconds` what it waited for
     messages, room, slots, events and checks.
-    `groups_reloaded` had an upload whose event was overdue. `resident_groups` stay, by place, and move no more.
+    `groups_reloaded` had an upload whose event was overdue. `resident_groups` stay, by place, and move no more;
+    `moving_groups` come to the device anew in every pass.
     """
 
     policy: str
@@ -118,6 +119,7 @@ class ModelStatistics:
     host_groups_peak: int
     groups_reloaded: int
     resident_groups: dict[str, int]
+    moving_groups: int
     busy_seconds: dict[str, float]
     stalled_seconds: dict[str, float]
     channels: dict[str, ChannelRecord]
@@ -149,6 +151,7 @@ class ModelStatistics:
             resident_groups={
                 place: line.budgets[place].residents for place in ("device", "host") if place in line.budgets
             },
+            moving_groups=runtime.moving_groups,
             busy_seconds={name: actor.busy_seconds for one in lines for name, actor in one.actors.items()},
             stalled_seconds={name: actor.stalled_seconds for one in lines for name, actor in one.actors.items()},
             channels={

@@ -4,14 +4,17 @@ import asyncio
 
 from pipeline import Model
 
+PROMPT = "import unittest\n\nclass "
+
 
 async def main() -> None:
     model = await Model.open()
     try:
-        arguments = {"max_new_tokens": 64, "temperature": 0.8, "top_p": 0.95, "seed": 7, "stop": ["assert"]}
-        async for chunk in model.stream("import unittest\n\nclass ", **arguments):
+        finish_reason = None
+        async for chunk in model.stream(PROMPT, temperature=0.8, top_p=0.95, seed=7, stop=["assert"]):
             print(chunk.text, end="", flush=True)
-        print(f"\n-- finished by {chunk.finish_reason}")
+            finish_reason = chunk.finish_reason
+        print(f"\n-- finished by {finish_reason}")
     finally:
         await model.aclose()
 

@@ -23,7 +23,7 @@ class Checksum(Stage):
 
 
 def add_up(tensors: Mapping[str, Any]) -> float:
-    return sum(tensor.double().sum().item() for tensor in tensors.values())
+    return float(sum(tensor.double().sum().item() for tensor in tensors.values()))
 
 
 async def main() -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from actors.core.trace import Trace
     from pipeline import errors
     from pipeline.api import Model
-    from pipeline.config import Config
+    from pipeline.config import Config, Settings
     from pipeline.errors import (
         ActorFailed,
         Busy,
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
         RequestError,
         ResourceError,
     )
+    from pipeline.requests import CallArguments
+    from pipeline.sequences.prompts import Prompt
     from pipeline.sequences.sequence import Chunk, Output
 
 _HOMES = {
@@ -49,6 +51,7 @@ _HOMES = {
     "Trace": "actors.core.trace",
     "Model": "pipeline.api",
     "Config": "pipeline.config",
+    "Settings": "pipeline.config",
     "ActorFailed": "pipeline.errors",
     "Busy": "pipeline.errors",
     "CheckpointError": "pipeline.errors",
@@ -57,6 +60,8 @@ _HOMES = {
     "PenstockError": "pipeline.errors",
     "RequestError": "pipeline.errors",
     "ResourceError": "pipeline.errors",
+    "CallArguments": "pipeline.requests",
+    "Prompt": "pipeline.sequences.prompts",
     "Chunk": "pipeline.sequences.sequence",
     "Output": "pipeline.sequences.sequence",
 }
@@ -64,6 +69,7 @@ _HOMES = {
 __all__ = [
     "ActorFailed",
     "Busy",
+    "CallArguments",
     "CheckpointError",
     "Chunk",
     "ClosedError",
@@ -74,8 +80,10 @@ __all__ = [
     "Mover",
     "Output",
     "PenstockError",
+    "Prompt",
     "RequestError",
     "ResourceError",
+    "Settings",
     "Slot",
     "Stage",
     "Trace",
@@ -83,9 +91,11 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "errors":
-        return importlib.import_module("pipeline.errors")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+if not TYPE_CHECKING:  # which would let a type checker believe in every name
+
+    def __getattr__(name: str) -> Any:
+        if name == "errors":
+            return importlib.import_module("pipeline.errors")
+        if name not in _HOMES:
+            raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
+        return getattr(importlib.import_module(_HOMES[name]), name)

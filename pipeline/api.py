@@ -3,20 +3,21 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Coroutine, Generator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, overload
+from typing import Any, Unpack, overload
 
 from actors.core.trace import Trace
 from pipeline.build import CLOCK, Runtime, build
-from pipeline.config import Config
+from pipeline.config import Config, Settings
 from pipeline.errors import ClosedError, ConfigError, RequestError
 from pipeline.folder import naming_files, read_defaults, read_tokenizer
 from pipeline.limits import limits_named
 from pipeline.outputs import check_writable
 from pipeline.rehearsal import compute_zeros, rehearse
-from pipeline.requests import Call
+from pipeline.requests import Call, CallArguments
+from pipeline.sequences.prompts import Prompt
 from pipeline.sequences.sequence import MOST_UNREAD, Chunk, Output, RunningSequence
 from pipeline.statistics import ModelStatistics
 from pipeline.supervisor import Supervisor
@@ -47,7 +48,9 @@ class Model:
         self._recording = False
 
     @classmethod
-    def open(cls, path: str | Path | None = None, *, trace: Trace | None = None, **settings: Any) -> "Opening":
+    def open(
+        cls, path: str | Path | None = None, *, trace: Trace | None = None, **settings: Unpack[Settings]
+    ) -> "Opening":
         """Open a checkpoint folder; without a path, the bundled model.
 
         Use it as `async with Model.open(path) as model`, or `model = await Model.open(path)` and `aclose()` later.
@@ -75,13 +78,13 @@ class Model:
         return self._runtime
 
     @overload
-    async def generate(self, prompt: str | Sequence[int], *, n: None = None, **arguments: Any) -> Output: ...
+    async def generate(self, prompt: Prompt, *, n: None = None, **arguments: Unpack[CallArguments]) -> Output: ...
 
     @overload
-    async def generate(self, prompt: str | Sequence[int], *, n: int, **arguments: Any) -> list[Output]: ...
+    async def generate(self, prompt: Prompt, *, n: int, **arguments: Unpack[CallArguments]) -> list[Output]: ...
 
     async def generate(
-        self, prompt: str | Sequence[int], *, n: int | None = None, **arguments: Any
+        self, prompt: Prompt, *, n: int | None = None, **arguments: Unpack[CallArguments]
     ) -> Output | list[Output]:
         """Continue a prompt, which is text or token ids, and return the whole output; with `n`, a list of n samples.
 
@@ -101,7 +104,7 @@ class Model:
             outputs = [await sequence.output() for sequence in sequences]
         return outputs[0] if n is None else outputs
 
-    def stream(self, prompt: str | Sequence[int], **arguments: Any) -> AsyncGenerator[Chunk, None]:
+    def stream(self, prompt: Prompt, **arguments: Unpack[CallArguments]) -> AsyncGenerator[Chunk, None]:
         """Continue a prompt as `generate` does, giving one chunk per token as soon as it is known.
 
         While 64 chunks are not read the request pauses; it goes on, with the same tokens, when some have been.
@@ -173,7 +176,7 @@ class Model:
     ) -> None:
         await self.aclose()
 
-    def _call(self, prompt: str | Sequence[int], arguments: dict[str, Any]) -> Call:
+    def _call(self, prompt: Prompt, arguments: Mapping[str, object]) -> Call:
         return Call(self._runtime, self._tokenizer, self._defaults, prompt, arguments)
 
     async def _stream(self, call: Call) -> AsyncGenerator[Chunk, None]:

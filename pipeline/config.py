@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict, get_args
 
 from actors.core.ports import PrefetchPolicy
 from actors.core.stage import Mover, Stage
@@ -13,8 +13,10 @@ from pipeline.policies import find_policy
 from pipeline.weights.reading import WAYS
 from pipeline.wiring import ACTORS
 
-DEVICES = ("auto", "cpu", "cpu-copy", "cuda")
-DTYPES = ("auto", "float32", "float16", "bfloat16")
+Device = Literal["auto", "cpu", "cpu-copy", "cuda"]
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+DEVICES: tuple[str, ...] = get_args(Device)
+DTYPES: tuple[str, ...] = get_args(Dtype)
 ALSO_CALLED = {
     "device": {"gpu": "cuda", "gpu:0": "cuda", "cuda:0": "cuda"},
     "dtype": {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"},
@@ -39,7 +41,7 @@ OPTIONAL_RANGES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """The settings of `Model.open`.
+    """The settings of `Model.open`, whose types `Settings` repeats for type checkers and editors.
 
     Attributes:
         device: "auto" (a GPU where there is one), "cpu", "cpu-copy" (copying each group as for a GPU), "cuda" or "gpu".
@@ -75,8 +77,8 @@ class Config:
             less than 256 MiB move per pass, and on a CPU where it is estimated to cost at most 2 % of a pass.
     """
 
-    device: str = "auto"
-    dtype: str = "auto"
+    device: Device | str = "auto"
+    dtype: Dtype | str = "auto"
     policy: str | PrefetchPolicy = "backpressure"
     gpu_groups: int = 4
     host_groups: int = 4
@@ -164,6 +166,34 @@ class Config:
         return cls(**arguments)
 
 
+class Settings(TypedDict, total=False):
+    """The settings of `Model.open`, each with its type; `Config` says what they mean."""
+
+    device: Device | str
+    dtype: Dtype | str
+    policy: str | PrefetchPolicy
+    gpu_groups: int
+    host_groups: int
+    queues: Mapping[str, int]
+    insert: Mapping[str, Sequence[Stage | Mover]]
+    context_tokens: int | None
+    kv_tokens: int | None
+    gpu_memory: int | str | None
+    host_memory: int | str | None
+    residency: bool
+    kv_disk: str | Path | None
+    max_requests: int
+    max_waiting: int
+    max_tokens_per_pass: int
+    share_prefixes: bool
+    batch_invariant: bool
+    reader_lanes: int | None
+    chunk_bytes: int | str | None
+    reader_way: str | None
+    direct_reads: bool | None
+    checksums: bool | None
+
+
 def _check_device(name: object) -> None:
     kind, _, index = name.partition(":") if isinstance(name, str) else ("", "", "")
     if kind in ("cuda", "gpu") and index.isdecimal():
@@ -175,8 +205,10 @@ def _check_device(name: object) -> None:
 
 
 def _one_of(setting: str, value: object, known: Sequence[str]) -> None:
+    if not isinstance(value, str):
+        raise ConfigError(f"{setting}: need one of {', '.join(known)} as text, have {shown(value)}")
     if value not in known:
-        raise ConfigError(f"{setting}: {unknown_name('value', str(value), known)}")
+        raise ConfigError(f"{setting}: {unknown_name('value', value, known)}")
 
 
 def _within(setting: str, value: object, least: int, most: int) -> None:

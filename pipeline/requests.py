@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.build import Runtime
 from pipeline.errors import RequestError, shown
-from pipeline.sequences.parameters import LARGEST_SEED, SamplingParameters
+from pipeline.sequences.parameters import LARGEST_SEED, SamplingArguments, SamplingParameters
 from pipeline.sequences.prefix_cache import COMMON_SCOPE, digest_prompt, named_scope, private_scope
 from pipeline.sequences.prompts import SLICE_TOKENS, id_slices, known_length
 from pipeline.sequences.sequence import RunningSequence
@@ -62,6 +62,13 @@ class CallOptions:
 
     def _error(self, name: str, need: str) -> RequestError:
         return RequestError(f"{name}: need {need}; have {shown(getattr(self, name))}")
+
+
+class CallArguments(SamplingArguments, total=False):
+    """What a call may give beside its prompt and `n`, each with its type; None counts as not given."""
+
+    priority: int | None
+    cache_scope: str | None
 
 
 OPTIONS = tuple(field.name for field in dataclasses.fields(CallOptions))

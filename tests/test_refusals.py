@@ -73,7 +73,7 @@ async def test_no_call_fans_out_without_bound(model: Model, n: object) -> None:
         ({"queues": {"disk_reader": 0}}, r"queues\['disk_reader'\]: need a whole number from 1"),
         ({"insert": {"disk_reader": [object()]}}, "need a list of instances of Stage or Mover"),
         ({"insert": {"compute_scheduler": []}}, "unknown value 'compute_scheduler'"),
-        ({"device": ["cpu"]}, "device: unknown value"),
+        ({"device": ["cpu"]}, "device: need one of auto, cpu, .* as text, have \\['cpu'\\]"),
         ({"device": "xpu"}, "device: unknown value 'xpu'; known are auto, cpu, cpu-copy, cuda"),
         ({"device": "gpu:1"}, "runs on the first GPU that CUDA shows, have 'gpu:1'; start .*CUDA_VISIBLE_DEVICES"),
         ({"dtype": "int8"}, "dtype: unknown value 'int8'; known are"),

@@ -17,6 +17,7 @@ from pipeline.build import build
 from pipeline.config import Config
 from pipeline.errors import RequestError
 from pipeline.program import GenerationProgram
+from pipeline.requests import CallArguments
 from pipeline.residency import Residency
 from pipeline.sequences.blocks import BLOCK_TOKENS, blocks_for
 
@@ -182,7 +183,7 @@ class _Run:
     async def after(self, seconds: float) -> None:
         """Submit it in so many seconds and wait for its end."""
         await asyncio.sleep(seconds)
-        arguments = {"max_new_tokens": self._new_tokens, "temperature": 0.0, "ignore_eos": True}
+        arguments: CallArguments = {"max_new_tokens": self._new_tokens, "temperature": 0.0, "ignore_eos": True}
         self._clock.submitted()
         self._submitted = time.perf_counter()
         async for chunk in self._model.stream(self._prompt, **arguments):

@@ -13,6 +13,7 @@ from pipeline.api import Model
 from pipeline.doctor.check import Check, failed
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.memory import human_bytes
+from pipeline.requests import CallArguments
 from pipeline.sequences.sequence import Chunk
 
 PROMPT_TOKENS = 12
@@ -91,7 +92,7 @@ async def _answer(folder: Path, settings: Mapping[str, Any], say: Callable[[str]
 async def _generate(model: Model, say: Callable[[str], None]) -> tuple[tuple[Token, ...], float]:
     size, source = model.runtime.config.vocabulary_size, model.runtime.source
     prompt = [index * size // PROMPT_TOKENS for index in range(PROMPT_TOKENS)]
-    wanted = {"max_new_tokens": NEW_TOKENS, "temperature": 0.0, "ignore_eos": True, "logprobs": LOGPROBS}
+    wanted: CallArguments = {"max_new_tokens": NEW_TOKENS, "temperature": 0.0, "ignore_eos": True, "logprobs": LOGPROBS}
     tokens, times, said = [], [], 0.0
     async with contextlib.aclosing(model.stream(prompt, **wanted)) as chunks:
         async for chunk in chunks:

@@ -6,7 +6,7 @@ Names and meanings are those of Hugging Face `generate` and of vLLM.
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypedDict
 
 from pipeline.errors import RequestError, shown, unknown_name
 
@@ -44,6 +44,31 @@ NUMBER_RANGES = {
     "presence_penalty": (-2.0, 2.0),
     "frequency_penalty": (-2.0, 2.0),
 }
+
+
+class SamplingArguments(TypedDict, total=False):
+    """What a call may give of `SamplingParameters`, each with its type; None counts as not given."""
+
+    max_new_tokens: int | None
+    max_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    stop: str | Sequence[str] | None
+    stop_token_ids: Sequence[int] | None
+    ignore_eos: bool | None
+    seed: int | None
+    logprobs: int | None
+    suppress_tokens: Sequence[int] | None
+    begin_suppress_tokens: Sequence[int] | None
+    no_repeat_ngram_size: int | None
+    bad_words_ids: Sequence[Sequence[int]] | None
+    forced_bos_token_id: int | Sequence[int] | None
+    forced_eos_token_id: int | Sequence[int] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,13 +3,32 @@
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Set, Sized, ValuesView
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol, SupportsIndex
 
 from pipeline.errors import RequestError, shown
 
 SLICE_TOKENS = 1 << 14
 """Ids are taken and checked so many at a time: about a millisecond of the event loop."""
 ONE_PROMPT = "a call takes one text, or the token ids of one; call generate once for each prompt"
+
+
+class TokenIds(Protocol):
+    """A list, tuple, array or tensor of token ids, or another sequence of whole numbers; but not bytes.
+
+    Bytes are a `Sequence[int]` to type checkers; what they are not is a container that any object may be looked for in.
+    """
+
+    def __contains__(self, value: object, /) -> bool: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+    def __iter__(self) -> Iterator[SupportsIndex]: ...
+
+    def __len__(self) -> int: ...
+
+
+Prompt = str | TokenIds | Iterator[SupportsIndex]
+"""A text, or the token ids of one."""
 
 
 def id_slices(prompt: object, vocabulary_size: int) -> Iterator[list[int]]:

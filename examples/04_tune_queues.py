@@ -9,7 +9,7 @@ ROUNDS = 3
 
 
 async def measure(gpu_groups: int, queue: int) -> tuple[float, str]:
-    queues = dict.fromkeys(("disk_reader", "pinned_stager", "gpu_uploader", "compute_scheduler"), queue)
+    queues: dict[str, int] = dict.fromkeys(("disk_reader", "pinned_stager", "gpu_uploader", "compute_scheduler"), queue)
     # residency=False lets all groups move: a model that fits into memory stays there else, and no setting matters.
     async with Model.open(gpu_groups=gpu_groups, queues=queues, residency=False) as model:
         before, started = model.statistics(), time.perf_counter()

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.build import Runtime
 from pipeline.errors import RequestError, shown
-from pipeline.sequences.parameters import LARGEST_SEED, SamplingArguments, SamplingParameters
+from pipeline.sequences.parameters import SamplingArguments, SamplingParameters
 from pipeline.sequences.prefix_cache import COMMON_SCOPE, digest_prompt, named_scope, private_scope
 from pipeline.sequences.prompts import SLICE_TOKENS, id_slices, known_length
 from pipeline.sequences.sequence import RunningSequence
@@ -94,7 +94,7 @@ class Call:
         chosen = {name: value for name, value in arguments.items() if name not in OPTIONS}
         self._parameters = SamplingParameters.from_arguments(defaults, chosen, also_known=OPTIONS)
         self._check_arguments()
-        self._text = prompt if isinstance(prompt, str) else ""
+        self._text = prompt if isinstance(prompt, str) else None
         self._ids: list[int] = []
         if not isinstance(prompt, str):
             self._check_room(known_length(prompt))
@@ -105,15 +105,15 @@ class Call:
             raise RequestError("prompt: text needs a tokenizer, and the folder has none; give token ids")
         else:
             self._check_room(tokenizer.fewest_tokens(prompt), "at least ")
-        if not self._ids and not self._text:
-            raise RequestError("prompt: need at least one token, have none")
+        if not self._ids and (tokenizer is None or self._text is None or not (self._text or tokenizer.encode(""))):
+            raise _no_token()
 
     async def sequences(self, tokenizing: Tokenizing) -> list[RunningSequence]:
         """One sequence for each sample that the call asks for. A text, and what is long, takes a thread meanwhile.
 
         A prompt of ids must not change before this has returned. Raises RequestError for what is found only now.
         """
-        if self._text:
+        if self._text is not None:
             return await tokenizing.run(len(self._text), self._make_sequences)
         for part in self._later_ids:
             self._ids += part
@@ -124,9 +124,11 @@ class Call:
         return self._make_sequences()
 
     def _make_sequences(self) -> list[RunningSequence]:
-        if self._text and self._tokenizer is not None:
+        if self._text is not None and self._tokenizer is not None:
             self._ids = self._tokenizer.encode_prompt(self._text)
             self._check_room(len(self._ids))
+            if not self._ids:
+                raise _no_token()
         prompt_ids = tuple(self._ids)
         stop_ids = frozenset(self._parameters.stop_token_ids)
         if not self._parameters.ignore_eos:
@@ -149,10 +151,6 @@ class Call:
         return sequences
 
     def _check_arguments(self) -> None:
-        seed, samples = self._parameters.seed, self._options.samples
-        if seed is not None and seed + samples > LARGEST_SEED + 1:
-            need = f"a whole number from 0 to {LARGEST_SEED + 1 - samples}, as sample i draws with seed + i"
-            raise RequestError(f"seed: need {need}; have {seed}")
         config = self._runtime.config
         self._parameters = self._parameters.fitted(config.vocabulary_size, config.eos_ids)
         if self._parameters.stop and self._tokenizer is None:
@@ -167,6 +165,10 @@ class Call:
                 f"need room for {at_least}{prompt_tokens} prompt and {new_tokens} new tokens, have {have}: shorten the "
                 f"prompt or lower max_new_tokens{larger}"
             )
+
+
+def _no_token() -> RequestError:
+    return RequestError("prompt: need at least one token, have none")
 
 
 def _is_whole(value: object, least: int, most: int) -> bool:

@@ -1,11 +1,14 @@
 """Requests and settings that can never work are refused by name, before any work."""
 
+import json
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from pipeline import CheckpointError, ConfigError, Model, RequestError
+from pipeline.api import BUNDLED
 
 
 @pytest.fixture
@@ -18,7 +21,6 @@ async def model() -> AsyncIterator[Model]:
     ("prompt", "arguments", "says"),
     [
         ([], {}, "at least one token"),
-        ("", {}, "at least one token"),
         (None, {}, "need text or token ids, have NoneType"),
         ([1], {"stop_token_ids": [4096]}, "stop_token_ids: 4096 is outside"),
         ([1] * 100, {"max_new_tokens": 1000}, "it was made for 1024"),
@@ -50,6 +52,21 @@ async def test_bad_requests_are_refused_before_any_work(
     assert model.statistics().passes == 0
 
 
+@pytest.mark.parametrize("begins_with_bos", [True, False])
+async def test_an_empty_text_is_a_prompt_where_bos_begins_every_text(begins_with_bos: bool, tmp_path: Path) -> None:
+    folder = shutil.copytree(BUNDLED, tmp_path / "model")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "add_bos_token": begins_with_bos}))
+    async with Model.open(folder, device="cpu") as model:
+        if begins_with_bos:
+            of_text = await model.generate("", max_new_tokens=3)
+            assert of_text.prompt_token_ids == (4094,)
+            assert of_text == await model.generate([4094], max_new_tokens=3)
+        else:
+            with pytest.raises(RequestError, match=r"^prompt: need at least one token, have none"):
+                model.stream("")
+
+
 @pytest.mark.parametrize("n", [0, -1, 17, 2**63, 1.0, "2", True, [3]])
 async def test_no_call_fans_out_without_bound(model: Model, n: object) -> None:
     with pytest.raises(RequestError, match="n: need a whole number from 1 to 16; have "):
@@ -57,7 +74,7 @@ async def test_no_call_fans_out_without_bound(model: Model, n: object) -> None:
     with pytest.raises(RequestError, match="n: a stream has one sample"):
         model.stream("a", n=n)
     with pytest.raises(RequestError, match="seed: need a whole number"):
-        await model.generate("a", n=3, seed=2**63 - 2)
+        await model.generate("a", n=3, seed=2**64)
     assert model.statistics().passes == 0
     assert model.statistics().requests.waiting == 0
 

@@ -12,8 +12,10 @@ from pipeline.errors import RequestError, shown, unknown_name
 
 ALIASES = {"max_tokens": "max_new_tokens"}
 LARGEST_ID = 2**31 - 1
-LARGEST_SEED = 2**63 - 1
+SEEDS = 2**64
+ANY_SEED = -1
 LOWEST_TEMPERATURE = 1e-4
+"""Below it the most likely token is taken: clients send such numbers where 0 is not allowed."""
 MOST_STOPS = 16
 LONGEST_STOP = 1024
 MOST_IDS = 1 << 18
@@ -31,8 +33,8 @@ ID_FIELDS = (
 # Inclusive, and narrow enough that no logit of a real model overflows fp32.
 WHOLE_RANGES = {
     "max_new_tokens": (1, LARGEST_ID),
-    "top_k": (0, LARGEST_ID),
-    "seed": (0, LARGEST_SEED),
+    "top_k": (-1, LARGEST_ID),
+    "seed": (-SEEDS // 2, SEEDS - 1),
     "logprobs": (0, 1000),
     "no_repeat_ngram_size": (0, 1000),
 }
@@ -75,9 +77,10 @@ class SamplingArguments(TypedDict, total=False):
 class SamplingParameters:
     """How one request wants its tokens chosen. Raises `RequestError` for a value that can never work.
 
-    `temperature` 0 takes the most likely token, the lowest id where several are. `top_k` 0 is off, `top_p` 0 leaves one
-    token. `logprobs` None reports none, 0 only the chosen token's. Runs without a `seed` differ. `stop` takes up to 16
-    strings of up to 1,024 characters.
+    `temperature` 0, or less than 0.0001, takes the most likely token, the lowest id where several are. `top_k` 0 and -1
+    are off, `top_p` 1 is, and `top_p` 0 leaves one token. `logprobs` None reports none, 0 only the chosen token's. Runs
+    without a `seed` differ, and so do those with -1; any other number of 64 bits, with or without a sign, repeats.
+    `stop` takes up to 16 strings of up to 1,024 characters.
 
     The rules are those of Hugging Face `generate`: `suppress_tokens` never come; `begin_suppress_tokens` do not come
     first; no run of `no_repeat_ngram_size` tokens comes twice (the prompt counts; 0 is off); none of the lists of ids
@@ -114,8 +117,6 @@ class SamplingParameters:
         for name, (lowest, highest) in NUMBER_RANGES.items():
             if not _is_number(getattr(self, name), lowest, highest):
                 raise self._error(name, f"a number from {lowest} to {highest}")
-        if 0 < self.temperature < LOWEST_TEMPERATURE:
-            raise self._error("temperature", f"0 (the most likely token) or a number from {LOWEST_TEMPERATURE}")
         stops = self.stop[: MOST_STOPS + 1] if isinstance(self.stop, tuple) else (None,)
         if not all(isinstance(text, str) and text for text in stops):
             raise self._error("stop", "strings that are not empty")
@@ -141,8 +142,9 @@ class SamplingParameters:
     ) -> "SamplingParameters":
         """The parameters of one call: its `arguments`, else the checkpoint's `defaults`, else those of this class.
 
-        None counts as not given. `defaults` come from `read_generation_defaults`: unless their `do_sample` is true,
-        their temperature does not count. `stop` may be one string. Raises `RequestError` for an unknown name too,
+        None counts as not given, and numbers and arrays of NumPy and torch as what they hold. `defaults` come from
+        `read_generation_defaults`: unless their `do_sample` is true, their temperature does not count. `stop` may be
+        one string. Raises `RequestError` for an unknown name too,
         and names the nearest, which may be one of `also_known`: what the call takes beside these.
         """
         merged: dict[str, Any] = {name: value for name, value in defaults.items() if name != "do_sample"}
@@ -157,6 +159,11 @@ class SamplingParameters:
             elif isinstance(value, list):
                 merged[name] = tuple(tuple(one) if isinstance(one, list) else one for one in value)
         return cls(**merged)
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is taken."""
+        return self.temperature < LOWEST_TEMPERATURE
 
     @property
     def has_rules(self) -> bool:
@@ -188,7 +195,7 @@ def _by_field(arguments: Mapping[str, object], also_known: Sequence[str]) -> dic
         if value is not None and name in given:
             raise RequestError(f"{argument}: means {name}, which is given too; leave one of them out")
         if value is not None:
-            given[name] = value
+            given[name] = value.tolist() if hasattr(value, "tolist") else value
     return given
 
 

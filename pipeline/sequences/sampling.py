@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.errors import RequestError
-from pipeline.sequences.parameters import SamplingParameters
+from pipeline.sequences.parameters import ANY_SEED, SEEDS, SamplingParameters
 from pipeline.sequences.token_rules import TokenRules
 from pipeline.threads import slices
 
@@ -40,7 +40,7 @@ class Sampler:
     ) -> None:
         self._parameters = parameters
         self._vocabulary_size = vocabulary_size
-        self._uniform = _uniform_numbers(parameters.seed, index) if parameters.temperature else None
+        self._uniform = None if parameters.is_greedy else _uniform_numbers(parameters.seed, index)
         self._repeats = parameters.repetition_penalty != 1
         self._counts = bool(parameters.presence_penalty or parameters.frequency_penalty)
         self._prompt_T = _ids_tensor(prompt_ids) if self._repeats or parameters.has_rules else None
@@ -134,11 +134,16 @@ class Sampler:
 def _uniform_numbers(seed: int | None, index: int) -> Callable[[], float]:
     """Random numbers from [0, 1). Without a seed they begin with what the system gives, which takes no file.
 
+    A negative seed counts as in torch: as the number without a sign that has the same 64 bits.
+
     torch's generator of the CPU drops all but the low 32 bits of a seed, Python's counts them all.
     """
-    if seed is None or seed + index >= 2**32:
-        return random.Random(None if seed is None else seed + index).random
-    generator = torch.Generator().manual_seed(seed + index)
+    if seed in (None, ANY_SEED):
+        return random.Random().random
+    number = (seed + index) % SEEDS
+    if number >= 2**32:
+        return random.Random(number).random
+    generator = torch.Generator().manual_seed(number)
     return lambda: float(torch.rand((), dtype=torch.float64, generator=generator))
 
 

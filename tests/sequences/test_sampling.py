@@ -1,7 +1,9 @@
 """Choosing tokens: the filters of transformers, the penalties, reproducibility, and every value that is refused."""
 
 import math
+from typing import Any
 
+import numpy
 import pytest
 import torch
 from hypothesis import given
@@ -144,9 +146,25 @@ def test_a_seed_repeats_and_no_seed_does_not() -> None:
     assert draw(None) != draw(None)
 
 
-def test_the_lowest_temperature_is_all_but_greedy() -> None:
-    logits_V = random_logits(5)
-    assert sampler(temperature=1e-4).sample(logits_V * 1e6).token_id == int(logits_V.argmax())
+@pytest.mark.parametrize("temperature", [0, 5e-324, 1e-45, 1e-7, 1e-5, 1e-4])
+def test_the_lowest_temperatures_take_the_most_likely_token(temperature: float) -> None:
+    logits_V = random_logits(5) * 1e6
+    logits_V[40:43] = logits_V.max() + 1e6 * torch.tensor([1.0, 1.0, 0.0])  # two of which tie
+    for _ in range(20):
+        token_id = sampler(temperature=temperature).sample(logits_V).token_id
+        assert token_id == 40 or (temperature == 1e-4 and token_id == 41)
+
+
+def test_minus_one_is_off_for_top_k_and_any_seed() -> None:
+    logits_V = random_logits(6, spread=0.1)
+
+    def draw(**arguments: Any) -> list[int]:
+        chooser = sampler(temperature=1.0, **arguments)
+        return [chooser.sample(logits_V).token_id for _ in range(8)]
+
+    off = ({"top_k": -1}, {"top_k": 0}, {"top_p": 1}, {"top_p": 1.0})
+    assert [draw(seed=3, **one) for one in off] == [draw(seed=3)] * 4
+    assert draw(seed=-1) != draw(seed=-1)
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 1000])
@@ -182,13 +200,13 @@ def test_a_forbidden_token_is_never_chosen() -> None:
 
 WHOLE = ["max_new_tokens", "top_k", "seed", "logprobs"]
 NUMBERS = ["temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"]
-NEVER = [-3, 2**64, 1e308, math.nan, math.inf, "1", True, [], b"1"]
+NEVER = [-(2**64), 2**64, 1e308, math.nan, math.inf, "1", True, [], b"1"]
 
 
 @pytest.mark.parametrize("value", [*NEVER, 1.0], ids=repr)
 @pytest.mark.parametrize("name", WHOLE)
 def test_every_whole_number_is_checked(name: str, value: object) -> None:
-    with pytest.raises(RequestError, match=rf"^{name}: need a whole number from \d to \d+( or None)?; have "):
+    with pytest.raises(RequestError, match=rf"^{name}: need a whole number from -?\d+ to \d+( or None)?; have "):
         SamplingParameters.from_arguments({}, {name: value})
 
 
@@ -203,7 +221,7 @@ def test_every_number_is_checked(name: str, value: object) -> None:
     ("name", "value", "match"),
     [
         ("max_new_tokens", 0, "max_new_tokens: need a whole number from 1 .*; have 0"),
-        ("temperature", 1e-5, r"temperature: need 0 \(the most likely token\) or a number from 0.0001; have 1e-05"),
+        ("top_k", -2, "top_k: need a whole number from -1"),
         ("repetition_penalty", 0, "repetition_penalty: need a number from 0.01"),
         ("stop", "", "stop: need strings that are not empty"),
         ("stop", ["a", ""], "stop: need strings"),
@@ -265,6 +283,14 @@ def test_lists_and_single_strings_become_tuples() -> None:
     parameters = SamplingParameters.from_arguments({}, {"stop": "\n", "stop_token_ids": [1, 2]})
     assert (parameters.stop, parameters.stop_token_ids) == (("\n",), (1, 2))
     assert SamplingParameters.from_arguments({}, {"stop": ["a", "b"]}).stop == ("a", "b")
+
+
+def test_numbers_and_arrays_of_numpy_and_torch_count_as_what_they_hold() -> None:
+    given = {"seed": numpy.int64(-3), "top_p": numpy.float32(0.5), "stop_token_ids": numpy.array([1, 2])}
+    parameters = SamplingParameters.from_arguments({}, {**given, "suppress_tokens": torch.tensor([4])})
+    assert parameters == SamplingParameters(seed=-3, top_p=0.5, stop_token_ids=(1, 2), suppress_tokens=(4,))
+    with pytest.raises(RequestError, match=r"^seed: need a whole number"):
+        SamplingParameters.from_arguments({}, {"seed": numpy.float64(1.0)})
 
 
 def test_arguments_come_before_defaults_and_none_is_not_given() -> None:

@@ -25,12 +25,13 @@ def draws(seed: int | None, index: int = 0) -> list[int]:
 
 def test_every_bit_of_a_seed_counts_and_those_below_32_bits_draw_what_they_always_drew() -> None:
     assert draws(1) == [182, 672, 701, 529, 1671, 327, 1387, 2122]
-    different = {tuple(draws(seed)) for seed in (1, *(1 + 2**bit for bit in range(1, 63)))}
-    assert len(different) == 63
+    different = {tuple(draws(seed)) for seed in (1, -2, -(2**63), *(1 + 2**bit for bit in range(1, 64)))}
+    assert len(different) == 66
+    assert draws(-2) == draws(2**64 - 2)
     assert draws(2**62 + 5) == draws(2**62 + 5)
 
 
-@pytest.mark.parametrize("seed", [7, 2**32 - 1, 2**40, 2**63 - 2])
+@pytest.mark.parametrize("seed", [7, 2**32 - 1, 2**40, 2**63 - 2, -3, -(2**63)])
 def test_a_sample_draws_with_its_own_seed(seed: int) -> None:
     assert draws(seed, 1) == draws(seed + 1)
     assert draws(seed, 1) != draws(seed)

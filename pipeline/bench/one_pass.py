@@ -33,8 +33,8 @@ class PassReport:
     other, so that a drift of the machine cancels in ratios. `first_wait_seconds` is how long the device waited for a
     pass's first group, `wait_seconds` the mean wait over all groups: they are alike when the line never drains between
     passes (rule 9). `both_seconds` are what reading and computing take at the same time without waiting for each other:
-    what they cost each other is the machine's, what is beyond that is ours. `aliased` when the groups of the compute
-    floor had to share memory to fit.
+    what they cost each other is the machine's, what is beyond that is ours. `moving_groups` move in every pass; where
+    none does, there is nothing to overlap. `aliased` when the groups of the compute floor had to share memory to fit.
     """
 
     model: str
@@ -50,6 +50,7 @@ class PassReport:
     wait_seconds: tuple[float, ...]
     read_bytes_per_pass: float
     needed_bytes_per_pass: float
+    moving_groups: int
     aliased: bool
 
     @property
@@ -191,6 +192,7 @@ async def _rounds(
         tokens=tokens,
         read_bytes_per_pass=(after.bytes_read - moved.bytes_read) / ran,
         needed_bytes_per_pass=(after.bytes_needed - moved.bytes_needed) / ran,
+        moving_groups=after.moving_groups,
         aliased=loaded.aliased,
         **{name: tuple(seconds) for name, seconds in columns.items()},
     )

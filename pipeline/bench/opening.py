@@ -32,6 +32,7 @@ class OpeningReport:
 
     model: str
     groups: int
+    moving_groups: int
     streamed_bytes: int
     open_seconds: tuple[float, ...]
     first_group_seconds: tuple[float, ...]
@@ -72,6 +73,7 @@ async def bench_opening(
     return OpeningReport(
         model=folder.name,
         groups=len(sizes),
+        moving_groups=runtime.moving_groups,
         streamed_bytes=sum(size for group, size in sizes.items() if group not in stays),
         **{name: tuple(values) for name, values in columns.items()},
     )

@@ -17,7 +17,6 @@ from pipeline.build import build
 from pipeline.cli import run_async
 from pipeline.config import Config
 from pipeline.residency import NOTHING_STAYS, Residency
-from pipeline.statistics import ModelStatistics
 
 FLOOR_ROUNDS = 3
 ONE_REQUEST = {"max_requests": 1, "max_tokens_per_pass": 16}
@@ -43,14 +42,12 @@ async def _streamed(passes: Passes, options: dict[str, Any]) -> Passes:
             now = time.perf_counter()
             passes.took(now - before, *chunk.token_ids)
             before = now
-        residency, statistics = model.runtime.residency, model.statistics()
-    await _with_floors(passes, options, residency, statistics)
+        residency, passes.moving_groups = model.runtime.residency, model.runtime.moving_groups
+    await _with_floors(passes, options, residency)
     return passes
 
 
-async def _with_floors(
-    passes: Passes, options: dict[str, Any], residency: Residency, statistics: ModelStatistics
-) -> None:
+async def _with_floors(passes: Passes, options: dict[str, Any], residency: Residency) -> None:
     """In the memory that the model gave back. Groups of one kind share theirs, so that it is no more than before."""
     settings = Config.from_arguments({**options, "residency": False})
     runtime = await asyncio.to_thread(build, Path(passes.settings.folder), settings)
@@ -77,6 +74,7 @@ async def _sequential(passes: Passes, options: dict[str, Any]) -> Passes:
             passes.settings.prompt_id, passes.wanted
         ):
             passes.took(seconds, token_id)
+        passes.moving_groups = runtime.moving_groups
     finally:
         await runtime.aclose()
     return passes

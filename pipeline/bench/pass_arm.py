@@ -34,7 +34,7 @@ class ArmSettings:
 class Passes:
     """What an arm has measured: seconds of each pass, bytes that the device delivered for it, and the tokens.
 
-    `floors` are seconds, measured in the same process, where the arm knows them.
+    `floors` are seconds, measured in the same process; `moving_groups` move in every pass: of an arm that knows them.
     """
 
     arm: str
@@ -43,6 +43,7 @@ class Passes:
     token_ids: list[int] = field(default_factory=list)
     read_bytes: int = 0
     floors: dict[str, list[float]] = field(default_factory=dict)
+    moving_groups: int | None = None
     _read_before: int = 0
 
     @property
@@ -68,6 +69,7 @@ class Passes:
             "read_bytes_per_pass": self.read_bytes / max(1, len(self.pass_seconds)),
             "token_ids": self.token_ids,
             "floors": self.floors,
+            "moving_groups": self.moving_groups,
         }
 
 

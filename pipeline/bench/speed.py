@@ -51,7 +51,10 @@ class ArmRun:
 
 @dataclass(frozen=True, slots=True)
 class ArmResult:
-    """An arm over all rounds: seconds of all its passes, and what it read for each."""
+    """An arm over all rounds: seconds of all its passes, what it read for each, and how many groups moved in each.
+
+    Only arms of ours know of groups.
+    """
 
     arm: str
     pass_seconds: tuple[float, ...]
@@ -60,6 +63,7 @@ class ArmResult:
     token_ids: tuple[int, ...]
     ratios: tuple[float, ...] = ()
     floors: Mapping[str, float] = field(default_factory=dict)
+    moving_groups: int | None = None
 
     @property
     def median(self) -> float:
@@ -126,6 +130,11 @@ class SpeedBench:
         return [sys.executable, "-m", f"pipeline.bench.{AGAINST.get(name, 'our_arm')}", told(settings)]
 
 
+def arms_of(settings: Mapping[str, Any]) -> list[str]:
+    """All arms of ours but those that turn off what the settings have turned off already."""
+    return [name for name, off in WITHOUT.items() if not off or {**settings, **off} != settings]
+
+
 def results(runs: Sequence[ArmRun]) -> list[ArmResult]:
     """Arm by arm; those that were over the limit in every round have no passes."""
     return [_result(arm, [run for run in runs if run.arm == arm]) for arm in dict.fromkeys(run.arm for run in runs)]
@@ -152,4 +161,5 @@ def _result(arm: str, runs: Sequence[ArmRun]) -> ArmResult:
         tuple(done[0]["token_ids"]),
         ratios,
         floors,
+        done[0].get("moving_groups"),
     )

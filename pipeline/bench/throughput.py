@@ -34,8 +34,9 @@ class Throughput:
 
     `tokens_per_second` counts generated tokens. `pass_seconds` and `pass_tokens` are medians over the passes,
     `tokens_per_pass` is the mean. `output_token_seconds` is the median over the requests of the time from one token to
-    the next; None where each has only one. `read_floor_seconds` is the time to read alone what a pass read,
-    `compute_floor_seconds` to compute `pass_tokens` alone; `floor_share` is the larger by `pass_seconds`.
+    the next; None where each has only one. `moving_groups` move in every pass. `read_floor_seconds` is the time to read
+    alone what a pass read, `compute_floor_seconds` to compute `pass_tokens` alone; `floor_share` is the larger by
+    `pass_seconds`.
     """
 
     requests: int
@@ -51,6 +52,7 @@ class Throughput:
     read_bytes_per_pass: float
     read_bytes_per_token: float
     token_ids: tuple[tuple[int, ...], ...]
+    moving_groups: int
     read_floor_seconds: float = math.nan
     compute_floor_seconds: float = math.nan
 
@@ -120,6 +122,7 @@ async def measure(model: Model, load: Load, requests: int, progress: Progress) -
         read_bytes_per_pass=read / passes,
         read_bytes_per_token=read / tokens,
         token_ids=tuple(tuple(run.token_ids) for run in runs),
+        moving_groups=after.moving_groups,
     )
 
 

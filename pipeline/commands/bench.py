@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from pipeline.bench.core import bench_core
 from pipeline.bench.one_pass import PassReport, bench_pass, tokens_of
+from pipeline.commands.moving import nothing_moved
 from pipeline.commands.options import model_settings
 from pipeline.commands.progress import Progress
 from pipeline.commands.table import aligned
@@ -15,6 +16,8 @@ from pipeline.errors import ConfigError
 from pipeline.memory import human_bytes
 from pipeline.outputs import check_writable
 from pipeline.trace.perfetto import write_trace
+
+UNSAID = "a pass is computing alone, and overlapping has nothing to gain"
 
 
 async def bench(options: argparse.Namespace) -> None:
@@ -35,7 +38,8 @@ async def bench(options: argparse.Namespace) -> None:
         json.dump([row.as_dict() for row in rows], sys.stdout, indent=2)
         print()
     else:
-        print(pass_table(rows))
+        unsaid = nothing_moved({row.model: row.moving_groups for row in rows}, UNSAID)
+        print("\n\n".join(filter(None, [pass_table(rows), unsaid])))
     if options.trace is not None:
         write_trace(options.trace, recording)
 
@@ -65,8 +69,8 @@ def pass_table(rows: Sequence[PassReport]) -> str:
             ("both", "s"): median("both_seconds"),
             ("pass /", "both"): column(lambda row: f"{statistics.median(row.ratios_to_both):.3f}"),
             ("sequential", "s"): median("sequential_seconds"),
-            ("gain /", "ideal"): column(lambda row: f"{row.gain:.3f}"),
-            ("gain /", "both"): column(lambda row: f"{row.gain_of_both:.3f}"),
+            ("gain /", "ideal"): column(lambda row: f"{row.gain:.3f}" if row.moving_groups else "-"),
+            ("gain /", "both"): column(lambda row: f"{row.gain_of_both:.3f}" if row.moving_groups else "-"),
             ("waited ms", "first/mean"): column(
                 lambda row: "/".join(
                     f"{1000 * statistics.median(each):.1f}" for each in (row.first_wait_seconds, row.wait_seconds)

@@ -59,8 +59,8 @@ def _table(reports: list[PolicyReport]) -> str:
     worst = max(report.logprob_difference for report in both)
     return (
         f"{policy_table(measured, beside)}\n\n"
-        f"{first.passes} passes of {first.batch_tokens} tokens each; the same tokens came out of all, "
-        f"log-probabilities at most {worst:.2g} apart"
+        f"{first.passes} passes of {first.batch_tokens} tokens each, in each of which all weight groups moved; "
+        f"the same tokens came out of all, log-probabilities at most {worst:.2g} apart"
     )
 
 

@@ -12,6 +12,7 @@ from pipeline.bench.arms import OURS, ArmRun, Arms, Row, agreement, median_rows
 from pipeline.bench.load import Load
 from pipeline.bench.memory_limit import MemoryLimit
 from pipeline.bench.throughput import bench_throughput
+from pipeline.commands.moving import nothing_moved
 from pipeline.commands.options import model_settings
 from pipeline.commands.progress import Progress
 from pipeline.commands.table import aligned
@@ -41,7 +42,7 @@ async def throughput(options: argparse.Namespace) -> None:
         measured = await bench_throughput(options.model, settings, load, requests, progress.say)
         rows = [row.as_dict() for row in measured]
         progress.clear()
-        _print(told | {"rows": rows}, _columns(rows), as_json=options.json)
+        _print(told | {"rows": rows}, _columns(rows), _unsaid(options, rows), as_json=options.json)
         return
     rounds = 1 if options.rounds is None else _at_least_one("--rounds", options.rounds)
     arms = Arms(options.model, settings, load, requests, limit, progress.say)
@@ -53,7 +54,7 @@ async def throughput(options: argparse.Namespace) -> None:
         "limit_by": arms.limit.way if arms.limit else None,
         "runs": [run.as_dict() for run in runs],
     }
-    _print(told, _compared_columns(runs), as_json=options.json)
+    _print(told, _compared_columns(runs), _unsaid(options, median_rows(runs, OURS)), as_json=options.json)
     if not options.json and options.against is not None:
         _print_agreement(median_rows(runs, OURS), median_rows(runs, options.against), options.against)
 
@@ -103,12 +104,17 @@ def _at_least_one(option: str, have: int) -> int:
     return have
 
 
-def _print(told: dict[str, Any], columns: dict[tuple[str, str], list[str]], *, as_json: bool) -> None:
+def _print(told: dict[str, Any], columns: dict[tuple[str, str], list[str]], unsaid: str, *, as_json: bool) -> None:
     if as_json:
         json.dump(told, sys.stdout)
         print()
     else:
-        print(aligned(columns))
+        print("\n\n".join(filter(None, [aligned(columns), unsaid])))
+
+
+def _unsaid(options: argparse.Namespace, rows: Sequence[Row]) -> str:
+    moving = {options.model.name: max(row["moving_groups"] for row in rows)}
+    return nothing_moved(moving, "a pass is computing alone, and more requests share no reading")
 
 
 def _columns(rows: Sequence[Row]) -> dict[tuple[str, str], list[str]]:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from pipeline.bench.opening import OpeningReport, bench_opening
+from pipeline.commands.moving import nothing_moved
 from pipeline.commands.options import model_settings
 from pipeline.commands.progress import Progress
 from pipeline.commands.table import aligned
@@ -14,6 +15,7 @@ from pipeline.errors import ConfigError
 from pipeline.memory import human_bytes
 
 GIGA, MILLI, MICRO = 1e9, 1e-3, 1e-6
+UNSAID = "a pass streams nothing, and its time tells nothing of the disk"
 
 
 async def bench_open(options: argparse.Namespace) -> None:
@@ -30,7 +32,8 @@ async def bench_open(options: argparse.Namespace) -> None:
         json.dump([row.as_dict() for row in rows], sys.stdout, indent=2)
         print()
     else:
-        print(table(rows))
+        unsaid = nothing_moved({row.model: row.moving_groups for row in rows}, UNSAID)
+        print("\n\n".join(filter(None, [table(rows), unsaid])))
 
 
 def table(rows: Sequence[OpeningReport]) -> str:

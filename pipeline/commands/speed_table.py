@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from pipeline.bench.memory_limit import MemoryLimit
-from pipeline.bench.speed import WITHOUT, ArmResult, SpeedBench, results
+from pipeline.bench.speed import WITHOUT, ArmResult, SpeedBench, arms_of, results
+from pipeline.commands.moving import nothing_moved
 from pipeline.commands.options import model_settings
 from pipeline.commands.progress import Progress
 from pipeline.commands.table import aligned
@@ -32,13 +33,14 @@ async def bench_speed(options: argparse.Namespace) -> None:
     progress = Progress()
     bench = SpeedBench(options.model, settings, options.passes, limit, progress.say)
     bench.check(options.against)
-    runs = await bench.run([*(options.arms or WITHOUT), *options.against], options.rounds)
+    runs = await bench.run([*(options.arms or arms_of(settings)), *options.against], options.rounds)
     progress.clear()
     if options.json:
         json.dump([asdict(run) for run in runs], sys.stdout)
         print()
     else:
-        print(table(results(runs)))
+        arms = results(runs)
+        print("\n\n".join(filter(None, [table(arms), _unsaid(arms)])))
 
 
 def table(arms: Sequence[ArmResult]) -> str:
@@ -66,6 +68,12 @@ def table(arms: Sequence[ArmResult]) -> str:
     )
     over = [arm.arm for arm in arms if arm not in measured]
     return told + (f"\n{', '.join(over)}: over the memory limit" if over else "")
+
+
+def _unsaid(arms: Sequence[ArmResult]) -> str:
+    moving = {arm.arm: arm.moving_groups for arm in arms if arm.moving_groups is not None}
+    unsaid = "these rows do not tell what reading, or moving groups ahead of the computing, is worth"
+    return nothing_moved(moving, unsaid, some="a smaller --memory-limit")
 
 
 def _spread(seconds: Sequence[float]) -> str:

@@ -24,5 +24,6 @@ def describe(runtime: "Runtime", command: str) -> dict[str, Any]:
         "checksums": str(runtime.checking),
         "reading": str(runtime.reading.reading),
         "groups_per_pass": len(runtime.catalog.order),
+        "moving_groups": runtime.moving_groups,
         "actors": [actor.name for line in runtime.wired.lines for actor in line.actors],
     }

@@ -72,6 +72,7 @@ class Summary:
         gaps: the gaps in the computing.
         waited: by cause, the seconds in which the device computed nothing, though the line did not stand still.
         passes, groups: how many were computed, also in part.
+        all_stay: whether no group moves, once all have been brought to where they stay.
     """
 
     started: float
@@ -85,6 +86,7 @@ class Summary:
     waited: Mapping[str, float]
     passes: int
     groups: int
+    all_stay: bool
 
     @property
     def waited_seconds(self) -> float:
@@ -93,10 +95,10 @@ class Summary:
 
     @property
     def headline(self) -> str:
-        """What bounds the run, and what the device waited for, in two sentences."""
+        """What bounds the run, and what the device waited for, in two sentences; a third where nothing moves."""
         if not self.groups:
             return "Nothing was computed in this trace."
-        return f"{self._bound()} {self._waiting()}"
+        return f"{self._bound()} {self._waiting()}{STILL * self.all_stay}"
 
     def _bound(self) -> str:
         bound = bound_by(self.shares)
@@ -119,6 +121,7 @@ class Summary:
         return f"The device waited {waited}, {amount} of that for {PHRASES[cause]}."
 
 
+STILL = " All weight groups stay in memory, so none of them moves; residency=False lets them."
 PHRASES = {
     "disk": "the disk",
     "host slot": "a host slot",
@@ -163,6 +166,7 @@ def summarize(recording: Recording) -> Summary:
         waited,
         len(pass_starts(computed)),
         sum(not span.part for span in computed),
+        recording.configuration.get("moving_groups") == 0,
     )
 
 

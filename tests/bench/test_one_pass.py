@@ -23,7 +23,8 @@ def report(**told: Any) -> PassReport:
         "first_wait_seconds": (0.0,) * 3,
         "wait_seconds": (0.0,) * 3,
     }
-    named = {"model": "m", "tokens": 1, "read_bytes_per_pass": 2.0, "needed_bytes_per_pass": 2.0, "aliased": False}
+    named = {"model": "m", "tokens": 1, "read_bytes_per_pass": 2.0, "needed_bytes_per_pass": 2.0}
+    named |= {"moving_groups": 24, "aliased": False}
     return PassReport(**(columns | named | told))  # type: ignore[arg-type]
 
 
@@ -65,6 +66,7 @@ async def test_everything_is_measured(device: str, residency: bool) -> None:
     assert (min(one.read_floor_seconds) > 0) == (not residency), "what stays is not read"
     assert (max(one.upload_floor_seconds) > 0) == (device == "cpu-copy" and not residency)
     assert recording.spans
+    assert one.moving_groups == (0 if residency else 24)
     weights = 15e6
     assert (one.read_bytes_per_pass > weights) == (not residency)
     assert set(one.as_dict()) > {"ratios", "gain", "binds", "recording_ratio", "sequential_seconds"}

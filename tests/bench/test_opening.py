@@ -32,6 +32,7 @@ def test_the_first_group_is_held_against_its_read_round_by_round() -> None:
     one = OpeningReport(
         model="m",
         groups=1,
+        moving_groups=1,
         streamed_bytes=1,
         open_seconds=(1.0,),
         first_group_seconds=(1.1, 4.0, 2.4),

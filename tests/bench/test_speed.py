@@ -13,7 +13,7 @@ from pipeline.api import BUNDLED
 from pipeline.bench import hugging_face_arm, our_arm
 from pipeline.bench.memory_limit import MemoryLimit, OverLimit
 from pipeline.bench.pass_arm import WARM_UP, ArmSettings, Passes, serve, told
-from pipeline.bench.speed import OURS, WITHOUT, ArmRun, SpeedBench, results
+from pipeline.bench.speed import OURS, WITHOUT, ArmRun, SpeedBench, arms_of, results
 from pipeline.errors import ConfigError
 
 PASSES = 4
@@ -36,6 +36,7 @@ def test_every_arm_of_ours_says_the_same(arm: str, device: str, ours: Passes) ->
     passes = our_arm.run(settings(arm, **{**WITHOUT[arm], "device": device}))
     assert passes.token_ids == ours.token_ids
     assert len(passes.token_ids) == WARM_UP + PASSES
+    assert passes.moving_groups == 24
     assert len(passes.pass_seconds) == PASSES
     assert all(seconds > 0 for seconds in passes.pass_seconds)
     if arm == our_arm.SEQUENTIAL:
@@ -122,6 +123,13 @@ async def test_an_arm_over_the_limit_has_no_figures(monkeypatch: pytest.MonkeyPa
     runs, _ = await scripted(monkeypatch, [OURS, "accelerate"], 2, over="accelerate")
     _, accelerate = results(runs)
     assert accelerate.pass_seconds == ()
+
+
+def test_an_arm_that_turns_off_what_is_off_already_is_left_out() -> None:
+    assert arms_of({}) == list(WITHOUT)
+    assert arms_of({"residency": False, "gpu_groups": 1}) == [
+        OURS, "through the page cache", "by aiofiles", our_arm.SEQUENTIAL,
+    ]  # fmt: skip
 
 
 def test_an_arm_that_nobody_knows_is_refused() -> None:

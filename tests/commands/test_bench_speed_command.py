@@ -24,8 +24,20 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     async def run(bench: Any, names: Sequence[str], rounds: int) -> list[ArmRun]:
         calls.append((bench.settings, bench.passes, bench.limit, list(names), rounds))
         floors = {"read": [0.4], "upload": [0.0], "compute": [0.1]}
-        ours = {"pass_seconds": [0.42, 0.44], "read_bytes_per_pass": 1e9, "token_ids": [1, 2, 3], "floors": floors}
-        other = {"pass_seconds": [0.86, 0.86], "read_bytes_per_pass": 2e9, "token_ids": [1, 2, 4], "floors": {}}
+        ours = {
+            "pass_seconds": [0.42, 0.44],
+            "read_bytes_per_pass": 1e9,
+            "token_ids": [1, 2, 3],
+            "floors": floors,
+            "moving_groups": 0,
+        }
+        other = {
+            "pass_seconds": [0.86, 0.86],
+            "read_bytes_per_pass": 2e9,
+            "token_ids": [1, 2, 4],
+            "floors": {},
+            "moving_groups": 24,
+        }
         rows = {OURS: ours, "without residency": other}
         return [ArmRun(name, 0, 10**9, rows.get(name)) for name in names]
 
@@ -36,13 +48,16 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
 def test_a_row_for_each_arm(asked: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]) -> None:
     assert bench("--arms", OURS, "without residency", "--against", "accelerate", "--passes", "4", "--rounds", "3") == 0
-    _, _, ours, without, accelerate, told = capsys.readouterr().out.splitlines()
+    _, _, ours, without, accelerate, told, empty, still = capsys.readouterr().out.splitlines()
     figures = "0.430 0.422-0.438 2 1.00 1 GB 1.075 0.400 0.100 1 GB 3/3"
     assert ours.split() == [OURS, *figures.split()]
     assert without.split()[2:6] == ["0.860", "0.860-0.860", "2", "0.50"]
     assert without.split()[-1] == "2/3", "up to the first difference"
     assert accelerate.split() == ["accelerate", *["-"] * 10]
     assert told == "accelerate: over the memory limit"
+    assert empty == ""
+    assert still.startswith("Nothing moved in penstock: all weight groups stayed in memory, so these rows do not tell")
+    assert still.endswith("--no-residency lets all of them move, a smaller --memory-limit some.")
     names = [OURS, "without residency", "accelerate"]
     assert asked == [({"gpu_groups": 4, "device": "auto", "dtype": "auto"}, 4, None, names, 3)]
 

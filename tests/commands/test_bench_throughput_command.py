@@ -25,7 +25,7 @@ def bench(*arguments: object) -> int:
 
 def row(requests: int, tokens_per_second: float, token_ids: Sequence[Sequence[int]]) -> Throughput:
     ids = tuple(map(tuple, token_ids))
-    return Throughput(requests, 8, 2.0, tokens_per_second, 0.25, 4.0, 5.5, 0.5, 0.75, None, 2e6, 1e6, ids, 0.2, 0.1)
+    return Throughput(requests, 8, 2.0, tokens_per_second, 0.25, 4.0, 5.5, 0.5, 0.75, None, 2e6, 1e6, ids, 24, 0.2, 0.1)
 
 
 @pytest.fixture

@@ -1,0 +1,51 @@
+"""Commands that measure say in one sentence when nothing moved, and which option lets it."""
+
+from pathlib import Path
+
+import pytest
+
+import pipeline.bench.opening as opening
+from pipeline.api import BUNDLED
+from pipeline.cli import main
+from pipeline.commands.moving import nothing_moved
+
+
+def test_rows_in_which_nothing_moved_are_named_once() -> None:
+    told = nothing_moved({"small": 0, "large": 3, "tiny": 0}, "the disk tells nothing")
+    assert told == (
+        "Nothing moved in small, tiny: all weight groups stayed in memory, so the disk tells nothing. "
+        "--no-residency lets all of them move, a smaller --host-memory or --gpu-memory some."
+    )
+    assert nothing_moved({"large": 3}, "the disk tells nothing") == ""
+
+
+@pytest.mark.usefixtures("what_fits_stays")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["pass", "--passes", "1"],
+        ["open", "--passes", "1", "--rounds", "1"],
+        ["throughput", "--requests", "1", "--prompt-tokens", "2", "--new-tokens", "2"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_bench_of_a_model_that_fits_says_so(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(opening, "IDLE_SECONDS", 0.1)
+    what, *options = command
+    for more, still in ([], True), (["--no-residency"], False):
+        assert main(["bench", what, str(BUNDLED), *options, "--device", "cpu", *more]) == 0
+        assert ("\n\nNothing moved in bundled: " in capsys.readouterr().out) == still
+
+
+@pytest.mark.usefixtures("what_fits_stays")
+def test_a_report_of_a_model_that_fits_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace, page = str(tmp_path / "trace.json"), str(tmp_path / "page.html")
+    for more, still in ([], True), (["--no-residency"], False):
+        run = ["run", str(BUNDLED), "--prompt", "x", "--max-new-tokens", "2", "--device", "cpu", "--trace", trace]
+        assert main([*run, *more]) == 0
+        capsys.readouterr()
+        assert main(["report", trace, "-o", page]) == 0
+        said = "All weight groups stay in memory, so none of them moves; residency=False lets them."
+        assert (said in capsys.readouterr().out) == still

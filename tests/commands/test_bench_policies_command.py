@@ -137,7 +137,7 @@ def test_the_trace_of_a_single_policy_keeps_its_name(tmp_path: Path) -> None:
         (["--batch-tokens", "0"], "--batch-tokens: need at least 1, have 0"),
         (["--policies", "history", "histry"], "did you mean 'history'"),
         (["--gpu-groups", "0"], "gpu_groups"),
-        (["--device", "gpu"], "device: unknown value"),
+        (["--device", "tpu"], "device: unknown value"),
     ],
 )
 def test_what_can_never_work_is_refused_before_anything_runs(

@@ -121,7 +121,7 @@ def test_arms_stand_below_each_other_and_their_tokens_are_compared(
         (["--gpu-groups", "0"], "gpu_groups"),
         (["--rounds", "2"], "need --against or --memory-limit"),
         (["--limit-by", "watchdog"], "--limit-by: need --memory-limit"),
-        (["--memory-limit", "lots"], "--memory-limit: need bytes, a size as"),
+        (["--memory-limit", "lots"], "--memory-limit: need bytes, or a size as"),
         (["--memory-limit", "1GB", "--limit-by", "hope"], "--limit-by: need one of systemd, cgroup, watchdog"),
         (["--memory-limit", "1GB", "--limit-by", "watchdog", "--rounds", "0"], "--rounds: need at least 1, have 0"),
         (["--against", "vllm"], "--against: need one of accelerate, have 'vllm'"),

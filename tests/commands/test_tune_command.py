@@ -158,7 +158,7 @@ async def test_copying_devices_also_try_as_many_host_groups(
         ({"batch_tokens": 0}, "--batch-tokens: need at least 1, have 0"),
         ({"most_groups": 65}, "--most-groups: need at least 1 and at most 64, have 65"),
         ({"passes": 0}, "--passes: need at least 1, have 0"),
-        ({"device": "gpu"}, "device: unknown value"),
+        ({"device": "tpu"}, "device: unknown value"),
         ({"batch_tokens": 10_000}, "2 measured and 2 other passes of 10000 tokens need 40000 positions"),
     ],
 )

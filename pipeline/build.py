@@ -37,12 +37,13 @@ from pipeline.weights.checkpoint import Checkpoint, open_checkpoint
 from pipeline.weights.checksums import Checking, Checksums, choose_checking
 from pipeline.weights.embedding import EmbeddingRows
 from pipeline.weights.groups import WeightGroups, plan_groups
+from pipeline.weights.layout import stored_dtype
 from pipeline.weights.reading_choice import Choice, choose_reading
+from pipeline.weights.remarks import remarks
 from pipeline.weights.source import WeightSource
 from pipeline.wiring import ACTORS, Parts, Wired, slots_until_computed, wire
 
 CLOCK = time.perf_counter
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 logger = logging.getLogger("penstock")
 
 
@@ -122,16 +123,26 @@ def draw_up(
     Raises ConfigError or CheckpointError. Whether the plan fits is for the caller to check.
     """
     groups = plan_groups(group_specs(model), checkpoint)
-    if groups.ignored:
-        some, more = ", ".join(groups.ignored[:5]), len(groups.ignored) - 5
-        logger.warning(
-            "%s: not used for text: tensors %s%s", checkpoint.folder, some, f" and {more} more" if more > 0 else ""
-        )
-    dtype = DTYPES[groups.dtype] if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    dtype = _computing_dtype(model, groups, settings)
     fewest_slots = settings.gpu_groups if device.unified else min(settings.gpu_groups, settings.host_groups)
     catalog = WeightCatalog(groups.groups, packed=device.packed, two_kinds=fewest_slots > 1)
     plan = make_plan(model, settings, groups, catalog, device, dtype, host_bytes)
     return Blueprint(model, checkpoint, groups, dtype, catalog, plan)
+
+
+def _computing_dtype(model: ModelConfig, groups: WeightGroups, settings: Config) -> torch.dtype:
+    """What is said, else what config.json declares, to which transformers casts all, else how they are stored."""
+    if settings.dtype != "auto":
+        said: torch.dtype = getattr(torch, settings.dtype)
+        return said
+    stored = stored_dtype(groups.dtype)
+    return model.dtype or (torch.float32 if stored == torch.float64 else stored)
+
+
+def say_remarks(drawn: Blueprint, settings: Config) -> None:
+    """Log what people should know about a checkpoint."""
+    for remark in remarks(drawn.checkpoint, drawn.groups, drawn.dtype if settings.dtype == "auto" else None):
+        logger.warning("%s", remark)
 
 
 def build(folder: Path, settings: Config, trace: Trace | None = None) -> Runtime:
@@ -161,6 +172,7 @@ def _build(
         drawn = draw_up(model, checkpoint, settings, device)
         drawn.plan.memory.check()
         promise(device, checkpoint.folder, drawn.plan.memory)
+    say_remarks(drawn, settings)
     catalog, plan = drawn.catalog, drawn.plan
     if plan.kv.moving:
         logger.warning("KV blocks %s", plan.kv)

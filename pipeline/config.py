@@ -45,7 +45,8 @@ class Config:
 
     Attributes:
         device: "auto" (a GPU where there is one), "cpu", "cpu-copy" (copying each group as for a GPU), "cuda" or "gpu".
-        dtype: the dtype to compute in; "auto" is the checkpoint's. Bytes travel in the checkpoint's dtype always.
+        dtype: the dtype to compute in; "auto" is what config.json declares, else that of the first matrix. Bytes travel
+            as they are stored, and are cast at use.
         policy: what is prefetched when: the name of a prefetch policy, or an object that is one.
         gpu_groups: weight groups that move, wait or compute on the device; this is what bounds the prefetch depth.
         host_groups: weight groups in pinned host memory; without effect on the CPU, whose memory is one.

@@ -1,5 +1,6 @@
 """The one memory plan: window, KV blocks, activations and logits added up, holder by holder, before any is taken."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from pipeline.memory import (
 from pipeline.models.attention import GPU_CELL
 from pipeline.models.config import ModelConfig
 from pipeline.models.row_blocks import RowBlocks
+from pipeline.policies import find_policy
 from pipeline.promises import promised_elsewhere
 from pipeline.residency import NOTHING_STAYS, Residency, place_groups
 from pipeline.sequences.blocks import blocks_for
@@ -30,6 +32,7 @@ from pipeline.sequences.pass_inputs import PassInputs
 from pipeline.sequences.sampling import Sampler
 from pipeline.weights.catalog import WeightCatalog
 from pipeline.weights.groups import WeightGroups
+from pipeline.weights.layout import stored_dtype
 
 DEFAULT_CONTEXT_TOKENS = 4096
 SPARE_SHARE = 0.1
@@ -171,11 +174,13 @@ def _per_pass(
     logits = settings.max_requests * model.vocabulary_size * torch.float32.itemsize
     blocks = RowBlocks.of(dtype, gpu=not device.unified, batch_invariant=settings.batch_invariant)
     activations = blocks.padded(tokens) * (4 * model.hidden_size + 3 * model.ffn_size) * max(dtype.itemsize, 4)
+    casts = _cast_bytes(groups, dtype) * min(2, find_policy(settings.policy).micro_batches)
     inputs = PassInputs.nbytes(tokens, settings.max_requests, context_tokens)
     tables = settings.max_requests * Sampler.table_bytes(model.vocabulary_size)
     return [
         *(Holding("embedding rows", where, rows, "max_tokens_per_pass") for where in ("host", place)),
         Holding("activations", place, activations, "max_tokens_per_pass"),
+        *(Holding("weights cast to another dtype", place, casts, "dtype") for _ in range(bool(casts))),
         Holding(
             "activations: KV of one request and layer",
             place,
@@ -186,6 +191,12 @@ def _per_pass(
         Holding("penalty tables", "host", tables, "max_requests"),
         *(Holding("positions and block tables", where, inputs, "max_requests") for where in ("host", place)),
     ]
+
+
+def _cast_bytes(groups: WeightGroups, dtype: torch.dtype) -> int:
+    """The largest tensor that is cast to what is computed in: a lane casts one at a time."""
+    stored = [tensor for group in groups.groups for tensor in group.tensors if stored_dtype(tensor.dtype) != dtype]
+    return max((math.prod(tensor.shape) for tensor in stored), default=0) * dtype.itemsize
 
 
 def _available(

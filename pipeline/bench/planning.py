@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.bench.forecast import Forecast, Rates, forecast, pass_timings
-from pipeline.build import Blueprint, draw_up
+from pipeline.build import Blueprint, draw_up, say_remarks
 from pipeline.config import Config
 from pipeline.devices.elsewhere import DeviceElsewhere
 from pipeline.devices.open import PlannedDevice
@@ -82,6 +82,7 @@ def _planned(
     host_bytes: int | None,
 ) -> Planned:
     drawn = draw_up(model, checkpoint, settings, device, host_bytes)
+    say_remarks(drawn, settings)
     drawn.plan.memory.check()
     otherwise = {}
     if not settings.residency:

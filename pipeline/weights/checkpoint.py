@@ -1,19 +1,24 @@
 """A checkpoint folder as Hugging Face writes it: which tensor lies where. Only headers are read."""
 
+import itertools
 import os
+import re
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeGuard
 
 from pipeline.errors import CheckpointError
-from pipeline.small_files import os_errors_named, read_small_file
+from pipeline.small_files import CONFIG_LIMIT_BYTES, os_errors_named, read_json_file, read_small_file
 from pipeline.weights.header import TensorEntry, brief, parse_json, read_header
 from pipeline.weights.shard import Shard, require_descriptors
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+CONFIG_FILE, CONFIG_KEY = "config.json", "transformers_weights"
+SUFFIX, INDEX_SUFFIX = ".safetensors", ".safetensors.index.json"
+SINGLE_FILE, INDEX_FILE = f"model{SUFFIX}", f"model{INDEX_SUFFIX}"
+NUMBERED = re.compile(rf"(?P<stem>.*?)(?P<number>\d{{1,9}})-of-(?P<count>\d{{1,9}}){re.escape(SUFFIX)}")
+OTHER_FORMATS = ("consolidated", "adapter_model")
 ADAPTER_FILE = "adapter_config.json"
 INDEX_LIMIT_BYTES = 64 << 20
 PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
@@ -21,11 +26,17 @@ PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The tensors of a folder by name, and its weight files, which are open until `close` or the end of a `with`."""
+    """The tensors of a folder by name, and its weight files, which are open until `close` or the end of a `with`.
+
+    `promised` are tensors that the index names and no file holds, with the file that it names. `repeated` are tensors
+    that two files hold, with the second of them. Neither matters where the model needs no such tensor.
+    """
 
     folder: Path
     tensors: Mapping[str, TensorEntry]
     files: Mapping[Path, Shard]
+    promised: Mapping[str, Path] = field(default_factory=dict)
+    repeated: Mapping[str, Path] = field(default_factory=dict)
 
     def close(self) -> None:
         """Close the weight files; no read may be in flight. Closing twice is harmless."""
@@ -40,32 +51,34 @@ class Checkpoint:
 
 
 def open_checkpoint(folder: Path | str, *, direct: bool = True) -> Checkpoint:
-    """Open `model.safetensors`, or all the shards that `model.safetensors.index.json` names, and read their headers.
+    """Open the weight files of a folder, and read their headers.
 
+    Those are the file or the index that config.json names as `transformers_weights`; else `model.safetensors`; else all
+    shards that `model.safetensors.index.json` names; else the only safetensors file, or set of numbered ones, there is.
     Each file is opened once, and once more for `direct` reads; whoever reads it later shares these descriptors.
 
     Raises:
         ConfigError: the process may not open so many files.
-        CheckpointError: naming every file that is missing, truncated or unsound, every tensor that the index
-            promises and its shard lacks, and every tensor that two shards hold; an adapter lies beside the weights.
+        CheckpointError: naming every file that is missing, truncated or unsound; an adapter lies beside the weights.
     """
     folder = Path(folder)
-    single = os.path.lexists(folder / SINGLE_FILE)
-    if not single and not os.path.lexists(folder / INDEX_FILE):
-        raise CheckpointError(_nothing_found(folder))
+    names, file_of_tensor = _weight_files(folder)
     if os.path.lexists(folder / ADAPTER_FILE):
         raise CheckpointError(
             f"{folder / ADAPTER_FILE}: says that an adapter changes these weights, which is not supported; merge it "
             "into them, or remove the file to run the model without it"
         )
-    file_of_tensor = {} if single else _read_index(folder / INDEX_FILE)
-    names = [SINGLE_FILE] if single else sorted(set(file_of_tensor.values()))
     require_descriptors(folder, len(names) * (2 if direct else 1))
     with ExitStack() as opened:
-        tensors, files = _read_files(folder, names, direct, opened)
-        found = tensors[SINGLE_FILE] if single else _promised(folder, file_of_tensor, tensors)
+        entries, files = _read_files(folder, names, direct, opened)
+        tensors: dict[str, TensorEntry] = {}
+        repeated = {}
+        for name, entry in itertools.chain.from_iterable(one.items() for one in entries):
+            if tensors.setdefault(name, entry) is not entry:
+                repeated[name] = entry.file
+        promised = {name: folder / file for name, file in file_of_tensor.items() if name not in tensors}
         opened.pop_all()
-        return Checkpoint(folder, found, files)
+        return Checkpoint(folder, tensors, files, promised, repeated)
 
 
 def first_faults(faults: list[str], most: int = 20) -> str:
@@ -74,41 +87,64 @@ def first_faults(faults: list[str], most: int = 20) -> str:
     return "\n".join([*faults[:most], *more])
 
 
+def _weight_files(folder: Path) -> tuple[list[str], Mapping[str, str]]:
+    """The names of the weight files, and the file of each tensor as far as an index tells."""
+    named = _named_in_config(folder)
+    if named is None and os.path.lexists(folder / SINGLE_FILE):
+        named = SINGLE_FILE
+    if named is None and os.path.lexists(folder / INDEX_FILE):
+        named = INDEX_FILE
+    if named is None:
+        return _only_files(folder), {}
+    if not named.endswith(INDEX_SUFFIX):
+        return [named], {}
+    file_of_tensor = _read_index(folder / named)
+    return sorted(set(file_of_tensor.values())), file_of_tensor
+
+
+def _named_in_config(folder: Path) -> str | None:
+    path = folder / CONFIG_FILE
+    named = read_json_file(path, CONFIG_LIMIT_BYTES).get(CONFIG_KEY) if os.path.lexists(path) else None
+    if named is None:
+        return None
+    if not is_inside(named) or not named.endswith((SUFFIX, INDEX_SUFFIX)):
+        raise CheckpointError(
+            f"{path}: {CONFIG_KEY}: need a {SUFFIX} or {INDEX_SUFFIX} file inside the folder, have {brief(named)}"
+        )
+    return named
+
+
+def _only_files(folder: Path) -> list[str]:
+    """Where nothing names them: a single file, or as many as their numbers say. Those of other formats do not count."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: is not a folder; a checkpoint is a folder with {SINGLE_FILE} in it")
+    with os_errors_named(folder):
+        there = sorted(os.listdir(folder))
+    names = [name for name in there if name.endswith(SUFFIX) and not name.startswith(OTHER_FORMATS)]
+    numbered = [match for name in names if (match := NUMBERED.fullmatch(name))]
+    numbers = {(match["stem"], int(match["count"]), int(match["number"])) for match in numbered}
+    whole_sets = [{(match["stem"], len(names), index + 1) for index in range(len(names))} for match in numbered[:1]]
+    if numbers in whole_sets or (len(names) == 1 and not numbered):
+        return names
+    raise CheckpointError(f"{folder}: {_not_whole(there, names)}")
+
+
 def _read_files(
     folder: Path, names: list[str], direct: bool, opened: ExitStack
-) -> tuple[dict[str, dict[str, TensorEntry]], dict[Path, Shard]]:
+) -> tuple[list[dict[str, TensorEntry]], dict[Path, Shard]]:
     """The tensors of each file by name, and the files by path, which `opened` closes."""
-    tensors, files, faults = {}, {}, []
+    tensors, files, faults = [], {}, []
     for name in names:
         try:
             shard = Shard(folder / name, direct=direct)
             opened.callback(shard.close)
-            tensors[name], files[shard.path] = read_header(shard), shard
+            tensors.append(read_header(shard))
+            files[shard.path] = shard
         except CheckpointError as error:
             faults.append(str(error))
     if faults:
         raise CheckpointError(first_faults(faults))
     return tensors, files
-
-
-def _promised(
-    folder: Path, file_of_tensor: Mapping[str, str], tensors: Mapping[str, Mapping[str, TensorEntry]]
-) -> dict[str, TensorEntry]:
-    """All that the shards hold, also what the index does not name: each tensor must have one place."""
-    faults = [
-        f"{folder / file}: lacks tensor {brief(name)}, which {INDEX_FILE} promises"
-        for name, file in file_of_tensor.items()
-        if name not in tensors[file]
-    ]
-    found: dict[str, TensorEntry] = {}
-    for entries in tensors.values():
-        for name, entry in entries.items():
-            if name in found:
-                faults.append(f"{entry.file}: holds tensor {brief(name)}, and so does {found[name].file}; keep one")
-            found[name] = entry
-    if faults:
-        raise CheckpointError(first_faults(faults))
-    return found
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -117,30 +153,38 @@ def _read_index(path: Path) -> dict[str, str]:
     if type(weight_map) is not dict or not weight_map:
         raise CheckpointError(f"{path}: needs a weight_map from tensor names to file names")
     for name, file in weight_map.items():
-        if not _is_plain_file_name(file):
+        if not is_inside(file):
             raise CheckpointError(
-                f"{path}: tensor {brief(name)} is said to lie in {brief(file)}; only the name of a file in the same "
-                "folder is allowed"
+                f"{path}: tensor {brief(name)} is said to lie in {brief(file)}; need one inside the folder"
             )
     return weight_map
 
 
-def _is_plain_file_name(name: object) -> bool:
-    """A symbolic link of that name may point elsewhere: the Hugging Face cache is made of such links."""
-    if type(name) is not str or name in ("", ".", "..") or not name.isprintable():
+def is_inside(name: object) -> TypeGuard[str]:
+    """Whether it is the path of a file inside a folder, from there.
+
+    A symbolic link of that name may point elsewhere: the Hugging Face cache is made of such links.
+    """
+    if type(name) is not str or not name.isprintable() or any(character in name for character in "\\:"):
         return False
-    return not any(separator in name for separator in "/\\:")
+    return not any(part in ("", ".", "..") for part in name.split("/"))
 
 
-def _nothing_found(folder: Path) -> str:
-    if not folder.is_dir():
-        return f"{folder}: is not a folder; a checkpoint is a folder with {SINGLE_FILE} or {INDEX_FILE} in it"
-    with os_errors_named(folder):
-        names = sorted(os.listdir(folder))
-    pickles = [name for name in names if Path(name).suffix in PICKLE_SUFFIXES]
-    if pickles:
+def _not_whole(there: list[str], names: list[str]) -> str:
+    """Why what is in a folder is no checkpoint, and what to do."""
+    if names:
         return (
-            f"{folder}: has its weights only as {', '.join(pickles)}; pickle files can run code and are not read; "
-            "convert them to safetensors"
+            f"need {SINGLE_FILE}, {INDEX_FILE}, or a single file or whole set of numbered ones; have "
+            f"{', '.join(names)}; fetch what is missing, or put other models' files elsewhere"
         )
-    return f"{folder}: has neither {SINGLE_FILE} nor {INDEX_FILE}; it has {', '.join(names) or 'no files'}"
+    if pickles := [name for name in there if Path(name).suffix in PICKLE_SUFFIXES]:
+        return (
+            f"has its weights only as {', '.join(pickles)}; pickle files can run code and are not read; convert them "
+            "to safetensors"
+        )
+    if others := [name for name in there if name.endswith(SUFFIX)]:
+        return (
+            f"has only {', '.join(others)}, an adapter or Mistral's own format, which are not read; fetch "
+            f"{SINGLE_FILE}, or {INDEX_FILE} and its shards"
+        )
+    return f"has neither {SINGLE_FILE} nor {INDEX_FILE}; it has {', '.join(there) or 'no files'}"

@@ -2,17 +2,17 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import CheckpointError
 from pipeline.models.families import TensorSpec
 from pipeline.weights.checkpoint import Checkpoint, first_faults
-from pipeline.weights.header import ITEM_BITS, TensorEntry
+from pipeline.weights.header import ITEM_BITS
 from pipeline.weights.leftovers import leftovers
+from pipeline.weights.stored import aliases, faults, foreign_prefix, stored_names
 
 EMBED_LAYER = -1
-SUPPORTED_DTYPES = ("F32", "F16", "BF16")
 ROWS_PER_STEP = 8
 """Head slices begin at multiples of this many rows, so that their logits stay aligned for matrix kernels."""
 
@@ -31,6 +31,14 @@ class TensorRange:
     shape: tuple[int, ...]
     dtype: str
 
+    @property
+    def is_odd(self) -> bool:
+        """Whether its file begins it at no multiple of an item's size, as headers do that are not padded to 8 bytes.
+
+        In memory an item must begin at such a multiple.
+        """
+        return self.start % (ITEM_BITS[self.dtype] // 8) != 0
+
 
 @dataclass(frozen=True, slots=True)
 class WeightGroup:
@@ -48,7 +56,7 @@ class WeightGroup:
 
 @dataclass(frozen=True, slots=True)
 class WeightGroups:
-    """All groups in compute order; the embedding table, of which only rows are fetched; the dtype of the matrices.
+    """All groups in compute order; the embedding table, of which only rows are fetched; the dtype of the first matrix.
 
     `ignored` names what the checkpoint holds beyond that, and what the next token does not depend on.
     """
@@ -66,17 +74,12 @@ def plan_groups(specs: Specs, checkpoint: Checkpoint) -> WeightGroups:
     carries the final norm too.
 
     Raises:
-        CheckpointError: naming every tensor that is missing, whose shape or dtype is wrong, with need and have, or that
-            the model would say something else without.
+        CheckpointError: naming every tensor that is missing, that is stored twice, whose shape or dtype is wrong, with
+            need and have, or that the model would say something else without.
     """
-    specs = {key: [_as_stored(spec, checkpoint) for spec in group] for key, group in specs.items()}
-    wanted = [spec for group in specs.values() for spec in group]
     head_layer = max(layer for layer, _ in specs)
-    faults = [fault for spec in wanted for fault in _faults(spec, checkpoint)]
-    left_out, ignored = leftovers(checkpoint.tensors.keys() - {spec.name for spec in wanted}, head_layer, checkpoint)
-    if faults or left_out:
-        raise CheckpointError(first_faults(faults + left_out))
-    ranges = {key: tuple(_range(spec, checkpoint.tensors[spec.name]) for spec in group) for key, group in specs.items()}
+    ignored = _check(specs, head_layer, checkpoint)
+    ranges = {key: tuple(_range(spec, checkpoint) for spec in group) for key, group in specs.items()}
     groups = [WeightGroup(layer, half, ranges[layer, half]) for layer in range(head_layer) for half in ("attn", "ffn")]
     sizes = [max(group.needed_bytes for group in groups if group.name == half) for half in ("attn", "ffn")]
     norm, output = ranges[head_layer, "head"]
@@ -84,33 +87,26 @@ def plan_groups(specs: Specs, checkpoint: Checkpoint) -> WeightGroups:
         tensors = (norm, rows) if index == 0 else (rows,)
         groups.append(WeightGroup(head_layer, f"head.{index}", tensors))
     (embed,) = ranges[EMBED_LAYER, "embed"]
-    return WeightGroups(tuple(groups), embed, _matrix_dtype(ranges.values()), ignored)
+    return WeightGroups(tuple(groups), embed, _first_matrix(ranges.values()).dtype, ignored)
 
 
-def _as_stored(spec: TensorSpec, checkpoint: Checkpoint) -> TensorSpec:
-    """Under the name that the checkpoint has for it."""
-    return replace(spec, name=next((name for name in spec.names if name in checkpoint.tensors), spec.name))
+def _check(specs: Specs, layers: int, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What nothing computes with, and may be ignored. Raises CheckpointError with all that is wrong."""
+    wanted = [spec for group in specs.values() for spec in group]
+    found = [fault for spec in wanted for fault in faults(spec, checkpoint)]
+    known = {alias for spec in wanted for name in spec.names or (spec.name,) for alias in aliases(name)}
+    left_out, ignored = leftovers(checkpoint.tensors.keys() - known, layers, checkpoint)
+    if absent := next((spec for spec in wanted if not stored_names(spec, checkpoint)), None):
+        found = [*foreign_prefix(absent, checkpoint), *found]
+    if found or left_out:
+        raise CheckpointError(first_faults(found + left_out))
+    return ignored
 
 
-def _faults(spec: TensorSpec, checkpoint: Checkpoint) -> Iterator[str]:
-    entry = checkpoint.tensors.get(spec.name)
-    if entry is None:
-        yield f"{checkpoint.folder}: tensor {spec.name!r} is missing: need shape {list(spec.shape)}"
-        return
-    what = f"{entry.file}: tensor {spec.name!r}"
-    if entry.shape != tuple(spec.shape):
-        yield f"{what}: need shape {list(spec.shape)}, have {list(entry.shape)}"
-    if entry.dtype not in SUPPORTED_DTYPES:
-        yield f"{what}: need dtype {', '.join(SUPPORTED_DTYPES)}, have {entry.dtype}"
-    elif entry.start % (ITEM_BITS[entry.dtype] // 8):
-        yield (
-            f"{what}: begins at byte {entry.start}, not at a multiple of its {entry.dtype} items, so it cannot be used "
-            "in place; write the checkpoint again with a newer safetensors"
-        )
-
-
-def _range(spec: TensorSpec, entry: TensorEntry) -> TensorRange:
-    return TensorRange(spec.short, spec.name, entry.file, entry.start, entry.length, entry.shape, entry.dtype)
+def _range(spec: TensorSpec, checkpoint: Checkpoint) -> TensorRange:
+    name = stored_names(spec, checkpoint)[0]
+    entry = checkpoint.tensors[name]
+    return TensorRange(spec.short, name, entry.file, entry.start, entry.length, entry.shape, entry.dtype)
 
 
 def _row_slices(matrix: TensorRange, most_bytes: Sequence[int]) -> Iterator[TensorRange]:
@@ -129,13 +125,5 @@ def _row_slices(matrix: TensorRange, most_bytes: Sequence[int]) -> Iterator[Tens
         yield TensorRange(matrix.short, matrix.name, matrix.file, start, length, (last - first, columns), matrix.dtype)
 
 
-def _matrix_dtype(groups: Iterable[Sequence[TensorRange]]) -> str:
-    matrices = [tensor for group in groups for tensor in group if len(tensor.shape) == 2]
-    first = matrices[0]
-    for tensor in matrices:
-        if tensor.dtype != first.dtype:
-            raise CheckpointError(
-                f"{tensor.file}: tensor {tensor.name!r}: need {first.dtype} like {first.name!r} in {first.file}, "
-                f"have {tensor.dtype}"
-            )
-    return first.dtype
+def _first_matrix(groups: Iterable[Sequence[TensorRange]]) -> TensorRange:
+    return next(tensor for group in groups for tensor in group if len(tensor.shape) == 2)

@@ -2,6 +2,7 @@
 
 file          ....|....|norm|q k v o..|....      runs of bytes, anywhere
 host slot     |.norm|q k v o..|                  each run's covering window of whole blocks, as it was read
+              |odd|                              a tensor whose items no address suits: its own bytes, on a block
 device slot   |norm|q|k|v|o|                     tensors packed, each at a multiple of 256
 """
 
@@ -22,12 +23,21 @@ DEVICE_ALIGNMENT_BYTES = 256
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Whole blocks of a file and their place in the host slot. The last block may reach beyond the end of the file."""
+    """Bytes of a file and their place in the host slot, at a multiple of 4096.
+
+    Whole blocks, of which the last may reach beyond the end of the file, so that they can be read directly; or the
+    bytes of one odd tensor, for which the page cache copies them to where its items can be used.
+    """
 
     file: Path
     start: int
     length: int
     slot_offset: int
+
+    @property
+    def is_whole_blocks(self) -> bool:
+        """Whether it can be read directly."""
+        return self.start % BLOCK_BYTES == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +75,13 @@ def row_window(start: int, length: int) -> tuple[int, int]:
 
 
 def host_layout(group: WeightGroup) -> HostLayout:
-    """One window for all tensors whose covering blocks touch, the windows one after another in the slot."""
+    """One window for all tensors whose covering blocks touch, one for each odd tensor, one behind the other."""
     windows: list[Window] = []
     offsets: dict[str, int] = {}
     slot_bytes = 0
     for tensor in sorted(group.tensors, key=lambda tensor: (tensor.file, tensor.start)):
-        start, length = row_window(tensor.start, tensor.length)
-        last = windows[-1] if windows else None
+        start, length = (tensor.start, tensor.length) if tensor.is_odd else row_window(tensor.start, tensor.length)
+        last = windows[-1] if windows and windows[-1].is_whole_blocks and not tensor.is_odd else None
         if last is not None and last.file == tensor.file and start <= last.start + last.length:
             windows.pop()
             length += start - last.start  # tensors never overlap, so the later one ends later
@@ -80,7 +90,7 @@ def host_layout(group: WeightGroup) -> HostLayout:
             slot_offset = slot_bytes
         windows.append(Window(tensor.file, start, length, slot_offset))
         offsets[tensor.short] = slot_offset + tensor.start - start
-        slot_bytes = slot_offset + length
+        slot_bytes = slot_offset + _round_up(length, BLOCK_BYTES)
     return HostLayout(tuple(windows), offsets, slot_bytes, group.needed_bytes)
 
 
@@ -101,16 +111,20 @@ def device_layout(group: WeightGroup, host: HostLayout) -> DeviceLayout:
     return DeviceLayout(offsets, _round_up(slot_bytes, DEVICE_ALIGNMENT_BYTES), tuple(copies))
 
 
+def stored_dtype(name: str) -> "torch.dtype":
+    """The dtype that a safetensors file calls so, of those in which weights may be stored."""
+    import torch  # here, so that planning and simulation need no torch
+
+    return {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[name]
+
+
 def tensor_views(
     buffer: "torch.Tensor", offsets: Mapping[str, int], tensors: Sequence[TensorRange]
 ) -> dict[str, "torch.Tensor"]:
     """The tensors of a group by short name, each in its own shape and dtype, over a slot `buffer` (uint8 [bytes])."""
-    import torch  # here, so that planning and simulation need no torch
-
-    dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     views = {}
     for tensor in tensors:
-        items = buffer[offsets[tensor.short] :][: tensor.length].view(dtypes[tensor.dtype])
+        items = buffer[offsets[tensor.short] :][: tensor.length].view(stored_dtype(tensor.dtype))
         views[tensor.short] = items.view(tensor.shape)
     return views
 

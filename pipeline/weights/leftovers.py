@@ -7,11 +7,13 @@ from pipeline.weights.header import brief
 
 DECODER = re.compile(r"model\.|(layers|embed_tokens|norm|lm_head)\b")
 """The names of what computes the next token; a part of which nothing is known may be one too."""
-BUFFERS = re.compile(r".*\brotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)")
-"""Saved by older versions of transformers, and computed from config.json by all that read them."""
+BUFFERS = re.compile(
+    r"(.*\.)?(rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)|self_attn\.(bias|masked_bias)|causal_mask)"
+)
+"""Tables and masks that older versions of transformers saved, and that all readers compute from config.json."""
 OTHER_PARTS = re.compile(r"model\.(visual|vision_tower|vision_model|multi_modal_projector|audio_tower|mtp)\..*")
 """For pictures, sound, and drafting."""
-LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
+LAYER = re.compile(r"(?:model\.)*layers\.(\d{1,9})\.")
 KINDS = (
     (r"lora_|\.base_layer\.|\.modules_to_save\.", "it belongs to an adapter: merge that into the weights first"),
     (

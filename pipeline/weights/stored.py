@@ -1,0 +1,68 @@
+"""Where a checkpoint holds a tensor that the model needs: under which name, or what is wrong with it."""
+
+from collections.abc import Iterator
+
+from pipeline.models.families import TensorSpec
+from pipeline.weights.checkpoint import INDEX_FILE, Checkpoint
+from pipeline.weights.header import TensorEntry, brief
+
+DTYPES = ("F64", "F32", "F16", "BF16")
+"""In which weights may be stored; those that differ from what is computed in are cast at use."""
+BASE_PREFIX = "model."
+"""Of the decoder's tensors. One that was saved without its head has none, and transformers adds or takes away one."""
+
+
+def aliases(name: str) -> tuple[str, ...]:
+    """The names under which transformers finds a tensor, its own first."""
+    return tuple(dict.fromkeys((name, f"{BASE_PREFIX}{name}", name.removeprefix(BASE_PREFIX))))
+
+
+def stored_names(spec: TensorSpec, checkpoint: Checkpoint) -> list[str]:
+    """The aliases of the first of its names that are there."""
+    for name in spec.names or (spec.name,):
+        if stored := [alias for alias in aliases(name) if alias in checkpoint.tensors]:
+            return stored
+    return []
+
+
+def faults(spec: TensorSpec, checkpoint: Checkpoint) -> Iterator[str]:
+    """What keeps the model from being computed with this tensor."""
+    stored = stored_names(spec, checkpoint)
+    if not stored:
+        yield _missing(spec, checkpoint)
+        return
+    entry = checkpoint.tensors[stored[0]]
+    what = f"{entry.file}: tensor {stored[0]!r}"
+    if len(stored) > 1:
+        other = checkpoint.tensors[stored[1]].file
+        yield f"{what}: need one place, have {stored[1]!r} in {other} too; keep one"
+    if stored[0] in checkpoint.repeated:
+        yield f"{what}: need one place, {checkpoint.repeated[stored[0]]} holds it too; keep one"
+    yield from _misfits(what, spec, entry)
+
+
+def _misfits(what: str, spec: TensorSpec, entry: TensorEntry) -> Iterator[str]:
+    if entry.shape != tuple(spec.shape):
+        yield f"{what}: need shape {list(spec.shape)}, have {list(entry.shape)}"
+    if entry.dtype not in DTYPES:
+        yield f"{what}: need dtype {', '.join(DTYPES)}, have {entry.dtype}; use a checkpoint that is not quantised"
+
+
+def _missing(spec: TensorSpec, checkpoint: Checkpoint) -> str:
+    names = [alias for name in spec.names or (spec.name,) for alias in aliases(name)]
+    need = f"need shape {list(spec.shape)}"
+    for name in names:
+        if (file := checkpoint.promised.get(name)) is not None:
+            return f"{file}: lacks tensor {name!r}, which {INDEX_FILE} promises: {need}; fetch the file again"
+    return f"{checkpoint.folder}: tensor {spec.name!r} is missing: {need}"
+
+
+def foreign_prefix(spec: TensorSpec, checkpoint: Checkpoint) -> Iterator[str]:
+    """What to do about a tensor that is there only under a name for which no reader looks."""
+    end = spec.name.removeprefix(BASE_PREFIX)
+    if (name := next((name for name in checkpoint.tensors if name.endswith(f".{end}")), None)) is not None:
+        prefix = name.removesuffix(end).removesuffix(BASE_PREFIX)
+        yield (
+            f"{checkpoint.tensors[name].file}: tensor {brief(name)}: need the name {spec.name!r}: {brief(prefix)} is "
+            "left from something around the model; take it off all names, or save the model itself"
+        )

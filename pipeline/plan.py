@@ -180,7 +180,7 @@ def _per_pass(
     return [
         *(Holding("embedding rows", where, rows, "max_tokens_per_pass") for where in ("host", place)),
         Holding("activations", place, activations, "max_tokens_per_pass"),
-        *(Holding("weights cast to another dtype", place, casts, "dtype") for _ in range(bool(casts))),
+        *(Holding("activations: weights that are cast", place, casts, "") for _ in range(bool(casts))),
         Holding(
             "activations: KV of one request and layer",
             place,

@@ -199,7 +199,7 @@ def test_the_plan_is_what_the_device_hands_out(device: str, settings: dict[str, 
     taken = sorted(memory.nbytes for memory in runtime.device._memory)
     other = ("activations", "Python", "kernels", "penalty tables")
     held = [holding for holding in runtime.plan.holdings if not holding.holder.startswith(other)]
-    assert len(held) == len(runtime.plan.holdings) - 5
+    assert len(held) == len(runtime.plan.holdings) - 5 - ("dtype" in settings)  # room for casting
     printed = [line.split("B  ")[-1] for line in str(runtime.plan).splitlines() if line.startswith("host ")]
     assert len(set(printed)) == len(printed), "each holder once, also where host and device memory are one"
     assert {holding.place for holding in held} == {"host"} | ({"device"} if device == "cpu-copy" else set())

@@ -2,15 +2,17 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support import tiny_models
-from support.safetensors_files import write_index, write_sharded
+from support.safetensors_files import packed, write_index, write_sharded
 
 from pipeline import CheckpointError, Model
 
@@ -33,12 +35,12 @@ def write(folder: Path, change: Callable[[Tensors], object], **settings: object)
 
 
 def reference(folder: Path) -> list[int]:
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
     return tiny_models.greedy(model, tiny_models.PROMPT, STEPS).token_ids
 
 
-async def ours(folder: Path) -> list[int]:
-    async with Model.open(folder, device="cpu") as model:
+async def ours(folder: Path, **options: Any) -> list[int]:
+    async with Model.open(folder, **{"device": "cpu", **options}) as model:
         output = await model.generate(tiny_models.PROMPT, max_new_tokens=STEPS, ignore_eos=True)
         return list(output.token_ids)
 
@@ -47,12 +49,32 @@ def embedding_is_head(tensors: Tensors) -> None:
     tensors[HEAD] = tensors[EMBED].clone()
 
 
+def under_other_names(tensors: Tensors) -> None:
+    """As the bare decoder saves them, some with its prefix twice, and the head with the decoder's."""
+    for name in list(tensors):
+        bare = name.removeprefix("model.")
+        other = f"model.{name}" if "layers.1.mlp" in name or name == HEAD else bare
+        tensors[other] = tensors.pop(name)
+
+
+def in_every_dtype(tensors: Tensors) -> None:
+    """One kind of tensor in each dtype, which transformers casts to that of config.json."""
+    for name in tensors:
+        tensors[name] = tensors[name].bfloat16()
+    for part, dtype in {"up_proj": torch.float16, "norm": torch.float64, HEAD: torch.float64}.items():
+        for name in tensors:
+            if part in name:
+                tensors[name] = tensors[name].to(dtype)
+
+
 STORED: dict[str, tuple[Callable[[Tensors], object], dict[str, object]]] = {
     "tied, and another head": (lambda tensors: None, {"tie_word_embeddings": True}),
     "tied, and the same head": (embedding_is_head, {"tie_word_embeddings": True}),
     "tied, and no head": (lambda tensors: tensors.pop(HEAD), {"tie_word_embeddings": True}),
     "tied, and only a head": (lambda tensors: tensors.pop(EMBED), {"tie_word_embeddings": True}),
     "untied, and the same head": (embedding_is_head, {}),
+    "other names": (under_other_names, {}),
+    "every dtype": (in_every_dtype, {}),
     "a head for something else": (lambda tensors: tensors.update({"score.weight": torch.ones(3, 48)}), {}),
     "buffers": (
         lambda tensors: tensors.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(6)}),
@@ -77,20 +99,119 @@ async def test_a_stored_head_that_is_another_gives_other_tokens_than_the_tie(tmp
 
 
 @pytest.mark.filterwarnings("ignore")
-async def test_a_tensor_that_the_index_does_not_name_is_used(tmp_path: Path) -> None:
-    folder = write(tmp_path, lambda tensors: None)
-    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+async def test_an_index_that_is_not_true_does_no_harm_where_all_that_is_needed_is_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It leaves out the head, promises a tensor that nobody needs, and names the wrong shard and size of another."""
+    twice = {"rotary_emb.inv_freq": torch.ones(6)}
+    folder = write(tmp_path, lambda tensors: tensors.update(twice))
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())["weight_map"]
+    first, second = sorted(set(index.values()))
+    save_file({**load_file(folder / second), **twice}, folder / second, metadata={"format": "pt"})
     del index[HEAD]
-    write_index(folder, index)
-    assert await ours(folder) == await asyncio.to_thread(reference, folder)
+    others = {"mtp.fc.weight": second, "model.norm.weight": second, "model.layers.9.mlp.up_proj.weight": first}
+    path.write_text(json.dumps({"metadata": {"total_size": 7}, "weight_map": {**index, **others}}))
+    tokens = await ours(folder)
+    assert tokens == await asyncio.to_thread(reference, folder)
+    told = [record.getMessage() for record in caplog.records if "promises" in record.getMessage()]
+    assert [line.partition("needed: ")[2] for line in told] == ["model.layers.9.mlp.up_proj.weight, mtp.fc.weight"]
+    path.write_text(json.dumps({"weight_map": {**index, **others}}))
+    assert await ours(folder) == tokens  # transformers needs the metadata
 
 
-async def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
-    tensors = {"a": torch.zeros(3), "b": torch.zeros(3)}
-    folder = write(tmp_path, lambda tensors: None)
-    write_sharded(folder, [tensors, {"b": torch.ones(3), "c": torch.ones(3)}])
-    with pytest.raises(CheckpointError, match=r"model-00002.*holds tensor 'b', and so does .*model-00001.*; keep one"):
-        await Model.open(folder)
+def without(name: str) -> Callable[[Tensors], object]:
+    return lambda tensors: tensors.pop(name)
+
+
+def wrapped(tensors: Tensors) -> None:
+    for name in list(tensors):
+        tensors[f"module.{name}"] = tensors.pop(name)
+
+
+NORM, UP = "model.norm.weight", "model.layers.0.mlp.up_proj.weight"
+HARMFUL: dict[str, tuple[Callable[[Tensors], object], str]] = {
+    "no head": (
+        without(HEAD),
+        r"tensor 'lm_head.weight' is missing: need shape \[259, 48\]; .*tie_word_embeddings false",
+    ),
+    "no embedding": (without(EMBED), r"tensor 'model.embed_tokens.weight' is missing: need shape \[259, 48\]; fetch"),
+    "two norms": (
+        lambda tensors: tensors.update({"norm.weight": tensors[NORM] + 1}),
+        r"00001.*: tensor 'model.norm.weight': need one place, have 'norm.weight' in .*00001.* too; keep one",
+    ),
+    "names of a wrapper": (wrapped, r"need the name 'model.layers.0.input_layernorm.weight': 'module.' is left from"),
+    "integers": (
+        lambda tensors: tensors.update({UP: tensors[UP].to(torch.int8)}),
+        r"up_proj.weight': need dtype F64, F32, F16, BF16, have I8; use a checkpoint that is not quantised",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", HARMFUL)
+async def test_what_transformers_would_make_up_is_refused(what: str, tmp_path: Path) -> None:
+    change, told = HARMFUL[what]
+    folder = await asyncio.to_thread(write, tmp_path, change)
+    with pytest.raises(CheckpointError, match=told):
+        await Model.open(folder, device="cpu")
+
+
+async def test_a_needed_tensor_in_two_shards_and_one_that_is_only_promised_are_refused(tmp_path: Path) -> None:
+    folder = await asyncio.to_thread(write, tmp_path, without(UP))
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())["weight_map"]
+    first, second = sorted(set(index.values()))
+    write_index(folder, {**index, UP: second})
+    save_file({**load_file(folder / second), NORM: torch.ones(48)}, folder / second, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError) as caught:
+        await Model.open(folder, device="cpu")
+    assert str(caught.value).splitlines() == [
+        f"{folder / second}: lacks tensor {UP!r}, which model.safetensors.index.json promises: need shape [104, 48]; "
+        "fetch the file again",
+        f"{folder / first}: tensor {NORM!r}: need one place, {folder / second} holds it too; keep one",
+    ]
+
+
+def unpad(file: Path) -> None:
+    """Let the data of a file begin at an odd byte, as writers leave it that do not pad the header."""
+    raw = file.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    header = raw[8 : 8 + size].rstrip()
+    file.write_bytes(packed(header + b" " * (1 - len(header) % 2), raw[8 + size :]))
+
+
+@pytest.mark.filterwarnings("ignore")
+async def test_odd_addresses_change_nothing_and_are_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = await asyncio.to_thread(write, tmp_path, in_every_dtype)
+    options: list[dict[str, Any]] = [{"device": device, "checksums": True} for device in ("cpu", "cpu-copy")]
+    options += [{"device": "cpu", "reader_way": "aiofiles", "chunk_bytes": 4096, "reader_lanes": 3}]
+    even = [await ours(folder, **one) for one in options]
+    for file in folder.glob("*.safetensors"):
+        unpad(file)
+    caplog.clear()
+    assert [await ours(folder, **one) for one in options] == even
+    told = [
+        record.getMessage() for record in caplog.records if "no multiple of their items' size" in record.getMessage()
+    ]
+    assert len(told) == len(options)
+    assert re.search(
+        r": 20, as 'model.layers.0.input_layernorm.weight' at byte \d*[13579] of model-00001", told[0]
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("declared", "computed"), [("bfloat16", torch.bfloat16), (None, torch.float32)])
+async def test_it_computes_in_what_config_json_declares_else_as_the_first_matrix_is_stored(
+    declared: str | None, computed: torch.dtype, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    change = lambda tensors: tensors.update({HEAD: tensors[HEAD].half()})  # noqa: E731
+    folder = await asyncio.to_thread(write, tmp_path, change, dtype=declared)
+    async with Model.open(folder, device="cpu") as model:
+        runtime = model.runtime
+        assert runtime.dtype == computed
+        casts = [one.nbytes for one in runtime.plan.holdings if one.holder == "activations: weights that are cast"]
+    assert casts == [259 * 48 * computed.itemsize]
+    assert [record for record in caplog.records if f"are cast to {computed} whenever" in record.getMessage()]
 
 
 async def test_an_adapter_beside_the_weights_is_refused(tmp_path: Path) -> None:

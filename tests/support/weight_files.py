@@ -21,18 +21,25 @@ CHUNKS = 6
 GROUP_BYTES = CHUNKS * BLOCK_BYTES
 TAIL_BYTES = 1234
 FILE_BYTES = 3 * GROUP_BYTES + TAIL_BYTES
+ODD = ((1001, 3 * BLOCK_BYTES + 7), (FILE_BYTES - 1001, 1001))
+"""Where windows begin, and how long they are."""
 way = WAYS[0]
 """Set by a fixture of tests/weights to each of them in turn."""
 
 
 def layouts(file: Path) -> dict[tuple[int, str], HostLayout]:
-    """Group 0, 1 and 2 are a window each; "ends" is the first block and the last, which the file does not fill."""
+    """Group 0, 1 and 2 are a window each; "ends" is the first block and the last, which the file does not fill; "odd"
+    are two windows that begin inside blocks, the second with the last byte of the file."""
     groups = {
         (layer, "attn"): HostLayout((Window(file, layer * GROUP_BYTES, GROUP_BYTES, 0),), {}, GROUP_BYTES, GROUP_BYTES)
         for layer in range(3)
     }
     windows = (Window(file, 0, BLOCK_BYTES, 0), Window(file, 3 * GROUP_BYTES, BLOCK_BYTES, BLOCK_BYTES))
-    return groups | {(3, "ends"): HostLayout(windows, {}, 2 * BLOCK_BYTES, BLOCK_BYTES + TAIL_BYTES)}
+    odd = (Window(file, *ODD[0], 0), Window(file, *ODD[1], 4 * BLOCK_BYTES))
+    return groups | {
+        (3, "ends"): HostLayout(windows, {}, 2 * BLOCK_BYTES, BLOCK_BYTES + TAIL_BYTES),
+        (3, "odd"): HostLayout(odd, {}, 5 * BLOCK_BYTES, sum(length for _, length in ODD)),
+    }
 
 
 @asynccontextmanager

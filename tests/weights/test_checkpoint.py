@@ -74,12 +74,52 @@ def test_all_bad_shards_are_listed_with_need_and_have(folder: Path) -> None:
     ]
 
 
-def test_all_tensors_that_a_shard_lacks_are_listed(folder: Path) -> None:
-    write_index(folder, {"a": FIRST, "x": FIRST, "y": SECOND})
-    assert refusal(folder).splitlines() == [
-        f"{folder / FIRST}: lacks tensor 'x', which model.safetensors.index.json promises",
-        f"{folder / SECOND}: lacks tensor 'y', which model.safetensors.index.json promises",
-    ]
+def test_what_the_index_promises_and_what_two_shards_hold_is_told(folder: Path) -> None:
+    save_file({"a": torch.zeros(3), "b": torch.zeros(5)}, folder / SECOND)
+    write_index(folder, {"a": SECOND, "b": FIRST, "x": FIRST, "y": SECOND})
+    checkpoint = looked_at(folder)
+    assert checkpoint.tensors.keys() == {"a", "b"}
+    assert checkpoint.promised == {"x": folder / FIRST, "y": folder / SECOND}
+    assert checkpoint.repeated == {"a": folder / SECOND}
+
+
+def test_shards_may_lie_in_folders_below(folder: Path) -> None:
+    (folder / "some" / "shards").mkdir(parents=True)
+    (folder / FIRST).rename(folder / "some" / "shards" / FIRST)
+    write_index(folder, {"a": f"some/shards/{FIRST}", "b": SECOND})
+    assert looked_at(folder).tensors["a"].file == folder / "some" / "shards" / FIRST
+
+
+@pytest.mark.parametrize("names", [["mine"], ["7B-01-of-03", "7B-02-of-03", "7B-03-of-03"], ["model-00001-of-00001"]])
+def test_without_an_index_the_only_files_are_read(names: list[str], tmp_path: Path) -> None:
+    for name in names:
+        save_file({name: torch.zeros(2)}, tmp_path / f"{name}.safetensors")
+    for other in ("consolidated", "consolidated-00001-of-00002", "adapter_model"):
+        save_file({other: torch.zeros(2)}, tmp_path / f"{other}.safetensors")
+    (tmp_path / "pytorch_model.bin").touch()
+    assert looked_at(tmp_path).tensors.keys() == set(names)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["mine", "yours"], ["a-1-of-2", "a-2-of-3", "a-3-of-3"], ["a-1-of-3", "a-2-of-3"], ["a-1-of-2", "b-2-of-2"]],
+)
+def test_without_an_index_files_that_are_no_whole_set_are_refused(names: list[str], tmp_path: Path) -> None:
+    for name in names:
+        save_file({name: torch.zeros(2)}, tmp_path / f"{name}.safetensors")
+    assert f"have {', '.join(f'{name}.safetensors' for name in names)}; fetch what is missing" in refusal(tmp_path)
+
+
+def test_the_files_that_the_config_names_go_before_all_others(folder: Path) -> None:
+    save_file({"c": torch.zeros(2)}, folder / "model.safetensors")
+    save_file({"d": torch.zeros(2)}, folder / "d.safetensors")
+    (folder / "model.safetensors.index.json").rename(folder / "my.safetensors.index.json")
+    for named, tensors in (("d.safetensors", {"d"}), ("my.safetensors.index.json", {"a", "b"})):
+        (folder / "config.json").write_text(json.dumps({"transformers_weights": named}))
+        assert looked_at(folder).tensors.keys() == tensors
+    for named in ("../model.safetensors", "model.bin", 7):
+        (folder / "config.json").write_text(json.dumps({"transformers_weights": named}))
+        assert "transformers_weights: need a .safetensors or .safetensors.index.json file" in refusal(folder)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +127,8 @@ def test_all_tensors_that_a_shard_lacks_are_listed(folder: Path) -> None:
     [
         "../model.safetensors",
         "/etc/passwd",
-        "shards/model.safetensors",
+        "shards/../../model.safetensors",
+        "shards//model.safetensors",
         "..",
         ".",
         "",
@@ -145,7 +186,7 @@ def test_a_folder_without_safetensors_is_refused_by_what_it_holds(tmp_path: Path
     assert "is not a folder" in refusal(tmp_path / "nothing")
     assert "it has no files" in refusal(tmp_path)
     (tmp_path / "consolidated.safetensors").touch()
-    assert "it has consolidated.safetensors" in refusal(tmp_path)
+    assert "only consolidated.safetensors, an adapter or Mistral's own format" in refusal(tmp_path)
     for name in ("pytorch_model.bin", "consolidated.00.pth"):
         (tmp_path / name).touch()
     message = refusal(tmp_path)

@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from support.weight_files import CHUNKS, GROUP_BYTES, TAIL_BYTES, Gate, opened, settle
+from support.weight_files import CHUNKS, GROUP_BYTES, ODD, TAIL_BYTES, Gate, opened, settle
 
 from pipeline.devices.memory import HostMemory
 from pipeline.errors import CheckpointError, ClosedError, ConfigError
@@ -36,6 +36,22 @@ async def test_groups_arrive_byte_for_byte(lanes: int, chunk_bytes: int, direct:
         assert slot.view[: BLOCK_BYTES + TAIL_BYTES] == content[:BLOCK_BYTES] + content[-TAIL_BYTES:]
         assert source.bytes_read == 3 * GROUP_BYTES + BLOCK_BYTES + TAIL_BYTES
         assert source.bytes_needed == source.bytes_read
+
+
+@pytest.mark.parametrize("direct", [True, False])
+@pytest.mark.parametrize("chunk_bytes", [BLOCK_BYTES, 1 << 20])
+async def test_what_begins_inside_a_block_arrives_at_one_and_other_reads_stay_direct(
+    chunk_bytes: int, direct: bool, weights: Path
+) -> None:
+    content = weights.read_bytes()
+    async with opened(weights, chunk_bytes=chunk_bytes, direct=direct) as source:
+        was_direct = source.direct  # unless the file system refuses it
+        slot = HostMemory(6 * BLOCK_BYTES)
+        await source.read_into(3, "odd", slot)
+        for offset, (start, length) in zip((0, 4 * BLOCK_BYTES), ODD, strict=True):
+            assert slot.view[offset:][: length + 1] == content[start:][:length] + b"\0"
+        assert source.bytes_read == source.bytes_needed == sum(length for _, length in ODD)
+        assert source.direct == was_direct
 
 
 @pytest.mark.parametrize("row_bytes", [1, 10, BLOCK_BYTES, 9000])

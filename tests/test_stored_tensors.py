@@ -29,7 +29,7 @@ def write(folder: Path, change: Callable[[Tensors], object], **settings: object)
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     change(tensors)
-    last = {name: tensors.pop(name) for name in (EMBED, HEAD) if name in tensors}
+    last = {name: tensors.pop(name) for name in list(tensors) if "embed_tokens" in name or HEAD in name}
     write_sharded(folder, [tensors, last])
     return folder
 
@@ -57,6 +57,13 @@ def under_other_names(tensors: Tensors) -> None:
         tensors[other] = tensors.pop(name)
 
 
+def without_head_and_prefix(tensors: Tensors) -> None:
+    """As LlamaModel.save_pretrained leaves it."""
+    del tensors[HEAD]
+    for name in list(tensors):
+        tensors[name.removeprefix("model.")] = tensors.pop(name)
+
+
 def in_every_dtype(tensors: Tensors) -> None:
     """One kind of tensor in each dtype, which transformers casts to that of config.json."""
     for name in tensors:
@@ -74,6 +81,7 @@ STORED: dict[str, tuple[Callable[[Tensors], object], dict[str, object]]] = {
     "tied, and only a head": (lambda tensors: tensors.pop(EMBED), {"tie_word_embeddings": True}),
     "untied, and the same head": (embedding_is_head, {}),
     "other names": (under_other_names, {}),
+    "the bare decoder, tied": (without_head_and_prefix, {"tie_word_embeddings": True, "architectures": ["LlamaModel"]}),
     "every dtype": (in_every_dtype, {}),
     "a head for something else": (lambda tensors: tensors.update({"score.weight": torch.ones(3, 48)}), {}),
     "buffers": (
@@ -194,9 +202,7 @@ async def test_odd_addresses_change_nothing_and_are_told_once(tmp_path: Path, ca
         record.getMessage() for record in caplog.records if "no multiple of their items' size" in record.getMessage()
     ]
     assert len(told) == len(options)
-    assert re.search(
-        r": 20, as 'model.layers.0.input_layernorm.weight' at byte \d*[13579] of model-00001", told[0]
-    )
+    assert re.search(r": 20, as 'model.layers.0.input_layernorm.weight' at byte \d*[13579] of model-00001", told[0])
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -131,10 +131,14 @@ def read_generation_defaults(folder: Path) -> dict[str, float | int | bool]:
 
 
 def _family_name(settings: Settings) -> str:
-    """The family by `model_type`, else by the class, which older files spell LLaMAForCausalLM; either may be absent."""
+    """The family by `model_type`, else by the class; either may be absent.
+
+    Older files spell the class LLaMAForCausalLM. LlamaModel is what was saved without its head, which may be tied.
+    """
     stated = settings.get("architectures")
     classes = [str(name).lower() for name in stated] if isinstance(stated, list) else [str(stated).lower()]
-    known = [name for name, family in FAMILIES.items() if family.architecture.lower() in classes]
+    spelt = {name: family.architecture.lower() for name, family in FAMILIES.items()}
+    known = [name for name, one in spelt.items() if {one, one.replace("forcausallm", "model")} & {*classes}]
     name = settings.text("model_type") or next(iter(known), "")
     if name not in FAMILIES:
         raise unsupported(settings, "model_type")

@@ -25,6 +25,7 @@ from pipeline.text.tokenizer import Tokenizer
 from pipeline.trace.configuration import describe
 from pipeline.trace.recording import Recording
 from pipeline.trace.report import write_report
+from pipeline.weights.hub_cache import find_checkpoint
 
 logger = logging.getLogger("penstock")
 BUNDLED = Path(__file__).parent / "bundled"
@@ -51,7 +52,7 @@ class Model:
     def open(
         cls, path: str | Path | None = None, *, trace: Trace | None = None, **settings: Unpack[Settings]
     ) -> "Opening":
-        """Open a checkpoint folder; without a path, the bundled model.
+        """Open a checkpoint folder, or a model of the local Hugging Face cache by its id; by default the bundled one.
 
         Use it as `async with Model.open(path) as model`, or `model = await Model.open(path)` and `aclose()` later.
         `settings` are those of `Config`. A `Trace` given here collects the spans of all actors. The model is open when
@@ -209,7 +210,7 @@ class Opening:
     """A model about to be opened: await it, or enter it with `async with`."""
 
     def __init__(self, folder: Path, config: Config, trace: Trace | None) -> None:
-        self._folder = _absolute(folder)
+        self._folder, self._name = _absolute(folder), str(folder)
         self._config = config
         self._trace = trace
         self._model: Model | None = None
@@ -258,6 +259,7 @@ class Opening:
         return model
 
     def _build(self) -> tuple[Runtime, dict[str, Any]]:
+        self._folder = find_checkpoint(self._folder, self._name)
         with naming_files(self._folder):
             defaults = read_defaults(self._folder)
             return build(self._folder, self._config, self._trace), defaults

@@ -14,6 +14,7 @@ from actors.core.errors import PenstockError
 from pipeline.commands.bench_open import add_bench_open
 from pipeline.commands.bench_speed import add_bench_speed
 from pipeline.commands.doctor import add_doctor
+from pipeline.commands.models import find_models
 from pipeline.commands.options import add_memory, add_settings, add_trace
 from pipeline.commands.plan import add_plan
 from pipeline.commands.simulate import add_simulate
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")
     options = _parser().parse_args(arguments)
     try:
-        return int(options.command(options) or 0)
+        return int(options.command(find_models(options)) or 0)
     except BrokenPipeError:
         # Whoever read our output has enough; the interpreter must not try to flush the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

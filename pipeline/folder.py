@@ -12,6 +12,7 @@ from pipeline.limits import limits_named
 from pipeline.models.config import read_config, read_generation_defaults
 from pipeline.models.generation_settings import read_not_followed, read_rules
 from pipeline.sequences.parameters import SamplingParameters
+from pipeline.small_files import require_folder
 from pipeline.text.tokenizer import Tokenizer, load_tokenizer
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json")
@@ -24,9 +25,7 @@ def naming_files(folder: Path) -> Iterator[None]:
 
     Raises ResourceError where the process has reached a limit, which is no fault of the files.
     """
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "no such folder"
-        raise CheckpointError(f"{folder}: {what}; need a folder with config.json and safetensors files")
+    require_folder(folder, "a folder with config.json and safetensors files")
     with limits_named():
         try:
             yield

@@ -64,6 +64,19 @@ def os_errors_named(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
 
 
+def require_folder(folder: Path, need: str) -> None:
+    """Raise CheckpointError, which says what is needed, where no folder is, or where none can be looked for."""
+    try:
+        if stat.S_ISDIR(os.stat(folder).st_mode):
+            return
+        what = "is a file"
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        what = "no such folder"
+    except OSError as error:
+        what = f"cannot be looked into: {error.strerror}"
+    raise CheckpointError(f"{folder}: {what}; need {need}")
+
+
 def read_small_file(path: Path, limit_bytes: int) -> bytes:
     """The whole of a plain file. Raises CheckpointError where it cannot be read, or has more than `limit_bytes`."""
     with os_errors_named(path), open_plain_file(path) as file:

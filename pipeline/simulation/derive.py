@@ -1,5 +1,6 @@
 """Timings of a model that need not be there: from its shape, and from what the machine can move and compute."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from pipeline.errors import ConfigError, unknown_name
 from pipeline.models.settings import Settings
 from pipeline.models.supported import FAMILIES
 from pipeline.simulation.timings import LayerTimings
+from pipeline.weights.hub_cache import find_checkpoint
 from pipeline.weights.presets import PRESETS
 
 GIGA, TERA = 1e9, 1e12
@@ -55,19 +57,20 @@ class Shape:
 
 
 def find_shape(model: str) -> Shape:
-    """The shape of the preset of that name, else of the checkpoint in the folder of that name (`./` tells them apart).
+    """The shape of the checkpoint in the folder of that name, else of the preset or the cached model of that name.
 
     Weights are bfloat16 unless the folder's config says otherwise. Reading a folder imports torch.
 
     Raises ConfigError for what is neither, and as `read_config` does.
     """
-    if model in PRESETS:
-        return _preset_shape(model, PRESETS[model])
-    if not Path(model).is_dir():
+    folder = find_checkpoint(Path(model))
+    if not os.path.isdir(folder):
+        if model in PRESETS:
+            return _preset_shape(model, PRESETS[model])
         raise ConfigError(f"--model: is no folder, and {unknown_name('preset', model, list(PRESETS))}")
     from pipeline.models.config import read_config
 
-    config = read_config(Path(model))
+    config = read_config(folder)
     return Shape(
         layers=config.layers,
         hidden_size=config.hidden_size,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import CheckpointError
+from pipeline.small_files import os_errors_named, require_folder
 from pipeline.verify.digests import PIECE_BYTES, SHA256, Digests, Stopped, digest
 from pipeline.verify.known import Sums, known_digests
 from pipeline.weights.header import read_header
@@ -48,9 +49,9 @@ def verify(
     `say` hears twice a second how many bytes of how many are done. Raises CheckpointError where there is no folder, or
     none with weights.
     """
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: is not a folder; need one with the files of a checkpoint")
-    paths = {path.name: path for path in folder.iterdir() if _counts(path, sums_file)}
+    require_folder(folder, "a folder with the files of a checkpoint")
+    with os_errors_named(folder):
+        paths = {path.name: path for path in folder.iterdir() if _counts(path, sums_file)}
     paths |= {name: folder / name for name in sums.whole}
     if not any(name.endswith(".safetensors") for name in paths):
         raise CheckpointError(f"{folder}: has no safetensors files; need a folder with the files of a checkpoint")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self, TypeGuard
 
 from pipeline.errors import CheckpointError
-from pipeline.small_files import CONFIG_LIMIT_BYTES, os_errors_named, read_json_file, read_small_file
+from pipeline.small_files import CONFIG_LIMIT_BYTES, os_errors_named, read_json_file, read_small_file, require_folder
 from pipeline.weights.header import TensorEntry, brief, parse_json, read_header
 from pipeline.weights.shard import Shard, require_descriptors
 
@@ -116,8 +116,7 @@ def _named_in_config(folder: Path) -> str | None:
 
 def _only_files(folder: Path) -> list[str]:
     """Where nothing names them: a single file, or as many as their numbers say. Those of other formats do not count."""
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: is not a folder; a checkpoint is a folder with {SINGLE_FILE} in it")
+    require_folder(folder, f"a folder with {SINGLE_FILE} or {INDEX_FILE} in it")
     with os_errors_named(folder):
         there = sorted(os.listdir(folder))
     names = [name for name in there if name.endswith(SUFFIX) and not name.startswith(OTHER_FORMATS)]

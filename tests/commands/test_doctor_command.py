@@ -91,7 +91,7 @@ def test_deep_fails_when_outputs_differ(monkeypatch: pytest.MonkeyPatch, capsys:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--deep", "nowhere"], "nowhere: is not a folder; a checkpoint is a folder with model.safetensors"),
+        (["--deep", "nowhere"], "nowhere: no such folder; need a folder with model.safetensors"),
         (["--device", "cpu"], "--device: says how a model is run, so it needs --deep MODEL"),
         (["--host-memory", "1GB"], "--host-memory: says how a model is run"),
     ],
@@ -109,7 +109,7 @@ def test_what_can_never_work_is_refused_at_once(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--device", "gpu"], "device: unknown value 'gpu'"),
+        (["--device", "xpu"], "device: unknown value 'xpu'"),
         (["--device", "cpu", "--host-memory", "1MB"], "host memory: need"),
     ],
 )

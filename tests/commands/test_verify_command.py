@@ -208,7 +208,7 @@ def test_a_folder_without_weights_is_refused(
 
 def test_what_is_no_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(tmp_path / "none")]) == DAMAGED
-    assert "is not a folder" in capsys.readouterr().err
+    assert "no such folder" in capsys.readouterr().err
 
 
 def test_a_file_is_read_where_direct_reads_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

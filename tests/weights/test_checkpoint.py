@@ -183,7 +183,7 @@ def test_an_index_of_any_size_is_not_read(folder: Path) -> None:
 
 
 def test_a_folder_without_safetensors_is_refused_by_what_it_holds(tmp_path: Path) -> None:
-    assert "is not a folder" in refusal(tmp_path / "nothing")
+    assert "nothing: no such folder" in refusal(tmp_path / "nothing")
     assert "it has no files" in refusal(tmp_path)
     (tmp_path / "consolidated.safetensors").touch()
     assert "only consolidated.safetensors, an adapter or Mistral's own format" in refusal(tmp_path)

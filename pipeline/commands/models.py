@@ -1,0 +1,20 @@
+"""The checkpoint folders that a command line names: by a path, or by an id of the Hugging Face cache."""
+
+import argparse
+from pathlib import Path
+
+from pipeline.weights.hub_cache import find_checkpoint
+
+MODELS = ("model", "deep")
+"""Under these names commands take them."""
+
+
+def find_models(options: argparse.Namespace) -> argparse.Namespace:
+    """The same options with folders in the place of ids. Raises CheckpointError for those that the cache has not."""
+    for name in MODELS:
+        value = getattr(options, name, None)
+        if isinstance(value, Path):
+            setattr(options, name, find_checkpoint(value))
+        elif isinstance(value, list):
+            setattr(options, name, [find_checkpoint(one) for one in value])
+    return options

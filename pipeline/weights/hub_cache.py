@@ -1,0 +1,76 @@
+"""Models in the local Hugging Face cache, found by their id. Nothing is downloaded.
+
+hub/models--meta-llama--Llama-3.2-1B/refs/main         the commit that `main` was when it was fetched
+                                     snapshots/4e20/   the files of a commit, as links
+"""
+
+import os
+import re
+from pathlib import Path
+
+from pipeline.errors import CheckpointError
+from pipeline.small_files import os_errors_named, read_small_file
+
+ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
+PREFIX = "models--"
+REF_LIMIT_BYTES = 4096
+
+
+def find_checkpoint(path: Path, name: str = "") -> Path:
+    """The folder of a checkpoint: `path` itself, the snapshot in it where it is a folder of the cache, or, where there
+    is nothing, the snapshot of the model of that `name` (by default the path as it is written).
+
+    A path that is neither is returned as it is. Raises CheckpointError for an id that the cache has not, and where it
+    is not certain which snapshot counts.
+    """
+    if os.path.lexists(path):
+        repository = path.parent if path.name == "snapshots" else path
+        is_cached = repository.name.startswith(PREFIX) and os.path.isdir(repository / "snapshots")
+        return _snapshot(repository) if is_cached else path
+    name = name or str(path)
+    if not (ID.fullmatch(name) or (name.startswith(PREFIX) and Path(name).name == name)):
+        return path
+    hub = cache_folder()
+    repository = hub / (name if name.startswith(PREFIX) else PREFIX + name.replace("/", "--"))
+    if not os.path.isdir(repository):
+        raise CheckpointError(
+            f"{name}: no such folder, and no model of that name in the Hugging Face cache {hub}; give the path of a "
+            f"folder, or, if it is a model of the Hub, fetch it first: hf download {_id(repository)}"
+        )
+    return _snapshot(repository)
+
+
+def cache_folder() -> Path:
+    """Where huggingface_hub keeps models, by the same variables of the environment."""
+    get = os.environ.get
+    caches = get("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))
+    home = os.path.expandvars(os.path.expanduser(get("HF_HOME", os.path.join(caches, "huggingface"))))
+    hub = get("HF_HUB_CACHE", get("HUGGINGFACE_HUB_CACHE", os.path.join(home, "hub")))
+    return Path(os.path.expandvars(os.path.expanduser(hub)))
+
+
+def _snapshot(repository: Path) -> Path:
+    """The one that refs/main names; without refs/main the only one."""
+    folder, main = repository / "snapshots", repository / "refs" / "main"
+    with os_errors_named(folder):
+        names = sorted(name for name in os.listdir(folder) if os.path.isdir(folder / name))
+    fetch = f"hf download {_id(repository)}"
+    if os.path.lexists(main):
+        commit = read_small_file(main, REF_LIMIT_BYTES).decode(errors="replace").strip()
+        if commit in names:
+            return folder / commit
+        raise CheckpointError(
+            f"{repository}: refs/main is {commit[:80]!r}, of which no file is there; fetch it: {fetch}"
+        )
+    if not names:
+        raise CheckpointError(f"{repository}: holds no files of the model; fetch it: {fetch}")
+    if len(names) > 1:
+        raise CheckpointError(
+            f"{repository}: has {len(names)} snapshots, and no refs/main that says which one counts; give the path of "
+            f"one: {', '.join(str(folder / name) for name in names[:5])}"
+        )
+    return folder / names[0]
+
+
+def _id(repository: Path) -> str:
+    return repository.name.removeprefix(PREFIX).replace("--", "/", 1)

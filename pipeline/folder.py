@@ -39,6 +39,12 @@ def read_defaults(folder: Path) -> dict[str, Any]:
     Raises ConfigError.
     """
     model = read_config(folder)
+    if not model.eos_ids:
+        logger.warning(
+            "%s names no end token that is one of the model's %d: an answer ends by its length, or where a call says",
+            folder,
+            model.vocabulary_size,
+        )
     defaults = {**read_generation_defaults(folder), **read_rules(folder, model.vocabulary_size)}
     try:
         SamplingParameters.from_arguments(defaults, {}).fitted(model.vocabulary_size, model.eos_ids)

@@ -82,13 +82,12 @@ class Settings:
         return value
 
     def token_ids(self, key: str, vocabulary_size: int) -> tuple[int, ...]:
-        """One token id, a list of them, or none, each inside the vocabulary."""
+        """One token id, a list of them, or none, without those outside the vocabulary: such a token never comes."""
         value = self.get(key)
         ids = [] if value is None else value if isinstance(value, list) else [value]
-        for token_id in ids:
-            if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < vocabulary_size:
-                raise self.error(key, f"token ids from 0 to {vocabulary_size - 1}", value)
-        return tuple(ids)
+        if not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
+            raise self.error(key, "token ids", value)
+        return tuple(one for one in ids if isinstance(one, int) and 0 <= one < vocabulary_size)
 
     def error(self, key: str, need: str, have: object, advice: str = "correct the file") -> ConfigError:
         """The error that says that `key` is not what is needed."""

@@ -105,6 +105,20 @@ def test_generation_config_speaks_for_the_end_tokens(tmp_path: Path) -> None:
     write(tmp_path, {"eos_token_id": [7, 9]}, "generation_config.json")
     config = read_config(tmp_path)
     assert (config.eos_ids, config.bos_id) == ((7, 9), 128000)
+    write(tmp_path, {"eos_token_id": None}, "generation_config.json")
+    assert read_config(tmp_path).eos_ids == (128001, 128008, 128009)
+
+
+@pytest.mark.parametrize(
+    ("named", "ids"), [([2, 128256], (2,)), ([-1, 2, 2], (2, 2)), (128256, ()), (-1, ()), ([], ()), (2, (2,))]
+)
+def test_end_tokens_that_the_model_has_not_never_come(named: object, ids: tuple[int, ...], tmp_path: Path) -> None:
+    values = changed(LLAMA_31_8B, eos_token_id=named, bos_token_id=128256, pad_token_id=-1)
+    config = read_config(write(tmp_path, values))
+    assert (config.eos_ids, config.bos_id) == (ids, None)
+    write(tmp_path, LLAMA_31_8B)
+    write(tmp_path, {"eos_token_id": named, "pad_token_id": 128256}, "generation_config.json")
+    assert read_config(tmp_path).eos_ids == ids
 
 
 def test_a_model_without_end_token(tmp_path: Path) -> None:
@@ -188,7 +202,7 @@ IMPOSSIBLE: dict[str, tuple[dict[str, Any], str]] = {
     "odd head": (changed(LLAMA_31_8B, head_dim=127), "head_dim: need an even number.*; have 127"),
     "no whole head": (changed(LLAMA_31_8B, hidden_size=4100), "hidden_size: need a multiple of .* 32, or a head_dim"),
     "layers beyond reason": (changed(LLAMA_31_8B, num_hidden_layers=10**6), "num_hidden_layers: need .* to 10000"),
-    "end token": (changed(LLAMA_31_8B, eos_token_id=128256), "eos_token_id: need token ids from 0 to 128255"),
+    "end token": (changed(LLAMA_31_8B, eos_token_id="</s>"), "eos_token_id: need token ids; have '</s>'"),
     "end tokens": (changed(LLAMA_31_8B, eos_token_id=[1, True]), "eos_token_id: need token ids"),
     "flag": (changed(LLAMA_31_8B, tie_word_embeddings="yes"), "tie_word_embeddings: need true or false; have 'yes'"),
     "text": (changed(LLAMA_31_8B, hidden_act=3), "hidden_act: need a string; have 3"),

@@ -2,47 +2,59 @@
 
 import argparse
 import importlib.metadata
-import io
 import logging
-import os
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from actors.core.errors import PenstockError
-from pipeline.commands.bench_open import add_bench_open
-from pipeline.commands.bench_speed import add_bench_speed
+from pipeline.commands.bench_options import add_bench
 from pipeline.commands.doctor import add_doctor
+from pipeline.commands.event_loop import run_async
 from pipeline.commands.models import find_models
-from pipeline.commands.options import add_memory, add_settings, add_trace
+from pipeline.commands.options import add_settings
+from pipeline.commands.parser import Parser
 from pipeline.commands.plan import add_plan
+from pipeline.commands.progress import say_loading
+from pipeline.commands.run import add_run
 from pipeline.commands.simulate import add_simulate
+from pipeline.commands.streams import OutputFailed, ReaderGone, standard_streams
 from pipeline.commands.verify import add_verify
 from pipeline.doctor.names import DISTRIBUTION
+from pipeline.errors import PenstockError
+from pipeline.limits import explained
 
 INTERRUPTED = 130
-Result = TypeVar("Result")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns 0 or its own exit status, 1 for an error of ours (on stderr), 130 for Ctrl-C."""
-    _log_to_stderr()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
-    options = _parser().parse_args(arguments)
     try:
+        with standard_streams():
+            return _main(arguments)
+    except ReaderGone:
+        return 0
+    except OutputFailed as error:
+        return _failed(error)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    try:
+        _log_to_stderr()
+        options = _parser().parse_args(arguments)
         return int(options.command(find_models(options)) or 0)
-    except BrokenPipeError:
-        # Whoever read our output has enough; the interpreter must not try to flush the rest.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except PenstockError as error:
-        print(f"penstock: {error}", file=sys.stderr)
-        return 1
+        return _failed(error)
+    except OSError as error:
+        return _failed(explained(error))
     except KeyboardInterrupt:
         print("\npenstock: interrupted", file=sys.stderr)
         return INTERRUPTED
-    return 0
+
+
+def _failed(error: BaseException) -> int:
+    print(f"penstock: {error}", file=sys.stderr)
+    return 1
 
 
 def _log_to_stderr() -> None:
@@ -53,33 +65,19 @@ def _log_to_stderr() -> None:
         logger.addHandler(handler)
 
 
-def run_async(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run a coroutine to its result, on uvloop where it is installed (rule 10)."""
-    import asyncio
-
-    try:
-        import uvloop
-
-        factory = uvloop.new_event_loop
-    except ImportError:
-        factory = None
-    with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(work)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="penstock", description="Runs language models that are bigger than the memory of the device that computes."
     )
     parser.add_argument("--version", action="version", version=f"penstock {_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    _add_run(commands)
+    add_run(commands)
     add_plan(commands)
     add_doctor(commands)
     add_verify(commands)
     _add_demo(commands)
     _add_make_checkpoint(commands)
-    _add_bench(commands)
+    add_bench(commands)
     add_simulate(commands)
     _add_tune(commands)
     _add_report(commands)
@@ -95,26 +93,18 @@ def _version() -> str:
 
 Commands = Any
 """What `add_subparsers` returns; argparse keeps its type private."""
-
-
-def _add_run(commands: Commands) -> None:
-    run = commands.add_parser("run", help="continue a prompt and stream the text")
-    run.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint folder")
-    run.add_argument("--prompt", required=True, metavar="TEXT", help="the text to continue")
-    run.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="default 64")
-    run.add_argument(
-        "--temperature", type=float, metavar="T", help="0 takes the most likely token; default: the checkpoint's"
-    )
-    run.add_argument("--json", action="store_true", help="print one JSON object instead of streaming text")
-    run.add_argument("--policy", default="backpressure", metavar="P", help="prefetch policy; default backpressure")
-    add_settings(run)
-    add_memory(run)
-    add_trace(run)
-    run.set_defaults(command=_run)
+TUNED = (
+    *("gpu_groups", "host_groups", "queues", "reader_lanes", "chunk_bytes"),
+    *("context_tokens", "max_tokens_per_pass", "residency"),
+)
+"""What `tune` tries, and what it needs for that."""
 
 
 def _add_demo(commands: Commands) -> None:
-    demo = commands.add_parser("demo", help="the bundled model under a budget smaller than itself")
+    demo = commands.add_parser(
+        "demo", usage="%(prog)s [options]", help="the bundled model under a budget smaller than itself"
+    )
+    add_settings(demo, defaults={"gpu_groups": 4, "residency": False})
     demo.set_defaults(command=_demo)
 
 
@@ -131,68 +121,16 @@ def _add_make_checkpoint(commands: Commands) -> None:
     make.set_defaults(command=_make_checkpoint)
 
 
-def _add_bench(commands: Commands) -> None:
-    bench = commands.add_parser("bench", help="measure").add_subparsers(metavar="WHAT", required=True)
-    one_pass = bench.add_parser("pass", help="a pass against its floors, and against one without overlap")
-    one_pass.add_argument("model", type=Path, nargs="+", metavar="MODEL", help="checkpoint folders")
-    one_pass.add_argument(
-        "--batch-tokens",
-        default="1",
-        metavar="B",
-        help="tokens per pass, or multiples of those that compute as long as bytes move: 1,1x,4x; default 1",
-    )
-    one_pass.add_argument("--passes", type=int, default=5, metavar="N", help="rounds to take the median of; default 5")
-    one_pass.add_argument("--json", action="store_true")
-    add_settings(one_pass)
-    add_memory(one_pass)
-    add_trace(one_pass)
-    one_pass.set_defaults(command=_bench_pass)
-    policies = bench.add_parser("policies", help="every prefetch policy, measured and simulated")
-    policies.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint folder")
-    policies.add_argument("--policies", nargs="+", metavar="P", help="default: all seven")
-    policies.add_argument("--passes", type=int, default=8, metavar="N", help="measured passes of each; default 8")
-    policies.add_argument(
-        "--batch-tokens", type=int, metavar="B", help="tokens per pass; default: so that computing and reading balance"
-    )
-    policies.add_argument("--json", action="store_true")
-    add_settings(policies, gpu_groups=10)
-    add_trace(policies)
-    policies.set_defaults(command=_bench_policies)
-    _add_bench_throughput(bench)
-    add_bench_speed(bench)
-    add_bench_open(bench)
-    core = bench.add_parser("core", help="what channels and the line itself cost, on a simulated device")
-    core.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds to take the median of; default 5")
-    core.add_argument("--json", action="store_true")
-    core.set_defaults(command=_bench_core)
-
-
-def _add_bench_throughput(bench: Commands) -> None:
-    parser = bench.add_parser("throughput", help="many requests at once: tokens per second, latencies, and the floors")
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint folder")
-    parser.add_argument("--requests", required=True, metavar="N", help="how many, or a list: 1,4,16,64")
-    parser.add_argument("--prompt-tokens", required=True, metavar="P", help="of each, or a range: 8-64")
-    parser.add_argument("--new-tokens", required=True, type=int, metavar="T", help="of each")
-    parser.add_argument("--arrival", metavar="poisson:RATE", help="requests per second; default: all at once")
-    parser.add_argument("--seed", type=int, default=0, help="of prompts and arrivals; default 0")
-    parser.add_argument("--against", metavar="accelerate", help="measure its disk offload too, with a static batch")
-    parser.add_argument("--memory-limit", metavar="SIZE", help="run each arm in a process limited to 1.8GB, ...")
-    parser.add_argument("--limit-by", metavar="WAY", help="systemd or cgroup, whichever is there; or watchdog")
-    parser.add_argument("--rounds", type=int, metavar="R", help="how often the arms take turns; default 1")
-    parser.add_argument("--json", action="store_true", help="print one JSON object, with the tokens")
-    add_settings(parser)
-    add_memory(parser)
-    parser.set_defaults(command=_bench_throughput)
-
-
 def _add_tune(commands: Commands) -> None:
-    tune = commands.add_parser("tune", help="try queue sizes, reader lanes, chunk sizes and budgets")
+    tune = commands.add_parser(
+        "tune", usage="%(prog)s MODEL [options]", help="try queue sizes, reader lanes, chunk sizes and budgets"
+    )
     tune.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint folder")
     tune.add_argument("--batch-tokens", type=int, default=1, metavar="B", help="tokens per pass; default 1")
     tune.add_argument("--most-groups", type=int, default=12, metavar="N", help="largest gpu_groups to try; default 12")
     tune.add_argument("--passes", type=int, default=4, metavar="N", help="measured passes of a real run; default 4")
-    tune.add_argument("--device", default="auto", help="auto, cpu, cpu-copy, cuda; default auto")
-    tune.add_argument("--json", action="store_true")
+    tune.add_argument("--json", action="store_true", help="print one JSON object")
+    add_settings(tune, own=TUNED)
     tune.set_defaults(command=_tune)
 
 
@@ -203,18 +141,11 @@ def _add_report(commands: Commands) -> None:
     report.set_defaults(command=_report)
 
 
-def _run(options: argparse.Namespace) -> None:
-    _say_loading()
-    from pipeline.commands.run import run
-
-    run_async(run(options))
-
-
 def _demo(options: argparse.Namespace) -> None:
-    _say_loading()
+    say_loading()
     from pipeline.commands.demo import demo
 
-    run_async(demo())
+    run_async(demo(options))
 
 
 def _make_checkpoint(options: argparse.Namespace) -> None:
@@ -223,36 +154,8 @@ def _make_checkpoint(options: argparse.Namespace) -> None:
     make(options)
 
 
-def _say_loading() -> None:
-    """torch takes a second or two to import, and nothing may look hung."""
-    from pipeline.commands.progress import Progress
-
-    Progress().say("loading torch")
-
-
-def _bench_pass(options: argparse.Namespace) -> None:
-    _say_loading()
-    from pipeline.commands.bench import bench
-
-    run_async(bench(options))
-
-
-def _bench_policies(options: argparse.Namespace) -> None:
-    _say_loading()
-    from pipeline.commands.bench_policies import bench_policies
-
-    run_async(bench_policies(options))
-
-
-def _bench_throughput(options: argparse.Namespace) -> None:
-    _say_loading()
-    from pipeline.commands.bench_throughput import throughput
-
-    run_async(throughput(options))
-
-
 def _tune(options: argparse.Namespace) -> None:
-    _say_loading()
+    say_loading()
     from pipeline.commands.tune import tune
 
     run_async(tune(options))
@@ -262,12 +165,6 @@ def _report(options: argparse.Namespace) -> None:
     from pipeline.commands.report import report
 
     report(options)
-
-
-def _bench_core(options: argparse.Namespace) -> None:
-    from pipeline.commands.bench import core
-
-    core(options)
 
 
 if __name__ == "__main__":

@@ -55,9 +55,10 @@ class Config:
         context_tokens: prompt plus new tokens that one request may have.
         kv_tokens: the same for all requests that run at a time, for which KV memory is set aside; those that do not
             fit wait. None is `context_tokens`.
-        gpu_memory, host_memory: what to stay within, in bytes, as "10GiB" or "8G", or as a share, "80%", of the
-            device's memory or of what the machine (or its control group) leaves this process; None is all there is. On
-            the CPU the two are one, and `host_memory` counts.
+        gpu_memory: what to stay within on the device: bytes, a size as "10GiB" or "8G", or a share as "80%" of its
+            memory; None is all there is.
+        host_memory: the same in host memory, of which a share is one of what the machine (or its control group) leaves
+            this process. On the CPU the two are one, and this one counts.
         residency: whether memory that the plan leaves holds weight groups for good, so that fewer of them move. Where
             no limit is set, a tenth of what there is stays free.
         kv_disk: a folder on a disk, for KV blocks for which neither has room.
@@ -70,9 +71,11 @@ class Config:
             of a request's tokens and log-probabilities, by construction. Without it this holds on the CPUs where it
             was measured; on a GPU a near tie may go the other way. With it a CPU computes up to 1.9 times as long in
             bf16, and longer in fp16, and later prompts do not reuse the KV blocks of answers.
-        reader_lanes, chunk_bytes, reader_way, direct_reads: reads in flight at a time, the size of one, "preadv" or
-            "aiofiles", and whether they go past the page cache. None is what a measurement at open finds best; where
-            the first two are given nothing is measured.
+        reader_lanes: reads in flight at a time. None here, and in the next three, is what a measurement at open finds
+            best; where lanes and chunks are given nothing is measured.
+        chunk_bytes: how much one read asks for, a multiple of 4096 bytes, or a size as "8MiB".
+        reader_way: how the disk is read, "preadv" or "aiofiles".
+        direct_reads: whether reads go past the page cache.
         checksums: whether weights that are read again are compared with their first read, so that damage on the disk
             stops the answer instead of changing it. None compares them with a GPU, where
             less than 256 MiB move per pass, and on a CPU where it is estimated to cost at most 2 % of a pass.

@@ -92,7 +92,7 @@ def test_run_writes_a_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     path = tmp_path / "run.json.gz"
     arguments = ["--prompt", "class", "--max-new-tokens", "3", "--device", "cpu", "--policy", "stage2", "--temperature"]
     assert main(["run", str(BUNDLED), *arguments, "0", "--trace", str(path)]) == 0
-    assert "bound by" in capsys.readouterr().out
+    assert "bound by" in capsys.readouterr().err
     recording = read_trace(path)
     whole(recording, "run", 3)
     assert recording.configuration["policy"] == "stage2"

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.bench.accelerate_arm import ArmSettings, check_installed
 from pipeline.bench.load import Load
 from pipeline.bench.memory_limit import MemoryLimit, OverLimit, run_limited
-from pipeline.commands.options import as_options
+from pipeline.commands.settings import as_options
 from pipeline.errors import ConfigError
 from pipeline.models.config import read_config
 
@@ -103,7 +103,7 @@ class Arms:
             "seed": load.seed,
             **({} if load.arrivals_per_second is None else {"arrival": f"poisson:{load.arrivals_per_second}"}),
         }
-        told = [*as_options(options), *as_options(self.settings)]
+        told = [*(f"--{name}={value}" for name, value in options.items()), *as_options(self.settings)]
         return [sys.executable, "-m", "pipeline", "bench", "throughput", str(self.folder), *told, "--json"]
 
     def _accelerate(self, offload_folder: Path, requests: int) -> list[str]:
@@ -114,7 +114,7 @@ class Arms:
             prompt_tokens=self.load.longest,
             new_tokens=self.load.new_tokens,
             seed=self.load.seed,
-            dtype=self.settings["dtype"],
+            dtype=self.settings.get("dtype", "auto"),
         )
         return [sys.executable, "-m", "pipeline.bench.accelerate_arm", json.dumps(asdict(settings))]
 

@@ -134,7 +134,7 @@ async def bench_pass(
     """Measure so many rounds; the recording is the last round's."""
     config = Config.from_arguments(settings)
     most = max(tokens, config.max_tokens_per_pass)
-    settings = {**room_for(tokens), "max_tokens_per_pass": most, **settings}
+    settings = {**room_for(tokens), **settings, "max_tokens_per_pass": most}
     # Opened first, so that its plan counts no floor's memory; the floors have the rest of the machine.
     async with Model.open(folder, **settings) as model:
         beside = {**settings, "residency": False, "host_memory": None, "gpu_memory": None}

@@ -14,7 +14,7 @@ from pipeline.api import Model
 from pipeline.bench.floors import Floors
 from pipeline.bench.pass_arm import ArmSettings, Passes, say, serve
 from pipeline.build import build
-from pipeline.cli import run_async
+from pipeline.commands.event_loop import run_async
 from pipeline.config import Config
 from pipeline.residency import NOTHING_STAYS, Residency
 

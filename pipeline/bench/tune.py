@@ -65,7 +65,7 @@ class TuneReport:
     """
 
     folder: Path
-    device: str
+    settings: Mapping[str, Any]
     unified: bool
     batch_tokens: int
     most_groups: int
@@ -80,7 +80,7 @@ class TuneReport:
         """The same as plain values."""
         return {
             "model": str(self.folder),
-            "device": self.device,
+            "settings": {name: str(value) for name, value in self.settings.items()},
             "batch_tokens": self.batch_tokens,
             "read_rates": [reading._asdict() | samples.as_dict() for reading, samples in self.rates.items()],
             "resource_seconds": dict(self.resources),
@@ -106,7 +106,7 @@ class Tuner:
     """One tuning: the model, the load, and how far to go."""
 
     folder: Path
-    device: str
+    settings: Mapping[str, Any]
     batch_tokens: int
     most_groups: int
     passes: int
@@ -133,7 +133,7 @@ class Tuner:
         measured = await self._measure(list(predicted))
         return TuneReport(
             folder=self.folder,
-            device=self.device,
+            settings=self.settings,
             unified=runtime.device.unified,
             batch_tokens=self.batch_tokens,
             most_groups=self.most_groups,
@@ -151,7 +151,7 @@ class Tuner:
         `host_groups` as by default, and, where host memory is not the device's, as many as there are `gpu_groups`.
         """
         self.progress("opening the model with the smallest budget")
-        async with Model.open(self.folder, device=self.device, gpu_groups=1, host_groups=1) as model:
+        async with Model.open(self.folder, **{**self.settings, "gpu_groups": 1, "host_groups": 1}) as model:
             unified, most = model.runtime.device.unified, model.runtime.config.max_positions
         need = (self.passes + UNMEASURED_PASSES) * self.batch_tokens
         if need > most:
@@ -176,7 +176,8 @@ class Tuner:
         return []
 
     async def _build(self, gpu_groups: int, host_groups: int) -> Runtime:
-        config = Config(device=self.device, gpu_groups=gpu_groups, host_groups=host_groups, residency=False)
+        groups = {"gpu_groups": gpu_groups, "host_groups": host_groups}
+        config = Config.from_arguments({**self.settings, **groups, "residency": False})
         return await asyncio.to_thread(build, self.folder, config)
 
     async def _timings(self, candidate: Candidate) -> SteadyTimings:
@@ -207,7 +208,7 @@ class Tuner:
         passes = self.passes + UNMEASURED_PASSES
         prompt_tokens, new_tokens = (1, passes) if self.batch_tokens == 1 else (passes * self.batch_tokens, 1)
         settings = {
-            "device": self.device,
+            **self.settings,
             "max_tokens_per_pass": self.batch_tokens,
             "context_tokens": prompt_tokens + new_tokens,
             "residency": False,  # what is tuned is how groups move

@@ -9,7 +9,11 @@ from pipeline.commands.options import add_settings
 
 def add_bench_speed(bench: Any) -> None:
     """Add the command's parser to those of `bench`."""
-    parser = bench.add_parser("speed", help="one token a pass: with and without each feature, and by other programs")
+    parser = bench.add_parser(
+        "speed",
+        usage="%(prog)s MODEL [options]",
+        help="one token a pass: with and without each feature, and by other programs",
+    )
     parser.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint folder")
     parser.add_argument(
         "--passes", type=int, default=5, metavar="N", help="measured passes of each arm a round; default 5"
@@ -22,13 +26,13 @@ def add_bench_speed(bench: Any) -> None:
     parser.add_argument("--memory-limit", metavar="SIZE", help="run each arm in a process limited to 1.8GB, ...")
     parser.add_argument("--limit-by", metavar="WAY", help="systemd or cgroup, whichever is there; or watchdog")
     parser.add_argument("--json", action="store_true", help="print one JSON object, with every pass")
-    add_settings(parser)
+    add_settings(parser, own=("context_tokens",))
     parser.set_defaults(command=bench_speed_command)
 
 
 def bench_speed_command(options: argparse.Namespace) -> None:
     """Measure and print. Raises ConfigError naming the option that can never work."""
-    from pipeline.cli import run_async
+    from pipeline.commands.event_loop import run_async
     from pipeline.commands.speed_table import bench_speed
 
     run_async(bench_speed(options))

@@ -15,6 +15,7 @@ from pipeline.bench.throughput import bench_throughput
 from pipeline.commands.moving import nothing_moved
 from pipeline.commands.options import model_settings
 from pipeline.commands.progress import Progress
+from pipeline.commands.settings import plain
 from pipeline.commands.table import aligned
 from pipeline.config import Config
 from pipeline.errors import ConfigError
@@ -45,7 +46,7 @@ async def throughput(options: argparse.Namespace) -> None:
         _print(told | {"rows": rows}, _columns(rows), _unsaid(options, rows), as_json=options.json)
         return
     rounds = 1 if options.rounds is None else _at_least_one("--rounds", options.rounds)
-    arms = Arms(options.model, settings, load, requests, limit, progress.say)
+    arms = Arms(options.model, plain(settings), load, requests, limit, progress.say)
     arms.check(options.against)
     runs = await arms.run(options.against, rounds)
     progress.clear()

@@ -4,11 +4,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from pipeline.commands.options import add_settings
+
 
 def add_doctor(commands: Any) -> None:
     """Add the command's parser to `commands`, which is what `add_subparsers` gave."""
     parser = commands.add_parser(
         "doctor",
+        usage="%(prog)s [--deep MODEL] [options]",
         help="check this machine and, with --deep, that outputs do not depend on where weights lie",
         description="Check this machine. The exit status is 1 when something is bad; notes cost only speed or memory.",
     )
@@ -19,11 +22,7 @@ def add_doctor(commands: Any) -> None:
         help="also let a checkpoint folder answer streamed, resident and one group at a time, which must be equal",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    deep = parser.add_argument_group("how MODEL is run")
-    deep.add_argument("--device", help="auto, cpu, cpu-copy, cuda; default auto")
-    deep.add_argument("--dtype", help="compute in float32, float16, bfloat16; default the checkpoint's")
-    deep.add_argument("--gpu-memory", metavar="SIZE", help="stay within 10GiB, 80%%, ... of the device's memory")
-    deep.add_argument("--host-memory", metavar="SIZE", help="the same for host memory; on the CPU it holds everything")
+    add_settings(parser, own=("gpu_groups", "host_groups", "residency"))
     parser.set_defaults(command=doctor_command)
 
 

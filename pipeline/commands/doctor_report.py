@@ -15,16 +15,14 @@ from pipeline.errors import ConfigError, PenstockError
 from pipeline.weights.checkpoint import open_checkpoint
 
 NAME_WIDTH = len("pinned memory")
-OF_DEEP = ("device", "dtype", "gpu_memory", "host_memory")
 
 
 def doctor(options: argparse.Namespace) -> None:
     """Check, and print. Raises PenstockError when something is bad, or when the model cannot be opened."""
     if options.deep is not None:
         open_checkpoint(options.deep, direct=False).close()  # a folder that is none is told before anything takes time
-    for name in OF_DEEP:
-        if options.deep is None and getattr(options, name) is not None:
-            raise ConfigError(f"--{name.replace('_', '-')}: says how a model is run, so it needs --deep MODEL")
+    for name in options.settings if options.deep is None else ():
+        raise ConfigError(f"{name}: says how a model is run, so it needs --deep MODEL")
     progress = Progress()
     progress.say("checking the machine")
     checks = machine_checks(options.deep)
@@ -48,7 +46,7 @@ def doctor(options: argparse.Namespace) -> None:
 
 def _deep(options: argparse.Namespace, progress: Progress) -> list[Check]:
     """Raises PenstockError when the model cannot be opened."""
-    from pipeline.cli import run_async
+    from pipeline.commands.event_loop import run_async
 
     checks: list[Check] = []
 

@@ -1,39 +1,71 @@
-"""Options that several commands share, and the settings of `Config` that they stand for."""
+"""Options that several commands share. Those that say how a model is run are all settings of `Config`."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-SETTINGS = ("gpu_groups", "device", "dtype", "policy", "gpu_memory", "host_memory", "kv_disk")
+from pipeline.commands.parser import Parser
+from pipeline.errors import ConfigError
+
+OPTIONS = {
+    "device": ("DEVICE", "auto, cpu, cpu-copy, cuda; default auto"),
+    "dtype": ("DTYPE", "compute in float32, float16, bfloat16; default the checkpoint's"),
+    "gpu_memory": ("SIZE", "stay within 10GiB, 80%%, ... of the device's memory"),
+    "host_memory": ("SIZE", "the same for host memory; on the CPU it holds everything"),
+    "gpu_groups": ("N", "weight groups on the device"),
+    "context_tokens": ("N", "prompt plus new tokens that one request may have"),
+    "kv_tokens": ("N", "the same for all requests that run at a time"),
+    "kv_disk": ("FOLDER", "where KV blocks go that have no room in memory"),
+    "policy": ("P", "prefetch policy"),
+}
+"""Settings that have an option of their own: what stands for the value, and the help."""
 
 
-def add_settings(parser: argparse.ArgumentParser, gpu_groups: int = 4) -> None:
-    """How the model is run."""
-    parser.add_argument(
-        "--gpu-groups",
-        type=int,
-        default=gpu_groups,
-        metavar="N",
-        help=f"weight groups on the device; default {gpu_groups}",
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cpu-copy, cuda; default auto")
-    parser.add_argument(
-        "--dtype", default="auto", help="compute in float32, float16, bfloat16; default the checkpoint's"
-    )
+class Setting(argparse.Action):
+    """Adds to `settings` what --set says, or what follows `const`, the beginning of what --set would say."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Of what is given twice, the last counts."""
+        from pipeline.commands.settings import with_setting
+
+        told = f"{self.const or ''}{values or ''}"
+        try:
+            namespace.settings = with_setting(namespace.settings, told, namespace.own_settings)
+        except ConfigError as error:
+            raise argparse.ArgumentError(self, str(error)) from error
 
 
-def add_memory(parser: argparse.ArgumentParser) -> None:
-    """What the model may hold."""
-    parser.add_argument("--gpu-memory", metavar="SIZE", help="stay within 10GiB, 80%%, ... of the device's memory")
-    parser.add_argument(
-        "--host-memory", metavar="SIZE", help="the same for host memory; on the CPU it holds everything"
-    )
-    parser.add_argument("--no-residency", action="store_true", help="let every weight group move in every pass")
-    parser.add_argument("--kv-disk", type=Path, metavar="FOLDER", help="where KV blocks go that have no room in memory")
+def add_settings(parser: Parser, own: Collection[str] = (), defaults: Mapping[str, Any] | None = None) -> None:
+    """How the model is run. `own` are settings that the command sets itself, `defaults` those that it starts from."""
+    parser.set_defaults(settings=dict(defaults or {}), own_settings=own)
+    parser.appendix = partial(_table, own)
+    group = parser.add_argument_group("how the model is run", "Of settings that are given twice, the last counts.")
+    add = partial(group.add_argument, action=Setting, dest="settings", default=argparse.SUPPRESS)
+    for name, (metavar, told) in OPTIONS.items():
+        if name not in own:
+            add(f"--{name.replace('_', '-')}", const=f"{name}=", metavar=metavar, help=told)
+    if "residency" not in own:
+        add("--no-residency", const="residency=no", nargs=0, help="let every weight group move in every pass")
+    if "queues" not in own:
+        add("--queue", const="queues.", metavar="ACTOR=N", help="messages that may wait in front of an actor")
+    add("--set", metavar="NAME=VALUE", help="any other setting, from the list below; as often as you like")
 
 
-def add_trace(parser: argparse.ArgumentParser) -> None:
+def _table(own: Collection[str]) -> str:
+    from pipeline.commands.settings import settings_table
+
+    return settings_table(own)
+
+
+def add_trace(parser: argparse._ActionsContainer) -> None:
     """Where the trace goes."""
     parser.add_argument(
         "--trace", type=Path, metavar="FILE", help="write what every actor did, for Perfetto and report"
@@ -41,13 +73,5 @@ def add_trace(parser: argparse.ArgumentParser) -> None:
 
 
 def model_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What `Model.open` is given: the options that the command has and the user has set."""
-    told = {name: getattr(options, name, None) for name in SETTINGS}
-    settings = {name: value for name, value in told.items() if value is not None}
-    return {**settings, "residency": False} if getattr(options, "no_residency", False) else settings
-
-
-def as_options(settings: Mapping[str, Any]) -> list[str]:
-    """The same settings as a command line."""
-    told = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items() if name != "residency"]
-    return told if settings.get("residency", True) else [*told, "--no-residency"]
+    """What `Model.open` is given: the settings that the user has set, and those that the command starts from."""
+    return dict(options.settings)

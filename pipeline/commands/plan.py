@@ -4,13 +4,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pipeline.commands.options import add_memory, add_settings
+from pipeline.commands.options import add_settings
 
 
 def add_plan(commands: Any) -> None:
     """Add the command's parser to `commands`, which is what `add_subparsers` gave."""
     parser = commands.add_parser(
         "plan",
+        usage="%(prog)s MODEL [options]",
         help="what stays where, what a pass will take, what binds, and what would help",
         description="Measure this machine for a few seconds, or take numbers for another one, and forecast.",
     )
@@ -20,7 +21,6 @@ def add_plan(commands: Any) -> None:
         "--check", type=int, metavar="N", help="then run N such passes, to see how far the forecast is off"
     )
     add_settings(parser)
-    add_memory(parser)
     elsewhere = parser.add_argument_group(
         "a machine that is not here", "With these, and the sizes of its memory; one with a GPU has an H2D rate."
     )

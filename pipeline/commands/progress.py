@@ -22,3 +22,8 @@ class Progress:
         """Wipe the line."""
         if self._terminal:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def say_loading() -> None:
+    """torch takes a second or two to import, and nothing may look hung."""
+    Progress().say("loading torch")

@@ -12,7 +12,9 @@ from pipeline.bench.speed import WITHOUT, ArmResult, SpeedBench, arms_of, result
 from pipeline.commands.moving import nothing_moved
 from pipeline.commands.options import model_settings
 from pipeline.commands.progress import Progress
+from pipeline.commands.settings import plain
 from pipeline.commands.table import aligned
+from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.memory import available_host_bytes, human_bytes, parse_bytes
 
@@ -25,11 +27,12 @@ async def bench_speed(options: argparse.Namespace) -> None:
     for name in options.arms or ():
         if name not in WITHOUT:
             raise ConfigError(f"--arms: need some of {', '.join(map(repr, WITHOUT))}, have {name!r}")
-    settings, limit = model_settings(options), None
+    settings, limit = dict(plain(model_settings(options))), None
     if options.memory_limit is not None:
         nbytes = parse_bytes("--memory-limit", options.memory_limit, available_host_bytes())
         limit = MemoryLimit.of(nbytes, options.limit_by)
-        settings["host_memory"] = nbytes
+        settings.setdefault("host_memory", nbytes)
+    Config.from_arguments(settings)
     progress = Progress()
     bench = SpeedBench(options.model, settings, options.passes, limit, progress.say)
     bench.check(options.against)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pipeline.bench.candidates import DEFAULT, TOLERANCE, ReadSizes, Samples, choose_reading
 from pipeline.bench.tune import QUEUES, Tuner, TuneReport
 from pipeline.commands.heat_map import heat_map
+from pipeline.commands.options import model_settings
 from pipeline.commands.progress import Progress
 from pipeline.config import Config
 from pipeline.errors import ConfigError
@@ -30,11 +31,10 @@ async def tune(options: argparse.Namespace) -> None:
         if not 1 <= (have := getattr(options, name)) <= most:
             limit = f" and at most {MOST_GROUPS}" if most == MOST_GROUPS else ""
             raise ConfigError(f"--{name.replace('_', '-')}: need at least 1{limit}, have {have}")
-    Config(device=options.device)
+    settings = model_settings(options)
+    Config.from_arguments(settings)
     progress = Progress()
-    tuner = Tuner(
-        options.model, options.device, options.batch_tokens, options.most_groups, options.passes, progress.say
-    )
+    tuner = Tuner(options.model, settings, options.batch_tokens, options.most_groups, options.passes, progress.say)
     said = _Once()
     logging.getLogger("penstock").addFilter(said)
     try:
@@ -74,8 +74,7 @@ def open_line(report: TuneReport) -> str:
     chunk_bytes = settings["chunk_bytes"]
     texts = {name: repr(value) for name, value in settings.items()}
     texts["chunk_bytes"] = f"{chunk_bytes // MIB} << 20" if chunk_bytes % MIB == 0 else str(chunk_bytes)
-    if report.device != "auto":
-        texts["device"] = repr(report.device)
+    texts |= {name: repr(value) for name, value in report.settings.items()}
     arguments = ", ".join(f"{name}={text}" for name, text in texts.items())
     return f"Model.open({str(report.folder)!r}, {arguments})"
 

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.weights.groups import TensorRange, WeightGroup
+from pipeline.weights.reading import BLOCK_BYTES as BLOCK_BYTES
 
 if TYPE_CHECKING:
     import torch
 
-BLOCK_BYTES = 4096
-"""Direct reads need file offset, length and memory address at multiples of this."""
 DEVICE_ALIGNMENT_BYTES = 256
 
 

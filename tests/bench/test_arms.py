@@ -86,7 +86,7 @@ async def test_arms_take_turns_with_the_same_load_limit_and_files(
     assert [path.name for path in tmp_path.iterdir()] == ["model"], "what was offloaded is gone"
     options = _parser().parse_args(list(ran[0][0][3:]))
     assert (options.requests, options.prompt_tokens, options.new_tokens, options.seed) == ("1,4", "8-8", 2, 9)
-    assert (options.gpu_groups, options.device, options.dtype, options.json) == (5, "cpu", "float32", True)
+    assert (options.settings, options.json) == ({"gpu_groups": 5, "device": "cpu", "dtype": "float32"}, True)
     for requests, (command, _) in zip((1, 4), ran[1:3], strict=True):
         theirs = ArmSettings(**json.loads(command[-1]))
         assert (theirs.requests, theirs.prompt_tokens, theirs.new_tokens, theirs.seed) == ([requests], 8, 2, 9)

@@ -80,7 +80,7 @@ def test_without_names_all_seven_run_with_the_settings_given(
     assert list(some_names) == ["stage1", "history"], "each once"
     assert (first.folder, first.passes, first.batch_tokens) == (BUNDLED, 2, 16)
     common = {"device": "cpu", "residency": False}
-    assert first.settings == {"gpu_groups": 10, "host_groups": 10, "dtype": "auto", **common}
+    assert first.settings == {"gpu_groups": 10, "host_groups": 10, **common}
     assert second.settings == {"gpu_groups": 6, "host_groups": 6, "dtype": "float32", **common}
 
 

@@ -59,7 +59,7 @@ def test_a_row_for_each_arm(asked: list[tuple[Any, ...]], capsys: pytest.Capture
     assert still.startswith("Nothing moved in penstock: all weight groups stayed in memory, so these rows do not tell")
     assert still.endswith("--no-residency lets all of them move, a smaller --memory-limit some.")
     names = [OURS, "without residency", "accelerate"]
-    assert asked == [({"gpu_groups": 4, "device": "auto", "dtype": "auto"}, 4, None, names, 3)]
+    assert asked == [({}, 4, None, names, 3)]
 
 
 def test_json_has_every_pass_and_a_limit_is_what_ours_plans_with(

@@ -54,7 +54,7 @@ def test_one_row_for_each_number_of_requests(
     ]
     assert [line.split()[5:] for line in rows] == [["0.500", "0.750", "-", "1", "MB", "0.200", "0.100", "0.800"]] * 2
     assert captured.err.startswith("loading torch")
-    settings = {"gpu_groups": 6, "device": "cpu", "dtype": "auto"}
+    settings = {"gpu_groups": 6, "device": "cpu"}
     assert measured == [(BUNDLED, settings, Load(4, 4, 2, seed=7), [1, 3])]
 
 

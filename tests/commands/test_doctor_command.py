@@ -92,8 +92,8 @@ def test_deep_fails_when_outputs_differ(monkeypatch: pytest.MonkeyPatch, capsys:
     ("arguments", "says"),
     [
         (["--deep", "nowhere"], "nowhere: no such folder; need a folder with model.safetensors"),
-        (["--device", "cpu"], "--device: says how a model is run, so it needs --deep MODEL"),
-        (["--host-memory", "1GB"], "--host-memory: says how a model is run"),
+        (["--device", "cpu"], "device: says how a model is run, so it needs --deep MODEL"),
+        (["--host-memory", "1GB"], "host_memory: says how a model is run"),
     ],
 )
 def test_what_can_never_work_is_refused_at_once(

@@ -31,7 +31,7 @@ def report(by_budget: list[float], chosen: int, resources: dict[str, float], **c
     return dataclasses.replace(
         TuneReport(
             folder=Path("some where/it's"),
-            device="auto",
+            settings={},
             unified=True,
             batch_tokens=1,
             most_groups=len(by_budget),
@@ -63,7 +63,7 @@ def test_the_advice_says_what_binds_and_what_more_would_buy() -> None:
 
 
 def test_the_line_to_paste_is_python() -> None:
-    line = open_line(report([1.0], 1, {"disk": 1.0}, device="cpu-copy", unified=False))
+    line = open_line(report([1.0], 1, {"disk": 1.0}, settings={"device": "cpu-copy"}, unified=False))
     settings = called_with(line)
     assert settings.pop("path") == "some where/it's"
     assert settings.pop("device") == "cpu-copy"
@@ -97,7 +97,7 @@ def _short_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def options(model: Path, **changes: Any) -> argparse.Namespace:
-    usual = {"batch_tokens": 1, "most_groups": 5, "passes": 2, "device": "cpu", "json": False}
+    usual = {"batch_tokens": 1, "most_groups": 5, "passes": 2, "settings": {"device": "cpu"}, "json": False}
     return argparse.Namespace(model=model, **(usual | changes))
 
 
@@ -133,7 +133,7 @@ async def test_what_does_not_fit_is_left_out_and_the_printed_line_opens_the_mode
 async def test_copying_devices_also_try_as_many_host_groups(
     checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    await tune(options(checkpoint, device="cpu-copy", json=True))
+    await tune(options(checkpoint, settings={"device": "cpu-copy"}, json=True))
     found = json.loads(capsys.readouterr().out)
     tried = {(row["gpu_groups"], row["host_groups"]) for row in found["simulated"]}
     assert tried == {(groups, 4) for groups in range(1, 6)} | {(groups, groups) for groups in range(1, 6)}
@@ -158,7 +158,7 @@ async def test_copying_devices_also_try_as_many_host_groups(
         ({"batch_tokens": 0}, "--batch-tokens: need at least 1, have 0"),
         ({"most_groups": 65}, "--most-groups: need at least 1 and at most 64, have 65"),
         ({"passes": 0}, "--passes: need at least 1, have 0"),
-        ({"device": "tpu"}, "device: unknown value"),
+        ({"settings": {"device": "xpu"}}, "device: unknown value"),
         ({"batch_tokens": 10_000}, "2 measured and 2 other passes of 10000 tokens need 40000 positions"),
     ],
 )

@@ -1,0 +1,33 @@
+"""A parser whose errors are one line, and which suggests the option that was meant."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from pipeline.errors import unknown_name
+
+
+class Parser(argparse.ArgumentParser):
+    """As argparse has it, but for its errors; `appendix` gives the text below the help, when that is asked for."""
+
+    appendix: Callable[[], str] | None = None
+
+    def error(self, message: str) -> NoReturn:
+        """Say in one line what is wrong, and end with status 2."""
+        self.exit(2, f"{self.prog}: {message} (options: {self.prog} --help)\n")
+
+    def format_help(self) -> str:
+        """The help, and the appendix below it."""
+        return super().format_help() + (f"\n{self.appendix()}\n" if self.appendix else "")
+
+    def parse_known_args(  # type: ignore[override]  # argparse overloads it by the type of the namespace
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """What is unknown is an error of the command that does not know it."""
+        options, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            if not name.startswith("-"):
+                self.error(f"unexpected argument {name!r}")
+            self.error(unknown_name("option", name, [one for one in self._option_string_actions if one[:2] == "--"]))
+        return options, unknown

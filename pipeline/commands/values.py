@@ -1,0 +1,55 @@
+"""Values from the text of the command line, by the types that settings and arguments have in Python."""
+
+import contextlib
+import importlib
+import os
+import sys
+import types
+from typing import Any, Union, get_args, get_origin
+
+from pipeline.errors import ConfigError
+
+WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+def from_text(hint: Any, text: str) -> Any:
+    """What a text stands for where a value of type `hint` is needed; the text itself where it stands for none."""
+    kinds = kinds_of(hint)
+    word = text.strip().lower()
+    if type(None) in kinds and word == "none":
+        return None
+    if bool in kinds and word in WORDS:
+        return WORDS[word]
+    for kind in (int, float):
+        if kind in kinds:
+            with contextlib.suppress(ValueError):
+                return kind(text)
+    for kind in kinds:
+        if get_origin(kind) is tuple:
+            return [from_text(get_args(kind)[0], part) for part in text.split(",")]
+    return text
+
+
+def kinds_of(hint: Any) -> tuple[Any, ...]:
+    """The types that a value may have."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def stands_for(hint: Any, value: Any) -> bool:
+    """Whether `from_text` found what the text stands for."""
+    return not isinstance(value, str) or str in kinds_of(hint)
+
+
+def load(text: str) -> Any:
+    """The object that MODULE:NAME stands for, from the working folder too; of a class, a new instance.
+
+    Raises ConfigError.
+    """
+    module, _, name = text.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), name)
+        return found() if isinstance(found, type) else found
+    except Exception as error:  # the module is the user's, who may have written anything
+        raise ConfigError(f"{text}: cannot be loaded: {type(error).__name__}: {error}") from error

@@ -39,11 +39,11 @@ class Sums:
     pieces: Mapping[str, tuple[str, ...]]
 
 
-def known_digests(path: Path, shard: Shard, sums: Sums, source: str) -> tuple[list[Known], int]:
+def known_digests(folder: Path, name: str, shard: Shard, sums: Sums, source: str) -> tuple[list[Known], int]:
     """All that is known of a file, and where the data behind its header begin. Raises CheckpointError."""
-    known = [Known(SHA256, sums.whole[path.name], source)] if path.name in sums.whole else []
-    known += _of_the_hub(path)
-    if path.suffix != ".safetensors":
+    known = [Known(SHA256, sums.whole[name], source)] if name in sums.whole else []
+    known += _of_the_hub(folder, name)
+    if shard.path.suffix != ".safetensors":
         return known, 0
     metadata, data_start = _metadata(shard)
     said = {key: metadata[key].removeprefix("0x").lower() for key in HEADER_KEYS if key in metadata}
@@ -68,10 +68,8 @@ def read_sums(path: Path) -> Sums:
 
 
 def _plain(name: str, path: Path, number: int) -> str:
-    if Path(name).name != name:
-        raise CheckpointError(
-            f"{path}: line {number}: need the name of a file in the checkpoint's folder, have {name!r}"
-        )
+    if any(part in ("", ".", "..") for part in name.split("/")):
+        raise CheckpointError(f"{path}: line {number}: need a file inside the checkpoint's folder, have {name!r}")
     return name
 
 
@@ -88,12 +86,13 @@ def write_sums(path: Path, folder: Path, found: Mapping[str, Digests]) -> None:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}; name another file with --sums") from error
 
 
-def _of_the_hub(path: Path) -> list[Known]:
+def _of_the_hub(folder: Path, name: str) -> list[Known]:
     """What huggingface_hub notes: the cache names a file by its digest, a local folder has a note of each download."""
+    path = folder / name
     blob = path.resolve()
     if blob.parent.name == "blobs" and blob != path:
         return _by_name(blob.name, "the Hugging Face cache")
-    note = path.parent / ".cache" / "huggingface" / "download" / f"{path.name}.metadata"
+    note = folder / ".cache" / "huggingface" / "download" / f"{name}.metadata"
     if not os.path.lexists(note):
         return []
     lines = read_small_file(note, CONFIG_LIMIT_BYTES).decode(errors="replace").split()

@@ -11,6 +11,7 @@ from pipeline.errors import CheckpointError
 from pipeline.small_files import os_errors_named, require_folder
 from pipeline.verify.digests import PIECE_BYTES, SHA256, Digests, Stopped, digest
 from pipeline.verify.known import Sums, known_digests
+from pipeline.weights.checkpoint import weight_files
 from pipeline.weights.header import read_header
 from pipeline.weights.shard import Shard
 
@@ -51,28 +52,27 @@ def verify(
     """
     require_folder(folder, "a folder with the files of a checkpoint")
     with os_errors_named(folder):
-        paths = {path.name: path for path in folder.iterdir() if _counts(path, sums_file)}
-    paths |= {name: folder / name for name in sums.whole}
-    if not any(name.endswith(".safetensors") for name in paths):
+        names = {path.name for path in folder.iterdir() if _counts(path, sums_file)}
+    names |= {*_below(folder), *sums.whole}
+    if not any(name.endswith(".safetensors") for name in names):
         raise CheckpointError(f"{folder}: has no safetensors files; need a folder with the files of a checkpoint")
-    total = sum(path.stat().st_size for path in paths.values() if path.is_file())
+    sizes = {name: (folder / name).stat().st_size if (folder / name).is_file() else 0 for name in names}
     done, stop, lock = [0], threading.Event(), threading.Lock()
 
     def told(nbytes: int) -> None:
         with lock:
             done[0] += nbytes
 
-    def look(path: Path) -> Verdict:
-        return _look(path, sums, sums_file, told, stop, all_files)
+    def look(name: str) -> Verdict:
+        return _look(folder, name, sums, sums_file, told, stop, all_files)
 
-    workers = max(1, min(len(paths), os.cpu_count() or 1, MOST_WORKERS))
+    workers = max(1, min(len(names), os.cpu_count() or 1, MOST_WORKERS))
     with ThreadPoolExecutor(workers, thread_name_prefix="penstock-verify") as threads:
-        largest_first = sorted(paths.values(), key=lambda path: -path.stat().st_size if path.is_file() else 0)
-        looking = {path.name: threads.submit(look, path) for path in largest_first}
+        looking = {name: threads.submit(look, name) for name in sorted(names, key=sizes.__getitem__, reverse=True)}
         try:
-            say(0, total)
+            say(0, sum(sizes.values()))
             while wait(looking.values(), timeout=SAY_SECONDS).not_done:
-                say(done[0], total)
+                say(done[0], sum(sizes.values()))
         finally:
             stop.set()
     return [looking[name].result() for name in sorted(looking)]
@@ -84,35 +84,46 @@ def _counts(path: Path, sums_file: Path) -> bool:
     return not stray and not path.name.startswith(".") and path.absolute() != sums_file.absolute()
 
 
+def _below(folder: Path) -> list[str]:
+    """The weight files that lie in folders below; what is wrong with an index is told where its digest is known."""
+    try:
+        names, _ = weight_files(folder)
+    except CheckpointError:
+        return []
+    return [name for name in names if "/" in name]
+
+
 def _look(
-    path: Path,
+    folder: Path,
+    name: str,
     sums: Sums,
     sums_file: Path,
     told: Callable[[int], None],
     stop: threading.Event,
     all_files: bool,
 ) -> Verdict:
+    path = folder / name
     try:
         shard = Shard(path)
     except CheckpointError as error:
-        return Verdict(path.name, 0, (str(error),), (), None, opened=False)
+        return Verdict(name, 0, (str(error),), (), None, opened=False)
     try:
-        known, data_start = known_digests(path, shard, sums, sums_file.name)
+        known, data_start = known_digests(folder, name, shard, sums, sums_file.name)
         if not known and not all_files:
-            return Verdict(path.name, shard.size, (), (), None)
+            return Verdict(name, shard.size, (), (), None)
         found = digest(shard, {SHA256, *(one.algorithm for one in known)}, data_start, told, stop)
-        place = _place(shard, sums.pieces.get(path.name, ()), found.pieces)
+        place = _place(shard, sums.pieces.get(name, ()), found.pieces)
         faults = tuple(
             f"{path}: need {one.algorithm} {one.digest}, says {one.source}, have {found.whole[one.algorithm]}{place}"
             for one in known
             if found.whole[one.algorithm] != one.digest
         )
         sources = tuple(dict.fromkeys(one.source for one in known))
-        return Verdict(path.name, shard.size, faults, sources, found)
+        return Verdict(name, shard.size, faults, sources, found)
     except Stopped:
-        return Verdict(path.name, shard.size, (), (), None)
+        return Verdict(name, shard.size, (), (), None)
     except (CheckpointError, OSError) as error:
-        return Verdict(path.name, shard.size, (str(error),), (), None)
+        return Verdict(name, shard.size, (str(error),), (), None)
     finally:
         shard.close()
 

@@ -62,7 +62,7 @@ def open_checkpoint(folder: Path | str, *, direct: bool = True) -> Checkpoint:
         CheckpointError: naming every file that is missing, truncated or unsound; an adapter lies beside the weights.
     """
     folder = Path(folder)
-    names, file_of_tensor = _weight_files(folder)
+    names, file_of_tensor = weight_files(folder)
     if os.path.lexists(folder / ADAPTER_FILE):
         raise CheckpointError(
             f"{folder / ADAPTER_FILE}: says that an adapter changes these weights, which is not supported; merge it "
@@ -87,8 +87,11 @@ def first_faults(faults: list[str], most: int = 20) -> str:
     return "\n".join([*faults[:most], *more])
 
 
-def _weight_files(folder: Path) -> tuple[list[str], Mapping[str, str]]:
-    """The names of the weight files, and the file of each tensor as far as an index tells."""
+def weight_files(folder: Path) -> tuple[list[str], Mapping[str, str]]:
+    """The names of the weight files, from the folder, and the file of each tensor as far as an index tells.
+
+    Raises CheckpointError where there are none, or the index or config.json is unsound.
+    """
     named = _named_in_config(folder)
     if named is None and os.path.lexists(folder / SINGLE_FILE):
         named = SINGLE_FILE
@@ -107,7 +110,7 @@ def _named_in_config(folder: Path) -> str | None:
     named = read_json_file(path, CONFIG_LIMIT_BYTES).get(CONFIG_KEY) if os.path.lexists(path) else None
     if named is None:
         return None
-    if not is_inside(named) or not named.endswith((SUFFIX, INDEX_SUFFIX)):
+    if not _is_inside(named) or not named.endswith((SUFFIX, INDEX_SUFFIX)):
         raise CheckpointError(
             f"{path}: {CONFIG_KEY}: need a {SUFFIX} or {INDEX_SUFFIX} file inside the folder, have {brief(named)}"
         )
@@ -152,14 +155,14 @@ def _read_index(path: Path) -> dict[str, str]:
     if type(weight_map) is not dict or not weight_map:
         raise CheckpointError(f"{path}: needs a weight_map from tensor names to file names")
     for name, file in weight_map.items():
-        if not is_inside(file):
+        if not _is_inside(file):
             raise CheckpointError(
                 f"{path}: tensor {brief(name)} is said to lie in {brief(file)}; need one inside the folder"
             )
     return weight_map
 
 
-def is_inside(name: object) -> TypeGuard[str]:
+def _is_inside(name: object) -> TypeGuard[str]:
     """Whether it is the path of a file inside a folder, from there.
 
     A symbolic link of that name may point elsewhere: the Hugging Face cache is made of such links.

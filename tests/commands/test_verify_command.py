@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.safetensors_files import write_index
 
 from pipeline.cli import main
 from pipeline.verify import digests
@@ -109,6 +110,18 @@ def in_cache(folder: Path, tmp_path: Path) -> Path:
     return snapshot
 
 
+def test_shards_in_folders_below_are_verified_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "shards").mkdir()
+    (folder / WEIGHTS).rename(folder / "shards" / "a.safetensors")
+    write_index(folder, dict.fromkeys("abc", "shards/a.safetensors"))
+    assert main(["verify", str(folder), "--write"]) == GOOD
+    assert main(["verify", str(folder)]) == GOOD
+    assert "good     shards/a.safetensors" in capsys.readouterr().out
+    flip(folder / "shards" / "a.safetensors", 9 << 20)
+    assert main(["verify", str(folder)]) == DAMAGED
+    assert "fetch shards/a.safetensors again" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", [WEIGHTS, "config.json"])
 def test_names_of_the_hugging_face_cache_are_digests(
     name: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -185,7 +198,7 @@ def test_a_header_that_rotted_is_damage_though_nothing_is_known(folder: Path) ->
     ("sums", "says"),
     [
         ("hello\n", "line 1 is no line of sha256sum"),
-        (f"{'0' * 64}  ../model.safetensors\n", "line 1: need the name of a file in the checkpoint's folder"),
+        (f"{'0' * 64}  ../model.safetensors\n", "line 1: need a file inside the checkpoint's folder"),
     ],
 )
 def test_a_file_of_sums_that_is_none_is_refused(

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from pipeline.requests import CallArguments
     from pipeline.sequences.prompts import Prompt
     from pipeline.sequences.sequence import Chunk, Output
+    from pipeline.text.tokenizer import ModelTokenizer
 
 _HOMES = {
     "Slot": "actors.core.budget",
@@ -64,6 +65,7 @@ _HOMES = {
     "Prompt": "pipeline.sequences.prompts",
     "Chunk": "pipeline.sequences.sequence",
     "Output": "pipeline.sequences.sequence",
+    "ModelTokenizer": "pipeline.text.tokenizer",
 }
 
 __all__ = [
@@ -77,6 +79,7 @@ __all__ = [
     "ConfigError",
     "Message",
     "Model",
+    "ModelTokenizer",
     "Mover",
     "Output",
     "PenstockError",

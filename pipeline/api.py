@@ -12,7 +12,7 @@ from actors.core.trace import Trace
 from pipeline.build import CLOCK, Runtime, build
 from pipeline.config import Config, Settings
 from pipeline.errors import ClosedError, ConfigError, RequestError
-from pipeline.folder import naming_files, read_defaults, read_tokenizer
+from pipeline.folder import naming_files, no_tokenizer, read_defaults, read_tokenizer
 from pipeline.limits import limits_named
 from pipeline.outputs import check_writable
 from pipeline.rehearsal import compute_zeros, rehearse
@@ -21,7 +21,7 @@ from pipeline.sequences.prompts import Prompt
 from pipeline.sequences.sequence import MOST_UNREAD, Chunk, Output, RunningSequence
 from pipeline.statistics import ModelStatistics
 from pipeline.supervisor import Supervisor
-from pipeline.text.tokenizer import Tokenizer
+from pipeline.text.tokenizer import ModelTokenizer, Tokenizer
 from pipeline.trace.configuration import describe
 from pipeline.trace.recording import Recording
 from pipeline.trace.report import write_report
@@ -72,6 +72,13 @@ class Model:
     def defaults(self) -> dict[str, Any]:
         """The sampling defaults that the checkpoint's generation_config.json states."""
         return dict(self._defaults)
+
+    @property
+    def tokenizer(self) -> ModelTokenizer:
+        """Text to token ids and back, as `generate` does it. Raises CheckpointError where the folder has none."""
+        if self._tokenizer is None:
+            raise no_tokenizer(self._runtime.folder)
+        return self._tokenizer
 
     @property
     def runtime(self) -> Runtime:

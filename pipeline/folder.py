@@ -64,6 +64,14 @@ def _told(settings: Mapping[str, object]) -> str:
     return ", ".join(f"{name}={shown(value)}" for name, value in settings.items())
 
 
+def no_tokenizer(folder: Path) -> CheckpointError:
+    """What to tell whoever asks for the tokenizer of a folder that has none."""
+    return CheckpointError(
+        f"{folder} has no tokenizer ({', '.join(TOKENIZER_FILES)}): add its files and open the model again, or give "
+        "and take token ids"
+    )
+
+
 def read_tokenizer(folder: Path, vocabulary_size: int) -> Tokenizer | None:
     """The tokenizer. A folder without its files serves token ids only; a broken tokenizer is an error.
 

@@ -125,7 +125,7 @@ class Call:
 
     def _make_sequences(self) -> list[RunningSequence]:
         if self._text is not None and self._tokenizer is not None:
-            self._ids = self._tokenizer.encode_prompt(self._text)
+            self._ids = self._tokenizer.encode(self._text)
             self._check_room(len(self._ids))
             if not self._ids:
                 raise _no_token()

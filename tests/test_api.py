@@ -17,6 +17,7 @@ import pipeline.api as api
 from actors.core.ports import Event
 from pipeline import (
     ActorFailed,
+    CheckpointError,
     ClosedError,
     Message,
     Model,
@@ -46,7 +47,9 @@ async def test_generate_returns_text_tokens_and_reason(model: Model) -> None:
     assert len(output.token_ids) == 12
     assert output.finish_reason == "length"
     assert output.prompt_token_ids[0] == 4094
-    assert output.text
+    assert list(output.prompt_token_ids) == model.tokenizer.encode(PROMPT)
+    assert model.tokenizer.count(PROMPT) == len(output.prompt_token_ids)
+    assert model.tokenizer.decode(output.token_ids) == output.text != ""
     assert output.logprobs is not None
     assert len(output.logprobs) == 12
     for token_id, logprobs in zip(output.token_ids, output.logprobs, strict=True):
@@ -188,6 +191,8 @@ async def test_a_folder_without_tokenizer_serves_token_ids(checkpoint: Path, cap
             output = await model.generate([1, 2, 3], max_new_tokens=4, ignore_eos=True)
             assert output.text == ""
             assert len(output.token_ids) == 4
+            with pytest.raises(CheckpointError, match=r"has no tokenizer \(tokenizer.json, .*take token ids"):
+                model.tokenizer.count("text")
             with pytest.raises(RequestError, match="the folder has none; give token ids"):
                 await model.generate("text")
             with pytest.raises(RequestError, match="use stop_token_ids"):

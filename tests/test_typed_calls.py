@@ -41,6 +41,8 @@ RIGHT = [
     "await model.generate(index for index in range(3))",
     "await model.generate(collections.deque(array.array('i', [1])))",
     "await model.generate(numpy.array([1, 2]))",
+    "ids = model.tokenizer.encode('text')[: 100 - model.tokenizer.count('text')]",
+    "name = model.tokenizer.decode(ids) + model.tokenizer.decode(output.token_ids)",
     "chunks: list[Chunk] = [chunk async for chunk in model.stream('text', temperature=0.5, min_p=0.1)]",
     "async with Model.open() as other, other.report('a.html'): await other.aclose(drain=True)",
 ]
@@ -77,6 +79,9 @@ MISTAKES = [
     "[chunk async for chunk in model.stream('text', top_k=0.5)]",
     "[chunk async for chunk in model.stream('text', max_token=5)]",
     "await model.stream('text')",
+    "model.tokenizer.encode(b'text')",
+    "model.tokenizer.decode('text')",
+    "model.tokenizr.count('text')",
     "from pipeline import Modell",
 ]
 

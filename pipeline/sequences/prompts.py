@@ -10,6 +10,10 @@ from pipeline.errors import RequestError, shown
 SLICE_TOKENS = 1 << 14
 """Ids are taken and checked so many at a time: about a millisecond of the event loop."""
 ONE_PROMPT = "a call takes one text, or the token ids of one; call generate once for each prompt"
+CHAT = (
+    "chat messages become a text by the model's template first: with transformers, "
+    "tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)"
+)
 
 
 class TokenIds(Protocol):
@@ -31,37 +35,48 @@ Prompt = str | TokenIds | Iterator[SupportsIndex]
 """A text, or the token ids of one."""
 
 
-def id_slices(prompt: object, vocabulary_size: int) -> Iterator[list[int]]:
+def id_slices(prompt: object, vocabulary_size: int, what: str = "prompt") -> Iterator[list[int]]:
     """The token ids of a prompt, a slice at a time.
 
-    Takes lists, tuples, ranges, generators, NumPy arrays and tensors of whole numbers. Raises RequestError for a type
-    that has no order, or whose numbers are bytes of a text, and for what is no id of the vocabulary.
+    Takes lists, tuples, ranges, generators, and NumPy arrays and tensors of the shapes [n] and [1, n], of whole
+    numbers. Raises RequestError for a type that has no order, or whose numbers are bytes of a text, for what a
+    tokenizer returns beside ids, and for what is no id of the vocabulary.
     """
     if isinstance(prompt, bytes | bytearray | memoryview):
-        raise _refused(prompt, "its numbers are bytes of a text, not token ids; give prompt.decode()")
+        raise _refused(what, prompt, "its numbers are bytes of a text, not token ids; give prompt.decode()")
     if isinstance(prompt, Mapping | ValuesView):
-        raise _refused(prompt, "give a list of ids: of what a tokenizer returns, its 'input_ids'")
+        chat = isinstance(prompt, Mapping) and "role" in prompt
+        raise _refused(
+            what, prompt, CHAT if chat else "give a list of ids: of what a tokenizer returns, its 'input_ids'"
+        )
     if isinstance(prompt, Set):
-        raise _refused(prompt, "it has no order; give a list of ids")
+        raise _refused(what, prompt, "it has no order; give a list of ids")
+    if hasattr(prompt, "ids"):  # an Encoding of the tokenizers package
+        raise _refused(what, prompt, "give its `ids`")
     if not isinstance(prompt, Iterable):
-        raise _refused(prompt)
+        raise _refused(what, prompt)
     begin = 0
-    for part in _parts(prompt):
-        yield _checked(part, begin, vocabulary_size)
+    for part in _parts(what, _without_batch(prompt)):
+        yield _checked(what, part, begin, vocabulary_size)
         begin += len(part)
 
 
-def known_length(prompt: object) -> int:
+def known_length(prompt: object, what: str = "prompt") -> int:
     """How many ids a prompt has, 0 where only taking them tells."""
     try:
-        return len(prompt) if isinstance(prompt, Sized) else 0
+        return len(_without_batch(prompt)) if isinstance(prompt, Sized) else 0
     except TypeError:  # arrays and tensors without a dimension
-        raise _refused(prompt, "it is one number; give a list") from None
+        raise _refused(what, prompt, "it is one number; give a list") from None
 
 
-def _parts(prompt: Iterable[Any]) -> Iterator[list[Any]]:
+def _without_batch(prompt: Any) -> Any:
+    """The one row of an array or tensor of the shape [1, n]: tokenizers return it where they are asked for tensors."""
+    return prompt[0] if getattr(prompt, "ndim", 1) == 2 and len(prompt) == 1 else prompt
+
+
+def _parts(what: str, prompt: Iterable[Any]) -> Iterator[list[Any]]:
     if hasattr(prompt, "tolist"):  # an array or a tensor, whose own numbers are no `int`
-        for begin in range(0, known_length(prompt), SLICE_TOKENS):
+        for begin in range(0, known_length(prompt, what), SLICE_TOKENS):
             yield prompt[begin : begin + SLICE_TOKENS].tolist()  # type: ignore[index]
         return
     numbers = iter(prompt)
@@ -69,24 +84,27 @@ def _parts(prompt: Iterable[Any]) -> Iterator[list[Any]]:
         yield part
 
 
-def _checked(part: list[Any], begin: int, vocabulary_size: int) -> list[int]:
+def _checked(what: str, part: list[Any], begin: int, vocabulary_size: int) -> list[int]:
     if set(map(type, part)) == {int} and min(part) >= 0 and max(part) < vocabulary_size:
         return part
-    return [_token_id(value, begin + index, vocabulary_size) for index, value in enumerate(part)]
+    return [_token_id(what, value, begin + index, vocabulary_size) for index, value in enumerate(part)]
 
 
-def _token_id(value: object, position: int, vocabulary_size: int) -> int:
+def _token_id(what: str, value: object, position: int, vocabulary_size: int) -> int:
     try:
         token_id = operator.index(value)  # type: ignore[arg-type]
         if not isinstance(value, bool) and 0 <= token_id < vocabulary_size:
             return token_id
     except TypeError:
         pass
-    more = f": {ONE_PROMPT}" if isinstance(value, str | bytes | Iterable) else ""
+    more = ""
+    if isinstance(value, Iterable):
+        more = f": {CHAT if isinstance(value, Mapping) and 'role' in value else ONE_PROMPT}"
     raise RequestError(
-        f"prompt: need token ids from 0 to {vocabulary_size - 1}, have {shown(value)} at {position}{more}"
+        f"{what}: need token ids from 0 to {vocabulary_size - 1}, have {shown(value)} at {position}{more}"
     )
 
 
-def _refused(prompt: object, why: str = "") -> RequestError:
-    return RequestError(f"prompt: need text or token ids, have {type(prompt).__name__}{why and ': ' + why}")
+def _refused(what: str, prompt: object, why: str = "") -> RequestError:
+    need = "text or token ids" if what == "prompt" else "token ids"
+    return RequestError(f"{what}: need {need}, have {type(prompt).__name__}{why and ': ' + why}")

@@ -1,11 +1,12 @@
 """Text to token ids and back, as the checkpoint's own tokenizer does it."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, SupportsIndex
 
 from pipeline.errors import CheckpointError, ConfigError, PenstockError, RequestError
+from pipeline.sequences.prompts import TokenIds, id_slices
 from pipeline.text.byte_level import byte_level_engine
 from pipeline.text.detokenizer import Detokenizer
 from pipeline.text.hugging_face import HuggingFaceEngine
@@ -45,6 +46,30 @@ class Engine(Protocol):
         ...
 
 
+class ModelTokenizer(Protocol):
+    """What `model.tokenizer` does: text to token ids and back, as `generate` does it, whatever files it was read from.
+
+    Special tokens that are written in a text become special tokens. Long texts take 0.1 seconds per MB; in a program
+    that serves others meanwhile, call `encode` and `count` by `asyncio.to_thread`.
+    """
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids that `generate(text)` begins with: with the BOS token where the checkpoint adds one.
+
+        A text that begins with the BOS token itself, as rendered chat templates do, gets no second one. Raises
+        RequestError for text that is too long or is not Unicode text.
+        """
+        ...
+
+    def count(self, text: str) -> int:
+        """Return how many tokens of the context `generate(text)` takes for it. Raises as `encode` does."""
+        ...
+
+    def decode(self, ids: TokenIds | Iterator[SupportsIndex]) -> str:
+        """Return the text of `ids`, in which special tokens have none. Raises RequestError for what is no id."""
+        ...
+
+
 class Tokenizer:
     """A checkpoint's tokenizer, guarded against text and ids that it cannot take.
 
@@ -75,7 +100,7 @@ class Tokenizer:
         text_bytes = _checked_bytes(text)
         return -(-text_bytes // (self._engine.token_bytes or text_bytes or 1))
 
-    def encode(self, text: str) -> list[int]:
+    def checkpoint_ids(self, text: str) -> list[int]:
         """Return the ids of `text`, with the BOS token where the checkpoint's own tokenizer adds it.
 
         Special tokens written in the text become special tokens. Takes 0.1 seconds per MB of usual text and up to
@@ -92,21 +117,27 @@ class Tokenizer:
         self._check_ids(ids)
         return ids
 
-    def encode_prompt(self, text: str) -> list[int]:
-        """Return the ids of `text` as `encode` does, but one BOS token where the text brings its own already.
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text` as `checkpoint_ids` does, but one BOS token where the text brings its own already.
 
         Rendered chat templates begin with it, and the tokenizer's own before it would double it.
         """
-        ids = self.encode(text)
+        ids = self.checkpoint_ids(text)
         if self.bos_id is not None and ids[:2] == [self.bos_id] * 2 and self._engine.encode("")[:1] == [self.bos_id]:
             del ids[0]
         return ids
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def count(self, text: str) -> int:
+        """Return how many ids `encode` returns."""
+        return len(self.encode(text))
+
+    def decode(self, ids: TokenIds | Iterator[SupportsIndex]) -> str:
         """Return the text of `ids` without special tokens. Raises RequestError for ids outside the vocabulary."""
-        self._check_ids(ids)
+        if isinstance(ids, str):
+            raise RequestError("ids: need token ids, have a text")
         detokenizer = self.detokenizer()
-        return "".join(map(detokenizer.push, ids)) + detokenizer.flush()
+        texts = [detokenizer.push(one) for part in id_slices(ids, self.vocabulary_size, "ids") for one in part]
+        return "".join(texts) + detokenizer.flush()
 
     def detokenizer(self, prompt_ids: Sequence[int] = ()) -> Detokenizer:
         """Return a detokenizer for what follows `prompt_ids`; without them, one at the beginning of a text."""
@@ -131,6 +162,8 @@ def _is_panic(error: BaseException) -> bool:
 
 def _checked_bytes(text: str) -> int:
     """How many bytes the text has. Raises RequestError where they are too many, or it is no Unicode text."""
+    if not isinstance(text, str):
+        raise RequestError(f"the text: need str, have {type(text).__name__}")
     try:
         text_bytes = len(text) if text.isascii() or len(text) > LONGEST_TEXT_BYTES else len(text.encode())
     except UnicodeEncodeError as error:

@@ -7,12 +7,16 @@ from collections.abc import Iterable
 
 import numpy
 import pytest
+import tokenizers
 import torch
+import transformers
 
 from pipeline.errors import RequestError
 from pipeline.sequences.prompts import SLICE_TOKENS, id_slices
 
 IDS = [5, 300, 77, 5]
+CHAT = [{"content": "Hello", "role": "user"}]
+ENCODING = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "?": 1}, unk_token="?")).encode("a")
 
 
 def taken(prompt: object, vocabulary_size: int = 1000) -> list[int]:
@@ -32,6 +36,12 @@ def taken(prompt: object, vocabulary_size: int = 1000) -> list[int]:
         lambda ids: list(numpy.array(ids)),
         torch.tensor,
         lambda ids: list(torch.tensor(ids)),
+        lambda ids: torch.tensor([ids]),
+        lambda ids: numpy.array([ids], dtype=numpy.uint16),
+        lambda ids: numpy.array(ids, dtype=object),
+        lambda ids: tuple(map(numpy.int32, ids)),
+        lambda ids: transformers.BatchEncoding({"input_ids": ids})["input_ids"],
+        lambda ids: transformers.BatchEncoding({"input_ids": [ids]}, tensor_type="pt")["input_ids"],
     ],
 )
 def test_anything_that_has_whole_numbers_in_order_is_a_prompt(kind: object) -> None:
@@ -59,10 +69,20 @@ def test_a_long_prompt_is_taken_slice_by_slice() -> None:
         ({5: 1}, "have dict: give a list of ids: of what a tokenizer returns, its 'input_ids'"),
         ({1: 5}.values(), "have dict_values: give a list of ids"),
         (collections.Counter([5]), "have Counter: give a list of ids"),
+        (transformers.BatchEncoding({"input_ids": [5]}), "have BatchEncoding: .* its 'input_ids'"),
+        (ENCODING, "have Encoding: give its `ids`"),
+        (
+            CHAT,
+            r"have \{'content': .*\} at 0: chat messages become a text by the model's template first: .*apply_chat_t",
+        ),
+        (CHAT[0], "have dict: chat messages become a text"),
         (["class", "def"], "have 'class' at 0: a call takes one text, or the token ids of one"),
         ([[1, 2], [3, 4]], r"have \[1, 2\] at 0: a call takes one text"),
         ([5, b"a"], "have b'a' at 1: a call takes one text"),
         (numpy.zeros((2, 3), dtype=int), r"have \[0, 0, 0\] at 0: a call takes one text"),
+        (torch.zeros(2, 3, dtype=int), r"have \[0, 0, 0\] at 0: a call takes one text"),
+        (torch.zeros(1, 1, 3, dtype=int), r"have \[0, 0, 0\] at 0: a call takes one text"),
+        (torch.zeros(1, 3), "have 0.0 at 0$"),
         (torch.tensor(5), "have Tensor: it is one number; give a list"),
         (numpy.array(5), "have ndarray: it is one number"),
         (numpy.array([1.0]), "have 1.0 at 0"),

@@ -59,8 +59,8 @@ def test_encode_equals_the_reference_on_varied_texts(style: small.Build) -> None
 @settings(deadline=None, max_examples=150)
 @given(text=TEXT)
 @pytest.mark.parametrize("build", EVERY_STYLE, ids=lambda build: build.__name__)
-def test_encode_equals_the_reference_on_any_text(build: small.Build, text: str) -> None:
-    assert loaded(build).encode(text) == build().encode(text).ids
+def test_ids_equal_the_reference_on_any_text(build: small.Build, text: str) -> None:
+    assert loaded(build).checkpoint_ids(text) == build().encode(text).ids
 
 
 def joined(detokenizer: Detokenizer, ids: Sequence[int]) -> str:
@@ -138,7 +138,7 @@ def test_bos_token_of_the_configuration_is_known_even_if_no_template_adds_it(tmp
 
 @pytest.mark.parametrize("ids", [[0, -1], [0, 10_000]])
 def test_decode_refuses_ids_outside_the_vocabulary(ids: list[int]) -> None:
-    with pytest.raises(RequestError, match=rf"token id {ids[1]} at position 1 is outside the vocabulary of \d+"):
+    with pytest.raises(RequestError, match=rf"ids: need token ids from 0 to \d+, have {ids[1]} at 1$"):
         loaded(small.gpt2).decode(ids)
 
 
@@ -230,7 +230,7 @@ def test_broken_tokenizer_config(tmp_path: Path) -> None:
 
 def test_a_sentence_piece_model_alone_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02\n\x0c\n\x03<s>")
-    with pytest.raises(ConfigError, match=r"SentencePiece model.*penstock\[hf\]"):
+    with pytest.raises(ConfigError, match=r"SentencePiece model.*pip install tokenizers"):
         load_tokenizer(tmp_path, 100)
     small.save(small.llama2(), tmp_path)
     assert load_tokenizer(tmp_path, 1000).encode("Hello") == small.llama2().encode("Hello").ids

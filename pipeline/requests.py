@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.build import Runtime
 from pipeline.errors import RequestError, shown
-from pipeline.sequences.parameters import SamplingArguments, SamplingParameters
+from pipeline.sequences.parameters import SamplingArguments, SamplingParameters, plain
 from pipeline.sequences.prefix_cache import COMMON_SCOPE, digest_prompt, named_scope, private_scope
 from pipeline.sequences.prompts import SLICE_TOKENS, id_slices, known_length
 from pipeline.sequences.sequence import RunningSequence
@@ -90,7 +90,9 @@ class Call:
         arguments: Mapping[str, Any],
     ) -> None:
         self._runtime, self._tokenizer = runtime, tokenizer
-        self._options = CallOptions(**{name: arguments[name] for name in OPTIONS if arguments.get(name) is not None})
+        self._options = CallOptions(
+            **{name: plain(arguments[name]) for name in OPTIONS if arguments.get(name) is not None}
+        )
         chosen = {name: value for name, value in arguments.items() if name not in OPTIONS}
         self._parameters = SamplingParameters.from_arguments(defaults, chosen, also_known=OPTIONS)
         self._check_arguments()

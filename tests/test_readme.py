@@ -1,14 +1,18 @@
 """The README and the architecture note: links lead somewhere, snippets run, commands exist."""
 
+import ast
 import re
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from pipeline.cli import _parser
+from pipeline.requests import CallOptions
+from pipeline.sequences.parameters import ALIASES, SamplingParameters
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "actors/README.md", "pipeline/bundled/MODEL_CARD.md")]
@@ -36,6 +40,13 @@ def test_settings_in_the_other_snippets_exist() -> None:
     for snippet in re.findall(r"```python\n(Model\.open\(.*?)```", README, re.DOTALL):
         arguments = snippet.replace("Model.open(path, ", "dict(").replace("MyStage()", "")
         Config(**eval(arguments))
+
+
+def test_the_table_of_arguments_is_complete() -> None:
+    [table] = re.findall(r"^\| an argument of .*?\n\n", README, re.DOTALL | re.MULTILINE)
+    told = {name: ast.literal_eval(default) for name, default in re.findall(r"`(\w+)=([^`]+)`", table)}
+    assert told == {one.name: one.default for kind in (SamplingParameters, CallOptions) for one in fields(kind)}
+    assert all(f"`{alias}`" in table for alias in ALIASES)
 
 
 def test_commands_in_the_table_parse() -> None:

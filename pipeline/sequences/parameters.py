@@ -156,8 +156,8 @@ class SamplingParameters:
             value = merged.get(name)
             if isinstance(value, int) and name in ("forced_bos_token_id", "forced_eos_token_id"):
                 merged[name] = (value,)
-            elif isinstance(value, list):
-                merged[name] = tuple(tuple(one) if isinstance(one, list) else one for one in value)
+            elif isinstance(value, list | tuple):
+                merged[name] = tuple(map(plain, value))
         return cls(**merged)
 
     @property
@@ -197,6 +197,14 @@ def _by_field(arguments: Mapping[str, object], also_known: Sequence[str]) -> dic
         if value is not None:
             given[name] = value.tolist() if hasattr(value, "tolist") else value
     return given
+
+
+def plain(value: Any) -> Any:
+    """What NumPy or torch have made as Python has it, and a list as a tuple."""
+    if isinstance(value, int | str):  # almost always
+        return value
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _is_whole(value: object, low: int, high: int) -> bool:

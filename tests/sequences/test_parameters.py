@@ -102,6 +102,9 @@ def test_numbers_and_arrays_of_numpy_and_torch_count_as_what_they_hold() -> None
     given = {"seed": numpy.int64(-3), "top_p": numpy.float32(0.5), "stop_token_ids": numpy.array([1, 2])}
     parameters = SamplingParameters.from_arguments({}, {**given, "suppress_tokens": torch.tensor([4])})
     assert parameters == SamplingParameters(seed=-3, top_p=0.5, stop_token_ids=(1, 2), suppress_tokens=(4,))
+    lists = {"bad_words_ids": [numpy.array([3, 4]), [5]], "stop_token_ids": list(numpy.array([1, 2]))}
+    parameters = SamplingParameters.from_arguments({}, {**lists, "suppress_tokens": tuple(torch.tensor([4]))})
+    assert parameters == SamplingParameters(bad_words_ids=((3, 4), (5,)), stop_token_ids=(1, 2), suppress_tokens=(4,))
     with pytest.raises(RequestError, match=r"^seed: need a whole number"):
         SamplingParameters.from_arguments({}, {"seed": numpy.float64(1.0)})
 

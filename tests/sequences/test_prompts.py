@@ -81,7 +81,7 @@ def test_a_long_prompt_is_taken_slice_by_slice() -> None:
         ([5, b"a"], "have b'a' at 1: a call takes one text"),
         (numpy.zeros((2, 3), dtype=int), r"have \[0, 0, 0\] at 0: a call takes one text"),
         (torch.zeros(2, 3, dtype=int), r"have \[0, 0, 0\] at 0: a call takes one text"),
-        (torch.zeros(1, 1, 3, dtype=int), r"have \[0, 0, 0\] at 0: a call takes one text"),
+        (torch.zeros(1, 1, 3, dtype=int), r"have \[\[0, 0, 0\]\] at 0: a call takes one text"),
         (torch.zeros(1, 3), "have 0.0 at 0$"),
         (torch.tensor(5), "have Tensor: it is one number; give a list"),
         (numpy.array(5), "have ndarray: it is one number"),

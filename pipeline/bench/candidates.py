@@ -67,12 +67,13 @@ class Candidate:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The arguments of `Model.open`."""
+        """The arguments of `Model.open`; all groups move, since what is tuned is how they do."""
         return {
             "gpu_groups": self.gpu_groups,
             "host_groups": self.host_groups,
             "queues": dict.fromkeys(ACTORS[1:], self.queue),
             **self.reading._asdict(),
+            "residency": False,
         }
 
 
@@ -91,6 +92,14 @@ def candidates(budgets: Iterable[tuple[int, int]], queues: Sequence[int], readin
         Candidate(gpu_groups=gpu_groups, host_groups=host_groups, queue=queue, reading=reading)
         for (gpu_groups, host_groups), queue in itertools.product(budgets, queues)
     ]
+
+
+def best_readings(rates: Mapping[ReadSizes, Samples]) -> list[ReadSizes]:
+    """For each number of lanes the fastest way to read, or the chosen one, the fewest lanes first."""
+    by_lanes = {reading.reader_lanes: reading for reading in sorted(rates, key=lambda reading: rates[reading].median)}
+    chosen = choose_reading(rates)
+    by_lanes[chosen.reader_lanes] = chosen
+    return [by_lanes[lanes] for lanes in sorted(by_lanes)]
 
 
 def choose_reading(rates: Mapping[ReadSizes, Samples]) -> ReadSizes:

@@ -1,10 +1,9 @@
 """`penstock tune`: many settings in simulation with measured timings, the few best for real."""
 
 import asyncio
-import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from pipeline.bench.candidates import (
     Candidate,
     ReadSizes,
     Samples,
+    best_readings,
     candidates,
     choose,
     choose_reading,
@@ -39,16 +39,36 @@ UNMEASURED_PASSES = 2
 
 @dataclass(frozen=True, slots=True)
 class Finalist:
-    """A candidate that was run for real: seconds per pass."""
+    """A candidate that was run for real, in several rounds: seconds per pass."""
 
     candidate: Candidate
     simulated: float
-    measured: Samples
+    rounds: tuple[Samples, ...]
+
+    @property
+    def measured(self) -> Samples:
+        """The passes of all rounds."""
+        return Samples(tuple(seconds for samples in self.rounds for seconds in samples.values))
 
     @property
     def error(self) -> float:
         """How far the simulation is off."""
         return self.simulated / self.measured.median - 1
+
+    @property
+    def repeated(self) -> float:
+        """By how much the slowest round exceeds the fastest, relative to that one."""
+        medians = [samples.median for samples in self.rounds]
+        return max(medians) / min(medians) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Staying:
+    """The model as it is opened without further settings, so that what fits stays: seconds per pass."""
+
+    groups: int
+    moving_groups: int
+    measured: Samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,11 +77,14 @@ class TuneReport:
 
     Attributes:
         unified: host and device memory are one, so `host_groups` has no effect.
-        rates: bytes per second of each way to read.
+        rates: bytes per second of each way to read, and which of them was chosen.
         resources: for how long a pass keeps the disk, H2D and the computing busy.
-        simulated: all candidates that fit into memory; `most_groups` is the largest budget that was asked for.
+        simulated: all candidates that fit into memory, which are read in the chosen way; `most_groups` is the largest
+            budget that was asked for.
+        by_lanes: the same with queues as by default, for each number of reader lanes, each with its best chunk size.
         window_bytes: what the slots of each budget take on the device.
-        finalists: those that were run for real, the default settings among them where they fit.
+        finalists: those that were run for real, the smallest among them, and the default settings where they fit.
+        staying: what the default of `residency` would do instead.
     """
 
     folder: Path
@@ -72,9 +95,22 @@ class TuneReport:
     rates: Mapping[ReadSizes, Samples]
     resources: Mapping[str, float]
     simulated: Mapping[Candidate, float]
+    by_lanes: Mapping[Candidate, float]
     window_bytes: Mapping[int, int]
     finalists: tuple[Finalist, ...]
+    staying: Staying
     chosen: Candidate
+
+    @property
+    def effect(self) -> float:
+        """By how much the slowest finalist exceeds the fastest, relative to that one."""
+        medians = [one.measured.median for one in self.finalists]
+        return max(medians) / min(medians) - 1
+
+    @property
+    def noise(self) -> float:
+        """By how much a finalist exceeds itself when it is run again, at most."""
+        return max(one.repeated for one in self.finalists)
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain values."""
@@ -85,13 +121,22 @@ class TuneReport:
             "read_rates": [reading._asdict() | samples.as_dict() for reading, samples in self.rates.items()],
             "resource_seconds": dict(self.resources),
             "simulated": [_plain(one) | {"seconds": seconds} for one, seconds in self.simulated.items()],
+            "by_lanes": [_plain(one) | {"seconds": seconds} for one, seconds in self.by_lanes.items()],
             "most_groups": self.most_groups,
             "window_bytes": {str(budget): nbytes for budget, nbytes in self.window_bytes.items()},
             "finalists": [
                 _plain(one.candidate)
                 | {"simulated": one.simulated, "measured": one.measured.as_dict(), "error": one.error}
+                | {"repeated": one.repeated}
                 for one in self.finalists
             ],
+            "effect": self.effect,
+            "noise": self.noise,
+            "staying": {
+                "groups": self.staying.groups,
+                "moving_groups": self.staying.moving_groups,
+                "measured": self.staying.measured.as_dict(),
+            },
             "chosen": self.chosen.settings,
         }
 
@@ -126,11 +171,16 @@ class Tuner:
         tried = candidates(budgets, QUEUES, reading)
         self.progress(f"simulating {len(tried)} settings")
         simulated = await asyncio.to_thread(simulated_grid, timings, tried)
+        by_lanes: dict[Candidate, float] = {}
+        for other in best_readings(rates):
+            slower = timings.with_reads(rates[reading].median / rates[other].median)
+            by_lanes |= await asyncio.to_thread(simulated_grid, slower, candidates(budgets, [DEFAULT.queue], other))
         slower = timings.with_reads(rates[reading].median / rates[DEFAULT_READING].median)
-        predicted = {one: simulated[one] for one in shortlist(simulated)}
+        smallest = min(tried, key=lambda one: one.need)
+        predicted = {one: simulated[one] for one in [*shortlist(simulated), smallest]}
         if DEFAULT.need[:2] in budgets:
             predicted[DEFAULT] = await asyncio.to_thread(simulated_seconds, slower, DEFAULT)
-        measured = await self._measure(list(predicted))
+        finalists, staying = await self._measure(predicted)
         return TuneReport(
             folder=self.folder,
             settings=self.settings,
@@ -140,9 +190,11 @@ class Tuner:
             rates=rates,
             resources=timings.resources,
             simulated=simulated,
+            by_lanes=by_lanes,
             window_bytes=_window_bytes(runtime, {gpu_groups for gpu_groups, _ in budgets}),
-            finalists=tuple(Finalist(one, predicted[one], samples) for one, samples in measured.items()),
-            chosen=choose(measured),
+            finalists=finalists,
+            staying=staying,
+            chosen=choose({one.candidate: one.measured for one in finalists}),
         )
 
     async def _budgets(self) -> list[tuple[int, int]]:
@@ -185,7 +237,7 @@ class Tuner:
         fastest = math.inf
         for index in range(RECORDINGS):
             self.progress(f"recording a run, for the timings of the simulation: {index + 1}/{RECORDINGS}")
-            runtime, trace = await self._generate(candidate)
+            runtime, trace = await self._generate(candidate.settings)
             order, unified = runtime.catalog.order, runtime.device.unified
             seconds = statistics.median(steady_seconds(trace.spans, order))
             if seconds < fastest:
@@ -193,17 +245,23 @@ class Tuner:
         group_bytes = {key: layout.slot_bytes for key, layout in runtime.catalog.host.items()}
         return SteadyTimings.of(replay, range(1, 1 + self.passes), group_bytes)
 
-    async def _measure(self, finalists: Sequence[Candidate]) -> dict[Candidate, Samples]:
-        """Seconds per pass, in turn and more than once, so that a drift of the machine hits all alike."""
-        seconds: dict[Candidate, list[float]] = {candidate: [] for candidate in finalists}
-        for index, candidate in itertools.product(range(ROUNDS), finalists):
-            told = f"gpu_groups={candidate.gpu_groups}, host_groups={candidate.host_groups}, queue={candidate.queue}"
-            self.progress(f"running for real: round {index + 1}/{ROUNDS}, {told}")
-            runtime, trace = await self._generate(candidate)
-            seconds[candidate] += steady_seconds(trace.spans, runtime.catalog.order)
-        return {candidate: Samples(tuple(values)) for candidate, values in seconds.items()}
+    async def _measure(self, predicted: Mapping[Candidate, float]) -> tuple[tuple[Finalist, ...], Staying]:
+        """Run all in turn and more than once: a drift of the machine hits all alike, and what is noise is seen."""
+        rounds: dict[Candidate, list[Samples]] = {candidate: [] for candidate in predicted}
+        stayed: list[float] = []
+        for index in range(ROUNDS):
+            for candidate, samples in rounds.items():
+                groups = f"gpu_groups={candidate.gpu_groups}, host_groups={candidate.host_groups}"
+                self.progress(f"running for real: round {index + 1}/{ROUNDS}, {groups}, queue={candidate.queue}")
+                runtime, trace = await self._generate(candidate.settings)
+                samples.append(Samples(tuple(steady_seconds(trace.spans, runtime.catalog.order))))
+            self.progress(f"running for real: round {index + 1}/{ROUNDS}, on defaults, so that what fits stays")
+            runtime, trace = await self._generate({})
+            stayed += steady_seconds(trace.spans, runtime.catalog.order)
+        staying = Staying(len(runtime.catalog.order), runtime.moving_groups, Samples(tuple(stayed)))
+        return tuple(Finalist(one, predicted[one], tuple(samples)) for one, samples in rounds.items()), staying
 
-    async def _generate(self, candidate: Candidate) -> tuple[Runtime, Trace]:
+    async def _generate(self, tuned: Mapping[str, Any]) -> tuple[Runtime, Trace]:
         """Run as many passes as are needed. Of one token they are those of decoding, which compute the head."""
         passes = self.passes + UNMEASURED_PASSES
         prompt_tokens, new_tokens = (1, passes) if self.batch_tokens == 1 else (passes * self.batch_tokens, 1)
@@ -211,8 +269,7 @@ class Tuner:
             **self.settings,
             "max_tokens_per_pass": self.batch_tokens,
             "context_tokens": prompt_tokens + new_tokens,
-            "residency": False,  # what is tuned is how groups move
-            **candidate.settings,
+            **tuned,
         }
         async with Model.open(self.folder, trace=Trace(), **settings) as model:
             prompt = prompt_of(prompt_tokens, model.runtime.config.vocabulary_size)

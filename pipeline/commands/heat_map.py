@@ -1,6 +1,6 @@
-"""A heat map as text: how long a pass takes, by budget and size of queue."""
+"""A heat map as text: how long a pass takes, by budget and one setting more."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from pipeline.memory import human_bytes
 
@@ -14,22 +14,22 @@ def heat_map(
     seconds: Mapping[tuple[int, int], float],
     window_bytes: Mapping[int, int],
     budgets: Sequence[int],
-    queues: Sequence[int],
+    columns: Mapping[int, str],
     chosen: tuple[int, int],
 ) -> str:
-    """One line per budget under a line of queue sizes, times relative to the best, and what the budget costs.
+    """One line per budget, times relative to the best, and what the budget costs.
 
-    `seconds` and `chosen` are by budget and queue size; a budget without times did not fit into memory.
+    `columns` are the values of the other setting, with their headings; `seconds` and `chosen` are by budget and value.
+    A budget without times did not fit into memory.
     """
     best = min(seconds.values())
     rows = {
-        budget: [_cell(seconds[budget, queue] / best, (budget, queue) == chosen) for queue in queues]
+        budget: [_cell(seconds[budget, value] / best, (budget, value) == chosen) for value in columns]
         for budget in budgets
         if budget in window_bytes
     }
-    headings = [f"queue {queue}" for queue in queues]
-    width = 2 + max(len(cell) for row in (headings, *rows.values()) for cell in row)
-    lines = [_line("gpu_groups", headings, "window", width)]
+    width = 2 + max(len(cell) for row in (columns.values(), *rows.values()) for cell in row)
+    lines = [_line("gpu_groups", columns.values(), "window", width)]
     for budget in budgets:
         if budget in rows:
             lines.append(_line(budget, rows[budget], human_bytes(window_bytes[budget]), width))
@@ -38,7 +38,7 @@ def heat_map(
     return "\n".join([*lines, LEGEND])
 
 
-def _line(name: object, cells: Sequence[str], window: str, width: int) -> str:
+def _line(name: object, cells: Iterable[str], window: str, width: int) -> str:
     return f"{name:>10}  {''.join(cell.ljust(width) for cell in cells)}{window:>8}"
 
 

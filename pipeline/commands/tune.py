@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Mapping
 
-from pipeline.bench.candidates import DEFAULT, TOLERANCE, ReadSizes, Samples, choose_reading
+from pipeline.bench.candidates import DEFAULT, TOLERANCE, ReadSizes, Samples, best_readings, choose_reading
 from pipeline.bench.tune import QUEUES, Tuner, TuneReport
 from pipeline.commands.heat_map import heat_map
 from pipeline.commands.options import model_settings
@@ -16,8 +16,6 @@ from pipeline.errors import ConfigError
 from pipeline.memory import human_bytes
 
 MOST_GROUPS = 64
-NOISY = 0.1
-"""From this spread on the real runs say little."""
 BOUND = 0.9
 """From this share of a pass on, the busiest resource counts as what binds it."""
 MIB = 1 << 20
@@ -43,12 +41,12 @@ async def tune(options: argparse.Namespace) -> None:
         logging.getLogger("penstock").removeFilter(said)
     progress.clear()
     if options.json:
-        told = {"open": open_line(report), "advice": advice(report)}
+        told = {"open": open_line(report), "advice": " ".join([effect(report), advice(report), staying(report)])}
         json.dump(report.as_dict() | told, sys.stdout, indent=2)
         print()
     else:
-        print("\n\n".join([_reading(report.rates), _simulation(report), _finalists(report), advice(report)]))
-        print(f"\n{open_line(report)}")
+        tables = [_reading(report.rates), _simulation(report), _finalists(report)]
+        print("\n\n".join([*tables, effect(report), advice(report), staying(report), open_line(report)]))
 
 
 class _Once(logging.Filter):
@@ -79,14 +77,38 @@ def open_line(report: TuneReport) -> str:
     return f"Model.open({str(report.folder)!r}, {arguments})"
 
 
+def effect(report: TuneReport) -> str:
+    """Whether the settings made a difference for real, or no more than running the same ones again did."""
+    map_spread = max(report.by_lanes.values()) / min(report.by_lanes.values()) - 1
+    differ = f"the slowest is {map_spread:.0%} slower than the fastest in simulation, and {report.effect:.0%} for real"
+    again = f"the same ones, run again, were up to {report.noise:.0%} slower"
+    if report.effect > report.noise:
+        return f"The settings have an effect: {differ}; {again}."
+    return (
+        f"The settings have no effect that can be told from noise: {differ}, but {again}. Tune again while the machine "
+        "has nothing else to do, or with more --passes."
+    )
+
+
+def staying(report: TuneReport) -> str:
+    """What residency=False costs, or that it costs nothing."""
+    have = report.staying
+    stay = have.groups - have.moving_groups
+    if not stay:
+        return "No memory is left in which groups could stay: without residency=False all of them move, too."
+    fastest = min(one.measured.median for one in report.finalists)
+    many, then = f"{stay}", ""
+    if not have.moving_groups:
+        many, then = "all", ", and then the other settings have no effect"
+    return (
+        f"In these runs all {have.groups} groups moved. On defaults {many} of them stay in memory, and a pass takes "
+        f"{have.measured.median:.3f} s, {have.measured.median / fastest:.2f} x the fastest of these: leave "
+        f"residency=False out to have that{then}."
+    )
+
+
 def advice(report: TuneReport) -> str:
-    """What binds a pass, what a larger budget would buy, and whether the machine was too busy to tell."""
-    spread = max(one.measured.spread for one in report.finalists)
-    warning = f" The real runs spread by up to {spread:.0%}: tune again while the machine has nothing else to do."
-    return _bound(report) + warning * (spread >= NOISY)
-
-
-def _bound(report: TuneReport) -> str:
+    """What binds a pass, and what a larger budget would buy."""
     by_budget: dict[int, float] = {}
     for candidate, seconds in report.simulated.items():
         by_budget[candidate.gpu_groups] = min(seconds, by_budget.get(candidate.gpu_groups, seconds))
@@ -134,10 +156,11 @@ def _reading(rates: Mapping[ReadSizes, Samples]) -> str:
 
 def _simulation(report: TuneReport) -> str:
     best: dict[tuple[int, int], float] = {}
-    for candidate, seconds in report.simulated.items():
-        cell = (candidate.gpu_groups, candidate.queue)
+    for candidate, seconds in report.by_lanes.items():
+        cell = (candidate.gpu_groups, candidate.reading.reader_lanes)
         best[cell] = min(seconds, best.get(cell, seconds))
-    chosen = (report.chosen.gpu_groups, report.chosen.queue)
+    lanes = {count: f"{count} lane{'s' * (count > 1)}" for _, count in sorted(best)}
+    chosen = (report.chosen.gpu_groups, report.chosen.reading.reader_lanes)
     budgets = range(1, report.most_groups + 1)
     hosts = (
         ""
@@ -145,7 +168,26 @@ def _simulation(report: TuneReport) -> str:
         else (f"; of host_groups={DEFAULT.host_groups} and host_groups=gpu_groups the faster, as far as they fit")
     )
     title = f"simulated pass of {report.batch_tokens} tokens, relative to the best, {min(best.values()):.3f} s{hosts}"
-    return f"{title}\n{heat_map(best, report.window_bytes, budgets, QUEUES, chosen)}"
+    drawn = heat_map(best, report.window_bytes, budgets, lanes, chosen)
+    return f"{title}\n{drawn}\n{_lanes(report.rates)}\n{_queues(report)}"
+
+
+def _lanes(rates: Mapping[ReadSizes, Samples]) -> str:
+    """Whether the columns of the map differ by more than reading in the same way does from time to time."""
+    ranked = sorted((rates[reading] for reading in best_readings(rates)), key=lambda samples: samples.median)
+    differ, spreads = ranked[-1].median / ranked[0].median - 1, ranked[-1].spread + ranked[0].spread
+    verdict = "more than" if differ > spreads else "which proves nothing beside"
+    return f"lanes change the reading by up to {differ:.1%}, {verdict} the {spreads:.1%} of both spreads"
+
+
+def _queues(report: TuneReport) -> str:
+    """How much the sizes of the queues change, the other settings being the same."""
+    by_budget: dict[tuple[int, int], list[float]] = {}
+    for one, seconds in report.simulated.items():
+        by_budget.setdefault((one.gpu_groups, one.host_groups), []).append(seconds)
+    most = max(max(seconds) / min(seconds) - 1 for seconds in by_budget.values())
+    why = ": the budget holds groups back before they do" if most <= TOLERANCE else ""
+    return f"queues of {', '.join(map(str, QUEUES))} messages change a simulated pass by up to {most:.1%}{why}"
 
 
 def _finalists(report: TuneReport) -> str:

@@ -18,6 +18,7 @@ from pipeline.bench.candidates import (
     Candidate,
     ReadSizes,
     Samples,
+    best_readings,
     candidates,
     choose,
     choose_reading,
@@ -64,7 +65,7 @@ def test_samples_have_a_median_and_half_of_the_middle_half() -> None:
 def test_the_default_is_what_config_says() -> None:
     queues = dict.fromkeys(DEFAULT.settings["queues"], 4)
     reading = {"reader_lanes": Reading().lanes, "chunk_bytes": Reading().chunk_bytes}
-    assert Config(**DEFAULT.settings) == dataclasses.replace(Config(), queues=queues, **reading)
+    assert Config(**DEFAULT.settings) == dataclasses.replace(Config(), queues=queues, residency=False, **reading)
     assert DEFAULT_READING in read_rates.READINGS
 
 
@@ -74,6 +75,13 @@ def test_the_default_reading_stays_unless_another_is_faster_by_more_than_the_noi
     noisy[FASTER] = Samples((2.9, 3.1, 3.3))
     assert choose_reading(noisy) == DEFAULT_READING
     assert choose_reading({DEFAULT_READING: Samples((3.0,)), FASTER: Samples((3.02,))}) == DEFAULT_READING
+
+
+def test_each_number_of_lanes_reads_in_its_fastest_way_and_the_chosen_in_its_own() -> None:
+    chosen, larger = DEFAULT_READING, ReadSizes(DEFAULT_READING.reader_lanes, 4 * DEFAULT_READING.chunk_bytes)
+    rates = {FASTER: Samples((3.0,)), ReadSizes(8, 8 << 20): Samples((2.0,)), chosen: Samples((3.0,))}
+    assert best_readings(rates | {larger: Samples((3.001,))}) == [chosen, FASTER]
+    assert best_readings(rates | {larger: Samples((4.0,))}) == [larger, FASTER]
 
 
 def test_the_shortlist_prefers_little_memory_where_times_are_alike() -> None:

@@ -15,8 +15,8 @@ import pipeline.plan
 from pipeline.api import Model
 from pipeline.bench import read_rates
 from pipeline.bench.candidates import DEFAULT_READING, Candidate, ReadSizes, Samples
-from pipeline.bench.tune import QUEUES, Finalist, TuneReport
-from pipeline.commands.tune import advice, open_line, tune
+from pipeline.bench.tune import QUEUES, Finalist, Staying, TuneReport
+from pipeline.commands.tune import advice, effect, open_line, staying, tune
 from pipeline.config import Config
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.weights.reading import Reading
@@ -38,8 +38,10 @@ def report(by_budget: list[float], chosen: int, resources: dict[str, float], **c
             rates={DEFAULT_READING: Samples((3e9,))},
             resources=resources,
             simulated=times,
+            by_lanes=times,
             window_bytes={budget: budget * 10**8 for budget in range(1, 1 + len(by_budget))},
-            finalists=(Finalist(one(chosen), by_budget[chosen - 1], Samples((2.0,))),),
+            finalists=(Finalist(one(chosen), by_budget[chosen - 1], (Samples((2.0,)),)),),
+            staying=Staying(24, 24, Samples((2.0,))),
             chosen=one(chosen),
         ),
         **changes,
@@ -58,8 +60,31 @@ def test_the_advice_says_what_binds_and_what_more_would_buy() -> None:
     assert text.endswith("from 1 group on a pass gets no shorter.")
     alone = report([1.0], 1, resources)
     assert advice(alone).endswith("No budget larger than 1 group was tried.")
-    noisy = Finalist(one(1), 1.0, Samples((1.0, 1.5, 2.0)))
-    assert "spread by up to 17%: tune again" in advice(dataclasses.replace(alone, finalists=(noisy,)))
+
+
+def test_an_effect_is_told_from_what_running_the_same_settings_again_changes() -> None:
+    slow = Finalist(one(1), 2.0, (Samples((2.0,)), Samples((2.2,))))
+    fast = Finalist(one(4), 1.0, (Samples((1.0,)), Samples((1.0,))))
+    told = effect(report([2.5, 1.0], 2, {}, finalists=(slow, fast)))
+    assert told == (
+        "The settings have an effect: the slowest is 150% slower than the fastest in simulation, and 110% for real; "
+        "the same ones, run again, were up to 10% slower."
+    )
+    noisy = dataclasses.replace(fast, rounds=(Samples((0.9,)), Samples((1.9,))))
+    told = effect(report([2.5, 1.0], 2, {}, finalists=(slow, noisy)))
+    assert told.startswith("The settings have no effect that can be told from noise")
+    assert "50% for real, but the same ones, run again, were up to 111% slower. Tune again while" in told
+
+
+def test_what_stays_on_defaults_is_held_against_what_was_tuned() -> None:
+    tuned = report([1.0], 1, {})
+    assert "without residency=False all of them move, too" in staying(tuned)
+    some = staying(dataclasses.replace(tuned, staying=Staying(24, 6, Samples((1.0,)))))
+    assert "On defaults 18 of them stay in memory, and a pass takes 1.000 s, 0.50 x the fastest" in some
+    assert some.endswith("leave residency=False out to have that.")
+    whole = staying(dataclasses.replace(tuned, staying=Staying(24, 0, Samples((1.0,)))))
+    assert "On defaults all of them stay" in whole
+    assert whole.endswith("and then the other settings have no effect.")
 
 
 def test_the_line_to_paste_is_python() -> None:
@@ -123,13 +148,15 @@ async def test_what_does_not_fit_is_left_out_and_the_printed_line_opens_the_mode
     line = printed.out.splitlines()[-1]
     settings = called_with(line)
     assert settings["gpu_groups"] <= 3
+    assert settings["residency"] is False
     assert "host_groups" not in settings
     assert [record.message for record in caplog.records if "no tokenizer" in record.message]
     async with eval(line, {"Model": Model}) as model:
+        assert model.statistics().moving_groups == len(model.runtime.catalog.order), "as they did in the runs"
         assert len((await model.generate([1, 2, 3], max_new_tokens=2, ignore_eos=True)).token_ids) == 2
 
 
-@pytest.mark.usefixtures("_short_sweeps")
+@pytest.mark.usefixtures("_short_sweeps", "what_fits_stays")
 async def test_copying_devices_also_try_as_many_host_groups(
     checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,6 +170,13 @@ async def test_copying_devices_also_try_as_many_host_groups(
     assert set(rates) == set(read_rates.READINGS)
     assert all(len(row["values"]) == 2 and row["median"] > 0 for row in rates.values())
     assert all(len(row["measured"]["values"]) == 2 * 2 for row in found["finalists"])
+    assert {(row["gpu_groups"], row["reader_lanes"]) for row in found["by_lanes"]} == {
+        (groups, lanes) for groups in range(1, 6) for lanes in (1, 2, 4, 8)
+    }
+    assert min((row["gpu_groups"], row["queue"]) for row in found["finalists"]) == (1, 1), "the effect is seen for real"
+    assert min(found["effect"], found["noise"]) > 0
+    assert found["staying"]["moving_groups"] == 0
+    assert found["staying"]["groups"] > 0
     assert any((row["gpu_groups"], row["queue"]) == (4, 4) for row in found["finalists"])
     windows = [found["window_bytes"][str(groups)] for groups in range(1, 6)]
     assert windows == sorted(windows)

@@ -31,6 +31,7 @@ from pipeline.residency import Residency
 from pipeline.sequences.batching import Batcher
 from pipeline.sequences.blocks import BlockPool
 from pipeline.sequences.kv import KeyValueCache
+from pipeline.sequences.kv_room import KvRoom
 from pipeline.sequences.pass_inputs import PassInputs
 from pipeline.weights.catalog import WeightCatalog
 from pipeline.weights.checkpoint import Checkpoint, open_checkpoint
@@ -59,6 +60,7 @@ class Runtime:
     plan: MemoryPlan
     residency: Residency
     reading: Choice
+    kv_room: KvRoom
     device: AnyDevice
     catalog: WeightCatalog
     source: WeightSource
@@ -213,7 +215,7 @@ def _build(
             queues=dict.fromkeys(ACTORS[1:], settings.gpu_groups) | dict(settings.queues),
         )
     )
-    own = (device, catalog, source, checking, embedding, cache, program, policy, wired)
+    own = (plan.kv_room, device, catalog, source, checking, embedding, cache, program, policy, wired)
     return Runtime(
         checkpoint, drawn.model, settings, drawn.dtype, plan.context_tokens, plan.memory, plan.residency, reading, *own
     )

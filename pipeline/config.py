@@ -54,7 +54,9 @@ class Config:
         insert: your own stages, by the name of the actor that they follow.
         context_tokens: prompt plus new tokens that one request may have.
         kv_tokens: the same for all requests that run at a time, for which KV memory is set aside; those that do not
-            fit wait. None is `context_tokens`.
+            fit wait, and the log says so. None gives them all that they can use where all weights stay beside it. Where
+            memory is short it weighs requests that share a pass against weights that stay, each request taken for 1,024
+            tokens or, of a context beyond 4,096, a quarter; `context_tokens` is the least.
         gpu_memory: what to stay within on the device: bytes, a size as "10GiB" or "8G", or a share as "80%" of its
             memory; None is all there is.
         host_memory: the same in host memory, of which a share is one of what the machine (or its control group) leaves
@@ -62,7 +64,7 @@ class Config:
         residency: whether memory that the plan leaves holds weight groups for good, so that fewer of them move. Where
             no limit is set, a tenth of what there is stays free.
         kv_disk: a folder on a disk, for KV blocks for which neither has room.
-        max_requests: requests that share a pass.
+        max_requests: requests that share a pass. Where memory is short, fewer leave more of it to weights.
         max_waiting: requests beside those that may wait for their turn; one more is refused with `Busy`.
         max_tokens_per_pass: tokens that one pass carries: one of each request that answers, and pieces of prompts.
         share_prefixes: whether calls without a `cache_scope` reuse the KV blocks of prompts that begin alike. Then each

@@ -134,8 +134,14 @@ def available_host_bytes() -> int:
 
 
 def _machine_bytes() -> int:
+    """Where the kernel promises no more than it has, what it may still promise counts too."""
     fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(fields["MemAvailable"].split()[0]) * 1024
+    available, limit, promised = (
+        int(fields[name].split()[0]) * 1024 for name in ("MemAvailable", "CommitLimit", "Committed_AS")
+    )
+    heeds_limit = Path("/proc/sys/vm/overcommit_memory")
+    strict = heeds_limit.exists() and heeds_limit.read_text().strip() == "2"
+    return min(available, max(0, limit - promised)) if strict else available
 
 
 def _control_groups() -> list[tuple[int, int]]:

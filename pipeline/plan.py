@@ -1,6 +1,5 @@
 """The one memory plan: window, KV blocks, activations and logits added up, holder by holder, before any is taken."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,20 +18,17 @@ from pipeline.memory import (
     resident_bytes,
     slot_counts,
 )
-from pipeline.models.attention import GPU_CELL
 from pipeline.models.config import ModelConfig
-from pipeline.models.row_blocks import RowBlocks
-from pipeline.policies import find_policy
 from pipeline.promises import promised_elsewhere
-from pipeline.residency import NOTHING_STAYS, Residency, place_groups
-from pipeline.sequences.blocks import blocks_for
+from pipeline.residency import NOTHING_STAYS, Residency, moving_bytes, place_groups
+from pipeline.sequences.blocks import BLOCK_TOKENS, blocks_for
+from pipeline.sequences.kv_holdings import kv_holdings, place_layers
 from pipeline.sequences.kv_layout import KvLayout
-from pipeline.sequences.kv_placement import KvPlacement, place_kv, place_kv_in_one
-from pipeline.sequences.pass_inputs import PassInputs
-from pipeline.sequences.sampling import Sampler
+from pipeline.sequences.kv_placement import KvPlacement
+from pipeline.sequences.kv_room import Demand, KvRoom, PassBytes, choose_room
+from pipeline.sequences.pass_holdings import pass_holdings
 from pipeline.weights.catalog import WeightCatalog
 from pipeline.weights.groups import WeightGroups
-from pipeline.weights.layout import stored_dtype
 
 DEFAULT_CONTEXT_TOKENS = 4096
 SPARE_SHARE = 0.1
@@ -56,6 +52,7 @@ class Plan:
     slots: Mapping[str, Slots]
     kv_layout: KvLayout
     kv: KvPlacement
+    kv_room: KvRoom
     residency: Residency
 
 
@@ -70,11 +67,12 @@ def make_plan(
 ) -> Plan:
     """Add everything up. KV blocks get what is left: the device first, then host memory, then the disk.
 
-    What they leave holds weight groups for good. `host_bytes` are what is available, if not on this machine. The plan
-    may not fit: `Plan.memory.check` tells. Raises ConfigError for settings that contradict each other.
+    What they leave holds weight groups for good. Where `kv_tokens` does not say how many there are, they get what makes
+    most tokens per second. `host_bytes` are what is available, if not on this machine. The plan may not fit:
+    `Plan.memory.check` tells. Raises ConfigError for settings that contradict each other.
     """
     context_tokens = _context_tokens(model, settings)
-    layout = KvLayout.of(model, blocks_for(_kv_tokens(settings, context_tokens)), dtype)
+    told = _told_tokens(settings, context_tokens)
     promised = promised_elsewhere(_pools(device))
     fixed = [
         Holding("Python, torch and what was there before", "host", resident_bytes(), ""),
@@ -83,19 +81,82 @@ def make_plan(
             Holding("kernels and workspaces, loaded later", place, size, "")
             for place, size in device.loads_later.items()
         ),
-        *_per_pass(model, settings, groups, device, dtype, layout, context_tokens),
+        *pass_holdings(model, settings, groups, device, dtype, context_tokens),
     ]
     available, bounds = _available(settings, device, host_bytes, promised)
-    slots = weight_slots(settings, catalog, device)
-    free = _free(available, [*fixed, *_slots(slots)])
-    kv = _place_kv(model.layers, layout.layer_bytes, settings, device, free)
-    fixed += _kv(layout.layer_bytes, kv, settings, device)
-    limits = _limits(settings, available)
-    room = _free(limits, [*fixed, *_slots(slots)])
-    residency, slots = _place_groups(settings, catalog, slots, room)
-    residents = _residents(catalog, residency)
-    memory = MemoryPlan((*fixed, *_slots(slots), *residents), available, bounds)
-    return Plan(memory, limits, context_tokens, slots, layout, kv, residency)
+    parts = _Parts(
+        model=model,
+        settings=settings,
+        catalog=catalog,
+        device=device,
+        dtype=dtype,
+        context_tokens=context_tokens,
+        fixed=fixed,
+        available=available,
+        bounds=bounds,
+        limits=_limits(settings, available),
+        slots=weight_slots(settings, catalog, device),
+    )
+    if told is not None:
+        return parts.planned(told, "as kv_tokens says", available, "kv_tokens")
+    return parts.planned_by_worth()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """All that a plan follows from, but for the room of KV blocks."""
+
+    model: ModelConfig
+    settings: Config
+    catalog: WeightCatalog
+    device: PlannedDevice
+    dtype: torch.dtype
+    context_tokens: int
+    fixed: Sequence[Holding]
+    available: dict[str, int]
+    bounds: Mapping[str, str]
+    limits: Mapping[str, int]
+    slots: dict[str, Slots]
+
+    def planned(self, tokens: int, why: str, within: Mapping[str, int], knob: str) -> Plan:
+        """With room for so many tokens, which `knob` changes, `within` that much memory."""
+        layout = KvLayout.of(self.model, blocks_for(tokens), self.dtype)
+        free = _free(within, [*self.fixed, *_slots(self.slots)])
+        kv = place_layers(self.model.layers, layout.layer_bytes, self.settings, self.device, free)
+        held = [*self.fixed, *kv_holdings(layout, kv, knob, self.settings, self.device)]
+        room = _free(self.limits, [*held, *_slots(self.slots)])
+        residency, slots = _place_groups(self.settings, self.catalog, self.slots, room)
+        memory = MemoryPlan((*held, *_slots(slots), *_residents(self.catalog, residency)), self.available, self.bounds)
+        kv_room = KvRoom(layout.blocks * BLOCK_TOKENS, layout.layer_bytes * self.model.layers, why)
+        return Plan(memory, self.limits, self.context_tokens, slots, layout, kv, kv_room, residency)
+
+    def planned_by_worth(self) -> Plan:
+        """With room for what makes most tokens per second, and for one request of a whole context in any case."""
+        settings = self.settings
+        demand = Demand.of(self.context_tokens, settings.max_requests, settings.max_tokens_per_pass)
+
+        def planned(tokens: int, why: str = "") -> Plan:
+            least = tokens == demand.longest
+            within, knob = (self.available, "context_tokens") if least else (self.limits, "kv_tokens")
+            return self.planned(tokens, why, within, knob)
+
+        def moves(tokens: int) -> PassBytes | None:
+            plan = planned(tokens)
+            fits = all(plan.memory.need(place) <= limit for place, limit in self.limits.items())
+            return self._pass_bytes(plan) if fits else None
+
+        place = list(self.slots)[-1]
+        weights = sum(self.catalog.group_bytes(place).values())
+        return planned(*choose_room(demand, weights, place, moves))
+
+    def _pass_bytes(self, plan: Plan) -> PassBytes:
+        stays, layer_bytes = plan.residency, plan.kv_layout.layer_bytes
+        read = moving_bytes(self.catalog.group_bytes("host"), stays.device, stays.host)
+        read += len(plan.kv.disk) * layer_bytes
+        if self.device.unified:
+            return PassBytes(read, 0)
+        sent = moving_bytes(self.catalog.group_bytes("device"), stays.device) + len(plan.kv.moving) * layer_bytes
+        return PassBytes(read, sent)
 
 
 def _pools(device: PlannedDevice) -> dict[str, str]:
@@ -158,47 +219,6 @@ def _residents(catalog: WeightCatalog, residency: Residency) -> list[Holding]:
     ]
 
 
-def _per_pass(
-    model: ModelConfig,
-    settings: Config,
-    groups: WeightGroups,
-    device: PlannedDevice,
-    dtype: torch.dtype,
-    layout: KvLayout,
-    context_tokens: int,
-) -> list[Holding]:
-    """What computing takes beside weights and KV blocks."""
-    place = "host" if device.unified else "device"
-    tokens = settings.max_tokens_per_pass
-    rows = tokens * groups.embed.length // groups.embed.shape[0]
-    logits = settings.max_requests * model.vocabulary_size * torch.float32.itemsize
-    blocks = RowBlocks.of(dtype, gpu=not device.unified, batch_invariant=settings.batch_invariant)
-    activations = blocks.padded(tokens) * (4 * model.hidden_size + 3 * model.ffn_size) * max(dtype.itemsize, 4)
-    casts = _cast_bytes(groups, dtype) * min(2, find_policy(settings.policy).micro_batches)
-    inputs = PassInputs.nbytes(tokens, settings.max_requests, context_tokens)
-    tables = settings.max_requests * Sampler.table_bytes(model.vocabulary_size)
-    return [
-        *(Holding("embedding rows", where, rows, "max_tokens_per_pass") for where in ("host", place)),
-        Holding("activations", place, activations, "max_tokens_per_pass"),
-        *(Holding("activations: weights that are cast", place, casts, "") for _ in range(bool(casts))),
-        Holding(
-            "activations: KV of one request and layer",
-            place,
-            2 * (context_tokens + GPU_CELL) * layout.row_bytes,
-            "context_tokens",
-        ),
-        *(Holding("logits", where, logits, "max_requests") for where in ("host", place)),
-        Holding("penalty tables", "host", tables, "max_requests"),
-        *(Holding("positions and block tables", where, inputs, "max_requests") for where in ("host", place)),
-    ]
-
-
-def _cast_bytes(groups: WeightGroups, dtype: torch.dtype) -> int:
-    """The largest tensor that is cast to what is computed in: a lane casts one at a time."""
-    stored = [tensor for group in groups.groups for tensor in group.tensors if stored_dtype(tensor.dtype) != dtype]
-    return max((math.prod(tensor.shape) for tensor in stored), default=0) * dtype.itemsize
-
-
 def _available(
     settings: Config, device: PlannedDevice, host_bytes: int | None, promised: Sequence[Holding]
 ) -> tuple[dict[str, int], dict[str, str]]:
@@ -239,39 +259,6 @@ def _free(available: Mapping[str, int], holdings: Sequence[Holding]) -> dict[str
     }
 
 
-def _place_kv(
-    layers: int, layer_bytes: int, settings: Config, device: PlannedDevice, free: Mapping[str, int]
-) -> KvPlacement:
-    """Without a disk host memory must do, and the check of the plan refuses what it cannot hold."""
-    host_room = layers if settings.kv_disk is None else free["host"] // layer_bytes
-    if device.unified:
-        return place_kv_in_one(layers, host_room)
-    return place_kv(layers, free["device"] // layer_bytes, host_room)
-
-
-def _kv(layer_bytes: int, kv: KvPlacement, settings: Config, device: PlannedDevice) -> list[Holding]:
-    knob = _kv_knob(settings)
-    or_disk = knob if settings.kv_disk is not None else f"{knob}, or set kv_disk"
-    place = "host" if device.unified else "device"
-    holdings = (
-        Holding(
-            f"KV blocks of {len(kv.device)} layers",
-            place,
-            len(kv.device) * layer_bytes,
-            or_disk if device.unified else knob,
-        ),
-        Holding(f"KV blocks: {kv.window} layers take turns", "device", kv.window * layer_bytes, knob),
-        Holding(f"KV blocks of {len(kv.host)} layers", "host", len(kv.host) * layer_bytes, or_disk),
-        Holding(f"KV blocks: {kv.staging} layers pass through", "host", kv.staging * layer_bytes, knob),
-        Holding(f"KV blocks of {len(kv.disk)} layers", "disk", len(kv.disk) * layer_bytes, knob),
-    )
-    return [holding for holding in holdings if holding.nbytes]
-
-
-def _kv_knob(settings: Config) -> str:
-    return "context_tokens" if settings.kv_tokens is None else "kv_tokens"
-
-
 def _context_tokens(model: ModelConfig, settings: Config) -> int:
     if settings.context_tokens is None:
         return min(model.max_positions, DEFAULT_CONTEXT_TOKENS)
@@ -282,10 +269,9 @@ def _context_tokens(model: ModelConfig, settings: Config) -> int:
     return settings.context_tokens
 
 
-def _kv_tokens(settings: Config, context_tokens: int) -> int:
-    if settings.kv_tokens is None:
-        return context_tokens
-    if settings.kv_tokens < context_tokens:
+def _told_tokens(settings: Config, context_tokens: int) -> int | None:
+    """What the setting says, if it does."""
+    if settings.kv_tokens is not None and settings.kv_tokens < context_tokens:
         raise ConfigError(
             f"kv_tokens: need at least the {context_tokens} of context_tokens, so that any request can be held alone, "
             f"have {settings.kv_tokens}"

@@ -30,8 +30,15 @@ def place_groups(
     Where host and device memory are one, leave the device out: `device_bytes` are empty.
     """
     device = spread(device_bytes, device_room)
-    others = {group: size for group, size in host_bytes.items() if group not in set(device)}
+    on_device = set(device)
+    others = {group: size for group, size in host_bytes.items() if group not in on_device}
     return Residency(device, spread(others, host_room))
+
+
+def moving_bytes(sizes: Mapping[Group, int], *stays: tuple[Group, ...]) -> int:
+    """What moves in every pass: the groups that stay in none of the places."""
+    anywhere = {group for place in stays for group in place}
+    return sum(size for group, size in sizes.items() if group not in anywhere)
 
 
 def spread(sizes: Mapping[Group, int], room: int) -> tuple[Group, ...]:

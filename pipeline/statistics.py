@@ -25,7 +25,8 @@ class ChannelRecord:
 class RequestsRecord:
     """Requests now, and those that have ended since the model was opened.
 
-    `paused` are those, running or waiting, whose streams nobody reads.
+    `paused` are those, running or waiting, whose streams nobody reads. `passes_not_shared` counts the passes for which
+    some waited, by the setting that kept them from sharing it.
     """
 
     running: int
@@ -34,6 +35,7 @@ class RequestsRecord:
     finished: int
     cancelled: int
     failed: int
+    passes_not_shared: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +170,13 @@ class ModelStatistics:
 
 def _requests(batcher: Batcher) -> RequestsRecord:
     ended = {outcome: batcher.ended[outcome] for outcome in ("finished", "cancelled", "failed")}
-    return RequestsRecord(running=batcher.running, waiting=batcher.waiting, paused=batcher.paused, **ended)
+    return RequestsRecord(
+        running=batcher.running,
+        waiting=batcher.waiting,
+        paused=batcher.paused,
+        passes_not_shared=dict(batcher.shortages.passes),
+        **ended,
+    )
 
 
 def _checksums(checking: Checking, checksums: Checksums | None) -> ChecksumsRecord:

@@ -22,6 +22,7 @@ ONE_LOOP = {
     *("bench", "commands", "doctor", "models", "simulation", "text", "trace"),
     *(
         "test_company.py",
+        "test_default_kv_room.py",
         "test_examples.py",
         "test_kv_policies.py",
         "test_kv_swapper.py",

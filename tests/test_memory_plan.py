@@ -20,7 +20,8 @@ from pipeline.memory import Holding, MemoryPlan, available_host_bytes, human_byt
 
 GIGABYTE = 10**9
 MEMINFO = (
-    "MemTotal:       16000000 kB\nMemFree:         1000000 kB\nMemAvailable:    8000000 kB\nHugePages_Total:   0\n"
+    "MemTotal:       16000000 kB\nMemFree:         1000000 kB\nMemAvailable:    8000000 kB\n"
+    "CommitLimit:     8192000 kB\nCommitted_AS:    5120000 kB\nHugePages_Total:   0\n"
 )
 MACHINE_BYTES = 8_000_000 * 1024
 
@@ -140,6 +141,8 @@ def test_a_plan_reads_as_one_line_per_holding() -> None:
         ("0::/\n", {"memory.max": f"{MACHINE_BYTES * 2}\n", "memory.current": "5\n"}, MACHINE_BYTES),
         ("0::/\n", {"memory.max": f"{MACHINE_BYTES * 2}\n", "memory.current": f"{MACHINE_BYTES * 2 - 7}\n"}, 7),
         ("0::/\n", {"memory.max": "3000000\n"}, MACHINE_BYTES),
+        ("0::/\n", {"../../../proc/sys/vm/overcommit_memory": "0\n"}, MACHINE_BYTES),
+        ("0::/\n", {"../../../proc/sys/vm/overcommit_memory": "2\n"}, 3_072_000 * 1024),
         ("0::/a/b\n", {"a/b/memory.max": "900\n", "a/b/memory.current": "200\n", "memory.max": "5\n"}, 700),
         ("9:name=systemd:/x\n4:memory:/y\n0::/a\n", {"a/memory.max": "90\n", "a/memory.current": "20\n"}, 70),
         ("9:name=systemd:/x\n4:memory:/y\n", {"y/memory.max": "90\n", "y/memory.current": "20\n"}, MACHINE_BYTES),

@@ -1,6 +1,7 @@
 """`penstock plan`: the plan of a model, the forecast that follows from it, and what more memory or tokens would buy."""
 
 import bisect
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from pipeline.config import Config
 from pipeline.devices.elsewhere import DeviceElsewhere
 from pipeline.devices.open import PlannedDevice
 from pipeline.models.config import ModelConfig, read_config
+from pipeline.residency import moving_bytes
 from pipeline.weights.checkpoint import Checkpoint, open_checkpoint
 
 GIGABYTE = 10**9
@@ -39,8 +41,7 @@ class Planned:
     def read_bytes_per_pass(self) -> int:
         """What stays nowhere."""
         residency = self.drawn.plan.residency
-        stays = {*residency.device, *residency.host}
-        return sum(size for group, size in self.drawn.catalog.group_bytes("host").items() if group not in stays)
+        return moving_bytes(self.drawn.catalog.group_bytes("host"), residency.device, residency.host)
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain values."""
@@ -50,6 +51,7 @@ class Planned:
                 place: {"need_bytes": plan.memory.need(place), "have_bytes": have}
                 for place, have in plan.memory.available.items()
             },
+            "kv_room": dataclasses.asdict(plan.kv_room),
             "resident_bytes": self.resident_bytes,
             "read_bytes_per_pass": self.read_bytes_per_pass,
             "disk_bytes_per_second": self.rates.disk_bytes_per_second,
@@ -89,11 +91,12 @@ def _planned(
         staying = draw_up(model, checkpoint, replace(settings, residency=True), device, host_bytes)
         otherwise["what fits stays"] = forecast(staying.catalog, staying.plan, settings, rates, tokens)
     elif len(drawn.plan.residency.device or drawn.plan.residency.host) < len(drawn.catalog.order):
+        same_room = replace(settings, kv_tokens=drawn.plan.kv_room.tokens)  # so that the weights get all of it
         for place in drawn.plan.slots:
             limits = {**drawn.plan.limits, place: drawn.plan.limits[place] + GIGABYTE}
             larger = DeviceElsewhere.like(device, limits.get("device"))
             gpu_memory = None if device.unified else limits["device"]
-            told = replace(settings, host_memory=limits["host"], gpu_memory=gpu_memory)
+            told = replace(same_room, host_memory=limits["host"], gpu_memory=gpu_memory)
             more = draw_up(model, checkpoint, told, larger, limits["host"])
             otherwise[f"1 GB more of {place} memory"] = forecast(more.catalog, more.plan, settings, rates, tokens)
     many = MORE_TOKENS * tokens

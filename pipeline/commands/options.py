@@ -16,7 +16,7 @@ OPTIONS = {
     "host_memory": ("SIZE", "the same for host memory; on the CPU it holds everything"),
     "gpu_groups": ("N", "weight groups on the device"),
     "context_tokens": ("N", "prompt plus new tokens that one request may have"),
-    "kv_tokens": ("N", "the same for all requests that run at a time"),
+    "kv_tokens": ("N", "the same for all requests that run at a time; default by what is free"),
     "kv_disk": ("FOLDER", "where KV blocks go that have no room in memory"),
     "policy": ("P", "prefetch policy"),
 }
@@ -46,7 +46,7 @@ class Setting(argparse.Action):
 def add_settings(parser: Parser, own: Collection[str] = (), defaults: Mapping[str, Any] | None = None) -> None:
     """How the model is run. `own` are settings that the command sets itself, `defaults` those that it starts from."""
     parser.set_defaults(settings=dict(defaults or {}), own_settings=own)
-    parser.appendix = partial(_table, own)
+    parser.appendix = partial(_table, own, dict(defaults or {}))
     group = parser.add_argument_group("how the model is run", "Of settings that are given twice, the last counts.")
     add = partial(group.add_argument, action=Setting, dest="settings", default=argparse.SUPPRESS)
     for name, (metavar, told) in OPTIONS.items():
@@ -59,10 +59,10 @@ def add_settings(parser: Parser, own: Collection[str] = (), defaults: Mapping[st
     add("--set", metavar="NAME=VALUE", help="any other setting, from the list below; as often as you like")
 
 
-def _table(own: Collection[str]) -> str:
+def _table(own: Collection[str], defaults: Mapping[str, Any]) -> str:
     from pipeline.commands.settings import settings_table
 
-    return settings_table(own)
+    return settings_table(own, defaults)
 
 
 def add_trace(parser: argparse._ActionsContainer) -> None:

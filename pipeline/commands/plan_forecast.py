@@ -122,6 +122,7 @@ def lines(planned: Planned) -> str:
         f"{len(sizes)} weight groups",
         f"machine    disk {human_bytes(rates.disk_bytes_per_second)}/s{h2d}",
         f"plan       {textwrap.indent(str(drawn.plan.memory), ' ' * 11).lstrip()}",
+        f"kv room    {drawn.plan.kv_room}",
         f"placement  {', '.join([*places, f'{human_bytes(planned.read_bytes_per_pass)} read per pass'])}",
         f"forecast   {_told(now)}",
         f"binds      {now.binds}: {resources}",

@@ -23,7 +23,7 @@ def add_run(commands: Any) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint folder")
     add_prompt(parser)
     add_sampling(parser)
-    add_settings(parser)
+    add_settings(parser, defaults={"max_requests": 1})  # room for more would be kept from the weights
     output = parser.add_argument_group("what comes out")
     output.add_argument("--json", action="store_true", help="print one JSON object instead of streaming text")
     add_trace(output)

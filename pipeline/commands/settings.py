@@ -51,8 +51,8 @@ def _value(name: str, hint: Any, text: str, actor: str | None = None) -> Any:
     return value
 
 
-def settings_table(own: Collection[str]) -> str:
-    """A line or two for each setting: its name as messages call it, its default, and what it is."""
+def settings_table(own: Collection[str], defaults: Mapping[str, Any]) -> str:
+    """A line or two for each setting: its name as messages call it, what the command starts from, and what it is."""
     width = max(shutil.get_terminal_size().columns - 2, LEAST_WIDTH)
     lines = ["settings for --set, by the names that messages call them by, with their defaults:"]
     told = described()
@@ -63,7 +63,7 @@ def settings_table(own: Collection[str]) -> str:
         if get_origin(hint) is Mapping:
             name = f"{field.name}.ACTOR={_form(get_args(hint)[1])}"
         else:
-            name = f"{field.name}={_as_text(field.default)}"
+            name = f"{field.name}={_as_text(defaults.get(field.name, field.default))}"
         text = textwrap.wrap(told.get(field.name, ""), width - NAME_WIDTH) or [""]
         lines.append(f"  {name:{NAME_WIDTH - 3}} {text[0]}".rstrip())
         lines += [" " * NAME_WIDTH + line for line in text[1:]]

@@ -1,15 +1,17 @@
 """Which requests share the next pass, and how many tokens each brings."""
 
 import bisect
+import functools
 import itertools
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import Busy, for_one_caller
-from pipeline.sequences.blocks import BlockPool
+from pipeline.sequences.blocks import BLOCK_TOKENS, BlockPool, blocks_for
 from pipeline.sequences.prefix_cache import PrefixCache
 from pipeline.sequences.sequence import RunningSequence
+from pipeline.sequences.shortages import Shortages
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class Batcher:
         self._waiting: list[RunningSequence] = []
         self._running: deque[RunningSequence] = deque()
         self.ended: Counter[str] = Counter()
+        self.shortages = Shortages()
 
     @property
     def wanted(self) -> bool:
@@ -130,14 +133,20 @@ class Batcher:
             sequence.sampler.end()
             self.ended[sequence.outcome] += 1
 
-    def _admit(self) -> None:
-        """Let requests run for as long as there is room for the next; those held back or paused let others go first."""
+    def _admit(self) -> dict[str, Callable[[], str]]:
+        """Let requests run for as long as there is room for the next; those held back or paused let others go first.
+
+        Returns the setting because of which the next one waits, if one does.
+        """
         for sequence in [one for one in self._waiting if one.active and not one.held_back]:
-            if len(self._running) == self.max_requests or not self.prefixes.admit(sequence):
-                return
+            if len(self._running) == self.max_requests:
+                return {"max_requests": self._no_place}
+            if not self.prefixes.admit(sequence):
+                return {"kv_tokens": functools.partial(self._no_room, sequence)}
             sequence.started = True
             self._waiting.remove(sequence)
             self._running.append(sequence)
+        return {}
 
     def next_pass(self, max_tokens: int) -> list[Piece]:
         """Up to `max_tokens` tokens: one for each that has begun to answer, the rest shared by those that have not.
@@ -146,9 +155,12 @@ class Batcher:
         Call it when no pass runs. There are none where nobody wants tokens, or those who do wait for room.
         """
         self.retire()
-        self._admit()
+        short = self._admit()
         active = [one for one in self._running if one.active]
-        answering = [one for one in active if one.waiting_count == 1][:max_tokens]
+        answering = [one for one in active if one.waiting_count == 1]
+        if (count := len(answering)) > max_tokens:
+            short["max_tokens_per_pass"] = functools.partial(_take_turns, count, max_tokens)
+        del answering[max_tokens:]
         tokens = dict.fromkeys(answering, 1)
         left = max_tokens - len(answering)
         prefilling = [one for one in active if one.waiting_count > 1][:left]
@@ -159,7 +171,36 @@ class Batcher:
         for sequence in answering:
             self._running.remove(sequence)
             self._running.append(sequence)
+        self.shortages.note(short, passes=1 if tokens else 0)
         return [_piece(sequence, count) for sequence, count in tokens.items() if count]
+
+    def _no_place(self) -> str:
+        return (
+            f"{self.waiting} requests wait until one of the {self.running} that run has ended: no more share a pass "
+            f"with max_requests={self.max_requests}; open the model with a larger max_requests to let them"
+        )
+
+    def _no_room(self, first: RunningSequence) -> str:
+        """Each request needs room for its prompt and all new tokens that it may get."""
+        total, used = self.pool.blocks * BLOCK_TOKENS, self.pool.used * BLOCK_TOKENS
+        enough = used + sum(_room(one) for one in self._waiting[: self.max_requests - self.running])
+        return (
+            f"{self.waiting} requests wait for KV room: need {_room(first)} tokens for the next of them, have "
+            f"{total - used} of {total} free while {self.running} run; open the model with kv_tokens={enough} to let "
+            "them share passes, or call with lower max_new_tokens"
+        )
+
+
+def _room(sequence: RunningSequence) -> int:
+    """The tokens that its KV blocks hold."""
+    return blocks_for(sequence.most_tokens) * BLOCK_TOKENS
+
+
+def _take_turns(answering: int, max_tokens: int) -> str:
+    return (
+        f"{answering} requests take turns: no more share a pass with max_tokens_per_pass={max_tokens}; open the model "
+        "with a larger max_tokens_per_pass to let them"
+    )
 
 
 def _piece(sequence: RunningSequence, count: int) -> Piece:

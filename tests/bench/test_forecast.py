@@ -184,7 +184,7 @@ async def test_few_requests_are_measured_with_what_they_can_have() -> None:
 
 
 async def test_computing_that_needs_two_passes_is_no_floor(checkpoint: Path) -> None:
-    settings = Config(device="cpu", residency=False, context_tokens=20, max_requests=4)
+    settings = Config(device="cpu", residency=False, context_tokens=20, kv_tokens=20, max_requests=4)
     runtime = await asyncio.to_thread(build, checkpoint, settings)
     try:
         floors = Floors(runtime, NOTHING_STAYS)

@@ -44,6 +44,7 @@ def test_as_json_for_a_machine_with_a_gpu_that_is_not_here(capsys: pytest.Captur
     assert told["h2d_bytes_per_second"] == 4e9
     assert told["memory"]["device"]["have_bytes"] == 180_000_000
     assert told["resource_seconds"]["disk"] == pytest.approx(told["read_bytes_per_pass"] / 2e9)
+    assert told["kv_room"]["nbytes"] > 1e6
     assert told["pass_seconds"] >= max(told["resource_seconds"].values())
     assert told["tokens_per_second"] == pytest.approx(1 / told["pass_seconds"])
 
@@ -52,6 +53,9 @@ def test_without_a_gpu_there_is_no_link(capsys: pytest.CaptureFixture[str]) -> N
     assert plan(*ELSEWHERE, "--no-residency") == 0
     out = capsys.readouterr().out
     assert "H2D" not in out
+    assert re.search(
+        r"^kv room +[0-9,]+ tokens in [0-9.]+ MB: .*\(max_requests\).*; no more weights move for it$", out, re.M
+    )
     assert "otherwise  what fits stays: " in out
 
 

@@ -210,3 +210,52 @@ def test_samples_run_on_when_the_first_has_finished() -> None:
     compute(shared.next_pass(9))
     first.fail(RuntimeError("sampler"))
     assert list(compute(shared.next_pass(9))) == [second, third]
+
+
+@pytest.mark.parametrize(
+    ("room", "most_tokens", "setting", "says"),
+    [
+        (
+            {"blocks": 5},
+            512,
+            "kv_tokens",
+            "4 requests wait for KV room: need 32 tokens for the next of them, have 16 of 80 free while 2 run; "
+            "open the model with kv_tokens=192 to let them share passes, or call with lower max_new_tokens",
+        ),
+        (
+            {"max_requests": 4},
+            512,
+            "max_requests",
+            "2 requests wait until one of the 4 that run has ended: no more share a pass with max_requests=4; "
+            "open the model with a larger max_requests to let them",
+        ),
+        (
+            {},
+            5,
+            "max_tokens_per_pass",
+            "6 requests take turns: no more share a pass with max_tokens_per_pass=5; "
+            "open the model with a larger max_tokens_per_pass to let them",
+        ),
+    ],
+)
+def test_what_keeps_requests_from_sharing_is_told_once_while_it_lasts(
+    room: dict[str, int], most_tokens: int, setting: str, says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    shared = batcher(**room)
+    for stretch in (1, 2):
+        for _ in range(6):
+            shared.submit(request(1, max_new_tokens=30))
+        while shared.unfinished:
+            compute(shared.next_pass(most_tokens))
+        assert [record.getMessage() for record in caplog.records] == [says] * stretch
+        shared.next_pass(most_tokens)
+    apart = {"kv_tokens": 60, "max_requests": 30, "max_tokens_per_pass": 35}
+    assert shared.shortages.passes == {name: 2 * apart[name] if name == setting else 0 for name in apart}
+
+
+def test_enough_room_is_told_to_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    shared = batcher(*(request(1, max_new_tokens=31) for _ in range(6)), blocks=12, max_requests=6)
+    while shared.unfinished:
+        compute(shared.next_pass(6))
+    assert not caplog.records
+    assert not any(shared.shortages.passes.values())

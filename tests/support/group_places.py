@@ -8,7 +8,10 @@ from pipeline.config import Config
 
 
 def settings_with_groups(checkpoint: Path, device_share: float, host_share: float, **settings: Any) -> dict[str, Any]:
-    """What `Model.open` needs, so that everything else fits exactly. Where memory is one, the shares add up."""
+    """What `Model.open` needs, so that everything else fits exactly, KV blocks with the room that no limit leaves them.
+
+    Where memory is one, the shares add up.
+    """
     runtime = build(checkpoint, Config(**settings, residency=False))
     runtime.device.free()
     shares = {"device": device_share, "host": host_share}
@@ -19,4 +22,4 @@ def settings_with_groups(checkpoint: Path, device_share: float, host_share: floa
         + int(share * sum(runtime.catalog.group_bytes(place).values()))
         for place, share in shares.items()
     }
-    return {**settings, **limits}
+    return {**settings, "kv_tokens": runtime.kv_room.tokens, **limits}

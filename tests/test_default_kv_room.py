@@ -1,0 +1,139 @@
+"""Room for KV blocks where no setting says how much: many calls share their passes, and tight memory breaks nothing."""
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.small_checkpoints import write_small_checkpoint
+
+from pipeline import ConfigError, Model
+from pipeline.api import BUNDLED
+from pipeline.build import Blueprint, draw_up
+from pipeline.cli import main
+from pipeline.config import Config
+from pipeline.devices.cpu import CpuDevice
+from pipeline.devices.elsewhere import DeviceElsewhere
+from pipeline.models.config import read_config
+from pipeline.sequences.blocks import BLOCK_TOKENS
+from pipeline.weights.checkpoint import open_checkpoint
+from pipeline.weights.make_checkpoint import make_checkpoint
+
+pytestmark = pytest.mark.usefixtures("nothing_was_there_before", "what_fits_stays")
+CALLS, PROMPT_TOKENS, NEW_TOKENS, MOST_PASSES = 64, 12, 40, 60
+CONTEXT = {"context_tokens": 128}
+"""With which 64 requests take about as many bytes of KV blocks as the heavy model has of weights."""
+
+
+@pytest.fixture(scope="module")
+def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Almost no weights, and a context of 4,096 tokens by default."""
+    folder = tmp_path_factory.mktemp("light") / "model"
+    write_small_checkpoint(folder, "llama-3.2-1b")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def heavy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("heavy") / "model"
+    shape = {"layers": 12, "hidden_size": 256, "ffn_size": 1024, "heads": 4, "kv_heads": 1, "head_dim": 64}
+    make_checkpoint(folder, "llama-3.2-1b", vocabulary_size=300, **shape)
+    return folder
+
+
+def drawn(folder: Path, device: Any, host_bytes: int | None = None, **settings: Any) -> Blueprint:
+    with open_checkpoint(folder) as checkpoint:
+        return draw_up(read_config(folder), checkpoint, Config(**settings), device, host_bytes)
+
+
+def least_bytes(folder: Path, place: str = "host", device: Any = None, **settings: Any) -> int:
+    """What a model takes that has KV room for one request, and in which nothing stays."""
+    settings = {**CONTEXT, "kv_tokens": CONTEXT["context_tokens"], "residency": False, **settings}
+    return drawn(folder, device or CpuDevice(), 1 << 40, **settings).plan.memory.need(place)
+
+
+def weight_bytes(folder: Path) -> int:
+    return sum(drawn(folder, CpuDevice(), 1 << 40).catalog.group_bytes("host").values())
+
+
+async def passes_of_many_calls(model: Model) -> int:
+    prompts = [[1 + (7 * index + place) % 290 for place in range(PROMPT_TOKENS)] for index in range(CALLS)]
+    calls = (model.generate(prompt, max_new_tokens=NEW_TOKENS, ignore_eos=True) for prompt in prompts)
+    assert all(len(output.token_ids) == NEW_TOKENS for output in await asyncio.gather(*calls))
+    assert not any(model.statistics().requests.passes_not_shared.values())
+    return model.statistics().passes
+
+
+async def test_many_calls_share_their_passes_by_default(light: Path) -> None:
+    async with Model.open(light, device="cpu") as model:
+        room = model.runtime.kv_room
+        assert room.tokens == 64 * 4096 == model.statistics().kv_blocks.total * BLOCK_TOKENS
+        assert "all that can be used; no more weights move for it" in str(room)
+        layer_bytes = model.runtime.cache.layout.layer_bytes
+        blocks = [one for one in model.runtime.device._memory if one.nbytes == layer_bytes]
+        assert sum(one.touched_bytes() for one in blocks) == 0, "opening takes no time for it"
+        assert await passes_of_many_calls(model) <= MOST_PASSES
+
+
+async def test_where_memory_is_short_weights_that_stay_give_way(heavy: Path) -> None:
+    limit = least_bytes(heavy) + int(0.7 * weight_bytes(heavy))
+    async with Model.open(heavy, device="cpu", host_memory=limit, max_requests=1, **CONTEXT) as model:
+        alone = model.runtime
+    async with Model.open(heavy, device="cpu", host_memory=limit, **CONTEXT) as model:
+        shared = model.runtime
+        assert len(shared.residency.host) < len(alone.residency.host)
+        assert shared.kv_room.tokens > 40 * alone.kv_room.tokens
+        assert re.search(r"at 128 tokens each; for that a pass reads \S+ MB instead of \S+", shared.kv_room.why)
+        assert shared.plan.need("host") <= limit
+        assert await passes_of_many_calls(model) <= MOST_PASSES
+
+
+async def test_what_was_just_enough_for_one_request_is_still_enough(heavy: Path) -> None:
+    limit = least_bytes(heavy)
+    async with Model.open(heavy, device="cpu", host_memory=limit, **CONTEXT) as model:
+        assert str(model.runtime.kv_room).endswith("the least that works; memory holds no more")
+        whole = await model.generate(list(range(1, 121)), max_new_tokens=8, ignore_eos=True)
+        assert len(whole.token_ids) == 8
+    with pytest.raises(ConfigError, match=r"^host memory: need .*lower"):
+        await Model.open(heavy, device="cpu", host_memory=limit - 1, **CONTEXT)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize("unified", [False, True])
+def test_under_no_limit_does_the_default_take_what_is_not_there(
+    unified: bool, on_disk: bool, heavy: Path, tmp_path: Path
+) -> None:
+    """And it never makes fewer requests share a pass than memory for one more context did before."""
+    settings: dict[str, Any] = {**CONTEXT, **({"kv_disk": tmp_path} if on_disk else {})}
+    device: Any = CpuDevice() if unified else DeviceElsewhere(False, True, {}, 1 << 40)
+    weights, rooms = weight_bytes(heavy), []
+    for place in ["host"] if unified else ["host", "device"]:
+        least = least_bytes(heavy, place, device, **settings)
+        for share in (0, 0.01, 0.1, 0.4, 0.8, 1.0, 1.2, 2.0, 4.0):
+            limits = {"host": 1 << 40, "device": 1 << 40, place: least + int(share * weights)}
+            told = {"host_memory": limits["host"]} | ({} if unified else {"gpu_memory": limits["device"]})
+            plan = drawn(heavy, device, 1 << 40, **settings, **told).plan
+            plan.memory.check()
+            assert plan.kv_room.tokens >= 128
+            rooms.append(plan.kv_room.tokens)
+            if plan.kv_room.tokens > 128:
+                assert all(plan.memory.need(place) <= limit for place, limit in plan.limits.items())
+    assert max(rooms) == 64 * 128
+
+
+def test_blocks_stay_on_a_device_that_has_room_and_move_only_where_that_pays(heavy: Path) -> None:
+    device = DeviceElsewhere(False, True, {}, 1 << 40)
+    least, weights = least_bytes(heavy, "device", device), weight_bytes(heavy)
+    for share, moving in ((4.0, False), (2.0, False), (0.1, True)):
+        plan = drawn(heavy, device, 1 << 40, **CONTEXT, gpu_memory=least + int(share * weights)).plan
+        assert bool(plan.kv.moving) == moving, share
+        assert plan.kv_room.tokens >= 32 * 128
+
+
+def test_a_command_with_one_request_leaves_memory_to_the_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(BUNDLED), "--prompt", "A", "--max-new-tokens", "1", "--device", "cpu"]) == 0
+    said = re.search(r"^kv room +(.*)$", "".join(capsys.readouterr()), re.M)
+    assert said
+    assert said[1].startswith("1,024 tokens in ")
+    assert "one request (max_requests) of a whole context" in said[1]

@@ -95,6 +95,8 @@ def choose_room(demand: Demand, weights: int, place: str, moves: Callable[[int],
     many tokens; None where memory does not hold it. Where the best costs weights their place, nobody gets more room
     than requests of typical length take; where nothing more moves for it they get all that they can use.
     """
+    if demand.most == demand.longest:
+        return demand.most, demand.told(demand.most)
     alone, sizes = moves(demand.longest), demand.sizes()
     if alone is not None and moves(demand.most) == alone:
         return demand.most, f"{demand.told(demand.most)}{_cost(alone, alone)}"

@@ -15,6 +15,7 @@ from pipeline.devices.open import PlannedDevice
 from pipeline.models.config import ModelConfig, read_config
 from pipeline.residency import moving_bytes
 from pipeline.weights.checkpoint import Checkpoint, open_checkpoint
+from pipeline.weights.config_alone import ConfigAlone
 
 GIGABYTE = 10**9
 MORE_TOKENS = 4
@@ -22,13 +23,11 @@ MOST_TOKENS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
-    """What stays where, what a pass takes, and what it would take `otherwise`, by what was changed."""
+class Placed:
+    """What stays where. Where there are no weights, `computed_from` says from what their sizes follow."""
 
     drawn: Blueprint
-    rates: Rates
-    forecast: Forecast
-    otherwise: Mapping[str, Forecast]
+    computed_from: str | None
 
     @property
     def resident_bytes(self) -> dict[str, int]:
@@ -54,6 +53,22 @@ class Planned:
             "kv_room": dataclasses.asdict(plan.kv_room),
             "resident_bytes": self.resident_bytes,
             "read_bytes_per_pass": self.read_bytes_per_pass,
+            "sizes_computed_from": self.computed_from,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Planned(Placed):
+    """And what a pass takes, and what it would take `otherwise`, by what was changed."""
+
+    rates: Rates
+    forecast: Forecast
+    otherwise: Mapping[str, Forecast]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return {
+            **Placed.as_dict(self),
             "disk_bytes_per_second": self.rates.disk_bytes_per_second,
             "h2d_bytes_per_second": self.rates.h2d_bytes_per_second,
             **_plain(self.forecast),
@@ -71,21 +86,42 @@ def plan_model(
     """
     model = read_config(folder)
     with open_checkpoint(folder, direct=settings.reading.get("direct", True)) as checkpoint:
-        return _planned(model, checkpoint, settings, device, rates, tokens, host_bytes)
+        placed = _place(model, checkpoint, settings, device, host_bytes)
+        return _forecast(placed, settings, device, rates, tokens, host_bytes)
 
 
-def _planned(
+def plan_alone(
+    alone: ConfigAlone,
+    settings: Config,
+    device: PlannedDevice,
+    rates: Rates | None,
+    tokens: int,
+    host_bytes: int | None = None,
+) -> Placed:
+    """The same for a model without weights; without `rates` there is no forecast."""
+    placed = _place(alone.model, alone.checkpoint, settings, device, host_bytes, alone.source)
+    return placed if rates is None else _forecast(placed, settings, device, rates, tokens, host_bytes)
+
+
+def _place(
     model: ModelConfig,
     checkpoint: Checkpoint,
     settings: Config,
     device: PlannedDevice,
-    rates: Rates,
-    tokens: int,
     host_bytes: int | None,
-) -> Planned:
+    computed_from: str | None = None,
+) -> Placed:
     drawn = draw_up(model, checkpoint, settings, device, host_bytes)
     say_remarks(drawn, settings)
     drawn.plan.memory.check()
+    return Placed(drawn, computed_from)
+
+
+def _forecast(
+    placed: Placed, settings: Config, device: PlannedDevice, rates: Rates, tokens: int, host_bytes: int | None
+) -> Planned:
+    drawn = placed.drawn
+    model, checkpoint = drawn.model, drawn.checkpoint
     otherwise = {}
     if not settings.residency:
         staying = draw_up(model, checkpoint, replace(settings, residency=True), device, host_bytes)
@@ -101,7 +137,8 @@ def _planned(
             otherwise[f"1 GB more of {place} memory"] = forecast(more.catalog, more.plan, settings, rates, tokens)
     many = MORE_TOKENS * tokens
     otherwise[f"{many} tokens per pass"] = forecast(drawn.catalog, drawn.plan, settings, rates, many)
-    return Planned(drawn, rates, forecast(drawn.catalog, drawn.plan, settings, rates, tokens), otherwise)
+    now = forecast(drawn.catalog, drawn.plan, settings, rates, tokens)
+    return Planned(drawn, placed.computed_from, rates, now, otherwise)
 
 
 def balanced_tokens(planned: Planned) -> int | None:

@@ -13,9 +13,12 @@ def add_plan(commands: Any) -> None:
         "plan",
         usage="%(prog)s MODEL [options]",
         help="what stays where, what a pass will take, what binds, and what would help",
-        description="Measure this machine for a few seconds, or take numbers for another one, and forecast.",
+        description="Measure this machine for a few seconds, or take numbers for another one, and forecast. Without "
+        "weights, from a config.json or a preset, sizes are computed, and only numbers give a forecast.",
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint folder")
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL", help="a checkpoint folder, a config.json, or llama-3-70b, ..."
+    )
     parser.add_argument("--batch-tokens", type=int, default=1, metavar="B", help="tokens per pass; default 1")
     parser.add_argument(
         "--check", type=int, metavar="N", help="then run N such passes, to see how far the forecast is off"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pipeline.api import Model
 from pipeline.bench.forecast import Compute, Forecast, Rates
 from pipeline.bench.machine import measure_rates
-from pipeline.bench.planning import Planned, balanced_tokens, plan_model
+from pipeline.bench.planning import Placed, Planned, balanced_tokens, plan_alone, plan_model
 from pipeline.bench.steady_passes import steady_pass_seconds
 from pipeline.commands.options import model_settings
 from pipeline.commands.progress import Progress
@@ -24,6 +24,7 @@ from pipeline.devices.open import PlannedDevice, open_device
 from pipeline.errors import ConfigError
 from pipeline.memory import human_bytes, parse_bytes
 from pipeline.plan import DEFAULT_CONTEXT_TOKENS
+from pipeline.weights.config_alone import config_alone
 
 NUMBERS = ("disk_gbps", "h2d_gbps", "tflops", "memory_gbps")
 GIGA, TERA = 1e9, 1e12
@@ -38,26 +39,40 @@ def plan_forecast(options: argparse.Namespace) -> None:
     elsewhere = any(getattr(options, name) is not None for name in NUMBERS)
     if options.check is not None and (options.check < 1 or elsewhere):
         raise ConfigError(f"--check: need at least 1 pass, and the machine here, have {options.check}")
+    alone = config_alone(options.model)
+    if alone is not None and options.check is not None:
+        raise ConfigError(
+            f"--check: runs passes, for which {options.model} has no weights; name a folder that has them"
+        )
     settings = Config.from_arguments(model_settings(options))
     most = max(settings.max_tokens_per_pass, options.batch_tokens)
     longest = options.batch_tokens + 1 if options.check and options.batch_tokens >= DEFAULT_CONTEXT_TOKENS else None
     settings = dataclasses.replace(settings, max_tokens_per_pass=most, context_tokens=longest)
     progress = Progress()
     if elsewhere:
-        planned = _elsewhere(options, settings)
+        device, rates, host_bytes = _elsewhere(options, settings)
     else:
-        device: PlannedDevice = open_device(settings.device)
-        rates = asyncio.run(measure_rates(options.model, settings, options.batch_tokens, progress.say))
+        device, rates, host_bytes = open_device(settings.device), None, None
+    tokens = options.batch_tokens
+    if alone is not None:
+        _print(plan_alone(alone, settings, device, rates, tokens, host_bytes), [], as_json=options.json)
+        return
+    if rates is None:
+        rates = asyncio.run(measure_rates(options.model, settings, tokens, progress.say))
         progress.clear()
-        planned = plan_model(options.model, settings, device, rates, options.batch_tokens)
+    planned = plan_model(options.model, settings, device, rates, tokens, host_bytes)
     measured = asyncio.run(_checked(options, settings)) if options.check else []
-    if options.json:
+    _print(planned, measured, as_json=options.json)
+
+
+def _print(planned: Placed, measured: Sequence[float], *, as_json: bool) -> None:
+    if as_json:
         json.dump({**planned.as_dict(), **({"measured_seconds": measured} if measured else {})}, sys.stdout, indent=2)
         print()
-    else:
-        print(lines(planned))
-        if measured:
-            print(_compared(planned.forecast, measured))
+        return
+    print(lines(planned))
+    if measured and isinstance(planned, Planned):
+        print(_compared(planned.forecast, measured))
 
 
 async def _checked(options: argparse.Namespace, settings: Config) -> list[float]:
@@ -78,8 +93,8 @@ def _compared(told: Forecast, seconds: Sequence[float]) -> str:
     return f"measured   {median:.3f} s per pass ({spread}): the forecast is {told.pass_seconds / median - 1:+.1%} off"
 
 
-def _elsewhere(options: argparse.Namespace, settings: Config) -> Planned:
-    """From numbers alone; the sizes of a memory that is not here must be told too."""
+def _elsewhere(options: argparse.Namespace, settings: Config) -> tuple[PlannedDevice, Rates, int]:
+    """Device, rates and host memory from numbers alone; the sizes of a memory that is not here must be told too."""
     for name in NUMBERS:
         if (value := getattr(options, name)) is not None and not value > 0:
             raise ConfigError(f"--{name.replace('_', '-')}: need a number above 0, have {value}")
@@ -96,8 +111,7 @@ def _elsewhere(options: argparse.Namespace, settings: Config) -> Planned:
     else:
         gpu_bytes = parse_bytes("gpu_memory", settings.gpu_memory or 0, 0)
         device = DeviceElsewhere(False, True, CudaDevice.loads_later, gpu_bytes)
-    rates = _told_rates(options)
-    return plan_model(options.model, settings, device, rates, options.batch_tokens, host_bytes)
+    return device, _told_rates(options), host_bytes
 
 
 def _told_rates(options: argparse.Namespace) -> Rates:
@@ -109,21 +123,35 @@ def _told_rates(options: argparse.Namespace) -> Rates:
     return Rates(options.disk_gbps * GIGA, h2d, dict.fromkeys(("attn", "ffn", "head"), compute))
 
 
-def lines(planned: Planned) -> str:
+def lines(placed: Placed) -> str:
     """For people."""
-    drawn, rates, now = planned.drawn, planned.rates, planned.forecast
+    drawn, computed_from = placed.drawn, placed.computed_from
     sizes = drawn.catalog.group_bytes("host")
-    places = [f"{human_bytes(size)} stay in {place} memory" for place, size in planned.resident_bytes.items() if size]
+    places = [f"{human_bytes(size)} stay in {place} memory" for place, size in placed.resident_bytes.items() if size]
+    told = [
+        f"model      {drawn.model.family} · {drawn.model.layers} layers · {human_bytes(sum(sizes.values()))} in "
+        f"{len(sizes)} weight groups",
+        *([] if computed_from is None else [f"weights    none here; their sizes follow from {computed_from}"]),
+        f"plan       {textwrap.indent(str(drawn.plan.memory), ' ' * 11).lstrip()}",
+        f"kv room    {drawn.plan.kv_room}",
+        f"placement  {', '.join([*places, f'{human_bytes(placed.read_bytes_per_pass)} read per pass'])}",
+    ]
+    if isinstance(placed, Planned):
+        told += _forecast_lines(placed)
+    else:
+        gpu = ", --h2d-gbps, --gpu-memory" if "device" in drawn.plan.slots else ""
+        numbers = f"--disk-gbps, --tflops, --host-memory{gpu}"
+        told.append(f"forecast   none: without weights nothing can be measured here; for one, give {numbers}")
+    return "\n".join(told)
+
+
+def _forecast_lines(planned: Planned) -> list[str]:
+    drawn, rates, now = planned.drawn, planned.rates, planned.forecast
     h2d = "" if rates.h2d_bytes_per_second is None else f" · H2D {human_bytes(rates.h2d_bytes_per_second)}/s"
     resources = " · ".join(f"{name} {seconds:.3f} s" for name, seconds in now.resource_seconds.items())
     balance = balanced_tokens(planned)
     told = [
-        f"model      {drawn.model.family} · {drawn.model.layers} layers · {human_bytes(sum(sizes.values()))} in "
-        f"{len(sizes)} weight groups",
         f"machine    disk {human_bytes(rates.disk_bytes_per_second)}/s{h2d}",
-        f"plan       {textwrap.indent(str(drawn.plan.memory), ' ' * 11).lstrip()}",
-        f"kv room    {drawn.plan.kv_room}",
-        f"placement  {', '.join([*places, f'{human_bytes(planned.read_bytes_per_pass)} read per pass'])}",
         f"forecast   {_told(now)}",
         f"binds      {now.binds}: {resources}",
         *(f"otherwise  {name}: {_told(one)}" for name, one in planned.otherwise.items()),
@@ -132,7 +160,7 @@ def lines(planned: Planned) -> str:
         told.append(f"balance    up to about {balance} tokens per pass a token more costs almost nothing")
     if drawn.plan.kv.moving:
         told.append("not in it  KV blocks that move: see the plan above")
-    return "\n".join(told)
+    return told
 
 
 def _told(one: Forecast) -> str:

@@ -82,7 +82,11 @@ def read_config(folder: Path) -> ModelConfig:
     Raises `CheckpointError` where a file is missing or holds no JSON object, and `ConfigError` where a value is
     missing, can never work, or asks for something that is not supported.
     """
-    settings = Settings.read(folder / "config.json")
+    return parse_config(Settings.read(folder / "config.json"), folder)
+
+
+def parse_config(settings: Settings, folder: Path | None = None) -> ModelConfig:
+    """Check the settings of a config, which may be in no `folder`. Raises as `read_config`."""
     name = _family_name(settings)
     family = FAMILIES[name]
     settings = settings.with_absent(family.absent)
@@ -249,9 +253,9 @@ def _declared_dtype(settings: Settings) -> torch.dtype | None:
     return None
 
 
-def _token_ids(folder: Path, settings: Settings, key: str, vocabulary_size: int) -> tuple[int, ...]:
+def _token_ids(folder: Path | None, settings: Settings, key: str, vocabulary_size: int) -> tuple[int, ...]:
     """`generation_config.json` speaks for a special token where it names one, else `config.json` does."""
-    path = folder / "generation_config.json"
-    if path.exists() and (generation := Settings.read(path)).get(key) is not None:
+    path = None if folder is None else folder / "generation_config.json"
+    if path is not None and path.exists() and (generation := Settings.read(path)).get(key) is not None:
         settings = generation
     return settings.token_ids(key, vocabulary_size)

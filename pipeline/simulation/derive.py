@@ -57,20 +57,23 @@ class Shape:
 
 
 def find_shape(model: str) -> Shape:
-    """The shape of the checkpoint in the folder of that name, else of the preset or the cached model of that name.
+    """The shape of the checkpoint in the folder, or of the config file, of that name, else of the preset or the cached
+    model of that name.
 
-    Weights are bfloat16 unless the folder's config says otherwise. Reading a folder imports torch.
+    Weights are bfloat16 unless the config says otherwise. Reading one imports torch.
 
     Raises ConfigError for what is neither, and as `read_config` does.
     """
-    folder = find_checkpoint(Path(model))
-    if not os.path.isdir(folder):
+    path = find_checkpoint(Path(model))
+    if not os.path.lexists(path):
         if model in PRESETS:
             return _preset_shape(model, PRESETS[model])
         raise ConfigError(f"--model: is no folder, and {unknown_name('preset', model, list(PRESETS))}")
     from pipeline.models.config import read_config
+    from pipeline.weights.config_alone import config_alone
 
-    config = read_config(folder)
+    alone = config_alone(path)
+    config = read_config(path) if alone is None else alone.model
     return Shape(
         layers=config.layers,
         hidden_size=config.hidden_size,

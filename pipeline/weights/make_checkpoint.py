@@ -14,11 +14,10 @@ import torch
 
 from pipeline.errors import ConfigError, unknown_name
 from pipeline.models.config import read_config
-from pipeline.models.families import group_specs
 from pipeline.models.supported import FAMILIES
-from pipeline.weights.checkpoint import INDEX_FILE, SINGLE_FILE
-from pipeline.weights.header import LENGTH_BYTES
+from pipeline.weights.checkpoint import INDEX_FILE
 from pipeline.weights.presets import PRESETS
+from pipeline.weights.shard_layout import SHARD_BYTES, Shapes, shard_header, shards, tensor_shapes, total_bytes
 
 OVERRIDES = {
     "layers": "num_hidden_layers",
@@ -38,8 +37,6 @@ SPECIAL_TOKENS = ("<|begin_of_text|>", "<|end_of_text|>")
 STANDARD_DEVIATION = 0.02
 CHUNK_ITEMS = 8 << 20
 
-Shapes = Mapping[str, tuple[int, ...]]
-
 
 def make_checkpoint(
     out: Path,
@@ -47,7 +44,7 @@ def make_checkpoint(
     *,
     dtype: str = "bfloat16",
     seed: int = 0,
-    shard_bytes: int = 5_000_000_000,
+    shard_bytes: int = SHARD_BYTES,
     progress: Callable[[int, int], None] = lambda written_bytes, total_bytes: None,
     **overrides: int | None,
 ) -> None:
@@ -66,9 +63,10 @@ def make_checkpoint(
     partial = _partial_folder(out)
     try:
         (partial / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
-        _write_tokenizer(partial, read_config(partial).vocabulary_size)
-        shapes = _tensor_shapes(partial)
-        _check_space(partial, sum(map(math.prod, shapes.values())) * DTYPES[dtype][0].itemsize)
+        model = read_config(partial)
+        _write_tokenizer(partial, model.vocabulary_size)
+        shapes = tensor_shapes(model)
+        _check_space(partial, total_bytes(shapes, DTYPES[dtype][1]))
         _write_shards(partial, shapes, dtype, seed, shard_bytes, progress)
         partial.rename(out)
     except BaseException:
@@ -107,13 +105,6 @@ def _partial_folder(out: Path) -> Path:
     return partial
 
 
-def _tensor_shapes(folder: Path) -> Shapes:
-    """All tensors by name in the order of the modules: the embedding first, the output matrix last."""
-    specs = group_specs(read_config(folder))
-    ordered = [*specs.pop((-1, "embed")), *itertools.chain.from_iterable(specs.values())]
-    return {spec.name: spec.shape for spec in ordered}
-
-
 def _check_space(folder: Path, need_bytes: int) -> None:
     have_bytes = shutil.disk_usage(folder).free
     if have_bytes < need_bytes:
@@ -123,51 +114,24 @@ def _check_space(folder: Path, need_bytes: int) -> None:
 def _write_shards(
     folder: Path, shapes: Shapes, dtype: str, seed: int, shard_bytes: int, progress: Callable[[int, int], None]
 ) -> None:
-    item_bytes = DTYPES[dtype][0].itemsize
-    shards = _split(shapes, shard_bytes // item_bytes)
-    total_bytes = sum(map(math.prod, shapes.values())) * item_bytes
-    written_bytes = 0
+    tag = DTYPES[dtype][1]
+    files = shards(shapes, tag, shard_bytes)
+    total, written_bytes = total_bytes(shapes, tag), 0
     chunks = _RandomChunks(dtype, seed)
     weight_map: dict[str, str] = {}
-    for number, names in enumerate(shards, 1):
-        file_name = SINGLE_FILE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+    for file_name, held in files.items():
         with open(folder / file_name, "wb", buffering=0) as file:
-            file.write(_header({name: shapes[name] for name in names}, dtype))
-            for name in names:
-                for chunk in chunks.of(name, math.prod(shapes[name])):
+            file.write(shard_header(held, tag))
+            for name, shape in held.items():
+                for chunk in chunks.of(name, math.prod(shape)):
                     _write_all(file, chunk)
                     written_bytes += len(chunk)
-                    progress(written_bytes, total_bytes)
+                    progress(written_bytes, total)
             os.fsync(file.fileno())  # a direct read right after would have to wait for it anyway
-        weight_map |= dict.fromkeys(names, file_name)
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+        weight_map |= dict.fromkeys(held, file_name)
+    if len(files) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
-
-
-def _split(shapes: Shapes, shard_items: int) -> list[list[str]]:
-    """Fill shard after shard in module order, sorted by name inside each, as transformers does."""
-    shards: list[list[str]] = [[]]
-    free_items = shard_items
-    for name, shape in shapes.items():
-        if shards[-1] and math.prod(shape) > free_items:
-            shards.append([])
-            free_items = shard_items
-        shards[-1].append(name)
-        free_items -= math.prod(shape)
-    return [sorted(names) for names in shards]
-
-
-def _header(shapes: Shapes, dtype: str) -> bytes:
-    fields: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    torch_dtype, dtype_name = DTYPES[dtype]
-    end = 0
-    for name, shape in shapes.items():
-        begin, end = end, end + math.prod(shape) * torch_dtype.itemsize
-        fields[name] = {"dtype": dtype_name, "shape": shape, "data_offsets": [begin, end]}
-    raw = json.dumps(fields, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)
-    return len(raw).to_bytes(LENGTH_BYTES, "little") + raw
 
 
 class _RandomChunks:

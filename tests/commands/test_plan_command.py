@@ -1,12 +1,24 @@
 """`penstock plan` as people use it: what it prints, its JSON, a machine that is not here, and what it refuses."""
 
+import contextlib
 import json
+import os
 import re
+import shutil
+from pathlib import Path
 
 import pytest
+import torch
+from support import tiny_models
 
 from pipeline.api import BUNDLED
+from pipeline.build import draw_up
 from pipeline.cli import main
+from pipeline.config import Config
+from pipeline.devices.elsewhere import DeviceElsewhere
+from pipeline.models.config import read_config
+from pipeline.weights.checkpoint import open_checkpoint
+from pipeline.weights.config_alone import config_alone
 
 ELSEWHERE = ("--disk-gbps", "2", "--tflops", "50", "--host-memory", "4GB")
 
@@ -47,6 +59,95 @@ def test_as_json_for_a_machine_with_a_gpu_that_is_not_here(capsys: pytest.Captur
     assert told["kv_room"]["nbytes"] > 1e6
     assert told["pass_seconds"] >= max(told["resource_seconds"].values())
     assert told["tokens_per_second"] == pytest.approx(1 / told["pass_seconds"])
+
+
+def planned(path: Path, device: DeviceElsewhere) -> tuple[object, ...]:
+    """All sizes that the plan of a model rests on, and what it comes to."""
+    settings, alone = Config(gpu_groups=3, context_tokens=64), config_alone(path)
+    with open_checkpoint(path) if alone is None else contextlib.nullcontext(alone.checkpoint) as checkpoint:
+        model = read_config(path) if alone is None else alone.model
+        drawn = draw_up(model, checkpoint, settings, device, 10**9)
+    sizes = [[(one.short, one.shape, one.length) for one in group.tensors] for group in drawn.groups.groups]
+    slots, residency = drawn.plan.slots, drawn.plan.residency
+    bytes_of_groups = [drawn.catalog.group_bytes(place) for place in ("host", "device")]
+    held = [one for one in drawn.plan.memory.holdings if "Python" not in one.holder]
+    return drawn.model.family, drawn.dtype, sizes, bytes_of_groups, slots, residency, drawn.plan.kv, held
+
+
+@pytest.mark.parametrize("variant", tiny_models.VARIANTS)
+def test_sizes_from_a_config_alone_are_those_of_the_files(variant: str, tmp_path: Path) -> None:
+    """To the byte, in host slots too, whose windows depend on how tensors lie in the files."""
+    tiny_models.save(variant, tmp_path / "full", dtype=torch.bfloat16 if "qwen" in variant else torch.float32)
+    (tmp_path / "alone").mkdir()
+    shutil.copy(tmp_path / "full" / "config.json", tmp_path / "alone")
+    for device in (DeviceElsewhere(True, False, {}, None), DeviceElsewhere(False, True, {}, 10**8)):
+        from_files = planned(tmp_path / "full", device)
+        assert planned(tmp_path / "alone", device) == from_files
+        assert planned(tmp_path / "full" / "config.json", device) == from_files
+
+
+@pytest.mark.parametrize(
+    ("preset", "parameters"),
+    [
+        ("llama-3-70b", 70_553_706_496),
+        ("llama-3.2-1b", 1_235_814_400),
+        ("mistral-7b", 7_241_732_096),
+        ("qwen2.5-7b", 7_615_616_512),
+        ("qwen3-0.6b", 596_049_920),
+    ],
+)
+def test_sizes_of_a_preset_are_those_that_its_model_is_known_to_have(preset: str, parameters: int) -> None:
+    alone = config_alone(Path(preset))
+    assert alone is not None
+    assert sum(one.length for one in alone.checkpoint.tensors.values()) == 2 * parameters
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["llama-3-70b"], [str(BUNDLED / "config.json")], ["./config.json"]],
+    ids=["preset", "file", "relative"],
+)
+def test_without_weights_there_is_a_plan_and_with_numbers_a_forecast(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(BUNDLED)
+    numbers = ["--disk-gbps", "7", "--h2d-gbps", "25", "--tflops", "150", "--host-memory", "64G", "--gpu-memory", "24G"]
+    assert main(["plan", *arguments, "--device", "cpu", "--host-memory", "64G"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^weights    none here; their sizes follow from .*, in bfloat16", out, re.M)
+    assert "for one, give --disk-gbps, --tflops, --host-memory\n" in out
+    assert main(["plan", *arguments, *numbers, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert "bfloat16" in told["sizes_computed_from"]
+    assert told["pass_seconds"] > 0
+    assert main(["plan", *arguments, "--check", "1"]) == 1
+    assert re.search("penstock: --check: runs passes, for which .* has no weights", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("llama-3-7b", "no such folder or file; unknown preset 'llama-3-7b'; known are llama-2-7b, "),
+        ("lama-3-70b", "did you mean 'llama-3-70b'?"),
+        ("/no/where", "no such folder or file; need the folder of a checkpoint, its config.json, or the name of"),
+        ("x" * 300, "no such folder or file"),
+        ("", "config.json: is missing"),
+        ("model.safetensors", "is no folder and no config.json"),
+        ("fifo.json", "fifo.json: is not a regular file"),
+        ("tokenizer.json", "is not the config.json of a model, as it names no model_type"),
+        ("broken.json", "broken.json: broken JSON"),
+    ],
+)
+def test_what_is_no_model_is_refused_in_one_line(
+    model: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if model.endswith((".json", ".safetensors")):
+        os.mkfifo(model) if model == "fifo.json" else Path(model).write_text("{}" if model[0] == "t" else "{")
+    assert main(["plan", model]) == 1
+    told = capsys.readouterr().err
+    assert says in told
+    assert told.count("\n") == 1
 
 
 def test_without_a_gpu_there_is_no_link(capsys: pytest.CaptureFixture[str]) -> None:

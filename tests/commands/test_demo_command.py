@@ -1,0 +1,43 @@
+"""`penstock demo`: five actors at work, and what their work is worth."""
+
+import dataclasses
+import re
+
+import pytest
+
+from pipeline.bench.candidates import Samples
+from pipeline.bench.policies import OutputsDiffer
+from pipeline.cli import main
+from pipeline.commands.demo import Shown, compared
+
+
+@pytest.mark.usefixtures("what_fits_stays")
+def test_demo_shows_five_actors_at_work(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo"]) == 0
+    out = capsys.readouterr().out
+    assert "groups     at most 4 on the device" in out, "and move in every pass"
+    assert re.search(r"^window     2\.\d+ MB for 15\.9 MB of weights$", out, re.MULTILINE)
+    rows = {line.split("▕")[0].strip(): line.split("▕")[1] for line in out.splitlines() if "▕" in line}
+    assert list(rows) == ["prefetch_planner", "disk_reader", "pinned_stager", "gpu_uploader", "compute_scheduler"]
+    assert "█" in rows["disk_reader"]
+    assert "█" in rows["compute_scheduler"]
+    assert "░" in rows["prefetch_planner"], "backpressure reaches the planner"
+    table = re.findall(r"^(as above|one group|all may stay) .*? (\d+) +(\d+) +0\.\d+ .* (\d+)$", out, re.MULTILINE)
+    assert table == [("as above", "24", "4", "96"), ("one group", "24", "1", "32"), ("all may stay", "0", "0", "32")]
+    verdict = re.search(r"takes (.*) x as long(: \d+% more, beyond|, which proves nothing beside) the (\d+)%", out)
+    assert verdict is not None, out
+    beyond = float(verdict[1]) - 1 - int(verdict[3]) / 100
+    assert verdict[2].startswith(":") == (beyond > 0) or abs(beyond) < 0.02, "what is printed is rounded"
+
+
+def test_the_demo_tells_an_effect_from_noise_and_refuses_other_tokens() -> None:
+    above = Shown("as above", 24, 4, Samples((1.0, 1.1, 1.2)), [1, 2, 3])
+    alone = Shown("one group at a time", 24, 1, Samples((2.0, 2.2, 2.4)), [1, 2])
+    assert compared([above, alone]).endswith("takes 2.00 x as long: 100% more, beyond the 9% of both spreads.")
+    noisy = dataclasses.replace(alone, passes=Samples((0.1, 1.2, 9.0)))
+    assert "takes 1.09 x as long, which proves nothing beside the 190% of both spreads: run" in compared([above, noisy])
+    still = compared([dataclasses.replace(above, moving_groups=0), alone])
+    assert "Nothing moved in as above: all weight groups stayed in memory" in still
+    wrong = dataclasses.replace(alone, token_ids=[1, 5])
+    with pytest.raises(OutputsDiffer, match=r"one group at a time: need the tokens \[1, 2\] .* have \[1, 5\]"):
+        compared([above, wrong])

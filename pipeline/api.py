@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping
+from collections.abc import AsyncGenerator, Generator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Unpack, overload
@@ -16,12 +16,15 @@ from pipeline.folder import naming_files, no_tokenizer, read_defaults, read_toke
 from pipeline.limits import limits_named
 from pipeline.outputs import check_writable
 from pipeline.rehearsal import compute_zeros, rehearse
-from pipeline.requests import Call, CallArguments
+from pipeline.requests import Call, CallArguments, CallOptions
+from pipeline.sequences.parameters import SamplingParameters
 from pipeline.sequences.prompts import Prompt
 from pipeline.sequences.sequence import MOST_UNREAD, Chunk, Output, RunningSequence
+from pipeline.signatures import shows
 from pipeline.statistics import ModelStatistics
 from pipeline.supervisor import Supervisor
 from pipeline.text.tokenizer import ModelTokenizer, Tokenizer
+from pipeline.threads import see_out
 from pipeline.trace.configuration import describe
 from pipeline.trace.recording import Recording
 from pipeline.trace.report import write_report
@@ -49,6 +52,7 @@ class Model:
         self._recording = False
 
     @classmethod
+    @shows(Config)
     def open(
         cls, path: str | Path | None = None, *, trace: Trace | None = None, **settings: Unpack[Settings]
     ) -> "Opening":
@@ -91,6 +95,7 @@ class Model:
     @overload
     async def generate(self, prompt: Prompt, *, n: int, **arguments: Unpack[CallArguments]) -> list[Output]: ...
 
+    @shows(SamplingParameters, CallOptions)
     async def generate(
         self, prompt: Prompt, *, n: int | None = None, **arguments: Unpack[CallArguments]
     ) -> Output | list[Output]:
@@ -112,6 +117,7 @@ class Model:
             outputs = [await sequence.output() for sequence in sequences]
         return outputs[0] if n is None else outputs
 
+    @shows(SamplingParameters, CallOptions)
     def stream(self, prompt: Prompt, **arguments: Unpack[CallArguments]) -> AsyncGenerator[Chunk, None]:
         """Continue a prompt as `generate` does, giving one chunk per token as soon as it is known.
 
@@ -250,7 +256,7 @@ class Opening:
             runtime, defaults = await asyncio.shield(building)
         except asyncio.CancelledError:
             # The thread cannot be stopped; what it opens must still be closed, however often we are cancelled.
-            await _see_out(_close_when_built(building))
+            await see_out(_close_when_built(building))
             raise
         model = Model(runtime, defaults)
         try:
@@ -261,7 +267,7 @@ class Opening:
             await runtime.source.rested(sum(sum(budget.slots.values()) for budget in runtime.line.budgets))
             await rehearse(runtime)
         except BaseException:
-            await _see_out(model.aclose())
+            await see_out(model.aclose())
             raise
         return model
 
@@ -281,17 +287,6 @@ def _absolute(path: Path) -> Path:
     with contextlib.suppress(FileNotFoundError):
         return path.absolute()
     return path
-
-
-_closings: set[asyncio.Task[None]] = set()
-"""Tasks that close what a failed or cancelled opening has opened; the loop alone would not keep them."""
-
-
-async def _see_out(closing: Coroutine[Any, Any, None]) -> None:
-    task = asyncio.create_task(closing)
-    _closings.add(task)
-    task.add_done_callback(_closings.discard)
-    await asyncio.shield(task)
 
 
 async def _close_when_built(building: "asyncio.Future[tuple[Runtime, dict[str, Any]]]") -> None:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
@@ -85,6 +85,18 @@ async def outlast(running: Sequence[asyncio.Future[Any]]) -> None:
         raise asyncio.CancelledError
     if errors:
         raise errors[0]
+
+
+_closings: set[asyncio.Task[None]] = set()
+"""Tasks that close something though their caller has been cancelled; the loop alone would not keep them."""
+
+
+async def see_out(closing: Coroutine[Any, Any, None]) -> None:
+    """Wait for it; it goes on where we are cancelled."""
+    task = asyncio.create_task(closing)
+    _closings.add(task)
+    task.add_done_callback(_closings.discard)
+    await asyncio.shield(task)
 
 
 def portable(error: BaseException) -> Exception:

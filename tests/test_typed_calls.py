@@ -1,5 +1,7 @@
 """Mistakes in calls are seen by type checkers before anything runs, and the types say what is accepted."""
 
+import dataclasses
+import inspect
 import json
 import re
 import subprocess
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import Model
 from pipeline.config import Config, Settings
 from pipeline.requests import CallArguments, CallOptions
 from pipeline.sequences.parameters import ALIASES, SamplingParameters
@@ -128,6 +131,18 @@ def test_the_types_of_arguments_are_those_of_their_fields_and_none() -> None:
     wanted |= {alias: wanted[name] for alias, name in ALIASES.items()}
     del wanted["n"]  # a parameter of `generate`, which has other results with it
     assert typing.get_type_hints(CallArguments) == wanted
+
+
+def test_help_and_notebooks_see_each_argument_and_its_default() -> None:
+    shown = inspect.signature(Model.open).parameters
+    defaults = {one.name: getattr(Config(), one.name) for one in dataclasses.fields(Config)}
+    assert {name: one.default for name, one in shown.items()} == {"path": None, "trace": None, **defaults}
+    for call, own in ((Model.generate, ["self", "prompt", "n"]), (Model.stream, ["self", "prompt"])):
+        shown = inspect.signature(call).parameters
+        assert list(shown) == [*own, *typing.get_type_hints(CallArguments)]
+        assert (shown["temperature"].default, shown["priority"].default) == (0.0, 0)
+    assert not inspect.iscoroutinefunction(Model.stream)
+    assert inspect.iscoroutinefunction(Model.generate)
 
 
 def accepted(name: str, hint: typing.Any) -> typing.Any:

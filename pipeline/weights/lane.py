@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from pipeline.errors import CheckpointError
-from pipeline.weights.layout import BLOCK_BYTES, row_window
+from pipeline.weights.layout import BLOCK_BYTES
 from pipeline.weights.shard import NOT_OFFERED, FileIdentity, Shard, advise
 
 logger = logging.getLogger("penstock")
@@ -22,10 +22,7 @@ FOLIO_BYTES = 2 << 20
 
 
 class Chunk(NamedTuple):
-    """What one lane reads at once: `length` bytes of a file, as far as the file goes, to an offset in the buffer.
-
-    It is read past the page cache where it begins at a block.
-    """
+    """What one lane reads at once: `length` bytes of a file, as far as the file goes, to an offset in the buffer."""
 
     file: Path
     start: int
@@ -107,7 +104,7 @@ class Lane:
     def _read_once(self, chunk: Chunk, position: int, buffer: memoryview) -> int:
         """It comes nowhere when the kernel refused a direct read: the next one goes through the page cache."""
         shard = self._disk.files[chunk.file]
-        direct = shard.direct if self._disk.direct and chunk.start % BLOCK_BYTES == 0 else None
+        direct = shard.direct if self._disk.direct else None
         rest = buffer[chunk.slot_offset + position - chunk.start : chunk.slot_offset + chunk.length]
         try:
             count = advance = os.preadv(shard.buffered if direct is None else direct, [rest], position)
@@ -130,16 +127,14 @@ class Lane:
 
 
 def _drop_cached(descriptor: int, start: int, end: int) -> None:
-    """Take these bytes of a file out of the page cache, and the rest of their first and last page.
+    """Take these bytes of a file out of the page cache.
 
     It keeps folios that reach over an end of what is dropped. Reads make none, since nothing is read ahead, but others
     do: a range that reaches into the next folio begins where the folio of its first byte can begin at the earliest.
     """
-    start, length = row_window(start, end - start)
     if end // FOLIO_BYTES > start // FOLIO_BYTES:
-        length += start % FOLIO_BYTES
         start -= start % FOLIO_BYTES
-    advise(descriptor, start, length, "POSIX_FADV_DONTNEED")
+    advise(descriptor, start, end - start, "POSIX_FADV_DONTNEED")
 
 
 SomeLane = TypeVar("SomeLane", bound=Lane, covariant=True)

@@ -2,7 +2,7 @@
 
 file          ....|....|norm|q k v o..|....      runs of bytes, anywhere
 host slot     |.norm|q k v o..|                  each run's covering window of whole blocks, as it was read
-              |odd|                              a tensor whose items no address suits: its own bytes, on a block
+              |..odd..| -> |.odd...|             a tensor between two addresses of its items, moved to one after reading
 device slot   |norm|q|k|v|o|                     tensors packed, each at a multiple of 256
 """
 
@@ -17,45 +17,42 @@ from pipeline.weights.reading import BLOCK_BYTES as BLOCK_BYTES
 if TYPE_CHECKING:
     import torch
 
+HOST_ALIGNMENT_BYTES = 64
+"""To which odd tensors are moved: a cache line."""
 DEVICE_ALIGNMENT_BYTES = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Bytes of a file and their place in the host slot, at a multiple of 4096.
-
-    Whole blocks, of which the last may reach beyond the end of the file, so that they can be read directly; or the
-    bytes of one odd tensor, for which the page cache copies them to where its items can be used.
-    """
+    """Whole blocks of a file and their place in the host slot. The last block may reach beyond the end of the file."""
 
     file: Path
     start: int
     length: int
     slot_offset: int
 
-    @property
-    def is_whole_blocks(self) -> bool:
-        """Whether it can be read directly."""
-        return self.start % BLOCK_BYTES == 0
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Bytes that travel together, from a host slot to a device slot or inside a host slot."""
+
+    source_offset: int
+    target_offset: int
+    length: int
 
 
 @dataclass(frozen=True, slots=True)
 class HostLayout:
-    """What to read for a group, and the byte offset of each of its tensors in the slot afterwards, by short name."""
+    """What to read for a group, then to move inside its slot, and the byte offset of each tensor there afterwards.
+
+    Offsets are by short name. No move touches the bytes of another tensor.
+    """
 
     windows: tuple[Window, ...]
     offsets: Mapping[str, int]
     slot_bytes: int
     needed_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """Bytes that travel together from a host slot to a device slot."""
-
-    source_offset: int
-    target_offset: int
-    length: int
+    moves: tuple[Copy, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +71,19 @@ def row_window(start: int, length: int) -> tuple[int, int]:
 
 
 def host_layout(group: WeightGroup) -> HostLayout:
-    """One window for all tensors whose covering blocks touch, one for each odd tensor, one behind the other."""
+    """One window for all tensors whose covering blocks touch, the windows one after another in the slot.
+
+    An odd tensor has one for itself, so that it can be moved over the padding in front of it.
+    """
     windows: list[Window] = []
+    moves: list[Copy] = []
+    last_is_odd = True  # nothing joins what is not there
     offsets: dict[str, int] = {}
     slot_bytes = 0
     for tensor in sorted(group.tensors, key=lambda tensor: (tensor.file, tensor.start)):
-        start, length = (tensor.start, tensor.length) if tensor.is_odd else row_window(tensor.start, tensor.length)
-        last = windows[-1] if windows and windows[-1].is_whole_blocks and not tensor.is_odd else None
+        start, length = row_window(tensor.start, tensor.length)
+        last = None if last_is_odd or tensor.is_odd else windows[-1]
+        last_is_odd = tensor.is_odd
         if last is not None and last.file == tensor.file and start <= last.start + last.length:
             windows.pop()
             length += start - last.start  # tensors never overlap, so the later one ends later
@@ -88,9 +91,12 @@ def host_layout(group: WeightGroup) -> HostLayout:
         else:
             slot_offset = slot_bytes
         windows.append(Window(tensor.file, start, length, slot_offset))
-        offsets[tensor.short] = slot_offset + tensor.start - start
-        slot_bytes = slot_offset + _round_up(length, BLOCK_BYTES)
-    return HostLayout(tuple(windows), offsets, slot_bytes, group.needed_bytes)
+        slot_bytes = slot_offset + length
+        offset = offsets[tensor.short] = slot_offset + tensor.start - start
+        if tensor.is_odd:
+            offsets[tensor.short] -= offset % HOST_ALIGNMENT_BYTES
+            moves.append(Copy(offset, offsets[tensor.short], tensor.length))
+    return HostLayout(tuple(windows), offsets, slot_bytes, group.needed_bytes, tuple(moves))
 
 
 def device_layout(group: WeightGroup, host: HostLayout) -> DeviceLayout:

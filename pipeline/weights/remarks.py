@@ -27,9 +27,9 @@ def remarks(checkpoint: Checkpoint, groups: WeightGroups, auto_dtype: "torch.dty
     if odd := [tensor for tensor in tensors.values() if tensor.is_odd]:
         yield (
             f"{checkpoint.folder}: tensors that begin at no multiple of their items' size: {len(odd)}, as "
-            f"{odd[0].name!r} at byte {odd[0].start} of {odd[0].file.name}; the page cache copies them to where they "
-            "can be used, which takes CPU time; write the file again with safetensors.torch.save_file to have them "
-            "read directly"
+            f"{odd[0].name!r} at byte {odd[0].start} of {odd[0].file.name}; they are moved after each "
+            "read to where they can be used, which takes CPU time; write the file again with "
+            "safetensors.torch.save_file to do without"
         )
     matrices = [tensor for tensor in tensors.values() if len(tensor.shape) == 2]
     if cast := [one for one in matrices if auto_dtype is not None and stored_dtype(one.dtype) != auto_dtype]:

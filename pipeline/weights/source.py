@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import CheckpointError, ClosedError, ConfigError
+from pipeline.threads import Threads, outlast
 from pipeline.weights.checksums import Checksums
 from pipeline.weights.lane import Chunk, Disk
 from pipeline.weights.lanes import open_lanes
-from pipeline.weights.layout import BLOCK_BYTES, HostLayout
+from pipeline.weights.layout import BLOCK_BYTES, Copy, HostLayout
 from pipeline.weights.reading import Reading
 from pipeline.weights.rows import Rows
 from pipeline.weights.shard import Shard
@@ -43,6 +44,7 @@ class WeightSource:
         self._disk = Disk(files, reading.direct)
         self._lanes = open_lanes("penstock-disk", reading.way, reading.lanes, self._disk)
         self._rows = Rows(self._disk)
+        self._movers = Threads(reading.lanes, "penstock-moves")
         self._closed = False
         self._bytes_needed = 0
         self._groups_in_flight = 0
@@ -86,6 +88,7 @@ class WeightSource:
         self._groups_in_flight += 1
         try:
             await self._read(layer, group, tuple(self._chunks(layout)), view)
+            await self._move(layout.moves, view)
         finally:
             self._groups_in_flight -= 1
             self._rests.set()
@@ -120,6 +123,7 @@ class WeightSource:
         self._closed = True
         await self._lanes.aclose()
         await self._rows.aclose()
+        await asyncio.to_thread(self._movers.shutdown)
         if self.checksums is not None:
             await self.checksums.aclose()
 
@@ -143,6 +147,11 @@ class WeightSource:
             await sums.ended()
         return checksums.compare(sums)
 
+    async def _move(self, moves: Sequence[Copy], view: memoryview) -> None:
+        """Bring odd tensors to where their items can be used, all at a time, on threads."""
+        loop, address = asyncio.get_running_loop(), _address(view)
+        await outlast([loop.run_in_executor(self._movers, _move, address, move) for move in moves])
+
     def _chunks(self, layout: HostLayout) -> Iterator[Chunk]:
         for window in layout.windows:
             for done in range(0, window.length, self.reading.chunk_bytes):
@@ -153,10 +162,18 @@ class WeightSource:
         self._check_open()
         if len(buffer) < slot_bytes:
             raise ConfigError(f"the host slot is too small: need {slot_bytes} bytes, have {len(buffer)}")
-        address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
-        if self._disk.direct and address % BLOCK_BYTES:
+        if self._disk.direct and (address := _address(buffer)) % BLOCK_BYTES:
             raise ConfigError(f"the host slot begins at address {address:#x}; direct reads need a multiple of 4096")
 
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError("the weight source is closed")
+
+
+def _address(view: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(view))
+
+
+def _move(address: int, move: Copy) -> None:
+    """Of ctypes, which lets go of the interpreter lock meanwhile; source and target may overlap."""
+    ctypes.memmove(address + move.target_offset, address + move.source_offset, move.length)

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.weights import shard
 from pipeline.weights.checksums import Checksums
-from pipeline.weights.layout import BLOCK_BYTES, HostLayout, Window
+from pipeline.weights.layout import BLOCK_BYTES, Copy, HostLayout, Window
 from pipeline.weights.reading import WAYS, Reading
 from pipeline.weights.shard import Shard
 from pipeline.weights.source import WeightSource
@@ -21,24 +21,28 @@ CHUNKS = 6
 GROUP_BYTES = CHUNKS * BLOCK_BYTES
 TAIL_BYTES = 1234
 FILE_BYTES = 3 * GROUP_BYTES + TAIL_BYTES
-ODD = ((1001, 3 * BLOCK_BYTES + 7), (FILE_BYTES - 1001, 1001))
-"""Where windows begin, and how long they are."""
+ODD = ((1001, 3 * BLOCK_BYTES + 7, 960), (FILE_BYTES - 1001, 1001, 4 * BLOCK_BYTES))
+"""Where odd tensors begin in the file, how long they are, and where they belong in the slot."""
 way = WAYS[0]
 """Set by a fixture of tests/weights to each of them in turn."""
 
 
 def layouts(file: Path) -> dict[tuple[int, str], HostLayout]:
     """Group 0, 1 and 2 are a window each; "ends" is the first block and the last, which the file does not fill; "odd"
-    are two windows that begin inside blocks, the second with the last byte of the file."""
+    are bytes in the middle of two windows, of which the second is the last block."""
     groups = {
         (layer, "attn"): HostLayout((Window(file, layer * GROUP_BYTES, GROUP_BYTES, 0),), {}, GROUP_BYTES, GROUP_BYTES)
         for layer in range(3)
     }
     windows = (Window(file, 0, BLOCK_BYTES, 0), Window(file, 3 * GROUP_BYTES, BLOCK_BYTES, BLOCK_BYTES))
-    odd = (Window(file, *ODD[0], 0), Window(file, *ODD[1], 4 * BLOCK_BYTES))
+    blocks = (Window(file, 0, 4 * BLOCK_BYTES, 0), Window(file, 3 * GROUP_BYTES, BLOCK_BYTES, 4 * BLOCK_BYTES))
+    moves = tuple(
+        Copy(window.slot_offset + start - window.start, target, length)
+        for window, (start, length, target) in zip(blocks, ODD, strict=True)
+    )
     return groups | {
         (3, "ends"): HostLayout(windows, {}, 2 * BLOCK_BYTES, BLOCK_BYTES + TAIL_BYTES),
-        (3, "odd"): HostLayout(odd, {}, 5 * BLOCK_BYTES, sum(length for _, length in ODD)),
+        (3, "odd"): HostLayout(blocks, {}, 5 * BLOCK_BYTES, sum(length for _, length, _ in ODD), moves),
     }
 
 

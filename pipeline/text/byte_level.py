@@ -9,7 +9,7 @@ from pipeline.text.byte_pair import BytePairEngine
 from pipeline.text.merges import Inexact, MergeList
 from pipeline.text.normalization import nfc
 from pipeline.text.split_patterns import split_pattern
-from pipeline.text.tokenizer_json import listed_tokens
+from pipeline.text.tokenizer_json import listed_tokens, steps
 
 
 def _byte_alphabet() -> str:
@@ -23,6 +23,8 @@ def _byte_alphabet() -> str:
 
 
 ALPHABET = _byte_alphabet()
+BYTE_LEVEL_DECODERS = (["ByteLevel"], ["ByteLevel", "Fuse"])
+"""The same: after ByteLevel there is one text already."""
 # Characters below 0x100 that stand for no byte are sent out of Latin-1, so that encoding them fails.
 _TO_BYTES = dict.fromkeys(range(256), 0xFFFF) | {ord(letter): value for value, letter in enumerate(ALPHABET)}
 
@@ -45,15 +47,14 @@ def _decoded(token: str) -> bytes:
         return token.encode()
 
 
-def template(post_processor: dict[str, Any] | None) -> tuple[list[int], list[int]]:
-    """Return the ids that `post_processor` puts before and after a text. Raises Inexact if it does anything else."""
-    steps = (post_processor or {}).get("processors", [post_processor])
-    kinds = [step["type"] for step in steps if step and step["type"] != "ByteLevel"]
-    if not kinds:
+def template(document: dict[str, Any]) -> tuple[list[int], list[int]]:
+    """Return the ids that are put before and after a text. Raises Inexact if anything else is done to its ids."""
+    processors = [step for step in steps(document, "post_processor") if step["type"] != "ByteLevel"]
+    if not processors:
         return [], []
-    if kinds != ["TemplateProcessing"]:
+    if (kinds := [step["type"] for step in processors]) != ["TemplateProcessing"]:
         raise Inexact(f"post_processor {kinds}")
-    [processor] = [step for step in steps if step["type"] == "TemplateProcessing"]
+    [processor] = processors
     ids: tuple[list[int], list[int]] = ([], [])
     texts = 0
     for item in processor["single"]:
@@ -71,15 +72,16 @@ def byte_level_engine(document: dict[str, Any], bos_token: str | None) -> BytePa
 
     Its ids equal those of the `tokenizers` package token for token. Raises Inexact where that cannot be had.
     """
-    model, decoder = document["model"], document["decoder"] or {}
-    if model.get("type", "BPE") != "BPE" or "merges" not in model or decoder.get("type") != "ByteLevel":
-        raise Inexact(f"model {model.get('type')} with decoder {decoder.get('type')} is not byte-level BPE")
+    model, decoders = document["model"], [step["type"] for step in steps(document, "decoder")]
+    if model.get("type", "BPE") != "BPE" or "merges" not in model or decoders not in BYTE_LEVEL_DECODERS:
+        decoder = (document.get("decoder") or {}).get("type")
+        raise Inexact(f"model {model.get('type')} with decoder {decoder} is not byte-level BPE")
     changes = [key for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix") if model.get(key)]
     if changes:
         raise Inexact(f"model has {changes}")
-    pattern = split_pattern(document["pre_tokenizer"])
-    normalize = _normalizer(document["normalizer"])
-    prefix, suffix = template(document["post_processor"])
+    pattern = split_pattern(steps(document, "pre_tokenizer"))
+    normalize = _normalizer(steps(document, "normalizer"))
+    prefix, suffix = template(document)
     vocabulary: dict[str, int] = model["vocab"]
     added_tokens = _added_tokens(document, vocabulary)
     ranked_ids = _ranked_ids(model, {token.content for token in added_tokens})
@@ -98,9 +100,8 @@ def byte_level_engine(document: dict[str, Any], bos_token: str | None) -> BytePa
     )
 
 
-def _normalizer(normalizer: dict[str, Any] | None) -> Callable[[str], str]:
-    steps = (normalizer or {}).get("normalizers", [normalizer])
-    kinds = [step["type"] for step in steps if step]
+def _normalizer(normalizers: Sequence[dict[str, Any]]) -> Callable[[str], str]:
+    kinds = [step["type"] for step in normalizers]
     if not kinds:
         return str
     if kinds == ["NFC"]:

@@ -6,7 +6,7 @@ from typing import Any
 from pipeline.errors import CheckpointError
 from pipeline.text.byte_level import ALPHABET
 from pipeline.text.byte_pair import COMPOSED_BYTES
-from pipeline.text.tokenizer_json import TokenizerJson
+from pipeline.text.tokenizer_json import TokenizerJson, steps
 
 SPACE_MARK = "\N{LOWER ONE EIGHTH BLOCK}"
 UTF8_BYTES = frozenset(range(0xF5)) - {0xC0, 0xC1}
@@ -39,9 +39,9 @@ def token_bytes(source: TokenizerJson, vocabulary: Mapping[str, int]) -> int | N
 
     Every byte must have a token of its own, else a token for what is unknown stands for text of any length.
     """
-    steps, added_tokens = _steps(source.document), source.added_tokens.tokens
-    kinds = {step["type"] for step in steps if step != _MARK_SPACES}
-    drops_text = any(step.get("behavior") == "Removed" for step in steps) or not kinds <= _KEEP_TEXT
+    before, added_tokens = _steps(source.document), source.added_tokens.tokens
+    kinds = {step["type"] for step in before if step != _MARK_SPACES}
+    drops_text = any(step.get("behavior") == "Removed" for step in before) or not kinds <= _KEEP_TEXT
     if (
         drops_text
         or _lacking_bytes(source.document, vocabulary)
@@ -65,6 +65,4 @@ def _lacking_bytes(document: dict[str, Any], vocabulary: Mapping[str, int]) -> f
 
 def _steps(document: dict[str, Any]) -> list[dict[str, Any]]:
     """The steps of the pre-tokenizer and of the normalizer."""
-    pre_tokenizer, normalizer = document["pre_tokenizer"] or {}, document["normalizer"] or {}
-    steps = [*pre_tokenizer.get("pretokenizers", [pre_tokenizer]), *normalizer.get("normalizers", [normalizer])]
-    return [step for step in steps if step]
+    return steps(document, "pre_tokenizer") + steps(document, "normalizer")

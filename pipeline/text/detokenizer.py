@@ -104,6 +104,28 @@ class ByteFallbackDetokenizer:
             self._strip = False
 
 
+class MetaspaceDetokenizer:
+    """For tokens that are text, with a mark for each space (Unigram style).
+
+    `texts` maps a token id to its text, empty where it is special. With `drops_first` the first token loses its marks.
+    """
+
+    def __init__(self, texts: Mapping[int, str], mark: str, drops_first: bool, prompt_ids: Sequence[int] = ()) -> None:
+        self._texts, self._mark = texts, mark
+        self._drops = drops_first and not any(texts.get(token_id) for token_id in prompt_ids)
+
+    def push(self, token_id: int) -> str:
+        """See `Detokenizer`."""
+        text = self._texts.get(token_id, "")
+        space = "" if self._drops else " "
+        self._drops = self._drops and not text
+        return text.replace(self._mark, space)
+
+    def flush(self) -> str:
+        """See `Detokenizer`."""
+        return ""
+
+
 def _last_text(pieces: Mapping[int, str | bytes], prompt_ids: Sequence[int]) -> int:
     """The position of the last token that is text and no byte; 0 where there is none."""
     for position in range(len(prompt_ids) - 1, 0, -1):

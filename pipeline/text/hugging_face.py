@@ -1,28 +1,19 @@
 """Every other `tokenizer.json` (SentencePiece style above all), through the `tokenizers` package."""
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 from pipeline.errors import CheckpointError, ConfigError, RequestError
 from pipeline.text.added_tokens import AddedToken
-from pipeline.text.byte_level import added_pieces, merge_pairs, template, vocabulary_pieces
+from pipeline.text.byte_level import merge_pairs, template
 from pipeline.text.byte_pair import SLICE_IDS
-from pipeline.text.coverage import SPACE_MARK, token_bytes, unknown_token
-from pipeline.text.detokenizer import ByteFallbackDetokenizer, ByteLevelDetokenizer, Detokenizer
+from pipeline.text.coverage import token_bytes, unknown_token
+from pipeline.text.decoders import detokenizers
+from pipeline.text.detokenizer import Detokenizer
 from pipeline.text.merges import Inexact
 from pipeline.text.tokenizer_json import TokenizerJson
 from pipeline.threads import slices
-
-_SENTENCE_PIECE = [
-    {"type": "Replace", "pattern": {"String": SPACE_MARK}, "content": " "},
-    {"type": "ByteFallback"},
-    {"type": "Fuse"},
-]
-_STRIP_FIRST_SPACE = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
-_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class HuggingFaceEngine:
@@ -51,7 +42,7 @@ class HuggingFaceEngine:
         self._add(source)
         added_tokens = [self._as_decoded(token) for token in source.added_tokens.tokens]
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=False)
-        self._new_detokenizer = _detokenizers(source.document["decoder"], vocabulary, added_tokens)
+        self._new_detokenizer = detokenizers(source.document, vocabulary, added_tokens)
         self.special_ids = frozenset(token.token_id for token in added_tokens if token.special)
         self.ordinary_size = max(vocabulary.values()) + 1
         self.token_bytes = token_bytes(source, vocabulary)
@@ -131,30 +122,7 @@ def _in_the_package(token: AddedToken) -> Any:
 
 def _first_of_template(document: dict[str, Any]) -> int | None:
     try:
-        prefix, _ = template(document["post_processor"])
+        prefix, _ = template(document)
     except Inexact:
         return None
     return next(iter(prefix), None)
-
-
-def _detokenizers(
-    decoder: dict[str, Any] | None, vocabulary: Mapping[str, int], added_tokens: Sequence[AddedToken]
-) -> Callable[[Sequence[int]], Detokenizer]:
-    if decoder and decoder["type"] == "ByteLevel":
-        return partial(ByteLevelDetokenizer, vocabulary_pieces(vocabulary) | added_pieces(added_tokens))
-    steps = (decoder or {}).get("decoders", [decoder])
-    if steps[: len(_SENTENCE_PIECE)] == _SENTENCE_PIECE and steps[len(_SENTENCE_PIECE) :] in ([], [_STRIP_FIRST_SPACE]):
-        text_pieces = {token_id: _text_piece(token) for token, token_id in vocabulary.items()}
-        for token in added_tokens:
-            text_pieces[token.token_id] = "" if token.special else _text_piece(token.content)
-        return partial(ByteFallbackDetokenizer, text_pieces, _STRIP_FIRST_SPACE in steps)
-    raise ConfigError(
-        f"tokenizer.json: decoder {[step and step['type'] for step in steps]} cannot be followed token by token; "
-        "supported are ByteLevel and Replace, ByteFallback, Fuse and Strip (SentencePiece)"
-    )
-
-
-def _text_piece(token: str) -> str | bytes:
-    if byte := _BYTE.fullmatch(token):
-        return bytes([int(byte[1], 16)])
-    return token.replace(SPACE_MARK, " ")

@@ -5,6 +5,7 @@ character. Both pattern engines, Oniguruma there and fancy-regex here, agree on 
 (compared over all code points, tokenizers 0.23 and tiktoken 0.14).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.text.merges import Inexact
@@ -26,10 +27,9 @@ KNOWN_PATTERNS = frozenset({GPT2, LLAMA3, QWEN2, MISTRAL})
 COVERING_PATTERNS = KNOWN_PATTERNS | {GPT2_DIGITS}
 
 
-def split_pattern(pre_tokenizer: dict[str, Any] | None) -> str:
-    """Return the expression that splits as `pre_tokenizer` does. Raises Inexact if none is known to."""
-    steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer])
-    match [step and step["type"] for step in steps]:
+def split_pattern(steps: Sequence[dict[str, Any]]) -> str:
+    """Return the expression that splits as these pre-tokenizers do. Raises Inexact if none is known to."""
+    match [step["type"] for step in steps]:
         case ["ByteLevel"] if _uses_own_pattern(steps[0]):
             return GPT2
         case ["Digits", "ByteLevel"] if steps[0]["individual_digits"] and _uses_own_pattern(steps[1]):

@@ -8,6 +8,13 @@ from pipeline.small_files import TOKENIZER_LIMIT_BYTES, parse_object, read_small
 from pipeline.text.added_tokens import AddedToken, AddedTokens, Declared
 
 _FLAGS = ("special", "normalized", "single_word", "lstrip", "rstrip")
+_SEQUENCES = {
+    "normalizer": "normalizers",
+    "pre_tokenizer": "pretokenizers",
+    "post_processor": "processors",
+    "decoder": "decoders",
+}
+"""The parts that a file may leave out, each with the key of its Sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +47,25 @@ def vocabulary_of(document: dict[str, Any]) -> dict[str, int]:
     return vocabulary
 
 
+def steps(document: dict[str, Any], part: str) -> list[dict[str, Any]]:
+    """Return what a part of the document does, one after another; nothing where it is null or left out.
+
+    A Sequence does what it holds, however deep: many files wrap a single step in one.
+    """
+
+    def flat(step: dict[str, Any] | None) -> list[dict[str, Any]]:
+        if step is None:
+            return []
+        if step["type"] != "Sequence":
+            return [step]
+        return [one for inner in step[_SEQUENCES[part]] for one in flat(inner)]
+
+    return flat(document.get(part))
+
+
 def listed_tokens(document: dict[str, Any]) -> list[AddedToken]:
     """Return the added tokens that the document lists."""
     return [
         AddedToken(content=entry["content"], token_id=entry["id"], **{flag: entry[flag] for flag in _FLAGS})
-        for entry in document["added_tokens"]
+        for entry in document.get("added_tokens", [])
     ]

@@ -1,4 +1,4 @@
-"""A `tokenizer.json` may leave parts out, wrap a step in a Sequence, spell merges in two ways: as the package reads it."""
+"""A `tokenizer.json` may leave parts out, wrap a step in a Sequence, spell merges two ways: as the package has it."""
 
 import json
 from pathlib import Path

@@ -17,7 +17,7 @@ SEQUENCES = {
     "post_processor": "processors",
     "decoder": "decoders",
 }
-TEXT = "<|begin|>Hello  world, naïve e\u0301 Å 12 世😀\n\n x"
+TEXT = "Hello  world,<|begin|> naïve e\u0301 Å 12 世😀\n\n x"
 REPLACE, BYTES, FUSE, STRIP = json.loads(small.llama2().to_str())["decoder"]["decoders"]
 METASPACE = {"type": "Metaspace", "replacement": "▁", "split": True}
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}

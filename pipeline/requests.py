@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from pipeline.sequences.prompts import SLICE_TOKENS, id_slices, known_length
 from pipeline.sequences.sequence import RunningSequence
 from pipeline.text.tokenizer import Tokenizer
 from pipeline.text.tokenizing import Tokenizing
+from pipeline.threads import give_way, tuple_in_slices
 
 MOST_SAMPLES = 16
 MOST_PRIORITY = 2**31 - 1
@@ -98,8 +99,12 @@ class Call:
         self._check_arguments()
         self._text = prompt if isinstance(prompt, str) else None
         self._ids: list[int] = []
+        self._later_ids: Iterator[list[int]] = iter(())
+        self._known_length = 0
+        self._plain = type(prompt) in (list, tuple, range)  # taking their ids runs no code of the caller's
         if not isinstance(prompt, str):
-            self._check_room(known_length(prompt))
+            self._known_length = known_length(prompt)
+            self._check_room(self._known_length)
             self._later_ids = id_slices(prompt, runtime.config.vocabulary_size)
             self._ids = next(self._later_ids, [])
             self._check_room(len(self._ids))
@@ -117,12 +122,12 @@ class Call:
         """
         if self._text is not None:
             return await tokenizing.run(len(self._text), self._make_sequences)
-        for part in self._later_ids:
-            self._ids += part
-            self._check_room(len(self._ids))
-            await asyncio.sleep(0)
-        if len(self._ids) > SLICE_TOKENS:
-            return await tokenizing.run(len(self._ids), self._make_sequences)
+        if not self._plain:
+            for part in self._later_ids:
+                self._take(part)
+                await asyncio.sleep(0)
+        if (length := max(self._known_length, len(self._ids))) > SLICE_TOKENS:
+            return await tokenizing.run(length, self._make_sequences)
         return self._make_sequences()
 
     def _make_sequences(self) -> list[RunningSequence]:
@@ -131,7 +136,10 @@ class Call:
             self._check_room(len(self._ids))
             if not self._ids:
                 raise _no_token()
-        prompt_ids = tuple(self._ids)
+        for part in self._later_ids:
+            self._take(part)
+            give_way()
+        prompt_ids = tuple_in_slices(self._ids, SLICE_TOKENS)
         stop_ids = frozenset(self._parameters.stop_token_ids)
         if not self._parameters.ignore_eos:
             stop_ids |= set(self._runtime.config.eos_ids)
@@ -151,6 +159,10 @@ class Call:
             digest_prompt(sequence, sequences)
             sequences.append(sequence)
         return sequences
+
+    def _take(self, part: list[int]) -> None:
+        self._ids += part
+        self._check_room(len(self._ids))
 
     def _check_arguments(self) -> None:
         config = self._runtime.config

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -65,6 +66,11 @@ def slices(length: int, size: int) -> Iterator[int]:
         if begin:
             give_way()
         yield begin
+
+
+def tuple_in_slices(items: Sequence[T], size: int) -> tuple[T, ...]:
+    """A tuple of these items, made a slice at a time."""
+    return tuple(itertools.chain.from_iterable(items[begin : begin + size] for begin in slices(len(items), size)))
 
 
 def give_way() -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import tiktoken
 
@@ -10,6 +11,10 @@ from pipeline.text.added_tokens import AddedToken
 from pipeline.text.detokenizer import ByteLevelDetokenizer
 from pipeline.text.split_patterns import COVERING_PATTERNS
 from pipeline.threads import slices
+
+if TYPE_CHECKING:
+    from numpy import uint32
+    from numpy.typing import NDArray
 
 # The pattern engine of tiktoken overflows its stack on 999,999 whitespace characters in a row (0.9 to 0.14).
 LONGEST_WHITESPACE_RUN = 500_000
@@ -88,28 +93,35 @@ class BytePairEngine:
             if is_token:
                 ids.append(self._normalized_tokens[part])
             else:
-                ranks = self._encoding.encode_ordinary(part)
+                ranks = self._ranks(part)
                 if self._words is not None:
                     _require_all(part, ranks, self._words)
                 for begin in slices(len(ranks), SLICE_IDS):
-                    ids += map(self._token_ids.__getitem__, ranks[begin : begin + SLICE_IDS])
+                    ids += map(self._token_ids.__getitem__, ranks[begin : begin + SLICE_IDS].tolist())
         return ids
+
+    def _ranks(self, text: str) -> "NDArray[uint32]":
+        """An array, because a list of millions would be made in one go, while no other thread can run."""
+        try:
+            return self._encoding.encode_to_numpy(text, disallowed_special=())
+        except ValueError as error:  # the pattern engine gives up
+            raise RequestError(f"the tokenizer cannot take this text of {len(text)} characters: {error}") from error
 
     def detokenizer(self, prompt_ids: Sequence[int] = ()) -> ByteLevelDetokenizer:
         """Return a detokenizer for what follows `prompt_ids`."""
         return ByteLevelDetokenizer(self._pieces, prompt_ids)
 
 
-def _require_all(text: str, ranks: Sequence[int], words: Sequence[bytes]) -> None:
+def _require_all(text: str, ranks: "NDArray[uint32]", words: Sequence[bytes]) -> None:
     """Check that the words of these ranks are all of the text."""
     nbytes = 0
     for begin in slices(len(ranks), SLICE_IDS):
-        nbytes += sum(len(words[rank]) for rank in ranks[begin : begin + SLICE_IDS])
+        nbytes += sum(len(words[rank]) for rank in ranks[begin : begin + SLICE_IDS].tolist())
     data = text.encode()
     if nbytes == len(data):
         return
     place = 0
-    for rank in ranks:
+    for rank in ranks.tolist():
         if not data.startswith(words[rank], place):
             break
         place += len(words[rank])

@@ -68,14 +68,11 @@ def test_broken_files(tokens: list[str], config: dict[str, Any], message: str, t
         load_tokenizer(save(tmp_path, tokens, **config), 10_000)
 
 
-def test_a_pattern_that_overflows_the_engine_is_an_error_of_the_request(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_pattern_that_overflows_the_engine_is_an_error_of_the_request(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(save(tmp_path, pattern=r"(?:a(?!c))+|[\s\S]"), 1000)
     assert tokenizer.decode(tokenizer.encode("a" * 1000 + "b")) == "a" * 1000 + "b"
     with pytest.raises(RequestError, match="the tokenizer cannot take this text"):
         tokenizer.encode("a" * 3_000_000)
-    assert "panicked" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,9 @@ class Config:
     checksums: bool | None = None
 
     def __post_init__(self) -> None:
+        for one in fields(self):
+            if hasattr(value := getattr(self, one.name), "tolist"):  # a number of NumPy or torch
+                object.__setattr__(self, one.name, value.tolist())
         for name, spellings in ALSO_CALLED.items():
             given = getattr(self, name)
             object.__setattr__(self, name, spellings.get(given, given) if isinstance(given, str) else given)
@@ -135,6 +138,8 @@ class Config:
             if (value := getattr(self, name)) is not None:
                 parse_bytes(name, value, MOST)
         if self.kv_disk is not None:
+            if not isinstance(self.kv_disk, str | Path):
+                raise ConfigError(f"kv_disk: need the path of a folder, have {shown(self.kv_disk)}")
             free_disk_bytes(self.kv_disk)
         for name, actors in (("queues", ACTORS[1:]), ("insert", ACTORS[:-1])):
             if not isinstance(getattr(self, name), Mapping):

@@ -93,6 +93,7 @@ def test_so_few_bytes_that_a_unit_was_forgotten_are_refused(value: Any) -> None:
 def test_settings_are_taken_under_the_other_names_that_people_know_them_by() -> None:
     config = Config(device="gpu", dtype="bf16", chunk_bytes="1MiB")
     assert (config.device, config.dtype, config.reading["chunk_bytes"]) == ("cuda", "bfloat16", 1 << 20)
+    assert Config(gpu_groups=numpy.int64(6), residency=numpy.False_) == Config(gpu_groups=6, residency=False)
     assert [Config(device=name).device for name in ("cuda:0", "gpu:0", "cpu")] == ["cuda", "cuda", "cpu"]
 
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline import CheckpointError, ConfigError, Model, RequestError
 from pipeline.api import BUNDLED
@@ -103,6 +104,9 @@ async def test_no_call_fans_out_without_bound(model: Model, n: object) -> None:
         ({"chunk_bytes": 5000}, "multiple of 4096"),
         ({"gpu_groups": 60_000}, "host memory: need .*have .*lower gpu_groups"),
         ({"reader_lanes": 1000}, "from 1 to 64, have 1000"),
+        ({"kv_disk": 5}, "kv_disk: need the path of a folder, have 5"),
+        ({"kv_disk": b"."}, "kv_disk: need the path of a folder, have b'.'"),
+        ({"dtype": torch.bfloat16}, "dtype: need one of auto, float32, .* as text, have torch.bfloat16"),
         ({"queues": None}, "queues: need a mapping"),
         ({"insert": {"disk_reader": 5}}, "need a list of instances"),
     ],

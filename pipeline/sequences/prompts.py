@@ -9,7 +9,7 @@ from pipeline.errors import RequestError, shown
 
 SLICE_TOKENS = 1 << 14
 """Ids are taken and checked so many at a time: about a millisecond of the event loop."""
-ONE_PROMPT = "a call takes one text, or the token ids of one; call generate once for each prompt"
+ONE_PROMPT = "a call takes one text, or the token ids of one; call once for each of several"
 CHAT = (
     "chat messages become a text by the model's template first: with transformers, "
     "tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)"
@@ -51,10 +51,8 @@ def id_slices(prompt: object, vocabulary_size: int, what: str = "prompt") -> Ite
         )
     if isinstance(prompt, Set):
         raise _refused(what, prompt, "it has no order; give a list of ids")
-    if hasattr(prompt, "ids"):  # an Encoding of the tokenizers package
-        raise _refused(what, prompt, "give its `ids`")
-    if not isinstance(prompt, Iterable):
-        raise _refused(what, prompt)
+    if not isinstance(prompt, Iterable):  # those that have ids are Encodings of the tokenizers package
+        raise _refused(what, prompt, "give its `ids`" if hasattr(prompt, "ids") else "")
     begin = 0
     for part in _parts(what, _without_batch(prompt)):
         yield _checked(what, part, begin, vocabulary_size)
@@ -77,7 +75,13 @@ def _without_batch(prompt: Any) -> Any:
 def _parts(what: str, prompt: Iterable[Any]) -> Iterator[list[Any]]:
     if hasattr(prompt, "tolist"):  # an array or a tensor, whose own numbers are no `int`
         for begin in range(0, known_length(prompt, what), SLICE_TOKENS):
-            yield prompt[begin : begin + SLICE_TOKENS].tolist()  # type: ignore[index]
+            try:
+                part = prompt[begin : begin + SLICE_TOKENS].tolist()  # type: ignore[index]
+            except Exception as error:  # sparse tensors, those without data, whatever else has a `tolist`
+                raise _refused(
+                    what, prompt, f"its numbers cannot be read ({type(error).__name__}); give a list"
+                ) from error
+            yield part
         return
     numbers = iter(prompt)
     while part := list(islice(numbers, SLICE_TOKENS)):

@@ -222,10 +222,7 @@ def _build(
 
 
 def _weights(drawn: Blueprint, settings: Config, device: AnyDevice) -> tuple[Choice, WeightSource, Checking]:
-    """How weights are read and whether they are compared, and what does it.
-
-    One thread sums up faster than any disk reads; where the CPU has time there is one for each lane.
-    """
+    """How weights are read and whether they are compared, and what does it: a thread for each lane sums up."""
     files, catalog = drawn.checkpoint.files, drawn.catalog
     reading = choose_reading(files, settings.reading, beside=device.unified)
     logger.info("reads %s", reading)
@@ -237,8 +234,8 @@ def _weights(drawn: Blueprint, settings: Config, device: AnyDevice) -> tuple[Cho
         rate=reading.bytes_per_second,
     )
     logger.info("checksums %s", checking)
-    threads = 1 if device.unified else reading.reading.lanes
-    checksums = Checksums(drawn.groups.groups, drawn.groups.embed, threads) if checking.on else None
+    lanes = reading.reading.lanes
+    checksums = Checksums(drawn.groups.groups, drawn.groups.embed, lanes) if checking.on else None
     return reading, WeightSource(catalog.host, files, reading.reading, checksums), checking
 
 

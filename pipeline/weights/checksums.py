@@ -21,8 +21,9 @@ from pipeline.weights.lane import Chunk
 
 INLINE_BYTES = 1 << 20
 """What a lane sums up itself, in 40 us: to wake a thread costs nearly as much."""
-SUM_BYTES_PER_SECOND = 25e9
-"""Of one core beside others that compute: 36 GB/s alone, and 21 to 30 there, measured."""
+SUM_BYTES_PER_SECOND = 7e9
+"""Of one core, of bytes that have just been read: the least that was measured. 7.2 on an Intel Xeon beside a GPU, 21 to
+36 on an AMD EPYC of the fourth generation."""
 FAST_DISK_BYTES_PER_SECOND = 7e9
 """What a disk that nobody has measured is taken for."""
 FEW_BYTES = 256 << 20

@@ -127,11 +127,11 @@ def test_rows_are_compared_with_their_first_read_whatever_else_is_fetched_with_t
         (False, False, 1, 1.0, 64, "off: as the settings say"),
         (None, False, 100, 50.0, 1, "on: the CPU does not compute"),
         (None, True, 0.2, 50.0, 1, "on: few bytes move in a pass"),
-        (None, True, 1, 3.2, 2, "off: it takes up to 6.4% of a pass, with 2 cores"),
-        (None, True, 1, 0.9, 2, "on: it takes up to 1.8% of a pass, with 2 cores"),
-        (None, True, 1, 3.2, 8, "on: it takes up to 1.6% of a pass, with 8 cores"),
-        (None, True, 1, None, 8, "off: it takes up to 3.5% of a pass, with 8 cores"),
-        (None, True, 1, None, 16, "on: it takes up to 1.8% of a pass, with 16 cores"),
+        (None, True, 1, 1.4, 2, "off: it takes up to 10.0% of a pass, with 2 cores"),
+        (None, True, 1, 0.28, 2, "on: it takes up to 2.0% of a pass, with 2 cores"),
+        (None, True, 1, 2.1, 16, "on: it takes up to 1.9% of a pass, with 16 cores"),
+        (None, True, 1, None, 32, "off: it takes up to 3.1% of a pass, with 32 cores"),
+        (None, True, 1, None, 64, "on: it takes up to 1.6% of a pass, with 64 cores"),
     ],
 )
 def test_checksums_are_on_unless_the_cpu_that_computes_is_short_of_cores(

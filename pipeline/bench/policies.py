@@ -9,6 +9,7 @@ from typing import Any
 from actors.core.ports import PrefetchPolicy
 from actors.core.trace import Span, Trace
 from pipeline.api import Model
+from pipeline.bench.steady_timings import steady_seconds
 from pipeline.errors import ConfigError, PenstockError
 from pipeline.policies import CURRENT_CHAINED, find_policy
 from pipeline.sequences.sequence import Output
@@ -37,7 +38,8 @@ class OutputsDiffer(PenstockError):
 class PolicyReport:
     """One policy measured, and simulated with the measured timings; each over the same passes.
 
-    `error` is simulated / measured total time, less 1. `logprob_difference` is the largest to the first policy's.
+    `error` is simulated / measured total time, less 1. `pass_seconds` are those of the measured passes.
+    `logprob_difference` is the largest to the first policy's.
     `chained` is the same policy with its event-chained forward, where it has one.
     """
 
@@ -47,6 +49,7 @@ class PolicyReport:
     batch_tokens: int
     token_ids: tuple[int, ...]
     logprob_difference: float
+    pass_seconds: tuple[float, ...]
     chained: "PolicyReport | None" = None
 
     @property
@@ -64,6 +67,7 @@ class PolicyReport:
             "batch_tokens": self.batch_tokens,
             "token_ids": list(self.token_ids),
             "logprob_difference": self.logprob_difference,
+            "pass_seconds": list(self.pass_seconds),
             **({"chained": self.chained.as_dict()} if self.chained else {}),
         }
 
@@ -121,7 +125,8 @@ class PolicyBench:
         simulated = await asyncio.to_thread(simulate, timings, policy, **settings)
         difference = self._difference(output, title)
         row = overlap(simulated.trace.spans)
-        return PolicyReport(measured, row, self.passes, self.batch_tokens, output.token_ids, difference)
+        seconds = tuple(steady_seconds(spans, order))
+        return PolicyReport(measured, row, self.passes, self.batch_tokens, output.token_ids, difference, seconds)
 
     async def _generate(self, model: Model, tokens: int, title: str) -> tuple[Output, Trace]:
         prompt = prompt_of(tokens, model.runtime.config.vocabulary_size)

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 from pipeline.bench.core import bench_core
 from pipeline.bench.one_pass import PassReport, bench_pass, tokens_of
-from pipeline.commands.moving import nothing_moved
 from pipeline.commands.options import model_settings
 from pipeline.commands.progress import Progress
+from pipeline.commands.remarks import below_floor, nothing_moved, with_remarks
 from pipeline.commands.table import aligned
 from pipeline.errors import ConfigError
 from pipeline.memory import human_bytes
@@ -38,8 +38,9 @@ async def bench(options: argparse.Namespace) -> None:
         json.dump([row.as_dict() for row in rows], sys.stdout, indent=2)
         print()
     else:
-        unsaid = nothing_moved({row.model: row.moving_groups for row in rows}, UNSAID)
-        print("\n\n".join(filter(None, [pass_table(rows), unsaid])))
+        ratios = {f"{row.model}, {row.tokens} tokens": statistics.median(row.ratios) for row in rows}
+        still = nothing_moved({row.model: row.moving_groups for row in rows}, UNSAID)
+        print(with_remarks(pass_table(rows), still, below_floor(ratios)))
     if options.trace is not None:
         write_trace(options.trace, recording)
 

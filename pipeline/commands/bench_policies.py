@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from pipeline.bench.candidates import Samples
 from pipeline.bench.policies import CHAINED_TITLE, PolicyBench, PolicyReport, balanced_tokens
 from pipeline.commands.options import model_settings
 from pipeline.commands.policy_table import policy_table
@@ -17,6 +18,9 @@ from pipeline.outputs import is_plain
 from pipeline.policies import POLICIES, find_policy
 from pipeline.trace.perfetto import write_trace
 from pipeline.trace.recording import Recording
+
+ENOUGH = 3
+"""Passes from which their spread says something."""
 
 
 async def bench_policies(options: argparse.Namespace) -> None:
@@ -52,6 +56,7 @@ def _table(reports: list[PolicyReport]) -> str:
     beside = {
         ("simulated", "s"): [f"{report.simulated.total_ms / 1000:.3f}" for report in both],
         ("error", "%"): [f"{report.error:+.1%}".rstrip("%") for report in both],
+        ("spread", "%"): [f"{_spread(report):.1%}".rstrip("%") for report in both],
     }
     chained = [report.chained for report in reports]
     measured = [replace(row.measured, policy=CHAINED_TITLE) if row in chained else row.measured for row in both]
@@ -59,9 +64,26 @@ def _table(reports: list[PolicyReport]) -> str:
     worst = max(report.logprob_difference for report in both)
     return (
         f"{policy_table(measured, beside)}\n\n"
+        f"{_effect(dict(zip((row.policy for row in measured), both, strict=True)))}\n"
         f"{first.passes} passes of {first.batch_tokens} tokens each, in each of which all weight groups moved; "
         f"the same tokens came out of all, log-probabilities at most {worst:.2g} apart"
     )
+
+
+def _effect(reports: Mapping[str, PolicyReport]) -> str:
+    """Whether the policies differ by more than the passes of one do."""
+    ranked = sorted(reports, key=lambda name: reports[name].measured.total_ms)
+    fastest, slowest = reports[ranked[0]], reports[ranked[-1]]
+    longer, noise = slowest.measured.total_ms / fastest.measured.total_ms - 1, _spread(fastest) + _spread(slowest)
+    if len(fastest.pass_seconds) < ENOUGH:
+        return f"too few passes to tell how policies differ from noise: raise --passes to {ENOUGH} or more"
+    verdict = "more than" if longer > noise else "which proves nothing beside"
+    return f"{ranked[-1]} took {longer:.1%} longer than {ranked[0]}, {verdict} the {noise:.1%} of both spreads"
+
+
+def _spread(report: PolicyReport) -> float:
+    """Half of the range of the middle half of the passes, relative to their median."""
+    return Samples(report.pass_seconds).spread
 
 
 def _check_traces(path: Path) -> None:

@@ -12,9 +12,9 @@ from pipeline.bench.arms import OURS, ArmRun, Arms, Row, agreement, median_rows
 from pipeline.bench.load import Load
 from pipeline.bench.memory_limit import MemoryLimit
 from pipeline.bench.throughput import bench_throughput
-from pipeline.commands.moving import nothing_moved
 from pipeline.commands.options import model_settings
 from pipeline.commands.progress import Progress
+from pipeline.commands.remarks import below_floor, nothing_moved, with_remarks
 from pipeline.commands.settings import plain
 from pipeline.commands.table import aligned
 from pipeline.config import Config
@@ -43,7 +43,7 @@ async def throughput(options: argparse.Namespace) -> None:
         measured = await bench_throughput(options.model, settings, load, requests, progress.say)
         rows = [row.as_dict() for row in measured]
         progress.clear()
-        _print(told | {"rows": rows}, _columns(rows), _unsaid(options, rows), as_json=options.json)
+        _print(told | {"rows": rows}, _columns(rows), _remarks(options, rows), as_json=options.json)
         return
     rounds = 1 if options.rounds is None else _at_least_one("--rounds", options.rounds)
     arms = Arms(options.model, plain(settings), load, requests, limit, progress.say)
@@ -55,7 +55,7 @@ async def throughput(options: argparse.Namespace) -> None:
         "limit_by": arms.limit.way if arms.limit else None,
         "runs": [run.as_dict() for run in runs],
     }
-    _print(told, _compared_columns(runs), _unsaid(options, median_rows(runs, OURS)), as_json=options.json)
+    _print(told, _compared_columns(runs), _remarks(options, median_rows(runs, OURS)), as_json=options.json)
     if not options.json and options.against is not None:
         _print_agreement(median_rows(runs, OURS), median_rows(runs, options.against), options.against)
 
@@ -105,17 +105,20 @@ def _at_least_one(option: str, have: int) -> int:
     return have
 
 
-def _print(told: dict[str, Any], columns: dict[tuple[str, str], list[str]], unsaid: str, *, as_json: bool) -> None:
+def _print(
+    told: dict[str, Any], columns: dict[tuple[str, str], list[str]], remarks: Sequence[str], *, as_json: bool
+) -> None:
     if as_json:
         json.dump(told, sys.stdout)
         print()
     else:
-        print("\n\n".join(filter(None, [aligned(columns), unsaid])))
+        print(with_remarks(aligned(columns), *remarks))
 
 
-def _unsaid(options: argparse.Namespace, rows: Sequence[Row]) -> str:
+def _remarks(options: argparse.Namespace, rows: Sequence[Row]) -> tuple[str, str]:
     moving = {options.model.name: max(row["moving_groups"] for row in rows)}
-    return nothing_moved(moving, "a pass is computing alone, and more requests share no reading")
+    ratios = {f"{row['requests']:.0f} requests": 1 / row["floor_share"] for row in rows}
+    return nothing_moved(moving, "a pass is computing alone, and more requests share no reading"), below_floor(ratios)
 
 
 def _columns(rows: Sequence[Row]) -> dict[tuple[str, str], list[str]]:

@@ -13,8 +13,8 @@ from pipeline.api import Model
 from pipeline.bench.candidates import Samples
 from pipeline.bench.policies import OutputsDiffer
 from pipeline.commands.answer import Answer
-from pipeline.commands.moving import nothing_moved
 from pipeline.commands.options import model_settings
+from pipeline.commands.remarks import nothing_moved
 from pipeline.commands.run_lines import closing_lines, opening_lines
 from pipeline.commands.run_prompt import stream_text
 from pipeline.commands.table import aligned

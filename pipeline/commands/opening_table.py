@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 
 from pipeline.bench.opening import OpeningReport, bench_opening
-from pipeline.commands.moving import nothing_moved
 from pipeline.commands.options import model_settings
 from pipeline.commands.progress import Progress
+from pipeline.commands.remarks import nothing_moved, with_remarks
 from pipeline.commands.table import aligned
 from pipeline.errors import ConfigError
 from pipeline.memory import human_bytes
@@ -32,8 +32,7 @@ async def bench_open(options: argparse.Namespace) -> None:
         json.dump([row.as_dict() for row in rows], sys.stdout, indent=2)
         print()
     else:
-        unsaid = nothing_moved({row.model: row.moving_groups for row in rows}, UNSAID)
-        print("\n\n".join(filter(None, [table(rows), unsaid])))
+        print(with_remarks(table(rows), nothing_moved({row.model: row.moving_groups for row in rows}, UNSAID)))
 
 
 def table(rows: Sequence[OpeningReport]) -> str:

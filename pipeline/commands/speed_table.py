@@ -9,9 +9,9 @@ from dataclasses import asdict
 
 from pipeline.bench.memory_limit import MemoryLimit
 from pipeline.bench.speed import WITHOUT, ArmResult, SpeedBench, arms_of, results
-from pipeline.commands.moving import nothing_moved
 from pipeline.commands.options import model_settings
 from pipeline.commands.progress import Progress
+from pipeline.commands.remarks import below_floor, nothing_moved, with_remarks
 from pipeline.commands.settings import plain
 from pipeline.commands.table import aligned
 from pipeline.config import Config
@@ -43,7 +43,7 @@ async def bench_speed(options: argparse.Namespace) -> None:
         print()
     else:
         arms = results(runs)
-        print("\n\n".join(filter(None, [table(arms), _unsaid(arms)])))
+        print(with_remarks(table(arms), *_remarks(arms)))
 
 
 def table(arms: Sequence[ArmResult]) -> str:
@@ -73,10 +73,11 @@ def table(arms: Sequence[ArmResult]) -> str:
     return told + (f"\n{', '.join(over)}: over the memory limit" if over else "")
 
 
-def _unsaid(arms: Sequence[ArmResult]) -> str:
+def _remarks(arms: Sequence[ArmResult]) -> tuple[str, str]:
     moving = {arm.arm: arm.moving_groups for arm in arms if arm.moving_groups is not None}
     unsaid = "these rows do not tell what reading, or moving groups ahead of the computing, is worth"
-    return nothing_moved(moving, unsaid, some="a smaller --memory-limit")
+    ratios = {arm.arm: statistics.median(arm.ratios) for arm in arms if arm.ratios}
+    return nothing_moved(moving, unsaid, some="a smaller --memory-limit"), below_floor(ratios)
 
 
 def _spread(seconds: Sequence[float]) -> str:

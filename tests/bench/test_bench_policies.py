@@ -187,10 +187,13 @@ def test_as_plain_values(compared: Compared) -> None:
             "batch_tokens": BATCH_TOKENS,
             "token_ids": list(report.token_ids),
             "logprob_difference": report.logprob_difference,
+            "pass_seconds": list(report.pass_seconds),
         }
         if report.chained is not None:
             more["chained"] = report.chained.as_dict()
         assert row == report.measured.as_dict() | more
+        assert len(report.pass_seconds) == PASSES
+        assert sum(report.pass_seconds) > report.measured.total_ms / 1000 * 0.99, "from beginning to beginning"
         assert ("chained" in row) == (report.measured.policy == "current")
 
 

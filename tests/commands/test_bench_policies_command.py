@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pipeline.trace.overlap import Overlap
 from pipeline.trace.perfetto import read_trace
 from pipeline.trace.recording import COMPUTE, DISK
 
-MORE = ["simulated", "error", "passes", "batch_tokens", "token_ids", "logprob_difference"]
+MORE = ["simulated", "error", "passes", "batch_tokens", "token_ids", "logprob_difference", "pass_seconds"]
 SMALL = ("--device", "cpu", "--passes", "2", "--batch-tokens", "16")
 
 
@@ -32,8 +33,9 @@ def overlap(policy: str, total_ms: float) -> Overlap:
     return Overlap(policy=policy, **(numbers | {"total_ms": total_ms, "depth_used": 1}))
 
 
-def report(policy: str, measured: float, simulated: float, difference: float) -> PolicyReport:
-    return PolicyReport(overlap(policy, measured), overlap(policy, simulated), 2, 16, (5, 6), difference)
+def report(policy: str, measured: float, simulated: float, difference: float, spread: float = 0.0) -> PolicyReport:
+    passes = (1.0 - spread, 1.0 - spread, 1.0 + spread, 1.0 + spread)
+    return PolicyReport(overlap(policy, measured), overlap(policy, simulated), 2, 16, (5, 6), difference, passes)
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[PolicyBench, Sequence[st
     async def run(bench: PolicyBench, names: Sequence[str]) -> list[PolicyReport]:
         asked.append((bench, names))
         first, second = report("history", 1000.0, 900.0, 0.0), report("current", 2000.0, 2000.0, 0.012)
-        return [first, PolicyReport(second.measured, second.simulated, 2, 16, (5, 6), 0.012, chained)]
+        return [first, replace(second, chained=chained)]
 
     monkeypatch.setattr(PolicyBench, "run", run)
     return asked
@@ -56,18 +58,27 @@ def test_the_table_has_the_simulation_and_its_error_beside_the_measured_total(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert bench(*SMALL) == 0
-    names, units, *rows, empty, said = capsys.readouterr().out.splitlines()
-    assert names.split()[:6] == ["policy", "total", "per", "layer", "simulated", "error"]
-    assert units.split()[:4] == ["s", "ms", "s", "%"]
+    names, units, *rows, empty, effect, said = capsys.readouterr().out.splitlines()
+    assert names.split()[:7] == ["policy", "total", "per", "layer", "simulated", "error", "spread"]
+    assert units.split()[:5] == ["s", "ms", "s", "%", "%"]
     cells = {row.split("  ")[0]: row.removeprefix(row.split("  ")[0]).split() for row in rows}
     assert list(cells) == ["history", "current", CHAINED_TITLE]
     assert [row[0] for row in cells.values()] == ["1.000", "2.000", "0.400"]
     assert [row[2] for row in cells.values()] == ["0.900", "2.000", "0.500"]
     assert [row[3] for row in cells.values()] == ["-10.0", "+0.0", "+25.0"]
     assert empty == ""
+    assert effect == "current took 400.0% longer than current, chained, more than the 0.0% of both spreads"
     assert "2 passes of 16 tokens each" in said
     assert "the same tokens came out of all" in said
     assert "at most 0.031 apart" in said, "the chained row counts too"
+
+
+def test_policies_that_differ_less_than_their_passes_prove_nothing() -> None:
+    slow, fast = report("history", 1100.0, 900.0, 0.0, spread=0.2), report("stage1", 1000.0, 900.0, 0.0)
+    told = "history took 10.0% longer than stage1, which proves nothing beside the 20.0% of both spreads\n"
+    assert told in command._table([slow, fast])
+    few = replace(fast, pass_seconds=(1.0,))
+    assert "too few passes to tell how policies differ from noise: raise --passes to 3" in command._table([slow, few])
 
 
 def test_without_names_all_seven_run_with_the_settings_given(

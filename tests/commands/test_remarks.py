@@ -7,7 +7,7 @@ import pytest
 import pipeline.bench.opening as opening
 from pipeline.api import BUNDLED
 from pipeline.cli import main
-from pipeline.commands.moving import nothing_moved
+from pipeline.commands.remarks import below_floor, nothing_moved
 
 
 def test_rows_in_which_nothing_moved_are_named_once() -> None:
@@ -17,6 +17,12 @@ def test_rows_in_which_nothing_moved_are_named_once() -> None:
         "--no-residency lets all of them move, a smaller --host-memory or --gpu-memory some."
     )
     assert nothing_moved({"large": 3}, "the disk tells nothing") == ""
+
+
+def test_a_pass_that_is_faster_than_its_floor_is_not_believed() -> None:
+    told = below_floor({"small": 0.6, "large": 0.96, "tiny": 0.94})
+    assert told.startswith("The pass of small, tiny is faster than its floor: ")
+    assert below_floor({"large": 0.96, "slow": 2.0}) == ""
 
 
 @pytest.mark.usefixtures("what_fits_stays")

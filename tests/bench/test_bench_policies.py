@@ -193,7 +193,7 @@ def test_as_plain_values(compared: Compared) -> None:
             more["chained"] = report.chained.as_dict()
         assert row == report.measured.as_dict() | more
         assert len(report.pass_seconds) == PASSES
-        assert sum(report.pass_seconds) > report.measured.total_ms / 1000 * 0.99, "from beginning to beginning"
+        assert all(0 < seconds < report.measured.total_ms / 1000 for seconds in report.pass_seconds)
         assert ("chained" in row) == (report.measured.policy == "current")
 
 

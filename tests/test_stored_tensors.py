@@ -12,7 +12,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from support import tiny_models
-from support.safetensors_files import packed, write_index, write_sharded
+from support.safetensors_files import in_every_dtype, unpad, write_index, write_sharded
 
 from pipeline import CheckpointError, Model
 
@@ -62,16 +62,6 @@ def without_head_and_prefix(tensors: Tensors) -> None:
     del tensors[HEAD]
     for name in list(tensors):
         tensors[name.removeprefix("model.")] = tensors.pop(name)
-
-
-def in_every_dtype(tensors: Tensors) -> None:
-    """One kind of tensor in each dtype, which transformers casts to that of config.json."""
-    for name in tensors:
-        tensors[name] = tensors[name].bfloat16()
-    for part, dtype in {"up_proj": torch.float16, "norm": torch.float64, HEAD: torch.float64}.items():
-        for name in tensors:
-            if part in name:
-                tensors[name] = tensors[name].to(dtype)
 
 
 STORED: dict[str, tuple[Callable[[Tensors], object], dict[str, object]]] = {
@@ -178,14 +168,6 @@ async def test_a_needed_tensor_in_two_shards_and_one_that_is_only_promised_are_r
         "fetch the file again",
         f"{folder / first}: tensor {NORM!r}: need one place, {folder / second} holds it too; keep one",
     ]
-
-
-def unpad(file: Path) -> None:
-    """Let the data of a file begin at an odd byte, as writers leave it that do not pad the header."""
-    raw = file.read_bytes()
-    size = int.from_bytes(raw[:8], "little")
-    header = raw[8 : 8 + size].rstrip()
-    file.write_bytes(packed(header + b" " * (1 - len(header) % 2), raw[8 + size :]))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -32,3 +32,21 @@ def write_sharded(folder: Path, shards: list[dict[str, torch.Tensor]]) -> None:
 
 def write_index(folder: Path, weight_map: object) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def in_every_dtype(tensors: dict[str, torch.Tensor]) -> None:
+    """One kind of tensor in each dtype, which transformers casts to that of config.json."""
+    for name in tensors:
+        tensors[name] = tensors[name].bfloat16()
+    for part, dtype in {"up_proj": torch.float16, "norm": torch.float64, "lm_head": torch.float64}.items():
+        for name in tensors:
+            if part in name:
+                tensors[name] = tensors[name].to(dtype)
+
+
+def unpad(file: Path) -> None:
+    """Let the data of a file begin at an odd byte, as writers leave it that do not pad the header."""
+    raw = file.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    header = raw[8 : 8 + size].rstrip()
+    file.write_bytes(packed(header + b" " * (1 - len(header) % 2), raw[8 + size :]))

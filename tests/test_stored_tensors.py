@@ -170,6 +170,13 @@ async def test_a_needed_tensor_in_two_shards_and_one_that_is_only_promised_are_r
     ]
 
 
+async def test_a_file_that_nothing_names_is_told_where_a_tensor_is_missing(tmp_path: Path) -> None:
+    folder = await asyncio.to_thread(write, tmp_path, without(UP))
+    save_file({UP: torch.zeros(104, 48)}, folder / "more.safetensors")
+    with pytest.raises(CheckpointError, match=r"more.safetensors lies there too: .*\n.*up_proj.weight' is missing"):
+        await Model.open(folder, device="cpu")
+
+
 @pytest.mark.filterwarnings("ignore")
 async def test_odd_addresses_change_nothing_and_are_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = await asyncio.to_thread(write, tmp_path, in_every_dtype)

@@ -10,7 +10,7 @@ from pipeline.models.families import TensorSpec
 from pipeline.weights.checkpoint import Checkpoint, first_faults
 from pipeline.weights.header import ITEM_BITS
 from pipeline.weights.leftovers import leftovers
-from pipeline.weights.stored import aliases, faults, foreign_prefix, stored_names
+from pipeline.weights.stored import aliases, faults, hints, stored_names
 
 EMBED_LAYER = -1
 ROWS_PER_STEP = 8
@@ -97,7 +97,7 @@ def _check(specs: Specs, layers: int, checkpoint: Checkpoint) -> tuple[str, ...]
     known = {alias for spec in wanted for name in spec.names or (spec.name,) for alias in aliases(name)}
     left_out, ignored = leftovers(checkpoint.tensors.keys() - known, layers, checkpoint)
     if absent := next((spec for spec in wanted if not stored_names(spec, checkpoint)), None):
-        found = [*foreign_prefix(absent, checkpoint), *found]
+        found = [*hints(absent, checkpoint), *found]
     if found or left_out:
         raise CheckpointError(first_faults(found + left_out))
     return ignored

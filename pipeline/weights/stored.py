@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 
 from pipeline.models.families import TensorSpec
-from pipeline.weights.checkpoint import INDEX_FILE, Checkpoint
+from pipeline.weights.checkpoint import INDEX_FILE, SINGLE_FILE, SUFFIX, Checkpoint
 from pipeline.weights.header import TensorEntry, brief
 
 DTYPES = ("F64", "F32", "F16", "BF16")
 """In which weights may be stored; those that differ from what is computed in are cast at use."""
+MOST_NAMED = 5
 BASE_PREFIX = "model."
 """Of the decoder's tensors. One that was saved without its head has none, and transformers adds or takes away one."""
 
@@ -60,12 +61,18 @@ def _missing(spec: TensorSpec, checkpoint: Checkpoint) -> str:
     return f"{checkpoint.folder}: tensor {spec.name!r} is missing: {need}; {told}"
 
 
-def foreign_prefix(spec: TensorSpec, checkpoint: Checkpoint) -> Iterator[str]:
-    """What to do about a tensor that is there only under a name for which no reader looks."""
+def hints(spec: TensorSpec, checkpoint: Checkpoint) -> Iterator[str]:
+    """Where a tensor that is missing may be: behind a prefix that no reader knows, or in a file that nothing names."""
     end = spec.name.removeprefix(BASE_PREFIX)
     if (name := next((name for name in checkpoint.tensors if name.endswith(f".{end}")), None)) is not None:
         prefix = name.removesuffix(end).removesuffix(BASE_PREFIX)
         yield (
             f"{checkpoint.tensors[name].file}: tensor {brief(name)}: need the name {spec.name!r}: {brief(prefix)} is "
             "left from something around the model; take it off all names, or save the model itself"
+        )
+    if unread := sorted(path.name for path in checkpoint.folder.glob(f"*{SUFFIX}") if path not in checkpoint.files):
+        read = ", ".join(sorted(path.name for path in checkpoint.files)[:MOST_NAMED])
+        yield (
+            f"{checkpoint.folder}: was read as {read}; {', '.join(unread[:MOST_NAMED])} lies there too: if it holds "
+            f"what is missing, name it in {INDEX_FILE}, and let no {SINGLE_FILE} go before that"
         )

@@ -140,9 +140,15 @@ class _Parts:
             within, knob = (self.available, "context_tokens") if least else (self.limits, "kv_tokens")
             return self.planned(tokens, why, within, knob)
 
+        usual = planned(demand.usual).memory
+        roomy = {  # other models of this process want memory too: where no setting limits it, half of the rest is left
+            place: limit if limit == self.available[place] else (usual.need(place) + limit) // 2
+            for place, limit in self.limits.items()
+        }
+
         def moves(tokens: int) -> PassBytes | None:
-            plan = planned(tokens)
-            fits = all(plan.memory.need(place) <= limit for place, limit in self.limits.items())
+            plan, limits = planned(tokens), self.limits if tokens <= demand.usual else roomy
+            fits = all(plan.memory.need(place) <= limit for place, limit in limits.items())
             return self._pass_bytes(plan) if fits else None
 
         place = list(self.slots)[-1]

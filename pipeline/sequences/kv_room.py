@@ -68,6 +68,11 @@ class Demand:
         """More than that nobody can use."""
         return self.requests * self.longest
 
+    @property
+    def usual(self) -> int:
+        """What typical requests take, as many as may run."""
+        return max(self.longest, self.requests * self.typical)
+
     def sizes(self) -> list[int]:
         """What is tried, in ascending order: room for more and more typical requests, then for longer ones."""
         steps = min(self.requests, STEPS)
@@ -105,7 +110,7 @@ def choose_room(demand: Demand, weights: int, place: str, moves: Callable[[int],
         return demand.longest, "one request of a whole context, the least that works; memory holds no more"
     best = max(fitting, key=lambda tokens: demand.share(tokens) / fitting[tokens].seconds(weights, place))
     chosen = max(tokens for tokens, found in fitting.items() if found == fitting[best])
-    full = "; memory holds no more" if chosen == max(fitting) < sizes[-1] else ""
+    full = "; memory holds no more" if chosen == max(fitting) < demand.usual else ""
     return chosen, f"{demand.told(chosen)}{_cost(fitting[chosen], alone)}{full}"
 
 
@@ -116,4 +121,6 @@ def _cost(chosen: PassBytes, alone: PassBytes) -> str:
         for verb, now, before in (("reads", chosen.read, alone.read), ("sends", chosen.sent, alone.sent))
         if now > before
     ]
-    return f"; for that a pass {' and '.join(more)}" if more else "; no more weights move for it"
+    if not more:
+        return "; no more weights move for it"
+    return f"; for that a pass {' and '.join(more)}, which a lower max_requests gives back"

@@ -53,8 +53,8 @@ def test_requests_are_taken_for_a_kilotoken_or_a_quarter_of_a_long_context() -> 
         (
             1_500,
             36 * 1024,
-            "36 of 64 requests (max_requests), at 1,024 tokens each; for that a pass reads 2.96 GB instead of 1.88 GB; "
-            "memory holds no more",
+            "36 of 64 requests (max_requests), at 1,024 tokens each; for that a pass reads 2.96 GB instead of 1.88 GB, "
+            "which a lower max_requests gives back; memory holds no more",
         ),
         (400, 4096, "4 of 64 requests (max_requests), at 1,024 tokens each; no more weights move for it; memory holds"),
         (300, 4096, "one request of a whole context, the least that works; memory holds no more"),

@@ -28,7 +28,10 @@ INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns 0 or its own exit status, 1 for an error of ours (on stderr), 130 for Ctrl-C."""
+    """Run one command; returns 0 or its own exit status, 1 for an error of ours (on stderr), 130 for Ctrl-C.
+
+    Options that do not parse end with SystemExit and status 2, SIGTERM with 143.
+    """
     try:
         with standard_streams():
             return _main(arguments)

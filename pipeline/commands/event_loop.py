@@ -1,13 +1,18 @@
 """The event loop that commands run on."""
 
+import signal
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
+TERMINATED = 128 + signal.SIGTERM
 
 
 def run_async(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run a coroutine to its result, on uvloop where it is installed (rule 10)."""
+    """Run a coroutine to its result, on uvloop where it is installed (rule 10).
+
+    SIGTERM ends it as Ctrl-C does, so that it tells what was done until then; SystemExit has the status of that.
+    """
     import asyncio
 
     try:
@@ -16,5 +21,14 @@ def run_async(work: Coroutine[Any, Any, Result]) -> Result:
         factory = uvloop.new_event_loop
     except ImportError:
         factory = None
-    with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(work)
+
+    async def until_told() -> Result:
+        if (task := asyncio.current_task()) is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await work
+
+    try:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            return runner.run(until_told())
+    except asyncio.CancelledError:
+        raise SystemExit(TERMINATED) from None

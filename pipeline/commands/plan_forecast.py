@@ -47,7 +47,9 @@ def plan_forecast(options: argparse.Namespace) -> None:
     settings = Config.from_arguments(model_settings(options))
     most = max(settings.max_tokens_per_pass, options.batch_tokens)
     longest = options.batch_tokens + 1 if options.check and options.batch_tokens >= DEFAULT_CONTEXT_TOKENS else None
-    settings = dataclasses.replace(settings, max_tokens_per_pass=most, context_tokens=longest)
+    settings = dataclasses.replace(
+        settings, max_tokens_per_pass=most, context_tokens=settings.context_tokens or longest
+    )
     progress = Progress()
     if elsewhere:
         device, rates, host_bytes = _elsewhere(options, settings)

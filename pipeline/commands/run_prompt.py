@@ -15,6 +15,7 @@ from pipeline.commands.answer import Answer
 from pipeline.commands.options import model_settings
 from pipeline.commands.progress import Progress
 from pipeline.commands.run_lines import closing_lines, opening_lines
+from pipeline.errors import CheckpointError
 from pipeline.memory import human_bytes
 from pipeline.statistics import ModelStatistics
 from pipeline.trace.configuration import describe
@@ -80,8 +81,11 @@ async def traced(model: Model, path: Path, command: str) -> AsyncGenerator[None,
 async def stream_text(
     model: Model, prompt: str | list[int], arguments: dict[str, Any], answer: Answer, *, shown: bool = True
 ) -> None:
-    """Print the text as it comes if it is `shown`, with progress on stderr until the first token, or else the end."""
-    progress = Progress()
+    """Print the text as it comes if it is `shown`, with progress on stderr until the first token, or else the end.
+
+    Of a model without a tokenizer it is token ids.
+    """
+    progress, has_text = Progress(), _has_text(model)
     watching = asyncio.create_task(_watch(model, progress))
     try:
         async with contextlib.aclosing(model.stream(prompt, **arguments)) as chunks:
@@ -91,12 +95,19 @@ async def stream_text(
                     watching.cancel()
                     if len(answer.chunks) == 1:
                         progress.clear()
-                    print(chunk.text, end="", flush=True)
+                    print(chunk.text if has_text else f"{chunk.token_ids[0]} ", end="", flush=True)
     finally:
         watching.cancel()
         progress.clear()
         if shown and answer.chunks and not answer.text.endswith("\n"):
             print(flush=True)
+
+
+def _has_text(model: Model) -> bool:
+    try:
+        return model.tokenizer is not None
+    except CheckpointError:
+        return False
 
 
 async def _watch(model: Model, progress: Progress) -> None:

@@ -75,7 +75,7 @@ def _add_bench_throughput(bench: Any) -> None:
 
 def _bench_pass(options: argparse.Namespace) -> None:
     say_loading()
-    from pipeline.commands.bench import bench
+    from pipeline.commands.bench_pass import bench
 
     run_async(bench(options))
 
@@ -95,6 +95,6 @@ def _bench_throughput(options: argparse.Namespace) -> None:
 
 
 def _bench_core(options: argparse.Namespace) -> None:
-    from pipeline.commands.bench import core
+    from pipeline.commands.bench_core import core
 
     core(options)

@@ -1,4 +1,4 @@
-"""`penstock bench pass MODEL` and `penstock bench core`."""
+"""`penstock bench pass MODEL`."""
 
 import argparse
 import json
@@ -6,7 +6,6 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 
-from pipeline.bench.core import bench_core
 from pipeline.bench.one_pass import PassReport, bench_pass, tokens_of
 from pipeline.commands.options import model_settings
 from pipeline.commands.progress import Progress
@@ -79,26 +78,4 @@ def pass_table(rows: Sequence[PassReport]) -> str:
             ),
             ("recording", ""): column(lambda row: f"{row.recording_ratio - 1:+.1%}"),
         }
-    )
-
-
-def core(options: argparse.Namespace) -> None:
-    """Measure the core, and print a table or one JSON object."""
-    if options.rounds < 1:
-        raise ConfigError(f"--rounds: need at least 1, have {options.rounds}")
-    report = bench_core(options.rounds)
-    if options.json:
-        json.dump(report.as_dict(), sys.stdout, indent=2)
-        print()
-        return
-    for loop in report.hop_messages_per_second:
-        hop, group = report.hop_messages_per_second[loop], report.line_group_microseconds[loop]
-        print(
-            f"{loop:8} {hop:10,.0f} messages/s per hop   {group:6.1f} us per group of the whole line, "
-            f"{report.recorded_group_microseconds[loop]:.1f} recorded"
-        )
-    off = report.simulated_pass_seconds / report.ideal_pass_seconds - 1
-    print(
-        f"a simulated 80-layer pass takes {report.simulated_pass_seconds:.4f} s, {off:+.3%} of the ideal "
-        f"{report.ideal_pass_seconds:.1f} s, in {report.real_seconds_per_simulated_pass * 1000:.0f} ms of real time"
     )

@@ -128,21 +128,29 @@ def test_what_can_never_work_is_one_line_before_anything_is_loaded(
     assert re.fullmatch(rf"penstock( run)?: {re.escape(says)}.*\n", told.err)
 
 
+FULL = "penstock: stdout cannot be written: No space left on device\n"
+
+
 @pytest.mark.parametrize(
-    ("redirected", "status", "says"),
+    ("redirected", "unbuffered", "status", "says"),
     [
-        ("simulate --json | true", 0, ""),
-        ("--help | true", 0, ""),
-        ("simulate --json > /dev/full", 1, "penstock: stdout cannot be written: No space left on device\n"),
-        ("--help > /dev/full", 1, "penstock: stdout cannot be written: No space left on device\n"),
-        ("--help >&-", 1, "penstock: stdout is closed; send what is printed to a file, or to /dev/null\n"),
-        ("report nowhere -o x 2>&-", 1, ""),
-        ("report nowhere -o x 2> /dev/full", 1, ""),
+        ("simulate --policy stage1 --layers 2 --json | true", "", 0, ""),
+        ("simulate --policy stage1 --layers 2 --json | true", "1", 0, ""),
+        ("--help | true", "", 0, ""),
+        ("simulate --policy stage1 --layers 2 --json > /dev/full", "", 1, FULL),
+        ("simulate --policy stage1 --layers 2 --json > /dev/full", "1", 1, FULL),
+        ("--help > /dev/full", "", 1, FULL),
+        ("--help >&-", "", 1, "penstock: stdout is closed; send what is printed to a file, or to /dev/null\n"),
+        ("report nowhere -o x 2>&-", "", 1, ""),
+        ("report nowhere -o x 2> /dev/full", "", 1, ""),
     ],
 )
-def test_a_closed_or_full_stdout_is_one_line_or_silence(redirected: str, status: int, says: str) -> None:
+def test_a_closed_or_full_stdout_is_one_line_or_silence(
+    redirected: str, unbuffered: str, status: int, says: str
+) -> None:
     command = ["bash", "-c", f"set -o pipefail; {sys.executable} -m pipeline {redirected}"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (status, "", says)
 
 

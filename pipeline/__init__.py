@@ -6,7 +6,6 @@ used, so that `penstock --help` and simulations need no torch.
 
 import importlib
 import sys
-import warnings
 from typing import TYPE_CHECKING, Any
 
 try:
@@ -17,9 +16,6 @@ except ImportError as error:
         f"penstock needs its own package `actors`, and found {hidden_by}: uninstall or rename that one, or run "
         "in another folder"
     ) from error
-
-# torch says so when it is imported without numpy, which the runtime does not use.
-warnings.filterwarnings("ignore", message="Failed to initialize NumPy", category=UserWarning)
 
 if TYPE_CHECKING:
     from actors.core.budget import Slot

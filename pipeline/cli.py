@@ -98,7 +98,7 @@ Commands = Any
 """What `add_subparsers` returns; argparse keeps its type private."""
 TUNED = (
     *("gpu_groups", "host_groups", "queues", "reader_lanes", "chunk_bytes"),
-    *("context_tokens", "max_tokens_per_pass", "residency"),
+    *("max_tokens_per_pass", "residency"),
 )
 """What `tune` tries, and what it needs for that."""
 

@@ -197,6 +197,12 @@ class Tuner:
             chosen=choose({one.candidate: one.measured for one in finalists}),
         )
 
+    @property
+    def _load(self) -> tuple[int, int]:
+        """Tokens of the prompt, and new ones: passes of one token are those of decoding, which compute the head."""
+        passes = self.passes + UNMEASURED_PASSES
+        return (1, passes) if self.batch_tokens == 1 else (passes * self.batch_tokens, 1)
+
     async def _budgets(self) -> list[tuple[int, int]]:
         """All `gpu_groups` and `host_groups` to try that fit into memory.
 
@@ -205,11 +211,11 @@ class Tuner:
         self.progress("opening the model with the smallest budget")
         async with Model.open(self.folder, **{**self.settings, "gpu_groups": 1, "host_groups": 1}) as model:
             unified, most = model.runtime.device.unified, model.runtime.config.max_positions
-        need = (self.passes + UNMEASURED_PASSES) * self.batch_tokens
+        need, most = sum(self._load), self.settings.get("context_tokens", most)
         if need > most:
             raise ConfigError(
                 f"--batch-tokens: {self.passes} measured and {UNMEASURED_PASSES} other passes of {self.batch_tokens} "
-                f"tokens need {need} positions, the model was made for {most}; lower it, or --passes"
+                f"tokens need {need} positions, have {most}; lower it, or --passes"
             )
         usual = [(groups, DEFAULT.host_groups) for groups in range(1, self.most_groups + 1)]
         equal = [(groups, groups) for groups in range(1, self.most_groups + 1)]
@@ -217,11 +223,16 @@ class Tuner:
         return fitting if unified else sorted({*fitting, *await self._fitting(equal)})
 
     async def _fitting(self, budgets: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Those whose memory plan fits, of budgets that rise: all up to the largest that does."""
+        """Those whose memory plan fits, of budgets that rise: all up to the largest that does.
+
+        Raises ConfigError when the smallest does not.
+        """
         for count in range(len(budgets), 0, -1):
             try:
                 runtime = await self._build(*budgets[count - 1])
             except ConfigError:
+                if count == 1:
+                    raise
                 continue
             await runtime.aclose()
             return budgets[:count]
@@ -262,15 +273,10 @@ class Tuner:
         return tuple(Finalist(one, predicted[one], tuple(samples)) for one, samples in rounds.items()), staying
 
     async def _generate(self, tuned: Mapping[str, Any]) -> tuple[Runtime, Trace]:
-        """Run as many passes as are needed. Of one token they are those of decoding, which compute the head."""
-        passes = self.passes + UNMEASURED_PASSES
-        prompt_tokens, new_tokens = (1, passes) if self.batch_tokens == 1 else (passes * self.batch_tokens, 1)
-        settings = {
-            **self.settings,
-            "max_tokens_per_pass": self.batch_tokens,
-            "context_tokens": prompt_tokens + new_tokens,
-            **tuned,
-        }
+        """Run as many passes as are needed."""
+        prompt_tokens, new_tokens = self._load
+        own = {"context_tokens": prompt_tokens + new_tokens, "max_tokens_per_pass": self.batch_tokens}
+        settings = {**own, **self.settings, **tuned}
         async with Model.open(self.folder, trace=Trace(), **settings) as model:
             prompt = prompt_of(prompt_tokens, model.runtime.config.vocabulary_size)
             async with model.recording() as trace:

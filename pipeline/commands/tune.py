@@ -79,7 +79,8 @@ def open_line(report: TuneReport) -> str:
 
 def effect(report: TuneReport) -> str:
     """Whether the settings made a difference for real, or no more than running the same ones again did."""
-    map_spread = max(report.by_lanes.values()) / min(report.by_lanes.values()) - 1
+    cells = _cells(report).values()
+    map_spread = max(cells) / min(cells) - 1
     differ = f"the slowest is {map_spread:.0%} slower than the fastest in simulation, and {report.effect:.0%} for real"
     again = f"the same ones, run again, were up to {report.noise:.0%} slower"
     if report.effect > report.noise:
@@ -101,7 +102,7 @@ def staying(report: TuneReport) -> str:
     if not have.moving_groups:
         many, then = "all", ", and then the other settings have no effect"
     return (
-        f"In these runs all {have.groups} groups moved. On defaults {many} of them stay in memory, and a pass takes "
+        f"In these runs all {have.groups} groups moved. By default {many} of them stay in memory, and a pass takes "
         f"{have.measured.median:.3f} s, {have.measured.median / fastest:.2f} x the fastest of these: leave "
         f"residency=False out to have that{then}."
     )
@@ -155,10 +156,7 @@ def _reading(rates: Mapping[ReadSizes, Samples]) -> str:
 
 
 def _simulation(report: TuneReport) -> str:
-    best: dict[tuple[int, int], float] = {}
-    for candidate, seconds in report.by_lanes.items():
-        cell = (candidate.gpu_groups, candidate.reading.reader_lanes)
-        best[cell] = min(seconds, best.get(cell, seconds))
+    best = _cells(report)
     lanes = {count: f"{count} lane{'s' * (count > 1)}" for _, count in sorted(best)}
     chosen = (report.chosen.gpu_groups, report.chosen.reading.reader_lanes)
     budgets = range(1, report.most_groups + 1)
@@ -170,6 +168,15 @@ def _simulation(report: TuneReport) -> str:
     title = f"simulated pass of {report.batch_tokens} tokens, relative to the best, {min(best.values()):.3f} s{hosts}"
     drawn = heat_map(best, report.window_bytes, budgets, lanes, chosen)
     return f"{title}\n{drawn}\n{_lanes(report.rates)}\n{_queues(report)}"
+
+
+def _cells(report: TuneReport) -> dict[tuple[int, int], float]:
+    """Seconds of a simulated pass by budget and reader lanes, with the better of the `host_groups` that were tried."""
+    best: dict[tuple[int, int], float] = {}
+    for candidate, seconds in report.by_lanes.items():
+        cell = (candidate.gpu_groups, candidate.reading.reader_lanes)
+        best[cell] = min(seconds, best.get(cell, seconds))
+    return best
 
 
 def _lanes(rates: Mapping[ReadSizes, Samples]) -> str:

@@ -80,10 +80,10 @@ def test_what_stays_on_defaults_is_held_against_what_was_tuned() -> None:
     tuned = report([1.0], 1, {})
     assert "without residency=False all of them move, too" in staying(tuned)
     some = staying(dataclasses.replace(tuned, staying=Staying(24, 6, Samples((1.0,)))))
-    assert "On defaults 18 of them stay in memory, and a pass takes 1.000 s, 0.50 x the fastest" in some
+    assert "By default 18 of them stay in memory, and a pass takes 1.000 s, 0.50 x the fastest" in some
     assert some.endswith("leave residency=False out to have that.")
     whole = staying(dataclasses.replace(tuned, staying=Staying(24, 0, Samples((1.0,)))))
-    assert "On defaults all of them stay" in whole
+    assert "By default all of them stay" in whole
     assert whole.endswith("and then the other settings have no effect.")
 
 
@@ -193,7 +193,8 @@ async def test_copying_devices_also_try_as_many_host_groups(
         ({"most_groups": 65}, "--most-groups: need at least 1 and at most 64, have 65"),
         ({"passes": 0}, "--passes: need at least 1, have 0"),
         ({"settings": {"device": "xpu"}}, "device: unknown value"),
-        ({"batch_tokens": 10_000}, "2 measured and 2 other passes of 10000 tokens need 40000 positions"),
+        ({"settings": {"device": "cpu", "context_tokens": 3}}, "4 positions|5 positions, have 3"),
+        ({"batch_tokens": 10_000}, "2 measured and 2 other passes of 10000 tokens need 40001 positions"),
     ],
 )
 async def test_bad_options_are_errors_that_name_them(checkpoint: Path, changes: dict[str, Any], says: str) -> None:

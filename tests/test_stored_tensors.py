@@ -195,6 +195,21 @@ async def test_odd_addresses_change_nothing_and_are_told_once(tmp_path: Path, ca
 
 
 @pytest.mark.filterwarnings("ignore")
+async def test_casting_at_use_gives_the_bits_of_casting_before(tmp_path: Path) -> None:
+    def cast(tensors: Tensors) -> None:
+        in_every_dtype(tensors)
+        tensors.update({name: tensor.bfloat16() for name, tensor in tensors.items()})
+
+    answers = []
+    for folder, change in ((tmp_path / "mixed", in_every_dtype), (tmp_path / "cast", cast)):
+        await asyncio.to_thread(write, folder, change, dtype="bfloat16")
+        async with Model.open(folder, device="cpu") as model:
+            output = await model.generate(tiny_models.PROMPT, max_new_tokens=STEPS, ignore_eos=True, logprobs=5)
+            answers.append((output.token_ids, output.logprobs))
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("declared", "computed"), [("bfloat16", torch.bfloat16), (None, torch.float32)])
 async def test_it_computes_in_what_config_json_declares_else_as_the_first_matrix_is_stored(
     declared: str | None, computed: torch.dtype, tmp_path: Path, caplog: pytest.LogCaptureFixture

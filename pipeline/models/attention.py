@@ -18,6 +18,8 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 CPU_CELL, GPU_CELL = 16, 512
 """Positions of a cell: few, so that a short piece of a prompt fills it, and as many as a GPU computes at a time."""
 
+ALIGNMENT_BYTES = 64
+
 
 @dataclass(frozen=True, slots=True)
 class SequenceRows:
@@ -114,8 +116,13 @@ def attend(
     for index in range(prompts, len(q_TNH)):
         position = start + index
         keys_SKH, values_SKH = kv.read(blocks_B, _first_seen(position, window), position + 1)
-        mixed.append(_attend_one(q_TNH[index : index + 1], keys_SKH, values_SKH))
+        mixed.append(_attend_one(_aligned(q_TNH[index : index + 1]), keys_SKH, values_SKH))
     return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+
+
+def _aligned(rows: torch.Tensor) -> torch.Tensor:
+    """The same rows at an address that depends on nothing before them: kernels round by it where it is odd."""
+    return rows.clone() if rows.data_ptr() % ALIGNMENT_BYTES else rows
 
 
 def _first_seen(position: int, window: int | None) -> int:
@@ -131,6 +138,7 @@ def _attend_prompt(
     begin, until = start // cell * cell, -(-end // cell) * cell
     first, first_read = _first_seen(begin, window), _first_seen(start, window)
     keys_SKH, values_SKH = kv.read_filled(blocks_B, first_read, end, first_read - first, until - end)
+    keys_SKH, values_SKH, q_TNH = _aligned(keys_SKH), _aligned(values_SKH), _aligned(q_TNH)
     if (begin, until) != (start, end):
         q_TNH = pad(q_TNH, (0, 0, 0, 0, start - begin, until - end))
     mixed = []

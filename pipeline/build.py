@@ -22,6 +22,7 @@ from pipeline.devices.open import AnyDevice, PlannedDevice, open_device
 from pipeline.memory import MemoryPlan, slot_counts
 from pipeline.models.config import ModelConfig, read_config
 from pipeline.models.families import group_specs
+from pipeline.models.frequencies import DynamicScaling
 from pipeline.models.row_blocks import RowBlocks
 from pipeline.plan import Plan, make_plan
 from pipeline.policies import find_policy, fit_policy
@@ -129,6 +130,14 @@ def draw_up(
     fewest_slots = settings.gpu_groups if device.unified else min(settings.gpu_groups, settings.host_groups)
     catalog = WeightCatalog(groups.groups, packed=device.packed, two_kinds=fewest_slots > 1)
     plan = make_plan(model, settings, groups, catalog, device, dtype, host_bytes)
+    if isinstance(model.rope_scaling, DynamicScaling) and model.rope_length(plan.context_tokens):
+        most = model.rope_scaling.original_max_positions
+        logger.warning(
+            "rope_scaling dynamic: beyond %d tokens all frequencies change with every token, so for each the whole "
+            "sequence is computed anew; context_tokens=%d refuses what is longer",
+            most,
+            most,
+        )
     return Blueprint(model, checkpoint, groups, dtype, catalog, plan)
 
 

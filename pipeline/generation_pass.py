@@ -8,7 +8,7 @@ import torch
 from actors.core.message import READY
 from actors.core.ports import Event
 from pipeline.models.attention import Rows
-from pipeline.models.ops import Rotary
+from pipeline.models.rotary import Rotary
 from pipeline.models.row_blocks import RowBlocks
 from pipeline.sequences.batching import Piece
 

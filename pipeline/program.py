@@ -17,7 +17,8 @@ from pipeline.generation_pass import GenerationPass, MicroBatch, micro_batches
 from pipeline.models import decoder
 from pipeline.models.attention import LayerKV
 from pipeline.models.config import ModelConfig
-from pipeline.models.ops import infer, rotary
+from pipeline.models.ops import infer
+from pipeline.models.rotary import rotary
 from pipeline.models.row_blocks import RowBlocks
 from pipeline.sequences.batching import Batcher, Piece
 from pipeline.sequences.kv import KeyValueCache
@@ -175,7 +176,8 @@ class GenerationProgram(Serving):
         pass_.hidden_TD = self._row_blocks.fill(self._embedding.rows(tokens).to(self._dtype, copy=True))
         for block in itertools.chain.from_iterable(part.blocks for part in pass_.parts):
             block.rows = self._inputs.rows(block.begin, block.end)
-            block.rotary = rotary(self._config, self._inputs.positions(block.begin, block.end))
+            positions_T = self._inputs.positions(block.begin, block.end)
+            block.rotary = rotary(self._config, positions_T, self._inputs.rope_lengths(block.begin, block.end))
 
     def _attention(self, pass_: GenerationPass, message: Message[Slot], kv: LayerKV, part: MicroBatch) -> None:
         weights = self._catalog.tensors(message)

@@ -155,6 +155,7 @@ class Call:
                 scope=scope,
                 priority=self._options.priority,
                 earlier=sequences,
+                choose_rope_length=self._runtime.config.rope_length,
             )
             digest_prompt(sequence, sequences)
             sequences.append(sequence)

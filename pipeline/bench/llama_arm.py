@@ -18,9 +18,9 @@ import torch
 
 from pipeline.bench.pass_arm import ArmSettings, Passes, say, serve
 from pipeline.errors import ConfigError
-from pipeline.models.config import Llama3Scaling, ModelConfig, read_config
+from pipeline.models.config import ModelConfig, read_config
 from pipeline.models.families import TensorSpec, group_specs
-from pipeline.models.ops import frequencies
+from pipeline.models.frequencies import attention_factor, frequencies
 
 MODULES = ("llama_cpp", "gguf")
 FILE = "model.gguf"
@@ -90,6 +90,8 @@ def write_gguf(folder: Path, file: Path) -> None:
             "--against llama.cpp: need a llama checkpoint without biases, with an output matrix of its own, have "
             f"{have}"
         )
+    if config.rope_length(config.max_positions) or attention_factor(config.rope_scaling) != 1:
+        raise ConfigError(f"--against llama.cpp: need rope type default, linear or llama3, have {config.rope_scaling}")
     gguf = importlib.import_module("gguf")
     unfinished = file.with_suffix(".part")
     writer = gguf.GGUFWriter(str(unfinished), "llama", use_temp_file=False)
@@ -137,7 +139,7 @@ def _tensors(folder: Path, config: ModelConfig) -> Iterator[tuple[str, tuple[int
             heads = {"q": config.heads, "k": config.kv_heads}.get(spec.short)
             read = functools.partial(_read, where[spec.name], spec.name, heads)
             yield f"{_name(layer, group, spec)}.weight", spec.shape, len(spec.shape) == 1, read
-    if isinstance(config.rope_scaling, Llama3Scaling):
+    if config.rope_scaling is not None:
         factors = _rope_factors(config)
         yield "rope_freqs.weight", tuple(factors.shape), True, lambda: factors
 
@@ -151,10 +153,10 @@ def _name(layer: int, group: str, spec: TensorSpec) -> str:
 
 
 def _rope_factors(config: ModelConfig) -> torch.Tensor:
-    """By how much Llama 3.1's scaling divides each rotary frequency, as llama.cpp wants to be told."""
+    """By how much scaling divides each rotary frequency, as llama.cpp wants to be told."""
     device = torch.device("cpu")
-    plain = frequencies(config.head_dim, config.rope_theta, None, device)
-    return plain / frequencies(config.head_dim, config.rope_theta, config.rope_scaling, device)
+    plain = frequencies(config.head_dim, config.rope_theta, None, 0, device)
+    return plain / frequencies(config.head_dim, config.rope_theta, config.rope_scaling, 0, device)
 
 
 def _files_of_tensors(folder: Path) -> dict[str, Path]:

@@ -7,10 +7,11 @@ transformers 5 (`rope_parameters`, `dtype`). What is not supported is refused by
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 
+from pipeline.models.frequencies import RopeScaling, rope_length
+from pipeline.models.rope_settings import read_rope, stretched
 from pipeline.models.settings import Settings
 from pipeline.models.supported import BIASES, FAMILIES, Family, unsupported
 
@@ -24,26 +25,6 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
 }
 """By the names that torch has for them."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinearScaling:
-    """Rotary frequencies divided by `factor`."""
-
-    factor: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Llama3Scaling:
-    """Rotary frequencies as Llama 3.1 stretches them: low ones divided by `factor`, high ones kept, a ramp between."""
-
-    factor: float
-    low_frequency_factor: float
-    high_frequency_factor: float
-    original_max_positions: int
-
-
-RopeScaling: TypeAlias = LinearScaling | Llama3Scaling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +56,10 @@ class ModelConfig:
     eos_ids: tuple[int, ...]
     bos_id: int | None
 
+    def rope_length(self, tokens: int) -> int:
+        """The length by which rotary frequencies of a sequence of so many tokens are chosen; 0 where none counts."""
+        return rope_length(self.rope_scaling, tokens)
+
 
 def read_config(folder: Path) -> ModelConfig:
     """Read and check the config of the checkpoint in `folder`.
@@ -96,14 +81,15 @@ def parse_config(settings: Settings, folder: Path | None = None) -> ModelConfig:
     layers = settings.count("num_hidden_layers", at_most=MAX_LAYERS)
     vocabulary_size = settings.count("vocab_size")
     max_positions = settings.count("max_position_embeddings")
-    rope_theta, rope_scaling = _read_rope(settings, max_positions)
+    head_dim = _head_dim(settings, heads)
+    rope_theta, rope_scaling = read_rope(settings, head_dim, max_positions)
     return ModelConfig(
         family=name,
         hidden_size=settings.count("hidden_size"),
         layers=layers,
         heads=heads,
         kv_heads=_kv_heads(settings, heads),
-        head_dim=_head_dim(settings, heads),
+        head_dim=head_dim,
         ffn_size=settings.count("intermediate_size"),
         vocabulary_size=vocabulary_size,
         norm_epsilon=settings.positive("rms_norm_eps", default=1e-6),
@@ -113,7 +99,7 @@ def parse_config(settings: Settings, folder: Path | None = None) -> ModelConfig:
         sliding_window=_sliding_window(settings, family, layers),
         biases=_biases(settings, family),
         qk_norm=family.qk_norm,
-        max_positions=max_positions,
+        max_positions=stretched(max_positions, rope_scaling),
         dtype=_declared_dtype(settings),
         eos_ids=_token_ids(folder, settings, "eos_token_id", vocabulary_size),
         bos_id=next(iter(_token_ids(folder, settings, "bos_token_id", vocabulary_size)), None),
@@ -187,41 +173,6 @@ def _head_dim(settings: Settings, heads: int) -> int:
     if head_dim % 2:
         raise settings.error("head_dim", "an even number, since rotary embedding turns pairs", head_dim)
     return head_dim
-
-
-def _read_rope(settings: Settings, max_positions: int) -> tuple[float, RopeScaling | None]:
-    """Base and scaling, with the precedence of transformers: `rope_scaling`, else `rope_parameters`, else top level."""
-    rope = settings.section("rope_scaling") or settings.section("rope_parameters")
-    for key in ("full_attention", "sliding_attention"):
-        if rope.get(key) is not None:
-            raise unsupported(rope, key)
-    for place in (settings, rope):
-        if place.positive("partial_rotary_factor", default=1.0) != 1.0:
-            raise unsupported(place, "partial_rotary_factor")
-    theta = rope.positive("rope_theta", default=settings.positive("rope_theta", default=10000.0))
-    key = "rope_type" if rope.get("rope_type") is not None else "type"
-    match rope.text(key, "default"):
-        case "default":
-            return theta, None
-        case "linear":
-            return theta, LinearScaling(factor=rope.positive("factor"))
-        case "llama3":
-            return theta, _read_llama3_scaling(settings, rope, max_positions)
-        case _:
-            raise unsupported(rope, key)
-
-
-def _read_llama3_scaling(settings: Settings, rope: Settings, max_positions: int) -> Llama3Scaling:
-    key = "original_max_position_embeddings"
-    low, high = rope.positive("low_freq_factor"), rope.positive("high_freq_factor")
-    if low >= high:
-        raise rope.error("low_freq_factor", f"a number below high_freq_factor = {high}", low)
-    return Llama3Scaling(
-        factor=rope.positive("factor"),
-        low_frequency_factor=low,
-        high_frequency_factor=high,
-        original_max_positions=settings.optional_count(key) or rope.optional_count(key) or max_positions,
-    )
 
 
 def _sliding_window(settings: Settings, family: Family, layers: int) -> int | None:

@@ -12,7 +12,8 @@ import torch
 
 from pipeline.models.attention import LayerKV, Rows, attend_all
 from pipeline.models.config import ModelConfig
-from pipeline.models.ops import Rotary, linear, rms_norm, rotate, silu
+from pipeline.models.ops import linear, rms_norm, silu
+from pipeline.models.rotary import Rotary, rotate
 
 Weights = Mapping[str, torch.Tensor]
 

@@ -1,46 +1,12 @@
 """The small operations that all halves of a layer share.
 
-Shape letters in names: T tokens of this pass, D hidden, N heads (query or kv), H head dim, F rows of a matrix.
+Shape letters in names: T tokens of this pass, D hidden, F rows of a matrix.
 """
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch.nn import functional
-
-from pipeline.models.config import LinearScaling, Llama3Scaling, ModelConfig, RopeScaling
-
-
-@dataclass(frozen=True, slots=True)
-class Rotary:
-    """The turns of the positions of one pass, fp32, [T, 1, H]: the middle axis broadcasts over heads."""
-
-    cos: torch.Tensor
-    sin: torch.Tensor
-
-    def rows(self, begin: int, end: int) -> "Rotary":
-        """The turns of some of the tokens."""
-        return Rotary(self.cos[begin:end], self.sin[begin:end])
-
-
-def rotary(config: ModelConfig, positions_T: torch.Tensor) -> Rotary:
-    """The rotary embedding of these positions, computed once per pass.
-
-    Source: RoFormer (arXiv 2104.09864) in the half-split form of transformers, which sets the rounding too.
-    """
-    frequencies_H2 = frequencies(config.head_dim, config.rope_theta, config.rope_scaling, positions_T.device)
-    angles_TH = torch.outer(positions_T.float(), frequencies_H2).repeat(1, 2)
-    return Rotary(angles_TH.cos().unsqueeze(1), angles_TH.sin().unsqueeze(1))
-
-
-def rotate(x_TNH: torch.Tensor, turn: Rotary) -> torch.Tensor:
-    """Turn each head of each token by the angles of its position. Shape and dtype stay."""
-    first, second = x_TNH.chunk(2, dim=-1)
-    cos_T1H, sin_T1H = turn.cos.to(x_TNH.dtype), turn.sin.to(x_TNH.dtype)
-    return x_TNH * cos_T1H + torch.cat((-second, first), dim=-1) * sin_T1H
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
@@ -76,27 +42,3 @@ def infer(work: Callable[[], object]) -> None:
     """Run `work` without gradients, which torch remembers by thread: call it on the thread that computes."""
     with torch.inference_mode():
         work()
-
-
-@lru_cache(maxsize=32)
-def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None, device: torch.device) -> torch.Tensor:
-    """Radians per position of each pair of channels, [H / 2] fp32, computed on the host as transformers does."""
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
-    turns = 1.0 / theta**exponents
-    match scaling:
-        case LinearScaling():
-            turns = turns / scaling.factor
-        case Llama3Scaling():
-            turns = _stretch_as_llama3(turns, scaling)
-    return turns.to(device)
-
-
-def _stretch_as_llama3(frequencies: torch.Tensor, scaling: Llama3Scaling) -> torch.Tensor:
-    """Source: `apply_scaling` of Meta's Llama 3.1 reference, with the order of operations of transformers."""
-    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
-    wavelengths = 2 * math.pi / frequencies
-    is_long = wavelengths > scaling.original_max_positions / low
-    is_short = wavelengths < scaling.original_max_positions / high
-    ramp = (scaling.original_max_positions / wavelengths - low) / (high - low)
-    between = (1 - ramp) * frequencies / scaling.factor + ramp * frequencies
-    return torch.where(is_long, frequencies / scaling.factor, torch.where(is_short, frequencies, between))

@@ -4,6 +4,7 @@ import reprlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeGuard
 
 from pipeline.errors import ConfigError
 from pipeline.small_files import CONFIG_LIMIT_BYTES, read_json_file
@@ -60,10 +61,19 @@ class Settings:
             raise self.error(key, "a number above 0", value)
         return float(value)
 
+    def positives(self, key: str, count: int) -> tuple[float, ...]:
+        """So many finite numbers above 0."""
+        value = self.get(key)
+        items = value if isinstance(value, list) and len(value) == count else [None]
+        if not all(_is_number(item) and item > 0 for item in items):
+            have = f"{len(value)}: {_show(value)}" if isinstance(value, list) else value
+            raise self.error(key, f"{count} numbers above 0", have)
+        return tuple(map(float, items))
+
     def number(self, key: str) -> float | int:
         """A finite number."""
         value = self.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        if not _is_number(value):
             raise self.error(key, "a finite number", value)
         return value
 
@@ -98,6 +108,10 @@ class Settings:
         if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value <= at_most:
             raise self.error(key, f"a whole number from {at_least} to {at_most}", value)
         return value
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _show(value: object) -> str:

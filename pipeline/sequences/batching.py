@@ -16,12 +16,16 @@ from pipeline.sequences.shortages import Shortages
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one sequence brings to a pass: `token_ids` at positions from `start` on; `samples` if its last is new."""
+    """What one sequence brings to a pass: `token_ids` at positions from `start` on; `samples` if its last is new.
+
+    All are rotated by the frequencies of `rope_length`, as what is cached of the sequence was.
+    """
 
     sequence: RunningSequence
     start: int
     token_ids: tuple[int, ...]
     samples: bool
+    rope_length: int = 0
 
 
 class Batcher:
@@ -109,9 +113,7 @@ class Batcher:
         interrupted = list(self._running)
         self._running.clear()
         for sequence in interrupted:
-            self.pool.give_back(sequence.blocks)
-            sequence.blocks, sequence.cached_tokens = [], 0
-            self.submit(sequence)
+            self._begin_anew(sequence)
         self.pool.forget()
 
     def computed(self, pieces: Sequence[Piece]) -> None:
@@ -132,6 +134,18 @@ class Batcher:
             sequence.blocks = []
             sequence.sampler.end()
             self.ended[sequence.outcome] += 1
+
+    def _begin_anew(self, sequence: RunningSequence) -> None:
+        """Take the blocks of a sequence back, which waits for its turn once more."""
+        self.pool.give_back(sequence.blocks)
+        sequence.uncache()
+        self.submit(sequence)
+
+    def _rotate_anew(self) -> None:
+        """Let those begin anew that have grown into other rotary frequencies than their cached keys have."""
+        for sequence in [one for one in self._running if one.active and one.outgrown]:
+            self._running.remove(sequence)
+            self._begin_anew(sequence)
 
     def _admit(self) -> dict[str, Callable[[], str]]:
         """Let requests run for as long as there is room for the next; those held back or paused let others go first.
@@ -155,6 +169,7 @@ class Batcher:
         Call it when no pass runs. There are none where nobody wants tokens, or those who do wait for room.
         """
         self.retire()
+        self._rotate_anew()
         short = self._admit()
         active = [one for one in self._running if one.active]
         answering = [one for one in active if one.waiting_count == 1]
@@ -204,4 +219,5 @@ def _take_turns(answering: int, max_tokens: int) -> str:
 
 
 def _piece(sequence: RunningSequence, count: int) -> Piece:
-    return Piece(sequence, sequence.cached_tokens, sequence.waiting_tokens(count), count == sequence.waiting_count)
+    token_ids, samples = sequence.waiting_tokens(count), count == sequence.waiting_count
+    return Piece(sequence, sequence.cached_tokens, token_ids, samples, sequence.rope_length)

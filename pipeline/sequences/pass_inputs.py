@@ -50,6 +50,12 @@ class PassInputs:
         positions_T = self._part(begin, min(end, self._ends[-1]))
         return pad(positions_T, (0, end - begin - len(positions_T)))
 
+    def rope_lengths(self, begin: int, end: int) -> list[int]:
+        """The rope length of the sequence of each of tokens [begin, end), and zeros for rows behind the last token."""
+        lengths = itertools.chain.from_iterable([piece.rope_length] * len(piece.token_ids) for piece in self._pieces)
+        of_tokens = list(itertools.islice(lengths, begin, end))
+        return of_tokens + [0] * (end - begin - len(of_tokens))
+
     def sampled(self) -> torch.Tensor:
         """The tokens that get a successor, in the order of the pieces."""
         first = 3 * self._ends[-1]

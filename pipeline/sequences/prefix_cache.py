@@ -1,8 +1,9 @@
 """Requests that begin with the same tokens compute them once: full KV blocks are found by what they depend on.
 
 The digest of a block is taken over the digest of the block before it and its own tokens; that of the first one over
-its scope. So equal digests mean the same tokens at the same positions behind the same past, in the same scope. Only
-full blocks are shared, which nobody writes to any more.
+its scope, and over the length by which its rotary frequencies are chosen, where one counts. So equal digests mean the
+same tokens at the same positions behind the same past, rotated alike, in the same scope. Only full blocks are shared,
+which nobody writes to any more.
 """
 
 import hashlib
@@ -93,6 +94,8 @@ class PrefixCache:
 def _block_digest(sequence: RunningSequence, scope: bytes, index: int) -> bytes:
     """The digest of a full block, and of those before it, each of which is taken once per sequence."""
     digests = sequence.digests
+    if sequence.rope_length:
+        scope = _digest(b"rotated", scope, array("q", [sequence.rope_length]).tobytes())
     while len(digests) <= index:
         begin = len(digests) * BLOCK_TOKENS
         token_ids = array("q", sequence.tokens(begin, begin + BLOCK_TOKENS))

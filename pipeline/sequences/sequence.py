@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import RequestError
@@ -47,6 +47,7 @@ class RunningSequence:
     the prefix cache keeps here. Of those that wait, the lowest `priority` is served first, and before them those that
     have `started` and lost what they had. `earlier` are the samples of its call before it. With `most_unread`, it
     pauses while so many chunks wait for a reader. `outcome` is empty, then "finished", "cancelled" or "failed".
+    What is cached was rotated for `rope_length`, which `choose_rope_length` gives for a number of tokens.
     """
 
     def __init__(
@@ -60,18 +61,21 @@ class RunningSequence:
         scope: bytes | None = None,
         priority: int = 0,
         earlier: Sequence["RunningSequence"] = (),
+        choose_rope_length: Callable[[int], int] = lambda tokens: 0,
     ) -> None:
         self.prompt_ids = tuple(prompt_ids)
         self.token_ids: list[int] = []
         self.cached_tokens = 0
         self.blocks: list[int] = []
         self.digests: list[bytes] = []
-        self.scope = scope
+        self.rope_length = choose_rope_length(len(self.prompt_ids))
         self.priority = priority
         self.started = False
         self.most_unread: int | None = None
         self.outcome = ""
         self.sampler = Sampler(parameters, self.prompt_ids, vocabulary_size, len(earlier))
+        self._scope = scope
+        self._choose_rope_length = choose_rope_length
         self._earlier = tuple(earlier)
         self._parameters = parameters
         self._stop_ids = stop_ids
@@ -96,6 +100,22 @@ class RunningSequence:
         return not self.ended and not self.paused
 
     @property
+    def outgrown(self) -> bool:
+        """Whether its keys must be rotated for another length than they were, and so all be computed anew."""
+        return self._choose_rope_length(self._length) != self.rope_length
+
+    @property
+    def scope(self) -> bytes | None:
+        """Who shares blocks with it: nobody, where the next token rotates all anew."""
+        return None if self._outgrows_next else self._scope
+
+    def uncache(self) -> None:
+        """Nothing of it is cached any more; what is computed from now on is rotated for its length of now."""
+        self.blocks, self.cached_tokens = [], 0
+        if self.outgrown:
+            self.rope_length, self.digests = self._choose_rope_length(self._length), []
+
+    @property
     def most_tokens(self) -> int:
         """How many positions it can come to occupy."""
         return len(self.prompt_ids) + self._parameters.max_new_tokens
@@ -112,11 +132,21 @@ class RunningSequence:
     @property
     def waiting_count(self) -> int:
         """How many tokens are not in the KV cache yet."""
-        return len(self.prompt_ids) + len(self.token_ids) - self.cached_tokens
+        return self._length - self.cached_tokens
+
+    @property
+    def _length(self) -> int:
+        return len(self.prompt_ids) + len(self.token_ids)
+
+    @property
+    def _outgrows_next(self) -> bool:
+        return self._choose_rope_length(self._length + 1) != self.rope_length
 
     @property
     def held_back(self) -> bool:
         """Whether it had better wait, because an earlier sample has still to compute the prompt that they share."""
+        if self._outgrows_next:
+            return False
         computed = any(one.cached_tokens >= len(one.prompt_ids) for one in self._earlier)
         return not computed and any(not one.ended for one in self._earlier)
 

@@ -14,7 +14,7 @@ from support.tiny_models import PROMPT, VARIANTS, VOCABULARY_SIZE, greedy, logit
 from pipeline.models import decoder
 from pipeline.models.config import ModelConfig, read_config
 from pipeline.models.families import group_specs
-from pipeline.models.ops import rotary
+from pipeline.models.rotary import rotary
 
 STEPS = 32
 

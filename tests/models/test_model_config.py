@@ -10,7 +10,8 @@ from support.model_configs import ABSENT, LLAMA_31_8B, MISTRAL, QWEN25, changed,
 from support.tiny_models import VARIANTS, save
 
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.models.config import LinearScaling, Llama3Scaling, read_config, read_generation_defaults
+from pipeline.models.config import read_config, read_generation_defaults
+from pipeline.models.frequencies import Llama3Scaling
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -27,7 +28,7 @@ def test_reads_what_transformers_wrote(variant: str, tmp_path: Path) -> None:
     assert config.rope_theta == reference.rope_parameters["rope_theta"]
     assert config.tied_embeddings == reference.tie_word_embeddings
     assert config.sliding_window == getattr(reference, "sliding_window", None)
-    assert config.max_positions == reference.max_position_embeddings
+    assert config.max_positions == reference.max_position_embeddings * (4 if variant == "llama_linear" else 1)
     assert config.dtype == torch.float16
     assert (config.eos_ids, config.bos_id) == ((2,), 1)
 
@@ -88,18 +89,6 @@ def test_keys_left_out_mean_what_transformers_assumes(tmp_path: Path) -> None:
     assert read_config(write(tmp_path, changed(MISTRAL, sliding_window=None))).sliding_window is None
 
 
-def test_llama3_scaling_without_an_original_length_takes_the_longest_position(tmp_path: Path) -> None:
-    rope = {key: value for key, value in LLAMA_31_8B["rope_scaling"].items() if not key.startswith("original")}
-    scaling = read_config(write(tmp_path, changed(LLAMA_31_8B, rope_scaling=rope))).rope_scaling
-    assert isinstance(scaling, Llama3Scaling)
-    assert scaling.original_max_positions == 131072
-
-
-def test_linear_scaling_in_the_old_spelling(tmp_path: Path) -> None:
-    values = changed(LLAMA_31_8B, rope_scaling={"type": "linear", "factor": 2})
-    assert read_config(write(tmp_path, values)).rope_scaling == LinearScaling(factor=2.0)
-
-
 def test_generation_config_speaks_for_the_end_tokens(tmp_path: Path) -> None:
     write(tmp_path, LLAMA_31_8B)
     write(tmp_path, {"eos_token_id": [7, 9]}, "generation_config.json")
@@ -142,11 +131,7 @@ UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
     "attention bias": (changed(MISTRAL, attention_bias=True), "attention_bias: .*True"),
     "mlp bias": (changed(QWEN25, mlp_bias=True), "mlp_bias: .*True"),
     "another family's class": (changed(LLAMA_31_8B, architectures=["MistralForCausalLM"]), "architectures: .*Mistral"),
-    "yarn": (
-        changed(LLAMA_31_8B, rope_scaling={"rope_type": "yarn", "factor": 4}),
-        "rope_scaling: rope_type: .*'yarn'",
-    ),
-    "dynamic": (changed(LLAMA_31_8B, rope_scaling={"type": "dynamic", "factor": 4}), "rope_scaling: type: .*'dynamic'"),
+    "unknown rope": (changed(LLAMA_31_8B, rope_scaling={"rope_type": "mrope"}), "rope_scaling: rope_type: .*'mrope'"),
     "rope of layer types": (
         changed(LLAMA_31_8B, rope_scaling=None, rope_parameters={"full_attention": {"rope_theta": 1.0}}),
         "rope_parameters: full_attention",
@@ -207,11 +192,6 @@ IMPOSSIBLE: dict[str, tuple[dict[str, Any], str]] = {
     "flag": (changed(LLAMA_31_8B, tie_word_embeddings="yes"), "tie_word_embeddings: need true or false; have 'yes'"),
     "text": (changed(LLAMA_31_8B, hidden_act=3), "hidden_act: need a string; have 3"),
     "rope is no object": (changed(LLAMA_31_8B, rope_scaling=[1]), "rope_scaling: need a JSON object"),
-    "no factor": (changed(LLAMA_31_8B, rope_scaling={"type": "linear"}), "rope_scaling: factor: need .*; have nothing"),
-    "crossed factors": (
-        changed(LLAMA_31_8B, rope_scaling={**LLAMA_31_8B["rope_scaling"], "low_freq_factor": 4.0}),
-        "low_freq_factor: need a number below high_freq_factor = 4.0; have 4.0",
-    ),
     "window": (changed(MISTRAL, sliding_window=0), "sliding_window: need a whole number from 1"),
 }
 

@@ -1,42 +1,15 @@
 """The small operations against transformers, bit by bit."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
-from support.tiny_models import VARIANTS, save
 from torch.nn import functional
-from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from pipeline.models.config import read_config
-from pipeline.models.ops import linear, rms_norm, rotary, rotate, silu
+from pipeline.models.ops import linear, rms_norm, silu
 
 CPU = torch.device("cpu")
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_rotary_has_the_bits_of_transformers(variant: str, tmp_path: Path) -> None:
-    model = save(variant, tmp_path)
-    positions = torch.arange(11, 200)
-    cos, sin = model.model.rotary_emb(torch.zeros(1), positions.unsqueeze(0))
-    turn = rotary(read_config(tmp_path), positions)
-    assert turn.cos.dtype == torch.float32
-    assert torch.equal(turn.cos.squeeze(1), cos[0])
-    assert torch.equal(turn.sin.squeeze(1), sin[0])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_rotate_has_the_bits_of_transformers(dtype: torch.dtype, tmp_path: Path) -> None:
-    save("llama_gqa_llama3", tmp_path)
-    config = read_config(tmp_path)
-    x_TNH = torch.randn(5, config.heads, config.head_dim).to(dtype)
-    turn = rotary(config, torch.arange(3, 8))
-    x_1NTH = x_TNH.transpose(0, 1).unsqueeze(0)
-    expected, _ = apply_rotary_pos_emb(
-        x_1NTH, x_1NTH, turn.cos.to(dtype).view(1, 5, -1), turn.sin.to(dtype).view(1, 5, -1)
-    )
-    assert torch.equal(rotate(x_TNH, turn), expected[0].transpose(0, 1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -59,6 +59,26 @@ VARIANTS: dict[str, Callable[[], Any]] = {
     "qwen3_biases": lambda: Qwen3Config(**_SHAPE, num_key_value_heads=4, head_dim=10, attention_bias=True),
 }
 
+ORIGINAL_POSITIONS = 40
+"""Of those whose rotary frequencies depend on the length: two blocks and a half."""
+_LONG_SHAPE = {**_SHAPE, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 22}
+OF_ANY_LENGTH: dict[str, Callable[[], Any]] = {
+    "dynamic": lambda: LlamaConfig(
+        **{**_LONG_SHAPE, "max_position_embeddings": ORIGINAL_POSITIONS},
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
+    ),
+    "longrope": lambda: LlamaConfig(
+        **_LONG_SHAPE,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "factor": 6.4,
+            "short_factor": [1 + index / 10 for index in range(11)],
+            "long_factor": [1 + index * 1.5 for index in range(11)],
+            "original_max_position_embeddings": ORIGINAL_POSITIONS,
+        },
+    ),
+}
 
 PROMPT = (5, 9, 1, 77, 34, 201, 8, 8, 90, 14, 3, 3, 64)
 """Longer than every sliding window above."""
@@ -74,7 +94,7 @@ class Greedy:
 
 def build(variant: str, layers: int = 3) -> PreTrainedModel:
     """A model whose every parameter is random, norms and biases too, so that none can be left out unnoticed."""
-    config = VARIANTS[variant]()
+    config = {**VARIANTS, **OF_ANY_LENGTH}[variant]()
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None) is not None:
         config.layer_types = config.layer_types[:1] * layers
@@ -125,6 +145,20 @@ def logits(model: PreTrainedModel, token_ids: Sequence[int], chunk: int | None =
         cache = getattr(output, name)
         parts.append(output.logits[0].float())
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def greedy_anew(model: PreTrainedModel, prompt_ids: Sequence[int], steps: int) -> Greedy:
+    """The same without a cache: for each token the whole sequence is computed, with the frequencies of its length.
+
+    A single token before it makes the model forget the longest sequence that it has seen.
+    """
+    model(input_ids=torch.tensor([[1]]), use_cache=False)
+    token_ids, logprobs = list(prompt_ids), []
+    for _ in range(steps):
+        logprobs.append(model(input_ids=torch.tensor([token_ids]), use_cache=False).logits[0, -1].log_softmax(-1))
+        token_ids.append(int(logprobs[-1].argmax()))
+    return Greedy(token_ids[len(prompt_ids) :], torch.stack(logprobs))
 
 
 @torch.no_grad()

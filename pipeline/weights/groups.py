@@ -10,7 +10,7 @@ from pipeline.models.families import TensorSpec
 from pipeline.weights.checkpoint import Checkpoint, first_faults
 from pipeline.weights.header import ITEM_BITS
 from pipeline.weights.leftovers import leftovers
-from pipeline.weights.stored import aliases, faults, hints, stored_names
+from pipeline.weights.stored import faults, hints, stored_names
 
 EMBED_LAYER = -1
 ROWS_PER_STEP = 8
@@ -78,8 +78,9 @@ def plan_groups(specs: Specs, checkpoint: Checkpoint) -> WeightGroups:
             need and have, or that the model would say something else without.
     """
     head_layer = max(layer for layer, _ in specs)
-    ignored = _check(specs, head_layer, checkpoint)
-    ranges = {key: tuple(_range(spec, checkpoint) for spec in group) for key, group in specs.items()}
+    stored = {spec: stored_names(spec, checkpoint) for group in specs.values() for spec in group}
+    ignored = _check(stored, head_layer, checkpoint)
+    ranges = {key: tuple(_range(spec, stored[spec][0], checkpoint) for spec in group) for key, group in specs.items()}
     groups = [WeightGroup(layer, half, ranges[layer, half]) for layer in range(head_layer) for half in ("attn", "ffn")]
     sizes = [max(group.needed_bytes for group in groups if group.name == half) for half in ("attn", "ffn")]
     norm, output = ranges[head_layer, "head"]
@@ -90,21 +91,19 @@ def plan_groups(specs: Specs, checkpoint: Checkpoint) -> WeightGroups:
     return WeightGroups(tuple(groups), embed, _first_matrix(ranges.values()).dtype, ignored)
 
 
-def _check(specs: Specs, layers: int, checkpoint: Checkpoint) -> tuple[str, ...]:
+def _check(stored: Mapping[TensorSpec, Sequence[str]], layers: int, checkpoint: Checkpoint) -> tuple[str, ...]:
     """What nothing computes with, and may be ignored. Raises CheckpointError with all that is wrong."""
-    wanted = [spec for group in specs.values() for spec in group]
-    found = [fault for spec in wanted for fault in faults(spec, checkpoint)]
-    known = {alias for spec in wanted for name in spec.names or (spec.name,) for alias in aliases(name)}
-    left_out, ignored = leftovers(checkpoint.tensors.keys() - known, layers, checkpoint)
-    if absent := next((spec for spec in wanted if not stored_names(spec, checkpoint)), None):
+    found = [fault for spec, names in stored.items() for fault in faults(spec, names, checkpoint)]
+    used = set(itertools.chain.from_iterable(stored.values()))
+    left_out, ignored = leftovers(checkpoint.tensors.keys() - used, layers, checkpoint)
+    if absent := next((spec for spec, names in stored.items() if not names), None):
         found = [*hints(absent, checkpoint), *found]
     if found or left_out:
         raise CheckpointError(first_faults(found + left_out))
     return ignored
 
 
-def _range(spec: TensorSpec, checkpoint: Checkpoint) -> TensorRange:
-    name = stored_names(spec, checkpoint)[0]
+def _range(spec: TensorSpec, name: str, checkpoint: Checkpoint) -> TensorRange:
     entry = checkpoint.tensors[name]
     return TensorRange(spec.short, name, entry.file, entry.start, entry.length, entry.shape, entry.dtype)
 

@@ -1,6 +1,6 @@
 """Where a checkpoint holds a tensor that the model needs: under which name, or what is wrong with it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pipeline.models.families import TensorSpec
 from pipeline.weights.checkpoint import INDEX_FILE, SINGLE_FILE, SUFFIX, Checkpoint
@@ -15,7 +15,8 @@ BASE_PREFIX = "model."
 
 def aliases(name: str) -> tuple[str, ...]:
     """The names under which transformers finds a tensor, its own first."""
-    return tuple(dict.fromkeys((name, f"{BASE_PREFIX}{name}", name.removeprefix(BASE_PREFIX))))
+    bare = name.removeprefix(BASE_PREFIX)
+    return (name, f"{BASE_PREFIX}{name}") if bare == name else (name, f"{BASE_PREFIX}{name}", bare)
 
 
 def stored_names(spec: TensorSpec, checkpoint: Checkpoint) -> list[str]:
@@ -26,9 +27,8 @@ def stored_names(spec: TensorSpec, checkpoint: Checkpoint) -> list[str]:
     return []
 
 
-def faults(spec: TensorSpec, checkpoint: Checkpoint) -> Iterator[str]:
-    """What keeps the model from being computed with this tensor."""
-    stored = stored_names(spec, checkpoint)
+def faults(spec: TensorSpec, stored: Sequence[str], checkpoint: Checkpoint) -> Iterator[str]:
+    """What keeps the model from being computed with this tensor, which has these `stored_names`."""
     if not stored:
         yield _missing(spec, checkpoint)
         return

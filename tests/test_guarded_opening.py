@@ -137,8 +137,8 @@ def proc_holds(files: dict[str, bytes]) -> Break:
         (proc / "self").mkdir(parents=True)
         for name in ("meminfo", "self/statm", "self/cgroup"):
             (proc / name).write_bytes(files.get(name, (Path("/proc") / name).read_bytes()))
-        places = {f"/proc/{name}": proc / name for name in ("meminfo", "self/statm", "self/cgroup")}
-        monkeypatch.setattr(memory, "Path", lambda path: places.get(path, proc))
+        # Of the files of /proc those alone; all others are in the folder of the control groups.
+        monkeypatch.setattr(memory, "Path", lambda path: proc / path.removeprefix("/proc/") if "proc" in path else proc)
 
     return break_it
 

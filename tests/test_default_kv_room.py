@@ -146,6 +146,18 @@ def test_blocks_stay_on_a_device_that_has_room_and_move_only_where_that_pays(hea
         assert plan.kv_room.tokens >= 32 * 128
 
 
+@pytest.mark.parametrize("place", ["host", "device"])
+def test_nothing_moves_for_requests_that_are_longer_than_usual(place: str, heavy: Path, tmp_path: Path) -> None:
+    """Neither to a device nor from a disk, though there is room for all of them, and no weights give way."""
+    device: Any = CpuDevice() if place == "host" else DeviceElsewhere(False, True, {}, 1 << 40)
+    settings = {"residency": False, "kv_disk": tmp_path} if place == "host" else {"residency": False}
+    usual = drawn(heavy, device, 1 << 40, **settings, kv_tokens=64 * 1024).plan.memory.need(place)
+    limit = {"host_memory" if place == "host" else "gpu_memory": int(1.01 * usual)}
+    plan = drawn(heavy, device, 1 << 40, **settings, **limit).plan
+    assert not plan.kv.moving
+    assert 64 * 1024 <= plan.kv_room.tokens < 65 * 1024
+
+
 def test_a_command_with_one_request_leaves_memory_to_the_weights(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(BUNDLED), "--prompt", "A", "--max-new-tokens", "1", "--device", "cpu"]) == 0
     said = re.search(r"^kv room +(.*)$", "".join(capsys.readouterr()), re.M)

@@ -51,3 +51,22 @@ async def test_blocks_in_three_places_change_no_bit(
             moved = LAYERS - len(cache.placement.device)
             assert cache.bytes_out == moved * computed_tokens * 2 * cache.layout.row_bytes, "new rows, nothing else"
             assert cache.bytes_in > 0
+
+
+@pytest.mark.usefixtures("what_fits_stays")
+async def test_many_calls_share_their_passes_by_default(tmp_path: Path) -> None:
+    """With plenty of memory, and where the device has no room for all weights beside them."""
+    tiny_models.save("llama_gqa_llama3", tmp_path, layers=LAYERS)
+    prompts = [[1 + (7 * index + place) % 200 for place in range(12)] for index in range(64)]
+    one = {"device": "cuda", "kv_tokens": tiny_models.MAX_POSITIONS, "residency": False}
+    async with Model.open(tmp_path, **one) as model:
+        least = model.runtime.plan.need("device")
+    answers = []
+    for limit in (None, least + (16 << 20)):
+        async with Model.open(tmp_path, device="cuda", gpu_memory=limit) as model:
+            calls = (model.generate(prompt, max_new_tokens=20, ignore_eos=True) for prompt in prompts)
+            answers.append([output.token_ids for output in await asyncio.gather(*calls)])
+            assert model.statistics().passes <= 30, str(model.runtime.kv_room)
+            assert not model.runtime.cache.placement.moving
+            assert (model.runtime.kv_room.tokens == 64 * tiny_models.MAX_POSITIONS) == (limit is None)
+    assert answers[0] == answers[1]

@@ -8,11 +8,15 @@ from pipeline.weights.header import brief
 DECODER = re.compile(r"model\.|(layers|embed_tokens|norm|lm_head)\b")
 """The names of what computes the next token; a part of which nothing is known may be one too."""
 BUFFERS = re.compile(
-    r"(.*\.)?(rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)|self_attn\.(bias|masked_bias)|causal_mask)"
+    r"(.*\.)?(rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)"
+    r"|(self_attn|attn|attention)\.(bias|masked_bias)|causal_mask|position_ids)"
 )
 """Tables and masks that older versions of transformers saved, and that all readers compute from config.json."""
-OTHER_PARTS = re.compile(r"model\.(visual|vision_tower|vision_model|multi_modal_projector|audio_tower|mtp)\..*")
-"""For pictures, sound, and drafting."""
+OTHER_PARTS = re.compile(
+    r"model\.(visual|vision_tower|vision_model|multi_modal_projector|audio_tower|mtp)\..*"
+    r"|(model\.)?layers\.\d+\.self_attn\.(attn\.|[kv]_proj\.)?(k|v|kv|q|prob)_scale"
+)
+"""For pictures, sound, drafting, and KV blocks in fewer bits than here."""
 LAYER = re.compile(r"(?:model\.)*layers\.(\d{1,9})\.")
 KINDS = (
     (r"lora_|\.base_layer\.|\.modules_to_save\.", "it belongs to an adapter: merge that into the weights first"),

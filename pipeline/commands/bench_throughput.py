@@ -117,7 +117,7 @@ def _print(
 
 def _remarks(options: argparse.Namespace, rows: Sequence[Row]) -> tuple[str, str]:
     moving = {options.model.name: max(row["moving_groups"] for row in rows)}
-    ratios = {f"{row['requests']:.0f} requests": 1 / row["floor_share"] for row in rows}
+    ratios = {f"requests={row['requests']:.0f}": 1 / row["floor_share"] for row in rows}
     return nothing_moved(moving, "a pass is computing alone, and more requests share no reading"), below_floor(ratios)
 
 

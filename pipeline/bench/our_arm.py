@@ -26,7 +26,8 @@ SEQUENTIAL = "sequential"
 
 def run(settings: ArmSettings) -> Passes:
     """Decode greedily through the line, or, sequentially, read each group and then compute it."""
-    options = {**ONE_REQUEST, **settings.options, "dtype": settings.dtype, "context_tokens": settings.context_tokens}
+    room = {**ONE_REQUEST, "context_tokens": settings.context_tokens}
+    options = {**room, **settings.options, "dtype": settings.dtype}
     arm = options.pop("arm")
     passes = Passes(arm, settings)
     work = _sequential(passes, options) if arm == SEQUENTIAL else _streamed(passes, options)

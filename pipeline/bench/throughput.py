@@ -71,15 +71,17 @@ async def bench_throughput(
 ) -> list[Throughput]:
     """Measure each number of requests in turn in one open model, then the floors in the memory that it gives back.
 
+    There is room for all requests at a time, unless `settings` say otherwise.
+
     Raises RequestError when a request did not deliver all its tokens.
     """
     per_request, most = load.most_tokens, max(requests)
     settings = {
-        **settings,
         "context_tokens": per_request,
         "kv_tokens": most * blocks_for(per_request) * BLOCK_TOKENS,
         "max_requests": most,
         "max_tokens_per_pass": max(PASS_TOKENS, most),
+        **settings,
     }
     progress("opening the model")
     async with Model.open(folder, **settings) as model:
@@ -229,7 +231,7 @@ async def _with_floors(
             tokens = max(1, round(row.pass_tokens))
             progress(f"computing {tokens} tokens alone")
             share = min(1.0, row.read_bytes_per_pass / sweep_bytes)
-            lengths = spread_tokens(tokens, min(tokens, row.requests))
+            lengths = spread_tokens(tokens, min(tokens, row.requests, runtime.settings.max_requests))
             computes = [await floors.compute_seconds(loaded, lengths) for _ in range(1 + FLOOR_ROUNDS)][1:]
             read, compute = statistics.median(reads) * share, statistics.median(computes)
             done.append(replace(row, read_floor_seconds=read, compute_floor_seconds=compute))

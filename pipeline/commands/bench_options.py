@@ -39,7 +39,7 @@ def add_bench(commands: Any) -> None:
         "--batch-tokens", type=int, metavar="B", help="tokens per pass; default: so that computing and reading balance"
     )
     policies.add_argument("--json", action="store_true")
-    own = ("policy", "host_groups", "residency", "context_tokens", "max_tokens_per_pass")
+    own = ("policy", "residency", "context_tokens", "max_tokens_per_pass")
     add_settings(policies, own, {"gpu_groups": 10})
     add_trace(policies)
     policies.set_defaults(command=_bench_policies)
@@ -69,7 +69,7 @@ def _add_bench_throughput(bench: Any) -> None:
     parser.add_argument("--limit-by", metavar="WAY", help="systemd or cgroup, whichever is there; or watchdog")
     parser.add_argument("--rounds", type=int, metavar="R", help="how often the arms take turns; default 1")
     parser.add_argument("--json", action="store_true", help="print one JSON object, with the tokens")
-    add_settings(parser, own=("context_tokens", "kv_tokens", "max_requests", "max_tokens_per_pass"))
+    add_settings(parser)
     parser.set_defaults(command=_bench_throughput)
 
 

@@ -34,7 +34,7 @@ async def bench_policies(options: argparse.Namespace) -> None:
     for name in names:
         find_policy(name)
     # Policies differ in how they move groups, so all of them move.
-    settings = {**model_settings(options), "host_groups": options.settings["gpu_groups"], "residency": False}
+    settings = {"host_groups": options.settings["gpu_groups"], **model_settings(options), "residency": False}
     Config.from_arguments(settings)
     progress = Progress()
     tokens = options.batch_tokens or await balanced_tokens(options.model, settings, options.passes, progress.say)

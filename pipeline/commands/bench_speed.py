@@ -26,7 +26,7 @@ def add_bench_speed(bench: Any) -> None:
     parser.add_argument("--memory-limit", metavar="SIZE", help="run each arm in a process limited to 1.8GB, ...")
     parser.add_argument("--limit-by", metavar="WAY", help="systemd or cgroup, whichever is there; or watchdog")
     parser.add_argument("--json", action="store_true", help="print one JSON object, with every pass")
-    add_settings(parser, own=("context_tokens",))
+    add_settings(parser)
     parser.set_defaults(command=bench_speed_command)
 
 

@@ -22,7 +22,7 @@ def add_doctor(commands: Any) -> None:
         help="also let a checkpoint folder answer streamed, resident and one group at a time, which must be equal",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_settings(parser, own=("gpu_groups", "host_groups", "residency"))
+    add_settings(parser, own=("residency",))
     parser.set_defaults(command=doctor_command)
 
 

@@ -21,8 +21,8 @@ NEW_TOKENS = 16
 LOGPROBS = 5
 PROGRESS_SECONDS = 0.5
 RUNS: Mapping[str, Mapping[str, Any]] = {
-    "streamed": {"gpu_groups": 4, "residency": False},
-    "resident": {"gpu_groups": 4, "residency": True},
+    "streamed": {"residency": False},
+    "resident": {"residency": True},
     "one group": {"gpu_groups": 1, "host_groups": 1, "residency": False},
 }
 """By name, the settings that tell the runs apart: groups overlap; what fits stays; one group at a time in a place."""

@@ -61,3 +61,17 @@ def test_each_sequence_of_a_pass_attends_to_its_own_blocks() -> None:
     nowhere_T = torch.zeros(0, dtype=torch.int64)
     mixed_TA = attend_all(torch.cat(q), kv, Rows(nowhere_T, nowhere_T, sequences), None)
     torch.testing.assert_close(mixed_TA, torch.cat(expected))
+
+
+@pytest.mark.parametrize("window", [None, 9])
+def test_the_bits_of_a_token_do_not_depend_on_the_rows_that_lie_before_it(window: int | None) -> None:
+    """Three heads of 22 channels have 264 bytes in fp32, no multiple of 16, by which kernels round."""
+    torch.manual_seed(3)
+    kv, blocks_B = empty_blocks(40, 1, 22, torch.float32)
+    kv.write(rows_of(blocks_B, 0, 40), *torch.randn(2, 40, 1, 22))
+    q_TNH = torch.randn(40, 3, 22)
+    whole_TA = attend(q_TNH, kv, blocks_B, 0, 30, window)
+    for start in (0, 1, 5, 16, 23, 35):
+        for before in range(4):
+            rows = torch.cat((torch.zeros(before, 3, 22), q_TNH[start:]))[before:]
+            assert torch.equal(attend(rows, kv, blocks_B, start, 30, window), whole_TA[start:])

@@ -93,6 +93,11 @@ def test_who_grows_into_other_frequencies_is_computed_anew_in_other_blocks() -> 
     assert not set(grows.blocks) & set(stays.blocks)
     assert grows.scope is None
     assert stays.scope == b"a"
+    shared.computed([piece])
+    grows.accept(Choice(7, None))
+    shared.restart()
+    (piece,) = shared.next_pass(512)
+    assert (piece.start, len(piece.token_ids), piece.rope_length) == (0, 20, 20)
 
 
 def test_prompts_share_what_is_left_and_what_one_leaves_goes_to_the_others() -> None:

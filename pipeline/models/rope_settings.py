@@ -18,6 +18,8 @@ from pipeline.models.settings import MAX_COUNT, Settings
 from pipeline.models.supported import unsupported
 
 ORIGINAL = "original_max_position_embeddings"
+MOST_SHOWN = 120
+"""Characters of a scaling that a message repeats: one may have hundreds of factors."""
 
 
 def read_rope(settings: Settings, head_dim: int, max_positions: int) -> tuple[float, RopeScaling | None]:
@@ -131,5 +133,6 @@ def _check(settings: Settings, head_dim: int, theta: float, scaling: RopeScaling
     except (OverflowError, ZeroDivisionError):
         sets = [torch.zeros(1)]
     if not all((turns.isfinite() & (turns > 0)).all() for turns in sets):
-        need = f"a base from which frequencies above 0 follow, for heads of {head_dim} channels with {scaling}"
+        told = str(scaling)[:MOST_SHOWN]
+        need = f"a base from which frequencies above 0 follow, for heads of {head_dim} channels with {told}"
         raise settings.error("rope_theta", need, theta)

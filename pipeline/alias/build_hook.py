@@ -27,9 +27,7 @@ class AliasHook(BuildHookInterface[Any]):
             if inside.parts != ("__init__.py",):
                 (self._folder / inside).parent.mkdir(exist_ok=True)
                 (self._folder / inside).write_text(f"from {name} import *\n")
-        files = {str(self._folder): "penstock"}
-        build_data["force_include"] |= files
-        build_data["force_include_editable"] |= files
+        build_data["force_include"][str(self._folder)] = "penstock"
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Delete the folder: the wheel has its files."""

@@ -25,7 +25,7 @@ class AliasHook(BuildHookInterface[Any]):
                 continue
             name = ".".join(("pipeline", *inside.with_suffix("").parts)).removesuffix(".__init__")
             if inside.parts != ("__init__.py",):
-                (self._folder / inside).parent.mkdir(exist_ok=True)
+                (self._folder / inside).parent.mkdir(parents=True, exist_ok=True)
                 (self._folder / inside).write_text(f"from {name} import *\n")
         build_data["force_include"][str(self._folder)] = "penstock"
 

@@ -216,12 +216,10 @@ def _place_groups(
 
 def _residents(catalog: WeightCatalog, residency: Residency) -> list[Holding]:
     held = {"device": residency.device, "host": residency.host}
+    sizes = {place: catalog.group_bytes(place) for place, groups in held.items() if groups}
     return [
-        Holding(
-            f"{len(groups)} resident groups", place, sum(catalog.group_bytes(place)[one] for one in groups), "residency"
-        )
-        for place, groups in held.items()
-        if groups
+        Holding(f"{len(held[place])} resident groups", place, sum(of[one] for one in held[place]), "residency")
+        for place, of in sizes.items()
     ]
 
 

@@ -15,8 +15,8 @@ from pipeline.sequences.blocks import BLOCK_TOKENS, blocks_for
 TYPICAL_TOKENS, TYPICAL_SHARE = 1024, 4
 """What a request is taken to need, prompt and answer, as nothing is known of it: so many tokens, or of a long context a
 quarter. Some need more and many less."""
-STEPS = 32
-"""So many numbers of requests are tried."""
+STEPS = 64
+"""So many numbers of requests are tried, which takes some milliseconds."""
 SENT_RATE = 4
 """How many times as fast as the disk the link to a GPU is."""
 COMPUTED_RATES = {"host": 8, "device": 128}
@@ -106,7 +106,7 @@ def choose_room(demand: Demand, weights: int, place: str, moves: Callable[[int],
     if alone is not None and moves(demand.most) == alone:
         return demand.most, f"{demand.told(demand.most)}{_cost(alone, alone)}"
     fitting = {tokens: found for tokens in sizes if (found := moves(tokens)) is not None}
-    if alone is None or not fitting:
+    if alone is None or max(fitting) == demand.longest:
         return demand.longest, "one request of a whole context, the least that works; memory holds no more"
     best = max(fitting, key=lambda tokens: demand.share(tokens) / fitting[tokens].seconds(weights, place))
     chosen = max(tokens for tokens, found in fitting.items() if found == fitting[best])

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import pipeline.bench.opening as opening
+import pipeline.commands.bench_pass as bench_pass
 from pipeline.api import BUNDLED
 from pipeline.cli import main
 from pipeline.commands.remarks import below_floor, nothing_moved
@@ -25,11 +26,15 @@ def test_a_pass_that_is_faster_than_its_floor_is_not_believed() -> None:
     assert below_floor({"large": 0.96, "slow": 2.0}) == ""
 
 
+async def two_tokens(*_: object) -> int:
+    return 2
+
+
 @pytest.mark.usefixtures("what_fits_stays")
 @pytest.mark.parametrize(
     "command",
     [
-        ["pass", "--passes", "1"],
+        ["pass", "--passes", "1", "--batch-tokens", "2x"],
         ["open", "--passes", "1", "--rounds", "1"],
         ["throughput", "--requests", "1", "--prompt-tokens", "2", "--new-tokens", "2"],
     ],
@@ -39,10 +44,13 @@ def test_a_bench_of_a_model_that_fits_says_so(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(opening, "IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(bench_pass, "tokens_of", two_tokens)  # measuring for the balance takes seconds
     what, *options = command
     for more, still in ([], True), (["--no-residency"], False):
         assert main(["bench", what, str(BUNDLED), *options, "--device", "cpu", *more]) == 0
-        assert ("\n\nNothing moved in bundled: " in capsys.readouterr().out) == still
+        out = capsys.readouterr().out
+        assert ("\n\nNothing moved in bundled: " in out) == still
+        assert ("1x, are multiples of one token." in out) == (still and what == "pass")
 
 
 @pytest.mark.usefixtures("what_fits_stays")

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,10 @@ async def test_what_does_not_fit_is_left_out_and_the_printed_line_opens_the_mode
     assert "8 lanes" in printed.out
     assert printed.out.count("does not fit into memory") == 2
     assert "default" not in printed.out.split("for real")[1].split("\n\n")[0]
+    told = "have an effect|have no effect that can be told from noise"
+    assert re.search(
+        rf"The settings ({told}): the slowest is \d+% slower .* run again, were up to \d+% slower\.", printed.out
+    )
     line = printed.out.splitlines()[-1]
     settings = called_with(line)
     assert settings["gpu_groups"] <= 3

@@ -244,7 +244,8 @@ def _weights(drawn: Blueprint, settings: Config, device: AnyDevice) -> tuple[Cho
     )
     logger.info("checksums %s", checking)
     lanes = reading.reading.lanes
-    checksums = Checksums(drawn.groups.groups, drawn.groups.embed, lanes) if checking.on else None
+    folder = drawn.checkpoint.folder
+    checksums = Checksums(drawn.groups.groups, drawn.groups.embed, lanes, folder) if checking.on else None
     return reading, WeightSource(catalog.host, files, reading.reading, checksums), checking
 
 

@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import xxhash
@@ -121,15 +122,16 @@ class Checksums:
 
     A group that stays in memory is read once, so nothing is ever compared with it. `groups`, `rows` and `nbytes` count
     what was summed up, `mismatches` the groups and calls for rows that differed, those that another read has mended
-    among them.
+    among them. `folder` is that of the checkpoint.
     """
 
-    def __init__(self, groups: Sequence[WeightGroup], embed: TensorRange, threads: int) -> None:
+    def __init__(self, groups: Sequence[WeightGroup], embed: TensorRange, threads: int, folder: Path) -> None:
         self.groups = self.rows = self.nbytes = self.mismatches = 0
         self._groups = {(group.layer, group.name): group for group in groups}
         self._pieces: dict[tuple[int, str], Pieces] = {}
         self._digests: dict[tuple[int, str], array[int]] = {}
         self._embed = embed
+        self._folder = folder
         self._row_digests = array("Q", bytes(8 * embed.shape[0]))
         self._threads = Threads(threads, "penstock-checksums")
 
@@ -150,7 +152,7 @@ class Checksums:
         self.mismatches += 1
         changed = [place for place in range(len(found)) if known[place] != found[place]]
         first = changed[0]
-        return _error(sums.pieces[first], known[first], found[first], len(changed) - 1)
+        return self._error(sums.pieces[first], known[first], found[first], len(changed) - 1)
 
     def compare_rows(self, indices: Sequence[int], rows: memoryview) -> CheckpointError | None:
         """Sum up rows of the embedding table, one behind the other; what is wrong with the first that differs."""
@@ -164,12 +166,21 @@ class Checksums:
             if known != digest:
                 self.mismatches += 1
                 row = Piece(self._embed, self._embed.start + index * row_bytes, row_bytes, 0)
-                return _error(row, known, digest, 0)
+                return self._error(row, known, digest, 0)
         return None
 
     async def aclose(self) -> None:
         """End the threads. Closing twice is harmless."""
         await asyncio.to_thread(self._threads.shutdown)
+
+    def _error(self, piece: Piece, known: int, found: int, others: int) -> CheckpointError:
+        file = piece.tensor.file
+        more = f" (and {others} more pieces of the group)" if others else ""
+        return CheckpointError(
+            f"{file}: weights changed on disk: bytes {piece.start} to {piece.start + piece.length}, of tensor "
+            f"{piece.tensor.name!r}{more}: need checksum {known:016x}, as they had when they were first read, have "
+            f"{found:016x}; `penstock verify {self._folder}` tells what is damaged; mend it and open the model anew"
+        )
 
 
 def _within(group: WeightGroup, chunk: Chunk) -> Iterator[Piece]:
@@ -186,13 +197,3 @@ def _digest(run: memoryview) -> int:
     digest = xxhash.xxh3_64()
     digest.update(run)
     return digest.intdigest()
-
-
-def _error(piece: Piece, known: int, found: int, others: int) -> CheckpointError:
-    file = piece.tensor.file
-    more = f" (and {others} more pieces of the group)" if others else ""
-    return CheckpointError(
-        f"{file}: weights changed on disk: bytes {piece.start} to {piece.start + piece.length}, of tensor "
-        f"{piece.tensor.name!r}{more}: need checksum {known:016x}, as they had when they were first read, have "
-        f"{found:016x}; `penstock verify {file.parent}` tells what is damaged; mend it and open the model anew"
-    )

@@ -26,6 +26,7 @@ ONE_LOOP = {
         "test_examples.py",
         "test_kv_policies.py",
         "test_kv_swapper.py",
+        "test_long_contexts.py",
         "test_memory_plan.py",
         "test_policies_and_stages.py",
     ),

@@ -72,7 +72,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="penstock",
         description="Runs language models that are bigger than the memory of the device that computes.",
-        epilog="Results go to stdout, all else to stderr. The exit status is 1 when something failed, 2 when the options "
+        epilog="Results go to stdout, all else to stderr. The exit status is 1 when something failed, 2 when options "
         "do not parse, 130 after Ctrl-C, and 143 after SIGTERM.",
     )
     parser.add_argument("--version", action="version", version=f"penstock {_version()}")

@@ -81,7 +81,7 @@ class Model:
     def tokenizer(self) -> ModelTokenizer:
         """Text to token ids and back, as `generate` does it. Raises CheckpointError where the folder has none."""
         if self._tokenizer is None:
-            raise no_tokenizer(self._runtime.folder)
+            raise no_tokenizer(self._runtime.folder) if not self._refuses else ClosedError("the model is closed")
         return self._tokenizer
 
     @property
@@ -181,6 +181,7 @@ class Model:
         """
         self._refuses = True
         await self._supervisor.aclose(drain=drain)
+        self._tokenizer = None
 
     async def __aenter__(self) -> "Model":
         return self
@@ -191,6 +192,8 @@ class Model:
         await self.aclose()
 
     def _call(self, prompt: Prompt, arguments: Mapping[str, object]) -> Call:
+        if self._refuses:
+            raise ClosedError("the model is closed")
         return Call(self._runtime, self._tokenizer, self._defaults, prompt, arguments)
 
     async def _stream(self, call: Call) -> AsyncGenerator[Chunk, None]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from actors.core.trace import Trace
 from pipeline.config import Config
 from pipeline.devices.memory import Memory
 from pipeline.devices.open import AnyDevice, PlannedDevice, open_device
-from pipeline.memory import MemoryPlan, slot_counts
+from pipeline.memory import MemoryPlan, give_freed_back, slot_counts
 from pipeline.models.config import ModelConfig, read_config
 from pipeline.models.families import group_specs
 from pipeline.models.frequencies import DynamicScaling
@@ -125,6 +126,7 @@ def draw_up(
 
     Raises ConfigError or CheckpointError. Whether the plan fits is for the caller to check.
     """
+    give_freed_back()
     groups = plan_groups(group_specs(model), checkpoint)
     dtype = _computing_dtype(model, groups, settings)
     fewest_slots = settings.gpu_groups if device.unified else min(settings.gpu_groups, settings.host_groups)
@@ -181,6 +183,9 @@ def _build(
     undone.callback(device.free)
     with promising:
         drawn = draw_up(model, checkpoint, settings, device)
+        if not drawn.plan.memory.fits():
+            gc.collect()  # a closed model that nobody holds any more may still be there
+            drawn = draw_up(model, checkpoint, settings, device)
         drawn.plan.memory.check()
         promise(device, checkpoint.folder, drawn.plan.memory)
     say_remarks(drawn, settings)

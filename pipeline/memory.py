@@ -1,5 +1,6 @@
 """The memory plan: what the runtime will hold, holder by holder, against what the machine has."""
 
+import ctypes
 import functools
 import os
 import re
@@ -47,6 +48,10 @@ class MemoryPlan:
     holdings: tuple[Holding, ...]
     available: dict[str, int]
     bounds: Mapping[str, str] = field(default_factory=dict)
+
+    def fits(self) -> bool:
+        """Whether every place has what is needed there."""
+        return all(self.need(place) <= have for place, have in self.available.items())
 
     def check(self) -> None:
         """Refuse a plan that cannot fit. Raises ConfigError with need, have, and what to change.
@@ -171,6 +176,12 @@ def _limit_and_use(group: Path, version_2: bool) -> tuple[int, int] | None:
     counted = dict(each.split() for each in counts.read_text().splitlines()) if counts.exists() else {}
     idle = counted.get("inactive_file" if version_2 else "total_inactive_file", 0)
     return int(bound), int(used.read_text()) - int(idle)
+
+
+def give_freed_back() -> None:
+    """Let the C library return what was freed to the system: pages that it keeps count as this process's."""
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
 
 
 def resident_bytes() -> int:

@@ -222,10 +222,10 @@ def test_a_model_that_cannot_fit_is_refused_before_any_memory_is_taken(
 ) -> None:
     taken: list[int] = []
     monkeypatch.setattr(CpuDevice, "host_memory", lambda self, nbytes: taken.append(nbytes))
-    monkeypatch.setattr(plan_module, "available_host_bytes", lambda: 50_000_000)
+    monkeypatch.setattr(plan_module, "available_host_bytes", lambda: 70_000_000)
     monkeypatch.setattr(plan_module, "resident_bytes", lambda: 1_000_000)
     with pytest.raises(
-        ConfigError, match=r"^host memory: need .*, have 51 MB .*; lower context_tokens, or set kv_disk$"
+        ConfigError, match=r"^host memory: need .*, have 71 MB .*; lower context_tokens, or set kv_disk$"
     ):
         build(checkpoint, Config(device="cpu", context_tokens=40_000, max_tokens_per_pass=1))
     with pytest.raises(ConfigError, match=r"have 100 kB .*; no setting lowers .* raise host_memory or free memory$"):

@@ -109,10 +109,10 @@ def _elsewhere(options: argparse.Namespace, settings: Config) -> tuple[PlannedDe
             raise ConfigError(f"{option}: a machine that is not here needs it as a number or a size, have {value}")
     host_bytes = parse_bytes("host_memory", settings.host_memory or 0, 0)
     if options.h2d_gbps is None:
-        device = DeviceElsewhere(True, False, CpuDevice.loads_later, None)
+        device = DeviceElsewhere(True, False, CpuDevice.libraries.whole, None)
     else:
         gpu_bytes = parse_bytes("gpu_memory", settings.gpu_memory or 0, 0)
-        device = DeviceElsewhere(False, True, CudaDevice.loads_later, gpu_bytes)
+        device = DeviceElsewhere(False, True, CudaDevice.libraries.whole, gpu_bytes)
     return device, _told_rates(options), host_bytes
 
 

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import resource
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 
@@ -17,8 +18,10 @@ import torch
 from actors.core.chained import parts
 from actors.core.ports import Copy, Event
 from pipeline.devices.lane import LaneEvent, Lanes, do_behind, require_done
+from pipeline.devices.libraries import Libraries
 from pipeline.devices.memory import DeviceMemory, HostMemory, Memory, copy_bytes
 from pipeline.errors import ConfigError, ResourceError
+from pipeline.memory import resident_bytes
 from pipeline.promises import give_back
 from pipeline.threads import Threads, portable
 
@@ -31,17 +34,23 @@ class CudaDevice:
 
     unified = False
     packed = True
-    loads_later: Mapping[str, int] = {"host": 780 << 20, "device": 64 << 20}
-    """What the CUDA libraries add, by place, in bytes: 740 MiB were measured on an H200, and 32 MiB for each lane."""
+    libraries = Libraries(host=780 << 20, device=64 << 20)
+    """740 MiB were measured on an H200, and on the device 32 MiB for each lane that computes."""
 
     def __init__(self, index: int = 0) -> None:
         if not torch.cuda.is_available():
             raise ConfigError("device='cuda' needs an NVIDIA GPU and a CUDA build of torch; use device='cpu'")
         self.torch_device = torch.device("cuda", index)
+        self.resident_before = resident_bytes()
         self.pools: Mapping[str, str] = {"host": "host", "device": str(self.torch_device)}
         self._lanes = Lanes(lambda name: CudaLane(name, self.torch_device))
         self._pinned: list[HostMemory] = []
         self._memory: list[DeviceMemory] = []
+
+    @property
+    def loads_later(self) -> Mapping[str, int]:
+        """What its libraries add once they run, by place, in bytes."""
+        return self.libraries.later()
 
     def host_memory(self, nbytes: int) -> HostMemory:
         """Pinned memory of exactly `nbytes`, rounded up to whole pages: torch would round up to a power of two."""
@@ -108,6 +117,11 @@ class CudaDevice:
             _check(code, "unpin memory")
 
 
+_unused_streams: "defaultdict[tuple[torch.device, str], list[torch.cuda.Stream]]" = defaultdict(list)
+"""Of lanes that were closed, by device and name. The workspaces that libraries keep for each stream are used again;
+and torch has 32 streams, which it gives out a second time after that."""
+
+
 class CudaEvent(LaneEvent):
     """The event of what a piece of work put on its stream. `issued` tells when streams can wait for it."""
 
@@ -123,7 +137,8 @@ class CudaLane:
     waiting for a CUDA event that was never recorded returns at once."""
 
     def __init__(self, name: str, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)
+        self._unused = _unused_streams[device, name]
+        self._stream = self._unused.pop() if self._unused else torch.cuda.Stream(device)
         self._issuer = Threads(1, f"penstock-{name}")
         self._waiter = Threads(1, f"penstock-{name}-wait")
 
@@ -140,6 +155,7 @@ class CudaLane:
         """End both threads once they have run what was submitted; waits for it."""
         self._issuer.shutdown(wait=True)
         self._waiter.shutdown(wait=True)
+        self._unused.append(self._stream)
 
     def _issue(
         self, work: Callable[[], object], after: Sequence[Event], vacant: Event | None, event: CudaEvent

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import logging
 import time
 from collections.abc import Callable
@@ -17,15 +16,14 @@ from actors.core.crew import Over
 from actors.core.line import Line
 from actors.core.ports import PrefetchPolicy
 from actors.core.trace import Trace
+from pipeline.blueprint import Blueprint, draw_up_fitting, say_remarks
 from pipeline.config import Config
 from pipeline.devices.memory import Memory
-from pipeline.devices.open import AnyDevice, PlannedDevice, open_device
-from pipeline.memory import MemoryPlan, give_freed_back, slot_counts
+from pipeline.devices.open import AnyDevice, open_device
+from pipeline.memory import MemoryPlan, slot_counts
 from pipeline.models.config import ModelConfig, read_config
-from pipeline.models.families import group_specs
-from pipeline.models.frequencies import DynamicScaling
 from pipeline.models.row_blocks import RowBlocks
-from pipeline.plan import Plan, make_plan
+from pipeline.plan import Plan
 from pipeline.policies import find_policy, fit_policy
 from pipeline.program import GenerationProgram
 from pipeline.promises import promise, promising
@@ -39,10 +37,7 @@ from pipeline.weights.catalog import WeightCatalog
 from pipeline.weights.checkpoint import Checkpoint, open_checkpoint
 from pipeline.weights.checksums import Checking, Checksums, choose_checking
 from pipeline.weights.embedding import EmbeddingRows
-from pipeline.weights.groups import WeightGroups, plan_groups
-from pipeline.weights.layout import stored_dtype
 from pipeline.weights.reading_choice import Choice, choose_reading
-from pipeline.weights.remarks import remarks
 from pipeline.weights.source import WeightSource
 from pipeline.wiring import ACTORS, Parts, Wired, slots_until_computed, wire
 
@@ -103,61 +98,6 @@ class Runtime:
             stack.push_async_callback(self.program.close)
 
 
-@dataclass(frozen=True, slots=True)
-class Blueprint:
-    """All that is known about a model before any memory is taken: its shape, its groups, and the plan."""
-
-    model: ModelConfig
-    checkpoint: Checkpoint
-    groups: WeightGroups
-    dtype: torch.dtype
-    catalog: WeightCatalog
-    plan: Plan
-
-
-def draw_up(
-    model: ModelConfig,
-    checkpoint: Checkpoint,
-    settings: Config,
-    device: PlannedDevice,
-    host_bytes: int | None = None,
-) -> Blueprint:
-    """Find the groups of a checkpoint and add up the memory; `host_bytes` are what is available, if not here.
-
-    Raises ConfigError or CheckpointError. Whether the plan fits is for the caller to check.
-    """
-    give_freed_back()
-    groups = plan_groups(group_specs(model), checkpoint)
-    dtype = _computing_dtype(model, groups, settings)
-    fewest_slots = settings.gpu_groups if device.unified else min(settings.gpu_groups, settings.host_groups)
-    catalog = WeightCatalog(groups.groups, packed=device.packed, two_kinds=fewest_slots > 1)
-    plan = make_plan(model, settings, groups, catalog, device, dtype, host_bytes)
-    if isinstance(model.rope_scaling, DynamicScaling) and model.rope_length(plan.context_tokens):
-        most = model.rope_scaling.original_max_positions
-        logger.warning(
-            "rope_scaling dynamic: beyond %d tokens all frequencies change with every token, so for each the whole "
-            "sequence is computed anew; context_tokens=%d refuses what is longer",
-            most,
-            most,
-        )
-    return Blueprint(model, checkpoint, groups, dtype, catalog, plan)
-
-
-def _computing_dtype(model: ModelConfig, groups: WeightGroups, settings: Config) -> torch.dtype:
-    """What is said, else what config.json declares, to which transformers casts all, else how they are stored."""
-    if settings.dtype != "auto":
-        said: torch.dtype = getattr(torch, settings.dtype)
-        return said
-    stored = stored_dtype(groups.dtype)
-    return model.dtype or (torch.float32 if stored == torch.float64 else stored)
-
-
-def say_remarks(drawn: Blueprint, settings: Config) -> None:
-    """Log what people should know about a checkpoint."""
-    for remark in remarks(drawn.checkpoint, drawn.groups, drawn.dtype if settings.dtype == "auto" else None):
-        logger.warning("%s", remark)
-
-
 def build(folder: Path, settings: Config, trace: Trace | None = None) -> Runtime:
     """Open the checkpoint, draw up the plan, and wire the lines. Nothing runs yet.
 
@@ -182,11 +122,7 @@ def _build(
     """`undone` is told how to give back what is taken."""
     undone.callback(device.free)
     with promising:
-        drawn = draw_up(model, checkpoint, settings, device)
-        if not drawn.plan.memory.fits():
-            gc.collect()  # a closed model that nobody holds any more may still be there
-            drawn = draw_up(model, checkpoint, settings, device)
-        drawn.plan.memory.check()
+        drawn = draw_up_fitting(model, checkpoint, settings, device)
         promise(device, checkpoint.folder, drawn.plan.memory)
     say_remarks(drawn, settings)
     catalog, plan = drawn.catalog, drawn.plan

@@ -51,28 +51,18 @@ class MemoryPlan:
 
     def fits(self) -> bool:
         """Whether every place has what is needed there."""
-        return all(self.need(place) <= have for place, have in self.available.items())
+        return not self.short_places()
 
-    def check(self) -> None:
-        """Refuse a plan that cannot fit. Raises ConfigError with need, have, and what to change.
+    def short_places(self) -> list[str]:
+        """The places that have less than is needed there."""
+        return [place for place, have in self.available.items() if self.need(place) > have]
 
-        That is the knob of the largest holding, unless what no knob changes has no room by itself.
-        """
-        for place, have in self.available.items():
-            held = self.held(place)
-            need = self.need(place)
-            if need > have:
-                largest = max((one for one in held if one.knob), key=lambda holding: holding.nbytes)
-                fixed = sum(holding.nbytes for holding in held if not holding.knob)
-                under, advice = "", f"lower {largest.knob}"
-                if place in self.bounds:
-                    under, advice = f"under {self.bounds[place]}, beside threads ", f"raise the limit, or {advice}"
-                elif 0 < fixed >= have:
-                    advice = f"no setting lowers {human_bytes(fixed)} of that: raise {LIMITS[place]} or free memory"
-                raise ConfigError(
-                    f"{place} memory: need {human_bytes(need)}, have {human_bytes(have)} {under}"
-                    f"({'; '.join(_lines(held))}); {advice}"
-                )
+    def shortage(self) -> str:
+        """What one of them needs and has, holder by holder."""
+        place = self.short_places()[0]
+        under = f"under {self.bounds[place]}, beside threads " if place in self.bounds else ""
+        need, have = human_bytes(self.need(place)), human_bytes(self.available[place])
+        return f"{place} memory: need {need}, have {have} {under}({'; '.join(_lines(self.held(place)))})"
 
     def __str__(self) -> str:
         """One line for each holding, and one for each place with what it has."""

@@ -10,7 +10,7 @@ from support.small_checkpoints import write_small_checkpoint
 
 from pipeline import ConfigError, Model
 from pipeline.api import BUNDLED
-from pipeline.build import Blueprint, draw_up
+from pipeline.blueprint import Blueprint, draw_up
 from pipeline.cli import main
 from pipeline.config import Config
 from pipeline.devices.cpu import CpuDevice

@@ -65,7 +65,7 @@ async def test_of_two_that_open_at_once_one_is_refused_where_one_fits(
         time.sleep(0.05)
         return plan
 
-    monkeypatch.setattr("pipeline.build.make_plan", planning_takes_a_while)
+    monkeypatch.setattr("pipeline.blueprint.make_plan", planning_takes_a_while)
     settings = room(110 << 20)
     opened = await asyncio.gather(
         *(Model.open(checkpoint, **settings)._open() for _ in range(2)), return_exceptions=True

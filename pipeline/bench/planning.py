@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.bench.forecast import Forecast, Rates, forecast, pass_timings
-from pipeline.build import Blueprint, draw_up, say_remarks
+from pipeline.blueprint import Blueprint, draw_up, draw_up_fitting, say_remarks
 from pipeline.config import Config
 from pipeline.devices.elsewhere import DeviceElsewhere
 from pipeline.devices.open import PlannedDevice
@@ -111,9 +111,8 @@ def _place(
     host_bytes: int | None,
     computed_from: str | None = None,
 ) -> Placed:
-    drawn = draw_up(model, checkpoint, settings, device, host_bytes)
+    drawn = draw_up_fitting(model, checkpoint, settings, device, host_bytes)
     say_remarks(drawn, settings)
-    drawn.plan.memory.check()
     return Placed(drawn, computed_from)
 
 

@@ -13,7 +13,8 @@ from pipeline.bench.floors import Floors
 from pipeline.bench.forecast import Compute, Rates, forecast, kind_of, pass_timings
 from pipeline.bench.machine import LARGER, _Computed, _computes, measure_rates
 from pipeline.bench.planning import GIGABYTE, balanced_tokens, plan_model
-from pipeline.build import Blueprint, build, draw_up
+from pipeline.blueprint import Blueprint, draw_up
+from pipeline.build import build
 from pipeline.config import Config
 from pipeline.devices.cpu import CpuDevice
 from pipeline.devices.elsewhere import DeviceElsewhere

@@ -12,7 +12,7 @@ import torch
 from support import tiny_models
 
 from pipeline.api import BUNDLED
-from pipeline.build import draw_up
+from pipeline.blueprint import draw_up
 from pipeline.cli import main
 from pipeline.config import Config
 from pipeline.devices.elsewhere import DeviceElsewhere

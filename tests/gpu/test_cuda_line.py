@@ -212,5 +212,5 @@ async def test_a_pass_takes_as_long_as_the_slower_of_copies_and_computation(prod
 
 
 async def test_device_memory_that_is_not_there_is_refused(streamed: Path) -> None:
-    with pytest.raises(ConfigError, match=r"device memory: need .*, have .*lower gpu_groups"):
+    with pytest.raises(ConfigError, match=r"device memory: need .*, have .*; set gpu_groups to at most"):
         await Model.open(streamed, device="cuda", gpu_groups=20_000)

@@ -1,0 +1,114 @@
+"""All that is known about a model before any memory is taken, and a plan that fits or is refused."""
+
+import gc
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from pipeline.config import Config
+from pipeline.devices.elsewhere import DeviceElsewhere
+from pipeline.devices.open import PlannedDevice
+from pipeline.errors import ConfigError
+from pipeline.memory import give_freed_back, parse_bytes
+from pipeline.models.config import ModelConfig
+from pipeline.models.families import group_specs
+from pipeline.models.frequencies import DynamicScaling
+from pipeline.plan import Plan, make_plan
+from pipeline.weights.catalog import WeightCatalog
+from pipeline.weights.checkpoint import Checkpoint
+from pipeline.weights.groups import WeightGroups, plan_groups
+from pipeline.weights.layout import stored_dtype
+from pipeline.weights.remarks import remarks
+from pipeline.what_would_fit import what_would_fit
+
+logger = logging.getLogger("penstock")
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """All that is known about a model before any memory is taken: its shape, its groups, and the plan."""
+
+    model: ModelConfig
+    checkpoint: Checkpoint
+    groups: WeightGroups
+    dtype: torch.dtype
+    catalog: WeightCatalog
+    plan: Plan
+
+
+def draw_up(
+    model: ModelConfig,
+    checkpoint: Checkpoint,
+    settings: Config,
+    device: PlannedDevice,
+    host_bytes: int | None = None,
+) -> Blueprint:
+    """Find the groups of a checkpoint and add up the memory; `host_bytes` are what is available, if not here.
+
+    Raises ConfigError or CheckpointError. Whether the plan fits is for the caller to check.
+    """
+    give_freed_back()
+    groups = plan_groups(group_specs(model), checkpoint)
+    dtype = _computing_dtype(model, groups, settings)
+    fewest_slots = settings.gpu_groups if device.unified else min(settings.gpu_groups, settings.host_groups)
+    catalog = WeightCatalog(groups.groups, packed=device.packed, two_kinds=fewest_slots > 1)
+    plan = make_plan(model, settings, groups, catalog, device, dtype, host_bytes)
+    return Blueprint(model, checkpoint, groups, dtype, catalog, plan)
+
+
+def draw_up_fitting(
+    model: ModelConfig,
+    checkpoint: Checkpoint,
+    settings: Config,
+    device: PlannedDevice,
+    host_bytes: int | None = None,
+) -> Blueprint:
+    """The same; what cannot fit is refused by a ConfigError with need, have, and settings with which it would fit."""
+    drawn = draw_up(model, checkpoint, settings, device, host_bytes)
+    if drawn.plan.memory.fits():
+        return drawn
+    if host_bytes is None:
+        gc.collect()  # a closed model that nobody holds any more may still be there
+        drawn = draw_up(model, checkpoint, settings, device, host_bytes)
+
+    def changed(changes: Mapping[str, Any]) -> Plan | None:
+        elsewhere, host = device, host_bytes
+        if host is not None and "host_memory" in changes:
+            host = parse_bytes("host_memory", changes["host_memory"])
+        if isinstance(device, DeviceElsewhere) and "gpu_memory" in changes:
+            elsewhere = DeviceElsewhere.like(device, parse_bytes("gpu_memory", changes["gpu_memory"]))
+        try:
+            return draw_up(model, checkpoint, replace(settings, **changes), elsewhere, host).plan
+        except ConfigError:
+            return None
+
+    if not drawn.plan.memory.fits():
+        raise ConfigError(f"{drawn.plan.memory.shortage()}; {what_would_fit(drawn.plan, settings, changed)}")
+    return drawn
+
+
+def _computing_dtype(model: ModelConfig, groups: WeightGroups, settings: Config) -> torch.dtype:
+    """What is said, else what config.json declares, to which transformers casts all, else how they are stored."""
+    if settings.dtype != "auto":
+        said: torch.dtype = getattr(torch, settings.dtype)
+        return said
+    stored = stored_dtype(groups.dtype)
+    return model.dtype or (torch.float32 if stored == torch.float64 else stored)
+
+
+def say_remarks(drawn: Blueprint, settings: Config) -> None:
+    """Log what people should know about a checkpoint."""
+    for remark in remarks(drawn.checkpoint, drawn.groups, drawn.dtype if settings.dtype == "auto" else None):
+        logger.warning("%s", remark)
+    scaling = drawn.model.rope_scaling
+    if isinstance(scaling, DynamicScaling) and drawn.model.rope_length(drawn.plan.context_tokens):
+        most = scaling.original_max_positions
+        logger.warning(
+            "rope_scaling dynamic: beyond %d tokens all frequencies change with every token, so for each the whole "
+            "sequence is computed anew; context_tokens=%d refuses what is longer",
+            most,
+            most,
+        )

@@ -65,6 +65,12 @@ def nothing_stays(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr("pipeline.plan.SPARE_SHARE", 1.0)
 
 
+@pytest.fixture(autouse=True)
+def nothing_was_loaded_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans are alike whichever tests ran before: what torch has loaded with another model counts as still to come."""
+    monkeypatch.setattr("pipeline.devices.libraries.Libraries.later", lambda libraries: libraries.whole)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def no_cache_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What tests measure of a disk is not for the models that run here otherwise."""

@@ -95,7 +95,7 @@ async def test_what_was_just_enough_for_one_request_is_still_enough(heavy: Path)
         assert str(model.runtime.kv_room).endswith("the least that works; memory holds no more")
         whole = await model.generate(list(range(1, 121)), max_new_tokens=8, ignore_eos=True)
         assert len(whole.token_ids) == 8
-    with pytest.raises(ConfigError, match=r"^host memory: need .*lower"):
+    with pytest.raises(ConfigError, match=r"^host memory: need .*; set host_memory to at least"):
         await Model.open(heavy, device="cpu", host_memory=limit - 1, **CONTEXT)
 
 

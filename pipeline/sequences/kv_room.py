@@ -106,7 +106,7 @@ def choose_room(demand: Demand, weights: int, place: str, moves: Callable[[int],
     if alone is not None and moves(demand.most) == alone:
         return demand.most, f"{demand.told(demand.most)}{_cost(alone, alone)}"
     fitting = {tokens: found for tokens in sizes if (found := moves(tokens)) is not None}
-    if alone is None or max(fitting) == demand.longest:
+    if alone is None or max(fitting, default=demand.longest) == demand.longest:
         return demand.longest, "one request of a whole context, the least that works; memory holds no more"
     best = max(fitting, key=lambda tokens: demand.share(tokens) / fitting[tokens].seconds(weights, place))
     chosen = max(tokens for tokens, found in fitting.items() if found == fitting[best])

@@ -69,7 +69,7 @@ def make_plan(
 
     What they leave holds weight groups for good. Where `kv_tokens` does not say how many there are, they get what makes
     most tokens per second. `host_bytes` are what is available, if not on this machine. The plan may not fit:
-    `Plan.memory.check` tells. Raises ConfigError for settings that contradict each other.
+    `Plan.memory.fits` tells. Raises ConfigError for settings that contradict each other.
     """
     context_tokens = _context_tokens(model, settings)
     told = _told_tokens(settings, context_tokens)

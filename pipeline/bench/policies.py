@@ -31,7 +31,7 @@ TOLERATED_DIFFERENCE = 0.25
 
 
 class OutputsDiffer(PenstockError):
-    """Two policies gave different tokens: one of them computed with wrong weights. Always a bug."""
+    """One prompt got different tokens: one of two runs computed with wrong weights. Always a bug."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from pipeline.bench.policies import CHAINED_TITLE, PolicyBench, PolicyReport, ba
 from pipeline.commands.options import model_settings
 from pipeline.commands.policy_table import policy_table
 from pipeline.commands.progress import Progress
+from pipeline.commands.remarks import beside_noise, with_remarks
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.outputs import is_plain
@@ -62,23 +63,24 @@ def _table(reports: list[PolicyReport]) -> str:
     measured = [replace(row.measured, policy=CHAINED_TITLE) if row in chained else row.measured for row in both]
     first = both[0]
     worst = max(report.logprob_difference for report in both)
-    return (
-        f"{policy_table(measured, beside)}\n\n"
-        f"{_effect(dict(zip((row.policy for row in measured), both, strict=True)))}\n"
+    effect = _effect(dict(zip((row.policy for row in measured), both, strict=True)))
+    said = (
         f"{first.passes} passes of {first.batch_tokens} tokens each, in each of which all weight groups moved; "
         f"the same tokens came out of all, log-probabilities at most {worst:.2g} apart"
     )
+    return with_remarks(policy_table(measured, beside), effect, said)
 
 
 def _effect(reports: Mapping[str, PolicyReport]) -> str:
-    """Whether the policies differ by more than the passes of one do."""
+    """Whether the policies differ by more than the passes of one do; empty where there is only one."""
+    if len(reports) < 2:
+        return ""
     ranked = sorted(reports, key=lambda name: reports[name].measured.total_ms)
     fastest, slowest = reports[ranked[0]], reports[ranked[-1]]
     longer, noise = slowest.measured.total_ms / fastest.measured.total_ms - 1, _spread(fastest) + _spread(slowest)
     if len(fastest.pass_seconds) < ENOUGH:
         return f"too few passes to tell how policies differ from noise: raise --passes to {ENOUGH} or more"
-    verdict = "more than" if longer > noise else "which proves nothing beside"
-    return f"{ranked[-1]} took {longer:.1%} longer than {ranked[0]}, {verdict} the {noise:.1%} of both spreads"
+    return f"{ranked[-1]} took {longer:.1%} longer than {ranked[0]}, {beside_noise(longer, noise)}"
 
 
 def _spread(report: PolicyReport) -> float:

@@ -14,7 +14,7 @@ from pipeline.bench.candidates import Samples
 from pipeline.bench.policies import OutputsDiffer
 from pipeline.commands.answer import Answer
 from pipeline.commands.options import model_settings
-from pipeline.commands.remarks import nothing_moved
+from pipeline.commands.remarks import beside_noise, nothing_moved, with_remarks
 from pipeline.commands.run_lines import closing_lines, opening_lines
 from pipeline.commands.run_prompt import stream_text
 from pipeline.commands.table import aligned
@@ -102,10 +102,8 @@ def compared(runs: Sequence[Shown]) -> str:
         }
     )
     if told := nothing_moved({ours.name: ours.moving_groups}, "it does not tell what reading while computing is worth"):
-        return f"{table}\n\n{told}"
-    ratio, noise = alone.passes.median / ours.passes.median, alone.passes.spread + ours.passes.spread
-    told = f"Without reading while it computes, a pass takes {ratio:.2f} x as long"
-    if ratio - 1 > noise:
-        return f"{table}\n\n{told}: {ratio - 1:.0%} more, beyond the {noise:.0%} of both spreads."
-    again = "run it again while the machine has nothing else to do"
-    return f"{table}\n\n{told}, which proves nothing beside the {noise:.0%} of both spreads: {again}."
+        return with_remarks(table, told)
+    longer, noise = alone.passes.median / ours.passes.median - 1, alone.passes.spread + ours.passes.spread
+    again = "" if longer > noise else "; run it again while the machine has nothing else to do"
+    told = f"Without reading while it computes, a pass takes {longer:.1%} longer, {beside_noise(longer, noise)}{again}."
+    return with_remarks(table, told)

@@ -11,6 +11,11 @@ def with_remarks(table: str, *remarks: str) -> str:
     return "\n\n".join(filter(None, [table, *remarks]))
 
 
+def beside_noise(effect: float, noise: float) -> str:
+    """Whether a difference is more than noise: what both sides spread by, relative to their medians."""
+    return f"{'more than' if effect > noise else 'which proves nothing beside'} the {noise:.1%} of both spreads"
+
+
 def nothing_moved(moving: Mapping[str, int], unsaid: str, some: str = "a smaller --host-memory or --gpu-memory") -> str:
     """A sentence on the rows in which no group moved; empty where groups moved in all.
 

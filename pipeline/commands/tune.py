@@ -11,6 +11,7 @@ from pipeline.bench.tune import QUEUES, Tuner, TuneReport
 from pipeline.commands.heat_map import heat_map
 from pipeline.commands.options import model_settings
 from pipeline.commands.progress import Progress
+from pipeline.commands.remarks import beside_noise
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.memory import human_bytes
@@ -183,8 +184,7 @@ def _lanes(rates: Mapping[ReadSizes, Samples]) -> str:
     """Whether the columns of the map differ by more than reading in the same way does from time to time."""
     ranked = sorted((rates[reading] for reading in best_readings(rates)), key=lambda samples: samples.median)
     differ, spreads = ranked[-1].median / ranked[0].median - 1, ranked[-1].spread + ranked[0].spread
-    verdict = "more than" if differ > spreads else "which proves nothing beside"
-    return f"lanes change the reading by up to {differ:.1%}, {verdict} the {spreads:.1%} of both spreads"
+    return f"lanes change the reading by up to {differ:.1%}, {beside_noise(differ, spreads)}"
 
 
 def _queues(report: TuneReport) -> str:

@@ -58,7 +58,7 @@ def test_the_table_has_the_simulation_and_its_error_beside_the_measured_total(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert bench(*SMALL) == 0
-    names, units, *rows, empty, effect, said = capsys.readouterr().out.splitlines()
+    names, units, *rows, empty, effect, _, said = capsys.readouterr().out.splitlines()
     assert names.split()[:7] == ["policy", "total", "per", "layer", "simulated", "error", "spread"]
     assert units.split()[:5] == ["s", "ms", "s", "%", "%"]
     cells = {row.split("  ")[0]: row.removeprefix(row.split("  ")[0]).split() for row in rows}
@@ -77,6 +77,7 @@ def test_policies_that_differ_less_than_their_passes_prove_nothing() -> None:
     slow, fast = report("history", 1100.0, 900.0, 0.0, spread=0.2), report("stage1", 1000.0, 900.0, 0.0)
     told = "history took 10.0% longer than stage1, which proves nothing beside the 20.0% of both spreads\n"
     assert told in command._table([slow, fast])
+    assert "both spreads" not in command._table([slow]), "there is nothing to compare"
     few = replace(fast, pass_seconds=(1.0,))
     assert "too few passes to tell how policies differ from noise: raise --passes to 3" in command._table([slow, few])
 

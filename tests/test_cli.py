@@ -39,8 +39,10 @@ def test_run_says_how_many_groups_stay(capsys: pytest.CaptureFixture[str]) -> No
 def test_make_checkpoint_then_run_and_bench(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(made), "--prompt", "hello", "--max-new-tokens", "3"]) == 0
     capsys.readouterr()
-    assert main(["bench", "pass", str(made), "--passes", "3", "--json"]) == 0
+    trace = made / "trace"
+    assert main(["bench", "pass", str(made), str(made.parent), "--passes", "3", "--json", "--trace", str(trace)]) == 1
     (report,) = json.loads(capsys.readouterr().out)
+    assert trace.exists(), "what is complete is told and written, whatever ends the rest"
     floors = zip(*(report[f"{name}_floor_seconds"] for name in ("read", "upload", "compute")), strict=True)
     ratios = [one / max(three) for one, three in zip(report["pass_seconds"], floors, strict=True)]
     assert report["ratios"] == pytest.approx(ratios)

@@ -15,25 +15,33 @@ from pipeline.errors import ConfigError
 from pipeline.memory import human_bytes
 from pipeline.outputs import check_writable
 from pipeline.trace.perfetto import write_trace
+from pipeline.trace.recording import Recording
 
 UNSAID = "a pass is computing alone, and overlapping has nothing to gain"
 UNBALANCED = ", and multiples of a balance, as 1x, are multiples of one token"
 
 
 async def bench(options: argparse.Namespace) -> None:
-    """Measure, and print a table or one JSON object."""
+    """Measure, and print a table or one JSON object; of an early end, by Ctrl-C or an error, what is complete."""
     if options.passes < 1:
         raise ConfigError(f"--passes: need at least 1, have {options.passes}")
     if options.trace is not None:
         check_writable(options.trace)
     settings, progress = model_settings(options), Progress()
-    rows = []
-    for model in options.model:
-        for told in options.batch_tokens.split(","):
-            tokens = await tokens_of(model, settings, told, progress.say)
-            report, recording = await bench_pass(model, settings, tokens, options.passes, progress.say)
-            rows.append(report)
-    progress.clear()
+    rows: list[PassReport] = []
+    try:
+        for model in options.model:
+            for told in options.batch_tokens.split(","):
+                tokens = await tokens_of(model, settings, told, progress.say)
+                report, recording = await bench_pass(model, settings, tokens, options.passes, progress.say)
+                rows.append(report)
+    finally:
+        progress.clear()
+        if rows:
+            _tell(options, rows, recording)
+
+
+def _tell(options: argparse.Namespace, rows: Sequence[PassReport], recording: Recording) -> None:
     if options.json:
         json.dump([row.as_dict() for row in rows], sys.stdout, indent=2)
         print()

@@ -19,15 +19,25 @@ UNSAID = "a pass streams nothing, and its time tells nothing of the disk"
 
 
 async def bench_open(options: argparse.Namespace) -> None:
-    """Measure one model after the other, and print a table or one JSON list. Raises ConfigError."""
+    """Measure one model after the other, and print a table or one JSON list, also of those before an early end.
+
+    Raises ConfigError.
+    """
     for name in ("rounds", "passes"):
         if (have := getattr(options, name)) < 1:
             raise ConfigError(f"--{name}: need at least 1, have {have}")
     progress, settings = Progress(), model_settings(options)
-    rows = [
-        await bench_opening(model, settings, options.rounds, options.passes, progress.say) for model in options.model
-    ]
-    progress.clear()
+    rows: list[OpeningReport] = []
+    try:
+        for model in options.model:
+            rows.append(await bench_opening(model, settings, options.rounds, options.passes, progress.say))
+    finally:
+        progress.clear()
+        if rows:
+            _tell(options, rows)
+
+
+def _tell(options: argparse.Namespace, rows: Sequence[OpeningReport]) -> None:
     if options.json:
         json.dump([row.as_dict() for row in rows], sys.stdout, indent=2)
         print()

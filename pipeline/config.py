@@ -51,7 +51,7 @@ class Config:
         gpu_groups: weight groups that move, wait or compute on the device; this is what bounds the prefetch depth.
         host_groups: weight groups in pinned host memory; without effect on the CPU, whose memory is one.
         queues: messages that may wait in front of an actor, by the actor's name.
-        insert: your own stages, by the name of the actor that they follow.
+        insert: your own stages, by the name of the actor that they follow; a group that stays passes them once.
         context_tokens: prompt plus new tokens that one request may have.
         kv_tokens: the same for all requests that run at a time, for which KV memory is set aside; those that do not
             fit wait, and the log says so. None gives them all that they can use where all weights stay beside it. Where

@@ -22,11 +22,12 @@ def test_demo_shows_five_actors_at_work(capsys: pytest.CaptureFixture[str]) -> N
     assert "█" in rows["disk_reader"]
     assert "█" in rows["compute_scheduler"]
     assert "░" in rows["prefetch_planner"], "backpressure reaches the planner"
-    table = re.findall(r"^(as above|one group|all may stay) .*? (\d+) +(\d+) +0\.\d+ .* (\d+)$", out, re.MULTILINE)
+    table = re.findall(r"^(as above|one group|all may stay) .*? (\d+) +(\d+) +\d+\.\d+ .* (\d+)$", out, re.MULTILINE)
     assert table == [("as above", "24", "4", "96"), ("one group", "24", "1", "32"), ("all may stay", "0", "0", "32")]
     verdict = re.search(r"takes (.*)% longer, (more than|which proves nothing beside) the (.*)% of both spreads", out)
     assert verdict is not None, out
-    assert (verdict[2] == "more than") == (float(verdict[1]) > float(verdict[3]))
+    beyond = float(verdict[1]) - float(verdict[3])
+    assert (verdict[2] == "more than") == (beyond > 0) or abs(beyond) < 0.2, "what is printed is rounded"
 
 
 def test_the_demo_tells_an_effect_from_noise_and_refuses_other_tokens() -> None:

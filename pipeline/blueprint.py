@@ -76,11 +76,11 @@ def draw_up_fitting(
 
     def changed(changes: Mapping[str, Any]) -> Plan | None:
         elsewhere, host = device, host_bytes
-        if host is not None and "host_memory" in changes:
-            host = parse_bytes("host_memory", changes["host_memory"])
-        if isinstance(device, DeviceElsewhere) and "gpu_memory" in changes:
-            elsewhere = DeviceElsewhere.like(device, parse_bytes("gpu_memory", changes["gpu_memory"]))
-        try:
+        try:  # a limit may be so low that nothing is left of it
+            if host is not None and "host_memory" in changes:
+                host = parse_bytes("host_memory", changes["host_memory"])
+            if isinstance(device, DeviceElsewhere) and "gpu_memory" in changes:
+                elsewhere = DeviceElsewhere.like(device, parse_bytes("gpu_memory", changes["gpu_memory"]))
             return draw_up(model, checkpoint, replace(settings, **changes), elsewhere, host).plan
         except ConfigError:
             return None

@@ -66,15 +66,18 @@ def os_errors_named(path: Path) -> Iterator[None]:
 
 def require_folder(folder: Path, need: str) -> None:
     """Raise CheckpointError, which says what is needed, where no folder is, or where none can be looked for."""
+    if why := why_no_folder(folder):
+        raise CheckpointError(f"{folder}: {why}; need {need}")
+
+
+def why_no_folder(folder: Path) -> str:
+    """Why there is none; empty where there is one."""
     try:
-        if stat.S_ISDIR(os.stat(folder).st_mode):
-            return
-        what = "is a file"
+        return "" if stat.S_ISDIR(os.stat(folder).st_mode) else "is a file"
     except (FileNotFoundError, NotADirectoryError, ValueError):
-        what = "no such folder"
+        return "no such folder"
     except OSError as error:
-        what = f"cannot be looked into: {error.strerror}"
-    raise CheckpointError(f"{folder}: {what}; need {need}")
+        return f"cannot be looked into: {error.strerror}"
 
 
 def read_small_file(path: Path, limit_bytes: int) -> bytes:

@@ -30,7 +30,7 @@ def what_would_fit(plan: Plan, settings: Config, draw: Try) -> str:
 
     def fits(changes: Mapping[str, Any]) -> bool:
         have = {LIMITS[place]: nbytes for place, nbytes in plan.memory.available.items() if place in LIMITS}
-        limits = {name: parse_bytes(name, changes.get(name, nbytes)) for name, nbytes in have.items()}
+        limits = have | {name: parse_bytes(name, changes[name]) for name in have if name in changes}
         drawn = draw({**changes, **{name: nbytes - SPARE_BYTES for name, nbytes in limits.items()}})
         return drawn is not None and drawn.memory.fits()
 

@@ -65,7 +65,7 @@ def find_shape(model: str) -> Shape:
     Raises ConfigError for what is neither, and as `read_config` does.
     """
     path = find_checkpoint(Path(model))
-    if not os.path.lexists(path):
+    if not os.path.lexists(path) and path.name == model:
         if model in PRESETS:
             return _preset_shape(model, PRESETS[model])
         raise ConfigError(f"--model: is no folder, and {unknown_name('preset', model, list(PRESETS))}")

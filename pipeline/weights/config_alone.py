@@ -9,7 +9,7 @@ import torch
 from pipeline.errors import ConfigError, unknown_name
 from pipeline.models.config import ModelConfig, parse_config
 from pipeline.models.settings import Settings
-from pipeline.small_files import os_errors_named
+from pipeline.small_files import os_errors_named, why_no_folder
 from pipeline.weights.checkpoint import Checkpoint
 from pipeline.weights.presets import PRESETS
 from pipeline.weights.shard_layout import tensor_entries
@@ -48,9 +48,8 @@ def config_alone(path: Path) -> ConfigAlone | None:
             raise ConfigError(f"{path}: is not the config.json of a model, as it names no model_type; {NEED}")
         return _alone(settings, path.name, path.parent)
     if name not in PRESETS:
-        like_a_name = path.name == name and name.isprintable()
-        why = unknown_name("preset", name, list(PRESETS)) if like_a_name else NEED
-        raise ConfigError(f"{path}: no such folder or file; {why}")
+        need = unknown_name("preset", name, list(PRESETS)) if path.name == name else NEED
+        raise ConfigError(f"{path}: {why_no_folder(path)}; {need}")
     return _alone(Settings(f"preset {name}", {**PRESETS[name], "dtype": "bfloat16"}), f"the preset {name}", path)
 
 

@@ -127,10 +127,10 @@ def test_without_weights_there_is_a_plan_and_with_numbers_a_forecast(
 @pytest.mark.parametrize(
     ("model", "says"),
     [
-        ("llama-3-7b", "no such folder or file; unknown preset 'llama-3-7b'; known are llama-2-7b, "),
+        ("llama-3-7b", "no such folder; unknown preset 'llama-3-7b'; known are llama-2-7b, "),
         ("lama-3-70b", "did you mean 'llama-3-70b'?"),
-        ("/no/where", "no such folder or file; need the folder of a checkpoint, its config.json, or the name of"),
-        ("x" * 300, "no such folder or file"),
+        ("/no/where", "no such folder; need the folder of a checkpoint, its config.json, or the name of"),
+        ("x" * 300, "cannot be looked into: File name too long"),
         ("", "config.json: is missing"),
         ("model.safetensors", "is no folder and no config.json"),
         ("fifo.json", "fifo.json: is not a regular file"),

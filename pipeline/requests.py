@@ -107,11 +107,11 @@ class Call:
             self._check_room(self._known_length)
             self._later_ids = id_slices(prompt, runtime.config.vocabulary_size)
             self._ids = next(self._later_ids, [])
-            self._check_room(len(self._ids))
+            self._check_room(len(self._ids), at_least=True)
         elif tokenizer is None:
             raise RequestError("prompt: text needs a tokenizer, and the folder has none; give token ids")
         else:
-            self._check_room(tokenizer.fewest_tokens(prompt), "at least ")
+            self._check_room(tokenizer.fewest_tokens(prompt), at_least=True)
         if not self._ids and (tokenizer is None or self._text is None or not (self._text or tokenizer.encode(""))):
             raise _no_token()
 
@@ -163,7 +163,7 @@ class Call:
 
     def _take(self, part: list[int]) -> None:
         self._ids += part
-        self._check_room(len(self._ids))
+        self._check_room(len(self._ids), at_least=True)
 
     def _check_arguments(self) -> None:
         config = self._runtime.config
@@ -171,15 +171,22 @@ class Call:
         if self._parameters.stop and self._tokenizer is None:
             raise RequestError("stop: stop strings need a tokenizer, and the folder has none; use stop_token_ids")
 
-    def _check_room(self, prompt_tokens: int, at_least: str = "") -> None:
+    def _check_room(self, prompt_tokens: int, *, at_least: bool = False) -> None:
+        """Raises RequestError, with what helps for sure; not all is known of a prompt of `at_least` so many tokens."""
         new_tokens, have = self._parameters.max_new_tokens, self._runtime.context_tokens
-        if (need := prompt_tokens + new_tokens) > have:
-            most = self._runtime.config.max_positions
-            larger = f", or open the model with context_tokens={need}" if need <= most else f"; it was made for {most}"
-            raise RequestError(
-                f"need room for {at_least}{prompt_tokens} prompt and {new_tokens} new tokens, have {have}: shorten the "
-                f"prompt or lower max_new_tokens{larger}"
-            )
+        if (need := prompt_tokens + new_tokens) <= have:
+            return
+        most, kv_tokens = self._runtime.config.max_positions, self._runtime.settings.kv_tokens
+        ways = [f"shorten the prompt to {have - new_tokens} tokens"] if new_tokens < have else []
+        if prompt_tokens < have and not at_least:
+            ways.append(f"lower max_new_tokens to {have - prompt_tokens}")
+        if need <= most and not at_least:
+            more = f" and kv_tokens={need}" if kv_tokens is not None and kv_tokens < need else ""
+            ways.append(f"open the model with context_tokens={need}{more}")
+        raise RequestError(
+            f"need room for {'at least ' * at_least}{prompt_tokens} prompt and {new_tokens} new tokens, have {have}: "
+            f"{', or '.join(ways) or f'ask for at most {have} of both'}{f'; it was made for {most}' * (need > most)}"
+        )
 
 
 def _no_token() -> RequestError:

@@ -37,7 +37,8 @@ def what_would_fit(plan: Plan, settings: Config, draw: Try) -> str:
     ways = [_told(raised, "at least")] if (raised := _raised(plan, settings)) and fits(raised) else []
     knobs = _knobs(plan)
     for knob in knobs:
-        ways += [_told({knob: value}, "at most") for value in _lower(knob, plan, settings) if fits({knob: value})][:1]
+        highest = next((value for value in _lower(knob, plan, settings) if fits({knob: value})), None)
+        ways += [] if highest is None else [_told({knob: highest}, "at most")]
     if settings.kv_disk is None and fits({"kv_disk": gettempdir()}):
         ways.append("kv_disk to a folder on a disk")
     several: dict[str, int] = {}
@@ -81,8 +82,9 @@ def _told(changes: Mapping[str, object], bound: str) -> str:
 def _free(plan: Plan) -> str:
     """Where no setting helps."""
     memory = plan.memory
+    names = {"disk": "on the disk of kv_disk"}
     short = [
-        f"{human_bytes(memory.need(place) - memory.available[place])} of {place} memory"
+        f"{human_bytes(memory.need(place) - memory.available[place])} {names.get(place, f'of {place} memory')}"
         for place in memory.short_places()
     ]
     others = any(one.holder.startswith("promised") for one in memory.holdings)

@@ -111,7 +111,7 @@ async def test_ids_without_end_are_refused_when_they_are_too_many(
 ) -> None:
     monkeypatch.setattr(prompts, "SLICE_TOKENS", 16)
     async with Model.open(folder, device="cpu", context_tokens=500) as model:
-        with pytest.raises(RequestError, match=r"need room for 448 prompt and 64 new tokens, have 500"):
+        with pytest.raises(RequestError, match=r"need room for at least 448 prompt and 64 new tokens, have 500"):
             await model.generate(iter(lambda: 3, None))
         ids = [*[3] * 16, 7, -1]
         stream = model.stream(ids)

@@ -1,9 +1,11 @@
 """Requests and settings that can never work are refused by name, before any work."""
 
 import json
+import re
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,6 +53,41 @@ async def test_bad_requests_are_refused_before_any_work(
     with pytest.raises(RequestError, match=says):
         model.stream(prompt, **arguments)  # type: ignore[arg-type]
     assert model.statistics().passes == 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "new_tokens", "ways"),
+    [
+        (
+            100,
+            60,
+            ["shorten the prompt to 68 tokens", "lower max_new_tokens to 28", "context_tokens=160 and kv_tokens"],
+        ),
+        (200, 60, ["shorten the prompt to 68 tokens", "open the model with context_tokens=260 and kv_tokens=260"]),
+        (10, 200, ["lower max_new_tokens to 118", "open the model with context_tokens=210 and kv_tokens=210"]),
+        (200, 1000, ["ask for at most 128 of both; it was made for 1024"]),
+    ],
+)
+async def test_every_way_out_of_too_little_room_works(prompt: int, new_tokens: int, ways: list[str]) -> None:
+    settings: dict[str, Any] = {"device": "cpu", "context_tokens": 128, "kv_tokens": 128}
+    async with Model.open(**settings) as model:
+        with pytest.raises(RequestError, match=f"need room for {prompt} prompt and {new_tokens} new") as refused:
+            model.stream([1] * prompt, max_new_tokens=new_tokens)
+        told = str(refused.value).rpartition("have 128: ")[2].split(", or ")
+        assert len(told) == len(ways)
+        assert all(way in one for way, one in zip(ways, told, strict=True)), told
+        for one in told:
+            number = int(re.findall(r"\d+", one)[0])
+            if one.startswith("shorten"):
+                model.stream([1] * number, max_new_tokens=new_tokens)
+            elif one.startswith("lower"):
+                model.stream([1] * prompt, max_new_tokens=number)
+            elif one.startswith("open"):
+                larger = {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", one)}
+                async with Model.open(**{**settings, **larger}) as other:
+                    other.stream([1] * prompt, max_new_tokens=new_tokens)
+        with pytest.raises(RequestError, match=r"at least \d+ prompt .*: shorten the prompt to 68 tokens$"):
+            model.stream("Once upon a time " * 200, max_new_tokens=60)
 
 
 @pytest.mark.parametrize("begins_with_bos", [True, False])

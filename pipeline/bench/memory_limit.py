@@ -70,10 +70,7 @@ async def run_limited(command: Sequence[str], limit: MemoryLimit | None, folders
             printed, _ = await reading
     if holder.over_bytes:
         need, have = human_bytes(holder.over_bytes), human_bytes(holder.nbytes)
-        raise OverLimit(
-            f"{_name(command)}: need at least {need}, have a limit of {have}; raise --memory-limit, or measure fewer "
-            "requests"
-        )
+        raise OverLimit(f"{_name(command)}: need at least {need}, have a limit of {have}; raise --memory-limit")
     if process.returncode:
         raise ProgramFailed(f"{_name(command)}: ended with status {process.returncode}; see above for why")
     return printed.decode(), holder.peak_bytes

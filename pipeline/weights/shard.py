@@ -116,15 +116,18 @@ def advise(descriptor: int, start: int, length: int, advice: str) -> None:
 
 def require_descriptors(what: Path, count: int) -> None:
     """Refuse what would open more files than this process may. Raises ConfigError with need and have."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         opened = len(os.listdir(OPEN_FILES)) - 1  # without the one that lists them
     except OSError:
         return  # nobody can count them here; opening one too many says so itself
     need = opened + count + SPARE_DESCRIPTORS
     if limit != resource.RLIM_INFINITY and need > limit:
+        may_raise = hard == resource.RLIM_INFINITY or need <= hard
+        how = (
+            f"raise it with `ulimit -n {need}` or resource.setrlimit" if may_raise else f"raise its hard limit, {hard}"
+        )
         raise ConfigError(
             f"{what}: need {need} open files ({count} for the weights, {opened} that are open, {SPARE_DESCRIPTORS} to "
-            f"spare), have a limit of {limit}; raise it with `ulimit -n {need}` or resource.setrlimit, close others, "
-            "or write the checkpoint in fewer shards"
+            f"spare), have a limit of {limit}; {how}, close others, or write the checkpoint in fewer shards"
         )

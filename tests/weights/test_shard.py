@@ -110,13 +110,20 @@ def test_an_error_of_the_direct_descriptor_is_told_and_leaves_nothing_open(
     assert fds() == before
 
 
-def test_more_files_than_may_be_open_are_refused_with_need_and_have(limited: int, tmp_path: Path) -> None:
+def test_more_files_than_may_be_open_are_refused_with_need_and_have(
+    limited: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened = len(fds()) - 1
     require_descriptors(tmp_path, limited - opened - SPARE_DESCRIPTORS)
     with pytest.raises(ConfigError) as caught:
         require_descriptors(tmp_path, limited - opened - SPARE_DESCRIPTORS + 1)
     assert str(caught.value).startswith(f"{tmp_path}: need {limited + 1} open files")
     assert f"have a limit of {limited}; raise it with `ulimit -n {limited + 1}`" in str(caught.value)
+    monkeypatch.setattr(shard.resource, "getrlimit", lambda which: (limited, limited))
+    with pytest.raises(ConfigError, match=f"have a limit of {limited}; raise its hard limit, {limited}, close others"):
+        require_descriptors(tmp_path, limited - opened - SPARE_DESCRIPTORS + 1)
+    monkeypatch.setattr(shard.resource, "getrlimit", lambda which: (limited + 1, limited + 1))
+    require_descriptors(tmp_path, limited - opened - SPARE_DESCRIPTORS + 1)
 
 
 def test_where_nobody_can_count_open_files_nothing_is_refused(

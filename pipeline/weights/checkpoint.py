@@ -12,6 +12,7 @@ from typing import Self, TypeGuard
 from pipeline.errors import CheckpointError
 from pipeline.small_files import CONFIG_LIMIT_BYTES, os_errors_named, read_json_file, read_small_file, require_folder
 from pipeline.weights.header import TensorEntry, brief, parse_json, read_header
+from pipeline.weights.hub_cache import how_to_fetch
 from pipeline.weights.shard import Shard, require_descriptors
 
 CONFIG_FILE, CONFIG_KEY = "config.json", "transformers_weights"
@@ -128,7 +129,7 @@ def _only_files(folder: Path) -> list[str]:
     whole_sets = [{(match["stem"], len(names), index + 1) for index in range(len(names))} for match in numbered[:1]]
     if numbers in whole_sets or (len(names) == 1 and not numbered):
         return names
-    raise CheckpointError(f"{folder}: {_not_whole(there, names)}")
+    raise CheckpointError(f"{folder}: {_not_whole(there, names, how_to_fetch(folder))}")
 
 
 def _read_files(
@@ -145,7 +146,8 @@ def _read_files(
         except CheckpointError as error:
             faults.append(str(error))
     if faults:
-        raise CheckpointError(first_faults(faults))
+        some_are_missing = not all(os.path.lexists(folder / name) for name in names)
+        raise CheckpointError(first_faults(faults) + how_to_fetch(folder) * some_are_missing)
     return tensors, files
 
 
@@ -172,7 +174,7 @@ def _is_inside(name: object) -> TypeGuard[str]:
     return not any(part in ("", ".", "..") for part in name.split("/"))
 
 
-def _not_whole(there: list[str], names: list[str]) -> str:
+def _not_whole(there: list[str], names: list[str], fetch: str) -> str:
     """Why what is in a folder is no checkpoint, and what to do."""
     if names:
         return (
@@ -189,4 +191,4 @@ def _not_whole(there: list[str], names: list[str]) -> str:
             f"has only {', '.join(others)}, an adapter or Mistral's own format, which are not read; fetch "
             f"{SINGLE_FILE}, or {INDEX_FILE} and its shards"
         )
-    return f"has neither {SINGLE_FILE} nor {INDEX_FILE}; it has {', '.join(there) or 'no files'}"
+    return f"has neither {SINGLE_FILE} nor {INDEX_FILE}; it has {', '.join(there) or 'no files'}{fetch}"

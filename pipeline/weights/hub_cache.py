@@ -40,6 +40,13 @@ def find_checkpoint(path: Path, name: str = "") -> Path:
     return _snapshot(repository)
 
 
+def how_to_fetch(folder: Path) -> str:
+    """What fetches what is missing in a snapshot of the cache; nothing for other folders."""
+    repository = folder.parent.parent
+    is_snapshot = folder.parent.name == "snapshots" and repository.name.startswith(PREFIX)
+    return f"; fetch what is missing: hf download {_id(repository)} --revision {folder.name}" if is_snapshot else ""
+
+
 def cache_folder() -> Path:
     """Where huggingface_hub keeps models, by the same variables of the environment."""
     get = os.environ.get

@@ -11,6 +11,7 @@ import pytest
 from pipeline import CheckpointError, Model
 from pipeline.api import BUNDLED
 from pipeline.cli import main
+from pipeline.weights.checkpoint import open_checkpoint
 from pipeline.weights.hub_cache import cache_folder, find_checkpoint
 
 ID = "some-owner/Tiny-1.0"
@@ -114,6 +115,16 @@ def test_what_the_cache_has_not_is_refused_with_what_to_do(
         (hub / FOLDER / "refs" / "main").write_text(ref)
     with pytest.raises(CheckpointError, match=says):
         find_checkpoint(Path(ID))
+
+
+@pytest.mark.parametrize("has_index", [False, True])
+def test_a_snapshot_without_all_its_weights_says_how_to_fetch_them(has_index: bool, hub: Path) -> None:
+    snapshot = fetched(hub) / "snapshots" / "c0ffee"
+    (snapshot / "model.safetensors").unlink()
+    if has_index:
+        (snapshot / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1-of-1.safetensors"}}')
+    with pytest.raises(CheckpointError, match=r"; fetch what is missing: hf download some-owner/Tiny-1\.0 --rev"):
+        open_checkpoint(snapshot)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "a/b/c", "./a/b", "../a", "/a/b", "a/", "x" * 5000, "-a/b", "a/b\0"])

@@ -4,8 +4,7 @@ import contextlib
 import errno
 import resource
 import threading
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pipeline.errors import ActorFailed, CheckpointError, PenstockError, ResourceError
@@ -20,11 +19,12 @@ MEMORY_IS_OUT = ("not enough memory", "can't allocate memory", "cannot allocate 
 DO_MEMORY = "raise the limit or end others who hold it, or lower kv_tokens, gpu_groups, host_groups or max_requests"
 
 
-def process_bounds(threads: int = 0) -> dict[str, int]:
+def process_bounds(threads: int = 0, models_bytes: int = 0) -> dict[str, int]:
     """By name, how many bytes each limit of this process leaves it, beside so many threads; nothing without limits.
 
     A thread has a stack, and in the address space room for a heap. Room for them is not optional: where torch's
-    threads find none, their library ends the process.
+    threads find none, their library ends the process. The C library keeps heaps for the next threads: once a model has
+    run, whatever the process has grown by counts as theirs, but for the `models_bytes` that open models were promised.
     """
     stack = resource.getrlimit(resource.RLIMIT_STACK)[0]
     stack = STACK_BYTES if stack == resource.RLIM_INFINITY else stack
@@ -35,13 +35,32 @@ def process_bounds(threads: int = 0) -> dict[str, int]:
     ):
         limit = resource.getrlimit(which)[0]
         if limit != resource.RLIM_INFINITY:
-            used = attempt(f"what counts for {name} cannot be read", partial(_used_bytes, field), 0, "it is taken as 0")
-            bounds[name] = max(0, limit - used - threads * thread_bytes)
+            used = _used_bytes(name, field)
+            grown = max(0, used - models_bytes - _used_before.get(name, used))
+            bounds[name] = max(0, limit - used - max(0, threads * thread_bytes - grown))
     return bounds
 
 
-def _used_bytes(field: int) -> int:
-    return int(Path("/proc/self/statm").read_text().split()[field]) * resource.getpagesize()
+_used_before: dict[str, int] = {}
+"""What counted for each limit before the first model was opened that has computed."""
+
+
+def process_uses() -> dict[str, int]:
+    """By name, how many bytes count for each limit now."""
+    return {ADDRESS_SPACE: _used_bytes(ADDRESS_SPACE, 0), DATA: _used_bytes(DATA, 5)}
+
+
+def threads_have_run(used_before: Mapping[str, int]) -> None:
+    """A model has computed; so many bytes counted for each limit before it was opened."""
+    for name, nbytes in used_before.items():
+        _used_before[name] = min(nbytes, _used_before.get(name, nbytes))
+
+
+def _used_bytes(name: str, field: int) -> int:
+    def read() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[field]) * resource.getpagesize()
+
+    return attempt(f"what counts for {name} cannot be read", read, 0, "it is taken as 0")
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from pipeline.memory import (
     slot_counts,
 )
 from pipeline.models.config import ModelConfig
-from pipeline.promises import promised_elsewhere
+from pipeline.promises import open_models_take, promised_elsewhere
 from pipeline.residency import NOTHING_STAYS, Residency, moving_bytes, place_groups
 from pipeline.sequences.blocks import BLOCK_TOKENS, blocks_for
 from pipeline.sequences.kv_holdings import kv_holdings, place_layers
@@ -230,8 +230,9 @@ def _available(
     host, bounds = host_bytes, {}
     if host is None:
         host = available_host_bytes() + resident_bytes()
+        threads = OWN_THREADS + torch.get_num_threads()
         mapped = resident_bytes() + sum(one.nbytes for one in promised if one.place == "host")  # in the limits' count
-        for bound, left in process_bounds(OWN_THREADS + torch.get_num_threads()).items():
+        for bound, left in process_bounds(threads, open_models_take("host")[0]).items():
             if mapped + left < host:
                 host, bounds["host"] = mapped + left, bound
     if settings.host_memory is not None:

@@ -56,8 +56,19 @@ def promised_elsewhere(pools: Mapping[str, str]) -> list[Holding]:
     ]
 
 
+def open_models_take(pool: str) -> tuple[int, int]:
+    """What all open models were promised of a memory, and what of it occupies the memory by now."""
+    with promising:
+        promises = list(_promises.items())
+    promised = sum(_own_bytes(holder, promise, pool) for holder, promise in promises)
+    return promised, sum(holder.touched_bytes(pool) for holder, _ in promises)
+
+
 def _untouched_bytes(holder: Holder, promise: _Promise, pool: str) -> int:
+    return _own_bytes(holder, promise, pool) - holder.touched_bytes(pool)
+
+
+def _own_bytes(holder: Holder, promise: _Promise, pool: str) -> int:
     """Other holdings than the model's own, which no setting changes, were there before or are there by now."""
     places = [place for place, other in holder.pools.items() if other == pool]
-    own = sum(one.nbytes for one in promise.plan.holdings if one.place in places and one.knob)
-    return own - holder.touched_bytes(pool)
+    return sum(one.nbytes for one in promise.plan.holdings if one.place in places and one.knob)

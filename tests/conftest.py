@@ -69,6 +69,7 @@ def nothing_stays(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 def nothing_was_loaded_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans are alike whichever tests ran before: what torch has loaded with another model counts as still to come."""
     monkeypatch.setattr("pipeline.devices.libraries.Libraries.later", lambda libraries: libraries.whole)
+    monkeypatch.setattr("pipeline.limits._used_before", {})
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -62,7 +62,7 @@ async def measure_rates(folder: Path, settings: Config, tokens: int, progress: P
             max(1.0, statistics.median(each))
             for each in (zip(*slowdowns, strict=True) if slowdowns else ([1.0], [1.0]))
         )
-        runtime.device.libraries.have_run(runtime.device.resident_before)
+        runtime.device.libraries.have_run(runtime.device.before)
         return Rates(
             statistics.median(disk),
             statistics.median(h2d) if h2d else None,

@@ -8,9 +8,9 @@ import torch
 from actors.core.message import READY
 from actors.core.ports import Copy, Event
 from pipeline.devices.lane import Lane, Lanes
-from pipeline.devices.libraries import Libraries
+from pipeline.devices.libraries import Before, Libraries
 from pipeline.devices.memory import HostMemory, Memory, copy_bytes
-from pipeline.memory import available_host_bytes, resident_bytes
+from pipeline.memory import available_host_bytes
 from pipeline.promises import give_back
 
 
@@ -25,7 +25,7 @@ class CpuDevice:
     def __init__(self, *, copy: bool = False) -> None:
         self.unified = not copy
         self.packed = False
-        self.resident_before = resident_bytes()
+        self.before = Before()
         self._lanes = Lanes(Lane)
         self._memory: list[HostMemory] = []
 

@@ -18,10 +18,9 @@ import torch
 from actors.core.chained import parts
 from actors.core.ports import Copy, Event
 from pipeline.devices.lane import LaneEvent, Lanes, do_behind, require_done
-from pipeline.devices.libraries import Libraries
+from pipeline.devices.libraries import Before, Libraries
 from pipeline.devices.memory import DeviceMemory, HostMemory, Memory, copy_bytes
 from pipeline.errors import ConfigError, ResourceError
-from pipeline.memory import resident_bytes
 from pipeline.promises import give_back
 from pipeline.threads import Threads, portable
 
@@ -41,7 +40,7 @@ class CudaDevice:
         if not torch.cuda.is_available():
             raise ConfigError("device='cuda' needs an NVIDIA GPU and a CUDA build of torch; use device='cpu'")
         self.torch_device = torch.device("cuda", index)
-        self.resident_before = resident_bytes()
+        self.before = Before()
         self.pools: Mapping[str, str] = {"host": "host", "device": str(self.torch_device)}
         self._lanes = Lanes(lambda name: CudaLane(name, self.torch_device))
         self._pinned: list[HostMemory] = []

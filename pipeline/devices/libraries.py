@@ -1,8 +1,11 @@
 """What the libraries of a device add to the process once they run, and keep when a model is closed."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+from pipeline.limits import process_uses, threads_have_run
 from pipeline.memory import resident_bytes
+from pipeline.promises import open_models_take
 
 
 class Libraries:
@@ -17,12 +20,25 @@ class Libraries:
         self._before: int | None = None
 
     def later(self) -> Mapping[str, int]:
-        """What of it is still to come, by place, in bytes. Whatever the host has grown by counts as what has come."""
+        """What of it is still to come, by place, in bytes.
+
+        Whatever the process has grown by, beside open models, counts as what has come.
+        """
         if self._before is None:
             return self.whole
-        grown = resident_bytes() - self._before
+        _, touched = open_models_take("host")
+        grown = max(0, resident_bytes() - self._before - touched)
         return {**self.whole, "host": max(0, self.whole["host"] - grown)}
 
-    def have_run(self, resident_before: int) -> None:
-        """A model has computed; before it was opened the process occupied so many bytes."""
-        self._before = resident_before if self._before is None else min(self._before, resident_before)
+    def have_run(self, before: "Before") -> None:
+        """A model has computed, for which `before` was taken before it was opened."""
+        self._before = before.resident if self._before is None else min(self._before, before.resident)
+        threads_have_run(before.uses)
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What the process occupies, and what counts for its limits, in bytes, when it is about to open a model."""
+
+    resident: int = field(default_factory=resident_bytes)
+    uses: Mapping[str, int] = field(default_factory=process_uses)

@@ -8,12 +8,15 @@ from pipeline.weights.make_checkpoint import make_checkpoint
 
 OPENINGS = 7
 SCRIPT = """
-import asyncio, sys
+import asyncio, resource, sys, torch
 from pathlib import Path
 from pipeline import Model, PenstockError
 from pipeline.api import BUNDLED
 from pipeline.build import build
 from pipeline.config import Config
+from pipeline.limits import ADDRESS_SPACE, HEAP_BYTES, STACK_BYTES, process_uses
+from pipeline.memory import resident_bytes
+from pipeline.plan import OWN_THREADS
 
 other, device = Path(sys.argv[1]), sys.argv[2]
 SETTINGS = {"device": device, "context_tokens": 64, "kv_tokens": 64, "residency": False}
@@ -25,6 +28,12 @@ def tight(folder):
     needs = {"host_memory": runtime.plan.need("host"), "gpu_memory": runtime.plan.need("device")}
     return {**SETTINGS, **{name: need + SPARE for name, need in needs.items() if need}}
 
+def limit_address_space(host_bytes):
+    # as much as one of them takes at first, and the threads of a process that opens the other
+    threads = (OWN_THREADS + torch.get_num_threads() + 2) * (STACK_BYTES + HEAP_BYTES)
+    used = process_uses()[ADDRESS_SPACE] + host_bytes - resident_bytes()
+    resource.setrlimit(resource.RLIMIT_AS, (used + threads, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
 async def use(folder, settings):
     async with Model.open(folder, **settings) as model:
         await model.generate("Once upon a time", max_new_tokens=4, ignore_eos=True)
@@ -34,6 +43,8 @@ async def use(folder, settings):
 async def main():
     tight(other)  # imports what planning needs
     limits = {folder: tight(folder) for folder in (BUNDLED, other)}
+    if device == "cpu":  # CUDA reserves more than any machine has
+        limit_address_space(max(settings["host_memory"] for settings in limits.values()))
     closed = [await use(BUNDLED, limits[BUNDLED]) for _ in range(3)]
     for _ in range(2):
         for folder, settings in limits.items():

@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pipeline.commands.bench_options import add_bench
 from pipeline.commands.doctor import add_doctor
@@ -15,7 +15,7 @@ from pipeline.commands.models import find_models
 from pipeline.commands.options import add_settings
 from pipeline.commands.parser import Parser
 from pipeline.commands.plan import add_plan
-from pipeline.commands.progress import say_loading
+from pipeline.commands.progress import Progress, say_loading
 from pipeline.commands.run import add_run
 from pipeline.commands.simulate import add_simulate
 from pipeline.commands.streams import OutputFailed, ReaderGone, standard_streams
@@ -51,19 +51,29 @@ def _main(arguments: Sequence[str] | None) -> int:
     except OSError as error:
         return _failed(explained(error))
     except KeyboardInterrupt:
+        Progress().clear()
         print("\npenstock: interrupted", file=sys.stderr)
         return INTERRUPTED
 
 
 def _failed(error: BaseException) -> int:
+    Progress().clear()
     print(f"penstock: {error}", file=sys.stderr)
     return 1
+
+
+class _Warnings(logging.StreamHandler[TextIO]):
+    """On lines of their own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        Progress().clear()
+        super().emit(record)
 
 
 def _log_to_stderr() -> None:
     logger = logging.getLogger("penstock")
     if not logger.handlers:
-        handler = logging.StreamHandler()
+        handler = _Warnings()
         handler.setFormatter(logging.Formatter("penstock: %(message)s"))
         logger.addHandler(handler)
 

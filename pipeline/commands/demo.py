@@ -14,6 +14,7 @@ from pipeline.bench.candidates import Samples
 from pipeline.bench.policies import OutputsDiffer
 from pipeline.commands.answer import Answer
 from pipeline.commands.options import model_settings
+from pipeline.commands.progress import Progress
 from pipeline.commands.remarks import beside_noise, nothing_moved, with_remarks
 from pipeline.commands.run_lines import closing_lines, opening_lines
 from pipeline.commands.run_prompt import stream_text
@@ -54,6 +55,7 @@ async def demo(options: argparse.Namespace) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu-copy"
     trace, settings = Trace(), {"device": device, **model_settings(options)}
     async with Model.open(trace=trace, **settings) as model:
+        Progress().clear()
         print(opening_lines(model))
         print(PROMPT, end="", flush=True)
         before, answer = model.statistics(), Answer()

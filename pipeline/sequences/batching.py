@@ -190,9 +190,10 @@ class Batcher:
         return [_piece(sequence, count) for sequence, count in tokens.items() if count]
 
     def _no_place(self) -> str:
+        first = "the one that runs" if self.running == 1 else f"one of the {self.running} that run"
         return (
-            f"{self.waiting} requests wait until one of the {self.running} that run has ended: no more share a pass "
-            f"with max_requests={self.max_requests}; open the model with a larger max_requests to let them"
+            f"{_wait(self.waiting)} until {first} has ended: no more share a pass with "
+            f"max_requests={self.max_requests}; open the model with a larger max_requests to let them"
         )
 
     def _no_room(self, first: RunningSequence) -> str:
@@ -200,15 +201,19 @@ class Batcher:
         total, used = self.pool.blocks * BLOCK_TOKENS, self.pool.used * BLOCK_TOKENS
         enough = used + sum(_room(one) for one in self._waiting[: self.max_requests - self.running])
         return (
-            f"{self.waiting} requests wait for KV room: need {_room(first)} tokens for the next of them, have "
-            f"{total - used} of {total} free while {self.running} run; open the model with kv_tokens={enough} to let "
-            "them share passes, or call with lower max_new_tokens"
+            f"{_wait(self.waiting)} for KV room: need {_room(first)} tokens for the next of them, have "
+            f"{total - used} of {total} free while {self.running} run{'s' * (self.running == 1)}; open the model with "
+            f"kv_tokens={enough} to let them share passes, or call with lower max_new_tokens"
         )
 
 
 def _room(sequence: RunningSequence) -> int:
     """The tokens that its KV blocks hold."""
     return blocks_for(sequence.most_tokens) * BLOCK_TOKENS
+
+
+def _wait(count: int) -> str:
+    return "1 request waits" if count == 1 else f"{count} requests wait"
 
 
 def _take_turns(answering: int, max_tokens: int) -> str:

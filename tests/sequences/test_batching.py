@@ -9,6 +9,7 @@ from pipeline.sequences.batching import Batcher, Piece
 from pipeline.sequences.blocks import BLOCK_TOKENS, BlockPool
 from pipeline.sequences.sampling import Choice, SamplingParameters
 from pipeline.sequences.sequence import RunningSequence
+from pipeline.sequences.shortages import QUIET_SECONDS, Shortages
 
 ERROR = ActorFailed("disk_reader", 3, "ffn", OSError("disk"))
 
@@ -241,16 +242,29 @@ def test_samples_run_on_when_the_first_has_finished() -> None:
 def test_what_keeps_requests_from_sharing_is_told_once_while_it_lasts(
     room: dict[str, int], most_tokens: int, setting: str, says: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shared = batcher(**room)
-    for stretch in (1, 2):
+    shared, now = batcher(**room), [0.0]
+    shared.shortages = Shortages(lambda: now[0])
+    for seconds, pass_seconds, told in ((0, 0, 1), (QUIET_SECONDS / 2, 0, 1), (QUIET_SECONDS, 2 * QUIET_SECONDS, 2)):
+        now[0] += seconds
         for _ in range(6):
             shared.submit(request(1, max_new_tokens=30))
         while shared.unfinished:
             compute(shared.next_pass(most_tokens))
-        assert [record.getMessage() for record in caplog.records] == [says] * stretch
+            now[0] += pass_seconds
+        assert [record.getMessage() for record in caplog.records] == [says] * told
         shared.next_pass(most_tokens)
     apart = {"kv_tokens": 60, "max_requests": 30, "max_tokens_per_pass": 35}
-    assert shared.shortages.passes == {name: 2 * apart[name] if name == setting else 0 for name in apart}
+    assert shared.shortages.passes == {name: 3 * apart[name] if name == setting else 0 for name in apart}
+
+
+def test_one_that_waits_and_one_that_runs_are_told_of_as_such(caplog: pytest.LogCaptureFixture) -> None:
+    for room in ({"max_requests": 1}, {"blocks": 2}):
+        batcher(request(1, max_new_tokens=30), request(1, max_new_tokens=30), **room).next_pass(9)
+    assert [record.getMessage().split(": ")[0] for record in caplog.records] == [
+        "1 request waits until the one that runs has ended",
+        "1 request waits for KV room",
+    ]
+    assert "have 0 of 32 free while 1 runs; open" in caplog.text
 
 
 def test_enough_room_is_told_to_nobody(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,6 +5,7 @@ used, so that `penstock --help` and simulations need no torch.
 """
 
 import importlib
+import importlib.metadata
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ except ImportError as error:
     ) from error
 
 if TYPE_CHECKING:
+    __version__: str
     from actors.core.budget import Slot
     from actors.core.message import Message
     from actors.core.stage import Mover, Stage
@@ -86,6 +88,7 @@ __all__ = [
     "Slot",
     "Stage",
     "Trace",
+    "__version__",
     "errors",
 ]
 
@@ -95,6 +98,19 @@ if not TYPE_CHECKING:  # which would let a type checker believe in every name
     def __getattr__(name: str) -> Any:
         if name == "errors":
             return importlib.import_module("pipeline.errors")
+        if name == "__version__":
+            return _version()
         if name not in _HOMES:
             raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
         return getattr(importlib.import_module(_HOMES[name]), name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    """The installed distribution's; a source tree that is not installed has none."""
+    try:
+        return importlib.metadata.version(importlib.import_module("pipeline.doctor.names").DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        return "0+unknown"

@@ -16,7 +16,7 @@ from pipeline.folder import naming_files, no_tokenizer, read_defaults, read_toke
 from pipeline.limits import limits_named
 from pipeline.outputs import check_writable
 from pipeline.rehearsal import compute_zeros, rehearse
-from pipeline.requests import Call, CallArguments, CallOptions
+from pipeline.requests import ARGUMENTS, Call, CallArguments, CallOptions
 from pipeline.sequences.parameters import SamplingParameters
 from pipeline.sequences.prompts import Prompt
 from pipeline.sequences.sequence import MOST_UNREAD, Chunk, Output, RunningSequence
@@ -70,7 +70,7 @@ class Model:
             raise ConfigError(f"path: need the path of a checkpoint folder, have {path!r}")
         if not isinstance(trace, Trace | None):
             raise ConfigError(f"trace: need a Trace, have {trace!r}")
-        return Opening(Path(path) if path is not None else BUNDLED, Config.from_arguments(settings), trace)
+        return Opening(Path(path) if path is not None else BUNDLED, Config.from_arguments(settings, ARGUMENTS), trace)
 
     @property
     def defaults(self) -> dict[str, Any]:

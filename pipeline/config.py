@@ -1,6 +1,6 @@
 """How a model is run: frozen, keyword-only, every number checked before any work."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
@@ -168,10 +168,12 @@ class Config:
         return {name: value for name, value in said.items() if value is not None}
 
     @classmethod
-    def from_arguments(cls, arguments: Mapping[str, Any]) -> "Config":
-        """Make a config; an unknown name is an error that names the nearest."""
+    def from_arguments(cls, arguments: Mapping[str, Any], of_calls: Collection[str] = ()) -> "Config":
+        """Make a config; an unknown name is an error that names the nearest, or says that it is one `of_calls`."""
         known = [field.name for field in fields(cls)]
         for name in arguments:
+            if name in of_calls:
+                raise ConfigError(f"{name}: is an argument of generate and stream; give it there")
             if name not in known:
                 raise ConfigError(unknown_name("setting", name, known))
         return cls(**arguments)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.build import Runtime
+from pipeline.config import Settings
 from pipeline.errors import RequestError, shown
 from pipeline.sequences.parameters import SamplingArguments, SamplingParameters, plain
 from pipeline.sequences.prefix_cache import COMMON_SCOPE, digest_prompt, named_scope, private_scope
@@ -73,6 +74,8 @@ class CallArguments(SamplingArguments, total=False):
 
 
 OPTIONS = tuple(field.name for field in dataclasses.fields(CallOptions))
+ARGUMENTS = frozenset((*SamplingArguments.__annotations__, *OPTIONS))
+"""Of a call."""
 
 
 class Call:
@@ -91,6 +94,8 @@ class Call:
         arguments: Mapping[str, Any],
     ) -> None:
         self._runtime, self._tokenizer = runtime, tokenizer
+        if misplaced := Settings.__annotations__.keys() & arguments.keys():
+            raise RequestError(f"{min(misplaced)}: is a setting of Model.open; give it there")
         self._options = CallOptions(
             **{name: plain(arguments[name]) for name in OPTIONS if arguments.get(name) is not None}
         )

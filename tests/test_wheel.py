@@ -22,6 +22,8 @@ import penstock, pipeline
 assert penstock is pipeline and "torch" not in sys.modules
 assert pipeline.__path__ == [sys.argv[1] + "/pipeline"], pipeline.__path__
 assert penstock.errors is pipeline.errors
+assert penstock.__version__ == sys.argv[2]
+assert {"Model", "errors", "__version__"} <= set(dir(penstock))
 
 import penstock.weights.source
 from penstock.sequences import parameters
@@ -71,7 +73,7 @@ def run(site: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_penstock_is_pipeline_where_the_wheel_is_installed(site: Path) -> None:
-    result = run(site, "-c", USE, str(site))
+    result = run(site, "-c", USE, str(site), PROJECT["version"])
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip()
 

@@ -193,7 +193,8 @@ def _by_field(arguments: Mapping[str, object], also_known: Sequence[str]) -> dic
         if name not in known:
             raise RequestError(unknown_name("argument", argument, [*known, *also_known, *ALIASES]))
         if value is not None and name in given:
-            raise RequestError(f"{argument}: means {name}, which is given too; leave one of them out")
+            same = " and ".join(one for one in arguments if ALIASES.get(one, one) == name)
+            raise RequestError(f"{same}: mean the same; leave one of them out")
         if value is not None:
             given[name] = value.tolist() if hasattr(value, "tolist") else value
     return given

@@ -88,8 +88,9 @@ def test_an_unknown_argument_names_what_it_misspells_or_all_known(unknown: str, 
 
 def test_max_tokens_is_max_new_tokens() -> None:
     assert SamplingParameters.from_arguments({}, {"max_tokens": 5}).max_new_tokens == 5
-    with pytest.raises(RequestError, match=r"^max_new_tokens: means max_new_tokens, which is given too"):
-        SamplingParameters.from_arguments({}, {"max_tokens": 5, "max_new_tokens": 5})
+    for names in (("max_tokens", "max_new_tokens"), ("max_new_tokens", "max_tokens")):
+        with pytest.raises(RequestError, match=f"^{' and '.join(names)}: mean the same; leave one of them out"):
+            SamplingParameters.from_arguments({}, dict.fromkeys(names, 5))
 
 
 def test_lists_and_single_strings_become_tuples() -> None:

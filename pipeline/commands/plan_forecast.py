@@ -133,7 +133,7 @@ def lines(placed: Placed) -> str:
     told = [
         f"model      {drawn.model.family} · {drawn.model.layers} layers · {human_bytes(sum(sizes.values()))} in "
         f"{len(sizes)} weight groups",
-        *([] if computed_from is None else [f"weights    none here; their sizes follow from {computed_from}"]),
+        *([] if computed_from is None else [f"sizes      computed, without weights, from {computed_from}"]),
         f"plan       {textwrap.indent(str(drawn.plan.memory), ' ' * 11).lstrip()}",
         f"kv room    {drawn.plan.kv_room}",
         f"placement  {', '.join([*places, f'{human_bytes(placed.read_bytes_per_pass)} read per pass'])}",

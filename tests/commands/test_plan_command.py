@@ -114,7 +114,7 @@ def test_without_weights_there_is_a_plan_and_with_numbers_a_forecast(
     numbers = ["--disk-gbps", "7", "--h2d-gbps", "25", "--tflops", "150", "--host-memory", "64G", "--gpu-memory", "24G"]
     assert main(["plan", *arguments, "--device", "cpu", "--host-memory", "64G"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"^weights    none here; their sizes follow from .*, in bfloat16", out, re.M)
+    assert re.search(r"^sizes      computed, without weights, from .*, in bfloat16", out, re.M)
     assert "for one, give --disk-gbps, --tflops, --host-memory\n" in out
     assert main(["plan", *arguments, *numbers, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

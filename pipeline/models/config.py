@@ -14,6 +14,7 @@ from pipeline.models.frequencies import RopeScaling, rope_length
 from pipeline.models.rope_settings import read_rope, stretched
 from pipeline.models.settings import Settings
 from pipeline.models.supported import BIASES, FAMILIES, Family, unsupported
+from pipeline.small_files import require_folder
 
 MAX_LAYERS = 10_000
 GENERATION_DEFAULTS = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -67,6 +68,7 @@ def read_config(folder: Path) -> ModelConfig:
     Raises `CheckpointError` where a file is missing or holds no JSON object, and `ConfigError` where a value is
     missing, can never work, or asks for something that is not supported.
     """
+    require_folder(folder, "a folder with config.json")
     return parse_config(Settings.read(folder / "config.json"), folder)
 
 

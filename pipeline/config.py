@@ -53,8 +53,8 @@ class Config:
         queues: messages that may wait in front of an actor, by the actor's name.
         insert: your own stages, by the name of the actor that they follow; a group that stays passes them once.
         context_tokens: prompt plus new tokens that one request may have.
-        kv_tokens: the same for all requests that run at a time, for which KV memory is set aside; those that do not
-            fit wait, and the log says so. None gives them all that they can use where all weights stay beside it. Where
+        kv_tokens: tokens of prompts and answers that all running requests may have together; those that do not fit
+            wait, and the log says so. None gives them all that they can use where all weights stay beside it. Where
             memory is short it weighs requests that share a pass against weights that stay, each request taken for 1,024
             tokens or, of a context beyond 4,096, a quarter; `context_tokens` is the least.
         gpu_memory: what to stay within on the device: bytes, a size as "10GiB" or "8G", or a share as "80%" of its
@@ -145,12 +145,14 @@ class Config:
             if not isinstance(getattr(self, name), Mapping):
                 raise ConfigError(f"{name}: need a mapping from actor names, have {getattr(self, name)!r}")
             for actor in getattr(self, name):
-                _one_of(name, actor, actors)
+                _one_of(name, actor, actors, "actor")
         for actor, size in self.queues.items():
             _within(f"queues[{actor!r}]", size, 1, LONGEST_QUEUE)
         for actor, stages in self.insert.items():
             if not isinstance(stages, Sequence) or not all(isinstance(stage, Stage | Mover) for stage in stages):
                 raise ConfigError(f"insert[{actor!r}]: need a list of instances of Stage or Mover, have {stages!r}")
+            for stage in stages:
+                _own_work(actor, stage)
         names = [*ACTORS, *(stage.name for stages in self.insert.values() for stage in stages)]
         for name in names:
             if names.count(name) > 1:
@@ -217,11 +219,21 @@ def _check_device(name: object) -> None:
     _one_of("device", name, DEVICES)
 
 
-def _one_of(setting: str, value: object, known: Sequence[str]) -> None:
+def _one_of(setting: str, value: object, known: Sequence[str], what: str = "value") -> None:
     if not isinstance(value, str):
         raise ConfigError(f"{setting}: need one of {', '.join(known)} as text, have {shown(value)}")
     if value not in known:
-        raise ConfigError(f"{setting}: {unknown_name('value', value, known)}")
+        raise ConfigError(f"{setting}: {unknown_name(what, value, known)}")
+
+
+def _own_work(actor: str, stage: Stage | Mover) -> None:
+    """Refuse what would fail at the first group: a stage that says nothing about what it does."""
+    base, method = (Stage, "handle") if isinstance(stage, Stage) else (Mover, "move")
+    if getattr(type(stage), method) is getattr(base, method):
+        raise ConfigError(
+            f"insert[{actor!r}]: {type(stage).__name__} has no `async def {method}`, which is what a {base.__name__} "
+            "does with each group"
+        )
 
 
 def _within(setting: str, value: object, least: int, most: int) -> None:

@@ -12,7 +12,7 @@ from typing import get_args
 
 from actors.core.ports import PrefetchPolicy, Waits
 from actors.core.prefetch import Ask, Half, Priority
-from pipeline.errors import ConfigError, unknown_name
+from pipeline.errors import ConfigError, shown, unknown_name
 
 logger = logging.getLogger("penstock")
 DEPTH = 4
@@ -20,6 +20,8 @@ GROUP_LIMIT = 10
 FALLBACK_SECONDS = 0.1
 ENTRY_POINTS = "pipeline.policies"
 WAITS = get_args(Waits)
+PARTS = ("name", "triggered", "waits", "fallback_seconds", "micro_batches", "fit", "warmup", "at_start")
+"""What makes an object a PrefetchPolicy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +156,16 @@ def find_policy(policy: str | PrefetchPolicy) -> PrefetchPolicy:
         except Exception as error:
             told = f"{type(error).__name__}: {error}"
             raise ConfigError(f"policy: entry point {policy!r} of group {ENTRY_POINTS} failed: {told}") from error
+    if isinstance(found, type):
+        raise ConfigError(f"policy: need an instance, have the class {found.__name__}; give {found.__name__}(...)")
     if not isinstance(found, PrefetchPolicy):
-        raise ConfigError(f"policy: need a name or a PrefetchPolicy (see actors.core.ports), have {found!r}")
+        lacks = [name for name in PARTS if not hasattr(found, name)]
+        without = f", which lacks {', '.join(lacks)}" if len(lacks) < len(PARTS) else ""
+        raise ConfigError(
+            f"policy: need a name or a PrefetchPolicy (see actors.core.ports), have {shown(found)}{without}"
+        )
+    if not isinstance(found.name, str):
+        raise ConfigError(f"policy: need a text as its name, have {shown(found.name)}")
     if found.waits not in WAITS or not isinstance(found.micro_batches, int) or found.micro_batches < 1:
         raise ConfigError(
             f"policy {found.name}: need waits of {', '.join(WAITS)} and at least 1 micro-batch, have {found.waits!r} "

@@ -5,13 +5,15 @@ import re
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from pipeline import CheckpointError, ConfigError, Model, RequestError
+from pipeline import CheckpointError, ConfigError, Model, Mover, RequestError, Stage
 from pipeline.api import BUNDLED
+from pipeline.policies import POLICIES, Policy
 
 
 @pytest.fixture
@@ -118,6 +120,10 @@ async def test_no_call_fans_out_without_bound(model: Model, n: object) -> None:
     assert model.statistics().requests.waiting == 0
 
 
+class SaysNothing(Stage):
+    pass
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
@@ -131,7 +137,16 @@ async def test_no_call_fans_out_without_bound(model: Model, n: object) -> None:
         ({"queues": {"disk_reeder": 2}}, "did you mean 'disk_reader'"),
         ({"queues": {"disk_reader": 0}}, r"queues\['disk_reader'\]: need a whole number from 1"),
         ({"insert": {"disk_reader": [object()]}}, "need a list of instances of Stage or Mover"),
-        ({"insert": {"compute_scheduler": []}}, "unknown value 'compute_scheduler'"),
+        ({"insert": {"compute_scheduler": []}}, "unknown actor 'compute_scheduler'"),
+        (
+            {"insert": {"disk_reader": [SaysNothing()]}},
+            r"insert\['disk_reader'\]: SaysNothing has no `async def handle`",
+        ),
+        ({"insert": {"gpu_uploader": [Mover()]}}, r"insert\['gpu_uploader'\]: Mover has no `async def move`"),
+        ({"policy": POLICIES}, "need a name or a PrefetchPolicy .*, have .*'history1'"),
+        ({"policy": SimpleNamespace(name="own", waits="event")}, "lacks triggered, fallback_seconds, .* at_start$"),
+        ({"policy": Policy}, r"policy: need an instance, have the class Policy; give Policy\(...\)"),
+        ({"policy": Policy(name=5)}, "policy: need a text as its name, have 5"),  # type: ignore[arg-type]
         ({"device": ["cpu"]}, "device: need one of auto, cpu, .* as text, have \\['cpu'\\]"),
         ({"device": "xpu"}, "device: unknown value 'xpu'; known are auto, cpu, cpu-copy, cuda"),
         ({"device": "gpu:1"}, "runs on the first GPU that CUDA shows, have 'gpu:1'; start .*CUDA_VISIBLE_DEVICES"),

@@ -82,7 +82,7 @@ class Slot:
 
     @property
     def place(self) -> str:
-        """The name of the budget that the slot belongs to: "host" or "device"."""
+        """The name of the budget that the slot belongs to: "host", "device", or what a user's Mover calls its own."""
         return self._budget.name
 
     def release(self, *, after: Event) -> None:

@@ -11,7 +11,8 @@ from actors.core.trace import Span, Trace
 from pipeline.api import Model
 from pipeline.bench.steady_timings import steady_seconds
 from pipeline.errors import ConfigError, PenstockError
-from pipeline.policies import CURRENT_CHAINED, find_policy
+from pipeline.models.config import read_config
+from pipeline.policies import CURRENT_CHAINED, POLICIES
 from pipeline.sequences.sequence import Output
 from pipeline.simulation.line import simulate
 from pipeline.simulation.replay import Replay
@@ -84,18 +85,30 @@ class PolicyBench:
     expected: Output | None = None
     recordings: dict[str, Recording] = field(default_factory=dict)
 
-    async def run(self, names: Sequence[str]) -> list[PolicyReport]:
-        """Measure one policy after the other. Raises OutputsDiffer when one gives other tokens than the first."""
+    async def run(self, policies: Mapping[str, PrefetchPolicy]) -> list[PolicyReport]:
+        """Measure one policy after the other, by the names of their rows.
+
+        Raises OutputsDiffer when one gives other tokens than the first, ConfigError where the context is too short.
+        """
+        self._check_positions()
         reports = []
-        for name in names:
-            report = await self._measure(find_policy(name), name)
-            if name == CURRENT_CHAINED.name:
-                chained = await self._measure(CURRENT_CHAINED, CHAINED_TITLE)
+        for name, policy in policies.items():
+            report = await self._measure(policy, name, name)
+            if policy == POLICIES["current"]:
+                chained = await self._measure(CURRENT_CHAINED, CHAINED_TITLE, name)
                 report = replace(report, chained=chained)
             reports.append(report)
         return reports
 
-    async def _measure(self, policy: PrefetchPolicy, title: str) -> PolicyReport:
+    def _check_positions(self) -> None:
+        passes, most = WARM_UP_PASSES + self.passes, read_config(self.folder).max_positions
+        if (need := passes * self.batch_tokens + NEW_TOKENS) > most:
+            raise ConfigError(
+                f"--batch-tokens: {passes} passes of {self.batch_tokens} tokens need {need} positions, have {most}; "
+                "lower it, or --passes"
+            )
+
+    async def _measure(self, policy: PrefetchPolicy, title: str, name: str) -> PolicyReport:
         self.progress(f"{title}: opening the model")
         tokens = (WARM_UP_PASSES + self.passes) * self.batch_tokens
         settings = {**self.settings, "max_tokens_per_pass": self.batch_tokens, "context_tokens": tokens + NEW_TOKENS}
@@ -115,7 +128,7 @@ class PolicyBench:
         def overlap(spans: Sequence[Span]) -> Overlap:
             blocking = policy.waits == "blocking"
             window = {"first_pass": WARM_UP_PASSES, "passes": self.passes}
-            return Overlap.of(policy.name, spans, order, blocking=blocking, asked=asked, depth=depth, **window)
+            return Overlap.of(name, spans, order, blocking=blocking, asked=asked, depth=depth, **window)
 
         measured = overlap(spans)
         timings = Replay.of(spans, order, one_link=one_link, check_seconds=measured.host_blocked_ms / 1000)

@@ -33,7 +33,9 @@ def add_bench(commands: Any) -> None:
         "policies", usage="%(prog)s MODEL [options]", help="every prefetch policy, measured and simulated"
     )
     policies.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint folder")
-    policies.add_argument("--policies", nargs="+", metavar="P", help="default: all seven")
+    policies.add_argument(
+        "--policies", nargs="+", metavar="P", help="names, or yours as MODULE:NAME; default: all seven"
+    )
     policies.add_argument("--passes", type=int, default=8, metavar="N", help="measured passes of each; default 8")
     policies.add_argument(
         "--batch-tokens", type=int, metavar="B", help="tokens per pass; default: so that computing and reading balance"
@@ -41,7 +43,7 @@ def add_bench(commands: Any) -> None:
     policies.add_argument("--json", action="store_true")
     own = ("policy", "residency", "context_tokens", "max_tokens_per_pass")
     add_settings(policies, own, {"gpu_groups": 10})
-    add_trace(policies)
+    add_trace(policies, "; a file for each policy, whose name goes before the suffix")
     policies.set_defaults(command=_bench_policies)
     _add_bench_throughput(bench)
     add_bench_speed(bench)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,6 +14,7 @@ from pipeline.commands.options import model_settings
 from pipeline.commands.policy_table import policy_table
 from pipeline.commands.progress import Progress
 from pipeline.commands.remarks import beside_noise, with_remarks
+from pipeline.commands.values import policy_from_text
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.outputs import is_plain
@@ -31,16 +33,14 @@ async def bench_policies(options: argparse.Namespace) -> None:
             raise ConfigError(f"--{name.replace('_', '-')}: need at least 1, have {have}")
     if options.trace is not None:
         _check_traces(options.trace)
-    names = list(dict.fromkeys(options.policies or POLICIES))
-    for name in names:
-        find_policy(name)
+    policies = {name: find_policy(policy_from_text(name)) for name in options.policies or POLICIES}
     # Policies differ in how they move groups, so all of them move.
     settings = {"host_groups": options.settings["gpu_groups"], **model_settings(options), "residency": False}
     Config.from_arguments(settings)
     progress = Progress()
     tokens = options.batch_tokens or await balanced_tokens(options.model, settings, options.passes, progress.say)
     bench = PolicyBench(options.model, settings, options.passes, tokens, progress.say)
-    reports = await bench.run(names)
+    reports = await bench.run(policies)
     progress.clear()
     if options.json:
         json.dump([report.as_dict() for report in reports], sys.stdout, indent=2)
@@ -48,7 +48,8 @@ async def bench_policies(options: argparse.Namespace) -> None:
     else:
         print(_table(reports))
     if options.trace is not None:
-        _write_traces(options.trace, bench.recordings)
+        for path in _write_traces(options.trace, bench.recordings):
+            print(f"wrote {path}", file=sys.stderr)
 
 
 def _table(reports: list[PolicyReport]) -> str:
@@ -65,7 +66,7 @@ def _table(reports: list[PolicyReport]) -> str:
     worst = max(report.logprob_difference for report in both)
     effect = _effect(dict(zip((row.policy for row in measured), both, strict=True)))
     said = (
-        f"{first.passes} passes of {first.batch_tokens} tokens each, in each of which all weight groups moved; "
+        f"{_passes(first.passes)} of {first.batch_tokens} tokens each, in each of which all weight groups moved; "
         f"the same tokens came out of all, log-probabilities at most {worst:.2g} apart"
     )
     return with_remarks(policy_table(measured, beside), effect, said)
@@ -83,6 +84,10 @@ def _effect(reports: Mapping[str, PolicyReport]) -> str:
     return f"{ranked[-1]} took {longer:.1%} longer than {ranked[0]}, {beside_noise(longer, noise)}"
 
 
+def _passes(count: int) -> str:
+    return f"{count} pass" if count == 1 else f"{count} passes"
+
+
 def _spread(report: PolicyReport) -> float:
     """Half of the range of the middle half of the passes, relative to their median."""
     return Samples(report.pass_seconds).spread
@@ -94,9 +99,13 @@ def _check_traces(path: Path) -> None:
         raise ConfigError(f"--trace {path}: each policy has a trace of its own; give the name of a plain file")
 
 
-def _write_traces(path: Path, recordings: Mapping[str, Recording]) -> None:
+def _write_traces(path: Path, recordings: Mapping[str, Recording]) -> list[Path]:
     """One file per policy, whose name goes before the first suffix; a single policy keeps the name as it is."""
+    written = []
     for title, recording in recordings.items():
         stem, dot, suffix = path.name.partition(".")
-        name = path.name if len(recordings) == 1 else f"{stem}.{title.replace(', ', '-')}{dot}{suffix}"
+        plain = re.sub(r"[^\w-]+", "-", title)
+        name = path.name if len(recordings) == 1 else f"{stem}.{plain}{dot}{suffix}"
         write_trace(path.with_name(name), recording)
+        written.append(path.with_name(name))
+    return written

@@ -16,9 +16,9 @@ OPTIONS = {
     "host_memory": ("SIZE", "the same for host memory; on the CPU it holds everything"),
     "gpu_groups": ("N", "weight groups on the device"),
     "context_tokens": ("N", "prompt plus new tokens that one request may have"),
-    "kv_tokens": ("N", "the same for all requests that run at a time; default by what is free"),
+    "kv_tokens": ("N", "prompt and answer tokens of all running requests; default by what is free"),
     "kv_disk": ("FOLDER", "where KV blocks go that have no room in memory"),
-    "policy": ("P", "prefetch policy"),
+    "policy": ("P", "prefetch policy: one of the seven, or yours as MODULE:NAME"),
 }
 """Settings that have an option of their own: what stands for the value, and the help."""
 
@@ -65,10 +65,10 @@ def _table(own: Collection[str], defaults: Mapping[str, Any]) -> str:
     return settings_table(own, defaults)
 
 
-def add_trace(parser: argparse._ActionsContainer) -> None:
-    """Where the trace goes."""
+def add_trace(parser: argparse._ActionsContainer, more: str = "") -> None:
+    """Where the trace goes; `more` is what else there is to say of it."""
     parser.add_argument(
-        "--trace", type=Path, metavar="FILE", help="write what every actor did, for Perfetto and report"
+        "--trace", type=Path, metavar="FILE", help=f"write what every actor did, for Perfetto and report{more}"
     )
 
 

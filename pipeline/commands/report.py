@@ -2,6 +2,7 @@
 
 import argparse
 
+from pipeline.errors import ConfigError
 from pipeline.outputs import check_writable
 from pipeline.trace.perfetto import read_trace
 from pipeline.trace.report import write_report
@@ -11,6 +12,8 @@ from pipeline.trace.summary import summarize
 def report(options: argparse.Namespace) -> None:
     """Turn a trace into a page, and say in one line what it shows."""
     check_writable(options.out)
+    if options.out.exists() and options.trace.exists() and options.out.samefile(options.trace):
+        raise ConfigError(f"--out: {options.out} is the trace; give the page another name")
     recording = read_trace(options.trace)
     write_report(options.out, recording)
     print(f"{options.out}: {summarize(recording).headline}")

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, get_args, get_origin, get_type_hints
 
-from pipeline.commands.values import from_text, load, stands_for
+from pipeline.commands.values import from_text, load, policy_from_text, stands_for
 from pipeline.config import Config
 from pipeline.errors import ConfigError, unknown_name
 
@@ -43,8 +43,8 @@ def with_setting(settings: Mapping[str, Any], told: str, own: Collection[str]) -
 def _value(name: str, hint: Any, text: str, actor: str | None = None) -> Any:
     if get_origin(hint) is Sequence:
         return [load(one) for one in text.split(",")]
-    if name == "policy" and ":" in text:
-        return load(text)
+    if name == "policy":
+        return policy_from_text(text)
     value = from_text(hint, text)
     if not stands_for(hint, value):
         Config.from_arguments({name: {actor: value} if actor else value})  # says what is needed

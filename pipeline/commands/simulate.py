@@ -18,7 +18,8 @@ def add_simulate(commands: Any) -> None:
         description="Run the production actors on virtual time and compare what each prefetch policy makes of it.",
     )
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--policy", metavar="P", help="history1, history, current, stage1, stage2, stage3, backpressure")
+    seven = "history1, history, current, stage1, stage2, stage3, backpressure"
+    which.add_argument("--policy", metavar="P", help=f"{seven}, or yours as MODULE:NAME")
     which.add_argument("--all", action="store_true", help="all seven; the default")
     _add_timings(parser)
     _add_model(parser)
@@ -41,8 +42,8 @@ def _add_timings(parser: argparse.ArgumentParser) -> None:
     for name, what in (
         ("attn", "compute an attention"),
         ("ffn", "compute an ffn"),
-        ("attn-io", "move an attn group to the device"),
-        ("ffn-io", "move an ffn group to the device"),
+        ("attn-io", "move an attn group to the device, from the disk unless that is a hop of its own"),
+        ("ffn-io", "the same of an ffn group"),
     ):
         default = MILLISECONDS[f"{name.replace('-', '_')}_ms"]
         times.add_argument(f"--{name}-ms", type=float, metavar="MS", help=f"{what}; default {default:g}")

@@ -7,11 +7,13 @@ import math
 import sys
 from collections.abc import Mapping
 
+from actors.core.ports import PrefetchPolicy
 from pipeline.commands.policy_table import policy_table
 from pipeline.commands.progress import Progress
 from pipeline.commands.simulate import LAYERS, MILLISECONDS, RATES
-from pipeline.errors import ConfigError, unknown_name
-from pipeline.policies import CURRENT_CHAINED, POLICIES, Policy
+from pipeline.commands.values import policy_from_text
+from pipeline.errors import ConfigError
+from pipeline.policies import CURRENT_CHAINED, POLICIES, Policy, find_policy
 from pipeline.simulation.closed_forms import closed_form_ms
 from pipeline.simulation.derive import derive_timings, find_shape
 from pipeline.simulation.line import Simulated, simulate
@@ -82,10 +84,13 @@ def _print_json(options: argparse.Namespace, runs: Mapping[str, Simulated]) -> N
     print()
 
 
-def _print_table(timings: LayerTimings, policies: Mapping[str, Policy], runs: Mapping[str, Simulated]) -> None:
+def _print_table(timings: LayerTimings, policies: Mapping[str, PrefetchPolicy], runs: Mapping[str, Simulated]) -> None:
     rows = [dataclasses.replace(run.overlap(), policy=label) for label, run in runs.items()]
-    formulas = [closed_form_ms(row.name, timings, row.micro_batches) for row in policies.values()]
-    print(policy_table(rows, {("by", "formula"): [f"{formula:.1f}" for formula in formulas]}))
+    formulas = [
+        f"{closed_form_ms(policy.name, timings, policy.micro_batches):.1f}" if label in (*POLICIES, CHAINED) else ""
+        for label, policy in policies.items()
+    ]
+    print(policy_table(rows, {("by", "formula"): formulas}))
 
 
 def _write_trace(options: argparse.Namespace, timings: LayerTimings, run: Simulated) -> None:
@@ -107,14 +112,17 @@ def _write_trace(options: argparse.Namespace, timings: LayerTimings, run: Simula
     write_trace(options.trace, Recording(run.trace.spans, run.trace.counts, configuration))
 
 
-def _policies(options: argparse.Namespace) -> dict[str, Policy]:
-    """The rows to run by label, with the depth and the micro-batches that were asked for."""
-    if options.policy is not None and options.policy not in POLICIES:
-        raise ConfigError(f"--policy: {unknown_name('policy', options.policy, list(POLICIES))}")
+def _policies(options: argparse.Namespace) -> dict[str, PrefetchPolicy]:
+    """The policies to run by label, with the depth and the micro-batches that were asked for."""
     names = list(POLICIES) if options.policy is None else [options.policy]
-    policies: dict[str, Policy] = {}
+    policies: dict[str, PrefetchPolicy] = {}
     for name in names:
-        policy = POLICIES[name]
+        policy = find_policy(policy_from_text(name))
+        if not isinstance(policy, Policy):
+            if options.depth is not None or options.micro_batches is not None:
+                raise ConfigError(f"--depth, --micro-batches: {name} says so itself; leave the options out")
+            policies[name] = policy
+            continue
         if options.depth is not None:
             if policy.goes_to_depth:
                 policy = dataclasses.replace(policy, depth=options.depth)

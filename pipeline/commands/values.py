@@ -7,7 +7,7 @@ import sys
 import types
 from typing import Any, Union, get_args, get_origin
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, shown
 
 WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
@@ -40,12 +40,19 @@ def stands_for(hint: Any, value: Any) -> bool:
     return not isinstance(value, str) or str in kinds_of(hint)
 
 
+def policy_from_text(text: str) -> Any:
+    """What a policy is named by is the policy of that name, or the object that MODULE:NAME stands for."""
+    return load(text) if ":" in text else text
+
+
 def load(text: str) -> Any:
     """The object that MODULE:NAME stands for, from the working folder too; of a class, a new instance.
 
     Raises ConfigError.
     """
-    module, _, name = text.partition(":")
+    module, _, name = text.strip().partition(":")
+    if not (module and name):
+        raise ConfigError(f"need MODULE:NAME, as in my_module:MyClass, have {shown(text)}")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:

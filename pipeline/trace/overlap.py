@@ -28,7 +28,7 @@ LAYERS_OF_LONG_DELAY = 4
 class Overlap:
     """One row of the policy table; all times in milliseconds.
 
-    "Steady" is the second half of the layers of the last pass. A window is the time from the start to the end of the
+    "Steady" is the second half of the layers of every pass. A window is the time from the start to the end of the
     computation of an attn, or of an ffn, all micro-batches together. The device is idle while none of its compute lanes
     works. A link moves bytes while at least one of its transfers runs.
 
@@ -36,7 +36,8 @@ class Overlap:
         policy: whose row it is.
         total_ms: from the first start of a transfer or computation to the end of the last computation, all passes. When
             passes before the window were left out, from the end of their last computation.
-        ms_per_layer: from the start of one steady attn to that of the next; below four layers, the last pass / layers.
+        ms_per_layer: from the start of one steady attn to that of the next, on average; below four layers, a pass /
+            layers, without the first of several passes.
         ideal_ms: how long the busiest resource worked in that time: disk, H2D, a compute lane, or a KV lane.
         ratio_to_ideal: total_ms / ideal_ms.
         gap_in_layer_ms: the device idle between a steady layer's attn and ffn, on average.
@@ -97,8 +98,9 @@ class Overlap:
         total = run.ended - run.started
         ideal = max(map(total_seconds, run.resources.values()))
         link = max(run.resources[DISK], run.resources[LINK], key=total_seconds)
-        in_layer, between = run.gaps()
-        delays = [inside + after for inside, after in zip(in_layer, between, strict=True)]
+        gaps = run.gaps()
+        in_layer, between = ([gap for one in gaps for gap in one[side]] for side in (0, 1))
+        delays = [[inside + after for inside, after in zip(*one, strict=True)] for one in gaps]
         return cls(
             policy=policy,
             total_ms=total * MS,
@@ -107,8 +109,8 @@ class Overlap:
             ratio_to_ideal=total / ideal,
             gap_in_layer_ms=fmean(in_layer) * MS,
             gap_between_layers_ms=fmean(between) * MS,
-            l0_l1_ms=fmean(delays) * MS,
-            l0_l4_ms=_long_delay(delays) * MS,
+            l0_l1_ms=fmean(itertools.chain(*delays)) * MS,
+            l0_l4_ms=fmean(map(_long_delay, delays)) * MS,
             groups_requested={
                 f"{kind}_window": float(asked.get(kind, 0)) if asked else run.begun_per_window(kind) for kind in HALVES
             },
@@ -142,7 +144,7 @@ class _Run:
         self.groups = list(self._by_position.values())
         if not self.groups:
             raise ValueError(f"no computation was recorded from pass {first_pass} on")
-        self._last_pass = max(self._by_position) // len(order) * len(order)
+        self._passes = sorted({position // len(order) * len(order) for position in self._by_position})
         moments = [moment for group in self.groups for moment in (group.started, group.began) if moment > NEVER]
         earlier = [group.ended for position, group in groups.items() if position < first]
         self.started = max(earlier) if earlier else min(moments)
@@ -161,27 +163,38 @@ class _Run:
         return {name: within(union(intervals), self.started, self.ended) for name, intervals in busy.items()}
 
     def seconds_per_layer(self) -> float:
-        count, base = len(self._attns), self._last_pass
-        starts = [self._by_position[base + index].started for index in self._attns]
+        count = len(self._attns)
         if count >= 4:
-            return (starts[-1] - starts[count // 2]) / (count - 1 - count // 2)
-        earlier = [group.ended for position, group in self._by_position.items() if position < base]
-        return (self.ended - max(earlier, default=self.started)) / count
+            steady, last = self._attns[count // 2], self._attns[-1]
+            seconds = fmean(
+                self._by_position[base + last].started - self._by_position[base + steady].started
+                for base in self._passes
+            )
+            return seconds / (count - 1 - count // 2)
+        if len(self._passes) == 1:
+            return (self.ended - self.started) / count
+        first = max(group.ended for position, group in self._by_position.items() if position < self._passes[1])
+        return (self.ended - first) / count / (len(self._passes) - 1)
 
-    def gaps(self) -> tuple[list[float], list[float]]:
-        """How long the device idled inside each steady layer, and between it and the next."""
+    def gaps(self) -> list[tuple[list[float], list[float]]]:
+        """By pass, how long the device idled inside each steady layer, and between it and the next."""
         idle: defaultdict[int, float] = defaultdict(float)
         parts = sorted((*part, position) for position, group in self._by_position.items() for part in group.parts)
         until = self.started
         for started, ended, position in parts:
             idle[position] += max(0.0, started - until)
             until = max(until, ended)
-        count, base = len(self._attns), self._last_pass
+        count = len(self._attns)
         if count == 1:
-            return [idle[base + self._attns[0] + 1]], [0.0]
+            return [([idle[base + self._attns[0] + 1]], [0.0]) for base in self._passes]
         steady = range(min(count // 2, count - 2), count - 1)
-        inside = [idle[base + self._attns[layer] + 1] for layer in steady]
-        return inside, [idle[base + self._attns[layer + 1]] for layer in steady]
+        return [
+            (
+                [idle[base + self._attns[layer] + 1] for layer in steady],
+                [idle[base + self._attns[layer + 1]] for layer in steady],
+            )
+            for base in self._passes
+        ]
 
     def begun_per_window(self, kind: str) -> float:
         windows = self._windows(kind)

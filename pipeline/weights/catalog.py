@@ -67,9 +67,11 @@ class WeightCatalog:
             )
         if (error := message.event.error) is not None:
             raise error
-        in_host = message.at.place == "host"
+        place, memory = message.at.place, message.at.buffer.tensor
+        # In slots of a user's Mover bytes lie as in those that they came from, which are in the same memory.
+        in_host = place == "host" or (place != "device" and memory.device.type == "cpu")
         offsets = self.host[key].offsets if in_host else self._offsets[key]
-        return MappingProxyType(tensor_views(message.at.buffer.tensor, offsets, self._groups[key].tensors))
+        return MappingProxyType(tensor_views(memory, offsets, self._groups[key].tensors))
 
     def slot_bytes(self, place: str) -> dict[str, int]:
         """The size that a slot of each kind needs, in the "host" or on the "device": that of its largest group."""

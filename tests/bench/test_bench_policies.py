@@ -64,6 +64,10 @@ class Compared:
         return rows
 
 
+def policies(names: Sequence[str]) -> dict[str, PrefetchPolicy]:
+    return {name: POLICIES[name] for name in names}
+
+
 def bench_of(said: list[str], expected: Output | None = None) -> PolicyBench:
     return PolicyBench(BUNDLED, SETTINGS, PASSES, BATCH_TOKENS, said.append, expected)
 
@@ -80,7 +84,7 @@ def compared() -> Compared:
     bench = bench_of(said)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench_policies, "simulate", simulated)
-        reports = asyncio.run(bench.run(NAMES))
+        reports = asyncio.run(bench.run(policies(NAMES)))
     return Compared(bench, reports, calls, said)
 
 
@@ -208,7 +212,7 @@ def test_other_tokens_than_those_of_the_first_policy_are_refused(compared: Compa
     first, second = expected.token_ids
     bench = bench_of([], replace(expected, token_ids=(first, second + 1)))
     with pytest.raises(OutputsDiffer) as caught:
-        asyncio.run(bench.run(["history"]))
+        asyncio.run(bench.run(policies(["history"])))
     assert str(caught.value).startswith(
         f"history: need the tokens ({first}, {second + 1}) of the first policy, have ({first}, {second})"
     )
@@ -219,10 +223,10 @@ def test_log_probabilities_may_differ_by_as_much_as_rounding_does(compared: Comp
     expected = compared.bench.expected
     assert expected is not None
     near, far = (shifted(expected, sign * (TOLERATED_DIFFERENCE + more)) for more in (-0.01, 0.01))
-    (report,) = asyncio.run(bench_of([], near).run(["history"]))
+    (report,) = asyncio.run(bench_of([], near).run(policies(["history"])))
     assert report.logprob_difference == pytest.approx(TOLERATED_DIFFERENCE - 0.01, abs=1e-3)
     with pytest.raises(OutputsDiffer, match=r"history: .* log-probabilities up to 0\.26 apart"):
-        asyncio.run(bench_of([], far).run(["history"]))
+        asyncio.run(bench_of([], far).run(policies(["history"])))
 
 
 def test_the_chained_half_of_current_is_held_against_the_first_too(
@@ -236,12 +240,12 @@ def test_the_chained_half_of_current_is_held_against_the_first_too(
 
     monkeypatch.setattr(PolicyBench, "_generate", wrong)
     with pytest.raises(OutputsDiffer, match=r"^current, chained: need the tokens .* have \(0, 0\)"):
-        asyncio.run(bench_of([]).run(["current"]))
+        asyncio.run(bench_of([]).run(policies(["current"])))
 
 
-def test_unknown_policies_are_refused() -> None:
-    with pytest.raises(ConfigError, match="did you mean 'history'"):
-        asyncio.run(bench_of([]).run(["histry"]))
+def test_more_tokens_than_a_context_has_are_refused_by_the_options_to_change() -> None:
+    with pytest.raises(ConfigError, match=r"--batch-tokens: 4 passes of 400 tokens need 1602 positions, .* --passes"):
+        asyncio.run(PolicyBench(BUNDLED, SETTINGS, 3, 400, print).run(policies(["history"])))
 
 
 @pytest.mark.parametrize(

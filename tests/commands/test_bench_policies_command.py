@@ -1,15 +1,18 @@
 """`penstock bench policies` as people use it: its table, its JSON, its traces, what it refuses."""
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from support.columns import COLUMNS
 
 import pipeline.commands.bench_policies as command
+from actors.core.ports import PrefetchPolicy
 from pipeline.api import BUNDLED
 from pipeline.bench.policies import CHAINED_TITLE, PolicyBench, PolicyReport
 from pipeline.cli import main
@@ -44,8 +47,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[PolicyBench, Sequence[st
     asked: list[tuple[PolicyBench, Sequence[str]]] = []
     chained = report("current", 400.0, 500.0, 0.031)
 
-    async def run(bench: PolicyBench, names: Sequence[str]) -> list[PolicyReport]:
-        asked.append((bench, names))
+    async def run(bench: PolicyBench, policies: Mapping[str, PrefetchPolicy]) -> list[PolicyReport]:
+        asked.append((bench, list(policies)))
         first, second = report("history", 1000.0, 900.0, 0.0), report("current", 2000.0, 2000.0, 0.012)
         return [first, replace(second, chained=chained)]
 
@@ -112,22 +115,27 @@ def test_without_tokens_per_pass_those_that_balance_are_found(
     assert [run.batch_tokens for run, _ in runs] == [21, 16]
 
 
-def test_json_and_a_trace_of_each_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The whole command on the bundled model."""
-    path = tmp_path / "run.json.gz"
-    assert bench(*SMALL, "--json", "--trace", path, "--policies", "history", "current") == 0
-    rows = json.loads(capsys.readouterr().out)
-    assert [row["policy"] for row in rows] == ["history", "current"]
+def test_json_and_a_trace_of_each_policy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole command on the bundled model, with a policy of the user's."""
+    path, mine = tmp_path / "run.json.gz", "own_policies:mine"
+    monkeypatch.setitem(sys.modules, "own_policies", SimpleNamespace(mine=replace(POLICIES["stage1"], name="mine")))
+    assert bench(*SMALL, "--json", "--trace", path, "--policies", "history", "current", mine) == 0
+    printed = capsys.readouterr()
+    rows = json.loads(printed.out)
+    assert [row["policy"] for row in rows] == ["history", "current", mine]
     for row in (*rows, rows[1]["chained"]):
         assert list(row) == [*COLUMNS, *MORE, *(["chained"] if row is rows[1] else [])]
         assert list(row["simulated"]) == COLUMNS
         assert (row["passes"], row["batch_tokens"], len(row["token_ids"])) == (2, 16, 2)
         assert row["token_ids"] == rows[0]["token_ids"]
         assert row["error"] == pytest.approx(row["simulated"]["total_ms"] / row["total_ms"] - 1, abs=1e-6)
-    names = {"history": "history", "current": "current", "current-chained": "current"}
+    names = {"history": "history", "current": "current", "current-chained": "current", "own_policies-mine": "mine"}
     assert {file.name for file in tmp_path.iterdir()} == {f"run.{name}.json.gz" for name in names}
     for name, policy in names.items():
         recording = read_trace(tmp_path / f"run.{name}.json.gz")
+        assert f"wrote {tmp_path / f'run.{name}.json.gz'}" in printed.err
         assert recording.configuration["command"] == "bench policies"
         assert recording.configuration["policy"] == policy
         assert recording.configuration["gpu_groups"] == 10
@@ -148,6 +156,7 @@ def test_the_trace_of_a_single_policy_keeps_its_name(tmp_path: Path) -> None:
         (["--passes", "0"], "--passes: need at least 1, have 0"),
         (["--batch-tokens", "0"], "--batch-tokens: need at least 1, have 0"),
         (["--policies", "history", "histry"], "did you mean 'history'"),
+        (["--policies", "own:"], "need MODULE:NAME, as in my_module:MyClass, have 'own:'"),
         (["--gpu-groups", "0"], "gpu_groups"),
         (["--device", "tpu"], "device: unknown value"),
     ],

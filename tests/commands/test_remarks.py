@@ -63,3 +63,5 @@ def test_a_report_of_a_model_that_fits_says_so(tmp_path: Path, capsys: pytest.Ca
         assert main(["report", trace, "-o", page]) == 0
         said = "All weight groups stay in memory, so none of them moves; residency=False lets them."
         assert (said in capsys.readouterr().out) == still
+    assert main(["report", trace, "-o", f"{tmp_path}/../{tmp_path.name}/trace.json"]) == 1
+    assert "trace.json is the trace; give the page another name" in capsys.readouterr().err

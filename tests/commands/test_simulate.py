@@ -120,7 +120,7 @@ def test_the_trace_of_one_policy(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["--kv-ms", "nan"], "--kv-ms: need a finite number from 0, have nan"),
         (["--jitter", "inf"], "--jitter: need a finite number from 0, have inf"),
         (["--attn-ms", "0", "--ffn-ms", "0"], "--attn-ms, --ffn-ms: need one above 0"),
-        (["--policy", "histry"], "--policy: unknown policy 'histry'; did you mean 'history'?"),
+        (["--policy", "histry"], "policy: unknown policy 'histry'; did you mean 'history'?"),
         (["--policy", "stage2", "--micro-batches", "2"], "--micro-batches: policy stage2 does not chain"),
         (["--policy", "history", "--depth", "2"], "--depth: policy history asks a fixed distance ahead"),
         (["--trace", "out.json"], "--trace: need one policy to write down, have all; name it with --policy"),

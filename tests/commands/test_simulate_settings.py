@@ -2,6 +2,9 @@
 
 import argparse
 import json
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +12,9 @@ import pytest
 import pipeline.commands.simulate_policies as command
 import pipeline.simulation.line as line
 from actors.core.line import LineStatistics
+from pipeline.cli import main
 from pipeline.commands.simulate import add_simulate
+from pipeline.policies import POLICIES
 from pipeline.simulation.line import SimLine, Simulated, sim_line
 from pipeline.simulation.line import simulate as run_simulation
 from pipeline.simulation.timings import LayerTimings
@@ -90,3 +95,31 @@ def test_the_queue_size_is_that_of_every_queue(capsys: pytest.CaptureFixture[str
         simulated(capsys, "--layers", "4", *arguments)
     capacities = [[channel.capacity for channel in made.channels.values()] for made in lines]
     assert capacities == [[3] * 4, [1] * 4, [10] * 4, [6] * 4]
+
+
+def test_a_policy_of_the_users_is_a_row_like_another(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of the table with other parameters, and an object of its own, which has no closed form."""
+
+    class Nothing:
+        name, triggered, waits, fallback_seconds, micro_batches = "nothing", True, "event", None, 1
+
+        def fit(self, slots: object) -> "Nothing":
+            return self
+
+        def warmup(self) -> tuple[()]:
+            return ()
+
+        def at_start(self, half: object) -> tuple[()]:
+            return ()
+
+    own = SimpleNamespace(near=replace(POLICIES["stage2"], name="near", depth=1), Nothing=Nothing)
+    monkeypatch.setitem(sys.modules, "own_policies", own)
+    near, builtin = simulated(capsys, "--policy", "own_policies:near"), simulated(capsys, "--policy", "stage2")
+    assert (near["policy"], near["depth_used"], builtin["depth_used"]) == ("near", 1, 4)
+    assert main(["simulate", "--policy", "own_policies:Nothing", "--layers", "8"]) == 0
+    cells = capsys.readouterr().out.splitlines()[-1].split()
+    assert cells[:4] == ["own_policies:Nothing", "3.200", "400.0", "2.000"], "nothing is read ahead, and no formula"
+    assert main(["simulate", "--policy", "own_policies:Nothing", "--depth", "2"]) == 1
+    assert "--depth, --micro-batches: own_policies:Nothing says so itself" in capsys.readouterr().err

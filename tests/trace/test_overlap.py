@@ -191,3 +191,21 @@ def test_a_steady_half_is_not_disturbed_by_a_slow_start() -> None:
     assert row.ms_per_layer == pytest.approx(50)
     assert (row.gap_in_layer_ms, row.gap_between_layers_ms) == (pytest.approx(5), pytest.approx(15))
     assert row.l0_l4_ms == pytest.approx(80)
+
+
+@pytest.mark.parametrize("layers", [3, 10])
+def test_what_a_layer_takes_is_an_average_over_the_passes(layers: int) -> None:
+    """A machine that hesitates in the last of eight passes tells nothing about the others."""
+    spans, groups, slow = [], 2 * layers, 8 * 2 * layers - 2  # the last attn of all starts late
+    for seq in range(8 * groups):
+        layer, kind = divmod(seq % groups, 2)
+        late = 80.0 if seq >= slow else 0.0
+        spans += spans_of(
+            "compute_scheduler", (layer, ("attn", "ffn")[kind], seq, 10 * seq + late, 10 * seq + late + 5)
+        )
+    row = Overlap.of("mine", spans, order_of(layers))
+    apart = 80 / (7 * 3) if layers == 3 else 80 / (8 * 4)
+    assert row.ms_per_layer == pytest.approx(20 + apart)
+    steady = 1 if layers == 3 else 4
+    assert row.gap_in_layer_ms == pytest.approx(5)
+    assert row.gap_between_layers_ms == pytest.approx(5 + 80 / (8 * steady))

@@ -58,7 +58,8 @@ async def through_slots(small: Small, catalog: WeightCatalog, group: WeightGroup
     await source.aclose()
     copy_bytes(memories["host"], memories["device"], catalog.copies(group.layer, group.name))
     views = []
-    for place, memory in memories.items():
+    places = [*memories.items(), ("unpacked", memories["host"])]  # the last as in a Mover of a user's
+    for place, memory in places:
         slot = await Budget(place, {kind: [memory]}, lambda: 0.0).acquire(kind)
         views.append(catalog.tensors(Message(group.layer, group.name, 0, slot, READY)))
         for tensor in views[-1].values():
@@ -86,7 +87,7 @@ async def test_every_tensor_is_the_checkpoints_in_the_host_and_on_the_device(sma
 async def test_packed_tensors_are_aligned_on_the_device(small: Small) -> None:
     catalog = WeightCatalog(small.groups.groups, packed=True)
     for group in small.groups.groups:
-        _, views = await through_slots(small, catalog, group)
+        _, views, _ = await through_slots(small, catalog, group)
         base = min(tensor.data_ptr() for tensor in views.values())
         assert all((tensor.data_ptr() - base) % DEVICE_ALIGNMENT_BYTES == 0 for tensor in views.values())
         copied = sum(copy.length for copy in catalog.copies(group.layer, group.name))

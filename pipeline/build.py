@@ -108,7 +108,9 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> Runtime
         checkpoint = undone.enter_context(open_checkpoint(folder, direct=settings.reading.get("direct", True)))
         runtime = _build(model, checkpoint, settings, device, trace or Trace(recording=False), undone)
         undone.pop_all()
-        return runtime
+    logger.info("%d of %d weight groups move in each pass", runtime.moving_groups, len(runtime.catalog.order))
+    logger.info("kv room %s", runtime.kv_room)
+    return runtime
 
 
 def _build(

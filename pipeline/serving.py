@@ -18,17 +18,17 @@ from pipeline.threads import outlast
 
 
 class Serving:
-    """The half of the program that callers see."""
+    """The half of the program that callers see. `tokenizing_calls` do not wait yet: prompts become ids."""
 
     def __init__(self, batcher: Batcher, cache: KeyValueCache) -> None:
         self.batcher = batcher
         self.tokens = 0
+        self.tokenizing_calls = 0
         self._cache = cache
         self._wanted = asyncio.Event()
         self._left = asyncio.Event()
         self._sampling = Lane("sampling")
         self._tokenizing = Tokenizing()
-        self._entering = 0
         self._closed = False
         self._in_pass = False
         self._begun = False
@@ -42,12 +42,12 @@ class Serving:
 
         Raises Busy where too many have come before.
         """
-        self.batcher.check_room(self._entering + 1)
-        self._entering += 1
+        self.batcher.check_room(self.tokenizing_calls + 1)
+        self.tokenizing_calls += 1
         try:
             sequences = await make(self._tokenizing)
         finally:
-            self._entering -= 1
+            self.tokenizing_calls -= 1
             self._left.set()
         if self._closed:
             raise _closed()
@@ -110,7 +110,7 @@ class Serving:
 
     async def drained(self) -> None:
         """Wait until all requests have ended; none pauses any more, so they end though nobody reads their streams."""
-        while self._entering or self.batcher.unfinished:
+        while self.tokenizing_calls or self.batcher.unfinished:
             self.batcher.pause_nobody()
             self._wanted.set()
             self._left.clear()

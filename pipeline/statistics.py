@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.build import Runtime
-from pipeline.sequences.batching import Batcher
 from pipeline.sequences.blocks import BlockPool
 from pipeline.sequences.kv import KeyValueCache
+from pipeline.serving import Serving
 from pipeline.weights.checksums import Checking, Checksums
 
 
@@ -25,10 +25,12 @@ class ChannelRecord:
 class RequestsRecord:
     """Requests now, and those that have ended since the model was opened.
 
-    `paused` are those, running or waiting, whose streams nobody reads. `passes_not_shared` counts the passes for which
+    Those of `tokenizing` calls, whose prompts are still made into token ids, are not among them yet. `paused` are
+    those, running or waiting, whose streams nobody reads. `passes_not_shared` counts the passes for which
     some waited, by the setting that kept them from sharing it.
     """
 
+    tokenizing: int
     running: int
     waiting: int
     paused: int
@@ -141,7 +143,7 @@ class ModelStatistics:
             tokens=runtime.program.tokens,
             computed_tokens=runtime.program.computed_tokens,
             tokens_per_pass=runtime.program.computed_tokens / max(1, runtime.program.passes),
-            requests=_requests(runtime.program.batcher),
+            requests=_requests(runtime.program),
             kv_blocks=_kv_blocks(runtime.cache, pool),
             prefixes=PrefixRecord(prefixes.queried_tokens, prefixes.hit_tokens, pool.cached),
             bytes_read=runtime.source.bytes_read,
@@ -168,9 +170,11 @@ class ModelStatistics:
         return dataclasses.asdict(self)
 
 
-def _requests(batcher: Batcher) -> RequestsRecord:
+def _requests(program: Serving) -> RequestsRecord:
+    batcher = program.batcher
     ended = {outcome: batcher.ended[outcome] for outcome in ("finished", "cancelled", "failed")}
     return RequestsRecord(
+        tokenizing=program.tokenizing_calls,
         running=batcher.running,
         waiting=batcher.waiting,
         paused=batcher.paused,

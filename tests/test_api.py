@@ -200,6 +200,16 @@ async def test_a_folder_without_tokenizer_serves_token_ids(checkpoint: Path, cap
     assert "has no tokenizer" in caplog.text
 
 
+async def test_the_log_tells_on_demand_how_a_model_was_opened(caplog: pytest.LogCaptureFixture) -> None:
+    for level, told in ((logging.WARNING, ()), (logging.INFO, ("reads", "checksums", "24 of 24 weight", "kv room"))):
+        caplog.clear()
+        caplog.set_level(level, logger="penstock")
+        async with Model.open(device="cpu", residency=False):
+            messages = [record.getMessage() for record in caplog.records if record.name == "penstock"]
+        assert len(messages) == len(told)
+        assert all(one.startswith(words) for one, words in zip(messages, told, strict=True)), messages
+
+
 async def test_statistics_tell_what_moved(model: Model) -> None:
     await model.generate(PROMPT, max_new_tokens=10)
     record = model.statistics().as_dict()

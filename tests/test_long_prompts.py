@@ -125,10 +125,12 @@ async def test_closing_ends_a_call_whose_text_is_tokenised_and_draining_waits_fo
         model = await Model.open(folder, device="cpu", context_tokens=10_000)
         call = asyncio.create_task(model.generate(TEXT[:2000], max_new_tokens=1))
         await asyncio.sleep(0)
-        assert model.statistics().requests.waiting == 0
+        requests = model.statistics().requests
+        assert (requests.tokenizing, requests.waiting, requests.running) == (1, 0, 0)
         await model.aclose(drain=drain)
         [result] = await asyncio.gather(call, return_exceptions=True)
         assert isinstance(getattr(result, "token_ids", result), outcome)
+        assert model.statistics().requests.tokenizing == 0
 
 
 async def test_a_template_that_begins_with_bos_does_not_double_it(tmp_path: Path) -> None:

@@ -28,10 +28,9 @@ from pipeline.threads import see_out
 from pipeline.trace.configuration import describe
 from pipeline.trace.recording import Recording
 from pipeline.trace.report import write_report
-from pipeline.weights.hub_cache import find_checkpoint
+from pipeline.weights.hub_cache import BUNDLED, find_checkpoint
 
 logger = logging.getLogger("penstock")
-BUNDLED = Path(__file__).parent / "bundled"
 FIRST_READS_SECONDS = 0.001
 """For the line to begin its first reads, before a thread with a tokenizer holds up every turn of the event loop."""
 

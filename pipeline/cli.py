@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from pipeline.commands.bench_options import add_bench
 from pipeline.commands.doctor import add_doctor
 from pipeline.commands.event_loop import run_async
-from pipeline.commands.models import find_models
+from pipeline.commands.models import MODEL_HELP, find_models
 from pipeline.commands.options import add_settings
 from pipeline.commands.parser import Parser
 from pipeline.commands.plan import add_plan
@@ -141,7 +141,7 @@ def _add_tune(commands: Commands) -> None:
     tune = commands.add_parser(
         "tune", usage="%(prog)s MODEL [options]", help="try queue sizes, reader lanes, chunk sizes and budgets"
     )
-    tune.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint folder")
+    tune.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
     tune.add_argument("--batch-tokens", type=int, default=1, metavar="B", help="tokens per pass; default 1")
     tune.add_argument("--most-groups", type=int, default=12, metavar="N", help="largest gpu_groups to try; default 12")
     tune.add_argument("--passes", type=int, default=4, metavar="N", help="measured passes of a real run; default 4")

@@ -73,11 +73,14 @@ def require_folder(folder: Path, need: str) -> None:
 def why_no_folder(folder: Path) -> str:
     """Why there is none; empty where there is one."""
     try:
-        return "" if stat.S_ISDIR(os.stat(folder).st_mode) else "is a file"
+        is_folder = stat.S_ISDIR(os.stat(folder).st_mode)
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return "no such folder"
     except OSError as error:
         return f"cannot be looked into: {error.strerror}"
+    if is_folder:
+        return ""
+    return "is a GGUF file, which is not read" if folder.suffix.lower() == ".gguf" else "is a file"
 
 
 def read_small_file(path: Path, limit_bytes: int) -> bytes:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from pipeline.commands.models import MODEL_HELP
 from pipeline.commands.options import add_settings
 
 
@@ -14,7 +15,9 @@ def add_bench_open(bench: Any) -> None:
         usage="%(prog)s MODEL ... [options]",
         help="opening, the first group, a pass, and what the runtime costs, by model",
     )
-    parser.add_argument("model", type=Path, nargs="+", metavar="MODEL", help="checkpoint folders, of several sizes")
+    parser.add_argument(
+        "model", type=Path, nargs="+", metavar="MODEL", help=f"one or more, of several sizes, each {MODEL_HELP}"
+    )
     parser.add_argument("--rounds", type=int, default=3, metavar="R", help="how often each is opened; default 3")
     parser.add_argument("--passes", type=int, default=5, metavar="N", help="measured passes each time; default 5")
     parser.add_argument("--json", action="store_true", help="print one JSON list")

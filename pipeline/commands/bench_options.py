@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.commands.bench_open import add_bench_open
 from pipeline.commands.bench_speed import add_bench_speed
 from pipeline.commands.event_loop import run_async
+from pipeline.commands.models import MODEL_HELP
 from pipeline.commands.options import add_settings, add_trace
 from pipeline.commands.progress import say_loading
 
@@ -17,7 +18,7 @@ def add_bench(commands: Any) -> None:
     one_pass = bench.add_parser(
         "pass", usage="%(prog)s MODEL ... [options]", help="a pass against its floors, and against one without overlap"
     )
-    one_pass.add_argument("model", type=Path, nargs="+", metavar="MODEL", help="checkpoint folders")
+    one_pass.add_argument("model", type=Path, nargs="+", metavar="MODEL", help=f"one or more, each {MODEL_HELP}")
     one_pass.add_argument(
         "--batch-tokens",
         default="1",
@@ -32,7 +33,7 @@ def add_bench(commands: Any) -> None:
     policies = bench.add_parser(
         "policies", usage="%(prog)s MODEL [options]", help="every prefetch policy, measured and simulated"
     )
-    policies.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint folder")
+    policies.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
     policies.add_argument(
         "--policies", nargs="+", metavar="P", help="names, or yours as MODULE:NAME; default: all seven"
     )
@@ -60,7 +61,7 @@ def _add_bench_throughput(bench: Any) -> None:
         usage="%(prog)s MODEL --requests N --prompt-tokens P --new-tokens T [options]",
         help="many requests at once: tokens per second, latencies, and the floors",
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint folder")
+    parser.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--requests", required=True, metavar="N", help="how many, or a list: 1,4,16,64")
     parser.add_argument("--prompt-tokens", required=True, metavar="P", help="of each, or a range: 8-64")
     parser.add_argument("--new-tokens", required=True, type=int, metavar="T", help="of each")

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from pipeline.commands.models import MODEL_HELP
 from pipeline.commands.options import add_settings
 
 
@@ -14,7 +15,7 @@ def add_bench_speed(bench: Any) -> None:
         usage="%(prog)s MODEL [options]",
         help="one token a pass: with and without each feature, and by other programs",
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint folder")
+    parser.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
     parser.add_argument(
         "--passes", type=int, default=5, metavar="N", help="measured passes of each arm a round; default 5"
     )

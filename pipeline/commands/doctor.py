@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from pipeline.commands.models import MODEL_HELP
 from pipeline.commands.options import add_settings
 
 
@@ -19,7 +20,7 @@ def add_doctor(commands: Any) -> None:
         "--deep",
         type=Path,
         metavar="MODEL",
-        help="also let a checkpoint folder answer streamed, resident and one group at a time, which must be equal",
+        help=f"also let a model answer streamed, resident and one group at a time, which must be equal: {MODEL_HELP}",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_settings(parser, own=("residency",))

@@ -1,4 +1,4 @@
-"""The checkpoint folders that a command line names: by a path, or by an id of the Hugging Face cache."""
+"""The models that a command line names: by a path, by an id of the Hugging Face cache, or as the bundled one."""
 
 import argparse
 from pathlib import Path
@@ -7,6 +7,7 @@ from pipeline.weights.hub_cache import find_checkpoint
 
 MODELS = ("model", "deep")
 """Under these names commands take them."""
+MODEL_HELP = "a checkpoint folder, the id of a model that was fetched with hf download, or bundled"
 
 
 def find_models(options: argparse.Namespace) -> argparse.Namespace:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from pipeline.commands.models import MODEL_HELP
 from pipeline.commands.options import add_settings
 
 
@@ -17,7 +18,10 @@ def add_plan(commands: Any) -> None:
         "weights, from a config.json or a preset, sizes are computed, and only numbers give a forecast.",
     )
     parser.add_argument(
-        "model", type=Path, metavar="MODEL", help="a checkpoint folder, a config.json, or llama-3-70b, ..."
+        "model",
+        type=Path,
+        metavar="MODEL",
+        help=f"{MODEL_HELP}; without weights a config.json, or a preset: llama-3-70b, ...",
     )
     parser.add_argument("--batch-tokens", type=int, default=1, metavar="B", help="tokens per pass; default 1")
     parser.add_argument(

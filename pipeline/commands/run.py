@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from pipeline.commands.models import MODEL_HELP
 from pipeline.commands.options import add_settings, add_trace
 from pipeline.commands.progress import say_loading
 from pipeline.commands.prompt import add_prompt, read_prompt
@@ -20,7 +21,7 @@ def add_run(commands: Any) -> None:
         "progress, and at the end tokens per second, the time to the first token, and why the text ended. Ctrl-C ends "
         "it early, with all of that, and status 130.",
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint folder")
+    parser.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
     add_prompt(parser)
     add_sampling(parser)
     add_settings(parser, defaults={"max_requests": 1})  # room for more would be kept from the weights

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from pipeline.commands.models import MODEL_HELP
+
 LAYERS = 80
 MILLISECONDS = {"attn_ms": 80.0, "ffn_ms": 120.0, "attn_io_ms": 100.0, "ffn_io_ms": 100.0}
 """The figures of the analysis that the policies come from: one layer of a 70B model."""
@@ -57,7 +59,7 @@ def _add_timings(parser: argparse.ArgumentParser) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("timings of a model, in place of those")
-    model.add_argument("--model", metavar="MODEL", help="a checkpoint folder, or llama-3-70b, qwen2.5-7b, ...")
+    model.add_argument("--model", metavar="MODEL", help=f"{MODEL_HELP}, or a preset: llama-3-70b, qwen2.5-7b, ...")
     model.add_argument("--disk-gbps", type=float, metavar="X", help="1e9 bytes per second from the disk")
     model.add_argument("--h2d-gbps", type=float, metavar="Y", help="1e9 bytes per second to the device")
     model.add_argument("--tflops", type=float, metavar="Z", help="1e12 operations per second on the device")

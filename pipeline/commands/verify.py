@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from pipeline.commands.models import MODEL_HELP
+
 
 def add_verify(commands: Any) -> None:
     """Add the command's parser to `commands`, which is what `add_subparsers` gave."""
@@ -15,7 +17,7 @@ def add_verify(commands: Any) -> None:
         "file of sums. The exit status is 0 when all weights are good, 1 when a file is damaged, and 2 when there is "
         "nothing to compare some weights with.",
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint folder")
+    parser.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--write", action="store_true", help="write the file of sums, to compare with later")
     parser.add_argument(
         "--sums",

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import torch
 
+from pipeline.errors import CheckpointError
 from pipeline.models.frequencies import RopeScaling, rope_length
 from pipeline.models.rope_settings import read_rope, stretched
 from pipeline.models.settings import Settings
 from pipeline.models.supported import BIASES, FAMILIES, Family, unsupported
-from pipeline.small_files import require_folder
+from pipeline.small_files import os_errors_named, require_folder
+from pipeline.weights.hub_cache import PREFIX, how_to_fetch
 
+NEED = "a folder with config.json and safetensors files"
 MAX_LAYERS = 10_000
 GENERATION_DEFAULTS = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 DTYPES = {
@@ -68,8 +71,29 @@ def read_config(folder: Path) -> ModelConfig:
     Raises `CheckpointError` where a file is missing or holds no JSON object, and `ConfigError` where a value is
     missing, can never work, or asks for something that is not supported.
     """
-    require_folder(folder, "a folder with config.json")
-    return parse_config(Settings.read(folder / "config.json"), folder)
+    return parse_config(read_settings(folder), folder)
+
+
+def read_settings(folder: Path) -> Settings:
+    """What config.json of `folder` says, unchecked. Raises `CheckpointError`, with what is there in its place."""
+    require_folder(folder, NEED)
+    path = folder / "config.json"
+    if not os.path.lexists(path):
+        raise CheckpointError(f"{path}: is missing; {_need_instead(folder)}{how_to_fetch(folder)}")
+    return Settings.read(path)
+
+
+def _need_instead(folder: Path) -> str:
+    """Two things are common: files of another format, and the folder above the one that is meant."""
+    with os_errors_named(folder):
+        names = sorted(os.listdir(folder))
+    need = f"need {NEED}"
+    if ggufs := [name for name in names if name.lower().endswith(".gguf")]:
+        return f"{need}; {ggufs[0]} is a GGUF file, which is not read: fetch the model as safetensors"
+    models = [name for name in names if name.startswith(PREFIX) or os.path.lexists(folder / name / "config.json")]
+    if models:
+        return f"{need}, as {folder / models[0]}{f' and {len(models) - 1} more there' if models[1:] else ''}"
+    return need
 
 
 def parse_config(settings: Settings, folder: Path | None = None) -> ModelConfig:

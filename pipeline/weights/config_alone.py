@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from pipeline.errors import ConfigError, unknown_name
-from pipeline.models.config import ModelConfig, parse_config
+from pipeline.models.config import ModelConfig, parse_config, read_settings
 from pipeline.models.settings import Settings
 from pipeline.small_files import os_errors_named, why_no_folder
 from pipeline.weights.checkpoint import Checkpoint
@@ -39,10 +39,10 @@ def config_alone(path: Path) -> ConfigAlone | None:
         with os_errors_named(path):
             if any(file.endswith(".safetensors") for file in os.listdir(path)):
                 return None
-        return _alone(Settings.read(path / "config.json"), "config.json", path)
+        return _alone(read_settings(path), "config.json", path)
     if os.path.lexists(path):
         if path.suffix != ".json":
-            raise ConfigError(f"{path}: is no folder and no config.json; {NEED}")
+            raise ConfigError(f"{path}: {why_no_folder(path)}, and no config.json; {NEED}")
         settings = Settings.read(path)
         if settings.get("model_type") is None and settings.get("architectures") is None:
             raise ConfigError(f"{path}: is not the config.json of a model, as it names no model_type; {NEED}")

@@ -1,4 +1,4 @@
-"""Models in the local Hugging Face cache, found by their id. Nothing is downloaded.
+"""Models by name: the bundled one, and those of the local Hugging Face cache by their id. Nothing is downloaded.
 
 hub/models--meta-llama--Llama-3.2-1B/refs/main         the commit that `main` was when it was fetched
                                      snapshots/4e20/   the files of a commit, as links
@@ -13,12 +13,16 @@ from pipeline.small_files import os_errors_named, read_small_file
 
 ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 PREFIX = "models--"
+ADDRESS = re.compile(rf"(?:https?:/+)?(?:huggingface\.co|hf\.co)/({ID.pattern})/?", re.ASCII)
+"""Of the page of a model, as a browser shows it; a path has one slash where it has two."""
 REF_LIMIT_BYTES = 4096
+MOST_NAMED = 8
+BUNDLED = Path(__file__).parent.parent / "bundled"
 
 
 def find_checkpoint(path: Path, name: str = "") -> Path:
     """The folder of a checkpoint: `path` itself, the snapshot in it where it is a folder of the cache, or, where there
-    is nothing, the snapshot of the model of that `name` (by default the path as it is written).
+    is nothing, the snapshot of the model of that `name` (by default the path as it is written), or the bundled model.
 
     A path that is neither is returned as it is. Raises CheckpointError for an id that the cache has not, and where it
     is not certain which snapshot counts.
@@ -28,14 +32,18 @@ def find_checkpoint(path: Path, name: str = "") -> Path:
         is_cached = repository.name.startswith(PREFIX) and os.path.isdir(repository / "snapshots")
         return _snapshot(repository) if is_cached else path
     name = name or str(path)
+    if name == BUNDLED.name:
+        return BUNDLED
+    if address := ADDRESS.fullmatch(name):
+        name = address[1]
     if not (ID.fullmatch(name) or (name.startswith(PREFIX) and Path(name).name == name)):
         return path
     hub = cache_folder()
     repository = hub / (name if name.startswith(PREFIX) else PREFIX + name.replace("/", "--"))
     if not os.path.isdir(repository):
         raise CheckpointError(
-            f"{name}: no such folder, and no model of that name in the Hugging Face cache {hub}; give the path of a "
-            f"folder, or, if it is a model of the Hub, fetch it first: hf download {_id(repository)}"
+            f"{name}: no such folder, and no model of that name in the Hugging Face cache {hub}{_which_has(hub)}; give "
+            f"the path of a folder, or, if it is a model of the Hub, fetch it first: hf download {_id(repository)}"
         )
     return _snapshot(repository)
 
@@ -77,6 +85,14 @@ def _snapshot(repository: Path) -> Path:
             f"one: {', '.join(str(folder / name) for name in names[:5])}"
         )
     return folder / names[0]
+
+
+def _which_has(hub: Path) -> str:
+    try:
+        names = sorted(_id(hub / name) for name in os.listdir(hub) if name.startswith(PREFIX))
+    except OSError:
+        return ""  # most people have no such folder
+    return f", which has {', '.join(names[:MOST_NAMED])}{', ...' * (len(names) > MOST_NAMED)}" if names else ""
 
 
 def _id(repository: Path) -> str:

@@ -212,9 +212,22 @@ def test_a_file_that_is_no_json_object_is_a_bad_checkpoint(content: bytes, tmp_p
         read_config(tmp_path)
 
 
-def test_a_folder_without_config_is_a_bad_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"config\.json: is missing"):
-        read_config(tmp_path)
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ([], "need a folder with config.json and safetensors files$"),
+        (["b-Q4.gguf"], "need .* safetensors files; b-Q4.gguf is a GGUF file, which is not read: fetch the model as"),
+        (["a/config.json"], "need .* safetensors files, as .*/folder/a$"),
+        (["models--a--b/x", "models--a--c/x"], "need .* as .*/models--a--b and 1 more there$"),
+    ],
+)
+def test_a_folder_without_config_is_a_bad_checkpoint(files: list[str], says: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for file in files:
+        (tmp_path / "folder" / file).parent.mkdir(exist_ok=True)
+        (tmp_path / "folder" / file).touch()
+    with pytest.raises(CheckpointError, match=rf"config\.json: is missing; {says}"):
+        read_config(tmp_path / "folder")
 
 
 def test_generation_defaults_are_those_present(tmp_path: Path) -> None:

@@ -80,7 +80,8 @@ async def test_a_model_is_opened_by_its_id_also_when_the_program_moves_on(
 def test_every_spelling_leads_to_the_snapshot(hub: Path, capsys: pytest.CaptureFixture[str]) -> None:
     repository = fetched(hub, {"c0ffee": False})
     snapshot = repository / "snapshots" / "c0ffee"
-    for name in (ID, FOLDER, str(repository), str(snapshot), str(snapshot.parent)):
+    address = f"https://huggingface.co/{ID}"
+    for name in (ID, FOLDER, str(repository), str(snapshot), str(snapshot.parent), address, f"hf.co/{ID}/"):
         assert find_checkpoint(Path(name)) == snapshot, name
     assert main(["verify", ID, "--write"]) == 0
     assert f"{snapshot}/penstock.sha256: written" in capsys.readouterr().out
@@ -88,6 +89,15 @@ def test_every_spelling_leads_to_the_snapshot(hub: Path, capsys: pytest.CaptureF
     assert main(["simulate", "--model", ID, *rates]) == 0
     Path("some-owner/Tiny-1.0").mkdir(parents=True)
     assert find_checkpoint(Path(ID)) == Path(ID), "local paths win"
+    with pytest.raises(CheckpointError, match=rf"cache {hub}, which has {ID}; give"):
+        find_checkpoint(Path("some-owner/Tiny-1.1"))
+
+
+def test_the_bundled_model_has_a_name(hub: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "bundled", "--prompt", "def f(", "--max-new-tokens", "1"]) == 0
+    assert capsys.readouterr().out.strip()
+    Path("bundled").mkdir()
+    assert find_checkpoint(Path("bundled")) == Path("bundled"), "local paths win"
 
 
 @pytest.mark.parametrize(

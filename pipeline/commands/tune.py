@@ -12,6 +12,7 @@ from pipeline.commands.heat_map import heat_map
 from pipeline.commands.options import model_settings
 from pipeline.commands.progress import Progress
 from pipeline.commands.remarks import beside_noise
+from pipeline.commands.values import as_code
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.memory import human_bytes
@@ -71,9 +72,9 @@ def open_line(report: TuneReport) -> str:
     if report.unified:
         del settings["host_groups"]
     chunk_bytes = settings["chunk_bytes"]
-    texts = {name: repr(value) for name, value in settings.items()}
+    texts = {name: as_code(value) for name, value in settings.items()}
     texts["chunk_bytes"] = f"{chunk_bytes // MIB} << 20" if chunk_bytes % MIB == 0 else str(chunk_bytes)
-    texts |= {name: repr(value) for name, value in report.settings.items()}
+    texts |= {name: as_code(value) for name, value in report.settings.items()}
     arguments = ", ".join(f"{name}={text}" for name, text in texts.items())
     return f"Model.open({str(report.folder)!r}, {arguments})"
 

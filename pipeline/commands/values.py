@@ -1,10 +1,13 @@
 """Values from the text of the command line, by the types that settings and arguments have in Python."""
 
 import contextlib
+import dataclasses
+import enum
 import importlib
 import os
 import sys
 import types
+from collections.abc import Mapping
 from typing import Any, Union, get_args, get_origin
 
 from pipeline.errors import ConfigError, shown
@@ -38,6 +41,25 @@ def kinds_of(hint: Any) -> tuple[Any, ...]:
 def stands_for(hint: Any, value: Any) -> bool:
     """Whether `from_text` found what the text stands for."""
     return not isinstance(value, str) or str in kinds_of(hint)
+
+
+def as_code(value: Any) -> str:
+    """Python that makes the value; of an object that is no plain data, a new one of its class."""
+    if isinstance(value, enum.Enum):
+        return f"{type(value).__name__}.{value.name}"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key!r}: {as_code(one)}' for key, one in value.items())}}}"
+    if isinstance(value, list | tuple):
+        inside = ", ".join(map(as_code, value))
+        return f"[{inside}]" if isinstance(value, list) else f"({inside}{',' * (len(value) == 1)})"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+        defaults = {field.name: field.default for field in dataclasses.fields(value)}
+        told = [f"{name}={as_code(one)}" for name, one in parts.items() if one != defaults[name]]
+        return f"{type(value).__qualname__}({', '.join(told)})"
+    if isinstance(value, str | int | float | None):
+        return repr(value)
+    return f"{type(value).__qualname__}()"
 
 
 def policy_from_text(text: str) -> Any:

@@ -13,6 +13,8 @@ from support.small_checkpoints import write_small_checkpoint
 
 import pipeline.build
 import pipeline.plan
+from actors.core.prefetch import Priority
+from pipeline import Message, Slot, Stage
 from pipeline.api import Model
 from pipeline.bench import read_rates
 from pipeline.bench.candidates import DEFAULT_READING, Candidate, ReadSizes, Samples
@@ -20,6 +22,7 @@ from pipeline.bench.tune import QUEUES, Finalist, Staying, TuneReport
 from pipeline.commands.tune import advice, effect, open_line, staying, tune
 from pipeline.config import Config
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.policies import POLICIES, Policy, Want
 from pipeline.weights.reading import Reading
 
 
@@ -97,6 +100,15 @@ def test_the_line_to_paste_is_python() -> None:
     assert f"chunk_bytes={Reading().chunk_bytes >> 20} << 20" in line
     odd = dataclasses.replace(report([1.0], 1, {}), chosen=dataclasses.replace(one(1), reading=ReadSizes(1, 12288)))
     assert called_with(open_line(odd))["chunk_bytes"] == 12288
+    own = {"policy": dataclasses.replace(POLICIES["stage2"], depth=1), "insert": {"disk_reader": [OwnStage()]}}
+    settings = called_with(open_line(report([1.0], 1, {}, settings=own)))
+    assert settings["policy"] == own["policy"]
+    assert [type(stage) for stage in settings["insert"]["disk_reader"]] == [OwnStage]
+
+
+class OwnStage(Stage):
+    async def handle(self, message: Message[Slot]) -> Message[Slot]:
+        return message
 
 
 def called_with(line: str) -> dict[str, Any]:
@@ -105,7 +117,8 @@ def called_with(line: str) -> dict[str, Any]:
         def open(path: str, **settings: Any) -> dict[str, Any]:
             return {"path": path, **settings}
 
-    settings: dict[str, Any] = eval(line, {"Model": Recorder})
+    names = {one.__name__: one for one in (Policy, Want, Priority, OwnStage)}
+    settings: dict[str, Any] = eval(line, {"Model": Recorder, **names})
     return settings
 
 

@@ -3,6 +3,7 @@
 import argparse
 import importlib.metadata
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, TextIO
 
 from pipeline.commands.bench_options import add_bench
 from pipeline.commands.doctor import add_doctor
-from pipeline.commands.event_loop import run_async
+from pipeline.commands.event_loop import run_async, sigterm_ends
 from pipeline.commands.models import MODEL_HELP, find_models
 from pipeline.commands.options import add_settings
 from pipeline.commands.parser import Parser
@@ -21,7 +22,7 @@ from pipeline.commands.simulate import add_simulate
 from pipeline.commands.streams import OutputFailed, ReaderGone, standard_streams
 from pipeline.commands.verify import add_verify
 from pipeline.doctor.names import DISTRIBUTION
-from pipeline.errors import PenstockError
+from pipeline.errors import ConfigError, PenstockError
 from pipeline.limits import explained
 
 INTERRUPTED = 130
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Options that do not parse end with SystemExit and status 2, SIGTERM with 143.
     """
     try:
-        with standard_streams():
+        with standard_streams(), sigterm_ends():
             return _main(arguments)
     except ReaderGone:
         return 0
@@ -45,15 +46,26 @@ def _main(arguments: Sequence[str] | None) -> int:
     try:
         _log_to_stderr()
         options = _parser().parse_args(arguments)
+        _require_current_folder()
         return int(options.command(find_models(options)) or 0)
     except PenstockError as error:
         return _failed(error)
-    except OSError as error:
-        return _failed(explained(error))
+    except (OSError, MemoryError, ImportError) as error:
+        if isinstance(told := explained(error), ImportError):
+            raise
+        return _failed(told)
     except KeyboardInterrupt:
         Progress().clear()
         print("\npenstock: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _require_current_folder() -> None:
+    """torch ends the process without one, and with a sentence about something else."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise ConfigError("the current folder was deleted, and torch does not load there; go to another one") from error
 
 
 def _failed(error: BaseException) -> int:

@@ -14,8 +14,11 @@ from pipeline.memory import available_host_bytes, human_bytes
 ADDRESS_SPACE, DATA = "the limit of address space (ulimit -v)", "the limit of data (ulimit -d)"
 STACK_BYTES, HEAP_BYTES = 8 << 20, 64 << 20
 """Of a thread, as the C library maps them: a stack is 8 MiB where no limit says how large it is."""
-MEMORY_IS_OUT = ("not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory")
-"""How torch, whose errors are of type RuntimeError, says so."""
+MEMORY_IS_OUT = (
+    *("not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory"),
+    "failed to map segment",
+)
+"""How torch, whose errors are of type RuntimeError, says so, and the loader of its libraries, with an ImportError."""
 DO_MEMORY = "raise the limit or end others who hold it, or lower kv_tokens, gpu_groups, host_groups or max_requests"
 
 
@@ -107,7 +110,7 @@ def reached_limit(error: BaseException) -> ResourceError | None:
 def _told(error: BaseException) -> str | None:
     """Which limit it is, what there is of it, and what to do."""
     code = error.errno if isinstance(error, OSError) else None
-    text = str(error).lower() if isinstance(error, RuntimeError) else ""
+    text = str(error).lower() if isinstance(error, RuntimeError | ImportError) else ""
     if isinstance(error, MemoryError) or code == errno.ENOMEM or any(said in text for said in MEMORY_IS_OUT):
         if "cuda" in text:
             return "out of device memory; end others who hold it, or lower gpu_memory, kv_tokens or gpu_groups"

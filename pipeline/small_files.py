@@ -24,6 +24,8 @@ MOST_CONTAINERS = 2_000_000
 MOST_VALUES = 5_000_000
 """Commas in one file, each of which can part two values of 50 bytes. Real files have 2,000,000."""
 
+NO_FOLDER = "no such folder"
+
 
 class NotPlainError(OSError):
     """There is a FIFO, a device, a socket or a folder in place of a file."""
@@ -75,7 +77,7 @@ def why_no_folder(folder: Path) -> str:
     try:
         is_folder = stat.S_ISDIR(os.stat(folder).st_mode)
     except (FileNotFoundError, NotADirectoryError, ValueError):
-        return "no such folder"
+        return NO_FOLDER
     except OSError as error:
         return f"cannot be looked into: {error.strerror}"
     if is_folder:

@@ -1,18 +1,55 @@
 """The event loop that commands run on."""
 
+import contextlib
+import os
 import signal
-from collections.abc import Coroutine
+import threading
+from collections.abc import Coroutine, Iterator
+from types import FrameType
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
+LOOP_DESCRIPTORS = 12
 TERMINATED = 128 + signal.SIGTERM
+
+
+@contextlib.contextmanager
+def sigterm_ends() -> Iterator[None]:
+    """Let SIGTERM raise SystemExit within, so that what was begun is undone; where it is ignored it stays so."""
+    before = signal.getsignal(signal.SIGTERM)
+    if before is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(TERMINATED)
 
 
 def run_async(work: Coroutine[Any, Any, Result]) -> Result:
     """Run a coroutine to its result, on uvloop where it is installed (rule 10).
 
     SIGTERM ends it as Ctrl-C does, so that it tells what was done until then; SystemExit has the status of that.
+    Raises OSError where there are too few descriptors.
     """
+    with contextlib.closing(work):
+        _require_descriptors()
+        return _run(work)
+
+
+def _require_descriptors() -> None:
+    """A loop of uvloop that finds too few when it begins hides that, and cannot be closed."""
+    with contextlib.ExitStack() as opened:
+        for _ in range(LOOP_DESCRIPTORS):
+            opened.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+
+
+def _run(work: Coroutine[Any, Any, Result]) -> Result:
     import asyncio
 
     try:

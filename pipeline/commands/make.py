@@ -18,7 +18,7 @@ def make(options: argparse.Namespace) -> None:
         nonlocal said
         if time.perf_counter() - said > 0.5 or done_bytes == total_bytes:
             said = time.perf_counter()
-            progress.say(f"{human_bytes(done_bytes)} of {human_bytes(total_bytes)} written")
+            progress.go_on(f"{human_bytes(done_bytes)} of {human_bytes(total_bytes)} written")
 
     overrides = {name: getattr(options, name) for name in OVERRIDES if getattr(options, name) is not None}
     if not 0 <= options.seed < 1 << 63:

@@ -2,7 +2,11 @@
 
 import shutil
 import sys
+import time
 from typing import ClassVar
+
+MOST_SECONDS = 60.0
+"""Between lines of `go_on` where stderr is no terminal."""
 
 
 class Progress:
@@ -13,6 +17,7 @@ class Progress:
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
+        self._pause_seconds, self._next_seconds = 0.5, 0.0
 
     def say(self, text: str) -> None:
         """Show `text` in place of what was said before."""
@@ -22,6 +27,14 @@ class Progress:
             Progress._stands = True
         else:
             print(text, file=sys.stderr, flush=True)
+
+    def go_on(self, text: str) -> None:
+        """The same of work that says so many times a minute; elsewhere ever more rarely, as a log is read later."""
+        now = time.monotonic()
+        if self._terminal or now >= self._next_seconds:
+            self._pause_seconds = min(2 * self._pause_seconds, MOST_SECONDS)
+            self._next_seconds = now + self._pause_seconds
+            self.say(text)
 
     def clear(self) -> None:
         """Wipe the line where one stands, and no line of text that has come since."""

@@ -117,7 +117,7 @@ async def _watch(model: Model, progress: Progress) -> None:
         line, source = model.runtime.line.statistics(), model.runtime.source
         computed = line.actors["compute_scheduler"].messages
         seconds = time.perf_counter() - started
-        progress.say(
+        progress.go_on(
             f"pass {computed // groups + 1}, group {computed % groups}/{groups}, "
             f"{human_bytes(source.bytes_read)} read, {seconds:.1f} s"
         )

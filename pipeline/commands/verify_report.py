@@ -19,7 +19,7 @@ def verify_and_report(options: argparse.Namespace) -> int:
     progress, started = Progress(), time.perf_counter()
 
     def say(done_bytes: int, total_bytes: int) -> None:
-        progress.say(f"{human_bytes(done_bytes)} of {human_bytes(total_bytes)} read")
+        progress.go_on(f"{human_bytes(done_bytes)} of {human_bytes(total_bytes)} read")
 
     sums_file = options.sums or options.model / SUMS_FILE
     if options.write:

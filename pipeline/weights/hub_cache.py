@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from pipeline.errors import CheckpointError
-from pipeline.small_files import os_errors_named, read_small_file
+from pipeline.small_files import NO_FOLDER, os_errors_named, read_small_file, why_no_folder
 
 ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 PREFIX = "models--"
@@ -24,13 +24,15 @@ def find_checkpoint(path: Path, name: str = "") -> Path:
     """The folder of a checkpoint: `path` itself, the snapshot in it where it is a folder of the cache, or, where there
     is nothing, the snapshot of the model of that `name` (by default the path as it is written), or the bundled model.
 
-    A path that is neither is returned as it is. Raises CheckpointError for an id that the cache has not, and where it
-    is not certain which snapshot counts.
+    A path that is neither, or may not be looked into, is returned as it is. Raises CheckpointError for an id that the
+    cache has not, and where it is not certain which snapshot counts.
     """
     if os.path.lexists(path):
         repository = path.parent if path.name == "snapshots" else path
         is_cached = repository.name.startswith(PREFIX) and os.path.isdir(repository / "snapshots")
         return _snapshot(repository) if is_cached else path
+    if why_no_folder(path) != NO_FOLDER:
+        return path
     name = name or str(path)
     if name == BUNDLED.name:
         return BUNDLED
@@ -40,7 +42,9 @@ def find_checkpoint(path: Path, name: str = "") -> Path:
         return path
     hub = cache_folder()
     repository = hub / (name if name.startswith(PREFIX) else PREFIX + name.replace("/", "--"))
-    if not os.path.isdir(repository):
+    if (why := why_no_folder(repository)) and why != NO_FOLDER:
+        raise CheckpointError(f"{name}: {repository}, where the Hugging Face cache has it, {why}")
+    if why:
         raise CheckpointError(
             f"{name}: no such folder, and no model of that name in the Hugging Face cache {hub}{_which_has(hub)}; give "
             f"the path of a folder, or, if it is a model of the Hub, fetch it first: hf download {_id(repository)}"

@@ -140,3 +140,14 @@ def test_a_snapshot_without_all_its_weights_says_how_to_fetch_them(has_index: bo
 @pytest.mark.parametrize("name", ["nowhere", "a/b/c", "./a/b", "../a", "/a/b", "a/", "x" * 5000, "-a/b", "a/b\0"])
 def test_what_is_no_id_stays_the_path_that_it_is(name: str, hub: Path) -> None:
     assert find_checkpoint(Path(name), name) == Path(name)
+
+
+def test_what_may_not_be_looked_into_is_not_said_to_be_missing(hub: Path, tmp_path: Path) -> None:
+    (hub / FOLDER).parent.mkdir(parents=True)
+    (hub / FOLDER).symlink_to(hub / FOLDER)  # fails for root too, as folders of other users do for others
+    with pytest.raises(
+        CheckpointError, match=rf"^{ID}: .*{FOLDER}, where the .* has it, cannot be looked into: Too many"
+    ):
+        find_checkpoint(Path(ID))
+    Path("some-owner").symlink_to("some-owner")
+    assert find_checkpoint(Path(ID)) == Path(ID)

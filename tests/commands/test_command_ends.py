@@ -1,0 +1,101 @@
+"""Commands on unfriendly machines: SIGTERM, few descriptors, too little memory for torch, no current folder."""
+
+import os
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import main
+from pipeline.commands.event_loop import run_async
+from pipeline.commands.progress import Progress
+
+SIZES = ("--layers", "1", "--hidden-size", "64", "--ffn-size", "128", "--heads", "4", "--kv-heads", "2")
+MAKE = ("make-checkpoint", "out", "--like", "llama-3-8b", *SIZES, "--vocabulary-size", "2048")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def few_descriptors() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 5, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def failing(error: BaseException) -> Callable[..., None]:
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
+
+
+def test_sigterm_leaves_nothing_half_made(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Progress, "go_on", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        main(MAKE)
+    assert ended.value.code == 143
+    assert list(here.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_sigterm_that_was_ignored_stays_so(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Progress, "go_on", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert main(MAKE) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("few_descriptors")
+def test_too_few_descriptors_for_an_event_loop_are_told_in_one_line() -> None:
+    async def work() -> None:
+        raise AssertionError
+
+    with pytest.raises(OSError, match="Too many open files"):
+        run_async(work())
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), ImportError("libtorch_cpu.so: failed to map segment from shared object")], ids=repr
+)
+def test_too_little_memory_to_load_torch_is_told_in_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pipeline.commands.make.make", failing(error))
+    assert main(MAKE) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "out of memory: have " in line
+    monkeypatch.setattr("pipeline.commands.make.make", failing(ImportError("no module named that")))
+    with pytest.raises(ImportError, match="named that"):
+        main(MAKE)
+
+
+def test_a_current_folder_that_was_deleted_is_told_in_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gone = here / "gone"
+    gone.mkdir()
+    os.chdir(gone)
+    gone.rmdir()
+    assert main(MAKE) == 1
+    assert capsys.readouterr().err.startswith("penstock: the current folder was deleted")
+
+
+def test_progress_of_long_work_comes_ever_more_rarely_in_a_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("time.monotonic", iter(range(36_000)).__next__)
+    progress = Progress()
+    for second in range(36_000):
+        progress.go_on(str(second))
+    said = [int(line) for line in capsys.readouterr().err.splitlines()]
+    assert said[:5] == [0, 1, 3, 7, 15]
+    assert len(said) == 605

@@ -24,6 +24,7 @@ from pipeline.commands.verify import add_verify
 from pipeline.doctor.names import DISTRIBUTION
 from pipeline.errors import ConfigError, PenstockError
 from pipeline.limits import explained
+from pipeline.weights.presets import PRESETS
 
 INTERRUPTED = 130
 
@@ -137,15 +138,20 @@ def _add_demo(commands: Commands) -> None:
 
 
 def _add_make_checkpoint(commands: Commands) -> None:
-    make = commands.add_parser("make-checkpoint", help="write a random-weight checkpoint of a real shape")
+    make = commands.add_parser(
+        "make-checkpoint",
+        help="write a random-weight checkpoint of a real shape",
+        description="Write a checkpoint of a real shape, to measure with. Its weights are random, and so is its text. "
+        "The sizes are those of the preset, unless options say otherwise; with few layers it is small.",
+    )
     make.add_argument("out", type=Path, metavar="OUT", help="a folder that does not exist yet")
-    make.add_argument("--like", required=True, metavar="PRESET", help="llama-3-8b, qwen2.5-7b, ...")
+    make.add_argument("--like", required=True, metavar="PRESET", help=", ".join(PRESETS))
     for name in ("layers", "hidden-size", "ffn-size", "heads", "kv-heads", "head-dim", "vocabulary-size"):
-        make.add_argument(f"--{name}", type=int, metavar="N")
+        make.add_argument(f"--{name}", type=int, metavar="N", help="in the place of the preset's")
     for name in ("tied-embeddings", "attention-bias", "mlp-bias"):
         make.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=None)
-    make.add_argument("--dtype", default="bfloat16", help="default bfloat16")
-    make.add_argument("--seed", type=int, default=0)
+    make.add_argument("--dtype", default="bfloat16", help="float32, float16, bfloat16; default bfloat16")
+    make.add_argument("--seed", type=int, default=0, metavar="N", help="of the random weights; default 0")
     make.set_defaults(command=_make_checkpoint)
 
 

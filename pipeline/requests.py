@@ -114,7 +114,9 @@ class Call:
             self._ids = next(self._later_ids, [])
             self._check_room(len(self._ids), at_least=True)
         elif tokenizer is None:
-            raise RequestError("prompt: text needs a tokenizer, and the folder has none; give token ids")
+            raise RequestError(
+                "prompt: text needs a tokenizer, and the folder has none; give token ids, as in run --prompt-ids 1,2,3"
+            )
         else:
             self._check_room(tokenizer.fewest_tokens(prompt), at_least=True)
         if not self._ids and (tokenizer is None or self._text is None or not (self._text or tokenizer.encode(""))):

@@ -33,7 +33,9 @@ def test_run_streams_text_and_says_what_bound_it(capsys: pytest.CaptureFixture[s
 @pytest.mark.usefixtures("what_fits_stays")
 def test_run_says_how_many_groups_stay(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(BUNDLED), "--prompt", "import os\n", "--max-new-tokens", "2", "--device", "cpu"]) == 0
-    assert "groups     none move: all 24 stay in memory, unless --no-residency" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "groups     none move: all 24 stay in memory, unless --no-residency" in told
+    assert re.search("^read  .* [kM]?B; what stays is read once$", told, re.MULTILINE), "which has no rate"
 
 
 def test_make_checkpoint_then_run_and_bench(made: Path, capsys: pytest.CaptureFixture[str]) -> None:

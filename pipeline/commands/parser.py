@@ -6,14 +6,23 @@ from typing import Any, NoReturn
 
 from pipeline.errors import unknown_name
 
+MISSING = ("the following arguments are required", "one of the arguments")
+"""How argparse begins to say so."""
+
 
 class Parser(argparse.ArgumentParser):
     """As argparse has it, but for its errors; `appendix` gives the text below the help, when that is asked for."""
 
     appendix: Callable[[], str] | None = None
+    _unknown: Sequence[str] = ()
 
     def error(self, message: str) -> NoReturn:
-        """Say in one line what is wrong, and end with status 2."""
+        """Say in one line what is wrong, and end with status 2.
+
+        What is required may be there misspelt; argparse would speak of that later.
+        """
+        if message.startswith(MISSING) and self._subparsers is None:
+            self._refuse(self._unknown)
         self.exit(2, f"{self.prog}: {message} (options: {self.prog} --help)\n")
 
     def format_help(self) -> str:
@@ -24,10 +33,17 @@ class Parser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
         """What is unknown is an error of the command that does not know it."""
+        given = [one.partition("=")[0] for one in args or () if one[:2] == "--" and " " not in one]
+        known = tuple(self._option_string_actions)
+        self._unknown = [name for name in given if not any(one.startswith(name) for one in known)]
         options, unknown = super().parse_known_args(args, namespace)
-        if unknown:
-            name = unknown[0].partition("=")[0]
-            if not name.startswith("-"):
-                self.error(f"unexpected argument {name!r}")
-            self.error(unknown_name("option", name, [one for one in self._option_string_actions if one[:2] == "--"]))
+        self._refuse(unknown)
         return options, unknown
+
+    def _refuse(self, unknown: Sequence[str]) -> None:
+        if not unknown:
+            return
+        name = unknown[0].partition("=")[0]
+        if not name.startswith("-"):
+            self.error(f"unexpected argument {name!r}")
+        self.error(unknown_name("option", name, [one for one in self._option_string_actions if one[:2] == "--"]))

@@ -38,14 +38,16 @@ def closing_lines(before: ModelStatistics, after: ModelStatistics, seconds: floa
     binding = max(busy, key=lambda label: busy[label])
     staying = sum(after.resident_groups.values())
     if after.moving_groups:
+        rate = f" at {human_bytes(read / seconds)}/s, {read / needed:.3f} x needed"
         groups = f"at most {after.device_groups_peak} on the device, {after.host_groups_peak} in host memory"
         groups += f", beside {staying} that stay" * (staying > 0)
     else:
+        rate = "; what stays is read once"
         groups = f"none move: all {staying} stay in memory, unless --no-residency lets them move"
     shares = " · ".join(f"{label} busy {share:.0%}" for label, share in busy.items())
     return (
         f"\npasses     {passes} in {seconds:.1f} s: {seconds / max(passes, 1):.3f} s per pass\n"
-        f"read       {human_bytes(read)} at {human_bytes(read / seconds)}/s, {read / needed:.3f} x needed\n"
+        f"read       {human_bytes(read)}{rate}\n"
         f"groups     {groups}\n"
         f"time       {shares}\n"
         f"bound by   {binding}"

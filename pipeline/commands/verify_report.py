@@ -1,6 +1,7 @@
 """What `penstock verify` prints."""
 
 import argparse
+import shlex
 import time
 from collections.abc import Sequence
 
@@ -40,7 +41,7 @@ def verify_and_report(options: argparse.Namespace) -> int:
         raise CheckpointError("\n".join([*faults, *_advice(verdicts)]))
     if options.write:
         write_sums(sums_file, options.model, {one.name: one.digests for one in verdicts if one.digests is not None})
-        print(f"{sums_file}: written; `penstock verify {options.model}` compares with it from now on")
+        print(f"{sums_file}: written; `penstock verify {shlex.quote(str(options.model))}` compares with it from now on")
         return 0
     return _status(options, verdicts)
 
@@ -60,6 +61,6 @@ def _status(options: argparse.Namespace, verdicts: Sequence[Verdict]) -> int:
         return 0
     print(
         f"nothing is known of {sum(not one.sources for one in weights)} of {len(weights)} weight files: once you trust "
-        f"them, run `penstock verify {options.model} --write`"
+        f"them, run `penstock verify {shlex.quote(str(options.model))} --write`"
     )
     return NOTHING_TO_COMPARE

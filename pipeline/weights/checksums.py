@@ -6,6 +6,7 @@ contents to look alike; `penstock verify` is, by SHA-256.
 
 import asyncio
 import os
+import shlex
 from array import array
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -50,7 +51,7 @@ def choose_checking(said: bool | None, *, unified: bool, moving_bytes: int, rate
     if said is not None:
         return Checking(said, "as the settings say")
     if not unified:
-        return Checking(True, "the CPU does not compute")
+        return Checking(True, "it costs little beside copying to the device")
     if moving_bytes < FEW_BYTES:
         return Checking(True, "few bytes move in a pass")
     cores = usable_cores()
@@ -179,7 +180,8 @@ class Checksums:
         return CheckpointError(
             f"{file}: weights changed on disk: bytes {piece.start} to {piece.start + piece.length}, of tensor "
             f"{piece.tensor.name!r}{more}: need checksum {known:016x}, as they had when they were first read, have "
-            f"{found:016x}; `penstock verify {self._folder}` tells what is damaged; mend it and open the model anew"
+            f"{found:016x}; `penstock verify {shlex.quote(str(self._folder))}` tells what is damaged; mend it and open "
+            "the model anew"
         )
 
 

@@ -93,13 +93,13 @@ def read_header(shard: Shard) -> dict[str, TensorEntry]:
         raise CheckpointError(f"{path}: is a Git LFS pointer, not weights; fetch the file with `git lfs pull`")
     length = int.from_bytes(head, "little")
     if len(head) < LENGTH_BYTES:
-        raise CheckpointError(f"{path}: truncated: need {LENGTH_BYTES} bytes for the header's length, have {size}")
+        raise _truncated(path, f"the header's length needs {LENGTH_BYTES} bytes", size)
     if length > HEADER_LIMIT_BYTES:
         raise CheckpointError(f"{path}: declares a header of {length} bytes; the most allowed is {HEADER_LIMIT_BYTES}")
     data_start = LENGTH_BYTES + length
     raw = shard.head(data_start)[LENGTH_BYTES:]
     if len(raw) < length:
-        raise CheckpointError(f"{path}: truncated: the header needs {data_start} bytes, the file has {size}")
+        raise _truncated(path, f"the header needs {data_start} bytes", size)
     if not raw.startswith(b"{"):
         raise CheckpointError(f"{path}: not a safetensors file: the header does not begin with '{{'")
     if raw.count(b"{") + raw.count(b"[") > 3 * TENSOR_LIMIT + 2:  # before any of them becomes a Python object
@@ -163,6 +163,10 @@ def _check_cover(path: Path, data_start: int, size: int, entries: list[tuple[str
             )
         position += entry.length
     if size < position:
-        raise CheckpointError(f"{path}: truncated: the header declares {position} bytes, the file has {size}")
+        raise _truncated(path, f"the header declares {position} bytes", size)
     if size > position:
         raise CheckpointError(f"{path}: {size - position} bytes after the last tensor: need {position}, have {size}")
+
+
+def _truncated(path: Path, need: str, size: int) -> CheckpointError:
+    return CheckpointError(f"{path}: truncated: {need}, the file has {size}; fetch it again")

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import BinaryIO
 import torch
 
 from pipeline.errors import ConfigError, unknown_name
-from pipeline.models.config import read_config
+from pipeline.memory import human_bytes
+from pipeline.models.config import ModelConfig, parse_config
+from pipeline.models.settings import Settings
 from pipeline.models.supported import FAMILIES
 from pipeline.weights.checkpoint import INDEX_FILE
 from pipeline.weights.presets import PRESETS
@@ -59,11 +62,11 @@ def make_checkpoint(
             disk that is too full.
     """
     settings = _settings(like, dtype, overrides)
+    model = _model(like, settings)
     out = out.resolve()
     partial = _partial_folder(out)
     try:
         (partial / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
-        model = read_config(partial)
         _write_tokenizer(partial, model.vocabulary_size)
         shapes = tensor_shapes(model)
         _check_space(partial, total_bytes(shapes, DTYPES[dtype][1]))
@@ -94,6 +97,17 @@ def _settings(like: str, dtype: str, overrides: Mapping[str, int | None]) -> dic
     return settings
 
 
+def _model(like: str, settings: dict[str, object]) -> ModelConfig:
+    """Raises ConfigError that calls by the names of overrides what can never work."""
+    try:
+        return parse_config(Settings(f"like {like}", settings))
+    except ConfigError as error:
+        told = str(error).removesuffix("; correct the file")
+        for name, key in OVERRIDES.items():
+            told = re.sub(rf"\b{key}\b", name, told)
+        raise ConfigError(told) from error
+
+
 def _partial_folder(out: Path) -> Path:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"{out}: exists and is not an empty folder; choose another name or remove it")
@@ -108,7 +122,10 @@ def _partial_folder(out: Path) -> Path:
 def _check_space(folder: Path, need_bytes: int) -> None:
     have_bytes = shutil.disk_usage(folder).free
     if have_bytes < need_bytes:
-        raise ConfigError(f"{folder.parent}: the disk is too full: need {need_bytes} bytes, have {have_bytes}")
+        raise ConfigError(
+            f"{folder.parent}: the disk is too full: need {need_bytes} bytes ({human_bytes(need_bytes)}), have "
+            f"{have_bytes} ({human_bytes(have_bytes)}); make room, or fewer layers"
+        )
 
 
 def _write_shards(

@@ -192,3 +192,19 @@ def test_usage_errors_are_one_line_and_status_two(
         main(["run", "nowhere", "--prompt", "x", *arguments])
     assert ended.value.code == 2
     assert capsys.readouterr().err == f"penstock run: {says} (options: penstock run --help)\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run", "m", "--promt", "x"], "unknown option '--promt'; did you mean '--prompt'?"),
+        (["run", "m", "--required"], "unknown option '--required'; known are --help, "),
+        (["run", "m", "--top-p=1", "--stop", "--no way"], "one of the arguments --prompt --prompt-file --prompt-ids"),
+        (["make-checkpoint", "out", "--lke", "llama-3-8b", "--layer", "2"], "'--lke'; did you mean '--like'?"),
+    ],
+)
+def test_what_is_required_may_be_misspelt(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err

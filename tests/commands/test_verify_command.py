@@ -25,7 +25,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
+    folder = tmp_path / "a model"
     folder.mkdir()
     save_file({"a": torch.zeros(3 << 20), "b": torch.ones(1 << 20), "c": torch.ones(5)}, folder / WEIGHTS)
     (folder / "config.json").write_text("{}")
@@ -48,7 +48,7 @@ def test_weights_of_which_nothing_is_known_are_no_success(folder: Path, capsys: 
     assert main(["verify", str(folder)]) == NOTHING
     out = capsys.readouterr().out
     assert "unknown  model.safetensors" in out
-    assert f"`penstock verify {folder} --write`" in out
+    assert f"`penstock verify '{folder}' --write`" in out, "as a shell takes it"
 
 
 def test_sums_that_it_wrote_are_compared_later_and_tell_file_bytes_and_tensors(

@@ -125,7 +125,7 @@ def test_rows_are_compared_with_their_first_read_whatever_else_is_fetched_with_t
     [
         (True, True, 100, 50.0, 1, "on: as the settings say"),
         (False, False, 1, 1.0, 64, "off: as the settings say"),
-        (None, False, 100, 50.0, 1, "on: the CPU does not compute"),
+        (None, False, 100, 50.0, 1, "on: it costs little beside copying to the device"),
         (None, True, 0.2, 50.0, 1, "on: few bytes move in a pass"),
         (None, True, 1, 1.4, 2, "off: it takes up to 10.0% of a pass, with 2 cores"),
         (None, True, 1, 0.28, 2, "on: it takes up to 2.0% of a pass, with 2 cores"),

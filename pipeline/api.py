@@ -120,7 +120,8 @@ class Model:
     def stream(self, prompt: Prompt, **arguments: Unpack[CallArguments]) -> AsyncGenerator[Chunk, None]:
         """Continue a prompt as `generate` does, giving one chunk per token as soon as it is known.
 
-        While 64 chunks are not read the request pauses; it goes on, with the same tokens, when some have been.
+        While 64 chunks are not read the request pauses; it goes on, with the same tokens, when some have been. A wait
+        for a chunk that is cancelled or timed out ends the stream, as it does every asynchronous generator.
 
         Arguments, and what a glance at the prompt shows, are refused at the call; what only its tokens show (that a
         text has too many, ids behind the first 16,384) when the first chunk is asked for.
@@ -131,8 +132,8 @@ class Model:
         return self._stream(self._call(prompt, arguments))
 
     def statistics(self) -> ModelStatistics:
-        """What moved, what waited, and for how long."""
-        return ModelStatistics.of(self._runtime)
+        """What moved, what waited, and for how long; any thread may ask, and waits for a turn of the event loop."""
+        return self._supervisor.call(lambda: ModelStatistics.of(self._runtime))
 
     @contextlib.asynccontextmanager
     async def recording(self) -> AsyncGenerator[Trace, None]:
@@ -144,14 +145,16 @@ class Model:
             raise ConfigError("recording: another one, or a report, is under way; end it first")
         trace, self._recording = self._runtime.line.trace, True
         if not (goes_on := trace.recording):
-            self._runtime.line.statistics()  # operations that have ended before are not traced any more
+            # Operations that have ended before are not traced any more.
+            self._supervisor.call(self._runtime.line.statistics)
             trace.clear()
             trace.recording = True
         try:
             yield trace
         finally:
             try:
-                self._runtime.line.statistics()  # operations that have ended since are traced here
+                # Operations that have ended since are traced here.
+                self._supervisor.call(self._runtime.line.statistics)
             finally:
                 trace.recording, self._recording = goes_on, False
             if trace.dropped:

@@ -5,8 +5,9 @@ import contextlib
 import logging
 import os
 import threading
-from concurrent.futures import Future
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from typing import Any, TypeVar
 
 from actors.core.crew import STOP_SECONDS
 from actors.core.errors import ActorFailed, LineError, PolicyFailed
@@ -20,7 +21,8 @@ PATIENCE_SECONDS = 0.5
 """How long those that run wait for a line that has failed to stop, before they are told."""
 CANCELLED = "its task was cancelled, as when the event loop shuts down"
 LOOP_CHECK_SECONDS = 0.1
-"""How often a call that closes from another event loop looks whether the model's own still runs."""
+"""How often a call from elsewhere looks whether the model's own event loop still runs."""
+Result = TypeVar("Result")
 
 
 class Supervisor:
@@ -66,6 +68,28 @@ class Supervisor:
         """Raise ClosedError when nobody is served any more."""
         if self._refusal is not None:
             raise ClosedError(str(self._refusal)) from self._refusal.__cause__
+
+    def call(self, work: Callable[[], Result]) -> Result:
+        """What `work` returns, called between two turns of the model's event loop, from whatever thread.
+
+        What the loop changes at any time may be looked at only there, or anywhere once it runs no more.
+        """
+        with contextlib.suppress(RuntimeError):  # where none runs
+            if asyncio.get_running_loop() is self._loop:
+                return work()
+        result: Future[Result] = Future()
+
+        def answer() -> None:
+            try:
+                result.set_result(work())
+            except Exception as error:
+                result.set_exception(error)
+
+        with contextlib.suppress(RuntimeError):  # where it is closed
+            self._loop.call_soon_threadsafe(answer)
+        while not result.done() and self._loop_runs():
+            wait([result], timeout=LOOP_CHECK_SECONDS)
+        return result.result() if result.done() else work()
 
     async def _supervise(self) -> None:
         while True:

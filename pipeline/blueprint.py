@@ -95,8 +95,8 @@ def _computing_dtype(model: ModelConfig, groups: WeightGroups, settings: Config)
     if settings.dtype != "auto":
         said: torch.dtype = getattr(torch, settings.dtype)
         return said
-    stored = stored_dtype(groups.dtype)
-    return model.dtype or (torch.float32 if stored == torch.float64 else stored)
+    found = model.dtype or stored_dtype(groups.dtype)
+    return torch.float32 if found == torch.float64 else found
 
 
 def say_remarks(drawn: Blueprint, settings: Config) -> None:

@@ -210,7 +210,9 @@ async def test_casting_at_use_gives_the_bits_of_casting_before(tmp_path: Path) -
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("declared", "computed"), [("bfloat16", torch.bfloat16), (None, torch.float32)])
+@pytest.mark.parametrize(
+    ("declared", "computed"), [("bfloat16", torch.bfloat16), ("float64", torch.float32), (None, torch.float32)]
+)
 async def test_it_computes_in_what_config_json_declares_else_as_the_first_matrix_is_stored(
     declared: str | None, computed: torch.dtype, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

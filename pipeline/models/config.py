@@ -22,6 +22,8 @@ NEED = "a folder with config.json and safetensors files"
 MAX_LAYERS = 10_000
 GENERATION_DEFAULTS = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 DTYPES = {
+    "float64": torch.float64,
+    "double": torch.float64,
     "float32": torch.float32,
     "float": torch.float32,
     "float16": torch.float16,

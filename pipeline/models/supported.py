@@ -10,7 +10,8 @@ from pipeline.models.settings import Settings
 SUPPORTED = (
     "Llama 2/3/3.1/3.2 (llama), Mistral (mistral), Qwen2/2.5 (qwen2) and Qwen3 (qwen3), dense, unquantised, "
     "attention_bias of llama and qwen3, mlp_bias of llama, hidden_act silu, rope types default, linear, llama3, yarn, "
-    "dynamic and longrope, one kind of attention in all layers, dtypes float32, float16 and bfloat16"
+    "dynamic and longrope, one kind of attention in all layers, dtypes float32, float16, bfloat16, and float64, which "
+    "is computed in float32"
 )
 BIASES = {"attention_bias": ("q", "k", "v", "o"), "mlp_bias": ("gate", "up", "down")}
 """Keys of config.json, and the matrices to which each gives a bias."""

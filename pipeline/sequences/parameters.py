@@ -3,7 +3,6 @@
 Names and meanings are those of Hugging Face `generate` and of vLLM.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypedDict
@@ -22,13 +21,9 @@ MOST_IDS = 1 << 18
 """Ids in one argument: more than any vocabulary has."""
 MOST_WORDS = 4096
 LONGEST_WORD = 64
-ID_FIELDS = (
-    "stop_token_ids",
-    "suppress_tokens",
-    "begin_suppress_tokens",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-)
+LOOKED_FOR_FIELDS = ("stop_token_ids", "suppress_tokens", "begin_suppress_tokens")
+FORCED_FIELDS = ("forced_bos_token_id", "forced_eos_token_id")
+ID_FIELDS = LOOKED_FOR_FIELDS + FORCED_FIELDS
 
 # Inclusive, and narrow enough that no logit of a real model overflows fp32.
 WHOLE_RANGES = {
@@ -154,7 +149,7 @@ class SamplingParameters:
             merged["stop"] = (merged["stop"],)
         for name in ("stop", "bad_words_ids", *ID_FIELDS):
             value = merged.get(name)
-            if isinstance(value, int) and name in ("forced_bos_token_id", "forced_eos_token_id"):
+            if isinstance(value, int) and name in FORCED_FIELDS:
                 merged[name] = (value,)
             elif isinstance(value, list | tuple):
                 merged[name] = tuple(map(plain, value))
@@ -172,13 +167,23 @@ class SamplingParameters:
         return any((*rules, self.forced_bos_token_id, self.forced_eos_token_id))
 
     def fitted(self, vocabulary_size: int, eos_ids: Sequence[int]) -> "SamplingParameters":
-        """The same for one model, whose end of text is no bad word. Raises `RequestError` for ids that it has not."""
-        for name in (*ID_FIELDS, "bad_words_ids"):
-            ids = getattr(self, name) if name in ID_FIELDS else itertools.chain.from_iterable(self.bad_words_ids)
-            if (largest := max(ids, default=0)) >= vocabulary_size:
+        """The same for one model, whose end of text is no bad word.
+
+        What can never come, as its ids are beyond the vocabulary, need not be looked for, and is left out. Raises
+        `RequestError` for such ids that are to come.
+        """
+        for name in FORCED_FIELDS:
+            if (largest := max(getattr(self, name), default=0)) >= vocabulary_size:
                 raise RequestError(f"{name}: {largest} is outside the {vocabulary_size} tokens")
-        words = tuple(word for word in self.bad_words_ids if len(word) > 1 or word[0] not in eos_ids)
-        return self if len(words) == len(self.bad_words_ids) else replace(self, bad_words_ids=words)
+        left: dict[str, Any] = {
+            name: tuple(one for one in getattr(self, name) if one < vocabulary_size) for name in LOOKED_FOR_FIELDS
+        }
+        left["bad_words_ids"] = tuple(
+            word
+            for word in self.bad_words_ids
+            if max(word) < vocabulary_size and (len(word) > 1 or word[0] not in eos_ids)
+        )
+        return self if all(getattr(self, name) == ids for name, ids in left.items()) else replace(self, **left)
 
     def _error(self, name: str, need: str) -> RequestError:
         return RequestError(f"{name}: need {need}; have {shown(getattr(self, name))}")

@@ -13,6 +13,7 @@ from pipeline.errors import CheckpointError
 from pipeline.small_files import CONFIG_LIMIT_BYTES, os_errors_named, read_json_file, read_small_file, require_folder
 from pipeline.weights.header import TensorEntry, brief, parse_json, read_header
 from pipeline.weights.hub_cache import how_to_fetch
+from pipeline.weights.leftovers import counts
 from pipeline.weights.shard import Shard, require_descriptors
 
 CONFIG_FILE, CONFIG_KEY = "config.json", "transformers_weights"
@@ -56,7 +57,8 @@ def open_checkpoint(folder: Path | str, *, direct: bool = True) -> Checkpoint:
 
     Those are the file or the index that config.json names as `transformers_weights`; else `model.safetensors`; else all
     shards that `model.safetensors.index.json` names; else the only safetensors file, or set of numbered ones, there is.
-    Each file is opened once, and once more for `direct` reads; whoever reads it later shares these descriptors.
+    Each file is opened once, and once more for `direct` reads; whoever reads it later shares these descriptors. One may
+    be missing where the index promises nothing of it that the next token may depend on.
 
     Raises:
         ConfigError: the process may not open so many files.
@@ -64,6 +66,8 @@ def open_checkpoint(folder: Path | str, *, direct: bool = True) -> Checkpoint:
     """
     folder = Path(folder)
     names, file_of_tensor = weight_files(folder)
+    spare = {*file_of_tensor.values()} - {file for name, file in file_of_tensor.items() if counts(name)}
+    names = [name for name in names if name not in spare or os.path.lexists(folder / name)] or names
     if os.path.lexists(folder / ADAPTER_FILE):
         raise CheckpointError(
             f"{folder / ADAPTER_FILE}: says that an adapter changes these weights, which is not supported; merge it "

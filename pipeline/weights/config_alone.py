@@ -14,7 +14,7 @@ from pipeline.weights.checkpoint import Checkpoint
 from pipeline.weights.presets import PRESETS
 from pipeline.weights.shard_layout import tensor_entries
 
-TAGS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+TAGS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 """How safetensors files spell dtypes."""
 NEED = "need the folder of a checkpoint, its config.json, or the name of a preset"
 

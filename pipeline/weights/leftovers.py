@@ -1,9 +1,12 @@
 """Tensors that no group holds: refused where leaving them out would change what the model says, else only named."""
 
 import re
+from typing import TYPE_CHECKING
 
-from pipeline.weights.checkpoint import Checkpoint
 from pipeline.weights.header import brief
+
+if TYPE_CHECKING:
+    from pipeline.weights.checkpoint import Checkpoint
 
 DECODER = re.compile(r"model\.|(layers|embed_tokens|norm|lm_head)\b")
 """The names of what computes the next token; a part of which nothing is known may be one too."""
@@ -29,13 +32,18 @@ KINDS = (
 )
 
 
-def leftovers(names: set[str], layers: int, checkpoint: Checkpoint) -> tuple[list[str], tuple[str, ...]]:
+def counts(name: str) -> bool:
+    """Whether the next token may depend on a tensor of this name."""
+    return bool(DECODER.match(name)) and not OTHER_PARTS.fullmatch(name)
+
+
+def leftovers(names: set[str], layers: int, checkpoint: "Checkpoint") -> tuple[list[str], tuple[str, ...]]:
     """Of the tensors that nothing computes with: faults of those that count, and the names of the others.
 
     What a text model of that family computes again by itself is in neither.
     """
     names = {name for name in names if not BUFFERS.fullmatch(name)}
-    counting = {name for name in names if DECODER.match(name) and not OTHER_PARTS.fullmatch(name)}
+    counting = {name for name in names if counts(name)}
     faults = [
         f"{checkpoint.tensors[name].file}: tensor {brief(name)} {_fault(name, layers)}" for name in sorted(counting)
     ]

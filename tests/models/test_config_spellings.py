@@ -47,6 +47,7 @@ def test_the_class_may_be_spelt_as_it_was_once_and_either_of_class_and_family_ma
         ({"torch_dtype": ABSENT, "dtype": "float"}, torch.float32),
         ({"torch_dtype": "float16", "dtype": "auto"}, torch.float16),
         ({"torch_dtype": "float16", "dtype": "bfloat16"}, torch.bfloat16),
+        ({"torch_dtype": "double"}, torch.float64),
         ({"torch_dtype": "auto"}, None),
         ({"torch_dtype": None}, None),
         ({"torch_dtype": ABSENT}, None),

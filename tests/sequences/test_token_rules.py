@@ -159,15 +159,15 @@ def test_rules_that_can_never_work_are_refused(arguments: dict[str, Any], says: 
         SamplingParameters.from_arguments({}, arguments)
 
 
-def test_ids_that_the_model_has_not_are_refused_and_its_end_is_no_bad_word() -> None:
-    for name, value in {
-        "stop_token_ids": [300],
-        "suppress_tokens": [1, 300],
-        "bad_words_ids": [[1, 300]],
-        "forced_eos_token_id": 300,
-    }.items():
+def test_what_can_never_come_is_left_out_and_the_end_is_no_bad_word() -> None:
+    lists = ("stop_token_ids", "suppress_tokens", "begin_suppress_tokens")
+    for name in lists:
+        fitted = SamplingParameters.from_arguments({}, {name: [299, 300, 5000]}).fitted(300, ())
+        assert getattr(fitted, name) == (299,)
+    assert not SamplingParameters(suppress_tokens=(300,), bad_words_ids=((1, 300), (300,))).fitted(300, ()).has_rules
+    for name in ("forced_bos_token_id", "forced_eos_token_id"):
         with pytest.raises(RequestError, match=f"^{name}: 300 is outside the 300 tokens"):
-            SamplingParameters.from_arguments({}, {name: value}).fitted(300, ())
+            SamplingParameters.from_arguments({}, {name: 300}).fitted(300, ())
     words = SamplingParameters(bad_words_ids=((2,), (2, 3), (4,)))
     assert words.fitted(300, (2,)).bad_words_ids == ((2, 3), (4,))
     assert words.fitted(300, ()) is words

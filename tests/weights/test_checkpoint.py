@@ -66,12 +66,23 @@ def test_links_of_a_plain_name_are_followed_as_the_hub_cache_needs(folder: Path,
 
 def test_all_bad_shards_are_listed_with_need_and_have(folder: Path) -> None:
     (folder / FIRST).unlink()
+    write_index(folder, {"model.norm.weight": FIRST, "b": SECOND})
     size = (folder / SECOND).stat().st_size
     os.truncate(folder / SECOND, size - 1)
     assert refusal(folder).splitlines() == [
         f"{folder / FIRST}: is missing",
         f"{folder / SECOND}: truncated: the header declares {size} bytes, the file has {size - 1}",
     ]
+
+
+def test_a_missing_shard_of_which_nothing_is_needed_is_only_a_promise(folder: Path) -> None:
+    index = {"a": FIRST, "b": SECOND, "mtp.fc.weight": "model-mtp.safetensors"}
+    write_index(folder, index)
+    checkpoint = looked_at(folder)
+    assert checkpoint.promised == {"mtp.fc.weight": folder / "model-mtp.safetensors"}
+    assert checkpoint.files.keys() == {folder / FIRST, folder / SECOND}
+    write_index(folder, index | {"model.layers.3.mlp.up_proj.weight": "model-mtp.safetensors"})
+    assert refusal(folder) == f"{folder / 'model-mtp.safetensors'}: is missing"
 
 
 def test_what_the_index_promises_and_what_two_shards_hold_is_told(folder: Path) -> None:

@@ -71,7 +71,7 @@ def test_all_bad_shards_are_listed_with_need_and_have(folder: Path) -> None:
     os.truncate(folder / SECOND, size - 1)
     assert refusal(folder).splitlines() == [
         f"{folder / FIRST}: is missing",
-        f"{folder / SECOND}: truncated: the header declares {size} bytes, the file has {size - 1}",
+        f"{folder / SECOND}: truncated: the header declares {size} bytes, the file has {size - 1}; fetch it again",
     ]
 
 

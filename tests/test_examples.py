@@ -64,14 +64,14 @@ def loaded(stem: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("repeated", "says"),
     [
-        ([1.0, 1.05, 9.0], "up to 100%, more than the 5% between"),
-        ([1.0, 3.0, 9.0], "up to 100%, which proves nothing beside the 200% between"),
+        ([1.0, 1.02, 1.05], "up to 100%, more than the 5% between"),
+        ([1.0, 1.05, 3.0], "up to 100%, which proves nothing beside the 200% between"),
     ],
 )
 async def test_tuning_queues_tells_an_effect_from_the_noise(
     repeated: list[float], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One group at a time takes twice as long; the noise is how far the two best runs of a setting lie apart."""
+    """One group at a time takes twice as long; the noise is how far runs of a setting lie apart, or every other verdict is chance."""
     names = loaded("04_tune_queues", monkeypatch)
     each = {setting: iter(repeated) for setting in ((1, 1), (2, 1), (4, 1), (4, 4), (8, 8))}
 

@@ -18,7 +18,7 @@ from pipeline import Message, Slot, Stage
 from pipeline.api import Model
 from pipeline.bench import read_rates
 from pipeline.bench.candidates import DEFAULT_READING, Candidate, ReadSizes, Samples
-from pipeline.bench.tune import QUEUES, Finalist, Staying, TuneReport
+from pipeline.bench.tune import QUEUES, ROUNDS, Finalist, Staying, TuneReport
 from pipeline.commands.tune import advice, effect, open_line, staying, tune
 from pipeline.config import Config
 from pipeline.errors import CheckpointError, ConfigError
@@ -187,7 +187,7 @@ async def test_copying_devices_also_try_as_many_host_groups(
     rates = {(row["reader_lanes"], row["chunk_bytes"]): row for row in found["read_rates"]}
     assert set(rates) == set(read_rates.READINGS)
     assert all(len(row["values"]) == 2 and row["median"] > 0 for row in rates.values())
-    assert all(len(row["measured"]["values"]) == 2 * 2 for row in found["finalists"])
+    assert all(len(row["measured"]["values"]) == ROUNDS * 2 for row in found["finalists"])
     assert {(row["gpu_groups"], row["reader_lanes"]) for row in found["by_lanes"]} == {
         (groups, lanes) for groups in range(1, 6) for lanes in (1, 2, 4, 8)
     }

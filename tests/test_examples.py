@@ -71,7 +71,7 @@ def loaded(stem: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 async def test_tuning_queues_tells_an_effect_from_the_noise(
     repeated: list[float], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One group at a time takes twice as long; the noise is how far runs of a setting lie apart, or every other verdict is chance."""
+    """One group at a time takes twice as long; the noise is how far runs of one setting lie apart."""
     names = loaded("04_tune_queues", monkeypatch)
     each = {setting: iter(repeated) for setting in ((1, 1), (2, 1), (4, 1), (4, 4), (8, 8))}
 

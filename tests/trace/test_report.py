@@ -223,4 +223,4 @@ def test_the_command_writes_the_page_and_says_what_it_shows(
     with pytest.raises(ConfigError, match="nowhere"):
         report(argparse.Namespace(trace=trace, out=tmp_path / "nowhere" / "out.html"))
     with pytest.raises(ConfigError, match="not a trace"):
-        report(argparse.Namespace(trace=out, out=out))
+        report(argparse.Namespace(trace=out, out=tmp_path / "other.html"))

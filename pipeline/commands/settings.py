@@ -68,7 +68,9 @@ def settings_table(own: Collection[str], defaults: Mapping[str, Any]) -> str:
         lines.append(f"  {name:{NAME_WIDTH - 3}} {text[0]}".rstrip())
         lines += [" " * NAME_WIDTH + line for line in text[1:]]
     if own:
-        lines += textwrap.wrap(f"this command sets {', '.join(own)} itself", width, initial_indent="  ")
+        indent = "  "
+        said = f"this command sets {', '.join(own)} itself"
+        lines += textwrap.wrap(said, width, initial_indent=indent, subsequent_indent=indent)
     return "\n".join(lines)
 
 

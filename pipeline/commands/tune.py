@@ -34,7 +34,7 @@ async def tune(options: argparse.Namespace) -> None:
     settings = model_settings(options)
     Config.from_arguments(settings)
     progress = Progress()
-    tuner = Tuner(options.model, settings, options.batch_tokens, options.most_groups, options.passes, progress.say)
+    tuner = Tuner(options.model, settings, options.batch_tokens, options.most_groups, options.passes, progress.go_on)
     said = _Once()
     logging.getLogger("penstock").addFilter(said)
     try:

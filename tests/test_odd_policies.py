@@ -18,6 +18,8 @@ from pipeline.policies import fit_policy
         (lambda half: 1 / 0, "at_start failed: ZeroDivisionError: division by zero"),
         (lambda half: None, "at_start failed: TypeError: 'NoneType' object is not iterable"),
         (lambda half: ["attn"], "at_start must give Asks, gave 'attn'"),
+        (lambda half: [Ask("atn", 3)], "at_start asks for 'atn' of layer 3; need a kind of attn, ffn"),
+        (lambda half: [Ask("attn", "3")], "at_start asks for 'attn' of layer '3'; .* and the number of a layer"),  # type: ignore[arg-type]
     ],
 )
 async def test_a_policy_that_gives_no_answer_is_named(answer: Callable[[Half], Sequence[Ask]], told: str) -> None:

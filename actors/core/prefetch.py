@@ -16,6 +16,8 @@ from actors.core.ports import Clock, PrefetchPolicy
 from actors.core.turns import Turns
 
 logger = logging.getLogger("penstock")
+KINDS = ("attn", "ffn")
+"""The halves of a layer."""
 
 
 class Priority(IntEnum):
@@ -145,6 +147,11 @@ class PrefetchQueue:
         for ask in asks:
             if not isinstance(ask, Ask):
                 raise PolicyFailed(f"policy {self._policy.name}: {method} must give Asks, gave {ask!r}")
+            if ask.kind not in KINDS or not isinstance(ask.layer, int):
+                raise PolicyFailed(
+                    f"policy {self._policy.name}: {method} asks for {ask.kind!r} of layer {ask.layer!r}; "
+                    f"need a kind of {', '.join(KINDS)} and the number of a layer"
+                )
         return asks
 
     def _ask(self, trigger: int, ask: Ask) -> bool:

@@ -122,7 +122,7 @@ async def test_nothing_is_sent_that_is_on_its_way_or_computed() -> None:
 @virtual
 async def test_what_lies_beyond_the_pass_is_ignored_and_not_counted() -> None:
     def asks(half: Half) -> Sequence[Ask]:
-        return [Ask("attn", half.layer + 1), Ask("ffn", 3), Ask("attn", -1), Ask("head", 3)]
+        return [Ask("attn", half.layer + 1), Ask("ffn", 3), Ask("attn", -1), Ask("ffn", -2)]
 
     queue = open_queue(ScriptedPolicy(asks, first=[Ask("ffn", 9)]))
     goes = []

@@ -20,6 +20,7 @@ from pipeline.weights.config_alone import ConfigAlone
 GIGABYTE = 10**9
 MORE_TOKENS = 4
 MOST_TOKENS = 1 << 16
+ALONE = "one request at a time, max_requests=1, as in penstock run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +80,8 @@ class Planned(Placed):
 def plan_model(
     folder: Path, settings: Config, device: PlannedDevice, rates: Rates, tokens: int, host_bytes: int | None = None
 ) -> Planned:
-    """Draw the plan up, forecast it, and again with a GB more of each memory that something could stay in, or, if
-    nothing is to stay, with what fits.
+    """Draw the plan up, forecast it, and again with a GB more of each memory that something could stay in and, for
+    passes of one token, without room for other requests; or, if nothing is to stay, with what fits.
 
     Raises ConfigError with need, have and knob where the plan does not fit, and as `draw_up` does.
     """
@@ -121,6 +122,7 @@ def _forecast(
 ) -> Planned:
     drawn = placed.drawn
     model, checkpoint = drawn.model, drawn.checkpoint
+    now = forecast(drawn.catalog, drawn.plan, settings, rates, tokens)
     otherwise = {}
     if not settings.residency:
         staying = draw_up(model, checkpoint, replace(settings, residency=True), device, host_bytes)
@@ -134,9 +136,13 @@ def _forecast(
             told = replace(same_room, host_memory=limits["host"], gpu_memory=gpu_memory)
             more = draw_up(model, checkpoint, told, larger, limits["host"])
             otherwise[f"1 GB more of {place} memory"] = forecast(more.catalog, more.plan, settings, rates, tokens)
+        if tokens == 1:
+            alone = draw_up(model, checkpoint, replace(settings, max_requests=1), device, host_bytes)
+            one = forecast(alone.catalog, alone.plan, settings, rates, tokens)
+            if one.pass_seconds < now.pass_seconds:
+                otherwise[ALONE] = one
     many = MORE_TOKENS * tokens
     otherwise[f"{many} tokens per pass"] = forecast(drawn.catalog, drawn.plan, settings, rates, many)
-    now = forecast(drawn.catalog, drawn.plan, settings, rates, tokens)
     return Planned(drawn, placed.computed_from, rates, now, otherwise)
 
 

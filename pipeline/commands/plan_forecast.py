@@ -143,7 +143,7 @@ def lines(placed: Placed) -> str:
     else:
         gpu = ", --h2d-gbps, --gpu-memory" if "device" in drawn.plan.slots else ""
         numbers = f"--disk-gbps, --tflops, --host-memory{gpu}"
-        told.append(f"forecast   none: without weights nothing can be measured here; for one, give {numbers}")
+        told.append(f"forecast   none: without weights nothing can be measured here; for one, give all of {numbers}")
     return "\n".join(told)
 
 

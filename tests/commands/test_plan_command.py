@@ -6,12 +6,14 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from support import tiny_models
 
 from pipeline.api import BUNDLED
+from pipeline.bench.planning import ALONE
 from pipeline.blueprint import draw_up
 from pipeline.cli import main
 from pipeline.config import Config
@@ -102,6 +104,22 @@ def test_sizes_of_a_preset_are_those_that_its_model_is_known_to_have(preset: str
     assert sum(one.length for one in alone.checkpoint.tensors.values()) == 2 * parameters
 
 
+def test_the_plan_says_what_one_request_at_a_time_has(capsys: pytest.CaptureFixture[str]) -> None:
+    """By default much of 8 GB is for other requests, and whoever has one alone waits for weights that it keeps out."""
+    machine = ["--disk-gbps", "3", "--tflops", "1", "--memory-gbps", "30", "--host-memory", "8G", "--device", "cpu"]
+
+    def told(*arguments: str) -> dict[str, Any]:
+        assert main(["plan", "llama-3-8b", *machine, "--json", *arguments]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    shared, alone = told(), told("--set", "max_requests=1")
+    told_seconds = shared["otherwise"].pop(ALONE)["pass_seconds"]
+    assert told_seconds == pytest.approx(alone["pass_seconds"], rel=0.05), "but for what the process has taken since"
+    assert told_seconds < 0.7 * shared["pass_seconds"]
+    assert set(shared["otherwise"]) == set(alone["otherwise"]) == {"1 GB more of host memory", "4 tokens per pass"}
+    assert ALONE not in told("--batch-tokens", "2")["otherwise"], "of which one at least is another's, or of a prompt"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["llama-3-70b"], [str(BUNDLED / "config.json")], ["./config.json"]],
@@ -115,7 +133,7 @@ def test_without_weights_there_is_a_plan_and_with_numbers_a_forecast(
     assert main(["plan", *arguments, "--device", "cpu", "--host-memory", "64G"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"^sizes      computed, without weights, from .*, in bfloat16", out, re.M)
-    assert "for one, give --disk-gbps, --tflops, --host-memory\n" in out
+    assert "for one, give all of --disk-gbps, --tflops, --host-memory\n" in out
     assert main(["plan", *arguments, *numbers, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert "bfloat16" in told["sizes_computed_from"]

@@ -133,7 +133,7 @@ def _add_demo(commands: Commands) -> None:
     demo = commands.add_parser(
         "demo", usage="%(prog)s [options]", help="the bundled model under a budget smaller than itself"
     )
-    add_settings(demo, defaults={"gpu_groups": 4, "residency": False})
+    add_settings(demo, defaults={"gpu_groups": 4, "residency": False, "max_requests": 1})
     demo.set_defaults(command=_demo)
 
 

@@ -17,6 +17,9 @@ def test_demo_shows_five_actors_at_work(capsys: pytest.CaptureFixture[str]) -> N
     out = capsys.readouterr().out
     assert "groups     at most 4 on the device" in out, "and move in every pass"
     assert re.search(r"^window     2\.\d+ MB for 15\.9 MB of weights$", out, re.MULTILINE)
+    device = re.search(r"device +([\d.]+) MB  of ", out)
+    assert device is not None
+    assert float(device[1]) < 15.9, "the device has less than the model, all told"
     rows = {line.split("▕")[0].strip(): line.split("▕")[1] for line in out.splitlines() if "▕" in line}
     assert list(rows) == ["prefetch_planner", "disk_reader", "pinned_stager", "gpu_uploader", "compute_scheduler"]
     assert "█" in rows["disk_reader"]

@@ -12,19 +12,27 @@ from pipeline.text.detokenizer import (
     ByteFallbackDetokenizer,
     ByteLevelDetokenizer,
     Detokenizer,
-    MetaspaceDetokenizer,
+    SeparateTokensDetokenizer,
 )
 from pipeline.text.tokenizer_json import steps
 
-SUPPORTED = "ByteLevel; Metaspace; Replace of a text, ByteFallback, Fuse and Strip of one space (SentencePiece)"
+SUPPORTED = (
+    "ByteLevel; Replace of a text, ByteFallback, Fuse and Strip of one space (SentencePiece); Metaspace, Replace, "
+    "Strip and WordPiece in any order"
+)
+_TOKEN_BY_TOKEN = {"Metaspace", "Replace", "Strip", "WordPiece"}
+"""Each changes tokens without a look at those around them, but that the first of a text may be another case."""
 _STRIP_FIRST_SPACE = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def detokenizers(
-    document: dict[str, Any], vocabulary: Mapping[str, int], added_tokens: Sequence[AddedToken]
+    document: dict[str, Any],
+    vocabulary: Mapping[str, int],
+    added_tokens: Sequence[AddedToken],
+    decode: Callable[[list[str]], str],
 ) -> Callable[[Sequence[int]], Detokenizer]:
-    """Return what makes a detokenizer from the ids of a prompt.
+    """Return what makes a detokenizer from the ids of a prompt; `decode` is the decoder of the `tokenizers` package.
 
     Raises ConfigError for a decoder that cannot be followed token by token.
     """
@@ -34,9 +42,11 @@ def detokenizers(
         return partial(ByteLevelDetokenizer, vocabulary_pieces(vocabulary) | added_pieces(added_tokens))
     texts = {token_id: token for token, token_id in vocabulary.items()}
     texts |= {token.token_id: "" if token.special else token.content for token in added_tokens}
-    if kinds == ["Metaspace"]:
-        drops_first = decoder[0].get("prepend_scheme", "always") != "never"
-        return partial(MetaspaceDetokenizer, texts, decoder[0]["replacement"], drops_first)
+    while kinds[-1:] == ["Fuse"] and {*kinds[:-1]} & _TOKEN_BY_TOKEN:  # nothing comes after it that it could matter to
+        kinds.pop()
+    if kinds and {*kinds} <= _TOKEN_BY_TOKEN:
+        spoken = texts.keys() - {token.token_id for token in added_tokens if token.special}
+        return partial(SeparateTokensDetokenizer, {one: texts[one] for one in spoken}, decode)
     piece, strips_first_space = _followed(decoder) if document.get("decoder") else (_spaced, True)
     pieces = {token_id: piece(text) if text else "" for token_id, text in texts.items()}
     return partial(ByteFallbackDetokenizer, pieces, strips_first_space)

@@ -1,7 +1,7 @@
 """Token ids back to text, one at a time, never half a character."""
 
 import codecs
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -104,22 +104,26 @@ class ByteFallbackDetokenizer:
             self._strip = False
 
 
-class MetaspaceDetokenizer:
-    """For tokens that are text, with a mark for each space (Unigram style).
+class SeparateTokensDetokenizer:
+    """For tokens that are decoded one by one, of which only the first is treated in a way of its own.
 
-    `texts` maps a token id to its text, empty where it is special. With `drops_first` the first token loses its marks.
+    `texts` has those that count, without special ones; `decode` is what the decoder makes of the texts of some.
     """
 
-    def __init__(self, texts: Mapping[int, str], mark: str, drops_first: bool, prompt_ids: Sequence[int] = ()) -> None:
-        self._texts, self._mark = texts, mark
-        self._drops = drops_first and not any(texts.get(token_id) for token_id in prompt_ids)
+    def __init__(
+        self, texts: Mapping[int, str], decode: Callable[[list[str]], str], prompt_ids: Sequence[int] = ()
+    ) -> None:
+        self._texts, self._decode = texts, decode
+        self._before = [""] if any(token_id in texts for token_id in prompt_ids) else []
 
     def push(self, token_id: int) -> str:
         """See `Detokenizer`."""
-        text = self._texts.get(token_id, "")
-        space = "" if self._drops else " "
-        self._drops = self._drops and not text
-        return text.replace(self._mark, space)
+        if token_id not in self._texts:
+            return ""
+        text = self._decode([*self._before, self._texts[token_id]])
+        text = text.removeprefix(self._decode(self._before))
+        self._before = [""]
+        return text
 
     def flush(self) -> str:
         """See `Detokenizer`."""

@@ -42,7 +42,7 @@ class HuggingFaceEngine:
         self._add(source)
         added_tokens = [self._as_decoded(token) for token in source.added_tokens.tokens]
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=False)
-        self._new_detokenizer = detokenizers(source.document, vocabulary, added_tokens)
+        self._new_detokenizer = detokenizers(source.document, vocabulary, added_tokens, self._decode)
         self.special_ids = frozenset(token.token_id for token in added_tokens if token.special)
         self.ordinary_size = max(vocabulary.values()) + 1
         self.token_bytes = token_bytes(source, vocabulary)
@@ -63,6 +63,9 @@ class HuggingFaceEngine:
         one = [token.token_id]
         special = self._tokenizer.decode(one) != self._tokenizer.decode(one, skip_special_tokens=False)
         return replace(token, content=str(self._tokenizer.id_to_token(token.token_id)), special=special)
+
+    def _decode(self, tokens: list[str]) -> str:
+        return str(self._tokenizer.decoder.decode(tokens))
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, with what the checkpoint's template puts around it.

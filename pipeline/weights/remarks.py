@@ -33,8 +33,8 @@ def remarks(checkpoint: Checkpoint, groups: WeightGroups, auto_dtype: "torch.dty
         )
     matrices = [tensor for tensor in tensors.values() if len(tensor.shape) == 2]
     if cast := [one for one in matrices if auto_dtype is not None and stored_dtype(one.dtype) != auto_dtype]:
-        only_f64 = {one.dtype for one in cast} == {"F64"} and auto_dtype == stored_dtype("F32")
-        why = "float64 is computed in float32" if only_f64 else "config.json or the first matrix says so"
+        has_f64 = any(one.dtype == "F64" for one in cast) and auto_dtype == stored_dtype("F32")
+        why = "config.json or the first matrix says so" + ", and float64 is computed in float32" * has_f64
         yield (
             f"{checkpoint.folder}: matrices that are cast to {auto_dtype} whenever they are used, since {why}: "
             f"{len(cast)}, as {cast[0].name!r} in {cast[0].dtype}; `dtype` sets another one"

@@ -33,8 +33,8 @@ def test_byte_level_files_do_not_need_the_package(tmp_path: Path, monkeypatch: p
 
 def test_a_decoder_without_an_incremental_form_is_refused_by_name(tmp_path: Path) -> None:
     document = json.loads(small.llama2().to_str())
-    document["decoder"] = {"type": "WordPiece", "prefix": "##", "cleanup": True}
-    with pytest.raises(ConfigError, match=r"decoder \['WordPiece'\] cannot be followed token by token"):
+    document["decoder"] = {"type": "BPEDecoder", "suffix": "</w>"}
+    with pytest.raises(ConfigError, match=r"decoder \['BPEDecoder'\] cannot be followed token by token"):
         load_tokenizer(small.save_document(document, tmp_path), 1000)
 
 

@@ -79,6 +79,9 @@ def test_a_sequence_is_what_it_holds(build: small.Build, tmp_path: Path) -> None
         {**METASPACE, "prepend_scheme": "never"},
         {"type": "Metaspace", "replacement": "▁", "add_prefix_space": True},
         {"type": "Sequence", "decoders": [BYTE_LEVEL, FUSE]},
+        {"type": "WordPiece", "prefix": "▁", "cleanup": True},
+        *({"type": "Sequence", "decoders": one} for one in ([REPLACE, STRIP], [METASPACE, FUSE], [STRIP, METASPACE])),
+        {"type": "Replace", "pattern": {"Regex": "[▁l]"}, "content": "."},
     ],
     ids=json.dumps,
 )

@@ -4,6 +4,7 @@ import argparse
 import importlib.metadata
 import logging
 import os
+import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,15 +19,18 @@ from pipeline.commands.parser import Parser
 from pipeline.commands.plan import add_plan
 from pipeline.commands.progress import Progress, say_loading
 from pipeline.commands.run import add_run
-from pipeline.commands.simulate import add_simulate
+from pipeline.commands.simulate import add_simulate, simulate_command
 from pipeline.commands.streams import OutputFailed, ReaderGone, standard_streams
 from pipeline.commands.verify import add_verify
 from pipeline.doctor.names import DISTRIBUTION
-from pipeline.errors import ConfigError, PenstockError
+from pipeline.errors import ConfigError, PenstockError, ResourceError
 from pipeline.limits import explained
+from pipeline.memory import human_bytes
 from pipeline.weights.presets import PRESETS
 
 INTERRUPTED = 130
+TORCH_MAPS_BYTES = 640_000_000
+"""torch 2.13 for CPUs, with all that commands import; others map more."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +51,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     try:
         _log_to_stderr()
         options = _parser().parse_args(arguments)
-        _require_current_folder()
+        if options.command not in (simulate_command, _report):
+            _require_what_torch_loads_with()
         return int(options.command(find_models(options)) or 0)
     except PenstockError as error:
         return _failed(error)
@@ -61,12 +66,18 @@ def _main(arguments: Sequence[str] | None) -> int:
         return INTERRUPTED
 
 
-def _require_current_folder() -> None:
-    """torch ends the process without one, and with a sentence about something else."""
+def _require_what_torch_loads_with() -> None:
+    """Without a folder torch ends the process, and with less address space it may also try without end."""
     try:
         os.getcwd()
     except FileNotFoundError as error:
         raise ConfigError("the current folder was deleted, and torch does not load there; go to another one") from error
+    have = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if have != resource.RLIM_INFINITY and have < TORCH_MAPS_BYTES:
+        raise ResourceError(
+            f"need {human_bytes(TORCH_MAPS_BYTES)} of address space to load torch alone, have a limit of "
+            f"{human_bytes(have)} (ulimit -v); raise the limit"
+        )
 
 
 def _failed(error: BaseException) -> int:

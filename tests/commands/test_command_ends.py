@@ -80,6 +80,16 @@ def test_too_little_memory_to_load_torch_is_told_in_one_line(
         main(MAKE)
 
 
+def test_too_little_address_space_for_torch_is_told_before_it_loads(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (600_000_000, 600_000_000))
+    assert main(MAKE) == 1
+    assert capsys.readouterr().err.startswith(
+        "penstock: need 640 MB of address space to load torch alone, have a limit"
+    )
+
+
 def test_a_current_folder_that_was_deleted_is_told_in_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gone = here / "gone"
     gone.mkdir()

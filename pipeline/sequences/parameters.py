@@ -3,9 +3,9 @@
 Names and meanings are those of Hugging Face `generate` and of vLLM.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeGuard
 
 from pipeline.errors import RequestError, shown, unknown_name
 
@@ -151,7 +151,7 @@ class SamplingParameters:
             value = merged.get(name)
             if isinstance(value, int) and name in FORCED_FIELDS:
                 merged[name] = (value,)
-            elif isinstance(value, list | tuple):
+            elif _is_list(value):
                 merged[name] = tuple(map(plain, value))
         return cls(**merged)
 
@@ -206,11 +206,19 @@ def _by_field(arguments: Mapping[str, object], also_known: Sequence[str]) -> dic
 
 
 def plain(value: Any) -> Any:
-    """What NumPy or torch have made as Python has it, and a list as a tuple."""
+    """What NumPy or torch have made as Python has it, and what is like a list as a tuple."""
     if isinstance(value, int | str):  # almost always
         return value
     value = value.tolist() if hasattr(value, "tolist") else value
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(value) if _is_list(value) else value
+
+
+def _is_list(value: object) -> TypeGuard[Collection[Any]]:
+    """Whether it is a sequence or a set of things, and not one that is too long to be looked through."""
+    if isinstance(value, list | tuple):
+        return True
+    is_text = isinstance(value, str | bytes | bytearray)
+    return isinstance(value, Sequence | Set) and not is_text and len(value) <= MOST_IDS
 
 
 def _is_whole(value: object, low: int, high: int) -> bool:

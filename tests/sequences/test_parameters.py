@@ -1,6 +1,8 @@
 """The arguments of a call: every value that is refused, spellings that mean the same, and what speaks before what."""
 
 import math
+from collections import UserList, deque
+from typing import Any
 
 import numpy
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import RequestError
-from pipeline.sequences.parameters import SamplingParameters
+from pipeline.sequences.parameters import ID_FIELDS, SamplingParameters
 
 WHOLE = ["max_new_tokens", "top_k", "seed", "logprobs"]
 NUMBERS = ["temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"]
@@ -91,6 +93,23 @@ def test_max_tokens_is_max_new_tokens() -> None:
     for names in (("max_tokens", "max_new_tokens"), ("max_new_tokens", "max_tokens")):
         with pytest.raises(RequestError, match=f"^{' and '.join(names)}: mean the same; leave one of them out"):
             SamplingParameters.from_arguments({}, dict.fromkeys(names, 5))
+
+
+@pytest.mark.parametrize("kind", [range, deque, UserList, set, frozenset])
+def test_whatever_is_like_a_list_is_taken_as_one(kind: Any) -> None:
+    ids = range(2, 4) if kind is range else kind([2, 3])
+    arguments = dict.fromkeys(ID_FIELDS, ids) | {"bad_words_ids": deque([[1], ids])}
+    taken = SamplingParameters.from_arguments({}, {**arguments, "stop": {"a"}})
+    assert {getattr(taken, name) for name in ID_FIELDS} == {(2, 3)}
+    assert (taken.bad_words_ids, taken.stop) == (((1,), (2, 3)), ("a",))
+
+
+@pytest.mark.parametrize("value", [b"ab", bytearray(b"ab"), "ab", range(1 << 50), {1: 2}, 5])
+def test_what_is_no_list_of_ids_is_refused_without_looking_through_it(value: object) -> None:
+    with pytest.raises(RequestError, match=r"^suppress_tokens: need token ids from 0 to .*, in a list; have "):
+        SamplingParameters.from_arguments({}, {"suppress_tokens": value})
+    with pytest.raises(RequestError, match=r"^bad_words_ids: need lists of 1 to 64 token ids"):
+        SamplingParameters.from_arguments({}, {"bad_words_ids": [value]})
 
 
 def test_lists_and_single_strings_become_tuples() -> None:

@@ -73,15 +73,19 @@ def _table(reports: list[PolicyReport]) -> str:
 
 
 def _effect(reports: Mapping[str, PolicyReport]) -> str:
-    """Whether the policies differ by more than the passes of one do; empty where there is only one."""
+    """Whether the policies differ by more than the passes of one do; empty where there is only one.
+
+    By the medians of their passes: a few slow ones, when the machine had more to do, are no policy's.
+    """
     if len(reports) < 2:
         return ""
-    ranked = sorted(reports, key=lambda name: reports[name].measured.total_ms)
-    fastest, slowest = reports[ranked[0]], reports[ranked[-1]]
-    longer, noise = slowest.measured.total_ms / fastest.measured.total_ms - 1, _spread(fastest) + _spread(slowest)
-    if len(fastest.pass_seconds) < ENOUGH:
+    passes = {name: Samples(report.pass_seconds) for name, report in reports.items()}
+    ranked = sorted(passes, key=lambda name: passes[name].median)
+    fastest, slowest = passes[ranked[0]], passes[ranked[-1]]
+    if len(fastest.values) < ENOUGH:
         return f"too few passes to tell how policies differ from noise: raise --passes to {ENOUGH} or more"
-    return f"{ranked[-1]} took {longer:.1%} longer than {ranked[0]}, {beside_noise(longer, noise)}"
+    longer, noise = slowest.median / fastest.median - 1, fastest.spread + slowest.spread
+    return f"a pass of {ranked[-1]} took {longer:.1%} longer than of {ranked[0]}, {beside_noise(longer, noise)}"
 
 
 def _passes(count: int) -> str:

@@ -37,7 +37,7 @@ def overlap(policy: str, total_ms: float) -> Overlap:
 
 
 def report(policy: str, measured: float, simulated: float, difference: float, spread: float = 0.0) -> PolicyReport:
-    passes = (1.0 - spread, 1.0 - spread, 1.0 + spread, 1.0 + spread)
+    passes = tuple(measured / 1000 * (1.0 + part) for part in (-spread, -spread, spread, spread))
     return PolicyReport(overlap(policy, measured), overlap(policy, simulated), 2, 16, (5, 6), difference, passes)
 
 
@@ -70,7 +70,7 @@ def test_the_table_has_the_simulation_and_its_error_beside_the_measured_total(
     assert [row[2] for row in cells.values()] == ["0.900", "2.000", "0.500"]
     assert [row[3] for row in cells.values()] == ["-10.0", "+0.0", "+25.0"]
     assert empty == ""
-    assert effect == "current took 400.0% longer than current, chained, more than the 0.0% of both spreads"
+    assert effect == "a pass of current took 400.0% longer than of current, chained, more than the 0.0% of both spreads"
     assert "2 passes of 16 tokens each" in said
     assert "the same tokens came out of all" in said
     assert "at most 0.031 apart" in said, "the chained row counts too"
@@ -78,8 +78,10 @@ def test_the_table_has_the_simulation_and_its_error_beside_the_measured_total(
 
 def test_policies_that_differ_less_than_their_passes_prove_nothing() -> None:
     slow, fast = report("history", 1100.0, 900.0, 0.0, spread=0.2), report("stage1", 1000.0, 900.0, 0.0)
-    told = "history took 10.0% longer than stage1, which proves nothing beside the 20.0% of both spreads\n"
+    told = "a pass of history took 10.0% longer than of stage1, which proves nothing beside the 20.0% of both spreads\n"
     assert told in command._table([slow, fast])
+    hesitates = replace(fast, measured=overlap("current", 9000.0), pass_seconds=(1.0, 1.0, 1.0, 1.0, 6.0))
+    assert "took 0.0% longer" in command._table([fast, hesitates]), "one slow pass is no policy's"
     assert "both spreads" not in command._table([slow]), "there is nothing to compare"
     few = replace(fast, pass_seconds=(1.0,))
     assert "too few passes to tell how policies differ from noise: raise --passes to 3" in command._table([slow, few])

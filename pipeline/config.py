@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError, shown, unknown_name
 from pipeline.memory import free_disk_bytes, parse_bytes
 from pipeline.policies import find_policy
 from pipeline.weights.reading import WAYS
-from pipeline.wiring import ACTORS
+from pipeline.wiring import ACTORS, KV_ACTORS
 
 Device = Literal["auto", "cpu", "cpu-copy", "cuda"]
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
@@ -153,7 +153,7 @@ class Config:
                 raise ConfigError(f"insert[{actor!r}]: need a list of instances of Stage or Mover, have {stages!r}")
             for stage in stages:
                 _own_work(actor, stage)
-        names = [*ACTORS, *(stage.name for stages in self.insert.values() for stage in stages)]
+        names = [*ACTORS, *KV_ACTORS, *(stage.name for stages in self.insert.values() for stage in stages)]
         for name in names:
             if names.count(name) > 1:
                 raise ConfigError(f"insert: two actors are named {name!r}; give one of them another `name`")
@@ -227,7 +227,11 @@ def _one_of(setting: str, value: object, known: Sequence[str], what: str = "valu
 
 
 def _own_work(actor: str, stage: Stage | Mover) -> None:
-    """Refuse what would fail at the first group: a stage that says nothing about what it does."""
+    """Refuse what would fail later: a stage without a name to report, or that does not say what it does."""
+    if not isinstance(stage.name, str) or not stage.name:
+        raise ConfigError(
+            f"insert[{actor!r}]: {type(stage).__name__} needs a text as its `name`, has {shown(stage.name)}"
+        )
     base, method = (Stage, "handle") if isinstance(stage, Stage) else (Mover, "move")
     if getattr(type(stage), method) is getattr(base, method):
         raise ConfigError(

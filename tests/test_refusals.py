@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import CheckpointError, ConfigError, Model, Mover, RequestError, Stage
+from pipeline import CheckpointError, ConfigError, Message, Model, Mover, RequestError, Slot, Stage
 from pipeline.api import BUNDLED
 from pipeline.policies import POLICIES, Policy
 
@@ -124,6 +124,17 @@ class SaysNothing(Stage):
     pass
 
 
+class HandsOn(Stage):
+    async def handle(self, message: Message[Slot]) -> Message[Slot]:
+        return message
+
+
+def named(name: object) -> Stage:
+    stage = HandsOn()
+    stage.name = name  # type: ignore[assignment]
+    return stage
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
@@ -142,6 +153,8 @@ class SaysNothing(Stage):
             {"insert": {"disk_reader": [SaysNothing()]}},
             r"insert\['disk_reader'\]: SaysNothing has no `async def handle`",
         ),
+        ({"insert": {"disk_reader": [named(None)]}}, r"insert\['disk_reader'\]: HandsOn needs a text as its `name`"),
+        ({"insert": {"disk_reader": [named("kv_reader")]}}, "two actors are named 'kv_reader'"),
         ({"insert": {"gpu_uploader": [Mover()]}}, r"insert\['gpu_uploader'\]: Mover has no `async def move`"),
         ({"policy": POLICIES}, "need a name or a PrefetchPolicy .*, have .*'history1'"),
         ({"policy": SimpleNamespace(name="own", waits="event")}, "lacks triggered, fallback_seconds, .* at_start$"),

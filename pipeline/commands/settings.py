@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from pipeline.commands.values import from_text, load, policy_from_text, stands_for
 from pipeline.config import Config
 from pipeline.errors import ConfigError, unknown_name
+from pipeline.sequences.parameters import SamplingArguments
 
 NAME_WIDTH, LEAST_WIDTH = 28, 60
 
@@ -25,6 +26,9 @@ def with_setting(settings: Mapping[str, Any], told: str, own: Collection[str]) -
     hints = _hints()
     if not equals:
         raise ConfigError(f"need NAME=VALUE, have {told!r}")
+    if name in SamplingArguments.__annotations__:
+        option = name.replace("_", "-")
+        raise ConfigError(f"{name}: is an argument of a call, not a setting; `penstock run` takes it as --{option}")
     if name not in hints:
         raise ConfigError(unknown_name("setting", name, list(hints)))
     if name in own:

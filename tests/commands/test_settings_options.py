@@ -160,6 +160,7 @@ def test_a_stage_of_ones_own_is_made_and_inserted() -> None:
     [
         ("gpu_groups", "need NAME=VALUE, have 'gpu_groups'"),
         ("kv_token=1", "unknown setting 'kv_token'; did you mean 'kv_tokens'?"),
+        ("max-tokens=3", "max_tokens: is an argument of a call, .*; `penstock run` takes it as --max-tokens"),
         ("gpu_groups=many", "gpu_groups: need a whole number from 1 to 65536, have 'many'"),
         ("residency=maybe", "residency: need True or False, have 'maybe'"),
         ("queues=2", "queues: name the actor too, as in queues.disk_reader=N"),

@@ -12,7 +12,7 @@ from pipeline.config import Config
 from pipeline.devices.elsewhere import DeviceElsewhere
 from pipeline.devices.open import PlannedDevice
 from pipeline.errors import ConfigError
-from pipeline.memory import give_freed_back, parse_bytes
+from pipeline.memory import LIMITS, give_freed_back, human_bytes, parse_bytes
 from pipeline.models.config import ModelConfig
 from pipeline.models.families import group_specs
 from pipeline.models.frequencies import DynamicScaling
@@ -100,7 +100,13 @@ def _computing_dtype(model: ModelConfig, groups: WeightGroups, settings: Config)
 
 
 def say_remarks(drawn: Blueprint, settings: Config) -> None:
-    """Log what people should know about a checkpoint."""
+    """Log what people should know about a checkpoint, and about a limit that no memory stands behind."""
+    for place, have_bytes in drawn.plan.memory.available.items():
+        name = LIMITS.get(place, "")
+        said = getattr(settings, name, None)
+        if said is not None and parse_bytes(name, said, have_bytes) > have_bytes:
+            have = human_bytes(have_bytes)
+            logger.warning("%s is %s, of which %s can be had now; the plan keeps to that", name, said, have)
     for remark in remarks(drawn.checkpoint, drawn.groups, drawn.dtype if settings.dtype == "auto" else None):
         logger.warning("%s", remark)
     scaling = drawn.model.rope_scaling

@@ -104,6 +104,17 @@ def test_sizes_of_a_preset_are_those_that_its_model_is_known_to_have(preset: str
     assert sum(one.length for one in alone.checkpoint.tensors.values()) == 2 * parameters
 
 
+def test_a_limit_beyond_the_memory_that_is_there_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    told = r"^host_memory is 900TB, of which \d[\d.]* GB can be had now; the plan keeps to that$"
+    assert main(["plan", "llama-3-8b", "--device", "cpu", "--host-memory", "900TB"]) == 0
+    assert [bool(re.match(told, one.getMessage())) for one in caplog.records] == [True]
+    caplog.clear()
+    numbers = ["--disk-gbps", "3", "--tflops", "1"]
+    assert main(["plan", "llama-3-8b", "--device", "cpu", "--host-memory", "900TB", *numbers]) == 0
+    assert main(["plan", "llama-3-8b", "--device", "cpu", "--host-memory", "80%"]) == 0
+    assert not caplog.records, "a machine that is not here has what is said, and a share is of what is there"
+
+
 def test_the_plan_says_what_one_request_at_a_time_has(capsys: pytest.CaptureFixture[str]) -> None:
     """By default much of 8 GB is for other requests, and whoever has one alone waits for weights that it keeps out."""
     machine = ["--disk-gbps", "3", "--tflops", "1", "--memory-gbps", "30", "--host-memory", "8G", "--device", "cpu"]

@@ -42,6 +42,8 @@ async def bench(options: argparse.Namespace) -> None:
 
 
 def _tell(options: argparse.Namespace, rows: Sequence[PassReport], recording: Recording) -> None:
+    if options.trace is not None:
+        write_trace(options.trace, recording)  # before what is printed, whose reader may go away
     if options.json:
         json.dump([row.as_dict() for row in rows], sys.stdout, indent=2)
         print()
@@ -50,8 +52,6 @@ def _tell(options: argparse.Namespace, rows: Sequence[PassReport], recording: Re
         unsaid = UNSAID + UNBALANCED * ("x" in options.batch_tokens)
         still = nothing_moved({row.model: row.moving_groups for row in rows}, unsaid)
         print(with_remarks(pass_table(rows), still, below_floor(ratios)))
-    if options.trace is not None:
-        write_trace(options.trace, recording)
 
 
 def pass_table(rows: Sequence[PassReport]) -> str:

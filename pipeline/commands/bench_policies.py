@@ -42,14 +42,14 @@ async def bench_policies(options: argparse.Namespace) -> None:
     bench = PolicyBench(options.model, settings, options.passes, tokens, progress.say)
     reports = await bench.run(policies)
     progress.clear()
+    if options.trace is not None:
+        for path in _write_traces(options.trace, bench.recordings):
+            print(f"wrote {path}", file=sys.stderr)
     if options.json:
         json.dump([report.as_dict() for report in reports], sys.stdout, indent=2)
         print()
     else:
         print(_table(reports))
-    if options.trace is not None:
-        for path in _write_traces(options.trace, bench.recordings):
-            print(f"wrote {path}", file=sys.stderr)
 
 
 def _table(reports: list[PolicyReport]) -> str:

@@ -103,10 +103,12 @@ def _elsewhere(options: argparse.Namespace, settings: Config) -> tuple[PlannedDe
     needed = {"disk_gbps": options.disk_gbps, "tflops": options.tflops, "host_memory": settings.host_memory}
     if options.h2d_gbps is not None:
         needed["gpu_memory"] = settings.gpu_memory
+    if missing := [f"--{name.replace('_', '-')}" for name, value in needed.items() if value is None]:
+        raise ConfigError(f"{', '.join(missing)}: a machine that is not here needs it too; have no such option")
     for name, value in needed.items():
-        if value is None or (isinstance(value, str) and value.endswith("%")):
+        if isinstance(value, str) and value.strip().endswith("%"):
             option = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{option}: a machine that is not here needs it as a number or a size, have {value}")
+            raise ConfigError(f"{option}: need a size as 64GB, have {value} of a machine that is not here")
     host_bytes = parse_bytes("host_memory", settings.host_memory or 0, 0)
     if options.h2d_gbps is None:
         device = DeviceElsewhere(True, False, CpuDevice.libraries.whole, None)

@@ -67,12 +67,12 @@ def simulate_policies(options: argparse.Namespace) -> None:
             queue=options.queue,
         )
     progress.clear()
+    if options.trace is not None:
+        _write_trace(options, timings, next(iter(runs.values())))
     if options.json:
         _print_json(options, runs)
     else:
         _print_table(timings, policies, runs)
-    if options.trace is not None:
-        _write_trace(options, timings, next(iter(runs.values())))
 
 
 def _print_json(options: argparse.Namespace, runs: Mapping[str, Simulated]) -> None:

@@ -18,6 +18,8 @@ from pipeline.doctor.names import check_names
 PINNED_BYTES = 64 << 20
 EXTRAS = {"hf": ("tokenizers",), "bench": ("accelerate", "transformers"), "bench-llama": ("gguf", "llama_cpp")}
 """The modules that optional dependencies bring, by the name to install them by."""
+BUSY_SHARE = 0.75
+"""Of all cores; a program that never waits counts as nearly one in the average of a minute."""
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 MEMORY = Path("/proc/meminfo")
 
@@ -27,6 +29,7 @@ def machine_checks(checkpoint: Path | None) -> list[Check]:
     checks: dict[str, Callable[[], Check]] = {
         "python": check_python,
         "torch": check_torch,
+        "cores": check_cores,
         "uvloop": check_uvloop,
         "names": check_names,
         "direct reads": lambda: check_direct_reads(checkpoint),
@@ -72,6 +75,18 @@ def check_torch() -> Check:
     if threads > cores:
         return Check("torch", "note", found, f"more threads than cores slow each other: set OMP_NUM_THREADS={cores}")
     return Check("torch", "good", found)
+
+
+def check_cores() -> Check:
+    """Whether others use them: threads of torch that wait for each other spin, and so keep them from the others."""
+    cores, load = os.cpu_count() or 1, os.getloadavg()[0]
+    found = f"{_usable_cores()} usable; in the last minute {load:.1f} programs ran or waited for one of all {cores}"
+    if load < BUSY_SHARE * cores or os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE":
+        return Check("cores", "good", found)
+    return Check(
+        *("cores", "note", found),
+        "passes and forecasts vary; on the CPU, set OMP_WAIT_POLICY=PASSIVE if those programs go on",
+    )
 
 
 def _usable_cores() -> int:

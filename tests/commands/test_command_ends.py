@@ -1,5 +1,6 @@
 """Commands on unfriendly machines: SIGTERM, few descriptors, too little memory for torch, no current folder."""
 
+import io
 import os
 import resource
 import signal
@@ -109,3 +110,23 @@ def test_progress_of_long_work_comes_ever_more_rarely_in_a_log(
     said = [int(line) for line in capsys.readouterr().err.splitlines()]
     assert said[:5] == [0, 1, 3, 7, 15]
     assert len(said) == 605
+
+
+def test_a_trace_is_written_also_where_the_reader_of_stdout_has_gone(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gone(io.StringIO):
+        def fileno(self) -> int:
+            return spare
+
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    spare = os.open(os.devnull, os.O_WRONLY)
+    monkeypatch.setattr("sys.stdout", Gone())
+    times = ("--layers", "2", "--attn-ms", "8", "--ffn-ms", "12", "--attn-io-ms", "10", "--ffn-io-ms", "10")
+    assert main(["simulate", *times, "--policy", "stage1", "--trace", "trace"]) == 0
+    bundled = str(Path(__file__).parent.parent.parent / "pipeline" / "bundled")
+    assert main(["bench", "pass", bundled, "--passes", "1", "--trace", "passes"]) == 0
+    os.close(spare)
+    assert all((here / name).stat().st_size for name in ("trace", "passes"))

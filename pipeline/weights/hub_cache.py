@@ -72,7 +72,8 @@ def _snapshot(repository: Path) -> Path:
     """The one that refs/main names; without refs/main the only one."""
     folder, main = repository / "snapshots", repository / "refs" / "main"
     with os_errors_named(folder):
-        names = sorted(name for name in os.listdir(folder) if os.path.isdir(folder / name))
+        there = os.listdir(folder) if os.path.lexists(folder) else []  # a download that was broken off early
+        names = sorted(name for name in there if os.path.isdir(folder / name))
     fetch = f"hf download {_id(repository)}"
     if os.path.lexists(main):
         commit = read_small_file(main, REF_LIMIT_BYTES).decode(errors="replace").strip()

@@ -110,6 +110,7 @@ def test_the_bundled_model_has_a_name(hub: Path, capsys: pytest.CaptureFixture[s
         ),
         ({}, None, "holds no files of the model; fetch it: hf download some-owner/Tiny-1.0$"),
         ({"a": False, "b": False}, None, "has 2 snapshots, and no refs/main .* give the path of one: .*/a, .*/b$"),
+        (None, "gone", "refs/main is 'gone', of which no file is there; fetch it: hf download some-owner/Tiny-1.0$"),
         ({"a": False}, "gone", "refs/main is 'gone', of which no file is there; fetch it: hf download some-owner/Ti"),
         ({"a": False}, "../..", "refs/main is '../..', of which no file is there"),
     ],
@@ -121,7 +122,7 @@ def test_what_the_cache_has_not_is_refused_with_what_to_do(
         (hub / FOLDER / "snapshots").mkdir(parents=True)
         fetched(hub, commits)
     if ref is not None:
-        (hub / FOLDER / "refs").mkdir()
+        (hub / FOLDER / "refs").mkdir(parents=True)
         (hub / FOLDER / "refs" / "main").write_text(ref)
     with pytest.raises(CheckpointError, match=says):
         find_checkpoint(Path(ID))

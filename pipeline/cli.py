@@ -29,7 +29,7 @@ from pipeline.memory import human_bytes
 from pipeline.weights.presets import PRESETS
 
 INTERRUPTED = 130
-TORCH_MAPS_BYTES = 640_000_000
+TORCH_MAPS_BYTES = 660_000_000
 """torch 2.13 for CPUs, with all that commands import; others map more."""
 
 

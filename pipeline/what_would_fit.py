@@ -47,8 +47,10 @@ def what_would_fit(plan: Plan, settings: Config, draw: Try) -> str:
         if lower := [*_lower(knob, plan, settings)]:
             several[knob] = lower[-1]
         ways += [_told(several, "at most")] if fits(several) else []
-    bound = "raise the limit, or " if any(place in plan.memory.bounds for place in plan.memory.short_places()) else ""
-    return f"{bound}set {', or '.join(ways[:MOST_WAYS])}" if ways else f"{bound}{_free(plan)}"
+    bounded = any(place in plan.memory.bounds for place in plan.memory.short_places())
+    if ways:
+        return f"{'raise the limit, or ' if bounded else ''}set {', or '.join(ways[:MOST_WAYS])}"
+    return f"{'raise the limit; ' if bounded else ''}{_free(plan)}"
 
 
 def _raised(plan: Plan, settings: Config) -> dict[str, str]:

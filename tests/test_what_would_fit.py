@@ -75,4 +75,7 @@ def test_settings_that_must_be_lowered_together_are_named_together(
     monkeypatch.setattr("pipeline.plan.available_host_bytes", lambda: 60 << 20)
     with pytest.raises(ConfigError, match=r"; no setting is sure to make it fit: free [\d.]+ MB of host memory$"):
         build(checkpoint, Config(**settings))
+    monkeypatch.setattr("pipeline.plan.process_bounds", lambda *_: {"the limit of data (ulimit -d)": 50 << 20})
+    with pytest.raises(ConfigError, match=r"\); raise the limit; no setting is sure to make it fit: free [\d.]+ MB"):
+        build(checkpoint, Config(**settings))
     assert available_host_bytes() > have

@@ -87,7 +87,7 @@ def test_too_little_address_space_for_torch_is_told_before_it_loads(
     monkeypatch.setattr("resource.getrlimit", lambda _: (600_000_000, 600_000_000))
     assert main(MAKE) == 1
     assert capsys.readouterr().err.startswith(
-        "penstock: need 640 MB of address space to load torch alone, have a limit"
+        "penstock: need 660 MB of address space to load torch alone, have a limit"
     )
 
 

@@ -56,8 +56,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         return int(options.command(find_models(options)) or 0)
     except PenstockError as error:
         return _failed(error)
-    except (OSError, MemoryError, ImportError) as error:
-        if isinstance(told := explained(error), ImportError):
+    except (OSError, MemoryError, ImportError, RuntimeError) as error:
+        if isinstance(told := explained(error), ImportError | RuntimeError) and told is error:
             raise
         return _failed(told)
     except KeyboardInterrupt:

@@ -17,6 +17,7 @@ STACK_BYTES, HEAP_BYTES = 8 << 20, 64 << 20
 MEMORY_IS_OUT = (
     *("not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory"),
     "failed to map segment",
+    "std::bad_alloc",
 )
 """How torch, whose errors are of type RuntimeError, says so, and the loader of its libraries, with an ImportError."""
 DO_MEMORY = "raise the limit or end others who hold it, or lower kv_tokens, gpu_groups, host_groups or max_requests"

@@ -20,6 +20,7 @@ from pipeline.blueprint import Blueprint, draw_up_fitting, say_remarks
 from pipeline.config import Config
 from pipeline.devices.memory import Memory
 from pipeline.devices.open import AnyDevice, open_device
+from pipeline.devices.spinning import warn_of_spinning
 from pipeline.memory import MemoryPlan, slot_counts
 from pipeline.models.config import ModelConfig, read_config
 from pipeline.models.row_blocks import RowBlocks
@@ -108,6 +109,8 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> Runtime
         checkpoint = undone.enter_context(open_checkpoint(folder, direct=settings.reading.get("direct", True)))
         runtime = _build(model, checkpoint, settings, device, trace or Trace(recording=False), undone)
         undone.pop_all()
+    if device.unified:
+        warn_of_spinning()
     logger.info("%d of %d weight groups move in each pass", runtime.moving_groups, len(runtime.catalog.order))
     logger.info("kv room %s", runtime.kv_room)
     return runtime

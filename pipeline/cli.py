@@ -22,6 +22,7 @@ from pipeline.commands.run import add_run
 from pipeline.commands.simulate import add_simulate, simulate_command
 from pipeline.commands.streams import OutputFailed, ReaderGone, standard_streams
 from pipeline.commands.verify import add_verify
+from pipeline.devices.spinning import spin_little
 from pipeline.doctor.names import DISTRIBUTION
 from pipeline.errors import ConfigError, PenstockError, ResourceError
 from pipeline.limits import explained
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str] | None) -> int:
     try:
+        spin_little()
         _log_to_stderr()
         options = _parser().parse_args(arguments)
         if options.command not in (simulate_command, _report):

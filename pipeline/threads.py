@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -54,6 +55,11 @@ def _run(work: Callable[P, T], /, *arguments: P.args, **named: P.kwargs) -> T:
         return work(*arguments, **named)
     except BaseException as error:
         raise portable(error)  # noqa: B904 - the same error, but for those that cannot travel, which are the cause
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def slices(length: int, size: int) -> Iterator[int]:

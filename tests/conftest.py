@@ -16,7 +16,7 @@ from support.cases import EVERYTHING
 from pipeline import guard
 
 LONGEST_BLOCK_SECONDS = 0.4
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 """Set before torch is imported: its threads spin else, which costs ten times the computing where others compute too."""
 ONE_LOOP = {
     *("bench", "commands", "doctor", "models", "simulation", "text", "trace"),

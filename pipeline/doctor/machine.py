@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import importlib.util
-import os
 import platform
 import re
 import sys
@@ -11,15 +10,15 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from pipeline.devices.spinning import BUSY_SHARE, SPIN_LITTLE, load_and_cores
 from pipeline.doctor.check import Check, guarded
 from pipeline.doctor.disk import check_direct_reads
 from pipeline.doctor.names import check_names
+from pipeline.threads import usable_cores
 
 PINNED_BYTES = 64 << 20
 EXTRAS = {"hf": ("tokenizers",), "bench": ("accelerate", "transformers"), "bench-llama": ("gguf", "llama_cpp")}
 """The modules that optional dependencies bring, by the name to install them by."""
-BUSY_SHARE = 0.75
-"""Of all cores; a program that never waits counts as nearly one in the average of a minute."""
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 MEMORY = Path("/proc/meminfo")
 
@@ -53,7 +52,7 @@ def check_torch() -> Check:
     """Its build, and what it can use."""
     import torch
 
-    threads, cores = torch.get_num_threads(), _usable_cores()
+    threads, cores = torch.get_num_threads(), usable_cores()
     build = f"CUDA {torch.version.cuda} build" if torch.version.cuda else "build without CUDA"
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -79,18 +78,14 @@ def check_torch() -> Check:
 
 def check_cores() -> Check:
     """Whether others use them: threads of torch that wait for each other spin, and so keep them from the others."""
-    cores, load = os.cpu_count() or 1, os.getloadavg()[0]
-    found = f"{_usable_cores()} usable; in the last minute {load:.1f} programs ran or waited for one of all {cores}"
-    if load < BUSY_SHARE * cores or os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE":
+    load, cores = load_and_cores()
+    found = f"{usable_cores()} usable; in the last minute {load:.1f} programs ran or waited for one of all {cores}"
+    if load < BUSY_SHARE * cores:
         return Check("cores", "good", found)
     return Check(
         *("cores", "note", found),
-        "passes and forecasts vary; on the CPU, set OMP_WAIT_POLICY=PASSIVE if those programs go on",
+        f"passes and forecasts vary; set {SPIN_LITTLE} for programs of yours, as commands do for themselves",
     )
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _gpu_files() -> list[str]:

@@ -5,7 +5,6 @@ contents to look alike; `penstock verify` is, by SHA-256.
 """
 
 import asyncio
-import os
 import shlex
 from array import array
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from typing import NamedTuple
 import xxhash
 
 from pipeline.errors import CheckpointError
-from pipeline.threads import Threads, outlast
+from pipeline.threads import Threads, outlast, usable_cores
 from pipeline.weights.groups import TensorRange, WeightGroup
 from pipeline.weights.lane import Chunk
 
@@ -60,11 +59,6 @@ def choose_checking(said: bool | None, *, unified: bool, moving_bytes: int, rate
     if share > MOST_SHARE:
         return Checking(False, f"it takes {cost}; set checksums=True to be told of damage on the disk all the same")
     return Checking(True, f"it takes {cost}")
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Piece(NamedTuple):

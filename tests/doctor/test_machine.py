@@ -107,11 +107,11 @@ def test_more_threads_than_cores_is_a_note(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(machine, "_gpu_files", list)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    monkeypatch.setattr(machine, "_usable_cores", lambda: 2)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 2)
     check = machine.check_torch()
     assert (check.verdict, "3 threads for 2 cores" in check.found) == ("note", True)
     assert check.to_do.endswith("OMP_NUM_THREADS=2")
-    monkeypatch.setattr(machine, "_usable_cores", lambda: 4)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 4)
     assert machine.check_torch().verdict == "good"
 
 

@@ -125,7 +125,7 @@ async def test_token_0_can_be_forced_as_any_other(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"no_repeat_ngram_size": "3"}, {"bad_words_ids": [[300]]}, {"forced_eos_token_id": -1}, {"suppress_tokens": 5}],
+    [{"no_repeat_ngram_size": "3"}, {"bad_words_ids": [3]}, {"forced_eos_token_id": -1}, {"suppress_tokens": 5}],
 )
 def test_rules_that_can_never_work_are_refused_at_open(folder: Path, settings: dict[str, Any]) -> None:
     state(folder, settings)

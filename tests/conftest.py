@@ -30,7 +30,8 @@ ONE_LOOP = {
         "test_memory_plan.py",
         "test_policies_and_stages.py",
     ),
-    *("test_prefetch_policies.py", "test_resident_groups.py", "test_stored_tensors.py"),
+    *("test_odd_policies.py", "test_prefetch_policies.py", "test_prefix_sharing.py", "test_resident_groups.py"),
+    "test_stored_tensors.py",
 }
 """Folders and files whose tests look at bytes, tokens and figures, which no loop changes: they run on asyncio."""
 

@@ -27,7 +27,7 @@ from support.small_checkpoints import write_small_checkpoint
 from pipeline import Model, PenstockError
 
 pytestmark = pytest.mark.usefixtures("nothing_was_there_before")
-RUNS = int(os.environ.get("PENSTOCK_RANDOM_RUNS", "200"))
+RUNS = int(os.environ.get("PENSTOCK_RANDOM_RUNS", "120"))
 SEED = int(os.environ.get("PENSTOCK_RANDOM_SEED", "0"))
 MOST_SECONDS = 1.0
 """From the end to the answer of the last caller. On a machine that does much else, one of three attempts must do."""

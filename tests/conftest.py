@@ -34,16 +34,22 @@ ONE_LOOP = {
     "test_stored_tensors.py",
 }
 """Folders and files whose tests look at bytes, tokens and figures, which no loop changes: they run on asyncio."""
+ON_UVLOOP = {
+    *("test_concurrent_requests.py", "test_failure_domain.py", "test_kv_failures.py", "test_kv_overlap.py"),
+    "test_many_cancelled.py",
+}
+"""Long tests of what a loop could change: they run on the one that the commands use."""
 
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=not EVERYTHING)
 hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test on both loops, unless it stands in `ONE_LOOP`; on both in any case with PENSTOCK_TESTS=all."""
+    """Run a test on both loops, or where `ONE_LOOP` or `ON_UVLOOP` says; on both with PENSTOCK_TESTS=all."""
     if "anyio_backend" in metafunc.fixturenames:
         below = metafunc.definition.path.relative_to(Path(__file__).parent)
-        loops = ("asyncio",) if below.parts[0] in ONE_LOOP and not EVERYTHING else ("asyncio", "uvloop")
+        alone = "asyncio" if below.parts[0] in ONE_LOOP else "uvloop" if below.parts[0] in ON_UVLOOP else ""
+        loops = (alone,) if alone and not EVERYTHING else ("asyncio", "uvloop")
         metafunc.parametrize("anyio_backend", loops, indirect=True)
 
 

@@ -173,7 +173,7 @@ async def test_many_tokens_are_computed_in_one_pass_each(checkpoint: Path) -> No
     found = await measure_rates(checkpoint, Config(device="cpu"), 512, lambda text: None)
     for compute in found.computes.values():
         assert list(compute.byte_seconds) == [512, 2048], "more would take long and tell nothing"
-    assert found.computes["ffn"].byte_seconds[2048] > 2 * found.computes["ffn"].byte_seconds[512]
+    assert found.computes["ffn"].byte_seconds[2048] > 1.4 * found.computes["ffn"].byte_seconds[512]
 
 
 async def test_few_requests_are_measured_with_what_they_can_have() -> None:

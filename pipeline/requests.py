@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -103,7 +104,7 @@ class Call:
         self._parameters = SamplingParameters.from_arguments(defaults, chosen, also_known=OPTIONS)
         self._check_arguments()
         self._text = prompt if isinstance(prompt, str) else None
-        self._ids: list[int] = []
+        self._ids = array("i")  # millions in a list would delay everybody at each garbage collection
         self._later_ids: Iterator[list[int]] = iter(())
         self._known_length = 0
         self._plain = type(prompt) in (list, tuple, range)  # taking their ids runs no code of the caller's
@@ -111,7 +112,7 @@ class Call:
             self._known_length = known_length(prompt)
             self._check_room(self._known_length)
             self._later_ids = id_slices(prompt, runtime.config.vocabulary_size)
-            self._ids = next(self._later_ids, [])
+            self._ids.extend(next(self._later_ids, ()))
             self._check_room(len(self._ids), at_least=True)
         elif tokenizer is None:
             raise RequestError(
@@ -139,7 +140,7 @@ class Call:
 
     def _make_sequences(self) -> list[RunningSequence]:
         if self._text is not None and self._tokenizer is not None:
-            self._ids = self._tokenizer.encode(self._text)
+            self._ids = self._tokenizer.prompt_ids(self._text)
             self._check_room(len(self._ids))
             if not self._ids:
                 raise _no_token()
@@ -169,7 +170,7 @@ class Call:
         return sequences
 
     def _take(self, part: list[int]) -> None:
-        self._ids += part
+        self._ids.extend(part)
         self._check_room(len(self._ids), at_least=True)
 
     def _check_arguments(self) -> None:

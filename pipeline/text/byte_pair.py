@@ -1,6 +1,7 @@
 """Byte pair encoding with tiktoken: the engine of every tokenizer that can be written as bytes with ranks."""
 
 import re
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -72,23 +73,22 @@ class BytePairEngine:
         self.token_bytes = longest if normalize is str else COMPOSED_BYTES * longest
         self._pieces = pieces
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> "array[int]":
         """Return the ids of `text`.
 
         Raises RequestError for what the pattern leaves out, or for a run of whitespace that tiktoken cannot take.
         """
         _check_whitespace(text)
-        ids = [*self._prefix]
+        ids = array("i", self._prefix)
         for part, is_token in _cut(self._find_raw, self._longest_token, text):
             if is_token:
                 ids.append(self._raw_tokens[part])
             else:
-                ids += self._encode_between(self._normalize(part))
-        ids += self._suffix
+                self._encode_between(self._normalize(part), ids)
+        ids.extend(self._suffix)
         return ids
 
-    def _encode_between(self, text: str) -> list[int]:
-        ids: list[int] = []
+    def _encode_between(self, text: str, ids: "array[int]") -> None:
         for part, is_token in _cut(self._find_normalized, self._longest_token, text):
             if is_token:
                 ids.append(self._normalized_tokens[part])
@@ -97,8 +97,7 @@ class BytePairEngine:
                 if self._words is not None:
                     _require_all(part, ranks, self._words)
                 for begin in slices(len(ranks), SLICE_IDS):
-                    ids += map(self._token_ids.__getitem__, ranks[begin : begin + SLICE_IDS].tolist())
-        return ids
+                    ids.extend(map(self._token_ids.__getitem__, ranks[begin : begin + SLICE_IDS].tolist()))
 
     def _ranks(self, text: str) -> "NDArray[uint32]":
         """An array, because a list of millions would be made in one go, while no other thread can run."""

@@ -1,5 +1,6 @@
 """Every other `tokenizer.json` (SentencePiece style above all), through the `tokenizers` package."""
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -67,7 +68,7 @@ class HuggingFaceEngine:
     def _decode(self, tokens: list[str]) -> str:
         return str(self._tokenizer.decoder.decode(tokens))
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> "array[int]":
         """Return the ids of `text`, with what the checkpoint's template puts around it.
 
         Raises RequestError where the vocabulary lacks something of it.
@@ -77,12 +78,15 @@ class HuggingFaceEngine:
             [encoding] = self._tokenizer.encode_batch_fast([text])
         except Exception as error:  # the package raises nothing narrower
             raise RequestError(f"the tokenizer cannot take this text of {len(text)} characters: {error}") from error
-        ids: list[int] = encoding.ids
+        ids = array("i")
+        from_package: list[int] = encoding.ids
+        for begin in slices(len(from_package), SLICE_IDS):
+            ids.extend(from_package[begin : begin + SLICE_IDS])
         if self._unknown is not None:
             self._refuse_unknown(self._unknown, text, ids)
         return ids
 
-    def _refuse_unknown(self, unknown: str, text: str, ids: list[int]) -> None:
+    def _refuse_unknown(self, unknown: str, text: str, ids: "array[int]") -> None:
         """Raise RequestError where `ids` say `unknown` of something else than its own name in the text."""
         unknown_id = self._tokenizer.token_to_id(unknown)
         blocks = (begin for begin in slices(len(ids), SLICE_IDS) if unknown_id in ids[begin : begin + SLICE_IDS])

@@ -97,7 +97,7 @@ def test_a_split_that_removes_all_but_the_matches_is_the_same_split(tmp_path: Pa
     engine = byte_level_engine(changed, None)
     reference = small.tokenizers.Tokenizer.from_str(json.dumps(changed))
     for text in small.TEXTS:
-        assert engine.encode(text) == reference.encode(text).ids
+        assert engine.encode(text).tolist() == reference.encode(text).ids
 
 
 @pytest.mark.parametrize("key", ["dropout", "continuing_subword_prefix", "end_of_word_suffix"])
@@ -125,7 +125,7 @@ def test_merges_of_older_files_are_strings() -> None:
     changed = document()
     changed["model"]["merges"] = [" ".join(merge) for merge in changed["model"]["merges"]]
     for text in small.TEXTS:
-        assert byte_level_engine(changed, None).encode(text) == small.gpt2().encode(text).ids
+        assert byte_level_engine(changed, None).encode(text).tolist() == small.gpt2().encode(text).ids
 
 
 def test_words_that_no_merge_makes_are_found_whole_only_where_merges_are_ignored() -> None:
@@ -137,5 +137,5 @@ def test_words_that_no_merge_makes_are_found_whole_only_where_merges_are_ignored
         engine = byte_level_engine(changed, None)
         reference = small.tokenizers.Tokenizer.from_str(json.dumps(changed))
         for text in (" zqxzqxzQ", " zqxzqxzQs", "a zqxzqxzQ b", "zqxzqxzQ"):
-            assert engine.encode(text) == reference.encode(text).ids
-        assert (engine.encode(" zqxzqxzQ") == [size]) is ignore_merges
+            assert engine.encode(text).tolist() == reference.encode(text).ids
+        assert (engine.encode(" zqxzqxzQ").tolist() == [size]) is ignore_merges

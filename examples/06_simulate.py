@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from pipeline.commands.policy_table import policy_table
-from pipeline.policies import POLICIES
-from pipeline.simulation.line import simulate
-from pipeline.simulation.timings import LayerTimings
+from pipeline.engine.policies import POLICIES
+from pipeline.tools.commands.policy_table import policy_table
+from pipeline.tools.simulation.line import simulate
+from pipeline.tools.simulation.timings import LayerTimings
 
 TIMINGS = LayerTimings(
     layers=80,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline import Model
-from pipeline.policies import POLICIES, Policy, Want
+from pipeline.engine.policies import POLICIES, Policy, Want
 
 OWN = Policy(
     name="own",

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
         RequestError,
         ResourceError,
     )
-    from pipeline.requests import CallArguments
-    from pipeline.sequences.prompts import Prompt
-    from pipeline.sequences.sequence import Chunk, Output
+    from pipeline.generation.requests import CallArguments
+    from pipeline.generation.sequence import Chunk, Output
+    from pipeline.text.prompts import Prompt
     from pipeline.text.tokenizer import ModelTokenizer
 
 _HOMES = {
@@ -59,10 +59,10 @@ _HOMES = {
     "PenstockError": "pipeline.errors",
     "RequestError": "pipeline.errors",
     "ResourceError": "pipeline.errors",
-    "CallArguments": "pipeline.requests",
-    "Prompt": "pipeline.sequences.prompts",
-    "Chunk": "pipeline.sequences.sequence",
-    "Output": "pipeline.sequences.sequence",
+    "CallArguments": "pipeline.generation.requests",
+    "Prompt": "pipeline.text.prompts",
+    "Chunk": "pipeline.generation.sequence",
+    "Output": "pipeline.generation.sequence",
     "ModelTokenizer": "pipeline.text.tokenizer",
 }
 
@@ -111,6 +111,6 @@ if not TYPE_CHECKING:  # which would let a type checker believe in every name
 def _version() -> str:
     """The installed distribution's; a source tree that is not installed has none."""
     try:
-        return importlib.metadata.version(importlib.import_module("pipeline.doctor.names").DISTRIBUTION)
+        return importlib.metadata.version(importlib.import_module("pipeline.tools.doctor.names").DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
         return "0+unknown"

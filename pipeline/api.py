@@ -9,26 +9,26 @@ from types import TracebackType
 from typing import Any, Unpack, overload
 
 from actors.core.trace import Trace
-from pipeline.build import CLOCK, Runtime, build
 from pipeline.config import Config, Settings
+from pipeline.engine.build import CLOCK, Runtime, build
+from pipeline.engine.statistics import ModelStatistics
+from pipeline.engine.supervisor import Supervisor
 from pipeline.errors import ClosedError, ConfigError, RequestError
-from pipeline.folder import naming_files, no_tokenizer, read_defaults, read_tokenizer
-from pipeline.limits import limits_named
-from pipeline.outputs import check_writable
-from pipeline.rehearsal import compute_zeros, rehearse
-from pipeline.requests import ARGUMENTS, Call, CallArguments, CallOptions
-from pipeline.sequences.parameters import SamplingParameters
-from pipeline.sequences.prompts import Prompt
-from pipeline.sequences.sequence import MOST_UNREAD, Chunk, Output, RunningSequence
-from pipeline.signatures import shows
-from pipeline.statistics import ModelStatistics
-from pipeline.supervisor import Supervisor
+from pipeline.generation.folder import naming_files, no_tokenizer, read_defaults, read_tokenizer
+from pipeline.generation.parameters import SamplingParameters
+from pipeline.generation.rehearsal import compute_zeros, rehearse
+from pipeline.generation.requests import ARGUMENTS, Call, CallArguments, CallOptions
+from pipeline.generation.sequence import MOST_UNREAD, Chunk, Output, RunningSequence
+from pipeline.system.hub_cache import BUNDLED, find_checkpoint
+from pipeline.system.limits import limits_named
+from pipeline.system.outputs import check_writable
+from pipeline.system.signatures import shows
+from pipeline.system.threads import see_out
+from pipeline.text.prompts import Prompt
 from pipeline.text.tokenizer import ModelTokenizer, Tokenizer
-from pipeline.threads import see_out
-from pipeline.trace.configuration import describe
-from pipeline.trace.recording import Recording
-from pipeline.trace.report import write_report
-from pipeline.weights.hub_cache import BUNDLED, find_checkpoint
+from pipeline.tools.trace.configuration import describe
+from pipeline.tools.trace.recording import Recording
+from pipeline.tools.trace.report import write_report
 
 logger = logging.getLogger("penstock")
 FIRST_READS_SECONDS = 0.001

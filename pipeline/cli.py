@@ -10,24 +10,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipeline.commands.bench_options import add_bench
-from pipeline.commands.doctor import add_doctor
-from pipeline.commands.event_loop import run_async, sigterm_ends
-from pipeline.commands.models import MODEL_HELP, find_models
-from pipeline.commands.options import add_settings
-from pipeline.commands.parser import Parser
-from pipeline.commands.plan import add_plan
-from pipeline.commands.progress import Progress, say_loading
-from pipeline.commands.run import add_run
-from pipeline.commands.simulate import add_simulate, simulate_command
-from pipeline.commands.streams import OutputFailed, ReaderGone, standard_streams
-from pipeline.commands.verify import add_verify
+from pipeline.checkpoints.presets import PRESETS
 from pipeline.devices.spinning import spin_little
-from pipeline.doctor.names import DISTRIBUTION
 from pipeline.errors import ConfigError, PenstockError, ResourceError
-from pipeline.limits import explained
-from pipeline.memory import human_bytes
-from pipeline.weights.presets import PRESETS
+from pipeline.system.limits import explained
+from pipeline.system.sizes import human_bytes
+from pipeline.tools.commands.bench_options import add_bench
+from pipeline.tools.commands.doctor import add_doctor
+from pipeline.tools.commands.event_loop import run_async, sigterm_ends
+from pipeline.tools.commands.models import MODEL_HELP, find_models
+from pipeline.tools.commands.options import add_settings
+from pipeline.tools.commands.parser import Parser
+from pipeline.tools.commands.plan import add_plan
+from pipeline.tools.commands.progress import Progress, say_loading
+from pipeline.tools.commands.run import add_run
+from pipeline.tools.commands.simulate import add_simulate, simulate_command
+from pipeline.tools.commands.streams import OutputFailed, ReaderGone, standard_streams
+from pipeline.tools.commands.verify import add_verify
+from pipeline.tools.doctor.names import DISTRIBUTION
 
 INTERRUPTED = 130
 TORCH_MAPS_BYTES = 660_000_000
@@ -190,26 +190,26 @@ def _add_report(commands: Commands) -> None:
 
 def _demo(options: argparse.Namespace) -> None:
     say_loading()
-    from pipeline.commands.demo import demo
+    from pipeline.tools.commands.demo import demo
 
     run_async(demo(options))
 
 
 def _make_checkpoint(options: argparse.Namespace) -> None:
-    from pipeline.commands.make import make
+    from pipeline.tools.commands.make import make
 
     make(options)
 
 
 def _tune(options: argparse.Namespace) -> None:
     say_loading()
-    from pipeline.commands.tune import tune
+    from pipeline.tools.commands.tune import tune
 
     run_async(tune(options))
 
 
 def _report(options: argparse.Namespace) -> None:
-    from pipeline.commands.report import report
+    from pipeline.tools.commands.report import report
 
     report(options)
 

@@ -7,11 +7,12 @@ from typing import Any, Literal, TypedDict, get_args
 
 from actors.core.ports import PrefetchPolicy
 from actors.core.stage import Mover, Stage
+from pipeline.engine.policies import find_policy
+from pipeline.engine.wiring import ACTORS, KV_ACTORS
 from pipeline.errors import ConfigError, shown, unknown_name
-from pipeline.memory import free_disk_bytes, parse_bytes
-from pipeline.policies import find_policy
-from pipeline.weights.reading import WAYS
-from pipeline.wiring import ACTORS, KV_ACTORS
+from pipeline.reading.reading import WAYS
+from pipeline.system.memory import free_disk_bytes
+from pipeline.system.sizes import parse_bytes
 
 Device = Literal["auto", "cpu", "cpu-copy", "cuda"]
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]

@@ -13,13 +13,13 @@ import pytest
 from support.busy_machine import queued_seconds
 from support.cases import EVERYTHING
 
-from pipeline import guard
+from pipeline.system import guard
 
 LONGEST_BLOCK_SECONDS = 0.4
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 """Set before torch is imported: its threads spin else, which costs ten times the computing where others compute too."""
 ONE_LOOP = {
-    *("bench", "commands", "doctor", "models", "simulation", "text", "trace"),
+    *("models", "text", "tools"),
     *(
         "test_company.py",
         "test_default_kv_room.py",
@@ -61,22 +61,22 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]
 @pytest.fixture
 def nothing_was_there_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a memory plan count only what the model takes, so that room is as exact as a test asks for."""
-    monkeypatch.setattr("pipeline.plan.resident_bytes", lambda: 0)
-    monkeypatch.setattr("pipeline.plan.promised_elsewhere", lambda pools: [])
+    monkeypatch.setattr("pipeline.engine.plan.resident_bytes", lambda: 0)
+    monkeypatch.setattr("pipeline.engine.plan.promised_elsewhere", lambda pools: [])
 
 
 @pytest.fixture(autouse=True)
 def nothing_stays(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small models fit into any machine; most tests want to see their groups move all the same."""
     if "what_fits_stays" not in request.fixturenames:
-        monkeypatch.setattr("pipeline.plan.SPARE_SHARE", 1.0)
+        monkeypatch.setattr("pipeline.engine.plan.SPARE_SHARE", 1.0)
 
 
 @pytest.fixture(autouse=True)
 def nothing_was_loaded_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans are alike whichever tests ran before: what torch has loaded with another model counts as still to come."""
     monkeypatch.setattr("pipeline.devices.libraries.Libraries.later", lambda libraries: libraries.whole)
-    monkeypatch.setattr("pipeline.limits._used_before", {})
+    monkeypatch.setattr("pipeline.system.limits._used_before", {})
 
 
 @pytest.fixture(autouse=True, scope="session")

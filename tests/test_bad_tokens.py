@@ -11,7 +11,7 @@ import torch
 from support import tiny_models
 
 from pipeline import Model, RequestError
-from pipeline.sequences.sampling import Choice, Sampler
+from pipeline.generation.sampling import Choice, Sampler
 
 SETTINGS: dict[str, Any] = {"dtype": "float32", "context_tokens": 64, "kv_tokens": 192}
 DRAW = random.Random(6)

@@ -17,8 +17,8 @@ import pytest
 from support.tiny_models import VOCABULARY_SIZE, save_new
 
 from pipeline import ActorFailed, Model
-from pipeline.sequences.sequence import Output
-from pipeline.weights.reading import WAYS
+from pipeline.generation.sequence import Output
+from pipeline.reading.reading import WAYS
 
 FLIPS_OF_EACH = int(os.environ.get("PENSTOCK_BIT_FLIPS", "40")) // 4
 EVERY_TOKEN = list(range(VOCABULARY_SIZE))

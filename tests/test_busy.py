@@ -8,9 +8,9 @@ import pytest
 from support.small_checkpoints import SHAPE, write_small_checkpoint
 
 from pipeline import Busy, ConfigError, Model, PenstockError
-from pipeline.build import build
 from pipeline.config import Config
-from pipeline.sequences.sampling import Sampler
+from pipeline.engine.build import build
+from pipeline.generation.sampling import Sampler
 
 SETTINGS: dict[str, Any] = {"device": "cpu", "context_tokens": 64, "kv_tokens": 256}
 LONG: dict[str, Any] = {"max_new_tokens": 6, "ignore_eos": True}

@@ -111,7 +111,7 @@ async def test_cancelled_requests_change_nobodys_tokens_and_keep_nothing(checkpo
 
 
 async def test_one_that_fails_ends_alone(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.sequences.sampling import Choice, Sampler
+    from pipeline.generation.sampling import Choice, Sampler
 
     sample = Sampler.sample
 

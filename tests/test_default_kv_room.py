@@ -10,15 +10,15 @@ from support.small_checkpoints import write_small_checkpoint
 
 from pipeline import ConfigError, Model
 from pipeline.api import BUNDLED
-from pipeline.blueprint import Blueprint, draw_up
+from pipeline.checkpoints.checkpoint import open_checkpoint
+from pipeline.checkpoints.make_checkpoint import make_checkpoint
 from pipeline.cli import main
 from pipeline.config import Config
 from pipeline.devices.cpu import CpuDevice
 from pipeline.devices.elsewhere import DeviceElsewhere
+from pipeline.engine.blueprint import Blueprint, draw_up
 from pipeline.models.config import read_config
-from pipeline.sequences.blocks import BLOCK_TOKENS
-from pipeline.weights.checkpoint import open_checkpoint
-from pipeline.weights.make_checkpoint import make_checkpoint
+from pipeline.state.blocks import BLOCK_TOKENS
 
 pytestmark = pytest.mark.usefixtures("nothing_was_there_before", "what_fits_stays")
 CALLS, PROMPT_TOKENS, NEW_TOKENS, MOST_PASSES = 64, 12, 20, 30
@@ -127,7 +127,7 @@ def test_half_of_what_nobody_needs_is_left_to_other_models_where_no_setting_limi
 ) -> None:
     usual = drawn(light, CpuDevice(), 1 << 40, kv_tokens=64 * 1024).plan.memory.need("host")
     limit = usual + (64 << 20)
-    monkeypatch.setattr("pipeline.plan.SPARE_SHARE", 0.01)
+    monkeypatch.setattr("pipeline.engine.plan.SPARE_SHARE", 0.01)
     rooms = [
         drawn(light, CpuDevice(), int(limit / 0.99) + 1, **settings).plan
         for settings in ({}, {"host_memory": limit})  # type: ignore[arg-type]

@@ -15,10 +15,10 @@ from support.kv_places import settings_with_room
 from support.small_checkpoints import write_small_checkpoint
 
 from pipeline import ActorFailed, ClosedError, Model, PenstockError, RequestError
+from pipeline.generation.sampling import Sampler
 from pipeline.models import decoder
-from pipeline.sequences.sampling import Sampler
-from pipeline.threads import outlast
-from pipeline.weights.source import WeightSource
+from pipeline.reading.source import WeightSource
+from pipeline.system.threads import outlast
 
 pytestmark = pytest.mark.usefixtures("nothing_was_there_before")
 SETTINGS: dict[str, Any] = {"device": "cpu-copy", "context_tokens": 48, "kv_tokens": 240, "max_tokens_per_pass": 24}

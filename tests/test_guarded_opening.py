@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import Model, Output, memory
-from pipeline.weights import reading_cache, reading_choice
+from pipeline import Model, Output
+from pipeline.reading import reading_cache, reading_choice
+from pipeline.system import memory
 
 Break = Callable[[pytest.MonkeyPatch, Path], None]
 

@@ -65,7 +65,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nobody wait for long for those who were stopped."""
     monkeypatch.setattr("actors.core.crew.STOP_SECONDS", 0.05)
-    monkeypatch.setattr("pipeline.supervisor.STOP_SECONDS", 0.05)
+    monkeypatch.setattr("pipeline.engine.supervisor.STOP_SECONDS", 0.05)
 
 
 async def generating(model: Model) -> "asyncio.Task[Any]":

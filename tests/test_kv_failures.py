@@ -17,10 +17,10 @@ from actors.core.ports import Copy
 from pipeline import ActorFailed, ClosedError, Model
 from pipeline.devices import cpu
 from pipeline.devices.memory import Memory
+from pipeline.generation.sequence import RunningSequence
 from pipeline.models import decoder
-from pipeline.sequences.sequence import RunningSequence
-from pipeline.sequences.spill_file import SpillFile
-from pipeline.weights.source import WeightSource
+from pipeline.reading.source import WeightSource
+from pipeline.state.spill_file import SpillFile
 
 pytestmark = pytest.mark.usefixtures("nothing_was_there_before")
 LAYERS = 6
@@ -153,7 +153,7 @@ def corrupting(model: Model, monkeypatch: pytest.MonkeyPatch, bad: list[int]) ->
                 buffers[0][place - offset + 70] ^= 1
         return count
 
-    monkeypatch.setattr("pipeline.sequences.spill_file.os", SimpleNamespace(**{**vars(os), "preadv": flipping}))
+    monkeypatch.setattr("pipeline.state.spill_file.os", SimpleNamespace(**{**vars(os), "preadv": flipping}))
 
 
 def failing_at(work: Callable[..., None], model: Model, bad: list[int]) -> Any:

@@ -21,8 +21,8 @@ from pipeline.devices import cpu
 from pipeline.devices.memory import Memory
 from pipeline.models import decoder
 from pipeline.models.attention import LayerKV
-from pipeline.sequences.spill_file import SpillFile
-from pipeline.weights.source import WeightSource
+from pipeline.reading.source import WeightSource
+from pipeline.state.spill_file import SpillFile
 
 pytestmark = pytest.mark.usefixtures("nothing_was_there_before")
 LAYERS = 6

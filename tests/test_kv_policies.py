@@ -10,7 +10,7 @@ from support import tiny_models
 from support.kv_places import settings_with_room
 
 from pipeline import Model
-from pipeline.policies import POLICIES
+from pipeline.engine.policies import POLICIES
 
 pytestmark = pytest.mark.usefixtures("nothing_was_there_before")
 LAYERS = 6

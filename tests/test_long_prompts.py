@@ -14,7 +14,7 @@ from support.busy_machine import queued_seconds
 from text import small_tokenizers as small
 
 from pipeline import ClosedError, Model, RequestError
-from pipeline.sequences import prompts
+from pipeline.text import prompts
 from pipeline.text.byte_pair import BytePairEngine
 from pipeline.text.tokenizer import Tokenizer
 

@@ -10,13 +10,15 @@ from support import tiny_models
 from support.kv_places import settings_with_room
 from support.small_checkpoints import write_small_checkpoint
 
-from pipeline import memory as memory_module
-from pipeline import plan as plan_module
-from pipeline.build import build
 from pipeline.config import Config
 from pipeline.devices.cpu import CpuDevice
+from pipeline.engine import plan as plan_module
+from pipeline.engine.build import build
+from pipeline.engine.memory_plan import Holding, MemoryPlan
 from pipeline.errors import ConfigError
-from pipeline.memory import Holding, MemoryPlan, available_host_bytes, human_bytes, parse_bytes
+from pipeline.system import memory as memory_module
+from pipeline.system.memory import available_host_bytes
+from pipeline.system.sizes import human_bytes, parse_bytes
 
 GIGABYTE = 10**9
 MEMINFO = (

@@ -24,7 +24,7 @@ class Panic(BaseException):
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actors.core.crew.STOP_SECONDS", 0.05)
-    monkeypatch.setattr("pipeline.supervisor.STOP_SECONDS", 0.05)
+    monkeypatch.setattr("pipeline.engine.supervisor.STOP_SECONDS", 0.05)
 
 
 def threads() -> list[str]:

@@ -8,8 +8,8 @@ from support.scripted_policy import ScriptedPolicy
 
 from actors.core.errors import LineError
 from actors.core.prefetch import Ask, Half
+from pipeline.engine.policies import fit_policy
 from pipeline.errors import ConfigError
-from pipeline.policies import fit_policy
 
 
 @pytest.mark.parametrize(

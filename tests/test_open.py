@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-import pipeline.folder as folders
+import pipeline.generation.folder as folders
 from actors.core.message import Message
 from pipeline import CheckpointError, ConfigError, Model, Slot, Stage
+from pipeline.checkpoints.presets import PRESETS
 from pipeline.models.config import read_config
 from pipeline.models.families import group_specs
-from pipeline.weights.lane import Chunk
-from pipeline.weights.preadv_lanes import PreadvLane, PreadvLanes
-from pipeline.weights.presets import PRESETS
-from pipeline.weights.rows import Rows
+from pipeline.reading.lane import Chunk
+from pipeline.reading.preadv_lanes import PreadvLane, PreadvLanes
+from pipeline.reading.rows import Rows
 
 SHARDS = 30
 PROMPT = "class Stack:\n"
@@ -130,7 +130,7 @@ async def test_a_device_that_cannot_compute_says_so(monkeypatch: pytest.MonkeyPa
         raise RuntimeError("no kernel image is available")
 
     before = len(os.listdir("/proc/self/fd"))
-    monkeypatch.setattr("pipeline.rehearsal.attend_all", refused)
+    monkeypatch.setattr("pipeline.generation.rehearsal.attend_all", refused)
     with pytest.raises(
         ConfigError, match=r"^cpu failed to compute with zeros in torch\.float32: no kernel image .*; choose another"
     ):

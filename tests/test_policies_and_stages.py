@@ -15,7 +15,7 @@ from actors.core.ports import Event
 from pipeline import Message, Model, Mover, Slot, Stage
 from pipeline.devices.cpu import CpuDevice
 from pipeline.devices.memory import HostMemory
-from pipeline.policies import POLICIES
+from pipeline.engine.policies import POLICIES
 
 TRIGGERED = [name for name, row in POLICIES.items() if row.triggered]
 

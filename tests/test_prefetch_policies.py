@@ -16,7 +16,7 @@ from actors.core.prefetch import Ask, Half
 from actors.core.trace import Span
 from pipeline import ConfigError, Model, Output
 from pipeline.devices.cpu import CpuDevice
-from pipeline.policies import CURRENT_CHAINED, POLICIES
+from pipeline.engine.policies import CURRENT_CHAINED, POLICIES
 
 PROMPT = tiny_models.PROMPT * 5
 ROWS = [*POLICIES.values(), CURRENT_CHAINED]

@@ -10,9 +10,9 @@ import pytest
 from support import tiny_models
 
 from pipeline import ClosedError, Model
+from pipeline.generation.batching import Batcher, Piece
+from pipeline.generation.sequence import RunningSequence
 from pipeline.models import attention, decoder
-from pipeline.sequences.batching import Batcher, Piece
-from pipeline.sequences.sequence import RunningSequence
 
 DRAW = random.Random(11)
 SYSTEM = [DRAW.randrange(3, tiny_models.VOCABULARY_SIZE) for _ in range(70)]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli import _parser
-from pipeline.requests import CallOptions
-from pipeline.sequences.parameters import ALIASES, SamplingParameters
+from pipeline.generation.parameters import ALIASES, SamplingParameters
+from pipeline.generation.requests import CallOptions
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "actors/README.md", "pipeline/bundled/MODEL_CARD.md")]

@@ -10,8 +10,8 @@ from pipeline import Model
 from pipeline.api import BUNDLED
 from pipeline.cli import main
 from pipeline.errors import ConfigError
-from pipeline.trace.perfetto import read_trace
-from pipeline.trace.recording import COMPUTE, DISK, Recording
+from pipeline.tools.trace.perfetto import read_trace
+from pipeline.tools.trace.recording import COMPUTE, DISK, Recording
 
 ACTORS = ["prefetch_planner", "disk_reader", "pinned_stager", "gpu_uploader", "compute_scheduler"]
 

@@ -11,9 +11,9 @@ import pytest
 from actors.core.message import READY
 from actors.core.ports import Event
 from pipeline import ActorFailed, ClosedError, Message, Model, Mover, RequestError, Slot, Stage
+from pipeline.generation.sampling import Sampler
 from pipeline.models import decoder
-from pipeline.sequences.sampling import Sampler
-from pipeline.weights.source import WeightSource
+from pipeline.reading.source import WeightSource
 
 PROMPT = "class Stack:\n"
 

@@ -13,7 +13,7 @@ import torch
 
 from pipeline import CheckpointError, ConfigError, Message, Model, Mover, RequestError, Slot, Stage
 from pipeline.api import BUNDLED
-from pipeline.policies import POLICIES, Policy
+from pipeline.engine.policies import POLICIES, Policy
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from support.group_places import settings_with_groups
 from support.kv_places import settings_with_room
 
 from pipeline import Message, Model, Mover, Output, Slot, Stage
-from pipeline.build import build
 from pipeline.config import Config
+from pipeline.engine.build import build
+from pipeline.engine.policies import POLICIES
 from pipeline.models import decoder
-from pipeline.policies import POLICIES
-from pipeline.weights.source import WeightSource
+from pipeline.reading.source import WeightSource
 
 pytestmark = pytest.mark.usefixtures("nothing_was_there_before", "what_fits_stays")
 LAYERS = 6
@@ -198,8 +198,8 @@ class MoveOn(Mover):
 @pytest.mark.parametrize("shares", [(0.4, 0.2), (1.0, 0.0)])
 async def test_behind_a_place_of_the_users_own(policy: str, shares: tuple[float, float], checkpoint: Path) -> None:
     from actors.core.budget import Budget
-    from pipeline.build import CLOCK
     from pipeline.devices.memory import HostMemory
+    from pipeline.engine.build import CLOCK
 
     runtime = build(checkpoint, Config(device="cpu"))
     sizes = runtime.catalog.slot_bytes("host")

@@ -14,8 +14,8 @@ import pytest
 
 from pipeline import Model
 from pipeline.config import Config, Settings
-from pipeline.requests import CallArguments, CallOptions
-from pipeline.sequences.parameters import ALIASES, SamplingParameters
+from pipeline.generation.parameters import ALIASES, SamplingParameters
+from pipeline.generation.requests import CallArguments, CallOptions
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -25,7 +25,7 @@ import array, collections, numpy
 from pathlib import Path
 from actors.core.trace import Trace
 from pipeline import CallArguments, Chunk, Config, Message, Model, Output, Prompt, Settings, Slot, Stage
-from pipeline.policies import POLICIES
+from pipeline.engine.policies import POLICIES
 
 async def calls(model: Model, ids: Sequence[int], settings: Settings, arguments: CallArguments, name: str) -> None:
 """

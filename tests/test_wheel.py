@@ -25,13 +25,13 @@ assert penstock.errors is pipeline.errors
 assert penstock.__version__ == sys.argv[2]
 assert {"Model", "errors", "__version__"} <= set(dir(penstock))
 
-import penstock.weights.source
-from penstock.sequences import parameters
-import pipeline.sequences.parameters, pipeline.weights.source
-assert parameters is pipeline.sequences.parameters
+import penstock.reading.source
+from penstock.generation import parameters
+import pipeline.generation.parameters, pipeline.reading.source
+assert parameters is pipeline.generation.parameters
 for name in [name for name in sys.modules if name.startswith("penstock.")]:
     assert sys.modules[name] is sys.modules["pipeline." + name.removeprefix("penstock.")], name
-assert pipeline.weights.source.__spec__.name == "pipeline.weights.source"
+assert pipeline.reading.source.__spec__.name == "pipeline.reading.source"
 assert importlib.util.find_spec("penstock.nothing") is None
 
 async def main():

@@ -10,8 +10,8 @@ from actors.core.ports import Copy, Event
 from pipeline.devices.lane import Lane, Lanes
 from pipeline.devices.libraries import Before, Libraries
 from pipeline.devices.memory import HostMemory, Memory, copy_bytes
-from pipeline.memory import available_host_bytes
-from pipeline.promises import give_back
+from pipeline.system.memory import available_host_bytes
+from pipeline.system.promises import give_back
 
 
 class CpuDevice:

@@ -21,8 +21,8 @@ from pipeline.devices.lane import LaneEvent, Lanes, do_behind, require_done
 from pipeline.devices.libraries import Before, Libraries
 from pipeline.devices.memory import DeviceMemory, HostMemory, Memory, copy_bytes
 from pipeline.errors import ConfigError, ResourceError
-from pipeline.promises import give_back
-from pipeline.threads import Threads, portable
+from pipeline.system.promises import give_back
+from pipeline.system.threads import Threads, portable
 
 OUT_OF_MEMORY = 2
 """As the CUDA runtime calls it; pinned memory is bounded by a limit of the process, too."""

@@ -11,7 +11,7 @@ import torch
 
 from actors.core.chained import parts
 from actors.core.ports import Event
-from pipeline.threads import Threads, portable, tell
+from pipeline.system.threads import Threads, portable, tell
 
 
 class LaneEvent:

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pipeline.limits import process_uses, threads_have_run
-from pipeline.memory import resident_bytes
-from pipeline.promises import open_models_take
+from pipeline.system.limits import process_uses, threads_have_run
+from pipeline.system.memory import resident_bytes
+from pipeline.system.promises import open_models_take
 
 
 class Libraries:

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 
 from actors.core.ports import Copy
-from pipeline.guard import attempt
+from pipeline.system.guard import attempt
 
 HUGE_PAGE_BYTES = 2 << 20
 

@@ -15,8 +15,8 @@ from pipeline.models.frequencies import RopeScaling, rope_length
 from pipeline.models.rope_settings import read_rope, stretched
 from pipeline.models.settings import Settings
 from pipeline.models.supported import BIASES, FAMILIES, Family, unsupported
-from pipeline.small_files import os_errors_named, require_folder
-from pipeline.weights.hub_cache import PREFIX, how_to_fetch
+from pipeline.system.hub_cache import PREFIX, how_to_fetch
+from pipeline.system.small_files import os_errors_named, require_folder
 
 NEED = "a folder with config.json and safetensors files"
 MAX_LAYERS = 10_000

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from pipeline.errors import ConfigError
-from pipeline.small_files import CONFIG_LIMIT_BYTES, read_json_file
+from pipeline.system.small_files import CONFIG_LIMIT_BYTES, read_json_file
 
 MAX_COUNT = 2**31 - 1
 

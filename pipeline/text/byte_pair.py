@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import tiktoken
 
 from pipeline.errors import CheckpointError, RequestError
+from pipeline.system.threads import slices
 from pipeline.text.added_tokens import AddedToken
 from pipeline.text.detokenizer import ByteLevelDetokenizer
 from pipeline.text.split_patterns import COVERING_PATTERNS
-from pipeline.threads import slices
 
 if TYPE_CHECKING:
     from numpy import uint32

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from pipeline.errors import CheckpointError, ConfigError, RequestError
+from pipeline.system.threads import slices
 from pipeline.text.added_tokens import AddedToken
 from pipeline.text.byte_level import merge_pairs, template
 from pipeline.text.byte_pair import SLICE_IDS
@@ -14,7 +15,6 @@ from pipeline.text.decoders import detokenizers
 from pipeline.text.detokenizer import Detokenizer
 from pipeline.text.merges import Inexact
 from pipeline.text.tokenizer_json import TokenizerJson
-from pipeline.threads import slices
 
 
 class HuggingFaceEngine:

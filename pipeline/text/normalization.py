@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 
 from pipeline.errors import ConfigError, RequestError
-from pipeline.threads import give_way
+from pipeline.system.threads import give_way
 
 PLAIN = (
     "\x00-\u02ff\u0391-\u03a1\u03a3-\u03ce\u0400-\u0482\u048a-\u052f\u0531-\u0556\u0561-\u0587"  # Latin to Armenian

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import CheckpointError
-from pipeline.small_files import TOKENIZER_LIMIT_BYTES, read_small_file
+from pipeline.system.small_files import TOKENIZER_LIMIT_BYTES, read_small_file
 from pipeline.text.added_tokens import AddedToken, AddedTokens
 from pipeline.text.byte_pair import BytePairEngine
 from pipeline.text.split_patterns import LLAMA3

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CheckpointError, RequestError
-from pipeline.small_files import TOKENIZER_LIMIT_BYTES, read_json_file
+from pipeline.system.small_files import TOKENIZER_LIMIT_BYTES, read_json_file
 from pipeline.text.added_tokens import AddedToken, AddedTokens, Declared
 from pipeline.text.byte_pair import BytePairEngine
 from pipeline.text.tokenizer_config import TokenizerConfig

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Protocol, SupportsIndex
 
 from pipeline.errors import CheckpointError, ConfigError, PenstockError, RequestError
-from pipeline.sequences.prompts import TokenIds, id_slices
+from pipeline.system.threads import slices
 from pipeline.text.byte_level import byte_level_engine
 from pipeline.text.detokenizer import Detokenizer
 from pipeline.text.hugging_face import HuggingFaceEngine
 from pipeline.text.merges import Inexact
+from pipeline.text.prompts import TokenIds, id_slices
 from pipeline.text.rank_file import is_rank_file, rank_file_engine
 from pipeline.text.tekken import tekken_engine
 from pipeline.text.tokenizer_config import read_tokenizer_config
 from pipeline.text.tokenizer_json import read_tokenizer_json
-from pipeline.threads import slices
 
 LONGEST_TEXT_BYTES = 16 * 2**20
 SLICE_TOKENS = 1 << 14

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CheckpointError
-from pipeline.small_files import CONFIG_LIMIT_BYTES, read_json_file
+from pipeline.system.small_files import CONFIG_LIMIT_BYTES, read_json_file
 from pipeline.text.added_tokens import NO_ID, AddedToken, Declared
 
 TOKENIZER_CONFIG = "tokenizer_config.json"

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.small_files import TOKENIZER_LIMIT_BYTES, parse_object, read_small_file
+from pipeline.system.small_files import TOKENIZER_LIMIT_BYTES, parse_object, read_small_file
 from pipeline.text.added_tokens import AddedToken, AddedTokens, Declared
 
 _FLAGS = ("special", "normalized", "single_word", "lstrip", "rstrip")

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from pipeline.threads import Threads, portable
+from pipeline.system.threads import Threads, portable
 
 LONG_TEXT = 1 << 16
 """Characters of a text, or ids of a prompt, from which on it goes to the thread for long ones."""

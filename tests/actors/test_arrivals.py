@@ -13,7 +13,7 @@ from actors.core.errors import LineError
 from actors.core.message import READY, Message
 from actors.core.ports import Event
 from pipeline.devices.sim import SimEvent
-from pipeline.simulation.loop import run_virtual
+from pipeline.tools.simulation.loop import run_virtual
 
 OVERDUE = 0.1
 

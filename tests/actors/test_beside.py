@@ -14,8 +14,8 @@ from actors.core.errors import ActorFailed
 from actors.core.line import Line
 from actors.core.message import Message
 from actors.core.stage import Sink, Source
-from pipeline.simulation.loop import run_virtual
-from pipeline.simulation.world import SimCatalog
+from pipeline.tools.simulation.loop import run_virtual
+from pipeline.tools.simulation.world import SimCatalog
 
 
 class Scripted(Source):

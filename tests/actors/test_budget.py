@@ -7,7 +7,7 @@ from actors.core.budget import Budget
 from actors.core.errors import LineError, SlotError
 from actors.core.message import READY
 from pipeline.devices.sim import SimEvent
-from pipeline.simulation.loop import run_virtual
+from pipeline.tools.simulation.loop import run_virtual
 
 
 def budget(attn: int = 1, ffn: int = 1) -> Budget:

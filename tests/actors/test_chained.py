@@ -15,7 +15,7 @@ from actors.core.message import READY, Message
 from actors.core.ports import Event
 from actors.core.stage import Mover, Stage
 from pipeline.devices.sim import SimDevice, SimEvent
-from pipeline.simulation.loop import run_virtual
+from pipeline.tools.simulation.loop import run_virtual
 
 
 def message(event: Event) -> Message[Any]:

@@ -6,7 +6,7 @@ import pytest
 
 from actors.core.channel import open_channel
 from actors.core.errors import ChannelClosed, LineError
-from pipeline.simulation.loop import run_virtual
+from pipeline.tools.simulation.loop import run_virtual
 
 
 async def test_items_arrive_in_order_and_the_sender_waits_for_room() -> None:

@@ -10,9 +10,9 @@ from support.small_lines import layer_timings, small_line
 from actors.core.budget import Slot
 from actors.core.errors import ActorFailed
 from actors.core.message import Message
-from pipeline.policies import POLICIES
-from pipeline.simulation.loop import run_virtual
-from pipeline.simulation.world import SimPass, SimProgram
+from pipeline.engine.policies import POLICIES
+from pipeline.tools.simulation.loop import run_virtual
+from pipeline.tools.simulation.world import SimPass, SimProgram
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import asyncio
 
 from support.small_lines import small_line
 
-from pipeline.simulation.loop import run_virtual
+from pipeline.tools.simulation.loop import run_virtual
 
 
 def test_a_slot_that_is_copied_from_when_the_line_stops_is_not_free_before_the_copy_has_ended() -> None:

@@ -9,7 +9,7 @@ from actors.core.line import Line
 from actors.core.message import READY, Message
 from actors.core.stage import Sink, Source
 from actors.kv_reader import KvReader
-from pipeline.simulation.loop import run_virtual
+from pipeline.tools.simulation.loop import run_virtual
 
 
 class TwoPasses(Source):

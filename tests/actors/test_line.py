@@ -10,8 +10,8 @@ from actors.core.budget import Slot
 from actors.core.message import READY, Message
 from actors.core.stage import Mover, Stage
 from actors.core.trace import Trace
-from pipeline.policies import POLICIES
-from pipeline.simulation.loop import run_virtual
+from pipeline.engine.policies import POLICIES
+from pipeline.tools.simulation.loop import run_virtual
 
 
 def test_the_slowest_link_never_idles() -> None:

@@ -8,8 +8,8 @@ from actors.core.budget import Slot
 from actors.core.errors import ActorFailed, LineError
 from actors.core.message import Message
 from actors.core.stage import Stage
-from pipeline.policies import POLICIES
-from pipeline.simulation.loop import Deadlock, run_virtual
+from pipeline.engine.policies import POLICIES
+from pipeline.tools.simulation.loop import Deadlock, run_virtual
 
 
 class FailingDisk:

@@ -12,8 +12,8 @@ from actors.core.line import Line
 from actors.core.message import READY, Message
 from actors.core.stage import Sink, Source, Stage
 from pipeline.devices.sim import SimEvent
-from pipeline.simulation.loop import run_virtual
-from pipeline.simulation.world import SimCatalog
+from pipeline.tools.simulation.loop import run_virtual
+from pipeline.tools.simulation.world import SimCatalog
 
 
 def test_a_recalled_slot_still_waits_for_the_copy_that_was_in_flight() -> None:

@@ -14,8 +14,8 @@ from actors.core.message import Message
 from actors.core.ports import Event
 from actors.core.stage import Mover, Stage
 from actors.core.trace import Span, Trace
-from pipeline.policies import POLICIES
-from pipeline.simulation.loop import run_virtual
+from pipeline.engine.policies import POLICIES
+from pipeline.tools.simulation.loop import run_virtual
 
 
 def traced(**options: Any) -> tuple[Trace, LineStatistics]:

@@ -11,7 +11,7 @@ from actors.core.crew import Crew
 from actors.core.errors import ActorFailed, LineError
 from actors.core.operation import Operation, foretell
 from pipeline.devices.sim import SimEvent
-from pipeline.simulation.loop import run_virtual
+from pipeline.tools.simulation.loop import run_virtual
 
 
 class Panic(BaseException):

@@ -10,8 +10,8 @@ from support.scripted_policy import ScriptedPolicy
 from support.small_lines import small_line
 
 from actors.core.prefetch import Ask, PrefetchQueue, Priority
-from pipeline.memory import slot_kind
-from pipeline.simulation.loop import run_virtual
+from pipeline.groups.slot_kinds import slot_kind
+from pipeline.tools.simulation.loop import run_virtual
 
 
 def take_now(queue: PrefetchQueue) -> int | None:

@@ -9,7 +9,7 @@ from support.prefetch_queues import PLENTY, open_queue
 from support.scripted_policy import ScriptedPolicy
 
 from actors.core.prefetch import Ask, Half, PrefetchQueue, Priority
-from pipeline.simulation.loop import run_virtual
+from pipeline.tools.simulation.loop import run_virtual
 
 DEMAND, HIGH, MEDIUM = Priority.DEMAND, Priority.HIGH, Priority.MEDIUM
 ATTN_1, FFN_1, ATTN_2, FFN_2 = 2, 3, 4, 5

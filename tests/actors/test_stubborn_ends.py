@@ -11,8 +11,8 @@ from actors.core.errors import ActorFailed
 from actors.core.message import READY, Message
 from actors.core.ports import Event
 from actors.core.stage import Mover, Stage
-from pipeline.policies import POLICIES
-from pipeline.simulation.loop import run_virtual
+from pipeline.engine.policies import POLICIES
+from pipeline.tools.simulation.loop import run_virtual
 
 
 class Panic(BaseException):

@@ -13,9 +13,9 @@ from actors.core.errors import ActorFailed
 from actors.core.message import Message
 from actors.core.ports import Event
 from actors.core.trace import Trace
-from pipeline.policies import POLICIES
-from pipeline.simulation.loop import run_virtual
-from pipeline.simulation.world import SimPass, SimProgram
+from pipeline.engine.policies import POLICIES
+from pipeline.tools.simulation.loop import run_virtual
+from pipeline.tools.simulation.world import SimPass, SimProgram
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
@@ -77,7 +77,7 @@ def test_a_group_that_nobody_needs_ends_when_those_before_it_have(micro_batches:
 @pytest.mark.parametrize("policy", ["history", "stage1", "stage2", "stage3"])
 def test_groups_that_nobody_needs_travel_once_like_any_other(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        monkeypatch.setattr("pipeline.simulation.line.SimProgram", Withdrawn)
+        monkeypatch.setattr("pipeline.tools.simulation.line.SimProgram", Withdrawn)
         trace = Trace()
         sim = small_line(layers=2, passes=3, policy=POLICIES[policy], gpu_groups=10, trace=trace)
         await sim.line.run()

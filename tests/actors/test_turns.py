@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.core.turns import Turns
-from pipeline.simulation.loop import run_virtual
+from pipeline.tools.simulation.loop import run_virtual
 
 ACTIONS = ("one", "two", "give", "cancel first", "cancel last", "tick")
 

@@ -9,7 +9,7 @@ import pytest
 PROGRAM = """
 import os, sys, time, torch
 from pipeline.devices.lane import Lane
-from pipeline.weights.reading_choice import _computing
+from pipeline.reading.reading_choice import _computing
 
 torch.set_num_threads(int(sys.argv[1]))
 matrix_FD, vector_D = torch.zeros(2048, 2048, dtype=torch.bfloat16), torch.zeros(2048, dtype=torch.bfloat16)

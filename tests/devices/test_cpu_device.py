@@ -12,7 +12,7 @@ from support.events import ForeignEvent
 from actors.core.message import READY
 from actors.core.ports import Event
 from pipeline.devices.cpu import CpuDevice
-from pipeline.weights.layout import Copy
+from pipeline.groups.layout import Copy
 
 LONGEST_WAIT_SECONDS = 30
 WHOLE = (Copy(0, 0, 100),)

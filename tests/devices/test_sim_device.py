@@ -8,8 +8,8 @@ from support.events import ForeignEvent
 
 from actors.core.message import READY
 from pipeline.devices.sim import SimDevice, SimEvent
-from pipeline.simulation.loop import run_virtual
-from pipeline.simulation.world import SimCopy
+from pipeline.tools.simulation.loop import run_virtual
+from pipeline.tools.simulation.world import SimCopy
 
 Body = Callable[[SimDevice], Awaitable[None]]
 

@@ -9,7 +9,7 @@ import torch
 
 from actors.core.message import READY
 from pipeline.devices.cuda import CudaDevice
-from pipeline.weights.layout import Copy
+from pipeline.groups.layout import Copy
 
 pytestmark = pytest.mark.cuda
 MEGABYTE = 1 << 20

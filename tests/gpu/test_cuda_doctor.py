@@ -6,7 +6,7 @@ import pytest
 from support import tiny_models
 
 from pipeline.cli import main
-from pipeline.doctor.outputs import RUNS, check_outputs
+from pipeline.tools.doctor.outputs import RUNS, check_outputs
 
 pytestmark = pytest.mark.cuda
 LAYERS = 3

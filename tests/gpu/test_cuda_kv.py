@@ -10,7 +10,7 @@ from support import tiny_models
 from support.kv_places import settings_with_room
 
 from pipeline import Model
-from pipeline import plan as plan_module
+from pipeline.engine import plan as plan_module
 
 pytestmark = pytest.mark.cuda
 LAYERS = 8

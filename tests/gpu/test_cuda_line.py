@@ -20,9 +20,9 @@ from actors.gpu_uploader import GpuUploader
 from actors.pinned_stager import PinnedStager
 from actors.prefetch_planner import PrefetchPlanner
 from pipeline import ConfigError, Message, Model, Output, Slot, Stage
+from pipeline.checkpoints.make_checkpoint import make_checkpoint
 from pipeline.devices.cuda import CudaDevice
-from pipeline.weights.layout import Copy
-from pipeline.weights.make_checkpoint import make_checkpoint
+from pipeline.groups.layout import Copy
 
 pytestmark = pytest.mark.cuda
 STEPS = 32

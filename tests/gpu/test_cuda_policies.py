@@ -14,7 +14,7 @@ from actors.core.ports import Event
 from actors.core.trace import Span
 from pipeline import Model, Output
 from pipeline.devices.cuda import CudaDevice
-from pipeline.policies import CURRENT_CHAINED, POLICIES
+from pipeline.engine.policies import CURRENT_CHAINED, POLICIES
 
 pytestmark = pytest.mark.cuda
 

@@ -9,7 +9,7 @@ import pytest
 from torch.profiler import ProfilerActivity, profile
 
 from pipeline import Model
-from pipeline.weights.make_checkpoint import make_checkpoint
+from pipeline.checkpoints.make_checkpoint import make_checkpoint
 
 pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("what_fits_stays")]
 MEMORY_CALLS = ("cudaMalloc", "cudaFree", "cudaHostAlloc", "cudaHostRegister", "cudaHostUnregister", "cuMem")

@@ -12,7 +12,7 @@ from support import tiny_models
 
 from pipeline import Model
 from pipeline.errors import ConfigError
-from pipeline.folder import read_defaults
+from pipeline.generation.folder import read_defaults
 from pipeline.models.config import GENERATION_DEFAULTS
 from pipeline.models.generation_settings import NOT_FOLLOWED, RULES
 

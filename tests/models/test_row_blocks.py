@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from pipeline.generation_pass import micro_batches
+from pipeline.generation.generation_pass import micro_batches
 from pipeline.models.row_blocks import CPU_ROWS, GPU_ROWS, RowBlocks
 
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from pipeline.build import build
 from pipeline.config import Config
+from pipeline.engine.build import build
 
 
 def settings_with_room(

@@ -11,9 +11,9 @@ from typing import Any
 from actors.core.ports import Waits
 from actors.core.prefetch import Ask, Half
 from pipeline import Message, Model, Slot, Stage
-from pipeline.policies import Policy, find_policy
-from pipeline.threads import outlast
-from pipeline.weights.source import WeightSource
+from pipeline.engine.policies import Policy, find_policy
+from pipeline.reading.source import WeightSource
+from pipeline.system.threads import outlast
 
 SLOW_SECONDS = 0.02
 WAYS: dict[str, tuple[str, ...]] = {

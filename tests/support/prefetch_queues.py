@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from actors.core.ports import PrefetchPolicy
 from actors.core.prefetch import PrefetchQueue
-from pipeline.memory import slot_kind
+from pipeline.groups.slot_kinds import slot_kind
 
 PLENTY = {"attn": 9, "ffn": 9}
 

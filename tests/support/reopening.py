@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline.weights.make_checkpoint import make_checkpoint
+from pipeline.checkpoints.make_checkpoint import make_checkpoint
 
 OPENINGS = 7
 SCRIPT = """
@@ -12,11 +12,11 @@ import asyncio, resource, sys, torch
 from pathlib import Path
 from pipeline import Model, PenstockError
 from pipeline.api import BUNDLED
-from pipeline.build import build
+from pipeline.engine.build import build
 from pipeline.config import Config
-from pipeline.limits import ADDRESS_SPACE, HEAP_BYTES, STACK_BYTES, process_uses
-from pipeline.memory import resident_bytes
-from pipeline.plan import OWN_THREADS
+from pipeline.system.limits import ADDRESS_SPACE, HEAP_BYTES, STACK_BYTES, process_uses
+from pipeline.system.memory import resident_bytes
+from pipeline.engine.plan import OWN_THREADS
 
 other, device = Path(sys.argv[1]), sys.argv[2]
 SETTINGS = {"device": device, "context_tokens": 64, "kv_tokens": 64, "residency": False}

@@ -16,8 +16,8 @@ from actors.core.ports import Event
 from actors.core.stage import Mover, Source
 from actors.core.trace import Span, Trace
 from pipeline.devices.sim import SimDevice
-from pipeline.simulation.timings import LayerTimings
-from pipeline.simulation.world import SimCatalog, SimProgram
+from pipeline.tools.simulation.timings import LayerTimings
+from pipeline.tools.simulation.world import SimCatalog, SimProgram
 
 A0, F0, A1, F1 = (0, "attn"), (0, "ffn"), (1, "attn"), (1, "ffn")
 Item = tuple[int, str] | float | Exception

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from support.safetensors_files import write_sharded
 
+from pipeline.checkpoints.presets import PRESETS
 from pipeline.models.config import read_config
 from pipeline.models.families import group_specs
-from pipeline.weights.presets import PRESETS
 
 SHAPE = {
     "num_hidden_layers": 2,

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from pipeline.simulation.line import SimLine, sim_line
-from pipeline.simulation.timings import LayerTimings
+from pipeline.tools.simulation.line import SimLine, sim_line
+from pipeline.tools.simulation.timings import LayerTimings
 
 HARDLY_MS = 0.001
 

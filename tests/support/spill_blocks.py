@@ -4,7 +4,7 @@ import os
 import random
 
 from pipeline.devices.memory import HostMemory
-from pipeline.weights.layout import Copy
+from pipeline.groups.layout import Copy
 
 BLOCK = 8192
 BLOCKS = 40

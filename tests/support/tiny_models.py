@@ -14,7 +14,7 @@ with warnings.catch_warnings():
     import transformers
     from transformers import LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config, Qwen3Config
 
-from pipeline.bench.hugging_face_arm import name_of_cache
+from pipeline.tools.bench.hugging_face_arm import name_of_cache
 
 transformers.logging.disable_progress_bar()
 

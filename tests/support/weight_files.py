@@ -6,16 +6,17 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
-from pipeline.weights import shard
-from pipeline.weights.checksums import Checksums
-from pipeline.weights.layout import BLOCK_BYTES, Copy, HostLayout, Window
-from pipeline.weights.reading import WAYS, Reading
-from pipeline.weights.shard import Shard
-from pipeline.weights.source import WeightSource
+from pipeline.checkpoints import shard
+from pipeline.checkpoints.shard import Shard
+from pipeline.groups.layout import BLOCK_BYTES, Copy, HostLayout, Window
+from pipeline.reading.checksums import Checksums
+from pipeline.reading.reading import WAYS, Reading
+from pipeline.reading.source import WeightSource
 
 CHUNKS = 6
 GROUP_BYTES = CHUNKS * BLOCK_BYTES
@@ -24,7 +25,15 @@ FILE_BYTES = 3 * GROUP_BYTES + TAIL_BYTES
 ODD = ((1001, 3 * BLOCK_BYTES + 7, 960), (FILE_BYTES - 1001, 1001, 4 * BLOCK_BYTES))
 """Where odd tensors begin in the file, how long they are, and where they belong in the slot."""
 way = WAYS[0]
-"""Set by a fixture of tests/weights to each of them in turn."""
+"""Set by a fixture of tests/reading to each of them in turn."""
+
+
+def write_weights(folder: Path) -> Path:
+    """A file of three groups and a bit, that ends inside a block, and is long since written."""
+    path = folder / "weights"
+    path.write_bytes(Random(0).randbytes(FILE_BYTES))
+    os.utime(path, ns=(0, 0))
+    return path
 
 
 def layouts(file: Path) -> dict[tuple[int, str], HostLayout]:

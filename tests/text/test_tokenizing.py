@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from pipeline.system.threads import Threads
 from pipeline.text.tokenizing import LONG_TEXT, Tokenizing
-from pipeline.threads import Threads
 
 
 class Closed(Exception):

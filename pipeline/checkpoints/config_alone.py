@@ -1,0 +1,61 @@
+"""A model of which only the config is there, or a preset: the sizes of its weights follow from it."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.checkpoints.presets import PRESETS
+from pipeline.checkpoints.shard_layout import tensor_entries
+from pipeline.errors import ConfigError, unknown_name
+from pipeline.models.config import ModelConfig, parse_config, read_settings
+from pipeline.models.settings import Settings
+from pipeline.system.small_files import os_errors_named, why_no_folder
+
+TAGS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+"""How safetensors files spell dtypes."""
+NEED = "need the folder of a checkpoint, its config.json, or the name of a preset"
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigAlone:
+    """A model without weights, and the checkpoint that it would be; `source` says from what its sizes follow."""
+
+    model: ModelConfig
+    checkpoint: Checkpoint
+    source: str
+
+
+def config_alone(path: Path) -> ConfigAlone | None:
+    """The model of a config file, of a folder without safetensors files, or of a preset; local paths win.
+
+    None where a folder has weights. What declares no dtype counts as bfloat16, as most weights are. Raises ConfigError
+    and CheckpointError for what is no model.
+    """
+    name = str(path)
+    if os.path.isdir(path):
+        with os_errors_named(path):
+            if any(file.endswith(".safetensors") for file in os.listdir(path)):
+                return None
+        return _alone(read_settings(path), "config.json", path)
+    if os.path.lexists(path):
+        if path.suffix != ".json":
+            raise ConfigError(f"{path}: {why_no_folder(path)}, and no config.json; {NEED}")
+        settings = Settings.read(path)
+        if settings.get("model_type") is None and settings.get("architectures") is None:
+            raise ConfigError(f"{path}: is not the config.json of a model, as it names no model_type; {NEED}")
+        return _alone(settings, path.name, path.parent)
+    if name not in PRESETS:
+        need = unknown_name("preset", name, list(PRESETS)) if path.name == name else NEED
+        raise ConfigError(f"{path}: {why_no_folder(path)}; {need}")
+    return _alone(Settings(f"preset {name}", {**PRESETS[name], "dtype": "bfloat16"}), f"the preset {name}", path)
+
+
+def _alone(settings: Settings, source: str, folder: Path) -> ConfigAlone:
+    model = parse_config(settings)
+    dtype = model.dtype or torch.bfloat16
+    entries = tensor_entries(model, TAGS[dtype], folder)
+    told = f"in {str(dtype).removeprefix('torch.')}{'' if model.dtype else ', as it declares no dtype'}"
+    return ConfigAlone(model, Checkpoint(folder, entries, {}), f"{source}, {told}")

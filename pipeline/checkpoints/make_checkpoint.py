@@ -1,0 +1,193 @@
+"""Writes checkpoints of a real shape with random weights, tensor by tensor, in little memory."""
+
+import base64
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from pipeline.checkpoints.checkpoint import INDEX_FILE
+from pipeline.checkpoints.presets import PRESETS
+from pipeline.checkpoints.shard_layout import SHARD_BYTES, Shapes, shard_header, shards, tensor_shapes, total_bytes
+from pipeline.errors import ConfigError, unknown_name
+from pipeline.models.config import ModelConfig, parse_config
+from pipeline.models.settings import Settings
+from pipeline.models.supported import FAMILIES
+from pipeline.system.sizes import human_bytes
+
+OVERRIDES = {
+    "layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "ffn_size": "intermediate_size",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "vocabulary_size": "vocab_size",
+    "tied_embeddings": "tie_word_embeddings",
+    "attention_bias": "attention_bias",
+    "mlp_bias": "mlp_bias",
+}
+"""What may differ from the preset, and its name in config.json."""
+DTYPES = {"float32": (torch.float32, "F32"), "float16": (torch.float16, "F16"), "bfloat16": (torch.bfloat16, "BF16")}
+SPECIAL_TOKENS = ("<|begin_of_text|>", "<|end_of_text|>")
+STANDARD_DEVIATION = 0.02
+CHUNK_ITEMS = 8 << 20
+
+
+def make_checkpoint(
+    out: Path,
+    like: str,
+    *,
+    dtype: str = "bfloat16",
+    seed: int = 0,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Callable[[int, int], None] = lambda written_bytes, total_bytes: None,
+    **overrides: int | None,
+) -> None:
+    """Write the folder `out` with weights, config and tokenizer in the shape of the preset `like`.
+
+    Norms are 1 and all else is normal with standard deviation 0.02, as transformers initialises them: activations
+    stay finite through any number of layers, and the bytes do not compress. `progress` gets bytes written and bytes
+    in total after each chunk. `out` appears when it is complete.
+
+    Raises:
+        ConfigError: an unknown preset, override or dtype, a shape that cannot work, an `out` that is not empty, or a
+            disk that is too full.
+    """
+    settings = _settings(like, dtype, overrides)
+    model = _model(like, settings)
+    out = out.resolve()
+    partial = _partial_folder(out)
+    try:
+        (partial / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        _write_tokenizer(partial, model.vocabulary_size)
+        shapes = tensor_shapes(model)
+        _check_space(partial, total_bytes(shapes, DTYPES[dtype][1]))
+        _write_shards(partial, shapes, dtype, seed, shard_bytes, progress)
+        partial.rename(out)
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
+
+
+def _settings(like: str, dtype: str, overrides: Mapping[str, int | None]) -> dict[str, object]:
+    for what, name, known in (
+        ("preset", like, PRESETS),
+        ("dtype", dtype, DTYPES),
+        *(("override", name, OVERRIDES) for name in overrides),
+    ):
+        if name not in known:
+            raise ConfigError(unknown_name(what, name, list(known)))
+    settings = {**PRESETS[like], "torch_dtype": dtype, "hidden_act": "silu"}
+    settings |= {OVERRIDES[name]: value for name, value in overrides.items() if value is not None}
+    vocabulary_size, least = settings["vocab_size"], 256 + len(SPECIAL_TOKENS)
+    if not isinstance(vocabulary_size, int) or vocabulary_size < least:
+        raise ConfigError(
+            f"vocabulary_size: need at least {least} (all bytes and two special ids), have {vocabulary_size}"
+        )
+    settings["architectures"] = [FAMILIES[str(settings["model_type"])].architecture]
+    settings["bos_token_id"], settings["eos_token_id"] = vocabulary_size - 2, vocabulary_size - 1
+    return settings
+
+
+def _model(like: str, settings: dict[str, object]) -> ModelConfig:
+    """Raises ConfigError that calls by the names of overrides what can never work."""
+    try:
+        return parse_config(Settings(f"like {like}", settings))
+    except ConfigError as error:
+        told = str(error).removesuffix("; correct the file")
+        for name, key in OVERRIDES.items():
+            told = re.sub(rf"\b{key}\b", name, told)
+        raise ConfigError(told) from error
+
+
+def _partial_folder(out: Path) -> Path:
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(f"{out}: exists and is not an empty folder; choose another name or remove it")
+    partial = out.with_name(f"{out.name}.partial")
+    try:
+        partial.mkdir(parents=True)
+    except FileExistsError as error:
+        raise ConfigError(f"{partial}: is left from a run that was killed, or still runs; remove it") from error
+    return partial
+
+
+def _check_space(folder: Path, need_bytes: int) -> None:
+    have_bytes = shutil.disk_usage(folder).free
+    if have_bytes < need_bytes:
+        raise ConfigError(
+            f"{folder.parent}: the disk is too full: need {need_bytes} bytes ({human_bytes(need_bytes)}), have "
+            f"{have_bytes} ({human_bytes(have_bytes)}); make room, or fewer layers"
+        )
+
+
+def _write_shards(
+    folder: Path, shapes: Shapes, dtype: str, seed: int, shard_bytes: int, progress: Callable[[int, int], None]
+) -> None:
+    tag = DTYPES[dtype][1]
+    files = shards(shapes, tag, shard_bytes)
+    total, written_bytes = total_bytes(shapes, tag), 0
+    chunks = _RandomChunks(dtype, seed)
+    weight_map: dict[str, str] = {}
+    for file_name, held in files.items():
+        with open(folder / file_name, "wb", buffering=0) as file:
+            file.write(shard_header(held, tag))
+            for name, shape in held.items():
+                for chunk in chunks.of(name, math.prod(shape)):
+                    _write_all(file, chunk)
+                    written_bytes += len(chunk)
+                    progress(written_bytes, total)
+            os.fsync(file.fileno())  # a direct read right after would have to wait for it anyway
+        weight_map |= dict.fromkeys(held, file_name)
+    if len(files) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+
+
+class _RandomChunks:
+    """Weights as bytes, a chunk at a time, always in the same two buffers."""
+
+    def __init__(self, dtype: str, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+        self._item_bytes = DTYPES[dtype][0].itemsize
+        self._normal = torch.empty(CHUNK_ITEMS)
+        self._bytes = bytearray(CHUNK_ITEMS * self._item_bytes)
+        self._items = torch.frombuffer(self._bytes, dtype=DTYPES[dtype][0])
+
+    def of(self, name: str, items: int) -> Iterator[memoryview]:
+        for begin in range(0, items, CHUNK_ITEMS):
+            count = min(CHUNK_ITEMS, items - begin)
+            normal = self._normal[:count]
+            if name.endswith("norm.weight"):
+                normal.fill_(1.0)
+            else:
+                normal.normal_(0.0, STANDARD_DEVIATION, generator=self._generator)
+            self._items[:count].copy_(normal)
+            yield memoryview(self._bytes)[: count * self._item_bytes]
+
+
+def _write_all(file: BinaryIO, chunk: memoryview) -> None:
+    while chunk:
+        chunk = chunk[file.write(chunk) :]
+
+
+def _write_tokenizer(folder: Path, vocabulary_size: int) -> None:
+    """A tiktoken vocabulary of all strings of one byte, of two, of three, in order, and two special ids at the end."""
+    first_special = vocabulary_size - len(SPECIAL_TOKENS)
+    strings = itertools.chain.from_iterable(itertools.product(range(256), repeat=length) for length in (1, 2, 3))
+    with open(folder / "tokenizer.model", "wb") as file:
+        for rank, string in enumerate(itertools.islice(strings, first_special)):
+            file.write(b"%s %d\n" % (base64.b64encode(bytes(string)), rank))
+    begin, end = SPECIAL_TOKENS
+    special_tokens = {
+        str(first_special + index): {"content": token, "special": True} for index, token in enumerate(SPECIAL_TOKENS)
+    }
+    settings = {"add_bos_token": True, "bos_token": begin, "eos_token": end, "added_tokens_decoder": special_tokens}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")

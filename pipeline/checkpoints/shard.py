@@ -1,0 +1,133 @@
+"""A weight file, opened once: what it was then, and the descriptors that everybody who reads it shares."""
+
+import errno
+import os
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.system.guard import attempt
+from pipeline.system.small_files import open_plain, os_errors_named
+
+O_DIRECT = getattr(os, "O_DIRECT", 0)
+OPEN_FILES = Path("/proc/self/fd")
+SPARE_DESCRIPTORS = 16
+"""For the event loop, the KV blocks on the disk, and files that are read whole and closed again."""
+NOT_OFFERED = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM}
+"""What kernels, file systems and sandboxes answer when they do not offer a way of reading or writing."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileIdentity:
+    """What tells whether a file is still the one that was opened."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Self:
+        """From the result of `os.stat` or `os.fstat`."""
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+class Shard:
+    """A regular file, whose bytes stay those that were opened: its name may be deleted, moved or given to another file.
+
+    Descriptors are shared by all threads, who read at positions of their own. `direct` reads past the page cache; it is
+    None where that was not asked for, and where it is refused, for the reason `refusal`.
+    """
+
+    def __init__(self, path: Path, *, direct: bool = True) -> None:
+        """Open the file. Raises CheckpointError for what is missing, is no regular file, or may not be read."""
+        self.path = path
+        self.direct: int | None = None
+        self.refusal = ""
+        with os_errors_named(path):
+            self.buffered = open_plain(path)
+        try:
+            self.identity = FileIdentity.of(os.fstat(self.buffered))
+            advise(self.buffered, 0, 0, "POSIX_FADV_RANDOM")  # neighbours of a row or a chunk are of no use here
+            if direct:
+                self._open_direct()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file when it was opened."""
+        return self.identity.size
+
+    def head(self, nbytes: int) -> bytes:
+        """The first bytes of the file, so many if it has them. Raises CheckpointError when it cannot be read."""
+        head = b""
+        with os_errors_named(self.path):
+            while len(head) < nbytes and (piece := os.pread(self.buffered, nbytes - len(head), len(head))):
+                head += piece
+        return head
+
+    def status(self) -> os.stat_result:
+        """What the file is now."""
+        return os.fstat(self.buffered)
+
+    def close(self) -> None:
+        """Close the descriptors; no read may be in flight. Closing twice is harmless."""
+        descriptors, self.buffered, self.direct = (self.buffered, self.direct), -1, None
+        for descriptor in descriptors:
+            if descriptor is not None and descriptor >= 0:
+                os.close(descriptor)
+
+    def _open_direct(self) -> None:
+        with os_errors_named(self.path):
+            try:
+                self.direct = open_direct(self.path)
+            except OSError as error:
+                if error.errno not in NOT_OFFERED:
+                    raise
+                self.refusal = str(error.strerror)
+                return
+        opened = FileIdentity.of(os.fstat(self.direct))
+        if opened != self.identity:
+            raise CheckpointError(
+                f"{self.path}: changed while it was opened: need {self.identity}, have {opened}; open the model again"
+            )
+
+
+def open_direct(path: Path) -> int:
+    """Open a file for reading past the page cache. Raises OSError, with one of NOT_OFFERED where that is refused."""
+    if not O_DIRECT:
+        raise OSError(errno.EOPNOTSUPP, "this operating system has no direct reads", str(path))
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | O_DIRECT)
+
+
+def advise(descriptor: int, start: int, length: int, advice: str) -> None:
+    """Tell the operating system what will become of these bytes of a file; of all behind `start` without a length."""
+    attempt(
+        "the page cache takes no advice",
+        lambda: os.posix_fadvise(descriptor, start, length, getattr(os, advice)),
+        None,
+        "it may keep what was read; nothing needs to be set",
+    )
+
+
+def require_descriptors(what: Path, count: int) -> None:
+    """Refuse what would open more files than this process may. Raises ConfigError with need and have."""
+    limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        opened = len(os.listdir(OPEN_FILES)) - 1  # without the one that lists them
+    except OSError:
+        return  # nobody can count them here; opening one too many says so itself
+    need = opened + count + SPARE_DESCRIPTORS
+    if limit != resource.RLIM_INFINITY and need > limit:
+        may_raise = hard == resource.RLIM_INFINITY or need <= hard
+        how = (
+            f"raise it with `ulimit -n {need}` or resource.setrlimit" if may_raise else f"raise its hard limit, {hard}"
+        )
+        raise ConfigError(
+            f"{what}: need {need} open files ({count} for the weights, {opened} that are open, {SPARE_DESCRIPTORS} to "
+            f"spare), have a limit of {limit}; {how}, close others, or write the checkpoint in fewer shards"
+        )

@@ -1,0 +1,1 @@
+"""Puts a line together and keeps it running: plan, wiring, residency, policies, statistics."""

@@ -1,0 +1,122 @@
+"""All that is known about a model before any memory is taken, and a plan that fits or is refused."""
+
+import gc
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.config import Config
+from pipeline.devices.elsewhere import DeviceElsewhere
+from pipeline.devices.open import PlannedDevice
+from pipeline.engine.memory_plan import LIMITS
+from pipeline.engine.plan import Plan, make_plan
+from pipeline.engine.what_would_fit import what_would_fit
+from pipeline.errors import ConfigError
+from pipeline.groups.catalog import WeightCatalog
+from pipeline.groups.groups import WeightGroups, plan_groups
+from pipeline.groups.layout import stored_dtype
+from pipeline.groups.remarks import remarks
+from pipeline.models.config import ModelConfig
+from pipeline.models.families import group_specs
+from pipeline.models.frequencies import DynamicScaling
+from pipeline.system.memory import give_freed_back
+from pipeline.system.sizes import human_bytes, parse_bytes
+
+logger = logging.getLogger("penstock")
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """All that is known about a model before any memory is taken: its shape, its groups, and the plan."""
+
+    model: ModelConfig
+    checkpoint: Checkpoint
+    groups: WeightGroups
+    dtype: torch.dtype
+    catalog: WeightCatalog
+    plan: Plan
+
+
+def draw_up(
+    model: ModelConfig,
+    checkpoint: Checkpoint,
+    settings: Config,
+    device: PlannedDevice,
+    host_bytes: int | None = None,
+) -> Blueprint:
+    """Find the groups of a checkpoint and add up the memory; `host_bytes` are what is available, if not here.
+
+    Raises ConfigError or CheckpointError. Whether the plan fits is for the caller to check.
+    """
+    give_freed_back()
+    groups = plan_groups(group_specs(model), checkpoint)
+    dtype = _computing_dtype(model, groups, settings)
+    fewest_slots = settings.gpu_groups if device.unified else min(settings.gpu_groups, settings.host_groups)
+    catalog = WeightCatalog(groups.groups, packed=device.packed, two_kinds=fewest_slots > 1)
+    plan = make_plan(model, settings, groups, catalog, device, dtype, host_bytes)
+    return Blueprint(model, checkpoint, groups, dtype, catalog, plan)
+
+
+def draw_up_fitting(
+    model: ModelConfig,
+    checkpoint: Checkpoint,
+    settings: Config,
+    device: PlannedDevice,
+    host_bytes: int | None = None,
+) -> Blueprint:
+    """The same; what cannot fit is refused by a ConfigError with need, have, and settings with which it would fit."""
+    drawn = draw_up(model, checkpoint, settings, device, host_bytes)
+    if drawn.plan.memory.fits():
+        return drawn
+    if host_bytes is None:
+        gc.collect()  # a closed model that nobody holds any more may still be there
+        drawn = draw_up(model, checkpoint, settings, device, host_bytes)
+
+    def changed(changes: Mapping[str, Any]) -> Plan | None:
+        elsewhere, host = device, host_bytes
+        try:  # a limit may be so low that nothing is left of it
+            if host is not None and "host_memory" in changes:
+                host = parse_bytes("host_memory", changes["host_memory"])
+            if isinstance(device, DeviceElsewhere) and "gpu_memory" in changes:
+                elsewhere = DeviceElsewhere.like(device, parse_bytes("gpu_memory", changes["gpu_memory"]))
+            return draw_up(model, checkpoint, replace(settings, **changes), elsewhere, host).plan
+        except ConfigError:
+            return None
+
+    if not drawn.plan.memory.fits():
+        raise ConfigError(f"{drawn.plan.memory.shortage()}; {what_would_fit(drawn.plan, settings, changed)}")
+    return drawn
+
+
+def _computing_dtype(model: ModelConfig, groups: WeightGroups, settings: Config) -> torch.dtype:
+    """What is said, else what config.json declares, to which transformers casts all, else how they are stored."""
+    if settings.dtype != "auto":
+        said: torch.dtype = getattr(torch, settings.dtype)
+        return said
+    found = model.dtype or stored_dtype(groups.dtype)
+    return torch.float32 if found == torch.float64 else found
+
+
+def say_remarks(drawn: Blueprint, settings: Config) -> None:
+    """Log what people should know about a checkpoint, and about a limit that no memory stands behind."""
+    for place, have_bytes in drawn.plan.memory.available.items():
+        name = LIMITS.get(place, "")
+        said = getattr(settings, name, None)
+        if said is not None and parse_bytes(name, said, have_bytes) > have_bytes:
+            have = human_bytes(have_bytes)
+            logger.warning("%s is %s, of which %s can be had now; the plan keeps to that", name, said, have)
+    for remark in remarks(drawn.checkpoint, drawn.groups, drawn.dtype if settings.dtype == "auto" else None):
+        logger.warning("%s", remark)
+    scaling = drawn.model.rope_scaling
+    if isinstance(scaling, DynamicScaling) and drawn.model.rope_length(drawn.plan.context_tokens):
+        most = scaling.original_max_positions
+        logger.warning(
+            "rope_scaling dynamic: beyond %d tokens all frequencies change with every token, so for each the whole "
+            "sequence is computed anew; context_tokens=%d refuses what is longer",
+            most,
+            most,
+        )

@@ -1,0 +1,72 @@
+"""The memory plan: what the runtime will hold, holder by holder, against what the machine has."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from pipeline.system.sizes import human_bytes
+
+LIMITS = {"host": "host_memory", "device": "gpu_memory"}
+"""The settings of what each place has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """Memory that one holder keeps from open to close; `knob` is the setting that changes it, if one does."""
+
+    holder: str
+    place: str
+    nbytes: int
+    knob: str
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """All holdings, and how much memory each place has; `bounds` name the limit of the process that says so."""
+
+    holdings: tuple[Holding, ...]
+    available: dict[str, int]
+    bounds: Mapping[str, str] = field(default_factory=dict)
+
+    def fits(self) -> bool:
+        """Whether every place has what is needed there."""
+        return not self.short_places()
+
+    def short_places(self) -> list[str]:
+        """The places that have less than is needed there."""
+        return [place for place, have in self.available.items() if self.need(place) > have]
+
+    def shortage(self) -> str:
+        """What one of them needs and has, holder by holder."""
+        place = self.short_places()[0]
+        under = f"under {self.bounds[place]}, beside threads " if place in self.bounds else ""
+        need, have = human_bytes(self.need(place)), human_bytes(self.available[place])
+        return f"{place} memory: need {need}, have {have} {under}({'; '.join(_lines(self.held(place)))})"
+
+    def __str__(self) -> str:
+        """One line for each holding, and one for each place with what it has."""
+        lines = []
+        for place, have in self.available.items():
+            lines += [f"{place:<7} {human_bytes(one.nbytes):>8}  {_named(one)}" for one in self.held(place)]
+            lines.append(f"{place:<7} {human_bytes(self.need(place)):>8}  of {human_bytes(have)}")
+        return "\n".join(lines)
+
+    def held(self, place: str) -> list[Holding]:
+        """What is held in a place, each holder once: where host and device memory are one, some hold two pieces."""
+        nbytes: Counter[tuple[str, str]] = Counter()
+        for one in self.holdings:
+            if one.place == place:
+                nbytes[one.holder, one.knob] += one.nbytes
+        return [Holding(holder, place, size, knob) for (holder, knob), size in nbytes.items()]
+
+    def need(self, place: str) -> int:
+        """All that is held in a place, in bytes."""
+        return sum(holding.nbytes for holding in self.holdings if holding.place == place)
+
+
+def _named(holding: Holding) -> str:
+    return f"{holding.holder} [{holding.knob}]" if holding.knob else holding.holder
+
+
+def _lines(holdings: Iterable[Holding]) -> list[str]:
+    return [f"{item.holder} {human_bytes(item.nbytes)}" + (f" [{item.knob}]" if item.knob else "") for item in holdings]

@@ -1,0 +1,95 @@
+"""What to change where a plan does not fit: only what was tried, so that following the advice works."""
+
+from collections.abc import Callable, Iterator, Mapping
+from tempfile import gettempdir
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.engine.memory_plan import LIMITS
+from pipeline.engine.plan import Plan
+from pipeline.system.sizes import human_bytes, parse_bytes
+
+LEAST = {
+    "gpu_groups": 1,
+    "host_groups": 1,
+    "kv_tokens": 64,
+    "context_tokens": 64,
+    "max_tokens_per_pass": 16,
+    "max_requests": 1,
+}
+"""Settings that take memory, and values below which a model is of little use."""
+SPARE_BYTES = 4 << 20
+"""What a process may grow by until somebody has followed the advice."""
+MOST_WAYS = 3
+
+Try = Callable[[Mapping[str, Any]], Plan | None]
+"""The plan with other settings; None where they contradict each other."""
+
+
+def what_would_fit(plan: Plan, settings: Config, draw: Try) -> str:
+    """Ways to make it fit, each by itself: a higher limit, one setting that is lower, or several."""
+
+    def fits(changes: Mapping[str, Any]) -> bool:
+        have = {LIMITS[place]: nbytes for place, nbytes in plan.memory.available.items() if place in LIMITS}
+        limits = have | {name: parse_bytes(name, changes[name]) for name in have if name in changes}
+        drawn = draw({**changes, **{name: nbytes - SPARE_BYTES for name, nbytes in limits.items()}})
+        return drawn is not None and drawn.memory.fits()
+
+    ways = [_told(raised, "at least")] if (raised := _raised(plan, settings)) and fits(raised) else []
+    knobs = _knobs(plan)
+    for knob in knobs:
+        highest = next((value for value in _lower(knob, plan, settings) if fits({knob: value})), None)
+        ways += [] if highest is None else [_told({knob: highest}, "at most")]
+    if settings.kv_disk is None and fits({"kv_disk": gettempdir()}):
+        ways.append("kv_disk to a folder on a disk")
+    several: dict[str, int] = {}
+    while not ways and knobs:
+        knob = knobs.pop(0)
+        if lower := [*_lower(knob, plan, settings)]:
+            several[knob] = lower[-1]
+        ways += [_told(several, "at most")] if fits(several) else []
+    bounded = any(place in plan.memory.bounds for place in plan.memory.short_places())
+    if ways:
+        return f"{'raise the limit, or ' if bounded else ''}set {', or '.join(ways[:MOST_WAYS])}"
+    return f"{'raise the limit; ' if bounded else ''}{_free(plan)}"
+
+
+def _raised(plan: Plan, settings: Config) -> dict[str, str]:
+    """Limits that the user has set, raised to what is needed."""
+    memory = plan.memory
+    short = {LIMITS[place]: memory.need(place) for place in memory.short_places() if place in LIMITS}
+    told = {name: need for name, need in short.items() if getattr(settings, name) is not None}
+    return {name: f"{-(-(need + 2 * SPARE_BYTES) // 10**6)}MB" for name, need in told.items()} if told == short else {}
+
+
+def _knobs(plan: Plan) -> list[str]:
+    """Settings behind what is held where there is too little, those that hold most first."""
+    held = [one for place in plan.memory.short_places() for one in plan.memory.held(place)]
+    held.sort(key=lambda holding: -holding.nbytes)
+    return list(dict.fromkeys(knob for one in held for knob in LEAST if one.knob.split(",")[0] == knob))
+
+
+def _lower(knob: str, plan: Plan, settings: Config) -> Iterator[int]:
+    """Lower values of a setting, the nearest first."""
+    value = plan.context_tokens if knob == "context_tokens" else getattr(settings, knob) or plan.kv_room.tokens
+    step_down = knob in ("gpu_groups", "host_groups")
+    while value > LEAST[knob]:
+        value = max(LEAST[knob], value - 1 if step_down and value <= 8 else value // 2)
+        yield value
+
+
+def _told(changes: Mapping[str, object], bound: str) -> str:
+    return " and ".join(f"{name} to {bound} {value}" for name, value in changes.items())
+
+
+def _free(plan: Plan) -> str:
+    """Where no setting helps."""
+    memory = plan.memory
+    names = {"disk": "on the disk of kv_disk"}
+    short = [
+        f"{human_bytes(memory.need(place) - memory.available[place])} {names.get(place, f'of {place} memory')}"
+        for place in memory.short_places()
+    ]
+    others = any(one.holder.startswith("promised") for one in memory.holdings)
+    close = ", or close the other model" if others else ""
+    return f"no setting is sure to make it fit: free {' and '.join(short)}{close}"

@@ -1,0 +1,228 @@
+"""Which requests share the next pass, and how many tokens each brings."""
+
+import bisect
+import functools
+import itertools
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from pipeline.errors import Busy, for_one_caller
+from pipeline.generation.sequence import RunningSequence
+from pipeline.generation.shortages import Shortages
+from pipeline.state.blocks import BLOCK_TOKENS, BlockPool, blocks_for
+from pipeline.state.prefix_cache import PrefixCache
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one sequence brings to a pass: `token_ids` at positions from `start` on; `samples` if its last is new.
+
+    All are rotated by the frequencies of `rope_length`, as what is cached of the sequence was.
+    """
+
+    sequence: RunningSequence
+    start: int
+    token_ids: tuple[int, ...]
+    samples: bool
+    rope_length: int = 0
+
+
+class Batcher:
+    """Requests that wait for room, and those that run. Requests join and leave between two passes only.
+
+    A request is admitted, in the order of priority and then of arrival, when there is room for the blocks of its worst
+    case; none overtakes one that does not fit. One that has paused keeps its blocks, and takes no part in passes.
+    `ended` counts by outcome those that have left.
+    """
+
+    def __init__(
+        self, pool: BlockPool, max_requests: int, max_waiting: int = 4096, *, share_answers: bool = True
+    ) -> None:
+        self.pool = pool
+        self.prefixes = PrefixCache(pool, share_answers=share_answers)
+        self.max_requests = max_requests
+        self.max_waiting = max_waiting
+        self._waiting: list[RunningSequence] = []
+        self._running: deque[RunningSequence] = deque()
+        self.ended: Counter[str] = Counter()
+        self.shortages = Shortages()
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody wants tokens."""
+        return any(sequence.active for sequence in self._all)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether anybody has not got all its tokens, though it may have paused."""
+        return any(not sequence.ended for sequence in self._all)
+
+    @property
+    def _all(self) -> Iterator[RunningSequence]:
+        return itertools.chain(self._running, self._waiting)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have not been admitted yet."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Requests that hold KV blocks."""
+        return len(self._running)
+
+    @property
+    def paused(self) -> int:
+        """Requests, of those that run or wait, that go on only when somebody reads their streams."""
+        return sum(sequence.paused for sequence in self._all)
+
+    def check_room(self, count: int) -> None:
+        """Raise Busy where so many more requests could not even wait."""
+        if self.running + self.waiting + count > self.max_requests + self.max_waiting:
+            raise Busy(
+                f"busy: {self.running} requests run, {self.waiting} wait, and {count} that come now are too many for "
+                f"max_requests={self.max_requests} and max_waiting={self.max_waiting}: call again when some have "
+                "ended, or open the model with a larger max_waiting"
+            )
+
+    def submit(self, sequence: RunningSequence) -> None:
+        """Let a request wait for its turn; one that has had it before goes first."""
+        bisect.insort_right(self._waiting, sequence, key=lambda one: (not one.started, one.priority))
+
+    def pause_nobody(self) -> None:
+        """Let all requests go on to their end, whether anybody reads or not."""
+        for sequence in self._all:
+            sequence.most_unread = None
+
+    def fail(self, error: BaseException, *, those_that_run: bool = False) -> None:
+        """End all requests, or those alone whose turn has come, each with an error of its own.
+
+        What they held is free when they are retired.
+        """
+        for sequence in self._all:
+            if not those_that_run or (sequence.started and sequence.active):
+                sequence.fail(for_one_caller(error))
+
+    def restart(self) -> None:
+        """Trust no block any more: those that ran wait for their turn once more, and are computed anew.
+
+        Call it when no pass runs.
+        """
+        self.retire()
+        interrupted = list(self._running)
+        self._running.clear()
+        for sequence in interrupted:
+            self._begin_anew(sequence)
+        self.pool.forget()
+
+    def computed(self, pieces: Sequence[Piece]) -> None:
+        """Count the KV rows of these pieces as written; call it when their pass has ended.
+
+        Not those of sequences that ended meanwhile: the pass skips what nobody waits for, so they may hold anything.
+        """
+        for piece in pieces:
+            if not piece.sequence.ended:
+                piece.sequence.cached_tokens += len(piece.token_ids)
+                self.prefixes.register(piece.sequence, piece.start)
+
+    def retire(self) -> None:
+        """Let those go that have ended, and take their blocks back; call it when no pass runs."""
+        for sequence in [one for one in self._all if one.ended]:
+            (self._waiting if sequence in self._waiting else self._running).remove(sequence)
+            self.pool.give_back(sequence.blocks)
+            sequence.blocks = []
+            sequence.sampler.end()
+            self.ended[sequence.outcome] += 1
+
+    def _begin_anew(self, sequence: RunningSequence) -> None:
+        """Take the blocks of a sequence back, which waits for its turn once more."""
+        self.pool.give_back(sequence.blocks)
+        sequence.uncache()
+        self.submit(sequence)
+
+    def _rotate_anew(self) -> None:
+        """Let those begin anew that have grown into other rotary frequencies than their cached keys have."""
+        for sequence in [one for one in self._running if one.active and one.outgrown]:
+            self._running.remove(sequence)
+            self._begin_anew(sequence)
+
+    def _admit(self) -> dict[str, Callable[[], str]]:
+        """Let requests run for as long as there is room for the next; those held back or paused let others go first.
+
+        Returns the setting because of which the next one waits, if one does.
+        """
+        for sequence in [one for one in self._waiting if one.active and not one.held_back]:
+            if len(self._running) == self.max_requests:
+                return {"max_requests": self._no_place}
+            if not self.prefixes.admit(sequence):
+                return {"kv_tokens": functools.partial(self._no_room, sequence)}
+            sequence.started = True
+            self._waiting.remove(sequence)
+            self._running.append(sequence)
+        return {}
+
+    def next_pass(self, max_tokens: int) -> list[Piece]:
+        """Up to `max_tokens` tokens: one for each that has begun to answer, the rest shared by those that have not.
+
+        So a long prompt delays nobody's next token. Where there are more that answer than tokens, they take turns.
+        Call it when no pass runs. There are none where nobody wants tokens, or those who do wait for room.
+        """
+        self.retire()
+        self._rotate_anew()
+        short = self._admit()
+        active = [one for one in self._running if one.active]
+        answering = [one for one in active if one.waiting_count == 1]
+        if (count := len(answering)) > max_tokens:
+            short["max_tokens_per_pass"] = functools.partial(_take_turns, count, max_tokens)
+        del answering[max_tokens:]
+        tokens = dict.fromkeys(answering, 1)
+        left = max_tokens - len(answering)
+        prefilling = [one for one in active if one.waiting_count > 1][:left]
+        for index, sequence in enumerate(sorted(prefilling, key=lambda one: one.waiting_count)):
+            share = min(sequence.waiting_count, -(-left // (len(prefilling) - index)))
+            tokens[sequence] = share
+            left -= share
+        for sequence in answering:
+            self._running.remove(sequence)
+            self._running.append(sequence)
+        self.shortages.note(short, passes=1 if tokens else 0)
+        return [_piece(sequence, count) for sequence, count in tokens.items() if count]
+
+    def _no_place(self) -> str:
+        first = "the one that runs" if self.running == 1 else f"one of the {self.running} that run"
+        return (
+            f"{_wait(self.waiting)} until {first} has ended: no more share a pass with "
+            f"max_requests={self.max_requests}; open the model with a larger max_requests to let them"
+        )
+
+    def _no_room(self, first: RunningSequence) -> str:
+        """Each request needs room for its prompt and all new tokens that it may get."""
+        total, used = self.pool.blocks * BLOCK_TOKENS, self.pool.used * BLOCK_TOKENS
+        enough = used + sum(_room(one) for one in self._waiting[: self.max_requests - self.running])
+        return (
+            f"{_wait(self.waiting)} for KV room: need {_room(first)} tokens for the next of them, have "
+            f"{total - used} of {total} free while {self.running} run{'s' * (self.running == 1)}; open the model with "
+            f"kv_tokens={enough} to let them share passes, or call with lower max_new_tokens"
+        )
+
+
+def _room(sequence: RunningSequence) -> int:
+    """The tokens that its KV blocks hold."""
+    return blocks_for(sequence.most_tokens) * BLOCK_TOKENS
+
+
+def _wait(count: int) -> str:
+    return "1 request waits" if count == 1 else f"{count} requests wait"
+
+
+def _take_turns(answering: int, max_tokens: int) -> str:
+    return (
+        f"{answering} requests take turns: no more share a pass with max_tokens_per_pass={max_tokens}; open the model "
+        "with a larger max_tokens_per_pass to let them"
+    )
+
+
+def _piece(sequence: RunningSequence, count: int) -> Piece:
+    token_ids, samples = sequence.waiting_tokens(count), count == sequence.waiting_count
+    return Piece(sequence, sequence.cached_tokens, token_ids, samples, sequence.rope_length)

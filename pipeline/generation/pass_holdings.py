@@ -1,0 +1,58 @@
+"""The part of the memory plan that computing a pass takes, beside weights and KV blocks."""
+
+import math
+
+import torch
+
+from pipeline.config import Config
+from pipeline.devices.open import PlannedDevice
+from pipeline.engine.memory_plan import Holding
+from pipeline.engine.policies import find_policy
+from pipeline.generation.pass_inputs import PassInputs
+from pipeline.generation.sampling import Sampler
+from pipeline.groups.groups import WeightGroups
+from pipeline.groups.layout import stored_dtype
+from pipeline.models.attention import GPU_CELL
+from pipeline.models.config import ModelConfig
+from pipeline.models.row_blocks import RowBlocks
+from pipeline.state.kv_layout import KvLayout
+
+
+def pass_holdings(
+    model: ModelConfig,
+    settings: Config,
+    groups: WeightGroups,
+    device: PlannedDevice,
+    dtype: torch.dtype,
+    context_tokens: int,
+) -> list[Holding]:
+    """Rows, activations, logits, tables and numbers, place by place."""
+    place = "host" if device.unified else "device"
+    tokens = settings.max_tokens_per_pass
+    rows = tokens * groups.embed.length // groups.embed.shape[0]
+    logits = settings.max_requests * model.vocabulary_size * torch.float32.itemsize
+    blocks = RowBlocks.of(dtype, gpu=not device.unified, batch_invariant=settings.batch_invariant)
+    activations = blocks.padded(tokens) * (4 * model.hidden_size + 3 * model.ffn_size) * max(dtype.itemsize, 4)
+    casts = _cast_bytes(groups, dtype) * min(2, find_policy(settings.policy).micro_batches)
+    inputs = PassInputs.nbytes(tokens, settings.max_requests, context_tokens)
+    tables = settings.max_requests * Sampler.table_bytes(model.vocabulary_size)
+    return [
+        *(Holding("embedding rows", where, rows, "max_tokens_per_pass") for where in ("host", place)),
+        Holding("activations", place, activations, "max_tokens_per_pass"),
+        *(Holding("activations: weights that are cast", place, casts, "") for _ in range(bool(casts))),
+        Holding(
+            "activations: KV of one request and layer",
+            place,
+            2 * (context_tokens + GPU_CELL) * KvLayout.of(model, 0, dtype).row_bytes,
+            "context_tokens",
+        ),
+        *(Holding("logits", where, logits, "max_requests") for where in ("host", place)),
+        Holding("penalty tables", "host", tables, "max_requests"),
+        *(Holding("positions and block tables", where, inputs, "max_requests") for where in ("host", place)),
+    ]
+
+
+def _cast_bytes(groups: WeightGroups, dtype: torch.dtype) -> int:
+    """The largest tensor that is cast to what is computed in: a lane casts one at a time."""
+    stored = [tensor for group in groups.groups for tensor in group.tensors if stored_dtype(tensor.dtype) != dtype]
+    return max((math.prod(tensor.shape) for tensor in stored), default=0) * dtype.itemsize

@@ -1,0 +1,222 @@
+"""One pass: choose what to compute, compute it group by group, deliver the tokens."""
+
+import functools
+import itertools
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import torch
+
+from actors.core.budget import Slot
+from actors.core.errors import ActorFailed
+from actors.core.message import READY, Message, ended
+from actors.core.ports import Event
+from pipeline.devices.open import AnyDevice
+from pipeline.errors import CheckpointError, PenstockError, RequestError
+from pipeline.generation.batching import Batcher, Piece
+from pipeline.generation.generation_pass import GenerationPass, MicroBatch, micro_batches
+from pipeline.generation.pass_inputs import PassInputs
+from pipeline.generation.serving import Serving
+from pipeline.groups.catalog import WeightCatalog
+from pipeline.groups.layout import Copy
+from pipeline.models import decoder
+from pipeline.models.attention import LayerKV
+from pipeline.models.config import ModelConfig
+from pipeline.models.ops import infer
+from pipeline.models.rotary import rotary
+from pipeline.models.row_blocks import RowBlocks
+from pipeline.reading.embedding import EmbeddingRows
+from pipeline.state.kv import KeyValueCache
+
+COMPUTE, ATTN, FFN = "compute", "attn", "ffn"
+"""Compute lanes: one for everything, or, with several micro-batches, one for each kind of half."""
+
+
+class GenerationProgram(Serving):
+    """Serves all requests that there is room for, in every pass."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        catalog: WeightCatalog,
+        device: AnyDevice,
+        embedding: EmbeddingRows,
+        cache: KeyValueCache,
+        batcher: Batcher,
+        inputs: PassInputs,
+        dtype: torch.dtype,
+        row_blocks: RowBlocks,
+        micro_batches: int = 1,
+    ) -> None:
+        super().__init__(batcher, cache)
+        self.order = catalog.order
+        self.passes = 0
+        self.computed_tokens = 0
+        self._config = config
+        self._catalog = catalog
+        self._device = device
+        self._embedding = embedding
+        self._inputs = inputs
+        self._dtype = dtype
+        self._row_blocks = row_blocks
+        self._micro_batches = micro_batches
+        logits_bytes = batcher.max_requests * config.vocabulary_size * torch.float32.itemsize
+        self._logits = device.device_memory(logits_bytes)
+        self._host_logits = device.host_memory(logits_bytes)
+
+    async def begin(self) -> GenerationPass:
+        """Wait for requests, choose who shares the pass, and fetch the embedding rows of their tokens."""
+        pieces: list[Piece] = []
+        while not pieces:
+            pieces, fetched = await self._fetch(await self._next_pieces(self._embedding.most_rows))
+        self._cache.begin(pieces)
+        tokens = len(_token_ids(pieces))
+        pass_ = GenerationPass(pieces, micro_batches(tokens, self._micro_batches, self._row_blocks))
+        work = functools.partial(infer, functools.partial(self._embed, pass_))
+        pass_.embedded = self._device.launch(COMPUTE, work, (fetched, self._inputs.send(pieces)))
+        for part in pass_.parts:
+            part.last = pass_.embedded
+        return pass_
+
+    def prepare(self, pass_: GenerationPass, message: Message[Slot]) -> Coroutine[Any, Any, None] | None:
+        """Wait until the KV blocks of the layer are on their way to the device."""
+        return self._cache.prepare(message.layer) if message.group == "attn" else None
+
+    async def check_in(self, pass_: GenerationPass, message: Message[Slot]) -> None:
+        """Wait, on the host, for everything that was launched and for the group."""
+        for part in pass_.parts:
+            await ended(part.last)
+        await ended(message.event)
+        if message.group == "attn":
+            await ended(self._cache.layer(message.layer)[1])
+
+    def step(self, pass_: GenerationPass, message: Message[Slot]) -> Sequence[Event]:
+        """Launch half a layer, micro-batch by micro-batch, or a slice of the head; nothing if nobody needs it."""
+        is_head = message.group.startswith("head")
+        if pass_.abandoned or (is_head and not pass_.sampling):
+            ran = []
+        elif is_head:
+            ran = [self._launch(FFN, pass_, pass_.parts[-1], lambda: self._head(pass_, message), message.event)]
+        elif message.group == "attn":
+            kv, arrived = self._cache.layer(message.layer)
+            ran = self._launch_half(pass_, message, functools.partial(self._attention, pass_, message, kv), arrived)
+        else:
+            ran = self._launch_half(pass_, message, functools.partial(self._ffn, pass_, message))
+        ended_by = ran[-1] if ran else READY
+        if message.group == "attn":
+            self._cache.attended(message.layer, ended_by)
+        else:
+            self._cache.computed(message.layer, ended_by)
+        return ran
+
+    async def finish(self, pass_: GenerationPass) -> None:
+        """Wait for the pass, choose the next tokens from its logits, and deliver them."""
+        self.passes += 1
+        sampling = pass_.sampling
+        try:
+            await pass_.embedded.wait()
+        except Exception as error:
+            raise _embedding_failed(error) from error
+        if not sampling or pass_.abandoned:
+            await pass_.last.wait()
+        else:
+            nbytes = len(sampling) * self._config.vocabulary_size * torch.float32.itemsize
+            await self._device.download(self._logits, self._host_logits, (Copy(0, 0, nbytes),), (pass_.last,)).wait()
+        self.computed_tokens += sum(len(piece.token_ids) for piece in pass_.pieces)
+        self.batcher.computed(pass_.pieces)
+        if not pass_.abandoned:
+            logits_RV = self._host_logits.tensor.view(torch.float32).view(-1, self._config.vocabulary_size)
+            await self._deliver([piece.sequence for piece in sampling], logits_RV)
+        self._interrupted = False
+        self._end_pass()
+
+    async def _fetch(self, pieces: list[Piece]) -> tuple[list[Piece], Event]:
+        """The event of the embedding rows of those that stay in the pass: who brings a row that cannot be had ends.
+
+        Nobody stays where nobody is left that waits for the pass. Raises ActorFailed where no row can be had.
+        """
+        try:
+            fetched = await self._embedding.fetch(_token_ids(pieces))
+        except Exception as error:
+            failures = await self._embedding.unreadable(_token_ids(pieces))
+            for piece in pieces:
+                if (token_id := next((one for one in piece.token_ids if one in failures), None)) is not None:
+                    piece.sequence.fail(_row_failed(token_id, failures[token_id]))
+            if not failures:
+                raise _embedding_failed(error) from error
+            pieces = [piece for piece in pieces if not piece.sequence.ended]
+            if pieces:
+                return await self._fetch(pieces)
+        if all(piece.sequence.ended for piece in pieces):
+            self._end_pass()
+            return [], READY
+        return pieces, fetched
+
+    def _launch_half(
+        self, pass_: GenerationPass, message: Message[Slot], half: Callable[[MicroBatch], None], *arrived: Event
+    ) -> list[Event]:
+        """Micro-batch by micro-batch."""
+        ran: list[Event] = []
+        for part in pass_.parts:
+            # Behind the micro-batch before, whose lane it shares: it attends to that one's keys, and fails with it.
+            before = (message.event, *arrived, *ran[-1:])
+            ran.append(self._launch(message.group, pass_, part, functools.partial(half, part), *before))
+        return ran
+
+    def _launch(
+        self, lane: str, pass_: GenerationPass, part: MicroBatch, work: Callable[[], object], *arrived: Event
+    ) -> Event:
+        """Run `work` after what came before in this micro-batch, so that its failure is not computed with."""
+        lane = COMPUTE if len(pass_.parts) == 1 else lane
+        part.last = self._device.launch(lane, functools.partial(infer, work), (*arrived, part.last))
+        return part.last
+
+    def _embed(self, pass_: GenerationPass) -> None:
+        tokens = sum(len(piece.token_ids) for piece in pass_.pieces)
+        pass_.hidden_TD = self._row_blocks.fill(self._embedding.rows(tokens).to(self._dtype, copy=True))
+        for block in itertools.chain.from_iterable(part.blocks for part in pass_.parts):
+            block.rows = self._inputs.rows(block.begin, block.end)
+            positions_T = self._inputs.positions(block.begin, block.end)
+            block.rotary = rotary(self._config, positions_T, self._inputs.rope_lengths(block.begin, block.end))
+
+    def _attention(self, pass_: GenerationPass, message: Message[Slot], kv: LayerKV, part: MicroBatch) -> None:
+        weights = self._catalog.tensors(message)
+        for block in part.blocks:
+            hidden_TD = pass_.hidden_TD[block.begin : block.end]
+            hidden_TD.copy_(decoder.attention_half(self._config, weights, hidden_TD, kv, block.rows, block.rotary))
+
+    def _ffn(self, pass_: GenerationPass, message: Message[Slot], part: MicroBatch) -> None:
+        weights, by_formula = self._catalog.tensors(message), self._row_blocks.fixed
+        for block in part.blocks:
+            hidden_TD = pass_.hidden_TD[block.begin : block.end]
+            hidden_TD.copy_(decoder.ffn_half(self._config, weights, hidden_TD, by_formula))
+
+    def _head(self, pass_: GenerationPass, message: Message[Slot]) -> None:
+        weights, sampled_R = self._catalog.tensors(message), self._inputs.sampled()
+        blocks = self._row_blocks.cuts(0, self._row_blocks.padded(len(sampled_R)))
+        if message.group == "head.0":
+            pass_.normed_RD = self._row_blocks.fill(pass_.hidden_TD[sampled_R])
+            for begin, end in blocks:
+                rows_RD = pass_.normed_RD[begin:end]
+                rows_RD.copy_(decoder.final_norm(self._config, weights, rows_RD))
+        logits_RV = self._logits.tensor.view(torch.float32).view(-1, self._config.vocabulary_size)[: len(sampled_R)]
+        last = pass_.head_rows + len(weights["output"])
+        for begin, end in blocks:
+            slice_RV = decoder.output_slice(weights, pass_.normed_RD[begin:end])
+            logits_RV[begin:end, pass_.head_rows : last] = slice_RV[: len(sampled_R) - begin]
+        pass_.head_rows = last
+
+
+def _token_ids(pieces: Sequence[Piece]) -> list[int]:
+    return [token_id for piece in pieces for token_id in piece.token_ids]
+
+
+def _embedding_failed(error: Exception) -> ActorFailed:
+    return error if isinstance(error, ActorFailed) else ActorFailed("compute_scheduler", -1, "embed", error)
+
+
+def _row_failed(token_id: int, error: Exception) -> PenstockError:
+    """What the requests that need a row are told; that damage was found, as it is told of a weight group."""
+    if isinstance(error, CheckpointError):
+        return _embedding_failed(error)
+    return RequestError(f"the embedding row of token {token_id} cannot be read: {type(error).__name__}: {error}")

@@ -1,0 +1,60 @@
+"""What the first pass would do for the first time, done in small while the model is opened.
+
+Threads begin, the file of the embedding is opened, torch loads its kernels and begins threads of its own: 10 to 40 ms,
+and 300 ms on a GPU, that the first request would otherwise wait for.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from actors.core.ports import Event
+from pipeline.errors import ConfigError
+from pipeline.generation.folder import naming_files
+from pipeline.generation.program import COMPUTE
+from pipeline.models.attention import LayerKV, Rows, SequenceRows, attend_all
+from pipeline.models.config import ModelConfig
+from pipeline.models.ops import infer, linear, rms_norm
+from pipeline.system.limits import reached_limit
+
+if TYPE_CHECKING:
+    from pipeline.engine.build import Runtime
+
+FEW_ROWS = 1024
+"""Of a matrix: enough for torch to share the work among its threads."""
+
+
+def compute_zeros(runtime: "Runtime", after: Sequence[Event] = ()) -> Event:
+    """Begin to compute with zeros where the model computes."""
+    work = functools.partial(_compute, runtime.config, runtime.dtype, runtime.device.torch_device)
+    return runtime.device.launch(COMPUTE, functools.partial(infer, work), after)
+
+
+async def rehearse(runtime: "Runtime") -> None:
+    """Fetch a row of the embedding, and compute with zeros.
+
+    Raises CheckpointError where the row cannot be read, ConfigError where the device cannot compute.
+    """
+    with naming_files(runtime.folder):
+        fetched = await runtime.embedding.fetch([0])
+    try:
+        await compute_zeros(runtime, (fetched,)).wait()
+    except RuntimeError as error:
+        if reached_limit(error):
+            raise
+        what = f"{runtime.device.torch_device} failed to compute with zeros in {runtime.dtype}: {error}"
+        raise ConfigError(f"{what}; choose another device or dtype, or leave it more memory") from error
+    runtime.device.libraries.have_run(runtime.device.before)
+
+
+def _compute(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    """The steps of half a layer, for a token of a prompt and one of an answer."""
+    zeros = functools.partial(torch.zeros, dtype=dtype, device=device)
+    hidden_TD = zeros(2, config.hidden_size)
+    linear(rms_norm(hidden_TD, hidden_TD[0], config.norm_epsilon), zeros(FEW_ROWS, config.hidden_size))
+    place_T = torch.zeros(1, dtype=torch.int64, device=device)
+    kv = LayerKV(zeros(1, 2, 1, config.kv_heads, config.head_dim))
+    rows = Rows(place_T, place_T, [SequenceRows(0, 1, 0, 1, place_T), SequenceRows(1, 2, 0, 0, place_T)])
+    attend_all(zeros(2, config.heads, config.head_dim), kv, rows, config.sliding_window)

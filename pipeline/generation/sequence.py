@@ -1,0 +1,214 @@
+"""One request from prompt to text."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+
+from pipeline.errors import RequestError
+from pipeline.generation.parameters import SamplingParameters
+from pipeline.generation.sampling import Choice, Sampler
+from pipeline.text.detokenizer import Detokenizer
+from pipeline.text.stops import StopSearch, StopStrings
+
+MOST_UNREAD = 64
+"""Chunks that a stream may hold unread: more than come while a reader sends one off, and some megabytes where each has
+a thousand log-probabilities."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What one pass added to a stream: one token, and the text that is complete now.
+
+    `finish_reason` is None but in the last chunk: "stop" or "length". `logprobs` maps token ids to log-probabilities.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str | None
+    logprobs: dict[int, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A finished request. `logprobs` has one entry per token of `token_ids`, or is None when none were asked for."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    prompt_token_ids: tuple[int, ...]
+    finish_reason: str
+    logprobs: tuple[dict[int, float], ...] | None
+
+
+class RunningSequence:
+    """The state of one request: its tokens, how many of them are in the KV cache, and who waits for its chunks.
+
+    `blocks` are the KV blocks that it holds, and it shares those that others of its `scope` can use, whose `digests`
+    the prefix cache keeps here. Of those that wait, the lowest `priority` is served first, and before them those that
+    have `started` and lost what they had. `earlier` are the samples of its call before it. With `most_unread`, it
+    pauses while so many chunks wait for a reader. `outcome` is empty, then "finished", "cancelled" or "failed".
+    What is cached was rotated for `rope_length`, which `choose_rope_length` gives for a number of tokens.
+    """
+
+    def __init__(
+        self,
+        prompt_ids: Sequence[int],
+        parameters: SamplingParameters,
+        stop_ids: frozenset[int],
+        detokenizer: Detokenizer | None,
+        vocabulary_size: int,
+        *,
+        scope: bytes | None = None,
+        priority: int = 0,
+        earlier: Sequence["RunningSequence"] = (),
+        choose_rope_length: Callable[[int], int] = lambda tokens: 0,
+    ) -> None:
+        self.prompt_ids = tuple(prompt_ids)
+        self.token_ids: list[int] = []
+        self.cached_tokens = 0
+        self.blocks: list[int] = []
+        self.digests: list[bytes] = []
+        self.rope_length = choose_rope_length(len(self.prompt_ids))
+        self.priority = priority
+        self.started = False
+        self.most_unread: int | None = None
+        self.outcome = ""
+        self.sampler = Sampler(parameters, self.prompt_ids, vocabulary_size, len(earlier))
+        self._scope = scope
+        self._choose_rope_length = choose_rope_length
+        self._earlier = tuple(earlier)
+        self._parameters = parameters
+        self._stop_ids = stop_ids
+        self._detokenizer = detokenizer
+        self.stop_strings: StopStrings = earlier[0].stop_strings if earlier else StopStrings(parameters.stop)
+        self._stops = StopSearch(self.stop_strings)
+        self._chunks: asyncio.Queue[Chunk | BaseException] = asyncio.Queue()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more is to be computed."""
+        return bool(self.outcome)
+
+    @property
+    def paused(self) -> bool:
+        """Whether it is to be computed on only when somebody has read what there is."""
+        return not self.ended and self.most_unread is not None and self._chunks.qsize() >= self.most_unread
+
+    @property
+    def active(self) -> bool:
+        """Whether somebody wants its next token."""
+        return not self.ended and not self.paused
+
+    @property
+    def outgrown(self) -> bool:
+        """Whether its keys must be rotated for another length than they were, and so all be computed anew."""
+        return self._choose_rope_length(self._length) != self.rope_length
+
+    @property
+    def scope(self) -> bytes | None:
+        """Who shares blocks with it: nobody, where the next token rotates all anew."""
+        return None if self._outgrows_next else self._scope
+
+    def uncache(self) -> None:
+        """Nothing of it is cached any more; what is computed from now on is rotated for its length of now."""
+        self.blocks, self.cached_tokens = [], 0
+        if self.outgrown:
+            self.rope_length, self.digests = self._choose_rope_length(self._length), []
+
+    @property
+    def most_tokens(self) -> int:
+        """How many positions it can come to occupy."""
+        return len(self.prompt_ids) + self._parameters.max_new_tokens
+
+    def waiting_tokens(self, most: int) -> tuple[int, ...]:
+        """The tokens that the next pass must compute: at most `most` of those that are not in the KV cache."""
+        return self.tokens(self.cached_tokens, self.cached_tokens + most)
+
+    def tokens(self, begin: int, end: int) -> tuple[int, ...]:
+        """The tokens at positions [begin, end), of prompt and answer, as far as they are known."""
+        prompt = len(self.prompt_ids)
+        return (*self.prompt_ids[begin:end], *self.token_ids[max(0, begin - prompt) : max(0, end - prompt)])
+
+    @property
+    def waiting_count(self) -> int:
+        """How many tokens are not in the KV cache yet."""
+        return self._length - self.cached_tokens
+
+    @property
+    def _length(self) -> int:
+        return len(self.prompt_ids) + len(self.token_ids)
+
+    @property
+    def _outgrows_next(self) -> bool:
+        return self._choose_rope_length(self._length + 1) != self.rope_length
+
+    @property
+    def held_back(self) -> bool:
+        """Whether it had better wait, because an earlier sample has still to compute the prompt that they share."""
+        if self._outgrows_next:
+            return False
+        computed = any(one.cached_tokens >= len(one.prompt_ids) for one in self._earlier)
+        return not computed and any(not one.ended for one in self._earlier)
+
+    def accept(self, choice: Choice) -> None:
+        """Take the token that the last pass chose, and hand its chunk to whoever waits; what fails here fails alone."""
+        try:
+            self._accept(choice)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # bindings to other languages raise some that are no Exception
+            self.fail(RequestError(f"token {choice.token_id} has no text: {type(error).__name__}: {error}"))
+
+    def _accept(self, choice: Choice) -> None:
+        self.token_ids.append(choice.token_id)
+        text, reason = "", None
+        if choice.token_id in self._stop_ids:
+            reason = "stop"
+        elif self._detokenizer is not None:
+            text, stopped = self._stops.push(self._detokenizer.push(choice.token_id))
+            reason = "stop" if stopped else None
+        if reason is None and len(self.token_ids) >= self._parameters.max_new_tokens:
+            reason = "length"
+        if reason is not None:
+            rest, stopped = self._unfinished_text()
+            text, reason = text + rest, "stop" if stopped else reason
+            self.outcome = "finished"
+        self._chunks.put_nowait(Chunk(text, (choice.token_id,), reason, choice.logprobs))
+
+    def fail(self, error: BaseException) -> None:
+        """End the request with an error, which its caller gets."""
+        if not self.ended:
+            self.outcome = "failed"
+            self._chunks.put_nowait(error)
+
+    def cancel(self) -> None:
+        """End the request because nobody waits for it any more."""
+        self.outcome = self.outcome or "cancelled"
+
+    async def chunks(self) -> AsyncGenerator[Chunk, None]:
+        """The chunks as they come, up to the one with a finish reason; raises what `fail` was given."""
+        while True:
+            chunk = await self._chunks.get()
+            if isinstance(chunk, BaseException):
+                raise chunk
+            yield chunk
+            if chunk.finish_reason is not None:
+                return
+
+    async def output(self) -> Output:
+        """The whole output, when it is there; raises what `fail` was given."""
+        text, reason = "", ""
+        logprobs: list[dict[int, float]] = []
+        async with contextlib.aclosing(self.chunks()) as chunks:
+            async for chunk in chunks:
+                text += chunk.text
+                logprobs += [chunk.logprobs] if chunk.logprobs is not None else []
+                reason = chunk.finish_reason or ""
+        return Output(text, tuple(self.token_ids), self.prompt_ids, reason, tuple(logprobs) if logprobs else None)
+
+    def _unfinished_text(self) -> tuple[str, bool]:
+        """The text that waited for more, now that nothing follows, and whether a stop string cut it."""
+        if self._detokenizer is None:
+            return "", False
+        text, stopped = self._stops.push(self._detokenizer.flush())
+        return (text, True) if stopped else (text + self._stops.flush(), False)

@@ -1,0 +1,93 @@
+"""What is known about every weight group before any byte moves: the `Catalog` port over a checkpoint's layouts."""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from actors.core.budget import Slot
+from actors.core.errors import LineError
+from actors.core.message import Message
+from pipeline.devices.lane import comes_behind
+from pipeline.groups.groups import WeightGroup
+from pipeline.groups.layout import Copy, HostLayout, device_layout, host_layout, tensor_views
+from pipeline.groups.slot_kinds import slot_kind
+
+if TYPE_CHECKING:
+    import torch
+
+
+class WeightCatalog:
+    """The layout of every group in a host slot and in a device slot.
+
+    Attn and ffn groups have slots of their own kinds; slices of the head take turns in both.
+    With `packed` device slots tensors lie 256-aligned; otherwise exactly as in the host slot, so that results do not
+    depend on whether a slot was copied or handed on.
+    """
+
+    def __init__(self, groups: Sequence[WeightGroup], *, packed: bool, two_kinds: bool = True) -> None:
+        self.order = tuple((group.layer, group.name) for group in groups)
+        self._groups = {(group.layer, group.name): group for group in groups}
+        self.host: dict[tuple[int, str], HostLayout] = {key: host_layout(group) for key, group in self._groups.items()}
+        self.two_kinds = two_kinds
+        self._copies: dict[tuple[int, str], tuple[Copy, ...]] = {}
+        self._offsets = {}
+        self._device_bytes = {}
+        for key, group in self._groups.items():
+            host = self.host[key]
+            if packed:
+                device = device_layout(group, host)
+                self._copies[key] = device.copies
+                self._offsets[key] = device.offsets
+                self._device_bytes[key] = device.slot_bytes
+            else:
+                self._copies[key] = (Copy(0, 0, host.slot_bytes),)
+                self._offsets[key] = host.offsets
+                self._device_bytes[key] = host.slot_bytes
+
+    def kind(self, layer: int, group: str) -> str:
+        """The kind of slot: "attn" or "ffn"; everything is "ffn" when there is only one slot."""
+        return slot_kind(group, two_kinds=self.two_kinds)
+
+    def copies(self, layer: int, group: str) -> Sequence[Copy]:
+        """What to copy from a host slot into a device slot."""
+        return self._copies[layer, group]
+
+    def tensors(self, message: Message[Slot]) -> "Mapping[str, torch.Tensor]":
+        """The group's tensors by short name, as views of the slot that it is in. Write into them, not into the mapping.
+
+        Raises LineError where there are no bytes yet, and the error with which they did not arrive.
+        """
+        key = (message.layer, message.group)
+        if message.at is None:
+            raise LineError(f"layer {key[0]} group {key[1]!r} has no bytes yet: they come with the disk_reader")
+        if not message.event.done() and not comes_behind(message.event):
+            raise LineError(
+                f"the bytes of layer {key[0]} group {key[1]!r} are still on their way to {message.at.place} slot "
+                f"{message.at.index}: await self.landed(message), or launch the work after message.event"
+            )
+        if (error := message.event.error) is not None:
+            raise error
+        place, memory = message.at.place, message.at.buffer.tensor
+        # In slots of a user's Mover bytes lie as in those that they came from, which are in the same memory.
+        in_host = place == "host" or (place != "device" and memory.device.type == "cpu")
+        offsets = self.host[key].offsets if in_host else self._offsets[key]
+        return MappingProxyType(tensor_views(memory, offsets, self._groups[key].tensors))
+
+    def slot_bytes(self, place: str) -> dict[str, int]:
+        """The size that a slot of each kind needs, in the "host" or on the "device": that of its largest group."""
+        sizes: dict[str, int] = {}
+        for key, nbytes in self.group_bytes(place).items():
+            kind = self.kind(*key)
+            sizes[kind] = max(sizes.get(kind, 0), nbytes)
+        return sizes
+
+    def group_bytes(self, place: str) -> dict[tuple[int, str], int]:
+        """The size that each group needs, in the "host" or on the "device", in compute order."""
+        if place == "host":
+            return {key: layout.slot_bytes for key, layout in self.host.items()}
+        return dict(self._device_bytes)
+
+    @property
+    def needed_bytes(self) -> int:
+        """The bytes of all tensors that one pass moves."""
+        return sum(layout.needed_bytes for layout in self.host.values())

@@ -1,0 +1,128 @@
+"""Weight groups: what travels through the line as one message, as byte ranges of files."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.checkpoints.checkpoint import Checkpoint, first_faults
+from pipeline.checkpoints.header import ITEM_BITS
+from pipeline.errors import CheckpointError
+from pipeline.groups.leftovers import leftovers
+from pipeline.groups.stored import faults, hints, stored_names
+from pipeline.models.families import TensorSpec
+
+EMBED_LAYER = -1
+ROWS_PER_STEP = 8
+"""Head slices begin at multiples of this many rows, so that their logits stay aligned for matrix kernels."""
+
+Specs = Mapping[tuple[int, str], Sequence[TensorSpec]]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRange:
+    """The bytes of one tensor, or of some of its rows, in one file; `short` is its name inside the group."""
+
+    short: str
+    name: str
+    file: Path
+    start: int
+    length: int
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def is_odd(self) -> bool:
+        """Whether its file begins it at no multiple of an item's size, as headers do that are not padded to 8 bytes.
+
+        In memory an item must begin at such a multiple.
+        """
+        return self.start % (ITEM_BITS[self.dtype] // 8) != 0
+
+
+@dataclass(frozen=True, slots=True)
+class WeightGroup:
+    """What is read, uploaded and computed as one: half a layer, or a slice of the head."""
+
+    layer: int
+    name: str
+    tensors: tuple[TensorRange, ...]
+
+    @property
+    def needed_bytes(self) -> int:
+        """The bytes of its tensors, without what is read around them."""
+        return sum(tensor.length for tensor in self.tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightGroups:
+    """All groups in compute order; the embedding table, of which only rows are fetched; the dtype of the first matrix.
+
+    `ignored` names what the checkpoint holds beyond that, and what the next token does not depend on.
+    """
+
+    groups: tuple[WeightGroup, ...]
+    embed: TensorRange
+    dtype: str
+    ignored: tuple[str, ...]
+
+
+def plan_groups(specs: Specs, checkpoint: Checkpoint) -> WeightGroups:
+    """Find each tensor of `specs` in the checkpoint: attn, ffn, attn, ffn, ..., head.0 .. head.k.
+
+    The output matrix of the head is cut into row slices, in turn of about an attn and an ffn group's size; head.0
+    carries the final norm too.
+
+    Raises:
+        CheckpointError: naming every tensor that is missing, that is stored twice, whose shape or dtype is wrong, with
+            need and have, or that the model would say something else without.
+    """
+    head_layer = max(layer for layer, _ in specs)
+    stored = {spec: stored_names(spec, checkpoint) for group in specs.values() for spec in group}
+    ignored = _check(stored, head_layer, checkpoint)
+    ranges = {key: tuple(_range(spec, stored[spec][0], checkpoint) for spec in group) for key, group in specs.items()}
+    groups = [WeightGroup(layer, half, ranges[layer, half]) for layer in range(head_layer) for half in ("attn", "ffn")]
+    sizes = [max(group.needed_bytes for group in groups if group.name == half) for half in ("attn", "ffn")]
+    norm, output = ranges[head_layer, "head"]
+    for index, rows in enumerate(_row_slices(output, sizes)):
+        tensors = (norm, rows) if index == 0 else (rows,)
+        groups.append(WeightGroup(head_layer, f"head.{index}", tensors))
+    (embed,) = ranges[EMBED_LAYER, "embed"]
+    return WeightGroups(tuple(groups), embed, _first_matrix(ranges.values()).dtype, ignored)
+
+
+def _check(stored: Mapping[TensorSpec, Sequence[str]], layers: int, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What nothing computes with, and may be ignored. Raises CheckpointError with all that is wrong."""
+    found = [fault for spec, names in stored.items() for fault in faults(spec, names, checkpoint)]
+    used = set(itertools.chain.from_iterable(stored.values()))
+    left_out, ignored = leftovers(checkpoint.tensors.keys() - used, layers, checkpoint)
+    if absent := next((spec for spec, names in stored.items() if not names), None):
+        found = [*hints(absent, checkpoint), *found]
+    if found or left_out:
+        raise CheckpointError(first_faults(found + left_out))
+    return ignored
+
+
+def _range(spec: TensorSpec, name: str, checkpoint: Checkpoint) -> TensorRange:
+    entry = checkpoint.tensors[name]
+    return TensorRange(spec.short, name, entry.file, entry.start, entry.length, entry.shape, entry.dtype)
+
+
+def _row_slices(matrix: TensorRange, most_bytes: Sequence[int]) -> Iterator[TensorRange]:
+    """Cut `matrix` [rows, columns] into as few slices as keep each at about `most_bytes`, which take turns."""
+    rows, columns = matrix.shape
+    ends = [0]
+    for nbytes in itertools.cycle(most_bytes):
+        ends.append(ends[-1] + nbytes)
+        if ends[-1] >= matrix.length:
+            break
+    steps = -(-rows // ROWS_PER_STEP)
+    edges = sorted({min(steps * end // ends[-1] * ROWS_PER_STEP, rows) for end in ends})
+    row_bytes = matrix.length // rows
+    for first, last in itertools.pairwise(edges):
+        start, length = matrix.start + first * row_bytes, (last - first) * row_bytes
+        yield TensorRange(matrix.short, matrix.name, matrix.file, start, length, (last - first, columns), matrix.dtype)
+
+
+def _first_matrix(groups: Iterable[Sequence[TensorRange]]) -> TensorRange:
+    return next(tensor for group in groups for tensor in group if len(tensor.shape) == 2)

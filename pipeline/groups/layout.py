@@ -1,0 +1,138 @@
+"""Where the bytes of a group lie in a host slot and in a device slot. Arithmetic only.
+
+file          ....|....|norm|q k v o..|....      runs of bytes, anywhere
+host slot     |.norm|q k v o..|                  each run's covering window of whole blocks, as it was read
+              |..odd..| -> |.odd...|             a tensor between two addresses of its items, moved to one after reading
+device slot   |norm|q|k|v|o|                     tensors packed, each at a multiple of 256
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.groups.groups import TensorRange, WeightGroup
+from pipeline.reading.reading import BLOCK_BYTES as BLOCK_BYTES
+
+if TYPE_CHECKING:
+    import torch
+
+HOST_ALIGNMENT_BYTES = 64
+"""To which odd tensors are moved: a cache line."""
+DEVICE_ALIGNMENT_BYTES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Whole blocks of a file and their place in the host slot. The last block may reach beyond the end of the file."""
+
+    file: Path
+    start: int
+    length: int
+    slot_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Bytes that travel together, from a host slot to a device slot or inside a host slot."""
+
+    source_offset: int
+    target_offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostLayout:
+    """What to read for a group, then to move inside its slot, and the byte offset of each tensor there afterwards.
+
+    Offsets are by short name. No move touches the bytes of another tensor.
+    """
+
+    windows: tuple[Window, ...]
+    offsets: Mapping[str, int]
+    slot_bytes: int
+    needed_bytes: int
+    moves: tuple[Copy, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLayout:
+    """The byte offset of each tensor in the device slot by short name, and the copies that bring them there."""
+
+    offsets: Mapping[str, int]
+    slot_bytes: int
+    copies: tuple[Copy, ...]
+
+
+def row_window(start: int, length: int) -> tuple[int, int]:
+    """The start and length of the whole blocks that cover `length` bytes from `start`."""
+    window_start = start // BLOCK_BYTES * BLOCK_BYTES
+    return window_start, _round_up(start + length, BLOCK_BYTES) - window_start
+
+
+def host_layout(group: WeightGroup) -> HostLayout:
+    """One window for all tensors whose covering blocks touch, the windows one after another in the slot.
+
+    An odd tensor has one for itself, so that it can be moved over the padding in front of it.
+    """
+    windows: list[Window] = []
+    moves: list[Copy] = []
+    last_is_odd = True  # nothing joins what is not there
+    offsets: dict[str, int] = {}
+    slot_bytes = 0
+    for tensor in sorted(group.tensors, key=lambda tensor: (tensor.file, tensor.start)):
+        start, length = row_window(tensor.start, tensor.length)
+        last = None if last_is_odd or tensor.is_odd else windows[-1]
+        last_is_odd = tensor.is_odd
+        if last is not None and last.file == tensor.file and start <= last.start + last.length:
+            windows.pop()
+            length += start - last.start  # tensors never overlap, so the later one ends later
+            start, slot_offset = last.start, last.slot_offset
+        else:
+            slot_offset = slot_bytes
+        windows.append(Window(tensor.file, start, length, slot_offset))
+        slot_bytes = slot_offset + length
+        offset = offsets[tensor.short] = slot_offset + tensor.start - start
+        if tensor.is_odd:
+            offsets[tensor.short] -= offset % HOST_ALIGNMENT_BYTES
+            moves.append(Copy(offset, offsets[tensor.short], tensor.length))
+    return HostLayout(tuple(windows), offsets, slot_bytes, group.needed_bytes, tuple(moves))
+
+
+def device_layout(group: WeightGroup, host: HostLayout) -> DeviceLayout:
+    """The tensors packed in the order in which they lie in the host slot, so that neighbours travel in one copy."""
+    offsets: dict[str, int] = {}
+    copies: list[Copy] = []
+    slot_bytes = 0
+    for tensor in sorted(group.tensors, key=lambda tensor: host.offsets[tensor.short]):
+        source = host.offsets[tensor.short]
+        target = offsets[tensor.short] = _round_up(slot_bytes, DEVICE_ALIGNMENT_BYTES)
+        last = copies[-1] if copies else Copy(source, target, 0)
+        if (last.source_offset + last.length, last.target_offset + last.length) == (source, target):
+            copies[-1:] = [Copy(last.source_offset, last.target_offset, last.length + tensor.length)]
+        else:
+            copies.append(Copy(source, target, tensor.length))
+        slot_bytes = target + tensor.length
+    return DeviceLayout(offsets, _round_up(slot_bytes, DEVICE_ALIGNMENT_BYTES), tuple(copies))
+
+
+def stored_dtype(name: str) -> "torch.dtype":
+    """The dtype that a safetensors file calls so, of those in which weights may be stored."""
+    import torch  # here, so that planning and simulation need no torch
+
+    return {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[name]
+
+
+def tensor_views(
+    buffer: "torch.Tensor", offsets: Mapping[str, int], tensors: Sequence[TensorRange]
+) -> dict[str, "torch.Tensor"]:
+    """The tensors of a group by short name, each in its own shape and dtype, over a slot `buffer` (uint8 [bytes])."""
+    views = {}
+    for tensor in tensors:
+        items = buffer[offsets[tensor.short] :][: tensor.length].view(stored_dtype(tensor.dtype))
+        views[tensor.short] = items.view(tensor.shape)
+    return views
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

@@ -1,0 +1,46 @@
+"""What people should know about a checkpoint that works: what is not used, and what costs them time."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.groups.groups import TensorRange, WeightGroups
+from pipeline.groups.layout import stored_dtype
+
+if TYPE_CHECKING:
+    import torch
+
+MOST_NAMED = 5
+
+
+def remarks(checkpoint: Checkpoint, groups: WeightGroups, auto_dtype: "torch.dtype | None") -> Iterator[str]:
+    """A line for each; `auto_dtype` is what is computed in, unless somebody said so."""
+    if groups.ignored:
+        yield f"{checkpoint.folder}: not used for text: tensors {_some(groups.ignored)}"
+    if checkpoint.promised:
+        told = _some(sorted(checkpoint.promised))
+        yield f"{checkpoint.folder}: the index promises tensors that no file holds and none is needed: {told}"
+    tensors: dict[str, TensorRange] = {}
+    for group in groups.groups:
+        for tensor in group.tensors:
+            tensors.setdefault(tensor.name, tensor)  # of the head the first slice
+    if odd := [tensor for tensor in tensors.values() if tensor.is_odd]:
+        yield (
+            f"{checkpoint.folder}: tensors that begin at no multiple of their items' size: {len(odd)}, as "
+            f"{odd[0].name!r} at byte {odd[0].start} of {odd[0].file.name}; they are moved after each "
+            "read to where they can be used, which takes CPU time; write the file again with "
+            "safetensors.torch.save_file to do without"
+        )
+    matrices = [tensor for tensor in tensors.values() if len(tensor.shape) == 2]
+    if cast := [one for one in matrices if auto_dtype is not None and stored_dtype(one.dtype) != auto_dtype]:
+        has_f64 = any(one.dtype == "F64" for one in cast) and auto_dtype == stored_dtype("F32")
+        why = "config.json or the first matrix says so" + ", and float64 is computed in float32" * has_f64
+        yield (
+            f"{checkpoint.folder}: matrices that are cast to {auto_dtype} whenever they are used, since {why}: "
+            f"{len(cast)}, as {cast[0].name!r} in {cast[0].dtype}; `dtype` sets another one"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

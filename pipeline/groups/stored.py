@@ -1,0 +1,78 @@
+"""Where a checkpoint holds a tensor that the model needs: under which name, or what is wrong with it."""
+
+from collections.abc import Iterator, Sequence
+
+from pipeline.checkpoints.checkpoint import INDEX_FILE, SINGLE_FILE, SUFFIX, Checkpoint
+from pipeline.checkpoints.header import TensorEntry, brief
+from pipeline.models.families import TensorSpec
+
+DTYPES = ("F64", "F32", "F16", "BF16")
+"""In which weights may be stored; those that differ from what is computed in are cast at use."""
+MOST_NAMED = 5
+BASE_PREFIX = "model."
+"""Of the decoder's tensors. One that was saved without its head has none, and transformers adds or takes away one."""
+
+
+def aliases(name: str) -> tuple[str, ...]:
+    """The names under which transformers finds a tensor, its own first."""
+    bare = name.removeprefix(BASE_PREFIX)
+    return (name, f"{BASE_PREFIX}{name}") if bare == name else (name, f"{BASE_PREFIX}{name}", bare)
+
+
+def stored_names(spec: TensorSpec, checkpoint: Checkpoint) -> list[str]:
+    """The aliases of the first of its names that are there."""
+    for name in spec.names or (spec.name,):
+        if stored := [alias for alias in aliases(name) if alias in checkpoint.tensors]:
+            return stored
+    return []
+
+
+def faults(spec: TensorSpec, stored: Sequence[str], checkpoint: Checkpoint) -> Iterator[str]:
+    """What keeps the model from being computed with this tensor, which has these `stored_names`."""
+    if not stored:
+        yield _missing(spec, checkpoint)
+        return
+    entry = checkpoint.tensors[stored[0]]
+    what = f"{entry.file}: tensor {stored[0]!r}"
+    if len(stored) > 1:
+        other = checkpoint.tensors[stored[1]].file
+        yield f"{what}: need one place, have {stored[1]!r} in {other} too; keep one"
+    if stored[0] in checkpoint.repeated:
+        yield f"{what}: need one place, {checkpoint.repeated[stored[0]]} holds it too; keep one"
+    yield from _misfits(what, spec, entry)
+
+
+def _misfits(what: str, spec: TensorSpec, entry: TensorEntry) -> Iterator[str]:
+    if entry.shape != tuple(spec.shape):
+        yield f"{what}: need shape {list(spec.shape)}, have {list(entry.shape)}"
+    if entry.dtype not in DTYPES:
+        yield f"{what}: need dtype {', '.join(DTYPES)}, have {entry.dtype}; use a checkpoint that is not quantised"
+
+
+def _missing(spec: TensorSpec, checkpoint: Checkpoint) -> str:
+    names = [alias for name in spec.names or (spec.name,) for alias in aliases(name)]
+    need = f"need shape {list(spec.shape)}"
+    for name in names:
+        if (file := checkpoint.promised.get(name)) is not None:
+            return f"{file}: lacks tensor {name!r}, which {INDEX_FILE} promises: {need}; fetch the file again"
+    told = "fetch the file that holds it, or the config.json of these weights"
+    if spec.short == "output" and not spec.names:
+        told = "config.json has tie_word_embeddings false, so the embedding cannot stand in for it; " + told
+    return f"{checkpoint.folder}: tensor {spec.name!r} is missing: {need}; {told}"
+
+
+def hints(spec: TensorSpec, checkpoint: Checkpoint) -> Iterator[str]:
+    """Where a tensor that is missing may be: behind a prefix that no reader knows, or in a file that nothing names."""
+    end = spec.name.removeprefix(BASE_PREFIX)
+    if (name := next((name for name in checkpoint.tensors if name.endswith(f".{end}")), None)) is not None:
+        prefix = name.removesuffix(end).removesuffix(BASE_PREFIX)
+        yield (
+            f"{checkpoint.tensors[name].file}: tensor {brief(name)}: need the name {spec.name!r}: {brief(prefix)} is "
+            "left from something around the model; take it off all names, or save the model itself"
+        )
+    if unread := sorted(path.name for path in checkpoint.folder.glob(f"*{SUFFIX}") if path not in checkpoint.files):
+        read = ", ".join(sorted(path.name for path in checkpoint.files)[:MOST_NAMED])
+        yield (
+            f"{checkpoint.folder}: was read as {read}; {', '.join(unread[:MOST_NAMED])} lies there too: if it holds "
+            f"what is missing, name it in {INDEX_FILE}, and let no {SINGLE_FILE} go before that"
+        )

@@ -1,0 +1,116 @@
+"""The way "aiofiles": the event loop asks a thread for every single read."""
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Sequence
+
+from aiofiles.os import wrap
+
+from actors.core.operation import foretell
+from pipeline.reading.lane import Chunk, Disk, Landed, Lane, Lanes, unheeded
+from pipeline.system.threads import Threads
+
+
+class AiofilesLanes(Lanes["AiofilesLane"]):
+    """Lends its lanes to calls, each of which shares its chunks out among those that it gets."""
+
+    def __init__(self, name: str, count: int, disk: Disk) -> None:
+        super().__init__([AiofilesLane(f"{name}-{index}", disk) for index in range(count)])
+        self._idle = list(self._lanes)
+        self._free = asyncio.Semaphore(count)
+        self._calls = 0
+        self._changed = threading.Condition()
+
+    async def read(self, chunks: Sequence[Chunk], buffer: memoryview, landed: Landed = unheeded) -> None:
+        """As `Lanes.read`."""
+        shared = deque(chunks)
+        workers = [self._read_shared(shared, buffer, landed) for _ in range(min(len(chunks), len(self._lanes)))]
+        self._count_calls(1)
+        try:
+            # With return_exceptions a gather ends only after its last worker, even when it is cancelled.
+            for outcome in await asyncio.gather(*workers, return_exceptions=True):
+                if outcome is not None:
+                    raise outcome
+        finally:
+            self._count_calls(-1)
+
+    async def aclose(self) -> None:
+        """As `Lanes.aclose`."""
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        """On a thread, since the calls may run on another event loop than the one that closes."""
+        with self._changed:
+            while self._calls:
+                self._changed.wait()
+        for lane in self._lanes:
+            lane.close()
+
+    def _count_calls(self, more: int) -> None:
+        with self._changed:
+            self._calls += more
+            self._changed.notify_all()
+
+    async def _read_shared(self, chunks: deque[Chunk], buffer: memoryview, landed: Landed) -> None:
+        async with self._lend() as lane:
+            await lane.read(chunks, buffer, landed)
+
+    @contextlib.asynccontextmanager
+    async def _lend(self) -> AsyncIterator["AiofilesLane"]:
+        async with self._free:
+            lane = self._idle.pop()
+            try:
+                yield lane
+            finally:
+                self._idle.append(lane)
+
+
+class AiofilesLane(Lane):
+    """Reads as aiofiles does: a function of the operating system, called on the lane's thread and awaited."""
+
+    def __init__(self, name: str, disk: Disk) -> None:
+        super().__init__(disk)
+        self._thread = Threads(1, name)
+        self._read_on_thread = wrap(self._read)
+
+    async def read(self, chunks: deque[Chunk], buffer: memoryview, landed: Landed) -> None:
+        """Take chunks, which lanes share, and read them until none is left; after an error none is left for others."""
+        try:
+            while chunks:
+                chunk = chunks.popleft()
+                await self._read_chunk(chunk, buffer, chunks)
+                landed(chunk)
+        except Exception as error:
+            foretell(error)
+            raise
+        finally:
+            chunks.clear()
+
+    def close(self) -> None:
+        """End the thread; no read may be in flight."""
+        self._thread.shutdown()
+
+    async def _read_chunk(self, chunk: Chunk, buffer: memoryview, chunks: deque[Chunk]) -> None:
+        position, end = chunk.start, self._end(chunk)
+        while position < end:
+            reading = self._read_on_thread(chunk, position, buffer, executor=self._thread)
+            position += await self._finish(reading, chunks)
+        self._disk.check_unchanged(chunk.file, end)
+
+    async def _finish(self, reading: Awaitable[int], chunks: deque[Chunk]) -> int:
+        """Wait for a read. When cancelled, begin no further chunk, and let the thread come to its end."""
+        try:
+            return await reading
+        except asyncio.CancelledError:
+            chunks.clear()
+            idle = asyncio.get_running_loop().run_in_executor(self._thread, _nothing)
+            while not idle.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([idle])
+            raise
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,101 @@
+"""The embedding table, of which only the rows that a pass needs are fetched."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from actors.core.ports import Event
+from pipeline.groups.groups import TensorRange
+from pipeline.groups.layout import Copy, tensor_views
+from pipeline.reading.checksums import Checksums
+from pipeline.reading.source import WeightSource
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.devices.open import AnyDevice
+
+
+logger = logging.getLogger("penstock")
+
+
+class EmbeddingRows:
+    """Room for `most_rows` rows in host memory and on the device, filled anew by every `fetch`."""
+
+    def __init__(
+        self,
+        table: TensorRange,
+        source: WeightSource,
+        device: "AnyDevice",
+        most_rows: int,
+        checksums: Checksums | None = None,
+    ) -> None:
+        self.most_rows = most_rows
+        self.row_bytes = table.length // table.shape[0]
+        self._table = table
+        self._source = source
+        self._device = device
+        self._checksums = checksums
+        self._host = device.host_memory(most_rows * self.row_bytes)
+        self._rows = device.device_memory(most_rows * self.row_bytes)
+
+    async def fetch(self, token_ids: Sequence[int]) -> Event:
+        """Read the rows of these tokens, each once, and return the event of their upload.
+
+        They go through the H2D lane like everything else: no copy may run on a compute lane.
+        Raises OSError when the disk failed twice, CheckpointError when a row differs from its first read, and still
+        does when it is read again.
+        """
+        places = {token_id: index for index, token_id in enumerate(dict.fromkeys(token_ids))}
+        try:
+            await self._read(tuple(places))
+        except OSError as error:
+            logger.warning("reading %d rows of the embedding failed, trying once more: %s", len(places), error)
+            await self._read(tuple(places))
+        await self._verify(tuple(places))
+        copies = [
+            Copy(places[token_id] * self.row_bytes, index * self.row_bytes, self.row_bytes)
+            for index, token_id in enumerate(token_ids)
+        ]
+        return self._device.upload(self._host, self._rows, copies, ())
+
+    async def unreadable(self, token_ids: Sequence[int]) -> dict[int, Exception]:
+        """Those of these tokens whose rows cannot be read, or differ from their first read, and why.
+
+        None of them, where no row can be read at all.
+        """
+        errors: dict[int, Exception] = {}
+        asked = set(token_ids)
+        another = next(token_id for token_id in range(self._table.shape[0] + 1) if token_id not in asked)
+        rows = [*asked, another] if another < self._table.shape[0] else [*asked]
+        for token_id in rows:
+            try:
+                await self._read([token_id])
+                await self._verify([token_id])
+            except Exception as error:
+                errors[token_id] = error
+        if len(errors) == len(rows):
+            return {}
+        return {token_id: error for token_id, error in errors.items() if token_id in asked}
+
+    def rows(self, count: int) -> "torch.Tensor":
+        """The first `count` fetched rows, [T, D] in the checkpoint's dtype. Only after the event of `fetch`."""
+        fetched = replace(self._table, length=count * self.row_bytes, shape=(count, self._table.shape[1]))
+        return tensor_views(self._rows.tensor, {fetched.short: 0}, (fetched,))[fetched.short]
+
+    async def _verify(self, token_ids: Sequence[int]) -> None:
+        """As the weight source does with groups."""
+        if self._checksums is None or (fault := self._checksums.compare_rows(token_ids, self._host.view)) is None:
+            return
+        logger.warning("the embedding differs from its first read, reading once more: %s", fault)
+        await self._source.forget_rows(self._table.file, self._starts(token_ids), self.row_bytes)
+        await self._read(token_ids)
+        if (fault := self._checksums.compare_rows(token_ids, self._host.view)) is not None:
+            raise fault
+
+    async def _read(self, token_ids: Sequence[int]) -> None:
+        await self._source.read_rows(self._table.file, self._starts(token_ids), self.row_bytes, self._host.view)
+
+    def _starts(self, token_ids: Sequence[int]) -> list[int]:
+        return [self._table.start + token_id * self.row_bytes for token_id in token_ids]

@@ -1,0 +1,174 @@
+"""A reading lane: what one thread with one read in flight does. The files are open, and all lanes share them.
+
+Siblings (`preadv_lanes`, `aiofiles_lanes`) say how reads get to the threads; what a read has to heed is said here.
+"""
+
+import errno
+import logging
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
+
+from pipeline.checkpoints.shard import NOT_OFFERED, FileIdentity, Shard, advise
+from pipeline.errors import CheckpointError
+from pipeline.groups.layout import BLOCK_BYTES
+
+logger = logging.getLogger("penstock")
+FOLIO_BYTES = 2 << 20
+"""The most that a page cache keeps or drops as one."""
+
+
+class Chunk(NamedTuple):
+    """What one lane reads at once: `length` bytes of a file, as far as the file goes, to an offset in the buffer."""
+
+    file: Path
+    start: int
+    length: int
+    slot_offset: int
+
+
+Landed: TypeAlias = Callable[[Chunk], None]
+"""Called for each chunk once it is whole, by its lane: on any thread, and before the call for chunks ends."""
+
+
+def unheeded(chunk: Chunk) -> None:
+    """Nobody is told of chunks that have landed."""
+
+
+class Disk:
+    """What the lanes of one source share: the files, whether they are read past the page cache, and what was said."""
+
+    def __init__(self, files: Mapping[Path, Shard], direct: bool) -> None:
+        self.files = files
+        self.direct = direct
+        self._unlinked: set[Path] = set()
+        self._lock = threading.Lock()
+        for shard in files.values() if direct else ():
+            if shard.direct is None:
+                self.refuse_direct(shard.path, shard.refusal)
+
+    def refuse_direct(self, file: Path, why: str) -> None:
+        """Read through the page cache from now on, and say so once."""
+        with self._lock:
+            refused_before, self.direct = not self.direct, False
+        if not refused_before:
+            logger.warning(
+                "%s: the file system refuses direct reads (O_DIRECT: %s); weights are read through the page cache, "
+                "which is slower and takes host memory",
+                file,
+                why,
+            )
+
+    def check_unchanged(self, file: Path, position: int) -> None:
+        """Raise unless the file is what it was when it was opened."""
+        status = self.files[file].status()
+        opened, now = self.files[file].identity, FileIdentity.of(status)
+        if now != opened:
+            truncated = now.inode == opened.inode and now.size < opened.size
+            fault = "truncated" if truncated else "weights changed"
+            need, have = (f"{opened.size} bytes", f"{now.size}") if truncated else (opened, now)
+            raise CheckpointError(f"{file}: {fault} while running, seen at byte {position}: need {need}, have {have}")
+        if status.st_nlink == 0:
+            with self._lock:
+                new = file not in self._unlinked
+                self._unlinked.add(file)
+            if new:
+                logger.warning("%s: was deleted or replaced; going on with the file as it was opened", file)
+
+
+class Lane:
+    """What one thread reads, and so at most one read in flight. `reads` returned bytes, `bytes_read` in all."""
+
+    def __init__(self, disk: Disk) -> None:
+        self.reads = 0
+        self.bytes_read = 0
+        self._disk = disk
+
+    def _end(self, chunk: Chunk) -> int:
+        return min(chunk.start + chunk.length, self._disk.files[chunk.file].size)
+
+    def _read(self, chunk: Chunk, position: int, buffer: memoryview) -> int:
+        """Read from `position` on, on the lane's thread, and tell how far that brings the chunk.
+
+        What failed is tried once more, and at once: other threads may hang in reads of the same disk.
+        """
+        try:
+            return self._read_once(chunk, position, buffer)
+        except OSError as error:
+            logger.warning("a read failed, trying once more: %s", error)
+            return self._read_once(chunk, position, buffer)
+
+    def _read_once(self, chunk: Chunk, position: int, buffer: memoryview) -> int:
+        """It comes nowhere when the kernel refused a direct read: the next one goes through the page cache."""
+        shard = self._disk.files[chunk.file]
+        direct = shard.direct if self._disk.direct else None
+        rest = buffer[chunk.slot_offset + position - chunk.start : chunk.slot_offset + chunk.length]
+        try:
+            count = advance = os.preadv(shard.buffered if direct is None else direct, [rest], position)
+            if direct is not None and position + count < self._end(chunk):
+                advance -= count % BLOCK_BYTES  # the next direct read must begin at a block again
+            if not advance:
+                self._disk.check_unchanged(chunk.file, position)
+                raise OSError(errno.EIO, "no more bytes, though the file goes on")
+        except OSError as error:
+            if direct is not None and error.errno in NOT_OFFERED:
+                self._disk.refuse_direct(chunk.file, str(error.strerror))
+                return 0
+            what = f"{error.strerror}: at byte {position}, reading {chunk.start} to {self._end(chunk)}"
+            raise OSError(error.errno, what, str(chunk.file)) from error
+        self.reads += 1
+        self.bytes_read += count
+        if direct is None:
+            _drop_cached(shard.buffered, position, position + count)
+        return advance
+
+
+def _drop_cached(descriptor: int, start: int, end: int) -> None:
+    """Take these bytes of a file out of the page cache.
+
+    It keeps folios that reach over an end of what is dropped. Reads make none, since nothing is read ahead, but others
+    do: a range that reaches into the next folio begins where the folio of its first byte can begin at the earliest.
+    """
+    if end // FOLIO_BYTES > start // FOLIO_BYTES:
+        start -= start % FOLIO_BYTES
+    advise(descriptor, start, end - start, "POSIX_FADV_DONTNEED")
+
+
+SomeLane = TypeVar("SomeLane", bound=Lane, covariant=True)
+
+
+class Lanes(ABC, Generic[SomeLane]):
+    """So many lanes that serve calls in the order in which they came.
+
+    A lane that finds nothing left to begin in one call goes on with the next at once. A thread cannot be stopped in the
+    middle of a read: every wait for it lasts until it is done with the buffer, cancelled or not (rule 6).
+    """
+
+    def __init__(self, lanes: Sequence[SomeLane]) -> None:
+        self._lanes = lanes
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that came from files."""
+        return sum(lane.bytes_read for lane in self._lanes)
+
+    @property
+    def reads(self) -> int:
+        """Reads that returned bytes."""
+        return sum(lane.reads for lane in self._lanes)
+
+    @abstractmethod
+    async def read(self, chunks: Sequence[Chunk], buffer: memoryview, landed: Landed = unheeded) -> None:
+        """Read these chunks into `buffer`. After an error or a cancellation no further one is begun.
+
+        Raises:
+            CheckpointError: a file is not what it was when its header was read.
+            OSError: the disk failed twice at one place; the message names the offset and the file.
+        """
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Wait until nothing is read any more, and end the threads. Closing twice is harmless."""

@@ -1,0 +1,74 @@
+"""Single rows of a weight file: few bytes, in no order, and often the same ones again, as words are."""
+
+import asyncio
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.checkpoints.shard import advise
+from pipeline.errors import CheckpointError
+from pipeline.groups.layout import row_window
+from pipeline.reading.lane import Disk
+from pipeline.system.threads import Threads, outlast
+
+
+class Rows:
+    """One thread that reads rows through the page cache, so that what comes again costs no read of the disk.
+
+    The operating system is told of all rows of a call before the first is read, so they are all in flight at a time,
+    and behind no more than what the lanes of whole groups have in flight.
+    """
+
+    def __init__(self, disk: Disk) -> None:
+        self.bytes_read = 0
+        self._disk = disk
+        self._thread = Threads(1, "penstock-rows")
+
+    async def read(self, file: Path, starts: Sequence[int], row_bytes: int, buffer: memoryview) -> None:
+        """Read the `row_bytes` of `file` from each of `starts`, one row behind the other, into any memory.
+
+        Returns, raises or passes a cancellation on only when the thread writes into `buffer` no more.
+
+        Raises:
+            CheckpointError: a row lies beyond the end, or the file is not what it was when its header was read.
+            OSError: the disk failed; the message names the offset and the file.
+        """
+        if (end := max(starts) + row_bytes) > (size := self._disk.files[file].size):
+            raise CheckpointError(f"{file}: need bytes {end - row_bytes} to {end}, have {size}")
+        loop = asyncio.get_running_loop()
+        await outlast([loop.run_in_executor(self._thread, self._read, file, starts, row_bytes, buffer)])
+
+    async def forget(self, file: Path, starts: Sequence[int], row_bytes: int) -> None:
+        """Take rows out of the page cache, so that they come from the disk when they are read next."""
+        loop = asyncio.get_running_loop()
+        await outlast([loop.run_in_executor(self._thread, self._forget, file, starts, row_bytes)])
+
+    async def aclose(self) -> None:
+        """Wait for what is in flight, and end the thread. Closing twice is harmless."""
+        await asyncio.to_thread(self._thread.shutdown)
+
+    def _read(self, file: Path, starts: Sequence[int], row_bytes: int, buffer: memoryview) -> None:
+        for start in starts:
+            advise(self._disk.files[file].buffered, start, row_bytes, "POSIX_FADV_WILLNEED")
+        for index, start in enumerate(starts):
+            self._read_row(file, start, buffer[index * row_bytes :][:row_bytes])
+        self._disk.check_unchanged(file, starts[-1] + row_bytes)
+
+    def _forget(self, file: Path, starts: Sequence[int], row_bytes: int) -> None:
+        for start in starts:
+            advise(self._disk.files[file].buffered, *row_window(start, row_bytes), "POSIX_FADV_DONTNEED")
+
+    def _read_row(self, file: Path, start: int, row: memoryview) -> None:
+        position, end = start, start + len(row)
+        try:
+            while position < end:
+                content = os.pread(self._disk.files[file].buffered, end - position, position)
+                if not content:
+                    self._disk.check_unchanged(file, position)
+                    raise OSError(errno.EIO, "no more bytes, though the file goes on")
+                row[position - start :][: len(content)] = content
+                position += len(content)
+                self.bytes_read += len(content)
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror}: at byte {position}", str(file)) from error

@@ -1,0 +1,179 @@
+"""The weight source: whole groups and single rows, from files into memory, with several reads in flight."""
+
+import asyncio
+import ctypes
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.checkpoints.shard import Shard
+from pipeline.errors import CheckpointError, ClosedError, ConfigError
+from pipeline.groups.layout import BLOCK_BYTES, Copy, HostLayout
+from pipeline.reading.checksums import Checksums
+from pipeline.reading.lane import Chunk, Disk
+from pipeline.reading.lanes import open_lanes
+from pipeline.reading.reading import Reading
+from pipeline.reading.rows import Rows
+from pipeline.system.threads import Threads, outlast
+
+if TYPE_CHECKING:
+    from pipeline.devices.memory import HostMemory
+
+logger = logging.getLogger("penstock")
+
+
+class WeightSource:
+    """Reads weight groups past the page cache into host slots, and embedding rows into any memory.
+
+    Several `read_into` calls may be in flight: lanes serve them in call order, and a lane that finds no chunk left in
+    one call goes on with the next call at once, so the disk's queue does not drain between groups. With `checksums`
+    each chunk is summed up as it lands, beside the reads of those behind it.
+    """
+
+    def __init__(
+        self,
+        layouts: Mapping[tuple[int, str], HostLayout],
+        files: Mapping[Path, Shard],
+        reading: Reading,
+        checksums: Checksums | None = None,
+    ) -> None:
+        self.reading = reading
+        self.checksums = checksums
+        self._layouts = layouts
+        self._disk = Disk(files, reading.direct)
+        self._lanes = open_lanes("penstock-disk", reading.way, reading.lanes, self._disk)
+        self._rows = Rows(self._disk)
+        self._movers = Threads(reading.lanes, "penstock-moves")
+        self._closed = False
+        self._bytes_needed = 0
+        self._groups_in_flight = 0
+        self._groups_read = 0
+        self._rests = asyncio.Event()
+
+    @property
+    def bytes_needed(self) -> int:
+        """Bytes of the tensors and rows that have arrived whole: what `bytes_read` would be without padding."""
+        return self._bytes_needed
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that came from files, padding and repeated reads included."""
+        return self._lanes.bytes_read + self._rows.bytes_read
+
+    @property
+    def reads(self) -> int:
+        """Reads of groups that returned bytes."""
+        return self._lanes.reads
+
+    @property
+    def direct(self) -> bool:
+        """Whether reads go past the page cache."""
+        return self._disk.direct
+
+    async def read_into(self, layer: int, group: str, buffer: "HostMemory") -> None:
+        """Read all windows of a group into `buffer`, a host slot whose address is a multiple of 4096.
+
+        Returns, raises or passes a cancellation on only when no thread writes into `buffer` any more; after an error or
+        a cancellation no further chunk is begun.
+
+        Raises:
+            CheckpointError: a file was truncated or changed since it was opened, or the group's bytes differ from those
+                of its first read, and still do when they are read once more.
+            OSError: the disk failed twice at one place.
+        """
+        layout = self._layouts[layer, group]
+        view = buffer.view
+        self._check(view, layout.slot_bytes)
+        self._groups_in_flight += 1
+        try:
+            await self._read(layer, group, tuple(self._chunks(layout)), view)
+            await self._move(layout.moves, view)
+        finally:
+            self._groups_in_flight -= 1
+            self._rests.set()
+        self._groups_read += 1
+        self._bytes_needed += layout.needed_bytes
+
+    async def read_rows(self, file: Path, starts: Sequence[int], row_bytes: int, buffer: memoryview) -> None:
+        """Read the `row_bytes` of `file` from each of `starts`, one row behind the other, into any memory.
+
+        Returns, raises or passes a cancellation on as `read_into`.
+
+        Raises:
+            CheckpointError, OSError: as `read_into`.
+        """
+        self._check_open()
+        await self._rows.read(file, starts, row_bytes, buffer)
+        self._bytes_needed += row_bytes * len(starts)
+
+    async def forget_rows(self, file: Path, starts: Sequence[int], row_bytes: int) -> None:
+        """Let these rows come from the disk when they are read next, though the page cache may hold them."""
+        self._check_open()
+        await self._rows.forget(file, starts, row_bytes)
+
+    async def rested(self, groups: int) -> None:
+        """Wait until no group is being read, or until so many have been since the beginning."""
+        while self._groups_in_flight and self._groups_read < groups:
+            self._rests.clear()
+            await self._rests.wait()
+
+    async def aclose(self) -> None:
+        """Wait for the reads in flight, and end the threads. Closing twice is harmless; the files stay open."""
+        self._closed = True
+        await self._lanes.aclose()
+        await self._rows.aclose()
+        await asyncio.to_thread(self._movers.shutdown)
+        if self.checksums is not None:
+            await self.checksums.aclose()
+
+    async def _read(self, layer: int, group: str, chunks: Sequence[Chunk], view: memoryview) -> None:
+        if self.checksums is None:
+            await self._lanes.read(chunks, view)
+            return
+        if (fault := await self._read_and_compare(self.checksums, layer, group, chunks, view)) is None:
+            return
+        logger.warning("layer %d %s differs from its first read, reading once more: %s", layer, group, fault)
+        if (fault := await self._read_and_compare(self.checksums, layer, group, chunks, view)) is not None:
+            raise fault
+
+    async def _read_and_compare(
+        self, checksums: Checksums, layer: int, group: str, chunks: Sequence[Chunk], view: memoryview
+    ) -> CheckpointError | None:
+        sums = checksums.begin(layer, group, chunks, view)
+        try:
+            await self._lanes.read(chunks, view, sums.landed)
+        finally:
+            await sums.ended()
+        return checksums.compare(sums)
+
+    async def _move(self, moves: Sequence[Copy], view: memoryview) -> None:
+        """Bring odd tensors to where their items can be used, all at a time, on threads."""
+        loop, address = asyncio.get_running_loop(), _address(view)
+        await outlast([loop.run_in_executor(self._movers, _move, address, move) for move in moves])
+
+    def _chunks(self, layout: HostLayout) -> Iterator[Chunk]:
+        for window in layout.windows:
+            for done in range(0, window.length, self.reading.chunk_bytes):
+                length = min(self.reading.chunk_bytes, window.length - done)
+                yield Chunk(window.file, window.start + done, length, window.slot_offset + done)
+
+    def _check(self, buffer: memoryview, slot_bytes: int) -> None:
+        self._check_open()
+        if len(buffer) < slot_bytes:
+            raise ConfigError(f"the host slot is too small: need {slot_bytes} bytes, have {len(buffer)}")
+        if self._disk.direct and (address := _address(buffer)) % BLOCK_BYTES:
+            raise ConfigError(f"the host slot begins at address {address:#x}; direct reads need a multiple of 4096")
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("the weight source is closed")
+
+
+def _address(view: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(view))
+
+
+def _move(address: int, move: Copy) -> None:
+    """Of ctypes, which lets go of the interpreter lock meanwhile; source and target may overlap."""
+    ctypes.memmove(address + move.target_offset, address + move.source_offset, move.length)

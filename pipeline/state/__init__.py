@@ -1,0 +1,1 @@
+"""What a sequence keeps between passes: KV blocks, and where they live."""

@@ -1,0 +1,38 @@
+"""The part of the memory plan that KV blocks take: which layers' blocks live in each place."""
+
+from collections.abc import Mapping
+
+from pipeline.config import Config
+from pipeline.devices.open import PlannedDevice
+from pipeline.engine.memory_plan import Holding
+from pipeline.state.kv_layout import KvLayout
+from pipeline.state.kv_placement import KvPlacement, place_kv, place_kv_in_one
+
+
+def place_layers(
+    layers: int, layer_bytes: int, settings: Config, device: PlannedDevice, free: Mapping[str, int]
+) -> KvPlacement:
+    """Without a disk host memory must do, and the check of the plan refuses what it cannot hold."""
+    host_room = layers if settings.kv_disk is None else free["host"] // layer_bytes
+    if device.unified:
+        return place_kv_in_one(layers, host_room)
+    return place_kv(layers, free["device"] // layer_bytes, host_room)
+
+
+def kv_holdings(layout: KvLayout, kv: KvPlacement, knob: str, settings: Config, device: PlannedDevice) -> list[Holding]:
+    """What they take, place by place; `knob` is the setting that changes how many blocks there are."""
+    or_disk = knob if settings.kv_disk is not None else f"{knob}, or set kv_disk"
+    place, layer_bytes = "host" if device.unified else "device", layout.layer_bytes
+    holdings = (
+        Holding(
+            f"KV blocks of {len(kv.device)} layers",
+            place,
+            len(kv.device) * layer_bytes,
+            or_disk if device.unified else knob,
+        ),
+        Holding(f"KV blocks: {kv.window} layers take turns", "device", kv.window * layer_bytes, knob),
+        Holding(f"KV blocks of {len(kv.host)} layers", "host", len(kv.host) * layer_bytes, or_disk),
+        Holding(f"KV blocks: {kv.staging} layers pass through", "host", kv.staging * layer_bytes, knob),
+        Holding(f"KV blocks of {len(kv.disk)} layers", "disk", len(kv.disk) * layer_bytes, knob),
+    )
+    return [holding for holding in holdings if holding.nbytes]

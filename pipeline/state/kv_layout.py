@@ -1,0 +1,107 @@
+"""Where the keys and values of a layer lie in memory, and which bytes of them a pass moves. Arithmetic only.
+
+Memory of one layer: [B blocks, keys and values, P positions, K kv heads, H head dim], each block padded to whole pages,
+so that it is one run of bytes for a copy and for a direct write.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from actors.core import ports
+from pipeline.generation.batching import Piece
+from pipeline.groups.layout import BLOCK_BYTES, Copy
+from pipeline.models.attention import LayerKV
+from pipeline.models.config import ModelConfig
+from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
+
+
+@dataclass(frozen=True, slots=True)
+class KvLayout:
+    """The same for every layer, wherever its blocks are."""
+
+    blocks: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    window: int | None = None
+
+    @classmethod
+    def of(cls, config: ModelConfig, blocks: int, dtype: torch.dtype) -> "KvLayout":
+        """The layout of a model's layers."""
+        return cls(blocks, config.kv_heads, config.head_dim, dtype, config.sliding_window)
+
+    @property
+    def row_bytes(self) -> int:
+        """The keys of one position; its values take as many."""
+        return self.kv_heads * self.head_dim * self.dtype.itemsize
+
+    @property
+    def block_bytes(self) -> int:
+        """From one block to the next."""
+        return -(-2 * BLOCK_TOKENS * self.row_bytes // BLOCK_BYTES) * BLOCK_BYTES
+
+    @property
+    def layer_bytes(self) -> int:
+        """All blocks of one layer."""
+        return self.blocks * self.block_bytes
+
+    def view(self, memory: torch.Tensor) -> LayerKV:
+        """The blocks in the memory of one layer, uint8 [bytes]."""
+        padded = memory[: self.layer_bytes].view(self.dtype).view(self.blocks, -1)
+        items = 2 * BLOCK_TOKENS * self.kv_heads * self.head_dim
+        return LayerKV(padded[:, :items].view(self.blocks, 2, BLOCK_TOKENS, self.kv_heads, self.head_dim))
+
+    def cached_blocks(self, pieces: Sequence[Piece]) -> list[Copy]:
+        """The blocks that the sequences of a pass look back at, in ascending order; neighbours travel in one copy."""
+        return self.runs({block for piece in pieces for block in self._cached(piece)})
+
+    def runs(self, blocks: Iterable[int]) -> list[Copy]:
+        """Whole blocks, as runs of bytes."""
+        return merged(
+            Copy(block * self.block_bytes, block * self.block_bytes, self.block_bytes) for block in sorted(blocks)
+        )
+
+    def new_rows(self, pieces: Sequence[Piece]) -> list[Copy]:
+        """The rows that the tokens of a pass write: in every block, keys and values apart."""
+        return merged(sorted((row for piece in pieces for row in self._rows(piece)), key=lambda row: row.source_offset))
+
+    def blocks_of(self, rows: Iterable[ports.Copy]) -> list[int]:
+        """The blocks that these rows lie in, each once."""
+        return sorted(
+            {
+                block
+                for row in rows
+                for block in range(
+                    row.source_offset // self.block_bytes,
+                    (row.source_offset + row.length - 1) // self.block_bytes + 1,
+                )
+            }
+        )
+
+    def _cached(self, piece: Piece) -> Sequence[int]:
+        first = 0 if self.window is None else max(0, piece.start + 1 - self.window) // BLOCK_TOKENS
+        return piece.sequence.blocks[first : blocks_for(piece.start)]
+
+    def _rows(self, piece: Piece) -> Iterator[Copy]:
+        position, end = piece.start, piece.start + len(piece.token_ids)
+        while position < end:
+            row = position % BLOCK_TOKENS
+            count = min(BLOCK_TOKENS - row, end - position)
+            first = piece.sequence.blocks[position // BLOCK_TOKENS] * self.block_bytes + row * self.row_bytes
+            for offset in (first, first + BLOCK_TOKENS * self.row_bytes):
+                yield Copy(offset, offset, count * self.row_bytes)
+            position += count
+
+
+def merged(copies: Iterable[Copy]) -> list[Copy]:
+    """Put copies together that follow one another without a gap; they come in ascending order."""
+    runs: list[Copy] = []
+    for copy in copies:
+        last = runs[-1] if runs else None
+        if last is not None and last.source_offset + last.length == copy.source_offset:
+            runs[-1] = Copy(last.source_offset, last.target_offset, last.length + copy.length)
+        else:
+            runs.append(copy)
+    return runs

@@ -1,0 +1,1 @@
+"""What measures, draws and prints; the runtime imports none of it but the trace."""

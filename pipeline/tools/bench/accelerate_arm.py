@@ -1,0 +1,173 @@
+"""The same load by Hugging Face accelerate's disk offload: one static batch, greedy, weights read module by module.
+
+`python -m pipeline.tools.bench.accelerate_arm JSON` is a program of its own, so that it can be measured under the
+same memory limit as ours; `penstock bench throughput --against accelerate` runs it.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.errors import ConfigError, PenstockError, RequestError
+from pipeline.tools.bench.load import Load
+
+MODULES = ("accelerate", "transformers")
+
+
+@dataclass(frozen=True, slots=True)
+class ArmSettings:
+    """What the program is told. `offload_folder` takes the weights again as accelerate wants them; it is reused."""
+
+    folder: str
+    offload_folder: str
+    requests: list[int]
+    prompt_tokens: int
+    new_tokens: int
+    seed: int
+    dtype: str
+
+
+def check_installed() -> None:
+    """Raise ConfigError, naming what to install, where a module is missing."""
+    for module in MODULES:
+        if importlib.util.find_spec(module) is None:
+            raise ConfigError(
+                f"--against accelerate: {module} is not installed: pip install 'accelerate>=1.10' 'transformers>=5'"
+            )
+
+
+def run(settings: ArmSettings) -> list[dict[str, Any]]:
+    """Measure each number of requests in turn in one loaded model; rows as those of `Throughput`, without floors."""
+    model = open_offloaded(Path(settings.folder), Path(settings.offload_folder), settings.dtype)
+    load = Load(settings.prompt_tokens, settings.prompt_tokens, settings.new_tokens, seed=settings.seed)
+    measure(model, load.warm_up, 1)
+    return [measure(model, load, count) for count in settings.requests]
+
+
+def open_offloaded(folder: Path, offload_folder: Path, told_dtype: str) -> Any:
+    """A model of transformers whose weights lie in `offload_folder`, where they are written once."""
+    check_installed()
+    _say("accelerate: importing")
+    accelerate, transformers = importlib.import_module("accelerate"), importlib.import_module("transformers")
+    transformers.utils.logging.set_verbosity_error()
+    config = transformers.AutoConfig.from_pretrained(folder)
+    dtype = config.dtype if told_dtype == "auto" else getattr(torch, told_dtype)
+    with accelerate.init_empty_weights(include_buffers=False):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    _write_weights(folder, offload_folder, set(model.state_dict()), dtype)
+    accelerate.disk_offload(model, offload_folder, execution_device=torch.device("cpu"))
+    return model
+
+
+def _write_weights(folder: Path, offload_folder: Path, wanted: set[str], dtype: torch.dtype) -> None:
+    """Write every tensor of the checkpoint on its own, so that memory never holds two; once for all rounds.
+
+    `load_checkpoint_and_dispatch` makes the same files; it cannot offload all modules of a safetensors checkpoint
+    (accelerate 1.15), and maps a whole shard at a time.
+    """
+    if (offload_folder / "index.json").exists():
+        return
+    utilities, safetensors = importlib.import_module("accelerate.utils"), importlib.import_module("safetensors")
+    index: dict[str, Any] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safetensors.safe_open(file, framework="pt") as opened:
+            names = wanted & set(opened.keys())
+        for name in sorted(names):
+            _say(f"accelerate: writing {name}")
+            with safetensors.safe_open(file, framework="pt") as opened:
+                index = utilities.offload_weight(opened.get_tensor(name).to(dtype), name, str(offload_folder), index)
+    if missing := wanted - set(index):
+        raise ConfigError(
+            f"{folder}: no tensor {min(missing)!r}; accelerate needs a checkpoint with an output matrix of its own "
+            "(make-checkpoint --no-tied-embeddings)"
+        )
+    utilities.save_offload_index(index, str(offload_folder))
+
+
+def measure(model: Any, load: Load, requests: int) -> dict[str, Any]:
+    """Run so many requests, whose prompts have one length, as one batch through a model of transformers."""
+    prompts_BT = torch.tensor(load.prompts(requests, model.config.vocab_size))
+    # Without an end of text, so that all requests of the batch give all their tokens, as ours do.
+    greedy = importlib.import_module("transformers").GenerationConfig(do_sample=False, pad_token_id=0)
+    greedy.max_new_tokens, model.generation_config = load.new_tokens, greedy
+    model.eval()
+    read_before, started = _read_bytes(), time.perf_counter()
+    with torch.inference_mode(), _pass_times(model, requests) as passes:
+        tokens_BT = model.generate(prompts_BT, attention_mask=torch.ones_like(prompts_BT))
+    seconds, read = time.perf_counter() - started, _read_bytes() - read_before
+    new_BT = tokens_BT[:, load.longest :]
+    tokens = requests * load.new_tokens
+    if new_BT.numel() != tokens:
+        raise RequestError(f"accelerate, {requests} requests: need {tokens} new tokens, have {new_BT.numel()}")
+    first = passes[0][1] - started
+    return {
+        "requests": requests,
+        "passes": len(passes),
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+        "pass_seconds": statistics.median(end - begin for begin, end in passes),
+        "tokens_per_pass": requests * (load.longest + load.new_tokens - 1) / len(passes),
+        "first_token_seconds": first,
+        "output_token_seconds": (seconds - first) / (load.new_tokens - 1) if load.new_tokens > 1 else None,
+        "read_bytes_per_pass": read / len(passes),
+        "read_bytes_per_token": read / tokens,
+        "token_ids": new_BT.tolist(),
+    }
+
+
+@contextlib.contextmanager
+def _pass_times(model: Any, requests: int) -> Iterator[list[tuple[float, float]]]:
+    """When each pass through the model began and ended."""
+    passes: list[tuple[float, float]] = []
+    begun = math.nan
+
+    def begin(*_: object) -> None:
+        nonlocal begun
+        begun = time.perf_counter()
+
+    def end(*_: object) -> None:
+        passes.append((begun, time.perf_counter()))
+        _say(f"accelerate, {requests} requests: {len(passes)} passes, the last in {passes[-1][1] - begun:.1f} s")
+
+    hooks = [model.register_forward_pre_hook(begin), model.register_forward_hook(end)]
+    try:
+        yield passes
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _read_bytes() -> int:
+    """What this process made the disk read: mapped pages count when they are fetched."""
+    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(fields["read_bytes"])
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the rows as one JSON list."""
+    try:
+        rows = run(ArmSettings(**json.loads(arguments[0])))
+    except PenstockError as error:
+        print(f"penstock: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,219 @@
+"""The floors of a pass, measured in the process that runs it: reading alone, copying alone, and computing alone."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from actors.core.budget import Budget, Group, Slot
+from actors.core.message import READY, Message
+from pipeline.engine.build import Runtime
+from pipeline.engine.residency import Residency
+from pipeline.errors import RequestError
+from pipeline.generation.parameters import SamplingParameters
+from pipeline.generation.sequence import RunningSequence
+from pipeline.system.memory import available_host_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """All groups of a pass in device memory, as messages. `aliased` when groups had to share memory to fit."""
+
+    messages: tuple[Message[Slot], ...]
+    aliased: bool
+
+
+class Floors:
+    """Measures on a runtime of its own, without residents, whose line never runs.
+
+    What stays by the `residency` of the measured runtime is not read by its passes, and so not for its floor.
+    """
+
+    def __init__(self, runtime: Runtime, residency: Residency) -> None:
+        self._runtime = runtime
+        self._host, *on_device = runtime.line.budgets
+        self._device = on_device[0] if on_device else None
+        stays = {*residency.device, *residency.host}
+        self._read_in_pass = [group for group in runtime.catalog.order if group not in stays]
+        self._uploaded_in_pass = [group for group in runtime.catalog.order if group not in set(residency.device)]
+
+    async def read_seconds(self) -> float:
+        """Read every group of a pass with our own reader and nothing else, as many at a time as there are host slots.
+
+        Two sweeps without a pause between them; the second is measured, from the end of the first to its own, as a
+        pass is. Started cold, a sweep would also count the time in which the disk's queue fills and drains.
+        """
+        if not self._read_in_pass:
+            return 0.0
+        landed = await self._sweep_twice()
+        return landed[-1] - landed[len(landed) // 2 - 1]
+
+    async def both_seconds(self, loaded: Loaded, lengths: Sequence[int] = (1,)) -> float:
+        """Read what a pass reads and compute what it computes, at the same time, neither waiting for the other.
+
+        Where they share cores or memory, each slows the other, and no pass can be faster than this. Half of the time
+        that two of each take; where memory is not one, copies are left out.
+        """
+        started = time.perf_counter()
+
+        async def compute_twice() -> None:
+            for _ in range(2):
+                await self.compute(loaded, lengths)
+
+        await asyncio.gather(self._sweep_twice(), compute_twice())
+        return (time.perf_counter() - started) / 2
+
+    async def _sweep_twice(self) -> list[float]:
+        """When each group had landed."""
+        reads = []
+        for layer, group in (*self._read_in_pass, *self._read_in_pass):
+            slot = await self._host.acquire(self._runtime.catalog.kind(layer, group))
+            reads.append(asyncio.create_task(self._read(layer, group, slot)))
+        return await asyncio.gather(*reads)
+
+    async def upload_seconds(self) -> float:
+        """Copy every group of a pass to the device and nothing else, one copy right behind the other.
+
+        Measured from the end of the first copy, whose bytes count in proportion. Nothing where memory is one.
+        """
+        if self._device is None or not self._uploaded_in_pass:
+            return 0.0
+        catalog, device = self._runtime.catalog, self._runtime.device
+        kinds = {catalog.kind(*group) for group in self._uploaded_in_pass}
+        slots = {kind: (await self._host.acquire(kind), await self._device.acquire(kind)) for kind in kinds}
+        events, copied = [], []
+        for group in self._uploaded_in_pass:
+            source, target = slots[catalog.kind(*group)]
+            copies = catalog.copies(*group)
+            events.append(device.upload(source.buffer, target.buffer, copies, ()))
+            copied.append(sum(copy.length for copy in copies))
+        for event in events:
+            await event.wait()
+        for pair in slots.values():
+            for slot in pair:
+                slot.release(after=READY)
+        (_, first), (_, last) = (events[index].span or (0.0, 0.0) for index in (0, -1))
+        return (last - first) * sum(copied) / max(1, sum(copied[1:]))
+
+    async def load(self, *, shared: bool = False) -> Loaded:
+        """Bring every group into device memory for good; `shared`, or where they do not fit, one per kind for all."""
+        runtime, order = self._runtime, self._runtime.catalog.order
+        sizes = runtime.catalog.slot_bytes("device")
+        kinds = [runtime.catalog.kind(*key) for key in order]
+        aliased = shared or sum(sizes[kind] for kind in kinds) > available_host_bytes() // 2
+        counts = {kind: 1 if aliased else kinds.count(kind) for kind in sizes}
+        cells = {kind: [runtime.device.device_memory(sizes[kind]) for _ in range(n)] for kind, n in counts.items()}
+        memory = Budget("device", cells, time.perf_counter)
+        first: dict[str, Slot] = {}
+        messages = []
+        for seq, ((layer, group), kind) in enumerate(zip(order, kinds, strict=True)):
+            if not aliased or kind not in first:
+                first[kind] = await memory.acquire(kind)
+                await self._fill(layer, group, first[kind])
+            messages.append(Message(layer, group, seq, first[kind], READY))
+        return Loaded(tuple(messages), aliased)
+
+    async def compute_seconds(self, loaded: Loaded, lengths: Sequence[int] = (1,)) -> float:
+        """Run one pass with every group in place: the same program, without the line.
+
+        It carries a whole prompt of each of the `lengths`, by default a single token.
+        """
+        started = time.perf_counter()
+        await self.compute(loaded, lengths)
+        return time.perf_counter() - started
+
+    async def sequential_pass_seconds(self, loaded: Loaded, lengths: Sequence[int] = (1,)) -> float:
+        """A pass with nothing beside anything: read a group, wait, copy it, wait, compute it, wait.
+
+        It carries what `compute_seconds` carries, and reads what a pass of the measured runtime reads; the rest lies in
+        `loaded`.
+        """
+        moving = set(self._read_in_pass if self._device is None else self._uploaded_in_pass)
+        groups = {(message.layer, message.group): message for message in loaded.messages}
+        in_place = {group: message for group, message in groups.items() if group not in moving}
+        self._submit(lengths)
+        started = time.perf_counter()
+        await self._sequential_pass(in_place)
+        return time.perf_counter() - started
+
+    async def sequential(self, prompt_id: int, new_tokens: int) -> AsyncIterator[tuple[float, int]]:
+        """Decode in such passes, each of which reads every group.
+
+        Gives the seconds of each pass, and the token that came of it.
+        """
+        program = self._runtime.program
+        parameters = SamplingParameters(max_new_tokens=new_tokens)
+        sequence = RunningSequence([prompt_id], parameters, frozenset(), None, self._runtime.config.vocabulary_size)
+        program.submit([sequence])
+        chunks = sequence.chunks()
+        for _ in range(new_tokens):
+            started = time.perf_counter()
+            await self._sequential_pass({})
+            yield time.perf_counter() - started, (await anext(chunks)).token_ids[0]
+
+    async def _sequential_pass(self, in_place: Mapping[Group, Message[Slot]]) -> None:
+        program = self._runtime.program
+        pass_ = await program.begin()
+        for seq, group in enumerate(self._runtime.catalog.order):
+            if (message := in_place.get(group)) is None:
+                message = Message(*group, seq, await self._fetched(*group), READY)
+            for event in program.step(pass_, message):
+                await event.wait()
+            if group not in in_place:
+                message.at.release(after=READY)
+        await program.finish(pass_)
+
+    async def _fetched(self, layer: int, group: str) -> Slot:
+        """A group in a slot that can be computed with; the reading left out where it stays in host memory."""
+        runtime = self._runtime
+        kind = runtime.catalog.kind(layer, group)
+        staging = await self._host.acquire(kind)
+        if (layer, group) in self._read_in_pass:
+            await runtime.source.read_into(layer, group, staging.buffer)
+        if self._device is None:
+            return staging
+        slot = await self._device.acquire(kind)
+        copies = runtime.catalog.copies(layer, group)
+        await runtime.device.upload(staging.buffer, slot.buffer, copies, ()).wait()
+        staging.release(after=READY)
+        return slot
+
+    def _submit(self, lengths: Sequence[int]) -> None:
+        """A prompt of each length, which ends with its first token."""
+        vocabulary_size = self._runtime.config.vocabulary_size
+        one_token = SamplingParameters(max_new_tokens=1)
+        for length in lengths:
+            prompt = RunningSequence([1] * length, one_token, frozenset(), None, vocabulary_size)
+            self._runtime.program.submit([prompt])
+
+    async def compute(self, loaded: Loaded, lengths: Sequence[int]) -> list[float]:
+        """The same; returns for how long each group was computed.
+
+        Raises RequestError when there is no room for all of it in one pass.
+        """
+        program = self._runtime.program
+        self._submit(lengths)
+        pass_ = await program.begin()
+        if (have := sum(len(piece.token_ids) for piece in pass_.pieces)) != sum(lengths):
+            raise RequestError(f"computing alone: need {sum(lengths)} tokens in one pass, have {have}; set kv_tokens")
+        ran = [program.step(pass_, message) for message in loaded.messages]
+        await program.finish(pass_)
+        spans = [event.span or (0.0, 0.0) for events in ran for event in events]
+        return [ended - started for started, ended in spans]
+
+    async def _fill(self, layer: int, group: str, slot: Slot) -> None:
+        runtime = self._runtime
+        staging = await self._host.acquire(slot.kind)
+        await runtime.source.read_into(layer, group, staging.buffer)
+        await runtime.device.upload(staging.buffer, slot.buffer, runtime.catalog.copies(layer, group), ()).wait()
+        staging.release(after=READY)
+
+    async def _read(self, layer: int, group: str, slot: Slot) -> float:
+        await self._runtime.source.read_into(layer, group, slot.buffer)
+        slot.release(after=READY)
+        return time.perf_counter()
+
+
+def spread_tokens(tokens: int, sequences: int) -> list[int]:
+    """So many tokens as prompts of about the same length."""
+    return [tokens // sequences + (index < tokens % sequences) for index in range(sequences)]

@@ -1,0 +1,115 @@
+"""What a pass will take, from what the machine can move and compute: the production line on virtual time. Pure."""
+
+import bisect
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from actors.core.budget import Group
+from pipeline.config import Config
+from pipeline.engine.plan import Plan
+from pipeline.engine.policies import POLICIES
+from pipeline.groups.catalog import WeightCatalog
+from pipeline.tools.bench.steady_timings import SteadyTimings, steady_seconds
+from pipeline.tools.simulation.line import simulate
+
+PASSES = 5
+"""The first loads what stays, and the end of the last is not seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """How long groups of one kind are computed: seconds for each byte of weights, by rising numbers of tokens."""
+
+    byte_seconds: Mapping[int, float]
+
+    def seconds(self, nbytes: int, tokens: int) -> float:
+        """For a group of so many bytes; between two batches, and beyond the last, along the line through two."""
+        batches = list(self.byte_seconds)
+        index = min(bisect.bisect_left(batches, tokens, lo=1), len(batches) - 1)
+        few, many = batches[index - 1], batches[index]
+        first, last = self.byte_seconds[few], self.byte_seconds[many]
+        return nbytes * (first + (last - first) * (tokens - few) / (many - few))
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What a machine can do. Without an H2D rate host and device memory are one.
+
+    `computes` are by kind of group, "attn", "ffn" and "head"; `begin_seconds` is what the host does between two passes,
+    sampling and embedding, while nothing is computed. `read_slowdown` and `compute_slowdown` are by how much each takes
+    longer while the other goes on too: a CPU that computes shares its cores and its memory with the disk.
+    """
+
+    disk_bytes_per_second: float
+    h2d_bytes_per_second: float | None
+    computes: Mapping[str, Compute]
+    begin_seconds: float = 0.0
+    read_slowdown: float = 1.0
+    compute_slowdown: float = 1.0
+
+    def contention_seconds(self, read_seconds: float, compute_seconds: float) -> float:
+        """What a pass takes beyond the longer of both, which go on together until one of them has ended."""
+        read, compute = read_seconds * self.read_slowdown, compute_seconds * self.compute_slowdown
+        if compute <= read:
+            together = read_seconds + compute * (1 - 1 / self.read_slowdown)
+        else:
+            together = compute_seconds + read * (1 - 1 / self.compute_slowdown)
+        return max(0.0, together - max(read_seconds, compute_seconds))
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Seconds per pass of so many tokens, and for how long it keeps each resource busy."""
+
+    tokens: int
+    pass_seconds: float
+    resource_seconds: Mapping[str, float]
+
+    @property
+    def binds(self) -> str:
+        """The busiest resource."""
+        return max(self.resource_seconds, key=self.resource_seconds.__getitem__)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Where every token of the pass is a new one."""
+        return self.tokens / self.pass_seconds
+
+
+def forecast(catalog: WeightCatalog, plan: Plan, settings: Config, rates: Rates, tokens: int) -> Forecast:
+    """Simulate steady passes of the default policy. KV blocks that move, and attention to a long past, are left out."""
+    timings = pass_timings(catalog, plan, rates, tokens)
+    run = simulate(
+        timings,
+        POLICIES["backpressure"],
+        passes=PASSES,
+        gpu_groups=settings.gpu_groups,
+        host_groups=settings.host_groups,
+        queue=settings.gpu_groups,
+        residency=plan.residency,
+    )
+    seconds = steady_seconds(run.trace.spans, timings.order)
+    resources = timings.resources
+    contention = rates.contention_seconds(resources["disk"], resources["compute"])
+    return Forecast(tokens, statistics.fmean(seconds[1:]) + contention, resources)
+
+
+def pass_timings(catalog: WeightCatalog, plan: Plan, rates: Rates, tokens: int) -> SteadyTimings:
+    """What every pass moves and computes; nothing moves of what stays."""
+    read, sent = catalog.group_bytes("host"), catalog.group_bytes("device")
+    on_device, anywhere = set(plan.residency.device), {*plan.residency.device, *plan.residency.host}
+    h2d = rates.h2d_bytes_per_second
+    return SteadyTimings(
+        order=catalog.order,
+        one_link=h2d is None,
+        begin=rates.begin_seconds,
+        reads={group: 0.0 if group in anywhere else size / rates.disk_bytes_per_second for group, size in read.items()},
+        uploads={group: 0.0 if h2d is None or group in on_device else size / h2d for group, size in sent.items()},
+        computes={group: rates.computes[kind_of(group)].seconds(read[group], tokens) for group in catalog.order},
+    )
+
+
+def kind_of(group: Group) -> str:
+    """ "attn", "ffn" or "head": groups that are computed alike."""
+    return group[1].partition(".")[0]

@@ -1,0 +1,183 @@
+"""One token a pass by llama.cpp, whose weights are mapped: the page cache decides what stays in memory.
+
+`python -m pipeline.tools.bench.llama_arm JSON` is a program of its own, so that it can be measured under the same
+memory limit as ours; `penstock bench speed --against llama.cpp` runs it.
+"""
+
+import ctypes
+import functools
+import importlib
+import importlib.util
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.errors import ConfigError
+from pipeline.models.config import ModelConfig, read_config
+from pipeline.models.families import TensorSpec, group_specs
+from pipeline.models.frequencies import attention_factor, frequencies
+from pipeline.tools.bench.pass_arm import ArmSettings, Passes, say, serve
+
+MODULES = ("llama_cpp", "gguf")
+FILE = "model.gguf"
+NAMES = {
+    "norm": "attn_norm",
+    "q": "attn_q",
+    "k": "attn_k",
+    "v": "attn_v",
+    "o": "attn_output",
+    "gate": "ffn_gate",
+    "up": "ffn_up",
+    "down": "ffn_down",
+}
+
+
+def check_installed() -> None:
+    """Raise ConfigError, naming what to install, where a module is missing."""
+    for module in MODULES:
+        if importlib.util.find_spec(module) is None:
+            raise ConfigError(
+                f"--against llama.cpp: {module} is not installed: pip install 'gguf>=0.17' 'llama-cpp-python>=0.3.16'"
+            )
+
+
+def run(settings: ArmSettings) -> Passes:
+    """Decode greedily with mapped weights, with as many threads as torch would use."""
+    check_installed()
+    file = Path(settings.offload_folder) / FILE
+    if not file.exists():
+        write_gguf(Path(settings.folder), file)
+    llama_cpp = importlib.import_module("llama_cpp")
+    quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)  # C calls it for as long as we are here
+    llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+    parameters = llama_cpp.llama_model_default_params()
+    parameters.use_mmap = True
+    model = llama_cpp.llama_model_load_from_file(str(file).encode(), parameters)
+    context_parameters = llama_cpp.llama_context_default_params()
+    context_parameters.n_ctx = settings.context_tokens
+    context_parameters.n_threads = context_parameters.n_threads_batch = torch.get_num_threads()
+    context = llama_cpp.llama_init_from_model(model, context_parameters)
+    if not model or not context:
+        raise ConfigError(f"{file}: llama.cpp cannot open what was written for it")
+    passes = Passes("llama.cpp", settings)
+    logits_type = ctypes.POINTER(ctypes.c_float * read_config(Path(settings.folder)).vocabulary_size)
+    next_id = settings.prompt_id
+    for _ in range(passes.wanted):
+        token = (ctypes.c_int32 * 1)(next_id)
+        started = time.perf_counter()
+        if code := llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(token, 1)):
+            raise ConfigError(f"{file}: llama_decode failed with {code}")
+        logits = ctypes.cast(llama_cpp.llama_get_logits_ith(context, -1), logits_type).contents
+        next_id = int(torch.frombuffer(logits, dtype=torch.float32).argmax())
+        passes.took(time.perf_counter() - started, next_id)
+    return passes
+
+
+def write_gguf(folder: Path, file: Path) -> None:
+    """Write the checkpoint as llama.cpp maps it: matrices in bf16, norms in fp32, tensor by tensor.
+
+    Raises ConfigError for families that llama.cpp does not read as "llama".
+    """
+    config = read_config(folder)
+    if config.family != "llama" or config.tied_embeddings or config.biases:
+        have = f"{config.family} with{'' if config.biases else 'out'} biases"
+        raise ConfigError(
+            "--against llama.cpp: need a llama checkpoint without biases, with an output matrix of its own, have "
+            f"{have}"
+        )
+    if config.rope_length(config.max_positions) or attention_factor(config.rope_scaling) != 1:
+        raise ConfigError(f"--against llama.cpp: need rope type default, linear or llama3, have {config.rope_scaling}")
+    gguf = importlib.import_module("gguf")
+    unfinished = file.with_suffix(".part")
+    writer = gguf.GGUFWriter(str(unfinished), "llama", use_temp_file=False)
+    _describe(writer, gguf, config)
+    tensors = list(_tensors(folder, config))
+    kinds = gguf.GGMLQuantizationType
+    for name, shape, is_norm, _ in tensors:
+        kind, item_bytes = (kinds.F32, 4) if is_norm else (kinds.BF16, 2)
+        nbytes = item_bytes * torch.Size(shape).numel()
+        writer.add_tensor_info(name, shape, torch.empty(0).numpy().dtype, nbytes, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for name, _, is_norm, read in tensors:
+        say(f"llama.cpp: writing {name}")
+        tensor = read()
+        data = tensor.float().numpy() if is_norm else tensor.contiguous().view(torch.uint8).numpy()
+        writer.write_tensor_data(data)
+    writer.close()
+    unfinished.rename(file)
+
+
+def _describe(writer: Any, gguf: Any, config: ModelConfig) -> None:
+    writer.add_context_length(config.max_positions)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.layers)
+    writer.add_feed_forward_length(config.ffn_size)
+    writer.add_head_count(config.heads)
+    writer.add_head_count_kv(config.kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.norm_epsilon)
+    writer.add_vocab_size(config.vocabulary_size)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
+    writer.add_tokenizer_model("no_vocab")
+
+
+def _tensors(folder: Path, config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...], bool, Any]]:
+    """Name, shape, whether it is a norm, and what reads it."""
+    where = _files_of_tensors(folder)
+    for (layer, group), specs in group_specs(config).items():
+        for spec in specs:
+            heads = {"q": config.heads, "k": config.kv_heads}.get(spec.short)
+            read = functools.partial(_read, where[spec.name], spec.name, heads)
+            yield f"{_name(layer, group, spec)}.weight", spec.shape, len(spec.shape) == 1, read
+    if config.rope_scaling is not None:
+        factors = _rope_factors(config)
+        yield "rope_freqs.weight", tuple(factors.shape), True, lambda: factors
+
+
+def _name(layer: int, group: str, spec: TensorSpec) -> str:
+    if group == "embed":
+        return "token_embd"
+    if group == "head":
+        return "output_norm" if spec.short == "norm" else "output"
+    return f"blk.{layer}.ffn_norm" if (group, spec.short) == ("ffn", "norm") else f"blk.{layer}.{NAMES[spec.short]}"
+
+
+def _rope_factors(config: ModelConfig) -> torch.Tensor:
+    """By how much scaling divides each rotary frequency, as llama.cpp wants to be told."""
+    device = torch.device("cpu")
+    plain = frequencies(config.head_dim, config.rope_theta, None, 0, device)
+    return plain / frequencies(config.head_dim, config.rope_theta, config.rope_scaling, 0, device)
+
+
+def _files_of_tensors(folder: Path) -> dict[str, Path]:
+    safetensors = importlib.import_module("safetensors")
+    where = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safetensors.safe_open(file, framework="pt") as opened:
+            where.update(dict.fromkeys(opened.keys(), file))
+    return where
+
+
+def _read(file: Path, name: str, heads: int | None) -> torch.Tensor:
+    """A tensor; the rows of q and k interleaved within each head, which is how llama.cpp rotates them."""
+    safetensors = importlib.import_module("safetensors")
+    with safetensors.safe_open(file, framework="pt") as opened:
+        tensor: torch.Tensor = opened.get_tensor(name)
+    if heads is None or tensor.ndim == 1:
+        return tensor
+    rows, columns = tensor.shape
+    return tensor.view(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns)
+
+
+if __name__ == "__main__":
+    sys.exit(serve(run, sys.argv[1:]))

@@ -1,0 +1,179 @@
+"""What this machine can move and compute for a model, measured in a few seconds: the rates that a forecast needs."""
+
+import asyncio
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from actors.core.budget import Group
+from pipeline.config import Config
+from pipeline.engine.build import Runtime, build
+from pipeline.engine.residency import NOTHING_STAYS
+from pipeline.errors import ConfigError
+from pipeline.models.config import read_config
+from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
+from pipeline.tools.bench.floors import Floors, Loaded, spread_tokens
+from pipeline.tools.bench.forecast import Compute, Rates, kind_of
+from pipeline.tools.bench.read_rates import SWEEP_SECONDS, sweep
+
+Progress = Callable[[str], None]
+ROUNDS = 5
+UPLOADS = 8
+TIMED_LAYERS = 4
+"""Layers are alike: so many are computed, and the head."""
+LARGER = (1, 4, 16)
+"""Batches so many times as large are computed, from which follows what more tokens cost."""
+LARGE = 1024
+"""From here on twice as many tokens take twice as long: two batches are enough."""
+
+
+async def measure_rates(folder: Path, settings: Config, tokens: int, progress: Progress) -> Rates:
+    """Measure the disk, H2D and computing of so many tokens a pass, each alone: medians of a few rounds.
+
+    Raises ConfigError and CheckpointError as opening the model does.
+    """
+    batches = _batches(tokens, settings.max_requests * (read_config(folder).max_positions - 1))
+    runtime = await asyncio.to_thread(build, folder, _with_room(settings, batches[-1]))
+    try:
+        floors = Floors(runtime, NOTHING_STAYS)
+        progress("touching all slots once")
+        await sweep(runtime)
+        whole = await floors.load(shared=True)
+        some = Loaded(tuple(one for one in whole.messages if _is_timed(runtime, one.layer)), aliased=True)
+        disk, h2d, slowdowns = [], [], []
+        computed: dict[int, list[_Computed]] = {batch: [] for batch in batches}
+        for index in range(ROUNDS):
+            progress(f"round {index + 1}/{ROUNDS}: reading alone")
+            disk.append(await sweep(runtime))
+            if not runtime.device.unified:
+                progress(f"round {index + 1}/{ROUNDS}: copying alone")
+                h2d.append(await _h2d_bytes_per_second(runtime))
+            for batch, rounds in computed.items():
+                progress(f"round {index + 1}/{ROUNDS}: computing {batch} tokens alone")
+                rounds.append(await _computed(floors, runtime, some, batch))
+            if runtime.device.unified:
+                progress(f"round {index + 1}/{ROUNDS}: both at once")
+                alone = sum(computed[tokens][-1].seconds.values())
+                slowdowns.append(await _slowdowns(floors, runtime, some, tokens, disk[-1], alone))
+        read_slowdown, compute_slowdown = (
+            max(1.0, statistics.median(each))
+            for each in (zip(*slowdowns, strict=True) if slowdowns else ([1.0], [1.0]))
+        )
+        runtime.device.libraries.have_run(runtime.device.before)
+        return Rates(
+            statistics.median(disk),
+            statistics.median(h2d) if h2d else None,
+            _computes(computed, runtime.catalog.group_bytes("host")),
+            statistics.median(one.begin_seconds for one in computed[tokens]),
+            read_slowdown,
+            compute_slowdown,
+        )
+    finally:
+        await runtime.aclose()
+
+
+def _batches(tokens: int, most: int) -> list[int]:
+    """The tokens themselves, and batches from which follows what others cost: larger ones, or one that is smaller.
+
+    Raises ConfigError for more tokens than requests can have at a time, `most`.
+    """
+    if tokens > most:
+        raise ConfigError(f"--batch-tokens: need at most {most}, all that max_requests can have at once, have {tokens}")
+    larger = [tokens * times for times in LARGER if times < LARGER[-1] or tokens * times <= LARGE]
+    fit = [batch for batch in larger if batch <= most]
+    return fit if len(fit) > 1 else [max(1, tokens // LARGER[1]), tokens]
+
+
+def _with_room(settings: Config, tokens: int) -> Config:
+    """Settings with which so many tokens fit into one pass, and nothing stays."""
+    lengths = spread_tokens(tokens, min(tokens, settings.max_requests))
+    return replace(
+        settings,
+        residency=False,
+        max_tokens_per_pass=max(settings.max_tokens_per_pass, tokens),
+        context_tokens=max(lengths) + 1,
+        kv_tokens=sum(blocks_for(length + 1) for length in lengths) * BLOCK_TOKENS,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Computed:
+    """One pass over some layers: seconds by group, and those in which no group was computed."""
+
+    seconds: Mapping[Group, float]
+    begin_seconds: float
+
+
+def _is_timed(runtime: Runtime, layer: int) -> bool:
+    return layer < TIMED_LAYERS or layer == runtime.config.layers
+
+
+async def _computed(floors: Floors, runtime: Runtime, some: Loaded, tokens: int) -> _Computed:
+    lengths = spread_tokens(tokens, min(tokens, runtime.settings.max_requests))
+    await floors.compute(some, lengths)
+    started = time.perf_counter()
+    seconds = await floors.compute(some, lengths)
+    whole = time.perf_counter() - started
+    groups = {(one.layer, one.group): each for one, each in zip(some.messages, seconds, strict=True)}
+    return _Computed(groups, whole - sum(seconds))
+
+
+async def _slowdowns(
+    floors: Floors, runtime: Runtime, some: Loaded, tokens: int, alone_rate: float, alone_seconds: float
+) -> tuple[float, float]:
+    """By how much reading, and computing, take longer while the other goes on."""
+    lengths = spread_tokens(tokens, min(tokens, runtime.settings.max_requests))
+    took: list[float] = []
+    computing = True
+
+    async def read_on() -> list[float]:
+        rates = []
+        while computing:
+            rates.append(await sweep(runtime))
+        return rates
+
+    reading, until = asyncio.create_task(read_on()), time.perf_counter() + SWEEP_SECONDS
+    try:
+        while not took or time.perf_counter() < until:
+            took.append(sum(await floors.compute(some, lengths)))
+    finally:
+        computing = False
+        rates = await reading
+    beside = rates[:-1] or rates  # the last sweep went on when nothing was computed any more
+    return alone_rate / statistics.median(beside), statistics.median(took) / alone_seconds
+
+
+def _computes(computed: Mapping[int, list[_Computed]], sizes: Mapping[Group, int]) -> dict[str, Compute]:
+    """By kind of group; where more tokens took less time, that was chance."""
+    byte_seconds: defaultdict[str, dict[int, float]] = defaultdict(dict)
+    for tokens, rounds in computed.items():
+        values = defaultdict(list)
+        for one in rounds:
+            for kind in {kind_of(group) for group in one.seconds}:
+                alike = [group for group in one.seconds if kind_of(group) == kind]
+                values[kind].append(sum(one.seconds[group] for group in alike) / sum(sizes[group] for group in alike))
+        for kind, each in values.items():
+            fewer = max(byte_seconds[kind].values(), default=0.0)
+            byte_seconds[kind][tokens] = max(fewer, statistics.median(each))
+    return {kind: Compute(batches) for kind, batches in byte_seconds.items()}
+
+
+async def _h2d_bytes_per_second(runtime: Runtime) -> float:
+    """Upload the largest group over and over, one copy right behind the other."""
+    host, device = runtime.line.budgets
+    sizes = runtime.catalog.group_bytes("device")
+    largest = max(sizes, key=sizes.__getitem__)
+    kind, copies = runtime.catalog.kind(*largest), runtime.catalog.copies(*largest)
+    source, target = await host.acquire(kind), await device.acquire(kind)
+    try:
+        events = [runtime.device.upload(source.buffer, target.buffer, copies, ()) for _ in range(UPLOADS)]
+        for event in events:
+            await event.wait()
+    finally:
+        source.release(after=events[-1])
+        target.release(after=events[-1])
+    spans = [event.span or (0.0, 0.0) for event in events]
+    return (UPLOADS - 1) * sum(copy.length for copy in copies) / (spans[-1][1] - spans[0][1])

@@ -1,0 +1,84 @@
+"""One memory limit for whichever program is measured, its page cache included.
+
+A limit on address space or data (RLIMIT_AS, RLIMIT_DATA) does not count the page cache, so a program that maps files
+would have all of the machine. `limit_holders` has the ways that do.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import ConfigError, PenstockError
+from pipeline.system.sizes import human_bytes
+from pipeline.tools.bench.cached_files import CachedFiles
+from pipeline.tools.bench.limit_holders import HOLDERS, Holder, NoLimit
+
+LOOK_SECONDS = 0.01
+
+
+class ProgramFailed(PenstockError):
+    """A program that was to be measured ended with an error, which it has told on stderr, or was over its limit."""
+
+
+class OverLimit(ProgramFailed):
+    """A program's own memory was more than the limit, and it was ended for that."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryLimit:
+    """So many bytes for a program and the cached pages of its files, held in the `way` of one of the `HOLDERS`."""
+
+    nbytes: int
+    way: str
+
+    def __post_init__(self) -> None:
+        if self.way not in HOLDERS:
+            raise ConfigError(f"--limit-by: need one of {', '.join(HOLDERS)}, have {self.way!r}")
+        if (lacking := HOLDERS[self.way].lacking()) is not None:
+            raise ConfigError(f"--limit-by {self.way}: need {lacking}; use another of {', '.join(HOLDERS)}")
+
+    @classmethod
+    def of(cls, nbytes: int, way: str | None) -> "MemoryLimit":
+        """In the way that is named, else in the first that the kernel holds. Raises ConfigError where there is none."""
+        ways = [name for name, holder in HOLDERS.items() if holder.kernel_holds and holder.lacking() is None]
+        if way is None and not ways:
+            raise ConfigError(
+                "--memory-limit: no control group can be made here; add --limit-by watchdog, or leave the limit out "
+                "and start all of it in a container that has one"
+            )
+        return cls(nbytes, way if way is not None else ways[0])
+
+
+async def run_limited(command: Sequence[str], limit: MemoryLimit | None, folders: Sequence[Path]) -> tuple[str, int]:
+    """Run a program that reads the files in `folders`, of which nothing is cached when it starts.
+
+    Returns what it printed, and the most bytes that its holder counted. Raises ProgramFailed.
+    """
+    with CachedFiles(folders) as files, _holder(limit, files) as holder:
+        files.drop_all()
+        process = await asyncio.create_subprocess_exec(*holder.command(command), stdout=asyncio.subprocess.PIPE)
+        reading = asyncio.create_task(process.communicate())
+        try:
+            while not reading.done() and not holder.look(process.pid):
+                await asyncio.wait([reading], timeout=LOOK_SECONDS)
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+            printed, _ = await reading
+    if holder.over_bytes:
+        need, have = human_bytes(holder.over_bytes), human_bytes(holder.nbytes)
+        raise OverLimit(f"{_name(command)}: need at least {need}, have a limit of {have}; raise --memory-limit")
+    if process.returncode:
+        raise ProgramFailed(f"{_name(command)}: ended with status {process.returncode}; see above for why")
+    return printed.decode(), holder.peak_bytes
+
+
+def _holder(limit: MemoryLimit | None, files: CachedFiles) -> Holder:
+    return NoLimit(0, files) if limit is None else HOLDERS[limit.way](limit.nbytes, files)
+
+
+def _name(command: Sequence[str]) -> str:
+    return " ".join(command[1:3])

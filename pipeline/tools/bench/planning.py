@@ -1,0 +1,169 @@
+"""`penstock plan`: the plan of a model, the forecast that follows from it, and what more memory or tokens would buy."""
+
+import bisect
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from pipeline.checkpoints.config_alone import ConfigAlone
+from pipeline.config import Config
+from pipeline.devices.elsewhere import DeviceElsewhere
+from pipeline.devices.open import PlannedDevice
+from pipeline.engine.blueprint import Blueprint, draw_up, draw_up_fitting, say_remarks
+from pipeline.engine.residency import moving_bytes
+from pipeline.models.config import ModelConfig, read_config
+from pipeline.tools.bench.forecast import Forecast, Rates, forecast, pass_timings
+
+GIGABYTE = 10**9
+MORE_TOKENS = 4
+MOST_TOKENS = 1 << 16
+ALONE = "one request at a time, max_requests=1, as in penstock run"
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """What stays where. Where there are no weights, `computed_from` says from what their sizes follow."""
+
+    drawn: Blueprint
+    computed_from: str | None
+
+    @property
+    def resident_bytes(self) -> dict[str, int]:
+        """What stays, by place."""
+        stays = {"device": self.drawn.plan.residency.device, "host": self.drawn.plan.residency.host}
+        sizes = {place: self.drawn.catalog.group_bytes(place) for place in stays}
+        return {place: sum(sizes[place][group] for group in groups) for place, groups in stays.items()}
+
+    @property
+    def read_bytes_per_pass(self) -> int:
+        """What stays nowhere."""
+        residency = self.drawn.plan.residency
+        return moving_bytes(self.drawn.catalog.group_bytes("host"), residency.device, residency.host)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain values."""
+        plan = self.drawn.plan
+        return {
+            "memory": {
+                place: {"need_bytes": plan.memory.need(place), "have_bytes": have}
+                for place, have in plan.memory.available.items()
+            },
+            "kv_room": dataclasses.asdict(plan.kv_room),
+            "resident_bytes": self.resident_bytes,
+            "read_bytes_per_pass": self.read_bytes_per_pass,
+            "sizes_computed_from": self.computed_from,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Planned(Placed):
+    """And what a pass takes, and what it would take `otherwise`, by what was changed."""
+
+    rates: Rates
+    forecast: Forecast
+    otherwise: Mapping[str, Forecast]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return {
+            **Placed.as_dict(self),
+            "disk_bytes_per_second": self.rates.disk_bytes_per_second,
+            "h2d_bytes_per_second": self.rates.h2d_bytes_per_second,
+            **_plain(self.forecast),
+            "otherwise": {name: _plain(one) for name, one in self.otherwise.items()},
+        }
+
+
+def plan_model(
+    folder: Path, settings: Config, device: PlannedDevice, rates: Rates, tokens: int, host_bytes: int | None = None
+) -> Planned:
+    """Draw the plan up, forecast it, and again with a GB more of each memory that something could stay in and, for
+    passes of one token, without room for other requests; or, if nothing is to stay, with what fits.
+
+    Raises ConfigError with need, have and knob where the plan does not fit, and as `draw_up` does.
+    """
+    model = read_config(folder)
+    with open_checkpoint(folder, direct=settings.reading.get("direct", True)) as checkpoint:
+        placed = _place(model, checkpoint, settings, device, host_bytes)
+        return _forecast(placed, settings, device, rates, tokens, host_bytes)
+
+
+def plan_alone(
+    alone: ConfigAlone,
+    settings: Config,
+    device: PlannedDevice,
+    rates: Rates | None,
+    tokens: int,
+    host_bytes: int | None = None,
+) -> Placed:
+    """The same for a model without weights; without `rates` there is no forecast."""
+    placed = _place(alone.model, alone.checkpoint, settings, device, host_bytes, alone.source)
+    return placed if rates is None else _forecast(placed, settings, device, rates, tokens, host_bytes)
+
+
+def _place(
+    model: ModelConfig,
+    checkpoint: Checkpoint,
+    settings: Config,
+    device: PlannedDevice,
+    host_bytes: int | None,
+    computed_from: str | None = None,
+) -> Placed:
+    drawn = draw_up_fitting(model, checkpoint, settings, device, host_bytes)
+    say_remarks(drawn, settings)
+    return Placed(drawn, computed_from)
+
+
+def _forecast(
+    placed: Placed, settings: Config, device: PlannedDevice, rates: Rates, tokens: int, host_bytes: int | None
+) -> Planned:
+    drawn = placed.drawn
+    model, checkpoint = drawn.model, drawn.checkpoint
+    now = forecast(drawn.catalog, drawn.plan, settings, rates, tokens)
+    otherwise = {}
+    if not settings.residency:
+        staying = draw_up(model, checkpoint, replace(settings, residency=True), device, host_bytes)
+        otherwise["what fits stays"] = forecast(staying.catalog, staying.plan, settings, rates, tokens)
+    elif len(drawn.plan.residency.device or drawn.plan.residency.host) < len(drawn.catalog.order):
+        same_room = replace(settings, kv_tokens=drawn.plan.kv_room.tokens)  # so that the weights get all of it
+        for place in drawn.plan.slots:
+            limits = {**drawn.plan.limits, place: drawn.plan.limits[place] + GIGABYTE}
+            larger = DeviceElsewhere.like(device, limits.get("device"))
+            gpu_memory = None if device.unified else limits["device"]
+            told = replace(same_room, host_memory=limits["host"], gpu_memory=gpu_memory)
+            more = draw_up(model, checkpoint, told, larger, limits["host"])
+            otherwise[f"1 GB more of {place} memory"] = forecast(more.catalog, more.plan, settings, rates, tokens)
+        if tokens == 1:
+            alone = draw_up(model, checkpoint, replace(settings, max_requests=1), device, host_bytes)
+            one = forecast(alone.catalog, alone.plan, settings, rates, tokens)
+            if one.pass_seconds < now.pass_seconds:
+                otherwise[ALONE] = one
+    many = MORE_TOKENS * tokens
+    otherwise[f"{many} tokens per pass"] = forecast(drawn.catalog, drawn.plan, settings, rates, many)
+    return Planned(drawn, placed.computed_from, rates, now, otherwise)
+
+
+def balanced_tokens(planned: Planned) -> int | None:
+    """So many tokens a pass computes in the time in which it moves its bytes; None where computing binds anyway."""
+    moving = max(seconds for name, seconds in planned.forecast.resource_seconds.items() if name != "compute")
+
+    def moves_longer(tokens: int) -> bool:
+        timings = pass_timings(planned.drawn.catalog, planned.drawn.plan, planned.rates, tokens)
+        return timings.resources["compute"] < moving
+
+    if not moves_longer(planned.forecast.tokens):
+        return None
+    return bisect.bisect_left(range(MOST_TOKENS), True, key=lambda tokens: not moves_longer(tokens))
+
+
+def _plain(one: Forecast) -> dict[str, Any]:
+    return {
+        "tokens_per_pass": one.tokens,
+        "pass_seconds": one.pass_seconds,
+        "tokens_per_second": one.tokens_per_second,
+        "binds": one.binds,
+        "resource_seconds": dict(one.resource_seconds),
+    }

@@ -1,0 +1,188 @@
+"""`penstock bench policies`: every policy on the real device, beside the simulation fed with what was measured."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from actors.core.ports import PrefetchPolicy
+from actors.core.trace import Span, Trace
+from pipeline.api import Model
+from pipeline.engine.policies import CURRENT_CHAINED, POLICIES
+from pipeline.errors import ConfigError, PenstockError
+from pipeline.generation.sequence import Output
+from pipeline.models.config import read_config
+from pipeline.tools.bench.steady_timings import steady_seconds
+from pipeline.tools.simulation.line import simulate
+from pipeline.tools.simulation.replay import Replay
+from pipeline.tools.trace.configuration import describe
+from pipeline.tools.trace.overlap import Overlap
+from pipeline.tools.trace.recording import COMPUTE, DISK, LINK, Recording
+from pipeline.tools.trace.summary import busy_seconds
+
+Progress = Callable[[str], None]
+WARM_UP_PASSES = 1
+TRIAL_TOKENS, TRIALS, MOST_TOKENS = 32, 2, 16384
+NEW_TOKENS = 2
+LOGPROBS = 5
+CHAINED_TITLE = "current, chained"
+TOLERATED_DIFFERENCE = 0.25
+"""In log-probabilities: cutting a pass into micro-batches changes the shapes of products, and so how bf16 rounds."""
+
+
+class OutputsDiffer(PenstockError):
+    """One prompt got different tokens: one of two runs computed with wrong weights. Always a bug."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyReport:
+    """One policy measured, and simulated with the measured timings; each over the same passes.
+
+    `error` is simulated / measured total time, less 1. `pass_seconds` are those of the measured passes.
+    `logprob_difference` is the largest to the first policy's.
+    `chained` is the same policy with its event-chained forward, where it has one.
+    """
+
+    measured: Overlap
+    simulated: Overlap
+    passes: int
+    batch_tokens: int
+    token_ids: tuple[int, ...]
+    logprob_difference: float
+    pass_seconds: tuple[float, ...]
+    chained: "PolicyReport | None" = None
+
+    @property
+    def error(self) -> float:
+        """How far the simulation is off."""
+        return self.simulated.total_ms / self.measured.total_ms - 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """The measured columns, with the simulated ones, and what else is known, as plain values."""
+        return {
+            **self.measured.as_dict(),
+            "simulated": self.simulated.as_dict(),
+            "error": self.error,
+            "passes": self.passes,
+            "batch_tokens": self.batch_tokens,
+            "token_ids": list(self.token_ids),
+            "logprob_difference": self.logprob_difference,
+            "pass_seconds": list(self.pass_seconds),
+            **({"chained": self.chained.as_dict()} if self.chained else {}),
+        }
+
+
+@dataclass(slots=True)
+class PolicyBench:
+    """What all policies of one comparison share: the model, the passes, and the output of the first."""
+
+    folder: Path
+    settings: Mapping[str, Any]
+    passes: int
+    batch_tokens: int
+    progress: Progress
+    expected: Output | None = None
+    recordings: dict[str, Recording] = field(default_factory=dict)
+
+    async def run(self, policies: Mapping[str, PrefetchPolicy]) -> list[PolicyReport]:
+        """Measure one policy after the other, by the names of their rows.
+
+        Raises OutputsDiffer when one gives other tokens than the first, ConfigError where the context is too short.
+        """
+        self._check_positions()
+        reports = []
+        for name, policy in policies.items():
+            report = await self._measure(policy, name, name)
+            if policy == POLICIES["current"]:
+                chained = await self._measure(CURRENT_CHAINED, CHAINED_TITLE, name)
+                report = replace(report, chained=chained)
+            reports.append(report)
+        return reports
+
+    def _check_positions(self) -> None:
+        passes, most = WARM_UP_PASSES + self.passes, read_config(self.folder).max_positions
+        if (need := passes * self.batch_tokens + NEW_TOKENS) > most:
+            raise ConfigError(
+                f"--batch-tokens: {passes} passes of {self.batch_tokens} tokens need {need} positions, have {most}; "
+                "lower it, or --passes"
+            )
+
+    async def _measure(self, policy: PrefetchPolicy, title: str, name: str) -> PolicyReport:
+        self.progress(f"{title}: opening the model")
+        tokens = (WARM_UP_PASSES + self.passes) * self.batch_tokens
+        settings = {**self.settings, "max_tokens_per_pass": self.batch_tokens, "context_tokens": tokens + NEW_TOKENS}
+        async with Model.open(self.folder, policy=policy, trace=Trace(), **settings) as model:
+            output, trace = await self._generate(model, tokens, title)
+            runtime = model.runtime
+            order, policy, one_link = runtime.catalog.order, runtime.policy, runtime.device.unified
+            requests = runtime.wired.requests
+            asked, depth = ({}, None) if requests is None else (dict(requests.asked_at), requests.depth)
+            configuration = describe(runtime, "bench policies")
+        if trace.dropped:
+            raise ConfigError(f"passes: have {self.passes}, more than a trace holds; lower it")
+        spans = trace.spans
+        self.recordings[title] = Recording(spans, trace.counts, configuration)
+        self.progress(f"{title}: simulating")
+
+        def overlap(spans: Sequence[Span]) -> Overlap:
+            blocking = policy.waits == "blocking"
+            window = {"first_pass": WARM_UP_PASSES, "passes": self.passes}
+            return Overlap.of(name, spans, order, blocking=blocking, asked=asked, depth=depth, **window)
+
+        measured = overlap(spans)
+        timings = Replay.of(spans, order, one_link=one_link, check_seconds=measured.host_blocked_ms / 1000)
+        settings = {name: self.settings[name] for name in ("gpu_groups", "host_groups")}
+        settings |= {"passes": WARM_UP_PASSES + self.passes, "pass_tokens": self.batch_tokens}
+        # On a thread: virtual time needs an event loop of its own.
+        simulated = await asyncio.to_thread(simulate, timings, policy, **settings)
+        difference = self._difference(output, title)
+        row = overlap(simulated.trace.spans)
+        seconds = tuple(steady_seconds(spans, order))
+        return PolicyReport(measured, row, self.passes, self.batch_tokens, output.token_ids, difference, seconds)
+
+    async def _generate(self, model: Model, tokens: int, title: str) -> tuple[Output, Trace]:
+        prompt = prompt_of(tokens, model.runtime.config.vocabulary_size)
+        self.progress(f"{title}: {WARM_UP_PASSES + self.passes} passes of {self.batch_tokens} tokens")
+        async with model.recording() as trace:
+            output = await model.generate(
+                prompt, max_new_tokens=NEW_TOKENS, temperature=0.0, logprobs=LOGPROBS, ignore_eos=True
+            )
+        return output, trace
+
+    def _difference(self, output: Output, title: str) -> float:
+        """The largest difference of a log-probability to the first policy's."""
+        expected = self.expected = self.expected or output
+        pairs = zip(output.logprobs or (), expected.logprobs or (), strict=True)
+        difference = max(abs(have[token] - need[token]) for have, need in pairs for token in have.keys() & need.keys())
+        if output.token_ids != expected.token_ids or difference > TOLERATED_DIFFERENCE:
+            raise OutputsDiffer(
+                f"{title}: need the tokens {expected.token_ids} of the first policy, have {output.token_ids}, with "
+                f"log-probabilities up to {difference:.3g} apart"
+            )
+        return difference
+
+
+async def balanced_tokens(folder: Path, settings: Mapping[str, Any], passes: int, progress: Progress) -> int:
+    """How many tokens a pass needs for its computing to take as long as its slower transfer.
+
+    Found by trials, each with as many tokens as the one before suggests: a device is faster with many than with few.
+    """
+    tokens = TRIAL_TOKENS
+    for _ in range(TRIALS):
+        progress(f"choosing the tokens per pass: a trial with {tokens}")
+        trial = {**settings, "max_tokens_per_pass": tokens, "context_tokens": 3 * tokens + 1}
+        async with Model.open(folder, trace=Trace(), **trial) as model:
+            async with model.recording() as trace:
+                await model.generate(prompt_of(3 * tokens, model.runtime.config.vocabulary_size), max_new_tokens=1)
+            most = model.runtime.config.max_positions // (WARM_UP_PASSES + passes + 1)
+        spans = trace.spans
+        busy = busy_seconds(spans, min(span.started for span in spans), max(span.ended for span in spans))
+        ratio = max(busy.get(DISK, 0.0), busy.get(LINK, 0.0)) / busy[COMPUTE]
+        tokens = max(1, min(round(tokens * ratio), MOST_TOKENS, most))
+    return tokens
+
+
+def prompt_of(tokens: int, vocabulary_size: int) -> list[int]:
+    """A prompt of few different tokens, so that fetching embedding rows costs next to nothing."""
+    return [1 + index % min(7, vocabulary_size - 1) for index in range(tokens)]

@@ -1,0 +1,88 @@
+"""What has come of a prompt until now: how fast, and why it ended."""
+
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.generation.sequence import Chunk
+
+INTERRUPTED = "interrupted"
+
+
+@dataclass(slots=True)
+class Answer:
+    """The chunks of one call and when they came, in seconds of `time.perf_counter`."""
+
+    chunks: list[Chunk] = field(default_factory=list)
+    came: list[float] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
+    interrupted: bool = False
+
+    def take(self, chunk: Chunk) -> None:
+        """Note a chunk that came now."""
+        self.chunks.append(chunk)
+        self.came.append(time.perf_counter())
+
+    @property
+    def text(self) -> str:
+        """As far as it is complete."""
+        return "".join(chunk.text for chunk in self.chunks)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """All that came."""
+        return [token_id for chunk in self.chunks for token_id in chunk.token_ids]
+
+    @property
+    def finish_reason(self) -> str | None:
+        """What the last chunk says, "stop" or "length"; "interrupted" where the user ended it."""
+        return INTERRUPTED if self.interrupted else self.chunks[-1].finish_reason if self.chunks else None
+
+    @property
+    def first_token_seconds(self) -> float | None:
+        """From the call on."""
+        return self.came[0] - self.started if self.came else None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """From the first token on, so of those behind it."""
+        return (len(self.came) - 1) / (self.came[-1] - self.came[0]) if len(self.came) > 1 else None
+
+    def ended(self, eos_ids: Collection[int], arguments: Mapping[str, Any]) -> str:
+        """Why it ended, and which option would have let it go on."""
+        count, last_id = len(self.chunks), self.token_ids[-1] if self.chunks else None
+        if self.finish_reason == INTERRUPTED:
+            return f"interrupted after {_tokens(count)}"
+        if self.finish_reason == "length":
+            return f"cut at {_tokens(count)}; --max-new-tokens N allows more"
+        if last_id in eos_ids and not arguments.get("ignore_eos"):
+            return f"by the model, with token {last_id}; --ignore-eos goes on"
+        if last_id in arguments.get("stop_token_ids", ()):
+            return f"by token {last_id}, one of --stop-token-ids"
+        return "before a text of --stop"
+
+    def lines(self, eos_ids: Collection[int], arguments: Mapping[str, Any]) -> str:
+        """For people."""
+        first, rate = self.first_token_seconds, self.tokens_per_second
+        told = "" if first is None else f": the first after {first:.2f} s"
+        told += "" if rate is None else f", then {rate:.3g} tokens/s"
+        return f"tokens     {len(self.chunks)}{told}\nended      {self.ended(eos_ids, arguments)}"
+
+    def as_dict(self, eos_ids: Collection[int], arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The same as plain values; with log-probabilities where they were asked for."""
+        logprobs = [chunk.logprobs for chunk in self.chunks if chunk.logprobs is not None]
+        return {
+            "text": self.text,
+            "token_ids": self.token_ids,
+            "finish_reason": self.finish_reason,
+            "ended": self.ended(eos_ids, arguments),
+            "seconds": time.perf_counter() - self.started,
+            "first_token_seconds": self.first_token_seconds,
+            "tokens_per_second": self.tokens_per_second,
+            **({} if arguments.get("logprobs") is None else {"logprobs": logprobs}),
+        }
+
+
+def _tokens(count: int) -> str:
+    return f"{count} token{'s' * (count != 1)}"

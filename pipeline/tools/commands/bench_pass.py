@@ -1,0 +1,91 @@
+"""`penstock bench pass MODEL`."""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+
+from pipeline.errors import ConfigError
+from pipeline.system.outputs import check_writable
+from pipeline.system.sizes import human_bytes
+from pipeline.tools.bench.one_pass import PassReport, bench_pass, tokens_of
+from pipeline.tools.commands.options import model_settings
+from pipeline.tools.commands.progress import Progress
+from pipeline.tools.commands.remarks import below_floor, nothing_moved, with_remarks
+from pipeline.tools.commands.table import aligned
+from pipeline.tools.trace.perfetto import write_trace
+from pipeline.tools.trace.recording import Recording
+
+UNSAID = "a pass is computing alone, and overlapping has nothing to gain"
+UNBALANCED = ", and multiples of a balance, as 1x, are multiples of one token"
+
+
+async def bench(options: argparse.Namespace) -> None:
+    """Measure, and print a table or one JSON object; of an early end, by Ctrl-C or an error, what is complete."""
+    if options.passes < 1:
+        raise ConfigError(f"--passes: need at least 1, have {options.passes}")
+    if options.trace is not None:
+        check_writable(options.trace)
+    settings, progress = model_settings(options), Progress()
+    rows: list[PassReport] = []
+    try:
+        for model in options.model:
+            for told in options.batch_tokens.split(","):
+                tokens = await tokens_of(model, settings, told, progress.say)
+                report, recording = await bench_pass(model, settings, tokens, options.passes, progress.say)
+                rows.append(report)
+    finally:
+        progress.clear()
+        if rows:
+            _tell(options, rows, recording)
+
+
+def _tell(options: argparse.Namespace, rows: Sequence[PassReport], recording: Recording) -> None:
+    if options.trace is not None:
+        write_trace(options.trace, recording)  # before what is printed, whose reader may go away
+    if options.json:
+        json.dump([row.as_dict() for row in rows], sys.stdout, indent=2)
+        print()
+    else:
+        ratios = {f"{row.model}, {row.tokens} tokens": statistics.median(row.ratios) for row in rows}
+        unsaid = UNSAID + UNBALANCED * ("x" in options.batch_tokens)
+        still = nothing_moved({row.model: row.moving_groups for row in rows}, unsaid)
+        print(with_remarks(pass_table(rows), still, below_floor(ratios)))
+
+
+def pass_table(rows: Sequence[PassReport]) -> str:
+    """A row for each model and number of tokens: medians over the rounds, and the range of the ratio."""
+
+    def column(text: Callable[[PassReport], str]) -> list[str]:
+        return [text(row) for row in rows]
+
+    def median(name: str) -> list[str]:
+        medians = [statistics.median(getattr(row, name)) for row in rows]
+        return [f"{seconds:.3f}" if seconds else "-" for seconds in medians]  # memory that is one has no link
+
+    return aligned(
+        {
+            ("model", ""): column(lambda row: row.model),
+            ("tokens", "a pass"): column(lambda row: str(row.tokens)),
+            ("read", "a pass"): column(lambda row: human_bytes(row.read_bytes_per_pass)),
+            ("read /", "needed"): column(lambda row: f"{row.read_bytes_per_pass / row.needed_bytes_per_pass:.3f}"),
+            ("read", "floor s"): median("read_floor_seconds"),
+            ("H2D", "floor s"): median("upload_floor_seconds"),
+            ("compute", "floor s"): median("compute_floor_seconds"),
+            ("pass", "s"): median("pass_seconds"),
+            ("pass /", "floor"): column(lambda row: f"{statistics.median(row.ratios):.3f}"),
+            ("range", ""): column(lambda row: f"{min(row.ratios):.3f}-{max(row.ratios):.3f}"),
+            ("both", "s"): median("both_seconds"),
+            ("pass /", "both"): column(lambda row: f"{statistics.median(row.ratios_to_both):.3f}"),
+            ("sequential", "s"): median("sequential_seconds"),
+            ("gain /", "ideal"): column(lambda row: f"{row.gain:.3f}" if row.moving_groups else "-"),
+            ("gain /", "both"): column(lambda row: f"{row.gain_of_both:.3f}" if row.moving_groups else "-"),
+            ("waited ms", "first/mean"): column(
+                lambda row: "/".join(
+                    f"{1000 * statistics.median(each):.1f}" for each in (row.first_wait_seconds, row.wait_seconds)
+                )
+            ),
+            ("recording", ""): column(lambda row: f"{row.recording_ratio - 1:+.1%}"),
+        }
+    )

@@ -1,0 +1,115 @@
+"""`penstock bench policies MODEL`."""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.config import Config
+from pipeline.engine.policies import POLICIES, find_policy
+from pipeline.errors import ConfigError
+from pipeline.system.outputs import is_plain
+from pipeline.tools.bench.candidates import Samples
+from pipeline.tools.bench.policies import CHAINED_TITLE, PolicyBench, PolicyReport, balanced_tokens
+from pipeline.tools.commands.options import model_settings
+from pipeline.tools.commands.policy_table import policy_table
+from pipeline.tools.commands.progress import Progress
+from pipeline.tools.commands.remarks import beside_noise, with_remarks
+from pipeline.tools.commands.values import policy_from_text
+from pipeline.tools.trace.perfetto import write_trace
+from pipeline.tools.trace.recording import Recording
+
+ENOUGH = 3
+"""Passes from which their spread says something."""
+
+
+async def bench_policies(options: argparse.Namespace) -> None:
+    """Measure and simulate, and print the two beside each other, or one JSON list."""
+    for name in ("passes", "batch_tokens"):
+        if (have := getattr(options, name)) is not None and have < 1:
+            raise ConfigError(f"--{name.replace('_', '-')}: need at least 1, have {have}")
+    if options.trace is not None:
+        _check_traces(options.trace)
+    policies = {name: find_policy(policy_from_text(name)) for name in options.policies or POLICIES}
+    # Policies differ in how they move groups, so all of them move.
+    settings = {"host_groups": options.settings["gpu_groups"], **model_settings(options), "residency": False}
+    Config.from_arguments(settings)
+    progress = Progress()
+    tokens = options.batch_tokens or await balanced_tokens(options.model, settings, options.passes, progress.say)
+    bench = PolicyBench(options.model, settings, options.passes, tokens, progress.say)
+    reports = await bench.run(policies)
+    progress.clear()
+    if options.trace is not None:
+        for path in _write_traces(options.trace, bench.recordings):
+            print(f"wrote {path}", file=sys.stderr)
+    if options.json:
+        json.dump([report.as_dict() for report in reports], sys.stdout, indent=2)
+        print()
+    else:
+        print(_table(reports))
+
+
+def _table(reports: list[PolicyReport]) -> str:
+    """The measured rows, with the simulation and its error beside the total; `current` has a second row."""
+    both = [row for report in reports for row in (report, report.chained) if row is not None]
+    beside = {
+        ("simulated", "s"): [f"{report.simulated.total_ms / 1000:.3f}" for report in both],
+        ("error", "%"): [f"{report.error:+.1%}".rstrip("%") for report in both],
+        ("spread", "%"): [f"{_spread(report):.1%}".rstrip("%") for report in both],
+    }
+    chained = [report.chained for report in reports]
+    measured = [replace(row.measured, policy=CHAINED_TITLE) if row in chained else row.measured for row in both]
+    first = both[0]
+    worst = max(report.logprob_difference for report in both)
+    effect = _effect(dict(zip((row.policy for row in measured), both, strict=True)))
+    said = (
+        f"{_passes(first.passes)} of {first.batch_tokens} tokens each, in each of which all weight groups moved; "
+        f"the same tokens came out of all, log-probabilities at most {worst:.2g} apart"
+    )
+    return with_remarks(policy_table(measured, beside), effect, said)
+
+
+def _effect(reports: Mapping[str, PolicyReport]) -> str:
+    """Whether the policies differ by more than the passes of one do; empty where there is only one.
+
+    By the medians of their passes: a few slow ones, when the machine had more to do, are no policy's.
+    """
+    if len(reports) < 2:
+        return ""
+    passes = {name: Samples(report.pass_seconds) for name, report in reports.items()}
+    ranked = sorted(passes, key=lambda name: passes[name].median)
+    fastest, slowest = passes[ranked[0]], passes[ranked[-1]]
+    if len(fastest.values) < ENOUGH:
+        return f"too few passes to tell how policies differ from noise: raise --passes to {ENOUGH} or more"
+    longer, noise = slowest.median / fastest.median - 1, fastest.spread + slowest.spread
+    return f"a pass of {ranked[-1]} took {longer:.1%} longer than of {ranked[0]}, {beside_noise(longer, noise)}"
+
+
+def _passes(count: int) -> str:
+    return f"{count} pass" if count == 1 else f"{count} passes"
+
+
+def _spread(report: PolicyReport) -> float:
+    """Half of the range of the middle half of the passes, relative to their median."""
+    return Samples(report.pass_seconds).spread
+
+
+def _check_traces(path: Path) -> None:
+    """The names of the files are made from that of a plain one."""
+    if not is_plain(path):
+        raise ConfigError(f"--trace {path}: each policy has a trace of its own; give the name of a plain file")
+
+
+def _write_traces(path: Path, recordings: Mapping[str, Recording]) -> list[Path]:
+    """One file per policy, whose name goes before the first suffix; a single policy keeps the name as it is."""
+    written = []
+    for title, recording in recordings.items():
+        stem, dot, suffix = path.name.partition(".")
+        plain = re.sub(r"[^\w-]+", "-", title)
+        name = path.name if len(recordings) == 1 else f"{stem}.{plain}{dot}{suffix}"
+        write_trace(path.with_name(name), recording)
+        written.append(path.with_name(name))
+    return written

@@ -1,0 +1,176 @@
+"""`penstock bench throughput MODEL`."""
+
+import argparse
+import json
+import math
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+from pipeline.system.memory import available_host_bytes
+from pipeline.system.sizes import human_bytes, parse_bytes
+from pipeline.tools.bench.arms import OURS, ArmRun, Arms, Row, agreement, median_rows
+from pipeline.tools.bench.load import Load
+from pipeline.tools.bench.memory_limit import MemoryLimit
+from pipeline.tools.bench.throughput import bench_throughput
+from pipeline.tools.commands.options import model_settings
+from pipeline.tools.commands.progress import Progress
+from pipeline.tools.commands.remarks import below_floor, nothing_moved, with_remarks
+from pipeline.tools.commands.settings import plain
+from pipeline.tools.commands.table import aligned
+
+
+async def throughput(options: argparse.Namespace) -> None:
+    """Measure, and print a table or one JSON object."""
+    requests, load, limit = _requests(options.requests), _load(options), _limit(options)
+    settings = model_settings(options)
+    if options.memory_limit is not None:
+        settings.setdefault("host_memory", options.memory_limit)
+    Config.from_arguments(settings)
+    told = {
+        "model": str(options.model),
+        "prompt_tokens": [load.shortest, load.longest],
+        "new_tokens": load.new_tokens,
+        "arrivals_per_second": load.arrivals_per_second,
+        "seed": load.seed,
+    }
+    progress = Progress()
+    if options.against is None and options.memory_limit is None:
+        if options.rounds is not None:
+            raise ConfigError("--rounds: need --against or --memory-limit; have neither")
+        measured = await bench_throughput(options.model, settings, load, requests, progress.say)
+        rows = [row.as_dict() for row in measured]
+        progress.clear()
+        _print(told | {"rows": rows}, _columns(rows), _remarks(options, rows), as_json=options.json)
+        return
+    rounds = 1 if options.rounds is None else _at_least_one("--rounds", options.rounds)
+    arms = Arms(options.model, plain(settings), load, requests, limit, progress.say)
+    arms.check(options.against)
+    runs = await arms.run(options.against, rounds)
+    progress.clear()
+    told |= {
+        "memory_limit_bytes": arms.limit.nbytes if arms.limit else None,
+        "limit_by": arms.limit.way if arms.limit else None,
+        "runs": [run.as_dict() for run in runs],
+    }
+    _print(told, _compared_columns(runs), _remarks(options, median_rows(runs, OURS)), as_json=options.json)
+    if not options.json and options.against is not None:
+        _print_agreement(median_rows(runs, OURS), median_rows(runs, options.against), options.against)
+
+
+def _requests(text: str) -> list[int]:
+    """Numbers with commas between them."""
+    counts = [int(part) if part.isdecimal() else 0 for part in text.split(",")]
+    if min(counts) < 1:
+        raise ConfigError(f"--requests: need numbers from 1 on, such as 16 or 1,4,16,64; have {text!r}")
+    return counts
+
+
+def _load(options: argparse.Namespace) -> Load:
+    prompt = re.fullmatch(r"([1-9][0-9]*)(?:-([1-9][0-9]*))?", options.prompt_tokens)
+    shortest, longest = (int(prompt[1]), int(prompt[2] or prompt[1])) if prompt else (0, 0)
+    if not 0 < shortest <= longest:
+        raise ConfigError(f"--prompt-tokens: need a number or a range such as 8-64, have {options.prompt_tokens!r}")
+    new_tokens = _at_least_one("--new-tokens", options.new_tokens)
+    return Load(shortest, longest, new_tokens, _arrival(options.arrival), options.seed)
+
+
+def _arrival(text: str | None) -> float | None:
+    if text is None:
+        return None
+    process, _, rate = text.partition(":")
+    try:
+        per_second = float(rate)
+    except ValueError:
+        per_second = 0.0
+    if process != "poisson" or not 0 < per_second < math.inf:
+        raise ConfigError(f"--arrival: need poisson:RATE with requests per second, such as poisson:2; have {text!r}")
+    return per_second
+
+
+def _limit(options: argparse.Namespace) -> MemoryLimit | None:
+    if options.memory_limit is None:
+        if options.limit_by is not None:
+            raise ConfigError("--limit-by: need --memory-limit, have none")
+        return None
+    nbytes = parse_bytes("--memory-limit", options.memory_limit, available_host_bytes())
+    return MemoryLimit.of(nbytes, options.limit_by)
+
+
+def _at_least_one(option: str, have: int) -> int:
+    if have < 1:
+        raise ConfigError(f"{option}: need at least 1, have {have}")
+    return have
+
+
+def _print(
+    told: dict[str, Any], columns: dict[tuple[str, str], list[str]], remarks: Sequence[str], *, as_json: bool
+) -> None:
+    if as_json:
+        json.dump(told, sys.stdout)
+        print()
+    else:
+        print(with_remarks(aligned(columns), *remarks))
+
+
+def _remarks(options: argparse.Namespace, rows: Sequence[Row]) -> tuple[str, str]:
+    moving = {options.model.name: max(row["moving_groups"] for row in rows)}
+    ratios = {f"requests={row['requests']:.0f}": 1 / row["floor_share"] for row in rows}
+    return nothing_moved(moving, "a pass is computing alone, and more requests share no reading"), below_floor(ratios)
+
+
+def _columns(rows: Sequence[Row]) -> dict[tuple[str, str], list[str]]:
+    """What an arm has not measured is a dash."""
+
+    def column(name: str, digits: int) -> list[str]:
+        values = [row.get(name) for row in rows]
+        return ["-" if value is None else f"{value:.{digits}f}" for value in values]
+
+    return {
+        ("requests", ""): column("requests", 0),
+        ("passes", ""): column("passes", 0),
+        ("tokens/s", ""): column("tokens_per_second", 2),
+        ("pass", "s"): column("pass_seconds", 3),
+        ("tokens", "per pass"): column("tokens_per_pass", 1),
+        ("first token", "s"): column("first_token_seconds", 3),
+        ("p90", "s"): column("first_token_seconds_p90", 3),
+        ("next token", "s"): column("output_token_seconds", 3),
+        ("read", "per token"): [human_bytes(row.get("read_bytes_per_token", 0)) for row in rows],
+        ("read", "floor s"): column("read_floor_seconds", 3),
+        ("compute", "floor s"): column("compute_floor_seconds", 3),
+        ("larger /", "pass"): column("floor_share", 3),
+    }
+
+
+def _compared_columns(runs: Sequence[ArmRun]) -> dict[tuple[str, str], list[str]]:
+    """Medians over the rounds, arm by arm, with the range of the tokens per second and the most memory."""
+    names, rows, ranges, peaks = [], [], [], []
+    for arm in dict.fromkeys(run.arm for run in runs):
+        own = [run for run in runs if run.arm == arm]
+        peak = max(run.peak_bytes for run in own)
+        for index, row in enumerate(median_rows(runs, arm)):
+            rates = [run.rows[index]["tokens_per_second"] for run in own if "seconds" in run.rows[index]]
+            names.append(arm)
+            rows.append(row)
+            ranges.append(f"{min(rates):.2f}-{max(rates):.2f}" if rates else "over the limit")
+            peaks.append(human_bytes(peak))
+    beside = {("tokens/s", "min-max"): ranges, ("memory", "at most"): peaks}
+    return {("arm", ""): names, **_columns(rows), **beside}
+
+
+def _print_agreement(ours: Sequence[Row], theirs: Sequence[Row], against: str) -> None:
+    print()
+    for mine, other in zip(ours, theirs, strict=True):
+        if "seconds" not in other:
+            print(f"{mine['requests']:.0f} requests: {against} needs more memory than the limit")
+            continue
+        whole, tokens = agreement(mine, other)
+        total = sum(map(len, mine["token_ids"]))
+        ratio = mine["tokens_per_second"] / other["tokens_per_second"]
+        print(
+            f"{mine['requests']:.0f} requests: {ratio:.2f} x {against}'s tokens/s; {whole} requests and "
+            f"{tokens} of {total} tokens agree up to the first difference"
+        )

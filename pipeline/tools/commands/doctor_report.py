@@ -1,0 +1,86 @@
+"""What `penstock doctor` does, and how it is printed. It needs no torch itself: a broken one must be told, not met."""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from pipeline.checkpoints.checkpoint import open_checkpoint
+from pipeline.errors import ConfigError, PenstockError
+from pipeline.tools.commands.options import model_settings
+from pipeline.tools.commands.progress import Progress
+from pipeline.tools.doctor.check import Check, failed
+from pipeline.tools.doctor.machine import machine_checks
+
+NAME_WIDTH = len("pinned memory")
+
+
+def doctor(options: argparse.Namespace) -> None:
+    """Check, and print. Raises PenstockError when something is bad, or when the model cannot be opened."""
+    if options.deep is not None:
+        open_checkpoint(options.deep, direct=False).close()  # a folder that is none is told before anything takes time
+    for name in options.settings if options.deep is None else ():
+        raise ConfigError(f"{name}: says how a model is run, so it needs --deep MODEL")
+    progress = Progress()
+    progress.say("checking the machine")
+    checks = machine_checks(options.deep)
+    progress.clear()
+    try:
+        if not options.json:
+            print(lines(checks), flush=True)
+        if options.deep is not None:
+            deep = _deep(options, progress)
+            checks += deep
+            if not options.json:
+                print(lines(deep))
+    finally:
+        bad = [check.name for check in checks if check.verdict == "bad"]
+        if options.json:
+            json.dump({"bad": bad, "checks": [asdict(check) for check in checks]}, sys.stdout, indent=2)
+            print()
+    if bad:
+        raise PenstockError(f"{len(bad)} of {len(checks)} checks {'is' if len(bad) == 1 else 'are'} bad")
+
+
+def _deep(options: argparse.Namespace, progress: Progress) -> list[Check]:
+    """Raises PenstockError when the model cannot be opened."""
+    from pipeline.tools.commands.event_loop import run_async
+
+    checks: list[Check] = []
+
+    async def check() -> None:
+        from pipeline.tools.doctor.outputs import check_outputs
+
+        checks.extend(await check_outputs(options.deep, model_settings(options), progress.say))
+
+    # What opening warns of, the checks have told, or it is the same for all runs.
+    logger = logging.getLogger("penstock")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        run_async(check())
+    except PenstockError:
+        raise
+    except Exception as error:
+        checks.append(failed("outputs", error))
+    finally:
+        logger.setLevel(level)
+        progress.clear()
+    return checks
+
+
+def lines(checks: Sequence[Check]) -> str:
+    """A line for each check, and one below it for what to do."""
+    told = []
+    for check in checks:
+        told.append(f"{check.verdict:4}  {check.name:{NAME_WIDTH}}  {_one_line(check.found)}")
+        if check.to_do:
+            told.append(f"{'':{NAME_WIDTH + 8}}-> {_one_line(check.to_do)}")
+    return "\n".join(told)
+
+
+def _one_line(text: str) -> str:
+    """Errors of others may have several."""
+    return " ".join(text.split())

@@ -1,0 +1,78 @@
+"""What `penstock bench open` does, and its table."""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+
+from pipeline.errors import ConfigError
+from pipeline.system.sizes import human_bytes
+from pipeline.tools.bench.opening import OpeningReport, bench_opening
+from pipeline.tools.commands.options import model_settings
+from pipeline.tools.commands.progress import Progress
+from pipeline.tools.commands.remarks import nothing_moved, with_remarks
+from pipeline.tools.commands.table import aligned
+
+GIGA, MILLI, MICRO = 1e9, 1e-3, 1e-6
+UNSAID = "a pass streams nothing, and its time tells nothing of the disk"
+
+
+async def bench_open(options: argparse.Namespace) -> None:
+    """Measure one model after the other, and print a table or one JSON list, also of those before an early end.
+
+    Raises ConfigError.
+    """
+    for name in ("rounds", "passes"):
+        if (have := getattr(options, name)) < 1:
+            raise ConfigError(f"--{name}: need at least 1, have {have}")
+    progress, settings = Progress(), model_settings(options)
+    rows: list[OpeningReport] = []
+    try:
+        for model in options.model:
+            rows.append(await bench_opening(model, settings, options.rounds, options.passes, progress.say))
+    finally:
+        progress.clear()
+        if rows:
+            _tell(options, rows)
+
+
+def _tell(options: argparse.Namespace, rows: Sequence[OpeningReport]) -> None:
+    if options.json:
+        json.dump([row.as_dict() for row in rows], sys.stdout, indent=2)
+        print()
+    else:
+        print(with_remarks(table(rows), nothing_moved({row.model: row.moving_groups for row in rows}, UNSAID)))
+
+
+def table(rows: Sequence[OpeningReport]) -> str:
+    """A row for each model: medians over the rounds."""
+
+    def column(text: Callable[[OpeningReport], str]) -> list[str]:
+        return [text(row) for row in rows]
+
+    def median(name: str, unit: float, digits: int) -> list[str]:
+        return [f"{statistics.median(getattr(row, name)) / unit:.{digits}f}" for row in rows]
+
+    return aligned(
+        {
+            ("model", ""): column(lambda row: row.model),
+            ("groups", ""): column(lambda row: str(row.groups)),
+            ("streamed", "a pass"): column(lambda row: human_bytes(row.streamed_bytes)),
+            ("open", "ms"): median("open_seconds", MILLI, 1),
+            ("first group", "ms"): median("first_group_seconds", MILLI, 1),
+            ("its read", "ms"): median("line_read_seconds", MILLI, 1),
+            ("alone", "ms"): median("first_read_seconds", MILLI, 1),
+            ("first /", "alone"): column(lambda row: f"{row.first_ratio:.2f}"),
+            ("full line", "ms"): median("rested_group_seconds", MILLI, 1),
+            ("pass", "s"): median("pass_seconds", 1.0, 3),
+            ("pass", "s/GB"): column(_gigabyte_seconds),
+            ("event loop", "us/group"): median("loop_group_seconds", MICRO, 0),
+            ("idle", "% of a core"): median("idle_share", 0.01, 2),
+        }
+    )
+
+
+def _gigabyte_seconds(row: OpeningReport) -> str:
+    streamed = row.streamed_bytes / GIGA
+    return f"{statistics.median(row.pass_seconds) / streamed:.3f}" if streamed else "-"

@@ -1,0 +1,77 @@
+"""Options that several commands share. Those that say how a model is run are all settings of `Config`."""
+
+import argparse
+from collections.abc import Collection, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError
+from pipeline.tools.commands.parser import Parser
+
+OPTIONS = {
+    "device": ("DEVICE", "auto, cpu, cpu-copy, cuda; default auto"),
+    "dtype": ("DTYPE", "compute in float32, float16, bfloat16; default the checkpoint's"),
+    "gpu_memory": ("SIZE", "stay within 10GiB, 80%%, ... of the device's memory"),
+    "host_memory": ("SIZE", "the same for host memory; on the CPU it holds everything"),
+    "gpu_groups": ("N", "weight groups on the device"),
+    "context_tokens": ("N", "prompt plus new tokens that one request may have"),
+    "kv_tokens": ("N", "prompt and answer tokens of all running requests; default by what is free"),
+    "kv_disk": ("FOLDER", "where KV blocks go that have no room in memory"),
+    "policy": ("P", "prefetch policy: one of the seven, or yours as MODULE:NAME"),
+}
+"""Settings that have an option of their own: what stands for the value, and the help."""
+
+
+class Setting(argparse.Action):
+    """Adds to `settings` what --set says, or what follows `const`, the beginning of what --set would say."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Of what is given twice, the last counts."""
+        from pipeline.tools.commands.settings import with_setting
+
+        told = f"{self.const or ''}{values or ''}"
+        try:
+            namespace.settings = with_setting(namespace.settings, told, namespace.own_settings)
+        except ConfigError as error:
+            raise argparse.ArgumentError(self, str(error)) from error
+
+
+def add_settings(parser: Parser, own: Collection[str] = (), defaults: Mapping[str, Any] | None = None) -> None:
+    """How the model is run. `own` are settings that the command sets itself, `defaults` those that it starts from."""
+    parser.set_defaults(settings=dict(defaults or {}), own_settings=own)
+    parser.appendix = partial(_table, own, dict(defaults or {}))
+    group = parser.add_argument_group("how the model is run", "Of settings that are given twice, the last counts.")
+    add = partial(group.add_argument, action=Setting, dest="settings", default=argparse.SUPPRESS)
+    for name, (metavar, told) in OPTIONS.items():
+        if name not in own:
+            add(f"--{name.replace('_', '-')}", const=f"{name}=", metavar=metavar, help=told)
+    if "residency" not in own:
+        add("--no-residency", const="residency=no", nargs=0, help="let every weight group move in every pass")
+    if "queues" not in own:
+        add("--queue", const="queues.", metavar="ACTOR=N", help="messages that may wait in front of an actor")
+    add("--set", metavar="NAME=VALUE", help="any other setting, from the list below; as often as you like")
+
+
+def _table(own: Collection[str], defaults: Mapping[str, Any]) -> str:
+    from pipeline.tools.commands.settings import settings_table
+
+    return settings_table(own, defaults)
+
+
+def add_trace(parser: argparse._ActionsContainer, more: str = "") -> None:
+    """Where the trace goes; `more` is what else there is to say of it."""
+    parser.add_argument(
+        "--trace", type=Path, metavar="FILE", help=f"write what every actor did, for Perfetto and report{more}"
+    )
+
+
+def model_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What `Model.open` is given: the settings that the user has set, and those that the command starts from."""
+    return dict(options.settings)

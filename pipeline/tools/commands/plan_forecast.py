@@ -1,0 +1,172 @@
+"""What `penstock plan` does, and how it is printed."""
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import statistics
+import sys
+import textwrap
+from collections.abc import Sequence
+
+from pipeline.api import Model
+from pipeline.checkpoints.config_alone import config_alone
+from pipeline.config import Config
+from pipeline.devices.cpu import CpuDevice
+from pipeline.devices.cuda import CudaDevice
+from pipeline.devices.elsewhere import DeviceElsewhere
+from pipeline.devices.open import PlannedDevice, open_device
+from pipeline.engine.plan import DEFAULT_CONTEXT_TOKENS
+from pipeline.errors import ConfigError
+from pipeline.system.sizes import human_bytes, parse_bytes
+from pipeline.tools.bench.forecast import Compute, Forecast, Rates
+from pipeline.tools.bench.machine import measure_rates
+from pipeline.tools.bench.planning import Placed, Planned, balanced_tokens, plan_alone, plan_model
+from pipeline.tools.bench.steady_passes import steady_pass_seconds
+from pipeline.tools.commands.options import model_settings
+from pipeline.tools.commands.progress import Progress
+
+NUMBERS = ("disk_gbps", "h2d_gbps", "tflops", "memory_gbps")
+GIGA, TERA = 1e9, 1e12
+MOST_TOKENS = 1 << 16
+_BATCHES = [1 << power for power in range(17)]
+
+
+def plan_forecast(options: argparse.Namespace) -> None:
+    """Measure or take the numbers, plan, and print. Raises ConfigError naming the option that can never work."""
+    if not 1 <= options.batch_tokens <= MOST_TOKENS:
+        raise ConfigError(f"--batch-tokens: need a number from 1 to {MOST_TOKENS}, have {options.batch_tokens}")
+    elsewhere = any(getattr(options, name) is not None for name in NUMBERS)
+    if options.check is not None and (options.check < 1 or elsewhere):
+        raise ConfigError(f"--check: need at least 1 pass, and the machine here, have {options.check}")
+    alone = config_alone(options.model)
+    if alone is not None and options.check is not None:
+        raise ConfigError(
+            f"--check: runs passes, for which {options.model} has no weights; name a folder that has them"
+        )
+    settings = Config.from_arguments(model_settings(options))
+    most = max(settings.max_tokens_per_pass, options.batch_tokens)
+    longest = options.batch_tokens + 1 if options.check and options.batch_tokens >= DEFAULT_CONTEXT_TOKENS else None
+    settings = dataclasses.replace(
+        settings, max_tokens_per_pass=most, context_tokens=settings.context_tokens or longest
+    )
+    progress = Progress()
+    if elsewhere:
+        device, rates, host_bytes = _elsewhere(options, settings)
+    else:
+        device, rates, host_bytes = open_device(settings.device), None, None
+    tokens = options.batch_tokens
+    if alone is not None:
+        _print(plan_alone(alone, settings, device, rates, tokens, host_bytes), [], as_json=options.json)
+        return
+    if rates is None:
+        rates = asyncio.run(measure_rates(options.model, settings, tokens, progress.say))
+        progress.clear()
+    planned = plan_model(options.model, settings, device, rates, tokens, host_bytes)
+    measured = asyncio.run(_checked(options, settings)) if options.check else []
+    _print(planned, measured, as_json=options.json)
+
+
+def _print(planned: Placed, measured: Sequence[float], *, as_json: bool) -> None:
+    if as_json:
+        json.dump({**planned.as_dict(), **({"measured_seconds": measured} if measured else {})}, sys.stdout, indent=2)
+        print()
+        return
+    print(lines(planned))
+    if measured and isinstance(planned, Planned):
+        print(_compared(planned.forecast, measured))
+
+
+async def _checked(options: argparse.Namespace, settings: Config) -> list[float]:
+    """Seconds of passes as they were forecast."""
+    tokens, progress = options.batch_tokens, Progress()
+    progress.say(f"running {options.check} passes of {tokens} tokens")
+    told = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    async with Model.open(options.model, **told) as model:
+        await steady_pass_seconds(model, tokens, 1)
+        seconds = await steady_pass_seconds(model, tokens, options.check)
+    progress.clear()
+    return seconds
+
+
+def _compared(told: Forecast, seconds: Sequence[float]) -> str:
+    median = statistics.median(seconds)
+    spread = f"{min(seconds):.3f} to {max(seconds):.3f}"
+    return f"measured   {median:.3f} s per pass ({spread}): the forecast is {told.pass_seconds / median - 1:+.1%} off"
+
+
+def _elsewhere(options: argparse.Namespace, settings: Config) -> tuple[PlannedDevice, Rates, int]:
+    """Device, rates and host memory from numbers alone; the sizes of a memory that is not here must be told too."""
+    for name in NUMBERS:
+        if (value := getattr(options, name)) is not None and not value > 0:
+            raise ConfigError(f"--{name.replace('_', '-')}: need a number above 0, have {value}")
+    needed = {"disk_gbps": options.disk_gbps, "tflops": options.tflops, "host_memory": settings.host_memory}
+    if options.h2d_gbps is not None:
+        needed["gpu_memory"] = settings.gpu_memory
+    if missing := [f"--{name.replace('_', '-')}" for name, value in needed.items() if value is None]:
+        raise ConfigError(f"{', '.join(missing)}: a machine that is not here needs it too; have no such option")
+    for name, value in needed.items():
+        if isinstance(value, str) and value.strip().endswith("%"):
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{option}: need a size as 64GB, have {value} of a machine that is not here")
+    host_bytes = parse_bytes("host_memory", settings.host_memory or 0, 0)
+    if options.h2d_gbps is None:
+        device = DeviceElsewhere(True, False, CpuDevice.libraries.whole, None)
+    else:
+        gpu_bytes = parse_bytes("gpu_memory", settings.gpu_memory or 0, 0)
+        device = DeviceElsewhere(False, True, CudaDevice.libraries.whole, gpu_bytes)
+    return device, _told_rates(options), host_bytes
+
+
+def _told_rates(options: argparse.Namespace) -> Rates:
+    """Weights are counted as of two bytes each: two operations for each of them and token make one for each byte."""
+    token_byte_seconds = 1 / (options.tflops * TERA)
+    byte_seconds = 1 / (options.memory_gbps * GIGA) if options.memory_gbps else token_byte_seconds
+    compute = Compute({tokens: max(byte_seconds, tokens * token_byte_seconds) for tokens in _BATCHES})
+    h2d = None if options.h2d_gbps is None else options.h2d_gbps * GIGA
+    return Rates(options.disk_gbps * GIGA, h2d, dict.fromkeys(("attn", "ffn", "head"), compute))
+
+
+def lines(placed: Placed) -> str:
+    """For people."""
+    drawn, computed_from = placed.drawn, placed.computed_from
+    sizes = drawn.catalog.group_bytes("host")
+    places = [f"{human_bytes(size)} stay in {place} memory" for place, size in placed.resident_bytes.items() if size]
+    told = [
+        f"model      {drawn.model.family} · {drawn.model.layers} layers · {human_bytes(sum(sizes.values()))} in "
+        f"{len(sizes)} weight groups",
+        *([] if computed_from is None else [f"sizes      computed, without weights, from {computed_from}"]),
+        f"plan       {textwrap.indent(str(drawn.plan.memory), ' ' * 11).lstrip()}",
+        f"kv room    {drawn.plan.kv_room}",
+        f"placement  {', '.join([*places, f'{human_bytes(placed.read_bytes_per_pass)} read per pass'])}",
+    ]
+    if isinstance(placed, Planned):
+        told += _forecast_lines(placed)
+    else:
+        gpu = ", --h2d-gbps, --gpu-memory" if "device" in drawn.plan.slots else ""
+        numbers = f"--disk-gbps, --tflops, --host-memory{gpu}"
+        told.append(f"forecast   none: without weights nothing can be measured here; for one, give all of {numbers}")
+    return "\n".join(told)
+
+
+def _forecast_lines(planned: Planned) -> list[str]:
+    drawn, rates, now = planned.drawn, planned.rates, planned.forecast
+    h2d = "" if rates.h2d_bytes_per_second is None else f" · H2D {human_bytes(rates.h2d_bytes_per_second)}/s"
+    resources = " · ".join(f"{name} {seconds:.3f} s" for name, seconds in now.resource_seconds.items())
+    balance = balanced_tokens(planned)
+    told = [
+        f"machine    disk {human_bytes(rates.disk_bytes_per_second)}/s{h2d}",
+        f"forecast   {_told(now)}",
+        f"binds      {now.binds}: {resources}",
+        *(f"otherwise  {name}: {_told(one)}" for name, one in planned.otherwise.items()),
+    ]
+    if balance is not None:
+        told.append(f"balance    up to about {balance} tokens per pass a token more costs almost nothing")
+    if drawn.plan.kv.moving:
+        told.append("not in it  KV blocks that move: see the plan above")
+    return told
+
+
+def _told(one: Forecast) -> str:
+    tokens = f"{one.tokens} token{'s' if one.tokens > 1 else ''}"
+    return f"{one.pass_seconds:.3f} s per pass of {tokens} · {one.tokens_per_second:.3g} tokens/s"

@@ -1,0 +1,54 @@
+"""What `penstock run` and `penstock demo` say before and behind the text."""
+
+import textwrap
+
+from pipeline.api import Model
+from pipeline.engine.statistics import ModelStatistics
+from pipeline.system.sizes import human_bytes
+
+RESOURCES = {"disk_reader": "disk", "gpu_uploader": "host-to-device link", "compute_scheduler": "compute"}
+
+
+def opening_lines(model: Model) -> str:
+    """What is about to run, and under which budget."""
+    runtime = model.runtime
+    config, needed = runtime.config, runtime.catalog.needed_bytes
+    dtype = str(runtime.dtype).removeprefix("torch.")
+    defaults = ", ".join(f"{name}={value}" for name, value in model.defaults.items())
+    return (
+        f"model      {config.family} · {config.layers} layers · {human_bytes(needed)} per pass in "
+        f"{len(runtime.catalog.order)} weight groups · computes in {dtype} on {runtime.device.torch_device}\n"
+        f"reads      {runtime.reading}\n"
+        f"checksums  {runtime.checking}\n"
+        f"plan       {textwrap.indent(str(runtime.plan), ' ' * 11).lstrip()}\n"
+        f"kv room    {runtime.kv_room}\n"
+        f"sampling   {'the checkpoint says ' + defaults if defaults else 'greedy'}, unless an option says otherwise\n"
+    )
+
+
+def closing_lines(before: ModelStatistics, after: ModelStatistics, seconds: float) -> str:
+    """What was read, at what rate, and what bound the run."""
+    passes = after.passes - before.passes
+    read = after.bytes_read - before.bytes_read
+    needed = max(1, after.bytes_needed - before.bytes_needed)
+    busy = {
+        label: (after.busy_seconds[name] - before.busy_seconds.get(name, 0.0)) / seconds
+        for name, label in RESOURCES.items()
+    }
+    binding = max(busy, key=lambda label: busy[label])
+    staying = sum(after.resident_groups.values())
+    if after.moving_groups:
+        rate = f" at {human_bytes(read / seconds)}/s, {read / needed:.3f} x needed"
+        groups = f"at most {after.device_groups_peak} on the device, {after.host_groups_peak} in host memory"
+        groups += f", beside {staying} that stay" * (staying > 0)
+    else:
+        rate = "; what stays is read once"
+        groups = f"none move: all {staying} stay in memory, unless --no-residency lets them move"
+    shares = " · ".join(f"{label} busy {share:.0%}" for label, share in busy.items())
+    return (
+        f"\npasses     {passes} in {seconds:.1f} s: {seconds / max(passes, 1):.3f} s per pass\n"
+        f"read       {human_bytes(read)}{rate}\n"
+        f"groups     {groups}\n"
+        f"time       {shares}\n"
+        f"bound by   {binding}"
+    )

@@ -1,0 +1,123 @@
+"""What `penstock run` does."""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import sys
+import time
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+from pipeline.api import Model
+from pipeline.engine.statistics import ModelStatistics
+from pipeline.errors import CheckpointError
+from pipeline.system.sizes import human_bytes
+from pipeline.tools.commands.answer import Answer
+from pipeline.tools.commands.options import model_settings
+from pipeline.tools.commands.progress import Progress
+from pipeline.tools.commands.run_lines import closing_lines, opening_lines
+from pipeline.tools.trace.configuration import describe
+from pipeline.tools.trace.perfetto import write_trace
+from pipeline.tools.trace.recording import Recording
+
+REFRESH_SECONDS = 0.5
+
+
+async def run(options: argparse.Namespace, prompt: str | list[int], arguments: dict[str, Any]) -> None:
+    """Stream the text to stdout; say on stderr what was read, at what rate, and which resource bound the run.
+
+    Whoever interrupts it is told the same of what was done until then.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        progress = Progress()
+        progress.say("opening the model")
+        try:
+            model = await stack.enter_async_context(Model.open(options.model, **model_settings(options)))
+        finally:
+            progress.clear()
+        _say(opening_lines(model))
+        if options.trace is not None:
+            await stack.enter_async_context(traced(model, options.trace, "run"))
+        answer, before = Answer(), model.statistics()
+        try:
+            await stream_text(model, prompt, arguments, answer, shown=not options.json)
+        except asyncio.CancelledError:
+            answer.interrupted = True
+            raise
+        finally:
+            if answer.finish_reason is not None:
+                _tell(model, answer, before, arguments, as_json=options.json)
+
+
+def _tell(model: Model, answer: Answer, before: ModelStatistics, arguments: dict[str, Any], *, as_json: bool) -> None:
+    after, eos_ids = model.statistics(), model.runtime.config.eos_ids
+    if as_json:
+        print(json.dumps({**answer.as_dict(eos_ids, arguments), "statistics": after.as_dict()}))
+    _say("\n" + answer.lines(eos_ids, arguments))
+    _say(closing_lines(before, after, time.perf_counter() - answer.started))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.asynccontextmanager
+async def traced(model: Model, path: Path, command: str) -> AsyncGenerator[None, None]:
+    """Write a trace of what happens in the `async with`, however that ends."""
+
+    async def write() -> None:
+        trace = model.runtime.line.trace
+        recording = Recording(trace.spans, trace.counts, describe(model.runtime, command))
+        await asyncio.to_thread(write_trace, path, recording)
+
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(write)
+        await stack.enter_async_context(model.recording())
+        yield
+
+
+async def stream_text(
+    model: Model, prompt: str | list[int], arguments: dict[str, Any], answer: Answer, *, shown: bool = True
+) -> None:
+    """Print the text as it comes if it is `shown`, with progress on stderr until the first token, or else the end.
+
+    Of a model without a tokenizer it is token ids.
+    """
+    progress, has_text = Progress(), _has_text(model)
+    watching = asyncio.create_task(_watch(model, progress))
+    try:
+        async with contextlib.aclosing(model.stream(prompt, **arguments)) as chunks:
+            async for chunk in chunks:
+                answer.take(chunk)
+                if shown:
+                    watching.cancel()
+                    if len(answer.chunks) == 1:
+                        progress.clear()
+                    print(chunk.text if has_text else f"{chunk.token_ids[0]} ", end="", flush=True)
+    finally:
+        watching.cancel()
+        progress.clear()
+        if shown and answer.chunks and not answer.text.endswith("\n"):
+            print(flush=True)
+
+
+def _has_text(model: Model) -> bool:
+    try:
+        return model.tokenizer is not None
+    except CheckpointError:
+        return False
+
+
+async def _watch(model: Model, progress: Progress) -> None:
+    groups, started = len(model.runtime.catalog.order), time.perf_counter()
+    while True:
+        await asyncio.sleep(REFRESH_SECONDS)
+        line, source = model.runtime.line.statistics(), model.runtime.source
+        computed = line.actors["compute_scheduler"].messages
+        seconds = time.perf_counter() - started
+        progress.go_on(
+            f"pass {computed // groups + 1}, group {computed % groups}/{groups}, "
+            f"{human_bytes(source.bytes_read)} read, {seconds:.1f} s"
+        )

@@ -1,0 +1,90 @@
+"""`penstock run`: how tokens are chosen. Every field of `SamplingParameters` is an option, which that class checks."""
+
+import argparse
+from dataclasses import fields
+from functools import partial
+from typing import Any, get_args, get_origin, get_type_hints
+
+from pipeline.errors import RequestError
+from pipeline.generation.parameters import ALIASES, NUMBER_RANGES, WHOLE_RANGES, SamplingParameters
+from pipeline.tools.commands.parser import Parser
+from pipeline.tools.commands.values import from_text, kinds_of, stands_for
+
+HELP = {
+    "max_new_tokens": ("N", "tokens to generate at most"),
+    "temperature": ("T", "0 takes the most likely token"),
+    "top_k": ("K", "choose from the K most likely tokens; 0 is off"),
+    "top_p": ("P", "choose from the most likely tokens that have this probability together"),
+    "min_p": ("P", "leave out tokens less likely than this share of the most likely one"),
+    "repetition_penalty": ("X", "above 1 makes tokens of prompt and answer less likely"),
+    "presence_penalty": ("X", "above 0 makes tokens of the answer less likely"),
+    "frequency_penalty": ("X", "the same, by how often they came"),
+    "stop": ("TEXT", "end before this text; as often as you like"),
+    "stop_token_ids": ("IDS", "end with one of these token ids, as 1,2,3"),
+    "ignore_eos": ("", "go on where the model would end"),
+    "seed": ("N", "the same seed gives the same tokens"),
+    "logprobs": ("N", "with --json: log-probabilities of the chosen and the N most likely tokens"),
+    "suppress_tokens": ("IDS", "token ids that never come, as 1,2,3"),
+    "begin_suppress_tokens": ("IDS", "token ids that do not come first"),
+    "no_repeat_ngram_size": ("N", "no run of N tokens comes twice; 0 is off"),
+    "bad_words_ids": ("IDS", "token ids that do not come in this order; as often as you like"),
+    "forced_bos_token_id": ("ID", "the token that comes first behind a prompt of one token"),
+    "forced_eos_token_id": ("ID", "the token that comes last where the length ends the answer"),
+}
+"""What stands for the value, and the help."""
+
+
+def add_sampling(parser: Parser) -> None:
+    """An option for each field, named alike."""
+    group = parser.add_argument_group(
+        "how tokens are chosen", "What is not given is as generation_config.json says, or else as said here."
+    )
+    also = {name: alias for alias, name in ALIASES.items()}
+    for field in fields(SamplingParameters):
+        metavar, told = HELP[field.name]
+        names = [f"--{name.replace('_', '-')}" for name in (field.name, also.get(field.name)) if name]
+        if field.default is False:
+            group.add_argument(*names, action="store_true", default=None, help=told)
+            continue
+        repeated, hint = _hint(field.name)
+        group.add_argument(
+            *names,
+            type=partial(_value, field.name, hint),
+            action="append" if repeated else "store",
+            metavar=metavar,
+            help=told + _range(field.name, field.default),
+        )
+
+
+def sampling_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of the call that were given. Raises RequestError for a value that can never work."""
+    given = {field.name: getattr(options, field.name) for field in fields(SamplingParameters)}
+    arguments = {name: value for name, value in given.items() if value is not None}
+    SamplingParameters.from_arguments({}, arguments)
+    return arguments
+
+
+def _hint(name: str) -> tuple[bool, Any]:
+    """Whether the option may be given more than once, each time with a value of the type that is told too."""
+    hint = get_type_hints(SamplingParameters)[name]
+    for kind in kinds_of(hint):
+        if get_origin(kind) is tuple and (get_args(kind)[0] is str or get_origin(get_args(kind)[0]) is tuple):
+            return True, get_args(kind)[0]
+    return False, hint
+
+
+def _value(name: str, hint: Any, text: str) -> Any:
+    value = from_text(hint, text)
+    if not stands_for(hint, value):
+        try:
+            SamplingParameters.from_arguments({}, {name: value})  # says what is needed
+        except RequestError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+    return value
+
+
+def _range(name: str, default: object) -> str:
+    low, high = NUMBER_RANGES.get(name) or WHOLE_RANGES.get(name) or (None, None)
+    told = [] if low is None or high is None or high > 1000 else [f"{low:g} to {high:g}"]
+    told += [] if default in (None, ()) else [f"default {default:g}"]
+    return f"; {', '.join(told)}" if told else ""

@@ -1,0 +1,76 @@
+"""`penstock simulate`: its options. What they do is imported when they are used, so that `--help` is instant."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from pipeline.tools.commands.models import MODEL_HELP
+
+LAYERS = 80
+MILLISECONDS = {"attn_ms": 80.0, "ffn_ms": 120.0, "attn_io_ms": 100.0, "ffn_io_ms": 100.0}
+"""The figures of the analysis that the policies come from: one layer of a 70B model."""
+RATES = ("disk_gbps", "h2d_gbps", "tflops", "batch_tokens")
+
+
+def add_simulate(commands: Any) -> None:
+    """Add the command's parser to `commands`, which is what `add_subparsers` gave."""
+    parser = commands.add_parser(
+        "simulate",
+        help="the prefetch policies on virtual time",
+        description="Run the production actors on virtual time and compare what each prefetch policy makes of it.",
+    )
+    which = parser.add_mutually_exclusive_group()
+    seven = "history1, history, current, stage1, stage2, stage3, backpressure"
+    which.add_argument("--policy", metavar="P", help=f"{seven}, or yours as MODULE:NAME")
+    which.add_argument("--all", action="store_true", help="all seven; the default")
+    _add_timings(parser)
+    _add_model(parser)
+    _add_settings(parser)
+    parser.add_argument("--json", action="store_true", help="one object, or a list of all seven")
+    parser.add_argument("--trace", type=Path, metavar="FILE", help="with --policy: write what happened, for Perfetto")
+    parser.set_defaults(command=simulate_command)
+
+
+def simulate_command(options: argparse.Namespace) -> None:
+    """Run the simulations and print them. Raises ConfigError naming the option that can never work."""
+    from pipeline.tools.commands.simulate_policies import simulate_policies
+
+    simulate_policies(options)
+
+
+def _add_timings(parser: argparse.ArgumentParser) -> None:
+    times = parser.add_argument_group("timings of one layer, in milliseconds")
+    times.add_argument("--layers", type=int, metavar="N", help=f"default {LAYERS}, or the model's")
+    for name, what in (
+        ("attn", "compute an attention"),
+        ("ffn", "compute an ffn"),
+        ("attn-io", "move an attn group to the device, from the disk unless that is a hop of its own"),
+        ("ffn-io", "the same of an ffn group"),
+    ):
+        default = MILLISECONDS[f"{name.replace('-', '_')}_ms"]
+        times.add_argument(f"--{name}-ms", type=float, metavar="MS", help=f"{what}; default {default:g}")
+    times.add_argument("--disk-attn-ms", type=float, metavar="MS", help="read an attn group, as a hop of its own")
+    times.add_argument("--disk-ffn-ms", type=float, metavar="MS", help="read an ffn group, as a hop of its own")
+    times.add_argument("--kv-ms", type=float, default=0.0, metavar="MS", help="move a layer's KV blocks; default 0")
+    times.add_argument("--sync-ms", type=float, default=5.0, metavar="MS", help="one blocking check; default 5")
+    times.add_argument("--jitter", type=float, default=0.0, metavar="CV", help="coefficient of variation; default 0")
+    times.add_argument("--seed", type=int, default=0, help="of the jitter; default 0")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    model = parser.add_argument_group("timings of a model, in place of those")
+    model.add_argument("--model", metavar="MODEL", help=f"{MODEL_HELP}, or a preset: llama-3-70b, qwen2.5-7b, ...")
+    model.add_argument("--disk-gbps", type=float, metavar="X", help="1e9 bytes per second from the disk")
+    model.add_argument("--h2d-gbps", type=float, metavar="Y", help="1e9 bytes per second to the device")
+    model.add_argument("--tflops", type=float, metavar="Z", help="1e12 operations per second on the device")
+    model.add_argument("--batch-tokens", type=int, metavar="B", help="tokens of one pass")
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    settings = parser.add_argument_group("the line")
+    settings.add_argument("--depth", type=int, metavar="D", help="layers that history1 and the stages ask ahead")
+    settings.add_argument("--gpu-groups", type=int, default=10, metavar="G", help="groups on the device; default 10")
+    settings.add_argument("--host-groups", type=int, metavar="H", help="groups in host memory; default as many")
+    settings.add_argument("--queue", type=int, metavar="Q", help="messages before each actor; default as many")
+    settings.add_argument("--micro-batches", type=int, metavar="M", help="parts of a pass for stage3 and backpressure")
+    settings.add_argument("--passes", type=int, default=1, metavar="P", help="default 1")

@@ -1,0 +1,200 @@
+"""`penstock simulate`: what its options mean, the runs, and the table."""
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Mapping
+
+from actors.core.ports import PrefetchPolicy
+from pipeline.engine.policies import CURRENT_CHAINED, POLICIES, Policy, find_policy
+from pipeline.errors import ConfigError
+from pipeline.tools.commands.policy_table import policy_table
+from pipeline.tools.commands.progress import Progress
+from pipeline.tools.commands.simulate import LAYERS, MILLISECONDS, RATES
+from pipeline.tools.commands.values import policy_from_text
+from pipeline.tools.simulation.closed_forms import closed_form_ms
+from pipeline.tools.simulation.derive import derive_timings, find_shape
+from pipeline.tools.simulation.line import Simulated, simulate
+from pipeline.tools.simulation.timings import LayerTimings
+
+MS = 1000.0
+CHAINED = "current, chained"
+MOST = 1 << 16
+MOST_LAYERS = 50_000
+"""Over all passes and micro-batches: a trace of that many holds about a gigabyte."""
+MOST_SECONDS = 1e7
+"""Of virtual time: beyond, a float no longer tells microseconds apart, and timers would never be due."""
+LAYER_SECONDS = ("attn", "ffn", "attn_io", "ffn_io", "attn_disk", "ffn_disk", "check_seconds", "kv_seconds")
+LAYERS_PER_SECOND = 2000
+"""Roughly: whoever waits for longer than a second wants to know what for."""
+
+
+def simulate_policies(options: argparse.Namespace) -> None:
+    """Simulate the policies that were named, and print a table or JSON."""
+    if options.trace is not None and options.policy is None:
+        raise ConfigError("--trace: need one policy to write down, have all; name it with --policy")
+    if options.trace is not None:
+        from pipeline.system.outputs import check_writable
+
+        check_writable(options.trace)
+    _check_counts(options)
+    timings, policies = _timings(options), _policies(options)
+    parts = max(policy.micro_batches for policy in policies.values())
+    if timings.layers * options.passes * parts > MOST_LAYERS:
+        raise ConfigError(
+            f"--layers: need at most {MOST_LAYERS} over all passes and micro-batches, have {timings.layers} x "
+            f"{options.passes} x {parts}"
+        )
+    layer_seconds = sum(getattr(timings, name) for name in LAYER_SECONDS)
+    if timings.layers * options.passes * layer_seconds > MOST_SECONDS:
+        raise ConfigError(
+            f"timings: need at most {MOST_SECONDS:.0e} s in all, have {layer_seconds:.3g} s per layer and "
+            f"{timings.layers} layers x {options.passes} passes"
+        )
+    progress = Progress()
+    runs: dict[str, Simulated] = {}
+    for label, policy in policies.items():
+        if timings.layers * options.passes > LAYERS_PER_SECOND:
+            progress.say(f"simulating {label}")
+        runs[label] = simulate(
+            timings,
+            policy,
+            passes=options.passes,
+            gpu_groups=options.gpu_groups,
+            host_groups=options.host_groups,
+            queue=options.queue,
+        )
+    progress.clear()
+    if options.trace is not None:
+        _write_trace(options, timings, next(iter(runs.values())))
+    if options.json:
+        _print_json(options, runs)
+    else:
+        _print_table(timings, policies, runs)
+
+
+def _print_json(options: argparse.Namespace, runs: Mapping[str, Simulated]) -> None:
+    rows = {label: run.overlap().as_dict() for label, run in runs.items()}
+    if CHAINED in rows:
+        rows["current"]["chained"] = rows.pop(CHAINED)
+    result = list(rows.values()) if options.policy is None else rows[options.policy]
+    json.dump(result, sys.stdout, indent=2)
+    print()
+
+
+def _print_table(timings: LayerTimings, policies: Mapping[str, PrefetchPolicy], runs: Mapping[str, Simulated]) -> None:
+    rows = [dataclasses.replace(run.overlap(), policy=label) for label, run in runs.items()]
+    formulas = [
+        f"{closed_form_ms(policy.name, timings, policy.micro_batches):.1f}" if label in (*POLICIES, CHAINED) else ""
+        for label, policy in policies.items()
+    ]
+    print(policy_table(rows, {("by", "formula"): formulas}))
+
+
+def _write_trace(options: argparse.Namespace, timings: LayerTimings, run: Simulated) -> None:
+    from pipeline.engine.wiring import ACTORS
+    from pipeline.tools.trace.perfetto import write_trace
+    from pipeline.tools.trace.recording import Recording
+
+    configuration = {
+        "command": "simulate",
+        "policy": run.policy.name,
+        "gpu_groups": options.gpu_groups,
+        "timings": {
+            field.name: getattr(timings, field.name) for field in dataclasses.fields(timings) if field.name != "order"
+        },
+        "actors": list(ACTORS),
+        "groups_per_pass": len(timings.order),
+        "micro_batches": run.policy.micro_batches,
+    }
+    write_trace(options.trace, Recording(run.trace.spans, run.trace.counts, configuration))
+
+
+def _policies(options: argparse.Namespace) -> dict[str, PrefetchPolicy]:
+    """The policies to run by label, with the depth and the micro-batches that were asked for."""
+    names = list(POLICIES) if options.policy is None else [options.policy]
+    policies: dict[str, PrefetchPolicy] = {}
+    for name in names:
+        policy = find_policy(policy_from_text(name))
+        if not isinstance(policy, Policy):
+            if options.depth is not None or options.micro_batches is not None:
+                raise ConfigError(f"--depth, --micro-batches: {name} says so itself; leave the options out")
+            policies[name] = policy
+            continue
+        if options.depth is not None:
+            if policy.goes_to_depth:
+                policy = dataclasses.replace(policy, depth=options.depth)
+            elif options.policy is not None:
+                raise ConfigError(f"--depth: policy {name} asks a fixed distance ahead, or none; leave the option out")
+        if options.micro_batches is not None:
+            if policy.waits == "chained":
+                policy = dataclasses.replace(policy, micro_batches=options.micro_batches)
+            elif options.policy is not None and options.micro_batches > 1:
+                raise ConfigError(
+                    f"--micro-batches: policy {name} does not chain its computations, so it runs one; have "
+                    f"{options.micro_batches}; use stage3 or backpressure"
+                )
+        policies[name] = policy
+        if name == "current":
+            policies[CHAINED] = CURRENT_CHAINED
+    return policies
+
+
+def _timings(options: argparse.Namespace) -> LayerTimings:
+    milliseconds = {name: getattr(options, name) for name in (*MILLISECONDS, "disk_attn_ms", "disk_ffn_ms")}
+    given = [name for name, value in milliseconds.items() if value is not None]
+    for name in (*given, "kv_ms", "sync_ms", "jitter"):
+        _check_number(options, name)
+    rates = [name for name in RATES if getattr(options, name) is not None]
+    common = {
+        "check_seconds": options.sync_ms / MS,
+        "kv_seconds": options.kv_ms / MS,
+        "jitter": options.jitter,
+        "seed": options.seed,
+    }
+    if options.model is not None:
+        if given:
+            raise ConfigError(f"{_option(given[0])}: --model derives the timings; give one or the other")
+        if missing := [_option(name) for name in RATES if name not in rates]:
+            raise ConfigError(f"--model: need {', '.join(missing)} too, to derive the timings")
+        for name in rates:
+            _check_number(options, name, above=True)
+        shape = find_shape(options.model)
+        derived = derive_timings(shape, **{name: getattr(options, name) for name in RATES})
+        return dataclasses.replace(derived, layers=options.layers or shape.layers, **common)
+    if rates:
+        raise ConfigError(f"{_option(rates[0])}: is for --model, which is missing")
+    seconds = {
+        name: (MILLISECONDS.get(name, 0.0) if value is None else value) / MS for name, value in milliseconds.items()
+    }
+    if not (seconds["attn_ms"] or seconds["ffn_ms"]):
+        raise ConfigError("--attn-ms, --ffn-ms: need one above 0, have 0 for both: there is nothing to overlap with")
+    return LayerTimings(
+        layers=options.layers or LAYERS,
+        attn=seconds["attn_ms"],
+        ffn=seconds["ffn_ms"],
+        attn_io=seconds["attn_io_ms"],
+        ffn_io=seconds["ffn_io_ms"],
+        attn_disk=seconds["disk_attn_ms"],
+        ffn_disk=seconds["disk_ffn_ms"],
+        **common,
+    )
+
+
+def _check_number(options: argparse.Namespace, name: str, *, above: bool = False) -> None:
+    value = getattr(options, name)
+    if not math.isfinite(value) or value < 0 or (above and value == 0):
+        raise ConfigError(f"{_option(name)}: need a finite number {'above 0' if above else 'from 0'}, have {value}")
+
+
+def _check_counts(options: argparse.Namespace) -> None:
+    for name in ("layers", "depth", "gpu_groups", "host_groups", "queue", "micro_batches", "passes"):
+        value = getattr(options, name)
+        if value is not None and not 1 <= value <= MOST:
+            raise ConfigError(f"{_option(name)}: need a whole number from 1 to {MOST}, have {value}")
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

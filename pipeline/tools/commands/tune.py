@@ -1,0 +1,210 @@
+"""`penstock tune MODEL`."""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Mapping
+
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+from pipeline.system.sizes import human_bytes
+from pipeline.tools.bench.candidates import DEFAULT, TOLERANCE, ReadSizes, Samples, best_readings, choose_reading
+from pipeline.tools.bench.tune import QUEUES, Tuner, TuneReport
+from pipeline.tools.commands.heat_map import heat_map
+from pipeline.tools.commands.options import model_settings
+from pipeline.tools.commands.progress import Progress
+from pipeline.tools.commands.remarks import beside_noise
+from pipeline.tools.commands.values import as_code
+
+MOST_GROUPS = 64
+BOUND = 0.9
+"""From this share of a pass on, the busiest resource counts as what binds it."""
+MIB = 1 << 20
+NAMES = {"disk": "the disk", "H2D": "the copies to the device", "compute": "computing"}
+
+
+async def tune(options: argparse.Namespace) -> None:
+    """Measure, simulate and try, and print what is best, or one JSON object."""
+    for name in ("batch_tokens", "most_groups", "passes"):
+        most = MOST_GROUPS if name == "most_groups" else sys.maxsize
+        if not 1 <= (have := getattr(options, name)) <= most:
+            limit = f" and at most {MOST_GROUPS}" if most == MOST_GROUPS else ""
+            raise ConfigError(f"--{name.replace('_', '-')}: need at least 1{limit}, have {have}")
+    settings = model_settings(options)
+    Config.from_arguments(settings)
+    progress = Progress()
+    tuner = Tuner(options.model, settings, options.batch_tokens, options.most_groups, options.passes, progress.go_on)
+    said = _Once()
+    logging.getLogger("penstock").addFilter(said)
+    try:
+        report = await tuner.run()
+    finally:
+        logging.getLogger("penstock").removeFilter(said)
+    progress.clear()
+    if options.json:
+        told = {"open": open_line(report), "advice": " ".join([effect(report), advice(report), staying(report)])}
+        json.dump(report.as_dict() | told, sys.stdout, indent=2)
+        print()
+    else:
+        tables = [_reading(report.rates), _simulation(report), _finalists(report)]
+        print("\n\n".join([*tables, effect(report), advice(report), staying(report), open_line(report)]))
+
+
+class _Once(logging.Filter):
+    """The model is opened many times; what that has to say is said once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let each message through once."""
+        text = record.getMessage()
+        new = text not in self._said
+        self._said.add(text)
+        return new
+
+
+def open_line(report: TuneReport) -> str:
+    """The chosen settings as a line of Python to paste."""
+    settings = dict(report.chosen.settings)
+    if report.unified:
+        del settings["host_groups"]
+    chunk_bytes = settings["chunk_bytes"]
+    texts = {name: as_code(value) for name, value in settings.items()}
+    texts["chunk_bytes"] = f"{chunk_bytes // MIB} << 20" if chunk_bytes % MIB == 0 else str(chunk_bytes)
+    texts |= {name: as_code(value) for name, value in report.settings.items()}
+    arguments = ", ".join(f"{name}={text}" for name, text in texts.items())
+    return f"Model.open({str(report.folder)!r}, {arguments})"
+
+
+def effect(report: TuneReport) -> str:
+    """Whether the settings made a difference for real, or no more than running the same ones again did."""
+    cells = _cells(report).values()
+    map_spread = max(cells) / min(cells) - 1
+    differ = f"the slowest is {map_spread:.0%} slower than the fastest in simulation, and {report.effect:.0%} for real"
+    again = f"the same ones, run again, were up to {report.noise:.0%} slower"
+    if report.effect > report.noise:
+        return f"The settings have an effect: {differ}; {again}."
+    return (
+        f"The settings have no effect that can be told from noise: {differ}, but {again}. Tune again while the machine "
+        "has nothing else to do, or with more --passes."
+    )
+
+
+def staying(report: TuneReport) -> str:
+    """What residency=False costs, or that it costs nothing."""
+    have = report.staying
+    stay = have.groups - have.moving_groups
+    if not stay:
+        return "No memory is left in which groups could stay: without residency=False all of them move, too."
+    fastest = min(one.measured.median for one in report.finalists)
+    many, then = f"{stay}", ""
+    if not have.moving_groups:
+        many, then = "all", ", and then the other settings have no effect"
+    return (
+        f"In these runs all {have.groups} groups moved. By default {many} of them stay in memory, and a pass takes "
+        f"{have.measured.median:.3f} s, {have.measured.median / fastest:.2f} x the fastest of these: leave "
+        f"residency=False out to have that{then}."
+    )
+
+
+def advice(report: TuneReport) -> str:
+    """What binds a pass, and what a larger budget would buy."""
+    by_budget: dict[int, float] = {}
+    for candidate, seconds in report.simulated.items():
+        by_budget[candidate.gpu_groups] = min(seconds, by_budget.get(candidate.gpu_groups, seconds))
+    fastest = min(by_budget.values())
+    flat_from = min(budget for budget, seconds in by_budget.items() if seconds <= fastest * (1 + TOLERANCE))
+    busiest = max(report.resources, key=report.resources.__getitem__)
+    busy, name = report.resources[busiest], NAMES[busiest]
+    if busy >= BOUND * fastest:
+        binds = f"{name} binds from {_groups(flat_from)} on"
+        said = f"{name[0].upper()}{name[1:]} works for {busy:.3f} s of a simulated pass of {fastest:.3f} s."
+    else:
+        binds = f"from {_groups(flat_from)} on a pass gets no shorter"
+        said = f"Nothing binds alone: {name} works for {busy:.3f} s of a simulated pass of {fastest:.3f} s."
+    chosen = report.chosen.gpu_groups
+    larger = {budget: seconds for budget, seconds in by_budget.items() if budget > chosen}
+    if not larger:
+        return f"{said} No budget larger than {_groups(chosen)} was tried."
+    if min(larger.values()) >= by_budget[chosen] * (1 - TOLERANCE):
+        return f"{said} A larger budget would buy nothing: {binds}."
+    shortest = min(larger.values())
+    budget = min(budget for budget, seconds in larger.items() if seconds <= shortest * (1 + TOLERANCE))
+    return (
+        f"{said} By the simulation a budget of {_groups(budget)} ({human_bytes(report.window_bytes[budget])}) would be "
+        f"{by_budget[chosen] / larger[budget] - 1:.0%} faster, which the real runs do not show beyond their spread."
+    )
+
+
+def _groups(count: int) -> str:
+    return f"{count} group" if count == 1 else f"{count} groups"
+
+
+def _reading(rates: Mapping[ReadSizes, Samples]) -> str:
+    lanes, chunks = (sorted({reading[index] for reading in rates}) for index in (0, 1))
+    lines = ["reading, GB/s".ljust(15) + "".join(f"{f'chunk {chunk / MIB:g} MiB':<17}" for chunk in chunks).rstrip()]
+    chosen = choose_reading(rates)
+    for count in lanes:
+        cells = []
+        for chunk in chunks:
+            samples, mark = rates[ReadSizes(count, chunk)], "*" if chosen == (count, chunk) else ""
+            cells.append(f"{f'{samples.median / 1e9:.2f} ± {samples.spread:.1%}{mark}':<17}")
+        lines.append(f"{count:>2} lane{'s' * (count > 1)}".ljust(15) + "".join(cells).rstrip())
+    lines.append("* chosen: the default unless another is faster by more than the spreads")
+    return "\n".join(lines)
+
+
+def _simulation(report: TuneReport) -> str:
+    best = _cells(report)
+    lanes = {count: f"{count} lane{'s' * (count > 1)}" for _, count in sorted(best)}
+    chosen = (report.chosen.gpu_groups, report.chosen.reading.reader_lanes)
+    budgets = range(1, report.most_groups + 1)
+    hosts = (
+        ""
+        if report.unified
+        else (f"; of host_groups={DEFAULT.host_groups} and host_groups=gpu_groups the faster, as far as they fit")
+    )
+    title = f"simulated pass of {report.batch_tokens} tokens, relative to the best, {min(best.values()):.3f} s{hosts}"
+    drawn = heat_map(best, report.window_bytes, budgets, lanes, chosen)
+    return f"{title}\n{drawn}\n{_lanes(report.rates)}\n{_queues(report)}"
+
+
+def _cells(report: TuneReport) -> dict[tuple[int, int], float]:
+    """Seconds of a simulated pass by budget and reader lanes, with the better of the `host_groups` that were tried."""
+    best: dict[tuple[int, int], float] = {}
+    for candidate, seconds in report.by_lanes.items():
+        cell = (candidate.gpu_groups, candidate.reading.reader_lanes)
+        best[cell] = min(seconds, best.get(cell, seconds))
+    return best
+
+
+def _lanes(rates: Mapping[ReadSizes, Samples]) -> str:
+    """Whether the columns of the map differ by more than reading in the same way does from time to time."""
+    ranked = sorted((rates[reading] for reading in best_readings(rates)), key=lambda samples: samples.median)
+    differ, spreads = ranked[-1].median / ranked[0].median - 1, ranked[-1].spread + ranked[0].spread
+    return f"lanes change the reading by up to {differ:.1%}, {beside_noise(differ, spreads)}"
+
+
+def _queues(report: TuneReport) -> str:
+    """How much the sizes of the queues change, the other settings being the same."""
+    by_budget: dict[tuple[int, int], list[float]] = {}
+    for one, seconds in report.simulated.items():
+        by_budget.setdefault((one.gpu_groups, one.host_groups), []).append(seconds)
+    most = max(max(seconds) / min(seconds) - 1 for seconds in by_budget.values())
+    why = ": the budget holds groups back before they do" if most <= TOLERANCE else ""
+    return f"queues of {', '.join(map(str, QUEUES))} messages change a simulated pass by up to {most:.1%}{why}"
+
+
+def _finalists(report: TuneReport) -> str:
+    lines = [f"{'for real':31} measured s          simulated s   error"]
+    for one in report.finalists:
+        candidate, marks = one.candidate, [" default"] * (one.candidate == DEFAULT)
+        hosts = "" if report.unified else f" host {candidate.host_groups}"
+        name = f"{_groups(candidate.gpu_groups)}{hosts} queue {candidate.queue}{''.join(marks)}"
+        measured = f"{one.measured.median:.3f} ± {one.measured.spread:.1%}"
+        chosen = "   * chosen" if candidate == report.chosen else ""
+        lines.append(f"{name:31} {measured:19} {one.simulated:11.3f} {one.error:+7.1%}{chosen}")
+    return "\n".join(lines)

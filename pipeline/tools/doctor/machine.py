@@ -1,0 +1,201 @@
+"""Checks of the machine. Nothing is imported until a check needs it: a broken torch must not hide the other checks."""
+
+import importlib.metadata
+import importlib.util
+import platform
+import re
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.devices.spinning import BUSY_SHARE, SPIN_LITTLE, load_and_cores
+from pipeline.system.threads import usable_cores
+from pipeline.tools.doctor.check import Check, guarded
+from pipeline.tools.doctor.disk import check_direct_reads
+from pipeline.tools.doctor.names import check_names
+
+PINNED_BYTES = 64 << 20
+EXTRAS = {"hf": ("tokenizers",), "bench": ("accelerate", "transformers"), "bench-llama": ("gguf", "llama_cpp")}
+"""The modules that optional dependencies bring, by the name to install them by."""
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+MEMORY = Path("/proc/meminfo")
+
+
+def machine_checks(checkpoint: Path | None) -> list[Check]:
+    """All of them, in the order of what depends on what. Direct reads are tried on the checkpoint, if there is one."""
+    checks: dict[str, Callable[[], Check]] = {
+        "python": check_python,
+        "torch": check_torch,
+        "cores": check_cores,
+        "uvloop": check_uvloop,
+        "names": check_names,
+        "direct reads": lambda: check_direct_reads(checkpoint),
+        "pinned memory": check_pinned_memory,
+        "memory": check_memory,
+        "huge pages": check_huge_pages,
+        "extras": check_extras,
+    }
+    return [guarded(name, check) for name, check in checks.items()]
+
+
+def check_python() -> Check:
+    """The interpreter and the operating system."""
+    found = f"{platform.python_implementation()} {platform.python_version()} on {platform.platform()}"
+    if sys.platform != "linux":
+        return Check("python", "note", found, "Penstock is made for Linux, and tested nowhere else")
+    return Check("python", "good", found)
+
+
+def check_torch() -> Check:
+    """Its build, and what it can use."""
+    import torch
+
+    threads, cores = torch.get_num_threads(), usable_cores()
+    build = f"CUDA {torch.version.cuda} build" if torch.version.cuda else "build without CUDA"
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        usable = torch.cuda.is_available()
+    parts = [
+        f"{torch.__version__}, {build}",
+        f"{torch.backends.cpu.get_cpu_capability()}",
+        f"{threads} threads for {cores} cores",
+        _gpu() if usable else "no GPU",
+    ]
+    found, files = " · ".join(parts), _gpu_files()
+    if torch.version.cuda and files and not usable:
+        why = "".join(f" · {str(one.message).splitlines()[0]}" for one in said[:1])
+        found += f", though {', '.join(files)} is there{why}"
+        what = "look at `nvidia-smi` and CUDA_VISIBLE_DEVICES; the driver may be too old for this build of torch"
+        return Check("torch", "bad", found, what)
+    if files and not usable:
+        return Check("torch", "note", f"{found}, though {', '.join(files)} is there", "install a CUDA build of torch")
+    if threads > cores:
+        return Check("torch", "note", found, f"more threads than cores slow each other: set OMP_NUM_THREADS={cores}")
+    return Check("torch", "good", found)
+
+
+def check_cores() -> Check:
+    """Whether others use them: threads of torch that wait for each other spin, and so keep them from the others."""
+    load, cores = load_and_cores()
+    found = f"{usable_cores()} usable; in the last minute {load:.1f} programs ran or waited for one of all {cores}"
+    if load < BUSY_SHARE * cores:
+        return Check("cores", "good", found)
+    return Check(
+        *("cores", "note", found),
+        f"passes and forecasts vary; set {SPIN_LITTLE} for programs of yours, as commands do for themselves",
+    )
+
+
+def _gpu_files() -> list[str]:
+    """What a driver shows of its GPUs, whatever torch can do with them."""
+    return sorted(str(file) for file in Path("/dev").glob("nvidia[0-9]*"))
+
+
+def _gpu() -> str:
+    import torch
+
+    from pipeline.devices.cuda import CudaDevice
+    from pipeline.system.sizes import human_bytes
+
+    torch.ones(2, device="cuda").sum().item()  # fails when torch was built without kernels for this GPU
+    free, whole = CudaDevice().memory_bytes()
+    return f"{torch.cuda.get_device_name()}, {human_bytes(free)} of {human_bytes(whole)} free"
+
+
+def check_uvloop() -> Check:
+    """Whether it is there, and a loop of it runs."""
+    import asyncio
+
+    try:
+        import uvloop
+    except ImportError as error:
+        found = f"{error}; asyncio works, and takes a little more time for each weight group"
+        return Check("uvloop", "note", found, "pip install uvloop")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.sleep(0))
+    return Check("uvloop", "good", f"{importlib.metadata.version('uvloop')} runs")
+
+
+def check_pinned_memory() -> Check:
+    """How much may be locked; and where there is a GPU, whether memory can really be pinned for it, and how fast."""
+    import resource
+
+    import torch
+
+    from pipeline.errors import ConfigError
+    from pipeline.system.sizes import human_bytes
+
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    allowed = f"locked memory {'is not limited' if limit == resource.RLIM_INFINITY else f'<= {human_bytes(limit)}'}"
+    if not torch.cuda.is_available():
+        return Check("pinned memory", "good", f"no GPU, so nothing is pinned · {allowed}")
+    try:
+        pin_seconds, copy_seconds = _pin()
+    except ConfigError as error:
+        what = "raise `ulimit -l`; in a container --ulimit memlock=-1"
+        return Check("pinned memory", "bad", f"{error} · {allowed}", what)
+    found = (
+        f"{human_bytes(PINNED_BYTES)} pinned in {1000 * pin_seconds:.1f} ms, "
+        f"copied to the GPU at {human_bytes(PINNED_BYTES / copy_seconds)}/s · {allowed}"
+    )
+    return Check("pinned memory", "good", found)
+
+
+def _pin() -> tuple[float, float]:
+    """Seconds to pin memory, and to copy it to the GPU. Raises ConfigError where the driver refuses."""
+    import torch
+
+    from pipeline.devices.cuda import CudaDevice
+
+    device = CudaDevice()
+    try:
+        target = device.device_memory(PINNED_BYTES)
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        pinned = device.host_memory(PINNED_BYTES)
+        pin_seconds = time.perf_counter() - started
+        for _ in range(2):  # the first copy also wakes the link
+            started = time.perf_counter()
+            target.tensor.copy_(pinned.tensor, non_blocking=True)
+            torch.cuda.synchronize()
+        return pin_seconds, time.perf_counter() - started
+    finally:
+        device.free()
+
+
+def check_memory() -> Check:
+    """What this process may still take."""
+    from pipeline.system.memory import available_host_bytes
+    from pipeline.system.sizes import human_bytes
+
+    if not MEMORY.exists():
+        return Check("memory", "bad", f"no {MEMORY}", "a model is planned by what is free, and so needs Linux")
+    return Check("memory", "good", f"{human_bytes(available_host_bytes())} of host memory may be taken")
+
+
+def check_huge_pages() -> Check:
+    """Whether weight slots can lie in huge pages, which direct reads fill faster."""
+    if not HUGE_PAGES.exists():
+        return Check(
+            "huge pages",
+            "note",
+            f"no {HUGE_PAGES}",
+            "this kernel has no huge pages, and direct reads are slower without",
+        )
+    text = HUGE_PAGES.read_text().strip()
+    chosen = re.search(r"\[(\w+)\]", text)
+    if chosen is None or chosen[1] == "never":
+        what = f"direct reads are slower without them; as root: echo madvise > {HUGE_PAGES}"
+        return Check("huge pages", "note", text, what)
+    return Check("huge pages", "good", chosen[1])
+
+
+def check_extras() -> Check:
+    """Which optional dependencies can be imported; none is needed."""
+    told = []
+    for extra, modules in EXTRAS.items():
+        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        told.append(f"{extra} {'without ' + ', '.join(missing) if missing else 'yes'}")
+    return Check("extras", "good", " · ".join(told))

@@ -1,0 +1,125 @@
+"""Timings of a model that need not be there: from its shape, and from what the machine can move and compute."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.checkpoints.presets import PRESETS
+from pipeline.errors import ConfigError, unknown_name
+from pipeline.models.settings import Settings
+from pipeline.models.supported import FAMILIES
+from pipeline.system.hub_cache import find_checkpoint
+from pipeline.tools.simulation.timings import LayerTimings
+
+GIGA, TERA = 1e9, 1e12
+BFLOAT16_BYTES = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What decides how many bytes and operations a layer has; `item_bytes` is the size of one weight."""
+
+    layers: int
+    hidden_size: int
+    ffn_size: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    biases: frozenset[str]
+    qk_norm: bool
+    item_bytes: int
+
+    @property
+    def attn_parameters(self) -> int:
+        """Those of the attn group: norm, q, k, v, o, and the biases or norms of some families."""
+        q_rows, kv_rows = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        matrices = self.hidden_size * (2 * q_rows + 2 * kv_rows)
+        rows = {"q": q_rows, "k": kv_rows, "v": kv_rows, "o": self.hidden_size}
+        biases = sum(rows[short] for short in self.biases & rows.keys())
+        return matrices + biases + 2 * self.head_dim * self.qk_norm + self.hidden_size
+
+    @property
+    def ffn_parameters(self) -> int:
+        """Those of the ffn group: norm, gate, up, down, and the biases of some checkpoints."""
+        rows = {"gate": self.ffn_size, "up": self.ffn_size, "down": self.hidden_size}
+        biases = sum(rows[short] for short in self.biases & rows.keys())
+        return 3 * self.hidden_size * self.ffn_size + biases + self.hidden_size
+
+    def attn_operations(self, tokens: int) -> float:
+        """Two for each parameter and token, and the attention of each token over itself and those before it."""
+        pairs = tokens * (tokens + 1) / 2
+        return 2.0 * self.attn_parameters * tokens + 4.0 * self.heads * self.head_dim * pairs
+
+    def ffn_operations(self, tokens: int) -> float:
+        """Two for each parameter and token."""
+        return 2.0 * self.ffn_parameters * tokens
+
+
+def find_shape(model: str) -> Shape:
+    """The shape of the checkpoint in the folder, or of the config file, of that name, else of the preset or the cached
+    model of that name.
+
+    Weights are bfloat16 unless the config says otherwise. Reading one imports torch.
+
+    Raises ConfigError for what is neither, and as `read_config` does.
+    """
+    path = find_checkpoint(Path(model))
+    if not os.path.lexists(path) and path.name == model:
+        if model in PRESETS:
+            return _preset_shape(model, PRESETS[model])
+        raise ConfigError(f"--model: is no folder, and {unknown_name('preset', model, list(PRESETS))}")
+    from pipeline.checkpoints.config_alone import config_alone
+    from pipeline.models.config import read_config
+
+    alone = config_alone(path)
+    config = read_config(path) if alone is None else alone.model
+    return Shape(
+        layers=config.layers,
+        hidden_size=config.hidden_size,
+        ffn_size=config.ffn_size,
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        biases=config.biases,
+        qk_norm=config.qk_norm,
+        item_bytes=BFLOAT16_BYTES if config.dtype is None else config.dtype.itemsize,
+    )
+
+
+def derive_timings(
+    shape: Shape, *, disk_gbps: float, h2d_gbps: float, tflops: float, batch_tokens: int
+) -> LayerTimings:
+    """Seconds of each half-layer, the disk hop and the H2D hop apart.
+
+    Rates are in 1e9 bytes per second and 1e12 operations per second, as reached, not as advertised. The pass computes
+    `batch_tokens` tokens of one prompt. Not in it: the head, and the time in which a small batch reads the weights from
+    device memory.
+    """
+    attn_bytes, ffn_bytes = shape.attn_parameters * shape.item_bytes, shape.ffn_parameters * shape.item_bytes
+    return LayerTimings(
+        layers=shape.layers,
+        attn=shape.attn_operations(batch_tokens) / (tflops * TERA),
+        ffn=shape.ffn_operations(batch_tokens) / (tflops * TERA),
+        attn_io=attn_bytes / (h2d_gbps * GIGA),
+        ffn_io=ffn_bytes / (h2d_gbps * GIGA),
+        attn_disk=attn_bytes / (disk_gbps * GIGA),
+        ffn_disk=ffn_bytes / (disk_gbps * GIGA),
+    )
+
+
+def _preset_shape(name: str, values: Mapping[str, object]) -> Shape:
+    settings = Settings(f"preset {name}", values)
+    family = FAMILIES[settings.text("model_type")]
+    heads, hidden_size = settings.count("num_attention_heads"), settings.count("hidden_size")
+    return Shape(
+        layers=settings.count("num_hidden_layers"),
+        hidden_size=hidden_size,
+        ffn_size=settings.count("intermediate_size"),
+        heads=heads,
+        kv_heads=settings.count("num_key_value_heads"),
+        head_dim=settings.optional_count("head_dim") or hidden_size // heads,
+        biases=frozenset(family.biases),
+        qk_norm=family.qk_norm,
+        item_bytes=BFLOAT16_BYTES,
+    )

@@ -1,0 +1,195 @@
+"""A simulated disk, catalog and program, for the production actors to run against."""
+
+import asyncio
+import functools
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from actors.core.budget import Slot
+from actors.core.message import READY, Message, ended
+from actors.core.ports import Buffer, Copy, Device, Event, PrefetchPolicy
+from pipeline.groups.slot_kinds import slot_kind
+from pipeline.state.kv_handover import KvHandovers
+from pipeline.state.kv_placement import WINDOW
+from pipeline.tools.simulation.timings import Timings
+
+BYTES_PER_SECOND = 1e9
+"""Simulated copies are as long as they take: one byte is one nanosecond."""
+
+
+Computed: TypeAlias = Counter[tuple[int, str]]
+"""How often each group was computed: for that pass it moves, once or twice, unless it may move a pass ahead."""
+
+
+@dataclass(frozen=True, slots=True)
+class SimCopy:
+    """All bytes of a group as one run."""
+
+    length: int
+    source_offset: int = 0
+    target_offset: int = 0
+
+
+class SimCatalog:
+    """Groups that are known by how long they take; `two_kinds` as in the real catalog."""
+
+    def __init__(self, timings: Timings, *, two_kinds: bool = True, computed: Computed | None = None) -> None:
+        self._timings = timings
+        self._two_kinds = two_kinds
+        self._computed = computed
+        self._uploads: Counter[tuple[int, str]] = Counter()
+
+    def kind(self, layer: int, group: str) -> str:
+        """The kind of slot: "attn" or "ffn"; everything is "ffn" when there is only one slot."""
+        return slot_kind(group, two_kinds=self._two_kinds)
+
+    def copies(self, layer: int, group: str) -> Sequence[SimCopy]:
+        """One copy, for the next upload of the group."""
+        pass_ = (self._uploads if self._computed is None else self._computed)[layer, group]
+        self._uploads[layer, group] += 1
+        seconds = self._timings.upload_seconds(pass_, layer, group)
+        return (SimCopy(round(seconds * BYTES_PER_SECOND)),)
+
+    def tensors(self, message: Message[Slot]) -> Mapping[str, Any]:
+        """Nothing is in a simulated slot."""
+        return {}
+
+
+class SimDisk:
+    """A disk that serves one read after the other, first come first served."""
+
+    def __init__(self, timings: Timings, *, computed: Computed | None = None) -> None:
+        self._timings = timings
+        self._computed = computed
+        self._reads: Counter[tuple[int, str]] = Counter()
+        self._free_at = 0.0
+
+    async def read_into(self, layer: int, group: str, buffer: Buffer) -> None:
+        """Take as long as the group's next read needs."""
+        loop = asyncio.get_running_loop()
+        pass_ = (self._reads if self._computed is None else self._computed)[layer, group]
+        self._reads[layer, group] += 1
+        seconds = self._timings.read_seconds(pass_, layer, group)
+        self._free_at = max(loop.time(), self._free_at) + seconds
+        await asyncio.sleep(self._free_at - loop.time())
+
+
+class SimKeyValues(KvHandovers):
+    """KV blocks that live in host memory, but for those of the first layer, which `place_kv` keeps on the device."""
+
+    def __init__(self, timings: Timings, device: Device, *, ahead: bool) -> None:
+        _, *moving = [layer for layer, group in timings.order if group == "attn"]
+        super().__init__(moving, ahead=ahead)
+        self._copies = (SimCopy(round(timings.kv_seconds * BYTES_PER_SECOND)),)
+        self.host_cells = {self.home(layer): [device.host_memory(0)] for layer in self.layers}
+        self.device_cells = {"window": [device.device_memory(0) for _ in range(WINDOW)]}
+
+    def home(self, layer: int) -> str:
+        """Every layer has a slot of its own."""
+        return f"layer {layer}"
+
+    def kind(self, layer: int, group: str) -> str:
+        """All layers take turns in slots of one kind on the device."""
+        return "window"
+
+    def copies(self, layer: int, group: str) -> Sequence[SimCopy]:
+        """All blocks as one run."""
+        return self._copies
+
+    def new_rows(self) -> Sequence[SimCopy]:
+        """What goes takes as long as what comes."""
+        return self._copies
+
+    def tensors(self, message: Message[Slot]) -> Mapping[str, Any]:
+        """Nothing is in a simulated slot."""
+        return {}
+
+    def reading(self, layer: int, buffer: Buffer) -> None:
+        """Nothing is on the disk."""
+
+    async def write_back(self, layer: int, buffer: Buffer, rows: Sequence[Copy]) -> None:
+        """Nothing is on the disk."""
+
+
+@dataclass(slots=True)
+class SimPass:
+    """One simulated pass: when it began, what was computed, and the latest event of every micro-batch."""
+
+    index: int
+    began: float
+    parts: list[Event]
+    steps: list[tuple[int, str]] = field(default_factory=list)
+
+
+class SimProgram:
+    """A program that computes for as long as the timings say."""
+
+    def __init__(
+        self,
+        device: Device,
+        timings: Timings,
+        policy: PrefetchPolicy,
+        key_values: SimKeyValues | None = None,
+        work: Callable[[int, str], float] | None = None,
+        pass_tokens: int | None = None,
+    ) -> None:
+        self.order = timings.order
+        self.passes: list[SimPass] = []
+        self.computed: Computed = Counter()
+        self._device = device
+        self._timings = timings
+        self._micro_batches = min(policy.micro_batches, pass_tokens or policy.micro_batches)
+        self._work = work
+        self._key_values = key_values
+
+    async def begin(self) -> SimPass:
+        """Begin once the host has something to compute."""
+        await asyncio.sleep(self._timings.begin_seconds(len(self.passes)))
+        parts: list[Event] = [READY] * self._micro_batches
+        self.passes.append(SimPass(len(self.passes), asyncio.get_running_loop().time(), parts))
+        if self._key_values is not None:
+            self._key_values.begin_pass()
+        return self.passes[-1]
+
+    def prepare(self, pass_: SimPass, message: Message[Slot]) -> Coroutine[Any, Any, None] | None:
+        """Wait until the KV blocks of the layer are on their way."""
+        return self._key_values.prepare(message.layer) if self._key_values and message.group == "attn" else None
+
+    async def check_in(self, pass_: SimPass, message: Message[Slot]) -> None:
+        """Wait for the device and the group, and then for as long as a check takes."""
+        for part in pass_.parts:
+            await ended(part)
+        await ended(message.event)
+        await asyncio.sleep(self._timings.check_seconds)
+
+    def step(self, pass_: SimPass, message: Message[Slot]) -> Sequence[Event]:
+        """Occupy the lane of the half, micro-batch by micro-batch."""
+        pass_.steps.append((message.layer, message.group))
+        self.computed[message.layer, message.group] += 1
+        lane = "compute" if len(pass_.parts) == 1 else "attn" if message.group == "attn" else "ffn"
+        needs: list[Event] = [message.event]
+        kv = self._key_values.message(message.layer) if self._key_values and message.group == "attn" else None
+        if kv is not None:
+            needs.append(kv.event)
+        ran: list[Event] = []
+        seconds = functools.partial(self._seconds, pass_, message)
+        for part, before in enumerate(pass_.parts):
+            # After the part before, whose lane it shares: so that the failure of one is the failure of all.
+            ran.append(self._device.launch(lane, seconds, (*needs, before, *ran[-1:])))
+            pass_.parts[part] = ran[-1]
+        if self._key_values is not None:
+            tell = self._key_values.attended if message.group == "attn" else self._key_values.computed
+            tell(message.layer, ran[-1])
+        return ran
+
+    async def finish(self, pass_: SimPass) -> None:
+        """Wait for the last step."""
+        for part in pass_.parts:
+            await part.wait()
+
+    def _seconds(self, pass_: SimPass, message: Message[Slot]) -> float:
+        layer, group = message.layer, message.group
+        whole = self._work(layer, group) if self._work else self._timings.compute_seconds(pass_.index, layer, group)
+        return whole / len(pass_.parts)

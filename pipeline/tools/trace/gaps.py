@@ -1,0 +1,180 @@
+"""When the device computed nothing, and what it waited for.
+
+A gap lies between the end of all that computed before and the start of the next computation. Its causes are found by
+following the group whose computation ended the gap backwards, from what it went through last to what came first:
+
+1. Its weights and KV blocks were there. "start" while the scheduler waited for a request; otherwise "launch": the host
+   checked the group in, chose tokens of the pass before, or had not come to launching it.
+2. Its KV blocks came last. "KV", while they or blocks before them were moved.
+3. Its weights were on the link. "H2D", from the start of its copy to the end; but "disk", where the disk set the pace:
+   reads followed one another without a pause, and the copy began as soon as this one had landed. A faster link would
+   have shortened nothing but the way of the first group.
+4. They were being read, or compared with what was read before. "disk".
+5. A stage of the user's worked on it. "stage".
+6. They were read and not on the link yet. "H2D" while the link worked on other groups, otherwise "device slot" while
+   the uploader had no slot, otherwise "stage" while a stage worked on other groups.
+7. Nobody read them yet. "disk" while the disk worked on other groups, otherwise "host slot" while the reader had no
+   slot, otherwise as in 6: the groups before it were held back there.
+8. Whatever is left is "launch": nobody had asked for the group, or Python was late.
+
+Each moment has one cause, so that the pieces of a gap follow one another without holes.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from actors.core.trace import Span
+from pipeline.tools.trace.intervals import Interval, union, within, without
+from pipeline.tools.trace.journeys import Journeys, computations
+from pipeline.tools.trace.recording import COMPUTE, DISK, KV_IN, LINK, OWN, STAGER
+
+CAUSES = ("disk", "host slot", "H2D", "device slot", "KV", "stage", "launch", "start")
+NEGLIGIBLE_SECONDS = 1e-8
+"""Ends and starts that should meet may miss each other by the rounding of clocks and files."""
+PAUSE_SHARE = 0.05
+"""Reads follow one another without a pause if it is no longer than this share of a read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of a gap, and its cause."""
+
+    cause: str
+    started: float
+    ended: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A stretch in which nothing computed; `layer`, `group`, `seq` and `part` are of the computation that ended it."""
+
+    layer: int
+    group: str
+    seq: int
+    part: int
+    started: float
+    ended: float
+    pieces: tuple[Piece, ...]
+
+
+def find_gaps(spans: Sequence[Span]) -> list[Gap]:
+    """All gaps of a run, in order. The first begins with the first span of all."""
+    line, gaps = _Line(spans), list[Gap]()
+    busy_until = min((span.started for span in spans), default=0.0)
+    for span in computations(spans):
+        if span.started - busy_until > NEGLIGIBLE_SECONDS:
+            pieces = line.causes(span, busy_until)
+            gaps.append(Gap(span.layer, span.group, span.seq, span.part, busy_until, span.started, pieces))
+        busy_until = max(busy_until, span.ended)
+    return gaps
+
+
+class _Line:
+    """When each of the actors did what, to look things up in."""
+
+    def __init__(self, spans: Sequence[Span]) -> None:
+        self._journeys = Journeys(spans)
+        self._reads = _times(spans, DISK, "work")
+        self._read_ends = sorted(span.ended for span in spans if span.actor == DISK and span.what == "work")
+        self._copies = _times(spans, LINK, "work")
+        self._no_host_slot = _times(spans, DISK, "slot")
+        self._no_device_slot = _times(spans, LINK, "slot")
+        self._no_request = _times(spans, COMPUTE, "request")
+        self._kv_moves = _times(spans, KV_IN, "work")
+        self._kv_came: defaultdict[int, list[float]] = defaultdict(list)
+        for span in sorted(spans, key=lambda span: span.ended):
+            if span.actor == KV_IN and span.what == "work":
+                self._kv_came[span.layer].append(span.ended)
+        self._stages = {span.actor for span in spans if span.actor not in OWN}
+        self._handled = union(times for stage in self._stages for times in _times(spans, stage, "work"))
+
+    def causes(self, span: Span, started: float) -> tuple[Piece, ...]:
+        """Cut the gap from `started` to the start of `span` into pieces."""
+        gap = _Gap(started, span.started)
+        nothing = (started, started)
+        read_at, landed = self._times_on(DISK, span) or nothing
+        copied_at, copied = self._times_on(LINK, span) or nothing
+        handled = union(filter(None, (self._times_on(stage, span) for stage in self._stages)))
+        compared = list(filter(None, [self._times_on(STAGER, span)]))
+        arrived = max([landed, copied, *(ended for _, ended in (*handled, *compared))])
+        kv_before = bisect_right(self._kv_came[span.layer], span.started + NEGLIGIBLE_SECONDS)
+        kv_came = self._kv_came[span.layer][kv_before - 1] if kv_before else started
+        gap.paint("start", self._no_request, since=max(arrived, kv_came))
+        gap.paint("launch", since=max(arrived, kv_came))
+        if kv_came > arrived:
+            gap.paint("KV", self._kv_moves)
+        gap.paint("disk" if self._disk_sets_pace(span) else "H2D", since=copied_at, until=copied)
+        gap.paint("disk", since=read_at, until=landed)
+        gap.paint("disk", compared)
+        gap.paint("stage", handled)
+        held_back = (("H2D", self._copies), ("device slot", self._no_device_slot), ("stage", self._handled))
+        for cause, times in held_back:
+            gap.paint(cause, times, since=landed, until=copied_at)
+        for cause, times in (("disk", self._reads), ("host slot", self._no_host_slot), *held_back):
+            gap.paint(cause, times, until=read_at)
+        gap.paint("launch")
+        return gap.pieces()
+
+    def _disk_sets_pace(self, span: Span) -> bool:
+        read, copy = self._journeys.before(DISK, span), self._journeys.before(LINK, span)
+        if read is None or copy is None:
+            return False
+        pause = PAUSE_SHARE * (read.ended - read.started)
+        compared = self._times_on(STAGER, span) or (0.0, 0.0)
+        ready = read.ended + compared[1] - compared[0]
+        before = bisect_left(self._read_ends, read.ended)
+        disk_was_busy = before > 0 and self._read_ends[before - 1] >= read.started - pause
+        waited_for_link = within(self._copies, ready + NEGLIGIBLE_SECONDS, copy.started - NEGLIGIBLE_SECONDS)
+        return disk_was_busy and not waited_for_link and copy.started - ready <= pause
+
+    def _times_on(self, actor: str, span: Span) -> Interval | None:
+        work = self._journeys.before(actor, span)
+        return None if work is None else (work.started, work.ended)
+
+
+class _Gap:
+    """A gap while causes are found for it: what has been painted once keeps its colour."""
+
+    def __init__(self, started: float, ended: float) -> None:
+        self._started, self._ended = started, ended
+        self._left: list[Interval] = [(started, ended)]
+        self._pieces: list[Piece] = []
+
+    def paint(
+        self,
+        cause: str,
+        times: Sequence[Interval] | None = None,
+        *,
+        since: float | None = None,
+        until: float | None = None,
+    ) -> None:
+        """Give a cause to what is left between two moments, and within `times` if given."""
+        since = self._started if since is None else max(since, self._started)
+        until = self._ended if until is None else min(until, self._ended)
+        if until - since <= NEGLIGIBLE_SECONDS:
+            return
+        covered = [(since, until)] if times is None else within(times, since, until)
+        for started, ended in covered:
+            self._pieces.extend(Piece(cause, *part) for part in within(self._left, started, ended))
+        self._left = without(self._left, covered)
+
+    def pieces(self) -> tuple[Piece, ...]:
+        """What was painted, in order; slivers go to their neighbours, and neighbours of one cause become one."""
+        found = sorted(self._pieces, key=lambda piece: piece.started)
+        kept = [piece for piece in found if piece.ended - piece.started > NEGLIGIBLE_SECONDS] or found[:1]
+        joined: list[Piece] = []
+        at = self._started
+        for index, piece in enumerate(kept):
+            ended = kept[index + 1].started if index + 1 < len(kept) else self._ended
+            if joined and joined[-1].cause == piece.cause:
+                joined[-1] = Piece(piece.cause, joined[-1].started, ended)
+            else:
+                joined.append(Piece(piece.cause, at, ended))
+            at = ended
+        return tuple(joined)
+
+
+def _times(spans: Iterable[Span], actor: str, what: str) -> list[Interval]:
+    return union((span.started, span.ended) for span in spans if span.actor == actor and span.what == what)

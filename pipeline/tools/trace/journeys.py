@@ -1,0 +1,50 @@
+"""The way of one group through the line, put together from the spans of those who moved and computed it."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from actors.core.trace import Span
+from pipeline.tools.trace.recording import COMPUTE
+
+
+class Journeys:
+    """Finds the work that somebody did on a group.
+
+    A line that runs anew counts `seq` from 0 again: a group's work is the latest that began before the group went on.
+    """
+
+    def __init__(self, spans: Iterable[Span]) -> None:
+        self._work: defaultdict[tuple[str, int, str, int], list[Span]] = defaultdict(list)
+        for span in spans:
+            if span.what == "work":
+                self._work[span.actor, span.layer, span.group, span.seq].append(span)
+
+    def before(self, actor: str, span: Span) -> Span | None:
+        """The latest work of `actor` on the group of `span` that began before `span` did."""
+        earlier = [
+            work
+            for work in self._work.get((actor, span.layer, span.group, span.seq), ())
+            if work.started <= span.started and work is not span
+        ]
+        return max(earlier, key=lambda work: work.started, default=None)
+
+
+def computations(spans: Iterable[Span]) -> list[Span]:
+    """What was computed, by when it began."""
+    return sorted(
+        (span for span in spans if span.actor == COMPUTE and span.what == "work"), key=lambda span: span.started
+    )
+
+
+def pass_starts(computed: Iterable[Span]) -> list[Span]:
+    """The computations that began a pass: each pass computes a layer's group once, so it began where one came again."""
+    starts: list[Span] = []
+    seen: set[tuple[int, str]] = set()
+    for span in computed:
+        if span.part:
+            continue
+        if not starts or (span.layer, span.group) in seen:
+            starts.append(span)
+            seen.clear()
+        seen.add((span.layer, span.group))
+    return starts

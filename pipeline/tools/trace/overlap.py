@@ -1,0 +1,243 @@
+"""How well transfers and computations overlapped, in the columns of the policy table, from recorded spans alone.
+
+The same code looks at simulated and at real runs, so nothing here relies on exact times.
+"""
+
+import bisect
+import dataclasses
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from actors.core.trace import Span
+from pipeline.tools.trace.intervals import Interval, total_seconds, union, within
+from pipeline.tools.trace.passes import HALVES, NEVER, group_times, work_by_actor
+from pipeline.tools.trace.recording import DISK, LINK
+
+MS = 1000.0
+ROUNDING_SECONDS = 1e-9
+"""Moments that should meet may miss each other by their last bits."""
+LAYERS_OF_LONG_DELAY = 4
+"""The analysis tells the delay from one layer to the next, and from a layer to the fourth after it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlap:
+    """One row of the policy table; all times in milliseconds.
+
+    "Steady" is the second half of the layers of every pass. A window is the time from the start to the end of the
+    computation of an attn, or of an ffn, all micro-batches together. The device is idle while none of its compute lanes
+    works. A link moves bytes while at least one of its transfers runs.
+
+    Attributes:
+        policy: whose row it is.
+        total_ms: from the first start of a transfer or computation to the end of the last computation, all passes. When
+            passes before the window were left out, from the end of their last computation.
+        ms_per_layer: from the start of one steady attn to that of the next, on average; below four layers, a pass /
+            layers, without the first of several passes.
+        ideal_ms: how long the busiest resource worked in that time: disk, H2D, a compute lane, or a KV lane.
+        ratio_to_ideal: total_ms / ideal_ms.
+        gap_in_layer_ms: the device idle between a steady layer's attn and ffn, on average.
+        gap_between_layers_ms: the device idle between a steady layer's ffn and the next attn, on average.
+        l0_l1_ms: both gaps together.
+        l0_l4_ms: the same over four successive layers, on average.
+        groups_requested: how many groups a trigger asks for at the start of an attn and of an ffn; without triggers,
+            how many transfers begin in such a window, on average.
+        link_use: the share of the attn windows, the ffn windows and the total time in which the busier link, disk or
+            H2D, moves bytes.
+        host_blocked_ms: for policies that block, how long the device idles with a group there until its computation
+            starts, on average; 0 for others.
+        groups_on_device_peak: most groups that moved to, waited on or computed on the device at a time: from the start
+            of the last hop, or of the read where it is the only one, to the end of the computation.
+        depth_used: how many layers ahead of the one that computes groups were asked for, at most; without triggers, how
+            far ahead a transfer had been issued.
+    """
+
+    policy: str
+    total_ms: float
+    ms_per_layer: float
+    ideal_ms: float
+    ratio_to_ideal: float
+    gap_in_layer_ms: float
+    gap_between_layers_ms: float
+    l0_l1_ms: float
+    l0_l4_ms: float
+    groups_requested: Mapping[str, float]
+    link_use: Mapping[str, float]
+    host_blocked_ms: float
+    groups_on_device_peak: int
+    depth_used: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The columns as plain values, in order; milliseconds and shares to six decimals."""
+        return {name: _rounded(value) for name, value in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def of(
+        cls,
+        policy: str,
+        spans: Iterable[Span],
+        order: Sequence[tuple[int, str]],
+        *,
+        blocking: bool = False,
+        asked: Mapping[str, int] | None = None,
+        depth: int | None = None,
+        first_pass: int = 0,
+        passes: int | None = None,
+    ) -> "Overlap":
+        """Compute the row from the spans of whole passes over `order`.
+
+        `asked` is what triggers asked for by kind of half, and `depth` how many layers ahead; None without triggers.
+        The window is `passes` passes from `first_pass` on, all that follow unless said. Raises ValueError when it holds
+        no computation.
+        """
+        run = _Run(list(spans), order, first_pass, passes)
+        total = run.ended - run.started
+        ideal = max(map(total_seconds, run.resources.values()))
+        link = max(run.resources[DISK], run.resources[LINK], key=total_seconds)
+        gaps = run.gaps()
+        in_layer, between = ([gap for one in gaps for gap in one[side]] for side in (0, 1))
+        delays = [[inside + after for inside, after in zip(*one, strict=True)] for one in gaps]
+        return cls(
+            policy=policy,
+            total_ms=total * MS,
+            ms_per_layer=run.seconds_per_layer() * MS,
+            ideal_ms=ideal * MS,
+            ratio_to_ideal=total / ideal,
+            gap_in_layer_ms=fmean(in_layer) * MS,
+            gap_between_layers_ms=fmean(between) * MS,
+            l0_l1_ms=fmean(itertools.chain(*delays)) * MS,
+            l0_l4_ms=fmean(map(_long_delay, delays)) * MS,
+            groups_requested={
+                f"{kind}_window": float(asked.get(kind, 0)) if asked else run.begun_per_window(kind) for kind in HALVES
+            },
+            link_use={f"{kind}_window": run.share_of_windows(kind, link) for kind in HALVES}
+            | {"total": total_seconds(link) / total},
+            host_blocked_ms=run.host_blocked_seconds() * MS if blocking else 0.0,
+            groups_on_device_peak=run.most_on_device(),
+            depth_used=run.deepest() if depth is None else depth,
+        )
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return round(value, 6) if isinstance(value, float) else value
+
+
+class _Run:
+    """The spans of a window of passes, by group, in compute order, and by resource."""
+
+    def __init__(
+        self, spans: Iterable[Span], order: Sequence[tuple[int, str]], first_pass: int, passes: int | None
+    ) -> None:
+        self._order = order
+        self._attns = [index for index, (_, group) in enumerate(order) if group == "attn"]
+        work = work_by_actor(spans)
+        groups = group_times(work, order)
+        first = first_pass * len(order)
+        end = len(groups) and max(groups) + 1 if passes is None else first + passes * len(order)
+        self._by_position = {position: groups[position] for position in sorted(groups) if first <= position < end}
+        self.groups = list(self._by_position.values())
+        if not self.groups:
+            raise ValueError(f"no computation was recorded from pass {first_pass} on")
+        self._passes = sorted({position // len(order) * len(order) for position in self._by_position})
+        moments = [moment for group in self.groups for moment in (group.started, group.began) if moment > NEVER]
+        earlier = [group.ended for position, group in groups.items() if position < first]
+        self.started = max(earlier) if earlier else min(moments)
+        self.ended = max(group.ended for group in self.groups)
+        self.resources = self._resources(work)
+
+    def _resources(self, work: Mapping[str, Sequence[Span]]) -> dict[str, list[Interval]]:
+        """When each resource was at work in the window. Micro-batches compute on a lane for each kind of half."""
+        busy: dict[str, list[Interval]] = {DISK: [], LINK: []}
+        for actor, spans in work.items():
+            if actor in busy or any(span.group == "kv" for span in spans):
+                busy[actor] = [(span.started, span.ended) for span in spans]
+        several = any(len(group.parts) > 1 for group in self.groups)
+        for group in self.groups:
+            busy.setdefault(f"compute {group.kind}" if several else "compute", []).extend(group.parts)
+        return {name: within(union(intervals), self.started, self.ended) for name, intervals in busy.items()}
+
+    def seconds_per_layer(self) -> float:
+        count = len(self._attns)
+        if count >= 4:
+            steady, last = self._attns[count // 2], self._attns[-1]
+            seconds = fmean(
+                self._by_position[base + last].started - self._by_position[base + steady].started
+                for base in self._passes
+            )
+            return seconds / (count - 1 - count // 2)
+        if len(self._passes) == 1:
+            return (self.ended - self.started) / count
+        first = max(group.ended for position, group in self._by_position.items() if position < self._passes[1])
+        return (self.ended - first) / count / (len(self._passes) - 1)
+
+    def gaps(self) -> list[tuple[list[float], list[float]]]:
+        """By pass, how long the device idled inside each steady layer, and between it and the next."""
+        idle: defaultdict[int, float] = defaultdict(float)
+        parts = sorted((*part, position) for position, group in self._by_position.items() for part in group.parts)
+        until = self.started
+        for started, ended, position in parts:
+            idle[position] += max(0.0, started - until)
+            until = max(until, ended)
+        count = len(self._attns)
+        if count == 1:
+            return [([idle[base + self._attns[0] + 1]], [0.0]) for base in self._passes]
+        steady = range(min(count // 2, count - 2), count - 1)
+        return [
+            (
+                [idle[base + self._attns[layer] + 1] for layer in steady],
+                [idle[base + self._attns[layer + 1]] for layer in steady],
+            )
+            for base in self._passes
+        ]
+
+    def begun_per_window(self, kind: str) -> float:
+        windows = self._windows(kind)
+        moments = sorted(group.began + ROUNDING_SECONDS for group in self.groups)
+        begun = sum(bisect.bisect_left(moments, end) - bisect.bisect_left(moments, start) for start, end in windows)
+        return begun / len(windows)
+
+    def share_of_windows(self, kind: str, link: Sequence[Interval]) -> float:
+        windows = union(self._windows(kind))
+        seconds = total_seconds(windows)
+        return sum(total_seconds(within(link, *window)) for window in windows) / seconds if seconds else 0.0
+
+    def host_blocked_seconds(self) -> float:
+        """Mean over all groups but the first of a pass, before which the host also hands results on."""
+        return fmean(
+            max(0.0, group.started - max(before.ended, group.landed))
+            for (_, before), (position, group) in itertools.pairwise(self._by_position.items())
+            if position % len(self._order)
+        )
+
+    def most_on_device(self) -> int:
+        changes = []
+        for group in self.groups:
+            entered = max((started for started, _ in group.hops), default=group.started)
+            changes += [(entered, 1), (group.ended - ROUNDING_SECONDS, -1)]
+        return max(itertools.accumulate(change for _, change in sorted(changes)))
+
+    def deepest(self) -> int:
+        starts = [group.started for group in self.groups]
+        depths = [0]
+        for group in self.groups:
+            if group.hops:
+                issued = min(started for started, _ in group.hops)
+                computing = max(0, bisect.bisect_right(starts, issued + ROUNDING_SECONDS) - 1)
+                depths.append(group.layer - self.groups[computing].layer)
+        return max(depths)
+
+    def _windows(self, kind: str) -> list[Interval]:
+        return [(group.started, group.ended) for group in self.groups if group.kind == kind]
+
+
+def _long_delay(delays: Sequence[float]) -> float:
+    """The mean sum of so many successive delays; where there are fewer, as many times their mean."""
+    count = LAYERS_OF_LONG_DELAY
+    sums = [sum(delays[first : first + count]) for first in range(len(delays) - count + 1)]
+    return fmean(sums) if sums else count * fmean(delays)

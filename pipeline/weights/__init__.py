@@ -1,1 +1,0 @@
-"""Which bytes: checkpoints read in place."""

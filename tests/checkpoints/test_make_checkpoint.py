@@ -1,0 +1,176 @@
+import base64
+import json
+import shutil
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiktoken
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from pipeline.checkpoints.checkpoint import open_checkpoint
+from pipeline.checkpoints.make_checkpoint import make_checkpoint
+from pipeline.checkpoints.presets import PRESETS
+from pipeline.errors import ConfigError
+from pipeline.groups.groups import plan_groups
+from pipeline.models.config import read_config
+from pipeline.models.families import group_specs
+
+TINY: dict[str, Any] = {
+    "layers": 2,
+    "hidden_size": 64,
+    "ffn_size": 96,
+    "heads": 4,
+    "kv_heads": 2,
+    "vocabulary_size": 2000,
+}
+
+
+def test_the_folder_is_a_sharded_checkpoint_of_the_shape_asked_for(tmp_path: Path) -> None:
+    steps: list[tuple[int, int]] = []
+    out = tmp_path / "new" / "model"
+    more = {"shard_bytes": 300_000, "attention_bias": True, "mlp_bias": True}
+    make_checkpoint(out, "llama-3-8b", progress=lambda *step: steps.append(step), **more, **TINY)
+    config = read_config(out)
+    assert len(config.biases) == 7
+    assert (config.layers, config.hidden_size, config.ffn_size, config.heads, config.kv_heads) == (2, 64, 96, 4, 2)
+    with open_checkpoint(out) as checkpoint:
+        groups = plan_groups(group_specs(config), checkpoint)
+    assert (groups.dtype, groups.ignored) == ("BF16", ())
+    shards = sorted(out.glob("*.safetensors"))
+    assert [shard.name for shard in shards] == [f"model-{number:05}-of-00003.safetensors" for number in (1, 2, 3)]
+    tensors = {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
+    for name, tensor in tensors.items():
+        if name.endswith("norm.weight"):
+            assert (tensor == 1).all()
+        else:
+            tolerance = 0.1 if tensor.ndim == 2 else 0.5  # a bias has few items
+            assert tensor.float().std().item() == pytest.approx(0.02, rel=tolerance)
+            assert abs(tensor.float().mean().item()) < 0.02 * tolerance
+    total_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    assert steps[-1] == (total_bytes, total_bytes)
+    assert [written for written, _ in steps] == sorted({written for written, _ in steps})
+    with safe_open(shards[0], "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+    assert [path.name for path in out.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_small_one_is_a_single_file_and_its_seed_decides_the_bytes(dtype: str, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        make_checkpoint(tmp_path / name, "qwen3-8b", dtype=dtype, seed=seed, head_dim=16, **TINY)
+    a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
+    assert a == b != c
+    assert {tensor.dtype for tensor in load_file(tmp_path / "a" / "model.safetensors").values()} == {
+        getattr(torch, dtype)
+    }
+    assert not (tmp_path / "a" / "model.safetensors.index.json").exists()
+
+
+def test_tensors_larger_than_a_chunk_are_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.checkpoints.make_checkpoint.CHUNK_ITEMS", 1000)
+    make_checkpoint(tmp_path / "model", "qwen2.5-0.5b", **TINY)
+    embedding = load_file(tmp_path / "model" / "model.safetensors")["model.embed_tokens.weight"]
+    assert embedding.unique(dim=0).shape == (2000, 64)
+
+
+def test_transformers_loads_it(tmp_path: Path) -> None:
+    from support.tiny_models import transformers
+
+    make_checkpoint(tmp_path / "model", "qwen2.5-0.5b", dtype="float32", **TINY)
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not any(report.values())
+    assert torch.isfinite(model(torch.tensor([[1, 2, 1999]])).logits).all()
+
+
+def test_its_tokenizer_covers_the_whole_vocabulary(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "model", "llama-3-8b", **{**TINY, "vocabulary_size": 70_000, "hidden_size": 8})
+    lines = (tmp_path / "model" / "tokenizer.model").read_bytes().splitlines()
+    ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, lines)}
+    assert list(ranks.values()) == list(range(69_998))
+    encoding = tiktoken.Encoding("made", pat_str=r"\S+|\s+", mergeable_ranks=ranks, special_tokens={})
+    text = "Grüße, \U0001f600 hello\0"
+    token_ids = encoding.encode(text)
+    assert encoding.decode(token_ids) == text
+    assert len(token_ids) < len(text.encode())
+    settings = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())
+    config = read_config(tmp_path / "model")
+    contents = {int(index): token["content"] for index, token in settings["added_tokens_decoder"].items()}
+    assert contents == {69_998: settings["bos_token"], 69_999: settings["eos_token"]}
+    assert (config.bos_id, config.eos_ids) == (69_998, (69_999,))
+    assert settings["add_bos_token"]
+
+
+PARAMETERS = {
+    "llama-2-7b": 6_738_415_616,
+    "llama-3-8b": 8_030_261_248,
+    "llama-3-70b": 70_553_706_496,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.1-70b": 70_553_706_496,
+    "llama-3.1-405b": 405_853_388_800,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "mistral-7b": 7_241_732_096,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-1.5b": 1_543_714_304,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen2.5-32b": 32_763_876_352,
+    "qwen2.5-72b": 72_706_203_648,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-8b": 8_190_735_360,
+    "qwen3-32b": 32_762_123_264,
+}
+"""As their publishers count them."""
+
+
+@pytest.mark.parametrize("like", PRESETS)
+def test_a_full_disk_is_noticed_before_any_weight_is_written(
+    like: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(12345))
+    with pytest.raises(ConfigError, match=f"need {2 * PARAMETERS[like]} bytes .*, have 12345 .12.3 kB.; make room"):
+        make_checkpoint(tmp_path / "model", like)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_stopped_leaves_nothing(tmp_path: Path) -> None:
+    def stop(written_bytes: int, total_bytes: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_checkpoint(tmp_path / "model", "llama-3-8b", progress=stop, **TINY)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_is_never_touched(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious").touch()
+    (tmp_path / "file").touch()
+    (tmp_path / "killed.partial").mkdir()
+    for name, message in (("full", "not an empty folder"), ("file", "not an empty folder"), ("killed", "was killed")):
+        with pytest.raises(ConfigError, match=message):
+            make_checkpoint(tmp_path / name, "llama-3-8b", **TINY)
+    assert (tmp_path / "full" / "precious").exists()
+    (tmp_path / "empty").mkdir()
+    make_checkpoint(tmp_path / "empty", "llama-3-8b", **TINY)
+    assert (tmp_path / "empty" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("like", "options", "message"),
+    [
+        ("llama-9", {}, "unknown preset 'llama-9'; known are llama-2-7b, llama-3-8b"),
+        ("llama-3-8b", {"dtype": "int8"}, "unknown dtype 'int8'; known are float32"),
+        ("llama-3-8b", {"num_layers": 3}, "unknown override 'num_layers'; known are layers"),
+        ("llama-3-8b", {"vocabulary_size": 257}, "need at least 258 .* have 257"),
+        ("llama-3-8b", {"layers": 0}, "^like llama-3-8b: layers: need a whole number from 1 to 10000; have 0$"),
+        ("llama-3-8b", {"heads": 3, "kv_heads": 2}, "^like llama-3-8b: .*[ :]heads"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(like: str, options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_checkpoint(tmp_path / "model", like, **options)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,175 @@
+"""Embedding rows: the right ones, each read once, read again once when the disk fails, and never behind one's back."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.checkpoints.shard import Shard
+from pipeline.devices.cpu import CpuDevice
+from pipeline.errors import CheckpointError
+from pipeline.groups.groups import TensorRange
+from pipeline.reading.checksums import Checksums
+from pipeline.reading.embedding import EmbeddingRows
+from pipeline.reading.reading import Reading
+from pipeline.reading.source import WeightSource
+
+ROWS, COLUMNS = 50, 24
+START = 6000
+DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32}
+
+
+class ScriptedSource:
+    """Each read fills its rows with the rows' numbers, after `before` has been told how many reads there were."""
+
+    def __init__(self, row_bytes: int) -> None:
+        self.reads: list[list[int]] = []
+        self.before: Callable[[int], Any] = lambda times: None
+        self.rotten: dict[int, int] = {}
+        self.forgotten: list[list[int]] = []
+        self._row_bytes = row_bytes
+
+    async def read_rows(self, file: Path, starts: Sequence[int], row_bytes: int, buffer: memoryview) -> None:
+        assert row_bytes == self._row_bytes
+        rows = [(start - START) // row_bytes for start in starts]
+        self.reads.append(rows)
+        if (wait := self.before(len(self.reads))) is not None:
+            await wait
+        for index, row in enumerate(rows):
+            buffer[index * row_bytes :][:row_bytes] = bytes([row ^ self.rotten.get(row, 0)]) * row_bytes
+
+    async def forget_rows(self, file: Path, starts: Sequence[int], row_bytes: int) -> None:
+        """What rots in the page cache is whole on the disk; 255 is rotten there too."""
+        self.forgotten.append([(start - START) // row_bytes for start in starts])
+        self.rotten = {row: value for row, value in self.rotten.items() if value == 255}
+
+
+def table(file: Path, dtype: str = "BF16") -> TensorRange:
+    length = ROWS * COLUMNS * DTYPES[dtype].itemsize
+    return TensorRange("embed", "model.embed_tokens.weight", file, START, length, (ROWS, COLUMNS), dtype)
+
+
+@asynccontextmanager
+async def scripted(most_rows: int = 8) -> AsyncIterator[tuple[ScriptedSource, EmbeddingRows, CpuDevice]]:
+    device = CpuDevice(copy=True)
+    source = ScriptedSource(COLUMNS * 2)
+    checksums = Checksums((), table(Path("weights")), 1, Path("model"))
+    yield source, EmbeddingRows(table(Path("weights")), source, device, most_rows, checksums), device  # type: ignore[arg-type]
+    await device.aclose()
+
+
+def bytes_of(rows: torch.Tensor) -> list[list[int]]:
+    return [sorted(set(row.tolist())) for row in rows.contiguous().view(torch.uint8)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("copy", [False, True])
+async def test_rows_are_those_of_the_table(dtype: str, copy: bool, tmp_path: Path) -> None:
+    weights = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(1)).to(DTYPES[dtype])
+    file = tmp_path / "weights"
+    file.write_bytes(b"x" * START + bytes(weights.view(torch.uint8).flatten().tolist()))
+    device = CpuDevice(copy=copy)
+    shard = Shard(file)
+    source = WeightSource({}, {file: shard}, Reading())
+    embedding = EmbeddingRows(table(file, dtype), source, device, 8)
+    for token_ids in ([7], [0, ROWS - 1, 3, 3, 0, 12], [5] * 8, list(range(8)), [49]):
+        await (await embedding.fetch(token_ids)).wait()
+        rows = embedding.rows(len(token_ids))
+        assert rows.dtype == DTYPES[dtype]
+        assert torch.equal(rows, weights[token_ids])
+    del rows
+    await source.aclose()
+    shard.close()
+    await device.aclose()
+
+
+async def test_a_token_that_comes_twice_is_read_once() -> None:
+    async with scripted() as (source, embedding, _):
+        await (await embedding.fetch([4, 9, 4, 4, 9, 2])).wait()
+        assert source.reads == [[4, 9, 2]]
+        assert bytes_of(embedding.rows(6)) == [[4], [9], [4], [4], [9], [2]]
+
+
+def fail(*failures: int, error: Exception) -> Callable[[int], None]:
+    """The n-th reads fail."""
+
+    def before(times: int) -> None:
+        if times in failures:
+            raise error
+
+    return before
+
+
+async def test_a_read_that_fails_once_is_repeated(caplog: pytest.LogCaptureFixture) -> None:
+    async with scripted() as (source, embedding, _):
+        source.before = fail(1, error=OSError("flaky"))
+        await (await embedding.fetch([2, 3, 5])).wait()
+        assert source.reads == [[2, 3, 5]] * 2
+        assert bytes_of(embedding.rows(3)) == [[2], [3], [5]]
+    assert "reading 3 rows of the embedding failed, trying once more: flaky" in caplog.text
+
+
+async def test_a_read_that_fails_twice_is_the_callers_error_and_the_next_fetch_works() -> None:
+    async with scripted() as (source, embedding, _):
+        error = OSError("dead")
+        source.before = fail(1, 2, error=error)
+        with pytest.raises(OSError, match="dead") as caught:
+            await embedding.fetch([2, 3, 5])
+        assert caught.value is error
+        assert source.reads == [[2, 3, 5]] * 2
+        await (await embedding.fetch([3])).wait()
+        assert bytes_of(embedding.rows(1)) == [[3]]
+
+
+async def test_a_file_that_has_changed_is_not_read_again() -> None:
+    async with scripted() as (source, embedding, _):
+        source.before = fail(1, error=CheckpointError("weights changed"))
+        with pytest.raises(CheckpointError):
+            await embedding.fetch([3])
+        assert source.reads == [[3]]
+
+
+async def test_rows_that_differ_from_their_first_read_are_read_again_from_the_disk(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with scripted() as (source, embedding, _):
+        await (await embedding.fetch([2, 3, 5])).wait()
+        source.rotten = {3: 64}
+        await (await embedding.fetch([7, 3])).wait()
+        assert source.reads == [[2, 3, 5], [7, 3], [7, 3]]
+        assert source.forgotten == [[7, 3]]
+        assert bytes_of(embedding.rows(2)) == [[7], [3]]
+    assert "the embedding differs from its first read, reading once more" in caplog.text
+
+
+async def test_rows_that_differ_on_the_disk_are_an_error_and_others_are_none() -> None:
+    async with scripted() as (source, embedding, _):
+        await (await embedding.fetch([2, 3, 5])).wait()
+        source.rotten = {3: 255}
+        start = START + 3 * COLUMNS * 2
+        with pytest.raises(CheckpointError, match=f"weights changed on disk: bytes {start} to {start + COLUMNS * 2}"):
+            await embedding.fetch([7, 3])
+        await (await embedding.fetch([2, 7])).wait()
+        assert bytes_of(embedding.rows(2)) == [[2], [7]]
+
+
+async def test_a_cancelled_fetch_uploads_nothing() -> None:
+    async with scripted() as (source, embedding, device):
+        source.before = lambda times: asyncio.Event().wait()
+        fetch = asyncio.ensure_future(embedding.fetch([2, 3, 5]))
+        await asyncio.sleep(0.005)
+        fetch.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await fetch
+        assert not any(any(memory.view) for memory in device._memory)
+
+
+def test_room_is_taken_once_for_the_most_rows() -> None:
+    device = CpuDevice()
+    embedding = EmbeddingRows(table(Path("weights")), ScriptedSource(48), device, 5)  # type: ignore[arg-type]
+    assert (embedding.most_rows, embedding.row_bytes) == (5, COLUMNS * 2)
+    assert [memory.nbytes for memory in device._memory] == [5 * COLUMNS * 2] * 2

@@ -1,0 +1,56 @@
+"""What only lanes of threads can do wrong: threads that cannot start, and buffers that idle ones hold on to."""
+
+import asyncio
+import mmap
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.checkpoints.shard import Shard
+from pipeline.groups.layout import BLOCK_BYTES
+from pipeline.reading.lane import Chunk, Disk
+from pipeline.reading.preadv_lanes import PreadvLanes
+
+
+@pytest.fixture
+def lanes(weights: Path) -> Iterator[PreadvLanes]:
+    shard = Shard(weights)
+    yield PreadvLanes("penstock-test", 2, Disk({weights: shard}, direct=False))
+    shard.close()
+
+
+async def test_after_a_thread_could_not_start_later_reads_work(
+    weights: Path, lanes: PreadvLanes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, failures = threading.Thread.start, [1]
+
+    def fails_once(thread: threading.Thread) -> None:
+        if failures and thread.name == "penstock-test-1":
+            failures.pop()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", fails_once)
+    buffer = memoryview(bytearray(BLOCK_BYTES))
+    with pytest.raises(RuntimeError, match="can't start"):
+        await lanes.read([Chunk(weights, 0, BLOCK_BYTES, 0)], buffer)
+    await lanes.read([Chunk(weights, 0, BLOCK_BYTES, 0)], buffer)
+    assert buffer == weights.read_bytes()[:BLOCK_BYTES]
+    names = {thread.name for thread in threading.enumerate()}
+    assert {"penstock-test-0", "penstock-test-1"} <= names, "the one that could not is there now"
+    await lanes.aclose()
+
+
+async def test_an_idle_thread_holds_no_buffer(weights: Path, lanes: PreadvLanes) -> None:
+    pages = mmap.mmap(-1, BLOCK_BYTES)
+    await lanes.read([Chunk(weights, 0, BLOCK_BYTES, 0)], memoryview(pages))
+    for _ in range(1000):
+        try:
+            pages.close()
+            break
+        except BufferError:
+            await asyncio.sleep(0.001)
+    assert pages.closed
+    await lanes.aclose()

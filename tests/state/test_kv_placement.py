@@ -1,0 +1,97 @@
+"""Where the KV blocks of every layer live: in one place, evenly, and within the room if there is room for the slots."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.state.kv_placement import FEWEST, WINDOW, KvPlacement, place_kv, place_kv_in_one, spread
+
+LAYERS = st.integers(1, 130)
+ROOM = st.integers(0, 140)
+
+
+def check(placement: KvPlacement, layers: int) -> None:
+    places = [*placement.device, *placement.host, *placement.disk]
+    assert sorted(places) == list(range(layers)), "every layer in one place"
+    assert placement.moving == tuple(sorted({*placement.host, *placement.disk}))
+    for place in (placement.device, placement.host, placement.disk):
+        assert list(place) == sorted(place)
+    assert 0 <= placement.window <= WINDOW
+    assert 0 <= placement.staging <= WINDOW
+    if placement.device:
+        assert placement.device[0] == 0, "moving begins while the first layer computes"
+        assert_even(placement.device, range(layers))
+
+
+def assert_even(chosen: tuple[int, ...], among: range) -> None:
+    """And the first of all is the first of them."""
+    if not chosen:
+        return
+    assert chosen[0] == 0
+    gaps = [after - before for before, after in itertools.pairwise((*chosen, among.stop))]
+    assert max(gaps) - min(gaps) <= 1
+
+
+@given(LAYERS, ROOM, ROOM)
+def test_three_places(layers: int, device_room: int, host_room: int) -> None:
+    check_three_places(layers, device_room, host_room)
+
+
+@pytest.mark.parametrize("layers", range(1, 13))
+def test_few_layers_in_every_room(layers: int) -> None:
+    for device_room, host_room in itertools.product(range(layers + 2), repeat=2):
+        check_three_places(layers, device_room, host_room)
+
+
+def check_three_places(layers: int, device_room: int, host_room: int) -> None:
+    placement = place_kv(layers, device_room, host_room)
+    least = min(FEWEST, layers)
+    check(placement, layers)
+    if device_room >= layers:
+        assert placement.device == tuple(range(layers))
+        return
+    assert placement.window >= least
+    assert len(placement.device) + placement.window == max(device_room, least), "no room is left unused"
+    if placement.disk:
+        least = min(FEWEST, len(placement.moving))
+        assert placement.staging >= least
+        assert len(placement.host) + placement.staging == max(host_room, least), "nor in host memory"
+        assert host_room < len(placement.moving)
+        assert_even(tuple(placement.moving.index(layer) for layer in placement.host), range(len(placement.moving)))
+    else:
+        assert placement.staging == 0
+
+
+@given(LAYERS, ROOM)
+def test_one_place_and_the_disk(layers: int, room: int) -> None:
+    placement = place_kv_in_one(layers, room)
+    check(placement, layers)
+    assert placement.host == ()
+    assert placement.window == 0
+    assert len(placement.device) + placement.staging == min(max(room, FEWEST), layers)
+    assert (placement.staging >= FEWEST) == bool(placement.disk) or layers < FEWEST
+
+
+@given(st.integers(1, 200), st.data())
+def test_spread_is_even_and_begins_with_the_first(layers: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(0, layers))
+    chosen = spread(range(layers), count)
+    assert len(set(chosen)) == count
+    assert chosen[:1] == (0,)[:count]
+    assert_even(chosen, range(layers))
+
+
+def test_a_third_slot_comes_before_a_second_layer_stays() -> None:
+    assert [(p.window, len(p.device)) for room in range(2, 6) for p in [place_kv(9, room, 9)]] == [
+        (2, 0), (2, 1), (3, 1), (3, 2),
+    ]  # fmt: skip
+    assert [(p.staging, len(p.host)) for room in range(2, 6) for p in [place_kv(9, 2, room)]] == [
+        (2, 0), (2, 1), (3, 1), (3, 2),
+    ]  # fmt: skip
+
+
+def test_it_says_where_they_live() -> None:
+    placement = place_kv(8, 4, 4)
+    assert str(placement) == "stay on the device in 1 of 8 layers, live in host memory in 1, and on the disk in 6"

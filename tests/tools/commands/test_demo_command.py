@@ -1,0 +1,46 @@
+"""`penstock demo`: five actors at work, and what their work is worth."""
+
+import dataclasses
+import re
+
+import pytest
+
+from pipeline.cli import main
+from pipeline.tools.bench.candidates import Samples
+from pipeline.tools.bench.policies import OutputsDiffer
+from pipeline.tools.commands.demo import Shown, compared
+
+
+@pytest.mark.usefixtures("what_fits_stays")
+def test_demo_shows_five_actors_at_work(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo"]) == 0
+    out = capsys.readouterr().out
+    assert "groups     at most 4 on the device" in out, "and move in every pass"
+    assert re.search(r"^window     2\.\d+ MB for 15\.9 MB of weights$", out, re.MULTILINE)
+    device = re.search(r"device +([\d.]+) MB  of ", out)
+    assert device is not None
+    assert float(device[1]) < 15.9, "the device has less than the model, all told"
+    rows = {line.split("▕")[0].strip(): line.split("▕")[1] for line in out.splitlines() if "▕" in line}
+    assert list(rows) == ["prefetch_planner", "disk_reader", "pinned_stager", "gpu_uploader", "compute_scheduler"]
+    assert "█" in rows["disk_reader"]
+    assert "█" in rows["compute_scheduler"]
+    assert "░" in rows["prefetch_planner"], "backpressure reaches the planner"
+    table = re.findall(r"^(as above|one group|all may stay) .*? (\d+) +(\d+) +\d+\.\d+ .* (\d+)$", out, re.MULTILINE)
+    assert table == [("as above", "24", "4", "96"), ("one group", "24", "1", "32"), ("all may stay", "0", "0", "32")]
+    verdict = re.search(r"takes (.*)% longer, (more than|which proves nothing beside) the (.*)% of both spreads", out)
+    assert verdict is not None, out
+    beyond = float(verdict[1]) - float(verdict[3])
+    assert (verdict[2] == "more than") == (beyond > 0) or abs(beyond) < 0.2, "what is printed is rounded"
+
+
+def test_the_demo_tells_an_effect_from_noise_and_refuses_other_tokens() -> None:
+    above = Shown("as above", 24, 4, Samples((1.0, 1.1, 1.2)), [1, 2, 3])
+    alone = Shown("one group at a time", 24, 1, Samples((2.0, 2.2, 2.4)), [1, 2])
+    assert compared([above, alone]).endswith("takes 100.0% longer, more than the 9.1% of both spreads.")
+    noisy = dataclasses.replace(alone, passes=Samples((0.1, 1.2, 9.0)))
+    assert "takes 9.1% longer, which proves nothing beside the 190.0% of both spreads; run" in compared([above, noisy])
+    still = compared([dataclasses.replace(above, moving_groups=0), alone])
+    assert "Nothing moved in as above: all weight groups stayed in memory" in still
+    wrong = dataclasses.replace(alone, token_ids=[1, 5])
+    with pytest.raises(OutputsDiffer, match=r"one group at a time: need the tokens \[1, 2\] .* have \[1, 5\]"):
+        compared([above, wrong])

@@ -11,8 +11,9 @@ from typing import Any
 
 from actors.core.budget import Slot
 from actors.core.errors import ActorFailed
+from actors.core.event import Event
 from actors.core.message import READY, Message, ended
-from actors.core.ports import Event, Program
+from actors.core.ports import Program
 from actors.core.prefetch import PrefetchQueue
 from actors.core.stage import Sink
 

@@ -9,8 +9,9 @@ Fails:  when a group cannot be read.
 from typing import Any
 
 from actors.core.budget import Budget, Slot
+from actors.core.event import Event
 from actors.core.message import Message
-from actors.core.ports import Event, WeightSource
+from actors.core.ports import WeightSource
 from actors.core.stage import Mover
 
 

@@ -11,8 +11,9 @@ from collections import deque
 
 from actors.core.arrivals import Arrivals
 from actors.core.budget import Budget, Slot
+from actors.core.event import Event
 from actors.core.message import READY, Message, ended
-from actors.core.ports import Device, Event
+from actors.core.ports import Device
 from actors.core.stage import Mover
 
 

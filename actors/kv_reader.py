@@ -9,8 +9,9 @@ Fails:  when the disk fails, or gives back other bytes than were written.
 from typing import Any
 
 from actors.core.budget import Budget, Slot
+from actors.core.event import Event
 from actors.core.message import READY, Message
-from actors.core.ports import Event, KeyValues
+from actors.core.ports import KeyValues
 from actors.core.stage import Mover
 
 

@@ -10,8 +10,9 @@ Fails:  when the new rows cannot be copied or written, or, naming the uploader, 
 from collections.abc import Awaitable, Callable, Sequence
 
 from actors.core.budget import Slot
+from actors.core.event import Event
 from actors.core.message import Message, ended
-from actors.core.ports import Copy, Device, Event, KeyValues
+from actors.core.ports import Copy, Device, KeyValues
 from actors.core.stage import Sink
 
 

@@ -14,7 +14,7 @@ import pytest
 from support import tiny_models
 
 import pipeline.api as api
-from actors.core.ports import Event
+from actors.core.event import Event
 from pipeline import (
     ActorFailed,
     CheckpointError,

@@ -7,7 +7,7 @@ from support.prefetch_queues import open_queue
 from support.scripted_policy import ScriptedPolicy
 
 from actors.core.errors import LineError
-from actors.core.prefetch import Ask, Half
+from actors.core.ports import Ask, Half
 from pipeline.engine.policies import fit_policy
 from pipeline.errors import ConfigError
 

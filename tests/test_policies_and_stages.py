@@ -11,7 +11,7 @@ from support import tiny_models
 from support.events import LostEvent
 
 from actors.core.budget import Budget
-from actors.core.ports import Event
+from actors.core.event import Event
 from pipeline import Message, Model, Mover, Slot, Stage
 from pipeline.devices.cpu import CpuDevice
 from pipeline.devices.memory import HostMemory

@@ -11,8 +11,8 @@ import torch
 from support import tiny_models
 from support.events import LostEvent
 
-from actors.core.ports import Event
-from actors.core.prefetch import Ask, Half
+from actors.core.event import Event
+from actors.core.ports import Ask, Half
 from actors.core.trace import Span
 from pipeline import ConfigError, Model, Output
 from pipeline.devices.cpu import CpuDevice

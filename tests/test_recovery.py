@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from actors.core.event import Event
 from actors.core.message import READY
-from actors.core.ports import Event
 from pipeline import ActorFailed, ClosedError, Message, Model, Mover, RequestError, Slot, Stage
 from pipeline.generation.sampling import Sampler
 from pipeline.models import decoder

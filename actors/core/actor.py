@@ -12,9 +12,10 @@ from actors.core.chained import on_host
 from actors.core.channel import Receiver, Sender
 from actors.core.crew import Crew
 from actors.core.errors import ActorFailed, ChannelClosed, LineError
+from actors.core.event import Clock, Event
 from actors.core.message import Message, ended
 from actors.core.operation import Operation
-from actors.core.ports import Catalog, Clock, Event
+from actors.core.ports import Catalog
 from actors.core.trace import ActorStatistics, Meter
 
 

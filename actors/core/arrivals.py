@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from actors.core.budget import Slot
 from actors.core.errors import LineError
+from actors.core.event import Event
 from actors.core.message import Message
-from actors.core.ports import Event, PrefetchPolicy
+from actors.core.ports import PrefetchPolicy
 from actors.core.prefetch import PrefetchQueue
 
 logger = logging.getLogger("penstock")

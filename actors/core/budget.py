@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from actors.core.errors import LineError, SlotError
+from actors.core.event import Buffer, Clock, Event
 from actors.core.message import READY, ended
-from actors.core.ports import Buffer, Clock, Event
 from actors.core.trace import Trace
 from actors.core.turns import Turns
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from actors.core.errors import ActorFailed
+from actors.core.event import Event
 from actors.core.message import READY, Message, ended
 from actors.core.operation import Operation
-from actors.core.ports import Event
 
 Given = TypeVar("Given", bound=Event | None)
 

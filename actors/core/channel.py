@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from actors.core.errors import ChannelClosed, LineError
-from actors.core.ports import Clock
+from actors.core.event import Clock
 from actors.core.trace import Trace
 from actors.core.turns import Turns
 

@@ -4,19 +4,20 @@
 `run` lives until the source ends, an actor fails, or the caller cancels it.
 """
 
+import asyncio
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from actors.core.actor import Actor, Wiring
-from actors.core.beside import run_beside
 from actors.core.budget import Budget, BudgetStatistics
 from actors.core.channel import ChannelStatistics, Receiver, Sender, open_channel
 from actors.core.crew import Crew, Over, stop
 from actors.core.errors import LineError
+from actors.core.event import Clock
 from actors.core.message import Message
-from actors.core.ports import Catalog, Clock
+from actors.core.ports import Catalog
 from actors.core.stage import Mover, Sink, Source, Stage
 from actors.core.trace import ActorStatistics, Meter, Trace
 
@@ -154,6 +155,36 @@ class Line:
             ahead = _budgets(self._actors[self._actors.index(actor) + 1 :])
             actor.wire(Wiring(inlet, sender, crew, self._clock, Meter(actor.name, self.trace), ahead))
             inlet = receiver
+
+
+@contextlib.asynccontextmanager
+async def running(lines: Sequence[Line]) -> AsyncIterator[Over]:
+    """Run lines, and give what tells the end of the first; leaving stops them all, after which they can run anew.
+
+    Whoever enters hears of a failure at once, but leaves only when everybody has stopped, or will not. Raises LineError
+    when a line runs already, and ActorFailed when one from its last run has not ended.
+    """
+    over: Over = asyncio.get_running_loop().create_future()
+    crews: list[Crew] = []
+    with contextlib.ExitStack() as stack:
+        for line in lines:
+            stack.enter_context(line.at_work())
+        for line in lines:
+            await line.at_rest()
+        try:
+            crews += [line.begin(over) for line in lines]
+            yield over
+        finally:
+            over.cancel()
+            await stop(crews)
+
+
+async def run_beside(lines: Sequence[Line]) -> None:
+    """Run lines until one has ended, then stop the others. Raises the first failure."""
+    async with running(lines) as over:
+        failure = await over
+    if failure is not None:
+        raise failure from failure.__cause__
 
 
 def _budgets(actors: Iterable[Actor]) -> tuple[Budget, ...]:

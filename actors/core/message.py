@@ -4,8 +4,8 @@ import asyncio
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from actors.core.event import Event
 from actors.core.operation import cancelled_from_outside, pending_cancellations
-from actors.core.ports import Event
 
 Place = TypeVar("Place", covariant=True)
 Elsewhere = TypeVar("Elsewhere")

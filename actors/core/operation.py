@@ -6,7 +6,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from actors.core.crew import Crew, Named
-from actors.core.ports import Clock, Event
+from actors.core.event import Clock, Event
 
 
 class Operation:

@@ -1,38 +1,13 @@
 """What actors may ask of the world. Protocols only: no torch, files, threads or clocks here (rule 5)."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
-if TYPE_CHECKING:
-    from actors.core.budget import Slot
-    from actors.core.message import Message
-    from actors.core.prefetch import Ask, Half
-
-Clock: TypeAlias = Callable[[], float]
-"""Seconds that only rise. Virtual in a simulation."""
-
-Buffer: TypeAlias = Any
-"""A piece of memory that only the device and the source look into."""
-
-
-class Event(Protocol):
-    """A point on somebody's timeline: a read returned, a copy landed, a kernel ended."""
-
-    @property
-    def error(self) -> BaseException | None:
-        """Why the operation failed; None while it runs and when it succeeded."""
-
-    @property
-    def span(self) -> tuple[float, float] | None:
-        """When the operation ran, in clock seconds; None while it runs, and when there was nothing to run."""
-
-    def done(self) -> bool:
-        """Whether the operation has ended, well or not."""
-
-    async def wait(self) -> None:
-        """Let the host wait for the end of the operation; raises its error."""
+from actors.core.budget import Slot
+from actors.core.event import Buffer, Event
+from actors.core.message import Message
 
 
 class Copy(Protocol):
@@ -117,6 +92,35 @@ Waits: TypeAlias = Literal["blocking", "event", "chained"]
 the host waits for the group's event; or the device waits, and the host goes on."""
 
 
+class Priority(IntEnum):
+    """Who goes first on the link; within one priority, who asked first."""
+
+    DEMAND = 0
+    HIGH = 1
+    MEDIUM = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One group that a policy wants: the `kind` of half, "attn" or "ffn", of a layer.
+
+    The slices of the head follow the last layer, each as one more "ffn", whatever kind of slot it needs.
+    """
+
+    kind: str
+    layer: int
+    priority: Priority = Priority.MEDIUM
+
+
+@dataclass(frozen=True, slots=True)
+class Half:
+    """A half-layer whose computation has just started; `held` groups move, wait or compute on the device."""
+
+    kind: str
+    layer: int
+    held: int
+
+
 @runtime_checkable
 class PrefetchPolicy(Protocol):
     """What to ask for while the device computes, and how to wait for it. Pure: it holds no state and asks no clock."""
@@ -141,7 +145,7 @@ class PrefetchPolicy(Protocol):
     def micro_batches(self) -> int:
         """Into how many parts a pass is cut, the ffn of one computed beside the attention of another."""
 
-    def fit(self, slots: Mapping[str, int]) -> PrefetchPolicy:
+    def fit(self, slots: Mapping[str, int]) -> "PrefetchPolicy":
         """The same policy, never asking for more groups of a kind than there are slots of that kind."""
 
     def warmup(self) -> Sequence[Ask]:

@@ -8,45 +8,15 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import IntEnum
 
 from actors.core.errors import PolicyFailed
-from actors.core.ports import Clock, PrefetchPolicy
+from actors.core.event import Clock
+from actors.core.ports import Ask, Half, PrefetchPolicy, Priority
 from actors.core.turns import Turns
 
 logger = logging.getLogger("penstock")
 KINDS = ("attn", "ffn")
 """The halves of a layer."""
-
-
-class Priority(IntEnum):
-    """Who goes first on the link; within one priority, who asked first."""
-
-    DEMAND = 0
-    HIGH = 1
-    MEDIUM = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """One group that a policy wants: the `kind` of half, "attn" or "ffn", of a layer.
-
-    The slices of the head follow the last layer, each as one more "ffn", whatever kind of slot it needs.
-    """
-
-    kind: str
-    layer: int
-    priority: Priority = Priority.MEDIUM
-
-
-@dataclass(frozen=True, slots=True)
-class Half:
-    """A half-layer whose computation has just started; `held` groups move, wait or compute on the device."""
-
-    kind: str
-    layer: int
-    held: int
 
 
 class PrefetchQueue:

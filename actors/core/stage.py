@@ -12,9 +12,9 @@ from actors.core.actor import Actor
 from actors.core.budget import Budget, Slot
 from actors.core.chained import behind
 from actors.core.errors import LineError
+from actors.core.event import Event
 from actors.core.message import READY, Message
 from actors.core.operation import Operation
-from actors.core.ports import Event
 
 
 class Source(Actor):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from actors.core.event import Event
 from actors.core.message import Message
-from actors.core.ports import Event
 
 
 class Span(NamedTuple):

@@ -4,8 +4,8 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+from actors.core.event import Clock
 from actors.core.operation import cancelled_from_outside
-from actors.core.ports import Clock
 
 
 class _Waiter:

@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from actors.core.event import Event
 from actors.core.message import READY
-from actors.core.ports import Copy, Event
+from actors.core.ports import Copy
 from pipeline.devices.lane import Lane, Lanes
 from pipeline.devices.libraries import Before, Libraries
 from pipeline.devices.memory import HostMemory, Memory, copy_bytes

@@ -16,7 +16,8 @@ from concurrent.futures import Future
 import torch
 
 from actors.core.chained import parts
-from actors.core.ports import Copy, Event
+from actors.core.event import Event
+from actors.core.ports import Copy
 from pipeline.devices.lane import LaneEvent, Lanes, do_behind, require_done
 from pipeline.devices.libraries import Before, Libraries
 from pipeline.devices.memory import DeviceMemory, HostMemory, Memory, copy_bytes

@@ -10,7 +10,7 @@ from typing import Generic, Protocol, TypeVar
 import torch
 
 from actors.core.chained import parts
-from actors.core.ports import Event
+from actors.core.event import Event
 from pipeline.system.threads import Threads, portable, tell
 
 

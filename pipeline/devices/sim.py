@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from actors.core.chained import parts
-from actors.core.ports import Buffer, Copy, Event
+from actors.core.event import Buffer, Event
+from actors.core.ports import Copy
 
 ROUNDING_SECONDS = 1e-9
 """Sums of seconds that should meet may miss each other by their last bits."""

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import torch
 
-from actors.core.beside import running
 from actors.core.budget import Budget
 from actors.core.crew import Over
-from actors.core.line import Line
+from actors.core.line import Line, running
 from actors.core.ports import PrefetchPolicy
 from actors.core.trace import Trace
 from pipeline.checkpoints.checkpoint import Checkpoint, open_checkpoint

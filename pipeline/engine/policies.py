@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from actors.core.ports import PrefetchPolicy, Waits
-from actors.core.prefetch import Ask, Half, Priority
+from actors.core.ports import Ask, Half, PrefetchPolicy, Priority, Waits
 from pipeline.errors import ConfigError, shown, unknown_name
 
 logger = logging.getLogger("penstock")

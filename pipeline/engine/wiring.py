@@ -7,17 +7,9 @@ from typing import Protocol
 from actors.compute_scheduler import ComputeScheduler
 from actors.core.arrivals import Arrivals
 from actors.core.budget import Budget, Group
+from actors.core.event import Buffer, Clock
 from actors.core.line import Line
-from actors.core.ports import (
-    Buffer,
-    Catalog,
-    Clock,
-    Device,
-    KeyValues,
-    PrefetchPolicy,
-    Program,
-    WeightSource,
-)
+from actors.core.ports import Catalog, Device, KeyValues, PrefetchPolicy, Program, WeightSource
 from actors.core.prefetch import PrefetchQueue
 from actors.core.stage import Mover, Stage
 from actors.core.trace import Trace

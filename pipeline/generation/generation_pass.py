@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from actors.core.event import Event
 from actors.core.message import READY
-from actors.core.ports import Event
 from pipeline.generation.batching import Piece
 from pipeline.models.attention import Rows
 from pipeline.models.rotary import Rotary

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.nn.functional import pad
 
-from actors.core.ports import Event
+from actors.core.event import Event
 from pipeline.devices.open import AnyDevice
 from pipeline.generation.batching import Piece
 from pipeline.groups.layout import Copy

@@ -9,8 +9,8 @@ import torch
 
 from actors.core.budget import Slot
 from actors.core.errors import ActorFailed
+from actors.core.event import Event
 from actors.core.message import READY, Message, ended
-from actors.core.ports import Event
 from pipeline.devices.open import AnyDevice
 from pipeline.errors import CheckpointError, PenstockError, RequestError
 from pipeline.generation.batching import Batcher, Piece

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from actors.core.ports import Event
+from actors.core.event import Event
 from pipeline.errors import ConfigError
 from pipeline.generation.folder import naming_files
 from pipeline.generation.program import COMPUTE

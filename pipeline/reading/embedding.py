@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from actors.core.ports import Event
+from actors.core.event import Event
 from pipeline.groups.groups import TensorRange
 from pipeline.groups.layout import Copy, tensor_views
 from pipeline.reading.checksums import Checksums

@@ -9,8 +9,8 @@ from typing import Any
 from actors.core import ports
 from actors.core.budget import Slot
 from actors.core.errors import ActorFailed
+from actors.core.event import Event
 from actors.core.message import READY, Message
-from actors.core.ports import Event
 from pipeline.devices.memory import HostMemory, Memory
 from pipeline.devices.open import AnyDevice
 from pipeline.generation.batching import Piece

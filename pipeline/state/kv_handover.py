@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from actors.core.budget import Slot
+from actors.core.event import Event
 from actors.core.message import READY, Message, ended
-from actors.core.ports import Event
 
 
 class _Handover:

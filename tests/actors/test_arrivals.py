@@ -10,8 +10,8 @@ from support.scripted_policy import ScriptedPolicy
 from actors.core.arrivals import FIRST_PATIENCE, Arrivals
 from actors.core.budget import Budget
 from actors.core.errors import LineError
+from actors.core.event import Event
 from actors.core.message import READY, Message
-from actors.core.ports import Event
 from pipeline.devices.sim import SimEvent
 from pipeline.tools.simulation.loop import run_virtual
 

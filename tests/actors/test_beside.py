@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 from support.small_lines import layer_timings, small_line
 
-from actors.core.beside import run_beside, running
 from actors.core.budget import Slot
 from actors.core.errors import ActorFailed
-from actors.core.line import Line
+from actors.core.line import Line, run_beside, running
 from actors.core.message import Message
 from actors.core.stage import Sink, Source
 from pipeline.tools.simulation.loop import run_virtual

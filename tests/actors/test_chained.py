@@ -11,8 +11,8 @@ from support.small_lines import small_line
 from actors.core.budget import Budget, Slot
 from actors.core.chained import Chained, behind, on_host, parts
 from actors.core.errors import ActorFailed
+from actors.core.event import Event
 from actors.core.message import READY, Message
-from actors.core.ports import Event
 from actors.core.stage import Mover, Stage
 from pipeline.devices.sim import SimDevice, SimEvent
 from pipeline.tools.simulation.loop import run_virtual

@@ -11,7 +11,7 @@ from support.small_lines import small_line
 from actors.core.budget import Slot
 from actors.core.errors import ActorFailed
 from actors.core.message import Message
-from actors.core.prefetch import Ask, Half
+from actors.core.ports import Ask, Half
 from actors.core.stage import Stage
 from pipeline.tools.simulation.line import SimLine
 from pipeline.tools.simulation.loop import run_virtual

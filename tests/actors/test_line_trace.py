@@ -9,9 +9,9 @@ import pytest
 from support.small_lines import small_line
 
 from actors.core.budget import Budget, Slot
+from actors.core.event import Event
 from actors.core.line import LineStatistics
 from actors.core.message import Message
-from actors.core.ports import Event
 from actors.core.stage import Mover, Stage
 from actors.core.trace import Span, Trace
 from pipeline.engine.policies import POLICIES

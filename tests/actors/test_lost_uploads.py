@@ -12,7 +12,7 @@ from support.small_lines import small_line
 
 from actors.core.arrivals import Arrivals
 from actors.core.errors import ActorFailed
-from actors.core.ports import Event
+from actors.core.event import Event
 from actors.core.trace import Span, Trace
 from actors.gpu_uploader import GpuUploader
 from pipeline.devices.sim import SimDevice, SimEvent

@@ -9,7 +9,8 @@ from support.prefetch_queues import open_queue, order_of
 from support.scripted_policy import ScriptedPolicy
 from support.small_lines import small_line
 
-from actors.core.prefetch import Ask, PrefetchQueue, Priority
+from actors.core.ports import Ask, Priority
+from actors.core.prefetch import PrefetchQueue
 from pipeline.groups.slot_kinds import slot_kind
 from pipeline.tools.simulation.loop import run_virtual
 

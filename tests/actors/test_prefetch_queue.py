@@ -8,7 +8,8 @@ import pytest
 from support.prefetch_queues import PLENTY, open_queue
 from support.scripted_policy import ScriptedPolicy
 
-from actors.core.prefetch import Ask, Half, PrefetchQueue, Priority
+from actors.core.ports import Ask, Half, Priority
+from actors.core.prefetch import PrefetchQueue
 from pipeline.tools.simulation.loop import run_virtual
 
 DEMAND, HIGH, MEDIUM = Priority.DEMAND, Priority.HIGH, Priority.MEDIUM

@@ -8,8 +8,8 @@ from support.small_lines import small_line
 
 from actors.core.budget import Slot
 from actors.core.errors import ActorFailed
+from actors.core.event import Event
 from actors.core.message import READY, Message
-from actors.core.ports import Event
 from actors.core.stage import Mover, Stage
 from pipeline.engine.policies import POLICIES
 from pipeline.tools.simulation.loop import run_virtual

@@ -10,8 +10,8 @@ from support.small_lines import layer_timings, small_line
 
 from actors.core.budget import Slot
 from actors.core.errors import ActorFailed
+from actors.core.event import Event
 from actors.core.message import Message
-from actors.core.ports import Event
 from actors.core.trace import Trace
 from pipeline.engine.policies import POLICIES
 from pipeline.tools.simulation.loop import run_virtual

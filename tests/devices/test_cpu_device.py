@@ -9,8 +9,8 @@ import pytest
 import torch
 from support.events import ForeignEvent
 
+from actors.core.event import Event
 from actors.core.message import READY
-from actors.core.ports import Event
 from pipeline.devices.cpu import CpuDevice
 from pipeline.groups.layout import Copy
 

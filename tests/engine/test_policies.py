@@ -9,8 +9,7 @@ import pytest
 from support.scripted_policy import ScriptedPolicy
 from support.small_lines import layer_timings
 
-from actors.core.ports import PrefetchPolicy
-from actors.core.prefetch import Ask, Half, Priority
+from actors.core.ports import Ask, Half, PrefetchPolicy, Priority
 from pipeline.engine.policies import CURRENT_CHAINED, POLICIES, Policy, Want, find_policy
 from pipeline.errors import ConfigError
 from pipeline.tools.simulation.line import simulate

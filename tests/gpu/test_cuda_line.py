@@ -12,8 +12,8 @@ from support import tiny_models
 
 from actors.compute_scheduler import ComputeScheduler
 from actors.core.budget import Budget
+from actors.core.event import Event
 from actors.core.line import Line
-from actors.core.ports import Event
 from actors.core.trace import Span, Trace
 from actors.disk_reader import DiskReader
 from actors.gpu_uploader import GpuUploader

@@ -10,7 +10,7 @@ import torch
 from support import tiny_models
 from support.events import LostEvent
 
-from actors.core.ports import Event
+from actors.core.event import Event
 from actors.core.trace import Span
 from pipeline import Model, Output
 from pipeline.devices.cuda import CudaDevice

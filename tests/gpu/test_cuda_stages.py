@@ -9,7 +9,7 @@ import torch
 from support import tiny_models
 
 from actors.core.budget import Budget
-from actors.core.ports import Event
+from actors.core.event import Event
 from pipeline import Message, Model, Mover, Slot, Stage
 from pipeline.devices.memory import HostMemory
 

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from actors.core.ports import Waits
-from actors.core.prefetch import Ask, Half
+from actors.core.ports import Ask, Half, Waits
 from pipeline import Message, Model, Slot, Stage
 from pipeline.engine.policies import Policy, find_policy
 from pipeline.reading.source import WeightSource

@@ -10,9 +10,9 @@ from support.small_lines import layer_timings
 
 from actors.compute_scheduler import ComputeScheduler
 from actors.core.budget import Budget, Slot
+from actors.core.event import Event
 from actors.core.line import Line
 from actors.core.message import READY, Message
-from actors.core.ports import Event
 from actors.core.stage import Mover, Source
 from actors.core.trace import Span, Trace
 from pipeline.devices.sim import SimDevice

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from actors.core.ports import Waits
-from actors.core.prefetch import Ask, Half
+from actors.core.ports import Ask, Half, Waits
 
 
 def nothing(half: Half) -> Sequence[Ask]:

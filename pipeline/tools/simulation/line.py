@@ -4,9 +4,8 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from actors.core.beside import run_beside
 from actors.core.budget import Budget
-from actors.core.line import Line
+from actors.core.line import Line, run_beside
 from actors.core.ports import PrefetchPolicy, WeightSource
 from actors.core.prefetch import PrefetchQueue
 from actors.core.stage import Mover, Stage

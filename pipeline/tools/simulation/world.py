@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from actors.core.budget import Slot
+from actors.core.event import Buffer, Event
 from actors.core.message import READY, Message, ended
-from actors.core.ports import Buffer, Copy, Device, Event, PrefetchPolicy
+from actors.core.ports import Copy, Device, PrefetchPolicy
 from pipeline.groups.slot_kinds import slot_kind
 from pipeline.state.kv_handover import KvHandovers
 from pipeline.state.kv_placement import WINDOW

@@ -13,7 +13,7 @@ from support.small_checkpoints import write_small_checkpoint
 
 import pipeline.engine.build
 import pipeline.engine.plan
-from actors.core.prefetch import Priority
+from actors.core.ports import Priority
 from pipeline import Message, Slot, Stage
 from pipeline.api import Model
 from pipeline.config import Config

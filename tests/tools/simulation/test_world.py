@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from actors.core.event import Event
 from actors.core.message import READY, Message
-from actors.core.ports import Event
 from pipeline.devices.sim import SimDevice, SimEvent
 from pipeline.engine.policies import POLICIES, Policy
 from pipeline.tools.bench.steady_timings import SteadyTimings

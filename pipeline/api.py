@@ -10,15 +10,15 @@ from typing import Any, Unpack, overload
 
 from actors.core.trace import Trace
 from pipeline.config import Config, Settings
-from pipeline.engine.build import CLOCK, Runtime, build
-from pipeline.engine.statistics import ModelStatistics
 from pipeline.engine.supervisor import Supervisor
 from pipeline.errors import ClosedError, ConfigError, RequestError
+from pipeline.generation.build import CLOCK, Runtime, build
 from pipeline.generation.folder import naming_files, no_tokenizer, read_defaults, read_tokenizer
 from pipeline.generation.parameters import SamplingParameters
 from pipeline.generation.rehearsal import compute_zeros, rehearse
 from pipeline.generation.requests import ARGUMENTS, Call, CallArguments, CallOptions
 from pipeline.generation.sequence import MOST_UNREAD, Chunk, Output, RunningSequence
+from pipeline.generation.statistics import ModelStatistics
 from pipeline.system.hub_cache import BUNDLED, find_checkpoint
 from pipeline.system.limits import limits_named
 from pipeline.system.outputs import check_writable

@@ -9,7 +9,7 @@ from support.small_checkpoints import SHAPE, write_small_checkpoint
 
 from pipeline import Busy, ConfigError, Model, PenstockError
 from pipeline.config import Config
-from pipeline.engine.build import build
+from pipeline.generation.build import build
 from pipeline.generation.sampling import Sampler
 
 SETTINGS: dict[str, Any] = {"device": "cpu", "context_tokens": 64, "kv_tokens": 256}

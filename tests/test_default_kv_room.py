@@ -16,7 +16,7 @@ from pipeline.cli import main
 from pipeline.config import Config
 from pipeline.devices.cpu import CpuDevice
 from pipeline.devices.elsewhere import DeviceElsewhere
-from pipeline.engine.blueprint import Blueprint, draw_up
+from pipeline.generation.blueprint import Blueprint, draw_up
 from pipeline.models.config import read_config
 from pipeline.state.blocks import BLOCK_TOKENS
 

@@ -13,8 +13,8 @@ from support.kv_places import settings_with_room
 
 from pipeline import Message, Model, Mover, Output, Slot, Stage
 from pipeline.config import Config
-from pipeline.engine.build import build
 from pipeline.engine.policies import POLICIES
+from pipeline.generation.build import build
 from pipeline.models import decoder
 from pipeline.reading.source import WeightSource
 
@@ -199,7 +199,7 @@ class MoveOn(Mover):
 async def test_behind_a_place_of_the_users_own(policy: str, shares: tuple[float, float], checkpoint: Path) -> None:
     from actors.core.budget import Budget
     from pipeline.devices.memory import HostMemory
-    from pipeline.engine.build import CLOCK
+    from pipeline.generation.build import CLOCK
 
     runtime = build(checkpoint, Config(device="cpu"))
     sizes = runtime.catalog.slot_bytes("host")

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from actors.core.crew import STOP_SECONDS
 from actors.core.errors import ActorFailed, LineError, PolicyFailed
-from pipeline.engine.build import Runtime
 from pipeline.errors import ClosedError, ResourceError
+from pipeline.generation.build import Runtime
 from pipeline.system.limits import explained, limits_named
 from pipeline.system.threads import portable
 

@@ -20,7 +20,7 @@ from pipeline.models.ops import infer, linear, rms_norm
 from pipeline.system.limits import reached_limit
 
 if TYPE_CHECKING:
-    from pipeline.engine.build import Runtime
+    from pipeline.generation.build import Runtime
 
 FEW_ROWS = 1024
 """Of a matrix: enough for torch to share the work among its threads."""

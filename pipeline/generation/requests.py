@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import Settings
-from pipeline.engine.build import Runtime
 from pipeline.errors import RequestError, shown
+from pipeline.generation.build import Runtime
 from pipeline.generation.parameters import SamplingArguments, SamplingParameters, plain
 from pipeline.generation.sequence import RunningSequence
 from pipeline.state.prefix_cache import COMMON_SCOPE, digest_prompt, named_scope, private_scope

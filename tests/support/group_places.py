@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.engine.build import build
+from pipeline.generation.build import build
 
 
 def settings_with_groups(checkpoint: Path, device_share: float, host_share: float, **settings: Any) -> dict[str, Any]:

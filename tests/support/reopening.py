@@ -12,7 +12,7 @@ import asyncio, resource, sys, torch
 from pathlib import Path
 from pipeline import Model, PenstockError
 from pipeline.api import BUNDLED
-from pipeline.engine.build import build
+from pipeline.generation.build import build
 from pipeline.config import Config
 from pipeline.system.limits import ADDRESS_SPACE, HEAP_BYTES, STACK_BYTES, process_uses
 from pipeline.system.memory import resident_bytes

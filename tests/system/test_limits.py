@@ -20,8 +20,8 @@ from pipeline import ActorFailed, CheckpointError, ConfigError, Model, RequestEr
 from pipeline.config import Config
 from pipeline.devices.cpu import CpuDevice
 from pipeline.devices.memory import HostMemory
-from pipeline.engine.build import build
 from pipeline.engine.plan import OWN_THREADS
+from pipeline.generation.build import build
 from pipeline.generation.folder import naming_files
 from pipeline.models import decoder
 from pipeline.state.spill_file import SpillFile

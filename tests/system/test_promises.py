@@ -12,8 +12,8 @@ from support import tiny_models
 from pipeline import ConfigError, Model
 from pipeline.config import Config
 from pipeline.devices.memory import HostMemory
-from pipeline.engine.build import build
 from pipeline.engine.plan import Plan, make_plan
+from pipeline.generation.build import build
 from pipeline.system.memory import resident_bytes
 from pipeline.system.promises import promised_elsewhere
 
@@ -65,7 +65,7 @@ async def test_of_two_that_open_at_once_one_is_refused_where_one_fits(
         time.sleep(0.05)
         return plan
 
-    monkeypatch.setattr("pipeline.engine.blueprint.make_plan", planning_takes_a_while)
+    monkeypatch.setattr("pipeline.generation.blueprint.make_plan", planning_takes_a_while)
     settings = room(110 << 20)
     opened = await asyncio.gather(
         *(Model.open(checkpoint, **settings)._open() for _ in range(2)), return_exceptions=True
@@ -84,7 +84,7 @@ def test_an_opening_that_fails_gives_back(place: str, checkpoint: Path, monkeypa
         assert promised() > 0
         raise ValueError("failed")
 
-    monkeypatch.setattr(f"pipeline.engine.build.{place}", failing)
+    monkeypatch.setattr(f"pipeline.generation.build.{place}", failing)
     with pytest.raises(ValueError, match="failed") as error:
         build(checkpoint, Config(device="cpu"))
     assert promised() == 0, f"while {error.value} is kept"

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from actors.core.budget import Budget, Group, Slot
 from actors.core.message import READY, Message
-from pipeline.engine.build import Runtime
 from pipeline.engine.residency import Residency
 from pipeline.errors import RequestError
+from pipeline.generation.build import Runtime
 from pipeline.generation.parameters import SamplingParameters
 from pipeline.generation.sequence import RunningSequence
 from pipeline.system.memory import available_host_bytes

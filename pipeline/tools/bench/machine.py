@@ -10,9 +10,9 @@ from pathlib import Path
 
 from actors.core.budget import Group
 from pipeline.config import Config
-from pipeline.engine.build import Runtime, build
 from pipeline.engine.residency import NOTHING_STAYS
 from pipeline.errors import ConfigError
+from pipeline.generation.build import Runtime, build
 from pipeline.models.config import read_config
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
 from pipeline.tools.bench.floors import Floors, Loaded, spread_tokens

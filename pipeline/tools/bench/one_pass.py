@@ -11,8 +11,8 @@ from actors.core.trace import Trace
 from pipeline.api import Model
 from pipeline.config import Config
 from pipeline.devices.open import open_device
-from pipeline.engine.build import build
 from pipeline.errors import ConfigError
+from pipeline.generation.build import build
 from pipeline.tools.bench.floors import Floors, Loaded
 from pipeline.tools.bench.machine import measure_rates
 from pipeline.tools.bench.planning import MOST_TOKENS, balanced_tokens, plan_model

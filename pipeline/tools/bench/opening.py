@@ -12,7 +12,7 @@ from typing import Any
 from actors.core.trace import Span, Trace
 from pipeline.api import Model
 from pipeline.config import Config
-from pipeline.engine.build import build
+from pipeline.generation.build import build
 from pipeline.tools.bench.steady_passes import room_for, steady_pass_seconds
 
 Progress = Callable[[str], None]

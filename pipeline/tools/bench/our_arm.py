@@ -12,8 +12,8 @@ from typing import Any
 
 from pipeline.api import Model
 from pipeline.config import Config
-from pipeline.engine.build import build
 from pipeline.engine.residency import NOTHING_STAYS, Residency
+from pipeline.generation.build import build
 from pipeline.tools.bench.floors import Floors
 from pipeline.tools.bench.pass_arm import ArmSettings, Passes, say, serve
 from pipeline.tools.commands.event_loop import run_async

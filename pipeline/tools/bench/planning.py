@@ -12,8 +12,8 @@ from pipeline.checkpoints.config_alone import ConfigAlone
 from pipeline.config import Config
 from pipeline.devices.elsewhere import DeviceElsewhere
 from pipeline.devices.open import PlannedDevice
-from pipeline.engine.blueprint import Blueprint, draw_up, draw_up_fitting, say_remarks
 from pipeline.engine.residency import moving_bytes
+from pipeline.generation.blueprint import Blueprint, draw_up, draw_up_fitting, say_remarks
 from pipeline.models.config import ModelConfig, read_config
 from pipeline.tools.bench.forecast import Forecast, Rates, forecast, pass_timings
 

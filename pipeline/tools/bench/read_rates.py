@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from actors.core.message import READY
-from pipeline.engine.build import Runtime
+from pipeline.generation.build import Runtime
 from pipeline.reading.source import WeightSource
 from pipeline.tools.bench.candidates import ReadSizes, Samples
 

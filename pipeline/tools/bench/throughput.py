@@ -12,9 +12,9 @@ from typing import Any
 
 from pipeline.api import Model
 from pipeline.config import Config
-from pipeline.engine.build import build
 from pipeline.engine.residency import Residency
 from pipeline.errors import RequestError
+from pipeline.generation.build import build
 from pipeline.generation.program import GenerationProgram
 from pipeline.generation.requests import CallArguments
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for

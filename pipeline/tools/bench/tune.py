@@ -11,8 +11,8 @@ from typing import Any
 from actors.core.trace import Trace
 from pipeline.api import Model
 from pipeline.config import Config
-from pipeline.engine.build import Runtime, build
 from pipeline.errors import ConfigError
+from pipeline.generation.build import Runtime, build
 from pipeline.groups.slot_kinds import slot_counts
 from pipeline.tools.bench.candidates import (
     DEFAULT,

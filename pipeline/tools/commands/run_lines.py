@@ -3,7 +3,7 @@
 import textwrap
 
 from pipeline.api import Model
-from pipeline.engine.statistics import ModelStatistics
+from pipeline.generation.statistics import ModelStatistics
 from pipeline.system.sizes import human_bytes
 
 RESOURCES = {"disk_reader": "disk", "gpu_uploader": "host-to-device link", "compute_scheduler": "compute"}

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.api import Model
-from pipeline.engine.statistics import ModelStatistics
 from pipeline.errors import CheckpointError
+from pipeline.generation.statistics import ModelStatistics
 from pipeline.system.sizes import human_bytes
 from pipeline.tools.commands.answer import Answer
 from pipeline.tools.commands.options import model_settings

@@ -57,7 +57,7 @@ def sim_line(
     pass_tokens: int | None = None,
     residency: Residency = NOTHING_STAYS,
 ) -> SimLine:
-    """Wire a line on simulated ports, as `pipeline.engine.build` does on real ones. Call it on the loop that
+    """Wire a line on simulated ports, as `pipeline.generation.build` does on real ones. Call it on the loop that
     will run it.
 
     Queues and host slots that are not given hold as many as there are `gpu_groups`. `source` and `work` stand in for

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.engine.build import Runtime
+    from pipeline.generation.build import Runtime
 
 
 def describe(runtime: "Runtime", command: str) -> dict[str, Any]:

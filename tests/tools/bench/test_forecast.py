@@ -15,10 +15,10 @@ from pipeline.config import Config
 from pipeline.devices.cpu import CpuDevice
 from pipeline.devices.elsewhere import DeviceElsewhere
 from pipeline.devices.open import PlannedDevice
-from pipeline.engine.blueprint import Blueprint, draw_up
-from pipeline.engine.build import build
 from pipeline.engine.residency import NOTHING_STAYS
 from pipeline.errors import ConfigError, RequestError
+from pipeline.generation.blueprint import Blueprint, draw_up
+from pipeline.generation.build import build
 from pipeline.models.config import read_config
 from pipeline.tools.bench.floors import Floors
 from pipeline.tools.bench.forecast import Compute, Rates, forecast, kind_of, pass_timings

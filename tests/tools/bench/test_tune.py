@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.small_checkpoints import write_small_checkpoint
 
-import pipeline.engine.build
+import pipeline.generation.build
 from actors.core.trace import Span
 from pipeline.config import Config
 from pipeline.errors import CheckpointError
@@ -191,7 +191,7 @@ def _short_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_file_that_shrank_fails_the_sweep_as_one_error(tmp_path: Path) -> None:
     folder = tmp_path / "shrinks"
     write_small_checkpoint(folder, "llama-3-8b")
-    runtime = await asyncio.to_thread(pipeline.engine.build.build, folder, Config(device="cpu"))
+    runtime = await asyncio.to_thread(pipeline.generation.build.build, folder, Config(device="cpu"))
 
     def shrink(text: str) -> None:
         if "round 2" in text:

@@ -18,7 +18,7 @@ from pipeline.checkpoints.config_alone import config_alone
 from pipeline.cli import main
 from pipeline.config import Config
 from pipeline.devices.elsewhere import DeviceElsewhere
-from pipeline.engine.blueprint import draw_up
+from pipeline.generation.blueprint import draw_up
 from pipeline.models.config import read_config
 from pipeline.tools.bench.planning import ALONE
 

@@ -82,7 +82,7 @@ def test_help_names_every_setting_that_messages_name(name: str) -> None:
     parser = COMMANDS[name]
     modules = modules_of(parser.get_default("command"))
     named = options_of_sampling() if name == "penstock run" else set()
-    if "pipeline.engine.build" in modules:  # it opens a model, so any setting may be at fault
+    if "pipeline.generation.build" in modules:  # it opens a model, so any setting may be at fault
         named |= {*SETTINGS, "--set"}
     for module, tree in modules.items():
         if module.startswith("pipeline.tools.commands."):

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from support.small_checkpoints import write_small_checkpoint
 
-import pipeline.engine.build
 import pipeline.engine.plan
+import pipeline.generation.build
 from actors.core.ports import Priority
 from pipeline import Message, Slot, Stage
 from pipeline.api import Model
@@ -147,7 +147,7 @@ async def test_what_does_not_fit_is_left_out_and_the_printed_line_opens_the_mode
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    runtime = pipeline.engine.build.build(checkpoint, Config(device="cpu", gpu_groups=3))
+    runtime = pipeline.generation.build.build(checkpoint, Config(device="cpu", gpu_groups=3))
     have = sum(holding.nbytes for holding in runtime.plan.holdings if holding.knob or "kernels" in holding.holder)
     await runtime.aclose()
     monkeypatch.setattr(pipeline.engine.plan, "resident_bytes", lambda: 0)

@@ -14,8 +14,8 @@ from pipeline.devices.elsewhere import DeviceElsewhere
 from pipeline.devices.open import PlannedDevice
 from pipeline.engine.memory_plan import LIMITS
 from pipeline.engine.plan import Plan, make_plan
-from pipeline.engine.what_would_fit import what_would_fit
 from pipeline.errors import ConfigError
+from pipeline.generation.what_would_fit import what_would_fit
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.groups.groups import WeightGroups, plan_groups
 from pipeline.groups.layout import stored_dtype

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.engine.build import Runtime
+from pipeline.generation.build import Runtime
 from pipeline.generation.serving import Serving
 from pipeline.reading.checksums import Checking, Checksums
 from pipeline.state.blocks import BlockPool

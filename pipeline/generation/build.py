@@ -20,13 +20,13 @@ from pipeline.config import Config
 from pipeline.devices.memory import Memory
 from pipeline.devices.open import AnyDevice, open_device
 from pipeline.devices.spinning import warn_of_spinning
-from pipeline.engine.blueprint import Blueprint, draw_up_fitting, say_remarks
 from pipeline.engine.memory_plan import MemoryPlan
 from pipeline.engine.plan import Plan
 from pipeline.engine.policies import find_policy, fit_policy
 from pipeline.engine.residency import Residency
 from pipeline.engine.wiring import ACTORS, Parts, Wired, slots_until_computed, wire
 from pipeline.generation.batching import Batcher
+from pipeline.generation.blueprint import Blueprint, draw_up_fitting, say_remarks
 from pipeline.generation.pass_inputs import PassInputs
 from pipeline.generation.program import GenerationProgram
 from pipeline.groups.catalog import WeightCatalog

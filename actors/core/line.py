@@ -30,6 +30,10 @@ class LineStatistics:
     channels: dict[str, ChannelStatistics]
     budgets: dict[str, BudgetStatistics]
 
+    def __or__(self, other: "LineStatistics") -> "LineStatistics":
+        """The counters of two lines whose names differ, see `check_names`."""
+        return LineStatistics(self.actors | other.actors, self.channels | other.channels, self.budgets | other.budgets)
+
 
 class Line:
     """A row of actors, from one source over stages and movers to one sink."""
@@ -190,3 +194,16 @@ async def run_beside(lines: Sequence[Line]) -> None:
 def _budgets(actors: Iterable[Actor]) -> tuple[Budget, ...]:
     found = [actor.budget for actor in actors if isinstance(actor, Mover) and actor.budget is not None]
     return tuple(dict.fromkeys(found))
+
+
+def check_names(lines: Sequence[Line]) -> None:
+    """Raise LineError if two actors or two budgets of lines beside each other have the same name.
+
+    Statistics and traces of all lines are kept by name: the second would overwrite the first.
+    """
+    for what, names in (
+        ("actors", [actor.name for line in lines for actor in line.actors]),
+        ("budgets", [budget.name for line in lines for budget in line.budgets]),
+    ):
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise LineError(f"two {what} of lines beside each other are named {twice[0]!r}: give one another name")

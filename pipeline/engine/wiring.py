@@ -1,5 +1,7 @@
 """The five actors in a row, for real and for simulated ports alike."""
 
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,7 +10,7 @@ from actors.compute_scheduler import ComputeScheduler
 from actors.core.arrivals import Arrivals
 from actors.core.budget import Budget, Group
 from actors.core.event import Buffer, Clock
-from actors.core.line import Line
+from actors.core.line import Line, LineStatistics, check_names
 from actors.core.ports import Catalog, Device, KeyValues, PrefetchPolicy, Program, WeightSource
 from actors.core.prefetch import PrefetchQueue
 from actors.core.stage import Mover, Stage
@@ -65,17 +67,26 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Wired:
-    """The line of the weights, the KV line if KV blocks move, and what a triggered policy keeps beside it."""
+    """All lines that must run, that of the weights first, and what a triggered policy keeps beside it.
 
-    line: Line
-    kv_line: Line | None
+    Raises LineError where two actors or two budgets have the same name.
+    """
+
+    lines: Sequence[Line]
     requests: PrefetchQueue | None
     arrivals: Arrivals | None
 
+    def __post_init__(self) -> None:
+        check_names(self.lines)
+
     @property
-    def lines(self) -> Sequence[Line]:
-        """All that must run."""
-        return (self.line,) if self.kv_line is None else (self.line, self.kv_line)
+    def line(self) -> Line:
+        """The line of the weights."""
+        return self.lines[0]
+
+    def statistics(self) -> LineStatistics:
+        """The counters of all lines."""
+        return functools.reduce(operator.or_, (line.statistics() for line in self.lines))
 
 
 def slots_until_computed(slots: Mapping[str, int], insert: Mapping[str, Sequence[Stage | Mover]]) -> Mapping[str, int]:
@@ -113,7 +124,7 @@ def wire(parts: Parts) -> Wired:
     )
     for name, stages in parts.insert.items():
         line.insert(name, stages)
-    return Wired(line, _kv_line(parts), requests, arrivals)
+    return Wired((line, *_kv_lines(parts)), requests, arrivals)
 
 
 def _resident_until_computed(parts: Parts) -> frozenset[Group]:
@@ -123,22 +134,23 @@ def _resident_until_computed(parts: Parts) -> frozenset[Group]:
     return (parts.device_budget or parts.host_budget).residents
 
 
-def _kv_line(parts: Parts) -> Line | None:
+def _kv_lines(parts: Parts) -> Sequence[Line]:
     """Credits of its own, so that weights and KV blocks never wait for each other's slots.
 
     Blocks go up by the same kind of actor and through the same H2D lane as weights, by need: a layer's as soon as there
     is a slot for it.
     """
     if (kv := parts.key_values) is None:
-        return None
+        return ()
     host = Budget("kv host", kv.host_cells, parts.clock)
     on_device = Budget("kv device", kv.device_cells, parts.clock) if kv.device_cells else None
     uploader = GpuUploader(parts.device, on_device, shares_lane=on_device is not None)
     uploader.name, uploader.keeps_source = "kv_uploader", True
     queue = len(kv.layers)  # layers that live in host memory never hold up the read of one that lives on the disk
-    return (
+    line = (
         Line(KvPlanner(kv), catalog=kv, clock=parts.clock, trace=parts.trace)
         .then(KvReader(kv, host), queue=queue)
         .then(uploader, queue=queue)
         .then(KvSwapper(parts.device, kv), queue=queue)
     )
+    return (line,)

@@ -131,8 +131,7 @@ class ModelStatistics:
     @classmethod
     def of(cls, runtime: Runtime) -> "ModelStatistics":
         """Read all counters of a runtime now."""
-        line = runtime.line.statistics()
-        lines = [one.statistics() for one in runtime.wired.lines]
+        line = runtime.wired.statistics()
         host = line.budgets["host"]
         arrivals = runtime.wired.arrivals
         pool, prefixes = runtime.program.batcher.pool, runtime.program.batcher.prefixes
@@ -156,12 +155,11 @@ class ModelStatistics:
                 place: line.budgets[place].residents for place in ("device", "host") if place in line.budgets
             },
             moving_groups=runtime.moving_groups,
-            busy_seconds={name: actor.busy_seconds for one in lines for name, actor in one.actors.items()},
-            stalled_seconds={name: actor.stalled_seconds for one in lines for name, actor in one.actors.items()},
+            busy_seconds={name: actor.busy_seconds for name, actor in line.actors.items()},
+            stalled_seconds={name: actor.stalled_seconds for name, actor in line.actors.items()},
             channels={
                 name: ChannelRecord(channel.depth, channel.peak, channel.starved_seconds, channel.blocked_seconds)
-                for one in lines
-                for name, channel in one.channels.items()
+                for name, channel in line.channels.items()
             },
         )
 

@@ -2,17 +2,17 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import pytest
 from support.small_lines import layer_timings, small_line
 
-from actors.core.budget import Slot
-from actors.core.errors import ActorFailed
+from actors.core.budget import Budget, Slot
+from actors.core.errors import ActorFailed, LineError
 from actors.core.line import Line, run_beside, running
 from actors.core.message import Message
-from actors.core.stage import Sink, Source
+from actors.core.stage import Mover, Sink, Source, Stage
 from pipeline.tools.simulation.loop import run_virtual
 from pipeline.tools.simulation.world import SimCatalog
 
@@ -190,6 +190,40 @@ def test_cancelling_both_lines_at_any_step_while_kv_moves_returns_every_slot() -
     while not run_virtual(cancel_after(steps)):
         steps += 1
     assert steps > 60
+
+
+def a_stage(name: str) -> Stage:
+    stage = Stage()
+    stage.name = name
+    return stage
+
+
+def a_mover(budget: str) -> Mover:
+    mover = Mover()
+    mover.budget = Budget(budget, {"attn": [object()], "ffn": [object()]}, lambda: 0.0)
+    return mover
+
+
+@pytest.mark.parametrize(
+    ("stage", "says"),
+    [
+        (lambda: a_stage("kv_uploader"), "two actors of lines beside each other are named 'kv_uploader'"),
+        (lambda: a_mover("kv host"), "two budgets of lines beside each other are named 'kv host'"),
+    ],
+)
+def test_names_of_one_line_are_not_used_in_another(stage: Callable[[], Stage | Mover], says: str) -> None:
+    """Statistics and traces are kept by name: one would overwrite the other."""
+
+    async def main() -> None:
+        with pytest.raises(LineError, match=says):
+            small_line(layers=3, kv_ms=25, insert={"disk_reader": [stage()]})
+        lines = small_line(layers=3, kv_ms=25).wired
+        counters = [line.statistics() for line in lines.lines]
+        for one in ("actors", "channels", "budgets"):
+            apart = [name for line in counters for name in getattr(line, one)]
+            assert list(getattr(lines.statistics(), one)) == apart
+
+    run(main())
 
 
 def test_a_failure_of_the_kv_line_is_told_by_actor_layer_and_group() -> None:

@@ -13,11 +13,11 @@ from support.small_checkpoints import write_small_checkpoint
 from pipeline.config import Config
 from pipeline.devices.cpu import CpuDevice
 from pipeline.engine import plan as plan_module
-from pipeline.engine.memory_plan import Holding, MemoryPlan
 from pipeline.errors import ConfigError
 from pipeline.generation.build import build
 from pipeline.system import memory as memory_module
 from pipeline.system.memory import available_host_bytes
+from pipeline.system.memory_plan import Holding, MemoryPlan
 from pipeline.system.sizes import human_bytes, parse_bytes
 
 GIGABYTE = 10**9

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Self, TypeGuard
 
 from pipeline.checkpoints.header import TensorEntry, brief, parse_json, read_header
+from pipeline.checkpoints.leftovers import counts
 from pipeline.checkpoints.shard import Shard, require_descriptors
 from pipeline.errors import CheckpointError
-from pipeline.groups.leftovers import counts
 from pipeline.system.hub_cache import how_to_fetch
 from pipeline.system.small_files import (
     CONFIG_LIMIT_BYTES,

@@ -7,7 +7,6 @@ import torch
 
 from pipeline.config import Config
 from pipeline.devices.open import PlannedDevice
-from pipeline.engine.memory_plan import Holding, MemoryPlan
 from pipeline.engine.residency import NOTHING_STAYS, Residency, moving_bytes, place_groups
 from pipeline.errors import ConfigError
 from pipeline.generation.pass_holdings import pass_holdings
@@ -22,6 +21,7 @@ from pipeline.state.kv_placement import KvPlacement
 from pipeline.state.kv_room import Demand, KvRoom, PassBytes, choose_room
 from pipeline.system.limits import process_bounds
 from pipeline.system.memory import available_host_bytes, free_disk_bytes, resident_bytes
+from pipeline.system.memory_plan import Holding, MemoryPlan
 from pipeline.system.promises import open_models_take, promised_elsewhere
 from pipeline.system.sizes import parse_bytes
 

@@ -12,7 +12,6 @@ from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.config import Config
 from pipeline.devices.elsewhere import DeviceElsewhere
 from pipeline.devices.open import PlannedDevice
-from pipeline.engine.memory_plan import LIMITS
 from pipeline.engine.plan import Plan, make_plan
 from pipeline.errors import ConfigError
 from pipeline.generation.what_would_fit import what_would_fit
@@ -24,6 +23,7 @@ from pipeline.models.config import ModelConfig
 from pipeline.models.families import group_specs
 from pipeline.models.frequencies import DynamicScaling
 from pipeline.system.memory import give_freed_back
+from pipeline.system.memory_plan import LIMITS
 from pipeline.system.sizes import human_bytes, parse_bytes
 
 logger = logging.getLogger("penstock")

@@ -20,7 +20,6 @@ from pipeline.config import Config
 from pipeline.devices.memory import Memory
 from pipeline.devices.open import AnyDevice, open_device
 from pipeline.devices.spinning import warn_of_spinning
-from pipeline.engine.memory_plan import MemoryPlan
 from pipeline.engine.plan import Plan
 from pipeline.engine.policies import find_policy, fit_policy
 from pipeline.engine.residency import Residency
@@ -40,6 +39,7 @@ from pipeline.reading.source import WeightSource
 from pipeline.state.blocks import BlockPool
 from pipeline.state.kv import KeyValueCache
 from pipeline.state.kv_room import KvRoom
+from pipeline.system.memory_plan import MemoryPlan
 from pipeline.system.promises import promise, promising
 
 CLOCK = time.perf_counter

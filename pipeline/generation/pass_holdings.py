@@ -6,7 +6,6 @@ import torch
 
 from pipeline.config import Config
 from pipeline.devices.open import PlannedDevice
-from pipeline.engine.memory_plan import Holding
 from pipeline.engine.policies import find_policy
 from pipeline.generation.pass_inputs import PassInputs
 from pipeline.generation.sampling import Sampler
@@ -16,6 +15,7 @@ from pipeline.models.attention import GPU_CELL
 from pipeline.models.config import ModelConfig
 from pipeline.models.row_blocks import RowBlocks
 from pipeline.state.kv_layout import KvLayout
+from pipeline.system.memory_plan import Holding
 
 
 def pass_holdings(

@@ -5,8 +5,8 @@ from tempfile import gettempdir
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.engine.memory_plan import LIMITS
 from pipeline.engine.plan import Plan
+from pipeline.system.memory_plan import LIMITS
 from pipeline.system.sizes import human_bytes, parse_bytes
 
 LEAST = {

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pipeline.checkpoints.checkpoint import Checkpoint, first_faults
 from pipeline.checkpoints.header import ITEM_BITS
+from pipeline.checkpoints.leftovers import leftovers
 from pipeline.errors import CheckpointError
-from pipeline.groups.leftovers import leftovers
 from pipeline.groups.stored import faults, hints, stored_names
 from pipeline.models.families import TensorSpec
 
@@ -95,7 +95,7 @@ def _check(stored: Mapping[TensorSpec, Sequence[str]], layers: int, checkpoint: 
     """What nothing computes with, and may be ignored. Raises CheckpointError with all that is wrong."""
     found = [fault for spec, names in stored.items() for fault in faults(spec, names, checkpoint)]
     used = set(itertools.chain.from_iterable(stored.values()))
-    left_out, ignored = leftovers(checkpoint.tensors.keys() - used, layers, checkpoint)
+    left_out, ignored = leftovers(checkpoint.tensors.keys() - used, layers, checkpoint.tensors)
     if absent := next((spec for spec, names in stored.items() if not names), None):
         found = [*hints(absent, checkpoint), *found]
     if found or left_out:

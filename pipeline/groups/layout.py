@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.groups.groups import TensorRange, WeightGroup
-from pipeline.reading.reading import BLOCK_BYTES as BLOCK_BYTES
+from pipeline.system.sizes import BLOCK_BYTES
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from pipeline.checkpoints.shard import NOT_OFFERED, FileIdentity, Shard, advise
 from pipeline.errors import CheckpointError
-from pipeline.groups.layout import BLOCK_BYTES
+from pipeline.system.sizes import BLOCK_BYTES
 
 logger = logging.getLogger("penstock")
 FOLIO_BYTES = 2 << 20

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 from pipeline.errors import ConfigError
+from pipeline.system.sizes import BLOCK_BYTES
 
-BLOCK_BYTES = 4096
-"""Direct reads need file offset, length and memory address at multiples of this."""
 MIB = 1 << 20
 WAYS = ("preadv", "aiofiles")
 """The better first: both are as fast, but `preadv` leaves more of the event loop's time to others."""

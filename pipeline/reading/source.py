@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from pipeline.checkpoints.shard import Shard
 from pipeline.errors import CheckpointError, ClosedError, ConfigError
-from pipeline.groups.layout import BLOCK_BYTES, Copy, HostLayout
+from pipeline.groups.layout import Copy, HostLayout
 from pipeline.reading.checksums import Checksums
 from pipeline.reading.lane import Chunk, Disk
 from pipeline.reading.lanes import open_lanes
 from pipeline.reading.reading import Reading
 from pipeline.reading.rows import Rows
+from pipeline.system.sizes import BLOCK_BYTES
 from pipeline.system.threads import Threads, outlast
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 from pipeline.config import Config
 from pipeline.devices.open import PlannedDevice
-from pipeline.engine.memory_plan import Holding
 from pipeline.state.kv_layout import KvLayout
 from pipeline.state.kv_placement import KvPlacement, place_kv, place_kv_in_one
+from pipeline.system.memory_plan import Holding
 
 
 def place_layers(

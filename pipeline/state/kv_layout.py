@@ -11,10 +11,11 @@ import torch
 
 from actors.core import ports
 from pipeline.generation.batching import Piece
-from pipeline.groups.layout import BLOCK_BYTES, Copy
+from pipeline.groups.layout import Copy
 from pipeline.models.attention import LayerKV
 from pipeline.models.config import ModelConfig
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
+from pipeline.system.sizes import BLOCK_BYTES
 
 
 @dataclass(frozen=True, slots=True)

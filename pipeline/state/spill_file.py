@@ -14,8 +14,9 @@ from pathlib import Path
 
 from pipeline.checkpoints.shard import NOT_OFFERED, O_DIRECT
 from pipeline.errors import ConfigError, PenstockError
-from pipeline.groups.layout import BLOCK_BYTES, Copy
+from pipeline.groups.layout import Copy
 from pipeline.system.limits import reached_limit
+from pipeline.system.sizes import BLOCK_BYTES
 from pipeline.system.threads import Threads, outlast
 
 logger = logging.getLogger("penstock")

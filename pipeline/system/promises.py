@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.engine.memory_plan import Holding, MemoryPlan
+from pipeline.system.memory_plan import Holding, MemoryPlan
 
 
 class Holder(Protocol):

@@ -14,11 +14,12 @@ from pipeline.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from pipeline.devices.memory import HostMemory, copy_bytes
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.groups.groups import WeightGroup, WeightGroups, plan_groups
-from pipeline.groups.layout import BLOCK_BYTES, DEVICE_ALIGNMENT_BYTES
+from pipeline.groups.layout import DEVICE_ALIGNMENT_BYTES
 from pipeline.models.config import read_config
 from pipeline.models.families import group_specs
 from pipeline.reading.reading import Reading
 from pipeline.reading.source import WeightSource
+from pipeline.system.sizes import BLOCK_BYTES
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from support.weight_files import CHUNKS, GROUP_BYTES, Gate, opened, settle
 from pipeline.devices.memory import HostMemory
 from pipeline.errors import CheckpointError
 from pipeline.groups.groups import TensorRange, WeightGroup
-from pipeline.groups.layout import BLOCK_BYTES
 from pipeline.reading import checksums
 from pipeline.reading.checksums import Checksums
+from pipeline.system.sizes import BLOCK_BYTES
 
 pytestmark = pytest.mark.usefixtures("way")
 GROUP = (1, "attn")

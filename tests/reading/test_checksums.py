@@ -9,12 +9,13 @@ from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.devices.memory import HostMemory
 from pipeline.errors import CheckpointError
 from pipeline.groups.groups import WeightGroups, plan_groups
-from pipeline.groups.layout import BLOCK_BYTES, HostLayout, host_layout
+from pipeline.groups.layout import HostLayout, host_layout
 from pipeline.models.config import read_config
 from pipeline.models.families import group_specs
 from pipeline.reading import checksums
 from pipeline.reading.checksums import Checksums, choose_checking
 from pipeline.reading.lane import Chunk
+from pipeline.system.sizes import BLOCK_BYTES
 
 GROUP = (1, "ffn")
 

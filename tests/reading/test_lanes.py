@@ -13,7 +13,7 @@ from pipeline.checkpoints import shard
 from pipeline.checkpoints.shard import NOT_OFFERED
 from pipeline.devices.memory import HostMemory
 from pipeline.errors import CheckpointError
-from pipeline.groups.layout import BLOCK_BYTES
+from pipeline.system.sizes import BLOCK_BYTES
 
 pytestmark = pytest.mark.usefixtures("way")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.checkpoints.shard import Shard
-from pipeline.groups.layout import BLOCK_BYTES
 from pipeline.reading.lane import Chunk, Disk
 from pipeline.reading.preadv_lanes import PreadvLanes
+from pipeline.system.sizes import BLOCK_BYTES
 
 
 @pytest.fixture

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.generation.batching import Piece
-from pipeline.groups.layout import BLOCK_BYTES, Copy
+from pipeline.groups.layout import Copy
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
 from pipeline.state.kv_layout import KvLayout, merged
+from pipeline.system.sizes import BLOCK_BYTES
 
 BLOCKS = 40
 

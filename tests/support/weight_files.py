@@ -13,10 +13,11 @@ import pytest
 
 from pipeline.checkpoints import shard
 from pipeline.checkpoints.shard import Shard
-from pipeline.groups.layout import BLOCK_BYTES, Copy, HostLayout, Window
+from pipeline.groups.layout import Copy, HostLayout, Window
 from pipeline.reading.checksums import Checksums
 from pipeline.reading.reading import WAYS, Reading
 from pipeline.reading.source import WeightSource
+from pipeline.system.sizes import BLOCK_BYTES
 
 CHUNKS = 6
 GROUP_BYTES = CHUNKS * BLOCK_BYTES

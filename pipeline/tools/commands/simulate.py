@@ -5,11 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.tools.commands.models import MODEL_HELP
-
-LAYERS = 80
-MILLISECONDS = {"attn_ms": 80.0, "ffn_ms": 120.0, "attn_io_ms": 100.0, "ffn_io_ms": 100.0}
-"""The figures of the analysis that the policies come from: one layer of a 70B model."""
-RATES = ("disk_gbps", "h2d_gbps", "tflops", "batch_tokens")
+from pipeline.tools.simulation.timings import LAYERS, MILLISECONDS
 
 
 def add_simulate(commands: Any) -> None:

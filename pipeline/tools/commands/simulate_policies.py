@@ -12,15 +12,15 @@ from pipeline.engine.policies import CURRENT_CHAINED, POLICIES, Policy, find_pol
 from pipeline.errors import ConfigError
 from pipeline.tools.commands.policy_table import policy_table
 from pipeline.tools.commands.progress import Progress
-from pipeline.tools.commands.simulate import LAYERS, MILLISECONDS, RATES
 from pipeline.tools.commands.values import policy_from_text
 from pipeline.tools.simulation.closed_forms import closed_form_ms
 from pipeline.tools.simulation.derive import derive_timings, find_shape
 from pipeline.tools.simulation.line import Simulated, simulate
-from pipeline.tools.simulation.timings import LayerTimings
+from pipeline.tools.simulation.timings import LAYERS, MILLISECONDS, LayerTimings
 
 MS = 1000.0
 CHAINED = "current, chained"
+RATES = ("disk_gbps", "h2d_gbps", "tflops", "batch_tokens")
 MOST = 1 << 16
 MOST_LAYERS = 50_000
 """Over all passes and micro-batches: a trace of that many holds about a gigabyte."""

@@ -14,7 +14,7 @@ REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)
 def check_direct_reads(checkpoint: Path | None) -> Check:
     """Read a block of a checkpoint's largest file; without one, what was just written to the current folder."""
     from pipeline.checkpoints.checkpoint import open_checkpoint
-    from pipeline.groups.layout import BLOCK_BYTES
+    from pipeline.system.sizes import BLOCK_BYTES
 
     if checkpoint is not None:
         with open_checkpoint(checkpoint, direct=False) as opened:

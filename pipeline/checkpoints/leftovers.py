@@ -1,12 +1,9 @@
 """Tensors that no group holds: refused where leaving them out would change what the model says, else only named."""
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
-from pipeline.checkpoints.header import brief
-
-if TYPE_CHECKING:
-    from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.checkpoints.header import TensorEntry, brief
 
 DECODER = re.compile(r"model\.|(layers|embed_tokens|norm|lm_head)\b")
 """The names of what computes the next token; a part of which nothing is known may be one too."""
@@ -37,16 +34,14 @@ def counts(name: str) -> bool:
     return bool(DECODER.match(name)) and not OTHER_PARTS.fullmatch(name)
 
 
-def leftovers(names: set[str], layers: int, checkpoint: "Checkpoint") -> tuple[list[str], tuple[str, ...]]:
-    """Of the tensors that nothing computes with: faults of those that count, and the names of the others.
+def leftovers(names: set[str], layers: int, tensors: Mapping[str, TensorEntry]) -> tuple[list[str], tuple[str, ...]]:
+    """Of the names of tensors that nothing computes with: faults of those that count, and the others.
 
     What a text model of that family computes again by itself is in neither.
     """
     names = {name for name in names if not BUFFERS.fullmatch(name)}
     counting = {name for name in names if counts(name)}
-    faults = [
-        f"{checkpoint.tensors[name].file}: tensor {brief(name)} {_fault(name, layers)}" for name in sorted(counting)
-    ]
+    faults = [f"{tensors[name].file}: tensor {brief(name)} {_fault(name, layers)}" for name in sorted(counting)]
     return faults, tuple(sorted(names - counting))
 
 

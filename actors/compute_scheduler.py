@@ -12,7 +12,7 @@ from typing import Any
 from actors.core.budget import Slot
 from actors.core.errors import ActorFailed
 from actors.core.event import Event
-from actors.core.message import READY, Message, ended
+from actors.core.message import READY, GroupKey, Message, ended
 from actors.core.ports import Program
 from actors.core.prefetch import PrefetchQueue
 from actors.core.stage import Sink
@@ -38,7 +38,7 @@ class ComputeScheduler(Sink):
 
     def _restart(self) -> None:
         self._position = 0
-        self._parked: dict[tuple[int, str], Message[Slot]] = {}
+        self._parked: dict[GroupKey, Message[Slot]] = {}
         self._launched: list[tuple[Message[Slot], Sequence[Event]]] = []
         self._previous: Sequence[Event] = ()
         self._told: tuple[Event, Event] = (READY, READY)
@@ -48,7 +48,7 @@ class ComputeScheduler(Sink):
         if message.seq == 0:
             self._restart()
         order = self._program.order
-        self._parked[message.layer, message.group] = message
+        self._parked[message.key] = message
         while (following := self._parked.pop(order[self._position % len(order)], None)) is not None:
             await self._compute(following)
 

@@ -9,7 +9,7 @@ Fails:  never.
 import itertools
 from collections.abc import AsyncIterator, Sequence
 
-from actors.core.message import READY, Message
+from actors.core.message import READY, GroupKey, Message
 from actors.core.prefetch import PrefetchQueue
 from actors.core.stage import Source
 
@@ -22,7 +22,7 @@ class PrefetchPlanner(Source):
     """
 
     def __init__(
-        self, order: Sequence[tuple[int, str]], passes: int | None = None, queue: PrefetchQueue | None = None
+        self, order: Sequence[GroupKey], passes: int | None = None, queue: PrefetchQueue | None = None
     ) -> None:
         self._order = tuple(order)
         self._passes = passes

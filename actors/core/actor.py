@@ -142,8 +142,7 @@ class Actor:
 
     def _lies_ahead(self, message: Message[Any]) -> bool:
         """Whether the bytes are at a place further down the line, for good: then there is nothing to do here."""
-        group = (message.layer, message.group)
-        return message.at is None and any(budget.holds(group) for budget in self._wired.ahead)
+        return message.at is None and any(budget.holds(message.key) for budget in self._wired.ahead)
 
     def _left(self, error: BaseException | None) -> BaseException | None:
         """After `run`: pass the end of the line on, or say that it was not this actor's turn to end."""
@@ -175,5 +174,5 @@ class Actor:
     def _failure(self, message: Message[Any] | None, error: BaseException) -> ActorFailed:
         if isinstance(error, ActorFailed):
             return error
-        layer, group = (message.layer, message.group) if message else (None, None)
+        layer, group = message.key if message else (None, None)
         return ActorFailed(self.name, layer, group, error)

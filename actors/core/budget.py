@@ -8,16 +8,12 @@ import itertools
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from actors.core.errors import LineError, SlotError
 from actors.core.event import Buffer, Clock, Event
-from actors.core.message import READY, ended
+from actors.core.message import READY, GroupKey, ended
 from actors.core.trace import Trace
 from actors.core.turns import Turns
-
-Group: TypeAlias = tuple[int, str]
-"""The layer and the name of a weight group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +36,7 @@ class BudgetStatistics:
 class _Cell:
     """One piece of memory, and the event of whoever touched it last. Its home is a kind, or the resident group's."""
 
-    home: str | Group
+    home: str | GroupKey
     index: int
     buffer: Buffer
     after: Event = READY
@@ -111,13 +107,13 @@ class Budget:
         name: str,
         cells: Mapping[str, Iterable[Buffer]],
         clock: Clock,
-        residents: Mapping[Group, Buffer] | None = None,
+        residents: Mapping[GroupKey, Buffer] | None = None,
     ) -> None:
         self.name = name
         residents = residents or {}
         self.residents = frozenset(residents)
         self.slots: dict[str, int] = {}
-        self._free: dict[str | Group, deque[_Cell]] = {}
+        self._free: dict[str | GroupKey, deque[_Cell]] = {}
         indices = itertools.count()
         for kind, buffers in cells.items():
             self._free[kind] = deque(_Cell(kind, next(indices), buffer) for buffer in buffers)
@@ -133,7 +129,7 @@ class Budget:
         self.trace = Trace(recording=False)
         self._counter = f"slots {name}"
 
-    async def acquire(self, kind: str, group: Group | None = None) -> Slot:
+    async def acquire(self, kind: str, group: GroupKey | None = None) -> Slot:
         """Wait for a free cell of `kind`, or for the resident `group`'s own. It may still be read: see `Slot.after`."""
         home = group if group is not None and group in self.residents else kind
         if home not in self._free:
@@ -147,7 +143,7 @@ class Budget:
         self._count(not cell.resident)
         return slot
 
-    def holds(self, group: Group) -> bool:
+    def holds(self, group: GroupKey) -> bool:
         """Whether a resident group's bytes are there already, or have begun to move there."""
         return group in self.residents and all(cell.landed is not None for cell in self._free[group])
 

@@ -2,13 +2,15 @@
 
 import asyncio
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 from actors.core.event import Event
 from actors.core.operation import cancelled_from_outside, pending_cancellations
 
 Place = TypeVar("Place", covariant=True)
 Elsewhere = TypeVar("Elsewhere")
+GroupKey: TypeAlias = tuple[int, str]
+"""The layer and the part of a weight group. A bare tuple: the kernel makes one for each group and pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,11 @@ class Message(Generic[Place]):
     seq: int
     at: Place
     event: Event
+
+    @property
+    def key(self) -> GroupKey:
+        """Which group it is, in every pass alike."""
+        return self.layer, self.group
 
     def moved(self, at: Elsewhere, event: Event) -> "Message[Elsewhere]":
         """The same group at another place, or with another event. Quicker than `dataclasses.replace`."""

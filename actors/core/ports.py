@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from actors.core.budget import Slot
 from actors.core.event import Buffer, Event
-from actors.core.message import Message
+from actors.core.message import GroupKey, Message
 
 
 class Copy(Protocol):
@@ -159,7 +159,7 @@ class Program(Protocol):
     """What the compute scheduler runs. One pass is one sweep over all groups, in compute order."""
 
     @property
-    def order(self) -> Sequence[tuple[int, str]]:
+    def order(self) -> Sequence[GroupKey]:
         """Layer and name of every group of a pass, in compute order."""
 
     async def begin(self) -> Any:

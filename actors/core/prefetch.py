@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from actors.core.errors import PolicyFailed
 from actors.core.event import Clock
+from actors.core.message import GroupKey
 from actors.core.ports import Ask, Half, PrefetchPolicy, Priority
 from actors.core.turns import Turns
 
@@ -34,7 +35,7 @@ class PrefetchQueue:
 
     def __init__(
         self,
-        order: Sequence[tuple[int, str]],
+        order: Sequence[GroupKey],
         slot_kinds: Sequence[str | None],
         slots: Mapping[str, int],
         policy: PrefetchPolicy,

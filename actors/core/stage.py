@@ -121,8 +121,7 @@ class Mover(Actor):
             await self._send(message.moved(slot, event))
 
     async def _acquire(self, budget: Budget, message: Message[Any]) -> Slot:
-        acquiring = budget.acquire(self.kind(message), (message.layer, message.group))
-        slot: Slot = await self.stalled("slot", message, acquiring)
+        slot: Slot = await self.stalled("slot", message, budget.acquire(self.kind(message), message.key))
         return slot
 
     async def _fill(self, message: Message[Any], slot: Slot) -> Event:

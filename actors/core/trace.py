@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from actors.core.event import Event
-from actors.core.message import Message
+from actors.core.message import GroupKey, Message
 
 
 class Span(NamedTuple):
@@ -33,6 +33,11 @@ class Span(NamedTuple):
     ended: float
     slot: int = -1
     part: int = 0
+
+    @property
+    def key(self) -> GroupKey:
+        """Which group it is about, in every pass alike."""
+        return self.layer, self.group
 
 
 class Count(NamedTuple):

@@ -8,22 +8,22 @@ same bytes at one end, moving and computing would take turns.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from actors.core.budget import Group
+from actors.core.message import GroupKey
 
 
 @dataclass(frozen=True, slots=True)
 class Residency:
     """The groups that stay on the device, and those of the others that stay in host memory."""
 
-    device: tuple[Group, ...] = ()
-    host: tuple[Group, ...] = ()
+    device: tuple[GroupKey, ...] = ()
+    host: tuple[GroupKey, ...] = ()
 
 
 NOTHING_STAYS = Residency()
 
 
 def place_groups(
-    device_bytes: Mapping[Group, int], device_room: int, host_bytes: Mapping[Group, int], host_room: int
+    device_bytes: Mapping[GroupKey, int], device_room: int, host_bytes: Mapping[GroupKey, int], host_room: int
 ) -> Residency:
     """Fill the device first: what stays there saves both a read and an upload. Sizes are those of all groups, in order.
 
@@ -35,19 +35,19 @@ def place_groups(
     return Residency(device, spread(others, host_room))
 
 
-def moving_bytes(sizes: Mapping[Group, int], *stays: tuple[Group, ...]) -> int:
+def moving_bytes(sizes: Mapping[GroupKey, int], *stays: tuple[GroupKey, ...]) -> int:
     """What moves in every pass: the groups that stay in none of the places."""
     anywhere = {group for place in stays for group in place}
     return sum(size for group, size in sizes.items() if group not in anywhere)
 
 
-def spread(sizes: Mapping[Group, int], room: int) -> tuple[Group, ...]:
+def spread(sizes: Mapping[GroupKey, int], room: int) -> tuple[GroupKey, ...]:
     """Groups of at most `room` bytes in all, in compute order, spread evenly by bytes.
 
     A group stays when the room's share of all bytes up to it has paid for it. What is left then holds smaller ones.
     """
     share = min(1.0, max(0, room) / max(1, sum(sizes.values())))
-    stays: set[Group] = set()
+    stays: set[GroupKey] = set()
     left, credit = room, 0.0
     for group, size in sizes.items():
         credit += share * size

@@ -8,9 +8,10 @@ from typing import Protocol
 
 from actors.compute_scheduler import ComputeScheduler
 from actors.core.arrivals import Arrivals
-from actors.core.budget import Budget, Group
+from actors.core.budget import Budget
 from actors.core.event import Buffer, Clock
 from actors.core.line import Line, LineStatistics, check_names
+from actors.core.message import GroupKey
 from actors.core.ports import Catalog, Device, KeyValues, PrefetchPolicy, Program, WeightSource
 from actors.core.prefetch import PrefetchQueue
 from actors.core.stage import Mover, Stage
@@ -127,7 +128,7 @@ def wire(parts: Parts) -> Wired:
     return Wired((line, *_kv_lines(parts)), requests, arrivals)
 
 
-def _resident_until_computed(parts: Parts) -> frozenset[Group]:
+def _resident_until_computed(parts: Parts) -> frozenset[GroupKey]:
     """The groups with slots of their own all the way: a user's Mover behind the uploader has shared ones."""
     if any(isinstance(stage, Mover) and stage.budget is not None for stage in parts.insert.get("gpu_uploader", ())):
         return frozenset()

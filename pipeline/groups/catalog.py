@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from actors.core.budget import Slot
 from actors.core.errors import LineError
-from actors.core.message import Message
+from actors.core.message import GroupKey, Message
 from pipeline.devices.lane import comes_behind
 from pipeline.groups.groups import WeightGroup
 from pipeline.groups.layout import Copy, HostLayout, device_layout, host_layout, tensor_views
@@ -25,11 +25,11 @@ class WeightCatalog:
     """
 
     def __init__(self, groups: Sequence[WeightGroup], *, packed: bool, two_kinds: bool = True) -> None:
-        self.order = tuple((group.layer, group.name) for group in groups)
-        self._groups = {(group.layer, group.name): group for group in groups}
-        self.host: dict[tuple[int, str], HostLayout] = {key: host_layout(group) for key, group in self._groups.items()}
+        self.order = tuple(group.key for group in groups)
+        self._groups = {group.key: group for group in groups}
+        self.host: dict[GroupKey, HostLayout] = {key: host_layout(group) for key, group in self._groups.items()}
         self.two_kinds = two_kinds
-        self._copies: dict[tuple[int, str], tuple[Copy, ...]] = {}
+        self._copies: dict[GroupKey, tuple[Copy, ...]] = {}
         self._offsets = {}
         self._device_bytes = {}
         for key, group in self._groups.items():
@@ -57,7 +57,7 @@ class WeightCatalog:
 
         Raises LineError where there are no bytes yet, and the error with which they did not arrive.
         """
-        key = (message.layer, message.group)
+        key = message.key
         if message.at is None:
             raise LineError(f"layer {key[0]} group {key[1]!r} has no bytes yet: they come with the disk_reader")
         if not message.event.done() and not comes_behind(message.event):
@@ -81,7 +81,7 @@ class WeightCatalog:
             sizes[kind] = max(sizes.get(kind, 0), nbytes)
         return sizes
 
-    def group_bytes(self, place: str) -> dict[tuple[int, str], int]:
+    def group_bytes(self, place: str) -> dict[GroupKey, int]:
         """The size that each group needs, in the "host" or on the "device", in compute order."""
         if place == "host":
             return {key: layout.slot_bytes for key, layout in self.host.items()}

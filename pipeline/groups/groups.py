@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from actors.core.message import GroupKey
 from pipeline.checkpoints.checkpoint import Checkpoint, first_faults
 from pipeline.checkpoints.header import ITEM_BITS
 from pipeline.checkpoints.leftovers import leftovers
@@ -16,7 +17,7 @@ EMBED_LAYER = -1
 ROWS_PER_STEP = 8
 """Head slices begin at multiples of this many rows, so that their logits stay aligned for matrix kernels."""
 
-Specs = Mapping[tuple[int, str], Sequence[TensorSpec]]
+Specs = Mapping[GroupKey, Sequence[TensorSpec]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,11 @@ class WeightGroup:
     layer: int
     name: str
     tensors: tuple[TensorRange, ...]
+
+    @property
+    def key(self) -> GroupKey:
+        """Layer and part, by which all rooms know it."""
+        return self.layer, self.name
 
     @property
     def needed_bytes(self) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from actors.core.message import GroupKey
 from pipeline.models.config import ModelConfig
 
 
@@ -19,14 +20,14 @@ class TensorSpec:
     names: tuple[str, ...] = ()
 
 
-def group_specs(config: ModelConfig) -> dict[tuple[int, str], tuple[TensorSpec, ...]]:
+def group_specs(config: ModelConfig) -> dict[GroupKey, tuple[TensorSpec, ...]]:
     """The tensors of every group: (layer, "attn") and (layer, "ffn") in compute order, then the head, then the rows.
 
     (layers, "head") holds the final norm and the output matrix, which is the embedding itself where it is tied and no
     output matrix is stored: one that is stored was trained apart, or is the same and costs nothing.
     (-1, "embed") stands last because it is never streamed: a pass fetches the rows that it needs.
     """
-    groups: dict[tuple[int, str], tuple[TensorSpec, ...]] = {}
+    groups: dict[GroupKey, tuple[TensorSpec, ...]] = {}
     for layer in range(config.layers):
         groups[layer, "attn"] = _attention_specs(config, f"model.layers.{layer}")
         groups[layer, "ffn"] = _ffn_specs(config, f"model.layers.{layer}")

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import xxhash
 
+from actors.core.message import GroupKey
 from pipeline.errors import CheckpointError
 from pipeline.groups.groups import TensorRange, WeightGroup
 from pipeline.reading.lane import Chunk
@@ -85,7 +86,7 @@ class Pieces:
 class Sums:
     """The digests of one read of a group, on threads beside its lanes. Nothing looks into `view` after `ended`."""
 
-    def __init__(self, key: tuple[int, str], pieces: Pieces, view: memoryview, threads: Threads) -> None:
+    def __init__(self, key: GroupKey, pieces: Pieces, view: memoryview, threads: Threads) -> None:
         self.key = key
         self.pieces = pieces.pieces
         self.digests = array("Q", bytes(8 * len(self.pieces)))
@@ -122,9 +123,9 @@ class Checksums:
 
     def __init__(self, groups: Sequence[WeightGroup], embed: TensorRange, threads: int, folder: Path) -> None:
         self.groups = self.rows = self.nbytes = self.mismatches = 0
-        self._groups = {(group.layer, group.name): group for group in groups}
-        self._pieces: dict[tuple[int, str], Pieces] = {}
-        self._digests: dict[tuple[int, str], array[int]] = {}
+        self._groups = {group.key: group for group in groups}
+        self._pieces: dict[GroupKey, Pieces] = {}
+        self._digests: dict[GroupKey, array[int]] = {}
         self._embed = embed
         self._folder = folder
         self._row_digests = array("Q", bytes(8 * embed.shape[0]))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from actors.core.message import GroupKey
 from pipeline.checkpoints.shard import Shard
 from pipeline.errors import CheckpointError, ClosedError, ConfigError
 from pipeline.groups.layout import Copy, HostLayout
@@ -34,7 +35,7 @@ class WeightSource:
 
     def __init__(
         self,
-        layouts: Mapping[tuple[int, str], HostLayout],
+        layouts: Mapping[GroupKey, HostLayout],
         files: Mapping[Path, Shard],
         reading: Reading,
         checksums: Checksums | None = None,

@@ -5,8 +5,8 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from actors.core.budget import Budget, Group, Slot
-from actors.core.message import READY, Message
+from actors.core.budget import Budget, Slot
+from actors.core.message import READY, GroupKey, Message
 from pipeline.engine.residency import Residency
 from pipeline.errors import RequestError
 from pipeline.generation.build import Runtime
@@ -129,7 +129,7 @@ class Floors:
         `loaded`.
         """
         moving = set(self._read_in_pass if self._device is None else self._uploaded_in_pass)
-        groups = {(message.layer, message.group): message for message in loaded.messages}
+        groups = {message.key: message for message in loaded.messages}
         in_place = {group: message for group, message in groups.items() if group not in moving}
         self._submit(lengths)
         started = time.perf_counter()
@@ -151,7 +151,7 @@ class Floors:
             await self._sequential_pass({})
             yield time.perf_counter() - started, (await anext(chunks)).token_ids[0]
 
-    async def _sequential_pass(self, in_place: Mapping[Group, Message[Slot]]) -> None:
+    async def _sequential_pass(self, in_place: Mapping[GroupKey, Message[Slot]]) -> None:
         program = self._runtime.program
         pass_ = await program.begin()
         for seq, group in enumerate(self._runtime.catalog.order):

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from actors.core.budget import Group
+from actors.core.message import GroupKey
 from pipeline.config import Config
 from pipeline.engine.plan import Plan
 from pipeline.engine.policies import POLICIES
@@ -110,6 +110,6 @@ def pass_timings(catalog: WeightCatalog, plan: Plan, rates: Rates, tokens: int) 
     )
 
 
-def kind_of(group: Group) -> str:
+def kind_of(group: GroupKey) -> str:
     """ "attn", "ffn" or "head": groups that are computed alike."""
     return group[1].partition(".")[0]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from actors.core.budget import Group
+from actors.core.message import GroupKey
 from pipeline.config import Config
 from pipeline.engine.residency import NOTHING_STAYS
 from pipeline.errors import ConfigError
@@ -103,7 +103,7 @@ def _with_room(settings: Config, tokens: int) -> Config:
 class _Computed:
     """One pass over some layers: seconds by group, and those in which no group was computed."""
 
-    seconds: Mapping[Group, float]
+    seconds: Mapping[GroupKey, float]
     begin_seconds: float
 
 
@@ -146,7 +146,7 @@ async def _slowdowns(
     return alone_rate / statistics.median(beside), statistics.median(took) / alone_seconds
 
 
-def _computes(computed: Mapping[int, list[_Computed]], sizes: Mapping[Group, int]) -> dict[str, Compute]:
+def _computes(computed: Mapping[int, list[_Computed]], sizes: Mapping[GroupKey, int]) -> dict[str, Compute]:
     """By kind of group; where more tokens took less time, that was chance."""
     byte_seconds: defaultdict[str, dict[int, float]] = defaultdict(dict)
     for tokens, rounds in computed.items():

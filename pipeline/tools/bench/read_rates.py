@@ -7,7 +7,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 
-from actors.core.message import READY
+from actors.core.message import READY, GroupKey
 from pipeline.generation.build import Runtime
 from pipeline.reading.source import WeightSource
 from pipeline.tools.bench.candidates import ReadSizes, Samples
@@ -53,7 +53,7 @@ async def sweep(runtime: Runtime) -> float:
     landed: list[tuple[float, int]] = []
     keys = itertools.cycle(runtime.catalog.order)
 
-    def wanted() -> Iterator[tuple[int, str]]:
+    def wanted() -> Iterator[GroupKey]:
         while len(landed) < FEWEST_GROUPS or time.perf_counter() < until:
             yield next(keys)
 

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from actors.core.message import GroupKey
 from actors.core.trace import Span
 from pipeline.engine.policies import POLICIES
 from pipeline.tools.bench.candidates import Candidate
@@ -14,7 +15,6 @@ from pipeline.tools.simulation.replay import Replay
 from pipeline.tools.simulation.timings import Order
 from pipeline.tools.trace.passes import group_times, work_by_actor
 
-Key = tuple[int, str]
 SIMULATED_PASSES = 4
 
 
@@ -25,14 +25,14 @@ class SteadyTimings:
     order: Order
     one_link: bool
     begin: float
-    reads: Mapping[Key, float]
-    uploads: Mapping[Key, float]
-    computes: Mapping[Key, float]
+    reads: Mapping[GroupKey, float]
+    uploads: Mapping[GroupKey, float]
+    computes: Mapping[GroupKey, float]
     check_seconds: float = 0.0
     kv_seconds: float = 0.0
 
     @classmethod
-    def of(cls, replay: Replay, passes: range, group_bytes: Mapping[Key, int]) -> "SteadyTimings":
+    def of(cls, replay: Replay, passes: range, group_bytes: Mapping[GroupKey, int]) -> "SteadyTimings":
         """Medians over some recorded passes.
 
         A pass's reading is shared out by bytes: groups are read beside each other, so what each took says little.
@@ -108,6 +108,6 @@ def simulated_grid(timings: SteadyTimings, candidates: Sequence[Candidate]) -> d
     return {candidate: simulated_seconds(timings, candidate) for candidate in candidates}
 
 
-def _shared_out(total: float, weights: Mapping[Key, float]) -> dict[Key, float]:
+def _shared_out(total: float, weights: Mapping[GroupKey, float]) -> dict[GroupKey, float]:
     whole = sum(weights.values())
     return {key: total * weight / whole if whole else 0.0 for key, weight in weights.items()}

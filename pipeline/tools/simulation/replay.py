@@ -4,12 +4,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from actors.core.message import GroupKey
 from actors.core.trace import Span
 from pipeline.tools.simulation.timings import Order
 from pipeline.tools.trace.passes import GroupTimes, group_times, work_by_actor
 from pipeline.tools.trace.recording import COMPUTE, DISK, LINK
-
-Key = tuple[int, str]
 
 
 @dataclass(slots=True)
@@ -24,7 +23,7 @@ class Replay:
     check_seconds: float
     kv_seconds: float = 0.0
     _begins: list[float] = field(default_factory=list)
-    _seconds: dict[str, dict[Key, list[float]]] = field(default_factory=dict)
+    _seconds: dict[str, dict[GroupKey, list[float]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, spans: Iterable[Span], order: Order, *, one_link: bool, check_seconds: float) -> "Replay":
@@ -61,17 +60,17 @@ class Replay:
         """As recorded."""
         return self._of(COMPUTE, pass_, (layer, group))
 
-    def _of(self, what: str, pass_: int, key: Key) -> float:
+    def _of(self, what: str, pass_: int, key: GroupKey) -> float:
         """What lies beyond the end of the record takes what the last one took."""
         recorded = self._seconds[what].get(key, [])
         return recorded[min(pass_, len(recorded) - 1)] if recorded else 0.0
 
 
-def _one_after_the_other(transfers: Sequence[Span]) -> dict[Key, list[float]]:
-    seconds: defaultdict[Key, list[float]] = defaultdict(list)
+def _one_after_the_other(transfers: Sequence[Span]) -> dict[GroupKey, list[float]]:
+    seconds: defaultdict[GroupKey, list[float]] = defaultdict(list)
     until = 0.0
     for span in sorted(transfers, key=lambda span: span.seq):
-        seconds[span.layer, span.group].append(max(0.0, span.ended - max(span.started, until)))
+        seconds[span.key].append(max(0.0, span.ended - max(span.started, until)))
         until = max(until, span.ended)
     return seconds
 
@@ -85,11 +84,7 @@ def _begins(spans: Iterable[Span], groups: Mapping[int, GroupTimes], order: Orde
     ready = [span.ended for span in spans if span.actor == COMPUTE and span.what == "request"]
     last_key = order[-1]
     last_hop = DISK if one_link else LINK
-    came = [
-        span.ended
-        for span in spans
-        if span.actor == last_hop and span.what == "work" and (span.layer, span.group) == last_key
-    ]
+    came = [span.ended for span in spans if span.actor == last_hop and span.what == "work" and span.key == last_key]
     begins = [0.0]
     for pass_ in range(1, len(ready)):
         first = groups.get(pass_ * len(order))

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from actors.core.message import GroupKey
+
 LAYERS = 80
 MILLISECONDS = {"attn_ms": 80.0, "ffn_ms": 120.0, "attn_io_ms": 100.0, "ffn_io_ms": 100.0}
 """The figures of the analysis that the policies come from: one layer of a 70B model."""
-Order = Sequence[tuple[int, str]]
+Order = Sequence[GroupKey]
 
 
 class Timings(Protocol):

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from actors.core.budget import Slot
 from actors.core.event import Buffer, Event
-from actors.core.message import READY, Message, ended
+from actors.core.message import READY, GroupKey, Message, ended
 from actors.core.ports import Copy, Device, PrefetchPolicy
 from pipeline.groups.slot_kinds import slot_kind
 from pipeline.state.kv_handover import KvHandovers
@@ -20,7 +20,7 @@ BYTES_PER_SECOND = 1e9
 """Simulated copies are as long as they take: one byte is one nanosecond."""
 
 
-Computed: TypeAlias = Counter[tuple[int, str]]
+Computed: TypeAlias = Counter[GroupKey]
 """How often each group was computed: for that pass it moves, once or twice, unless it may move a pass ahead."""
 
 
@@ -40,7 +40,7 @@ class SimCatalog:
         self._timings = timings
         self._two_kinds = two_kinds
         self._computed = computed
-        self._uploads: Counter[tuple[int, str]] = Counter()
+        self._uploads: Counter[GroupKey] = Counter()
 
     def kind(self, layer: int, group: str) -> str:
         """The kind of slot: "attn" or "ffn"; everything is "ffn" when there is only one slot."""
@@ -64,7 +64,7 @@ class SimDisk:
     def __init__(self, timings: Timings, *, computed: Computed | None = None) -> None:
         self._timings = timings
         self._computed = computed
-        self._reads: Counter[tuple[int, str]] = Counter()
+        self._reads: Counter[GroupKey] = Counter()
         self._free_at = 0.0
 
     async def read_into(self, layer: int, group: str, buffer: Buffer) -> None:
@@ -121,7 +121,7 @@ class SimPass:
     index: int
     began: float
     parts: list[Event]
-    steps: list[tuple[int, str]] = field(default_factory=list)
+    steps: list[GroupKey] = field(default_factory=list)
 
 
 class SimProgram:
@@ -167,8 +167,8 @@ class SimProgram:
 
     def step(self, pass_: SimPass, message: Message[Slot]) -> Sequence[Event]:
         """Occupy the lane of the half, micro-batch by micro-batch."""
-        pass_.steps.append((message.layer, message.group))
-        self.computed[message.layer, message.group] += 1
+        pass_.steps.append(message.key)
+        self.computed[message.key] += 1
         lane = "compute" if len(pass_.parts) == 1 else "attn" if message.group == "attn" else "ffn"
         needs: list[Event] = [message.event]
         kv = self._key_values.message(message.layer) if self._key_values and message.group == "attn" else None

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable
 
+from actors.core.message import GroupKey
 from actors.core.trace import Span
 from pipeline.tools.trace.recording import COMPUTE
 
@@ -39,12 +40,12 @@ def computations(spans: Iterable[Span]) -> list[Span]:
 def pass_starts(computed: Iterable[Span]) -> list[Span]:
     """The computations that began a pass: each pass computes a layer's group once, so it began where one came again."""
     starts: list[Span] = []
-    seen: set[tuple[int, str]] = set()
+    seen: set[GroupKey] = set()
     for span in computed:
         if span.part:
             continue
-        if not starts or (span.layer, span.group) in seen:
+        if not starts or span.key in seen:
             starts.append(span)
             seen.clear()
-        seen.add((span.layer, span.group))
+        seen.add(span.key)
     return starts

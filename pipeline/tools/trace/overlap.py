@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from actors.core.message import GroupKey
 from actors.core.trace import Span
 from pipeline.tools.trace.intervals import Interval, total_seconds, union, within
 from pipeline.tools.trace.passes import HALVES, NEVER, group_times, work_by_actor
@@ -80,7 +81,7 @@ class Overlap:
         cls,
         policy: str,
         spans: Iterable[Span],
-        order: Sequence[tuple[int, str]],
+        order: Sequence[GroupKey],
         *,
         blocking: bool = False,
         asked: Mapping[str, int] | None = None,
@@ -131,9 +132,7 @@ def _rounded(value: Any) -> Any:
 class _Run:
     """The spans of a window of passes, by group, in compute order, and by resource."""
 
-    def __init__(
-        self, spans: Iterable[Span], order: Sequence[tuple[int, str]], first_pass: int, passes: int | None
-    ) -> None:
+    def __init__(self, spans: Iterable[Span], order: Sequence[GroupKey], first_pass: int, passes: int | None) -> None:
         self._order = order
         self._attns = [index for index, (_, group) in enumerate(order) if group == "attn"]
         work = work_by_actor(spans)

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from actors.core.message import GroupKey
 from actors.core.trace import Span
 from pipeline.tools.trace.intervals import Interval
 from pipeline.tools.trace.recording import COMPUTE, DISK, LINK
@@ -55,7 +56,7 @@ def work_by_actor(spans: Iterable[Span]) -> Mapping[str, list[Span]]:
     return work
 
 
-def group_times(work: Mapping[str, Sequence[Span]], order: Sequence[tuple[int, str]]) -> dict[int, GroupTimes]:
+def group_times(work: Mapping[str, Sequence[Span]], order: Sequence[GroupKey]) -> dict[int, GroupTimes]:
     """All groups by their position in compute order, which counts on from pass to pass over `order`.
 
     `seq` is the position in the plan, which is another one for policies with triggers, so it only tells which transfer
@@ -76,10 +77,10 @@ def group_times(work: Mapping[str, Sequence[Span]], order: Sequence[tuple[int, s
         by_seq[span.seq] = group
     transfers = sorted((*work[DISK], *work[LINK]), key=lambda span: span.seq)
     instant = dict.fromkeys(_instant(groups, order))
-    unclaimed: defaultdict[tuple[int, str], dict[int, None]] = defaultdict(dict)
+    unclaimed: defaultdict[GroupKey, dict[int, None]] = defaultdict(dict)
     for span in transfers:
         if span.seq not in by_seq:
-            unclaimed[span.layer, span.group][span.seq] = None
+            unclaimed[span.key][span.seq] = None
     for position in instant:
         groups[position] = new(position)
         if seqs := unclaimed[order[position % len(order)]]:
@@ -96,19 +97,19 @@ def group_times(work: Mapping[str, Sequence[Span]], order: Sequence[tuple[int, s
     return groups
 
 
-def _positions(spans: Iterable[Span], order: Sequence[tuple[int, str]]) -> Iterator[tuple[int, Span]]:
+def _positions(spans: Iterable[Span], order: Sequence[GroupKey]) -> Iterator[tuple[int, Span]]:
     """Computations are recorded in compute order, so a new pass begins where the order goes back."""
     indices = {key: index for index, key in enumerate(order)}
     latest: dict[int, int] = {}
     for span in spans:
-        if (index := indices.get((span.layer, span.group))) is not None:
+        if (index := indices.get(span.key)) is not None:
             before = latest.get(span.part, -1)
             position = before // len(order) * len(order) + index
             latest[span.part] = position if position > before else position + len(order)
             yield latest[span.part], span
 
 
-def _instant(groups: Mapping[int, GroupTimes], order: Sequence[tuple[int, str]]) -> list[int]:
+def _instant(groups: Mapping[int, GroupTimes], order: Sequence[GroupKey]) -> list[int]:
     """Positions of half-layers whose computation took no time, so that no span tells of it."""
     passes = max(groups, default=-1) // len(order) + 1
     return [

@@ -1,9 +1,12 @@
 """Taste as a test: sizes, the one arrow between the packages, bans, and what must not be in the repository."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -14,11 +17,25 @@ CORE = [path for path in SOURCES if path.relative_to(ROOT).parts[0] == "actors"]
 SHIPPED = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in {"actors", "pipeline"}]
 ACTOR_FILES = [path for path in (ROOT / "actors").glob("*.py") if path.name != "__init__.py"]
 
+FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in SHIPPED}
+MAP = ROOT / "pipeline" / "README.md"
+KNOWN = {
+    "state -> generation": "companion",
+    "state -> config": "companion",
+    "engine -> models": "engine",
+    "engine -> state": "engine",
+    "engine -> generation": "engine",
+    "engine -> config": "engine",
+    "tools/bench -> tools/commands": "once",
+}
+"""Arrows that the map forbids and that are still there, each with the seam that takes it away. None at the end."""
+
 
 def name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+@functools.cache
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), str(path))
 
@@ -27,6 +44,54 @@ def imports(path: Path) -> set[str]:
     nodes = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Import | ast.ImportFrom)]
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     return {*names, *(node.module or "" for node in nodes if isinstance(node, ast.ImportFrom))}
+
+
+def imported_files(module: str) -> set[str]:
+    """The files that a file imports, anywhere in it, by module name."""
+    nodes = list(ast.walk(tree(FILES[module])))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            parts = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= parts & FILES.keys() or {node.module or ""}
+    return names & FILES.keys() - {module}
+
+
+def read_map() -> tuple[dict[Path, str], set[tuple[str, str]]]:
+    """The room of each path that the map links to, and all pairs of which the first never imports the second."""
+    room_of: dict[Path, str] = {}
+    rooms: list[str] = []
+    never: set[tuple[str, str]] = set()
+    for row in re.findall(r"^\| (\[.*)\|$", MAP.read_text(), re.MULTILINE):
+        first, _, last = (cell.strip() for cell in row.split(" |"))
+        links = re.findall(r"\[([^]]+)\]\(([^)]+)\)", first)
+        named = set(filter(None, last.removeprefix("all but ").split(", ")))
+        assert named <= set(rooms), f"{named - set(rooms)}: not above {links[0][0]}"
+        never |= set(product([links[0][0]], set(rooms) - named if last.startswith("all but ") else named))
+        rooms.append(links[0][0])
+        room_of |= {(MAP.parent / target).resolve(): rooms[-1] for _, target in links}
+    below = {(room, other) for index, room in enumerate(rooms) for other in rooms[index + 1 :]}
+    return room_of, never | below
+
+
+def test_rooms_import_only_what_the_map_allows() -> None:
+    room_of, never = read_map()
+    rooms = {}
+    for module, path in FILES.items():
+        found = [room_of[place] for place in (path, *path.parents) if place in room_of]
+        assert found or path.name == "__init__.py", f"{module} is in no room of {name(MAP)}"
+        rooms[module] = found[0] if found else "none"
+    arrows = {(rooms[module], rooms[other]) for module in FILES for other in imported_files(module)}
+    assert len(arrows) > 100
+    assert {f"{room} -> {other}" for room, other in arrows & never} == KNOWN.keys()
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Imports under TYPE_CHECKING and in functions count too."""
+    try:
+        TopologicalSorter({module: imported_files(module) for module in FILES}).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)

@@ -24,7 +24,7 @@ class KvReader(Mover):
 
     def kind(self, message: Message[Any]) -> str:
         """Blocks that live in host memory have a slot of their own there."""
-        return self._key_values.home(message.layer)
+        return self._key_values.host_kind(message.layer)
 
     async def move(self, message: Message[Any], slot: Slot) -> Event:
         """Start reading, if that is needed; a host slot is refilled only after its last user is through (rule 3)."""

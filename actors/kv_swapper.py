@@ -34,18 +34,18 @@ class KvSwapper(Sink):
     async def _swap_out(
         self, message: Message[Slot], attention: Callable[[], Awaitable[Event]], rows: Sequence[Copy]
     ) -> None:
-        slot, home = message.at, message.at.source or message.at
+        slot, host = message.at, message.at.source or message.at
         attended = await attention()
         # Behind the blocks' arrival too: nobody may have asked for their attention, which else comes behind it.
         after = (message.event, attended)
-        left = attended if home is slot else self._device.download(slot.buffer, home.buffer, rows, after)
-        slot.filled = home.filled = left
+        left = attended if host is slot else self._device.download(slot.buffer, host.buffer, rows, after)
+        slot.filled = host.filled = left
         await ended(left)
         await self.landed(message)
         if left.error is None:
-            await self._key_values.write_back(message.layer, home.buffer, rows)
+            await self._key_values.write_back(message.layer, host.buffer, rows)
         elif attended.error is None:
             raise left.error
-        if home is not slot:
-            home.release(after=left)
-        self.free(message, () if home is slot else (left,))
+        if host is not slot:
+            host.release(after=left)
+        self.free(message, () if host is slot else (left,))

@@ -197,7 +197,7 @@ class KeyValues(Protocol):
     async def wanted(self, layer: int) -> None:
         """Wait until the policy asks for a layer's blocks."""
 
-    def home(self, layer: int) -> str:
+    def host_kind(self, layer: int) -> str:
         """The kind of host slot that a layer's blocks pass through, or live in."""
 
     def reading(self, layer: int, buffer: Buffer) -> Coroutine[Any, Any, None] | None:

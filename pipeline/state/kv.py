@@ -22,7 +22,8 @@ from pipeline.state.kv_placement import KvPlacement
 from pipeline.state.spill_file import SpillError, SpillFile
 
 logger = logging.getLogger("penstock")
-STAGING, WINDOW = "staging", "window"
+SHARED = "shared"
+"""The kind of the slots that layers take turns in."""
 
 
 class KeyValueCache(KvHandovers):
@@ -53,13 +54,15 @@ class KeyValueCache(KvHandovers):
             layer: layout.view(device.device_memory(layout.layer_bytes).tensor) for layer in placement.device
         }
         self.host_cells: dict[str, Sequence[Memory]] = {
-            self.home(layer): [device.host_memory(layout.layer_bytes)] for layer in placement.host
+            self.host_kind(layer): [device.host_memory(layout.layer_bytes)] for layer in placement.host
         }
-        if placement.staging:
-            self.host_cells[STAGING] = [device.host_memory(layout.layer_bytes) for _ in range(placement.staging)]
+        if placement.host_slots:
+            self.host_cells[SHARED] = [device.host_memory(layout.layer_bytes) for _ in range(placement.host_slots)]
         self.device_cells: dict[str, Sequence[Memory]] = {}
-        if placement.window:
-            self.device_cells[WINDOW] = [device.device_memory(layout.layer_bytes) for _ in range(placement.window)]
+        if placement.device_slots:
+            self.device_cells[SHARED] = [
+                device.device_memory(layout.layer_bytes) for _ in range(placement.device_slots)
+            ]
         self._spill_starts = {layer: index * layout.layer_bytes for index, layer in enumerate(placement.disk)}
         if placement.disk and folder is not None:
             self.spill = SpillFile(Path(folder), len(placement.disk) * layout.layer_bytes, layout.block_bytes)
@@ -96,9 +99,9 @@ class KeyValueCache(KvHandovers):
             return self._staying[layer], READY
         return self.layout.view(message.at.buffer.tensor), message.event
 
-    def home(self, layer: int) -> str:
+    def host_kind(self, layer: int) -> str:
         """The kind of host slot that a layer's blocks live in, or pass through."""
-        return STAGING if layer in self.placement.disk else f"layer {layer}"
+        return SHARED if layer in self.placement.disk else f"layer {layer}"
 
     def reading(self, layer: int, buffer: HostMemory) -> Coroutine[Any, Any, None] | None:
         """What reads the blocks of a layer that this pass looks back at; None if they do not live on the disk."""
@@ -108,7 +111,7 @@ class KeyValueCache(KvHandovers):
 
     def kind(self, layer: int, group: str) -> str:
         """All layers take turns in slots of one kind on the device."""
-        return WINDOW
+        return SHARED
 
     def copies(self, layer: int, group: str) -> Sequence[Copy]:
         """The blocks that this pass looks back at."""
@@ -137,7 +140,7 @@ class KeyValueCache(KvHandovers):
 
     async def write_back(self, layer: int, buffer: HostMemory, rows: Sequence[ports.Copy]) -> None:
         """See that the blocks with these rows, which have landed in `buffer`, are where they live."""
-        if self.placement.window:
+        if self.placement.device_slots:
             self.bytes_out += sum(row.length for row in rows)
         if self.spill is not None and layer in self._spill_starts:
             blocks = self.layout.runs(self.layout.blocks_of(rows))

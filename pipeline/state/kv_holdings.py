@@ -30,9 +30,9 @@ def kv_holdings(layout: KvLayout, kv: KvPlacement, knob: str, settings: Config, 
             len(kv.device) * layer_bytes,
             or_disk if device.unified else knob,
         ),
-        Holding(f"KV blocks: {kv.window} layers take turns", "device", kv.window * layer_bytes, knob),
+        Holding(f"KV blocks: {kv.device_slots} layers take turns", "device", kv.device_slots * layer_bytes, knob),
         Holding(f"KV blocks of {len(kv.host)} layers", "host", len(kv.host) * layer_bytes, or_disk),
-        Holding(f"KV blocks: {kv.staging} layers pass through", "host", kv.staging * layer_bytes, knob),
+        Holding(f"KV blocks: {kv.host_slots} layers pass through", "host", kv.host_slots * layer_bytes, knob),
         Holding(f"KV blocks of {len(kv.disk)} layers", "disk", len(kv.disk) * layer_bytes, knob),
     )
     return [holding for holding in holdings if holding.nbytes]

@@ -7,22 +7,22 @@ layer. Layers that stay are spread evenly, so that those that move do so at an e
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-WINDOW = 3
-"""Slots that layers take turns in: one is attended to, one arrives, one is on its way home."""
-FEWEST = 2
+MOST_SHARED = 3
+"""Slots that layers take turns in: one is attended to, one arrives, one is on its way back."""
+FEWEST_SHARED = 2
 """With one slot less, moving and computing still take turns well enough."""
 
 
 @dataclass(frozen=True, slots=True)
 class KvPlacement:
-    """By place, the layers that live there; `window` and `staging` are the slots on the device and in host memory
-    through which the others pass."""
+    """By place, the layers that live there; `device_slots` and `host_slots` are the slots in which the
+    others take turns on the device, and on their way from the disk in host memory."""
 
     device: tuple[int, ...]
     host: tuple[int, ...]
     disk: tuple[int, ...]
-    window: int
-    staging: int
+    device_slots: int
+    host_slots: int
 
     def __str__(self) -> str:
         return (
@@ -43,28 +43,28 @@ def place_kv(layers: int, device_room: int, host_room: int) -> KvPlacement:
     """
     if device_room >= layers:
         return KvPlacement(tuple(range(layers)), (), (), 0, 0)
-    window, staying_count = _slots_and_rest(layers, device_room)
+    device_slots, staying_count = _slots_and_rest(layers, device_room)
     staying = spread(range(layers), staying_count)
     moving = [layer for layer in range(layers) if layer not in staying]
     if host_room >= len(moving):
-        return KvPlacement(staying, tuple(moving), (), window, 0)
-    staging, host_count = _slots_and_rest(len(moving), host_room)
+        return KvPlacement(staying, tuple(moving), (), device_slots, 0)
+    host_slots, host_count = _slots_and_rest(len(moving), host_room)
     host = spread(moving, host_count)
-    return KvPlacement(staying, host, tuple(layer for layer in moving if layer not in host), window, staging)
+    return KvPlacement(staying, host, tuple(layer for layer in moving if layer not in host), device_slots, host_slots)
 
 
 def place_kv_in_one(layers: int, room: int) -> KvPlacement:
     """The same where host and device memory are one: a layer that comes from the disk is attended to where it lands."""
     if room >= layers:
         return KvPlacement(tuple(range(layers)), (), (), 0, 0)
-    staging, staying_count = _slots_and_rest(layers, room)
+    host_slots, staying_count = _slots_and_rest(layers, room)
     staying = spread(range(layers), staying_count)
-    return KvPlacement(staying, (), tuple(layer for layer in range(layers) if layer not in staying), 0, staging)
+    return KvPlacement(staying, (), tuple(layer for layer in range(layers) if layer not in staying), 0, host_slots)
 
 
 def _slots_and_rest(layers: int, room: int) -> tuple[int, int]:
     """How many slots layers pass through, and for how many layers there is room beside them."""
-    slots = min(WINDOW, max(FEWEST, room - 1), layers)
+    slots = min(MOST_SHARED, max(FEWEST_SHARED, room - 1), layers)
     return slots, max(0, room - slots)
 
 

@@ -29,7 +29,7 @@ class OnDisk:
     def __init__(self) -> None:
         self.asked_at: list[float] = []
 
-    def home(self, layer: int) -> str:
+    def host_kind(self, layer: int) -> str:
         return "staging"
 
     def reading(self, layer: int, buffer: Any) -> Coroutine[Any, Any, None]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.state.kv_placement import FEWEST, WINDOW, KvPlacement, place_kv, place_kv_in_one, spread
+from pipeline.state.kv_placement import FEWEST_SHARED, MOST_SHARED, KvPlacement, place_kv, place_kv_in_one, spread
 
 LAYERS = st.integers(1, 130)
 ROOM = st.integers(0, 140)
@@ -18,8 +18,8 @@ def check(placement: KvPlacement, layers: int) -> None:
     assert placement.moving == tuple(sorted({*placement.host, *placement.disk}))
     for place in (placement.device, placement.host, placement.disk):
         assert list(place) == sorted(place)
-    assert 0 <= placement.window <= WINDOW
-    assert 0 <= placement.staging <= WINDOW
+    assert 0 <= placement.device_slots <= MOST_SHARED
+    assert 0 <= placement.host_slots <= MOST_SHARED
     if placement.device:
         assert placement.device[0] == 0, "moving begins while the first layer computes"
         assert_even(placement.device, range(layers))
@@ -47,21 +47,21 @@ def test_few_layers_in_every_room(layers: int) -> None:
 
 def check_three_places(layers: int, device_room: int, host_room: int) -> None:
     placement = place_kv(layers, device_room, host_room)
-    least = min(FEWEST, layers)
+    least = min(FEWEST_SHARED, layers)
     check(placement, layers)
     if device_room >= layers:
         assert placement.device == tuple(range(layers))
         return
-    assert placement.window >= least
-    assert len(placement.device) + placement.window == max(device_room, least), "no room is left unused"
+    assert placement.device_slots >= least
+    assert len(placement.device) + placement.device_slots == max(device_room, least), "no room is left unused"
     if placement.disk:
-        least = min(FEWEST, len(placement.moving))
-        assert placement.staging >= least
-        assert len(placement.host) + placement.staging == max(host_room, least), "nor in host memory"
+        least = min(FEWEST_SHARED, len(placement.moving))
+        assert placement.host_slots >= least
+        assert len(placement.host) + placement.host_slots == max(host_room, least), "nor in host memory"
         assert host_room < len(placement.moving)
         assert_even(tuple(placement.moving.index(layer) for layer in placement.host), range(len(placement.moving)))
     else:
-        assert placement.staging == 0
+        assert placement.host_slots == 0
 
 
 @given(LAYERS, ROOM)
@@ -69,9 +69,9 @@ def test_one_place_and_the_disk(layers: int, room: int) -> None:
     placement = place_kv_in_one(layers, room)
     check(placement, layers)
     assert placement.host == ()
-    assert placement.window == 0
-    assert len(placement.device) + placement.staging == min(max(room, FEWEST), layers)
-    assert (placement.staging >= FEWEST) == bool(placement.disk) or layers < FEWEST
+    assert placement.device_slots == 0
+    assert len(placement.device) + placement.host_slots == min(max(room, FEWEST_SHARED), layers)
+    assert (placement.host_slots >= FEWEST_SHARED) == bool(placement.disk) or layers < FEWEST_SHARED
 
 
 @given(st.integers(1, 200), st.data())
@@ -84,10 +84,10 @@ def test_spread_is_even_and_begins_with_the_first(layers: int, data: st.DataObje
 
 
 def test_a_third_slot_comes_before_a_second_layer_stays() -> None:
-    assert [(p.window, len(p.device)) for room in range(2, 6) for p in [place_kv(9, room, 9)]] == [
+    assert [(p.device_slots, len(p.device)) for room in range(2, 6) for p in [place_kv(9, room, 9)]] == [
         (2, 0), (2, 1), (3, 1), (3, 2),
     ]  # fmt: skip
-    assert [(p.staging, len(p.host)) for room in range(2, 6) for p in [place_kv(9, 2, room)]] == [
+    assert [(p.host_slots, len(p.host)) for room in range(2, 6) for p in [place_kv(9, 2, room)]] == [
         (2, 0), (2, 1), (3, 1), (3, 2),
     ]  # fmt: skip
 

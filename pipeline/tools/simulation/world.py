@@ -13,7 +13,7 @@ from actors.core.message import READY, GroupKey, Message, ended
 from actors.core.ports import Copy, Device, PrefetchPolicy
 from pipeline.groups.slot_kinds import slot_kind
 from pipeline.state.kv_handover import KvHandovers
-from pipeline.state.kv_placement import WINDOW
+from pipeline.state.kv_placement import MOST_SHARED
 from pipeline.tools.simulation.timings import Timings
 
 BYTES_PER_SECOND = 1e9
@@ -84,16 +84,16 @@ class SimKeyValues(KvHandovers):
         _, *moving = [layer for layer, group in timings.order if group == "attn"]
         super().__init__(moving, ahead=ahead)
         self._copies = (SimCopy(round(timings.kv_seconds * BYTES_PER_SECOND)),)
-        self.host_cells = {self.home(layer): [device.host_memory(0)] for layer in self.layers}
-        self.device_cells = {"window": [device.device_memory(0) for _ in range(WINDOW)]}
+        self.host_cells = {self.host_kind(layer): [device.host_memory(0)] for layer in self.layers}
+        self.device_cells = {"shared": [device.device_memory(0) for _ in range(MOST_SHARED)]}
 
-    def home(self, layer: int) -> str:
+    def host_kind(self, layer: int) -> str:
         """Every layer has a slot of its own."""
         return f"layer {layer}"
 
     def kind(self, layer: int, group: str) -> str:
         """All layers take turns in slots of one kind on the device."""
-        return "window"
+        return "shared"
 
     def copies(self, layer: int, group: str) -> Sequence[SimCopy]:
         """All blocks as one run."""

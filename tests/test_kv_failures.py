@@ -203,7 +203,7 @@ async def started(model: Model, prompt: list[int]) -> RunningSequence:
     """The request with this prompt, once it has its blocks."""
     while True:
         for one in model.runtime.program.batcher._running:
-            if one.prompt_ids == tuple(prompt):
+            if one.prompt_ids.tolist() == list(prompt):
                 return one
         await asyncio.sleep(0)
 

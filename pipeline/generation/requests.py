@@ -13,7 +13,7 @@ from pipeline.generation.build import Runtime
 from pipeline.generation.parameters import SamplingArguments, SamplingParameters, plain
 from pipeline.generation.sequence import RunningSequence
 from pipeline.state.prefix_cache import COMMON_SCOPE, digest_prompt, named_scope, private_scope
-from pipeline.system.threads import give_way, tuple_in_slices
+from pipeline.system.threads import give_way
 from pipeline.text.prompts import SLICE_TOKENS, id_slices, known_length
 from pipeline.text.tokenizer import Tokenizer
 from pipeline.text.tokenizing import Tokenizing
@@ -147,7 +147,6 @@ class Call:
         for part in self._later_ids:
             self._take(part)
             give_way()
-        prompt_ids = tuple_in_slices(self._ids, SLICE_TOKENS)
         stop_ids = frozenset(self._parameters.stop_token_ids)
         if not self._parameters.ignore_eos:
             stop_ids |= set(self._runtime.config.eos_ids)
@@ -155,10 +154,10 @@ class Call:
         sequences: list[RunningSequence] = []
         for _ in range(self._options.samples):
             sequence = RunningSequence(
-                prompt_ids,
+                self._ids,
                 self._parameters,
                 stop_ids,
-                self._tokenizer.detokenizer(prompt_ids) if self._tokenizer else None,
+                self._tokenizer.detokenizer(self._ids) if self._tokenizer else None,
                 self._runtime.config.vocabulary_size,
                 scope=scope,
                 priority=self._options.priority,

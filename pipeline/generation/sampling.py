@@ -5,7 +5,8 @@ Names and meanings are those of Hugging Face `generate` and of vLLM. Shape lette
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +37,7 @@ class Sampler:
     """
 
     def __init__(
-        self, parameters: SamplingParameters, prompt_ids: Sequence[int], vocabulary_size: int, index: int = 0
+        self, parameters: SamplingParameters, prompt_ids: "array[int]", vocabulary_size: int, index: int = 0
     ) -> None:
         self._parameters = parameters
         self._vocabulary_size = vocabulary_size
@@ -147,12 +148,12 @@ def _uniform_numbers(seed: int | None, index: int) -> Callable[[], float]:
     return lambda: float(torch.rand((), dtype=torch.float64, generator=generator))
 
 
-def _ids_tensor(token_ids: Sequence[int]) -> torch.Tensor:
+def _ids_tensor(token_ids: "array[int]") -> torch.Tensor:
     """Token ids as int64."""
     ids_T = torch.empty(len(token_ids), dtype=torch.int64)
     for begin in slices(len(token_ids), SLICE_TOKENS):
         part = token_ids[begin : begin + SLICE_TOKENS]
-        ids_T[begin : begin + len(part)] = torch.tensor(part)
+        ids_T[begin : begin + len(part)] = torch.frombuffer(part, dtype=torch.int32)
     return ids_T
 
 

@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+from array import array
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.errors import RequestError
 from pipeline.generation.parameters import SamplingParameters
@@ -35,9 +36,14 @@ class Output:
 
     text: str
     token_ids: tuple[int, ...]
-    prompt_token_ids: tuple[int, ...]
+    _prompt_ids: "array[int]" = field(repr=False, hash=False)
     finish_reason: str
     logprobs: tuple[dict[int, float], ...] | None
+
+    @property
+    def prompt_token_ids(self) -> tuple[int, ...]:
+        """The ids of the prompt. The tuple is made here: one of millions would delay all who never look at it."""
+        return tuple(self._prompt_ids)
 
 
 class RunningSequence:
@@ -52,7 +58,7 @@ class RunningSequence:
 
     def __init__(
         self,
-        prompt_ids: Sequence[int],
+        prompt_ids: "array[int]",
         parameters: SamplingParameters,
         stop_ids: frozenset[int],
         detokenizer: Detokenizer | None,
@@ -63,7 +69,7 @@ class RunningSequence:
         earlier: Sequence["RunningSequence"] = (),
         choose_rope_length: Callable[[int], int] = lambda tokens: 0,
     ) -> None:
-        self.prompt_ids = tuple(prompt_ids)
+        self.prompt_ids = prompt_ids
         self.token_ids: list[int] = []
         self.cached_tokens = 0
         self.blocks: list[int] = []

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import itertools
 import os
 import threading
 import time
@@ -72,11 +71,6 @@ def slices(length: int, size: int) -> Iterator[int]:
         if begin:
             give_way()
         yield begin
-
-
-def tuple_in_slices(items: Sequence[T], size: int) -> tuple[T, ...]:
-    """A tuple of these items, made a slice at a time."""
-    return tuple(itertools.chain.from_iterable(items[begin : begin + size] for begin in slices(len(items), size)))
 
 
 def give_way() -> None:

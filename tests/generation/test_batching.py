@@ -1,5 +1,6 @@
 """Who shares a pass: every request that has room, each with its next tokens, none for ever behind another."""
 
+from array import array
 from collections.abc import Sequence
 
 import pytest
@@ -19,7 +20,7 @@ def request(
 ) -> RunningSequence:
     parameters = SamplingParameters(max_new_tokens=max_new_tokens)
     prompt = range(1, prompt_tokens + 1)
-    return RunningSequence(prompt, parameters, frozenset(), None, 1000, priority=priority, earlier=earlier)
+    return RunningSequence(array("i", prompt), parameters, frozenset(), None, 1000, priority=priority, earlier=earlier)
 
 
 def batcher(*requests: RunningSequence, blocks: int = 1000, max_requests: int = 64) -> Batcher:

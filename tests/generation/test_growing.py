@@ -1,5 +1,7 @@
 """Sequences that grow beyond the original context, where their rotary frequencies change."""
 
+from array import array
+
 from pipeline.generation.batching import Batcher
 from pipeline.generation.sampling import Choice, SamplingParameters
 from pipeline.generation.sequence import RunningSequence
@@ -10,7 +12,7 @@ def test_who_grows_into_other_frequencies_is_computed_anew_in_other_blocks() -> 
     """Beyond 18 tokens; the block that another call shares keeps what it holds, and who has paused keeps its own."""
     grows, stays = (
         RunningSequence(
-            range(1, tokens + 1),
+            array("i", range(1, tokens + 1)),
             SamplingParameters(max_new_tokens=4),
             frozenset(),
             None,

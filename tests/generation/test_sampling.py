@@ -1,6 +1,7 @@
 """Choosing tokens: the filters of transformers, the penalties, reproducibility."""
 
 import math
+from array import array
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ def random_logits(seed: int, vocabulary_size: int = VOCABULARY_SIZE, spread: flo
 
 
 def sampler(vocabulary_size: int = VOCABULARY_SIZE, prompt_ids: tuple[int, ...] = (), **arguments: object) -> Sampler:
-    return Sampler(SamplingParameters.from_arguments({}, arguments), prompt_ids, vocabulary_size)
+    return Sampler(SamplingParameters.from_arguments({}, arguments), array("i", prompt_ids), vocabulary_size)
 
 
 def test_greedy_takes_the_most_likely_token() -> None:

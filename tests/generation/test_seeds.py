@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+from array import array
 from collections.abc import Iterator
 
 import pytest
@@ -19,7 +20,7 @@ def random_logits(seed: int) -> torch.Tensor:
 
 def draws(seed: int | None, index: int = 0) -> list[int]:
     parameters = SamplingParameters(temperature=1.0, seed=seed)
-    chooser = Sampler(parameters, (), VOCABULARY_SIZE, index)
+    chooser = Sampler(parameters, array("i"), VOCABULARY_SIZE, index)
     return [chooser.sample(random_logits(step)).token_id for step in range(8)]
 
 
@@ -53,7 +54,9 @@ def test_choosing_opens_no_file(temperature: float) -> None:
         with pytest.raises(OSError, match="Too many open files"):
             os.open("/dev/urandom", os.O_RDONLY)
         token_id = (
-            Sampler(SamplingParameters(temperature=temperature), (), VOCABULARY_SIZE).sample(random_logits(1)).token_id
+            Sampler(SamplingParameters(temperature=temperature), array("i"), VOCABULARY_SIZE)
+            .sample(random_logits(1))
+            .token_id
         )
     assert token_id >= 0
 
@@ -62,6 +65,6 @@ def test_a_request_that_waits_holds_no_table_of_the_vocabulary() -> None:
     vocabulary_size = 50_000_000
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     parameters = SamplingParameters(repetition_penalty=1.1, frequency_penalty=0.1)
-    waiting = [Sampler(parameters, (1, 2), vocabulary_size) for _ in range(40)]
+    waiting = [Sampler(parameters, array("i", (1, 2)), vocabulary_size) for _ in range(40)]
     assert not [name for one in waiting for name in vars(one) if name.endswith("_V")]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000

@@ -1,6 +1,7 @@
 """One request: what each pass must compute, and what each token adds to the text."""
 
 import asyncio
+from array import array
 
 import pytest
 
@@ -30,7 +31,7 @@ def sequence(
 ) -> RunningSequence:
     parameters = SamplingParameters(max_new_tokens=max_new_tokens, stop=stop)
     detokenizer = ByteLevelDetokenizer(PIECES) if detokenizes else None
-    return RunningSequence(prompt_ids, parameters, frozenset({EOS}), detokenizer, 20)
+    return RunningSequence(array("i", prompt_ids), parameters, frozenset({EOS}), detokenizer, 20)
 
 
 async def accepted(running: RunningSequence, *token_ids: int) -> list[Chunk]:
@@ -164,4 +165,4 @@ def test_a_prompt_longer_than_a_pass_waits_in_parts_then_token_by_token() -> Non
         running.cached_tokens += 1
         assert running.cached_tokens == 11 + count
     assert running.token_ids == [7, 9]
-    assert running.prompt_ids == tuple(range(1, 12))
+    assert running.prompt_ids == array("i", range(1, 12))

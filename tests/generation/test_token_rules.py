@@ -3,6 +3,7 @@
 import math
 import random
 import time
+from array import array
 from itertools import pairwise
 from typing import Any
 
@@ -29,7 +30,7 @@ SIZE = 11
 
 
 def sampler(prompt_ids: list[int], size: int = SIZE, **arguments: Any) -> Sampler:
-    return Sampler(SamplingParameters.from_arguments({}, arguments), prompt_ids, size)
+    return Sampler(SamplingParameters.from_arguments({}, arguments), array("i", prompt_ids), size)
 
 
 def processors(prompt: int, new: int, arguments: dict[str, Any]) -> LogitsProcessorList:

@@ -1,6 +1,7 @@
 """Shared blocks: each is held, cached or free, and what is found holds exactly what was looked for."""
 
 import random
+from array import array
 from collections import Counter
 
 from hypothesis import given
@@ -17,7 +18,7 @@ A, B = named_scope("a"), named_scope("b")
 
 def request(prompt: range | list[int], scope: bytes | None = A, new_tokens: int = 4, **options: int) -> RunningSequence:
     parameters = SamplingParameters(max_new_tokens=new_tokens)
-    return RunningSequence(prompt, parameters, frozenset(), None, 1 << 20, scope=scope, **options)
+    return RunningSequence(array("i", prompt), parameters, frozenset(), None, 1 << 20, scope=scope, **options)
 
 
 def compute(shared: Batcher, most_tokens: int = 512) -> dict[RunningSequence, int]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from array import array
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -143,7 +144,9 @@ class Floors:
         """
         program = self._runtime.program
         parameters = SamplingParameters(max_new_tokens=new_tokens)
-        sequence = RunningSequence([prompt_id], parameters, frozenset(), None, self._runtime.config.vocabulary_size)
+        sequence = RunningSequence(
+            array("i", [prompt_id]), parameters, frozenset(), None, self._runtime.config.vocabulary_size
+        )
         program.submit([sequence])
         chunks = sequence.chunks()
         for _ in range(new_tokens):
@@ -183,7 +186,7 @@ class Floors:
         vocabulary_size = self._runtime.config.vocabulary_size
         one_token = SamplingParameters(max_new_tokens=1)
         for length in lengths:
-            prompt = RunningSequence([1] * length, one_token, frozenset(), None, vocabulary_size)
+            prompt = RunningSequence(array("i", [1]) * length, one_token, frozenset(), None, vocabulary_size)
             self._runtime.program.submit([prompt])
 
     async def compute(self, loaded: Loaded, lengths: Sequence[int]) -> list[float]:

@@ -22,8 +22,6 @@ MAP = ROOT / "pipeline" / "README.md"
 KNOWN = {
     "state -> generation": "companion",
     "state -> config": "companion",
-    "engine -> models": "engine",
-    "engine -> state": "engine",
     "engine -> generation": "engine",
     "engine -> config": "engine",
     "tools/bench -> tools/commands": "once",

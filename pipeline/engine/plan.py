@@ -1,31 +1,23 @@
-"""The one memory plan: window, KV blocks, activations and logits added up, holder by holder, before any is taken."""
+"""The one memory plan: slots, groups that stay and all else that is held, added up before any memory is taken."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 
 from pipeline.config import Config
 from pipeline.devices.open import PlannedDevice
-from pipeline.engine.residency import NOTHING_STAYS, Residency, moving_bytes, place_groups
+from pipeline.engine.residency import NOTHING_STAYS, Residency, place_groups
 from pipeline.errors import ConfigError
-from pipeline.generation.pass_holdings import pass_holdings
 from pipeline.groups.catalog import WeightCatalog
-from pipeline.groups.groups import WeightGroups
 from pipeline.groups.slot_kinds import slot_counts
-from pipeline.models.config import ModelConfig
-from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
-from pipeline.state.kv_holdings import kv_holdings, place_layers
-from pipeline.state.kv_layout import KvLayout
-from pipeline.state.kv_placement import KvPlacement
-from pipeline.state.kv_room import Demand, KvRoom, PassBytes, choose_room
 from pipeline.system.limits import process_bounds
-from pipeline.system.memory import available_host_bytes, free_disk_bytes, resident_bytes
+from pipeline.system.memory import available_host_bytes, resident_bytes
 from pipeline.system.memory_plan import Holding, MemoryPlan
 from pipeline.system.promises import open_models_take, promised_elsewhere
 from pipeline.system.sizes import parse_bytes
 
-DEFAULT_CONTEXT_TOKENS = 4096
 SPARE_SHARE = 0.1
 """What resident groups leave free where no setting limits them: it is others' memory too."""
 OWN_THREADS = 12
@@ -36,128 +28,85 @@ Slots = Mapping[str, tuple[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What an open model holds, and where. Without slots on the device host and device memory are one.
+    """What an open line holds, and where. Without slots on the device host and device memory are one.
 
     `limits` are what each place may be filled to, in bytes.
     """
 
     memory: MemoryPlan
     limits: Mapping[str, int]
-    context_tokens: int
     slots: Mapping[str, Slots]
-    kv_layout: KvLayout
-    kv: KvPlacement
-    kv_room: KvRoom
     residency: Residency
 
 
-def make_plan(
-    model: ModelConfig,
-    settings: Config,
-    groups: WeightGroups,
-    catalog: WeightCatalog,
-    device: PlannedDevice,
-    dtype: torch.dtype,
-    host_bytes: int | None = None,
-) -> Plan:
-    """Add everything up. KV blocks get what is left: the device first, then host memory, then the disk.
-
-    What they leave holds weight groups for good. Where `kv_tokens` does not say how many there are, they get what makes
-    most tokens per second. `host_bytes` are what is available, if not on this machine. The plan may not fit:
-    `Plan.memory.fits` tells. Raises ConfigError for settings that contradict each other.
-    """
-    context_tokens = _context_tokens(model, settings)
-    told = _told_tokens(settings, context_tokens)
-    promised = promised_elsewhere(_pools(device))
-    fixed = [
-        Holding("Python, torch and what was there before", "host", resident_bytes(), ""),
-        *promised,
-        *(
-            Holding("kernels and workspaces, loaded later", place, size, "")
-            for place, size in device.loads_later.items()
-        ),
-        *pass_holdings(model, settings, groups, device, dtype, context_tokens),
-    ]
-    available, bounds = _available(settings, device, host_bytes, promised)
-    parts = _Parts(
-        model=model,
-        settings=settings,
-        catalog=catalog,
-        device=device,
-        dtype=dtype,
-        context_tokens=context_tokens,
-        fixed=fixed,
-        available=available,
-        bounds=bounds,
-        limits=_limits(settings, available),
-        slots=weight_slots(settings, catalog, device),
-    )
-    if told is not None:
-        return parts.planned(told, "as kv_tokens says", available, "kv_tokens")
-    return parts.planned_by_worth()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Parts:
-    """All that a plan follows from, but for the room of KV blocks."""
+class Planning:
+    """All that a plan follows from: what is `fixed`, and the slots. What else is held comes with each `plan`."""
 
-    model: ModelConfig
     settings: Config
     catalog: WeightCatalog
     device: PlannedDevice
-    dtype: torch.dtype
-    context_tokens: int
     fixed: Sequence[Holding]
     available: dict[str, int]
     bounds: Mapping[str, str]
     limits: Mapping[str, int]
     slots: dict[str, Slots]
 
-    def planned(self, tokens: int, why: str, within: Mapping[str, int], knob: str) -> Plan:
-        """With room for so many tokens, which `knob` changes, `within` that much memory."""
-        layout = KvLayout.of(self.model, blocks_for(tokens), self.dtype)
-        free = _free(within, [*self.fixed, *_slots(self.slots)])
-        kv = place_layers(self.model.layers, layout.layer_bytes, self.settings, self.device, free)
-        held = [*self.fixed, *kv_holdings(layout, kv, knob, self.settings, self.device)]
-        room = _free(self.limits, [*held, *_slots(self.slots)])
-        residency, slots = _place_groups(self.settings, self.catalog, self.slots, room)
-        memory = MemoryPlan((*held, *_slots(slots), *_residents(self.catalog, residency)), self.available, self.bounds)
-        kv_room = KvRoom(layout.blocks * BLOCK_TOKENS, layout.layer_bytes * self.model.layers, why)
-        return Plan(memory, self.limits, self.context_tokens, slots, layout, kv, kv_room, residency)
+    @classmethod
+    def of(
+        cls,
+        settings: Config,
+        catalog: WeightCatalog,
+        device: PlannedDevice,
+        holdings: Sequence[Holding],
+        host_bytes: int | None = None,
+        other_places: Mapping[str, int] | None = None,
+    ) -> Self:
+        """Find out what there is: `host_bytes`, if not on this machine; `other_places` hold no weights, in bytes.
 
-    def planned_by_worth(self) -> Plan:
-        """With room for what makes most tokens per second, and for one request of a whole context in any case."""
-        settings = self.settings
-        demand = Demand.of(self.context_tokens, settings.max_requests, settings.max_tokens_per_pass)
+        `holdings` are what the computation itself takes. Raises ConfigError for settings that contradict each other.
+        """
+        promised = promised_elsewhere(_pools(device))
+        fixed = [
+            Holding("Python, torch and what was there before", "host", resident_bytes(), ""),
+            *promised,
+            *(
+                Holding("kernels and workspaces, loaded later", place, size, "")
+                for place, size in device.loads_later.items()
+            ),
+            *holdings,
+        ]
+        available, bounds = _available(settings, device, host_bytes, promised)
+        available |= other_places or {}
+        return cls(
+            settings=settings,
+            catalog=catalog,
+            device=device,
+            fixed=fixed,
+            available=available,
+            bounds=bounds,
+            limits=_limits(settings, available),
+            slots=weight_slots(settings, catalog, device),
+        )
 
-        def planned(tokens: int, why: str = "") -> Plan:
-            least = tokens == demand.longest
-            within, knob = (self.available, "context_tokens") if least else (self.limits, "kv_tokens")
-            return self.planned(tokens, why, within, knob)
+    @property
+    def weights_place(self) -> str:
+        """Where weights are computed with."""
+        return list(self.slots)[-1]
 
-        usual = planned(demand.usual).memory
-        roomy = {  # other models of this process want memory too: where no setting limits it, half of the rest is left
-            place: limit if limit == self.available[place] else (usual.need(place) + limit) // 2
-            for place, limit in self.limits.items()
+    def room(self, within: Mapping[str, int], held: Sequence[Holding] = ()) -> dict[str, int]:
+        """What is left in each place, of that much memory, beside the slots and what else is `held`."""
+        holdings = [*self.fixed, *held, *_slots(self.slots)]
+        return {
+            place: have - sum(one.nbytes for one in holdings if one.place == place) for place, have in within.items()
         }
 
-        def moves(tokens: int) -> PassBytes | None:
-            plan, limits = planned(tokens), self.limits if tokens <= demand.usual else roomy
-            fits = all(plan.memory.need(place) <= limit for place, limit in limits.items())
-            return self._pass_bytes(plan) if fits else None
-
-        place = list(self.slots)[-1]
-        weights = sum(self.catalog.group_bytes(place).values())
-        return planned(*choose_room(demand, weights, place, moves))
-
-    def _pass_bytes(self, plan: Plan) -> PassBytes:
-        stays, layer_bytes = plan.residency, plan.kv_layout.layer_bytes
-        read = moving_bytes(self.catalog.group_bytes("host"), stays.device, stays.host)
-        read += len(plan.kv.disk) * layer_bytes
-        if self.device.unified:
-            return PassBytes(read, 0)
-        sent = moving_bytes(self.catalog.group_bytes("device"), stays.device) + len(plan.kv.moving) * layer_bytes
-        return PassBytes(read, sent)
+    def plan(self, held: Sequence[Holding] = ()) -> Plan:
+        """Add everything up; what is left holds groups for good. The plan may not fit: `Plan.memory.fits` tells."""
+        room = self.room(self.limits, held)
+        residency, slots = _place_groups(self.settings, self.catalog, self.slots, room)
+        holdings = (*self.fixed, *held, *_slots(slots), *_residents(self.catalog, residency))
+        return Plan(MemoryPlan(holdings, self.available, self.bounds), self.limits, slots, residency)
 
 
 def _pools(device: PlannedDevice) -> dict[str, str]:
@@ -240,8 +189,6 @@ def _available(
         available["device"] = free
     elif settings.gpu_memory is not None:
         raise ConfigError("gpu_memory: this device computes in host memory; set host_memory instead")
-    if settings.kv_disk is not None:
-        available["disk"] = free_disk_bytes(settings.kv_disk)
     return available, bounds
 
 
@@ -251,29 +198,3 @@ def _limits(settings: Config, available: Mapping[str, int]) -> dict[str, int]:
     return {
         place: have if said.get(place, True) else have - round(have * SPARE_SHARE) for place, have in available.items()
     }
-
-
-def _free(available: Mapping[str, int], holdings: Sequence[Holding]) -> dict[str, int]:
-    return {
-        place: have - sum(one.nbytes for one in holdings if one.place == place) for place, have in available.items()
-    }
-
-
-def _context_tokens(model: ModelConfig, settings: Config) -> int:
-    if settings.context_tokens is None:
-        return min(model.max_positions, DEFAULT_CONTEXT_TOKENS)
-    if settings.context_tokens > model.max_positions:
-        raise ConfigError(
-            f"context_tokens: the model was made for {model.max_positions} positions, have {settings.context_tokens}"
-        )
-    return settings.context_tokens
-
-
-def _told_tokens(settings: Config, context_tokens: int) -> int | None:
-    """What the setting says, if it does."""
-    if settings.kv_tokens is not None and settings.kv_tokens < context_tokens:
-        raise ConfigError(
-            f"kv_tokens: need at least the {context_tokens} of context_tokens, so that any request can be held alone, "
-            f"have {settings.kv_tokens}"
-        )
-    return settings.kv_tokens

@@ -12,8 +12,8 @@ from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.config import Config
 from pipeline.devices.elsewhere import DeviceElsewhere
 from pipeline.devices.open import PlannedDevice
-from pipeline.engine.plan import Plan, make_plan
 from pipeline.errors import ConfigError
+from pipeline.generation.model_plan import ModelPlan, make_plan
 from pipeline.generation.what_would_fit import what_would_fit
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.groups.groups import WeightGroups, plan_groups
@@ -38,7 +38,7 @@ class Blueprint:
     groups: WeightGroups
     dtype: torch.dtype
     catalog: WeightCatalog
-    plan: Plan
+    plan: ModelPlan
 
 
 def draw_up(
@@ -76,7 +76,7 @@ def draw_up_fitting(
         gc.collect()  # a closed model that nobody holds any more may still be there
         drawn = draw_up(model, checkpoint, settings, device, host_bytes)
 
-    def changed(changes: Mapping[str, Any]) -> Plan | None:
+    def changed(changes: Mapping[str, Any]) -> ModelPlan | None:
         elsewhere, host = device, host_bytes
         try:  # a limit may be so low that nothing is left of it
             if host is not None and "host_memory" in changes:

@@ -26,6 +26,7 @@ from pipeline.engine.residency import Residency
 from pipeline.engine.wiring import ACTORS, Parts, Wired, slots_until_computed, wire
 from pipeline.generation.batching import Batcher
 from pipeline.generation.blueprint import Blueprint, draw_up_fitting, say_remarks
+from pipeline.generation.model_plan import ModelPlan
 from pipeline.generation.pass_inputs import PassInputs
 from pipeline.generation.program import GenerationProgram
 from pipeline.groups.catalog import WeightCatalog
@@ -195,7 +196,7 @@ def _weights(drawn: Blueprint, settings: Config, device: AnyDevice) -> tuple[Cho
     return reading, WeightSource(catalog.host, files, reading.reading, checksums), checking
 
 
-def _batcher(plan: Plan, settings: Config) -> Batcher:
+def _batcher(plan: ModelPlan, settings: Config) -> Batcher:
     pool, shares_answers = BlockPool(plan.kv_layout.blocks), not settings.batch_invariant
     return Batcher(pool, settings.max_requests, settings.max_waiting, share_answers=shares_answers)
 

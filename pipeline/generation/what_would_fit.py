@@ -5,7 +5,7 @@ from tempfile import gettempdir
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.engine.plan import Plan
+from pipeline.generation.model_plan import ModelPlan
 from pipeline.system.memory_plan import LIMITS
 from pipeline.system.sizes import human_bytes, parse_bytes
 
@@ -22,11 +22,11 @@ SPARE_BYTES = 4 << 20
 """What a process may grow by until somebody has followed the advice."""
 MOST_WAYS = 3
 
-Try = Callable[[Mapping[str, Any]], Plan | None]
+Try = Callable[[Mapping[str, Any]], ModelPlan | None]
 """The plan with other settings; None where they contradict each other."""
 
 
-def what_would_fit(plan: Plan, settings: Config, draw: Try) -> str:
+def what_would_fit(plan: ModelPlan, settings: Config, draw: Try) -> str:
     """Ways to make it fit, each by itself: a higher limit, one setting that is lower, or several."""
 
     def fits(changes: Mapping[str, Any]) -> bool:
@@ -54,7 +54,7 @@ def what_would_fit(plan: Plan, settings: Config, draw: Try) -> str:
     return f"{'raise the limit; ' if bounded else ''}{_free(plan)}"
 
 
-def _raised(plan: Plan, settings: Config) -> dict[str, str]:
+def _raised(plan: ModelPlan, settings: Config) -> dict[str, str]:
     """Limits that the user has set, raised to what is needed."""
     memory = plan.memory
     short = {LIMITS[place]: memory.need(place) for place in memory.short_places() if place in LIMITS}
@@ -62,14 +62,14 @@ def _raised(plan: Plan, settings: Config) -> dict[str, str]:
     return {name: f"{-(-(need + 2 * SPARE_BYTES) // 10**6)}MB" for name, need in told.items()} if told == short else {}
 
 
-def _knobs(plan: Plan) -> list[str]:
+def _knobs(plan: ModelPlan) -> list[str]:
     """Settings behind what is held where there is too little, those that hold most first."""
     held = [one for place in plan.memory.short_places() for one in plan.memory.held(place)]
     held.sort(key=lambda holding: -holding.nbytes)
     return list(dict.fromkeys(knob for one in held for knob in LEAST if one.knob.split(",")[0] == knob))
 
 
-def _lower(knob: str, plan: Plan, settings: Config) -> Iterator[int]:
+def _lower(knob: str, plan: ModelPlan, settings: Config) -> Iterator[int]:
     """Lower values of a setting, the nearest first."""
     value = plan.context_tokens if knob == "context_tokens" else getattr(settings, knob) or plan.kv_room.tokens
     step_down = knob in ("gpu_groups", "host_groups")
@@ -82,7 +82,7 @@ def _told(changes: Mapping[str, object], bound: str) -> str:
     return " and ".join(f"{name} to {bound} {value}" for name, value in changes.items())
 
 
-def _free(plan: Plan) -> str:
+def _free(plan: ModelPlan) -> str:
     """Where no setting helps."""
     memory = plan.memory
     names = {"disk": "on the disk of kv_disk"}

@@ -12,8 +12,8 @@ from support import tiny_models
 from pipeline import ConfigError, Model
 from pipeline.config import Config
 from pipeline.devices.memory import HostMemory
-from pipeline.engine.plan import Plan, make_plan
 from pipeline.generation.build import build
+from pipeline.generation.model_plan import ModelPlan, make_plan
 from pipeline.system.memory import resident_bytes
 from pipeline.system.promises import promised_elsewhere
 
@@ -60,7 +60,7 @@ async def test_a_second_model_is_refused_what_the_first_was_promised(checkpoint:
 async def test_of_two_that_open_at_once_one_is_refused_where_one_fits(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def planning_takes_a_while(*arguments: Any) -> Plan:
+    def planning_takes_a_while(*arguments: Any) -> ModelPlan:
         plan = make_plan(*arguments)
         time.sleep(0.05)
         return plan

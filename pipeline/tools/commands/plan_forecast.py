@@ -16,8 +16,8 @@ from pipeline.devices.cpu import CpuDevice
 from pipeline.devices.cuda import CudaDevice
 from pipeline.devices.elsewhere import DeviceElsewhere
 from pipeline.devices.open import PlannedDevice, open_device
-from pipeline.engine.plan import DEFAULT_CONTEXT_TOKENS
 from pipeline.errors import ConfigError
+from pipeline.generation.model_plan import DEFAULT_CONTEXT_TOKENS
 from pipeline.system.sizes import human_bytes, parse_bytes
 from pipeline.tools.bench.forecast import Compute, Forecast, Rates
 from pipeline.tools.bench.machine import measure_rates

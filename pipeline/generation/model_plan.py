@@ -1,0 +1,134 @@
+"""The memory plan of a model: KV blocks, activations and logits beside the weights, before any memory is taken."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.config import Config
+from pipeline.devices.open import PlannedDevice
+from pipeline.engine.plan import Plan, Planning
+from pipeline.engine.residency import moving_bytes
+from pipeline.errors import ConfigError
+from pipeline.generation.pass_holdings import pass_holdings
+from pipeline.groups.catalog import WeightCatalog
+from pipeline.groups.groups import WeightGroups
+from pipeline.models.config import ModelConfig
+from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
+from pipeline.state.kv_holdings import kv_holdings, place_layers
+from pipeline.state.kv_layout import KvLayout
+from pipeline.state.kv_placement import KvPlacement
+from pipeline.state.kv_room import Demand, KvRoom, PassBytes, choose_room
+from pipeline.system.memory import free_disk_bytes
+
+DEFAULT_CONTEXT_TOKENS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPlan(Plan):
+    """The plan of a line that computes a model, and what it gives to KV blocks."""
+
+    context_tokens: int
+    kv_layout: KvLayout
+    kv: KvPlacement
+    kv_room: KvRoom
+
+
+def make_plan(
+    model: ModelConfig,
+    settings: Config,
+    groups: WeightGroups,
+    catalog: WeightCatalog,
+    device: PlannedDevice,
+    dtype: torch.dtype,
+    host_bytes: int | None = None,
+) -> ModelPlan:
+    """Add everything up. KV blocks get what is left: the device first, then host memory, then the disk.
+
+    What they leave holds weight groups for good. Where `kv_tokens` does not say how many there are, they get what makes
+    most tokens per second. `host_bytes` are what is available, if not on this machine. The plan may not fit:
+    `Plan.memory.fits` tells. Raises ConfigError for settings that contradict each other.
+    """
+    context_tokens = _context_tokens(model, settings)
+    told = _told_tokens(settings, context_tokens)
+    held = pass_holdings(model, settings, groups, device, dtype, context_tokens)
+    disk = {} if settings.kv_disk is None else {"disk": free_disk_bytes(settings.kv_disk)}
+    planning = Planning.of(settings, catalog, device, held, host_bytes, disk)
+    rooms = _Rooms(model, settings, dtype, context_tokens, planning)
+    if told is not None:
+        return rooms.planned(told, "as kv_tokens says", planning.available, "kv_tokens")
+    return rooms.planned_by_worth()
+
+
+@dataclass(frozen=True, slots=True)
+class _Rooms:
+    """Plans that differ in the room for KV blocks."""
+
+    model: ModelConfig
+    settings: Config
+    dtype: torch.dtype
+    context_tokens: int
+    planning: Planning
+
+    def planned(self, tokens: int, why: str, within: Mapping[str, int], knob: str) -> ModelPlan:
+        """With room for so many tokens, which `knob` changes, `within` that much memory."""
+        layout, device = KvLayout.of(self.model, blocks_for(tokens), self.dtype), self.planning.device
+        free = self.planning.room(within)
+        kv = place_layers(self.model.layers, layout.layer_bytes, self.settings, device, free)
+        plan = self.planning.plan(kv_holdings(layout, kv, knob, self.settings, device))
+        kv_room = KvRoom(layout.blocks * BLOCK_TOKENS, layout.layer_bytes * self.model.layers, why)
+        return ModelPlan(plan.memory, plan.limits, plan.slots, plan.residency, self.context_tokens, layout, kv, kv_room)
+
+    def planned_by_worth(self) -> ModelPlan:
+        """With room for what makes most tokens per second, and for one request of a whole context in any case."""
+        settings, available, limits = self.settings, self.planning.available, self.planning.limits
+        demand = Demand.of(self.context_tokens, settings.max_requests, settings.max_tokens_per_pass)
+
+        def planned(tokens: int, why: str = "") -> ModelPlan:
+            least = tokens == demand.longest
+            within, knob = (available, "context_tokens") if least else (limits, "kv_tokens")
+            return self.planned(tokens, why, within, knob)
+
+        usual = planned(demand.usual).memory
+        roomy = {  # other models of this process want memory too: where no setting limits it, half of the rest is left
+            place: limit if limit == available[place] else (usual.need(place) + limit) // 2
+            for place, limit in limits.items()
+        }
+
+        def moves(tokens: int) -> PassBytes | None:
+            plan, most = planned(tokens), limits if tokens <= demand.usual else roomy
+            fits = all(plan.memory.need(place) <= limit for place, limit in most.items())
+            return self._pass_bytes(plan) if fits else None
+
+        place = self.planning.weights_place
+        weights = sum(self.planning.catalog.group_bytes(place).values())
+        return planned(*choose_room(demand, weights, place, moves))
+
+    def _pass_bytes(self, plan: ModelPlan) -> PassBytes:
+        catalog, stays, layer_bytes = self.planning.catalog, plan.residency, plan.kv_layout.layer_bytes
+        read = moving_bytes(catalog.group_bytes("host"), stays.device, stays.host)
+        read += len(plan.kv.disk) * layer_bytes
+        if self.planning.device.unified:
+            return PassBytes(read, 0)
+        sent = moving_bytes(catalog.group_bytes("device"), stays.device) + len(plan.kv.moving) * layer_bytes
+        return PassBytes(read, sent)
+
+
+def _context_tokens(model: ModelConfig, settings: Config) -> int:
+    if settings.context_tokens is None:
+        return min(model.max_positions, DEFAULT_CONTEXT_TOKENS)
+    if settings.context_tokens > model.max_positions:
+        raise ConfigError(
+            f"context_tokens: the model was made for {model.max_positions} positions, have {settings.context_tokens}"
+        )
+    return settings.context_tokens
+
+
+def _told_tokens(settings: Config, context_tokens: int) -> int | None:
+    """What the setting says, if it does."""
+    if settings.kv_tokens is not None and settings.kv_tokens < context_tokens:
+        raise ConfigError(
+            f"kv_tokens: need at least the {context_tokens} of context_tokens, so that any request can be held alone, "
+            f"have {settings.kv_tokens}"
+        )
+    return settings.kv_tokens

@@ -111,7 +111,7 @@ class Model:
                 process was reached.
             ClosedError: the model was closed before the request had finished.
         """
-        self._runtime.program.batcher.check_room(1)
+        self._runtime.admission.batcher.check_room(1)
         async with self._serving(self._call(prompt, {**arguments, "n": n})) as sequences:
             outputs = [await sequence.output() for sequence in sequences]
         return outputs[0] if n is None else outputs
@@ -128,7 +128,7 @@ class Model:
         """
         if arguments.get("n") is not None:
             raise RequestError("n: a stream has one sample; leave it out, or call generate")
-        self._runtime.program.batcher.check_room(1)
+        self._runtime.admission.batcher.check_room(1)
         return self._stream(self._call(prompt, arguments))
 
     def statistics(self) -> ModelStatistics:
@@ -202,7 +202,7 @@ class Model:
         async with self._serving(call) as [sequence], contextlib.aclosing(sequence.chunks()) as chunks:
             sequence.most_unread = MOST_UNREAD
             async for chunk in chunks:
-                self._runtime.program.resume()
+                self._runtime.admission.resume()
                 yield chunk
 
     @contextlib.asynccontextmanager
@@ -213,15 +213,15 @@ class Model:
         self._supervisor.check_serves()
         if asyncio.get_running_loop() is not self._loop:
             raise RequestError("the model was opened on another event loop; call it from there, or open another one")
-        program = self._runtime.program
+        admission = self._runtime.admission
         with limits_named():
-            sequences = await program.sequences(call.sequences)
-        program.submit(sequences)
+            sequences = await admission.sequences(call.sequences)
+        admission.submit(sequences)
         try:
             yield sequences
         finally:
             for sequence in sequences:
-                program.withdraw(sequence)
+                admission.withdraw(sequence)
 
 
 class Opening:

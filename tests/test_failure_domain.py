@@ -240,7 +240,7 @@ async def test_one_that_has_paused_outlasts_a_failure(
         expected = [chunk async for chunk in model.stream([6, 3, 9], **arguments)]
         async with contextlib.aclosing(model.stream([6, 3, 9], **arguments)) as unread:
             read = [await anext(unread)]
-            while model.runtime.program.batcher.wanted or model.runtime.program._in_pass:
+            while model.runtime.admission.batcher.wanted or model.runtime.admission.in_pass:
                 await asyncio.sleep(0.001)
             other = asyncio.create_task(tokens(model, [5, 9, 1]))
             left = [2]

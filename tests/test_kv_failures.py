@@ -194,7 +194,7 @@ async def test_a_block_that_fails_ends_the_requests_that_hold_it_and_they_alone(
         assert model.statistics().requests.failed == 1
         assert model.statistics().kv_blocks.used == 0
         assert model.runtime.line._crew is crew, "the line has not been run anew"
-        assert bad[0] not in model.runtime.program.batcher.pool._digests, "nobody takes it for a prefix"
+        assert bad[0] not in model.runtime.admission.batcher.pool._digests, "nobody takes it for a prefix"
         bad.clear()
         assert await answers(model) == expected
 
@@ -202,7 +202,7 @@ async def test_a_block_that_fails_ends_the_requests_that_hold_it_and_they_alone(
 async def started(model: Model, prompt: list[int]) -> RunningSequence:
     """The request with this prompt, once it has its blocks."""
     while True:
-        for one in model.runtime.program.batcher._running:
+        for one in model.runtime.admission.batcher._running:
             if one.prompt_ids.tolist() == list(prompt):
                 return one
         await asyncio.sleep(0)

@@ -128,7 +128,7 @@ async def test_those_who_stay_notice_nothing(
 
 async def settled(model: Model) -> dict[str, object]:
     """Once the pass under way has ended and its rows are home."""
-    while model.runtime.program._in_pass:
+    while model.runtime.admission.in_pass:
         await asyncio.sleep(0.001)
     for _ in range(200):
         state = held(model)

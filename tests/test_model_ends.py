@@ -77,7 +77,7 @@ async def test_when_all_tasks_are_cancelled_callers_are_told_and_later_ones_too(
 async def test_an_error_of_the_supervisor_itself_reaches_callers(monkeypatch: pytest.MonkeyPatch) -> None:
     model = await opened()
     async with asyncio.timeout(20):
-        monkeypatch.setattr(model.runtime.program, "wanted", lambda: 1 / 0)
+        monkeypatch.setattr(model.runtime.admission, "wanted", lambda: 1 / 0)
         call = asyncio.create_task(model.generate(PROMPT, max_new_tokens=500, ignore_eos=True))
         await asyncio.sleep(0.05)
         next(task for task in asyncio.all_tasks() if task.get_name() == "disk_reader").cancel()

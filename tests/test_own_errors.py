@@ -109,7 +109,7 @@ def test_an_error_can_be_copied_and_pickled() -> None:
 async def test_nothing_is_held_after_closing_in_a_pass(checkpoint: Path) -> None:
     model = await Model.open(checkpoint, **SETTINGS)
     calls = [asyncio.create_task(tokens(model, [1, 2])) for _ in range(4)]
-    while not model.runtime.program._in_pass:
+    while not model.runtime.admission.in_pass:
         await asyncio.sleep(0)
     await model.aclose()
     await asyncio.gather(*calls, return_exceptions=True)

@@ -48,7 +48,7 @@ async def stands_still(model: Model) -> int:
     """The passes that there have been, once no more come."""
     passes = -1
     async with asyncio.timeout(20):
-        while passes != model.runtime.program.passes or model.runtime.program._in_pass:
+        while passes != model.runtime.program.passes or model.runtime.admission.in_pass:
             passes = model.runtime.program.passes
             await asyncio.sleep(0.05)
     return passes

@@ -99,14 +99,14 @@ class Supervisor:
                 failure = explained(error)
                 logger.error("%s", failure)
                 self._tell_all(failure)
-            await self._runtime.program.wanted()
+            await self._runtime.admission.wanted()
 
     async def _run(self) -> None:
         """Run the lines until one fails; when all have stopped, those that it served are computed anew.
 
         Where a thread keeps the lines from stopping, they are told instead; those that wait keep their places.
         """
-        program = self._runtime.program
+        admission = self._runtime.admission
         async with self._runtime.running() as over:
             try:
                 end = await over
@@ -117,12 +117,12 @@ class Supervisor:
             logger.error("%s", failure)
             if meant := self._meant(failure):
                 self._tell_all(failure)
-            patience = self._loop.call_later(PATIENCE_SECONDS, program.fail_those_that_run, failure)
+            patience = self._loop.call_later(PATIENCE_SECONDS, admission.fail_those_that_run, failure)
         patience.cancel()
         if meant:  # those who have come since have nothing to do with it
-            program.stopped()
+            admission.stopped()
         else:
-            program.interrupt(failure)
+            admission.interrupt(failure)
 
     def _meant(self, failure: BaseException) -> bool:
         """Whether it says that nobody is to be served: a stage or a policy of the user's, or how the line was wired."""
@@ -133,13 +133,13 @@ class Supervisor:
 
     def _tell_all(self, error: BaseException) -> None:
         """End all requests."""
-        self._runtime.program.fail(error)
+        self._runtime.admission.fail(error)
 
     def _refuse(self, error: ClosedError) -> None:
         """End all requests, and serve nobody any more."""
         if self._refusal is None:
             self._refusal = error
-            self._runtime.program.refuse(error)
+            self._runtime.admission.refuse(error)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         """However it came to that, no caller waits for ever."""
@@ -149,14 +149,14 @@ class Supervisor:
             logger.error("%s", closed)
             self._refuse(closed)
         self._refuse(_no_more(CANCELLED))
-        self._runtime.program.stopped()
+        self._runtime.admission.stopped()
         if self._closes:
             with contextlib.suppress(ResourceError):  # who closes is told
                 self._begin_giving_back()
 
     async def _close(self, drain: bool) -> None:
         if drain:
-            await self._runtime.program.drained()
+            await self._runtime.admission.drained()
         self._closes = True
         self._refuse(_closed())
         self._task.cancel()

@@ -24,6 +24,7 @@ from pipeline.engine.plan import Plan
 from pipeline.engine.policies import find_policy, fit_policy
 from pipeline.engine.residency import Residency
 from pipeline.engine.wiring import ACTORS, Parts, Wired, slots_until_computed, wire
+from pipeline.generation.admission import Admission
 from pipeline.generation.batching import Batcher
 from pipeline.generation.blueprint import Blueprint, draw_up_fitting, say_remarks
 from pipeline.generation.model_plan import ModelPlan
@@ -74,6 +75,11 @@ class Runtime:
     def folder(self) -> Path:
         """Where the checkpoint lies."""
         return self.checkpoint.folder
+
+    @property
+    def admission(self) -> Admission:
+        """All requests."""
+        return self.program.admission
 
     @property
     def line(self) -> Line:
@@ -147,7 +153,7 @@ def _build(
         device,
         embedding,
         cache,
-        _batcher(plan, settings),
+        Admission(_batcher(plan, settings), cache),
         PassInputs(device, embedding.most_rows, settings.max_requests, plan.context_tokens),
         drawn.dtype,
         RowBlocks.of(drawn.dtype, gpu=device.torch_device.type == "cuda", batch_invariant=settings.batch_invariant),

@@ -1,5 +1,6 @@
-"""One pass: choose what to compute, compute it group by group, deliver the tokens."""
+"""One pass: fetch what it computes with, compute group by group, choose the tokens and deliver them."""
 
+import asyncio
 import functools
 import itertools
 from collections.abc import Callable, Coroutine, Sequence
@@ -11,12 +12,15 @@ from actors.core.budget import Slot
 from actors.core.errors import ActorFailed
 from actors.core.event import Event
 from actors.core.message import READY, Message, ended
+from pipeline.devices.lane import Lane
 from pipeline.devices.open import AnyDevice
 from pipeline.errors import CheckpointError, PenstockError, RequestError
-from pipeline.generation.batching import Batcher, Piece
+from pipeline.generation.admission import Admission
+from pipeline.generation.batching import Piece
 from pipeline.generation.generation_pass import GenerationPass, MicroBatch, micro_batches
 from pipeline.generation.pass_inputs import PassInputs
-from pipeline.generation.serving import Serving
+from pipeline.generation.sampling import Choice
+from pipeline.generation.sequence import RunningSequence
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.groups.layout import Copy
 from pipeline.models import decoder
@@ -27,13 +31,15 @@ from pipeline.models.rotary import rotary
 from pipeline.models.row_blocks import RowBlocks
 from pipeline.reading.embedding import EmbeddingRows
 from pipeline.state.kv import KeyValueCache
+from pipeline.system.limits import reached_limit
+from pipeline.system.threads import outlast
 
 COMPUTE, ATTN, FFN = "compute", "attn", "ffn"
 """Compute lanes: one for everything, or, with several micro-batches, one for each kind of half."""
 
 
-class GenerationProgram(Serving):
-    """Serves all requests that there is room for, in every pass."""
+class GenerationProgram:
+    """Computes passes, with the pieces that `admission` gives for each. `tokens` counts those that were delivered."""
 
     def __init__(
         self,
@@ -42,25 +48,28 @@ class GenerationProgram(Serving):
         device: AnyDevice,
         embedding: EmbeddingRows,
         cache: KeyValueCache,
-        batcher: Batcher,
+        admission: Admission,
         inputs: PassInputs,
         dtype: torch.dtype,
         row_blocks: RowBlocks,
         micro_batches: int = 1,
     ) -> None:
-        super().__init__(batcher, cache)
+        self.admission = admission
         self.order = catalog.order
         self.passes = 0
+        self.tokens = 0
         self.computed_tokens = 0
         self._config = config
         self._catalog = catalog
         self._device = device
         self._embedding = embedding
+        self._cache = cache
         self._inputs = inputs
         self._dtype = dtype
         self._row_blocks = row_blocks
         self._micro_batches = micro_batches
-        logits_bytes = batcher.max_requests * config.vocabulary_size * torch.float32.itemsize
+        self._sampling = Lane("sampling")
+        logits_bytes = admission.batcher.max_requests * config.vocabulary_size * torch.float32.itemsize
         self._logits = device.device_memory(logits_bytes)
         self._host_logits = device.host_memory(logits_bytes)
 
@@ -68,7 +77,7 @@ class GenerationProgram(Serving):
         """Wait for requests, choose who shares the pass, and fetch the embedding rows of their tokens."""
         pieces: list[Piece] = []
         while not pieces:
-            pieces, fetched = await self._fetch(await self._next_pieces(self._embedding.most_rows))
+            pieces, fetched = await self._fetch(await self.admission.next_pieces(self._embedding.most_rows))
         self._cache.begin(pieces)
         tokens = len(_token_ids(pieces))
         pass_ = GenerationPass(pieces, micro_batches(tokens, self._micro_batches, self._row_blocks))
@@ -123,12 +132,32 @@ class GenerationProgram(Serving):
             nbytes = len(sampling) * self._config.vocabulary_size * torch.float32.itemsize
             await self._device.download(self._logits, self._host_logits, (Copy(0, 0, nbytes),), (pass_.last,)).wait()
         self.computed_tokens += sum(len(piece.token_ids) for piece in pass_.pieces)
-        self.batcher.computed(pass_.pieces)
+        self.admission.batcher.computed(pass_.pieces)
         if not pass_.abandoned:
             logits_RV = self._host_logits.tensor.view(torch.float32).view(-1, self._config.vocabulary_size)
             await self._deliver([piece.sequence for piece in sampling], logits_RV)
-        self._interrupted = False
-        self._end_pass()
+        self.admission.end_pass(finished=True)
+
+    async def close(self) -> None:
+        """End the threads; the lines must have stopped."""
+        self.admission.close()
+        await asyncio.to_thread(self._sampling.close)
+
+    async def _deliver(self, sequences: Sequence[RunningSequence], logits_RV: torch.Tensor) -> None:
+        """Choose the next tokens, row by row, on the sampling thread. A request whose token cannot be ends alone."""
+        choices: list[Choice | RequestError] = []
+        rows = [(sequence, logits_V) for sequence, logits_V in zip(sequences, logits_RV, strict=False)]
+        chosen = self._sampling.submit(lambda: choices.extend(_choose(*row) for row in rows), ())
+        try:
+            await outlast([asyncio.wrap_future(chosen.future)])
+        finally:
+            # Though the line be stopped meanwhile: a sampler that has drawn would not draw the same once more.
+            for sequence, choice in zip(sequences, choices, strict=False):
+                if isinstance(choice, RequestError):
+                    sequence.fail(choice)
+                elif not sequence.ended:
+                    self.tokens += 1
+                    sequence.accept(choice)
 
     async def _fetch(self, pieces: list[Piece]) -> tuple[list[Piece], Event]:
         """The event of the embedding rows of those that stay in the pass: who brings a row that cannot be had ends.
@@ -148,7 +177,7 @@ class GenerationProgram(Serving):
             if pieces:
                 return await self._fetch(pieces)
         if all(piece.sequence.ended for piece in pieces):
-            self._end_pass()
+            self.admission.end_pass(finished=False)
             return [], READY
         return pieces, fetched
 
@@ -220,3 +249,16 @@ def _row_failed(token_id: int, error: Exception) -> PenstockError:
     if isinstance(error, CheckpointError):
         return _embedding_failed(error)
     return RequestError(f"the embedding row of token {token_id} cannot be read: {type(error).__name__}: {error}")
+
+
+def _choose(sequence: RunningSequence, logits_V: torch.Tensor) -> Choice | RequestError:
+    try:
+        choice = sequence.sampler.sample(logits_V)
+        if not (isinstance(choice.token_id, int) and 0 <= choice.token_id < len(logits_V)):
+            raise RequestError(f"sampler: need a token id from 0 to {len(logits_V) - 1}, have {choice.token_id!r}")
+        return choice
+    except RequestError as error:
+        return error
+    except BaseException as error:  # on a thread of our own nobody means to end the process by it
+        told = reached_limit(error) or error
+        return RequestError(f"choosing a token failed: {type(told).__name__}: {told}")

@@ -4,8 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.generation.admission import Admission
 from pipeline.generation.build import Runtime
-from pipeline.generation.serving import Serving
 from pipeline.reading.checksums import Checking, Checksums
 from pipeline.state.blocks import BlockPool
 from pipeline.state.kv import KeyValueCache
@@ -134,7 +134,7 @@ class ModelStatistics:
         line = runtime.wired.statistics()
         host = line.budgets["host"]
         arrivals = runtime.wired.arrivals
-        pool, prefixes = runtime.program.batcher.pool, runtime.program.batcher.prefixes
+        pool, prefixes = runtime.admission.batcher.pool, runtime.admission.batcher.prefixes
         return cls(
             policy=runtime.policy.name,
             reading=str(runtime.reading),
@@ -142,7 +142,7 @@ class ModelStatistics:
             tokens=runtime.program.tokens,
             computed_tokens=runtime.program.computed_tokens,
             tokens_per_pass=runtime.program.computed_tokens / max(1, runtime.program.passes),
-            requests=_requests(runtime.program),
+            requests=_requests(runtime.admission),
             kv_blocks=_kv_blocks(runtime.cache, pool),
             prefixes=PrefixRecord(prefixes.queried_tokens, prefixes.hit_tokens, pool.cached),
             bytes_read=runtime.source.bytes_read,
@@ -168,11 +168,11 @@ class ModelStatistics:
         return dataclasses.asdict(self)
 
 
-def _requests(program: Serving) -> RequestsRecord:
-    batcher = program.batcher
+def _requests(admission: Admission) -> RequestsRecord:
+    batcher = admission.batcher
     ended = {outcome: batcher.ended[outcome] for outcome in ("finished", "cancelled", "failed")}
     return RequestsRecord(
-        tokenizing=program.tokenizing_calls,
+        tokenizing=admission.tokenizing_calls,
         running=batcher.running,
         waiting=batcher.waiting,
         paused=batcher.paused,

@@ -225,7 +225,7 @@ async def test_a_text_whose_thread_cannot_begin_ends_its_calls_and_later_ones_wo
         raise RuntimeError("can't start new thread")
 
     async with Model.open(device="cpu") as model:
-        model.runtime.program._tokenizing = Tokenizing()
+        model.runtime.admission._tokenizing = Tokenizing()
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", failing)
             async with asyncio.timeout(5):

@@ -142,12 +142,11 @@ class Floors:
 
         Gives the seconds of each pass, and the token that came of it.
         """
-        program = self._runtime.program
         parameters = SamplingParameters(max_new_tokens=new_tokens)
         sequence = RunningSequence(
             array("i", [prompt_id]), parameters, frozenset(), None, self._runtime.config.vocabulary_size
         )
-        program.submit([sequence])
+        self._runtime.admission.submit([sequence])
         chunks = sequence.chunks()
         for _ in range(new_tokens):
             started = time.perf_counter()
@@ -187,7 +186,7 @@ class Floors:
         one_token = SamplingParameters(max_new_tokens=1)
         for length in lengths:
             prompt = RunningSequence(array("i", [1]) * length, one_token, frozenset(), None, vocabulary_size)
-            self._runtime.program.submit([prompt])
+            self._runtime.admission.submit([prompt])
 
     async def compute(self, loaded: Loaded, lengths: Sequence[int]) -> list[float]:
         """The same; returns for how long each group was computed.

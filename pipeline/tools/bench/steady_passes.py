@@ -38,7 +38,7 @@ async def steady_pass_seconds(model: Model, tokens: int, passes: int) -> list[fl
         for index in range(WARM_UP + passes):
             if index > 1:
                 ends.append(await calls[index - 2])
-            await _admitted(program.batcher)
+            await _admitted(model.runtime.admission.batcher)
             calls.append(asyncio.create_task(end_of_pass()))
             await asyncio.sleep(0)
         ends += [await call for call in calls[len(ends) :]]

@@ -10,35 +10,12 @@ from typing import Any
 
 from pipeline.checkpoints.shard import Shard
 from pipeline.errors import CheckpointError
+from pipeline.formats.tensors import ITEM_BITS
 from pipeline.system.small_files import parse_object
 
 HEADER_LIMIT_BYTES = 16 << 20
 TENSOR_LIMIT = 200_000
 LENGTH_BYTES = 8
-ITEM_BITS = {
-    "BOOL": 8,
-    "F4": 4,
-    "F6_E2M3": 6,
-    "F6_E3M2": 6,
-    "U8": 8,
-    "I8": 8,
-    "F8_E5M2": 8,
-    "F8_E4M3": 8,
-    "F8_E8M0": 8,
-    "F8_E4M3FNUZ": 8,
-    "F8_E5M2FNUZ": 8,
-    "I16": 16,
-    "U16": 16,
-    "F16": 16,
-    "BF16": 16,
-    "I32": 32,
-    "U32": 32,
-    "F32": 32,
-    "C64": 64,
-    "F64": 64,
-    "I64": 64,
-    "U64": 64,
-}
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _LARGEST = 2**63
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pipeline.checkpoints.checkpoint import SINGLE_FILE
-from pipeline.checkpoints.header import ITEM_BITS, LENGTH_BYTES, TensorEntry
+from pipeline.checkpoints.header import LENGTH_BYTES, TensorEntry
+from pipeline.formats.tensors import ITEM_BITS
 from pipeline.models.config import ModelConfig
 from pipeline.models.families import group_specs
 

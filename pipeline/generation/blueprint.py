@@ -13,11 +13,11 @@ from pipeline.config import Config
 from pipeline.devices.elsewhere import DeviceElsewhere
 from pipeline.devices.open import PlannedDevice
 from pipeline.errors import ConfigError
+from pipeline.formats.tensors import stored_dtype
 from pipeline.generation.model_plan import ModelPlan, make_plan
 from pipeline.generation.what_would_fit import what_would_fit
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.groups.groups import WeightGroups, plan_groups
-from pipeline.groups.layout import stored_dtype
 from pipeline.groups.remarks import remarks
 from pipeline.models.config import ModelConfig
 from pipeline.models.families import group_specs

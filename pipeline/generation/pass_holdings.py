@@ -7,10 +7,10 @@ import torch
 from pipeline.config import Config
 from pipeline.devices.open import PlannedDevice
 from pipeline.engine.policies import find_policy
+from pipeline.formats.tensors import stored_dtype
 from pipeline.generation.pass_inputs import PassInputs
 from pipeline.generation.sampling import Sampler
 from pipeline.groups.groups import WeightGroups
-from pipeline.groups.layout import stored_dtype
 from pipeline.models.attention import GPU_CELL
 from pipeline.models.config import ModelConfig
 from pipeline.models.row_blocks import RowBlocks

@@ -3,42 +3,19 @@
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from actors.core.message import GroupKey
 from pipeline.checkpoints.checkpoint import Checkpoint, first_faults
-from pipeline.checkpoints.header import ITEM_BITS
 from pipeline.checkpoints.leftovers import leftovers
 from pipeline.errors import CheckpointError
+from pipeline.formats.tensors import TensorRange, TensorSpec
 from pipeline.groups.stored import faults, hints, stored_names
-from pipeline.models.families import TensorSpec
 
 EMBED_LAYER = -1
 ROWS_PER_STEP = 8
 """Head slices begin at multiples of this many rows, so that their logits stay aligned for matrix kernels."""
 
 Specs = Mapping[GroupKey, Sequence[TensorSpec]]
-
-
-@dataclass(frozen=True, slots=True)
-class TensorRange:
-    """The bytes of one tensor, or of some of its rows, in one file; `short` is its name inside the group."""
-
-    short: str
-    name: str
-    file: Path
-    start: int
-    length: int
-    shape: tuple[int, ...]
-    dtype: str
-
-    @property
-    def is_odd(self) -> bool:
-        """Whether its file begins it at no multiple of an item's size, as headers do that are not padded to 8 bytes.
-
-        In memory an item must begin at such a multiple.
-        """
-        return self.start % (ITEM_BITS[self.dtype] // 8) != 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.groups.groups import TensorRange, WeightGroup
+from pipeline.formats.tensors import TensorRange, stored_dtype
+from pipeline.groups.groups import WeightGroup
 from pipeline.system.sizes import BLOCK_BYTES
 
 if TYPE_CHECKING:
@@ -114,13 +115,6 @@ def device_layout(group: WeightGroup, host: HostLayout) -> DeviceLayout:
             copies.append(Copy(source, target, tensor.length))
         slot_bytes = target + tensor.length
     return DeviceLayout(offsets, _round_up(slot_bytes, DEVICE_ALIGNMENT_BYTES), tuple(copies))
-
-
-def stored_dtype(name: str) -> "torch.dtype":
-    """The dtype that a safetensors file calls so, of those in which weights may be stored."""
-    import torch  # here, so that planning and simulation need no torch
-
-    return {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[name]
 
 
 def tensor_views(

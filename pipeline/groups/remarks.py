@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.checkpoints.checkpoint import Checkpoint
-from pipeline.groups.groups import TensorRange, WeightGroups
-from pipeline.groups.layout import stored_dtype
+from pipeline.formats.tensors import TensorRange, stored_dtype
+from pipeline.groups.groups import WeightGroups
 
 if TYPE_CHECKING:
     import torch

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.checkpoints.checkpoint import INDEX_FILE, SINGLE_FILE, SUFFIX, Checkpoint
 from pipeline.checkpoints.header import TensorEntry, brief
-from pipeline.models.families import TensorSpec
+from pipeline.formats.tensors import TensorSpec
 
 DTYPES = ("F64", "F32", "F16", "BF16")
 """In which weights may be stored; those that differ from what is computed in are cast at use."""

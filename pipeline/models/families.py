@@ -1,23 +1,10 @@
 """Which tensors each group holds, as data. The names are those that every supported family uses on disk."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from actors.core.message import GroupKey
+from pipeline.formats.tensors import TensorSpec
 from pipeline.models.config import ModelConfig
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """One tensor: its short name in the code, its name in the checkpoint, and the shape it must have.
-
-    Where it may lie under one of several names, `names` has them all, and the first that is there counts.
-    """
-
-    short: str
-    name: str
-    shape: tuple[int, ...]
-    names: tuple[str, ...] = ()
 
 
 def group_specs(config: ModelConfig) -> dict[GroupKey, tuple[TensorSpec, ...]]:

@@ -17,7 +17,8 @@ import xxhash
 
 from actors.core.message import GroupKey
 from pipeline.errors import CheckpointError
-from pipeline.groups.groups import TensorRange, WeightGroup
+from pipeline.formats.tensors import TensorRange
+from pipeline.groups.groups import WeightGroup
 from pipeline.reading.lane import Chunk
 from pipeline.system.threads import Threads, outlast, usable_cores
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from actors.core.event import Event
-from pipeline.groups.groups import TensorRange
+from pipeline.formats.tensors import TensorRange
 from pipeline.groups.layout import Copy, tensor_views
 from pipeline.reading.checksums import Checksums
 from pipeline.reading.source import WeightSource

@@ -15,9 +15,10 @@ from safetensors import SafetensorError, deserialize
 from safetensors.torch import save_file
 from support.safetensors_files import field, packed
 
-from pipeline.checkpoints.header import HEADER_LIMIT_BYTES, ITEM_BITS, TENSOR_LIMIT, TensorEntry, read_header
+from pipeline.checkpoints.header import HEADER_LIMIT_BYTES, TENSOR_LIMIT, TensorEntry, read_header
 from pipeline.checkpoints.shard import Shard
 from pipeline.errors import CheckpointError
+from pipeline.formats.tensors import ITEM_BITS
 
 FOUR = field("F32", [1], 0, 4)
 NAMED = b'{"a":{"dtype":"F32","shape":%s,"data_offsets":%s}}'

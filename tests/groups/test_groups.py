@@ -8,9 +8,8 @@ from support.safetensors_files import write_sharded
 
 from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.errors import CheckpointError
-from pipeline.groups.groups import Specs, TensorRange, WeightGroup, WeightGroups, plan_groups
-from pipeline.groups.layout import stored_dtype
-from pipeline.models.families import TensorSpec
+from pipeline.formats.tensors import TensorRange, TensorSpec, stored_dtype
+from pipeline.groups.groups import Specs, WeightGroup, WeightGroups, plan_groups
 
 HIDDEN, FFN, VOCABULARY, LAYERS = 8, 20, 100, 2
 

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.groups.groups import TensorRange, WeightGroup
+from pipeline.formats.tensors import TensorRange
+from pipeline.groups.groups import WeightGroup
 from pipeline.groups.layout import (
     BLOCK_BYTES,
     DEVICE_ALIGNMENT_BYTES,

@@ -11,7 +11,8 @@ from support.weight_files import CHUNKS, GROUP_BYTES, Gate, opened, settle
 
 from pipeline.devices.memory import HostMemory
 from pipeline.errors import CheckpointError
-from pipeline.groups.groups import TensorRange, WeightGroup
+from pipeline.formats.tensors import TensorRange
+from pipeline.groups.groups import WeightGroup
 from pipeline.reading import checksums
 from pipeline.reading.checksums import Checksums
 from pipeline.system.sizes import BLOCK_BYTES

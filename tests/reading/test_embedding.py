@@ -12,7 +12,7 @@ import torch
 from pipeline.checkpoints.shard import Shard
 from pipeline.devices.cpu import CpuDevice
 from pipeline.errors import CheckpointError
-from pipeline.groups.groups import TensorRange
+from pipeline.formats.tensors import TensorRange
 from pipeline.reading.checksums import Checksums
 from pipeline.reading.embedding import EmbeddingRows
 from pipeline.reading.reading import Reading

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from pipeline.errors import ConfigError
+from pipeline.formats.tensors import TensorSpec
 from pipeline.models.config import ModelConfig, read_config
-from pipeline.models.families import TensorSpec, group_specs
+from pipeline.models.families import group_specs
 from pipeline.models.frequencies import attention_factor, frequencies
 from pipeline.tools.bench.pass_arm import ArmSettings, Passes, say, serve
 

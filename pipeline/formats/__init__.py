@@ -1,0 +1,1 @@
+"""Tensors as a model asks for them, and as files hold them."""

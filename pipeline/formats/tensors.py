@@ -1,0 +1,77 @@
+"""A tensor as a model needs it, and as a file holds it."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+ITEM_BITS = {
+    "BOOL": 8,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "U8": 8,
+    "I8": 8,
+    "F8_E5M2": 8,
+    "F8_E4M3": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "I16": 16,
+    "U16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "I32": 32,
+    "U32": 32,
+    "F32": 32,
+    "C64": 64,
+    "F64": 64,
+    "I64": 64,
+    "U64": 64,
+}
+"""Of the dtypes of safetensors files, as these spell them."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor: its short name in the code, its name in the checkpoint, and the shape it must have.
+
+    Where it may lie under one of several names, `names` has them all, and the first that is there counts.
+    """
+
+    short: str
+    name: str
+    shape: tuple[int, ...]
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRange:
+    """The bytes of one tensor, or of some of its rows, in one file; `short` is its name inside the group."""
+
+    short: str
+    name: str
+    file: Path
+    start: int
+    length: int
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def is_odd(self) -> bool:
+        """Whether its file begins it at no multiple of an item's size, as headers do that are not padded to 8 bytes.
+
+        In memory an item must begin at such a multiple.
+        """
+        return self.start % (ITEM_BITS[self.dtype] // 8) != 0
+
+
+@functools.cache
+def stored_dtype(name: str) -> "torch.dtype":
+    """The dtype that a safetensors file calls so, of those in which weights may be stored."""
+    import torch  # here, so that what only describes a model needs no torch
+
+    return {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[name]

@@ -17,7 +17,7 @@ from support.small_checkpoints import write_small_checkpoint
 from pipeline import ActorFailed, ClosedError, Model, PenstockError, RequestError
 from pipeline.generation.sampling import Sampler
 from pipeline.models import decoder
-from pipeline.reading.source import WeightSource
+from pipeline.reading.source import CheckpointSource
 from pipeline.system.threads import outlast
 
 pytestmark = pytest.mark.usefixtures("nothing_was_there_before")
@@ -90,7 +90,7 @@ def broken(work: Callable[..., Any], left: list[int]) -> Any:
 
 def break_at(what: str, model: Model, monkeypatch: pytest.MonkeyPatch, left: list[int]) -> None:
     if what == "read":
-        monkeypatch.setattr(WeightSource, "read_into", broken(WeightSource.read_into, left))
+        monkeypatch.setattr(CheckpointSource, "read_into", broken(CheckpointSource.read_into, left))
     elif what == "compute":
         monkeypatch.setattr(decoder, "ffn_half", broken(decoder.ffn_half, left))
     else:
@@ -124,15 +124,15 @@ async def test_whatever_fails_once_everybody_gets_the_same_tokens(
 
 def bad_row(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk has lost the embedding of one token."""
-    read_rows, embedding = WeightSource.read_rows, model.runtime.embedding
+    read_rows, embedding = CheckpointSource.read_rows, model.runtime.embedding
     bad = embedding._table.start + BAD * embedding.row_bytes
 
-    async def failing(self: WeightSource, file: Path, starts: list[int], *arguments: Any) -> None:
+    async def failing(self: CheckpointSource, file: Path, starts: list[int], *arguments: Any) -> None:
         if bad in starts:
             raise OSError(errno.EIO, "Input/output error")
         await read_rows(self, file, starts, *arguments)
 
-    monkeypatch.setattr(WeightSource, "read_rows", failing)
+    monkeypatch.setattr(CheckpointSource, "read_rows", failing)
 
 
 async def test_a_row_that_cannot_be_read_ends_those_who_need_it_and_they_alone(
@@ -181,9 +181,9 @@ async def test_those_that_wait_get_their_turn_when_those_that_run_are_told(
 async def test_a_line_that_cannot_be_stopped_is_waited_for_by_those_alone_whose_turn_has_not_come(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate, ways, read_into = threading.Event(), ["", ""], WeightSource.read_into
+    gate, ways, read_into = threading.Event(), ["", ""], CheckpointSource.read_into
 
-    async def reading(self: WeightSource, *arguments: Any) -> None:
+    async def reading(self: CheckpointSource, *arguments: Any) -> None:
         if ways and (way := ways.pop()) == "hangs":
             await outlast([asyncio.get_running_loop().run_in_executor(None, gate.wait, 20)])
         elif ways and way == "fails":
@@ -191,7 +191,7 @@ async def test_a_line_that_cannot_be_stopped_is_waited_for_by_those_alone_whose_
             raise ValueError("failed")
         await read_into(self, *arguments)
 
-    monkeypatch.setattr(WeightSource, "read_into", reading)
+    monkeypatch.setattr(CheckpointSource, "read_into", reading)
     settings = {**SETTINGS, "max_requests": 1, "residency": False}
     async with asyncio.timeout(30), Model.open(checkpoint, **settings) as model:
         expected = await tokens(model, [8, 2])

@@ -19,7 +19,7 @@ from pipeline.devices import cpu
 from pipeline.devices.memory import Memory
 from pipeline.generation.sequence import RunningSequence
 from pipeline.models import decoder
-from pipeline.reading.source import WeightSource
+from pipeline.reading.source import CheckpointSource
 from pipeline.state.spill_file import SpillFile
 
 pytestmark = pytest.mark.usefixtures("nothing_was_there_before")
@@ -90,15 +90,15 @@ def attending(model: Model, monkeypatch: pytest.MonkeyPatch, left: list[int]) ->
 
 
 def reading_weights(model: Model, monkeypatch: pytest.MonkeyPatch, left: list[int]) -> None:
-    read_into = WeightSource.read_into
+    read_into = CheckpointSource.read_into
 
-    async def failing(self: WeightSource, layer: int, group: str, buffer: Any) -> None:
+    async def failing(self: CheckpointSource, layer: int, group: str, buffer: Any) -> None:
         if left and (layer, group) == (4, "ffn"):
             left.pop()
             raise OSError(errno.EIO, "Input/output error")
         await read_into(self, layer, group, buffer)
 
-    monkeypatch.setattr(WeightSource, "read_into", failing)
+    monkeypatch.setattr(CheckpointSource, "read_into", failing)
 
 
 EIO = r"Input/output error"

@@ -21,7 +21,7 @@ from pipeline.devices import cpu
 from pipeline.devices.memory import Memory
 from pipeline.models import decoder
 from pipeline.models.attention import LayerKV
-from pipeline.reading.source import WeightSource
+from pipeline.reading.source import CheckpointSource
 from pipeline.state.spill_file import SpillFile
 
 pytestmark = pytest.mark.usefixtures("nothing_was_there_before")
@@ -167,9 +167,9 @@ async def test_after_a_failure_nothing_is_overwritten_that_is_still_in_use(
 ) -> None:
     """The lines stop in the middle of an operation, which goes on, and start anew at once."""
     expected = await expected_answers(checkpoint)
-    read_into, failures = WeightSource.read_into, [0]
+    read_into, failures = CheckpointSource.read_into, [0]
 
-    async def failing(self: WeightSource, layer: int, group: str, buffer: Any) -> None:
+    async def failing(self: CheckpointSource, layer: int, group: str, buffer: Any) -> None:
         if failures[0]:
             failures[0] -= 1
             raise OSError(5, "Input/output error")
@@ -178,7 +178,7 @@ async def test_after_a_failure_nothing_is_overwritten_that_is_still_in_use(
     watch = Watch()
     async with Model.open(checkpoint, **settings_with_room(checkpoint, tmp_path, **PLACES, **SETTINGS)) as model:
         watch.install(model, monkeypatch)
-        monkeypatch.setattr(WeightSource, "read_into", failing)
+        monkeypatch.setattr(CheckpointSource, "read_into", failing)
         for _ in range(2):
             watch.seconds[slow] = 0.15
             before = watch.uses[slow]

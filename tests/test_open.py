@@ -15,11 +15,11 @@ import pipeline.generation.folder as folders
 from actors.core.message import Message
 from pipeline import CheckpointError, ConfigError, Model, Slot, Stage
 from pipeline.checkpoints.presets import PRESETS
+from pipeline.groups.layout import Window
 from pipeline.models.config import read_config
 from pipeline.models.families import group_specs
-from pipeline.reading.lane import Chunk
 from pipeline.reading.preadv_lanes import PreadvLane, PreadvLanes
-from pipeline.reading.rows import Rows
+from pipeline.reading.rows import RowReader
 
 SHARDS = 30
 PROMPT = "class Stack:\n"
@@ -79,7 +79,7 @@ async def test_an_open_model_stands_ready(monkeypatch: pytest.MonkeyPatch) -> No
     """Every slot is filled and the disk at rest; the threads that the first group needs are there."""
     read_chunk = PreadvLane.read_chunk
 
-    def slowly(lane: PreadvLane, chunk: Chunk, buffer: memoryview) -> None:
+    def slowly(lane: PreadvLane, chunk: Window, buffer: memoryview) -> None:
         time.sleep(0.02)
         read_chunk(lane, chunk, buffer)
 
@@ -115,11 +115,11 @@ async def test_opening_does_not_wait_for_a_stage_that_waits(after: str) -> None:
 
 
 async def test_an_embedding_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(rows: Rows, file: Path, *arguments: Any) -> None:
+    def refused(rows: RowReader, file: Path, *arguments: Any) -> None:
         raise OSError(5, "Input/output error: at byte 0", str(file))
 
     before = len(os.listdir("/proc/self/fd"))
-    monkeypatch.setattr(Rows, "_read", refused)
+    monkeypatch.setattr(RowReader, "_read", refused)
     with pytest.raises(CheckpointError, match=r"model\.safetensors: Input/output error: at byte 0"):
         await Model.open(device="cpu")
     assert len(os.listdir("/proc/self/fd")) == before

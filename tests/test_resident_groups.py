@@ -16,7 +16,7 @@ from pipeline.config import Config
 from pipeline.engine.policies import POLICIES
 from pipeline.generation.build import build
 from pipeline.models import decoder
-from pipeline.reading.source import WeightSource
+from pipeline.reading.source import CheckpointSource
 
 pytestmark = pytest.mark.usefixtures("nothing_was_there_before", "what_fits_stays")
 LAYERS = 6
@@ -74,13 +74,13 @@ async def test_a_pass_reads_what_does_not_stay_and_nothing_else(
 ) -> None:
     settings = settings_with_groups(checkpoint, *shares, device=device)
     reads: Counter[tuple[int, str]] = Counter()
-    read_into = WeightSource.read_into
+    read_into = CheckpointSource.read_into
 
-    async def count(source: WeightSource, layer: int, group: str, buffer: Any) -> None:
+    async def count(source: CheckpointSource, layer: int, group: str, buffer: Any) -> None:
         reads[layer, group] += 1
         await read_into(source, layer, group, buffer)
 
-    monkeypatch.setattr(WeightSource, "read_into", count)
+    monkeypatch.setattr(CheckpointSource, "read_into", count)
     async with Model.open(checkpoint, **settings) as model:
         groups = len(model.runtime.catalog.order)
         await generate(model)
@@ -232,14 +232,14 @@ async def test_a_failure_spoils_nothing_that_stays(
         ffn_half = decoder.ffn_half
         monkeypatch.setattr(decoder, "ffn_half", lambda *arguments: (fails(), ffn_half(*arguments))[1])
     elif failing == "read":
-        read_into = WeightSource.read_into
+        read_into = CheckpointSource.read_into
 
-        async def read(source: WeightSource, layer: int, group: str, buffer: Any) -> None:
+        async def read(source: CheckpointSource, layer: int, group: str, buffer: Any) -> None:
             buffer.view[:] = b"\xff" * len(buffer.view)  # what a read that fails leaves is no weights
             fails()
             await read_into(source, layer, group, buffer)
 
-        monkeypatch.setattr(WeightSource, "read_into", read)
+        monkeypatch.setattr(CheckpointSource, "read_into", read)
     async with Model.open(checkpoint, **settings) as model:
         if failing == "upload":
             upload = model.runtime.device.upload

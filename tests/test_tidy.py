@@ -5,6 +5,7 @@ import functools
 import re
 import subprocess
 import sys
+from collections import Counter
 from graphlib import CycleError, TopologicalSorter
 from itertools import product
 from pathlib import Path
@@ -90,6 +91,11 @@ def test_no_files_import_each_other_in_a_circle() -> None:
         TopologicalSorter({module: imported_files(module) for module in FILES}).prepare()
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_no_class_name_means_two_things() -> None:
+    names = Counter(node.name for path in SHIPPED for node in ast.walk(tree(path)) if isinstance(node, ast.ClassDef))
+    assert [twice for twice, count in names.items() if count > 1] == ["ArmSettings", "ArmRun"]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)

@@ -10,20 +10,13 @@ from actors.core.event import Buffer, Event
 from actors.core.message import GroupKey, Message
 
 
-class Copy(Protocol):
-    """One run of bytes to copy from a host slot into a device slot."""
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Bytes that travel together, from a host slot to a device slot or inside a slot."""
 
-    @property
-    def source_offset(self) -> int:
-        """First byte in the host slot."""
-
-    @property
-    def target_offset(self) -> int:
-        """First byte in the device slot."""
-
-    @property
-    def length(self) -> int:
-        """Bytes to copy."""
+    source_offset: int
+    target_offset: int
+    length: int
 
 
 class Device(Protocol):

@@ -11,7 +11,7 @@ from pipeline.checkpoints.presets import PRESETS
 from pipeline.checkpoints.shard_layout import tensor_entries
 from pipeline.errors import ConfigError, unknown_name
 from pipeline.models.config import ModelConfig, parse_config, read_settings
-from pipeline.models.settings import Settings
+from pipeline.models.settings import JsonObject
 from pipeline.system.small_files import os_errors_named, why_no_folder
 
 TAGS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -43,17 +43,17 @@ def config_alone(path: Path) -> ConfigAlone | None:
     if os.path.lexists(path):
         if path.suffix != ".json":
             raise ConfigError(f"{path}: {why_no_folder(path)}, and no config.json; {NEED}")
-        settings = Settings.read(path)
+        settings = JsonObject.read(path)
         if settings.get("model_type") is None and settings.get("architectures") is None:
             raise ConfigError(f"{path}: is not the config.json of a model, as it names no model_type; {NEED}")
         return _alone(settings, path.name, path.parent)
     if name not in PRESETS:
         need = unknown_name("preset", name, list(PRESETS)) if path.name == name else NEED
         raise ConfigError(f"{path}: {why_no_folder(path)}; {need}")
-    return _alone(Settings(f"preset {name}", {**PRESETS[name], "dtype": "bfloat16"}), f"the preset {name}", path)
+    return _alone(JsonObject(f"preset {name}", {**PRESETS[name], "dtype": "bfloat16"}), f"the preset {name}", path)
 
 
-def _alone(settings: Settings, source: str, folder: Path) -> ConfigAlone:
+def _alone(settings: JsonObject, source: str, folder: Path) -> ConfigAlone:
     model = parse_config(settings)
     dtype = model.dtype or torch.bfloat16
     entries = tensor_entries(model, TAGS[dtype], folder)

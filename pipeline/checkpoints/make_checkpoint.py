@@ -18,7 +18,7 @@ from pipeline.checkpoints.presets import PRESETS
 from pipeline.checkpoints.shard_layout import SHARD_BYTES, Shapes, shard_header, shards, tensor_shapes, total_bytes
 from pipeline.errors import ConfigError, unknown_name
 from pipeline.models.config import ModelConfig, parse_config
-from pipeline.models.settings import Settings
+from pipeline.models.settings import JsonObject
 from pipeline.models.supported import FAMILIES
 from pipeline.system.sizes import human_bytes
 
@@ -100,7 +100,7 @@ def _settings(like: str, dtype: str, overrides: Mapping[str, int | None]) -> dic
 def _model(like: str, settings: dict[str, object]) -> ModelConfig:
     """Raises ConfigError that calls by the names of overrides what can never work."""
     try:
-        return parse_config(Settings(f"like {like}", settings))
+        return parse_config(JsonObject(f"like {like}", settings))
     except ConfigError as error:
         told = str(error).removesuffix("; correct the file")
         for name, key in OVERRIDES.items():

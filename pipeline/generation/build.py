@@ -36,8 +36,8 @@ from pipeline.models.config import ModelConfig, read_config
 from pipeline.models.row_blocks import RowBlocks
 from pipeline.reading.checksums import Checking, Checksums, choose_checking
 from pipeline.reading.embedding import EmbeddingRows
-from pipeline.reading.reading_choice import Choice, choose_reading
-from pipeline.reading.source import WeightSource
+from pipeline.reading.reading_choice import ReadingChoice, choose_reading
+from pipeline.reading.source import CheckpointSource
 from pipeline.state.blocks import BlockPool
 from pipeline.state.kv import KeyValueCache
 from pipeline.state.kv_room import KvRoom
@@ -59,11 +59,11 @@ class Runtime:
     context_tokens: int
     plan: MemoryPlan
     residency: Residency
-    reading: Choice
+    reading: ReadingChoice
     kv_room: KvRoom
     device: AnyDevice
     catalog: WeightCatalog
-    source: WeightSource
+    source: CheckpointSource
     checking: Checking
     embedding: EmbeddingRows
     cache: KeyValueCache
@@ -183,7 +183,7 @@ def _build(
     )
 
 
-def _weights(drawn: Blueprint, settings: Config, device: AnyDevice) -> tuple[Choice, WeightSource, Checking]:
+def _weights(drawn: Blueprint, settings: Config, device: AnyDevice) -> tuple[ReadingChoice, CheckpointSource, Checking]:
     """How weights are read and whether they are compared, and what does it: a thread for each lane sums up."""
     files, catalog = drawn.checkpoint.files, drawn.catalog
     reading = choose_reading(files, settings.reading, beside=device.unified)
@@ -199,7 +199,7 @@ def _weights(drawn: Blueprint, settings: Config, device: AnyDevice) -> tuple[Cho
     lanes = reading.reading.lanes
     folder = drawn.checkpoint.folder
     checksums = Checksums(drawn.groups.groups, drawn.groups.embed, lanes, folder) if checking.on else None
-    return reading, WeightSource(catalog.host, files, reading.reading, checksums), checking
+    return reading, CheckpointSource(catalog.host, files, reading.reading, checksums), checking
 
 
 def _batcher(plan: ModelPlan, settings: Config) -> Batcher:

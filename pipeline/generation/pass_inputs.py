@@ -8,9 +8,9 @@ import torch
 from torch.nn.functional import pad
 
 from actors.core.event import Event
+from actors.core.ports import Copy
 from pipeline.devices.open import AnyDevice
 from pipeline.generation.batching import Piece
-from pipeline.groups.layout import Copy
 from pipeline.models.attention import Rows, SequenceRows
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
 

@@ -12,6 +12,7 @@ from actors.core.budget import Slot
 from actors.core.errors import ActorFailed
 from actors.core.event import Event
 from actors.core.message import READY, Message, ended
+from actors.core.ports import Copy
 from pipeline.devices.lane import Lane
 from pipeline.devices.open import AnyDevice
 from pipeline.errors import CheckpointError, PenstockError, RequestError
@@ -22,7 +23,6 @@ from pipeline.generation.pass_inputs import PassInputs
 from pipeline.generation.sampling import Choice
 from pipeline.generation.sequence import RunningSequence
 from pipeline.groups.catalog import WeightCatalog
-from pipeline.groups.layout import Copy
 from pipeline.models import decoder
 from pipeline.models.attention import LayerKV
 from pipeline.models.config import ModelConfig

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from actors.core.budget import Slot
 from actors.core.errors import LineError
 from actors.core.message import GroupKey, Message
+from actors.core.ports import Copy
 from pipeline.devices.lane import comes_behind
 from pipeline.groups.groups import WeightGroup
-from pipeline.groups.layout import Copy, HostLayout, device_layout, host_layout, tensor_views
+from pipeline.groups.layout import HostLayout, device_layout, host_layout, tensor_views
 from pipeline.groups.slot_kinds import slot_kind
 
 if TYPE_CHECKING:

@@ -6,11 +6,12 @@ host slot     |.norm|q k v o..|                  each run's covering window of w
 device slot   |norm|q|k|v|o|                     tensors packed, each at a multiple of 256
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from actors.core.ports import Copy
 from pipeline.formats.tensors import TensorRange, stored_dtype
 from pipeline.groups.groups import WeightGroup
 from pipeline.system.sizes import BLOCK_BYTES
@@ -23,23 +24,16 @@ HOST_ALIGNMENT_BYTES = 64
 DEVICE_ALIGNMENT_BYTES = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
-    """Whole blocks of a file and their place in the host slot. The last block may reach beyond the end of the file."""
+class Window(NamedTuple):
+    """Whole blocks of a file and their place in the host slot. The last block may reach beyond the end of the file.
+
+    What a reading lane reads at once, a chunk, is a part of one.
+    """
 
     file: Path
     start: int
     length: int
     slot_offset: int
-
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """Bytes that travel together, from a host slot to a device slot or inside a host slot."""
-
-    source_offset: int
-    target_offset: int
-    length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +102,22 @@ def device_layout(group: WeightGroup, host: HostLayout) -> DeviceLayout:
     for tensor in sorted(group.tensors, key=lambda tensor: host.offsets[tensor.short]):
         source = host.offsets[tensor.short]
         target = offsets[tensor.short] = _round_up(slot_bytes, DEVICE_ALIGNMENT_BYTES)
-        last = copies[-1] if copies else Copy(source, target, 0)
-        if (last.source_offset + last.length, last.target_offset + last.length) == (source, target):
-            copies[-1:] = [Copy(last.source_offset, last.target_offset, last.length + tensor.length)]
-        else:
-            copies.append(Copy(source, target, tensor.length))
+        copies.append(Copy(source, target, tensor.length))
         slot_bytes = target + tensor.length
-    return DeviceLayout(offsets, _round_up(slot_bytes, DEVICE_ALIGNMENT_BYTES), tuple(copies))
+    return DeviceLayout(offsets, _round_up(slot_bytes, DEVICE_ALIGNMENT_BYTES), tuple(merge_copies(copies)))
+
+
+def merge_copies(copies: Iterable[Copy]) -> list[Copy]:
+    """The same copies, each with those that follow it without a gap as one. They come in ascending order."""
+    runs: list[Copy] = []
+    ends = None
+    for copy in copies:
+        if ends == (copy.source_offset, copy.target_offset):
+            runs[-1] = Copy(runs[-1].source_offset, runs[-1].target_offset, runs[-1].length + copy.length)
+        else:
+            runs.append(copy)
+        ends = (copy.source_offset + copy.length, copy.target_offset + copy.length)
+    return runs
 
 
 def tensor_views(

@@ -13,7 +13,7 @@ import torch
 from pipeline.errors import CheckpointError
 from pipeline.models.frequencies import RopeScaling, rope_length
 from pipeline.models.rope_settings import read_rope, stretched
-from pipeline.models.settings import Settings
+from pipeline.models.settings import JsonObject
 from pipeline.models.supported import BIASES, FAMILIES, Family, unsupported
 from pipeline.system.hub_cache import PREFIX, how_to_fetch
 from pipeline.system.small_files import os_errors_named, require_folder
@@ -76,13 +76,13 @@ def read_config(folder: Path) -> ModelConfig:
     return parse_config(read_settings(folder), folder)
 
 
-def read_settings(folder: Path) -> Settings:
+def read_settings(folder: Path) -> JsonObject:
     """What config.json of `folder` says, unchecked. Raises `CheckpointError`, with what is there in its place."""
     require_folder(folder, NEED)
     path = folder / "config.json"
     if not os.path.lexists(path):
         raise CheckpointError(f"{path}: is missing; {_need_instead(folder)}{how_to_fetch(folder)}")
-    return Settings.read(path)
+    return JsonObject.read(path)
 
 
 def _need_instead(folder: Path) -> str:
@@ -98,7 +98,7 @@ def _need_instead(folder: Path) -> str:
     return need
 
 
-def parse_config(settings: Settings, folder: Path | None = None) -> ModelConfig:
+def parse_config(settings: JsonObject, folder: Path | None = None) -> ModelConfig:
     """Check the settings of a config, which may be in no `folder`. Raises as `read_config`."""
     name = _family_name(settings)
     family = FAMILIES[name]
@@ -143,12 +143,12 @@ def read_generation_defaults(folder: Path) -> dict[str, float | int | bool]:
     path = folder / "generation_config.json"
     if not os.path.lexists(path):
         return {}
-    settings = Settings.read(path)
+    settings = JsonObject.read(path)
     present = [key for key in GENERATION_DEFAULTS if settings.get(key) is not None]
     return {key: settings.flag(key) if key == "do_sample" else settings.number(key) for key in present}
 
 
-def _family_name(settings: Settings) -> str:
+def _family_name(settings: JsonObject) -> str:
     """The family by `model_type`, else by the class; either may be absent.
 
     Older files spell the class LLaMAForCausalLM. LlamaModel is what was saved without its head, which may be tied.
@@ -165,7 +165,7 @@ def _family_name(settings: Settings) -> str:
     return name
 
 
-def _refuse_unsupported(settings: Settings, family: Family) -> None:
+def _refuse_unsupported(settings: JsonObject, family: Family) -> None:
     if settings.text("hidden_act", "silu") not in ("silu", "swish"):  # two names of one function
         raise unsupported(settings, "hidden_act")
     if settings.get("quantization_config") is not None:
@@ -174,7 +174,7 @@ def _refuse_unsupported(settings: Settings, family: Family) -> None:
         raise unsupported(settings, "is_causal")
 
 
-def _biases(settings: Settings, family: Family) -> frozenset[str]:
+def _biases(settings: JsonObject, family: Family) -> frozenset[str]:
     """Which matrices have one. A key that asks for some that the family never has, in transformers either, is refused.
 
     transformers gives Qwen2 its three whatever `attention_bias` says, which is no promise of a fourth one.
@@ -185,14 +185,14 @@ def _biases(settings: Settings, family: Family) -> frozenset[str]:
     return frozenset(family.biases).union(*(BIASES[key] for key in family.bias_keys if settings.flag(key)))
 
 
-def _kv_heads(settings: Settings, heads: int) -> int:
+def _kv_heads(settings: JsonObject, heads: int) -> int:
     kv_heads = settings.optional_count("num_key_value_heads") or heads
     if heads % kv_heads:
         raise settings.error("num_key_value_heads", f"a divisor of num_attention_heads = {heads}", kv_heads)
     return kv_heads
 
 
-def _head_dim(settings: Settings, heads: int) -> int:
+def _head_dim(settings: JsonObject, heads: int) -> int:
     hidden_size = settings.count("hidden_size")
     head_dim = settings.optional_count("head_dim")
     if head_dim is None and hidden_size % heads:
@@ -203,7 +203,7 @@ def _head_dim(settings: Settings, heads: int) -> int:
     return head_dim
 
 
-def _sliding_window(settings: Settings, family: Family, layers: int) -> int | None:
+def _sliding_window(settings: JsonObject, family: Family, layers: int) -> int | None:
     """The window that all layers share, None for full attention in all. Layers that differ are refused."""
     window, first_windowed = None, layers
     if family.windowed_layers == "all":
@@ -222,7 +222,7 @@ def _sliding_window(settings: Settings, family: Family, layers: int) -> int | No
     raise unsupported(settings, "layer_types" if settings.get("layer_types") else "max_window_layers")
 
 
-def _declared_dtype(settings: Settings) -> torch.dtype | None:
+def _declared_dtype(settings: JsonObject) -> torch.dtype | None:
     for key in ("dtype", "torch_dtype"):
         name = settings.text(key, "auto").removeprefix("torch.")
         if name in DTYPES:
@@ -232,9 +232,9 @@ def _declared_dtype(settings: Settings) -> torch.dtype | None:
     return None
 
 
-def _token_ids(folder: Path | None, settings: Settings, key: str, vocabulary_size: int) -> tuple[int, ...]:
+def _token_ids(folder: Path | None, settings: JsonObject, key: str, vocabulary_size: int) -> tuple[int, ...]:
     """`generation_config.json` speaks for a special token where it names one, else `config.json` does."""
     path = None if folder is None else folder / "generation_config.json"
-    if path is not None and path.exists() and (generation := Settings.read(path)).get(key) is not None:
+    if path is not None and path.exists() and (generation := JsonObject.read(path)).get(key) is not None:
         settings = generation
     return settings.token_ids(key, vocabulary_size)

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pipeline.models.settings import Settings
+from pipeline.models.settings import JsonObject
 
 # Each with the values, beside null, that change no text; 0 is a token like any other. How long an answer may be
 # (`max_length`, `max_new_tokens`) is not among them: a call says so, and an answer that it ends tells why.
@@ -64,12 +64,12 @@ def read_not_followed(folder: Path) -> dict[str, Any]:
     return _stated(_read(folder), NOT_FOLLOWED)
 
 
-def _stated(settings: Settings, neutral: dict[str, tuple[object, ...]]) -> dict[str, Any]:
+def _stated(settings: JsonObject, neutral: dict[str, tuple[object, ...]]) -> dict[str, Any]:
     """The settings that are not null, nor one of the values that change no text."""
     stated = {name: settings.get(name) for name in neutral}
     return {name: value for name, value in stated.items() if value is not None and value not in neutral[name]}
 
 
-def _read(folder: Path) -> Settings:
+def _read(folder: Path) -> JsonObject:
     path = folder / "generation_config.json"
-    return Settings.read(path) if os.path.lexists(path) else Settings(str(path), {})
+    return JsonObject.read(path) if os.path.lexists(path) else JsonObject(str(path), {})

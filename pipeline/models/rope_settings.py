@@ -14,7 +14,7 @@ from pipeline.models.frequencies import (
     frequencies,
     rope_length,
 )
-from pipeline.models.settings import MAX_COUNT, Settings
+from pipeline.models.settings import MAX_COUNT, JsonObject
 from pipeline.models.supported import unsupported
 
 ORIGINAL = "original_max_position_embeddings"
@@ -22,7 +22,7 @@ MOST_SHOWN = 120
 """Characters of a scaling that a message repeats: one may have hundreds of factors."""
 
 
-def read_rope(settings: Settings, head_dim: int, max_positions: int) -> tuple[float, RopeScaling | None]:
+def read_rope(settings: JsonObject, head_dim: int, max_positions: int) -> tuple[float, RopeScaling | None]:
     """Base and scaling, with the precedence of transformers: `rope_scaling`, else `rope_parameters`, else top level.
 
     Raises `ConfigError` for what is not supported, and for numbers that no frequencies follow from.
@@ -54,7 +54,7 @@ def stretched(max_positions: int, scaling: RopeScaling | None) -> int:
     return max(max_positions, int(min(most, MAX_COUNT)))
 
 
-def _read_scaling(settings: Settings, rope: Settings, head_dim: int, max_positions: int) -> RopeScaling | None:
+def _read_scaling(settings: JsonObject, rope: JsonObject, head_dim: int, max_positions: int) -> RopeScaling | None:
     key = "rope_type" if rope.get("rope_type") is not None else "type"
     original = settings.optional_count(ORIGINAL) or rope.optional_count(ORIGINAL) or max_positions
     match rope.text(key, "default"):
@@ -74,7 +74,7 @@ def _read_scaling(settings: Settings, rope: Settings, head_dim: int, max_positio
             raise unsupported(rope, key)
 
 
-def _read_llama3(rope: Settings, original: int) -> Llama3Scaling:
+def _read_llama3(rope: JsonObject, original: int) -> Llama3Scaling:
     low, high = rope.positive("low_freq_factor"), rope.positive("high_freq_factor")
     if low >= high:
         raise rope.error("low_freq_factor", f"a number below high_freq_factor = {high}", low)
@@ -86,7 +86,7 @@ def _read_llama3(rope: Settings, original: int) -> Llama3Scaling:
     )
 
 
-def _read_yarn(rope: Settings, original: int, max_positions: int) -> YarnScaling:
+def _read_yarn(rope: JsonObject, original: int, max_positions: int) -> YarnScaling:
     """A `factor` that is not stated is the ratio of the two contexts, if they differ."""
     factor = rope.positive("factor", default=max_positions / original if max_positions != original else None)
     fast, slow = rope.positive("beta_fast", default=32.0), rope.positive("beta_slow", default=1.0)
@@ -110,7 +110,7 @@ def _magnitude(factor: float, scale: float) -> float:
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def _read_longrope(rope: Settings, original: int, max_positions: int, head_dim: int) -> LongScaling:
+def _read_longrope(rope: JsonObject, original: int, max_positions: int, head_dim: int) -> LongScaling:
     """The `factor` counts for the attention factor only; one that is not stated is the ratio of the two contexts."""
     factor = rope.positive("factor", default=max_positions / original)
     if original == 1:
@@ -124,7 +124,7 @@ def _read_longrope(rope: Settings, original: int, max_positions: int, head_dim: 
     )
 
 
-def _check(settings: Settings, head_dim: int, theta: float, scaling: RopeScaling | None, longest: int) -> None:
+def _check(settings: JsonObject, head_dim: int, theta: float, scaling: RopeScaling | None, longest: int) -> None:
     try:
         sets = [
             frequencies(head_dim, theta, scaling, length, torch.device("cpu"))

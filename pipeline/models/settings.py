@@ -12,7 +12,7 @@ from pipeline.system.small_files import CONFIG_LIMIT_BYTES, read_json_file
 MAX_COUNT = 2**31 - 1
 
 
-class Settings:
+class JsonObject:
     """One JSON object and the path that errors call it by. A null counts as absent, save where `optional_` says so."""
 
     def __init__(self, path: str, values: Mapping[str, object], absent: Mapping[str, object] | None = None) -> None:
@@ -20,20 +20,20 @@ class Settings:
         self._values = {**(absent or {}), **values}
 
     @classmethod
-    def read(cls, path: Path) -> "Settings":
+    def read(cls, path: Path) -> "JsonObject":
         """The object in the file `path`. Raises `CheckpointError` where there is none."""
         return cls(str(path), read_json_file(path, CONFIG_LIMIT_BYTES))
 
-    def with_absent(self, absent: Mapping[str, object]) -> "Settings":
+    def with_absent(self, absent: Mapping[str, object]) -> "JsonObject":
         """The same settings, where `absent` speaks for the keys that the file leaves out."""
-        return Settings(self._path, self._values, absent)
+        return JsonObject(self._path, self._values, absent)
 
-    def section(self, key: str) -> "Settings":
+    def section(self, key: str) -> "JsonObject":
         """The object under `key`; an empty one where there is none."""
         value = self._values.get(key)
         if value is not None and not isinstance(value, dict):
             raise self.error(key, "a JSON object", value)
-        return Settings(f"{self._path}: {key}", value or {})
+        return JsonObject(f"{self._path}: {key}", value or {})
 
     def __bool__(self) -> bool:
         return bool(self._values)

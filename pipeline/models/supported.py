@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.errors import ConfigError
-from pipeline.models.settings import Settings
+from pipeline.models.settings import JsonObject
 
 SUPPORTED = (
     "Llama 2/3/3.1/3.2 (llama), Mistral (mistral), Qwen2/2.5 (qwen2) and Qwen3 (qwen3), dense, unquantised, "
@@ -77,6 +77,6 @@ FAMILIES = {
 }
 
 
-def unsupported(settings: Settings, key: str) -> ConfigError:
+def unsupported(settings: JsonObject, key: str) -> ConfigError:
     """The refusal of what `key` asks for."""
     return settings.error(key, f"a model that is supported: {SUPPORTED}", settings.get(key), "use another checkpoint")

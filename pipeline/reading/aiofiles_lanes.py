@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator, Awaitable, Sequence
 from aiofiles.os import wrap
 
 from actors.core.operation import foretell
-from pipeline.reading.lane import Chunk, Disk, Landed, Lane, Lanes, unheeded
+from pipeline.groups.layout import Window
+from pipeline.reading.lane import Disk, Landed, ReadingLane, ReadingLanes, unheeded
 from pipeline.system.threads import Threads
 
 
-class AiofilesLanes(Lanes["AiofilesLane"]):
+class AiofilesLanes(ReadingLanes["AiofilesLane"]):
     """Lends its lanes to calls, each of which shares its chunks out among those that it gets."""
 
     def __init__(self, name: str, count: int, disk: Disk) -> None:
@@ -23,8 +24,8 @@ class AiofilesLanes(Lanes["AiofilesLane"]):
         self._calls = 0
         self._changed = threading.Condition()
 
-    async def read(self, chunks: Sequence[Chunk], buffer: memoryview, landed: Landed = unheeded) -> None:
-        """As `Lanes.read`."""
+    async def read(self, chunks: Sequence[Window], buffer: memoryview, landed: Landed = unheeded) -> None:
+        """As `ReadingLanes.read`."""
         shared = deque(chunks)
         workers = [self._read_shared(shared, buffer, landed) for _ in range(min(len(chunks), len(self._lanes)))]
         self._count_calls(1)
@@ -37,7 +38,7 @@ class AiofilesLanes(Lanes["AiofilesLane"]):
             self._count_calls(-1)
 
     async def aclose(self) -> None:
-        """As `Lanes.aclose`."""
+        """As `ReadingLanes.aclose`."""
         await asyncio.to_thread(self._close)
 
     def _close(self) -> None:
@@ -53,7 +54,7 @@ class AiofilesLanes(Lanes["AiofilesLane"]):
             self._calls += more
             self._changed.notify_all()
 
-    async def _read_shared(self, chunks: deque[Chunk], buffer: memoryview, landed: Landed) -> None:
+    async def _read_shared(self, chunks: deque[Window], buffer: memoryview, landed: Landed) -> None:
         async with self._lend() as lane:
             await lane.read(chunks, buffer, landed)
 
@@ -67,7 +68,7 @@ class AiofilesLanes(Lanes["AiofilesLane"]):
                 self._idle.append(lane)
 
 
-class AiofilesLane(Lane):
+class AiofilesLane(ReadingLane):
     """Reads as aiofiles does: a function of the operating system, called on the lane's thread and awaited."""
 
     def __init__(self, name: str, disk: Disk) -> None:
@@ -75,7 +76,7 @@ class AiofilesLane(Lane):
         self._thread = Threads(1, name)
         self._read_on_thread = wrap(self._read)
 
-    async def read(self, chunks: deque[Chunk], buffer: memoryview, landed: Landed) -> None:
+    async def read(self, chunks: deque[Window], buffer: memoryview, landed: Landed) -> None:
         """Take chunks, which lanes share, and read them until none is left; after an error none is left for others."""
         try:
             while chunks:
@@ -92,14 +93,14 @@ class AiofilesLane(Lane):
         """End the thread; no read may be in flight."""
         self._thread.shutdown()
 
-    async def _read_chunk(self, chunk: Chunk, buffer: memoryview, chunks: deque[Chunk]) -> None:
+    async def _read_chunk(self, chunk: Window, buffer: memoryview, chunks: deque[Window]) -> None:
         position, end = chunk.start, self._end(chunk)
         while position < end:
             reading = self._read_on_thread(chunk, position, buffer, executor=self._thread)
             position += await self._finish(reading, chunks)
         self._disk.check_unchanged(chunk.file, end)
 
-    async def _finish(self, reading: Awaitable[int], chunks: deque[Chunk]) -> int:
+    async def _finish(self, reading: Awaitable[int], chunks: deque[Window]) -> int:
         """Wait for a read. When cancelled, begin no further chunk, and let the thread come to its end."""
         try:
             return await reading

@@ -19,7 +19,7 @@ from actors.core.message import GroupKey
 from pipeline.errors import CheckpointError
 from pipeline.formats.tensors import TensorRange
 from pipeline.groups.groups import WeightGroup
-from pipeline.reading.lane import Chunk
+from pipeline.groups.layout import Window
 from pipeline.system.threads import Threads, outlast, usable_cores
 
 INLINE_BYTES = 1 << 20
@@ -63,7 +63,7 @@ def choose_checking(said: bool | None, *, unified: bool, moving_bytes: int, rate
     return Checking(True, f"it takes {cost}")
 
 
-class Piece(NamedTuple):
+class TensorPiece(NamedTuple):
     """Bytes of one tensor that lie in one chunk: in their file, and in the host slot."""
 
     tensor: TensorRange
@@ -72,12 +72,12 @@ class Piece(NamedTuple):
     slot_offset: int
 
 
-class Pieces:
+class TensorPieces:
     """What is to be summed up of a group, and which of it lies in which chunk."""
 
-    def __init__(self, group: WeightGroup, chunks: Sequence[Chunk]) -> None:
-        self.pieces: list[Piece] = []
-        self.of_chunk: dict[Chunk, range] = {}
+    def __init__(self, group: WeightGroup, chunks: Sequence[Window]) -> None:
+        self.pieces: list[TensorPiece] = []
+        self.of_chunk: dict[Window, range] = {}
         for chunk in chunks:
             first = len(self.pieces)
             self.pieces += _within(group, chunk)
@@ -87,7 +87,7 @@ class Pieces:
 class Sums:
     """The digests of one read of a group, on threads beside its lanes. Nothing looks into `view` after `ended`."""
 
-    def __init__(self, key: GroupKey, pieces: Pieces, view: memoryview, threads: Threads) -> None:
+    def __init__(self, key: GroupKey, pieces: TensorPieces, view: memoryview, threads: Threads) -> None:
         self.key = key
         self.pieces = pieces.pieces
         self.digests = array("Q", bytes(8 * len(self.pieces)))
@@ -96,7 +96,7 @@ class Sums:
         self._threads = threads
         self._running: list[Future[None]] = []
 
-    def landed(self, chunk: Chunk) -> None:
+    def landed(self, chunk: Window) -> None:
         """Sum up a chunk that is whole; a small one at once, on the lane's own thread."""
         places = self._of_chunk[chunk]
         if sum(self.pieces[place].length for place in places) <= INLINE_BYTES:
@@ -125,18 +125,18 @@ class Checksums:
     def __init__(self, groups: Sequence[WeightGroup], embed: TensorRange, threads: int, folder: Path) -> None:
         self.groups = self.rows = self.nbytes = self.mismatches = 0
         self._groups = {group.key: group for group in groups}
-        self._pieces: dict[GroupKey, Pieces] = {}
+        self._pieces: dict[GroupKey, TensorPieces] = {}
         self._digests: dict[GroupKey, array[int]] = {}
         self._embed = embed
         self._folder = folder
         self._row_digests = array("Q", bytes(8 * embed.shape[0]))
         self._threads = Threads(threads, "penstock-checksums")
 
-    def begin(self, layer: int, group: str, chunks: Sequence[Chunk], view: memoryview) -> Sums:
+    def begin(self, layer: int, group: str, chunks: Sequence[Window], view: memoryview) -> Sums:
         """What sums up a group while these chunks of it, the same in every read, land in its host slot."""
         key = (layer, group)
         if key not in self._pieces:
-            self._pieces[key] = Pieces(self._groups[key], chunks)
+            self._pieces[key] = TensorPieces(self._groups[key], chunks)
         return Sums(key, self._pieces[key], view, self._threads)
 
     def compare(self, sums: Sums) -> CheckpointError | None:
@@ -162,7 +162,7 @@ class Checksums:
             self._row_digests[index] = known
             if known != digest:
                 self.mismatches += 1
-                row = Piece(self._embed, self._embed.start + index * row_bytes, row_bytes, 0)
+                row = TensorPiece(self._embed, self._embed.start + index * row_bytes, row_bytes, 0)
                 return self._error(row, known, digest, 0)
         return None
 
@@ -170,7 +170,7 @@ class Checksums:
         """End the threads. Closing twice is harmless."""
         await asyncio.to_thread(self._threads.shutdown)
 
-    def _error(self, piece: Piece, known: int, found: int, others: int) -> CheckpointError:
+    def _error(self, piece: TensorPiece, known: int, found: int, others: int) -> CheckpointError:
         file = piece.tensor.file
         more = f" (and {others} more pieces of the group)" if others else ""
         return CheckpointError(
@@ -181,13 +181,13 @@ class Checksums:
         )
 
 
-def _within(group: WeightGroup, chunk: Chunk) -> Iterator[Piece]:
+def _within(group: WeightGroup, chunk: Window) -> Iterator[TensorPiece]:
     """The bytes of the group's tensors in a chunk, without the padding around them."""
     for tensor in group.tensors:
         start = max(tensor.start, chunk.start)
         end = min(tensor.start + tensor.length, chunk.start + chunk.length)
         if tensor.file == chunk.file and start < end:
-            yield Piece(tensor, start, end - start, chunk.slot_offset + start - chunk.start)
+            yield TensorPiece(tensor, start, end - start, chunk.slot_offset + start - chunk.start)
 
 
 def _digest(run: memoryview) -> int:

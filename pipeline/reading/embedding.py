@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from actors.core.event import Event
+from actors.core.ports import Copy
 from pipeline.formats.tensors import TensorRange
-from pipeline.groups.layout import Copy, tensor_views
+from pipeline.groups.layout import tensor_views
 from pipeline.reading.checksums import Checksums
-from pipeline.reading.source import WeightSource
+from pipeline.reading.source import CheckpointSource
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +27,7 @@ class EmbeddingRows:
     def __init__(
         self,
         table: TensorRange,
-        source: WeightSource,
+        source: CheckpointSource,
         device: "AnyDevice",
         most_rows: int,
         checksums: Checksums | None = None,

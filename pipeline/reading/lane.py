@@ -10,10 +10,11 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 from pipeline.checkpoints.shard import NOT_OFFERED, FileIdentity, Shard, advise
 from pipeline.errors import CheckpointError
+from pipeline.groups.layout import Window
 from pipeline.system.sizes import BLOCK_BYTES
 
 logger = logging.getLogger("penstock")
@@ -21,20 +22,11 @@ FOLIO_BYTES = 2 << 20
 """The most that a page cache keeps or drops as one."""
 
 
-class Chunk(NamedTuple):
-    """What one lane reads at once: `length` bytes of a file, as far as the file goes, to an offset in the buffer."""
-
-    file: Path
-    start: int
-    length: int
-    slot_offset: int
-
-
-Landed: TypeAlias = Callable[[Chunk], None]
+Landed: TypeAlias = Callable[[Window], None]
 """Called for each chunk once it is whole, by its lane: on any thread, and before the call for chunks ends."""
 
 
-def unheeded(chunk: Chunk) -> None:
+def unheeded(chunk: Window) -> None:
     """Nobody is told of chunks that have landed."""
 
 
@@ -79,7 +71,7 @@ class Disk:
                 logger.warning("%s: was deleted or replaced; going on with the file as it was opened", file)
 
 
-class Lane:
+class ReadingLane:
     """What one thread reads, and so at most one read in flight. `reads` returned bytes, `bytes_read` in all."""
 
     def __init__(self, disk: Disk) -> None:
@@ -87,10 +79,10 @@ class Lane:
         self.bytes_read = 0
         self._disk = disk
 
-    def _end(self, chunk: Chunk) -> int:
+    def _end(self, chunk: Window) -> int:
         return min(chunk.start + chunk.length, self._disk.files[chunk.file].size)
 
-    def _read(self, chunk: Chunk, position: int, buffer: memoryview) -> int:
+    def _read(self, chunk: Window, position: int, buffer: memoryview) -> int:
         """Read from `position` on, on the lane's thread, and tell how far that brings the chunk.
 
         What failed is tried once more, and at once: other threads may hang in reads of the same disk.
@@ -101,7 +93,7 @@ class Lane:
             logger.warning("a read failed, trying once more: %s", error)
             return self._read_once(chunk, position, buffer)
 
-    def _read_once(self, chunk: Chunk, position: int, buffer: memoryview) -> int:
+    def _read_once(self, chunk: Window, position: int, buffer: memoryview) -> int:
         """It comes nowhere when the kernel refused a direct read: the next one goes through the page cache."""
         shard = self._disk.files[chunk.file]
         direct = shard.direct if self._disk.direct else None
@@ -137,10 +129,10 @@ def _drop_cached(descriptor: int, start: int, end: int) -> None:
     advise(descriptor, start, end - start, "POSIX_FADV_DONTNEED")
 
 
-SomeLane = TypeVar("SomeLane", bound=Lane, covariant=True)
+SomeLane = TypeVar("SomeLane", bound=ReadingLane, covariant=True)
 
 
-class Lanes(ABC, Generic[SomeLane]):
+class ReadingLanes(ABC, Generic[SomeLane]):
     """So many lanes that serve calls in the order in which they came.
 
     A lane that finds nothing left to begin in one call goes on with the next at once. A thread cannot be stopped in the
@@ -161,7 +153,7 @@ class Lanes(ABC, Generic[SomeLane]):
         return sum(lane.reads for lane in self._lanes)
 
     @abstractmethod
-    async def read(self, chunks: Sequence[Chunk], buffer: memoryview, landed: Landed = unheeded) -> None:
+    async def read(self, chunks: Sequence[Window], buffer: memoryview, landed: Landed = unheeded) -> None:
         """Read these chunks into `buffer`. After an error or a cancellation no further one is begun.
 
         Raises:

@@ -1,12 +1,12 @@
 """The lanes of a source, by the way in which they read."""
 
 from pipeline.reading.aiofiles_lanes import AiofilesLanes
-from pipeline.reading.lane import Disk, Lane, Lanes
+from pipeline.reading.lane import Disk, ReadingLane, ReadingLanes
 from pipeline.reading.preadv_lanes import PreadvLanes
 
 LANES: dict[str, type[PreadvLanes] | type[AiofilesLanes]] = {"preadv": PreadvLanes, "aiofiles": AiofilesLanes}
 
 
-def open_lanes(name: str, way: str, count: int, disk: Disk) -> Lanes[Lane]:
+def open_lanes(name: str, way: str, count: int, disk: Disk) -> ReadingLanes[ReadingLane]:
     """`count` lanes of one way, whose threads are called by `name`."""
     return LANES[way](name, count, disk)

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from queue import SimpleQueue
 
 from actors.core.operation import foretell
-from pipeline.reading.lane import Chunk, Disk, Landed, Lane, Lanes, unheeded
+from pipeline.groups.layout import Window
+from pipeline.reading.lane import Disk, Landed, ReadingLane, ReadingLanes, unheeded
 from pipeline.system.threads import tell
 
 
-class PreadvLanes(Lanes["PreadvLane"]):
+class PreadvLanes(ReadingLanes["PreadvLane"]):
     """Reads with positioned reads, which need neither a seek nor the event loop: it wakes up once for each call."""
 
     def __init__(self, name: str, count: int, disk: Disk) -> None:
@@ -21,8 +22,8 @@ class PreadvLanes(Lanes["PreadvLane"]):
         self._threads: list[threading.Thread] = []
         super().__init__([PreadvLane(disk) for _ in range(count)])
 
-    async def read(self, chunks: Sequence[Chunk], buffer: memoryview, landed: Landed = unheeded) -> None:
-        """As `Lanes.read`."""
+    async def read(self, chunks: Sequence[Window], buffer: memoryview, landed: Landed = unheeded) -> None:
+        """As `ReadingLanes.read`."""
         if not chunks:
             return
         self._start()
@@ -44,7 +45,7 @@ class PreadvLanes(Lanes["PreadvLane"]):
             raise call.error
 
     async def aclose(self) -> None:
-        """As `Lanes.aclose`."""
+        """As `ReadingLanes.aclose`."""
         for _ in self._threads:
             self._calls.put(None)
         await asyncio.to_thread(self._join)
@@ -68,11 +69,11 @@ class PreadvLanes(Lanes["PreadvLane"]):
             del call  # it refers to the buffer
 
 
-class PreadvLane(Lane):
+class PreadvLane(ReadingLane):
     """The work of one thread."""
 
-    def read_chunk(self, chunk: Chunk, buffer: memoryview) -> None:
-        """Read a chunk whole, as far as its file goes. Raises as `Lanes.read`."""
+    def read_chunk(self, chunk: Window, buffer: memoryview) -> None:
+        """Read a chunk whole, as far as its file goes. Raises as `ReadingLanes.read`."""
         position, end = chunk.start, self._end(chunk)
         while position < end:
             position += self._read(chunk, position, buffer)
@@ -85,7 +86,7 @@ class _Call:
     `told` is set before that if there is an error: another thread may hang.
     """
 
-    def __init__(self, chunks: Sequence[Chunk], buffer: memoryview, landed: Landed) -> None:
+    def __init__(self, chunks: Sequence[Window], buffer: memoryview, landed: Landed) -> None:
         self.told = asyncio.Event()
         self.ended = asyncio.Event()
         self.error: BaseException | None = None
@@ -116,7 +117,7 @@ class _Call:
             tell(self._loop, self.told)
         self._leave(dropped)
 
-    def _take(self) -> Chunk | None:
+    def _take(self) -> Window | None:
         with self._lock:
             return self._waiting.popleft() if self._waiting else None
 

@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 
 from pipeline.checkpoints.shard import Shard, advise
-from pipeline.devices.lane import Lane as ComputeLane
+from pipeline.devices.lane import Lane
 from pipeline.devices.memory import HostMemory
-from pipeline.reading.lane import Chunk, Disk, Lane, Lanes
+from pipeline.groups.layout import Window
+from pipeline.reading.lane import Disk, ReadingLane, ReadingLanes
 from pipeline.reading.lanes import open_lanes
 from pipeline.reading.reading import DEFAULT, MIB, WAYS, Reading
 from pipeline.reading.reading_cache import cache_file, disk_key, keep, kept
@@ -49,7 +50,7 @@ BETTER_BY = {True: 1.05, False: 1.25}
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ReadingChoice:
     """How the disk is read, and why; the rate where it was measured."""
 
     reading: Reading
@@ -60,26 +61,26 @@ class Choice:
         return f"{self.reading}: {self.why}"
 
 
-def choose_reading(files: Mapping[Path, Shard], given: Mapping[str, object], *, beside: bool) -> Choice:
+def choose_reading(files: Mapping[Path, Shard], given: Mapping[str, object], *, beside: bool) -> ReadingChoice:
     """The best way to read these files, `beside` computing on the CPU. What is `given`, fields of `Reading`, stays.
 
     Call it on a thread without an event loop. What cannot be measured is read with the default.
     """
     default: Reading = replace(DEFAULT, **given)  # type: ignore[arg-type]
     if given.keys() == {"lanes", "chunk_bytes"} or len(given) == len(asdict(DEFAULT)):
-        return Choice(default, "as the settings say")
+        return ReadingChoice(default, "as the settings say")
     if sum(one.size for one in files.values()) < LEAST_BYTES:
-        return Choice(default, "the default, for few bytes")
+        return ReadingChoice(default, "the default, for few bytes")
     largest = max(files.values(), key=lambda shard: shard.size)
     return attempt(
         "how the disk is best read cannot be measured",
         lambda: _measured_choice(largest, given, beside),
-        Choice(default, "the default, for nothing could be measured"),
+        ReadingChoice(default, "the default, for nothing could be measured"),
         "the default is taken; set reader_lanes and chunk_bytes, and nothing is measured",
     )
 
 
-def _measured_choice(shard: Shard, given: Mapping[str, object], beside: bool) -> Choice:
+def _measured_choice(shard: Shard, given: Mapping[str, object], beside: bool) -> ReadingChoice:
     cache, key = cache_file(), disk_key(shard, beside)
     rates = kept(cache, key)
     since = "measured before"
@@ -87,13 +88,13 @@ def _measured_choice(shard: Shard, given: Mapping[str, object], beside: bool) ->
         with _computing() if beside else contextlib.nullcontext():
             rates, since = asyncio.run(_measure(shard)), "measured now"
         if not rates:  # a warning has said so
-            return Choice(replace(DEFAULT, **{"direct": False, **given}), "the file system refuses direct reads")  # type: ignore[arg-type]
+            return ReadingChoice(replace(DEFAULT, **{"direct": False, **given}), "the file system refuses direct reads")  # type: ignore[arg-type]
         keep(cache, key, rates)
     chosen = best_reading(rates)
     others = ", ".join(f"{name} {rates[one] / 1e9:.2f}" for name, one in _contrasts(chosen) if one in rates)
     told = f"{rates[chosen] / 1e9:.2f} GB/s{' beside computing' if beside else ''}, {since}"
     why = told + (f" ({others})" if others else "")
-    return Choice(replace(chosen, **given), why, rates[chosen])  # type: ignore[arg-type]
+    return ReadingChoice(replace(chosen, **given), why, rates[chosen])  # type: ignore[arg-type]
 
 
 def best_reading(rates: Mapping[Reading, float]) -> Reading:
@@ -118,7 +119,7 @@ def _computing() -> Iterator[None]:
         while not ended.is_set():
             torch.mv(matrix_FD, vector_D)
 
-    lane = ComputeLane("trial-computing")
+    lane = Lane("trial-computing")
     try:
         lane.submit(compute, ())
         yield
@@ -157,10 +158,10 @@ async def _measure(shard: Shard) -> dict[Reading, float]:
     return {one: statistics.median(some) for one, some in trials.items() if some}
 
 
-async def _try_disk(lanes: Lanes[Lane], file: Path, buffer: HostMemory) -> None:
+async def _try_disk(lanes: ReadingLanes[ReadingLane], file: Path, buffer: HostMemory) -> None:
     """Read a little, for what is begun cannot be stopped. Raises TimeoutError where trials would take too long."""
     started = time.perf_counter()
-    await lanes.read([Chunk(file, 0, FIRST_BYTES, 0)], buffer.view)
+    await lanes.read([Window(file, 0, FIRST_BYTES, 0)], buffer.view)
     if time.perf_counter() - started > LONGEST_SECONDS / FIRST_TIMES:
         raise TimeoutError
 
@@ -174,9 +175,9 @@ def _extents(size: int) -> Iterator[int]:
         start += TRIAL_BYTES
 
 
-async def _trial(lanes: Lanes[Lane], file: Path, start: int, one: Reading, buffer: HostMemory) -> float:
+async def _trial(lanes: ReadingLanes[ReadingLane], file: Path, start: int, one: Reading, buffer: HostMemory) -> float:
     sizes = {offset: min(one.chunk_bytes, TRIAL_BYTES - offset) for offset in range(0, TRIAL_BYTES, one.chunk_bytes)}
-    chunks = [Chunk(file, start + offset, size, offset) for offset, size in sizes.items()]
+    chunks = [Window(file, start + offset, size, offset) for offset, size in sizes.items()]
     started = time.perf_counter()
     await lanes.read(chunks, buffer.view)
     return TRIAL_BYTES / (time.perf_counter() - started)

@@ -13,7 +13,7 @@ from pipeline.reading.lane import Disk
 from pipeline.system.threads import Threads, outlast
 
 
-class Rows:
+class RowReader:
     """One thread that reads rows through the page cache, so that what comes again costs no read of the disk.
 
     The operating system is told of all rows of a call before the first is read, so they are all in flight at a time,

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.core.message import GroupKey
+from actors.core.ports import Copy
 from pipeline.checkpoints.shard import Shard
 from pipeline.errors import CheckpointError, ClosedError, ConfigError
-from pipeline.groups.layout import Copy, HostLayout
+from pipeline.groups.layout import HostLayout, Window
 from pipeline.reading.checksums import Checksums
-from pipeline.reading.lane import Chunk, Disk
+from pipeline.reading.lane import Disk
 from pipeline.reading.lanes import open_lanes
 from pipeline.reading.reading import Reading
-from pipeline.reading.rows import Rows
+from pipeline.reading.rows import RowReader
 from pipeline.system.sizes import BLOCK_BYTES
 from pipeline.system.threads import Threads, outlast
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("penstock")
 
 
-class WeightSource:
+class CheckpointSource:
     """Reads weight groups past the page cache into host slots, and embedding rows into any memory.
 
     Several `read_into` calls may be in flight: lanes serve them in call order, and a lane that finds no chunk left in
@@ -45,7 +46,7 @@ class WeightSource:
         self._layouts = layouts
         self._disk = Disk(files, reading.direct)
         self._lanes = open_lanes("penstock-disk", reading.way, reading.lanes, self._disk)
-        self._rows = Rows(self._disk)
+        self._rows = RowReader(self._disk)
         self._movers = Threads(reading.lanes, "penstock-moves")
         self._closed = False
         self._bytes_needed = 0
@@ -129,7 +130,7 @@ class WeightSource:
         if self.checksums is not None:
             await self.checksums.aclose()
 
-    async def _read(self, layer: int, group: str, chunks: Sequence[Chunk], view: memoryview) -> None:
+    async def _read(self, layer: int, group: str, chunks: Sequence[Window], view: memoryview) -> None:
         if self.checksums is None:
             await self._lanes.read(chunks, view)
             return
@@ -140,7 +141,7 @@ class WeightSource:
             raise fault
 
     async def _read_and_compare(
-        self, checksums: Checksums, layer: int, group: str, chunks: Sequence[Chunk], view: memoryview
+        self, checksums: Checksums, layer: int, group: str, chunks: Sequence[Window], view: memoryview
     ) -> CheckpointError | None:
         sums = checksums.begin(layer, group, chunks, view)
         try:
@@ -154,11 +155,11 @@ class WeightSource:
         loop, address = asyncio.get_running_loop(), _address(view)
         await outlast([loop.run_in_executor(self._movers, _move, address, move) for move in moves])
 
-    def _chunks(self, layout: HostLayout) -> Iterator[Chunk]:
+    def _chunks(self, layout: HostLayout) -> Iterator[Window]:
         for window in layout.windows:
             for done in range(0, window.length, self.reading.chunk_bytes):
                 length = min(self.reading.chunk_bytes, window.length - done)
-                yield Chunk(window.file, window.start + done, length, window.slot_offset + done)
+                yield Window(window.file, window.start + done, length, window.slot_offset + done)
 
     def _check(self, buffer: memoryview, slot_bytes: int) -> None:
         self._check_open()

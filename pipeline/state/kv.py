@@ -6,15 +6,14 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from actors.core import ports
 from actors.core.budget import Slot
 from actors.core.errors import ActorFailed
 from actors.core.event import Event
 from actors.core.message import READY, Message
+from actors.core.ports import Copy
 from pipeline.devices.memory import HostMemory, Memory
 from pipeline.devices.open import AnyDevice
 from pipeline.generation.batching import Piece
-from pipeline.groups.layout import Copy
 from pipeline.models.attention import LayerKV
 from pipeline.state.kv_handover import KvHandovers
 from pipeline.state.kv_layout import KvLayout
@@ -138,7 +137,7 @@ class KeyValueCache(KvHandovers):
         """What this pass writes in every layer."""
         return self._rows
 
-    async def write_back(self, layer: int, buffer: HostMemory, rows: Sequence[ports.Copy]) -> None:
+    async def write_back(self, layer: int, buffer: HostMemory, rows: Sequence[Copy]) -> None:
         """See that the blocks with these rows, which have landed in `buffer`, are where they live."""
         if self.placement.device_slots:
             self.bytes_out += sum(row.length for row in rows)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from actors.core import ports
+from actors.core.ports import Copy
 from pipeline.generation.batching import Piece
-from pipeline.groups.layout import Copy
+from pipeline.groups.layout import merge_copies
 from pipeline.models.attention import LayerKV
 from pipeline.models.config import ModelConfig
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
@@ -60,15 +60,17 @@ class KvLayout:
 
     def runs(self, blocks: Iterable[int]) -> list[Copy]:
         """Whole blocks, as runs of bytes."""
-        return merged(
+        return merge_copies(
             Copy(block * self.block_bytes, block * self.block_bytes, self.block_bytes) for block in sorted(blocks)
         )
 
     def new_rows(self, pieces: Sequence[Piece]) -> list[Copy]:
         """The rows that the tokens of a pass write: in every block, keys and values apart."""
-        return merged(sorted((row for piece in pieces for row in self._rows(piece)), key=lambda row: row.source_offset))
+        return merge_copies(
+            sorted((row for piece in pieces for row in self._rows(piece)), key=lambda row: row.source_offset)
+        )
 
-    def blocks_of(self, rows: Iterable[ports.Copy]) -> list[int]:
+    def blocks_of(self, rows: Iterable[Copy]) -> list[int]:
         """The blocks that these rows lie in, each once."""
         return sorted(
             {
@@ -94,15 +96,3 @@ class KvLayout:
             for offset in (first, first + BLOCK_TOKENS * self.row_bytes):
                 yield Copy(offset, offset, count * self.row_bytes)
             position += count
-
-
-def merged(copies: Iterable[Copy]) -> list[Copy]:
-    """Put copies together that follow one another without a gap; they come in ascending order."""
-    runs: list[Copy] = []
-    for copy in copies:
-        last = runs[-1] if runs else None
-        if last is not None and last.source_offset + last.length == copy.source_offset:
-            runs[-1] = Copy(last.source_offset, last.target_offset, last.length + copy.length)
-        else:
-            runs.append(copy)
-    return runs

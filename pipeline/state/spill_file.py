@@ -12,9 +12,9 @@ import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from actors.core.ports import Copy
 from pipeline.checkpoints.shard import NOT_OFFERED, O_DIRECT
 from pipeline.errors import ConfigError, PenstockError
-from pipeline.groups.layout import Copy
 from pipeline.system.limits import reached_limit
 from pipeline.system.sizes import BLOCK_BYTES
 from pipeline.system.threads import Threads, outlast

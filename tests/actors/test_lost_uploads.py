@@ -13,13 +13,13 @@ from support.small_lines import small_line
 from actors.core.arrivals import Arrivals
 from actors.core.errors import ActorFailed
 from actors.core.event import Event
+from actors.core.ports import Copy
 from actors.core.trace import Span, Trace
 from actors.gpu_uploader import GpuUploader
 from pipeline.devices.sim import SimDevice, SimEvent
 from pipeline.engine.policies import POLICIES, Policy
 from pipeline.tools.simulation.line import SimLine
 from pipeline.tools.simulation.loop import Deadlock, run_virtual
-from pipeline.tools.simulation.world import SimCopy
 
 OVERDUE = 0.1
 STAGE_2 = POLICIES["stage2"]
@@ -45,7 +45,7 @@ class BadDevice(SimDevice):
         if fault == "copy":
             return LostEvent()
         if fault == "slow":
-            copies = [*copies, SimCopy(5_000_000_000)]
+            copies = [*copies, Copy(0, 0, 5_000_000_000)]
         event = super().upload(source, target, copies, after, vacant)
         if fault == "event":
             return LostEvent()

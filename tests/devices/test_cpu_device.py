@@ -11,8 +11,8 @@ from support.events import ForeignEvent
 
 from actors.core.event import Event
 from actors.core.message import READY
+from actors.core.ports import Copy
 from pipeline.devices.cpu import CpuDevice
-from pipeline.groups.layout import Copy
 
 LONGEST_WAIT_SECONDS = 30
 WHOLE = (Copy(0, 0, 100),)

@@ -7,9 +7,9 @@ import pytest
 from support.events import ForeignEvent
 
 from actors.core.message import READY
+from actors.core.ports import Copy
 from pipeline.devices.sim import SimDevice, SimEvent
 from pipeline.tools.simulation.loop import run_virtual
-from pipeline.tools.simulation.world import SimCopy
 
 Body = Callable[[SimDevice], Awaitable[None]]
 
@@ -29,7 +29,7 @@ def now() -> float:
 
 def upload(device: SimDevice, *lengths: int, after: tuple[object, ...] = ()) -> SimEvent:
     source, target = device.host_memory(1000), device.device_memory(1000)
-    event = device.upload(source, target, [SimCopy(length) for length in lengths], after)  # type: ignore[arg-type]
+    event = device.upload(source, target, [Copy(0, 0, length) for length in lengths], after)  # type: ignore[arg-type]
     assert isinstance(event, SimEvent)
     return event
 
@@ -56,7 +56,7 @@ def test_uploads_take_bytes_over_rate_one_after_the_other() -> None:
 def test_downloads_have_a_link_of_their_own(options: dict[str, float], seconds: float) -> None:
     async def body(device: SimDevice) -> None:
         up = upload(device, 300)
-        down = device.download(device.device_memory(100), device.host_memory(100), [SimCopy(60), SimCopy(40)], ())
+        down = device.download(device.device_memory(100), device.host_memory(100), [Copy(0, 0, 60), Copy(0, 0, 40)], ())
         await down.wait()
         assert now() == pytest.approx(seconds)
         await up.wait()
@@ -70,7 +70,7 @@ def test_a_slot_that_is_both_is_handed_on_in_no_time() -> None:
         assert device.unified
         memory = device.host_memory(1000)
         computing = device.launch("compute", lambda: 2.0, ())
-        handed_on = device.upload(memory, memory, [SimCopy(1000)], (computing,))
+        handed_on = device.upload(memory, memory, [Copy(0, 0, 1000)], (computing,))
         await handed_on.wait()
         assert now() == pytest.approx(2.0)
 

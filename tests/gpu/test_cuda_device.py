@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from actors.core.message import READY
+from actors.core.ports import Copy
 from pipeline.devices.cuda import CudaDevice
-from pipeline.groups.layout import Copy
 
 pytestmark = pytest.mark.cuda
 MEGABYTE = 1 << 20

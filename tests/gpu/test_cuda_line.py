@@ -14,6 +14,7 @@ from actors.compute_scheduler import ComputeScheduler
 from actors.core.budget import Budget
 from actors.core.event import Event
 from actors.core.line import Line
+from actors.core.ports import Copy
 from actors.core.trace import Span, Trace
 from actors.disk_reader import DiskReader
 from actors.gpu_uploader import GpuUploader
@@ -22,7 +23,6 @@ from actors.prefetch_planner import PrefetchPlanner
 from pipeline import ConfigError, Message, Model, Output, Slot, Stage
 from pipeline.checkpoints.make_checkpoint import make_checkpoint
 from pipeline.devices.cuda import CudaDevice
-from pipeline.groups.layout import Copy
 
 pytestmark = pytest.mark.cuda
 STEPS = 32

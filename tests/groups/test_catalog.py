@@ -18,7 +18,7 @@ from pipeline.groups.layout import DEVICE_ALIGNMENT_BYTES
 from pipeline.models.config import read_config
 from pipeline.models.families import group_specs
 from pipeline.reading.reading import Reading
-from pipeline.reading.source import WeightSource
+from pipeline.reading.source import CheckpointSource
 from pipeline.system.sizes import BLOCK_BYTES
 
 
@@ -54,7 +54,7 @@ async def through_slots(small: Small, catalog: WeightCatalog, group: WeightGroup
     kind = catalog.kind(group.layer, group.name)
     memories = {place: HostMemory(catalog.slot_bytes(place)[kind]) for place in ("host", "device")}
     memories["device"].tensor.fill_(255)
-    source = WeightSource(catalog.host, small.checkpoint.files, Reading(lanes=2, chunk_bytes=4096))
+    source = CheckpointSource(catalog.host, small.checkpoint.files, Reading(lanes=2, chunk_bytes=4096))
     await source.read_into(group.layer, group.name, memories["host"])
     await source.aclose()
     copy_bytes(memories["host"], memories["device"], catalog.copies(group.layer, group.name))

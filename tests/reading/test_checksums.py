@@ -9,12 +9,11 @@ from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.devices.memory import HostMemory
 from pipeline.errors import CheckpointError
 from pipeline.groups.groups import WeightGroups, plan_groups
-from pipeline.groups.layout import HostLayout, host_layout
+from pipeline.groups.layout import HostLayout, Window, host_layout
 from pipeline.models.config import read_config
 from pipeline.models.families import group_specs
 from pipeline.reading import checksums
 from pipeline.reading.checksums import Checksums, choose_checking
-from pipeline.reading.lane import Chunk
 from pipeline.system.sizes import BLOCK_BYTES
 
 GROUP = (1, "ffn")
@@ -35,10 +34,10 @@ def work(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     return str(request.param)
 
 
-def chunks_of(layout: HostLayout) -> list[Chunk]:
+def chunks_of(layout: HostLayout) -> list[Window]:
     """As the source cuts windows up; a tensor begins in the middle of one chunk and ends in that of another."""
     return [
-        Chunk(one.file, one.start + done, min(BLOCK_BYTES, one.length - done), one.slot_offset + done)
+        Window(one.file, one.start + done, min(BLOCK_BYTES, one.length - done), one.slot_offset + done)
         for one in layout.windows
         for done in range(0, one.length, BLOCK_BYTES)
     ]

@@ -16,7 +16,7 @@ from pipeline.formats.tensors import TensorRange
 from pipeline.reading.checksums import Checksums
 from pipeline.reading.embedding import EmbeddingRows
 from pipeline.reading.reading import Reading
-from pipeline.reading.source import WeightSource
+from pipeline.reading.source import CheckpointSource
 
 ROWS, COLUMNS = 50, 24
 START = 6000
@@ -74,7 +74,7 @@ async def test_rows_are_those_of_the_table(dtype: str, copy: bool, tmp_path: Pat
     file.write_bytes(b"x" * START + bytes(weights.view(torch.uint8).flatten().tolist()))
     device = CpuDevice(copy=copy)
     shard = Shard(file)
-    source = WeightSource({}, {file: shard}, Reading())
+    source = CheckpointSource({}, {file: shard}, Reading())
     embedding = EmbeddingRows(table(file, dtype), source, device, 8)
     for token_ids in ([7], [0, ROWS - 1, 3, 3, 0, 12], [5] * 8, list(range(8)), [49]):
         await (await embedding.fetch(token_ids)).wait()

@@ -10,7 +10,7 @@ from pipeline.checkpoints.shard import Shard
 from pipeline.devices.memory import HostMemory
 from pipeline.groups.layout import HostLayout, Window
 from pipeline.reading.reading import MIB, Reading
-from pipeline.reading.source import WeightSource
+from pipeline.reading.source import CheckpointSource
 
 CACHESTAT = 451
 BYTES, GROUP_BYTES = 24 * MIB, 6 * MIB
@@ -55,7 +55,7 @@ async def test_nothing_that_was_read_stays(before: str, chunk_bytes: int, lanes:
         assert len(large.read_bytes()) == BYTES
         assert cached_bytes(large) == BYTES
     shard = Shard(large)
-    source = WeightSource(layouts, {large: shard}, Reading(way, direct=False, lanes=lanes, chunk_bytes=chunk_bytes))
+    source = CheckpointSource(layouts, {large: shard}, Reading(way, direct=False, lanes=lanes, chunk_bytes=chunk_bytes))
     slot = HostMemory(GROUP_BYTES)
     for layer in range(BYTES // GROUP_BYTES):
         await source.read_into(layer, "attn", slot)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.checkpoints.shard import Shard
-from pipeline.reading.lane import Chunk, Disk
+from pipeline.groups.layout import Window
+from pipeline.reading.lane import Disk
 from pipeline.reading.preadv_lanes import PreadvLanes
 from pipeline.system.sizes import BLOCK_BYTES
 
@@ -35,8 +36,8 @@ async def test_after_a_thread_could_not_start_later_reads_work(
     monkeypatch.setattr(threading.Thread, "start", fails_once)
     buffer = memoryview(bytearray(BLOCK_BYTES))
     with pytest.raises(RuntimeError, match="can't start"):
-        await lanes.read([Chunk(weights, 0, BLOCK_BYTES, 0)], buffer)
-    await lanes.read([Chunk(weights, 0, BLOCK_BYTES, 0)], buffer)
+        await lanes.read([Window(weights, 0, BLOCK_BYTES, 0)], buffer)
+    await lanes.read([Window(weights, 0, BLOCK_BYTES, 0)], buffer)
     assert buffer == weights.read_bytes()[:BLOCK_BYTES]
     names = {thread.name for thread in threading.enumerate()}
     assert {"penstock-test-0", "penstock-test-1"} <= names, "the one that could not is there now"
@@ -45,7 +46,7 @@ async def test_after_a_thread_could_not_start_later_reads_work(
 
 async def test_an_idle_thread_holds_no_buffer(weights: Path, lanes: PreadvLanes) -> None:
     pages = mmap.mmap(-1, BLOCK_BYTES)
-    await lanes.read([Chunk(weights, 0, BLOCK_BYTES, 0)], memoryview(pages))
+    await lanes.read([Window(weights, 0, BLOCK_BYTES, 0)], memoryview(pages))
     for _ in range(1000):
         try:
             pages.close()

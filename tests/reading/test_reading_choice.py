@@ -21,7 +21,7 @@ from pipeline.checkpoints.make_checkpoint import make_checkpoint
 from pipeline.checkpoints.shard import Shard
 from pipeline.reading import reading_cache, reading_choice
 from pipeline.reading.reading import MIB, Reading
-from pipeline.reading.reading_choice import CANDIDATES, DEFAULT, Choice, best_reading, choose_reading
+from pipeline.reading.reading_choice import CANDIDATES, DEFAULT, ReadingChoice, best_reading, choose_reading
 
 FAST = Reading(lanes=2, chunk_bytes=32 * MIB)
 
@@ -119,7 +119,7 @@ def test_measuring_a_slow_disk_ends_in_time_and_begins_no_further_read(
     choice = choose_reading(files, {"lanes": 3}, beside=False)
     assert time.perf_counter() - started < 3.0
     assert begun[0] < reads + 20
-    assert (choice == Choice(Reading(lanes=3), "the default, for nothing could be measured")) != measured
+    assert (choice == ReadingChoice(Reading(lanes=3), "the default, for nothing could be measured")) != measured
 
 
 def test_the_choice_is_kept_for_the_next_time(files: dict[Path, Shard], measured: list[Path], tmp_path: Path) -> None:

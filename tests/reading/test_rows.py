@@ -14,13 +14,13 @@ from pipeline.checkpoints.shard import Shard
 from pipeline.errors import CheckpointError
 from pipeline.reading import rows
 from pipeline.reading.lane import Disk
-from pipeline.reading.rows import Rows
+from pipeline.reading.rows import RowReader
 
 
 @asynccontextmanager
-async def opened(file: Path) -> AsyncIterator[Rows]:
+async def opened(file: Path) -> AsyncIterator[RowReader]:
     shard = Shard(file)
-    some = Rows(Disk({file: shard}, direct=True))
+    some = RowReader(Disk({file: shard}, direct=True))
     try:
         yield some
     finally:

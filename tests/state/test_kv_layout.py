@@ -8,10 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors.core.ports import Copy
 from pipeline.generation.batching import Piece
-from pipeline.groups.layout import Copy
+from pipeline.groups.layout import merge_copies
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
-from pipeline.state.kv_layout import KvLayout, merged
+from pipeline.state.kv_layout import KvLayout
 from pipeline.system.sizes import BLOCK_BYTES
 
 BLOCKS = 40
@@ -141,5 +142,5 @@ def test_runs_hold_the_same_blocks_in_the_fewest_copies(blocks: set[int]) -> Non
 
 
 def test_nothing_merges_to_nothing_and_gaps_stay() -> None:
-    assert merged([]) == []
-    assert merged([Copy(0, 0, 4), Copy(4, 4, 4), Copy(9, 9, 1)]) == [Copy(0, 0, 8), Copy(9, 9, 1)]
+    assert merge_copies([]) == []
+    assert merge_copies([Copy(0, 0, 4), Copy(4, 4, 4), Copy(9, 9, 1)]) == [Copy(0, 0, 8), Copy(9, 9, 1)]

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from support.spill_blocks import BLOCK, BLOCKS, fds, filled, runs
 
+from actors.core.ports import Copy
 from pipeline.errors import PenstockError
-from pipeline.groups.layout import Copy
 from pipeline.state import spill_file
 from pipeline.state.spill_file import SpillError, SpillFile
 

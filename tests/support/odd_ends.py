@@ -11,7 +11,7 @@ from typing import Any
 from actors.core.ports import Ask, Half, Waits
 from pipeline import Message, Model, Slot, Stage
 from pipeline.engine.policies import Policy, find_policy
-from pipeline.reading.source import WeightSource
+from pipeline.reading.source import CheckpointSource
 from pipeline.system.threads import outlast
 
 SLOW_SECONDS = 0.02
@@ -150,7 +150,7 @@ def odd_reads(model: Model, end: End) -> None:
         await read_rows(*arguments)
 
     source.read_into, source.read_rows = reading, reading_rows  # type: ignore[method-assign]
-    assert isinstance(source, WeightSource)
+    assert isinstance(source, CheckpointSource)
 
 
 def stop_tasks(model: Model, end: End, way: str, pick: float) -> None:

@@ -3,8 +3,8 @@
 import os
 import random
 
+from actors.core.ports import Copy
 from pipeline.devices.memory import HostMemory
-from pipeline.groups.layout import Copy
 
 BLOCK = 8192
 BLOCKS = 40

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
+from actors.core.ports import Copy
 from pipeline.checkpoints import shard
 from pipeline.checkpoints.shard import Shard
-from pipeline.groups.layout import Copy, HostLayout, Window
+from pipeline.groups.layout import HostLayout, Window
 from pipeline.reading.checksums import Checksums
 from pipeline.reading.reading import WAYS, Reading
-from pipeline.reading.source import WeightSource
+from pipeline.reading.source import CheckpointSource
 from pipeline.system.sizes import BLOCK_BYTES
 
 CHUNKS = 6
@@ -57,11 +58,11 @@ def layouts(file: Path) -> dict[tuple[int, str], HostLayout]:
 
 
 @asynccontextmanager
-async def opened(file: Path, checksums: Checksums | None = None, **options: Any) -> AsyncIterator[WeightSource]:
+async def opened(file: Path, checksums: Checksums | None = None, **options: Any) -> AsyncIterator[CheckpointSource]:
     """A source that reads a block at a time, in the way that the test runs with."""
     weights = Shard(file)
     reading = Reading(**{"way": way, "chunk_bytes": BLOCK_BYTES, **options})
-    source = WeightSource(layouts(file), {file: weights}, reading, checksums)
+    source = CheckpointSource(layouts(file), {file: weights}, reading, checksums)
     try:
         yield source
     finally:

@@ -24,7 +24,7 @@ LEAVING_SECONDS = 2.0
 """A group may be removed once the kernel has seen its last process off."""
 
 
-class Holder:
+class LimitHolder:
     """Starts a program under a limit, and looks after it; here, without one: what it counts is its own memory.
 
     `peak_bytes` are the most that was counted; `over_bytes` what the program had taken when it was ended for taking too
@@ -60,35 +60,35 @@ class Holder:
         return False
 
 
-class NoLimit(Holder):
+class NoLimit(LimitHolder):
     """All of the machine."""
 
 
-class SystemdScope(Holder):
+class SystemdScope(LimitHolder):
     """A scope of systemd's; what is counted is the program's own memory."""
 
     kernel_holds = True
 
     @classmethod
     def lacking(cls) -> str | None:
-        """As `Holder.lacking`."""
+        """As `LimitHolder.lacking`."""
         return None if shutil.which("systemd-run") and SYSTEMD_RUNS.is_dir() else "systemd, which does not run here"
 
     def command(self, command: Sequence[str]) -> list[str]:
-        """As `Holder.command`."""
+        """As `LimitHolder.command`."""
         user = [] if os.geteuid() == 0 else ["--user"]
         limits = ["-p", f"MemoryMax={self.nbytes}", "-p", "MemorySwapMax=0"]
         return ["systemd-run", *user, "--scope", "--quiet", *limits, "--", *command]
 
 
-class ControlGroup(Holder):
+class ControlGroup(LimitHolder):
     """A control group of version 1 below our own; what is counted is all that it was charged for, cached pages too."""
 
     kernel_holds = True
 
     @classmethod
     def lacking(cls) -> str | None:
-        """As `Holder.lacking`."""
+        """As `LimitHolder.lacking`."""
         own = _own_group()
         able = own is not None and os.access(own, os.W_OK)
         return None if able else "memory control groups of version 1, and the right to make one"
@@ -113,22 +113,22 @@ class ControlGroup(Holder):
                 time.sleep(0.01)
 
     def command(self, command: Sequence[str]) -> list[str]:
-        """As `Holder.command`: a shell enters the group, and becomes the program."""
+        """As `LimitHolder.command`: a shell enters the group, and becomes the program."""
         return ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(self._group / "cgroup.procs"), *command]
 
     def look(self, pid: int) -> bool:
-        """As `Holder.look`."""
+        """As `LimitHolder.look`."""
         self.peak_bytes = int((self._group / "memory.max_usage_in_bytes").read_text())
         told = dict(line.split() for line in (self._group / "memory.oom_control").read_text().splitlines())
         self.over_bytes = self.nbytes if int(told.get("oom_kill", 0)) else 0
         return self.over_bytes > 0
 
 
-class Watchdog(Holder):
+class Watchdog(LimitHolder):
     """What is counted is the program's own memory and the cached pages of the files."""
 
     def look(self, pid: int) -> bool:
-        """As `Holder.look`; drops what is too much."""
+        """As `LimitHolder.look`; drops what is too much."""
         own, cached = _own_bytes(pid), self.files.look()
         self.peak_bytes = max(self.peak_bytes, own + cached)
         if own + cached > self.nbytes:
@@ -137,7 +137,7 @@ class Watchdog(Holder):
         return self.over_bytes > 0
 
 
-HOLDERS: Mapping[str, type[Holder]] = {"systemd": SystemdScope, "cgroup": ControlGroup, "watchdog": Watchdog}
+HOLDERS: Mapping[str, type[LimitHolder]] = {"systemd": SystemdScope, "cgroup": ControlGroup, "watchdog": Watchdog}
 
 
 def _own_group() -> Path | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline.errors import ConfigError, PenstockError
 from pipeline.system.sizes import human_bytes
 from pipeline.tools.bench.cached_files import CachedFiles
-from pipeline.tools.bench.limit_holders import HOLDERS, Holder, NoLimit
+from pipeline.tools.bench.limit_holders import HOLDERS, LimitHolder, NoLimit
 
 LOOK_SECONDS = 0.01
 
@@ -76,7 +76,7 @@ async def run_limited(command: Sequence[str], limit: MemoryLimit | None, folders
     return printed.decode(), holder.peak_bytes
 
 
-def _holder(limit: MemoryLimit | None, files: CachedFiles) -> Holder:
+def _holder(limit: MemoryLimit | None, files: CachedFiles) -> LimitHolder:
     return NoLimit(0, files) if limit is None else HOLDERS[limit.way](limit.nbytes, files)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from actors.core.message import READY, GroupKey
 from pipeline.generation.build import Runtime
-from pipeline.reading.source import WeightSource
+from pipeline.reading.source import CheckpointSource
 from pipeline.tools.bench.candidates import ReadSizes, Samples
 
 MIB = 1 << 20
@@ -29,7 +29,7 @@ async def read_rates(runtime: Runtime, progress: Callable[[str], None]) -> dict[
         sources = {}
         for lanes, chunk_bytes in READINGS:
             sizes = dataclasses.replace(runtime.source.reading, lanes=lanes, chunk_bytes=chunk_bytes)
-            source = WeightSource(runtime.catalog.host, files, sizes)
+            source = CheckpointSource(runtime.catalog.host, files, sizes)
             stack.push_async_callback(source.aclose)
             sources[ReadSizes(lanes, chunk_bytes)] = dataclasses.replace(runtime, source=source)
         progress("reading: touching all slots once")

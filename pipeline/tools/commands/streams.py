@@ -18,7 +18,7 @@ class OutputFailed(PenstockError):
     """What is printed cannot be written."""
 
 
-class Output:
+class OutputStream:
     """A stream whose failures are told apart from those of other files. What is only progress is not worth failing."""
 
     def __init__(self, name: str, stream: TextIO, *, only_progress: bool) -> None:
@@ -67,8 +67,8 @@ def standard_streams() -> Iterator[None]:
         raise OutputFailed("stdout is closed; send what is printed to a file, or to /dev/null")
     if isinstance(stdout, io.TextIOWrapper):
         stdout.reconfigure(errors="replace")
-    sys.stdout = cast("TextIO", Output("stdout", stdout, only_progress=False))
-    sys.stderr = cast("TextIO", Output("stderr", stderr, only_progress=True))
+    sys.stdout = cast("TextIO", OutputStream("stdout", stdout, only_progress=False))
+    sys.stderr = cast("TextIO", OutputStream("stderr", stderr, only_progress=True))
     try:
         yield
         sys.stdout.flush()

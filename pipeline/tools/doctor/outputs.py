@@ -32,7 +32,7 @@ Token = tuple[int, tuple[tuple[int, str], ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class RunResult:
     """What one run said, `says` in turn when it was asked twice; bytes and seconds are those of the last time.
 
     `token_seconds` is the median from one token to the next: the first ones also load kernels, in one run and not in
@@ -53,7 +53,7 @@ async def check_outputs(folder: Path, settings: Mapping[str, Any], say: Callable
     Raises ConfigError and CheckpointError as opening the model does.
     """
     checks: list[Check] = []
-    answers: dict[str, Answer] = {}
+    answers: dict[str, RunResult] = {}
     for name, arm in RUNS.items():
 
         def say_of(text: str, name: str = name) -> None:
@@ -70,7 +70,7 @@ async def check_outputs(folder: Path, settings: Mapping[str, Any], say: Callable
     return checks
 
 
-async def _answer(folder: Path, settings: Mapping[str, Any], say: Callable[[str], None]) -> Answer:
+async def _answer(folder: Path, settings: Mapping[str, Any], say: Callable[[str], None]) -> RunResult:
     say("opening the model")
     async with Model.open(folder, **settings) as model:
         # What stays is brought in by the first passes, and only found in place by later ones.
@@ -79,7 +79,7 @@ async def _answer(folder: Path, settings: Mapping[str, Any], say: Callable[[str]
         tokens, token_seconds = await _generate(model, say)
         after = model.statistics()
         runtime = model.runtime
-        return Answer(
+        return RunResult(
             (*says, tokens),
             after.bytes_read - before,
             token_seconds,
@@ -108,7 +108,7 @@ def _token(chunk: Chunk) -> Token:
     return chunk.token_ids[0], tuple((token_id, value.hex()) for token_id, value in (chunk.logprobs or {}).items())
 
 
-def _judged(name: str, answers: Mapping[str, Answer]) -> Check:
+def _judged(name: str, answers: Mapping[str, RunResult]) -> Check:
     answer = answers[name]
     other, reference = next(iter(answers.items()))
     measured = f"read {human_bytes(answer.read_bytes)} · {answer.token_seconds:.3g} s per token · {_staying(answer)}"
@@ -124,7 +124,7 @@ def _judged(name: str, answers: Mapping[str, Answer]) -> Check:
     return Check(name, "good", f"equals {other}, tokens and log-probabilities bit for bit · {measured}")
 
 
-def _staying(answer: Answer) -> str:
+def _staying(answer: RunResult) -> str:
     count = sum(answer.resident_groups.values())
     if not count:
         return f"none of {answer.groups} groups stays"

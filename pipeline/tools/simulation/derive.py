@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.checkpoints.presets import PRESETS
 from pipeline.errors import ConfigError, unknown_name
-from pipeline.models.settings import Settings
+from pipeline.models.settings import JsonObject
 from pipeline.models.supported import FAMILIES
 from pipeline.system.hub_cache import find_checkpoint
 from pipeline.tools.simulation.timings import LayerTimings
@@ -109,7 +109,7 @@ def derive_timings(
 
 
 def _preset_shape(name: str, values: Mapping[str, object]) -> Shape:
-    settings = Settings(f"preset {name}", values)
+    settings = JsonObject(f"preset {name}", values)
     family = FAMILIES[settings.text("model_type")]
     heads, hidden_size = settings.count("num_attention_heads"), settings.count("hidden_size")
     return Shape(

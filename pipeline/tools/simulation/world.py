@@ -24,15 +24,6 @@ Computed: TypeAlias = Counter[GroupKey]
 """How often each group was computed: for that pass it moves, once or twice, unless it may move a pass ahead."""
 
 
-@dataclass(frozen=True, slots=True)
-class SimCopy:
-    """All bytes of a group as one run."""
-
-    length: int
-    source_offset: int = 0
-    target_offset: int = 0
-
-
 class SimCatalog:
     """Groups that are known by how long they take; `two_kinds` as in the real catalog."""
 
@@ -46,12 +37,12 @@ class SimCatalog:
         """The kind of slot: "attn" or "ffn"; everything is "ffn" when there is only one slot."""
         return slot_kind(group, two_kinds=self._two_kinds)
 
-    def copies(self, layer: int, group: str) -> Sequence[SimCopy]:
+    def copies(self, layer: int, group: str) -> Sequence[Copy]:
         """One copy, for the next upload of the group."""
         pass_ = (self._uploads if self._computed is None else self._computed)[layer, group]
         self._uploads[layer, group] += 1
         seconds = self._timings.upload_seconds(pass_, layer, group)
-        return (SimCopy(round(seconds * BYTES_PER_SECOND)),)
+        return (Copy(0, 0, round(seconds * BYTES_PER_SECOND)),)
 
     def tensors(self, message: Message[Slot]) -> Mapping[str, Any]:
         """Nothing is in a simulated slot."""
@@ -83,7 +74,7 @@ class SimKeyValues(KvHandovers):
     def __init__(self, timings: Timings, device: Device, *, ahead: bool) -> None:
         _, *moving = [layer for layer, group in timings.order if group == "attn"]
         super().__init__(moving, ahead=ahead)
-        self._copies = (SimCopy(round(timings.kv_seconds * BYTES_PER_SECOND)),)
+        self._copies = (Copy(0, 0, round(timings.kv_seconds * BYTES_PER_SECOND)),)
         self.host_cells = {self.host_kind(layer): [device.host_memory(0)] for layer in self.layers}
         self.device_cells = {"shared": [device.device_memory(0) for _ in range(MOST_SHARED)]}
 
@@ -95,11 +86,11 @@ class SimKeyValues(KvHandovers):
         """All layers take turns in slots of one kind on the device."""
         return "shared"
 
-    def copies(self, layer: int, group: str) -> Sequence[SimCopy]:
+    def copies(self, layer: int, group: str) -> Sequence[Copy]:
         """All blocks as one run."""
         return self._copies
 
-    def new_rows(self) -> Sequence[SimCopy]:
+    def new_rows(self) -> Sequence[Copy]:
         """What goes takes as long as what comes."""
         return self._copies
 

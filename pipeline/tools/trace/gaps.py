@@ -38,7 +38,7 @@ PAUSE_SHARE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class GapPiece:
     """A stretch of a gap, and its cause."""
 
     cause: str
@@ -56,7 +56,7 @@ class Gap:
     part: int
     started: float
     ended: float
-    pieces: tuple[Piece, ...]
+    pieces: tuple[GapPiece, ...]
 
 
 def find_gaps(spans: Sequence[Span]) -> list[Gap]:
@@ -90,7 +90,7 @@ class _Line:
         self._stages = {span.actor for span in spans if span.actor not in OWN}
         self._handled = union(times for stage in self._stages for times in _times(spans, stage, "work"))
 
-    def causes(self, span: Span, started: float) -> tuple[Piece, ...]:
+    def causes(self, span: Span, started: float) -> tuple[GapPiece, ...]:
         """Cut the gap from `started` to the start of `span` into pieces."""
         gap = _Gap(started, span.started)
         nothing = (started, started)
@@ -140,7 +140,7 @@ class _Gap:
     def __init__(self, started: float, ended: float) -> None:
         self._started, self._ended = started, ended
         self._left: list[Interval] = [(started, ended)]
-        self._pieces: list[Piece] = []
+        self._pieces: list[GapPiece] = []
 
     def paint(
         self,
@@ -157,21 +157,21 @@ class _Gap:
             return
         covered = [(since, until)] if times is None else within(times, since, until)
         for started, ended in covered:
-            self._pieces.extend(Piece(cause, *part) for part in within(self._left, started, ended))
+            self._pieces.extend(GapPiece(cause, *part) for part in within(self._left, started, ended))
         self._left = without(self._left, covered)
 
-    def pieces(self) -> tuple[Piece, ...]:
+    def pieces(self) -> tuple[GapPiece, ...]:
         """What was painted, in order; slivers go to their neighbours, and neighbours of one cause become one."""
         found = sorted(self._pieces, key=lambda piece: piece.started)
         kept = [piece for piece in found if piece.ended - piece.started > NEGLIGIBLE_SECONDS] or found[:1]
-        joined: list[Piece] = []
+        joined: list[GapPiece] = []
         at = self._started
         for index, piece in enumerate(kept):
             ended = kept[index + 1].started if index + 1 < len(kept) else self._ended
             if joined and joined[-1].cause == piece.cause:
-                joined[-1] = Piece(piece.cause, joined[-1].started, ended)
+                joined[-1] = GapPiece(piece.cause, joined[-1].started, ended)
             else:
-                joined.append(Piece(piece.cause, at, ended))
+                joined.append(GapPiece(piece.cause, at, ended))
             at = ended
         return tuple(joined)
 

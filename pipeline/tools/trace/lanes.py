@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from actors.core.trace import Span
-from pipeline.tools.trace.gaps import Piece
+from pipeline.tools.trace.gaps import GapPiece
 from pipeline.tools.trace.intervals import Interval, without
 from pipeline.tools.trace.recording import COMPUTE, Recording
 from pipeline.tools.trace.summary import duration, resources
@@ -26,7 +26,7 @@ class Slice:
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
+class LaneRow:
     """One row."""
 
     name: str
@@ -34,15 +34,15 @@ class Lane:
     slices: Sequence[Slice]
 
 
-def lanes(recording: Recording) -> list[Lane]:
+def lanes(recording: Recording) -> list[LaneRow]:
     """One row for each resource, but one for each micro-batch that is computed."""
-    rows: list[Lane] = []
+    rows: list[LaneRow] = []
     for actor, name in resources(recording).items():
         work = [span for span in recording.spans if span.actor == actor and span.what == "work"]
         parts = sorted({span.part for span in work}) if actor == COMPUTE else [0]
         for part in parts:
             numbered = name if len(parts) == 1 else f"{name} micro-batch {part}"
-            rows.append(Lane(numbered, actor, one_after_the_other(span for span in work if span.part == part)))
+            rows.append(LaneRow(numbered, actor, one_after_the_other(span for span in work if span.part == part)))
     return rows
 
 
@@ -83,7 +83,7 @@ def style(span: Span | None) -> str:
     return f"{kind} odd" if span.layer % 2 else kind
 
 
-def draw_lane(lane: Lane, scale: Scale, top: float) -> list[str]:
+def draw_lane(lane: LaneRow, scale: Scale, top: float) -> list[str]:
     """The slices of a row that lie in the window, with names where there is room."""
     base = top + ROW_HEIGHT / 2 + 4
     parts = [row_name(base, lane.name)]
@@ -98,7 +98,7 @@ def draw_lane(lane: Lane, scale: Scale, top: float) -> list[str]:
     return parts
 
 
-def draw_piece(piece: Piece, before: str, scale: Scale, top: float, height: float) -> str:
+def draw_piece(piece: GapPiece, before: str, scale: Scale, top: float, height: float) -> str:
     """A piece of a gap, hatched in the colour of its cause."""
     x, right = scale.x(piece.started), scale.x(piece.ended)
     kind = "hatch" if right - x >= HATCHED_FROM else "solid"

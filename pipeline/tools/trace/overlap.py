@@ -95,7 +95,7 @@ class Overlap:
         The window is `passes` passes from `first_pass` on, all that follow unless said. Raises ValueError when it holds
         no computation.
         """
-        run = _Run(list(spans), order, first_pass, passes)
+        run = _PassWindow(list(spans), order, first_pass, passes)
         total = run.ended - run.started
         ideal = max(map(total_seconds, run.resources.values()))
         link = max(run.resources[DISK], run.resources[LINK], key=total_seconds)
@@ -129,7 +129,7 @@ def _rounded(value: Any) -> Any:
     return round(value, 6) if isinstance(value, float) else value
 
 
-class _Run:
+class _PassWindow:
     """The spans of a window of passes, by group, in compute order, and by resource."""
 
     def __init__(self, spans: Iterable[Span], order: Sequence[GroupKey], first_pass: int, passes: int | None) -> None:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import xxhash
 
 from pipeline.checkpoints.shard import Shard, advise
-from pipeline.reading.lane import Chunk, Disk
+from pipeline.groups.layout import Window
+from pipeline.reading.lane import Disk
 from pipeline.reading.preadv_lanes import PreadvLane
 
 PIECE_BYTES = 8 << 20
@@ -67,7 +68,7 @@ def _pieces(shard: Shard) -> Iterator[tuple[int, memoryview]]:
     with ThreadPoolExecutor(1, thread_name_prefix="penstock-verify-read") as thread:
 
         def begin(index: int) -> "Future[None]":
-            chunk = Chunk(shard.path, starts[index], PIECE_BYTES, 0)
+            chunk = Window(shard.path, starts[index], PIECE_BYTES, 0)
             return thread.submit(lane.read_chunk, chunk, views[index % 2])
 
         reading = begin(0) if starts else None

@@ -32,14 +32,14 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True)
-class Sums:
+class SumsFile:
     """What a file of sums says, by file name."""
 
     whole: Mapping[str, str]
     pieces: Mapping[str, tuple[str, ...]]
 
 
-def known_digests(folder: Path, name: str, shard: Shard, sums: Sums, source: str) -> tuple[list[Known], int]:
+def known_digests(folder: Path, name: str, shard: Shard, sums: SumsFile, source: str) -> tuple[list[Known], int]:
     """All that is known of a file, and where the data behind its header begin. Raises CheckpointError."""
     known = [Known(SHA256, sums.whole[name], source)] if name in sums.whole else []
     known += _of_the_hub(folder, name)
@@ -51,12 +51,12 @@ def known_digests(folder: Path, name: str, shard: Shard, sums: Sums, source: str
     return known, data_start
 
 
-def read_sums(path: Path) -> Sums:
+def read_sums(path: Path) -> SumsFile:
     """Read a file as `sha256sum` writes it; nothing where there is none. Raises CheckpointError."""
     whole: dict[str, str] = {}
     pieces: dict[str, tuple[str, ...]] = {}
     if not os.path.lexists(path):
-        return Sums(whole, pieces)
+        return SumsFile(whole, pieces)
     for number, line in enumerate(read_small_file(path, SUMS_LIMIT_BYTES).decode(errors="replace").splitlines(), 1):
         if (found := SUM_LINE.fullmatch(line)) is not None:
             whole[_plain(found[2].removeprefix("./"), path, number)] = found[1]
@@ -64,7 +64,7 @@ def read_sums(path: Path) -> Sums:
             pieces[found[1]] = tuple(found[2].split())
         elif line.strip() and not line.startswith("#"):
             raise CheckpointError(f"{path}: line {number} is no line of sha256sum; write it anew, or name another file")
-    return Sums(whole, pieces)
+    return SumsFile(whole, pieces)
 
 
 def _plain(name: str, path: Path, number: int) -> str:

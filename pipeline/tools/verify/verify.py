@@ -13,7 +13,7 @@ from pipeline.checkpoints.shard import Shard
 from pipeline.errors import CheckpointError
 from pipeline.system.small_files import os_errors_named, require_folder
 from pipeline.tools.verify.digests import PIECE_BYTES, SHA256, Digests, Stopped, digest
-from pipeline.tools.verify.known import Sums, known_digests
+from pipeline.tools.verify.known import SumsFile, known_digests
 
 MOST_WORKERS = 8
 """Files at a time, each with a thread that reads and one that sums up."""
@@ -43,7 +43,7 @@ class Verdict:
 
 
 def verify(
-    folder: Path, sums: Sums, sums_file: Path, say: Callable[[int, int], None], *, all_files: bool
+    folder: Path, sums: SumsFile, sums_file: Path, say: Callable[[int, int], None], *, all_files: bool
 ) -> list[Verdict]:
     """Compare the files of a folder, in order of their names; unless `all_files`, those of which something is known.
 
@@ -96,7 +96,7 @@ def _below(folder: Path) -> list[str]:
 def _look(
     folder: Path,
     name: str,
-    sums: Sums,
+    sums: SumsFile,
     sums_file: Path,
     told: Callable[[int], None],
     stop: threading.Event,

@@ -24,7 +24,6 @@ KNOWN = {
     "state -> generation": "companion",
     "state -> config": "companion",
     "engine -> generation": "engine",
-    "engine -> config": "engine",
     "tools/bench -> tools/commands": "once",
 }
 """Arrows that the map forbids and that are still there, each with the seam that takes it away. None at the end."""

@@ -6,9 +6,9 @@ from typing import Self
 
 import torch
 
-from pipeline.config import Config
 from pipeline.devices.open import PlannedDevice
 from pipeline.engine.residency import NOTHING_STAYS, Residency, place_groups
+from pipeline.engine.settings import EngineSettings
 from pipeline.errors import ConfigError
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.groups.slot_kinds import slot_counts
@@ -43,7 +43,7 @@ class Plan:
 class Planning:
     """All that a plan follows from: what is `fixed`, and the slots. What else is held comes with each `plan`."""
 
-    settings: Config
+    settings: EngineSettings
     catalog: WeightCatalog
     device: PlannedDevice
     fixed: Sequence[Holding]
@@ -55,7 +55,7 @@ class Planning:
     @classmethod
     def of(
         cls,
-        settings: Config,
+        settings: EngineSettings,
         catalog: WeightCatalog,
         device: PlannedDevice,
         holdings: Sequence[Holding],
@@ -114,7 +114,7 @@ def _pools(device: PlannedDevice) -> dict[str, str]:
     return {place: pool for place, pool in device.pools.items() if place == "host" or not device.unified}
 
 
-def weight_slots(settings: Config, catalog: WeightCatalog, device: PlannedDevice) -> dict[str, Slots]:
+def weight_slots(settings: EngineSettings, catalog: WeightCatalog, device: PlannedDevice) -> dict[str, Slots]:
     """The slots in host memory and on the device, through which groups move.
 
     Memory that is one has one budget: the uploader hands the slot on, and the group budget bounds the host slots.
@@ -144,7 +144,7 @@ def _slots(slots: Mapping[str, Slots]) -> list[Holding]:
 
 
 def _place_groups(
-    settings: Config, catalog: WeightCatalog, slots: dict[str, Slots], room: Mapping[str, int]
+    settings: EngineSettings, catalog: WeightCatalog, slots: dict[str, Slots], room: Mapping[str, int]
 ) -> tuple[Residency, dict[str, Slots]]:
     """Which groups stay, and the slots that are needed then: where everything stays nothing moves through them."""
     if not settings.residency:
@@ -168,7 +168,7 @@ def _residents(catalog: WeightCatalog, residency: Residency) -> list[Holding]:
 
 
 def _available(
-    settings: Config, device: PlannedDevice, host_bytes: int | None, promised: Sequence[Holding]
+    settings: EngineSettings, device: PlannedDevice, host_bytes: int | None, promised: Sequence[Holding]
 ) -> tuple[dict[str, int], dict[str, str]]:
     """What each place has: what is there, or what settings and limits allow if that is less; the limits by place."""
     host, bounds = host_bytes, {}
@@ -192,7 +192,7 @@ def _available(
     return available, bounds
 
 
-def _limits(settings: Config, available: Mapping[str, int]) -> dict[str, int]:
+def _limits(settings: EngineSettings, available: Mapping[str, int]) -> dict[str, int]:
     """What the plan may fill: what the settings say, or all but a spare share."""
     said = {"host": settings.host_memory is not None, "device": settings.gpu_memory is not None}
     return {

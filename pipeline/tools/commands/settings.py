@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, get_args, get_origin, get_type_hints
 
 from pipeline.config import Config
+from pipeline.engine.settings import EngineSettings
 from pipeline.errors import ConfigError, unknown_name
 from pipeline.generation.parameters import SamplingArguments
 from pipeline.tools.commands.values import from_text, load, policy_from_text, stands_for
@@ -79,9 +80,10 @@ def settings_table(own: Collection[str], defaults: Mapping[str, Any]) -> str:
 
 
 def described() -> dict[str, str]:
-    """The first sentence on each setting in the docstring of `Config`; of nothing, where Python left docstrings out."""
+    """The first sentence on each setting in the docstrings of `Config`; of nothing, where Python leaves them out."""
     told: dict[str, str] = {}
-    entries = re.split(r"\n        (?=[a-z_]+: )", (Config.__doc__ or "").partition("Attributes:")[2])
+    docs = "".join((kind.__doc__ or "").partition("Attributes:")[2] for kind in (EngineSettings, Config))
+    entries = re.split(r"\n        (?=[a-z_]+: )", docs)
     for entry in entries[1:]:
         name, _, text = " ".join(entry.split()).partition(": ")
         told[name] = re.split(r"[.;](?: |$)", text)[0]

@@ -1,0 +1,164 @@
+"""How a line runs, whatever it computes: frozen, keyword-only, every number checked before any work."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from actors.core.ports import PrefetchPolicy
+from actors.core.stage import Mover, Stage
+from pipeline.engine.policies import find_policy
+from pipeline.engine.wiring import ACTORS, KV_ACTORS
+from pipeline.errors import ConfigError, shown, unknown_name
+from pipeline.reading.reading import WAYS
+from pipeline.system.sizes import parse_bytes
+
+DeviceName = Literal["auto", "cpu", "cpu-copy", "cuda"]
+DEVICES: tuple[str, ...] = get_args(DeviceName)
+ALSO_CALLED = {"gpu": "cuda", "gpu:0": "cuda", "cuda:0": "cuda"}
+"""Other names that people know devices by."""
+MOST = 1 << 30
+LONGEST_QUEUE = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """The settings of a line that computes anything. Raises ConfigError for a value that can never work.
+
+    Attributes:
+        device: "auto" (a GPU where there is one), "cpu", "cpu-copy" (copying each group as for a GPU), "cuda" or "gpu".
+        policy: what is prefetched when: the name of a prefetch policy, or an object that is one.
+        gpu_groups: weight groups that move, wait or compute on the device; this is what bounds the prefetch depth.
+        host_groups: weight groups in pinned host memory; without effect on the CPU, whose memory is one.
+        queues: messages that may wait in front of an actor, by the actor's name.
+        insert: your own stages, by the name of the actor that they follow; a group that stays passes them once.
+        gpu_memory: what to stay within on the device: bytes, a size as "10GiB" or "8G", or a share as "80%" of its
+            memory; None is all there is.
+        host_memory: the same in host memory, of which a share is one of what the machine (or its control group) leaves
+            this process. On the CPU the two are one, and this one counts.
+        residency: whether memory that the plan leaves holds weight groups for good, so that fewer of them move. Where
+            no limit is set, a tenth of what there is stays free.
+        reader_lanes: reads in flight at a time. None here, and in the next three, is what a measurement at open finds
+            best; where lanes and chunks are given nothing is measured.
+        chunk_bytes: how much one read asks for, a multiple of 4096 bytes, or a size as "8MiB".
+        reader_way: how the disk is read, "preadv" or "aiofiles".
+        direct_reads: whether reads go past the page cache.
+        checksums: whether weights that are read again are compared with their first read, so that damage on the disk
+            stops the answer instead of changing it. None compares them with a GPU, where
+            less than 256 MiB move per pass, and on a CPU where it is estimated to cost at most 2 % of a pass.
+    """
+
+    device: DeviceName | str = "auto"
+    policy: str | PrefetchPolicy = "backpressure"
+    gpu_groups: int = 4
+    host_groups: int = 4
+    queues: Mapping[str, int] = field(default_factory=dict)
+    insert: Mapping[str, Sequence[Stage | Mover]] = field(default_factory=dict)
+    gpu_memory: int | str | None = None
+    host_memory: int | str | None = None
+    residency: bool = True
+    reader_lanes: int | None = None
+    chunk_bytes: int | str | None = None
+    reader_way: str | None = None
+    direct_reads: bool | None = None
+    checksums: bool | None = None
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            if hasattr(value := getattr(self, one.name), "tolist"):  # a number of NumPy or torch
+                object.__setattr__(self, one.name, value.tolist())
+        if isinstance(self.device, str):
+            object.__setattr__(self, "device", ALSO_CALLED.get(self.device, self.device))
+        if isinstance(self.chunk_bytes, str):
+            object.__setattr__(self, "chunk_bytes", parse_bytes("chunk_bytes", self.chunk_bytes))
+        _check_device(self.device)
+        true_or_false("residency", self.residency)
+        find_policy(self.policy)
+        within("gpu_groups", self.gpu_groups, 1, 1 << 16)
+        within("host_groups", self.host_groups, 1, 1 << 16)
+        within("reader_lanes", self.reader_lanes, 1, 64, or_none=True)
+        within("chunk_bytes", self.chunk_bytes, 4096, MOST, or_none=True)
+        if isinstance(self.chunk_bytes, int) and self.chunk_bytes % 4096:
+            raise ConfigError(f"chunk_bytes: need a multiple of 4096, have {self.chunk_bytes}")
+        if self.reader_way is not None:
+            one_of("reader_way", self.reader_way, WAYS)
+        for name in ("direct_reads", "checksums"):
+            true_or_false(name, getattr(self, name), or_none=True)
+        for name in ("gpu_memory", "host_memory"):
+            if (value := getattr(self, name)) is not None:
+                parse_bytes(name, value, MOST)
+        self._check_actors()
+
+    def _check_actors(self) -> None:
+        for name, actors in (("queues", ACTORS[1:]), ("insert", ACTORS[:-1])):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ConfigError(f"{name}: need a mapping from actor names, have {getattr(self, name)!r}")
+            for actor in getattr(self, name):
+                one_of(name, actor, actors, "actor")
+        for actor, size in self.queues.items():
+            within(f"queues[{actor!r}]", size, 1, LONGEST_QUEUE)
+        for actor, stages in self.insert.items():
+            if not isinstance(stages, Sequence) or not all(isinstance(stage, Stage | Mover) for stage in stages):
+                raise ConfigError(f"insert[{actor!r}]: need a list of instances of Stage or Mover, have {stages!r}")
+            for stage in stages:
+                _own_work(actor, stage)
+        names = [*ACTORS, *KV_ACTORS, *(stage.name for stages in self.insert.values() for stage in stages)]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"insert: two actors are named {name!r}; give one of them another `name`")
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What is said about how to read: fields of `Reading`."""
+        said = {
+            "lanes": self.reader_lanes,
+            "chunk_bytes": self.chunk_bytes,
+            "way": self.reader_way,
+            "direct": self.direct_reads,
+        }
+        return {name: value for name, value in said.items() if value is not None}
+
+
+def _check_device(name: object) -> None:
+    kind, _, index = name.partition(":") if isinstance(name, str) else ("", "", "")
+    if kind in ("cuda", "gpu") and index.isdecimal():
+        raise ConfigError(
+            f"device: a model runs on the first GPU that CUDA shows, have {shown(name)}; start the program with "
+            'CUDA_VISIBLE_DEVICES set to the GPU to use, and set device="cuda"'
+        )
+    one_of("device", name, DEVICES)
+
+
+def one_of(setting: str, value: object, known: Sequence[str], what: str = "value") -> None:
+    """Raise ConfigError unless the value is one of those that are known."""
+    if not isinstance(value, str):
+        raise ConfigError(f"{setting}: need one of {', '.join(known)} as text, have {shown(value)}")
+    if value not in known:
+        raise ConfigError(f"{setting}: {unknown_name(what, value, known)}")
+
+
+def _own_work(actor: str, stage: Stage | Mover) -> None:
+    """Refuse what would fail later: a stage without a name to report, or that does not say what it does."""
+    if not isinstance(stage.name, str) or not stage.name:
+        raise ConfigError(
+            f"insert[{actor!r}]: {type(stage).__name__} needs a text as its `name`, has {shown(stage.name)}"
+        )
+    base, method = (Stage, "handle") if isinstance(stage, Stage) else (Mover, "move")
+    if getattr(type(stage), method) is getattr(base, method):
+        raise ConfigError(
+            f"insert[{actor!r}]: {type(stage).__name__} has no `async def {method}`, which is what a {base.__name__} "
+            "does with each group"
+        )
+
+
+def within(setting: str, value: object, least: int, most: int, *, or_none: bool = False) -> None:
+    """Raise ConfigError unless the value is a whole number in this range."""
+    if or_none and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ConfigError(f"{setting}: need a whole number from {least} to {most}, have {value!r}")
+
+
+def true_or_false(setting: str, value: object, *, or_none: bool = False) -> None:
+    """Raise ConfigError unless the value is a bool."""
+    if not isinstance(value, bool) and not (or_none and value is None):
+        raise ConfigError(f"{setting}: need True or False, have {value!r}")

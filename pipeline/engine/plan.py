@@ -11,7 +11,6 @@ from pipeline.engine.residency import NOTHING_STAYS, Residency, place_groups
 from pipeline.engine.settings import EngineSettings
 from pipeline.errors import ConfigError
 from pipeline.groups.catalog import WeightCatalog
-from pipeline.groups.slot_kinds import slot_counts
 from pipeline.system.limits import process_bounds
 from pipeline.system.memory import available_host_bytes, resident_bytes
 from pipeline.system.memory_plan import Holding, MemoryPlan
@@ -126,8 +125,7 @@ def weight_slots(settings: EngineSettings, catalog: WeightCatalog, device: Plann
     )
     return {
         place: {
-            kind: (count, catalog.slot_bytes(place)[kind])
-            for kind, count in slot_counts(groups, two_kinds=catalog.two_kinds).items()
+            kind: (count, catalog.slot_bytes(place)[kind]) for kind, count in catalog.slot_kinds.counts(groups).items()
         }
         for place, groups in places.items()
     }

@@ -56,7 +56,7 @@ def draw_up(
     groups = plan_groups(group_specs(model), checkpoint)
     dtype = _computing_dtype(model, groups, settings)
     fewest_slots = settings.gpu_groups if device.unified else min(settings.gpu_groups, settings.host_groups)
-    catalog = WeightCatalog(groups.groups, packed=device.packed, two_kinds=fewest_slots > 1)
+    catalog = WeightCatalog(groups.groups, packed=device.packed, fewest_slots=fewest_slots)
     plan = make_plan(model, settings, groups, catalog, device, dtype, host_bytes)
     return Blueprint(model, checkpoint, groups, dtype, catalog, plan)
 

@@ -31,7 +31,6 @@ from pipeline.generation.model_plan import ModelPlan
 from pipeline.generation.pass_inputs import PassInputs
 from pipeline.generation.program import GenerationProgram
 from pipeline.groups.catalog import WeightCatalog
-from pipeline.groups.slot_kinds import slot_counts
 from pipeline.models.config import ModelConfig, read_config
 from pipeline.models.row_blocks import RowBlocks
 from pipeline.reading.checksums import Checking, Checksums, choose_checking
@@ -140,7 +139,7 @@ def _build(
     catalog, plan = drawn.catalog, drawn.plan
     if plan.kv.moving:
         logger.warning("KV blocks %s", plan.kv)
-    counts = slots_until_computed(slot_counts(settings.gpu_groups, two_kinds=catalog.two_kinds), settings.insert)
+    counts = slots_until_computed(catalog.slot_kinds.counts(settings.gpu_groups), settings.insert)
     policy = fit_policy(find_policy(settings.policy), counts)
     reading, source, checking = _weights(drawn, settings, device)
     embedding = EmbeddingRows(drawn.groups.embed, source, device, settings.max_tokens_per_pass, source.checksums)

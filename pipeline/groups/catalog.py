@@ -11,7 +11,7 @@ from actors.core.ports import Copy
 from pipeline.devices.lane import comes_behind
 from pipeline.groups.groups import WeightGroup
 from pipeline.groups.layout import HostLayout, device_layout, host_layout, tensor_views
-from pipeline.groups.slot_kinds import slot_kind
+from pipeline.groups.slot_kinds import SlotKinds
 
 if TYPE_CHECKING:
     import torch
@@ -20,16 +20,15 @@ if TYPE_CHECKING:
 class WeightCatalog:
     """The layout of every group in a host slot and in a device slot.
 
-    Attn and ffn groups have slots of their own kinds; slices of the head take turns in both.
     With `packed` device slots tensors lie 256-aligned; otherwise exactly as in the host slot, so that results do not
     depend on whether a slot was copied or handed on.
     """
 
-    def __init__(self, groups: Sequence[WeightGroup], *, packed: bool, two_kinds: bool = True) -> None:
+    def __init__(self, groups: Sequence[WeightGroup], *, packed: bool, fewest_slots: int | None = None) -> None:
         self.order = tuple(group.key for group in groups)
         self._groups = {group.key: group for group in groups}
         self.host: dict[GroupKey, HostLayout] = {key: host_layout(group) for key, group in self._groups.items()}
-        self.two_kinds = two_kinds
+        self.slot_kinds = SlotKinds.by_size({group.key: group.needed_bytes for group in groups}, fewest_slots)
         self._copies: dict[GroupKey, tuple[Copy, ...]] = {}
         self._offsets = {}
         self._device_bytes = {}
@@ -46,8 +45,8 @@ class WeightCatalog:
                 self._device_bytes[key] = host.slot_bytes
 
     def kind(self, layer: int, group: str) -> str:
-        """The kind of slot: "attn" or "ffn"; everything is "ffn" when there is only one slot."""
-        return slot_kind(group, two_kinds=self.two_kinds)
+        """The kind of slot that the group needs: its size class."""
+        return self.slot_kinds.of[layer, group]
 
     def copies(self, layer: int, group: str) -> Sequence[Copy]:
         """What to copy from a host slot into a device slot."""
@@ -76,11 +75,7 @@ class WeightCatalog:
 
     def slot_bytes(self, place: str) -> dict[str, int]:
         """The size that a slot of each kind needs, in the "host" or on the "device": that of its largest group."""
-        sizes: dict[str, int] = {}
-        for key, nbytes in self.group_bytes(place).items():
-            kind = self.kind(*key)
-            sizes[kind] = max(sizes.get(kind, 0), nbytes)
-        return sizes
+        return self.slot_kinds.largest(self.group_bytes(place))
 
     def group_bytes(self, place: str) -> dict[GroupKey, int]:
         """The size that each group needs, in the "host" or on the "device", in compute order."""

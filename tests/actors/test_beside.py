@@ -13,6 +13,7 @@ from actors.core.errors import ActorFailed, LineError
 from actors.core.line import Line, run_beside, running
 from actors.core.message import Message
 from actors.core.stage import Mover, Sink, Source, Stage
+from pipeline.groups.slot_kinds import SlotKinds
 from pipeline.tools.simulation.loop import run_virtual
 from pipeline.tools.simulation.world import SimCatalog
 
@@ -64,7 +65,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
 
 def lines_of(*sources: Scripted) -> list[Line]:
-    catalog = SimCatalog(layer_timings())
+    catalog = SimCatalog(layer_timings(), SlotKinds.by_order(layer_timings().order))
     clock = asyncio.get_running_loop().time
     return [Line(source, catalog=catalog, clock=clock).then(Swallow()) for source in sources]
 

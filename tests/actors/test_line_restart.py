@@ -12,6 +12,7 @@ from actors.core.line import Line
 from actors.core.message import READY, Message
 from actors.core.stage import Sink, Source, Stage
 from pipeline.devices.sim import SimEvent
+from pipeline.groups.slot_kinds import SlotKinds
 from pipeline.tools.simulation.loop import run_virtual
 from pipeline.tools.simulation.world import SimCatalog
 
@@ -80,9 +81,8 @@ def test_a_source_that_repeats_itself_is_found_out() -> None:
             return
 
     async def main() -> None:
-        line = Line(Stutter(), catalog=SimCatalog(layer_timings()), clock=asyncio.get_running_loop().time).then(
-            Swallow()
-        )
+        catalog = SimCatalog(layer_timings(), SlotKinds.by_order(layer_timings().order))
+        line = Line(Stutter(), catalog=catalog, clock=asyncio.get_running_loop().time).then(Swallow())
         with pytest.raises(ActorFailed, match="rule 1: swallow expected seq 2, received seq 1"):
             await line.run()
 

@@ -11,7 +11,7 @@ from support.small_lines import small_line
 
 from actors.core.ports import Ask, Priority
 from actors.core.prefetch import PrefetchQueue
-from pipeline.groups.slot_kinds import slot_kind
+from pipeline.groups.slot_kinds import SlotKinds
 from pipeline.tools.simulation.loop import run_virtual
 
 
@@ -96,7 +96,7 @@ def test_whatever_is_asked_for_every_group_goes_once_and_the_next_can_always_be_
     seed: int,
 ) -> None:
     policy = ScriptedPolicy(lambda half: asks[(2 * half.layer + (half.kind == "ffn")) % len(asks)], warmup)
-    kinds = [slot_kind(group, two_kinds="attn" in slots) for _, group in order_of(layers, slices)]
+    kinds = list(SlotKinds.by_order(order_of(layers, slices), len(slots)).of.values())
 
     async def main() -> None:
         queue = open_queue(policy, slots, layers, links, slices)

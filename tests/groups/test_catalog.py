@@ -97,7 +97,7 @@ async def test_packed_tensors_are_aligned_on_the_device(small: Small) -> None:
 
 def test_groups_need_small_and_large_slots_in_turn_unless_there_is_only_one(small: Small) -> None:
     two = WeightCatalog(small.groups.groups, packed=True)
-    one = WeightCatalog(small.groups.groups, packed=True, two_kinds=False)
+    one = WeightCatalog(small.groups.groups, packed=True, fewest_slots=1)
     assert two.order == tuple((group.layer, group.name) for group in small.groups.groups)
     assert [two.kind(*key) for key in two.order] == [("attn", "ffn")[index % 2] for index in range(len(two.order))]
     assert {one.kind(*key) for key in two.order} == {"ffn"}

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from actors.core.ports import PrefetchPolicy
 from actors.core.prefetch import PrefetchQueue
-from pipeline.groups.slot_kinds import slot_kind
+from pipeline.groups.slot_kinds import SlotKinds
 
 PLENTY = {"attn": 9, "ffn": 9}
 
@@ -20,5 +20,5 @@ def open_queue(
 ) -> PrefetchQueue:
     """Must be called on a loop."""
     order = order_of(layers, slices)
-    kinds = [slot_kind(group, two_kinds="attn" in slots) for _, group in order]
+    kinds = list(SlotKinds.by_order(order, len(slots)).of.values())
     return PrefetchQueue(order, kinds, slots, policy, links=links, clock=asyncio.get_running_loop().time)

@@ -16,6 +16,7 @@ from actors.core.message import READY, Message
 from actors.core.stage import Mover, Source
 from actors.core.trace import Span, Trace
 from pipeline.devices.sim import SimDevice
+from pipeline.groups.slot_kinds import SlotKinds
 from pipeline.tools.simulation.timings import LayerTimings
 from pipeline.tools.simulation.world import SimCatalog, SimProgram
 
@@ -96,7 +97,7 @@ def world(
     runs_groups = program(device, timings, ScriptedPolicy(micro_batches=micro_batches))
     budget = Budget("device", {kind: [object() for _ in range(slots)] for kind in ("attn", "ffn")}, clock)
     line = (
-        Line(Plan(*runs), catalog=SimCatalog(timings), clock=clock, trace=trace)
+        Line(Plan(*runs), catalog=SimCatalog(timings, SlotKinds.by_order(timings.order)), clock=clock, trace=trace)
         .then(Arrive(device, budget, arrive_seconds), queue=8)
         .then(ComputeScheduler(runs_groups, queue=reports, **options), queue=8)  # type: ignore[arg-type]
     )

@@ -13,7 +13,7 @@ from pipeline.api import Model
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.generation.build import Runtime, build
-from pipeline.groups.slot_kinds import slot_counts
+from pipeline.groups.slot_kinds import SlotKinds
 from pipeline.tools.bench.candidates import (
     DEFAULT,
     DEFAULT_READING,
@@ -287,9 +287,9 @@ class Tuner:
 
 def _window_bytes(runtime: Runtime, budgets: Iterable[int]) -> dict[int, int]:
     """What the slots of a budget take on the device; a single slot must hold any group."""
-    sizes = runtime.catalog.slot_bytes("device")
-    counts = {budget: slot_counts(budget, two_kinds=budget > 1) for budget in sorted(budgets)}
-    return {
-        budget: sum(count * (sizes[kind] if budget > 1 else max(sizes.values())) for kind, count in slots.items())
-        for budget, slots in counts.items()
-    }
+    sizes, needed = runtime.catalog.group_bytes("device"), {}
+    for budget in sorted(budgets):
+        kinds = SlotKinds.by_size(sizes, budget)
+        slot_bytes = kinds.largest(sizes)
+        needed[budget] = sum(count * slot_bytes[kind] for kind, count in kinds.counts(budget).items())
+    return needed

@@ -14,7 +14,7 @@ from pipeline.devices.sim import SimDevice
 from pipeline.engine.policies import POLICIES, fit_policy
 from pipeline.engine.residency import NOTHING_STAYS, Residency
 from pipeline.engine.wiring import ACTORS, Parts, Wired, slots_until_computed, wire
-from pipeline.groups.slot_kinds import slot_counts
+from pipeline.groups.slot_kinds import SlotKinds
 from pipeline.tools.simulation.loop import run_virtual
 from pipeline.tools.simulation.timings import Order, Timings
 from pipeline.tools.simulation.world import BYTES_PER_SECOND, SimCatalog, SimDisk, SimKeyValues, SimProgram
@@ -66,13 +66,13 @@ def sim_line(
     clock = asyncio.get_running_loop().time
     unified = timings.one_link
     host_groups = gpu_groups if host_groups is None or unified else host_groups
-    two_kinds = min(gpu_groups, host_groups) > 1
+    kinds = SlotKinds.by_order(timings.order, min(gpu_groups, host_groups))
     device = SimDevice(h2d_bytes_per_second=BYTES_PER_SECOND, unified=unified)
-    held = slot_counts(gpu_groups, two_kinds=two_kinds)
+    held = kinds.counts(gpu_groups)
     slots = slots_until_computed(held, insert or {})
     policy = fit_policy(policy, slots)
     trace = trace or Trace(recording=False)
-    in_host = slot_counts(host_groups, two_kinds=two_kinds)
+    in_host = kinds.counts(host_groups)
     host = Budget("host", _cells(in_host, device), clock, dict.fromkeys(residency.host))
     memory = None if unified else Budget("device", _cells(held, device), clock, dict.fromkeys(residency.device))
     moves_kv = timings.kv_seconds > 0 and sum(group == "attn" for _, group in timings.order) > 1
@@ -81,7 +81,7 @@ def sim_line(
     computed = program.computed if policy.triggered else None
     wired = wire(
         Parts(
-            catalog=SimCatalog(timings, two_kinds=two_kinds, computed=computed),
+            catalog=SimCatalog(timings, kinds, computed=computed),
             source=source or SimDisk(timings, computed=computed),
             device=device,
             program=program,

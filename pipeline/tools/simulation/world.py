@@ -11,7 +11,7 @@ from actors.core.budget import Slot
 from actors.core.event import Buffer, Event
 from actors.core.message import READY, GroupKey, Message, ended
 from actors.core.ports import Copy, Device, PrefetchPolicy
-from pipeline.groups.slot_kinds import slot_kind
+from pipeline.groups.slot_kinds import SlotKinds
 from pipeline.state.kv_handover import KvHandovers
 from pipeline.state.kv_placement import MOST_SHARED
 from pipeline.tools.simulation.timings import Timings
@@ -25,17 +25,17 @@ Computed: TypeAlias = Counter[GroupKey]
 
 
 class SimCatalog:
-    """Groups that are known by how long they take; `two_kinds` as in the real catalog."""
+    """Groups that are known by how long they take, and by the `kinds` of slot that they need."""
 
-    def __init__(self, timings: Timings, *, two_kinds: bool = True, computed: Computed | None = None) -> None:
+    def __init__(self, timings: Timings, kinds: SlotKinds, *, computed: Computed | None = None) -> None:
         self._timings = timings
-        self._two_kinds = two_kinds
+        self._kinds = kinds
         self._computed = computed
         self._uploads: Counter[GroupKey] = Counter()
 
     def kind(self, layer: int, group: str) -> str:
-        """The kind of slot: "attn" or "ffn"; everything is "ffn" when there is only one slot."""
-        return slot_kind(group, two_kinds=self._two_kinds)
+        """As in the real catalog."""
+        return self._kinds.of[layer, group]
 
     def copies(self, layer: int, group: str) -> Sequence[Copy]:
         """One copy, for the next upload of the group."""

@@ -11,7 +11,7 @@ from support.cases import EVERYTHING
 
 from actors.core.trace import Span
 from pipeline.engine.policies import POLICIES
-from pipeline.groups.slot_kinds import slot_counts, slot_kind
+from pipeline.groups.slot_kinds import SlotKinds
 from pipeline.tools.bench.steady_timings import SteadyTimings
 from pipeline.tools.simulation.line import Simulated, simulate
 from pipeline.tools.simulation.timings import LayerTimings
@@ -65,7 +65,7 @@ def with_head(setting: Setting, slices: int) -> Setting:
     assert isinstance(timings, LayerTimings)
     alike = replace(timings, jitter=0.0)
     order = (*timings.order, *((timings.layers, f"head.{index}") for index in range(slices)))
-    halves = {key: slot_kind(key[1], two_kinds=True) for key in order}
+    halves = SlotKinds.by_order(order).of
     steady = SteadyTimings(
         order=order,
         one_link=timings.one_link,
@@ -182,7 +182,7 @@ def test_a_head_gets_through_in_any_number_of_slices(slices: int, caplog: pytest
 def test_small_budgets_come_in_both_kinds() -> None:
     """The random budgets reach the cases that differ: one slot for everything, one of each kind, several."""
     settings = [random_setting(seed) for seed in range(BLOCKS * BLOCK)]
-    kinds = {tuple(slot_counts(setting.gpu_groups, two_kinds=True).values()) for setting in settings}
+    kinds = {tuple(SlotKinds(("attn", "ffn"), {}).counts(setting.gpu_groups).values()) for setting in settings}
     assert {(0, 1), (1, 1), (1, 2), (6, 6)} <= kinds
 
 

@@ -11,6 +11,7 @@ from actors.core.event import Event
 from actors.core.message import READY, Message
 from pipeline.devices.sim import SimDevice, SimEvent
 from pipeline.engine.policies import POLICIES, Policy
+from pipeline.groups.slot_kinds import SlotKinds
 from pipeline.tools.bench.steady_timings import SteadyTimings
 from pipeline.tools.simulation.line import simulate
 from pipeline.tools.simulation.loop import run_virtual
@@ -76,30 +77,29 @@ def test_where_the_disk_is_a_hop_of_its_own_it_takes_its_own_time() -> None:
 
 
 def test_the_catalog_has_two_kinds_and_one_copy_per_group() -> None:
-    catalog = SimCatalog(HOPS)
+    catalog = SimCatalog(HOPS, SlotKinds.by_order(HOPS.order))
     assert [catalog.kind(*key) for key in HOPS.order] == ["attn", "ffn"] * 4
-    assert [catalog.kind(4, f"head.{index}") for index in range(4)] == ["attn", "ffn"] * 2
     for group, seconds in {"attn": 1, "ffn": 4}.items():
         (copy,) = catalog.copies(3, group)
         assert (copy.source_offset, copy.target_offset, copy.length) == (0, 0, seconds * 1_000_000_000)
 
 
 def test_a_single_slot_holds_either_kind_and_one_link_has_nothing_left_to_copy() -> None:
-    catalog = SimCatalog(LINK, two_kinds=False)
+    catalog = SimCatalog(LINK, SlotKinds.by_order(LINK.order, 1))
     assert {catalog.kind(*key) for key in LINK.order} == {"ffn"}
     assert [copy.length for copy in catalog.copies(0, "ffn")] == [0]
 
 
 def test_jitter_differs_from_pass_to_pass_and_repeats_itself() -> None:
-    jittered = replace(HOPS, jitter=0.2, seed=7)
+    jittered, kinds = replace(HOPS, jitter=0.2, seed=7), SlotKinds.by_order(HOPS.order)
 
     def lengths(catalog: SimCatalog) -> list[int]:
         return [catalog.copies(layer, "ffn")[0].length for _ in range(3) for layer in range(2)]
 
-    drawn = lengths(SimCatalog(jittered))
+    drawn = lengths(SimCatalog(jittered, kinds))
     assert len(set(drawn)) == 6
-    assert drawn == lengths(SimCatalog(jittered))
-    assert drawn != lengths(SimCatalog(replace(jittered, seed=8)))
+    assert drawn == lengths(SimCatalog(jittered, kinds))
+    assert drawn != lengths(SimCatalog(replace(jittered, seed=8), kinds))
 
 
 def test_the_program_computes_each_group_after_its_bytes_and_ends_with_the_last() -> None:

@@ -17,6 +17,7 @@ from actors.core.trace import Span
 from pipeline import ConfigError, Model, Output
 from pipeline.devices.cpu import CpuDevice
 from pipeline.engine.policies import CURRENT_CHAINED, POLICIES
+from pipeline.models import decoder
 
 PROMPT = tiny_models.PROMPT * 5
 ROWS = [*POLICIES.values(), CURRENT_CHAINED]
@@ -68,6 +69,24 @@ async def test_micro_batches_compute_on_a_lane_for_each_half(folder: Path) -> No
             passes.setdefault((span.seq, span.layer, span.group), set()).add(span.part)
     halves = [parts for (_, _, group), parts in passes.items() if group in ("attn", "ffn")]
     assert {frozenset(parts) for parts in halves} == {frozenset({0, 1, 2}), frozenset({0})}, "one token is one part"
+
+
+async def test_a_micro_batch_fails_with_the_one_before_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last tells how the pass has ended; computed on without the keys of the first, its tokens would be others."""
+    expected, _ = await generate(folder)
+    attention_half, failures = decoder.attention_half, ["in the first micro-batch of a pass"]
+
+    def fails_once(config: Any, weights: Any, hidden_TD: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        if len(hidden_TD) > 1 and failures:
+            raise ValueError(failures.pop())
+        return attention_half(config, weights, hidden_TD, *arguments)
+
+    async with Model.open(folder, max_tokens_per_pass=16, policy="stage3") as model:
+        monkeypatch.setattr(decoder, "attention_half", fails_once)
+        output = await model.generate(PROMPT, max_new_tokens=6, ignore_eos=True, logprobs=tiny_models.VOCABULARY_SIZE)
+    assert not failures
+    for have, need in zip(output.logprobs or (), expected.logprobs or (), strict=True):
+        assert have == pytest.approx(need, abs=1e-4)
 
 
 class LosesUploads(CpuDevice):

@@ -11,7 +11,7 @@ import pytest
 from pipeline.checkpoints.shard import Shard
 from pipeline.groups.layout import Window
 from pipeline.reading.lane import Disk
-from pipeline.reading.preadv_lanes import PreadvLanes
+from pipeline.reading.preadv_lanes import PreadvLane, PreadvLanes
 from pipeline.system.sizes import BLOCK_BYTES
 
 
@@ -41,6 +41,26 @@ async def test_after_a_thread_could_not_start_later_reads_work(
     assert buffer == weights.read_bytes()[:BLOCK_BYTES]
     names = {thread.name for thread in threading.enumerate()}
     assert {"penstock-test-0", "penstock-test-1"} <= names, "the one that could not is there now"
+    await lanes.aclose()
+
+
+async def test_the_error_that_came_first_is_told_though_another_comes_behind_it(
+    weights: Path, lanes: PreadvLanes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, heard = threading.Barrier(2, timeout=10), threading.Event()
+
+    def fails(lane: PreadvLane, chunk: Window, buffer: memoryview) -> None:
+        both.wait()  # what no lane has begun would be dropped
+        if chunk.start == 0:
+            raise OSError("came first")
+        assert heard.wait(10)
+        raise OSError("came behind it")
+
+    monkeypatch.setattr(PreadvLane, "read_chunk", fails)
+    monkeypatch.setattr("pipeline.reading.preadv_lanes.foretell", lambda error: heard.set())
+    chunks = [Window(weights, offset, BLOCK_BYTES, offset) for offset in (0, BLOCK_BYTES)]
+    with pytest.raises(OSError, match="came first"):
+        await lanes.read(chunks, memoryview(bytearray(2 * BLOCK_BYTES)))
     await lanes.aclose()
 
 

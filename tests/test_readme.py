@@ -1,6 +1,7 @@
 """The README and the architecture note: links lead somewhere, snippets run, commands exist."""
 
 import ast
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -15,7 +16,10 @@ from pipeline.generation.parameters import ALIASES, SamplingParameters
 from pipeline.generation.requests import CallOptions
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "actors/README.md", "pipeline/bundled/MODEL_CARD.md")]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "actors/README.md", "pipeline/README.md")),
+    *(ROOT / name for name in ("pipeline/bundled/MODEL_CARD.md", ".github/CONTRIBUTING.md")),
+]
 README = PAGES[0].read_text()
 
 
@@ -54,3 +58,16 @@ def test_commands_in_the_table_parse() -> None:
     assert len(commands) >= 4
     for command in commands:
         _parser().parse_args(shlex.split(command))
+
+
+def test_the_api_reference_has_a_row_for_every_setting_and_argument() -> None:
+    spec = importlib.util.spec_from_file_location("reference", ROOT / ".github" / "reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference)
+    names = [{one.name for kind in kinds for one in fields(kind)} for _, _, kinds in reference.TABLES]
+    rows = [
+        re.findall(r"^\| `(\w+)=.*? \| \S.*? \| `", reference.table(kinds), re.M) for _, _, kinds in reference.TABLES
+    ]
+    assert [sorted(row) for row in rows] == [sorted(name) for name in names]

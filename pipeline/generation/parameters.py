@@ -70,18 +70,36 @@ class SamplingArguments(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParameters:
-    """How one request wants its tokens chosen. Raises `RequestError` for a value that can never work.
+    """How the tokens of one request are chosen. Raises `RequestError` for a value that can never work.
 
-    `temperature` 0, or less than 0.0001, takes the most likely token, the lowest id where several are. `top_k` 0 and -1
-    are off, `top_p` 1 is, and `top_p` 0 leaves one token. `logprobs` None reports none, 0 only the chosen token's. Runs
-    without a `seed` differ, and so do those with -1; any other number of 64 bits, with or without a sign, repeats.
-    `stop` takes up to 16 strings of up to 1,024 characters.
+    The rules behind `stop` are those of Hugging Face `generate`.
 
-    The rules are those of Hugging Face `generate`: `suppress_tokens` never come; `begin_suppress_tokens` do not come
-    first; no run of `no_repeat_ngram_size` tokens comes twice (the prompt counts; 0 is off); none of the lists of ids
-    in `bad_words_ids` comes (a list that is only an end token is left out). `forced_eos_token_id` (one id or several)
-    comes last where the length ends the answer, `forced_bos_token_id` first behind a prompt of one token. A forced
-    token comes even where another rule excludes it.
+    Attributes:
+        max_new_tokens: the length at which an answer ends, in tokens.
+        temperature: divides the logits. 0, or less than 0.0001, takes the most likely token, the lowest id where
+            several are equal.
+        top_k: only so many of the most likely tokens are drawn from; 0 and -1 are off.
+        top_p: only the most likely tokens that together have this probability are drawn from; 1 is off, and 0 leaves
+            one token.
+        min_p: only tokens with at least this share of the highest probability are drawn from; 0 is off.
+        repetition_penalty: divides positive logits, and multiplies negative ones, of tokens that the prompt or the
+            answer holds; 1 is off.
+        presence_penalty: is subtracted from the logits of tokens that the answer holds.
+        frequency_penalty: is subtracted once for each time that the answer holds the token.
+        stop: texts that end the answer and are left out of it: up to 16, of up to 1,024 characters.
+        stop_token_ids: tokens that end the answer, beside the end tokens of the checkpoint.
+        ignore_eos: whether the end tokens of the checkpoint do not end the answer.
+        seed: the same seed gives the same draws: any number of 64 bits, with or without a sign. With None or -1, runs
+            differ.
+        logprobs: so many of the most likely tokens are reported with their log-probabilities, beside the chosen one; 0
+            reports the chosen one only, None nothing.
+        suppress_tokens: ids that never come.
+        begin_suppress_tokens: ids that do not come first.
+        no_repeat_ngram_size: no run of so many tokens comes twice, the prompt included; 0 is off.
+        bad_words_ids: lists of ids that do not come in a row; a list that is only an end token is left out.
+        forced_bos_token_id: the id, or ids, that come first behind a prompt of one token. A forced token comes even
+            where another rule excludes it.
+        forced_eos_token_id: the id, or ids, that come last where the length ends the answer.
     """
 
     max_new_tokens: int = 64

@@ -36,7 +36,7 @@ class Output:
 
     text: str
     token_ids: tuple[int, ...]
-    _prompt_ids: "array[int]" = field(repr=False, hash=False)
+    _prompt_ids: Sequence[int] = field(repr=False, hash=False)
     finish_reason: str
     logprobs: tuple[dict[int, float], ...] | None
 

@@ -23,9 +23,12 @@ TABLES = (
 
 
 def described(kind: type) -> dict[str, str]:
-    """What the section `Attributes:` of the docstring says of each field."""
-    entries = re.split(r"\n    (?=[a-z_]+: )", inspect.getdoc(kind).partition("Attributes:")[2])
-    return {name: " ".join(text.split()) for name, _, text in (entry.partition(": ") for entry in entries[1:])}
+    """What the sections `Attributes:` of the docstrings of a class and its bases say of each field."""
+    texts: dict[str, str] = {}
+    for one in kind.__mro__:
+        entries = re.split(r"\n    (?=[a-z_]+: )", inspect.cleandoc(one.__doc__ or "").partition("Attributes:")[2])
+        texts |= {name: " ".join(text.split()) for name, _, text in (entry.partition(": ") for entry in entries[1:])}
+    return texts
 
 
 def table(kinds: tuple[Any, ...]) -> str:

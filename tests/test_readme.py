@@ -66,8 +66,7 @@ def test_the_api_reference_has_a_row_for_every_setting_and_argument() -> None:
     assert spec.loader is not None
     reference = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(reference)
+    row = re.compile(r"^\| `(\w+)=.*? \| \S.*? \| `", re.MULTILINE)
     names = [{one.name for kind in kinds for one in fields(kind)} for _, _, kinds in reference.TABLES]
-    rows = [
-        re.findall(r"^\| `(\w+)=.*? \| \S.*? \| `", reference.table(kinds), re.M) for _, _, kinds in reference.TABLES
-    ]
+    rows = [row.findall(reference.table(kinds)) for _, _, kinds in reference.TABLES]
     assert [sorted(row) for row in rows] == [sorted(name) for name in names]

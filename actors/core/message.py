@@ -19,7 +19,7 @@ class Message(Generic[Place]):
 
     Attributes:
         layer: index of the layer, counted from 0; the head comes after the last layer.
-        group: name of the group inside its layer: "attn", "ffn", "head.0" ...
+        group: the part of the layer that the group is.
         seq: position in the plan; rises by one from message to message in every channel (rule 1).
         at: where the bytes are now: nothing before the disk reader, then a `Slot`.
         event: done once the bytes have arrived at `at`.

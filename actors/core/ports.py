@@ -95,9 +95,9 @@ class Priority(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One group that a policy wants: the `kind` of half, "attn" or "ffn", of a layer.
+    """One group that a policy wants: the part of a layer that is its `kind`.
 
-    The slices of the head follow the last layer, each as one more "ffn", whatever kind of slot it needs.
+    Slices of the head follow the last layer, each as the last part of one more, whatever kind of slot it needs.
     """
 
     kind: str

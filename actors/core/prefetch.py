@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from actors.core.errors import PolicyFailed
 from actors.core.event import Clock
 from actors.core.message import GroupKey
+from actors.core.order import halves, layer_parts
 from actors.core.ports import Ask, Half, PrefetchPolicy, Priority
 from actors.core.turns import Turns
 
 logger = logging.getLogger("penstock")
-KINDS = ("attn", "ffn")
-"""The halves of a layer."""
 
 
 class PrefetchQueue:
@@ -50,12 +49,8 @@ class PrefetchQueue:
         self._earlier = {
             kind: list(itertools.accumulate((other == kind for other in slot_kinds), initial=0)) for kind in slots
         }
-        counts: Counter[str] = Counter()
-        self._halves: list[tuple[str, int]] = []
-        for _, group in order:
-            kind = "attn" if group == "attn" else "ffn"
-            self._halves.append((kind, counts[kind]))
-            counts[kind] += 1
+        self._parts = layer_parts(order)
+        self._halves = halves(order)
         self._indices = {half: index for index, half in enumerate(self._halves)}
         self._turns = Turns(clock)
         self._told = False
@@ -92,7 +87,7 @@ class PrefetchQueue:
         """The computation of a group has started on the device: the policy's trigger."""
         # The half before may still compute its last micro-batch, but the one before that has ended.
         self._computed = max(self._computed, position - 1)
-        kind, layer = self._halves[position % len(self._halves)]
+        layer, kind = self._halves[position % len(self._halves)]
         held = sum(self._slot_kind(sent) is not None for sent in self._sent)
         half = Half(kind, layer, held)
         asks = [ask for ask in self._asks("at_start", lambda: self._policy.at_start(half)) if self._ask(position, ask)]
@@ -118,16 +113,16 @@ class PrefetchQueue:
         for ask in asks:
             if not isinstance(ask, Ask):
                 raise PolicyFailed(f"policy {self._policy.name}: {method} must give Asks, gave {ask!r}")
-            if ask.kind not in KINDS or not isinstance(ask.layer, int):
+            if ask.kind not in self._parts or not isinstance(ask.layer, int):
                 raise PolicyFailed(
                     f"policy {self._policy.name}: {method} asks for {ask.kind!r} of layer {ask.layer!r}; "
-                    f"need a kind of {', '.join(KINDS)} and the number of a layer"
+                    f"need a kind of {', '.join(self._parts)} and the number of a layer"
                 )
         return asks
 
     def _ask(self, trigger: int, ask: Ask) -> bool:
         """Whether there is such a group in the pass; one for which there is no slot yet can be asked for again."""
-        index = self._indices.get((ask.kind, ask.layer))
+        index = self._indices.get((ask.layer, ask.kind))
         if index is None:
             return False
         position = trigger - trigger % len(self._halves) + index

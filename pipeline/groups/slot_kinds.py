@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from actors.core.message import GroupKey
+from actors.core.order import layer_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +25,10 @@ class SlotKinds:
         another are free. Where the smallest budget has fewer slots than there are kinds, the smaller groups use the
         slots of the next larger kind: a single slot holds any group.
         """
+        parts = layer_parts(tuple(sizes))
         layers: defaultdict[int, list[GroupKey]] = defaultdict(list)
         for key in sizes:
             layers[key[0]].append(key)
-        parts = [part for _, part in next(iter(layers.values()))]
         places = {key: index % len(parts) for keys in layers.values() for index, key in enumerate(keys)}
         largest = [max(sizes[key] for key in sizes if places[key] == place) for place in range(len(parts))]
         rising = sorted(range(len(parts)), key=largest.__getitem__)

@@ -13,9 +13,10 @@ from statistics import fmean
 from typing import Any
 
 from actors.core.message import GroupKey
+from actors.core.order import layer_parts
 from actors.core.trace import Span
 from pipeline.tools.trace.intervals import Interval, total_seconds, union, within
-from pipeline.tools.trace.passes import HALVES, NEVER, group_times, work_by_actor
+from pipeline.tools.trace.passes import NEVER, group_times, work_by_actor
 from pipeline.tools.trace.recording import DISK, LINK
 
 MS = 1000.0
@@ -113,9 +114,10 @@ class Overlap:
             l0_l1_ms=fmean(itertools.chain(*delays)) * MS,
             l0_l4_ms=fmean(map(_long_delay, delays)) * MS,
             groups_requested={
-                f"{kind}_window": float(asked.get(kind, 0)) if asked else run.begun_per_window(kind) for kind in HALVES
+                f"{kind}_window": float(asked.get(kind, 0)) if asked else run.begun_per_window(kind)
+                for kind in run.parts
             },
-            link_use={f"{kind}_window": run.share_of_windows(kind, link) for kind in HALVES}
+            link_use={f"{kind}_window": run.share_of_windows(kind, link) for kind in run.parts}
             | {"total": total_seconds(link) / total},
             host_blocked_ms=run.host_blocked_seconds() * MS if blocking else 0.0,
             groups_on_device_peak=run.most_on_device(),
@@ -134,7 +136,8 @@ class _PassWindow:
 
     def __init__(self, spans: Iterable[Span], order: Sequence[GroupKey], first_pass: int, passes: int | None) -> None:
         self._order = order
-        self._attns = [index for index, (_, group) in enumerate(order) if group == "attn"]
+        self.parts = layer_parts(order)
+        self._layers = [index for index, (_, part) in enumerate(order) if part == self.parts[0]]
         work = work_by_actor(spans)
         groups = group_times(work, order)
         first = first_pass * len(order)
@@ -162,9 +165,9 @@ class _PassWindow:
         return {name: within(union(intervals), self.started, self.ended) for name, intervals in busy.items()}
 
     def seconds_per_layer(self) -> float:
-        count = len(self._attns)
+        count = len(self._layers)
         if count >= 4:
-            steady, last = self._attns[count // 2], self._attns[-1]
+            steady, last = self._layers[count // 2], self._layers[-1]
             seconds = fmean(
                 self._by_position[base + last].started - self._by_position[base + steady].started
                 for base in self._passes
@@ -183,14 +186,14 @@ class _PassWindow:
         for started, ended, position in parts:
             idle[position] += max(0.0, started - until)
             until = max(until, ended)
-        count = len(self._attns)
+        count = len(self._layers)
         if count == 1:
-            return [([idle[base + self._attns[0] + 1]], [0.0]) for base in self._passes]
+            return [([idle[base + self._layers[0] + 1]], [0.0]) for base in self._passes]
         steady = range(min(count // 2, count - 2), count - 1)
         return [
             (
-                [idle[base + self._attns[layer] + 1] for layer in steady],
-                [idle[base + self._attns[layer + 1]] for layer in steady],
+                [idle[base + self._layers[layer] + 1] for layer in steady],
+                [idle[base + self._layers[layer + 1]] for layer in steady],
             )
             for base in self._passes
         ]

@@ -5,12 +5,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from actors.core.message import GroupKey
+from actors.core.order import halves, layer_parts
 from actors.core.trace import Span
 from pipeline.tools.trace.intervals import Interval
 from pipeline.tools.trace.recording import COMPUTE, DISK, LINK
 
 NEVER = float("-inf")
-HALVES = ("attn", "ffn")
 
 
 @dataclass(slots=True)
@@ -18,7 +18,7 @@ class GroupTimes:
     """One group of one pass: clock seconds.
 
     Attributes:
-        kind: "attn" or "ffn"; slices of the head count as "ffn".
+        kind: the part of a layer that the group is, or counts as: slices of the head count as the last one.
         layer: ordinal number of the layer, counting on from pass to pass.
         parts: the computation, one stretch for each micro-batch.
         hops: the read, and the upload where there was one.
@@ -65,11 +65,11 @@ def group_times(work: Mapping[str, Sequence[Span]], order: Sequence[GroupKey]) -
     groups: dict[int, GroupTimes] = {}
     by_seq: dict[int, GroupTimes] = {}
     layers = {layer: index for index, layer in enumerate(dict.fromkeys(layer for layer, _ in order))}
+    kinds = [kind for _, kind in halves(order)]
 
     def new(position: int) -> GroupTimes:
         pass_, index = divmod(position, len(order))
-        layer, group = order[index]
-        return GroupTimes("attn" if group == "attn" else "ffn", pass_ * len(layers) + layers[layer])
+        return GroupTimes(kinds[index], pass_ * len(layers) + layers[order[index][0]])
 
     for position, span in _positions(work[COMPUTE], order):
         group = groups.setdefault(position, new(position))
@@ -111,11 +111,11 @@ def _positions(spans: Iterable[Span], order: Sequence[GroupKey]) -> Iterator[tup
 
 def _instant(groups: Mapping[int, GroupTimes], order: Sequence[GroupKey]) -> list[int]:
     """Positions of half-layers whose computation took no time, so that no span tells of it."""
-    passes = max(groups, default=-1) // len(order) + 1
+    passes, parts = max(groups, default=-1) // len(order) + 1, layer_parts(order)
     return [
         position
         for position in range(min(groups, default=0) // len(order) * len(order), passes * len(order))
-        if position not in groups and order[position % len(order)][1] in HALVES
+        if position not in groups and order[position % len(order)][1] in parts
     ]
 
 

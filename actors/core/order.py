@@ -1,0 +1,26 @@
+"""What the order of a pass says about its groups, whatever their parts are called."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from actors.core.message import GroupKey
+
+
+def layer_parts(order: Sequence[GroupKey]) -> tuple[str, ...]:
+    """The parts of a layer, in compute order: those of the first one."""
+    return tuple(part for layer, part in order if layer == order[0][0])
+
+
+def halves(order: Sequence[GroupKey]) -> list[GroupKey]:
+    """By its position, the half-layer that a policy knows each group as: the number of a layer, and one of its parts.
+
+    What follows the layers, as the slices of the head do, counts as the last part of one more layer each.
+    """
+    parts = layer_parts(order)
+    counts: Counter[str] = Counter()
+    known = []
+    for _, part in order:
+        kind = part if part in parts else parts[-1]
+        known.append((counts[kind], kind))
+        counts[kind] += 1
+    return known

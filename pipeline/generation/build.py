@@ -197,7 +197,7 @@ def _weights(drawn: Blueprint, settings: Config, device: AnyDevice) -> tuple[Rea
     logger.info("checksums %s", checking)
     lanes = reading.reading.lanes
     folder = drawn.checkpoint.folder
-    checksums = Checksums(drawn.groups.groups, drawn.groups.embed, lanes, folder) if checking.on else None
+    checksums = Checksums(drawn.groups.groups, lanes, folder) if checking.on else None
     return reading, CheckpointSource(catalog.host, files, reading.reading, checksums), checking
 
 

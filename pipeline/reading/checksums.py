@@ -115,21 +115,20 @@ class Sums:
 
 
 class Checksums:
-    """The digests of all weight groups, and of the rows of the embedding table that have been fetched.
+    """The digests of all weight groups, and of the rows of tables that have been fetched.
 
     A group that stays in memory is read once, so nothing is ever compared with it. `groups`, `rows` and `nbytes` count
     what was summed up, `mismatches` the groups and calls for rows that differed, those that another read has mended
     among them. `folder` is that of the checkpoint.
     """
 
-    def __init__(self, groups: Sequence[WeightGroup], embed: TensorRange, threads: int, folder: Path) -> None:
+    def __init__(self, groups: Sequence[WeightGroup], threads: int, folder: Path) -> None:
         self.groups = self.rows = self.nbytes = self.mismatches = 0
         self._groups = {group.key: group for group in groups}
         self._pieces: dict[GroupKey, TensorPieces] = {}
         self._digests: dict[GroupKey, array[int]] = {}
-        self._embed = embed
         self._folder = folder
-        self._row_digests = array("Q", bytes(8 * embed.shape[0]))
+        self._row_digests: dict[TensorRange, array[int]] = {}
         self._threads = Threads(threads, "penstock-checksums")
 
     def begin(self, layer: int, group: str, chunks: Sequence[Window], view: memoryview) -> Sums:
@@ -151,18 +150,20 @@ class Checksums:
         first = changed[0]
         return self._error(sums.pieces[first], known[first], found[first], len(changed) - 1)
 
-    def compare_rows(self, indices: Sequence[int], rows: memoryview) -> CheckpointError | None:
-        """Sum up rows of the embedding table, one behind the other; what is wrong with the first that differs."""
-        row_bytes = self._embed.length // self._embed.shape[0]
+    def compare_rows(self, table: TensorRange, indices: Sequence[int], rows: memoryview) -> CheckpointError | None:
+        """Sum up rows of a table, one behind the other; what is wrong with the first that differs."""
+        row_bytes = table.length // table.shape[0]
+        if table not in self._row_digests:
+            self._row_digests[table] = array("Q", bytes(8 * table.shape[0]))
+        digests = self._row_digests[table]
         self.rows += len(indices)
         self.nbytes += len(indices) * row_bytes
         for place, index in enumerate(indices):
             digest = _digest(rows[place * row_bytes :][:row_bytes]) or 1  # 0 is a row that was never fetched
-            known = self._row_digests[index] or digest
-            self._row_digests[index] = known
+            known = digests[index] = digests[index] or digest
             if known != digest:
                 self.mismatches += 1
-                row = TensorPiece(self._embed, self._embed.start + index * row_bytes, row_bytes, 0)
+                row = TensorPiece(table, table.start + index * row_bytes, row_bytes, 0)
                 return self._error(row, known, digest, 0)
         return None
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from actors.core.event import Event
 from actors.core.ports import Copy
+from pipeline.errors import CheckpointError
 from pipeline.formats.tensors import TensorRange
 from pipeline.groups.layout import tensor_views
 from pipeline.reading.checksums import Checksums
@@ -87,13 +88,19 @@ class EmbeddingRows:
 
     async def _verify(self, token_ids: Sequence[int]) -> None:
         """As the weight source does with groups."""
-        if self._checksums is None or (fault := self._checksums.compare_rows(token_ids, self._host.view)) is None:
+        if (fault := self._mismatch(token_ids)) is None:
             return
         logger.warning("the embedding differs from its first read, reading once more: %s", fault)
         await self._source.forget_rows(self._table.file, self._starts(token_ids), self.row_bytes)
         await self._read(token_ids)
-        if (fault := self._checksums.compare_rows(token_ids, self._host.view)) is not None:
+        if (fault := self._mismatch(token_ids)) is not None:
             raise fault
+
+    def _mismatch(self, token_ids: Sequence[int]) -> CheckpointError | None:
+        """What is wrong with the first of the rows in host memory that differs from its first read."""
+        return (
+            None if self._checksums is None else self._checksums.compare_rows(self._table, token_ids, self._host.view)
+        )
 
     async def _read(self, token_ids: Sequence[int]) -> None:
         await self._source.read_rows(self._table.file, self._starts(token_ids), self.row_bytes, self._host.view)

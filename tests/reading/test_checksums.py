@@ -51,7 +51,7 @@ class Group:
         self.layout = host_layout(self.group)
         self.view = HostMemory(self.layout.slot_bytes).view
         self.view[:] = bytes(index * 7 % 251 for index in range(self.layout.slot_bytes))
-        self.checksums = Checksums(groups.groups, groups.embed, 3, Path("model"))
+        self.checksums = Checksums(groups.groups, 3, Path("model"))
 
     async def read(self) -> CheckpointError | None:
         """As the source does: chunks land in any order."""
@@ -105,19 +105,19 @@ async def test_the_error_tells_where_and_what_to_do(groups: WeightGroups) -> Non
 
 def test_rows_are_compared_with_their_first_read_whatever_else_is_fetched_with_them(groups: WeightGroups) -> None:
     row_bytes = groups.embed.length // groups.embed.shape[0]
-    some = Checksums(groups.groups, groups.embed, 1, Path("model"))
+    some = Checksums(groups.groups, 1, Path("model"))
 
     def rows(*values: int) -> memoryview:
         return memoryview(b"".join(bytes([value]) * row_bytes for value in values) + b"rest")
 
-    assert some.compare_rows([5, 9, 299], rows(5, 9, 3)) is None
-    assert some.compare_rows([9], rows(9)) is None
-    assert some.compare_rows([0, 299, 5], rows(1, 3, 5)) is None
-    told = some.compare_rows([0, 5, 9], rows(1, 5, 8))
+    assert some.compare_rows(groups.embed, [5, 9, 299], rows(5, 9, 3)) is None
+    assert some.compare_rows(groups.embed, [9], rows(9)) is None
+    assert some.compare_rows(groups.embed, [0, 299, 5], rows(1, 3, 5)) is None
+    told = some.compare_rows(groups.embed, [0, 5, 9], rows(1, 5, 8))
     start = groups.embed.start + 9 * row_bytes
     assert f"bytes {start} to {start + row_bytes}, of tensor 'model.embed_tokens.weight'" in str(told)
     assert (some.rows, some.mismatches) == (10, 1)
-    assert some.compare_rows([9], rows(9)) is None, "the first read is what counts"
+    assert some.compare_rows(groups.embed, [9], rows(9)) is None, "the first read is what counts"
 
 
 @pytest.mark.parametrize(

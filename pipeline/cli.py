@@ -13,11 +13,11 @@ from typing import Any, TextIO
 from pipeline.checkpoints.presets import PRESETS
 from pipeline.devices.spinning import spin_little
 from pipeline.errors import ConfigError, PenstockError, ResourceError
+from pipeline.system.event_loop import run_async, sigterm_ends
 from pipeline.system.limits import explained
 from pipeline.system.sizes import human_bytes
 from pipeline.tools.commands.bench_options import add_bench
 from pipeline.tools.commands.doctor import add_doctor
-from pipeline.tools.commands.event_loop import run_async, sigterm_ends
 from pipeline.tools.commands.models import MODEL_HELP, find_models
 from pipeline.tools.commands.options import add_settings
 from pipeline.tools.commands.parser import Parser

@@ -7,35 +7,21 @@ same memory limit as ours; `penstock bench throughput --against accelerate` runs
 import contextlib
 import importlib
 import importlib.util
-import json
 import math
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline.errors import ConfigError, PenstockError, RequestError
-from pipeline.tools.bench.load import Load
+from pipeline.errors import ConfigError, RequestError
+from pipeline.tools.bench.arm_program import read_bytes, say, serve
+from pipeline.tools.bench.load import Load, LoadSettings
 
 MODULES = ("accelerate", "transformers")
-
-
-@dataclass(frozen=True, slots=True)
-class ArmSettings:
-    """What the program is told. `offload_folder` takes the weights again as accelerate wants them; it is reused."""
-
-    folder: str
-    offload_folder: str
-    requests: list[int]
-    prompt_tokens: int
-    new_tokens: int
-    seed: int
-    dtype: str
 
 
 def check_installed() -> None:
@@ -47,10 +33,10 @@ def check_installed() -> None:
             )
 
 
-def run(settings: ArmSettings) -> list[dict[str, Any]]:
+def run(settings: LoadSettings) -> list[dict[str, Any]]:
     """Measure each number of requests in turn in one loaded model; rows as those of `Throughput`, without floors."""
-    model = open_offloaded(Path(settings.folder), Path(settings.offload_folder), settings.dtype)
-    load = Load(settings.prompt_tokens, settings.prompt_tokens, settings.new_tokens, seed=settings.seed)
+    model = open_offloaded(Path(settings.folder), Path(settings.offload_folder), settings.options.get("dtype", "auto"))
+    load = Load(**settings.load)
     measure(model, load.warm_up, 1)
     return [measure(model, load, count) for count in settings.requests]
 
@@ -58,7 +44,7 @@ def run(settings: ArmSettings) -> list[dict[str, Any]]:
 def open_offloaded(folder: Path, offload_folder: Path, told_dtype: str) -> Any:
     """A model of transformers whose weights lie in `offload_folder`, where they are written once."""
     check_installed()
-    _say("accelerate: importing")
+    say("accelerate: importing")
     accelerate, transformers = importlib.import_module("accelerate"), importlib.import_module("transformers")
     transformers.utils.logging.set_verbosity_error()
     config = transformers.AutoConfig.from_pretrained(folder)
@@ -84,7 +70,7 @@ def _write_weights(folder: Path, offload_folder: Path, wanted: set[str], dtype: 
         with safetensors.safe_open(file, framework="pt") as opened:
             names = wanted & set(opened.keys())
         for name in sorted(names):
-            _say(f"accelerate: writing {name}")
+            say(f"accelerate: writing {name}")
             with safetensors.safe_open(file, framework="pt") as opened:
                 index = utilities.offload_weight(opened.get_tensor(name).to(dtype), name, str(offload_folder), index)
     if missing := wanted - set(index):
@@ -102,10 +88,10 @@ def measure(model: Any, load: Load, requests: int) -> dict[str, Any]:
     greedy = importlib.import_module("transformers").GenerationConfig(do_sample=False, pad_token_id=0)
     greedy.max_new_tokens, model.generation_config = load.new_tokens, greedy
     model.eval()
-    read_before, started = _read_bytes(), time.perf_counter()
+    read_before, started = read_bytes(), time.perf_counter()
     with torch.inference_mode(), _pass_times(model, requests) as passes:
         tokens_BT = model.generate(prompts_BT, attention_mask=torch.ones_like(prompts_BT))
-    seconds, read = time.perf_counter() - started, _read_bytes() - read_before
+    seconds, read = time.perf_counter() - started, read_bytes() - read_before
     new_BT = tokens_BT[:, load.longest :]
     tokens = requests * load.new_tokens
     if new_BT.numel() != tokens:
@@ -138,7 +124,7 @@ def _pass_times(model: Any, requests: int) -> Iterator[list[tuple[float, float]]
 
     def end(*_: object) -> None:
         passes.append((begun, time.perf_counter()))
-        _say(f"accelerate, {requests} requests: {len(passes)} passes, the last in {passes[-1][1] - begun:.1f} s")
+        say(f"accelerate, {requests} requests: {len(passes)} passes, the last in {passes[-1][1] - begun:.1f} s")
 
     hooks = [model.register_forward_pre_hook(begin), model.register_forward_hook(end)]
     try:
@@ -148,26 +134,5 @@ def _pass_times(model: Any, requests: int) -> Iterator[list[tuple[float, float]]
             hook.remove()
 
 
-def _read_bytes() -> int:
-    """What this process made the disk read: mapped pages count when they are fetched."""
-    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
-    return int(fields["read_bytes"])
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Print the rows as one JSON list."""
-    try:
-        rows = run(ArmSettings(**json.loads(arguments[0])))
-    except PenstockError as error:
-        print(f"penstock: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(rows))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(serve(run, LoadSettings, sys.argv[1:]))

@@ -2,41 +2,21 @@
 
 import json
 import statistics
-import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.models.config import read_config
-from pipeline.tools.bench.accelerate_arm import ArmSettings, check_installed
-from pipeline.tools.bench.load import Load
+from pipeline.tools.bench.accelerate_arm import check_installed
+from pipeline.tools.bench.arm_program import ArmRun, Progress, Row, command_of, in_turn
+from pipeline.tools.bench.load import Load, LoadSettings
 from pipeline.tools.bench.memory_limit import MemoryLimit, OverLimit, run_limited
-from pipeline.tools.commands.settings import as_options
 
-Progress = Callable[[str], None]
-Row = dict[str, Any]
 OURS, ACCELERATE = "penstock", "accelerate"
 AGAINST = (ACCELERATE,)
-
-
-@dataclass(frozen=True, slots=True)
-class ArmRun:
-    """One arm in one round: a row for each number of requests; `peak_bytes` as `run_limited` counts them.
-
-    Where the memory limit ended the arm, a row has no figures.
-    """
-
-    arm: str
-    round: int
-    peak_bytes: int
-    rows: list[Row]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The same as plain values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,24 +47,22 @@ class Arms:
         parent = self.folder.resolve().parent
         with tempfile.TemporaryDirectory(prefix="offloaded-", dir=parent) as offload_folder:
             runs = []
-            for index in range(rounds):
-                # Whichever goes first may find the machine in another state.
-                for name in names if index % 2 == 0 else reversed(names):
-                    self.progress(f"round {index + 1}/{rounds}: {name}")
-                    run = self._run_ours if name == OURS else self._run_accelerate
-                    runs.append(await run(index, Path(offload_folder)))
+            for name, index in in_turn(names, rounds, self.progress):
+                run = self._run_ours if name == OURS else self._run_accelerate
+                runs.append(await run(index, Path(offload_folder)))
         return runs
 
     async def _run_ours(self, index: int, offload_folder: Path) -> ArmRun:
-        printed, peak_bytes = await run_limited(self._ours(), self.limit, (self.folder, offload_folder))
-        return ArmRun(OURS, index, peak_bytes, json.loads(printed)["rows"])
+        command = self._command("throughput", offload_folder, self.requests)
+        printed, peak_bytes = await run_limited(command, self.limit, (self.folder, offload_folder))
+        return ArmRun(OURS, index, peak_bytes, json.loads(printed))
 
     async def _run_accelerate(self, index: int, offload_folder: Path) -> ArmRun:
         """A process for each number of requests: larger batches need more memory, and may need too much."""
         rows, most = list[Row](), 0
         for requests in self.requests:
             try:
-                command = self._accelerate(offload_folder, requests)
+                command = self._command("accelerate_arm", offload_folder, [requests])
                 printed, peak_bytes = await run_limited(command, self.limit, (self.folder, offload_folder))
                 rows += json.loads(printed)
             except OverLimit as error:
@@ -94,29 +72,9 @@ class Arms:
             most = max(most, peak_bytes)
         return ArmRun(ACCELERATE, index, most, rows)
 
-    def _ours(self) -> list[str]:
-        load = self.load
-        options = {
-            "requests": ",".join(map(str, self.requests)),
-            "prompt-tokens": f"{load.shortest}-{load.longest}",
-            "new-tokens": load.new_tokens,
-            "seed": load.seed,
-            **({} if load.arrivals_per_second is None else {"arrival": f"poisson:{load.arrivals_per_second}"}),
-        }
-        told = [*(f"--{name}={value}" for name, value in options.items()), *as_options(self.settings)]
-        return [sys.executable, "-m", "pipeline", "bench", "throughput", str(self.folder), *told, "--json"]
-
-    def _accelerate(self, offload_folder: Path, requests: int) -> list[str]:
-        settings = ArmSettings(
-            folder=str(self.folder),
-            offload_folder=str(offload_folder),
-            requests=[requests],
-            prompt_tokens=self.load.longest,
-            new_tokens=self.load.new_tokens,
-            seed=self.load.seed,
-            dtype=self.settings.get("dtype", "auto"),
-        )
-        return [sys.executable, "-m", "pipeline.tools.bench.accelerate_arm", json.dumps(asdict(settings))]
+    def _command(self, module: str, offload_folder: Path, requests: Sequence[int]) -> list[str]:
+        folders = str(self.folder), str(offload_folder)
+        return command_of(module, LoadSettings(*folders, list(requests), asdict(self.load), dict(self.settings)))
 
 
 def median_rows(runs: Sequence[ArmRun], arm: str) -> list[Row]:

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 
 from pipeline.tools.bench.accelerate_arm import check_installed, open_offloaded
-from pipeline.tools.bench.pass_arm import ArmSettings, Passes, say, serve
+from pipeline.tools.bench.arm_program import say
+from pipeline.tools.bench.pass_arm import Passes, PassSettings, serve_passes
 
 ACCELERATE, TRANSFORMERS = "accelerate", "transformers"
 
 
-def run(settings: ArmSettings) -> Passes:
+def run(settings: PassSettings) -> Passes:
     """Decode greedily, with the KV cache of transformers."""
     check_installed()
     arm, folder = settings.options["arm"], Path(settings.folder)
@@ -50,4 +51,4 @@ def name_of_cache(model: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(run, sys.argv[1:]))
+    sys.exit(serve_passes(run, sys.argv[1:]))

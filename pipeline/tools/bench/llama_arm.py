@@ -21,7 +21,8 @@ from pipeline.formats.tensors import TensorSpec
 from pipeline.models.config import ModelConfig, read_config
 from pipeline.models.families import group_specs
 from pipeline.models.frequencies import attention_factor, frequencies
-from pipeline.tools.bench.pass_arm import ArmSettings, Passes, say, serve
+from pipeline.tools.bench.arm_program import say
+from pipeline.tools.bench.pass_arm import Passes, PassSettings, serve_passes
 
 MODULES = ("llama_cpp", "gguf")
 FILE = "model.gguf"
@@ -46,7 +47,7 @@ def check_installed() -> None:
             )
 
 
-def run(settings: ArmSettings) -> Passes:
+def run(settings: PassSettings) -> Passes:
     """Decode greedily with mapped weights, with as many threads as torch would use."""
     check_installed()
     file = Path(settings.offload_folder) / FILE
@@ -181,4 +182,4 @@ def _read(file: Path, name: str, heads: int | None) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(run, sys.argv[1:]))
+    sys.exit(serve_passes(run, sys.argv[1:]))

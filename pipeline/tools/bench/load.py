@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +43,17 @@ class Load:
         while len(seconds) < requests:
             seconds.append(seconds[-1] + chance.expovariate(self.arrivals_per_second))
         return seconds
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSettings:
+    """What an arm under a load is told: numbers of requests, the fields of the `Load`, and settings as of `Config`.
+
+    `offload_folder` takes the weights again, as other programs want them; it is reused.
+    """
+
+    folder: str
+    offload_folder: str
+    requests: list[int]
+    load: dict[str, Any]
+    options: dict[str, Any]

@@ -14,9 +14,10 @@ from pipeline.api import Model
 from pipeline.config import Config
 from pipeline.engine.residency import NOTHING_STAYS, Residency
 from pipeline.generation.build import build
+from pipeline.system.event_loop import run_async
+from pipeline.tools.bench.arm_program import say
 from pipeline.tools.bench.floors import Floors
-from pipeline.tools.bench.pass_arm import ArmSettings, Passes, say, serve
-from pipeline.tools.commands.event_loop import run_async
+from pipeline.tools.bench.pass_arm import Passes, PassSettings, serve_passes
 
 FLOOR_ROUNDS = 3
 ONE_REQUEST = {"max_requests": 1, "max_tokens_per_pass": 16}
@@ -24,7 +25,7 @@ ONE_REQUEST = {"max_requests": 1, "max_tokens_per_pass": 16}
 SEQUENTIAL = "sequential"
 
 
-def run(settings: ArmSettings) -> Passes:
+def run(settings: PassSettings) -> Passes:
     """Decode greedily through the line, or, sequentially, read each group and then compute it."""
     room = {**ONE_REQUEST, "context_tokens": settings.context_tokens}
     options = {**room, **settings.options, "dtype": settings.dtype}
@@ -82,4 +83,4 @@ async def _sequential(passes: Passes, options: dict[str, Any]) -> Passes:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(run, sys.argv[1:]))
+    sys.exit(serve_passes(run, sys.argv[1:]))

@@ -1,20 +1,17 @@
-"""What all arms of `penstock bench speed` share: each is a program of its own that decodes token by token."""
+"""What all arms of `penstock bench speed` share: they decode token by token."""
 
-import json
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.errors import PenstockError
+from pipeline.tools.bench.arm_program import read_bytes, say, serve
 
 WARM_UP = 3
 """Passes that are not measured: the first ones load what stays."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ArmSettings:
+class PassSettings:
     """What an arm is told. `offload_folder` holds the weights again, as other programs want them."""
 
     folder: str
@@ -38,7 +35,7 @@ class Passes:
     """
 
     arm: str
-    settings: ArmSettings
+    settings: PassSettings
     pass_seconds: list[float] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     read_bytes: int = 0
@@ -73,28 +70,6 @@ class Passes:
         }
 
 
-def read_bytes() -> int:
-    """What this process made the disk read: mapped pages count when they are fetched."""
-    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
-    return int(fields["read_bytes"])
-
-
-def say(text: str) -> None:
-    """Progress, for whoever waits."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def serve(run: Callable[[ArmSettings], Passes], arguments: Sequence[str]) -> int:
-    """Run an arm as a program: settings in as JSON, passes out as JSON; returns the exit status."""
-    try:
-        passes = run(ArmSettings(**json.loads(arguments[0])))
-    except PenstockError as error:
-        print(f"penstock: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(passes.as_dict()))
-    return 0
-
-
-def told(settings: ArmSettings) -> str:
-    """The argument that a program of an arm is given."""
-    return json.dumps(asdict(settings))
+def serve_passes(run: Callable[[PassSettings], Passes], arguments: Sequence[str]) -> int:
+    """Run an arm as a program, which prints its passes; returns the exit status."""
+    return serve(lambda settings: run(settings).as_dict(), PassSettings, arguments)

@@ -8,9 +8,8 @@ import asyncio
 import itertools
 import json
 import statistics
-import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,12 @@ from typing import Any
 from pipeline.errors import ConfigError
 from pipeline.models.config import read_config
 from pipeline.tools.bench import accelerate_arm, llama_arm
+from pipeline.tools.bench.arm_program import ArmRun, Progress, command_of, in_turn
 from pipeline.tools.bench.hugging_face_arm import ACCELERATE, TRANSFORMERS
 from pipeline.tools.bench.memory_limit import MemoryLimit, OverLimit, run_limited
 from pipeline.tools.bench.our_arm import SEQUENTIAL
-from pipeline.tools.bench.pass_arm import ArmSettings, told
+from pipeline.tools.bench.pass_arm import PassSettings
 
-Progress = Callable[[str], None]
 OURS = "penstock"
 WITHOUT: Mapping[str, Mapping[str, Any]] = {
     OURS: {},
@@ -37,16 +36,6 @@ WITHOUT: Mapping[str, Mapping[str, Any]] = {
 AGAINST = {ACCELERATE: "hugging_face_arm", TRANSFORMERS: "hugging_face_arm", "llama.cpp": "llama_arm"}
 UNLIMITED = (TRANSFORMERS,)
 """What holds all weights in memory is there to compare the computing."""
-
-
-@dataclass(frozen=True, slots=True)
-class ArmRun:
-    """One arm in one round: what `Passes` tells, None if it was over the limit; `peak_bytes` as `run_limited` says."""
-
-    arm: str
-    round: int
-    peak_bytes: int
-    passes: dict[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +84,8 @@ class SpeedBench:
             for name in names:
                 await self._prepare(name, Path(offload_folder) / name)
             runs = []
-            for index in range(rounds):
-                for name in names if index % 2 == 0 else reversed(names):
-                    self.progress(f"round {index + 1}/{rounds}: {name}")
-                    runs.append(await self._run(name, index, Path(offload_folder) / name))
+            for name, index in in_turn(names, rounds, self.progress):
+                runs.append(await self._run(name, index, Path(offload_folder) / name))
             return runs
 
     async def _prepare(self, name: str, offload_folder: Path) -> None:
@@ -115,19 +102,19 @@ class SpeedBench:
             printed, peak_bytes = await run_limited(command, limit, (self.folder, offload_folder))
         except OverLimit as error:
             self.progress(str(error))
-            return ArmRun(name, index, 0, None)
-        return ArmRun(name, index, peak_bytes, json.loads(printed))
+            return ArmRun(name, index, 0, [])
+        return ArmRun(name, index, peak_bytes, [json.loads(printed)])
 
     def _command(self, name: str, offload_folder: Path, passes: int) -> list[str]:
         options = {"arm": name} if name in AGAINST else {**self.settings, **WITHOUT[name], "arm": name}
-        settings = ArmSettings(
+        settings = PassSettings(
             folder=str(self.folder),
             offload_folder=str(offload_folder),
             passes=passes,
             dtype=options.pop("dtype", self.settings.get("dtype", "auto")),
             options=options,
         )
-        return [sys.executable, "-m", f"pipeline.tools.bench.{AGAINST.get(name, 'our_arm')}", told(settings)]
+        return command_of(AGAINST.get(name, "our_arm"), settings)
 
 
 def arms_of(settings: Mapping[str, Any]) -> list[str]:
@@ -141,7 +128,7 @@ def results(runs: Sequence[ArmRun]) -> list[ArmResult]:
 
 
 def _result(arm: str, runs: Sequence[ArmRun]) -> ArmResult:
-    done = [run.passes for run in runs if run.passes is not None]
+    done = [row for run in runs for row in run.rows]
     if not done:
         return ArmResult(arm, (), 0.0, 0, ())
     floors = {

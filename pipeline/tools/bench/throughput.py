@@ -1,11 +1,15 @@
-"""`penstock bench throughput`: many requests in one open model, and how close their passes come to the floors."""
+"""`penstock bench throughput`: many requests in one open model, and how close their passes come to the floors.
+
+`python -m pipeline.tools.bench.throughput JSON` is the same as a program of its own, to be held against others.
+"""
 
 import asyncio
 import itertools
 import math
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +22,11 @@ from pipeline.generation.build import build
 from pipeline.generation.program import GenerationProgram
 from pipeline.generation.requests import CallArguments
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
+from pipeline.system.event_loop import run_async
+from pipeline.tools.bench.arm_program import Progress, Row, say, serve
 from pipeline.tools.bench.floors import Floors, spread_tokens
-from pipeline.tools.bench.load import Load
+from pipeline.tools.bench.load import Load, LoadSettings
 
-Progress = Callable[[str], None]
 REFRESH_SECONDS = 0.5
 FLOOR_ROUNDS = 3
 PASS_TOKENS = 512
@@ -249,3 +254,14 @@ async def _watch(model: Model, requests: int, new_tokens: int, progress: Progres
             f"{requests * new_tokens} tokens, {time.perf_counter() - started:.1f} s"
         )
         await asyncio.sleep(REFRESH_SECONDS)
+
+
+def run(settings: LoadSettings) -> list[Row]:
+    """Our arm of a comparison: all numbers of requests in one open model."""
+    load = Load(**settings.load)
+    rows = run_async(bench_throughput(Path(settings.folder), settings.options, load, settings.requests, say))
+    return [row.as_dict() for row in rows]
+
+
+if __name__ == "__main__":
+    sys.exit(serve(run, LoadSettings, sys.argv[1:]))

@@ -27,7 +27,7 @@ def add_bench_open(bench: Any) -> None:
 
 def bench_open_command(options: argparse.Namespace) -> None:
     """Measure and print. Raises ConfigError naming the option that can never work."""
-    from pipeline.tools.commands.event_loop import run_async
+    from pipeline.system.event_loop import run_async
     from pipeline.tools.commands.opening_table import bench_open
 
     run_async(bench_open(options))

@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from pipeline.system.event_loop import run_async
 from pipeline.tools.commands.bench_open import add_bench_open
 from pipeline.tools.commands.bench_speed import add_bench_speed
-from pipeline.tools.commands.event_loop import run_async
 from pipeline.tools.commands.models import MODEL_HELP
 from pipeline.tools.commands.options import add_settings, add_trace
 from pipeline.tools.commands.progress import say_loading

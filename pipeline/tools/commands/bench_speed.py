@@ -33,7 +33,7 @@ def add_bench_speed(bench: Any) -> None:
 
 def bench_speed_command(options: argparse.Namespace) -> None:
     """Measure and print. Raises ConfigError naming the option that can never work."""
-    from pipeline.tools.commands.event_loop import run_async
+    from pipeline.system.event_loop import run_async
     from pipeline.tools.commands.speed_table import bench_speed
 
     run_async(bench_speed(options))

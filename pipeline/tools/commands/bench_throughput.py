@@ -6,13 +6,15 @@ import math
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.system.memory import available_host_bytes
 from pipeline.system.sizes import human_bytes, parse_bytes
-from pipeline.tools.bench.arms import OURS, ArmRun, Arms, Row, agreement, median_rows
+from pipeline.tools.bench.arm_program import ArmRun, Row
+from pipeline.tools.bench.arms import OURS, Arms, agreement, median_rows
 from pipeline.tools.bench.load import Load
 from pipeline.tools.bench.memory_limit import MemoryLimit
 from pipeline.tools.bench.throughput import bench_throughput
@@ -54,7 +56,7 @@ async def throughput(options: argparse.Namespace) -> None:
     told |= {
         "memory_limit_bytes": arms.limit.nbytes if arms.limit else None,
         "limit_by": arms.limit.way if arms.limit else None,
-        "runs": [run.as_dict() for run in runs],
+        "runs": [asdict(run) for run in runs],
     }
     _print(told, _compared_columns(runs), _remarks(options, median_rows(runs, OURS)), as_json=options.json)
     if not options.json and options.against is not None:

@@ -46,7 +46,7 @@ def doctor(options: argparse.Namespace) -> None:
 
 def _deep(options: argparse.Namespace, progress: Progress) -> list[Check]:
     """Raises PenstockError when the model cannot be opened."""
-    from pipeline.tools.commands.event_loop import run_async
+    from pipeline.system.event_loop import run_async
 
     checks: list[Check] = []
 

@@ -35,8 +35,8 @@ def run_command(options: argparse.Namespace) -> None:
     """Run, and print. Raises PenstockError naming what can never work, before anything takes time."""
     from pipeline.config import Config
     from pipeline.errors import ConfigError
+    from pipeline.system.event_loop import run_async
     from pipeline.system.outputs import check_writable
-    from pipeline.tools.commands.event_loop import run_async
 
     arguments = sampling_arguments(options)
     if options.logprobs is not None and not options.json:

@@ -90,14 +90,6 @@ def described() -> dict[str, str]:
     return told
 
 
-def as_options(settings: Mapping[str, Any]) -> list[str]:
-    """The same settings as a command line. Raises ConfigError for objects, which no other process can be given."""
-    parts: dict[str, Any] = {}
-    for name, value in settings.items():
-        parts |= {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, Mapping) else {name: value}
-    return [part for name, value in plain(parts).items() for part in ("--set", f"{name}={_as_text(value)}")]
-
-
 def plain(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """The same settings. Raises ConfigError for objects, which no other process can be given."""
     for name, value in settings.items():

@@ -6,11 +6,13 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.system.memory import available_host_bytes
 from pipeline.system.sizes import human_bytes, parse_bytes
+from pipeline.tools.bench.arm_program import ArmRun
 from pipeline.tools.bench.memory_limit import MemoryLimit
 from pipeline.tools.bench.speed import WITHOUT, ArmResult, SpeedBench, arms_of, results
 from pipeline.tools.commands.options import model_settings
@@ -40,11 +42,18 @@ async def bench_speed(options: argparse.Namespace) -> None:
     runs = await bench.run([*(options.arms or arms_of(settings)), *options.against], options.rounds)
     progress.clear()
     if options.json:
-        json.dump([asdict(run) for run in runs], sys.stdout)
+        json.dump([_as_dict(run) for run in runs], sys.stdout)
         print()
     else:
         arms = results(runs)
         print(with_remarks(table(arms), *_remarks(arms)))
+
+
+def _as_dict(run: ArmRun) -> dict[str, Any]:
+    """As plain values: what its only row tells are its `passes`, none if it was over the limit."""
+    values = asdict(run)
+    rows = values.pop("rows")
+    return {**values, "passes": rows[0] if rows else None}
 
 
 def table(arms: Sequence[ArmResult]) -> str:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,10 @@ from support import tiny_models
 import pipeline.tools.bench.accelerate_arm as accelerate_arm
 import pipeline.tools.bench.arms as arms_module
 from pipeline.api import BUNDLED, Model
-from pipeline.cli import _parser
 from pipeline.errors import ConfigError
-from pipeline.tools.bench.accelerate_arm import ArmSettings, main
-from pipeline.tools.bench.arms import ACCELERATE, OURS, ArmRun, Arms, agreement, median_rows
-from pipeline.tools.bench.load import Load
+from pipeline.tools.bench.arm_program import ArmRun, command_of, serve
+from pipeline.tools.bench.arms import ACCELERATE, OURS, Arms, agreement, median_rows
+from pipeline.tools.bench.load import Load, LoadSettings
 from pipeline.tools.bench.memory_limit import MemoryLimit, OverLimit
 
 LIMIT = MemoryLimit(2 * 10**9, "watchdog")
@@ -43,8 +43,8 @@ def test_a_missing_extra_is_named(
     with pytest.raises(ConfigError, match=told):
         arms_of(BUNDLED, Load(8, 8, 2)).check("accelerate")
     arms_of(BUNDLED, Load(8, 8, 2)).check(None)
-    settings = {"folder": "", "offload_folder": "", "requests": [1], "prompt_tokens": 1, "new_tokens": 1, "seed": 0}
-    assert main([json.dumps(settings | {"dtype": "auto"})]) == 1
+    settings = LoadSettings("", "", [1], asdict(Load(1, 1, 1)), {})
+    assert serve(accelerate_arm.run, LoadSettings, command_of("accelerate_arm", settings)[-1:]) == 1
     assert f"{module} is not installed" in capsys.readouterr().err
 
 
@@ -73,7 +73,7 @@ async def test_arms_take_turns_with_the_same_load_limit_and_files(
         assert offloaded.parent == tmp_path, "on the disk of the model"
         assert offloaded.is_dir()
         rows = [{"requests": 1, "tokens_per_second": float(len(ran))}]
-        return json.dumps({"rows": rows} if "--json" in command else rows), 7
+        return json.dumps(rows), 7
 
     monkeypatch.setattr(arms_module, "run_limited", run_limited)
     said: list[str] = []
@@ -84,12 +84,11 @@ async def test_arms_take_turns_with_the_same_load_limit_and_files(
     assert {limit for _, limit in ran} == {LIMIT}
     assert [run.peak_bytes for run in runs] == [7] * 4
     assert [path.name for path in tmp_path.iterdir()] == ["model"], "what was offloaded is gone"
-    options = _parser().parse_args(list(ran[0][0][3:]))
-    assert (options.requests, options.prompt_tokens, options.new_tokens, options.seed) == ("1,4", "8-8", 2, 9)
-    assert (options.settings, options.json) == ({"gpu_groups": 5, "device": "cpu", "dtype": "float32"}, True)
-    for requests, (command, _) in zip((1, 4), ran[1:3], strict=True):
-        theirs = ArmSettings(**json.loads(command[-1]))
-        assert (theirs.requests, theirs.prompt_tokens, theirs.new_tokens, theirs.seed) == ([requests], 8, 2, 9)
+    modules = ["throughput", "accelerate_arm", "accelerate_arm"]
+    for module, requests, (command, _) in zip(modules, [[1, 4], [1], [4]], ran, strict=False):
+        assert command[1:3] == ["-m", f"pipeline.tools.bench.{module}"]
+        told = LoadSettings(**json.loads(command[-1]))
+        assert (told.requests, Load(**told.load), told.options) == (requests, Load(8, 8, 2, seed=9), SETTINGS)
     assert median_rows(runs, OURS)[0]["tokens_per_second"] == pytest.approx(3.5)
     assert median_rows(runs, ACCELERATE)[0]["tokens_per_second"] == pytest.approx(3)
 
@@ -103,8 +102,8 @@ async def test_a_batch_that_needs_too_much_memory_is_a_row_without_figures(
         command: Sequence[str], limit: MemoryLimit | None, folders: Sequence[Path]
     ) -> tuple[str, int]:
         rows = [{"requests": count, "seconds": 2.0, "token_ids": []} for count in (1, 4)]
-        if "--json" in command:
-            return json.dumps({"rows": rows}), 7
+        if command[2].endswith("throughput"):
+            return json.dumps(rows), 7
         if json.loads(command[-1])["requests"] == [4]:
             raise OverLimit("need at least 2 GB, have a limit of 1.8 GB")
         return json.dumps(rows[:1]), 8

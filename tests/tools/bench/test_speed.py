@@ -12,15 +12,16 @@ import pipeline.tools.bench.speed as speed
 from pipeline.api import BUNDLED
 from pipeline.errors import ConfigError
 from pipeline.tools.bench import hugging_face_arm, our_arm
+from pipeline.tools.bench.arm_program import ArmRun, command_of
 from pipeline.tools.bench.memory_limit import MemoryLimit, OverLimit
-from pipeline.tools.bench.pass_arm import WARM_UP, ArmSettings, Passes, serve, told
-from pipeline.tools.bench.speed import OURS, WITHOUT, ArmRun, SpeedBench, arms_of, results
+from pipeline.tools.bench.pass_arm import WARM_UP, Passes, PassSettings, serve_passes
+from pipeline.tools.bench.speed import OURS, WITHOUT, SpeedBench, arms_of, results
 
 PASSES = 4
 
 
-def settings(arm: str, **options: Any) -> ArmSettings:
-    return ArmSettings(
+def settings(arm: str, **options: Any) -> PassSettings:
+    return PassSettings(
         folder=str(BUNDLED), offload_folder="", passes=PASSES, options={"arm": arm, "device": "cpu", **options}
     )
 
@@ -48,11 +49,11 @@ def test_every_arm_of_ours_says_the_same(arm: str, device: str, ours: Passes) ->
 
 
 def test_an_arm_is_a_program_that_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert serve(our_arm.run, [told(settings(OURS, residency=False))]) == 0
+    assert serve_passes(our_arm.run, command_of("our_arm", settings(OURS, residency=False))[-1:]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["arm"] == OURS
     assert len(printed["pass_seconds"]) == PASSES
-    assert serve(our_arm.run, [told(settings(OURS, gpu_groups=0))]) == 1
+    assert serve_passes(our_arm.run, command_of("our_arm", settings(OURS, gpu_groups=0))[-1:]) == 1
     assert "gpu_groups" in capsys.readouterr().err
 
 
@@ -76,7 +77,7 @@ def test_other_programs_are_asked_for_the_same_tokens(monkeypatch: pytest.Monkey
     monkeypatch.setattr(hugging_face_arm, "check_installed", lambda: None)
     monkeypatch.setattr(hugging_face_arm, "open_offloaded", open_offloaded)
     passes = hugging_face_arm.run(
-        ArmSettings(folder="model", offload_folder="offloaded", passes=2, options={"arm": "accelerate"})
+        PassSettings(folder="model", offload_folder="offloaded", passes=2, options={"arm": "accelerate"})
     )
     assert passes.token_ids == [2, 4, 8, 16, 32]
     assert len(passes.pass_seconds) == 2

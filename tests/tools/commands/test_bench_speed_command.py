@@ -9,7 +9,8 @@ import pytest
 import pipeline.tools.commands.speed_table as command
 from pipeline.api import BUNDLED
 from pipeline.cli import main
-from pipeline.tools.bench.speed import OURS, WITHOUT, ArmRun
+from pipeline.tools.bench.arm_program import ArmRun
+from pipeline.tools.bench.speed import OURS, WITHOUT
 
 
 def bench(*arguments: str) -> int:
@@ -39,7 +40,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
             "moving_groups": 24,
         }
         rows = {OURS: ours, "without residency": other}
-        return [ArmRun(name, 0, 10**9, rows.get(name)) for name in names]
+        return [ArmRun(name, 0, 10**9, [rows[name]] if name in rows else []) for name in names]
 
     monkeypatch.setattr(command.SpeedBench, "run", run)
     monkeypatch.setattr(command.SpeedBench, "check", lambda *_: None)

@@ -10,7 +10,8 @@ import pytest
 import pipeline.tools.commands.bench_throughput as command
 from pipeline.api import BUNDLED
 from pipeline.cli import main
-from pipeline.tools.bench.arms import ACCELERATE, OURS, ArmRun, Arms
+from pipeline.tools.bench.arm_program import ArmRun
+from pipeline.tools.bench.arms import ACCELERATE, OURS, Arms
 from pipeline.tools.bench.load import Load
 from pipeline.tools.bench.throughput import Throughput
 

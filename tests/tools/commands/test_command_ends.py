@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli import main
-from pipeline.tools.commands.event_loop import run_async
+from pipeline.system.event_loop import run_async
 from pipeline.tools.commands.progress import Progress
 
 SIZES = ("--layers", "1", "--hidden-size", "64", "--ffn-size", "128", "--heads", "4", "--kv-heads", "2")

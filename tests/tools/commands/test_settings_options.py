@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from pipeline.engine.policies import CURRENT_CHAINED
 from pipeline.errors import ConfigError
 from pipeline.generation.parameters import SamplingParameters
 from pipeline.tools.commands.parser import Parser
-from pipeline.tools.commands.settings import as_options, described, with_setting
+from pipeline.tools.commands.settings import described, plain, with_setting
 
 ROOT = Path(__file__).parent.parent.parent.parent
 SETTINGS = {field.name: field.default for field in dataclasses.fields(Config)}
@@ -102,7 +102,6 @@ def test_the_table_says_what_each_setting_is() -> None:
 
 @pytest.mark.parametrize("name", OPENING)
 def test_every_setting_is_taken_unless_the_command_sets_it(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """In the form in which one process tells another; what is no plain value is loaded."""
     parser = COMMANDS[name]
     own, start = parser._defaults["own_settings"], parser._defaults["settings"]
     values = {**SETTINGS, "queues": {"disk_reader": 2}}
@@ -116,6 +115,15 @@ def test_every_setting_is_taken_unless_the_command_sets_it(name: str, capsys: py
             options, _ = parser.parse_known_args([*required(parser), *as_options({setting: value})])
             assert options.settings == {**start, setting: value}
             Config.from_arguments(options.settings)
+
+
+def as_options(settings: Mapping[str, Any]) -> list[str]:
+    """The same settings as a command line."""
+    parts: dict[str, Any] = {}
+    for name, value in settings.items():
+        parts |= {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, Mapping) else {name: value}
+    words = {"True": "yes", "False": "no", "None": "none"}
+    return [part for name, value in parts.items() for part in ("--set", f"{name}={words.get(str(value), value)}")]
 
 
 def required(parser: Parser) -> list[str]:
@@ -152,7 +160,7 @@ def test_a_stage_of_ones_own_is_made_and_inserted() -> None:
     settings = with_setting({}, f"insert.disk_reader={__name__}:Harmless,{__name__}:Harmless", ())
     assert [type(stage) for stage in settings["insert"]["disk_reader"]] == [Harmless, Harmless]
     with pytest.raises(ConfigError, match="is an object, which the processes that this command starts cannot be given"):
-        as_options(settings)
+        plain(settings)
 
 
 @pytest.mark.parametrize(

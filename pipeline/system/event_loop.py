@@ -1,4 +1,4 @@
-"""The event loop that commands run on."""
+"""The event loop of a program of our own: a command, or an arm of a comparison."""
 
 import contextlib
 import os

@@ -1,0 +1,62 @@
+"""What all arms of a comparison share: each is a program of its own, settings in and figures out as JSON, in turn."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+from pipeline.errors import PenstockError
+
+Progress: TypeAlias = Callable[[str], None]
+Row: TypeAlias = dict[str, Any]
+Told = TypeVar("Told")
+
+
+@dataclass(frozen=True, slots=True)
+class ArmRun:
+    """One arm in one round: the rows that it measured; `peak_bytes` as `run_limited` counts them.
+
+    Where the memory limit ended the arm, there is no row, or one without figures.
+    """
+
+    arm: str
+    round: int
+    peak_bytes: int
+    rows: list[Row]
+
+
+def in_turn(names: Sequence[str], rounds: int, progress: Progress) -> Iterator[tuple[str, int]]:
+    """Each arm in each round. Every other round in the other order: the first may find the machine in another state."""
+    for index in range(rounds):
+        for name in names if index % 2 == 0 else reversed(names):
+            progress(f"round {index + 1}/{rounds}: {name}")
+            yield name, index
+
+
+def command_of(module: str, settings: Any) -> list[str]:
+    """The command that starts the arm in a module of this room, with a dataclass of settings."""
+    return [sys.executable, "-m", f"{__package__}.{module}", json.dumps(asdict(settings))]
+
+
+def serve(run: Callable[[Told], Any], told: type[Told], arguments: Sequence[str]) -> int:
+    """Run an arm as a program: settings of the class `told` in, what `run` returns out. Returns the exit status."""
+    try:
+        measured = run(told(**json.loads(arguments[0])))
+    except PenstockError as error:
+        print(f"penstock: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(measured))
+    return 0
+
+
+def read_bytes() -> int:
+    """What this process made the disk read: mapped pages count when they are fetched."""
+    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(fields["read_bytes"])
+
+
+def say(text: str) -> None:
+    """Print progress on stderr, which the command that started the arm shares."""
+    print(text, file=sys.stderr, flush=True)

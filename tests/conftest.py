@@ -4,6 +4,7 @@ import asyncio
 import gc
 import inspect
 import os
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -77,6 +78,13 @@ def nothing_was_loaded_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans are alike whichever tests ran before: what torch has loaded with another model counts as still to come."""
     monkeypatch.setattr("pipeline.devices.libraries.Libraries.later", lambda libraries: libraries.whole)
     monkeypatch.setattr("pipeline.system.limits._used_before", {})
+
+
+@pytest.fixture(autouse=True)
+def draws_repeat() -> None:
+    """A test that fails does so again, alone too: what torch draws without a generator depends on no test before."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -136,6 +136,24 @@ def test_shipped_code_keeps_the_bans(path: Path) -> None:
             assert "asyncio.create_task" not in ast.unparse(node.value.func), "a task without a parent"
 
 
+UNSEEDED = r"Random\(\)|SystemRandom|(.*\.)?(urandom|uuid4|getrandom|default_rng\(\)|torch\.seed)|secrets\."
+UNSEEDED_MODULE = rf"random\.(?!Random\()|random\.Random\(\)|{UNSEEDED}"
+
+
+def test_nothing_draws_unseeded() -> None:
+    """A failure repeats: tests draw from a `Random` with a seed, or from torch, which their conftest seeds."""
+    found = []
+    for path in (path for path in SOURCES if path.relative_to(ROOT).parts[0] in {"tests", "examples"}):
+        nodes = list(ast.walk(tree(path)))
+        from_random = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module == "random"]
+        assert {alias.name for node in from_random for alias in node.names} <= {"Random"}, name(path)
+        as_module = any(isinstance(node, ast.Import) and node.names[0].name == "random" for node in nodes)
+        calls = [f"{ast.unparse(node.func)}({len(node.args) or ''})" for node in nodes if isinstance(node, ast.Call)]
+        unseeded = UNSEEDED_MODULE if as_module else UNSEEDED
+        found += [f"{name(path)}: {call}" for call in calls if re.match(unseeded, call)]
+    assert not found
+
+
 def test_help_and_the_core_need_no_torch() -> None:
     code = (
         "import sys, actors.core.line, pipeline.cli as cli; cli._parser().format_help(); print('torch' in sys.modules)"

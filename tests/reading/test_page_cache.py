@@ -3,6 +3,7 @@
 import ctypes
 import os
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -35,7 +36,7 @@ def drop(file: Path) -> None:
 def large(tmp_path: Path) -> Path:
     """A file of four groups, of which nothing is cached."""
     file = tmp_path / "large"
-    file.write_bytes(os.urandom(MIB) * (BYTES // MIB))
+    file.write_bytes(Random(0).randbytes(MIB) * (BYTES // MIB))
     drop(file)
     if cached_bytes(file):
         pytest.skip("this file system keeps what it is told to drop")

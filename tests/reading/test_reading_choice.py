@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -33,7 +34,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[Path
     monkeypatch.setattr(reading_choice, "TRIAL_BYTES", 8 << 20)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = tmp_path / "weights"
-    path.write_bytes(os.urandom(1 << 20) * 20 + bytes(1234))
+    path.write_bytes(Random(0).randbytes(1 << 20) * 20 + bytes(1234))
     with closing(Shard(path)) as shard:
         yield {path: shard}
 

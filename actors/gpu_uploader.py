@@ -13,7 +13,7 @@ from actors.core.arrivals import Arrivals
 from actors.core.budget import Budget, Slot
 from actors.core.event import Event
 from actors.core.message import READY, Message, ended
-from actors.core.ports import Device
+from actors.core.ports import Transfers
 from actors.core.stage import Mover
 
 
@@ -26,7 +26,7 @@ class GpuUploader(Mover):
     """
 
     def __init__(
-        self, device: Device, memory: Budget | None, arrivals: Arrivals | None = None, *, shares_lane: bool = False
+        self, device: Transfers, memory: Budget | None, arrivals: Arrivals | None = None, *, shares_lane: bool = False
     ) -> None:
         self._device = device
         self.budget = memory

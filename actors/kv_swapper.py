@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from actors.core.budget import Slot
 from actors.core.event import Event
 from actors.core.message import Message, ended
-from actors.core.ports import Copy, Device, KeyValues
+from actors.core.ports import Copy, KeyValues, Transfers
 from actors.core.stage import Sink
 
 
@@ -22,7 +22,7 @@ class KvSwapper(Sink):
     Slots are given back when the rows have landed (rule 4), so no upload ever stands in the H2D lane waiting for them.
     """
 
-    def __init__(self, device: Device, key_values: KeyValues) -> None:
+    def __init__(self, device: Transfers, key_values: KeyValues) -> None:
         self._device = device
         self._key_values = key_values
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from pipeline.checkpoints.make_checkpoint import make_checkpoint
 from pipeline.cli import main
 from pipeline.config import Config
 from pipeline.devices.cpu import CpuDevice
-from pipeline.devices.elsewhere import DeviceElsewhere
+from pipeline.devices.port import ONE_PLACE, TWO_PLACES, Place
+from pipeline.devices.sim import SimDevice
 from pipeline.generation.blueprint import Blueprint, draw_up
 from pipeline.models.config import read_config
 from pipeline.state.blocks import BLOCK_TOKENS
@@ -42,19 +44,22 @@ def heavy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def drawn(folder: Path, device: Any, host_bytes: int | None = None, **settings: Any) -> Blueprint:
+def drawn(folder: Path, places: Sequence[Place], nbytes: int = 1 << 40, **settings: Any) -> Blueprint:
+    """The plan for a device that has so many bytes of memory in each place."""
+    memory = {place.name: nbytes for place in places}
+    device = SimDevice(places, loads_later=CpuDevice().loads_later, memory=memory)
     with open_checkpoint(folder) as checkpoint:
-        return draw_up(read_config(folder), checkpoint, Config(**settings), device, host_bytes)
+        return draw_up(read_config(folder), checkpoint, Config(**settings), device)
 
 
-def least_bytes(folder: Path, place: str = "host", device: Any = None, **settings: Any) -> int:
+def least_bytes(folder: Path, place: str = "host", places: Sequence[Place] = ONE_PLACE, **settings: Any) -> int:
     """What a model takes that has KV room for one request, and in which nothing stays."""
     settings = {**CONTEXT, "kv_tokens": CONTEXT["context_tokens"], "residency": False, **settings}
-    return drawn(folder, device or CpuDevice(), 1 << 40, **settings).plan.memory.need(place)
+    return drawn(folder, places, **settings).plan.memory.need(place)
 
 
 def weight_bytes(folder: Path) -> int:
-    return sum(drawn(folder, CpuDevice(), 1 << 40).catalog.group_bytes("host").values())
+    return sum(drawn(folder, ONE_PLACE).catalog.group_bytes("host").values())
 
 
 async def passes_of_many_calls(model: Model) -> int:
@@ -100,20 +105,19 @@ async def test_what_was_just_enough_for_one_request_is_still_enough(heavy: Path)
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
-@pytest.mark.parametrize("unified", [False, True])
+@pytest.mark.parametrize("places", [ONE_PLACE, TWO_PLACES], ids=len)
 def test_under_no_limit_does_the_default_take_what_is_not_there(
-    unified: bool, on_disk: bool, heavy: Path, tmp_path: Path
+    places: Sequence[Place], on_disk: bool, heavy: Path, tmp_path: Path
 ) -> None:
     """And it never makes fewer requests share a pass than memory for one more context did before."""
     settings: dict[str, Any] = {**CONTEXT, **({"kv_disk": tmp_path} if on_disk else {})}
-    device: Any = CpuDevice() if unified else DeviceElsewhere(False, True, {}, 1 << 40)
     weights, rooms = weight_bytes(heavy), []
-    for place in ["host"] if unified else ["host", "device"]:
-        least = least_bytes(heavy, place, device, **settings)
+    for place in places:
+        least = least_bytes(heavy, place.name, places, **settings)
         for share in (0, 0.01, 0.1, 0.4, 0.8, 1.0, 1.2, 2.0, 4.0):
-            limits = {"host": 1 << 40, "device": 1 << 40, place: least + int(share * weights)}
-            told = {"host_memory": limits["host"]} | ({} if unified else {"gpu_memory": limits["device"]})
-            plan = drawn(heavy, device, 1 << 40, **settings, **told).plan
+            unlimited = {each.memory_setting: 1 << 40 for each in places}
+            limits = unlimited | {place.memory_setting: least + int(share * weights)}
+            plan = drawn(heavy, places, **settings, **limits).plan
             assert plan.memory.fits()
             assert plan.kv_room.tokens >= 128
             rooms.append(plan.kv_room.tokens)
@@ -125,11 +129,11 @@ def test_under_no_limit_does_the_default_take_what_is_not_there(
 def test_half_of_what_nobody_needs_is_left_to_other_models_where_no_setting_limits_it(
     light: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual = drawn(light, CpuDevice(), 1 << 40, kv_tokens=64 * 1024).plan.memory.need("host")
+    usual = drawn(light, ONE_PLACE, kv_tokens=64 * 1024).plan.memory.need("host")
     limit = usual + (64 << 20)
     monkeypatch.setattr("pipeline.engine.plan.SPARE_SHARE", 0.01)
     rooms = [
-        drawn(light, CpuDevice(), int(limit / 0.99) + 1, **settings).plan
+        drawn(light, ONE_PLACE, int(limit / 0.99) + 1, **settings).plan
         for settings in ({}, {"host_memory": limit})  # type: ignore[arg-type]
     ]
     shared, told = (plan.memory.need("host") - usual for plan in rooms)
@@ -138,22 +142,21 @@ def test_half_of_what_nobody_needs_is_left_to_other_models_where_no_setting_limi
 
 
 def test_blocks_stay_on_a_device_that_has_room_and_move_only_where_that_pays(heavy: Path) -> None:
-    device = DeviceElsewhere(False, True, {}, 1 << 40)
-    least, weights = least_bytes(heavy, "device", device), weight_bytes(heavy)
+    least, weights = least_bytes(heavy, "device", TWO_PLACES), weight_bytes(heavy)
     for share, moving in ((4.0, False), (2.0, False), (0.3, True)):
-        plan = drawn(heavy, device, 1 << 40, **CONTEXT, gpu_memory=least + int(share * weights)).plan
+        plan = drawn(heavy, TWO_PLACES, **CONTEXT, gpu_memory=least + int(share * weights)).plan
         assert bool(plan.kv.moving) == moving, share
         assert plan.kv_room.tokens >= 32 * 128
 
 
-@pytest.mark.parametrize("place", ["host", "device"])
-def test_nothing_moves_for_requests_that_are_longer_than_usual(place: str, heavy: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("places", [ONE_PLACE, TWO_PLACES], ids=len)
+def test_nothing_moves_for_requests_that_are_longer_than_usual(
+    places: Sequence[Place], heavy: Path, tmp_path: Path
+) -> None:
     """Neither to a device nor from a disk, though there is room for all of them, and no weights give way."""
-    device: Any = CpuDevice() if place == "host" else DeviceElsewhere(False, True, {}, 1 << 40)
-    settings = {"residency": False, "kv_disk": tmp_path} if place == "host" else {"residency": False}
-    usual = drawn(heavy, device, 1 << 40, **settings, kv_tokens=64 * 1024).plan.memory.need(place)
-    limit = {"host_memory" if place == "host" else "gpu_memory": int(1.01 * usual)}
-    plan = drawn(heavy, device, 1 << 40, **settings, **limit).plan
+    settings: dict[str, Any] = {"residency": False, "kv_disk": tmp_path if len(places) == 1 else None}
+    usual = drawn(heavy, places, **settings, kv_tokens=64 * 1024).plan.memory.need(places[-1].name)
+    plan = drawn(heavy, places, **settings, **{places[-1].memory_setting: int(1.01 * usual)}).plan
     assert not plan.kv.moving
     assert 64 * 1024 <= plan.kv_room.tokens < 65 * 1024
 

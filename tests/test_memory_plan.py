@@ -221,7 +221,7 @@ def test_a_model_that_cannot_fit_is_refused_before_any_memory_is_taken(
 ) -> None:
     taken: list[int] = []
     monkeypatch.setattr(CpuDevice, "host_memory", lambda self, nbytes: taken.append(nbytes))
-    monkeypatch.setattr(plan_module, "available_host_bytes", lambda: 80_000_000)
+    monkeypatch.setattr("pipeline.devices.cpu.available_host_bytes", lambda: 80_000_000)
     monkeypatch.setattr(plan_module, "resident_bytes", lambda: 1_000_000)
     with pytest.raises(
         ConfigError, match=r"^host memory: need .*, have 81 MB .*; set context_tokens to at most 10000$"

@@ -20,7 +20,7 @@ async def main(requests, new_tokens, settings):
         prompts = [[(7 * index + place) % size for place in range(1 + index % 40)] for index in range(requests)]
         await asyncio.gather(*(model.generate(p, max_new_tokens=new_tokens, ignore_eos=True) for p in prompts))
         plan = model.runtime.plan
-        places = [] if model.runtime.device.unified else ["device"]
+        places = [place.name for place in model.runtime.device.places[1:]]
         planned = sum(plan.need(place) for place in ["host", *places])
     # Not ru_maxrss, which a child inherits from the process that started it.
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())

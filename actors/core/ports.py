@@ -19,23 +19,13 @@ class Copy:
     length: int
 
 
-class Device(Protocol):
-    """Something that computes, beside memory of its own.
+class Transfers(Protocol):
+    """What a device does for the actors: it copies between its memory and host memory.
 
-    Operations of one lane run in order, lanes run beside each other; uploads are one lane and downloads another. An
-    operation starts after all events in `after`, which are events of this device, or done, or chained of such ones. An
-    operation whose `after` failed does not run and fails with the same error.
+    Uploads run in order, downloads too, and one kind beside the other. A copy starts after all events in `after`, which
+    are events of this device, or done, or chained of such ones. A copy whose `after` failed does not run and fails with
+    the same error.
     """
-
-    @property
-    def unified(self) -> bool:
-        """Whether host and device memory are the same, so that an upload has nothing to copy."""
-
-    def host_memory(self, nbytes: int) -> Buffer:
-        """Memory at a 4096-aligned address from which uploads run at full rate."""
-
-    def device_memory(self, nbytes: int) -> Buffer:
-        """Memory that computations can use, at an address that never changes."""
 
     def upload(
         self,
@@ -49,12 +39,6 @@ class Device(Protocol):
 
     def download(self, source: Buffer, target: Buffer, copies: Sequence[Copy], after: Sequence[Event]) -> Event:
         """Copy device memory into host memory."""
-
-    def launch(self, lane: str, work: Callable[[], object], after: Sequence[Event]) -> Event:
-        """Run `work` on a compute lane."""
-
-    async def aclose(self) -> None:
-        """Wait for what runs, then give back threads and memory."""
 
 
 class WeightSource(Protocol):

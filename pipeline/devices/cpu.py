@@ -11,6 +11,7 @@ from actors.core.ports import Copy
 from pipeline.devices.lane import Lane, Lanes
 from pipeline.devices.libraries import Before, Libraries
 from pipeline.devices.memory import HostMemory, Memory, copy_bytes
+from pipeline.devices.port import HOST, ONE_PLACE, TWO_PLACES, Place
 from pipeline.system.memory import available_host_bytes
 from pipeline.system.promises import give_back
 
@@ -19,14 +20,15 @@ class CpuDevice:
     """The embedded default. Uploads hand the slot on; with `copy=True` they really copy, as on a GPU."""
 
     torch_device = torch.device("cpu")
-    pools: Mapping[str, str] = {"host": "host", "device": "host"}
+    alignment_bytes = None
     libraries = Libraries(host=64 << 20)
     """25 MB were measured after the first opening, 34 after 30, and 49 after 40 with a vocabulary of 128,256 tokens."""
 
     def __init__(self, *, copy: bool = False) -> None:
-        self.unified = not copy
-        self.packed = False
-        self.before = Before()
+        self.places = TWO_PLACES if copy else ONE_PLACE
+        self.pools: Mapping[str, str] = {place.name: HOST for place in self.places}
+        self.shares_cores = not copy
+        self._before = Before()
         self._lanes = Lanes(Lane)
         self._memory: list[HostMemory] = []
 
@@ -44,14 +46,18 @@ class CpuDevice:
         """The same kind of memory: there is no other."""
         return self.host_memory(nbytes)
 
-    def memory_bytes(self) -> tuple[int, int]:
-        """What is free, and all that may be used, where it plays a device with memory of its own."""
+    def have_run(self) -> None:
+        """Its libraries are loaded."""
+        self.libraries.have_run(self._before)
+
+    def memory_bytes(self, place: Place) -> tuple[int, int]:
+        """What is free, and all that may be used: that of the host, whichever place it plays."""
         free = available_host_bytes()
         return free, free
 
     def touched_bytes(self, pool: str) -> int:
         """What of its memory was written to by now."""
-        return sum(memory.touched_bytes() for memory in tuple(self._memory)) if pool == "host" else 0
+        return sum(memory.touched_bytes() for memory in tuple(self._memory)) if pool == HOST else 0
 
     def upload(
         self,

@@ -21,7 +21,9 @@ from actors.core.ports import Copy
 from pipeline.devices.lane import LaneEvent, Lanes, do_behind, require_done
 from pipeline.devices.libraries import Before, Libraries
 from pipeline.devices.memory import DeviceMemory, HostMemory, Memory, copy_bytes
+from pipeline.devices.port import HOST, TWO_PLACES, Place
 from pipeline.errors import ConfigError, ResourceError
+from pipeline.system.memory import available_host_bytes
 from pipeline.system.promises import give_back
 from pipeline.system.threads import Threads, portable
 
@@ -32,8 +34,9 @@ OUT_OF_MEMORY = 2
 class CudaDevice:
     """The GPU that torch calls `cuda:index`."""
 
-    unified = False
-    packed = True
+    places = TWO_PLACES
+    alignment_bytes = 256
+    shares_cores = False
     libraries = Libraries(host=780 << 20, device=64 << 20)
     """740 MiB were measured on an H200, and on the device 32 MiB for each lane that computes."""
 
@@ -41,8 +44,8 @@ class CudaDevice:
         if not torch.cuda.is_available():
             raise ConfigError("device='cuda' needs an NVIDIA GPU and a CUDA build of torch; use device='cpu'")
         self.torch_device = torch.device("cuda", index)
-        self.before = Before()
-        self.pools: Mapping[str, str] = {"host": "host", "device": str(self.torch_device)}
+        self.pools: Mapping[str, str] = {HOST: HOST, self.places[-1].name: str(self.torch_device)}
+        self._before = Before()
         self._lanes = Lanes(lambda name: CudaLane(name, self.torch_device))
         self._pinned: list[HostMemory] = []
         self._memory: list[DeviceMemory] = []
@@ -65,15 +68,21 @@ class CudaDevice:
         self._memory.append(DeviceMemory(nbytes, self.torch_device))
         return self._memory[-1]
 
-    def memory_bytes(self) -> tuple[int, int]:
+    def have_run(self) -> None:
+        """Its libraries are loaded."""
+        self.libraries.have_run(self._before)
+
+    def memory_bytes(self, place: Place) -> tuple[int, int]:
         """What is free, and all there is. Free is also what torch keeps for reuse, where a closed model leaves it."""
+        if place is self.places[0]:
+            return (available_host_bytes(),) * 2
         free, whole = torch.cuda.mem_get_info(self.torch_device)
         kept = torch.cuda.memory_reserved(self.torch_device) - torch.cuda.memory_allocated(self.torch_device)
         return free + kept, whole
 
     def touched_bytes(self, pool: str) -> int:
         """All of its memory: pages are pinned, and the GPU's taken, when they are handed out."""
-        held: Mapping[str, Sequence[Memory]] = {"host": self._pinned, self.pools["device"]: self._memory}
+        held: Mapping[str, Sequence[Memory]] = {HOST: self._pinned, str(self.torch_device): self._memory}
         return sum(memory.nbytes for memory in tuple(held.get(pool, ())))
 
     def upload(

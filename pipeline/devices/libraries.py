@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pipeline.devices.port import HOST
 from pipeline.system.limits import process_uses, threads_have_run
 from pipeline.system.memory import resident_bytes
 from pipeline.system.promises import open_models_take
@@ -26,9 +27,9 @@ class Libraries:
         """
         if self._before is None:
             return self.whole
-        _, touched = open_models_take("host")
+        _, touched = open_models_take(HOST)
         grown = max(0, resident_bytes() - self._before - touched)
-        return {**self.whole, "host": max(0, self.whole["host"] - grown)}
+        return {**self.whole, HOST: max(0, self.whole[HOST] - grown)}
 
     def have_run(self, before: "Before") -> None:
         """A model has computed, for which `before` was taken before it was opened."""

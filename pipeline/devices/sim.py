@@ -1,13 +1,20 @@
-"""A device that only takes time: the same surface as its siblings, on the virtual clock of the running loop."""
+"""A device that need not be here: plans are made for its numbers, and its work only takes virtual time."""
 
 import asyncio
 import itertools
+import math
+import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Self
 
 from actors.core.chained import parts
 from actors.core.event import Buffer, Event
 from actors.core.ports import Copy
+from pipeline.devices.port import TWO_PLACES, Device, Place
+
+if TYPE_CHECKING:
+    import torch
 
 ROUNDING_SECONDS = 1e-9
 """Sums of seconds that should meet may miss each other by their last bits."""
@@ -45,16 +52,62 @@ class SimEvent:
 
 
 class SimDevice:
-    """Uploads and downloads take bytes / rate, and `launch` takes the seconds that its work returns."""
+    """Uploads and downloads take bytes / rate, and `launch` takes the seconds that its work returns.
+
+    `memory` says by place how many bytes there are; without a number there is all that settings say.
+    """
+
+    shares_cores = False
+    pools: Mapping[str, str] = {}
 
     def __init__(
-        self, *, h2d_bytes_per_second: float, d2h_bytes_per_second: float = 0.0, unified: bool = False
+        self,
+        places: Sequence[Place] = TWO_PLACES,
+        *,
+        torch_name: str = "meta",
+        alignment_bytes: int | None = None,
+        loads_later: Mapping[str, int] | None = None,
+        memory: Mapping[str, int] | None = None,
+        h2d_bytes_per_second: float = math.inf,
+        d2h_bytes_per_second: float = 0.0,
     ) -> None:
-        self.unified = unified
-        self.packed = True
+        self.places = places
+        self.alignment_bytes = alignment_bytes
+        self.loads_later: Mapping[str, int] = loads_later or {}
+        self._torch_name = torch_name
+        self._memory = memory or {}
         self._rates = {"h2d": h2d_bytes_per_second, "d2h": d2h_bytes_per_second or h2d_bytes_per_second}
         self._free_at: defaultdict[str, float] = defaultdict(float)
         self._handed_on = itertools.count()
+
+    @classmethod
+    def like(cls, device: Device, memory: Mapping[str, int]) -> Self:
+        """A device like another one, with that much memory."""
+        return cls(
+            device.places,
+            torch_name=str(device.torch_device),
+            alignment_bytes=device.alignment_bytes,
+            loads_later=device.loads_later,
+            memory=memory,
+        )
+
+    @property
+    def torch_device(self) -> "torch.device":
+        """What torch would call it."""
+        import torch  # here, so that simulation needs no torch
+
+        return torch.device(self._torch_name)
+
+    def memory_bytes(self, place: Place) -> tuple[int, int]:
+        """All of it is free."""
+        return (self._memory.get(place.name, sys.maxsize),) * 2
+
+    def touched_bytes(self, pool: str) -> int:
+        """No memory is taken."""
+        return 0
+
+    def have_run(self) -> None:
+        """No libraries are loaded."""
 
     def host_memory(self, nbytes: int) -> Buffer:
         """A name for memory that nobody needs."""
@@ -89,6 +142,9 @@ class SimDevice:
 
     async def aclose(self) -> None:
         """Nothing runs and nothing is held."""
+
+    def free(self) -> None:
+        """Nothing is held."""
 
     def _submit(
         self, lane: str, work: Callable[[], object], after: Sequence[Event], vacant: Event | None = None

@@ -6,13 +6,13 @@ from typing import Self
 
 import torch
 
-from pipeline.devices.open import PlannedDevice
+from pipeline.devices.port import MEMORY_SETTINGS, Device
 from pipeline.engine.residency import NOTHING_STAYS, Residency, place_groups
 from pipeline.engine.settings import EngineSettings
 from pipeline.errors import ConfigError
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.system.limits import process_bounds
-from pipeline.system.memory import available_host_bytes, resident_bytes
+from pipeline.system.memory import resident_bytes
 from pipeline.system.memory_plan import Holding, MemoryPlan
 from pipeline.system.promises import open_models_take, promised_elsewhere
 from pipeline.system.sizes import parse_bytes
@@ -44,7 +44,7 @@ class Planning:
 
     settings: EngineSettings
     catalog: WeightCatalog
-    device: PlannedDevice
+    device: Device
     fixed: Sequence[Holding]
     available: dict[str, int]
     bounds: Mapping[str, str]
@@ -56,18 +56,17 @@ class Planning:
         cls,
         settings: EngineSettings,
         catalog: WeightCatalog,
-        device: PlannedDevice,
+        device: Device,
         holdings: Sequence[Holding],
-        host_bytes: int | None = None,
         other_places: Mapping[str, int] | None = None,
     ) -> Self:
-        """Find out what there is: `host_bytes`, if not on this machine; `other_places` hold no weights, in bytes.
+        """Find out what there is; `other_places` hold no weights, in bytes.
 
         `holdings` are what the computation itself takes. Raises ConfigError for settings that contradict each other.
         """
-        promised = promised_elsewhere(_pools(device))
+        promised = promised_elsewhere(device.pools)
         fixed = [
-            Holding("Python, torch and what was there before", "host", resident_bytes(), ""),
+            Holding("Python, torch and what was there before", device.places[0].name, resident_bytes(), ""),
             *promised,
             *(
                 Holding("kernels and workspaces, loaded later", place, size, "")
@@ -75,7 +74,7 @@ class Planning:
             ),
             *holdings,
         ]
-        available, bounds = _available(settings, device, host_bytes, promised)
+        available, bounds = _available(settings, device, promised)
         available |= other_places or {}
         return cls(
             settings=settings,
@@ -84,7 +83,7 @@ class Planning:
             fixed=fixed,
             available=available,
             bounds=bounds,
-            limits=_limits(settings, available),
+            limits=_limits(settings, device, available),
             slots=weight_slots(settings, catalog, device),
         )
 
@@ -105,29 +104,18 @@ class Planning:
         room = self.room(self.limits, held)
         residency, slots = _place_groups(self.settings, self.catalog, self.slots, room)
         holdings = (*self.fixed, *held, *_slots(slots), *_residents(self.catalog, residency))
-        return Plan(MemoryPlan(holdings, self.available, self.bounds), self.limits, slots, residency)
+        limited_by = {place.name: place.memory_setting for place in self.device.places}
+        return Plan(MemoryPlan(holdings, self.available, limited_by, self.bounds), self.limits, slots, residency)
 
 
-def _pools(device: PlannedDevice) -> dict[str, str]:
-    """What the places that are planned for take from: memory that is one is one place."""
-    return {place: pool for place, pool in device.pools.items() if place == "host" or not device.unified}
-
-
-def weight_slots(settings: EngineSettings, catalog: WeightCatalog, device: PlannedDevice) -> dict[str, Slots]:
-    """The slots in host memory and on the device, through which groups move.
-
-    Memory that is one has one budget: the uploader hands the slot on, and the group budget bounds the host slots.
-    """
-    places = (
-        {"host": settings.gpu_groups}
-        if device.unified
-        else {"host": settings.host_groups, "device": settings.gpu_groups}
-    )
+def weight_slots(settings: EngineSettings, catalog: WeightCatalog, device: Device) -> dict[str, Slots]:
+    """The slots of each place, through which groups move. Where there is one place, the uploader hands the slot on."""
     return {
-        place: {
-            kind: (count, catalog.slot_bytes(place)[kind]) for kind, count in catalog.slot_kinds.counts(groups).items()
+        place.name: {
+            kind: (count, catalog.slot_bytes(place.name)[kind])
+            for kind, count in catalog.slot_kinds.counts(getattr(settings, place.groups_setting)).items()
         }
-        for place, groups in places.items()
+        for place in device.places
     }
 
 
@@ -166,33 +154,40 @@ def _residents(catalog: WeightCatalog, residency: Residency) -> list[Holding]:
 
 
 def _available(
-    settings: EngineSettings, device: PlannedDevice, host_bytes: int | None, promised: Sequence[Holding]
+    settings: EngineSettings, device: Device, promised: Sequence[Holding]
 ) -> tuple[dict[str, int], dict[str, str]]:
     """What each place has: what is there, or what settings and limits allow if that is less; the limits by place."""
-    host, bounds = host_bytes, {}
-    if host is None:
-        host = available_host_bytes() + resident_bytes()
-        threads = OWN_THREADS + torch.get_num_threads()
-        mapped = resident_bytes() + sum(one.nbytes for one in promised if one.place == "host")  # in the limits' count
-        for bound, left in process_bounds(threads, open_models_take("host")[0]).items():
-            if mapped + left < host:
-                host, bounds["host"] = mapped + left, bound
-    if settings.host_memory is not None:
-        host = min(host, parse_bytes("host_memory", settings.host_memory, host))
-    available = {"host": host}
-    if not device.unified:
-        free, whole = device.memory_bytes()
-        if settings.gpu_memory is not None:
-            free = min(free, parse_bytes("gpu_memory", settings.gpu_memory, whole))
-        available["device"] = free
-    elif settings.gpu_memory is not None:
-        raise ConfigError("gpu_memory: this device computes in host memory; set host_memory instead")
+    available: dict[str, int] = {}
+    bounds: dict[str, str] = {}
+    for place in device.places:
+        free, whole = device.memory_bytes(place)
+        if place is device.places[0] and device.pools:
+            beside = sum(one.nbytes for one in promised if one.place == place.name)
+            free, bound = _within_limits(free, device.pools[place.name], beside)
+            whole = free
+            bounds |= {place.name: bound} if bound else {}
+        if (said := getattr(settings, place.memory_setting)) is not None:
+            free = min(free, parse_bytes(place.memory_setting, said, whole))
+        available[place.name] = free
+    computes_in = device.places[-1]
+    for name in MEMORY_SETTINGS:
+        if getattr(settings, name) is not None and all(name != place.memory_setting for place in device.places):
+            told = f"this device computes in {computes_in.name} memory; set {computes_in.memory_setting} instead"
+            raise ConfigError(f"{name}: {told}")
     return available, bounds
 
 
-def _limits(settings: EngineSettings, available: Mapping[str, int]) -> dict[str, int]:
+def _within_limits(free: int, pool: str, promised_bytes: int) -> tuple[int, str | None]:
+    """What this process may hold of memory that is `free`, with what it holds by now; and the limit that says so."""
+    have, bound = free + resident_bytes(), None
+    mapped = resident_bytes() + promised_bytes  # in the limits' count
+    for name, left in process_bounds(OWN_THREADS + torch.get_num_threads(), open_models_take(pool)[0]).items():
+        if mapped + left < have:
+            have, bound = mapped + left, name
+    return have, bound
+
+
+def _limits(settings: EngineSettings, device: Device, available: Mapping[str, int]) -> dict[str, int]:
     """What the plan may fill: what the settings say, or all but a spare share."""
-    said = {"host": settings.host_memory is not None, "device": settings.gpu_memory is not None}
-    return {
-        place: have if said.get(place, True) else have - round(have * SPARE_SHARE) for place, have in available.items()
-    }
+    unsaid = {place.name for place in device.places if getattr(settings, place.memory_setting) is None}
+    return {place: have - round(have * SPARE_SHARE) if place in unsaid else have for place, have in available.items()}

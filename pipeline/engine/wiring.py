@@ -12,7 +12,7 @@ from actors.core.budget import Budget
 from actors.core.event import Buffer, Clock
 from actors.core.line import Line, LineStatistics, check_names
 from actors.core.message import GroupKey
-from actors.core.ports import Catalog, Device, KeyValues, PrefetchPolicy, Program, WeightSource
+from actors.core.ports import Catalog, KeyValues, PrefetchPolicy, Program, WeightSource
 from actors.core.prefetch import PrefetchQueue
 from actors.core.stage import Mover, Stage
 from actors.core.trace import Trace
@@ -23,6 +23,7 @@ from actors.kv_reader import KvReader
 from actors.kv_swapper import KvSwapper
 from actors.pinned_stager import PinnedStager
 from actors.prefetch_planner import PrefetchPlanner
+from pipeline.devices.port import Device
 
 KV_ACTORS = ("kv_planner", "kv_reader", "kv_uploader", "kv_swapper")
 ACTORS = ("prefetch_planner", "disk_reader", "pinned_stager", "gpu_uploader", "compute_scheduler")

@@ -10,8 +10,7 @@ import torch
 
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.config import Config
-from pipeline.devices.elsewhere import DeviceElsewhere
-from pipeline.devices.open import PlannedDevice
+from pipeline.devices.port import Device
 from pipeline.errors import ConfigError
 from pipeline.formats.tensors import stored_dtype
 from pipeline.generation.model_plan import ModelPlan, make_plan
@@ -23,7 +22,6 @@ from pipeline.models.config import ModelConfig
 from pipeline.models.families import group_specs
 from pipeline.models.frequencies import DynamicScaling
 from pipeline.system.memory import give_freed_back
-from pipeline.system.memory_plan import LIMITS
 from pipeline.system.sizes import human_bytes, parse_bytes
 
 logger = logging.getLogger("penstock")
@@ -45,19 +43,19 @@ def draw_up(
     model: ModelConfig,
     checkpoint: Checkpoint,
     settings: Config,
-    device: PlannedDevice,
-    host_bytes: int | None = None,
+    device: Device,
 ) -> Blueprint:
-    """Find the groups of a checkpoint and add up the memory; `host_bytes` are what is available, if not here.
+    """Find the groups of a checkpoint and add up the memory.
 
     Raises ConfigError or CheckpointError. Whether the plan fits is for the caller to check.
     """
     give_freed_back()
     groups = plan_groups(group_specs(model), checkpoint)
     dtype = _computing_dtype(model, groups, settings)
-    fewest_slots = settings.gpu_groups if device.unified else min(settings.gpu_groups, settings.host_groups)
-    catalog = WeightCatalog(groups.groups, packed=device.packed, fewest_slots=fewest_slots)
-    plan = make_plan(model, settings, groups, catalog, device, dtype, host_bytes)
+    fewest_slots = min(getattr(settings, place.groups_setting) for place in device.places)
+    packed = device.alignment_bytes is not None
+    catalog = WeightCatalog(groups.groups, packed=packed, fewest_slots=fewest_slots)
+    plan = make_plan(model, settings, groups, catalog, device, dtype)
     return Blueprint(model, checkpoint, groups, dtype, catalog, plan)
 
 
@@ -65,25 +63,19 @@ def draw_up_fitting(
     model: ModelConfig,
     checkpoint: Checkpoint,
     settings: Config,
-    device: PlannedDevice,
-    host_bytes: int | None = None,
+    device: Device,
 ) -> Blueprint:
     """The same; what cannot fit is refused by a ConfigError with need, have, and settings with which it would fit."""
-    drawn = draw_up(model, checkpoint, settings, device, host_bytes)
+    drawn = draw_up(model, checkpoint, settings, device)
     if drawn.plan.memory.fits():
         return drawn
-    if host_bytes is None:
+    if device.pools:
         gc.collect()  # a closed model that nobody holds any more may still be there
-        drawn = draw_up(model, checkpoint, settings, device, host_bytes)
+        drawn = draw_up(model, checkpoint, settings, device)
 
     def changed(changes: Mapping[str, Any]) -> ModelPlan | None:
-        elsewhere, host = device, host_bytes
         try:  # a limit may be so low that nothing is left of it
-            if host is not None and "host_memory" in changes:
-                host = parse_bytes("host_memory", changes["host_memory"])
-            if isinstance(device, DeviceElsewhere) and "gpu_memory" in changes:
-                elsewhere = DeviceElsewhere.like(device, parse_bytes("gpu_memory", changes["gpu_memory"]))
-            return draw_up(model, checkpoint, replace(settings, **changes), elsewhere, host).plan
+            return draw_up(model, checkpoint, replace(settings, **changes), device).plan
         except ConfigError:
             return None
 
@@ -103,9 +95,9 @@ def _computing_dtype(model: ModelConfig, groups: WeightGroups, settings: Config)
 
 def say_remarks(drawn: Blueprint, settings: Config) -> None:
     """Log what people should know about a checkpoint, and about a limit that no memory stands behind."""
-    for place, have_bytes in drawn.plan.memory.available.items():
-        name = LIMITS.get(place, "")
-        said = getattr(settings, name, None)
+    for place, name in drawn.plan.memory.limited_by.items():
+        have_bytes = drawn.plan.memory.available[place]
+        said = getattr(settings, name)
         if said is not None and parse_bytes(name, said, have_bytes) > have_bytes:
             have = human_bytes(have_bytes)
             logger.warning("%s is %s, of which %s can be had now; the plan keeps to that", name, said, have)

@@ -18,7 +18,8 @@ from actors.core.trace import Trace
 from pipeline.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from pipeline.config import Config
 from pipeline.devices.memory import Memory
-from pipeline.devices.open import AnyDevice, open_device
+from pipeline.devices.open import open_device
+from pipeline.devices.port import Device
 from pipeline.devices.spinning import warn_of_spinning
 from pipeline.engine.plan import Plan
 from pipeline.engine.policies import find_policy, fit_policy
@@ -60,7 +61,7 @@ class Runtime:
     residency: Residency
     reading: ReadingChoice
     kv_room: KvRoom
-    device: AnyDevice
+    device: Device
     catalog: WeightCatalog
     source: CheckpointSource
     checking: Checking
@@ -88,7 +89,7 @@ class Runtime:
     @property
     def moving_groups(self) -> int:
         """How many weight groups move in every pass: all but those that stay where they are computed."""
-        stays = self.residency.host if self.device.unified else self.residency.device
+        stays = self.residency.host if len(self.device.places) == 1 else self.residency.device
         return len(self.catalog.order) - len(stays)
 
     def running(self) -> contextlib.AbstractAsyncContextManager[Over]:
@@ -115,7 +116,7 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> Runtime
         checkpoint = undone.enter_context(open_checkpoint(folder, direct=settings.reading.get("direct", True)))
         runtime = _build(model, checkpoint, settings, device, trace or Trace(recording=False), undone)
         undone.pop_all()
-    if device.unified:
+    if device.shares_cores:
         warn_of_spinning()
     logger.info("%d of %d weight groups move in each pass", runtime.moving_groups, len(runtime.catalog.order))
     logger.info("kv room %s", runtime.kv_room)
@@ -126,7 +127,7 @@ def _build(
     model: ModelConfig,
     checkpoint: Checkpoint,
     settings: Config,
-    device: AnyDevice,
+    device: Device,
     trace: Trace,
     undone: contextlib.ExitStack,
 ) -> Runtime:
@@ -171,7 +172,7 @@ def _build(
             trace=trace,
             key_values=cache if cache.layers else None,
             host_budget=_budget("host", plan, catalog, device.host_memory),
-            device_budget=None if device.unified else _budget("device", plan, catalog, device.device_memory),
+            device_budget=None if len(device.places) == 1 else _budget("device", plan, catalog, device.device_memory),
             # A queue never limits the depth before the budget behind it does, unless the user sets it so.
             queues=dict.fromkeys(ACTORS[1:], settings.gpu_groups) | dict(settings.queues),
         )
@@ -182,15 +183,15 @@ def _build(
     )
 
 
-def _weights(drawn: Blueprint, settings: Config, device: AnyDevice) -> tuple[ReadingChoice, CheckpointSource, Checking]:
+def _weights(drawn: Blueprint, settings: Config, device: Device) -> tuple[ReadingChoice, CheckpointSource, Checking]:
     """How weights are read and whether they are compared, and what does it: a thread for each lane sums up."""
     files, catalog = drawn.checkpoint.files, drawn.catalog
-    reading = choose_reading(files, settings.reading, beside=device.unified)
+    reading = choose_reading(files, settings.reading, beside=device.shares_cores)
     logger.info("reads %s", reading)
     stays = {*drawn.plan.residency.host, *drawn.plan.residency.device}
     checking = choose_checking(
         settings.checksums,
-        unified=device.unified,
+        shares_cores=device.shares_cores,
         moving_bytes=sum(one.needed_bytes for key, one in catalog.host.items() if key not in stays),
         rate=reading.bytes_per_second,
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.config import Config
-from pipeline.devices.open import PlannedDevice
+from pipeline.devices.port import Device
 from pipeline.engine.plan import Plan, Planning
 from pipeline.engine.residency import moving_bytes
 from pipeline.errors import ConfigError
@@ -39,21 +39,20 @@ def make_plan(
     settings: Config,
     groups: WeightGroups,
     catalog: WeightCatalog,
-    device: PlannedDevice,
+    device: Device,
     dtype: torch.dtype,
-    host_bytes: int | None = None,
 ) -> ModelPlan:
     """Add everything up. KV blocks get what is left: the device first, then host memory, then the disk.
 
     What they leave holds weight groups for good. Where `kv_tokens` does not say how many there are, they get what makes
-    most tokens per second. `host_bytes` are what is available, if not on this machine. The plan may not fit:
-    `Plan.memory.fits` tells. Raises ConfigError for settings that contradict each other.
+    most tokens per second. The plan may not fit: `Plan.memory.fits` tells. Raises ConfigError for settings that
+    contradict each other.
     """
     context_tokens = _context_tokens(model, settings)
     told = _told_tokens(settings, context_tokens)
     held = pass_holdings(model, settings, groups, device, dtype, context_tokens)
     disk = {} if settings.kv_disk is None else {"disk": free_disk_bytes(settings.kv_disk)}
-    planning = Planning.of(settings, catalog, device, held, host_bytes, disk)
+    planning = Planning.of(settings, catalog, device, held, disk)
     rooms = _Rooms(model, settings, dtype, context_tokens, planning)
     if told is not None:
         return rooms.planned(told, "as kv_tokens says", planning.available, "kv_tokens")
@@ -108,7 +107,7 @@ class _Rooms:
         catalog, stays, layer_bytes = self.planning.catalog, plan.residency, plan.kv_layout.layer_bytes
         read = moving_bytes(catalog.group_bytes("host"), stays.device, stays.host)
         read += len(plan.kv.disk) * layer_bytes
-        if self.planning.device.unified:
+        if len(plan.slots) == 1:
             return PassBytes(read, 0)
         sent = moving_bytes(catalog.group_bytes("device"), stays.device) + len(plan.kv.moving) * layer_bytes
         return PassBytes(read, sent)

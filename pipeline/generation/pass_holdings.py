@@ -5,7 +5,7 @@ import math
 import torch
 
 from pipeline.config import Config
-from pipeline.devices.open import PlannedDevice
+from pipeline.devices.port import Device
 from pipeline.engine.policies import find_policy
 from pipeline.formats.tensors import stored_dtype
 from pipeline.generation.pass_inputs import PassInputs
@@ -22,22 +22,22 @@ def pass_holdings(
     model: ModelConfig,
     settings: Config,
     groups: WeightGroups,
-    device: PlannedDevice,
+    device: Device,
     dtype: torch.dtype,
     context_tokens: int,
 ) -> list[Holding]:
     """Rows, activations, logits, tables and numbers, place by place."""
-    place = "host" if device.unified else "device"
+    first, place = device.places[0].name, device.places[-1].name
     tokens = settings.max_tokens_per_pass
     rows = tokens * groups.embed.length // groups.embed.shape[0]
     logits = settings.max_requests * model.vocabulary_size * torch.float32.itemsize
-    blocks = RowBlocks.of(dtype, gpu=not device.unified, batch_invariant=settings.batch_invariant)
+    blocks = RowBlocks.of(dtype, gpu=len(device.places) > 1, batch_invariant=settings.batch_invariant)
     activations = blocks.padded(tokens) * (4 * model.hidden_size + 3 * model.ffn_size) * max(dtype.itemsize, 4)
     casts = _cast_bytes(groups, dtype) * min(2, find_policy(settings.policy).micro_batches)
     inputs = PassInputs.nbytes(tokens, settings.max_requests, context_tokens)
     tables = settings.max_requests * Sampler.table_bytes(model.vocabulary_size)
     return [
-        *(Holding("embedding rows", where, rows, "max_tokens_per_pass") for where in ("host", place)),
+        *(Holding("embedding rows", where, rows, "max_tokens_per_pass") for where in (first, place)),
         Holding("activations", place, activations, "max_tokens_per_pass"),
         *(Holding("activations: weights that are cast", place, casts, "") for _ in range(bool(casts))),
         Holding(
@@ -46,9 +46,9 @@ def pass_holdings(
             2 * (context_tokens + GPU_CELL) * KvLayout.of(model, 0, dtype).row_bytes,
             "context_tokens",
         ),
-        *(Holding("logits", where, logits, "max_requests") for where in ("host", place)),
-        Holding("penalty tables", "host", tables, "max_requests"),
-        *(Holding("positions and block tables", where, inputs, "max_requests") for where in ("host", place)),
+        *(Holding("logits", where, logits, "max_requests") for where in (first, place)),
+        Holding("penalty tables", first, tables, "max_requests"),
+        *(Holding("positions and block tables", where, inputs, "max_requests") for where in (first, place)),
     ]
 
 

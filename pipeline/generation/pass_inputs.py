@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 
 from actors.core.event import Event
 from actors.core.ports import Copy
-from pipeline.devices.open import AnyDevice
+from pipeline.devices.port import Device
 from pipeline.generation.batching import Piece
 from pipeline.models.attention import Rows, SequenceRows
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
@@ -22,7 +22,7 @@ class PassInputs:
     successor, then the block tables one after the other.
     """
 
-    def __init__(self, device: AnyDevice, max_tokens: int, max_requests: int, context_tokens: int) -> None:
+    def __init__(self, device: Device, max_tokens: int, max_requests: int, context_tokens: int) -> None:
         self._device = device
         nbytes = self.nbytes(max_tokens, max_requests, context_tokens)
         self._host, self._numbers = device.host_memory(nbytes), device.device_memory(nbytes)

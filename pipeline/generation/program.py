@@ -14,7 +14,7 @@ from actors.core.event import Event
 from actors.core.message import READY, Message, ended
 from actors.core.ports import Copy
 from pipeline.devices.lane import Lane
-from pipeline.devices.open import AnyDevice
+from pipeline.devices.port import Device
 from pipeline.errors import CheckpointError, PenstockError, RequestError
 from pipeline.generation.admission import Admission
 from pipeline.generation.batching import Piece
@@ -45,7 +45,7 @@ class GenerationProgram:
         self,
         config: ModelConfig,
         catalog: WeightCatalog,
-        device: AnyDevice,
+        device: Device,
         embedding: EmbeddingRows,
         cache: KeyValueCache,
         admission: Admission,

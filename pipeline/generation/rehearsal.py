@@ -46,7 +46,7 @@ async def rehearse(runtime: "Runtime") -> None:
             raise
         what = f"{runtime.device.torch_device} failed to compute with zeros in {runtime.dtype}: {error}"
         raise ConfigError(f"{what}; choose another device or dtype, or leave it more memory") from error
-    runtime.device.libraries.have_run(runtime.device.before)
+    runtime.device.have_run()
 
 
 def _compute(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.generation.model_plan import ModelPlan
-from pipeline.system.memory_plan import LIMITS
 from pipeline.system.sizes import human_bytes, parse_bytes
 
 LEAST = {
@@ -30,7 +29,7 @@ def what_would_fit(plan: ModelPlan, settings: Config, draw: Try) -> str:
     """Ways to make it fit, each by itself: a higher limit, one setting that is lower, or several."""
 
     def fits(changes: Mapping[str, Any]) -> bool:
-        have = {LIMITS[place]: nbytes for place, nbytes in plan.memory.available.items() if place in LIMITS}
+        have = {name: plan.memory.available[place] for place, name in plan.memory.limited_by.items()}
         limits = have | {name: parse_bytes(name, changes[name]) for name in have if name in changes}
         drawn = draw({**changes, **{name: nbytes - SPARE_BYTES for name, nbytes in limits.items()}})
         return drawn is not None and drawn.memory.fits()
@@ -57,7 +56,7 @@ def what_would_fit(plan: ModelPlan, settings: Config, draw: Try) -> str:
 def _raised(plan: ModelPlan, settings: Config) -> dict[str, str]:
     """Limits that the user has set, raised to what is needed."""
     memory = plan.memory
-    short = {LIMITS[place]: memory.need(place) for place in memory.short_places() if place in LIMITS}
+    short = {name: memory.need(place) for place, name in memory.limited_by.items() if place in memory.short_places()}
     told = {name: need for name, need in short.items() if getattr(settings, name) is not None}
     return {name: f"{-(-(need + 2 * SPARE_BYTES) // 10**6)}MB" for name, need in told.items()} if told == short else {}
 

@@ -44,14 +44,14 @@ class Checking:
         return f"{'on' if self.on else 'off'}: {self.why}"
 
 
-def choose_checking(said: bool | None, *, unified: bool, moving_bytes: int, rate: float | None) -> Checking:
+def choose_checking(said: bool | None, *, shares_cores: bool, moving_bytes: int, rate: float | None) -> Checking:
     """What is `said`; else on, unless it could take more than MOST_SHARE of passes that the CPU computes.
 
     Summing up takes most where reading at `rate` bytes per second and computing take equally long: no core is idle.
     """
     if said is not None:
         return Checking(said, "as the settings say")
-    if not unified:
+    if not shares_cores:
         return Checking(True, "it costs little beside copying to the device")
     if moving_bytes < FEW_BYTES:
         return Checking(True, "few bytes move in a pass")

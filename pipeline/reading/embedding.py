@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from actors.core.event import Event
 from actors.core.ports import Copy
+from pipeline.devices.port import Device
 from pipeline.errors import CheckpointError
 from pipeline.formats.tensors import TensorRange
 from pipeline.groups.layout import tensor_views
@@ -15,8 +16,6 @@ from pipeline.reading.source import CheckpointSource
 
 if TYPE_CHECKING:
     import torch
-
-    from pipeline.devices.open import AnyDevice
 
 
 logger = logging.getLogger("penstock")
@@ -29,7 +28,7 @@ class EmbeddingRows:
         self,
         table: TensorRange,
         source: CheckpointSource,
-        device: "AnyDevice",
+        device: Device,
         most_rows: int,
         checksums: Checksums | None = None,
     ) -> None:

@@ -12,7 +12,7 @@ from actors.core.event import Event
 from actors.core.message import READY, Message
 from actors.core.ports import Copy
 from pipeline.devices.memory import HostMemory, Memory
-from pipeline.devices.open import AnyDevice
+from pipeline.devices.port import Device
 from pipeline.generation.batching import Piece
 from pipeline.models.attention import LayerKV
 from pipeline.state.kv_handover import KvHandovers
@@ -37,7 +37,7 @@ class KeyValueCache(KvHandovers):
         self,
         layout: KvLayout,
         placement: KvPlacement,
-        device: AnyDevice,
+        device: Device,
         folder: str | Path | None = None,
         *,
         ahead: bool = True,

@@ -3,36 +3,36 @@
 from collections.abc import Mapping
 
 from pipeline.config import Config
-from pipeline.devices.open import PlannedDevice
+from pipeline.devices.port import Device
 from pipeline.state.kv_layout import KvLayout
 from pipeline.state.kv_placement import KvPlacement, place_kv, place_kv_in_one
 from pipeline.system.memory_plan import Holding
 
 
 def place_layers(
-    layers: int, layer_bytes: int, settings: Config, device: PlannedDevice, free: Mapping[str, int]
+    layers: int, layer_bytes: int, settings: Config, device: Device, free: Mapping[str, int]
 ) -> KvPlacement:
     """Without a disk host memory must do, and the check of the plan refuses what it cannot hold."""
-    host_room = layers if settings.kv_disk is None else free["host"] // layer_bytes
-    if device.unified:
+    host_room = layers if settings.kv_disk is None else free[device.places[0].name] // layer_bytes
+    if len(device.places) == 1:
         return place_kv_in_one(layers, host_room)
-    return place_kv(layers, free["device"] // layer_bytes, host_room)
+    return place_kv(layers, free[device.places[-1].name] // layer_bytes, host_room)
 
 
-def kv_holdings(layout: KvLayout, kv: KvPlacement, knob: str, settings: Config, device: PlannedDevice) -> list[Holding]:
+def kv_holdings(layout: KvLayout, kv: KvPlacement, knob: str, settings: Config, device: Device) -> list[Holding]:
     """What they take, place by place; `knob` is the setting that changes how many blocks there are."""
     or_disk = knob if settings.kv_disk is not None else f"{knob}, or set kv_disk"
-    place, layer_bytes = "host" if device.unified else "device", layout.layer_bytes
+    first, last, layer_bytes = device.places[0].name, device.places[-1].name, layout.layer_bytes
     holdings = (
         Holding(
             f"KV blocks of {len(kv.device)} layers",
-            place,
+            last,
             len(kv.device) * layer_bytes,
-            or_disk if device.unified else knob,
+            or_disk if last == first else knob,
         ),
-        Holding(f"KV blocks: {kv.device_slots} layers take turns", "device", kv.device_slots * layer_bytes, knob),
-        Holding(f"KV blocks of {len(kv.host)} layers", "host", len(kv.host) * layer_bytes, or_disk),
-        Holding(f"KV blocks: {kv.host_slots} layers pass through", "host", kv.host_slots * layer_bytes, knob),
+        Holding(f"KV blocks: {kv.device_slots} layers take turns", last, kv.device_slots * layer_bytes, knob),
+        Holding(f"KV blocks of {len(kv.host)} layers", first, len(kv.host) * layer_bytes, or_disk),
+        Holding(f"KV blocks: {kv.host_slots} layers pass through", first, kv.host_slots * layer_bytes, knob),
         Holding(f"KV blocks of {len(kv.disk)} layers", "disk", len(kv.disk) * layer_bytes, knob),
     )
     return [holding for holding in holdings if holding.nbytes]

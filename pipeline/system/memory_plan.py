@@ -6,9 +6,6 @@ from dataclasses import dataclass, field
 
 from pipeline.system.sizes import human_bytes
 
-LIMITS = {"host": "host_memory", "device": "gpu_memory"}
-"""The settings of what each place has."""
-
 
 @dataclass(frozen=True, slots=True)
 class Holding:
@@ -22,10 +19,14 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """All holdings, and how much memory each place has; `bounds` name the limit of the process that says so."""
+    """All holdings, and how much memory each place has.
+
+    By place, `limited_by` names the setting that limits it, and `bounds` the limit of the process that does.
+    """
 
     holdings: tuple[Holding, ...]
     available: dict[str, int]
+    limited_by: Mapping[str, str] = field(default_factory=dict)
     bounds: Mapping[str, str] = field(default_factory=dict)
 
     def fits(self) -> bool:

@@ -25,7 +25,7 @@ def gate() -> Iterator[threading.Event]:
     event.set()
 
 
-@pytest.fixture(params=[False, True], ids=["unified", "copy"])
+@pytest.fixture(params=[False, True], ids=["one place", "copy"])
 async def device(request: pytest.FixtureRequest, gate: threading.Event) -> AsyncIterator[CpuDevice]:
     opened = CpuDevice(copy=request.param)
     yield opened
@@ -39,8 +39,8 @@ def held(device: CpuDevice, gate: threading.Event, lane: str = "compute") -> Eve
 
 
 def test_only_the_copying_device_has_two_memories() -> None:
-    assert CpuDevice().unified
-    assert not CpuDevice(copy=True).unified
+    assert [place.name for place in CpuDevice().places] == ["host"]
+    assert [place.name for place in CpuDevice(copy=True).places] == ["host", "device"]
 
 
 async def test_a_slot_that_is_both_is_handed_on(device: CpuDevice, gate: threading.Event) -> None:

@@ -1,22 +1,23 @@
 """The simulated device: everything takes exactly the virtual time that it should."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 from support.events import ForeignEvent
 
 from actors.core.message import READY
 from actors.core.ports import Copy
+from pipeline.devices.port import ONE_PLACE, Place
 from pipeline.devices.sim import SimDevice, SimEvent
 from pipeline.tools.simulation.loop import run_virtual
 
 Body = Callable[[SimDevice], Awaitable[None]]
 
 
-def simulate(body: Body, **options: float | bool) -> None:
+def simulate(body: Body, *places: Sequence[Place], **options: float) -> None:
     async def main() -> None:
-        device = SimDevice(**{"h2d_bytes_per_second": 100.0, **options})  # type: ignore[arg-type]
+        device = SimDevice(*places, **{"h2d_bytes_per_second": 100.0, **options})  # type: ignore[arg-type]
         await body(device)
         await device.aclose()
 
@@ -67,14 +68,13 @@ def test_downloads_have_a_link_of_their_own(options: dict[str, float], seconds: 
 
 def test_a_slot_that_is_both_is_handed_on_in_no_time() -> None:
     async def body(device: SimDevice) -> None:
-        assert device.unified
         memory = device.host_memory(1000)
         computing = device.launch("compute", lambda: 2.0, ())
         handed_on = device.upload(memory, memory, [Copy(0, 0, 1000)], (computing,))
         await handed_on.wait()
         assert now() == pytest.approx(2.0)
 
-    simulate(body, unified=True)
+    simulate(body, ONE_PLACE)
 
 
 def test_lanes_keep_their_order_and_run_beside_each_other() -> None:

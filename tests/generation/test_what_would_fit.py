@@ -65,14 +65,14 @@ def test_settings_that_must_be_lowered_together_are_named_together(
     """Where no single one helps, and the machine has no more."""
     have = (64 << 20) + 12 * MEGABYTE
     monkeypatch.setattr("pipeline.engine.plan.resident_bytes", lambda: 0)
-    monkeypatch.setattr("pipeline.engine.plan.available_host_bytes", lambda: have)
+    monkeypatch.setattr("pipeline.devices.cpu.available_host_bytes", lambda: have)
     settings = {"device": "cpu", "context_tokens": 64, "max_requests": 4096, "max_tokens_per_pass": 60_000}
     both = "; set max_tokens_per_pass to at most 16 and max_requests to at most 1$"
     with pytest.raises(ConfigError, match=both) as refused:
         build(checkpoint, Config(**settings))
     [way] = ways(str(refused.value).rpartition("; set ")[2], checkpoint)
     asyncio.run(build(checkpoint, Config(**{**settings, **way})).aclose())
-    monkeypatch.setattr("pipeline.engine.plan.available_host_bytes", lambda: 60 << 20)
+    monkeypatch.setattr("pipeline.devices.cpu.available_host_bytes", lambda: 60 << 20)
     with pytest.raises(ConfigError, match=r"; no setting is sure to make it fit: free [\d.]+ MB of host memory$"):
         build(checkpoint, Config(**settings))
     monkeypatch.setattr("pipeline.engine.plan.process_bounds", lambda *_: {"the limit of data (ulimit -d)": 50 << 20})

@@ -121,7 +121,7 @@ def test_rows_are_compared_with_their_first_read_whatever_else_is_fetched_with_t
 
 
 @pytest.mark.parametrize(
-    ("said", "unified", "moving_gb", "gb_per_second", "cores", "told"),
+    ("said", "shares_cores", "moving_gb", "gb_per_second", "cores", "told"),
     [
         (True, True, 100, 50.0, 1, "on: as the settings say"),
         (False, False, 1, 1.0, 64, "off: as the settings say"),
@@ -136,7 +136,7 @@ def test_rows_are_compared_with_their_first_read_whatever_else_is_fetched_with_t
 )
 def test_checksums_are_on_unless_the_cpu_that_computes_is_short_of_cores(
     said: bool | None,
-    unified: bool,
+    shares_cores: bool,
     moving_gb: float,
     gb_per_second: float | None,
     cores: int,
@@ -145,6 +145,6 @@ def test_checksums_are_on_unless_the_cpu_that_computes_is_short_of_cores(
 ) -> None:
     monkeypatch.setattr(checksums, "usable_cores", lambda: cores)
     rate = None if gb_per_second is None else gb_per_second * 1e9
-    checking = choose_checking(said, unified=unified, moving_bytes=int(moving_gb * 1e9), rate=rate)
+    checking = choose_checking(said, shares_cores=shares_cores, moving_bytes=int(moving_gb * 1e9), rate=rate)
     assert str(checking).startswith(told)
     assert ("set checksums=True" in str(checking)) == ("off: it" in told)

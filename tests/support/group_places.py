@@ -14,12 +14,11 @@ def settings_with_groups(checkpoint: Path, device_share: float, host_share: floa
     """
     runtime = build(checkpoint, Config(**settings, residency=False))
     runtime.device.free()
-    shares = {"device": device_share, "host": host_share}
-    if runtime.device.unified:
-        shares = {"host": device_share + host_share}
+    places = runtime.device.places
+    shares = (device_share + host_share,) if len(places) == 1 else (host_share, device_share)
     limits = {
-        f"{'gpu' if place == 'device' else 'host'}_memory": runtime.plan.need(place)
-        + int(share * sum(runtime.catalog.group_bytes(place).values()))
-        for place, share in shares.items()
+        place.memory_setting: runtime.plan.need(place.name)
+        + int(share * sum(runtime.catalog.group_bytes(place.name).values()))
+        for place, share in zip(places, shares, strict=True)
     }
     return {**settings, "kv_tokens": runtime.kv_room.tokens, **limits}

@@ -16,10 +16,7 @@ def settings_with_room(
     layer_bytes = runtime.cache.layout.layer_bytes
     fixed = [one for one in runtime.plan.holdings if "KV blocks" not in one.holder]
     limits = {
-        f"{'gpu' if place == 'device' else 'host'}_memory": sum(one.nbytes for one in fixed if one.place == place)
-        + layers * layer_bytes
-        for place, layers in (("device", device_layers), ("host", host_layers))
+        place.memory_setting: sum(one.nbytes for one in fixed if one.place == place.name) + layers * layer_bytes
+        for place, layers in zip(runtime.device.places, (host_layers, device_layers), strict=False)
     }
-    if runtime.device.unified:
-        del limits["gpu_memory"]
     return {**settings, **limits, "kv_disk": folder}

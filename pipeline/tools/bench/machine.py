@@ -48,13 +48,13 @@ async def measure_rates(folder: Path, settings: Config, tokens: int, progress: P
         for index in range(ROUNDS):
             progress(f"round {index + 1}/{ROUNDS}: reading alone")
             disk.append(await sweep(runtime))
-            if not runtime.device.unified:
+            if len(runtime.device.places) > 1:
                 progress(f"round {index + 1}/{ROUNDS}: copying alone")
                 h2d.append(await _h2d_bytes_per_second(runtime))
             for batch, rounds in computed.items():
                 progress(f"round {index + 1}/{ROUNDS}: computing {batch} tokens alone")
                 rounds.append(await _computed(floors, runtime, some, batch))
-            if runtime.device.unified:
+            if runtime.device.shares_cores:
                 progress(f"round {index + 1}/{ROUNDS}: both at once")
                 alone = sum(computed[tokens][-1].seconds.values())
                 slowdowns.append(await _slowdowns(floors, runtime, some, tokens, disk[-1], alone))
@@ -62,7 +62,7 @@ async def measure_rates(folder: Path, settings: Config, tokens: int, progress: P
             max(1.0, statistics.median(each))
             for each in (zip(*slowdowns, strict=True) if slowdowns else ([1.0], [1.0]))
         )
-        runtime.device.libraries.have_run(runtime.device.before)
+        runtime.device.have_run()
         return Rates(
             statistics.median(disk),
             statistics.median(h2d) if h2d else None,

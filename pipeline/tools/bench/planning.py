@@ -10,8 +10,8 @@ from typing import Any
 from pipeline.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from pipeline.checkpoints.config_alone import ConfigAlone
 from pipeline.config import Config
-from pipeline.devices.elsewhere import DeviceElsewhere
-from pipeline.devices.open import PlannedDevice
+from pipeline.devices.port import Device
+from pipeline.devices.sim import SimDevice
 from pipeline.engine.residency import moving_bytes
 from pipeline.generation.blueprint import Blueprint, draw_up, draw_up_fitting, say_remarks
 from pipeline.models.config import ModelConfig, read_config
@@ -77,9 +77,7 @@ class Planned(Placed):
         }
 
 
-def plan_model(
-    folder: Path, settings: Config, device: PlannedDevice, rates: Rates, tokens: int, host_bytes: int | None = None
-) -> Planned:
+def plan_model(folder: Path, settings: Config, device: Device, rates: Rates, tokens: int) -> Planned:
     """Draw the plan up, forecast it, and again with a GB more of each memory that something could stay in and, for
     passes of one token, without room for other requests; or, if nothing is to stay, with what fits.
 
@@ -87,57 +85,51 @@ def plan_model(
     """
     model = read_config(folder)
     with open_checkpoint(folder, direct=settings.reading.get("direct", True)) as checkpoint:
-        placed = _place(model, checkpoint, settings, device, host_bytes)
-        return _forecast(placed, settings, device, rates, tokens, host_bytes)
+        placed = _place(model, checkpoint, settings, device)
+        return _forecast(placed, settings, device, rates, tokens)
 
 
 def plan_alone(
     alone: ConfigAlone,
     settings: Config,
-    device: PlannedDevice,
+    device: Device,
     rates: Rates | None,
     tokens: int,
-    host_bytes: int | None = None,
 ) -> Placed:
     """The same for a model without weights; without `rates` there is no forecast."""
-    placed = _place(alone.model, alone.checkpoint, settings, device, host_bytes, alone.source)
-    return placed if rates is None else _forecast(placed, settings, device, rates, tokens, host_bytes)
+    placed = _place(alone.model, alone.checkpoint, settings, device, alone.source)
+    return placed if rates is None else _forecast(placed, settings, device, rates, tokens)
 
 
 def _place(
     model: ModelConfig,
     checkpoint: Checkpoint,
     settings: Config,
-    device: PlannedDevice,
-    host_bytes: int | None,
+    device: Device,
     computed_from: str | None = None,
 ) -> Placed:
-    drawn = draw_up_fitting(model, checkpoint, settings, device, host_bytes)
+    drawn = draw_up_fitting(model, checkpoint, settings, device)
     say_remarks(drawn, settings)
     return Placed(drawn, computed_from)
 
 
-def _forecast(
-    placed: Placed, settings: Config, device: PlannedDevice, rates: Rates, tokens: int, host_bytes: int | None
-) -> Planned:
+def _forecast(placed: Placed, settings: Config, device: Device, rates: Rates, tokens: int) -> Planned:
     drawn = placed.drawn
     model, checkpoint = drawn.model, drawn.checkpoint
     now = forecast(drawn.catalog, drawn.plan, settings, rates, tokens)
     otherwise = {}
     if not settings.residency:
-        staying = draw_up(model, checkpoint, replace(settings, residency=True), device, host_bytes)
+        staying = draw_up(model, checkpoint, replace(settings, residency=True), device)
         otherwise["what fits stays"] = forecast(staying.catalog, staying.plan, settings, rates, tokens)
     elif len(drawn.plan.residency.device or drawn.plan.residency.host) < len(drawn.catalog.order):
         same_room = replace(settings, kv_tokens=drawn.plan.kv_room.tokens)  # so that the weights get all of it
         for place in drawn.plan.slots:
             limits = {**drawn.plan.limits, place: drawn.plan.limits[place] + GIGABYTE}
-            larger = DeviceElsewhere.like(device, limits.get("device"))
-            gpu_memory = None if device.unified else limits["device"]
-            told = replace(same_room, host_memory=limits["host"], gpu_memory=gpu_memory)
-            more = draw_up(model, checkpoint, told, larger, limits["host"])
+            memory: dict[str, Any] = {one.memory_setting: limits[one.name] for one in device.places}
+            more = draw_up(model, checkpoint, replace(same_room, **memory), SimDevice.like(device, limits))
             otherwise[f"1 GB more of {place} memory"] = forecast(more.catalog, more.plan, settings, rates, tokens)
         if tokens == 1:
-            alone = draw_up(model, checkpoint, replace(settings, max_requests=1), device, host_bytes)
+            alone = draw_up(model, checkpoint, replace(settings, max_requests=1), device)
             one = forecast(alone.catalog, alone.plan, settings, rates, tokens)
             if one.pass_seconds < now.pass_seconds:
                 otherwise[ALONE] = one

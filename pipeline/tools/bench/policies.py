@@ -115,7 +115,7 @@ class PolicyBench:
         async with Model.open(self.folder, policy=policy, trace=Trace(), **settings) as model:
             output, trace = await self._generate(model, tokens, title)
             runtime = model.runtime
-            order, policy, one_link = runtime.catalog.order, runtime.policy, runtime.device.unified
+            order, policy, one_link = runtime.catalog.order, runtime.policy, len(runtime.device.places) == 1
             requests = runtime.wired.requests
             asked, depth = ({}, None) if requests is None else (dict(requests.asked_at), requests.depth)
             configuration = describe(runtime, "bench policies")

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ class TuneReport:
     """What was tried and what came out; times in seconds per pass.
 
     Attributes:
-        unified: host and device memory are one, so `host_groups` has no effect.
+        groups_settings: those that say how many groups move through a place of the device, in order.
         rates: bytes per second of each way to read, and which of them was chosen.
         resources: for how long a pass keeps the disk, H2D and the computing busy.
         simulated: all candidates that fit into memory, which are read in the chosen way; `most_groups` is the largest
@@ -90,7 +90,7 @@ class TuneReport:
 
     folder: Path
     settings: Mapping[str, Any]
-    unified: bool
+    groups_settings: Sequence[str]
     batch_tokens: int
     most_groups: int
     rates: Mapping[ReadSizes, Samples]
@@ -185,7 +185,7 @@ class Tuner:
         return TuneReport(
             folder=self.folder,
             settings=self.settings,
-            unified=runtime.device.unified,
+            groups_settings=[place.groups_setting for place in runtime.device.places],
             batch_tokens=self.batch_tokens,
             most_groups=self.most_groups,
             rates=rates,
@@ -211,7 +211,7 @@ class Tuner:
         """
         self.progress("opening the model with the smallest budget")
         async with Model.open(self.folder, **{**self.settings, "gpu_groups": 1, "host_groups": 1}) as model:
-            unified, most = model.runtime.device.unified, model.runtime.config.max_positions
+            places, most = model.runtime.device.places, model.runtime.config.max_positions
         need, most = sum(self._load), self.settings.get("context_tokens", most)
         if need > most:
             raise ConfigError(
@@ -221,7 +221,7 @@ class Tuner:
         usual = [(groups, DEFAULT.host_groups) for groups in range(1, self.most_groups + 1)]
         equal = [(groups, groups) for groups in range(1, self.most_groups + 1)]
         fitting = await self._fitting(usual)
-        return fitting if unified else sorted({*fitting, *await self._fitting(equal)})
+        return fitting if len(places) == 1 else sorted({*fitting, *await self._fitting(equal)})
 
     async def _fitting(self, budgets: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Those whose memory plan fits, of budgets that rise: all up to the largest that does.
@@ -250,10 +250,10 @@ class Tuner:
         for index in range(RECORDINGS):
             self.progress(f"recording a run, for the timings of the simulation: {index + 1}/{RECORDINGS}")
             runtime, trace = await self._generate(candidate.settings)
-            order, unified = runtime.catalog.order, runtime.device.unified
+            order, one_link = runtime.catalog.order, len(runtime.device.places) == 1
             seconds = statistics.median(steady_seconds(trace.spans, order))
             if seconds < fastest:
-                fastest, replay = seconds, Replay.of(trace.spans, order, one_link=unified, check_seconds=0.0)
+                fastest, replay = seconds, Replay.of(trace.spans, order, one_link=one_link, check_seconds=0.0)
         group_bytes = {key: layout.slot_bytes for key, layout in runtime.catalog.host.items()}
         return SteadyTimings.of(replay, range(1, 1 + self.passes), group_bytes)
 

@@ -14,11 +14,12 @@ from pipeline.checkpoints.config_alone import config_alone
 from pipeline.config import Config
 from pipeline.devices.cpu import CpuDevice
 from pipeline.devices.cuda import CudaDevice
-from pipeline.devices.elsewhere import DeviceElsewhere
-from pipeline.devices.open import PlannedDevice, open_device
+from pipeline.devices.open import open_device
+from pipeline.devices.port import ONE_PLACE, Device
+from pipeline.devices.sim import SimDevice
 from pipeline.errors import ConfigError
 from pipeline.generation.model_plan import DEFAULT_CONTEXT_TOKENS
-from pipeline.system.sizes import human_bytes, parse_bytes
+from pipeline.system.sizes import human_bytes
 from pipeline.tools.bench.forecast import Compute, Forecast, Rates
 from pipeline.tools.bench.machine import measure_rates
 from pipeline.tools.bench.planning import Placed, Planned, balanced_tokens, plan_alone, plan_model
@@ -52,17 +53,17 @@ def plan_forecast(options: argparse.Namespace) -> None:
     )
     progress = Progress()
     if elsewhere:
-        device, rates, host_bytes = _elsewhere(options, settings)
+        device, rates = _elsewhere(options, settings)
     else:
-        device, rates, host_bytes = open_device(settings.device), None, None
+        device, rates = open_device(settings.device), None
     tokens = options.batch_tokens
     if alone is not None:
-        _print(plan_alone(alone, settings, device, rates, tokens, host_bytes), [], as_json=options.json)
+        _print(plan_alone(alone, settings, device, rates, tokens), [], as_json=options.json)
         return
     if rates is None:
         rates = asyncio.run(measure_rates(options.model, settings, tokens, progress.say))
         progress.clear()
-    planned = plan_model(options.model, settings, device, rates, tokens, host_bytes)
+    planned = plan_model(options.model, settings, device, rates, tokens)
     measured = asyncio.run(_checked(options, settings)) if options.check else []
     _print(planned, measured, as_json=options.json)
 
@@ -95,8 +96,8 @@ def _compared(told: Forecast, seconds: Sequence[float]) -> str:
     return f"measured   {median:.3f} s per pass ({spread}): the forecast is {told.pass_seconds / median - 1:+.1%} off"
 
 
-def _elsewhere(options: argparse.Namespace, settings: Config) -> tuple[PlannedDevice, Rates, int]:
-    """Device, rates and host memory from numbers alone; the sizes of a memory that is not here must be told too."""
+def _elsewhere(options: argparse.Namespace, settings: Config) -> tuple[Device, Rates]:
+    """Device and rates from numbers alone; the sizes of a memory that is not here must be told too."""
     for name in NUMBERS:
         if (value := getattr(options, name)) is not None and not value > 0:
             raise ConfigError(f"--{name.replace('_', '-')}: need a number above 0, have {value}")
@@ -109,13 +110,16 @@ def _elsewhere(options: argparse.Namespace, settings: Config) -> tuple[PlannedDe
         if isinstance(value, str) and value.strip().endswith("%"):
             option = f"--{name.replace('_', '-')}"
             raise ConfigError(f"{option}: need a size as 64GB, have {value} of a machine that is not here")
-    host_bytes = parse_bytes("host_memory", settings.host_memory or 0, 0)
     if options.h2d_gbps is None:
-        device = DeviceElsewhere(True, False, CpuDevice.libraries.whole, None)
+        device = SimDevice(ONE_PLACE, torch_name="cpu", loads_later=CpuDevice.libraries.whole)
     else:
-        gpu_bytes = parse_bytes("gpu_memory", settings.gpu_memory or 0, 0)
-        device = DeviceElsewhere(False, True, CudaDevice.libraries.whole, gpu_bytes)
-    return device, _told_rates(options), host_bytes
+        device = SimDevice(
+            CudaDevice.places,
+            torch_name="cuda",
+            alignment_bytes=CudaDevice.alignment_bytes,
+            loads_later=CudaDevice.libraries.whole,
+        )
+    return device, _told_rates(options)
 
 
 def _told_rates(options: argparse.Namespace) -> Rates:

@@ -69,7 +69,7 @@ class _Once(logging.Filter):
 def open_line(report: TuneReport) -> str:
     """The chosen settings as a line of Python to paste."""
     settings = dict(report.chosen.settings)
-    if report.unified:
+    if "host_groups" not in report.groups_settings:
         del settings["host_groups"]
     chunk_bytes = settings["chunk_bytes"]
     texts = {name: as_code(value) for name, value in settings.items()}
@@ -164,7 +164,7 @@ def _simulation(report: TuneReport) -> str:
     budgets = range(1, report.most_groups + 1)
     hosts = (
         ""
-        if report.unified
+        if "host_groups" not in report.groups_settings
         else (f"; of host_groups={DEFAULT.host_groups} and host_groups=gpu_groups the faster, as far as they fit")
     )
     title = f"simulated pass of {report.batch_tokens} tokens, relative to the best, {min(best.values()):.3f} s{hosts}"
@@ -202,7 +202,7 @@ def _finalists(report: TuneReport) -> str:
     lines = [f"{'for real':31} measured s          simulated s   error"]
     for one in report.finalists:
         candidate, marks = one.candidate, [" default"] * (one.candidate == DEFAULT)
-        hosts = "" if report.unified else f" host {candidate.host_groups}"
+        hosts = "" if "host_groups" not in report.groups_settings else f" host {candidate.host_groups}"
         name = f"{_groups(candidate.gpu_groups)}{hosts} queue {candidate.queue}{''.join(marks)}"
         measured = f"{one.measured.median:.3f} ± {one.measured.spread:.1%}"
         chosen = "   * chosen" if candidate == report.chosen else ""

@@ -100,7 +100,8 @@ def _gpu() -> str:
     from pipeline.system.sizes import human_bytes
 
     torch.ones(2, device="cuda").sum().item()  # fails when torch was built without kernels for this GPU
-    free, whole = CudaDevice().memory_bytes()
+    device = CudaDevice()
+    free, whole = device.memory_bytes(device.places[-1])
     return f"{torch.cuda.get_device_name()}, {human_bytes(free)} of {human_bytes(whole)} free"
 
 

@@ -10,6 +10,7 @@ from actors.core.ports import PrefetchPolicy, WeightSource
 from actors.core.prefetch import PrefetchQueue
 from actors.core.stage import Mover, Stage
 from actors.core.trace import Trace
+from pipeline.devices.port import ONE_PLACE, TWO_PLACES
 from pipeline.devices.sim import SimDevice
 from pipeline.engine.policies import POLICIES, fit_policy
 from pipeline.engine.residency import NOTHING_STAYS, Residency
@@ -64,17 +65,19 @@ def sim_line(
     the simulated disk and the computing of a group. What stays by `residency` has memory beside the slots.
     """
     clock = asyncio.get_running_loop().time
-    unified = timings.one_link
-    host_groups = gpu_groups if host_groups is None or unified else host_groups
+    places = ONE_PLACE if timings.one_link else TWO_PLACES
+    host_groups = gpu_groups if host_groups is None or len(places) == 1 else host_groups
     kinds = SlotKinds.by_order(timings.order, min(gpu_groups, host_groups))
-    device = SimDevice(h2d_bytes_per_second=BYTES_PER_SECOND, unified=unified)
+    device = SimDevice(places, h2d_bytes_per_second=BYTES_PER_SECOND)
     held = kinds.counts(gpu_groups)
     slots = slots_until_computed(held, insert or {})
     policy = fit_policy(policy, slots)
     trace = trace or Trace(recording=False)
     in_host = kinds.counts(host_groups)
     host = Budget("host", _cells(in_host, device), clock, dict.fromkeys(residency.host))
-    memory = None if unified else Budget("device", _cells(held, device), clock, dict.fromkeys(residency.device))
+    memory = (
+        None if len(places) == 1 else Budget("device", _cells(held, device), clock, dict.fromkeys(residency.device))
+    )
     moves_kv = timings.kv_seconds > 0 and sum(group == "attn" for _, group in timings.order) > 1
     key_values = SimKeyValues(timings, device, ahead=getattr(policy, "kv_ahead", True)) if moves_kv else None
     program = SimProgram(device, timings, policy, key_values, work, pass_tokens)

@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 from actors.core.budget import Slot
 from actors.core.event import Buffer, Event
 from actors.core.message import READY, GroupKey, Message, ended
-from actors.core.ports import Copy, Device, PrefetchPolicy
+from actors.core.ports import Copy, PrefetchPolicy
+from pipeline.devices.port import Device
 from pipeline.groups.slot_kinds import SlotKinds
 from pipeline.state.kv_handover import KvHandovers
 from pipeline.state.kv_placement import MOST_SHARED

@@ -13,8 +13,8 @@ from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.checkpoints.make_checkpoint import make_checkpoint
 from pipeline.config import Config
 from pipeline.devices.cpu import CpuDevice
-from pipeline.devices.elsewhere import DeviceElsewhere
-from pipeline.devices.open import PlannedDevice
+from pipeline.devices.port import Device
+from pipeline.devices.sim import SimDevice
 from pipeline.engine.residency import NOTHING_STAYS
 from pipeline.errors import ConfigError, RequestError
 from pipeline.generation.blueprint import Blueprint, draw_up
@@ -26,7 +26,7 @@ from pipeline.tools.bench.machine import LARGER, _Computed, _computes, measure_r
 from pipeline.tools.bench.planning import GIGABYTE, balanced_tokens, plan_model
 
 pytestmark = pytest.mark.usefixtures("what_fits_stays")
-GPU = {"unified": False, "packed": True, "loads_later": {}}
+GPU = SimDevice(alignment_bytes=256, memory={"host": 10 * GIGABYTE, "device": GIGABYTE})
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +67,9 @@ def test_what_slows_each_other_takes_longer_together() -> None:
     assert rates().contention_seconds(10.0, 10.0) == 0.0
 
 
-def drawn_up(folder: Path, settings: Config, device: PlannedDevice, host_bytes: int | None = None) -> Blueprint:
+def drawn_up(folder: Path, settings: Config, device: Device) -> Blueprint:
     with open_checkpoint(folder) as checkpoint:
-        return draw_up(read_config(folder), checkpoint, settings, device, host_bytes)
+        return draw_up(read_config(folder), checkpoint, settings, device)
 
 
 def test_a_forecast_counts_it(checkpoint: Path) -> None:
@@ -95,7 +95,7 @@ def test_the_slower_of_disk_and_computing_binds(disk: float, per_byte: float, ch
 
 def test_what_stays_is_neither_read_nor_sent(checkpoint: Path) -> None:
     settings = Config(host_memory="20MB", gpu_memory="20MB", context_tokens=64, max_requests=1, max_tokens_per_pass=8)
-    drawn = drawn_up(checkpoint, settings, DeviceElsewhere(**GPU, nbytes=GIGABYTE), 10 * GIGABYTE)
+    drawn = drawn_up(checkpoint, settings, GPU)
     residency = drawn.plan.residency
     assert residency.device
     timings = pass_timings(drawn.catalog, drawn.plan, rates(1e9, 2e9), 1)
@@ -108,9 +108,8 @@ def test_what_stays_is_neither_read_nor_sent(checkpoint: Path) -> None:
 def test_more_memory_and_more_tokens_are_told(checkpoint: Path) -> None:
     room = {"host_memory": "9MB", "gpu_memory": "9MB", "context_tokens": 64, "max_requests": 1}
     settings = Config(**room, max_tokens_per_pass=8)
-    device = DeviceElsewhere(**GPU, nbytes=GIGABYTE)
     numbers = rates(1e9, 2e9, per_byte=0.01e-9, per_token=0.001e-9)
-    planned = plan_model(checkpoint, settings, device, numbers, 1, 10 * GIGABYTE)
+    planned = plan_model(checkpoint, settings, GPU, numbers, 1)
     assert set(planned.otherwise) == {"1 GB more of host memory", "1 GB more of device memory", "4 tokens per pass"}
     host, on_device, tokens = planned.otherwise.values()
     assert planned.forecast.binds == "disk"
@@ -129,16 +128,13 @@ def test_more_memory_and_more_tokens_are_told(checkpoint: Path) -> None:
 
 
 def test_where_nothing_is_to_stay_the_forecast_tells_what_would_come_of_it(checkpoint: Path) -> None:
-    device = DeviceElsewhere(**GPU, nbytes=GIGABYTE)
-    planned = plan_model(checkpoint, Config(residency=False), device, rates(1e9, 2e9, 1e-11), 1, 10 * GIGABYTE)
+    planned = plan_model(checkpoint, Config(residency=False), GPU, rates(1e9, 2e9, 1e-11), 1)
     assert set(planned.otherwise) == {"what fits stays", "4 tokens per pass"}
     assert planned.otherwise["what fits stays"].pass_seconds < 0.1 * planned.forecast.pass_seconds
 
 
 def test_where_all_stays_no_more_memory_helps(checkpoint: Path) -> None:
-    planned = plan_model(
-        checkpoint, Config(), DeviceElsewhere(**GPU, nbytes=GIGABYTE), rates(1e9, 2e9, 1e-9), 1, GIGABYTE * 10
-    )
+    planned = plan_model(checkpoint, Config(), GPU, rates(1e9, 2e9, 1e-9), 1)
     assert set(planned.otherwise) == {"4 tokens per pass"}
     assert planned.read_bytes_per_pass == 0
     assert balanced_tokens(planned) is None
@@ -146,7 +142,7 @@ def test_where_all_stays_no_more_memory_helps(checkpoint: Path) -> None:
 
 def test_a_plan_that_does_not_fit_is_refused(checkpoint: Path) -> None:
     with pytest.raises(ConfigError, match="device memory: need"):
-        plan_model(checkpoint, Config(), DeviceElsewhere(**GPU, nbytes=1000), rates(1e9, 2e9), 1, GIGABYTE * 10)
+        plan_model(checkpoint, Config(), SimDevice.like(GPU, {"device": 1000}), rates(1e9, 2e9), 1)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cpu-copy"])

@@ -17,7 +17,8 @@ from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.checkpoints.config_alone import config_alone
 from pipeline.cli import main
 from pipeline.config import Config
-from pipeline.devices.elsewhere import DeviceElsewhere
+from pipeline.devices.port import ONE_PLACE, TWO_PLACES
+from pipeline.devices.sim import SimDevice
 from pipeline.generation.blueprint import draw_up
 from pipeline.models.config import read_config
 from pipeline.tools.bench.planning import ALONE
@@ -63,12 +64,12 @@ def test_as_json_for_a_machine_with_a_gpu_that_is_not_here(capsys: pytest.Captur
     assert told["tokens_per_second"] == pytest.approx(1 / told["pass_seconds"])
 
 
-def planned(path: Path, device: DeviceElsewhere) -> tuple[object, ...]:
+def planned(path: Path, device: SimDevice) -> tuple[object, ...]:
     """All sizes that the plan of a model rests on, and what it comes to."""
     settings, alone = Config(gpu_groups=3, context_tokens=64), config_alone(path)
     with open_checkpoint(path) if alone is None else contextlib.nullcontext(alone.checkpoint) as checkpoint:
         model = read_config(path) if alone is None else alone.model
-        drawn = draw_up(model, checkpoint, settings, device, 10**9)
+        drawn = draw_up(model, checkpoint, settings, device)
     sizes = [[(one.short, one.shape, one.length) for one in group.tensors] for group in drawn.groups.groups]
     slots, residency = drawn.plan.slots, drawn.plan.residency
     bytes_of_groups = [drawn.catalog.group_bytes(place) for place in ("host", "device")]
@@ -82,7 +83,8 @@ def test_sizes_from_a_config_alone_are_those_of_the_files(variant: str, tmp_path
     tiny_models.save(variant, tmp_path / "full", dtype=torch.bfloat16 if "qwen" in variant else torch.float32)
     (tmp_path / "alone").mkdir()
     shutil.copy(tmp_path / "full" / "config.json", tmp_path / "alone")
-    for device in (DeviceElsewhere(True, False, {}, None), DeviceElsewhere(False, True, {}, 10**8)):
+    memory = {"host": 10**9, "device": 10**8}
+    for device in (SimDevice(ONE_PLACE, memory=memory), SimDevice(TWO_PLACES, alignment_bytes=256, memory=memory)):
         from_files = planned(tmp_path / "full", device)
         assert planned(tmp_path / "alone", device) == from_files
         assert planned(tmp_path / "full" / "config.json", device) == from_files

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from support.small_checkpoints import write_small_checkpoint
 
+import pipeline.devices.cpu
 import pipeline.engine.plan
 import pipeline.generation.build
 from actors.core.ports import Priority
@@ -36,7 +37,7 @@ def report(by_budget: list[float], chosen: int, resources: dict[str, float], **c
         TuneReport(
             folder=Path("some where/it's"),
             settings={},
-            unified=True,
+            groups_settings=["gpu_groups"],
             batch_tokens=1,
             most_groups=len(by_budget),
             rates={DEFAULT_READING: Samples((3e9,))},
@@ -92,7 +93,9 @@ def test_what_stays_on_defaults_is_held_against_what_was_tuned() -> None:
 
 
 def test_the_line_to_paste_is_python() -> None:
-    line = open_line(report([1.0], 1, {"disk": 1.0}, settings={"device": "cpu-copy"}, unified=False))
+    line = open_line(
+        report([1.0], 1, {"disk": 1.0}, settings={"device": "cpu-copy"}, groups_settings=["host_groups", "gpu_groups"])
+    )
     settings = called_with(line)
     assert settings.pop("path") == "some where/it's"
     assert settings.pop("device") == "cpu-copy"
@@ -151,7 +154,7 @@ async def test_what_does_not_fit_is_left_out_and_the_printed_line_opens_the_mode
     have = sum(holding.nbytes for holding in runtime.plan.holdings if holding.knob or "kernels" in holding.holder)
     await runtime.aclose()
     monkeypatch.setattr(pipeline.engine.plan, "resident_bytes", lambda: 0)
-    monkeypatch.setattr(pipeline.engine.plan, "available_host_bytes", lambda: have)
+    monkeypatch.setattr(pipeline.devices.cpu, "available_host_bytes", lambda: have)
     with caplog.at_level(logging.WARNING, "penstock"):
         await tune(options(checkpoint, batch_tokens=3))
     printed = capsys.readouterr()
@@ -227,6 +230,6 @@ async def test_a_folder_that_is_none_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_short_sweeps")
 async def test_memory_for_nothing_is_an_error(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.engine.plan, "available_host_bytes", lambda: 1000)
+    monkeypatch.setattr(pipeline.devices.cpu, "available_host_bytes", lambda: 1000)
     with pytest.raises(ConfigError, match="host memory: need"):
         await tune(options(checkpoint))

@@ -1,0 +1,98 @@
+"""The Device port: what a device tells of itself, the memory that it hands out, and the work that it runs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from actors.core.event import Event
+from actors.core.ports import Transfers
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.devices.memory import HostMemory, Memory
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One of the memories through which bytes come to where they are computed with.
+
+    Attributes:
+        name: what budgets, plans and statistics call it.
+        memory_setting: the setting that limits how many of its bytes a model takes.
+        groups_setting: the setting that says how many weight groups move through it at a time.
+        disk_speeds: how many times as fast as a disk it is read where computing reads it.
+    """
+
+    name: str
+    memory_setting: str
+    groups_setting: str
+    disk_speeds: int
+
+
+HOST = "host"
+"""The name of the place that is host memory, and of the pool that is this machine's."""
+ONE_PLACE = (Place(HOST, "host_memory", "gpu_groups", disk_speeds=8),)
+TWO_PLACES = (
+    Place(HOST, "host_memory", "host_groups", disk_speeds=8),
+    Place("device", "gpu_memory", "gpu_groups", disk_speeds=128),
+)
+MEMORY_SETTINGS = tuple(place.memory_setting for place in TWO_PLACES)
+
+
+class Device(Transfers, Protocol):
+    """Something that computes. Models know a device by this port only; its siblings in this room have this surface.
+
+    Operations of one lane run in order, and lanes run beside each other. Several devices may be open in one process.
+    """
+
+    @property
+    def torch_device(self) -> "torch.device":
+        """What torch calls it."""
+
+    @property
+    def places(self) -> Sequence[Place]:
+        """The places that bytes come through, in order: disks read into the first, and computing reads the last.
+
+        There is one where computing reads host memory.
+        """
+
+    @property
+    def alignment_bytes(self) -> int | None:
+        """That of tensors, which lie packed in slots of the last place; None where they lie as in the first."""
+
+    @property
+    def shares_cores(self) -> bool:
+        """Whether computing takes the cores that reading and checksums want too."""
+
+    @property
+    def pools(self) -> Mapping[str, str]:
+        """Which memory of this machine each place takes from, by name; nothing for a device that is not here."""
+
+    @property
+    def loads_later(self) -> Mapping[str, int]:
+        """What its libraries add once they run, by place, in bytes."""
+
+    def memory_bytes(self, place: Place) -> tuple[int, int]:
+        """What is free in a place, and all there is."""
+
+    def touched_bytes(self, pool: str) -> int:
+        """What of the memory that it has handed out occupies this pool by now."""
+
+    def host_memory(self, nbytes: int) -> "HostMemory":
+        """Memory of the first place: at a 4096-aligned address, from which uploads run at full rate."""
+
+    def device_memory(self, nbytes: int) -> "Memory":
+        """Memory of the last place: computations can use it, at an address that never changes."""
+
+    def launch(self, lane: str, work: Callable[[], object], after: Sequence[Event]) -> Event:
+        """Run `work` on a compute lane, after the events in `after` as in `Transfers`."""
+
+    def have_run(self) -> None:
+        """A model has computed on it, so its libraries are loaded."""
+
+    async def aclose(self) -> None:
+        """Wait for what runs, then give back threads and memory."""
+
+    def free(self) -> None:
+        """Free all memory that it has handed out; nothing may run."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.checkpoints.checkpoint import SINGLE_FILE
 from pipeline.checkpoints.header import LENGTH_BYTES, TensorEntry
+from pipeline.formats.parts import EMBED_KEY
 from pipeline.formats.tensors import ITEM_BITS
 from pipeline.models.config import ModelConfig
 from pipeline.models.families import group_specs
@@ -19,7 +20,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 def tensor_shapes(model: ModelConfig) -> Shapes:
     """All tensors by name in the order of the modules: the embedding first, the output matrix last."""
     specs = group_specs(model)
-    ordered = [*specs.pop((-1, "embed")), *itertools.chain.from_iterable(specs.values())]
+    ordered = [*specs.pop(EMBED_KEY), *itertools.chain.from_iterable(specs.values())]
     return {spec.name: spec.shape for spec in ordered}
 
 

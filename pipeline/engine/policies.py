@@ -12,6 +12,7 @@ from typing import get_args
 
 from actors.core.ports import Ask, Half, PrefetchPolicy, Priority, Waits
 from pipeline.errors import ConfigError, shown, unknown_name
+from pipeline.formats.parts import ATTN, FFN, LAYER_PARTS
 
 logger = logging.getLogger("penstock")
 DEPTH = 4
@@ -87,13 +88,13 @@ class Policy:
 
     def warmup(self) -> Sequence[Ask]:
         """The groups of the first layers, in compute order."""
-        return [Ask(kind, layer) for layer in range(self.warmup_layers) for kind in ("attn", "ffn")]
+        return [Ask(kind, layer) for layer in range(self.warmup_layers) for kind in LAYER_PARTS]
 
     def at_start(self, half: Half) -> Sequence[Ask]:
         """What the row asks for at this trigger."""
         if self.group_limit is not None and half.held + 2 >= self.group_limit:
             return ()
-        wants = self.at_attn if half.kind == "attn" else self.at_ffn
+        wants = {ATTN: self.at_attn, FFN: self.at_ffn}.get(half.kind, ())
         return [
             Ask(want.kind, half.layer + ahead, want.priority)
             for want in wants
@@ -101,9 +102,9 @@ class Policy:
         ]
 
 
-_NEXT_ATTN = (Want("attn", 1, 1, Priority.HIGH),)
-_OWN_FFN = Want("ffn", 0, 0, Priority.HIGH)
-_ATTN_AHEAD, _FFN_AHEAD = Want("attn", 1, None), Want("ffn", 1, None)
+_NEXT_ATTN = (Want(ATTN, 1, 1, Priority.HIGH),)
+_OWN_FFN = Want(FFN, 0, 0, Priority.HIGH)
+_ATTN_AHEAD, _FFN_AHEAD = Want(ATTN, 1, None), Want(FFN, 1, None)
 
 _STAGE_1 = Policy(
     name="stage1", at_attn=(_OWN_FFN, _ATTN_AHEAD), at_ffn=(_FFN_AHEAD,), waits="blocking", warmup_layers=1

@@ -5,13 +5,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from actors.core.message import GroupKey
+from actors.core.order import layer_parts
 from pipeline.checkpoints.checkpoint import Checkpoint, first_faults
 from pipeline.checkpoints.leftovers import leftovers
 from pipeline.errors import CheckpointError
+from pipeline.formats.parts import EMBED_KEY, HEAD, head_slice
 from pipeline.formats.tensors import TensorRange, TensorSpec
 from pipeline.groups.stored import faults, hints, stored_names
 
-EMBED_LAYER = -1
 ROWS_PER_STEP = 8
 """Head slices begin at multiples of this many rows, so that their logits stay aligned for matrix kernels."""
 
@@ -51,9 +52,9 @@ class WeightGroups:
 
 
 def plan_groups(specs: Specs, checkpoint: Checkpoint) -> WeightGroups:
-    """Find each tensor of `specs` in the checkpoint: attn, ffn, attn, ffn, ..., head.0 .. head.k.
+    """Find each tensor of `specs` in the checkpoint: layer by layer, then the head.
 
-    The output matrix of the head is cut into row slices, in turn of about an attn and an ffn group's size; head.0
+    The output matrix of the head is cut into row slices, in turn of about the size of each part of a layer; the first
     carries the final norm too.
 
     Raises:
@@ -64,13 +65,13 @@ def plan_groups(specs: Specs, checkpoint: Checkpoint) -> WeightGroups:
     stored = {spec: stored_names(spec, checkpoint) for group in specs.values() for spec in group}
     ignored = _check(stored, head_layer, checkpoint)
     ranges = {key: tuple(_range(spec, stored[spec][0], checkpoint) for spec in group) for key, group in specs.items()}
-    groups = [WeightGroup(layer, half, ranges[layer, half]) for layer in range(head_layer) for half in ("attn", "ffn")]
-    sizes = [max(group.needed_bytes for group in groups if group.name == half) for half in ("attn", "ffn")]
-    norm, output = ranges[head_layer, "head"]
+    (embed,), (norm, output) = ranges.pop(EMBED_KEY), ranges.pop((head_layer, HEAD))
+    groups = [WeightGroup(*key, tensors) for key, tensors in ranges.items()]
+    parts = layer_parts([*ranges])
+    sizes = [max(group.needed_bytes for group in groups if group.name == part) for part in parts]
     for index, rows in enumerate(_row_slices(output, sizes)):
         tensors = (norm, rows) if index == 0 else (rows,)
-        groups.append(WeightGroup(head_layer, f"head.{index}", tensors))
-    (embed,) = ranges[EMBED_LAYER, "embed"]
+        groups.append(WeightGroup(head_layer, head_slice(index), tensors))
     return WeightGroups(tuple(groups), embed, _first_matrix(ranges.values()).dtype, ignored)
 
 

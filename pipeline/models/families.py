@@ -3,29 +3,30 @@
 from collections.abc import Mapping
 
 from actors.core.message import GroupKey
+from pipeline.formats.parts import ATTN, EMBED, EMBED_KEY, FFN, HEAD
 from pipeline.formats.tensors import TensorSpec
 from pipeline.models.config import ModelConfig
 
 
 def group_specs(config: ModelConfig) -> dict[GroupKey, tuple[TensorSpec, ...]]:
-    """The tensors of every group: (layer, "attn") and (layer, "ffn") in compute order, then the head, then the rows.
+    """The tensors of every group: the parts of all layers in compute order, then the head, then the rows.
 
-    (layers, "head") holds the final norm and the output matrix, which is the embedding itself where it is tied and no
+    The head holds the final norm and the output matrix, which is the embedding itself where it is tied and no
     output matrix is stored: one that is stored was trained apart, or is the same and costs nothing.
-    (-1, "embed") stands last because it is never streamed: a pass fetches the rows that it needs.
+    The embedding stands last because it is never streamed: a pass fetches the rows that it needs.
     """
     groups: dict[GroupKey, tuple[TensorSpec, ...]] = {}
     for layer in range(config.layers):
-        groups[layer, "attn"] = _attention_specs(config, f"model.layers.{layer}")
-        groups[layer, "ffn"] = _ffn_specs(config, f"model.layers.{layer}")
+        groups[layer, ATTN] = _attention_specs(config, f"model.layers.{layer}")
+        groups[layer, FFN] = _ffn_specs(config, f"model.layers.{layer}")
     embedding, output = "model.embed_tokens.weight", "lm_head.weight"
     tied = config.tied_embeddings
     matrix = (config.vocabulary_size, config.hidden_size)
-    groups[config.layers, "head"] = (
+    groups[config.layers, HEAD] = (
         TensorSpec("norm", "model.norm.weight", (config.hidden_size,)),
         TensorSpec("output", embedding if tied else output, matrix, (output, embedding) if tied else ()),
     )
-    groups[-1, "embed"] = (TensorSpec("embed", embedding, matrix, (embedding, output) if tied else ()),)
+    groups[EMBED_KEY] = (TensorSpec(EMBED, embedding, matrix, (embedding, output) if tied else ()),)
     return groups
 
 

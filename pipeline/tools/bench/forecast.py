@@ -5,10 +5,10 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from actors.core.message import GroupKey
 from pipeline.config import Config
 from pipeline.engine.plan import Plan
 from pipeline.engine.policies import POLICIES
+from pipeline.formats.parts import kind_of
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.tools.bench.steady_timings import SteadyTimings, steady_seconds
 from pipeline.tools.simulation.line import simulate
@@ -36,7 +36,7 @@ class Compute:
 class Rates:
     """What a machine can do. Without an H2D rate host and device memory are one.
 
-    `computes` are by kind of group, "attn", "ffn" and "head"; `begin_seconds` is what the host does between two passes,
+    `computes` are by kind of group, one of `KINDS`; `begin_seconds` is what the host does between two passes,
     sampling and embedding, while nothing is computed. `read_slowdown` and `compute_slowdown` are by how much each takes
     longer while the other goes on too: a CPU that computes shares its cores and its memory with the disk.
     """
@@ -106,10 +106,5 @@ def pass_timings(catalog: WeightCatalog, plan: Plan, rates: Rates, tokens: int) 
         begin=rates.begin_seconds,
         reads={group: 0.0 if group in anywhere else size / rates.disk_bytes_per_second for group, size in read.items()},
         uploads={group: 0.0 if h2d is None or group in on_device else size / h2d for group, size in sent.items()},
-        computes={group: rates.computes[kind_of(group)].seconds(read[group], tokens) for group in catalog.order},
+        computes={group: rates.computes[kind_of(group[1])].seconds(read[group], tokens) for group in catalog.order},
     )
-
-
-def kind_of(group: GroupKey) -> str:
-    """ "attn", "ffn" or "head": groups that are computed alike."""
-    return group[1].partition(".")[0]

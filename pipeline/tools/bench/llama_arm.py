@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from pipeline.errors import ConfigError
+from pipeline.formats.parts import ATTN, EMBED, FFN, HEAD
 from pipeline.formats.tensors import TensorSpec
 from pipeline.models.config import ModelConfig, read_config
 from pipeline.models.families import group_specs
@@ -27,14 +28,18 @@ from pipeline.tools.bench.pass_arm import Passes, PassSettings, serve_passes
 MODULES = ("llama_cpp", "gguf")
 FILE = "model.gguf"
 NAMES = {
-    "norm": "attn_norm",
-    "q": "attn_q",
-    "k": "attn_k",
-    "v": "attn_v",
-    "o": "attn_output",
-    "gate": "ffn_gate",
-    "up": "ffn_up",
-    "down": "ffn_down",
+    (EMBED, "embed"): "token_embd",
+    (ATTN, "norm"): "blk.{layer}.attn_norm",
+    (ATTN, "q"): "blk.{layer}.attn_q",
+    (ATTN, "k"): "blk.{layer}.attn_k",
+    (ATTN, "v"): "blk.{layer}.attn_v",
+    (ATTN, "o"): "blk.{layer}.attn_output",
+    (FFN, "norm"): "blk.{layer}.ffn_norm",
+    (FFN, "gate"): "blk.{layer}.ffn_gate",
+    (FFN, "up"): "blk.{layer}.ffn_up",
+    (FFN, "down"): "blk.{layer}.ffn_down",
+    (HEAD, "norm"): "output_norm",
+    (HEAD, "output"): "output",
 }
 
 
@@ -147,11 +152,7 @@ def _tensors(folder: Path, config: ModelConfig) -> Iterator[tuple[str, tuple[int
 
 
 def _name(layer: int, group: str, spec: TensorSpec) -> str:
-    if group == "embed":
-        return "token_embd"
-    if group == "head":
-        return "output_norm" if spec.short == "norm" else "output"
-    return f"blk.{layer}.ffn_norm" if (group, spec.short) == ("ffn", "norm") else f"blk.{layer}.{NAMES[spec.short]}"
+    return NAMES[group, spec.short].format(layer=layer)
 
 
 def _rope_factors(config: ModelConfig) -> torch.Tensor:

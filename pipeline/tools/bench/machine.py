@@ -12,11 +12,12 @@ from actors.core.message import GroupKey
 from pipeline.config import Config
 from pipeline.engine.residency import NOTHING_STAYS
 from pipeline.errors import ConfigError
+from pipeline.formats.parts import kind_of
 from pipeline.generation.build import Runtime, build
 from pipeline.models.config import read_config
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
 from pipeline.tools.bench.floors import Floors, Loaded, spread_tokens
-from pipeline.tools.bench.forecast import Compute, Rates, kind_of
+from pipeline.tools.bench.forecast import Compute, Rates
 from pipeline.tools.bench.read_rates import SWEEP_SECONDS, sweep
 
 Progress = Callable[[str], None]
@@ -152,8 +153,8 @@ def _computes(computed: Mapping[int, list[_Computed]], sizes: Mapping[GroupKey, 
     for tokens, rounds in computed.items():
         values = defaultdict(list)
         for one in rounds:
-            for kind in {kind_of(group) for group in one.seconds}:
-                alike = [group for group in one.seconds if kind_of(group) == kind]
+            for kind in {kind_of(part) for _, part in one.seconds}:
+                alike = [group for group in one.seconds if kind_of(group[1]) == kind]
                 values[kind].append(sum(one.seconds[group] for group in alike) / sum(sizes[group] for group in alike))
         for kind, each in values.items():
             fewer = max(byte_seconds[kind].values(), default=0.0)

@@ -18,6 +18,7 @@ from pipeline.devices.open import open_device
 from pipeline.devices.port import ONE_PLACE, Device
 from pipeline.devices.sim import SimDevice
 from pipeline.errors import ConfigError
+from pipeline.formats.parts import KINDS
 from pipeline.generation.model_plan import DEFAULT_CONTEXT_TOKENS
 from pipeline.system.sizes import human_bytes
 from pipeline.tools.bench.forecast import Compute, Forecast, Rates
@@ -128,7 +129,7 @@ def _told_rates(options: argparse.Namespace) -> Rates:
     byte_seconds = 1 / (options.memory_gbps * GIGA) if options.memory_gbps else token_byte_seconds
     compute = Compute({tokens: max(byte_seconds, tokens * token_byte_seconds) for tokens in _BATCHES})
     h2d = None if options.h2d_gbps is None else options.h2d_gbps * GIGA
-    return Rates(options.disk_gbps * GIGA, h2d, dict.fromkeys(("attn", "ffn", "head"), compute))
+    return Rates(options.disk_gbps * GIGA, h2d, dict.fromkeys(KINDS, compute))
 
 
 def lines(placed: Placed) -> str:

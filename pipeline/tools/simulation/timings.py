@@ -2,11 +2,12 @@
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from actors.core.message import GroupKey
+from pipeline.formats.parts import LAYER_PARTS
 
 LAYERS = 80
 MILLISECONDS = {"attn_ms": 80.0, "ffn_ms": 120.0, "attn_io_ms": 100.0, "ffn_io_ms": 100.0}
@@ -68,7 +69,7 @@ class LayerTimings:
     order: Order = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        order = tuple((layer, group) for layer in range(self.layers) for group in ("attn", "ffn"))
+        order = tuple((layer, group) for layer in range(self.layers) for group in LAYER_PARTS)
         object.__setattr__(self, "order", order)
 
     @property
@@ -83,22 +84,24 @@ class LayerTimings:
     def read_seconds(self, pass_: int, layer: int, group: str) -> float:
         """The disk hop, or the only one."""
         if self.one_link:
-            return self._draw("io", pass_, layer, group, {"attn": self.attn_io, "ffn": self.ffn_io})
-        return self._draw("disk", pass_, layer, group, {"attn": self.attn_disk, "ffn": self.ffn_disk})
+            return self._draw("io", pass_, layer, group, (self.attn_io, self.ffn_io))
+        return self._draw("disk", pass_, layer, group, (self.attn_disk, self.ffn_disk))
 
     def upload_seconds(self, pass_: int, layer: int, group: str) -> float:
         """The H2D hop."""
         if self.one_link:
             return 0.0
-        return self._draw("io", pass_, layer, group, {"attn": self.attn_io, "ffn": self.ffn_io})
+        return self._draw("io", pass_, layer, group, (self.attn_io, self.ffn_io))
 
     def compute_seconds(self, pass_: int, layer: int, group: str) -> float:
         """The half-layer."""
-        return self._draw("compute", pass_, layer, group, {"attn": self.attn, "ffn": self.ffn})
+        return self._draw("compute", pass_, layer, group, (self.attn, self.ffn))
 
-    def _draw(self, what: str, pass_: int, layer: int, group: str, seconds: Mapping[str, float]) -> float:
+    def _draw(self, what: str, pass_: int, layer: int, group: str, seconds: tuple[float, float]) -> float:
+        """Around the one of `seconds`, which are those of an attn and of an ffn, that the group takes."""
+        mean = seconds[LAYER_PARTS.index(group)]
         if not self.jitter:
-            return seconds[group]
+            return mean
         sigma = math.sqrt(math.log1p(self.jitter**2))
         normal = random.Random(f"{self.seed} {what} {pass_} {layer} {group}").gauss(0.0, 1.0)
-        return seconds[group] * math.exp(sigma * normal - sigma**2 / 2)
+        return mean * math.exp(sigma * normal - sigma**2 / 2)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from actors.core.trace import Span
+from pipeline.formats.parts import HEAD, LAYER_PARTS, kind_of
 from pipeline.tools.trace.gaps import GapPiece
 from pipeline.tools.trace.intervals import Interval, without
 from pipeline.tools.trace.recording import COMPUTE, Recording
@@ -14,6 +15,8 @@ ROW_HEIGHT, LINE_HEIGHT = 32.0, 12.0
 NARROWEST = 0.6
 """Slices that are narrower than this, in units of the picture, are drawn as one."""
 HATCHED_FROM = 5.0
+LEGEND = {part: part for part in LAYER_PARTS} | {"kv": "KV blocks", HEAD: HEAD}
+"""The groups that have a colour of their own, by their kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,8 @@ def style(span: Span | None) -> str:
     """The colour of a slice: by the kind of group, lighter in every second layer."""
     if span is None:
         return "many"
-    kind = span.group if span.group in ("attn", "ffn", "kv") else "head" if span.group.startswith("head") else "other"
+    kind = kind_of(span.group)
+    kind = kind if kind in LEGEND else "other"
     return f"{kind} odd" if span.layer % 2 else kind
 
 

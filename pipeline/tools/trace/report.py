@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
+from pipeline.formats.parts import LAYER_PARTS, kind_of
 from pipeline.system.outputs import writing
 from pipeline.tools.trace.charts import overview_chart, readable_window, timeline_chart, zero_of
 from pipeline.tools.trace.gaps import CAUSES
 from pipeline.tools.trace.journeys import computations, pass_starts
-from pipeline.tools.trace.lanes import cause_style
+from pipeline.tools.trace.lanes import LEGEND, cause_style
 from pipeline.tools.trace.recording import Recording
 from pipeline.tools.trace.style import STYLE
 from pipeline.tools.trace.summary import Summary, duration, summarize
@@ -107,13 +108,12 @@ def _tiles(recording: Recording, summary: Summary) -> str:
 
 
 def _legend(recording: Recording, summary: Summary) -> str:
-    groups = {span.group for span in recording.spans}
-    kinds = {"attn": "attn", "ffn": "ffn", "kv": "KV blocks", "head": "head"}
+    kinds = {kind_of(span.group) for span in recording.spans}
     entries = [
         f'<li><i class="pair" style="--even: var(--{kind}); --odd: var(--{kind}-odd)"></i>{name}'
-        f"{' (even, odd layers)' if kind in ('attn', 'ffn') else ''}</li>"
-        for kind, name in kinds.items()
-        if any(group.startswith(kind) for group in groups)
+        f"{' (even, odd layers)' if kind in LAYER_PARTS else ''}</li>"
+        for kind, name in LEGEND.items()
+        if kind in kinds
     ]
     entries += [
         f'<li><i class="waits {cause_style(cause)}"></i>waiting: {escape(cause)}</li>'

@@ -1,0 +1,23 @@
+"""The parts of a model: what its weight groups are called, and what follows from a name.
+
+Here and in the tables of the families alone a name has a meaning. To everything else a part is data: to be looked up,
+counted and printed.
+"""
+
+ATTN, FFN, HEAD, EMBED = "attn", "ffn", "head", "embed"
+LAYER_PARTS = (ATTN, FFN)
+"""Those of a layer, in compute order."""
+KINDS = (*LAYER_PARTS, HEAD)
+"""Groups of one kind are computed alike."""
+EMBED_KEY = (-1, EMBED)
+"""The embedding table, which is never streamed: a pass fetches the rows that it needs."""
+
+
+def head_slice(index: int) -> str:
+    """What a slice of the head is called: its output matrix travels in several groups."""
+    return f"{HEAD}.{index}"
+
+
+def kind_of(part: str) -> str:
+    """The one of `KINDS` that a part is of, if it is of any."""
+    return part.partition(".")[0]

@@ -6,8 +6,8 @@ from typing import Any, Literal, get_args
 
 from actors.core.ports import PrefetchPolicy
 from actors.core.stage import Mover, Stage
+from pipeline.engine.actor_names import ACTORS, KV_ACTORS
 from pipeline.engine.policies import find_policy
-from pipeline.engine.wiring import ACTORS, KV_ACTORS
 from pipeline.errors import ConfigError, shown, unknown_name
 from pipeline.reading.reading import WAYS
 from pipeline.system.sizes import parse_bytes

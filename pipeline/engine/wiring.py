@@ -24,9 +24,7 @@ from actors.kv_swapper import KvSwapper
 from actors.pinned_stager import PinnedStager
 from actors.prefetch_planner import PrefetchPlanner
 from pipeline.devices.port import Device
-
-KV_ACTORS = ("kv_planner", "kv_reader", "kv_uploader", "kv_swapper")
-ACTORS = ("prefetch_planner", "disk_reader", "pinned_stager", "gpu_uploader", "compute_scheduler")
+from pipeline.engine.actor_names import KV_UPLOADER, READER, SCHEDULER, STAGER, UPLOADER
 
 
 class KvSlots(KeyValues, Catalog, Protocol):
@@ -96,7 +94,7 @@ def slots_until_computed(slots: Mapping[str, int], insert: Mapping[str, Sequence
 
     What a triggered policy asks for must fit there, or a group that is not needed yet would keep out one that is.
     """
-    for stage in insert.get("gpu_uploader", ()):
+    for stage in insert.get(UPLOADER, ()):
         budget = stage.budget if isinstance(stage, Mover) else None
         if budget is not None:
             slots = {kind: min(count, budget.slots.get(kind, count)) for kind, count in slots.items()}
@@ -119,10 +117,10 @@ def wire(parts: Parts) -> Wired:
     planner = PrefetchPlanner(order, parts.passes, requests)
     line = (
         Line(planner, catalog=parts.catalog, clock=parts.clock, trace=parts.trace)
-        .then(DiskReader(parts.source, parts.host_budget), queue=parts.queues["disk_reader"])
-        .then(PinnedStager(), queue=parts.queues["pinned_stager"])
-        .then(uploader, queue=parts.queues["gpu_uploader"])
-        .then(scheduler, queue=parts.queues["compute_scheduler"])
+        .then(DiskReader(parts.source, parts.host_budget), queue=parts.queues[READER])
+        .then(PinnedStager(), queue=parts.queues[STAGER])
+        .then(uploader, queue=parts.queues[UPLOADER])
+        .then(scheduler, queue=parts.queues[SCHEDULER])
     )
     for name, stages in parts.insert.items():
         line.insert(name, stages)
@@ -131,7 +129,7 @@ def wire(parts: Parts) -> Wired:
 
 def _resident_until_computed(parts: Parts) -> frozenset[GroupKey]:
     """The groups with slots of their own all the way: a user's Mover behind the uploader has shared ones."""
-    if any(isinstance(stage, Mover) and stage.budget is not None for stage in parts.insert.get("gpu_uploader", ())):
+    if any(isinstance(stage, Mover) and stage.budget is not None for stage in parts.insert.get(UPLOADER, ())):
         return frozenset()
     return (parts.device_budget or parts.host_budget).residents
 
@@ -147,7 +145,7 @@ def _kv_lines(parts: Parts) -> Sequence[Line]:
     host = Budget("kv host", kv.host_cells, parts.clock)
     on_device = Budget("kv device", kv.device_cells, parts.clock) if kv.device_cells else None
     uploader = GpuUploader(parts.device, on_device, shares_lane=on_device is not None)
-    uploader.name, uploader.keeps_source = "kv_uploader", True
+    uploader.name, uploader.keeps_source = KV_UPLOADER, True
     queue = len(kv.layers)  # layers that live in host memory never hold up the read of one that lives on the disk
     line = (
         Line(KvPlanner(kv), catalog=kv, clock=parts.clock, trace=parts.trace)

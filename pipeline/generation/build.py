@@ -21,10 +21,11 @@ from pipeline.devices.memory import Memory
 from pipeline.devices.open import open_device
 from pipeline.devices.port import Device
 from pipeline.devices.spinning import warn_of_spinning
+from pipeline.engine.actor_names import ACTORS
 from pipeline.engine.plan import Plan
 from pipeline.engine.policies import find_policy, fit_policy
 from pipeline.engine.residency import Residency
-from pipeline.engine.wiring import ACTORS, Parts, Wired, slots_until_computed, wire
+from pipeline.engine.wiring import Parts, Wired, slots_until_computed, wire
 from pipeline.generation.admission import Admission
 from pipeline.generation.batching import Batcher
 from pipeline.generation.blueprint import Blueprint, draw_up_fitting, say_remarks

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from actors.compute_scheduler import ComputeScheduler
 from actors.core.budget import Slot
 from actors.core.errors import ActorFailed
 from actors.core.event import Event
@@ -241,7 +242,7 @@ def _token_ids(pieces: Sequence[Piece]) -> list[int]:
 
 
 def _embedding_failed(error: Exception) -> ActorFailed:
-    return error if isinstance(error, ActorFailed) else ActorFailed("compute_scheduler", -1, "embed", error)
+    return error if isinstance(error, ActorFailed) else ActorFailed(ComputeScheduler.name, -1, "embed", error)
 
 
 def _row_failed(token_id: int, error: Exception) -> PenstockError:

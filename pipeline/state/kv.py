@@ -11,6 +11,8 @@ from actors.core.errors import ActorFailed
 from actors.core.event import Event
 from actors.core.message import READY, Message
 from actors.core.ports import Copy
+from actors.kv_reader import KvReader
+from actors.kv_swapper import KvSwapper
 from pipeline.devices.memory import HostMemory, Memory
 from pipeline.devices.port import Device
 from pipeline.generation.batching import Piece
@@ -147,7 +149,7 @@ class KeyValueCache(KvHandovers):
                 await self.spill.write(self._spill_starts[layer], blocks, buffer.view)
             except OSError as error:
                 logger.warning("writing KV blocks of layer %d failed, trying once more: %s", layer, error)
-                await self._each(self.spill.write, layer, blocks, buffer, "kv_swapper", self._writers[layer])
+                await self._each(self.spill.write, layer, blocks, buffer, KvSwapper.name, self._writers[layer])
             self._written[layer].set()
 
     async def _read(self, spill: SpillFile, layer: int, buffer: HostMemory) -> None:
@@ -159,7 +161,7 @@ class KeyValueCache(KvHandovers):
             await spill.read(self._spill_starts[layer], cached, buffer.view)
         except (OSError, SpillError) as error:
             logger.warning("reading KV blocks of layer %d failed, trying once more: %s", layer, error)
-            await self._each(spill.read, layer, cached, buffer, "kv_reader", pieces)
+            await self._each(spill.read, layer, cached, buffer, KvReader.name, pieces)
 
     async def _each(
         self,

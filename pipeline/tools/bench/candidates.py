@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pipeline.config import Config
-from pipeline.engine.wiring import ACTORS
+from pipeline.engine.actor_names import ACTORS
 from pipeline.reading.reading import Reading
 
 TOLERANCE = 0.01

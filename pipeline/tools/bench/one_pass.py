@@ -18,7 +18,7 @@ from pipeline.tools.bench.machine import measure_rates
 from pipeline.tools.bench.planning import MOST_TOKENS, balanced_tokens, plan_model
 from pipeline.tools.bench.steady_passes import room_for, steady_pass_seconds
 from pipeline.tools.trace.configuration import describe
-from pipeline.tools.trace.recording import Recording
+from pipeline.tools.trace.recording import COMPUTE, Recording
 
 Progress = Callable[[str], None]
 PASSES_A_ROUND = 3
@@ -200,7 +200,7 @@ async def _rounds(
 
 def _waits(trace: Trace, groups_per_pass: int) -> tuple[float, float]:
     """Seconds that the compute scheduler waited for the first group of the last pass, and on average for a group."""
-    spans = [span for span in trace.spans if span.actor == "compute_scheduler"]
+    spans = [span for span in trace.spans if span.actor == COMPUTE]
     waits = {span.seq: span.ended - span.started for span in spans if span.what == "message"}
     last_pass = max(span.seq for span in spans) // groups_per_pass
     seqs = range(last_pass * groups_per_pass, (last_pass + 1) * groups_per_pass)

@@ -14,6 +14,7 @@ from pipeline.api import Model
 from pipeline.config import Config
 from pipeline.generation.build import build
 from pipeline.tools.bench.steady_passes import room_for, steady_pass_seconds
+from pipeline.tools.trace.recording import COMPUTE, DISK
 
 Progress = Callable[[str], None]
 IDLE_SECONDS = 3.0
@@ -85,7 +86,7 @@ async def _round(folder: Path, settings: Mapping[str, Any], passes: int) -> dict
     opened = time.perf_counter()
     try:
         computed = await _first_computed(model, trace)
-        read = next(span for span in trace.spans if (span.actor, span.what) == ("disk_reader", "work"))
+        read = next(span for span in trace.spans if (span.actor, span.what) == (DISK, "work"))
         trace.recording = False
         await steady_pass_seconds(model, 1, 1)
         groups, on_loop = len(model.runtime.catalog.order), time.thread_time()
@@ -116,7 +117,7 @@ async def _first_computed(model: Model, trace: Trace) -> Span:
     token_id = random.randrange(model.runtime.config.vocabulary_size)
     await model.generate([token_id], max_new_tokens=1, ignore_eos=True)
     model.runtime.line.statistics()  # operations that have ended are traced here
-    return next(span for span in trace.spans if (span.actor, span.what) == ("compute_scheduler", "work"))
+    return next(span for span in trace.spans if (span.actor, span.what) == (COMPUTE, "work"))
 
 
 async def _first_read_seconds(folder: Path, settings: Mapping[str, Any]) -> float:

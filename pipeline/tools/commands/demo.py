@@ -10,7 +10,7 @@ import torch
 
 from actors.core.trace import Trace
 from pipeline.api import Model
-from pipeline.engine.wiring import ACTORS
+from pipeline.engine.actor_names import ACTORS
 from pipeline.system.sizes import human_bytes
 from pipeline.tools.bench.candidates import Samples
 from pipeline.tools.bench.policies import OutputsDiffer

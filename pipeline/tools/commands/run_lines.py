@@ -3,10 +3,11 @@
 import textwrap
 
 from pipeline.api import Model
+from pipeline.engine.actor_names import READER, SCHEDULER, UPLOADER
 from pipeline.generation.statistics import ModelStatistics
 from pipeline.system.sizes import human_bytes
 
-RESOURCES = {"disk_reader": "disk", "gpu_uploader": "host-to-device link", "compute_scheduler": "compute"}
+RESOURCES = {READER: "disk", UPLOADER: "host-to-device link", SCHEDULER: "compute"}
 
 
 def opening_lines(model: Model) -> str:

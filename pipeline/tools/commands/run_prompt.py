@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.api import Model
+from pipeline.engine.actor_names import SCHEDULER
 from pipeline.errors import CheckpointError
 from pipeline.generation.statistics import ModelStatistics
 from pipeline.system.sizes import human_bytes
@@ -115,7 +116,7 @@ async def _watch(model: Model, progress: Progress) -> None:
     while True:
         await asyncio.sleep(REFRESH_SECONDS)
         line, source = model.runtime.line.statistics(), model.runtime.source
-        computed = line.actors["compute_scheduler"].messages
+        computed = line.actors[SCHEDULER].messages
         seconds = time.perf_counter() - started
         progress.go_on(
             f"pass {computed // groups + 1}, group {computed % groups}/{groups}, "

@@ -94,7 +94,7 @@ def _print_table(timings: LayerTimings, policies: Mapping[str, PrefetchPolicy], 
 
 
 def _write_trace(options: argparse.Namespace, timings: LayerTimings, run: Simulated) -> None:
-    from pipeline.engine.wiring import ACTORS
+    from pipeline.engine.actor_names import ACTORS
     from pipeline.tools.trace.perfetto import write_trace
     from pipeline.tools.trace.recording import Recording
 

@@ -12,9 +12,10 @@ from actors.core.stage import Mover, Stage
 from actors.core.trace import Trace
 from pipeline.devices.port import ONE_PLACE, TWO_PLACES
 from pipeline.devices.sim import SimDevice
+from pipeline.engine.actor_names import ACTORS
 from pipeline.engine.policies import POLICIES, fit_policy
 from pipeline.engine.residency import NOTHING_STAYS, Residency
-from pipeline.engine.wiring import ACTORS, Parts, Wired, slots_until_computed, wire
+from pipeline.engine.wiring import Parts, Wired, slots_until_computed, wire
 from pipeline.groups.slot_kinds import SlotKinds
 from pipeline.tools.simulation.loop import run_virtual
 from pipeline.tools.simulation.timings import Order, Timings

@@ -26,9 +26,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from actors.core.trace import Span
+from pipeline.engine.actor_names import STAGER
 from pipeline.tools.trace.intervals import Interval, union, within, without
 from pipeline.tools.trace.journeys import Journeys, computations
-from pipeline.tools.trace.recording import COMPUTE, DISK, KV_IN, LINK, OWN, STAGER
+from pipeline.tools.trace.recording import COMPUTE, DISK, KV_IN, LINK, OWN
 
 CAUSES = ("disk", "host slot", "H2D", "device slot", "KV", "stage", "launch", "start")
 NEGLIGIBLE_SECONDS = 1e-8

@@ -5,13 +5,21 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from actors.core.trace import Count, Span
+from pipeline.engine.actor_names import (
+    KV_PLANNER,
+    KV_READER,
+    KV_SWAPPER,
+    KV_UPLOADER,
+    PLANNER,
+    READER,
+    SCHEDULER,
+    STAGER,
+    UPLOADER,
+)
 
-DISK = "disk_reader"
-LINK = "gpu_uploader"
-COMPUTE = "compute_scheduler"
-KV_DISK, KV_IN, KV_OUT = "kv_reader", "kv_uploader", "kv_swapper"
-STAGER = "pinned_stager"
-HANDING_ON = ("prefetch_planner", STAGER, "kv_planner")
+DISK, LINK, COMPUTE = READER, UPLOADER, SCHEDULER
+KV_DISK, KV_IN, KV_OUT = KV_READER, KV_UPLOADER, KV_SWAPPER
+HANDING_ON = (PLANNER, STAGER, KV_PLANNER)
 """The runtime's own actors that take no time of a resource."""
 OWN = (*HANDING_ON, DISK, LINK, COMPUTE, KV_DISK, KV_IN, KV_OUT)
 """Everybody else is a stage of the user's."""

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.engine.actor_names import KV_ACTORS
 from pipeline.engine.policies import POLICIES
-from pipeline.engine.wiring import KV_ACTORS
 from pipeline.tools.simulation.line import simulate
 from pipeline.tools.simulation.timings import LayerTimings
 from pipeline.tools.trace.recording import Recording

@@ -1,0 +1,19 @@
+"""The names of the runtime's own actors: settings, statistics, traces and errors know them by these."""
+
+from actors.compute_scheduler import ComputeScheduler
+from actors.disk_reader import DiskReader
+from actors.gpu_uploader import GpuUploader
+from actors.kv_planner import KvPlanner
+from actors.kv_reader import KvReader
+from actors.kv_swapper import KvSwapper
+from actors.pinned_stager import PinnedStager
+from actors.prefetch_planner import PrefetchPlanner
+
+PLANNER, READER, STAGER = PrefetchPlanner.name, DiskReader.name, PinnedStager.name
+UPLOADER, SCHEDULER = GpuUploader.name, ComputeScheduler.name
+ACTORS = (PLANNER, READER, STAGER, UPLOADER, SCHEDULER)
+"""Those of the weights, in order."""
+
+KV_PLANNER, KV_READER, KV_UPLOADER, KV_SWAPPER = KvPlanner.name, KvReader.name, "kv_uploader", KvSwapper.name
+KV_ACTORS = (KV_PLANNER, KV_READER, KV_UPLOADER, KV_SWAPPER)
+"""Those of the KV blocks; the uploader is one more of the same kind."""

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from pipeline import Model, Output
-from pipeline.reading import reading_cache, reading_choice
-from pipeline.system import memory
+from pipeline.reading import reading_choice
+from pipeline.system import proc
 
 Break = Callable[[pytest.MonkeyPatch, Path], None]
 
@@ -101,16 +101,12 @@ def no_name_for_advice(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
 
 def odd_mounts(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     """A name in Latin-1, one with a separator of lines and one with a space that is none."""
-    mounts = cache.parents[1] / "mountinfo"
-    mounts.parent.mkdir(parents=True)
-    mounts.write_bytes(
-        b"36 35 98:0 / /mnt\xe9 rw - ext4 /dev/x rw\n37 35 98:1 / /a\xe2\x80\xa8b rw - nfs h\xc2\xa0 rw\n\n"
-    )
-    monkeypatch.setattr(reading_cache, "MOUNTS", mounts)
+    mounts = b"36 35 98:0 / /mnt\xe9 rw - ext4 /dev/x rw\n37 35 98:1 / /a\xe2\x80\xa8b rw - nfs h\xc2\xa0 rw\n\n"
+    proc_holds({"self/mountinfo": mounts})(monkeypatch, cache)
 
 
 def no_mounts(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    monkeypatch.setattr(reading_cache, "MOUNTS", cache / "nothing")
+    proc_holds({})(monkeypatch, cache)
 
 
 def a_disk_that_fails(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
@@ -134,29 +130,31 @@ def no_more_threads(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
 
 def proc_holds(files: dict[str, bytes]) -> Break:
     def break_it(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-        proc = cache.parents[1] / "proc"
-        (proc / "self").mkdir(parents=True)
-        for name in ("meminfo", "self/statm", "self/cgroup"):
-            (proc / name).write_bytes(files.get(name, (Path("/proc") / name).read_bytes()))
-        # Of the files of /proc those alone; all others are in the folder of the control groups.
-        monkeypatch.setattr(memory, "Path", lambda path: proc / path.removeprefix("/proc/") if "proc" in path else proc)
+        folder = cache.parents[1] / "proc"
+        (folder / "self").mkdir(parents=True)
+        given = {name: (Path("/proc") / name).read_bytes() for name in ("meminfo", "self/statm", "self/cgroup")}
+        for name, content in {**given, **files}.items():
+            (folder / name).write_bytes(content)
+        monkeypatch.setattr(proc, "PROC", folder)
+        monkeypatch.setattr(proc, "CONTROL_GROUPS", folder)
 
     return break_it
 
 
 def no_proc(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    monkeypatch.setattr(memory, "Path", lambda path: cache / "nothing")
+    monkeypatch.setattr(proc, "PROC", cache / "nothing")
 
 
 def an_odd_control_group(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     proc_holds({"self/cgroup": b"0::/group\xe2\x80\xa8\xff\n"})(monkeypatch, cache)
-    group = memory.Path("/sys/fs/cgroup") / os.fsdecode(b"group\xe2\x80\xa8\xff")
+    group = proc.CONTROL_GROUPS / os.fsdecode(b"group\xe2\x80\xa8\xff")
     group.mkdir()
     (group / "memory.max").write_text("no number")
     (group / "memory.current").write_text("0")
 
 
-MEASURED, KEPT = "cannot be measured", "cannot be kept"
+MEASURED, KEPT, OCCUPIES = "cannot be measured", "cannot be kept", "occupies cannot be read"
+COUNTS = [f"what counts for the limit of {what} cannot be read" for what in ("address space .*", "data .*")]
 CASES: dict[str, tuple[Break, list[str]]] = {
     **{f"RWF_NOWAIT {errno.errorcode[number]}": (no_nowait(number), ["RWF_NOWAIT.*direct_reads=False"])
        for number in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EINVAL)},
@@ -179,9 +177,9 @@ CASES: dict[str, tuple[Break, list[str]]] = {
     "a disk that fails": (a_disk_that_fails, [f"{MEASURED}: .*Input/output error; .*set reader_lanes and chunk_bytes"]),
     "a slow disk": (a_slow_disk, [f"{MEASURED}: the disk gave less than"]),
     "no more threads": (no_more_threads, [f"{MEASURED}: can't start new thread"]),
-    "no proc": (no_proc, ["occupies cannot be read", "memory is available cannot be read.*set host_memory"]),
+    "no proc": (no_proc, [OCCUPIES, *COUNTS, "memory is available cannot be read.*set host_memory"]),
     "odd memory": (proc_holds({"meminfo": b"\xff", "self/statm": b"\xff"}),
-                   ["occupies cannot be read", "memory is available cannot be read"]),
+                   [OCCUPIES, *COUNTS, "memory is available cannot be read"]),
     "odd control groups": (proc_holds({"self/cgroup": b"\xff\n0\n::\n5:memory:/\xff\n0::/../..\n"}), []),
     "limit that is no number": (an_odd_control_group, ["the memory limit cannot be read: .*set host_memory"]),
 }  # fmt: skip

@@ -15,7 +15,7 @@ from pipeline.devices.cpu import CpuDevice
 from pipeline.engine import plan as plan_module
 from pipeline.errors import ConfigError
 from pipeline.generation.build import build
-from pipeline.system import memory as memory_module
+from pipeline.system import proc
 from pipeline.system.memory import available_host_bytes
 from pipeline.system.memory_plan import Holding, MemoryPlan
 from pipeline.system.sizes import human_bytes, parse_bytes
@@ -170,7 +170,8 @@ def test_the_control_group_bounds_what_the_machine_has(
     for name, text in {"proc/meminfo": MEMINFO, "proc/self/cgroup": cgroup, **files}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(memory_module, "Path", lambda path: tmp_path / path.lstrip("/"))
+    monkeypatch.setattr(proc, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(proc, "CONTROL_GROUPS", tmp_path / "sys/fs/cgroup")
     assert available_host_bytes() == available
 
 

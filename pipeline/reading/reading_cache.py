@@ -16,10 +16,10 @@ from pipeline.checkpoints.shard import Shard
 from pipeline.reading.reading import DEFAULT, Reading
 from pipeline.system.guard import attempt
 from pipeline.system.outputs import writing
+from pipeline.system.proc import mounts
 from pipeline.system.small_files import CONFIG_LIMIT_BYTES, read_json_file
 
 VERSION = 2
-MOUNTS = Path("/proc/self/mountinfo")
 
 
 def cache_file() -> Path | None:
@@ -40,16 +40,8 @@ def disk_key(shard: Shard, beside: bool) -> str:
 
 def _mounted(shard: Shard) -> str:
     device = f"{os.major(shard.identity.device)}:{os.minor(shard.identity.device)}"
-    try:
-        mounts = MOUNTS.read_text(errors="backslashreplace").split("\n")  # names need not be UTF-8
-    except OSError:
-        mounts = []
-    mounted = f"device {device}"
-    for line in mounts:
-        place, _, what = line.partition(" - ")
-        if place.split(" ")[2:3] == [device]:
-            mounted = " ".join(what.split(" ")[:2])
-    return mounted
+    found = [f"{mount.kind} {mount.source}" for mount in mounts() if mount.device == device]
+    return os.fsencode(found[-1]).decode(errors="backslashreplace") if found else f"device {device}"
 
 
 def kept(cache: Path | None, key: str) -> dict[Reading, float] | None:

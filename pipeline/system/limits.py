@@ -5,11 +5,11 @@ import errno
 import resource
 import threading
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from pipeline.errors import ActorFailed, CheckpointError, PenstockError, ResourceError
 from pipeline.system.guard import attempt
 from pipeline.system.memory import available_host_bytes
+from pipeline.system.proc import own_bytes
 from pipeline.system.sizes import human_bytes
 
 ADDRESS_SPACE, DATA = "the limit of address space (ulimit -v)", "the limit of data (ulimit -d)"
@@ -62,10 +62,7 @@ def threads_have_run(used_before: Mapping[str, int]) -> None:
 
 
 def _used_bytes(name: str, field: int) -> int:
-    def read() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[field]) * resource.getpagesize()
-
-    return attempt(f"what counts for {name} cannot be read", read, 0, "it is taken as 0")
+    return attempt(f"what counts for {name} cannot be read", lambda: own_bytes(field), 0, "it is taken as 0")
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from pipeline.errors import ConfigError
+from pipeline.system import proc
 from pipeline.system.guard import attempt
 from pipeline.system.sizes import human_bytes
 
@@ -32,11 +33,11 @@ def available_host_bytes() -> int:
 
 def _machine_bytes() -> int:
     """Where the kernel promises no more than it has, what it may still promise counts too."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    found = proc.fields("meminfo")
     available, limit, promised = (
-        int(fields[name].split()[0]) * 1024 for name in ("MemAvailable", "CommitLimit", "Committed_AS")
+        proc.in_bytes(found[name]) for name in ("MemAvailable", "CommitLimit", "Committed_AS")
     )
-    heeds_limit = Path("/proc/sys/vm/overcommit_memory")
+    heeds_limit = proc.PROC / "sys/vm/overcommit_memory"
     strict = heeds_limit.exists() and heeds_limit.read_text().strip() == "2"
     return min(available, max(0, limit - promised)) if strict else available
 
@@ -44,18 +45,9 @@ def _machine_bytes() -> int:
 def _control_groups() -> list[tuple[int, int]]:
     """The limit of each control group that counts this process's memory, and what of it is used."""
     found = []
-    own = Path("/proc/self/cgroup")
-    for line in os.fsdecode(own.read_bytes()).split("\n") if own.exists() else ():
-        hierarchy, _, controllers_and_path = line.partition(":")
-        controllers, _, path = controllers_and_path.partition(":")
-        version_2 = hierarchy == "0"
-        if not (version_2 or "memory" in controllers.split(",")):
-            continue
-        root = Path("/sys/fs/cgroup" if version_2 else "/sys/fs/cgroup/memory")
-        group = root / path.lstrip("/")
-        group = group if group.is_dir() else root  # within a container the path may be that of its host
-        read = functools.partial(_limit_and_use, group, version_2)
-        limit = attempt(f"{group}: the memory limit cannot be read", read, None, LIMITED)
+    for group in proc.memory_groups():
+        read = functools.partial(_limit_and_use, group.folder, group.version_2)
+        limit = attempt(f"{group.folder}: the memory limit cannot be read", read, None, LIMITED)
         found += [limit] if limit else []
     return found
 
@@ -80,7 +72,7 @@ def resident_bytes() -> int:
     """What this process occupies now."""
     return attempt(
         "what this process occupies cannot be read",
-        lambda: int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize(),
+        lambda: proc.own_bytes(1),
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "the most that it ever did is taken instead",
     )

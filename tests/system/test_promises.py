@@ -78,7 +78,7 @@ async def test_of_two_that_open_at_once_one_is_refused_where_one_fits(
     assert promised() == 0
 
 
-@pytest.mark.parametrize("place", ["find_policy", "WeightSource", "KeyValueCache", "wire"])
+@pytest.mark.parametrize("place", ["find_policy", "CheckpointSource", "KeyValueCache", "wire"])
 def test_an_opening_that_fails_gives_back(place: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*arguments: object, **named: object) -> None:
         assert promised() > 0

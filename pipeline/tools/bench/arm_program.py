@@ -4,10 +4,10 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from pipeline.errors import PenstockError
+from pipeline.system import proc
 
 Progress: TypeAlias = Callable[[str], None]
 Row: TypeAlias = dict[str, Any]
@@ -53,8 +53,7 @@ def serve(run: Callable[[Told], Any], told: type[Told], arguments: Sequence[str]
 
 def read_bytes() -> int:
     """What this process made the disk read: mapped pages count when they are fetched."""
-    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
-    return int(fields["read_bytes"])
+    return int(proc.fields("self/io")["read_bytes"])
 
 
 def say(text: str) -> None:

@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
+from pipeline.system import proc
 from pipeline.tools.bench.cached_files import CachedFiles
 
 SYSTEMD_RUNS = Path("/run/systemd/system")
 """A folder that is there where systemd manages the machine."""
-VERSION_1 = Path("/sys/fs/cgroup/memory")
 LEAVING_SECONDS = 2.0
 """A group may be removed once the kernel has seen its last process off."""
 
@@ -94,7 +94,7 @@ class ControlGroup(LimitHolder):
         return None if able else "memory control groups of version 1, and the right to make one"
 
     def __enter__(self) -> Self:
-        self._group = (_own_group() or VERSION_1) / f"penstock-{os.getpid()}-{id(self):x}"
+        self._group = (_own_group() or proc.CONTROL_GROUPS) / f"penstock-{os.getpid()}-{id(self):x}"
         self._group.mkdir()
         (self._group / "memory.limit_in_bytes").write_text(str(self.nbytes))
         with contextlib.suppress(OSError):  # where the kernel does not count swap
@@ -142,19 +142,14 @@ HOLDERS: Mapping[str, type[LimitHolder]] = {"systemd": SystemdScope, "cgroup": C
 
 def _own_group() -> Path | None:
     """The folder of this process's memory control group, of version 1."""
-    groups = Path("/proc/self/cgroup")
-    for line in groups.read_text().splitlines() if groups.exists() else ():
-        _, controllers, path = line.split(":", 2)
-        if "memory" in controllers.split(",") and VERSION_1.is_dir():
-            return VERSION_1 / path.lstrip("/")
-    return None
+    groups = (group.folder for group in proc.memory_groups() if not group.version_2)
+    return next((folder for folder in groups if folder.is_dir()), None)
 
 
 def _own_bytes(pid: int) -> int:
     """What a process holds that is not the page cache's; the code of libraries, which all share, is not counted."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        found = proc.fields(f"{pid}/status")
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    fields = dict(line.split(":", 1) for line in lines)
-    return sum(int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssShmem") if name in fields)
+    return sum(proc.in_bytes(found[name]) for name in ("RssAnon", "RssShmem") if name in found)

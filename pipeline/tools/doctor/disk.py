@@ -5,6 +5,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from pipeline.system.proc import mounts
 from pipeline.tools.doctor.check import Check
 
 BLOCKS = 16
@@ -68,11 +69,8 @@ def _read_direct(file: Path, nbytes: int) -> bytes:
 
 def file_system(folder: Path) -> str:
     """The type of the file system that a folder lies in, as the kernel names it."""
-    mounts, folder = Path("/proc/self/mountinfo"), folder.resolve()
-    best, kind = -1, "unknown file system"
-    for line in os.fsdecode(mounts.read_bytes()).rstrip("\n").split("\n") if mounts.exists() else ():
-        place, _, what = line.partition(" - ")
-        point = Path(place.split(" ")[4].replace("\\040", " "))
-        if folder.is_relative_to(point) and len(point.parts) >= best:  # of two on one point the later one counts
-            best, kind = len(point.parts), what.split(" ")[0]
-    return kind
+    folder = folder.resolve()
+    above = [mount for mount in mounts() if folder.is_relative_to(mount.point)]
+    # Of two on one point the later one counts.
+    deepest = max(reversed(above), key=lambda mount: len(mount.point.parts), default=None)
+    return "unknown file system" if deepest is None else deepest.kind

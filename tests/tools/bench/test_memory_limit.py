@@ -10,6 +10,7 @@ import pytest
 import pipeline.tools.bench.limit_holders as limit_holders
 from pipeline.api import BUNDLED
 from pipeline.errors import ConfigError
+from pipeline.system import proc
 from pipeline.tools.bench.cached_files import CachedFiles
 from pipeline.tools.bench.limit_holders import ControlGroup, SystemdScope
 from pipeline.tools.bench.memory_limit import MemoryLimit, ProgramFailed, run_limited
@@ -45,7 +46,7 @@ def test_systemd_is_asked_for_a_group_without_swap(monkeypatch: pytest.MonkeyPat
 
 def test_a_limit_that_nobody_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(limit_holders, "SYSTEMD_RUNS", tmp_path / "none")
-    monkeypatch.setattr(limit_holders, "VERSION_1", tmp_path / "none")
+    monkeypatch.setattr(proc, "CONTROL_GROUPS", tmp_path / "none")
     with pytest.raises(ConfigError, match=r"no control group can be made here; add --limit-by watchdog"):
         MemoryLimit.of(MEGABYTE, None)
     with pytest.raises(ConfigError, match=r"--limit-by systemd: need systemd, which does not run here"):

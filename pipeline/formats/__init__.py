@@ -1,1 +1,1 @@
-"""Tensors as a model asks for them, and as files hold them."""
+"""How a checkpoint stores a matrix, and what multiplies by it: a sibling for each format."""

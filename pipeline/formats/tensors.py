@@ -47,6 +47,11 @@ class TensorSpec:
     shape: tuple[int, ...]
     names: tuple[str, ...] = ()
 
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it takes part in products: norms and biases have one axis."""
+        return len(self.shape) == 2
+
 
 @dataclass(frozen=True, slots=True)
 class TensorRange:

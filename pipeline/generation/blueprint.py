@@ -12,7 +12,6 @@ from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.config import Config
 from pipeline.devices.port import Device
 from pipeline.errors import ConfigError
-from pipeline.formats.tensors import stored_dtype
 from pipeline.generation.model_plan import ModelPlan, make_plan
 from pipeline.generation.what_would_fit import what_would_fit
 from pipeline.groups.catalog import WeightCatalog
@@ -89,7 +88,7 @@ def _computing_dtype(model: ModelConfig, groups: WeightGroups, settings: Config)
     if settings.dtype != "auto":
         said: torch.dtype = getattr(torch, settings.dtype)
         return said
-    found = model.dtype or stored_dtype(groups.dtype)
+    found = model.dtype or groups.dtype
     return torch.float32 if found == torch.float64 else found
 
 

@@ -1,13 +1,11 @@
 """The part of the memory plan that computing a pass takes, beside weights and KV blocks."""
 
-import math
-
 import torch
 
 from pipeline.config import Config
 from pipeline.devices.port import Device
 from pipeline.engine.policies import find_policy
-from pipeline.formats.tensors import stored_dtype
+from pipeline.formats.dense import cast_bytes
 from pipeline.generation.pass_inputs import PassInputs
 from pipeline.generation.sampling import Sampler
 from pipeline.groups.groups import WeightGroups
@@ -29,11 +27,11 @@ def pass_holdings(
     """Rows, activations, logits, tables and numbers, place by place."""
     first, place = device.places[0].name, device.places[-1].name
     tokens = settings.max_tokens_per_pass
-    rows = tokens * groups.embed.length // groups.embed.shape[0]
+    rows = tokens * sum(tensor.length for tensor in groups.embed.tensors) // groups.embed.rows
     logits = settings.max_requests * model.vocabulary_size * torch.float32.itemsize
     blocks = RowBlocks.of(dtype, gpu=len(device.places) > 1, batch_invariant=settings.batch_invariant)
     activations = blocks.padded(tokens) * (4 * model.hidden_size + 3 * model.ffn_size) * max(dtype.itemsize, 4)
-    casts = _cast_bytes(groups, dtype) * min(2, find_policy(settings.policy).micro_batches)
+    casts = _scratch_bytes(groups, dtype) * min(2, find_policy(settings.policy).micro_batches)
     inputs = PassInputs.nbytes(tokens, settings.max_requests, context_tokens)
     tables = settings.max_requests * Sampler.table_bytes(model.vocabulary_size)
     return [
@@ -52,7 +50,8 @@ def pass_holdings(
     ]
 
 
-def _cast_bytes(groups: WeightGroups, dtype: torch.dtype) -> int:
-    """The largest tensor that is cast to what is computed in: a lane casts one at a time."""
-    stored = [tensor for group in groups.groups for tensor in group.tensors if stored_dtype(tensor.dtype) != dtype]
-    return max((math.prod(tensor.shape) for tensor in stored), default=0) * dtype.itemsize
+def _scratch_bytes(groups: WeightGroups, dtype: torch.dtype) -> int:
+    """The most that a product, or a norm or bias that is cast, takes beside its weights: a lane has one at a time."""
+    matrices = [one.scratch_bytes(dtype) for group in groups.groups for one in group.matrices]
+    vectors = [cast_bytes(one, dtype) for group in groups.groups for one in group.tensors if len(one.shape) == 1]
+    return max([*matrices, *vectors])

@@ -203,26 +203,26 @@ class GenerationProgram:
 
     def _embed(self, pass_: GenerationPass) -> None:
         tokens = sum(len(piece.token_ids) for piece in pass_.pieces)
-        pass_.hidden_TD = self._row_blocks.fill(self._embedding.rows(tokens).to(self._dtype, copy=True))
+        pass_.hidden_TD = self._row_blocks.fill(self._embedding.rows(tokens).decoded(self._dtype))
         for block in itertools.chain.from_iterable(part.blocks for part in pass_.parts):
             block.rows = self._inputs.rows(block.begin, block.end)
             positions_T = self._inputs.positions(block.begin, block.end)
             block.rotary = rotary(self._config, positions_T, self._inputs.rope_lengths(block.begin, block.end))
 
     def _attention(self, pass_: GenerationPass, message: Message[Slot], kv: LayerKV, part: MicroBatch) -> None:
-        weights = self._catalog.tensors(message)
+        weights = self._catalog.weights(message)
         for block in part.blocks:
             hidden_TD = pass_.hidden_TD[block.begin : block.end]
             hidden_TD.copy_(decoder.attention_half(self._config, weights, hidden_TD, kv, block.rows, block.rotary))
 
     def _ffn(self, pass_: GenerationPass, message: Message[Slot], part: MicroBatch) -> None:
-        weights, by_formula = self._catalog.tensors(message), self._row_blocks.fixed
+        weights, by_formula = self._catalog.weights(message), self._row_blocks.fixed
         for block in part.blocks:
             hidden_TD = pass_.hidden_TD[block.begin : block.end]
             hidden_TD.copy_(decoder.ffn_half(self._config, weights, hidden_TD, by_formula))
 
     def _head(self, pass_: GenerationPass, message: Message[Slot]) -> None:
-        weights, sampled_R = self._catalog.tensors(message), self._inputs.sampled()
+        weights, sampled_R = self._catalog.weights(message), self._inputs.sampled()
         blocks = self._row_blocks.cuts(0, self._row_blocks.padded(len(sampled_R)))
         if message.group == "head.0":
             pass_.normed_RD = self._row_blocks.fill(pass_.hidden_TD[sampled_R])
@@ -230,7 +230,7 @@ class GenerationProgram:
                 rows_RD = pass_.normed_RD[begin:end]
                 rows_RD.copy_(decoder.final_norm(self._config, weights, rows_RD))
         logits_RV = self._logits.tensor.view(torch.float32).view(-1, self._config.vocabulary_size)[: len(sampled_R)]
-        last = pass_.head_rows + len(weights["output"])
+        last = pass_.head_rows + weights.matrices["output"].rows
         for begin, end in blocks:
             slice_RV = decoder.output_slice(weights, pass_.normed_RD[begin:end])
             logits_RV[begin:end, pass_.head_rows : last] = slice_RV[: len(sampled_R) - begin]

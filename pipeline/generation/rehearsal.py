@@ -12,11 +12,12 @@ import torch
 
 from actors.core.event import Event
 from pipeline.errors import ConfigError
+from pipeline.formats.dense import linear
 from pipeline.generation.folder import naming_files
 from pipeline.generation.program import COMPUTE
 from pipeline.models.attention import LayerKV, Rows, SequenceRows, attend_all
 from pipeline.models.config import ModelConfig
-from pipeline.models.ops import infer, linear, rms_norm
+from pipeline.models.ops import infer, rms_norm
 from pipeline.system.limits import reached_limit
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from actors.core.errors import LineError
 from actors.core.message import GroupKey, Message
 from actors.core.ports import Copy
 from pipeline.devices.lane import comes_behind
+from pipeline.formats.matrix import Weights
 from pipeline.groups.groups import WeightGroup
 from pipeline.groups.layout import HostLayout, device_layout, host_layout, tensor_views
 from pipeline.groups.slot_kinds import SlotKinds
@@ -72,6 +73,11 @@ class WeightCatalog:
         in_host = place == "host" or (place != "device" and memory.device.type == "cpu")
         offsets = self.host[key].offsets if in_host else self._offsets[key]
         return MappingProxyType(tensor_views(memory, offsets, self._groups[key].tensors))
+
+    def weights(self, message: Message[Slot]) -> "Weights":
+        """The same, and what multiplies: made for each use, since a group is in another slot each time."""
+        tensors = self.tensors(message)
+        return Weights(tensors, {one.short: one.over(tensors) for one in self._groups[message.key].matrices})
 
     def slot_bytes(self, place: str) -> dict[str, int]:
         """The size that a slot of each kind needs, in the "host" or on the "device": that of its largest group."""

@@ -1,17 +1,23 @@
 """Weight groups: what travels through the line as one message, as byte ranges of files."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from actors.core.message import GroupKey
 from actors.core.order import layer_parts
 from pipeline.checkpoints.checkpoint import Checkpoint, first_faults
 from pipeline.checkpoints.leftovers import leftovers
 from pipeline.errors import CheckpointError
+from pipeline.formats.dense import Dense
+from pipeline.formats.matrix import StoredMatrix
 from pipeline.formats.parts import EMBED_KEY, HEAD, head_slice
 from pipeline.formats.tensors import TensorRange, TensorSpec
 from pipeline.groups.stored import faults, hints, stored_names
+
+if TYPE_CHECKING:
+    import torch
 
 ROWS_PER_STEP = 8
 """Head slices begin at multiples of this many rows, so that their logits stay aligned for matrix kernels."""
@@ -21,11 +27,15 @@ Specs = Mapping[GroupKey, Sequence[TensorSpec]]
 
 @dataclass(frozen=True, slots=True)
 class WeightGroup:
-    """What is read, uploaded and computed as one: half a layer, or a slice of the head."""
+    """What is read, uploaded and computed as one: half a layer, or a slice of the head.
+
+    `tensors` are all that it holds, those that make up its `matrices` among them.
+    """
 
     layer: int
     name: str
     tensors: tuple[TensorRange, ...]
+    matrices: tuple[StoredMatrix, ...] = ()
 
     @property
     def key(self) -> GroupKey:
@@ -40,15 +50,19 @@ class WeightGroup:
 
 @dataclass(frozen=True, slots=True)
 class WeightGroups:
-    """All groups in compute order; the embedding table, of which only rows are fetched; the dtype of the first matrix.
+    """All groups in compute order, and the embedding table, of which only rows are fetched.
 
     `ignored` names what the checkpoint holds beyond that, and what the next token does not depend on.
     """
 
     groups: tuple[WeightGroup, ...]
-    embed: TensorRange
-    dtype: str
+    embed: StoredMatrix
     ignored: tuple[str, ...]
+
+    @property
+    def dtype(self) -> "torch.dtype":
+        """That of the first matrix."""
+        return self.groups[0].matrices[0].dtype
 
 
 def plan_groups(specs: Specs, checkpoint: Checkpoint) -> WeightGroups:
@@ -62,17 +76,27 @@ def plan_groups(specs: Specs, checkpoint: Checkpoint) -> WeightGroups:
             need and have, or that the model would say something else without.
     """
     head_layer = max(layer for layer, _ in specs)
-    stored = {spec: stored_names(spec, checkpoint) for group in specs.values() for spec in group}
+    # The format of each matrix is chosen here, and only here.
+    stored_as = {
+        spec: Dense.stored_as(spec) if spec.is_matrix else (spec,) for group in specs.values() for spec in group
+    }
+    stored = {one: stored_names(one, checkpoint) for one in itertools.chain.from_iterable(stored_as.values())}
     ignored = _check(stored, head_layer, checkpoint)
-    ranges = {key: tuple(_range(spec, stored[spec][0], checkpoint) for spec in group) for key, group in specs.items()}
-    (embed,), (norm, output) = ranges.pop(EMBED_KEY), ranges.pop((head_layer, HEAD))
-    groups = [WeightGroup(*key, tensors) for key, tensors in ranges.items()]
-    parts = layer_parts([*ranges])
+    found: dict[GroupKey, WeightGroup] = {}
+    for key, group in specs.items():
+        ranges = {spec: tuple(_range(one, stored[one][0], checkpoint) for one in stored_as[spec]) for spec in group}
+        matrices = tuple(Dense(ranges[spec]) for spec in group if spec.is_matrix)
+        found[key] = WeightGroup(*key, tuple(itertools.chain.from_iterable(ranges.values())), matrices)
+    embed, head = found.pop(EMBED_KEY), found.pop((head_layer, HEAD))
+    groups = [*found.values()]
+    parts = layer_parts([*found])
     sizes = [max(group.needed_bytes for group in groups if group.name == part) for part in parts]
+    (output,) = head.matrices
+    norm = [tensor for tensor in head.tensors if tensor not in output.tensors]
     for index, rows in enumerate(_row_slices(output, sizes)):
-        tensors = (norm, rows) if index == 0 else (rows,)
-        groups.append(WeightGroup(head_layer, head_slice(index), tensors))
-    return WeightGroups(tuple(groups), embed, _first_matrix(ranges.values()).dtype, ignored)
+        tensors = (*norm, *rows.tensors) if index == 0 else rows.tensors
+        groups.append(WeightGroup(head_layer, head_slice(index), tensors, (rows,)))
+    return WeightGroups(tuple(groups), embed.matrices[0], ignored)
 
 
 def _check(stored: Mapping[TensorSpec, Sequence[str]], layers: int, checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -92,21 +116,15 @@ def _range(spec: TensorSpec, name: str, checkpoint: Checkpoint) -> TensorRange:
     return TensorRange(spec.short, name, entry.file, entry.start, entry.length, entry.shape, entry.dtype)
 
 
-def _row_slices(matrix: TensorRange, most_bytes: Sequence[int]) -> Iterator[TensorRange]:
-    """Cut `matrix` [rows, columns] into as few slices as keep each at about `most_bytes`, which take turns."""
-    rows, columns = matrix.shape
+def _row_slices(matrix: StoredMatrix, most_bytes: Sequence[int]) -> Iterator[StoredMatrix]:
+    """Cut `matrix` into as few slices of its rows as keep each at about `most_bytes`, which take turns."""
+    length = sum(tensor.length for tensor in matrix.tensors)
     ends = [0]
     for nbytes in itertools.cycle(most_bytes):
         ends.append(ends[-1] + nbytes)
-        if ends[-1] >= matrix.length:
+        if ends[-1] >= length:
             break
-    steps = -(-rows // ROWS_PER_STEP)
-    edges = sorted({min(steps * end // ends[-1] * ROWS_PER_STEP, rows) for end in ends})
-    row_bytes = matrix.length // rows
+    steps = -(-matrix.rows // ROWS_PER_STEP)
+    edges = sorted({min(steps * end // ends[-1] * ROWS_PER_STEP, matrix.rows) for end in ends})
     for first, last in itertools.pairwise(edges):
-        start, length = matrix.start + first * row_bytes, (last - first) * row_bytes
-        yield TensorRange(matrix.short, matrix.name, matrix.file, start, length, (last - first, columns), matrix.dtype)
-
-
-def _first_matrix(groups: Iterable[Sequence[TensorRange]]) -> TensorRange:
-    return next(tensor for group in groups for tensor in group if len(tensor.shape) == 2)
+        yield matrix.slice(first, last)

@@ -126,8 +126,8 @@ def tensor_views(
     """The tensors of a group by short name, each in its own shape and dtype, over a slot `buffer` (uint8 [bytes])."""
     views = {}
     for tensor in tensors:
-        items = buffer[offsets[tensor.short] :][: tensor.length].view(stored_dtype(tensor.dtype))
-        views[tensor.short] = items.view(tensor.shape)
+        start = offsets[tensor.short]
+        views[tensor.short] = buffer[start : start + tensor.length].view(stored_dtype(tensor.dtype)).view(tensor.shape)
     return views
 
 

@@ -31,13 +31,14 @@ def remarks(checkpoint: Checkpoint, groups: WeightGroups, auto_dtype: "torch.dty
             "read to where they can be used, which takes CPU time; write the file again with "
             "safetensors.torch.save_file to do without"
         )
-    matrices = [tensor for tensor in tensors.values() if len(tensor.shape) == 2]
-    if cast := [one for one in matrices if auto_dtype is not None and stored_dtype(one.dtype) != auto_dtype]:
-        has_f64 = any(one.dtype == "F64" for one in cast) and auto_dtype == stored_dtype("F32")
+    matrices = {one.tensors[0].name: one for group in groups.groups for one in group.matrices}
+    if cast := [one for one in matrices.values() if auto_dtype is not None and one.dtype != auto_dtype]:
+        has_f64 = any(one.dtype == stored_dtype("F64") for one in cast) and auto_dtype == stored_dtype("F32")
+        first = cast[0].tensors[0]
         why = "config.json or the first matrix says so" + ", and float64 is computed in float32" * has_f64
         yield (
             f"{checkpoint.folder}: matrices that are cast to {auto_dtype} whenever they are used, since {why}: "
-            f"{len(cast)}, as {cast[0].name!r} in {cast[0].dtype}; `dtype` sets another one"
+            f"{len(cast)}, as {first.name!r} in {first.dtype}; `dtype` sets another one"
         )
 
 

@@ -6,16 +6,13 @@ cast at use where their dtype is not that of the hidden states.
 Shape letters in names: T tokens of this pass, D hidden, N query heads, K kv heads, H head dim, F ffn, V vocabulary.
 """
 
-from collections.abc import Mapping
-
 import torch
 
+from pipeline.formats.matrix import Weights
 from pipeline.models.attention import LayerKV, Rows, attend_all
 from pipeline.models.config import ModelConfig
-from pipeline.models.ops import linear, rms_norm, silu
+from pipeline.models.ops import rms_norm, silu
 from pipeline.models.rotary import Rotary, rotate
-
-Weights = Mapping[str, torch.Tensor]
 
 
 def attention_half(
@@ -25,36 +22,31 @@ def attention_half(
 
     Writes their keys and values into `kv` first, then lets each attend to its own sequence.
     """
-    normed_TD = rms_norm(hidden_TD, weights["norm"], config.norm_epsilon)
+    normed_TD = rms_norm(hidden_TD, weights.tensors["norm"], config.norm_epsilon)
     heads = (len(hidden_TD), -1, config.head_dim)
-    q_TNH, k_TKH, v_TKH = (_project(weights, short, normed_TD).view(heads) for short in ("q", "k", "v"))
+    q_TNH, k_TKH, v_TKH = (weights.project(short, normed_TD).view(heads) for short in ("q", "k", "v"))
     if config.qk_norm:
-        q_TNH = rms_norm(q_TNH, weights["q_norm"], config.norm_epsilon)
-        k_TKH = rms_norm(k_TKH, weights["k_norm"], config.norm_epsilon)
+        q_TNH = rms_norm(q_TNH, weights.tensors["q_norm"], config.norm_epsilon)
+        k_TKH = rms_norm(k_TKH, weights.tensors["k_norm"], config.norm_epsilon)
     kv.write(rows, rotate(k_TKH, rotary), v_TKH)
     mixed_TA = attend_all(rotate(q_TNH, rotary), kv, rows, config.sliding_window)
-    return hidden_TD + _project(weights, "o", mixed_TA)
+    return hidden_TD + weights.project("o", mixed_TA)
 
 
 def ffn_half(
     config: ModelConfig, weights: Weights, hidden_TD: torch.Tensor, silu_by_formula: bool = False
 ) -> torch.Tensor:
     """Norm, gated feed-forward (SwiGLU, arXiv 2002.05202) and residual of one layer; returns [T, D]."""
-    normed_TD = rms_norm(hidden_TD, weights["norm"], config.norm_epsilon)
-    gate_TF = silu(_project(weights, "gate", normed_TD), by_formula=silu_by_formula)
-    return hidden_TD + _project(weights, "down", gate_TF * _project(weights, "up", normed_TD))
+    normed_TD = rms_norm(hidden_TD, weights.tensors["norm"], config.norm_epsilon)
+    gate_TF = silu(weights.project("gate", normed_TD), by_formula=silu_by_formula)
+    return hidden_TD + weights.project("down", gate_TF * weights.project("up", normed_TD))
 
 
 def final_norm(config: ModelConfig, weights: Weights, hidden_TD: torch.Tensor) -> torch.Tensor:
     """The norm before the output matrix; returns [T, D]."""
-    return rms_norm(hidden_TD, weights["norm"], config.norm_epsilon)
+    return rms_norm(hidden_TD, weights.tensors["norm"], config.norm_epsilon)
 
 
 def output_slice(weights: Weights, normed_TD: torch.Tensor) -> torch.Tensor:
-    """Logits of the rows of the vocabulary that `weights["output"]` holds; returns fp32 [T, V of the slice]."""
-    return linear(normed_TD, weights["output"]).float()
-
-
-def _project(weights: Weights, short: str, x: torch.Tensor) -> torch.Tensor:
-    """The product with the matrix of that name, and its bias where the group has one."""
-    return linear(x, weights[short], weights.get(f"{short}_bias"))
+    """Logits of the rows of the vocabulary that "output" holds; returns fp32 [T, V of the slice]."""
+    return weights.project("output", normed_TD).float()

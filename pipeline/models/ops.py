@@ -16,16 +16,6 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Ten
     return weight.to(x.dtype) * normed.to(x.dtype)
 
 
-def linear(x_TD: torch.Tensor, weight_FD: torch.Tensor, bias_F: torch.Tensor | None = None) -> torch.Tensor:
-    """[T, D] times [F, D] transposed, plus bias: [T, F] in the dtype of `x_TD`. Weights of another dtype are cast."""
-    weight_FD, bias_F = weight_FD.to(x_TD.dtype), None if bias_F is None else bias_F.to(x_TD.dtype)
-    if x_TD.dtype is torch.float32 and x_TD.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        # Left to itself torch takes MKL here, whose rows depend on how many there are and how many threads share them.
-        product_TF: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x_TD, weight_FD, bias_F, "none", [], "")
-        return product_TF
-    return functional.linear(x_TD, weight_FD, bias_F)
-
-
 def silu(x_TF: torch.Tensor, *, by_formula: bool) -> torch.Tensor:
     """x / (1 + exp(-x)), in fp32 inside; shape and dtype stay.
 

@@ -2,21 +2,15 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from actors.core.event import Event
 from actors.core.ports import Copy
 from pipeline.devices.port import Device
 from pipeline.errors import CheckpointError
-from pipeline.formats.tensors import TensorRange
+from pipeline.formats.matrix import Matrix, StoredMatrix
 from pipeline.groups.layout import tensor_views
 from pipeline.reading.checksums import Checksums
 from pipeline.reading.source import CheckpointSource
-
-if TYPE_CHECKING:
-    import torch
-
 
 logger = logging.getLogger("penstock")
 
@@ -26,15 +20,16 @@ class EmbeddingRows:
 
     def __init__(
         self,
-        table: TensorRange,
+        table: StoredMatrix,
         source: CheckpointSource,
         device: Device,
         most_rows: int,
         checksums: Checksums | None = None,
     ) -> None:
         self.most_rows = most_rows
-        self.row_bytes = table.length // table.shape[0]
-        self._table = table
+        self._matrix = table
+        (self._table,) = table.tensors
+        self.row_bytes = self._table.length // table.rows
         self._source = source
         self._device = device
         self._checksums = checksums
@@ -80,10 +75,10 @@ class EmbeddingRows:
             return {}
         return {token_id: error for token_id, error in errors.items() if token_id in asked}
 
-    def rows(self, count: int) -> "torch.Tensor":
-        """The first `count` fetched rows, [T, D] in the checkpoint's dtype. Only after the event of `fetch`."""
-        fetched = replace(self._table, length=count * self.row_bytes, shape=(count, self._table.shape[1]))
-        return tensor_views(self._rows.tensor, {fetched.short: 0}, (fetched,))[fetched.short]
+    def rows(self, count: int) -> Matrix:
+        """The first `count` fetched rows, [T, D]. Only after the event of `fetch`."""
+        fetched = self._matrix.slice(0, count)
+        return fetched.over(tensor_views(self._rows.tensor, {fetched.short: 0}, fetched.tensors))
 
     async def _verify(self, token_ids: Sequence[int]) -> None:
         """As the weight source does with groups."""

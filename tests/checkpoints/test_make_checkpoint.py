@@ -39,7 +39,7 @@ def test_the_folder_is_a_sharded_checkpoint_of_the_shape_asked_for(tmp_path: Pat
     assert (config.layers, config.hidden_size, config.ffn_size, config.heads, config.kv_heads) == (2, 64, 96, 4, 2)
     with open_checkpoint(out) as checkpoint:
         groups = plan_groups(group_specs(config), checkpoint)
-    assert (groups.dtype, groups.ignored) == ("BF16", ())
+    assert (groups.dtype, groups.ignored) == (torch.bfloat16, ())
     shards = sorted(out.glob("*.safetensors"))
     assert [shard.name for shard in shards] == [f"model-{number:05}-of-00003.safetensors" for number in (1, 2, 3)]
     tensors = {name: tensor for shard in shards for name, tensor in load_file(shard).items()}

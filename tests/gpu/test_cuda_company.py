@@ -9,8 +9,9 @@ import torch
 from support.company import DTYPES, PROMPTS, ROOM, alone, ask, save
 
 from pipeline import Model
+from pipeline.formats.dense import linear
 from pipeline.models.attention import LayerKV, attend
-from pipeline.models.ops import linear, rms_norm
+from pipeline.models.ops import rms_norm
 from pipeline.models.row_blocks import RowBlocks
 
 pytestmark = pytest.mark.cuda

@@ -82,7 +82,7 @@ async def test_every_tensor_is_the_checkpoints_in_the_host_and_on_the_device(sma
                 assert tensor.dtype == torch.bfloat16
                 assert torch.equal(tensor, expected[short]), (group.layer, group.name, short)
     outputs = [small.expected(group)["output"] for group in small.groups.groups if group.name in heads]
-    assert sum(map(len, outputs)) == small.groups.embed.shape[0]
+    assert sum(map(len, outputs)) == small.groups.embed.rows
 
 
 async def test_packed_tensors_are_aligned_on_the_device(small: Small) -> None:

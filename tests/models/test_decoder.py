@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from support.kv_blocks import empty_blocks, rows_of
 from support.tiny_models import PROMPT, VARIANTS, VOCABULARY_SIZE, greedy, logits, save, with_attention
 
+from pipeline.formats.dense import DenseMatrix
+from pipeline.formats.matrix import Weights
 from pipeline.models import decoder
 from pipeline.models.config import ModelConfig, read_config
 from pipeline.models.families import group_specs
@@ -35,7 +37,7 @@ class TinyRun:
     def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
         """The logits after each of the next tokens, fp32 [T, V]; the head is computed in two slices."""
         config = self.config
-        hidden_TD = self.weights[-1, "embed"]["embed"][list(token_ids)].to(self.dtype)
+        hidden_TD = self.weights[-1, "embed"].tensors["embed"][list(token_ids)].to(self.dtype)
         turn = rotary(config, torch.arange(self.start, self.start + len(token_ids)))
         rows = rows_of(self.blocks_B, self.start, len(token_ids))
         for layer in range(config.layers):
@@ -45,8 +47,8 @@ class TinyRun:
         self.start += len(token_ids)
         head = self.weights[config.layers, "head"]
         normed_TD = decoder.final_norm(config, head, hidden_TD)
-        slices = head["output"].split(VOCABULARY_SIZE // 2 + 1)
-        return torch.cat([decoder.output_slice({"output": rows}, normed_TD) for rows in slices], dim=-1)
+        slices = head.tensors["output"].split(VOCABULARY_SIZE // 2 + 1)
+        return torch.cat([decoder.output_slice(weights_of({"output": rows}), normed_TD) for rows in slices], dim=-1)
 
     def chunked(self, token_ids: Sequence[int], chunk: int) -> torch.Tensor:
         """The logits after each token, `chunk` tokens a pass, fp32 [T, V]."""
@@ -65,9 +67,7 @@ class TinyRun:
         return token_ids, torch.stack(logprobs)
 
 
-def read_weights(
-    folder: Path, config: ModelConfig, offset_bytes: int
-) -> dict[tuple[int, str], Mapping[str, torch.Tensor]]:
+def read_weights(folder: Path, config: ModelConfig, offset_bytes: int) -> dict[tuple[int, str], Weights]:
     """The weights of every group by short name, each at an address `offset_bytes` past a multiple of 64."""
     tensors: dict[str, torch.Tensor] = {}
     for file in folder.glob("*.safetensors"):
@@ -76,8 +76,13 @@ def read_weights(
     for group, specs in group_specs(config).items():
         for spec in specs:
             assert tensors[spec.name].shape == spec.shape
-        groups[group] = {spec.short: moved(tensors[spec.name], offset_bytes) for spec in specs}
+        groups[group] = weights_of({spec.short: moved(tensors[spec.name], offset_bytes) for spec in specs})
     return groups
+
+
+def weights_of(tensors: Mapping[str, torch.Tensor]) -> Weights:
+    """Tensors of one group, and what multiplies by those of two axes."""
+    return Weights(tensors, {short: DenseMatrix(tensor) for short, tensor in tensors.items() if tensor.ndim == 2})
 
 
 @pytest.fixture(scope="module")
@@ -138,9 +143,10 @@ def test_weights_of_another_dtype_are_cast_at_use(dtype: torch.dtype, tmp_path: 
     narrow = TinyRun(tmp_path, torch.float32)
     wide = TinyRun(tmp_path, torch.float32)
     wide.weights = {
-        group: {short: weight.float() for short, weight in weights.items()} for group, weights in wide.weights.items()
+        group: weights_of({short: weight.float() for short, weight in weights.tensors.items()})
+        for group, weights in wide.weights.items()
     }
-    assert narrow.weights[0, "attn"]["q_bias"].dtype == dtype
+    assert narrow.weights[0, "attn"].tensors["q_bias"].dtype == dtype
     assert torch.equal(narrow.logits(PROMPT), wide.logits(PROMPT))
 
 
@@ -163,11 +169,15 @@ def test_fp32_weights_at_any_address_give_the_same_numbers(offset_bytes: int, tm
 def test_weights_and_hidden_states_are_not_modified(tmp_path: Path) -> None:
     save("qwen2", tmp_path)
     run = TinyRun(tmp_path, torch.float32)
-    before = {group: {short: w.clone() for short, w in weights.items()} for group, weights in run.weights.items()}
+    before = {
+        group: {short: w.clone() for short, w in weights.tensors.items()} for group, weights in run.weights.items()
+    }
     hidden_TD = torch.randn(4, run.config.hidden_size)
     kept_TD = hidden_TD.clone()
     turn = rotary(run.config, torch.arange(4))
     decoder.attention_half(run.config, run.weights[0, "attn"], hidden_TD, run.kv[0], rows_of(run.blocks_B, 0, 4), turn)
     decoder.ffn_half(run.config, run.weights[0, "ffn"], hidden_TD)
     assert torch.equal(hidden_TD, kept_TD)
-    assert all(torch.equal(w, before[group][short]) for group, ws in run.weights.items() for short, w in ws.items())
+    assert all(
+        torch.equal(w, before[group][short]) for group, ws in run.weights.items() for short, w in ws.tensors.items()
+    )

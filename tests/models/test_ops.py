@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from pipeline.models.ops import linear, rms_norm, silu
+from pipeline.formats.dense import linear
+from pipeline.models.ops import rms_norm, silu
 
 CPU = torch.device("cpu")
 
@@ -20,14 +21,6 @@ def test_rms_norm_has_the_bits_of_transformers(dtype: torch.dtype) -> None:
     normed = rms_norm(x, reference.weight.data, 1e-5)
     assert normed.dtype == dtype
     assert torch.equal(normed, reference(x).detach())
-
-
-def test_linear_casts_weights_to_the_hidden_dtype() -> None:
-    x, weight, bias = torch.randn(2, 8), torch.randn(5, 8, dtype=torch.bfloat16), torch.randn(5, dtype=torch.float16)
-    torch.testing.assert_close(
-        linear(x, weight, bias), torch.nn.functional.linear(x, weight.float(), bias.float()), rtol=0, atol=1e-6
-    )
-    assert torch.equal(linear(x, weight, bias), linear(x, weight.float(), bias.float()))
 
 
 THREADS = (1, 2, 3, 5)

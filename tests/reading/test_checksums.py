@@ -104,20 +104,21 @@ async def test_the_error_tells_where_and_what_to_do(groups: WeightGroups) -> Non
 
 
 def test_rows_are_compared_with_their_first_read_whatever_else_is_fetched_with_them(groups: WeightGroups) -> None:
-    row_bytes = groups.embed.length // groups.embed.shape[0]
+    (table,) = groups.embed.tensors
+    row_bytes = table.length // table.shape[0]
     some = Checksums(groups.groups, 1, Path("model"))
 
     def rows(*values: int) -> memoryview:
         return memoryview(b"".join(bytes([value]) * row_bytes for value in values) + b"rest")
 
-    assert some.compare_rows(groups.embed, [5, 9, 299], rows(5, 9, 3)) is None
-    assert some.compare_rows(groups.embed, [9], rows(9)) is None
-    assert some.compare_rows(groups.embed, [0, 299, 5], rows(1, 3, 5)) is None
-    told = some.compare_rows(groups.embed, [0, 5, 9], rows(1, 5, 8))
-    start = groups.embed.start + 9 * row_bytes
+    assert some.compare_rows(table, [5, 9, 299], rows(5, 9, 3)) is None
+    assert some.compare_rows(table, [9], rows(9)) is None
+    assert some.compare_rows(table, [0, 299, 5], rows(1, 3, 5)) is None
+    told = some.compare_rows(table, [0, 5, 9], rows(1, 5, 8))
+    start = table.start + 9 * row_bytes
     assert f"bytes {start} to {start + row_bytes}, of tensor 'model.embed_tokens.weight'" in str(told)
     assert (some.rows, some.mismatches) == (10, 1)
-    assert some.compare_rows(groups.embed, [9], rows(9)) is None, "the first read is what counts"
+    assert some.compare_rows(table, [9], rows(9)) is None, "the first read is what counts"
 
 
 @pytest.mark.parametrize(

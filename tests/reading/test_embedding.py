@@ -12,6 +12,8 @@ import torch
 from pipeline.checkpoints.shard import Shard
 from pipeline.devices.cpu import CpuDevice
 from pipeline.errors import CheckpointError
+from pipeline.formats.dense import Dense
+from pipeline.formats.matrix import Matrix
 from pipeline.formats.tensors import TensorRange
 from pipeline.reading.checksums import Checksums
 from pipeline.reading.embedding import EmbeddingRows
@@ -48,9 +50,9 @@ class ScriptedSource:
         self.rotten = {row: value for row, value in self.rotten.items() if value == 255}
 
 
-def table(file: Path, dtype: str = "BF16") -> TensorRange:
+def table(file: Path, dtype: str = "BF16") -> Dense:
     length = ROWS * COLUMNS * DTYPES[dtype].itemsize
-    return TensorRange("embed", "model.embed_tokens.weight", file, START, length, (ROWS, COLUMNS), dtype)
+    return Dense((TensorRange("embed", "model.embed_tokens.weight", file, START, length, (ROWS, COLUMNS), dtype),))
 
 
 @asynccontextmanager
@@ -62,8 +64,8 @@ async def scripted(most_rows: int = 8) -> AsyncIterator[tuple[ScriptedSource, Em
     await device.aclose()
 
 
-def bytes_of(rows: torch.Tensor) -> list[list[int]]:
-    return [sorted(set(row.tolist())) for row in rows.contiguous().view(torch.uint8)]
+def bytes_of(rows: Matrix) -> list[list[int]]:
+    return [sorted(set(row.tolist())) for row in rows.decoded(torch.bfloat16).view(torch.uint8)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -78,10 +80,7 @@ async def test_rows_are_those_of_the_table(dtype: str, copy: bool, tmp_path: Pat
     embedding = EmbeddingRows(table(file, dtype), source, device, 8)
     for token_ids in ([7], [0, ROWS - 1, 3, 3, 0, 12], [5] * 8, list(range(8)), [49]):
         await (await embedding.fetch(token_ids)).wait()
-        rows = embedding.rows(len(token_ids))
-        assert rows.dtype == DTYPES[dtype]
-        assert torch.equal(rows, weights[token_ids])
-    del rows
+        assert torch.equal(embedding.rows(len(token_ids)).decoded(DTYPES[dtype]), weights[token_ids])
     await source.aclose()
     shard.close()
     await device.aclose()

@@ -1,0 +1,91 @@
+"""Matrices that are stored as they are: one tensor each, in a float dtype, cast where another one is computed in.
+
+Letters in names: T tokens of this pass, D columns, F rows of a matrix.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch.nn import functional
+
+from pipeline.formats.tensors import TensorRange, TensorSpec, stored_dtype
+
+
+@dataclass(frozen=True, slots=True)
+class DenseMatrix:
+    """See `Matrix`."""
+
+    weight_FD: torch.Tensor
+
+    @property
+    def rows(self) -> int:
+        """F."""
+        return self.weight_FD.shape[0]
+
+    def apply(self, x_TD: torch.Tensor, bias_F: torch.Tensor | None = None) -> torch.Tensor:
+        """`x_TD` times the transposed matrix, plus bias: [T, F] in the dtype of `x_TD`."""
+        return linear(x_TD, self.weight_FD, bias_F)
+
+    def decoded(self, dtype: torch.dtype) -> torch.Tensor:
+        """The matrix itself, [F, D], as a copy."""
+        return self.weight_FD.to(dtype, copy=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """See `StoredMatrix`."""
+
+    tensors: tuple[TensorRange, ...]
+
+    @property
+    def short(self) -> str:
+        """That of its tensor."""
+        return self.tensors[0].short
+
+    @property
+    def rows(self) -> int:
+        """F."""
+        return self.tensors[0].shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The one that is stored."""
+        return stored_dtype(self.tensors[0].dtype)
+
+    @staticmethod
+    def stored_as(spec: TensorSpec) -> tuple[TensorSpec, ...]:
+        """The tensor itself."""
+        return (spec,)
+
+    def slice(self, first: int, last: int) -> "Dense":
+        """Rows [first, last), which lie one behind the other."""
+        (tensor,) = self.tensors
+        rows, columns = tensor.shape
+        row_bytes = tensor.length // rows
+        start, length = tensor.start + first * row_bytes, (last - first) * row_bytes
+        return Dense((replace(tensor, start=start, length=length, shape=(last - first, columns)),))
+
+    def scratch_bytes(self, dtype: torch.dtype) -> int:
+        """None, but for a copy where it must be cast."""
+        return cast_bytes(self.tensors[0], dtype)
+
+    def over(self, views: Mapping[str, torch.Tensor]) -> DenseMatrix:
+        """What multiplies, over the tensors of its group by short name."""
+        return DenseMatrix(views[self.tensors[0].short])
+
+
+def cast_bytes(tensor: TensorRange, dtype: torch.dtype) -> int:
+    """The size of the copy of a tensor, a norm or a bias too, that is stored in another dtype than it is used in."""
+    return 0 if stored_dtype(tensor.dtype) == dtype else math.prod(tensor.shape) * dtype.itemsize
+
+
+def linear(x_TD: torch.Tensor, weight_FD: torch.Tensor, bias_F: torch.Tensor | None = None) -> torch.Tensor:
+    """[T, D] times [F, D] transposed, plus bias: [T, F] in the dtype of `x_TD`. Weights of another dtype are cast."""
+    weight_FD, bias_F = weight_FD.to(x_TD.dtype), None if bias_F is None else bias_F.to(x_TD.dtype)
+    if x_TD.dtype is torch.float32 and x_TD.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        # Left to itself torch takes MKL here, whose rows depend on how many there are and how many threads share them.
+        product_TF: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x_TD, weight_FD, bias_F, "none", [], "")
+        return product_TF
+    return functional.linear(x_TD, weight_FD, bias_F)

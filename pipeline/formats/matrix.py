@@ -1,0 +1,73 @@
+"""What models multiply with, whatever the format: the surface that the siblings of this room share.
+
+A format is a file with two classes. One is a `StoredMatrix`: which tensors of the checkpoint make up a matrix, known
+before any byte moves. The other is a `Matrix`: these tensors as views of the slot that they are in, made anew for each
+use, since a group is in another slot each time.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import torch
+
+from pipeline.formats.tensors import TensorRange, TensorSpec
+
+
+class Matrix(Protocol):
+    """A matrix [F, D] that is in memory. Letters in names: T tokens of this pass, D columns, F rows."""
+
+    @property
+    def rows(self) -> int:
+        """F."""
+
+    def apply(self, x_TD: torch.Tensor, bias_F: torch.Tensor | None = None) -> torch.Tensor:
+        """`x_TD` times the transposed matrix, plus bias: [T, F] in the dtype of `x_TD`."""
+
+    def decoded(self, dtype: torch.dtype) -> torch.Tensor:
+        """The matrix itself, [F, D], as a copy."""
+
+
+class StoredMatrix(Protocol):
+    """A matrix, or some of its rows, in the files of a checkpoint."""
+
+    @property
+    def short(self) -> str:
+        """Its name inside the group."""
+
+    @property
+    def tensors(self) -> tuple[TensorRange, ...]:
+        """What is read for it."""
+
+    @property
+    def rows(self) -> int:
+        """F."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it is computed in where neither the settings nor config.json say so."""
+
+    @staticmethod
+    def stored_as(spec: TensorSpec) -> tuple[TensorSpec, ...]:
+        """The tensors that a checkpoint must hold for the matrix of this shape."""
+
+    def slice(self, first: int, last: int) -> Self:
+        """Rows [first, last) of it."""
+
+    def scratch_bytes(self, dtype: torch.dtype) -> int:
+        """What a product in `dtype` takes beside the stored tensors, the hidden states and the result."""
+
+    def over(self, views: Mapping[str, torch.Tensor]) -> Matrix:
+        """What multiplies, over the tensors of its group by short name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The weights of one group in the slot that it is in: all tensors, and what multiplies, by short name."""
+
+    tensors: Mapping[str, torch.Tensor]
+    matrices: Mapping[str, Matrix]
+
+    def project(self, short: str, x_TD: torch.Tensor) -> torch.Tensor:
+        """The product with the matrix of that name, and its bias where the group has one."""
+        return self.matrices[short].apply(x_TD, self.tensors.get(f"{short}_bias"))

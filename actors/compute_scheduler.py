@@ -59,7 +59,7 @@ class ComputeScheduler(Sink):
             await self.stalled("request", message, self._begin() if self._position else self._begun.wait())
         await self.host_is_through(message, message.at)
         if (preparing := self._program.prepare(self._pass, message)) is not None:
-            await self.stalled("kv", message, preparing)
+            await self.stalled("companion", message, preparing)
         if self._blocking:
             await self.stalled("check", message, self._program.check_in(self._pass, message))
         ran = self._program.step(self._pass, message)

@@ -8,12 +8,14 @@ Fails:  when the device refuses the copy.
 
 import functools
 from collections import deque
+from collections.abc import Sequence
+from typing import Any
 
 from actors.core.arrivals import Arrivals
 from actors.core.budget import Budget, Slot
 from actors.core.event import Event
 from actors.core.message import READY, Message, ended
-from actors.core.ports import Transfers
+from actors.core.ports import Copy, Transfers
 from actors.core.stage import Mover
 
 
@@ -51,8 +53,12 @@ class GpuUploader(Mover):
         if self._arrivals is not None:
             self._arrivals.found()
 
+    def copies(self, message: Message[Any]) -> Sequence[Copy]:
+        """What to copy from the host slot into the device slot."""
+        return self.catalog.copies(message.layer, message.group)
+
     def _upload(self, message: Message[Slot], slot: Slot, vacant: Event) -> Event:
-        copies = self.catalog.copies(message.layer, message.group)
+        copies = self.copies(message)
         event = self._device.upload(message.at.buffer, slot.buffer, copies, (message.event,), vacant=vacant)
         self._in_lane.append(event)
         return event

@@ -106,7 +106,7 @@ async def test_whatever_fails_once_everybody_gets_the_same_tokens(
     if places != "device":
         settings = settings_with_room(checkpoint, tmp_path, device_layers=3, host_layers=3, **settings)
     async with asyncio.timeout(50), Model.open(checkpoint, **settings) as model:
-        placement = model.runtime.cache.placement
+        placement = model.runtime.cache.memory.placement
         counts = [len(layers) for layers in (placement.device, placement.host, placement.disk)]
         assert counts == ([5, 0, 0] if places == "device" else [1, 1, 3])
         expected = await asyncio.gather(*everybody(model))

@@ -73,9 +73,9 @@ def broken(work: Callable[..., Any], left: list[int], fails: Callable[..., bool]
 
 def copying(way: str) -> Break:
     def breaks(model: Model, monkeypatch: pytest.MonkeyPatch, left: list[int]) -> None:
-        cache = model.runtime.cache
-        cells = cache.device_cells if way == "D2H" else cache.host_cells
-        sources = [memory for some in cells.values() for memory in some]
+        kv_memory = model.runtime.cache.memory
+        in_host = [memory for some in kv_memory.host_cells.values() for memory in some]
+        sources = kv_memory.device_cells if way == "D2H" else in_host
 
         def is_kv(source: Memory, target: Memory, copies: list[Copy]) -> bool:
             return any(source is one for one in sources)
@@ -143,8 +143,8 @@ def writing(model: Model, monkeypatch: pytest.MonkeyPatch, bad: list[int]) -> No
 
 
 def corrupting(model: Model, monkeypatch: pytest.MonkeyPatch, bad: list[int]) -> None:
-    preadv, size = os.preadv, model.runtime.cache.layout.block_bytes
-    layer_bytes = model.runtime.cache.layout.layer_bytes
+    preadv, size = os.preadv, model.runtime.cache.memory.layout.block_bytes
+    layer_bytes = model.runtime.cache.memory.layout.layer_bytes
 
     def flipping(descriptor: int, buffers: list[memoryview], offset: int) -> int:
         count = preadv(descriptor, buffers, offset)
@@ -158,7 +158,7 @@ def corrupting(model: Model, monkeypatch: pytest.MonkeyPatch, bad: list[int]) ->
 
 def failing_at(work: Callable[..., None], model: Model, bad: list[int]) -> Any:
     def working(self: SpillFile, start: int, run: Copy, buffer: memoryview) -> None:
-        size = model.runtime.cache.layout.block_bytes
+        size = model.runtime.cache.memory.layout.block_bytes
         if any(block * size in range(run.source_offset, run.source_offset + run.length) for block in bad):
             raise OSError(errno.EIO, "Input/output error")
         work(self, start, run, buffer)

@@ -57,13 +57,12 @@ async def test_a_layer_is_not_read_back_before_it_was_written(
     expected = await expected_answers(checkpoint)
     settings = settings_with_room(checkpoint, tmp_path, **{**PLACES, "device": device}, **SETTINGS)
     async with Model.open(checkpoint, **settings) as model:
-        cache = model.runtime.cache
-        slow_start = cache.placement.disk[slow_layer]
-        starts = {layer: index * cache.layout.layer_bytes for index, layer in enumerate(cache.placement.disk)}
+        starts = model.runtime.cache.memory.spill_starts
+        slow_start = starts[model.runtime.cache.memory.placement.disk[slow_layer]]
         write = SpillFile._write
 
         def slow(self: SpillFile, start: int, run: Copy, buffer: memoryview) -> None:
-            if start == starts[slow_start]:
+            if start == slow_start:
                 time.sleep(0.03)
             write(self, start, run, buffer)  # type: ignore[arg-type]
 
@@ -103,10 +102,9 @@ class Watch:
 
     def install(self, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
         """From now on, for the KV blocks of this model."""
-        cache = model.runtime.cache
-        cells = [memory for cells in (cache.host_cells, cache.device_cells) for one in cells.values() for memory in one]
-        places = {memory.tensor.data_ptr() for memory in cells}
-        host = {memory.tensor.data_ptr() for one in cache.host_cells.values() for memory in one}
+        kv_memory = model.runtime.cache.memory
+        host = {memory.tensor.data_ptr() for one in kv_memory.host_cells.values() for memory in one}
+        places = host | {memory.tensor.data_ptr() for memory in kv_memory.device_cells}
         copy_bytes, attention_half = cpu.copy_bytes, decoder.attention_half
         read, write = SpillFile._read, SpillFile._write
 
@@ -144,7 +142,7 @@ async def test_no_memory_is_written_while_it_is_in_use(
     watch = Watch()
     watch.seconds[slow] = 0.01
     async with Model.open(checkpoint, **settings_with_room(checkpoint, tmp_path, **PLACES, **SETTINGS)) as model:
-        placement = model.runtime.cache.placement
+        placement = model.runtime.cache.memory.placement
         assert placement.device
         assert placement.host
         assert placement.disk

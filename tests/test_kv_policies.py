@@ -50,7 +50,7 @@ async def test_every_policy_moves_kv(
         checkpoint, tmp_path, device_layers=4, host_layers=4, device=device, policy=policy, **SETTINGS
     )
     async with asyncio.timeout(20), Model.open(checkpoint, **settings) as model:
-        assert len(model.runtime.cache.placement.disk) == (4 if device == "cpu-copy" else 5)
+        assert len(model.runtime.cache.memory.placement.disk) == (4 if device == "cpu-copy" else 5)
         for _ in range(2):
             assert await plain(model) == expected
 

@@ -51,18 +51,19 @@ async def test_blocks_in_three_places_change_no_bit(device: str, variant: Path, 
     settings = settings_with_room(variant, tmp_path, **room, device=device, **SETTINGS)
     async with Model.open(variant, **settings) as model:
         assert await answers(model) == expected
-        cache = model.runtime.cache
-        places = [len(layers) for layers in (cache.placement.device, cache.placement.host, cache.placement.disk)]
+        memory, moved = model.runtime.cache.memory, model.runtime.cache.companion
+        kept = memory.placement
+        places = [len(layers) for layers in (kept.device, kept.host, kept.disk)]
         assert places == ([0, 1, 7] if device == "cpu-copy" else [1, 0, 7])
         assert model.statistics().computed_tokens == computed_tokens
         if device == "cpu-copy":
-            assert cache.bytes_out == LAYERS * computed_tokens * 2 * cache.layout.row_bytes, "new rows, nothing else"
-            assert cache.bytes_in > cache.bytes_out
+            assert moved.bytes_out == LAYERS * computed_tokens * 2 * memory.layout.row_bytes, "new rows, nothing else"
+            assert moved.bytes_in > moved.bytes_out
         else:
-            assert cache.bytes_in == cache.bytes_out == 0, "memory is one"
-        assert cache.spill is not None
-        assert cache.spill.bytes_read > 0
-        assert cache.spill.bytes_written > 0
+            assert moved.bytes_in == moved.bytes_out == 0, "memory is one"
+        assert memory.spill is not None
+        assert memory.spill.bytes_read > 0
+        assert memory.spill.bytes_written > 0
         assert model.statistics().kv_blocks.used == 0
 
 
@@ -88,5 +89,5 @@ async def test_a_pass_that_nobody_waits_for_moves_nothing_more(checkpoint: Path,
             await call
         await model.generate([1], max_new_tokens=1)
         rows = 60 + 1 + 1  # the prompt in two passes, one token in the third; then another request's
-        half = cache.bytes_out / (2 * cache.layout.row_bytes) - LAYERS * rows
+        half = cache.companion.bytes_out / (2 * cache.memory.layout.row_bytes) - LAYERS * rows
         assert 0 < half <= 5, "the layers before it left, and one that was on its way"

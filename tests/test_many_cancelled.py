@@ -106,7 +106,7 @@ async def test_those_who_stay_notice_nothing(
     if places != "device":
         settings = settings_with_room(checkpoint, tmp_path, device_layers=2, host_layers=3, **SETTINGS)
     async with asyncio.timeout(60), Model.open(checkpoint, **settings) as model:
-        placement = model.runtime.cache.placement
+        placement = model.runtime.cache.memory.placement
         counts = [len(layers) for layers in (placement.device, placement.host, placement.disk)]
         assert counts == ([4, 0, 0] if places == "device" else [0, 1, 3])
         await asyncio.gather(*(whole(model, index) for index in range(8)))

@@ -247,7 +247,7 @@ async def test_limits_decide_where_kv_blocks_live(
     with pytest.raises(ConfigError, match=r"^host memory: need .* have .*KV blocks .* \[kv_tokens, or set kv_disk\]"):
         build(checkpoint, Config(**settings))
     runtime = build(checkpoint, Config(**room))
-    assert runtime.cache.placement.disk
+    assert runtime.cache.memory.placement.disk
     assert "KV blocks stay on the device in 0 of 4 layers" in caplog.text
     assert "on the disk in" in caplog.text
     assert "disk " in str(runtime.plan)

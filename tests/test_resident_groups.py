@@ -277,7 +277,7 @@ async def test_beside_kv_blocks_that_move(device: str, checkpoint: Path, tmp_pat
     room = settings_with_room(checkpoint, tmp_path, 3, 3, **shape)
     room["host_memory"] += 60_000  # less than a layer of KV blocks: weight groups take it
     async with asyncio.timeout(20), Model.open(checkpoint, **room) as model:
-        assert model.runtime.cache.placement.moving
+        assert model.runtime.cache.memory.placement.moving
         assert model.runtime.residency.host
         for _ in range(2):
             assert await generate(model) == expected

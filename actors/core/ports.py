@@ -1,6 +1,6 @@
 """What actors may ask of the world. Protocols only: no torch, files, threads or clocks here (rule 5)."""
 
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
@@ -143,7 +143,7 @@ class Program(Protocol):
         """Wait until there is work, and return the state of one pass over it."""
 
     def prepare(self, pass_: Any, message: Message[Slot]) -> Coroutine[Any, Any, None] | None:
-        """Wait until what the group's computation needs beside its weights, KV blocks, is on its way; None if it is."""
+        """Wait until the companion bytes that the group's computation needs are on their way; None if they are."""
 
     async def check_in(self, pass_: Any, message: Message[Slot]) -> None:
         """Wait, on the host, until the device is idle and the group there. Only blocking policies ask for it."""
@@ -156,38 +156,3 @@ class Program(Protocol):
 
     async def finish(self, pass_: Any) -> None:
         """Wait for the results of the pass and hand them on."""
-
-
-class KeyValues(Protocol):
-    """The KV blocks that do not stay on the device, as the actors see them that move them.
-
-    Every pass moves the same blocks in each of these layers: in, what its sequences have cached; out, its new rows.
-    """
-
-    @property
-    def layers(self) -> Sequence[int]:
-        """The layers whose blocks move, in compute order."""
-
-    async def begun(self) -> None:
-        """Wait until a pass has begun that nobody has waited for yet."""
-
-    async def wanted(self, layer: int) -> None:
-        """Wait until the policy asks for a layer's blocks."""
-
-    def host_kind(self, layer: int) -> str:
-        """The kind of host slot that a layer's blocks pass through, or live in."""
-
-    def reading(self, layer: int, buffer: Buffer) -> Coroutine[Any, Any, None] | None:
-        """What reads the blocks of a layer that this pass needs from the disk; None if they do not live there.
-
-        It waits until the pass before has written that layer back.
-        """
-
-    def arrived(self, message: Message[Slot]) -> Callable[[], Awaitable[Event]]:
-        """Hand a layer's blocks to its attention. What is returned waits for its launch, and gives its event."""
-
-    def new_rows(self) -> Sequence[Copy]:
-        """What this pass writes in every layer, as runs of bytes of a slot."""
-
-    async def write_back(self, layer: int, buffer: Buffer, rows: Sequence[Copy]) -> None:
-        """Write the blocks with these rows to the disk, if they live there."""

@@ -17,7 +17,7 @@ class Span(NamedTuple):
     Attributes:
         actor: whose time it is.
         what: "work", or what the actor waited for: "message" (starved), "room" (blocked), "slot", "event", "check",
-            the "lane" of an uploader, "kv" blocks on their way, a "request" to compute for, the "result" of a pass.
+            the "lane" of an uploader, "companion" bytes, a "request" to compute for, the "result" of a pass.
         layer, group, seq: the message in hand.
         started, ended: when, by the line's clock.
         slot: index of the slot that was worked on; -1 for a wait, and where there is no slot.

@@ -3,9 +3,6 @@
 from actors.compute_scheduler import ComputeScheduler
 from actors.disk_reader import DiskReader
 from actors.gpu_uploader import GpuUploader
-from actors.kv_planner import KvPlanner
-from actors.kv_reader import KvReader
-from actors.kv_swapper import KvSwapper
 from actors.pinned_stager import PinnedStager
 from actors.prefetch_planner import PrefetchPlanner
 
@@ -14,6 +11,5 @@ UPLOADER, SCHEDULER = GpuUploader.name, ComputeScheduler.name
 ACTORS = (PLANNER, READER, STAGER, UPLOADER, SCHEDULER)
 """Those of the weights, in order."""
 
-KV_PLANNER, KV_READER, KV_UPLOADER, KV_SWAPPER = KvPlanner.name, KvReader.name, "kv_uploader", KvSwapper.name
-KV_ACTORS = (KV_PLANNER, KV_READER, KV_UPLOADER, KV_SWAPPER)
-"""Those of the KV blocks; the uploader is one more of the same kind."""
+KV_ACTORS = KV_PLANNER, KV_READER, KV_UPLOADER, KV_SWAPPER = "kv_planner", "kv_reader", "kv_uploader", "kv_swapper"
+"""Those of the KV blocks: the actors of a companion bear its name."""

@@ -4,42 +4,28 @@ import functools
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
+from actors.companion_planner import CompanionPlanner
+from actors.companion_reader import CompanionReader
+from actors.companion_swapper import CompanionSwapper
+from actors.companion_uploader import CompanionUploader
 from actors.compute_scheduler import ComputeScheduler
 from actors.core.arrivals import Arrivals
 from actors.core.budget import Budget
-from actors.core.event import Buffer, Clock
+from actors.core.companion import SHARED, Companion
+from actors.core.event import Clock
 from actors.core.line import Line, LineStatistics, check_names
 from actors.core.message import GroupKey
-from actors.core.ports import Catalog, KeyValues, PrefetchPolicy, Program, WeightSource
+from actors.core.ports import Catalog, PrefetchPolicy, Program, WeightSource
 from actors.core.prefetch import PrefetchQueue
 from actors.core.stage import Mover, Stage
 from actors.core.trace import Trace
 from actors.disk_reader import DiskReader
 from actors.gpu_uploader import GpuUploader
-from actors.kv_planner import KvPlanner
-from actors.kv_reader import KvReader
-from actors.kv_swapper import KvSwapper
 from actors.pinned_stager import PinnedStager
 from actors.prefetch_planner import PrefetchPlanner
 from pipeline.devices.port import Device
-from pipeline.engine.actor_names import KV_UPLOADER, READER, SCHEDULER, STAGER, UPLOADER
-
-
-class KvSlots(KeyValues, Catalog, Protocol):
-    """KV blocks that move, and the memory that they move through, by kind of slot.
-
-    Without device cells host and device memory are one.
-    """
-
-    @property
-    def host_cells(self) -> Mapping[str, Sequence[Buffer]]:
-        """Those that layers live in or come through on their way from the disk."""
-
-    @property
-    def device_cells(self) -> Mapping[str, Sequence[Buffer]]:
-        """Those that layers take turns in."""
+from pipeline.engine.actor_names import READER, SCHEDULER, STAGER, UPLOADER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +48,7 @@ class Parts:
     clock: Clock
     trace: Trace
     passes: int | None = None
-    key_values: KvSlots | None = None
+    companions: Sequence[Companion] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +98,7 @@ def wire(parts: Parts) -> Wired:
         requests = PrefetchQueue(order, kinds, parts.slots, policy, links=links, clock=parts.clock)
         arrivals = Arrivals(policy, requests)
     scheduler = ComputeScheduler(parts.program, blocking=policy.waits == "blocking", queue=requests)
-    shares_lane = parts.key_values is not None and parts.device_budget is not None
+    shares_lane = bool(parts.companions) and parts.device_budget is not None
     uploader = GpuUploader(parts.device, parts.device_budget, arrivals, shares_lane=shares_lane)
     planner = PrefetchPlanner(order, parts.passes, requests)
     line = (
@@ -124,7 +110,7 @@ def wire(parts: Parts) -> Wired:
     )
     for name, stages in parts.insert.items():
         line.insert(name, stages)
-    return Wired((line, *_kv_lines(parts)), requests, arrivals)
+    return Wired((line, *(_companion_line(companion, parts) for companion in parts.companions)), requests, arrivals)
 
 
 def _resident_until_computed(parts: Parts) -> frozenset[GroupKey]:
@@ -134,23 +120,20 @@ def _resident_until_computed(parts: Parts) -> frozenset[GroupKey]:
     return (parts.device_budget or parts.host_budget).residents
 
 
-def _kv_lines(parts: Parts) -> Sequence[Line]:
-    """Credits of its own, so that weights and KV blocks never wait for each other's slots.
+def _companion_line(companion: Companion, parts: Parts) -> Line:
+    """A line with slots of its own, so that weights and companion bytes never wait for each other's slots.
 
-    Blocks go up by the same kind of actor and through the same H2D lane as weights, by need: a layer's as soon as there
-    is a slot for it.
+    Its bytes go up through the same H2D lane as weights, by need: those of a layer as soon as there is a slot for them.
     """
-    if (kv := parts.key_values) is None:
-        return ()
-    host = Budget("kv host", kv.host_cells, parts.clock)
-    on_device = Budget("kv device", kv.device_cells, parts.clock) if kv.device_cells else None
-    uploader = GpuUploader(parts.device, on_device, shares_lane=on_device is not None)
-    uploader.name, uploader.keeps_source = KV_UPLOADER, True
-    queue = len(kv.layers)  # layers that live in host memory never hold up the read of one that lives on the disk
-    line = (
-        Line(KvPlanner(kv), catalog=kv, clock=parts.clock, trace=parts.trace)
-        .then(KvReader(kv, host), queue=queue)
-        .then(uploader, queue=queue)
-        .then(KvSwapper(parts.device, kv), queue=queue)
+    host = Budget(f"{companion.name} host", companion.host_cells, parts.clock)
+    on_device = None
+    if companion.device_cells:
+        on_device = Budget(f"{companion.name} device", {SHARED: companion.device_cells}, parts.clock)
+    # As many messages have a host slot: bytes that live in host memory never hold up the read of others from the disk.
+    queue = sum(host.slots.values())
+    return (
+        Line(CompanionPlanner(companion), catalog=parts.catalog, clock=parts.clock, trace=parts.trace)
+        .then(CompanionReader(companion, host), queue=queue)
+        .then(CompanionUploader(companion, parts.device, on_device), queue=queue)
+        .then(CompanionSwapper(companion, parts.device), queue=queue)
     )
-    return (line,)

@@ -28,7 +28,6 @@ class Admission:
         self._closed = False
         self._begun = False
         self._interrupted = False
-        cache.lose = batcher.pool.lose
 
     async def sequences(
         self, make: Callable[[Tokenizing], Coroutine[Any, Any, list[RunningSequence]]]

@@ -146,7 +146,8 @@ def _build(
     reading, source, checking = _weights(drawn, settings, device)
     embedding = EmbeddingRows(drawn.groups.embed, source, device, settings.max_tokens_per_pass, source.checksums)
     ahead = getattr(policy, "kv_ahead", True)
-    cache = KeyValueCache(plan.kv_layout, plan.kv, device, settings.kv_disk, ahead=ahead)
+    batcher = _batcher(plan, settings)
+    cache = KeyValueCache(plan.kv_layout, plan.kv, device, settings.kv_disk, lose=batcher.pool.lose, ahead=ahead)
     undone.callback(cache.close)
     program = GenerationProgram(
         drawn.model,
@@ -154,7 +155,7 @@ def _build(
         device,
         embedding,
         cache,
-        Admission(_batcher(plan, settings), cache),
+        Admission(batcher, cache),
         PassInputs(device, embedding.most_rows, settings.max_requests, plan.context_tokens),
         drawn.dtype,
         RowBlocks.of(drawn.dtype, gpu=device.torch_device.type == "cuda", batch_invariant=settings.batch_invariant),
@@ -171,7 +172,7 @@ def _build(
             insert=settings.insert,
             clock=CLOCK,
             trace=trace,
-            key_values=cache if cache.layers else None,
+            companions=(cache.companion,) if plan.kv.moving else (),
             host_budget=_budget("host", plan, catalog, device.host_memory),
             device_budget=None if len(device.places) == 1 else _budget("device", plan, catalog, device.device_memory),
             # A queue never limits the depth before the budget behind it does, unless the user sets it so.

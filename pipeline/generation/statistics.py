@@ -188,7 +188,7 @@ def _checksums(checking: Checking, checksums: Checksums | None) -> ChecksumsReco
 
 
 def _kv_blocks(cache: KeyValueCache, pool: BlockPool) -> BlocksRecord:
-    kept, block_bytes = cache.placement, cache.layout.block_bytes
+    kept, block_bytes, moved = cache.memory.placement, cache.memory.layout.block_bytes, cache.companion
     places = {
         place: PlaceRecord(
             layers,
@@ -196,6 +196,6 @@ def _kv_blocks(cache: KeyValueCache, pool: BlockPool) -> BlocksRecord:
         )
         for place, layers in (("device", len(kept.device)), ("host", len(kept.host)), ("disk", len(kept.disk)))
     }
-    spill = cache.spill
+    spill = cache.memory.spill
     disk_bytes = (0, 0) if spill is None else (spill.bytes_read, spill.bytes_written)
-    return BlocksRecord(pool.used, pool.peak, pool.blocks, places, cache.bytes_in, cache.bytes_out, *disk_bytes)
+    return BlocksRecord(pool.used, pool.peak, pool.blocks, places, moved.bytes_in, moved.bytes_out, *disk_bytes)

@@ -15,7 +15,7 @@ from actors.core.message import Message
 from actors.core.stage import Mover, Sink, Source, Stage
 from pipeline.groups.slot_kinds import SlotKinds
 from pipeline.tools.simulation.loop import run_virtual
-from pipeline.tools.simulation.world import SimCatalog
+from pipeline.tools.simulation.world import SimCatalog, SimCompanion
 
 
 class Scripted(Source):
@@ -181,8 +181,7 @@ def test_cancelling_both_lines_at_any_step_while_kv_moves_returns_every_slot() -
         await asyncio.gather(running, return_exceptions=True)
         assert [b.statistics().held for line in sim.wired.lines for b in line.budgets] == [0, 0, 0, 0]
         assert len(asyncio.all_tasks()) == 1
-        assert sim.program._key_values is not None
-        sim.program._key_values.fail()
+        sim.program._rendezvous.fail()
         await sim.run()
         assert [len(one.steps) for one in sim.program.passes[-2:]] == [6, 6]
         return finished
@@ -227,24 +226,21 @@ def test_names_of_one_line_are_not_used_in_another(stage: Callable[[], Stage | M
     run(main())
 
 
-def test_a_failure_of_the_kv_line_is_told_by_actor_layer_and_group() -> None:
+def test_a_failure_of_the_kv_line_is_told_by_actor_layer_and_group(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        sim = small_line(layers=3, passes=2, kv_ms=25)
-        kv = sim.program._key_values
-        assert kv is not None
-        write_back, errors = kv.write_back, [OSError(28, "No space left on device")]
+        errors = [OSError(28, "No space left on device")]
 
-        async def failing(*arguments: Any) -> None:
+        async def failing(companion: SimCompanion, buffer: Any) -> None:
             await asyncio.sleep(0.01)
             if errors:
                 raise errors.pop()
-            await write_back(*arguments)
 
-        kv.write_back = failing  # type: ignore[method-assign]
+        monkeypatch.setattr(SimCompanion, "write_back", failing)
+        sim = small_line(layers=3, passes=2, kv_ms=25)
         with pytest.raises(ActorFailed, match=r"kv_swapper failed at layer 1 group 'kv'.*No space left"):
             await sim.run()
         assert [b.statistics().held for line in sim.wired.lines for b in line.budgets] == [0, 0, 0, 0]
-        kv.fail()
+        sim.program._rendezvous.fail()
         await sim.run()
 
     run(main())

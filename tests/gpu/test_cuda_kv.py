@@ -45,12 +45,12 @@ async def test_blocks_in_three_places_change_no_bit(
     for device_layers, host_layers in ((2, LAYERS // 2), (4, 5)):
         room = settings_with_room(variant, tmp_path, device_layers, host_layers, **settings)
         async with Model.open(variant, **room) as model:
-            cache = model.runtime.cache
-            assert cache.placement.disk
+            memory, moved = model.runtime.cache.memory, model.runtime.cache.companion
+            assert memory.placement.disk
             assert await answers(model) == expected
-            moved = LAYERS - len(cache.placement.device)
-            assert cache.bytes_out == moved * computed_tokens * 2 * cache.layout.row_bytes, "new rows, nothing else"
-            assert cache.bytes_in > 0
+            layers = LAYERS - len(memory.placement.device)
+            assert moved.bytes_out == layers * computed_tokens * 2 * memory.layout.row_bytes, "new rows, nothing else"
+            assert moved.bytes_in > 0
 
 
 @pytest.mark.usefixtures("what_fits_stays")
@@ -67,6 +67,6 @@ async def test_many_calls_share_their_passes_by_default(tmp_path: Path) -> None:
             calls = (model.generate(prompt, max_new_tokens=20, ignore_eos=True) for prompt in prompts)
             answers.append([output.token_ids for output in await asyncio.gather(*calls)])
             assert model.statistics().passes <= 30, str(model.runtime.kv_room)
-            assert not model.runtime.cache.placement.moving
+            assert not model.runtime.cache.memory.placement.moving
             assert (model.runtime.kv_room.tokens == 64 * tiny_models.MAX_POSITIONS) == (limit is None)
     assert answers[0] == answers[1]

@@ -15,7 +15,7 @@ GLYPHS = {
     "message": WAITING,
     "event": WAITING,
     "check": WAITING,
-    "kv": WAITING,
+    "companion": WAITING,
     "lane": WAITING,
     "result": WAITING,
     "request": NOTHING,

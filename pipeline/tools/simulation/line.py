@@ -19,7 +19,7 @@ from pipeline.engine.wiring import Parts, Wired, slots_until_computed, wire
 from pipeline.groups.slot_kinds import SlotKinds
 from pipeline.tools.simulation.loop import run_virtual
 from pipeline.tools.simulation.timings import Order, Timings
-from pipeline.tools.simulation.world import BYTES_PER_SECOND, SimCatalog, SimDisk, SimKeyValues, SimProgram
+from pipeline.tools.simulation.world import BYTES_PER_SECOND, SimCatalog, SimCompanion, SimDisk, SimProgram
 from pipeline.tools.trace.overlap import Overlap
 
 
@@ -80,8 +80,9 @@ def sim_line(
         None if len(places) == 1 else Budget("device", _cells(held, device), clock, dict.fromkeys(residency.device))
     )
     moves_kv = timings.kv_seconds > 0 and sum(group == "attn" for _, group in timings.order) > 1
-    key_values = SimKeyValues(timings, device, ahead=getattr(policy, "kv_ahead", True)) if moves_kv else None
-    program = SimProgram(device, timings, policy, key_values, work, pass_tokens)
+    companions = [SimCompanion(timings, device, ahead=getattr(policy, "kv_ahead", True)) for _ in range(moves_kv)]
+    rendezvous = companions[0].rendezvous if companions else None
+    program = SimProgram(device, timings, policy, work, pass_tokens, rendezvous)
     computed = program.computed if policy.triggered else None
     wired = wire(
         Parts(
@@ -98,7 +99,7 @@ def sim_line(
             clock=clock,
             trace=trace,
             passes=passes,
-            key_values=key_values,
+            companions=companions,
         )
     )
     return SimLine(wired, program, host, memory, policy, wired.requests)

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from actors.core.budget import Slot
+from actors.core.companion import Meeting, Rendezvous
 from actors.core.event import Buffer, Event
 from actors.core.message import READY, GroupKey, Message, ended
 from actors.core.ports import Copy, PrefetchPolicy
 from pipeline.devices.port import Device
 from pipeline.groups.slot_kinds import SlotKinds
-from pipeline.state.kv_handover import KvHandovers
 from pipeline.state.kv_placement import MOST_SHARED
 from pipeline.tools.simulation.timings import Timings
 
@@ -69,40 +69,38 @@ class SimDisk:
         await asyncio.sleep(self._free_at - loop.time())
 
 
-class SimKeyValues(KvHandovers):
+class SimCompanion:
     """KV blocks that live in host memory, but for those of the first layer, which `place_kv` keeps on the device."""
+
+    name = "kv"
 
     def __init__(self, timings: Timings, device: Device, *, ahead: bool) -> None:
         _, *moving = [layer for layer, group in timings.order if group == "attn"]
-        super().__init__(moving, ahead=ahead)
+        self.rendezvous = Rendezvous(moving, ahead=ahead)
+        self.host_cells = {f"layer {layer}": [device.host_memory(0)] for layer in moving}
+        self.device_cells = [device.device_memory(0) for _ in range(MOST_SHARED)]
         self._copies = (Copy(0, 0, round(timings.kv_seconds * BYTES_PER_SECOND)),)
-        self.host_cells = {self.host_kind(layer): [device.host_memory(0)] for layer in self.layers}
-        self.device_cells = {"shared": [device.device_memory(0) for _ in range(MOST_SHARED)]}
 
-    def host_kind(self, layer: int) -> str:
+    async def next_needed(self) -> GroupKey:
+        """The next layer whose blocks are asked for."""
+        return await self.rendezvous.next_layer(), self.name
+
+    def host_kind(self, message: Message[Any]) -> str:
         """Every layer has a slot of its own."""
-        return f"layer {layer}"
+        return f"layer {message.layer}"
 
-    def kind(self, layer: int, group: str) -> str:
-        """All layers take turns in slots of one kind on the device."""
-        return "shared"
+    def reading(self, message: Message[Any], buffer: Buffer) -> None:
+        """Nothing is on the disk."""
 
-    def copies(self, layer: int, group: str) -> Sequence[Copy]:
+    def copies(self, message: Message[Any]) -> Sequence[Copy]:
         """All blocks as one run."""
         return self._copies
 
-    def new_rows(self) -> Sequence[Copy]:
+    def arrived(self, message: Message[Slot]) -> Meeting:
         """What goes takes as long as what comes."""
-        return self._copies
+        return self.rendezvous.arrived(message, self._copies, self.write_back)
 
-    def tensors(self, message: Message[Slot]) -> Mapping[str, Any]:
-        """Nothing is in a simulated slot."""
-        return {}
-
-    def reading(self, layer: int, buffer: Buffer) -> None:
-        """Nothing is on the disk."""
-
-    async def write_back(self, layer: int, buffer: Buffer, rows: Sequence[Copy]) -> None:
+    async def write_back(self, buffer: Buffer) -> None:
         """Nothing is on the disk."""
 
 
@@ -124,9 +122,9 @@ class SimProgram:
         device: Device,
         timings: Timings,
         policy: PrefetchPolicy,
-        key_values: SimKeyValues | None = None,
         work: Callable[[int, str], float] | None = None,
         pass_tokens: int | None = None,
+        rendezvous: Rendezvous | None = None,
     ) -> None:
         self.order = timings.order
         self.passes: list[SimPass] = []
@@ -135,20 +133,19 @@ class SimProgram:
         self._timings = timings
         self._micro_batches = min(policy.micro_batches, pass_tokens or policy.micro_batches)
         self._work = work
-        self._key_values = key_values
+        self._rendezvous = rendezvous or Rendezvous((), ahead=True)
 
     async def begin(self) -> SimPass:
         """Begin once the host has something to compute."""
         await asyncio.sleep(self._timings.begin_seconds(len(self.passes)))
         parts: list[Event] = [READY] * self._micro_batches
         self.passes.append(SimPass(len(self.passes), asyncio.get_running_loop().time(), parts))
-        if self._key_values is not None:
-            self._key_values.begin_pass()
+        self._rendezvous.begin()
         return self.passes[-1]
 
     def prepare(self, pass_: SimPass, message: Message[Slot]) -> Coroutine[Any, Any, None] | None:
         """Wait until the KV blocks of the layer are on their way."""
-        return self._key_values.prepare(message.layer) if self._key_values and message.group == "attn" else None
+        return self._rendezvous.prepare(message.layer) if message.group == "attn" else None
 
     async def check_in(self, pass_: SimPass, message: Message[Slot]) -> None:
         """Wait for the device and the group, and then for as long as a check takes."""
@@ -163,7 +160,7 @@ class SimProgram:
         self.computed[message.key] += 1
         lane = "compute" if len(pass_.parts) == 1 else "attn" if message.group == "attn" else "ffn"
         needs: list[Event] = [message.event]
-        kv = self._key_values.message(message.layer) if self._key_values and message.group == "attn" else None
+        kv = self._rendezvous.message(message.layer) if message.group == "attn" else None
         if kv is not None:
             needs.append(kv.event)
         ran: list[Event] = []
@@ -172,9 +169,8 @@ class SimProgram:
             # After the part before, whose lane it shares: so that the failure of one is the failure of all.
             ran.append(self._device.launch(lane, seconds, (*needs, before, *ran[-1:])))
             pass_.parts[part] = ran[-1]
-        if self._key_values is not None:
-            tell = self._key_values.attended if message.group == "attn" else self._key_values.computed
-            tell(message.layer, ran[-1])
+        tell = self._rendezvous.used if message.group == "attn" else self._rendezvous.computed
+        tell(message.layer, ran[-1])
         return ran
 
     async def finish(self, pass_: SimPass) -> None:

@@ -1,14 +1,14 @@
-"""The host slot of a layer is refilled only after its last user, whoever that is."""
+"""A host slot of companion bytes is refilled only after its last user."""
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
+from actors.companion_reader import CompanionReader
 from actors.core.budget import Budget, Slot
 from actors.core.line import Line
 from actors.core.message import READY, Message
 from actors.core.stage import Sink, Source
-from actors.kv_reader import KvReader
 from pipeline.tools.simulation.loop import run_virtual
 
 
@@ -29,10 +29,12 @@ class OnDisk:
     def __init__(self) -> None:
         self.asked_at: list[float] = []
 
-    def host_kind(self, layer: int) -> str:
-        return "staging"
+    name = "kv"
 
-    def reading(self, layer: int, buffer: Any) -> Coroutine[Any, Any, None]:
+    def host_kind(self, message: Message[Any]) -> str:
+        return "shared"
+
+    def reading(self, message: Message[Any], buffer: Any) -> Coroutine[Any, Any, None]:
         self.asked_at.append(asyncio.get_running_loop().time())
         return asyncio.sleep(1)
 
@@ -40,7 +42,7 @@ class OnDisk:
 def test_a_slot_is_refilled_after_its_last_user() -> None:
     async def main() -> None:
         disk, clock = OnDisk(), asyncio.get_running_loop().time
-        reader = KvReader(disk, Budget("kv host", {"staging": [object()]}, clock))  # type: ignore[arg-type]
+        reader = CompanionReader(disk, Budget("kv host", {"shared": [object()]}, clock))  # type: ignore[arg-type]
         await Line(TwoPasses(), catalog=disk, clock=clock).then(reader).then(FreesEarly()).run()  # type: ignore[arg-type]
         assert disk.asked_at == [0, 5]
 

@@ -1,0 +1,163 @@
+"""Bytes that computations need beside their weights, KV blocks for example: the port, and where both sides meet.
+
+A companion has a line of its own, which brings its bytes to the device and takes back what was changed. The program
+launches the computations. Both sides meet in a `Rendezvous`, for each layer in each pass.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import Any, Protocol
+
+from actors.core.budget import Slot
+from actors.core.event import Buffer, Event
+from actors.core.message import READY, GroupKey, Message, ended
+from actors.core.ports import Copy
+
+SHARED = "shared"
+"""The kind of slots in which bytes take turns."""
+
+
+class Meeting:
+    """One layer in one pass: its bytes come from the line, the computation that uses them from the program.
+
+    Attributes:
+        message: the bytes, from when they are on their way to the device; None before.
+        changed: what the computation changes, as runs of bytes of the slot. Set with the message.
+        write_back: writes what was changed to where it lives, from a host slot into which it has been copied.
+    """
+
+    changed: Sequence[Copy]
+    write_back: Callable[[Buffer], Awaitable[None]]
+
+    def __init__(self) -> None:
+        self.message: Message[Slot] | None = None
+        self._arrived = asyncio.Event()
+        self._launched = asyncio.Event()
+        self._computation: Event = READY
+
+    def arrive(
+        self, message: Message[Slot], changed: Sequence[Copy], write_back: Callable[[Buffer], Awaitable[None]]
+    ) -> None:
+        """Take the bytes that are on their way now."""
+        self.message, self.changed, self.write_back = message, changed, write_back
+        self._arrived.set()
+
+    async def arrival(self) -> None:
+        """Wait until the bytes are on their way to the device."""
+        await self._arrived.wait()
+
+    def launch(self, computation: Event) -> None:
+        """Take the event of the end of the computation that was launched."""
+        self._computation = computation
+        self._launched.set()
+
+    async def computation(self) -> Event:
+        """Wait until the computation is launched; returns the event of its end."""
+        await self._launched.wait()
+        return self._computation
+
+
+class Companion(Protocol):
+    """Bytes that computations need beside their weights, as the actors see them that move them."""
+
+    @property
+    def name(self) -> str:
+        """What they are: the actors ("kv_reader"), the messages and the budgets ("kv host") of the line bear it."""
+
+    @property
+    def host_cells(self) -> Mapping[str, Sequence[Buffer]]:
+        """Host memory by kind of slot: bytes live in it, or pass through it on their way from the disk."""
+
+    @property
+    def device_cells(self) -> Sequence[Buffer]:
+        """Device memory in which all take turns; empty where host and device memory are the same."""
+
+    async def next_needed(self) -> GroupKey:
+        """Wait until a computation will need more bytes; returns which."""
+
+    def host_kind(self, message: Message[Any]) -> str:
+        """The kind of host slot that the message's bytes live in, or pass through."""
+
+    def reading(self, message: Message[Any], buffer: Buffer) -> Coroutine[Any, Any, None] | None:
+        """Read the message's bytes from the disk into a host slot; None if they do not live on the disk.
+
+        The coroutine waits until the pass before has written them back.
+        """
+
+    def copies(self, message: Message[Any]) -> Sequence[Copy]:
+        """What to copy from the host slot to the same place in the device slot."""
+
+    def arrived(self, message: Message[Slot]) -> Meeting:
+        """Hand over bytes that are on their way to the device; returns their meeting with the computation."""
+
+
+class Rendezvous:
+    """Where the line of a companion and the computations meet. Every pass has meetings of its own.
+
+    So bytes of the last pass that are still on their way back cannot meet a computation of the present one.
+
+    Bytes of a layer are asked for when the layer before uses its own: earlier they would keep copies from the H2D lane
+    that are needed first. Without `ahead` they are asked for when the layer before has ended.
+    """
+
+    def __init__(self, layers: Sequence[int], *, ahead: bool) -> None:
+        self.layers = tuple(layers)
+        self._ahead = ahead
+        self._unplanned: deque[int] = deque()
+        self._meetings: dict[int, Meeting] = {}
+        self._asked: dict[int, Event] = {}
+        self._more = asyncio.Event()
+
+    def begin(self) -> None:
+        """Let the line plan the pass that begins now."""
+        self._meetings = {layer: Meeting() for layer in self.layers}
+        self._unplanned = deque(self.layers)
+        self._asked = {0: READY}
+        self._more.set()
+
+    def fail(self) -> None:
+        """Forget the pass that was under way; the lines have stopped."""
+        self._unplanned.clear()
+
+    async def next_layer(self) -> int:
+        """Wait until the bytes of another layer are asked for; returns the layer. Passes follow one another."""
+        while not (self._unplanned and self._unplanned[0] in self._asked):
+            self._more.clear()
+            await self._more.wait()
+        layer = self._unplanned.popleft()
+        await ended(self._asked[layer])
+        return layer
+
+    def arrived(
+        self, message: Message[Slot], changed: Sequence[Copy], write_back: Callable[[Buffer], Awaitable[None]]
+    ) -> Meeting:
+        """Bring the bytes of a layer to its meeting in this pass, with what `Meeting` says of them."""
+        meeting = self._meetings[message.layer]
+        meeting.arrive(message, changed, write_back)
+        return meeting
+
+    def prepare(self, layer: int) -> Coroutine[Any, Any, None] | None:
+        """Wait until the bytes of a layer are on their way to the device; None if they are, or do not move."""
+        meeting = self._meetings.get(layer)
+        return None if meeting is None or meeting.message is not None else meeting.arrival()
+
+    def message(self, layer: int) -> Message[Slot] | None:
+        """The bytes of a layer, after `prepare`; None for a layer whose bytes do not move."""
+        return self._meetings[layer].message if layer in self._meetings else None
+
+    def used(self, layer: int, event: Event) -> None:
+        """Say that the computation that uses a layer's bytes was launched and ends with `event`, or is not needed."""
+        if layer in self._meetings:
+            self._meetings[layer].launch(event)
+        if self._ahead:
+            self._ask(layer + 1, READY)
+
+    def computed(self, layer: int, event: Event) -> None:
+        """Say that the last computation of a layer was launched and ends with `event`."""
+        if not self._ahead:
+            self._ask(layer + 1, event)
+
+    def _ask(self, layer: int, when: Event) -> None:
+        self._asked[layer] = when
+        self._more.set()

@@ -1,0 +1,90 @@
+"""KV blocks as the actors see them that move them: the port `Companion`.
+
+Every pass moves the same blocks in each layer: in, what its sequences have cached; out, the rows of its tokens.
+"""
+
+import functools
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from actors.core.budget import Slot
+from actors.core.companion import Meeting, Rendezvous
+from actors.core.message import GroupKey, Message
+from actors.core.ports import Copy
+from pipeline.devices.memory import HostMemory
+from pipeline.generation.batching import Piece
+from pipeline.state.kv_memory import KvMemory
+from pipeline.state.spilled_blocks import KV, SpilledBlocks
+
+
+class KvCompanion:
+    """`bytes_in` and `bytes_out` count what was copied between host memory and the device.
+
+    `lose` is told of each block whose contents the disk has lost.
+    """
+
+    name = KV
+
+    def __init__(self, memory: KvMemory, rendezvous: Rendezvous, lose: Callable[[int], None]) -> None:
+        self.host_cells = memory.host_cells
+        self.device_cells = memory.device_cells
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self._memory = memory
+        self._rendezvous = rendezvous
+        self._spilled = None if memory.spill is None else SpilledBlocks(memory, memory.spill, lose)
+        self._pieces: Sequence[Piece] = ()
+        self._cached: Sequence[Copy] = ()
+        self._rows: Sequence[Copy] = ()
+
+    def begin(self, pieces: Sequence[Piece]) -> None:
+        """Say what the pass that begins now looks back at, and what it will write."""
+        layout = self._memory.layout
+        self._pieces, self._cached, self._rows = pieces, layout.cached_blocks(pieces), layout.new_rows(pieces)
+        self._rendezvous.begin()
+
+    def abandon(self) -> None:
+        """Let nothing of this pass move that has not begun to: the pass is not needed any more."""
+        self._cached, self._rows = (), ()
+
+    def fail(self) -> None:
+        """Forget the pass that was under way; the lines have stopped."""
+        self._rendezvous.fail()
+        if self._spilled is not None:
+            self._spilled.forget()
+
+    async def next_needed(self) -> GroupKey:
+        """The next layer whose blocks are asked for."""
+        return await self._rendezvous.next_layer(), self.name
+
+    def host_kind(self, message: Message[Any]) -> str:
+        """The kind of host slot that the layer's blocks live in, or pass through on their way from the disk."""
+        return self._memory.host_kind(message.layer)
+
+    def reading(self, message: Message[Any], buffer: HostMemory) -> Coroutine[Any, Any, None] | None:
+        """Read the blocks that this pass looks back at; None if they do not live on the disk."""
+        if self._spilled is None or message.layer not in self._memory.spill_starts:
+            return None
+        return self._read(self._spilled, message.layer, buffer)
+
+    def copies(self, message: Message[Any]) -> Sequence[Copy]:
+        """The blocks that this pass looks back at."""
+        return self._cached
+
+    def arrived(self, message: Message[Slot]) -> Meeting:
+        """Hand the blocks to the attention of their layer."""
+        if message.at.source is not None:
+            self.bytes_in += sum(copy.length for copy in self._cached)
+        write_back = functools.partial(self._write_back, message.layer, self._rows, self._pieces)
+        return self._rendezvous.arrived(message, self._rows, write_back)
+
+    async def _read(self, spilled: SpilledBlocks, layer: int, buffer: HostMemory) -> None:
+        await spilled.written(layer)
+        await spilled.read(layer, self._cached, buffer, self._pieces)
+
+    async def _write_back(self, layer: int, rows: Sequence[Copy], pieces: Sequence[Piece], buffer: HostMemory) -> None:
+        if self.device_cells:
+            self.bytes_out += sum(row.length for row in rows)
+        if self._spilled is not None and layer in self._memory.spill_starts:
+            layout = self._memory.layout
+            await self._spilled.write(layer, layout.runs(layout.blocks_of(rows)), buffer, pieces)

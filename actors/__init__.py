@@ -1,1 +1,1 @@
-"""Who moves bytes and what stops them: the actor line. Imports only the standard library (rule 5)."""
+"""The actor line: it moves bytes, and budgets bound how far. Imports only the standard library (rule 5)."""

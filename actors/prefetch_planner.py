@@ -17,7 +17,7 @@ from actors.core.stage import Source
 class PrefetchPlanner(Source):
     """Plans in a cycle: weights do not depend on tokens, so the next pass follows at once (rule 9).
 
-    Without a queue backpressure alone decides how far the plan runs ahead, and when nobody computes, the line stands
+    Without a queue backpressure alone decides how far the plan runs ahead, and when nothing computes, the line stands
     full of the first groups of the next pass. With a queue the policy behind it decides.
     """
 

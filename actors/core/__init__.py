@@ -1,1 +1,1 @@
-"""The kernel: what flows, how it flows, what bounds it, who moves it."""
+"""The kernel: messages, the channels between actors, the budgets that bound them, and the shapes of an actor."""

@@ -79,7 +79,7 @@ class Actor:
         return operation
 
     async def landed(self, message: Message[Any]) -> None:
-        """Let the actor wait until the message's bytes have arrived (rule 4). Fails in the name of who moved them."""
+        """Wait until the message's bytes have arrived (rule 4). An error names the actor that moved them."""
         if not message.event.done():
             await self.stalled("event", message, ended(message.event))
         if (failure := self._arrival_failure(message)) is not None:
@@ -159,14 +159,14 @@ class Actor:
 
     @staticmethod
     def _arrival_failure(message: Message[Any]) -> ActorFailed | None:
-        """Why the message's bytes did not arrive, in the name of who moved them."""
+        """Why the message's bytes did not arrive, in the name of the actor that moved them."""
         error = message.event.error
         if error is None or isinstance(error, ActorFailed):
             return error
         return ActorFailed(message.at.filler, message.layer, message.group, error)
 
     def _failure_beside(self, message: Message[Any] | None, filler: str, error: BaseException) -> ActorFailed:
-        """An error of work on a message; in the name of `filler`, who moved its bytes, where they did not arrive."""
+        """An error of work on a message. If its bytes did not arrive, it names `filler`, the actor that moved them."""
         if message is not None and error is message.event.error and not isinstance(error, ActorFailed):
             return ActorFailed(filler, message.layer, message.group, error)
         return self._failure(message, error)

@@ -13,7 +13,7 @@ from actors.core.prefetch import PrefetchQueue
 
 logger = logging.getLogger("penstock")
 FIRST_PATIENCE = 100
-"""How many times longer the first upload of a kind may take: nobody knows yet what is normal for it."""
+"""How many times longer the first upload of a kind may take: what is normal for it is not known yet."""
 UPLOADS = 3
 """How often a group is uploaded before the line fails."""
 

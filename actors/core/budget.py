@@ -34,7 +34,7 @@ class BudgetStatistics:
 
 @dataclass(slots=True)
 class _Cell:
-    """One piece of memory, and the event of whoever touched it last. Its home is a kind, or the resident group's."""
+    """One piece of memory, and the event of the last operation on it. Its home is a kind, or the resident group's."""
 
     home: str | GroupKey
     index: int
@@ -52,7 +52,7 @@ class Slot:
 
     Attributes:
         after: the last reader's event. Nothing may be written into `buffer` before it (rule 3).
-        filled: the event after which nobody of this or the last lease uses the memory any more.
+        filled: the last operation that this lease, or the one before it, has put on the memory.
         filler: the name of the actor that moved them, for errors.
         source: the slot that the bytes came from, where it is kept to take them back.
         landed: in the cell of a resident group whose bytes an earlier lease has moved, their event; else None.
@@ -148,14 +148,14 @@ class Budget:
         return group in self.residents and all(cell.landed is not None for cell in self._free[group])
 
     def recall(self) -> None:
-        """Take back every slot that is still leased. Only for a line that has stopped: nobody may hold one then."""
+        """Take back every slot that is still leased. Only for a line that has stopped: no actor may hold one then."""
         for slot in list(self._held):
             slot.release(after=slot.filled)
 
     async def settle(self) -> None:
         """Wait for the last reader of every free cell. How it ended was its own affair: events order, no more.
 
-        What resident groups held is forgotten: nobody can tell which of it the failure has spoilt.
+        What resident groups held is forgotten: which of it the failure has spoilt is not known.
         """
         for cells in self._free.values():
             for cell in cells:
@@ -163,7 +163,7 @@ class Budget:
                 cell.after, cell.landed = READY, None
 
     def statistics(self) -> BudgetStatistics:
-        """How full the budget is, and for how long somebody waited for it."""
+        """How full the budget is, and for how long actors waited for it."""
         return BudgetStatistics(
             capacity=sum(self.slots.values()),
             held=self._moving,

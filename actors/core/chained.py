@@ -12,7 +12,7 @@ Given = TypeVar("Given", bound=Event | None)
 
 
 class Chained:
-    """Done when both are. If the bytes did not arrive, that is the error, in the name of `filler`, who moved them."""
+    """Done when both are. If the bytes did not arrive, the error names `filler`, the actor that moved them."""
 
     def __init__(self, message: Message[Any], own: Event, filler: str) -> None:
         self._message = message

@@ -1,6 +1,6 @@
-"""Who works in one run of a line: the loops of its actors, and what they start beside them.
+"""The tasks of one run of a line: the loops of its actors, and what they start beside them.
 
-The line runs until somebody ends otherwise than in turn, or until all have ended. Then whoever is left is stopped.
+The line runs until a task ends otherwise than in turn, or until all have ended. Then those that are left are stopped.
 """
 
 import asyncio
@@ -13,10 +13,10 @@ STOP_SECONDS = 5.0
 """How long a line that stops waits for its tasks. A thread may hang in a read, and a stage may swallow its end."""
 
 Over: TypeAlias = "asyncio.Future[BaseException | None]"
-"""Done when a run is over, with the failure that came first; cancelled when somebody has stopped the run."""
+"""Done when a run is over, with the failure that came first; cancelled when the run has been stopped."""
 
 Named: TypeAlias = Callable[[BaseException], ActorFailed]
-"""Gives an error the name of whose it is."""
+"""Gives an error the name of the actor that it comes from."""
 
 Then: TypeAlias = Callable[[BaseException | None], BaseException | None]
 """Is told how a task has ended, and may find fault with an end that went well."""
@@ -32,7 +32,7 @@ class Crew:
     def begin(
         self, work: Coroutine[Any, Any, None], named: Named, then: Then, name: str | None = None
     ) -> "asyncio.Task[None]":
-        """Let a task do the work, and hear of its end before anybody else does. A run that is over begins none."""
+        """Let a task do the work, and hear of its end before all others do. A run that is over begins none."""
         task = self._over.get_loop().create_task(work, name=name)
         self.tasks[task] = named, then
         task.add_done_callback(self._left)
@@ -46,7 +46,7 @@ class Crew:
             self._over.set_result(failure)
 
     def left_behind(self) -> ActorFailed | None:
-        """The failure of one who was stopped and has not ended."""
+        """The failure of a task that was stopped and has not ended."""
         for named, _ in self.tasks.values():
             return named(LineError(f"was stopped, but has not ended within {STOP_SECONDS:g} s"))
         return None
@@ -58,7 +58,7 @@ class Crew:
             self.end(error)
 
     def _end_of(self, task: "asyncio.Task[None]", named: Named) -> BaseException | None:
-        """Why a task has not ended well: whatever it raised, with the name of whose it is."""
+        """Why a task has not ended well: what it raised, with the name of the actor that it comes from."""
         if not task.cancelled():
             error = task.exception()
             return None if error is None else named(error)
@@ -70,7 +70,7 @@ class Crew:
 
 
 async def stop(crews: Sequence[Crew]) -> None:
-    """Stop whoever is left, and wait for them, also when cancelled; but not for ever."""
+    """Stop the tasks that are left, and wait for them, also when cancelled; but not for ever."""
     loop, cancelled = asyncio.get_running_loop(), False
     until = loop.time() + STOP_SECONDS
     for crew in crews:

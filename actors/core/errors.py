@@ -12,7 +12,7 @@ class ChannelClosed(PenstockError):
 
 
 class SlotError(PenstockError):
-    """A slot was used against its lease: released twice, or by somebody who does not hold it. Always a bug."""
+    """A slot was used against its lease: released twice, or by an actor that does not hold it. Always a bug."""
 
 
 class LineError(PenstockError):

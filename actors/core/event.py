@@ -1,4 +1,4 @@
-"""What everything waits for: points on somebody's timeline, and the clock that they are read from."""
+"""What actors wait for: events, and the clock that their times are read from."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
@@ -11,7 +11,7 @@ Buffer: TypeAlias = Any
 
 
 class Event(Protocol):
-    """A point on somebody's timeline: a read returned, a copy landed, a kernel ended."""
+    """The end of an operation on a device, a thread or a disk: a read returned, a copy landed, a kernel ended."""
 
     @property
     def error(self) -> BaseException | None:

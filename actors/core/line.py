@@ -98,9 +98,9 @@ class Line:
             self.statistics()  # operations that have ended since are counted, and traced, here
 
     async def at_rest(self) -> None:
-        """Wait until nobody of the last run is left, nor a reader of a slot (rules 3 and 6).
+        """Wait until no task of the last run is left, nor a reader of a slot (rules 3 and 6).
 
-        Raises ActorFailed when one who was stopped does not end: he may still touch his slot.
+        Raises ActorFailed when a task that was stopped does not end: it may still touch its slot.
         """
         if self._crew is not None:
             await stop([self._crew])
@@ -109,7 +109,7 @@ class Line:
             await budget.settle()
 
     def check_left(self) -> None:
-        """Raise ActorFailed if one who was stopped has not ended."""
+        """Raise ActorFailed if a task that was stopped has not ended."""
         if self._crew is not None and (failure := self._crew.left_behind()) is not None:
             raise failure
 
@@ -165,7 +165,7 @@ class Line:
 async def running(lines: Sequence[Line]) -> AsyncIterator[Over]:
     """Run lines, and give what tells the end of the first; leaving stops them all, after which they can run anew.
 
-    Whoever enters hears of a failure at once, but leaves only when everybody has stopped, or will not. Raises LineError
+    The caller hears of a failure at once, but leaves only when all tasks have stopped, or will not. Raises LineError
     when a line runs already, and ActorFailed when one from its last run has not ended.
     """
     over: Over = asyncio.get_running_loop().create_future()

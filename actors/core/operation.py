@@ -73,11 +73,11 @@ def foretell(error: BaseException) -> None:
 
 
 def pending_cancellations() -> int:
-    """How often somebody has asked the current task to stop."""
+    """How often the current task has been asked to stop."""
     task = asyncio.current_task()
     return 0 if task is None else task.cancelling()
 
 
 def cancelled_from_outside(since: int = 0) -> bool:
-    """Whether somebody asked the current task to stop; a CancelledError without that is an error like any other."""
+    """Whether the current task was asked to stop; a CancelledError without that is an error like any other."""
     return pending_cancellations() > since

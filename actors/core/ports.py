@@ -70,7 +70,7 @@ the host waits for the group's event; or the device waits, and the host goes on.
 
 
 class Priority(IntEnum):
-    """Who goes first on the link; within one priority, who asked first."""
+    """Which group goes first on the link; within one priority, the one that was asked for first."""
 
     DEMAND = 0
     HIGH = 1
@@ -151,7 +151,7 @@ class Program(Protocol):
     def step(self, pass_: Any, message: Message[Slot]) -> Sequence[Event]:
         """Launch the computation of one group, micro-batch by micro-batch; the last event frees the group's slot.
 
-        Nothing is launched for a group that nobody needs.
+        Nothing is launched for a group that no request needs.
         """
 
     async def finish(self, pass_: Any) -> None:

@@ -95,7 +95,7 @@ class PrefetchQueue:
         self.depth = max(self.depth, *(ask.layer - layer for ask in asks), 0)
 
     def ended(self, position: int) -> None:
-        """The computation of a group has ended: its slot is free, and the next group is in demand if nobody asked."""
+        """A group's computation has ended: its slot is free, and the next group is demanded if it was not asked for."""
         self._sent.discard(position)
         self._computed = max(self._computed, position + 1)
         if position + 1 not in self._waiting:

@@ -1,4 +1,4 @@
-"""Who moves it: the four shapes of an actor. Order and ownership live only here (rules 1 and 6).
+"""The four shapes of an actor. Order and ownership live only here (rules 1 and 6).
 
 A `Source` begins a line, a `Stage` looks at each message or transforms it, a `Mover` takes the next slot and moves
 the bytes into it, a `Sink` ends the line and frees the slots. All that the runtime's own actors use is here for a
@@ -42,7 +42,7 @@ class Stage(Actor):
         """Return the message to send on: the same group in the same slot, perhaps with another event.
 
         Bytes at `message.at` may be touched after `await self.landed(message)`; behind the planner there are none yet.
-        Another event comes behind the message's own, so nobody takes its end for the arrival of the bytes.
+        Another event comes behind the message's own, so its end is not taken for the arrival of the bytes.
         """
         raise NotImplementedError
 
@@ -115,7 +115,7 @@ class Mover(Actor):
             filler = self.name if source is None else source.filler
             if event is not message.event:
                 event, filler = behind(message, event, filler), self.name
-            slot.filled, slot.filler = event, filler  # who hands an arrival on has not moved anything
+            slot.filled, slot.filler = event, filler  # an actor that hands an arrival on has not moved anything
             if source is not None and source is not slot:
                 self._leave(source, slot)
             await self._send(message.moved(slot, event))
@@ -152,7 +152,7 @@ class Sink(Actor):
     def free(self, message: Message[Slot], ran: Sequence[Event]) -> None:
         """Give the message's slot back, to be overwritten after the last event in `ran`. Never waits.
 
-        `ran` is what was done with the group, each after the one before; nothing, if nobody needed it.
+        `ran` is what was done with the group, each after the one before; nothing, if no request needed it.
         """
         message.at.release(after=ran[-1] if ran else message.event)
         self._wired.meter.launched(message, ran, message.at.index)

@@ -15,7 +15,7 @@ class Span(NamedTuple):
     """One stretch of an actor's time, in clock seconds. A tuple, since that is the cheapest record to make.
 
     Attributes:
-        actor: whose time it is.
+        actor: the name of the actor that spent the time.
         what: "work", or what the actor waited for: "message" (starved), "room" (blocked), "slot", "event", "check",
             the "lane" of an uploader, "companion" bytes, a "request" to compute for, the "result" of a pass.
         layer, group, seq: the message in hand.

@@ -31,7 +31,7 @@ class Turns:
 
     @property
     def waited_seconds(self) -> float:
-        """Seconds during which somebody stood in the row, up to now."""
+        """Seconds during which the row was not empty, up to now."""
         return self._waited_seconds + (self._clock() - self._waiting_since if self._row else 0.0)
 
     def free(self, ready: Callable[[], bool]) -> bool:
@@ -39,9 +39,9 @@ class Turns:
         return not self._row and ready()
 
     async def take_turn(self, ready: Callable[[], bool]) -> None:
-        """Return once everybody before has gone and `ready()` holds.
+        """Return once all before have gone and `ready()` holds.
 
-        Who was cancelled, swallowed that and went on, waits for nothing any more: nobody would cancel him again.
+        A task that was cancelled, swallowed that and went on does not wait: it would not be cancelled again.
         """
         if self.free(ready):
             return

@@ -63,7 +63,7 @@ def open_checkpoint(folder: Path | str, *, direct: bool = True) -> Checkpoint:
 
     Those are the file or the index that config.json names as `transformers_weights`; else `model.safetensors`; else all
     shards that `model.safetensors.index.json` names; else the only safetensors file, or set of numbered ones, there is.
-    Each file is opened once, and once more for `direct` reads; whoever reads it later shares these descriptors. One may
+    Each file is opened once, and once more for `direct` reads; all later readers share these descriptors. One may
     be missing where the index promises nothing of it that the next token may depend on.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The header of a safetensors file, read from files that nobody vouches for.
+"""The header of a safetensors file, read from files that may be damaged or hostile.
 
 A file is `length (8 bytes, little endian) | JSON of that length | data`. What is accepted here the safetensors library
 accepts too; this parser is stricter where a lie could hide (duplicate keys, unknown fields, sizes).

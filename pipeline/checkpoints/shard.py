@@ -1,4 +1,4 @@
-"""A weight file, opened once: what it was then, and the descriptors that everybody who reads it shares."""
+"""A weight file, opened once: what it was then, and the descriptors that all its readers share."""
 
 import errno
 import os
@@ -37,7 +37,7 @@ class FileIdentity:
 class Shard:
     """A regular file, whose bytes stay those that were opened: its name may be deleted, moved or given to another file.
 
-    Descriptors are shared by all threads, who read at positions of their own. `direct` reads past the page cache; it is
+    All threads share the descriptors, and read at positions of their own. `direct` reads past the page cache; it is
     None where that was not asked for, and where it is refused, for the reason `refusal`.
     """
 
@@ -120,7 +120,7 @@ def require_descriptors(what: Path, count: int) -> None:
     try:
         opened = len(os.listdir(OPEN_FILES)) - 1  # without the one that lists them
     except OSError:
-        return  # nobody can count them here; opening one too many says so itself
+        return  # they cannot be counted here; opening one too many says so itself
     need = opened + count + SPARE_DESCRIPTORS
     if limit != resource.RLIM_INFINITY and need > limit:
         may_raise = hard == resource.RLIM_INFINITY or need <= hard

@@ -53,7 +53,7 @@ def _control_groups() -> list[tuple[int, int]]:
 
 
 def _limit_and_use(group: Path, version_2: bool) -> tuple[int, int] | None:
-    """Cached pages that nobody has touched lately do not count: the kernel takes them first."""
+    """Cached pages that were not touched lately do not count: the kernel takes them first."""
     limit, used, counts = (group / name for name in (*(GROUP_2 if version_2 else GROUP_1), "memory.stat"))
     if not (limit.exists() and used.exists()) or (bound := limit.read_text().strip()) == "max":
         return None

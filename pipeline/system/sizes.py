@@ -14,7 +14,7 @@ UNITS = {"": 1, "B": 1} | {
     for unit, base in (("", 1000), ("B", 1000), ("I", 1024), ("IB", 1024))
 }
 FEWEST_BYTES = 4096
-"""Whoever gives fewer without a unit has forgotten one: no setting works with so little."""
+"""A smaller number without a unit lacks one: no setting works with so little."""
 SIZE = re.compile(r"\s*([0-9]{0,20}\.?[0-9]{1,20})\s*(%|[KMGT]i?B?|B|)\s*", re.IGNORECASE)
 
 

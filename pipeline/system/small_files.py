@@ -1,4 +1,4 @@
-"""One bounded reader for every small file that somebody else may have written: configs, tokenizers, the index, caches.
+"""One bounded reader for the small files that another program may have written: configs, tokenizers, the index, caches.
 
 No file makes it wait (a FIFO), no file makes it read without end (a device, a file that grows), and what is read is
 never more than the limit for its kind.
@@ -32,7 +32,7 @@ class NotPlainError(OSError):
 
 
 def open_plain_file(path: Path) -> BinaryIO:
-    """Open `path` for reading, without waiting for whoever writes a FIFO. Raises OSError."""
+    """Open `path` for reading, without waiting for the writer of a FIFO. Raises OSError."""
     return open(open_plain(path), "rb")
 
 
@@ -130,5 +130,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         name = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise ValueError(f"duplicate key {name[:200]!r}")
-    "".join(unique).encode()  # a lone surrogate is legal in JSON text for Python, and for nobody else
+    "".join(unique).encode()  # a lone surrogate is legal in JSON text for Python alone
     return unique

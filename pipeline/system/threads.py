@@ -20,8 +20,8 @@ class Threads(ThreadPoolExecutor):
     """A pool whose threads all begin with the first piece of work.
 
     A plain pool begins them one by one, and where one cannot begin it raises but keeps the work in its queue: it would
-    be done later, when nobody waits for it and its memory may be another's. `first` is called in each thread. What work
-    raises is made `portable`: an event loop takes no StopIteration, and whoever waits for it would wait for ever.
+    be done later, when no caller waits for it and its memory may be another's. `first` is called in each thread. What
+    work raises is made `portable`: an event loop takes no StopIteration, and its caller would wait for ever.
     """
 
     def __init__(self, count: int, name: str, first: Callable[[], object] | None = None) -> None:
@@ -115,7 +115,7 @@ def portable(error: BaseException) -> Exception:
 
 
 def tell(loop: asyncio.AbstractEventLoop, *events: asyncio.Event) -> None:
-    """Set events of a loop from a thread, unless the loop has closed and nobody waits any more."""
+    """Set events of a loop from a thread, unless the loop has closed and no task waits any more."""
 
     def set_all() -> None:
         for event in events:

@@ -74,7 +74,7 @@ class HuggingFaceEngine:
         Raises RequestError where the vocabulary lacks something of it.
         """
         try:
-            # `encode` holds the interpreter lock all the while, and takes notes of places that nobody asks for.
+            # `encode` holds the interpreter lock all the while, and records places in the text that are not needed.
             [encoding] = self._tokenizer.encode_batch_fast([text])
         except Exception as error:  # the package raises nothing narrower
             raise RequestError(f"the tokenizer cannot take this text of {len(text)} characters: {error}") from error

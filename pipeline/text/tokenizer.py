@@ -35,7 +35,7 @@ class Engine(Protocol):
 
     @property
     def token_bytes(self) -> int | None:
-        """The most bytes of text that one token can stand for; None where nobody knows."""
+        """The most bytes of text that one token can stand for; None where it is not known."""
         ...
 
     def encode(self, text: str) -> "array[int]":

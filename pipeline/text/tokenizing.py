@@ -1,4 +1,4 @@
-"""Texts are tokenised away from the event loop, so that a long prompt delays nobody's next token."""
+"""Texts are tokenised away from the event loop, so that a long prompt delays no other request's next token."""
 
 import asyncio
 import contextlib
@@ -33,7 +33,7 @@ class Tokenizing:
     def close(self, error: Callable[[], Exception]) -> None:
         """End every call that waits with an error of its own, and let the threads end.
 
-        One that still works is not waited for: what it works on is nobody's any more.
+        One that still works is not waited for: no caller wants what it works on any more.
         """
         self._closed = error
         for queue in self._queues:
@@ -96,7 +96,7 @@ class _Queue:
                 ended.append((outcome, None if outcome.done() else work(), None))
             except BaseException as error:
                 ended.append((outcome, None, portable(error)))
-        with contextlib.suppress(RuntimeError):  # the loop has closed, and nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop has closed, and no caller waits any more
             loop.call_soon_threadsafe(self._ended, loop, ended)
 
     def _ended(
@@ -113,7 +113,7 @@ class _Queue:
 
 
 def _fail(outcome: "asyncio.Future[Any]", error: Exception) -> None:
-    """Tell whoever waits; where the event loop has closed, nobody does any more."""
+    """Tell the caller that waits; where the event loop has closed, none does any more."""
     with contextlib.suppress(RuntimeError):
         if not outcome.done():
             outcome.set_exception(error)

@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.errors import Busy, for_one_caller
+from pipeline.errors import Busy, RequestError, for_one_caller
 from pipeline.generation.sequence import RunningSequence
 from pipeline.generation.shortages import Shortages
 from pipeline.state.blocks import BLOCK_TOKENS, BlockPool, blocks_for
@@ -16,16 +16,22 @@ from pipeline.state.prefix_cache import PrefixCache
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one sequence brings to a pass: `token_ids` at positions from `start` on; `samples` if its last is new.
+    """What one sequence brings to a pass: `token_ids` at positions from `start` on.
 
-    All are rotated by the frequencies of `rope_length`, as what is cached of the sequence was.
+    The pass computes logits for the last `logit_rows` of them. All are rotated by the frequencies of `rope_length`, as
+    what is cached of the sequence was.
     """
 
     sequence: RunningSequence
     start: int
     token_ids: tuple[int, ...]
-    samples: bool
+    logit_rows: int
     rope_length: int = 0
+
+
+def most_logit_rows(max_requests: int) -> int:
+    """How many rows of logits a pass has room for: one for each request that it may carry."""
+    return max_requests
 
 
 class Batcher:
@@ -87,7 +93,12 @@ class Batcher:
             )
 
     def submit(self, sequence: RunningSequence) -> None:
-        """Let a request wait for its turn; one that has had it before goes first."""
+        """Let a request wait for its turn; one that has had it before goes first.
+
+        Raises RequestError where it asks for more rows of logits than a pass has room for.
+        """
+        if sequence.logit_rows > (have := most_logit_rows(self.max_requests)):
+            raise RequestError(f"logit_rows: need {sequence.logit_rows}, have {have} with max_requests={have}")
         bisect.insort_right(self._waiting, sequence, key=lambda one: (not one.started, one.priority))
 
     def pause_nobody(self) -> None:
@@ -117,7 +128,7 @@ class Batcher:
         self.pool.forget()
 
     def computed(self, pieces: Sequence[Piece]) -> None:
-        """Count the KV rows of these pieces as written; call it when their pass has ended.
+        """Count the KV rows of these pieces as written; call it when what they give has been chosen, not delivered yet.
 
         Not those of sequences that ended meanwhile: the pass skips what nobody waits for, so they may hold anything.
         """
@@ -152,8 +163,10 @@ class Batcher:
 
         Returns the setting because of which the next one waits, if one does.
         """
+        rows = sum(one.logit_rows for one in self._running)
         for sequence in [one for one in self._waiting if one.active and not one.held_back]:
-            if len(self._running) == self.max_requests:
+            rows += sequence.logit_rows
+            if rows > most_logit_rows(self.max_requests):
                 return {"max_requests": self._no_place}
             if not self.prefixes.admit(sequence):
                 return {"kv_tokens": functools.partial(self._no_room, sequence)}
@@ -163,7 +176,7 @@ class Batcher:
         return {}
 
     def next_pass(self, max_tokens: int) -> list[Piece]:
-        """Up to `max_tokens` tokens: one for each that has begun to answer, the rest shared by those that have not.
+        """Up to `max_tokens` tokens: first of those that answer, the rest shared by those with more to compute first.
 
         So a long prompt delays nobody's next token. Where there are more that answer than tokens, they take turns.
         Call it when no pass runs. There are none where nobody wants tokens, or those who do wait for room.
@@ -172,13 +185,13 @@ class Batcher:
         self._rotate_anew()
         short = self._admit()
         active = [one for one in self._running if one.active]
-        answering = [one for one in active if one.waiting_count == 1]
+        answering = [one for one in active if one.answers]
         if (count := len(answering)) > max_tokens:
             short["max_tokens_per_pass"] = functools.partial(_take_turns, count, max_tokens)
         del answering[max_tokens:]
         tokens = dict.fromkeys(answering, 1)
         left = max_tokens - len(answering)
-        prefilling = [one for one in active if one.waiting_count > 1][:left]
+        prefilling = [one for one in active if not one.answers][:left]
         for index, sequence in enumerate(sorted(prefilling, key=lambda one: one.waiting_count)):
             share = min(sequence.waiting_count, -(-left // (len(prefilling) - index)))
             tokens[sequence] = share
@@ -224,5 +237,5 @@ def _take_turns(answering: int, max_tokens: int) -> str:
 
 
 def _piece(sequence: RunningSequence, count: int) -> Piece:
-    token_ids, samples = sequence.waiting_tokens(count), count == sequence.waiting_count
-    return Piece(sequence, sequence.cached_tokens, token_ids, samples, sequence.rope_length)
+    logit_rows = min(count, sequence.logit_rows) if count == sequence.waiting_count else 0
+    return Piece(sequence, sequence.cached_tokens, sequence.waiting_tokens(count), logit_rows, sequence.rope_length)

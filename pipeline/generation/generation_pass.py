@@ -47,9 +47,9 @@ class GenerationPass:
     head_rows: int = 0
 
     @property
-    def sampling(self) -> list[Piece]:
-        """Those whose last token gets a successor, one row of logits each."""
-        return [piece for piece in self.pieces if piece.samples]
+    def choosing(self) -> list[Piece]:
+        """The pieces that ask for logits, to choose a token from them; none where the pass is abandoned."""
+        return [] if self.abandoned else [piece for piece in self.pieces if piece.logit_rows]
 
     @property
     def abandoned(self) -> bool:

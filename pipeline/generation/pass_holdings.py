@@ -6,6 +6,7 @@ from pipeline.config import Config
 from pipeline.devices.port import Device
 from pipeline.engine.policies import find_policy
 from pipeline.formats.dense import cast_bytes
+from pipeline.generation.batching import most_logit_rows
 from pipeline.generation.pass_inputs import PassInputs
 from pipeline.generation.sampling import Sampler
 from pipeline.groups.groups import WeightGroups
@@ -28,7 +29,7 @@ def pass_holdings(
     first, place = device.places[0].name, device.places[-1].name
     tokens = settings.max_tokens_per_pass
     rows = tokens * sum(tensor.length for tensor in groups.embed.tensors) // groups.embed.rows
-    logits = settings.max_requests * model.vocabulary_size * torch.float32.itemsize
+    logits = most_logit_rows(settings.max_requests) * model.vocabulary_size * torch.float32.itemsize
     blocks = RowBlocks.of(dtype, gpu=len(device.places) > 1, batch_invariant=settings.batch_invariant)
     activations = blocks.padded(tokens) * (4 * model.hidden_size + 3 * model.ffn_size) * max(dtype.itemsize, 4)
     casts = _scratch_bytes(groups, dtype) * min(2, find_policy(settings.policy).micro_batches)

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 from actors.core.event import Event
 from actors.core.ports import Copy
 from pipeline.devices.port import Device
-from pipeline.generation.batching import Piece
+from pipeline.generation.batching import Piece, most_logit_rows
 from pipeline.models.attention import Rows, SequenceRows
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
 
@@ -18,8 +18,8 @@ from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
 class PassInputs:
     """Numbers of one pass, int64, in host memory and on the device; filled anew by every `send`.
 
-    First the positions of all tokens, the blocks that they go to and their rows in them, then which tokens get a
-    successor, then the block tables one after the other.
+    First the positions of all tokens, the blocks that they go to and their rows in them, then which tokens get a row of
+    logits, then the block tables one after the other.
     """
 
     def __init__(self, device: Device, max_tokens: int, max_requests: int, context_tokens: int) -> None:
@@ -30,13 +30,16 @@ class PassInputs:
     @staticmethod
     def nbytes(max_tokens: int, max_requests: int, context_tokens: int) -> int:
         """The memory that it takes, in either place. Tables may share blocks, so each may be as long as the longest."""
-        return (3 * max_tokens + max_requests * (1 + blocks_for(context_tokens))) * torch.int64.itemsize
+        tables = max_requests * blocks_for(context_tokens)
+        return (3 * max_tokens + most_logit_rows(max_requests) + tables) * torch.int64.itemsize
 
     def send(self, pieces: Sequence[Piece]) -> Event:
         """Put the numbers of a pass on the device; returns the event of their upload."""
         self._pieces = pieces
         self._ends = list(itertools.accumulate(len(piece.token_ids) for piece in pieces))
-        self._sampled = [end - 1 for piece, end in zip(pieces, self._ends, strict=True) if piece.samples]
+        self._logit_rows = [
+            row for piece, end in zip(pieces, self._ends, strict=True) for row in range(end - piece.logit_rows, end)
+        ]
         numbers = list(itertools.chain(*self._columns()))
         self._host.tensor.view(torch.int64)[: len(numbers)] = torch.tensor(numbers, dtype=torch.int64)
         copies = (Copy(0, 0, len(numbers) * torch.int64.itemsize),)
@@ -56,15 +59,15 @@ class PassInputs:
         of_tokens = list(itertools.islice(lengths, begin, end))
         return of_tokens + [0] * (end - begin - len(of_tokens))
 
-    def sampled(self) -> torch.Tensor:
-        """The tokens that get a successor, in the order of the pieces."""
+    def logit_rows(self) -> torch.Tensor:
+        """The tokens that get a row of logits, in the order of the pieces."""
         first = 3 * self._ends[-1]
-        return self._part(first, first + len(self._sampled))
+        return self._part(first, first + len(self._logit_rows))
 
     def rows(self, begin: int, end: int) -> Rows:
         """Where tokens [begin, end) of the pass go, counted from `begin`. Rows behind the last token are nobody's."""
         tokens = self._ends[-1]
-        table = 3 * tokens + len(self._sampled)
+        table = 3 * tokens + len(self._logit_rows)
         sequences = []
         for piece, piece_end in zip(self._pieces, self._ends, strict=True):
             piece_begin = piece_end - len(piece.token_ids)
@@ -90,7 +93,7 @@ class PassInputs:
         tables = [piece.sequence.blocks for piece in self._pieces for _ in piece.token_ids]
         yield [table[position // BLOCK_TOKENS] for table, position in zip(tables, positions, strict=True)]
         yield [position % BLOCK_TOKENS for position in positions]
-        yield self._sampled
+        yield self._logit_rows
         for piece in self._pieces:
             yield piece.sequence.blocks[: _blocks(piece)]
 

@@ -3,22 +3,20 @@
 import asyncio
 import functools
 import itertools
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from actors.compute_scheduler import ComputeScheduler
 from actors.core.budget import Slot
-from actors.core.errors import ActorFailed
 from actors.core.event import Event
 from actors.core.message import READY, Message, ended
 from actors.core.ports import Copy
 from pipeline.devices.lane import Lane
 from pipeline.devices.port import Device
-from pipeline.errors import CheckpointError, PenstockError, RequestError
+from pipeline.errors import RequestError
 from pipeline.generation.admission import Admission
-from pipeline.generation.batching import Piece
+from pipeline.generation.batching import Piece, most_logit_rows
 from pipeline.generation.generation_pass import GenerationPass, MicroBatch, micro_batches
 from pipeline.generation.pass_inputs import PassInputs
 from pipeline.generation.sampling import Choice
@@ -30,9 +28,8 @@ from pipeline.models.config import ModelConfig
 from pipeline.models.ops import infer
 from pipeline.models.rotary import rotary
 from pipeline.models.row_blocks import RowBlocks
-from pipeline.reading.embedding import EmbeddingRows
+from pipeline.reading.embedding import EmbeddingRows, embedding_failed
 from pipeline.state.kv import KeyValueCache
-from pipeline.system.limits import reached_limit
 from pipeline.system.threads import outlast
 
 COMPUTE, ATTN, FFN = "compute", "attn", "ffn"
@@ -70,7 +67,7 @@ class GenerationProgram:
         self._row_blocks = row_blocks
         self._micro_batches = micro_batches
         self._sampling = Lane("sampling")
-        logits_bytes = admission.batcher.max_requests * config.vocabulary_size * torch.float32.itemsize
+        logits_bytes = most_logit_rows(admission.batcher.max_requests) * config.vocabulary_size * torch.float32.itemsize
         self._logits = device.device_memory(logits_bytes)
         self._host_logits = device.host_memory(logits_bytes)
 
@@ -103,7 +100,7 @@ class GenerationProgram:
     def step(self, pass_: GenerationPass, message: Message[Slot]) -> Sequence[Event]:
         """Launch half a layer, micro-batch by micro-batch, or a slice of the head; nothing if nobody needs it."""
         is_head = message.group.startswith("head")
-        if pass_.abandoned or (is_head and not pass_.sampling):
+        if pass_.abandoned or (is_head and not pass_.choosing):
             ran = []
         elif is_head:
             ran = [self._launch(FFN, pass_, pass_.parts[-1], lambda: self._head(pass_, message), message.event)]
@@ -120,23 +117,17 @@ class GenerationProgram:
         return ran
 
     async def finish(self, pass_: GenerationPass) -> None:
-        """Wait for the pass, choose the next tokens from its logits, and deliver them."""
+        """Wait for the logits of the pass, choose the next tokens from them, and deliver them."""
         self.passes += 1
-        sampling = pass_.sampling
-        try:
-            await pass_.embedded.wait()
-        except Exception as error:
-            raise _embedding_failed(error) from error
-        if not sampling or pass_.abandoned:
-            await pass_.last.wait()
-        else:
-            nbytes = len(sampling) * self._config.vocabulary_size * torch.float32.itemsize
-            await self._device.download(self._logits, self._host_logits, (Copy(0, 0, nbytes),), (pass_.last,)).wait()
+        await self._download(pass_)
         self.computed_tokens += sum(len(piece.token_ids) for piece in pass_.pieces)
-        self.admission.batcher.computed(pass_.pieces)
-        if not pass_.abandoned:
-            logits_RV = self._host_logits.tensor.view(torch.float32).view(-1, self._config.vocabulary_size)
-            await self._deliver([piece.sequence for piece in sampling], logits_RV)
+        choices: dict[RunningSequence, Choice | RequestError] = {}
+        try:
+            await self._choose(pass_.choosing, choices)
+            self.admission.batcher.computed(pass_.pieces)
+        finally:
+            # Though the line be stopped meanwhile: a sampler that has drawn would not draw the same once more.
+            self._deliver(choices)
         self.admission.end_pass(finished=True)
 
     async def close(self) -> None:
@@ -144,21 +135,40 @@ class GenerationProgram:
         self.admission.close()
         await asyncio.to_thread(self._sampling.close)
 
-    async def _deliver(self, sequences: Sequence[RunningSequence], logits_RV: torch.Tensor) -> None:
-        """Choose the next tokens, row by row, on the sampling thread. A request whose token cannot be ends alone."""
-        choices: list[Choice | RequestError] = []
-        rows = [(sequence, logits_V) for sequence, logits_V in zip(sequences, logits_RV, strict=False)]
-        chosen = self._sampling.submit(lambda: choices.extend(_choose(*row) for row in rows), ())
+    async def _download(self, pass_: GenerationPass) -> None:
+        """Wait for the end of the pass and for the logits that it was asked for, in host memory."""
         try:
-            await outlast([asyncio.wrap_future(chosen.future)])
-        finally:
-            # Though the line be stopped meanwhile: a sampler that has drawn would not draw the same once more.
-            for sequence, choice in zip(sequences, choices, strict=False):
-                if isinstance(choice, RequestError):
-                    sequence.fail(choice)
-                elif not sequence.ended:
-                    self.tokens += 1
-                    sequence.accept(choice)
+            await pass_.embedded.wait()
+        except Exception as error:
+            raise embedding_failed(error) from error
+        if choosing := pass_.choosing:
+            rows = sum(piece.logit_rows for piece in choosing)
+            nbytes = rows * self._config.vocabulary_size * torch.float32.itemsize
+            await self._device.download(self._logits, self._host_logits, (Copy(0, 0, nbytes),), (pass_.last,)).wait()
+        else:
+            await pass_.last.wait()
+
+    async def _choose(self, pieces: Sequence[Piece], choices: dict[RunningSequence, Choice | RequestError]) -> None:
+        """Let each sequence choose from its rows of logits, on the sampling thread, which fills `choices`."""
+        if not pieces:
+            return
+        logits_RV = self._host_logits.tensor.view(torch.float32).view(-1, self._config.vocabulary_size)
+        ends = list(itertools.accumulate(piece.logit_rows for piece in pieces))
+
+        def choose() -> None:
+            for piece, end in zip(pieces, ends, strict=True):
+                choices[piece.sequence] = piece.sequence.choose(logits_RV[end - piece.logit_rows : end])
+
+        await outlast([asyncio.wrap_future(self._sampling.submit(choose, ()).future)])
+
+    def _deliver(self, choices: Mapping[RunningSequence, Choice | RequestError]) -> None:
+        """Hand the chosen tokens to their sequences. A request whose token could not be chosen ends alone."""
+        for sequence, choice in choices.items():
+            if isinstance(choice, RequestError):
+                sequence.fail(choice)
+            elif not sequence.ended:
+                self.tokens += 1
+                sequence.accept(choice)
 
     async def _fetch(self, pieces: list[Piece]) -> tuple[list[Piece], Event]:
         """The event of the embedding rows of those that stay in the pass: who brings a row that cannot be had ends.
@@ -171,9 +181,9 @@ class GenerationProgram:
             failures = await self._embedding.unreadable(_token_ids(pieces))
             for piece in pieces:
                 if (token_id := next((one for one in piece.token_ids if one in failures), None)) is not None:
-                    piece.sequence.fail(_row_failed(token_id, failures[token_id]))
+                    piece.sequence.fail(failures[token_id])
             if not failures:
-                raise _embedding_failed(error) from error
+                raise embedding_failed(error) from error
             pieces = [piece for piece in pieces if not piece.sequence.ended]
             if pieces:
                 return await self._fetch(pieces)
@@ -222,44 +232,20 @@ class GenerationProgram:
             hidden_TD.copy_(decoder.ffn_half(self._config, weights, hidden_TD, by_formula))
 
     def _head(self, pass_: GenerationPass, message: Message[Slot]) -> None:
-        weights, sampled_R = self._catalog.weights(message), self._inputs.sampled()
-        blocks = self._row_blocks.cuts(0, self._row_blocks.padded(len(sampled_R)))
+        weights, rows_R = self._catalog.weights(message), self._inputs.logit_rows()
+        blocks = self._row_blocks.cuts(0, self._row_blocks.padded(len(rows_R)))
         if message.group == "head.0":
-            pass_.normed_RD = self._row_blocks.fill(pass_.hidden_TD[sampled_R])
+            pass_.normed_RD = self._row_blocks.fill(pass_.hidden_TD[rows_R])
             for begin, end in blocks:
                 rows_RD = pass_.normed_RD[begin:end]
                 rows_RD.copy_(decoder.final_norm(self._config, weights, rows_RD))
-        logits_RV = self._logits.tensor.view(torch.float32).view(-1, self._config.vocabulary_size)[: len(sampled_R)]
+        logits_RV = self._logits.tensor.view(torch.float32).view(-1, self._config.vocabulary_size)[: len(rows_R)]
         last = pass_.head_rows + weights.matrices["output"].rows
         for begin, end in blocks:
             slice_RV = decoder.output_slice(weights, pass_.normed_RD[begin:end])
-            logits_RV[begin:end, pass_.head_rows : last] = slice_RV[: len(sampled_R) - begin]
+            logits_RV[begin:end, pass_.head_rows : last] = slice_RV[: len(rows_R) - begin]
         pass_.head_rows = last
 
 
 def _token_ids(pieces: Sequence[Piece]) -> list[int]:
     return [token_id for piece in pieces for token_id in piece.token_ids]
-
-
-def _embedding_failed(error: Exception) -> ActorFailed:
-    return error if isinstance(error, ActorFailed) else ActorFailed(ComputeScheduler.name, -1, "embed", error)
-
-
-def _row_failed(token_id: int, error: Exception) -> PenstockError:
-    """What the requests that need a row are told; that damage was found, as it is told of a weight group."""
-    if isinstance(error, CheckpointError):
-        return _embedding_failed(error)
-    return RequestError(f"the embedding row of token {token_id} cannot be read: {type(error).__name__}: {error}")
-
-
-def _choose(sequence: RunningSequence, logits_V: torch.Tensor) -> Choice | RequestError:
-    try:
-        choice = sequence.sampler.sample(logits_V)
-        if not (isinstance(choice.token_id, int) and 0 <= choice.token_id < len(logits_V)):
-            raise RequestError(f"sampler: need a token id from 0 to {len(logits_V) - 1}, have {choice.token_id!r}")
-        return choice
-    except RequestError as error:
-        return error
-    except BaseException as error:  # on a thread of our own nobody means to end the process by it
-        told = reached_limit(error) or error
-        return RequestError(f"choosing a token failed: {type(told).__name__}: {told}")

@@ -6,9 +6,12 @@ from array import array
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from pipeline.errors import RequestError
 from pipeline.generation.parameters import SamplingParameters
 from pipeline.generation.sampling import Choice, Sampler
+from pipeline.system.limits import reached_limit
 from pipeline.text.detokenizer import Detokenizer
 from pipeline.text.stops import StopSearch, StopStrings
 
@@ -53,7 +56,9 @@ class RunningSequence:
     the prefix cache keeps here. Of those that wait, the lowest `priority` is served first, and before them those that
     have `started` and lost what they had. `earlier` are the samples of its call before it. With `most_unread`, it
     pauses while so many chunks wait for a reader. `outcome` is empty, then "finished", "cancelled" or "failed".
-    What is cached was rotated for `rope_length`, which `choose_rope_length` gives for a number of tokens.
+    What is cached was rotated for `rope_length`, which `choose_rope_length` gives for a number of tokens. It chooses a
+    token from the logits of the last `logit_rows` of the tokens that a pass computes of it; at most as many as a pass
+    has room for.
     """
 
     def __init__(
@@ -77,6 +82,7 @@ class RunningSequence:
         self.rope_length = choose_rope_length(len(self.prompt_ids))
         self.priority = priority
         self.started = False
+        self.logit_rows = 1
         self.most_unread: int | None = None
         self.outcome = ""
         self.sampler = Sampler(parameters, self.prompt_ids, vocabulary_size, len(earlier))
@@ -141,6 +147,11 @@ class RunningSequence:
         return self._length - self.cached_tokens
 
     @property
+    def answers(self) -> bool:
+        """Whether all of its tokens but the newest are cached, so that the next pass gives it another one."""
+        return self.cached_tokens == self._length - 1
+
+    @property
     def _length(self) -> int:
         return len(self.prompt_ids) + len(self.token_ids)
 
@@ -155,6 +166,22 @@ class RunningSequence:
             return False
         computed = any(one.cached_tokens >= len(one.prompt_ids) for one in self._earlier)
         return not computed and any(not one.ended for one in self._earlier)
+
+    def choose(self, logits_RV: torch.Tensor) -> Choice | RequestError:
+        """Choose the next token from the rows that it asked for, the last of which tells what follows its last token.
+
+        Runs on the sampling thread. What fails here fails alone.
+        """
+        try:
+            choice = self.sampler.sample(logits_RV[-1])
+            if not (isinstance(choice.token_id, int) and 0 <= choice.token_id < (ids := logits_RV.shape[-1])):
+                raise RequestError(f"sampler: need a token id from 0 to {ids - 1}, have {choice.token_id!r}")
+            return choice
+        except RequestError as error:
+            return error
+        except BaseException as error:  # on a thread of our own it is not meant to end the process
+            told = reached_limit(error) or error
+            return RequestError(f"choosing a token failed: {type(told).__name__}: {told}")
 
     def accept(self, choice: Choice) -> None:
         """Take the token that the last pass chose, and hand its chunk to whoever waits; what fails here fails alone."""

@@ -3,11 +3,14 @@
 import logging
 from collections.abc import Sequence
 
+from actors.compute_scheduler import ComputeScheduler
+from actors.core.errors import ActorFailed, PenstockError
 from actors.core.event import Event
 from actors.core.ports import Copy
 from pipeline.devices.port import Device
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, RequestError
 from pipeline.formats.matrix import Matrix, StoredMatrix
+from pipeline.formats.parts import EMBED_KEY
 from pipeline.groups.layout import tensor_views
 from pipeline.reading.checksums import Checksums
 from pipeline.reading.source import CheckpointSource
@@ -56,12 +59,12 @@ class EmbeddingRows:
         ]
         return self._device.upload(self._host, self._rows, copies, ())
 
-    async def unreadable(self, token_ids: Sequence[int]) -> dict[int, Exception]:
-        """Those of these tokens whose rows cannot be read, or differ from their first read, and why.
+    async def unreadable(self, token_ids: Sequence[int]) -> dict[int, PenstockError]:
+        """Those of these tokens whose rows cannot be read, or differ from their first read, each with its error.
 
         None of them, where no row can be read at all.
         """
-        errors: dict[int, Exception] = {}
+        errors: dict[int, PenstockError] = {}
         asked = set(token_ids)
         another = next(token_id for token_id in range(self._table.shape[0] + 1) if token_id not in asked)
         rows = [*asked, another] if another < self._table.shape[0] else [*asked]
@@ -70,7 +73,7 @@ class EmbeddingRows:
                 await self._read([token_id])
                 await self._verify([token_id])
             except Exception as error:
-                errors[token_id] = error
+                errors[token_id] = _row_failed(token_id, error)
         if len(errors) == len(rows):
             return {}
         return {token_id: error for token_id, error in errors.items() if token_id in asked}
@@ -101,3 +104,18 @@ class EmbeddingRows:
 
     def _starts(self, token_ids: Sequence[int]) -> list[int]:
         return [self._table.start + token_id * self.row_bytes for token_id in token_ids]
+
+
+def embedding_failed(error: Exception) -> ActorFailed:
+    """An error of fetching or computing the embedding, in the name of the actor that runs the program.
+
+    The embedding does not travel the line, so no actor has it in hand.
+    """
+    return error if isinstance(error, ActorFailed) else ActorFailed(ComputeScheduler.name, *EMBED_KEY, error)
+
+
+def _row_failed(token_id: int, error: Exception) -> PenstockError:
+    """The error of the requests that need a row: that damage was found is told as it is of a weight group."""
+    if isinstance(error, CheckpointError):
+        return embedding_failed(error)
+    return RequestError(f"the embedding row of token {token_id} cannot be read: {type(error).__name__}: {error}")

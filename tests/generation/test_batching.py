@@ -35,8 +35,8 @@ def compute(pieces: list[Piece]) -> dict[RunningSequence, int]:
     for piece in pieces:
         assert piece.start == piece.sequence.cached_tokens
         piece.sequence.cached_tokens += len(piece.token_ids)
-        assert piece.samples == (piece.sequence.waiting_count == 0)
-        if piece.samples:
+        assert piece.logit_rows == (piece.sequence.waiting_count == 0)
+        if piece.logit_rows:
             piece.sequence.accept(Choice(7, None))
     return {piece.sequence: len(piece.token_ids) for piece in pieces}
 

@@ -38,7 +38,7 @@ def test_who_grows_into_other_frequencies_is_computed_anew_in_other_blocks() -> 
     assert grows.cached_tokens == 18
     grows.most_unread, stays.most_unread = None, 0
     (piece,) = shared.next_pass(512)
-    assert (piece.start, len(piece.token_ids), piece.samples, piece.rope_length) == (0, 19, True, 19)
+    assert (piece.start, len(piece.token_ids), piece.logit_rows, piece.rope_length) == (0, 19, 1, 19)
     assert not set(grows.blocks) & set(stays.blocks)
     assert grows.scope is None
     assert stays.scope == b"a"

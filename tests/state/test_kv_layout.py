@@ -43,7 +43,7 @@ def passes(draw: st.DrawFn) -> list[Piece]:
         least = (len(table) - 5) * BLOCK_TOKENS
         start = draw(st.integers(least, len(table) * BLOCK_TOKENS - 1))
         count = draw(st.integers(1, len(table) * BLOCK_TOKENS - start))
-        pieces.append(Piece(Table(table), start, (7,) * count, True))  # type: ignore[arg-type]
+        pieces.append(Piece(Table(table), start, (7,) * count, 1))  # type: ignore[arg-type]
     return pieces
 
 

@@ -26,7 +26,7 @@ def compute(shared: Batcher, most_tokens: int = 512) -> dict[RunningSequence, in
     pieces = shared.next_pass(most_tokens)
     shared.computed(pieces)
     for piece in pieces:
-        if piece.samples and not piece.sequence.ended:
+        if piece.logit_rows and not piece.sequence.ended:
             piece.sequence.accept(Choice(7, None))
     shared.retire()
     return {piece.sequence: len(piece.token_ids) for piece in pieces}
@@ -219,7 +219,7 @@ class Machine:
             self.skip(self.draw.choice(pieces).sequence)
         self.shared.computed(pieces)
         for piece in pieces:
-            if piece.samples and not piece.sequence.ended:
+            if piece.logit_rows and not piece.sequence.ended:
                 piece.sequence.accept(Choice(self.draw.randint(0, 1), None))
         self.shared.retire()
 

@@ -4,18 +4,15 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.checkpoints.presets import PRESETS
 from pipeline.checkpoints.shard_layout import tensor_entries
 from pipeline.errors import ConfigError, unknown_name
+from pipeline.formats.tensors import stored_name
 from pipeline.models.config import ModelConfig, parse_config, read_settings
 from pipeline.models.settings import JsonObject
 from pipeline.system.small_files import os_errors_named, why_no_folder
 
-TAGS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-"""How safetensors files spell dtypes."""
 NEED = "need the folder of a checkpoint, its config.json, or the name of a preset"
 
 
@@ -55,7 +52,7 @@ def config_alone(path: Path) -> ConfigAlone | None:
 
 def _alone(settings: JsonObject, source: str, folder: Path) -> ConfigAlone:
     model = parse_config(settings)
-    dtype = model.dtype or torch.bfloat16
-    entries = tensor_entries(model, TAGS[dtype], folder)
-    told = f"in {str(dtype).removeprefix('torch.')}{'' if model.dtype else ', as it declares no dtype'}"
+    dtype = str(model.dtype or "bfloat16").removeprefix("torch.")
+    entries = tensor_entries(model, stored_name(dtype), folder)
+    told = f"in {dtype}{'' if model.dtype else ', as it declares no dtype'}"
     return ConfigAlone(model, Checkpoint(folder, entries, {}), f"{source}, {told}")

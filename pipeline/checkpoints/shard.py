@@ -1,6 +1,5 @@
 """A weight file, opened once: what it was then, and the descriptors that all its readers share."""
 
-import errno
 import os
 import resource
 from dataclasses import dataclass
@@ -8,15 +7,12 @@ from pathlib import Path
 from typing import Self
 
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.system.guard import attempt
+from pipeline.system.page_cache import NOT_OFFERED, advise, open_direct
 from pipeline.system.small_files import open_plain, os_errors_named
 
-O_DIRECT = getattr(os, "O_DIRECT", 0)
 OPEN_FILES = Path("/proc/self/fd")
 SPARE_DESCRIPTORS = 16
 """For the event loop, the KV blocks on the disk, and files that are read whole and closed again."""
-NOT_OFFERED = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM}
-"""What kernels, file systems and sandboxes answer when they do not offer a way of reading or writing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,23 +91,6 @@ class Shard:
             raise CheckpointError(
                 f"{self.path}: changed while it was opened: need {self.identity}, have {opened}; open the model again"
             )
-
-
-def open_direct(path: Path) -> int:
-    """Open a file for reading past the page cache. Raises OSError, with one of NOT_OFFERED where that is refused."""
-    if not O_DIRECT:
-        raise OSError(errno.EOPNOTSUPP, "this operating system has no direct reads", str(path))
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | O_DIRECT)
-
-
-def advise(descriptor: int, start: int, length: int, advice: str) -> None:
-    """Tell the operating system what will become of these bytes of a file; of all behind `start` without a length."""
-    attempt(
-        "the page cache takes no advice",
-        lambda: os.posix_fadvise(descriptor, start, length, getattr(os, advice)),
-        None,
-        "it may keep what was read; nothing needs to be set",
-    )
 
 
 def require_descriptors(what: Path, count: int) -> None:

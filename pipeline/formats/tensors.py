@@ -33,6 +33,8 @@ ITEM_BITS = {
     "U64": 64,
 }
 """Of the dtypes of safetensors files, as these spell them."""
+WEIGHT_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""In which weights may be stored, as safetensors files and as torch spell them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,4 +81,10 @@ def stored_dtype(name: str) -> "torch.dtype":
     """The dtype that a safetensors file calls so, of those in which weights may be stored."""
     import torch  # here, so that what only describes a model needs no torch
 
-    return {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[name]
+    found: torch.dtype = getattr(torch, WEIGHT_DTYPES[name])
+    return found
+
+
+def stored_name(dtype: str) -> str:
+    """How a safetensors file spells one of these dtypes, which torch calls so."""
+    return next(name for name, called in WEIGHT_DTYPES.items() if called == dtype)

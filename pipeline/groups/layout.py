@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from actors.core.ports import Copy
 from pipeline.formats.tensors import TensorRange, stored_dtype
 from pipeline.groups.groups import WeightGroup
-from pipeline.system.sizes import BLOCK_BYTES
+from pipeline.system.page_cache import BLOCK_BYTES
 
 if TYPE_CHECKING:
     import torch

@@ -4,10 +4,8 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.checkpoints.checkpoint import INDEX_FILE, SINGLE_FILE, SUFFIX, Checkpoint
 from pipeline.checkpoints.header import TensorEntry, brief
-from pipeline.formats.tensors import TensorSpec
+from pipeline.formats.tensors import WEIGHT_DTYPES, TensorSpec
 
-DTYPES = ("F64", "F32", "F16", "BF16")
-"""In which weights may be stored; those that differ from what is computed in are cast at use."""
 MOST_NAMED = 5
 BASE_PREFIX = "model."
 """Of the decoder's tensors. One that was saved without its head has none, and transformers adds or takes away one."""
@@ -45,8 +43,9 @@ def faults(spec: TensorSpec, stored: Sequence[str], checkpoint: Checkpoint) -> I
 def _misfits(what: str, spec: TensorSpec, entry: TensorEntry) -> Iterator[str]:
     if entry.shape != tuple(spec.shape):
         yield f"{what}: need shape {list(spec.shape)}, have {list(entry.shape)}"
-    if entry.dtype not in DTYPES:
-        yield f"{what}: need dtype {', '.join(DTYPES)}, have {entry.dtype}; use a checkpoint that is not quantised"
+    if entry.dtype not in WEIGHT_DTYPES:
+        need = ", ".join(WEIGHT_DTYPES)
+        yield f"{what}: need dtype {need}, have {entry.dtype}; use a checkpoint that is not quantised"
 
 
 def _missing(spec: TensorSpec, checkpoint: Checkpoint) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from pipeline.errors import CheckpointError
+from pipeline.formats.tensors import WEIGHT_DTYPES
 from pipeline.models.frequencies import RopeScaling, rope_length
 from pipeline.models.rope_settings import read_rope, stretched
 from pipeline.models.settings import JsonObject
@@ -21,16 +22,8 @@ from pipeline.system.small_files import os_errors_named, require_folder
 NEED = "a folder with config.json and safetensors files"
 MAX_LAYERS = 10_000
 GENERATION_DEFAULTS = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-DTYPES = {
-    "float64": torch.float64,
-    "double": torch.float64,
-    "float32": torch.float32,
-    "float": torch.float32,
-    "float16": torch.float16,
-    "half": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
-"""By the names that torch has for them."""
+DTYPES = (*WEIGHT_DTYPES.values(), "double", "float", "half")
+"""The names that torch has for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,7 +219,8 @@ def _declared_dtype(settings: JsonObject) -> torch.dtype | None:
     for key in ("dtype", "torch_dtype"):
         name = settings.text(key, "auto").removeprefix("torch.")
         if name in DTYPES:
-            return DTYPES[name]
+            declared: torch.dtype = getattr(torch, name)
+            return declared
         if name != "auto":
             raise unsupported(settings, key)
     return None

@@ -11,7 +11,7 @@ from aiofiles.os import wrap
 from actors.core.operation import foretell
 from pipeline.groups.layout import Window
 from pipeline.reading.lane import Disk, Landed, ReadingLane, ReadingLanes, unheeded
-from pipeline.system.threads import Threads
+from pipeline.system.threads import Threads, outlast
 
 
 class AiofilesLanes(ReadingLanes["AiofilesLane"]):
@@ -106,10 +106,7 @@ class AiofilesLane(ReadingLane):
             return await reading
         except asyncio.CancelledError:
             chunks.clear()
-            idle = asyncio.get_running_loop().run_in_executor(self._thread, _nothing)
-            while not idle.done():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait([idle])
+            await outlast([asyncio.get_running_loop().run_in_executor(self._thread, _nothing)])
             raise
 
 

@@ -12,14 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Generic, TypeAlias, TypeVar
 
-from pipeline.checkpoints.shard import NOT_OFFERED, FileIdentity, Shard, advise
+from pipeline.checkpoints.shard import FileIdentity, Shard
 from pipeline.errors import CheckpointError
 from pipeline.groups.layout import Window
-from pipeline.system.sizes import BLOCK_BYTES
+from pipeline.system.page_cache import BLOCK_BYTES, NOT_OFFERED, drop_cached
 
 logger = logging.getLogger("penstock")
-FOLIO_BYTES = 2 << 20
-"""The most that a page cache keeps or drops as one."""
 
 
 Landed: TypeAlias = Callable[[Window], None]
@@ -114,19 +112,8 @@ class ReadingLane:
         self.reads += 1
         self.bytes_read += count
         if direct is None:
-            _drop_cached(shard.buffered, position, position + count)
+            drop_cached(shard.buffered, position, position + count)
         return advance
-
-
-def _drop_cached(descriptor: int, start: int, end: int) -> None:
-    """Take these bytes of a file out of the page cache.
-
-    It keeps folios that reach over an end of what is dropped. Reads make none, since nothing is read ahead, but others
-    do: a range that reaches into the next folio begins where the folio of its first byte can begin at the earliest.
-    """
-    if end // FOLIO_BYTES > start // FOLIO_BYTES:
-        start -= start % FOLIO_BYTES
-    advise(descriptor, start, end - start, "POSIX_FADV_DONTNEED")
 
 
 SomeLane = TypeVar("SomeLane", bound=ReadingLane, covariant=True)

@@ -1,7 +1,6 @@
 """The way "preadv": threads share the chunks of a call, and the one that ends the last of them wakes the event loop."""
 
 import asyncio
-import contextlib
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from queue import SimpleQueue
 from actors.core.operation import foretell
 from pipeline.groups.layout import Window
 from pipeline.reading.lane import Disk, Landed, ReadingLane, ReadingLanes, unheeded
-from pipeline.system.threads import tell
+from pipeline.system.threads import outlast, tell
 
 
 class PreadvLanes(ReadingLanes["PreadvLane"]):
@@ -37,9 +36,7 @@ class PreadvLanes(ReadingLanes["PreadvLane"]):
             await call.ended.wait()
         except asyncio.CancelledError:
             call.stop()
-            while not call.ended.is_set():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await call.ended.wait()
+            await outlast([asyncio.ensure_future(call.ended.wait())])
             raise
         if call.error is not None:
             raise call.error

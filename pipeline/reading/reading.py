@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pipeline.errors import ConfigError
-from pipeline.system.sizes import BLOCK_BYTES
+from pipeline.system.page_cache import BLOCK_BYTES
 
 MIB = 1 << 20
 WAYS = ("preadv", "aiofiles")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.checkpoints.shard import Shard, advise
+from pipeline.checkpoints.shard import Shard
 from pipeline.devices.lane import Lane
 from pipeline.devices.memory import HostMemory
 from pipeline.groups.layout import Window
@@ -25,6 +25,7 @@ from pipeline.reading.lanes import open_lanes
 from pipeline.reading.reading import DEFAULT, MIB, WAYS, Reading
 from pipeline.reading.reading_cache import cache_file, disk_key, keep, kept
 from pipeline.system.guard import attempt
+from pipeline.system.page_cache import advise
 from pipeline.system.sizes import human_bytes
 
 CANDIDATES = (

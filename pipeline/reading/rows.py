@@ -6,10 +6,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.checkpoints.shard import advise
 from pipeline.errors import CheckpointError
 from pipeline.groups.layout import row_window
 from pipeline.reading.lane import Disk
+from pipeline.system.page_cache import advise
 from pipeline.system.threads import Threads, outlast
 
 

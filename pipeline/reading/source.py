@@ -17,7 +17,7 @@ from pipeline.reading.lane import Disk
 from pipeline.reading.lanes import open_lanes
 from pipeline.reading.reading import Reading
 from pipeline.reading.rows import RowReader
-from pipeline.system.sizes import BLOCK_BYTES
+from pipeline.system.page_cache import BLOCK_BYTES
 from pipeline.system.threads import Threads, outlast
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from pipeline.groups.layout import merge_copies
 from pipeline.models.attention import LayerKV
 from pipeline.models.config import ModelConfig
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
-from pipeline.system.sizes import BLOCK_BYTES
+from pipeline.system.page_cache import BLOCK_BYTES
 
 
 @dataclass(frozen=True, slots=True)

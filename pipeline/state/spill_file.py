@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from actors.core.ports import Copy
-from pipeline.checkpoints.shard import NOT_OFFERED, O_DIRECT
 from pipeline.errors import ConfigError, PenstockError
 from pipeline.system.limits import reached_limit
-from pipeline.system.sizes import BLOCK_BYTES
+from pipeline.system.page_cache import BLOCK_BYTES, NOT_OFFERED, O_DIRECT
 from pipeline.system.threads import Threads, outlast
 
 logger = logging.getLogger("penstock")

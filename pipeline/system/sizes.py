@@ -6,8 +6,6 @@ from numbers import Integral
 
 from pipeline.errors import ConfigError, shown
 
-BLOCK_BYTES = 4096
-"""Direct reads need file offset, length and memory address at multiples of this."""
 UNITS = {"": 1, "B": 1} | {
     f"{prefix}{unit}": base**power
     for power, prefix in enumerate("KMGT", start=1)

@@ -19,7 +19,7 @@ from pipeline.models.config import read_config
 from pipeline.models.families import group_specs
 from pipeline.reading.reading import Reading
 from pipeline.reading.source import CheckpointSource
-from pipeline.system.sizes import BLOCK_BYTES
+from pipeline.system.page_cache import BLOCK_BYTES
 
 
 @dataclass(frozen=True)

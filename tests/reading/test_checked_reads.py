@@ -15,7 +15,7 @@ from pipeline.formats.tensors import TensorRange
 from pipeline.groups.groups import WeightGroup
 from pipeline.reading import checksums
 from pipeline.reading.checksums import Checksums
-from pipeline.system.sizes import BLOCK_BYTES
+from pipeline.system.page_cache import BLOCK_BYTES
 
 pytestmark = pytest.mark.usefixtures("way")
 GROUP = (1, "attn")

@@ -14,7 +14,7 @@ from pipeline.models.config import read_config
 from pipeline.models.families import group_specs
 from pipeline.reading import checksums
 from pipeline.reading.checksums import Checksums, choose_checking
-from pipeline.system.sizes import BLOCK_BYTES
+from pipeline.system.page_cache import BLOCK_BYTES
 
 GROUP = (1, "ffn")
 

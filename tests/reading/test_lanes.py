@@ -10,10 +10,9 @@ import pytest
 from support.weight_files import FILE_BYTES, GROUP_BYTES, Gate, opened
 
 from pipeline.checkpoints import shard
-from pipeline.checkpoints.shard import NOT_OFFERED
 from pipeline.devices.memory import HostMemory
 from pipeline.errors import CheckpointError
-from pipeline.system.sizes import BLOCK_BYTES
+from pipeline.system.page_cache import BLOCK_BYTES, NOT_OFFERED
 
 pytestmark = pytest.mark.usefixtures("way")
 

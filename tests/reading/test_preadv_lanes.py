@@ -12,7 +12,7 @@ from pipeline.checkpoints.shard import Shard
 from pipeline.groups.layout import Window
 from pipeline.reading.lane import Disk
 from pipeline.reading.preadv_lanes import PreadvLane, PreadvLanes
-from pipeline.system.sizes import BLOCK_BYTES
+from pipeline.system.page_cache import BLOCK_BYTES
 
 
 @pytest.fixture

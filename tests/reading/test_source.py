@@ -13,7 +13,7 @@ from support.weight_files import CHUNKS, GROUP_BYTES, ODD, TAIL_BYTES, Gate, ope
 from pipeline.devices.memory import HostMemory
 from pipeline.errors import CheckpointError, ClosedError, ConfigError
 from pipeline.reading.reading import Reading
-from pipeline.system.sizes import BLOCK_BYTES
+from pipeline.system.page_cache import BLOCK_BYTES
 
 pytestmark = pytest.mark.usefixtures("way")
 

@@ -13,7 +13,7 @@ from pipeline.generation.batching import Piece
 from pipeline.groups.layout import merge_copies
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
 from pipeline.state.kv_layout import KvLayout
-from pipeline.system.sizes import BLOCK_BYTES
+from pipeline.system.page_cache import BLOCK_BYTES
 
 BLOCKS = 40
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from support.spill_blocks import BLOCK, fds, filled, runs
 
-from pipeline.checkpoints.shard import NOT_OFFERED, O_DIRECT
 from pipeline.errors import ConfigError
 from pipeline.state.spill_file import O_TMPFILE, SpillFile
+from pipeline.system.page_cache import NOT_OFFERED, O_DIRECT
 
 
 def refusing(flag: int, number: int, calls: list[int]) -> Any:

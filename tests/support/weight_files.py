@@ -18,7 +18,7 @@ from pipeline.groups.layout import HostLayout, Window
 from pipeline.reading.checksums import Checksums
 from pipeline.reading.reading import WAYS, Reading
 from pipeline.reading.source import CheckpointSource
-from pipeline.system.sizes import BLOCK_BYTES
+from pipeline.system.page_cache import BLOCK_BYTES
 
 CHUNKS = 6
 GROUP_BYTES = CHUNKS * BLOCK_BYTES

@@ -15,7 +15,7 @@ REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)
 def check_direct_reads(checkpoint: Path | None) -> Check:
     """Read a block of a checkpoint's largest file; without one, what was just written to the current folder."""
     from pipeline.checkpoints.checkpoint import open_checkpoint
-    from pipeline.system.sizes import BLOCK_BYTES
+    from pipeline.system.page_cache import BLOCK_BYTES
 
     if checkpoint is not None:
         with open_checkpoint(checkpoint, direct=False) as opened:
@@ -55,8 +55,8 @@ def _compared(file: Path, folder: Path, content: bytes, nbytes: int) -> Check:
 
 
 def _read_direct(file: Path, nbytes: int) -> bytes:
-    from pipeline.checkpoints.shard import open_direct
     from pipeline.devices.memory import HostMemory
+    from pipeline.system.page_cache import open_direct
 
     descriptor = open_direct(file)
     memory = HostMemory(nbytes)

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import xxhash
 
-from pipeline.checkpoints.shard import Shard, advise
+from pipeline.checkpoints.shard import Shard
 from pipeline.groups.layout import Window
 from pipeline.reading.lane import Disk
 from pipeline.reading.preadv_lanes import PreadvLane
+from pipeline.system.page_cache import advise
 
 PIECE_BYTES = 8 << 20
 """How closely damage is located, and what is read while the piece before is summed up."""

@@ -193,7 +193,7 @@ def test_a_disk_that_fails_is_bad(elsewhere: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_system_without_direct_reads_is_a_note(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.checkpoints.shard.O_DIRECT", 0)
+    monkeypatch.setattr("pipeline.system.page_cache.O_DIRECT", 0)
     assert disk.check_direct_reads(None).verdict == "note"
 
 

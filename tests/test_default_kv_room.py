@@ -87,7 +87,7 @@ async def test_where_memory_is_short_weights_that_stay_give_way(heavy: Path) -> 
         alone = model.runtime
     async with Model.open(heavy, device="cpu", host_memory=limit, **CONTEXT) as model:
         shared = model.runtime
-        assert len(shared.residency.host) < len(alone.residency.host)
+        assert len(shared.residency.stays("host")) < len(alone.residency.stays("host"))
         assert shared.kv_room.tokens > 20 * alone.kv_room.tokens
         assert re.search(r"at 128 tokens each; for that a pass reads \S+ MB instead of \S+", shared.kv_room.why)
         assert shared.plan.need("host") <= limit

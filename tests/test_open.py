@@ -152,5 +152,5 @@ async def test_opening_does_not_wait_for_all_that_stays(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(PreadvLanes, "read", slowly)
     async with Model.open(device="cpu", gpu_groups=2) as model:
-        assert len(model.runtime.residency.host) == len(model.runtime.catalog.order)
+        assert len(model.runtime.residency.stays("host")) == len(model.runtime.catalog.order)
         assert read < 8

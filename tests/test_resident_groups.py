@@ -42,7 +42,7 @@ async def everything_moves(checkpoint: Path, **settings: Any) -> Output:
 def window_bytes(model: Model, *, moving: bool) -> int:
     """What one pass reads: whole blocks around the tensors of the groups that it reads."""
     residency = model.runtime.residency
-    stays = {*residency.device, *residency.host}
+    stays = residency.arrived("host")
     return sum(layout.slot_bytes for key, layout in model.runtime.catalog.host.items() if not (moving and key in stays))
 
 
@@ -61,8 +61,8 @@ async def test_every_family_says_the_same(variant: str, device: str, tmp_path: P
     settings = settings_with_groups(tmp_path, 0.3, 0.3, device=device)
     async with Model.open(tmp_path, **settings) as model:
         residency = model.runtime.residency
-        assert residency.host
-        assert bool(residency.device) == (device == "cpu-copy")
+        assert residency.stays("host")
+        assert bool(residency.stays("device")) == (device == "cpu-copy")
         first, second = await generate(model), await generate(model)
     assert first == second == await everything_moves(tmp_path, device=device)
 
@@ -85,13 +85,13 @@ async def test_a_pass_reads_what_does_not_stay_and_nothing_else(
         groups = len(model.runtime.catalog.order)
         await generate(model)
         residency = model.runtime.residency
-        stays = {*residency.device, *residency.host}
+        stays = residency.arrived("host")
         assert {reads[key] for key in stays} <= {1}
         assert len(reads) == groups
         if sum(shares) >= 1:
             assert len(stays) == groups
         record = model.statistics()
-        held = {"device": len(residency.device), "host": len(residency.host)}
+        held = {"device": len(residency.stays("device")), "host": len(residency.stays("host"))}
         assert all(held[place] == count for place, count in record.resident_groups.items())
         assert record.device_groups_peak <= 4
         await line_stands_full(model)
@@ -139,9 +139,9 @@ async def test_what_stays_on_the_device_is_uploaded_once(device: str, checkpoint
         passes = runtime.program.passes
         await generate(model)
         more = runtime.program.passes - passes
-        moving = len(runtime.catalog.order) - len(runtime.residency.device)
+        moving = len(runtime.catalog.order) - len(runtime.residency.stays("device"))
         if device == "cpu":  # the uploader hands the slots of moving groups on
-            moving -= len(runtime.residency.host)
+            moving -= len(runtime.residency.stays("host"))
         assert len(uploads) == more * (moving + 2), "and each pass its embedding rows and positions"
 
 
@@ -180,7 +180,9 @@ async def test_a_stage_changes_a_resident_group_once(device: str, after: str, ch
         assert await generate(model) == expected
         residency, passes = model.runtime.residency, model.runtime.program.passes
     for key, count in stage.handled.items():
-        stays_here = key in residency.device or (key in residency.host and (device == "cpu" or after != "gpu_uploader"))
+        stays_here = key in residency.stays("device") or (
+            key in residency.stays("host") and (device == "cpu" or after != "gpu_uploader")
+        )
         assert count == 1 if stays_here else count >= passes
 
 
@@ -208,7 +210,7 @@ async def test_behind_a_place_of_the_users_own(policy: str, shares: tuple[float,
     mover.budget = Budget("own", {kind: [HostMemory(size) for _ in range(2)] for kind, size in sizes.items()}, CLOCK)
     settings = settings_with_groups(checkpoint, *shares, device="cpu-copy", policy=policy)
     async with asyncio.timeout(20), Model.open(checkpoint, **settings, insert={"gpu_uploader": [mover]}) as model:
-        assert model.runtime.residency.device
+        assert model.runtime.residency.stays("device")
         outputs = [await generate(model) for _ in range(2)]
     expected = await everything_moves(checkpoint, device="cpu")
     assert all(output == expected for output in outputs)
@@ -278,13 +280,13 @@ async def test_beside_kv_blocks_that_move(device: str, checkpoint: Path, tmp_pat
     room["host_memory"] += 60_000  # less than a layer of KV blocks: weight groups take it
     async with asyncio.timeout(20), Model.open(checkpoint, **room) as model:
         assert model.runtime.cache.memory.placement.moving
-        assert model.runtime.residency.host
+        assert model.runtime.residency.stays("host")
         for _ in range(2):
             assert await generate(model) == expected
 
 
 async def test_residency_can_be_turned_off(checkpoint: Path) -> None:
     async with Model.open(checkpoint, device="cpu") as model:
-        assert len(model.runtime.residency.host) == len(model.runtime.catalog.order)
+        assert len(model.runtime.residency.stays("host")) == len(model.runtime.catalog.order)
     async with Model.open(checkpoint, device="cpu", residency=False) as model:
-        assert model.runtime.residency.host == ()
+        assert model.runtime.residency.stays("host") == ()

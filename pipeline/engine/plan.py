@@ -87,11 +87,6 @@ class Planning:
             slots=weight_slots(settings, catalog, device),
         )
 
-    @property
-    def weights_place(self) -> str:
-        """Where weights are computed with."""
-        return list(self.slots)[-1]
-
     def room(self, within: Mapping[str, int], held: Sequence[Holding] = ()) -> dict[str, int]:
         """What is left in each place, of that much memory, beside the slots and what else is `held`."""
         holdings = [*self.fixed, *held, *_slots(self.slots)]
@@ -140,16 +135,16 @@ def _place_groups(
     window_bytes = sum(count * size for count, size in slots[last].values())
     if sum(sizes[last].values()) <= room[last] + window_bytes:
         unused = {kind: (0, size) for kind, (_, size) in slots[last].items()}
-        return Residency(**{last: tuple(sizes[last])}), {**slots, last: unused}
-    return place_groups(sizes.get("device", {}), room.get("device", 0), sizes["host"], room["host"]), slots
+        return Residency(dict.fromkeys(slots, ()) | {last: tuple(sizes[last])}), {**slots, last: unused}
+    return place_groups(sizes, room), slots
 
 
 def _residents(catalog: WeightCatalog, residency: Residency) -> list[Holding]:
-    held = {"device": residency.device, "host": residency.host}
-    sizes = {place: catalog.group_bytes(place) for place, groups in held.items() if groups}
+    sizes = {place: catalog.group_bytes(place) for place, groups in residency.by_place.items() if groups}
     return [
-        Holding(f"{len(held[place])} resident groups", place, sum(of[one] for one in held[place]), "residency")
+        Holding(f"{len(stays)} resident groups", place, sum(of[one] for one in stays), "residency")
         for place, of in sizes.items()
+        for stays in (residency.stays(place),)
     ]
 
 

@@ -13,32 +13,40 @@ from actors.core.message import GroupKey
 
 @dataclass(frozen=True, slots=True)
 class Residency:
-    """The groups that stay on the device, and those of the others that stay in host memory."""
+    """The groups that stay, by the name of each place, in order; nothing stays where no place is named."""
 
-    device: tuple[GroupKey, ...] = ()
-    host: tuple[GroupKey, ...] = ()
+    by_place: Mapping[str, tuple[GroupKey, ...]]
+
+    def stays(self, place: str) -> tuple[GroupKey, ...]:
+        """The groups that stay in a place."""
+        return self.by_place.get(place, ())
+
+    def arrived(self, place: str) -> frozenset[GroupKey]:
+        """The groups that do not move into a place, as they stay there or in a place behind it."""
+        names = list(self.by_place)
+        behind = names[names.index(place) :] if place in names else ()
+        return frozenset(group for name in behind for group in self.by_place[name])
+
+    def moving_bytes(self, place: str, sizes: Mapping[GroupKey, int]) -> int:
+        """What moves into a place in every pass, where groups have these sizes."""
+        arrived = self.arrived(place)
+        return sum(size for group, size in sizes.items() if group not in arrived)
 
 
-NOTHING_STAYS = Residency()
+NOTHING_STAYS = Residency({})
 
 
-def place_groups(
-    device_bytes: Mapping[GroupKey, int], device_room: int, host_bytes: Mapping[GroupKey, int], host_room: int
-) -> Residency:
-    """Fill the device first: what stays there saves both a read and an upload. Sizes are those of all groups, in order.
+def place_groups(sizes: Mapping[str, Mapping[GroupKey, int]], room: Mapping[str, int]) -> Residency:
+    """Fill the last place first: what stays there saves a read and every copy.
 
-    Where host and device memory are one, leave the device out: `device_bytes` are empty.
+    By place, in order, `sizes` are those of all groups in compute order, and `room` how many bytes there are.
     """
-    device = spread(device_bytes, device_room)
-    on_device = set(device)
-    others = {group: size for group, size in host_bytes.items() if group not in on_device}
-    return Residency(device, spread(others, host_room))
-
-
-def moving_bytes(sizes: Mapping[GroupKey, int], *stays: tuple[GroupKey, ...]) -> int:
-    """What moves in every pass: the groups that stay in none of the places."""
-    anywhere = {group for place in stays for group in place}
-    return sum(size for group, size in sizes.items() if group not in anywhere)
+    stays: dict[str, tuple[GroupKey, ...]] = {}
+    for place in reversed(list(sizes)):
+        placed = {group for groups in stays.values() for group in groups}
+        others = {group: size for group, size in sizes[place].items() if group not in placed}
+        stays[place] = spread(others, room[place])
+    return Residency({place: stays[place] for place in sizes})
 
 
 def spread(sizes: Mapping[GroupKey, int], room: int) -> tuple[GroupKey, ...]:

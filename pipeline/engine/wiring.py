@@ -30,7 +30,7 @@ from pipeline.engine.actor_names import READER, SCHEDULER, STAGER, UPLOADER
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What a line is made of. Without a `device_budget` host and device memory are one.
+    """What a line is made of; `budgets` are those of the device's places, in order.
 
     The `policy` is one that fits the budgets; `queues` names every actor but the first.
     """
@@ -40,8 +40,7 @@ class Parts:
     device: Device
     program: Program
     policy: PrefetchPolicy
-    host_budget: Budget
-    device_budget: Budget | None
+    budgets: Sequence[Budget]
     slots: Mapping[str, int]
     queues: Mapping[str, int]
     insert: Mapping[str, Sequence[Stage | Mover]]
@@ -90,20 +89,22 @@ def slots_until_computed(slots: Mapping[str, int], insert: Mapping[str, Sequence
 def wire(parts: Parts) -> Wired:
     """Join the actors. A policy with triggers gets a queue of requests, into which the later actors report."""
     order, policy = parts.program.order, parts.policy
+    from_disk, *behind = parts.budgets
+    on_device = behind[-1] if behind else None
     requests = arrivals = None
     if policy.triggered:
         residents = _resident_until_computed(parts)
         kinds = [None if key in residents else parts.catalog.kind(*key) for key in order]
-        links = 1 if parts.device_budget is None else 3
+        links = 1 if on_device is None else 3
         requests = PrefetchQueue(order, kinds, parts.slots, policy, links=links, clock=parts.clock)
         arrivals = Arrivals(policy, requests)
     scheduler = ComputeScheduler(parts.program, blocking=policy.waits == "blocking", queue=requests)
-    shares_lane = bool(parts.companions) and parts.device_budget is not None
-    uploader = GpuUploader(parts.device, parts.device_budget, arrivals, shares_lane=shares_lane)
+    shares_lane = bool(parts.companions) and on_device is not None
+    uploader = GpuUploader(parts.device, on_device, arrivals, shares_lane=shares_lane)
     planner = PrefetchPlanner(order, parts.passes, requests)
     line = (
         Line(planner, catalog=parts.catalog, clock=parts.clock, trace=parts.trace)
-        .then(DiskReader(parts.source, parts.host_budget), queue=parts.queues[READER])
+        .then(DiskReader(parts.source, from_disk), queue=parts.queues[READER])
         .then(PinnedStager(), queue=parts.queues[STAGER])
         .then(uploader, queue=parts.queues[UPLOADER])
         .then(scheduler, queue=parts.queues[SCHEDULER])
@@ -117,7 +118,7 @@ def _resident_until_computed(parts: Parts) -> frozenset[GroupKey]:
     """The groups with slots of their own all the way: a user's Mover behind the uploader has shared ones."""
     if any(isinstance(stage, Mover) and stage.budget is not None for stage in parts.insert.get(UPLOADER, ())):
         return frozenset()
-    return (parts.device_budget or parts.host_budget).residents
+    return parts.budgets[-1].residents
 
 
 def _companion_line(companion: Companion, parts: Parts) -> Line:

@@ -52,8 +52,7 @@ def draw_up(
     groups = plan_groups(group_specs(model), checkpoint)
     dtype = _computing_dtype(model, groups, settings)
     fewest_slots = min(getattr(settings, place.groups_setting) for place in device.places)
-    packed = device.alignment_bytes is not None
-    catalog = WeightCatalog(groups.groups, packed=packed, fewest_slots=fewest_slots)
+    catalog = WeightCatalog(groups.groups, device.places, device.alignment_bytes, fewest_slots)
     plan = make_plan(model, settings, groups, catalog, device, dtype)
     return Blueprint(model, checkpoint, groups, dtype, catalog, plan)
 

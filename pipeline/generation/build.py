@@ -19,7 +19,7 @@ from pipeline.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from pipeline.config import Config
 from pipeline.devices.memory import Memory
 from pipeline.devices.open import open_device
-from pipeline.devices.port import Device
+from pipeline.devices.port import Device, Place
 from pipeline.devices.spinning import warn_of_spinning
 from pipeline.engine.actor_names import ACTORS
 from pipeline.engine.plan import Plan
@@ -90,8 +90,7 @@ class Runtime:
     @property
     def moving_groups(self) -> int:
         """How many weight groups move in every pass: all but those that stay where they are computed."""
-        stays = self.residency.host if len(self.device.places) == 1 else self.residency.device
-        return len(self.catalog.order) - len(stays)
+        return len(self.catalog.order) - len(self.residency.stays(self.device.places[-1].name))
 
     def running(self) -> contextlib.AbstractAsyncContextManager[Over]:
         """Run the line of the weights, and the KV line beside it."""
@@ -173,8 +172,7 @@ def _build(
             clock=CLOCK,
             trace=trace,
             companions=(cache.companion,) if plan.kv.moving else (),
-            host_budget=_budget("host", plan, catalog, device.host_memory),
-            device_budget=None if len(device.places) == 1 else _budget("device", plan, catalog, device.device_memory),
+            budgets=[_budget(place, plan, catalog, device) for place in device.places],
             # A queue never limits the depth before the budget behind it does, unless the user sets it so.
             queues=dict.fromkeys(ACTORS[1:], settings.gpu_groups) | dict(settings.queues),
         )
@@ -190,7 +188,7 @@ def _weights(drawn: Blueprint, settings: Config, device: Device) -> tuple[Readin
     files, catalog = drawn.checkpoint.files, drawn.catalog
     reading = choose_reading(files, settings.reading, beside=device.shares_cores)
     logger.info("reads %s", reading)
-    stays = {*drawn.plan.residency.host, *drawn.plan.residency.device}
+    stays = drawn.plan.residency.arrived(device.places[0].name)
     checking = choose_checking(
         settings.checksums,
         shares_cores=device.shares_cores,
@@ -209,9 +207,9 @@ def _batcher(plan: ModelPlan, settings: Config) -> Batcher:
     return Batcher(pool, settings.max_requests, settings.max_waiting, share_answers=shares_answers)
 
 
-def _budget(place: str, plan: Plan, catalog: WeightCatalog, memory: Callable[[int], Memory]) -> Budget:
+def _budget(place: Place, plan: Plan, catalog: WeightCatalog, device: Device) -> Budget:
     """The memory behind the slots of one place, and that of the groups that stay there."""
-    cells = {kind: [memory(size) for _ in range(count)] for kind, (count, size) in plan.slots[place].items()}
-    sizes = catalog.group_bytes(place)
-    stays = plan.residency.device if place == "device" else plan.residency.host
-    return Budget(place, cells, CLOCK, {group: memory(sizes[group]) for group in stays})
+    memory: Callable[[int], Memory] = device.host_memory if place is device.places[0] else device.device_memory
+    cells = {kind: [memory(size) for _ in range(count)] for kind, (count, size) in plan.slots[place.name].items()}
+    sizes = catalog.group_bytes(place.name)
+    return Budget(place.name, cells, CLOCK, {group: memory(sizes[group]) for group in plan.residency.stays(place.name)})

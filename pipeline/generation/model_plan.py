@@ -8,7 +8,6 @@ import torch
 from pipeline.config import Config
 from pipeline.devices.port import Device
 from pipeline.engine.plan import Plan, Planning
-from pipeline.engine.residency import moving_bytes
 from pipeline.errors import ConfigError
 from pipeline.generation.pass_holdings import pass_holdings
 from pipeline.groups.catalog import WeightCatalog
@@ -99,18 +98,15 @@ class _Rooms:
             fits = all(plan.memory.need(place) <= limit for place, limit in most.items())
             return self._pass_bytes(plan) if fits else None
 
-        place = self.planning.weights_place
-        weights = sum(self.planning.catalog.group_bytes(place).values())
-        return planned(*choose_room(demand, weights, place, moves))
+        place = self.planning.device.places[-1]
+        weights = sum(self.planning.catalog.group_bytes(place.name).values())
+        return planned(*choose_room(demand, weights, place.disk_speeds, moves))
 
     def _pass_bytes(self, plan: ModelPlan) -> PassBytes:
-        catalog, stays, layer_bytes = self.planning.catalog, plan.residency, plan.kv_layout.layer_bytes
-        read = moving_bytes(catalog.group_bytes("host"), stays.device, stays.host)
-        read += len(plan.kv.disk) * layer_bytes
-        if len(plan.slots) == 1:
-            return PassBytes(read, 0)
-        sent = moving_bytes(catalog.group_bytes("device"), stays.device) + len(plan.kv.moving) * layer_bytes
-        return PassBytes(read, sent)
+        catalog, layer_bytes = self.planning.catalog, plan.kv_layout.layer_bytes
+        moving = [plan.residency.moving_bytes(place, catalog.group_bytes(place)) for place in plan.slots]
+        read = moving[0] + len(plan.kv.disk) * layer_bytes
+        return PassBytes(read, sum(nbytes + len(plan.kv.moving) * layer_bytes for nbytes in moving[1:]))
 
 
 def _context_tokens(model: ModelConfig, settings: Config) -> int:

@@ -132,7 +132,7 @@ class ModelStatistics:
     def of(cls, runtime: Runtime) -> "ModelStatistics":
         """Read all counters of a runtime now."""
         line = runtime.wired.statistics()
-        host = line.budgets["host"]
+        places = [place.name for place in runtime.device.places]
         arrivals = runtime.wired.arrivals
         pool, prefixes = runtime.admission.batcher.pool, runtime.admission.batcher.prefixes
         return cls(
@@ -148,12 +148,10 @@ class ModelStatistics:
             bytes_read=runtime.source.bytes_read,
             bytes_needed=runtime.source.bytes_needed,
             checksums=_checksums(runtime.checking, runtime.source.checksums),
-            device_groups_peak=line.budgets.get("device", host).peak,
-            host_groups_peak=host.peak,
+            device_groups_peak=line.budgets[places[-1]].peak,
+            host_groups_peak=line.budgets[places[0]].peak,
             groups_reloaded=0 if arrivals is None else arrivals.reloaded,
-            resident_groups={
-                place: line.budgets[place].residents for place in ("device", "host") if place in line.budgets
-            },
+            resident_groups={place: line.budgets[place].residents for place in reversed(places)},
             moving_groups=runtime.moving_groups,
             busy_seconds={name: actor.busy_seconds for name, actor in line.actors.items()},
             stalled_seconds={name: actor.stalled_seconds for name, actor in line.actors.items()},

@@ -9,6 +9,8 @@ from actors.core.errors import LineError
 from actors.core.message import GroupKey, Message
 from actors.core.ports import Copy
 from pipeline.devices.lane import comes_behind
+from pipeline.devices.memory import DeviceMemory
+from pipeline.devices.port import Place
 from pipeline.formats.matrix import Weights
 from pipeline.groups.groups import WeightGroup
 from pipeline.groups.layout import HostLayout, device_layout, host_layout, tensor_views
@@ -21,11 +23,18 @@ if TYPE_CHECKING:
 class WeightCatalog:
     """The layout of every group in a host slot and in a device slot.
 
-    With `packed` device slots tensors lie 256-aligned; otherwise exactly as in the host slot, so that results do not
-    depend on whether a slot was copied or handed on.
+    With an alignment tensors lie packed in slots of the last place; otherwise exactly as in those of the first, so that
+    results do not depend on whether a slot was copied or handed on. `places` are the names of the places, in order.
     """
 
-    def __init__(self, groups: Sequence[WeightGroup], *, packed: bool, fewest_slots: int | None = None) -> None:
+    def __init__(
+        self,
+        groups: Sequence[WeightGroup],
+        places: Sequence[Place],
+        alignment_bytes: int | None = None,
+        fewest_slots: int | None = None,
+    ) -> None:
+        self.places = tuple(place.name for place in places)
         self.order = tuple(group.key for group in groups)
         self._groups = {group.key: group for group in groups}
         self.host: dict[GroupKey, HostLayout] = {key: host_layout(group) for key, group in self._groups.items()}
@@ -35,8 +44,8 @@ class WeightCatalog:
         self._device_bytes = {}
         for key, group in self._groups.items():
             host = self.host[key]
-            if packed:
-                device = device_layout(group, host)
+            if alignment_bytes is not None:
+                device = device_layout(group, host, alignment_bytes)
                 self._copies[key] = device.copies
                 self._offsets[key] = device.offsets
                 self._device_bytes[key] = device.slot_bytes
@@ -68,11 +77,11 @@ class WeightCatalog:
             )
         if (error := message.event.error) is not None:
             raise error
-        place, memory = message.at.place, message.at.buffer.tensor
+        place, memory = message.at.place, message.at.buffer
         # In slots of a user's Mover bytes lie as in those that they came from, which are in the same memory.
-        in_host = place == "host" or (place != "device" and memory.device.type == "cpu")
-        offsets = self.host[key].offsets if in_host else self._offsets[key]
-        return MappingProxyType(tensor_views(memory, offsets, self._groups[key].tensors))
+        packed = place == self.places[-1] or (place not in self.places and isinstance(memory, DeviceMemory))
+        offsets = self._offsets[key] if packed else self.host[key].offsets
+        return MappingProxyType(tensor_views(memory.tensor, offsets, self._groups[key].tensors))
 
     def weights(self, message: Message[Slot]) -> "Weights":
         """The same, and what multiplies: made for each use, since a group is in another slot each time."""
@@ -80,12 +89,12 @@ class WeightCatalog:
         return Weights(tensors, {one.short: one.over(tensors) for one in self._groups[message.key].matrices})
 
     def slot_bytes(self, place: str) -> dict[str, int]:
-        """The size that a slot of each kind needs, in the "host" or on the "device": that of its largest group."""
+        """The size that a slot of each kind needs in a place: that of its largest group."""
         return self.slot_kinds.largest(self.group_bytes(place))
 
     def group_bytes(self, place: str) -> dict[GroupKey, int]:
-        """The size that each group needs, in the "host" or on the "device", in compute order."""
-        if place == "host":
+        """The size that each group needs in a place, in compute order."""
+        if place == self.places[0]:
             return {key: layout.slot_bytes for key, layout in self.host.items()}
         return dict(self._device_bytes)
 

@@ -3,7 +3,7 @@
 file          ....|....|norm|q k v o..|....      runs of bytes, anywhere
 host slot     |.norm|q k v o..|                  each run's covering window of whole blocks, as it was read
               |..odd..| -> |.odd...|             a tensor between two addresses of its items, moved to one after reading
-device slot   |norm|q|k|v|o|                     tensors packed, each at a multiple of 256
+device slot   |norm|q|k|v|o|                     tensors packed, each at a multiple of what the device needs
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 HOST_ALIGNMENT_BYTES = 64
 """To which odd tensors are moved: a cache line."""
-DEVICE_ALIGNMENT_BYTES = 256
 
 
 class Window(NamedTuple):
@@ -94,17 +93,17 @@ def host_layout(group: WeightGroup) -> HostLayout:
     return HostLayout(tuple(windows), offsets, slot_bytes, group.needed_bytes, tuple(moves))
 
 
-def device_layout(group: WeightGroup, host: HostLayout) -> DeviceLayout:
+def device_layout(group: WeightGroup, host: HostLayout, alignment_bytes: int) -> DeviceLayout:
     """The tensors packed in the order in which they lie in the host slot, so that neighbours travel in one copy."""
     offsets: dict[str, int] = {}
     copies: list[Copy] = []
     slot_bytes = 0
     for tensor in sorted(group.tensors, key=lambda tensor: host.offsets[tensor.short]):
         source = host.offsets[tensor.short]
-        target = offsets[tensor.short] = _round_up(slot_bytes, DEVICE_ALIGNMENT_BYTES)
+        target = offsets[tensor.short] = _round_up(slot_bytes, alignment_bytes)
         copies.append(Copy(source, target, tensor.length))
         slot_bytes = target + tensor.length
-    return DeviceLayout(offsets, _round_up(slot_bytes, DEVICE_ALIGNMENT_BYTES), tuple(merge_copies(copies)))
+    return DeviceLayout(offsets, _round_up(slot_bytes, alignment_bytes), tuple(merge_copies(copies)))
 
 
 def merge_copies(copies: Iterable[Copy]) -> list[Copy]:

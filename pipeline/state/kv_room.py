@@ -19,8 +19,6 @@ STEPS = 64
 """So many numbers of requests are tried, which takes some milliseconds."""
 SENT_RATE = 4
 """How many times as fast as the disk the link to a GPU is."""
-COMPUTED_RATES = {"host": 8, "device": 128}
-"""The same of the memory that computing reads, by the place where the weights are computed with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +28,9 @@ class PassBytes:
     read: int
     sent: int
 
-    def seconds(self, weights: int, place: str) -> float:
+    def seconds(self, weights: int, computed_rate: int) -> float:
         """How long a pass with so many bytes of weights in all takes, in seconds of a disk with one byte per second."""
-        return max(self.read, self.sent / SENT_RATE, weights / COMPUTED_RATES[place])
+        return max(self.read, self.sent / SENT_RATE, weights / computed_rate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +91,15 @@ class Demand:
         return f"{count} of {self.requests} requests (max_requests), at {each:,} tokens each"
 
 
-def choose_room(demand: Demand, weights: int, place: str, moves: Callable[[int], PassBytes | None]) -> tuple[int, str]:
+def choose_room(
+    demand: Demand, weights: int, computed_rate: int, moves: Callable[[int], PassBytes | None]
+) -> tuple[int, str]:
     """The tokens that there is room for, and why; for one request of a whole context in any case.
 
-    `weights` are the bytes of all, which are computed with in `place`. `moves` tells what passes move with room for so
-    many tokens; None where memory does not hold it. Where the best costs weights their place, nobody gets more room
-    than requests of typical length take; where nothing more moves for it they get all that they can use.
+    `weights` are the bytes of all; computing reads them `computed_rate` times as fast as a disk. `moves` tells what
+    passes move with room for so many tokens; None where memory does not hold it. Where the best costs weights their
+    place, nobody gets more room than requests of typical length take; where nothing more moves for it they get all that
+    they can use.
     """
     if demand.most == demand.longest:
         return demand.most, demand.told(demand.most)
@@ -108,7 +109,7 @@ def choose_room(demand: Demand, weights: int, place: str, moves: Callable[[int],
     fitting = {tokens: found for tokens in sizes if (found := moves(tokens)) is not None}
     if alone is None or max(fitting, default=demand.longest) == demand.longest:
         return demand.longest, "one request of a whole context, the least that works; memory holds no more"
-    best = max(fitting, key=lambda tokens: demand.share(tokens) / fitting[tokens].seconds(weights, place))
+    best = max(fitting, key=lambda tokens: demand.share(tokens) / fitting[tokens].seconds(weights, computed_rate))
     chosen = max(tokens for tokens, found in fitting.items() if found == fitting[best])
     full = "; memory holds no more" if chosen == max(fitting) < demand.usual else ""
     return chosen, f"{demand.told(chosen)}{_cost(fitting[chosen], alone)}{full}"

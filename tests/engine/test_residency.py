@@ -52,13 +52,16 @@ def test_a_quarter_is_every_fourth() -> None:
 
 def test_the_device_is_filled_first_and_nothing_stays_twice() -> None:
     device, host = layers_of(8, 10, 40), layers_of(8, 12, 44)
-    placed = place_groups(device, 200, host, 150)
-    assert sum(device[group] for group in placed.device) in range(181, 201)
-    assert sum(host[group] for group in placed.host) in range(129, 151)
-    assert not set(placed.device) & set(placed.host)
+    placed = place_groups({"host": host, "device": device}, {"host": 150, "device": 200})
+    on_device, in_host = placed.stays("device"), placed.stays("host")
+    assert sum(device[group] for group in on_device) in range(181, 201)
+    assert sum(host[group] for group in in_host) in range(129, 151)
+    assert not set(on_device) & set(in_host)
+    assert placed.moving_bytes("device", device) == sum(device.values()) - sum(device[group] for group in on_device)
+    assert placed.moving_bytes("host", host) == sum(host[one] for one in host if one not in (*on_device, *in_host))
 
 
-def test_one_memory_has_no_device() -> None:
-    placed = place_groups({}, 0, layers_of(8, 12, 44), 150)
-    assert placed.device == ()
-    assert placed.host
+def test_of_one_place_what_stays_is_all_that_stays() -> None:
+    sizes = layers_of(8, 12, 44)
+    placed = place_groups({"host": sizes}, {"host": 150, "disk": 1})
+    assert placed.stays("host") == tuple(group for group in sizes if group in placed.arrived("host")) != ()

@@ -54,7 +54,7 @@ async def _profiled(folder: Path, settings: dict[str, Any]) -> tuple[profile, in
         await model.generate([1, 2, 3], max_new_tokens=4, ignore_eos=True)
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as profiled:
             await model.generate([1, 2, 3], max_new_tokens=NEW_TOKENS, ignore_eos=True)
-        return profiled, len(model.runtime.residency.device), len(model.runtime.catalog.order)
+        return profiled, len(model.runtime.residency.stays("device")), len(model.runtime.catalog.order)
 
 
 def _driver_calls(profiled: profile) -> list[Any]:

@@ -28,8 +28,8 @@ async def test_the_same_tokens(variant: str, shares: tuple[float, float], tmp_pa
     settings = await asyncio.to_thread(settings_with_groups, tmp_path, *shares, device="cuda")
     async with Model.open(tmp_path, **settings) as model:
         residency, runtime = model.runtime.residency, model.runtime
-        assert bool(residency.device) == bool(shares[0])
-        assert bool(residency.host) == bool(shares[1])
+        assert bool(residency.stays("device")) == bool(shares[0])
+        assert bool(residency.stays("host")) == bool(shares[1])
         assert await generate(model) == expected
         uploads: list[Any] = []
         upload = runtime.device.upload
@@ -42,7 +42,7 @@ async def test_the_same_tokens(variant: str, shares: tuple[float, float], tmp_pa
         passes = runtime.program.passes
         assert await generate(model) == expected
         more = runtime.program.passes - passes
-        moving = len(runtime.catalog.order) - len(residency.device)
+        moving = len(runtime.catalog.order) - len(residency.stays("device"))
         assert abs(len(uploads) - more * (moving + 2)) <= moving, "embedding rows and positions beside groups"
 
 

@@ -12,9 +12,9 @@ from actors.core.budget import Budget
 from actors.core.message import READY, Message
 from pipeline.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from pipeline.devices.memory import HostMemory, copy_bytes
+from pipeline.devices.port import TWO_PLACES
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.groups.groups import WeightGroup, WeightGroups, plan_groups
-from pipeline.groups.layout import DEVICE_ALIGNMENT_BYTES
 from pipeline.models.config import read_config
 from pipeline.models.families import group_specs
 from pipeline.reading.reading import Reading
@@ -71,7 +71,7 @@ async def through_slots(small: Small, catalog: WeightCatalog, group: WeightGroup
 
 @pytest.mark.parametrize("packed", [True, False])
 async def test_every_tensor_is_the_checkpoints_in_the_host_and_on_the_device(small: Small, packed: bool) -> None:
-    catalog = WeightCatalog(small.groups.groups, packed=packed)
+    catalog = WeightCatalog(small.groups.groups, TWO_PLACES, 256 if packed else None)
     heads = [group.name for group in small.groups.groups if group.name.startswith("head")]
     assert len(heads) > 1, "the head must be cut for this test to mean something"
     for group in small.groups.groups:
@@ -86,18 +86,18 @@ async def test_every_tensor_is_the_checkpoints_in_the_host_and_on_the_device(sma
 
 
 async def test_packed_tensors_are_aligned_on_the_device(small: Small) -> None:
-    catalog = WeightCatalog(small.groups.groups, packed=True)
+    catalog = WeightCatalog(small.groups.groups, TWO_PLACES, 256)
     for group in small.groups.groups:
         _, views, _ = await through_slots(small, catalog, group)
         base = min(tensor.data_ptr() for tensor in views.values())
-        assert all((tensor.data_ptr() - base) % DEVICE_ALIGNMENT_BYTES == 0 for tensor in views.values())
+        assert all((tensor.data_ptr() - base) % 256 == 0 for tensor in views.values())
         copied = sum(copy.length for copy in catalog.copies(group.layer, group.name))
         assert copied == group.needed_bytes, "no padding travels"
 
 
 def test_groups_need_small_and_large_slots_in_turn_unless_there_is_only_one(small: Small) -> None:
-    two = WeightCatalog(small.groups.groups, packed=True)
-    one = WeightCatalog(small.groups.groups, packed=True, fewest_slots=1)
+    two = WeightCatalog(small.groups.groups, TWO_PLACES, 256)
+    one = WeightCatalog(small.groups.groups, TWO_PLACES, 256, fewest_slots=1)
     assert two.order == tuple((group.layer, group.name) for group in small.groups.groups)
     assert [two.kind(*key) for key in two.order] == [("attn", "ffn")[index % 2] for index in range(len(two.order))]
     assert {one.kind(*key) for key in two.order} == {"ffn"}
@@ -111,7 +111,7 @@ def test_groups_need_small_and_large_slots_in_turn_unless_there_is_only_one(smal
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_slot_is_as_large_as_the_largest_group_of_its_kind_and_no_copy_leaves_it(small: Small, packed: bool) -> None:
-    catalog = WeightCatalog(small.groups.groups, packed=packed)
+    catalog = WeightCatalog(small.groups.groups, TWO_PLACES, 256 if packed else None)
     host, device = catalog.slot_bytes("host"), catalog.slot_bytes("device")
     ends: dict[str, list[int]] = {"attn": [], "ffn": []}
     for layer, name in catalog.order:
@@ -128,7 +128,7 @@ def test_a_slot_is_as_large_as_the_largest_group_of_its_kind_and_no_copy_leaves_
 
 
 def test_needed_bytes_are_those_of_all_tensors_that_one_pass_streams(small: Small) -> None:
-    catalog = WeightCatalog(small.groups.groups, packed=True)
+    catalog = WeightCatalog(small.groups.groups, TWO_PLACES, 256)
     tied = "lm_head.weight" not in small.tensors
     streamed = [tensor for name, tensor in small.tensors.items() if tied or "embed_tokens" not in name]
     assert catalog.needed_bytes == sum(tensor.nbytes for tensor in streamed)

@@ -10,7 +10,6 @@ from pipeline.formats.tensors import TensorRange
 from pipeline.groups.groups import WeightGroup
 from pipeline.groups.layout import (
     BLOCK_BYTES,
-    DEVICE_ALIGNMENT_BYTES,
     device_layout,
     host_layout,
     row_window,
@@ -94,7 +93,7 @@ def test_bytes_arrive_in_the_device_slot_as_they_were_in_the_files(
 ) -> None:
     group, content = drawn
     host = host_layout(group)
-    device = device_layout(group, host)
+    device = device_layout(group, host, 256)
     host_slot = bytearray(host.slot_bytes)
     for window in host.windows:
         read = content[window.file][window.start :][: window.length]
@@ -117,7 +116,7 @@ def test_bytes_arrive_in_the_device_slot_as_they_were_in_the_files(
             assert (tuple(view.shape), view.element_size()) == (tensor.shape, ITEM_BYTES[tensor.dtype])
     for first, second in pairwise(device.copies):
         assert first.target_offset + first.length <= second.target_offset
-    assert all(offset % DEVICE_ALIGNMENT_BYTES == 0 for offset in device.offsets.values())
+    assert all(offset % 256 == 0 for offset in device.offsets.values())
     assert sum(copy.length for copy in device.copies) == host.needed_bytes
 
 
@@ -126,7 +125,7 @@ def test_neighbours_travel_in_one_read_and_one_copy() -> None:
     host = host_layout(WeightGroup(0, "ffn", tensors))
     assert [(window.start, window.length) for window in host.windows] == [(4096, 12288)]
     assert host.offsets == {"down": 1024, "up": 5120}
-    (copy,) = device_layout(WeightGroup(0, "ffn", tensors), host).copies
+    (copy,) = device_layout(WeightGroup(0, "ffn", tensors), host, 256).copies
     assert (copy.source_offset, copy.target_offset, copy.length) == (1024, 0, 8192)
 
 
@@ -137,7 +136,7 @@ def test_distant_tensors_are_read_apart() -> None:
         (0, 4096, 0),
         (8192, 4096, 4096),
     ]
-    assert len(device_layout(WeightGroup(0, "attn", tensors), host).copies) == 1
+    assert len(device_layout(WeightGroup(0, "attn", tensors), host, 256).copies) == 1
 
 
 @settings(deadline=None)

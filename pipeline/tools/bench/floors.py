@@ -34,9 +34,9 @@ class Floors:
         self._runtime = runtime
         self._host, *on_device = runtime.line.budgets
         self._device = on_device[0] if on_device else None
-        stays = {*residency.device, *residency.host}
-        self._read_in_pass = [group for group in runtime.catalog.order if group not in stays]
-        self._uploaded_in_pass = [group for group in runtime.catalog.order if group not in set(residency.device)]
+        in_host, in_device = (residency.arrived(runtime.catalog.places[index]) for index in (0, -1))
+        self._read_in_pass = [group for group in runtime.catalog.order if group not in in_host]
+        self._uploaded_in_pass = [group for group in runtime.catalog.order if group not in in_device]
 
     async def read_seconds(self) -> float:
         """Read every group of a pass with our own reader and nothing else, as many at a time as there are host slots.
@@ -99,12 +99,13 @@ class Floors:
     async def load(self, *, shared: bool = False) -> Loaded:
         """Bring every group into device memory for good; `shared`, or where they do not fit, one per kind for all."""
         runtime, order = self._runtime, self._runtime.catalog.order
-        sizes = runtime.catalog.slot_bytes("device")
+        place = runtime.catalog.places[-1]
+        sizes = runtime.catalog.slot_bytes(place)
         kinds = [runtime.catalog.kind(*key) for key in order]
         aliased = shared or sum(sizes[kind] for kind in kinds) > available_host_bytes() // 2
         counts = {kind: 1 if aliased else kinds.count(kind) for kind in sizes}
         cells = {kind: [runtime.device.device_memory(sizes[kind]) for _ in range(n)] for kind, n in counts.items()}
-        memory = Budget("device", cells, time.perf_counter)
+        memory = Budget(place, cells, time.perf_counter)
         first: dict[str, Slot] = {}
         messages = []
         for seq, ((layer, group), kind) in enumerate(zip(order, kinds, strict=True)):

@@ -97,8 +97,9 @@ def forecast(catalog: WeightCatalog, plan: Plan, settings: Config, rates: Rates,
 
 def pass_timings(catalog: WeightCatalog, plan: Plan, rates: Rates, tokens: int) -> SteadyTimings:
     """What every pass moves and computes; nothing moves of what stays."""
-    read, sent = catalog.group_bytes("host"), catalog.group_bytes("device")
-    on_device, anywhere = set(plan.residency.device), {*plan.residency.device, *plan.residency.host}
+    first, last = catalog.places[0], catalog.places[-1]
+    read, sent = catalog.group_bytes(first), catalog.group_bytes(last)
+    on_device, anywhere = plan.residency.arrived(last), plan.residency.arrived(first)
     h2d = rates.h2d_bytes_per_second
     return SteadyTimings(
         order=catalog.order,

@@ -67,7 +67,7 @@ async def measure_rates(folder: Path, settings: Config, tokens: int, progress: P
         return Rates(
             statistics.median(disk),
             statistics.median(h2d) if h2d else None,
-            _computes(computed, runtime.catalog.group_bytes("host")),
+            _computes(computed, runtime.catalog.group_bytes(runtime.catalog.places[0])),
             statistics.median(one.begin_seconds for one in computed[tokens]),
             read_slowdown,
             compute_slowdown,
@@ -165,7 +165,7 @@ def _computes(computed: Mapping[int, list[_Computed]], sizes: Mapping[GroupKey, 
 async def _h2d_bytes_per_second(runtime: Runtime) -> float:
     """Upload the largest group over and over, one copy right behind the other."""
     host, device = runtime.line.budgets
-    sizes = runtime.catalog.group_bytes("device")
+    sizes = runtime.catalog.group_bytes(runtime.catalog.places[-1])
     largest = max(sizes, key=sizes.__getitem__)
     kind, copies = runtime.catalog.kind(*largest), runtime.catalog.copies(*largest)
     source, target = await host.acquire(kind), await device.acquire(kind)

@@ -68,14 +68,13 @@ async def bench_opening(
         progress(f"{folder.name}: round {index + 1}/{rounds}")
         for name, value in (await _round(folder, settings, passes)).items():
             columns.setdefault(name, []).append(value)
-    residency = runtime.residency
-    stays = {*residency.device, *residency.host}
-    sizes = runtime.catalog.group_bytes("host")
+    first = runtime.device.places[0].name
+    sizes = runtime.catalog.group_bytes(first)
     return OpeningReport(
         model=folder.name,
         groups=len(sizes),
         moving_groups=runtime.moving_groups,
-        streamed_bytes=sum(size for group, size in sizes.items() if group not in stays),
+        streamed_bytes=runtime.residency.moving_bytes(first, sizes),
         **{name: tuple(values) for name, values in columns.items()},
     )
 

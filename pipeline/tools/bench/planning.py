@@ -10,9 +10,8 @@ from typing import Any
 from pipeline.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from pipeline.checkpoints.config_alone import ConfigAlone
 from pipeline.config import Config
-from pipeline.devices.port import Device
+from pipeline.devices.port import TWO_PLACES, Device
 from pipeline.devices.sim import SimDevice
-from pipeline.engine.residency import moving_bytes
 from pipeline.generation.blueprint import Blueprint, draw_up, draw_up_fitting, say_remarks
 from pipeline.models.config import ModelConfig, read_config
 from pipeline.tools.bench.forecast import Forecast, Rates, forecast, pass_timings
@@ -33,15 +32,15 @@ class Placed:
     @property
     def resident_bytes(self) -> dict[str, int]:
         """What stays, by place."""
-        stays = {"device": self.drawn.plan.residency.device, "host": self.drawn.plan.residency.host}
-        sizes = {place: self.drawn.catalog.group_bytes(place) for place in stays}
-        return {place: sum(sizes[place][group] for group in groups) for place, groups in stays.items()}
+        stays, sizes = self.drawn.plan.residency.stays, self.drawn.catalog.group_bytes
+        places = [place.name for place in reversed(TWO_PLACES)]
+        return {place: sum(sizes(place)[group] for group in stays(place)) for place in places}
 
     @property
     def read_bytes_per_pass(self) -> int:
         """What stays nowhere."""
-        residency = self.drawn.plan.residency
-        return moving_bytes(self.drawn.catalog.group_bytes("host"), residency.device, residency.host)
+        first = self.drawn.catalog.places[0]
+        return self.drawn.plan.residency.moving_bytes(first, self.drawn.catalog.group_bytes(first))
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain values."""
@@ -121,7 +120,7 @@ def _forecast(placed: Placed, settings: Config, device: Device, rates: Rates, to
     if not settings.residency:
         staying = draw_up(model, checkpoint, replace(settings, residency=True), device)
         otherwise["what fits stays"] = forecast(staying.catalog, staying.plan, settings, rates, tokens)
-    elif len(drawn.plan.residency.device or drawn.plan.residency.host) < len(drawn.catalog.order):
+    elif len(drawn.plan.residency.stays(device.places[-1].name)) < len(drawn.catalog.order):
         same_room = replace(settings, kv_tokens=drawn.plan.kv_room.tokens)  # so that the weights get all of it
         for place in drawn.plan.slots:
             limits = {**drawn.plan.limits, place: drawn.plan.limits[place] + GIGABYTE}

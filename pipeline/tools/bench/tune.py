@@ -287,7 +287,7 @@ class Tuner:
 
 def _window_bytes(runtime: Runtime, budgets: Iterable[int]) -> dict[int, int]:
     """What the slots of a budget take on the device; a single slot must hold any group."""
-    sizes, needed = runtime.catalog.group_bytes("device"), {}
+    sizes, needed = runtime.catalog.group_bytes(runtime.catalog.places[-1]), {}
     for budget in sorted(budgets):
         kinds = SlotKinds.by_size(sizes, budget)
         slot_bytes = kinds.largest(sizes)

@@ -135,7 +135,7 @@ def _told_rates(options: argparse.Namespace) -> Rates:
 def lines(placed: Placed) -> str:
     """For people."""
     drawn, computed_from = placed.drawn, placed.computed_from
-    sizes = drawn.catalog.group_bytes("host")
+    sizes = drawn.catalog.group_bytes(drawn.catalog.places[0])
     places = [f"{human_bytes(size)} stay in {place} memory" for place, size in placed.resident_bytes.items() if size]
     told = [
         f"model      {drawn.model.family} · {drawn.model.layers} layers · {human_bytes(sum(sizes.values()))} in "
@@ -148,7 +148,7 @@ def lines(placed: Placed) -> str:
     if isinstance(placed, Planned):
         told += _forecast_lines(placed)
     else:
-        gpu = ", --h2d-gbps, --gpu-memory" if "device" in drawn.plan.slots else ""
+        gpu = ", --h2d-gbps, --gpu-memory" if len(drawn.plan.slots) > 1 else ""
         numbers = f"--disk-gbps, --tflops, --host-memory{gpu}"
         told.append(f"forecast   none: without weights nothing can be measured here; for one, give all of {numbers}")
     return "\n".join(told)

@@ -25,12 +25,11 @@ from pipeline.tools.trace.overlap import Overlap
 
 @dataclass(frozen=True, slots=True)
 class SimLine:
-    """A line that is ready to run; `device` is None where a group moves in one hop."""
+    """A line that is ready to run; `budgets` are those of its places, in order."""
 
     wired: Wired
     program: SimProgram
-    host: Budget
-    device: Budget | None
+    budgets: Sequence[Budget]
     policy: PrefetchPolicy
     queue: PrefetchQueue | None
 
@@ -74,11 +73,11 @@ def sim_line(
     slots = slots_until_computed(held, insert or {})
     policy = fit_policy(policy, slots)
     trace = trace or Trace(recording=False)
-    in_host = kinds.counts(host_groups)
-    host = Budget("host", _cells(in_host, device), clock, dict.fromkeys(residency.host))
-    memory = (
-        None if len(places) == 1 else Budget("device", _cells(held, device), clock, dict.fromkeys(residency.device))
-    )
+    groups = {"gpu_groups": gpu_groups, "host_groups": host_groups}
+    counts = {place.name: kinds.counts(groups[place.groups_setting]) for place in places}
+    budgets = [
+        Budget(name, _cells(counts[name], device), clock, dict.fromkeys(residency.stays(name))) for name in counts
+    ]
     moves_kv = timings.kv_seconds > 0 and sum(group == "attn" for _, group in timings.order) > 1
     companions = [SimCompanion(timings, device, ahead=getattr(policy, "kv_ahead", True)) for _ in range(moves_kv)]
     rendezvous = companions[0].rendezvous if companions else None
@@ -91,8 +90,7 @@ def sim_line(
             device=device,
             program=program,
             policy=policy,
-            host_budget=host,
-            device_budget=memory,
+            budgets=budgets,
             slots=slots,
             queues=dict.fromkeys(ACTORS[1:], gpu_groups if queue is None else queue),
             insert=insert or {},
@@ -102,7 +100,7 @@ def sim_line(
             companions=companions,
         )
     )
-    return SimLine(wired, program, host, memory, policy, wired.requests)
+    return SimLine(wired, program, budgets, policy, wired.requests)
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,11 +98,11 @@ def test_what_stays_is_neither_read_nor_sent(checkpoint: Path) -> None:
     settings = Config(host_memory="20MB", gpu_memory="20MB", context_tokens=64, max_requests=1, max_tokens_per_pass=8)
     drawn = drawn_up(checkpoint, settings, GPU)
     residency = drawn.plan.residency
-    assert residency.device
+    assert residency.stays("device")
     timings = pass_timings(drawn.catalog, drawn.plan, rates(1e9, 2e9), 1)
     for group in drawn.catalog.order:
-        assert (timings.uploads[group] == 0.0) == (group in residency.device)
-        assert (timings.reads[group] == 0.0) == (group in {*residency.device, *residency.host})
+        assert (timings.uploads[group] == 0.0) == (group in residency.stays("device"))
+        assert (timings.reads[group] == 0.0) == (group in residency.arrived("host"))
 
 
 @pytest.mark.usefixtures("nothing_was_there_before")

@@ -47,7 +47,7 @@ def test_what_stays_costs_nothing_and_the_rest_moves_at_the_links_pace(share: fl
     stays = spread(sizes(), int(share * sum(sizes().values())))
     io = sum(size for group, size in sizes().items() if group not in stays) / 10_000
     compute = compute_share * sum(sizes().values()) / 10_000
-    seconds = pass_seconds(timings(compute_share), Residency(host=stays))
+    seconds = pass_seconds(timings(compute_share), Residency({"host": stays}))
     assert seconds == pytest.approx(max(io, compute), rel=0.03)
 
 
@@ -55,8 +55,8 @@ def test_groups_at_one_end_lose_a_third() -> None:
     """Why they are spread: at the end that stays nothing moves while it computes but what the slots hold."""
     groups = list(sizes())
     first_half = tuple(groups[: len(groups) // 2])
-    spread_out = pass_seconds(timings(0.5), Residency(host=spread(sizes(), sum(sizes().values()) // 2)))
-    assert pass_seconds(timings(0.5), Residency(host=first_half)) > 1.3 * spread_out
+    spread_out = pass_seconds(timings(0.5), Residency({"host": spread(sizes(), sum(sizes().values()) // 2)}))
+    assert pass_seconds(timings(0.5), Residency({"host": first_half})) > 1.3 * spread_out
 
 
 def test_two_places() -> None:
@@ -66,13 +66,14 @@ def test_two_places() -> None:
     host = spread(others, sum(others.values()) // 2)
     disk = 2.5 * sum(size for group, size in others.items() if group not in host) / 10_000
     link = sum(others.values()) / 10_000
-    assert pass_seconds(timings(0.1, disk=2.5), Residency(device, host)) == pytest.approx(max(disk, link), rel=0.03)
+    residency = Residency({"host": host, "device": device})
+    assert pass_seconds(timings(0.1, disk=2.5), residency) == pytest.approx(max(disk, link), rel=0.03)
     disk /= 2.5 / 1.2
-    assert pass_seconds(timings(0.1, disk=1.2), Residency(device, host)) == pytest.approx(max(disk, link), rel=0.03)
+    assert pass_seconds(timings(0.1, disk=1.2), residency) == pytest.approx(max(disk, link), rel=0.03)
 
 
 def test_where_everything_stays_only_computing_takes_time() -> None:
-    seconds = pass_seconds(timings(0.5), Residency(host=tuple(sizes())))
+    seconds = pass_seconds(timings(0.5), Residency({"host": tuple(sizes())}))
     assert seconds == pytest.approx(0.5 * sum(sizes().values()) / 10_000, rel=1e-6)
 
 
@@ -85,7 +86,7 @@ def test_no_policy_stands_still_or_becomes_slower(policy: str, disk_ms: float) -
     before = None
     for count in range(0, len(groups) + 1, 3):
         stays = tuple(groups[index * len(groups) // max(1, count)] for index in range(count))
-        residency = Residency(host=stays) if disk_ms == 0 else Residency(device=stays)
+        residency = Residency({"host": stays}) if disk_ms == 0 else Residency({"device": stays})
         run = simulate(times, POLICIES[policy], passes=4, gpu_groups=2, residency=residency)
         seconds = sum(steady_seconds(run.trace.spans, times.order))
         assert before is None or seconds <= before * 1.01
@@ -102,4 +103,4 @@ def test_any_mixture_of_places_gets_through(policy: str) -> None:
             place: tuple(group for group, other in zip(times.order, places, strict=True) if other == place)
             for place in ("host", "device")
         }
-        simulate(times, POLICIES[policy], passes=3, gpu_groups=2, host_groups=2, residency=Residency(**by_place))
+        simulate(times, POLICIES[policy], passes=3, gpu_groups=2, host_groups=2, residency=Residency(by_place))

@@ -1,7 +1,7 @@
 """Says in which order companion bytes travel.
 
 Takes:  nothing.
-Gives:  one message for all bytes that a computation needs beside its weights, with nothing in it yet.
+Gives:  one message per pass and layer whose bytes move, with nothing in it yet.
 Holds:  nothing.
 Fails:  never.
 """
@@ -24,4 +24,5 @@ class CompanionPlanner(Source):
     async def plan(self) -> AsyncIterator[Message[None]]:
         """Give the bytes of every pass, without end."""
         for seq in itertools.count():
-            yield Message(*await self._companion.next_needed(), seq, None, READY)
+            layer = await self._companion.rendezvous.next_layer()
+            yield Message(layer, self._companion.name, seq, None, READY)

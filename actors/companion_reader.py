@@ -9,7 +9,7 @@ Fails:  when the disk fails, or gives back other bytes than were written.
 from typing import Any
 
 from actors.core.budget import Budget, Slot
-from actors.core.companion import Companion
+from actors.core.companion import SHARED, Companion, own_kind
 from actors.core.event import Event
 from actors.core.message import READY, Message
 from actors.core.stage import Mover
@@ -25,7 +25,8 @@ class CompanionReader(Mover):
 
     def kind(self, message: Message[Any]) -> str:
         """Bytes that live in host memory have a slot of their own there."""
-        return self._companion.host_kind(message)
+        own = own_kind(message.layer)
+        return own if own in self._companion.host_cells else SHARED
 
     async def move(self, message: Message[Any], slot: Slot) -> Event:
         """Start reading, if that is needed; a host slot is refilled only after its last user is through (rule 3)."""

@@ -11,11 +11,16 @@ from typing import Any, Protocol
 
 from actors.core.budget import Slot
 from actors.core.event import Buffer, Event
-from actors.core.message import READY, GroupKey, Message, ended
+from actors.core.message import READY, Message, ended
 from actors.core.ports import Copy
 
 SHARED = "shared"
 """The kind of slots in which bytes take turns."""
+
+
+def own_kind(layer: int) -> str:
+    """The kind of the one host slot in which the bytes of a layer live."""
+    return f"layer {layer}"
 
 
 class Meeting:
@@ -66,18 +71,16 @@ class Companion(Protocol):
         """What they are: the actors ("kv_reader"), the messages and the budgets ("kv host") of the line bear it."""
 
     @property
+    def rendezvous(self) -> "Rendezvous":
+        """Where the line meets the computations."""
+
+    @property
     def host_cells(self) -> Mapping[str, Sequence[Buffer]]:
-        """Host memory by kind of slot: bytes live in it, or pass through it on their way from the disk."""
+        """Host memory by kind of slot: the own kind of each layer that lives there, and one that others share."""
 
     @property
     def device_cells(self) -> Sequence[Buffer]:
         """Device memory in which all take turns; empty where host and device memory are the same."""
-
-    async def next_needed(self) -> GroupKey:
-        """Wait until a computation will need more bytes; returns which."""
-
-    def host_kind(self, message: Message[Any]) -> str:
-        """The kind of host slot that the message's bytes live in, or pass through."""
 
     def reading(self, message: Message[Any], buffer: Buffer) -> Coroutine[Any, Any, None] | None:
         """Read the message's bytes from the disk into a host slot; None if they do not live on the disk.

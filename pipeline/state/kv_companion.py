@@ -9,7 +9,7 @@ from typing import Any
 
 from actors.core.budget import Slot
 from actors.core.companion import Meeting, Rendezvous
-from actors.core.message import GroupKey, Message
+from actors.core.message import Message
 from actors.core.ports import Copy
 from pipeline.devices.memory import HostMemory
 from pipeline.generation.batching import Piece
@@ -31,7 +31,7 @@ class KvCompanion:
         self.bytes_in = 0
         self.bytes_out = 0
         self._memory = memory
-        self._rendezvous = rendezvous
+        self.rendezvous = rendezvous
         self._spilled = None if memory.spill is None else SpilledBlocks(memory, memory.spill, lose)
         self._pieces: Sequence[Piece] = ()
         self._cached: Sequence[Copy] = ()
@@ -41,7 +41,7 @@ class KvCompanion:
         """Say what the pass that begins now looks back at, and what it will write."""
         layout = self._memory.layout
         self._pieces, self._cached, self._rows = pieces, layout.cached_blocks(pieces), layout.new_rows(pieces)
-        self._rendezvous.begin()
+        self.rendezvous.begin()
 
     def abandon(self) -> None:
         """Let nothing of this pass move that has not begun to: the pass is not needed any more."""
@@ -49,17 +49,9 @@ class KvCompanion:
 
     def fail(self) -> None:
         """Forget the pass that was under way; the lines have stopped."""
-        self._rendezvous.fail()
+        self.rendezvous.fail()
         if self._spilled is not None:
             self._spilled.forget()
-
-    async def next_needed(self) -> GroupKey:
-        """The next layer whose blocks are asked for."""
-        return await self._rendezvous.next_layer(), self.name
-
-    def host_kind(self, message: Message[Any]) -> str:
-        """The kind of host slot that the layer's blocks live in, or pass through on their way from the disk."""
-        return self._memory.host_kind(message.layer)
 
     def reading(self, message: Message[Any], buffer: HostMemory) -> Coroutine[Any, Any, None] | None:
         """Read the blocks that this pass looks back at; None if they do not live on the disk."""
@@ -76,7 +68,7 @@ class KvCompanion:
         if message.at.source is not None:
             self.bytes_in += sum(copy.length for copy in self._cached)
         write_back = functools.partial(self._write_back, message.layer, self._rows, self._pieces)
-        return self._rendezvous.arrived(message, self._rows, write_back)
+        return self.rendezvous.arrived(message, self._rows, write_back)
 
     async def _read(self, spilled: SpilledBlocks, layer: int, buffer: HostMemory) -> None:
         await spilled.written(layer)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from actors.core.budget import Slot
-from actors.core.companion import SHARED
+from actors.core.companion import SHARED, own_kind
 from actors.core.message import Message
 from pipeline.devices.memory import Memory
 from pipeline.devices.port import Device
@@ -29,7 +29,7 @@ class KvMemory:
         nbytes = layout.layer_bytes
         self._staying = {layer: layout.view(device.device_memory(nbytes).tensor) for layer in placement.device}
         self.host_cells: dict[str, Sequence[Memory]] = {
-            self.host_kind(layer): [device.host_memory(nbytes)] for layer in placement.host
+            own_kind(layer): [device.host_memory(nbytes)] for layer in placement.host
         }
         if placement.host_slots:
             self.host_cells[SHARED] = [device.host_memory(nbytes) for _ in range(placement.host_slots)]
@@ -38,10 +38,6 @@ class KvMemory:
         self.spill = None
         if placement.disk and folder is not None:
             self.spill = SpillFile(Path(folder), len(placement.disk) * nbytes, layout.block_bytes)
-
-    def host_kind(self, layer: int) -> str:
-        """The kind of host slot that a layer's blocks live in, or pass through on their way from the disk."""
-        return SHARED if layer in self.placement.disk else f"layer {layer}"
 
     def view(self, layer: int, message: Message[Slot] | None) -> LayerKV:
         """The keys and values of a layer: in the slot of its message, or, without one, where they stay."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
-from typing import Any
+from typing import Any, ClassVar
 
 from actors.companion_reader import CompanionReader
 from actors.core.budget import Budget, Slot
@@ -30,9 +30,7 @@ class OnDisk:
         self.asked_at: list[float] = []
 
     name = "kv"
-
-    def host_kind(self, message: Message[Any]) -> str:
-        return "shared"
+    host_cells: ClassVar = {"shared": [object()]}
 
     def reading(self, message: Message[Any], buffer: Any) -> Coroutine[Any, Any, None]:
         self.asked_at.append(asyncio.get_running_loop().time())
@@ -42,7 +40,7 @@ class OnDisk:
 def test_a_slot_is_refilled_after_its_last_user() -> None:
     async def main() -> None:
         disk, clock = OnDisk(), asyncio.get_running_loop().time
-        reader = CompanionReader(disk, Budget("kv host", {"shared": [object()]}, clock))  # type: ignore[arg-type]
+        reader = CompanionReader(disk, Budget("kv host", disk.host_cells, clock))  # type: ignore[arg-type]
         await Line(TwoPasses(), catalog=disk, clock=clock).then(reader).then(FreesEarly()).run()  # type: ignore[arg-type]
         assert disk.asked_at == [0, 5]
 

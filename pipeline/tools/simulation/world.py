@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from actors.core.budget import Slot
-from actors.core.companion import Meeting, Rendezvous
+from actors.core.companion import Meeting, Rendezvous, own_kind
 from actors.core.event import Buffer, Event
 from actors.core.message import READY, GroupKey, Message, ended
 from actors.core.ports import Copy, PrefetchPolicy
@@ -77,17 +77,9 @@ class SimCompanion:
     def __init__(self, timings: Timings, device: Device, *, ahead: bool) -> None:
         _, *moving = [layer for layer, group in timings.order if group == "attn"]
         self.rendezvous = Rendezvous(moving, ahead=ahead)
-        self.host_cells = {f"layer {layer}": [device.host_memory(0)] for layer in moving}
+        self.host_cells = {own_kind(layer): [device.host_memory(0)] for layer in moving}
         self.device_cells = [device.device_memory(0) for _ in range(MOST_SHARED)]
         self._copies = (Copy(0, 0, round(timings.kv_seconds * BYTES_PER_SECOND)),)
-
-    async def next_needed(self) -> GroupKey:
-        """The next layer whose blocks are asked for."""
-        return await self.rendezvous.next_layer(), self.name
-
-    def host_kind(self, message: Message[Any]) -> str:
-        """Every layer has a slot of its own."""
-        return f"layer {message.layer}"
 
     def reading(self, message: Message[Any], buffer: Buffer) -> None:
         """Nothing is on the disk."""

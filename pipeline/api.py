@@ -249,7 +249,7 @@ class Opening:
     async def _open(self) -> Model:
         """Build the line, and let it read what there is room for while the tokenizer is read on another thread.
 
-        Whoever asks first finds the disk at rest, unless groups that stay are still coming, so that the rows of the
+        The first request finds the disk at rest, unless groups that stay are still coming, so that the rows of the
         embedding come at once.
         """
         with limits_named():

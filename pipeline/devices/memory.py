@@ -45,7 +45,7 @@ class HostMemory:
         return min(tensor.nbytes, bytes(resident).count(1) * mmap.PAGESIZE)
 
     def free(self) -> None:
-        """Let go of the pages, whoever still holds this object; a view that somebody kept stays valid."""
+        """Let go of the pages, although this object may still be held; a view that was kept stays valid."""
         self.view = memoryview(bytearray())
         self.tensor = torch.empty(0, dtype=torch.uint8)
         del self._pages
@@ -59,7 +59,7 @@ class DeviceMemory:
         self.tensor = torch.empty(nbytes, dtype=torch.uint8, device=device)
 
     def free(self) -> None:
-        """Let go of the memory, whoever still holds this object."""
+        """Let go of the memory, although this object may still be held."""
         self.tensor = torch.empty(0, dtype=torch.uint8)
 
 

@@ -110,11 +110,11 @@ class SimDevice:
         """No libraries are loaded."""
 
     def host_memory(self, nbytes: int) -> Buffer:
-        """A name for memory that nobody needs."""
+        """A name for memory that a simulation does not need."""
         return _SimMemory(nbytes)
 
     def device_memory(self, nbytes: int) -> Buffer:
-        """A name for memory that nobody needs."""
+        """A name for memory that a simulation does not need."""
         return _SimMemory(nbytes)
 
     def upload(

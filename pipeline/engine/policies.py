@@ -140,7 +140,7 @@ def fit_policy(policy: PrefetchPolicy, slots: Mapping[str, int]) -> PrefetchPoli
 def find_policy(policy: str | PrefetchPolicy) -> PrefetchPolicy:
     """The policy of that name, from the table or from an installed package's entry point; or the policy itself.
 
-    Raises ConfigError for a name that nobody knows, and for an object that is no policy.
+    Raises ConfigError for an unknown name, and for an object that is no policy.
     """
     found: object = policy
     if isinstance(policy, str) and policy in POLICIES:

@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 class Supervisor:
     """Runs the lines in a task of its own. Weights never change, so recovery is to run them anew (rule 7).
 
-    Whatever ends the task, all callers are told. Callers are told before anybody waits for threads, which cannot be
+    Whatever ends the task, all callers are told. Callers are told before anything waits for threads, which cannot be
     stopped; what threads use is given back when they have ended (rule 6), on a thread that no event loop can stop.
     """
 
@@ -43,14 +43,14 @@ class Supervisor:
         self._task.add_done_callback(self._ended)
 
     def done(self) -> bool:
-        """Whether nobody runs the lines any more."""
+        """Whether the lines are not run any more."""
         return self._task.done()
 
     async def aclose(self, *, drain: bool = False) -> None:
         """End all requests with ClosedError, stop the lines and give everything back, from whatever event loop.
 
         Every call waits for the same closing, which goes on when a call is cancelled. With `drain` it begins when
-        nobody wants tokens any more. Raises ActorFailed when one who was stopped has not ended.
+        no request wants tokens any more. Raises ActorFailed when a task that was stopped has not ended.
         """
         if asyncio.get_running_loop() is self._loop:
             await self._close(drain)
@@ -59,13 +59,13 @@ class Supervisor:
             await self._elsewhere(asyncio.run_coroutine_threadsafe(self._close(drain), self._loop))
         if not self._loop_runs():
             self._closes = True
-            with contextlib.suppress(RuntimeError):  # a loop that is closed wakes nobody
+            with contextlib.suppress(RuntimeError):  # a loop that is closed wakes no task
                 self._refuse(_closed())
                 self._task.cancel()
             await self._give_back()
 
     def check_serves(self) -> None:
-        """Raise ClosedError when nobody is served any more."""
+        """Raise ClosedError when requests are not served any more."""
         if self._refusal is not None:
             raise ClosedError(str(self._refusal)) from self._refusal.__cause__
 
@@ -95,7 +95,7 @@ class Supervisor:
         while True:
             try:
                 await self._run()
-            except Exception as error:  # nobody can be served before all of the last run have ended
+            except Exception as error:  # no request can be served before all tasks of the last run have ended
                 failure = explained(error)
                 logger.error("%s", failure)
                 self._tell_all(failure)
@@ -125,7 +125,7 @@ class Supervisor:
             admission.interrupt(failure)
 
     def _meant(self, failure: BaseException) -> bool:
-        """Whether it says that nobody is to be served: a stage or a policy of the user's, or how the line was wired."""
+        """Whether no request can be served from now on: a stage or policy of the user's, or how the line was wired."""
         if isinstance(failure, ActorFailed):
             stages = [stage.name for some in self._runtime.settings.insert.values() for stage in some]
             return failure.actor in stages or isinstance(failure.__cause__, PolicyFailed)
@@ -136,7 +136,7 @@ class Supervisor:
         self._runtime.admission.fail(error)
 
     def _refuse(self, error: ClosedError) -> None:
-        """End all requests, and serve nobody any more."""
+        """End all requests, and serve none any more."""
         if self._refusal is None:
             self._refusal = error
             self._runtime.admission.refuse(error)
@@ -151,7 +151,7 @@ class Supervisor:
         self._refuse(_no_more(CANCELLED))
         self._runtime.admission.stopped()
         if self._closes:
-            with contextlib.suppress(ResourceError):  # who closes is told
+            with contextlib.suppress(ResourceError):  # the caller that closes is told
                 self._begin_giving_back()
 
     async def _close(self, drain: bool) -> None:
@@ -187,7 +187,7 @@ class Supervisor:
     def _begin_giving_back(self) -> "Future[None]":
         if self._given_back is None:
             given_back: Future[None] = Future()
-            given_back.set_running_or_notify_cancel()  # who waits for it and is cancelled cannot stop it
+            given_back.set_running_or_notify_cancel()  # a caller that is cancelled while it waits cannot stop it
             with limits_named(), contextlib.ExitStack() as undone:
                 loop = asyncio.new_event_loop()
                 undone.callback(loop.close)

@@ -65,7 +65,7 @@ def _told(settings: Mapping[str, object]) -> str:
 
 
 def no_tokenizer(folder: Path) -> CheckpointError:
-    """What to tell whoever asks for the tokenizer of a folder that has none."""
+    """What to tell a caller that asks for the tokenizer of a folder that has none."""
     return CheckpointError(
         f"{folder} has no tokenizer ({', '.join(TOKENIZER_FILES)}): add its files and open the model again, or give "
         "and take token ids"

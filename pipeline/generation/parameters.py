@@ -208,7 +208,7 @@ class SamplingParameters:
 
 
 def _by_field(arguments: Mapping[str, object], also_known: Sequence[str]) -> dict[str, object]:
-    """The arguments that were given, aliases resolved. Raises `RequestError` for a name that nobody knows."""
+    """The arguments that were given, aliases resolved. Raises `RequestError` for an unknown name."""
     known = [field.name for field in fields(SamplingParameters)]
     given: dict[str, object] = {}
     for argument, value in arguments.items():

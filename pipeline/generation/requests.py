@@ -104,7 +104,7 @@ class Call:
         self._parameters = SamplingParameters.from_arguments(defaults, chosen, also_known=OPTIONS)
         self._check_arguments()
         self._text = prompt if isinstance(prompt, str) else None
-        self._ids = array("i")  # millions in a list would delay everybody at each garbage collection
+        self._ids = array("i")  # millions in a list would delay all tasks at each garbage collection
         self._later_ids: Iterator[list[int]] = iter(())
         self._known_length = 0
         self._plain = type(prompt) in (list, tuple, range)  # taking their ids runs no code of the caller's

@@ -1,4 +1,4 @@
-"""What keeps requests from sharing a pass: counted, and told once while somebody waits again and again."""
+"""What keeps requests from sharing a pass: counted, and told once while requests wait again and again."""
 
 import logging
 import time
@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 logger = logging.getLogger("penstock")
 SETTINGS = ("kv_tokens", "max_requests", "max_tokens_per_pass")
 QUIET_SECONDS = 60
-"""After so long in which nobody waited, it is told anew; a busy service would else fill its log."""
+"""After so long in which no request waited, it is told anew; a busy service would else fill its log."""
 
 
 class Shortages:
-    """`passes` counts, by setting, the passes that somebody did not share because of it."""
+    """`passes` counts, by setting, the passes that requests did not share because of it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.passes = Counter(dict.fromkeys(SETTINGS, 0))
@@ -21,9 +21,9 @@ class Shortages:
         self._last_seconds: dict[str, float] = {}
 
     def note(self, found: Mapping[str, Callable[[], str]], *, passes: int) -> None:
-        """Take note of the settings because of which somebody waits now, each with what it tells about itself.
+        """Take note of the settings because of which requests wait now, each with what it tells about itself.
 
-        `passes` is 1 where a pass begins without them, 0 where nobody can go on. A pass may take longer than the quiet
+        `passes` is 1 where a pass begins without them, 0 where none can go on. A pass may take longer than the quiet
         after which it is told anew.
         """
         for setting, tell in found.items():

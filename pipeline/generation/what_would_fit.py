@@ -18,7 +18,7 @@ LEAST = {
 }
 """Settings that take memory, and values below which a model is of little use."""
 SPARE_BYTES = 4 << 20
-"""What a process may grow by until somebody has followed the advice."""
+"""What a process may grow by until the advice has been followed."""
 MOST_WAYS = 3
 
 Try = Callable[[Mapping[str, Any]], ModelPlan | None]

@@ -14,7 +14,7 @@ MOST_NAMED = 5
 
 
 def remarks(checkpoint: Checkpoint, groups: WeightGroups, auto_dtype: "torch.dtype | None") -> Iterator[str]:
-    """A line for each; `auto_dtype` is what is computed in, unless somebody said so."""
+    """A line for each; `auto_dtype` is what is computed in, unless the caller chose it."""
     if groups.ignored:
         yield f"{checkpoint.folder}: not used for text: tensors {_some(groups.ignored)}"
     if checkpoint.promised:

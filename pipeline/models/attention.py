@@ -1,6 +1,6 @@
 """Causal attention of the tokens of one pass, sequence by sequence, over the keys and values of one layer.
 
-What comes out for a token must not depend on who else is in the pass, nor on where its prompt is cut into passes. So
+What comes out for a token must not depend on other requests in the pass, nor on where its prompt is cut into passes. So
 which kernel computes it, on tensors of which shape, follows from its position alone: the tokens of a prompt in cells
 of a fixed number of positions, whole ones always, and each token of an answer by itself.
 

@@ -1,4 +1,4 @@
-"""Typed look-ups in a JSON file that somebody else wrote. Every refusal names the file, the key, need and have."""
+"""Typed look-ups in a JSON file that another program wrote. Every refusal names the file, the key, need and have."""
 
 import reprlib
 import sys

@@ -1,6 +1,6 @@
 """What the weights were when they were first read, as 8 bytes for each piece: compared whenever they are read again.
 
-XXH3 tells any change but one in 2^64, at the rate of the memory. It is no defence against somebody who wants two
+XXH3 tells any change but one in 2^64, at the rate of the memory. It is no defence against an attacker, who wants two
 contents to look alike; `penstock verify` is, by SHA-256.
 """
 
@@ -28,7 +28,7 @@ SUM_BYTES_PER_SECOND = 7e9
 """Of one core, of bytes that have just been read: the least that was measured. 7.2 on an Intel Xeon beside a GPU, 21 to
 36 on an AMD EPYC of the fourth generation."""
 FAST_DISK_BYTES_PER_SECOND = 7e9
-"""What a disk that nobody has measured is taken for."""
+"""What a disk that was not measured is taken for."""
 FEW_BYTES = 256 << 20
 MOST_SHARE = 0.02
 

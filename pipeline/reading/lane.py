@@ -25,7 +25,7 @@ Landed: TypeAlias = Callable[[Window], None]
 
 
 def unheeded(chunk: Window) -> None:
-    """Nobody is told of chunks that have landed."""
+    """Chunks that have landed are not reported."""
 
 
 class Disk:

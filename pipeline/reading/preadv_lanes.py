@@ -105,7 +105,7 @@ class _Call:
             self._leave(1)
 
     def stop(self, error: BaseException | None = None) -> None:
-        """Begin no further chunk, because of this error or because nobody wants them any more."""
+        """Begin no further chunk, because of this error or because they are not wanted any more."""
         with self._lock:
             dropped = len(self._waiting)
             self._waiting.clear()

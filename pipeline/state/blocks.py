@@ -18,7 +18,7 @@ class BlockPool:
 
     A request takes the blocks of its worst case at once, so that no running request ever waits for another's. A block
     with a digest can be found by it; when no table holds it any more it is cached, and evicted, the least recently used
-    first, as soon as there are too few free blocks. So cached blocks make nobody wait.
+    first, as soon as there are too few free blocks. So cached blocks make no request wait.
     """
 
     def __init__(self, blocks: int) -> None:
@@ -54,7 +54,7 @@ class BlockPool:
         return table
 
     def give_back(self, table: Sequence[int]) -> None:
-        """Let go of a table. Its last blocks are evicted first: without those before them nobody can use them."""
+        """Let go of a table. Its last blocks are evicted first: without those before them they cannot be used."""
         for block in reversed(table):
             self._holders[block] -= 1
             if not self._holders[block]:
@@ -77,7 +77,7 @@ class BlockPool:
         return self._found.get(digest)
 
     def lose(self, block: int) -> None:
-        """Let a block not be found any more, because nobody knows what it holds."""
+        """Let a block not be found any more, because what it holds is not known."""
         if (digest := self._digests.pop(block, None)) is not None:
             del self._found[digest]
             if block in self._cached:
@@ -85,7 +85,7 @@ class BlockPool:
                 self._free.append(block)
 
     def forget(self) -> None:
-        """Let no block be found any more, because nobody knows what they hold."""
+        """Let no block be found any more, because what they hold is not known."""
         self._free.extend(self._cached)
         for contents in (self._cached, self._digests, self._found):
             contents.clear()

@@ -63,7 +63,7 @@ class Demand:
 
     @property
     def most(self) -> int:
-        """More than that nobody can use."""
+        """More than that cannot be used."""
         return self.requests * self.longest
 
     @property
@@ -82,7 +82,7 @@ class Demand:
         return min(self.sharing, tokens // self.typical)
 
     def told(self, tokens: int) -> str:
-        """Who has room at a time."""
+        """The requests that have room at a time."""
         if tokens == self.most:
             many = f"{self.requests} requests" if self.requests > 1 else "one request"
             return f"{many} (max_requests) of a whole context, which is all that can be used"

@@ -3,7 +3,7 @@
 The digest of a block is taken over the digest of the block before it and its own tokens; that of the first one over
 its scope, and over the length by which its rotary frequencies are chosen, where one counts. So equal digests mean the
 same tokens at the same positions behind the same past, rotated alike, in the same scope. Only full blocks are shared,
-which nobody writes to any more.
+which are not written to any more.
 """
 
 import hashlib

@@ -28,7 +28,7 @@ class OpeningReport:
     that is there at once, and `rested_group_seconds` the same from a request that comes when the line stands full.
     `line_read_seconds` is what reading that group took in the line, beside the groups behind it, `first_read_seconds`
     what it takes alone. `loop_group_seconds` is the CPU time of the event loop's thread, on which all actors run, by
-    weight group of a pass; `idle_share` the CPU time of the whole process by time, while nobody asks.
+    weight group of a pass; `idle_share` the CPU time of the whole process by time, while no request runs.
     """
 
     model: str
@@ -120,7 +120,7 @@ async def _first_computed(model: Model, trace: Trace) -> Span:
 
 
 async def _first_read_seconds(folder: Path, settings: Mapping[str, Any]) -> float:
-    """What reading the first group takes with nothing beside it, into memory that nobody has touched either."""
+    """What reading the first group takes with nothing beside it, into memory that was not touched before either."""
     runtime = await asyncio.to_thread(build, folder, Config.from_arguments(settings))
     try:
         layer, group = runtime.catalog.order[0]

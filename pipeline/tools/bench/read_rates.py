@@ -67,7 +67,7 @@ async def sweep(runtime: Runtime) -> float:
             landed.append((time.perf_counter(), runtime.source.bytes_read))
 
     workers = [read_on() for _ in range(host.statistics().capacity)]
-    # With return_exceptions a gather ends only after its last worker: nobody reads into a slot that is closed.
+    # With return_exceptions a gather ends only after its last worker: no read goes into a slot that is closed.
     for outcome in await asyncio.gather(*workers, return_exceptions=True):
         if isinstance(outcome, BaseException):
             raise outcome

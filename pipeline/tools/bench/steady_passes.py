@@ -56,7 +56,7 @@ async def steady_pass_seconds(model: Model, tokens: int, passes: int) -> list[fl
 
 
 async def _admitted(batcher: Batcher) -> None:
-    """Wait until nobody waits for room any more, which a batcher tells nobody."""
+    """Wait until no request waits for room any more, which a batcher does not report."""
     while True:
         if not batcher.waiting:
             return

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 BELOW = 0.95
-"""A pass by its floor: from here on nobody takes it for a rounding."""
+"""A pass divided by its floor: below this it is no rounding."""
 
 
 def with_remarks(table: str, *remarks: str) -> str:

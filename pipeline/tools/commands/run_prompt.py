@@ -29,7 +29,7 @@ REFRESH_SECONDS = 0.5
 async def run(options: argparse.Namespace, prompt: str | list[int], arguments: dict[str, Any]) -> None:
     """Stream the text to stdout; say on stderr what was read, at what rate, and which resource bound the run.
 
-    Whoever interrupts it is told the same of what was done until then.
+    When it is interrupted, it prints the same of what was done until then.
     """
     async with contextlib.AsyncExitStack() as stack:
         progress = Progress()

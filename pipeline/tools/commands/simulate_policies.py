@@ -28,7 +28,7 @@ MOST_SECONDS = 1e7
 """Of virtual time: beyond, a float no longer tells microseconds apart, and timers would never be due."""
 LAYER_SECONDS = ("attn", "ffn", "attn_io", "ffn_io", "attn_disk", "ffn_disk", "check_seconds", "kv_seconds")
 LAYERS_PER_SECOND = 2000
-"""Roughly: whoever waits for longer than a second wants to know what for."""
+"""Roughly: longer work shows progress."""
 
 
 def simulate_policies(options: argparse.Namespace) -> None:

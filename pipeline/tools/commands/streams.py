@@ -1,4 +1,4 @@
-"""stdout and stderr as commands have them: whoever reads may go away, a disk may be full, and either may be closed."""
+"""stdout and stderr as commands have them: the reader may go away, a disk may be full, and either may be closed."""
 
 import contextlib
 import io
@@ -11,7 +11,7 @@ from pipeline.errors import PenstockError
 
 
 class ReaderGone(Exception):
-    """Whoever read our output has enough of it."""
+    """The reader of our output has closed it."""
 
 
 class OutputFailed(PenstockError):

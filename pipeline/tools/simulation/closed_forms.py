@@ -22,7 +22,7 @@ def closed_form_ms(policy: str, timings: LayerTimings, micro_batches: int = 1) -
     + max(0, Da + Ia - F, K) where they have a link of their own, else + max(0, Da + Ia - F) + K, or, where the blocks
     overtake a group that is still being read (F < Da), + max(Da - F, K) + Ia.
 
-    Everybody else keeps each link busy for as long as something is asked for, so the busiest resource sets the pace:
+    All others keep each link busy for as long as something is asked for, so the busiest resource sets the pace:
     max(Ca + Cf, Da + Df, Ia + If + K), or K by itself where groups have only one hop. The computations are Ca = A and
     Cf = F, or A + s and F + s with a check.
 

@@ -1,4 +1,4 @@
-"""An asyncio loop on virtual time: when everybody waits, the clock jumps to the next timer."""
+"""An asyncio loop on virtual time: when all tasks wait, the clock jumps to the next timer."""
 
 import asyncio
 import selectors
@@ -14,7 +14,7 @@ Arguments = TypeVarTuple("Arguments")
 
 
 class Deadlock(PenstockError):
-    """Everybody waits and no timer is set: nothing can ever happen again. The message says who waits for whom."""
+    """All tasks wait and no timer is set: nothing can ever happen again. The message says which waits for which."""
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):

@@ -1,4 +1,4 @@
-"""Who waits for whom, read from the frames of tasks that will never go on."""
+"""Which task waits for which, read from the frames of tasks that will never go on."""
 
 import asyncio
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ Task: TypeAlias = "asyncio.Task[Any]"
 
 
 def waits_for(tasks: Iterable[Task]) -> str:
-    """One clause per task: an actor by what it waits for and who holds that, any other task by where it stands."""
+    """One clause per task: what an actor waits for, and which actor holds that; of other tasks, where they stand."""
     frames = {task: list(_frames(task)) for task in tasks}
     actors = {task: actor for task, standing in frames.items() if isinstance(actor := _owner(standing), Actor)}
     holders = {
@@ -40,7 +40,7 @@ def _frames(task: Task) -> Iterator[FrameType]:
 
 
 def _owner(standing: list[FrameType]) -> object:
-    """Whose method a task runs."""
+    """The object whose method a task runs."""
     return standing[0].f_locals.get("self") if standing else None
 
 

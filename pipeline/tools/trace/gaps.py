@@ -13,9 +13,9 @@ following the group whose computation ended the gap backwards, from what it went
 5. A stage of the user's worked on it. "stage".
 6. They were read and not on the link yet. "H2D" while the link worked on other groups, otherwise "device slot" while
    the uploader had no slot, otherwise "stage" while a stage worked on other groups.
-7. Nobody read them yet. "disk" while the disk worked on other groups, otherwise "host slot" while the reader had no
+7. They were not read yet. "disk" while the disk worked on other groups, otherwise "host slot" while the reader had no
    slot, otherwise as in 6: the groups before it were held back there.
-8. Whatever is left is "launch": nobody had asked for the group, or Python was late.
+8. Whatever is left is "launch": the group had not been asked for, or Python was late.
 
 Each moment has one cause, so that the pieces of a gap follow one another without holes.
 """

@@ -1,4 +1,4 @@
-"""The way of one group through the line, put together from the spans of those who moved and computed it."""
+"""The way of one group through the line, put together from the spans of the actors that moved and computed it."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from pipeline.tools.trace.recording import COMPUTE
 
 
 class Journeys:
-    """Finds the work that somebody did on a group.
+    """Finds the work that an actor did on a group.
 
     A line that runs anew counts `seq` from 0 again: a group's work is the latest that began before the group went on.
     """

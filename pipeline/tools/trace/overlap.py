@@ -35,7 +35,7 @@ class Overlap:
     works. A link moves bytes while at least one of its transfers runs.
 
     Attributes:
-        policy: whose row it is.
+        policy: the name of the policy that ran.
         total_ms: from the first start of a transfer or computation to the end of the last computation, all passes. When
             passes before the window were left out, from the end of their last computation.
         ms_per_layer: from the start of one steady attn to that of the next, on average; below four layers, a pass /

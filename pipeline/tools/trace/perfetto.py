@@ -85,7 +85,7 @@ def _encoded(file: BinaryIO, *, compressed: bool) -> Iterator[IO[str]]:
     else:
         plain = io.TextIOWrapper(file, encoding="utf-8")
         yield plain
-        plain.detach()  # flushes, and leaves the file open for whoever opened it
+        plain.detach()  # flushes, and leaves the file open for its opener
 
 
 def _decoded(path: Path, plain: BinaryIO) -> IO[str]:
@@ -103,7 +103,7 @@ def _nanoseconds(seconds: float, zero: float) -> int:
 
 
 def _microseconds(nanoseconds: int) -> float:
-    """A fifth of a nanosecond more than the time, so that readers who multiply and then cut or round get it back."""
+    """A fifth of a nanosecond more than the time, so that readers that multiply and then cut or round get it back."""
     return (10 * nanoseconds + 2) / 10_000
 
 

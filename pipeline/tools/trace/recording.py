@@ -22,7 +22,7 @@ KV_DISK, KV_IN, KV_OUT = KV_READER, KV_UPLOADER, KV_SWAPPER
 HANDING_ON = (PLANNER, STAGER, KV_PLANNER)
 """The runtime's own actors that take no time of a resource."""
 OWN = (*HANDING_ON, DISK, LINK, COMPUTE, KV_DISK, KV_IN, KV_OUT)
-"""Everybody else is a stage of the user's."""
+"""All others are stages of the user's."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Recording:
 
     @property
     def actors(self) -> tuple[str, ...]:
-        """Everybody who has spans: first the line's actors in order, then the others as they appear."""
+        """All actors that have spans: first the line's in order, then the others as they appear."""
         seen = dict.fromkeys(span.actor for span in self.spans)
         line = [str(name) for name in self.configuration.get("actors", ()) if name in seen]
         return tuple(dict.fromkeys([*line, *seen]))

@@ -1,4 +1,4 @@
-"""A run in figures: who was busy for how long, what bounds it, what the device waited for."""
+"""A run in figures: how long each actor was busy, what bounds the run, what the device waited for."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,13 +48,13 @@ def held_back_times(spans: Sequence[Span], actor: str) -> list[Interval]:
 
 
 def standstill(spans: Sequence[Span], gaps: Iterable[Gap]) -> list[Interval]:
-    """When there was no request and nobody had anything left to do: that says nothing about any resource."""
+    """When there was no request and no actor had anything left to do: that says nothing about any resource."""
     no_request = [(piece.started, piece.ended) for gap in gaps for piece in gap.pieces if piece.cause == "start"]
     return without(no_request, union((span.started, span.ended) for span in spans if span.what == "work"))
 
 
 def bound_by(shares: Mapping[str, float]) -> tuple[str, ...]:
-    """The actor with the largest busy share, and those that come close; nobody if that does not explain the time."""
+    """The actor with the largest busy share, and those that come close; none if that does not explain the time."""
     most = max(shares.values(), default=0.0)
     return tuple(actor for actor, share in shares.items() if most >= BOUND and share > most - CLOSE)
 

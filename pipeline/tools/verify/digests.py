@@ -31,7 +31,7 @@ class Digests:
 
 
 class Stopped(Exception):
-    """Nobody waits for the digests any more."""
+    """The caller does not wait for the digests any more."""
 
 
 def digest(

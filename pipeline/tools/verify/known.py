@@ -24,7 +24,7 @@ HUB_ALGORITHMS = {64: SHA256, 40: GIT}
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """One digest that a file must have, and who says so."""
+    """One digest that a file must have, and the source of that digest."""
 
     algorithm: str
     digest: str

@@ -22,7 +22,7 @@ SAY_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What came of one file: its faults, who vouches for it, and its digests unless it could not be read.
+    """What came of one file: its faults, the sources of its digests, and the digests unless it could not be read.
 
     One that cannot be `opened` (it is missing, is no file, or may not be read) says nothing about the disk.
     """

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.formats.parts import EMBED, KINDS
+
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(path for name in ("actors", "pipeline", "tests", "examples") for path in (ROOT / name).rglob("*.py"))
 CORE = [path for path in SOURCES if path.relative_to(ROOT).parts[0] == "actors"]
@@ -20,6 +22,7 @@ ACTOR_FILES = [path for path in (ROOT / "actors").glob("*.py") if path.name != "
 
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in SHIPPED}
 MAP = ROOT / "pipeline" / "README.md"
+CUTS = {"startswith", "endswith", "partition", "rpartition", "split", "removeprefix", "removesuffix"}
 KNOWN = {
     "state -> generation": "companion",
     "state -> config": "companion",
@@ -94,6 +97,29 @@ def test_no_files_import_each_other_in_a_circle() -> None:
 def test_no_class_name_means_two_things() -> None:
     names = Counter(node.name for path in SHIPPED for node in ast.walk(tree(path)) if isinstance(node, ast.ClassDef))
     assert [twice for twice, count in names.items() if count > 1] == []
+
+
+def asks_for_a_part(node: ast.AST) -> bool:
+    """Whether code compares something with the name of a part of a model, or cuts such a name up."""
+    if isinstance(node, ast.Compare | ast.MatchValue):
+        texts = [str(one.value) for one in ast.walk(node) if isinstance(one, ast.Constant)]
+        constants = [one.id.lower() for one in ast.walk(node) if isinstance(one, ast.Name) and one.id.isupper()]
+        return any(text.partition(".")[0] in {*KINDS, EMBED, "kv"} for text in (*texts, *constants))
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CUTS:
+        return ast.unparse(node.func.value).rpartition(".")[2] in {"group", "part", "group[1]", "key[1]"}
+    return False
+
+
+def test_names_of_parts_mean_something_in_their_tables_alone() -> None:
+    tables = ("pipeline/formats/parts.py", "pipeline/models/families")
+    others = [path for path in SHIPPED if not name(path).startswith(tables)]
+    faults = [
+        f"{name(path)}:{node.lineno}: {ast.unparse(node)}"
+        for path in others
+        for node in ast.walk(tree(path))
+        if asks_for_a_part(node)
+    ]
+    assert not faults
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)

@@ -13,6 +13,11 @@ EMBED_KEY = (-1, EMBED)
 """The embedding table, which is never streamed: a pass fetches the rows that it needs."""
 
 
+def attends(part: str) -> bool:
+    """Whether its computation needs the KV blocks of its layer."""
+    return part == ATTN
+
+
 def head_slice(index: int) -> str:
     """What a slice of the head is called: its output matrix travels in several groups."""
     return f"{HEAD}.{index}"

@@ -11,10 +11,12 @@ import torch
 from actors.core.budget import Slot
 from actors.core.event import Event
 from actors.core.message import READY, Message, ended
+from actors.core.order import halves
 from actors.core.ports import Copy
 from pipeline.devices.lane import Lane
 from pipeline.devices.port import Device
 from pipeline.errors import RequestError
+from pipeline.formats.parts import ATTN, FFN, HEAD, attends, kind_of
 from pipeline.generation.admission import Admission
 from pipeline.generation.batching import Piece, most_logit_rows
 from pipeline.generation.generation_pass import GenerationPass, MicroBatch, micro_batches
@@ -32,8 +34,8 @@ from pipeline.reading.embedding import EmbeddingRows, embedding_failed
 from pipeline.state.kv import KeyValueCache
 from pipeline.system.threads import outlast
 
-COMPUTE, ATTN, FFN = "compute", "attn", "ffn"
-"""Compute lanes: one for everything, or, with several micro-batches, one for each kind of half."""
+COMPUTE = "compute"
+"""The compute lane; with several micro-batches each part of a layer has a lane of its own."""
 
 
 class GenerationProgram:
@@ -54,6 +56,8 @@ class GenerationProgram:
     ) -> None:
         self.admission = admission
         self.order = catalog.order
+        self._lanes = {key: part for key, (_, part) in zip(self.order, halves(self.order), strict=True)}
+        self._launches = {ATTN: self._launch_attention, FFN: self._launch_ffn, HEAD: self._launch_head}
         self.passes = 0
         self.tokens = 0
         self.computed_tokens = 0
@@ -87,33 +91,21 @@ class GenerationProgram:
 
     def prepare(self, pass_: GenerationPass, message: Message[Slot]) -> Coroutine[Any, Any, None] | None:
         """Wait until the KV blocks of the layer are on their way to the device."""
-        return self._cache.prepare(message.layer) if message.group == "attn" else None
+        return self._cache.prepare(message.layer) if attends(message.group) else None
 
     async def check_in(self, pass_: GenerationPass, message: Message[Slot]) -> None:
         """Wait, on the host, for everything that was launched and for the group."""
         for part in pass_.parts:
             await ended(part.last)
         await ended(message.event)
-        if message.group == "attn":
+        if attends(message.group):
             await ended(self._cache.layer(message.layer)[1])
 
     def step(self, pass_: GenerationPass, message: Message[Slot]) -> Sequence[Event]:
         """Launch half a layer, micro-batch by micro-batch, or a slice of the head; nothing if nobody needs it."""
-        is_head = message.group.startswith("head")
-        if pass_.abandoned or (is_head and not pass_.choosing):
-            ran = []
-        elif is_head:
-            ran = [self._launch(FFN, pass_, pass_.parts[-1], lambda: self._head(pass_, message), message.event)]
-        elif message.group == "attn":
-            kv, arrived = self._cache.layer(message.layer)
-            ran = self._launch_half(pass_, message, functools.partial(self._attention, pass_, message, kv), arrived)
-        else:
-            ran = self._launch_half(pass_, message, functools.partial(self._ffn, pass_, message))
-        ended_by = ran[-1] if ran else READY
-        if message.group == "attn":
-            self._cache.attended(message.layer, ended_by)
-        else:
-            self._cache.computed(message.layer, ended_by)
+        ran = [] if pass_.abandoned else self._launches[kind_of(message.group)](pass_, message)
+        tell = self._cache.attended if attends(message.group) else self._cache.computed
+        tell(message.layer, ran[-1] if ran else READY)
         return ran
 
     async def finish(self, pass_: GenerationPass) -> None:
@@ -192,6 +184,18 @@ class GenerationProgram:
             return [], READY
         return pieces, fetched
 
+    def _launch_attention(self, pass_: GenerationPass, message: Message[Slot]) -> list[Event]:
+        kv, arrived = self._cache.layer(message.layer)
+        return self._launch_half(pass_, message, functools.partial(self._attention, pass_, message, kv), arrived)
+
+    def _launch_ffn(self, pass_: GenerationPass, message: Message[Slot]) -> list[Event]:
+        return self._launch_half(pass_, message, functools.partial(self._ffn, pass_, message))
+
+    def _launch_head(self, pass_: GenerationPass, message: Message[Slot]) -> list[Event]:
+        if not pass_.choosing:
+            return []
+        return [self._launch(message, pass_, pass_.parts[-1], functools.partial(self._head, pass_, message))]
+
     def _launch_half(
         self, pass_: GenerationPass, message: Message[Slot], half: Callable[[MicroBatch], None], *arrived: Event
     ) -> list[Event]:
@@ -199,16 +203,15 @@ class GenerationProgram:
         ran: list[Event] = []
         for part in pass_.parts:
             # Behind the micro-batch before, whose lane it shares: it attends to that one's keys, and fails with it.
-            before = (message.event, *arrived, *ran[-1:])
-            ran.append(self._launch(message.group, pass_, part, functools.partial(half, part), *before))
+            ran.append(self._launch(message, pass_, part, functools.partial(half, part), *arrived, *ran[-1:]))
         return ran
 
     def _launch(
-        self, lane: str, pass_: GenerationPass, part: MicroBatch, work: Callable[[], object], *arrived: Event
+        self, message: Message[Slot], pass_: GenerationPass, part: MicroBatch, work: Callable[[], object], *after: Event
     ) -> Event:
         """Run `work` after what came before in this micro-batch, so that its failure is not computed with."""
-        lane = COMPUTE if len(pass_.parts) == 1 else lane
-        part.last = self._device.launch(lane, functools.partial(infer, work), (*arrived, part.last))
+        lane = COMPUTE if len(pass_.parts) == 1 else self._lanes[message.key]
+        part.last = self._device.launch(lane, functools.partial(infer, work), (message.event, *after, part.last))
         return part.last
 
     def _embed(self, pass_: GenerationPass) -> None:
@@ -234,7 +237,7 @@ class GenerationProgram:
     def _head(self, pass_: GenerationPass, message: Message[Slot]) -> None:
         weights, rows_R = self._catalog.weights(message), self._inputs.logit_rows()
         blocks = self._row_blocks.cuts(0, self._row_blocks.padded(len(rows_R)))
-        if message.group == "head.0":
+        if not pass_.head_rows:
             pass_.normed_RD = self._row_blocks.fill(pass_.hidden_TD[rows_R])
             for begin, end in blocks:
                 rows_RD = pass_.normed_RD[begin:end]

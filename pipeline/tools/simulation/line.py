@@ -16,6 +16,7 @@ from pipeline.engine.actor_names import ACTORS
 from pipeline.engine.policies import POLICIES, fit_policy
 from pipeline.engine.residency import NOTHING_STAYS, Residency
 from pipeline.engine.wiring import Parts, Wired, slots_until_computed, wire
+from pipeline.formats.parts import attends
 from pipeline.groups.slot_kinds import SlotKinds
 from pipeline.tools.simulation.loop import run_virtual
 from pipeline.tools.simulation.timings import Order, Timings
@@ -78,7 +79,7 @@ def sim_line(
     budgets = [
         Budget(name, _cells(counts[name], device), clock, dict.fromkeys(residency.stays(name))) for name in counts
     ]
-    moves_kv = timings.kv_seconds > 0 and sum(group == "attn" for _, group in timings.order) > 1
+    moves_kv = timings.kv_seconds > 0 and sum(attends(group) for _, group in timings.order) > 1
     companions = [SimCompanion(timings, device, ahead=getattr(policy, "kv_ahead", True)) for _ in range(moves_kv)]
     rendezvous = companions[0].rendezvous if companions else None
     program = SimProgram(device, timings, policy, work, pass_tokens, rendezvous)

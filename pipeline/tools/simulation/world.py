@@ -11,8 +11,10 @@ from actors.core.budget import Slot
 from actors.core.companion import Meeting, Rendezvous, own_kind
 from actors.core.event import Buffer, Event
 from actors.core.message import READY, GroupKey, Message, ended
+from actors.core.order import halves
 from actors.core.ports import Copy, PrefetchPolicy
 from pipeline.devices.port import Device
+from pipeline.formats.parts import attends
 from pipeline.groups.slot_kinds import SlotKinds
 from pipeline.state.kv_placement import MOST_SHARED
 from pipeline.tools.simulation.timings import Timings
@@ -75,7 +77,7 @@ class SimCompanion:
     name = "kv"
 
     def __init__(self, timings: Timings, device: Device, *, ahead: bool) -> None:
-        _, *moving = [layer for layer, group in timings.order if group == "attn"]
+        _, *moving = [layer for layer, group in timings.order if attends(group)]
         self.rendezvous = Rendezvous(moving, ahead=ahead)
         self.host_cells = {own_kind(layer): [device.host_memory(0)] for layer in moving}
         self.device_cells = [device.device_memory(0) for _ in range(MOST_SHARED)]
@@ -119,6 +121,7 @@ class SimProgram:
         rendezvous: Rendezvous | None = None,
     ) -> None:
         self.order = timings.order
+        self._lanes = {key: part for key, (_, part) in zip(self.order, halves(self.order), strict=True)}
         self.passes: list[SimPass] = []
         self.computed: Computed = Counter()
         self._device = device
@@ -137,7 +140,7 @@ class SimProgram:
 
     def prepare(self, pass_: SimPass, message: Message[Slot]) -> Coroutine[Any, Any, None] | None:
         """Wait until the KV blocks of the layer are on their way."""
-        return self._rendezvous.prepare(message.layer) if message.group == "attn" else None
+        return self._rendezvous.prepare(message.layer) if attends(message.group) else None
 
     async def check_in(self, pass_: SimPass, message: Message[Slot]) -> None:
         """Wait for the device and the group, and then for as long as a check takes."""
@@ -150,9 +153,9 @@ class SimProgram:
         """Occupy the lane of the half, micro-batch by micro-batch."""
         pass_.steps.append(message.key)
         self.computed[message.key] += 1
-        lane = "compute" if len(pass_.parts) == 1 else "attn" if message.group == "attn" else "ffn"
+        lane = "compute" if len(pass_.parts) == 1 else self._lanes[message.key]
         needs: list[Event] = [message.event]
-        kv = self._rendezvous.message(message.layer) if message.group == "attn" else None
+        kv = self._rendezvous.message(message.layer) if attends(message.group) else None
         if kv is not None:
             needs.append(kv.event)
         ran: list[Event] = []
@@ -161,7 +164,7 @@ class SimProgram:
             # After the part before, whose lane it shares: so that the failure of one is the failure of all.
             ran.append(self._device.launch(lane, seconds, (*needs, before, *ran[-1:])))
             pass_.parts[part] = ran[-1]
-        tell = self._rendezvous.used if message.group == "attn" else self._rendezvous.computed
+        tell = self._rendezvous.used if attends(message.group) else self._rendezvous.computed
         tell(message.layer, ran[-1])
         return ran
 

@@ -15,6 +15,7 @@ from typing import Any
 from actors.core.message import GroupKey
 from actors.core.order import layer_parts
 from actors.core.trace import Span
+from pipeline.engine.actor_names import KV_ACTORS
 from pipeline.tools.trace.intervals import Interval, total_seconds, union, within
 from pipeline.tools.trace.passes import NEVER, group_times, work_by_actor
 from pipeline.tools.trace.recording import DISK, LINK
@@ -157,7 +158,7 @@ class _PassWindow:
         """When each resource was at work in the window. Micro-batches compute on a lane for each kind of half."""
         busy: dict[str, list[Interval]] = {DISK: [], LINK: []}
         for actor, spans in work.items():
-            if actor in busy or any(span.group == "kv" for span in spans):
+            if actor in busy or actor in KV_ACTORS:
                 busy[actor] = [(span.started, span.ended) for span in spans]
         several = any(len(group.parts) > 1 for group in self.groups)
         for group in self.groups:

@@ -17,7 +17,7 @@ from pipeline import CheckpointError, ConfigError, Model, Slot, Stage
 from pipeline.checkpoints.presets import PRESETS
 from pipeline.groups.layout import Window
 from pipeline.models.config import read_config
-from pipeline.models.families import group_specs
+from pipeline.models.specs import group_specs
 from pipeline.reading.preadv_lanes import PreadvLane, PreadvLanes
 from pipeline.reading.rows import RowReader
 

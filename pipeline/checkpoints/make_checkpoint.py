@@ -18,8 +18,8 @@ from pipeline.checkpoints.presets import PRESETS
 from pipeline.checkpoints.shard_layout import SHARD_BYTES, Shapes, shard_header, shards, tensor_shapes, total_bytes
 from pipeline.errors import ConfigError, unknown_name
 from pipeline.models.config import ModelConfig, parse_config
+from pipeline.models.families import FAMILIES
 from pipeline.models.settings import JsonObject
-from pipeline.models.supported import FAMILIES
 from pipeline.system.sizes import human_bytes
 
 OVERRIDES = {

@@ -11,7 +11,7 @@ from pipeline.checkpoints.header import LENGTH_BYTES, TensorEntry
 from pipeline.formats.parts import EMBED_KEY
 from pipeline.formats.tensors import ITEM_BITS
 from pipeline.models.config import ModelConfig
-from pipeline.models.families import group_specs
+from pipeline.models.specs import group_specs
 
 SHARD_BYTES = 5_000_000_000
 Shapes = Mapping[str, tuple[int, ...]]

@@ -18,8 +18,8 @@ from pipeline.groups.catalog import WeightCatalog
 from pipeline.groups.groups import WeightGroups, plan_groups
 from pipeline.groups.remarks import remarks
 from pipeline.models.config import ModelConfig
-from pipeline.models.families import group_specs
 from pipeline.models.frequencies import DynamicScaling
+from pipeline.models.specs import group_specs
 from pipeline.system.memory import give_freed_back
 from pipeline.system.sizes import human_bytes, parse_bytes
 

@@ -223,16 +223,17 @@ class GenerationProgram:
             block.rotary = rotary(self._config, positions_T, self._inputs.rope_lengths(block.begin, block.end))
 
     def _attention(self, pass_: GenerationPass, message: Message[Slot], kv: LayerKV, part: MicroBatch) -> None:
-        weights = self._catalog.weights(message)
+        weights, layer = self._catalog.weights(message), self._config.layer_kinds[message.layer]
         for block in part.blocks:
             hidden_TD = pass_.hidden_TD[block.begin : block.end]
-            hidden_TD.copy_(decoder.attention_half(self._config, weights, hidden_TD, kv, block.rows, block.rotary))
+            hidden_TD.copy_(decoder.attention_half(layer, weights, hidden_TD, kv, block.rows, block.rotary))
 
     def _ffn(self, pass_: GenerationPass, message: Message[Slot], part: MicroBatch) -> None:
-        weights, by_formula = self._catalog.weights(message), self._row_blocks.fixed
+        weights, layer = self._catalog.weights(message), self._config.layer_kinds[message.layer]
+        by_formula = self._row_blocks.fixed
         for block in part.blocks:
             hidden_TD = pass_.hidden_TD[block.begin : block.end]
-            hidden_TD.copy_(decoder.ffn_half(self._config, weights, hidden_TD, by_formula))
+            hidden_TD.copy_(decoder.ffn_half(layer, weights, hidden_TD, by_formula))
 
     def _head(self, pass_: GenerationPass, message: Message[Slot]) -> None:
         weights, rows_R = self._catalog.weights(message), self._inputs.logit_rows()

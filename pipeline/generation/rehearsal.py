@@ -56,6 +56,7 @@ def _compute(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> N
     hidden_TD = zeros(2, config.hidden_size)
     linear(rms_norm(hidden_TD, hidden_TD[0], config.norm_epsilon), zeros(FEW_ROWS, config.hidden_size))
     place_T = torch.zeros(1, dtype=torch.int64, device=device)
-    kv = LayerKV(zeros(1, 2, 1, config.kv_heads, config.head_dim))
+    attention = config.attention
+    kv = LayerKV(zeros(1, 2, 1, attention.kv_heads, attention.head_dim))
     rows = Rows(place_T, place_T, [SequenceRows(0, 1, 0, 1, place_T), SequenceRows(1, 2, 0, 0, place_T)])
-    attend_all(zeros(2, config.heads, config.head_dim), kv, rows, config.sliding_window)
+    attend_all(zeros(2, attention.heads, attention.head_dim), kv, rows, attention.window)

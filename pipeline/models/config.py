@@ -12,10 +12,14 @@ import torch
 
 from pipeline.errors import CheckpointError
 from pipeline.formats.tensors import WEIGHT_DTYPES
+from pipeline.models.families import FAMILIES
+from pipeline.models.families.family import Family
 from pipeline.models.frequencies import RopeScaling, rope_length
+from pipeline.models.layer_settings import FULL, SLIDING, read_norm_epsilon
+from pipeline.models.layers import Attention, Layer
 from pipeline.models.rope_settings import read_rope, stretched
 from pipeline.models.settings import JsonObject
-from pipeline.models.supported import BIASES, FAMILIES, Family, unsupported
+from pipeline.models.supported import unsupported
 from pipeline.system.hub_cache import PREFIX, how_to_fetch
 from pipeline.system.small_files import os_errors_named, require_folder
 
@@ -30,30 +34,33 @@ DTYPES = (*WEIGHT_DTYPES.values(), "double", "float", "half")
 class ModelConfig:
     """The shape and the constants of one model; every number has been checked.
 
-    `sliding_window` is in tokens and counts the token that looks back. `biases` are the matrices that have one, by
-    their short names. `dtype` is what config.json declares of the checkpoint, None where it declares nothing: the
-    stored tensors decide either way. `eos_ids` may be empty.
+    `layer_kinds` say what each layer is made of, and `norm_epsilon` is that of the norm behind them. `dtype` is what
+    config.json declares of the checkpoint, None where it declares nothing: the stored tensors decide either way.
+    `eos_ids` may be empty.
     """
 
     family: str
     hidden_size: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    ffn_size: int
+    layer_kinds: tuple[Layer, ...]
     vocabulary_size: int
     norm_epsilon: float
     rope_theta: float
     rope_scaling: RopeScaling | None
     tied_embeddings: bool
-    sliding_window: int | None
-    biases: frozenset[str]
-    qk_norm: bool
     max_positions: int
     dtype: torch.dtype | None
     eos_ids: tuple[int, ...]
     bos_id: int | None
+
+    @property
+    def layers(self) -> int:
+        """How many layers there are."""
+        return len(self.layer_kinds)
+
+    @property
+    def attention(self) -> Attention:
+        """That of all layers: KV blocks and rotary embedding are laid out for one kind, so others are refused."""
+        return self.layer_kinds[0].attention
 
     def rope_length(self, tokens: int) -> int:
         """The length by which rotary frequencies of a sequence of so many tokens are chosen; 0 where none counts."""
@@ -96,30 +103,21 @@ def parse_config(settings: JsonObject, folder: Path | None = None) -> ModelConfi
     name = _family_name(settings)
     family = FAMILIES[name]
     settings = settings.with_absent(family.absent)
-    _refuse_unsupported(settings, family)
+    _refuse_unsupported(settings)
 
-    heads = settings.count("num_attention_heads")
-    layers = settings.count("num_hidden_layers", at_most=MAX_LAYERS)
+    layers = _layers(settings, family)
     vocabulary_size = settings.count("vocab_size")
     max_positions = settings.count("max_position_embeddings")
-    head_dim = _head_dim(settings, heads)
-    rope_theta, rope_scaling = read_rope(settings, head_dim, max_positions)
+    rope_theta, rope_scaling = read_rope(settings, layers[0].attention.head_dim, max_positions)
     return ModelConfig(
         family=name,
         hidden_size=settings.count("hidden_size"),
-        layers=layers,
-        heads=heads,
-        kv_heads=_kv_heads(settings, heads),
-        head_dim=head_dim,
-        ffn_size=settings.count("intermediate_size"),
+        layer_kinds=layers,
         vocabulary_size=vocabulary_size,
-        norm_epsilon=settings.positive("rms_norm_eps", default=1e-6),
+        norm_epsilon=read_norm_epsilon(settings),
         rope_theta=rope_theta,
         rope_scaling=rope_scaling,
         tied_embeddings=settings.flag("tie_word_embeddings"),
-        sliding_window=_sliding_window(settings, family, layers),
-        biases=_biases(settings, family),
-        qk_norm=family.qk_norm,
         max_positions=stretched(max_positions, rope_scaling),
         dtype=_declared_dtype(settings),
         eos_ids=_token_ids(folder, settings, "eos_token_id", vocabulary_size),
@@ -158,7 +156,7 @@ def _family_name(settings: JsonObject) -> str:
     return name
 
 
-def _refuse_unsupported(settings: JsonObject, family: Family) -> None:
+def _refuse_unsupported(settings: JsonObject) -> None:
     if settings.text("hidden_act", "silu") not in ("silu", "swish"):  # two names of one function
         raise unsupported(settings, "hidden_act")
     if settings.get("quantization_config") is not None:
@@ -167,52 +165,18 @@ def _refuse_unsupported(settings: JsonObject, family: Family) -> None:
         raise unsupported(settings, "is_causal")
 
 
-def _biases(settings: JsonObject, family: Family) -> frozenset[str]:
-    """Which matrices have one. A key that asks for some that the family never has, in transformers either, is refused.
-
-    transformers gives Qwen2 its three whatever `attention_bias` says, which is no promise of a fourth one.
-    """
-    for key in BIASES:
-        if settings.flag(key) and key not in family.bias_keys and not (key == "attention_bias" and family.biases):
-            raise unsupported(settings, key)
-    return frozenset(family.biases).union(*(BIASES[key] for key in family.bias_keys if settings.flag(key)))
-
-
-def _kv_heads(settings: JsonObject, heads: int) -> int:
-    kv_heads = settings.optional_count("num_key_value_heads") or heads
-    if heads % kv_heads:
-        raise settings.error("num_key_value_heads", f"a divisor of num_attention_heads = {heads}", kv_heads)
-    return kv_heads
-
-
-def _head_dim(settings: JsonObject, heads: int) -> int:
-    hidden_size = settings.count("hidden_size")
-    head_dim = settings.optional_count("head_dim")
-    if head_dim is None and hidden_size % heads:
-        raise settings.error("hidden_size", f"a multiple of num_attention_heads = {heads}, or a head_dim", hidden_size)
-    head_dim = head_dim or hidden_size // heads
-    if head_dim % 2:
-        raise settings.error("head_dim", "an even number, since rotary embedding turns pairs", head_dim)
-    return head_dim
-
-
-def _sliding_window(settings: JsonObject, family: Family, layers: int) -> int | None:
-    """The window that all layers share, None for full attention in all. Layers that differ are refused."""
-    window, first_windowed = None, layers
-    if family.windowed_layers == "all":
-        window, first_windowed = settings.optional_count("sliding_window"), 0
-    elif family.windowed_layers == "declared" and settings.flag("use_sliding_window"):
-        window, first_windowed = settings.optional_count("sliding_window"), settings.index("max_window_layers")
-    full_layers = min(first_windowed, layers) if window else layers
-    implied = ["full_attention"] * full_layers + ["sliding_attention"] * (layers - full_layers)
-    kinds = settings.get("layer_types") or implied
-    if kinds != implied and family.windowed_layers != "declared":
+def _layers(settings: JsonObject, family: Family) -> tuple[Layer, ...]:
+    """What each layer is made of. What the family does not follow is refused, and layers that differ are."""
+    layers = family.layers(settings, settings.count("num_hidden_layers", at_most=MAX_LAYERS))
+    kinds = [SLIDING if layer.attention.window else FULL for layer in layers]
+    if settings.get("layer_types") and "layer_types" not in family.follows and settings.get("layer_types") != kinds:
         raise unsupported(settings, "layer_types")
-    if kinds == ["full_attention"] * layers:
-        return None
-    if kinds == ["sliding_attention"] * layers and window:
-        return window
-    raise unsupported(settings, "layer_types" if settings.get("layer_types") else "max_window_layers")
+    if len({*layers}) > 1:
+        raise unsupported(settings, "layer_types" if settings.get("layer_types") else "max_window_layers")
+    for key in ("attention_bias", "mlp_bias"):
+        if settings.flag(key) and key not in family.follows:
+            raise unsupported(settings, key)
+    return layers
 
 
 def _declared_dtype(settings: JsonObject) -> torch.dtype | None:

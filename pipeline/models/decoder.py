@@ -11,35 +11,26 @@ import torch
 from pipeline.formats.matrix import Weights
 from pipeline.models.attention import LayerKV, Rows, attend_all
 from pipeline.models.config import ModelConfig
+from pipeline.models.layers import Attention, Layer
 from pipeline.models.ops import rms_norm, silu
 from pipeline.models.rotary import Rotary, rotate
 
 
 def attention_half(
-    config: ModelConfig, weights: Weights, hidden_TD: torch.Tensor, kv: LayerKV, rows: Rows, rotary: Rotary
+    layer: Layer, weights: Weights, hidden_TD: torch.Tensor, kv: LayerKV, rows: Rows, rotary: Rotary
 ) -> torch.Tensor:
     """Norm, attention and residual of one layer for the tokens of a pass; returns [T, D].
 
     Writes their keys and values into `kv` first, then lets each attend to its own sequence.
     """
-    normed_TD = rms_norm(hidden_TD, weights.tensors["norm"], config.norm_epsilon)
-    heads = (len(hidden_TD), -1, config.head_dim)
-    q_TNH, k_TKH, v_TKH = (weights.project(short, normed_TD).view(heads) for short in ("q", "k", "v"))
-    if config.qk_norm:
-        q_TNH = rms_norm(q_TNH, weights.tensors["q_norm"], config.norm_epsilon)
-        k_TKH = rms_norm(k_TKH, weights.tensors["k_norm"], config.norm_epsilon)
-    kv.write(rows, rotate(k_TKH, rotary), v_TKH)
-    mixed_TA = attend_all(rotate(q_TNH, rotary), kv, rows, config.sliding_window)
-    return hidden_TD + weights.project("o", mixed_TA)
+    normed_TD = rms_norm(hidden_TD, weights.tensors["norm"], layer.norm_epsilon)
+    return hidden_TD + _attention(layer.attention, weights, normed_TD, kv, rows, rotary)
 
 
-def ffn_half(
-    config: ModelConfig, weights: Weights, hidden_TD: torch.Tensor, silu_by_formula: bool = False
-) -> torch.Tensor:
-    """Norm, gated feed-forward (SwiGLU, arXiv 2002.05202) and residual of one layer; returns [T, D]."""
-    normed_TD = rms_norm(hidden_TD, weights.tensors["norm"], config.norm_epsilon)
-    gate_TF = silu(weights.project("gate", normed_TD), by_formula=silu_by_formula)
-    return hidden_TD + weights.project("down", gate_TF * weights.project("up", normed_TD))
+def ffn_half(layer: Layer, weights: Weights, hidden_TD: torch.Tensor, silu_by_formula: bool = False) -> torch.Tensor:
+    """Norm, feed-forward and residual of one layer; returns [T, D]."""
+    normed_TD = rms_norm(hidden_TD, weights.tensors["norm"], layer.norm_epsilon)
+    return hidden_TD + _gated_feed_forward(weights, normed_TD, silu_by_formula)
 
 
 def final_norm(config: ModelConfig, weights: Weights, hidden_TD: torch.Tensor) -> torch.Tensor:
@@ -50,3 +41,20 @@ def final_norm(config: ModelConfig, weights: Weights, hidden_TD: torch.Tensor) -
 def output_slice(weights: Weights, normed_TD: torch.Tensor) -> torch.Tensor:
     """Logits of the rows of the vocabulary that "output" holds; returns fp32 [T, V of the slice]."""
     return weights.project("output", normed_TD).float()
+
+
+def _attention(
+    kind: Attention, weights: Weights, normed_TD: torch.Tensor, kv: LayerKV, rows: Rows, rotary: Rotary
+) -> torch.Tensor:
+    heads = (len(normed_TD), -1, kind.head_dim)
+    q_TNH, k_TKH, v_TKH = (weights.project(short, normed_TD).view(heads) for short in ("q", "k", "v"))
+    if kind.head_norm_epsilon is not None:
+        q_TNH = rms_norm(q_TNH, weights.tensors["q_norm"], kind.head_norm_epsilon)
+        k_TKH = rms_norm(k_TKH, weights.tensors["k_norm"], kind.head_norm_epsilon)
+    kv.write(rows, rotate(k_TKH, rotary), v_TKH)
+    return weights.project("o", attend_all(rotate(q_TNH, rotary), kv, rows, kind.window))
+
+
+def _gated_feed_forward(weights: Weights, normed_TD: torch.Tensor, silu_by_formula: bool) -> torch.Tensor:
+    gate_TF = silu(weights.project("gate", normed_TD), by_formula=silu_by_formula)
+    return weights.project("down", gate_TF * weights.project("up", normed_TD))

@@ -46,4 +46,4 @@ def rotate(x_TNH: torch.Tensor, turn: Rotary) -> torch.Tensor:
 
 
 def _frequencies(config: ModelConfig, length: int, positions_T: torch.Tensor) -> torch.Tensor:
-    return frequencies(config.head_dim, config.rope_theta, config.rope_scaling, length, positions_T.device)
+    return frequencies(config.attention.head_dim, config.rope_theta, config.rope_scaling, length, positions_T.device)

@@ -31,7 +31,8 @@ class KvLayout:
     @classmethod
     def of(cls, config: ModelConfig, blocks: int, dtype: torch.dtype) -> "KvLayout":
         """The layout of a model's layers."""
-        return cls(blocks, config.kv_heads, config.head_dim, dtype, config.sliding_window)
+        kind = config.attention
+        return cls(blocks, kind.kv_heads, kind.head_dim, dtype, kind.window)
 
     @property
     def row_bytes(self) -> int:

@@ -17,7 +17,7 @@ from pipeline.checkpoints.presets import PRESETS
 from pipeline.errors import ConfigError
 from pipeline.groups.groups import plan_groups
 from pipeline.models.config import read_config
-from pipeline.models.families import group_specs
+from pipeline.models.specs import group_specs
 
 TINY: dict[str, Any] = {
     "layers": 2,
@@ -35,8 +35,10 @@ def test_the_folder_is_a_sharded_checkpoint_of_the_shape_asked_for(tmp_path: Pat
     more = {"shard_bytes": 300_000, "attention_bias": True, "mlp_bias": True}
     make_checkpoint(out, "llama-3-8b", progress=lambda *step: steps.append(step), **more, **TINY)
     config = read_config(out)
-    assert len(config.biases) == 7
-    assert (config.layers, config.hidden_size, config.ffn_size, config.heads, config.kv_heads) == (2, 64, 96, 4, 2)
+    layer, attention = config.layer_kinds[0], config.attention
+    assert len(layer.biases) == 7
+    assert (config.layers, config.hidden_size, layer.feed_forward.size) == (2, 64, 96)
+    assert (attention.heads, attention.kv_heads) == (4, 2)
     with open_checkpoint(out) as checkpoint:
         groups = plan_groups(group_specs(config), checkpoint)
     assert (groups.dtype, groups.ignored) == (torch.bfloat16, ())

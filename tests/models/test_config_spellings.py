@@ -26,7 +26,7 @@ ATTENTION, MLP = {"q", "k", "v", "o"}, {"gate", "up", "down"}
 def test_each_family_has_the_biases_that_transformers_gives_it(
     values: dict[str, Any], biases: set[str], tmp_path: Path
 ) -> None:
-    assert read_config(write(tmp_path, values)).biases == biases
+    assert read_config(write(tmp_path, values)).layer_kinds[0].biases == biases
 
 
 @pytest.mark.parametrize("name", ["LLaMAForCausalLM", "LlaMAForCausalLM", "llamaforcausallm"])

@@ -15,8 +15,8 @@ from pipeline.formats.dense import DenseMatrix
 from pipeline.formats.matrix import Weights
 from pipeline.models import decoder
 from pipeline.models.config import ModelConfig, read_config
-from pipeline.models.families import group_specs
 from pipeline.models.rotary import rotary
+from pipeline.models.specs import group_specs
 
 STEPS = 32
 
@@ -29,7 +29,10 @@ class TinyRun:
         self.dtype = dtype
         self.weights = read_weights(folder, self.config, offset_bytes)
         tokens, config = STEPS + len(PROMPT), self.config
-        layers = [empty_blocks(tokens, config.kv_heads, config.head_dim, dtype) for _ in range(config.layers)]
+        layers = [
+            empty_blocks(tokens, config.attention.kv_heads, config.attention.head_dim, dtype)
+            for _ in range(config.layers)
+        ]
         self.kv = [kv for kv, _ in layers]
         self.blocks_B = layers[0][1]
         self.start = 0
@@ -40,10 +43,10 @@ class TinyRun:
         hidden_TD = self.weights[-1, "embed"].tensors["embed"][list(token_ids)].to(self.dtype)
         turn = rotary(config, torch.arange(self.start, self.start + len(token_ids)))
         rows = rows_of(self.blocks_B, self.start, len(token_ids))
-        for layer in range(config.layers):
-            weights = self.weights[layer, "attn"]
-            hidden_TD = decoder.attention_half(config, weights, hidden_TD, self.kv[layer], rows, turn)
-            hidden_TD = decoder.ffn_half(config, self.weights[layer, "ffn"], hidden_TD)
+        for index, layer in enumerate(config.layer_kinds):
+            weights = self.weights[index, "attn"]
+            hidden_TD = decoder.attention_half(layer, weights, hidden_TD, self.kv[index], rows, turn)
+            hidden_TD = decoder.ffn_half(layer, self.weights[index, "ffn"], hidden_TD)
         self.start += len(token_ids)
         head = self.weights[config.layers, "head"]
         normed_TD = decoder.final_norm(config, head, hidden_TD)
@@ -175,8 +178,9 @@ def test_weights_and_hidden_states_are_not_modified(tmp_path: Path) -> None:
     hidden_TD = torch.randn(4, run.config.hidden_size)
     kept_TD = hidden_TD.clone()
     turn = rotary(run.config, torch.arange(4))
-    decoder.attention_half(run.config, run.weights[0, "attn"], hidden_TD, run.kv[0], rows_of(run.blocks_B, 0, 4), turn)
-    decoder.ffn_half(run.config, run.weights[0, "ffn"], hidden_TD)
+    layer = run.config.layer_kinds[0]
+    decoder.attention_half(layer, run.weights[0, "attn"], hidden_TD, run.kv[0], rows_of(run.blocks_B, 0, 4), turn)
+    decoder.ffn_half(layer, run.weights[0, "ffn"], hidden_TD)
     assert torch.equal(hidden_TD, kept_TD)
     assert all(
         torch.equal(w, before[group][short]) for group, ws in run.weights.items() for short, w in ws.tensors.items()

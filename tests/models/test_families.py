@@ -1,39 +1,25 @@
-"""The tensors of the groups are those of the checkpoint, each exactly once, with its shape."""
-
-from collections import Counter
-from pathlib import Path
+"""A family is data and composition: what follows from that for all of them."""
 
 import pytest
-from safetensors import safe_open
-from support.tiny_models import VARIANTS, save
 
-from pipeline.models.config import read_config
-from pipeline.models.families import group_specs
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_groups_name_every_tensor_of_the_checkpoint(variant: str, tmp_path: Path) -> None:
-    save(variant, tmp_path)
-    config = read_config(tmp_path)
-    with safe_open(tmp_path / "model.safetensors", "pt") as file:
-        on_disk = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    specs = [spec for group in group_specs(config).values() for spec in group]
-    assert {spec.name: spec.shape for spec in specs} == on_disk
-    twice = [name for name, count in Counter(spec.name for spec in specs).items() if count > 1]
-    assert twice == (["model.embed_tokens.weight"] if config.tied_embeddings else [])
+from pipeline.errors import ConfigError
+from pipeline.models.config import parse_config
+from pipeline.models.families import FAMILIES
+from pipeline.models.settings import JsonObject
+from pipeline.models.supported import SUPPORTED
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_groups_stand_in_compute_order(variant: str, tmp_path: Path) -> None:
-    save(variant, tmp_path)
-    config = read_config(tmp_path)
-    groups = group_specs(config)
-    halves = [(layer, half) for layer in range(config.layers) for half in ("attn", "ffn")]
-    assert list(groups) == [*halves, (config.layers, "head"), (-1, "embed")]
-    attention = {"qwen2": ["q", "k", "v"], "llama_biases": ["q", "k", "v", "o"], "qwen3_biases": ["q", "k", "v", "o"]}
-    biases = [f"{short}_bias" for short in attention.get(variant.removesuffix("_window"), [])]
-    norms = ["q_norm", "k_norm"] if config.family == "qwen3" else []
-    assert [spec.short for spec in groups[1, "attn"]] == ["norm", "q", "k", "v", "o", *biases, *norms]
-    biases = ["gate_bias", "up_bias", "down_bias"] if variant == "llama_biases" else []
-    assert [spec.short for spec in groups[1, "ffn"]] == ["norm", "gate", "up", "down", *biases]
-    assert [spec.short for spec in groups[config.layers, "head"]] == ["norm", "output"]
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_is_named_in_refusals_and_reads_a_config_of_sizes_alone(name: str) -> None:
+    assert f"({name})" in SUPPORTED
+    sizes = {"hidden_size": 64, "intermediate_size": 24, "num_attention_heads": 32, "num_hidden_layers": 3}
+    settings = {"model_type": name, "vocab_size": 7, **sizes}
+    config = parse_config(JsonObject("config.json", settings))
+    assert (config.family, config.layers, config.attention.window) == (name, 3, 4096 if name == "mistral" else None)
+    for key in ("attention_bias", "mlp_bias"):
+        asked = JsonObject("config.json", {**settings, key: True})
+        if key in FAMILIES[name].follows:
+            assert parse_config(asked).layers == 3
+        else:
+            with pytest.raises(ConfigError, match=f"{key}: need a model that is supported"):
+                parse_config(asked)

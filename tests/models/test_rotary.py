@@ -173,7 +173,7 @@ def test_a_head_of_two_channels_has_no_dynamic_base(tmp_path: Path) -> None:
 def test_rotate_has_the_bits_of_transformers(dtype: torch.dtype, tmp_path: Path) -> None:
     save("llama_gqa_llama3", tmp_path)
     config = read_config(tmp_path)
-    x_TNH = torch.randn(5, config.heads, config.head_dim).to(dtype)
+    x_TNH = torch.randn(5, config.attention.heads, config.attention.head_dim).to(dtype)
     turn = rotary(config, torch.arange(3, 8))
     x_1NTH = x_TNH.transpose(0, 1).unsqueeze(0)
     expected, _ = apply_rotary_pos_emb(

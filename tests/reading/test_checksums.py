@@ -11,7 +11,7 @@ from pipeline.errors import CheckpointError
 from pipeline.groups.groups import WeightGroups, plan_groups
 from pipeline.groups.layout import HostLayout, Window, host_layout
 from pipeline.models.config import read_config
-from pipeline.models.families import group_specs
+from pipeline.models.specs import group_specs
 from pipeline.reading import checksums
 from pipeline.reading.checksums import Checksums, choose_checking
 from pipeline.system.page_cache import BLOCK_BYTES

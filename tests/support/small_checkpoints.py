@@ -8,7 +8,7 @@ from support.safetensors_files import write_sharded
 
 from pipeline.checkpoints.presets import PRESETS
 from pipeline.models.config import read_config
-from pipeline.models.families import group_specs
+from pipeline.models.specs import group_specs
 
 SHAPE = {
     "num_hidden_layers": 2,

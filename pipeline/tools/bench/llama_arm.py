@@ -20,8 +20,8 @@ from pipeline.errors import ConfigError
 from pipeline.formats.parts import ATTN, EMBED, FFN, HEAD
 from pipeline.formats.tensors import TensorSpec
 from pipeline.models.config import ModelConfig, read_config
-from pipeline.models.families import group_specs
 from pipeline.models.frequencies import attention_factor, frequencies
+from pipeline.models.specs import group_specs
 from pipeline.tools.bench.arm_program import say
 from pipeline.tools.bench.pass_arm import Passes, PassSettings, serve_passes
 
@@ -91,8 +91,9 @@ def write_gguf(folder: Path, file: Path) -> None:
     Raises ConfigError for families that llama.cpp does not read as "llama".
     """
     config = read_config(folder)
-    if config.family != "llama" or config.tied_embeddings or config.biases:
-        have = f"{config.family} with{'' if config.biases else 'out'} biases"
+    biases = config.layer_kinds[0].biases
+    if config.family != "llama" or config.tied_embeddings or biases:
+        have = f"{config.family} with{'' if biases else 'out'} biases"
         raise ConfigError(
             "--against llama.cpp: need a llama checkpoint without biases, with an output matrix of its own, have "
             f"{have}"
@@ -125,12 +126,12 @@ def _describe(writer: Any, gguf: Any, config: ModelConfig) -> None:
     writer.add_context_length(config.max_positions)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.layers)
-    writer.add_feed_forward_length(config.ffn_size)
-    writer.add_head_count(config.heads)
-    writer.add_head_count_kv(config.kv_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_feed_forward_length(config.layer_kinds[0].feed_forward.size)
+    writer.add_head_count(config.attention.heads)
+    writer.add_head_count_kv(config.attention.kv_heads)
+    writer.add_key_length(config.attention.head_dim)
+    writer.add_value_length(config.attention.head_dim)
+    writer.add_rope_dimension_count(config.attention.head_dim)
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_layer_norm_rms_eps(config.norm_epsilon)
     writer.add_vocab_size(config.vocabulary_size)
@@ -143,7 +144,7 @@ def _tensors(folder: Path, config: ModelConfig) -> Iterator[tuple[str, tuple[int
     where = _files_of_tensors(folder)
     for (layer, group), specs in group_specs(config).items():
         for spec in specs:
-            heads = {"q": config.heads, "k": config.kv_heads}.get(spec.short)
+            heads = {"q": config.attention.heads, "k": config.attention.kv_heads}.get(spec.short)
             read = functools.partial(_read, where[spec.name], spec.name, heads)
             yield f"{_name(layer, group, spec)}.weight", spec.shape, len(spec.shape) == 1, read
     if config.rope_scaling is not None:
@@ -158,8 +159,8 @@ def _name(layer: int, group: str, spec: TensorSpec) -> str:
 def _rope_factors(config: ModelConfig) -> torch.Tensor:
     """By how much scaling divides each rotary frequency, as llama.cpp wants to be told."""
     device = torch.device("cpu")
-    plain = frequencies(config.head_dim, config.rope_theta, None, 0, device)
-    return plain / frequencies(config.head_dim, config.rope_theta, config.rope_scaling, 0, device)
+    plain = frequencies(config.attention.head_dim, config.rope_theta, None, 0, device)
+    return plain / frequencies(config.attention.head_dim, config.rope_theta, config.rope_scaling, 0, device)
 
 
 def _files_of_tensors(folder: Path) -> dict[str, Path]:

@@ -1,5 +1,6 @@
 """Timings of a model that need not be there: from its shape, and from what the machine can move and compute."""
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,8 +8,10 @@ from pathlib import Path
 
 from pipeline.checkpoints.presets import PRESETS
 from pipeline.errors import ConfigError, unknown_name
+from pipeline.formats.parts import ATTN, FFN
+from pipeline.models.families import FAMILIES
+from pipeline.models.layers import Layer
 from pipeline.models.settings import JsonObject
-from pipeline.models.supported import FAMILIES
 from pipeline.system.hub_cache import find_checkpoint
 from pipeline.tools.simulation.timings import LayerTimings
 
@@ -21,35 +24,24 @@ class Shape:
     """What decides how many bytes and operations a layer has; `item_bytes` is the size of one weight."""
 
     layers: int
-    hidden_size: int
-    ffn_size: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    biases: frozenset[str]
-    qk_norm: bool
+    layer: Layer
     item_bytes: int
 
     @property
     def attn_parameters(self) -> int:
-        """Those of the attn group: norm, q, k, v, o, and the biases or norms of some families."""
-        q_rows, kv_rows = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        matrices = self.hidden_size * (2 * q_rows + 2 * kv_rows)
-        rows = {"q": q_rows, "k": kv_rows, "v": kv_rows, "o": self.hidden_size}
-        biases = sum(rows[short] for short in self.biases & rows.keys())
-        return matrices + biases + 2 * self.head_dim * self.qk_norm + self.hidden_size
+        """Those of the attn group of a layer."""
+        return _parameters(self.layer, ATTN)
 
     @property
     def ffn_parameters(self) -> int:
-        """Those of the ffn group: norm, gate, up, down, and the biases of some checkpoints."""
-        rows = {"gate": self.ffn_size, "up": self.ffn_size, "down": self.hidden_size}
-        biases = sum(rows[short] for short in self.biases & rows.keys())
-        return 3 * self.hidden_size * self.ffn_size + biases + self.hidden_size
+        """Those of the ffn group of a layer."""
+        return _parameters(self.layer, FFN)
 
     def attn_operations(self, tokens: int) -> float:
         """Two for each parameter and token, and the attention of each token over itself and those before it."""
         pairs = tokens * (tokens + 1) / 2
-        return 2.0 * self.attn_parameters * tokens + 4.0 * self.heads * self.head_dim * pairs
+        rows = self.layer.attention.heads * self.layer.attention.head_dim
+        return 2.0 * self.attn_parameters * tokens + 4.0 * rows * pairs
 
     def ffn_operations(self, tokens: int) -> float:
         """Two for each parameter and token."""
@@ -74,17 +66,8 @@ def find_shape(model: str) -> Shape:
 
     alone = config_alone(path)
     config = read_config(path) if alone is None else alone.model
-    return Shape(
-        layers=config.layers,
-        hidden_size=config.hidden_size,
-        ffn_size=config.ffn_size,
-        heads=config.heads,
-        kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
-        biases=config.biases,
-        qk_norm=config.qk_norm,
-        item_bytes=BFLOAT16_BYTES if config.dtype is None else config.dtype.itemsize,
-    )
+    item_bytes = BFLOAT16_BYTES if config.dtype is None else config.dtype.itemsize
+    return Shape(layers=config.layers, layer=config.layer_kinds[0], item_bytes=item_bytes)
 
 
 def derive_timings(
@@ -111,15 +94,9 @@ def derive_timings(
 def _preset_shape(name: str, values: Mapping[str, object]) -> Shape:
     settings = JsonObject(f"preset {name}", values)
     family = FAMILIES[settings.text("model_type")]
-    heads, hidden_size = settings.count("num_attention_heads"), settings.count("hidden_size")
-    return Shape(
-        layers=settings.count("num_hidden_layers"),
-        hidden_size=hidden_size,
-        ffn_size=settings.count("intermediate_size"),
-        heads=heads,
-        kv_heads=settings.count("num_key_value_heads"),
-        head_dim=settings.optional_count("head_dim") or hidden_size // heads,
-        biases=frozenset(family.biases),
-        qk_norm=family.qk_norm,
-        item_bytes=BFLOAT16_BYTES,
-    )
+    layers = family.layers(settings.with_absent(family.absent), settings.count("num_hidden_layers"))
+    return Shape(layers=len(layers), layer=layers[0], item_bytes=BFLOAT16_BYTES)
+
+
+def _parameters(layer: Layer, part: str) -> int:
+    return sum(math.prod(spec.shape) for spec in layer.specs("")[part])

@@ -1,0 +1,30 @@
+"""Mistral: the plain layer without biases, with a sliding window in all layers or in none."""
+
+from pipeline.models.families.family import Family
+from pipeline.models.layer_settings import read_attention, read_feed_forward, read_norm_epsilon
+from pipeline.models.layers import Layer
+from pipeline.models.settings import JsonObject
+
+
+def layers(settings: JsonObject, count: int) -> tuple[Layer, ...]:
+    """All alike."""
+    layer = Layer(
+        attention=read_attention(settings, window=settings.optional_count("sliding_window")),
+        feed_forward=read_feed_forward(settings),
+        norm_epsilon=read_norm_epsilon(settings),
+    )
+    return (layer,) * count
+
+
+FAMILY = Family(
+    name="mistral",
+    architecture="MistralForCausalLM",
+    absent={
+        "max_position_embeddings": 131072,
+        "num_key_value_heads": 8,
+        "sliding_window": 4096,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    layers=layers,
+)

@@ -1,0 +1,34 @@
+"""Qwen3, dense: each head of queries and keys has a norm, and some layers may have a sliding window."""
+
+from pipeline.models.families.family import Family
+from pipeline.models.layer_settings import read_attention, read_feed_forward, read_norm_epsilon, read_windows
+from pipeline.models.layers import ATTENTION_MATRICES, Layer
+from pipeline.models.settings import JsonObject
+
+
+def layers(settings: JsonObject, count: int) -> tuple[Layer, ...]:
+    """Alike but for the window."""
+    biases = ATTENTION_MATRICES if settings.flag("attention_bias") else ()
+    return tuple(
+        Layer(
+            attention=read_attention(settings, window=window, biases=biases, with_head_norms=True),
+            feed_forward=read_feed_forward(settings),
+            norm_epsilon=read_norm_epsilon(settings),
+        )
+        for window in read_windows(settings, count)
+    )
+
+
+FAMILY = Family(
+    name="qwen3",
+    architecture="Qwen3ForCausalLM",
+    absent={
+        "max_position_embeddings": 32768,
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+    },
+    follows=frozenset({"attention_bias", "layer_types"}),
+    layers=layers,
+)

@@ -17,6 +17,7 @@ from pipeline.checkpoints.checkpoint import INDEX_FILE
 from pipeline.checkpoints.presets import PRESETS
 from pipeline.checkpoints.shard_layout import SHARD_BYTES, Shapes, shard_header, shards, tensor_shapes, total_bytes
 from pipeline.errors import ConfigError, unknown_name
+from pipeline.formats.tensors import stored_name
 from pipeline.models.config import ModelConfig, parse_config
 from pipeline.models.families import FAMILIES
 from pipeline.models.settings import JsonObject
@@ -35,7 +36,7 @@ OVERRIDES = {
     "mlp_bias": "mlp_bias",
 }
 """What may differ from the preset, and its name in config.json."""
-DTYPES = {"float32": (torch.float32, "F32"), "float16": (torch.float16, "F16"), "bfloat16": (torch.bfloat16, "BF16")}
+DTYPES = ("float32", "float16", "bfloat16")
 SPECIAL_TOKENS = ("<|begin_of_text|>", "<|end_of_text|>")
 STANDARD_DEVIATION = 0.02
 CHUNK_ITEMS = 8 << 20
@@ -69,7 +70,7 @@ def make_checkpoint(
         (partial / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
         _write_tokenizer(partial, model.vocabulary_size)
         shapes = tensor_shapes(model)
-        _check_space(partial, total_bytes(shapes, DTYPES[dtype][1]))
+        _check_space(partial, total_bytes(shapes, stored_name(dtype)))
         _write_shards(partial, shapes, dtype, seed, shard_bytes, progress)
         partial.rename(out)
     except BaseException:
@@ -131,7 +132,8 @@ def _check_space(folder: Path, need_bytes: int) -> None:
 def _write_shards(
     folder: Path, shapes: Shapes, dtype: str, seed: int, shard_bytes: int, progress: Callable[[int, int], None]
 ) -> None:
-    tag = DTYPES[dtype][1]
+    """Chunk by chunk: the safetensors library writes a file from memory that holds all of it."""
+    tag = stored_name(dtype)
     files = shards(shapes, tag, shard_bytes)
     total, written_bytes = total_bytes(shapes, tag), 0
     chunks = _RandomChunks(dtype, seed)
@@ -156,10 +158,11 @@ class _RandomChunks:
 
     def __init__(self, dtype: str, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
-        self._item_bytes = DTYPES[dtype][0].itemsize
+        stored: torch.dtype = getattr(torch, dtype)
+        self._item_bytes = stored.itemsize
         self._normal = torch.empty(CHUNK_ITEMS)
         self._bytes = bytearray(CHUNK_ITEMS * self._item_bytes)
-        self._items = torch.frombuffer(self._bytes, dtype=DTYPES[dtype][0])
+        self._items = torch.frombuffer(self._bytes, dtype=stored)
 
     def of(self, name: str, items: int) -> Iterator[memoryview]:
         for begin in range(0, items, CHUNK_ITEMS):

@@ -24,8 +24,6 @@ FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("._
 MAP = ROOT / "pipeline" / "README.md"
 CUTS = {"startswith", "endswith", "partition", "rpartition", "split", "removeprefix", "removesuffix"}
 KNOWN = {
-    "state -> generation": "companion",
-    "state -> config": "companion",
     "engine -> generation": "engine",
 }
 """Arrows that the map forbids and that are still there, each with the seam that takes it away. None at the end."""

@@ -72,8 +72,9 @@ class _Rooms:
         """With room for so many tokens, which `knob` changes, `within` that much memory."""
         layout, device = KvLayout.of(self.model, blocks_for(tokens), self.dtype), self.planning.device
         free = self.planning.room(within)
-        kv = place_layers(self.model.layers, layout.layer_bytes, self.settings, device, free)
-        plan = self.planning.plan(kv_holdings(layout, kv, knob, self.settings, device))
+        on_disk = self.settings.kv_disk is not None
+        kv = place_layers(self.model.layers, layout.layer_bytes, device, free, on_disk=on_disk)
+        plan = self.planning.plan(kv_holdings(layout, kv, knob, device, on_disk=on_disk))
         kv_room = KvRoom(layout.blocks * BLOCK_TOKENS, layout.layer_bytes * self.model.layers, why)
         return ModelPlan(plan.memory, plan.limits, plan.slots, plan.residency, self.context_tokens, layout, kv, kv_room)
 

@@ -8,8 +8,8 @@ from actors.core.companion import Rendezvous
 from actors.core.event import Event
 from actors.core.message import READY
 from pipeline.devices.port import Device
-from pipeline.generation.batching import Piece
 from pipeline.models.attention import LayerKV
+from pipeline.state.cached import CachedPiece
 from pipeline.state.kv_companion import KvCompanion
 from pipeline.state.kv_layout import KvLayout
 from pipeline.state.kv_memory import KvMemory
@@ -37,7 +37,7 @@ class KeyValueCache:
         self._rendezvous = Rendezvous(placement.moving, ahead=ahead)
         self.companion = KvCompanion(self.memory, self._rendezvous, lose)
 
-    def begin(self, pieces: Sequence[Piece]) -> None:
+    def begin(self, pieces: Sequence[CachedPiece]) -> None:
         """Say whose tokens the pass computes that begins now."""
         if self._rendezvous.layers:
             self.companion.begin(pieces)

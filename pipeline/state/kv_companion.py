@@ -12,7 +12,7 @@ from actors.core.companion import Meeting, Rendezvous
 from actors.core.message import Message
 from actors.core.ports import Copy
 from pipeline.devices.memory import HostMemory
-from pipeline.generation.batching import Piece
+from pipeline.state.cached import CachedPiece
 from pipeline.state.kv_memory import KvMemory
 from pipeline.state.spilled_blocks import KV, SpilledBlocks
 
@@ -33,11 +33,11 @@ class KvCompanion:
         self._memory = memory
         self.rendezvous = rendezvous
         self._spilled = None if memory.spill is None else SpilledBlocks(memory, memory.spill, lose)
-        self._pieces: Sequence[Piece] = ()
+        self._pieces: Sequence[CachedPiece] = ()
         self._cached: Sequence[Copy] = ()
         self._rows: Sequence[Copy] = ()
 
-    def begin(self, pieces: Sequence[Piece]) -> None:
+    def begin(self, pieces: Sequence[CachedPiece]) -> None:
         """Say what the pass that begins now looks back at, and what it will write."""
         layout = self._memory.layout
         self._pieces, self._cached, self._rows = pieces, layout.cached_blocks(pieces), layout.new_rows(pieces)
@@ -74,7 +74,9 @@ class KvCompanion:
         await spilled.written(layer)
         await spilled.read(layer, self._cached, buffer, self._pieces)
 
-    async def _write_back(self, layer: int, rows: Sequence[Copy], pieces: Sequence[Piece], buffer: HostMemory) -> None:
+    async def _write_back(
+        self, layer: int, rows: Sequence[Copy], pieces: Sequence[CachedPiece], buffer: HostMemory
+    ) -> None:
         if self.device_cells:
             self.bytes_out += sum(row.length for row in rows)
         if self._spilled is not None and layer in self._memory.spill_starts:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-from pipeline.config import Config
 from pipeline.devices.port import Device
 from pipeline.state.kv_layout import KvLayout
 from pipeline.state.kv_placement import KvPlacement, place_kv, place_kv_in_one
@@ -10,18 +9,18 @@ from pipeline.system.memory_plan import Holding
 
 
 def place_layers(
-    layers: int, layer_bytes: int, settings: Config, device: Device, free: Mapping[str, int]
+    layers: int, layer_bytes: int, device: Device, free: Mapping[str, int], *, on_disk: bool
 ) -> KvPlacement:
     """Without a disk host memory must do, and the check of the plan refuses what it cannot hold."""
-    host_room = layers if settings.kv_disk is None else free[device.places[0].name] // layer_bytes
+    host_room = free[device.places[0].name] // layer_bytes if on_disk else layers
     if len(device.places) == 1:
         return place_kv_in_one(layers, host_room)
     return place_kv(layers, free[device.places[-1].name] // layer_bytes, host_room)
 
 
-def kv_holdings(layout: KvLayout, kv: KvPlacement, knob: str, settings: Config, device: Device) -> list[Holding]:
+def kv_holdings(layout: KvLayout, kv: KvPlacement, knob: str, device: Device, *, on_disk: bool) -> list[Holding]:
     """What they take, place by place; `knob` is the setting that changes how many blocks there are."""
-    or_disk = knob if settings.kv_disk is not None else f"{knob}, or set kv_disk"
+    or_disk = knob if on_disk else f"{knob}, or set kv_disk"
     first, last, layer_bytes = device.places[0].name, device.places[-1].name, layout.layer_bytes
     holdings = (
         Holding(

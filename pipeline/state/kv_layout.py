@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 
 from actors.core.ports import Copy
-from pipeline.generation.batching import Piece
 from pipeline.groups.layout import merge_copies
 from pipeline.models.attention import LayerKV
 from pipeline.models.config import ModelConfig
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
+from pipeline.state.cached import CachedPiece
 from pipeline.system.page_cache import BLOCK_BYTES
 
 
@@ -55,7 +55,7 @@ class KvLayout:
         items = 2 * BLOCK_TOKENS * self.kv_heads * self.head_dim
         return LayerKV(padded[:, :items].view(self.blocks, 2, BLOCK_TOKENS, self.kv_heads, self.head_dim))
 
-    def cached_blocks(self, pieces: Sequence[Piece]) -> list[Copy]:
+    def cached_blocks(self, pieces: Sequence[CachedPiece]) -> list[Copy]:
         """The blocks that the sequences of a pass look back at, in ascending order; neighbours travel in one copy."""
         return self.runs({block for piece in pieces for block in self._cached(piece)})
 
@@ -65,7 +65,7 @@ class KvLayout:
             Copy(block * self.block_bytes, block * self.block_bytes, self.block_bytes) for block in sorted(blocks)
         )
 
-    def new_rows(self, pieces: Sequence[Piece]) -> list[Copy]:
+    def new_rows(self, pieces: Sequence[CachedPiece]) -> list[Copy]:
         """The rows that the tokens of a pass write: in every block, keys and values apart."""
         return merge_copies(
             sorted((row for piece in pieces for row in self._rows(piece)), key=lambda row: row.source_offset)
@@ -84,11 +84,11 @@ class KvLayout:
             }
         )
 
-    def _cached(self, piece: Piece) -> Sequence[int]:
+    def _cached(self, piece: CachedPiece) -> Sequence[int]:
         first = 0 if self.window is None else max(0, piece.start + 1 - self.window) // BLOCK_TOKENS
         return piece.sequence.blocks[first : blocks_for(piece.start)]
 
-    def _rows(self, piece: Piece) -> Iterator[Copy]:
+    def _rows(self, piece: CachedPiece) -> Iterator[Copy]:
         position, end = piece.start, piece.start + len(piece.token_ids)
         while position < end:
             row = position % BLOCK_TOKENS

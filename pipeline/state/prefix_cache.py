@@ -11,8 +11,8 @@ import secrets
 from array import array
 from collections.abc import Iterator, Sequence
 
-from pipeline.generation.sequence import RunningSequence
 from pipeline.state.blocks import BLOCK_TOKENS, BlockPool
+from pipeline.state.cached import CachedSequence
 from pipeline.system.threads import slices
 
 DIGEST_BYTES = 32
@@ -37,7 +37,7 @@ def private_scope() -> bytes:
     return secrets.token_bytes(DIGEST_BYTES)
 
 
-def digest_prompt(sequence: RunningSequence, earlier: Sequence[RunningSequence]) -> None:
+def digest_prompt(sequence: CachedSequence, earlier: Sequence[CachedSequence]) -> None:
     """Take the digests by which a prompt is looked up, or those of a sample before it: later they are at hand."""
     if sequence.scope is not None:
         sequence.digests = list(earlier[0].digests) if earlier else []
@@ -60,7 +60,7 @@ class PrefixCache:
         self.queried_tokens = 0
         self.hit_tokens = 0
 
-    def admit(self, sequence: RunningSequence) -> bool:
+    def admit(self, sequence: CachedSequence) -> bool:
         """Take the blocks of a request's worst case; false, and nothing taken, while there is no room for them."""
         shared = list(self._find(sequence))
         table = self.pool.take(sequence.most_tokens, shared)
@@ -73,7 +73,7 @@ class PrefixCache:
             self.hit_tokens += sequence.cached_tokens
         return True
 
-    def register(self, sequence: RunningSequence, start: int) -> None:
+    def register(self, sequence: CachedSequence, start: int) -> None:
         """Let others find the full blocks among those whose rows from position `start` on have been computed."""
         if sequence.scope is not None:
             prompt_tokens, end = len(sequence.prompt_ids), sequence.cached_tokens
@@ -81,7 +81,7 @@ class PrefixCache:
             for index in range(start // BLOCK_TOKENS, end // BLOCK_TOKENS):
                 self.pool.register(sequence.blocks[index], _block_digest(sequence, sequence.scope, index))
 
-    def _find(self, sequence: RunningSequence) -> Iterator[int]:
+    def _find(self, sequence: CachedSequence) -> Iterator[int]:
         """The first blocks of its tokens, but for the last one: to get logits, one token must be computed."""
         if sequence.scope is not None:
             for index in range((sequence.waiting_count - 1) // BLOCK_TOKENS):
@@ -91,7 +91,7 @@ class PrefixCache:
                 yield block
 
 
-def _block_digest(sequence: RunningSequence, scope: bytes, index: int) -> bytes:
+def _block_digest(sequence: CachedSequence, scope: bytes, index: int) -> bytes:
     """The digest of a full block, and of those before it, each of which is taken once per sequence."""
     digests = sequence.digests
     if sequence.rope_length:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from actors.core.errors import ActorFailed
 from actors.core.ports import Copy
 from pipeline.devices.memory import HostMemory
-from pipeline.generation.batching import Piece
+from pipeline.state.cached import CachedPiece
 from pipeline.state.kv_memory import KvMemory
 from pipeline.state.spill_file import SpillError, SpillFile
 
@@ -40,11 +40,11 @@ class SpilledBlocks:
         await self._written[layer].wait()
         self._written[layer].clear()
 
-    async def read(self, layer: int, runs: Sequence[Copy], buffer: HostMemory, pieces: Sequence[Piece]) -> None:
+    async def read(self, layer: int, runs: Sequence[Copy], buffer: HostMemory, pieces: Sequence[CachedPiece]) -> None:
         """Read whole blocks of a layer into its host slot, for the pieces of this pass."""
         await self._move("reading", self._spill.read, layer, runs, buffer, "reader", pieces)
 
-    async def write(self, layer: int, runs: Sequence[Copy], buffer: HostMemory, pieces: Sequence[Piece]) -> None:
+    async def write(self, layer: int, runs: Sequence[Copy], buffer: HostMemory, pieces: Sequence[CachedPiece]) -> None:
         """Write whole blocks of a layer from its host slot."""
         await self._move("writing", self._spill.write, layer, runs, buffer, "swapper", pieces)
         self._written[layer].set()
@@ -57,7 +57,7 @@ class SpilledBlocks:
         runs: Sequence[Copy],
         buffer: HostMemory,
         actor: str,
-        pieces: Sequence[Piece],
+        pieces: Sequence[CachedPiece],
     ) -> None:
         start, size = self._starts[layer], self._block_bytes
         try:

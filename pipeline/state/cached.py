@@ -1,0 +1,54 @@
+"""What this room knows of a sequence and of its part in a pass: protocols, which requests fulfil."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class CachedSequence(Protocol):
+    """A sequence whose keys and values are cached in `blocks`, those of its first `cached_tokens`.
+
+    `digests` are those of its first full blocks; what is cached was rotated for `rope_length`.
+    """
+
+    blocks: list[int]
+    cached_tokens: int
+    digests: list[bytes]
+    rope_length: int
+
+    @property
+    def prompt_ids(self) -> Sequence[int]:
+        """The ids of its prompt."""
+
+    @property
+    def scope(self) -> bytes | None:
+        """Sequences of one scope share blocks; None shares none."""
+
+    @property
+    def most_tokens(self) -> int:
+        """How many positions it can come to occupy."""
+
+    @property
+    def waiting_count(self) -> int:
+        """How many tokens are not cached yet."""
+
+    def tokens(self, begin: int, end: int) -> Sequence[int]:
+        """The tokens at positions [begin, end), as far as they are known."""
+
+    def fail(self, error: BaseException) -> None:
+        """End it with an error."""
+
+
+class CachedPiece(Protocol):
+    """What one sequence brings to a pass: tokens at positions from `start` on."""
+
+    @property
+    def sequence(self) -> CachedSequence:
+        """Whose tokens they are."""
+
+    @property
+    def start(self) -> int:
+        """The position of the first; what lies before it is cached."""
+
+    @property
+    def token_ids(self) -> Sequence[int]:
+        """The tokens."""

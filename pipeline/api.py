@@ -10,9 +10,10 @@ from typing import Any, Unpack, overload
 
 from actors.core.trace import Trace
 from pipeline.config import Config, Settings
+from pipeline.engine.runtime import CLOCK
 from pipeline.engine.supervisor import Supervisor
 from pipeline.errors import ClosedError, ConfigError, RequestError
-from pipeline.generation.build import CLOCK, Runtime, build
+from pipeline.generation.build import ModelRuntime, build
 from pipeline.generation.folder import naming_files, no_tokenizer, read_defaults, read_tokenizer
 from pipeline.generation.parameters import SamplingParameters
 from pipeline.generation.rehearsal import compute_zeros, rehearse
@@ -26,7 +27,6 @@ from pipeline.system.signatures import shows
 from pipeline.system.threads import see_out
 from pipeline.text.prompts import Prompt
 from pipeline.text.tokenizer import ModelTokenizer, Tokenizer
-from pipeline.tools.trace.configuration import describe
 from pipeline.tools.trace.recording import Recording
 from pipeline.tools.trace.report import write_report
 
@@ -41,12 +41,12 @@ class Model:
     Made by `Model.open`. Calls may come from many tasks of one event loop, and share its passes.
     """
 
-    def __init__(self, runtime: Runtime, defaults: dict[str, Any]) -> None:
+    def __init__(self, runtime: ModelRuntime, defaults: dict[str, Any]) -> None:
         self._runtime = runtime
         self._defaults = defaults
         self._tokenizer: Tokenizer | None = None
         self._loop = asyncio.get_running_loop()
-        self._supervisor = Supervisor(runtime)
+        self._supervisor = Supervisor(runtime, runtime.admission)
         self._refuses = False
         self._recording = False
 
@@ -84,7 +84,7 @@ class Model:
         return self._tokenizer
 
     @property
-    def runtime(self) -> Runtime:
+    def runtime(self) -> ModelRuntime:
         """Everything that the model owns, for measuring and for custom tools."""
         return self._runtime
 
@@ -169,9 +169,9 @@ class Model:
         path = _absolute(Path(path))
         check_writable(path)
         started = CLOCK()
-        async with self.recording() as trace:
+        async with self.recording():
             yield
-        recording = Recording(trace.spans, trace.counts, describe(self._runtime, "Model.report"))
+        recording = Recording.of(self._runtime, "Model.report")
         await asyncio.to_thread(write_report, path, recording.since(started))
 
     async def aclose(self, *, drain: bool = False) -> None:
@@ -276,7 +276,7 @@ class Opening:
             raise
         return model
 
-    def _build(self) -> tuple[Runtime, dict[str, Any]]:
+    def _build(self) -> tuple[ModelRuntime, dict[str, Any]]:
         self._folder = find_checkpoint(self._folder, self._name)
         with naming_files(self._folder):
             defaults = read_defaults(self._folder)
@@ -294,6 +294,6 @@ def _absolute(path: Path) -> Path:
     return path
 
 
-async def _close_when_built(building: "asyncio.Future[tuple[Runtime, dict[str, Any]]]") -> None:
+async def _close_when_built(building: "asyncio.Future[tuple[ModelRuntime, dict[str, Any]]]") -> None:
     with contextlib.suppress(Exception):
         await (await building)[0].aclose()

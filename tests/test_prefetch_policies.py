@@ -137,6 +137,7 @@ class OneAhead:
     waits: str = "chained"
     fallback_seconds: float | None = None
     micro_batches: int = 1
+    kv_ahead: bool = True
 
     def fit(self, slots: Mapping[str, int]) -> "OneAhead":
         return self

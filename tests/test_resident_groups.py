@@ -201,7 +201,7 @@ class MoveOn(Mover):
 async def test_behind_a_place_of_the_users_own(policy: str, shares: tuple[float, float], checkpoint: Path) -> None:
     from actors.core.budget import Budget
     from pipeline.devices.memory import HostMemory
-    from pipeline.generation.build import CLOCK
+    from pipeline.engine.runtime import CLOCK
 
     runtime = build(checkpoint, Config(device="cpu"))
     sizes = runtime.catalog.slot_bytes("host")

@@ -122,6 +122,10 @@ class PrefetchPolicy(Protocol):
     def micro_batches(self) -> int:
         """Into how many parts a pass is cut, the ffn of one computed beside the attention of another."""
 
+    @property
+    def kv_ahead(self) -> bool:
+        """Whether KV blocks of a layer are asked for when the layer before starts, not when it has ended."""
+
     def fit(self, slots: Mapping[str, int]) -> "PrefetchPolicy":
         """The same policy, never asking for more groups of a kind than there are slots of that kind."""
 

@@ -11,6 +11,7 @@ from pipeline.engine.residency import NOTHING_STAYS, Residency, place_groups
 from pipeline.engine.settings import EngineSettings
 from pipeline.errors import ConfigError
 from pipeline.groups.catalog import WeightCatalog
+from pipeline.groups.slot_kinds import Slots
 from pipeline.system.limits import process_bounds
 from pipeline.system.memory import resident_bytes
 from pipeline.system.memory_plan import Holding, MemoryPlan
@@ -21,8 +22,6 @@ SPARE_SHARE = 0.1
 """What resident groups leave free where no setting limits them: it is others' memory too."""
 OWN_THREADS = 12
 """That read, copy, compute and sample, beside those of torch."""
-Slots = Mapping[str, tuple[int, int]]
-"""By kind of slot: how many, and of how many bytes each."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ GROUP_LIMIT = 10
 FALLBACK_SECONDS = 0.1
 ENTRY_POINTS = "pipeline.policies"
 WAITS = get_args(Waits)
-PARTS = ("name", "triggered", "waits", "fallback_seconds", "micro_batches", "fit", "warmup", "at_start")
+PARTS = ("name", "triggered", "waits", "fallback_seconds", "micro_batches", "kv_ahead", "fit", "warmup", "at_start")
 """What makes an object a PrefetchPolicy."""
 
 

@@ -7,12 +7,12 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from actors.core.crew import STOP_SECONDS
 from actors.core.errors import ActorFailed, LineError, PolicyFailed
+from pipeline.engine.runtime import Runtime
 from pipeline.errors import ClosedError, ResourceError
-from pipeline.generation.build import Runtime
 from pipeline.system.limits import explained, limits_named
 from pipeline.system.threads import portable
 
@@ -25,6 +25,31 @@ LOOP_CHECK_SECONDS = 0.1
 Result = TypeVar("Result")
 
 
+class Callers(Protocol):
+    """Those whom a program serves, as the supervisor tells them what becomes of the line."""
+
+    async def wanted(self) -> None:
+        """Wait until one of them wants something."""
+
+    async def drained(self) -> None:
+        """Wait until all have what they want."""
+
+    def fail(self, error: BaseException) -> None:
+        """Tell all of an error."""
+
+    def fail_those_that_run(self, error: BaseException) -> None:
+        """Tell those whose turn has come; those that wait keep their places."""
+
+    def interrupt(self, error: BaseException) -> None:
+        """Compute anew for those whose turn has come, once: the line has stopped after an error."""
+
+    def stopped(self) -> None:
+        """Take everything back: the line has stopped."""
+
+    def refuse(self, error: ClosedError) -> None:
+        """Tell all of an error, and serve nobody any more."""
+
+
 class Supervisor:
     """Runs the lines in a task of its own. Weights never change, so recovery is to run them anew (rule 7).
 
@@ -32,8 +57,9 @@ class Supervisor:
     stopped; what threads use is given back when they have ended (rule 6), on a thread that no event loop can stop.
     """
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, callers: Callers) -> None:
         self._runtime = runtime
+        self._callers = callers
         self._loop = asyncio.get_running_loop()
         self._process = os.getpid()
         self._closes = False
@@ -99,14 +125,13 @@ class Supervisor:
                 failure = explained(error)
                 logger.error("%s", failure)
                 self._tell_all(failure)
-            await self._runtime.admission.wanted()
+            await self._callers.wanted()
 
     async def _run(self) -> None:
         """Run the lines until one fails; when all have stopped, those that it served are computed anew.
 
         Where a thread keeps the lines from stopping, they are told instead; those that wait keep their places.
         """
-        admission = self._runtime.admission
         async with self._runtime.running() as over:
             try:
                 end = await over
@@ -117,12 +142,12 @@ class Supervisor:
             logger.error("%s", failure)
             if meant := self._meant(failure):
                 self._tell_all(failure)
-            patience = self._loop.call_later(PATIENCE_SECONDS, admission.fail_those_that_run, failure)
+            patience = self._loop.call_later(PATIENCE_SECONDS, self._callers.fail_those_that_run, failure)
         patience.cancel()
         if meant:  # those who have come since have nothing to do with it
-            admission.stopped()
+            self._callers.stopped()
         else:
-            admission.interrupt(failure)
+            self._callers.interrupt(failure)
 
     def _meant(self, failure: BaseException) -> bool:
         """Whether no request can be served from now on: a stage or policy of the user's, or how the line was wired."""
@@ -133,13 +158,13 @@ class Supervisor:
 
     def _tell_all(self, error: BaseException) -> None:
         """End all requests."""
-        self._runtime.admission.fail(error)
+        self._callers.fail(error)
 
     def _refuse(self, error: ClosedError) -> None:
         """End all requests, and serve none any more."""
         if self._refusal is None:
             self._refusal = error
-            self._runtime.admission.refuse(error)
+            self._callers.refuse(error)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         """However it came to that, no caller waits for ever."""
@@ -149,14 +174,14 @@ class Supervisor:
             logger.error("%s", closed)
             self._refuse(closed)
         self._refuse(_no_more(CANCELLED))
-        self._runtime.admission.stopped()
+        self._callers.stopped()
         if self._closes:
             with contextlib.suppress(ResourceError):  # the caller that closes is told
                 self._begin_giving_back()
 
     async def _close(self, drain: bool) -> None:
         if drain:
-            await self._runtime.admission.drained()
+            await self._callers.drained()
         self._closes = True
         self._refuse(_closed())
         self._task.cancel()

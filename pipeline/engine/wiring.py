@@ -4,6 +4,7 @@ import functools
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from actors.companion_planner import CompanionPlanner
 from actors.companion_reader import CompanionReader
@@ -25,29 +26,60 @@ from actors.gpu_uploader import GpuUploader
 from actors.pinned_stager import PinnedStager
 from actors.prefetch_planner import PrefetchPlanner
 from pipeline.devices.port import Device
-from pipeline.engine.actor_names import READER, SCHEDULER, STAGER, UPLOADER
+from pipeline.engine.actor_names import UPLOADER
+from pipeline.engine.policies import find_policy, fit_policy
+from pipeline.engine.settings import EngineSettings
+from pipeline.groups.slot_kinds import SlotKinds, Slots
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What a line is made of; `budgets` are those of the device's places, in order.
+    """What lines are made of, whatever they compute: a budget for each place of the device, in order.
 
-    The `policy` is one that fits the budgets; `queues` names every actor but the first.
+    The `policy` fits the `slots`: by kind, how many groups can wait for their computation.
     """
 
+    settings: EngineSettings
     catalog: Catalog
     source: WeightSource
     device: Device
-    program: Program
     policy: PrefetchPolicy
-    budgets: Sequence[Budget]
     slots: Mapping[str, int]
-    queues: Mapping[str, int]
-    insert: Mapping[str, Sequence[Stage | Mover]]
+    budgets: Sequence[Budget]
     clock: Clock
-    trace: Trace
-    passes: int | None = None
-    companions: Sequence[Companion] = ()
+
+    @classmethod
+    def of(
+        cls,
+        settings: EngineSettings,
+        kinds: SlotKinds,
+        catalog: Catalog,
+        source: WeightSource,
+        device: Device,
+        slots: Mapping[str, Slots],
+        residents: Mapping[str, Mapping[GroupKey, int]],
+        clock: Clock,
+    ) -> Self:
+        """Take the memory of the slots, and of the groups that stay: their sizes by place. Raises ConfigError where
+        the policy cannot be fitted."""
+        counts = slots_until_computed(kinds.counts(settings.gpu_groups), settings.insert)
+        policy = fit_policy(find_policy(settings.policy), counts)
+        budgets = []
+        for place in device.places:
+            memory = device.host_memory if place is device.places[0] else device.device_memory
+            cells = {kind: [memory(size) for _ in range(count)] for kind, (count, size) in slots[place.name].items()}
+            stays = {group: memory(size) for group, size in residents[place.name].items()}
+            budgets.append(Budget(place.name, cells, clock, stays))
+        return cls(
+            settings=settings,
+            catalog=catalog,
+            source=source,
+            device=device,
+            policy=policy,
+            slots=counts,
+            budgets=budgets,
+            clock=clock,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,42 +118,43 @@ def slots_until_computed(slots: Mapping[str, int], insert: Mapping[str, Sequence
     return slots
 
 
-def wire(parts: Parts) -> Wired:
+def wire(
+    parts: Parts,
+    program: Program,
+    companions: Sequence[Companion] = (),
+    trace: Trace | None = None,
+    passes: int | None = None,
+) -> Wired:
     """Join the actors. A policy with triggers gets a queue of requests, into which the later actors report."""
-    order, policy = parts.program.order, parts.policy
+    policy, settings, clock, trace = parts.policy, parts.settings, parts.clock, trace or Trace(recording=False)
     from_disk, *behind = parts.budgets
     on_device = behind[-1] if behind else None
     requests = arrivals = None
     if policy.triggered:
         residents = _resident_until_computed(parts)
-        kinds = [None if key in residents else parts.catalog.kind(*key) for key in order]
+        kinds = [None if key in residents else parts.catalog.kind(*key) for key in program.order]
         links = 1 if on_device is None else 3
-        requests = PrefetchQueue(order, kinds, parts.slots, policy, links=links, clock=parts.clock)
+        requests = PrefetchQueue(program.order, kinds, parts.slots, policy, links=links, clock=clock)
         arrivals = Arrivals(policy, requests)
-    scheduler = ComputeScheduler(parts.program, blocking=policy.waits == "blocking", queue=requests)
-    shares_lane = bool(parts.companions) and on_device is not None
-    uploader = GpuUploader(parts.device, on_device, arrivals, shares_lane=shares_lane)
-    planner = PrefetchPlanner(order, parts.passes, requests)
-    line = (
-        Line(planner, catalog=parts.catalog, clock=parts.clock, trace=parts.trace)
-        .then(DiskReader(parts.source, from_disk), queue=parts.queues[READER])
-        .then(PinnedStager(), queue=parts.queues[STAGER])
-        .then(uploader, queue=parts.queues[UPLOADER])
-        .then(scheduler, queue=parts.queues[SCHEDULER])
-    )
-    for name, stages in parts.insert.items():
+    scheduler = ComputeScheduler(program, blocking=policy.waits == "blocking", queue=requests)
+    uploader = GpuUploader(parts.device, on_device, arrivals, shares_lane=bool(companions) and on_device is not None)
+    line = Line(PrefetchPlanner(program.order, passes, requests), catalog=parts.catalog, clock=clock, trace=trace)
+    for actor in (DiskReader(parts.source, from_disk), PinnedStager(), uploader, scheduler):
+        # A queue never limits the depth before the budget behind it does, unless the user sets it so.
+        line.then(actor, queue=settings.queues.get(actor.name, settings.gpu_groups))
+    for name, stages in settings.insert.items():
         line.insert(name, stages)
-    return Wired((line, *(_companion_line(companion, parts) for companion in parts.companions)), requests, arrivals)
+    return Wired((line, *(_companion_line(one, parts, trace) for one in companions)), requests, arrivals)
 
 
 def _resident_until_computed(parts: Parts) -> frozenset[GroupKey]:
     """The groups with slots of their own all the way: a user's Mover behind the uploader has shared ones."""
-    if any(isinstance(stage, Mover) and stage.budget is not None for stage in parts.insert.get(UPLOADER, ())):
+    if any(isinstance(stage, Mover) and stage.budget is not None for stage in parts.settings.insert.get(UPLOADER, ())):
         return frozenset()
     return parts.budgets[-1].residents
 
 
-def _companion_line(companion: Companion, parts: Parts) -> Line:
+def _companion_line(companion: Companion, parts: Parts, trace: Trace) -> Line:
     """A line with slots of its own, so that weights and companion bytes never wait for each other's slots.
 
     Its bytes go up through the same H2D lane as weights, by need: those of a layer as soon as there is a slot for them.
@@ -133,7 +166,7 @@ def _companion_line(companion: Companion, parts: Parts) -> Line:
     # As many messages have a host slot: bytes that live in host memory never hold up the read of others from the disk.
     queue = sum(host.slots.values())
     return (
-        Line(CompanionPlanner(companion), catalog=parts.catalog, clock=parts.clock, trace=parts.trace)
+        Line(CompanionPlanner(companion), catalog=parts.catalog, clock=parts.clock, trace=trace)
         .then(CompanionReader(companion, host), queue=queue)
         .then(CompanionUploader(companion, parts.device, on_device), queue=queue)
         .then(CompanionSwapper(companion, parts.device), queue=queue)

@@ -21,19 +21,19 @@ from pipeline.models.ops import infer, rms_norm
 from pipeline.system.limits import reached_limit
 
 if TYPE_CHECKING:
-    from pipeline.generation.build import Runtime
+    from pipeline.generation.build import ModelRuntime
 
 FEW_ROWS = 1024
 """Of a matrix: enough for torch to share the work among its threads."""
 
 
-def compute_zeros(runtime: "Runtime", after: Sequence[Event] = ()) -> Event:
+def compute_zeros(runtime: "ModelRuntime", after: Sequence[Event] = ()) -> Event:
     """Begin to compute with zeros where the model computes."""
     work = functools.partial(_compute, runtime.config, runtime.dtype, runtime.device.torch_device)
     return runtime.device.launch(COMPUTE, functools.partial(infer, work), after)
 
 
-async def rehearse(runtime: "Runtime") -> None:
+async def rehearse(runtime: "ModelRuntime") -> None:
     """Fetch a row of the embedding, and compute with zeros.
 
     Raises CheckpointError where the row cannot be read, ConfigError where the device cannot compute.

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.config import Settings
 from pipeline.errors import RequestError, shown
-from pipeline.generation.build import Runtime
+from pipeline.generation.build import ModelRuntime
 from pipeline.generation.parameters import SamplingArguments, SamplingParameters, plain
 from pipeline.generation.sequence import RunningSequence
 from pipeline.state.prefix_cache import COMMON_SCOPE, digest_prompt, named_scope, private_scope
@@ -88,7 +88,7 @@ class Call:
 
     def __init__(
         self,
-        runtime: Runtime,
+        runtime: ModelRuntime,
         tokenizer: Tokenizer | None,
         defaults: Mapping[str, object],
         prompt: object,

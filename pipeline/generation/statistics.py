@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.generation.admission import Admission
-from pipeline.generation.build import Runtime
+from pipeline.generation.build import ModelRuntime
 from pipeline.reading.checksums import Checking, Checksums
 from pipeline.state.blocks import BlockPool
 from pipeline.state.kv import KeyValueCache
@@ -129,7 +129,7 @@ class ModelStatistics:
     channels: dict[str, ChannelRecord]
 
     @classmethod
-    def of(cls, runtime: Runtime) -> "ModelStatistics":
+    def of(cls, runtime: ModelRuntime) -> "ModelStatistics":
         """Read all counters of a runtime now."""
         line = runtime.wired.statistics()
         places = [place.name for place in runtime.device.places]

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from actors.core.message import GroupKey
 from actors.core.order import layer_parts
 
+Slots = Mapping[str, tuple[int, int]]
+"""By kind of slot: how many, and of how many bytes each."""
+
 
 @dataclass(frozen=True, slots=True)
 class SlotKinds:

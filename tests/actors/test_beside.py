@@ -13,6 +13,7 @@ from actors.core.errors import ActorFailed, LineError
 from actors.core.line import Line, run_beside, running
 from actors.core.message import Message
 from actors.core.stage import Mover, Sink, Source, Stage
+from pipeline.engine.wiring import Wired
 from pipeline.groups.slot_kinds import SlotKinds
 from pipeline.tools.simulation.loop import run_virtual
 from pipeline.tools.simulation.world import SimCatalog, SimCompanion
@@ -215,8 +216,10 @@ def test_names_of_one_line_are_not_used_in_another(stage: Callable[[], Stage | M
     """Statistics and traces are kept by name: one would overwrite the other."""
 
     async def main() -> None:
+        clashing = small_line(layers=3, kv_ms=25).wired
+        clashing.line.insert("disk_reader", [stage()])
         with pytest.raises(LineError, match=says):
-            small_line(layers=3, kv_ms=25, insert={"disk_reader": [stage()]})
+            Wired(clashing.lines, None, None)
         lines = small_line(layers=3, kv_ms=25).wired
         counters = [line.statistics() for line in lines.lines]
         for one in ("actors", "channels", "budgets"):

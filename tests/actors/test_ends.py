@@ -221,7 +221,7 @@ def test_each_of_our_own_actors_that_is_cancelled_alone_is_named_at_any_step(nam
 class Asks:
     """A policy whose methods end as the test wants."""
 
-    name, triggered, waits, fallback_seconds, micro_batches = "asks", True, "event", None, 1
+    name, triggered, waits, fallback_seconds, micro_batches, kv_ahead = "asks", True, "event", None, 1, True
 
     def __init__(self, method: str, error: BaseException) -> None:
         self.method = method

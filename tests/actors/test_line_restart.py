@@ -24,8 +24,8 @@ def test_a_recalled_slot_still_waits_for_the_copy_that_was_in_flight() -> None:
         await asyncio.sleep(0.5)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        assert sim.budgets[-1].statistics().held == 0
-        assert sim.budgets[-1].statistics().cooling >= 1
+        assert sim.parts.budgets[-1].statistics().held == 0
+        assert sim.parts.budgets[-1].statistics().cooling >= 1
         await sim.line.run()
         assert sim.program.passes[-2].began >= 1.0, "the first pass of the new run"
 

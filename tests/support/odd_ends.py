@@ -116,6 +116,7 @@ class OddPolicy:
     triggered = True
     fallback_seconds = None
     micro_batches = 1
+    kv_ahead = True
 
     def __init__(self, end: End, policy: Policy | None = None) -> None:
         found = policy or find_policy("stage2")

@@ -17,6 +17,7 @@ class ScriptedPolicy:
     waits: Waits = "event"
     fallback_seconds: float | None = None
     micro_batches: int = 1
+    kv_ahead: bool = True
     name: str = "scripted"
     triggered: bool = True
 

@@ -78,13 +78,21 @@ async def test_of_two_that_open_at_once_one_is_refused_where_one_fits(
     assert promised() == 0
 
 
-@pytest.mark.parametrize("place", ["find_policy", "CheckpointSource", "KeyValueCache", "wire"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "engine.wiring.find_policy",
+        "engine.runtime.CheckpointSource",
+        "generation.build.KeyValueCache",
+        "engine.runtime.wire",
+    ],
+)
 def test_an_opening_that_fails_gives_back(place: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*arguments: object, **named: object) -> None:
         assert promised() > 0
         raise ValueError("failed")
 
-    monkeypatch.setattr(f"pipeline.generation.build.{place}", failing)
+    monkeypatch.setattr(f"pipeline.{place}", failing)
     with pytest.raises(ValueError, match="failed") as error:
         build(checkpoint, Config(device="cpu"))
     assert promised() == 0, f"while {error.value} is kept"

@@ -10,7 +10,7 @@ from actors.core.budget import Budget, Slot
 from actors.core.message import READY, GroupKey, Message
 from pipeline.engine.residency import Residency
 from pipeline.errors import RequestError
-from pipeline.generation.build import Runtime
+from pipeline.generation.build import ModelRuntime
 from pipeline.generation.parameters import SamplingParameters
 from pipeline.generation.sequence import RunningSequence
 from pipeline.system.memory import available_host_bytes
@@ -30,7 +30,7 @@ class Floors:
     What stays by the `residency` of the measured runtime is not read by its passes, and so not for its floor.
     """
 
-    def __init__(self, runtime: Runtime, residency: Residency) -> None:
+    def __init__(self, runtime: ModelRuntime, residency: Residency) -> None:
         self._runtime = runtime
         self._host, *on_device = runtime.line.budgets
         self._device = on_device[0] if on_device else None

@@ -13,7 +13,7 @@ from pipeline.config import Config
 from pipeline.engine.residency import NOTHING_STAYS
 from pipeline.errors import ConfigError
 from pipeline.formats.parts import kind_of
-from pipeline.generation.build import Runtime, build
+from pipeline.generation.build import ModelRuntime, build
 from pipeline.models.config import read_config
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
 from pipeline.tools.bench.floors import Floors, Loaded, spread_tokens
@@ -41,14 +41,14 @@ async def measure_rates(folder: Path, settings: Config, tokens: int, progress: P
     try:
         floors = Floors(runtime, NOTHING_STAYS)
         progress("touching all slots once")
-        await sweep(runtime)
+        await sweep(runtime, runtime.source)
         whole = await floors.load(shared=True)
         some = Loaded(tuple(one for one in whole.messages if _is_timed(runtime, one.layer)), aliased=True)
         disk, h2d, slowdowns = [], [], []
         computed: dict[int, list[_Computed]] = {batch: [] for batch in batches}
         for index in range(ROUNDS):
             progress(f"round {index + 1}/{ROUNDS}: reading alone")
-            disk.append(await sweep(runtime))
+            disk.append(await sweep(runtime, runtime.source))
             if len(runtime.device.places) > 1:
                 progress(f"round {index + 1}/{ROUNDS}: copying alone")
                 h2d.append(await _h2d_bytes_per_second(runtime))
@@ -108,11 +108,11 @@ class _Computed:
     begin_seconds: float
 
 
-def _is_timed(runtime: Runtime, layer: int) -> bool:
+def _is_timed(runtime: ModelRuntime, layer: int) -> bool:
     return layer < TIMED_LAYERS or layer == runtime.config.layers
 
 
-async def _computed(floors: Floors, runtime: Runtime, some: Loaded, tokens: int) -> _Computed:
+async def _computed(floors: Floors, runtime: ModelRuntime, some: Loaded, tokens: int) -> _Computed:
     lengths = spread_tokens(tokens, min(tokens, runtime.settings.max_requests))
     await floors.compute(some, lengths)
     started = time.perf_counter()
@@ -123,7 +123,7 @@ async def _computed(floors: Floors, runtime: Runtime, some: Loaded, tokens: int)
 
 
 async def _slowdowns(
-    floors: Floors, runtime: Runtime, some: Loaded, tokens: int, alone_rate: float, alone_seconds: float
+    floors: Floors, runtime: ModelRuntime, some: Loaded, tokens: int, alone_rate: float, alone_seconds: float
 ) -> tuple[float, float]:
     """By how much reading, and computing, take longer while the other goes on."""
     lengths = spread_tokens(tokens, min(tokens, runtime.settings.max_requests))
@@ -133,7 +133,7 @@ async def _slowdowns(
     async def read_on() -> list[float]:
         rates = []
         while computing:
-            rates.append(await sweep(runtime))
+            rates.append(await sweep(runtime, runtime.source))
         return rates
 
     reading, until = asyncio.create_task(read_on()), time.perf_counter() + SWEEP_SECONDS
@@ -162,7 +162,7 @@ def _computes(computed: Mapping[int, list[_Computed]], sizes: Mapping[GroupKey, 
     return {kind: Compute(batches) for kind, batches in byte_seconds.items()}
 
 
-async def _h2d_bytes_per_second(runtime: Runtime) -> float:
+async def _h2d_bytes_per_second(runtime: ModelRuntime) -> float:
     """Upload the largest group over and over, one copy right behind the other."""
     host, device = runtime.line.budgets
     sizes = runtime.catalog.group_bytes(runtime.catalog.places[-1])

@@ -17,7 +17,6 @@ from pipeline.tools.bench.floors import Floors, Loaded
 from pipeline.tools.bench.machine import measure_rates
 from pipeline.tools.bench.planning import MOST_TOKENS, balanced_tokens, plan_model
 from pipeline.tools.bench.steady_passes import room_for, steady_pass_seconds
-from pipeline.tools.trace.configuration import describe
 from pipeline.tools.trace.recording import COMPUTE, Recording
 
 Progress = Callable[[str], None]
@@ -147,8 +146,7 @@ async def bench_pass(
             progress(f"{folder.name}: passes in which what stays is loaded")
             await steady_pass_seconds(model, tokens, 1)
             report = await _rounds(model, floors, loaded, tokens, rounds, progress)
-            trace = model.runtime.line.trace
-            return report, Recording(trace.spans, trace.counts, describe(model.runtime, "bench pass"))
+            return report, Recording.of(model.runtime, "bench pass")
         finally:
             await runtime.aclose()
 

@@ -16,7 +16,6 @@ from pipeline.models.config import read_config
 from pipeline.tools.bench.steady_timings import steady_seconds
 from pipeline.tools.simulation.line import simulate
 from pipeline.tools.simulation.replay import Replay
-from pipeline.tools.trace.configuration import describe
 from pipeline.tools.trace.overlap import Overlap
 from pipeline.tools.trace.recording import COMPUTE, DISK, LINK, Recording
 from pipeline.tools.trace.summary import busy_seconds
@@ -118,7 +117,7 @@ class PolicyBench:
             order, policy, one_link = runtime.catalog.order, runtime.policy, len(runtime.device.places) == 1
             requests = runtime.wired.requests
             asked, depth = ({}, None) if requests is None else (dict(requests.asked_at), requests.depth)
-            configuration = describe(runtime, "bench policies")
+            configuration = {"command": "bench policies", **runtime.describe()}
         if trace.dropped:
             raise ConfigError(f"passes: have {self.passes}, more than a trace holds; lower it")
         spans = trace.spans

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from actors.core.message import READY, GroupKey
-from pipeline.generation.build import Runtime
+from pipeline.generation.build import ModelRuntime
 from pipeline.reading.source import CheckpointSource
 from pipeline.tools.bench.candidates import ReadSizes, Samples
 
@@ -19,7 +19,7 @@ SWEEP_SECONDS, FEWEST_GROUPS = 0.3, 6
 """A sweep ends when it has lasted so long, and as many groups have landed."""
 
 
-async def read_rates(runtime: Runtime, progress: Callable[[str], None]) -> dict[ReadSizes, Samples]:
+async def read_rates(runtime: ModelRuntime, progress: Callable[[str], None]) -> dict[ReadSizes, Samples]:
     """Bytes per second of each, measured in turn and several times, so that a drift of the machine hits all alike.
 
     All read into the same host slots; the line of the `runtime` must not run.
@@ -31,18 +31,18 @@ async def read_rates(runtime: Runtime, progress: Callable[[str], None]) -> dict[
             sizes = dataclasses.replace(runtime.source.reading, lanes=lanes, chunk_bytes=chunk_bytes)
             source = CheckpointSource(runtime.catalog.host, files, sizes)
             stack.push_async_callback(source.aclose)
-            sources[ReadSizes(lanes, chunk_bytes)] = dataclasses.replace(runtime, source=source)
+            sources[ReadSizes(lanes, chunk_bytes)] = source
         progress("reading: touching all slots once")
-        await sweep(sources[READINGS[0]])
+        await sweep(runtime, sources[READINGS[0]])
         rates: dict[ReadSizes, list[float]] = {reading: [] for reading in sources}
-        for index, (reading, with_source) in itertools.product(range(ROUNDS), sources.items()):
+        for index, (reading, source) in itertools.product(range(ROUNDS), sources.items()):
             told = f"{reading.reader_lanes} lanes x {reading.chunk_bytes / MIB:g} MiB"
             progress(f"reading: round {index + 1}/{ROUNDS}, {told}")
-            rates[reading].append(await sweep(with_source))
+            rates[reading].append(await sweep(runtime, source))
     return {reading: Samples(tuple(values)) for reading, values in rates.items()}
 
 
-async def sweep(runtime: Runtime) -> float:
+async def sweep(runtime: ModelRuntime, source: CheckpointSource) -> float:
     """Read groups in compute order, as many at a time as there are host slots; bytes per second while lanes are busy.
 
     Measured from the landing of the first group to the last that landed in time: before and after that the disk's
@@ -61,10 +61,10 @@ async def sweep(runtime: Runtime) -> float:
         for layer, group in wanted():
             slot = await host.acquire(runtime.catalog.kind(layer, group))
             try:
-                await runtime.source.read_into(layer, group, slot.buffer)
+                await source.read_into(layer, group, slot.buffer)
             finally:
                 slot.release(after=READY)
-            landed.append((time.perf_counter(), runtime.source.bytes_read))
+            landed.append((time.perf_counter(), source.bytes_read))
 
     workers = [read_on() for _ in range(host.statistics().capacity)]
     # With return_exceptions a gather ends only after its last worker: no read goes into a slot that is closed.

@@ -12,7 +12,7 @@ from actors.core.trace import Trace
 from pipeline.api import Model
 from pipeline.config import Config
 from pipeline.errors import ConfigError
-from pipeline.generation.build import Runtime, build
+from pipeline.generation.build import ModelRuntime, build
 from pipeline.groups.slot_kinds import SlotKinds
 from pipeline.tools.bench.candidates import (
     DEFAULT,
@@ -239,7 +239,7 @@ class Tuner:
             return budgets[:count]
         return []
 
-    async def _build(self, gpu_groups: int, host_groups: int) -> Runtime:
+    async def _build(self, gpu_groups: int, host_groups: int) -> ModelRuntime:
         groups = {"gpu_groups": gpu_groups, "host_groups": host_groups}
         config = Config.from_arguments({**self.settings, **groups, "residency": False})
         return await asyncio.to_thread(build, self.folder, config)
@@ -273,7 +273,7 @@ class Tuner:
         staying = Staying(len(runtime.catalog.order), runtime.moving_groups, Samples(tuple(stayed)))
         return tuple(Finalist(one, predicted[one], tuple(samples)) for one, samples in rounds.items()), staying
 
-    async def _generate(self, tuned: Mapping[str, Any]) -> tuple[Runtime, Trace]:
+    async def _generate(self, tuned: Mapping[str, Any]) -> tuple[ModelRuntime, Trace]:
         """Run as many passes as are needed."""
         prompt_tokens, new_tokens = self._load
         own = {"context_tokens": prompt_tokens + new_tokens, "max_tokens_per_pass": self.batch_tokens}
@@ -285,7 +285,7 @@ class Tuner:
             return model.runtime, trace
 
 
-def _window_bytes(runtime: Runtime, budgets: Iterable[int]) -> dict[int, int]:
+def _window_bytes(runtime: ModelRuntime, budgets: Iterable[int]) -> dict[int, int]:
     """What the slots of a budget take on the device; a single slot must hold any group."""
     sizes, needed = runtime.catalog.group_bytes(runtime.catalog.places[-1]), {}
     for budget in sorted(budgets):

@@ -19,7 +19,6 @@ from pipeline.tools.commands.answer import Answer
 from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.run_lines import closing_lines, opening_lines
-from pipeline.tools.trace.configuration import describe
 from pipeline.tools.trace.perfetto import write_trace
 from pipeline.tools.trace.recording import Recording
 
@@ -69,9 +68,7 @@ async def traced(model: Model, path: Path, command: str) -> AsyncGenerator[None,
     """Write a trace of what happens in the `async with`, however that ends."""
 
     async def write() -> None:
-        trace = model.runtime.line.trace
-        recording = Recording(trace.spans, trace.counts, describe(model.runtime, command))
-        await asyncio.to_thread(write_trace, path, recording)
+        await asyncio.to_thread(write_trace, path, Recording.of(model.runtime, command))
 
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(write)

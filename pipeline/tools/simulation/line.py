@@ -1,38 +1,36 @@
 """A whole line of production actors against simulated ports."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from actors.core.budget import Budget
 from actors.core.line import Line, run_beside
 from actors.core.ports import PrefetchPolicy, WeightSource
-from actors.core.prefetch import PrefetchQueue
 from actors.core.stage import Mover, Stage
 from actors.core.trace import Trace
 from pipeline.devices.port import ONE_PLACE, TWO_PLACES
 from pipeline.devices.sim import SimDevice
 from pipeline.engine.actor_names import ACTORS
-from pipeline.engine.policies import POLICIES, fit_policy
+from pipeline.engine.policies import POLICIES
 from pipeline.engine.residency import NOTHING_STAYS, Residency
-from pipeline.engine.wiring import Parts, Wired, slots_until_computed, wire
+from pipeline.engine.settings import EngineSettings
+from pipeline.engine.wiring import Parts, Wired, wire
 from pipeline.formats.parts import attends
 from pipeline.groups.slot_kinds import SlotKinds
 from pipeline.tools.simulation.loop import run_virtual
 from pipeline.tools.simulation.timings import Order, Timings
-from pipeline.tools.simulation.world import BYTES_PER_SECOND, SimCatalog, SimCompanion, SimDisk, SimProgram
+from pipeline.tools.simulation.world import BYTES_PER_SECOND, Computed, SimCatalog, SimCompanion, SimDisk, SimProgram
 from pipeline.tools.trace.overlap import Overlap
 
 
 @dataclass(frozen=True, slots=True)
 class SimLine:
-    """A line that is ready to run; `budgets` are those of its places, in order."""
+    """A line that is ready to run."""
 
     wired: Wired
     program: SimProgram
-    budgets: Sequence[Budget]
-    policy: PrefetchPolicy
-    queue: PrefetchQueue | None
+    parts: Parts
 
     @property
     def line(self) -> Line:
@@ -59,49 +57,40 @@ def sim_line(
     pass_tokens: int | None = None,
     residency: Residency = NOTHING_STAYS,
 ) -> SimLine:
-    """Wire a line on simulated ports, as `pipeline.generation.build` does on real ones. Call it on the loop that
-    will run it.
+    """Wire a line on simulated ports, as `pipeline.engine.runtime` does on real ones. Call it on the loop that will
+    run it.
 
     Queues and host slots that are not given hold as many as there are `gpu_groups`. `source` and `work` stand in for
     the simulated disk and the computing of a group. What stays by `residency` has memory beside the slots.
     """
-    clock = asyncio.get_running_loop().time
     places = ONE_PLACE if timings.one_link else TWO_PLACES
-    host_groups = gpu_groups if host_groups is None or len(places) == 1 else host_groups
-    kinds = SlotKinds.by_order(timings.order, min(gpu_groups, host_groups))
-    device = SimDevice(places, h2d_bytes_per_second=BYTES_PER_SECOND)
-    held = kinds.counts(gpu_groups)
-    slots = slots_until_computed(held, insert or {})
-    policy = fit_policy(policy, slots)
-    trace = trace or Trace(recording=False)
-    groups = {"gpu_groups": gpu_groups, "host_groups": host_groups}
-    counts = {place.name: kinds.counts(groups[place.groups_setting]) for place in places}
-    budgets = [
-        Budget(name, _cells(counts[name], device), clock, dict.fromkeys(residency.stays(name))) for name in counts
-    ]
-    moves_kv = timings.kv_seconds > 0 and sum(attends(group) for _, group in timings.order) > 1
-    companions = [SimCompanion(timings, device, ahead=getattr(policy, "kv_ahead", True)) for _ in range(moves_kv)]
-    rendezvous = companions[0].rendezvous if companions else None
-    program = SimProgram(device, timings, policy, work, pass_tokens, rendezvous)
-    computed = program.computed if policy.triggered else None
-    wired = wire(
-        Parts(
-            catalog=SimCatalog(timings, kinds, computed=computed),
-            source=source or SimDisk(timings, computed=computed),
-            device=device,
-            program=program,
-            policy=policy,
-            budgets=budgets,
-            slots=slots,
-            queues=dict.fromkeys(ACTORS[1:], gpu_groups if queue is None else queue),
-            insert=insert or {},
-            clock=clock,
-            trace=trace,
-            passes=passes,
-            companions=companions,
-        )
+    settings = EngineSettings(
+        policy=policy,
+        gpu_groups=gpu_groups,
+        host_groups=host_groups or gpu_groups,
+        queues={} if queue is None else dict.fromkeys(ACTORS[1:], queue),
+        insert=insert or {},
     )
-    return SimLine(wired, program, budgets, policy, wired.requests)
+    groups = {place.name: getattr(settings, place.groups_setting) for place in places}
+    kinds = SlotKinds.by_order(timings.order, min(groups.values()))
+    device = SimDevice(places, h2d_bytes_per_second=BYTES_PER_SECOND)
+    computed: Computed = Counter()
+    moves_once = computed if policy.triggered else None
+    parts = Parts.of(
+        settings,
+        kinds,
+        SimCatalog(timings, kinds, computed=moves_once),
+        source or SimDisk(timings, computed=moves_once),
+        device,
+        {place: {kind: (count, 0) for kind, count in kinds.counts(slots).items()} for place, slots in groups.items()},
+        {place: dict.fromkeys(residency.stays(place), 0) for place in groups},
+        asyncio.get_running_loop().time,
+    )
+    moves_kv = timings.kv_seconds > 0 and sum(attends(group) for _, group in timings.order) > 1
+    companions = [SimCompanion(timings, device, ahead=parts.policy.kv_ahead) for _ in range(moves_kv)]
+    rendezvous = companions[0].rendezvous if companions else None
+    program = SimProgram(device, timings, parts.policy, work, pass_tokens, rendezvous, computed)
+    return SimLine(wire(parts, program, companions, trace, passes), program, parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +146,8 @@ def simulate(
             residency=residency,
         )
         await sim.run()
-        asked, depth = ({}, None) if sim.queue is None else (dict(sim.queue.asked_at), sim.queue.depth)
-        return Simulated(sim.policy, timings.order, trace, asked, depth, passes)
+        requests = sim.wired.requests
+        asked, depth = ({}, None) if requests is None else (dict(requests.asked_at), requests.depth)
+        return Simulated(sim.parts.policy, timings.order, trace, asked, depth, passes)
 
     return run_virtual(main())
-
-
-def _cells(slots: Mapping[str, int], device: SimDevice) -> dict[str, list[object]]:
-    return {kind: [device.device_memory(0) for _ in range(count)] for kind, count in slots.items()}

@@ -119,11 +119,12 @@ class SimProgram:
         work: Callable[[int, str], float] | None = None,
         pass_tokens: int | None = None,
         rendezvous: Rendezvous | None = None,
+        computed: Computed | None = None,
     ) -> None:
         self.order = timings.order
         self._lanes = {key: part for key, (_, part) in zip(self.order, halves(self.order), strict=True)}
         self.passes: list[SimPass] = []
-        self.computed: Computed = Counter()
+        self.computed = Counter() if computed is None else computed
         self._device = device
         self._timings = timings
         self._micro_batches = min(policy.micro_batches, pass_tokens or policy.micro_batches)

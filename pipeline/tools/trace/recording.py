@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actors.core.trace import Count, Span
 from pipeline.engine.actor_names import (
@@ -16,6 +16,9 @@ from pipeline.engine.actor_names import (
     STAGER,
     UPLOADER,
 )
+
+if TYPE_CHECKING:
+    from pipeline.engine.runtime import Runtime
 
 DISK, LINK, COMPUTE = READER, UPLOADER, SCHEDULER
 KV_DISK, KV_IN, KV_OUT = KV_READER, KV_UPLOADER, KV_SWAPPER
@@ -37,6 +40,12 @@ class Recording:
     spans: tuple[Span, ...]
     counts: tuple[Count, ...]
     configuration: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, runtime: "Runtime", command: str) -> "Recording":
+        """All that the trace of a line holds by now, and how the line was set."""
+        trace = runtime.line.trace
+        return cls(trace.spans, trace.counts, {"command": command, **runtime.describe()})
 
     def since(self, started: float) -> "Recording":
         """What ended after that moment."""

@@ -104,6 +104,7 @@ def test_a_policy_of_the_users_is_a_row_like_another(
 
     class Nothing:
         name, triggered, waits, fallback_seconds, micro_batches = "nothing", True, "event", None, 1
+        kv_ahead = True
 
         def fit(self, slots: object) -> "Nothing":
             return self

@@ -1,0 +1,126 @@
+"""What an open line owns, whatever it computes: its groups, how they are read, where they go, and the wired actors."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from actors.core.companion import Companion
+from actors.core.crew import Over
+from actors.core.line import Line, running
+from actors.core.message import GroupKey
+from actors.core.ports import Program
+from actors.core.trace import Trace
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.devices.port import Device
+from pipeline.devices.spinning import warn_of_spinning
+from pipeline.engine.plan import Plan
+from pipeline.engine.settings import EngineSettings
+from pipeline.engine.wiring import Parts, Wired, wire
+from pipeline.groups.catalog import WeightCatalog
+from pipeline.groups.groups import WeightGroup
+from pipeline.reading.checksums import Checking, Checksums, choose_checking
+from pipeline.reading.reading_choice import choose_reading
+from pipeline.reading.source import CheckpointSource
+
+CLOCK = time.perf_counter
+logger = logging.getLogger("penstock")
+
+
+class Runtime:
+    """Everything that an open line owns. A program needs some of it, so it comes later, with `wire`."""
+
+    program: Program
+    wired: Wired
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        checkpoint: Checkpoint,
+        groups: Sequence[WeightGroup],
+        catalog: WeightCatalog,
+        device: Device,
+        plan: Plan,
+    ) -> None:
+        self.settings = settings
+        self.checkpoint = checkpoint
+        self.folder = checkpoint.folder
+        self.catalog = catalog
+        self.device = device
+        self.plan = plan.memory
+        self.residency = plan.residency
+        self.reading = choose_reading(checkpoint.files, settings.reading, beside=device.shares_cores)
+        logger.info("reads %s", self.reading)
+        self.checking = self._choose_checking()
+        logger.info("checksums %s", self.checking)
+        lanes = self.reading.reading.lanes
+        checksums = Checksums(groups, lanes, checkpoint.folder) if self.checking.on else None
+        self.source = CheckpointSource(catalog.host, checkpoint.files, self.reading.reading, checksums)
+        residents = {place: self._resident_bytes(place) for place in plan.slots}
+        self._parts = Parts.of(settings, catalog.slot_kinds, catalog, self.source, device, plan.slots, residents, CLOCK)
+        self.policy = self._parts.policy
+
+    def wire(
+        self,
+        program: Program,
+        companions: Sequence[Companion] = (),
+        trace: Trace | None = None,
+        passes: int | None = None,
+    ) -> None:
+        """Join the actors for a program; its passes have no end where `passes` does not say how many. Nothing runs."""
+        self.program = program
+        self.wired = wire(self._parts, program, companions, trace, passes)
+        if self.device.shares_cores:
+            warn_of_spinning()
+        logger.info("%d of %d weight groups move in each pass", self.moving_groups, len(self.catalog.order))
+
+    @property
+    def line(self) -> Line:
+        """The five actors, and the user's own between them."""
+        return self.wired.line
+
+    @property
+    def moving_groups(self) -> int:
+        """How many weight groups move in every pass: all but those that stay where they are computed."""
+        return len(self.catalog.order) - len(self.residency.stays(self.device.places[-1].name))
+
+    def describe(self) -> dict[str, Any]:
+        """The settings as they took effect, as plain data: what a trace file and a report say."""
+        return {
+            "device": str(self.device.torch_device),
+            "policy": self.policy.name,
+            "micro_batches": self.policy.micro_batches,
+            "gpu_groups": self.settings.gpu_groups,
+            "host_groups": self.settings.host_groups,
+            "queues": {name: channel.capacity for name, channel in self.line.statistics().channels.items()},
+            "checksums": str(self.checking),
+            "reading": str(self.reading.reading),
+            "groups_per_pass": len(self.catalog.order),
+            "moving_groups": self.moving_groups,
+            "actors": [actor.name for line in self.wired.lines for actor in line.actors],
+        }
+
+    def running(self) -> contextlib.AbstractAsyncContextManager[Over]:
+        """Run the line of the weights, and those beside it."""
+        return running(self.wired.lines)
+
+    async def aclose(self) -> None:
+        """Give everything back; the lines must have stopped."""
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self.checkpoint.close)
+            stack.push_async_callback(self.source.aclose)
+            stack.push_async_callback(self.device.aclose)
+
+    def _resident_bytes(self, place: str) -> dict[GroupKey, int]:
+        sizes = self.catalog.group_bytes(place)
+        return {group: sizes[group] for group in self.residency.stays(place)}
+
+    def _choose_checking(self) -> Checking:
+        stays = self.residency.arrived(self.device.places[0].name)
+        return choose_checking(
+            self.settings.checksums,
+            shares_cores=self.device.shares_cores,
+            moving_bytes=sum(one.needed_bytes for key, one in self.catalog.host.items() if key not in stays),
+            rate=self.reading.bytes_per_second,
+        )

@@ -39,7 +39,7 @@ WEIGHT_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One tensor: its short name in the code, its name in the checkpoint, and the shape it must have.
+    """One tensor: its short name in the code, its name in the checkpoint, the shape it must have, and in which dtypes.
 
     Where it may lie under one of several names, `names` has them all, and the first that is there counts.
     """
@@ -48,6 +48,7 @@ class TensorSpec:
     name: str
     shape: tuple[int, ...]
     names: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = (*WEIGHT_DTYPES,)
 
     @property
     def is_matrix(self) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.checkpoints.checkpoint import INDEX_FILE, SINGLE_FILE, SUFFIX, Checkpoint
 from pipeline.checkpoints.header import TensorEntry, brief
-from pipeline.formats.tensors import WEIGHT_DTYPES, TensorSpec
+from pipeline.formats.tensors import TensorSpec
 
 MOST_NAMED = 5
 BASE_PREFIX = "model."
@@ -43,8 +43,8 @@ def faults(spec: TensorSpec, stored: Sequence[str], checkpoint: Checkpoint) -> I
 def _misfits(what: str, spec: TensorSpec, entry: TensorEntry) -> Iterator[str]:
     if entry.shape != tuple(spec.shape):
         yield f"{what}: need shape {list(spec.shape)}, have {list(entry.shape)}"
-    if entry.dtype not in WEIGHT_DTYPES:
-        need = ", ".join(WEIGHT_DTYPES)
+    if entry.dtype not in spec.dtypes:
+        need = ", ".join(spec.dtypes)
         yield f"{what}: need dtype {need}, have {entry.dtype}; use a checkpoint that is not quantised"
 
 

@@ -21,6 +21,7 @@ class CpuDevice:
 
     torch_device = torch.device("cpu")
     alignment_bytes = None
+    block_rows = 32
     libraries = Libraries(host=64 << 20)
     """25 MB were measured after the first opening, 34 after 30, and 49 after 40 with a vocabulary of 128,256 tokens."""
 
@@ -45,6 +46,15 @@ class CpuDevice:
     def device_memory(self, nbytes: int) -> HostMemory:
         """The same kind of memory: there is no other."""
         return self.host_memory(nbytes)
+
+    def least_rows(self, dtype: torch.dtype) -> int:
+        """OneDNN multiplies a single row with another kernel than two or more, which takes as long.
+
+        In fp16 only where the CPU can; elsewhere torch has a kernel of its own, for which every row is the only one.
+        """
+        if not torch.backends.mkldnn.is_available():
+            return 1
+        return 1 if dtype == torch.float16 and not torch.ops.mkldnn._is_mkldnn_fp16_supported() else 2
 
     def have_run(self) -> None:
         """Its libraries are loaded."""

@@ -36,6 +36,7 @@ class CudaDevice:
 
     places = TWO_PLACES
     alignment_bytes = 256
+    block_rows = 256
     shares_cores = False
     libraries = Libraries(host=780 << 20, device=64 << 20)
     """740 MiB were measured on an H200, and on the device 32 MiB for each lane that computes."""
@@ -67,6 +68,10 @@ class CudaDevice:
         """GPU memory of `nbytes`."""
         self._memory.append(DeviceMemory(nbytes, self.torch_device))
         return self._memory[-1]
+
+    def least_rows(self, dtype: torch.dtype) -> int:
+        """A single row."""
+        return 1
 
     def have_run(self) -> None:
         """Its libraries are loaded."""

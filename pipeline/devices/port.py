@@ -62,6 +62,13 @@ class Device(Transfers, Protocol):
         """That of tensors, which lie packed in slots of the last place; None where they lie as in the first."""
 
     @property
+    def block_rows(self) -> int:
+        """The rows of a block of fixed size: as many as take it no longer than few, or not much longer."""
+
+    def least_rows(self, dtype: "torch.dtype") -> int:
+        """How many rows its kernels must get at least, so that a single one is computed as two or more are."""
+
+    @property
     def shares_cores(self) -> bool:
         """Whether computing takes the cores that reading and checksums want too."""
 

@@ -64,8 +64,8 @@ class SimDevice:
         self,
         places: Sequence[Place] = TWO_PLACES,
         *,
-        torch_name: str = "meta",
         alignment_bytes: int | None = None,
+        block_rows: int = 256,
         loads_later: Mapping[str, int] | None = None,
         memory: Mapping[str, int] | None = None,
         h2d_bytes_per_second: float = math.inf,
@@ -73,8 +73,8 @@ class SimDevice:
     ) -> None:
         self.places = places
         self.alignment_bytes = alignment_bytes
+        self.block_rows = block_rows
         self.loads_later: Mapping[str, int] = loads_later or {}
-        self._torch_name = torch_name
         self._memory = memory or {}
         self._rates = {"h2d": h2d_bytes_per_second, "d2h": d2h_bytes_per_second or h2d_bytes_per_second}
         self._free_at: defaultdict[str, float] = defaultdict(float)
@@ -85,18 +85,22 @@ class SimDevice:
         """A device like another one, with that much memory."""
         return cls(
             device.places,
-            torch_name=str(device.torch_device),
             alignment_bytes=device.alignment_bytes,
+            block_rows=device.block_rows,
             loads_later=device.loads_later,
             memory=memory,
         )
 
     @property
     def torch_device(self) -> "torch.device":
-        """What torch would call it."""
+        """Torch's device without memory: nothing is computed here."""
         import torch  # here, so that simulation needs no torch
 
-        return torch.device(self._torch_name)
+        return torch.device("meta")
+
+    def least_rows(self, dtype: "torch.dtype") -> int:
+        """The most that any device asks for."""
+        return 2
 
     def memory_bytes(self, place: Place) -> tuple[int, int]:
         """All of it is free."""

@@ -61,7 +61,7 @@ class ModelRuntime(Runtime):
             Admission(batcher, self.cache),
             PassInputs(device, self.embedding.most_rows, settings.max_requests, plan.context_tokens),
             drawn.dtype,
-            RowBlocks.of(drawn.dtype, gpu=device.torch_device.type == "cuda", batch_invariant=settings.batch_invariant),
+            RowBlocks.of(device.block_rows, device.least_rows(drawn.dtype), batch_invariant=settings.batch_invariant),
             self.policy.micro_batches,
         )
         self.wire(program, (self.cache.companion,) if plan.kv.moving else (), trace)

@@ -30,7 +30,8 @@ def pass_holdings(
     tokens = settings.max_tokens_per_pass
     rows = tokens * sum(tensor.length for tensor in groups.embed.tensors) // groups.embed.rows
     logits = most_logit_rows(settings.max_requests) * model.vocabulary_size * torch.float32.itemsize
-    blocks = RowBlocks.of(dtype, gpu=len(device.places) > 1, batch_invariant=settings.batch_invariant)
+    invariant = settings.batch_invariant
+    blocks = RowBlocks.of(device.block_rows, device.least_rows(dtype), batch_invariant=invariant)
     ffn_size = max(layer.feed_forward.size for layer in model.layer_kinds)
     activations = blocks.padded(tokens) * (4 * model.hidden_size + 3 * ffn_size) * max(dtype.itemsize, 4)
     casts = _scratch_bytes(groups, dtype) * min(2, find_policy(settings.policy).micro_batches)

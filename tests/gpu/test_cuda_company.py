@@ -9,6 +9,7 @@ import torch
 from support.company import DTYPES, PROMPTS, ROOM, alone, ask, save
 
 from pipeline import Model
+from pipeline.devices.cuda import CudaDevice
 from pipeline.formats.dense import linear
 from pipeline.models.attention import LayerKV, attend
 from pipeline.models.ops import rms_norm
@@ -19,7 +20,7 @@ COUNTS = [*range(1, 257), 257, 300, 511, 512]
 
 
 def in_blocks(operation: Any, x_TD: torch.Tensor) -> torch.Tensor:
-    blocks = RowBlocks.of(x_TD.dtype, gpu=True, batch_invariant=True)
+    blocks = RowBlocks.of(CudaDevice.block_rows, 1, batch_invariant=True)
     filled_TD = blocks.fill(x_TD)
     return torch.cat([operation(filled_TD[begin:end]) for begin, end in blocks.cuts(0, len(filled_TD))])[: len(x_TD)]
 

@@ -5,15 +5,14 @@ import itertools
 import pytest
 import torch
 
+from pipeline.devices.cpu import CpuDevice
 from pipeline.generation.generation_pass import micro_batches
-from pipeline.models.row_blocks import CPU_ROWS, GPU_ROWS, RowBlocks
+from pipeline.models.row_blocks import RowBlocks
 
 
-@pytest.mark.parametrize("gpu", [False, True])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-def test_with_batch_invariant_every_kernel_gets_blocks_of_one_size(dtype: torch.dtype, gpu: bool) -> None:
-    blocks = RowBlocks.of(dtype, gpu=gpu, batch_invariant=True)
-    size = GPU_ROWS if gpu else CPU_ROWS
+@pytest.mark.parametrize("size", [32, 256])
+def test_with_batch_invariant_every_kernel_gets_blocks_of_one_size(size: int) -> None:
+    blocks = RowBlocks.of(size, 2, batch_invariant=True)
     for tokens, most in itertools.product((1, 2, size - 1, size, size + 1, 3 * size, 1000), (1, 2, 3)):
         cuts = [(block.begin, block.end) for part in micro_batches(tokens, most, blocks) for block in part.blocks]
         assert cuts == [(begin, begin + size) for begin in range(0, tokens, size)]
@@ -21,9 +20,9 @@ def test_with_batch_invariant_every_kernel_gets_blocks_of_one_size(dtype: torch.
 
 
 def test_without_it_a_lone_row_gets_one_beside_it_where_one_dnn_multiplies() -> None:
-    blocks = RowBlocks.of(torch.bfloat16, gpu=False, batch_invariant=False)
+    blocks = RowBlocks.of(32, CpuDevice().least_rows(torch.bfloat16), batch_invariant=False)
     assert torch.equal(blocks.fill(torch.ones(1, 3)), torch.tensor([[1.0, 1, 1], [0, 0, 0]]))
-    assert RowBlocks.of(torch.float32, gpu=True, batch_invariant=False) == RowBlocks()
+    assert RowBlocks.of(256, 1, batch_invariant=False) == RowBlocks()
     for tokens, most in itertools.product((1, 2, 3, 4, 5, 9, 64), (1, 2, 3)):
         parts = micro_batches(tokens, most, blocks)
         cuts = [(block.begin, block.end) for part in parts for block in part.blocks]

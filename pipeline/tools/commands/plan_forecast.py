@@ -112,12 +112,12 @@ def _elsewhere(options: argparse.Namespace, settings: Config) -> tuple[Device, R
             option = f"--{name.replace('_', '-')}"
             raise ConfigError(f"{option}: need a size as 64GB, have {value} of a machine that is not here")
     if options.h2d_gbps is None:
-        device = SimDevice(ONE_PLACE, torch_name="cpu", loads_later=CpuDevice.libraries.whole)
+        device = SimDevice(ONE_PLACE, block_rows=CpuDevice.block_rows, loads_later=CpuDevice.libraries.whole)
     else:
         device = SimDevice(
             CudaDevice.places,
-            torch_name="cuda",
             alignment_bytes=CudaDevice.alignment_bytes,
+            block_rows=CudaDevice.block_rows,
             loads_later=CudaDevice.libraries.whole,
         )
     return device, _told_rates(options)

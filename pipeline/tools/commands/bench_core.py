@@ -1,21 +1,18 @@
 """`penstock bench core`."""
 
 import argparse
-import json
-import sys
 
-from pipeline.errors import ConfigError
 from pipeline.tools.bench.core import bench_core
+from pipeline.tools.commands.table import print_json
+from pipeline.tools.commands.values import at_least_one
 
 
 def core(options: argparse.Namespace) -> None:
     """Measure the core, and print a table or one JSON object."""
-    if options.rounds < 1:
-        raise ConfigError(f"--rounds: need at least 1, have {options.rounds}")
+    at_least_one(options, "rounds")
     report = bench_core(options.rounds)
     if options.json:
-        json.dump(report.as_dict(), sys.stdout, indent=2)
-        print()
+        print_json(report.as_dict())
         return
     for loop in report.hop_messages_per_second:
         hop, group = report.hop_messages_per_second[loop], report.line_group_microseconds[loop]

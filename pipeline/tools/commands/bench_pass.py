@@ -1,19 +1,17 @@
 """`penstock bench pass MODEL`."""
 
 import argparse
-import json
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 
-from pipeline.errors import ConfigError
 from pipeline.system.outputs import check_writable
 from pipeline.system.sizes import human_bytes
 from pipeline.tools.bench.one_pass import PassReport, bench_pass, tokens_of
 from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import below_floor, nothing_moved, with_remarks
-from pipeline.tools.commands.table import aligned
+from pipeline.tools.commands.table import aligned, print_json
+from pipeline.tools.commands.values import at_least_one
 from pipeline.tools.trace.perfetto import write_trace
 from pipeline.tools.trace.recording import Recording
 
@@ -23,8 +21,7 @@ UNBALANCED = ", and multiples of a balance, as 1x, are multiples of one token"
 
 async def bench(options: argparse.Namespace) -> None:
     """Measure, and print a table or one JSON object; of an early end, by Ctrl-C or an error, what is complete."""
-    if options.passes < 1:
-        raise ConfigError(f"--passes: need at least 1, have {options.passes}")
+    at_least_one(options, "passes")
     if options.trace is not None:
         check_writable(options.trace)
     settings, progress = model_settings(options), Progress()
@@ -45,8 +42,7 @@ def _tell(options: argparse.Namespace, rows: Sequence[PassReport], recording: Re
     if options.trace is not None:
         write_trace(options.trace, recording)  # before what is printed, whose reader may go away
     if options.json:
-        json.dump([row.as_dict() for row in rows], sys.stdout, indent=2)
-        print()
+        print_json([row.as_dict() for row in rows])
     else:
         ratios = {f"{row.model}, {row.tokens} tokens": statistics.median(row.ratios) for row in rows}
         unsaid = UNSAID + UNBALANCED * ("x" in options.batch_tokens)

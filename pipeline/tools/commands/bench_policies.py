@@ -1,7 +1,6 @@
 """`penstock bench policies MODEL`."""
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Mapping
@@ -18,7 +17,8 @@ from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.policy_table import policy_table
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import beside_noise, with_remarks
-from pipeline.tools.commands.values import policy_from_text
+from pipeline.tools.commands.table import print_json
+from pipeline.tools.commands.values import at_least_one, policy_from_text
 from pipeline.tools.trace.perfetto import write_trace
 from pipeline.tools.trace.recording import Recording
 
@@ -28,9 +28,7 @@ ENOUGH = 3
 
 async def bench_policies(options: argparse.Namespace) -> None:
     """Measure and simulate, and print the two beside each other, or one JSON list."""
-    for name in ("passes", "batch_tokens"):
-        if (have := getattr(options, name)) is not None and have < 1:
-            raise ConfigError(f"--{name.replace('_', '-')}: need at least 1, have {have}")
+    at_least_one(options, "passes", "batch_tokens")
     if options.trace is not None:
         _check_traces(options.trace)
     policies = {name: find_policy(policy_from_text(name)) for name in options.policies or POLICIES}
@@ -46,8 +44,7 @@ async def bench_policies(options: argparse.Namespace) -> None:
         for path in _write_traces(options.trace, bench.recordings):
             print(f"wrote {path}", file=sys.stderr)
     if options.json:
-        json.dump([report.as_dict() for report in reports], sys.stdout, indent=2)
-        print()
+        print_json([report.as_dict() for report in reports])
     else:
         print(_table(reports))
 

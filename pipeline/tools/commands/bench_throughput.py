@@ -1,10 +1,8 @@
 """`penstock bench throughput MODEL`."""
 
 import argparse
-import json
 import math
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -22,7 +20,8 @@ from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import below_floor, nothing_moved, with_remarks
 from pipeline.tools.commands.settings import plain
-from pipeline.tools.commands.table import aligned
+from pipeline.tools.commands.table import aligned, print_json
+from pipeline.tools.commands.values import at_least_one
 
 
 async def throughput(options: argparse.Namespace) -> None:
@@ -48,10 +47,10 @@ async def throughput(options: argparse.Namespace) -> None:
         progress.clear()
         _print(told | {"rows": rows}, _columns(rows), _remarks(options, rows), as_json=options.json)
         return
-    rounds = 1 if options.rounds is None else _at_least_one("--rounds", options.rounds)
+    at_least_one(options, "rounds")
     arms = Arms(options.model, plain(settings), load, requests, limit, progress.say)
     arms.check(options.against)
-    runs = await arms.run(options.against, rounds)
+    runs = await arms.run(options.against, options.rounds or 1)
     progress.clear()
     told |= {
         "memory_limit_bytes": arms.limit.nbytes if arms.limit else None,
@@ -76,8 +75,8 @@ def _load(options: argparse.Namespace) -> Load:
     shortest, longest = (int(prompt[1]), int(prompt[2] or prompt[1])) if prompt else (0, 0)
     if not 0 < shortest <= longest:
         raise ConfigError(f"--prompt-tokens: need a number or a range such as 8-64, have {options.prompt_tokens!r}")
-    new_tokens = _at_least_one("--new-tokens", options.new_tokens)
-    return Load(shortest, longest, new_tokens, _arrival(options.arrival), options.seed)
+    at_least_one(options, "new_tokens")
+    return Load(shortest, longest, options.new_tokens, _arrival(options.arrival), options.seed)
 
 
 def _arrival(text: str | None) -> float | None:
@@ -102,18 +101,11 @@ def _limit(options: argparse.Namespace) -> MemoryLimit | None:
     return MemoryLimit.of(nbytes, options.limit_by)
 
 
-def _at_least_one(option: str, have: int) -> int:
-    if have < 1:
-        raise ConfigError(f"{option}: need at least 1, have {have}")
-    return have
-
-
 def _print(
     told: dict[str, Any], columns: dict[tuple[str, str], list[str]], remarks: Sequence[str], *, as_json: bool
 ) -> None:
     if as_json:
-        json.dump(told, sys.stdout)
-        print()
+        print_json(told, indent=None)
     else:
         print(with_remarks(aligned(columns), *remarks))
 

@@ -1,9 +1,7 @@
 """What `penstock doctor` does, and how it is printed. It needs no torch itself: a broken one must be told, not met."""
 
 import argparse
-import json
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -11,6 +9,7 @@ from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.errors import ConfigError, PenstockError
 from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
+from pipeline.tools.commands.table import print_json
 from pipeline.tools.doctor.check import Check, failed
 from pipeline.tools.doctor.machine import machine_checks
 
@@ -38,8 +37,7 @@ def doctor(options: argparse.Namespace) -> None:
     finally:
         bad = [check.name for check in checks if check.verdict == "bad"]
         if options.json:
-            json.dump({"bad": bad, "checks": [asdict(check) for check in checks]}, sys.stdout, indent=2)
-            print()
+            print_json({"bad": bad, "checks": [asdict(check) for check in checks]})
     if bad:
         raise PenstockError(f"{len(bad)} of {len(checks)} checks {'is' if len(bad) == 1 else 'are'} bad")
 

@@ -1,18 +1,16 @@
 """What `penstock bench open` does, and its table."""
 
 import argparse
-import json
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 
-from pipeline.errors import ConfigError
 from pipeline.system.sizes import human_bytes
 from pipeline.tools.bench.opening import OpeningReport, bench_opening
 from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import nothing_moved, with_remarks
-from pipeline.tools.commands.table import aligned
+from pipeline.tools.commands.table import aligned, print_json
+from pipeline.tools.commands.values import at_least_one
 
 GIGA, MILLI, MICRO = 1e9, 1e-3, 1e-6
 UNSAID = "a pass streams nothing, and its time tells nothing of the disk"
@@ -23,9 +21,7 @@ async def bench_open(options: argparse.Namespace) -> None:
 
     Raises ConfigError.
     """
-    for name in ("rounds", "passes"):
-        if (have := getattr(options, name)) < 1:
-            raise ConfigError(f"--{name}: need at least 1, have {have}")
+    at_least_one(options, "rounds", "passes")
     progress, settings = Progress(), model_settings(options)
     rows: list[OpeningReport] = []
     try:
@@ -39,8 +35,7 @@ async def bench_open(options: argparse.Namespace) -> None:
 
 def _tell(options: argparse.Namespace, rows: Sequence[OpeningReport]) -> None:
     if options.json:
-        json.dump([row.as_dict() for row in rows], sys.stdout, indent=2)
-        print()
+        print_json([row.as_dict() for row in rows])
     else:
         print(with_remarks(table(rows), nothing_moved({row.model: row.moving_groups for row in rows}, UNSAID)))
 

@@ -3,9 +3,7 @@
 import argparse
 import asyncio
 import dataclasses
-import json
 import statistics
-import sys
 import textwrap
 from collections.abc import Sequence
 
@@ -27,6 +25,7 @@ from pipeline.tools.bench.planning import Placed, Planned, balanced_tokens, plan
 from pipeline.tools.bench.steady_passes import steady_pass_seconds
 from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
+from pipeline.tools.commands.table import print_json
 
 NUMBERS = ("disk_gbps", "h2d_gbps", "tflops", "memory_gbps")
 GIGA, TERA = 1e9, 1e12
@@ -71,8 +70,7 @@ def plan_forecast(options: argparse.Namespace) -> None:
 
 def _print(planned: Placed, measured: Sequence[float], *, as_json: bool) -> None:
     if as_json:
-        json.dump({**planned.as_dict(), **({"measured_seconds": measured} if measured else {})}, sys.stdout, indent=2)
-        print()
+        print_json({**planned.as_dict(), **({"measured_seconds": measured} if measured else {})})
         return
     print(lines(planned))
     if measured and isinstance(planned, Planned):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.tools.commands.models import MODEL_HELP
-from pipeline.tools.simulation.timings import LAYERS, MILLISECONDS
+from pipeline.tools.simulation.analysis import LAYERS, MILLISECONDS
 
 
 def add_simulate(commands: Any) -> None:

@@ -2,9 +2,7 @@
 
 import argparse
 import dataclasses
-import json
 import math
-import sys
 from collections.abc import Mapping
 
 from actors.core.ports import PrefetchPolicy
@@ -12,11 +10,13 @@ from pipeline.engine.policies import CURRENT_CHAINED, POLICIES, Policy, find_pol
 from pipeline.errors import ConfigError
 from pipeline.tools.commands.policy_table import policy_table
 from pipeline.tools.commands.progress import Progress
+from pipeline.tools.commands.table import print_json
 from pipeline.tools.commands.values import policy_from_text
+from pipeline.tools.simulation.analysis import LAYERS, MILLISECONDS
 from pipeline.tools.simulation.closed_forms import closed_form_ms
 from pipeline.tools.simulation.derive import derive_timings, find_shape
 from pipeline.tools.simulation.line import Simulated, simulate
-from pipeline.tools.simulation.timings import LAYERS, MILLISECONDS, LayerTimings
+from pipeline.tools.simulation.timings import LayerTimings
 
 MS = 1000.0
 CHAINED = "current, chained"
@@ -80,8 +80,7 @@ def _print_json(options: argparse.Namespace, runs: Mapping[str, Simulated]) -> N
     if CHAINED in rows:
         rows["current"]["chained"] = rows.pop(CHAINED)
     result = list(rows.values()) if options.policy is None else rows[options.policy]
-    json.dump(result, sys.stdout, indent=2)
-    print()
+    print_json(result)
 
 
 def _print_table(timings: LayerTimings, policies: Mapping[str, PrefetchPolicy], runs: Mapping[str, Simulated]) -> None:

@@ -1,9 +1,7 @@
 """What `penstock bench speed` does, and its table."""
 
 import argparse
-import json
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -19,14 +17,13 @@ from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import below_floor, nothing_moved, with_remarks
 from pipeline.tools.commands.settings import plain
-from pipeline.tools.commands.table import aligned
+from pipeline.tools.commands.table import aligned, print_json
+from pipeline.tools.commands.values import at_least_one
 
 
 async def bench_speed(options: argparse.Namespace) -> None:
     """Measure, and print a table or one JSON object. Raises ConfigError for what can never work."""
-    for name in ("passes", "rounds"):
-        if (have := getattr(options, name)) < 1:
-            raise ConfigError(f"--{name}: need at least 1, have {have}")
+    at_least_one(options, "passes", "rounds")
     for name in options.arms or ():
         if name not in WITHOUT:
             raise ConfigError(f"--arms: need some of {', '.join(map(repr, WITHOUT))}, have {name!r}")
@@ -42,8 +39,7 @@ async def bench_speed(options: argparse.Namespace) -> None:
     runs = await bench.run([*(options.arms or arms_of(settings)), *options.against], options.rounds)
     progress.clear()
     if options.json:
-        json.dump([_as_dict(run) for run in runs], sys.stdout)
-        print()
+        print_json([_as_dict(run) for run in runs], indent=None)
     else:
         arms = results(runs)
         print(with_remarks(table(arms), *_remarks(arms)))

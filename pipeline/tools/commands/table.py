@@ -1,5 +1,7 @@
 """Tables, as people read them."""
 
+import json
+import sys
 from collections.abc import Mapping, Sequence
 
 SEPARATOR = "  "
@@ -17,3 +19,9 @@ def aligned(columns: Columns) -> str:
         right = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
         lines.append(SEPARATOR.join([first.ljust(widths[0]), *right]).rstrip())
     return "\n".join(lines)
+
+
+def print_json(value: object, *, indent: int | None = 2) -> None:
+    """Print plain values as JSON."""
+    json.dump(value, sys.stdout, indent=indent)
+    print()

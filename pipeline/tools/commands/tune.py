@@ -1,7 +1,6 @@
 """`penstock tune MODEL`."""
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from pipeline.tools.commands.heat_map import heat_map
 from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import beside_noise
+from pipeline.tools.commands.table import print_json
 from pipeline.tools.commands.values import as_code
 
 MOST_GROUPS = 64
@@ -44,8 +44,7 @@ async def tune(options: argparse.Namespace) -> None:
     progress.clear()
     if options.json:
         told = {"open": open_line(report), "advice": " ".join([effect(report), advice(report), staying(report)])}
-        json.dump(report.as_dict() | told, sys.stdout, indent=2)
-        print()
+        print_json(report.as_dict() | told)
     else:
         tables = [_reading(report.rates), _simulation(report), _finalists(report)]
         print("\n\n".join([*tables, effect(report), advice(report), staying(report), open_line(report)]))

@@ -1,5 +1,6 @@
 """Values from the text of the command line, by the types that settings and arguments have in Python."""
 
+import argparse
 import contextlib
 import dataclasses
 import enum
@@ -60,6 +61,13 @@ def as_code(value: Any) -> str:
     if isinstance(value, str | int | float | None):
         return repr(value)
     return f"{type(value).__qualname__}()"
+
+
+def at_least_one(options: argparse.Namespace, *names: str) -> None:
+    """Raise ConfigError for an option that is given and below 1."""
+    for name in names:
+        if (have := getattr(options, name)) is not None and have < 1:
+            raise ConfigError(f"--{name.replace('_', '-')}: need at least 1, have {have}")
 
 
 def policy_from_text(text: str) -> Any:

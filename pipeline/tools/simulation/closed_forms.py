@@ -1,8 +1,4 @@
-"""What a layer costs in the steady state, by formula; and what the analysis estimated before there was a simulation."""
-
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+"""What a layer costs in the steady state, by formula."""
 
 from pipeline.engine.policies import POLICIES
 from pipeline.errors import ConfigError, unknown_name
@@ -63,67 +59,3 @@ def _next_attn_late(timings: LayerTimings) -> float:
     if timings.ffn < read:
         return max(read - timings.ffn, kv) + timings.attn_io
     return max(0.0, copied - timings.ffn) + kv
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """What the analysis expected of a policy, for 100 ms a transfer, 80 ms an attention, 120 ms an ffn, 2-5 ms a check.
-
-    None where it does not say. Ranges are (least, most); `depth_layers` is infinite where it says "unbounded"; link use
-    is a share of the attention's and of the ffn's window.
-    """
-
-    groups_requested: tuple[int, int] | None = None
-    depth_layers: float | None = None
-    gap_in_layer_ms: float | None = None
-    l0_l1_ms: float | None = None
-    l0_l4_ms: float | None = None
-    host_blocked_ms: tuple[float, float] | None = None
-    link_use: tuple[float, float] | None = None
-    gain: tuple[float, float] | None = None
-
-
-_ONE_AHEAD = Estimate(
-    groups_requested=(0, 1),
-    depth_layers=1,
-    l0_l1_ms=105,
-    l0_l4_ms=420,
-    host_blocked_ms=(0, 0),
-    link_use=(0.0, 0.83),
-)
-
-ESTIMATES: Mapping[str, Estimate] = {
-    "history1": Estimate(
-        groups_requested=(4, 4),
-        depth_layers=4,
-        gap_in_layer_ms=5,
-        l0_l1_ms=5,
-        l0_l4_ms=20,
-        host_blocked_ms=(2, 5),
-        link_use=(1.0, 1.0),
-    ),
-    "history": _ONE_AHEAD,
-    "current": _ONE_AHEAD,
-    "stage1": Estimate(
-        groups_requested=(5, 4),
-        depth_layers=4,
-        gap_in_layer_ms=0,
-        l0_l1_ms=3,
-        host_blocked_ms=(2, 5),
-        gain=(0.02, 0.03),
-    ),
-    "stage2": Estimate(
-        groups_requested=(5, 4), depth_layers=4, gap_in_layer_ms=0, l0_l1_ms=0, l0_l4_ms=0, host_blocked_ms=(0, 0)
-    ),
-    "stage3": Estimate(
-        groups_requested=(5, 4),
-        depth_layers=math.inf,
-        gap_in_layer_ms=0,
-        l0_l1_ms=0,
-        l0_l4_ms=0,
-        host_blocked_ms=(0, 0),
-        gain=(0.15, 0.20),
-    ),
-    "ideal": Estimate(depth_layers=math.inf, gap_in_layer_ms=0, l0_l1_ms=0, l0_l4_ms=0),
-}
-"""By policy, and "ideal" for the analysis' last column. `gain` is over the row before it."""

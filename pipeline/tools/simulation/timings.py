@@ -9,9 +9,6 @@ from typing import Protocol
 from actors.core.message import GroupKey
 from pipeline.formats.parts import LAYER_PARTS
 
-LAYERS = 80
-MILLISECONDS = {"attn_ms": 80.0, "ffn_ms": 120.0, "attn_io_ms": 100.0, "ffn_io_ms": 100.0}
-"""The figures of the analysis that the policies come from: one layer of a 70B model."""
 Order = Sequence[GroupKey]
 
 

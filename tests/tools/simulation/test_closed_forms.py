@@ -9,7 +9,7 @@ from support.cases import EVERYTHING
 
 from pipeline.engine.policies import CURRENT_CHAINED, POLICIES, Policy
 from pipeline.errors import ConfigError
-from pipeline.tools.simulation.closed_forms import ESTIMATES, closed_form_ms
+from pipeline.tools.simulation.closed_forms import closed_form_ms
 from pipeline.tools.simulation.line import simulate
 from pipeline.tools.simulation.timings import LayerTimings
 
@@ -106,7 +106,3 @@ def test_what_has_no_formula_is_refused() -> None:
         closed_form_ms("histry1", analysis)
     with pytest.raises(ConfigError, match="need 1 for policy stage2, which does not chain, have 2"):
         closed_form_ms("stage2", analysis, 2)
-
-
-def test_the_analysis_estimated_every_policy_but_the_one_it_did_not_know() -> None:
-    assert set(ESTIMATES) == {*POLICIES, "ideal"} - {"backpressure"}

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline.engine.policies import CURRENT_CHAINED, POLICIES, Policy
-from pipeline.tools.simulation.closed_forms import ESTIMATES, closed_form_ms
+from pipeline.tools.simulation.closed_forms import closed_form_ms
 from pipeline.tools.simulation.line import simulate
 from pipeline.tools.simulation.timings import LayerTimings
 from pipeline.tools.trace.overlap import Overlap
@@ -39,10 +39,12 @@ def test_every_row_has_its_figure(policy: Policy) -> None:
     assert row.l0_l4_ms == pytest.approx(4 * row.l0_l1_ms)
 
 
-@pytest.mark.parametrize("name", [name for name in POLICIES if name != "backpressure"])
-def test_triggers_ask_for_as_many_groups_as_the_analysis_says(name: str) -> None:
-    requested = overlap(POLICIES[name]).groups_requested
-    assert tuple(requested.values()) == ESTIMATES[name].groups_requested
+@pytest.mark.parametrize(
+    ("name", "groups"),
+    [(name, (5, 4)) for name in ("stage1", "stage2", "stage3")] + [("history1", (4, 4)), ("history", (0, 1))],
+)
+def test_triggers_ask_for_as_many_groups_as_the_analysis_says(name: str, groups: tuple[int, int]) -> None:
+    assert tuple(overlap(POLICIES[name]).groups_requested.values()) == groups
 
 
 def test_one_layer_ahead_leaves_the_link_idle_during_attention() -> None:

@@ -39,7 +39,7 @@ class Batcher:
 
     A request is admitted, in the order of priority and then of arrival, when there is room for the blocks of its worst
     case; none overtakes one that does not fit. One that has paused keeps its blocks, and takes no part in passes.
-    `ended` counts by outcome those that have left.
+    `ended` counts by state those that have left.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Batcher:
         """
         if sequence.logit_rows > (have := most_logit_rows(self.max_requests)):
             raise RequestError(f"logit_rows: need {sequence.logit_rows}, have {have} with max_requests={have}")
-        bisect.insort_right(self._waiting, sequence, key=lambda one: (not one.started, one.priority))
+        bisect.insort_right(self._waiting, sequence, key=lambda one: (one.state != "interrupted", one.priority))
 
     def pause_nobody(self) -> None:
         """Let all requests go on to their end, whether anybody reads or not."""
@@ -112,7 +112,7 @@ class Batcher:
         What they held is free when they are retired.
         """
         for sequence in self._all:
-            if not those_that_run or (sequence.started and sequence.active):
+            if not those_that_run or (sequence.state != "waiting" and sequence.active):
                 sequence.fail(for_one_caller(error))
 
     def restart(self) -> None:
@@ -144,12 +144,13 @@ class Batcher:
             self.pool.give_back(sequence.blocks)
             sequence.blocks = []
             sequence.sampler.end()
-            self.ended[sequence.outcome] += 1
+            self.ended[sequence.state] += 1
 
     def _begin_anew(self, sequence: RunningSequence) -> None:
         """Take the blocks of a sequence back, which waits for its turn once more."""
         self.pool.give_back(sequence.blocks)
         sequence.uncache()
+        sequence.state = "interrupted"
         self.submit(sequence)
 
     def _rotate_anew(self) -> None:
@@ -170,7 +171,7 @@ class Batcher:
                 return {"max_requests": self._no_place}
             if not self.prefixes.admit(sequence):
                 return {"kv_tokens": functools.partial(self._no_room, sequence)}
-            sequence.started = True
+            sequence.state = "running"
             self._waiting.remove(sequence)
             self._running.append(sequence)
         return {}

@@ -5,6 +5,7 @@ import contextlib
 from array import array
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Final, Literal, TypeAlias
 
 import torch
 
@@ -18,6 +19,11 @@ from pipeline.text.stops import StopSearch, StopStrings
 MOST_UNREAD = 64
 """Chunks that a stream may hold unread: more than come while a reader sends one off, and some megabytes where each has
 a thousand log-probabilities."""
+
+State: TypeAlias = Literal["waiting", "running", "interrupted", "finished", "cancelled", "failed"]
+"""A request waits for its first turn, then runs: it holds KV blocks. Interrupted, it has lost them and waits again."""
+ENDED: Final = ("finished", "cancelled", "failed")
+"""The states in which nothing more is computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +58,10 @@ class Output:
 class RunningSequence:
     """The state of one request: its tokens, how many of them are in the KV cache, and who waits for its chunks.
 
-    `blocks` are the KV blocks that it holds, and it shares those that others of its `scope` can use, whose `digests`
-    the prefix cache keeps here. Of those that wait, the lowest `priority` is served first, and before them those that
-    have `started` and lost what they had. `earlier` are the samples of its call before it. With `most_unread`, it
-    pauses while so many chunks wait for a reader. `outcome` is empty, then "finished", "cancelled" or "failed".
+    `state` says where it stands; whether it is `paused` or `held_back` is found anew for each pass. Of those that wait,
+    the interrupted go first, then those with the lowest `priority`. `blocks` are the KV blocks that it holds, and it
+    shares those that others of its `scope` can use, whose `digests` the prefix cache keeps here. `earlier` are the
+    samples of its call before it. With `most_unread`, it pauses while so many chunks wait for a reader.
     What is cached was rotated for `rope_length`, which `choose_rope_length` gives for a number of tokens. It chooses a
     token from the logits of the last `logit_rows` of the tokens that a pass computes of it; at most as many as a pass
     has room for.
@@ -81,10 +87,9 @@ class RunningSequence:
         self.digests: list[bytes] = []
         self.rope_length = choose_rope_length(len(self.prompt_ids))
         self.priority = priority
-        self.started = False
         self.logit_rows = 1
         self.most_unread: int | None = None
-        self.outcome = ""
+        self.state: State = "waiting"
         self.sampler = Sampler(parameters, self.prompt_ids, vocabulary_size, len(earlier))
         self._scope = scope
         self._choose_rope_length = choose_rope_length
@@ -99,7 +104,7 @@ class RunningSequence:
     @property
     def ended(self) -> bool:
         """Whether nothing more is to be computed."""
-        return bool(self.outcome)
+        return self.state in ENDED
 
     @property
     def paused(self) -> bool:
@@ -205,18 +210,19 @@ class RunningSequence:
         if reason is not None:
             rest, stopped = self._unfinished_text()
             text, reason = text + rest, "stop" if stopped else reason
-            self.outcome = "finished"
+            self.state = "finished"
         self._chunks.put_nowait(Chunk(text, (choice.token_id,), reason, choice.logprobs))
 
     def fail(self, error: BaseException) -> None:
         """End the request with an error, which its caller gets."""
         if not self.ended:
-            self.outcome = "failed"
+            self.state = "failed"
             self._chunks.put_nowait(error)
 
     def cancel(self) -> None:
         """End the request because nobody waits for it any more."""
-        self.outcome = self.outcome or "cancelled"
+        if not self.ended:
+            self.state = "cancelled"
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
         """The chunks as they come, up to the one with a finish reason; raises what `fail` was given."""

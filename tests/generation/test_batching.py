@@ -170,7 +170,7 @@ def test_only_those_whose_turn_has_come_are_told_each_with_an_error_of_its_own()
     shared.fail(ERROR, those_that_run=True)  # nobody runs yet
     compute(shared.next_pass(9))
     shared.fail(ERROR, those_that_run=True)
-    assert [one.outcome for one in (running, other, waiting)] == ["failed", "failed", ""]
+    assert [one.state for one in (running, other, waiting)] == ["failed", "failed", "waiting"]
     errors = [one._chunks.get_nowait() for one in (running, other) if one._chunks.get_nowait()]
     assert [str(error) for error in errors] == [str(ERROR)] * 2
     assert errors[0] is not errors[1]

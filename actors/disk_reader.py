@@ -25,4 +25,4 @@ class DiskReader(Mover):
     async def move(self, message: Message[Any], slot: Slot) -> Event:
         """Start reading the group; a host slot is refilled only after its last user is through (rule 3)."""
         await self.vacated(message, slot)
-        return self.start(message, self._source.read_into(message.layer, message.group, slot.buffer))
+        return self.start(message, self._source.read_into(message.key, slot.buffer))

@@ -55,7 +55,7 @@ class GpuUploader(Mover):
 
     def copies(self, message: Message[Any]) -> Sequence[Copy]:
         """What to copy from the host slot into the device slot."""
-        return self.catalog.copies(message.layer, message.group)
+        return self.catalog.copies(message.key)
 
     def _upload(self, message: Message[Slot], slot: Slot, vacant: Event) -> Event:
         copies = self.copies(message)

@@ -13,6 +13,7 @@ import pytest
 from support import tiny_models
 from support.kv_places import settings_with_room
 
+from actors.core.message import GroupKey
 from actors.core.ports import Copy
 from pipeline import ActorFailed, ClosedError, Model
 from pipeline.devices import cpu
@@ -92,11 +93,11 @@ def attending(model: Model, monkeypatch: pytest.MonkeyPatch, left: list[int]) ->
 def reading_weights(model: Model, monkeypatch: pytest.MonkeyPatch, left: list[int]) -> None:
     read_into = CheckpointSource.read_into
 
-    async def failing(self: CheckpointSource, layer: int, group: str, buffer: Any) -> None:
-        if left and (layer, group) == (4, "ffn"):
+    async def failing(self: CheckpointSource, key: GroupKey, buffer: Any) -> None:
+        if left and key == (4, "ffn"):
             left.pop()
             raise OSError(errno.EIO, "Input/output error")
-        await read_into(self, layer, group, buffer)
+        await read_into(self, key, buffer)
 
     monkeypatch.setattr(CheckpointSource, "read_into", failing)
 

@@ -15,6 +15,7 @@ import torch
 from support import tiny_models
 from support.kv_places import settings_with_room
 
+from actors.core.message import GroupKey
 from actors.core.ports import Copy
 from pipeline import ActorFailed, Model
 from pipeline.devices import cpu
@@ -167,11 +168,11 @@ async def test_after_a_failure_nothing_is_overwritten_that_is_still_in_use(
     expected = await expected_answers(checkpoint)
     read_into, failures = CheckpointSource.read_into, [0]
 
-    async def failing(self: CheckpointSource, layer: int, group: str, buffer: Any) -> None:
+    async def failing(self: CheckpointSource, key: GroupKey, buffer: Any) -> None:
         if failures[0]:
             failures[0] -= 1
             raise OSError(5, "Input/output error")
-        await read_into(self, layer, group, buffer)
+        await read_into(self, key, buffer)
 
     watch = Watch()
     async with Model.open(checkpoint, **settings_with_room(checkpoint, tmp_path, **PLACES, **SETTINGS)) as model:

@@ -11,6 +11,7 @@ from support.cases import cases
 from support.group_places import settings_with_groups
 from support.kv_places import settings_with_room
 
+from actors.core.message import GroupKey
 from pipeline import Message, Model, Mover, Output, Slot, Stage
 from pipeline.config import Config
 from pipeline.engine.policies import POLICIES
@@ -76,9 +77,9 @@ async def test_a_pass_reads_what_does_not_stay_and_nothing_else(
     reads: Counter[tuple[int, str]] = Counter()
     read_into = CheckpointSource.read_into
 
-    async def count(source: CheckpointSource, layer: int, group: str, buffer: Any) -> None:
-        reads[layer, group] += 1
-        await read_into(source, layer, group, buffer)
+    async def count(source: CheckpointSource, key: GroupKey, buffer: Any) -> None:
+        reads[key] += 1
+        await read_into(source, key, buffer)
 
     monkeypatch.setattr(CheckpointSource, "read_into", count)
     async with Model.open(checkpoint, **settings) as model:
@@ -236,10 +237,10 @@ async def test_a_failure_spoils_nothing_that_stays(
     elif failing == "read":
         read_into = CheckpointSource.read_into
 
-        async def read(source: CheckpointSource, layer: int, group: str, buffer: Any) -> None:
+        async def read(source: CheckpointSource, key: GroupKey, buffer: Any) -> None:
             buffer.view[:] = b"\xff" * len(buffer.view)  # what a read that fails leaves is no weights
             fails()
-            await read_into(source, layer, group, buffer)
+            await read_into(source, key, buffer)
 
         monkeypatch.setattr(CheckpointSource, "read_into", read)
     async with Model.open(checkpoint, **settings) as model:

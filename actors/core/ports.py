@@ -44,17 +44,17 @@ class Transfers(Protocol):
 class WeightSource(Protocol):
     """Where weights come from."""
 
-    def read_into(self, layer: int, group: str, buffer: Buffer) -> Coroutine[Any, Any, None]:
+    def read_into(self, key: GroupKey, buffer: Buffer) -> Coroutine[Any, Any, None]:
         """Read one group into a host slot. Ends, also when cancelled, only once nothing writes into `buffer`."""
 
 
 class Catalog(Protocol):
     """What is known about every group before any byte moves."""
 
-    def kind(self, layer: int, group: str) -> str:
+    def kind(self, key: GroupKey) -> str:
         """The kind of slot that the group needs."""
 
-    def copies(self, layer: int, group: str) -> Sequence[Copy]:
+    def copies(self, key: GroupKey) -> Sequence[Copy]:
         """What to copy from a host slot into a device slot."""
 
     def tensors(self, message: Message[Slot]) -> Mapping[str, Any]:

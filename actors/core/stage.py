@@ -88,7 +88,7 @@ class Mover(Actor):
 
     def kind(self, message: Message[Any]) -> str:
         """The kind of slot that the message needs."""
-        return self.catalog.kind(message.layer, message.group)
+        return self.catalog.kind(message.key)
 
     async def move(self, message: Message[Any], slot: Slot) -> Event:
         """Start moving the message's bytes into `slot`; the event is done when they have landed.

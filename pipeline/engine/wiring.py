@@ -132,7 +132,7 @@ def wire(
     requests = arrivals = None
     if policy.triggered:
         residents = _resident_until_computed(parts)
-        kinds = [None if key in residents else parts.catalog.kind(*key) for key in program.order]
+        kinds = [None if key in residents else parts.catalog.kind(key) for key in program.order]
         links = 1 if on_device is None else 3
         requests = PrefetchQueue(program.order, kinds, parts.slots, policy, links=links, clock=clock)
         arrivals = Arrivals(policy, requests)

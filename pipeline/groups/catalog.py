@@ -54,13 +54,13 @@ class WeightCatalog:
                 self._offsets[key] = host.offsets
                 self._device_bytes[key] = host.slot_bytes
 
-    def kind(self, layer: int, group: str) -> str:
+    def kind(self, key: GroupKey) -> str:
         """The kind of slot that the group needs: its size class."""
-        return self.slot_kinds.of[layer, group]
+        return self.slot_kinds.of[key]
 
-    def copies(self, layer: int, group: str) -> Sequence[Copy]:
+    def copies(self, key: GroupKey) -> Sequence[Copy]:
         """What to copy from a host slot into a device slot."""
-        return self._copies[layer, group]
+        return self._copies[key]
 
     def tensors(self, message: Message[Slot]) -> "Mapping[str, torch.Tensor]":
         """The group's tensors by short name, as views of the slot that it is in. Write into them, not into the mapping.

@@ -131,9 +131,8 @@ class Checksums:
         self._row_digests: dict[TensorRange, array[int]] = {}
         self._threads = Threads(threads, "penstock-checksums")
 
-    def begin(self, layer: int, group: str, chunks: Sequence[Window], view: memoryview) -> Sums:
+    def begin(self, key: GroupKey, chunks: Sequence[Window], view: memoryview) -> Sums:
         """What sums up a group while these chunks of it, the same in every read, land in its host slot."""
-        key = (layer, group)
         if key not in self._pieces:
             self._pieces[key] = TensorPieces(self._groups[key], chunks)
         return Sums(key, self._pieces[key], view, self._threads)

@@ -74,7 +74,7 @@ class CheckpointSource:
         """Whether reads go past the page cache."""
         return self._disk.direct
 
-    async def read_into(self, layer: int, group: str, buffer: "HostMemory") -> None:
+    async def read_into(self, key: GroupKey, buffer: "HostMemory") -> None:
         """Read all windows of a group into `buffer`, a host slot whose address is a multiple of 4096.
 
         Returns, raises or passes a cancellation on only when no thread writes into `buffer` any more; after an error or
@@ -85,12 +85,12 @@ class CheckpointSource:
                 of its first read, and still do when they are read once more.
             OSError: the disk failed twice at one place.
         """
-        layout = self._layouts[layer, group]
+        layout = self._layouts[key]
         view = buffer.view
         self._check(view, layout.slot_bytes)
         self._groups_in_flight += 1
         try:
-            await self._read(layer, group, tuple(self._chunks(layout)), view)
+            await self._read(key, tuple(self._chunks(layout)), view)
             await self._move(layout.moves, view)
         finally:
             self._groups_in_flight -= 1
@@ -130,20 +130,20 @@ class CheckpointSource:
         if self.checksums is not None:
             await self.checksums.aclose()
 
-    async def _read(self, layer: int, group: str, chunks: Sequence[Window], view: memoryview) -> None:
+    async def _read(self, key: GroupKey, chunks: Sequence[Window], view: memoryview) -> None:
         if self.checksums is None:
             await self._lanes.read(chunks, view)
             return
-        if (fault := await self._read_and_compare(self.checksums, layer, group, chunks, view)) is None:
+        if (fault := await self._read_and_compare(self.checksums, key, chunks, view)) is None:
             return
-        logger.warning("layer %d %s differs from its first read, reading once more: %s", layer, group, fault)
-        if (fault := await self._read_and_compare(self.checksums, layer, group, chunks, view)) is not None:
+        logger.warning("layer %d %s differs from its first read, reading once more: %s", *key, fault)
+        if (fault := await self._read_and_compare(self.checksums, key, chunks, view)) is not None:
             raise fault
 
     async def _read_and_compare(
-        self, checksums: Checksums, layer: int, group: str, chunks: Sequence[Window], view: memoryview
+        self, checksums: Checksums, key: GroupKey, chunks: Sequence[Window], view: memoryview
     ) -> CheckpointError | None:
-        sums = checksums.begin(layer, group, chunks, view)
+        sums = checksums.begin(key, chunks, view)
         try:
             await self._lanes.read(chunks, view, sums.landed)
         finally:

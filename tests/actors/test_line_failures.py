@@ -6,7 +6,7 @@ from support.small_lines import small_line
 
 from actors.core.budget import Slot
 from actors.core.errors import ActorFailed, LineError
-from actors.core.message import Message
+from actors.core.message import GroupKey, Message
 from actors.core.stage import Stage
 from pipeline.engine.policies import POLICIES
 from pipeline.tools.simulation.loop import Deadlock, run_virtual
@@ -18,9 +18,9 @@ class FailingDisk:
     def __init__(self, times: int) -> None:
         self.times = times
 
-    async def read_into(self, layer: int, group: str, buffer: object) -> None:
+    async def read_into(self, key: GroupKey, buffer: object) -> None:
         await asyncio.sleep(0.01)
-        if (layer, group) == (1, "ffn") and self.times:
+        if key == (1, "ffn") and self.times:
             self.times -= 1
             raise OSError(5, "Input/output error", "model.safetensors at 4096")
 

@@ -14,6 +14,7 @@ from actors.compute_scheduler import ComputeScheduler
 from actors.core.budget import Budget
 from actors.core.event import Event
 from actors.core.line import Line
+from actors.core.message import GroupKey
 from actors.core.ports import Copy
 from actors.core.trace import Span, Trace
 from actors.disk_reader import DiskReader
@@ -121,7 +122,7 @@ async def test_device_slots_keep_rules_2_and_3(streamed: Path) -> None:
 class InstantSource:
     """Weights that are in host memory already."""
 
-    async def read_into(self, layer: int, group: str, buffer: object) -> None:
+    async def read_into(self, key: GroupKey, buffer: object) -> None:
         return
 
 
@@ -131,10 +132,10 @@ class EvenCatalog:
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
 
-    def kind(self, layer: int, group: str) -> str:
-        return group
+    def kind(self, key: GroupKey) -> str:
+        return key[1]
 
-    def copies(self, layer: int, group: str) -> Sequence[Copy]:
+    def copies(self, key: GroupKey) -> Sequence[Copy]:
         return (Copy(0, 0, self.nbytes),)
 
     def tensors(self, message: Message[Slot]) -> Mapping[str, torch.Tensor]:

@@ -51,13 +51,13 @@ def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 async def through_slots(small: Small, catalog: WeightCatalog, group: WeightGroup) -> list[dict[str, torch.Tensor]]:
     """The group's tensors as the catalog shows them in a host slot, then in a device slot that was full of ones."""
-    kind = catalog.kind(group.layer, group.name)
+    kind = catalog.kind(group.key)
     memories = {place: HostMemory(catalog.slot_bytes(place)[kind]) for place in ("host", "device")}
     memories["device"].tensor.fill_(255)
     source = CheckpointSource(catalog.host, small.checkpoint.files, Reading(lanes=2, chunk_bytes=4096))
-    await source.read_into(group.layer, group.name, memories["host"])
+    await source.read_into(group.key, memories["host"])
     await source.aclose()
-    copy_bytes(memories["host"], memories["device"], catalog.copies(group.layer, group.name))
+    copy_bytes(memories["host"], memories["device"], catalog.copies(group.key))
     views = []
     places = [*memories.items(), ("unpacked", memories["host"])]  # the last as in a Mover of a user's
     for place, memory in places:
@@ -91,7 +91,7 @@ async def test_packed_tensors_are_aligned_on_the_device(small: Small) -> None:
         _, views, _ = await through_slots(small, catalog, group)
         base = min(tensor.data_ptr() for tensor in views.values())
         assert all((tensor.data_ptr() - base) % 256 == 0 for tensor in views.values())
-        copied = sum(copy.length for copy in catalog.copies(group.layer, group.name))
+        copied = sum(copy.length for copy in catalog.copies(group.key))
         assert copied == group.needed_bytes, "no padding travels"
 
 
@@ -99,8 +99,8 @@ def test_groups_need_small_and_large_slots_in_turn_unless_there_is_only_one(smal
     two = WeightCatalog(small.groups.groups, TWO_PLACES, 256)
     one = WeightCatalog(small.groups.groups, TWO_PLACES, 256, fewest_slots=1)
     assert two.order == tuple((group.layer, group.name) for group in small.groups.groups)
-    assert [two.kind(*key) for key in two.order] == [("attn", "ffn")[index % 2] for index in range(len(two.order))]
-    assert {one.kind(*key) for key in two.order} == {"ffn"}
+    assert [two.kind(key) for key in two.order] == [("attn", "ffn")[index % 2] for index in range(len(two.order))]
+    assert {one.kind(key) for key in two.order} == {"ffn"}
     for place in ("host", "device"):
         sizes = two.slot_bytes(place)
         assert sizes.keys() == {"attn", "ffn"}
@@ -115,9 +115,9 @@ def test_a_slot_is_as_large_as_the_largest_group_of_its_kind_and_no_copy_leaves_
     host, device = catalog.slot_bytes("host"), catalog.slot_bytes("device")
     ends: dict[str, list[int]] = {"attn": [], "ffn": []}
     for layer, name in catalog.order:
-        kind = catalog.kind(layer, name)
+        kind = catalog.kind((layer, name))
         ends[kind].append(max(window.slot_offset + window.length for window in catalog.host[layer, name].windows))
-        for copy in catalog.copies(layer, name):
+        for copy in catalog.copies((layer, name)):
             assert 0 <= copy.source_offset < copy.source_offset + copy.length <= host[kind]
             assert 0 <= copy.target_offset < copy.target_offset + copy.length <= device[kind]
     assert host == {kind: max(sizes) for kind, sizes in ends.items()}

@@ -69,7 +69,7 @@ async def test_chunks_are_summed_up_while_those_behind_them_are_read(
 ) -> None:
     gate.hold(2 * GROUP_BYTES - BLOCK_BYTES)
     async with opened(weights, sums_of(weights), lanes=2) as source:
-        reading = asyncio.ensure_future(source.read_into(*GROUP, HostMemory(GROUP_BYTES)))
+        reading = asyncio.ensure_future(source.read_into(GROUP, HostMemory(GROUP_BYTES)))
         while digest.ended < CHUNKS - 1:
             await asyncio.sleep(0.001)
         assert not reading.done()
@@ -84,7 +84,7 @@ async def test_a_read_ends_when_its_last_chunk_is_summed_up_cancelled_or_not(wei
     async with opened(weights, sums_of(weights)) as source:
         for cancelled in (True, False):
             digest.may_go_on.clear()
-            reading = asyncio.ensure_future(source.read_into(*GROUP, HostMemory(GROUP_BYTES)))
+            reading = asyncio.ensure_future(source.read_into(GROUP, HostMemory(GROUP_BYTES)))
             while digest.begun == digest.ended:
                 await asyncio.sleep(0.001)
             if cancelled:
@@ -104,7 +104,7 @@ async def test_a_group_that_differs_once_is_read_again(
 ) -> None:
     slot, byte = HostMemory(GROUP_BYTES), BEGIN + 5000
     async with opened(weights, sums_of(weights), lanes=1) as source:
-        await source.read_into(*GROUP, slot)
+        await source.read_into(GROUP, slot)
         expected = bytes(slot.view)
         flip(weights, byte)
 
@@ -114,7 +114,7 @@ async def test_a_group_that_differs_once_is_read_again(
 
         gate.before = before
         with caplog.at_level(logging.WARNING, "penstock"):
-            await source.read_into(*GROUP, slot)
+            await source.read_into(GROUP, slot)
         assert slot.view == expected
         assert source.checksums is not None
         assert source.checksums.mismatches == 1
@@ -123,14 +123,14 @@ async def test_a_group_that_differs_once_is_read_again(
 
 async def test_a_group_that_still_differs_is_an_error_that_tells_where(weights: Path) -> None:
     async with opened(weights, sums_of(weights)) as source:
-        await source.read_into(*GROUP, HostMemory(GROUP_BYTES))
+        await source.read_into(GROUP, HostMemory(GROUP_BYTES))
         for byte in (GROUP_BYTES + 99, 2 * GROUP_BYTES - 100):  # beside the tensor
             flip(weights, byte)
-            await source.read_into(*GROUP, HostMemory(GROUP_BYTES))
+            await source.read_into(GROUP, HostMemory(GROUP_BYTES))
         flip(weights, END - 1)
         with pytest.raises(
             CheckpointError, match=f"bytes {2 * GROUP_BYTES - BLOCK_BYTES} to {END}, of tensor 'model.q'"
         ):
-            await source.read_into(*GROUP, HostMemory(GROUP_BYTES))
+            await source.read_into(GROUP, HostMemory(GROUP_BYTES))
         flip(weights, END - 1)
-        await source.read_into(*GROUP, HostMemory(GROUP_BYTES))
+        await source.read_into(GROUP, HostMemory(GROUP_BYTES))

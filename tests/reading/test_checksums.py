@@ -56,7 +56,7 @@ class Group:
     async def read(self) -> CheckpointError | None:
         """As the source does: chunks land in any order."""
         chunks = chunks_of(self.layout)
-        sums = self.checksums.begin(*GROUP, chunks, self.view)
+        sums = self.checksums.begin(GROUP, chunks, self.view)
         for chunk in reversed(chunks):
             sums.landed(chunk)
         await sums.ended()

@@ -23,7 +23,7 @@ async def test_short_reads_are_continued(weights: Path, gate: Gate) -> None:
         gate.before = lambda position, steps=steps, random=random: random.choice(steps)  # type: ignore[misc]
         async with opened(weights, lanes=2, chunk_bytes=3 * BLOCK_BYTES, direct=direct) as source:
             slot = HostMemory(GROUP_BYTES)
-            await source.read_into(1, "attn", slot)
+            await source.read_into((1, "attn"), slot)
             assert slot.view == weights.read_bytes()[GROUP_BYTES:][:GROUP_BYTES]
             assert source.reads > 2
             assert source.direct == direct
@@ -33,7 +33,7 @@ async def test_a_direct_read_that_gets_nowhere_is_an_error(weights: Path, gate: 
     gate.before = lambda position: 100
     async with opened(weights) as source:
         with pytest.raises(OSError, match="no more bytes"):
-            await source.read_into(0, "attn", HostMemory(GROUP_BYTES))
+            await source.read_into((0, "attn"), HostMemory(GROUP_BYTES))
 
 
 async def test_a_read_that_failed_is_tried_once_more_and_at_once(
@@ -49,13 +49,13 @@ async def test_a_read_that_failed_is_tried_once_more_and_at_once(
     async with opened(weights, lanes=1) as source:
         slot = HostMemory(GROUP_BYTES)
         failures.append(errno.EIO)
-        await source.read_into(1, "attn", slot)
+        await source.read_into((1, "attn"), slot)
         assert slot.view == weights.read_bytes()[GROUP_BYTES:][:GROUP_BYTES]
         assert gate.begun[:2] == [GROUP_BYTES, GROUP_BYTES]
         assert caplog.text.count("a read failed, trying once more: [Errno 5]") == 1
         failures.extend([errno.EIO] * 2)
         with pytest.raises(OSError, match="Input/output error"):
-            await source.read_into(1, "attn", slot)
+            await source.read_into((1, "attn"), slot)
         assert not failures
 
 
@@ -65,7 +65,7 @@ async def test_lanes_share_the_descriptors_of_a_file_and_need_its_name_no_more(w
         files, slots = os.listdir("/proc/self/fd"), [HostMemory(GROUP_BYTES) for _ in range(3)]
         weights.unlink()
         os.mkfifo(weights)
-        await asyncio.gather(*(source.read_into(layer, "attn", slot) for layer, slot in enumerate(slots)))
+        await asyncio.gather(*(source.read_into((layer, "attn"), slot) for layer, slot in enumerate(slots)))
         await source.read_rows(weights, [7], 10, row := memoryview(bytearray(10)))
         assert b"".join(slot.view for slot in slots) == content[: 3 * GROUP_BYTES]
         assert row == content[7:17]
@@ -74,27 +74,27 @@ async def test_lanes_share_the_descriptors_of_a_file_and_need_its_name_no_more(w
 
 async def test_a_file_truncated_while_running_gives_an_error_and_never_zeros(weights: Path, gate: Gate) -> None:
     async with opened(weights, lanes=1) as source:
-        await source.read_into(0, "attn", HostMemory(GROUP_BYTES))
+        await source.read_into((0, "attn"), HostMemory(GROUP_BYTES))
         os.truncate(weights, 2 * GROUP_BYTES + 100)
         with pytest.raises(CheckpointError) as caught:
-            await source.read_into(2, "attn", HostMemory(GROUP_BYTES))
+            await source.read_into((2, "attn"), HostMemory(GROUP_BYTES))
         assert str(caught.value) == (
             f"{weights}: truncated while running, seen at byte {2 * GROUP_BYTES}: "
             f"need {FILE_BYTES} bytes, have {2 * GROUP_BYTES + 100}"
         )
         with pytest.raises(CheckpointError, match="truncated while running"):
-            await source.read_into(0, "attn", HostMemory(GROUP_BYTES))
+            await source.read_into((0, "attn"), HostMemory(GROUP_BYTES))
 
 
 @pytest.mark.parametrize("after_first_read", [True, False])
 async def test_a_file_rewritten_in_place_is_noticed(after_first_read: bool, weights: Path) -> None:
     async with opened(weights, lanes=1) as source:
         if after_first_read:
-            await source.read_into(0, "attn", HostMemory(GROUP_BYTES))
+            await source.read_into((0, "attn"), HostMemory(GROUP_BYTES))
         with open(weights, "r+b") as file:
             file.write(b"other")
         with pytest.raises(CheckpointError, match=f"{weights}: weights changed while running"):
-            await source.read_into(0, "attn", HostMemory(GROUP_BYTES))
+            await source.read_into((0, "attn"), HostMemory(GROUP_BYTES))
 
 
 async def test_a_replaced_file_is_read_on_from_the_old_handle_with_one_warning(
@@ -103,18 +103,18 @@ async def test_a_replaced_file_is_read_on_from_the_old_handle_with_one_warning(
     content = weights.read_bytes()
     async with opened(weights, lanes=1) as source:
         slot = HostMemory(GROUP_BYTES)
-        await source.read_into(0, "attn", slot)
+        await source.read_into((0, "attn"), slot)
         other = weights.with_name("other")
         other.write_bytes(bytes(len(content)))
         os.replace(other, weights)
         for layer in range(3):
-            await source.read_into(layer, "attn", slot)
+            await source.read_into((layer, "attn"), slot)
             assert slot.view == content[layer * GROUP_BYTES :][:GROUP_BYTES]
         assert [record.message for record in caplog.records if "replaced" in record.message] == [
             f"{weights}: was deleted or replaced; going on with the file as it was opened"
         ]
     async with opened(weights) as source:
-        await source.read_into(0, "attn", slot)
+        await source.read_into((0, "attn"), slot)
         assert slot.view == bytes(GROUP_BYTES)
 
 
@@ -140,7 +140,7 @@ async def test_a_file_system_without_direct_reads_is_read_through_the_cache_with
     content = weights.read_bytes()
     async with opened(weights) as source:
         slots = [HostMemory(GROUP_BYTES) for _ in range(3)]
-        await asyncio.gather(*(source.read_into(layer, "attn", slot) for layer, slot in enumerate(slots)))
+        await asyncio.gather(*(source.read_into((layer, "attn"), slot) for layer, slot in enumerate(slots)))
         row = memoryview(bytearray(10))
         await source.read_rows(weights, [7], 10, row)
         assert b"".join(slot.view for slot in slots) == content[: 3 * GROUP_BYTES]

@@ -59,7 +59,7 @@ async def test_nothing_that_was_read_stays(before: str, chunk_bytes: int, lanes:
     source = CheckpointSource(layouts, {large: shard}, Reading(way, direct=False, lanes=lanes, chunk_bytes=chunk_bytes))
     slot = HostMemory(GROUP_BYTES)
     for layer in range(BYTES // GROUP_BYTES):
-        await source.read_into(layer, "attn", slot)
+        await source.read_into((layer, "attn"), slot)
     await source.aclose()
     shard.close()
     assert cached_bytes(large) == 0

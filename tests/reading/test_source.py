@@ -26,13 +26,13 @@ async def test_groups_arrive_byte_for_byte(lanes: int, chunk_bytes: int, direct:
     async with opened(weights, lanes=lanes, chunk_bytes=chunk_bytes, direct=direct) as source:
         for layer in (2, 0, 1):
             slot = HostMemory(GROUP_BYTES + BLOCK_BYTES)
-            await source.read_into(layer, "attn", slot)
+            await source.read_into((layer, "attn"), slot)
             assert slot.view[:GROUP_BYTES] == content[layer * GROUP_BYTES :][:GROUP_BYTES]
             assert slot.view[GROUP_BYTES:] == bytes(BLOCK_BYTES)
         assert source.bytes_read == 3 * GROUP_BYTES
         assert source.reads == 3 * -(-GROUP_BYTES // chunk_bytes)
         slot = HostMemory(2 * BLOCK_BYTES)
-        await source.read_into(3, "ends", slot)
+        await source.read_into((3, "ends"), slot)
         assert slot.view[: BLOCK_BYTES + TAIL_BYTES] == content[:BLOCK_BYTES] + content[-TAIL_BYTES:]
         assert source.bytes_read == 3 * GROUP_BYTES + BLOCK_BYTES + TAIL_BYTES
         assert source.bytes_needed == source.bytes_read
@@ -44,7 +44,7 @@ async def test_odd_tensors_are_moved_to_where_they_belong(direct: bool, weights:
     async with opened(weights, direct=direct) as source:
         slot = HostMemory(5 * BLOCK_BYTES)
         for _ in range(2):
-            await source.read_into(3, "odd", slot)
+            await source.read_into((3, "odd"), slot)
             assert all(slot.view[target:][:length] == content[start:][:length] for start, length, target in ODD)
 
 
@@ -65,7 +65,7 @@ async def test_rows_arrive_from_anywhere(row_bytes: int, weights: Path) -> None:
 
 async def test_calls_are_served_in_order(weights: Path, gate: Gate) -> None:
     async with opened(weights, lanes=1) as source:
-        calls = [source.read_into(layer, "attn", HostMemory(GROUP_BYTES)) for layer in (1, 0, 2)]
+        calls = [source.read_into((layer, "attn"), HostMemory(GROUP_BYTES)) for layer in (1, 0, 2)]
         await asyncio.gather(*calls)
     assert gate.begun == [layer * GROUP_BYTES + chunk * BLOCK_BYTES for layer in (1, 0, 2) for chunk in range(CHUNKS)]
 
@@ -74,9 +74,9 @@ async def test_a_lane_goes_on_with_the_next_group_while_another_is_still_reading
     last = GROUP_BYTES - BLOCK_BYTES
     gate.hold(last)
     async with opened(weights, lanes=2) as source:
-        first = asyncio.ensure_future(source.read_into(0, "attn", HostMemory(GROUP_BYTES)))
+        first = asyncio.ensure_future(source.read_into((0, "attn"), HostMemory(GROUP_BYTES)))
         await gate.until_begun(1)
-        await source.read_into(1, "attn", HostMemory(GROUP_BYTES))
+        await source.read_into((1, "attn"), HostMemory(GROUP_BYTES))
         assert set(gate.ended) == set(range(0, 2 * GROUP_BYTES, BLOCK_BYTES)) - {last}
         assert not first.done()
         gate.open.set()
@@ -86,7 +86,7 @@ async def test_a_lane_goes_on_with_the_next_group_while_another_is_still_reading
 async def test_rows_do_not_queue_behind_groups(weights: Path, gate: Gate) -> None:
     gate.hold(0)
     async with opened(weights, lanes=1) as source:
-        group = asyncio.ensure_future(source.read_into(0, "attn", HostMemory(GROUP_BYTES)))
+        group = asyncio.ensure_future(source.read_into((0, "attn"), HostMemory(GROUP_BYTES)))
         await gate.until_begun(1)
         await source.read_rows(weights, [BLOCK_BYTES], 10, memoryview(bytearray(10)))
         gate.open.set()
@@ -98,7 +98,7 @@ async def test_cancelling_waits_for_the_threads_and_begins_nothing(cancels: int,
     gate.hold()
     async with opened(weights, lanes=2) as source:
         slot = HostMemory(GROUP_BYTES)
-        task = asyncio.ensure_future(source.read_into(0, "attn", slot))
+        task = asyncio.ensure_future(source.read_into((0, "attn"), slot))
         await gate.until_begun(2)
         for _ in range(cancels):
             task.cancel()
@@ -109,7 +109,7 @@ async def test_cancelling_waits_for_the_threads_and_begins_nothing(cancels: int,
             await task
         await settle()
         assert sorted(gate.begun) == sorted(gate.ended) == [0, BLOCK_BYTES]
-        await source.read_into(1, "attn", slot)
+        await source.read_into((1, "attn"), slot)
         assert slot.view == weights.read_bytes()[GROUP_BYTES:][:GROUP_BYTES]
 
 
@@ -118,7 +118,7 @@ async def test_a_loop_that_ends_cancels_everything_and_still_waits_for_the_threa
     gate.hold()
     async with opened(weights, lanes=2) as source:
         before = asyncio.all_tasks()
-        task = asyncio.ensure_future(source.read_into(0, "attn", HostMemory(GROUP_BYTES)))
+        task = asyncio.ensure_future(source.read_into((0, "attn"), HostMemory(GROUP_BYTES)))
         await gate.until_begun(2)
         for inner in asyncio.all_tasks() - before:
             inner.cancel()
@@ -133,9 +133,9 @@ async def test_a_loop_that_ends_cancels_everything_and_still_waits_for_the_threa
 async def test_cancelling_a_call_that_waits_for_a_lane_is_immediate(weights: Path, gate: Gate) -> None:
     gate.hold()
     async with opened(weights, lanes=1) as source:
-        first = asyncio.ensure_future(source.read_into(0, "attn", HostMemory(GROUP_BYTES)))
-        second = asyncio.ensure_future(source.read_into(1, "attn", HostMemory(GROUP_BYTES)))
-        third = asyncio.ensure_future(source.read_into(2, "attn", HostMemory(GROUP_BYTES)))
+        first = asyncio.ensure_future(source.read_into((0, "attn"), HostMemory(GROUP_BYTES)))
+        second = asyncio.ensure_future(source.read_into((1, "attn"), HostMemory(GROUP_BYTES)))
+        third = asyncio.ensure_future(source.read_into((2, "attn"), HostMemory(GROUP_BYTES)))
         await gate.until_begun(1)
         second.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -149,14 +149,14 @@ async def test_cancelling_at_any_moment_loses_no_lane_and_no_file(weights: Path,
     gate.before = lambda position: time.sleep(0.0005)
     for moment in range(40):
         async with opened(weights, lanes=2) as source:
-            task = asyncio.ensure_future(source.read_into(0, "attn", HostMemory(GROUP_BYTES)))
+            task = asyncio.ensure_future(source.read_into((0, "attn"), HostMemory(GROUP_BYTES)))
             for _ in range(moment):
                 await asyncio.sleep(0)
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
             assert len(gate.begun) == len(gate.ended)
-            await source.read_into(0, "attn", HostMemory(GROUP_BYTES))
+            await source.read_into((0, "attn"), HostMemory(GROUP_BYTES))
 
 
 async def test_an_error_waits_for_the_other_lanes_and_names_the_place(weights: Path, gate: Gate) -> None:
@@ -170,7 +170,7 @@ async def test_an_error_waits_for_the_other_lanes_and_names_the_place(weights: P
     gate.before = before
     async with opened(weights, lanes=2) as source:
         slot = HostMemory(GROUP_BYTES)
-        task = asyncio.ensure_future(source.read_into(1, "attn", slot))
+        task = asyncio.ensure_future(source.read_into((1, "attn"), slot))
         await gate.until_begun(2)
         await settle()
         assert not task.done()
@@ -180,18 +180,18 @@ async def test_an_error_waits_for_the_other_lanes_and_names_the_place(weights: P
         assert (caught.value.errno, caught.value.filename) == (errno.EIO, str(weights))
         assert sorted(gate.begun) == [bad - 4096, bad, bad], "what failed is tried once more, and nothing else is begun"
         gate.before = lambda position: None
-        await source.read_into(1, "attn", slot)
+        await source.read_into((1, "attn"), slot)
         assert slot.view == weights.read_bytes()[GROUP_BYTES:][:GROUP_BYTES]
 
 
 async def test_a_slot_that_cannot_work_is_refused(weights: Path) -> None:
     async with opened(weights) as source:
         with pytest.raises(ConfigError, match=f"need {GROUP_BYTES} bytes, have {GROUP_BYTES - BLOCK_BYTES}"):
-            await source.read_into(0, "attn", HostMemory(GROUP_BYTES - BLOCK_BYTES))
+            await source.read_into((0, "attn"), HostMemory(GROUP_BYTES - BLOCK_BYTES))
         crooked = HostMemory(GROUP_BYTES + BLOCK_BYTES)
         crooked.view = crooked.view[8:]
         with pytest.raises(ConfigError, match="multiple of 4096"):
-            await source.read_into(0, "attn", crooked)
+            await source.read_into((0, "attn"), crooked)
         assert source.reads == 0
     for options in ({"lanes": 0}, {"chunk_bytes": 0}, {"chunk_bytes": 5000}):
         with pytest.raises(ConfigError, match="lanes="):
@@ -202,13 +202,13 @@ async def test_closing_waits_for_reads_and_leaves_nothing_behind(weights: Path, 
     files = os.listdir("/proc/self/fd")
     gate.hold()
     async with opened(weights, lanes=2) as source:
-        task = asyncio.ensure_future(source.read_into(0, "attn", HostMemory(GROUP_BYTES)))
+        task = asyncio.ensure_future(source.read_into((0, "attn"), HostMemory(GROUP_BYTES)))
         await gate.until_begun(2)
         closing = asyncio.gather(source.aclose(), source.aclose())
         await settle()
         assert not closing.done()
         with pytest.raises(ClosedError):
-            await source.read_into(0, "attn", HostMemory(GROUP_BYTES))
+            await source.read_into((0, "attn"), HostMemory(GROUP_BYTES))
         with pytest.raises(ClosedError):
             await source.read_rows(weights, [0], 1, memoryview(bytearray(1)))
         gate.open.set()

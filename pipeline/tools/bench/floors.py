@@ -67,9 +67,9 @@ class Floors:
     async def _sweep_twice(self) -> list[float]:
         """When each group had landed."""
         reads = []
-        for layer, group in (*self._read_in_pass, *self._read_in_pass):
-            slot = await self._host.acquire(self._runtime.catalog.kind(layer, group))
-            reads.append(asyncio.create_task(self._read(layer, group, slot)))
+        for key in (*self._read_in_pass, *self._read_in_pass):
+            slot = await self._host.acquire(self._runtime.catalog.kind(key))
+            reads.append(asyncio.create_task(self._read(key, slot)))
         return await asyncio.gather(*reads)
 
     async def upload_seconds(self) -> float:
@@ -80,12 +80,12 @@ class Floors:
         if self._device is None or not self._uploaded_in_pass:
             return 0.0
         catalog, device = self._runtime.catalog, self._runtime.device
-        kinds = {catalog.kind(*group) for group in self._uploaded_in_pass}
+        kinds = {catalog.kind(group) for group in self._uploaded_in_pass}
         slots = {kind: (await self._host.acquire(kind), await self._device.acquire(kind)) for kind in kinds}
         events, copied = [], []
         for group in self._uploaded_in_pass:
-            source, target = slots[catalog.kind(*group)]
-            copies = catalog.copies(*group)
+            source, target = slots[catalog.kind(group)]
+            copies = catalog.copies(group)
             events.append(device.upload(source.buffer, target.buffer, copies, ()))
             copied.append(sum(copy.length for copy in copies))
         for event in events:
@@ -101,18 +101,18 @@ class Floors:
         runtime, order = self._runtime, self._runtime.catalog.order
         place = runtime.catalog.places[-1]
         sizes = runtime.catalog.slot_bytes(place)
-        kinds = [runtime.catalog.kind(*key) for key in order]
+        kinds = [runtime.catalog.kind(key) for key in order]
         aliased = shared or sum(sizes[kind] for kind in kinds) > available_host_bytes() // 2
         counts = {kind: 1 if aliased else kinds.count(kind) for kind in sizes}
         cells = {kind: [runtime.device.device_memory(sizes[kind]) for _ in range(n)] for kind, n in counts.items()}
         memory = Budget(place, cells, time.perf_counter)
         first: dict[str, Slot] = {}
         messages = []
-        for seq, ((layer, group), kind) in enumerate(zip(order, kinds, strict=True)):
+        for seq, (key, kind) in enumerate(zip(order, kinds, strict=True)):
             if not aliased or kind not in first:
                 first[kind] = await memory.acquire(kind)
-                await self._fill(layer, group, first[kind])
-            messages.append(Message(layer, group, seq, first[kind], READY))
+                await self._fill(key, first[kind])
+            messages.append(Message(*key, seq, first[kind], READY))
         return Loaded(tuple(messages), aliased)
 
     async def compute_seconds(self, loaded: Loaded, lengths: Sequence[int] = (1,)) -> float:
@@ -159,24 +159,24 @@ class Floors:
         pass_ = await program.begin()
         for seq, group in enumerate(self._runtime.catalog.order):
             if (message := in_place.get(group)) is None:
-                message = Message(*group, seq, await self._fetched(*group), READY)
+                message = Message(*group, seq, await self._fetched(group), READY)
             for event in program.step(pass_, message):
                 await event.wait()
             if group not in in_place:
                 message.at.release(after=READY)
         await program.finish(pass_)
 
-    async def _fetched(self, layer: int, group: str) -> Slot:
+    async def _fetched(self, key: GroupKey) -> Slot:
         """A group in a slot that can be computed with; the reading left out where it stays in host memory."""
         runtime = self._runtime
-        kind = runtime.catalog.kind(layer, group)
+        kind = runtime.catalog.kind(key)
         staging = await self._host.acquire(kind)
-        if (layer, group) in self._read_in_pass:
-            await runtime.source.read_into(layer, group, staging.buffer)
+        if key in self._read_in_pass:
+            await runtime.source.read_into(key, staging.buffer)
         if self._device is None:
             return staging
         slot = await self._device.acquire(kind)
-        copies = runtime.catalog.copies(layer, group)
+        copies = runtime.catalog.copies(key)
         await runtime.device.upload(staging.buffer, slot.buffer, copies, ()).wait()
         staging.release(after=READY)
         return slot
@@ -204,15 +204,15 @@ class Floors:
         spans = [event.span or (0.0, 0.0) for events in ran for event in events]
         return [ended - started for started, ended in spans]
 
-    async def _fill(self, layer: int, group: str, slot: Slot) -> None:
+    async def _fill(self, key: GroupKey, slot: Slot) -> None:
         runtime = self._runtime
         staging = await self._host.acquire(slot.kind)
-        await runtime.source.read_into(layer, group, staging.buffer)
-        await runtime.device.upload(staging.buffer, slot.buffer, runtime.catalog.copies(layer, group), ()).wait()
+        await runtime.source.read_into(key, staging.buffer)
+        await runtime.device.upload(staging.buffer, slot.buffer, runtime.catalog.copies(key), ()).wait()
         staging.release(after=READY)
 
-    async def _read(self, layer: int, group: str, slot: Slot) -> float:
-        await self._runtime.source.read_into(layer, group, slot.buffer)
+    async def _read(self, key: GroupKey, slot: Slot) -> float:
+        await self._runtime.source.read_into(key, slot.buffer)
         slot.release(after=READY)
         return time.perf_counter()
 

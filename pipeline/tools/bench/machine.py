@@ -167,7 +167,7 @@ async def _h2d_bytes_per_second(runtime: ModelRuntime) -> float:
     host, device = runtime.line.budgets
     sizes = runtime.catalog.group_bytes(runtime.catalog.places[-1])
     largest = max(sizes, key=sizes.__getitem__)
-    kind, copies = runtime.catalog.kind(*largest), runtime.catalog.copies(*largest)
+    kind, copies = runtime.catalog.kind(largest), runtime.catalog.copies(largest)
     source, target = await host.acquire(kind), await device.acquire(kind)
     try:
         events = [runtime.device.upload(source.buffer, target.buffer, copies, ()) for _ in range(UPLOADS)]

@@ -123,11 +123,11 @@ async def _first_read_seconds(folder: Path, settings: Mapping[str, Any]) -> floa
     """What reading the first group takes with nothing beside it, into memory that was not touched before either."""
     runtime = await asyncio.to_thread(build, folder, Config.from_arguments(settings))
     try:
-        layer, group = runtime.catalog.order[0]
+        key = runtime.catalog.order[0]
         host, *_ = runtime.line.budgets
-        slot = await host.acquire(runtime.catalog.kind(layer, group), (layer, group))
+        slot = await host.acquire(runtime.catalog.kind(key), key)
         started = time.perf_counter()
-        await runtime.source.read_into(layer, group, slot.buffer)
+        await runtime.source.read_into(key, slot.buffer)
         return time.perf_counter() - started
     finally:
         await runtime.aclose()

@@ -58,10 +58,10 @@ async def sweep(runtime: ModelRuntime, source: CheckpointSource) -> float:
             yield next(keys)
 
     async def read_on() -> None:
-        for layer, group in wanted():
-            slot = await host.acquire(runtime.catalog.kind(layer, group))
+        for key in wanted():
+            slot = await host.acquire(runtime.catalog.kind(key))
             try:
-                await source.read_into(layer, group, slot.buffer)
+                await source.read_into(key, slot.buffer)
             finally:
                 slot.release(after=READY)
             landed.append((time.perf_counter(), source.bytes_read))

@@ -36,15 +36,15 @@ class SimCatalog:
         self._computed = computed
         self._uploads: Counter[GroupKey] = Counter()
 
-    def kind(self, layer: int, group: str) -> str:
+    def kind(self, key: GroupKey) -> str:
         """As in the real catalog."""
-        return self._kinds.of[layer, group]
+        return self._kinds.of[key]
 
-    def copies(self, layer: int, group: str) -> Sequence[Copy]:
+    def copies(self, key: GroupKey) -> Sequence[Copy]:
         """One copy, for the next upload of the group."""
-        pass_ = (self._uploads if self._computed is None else self._computed)[layer, group]
-        self._uploads[layer, group] += 1
-        seconds = self._timings.upload_seconds(pass_, layer, group)
+        pass_ = (self._uploads if self._computed is None else self._computed)[key]
+        self._uploads[key] += 1
+        seconds = self._timings.upload_seconds(pass_, *key)
         return (Copy(0, 0, round(seconds * BYTES_PER_SECOND)),)
 
     def tensors(self, message: Message[Slot]) -> Mapping[str, Any]:
@@ -61,12 +61,12 @@ class SimDisk:
         self._reads: Counter[GroupKey] = Counter()
         self._free_at = 0.0
 
-    async def read_into(self, layer: int, group: str, buffer: Buffer) -> None:
+    async def read_into(self, key: GroupKey, buffer: Buffer) -> None:
         """Take as long as the group's next read needs."""
         loop = asyncio.get_running_loop()
-        pass_ = (self._reads if self._computed is None else self._computed)[layer, group]
-        self._reads[layer, group] += 1
-        seconds = self._timings.read_seconds(pass_, layer, group)
+        pass_ = (self._reads if self._computed is None else self._computed)[key]
+        self._reads[key] += 1
+        seconds = self._timings.read_seconds(pass_, *key)
         self._free_at = max(loop.time(), self._free_at) + seconds
         await asyncio.sleep(self._free_at - loop.time())
 

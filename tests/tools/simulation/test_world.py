@@ -47,7 +47,7 @@ def test_the_disk_serves_one_read_after_the_other_in_call_order() -> None:
         ended: list[tuple[int, float]] = []
 
         async def read(layer: int, group: str) -> None:
-            await disk.read_into(layer, group, None)
+            await disk.read_into((layer, group), None)
             ended.append((layer, now()))
 
         await asyncio.gather(read(0, "ffn"), read(1, "attn"), read(2, "attn"))
@@ -62,7 +62,7 @@ def test_the_disk_serves_one_read_after_the_other_in_call_order() -> None:
 def test_an_endlessly_fast_disk_takes_no_time() -> None:
     async def main() -> None:
         disk = SimDisk(replace(LINK, ffn_io=0.0))
-        await asyncio.gather(*(disk.read_into(layer, "ffn", None) for layer in range(4)))
+        await asyncio.gather(*(disk.read_into((layer, "ffn"), None) for layer in range(4)))
         assert now() == 0.0
 
     run_virtual(main())
@@ -70,7 +70,7 @@ def test_an_endlessly_fast_disk_takes_no_time() -> None:
 
 def test_where_the_disk_is_a_hop_of_its_own_it_takes_its_own_time() -> None:
     async def main() -> None:
-        await SimDisk(HOPS).read_into(2, "ffn", None)
+        await SimDisk(HOPS).read_into((2, "ffn"), None)
         assert now() == pytest.approx(5.0)
 
     run_virtual(main())
@@ -78,23 +78,23 @@ def test_where_the_disk_is_a_hop_of_its_own_it_takes_its_own_time() -> None:
 
 def test_the_catalog_has_two_kinds_and_one_copy_per_group() -> None:
     catalog = SimCatalog(HOPS, SlotKinds.by_order(HOPS.order))
-    assert [catalog.kind(*key) for key in HOPS.order] == ["attn", "ffn"] * 4
+    assert [catalog.kind(key) for key in HOPS.order] == ["attn", "ffn"] * 4
     for group, seconds in {"attn": 1, "ffn": 4}.items():
-        (copy,) = catalog.copies(3, group)
+        (copy,) = catalog.copies((3, group))
         assert (copy.source_offset, copy.target_offset, copy.length) == (0, 0, seconds * 1_000_000_000)
 
 
 def test_a_single_slot_holds_either_kind_and_one_link_has_nothing_left_to_copy() -> None:
     catalog = SimCatalog(LINK, SlotKinds.by_order(LINK.order, 1))
-    assert {catalog.kind(*key) for key in LINK.order} == {"ffn"}
-    assert [copy.length for copy in catalog.copies(0, "ffn")] == [0]
+    assert {catalog.kind(key) for key in LINK.order} == {"ffn"}
+    assert [copy.length for copy in catalog.copies((0, "ffn"))] == [0]
 
 
 def test_jitter_differs_from_pass_to_pass_and_repeats_itself() -> None:
     jittered, kinds = replace(HOPS, jitter=0.2, seed=7), SlotKinds.by_order(HOPS.order)
 
     def lengths(catalog: SimCatalog) -> list[int]:
-        return [catalog.copies(layer, "ffn")[0].length for _ in range(3) for layer in range(2)]
+        return [catalog.copies((layer, "ffn"))[0].length for _ in range(3) for layer in range(2)]
 
     drawn = lengths(SimCatalog(jittered, kinds))
     assert len(set(drawn)) == 6

@@ -179,7 +179,8 @@ class RunningSequence:
         """
         try:
             choice = self.sampler.sample(logits_RV[-1])
-            if not (isinstance(choice.token_id, int) and 0 <= choice.token_id < (ids := logits_RV.shape[-1])):
+            ids = logits_RV.shape[-1]
+            if not (isinstance(choice.token_id, int) and 0 <= choice.token_id < ids):
                 raise RequestError(f"sampler: need a token id from 0 to {ids - 1}, have {choice.token_id!r}")
             return choice
         except RequestError as error:

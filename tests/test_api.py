@@ -112,6 +112,7 @@ async def test_calls_at_once_are_served_in_order_and_each_as_if_alone(model: Mod
     assert finished == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.usefixtures("everything_moves")
 async def test_cancelling_at_many_moments_frees_the_line_for_the_next_call(model: Model) -> None:
     expected = await model.generate(PROMPT, max_new_tokens=4)
     for milliseconds in (0, 1, 3, 7, 15, 30):
@@ -148,9 +149,11 @@ async def test_closing_ends_running_requests_and_gives_everything_back() -> None
     assert handles() == before
     assert [budget.statistics().held for budget in model.runtime.line.budgets] == [0]
     (host,) = model.runtime.line.budgets
-    assert (await host.acquire("ffn")).buffer.tensor.numel() == 0
+    stayed = await host.acquire("ffn", model.runtime.catalog.order[1])
+    assert stayed.buffer.tensor.numel() == 0
 
 
+@pytest.mark.usefixtures("everything_moves")
 async def test_a_failing_stage_reaches_every_caller_and_later_requests_work() -> None:
     class Trip(Stage):
         armed = False
@@ -174,6 +177,7 @@ async def test_a_failing_stage_reaches_every_caller_and_later_requests_work() ->
         assert await model.generate(PROMPT, max_new_tokens=3) == expected
 
 
+@pytest.mark.usefixtures("everything_moves")
 async def test_weights_that_change_under_a_running_model_are_noticed(checkpoint: Path, tmp_path: Path) -> None:
     for file in checkpoint.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -210,6 +214,7 @@ async def test_the_log_tells_on_demand_how_a_model_was_opened(caplog: pytest.Log
         assert all(one.startswith(words) for one, words in zip(messages, told, strict=True)), messages
 
 
+@pytest.mark.usefixtures("everything_moves")
 async def test_statistics_tell_what_moved(model: Model) -> None:
     await model.generate(PROMPT, max_new_tokens=10)
     record = model.statistics().as_dict()
@@ -225,6 +230,7 @@ async def test_statistics_tell_what_moved(model: Model) -> None:
     assert record["busy_seconds"]["compute_scheduler"] > 0
 
 
+@pytest.mark.usefixtures("everything_moves")
 async def test_groups_that_nobody_needs_are_not_counted_as_computing() -> None:
     async with Model.open(device="cpu-copy", max_tokens_per_pass=1) as model:
         launched = model.runtime.device.launch

@@ -141,7 +141,6 @@ async def test_statistics_tell_what_was_summed_up(folder: Path) -> None:
         assert now.checksums.mismatches == 0
 
 
-@pytest.mark.usefixtures("what_fits_stays")
 async def test_what_stays_in_memory_is_read_once_and_goes_on_whatever_the_disk_does(folder: Path) -> None:
     file = folder / "model.safetensors"
     async with Model.open(folder, device="cpu") as model:

@@ -10,6 +10,7 @@ from pipeline import ActorFailed, Message, Model, Slot, Stage
 from pipeline.errors import PenstockError
 from pipeline.models import decoder
 
+pytestmark = pytest.mark.usefixtures("everything_moves")
 PROMPT = "class Stack:\n"
 
 

@@ -21,6 +21,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.usefixtures("everything_moves")
 def test_run_streams_text_and_says_what_bound_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(BUNDLED), "--prompt", "import os\n", "--max-new-tokens", "12", "--gpu-groups", "2"]) == 0
     told = capsys.readouterr().err
@@ -30,7 +31,6 @@ def test_run_streams_text_and_says_what_bound_it(capsys: pytest.CaptureFixture[s
     assert re.search(r"bound by +(disk|compute|host-to-device link)", told)
 
 
-@pytest.mark.usefixtures("what_fits_stays")
 def test_run_says_how_many_groups_stay(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(BUNDLED), "--prompt", "import os\n", "--max-new-tokens", "2", "--device", "cpu"]) == 0
     told = capsys.readouterr().err

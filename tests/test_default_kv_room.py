@@ -22,7 +22,7 @@ from pipeline.generation.blueprint import Blueprint, draw_up
 from pipeline.models.config import read_config
 from pipeline.state.blocks import BLOCK_TOKENS
 
-pytestmark = pytest.mark.usefixtures("nothing_was_there_before", "what_fits_stays")
+pytestmark = pytest.mark.usefixtures("nothing_was_there_before")
 CALLS, PROMPT_TOKENS, NEW_TOKENS, MOST_PASSES = 64, 12, 20, 30
 CONTEXT = {"context_tokens": 128}
 """With which 64 requests take about as many bytes of KV blocks as the heavy model has of weights."""

@@ -37,7 +37,6 @@ def test_there_are_examples_for_everything_that_is_said() -> None:
     assert [path.stem for path in EXAMPLES] == sorted(SAYS)
 
 
-@pytest.mark.usefixtures("what_fits_stays")
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example_runs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(path.read_text().splitlines()) < 40

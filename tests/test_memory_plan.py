@@ -195,6 +195,7 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.usefixtures("everything_moves")
 @pytest.mark.parametrize("device", ["cpu", "cpu-copy"])
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_the_plan_is_what_the_device_hands_out(device: str, settings: dict[str, Any], checkpoint: Path) -> None:

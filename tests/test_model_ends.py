@@ -14,6 +14,7 @@ from support.events import LostEvent
 from actors.core.errors import LineError
 from pipeline import ActorFailed, ClosedError, Message, Model, Slot, Stage
 
+pytestmark = pytest.mark.usefixtures("everything_moves")
 PROMPT = "class Stack:\n"
 
 

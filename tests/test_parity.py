@@ -42,6 +42,7 @@ async def test_fp32_tokens_and_logprobs_equal_transformers(variant: str, folders
         torch.testing.assert_close(ours, expected.logprobs[step], atol=1e-4, rtol=0)
 
 
+@pytest.mark.usefixtures("everything_moves")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_output_is_bit_equal_for_every_budget_queue_copy_and_loop(dtype: torch.dtype, tmp_path: Path) -> None:
     tiny_models.save("llama_gqa_llama3", tmp_path, shards=2, dtype=dtype)

@@ -17,6 +17,7 @@ from pipeline.devices.cpu import CpuDevice
 from pipeline.devices.memory import HostMemory
 from pipeline.engine.policies import POLICIES
 
+pytestmark = pytest.mark.usefixtures("everything_moves")
 TRIGGERED = [name for name, row in POLICIES.items() if row.triggered]
 
 

@@ -19,6 +19,7 @@ from pipeline.devices.cpu import CpuDevice
 from pipeline.engine.policies import CURRENT_CHAINED, POLICIES
 from pipeline.models import decoder
 
+pytestmark = pytest.mark.usefixtures("everything_moves")
 PROMPT = tiny_models.PROMPT * 5
 ROWS = [*POLICIES.values(), CURRENT_CHAINED]
 

@@ -25,8 +25,9 @@ README = PAGES[0].read_text()
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-        assert (page.parent / target).exists(), target
+    targets = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+    assert targets or page.name in ("CHANGELOG.md", "MODEL_CARD.md")
 
 
 def test_the_first_snippet_runs() -> None:
@@ -41,7 +42,9 @@ def test_the_first_snippet_runs() -> None:
 def test_settings_in_the_other_snippets_exist() -> None:
     from pipeline import Config
 
-    for snippet in re.findall(r"```python\n(Model\.open\(.*?)```", README, re.DOTALL):
+    snippets = re.findall(r"```python\n(Model\.open\(.*?)```", README, re.DOTALL)
+    assert len(snippets) >= 4
+    for snippet in snippets:
         arguments = snippet.replace("Model.open(path, ", "dict(").replace("MyStage()", "")
         Config(**eval(arguments))
 

@@ -100,6 +100,7 @@ def test_run_writes_a_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert recording.configuration["batch_invariant"] is False
 
 
+@pytest.mark.usefixtures("everything_moves")
 def test_bench_pass_writes_a_trace_of_its_last_round(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "pass.json"
     assert main(["bench", "pass", str(BUNDLED), "--passes", "2", "--device", "cpu", "--trace", str(path)]) == 0

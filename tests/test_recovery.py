@@ -15,6 +15,7 @@ from pipeline.generation.sampling import Sampler
 from pipeline.models import decoder
 from pipeline.reading.source import CheckpointSource
 
+pytestmark = pytest.mark.usefixtures("everything_moves")
 PROMPT = "class Stack:\n"
 
 

@@ -19,7 +19,7 @@ from pipeline.generation.build import build
 from pipeline.models import decoder
 from pipeline.reading.source import CheckpointSource
 
-pytestmark = pytest.mark.usefixtures("nothing_was_there_before", "what_fits_stays")
+pytestmark = pytest.mark.usefixtures("nothing_was_there_before")
 LAYERS = 6
 NEW_TOKENS = 6
 SHARES = [(0.3, 0.3), (0.6, 0.0), (0.0, 0.5), (0.0, 1.0), (1.0, 0.0)]

@@ -12,7 +12,6 @@ pytestmark = pytest.mark.cuda
 LAYERS = 3
 
 
-@pytest.mark.usefixtures("what_fits_stays")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 async def test_where_weights_lie_changes_no_bit(dtype: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     checkpoint: Path = tiny_models.save_new("llama_gqa_llama3", tmp_path_factory, layers=LAYERS)

@@ -53,7 +53,6 @@ async def test_blocks_in_three_places_change_no_bit(
             assert moved.bytes_in > 0
 
 
-@pytest.mark.usefixtures("what_fits_stays")
 async def test_many_calls_share_their_passes_by_default(tmp_path: Path) -> None:
     """With plenty of memory, and where the device has no room for all weights beside them."""
     tiny_models.save("llama_gqa_llama3", tmp_path, layers=LAYERS)

@@ -25,7 +25,7 @@ from pipeline import ConfigError, Message, Model, Output, Slot, Stage
 from pipeline.checkpoints.make_checkpoint import make_checkpoint
 from pipeline.devices.cuda import CudaDevice
 
-pytestmark = pytest.mark.cuda
+pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("everything_moves")]
 STEPS = 32
 
 

@@ -16,7 +16,7 @@ from pipeline import Model, Output
 from pipeline.devices.cuda import CudaDevice
 from pipeline.engine.policies import CURRENT_CHAINED, POLICIES
 
-pytestmark = pytest.mark.cuda
+pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("everything_moves")]
 
 PROMPT = tiny_models.PROMPT * 5
 ROWS = [*POLICIES.values(), CURRENT_CHAINED]

@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from pipeline import Model
 from pipeline.checkpoints.make_checkpoint import make_checkpoint
 
-pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("what_fits_stays")]
+pytestmark = pytest.mark.cuda
 MEMORY_CALLS = ("cudaMalloc", "cudaFree", "cudaHostAlloc", "cudaHostRegister", "cudaHostUnregister", "cuMem")
 WAITS = ("cudaDeviceSynchronize", "cudaStreamSynchronize", "cuStreamSynchronize", "cuCtxSynchronize")
 LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaMemcpyAsync")

@@ -11,7 +11,7 @@ from support.group_places import settings_with_groups
 from pipeline import Model, Output
 from pipeline.engine.policies import POLICIES
 
-pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("nothing_was_there_before", "what_fits_stays")]
+pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("nothing_was_there_before")]
 SHARES = [(0.3, 0.3), (0.6, 0.0), (0.0, 1.0), (1.0, 0.0)]
 
 

@@ -197,7 +197,7 @@ def test_as_plain_values(compared: Compared) -> None:
             more["chained"] = report.chained.as_dict()
         assert row == report.measured.as_dict() | more
         assert len(report.pass_seconds) == PASSES
-        assert all(0 < seconds < report.measured.total_ms / 1000 for seconds in report.pass_seconds)
+        assert min(report.pass_seconds) > 0
         assert ("chained" in row) == (report.measured.policy == "current")
 
 

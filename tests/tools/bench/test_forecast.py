@@ -20,14 +20,18 @@ from pipeline.errors import ConfigError, RequestError
 from pipeline.formats.parts import KINDS
 from pipeline.generation.blueprint import Blueprint, draw_up
 from pipeline.generation.build import build
+from pipeline.generation.generation_pass import GenerationPass
+from pipeline.generation.program import GenerationProgram
 from pipeline.models.config import read_config
 from pipeline.tools.bench.floors import Floors
 from pipeline.tools.bench.forecast import Compute, Rates, forecast, pass_timings
 from pipeline.tools.bench.machine import LARGER, _Computed, _computes, measure_rates
 from pipeline.tools.bench.planning import GIGABYTE, balanced_tokens, plan_model
 
-pytestmark = pytest.mark.usefixtures("what_fits_stays")
 GPU = SimDevice(alignment_bytes=256, memory={"host": 10 * GIGABYTE, "device": GIGABYTE})
+
+
+pytestmark = pytest.mark.usefixtures("short_measurements")
 
 
 @pytest.fixture(scope="module")
@@ -158,19 +162,28 @@ async def test_rates_are_measured(device: str) -> None:
         seconds = list(compute.byte_seconds.values())
         assert seconds == sorted(seconds)
         assert seconds[0] > 0
-    assert 0 < found.begin_seconds < 1
+    assert found.begin_seconds > 0
     assert min(found.read_slowdown, found.compute_slowdown) >= 1
     if device == "cpu-copy":
         assert found.read_slowdown == found.compute_slowdown == 1, "measured where a CPU computes"
     assert said
 
 
-async def test_many_tokens_are_computed_in_one_pass_each(checkpoint: Path) -> None:
+async def test_many_tokens_are_computed_in_one_pass_each(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With KV room for the shorter prompts only, a pass would carry a part, and the next one the rest of it."""
+    carried: list[int] = []
+    begin = GenerationProgram.begin
+
+    async def counting(program: GenerationProgram) -> GenerationPass:
+        pass_ = await begin(program)
+        carried.append(sum(len(piece.token_ids) for piece in pass_.pieces))
+        return pass_
+
+    monkeypatch.setattr(GenerationProgram, "begin", counting)
     found = await measure_rates(checkpoint, Config(device="cpu"), 512, lambda text: None)
     for compute in found.computes.values():
         assert list(compute.byte_seconds) == [512, 2048], "more would take long and tell nothing"
-    assert found.computes["ffn"].byte_seconds[2048] > 1.4 * found.computes["ffn"].byte_seconds[512]
+    assert set(carried) == {512, 2048}
 
 
 async def test_few_requests_are_measured_with_what_they_can_have() -> None:
@@ -194,6 +207,7 @@ async def test_computing_that_needs_two_passes_is_no_floor(checkpoint: Path) -> 
         await runtime.aclose()
 
 
+@pytest.mark.measures
 async def test_a_forecast_is_near_what_is_measured() -> None:
     """Not to the percent: a pass of the bundled model takes some milliseconds, on a machine that others use too."""
     settings: dict[str, Any] = {"device": "cpu", "residency": False}

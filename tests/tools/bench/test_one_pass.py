@@ -55,7 +55,6 @@ def test_recording_is_compared_round_by_round() -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "cpu-copy"])
 @pytest.mark.parametrize("residency", [True, False])
-@pytest.mark.usefixtures("what_fits_stays")
 async def test_everything_is_measured(device: str, residency: bool) -> None:
     settings = {"device": device, "residency": residency}
     one, recording = await bench_pass(BUNDLED, settings, 5, ROUNDS, lambda text: None)

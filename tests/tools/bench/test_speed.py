@@ -31,6 +31,7 @@ def ours() -> Passes:
     return our_arm.run(settings(OURS))
 
 
+@pytest.mark.usefixtures("everything_moves")
 @pytest.mark.parametrize("arm", WITHOUT)
 @pytest.mark.parametrize("device", ["cpu", "cpu-copy"])
 def test_every_arm_of_ours_says_the_same(arm: str, device: str, ours: Passes) -> None:

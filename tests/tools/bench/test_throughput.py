@@ -67,6 +67,7 @@ def test_the_clock_shares_time_among_silent_passes_and_leaves_out_idle_time(monk
     assert clock.passes() == [*[PassTime(1.0, 100.0)] * 3, PassTime(1.0, 2.0), PassTime(2.0, 8.0)]
 
 
+@pytest.mark.usefixtures("everything_moves")
 async def test_every_number_of_requests_has_a_row_with_the_tokens_of_requests_alone() -> None:
     said: list[str] = []
     rows = await bench_throughput(BUNDLED, SETTINGS, LOAD, COUNTS, said.append)

@@ -187,6 +187,7 @@ def _short_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(read_rates, "SWEEP_SECONDS", 0.01)
 
 
+@pytest.mark.usefixtures("everything_moves")
 @pytest.mark.usefixtures("_short_sweeps")
 async def test_a_file_that_shrank_fails_the_sweep_as_one_error(tmp_path: Path) -> None:
     folder = tmp_path / "shrinks"

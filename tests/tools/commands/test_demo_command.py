@@ -11,7 +11,6 @@ from pipeline.tools.bench.policies import OutputsDiffer
 from pipeline.tools.commands.demo import Shown, compared
 
 
-@pytest.mark.usefixtures("what_fits_stays")
 def test_demo_shows_five_actors_at_work(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo"]) == 0
     out = capsys.readouterr().out

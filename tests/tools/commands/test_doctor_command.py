@@ -59,7 +59,6 @@ def test_something_bad_is_told_and_status_one(tmp_path: Path, capsys: pytest.Cap
     assert captured.err.splitlines()[-1] == "penstock: 1 of 10 checks is bad"
 
 
-@pytest.mark.usefixtures("what_fits_stays")
 def test_deep_compares_three_runs(capsys: pytest.CaptureFixture[str]) -> None:
     level = logging.getLogger("penstock").level
     assert main(["doctor", "--deep", str(BUNDLED), "--device", "cpu-copy", "--dtype", "float32", "--json"]) == 0

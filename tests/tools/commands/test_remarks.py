@@ -30,7 +30,6 @@ async def two_tokens(*_: object) -> int:
     return 2
 
 
-@pytest.mark.usefixtures("what_fits_stays")
 @pytest.mark.parametrize(
     "command",
     [
@@ -53,7 +52,6 @@ def test_a_bench_of_a_model_that_fits_says_so(
         assert ("1x, are multiples of one token." in out) == (still and what == "pass")
 
 
-@pytest.mark.usefixtures("what_fits_stays")
 def test_a_report_of_a_model_that_fits_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trace, page = str(tmp_path / "trace.json"), str(tmp_path / "page.html")
     for more, still in ([], True), (["--no-residency"], False):

@@ -143,6 +143,7 @@ def options(model: Path, **changes: Any) -> argparse.Namespace:
     return argparse.Namespace(model=model, **(usual | changes))
 
 
+@pytest.mark.usefixtures("everything_moves")
 @pytest.mark.usefixtures("_short_sweeps")
 async def test_what_does_not_fit_is_left_out_and_the_printed_line_opens_the_model(
     checkpoint: Path,
@@ -177,7 +178,7 @@ async def test_what_does_not_fit_is_left_out_and_the_printed_line_opens_the_mode
         assert len((await model.generate([1, 2, 3], max_new_tokens=2, ignore_eos=True)).token_ids) == 2
 
 
-@pytest.mark.usefixtures("_short_sweeps", "what_fits_stays")
+@pytest.mark.usefixtures("_short_sweeps")
 async def test_copying_devices_also_try_as_many_host_groups(
     checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

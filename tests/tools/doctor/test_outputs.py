@@ -58,7 +58,6 @@ def break_from(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     return apply
 
 
-@pytest.mark.usefixtures("what_fits_stays")
 @pytest.mark.parametrize("device", ["cpu", "cpu-copy"])
 async def test_all_runs_are_equal_and_all_groups_stay(device: str, checkpoint: Path) -> None:
     said: list[str] = []
@@ -76,7 +75,7 @@ async def test_all_runs_are_equal_and_all_groups_stay(device: str, checkpoint: P
     assert "streamed: token 1 of 4" in said[1]
 
 
-@pytest.mark.usefixtures("what_fits_stays", "nothing_was_there_before")
+@pytest.mark.usefixtures("nothing_was_there_before")
 @pytest.mark.parametrize("device", ["cpu", "cpu-copy"])
 async def test_what_does_not_fit_is_counted(device: str, checkpoint: Path) -> None:
     settings = settings_with_groups(checkpoint, *SHARES[device], device=device)
@@ -106,7 +105,6 @@ async def test_where_nothing_fits_nothing_was_compared(checkpoint: Path) -> None
     assert "none of 8 groups stays" in resident.found
 
 
-@pytest.mark.usefixtures("what_fits_stays")
 async def test_bytes_are_those_of_the_last_answer(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers: dict[str, outputs.Answer] = {}
     judged = outputs._judged
@@ -122,7 +120,6 @@ async def test_bytes_are_those_of_the_last_answer(checkpoint: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("run", "answers_before", "token"), [("resident", 1, 1), ("resident", 2, 3), ("one group", 3, 4)]
 )
-@pytest.mark.usefixtures("what_fits_stays")
 async def test_a_run_that_computes_wrongly_is_bad(
     run: str, answers_before: int, token: int, checkpoint: Path, break_from: Callable[[int, int], None]
 ) -> None:
@@ -134,7 +131,6 @@ async def test_a_run_that_computes_wrongly_is_bad(
     assert checks[run].to_do
 
 
-@pytest.mark.usefixtures("what_fits_stays")
 async def test_when_the_first_run_is_wrong_all_others_differ(
     checkpoint: Path, break_from: Callable[[int, int], None]
 ) -> None:

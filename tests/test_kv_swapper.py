@@ -51,7 +51,7 @@ async def test_blocks_in_three_places_change_no_bit(device: str, variant: Path, 
     settings = settings_with_room(variant, tmp_path, **room, device=device, **SETTINGS)
     async with Model.open(variant, **settings) as model:
         assert await answers(model) == expected
-        memory, moved = model.runtime.cache.memory, model.runtime.cache.companion
+        moved, memory = model.runtime.cache, model.runtime.cache.memory
         kept = memory.placement
         places = [len(layers) for layers in (kept.device, kept.host, kept.disk)]
         assert places == ([0, 1, 7] if device == "cpu-copy" else [1, 0, 7])
@@ -89,5 +89,5 @@ async def test_a_pass_that_nobody_waits_for_moves_nothing_more(checkpoint: Path,
             await call
         await model.generate([1], max_new_tokens=1)
         rows = 60 + 1 + 1  # the prompt in two passes, one token in the third; then another request's
-        half = cache.companion.bytes_out / (2 * cache.memory.layout.row_bytes) - LAYERS * rows
+        half = cache.bytes_out / (2 * cache.memory.layout.row_bytes) - LAYERS * rows
         assert 0 < half <= 5, "the layers before it left, and one that was on its way"

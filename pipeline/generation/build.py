@@ -51,7 +51,7 @@ class ModelRuntime(Runtime):
         self.cache = KeyValueCache(
             plan.kv_layout, plan.kv, device, settings.kv_disk, lose=batcher.pool.lose, ahead=ahead
         )
-        undone.callback(self.cache.close)
+        undone.callback(self.cache.memory.close)
         program = GenerationProgram(
             drawn.model,
             catalog,
@@ -64,7 +64,7 @@ class ModelRuntime(Runtime):
             RowBlocks.of(device.block_rows, device.least_rows(drawn.dtype), batch_invariant=settings.batch_invariant),
             self.policy.micro_batches,
         )
-        self.wire(program, (self.cache.companion,) if plan.kv.moving else (), trace)
+        self.wire(program, (self.cache,) if plan.kv.moving else (), trace)
 
     @property
     def admission(self) -> Admission:
@@ -87,7 +87,7 @@ class ModelRuntime(Runtime):
         """Give everything back; the lines must have stopped."""
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(super().aclose)
-            stack.push_async_callback(asyncio.to_thread, self.cache.close)
+            stack.push_async_callback(asyncio.to_thread, self.cache.memory.close)
             stack.push_async_callback(self.program.close)
 
 

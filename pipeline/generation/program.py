@@ -91,7 +91,7 @@ class GenerationProgram:
 
     def prepare(self, pass_: GenerationPass, message: Message[Slot]) -> Coroutine[Any, Any, None] | None:
         """Wait until the KV blocks of the layer are on their way to the device."""
-        return self._cache.prepare(message.layer) if attends(message.group) else None
+        return self._cache.rendezvous.prepare(message.layer) if attends(message.group) else None
 
     async def check_in(self, pass_: GenerationPass, message: Message[Slot]) -> None:
         """Wait, on the host, for everything that was launched and for the group."""
@@ -104,7 +104,7 @@ class GenerationProgram:
     def step(self, pass_: GenerationPass, message: Message[Slot]) -> Sequence[Event]:
         """Launch half a layer, micro-batch by micro-batch, or a slice of the head; nothing if nobody needs it."""
         ran = [] if pass_.abandoned else self._launches[kind_of(message.group)](pass_, message)
-        tell = self._cache.attended if attends(message.group) else self._cache.computed
+        tell = self._cache.attended if attends(message.group) else self._cache.rendezvous.computed
         tell(message.layer, ran[-1] if ran else READY)
         return ran
 

@@ -186,7 +186,7 @@ def _checksums(checking: Checking, checksums: Checksums | None) -> ChecksumsReco
 
 
 def _kv_blocks(cache: KeyValueCache, pool: BlockPool) -> BlocksRecord:
-    kept, block_bytes, moved = cache.memory.placement, cache.memory.layout.block_bytes, cache.companion
+    kept, block_bytes = cache.memory.placement, cache.memory.layout.block_bytes
     places = {
         place: PlaceRecord(
             layers,
@@ -196,4 +196,4 @@ def _kv_blocks(cache: KeyValueCache, pool: BlockPool) -> BlocksRecord:
     }
     spill = cache.memory.spill
     disk_bytes = (0, 0) if spill is None else (spill.bytes_read, spill.bytes_written)
-    return BlocksRecord(pool.used, pool.peak, pool.blocks, places, moved.bytes_in, moved.bytes_out, *disk_bytes)
+    return BlocksRecord(pool.used, pool.peak, pool.blocks, places, cache.bytes_in, cache.bytes_out, *disk_bytes)

@@ -1,27 +1,34 @@
-"""The KV cache of all requests as the program sees it: blocks that stay on the device, and blocks that come and go."""
+"""The KV cache of all requests: blocks that stay on the device, and blocks that come and go, as a companion."""
 
+import functools
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-from actors.core.companion import Rendezvous
+from actors.core.budget import Slot
+from actors.core.companion import Meeting, Rendezvous
 from actors.core.event import Event
-from actors.core.message import READY
+from actors.core.message import READY, Message
+from actors.core.ports import Copy
+from pipeline.devices.memory import HostMemory
 from pipeline.devices.port import Device
 from pipeline.models.attention import LayerKV
 from pipeline.state.cached import CachedPiece
-from pipeline.state.kv_companion import KvCompanion
 from pipeline.state.kv_layout import KvLayout
 from pipeline.state.kv_memory import KvMemory
 from pipeline.state.kv_placement import KvPlacement
+from pipeline.state.spilled_blocks import KV, SpilledBlocks
 
 
 class KeyValueCache:
-    """Keys and values of all layers.
+    """Keys and values of all layers, for the program and, as the port `Companion`, for the line that moves them.
 
-    A layer that does not stay on the device comes into a device slot in every pass, is attended to, and its new rows
-    go back to where it lives. Its `companion` is what the line sees that moves it.
+    Every pass moves the same blocks in each layer that does not stay on the device: in, what its sequences have cached;
+    out, the rows of its tokens. `bytes_in` and `bytes_out` count what was copied between host memory and the device.
+    `lose` is told of each block whose contents the disk has lost.
     """
+
+    name = KV
 
     def __init__(
         self,
@@ -34,37 +41,69 @@ class KeyValueCache:
         ahead: bool = True,
     ) -> None:
         self.memory = KvMemory(layout, placement, device, folder)
-        self._rendezvous = Rendezvous(placement.moving, ahead=ahead)
-        self.companion = KvCompanion(self.memory, self._rendezvous, lose)
+        self.rendezvous = Rendezvous(placement.moving, ahead=ahead)
+        self.host_cells = self.memory.host_cells
+        self.device_cells = self.memory.device_cells
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self._spilled = None if self.memory.spill is None else SpilledBlocks(self.memory, self.memory.spill, lose)
+        self._pieces: Sequence[CachedPiece] = ()
+        self._cached: Sequence[Copy] = ()
+        self._rows: Sequence[Copy] = ()
 
     def begin(self, pieces: Sequence[CachedPiece]) -> None:
-        """Say whose tokens the pass computes that begins now."""
-        if self._rendezvous.layers:
-            self.companion.begin(pieces)
-
-    def prepare(self, layer: int) -> Coroutine[Any, Any, None] | None:
-        """Wait until a layer's blocks are on their way to the device; None if they are, or do not move."""
-        return self._rendezvous.prepare(layer)
+        """Say what the pass that begins now looks back at, and what it will write."""
+        if self.rendezvous.layers:
+            layout = self.memory.layout
+            self._pieces, self._cached, self._rows = pieces, layout.cached_blocks(pieces), layout.new_rows(pieces)
+            self.rendezvous.begin()
 
     def layer(self, layer: int) -> tuple[LayerKV, Event]:
-        """The keys and values of a layer, and the event of their arrival; after `prepare`."""
-        message = self._rendezvous.message(layer)
+        """The keys and values of a layer, and the event of their arrival; after `prepare` of the rendezvous."""
+        message = self.rendezvous.message(layer)
         return self.memory.view(layer, message), READY if message is None else message.event
 
     def attended(self, layer: int, event: Event) -> None:
-        """Say that the attention of a layer was launched and ends with `event`; READY where it is not needed."""
-        if event is READY:
-            self.companion.abandon()
-        self._rendezvous.used(layer, event)
+        """Say that the attention of a layer was launched and ends with `event`.
 
-    def computed(self, layer: int, event: Event) -> None:
-        """Say that the second half of a layer was launched and ends with `event`."""
-        self._rendezvous.computed(layer, event)
+        READY says that the pass is not needed any more: then nothing of it moves that has not begun to.
+        """
+        if event is READY:
+            self._cached, self._rows = (), ()
+        self.rendezvous.used(layer, event)
 
     def fail(self) -> None:
         """Forget the pass that was under way; the lines have stopped."""
-        self.companion.fail()
+        self.rendezvous.fail()
+        if self._spilled is not None:
+            self._spilled.forget()
 
-    def close(self) -> None:
-        """Give the room on the disk back, and let go of all memory; the lines must have stopped."""
-        self.memory.close()
+    def reading(self, message: Message[Any], buffer: HostMemory) -> Coroutine[Any, Any, None] | None:
+        """Read the blocks that this pass looks back at; None if they do not live on the disk."""
+        if self._spilled is None or message.layer not in self.memory.spill_starts:
+            return None
+        return self._read(self._spilled, message.layer, buffer)
+
+    def copies(self, message: Message[Any]) -> Sequence[Copy]:
+        """The blocks that this pass looks back at."""
+        return self._cached
+
+    def arrived(self, message: Message[Slot]) -> Meeting:
+        """Hand the blocks to the attention of their layer."""
+        if message.at.source is not None:
+            self.bytes_in += sum(copy.length for copy in self._cached)
+        write_back = functools.partial(self._write_back, message.layer, self._rows, self._pieces)
+        return self.rendezvous.arrived(message, self._rows, write_back)
+
+    async def _read(self, spilled: SpilledBlocks, layer: int, buffer: HostMemory) -> None:
+        await spilled.written(layer)
+        await spilled.read(layer, self._cached, buffer, self._pieces)
+
+    async def _write_back(
+        self, layer: int, rows: Sequence[Copy], pieces: Sequence[CachedPiece], buffer: HostMemory
+    ) -> None:
+        if self.device_cells:
+            self.bytes_out += sum(row.length for row in rows)
+        if self._spilled is not None and layer in self.memory.spill_starts:
+            layout = self.memory.layout
+            await self._spilled.write(layer, layout.runs(layout.blocks_of(rows)), buffer, pieces)

@@ -45,7 +45,7 @@ async def test_blocks_in_three_places_change_no_bit(
     for device_layers, host_layers in ((2, LAYERS // 2), (4, 5)):
         room = settings_with_room(variant, tmp_path, device_layers, host_layers, **settings)
         async with Model.open(variant, **room) as model:
-            memory, moved = model.runtime.cache.memory, model.runtime.cache.companion
+            moved, memory = model.runtime.cache, model.runtime.cache.memory
             assert memory.placement.disk
             assert await answers(model) == expected
             layers = LAYERS - len(memory.placement.device)

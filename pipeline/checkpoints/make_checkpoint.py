@@ -1,21 +1,20 @@
-"""Writes checkpoints of a real shape with random weights, tensor by tensor, in little memory."""
+"""Writes checkpoints of a real shape with random weights, file by file, in little more memory than a file takes."""
 
 import base64
 import itertools
 import json
-import math
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
+from safetensors.torch import save_file
 
 from pipeline.checkpoints.checkpoint import INDEX_FILE
 from pipeline.checkpoints.presets import PRESETS
-from pipeline.checkpoints.shard_layout import SHARD_BYTES, Shapes, shard_header, shards, tensor_shapes, total_bytes
+from pipeline.checkpoints.shard_layout import Shapes, shards, tensor_shapes, total_bytes
 from pipeline.errors import ConfigError, unknown_name
 from pipeline.formats.tensors import stored_name
 from pipeline.models.config import ModelConfig, parse_config
@@ -40,6 +39,8 @@ DTYPES = ("float32", "float16", "bfloat16")
 SPECIAL_TOKENS = ("<|begin_of_text|>", "<|end_of_text|>")
 STANDARD_DEVIATION = 0.02
 CHUNK_ITEMS = 8 << 20
+SHARD_BYTES = 1_000_000_000
+"""Of a file, unless one tensor is larger: safetensors writes a file from memory that holds all of it."""
 
 
 def make_checkpoint(
@@ -132,20 +133,20 @@ def _check_space(folder: Path, need_bytes: int) -> None:
 def _write_shards(
     folder: Path, shapes: Shapes, dtype: str, seed: int, shard_bytes: int, progress: Callable[[int, int], None]
 ) -> None:
-    """Chunk by chunk: the safetensors library writes a file from memory that holds all of it."""
     tag = stored_name(dtype)
     files = shards(shapes, tag, shard_bytes)
-    total, written_bytes = total_bytes(shapes, tag), 0
-    chunks = _RandomChunks(dtype, seed)
+    total, drawn_bytes = total_bytes(shapes, tag), 0
+    weights = _RandomWeights(dtype, seed)
     weight_map: dict[str, str] = {}
     for file_name, held in files.items():
-        with open(folder / file_name, "wb", buffering=0) as file:
-            file.write(shard_header(held, tag))
-            for name, shape in held.items():
-                for chunk in chunks.of(name, math.prod(shape)):
-                    _write_all(file, chunk)
-                    written_bytes += len(chunk)
-                    progress(written_bytes, total)
+        tensors: dict[str, torch.Tensor] = {}
+        for name, shape in held.items():
+            tensors[name] = torch.empty(shape, dtype=weights.dtype)
+            for chunk in weights.fill(name, tensors[name]):
+                drawn_bytes += chunk.nbytes
+                progress(drawn_bytes, total)
+        save_file(tensors, folder / file_name, metadata={"format": "pt"})
+        with open(folder / file_name, "rb") as file:
             os.fsync(file.fileno())  # a direct read right after would have to wait for it anyway
         weight_map |= dict.fromkeys(held, file_name)
     if len(files) > 1:
@@ -153,32 +154,23 @@ def _write_shards(
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
 
 
-class _RandomChunks:
-    """Weights as bytes, a chunk at a time, always in the same two buffers."""
+class _RandomWeights:
+    """Draws in float32, a chunk at a time, always in the same buffer: a whole tensor would take twice its memory more."""
 
     def __init__(self, dtype: str, seed: int) -> None:
+        self.dtype: torch.dtype = getattr(torch, dtype)
         self._generator = torch.Generator().manual_seed(seed)
-        stored: torch.dtype = getattr(torch, dtype)
-        self._item_bytes = stored.itemsize
         self._normal = torch.empty(CHUNK_ITEMS)
-        self._bytes = bytearray(CHUNK_ITEMS * self._item_bytes)
-        self._items = torch.frombuffer(self._bytes, dtype=stored)
 
-    def of(self, name: str, items: int) -> Iterator[memoryview]:
-        for begin in range(0, items, CHUNK_ITEMS):
-            count = min(CHUNK_ITEMS, items - begin)
-            normal = self._normal[:count]
+    def fill(self, name: str, tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Give each chunk once it is filled."""
+        for chunk in tensor.view(-1).split(CHUNK_ITEMS):
+            normal = self._normal[: len(chunk)]
             if name.endswith("norm.weight"):
                 normal.fill_(1.0)
             else:
                 normal.normal_(0.0, STANDARD_DEVIATION, generator=self._generator)
-            self._items[:count].copy_(normal)
-            yield memoryview(self._bytes)[: count * self._item_bytes]
-
-
-def _write_all(file: BinaryIO, chunk: memoryview) -> None:
-    while chunk:
-        chunk = chunk[file.write(chunk) :]
+            yield chunk.copy_(normal)
 
 
 def _write_tokenizer(folder: Path, vocabulary_size: int) -> None:

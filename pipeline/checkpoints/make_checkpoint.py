@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from pipeline.checkpoints.checkpoint import INDEX_FILE
+from pipeline.checkpoints.checkpoint import CONFIG_FILE, INDEX_FILE
 from pipeline.checkpoints.presets import PRESETS
 from pipeline.checkpoints.shard_layout import Shapes, shards, tensor_shapes, total_bytes
 from pipeline.errors import ConfigError, unknown_name
@@ -68,7 +68,7 @@ def make_checkpoint(
     out = out.resolve()
     partial = _partial_folder(out)
     try:
-        (partial / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        (partial / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n")
         _write_tokenizer(partial, model.vocabulary_size)
         shapes = tensor_shapes(model)
         _check_space(partial, total_bytes(shapes, stored_name(dtype)))
@@ -146,6 +146,8 @@ def _write_shards(
                 drawn_bytes += chunk.nbytes
                 progress(drawn_bytes, total)
         save_file(tensors, folder / file_name, metadata={"format": "pt"})
+        # safetensors 0.8 writes files that only their owner may read, whatever the umask says.
+        shutil.copymode(folder / CONFIG_FILE, folder / file_name)
         with open(folder / file_name, "rb") as file:
             os.fsync(file.fileno())  # a direct read right after would have to wait for it anyway
         weight_map |= dict.fromkeys(held, file_name)
@@ -155,7 +157,7 @@ def _write_shards(
 
 
 class _RandomWeights:
-    """Draws in float32, a chunk at a time, always in the same buffer: a whole tensor would take twice its memory more."""
+    """Draws in float32, a chunk at a time, in one buffer: a whole tensor would need another of twice its size."""
 
     def __init__(self, dtype: str, seed: int) -> None:
         self.dtype: torch.dtype = getattr(torch, dtype)

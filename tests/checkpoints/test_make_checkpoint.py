@@ -58,6 +58,7 @@ def test_the_folder_is_a_sharded_checkpoint_of_the_shape_asked_for(tmp_path: Pat
     with safe_open(shards[0], "pt") as file:
         assert file.metadata() == {"format": "pt"}
     assert [path.name for path in out.parent.iterdir()] == ["model"]
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1, "all can be read by the same users"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

@@ -78,7 +78,7 @@ class Slot:
 
     @property
     def place(self) -> str:
-        """The name of the budget that the slot belongs to: "host", "device", or what a user's Mover calls its own."""
+        """The name of the slot's budget: a place of the device, or what a user's Mover calls its own."""
         return self._budget.name
 
     def release(self, *, after: Event) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from pipeline.devices.port import Device
 from pipeline.state.kv_layout import KvLayout
-from pipeline.state.kv_placement import KvPlacement, place_kv, place_kv_in_one
+from pipeline.state.kv_placement import KvPlacement, place_kv
 from pipeline.system.memory_plan import Holding
 
 
@@ -12,10 +12,8 @@ def place_layers(
     layers: int, layer_bytes: int, device: Device, free: Mapping[str, int], *, on_disk: bool
 ) -> KvPlacement:
     """Without a disk host memory must do, and the check of the plan refuses what it cannot hold."""
-    host_room = free[device.places[0].name] // layer_bytes if on_disk else layers
-    if len(device.places) == 1:
-        return place_kv_in_one(layers, host_room)
-    return place_kv(layers, free[device.places[-1].name] // layer_bytes, host_room)
+    rooms = [free[place.name] // layer_bytes for place in device.places]
+    return place_kv(layers, rooms if on_disk else [layers, *rooms[1:]])
 
 
 def kv_holdings(layout: KvLayout, kv: KvPlacement, knob: str, device: Device, *, on_disk: bool) -> list[Holding]:

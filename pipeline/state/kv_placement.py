@@ -6,6 +6,7 @@ layer. Layers that stay are spread evenly, so that those that move do so at an e
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 MOST_SHARED = 3
 """Slots that layers take turns in: one is attended to, one arrives, one is on its way back."""
@@ -36,30 +37,24 @@ class KvPlacement:
         return tuple(sorted((*self.host, *self.disk)))
 
 
-def place_kv(layers: int, device_room: int, host_room: int) -> KvPlacement:
-    """Place the layers where there is room for `device_room` and `host_room` of them, the others on the disk.
+def place_kv(layers: int, rooms: Sequence[int]) -> KvPlacement:
+    """Place the layers where there is room for them, the last place first, and the others on the disk.
 
-    The slots through which layers pass are there even where there is no room for them: the memory plan refuses it then.
+    `rooms` are the layers that each place of the device has room for, in order. In a device with one place a layer that
+    comes from the disk is attended to where it lands. The slots through which layers pass are there even where there is
+    no room for them: the memory plan refuses it then.
     """
-    if device_room >= layers:
-        return KvPlacement(tuple(range(layers)), (), (), 0, 0)
-    device_slots, staying_count = _slots_and_rest(layers, device_room)
-    staying = spread(range(layers), staying_count)
-    moving = [layer for layer in range(layers) if layer not in staying]
-    if host_room >= len(moving):
-        return KvPlacement(staying, tuple(moving), (), device_slots, 0)
-    host_slots, host_count = _slots_and_rest(len(moving), host_room)
-    host = spread(moving, host_count)
-    return KvPlacement(staying, host, tuple(layer for layer in moving if layer not in host), device_slots, host_slots)
-
-
-def place_kv_in_one(layers: int, room: int) -> KvPlacement:
-    """The same where host and device memory are one: a layer that comes from the disk is attended to where it lands."""
-    if room >= layers:
-        return KvPlacement(tuple(range(layers)), (), (), 0, 0)
-    host_slots, staying_count = _slots_and_rest(layers, room)
-    staying = spread(range(layers), staying_count)
-    return KvPlacement(staying, (), tuple(layer for layer in range(layers) if layer not in staying), 0, host_slots)
+    moving: Sequence[int] = range(layers)
+    stays: list[tuple[int, ...]] = []
+    slots: list[int] = []
+    for room in reversed(rooms):
+        shared, staying_count = (0, len(moving)) if room >= len(moving) else _slots_and_rest(len(moving), room)
+        staying = spread(moving, staying_count)
+        moving = [layer for layer in moving if layer not in staying]
+        stays.append(staying)
+        slots.append(shared)
+    *device_slots, host_slots = slots
+    return KvPlacement(stays[0], tuple(chain(*stays[1:])), tuple(moving), sum(device_slots), host_slots)
 
 
 def _slots_and_rest(layers: int, room: int) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.state.kv_placement import FEWEST_SHARED, MOST_SHARED, KvPlacement, place_kv, place_kv_in_one, spread
+from pipeline.state.kv_placement import FEWEST_SHARED, MOST_SHARED, KvPlacement, place_kv, spread
 
 LAYERS = st.integers(1, 130)
 ROOM = st.integers(0, 140)
@@ -46,7 +46,7 @@ def test_few_layers_in_every_room(layers: int) -> None:
 
 
 def check_three_places(layers: int, device_room: int, host_room: int) -> None:
-    placement = place_kv(layers, device_room, host_room)
+    placement = place_kv(layers, (host_room, device_room))
     least = min(FEWEST_SHARED, layers)
     check(placement, layers)
     if device_room >= layers:
@@ -66,7 +66,7 @@ def check_three_places(layers: int, device_room: int, host_room: int) -> None:
 
 @given(LAYERS, ROOM)
 def test_one_place_and_the_disk(layers: int, room: int) -> None:
-    placement = place_kv_in_one(layers, room)
+    placement = place_kv(layers, (room,))
     check(placement, layers)
     assert placement.host == ()
     assert placement.device_slots == 0
@@ -84,14 +84,14 @@ def test_spread_is_even_and_begins_with_the_first(layers: int, data: st.DataObje
 
 
 def test_a_third_slot_comes_before_a_second_layer_stays() -> None:
-    assert [(p.device_slots, len(p.device)) for room in range(2, 6) for p in [place_kv(9, room, 9)]] == [
+    assert [(p.device_slots, len(p.device)) for room in range(2, 6) for p in [place_kv(9, (9, room))]] == [
         (2, 0), (2, 1), (3, 1), (3, 2),
     ]  # fmt: skip
-    assert [(p.host_slots, len(p.host)) for room in range(2, 6) for p in [place_kv(9, 2, room)]] == [
+    assert [(p.host_slots, len(p.host)) for room in range(2, 6) for p in [place_kv(9, (room, 2))]] == [
         (2, 0), (2, 1), (3, 1), (3, 2),
     ]  # fmt: skip
 
 
 def test_it_says_where_they_live() -> None:
-    placement = place_kv(8, 4, 4)
+    placement = place_kv(8, (4, 4))
     assert str(placement) == "stay on the device in 1 of 8 layers, live in host memory in 1, and on the disk in 6"

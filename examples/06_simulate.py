@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from pipeline.engine.policies import POLICIES
 from pipeline.tools.commands.policy_table import policy_table
-from pipeline.tools.simulation.line import simulate
+from pipeline.tools.simulation.sim_line import simulate
 from pipeline.tools.simulation.timings import LayerTimings
 
 TIMINGS = LayerTimings(

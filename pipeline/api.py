@@ -22,9 +22,9 @@ from pipeline.generation.sequence import MOST_UNREAD, Chunk, Output, RunningSequ
 from pipeline.generation.statistics import ModelStatistics
 from pipeline.system.hub_cache import BUNDLED, find_checkpoint
 from pipeline.system.limits import limits_named
-from pipeline.system.outputs import check_writable
 from pipeline.system.signatures import shows
 from pipeline.system.threads import see_out
+from pipeline.system.written_files import check_writable
 from pipeline.text.prompts import Prompt
 from pipeline.text.tokenizer import ModelTokenizer, Tokenizer
 from pipeline.tools.trace.recording import Recording

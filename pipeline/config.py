@@ -9,7 +9,7 @@ from actors.core.ports import PrefetchPolicy
 from actors.core.stage import Mover, Stage
 from pipeline.engine.settings import MOST, DeviceName, EngineSettings, one_of, true_or_false, within
 from pipeline.errors import ConfigError, shown, unknown_name
-from pipeline.system.memory import free_disk_bytes
+from pipeline.system.host_memory import free_disk_bytes
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 DTYPES: tuple[str, ...] = get_args(Dtype)

@@ -63,8 +63,8 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]
 def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure this machine for as short as may be: what the rates are is not what most tests look at."""
     if not EVERYTHING:
-        monkeypatch.setattr("pipeline.tools.bench.machine.ROUNDS", 1)
-        monkeypatch.setattr("pipeline.tools.bench.machine.SWEEP_SECONDS", 0.02)
+        monkeypatch.setattr("pipeline.tools.bench.machine_rates.ROUNDS", 1)
+        monkeypatch.setattr("pipeline.tools.bench.machine_rates.SWEEP_SECONDS", 0.02)
         monkeypatch.setattr("pipeline.tools.bench.read_rates.SWEEP_SECONDS", 0.02)
 
 

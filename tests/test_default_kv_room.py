@@ -19,7 +19,7 @@ from pipeline.devices.cpu import CpuDevice
 from pipeline.devices.port import ONE_PLACE, TWO_PLACES, Place
 from pipeline.devices.sim import SimDevice
 from pipeline.generation.blueprint import Blueprint, draw_up
-from pipeline.models.config import read_config
+from pipeline.models.model_config import read_config
 from pipeline.state.blocks import BLOCK_TOKENS
 
 pytestmark = pytest.mark.usefixtures("nothing_was_there_before")

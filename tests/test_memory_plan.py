@@ -16,7 +16,7 @@ from pipeline.engine import plan as plan_module
 from pipeline.errors import ConfigError
 from pipeline.generation.build import build
 from pipeline.system import proc
-from pipeline.system.memory import available_host_bytes
+from pipeline.system.host_memory import available_host_bytes
 from pipeline.system.memory_plan import Holding, MemoryPlan
 from pipeline.system.sizes import human_bytes, parse_bytes
 

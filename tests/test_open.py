@@ -16,7 +16,7 @@ from actors.core.message import Message
 from pipeline import CheckpointError, ConfigError, Model, Slot, Stage
 from pipeline.checkpoints.presets import PRESETS
 from pipeline.groups.layout import Window
-from pipeline.models.config import read_config
+from pipeline.models.model_config import read_config
 from pipeline.models.specs import group_specs
 from pipeline.reading.preadv_lanes import PreadvLane, PreadvLanes
 from pipeline.reading.rows import RowReader

@@ -93,6 +93,13 @@ def test_no_class_name_means_two_things() -> None:
     assert [twice for twice, count in names.items() if count > 1] == []
 
 
+def test_no_file_name_means_two_things() -> None:
+    """Errors of the kernel are those of its users, too; and a command is called like what it runs."""
+    commands = ROOT / "pipeline" / "tools" / "commands"
+    names = Counter(path.name for path in SHIPPED if commands not in path.parents)
+    assert {twice for twice, count in names.items() if count > 1} == {"__init__.py", "errors.py"}
+
+
 def asks_for_a_part(node: ast.AST) -> bool:
     """Whether code compares something with the name of a part of a model, or cuts such a name up."""
     if isinstance(node, ast.Compare | ast.MatchValue):

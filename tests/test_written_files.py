@@ -13,7 +13,7 @@ import pytest
 
 from pipeline import ConfigError, Model
 from pipeline.cli import main
-from pipeline.system.outputs import check_writable, writing
+from pipeline.system.written_files import check_writable, writing
 
 ROOT = Path(__file__).parent.parent
 SIMULATE = ["simulate", "--policy", "backpressure", "--layers", "2", "--trace"]
@@ -126,7 +126,7 @@ def test_what_is_no_plain_file_is_refused_before_the_work(
 @pytest.mark.parametrize("into", ["file", "pipe"])
 def test_standard_output_gets_the_trace_behind_what_was_printed(target: str, into: str, tmp_path: Path) -> None:
     """Also where it is a file, which is not replaced: the shell has it open."""
-    code = "from pathlib import Path; from pipeline.system.outputs import *; print('text'); "
+    code = "from pathlib import Path; from pipeline.system.written_files import *; print('text'); "
     code += f"check_writable(Path({target!r}))\n"
     code += f"with writing(Path({target!r})) as file: file.write(b'trace')\nprint(' more')"
     with (tmp_path / "out").open("wb") as out:

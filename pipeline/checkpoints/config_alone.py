@@ -9,8 +9,8 @@ from pipeline.checkpoints.presets import PRESETS
 from pipeline.checkpoints.shard_layout import tensor_entries
 from pipeline.errors import ConfigError, unknown_name
 from pipeline.formats.tensors import stored_name
-from pipeline.models.config import ModelConfig, parse_config, read_settings
-from pipeline.models.settings import JsonObject
+from pipeline.models.json_object import JsonObject
+from pipeline.models.model_config import ModelConfig, parse_config, read_settings
 from pipeline.system.small_files import os_errors_named, why_no_folder
 
 NEED = "need the folder of a checkpoint, its config.json, or the name of a preset"

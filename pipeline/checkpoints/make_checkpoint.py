@@ -17,9 +17,9 @@ from pipeline.checkpoints.presets import PRESETS
 from pipeline.checkpoints.shard_layout import Shapes, shards, tensor_shapes, total_bytes
 from pipeline.errors import ConfigError, unknown_name
 from pipeline.formats.tensors import stored_name
-from pipeline.models.config import ModelConfig, parse_config
 from pipeline.models.families import FAMILIES
-from pipeline.models.settings import JsonObject
+from pipeline.models.json_object import JsonObject
+from pipeline.models.model_config import ModelConfig, parse_config
 from pipeline.system.sizes import human_bytes
 
 OVERRIDES = {

@@ -10,7 +10,7 @@ from pipeline.checkpoints.checkpoint import SINGLE_FILE
 from pipeline.checkpoints.header import LENGTH_BYTES, TensorEntry
 from pipeline.formats.parts import EMBED_KEY
 from pipeline.formats.tensors import ITEM_BITS
-from pipeline.models.config import ModelConfig
+from pipeline.models.model_config import ModelConfig
 from pipeline.models.specs import group_specs
 
 SHARD_BYTES = 5_000_000_000

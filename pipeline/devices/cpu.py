@@ -12,7 +12,7 @@ from pipeline.devices.lane import Lane, Lanes
 from pipeline.devices.libraries import Before, Libraries
 from pipeline.devices.memory import HostMemory, Memory, copy_bytes
 from pipeline.devices.port import HOST, ONE_PLACE, TWO_PLACES, Place
-from pipeline.system.memory import available_host_bytes
+from pipeline.system.host_memory import available_host_bytes
 from pipeline.system.promises import give_back
 
 

@@ -23,7 +23,7 @@ from pipeline.devices.libraries import Before, Libraries
 from pipeline.devices.memory import DeviceMemory, HostMemory, Memory, copy_bytes
 from pipeline.devices.port import HOST, TWO_PLACES, Place
 from pipeline.errors import ConfigError, ResourceError
-from pipeline.system.memory import available_host_bytes
+from pipeline.system.host_memory import available_host_bytes
 from pipeline.system.promises import give_back
 from pipeline.system.threads import Threads, portable
 

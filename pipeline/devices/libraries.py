@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pipeline.devices.port import HOST
+from pipeline.system.host_memory import resident_bytes
 from pipeline.system.limits import process_uses, threads_have_run
-from pipeline.system.memory import resident_bytes
 from pipeline.system.promises import open_models_take
 
 

@@ -12,8 +12,8 @@ from pipeline.engine.settings import EngineSettings
 from pipeline.errors import ConfigError
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.groups.slot_kinds import Slots
+from pipeline.system.host_memory import resident_bytes
 from pipeline.system.limits import process_bounds
-from pipeline.system.memory import resident_bytes
 from pipeline.system.memory_plan import Holding, MemoryPlan
 from pipeline.system.promises import open_models_take, promised_elsewhere
 from pipeline.system.sizes import parse_bytes

@@ -17,10 +17,10 @@ from pipeline.generation.what_would_fit import what_would_fit
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.groups.groups import WeightGroups, plan_groups
 from pipeline.groups.remarks import remarks
-from pipeline.models.config import ModelConfig
 from pipeline.models.frequencies import DynamicScaling
+from pipeline.models.model_config import ModelConfig
 from pipeline.models.specs import group_specs
-from pipeline.system.memory import give_freed_back
+from pipeline.system.host_memory import give_freed_back
 from pipeline.system.sizes import human_bytes, parse_bytes
 
 logger = logging.getLogger("penstock")

@@ -18,7 +18,7 @@ from pipeline.generation.blueprint import Blueprint, draw_up_fitting, say_remark
 from pipeline.generation.model_plan import ModelPlan
 from pipeline.generation.pass_inputs import PassInputs
 from pipeline.generation.program import GenerationProgram
-from pipeline.models.config import read_config
+from pipeline.models.model_config import read_config
 from pipeline.models.row_blocks import RowBlocks
 from pipeline.reading.embedding import EmbeddingRows
 from pipeline.state.blocks import BlockPool

@@ -9,8 +9,8 @@ from typing import Any
 
 from pipeline.errors import CheckpointError, ConfigError, PenstockError, RequestError, shown
 from pipeline.generation.parameters import SamplingParameters
-from pipeline.models.config import read_config, read_generation_defaults
 from pipeline.models.generation_settings import read_not_followed, read_rules
+from pipeline.models.model_config import read_config, read_generation_defaults
 from pipeline.system.limits import limits_named
 from pipeline.system.small_files import require_folder
 from pipeline.text.tokenizer import Tokenizer, load_tokenizer

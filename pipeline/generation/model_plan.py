@@ -12,13 +12,13 @@ from pipeline.errors import ConfigError
 from pipeline.generation.pass_holdings import pass_holdings
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.groups.groups import WeightGroups
-from pipeline.models.config import ModelConfig
+from pipeline.models.model_config import ModelConfig
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
 from pipeline.state.kv_holdings import kv_holdings, place_layers
 from pipeline.state.kv_layout import KvLayout
 from pipeline.state.kv_placement import KvPlacement
 from pipeline.state.kv_room import Demand, KvRoom, PassBytes, choose_room
-from pipeline.system.memory import free_disk_bytes
+from pipeline.system.host_memory import free_disk_bytes
 
 DEFAULT_CONTEXT_TOKENS = 4096
 

@@ -11,7 +11,7 @@ from pipeline.generation.pass_inputs import PassInputs
 from pipeline.generation.sampling import Sampler
 from pipeline.groups.groups import WeightGroups
 from pipeline.models.attention import GPU_CELL
-from pipeline.models.config import ModelConfig
+from pipeline.models.model_config import ModelConfig
 from pipeline.models.row_blocks import RowBlocks
 from pipeline.state.kv_layout import KvLayout
 from pipeline.system.memory_plan import Holding

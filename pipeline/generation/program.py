@@ -26,7 +26,7 @@ from pipeline.generation.sequence import RunningSequence
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.models import decoder
 from pipeline.models.attention import LayerKV
-from pipeline.models.config import ModelConfig
+from pipeline.models.model_config import ModelConfig
 from pipeline.models.ops import infer
 from pipeline.models.rotary import rotary
 from pipeline.models.row_blocks import RowBlocks

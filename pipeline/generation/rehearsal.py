@@ -16,7 +16,7 @@ from pipeline.formats.dense import linear
 from pipeline.generation.folder import naming_files
 from pipeline.generation.program import COMPUTE
 from pipeline.models.attention import LayerKV, Rows, SequenceRows, attend_all
-from pipeline.models.config import ModelConfig
+from pipeline.models.model_config import ModelConfig
 from pipeline.models.ops import infer, rms_norm
 from pipeline.system.limits import reached_limit
 

@@ -10,8 +10,8 @@ import torch
 
 from pipeline.formats.matrix import Weights
 from pipeline.models.attention import LayerKV, Rows, attend_all
-from pipeline.models.config import ModelConfig
 from pipeline.models.layers import Attention, Layer
+from pipeline.models.model_config import ModelConfig
 from pipeline.models.ops import rms_norm, silu
 from pipeline.models.rotary import Rotary, rotate
 

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pipeline.models.settings import JsonObject
+from pipeline.models.json_object import JsonObject
 
 # Each with the values, beside null, that change no text; 0 is a token like any other. How long an answer may be
 # (`max_length`, `max_new_tokens`) is not among them: a call says so, and an answer that it ends tells why.

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
+from pipeline.models.json_object import JsonObject
 from pipeline.models.layers import Attention, GatedFeedForward
-from pipeline.models.settings import JsonObject
 from pipeline.models.supported import unsupported
 
 FULL, SLIDING = "full_attention", "sliding_attention"

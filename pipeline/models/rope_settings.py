@@ -14,7 +14,7 @@ from pipeline.models.frequencies import (
     frequencies,
     rope_length,
 )
-from pipeline.models.settings import MAX_COUNT, JsonObject
+from pipeline.models.json_object import MAX_COUNT, JsonObject
 from pipeline.models.supported import unsupported
 
 ORIGINAL = "original_max_position_embeddings"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.models.config import ModelConfig
 from pipeline.models.frequencies import attention_factor, frequencies
+from pipeline.models.model_config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from actors.core.message import GroupKey
 from pipeline.formats.parts import EMBED, EMBED_KEY, HEAD
 from pipeline.formats.tensors import TensorSpec
-from pipeline.models.config import ModelConfig
+from pipeline.models.model_config import ModelConfig
 
 
 def group_specs(config: ModelConfig) -> dict[GroupKey, tuple[TensorSpec, ...]]:

@@ -1,7 +1,7 @@
 """Which models are read, as every refusal lists them."""
 
 from pipeline.errors import ConfigError
-from pipeline.models.settings import JsonObject
+from pipeline.models.json_object import JsonObject
 
 SUPPORTED = (
     "Llama 2/3/3.1/3.2 (llama), Mistral (mistral), Qwen2/2.5 (qwen2) and Qwen3 (qwen3), dense, unquantised, "

@@ -10,7 +10,7 @@ from aiofiles.os import wrap
 
 from actors.core.operation import foretell
 from pipeline.groups.layout import Window
-from pipeline.reading.lane import Disk, Landed, ReadingLane, ReadingLanes, unheeded
+from pipeline.reading.reading_lane import Disk, Landed, ReadingLane, ReadingLanes, unheeded
 from pipeline.system.threads import Threads, outlast
 
 

@@ -1,8 +1,8 @@
 """The lanes of a source, by the way in which they read."""
 
 from pipeline.reading.aiofiles_lanes import AiofilesLanes
-from pipeline.reading.lane import Disk, ReadingLane, ReadingLanes
 from pipeline.reading.preadv_lanes import PreadvLanes
+from pipeline.reading.reading_lane import Disk, ReadingLane, ReadingLanes
 
 LANES: dict[str, type[PreadvLanes] | type[AiofilesLanes]] = {"preadv": PreadvLanes, "aiofiles": AiofilesLanes}
 

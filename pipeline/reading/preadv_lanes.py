@@ -8,7 +8,7 @@ from queue import SimpleQueue
 
 from actors.core.operation import foretell
 from pipeline.groups.layout import Window
-from pipeline.reading.lane import Disk, Landed, ReadingLane, ReadingLanes, unheeded
+from pipeline.reading.reading_lane import Disk, Landed, ReadingLane, ReadingLanes, unheeded
 from pipeline.system.threads import outlast, tell
 
 

@@ -15,9 +15,9 @@ import torch
 from pipeline.checkpoints.shard import Shard
 from pipeline.reading.reading import DEFAULT, Reading
 from pipeline.system.guard import attempt
-from pipeline.system.outputs import writing
 from pipeline.system.proc import mounts
 from pipeline.system.small_files import CONFIG_LIMIT_BYTES, read_json_file
+from pipeline.system.written_files import writing
 
 VERSION = 2
 

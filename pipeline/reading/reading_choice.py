@@ -20,10 +20,10 @@ from pipeline.checkpoints.shard import Shard
 from pipeline.devices.lane import Lane
 from pipeline.devices.memory import HostMemory
 from pipeline.groups.layout import Window
-from pipeline.reading.lane import Disk, ReadingLane, ReadingLanes
 from pipeline.reading.lanes import open_lanes
 from pipeline.reading.reading import DEFAULT, MIB, WAYS, Reading
 from pipeline.reading.reading_cache import cache_file, disk_key, keep, kept
+from pipeline.reading.reading_lane import Disk, ReadingLane, ReadingLanes
 from pipeline.system.guard import attempt
 from pipeline.system.page_cache import advise
 from pipeline.system.sizes import human_bytes

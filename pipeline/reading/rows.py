@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.errors import CheckpointError
 from pipeline.groups.layout import row_window
-from pipeline.reading.lane import Disk
+from pipeline.reading.reading_lane import Disk
 from pipeline.system.page_cache import advise
 from pipeline.system.threads import Threads, outlast
 

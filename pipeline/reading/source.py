@@ -13,9 +13,9 @@ from pipeline.checkpoints.shard import Shard
 from pipeline.errors import CheckpointError, ClosedError, ConfigError
 from pipeline.groups.layout import HostLayout, Window
 from pipeline.reading.checksums import Checksums
-from pipeline.reading.lane import Disk
 from pipeline.reading.lanes import open_lanes
 from pipeline.reading.reading import Reading
+from pipeline.reading.reading_lane import Disk
 from pipeline.reading.rows import RowReader
 from pipeline.system.page_cache import BLOCK_BYTES
 from pipeline.system.threads import Threads, outlast

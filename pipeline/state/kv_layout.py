@@ -12,7 +12,7 @@ import torch
 from actors.core.ports import Copy
 from pipeline.groups.layout import merge_copies
 from pipeline.models.attention import LayerKV
-from pipeline.models.config import ModelConfig
+from pipeline.models.model_config import ModelConfig
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
 from pipeline.state.cached import CachedPiece
 from pipeline.system.page_cache import BLOCK_BYTES

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from pipeline.errors import ActorFailed, CheckpointError, PenstockError, ResourceError
 from pipeline.system.guard import attempt
-from pipeline.system.memory import available_host_bytes
+from pipeline.system.host_memory import available_host_bytes
 from pipeline.system.proc import own_bytes
 from pipeline.system.sizes import human_bytes
 

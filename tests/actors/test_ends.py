@@ -13,8 +13,8 @@ from actors.core.errors import ActorFailed
 from actors.core.message import Message
 from actors.core.ports import Ask, Half
 from actors.core.stage import Stage
-from pipeline.tools.simulation.line import SimLine
 from pipeline.tools.simulation.loop import run_virtual
+from pipeline.tools.simulation.sim_line import SimLine
 
 
 class Panic(BaseException):

@@ -18,8 +18,8 @@ from actors.core.trace import Span, Trace
 from actors.gpu_uploader import GpuUploader
 from pipeline.devices.sim import SimDevice, SimEvent
 from pipeline.engine.policies import POLICIES, Policy
-from pipeline.tools.simulation.line import SimLine
 from pipeline.tools.simulation.loop import Deadlock, run_virtual
+from pipeline.tools.simulation.sim_line import SimLine
 
 OVERDUE = 0.1
 STAGE_2 = POLICIES["stage2"]
@@ -62,7 +62,7 @@ def bad_line(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SimLine]:
     def make(faults: dict[int, str], policy: Policy = STAGE_2, **options: Any) -> SimLine:
         monkeypatch.setattr(BadDevice, "faults", faults)
         monkeypatch.setattr(BadDevice, "uploads", [])
-        monkeypatch.setattr("pipeline.tools.simulation.line.SimDevice", BadDevice)
+        monkeypatch.setattr("pipeline.tools.simulation.sim_line.SimDevice", BadDevice)
         return small_line(**{"passes": 1, "gpu_groups": 10, "policy": policy, **options})
 
     return make

@@ -77,7 +77,7 @@ def test_a_group_that_nobody_needs_ends_when_those_before_it_have(micro_batches:
 @pytest.mark.parametrize("policy", ["history", "stage1", "stage2", "stage3"])
 def test_groups_that_nobody_needs_travel_once_like_any_other(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        monkeypatch.setattr("pipeline.tools.simulation.line.SimProgram", Withdrawn)
+        monkeypatch.setattr("pipeline.tools.simulation.sim_line.SimProgram", Withdrawn)
         trace = Trace()
         sim = small_line(layers=2, passes=3, policy=POLICIES[policy], gpu_groups=10, trace=trace)
         await sim.line.run()

@@ -16,7 +16,7 @@ from pipeline.checkpoints.make_checkpoint import make_checkpoint
 from pipeline.checkpoints.presets import PRESETS
 from pipeline.errors import ConfigError
 from pipeline.groups.groups import plan_groups
-from pipeline.models.config import read_config
+from pipeline.models.model_config import read_config
 from pipeline.models.specs import group_specs
 
 TINY: dict[str, Any] = {

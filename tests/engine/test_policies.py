@@ -12,7 +12,7 @@ from support.small_lines import layer_timings
 from actors.core.ports import Ask, Half, PrefetchPolicy, Priority
 from pipeline.engine.policies import CURRENT_CHAINED, POLICIES, Policy, Want, find_policy
 from pipeline.errors import ConfigError
-from pipeline.tools.simulation.line import simulate
+from pipeline.tools.simulation.sim_line import simulate
 
 HIGH, MEDIUM = Priority.HIGH, Priority.MEDIUM
 OWN_FFN = [Ask("ffn", 7, HIGH)]

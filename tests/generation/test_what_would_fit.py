@@ -11,7 +11,7 @@ from support.small_checkpoints import write_small_checkpoint
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.generation.build import build
-from pipeline.system.memory import available_host_bytes, resident_bytes
+from pipeline.system.host_memory import available_host_bytes, resident_bytes
 
 MEGABYTE = 10**6
 

@@ -15,7 +15,7 @@ from pipeline.devices.memory import HostMemory, copy_bytes
 from pipeline.devices.port import TWO_PLACES
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.groups.groups import WeightGroup, WeightGroups, plan_groups
-from pipeline.models.config import read_config
+from pipeline.models.model_config import read_config
 from pipeline.models.specs import group_specs
 from pipeline.reading.reading import Reading
 from pipeline.reading.source import CheckpointSource

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.model_configs import ABSENT, LLAMA_31_8B, MISTRAL, QWEN25, changed, write
 
-from pipeline.models.config import read_config
+from pipeline.models.model_config import read_config
 
 ATTENTION, MLP = {"q", "k", "v", "o"}, {"gate", "up", "down"}
 

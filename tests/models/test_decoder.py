@@ -14,7 +14,7 @@ from support.tiny_models import PROMPT, VARIANTS, VOCABULARY_SIZE, greedy, logit
 from pipeline.formats.dense import DenseMatrix
 from pipeline.formats.matrix import Weights
 from pipeline.models import decoder
-from pipeline.models.config import ModelConfig, read_config
+from pipeline.models.model_config import ModelConfig, read_config
 from pipeline.models.rotary import rotary
 from pipeline.models.specs import group_specs
 

@@ -3,9 +3,9 @@
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.models.config import parse_config
 from pipeline.models.families import FAMILIES
-from pipeline.models.settings import JsonObject
+from pipeline.models.json_object import JsonObject
+from pipeline.models.model_config import parse_config
 from pipeline.models.supported import SUPPORTED
 
 

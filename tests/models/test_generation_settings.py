@@ -13,8 +13,8 @@ from support import tiny_models
 from pipeline import Model
 from pipeline.errors import ConfigError
 from pipeline.generation.folder import read_defaults
-from pipeline.models.config import GENERATION_DEFAULTS
 from pipeline.models.generation_settings import NOT_FOLLOWED, RULES
+from pipeline.models.model_config import GENERATION_DEFAULTS
 
 # Who computes how, what is returned beside text, which tokens begin and end a text, and how long it may be.
 NO_TEXT = [

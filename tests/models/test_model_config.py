@@ -10,8 +10,8 @@ from support.model_configs import ABSENT, LLAMA_31_8B, MISTRAL, QWEN25, changed,
 from support.tiny_models import VARIANTS, save
 
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.models.config import read_config, read_generation_defaults
 from pipeline.models.frequencies import Llama3Scaling
+from pipeline.models.model_config import read_config, read_generation_defaults
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

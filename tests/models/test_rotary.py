@@ -11,8 +11,8 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from pipeline.errors import ConfigError
-from pipeline.models.config import read_config
 from pipeline.models.frequencies import LinearScaling, Llama3Scaling, YarnScaling
+from pipeline.models.model_config import read_config
 from pipeline.models.rotary import rotary, rotate
 
 SHAPE: dict[str, Any] = {

@@ -7,7 +7,7 @@ import pytest
 from safetensors import safe_open
 from support.tiny_models import VARIANTS, save
 
-from pipeline.models.config import read_config
+from pipeline.models.model_config import read_config
 from pipeline.models.specs import group_specs
 
 

@@ -10,7 +10,7 @@ from pipeline.devices.memory import HostMemory
 from pipeline.errors import CheckpointError
 from pipeline.groups.groups import WeightGroups, plan_groups
 from pipeline.groups.layout import HostLayout, Window, host_layout
-from pipeline.models.config import read_config
+from pipeline.models.model_config import read_config
 from pipeline.models.specs import group_specs
 from pipeline.reading import checksums
 from pipeline.reading.checksums import Checksums, choose_checking

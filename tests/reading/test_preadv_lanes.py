@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.checkpoints.shard import Shard
 from pipeline.groups.layout import Window
-from pipeline.reading.lane import Disk
 from pipeline.reading.preadv_lanes import PreadvLane, PreadvLanes
+from pipeline.reading.reading_lane import Disk
 from pipeline.system.page_cache import BLOCK_BYTES
 
 

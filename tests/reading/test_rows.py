@@ -13,7 +13,7 @@ from support.weight_files import FILE_BYTES, settle
 from pipeline.checkpoints.shard import Shard
 from pipeline.errors import CheckpointError
 from pipeline.reading import rows
-from pipeline.reading.lane import Disk
+from pipeline.reading.reading_lane import Disk
 from pipeline.reading.rows import RowReader
 
 

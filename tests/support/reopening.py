@@ -15,7 +15,7 @@ from pipeline.api import BUNDLED
 from pipeline.generation.build import build
 from pipeline.config import Config
 from pipeline.system.limits import ADDRESS_SPACE, HEAP_BYTES, STACK_BYTES, process_uses
-from pipeline.system.memory import resident_bytes
+from pipeline.system.host_memory import resident_bytes
 from pipeline.engine.plan import OWN_THREADS
 
 other, device = Path(sys.argv[1]), sys.argv[2]

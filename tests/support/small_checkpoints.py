@@ -7,7 +7,7 @@ import torch
 from support.safetensors_files import write_sharded
 
 from pipeline.checkpoints.presets import PRESETS
-from pipeline.models.config import read_config
+from pipeline.models.model_config import read_config
 from pipeline.models.specs import group_specs
 
 SHAPE = {

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.tools.simulation.line import SimLine, sim_line
+from pipeline.tools.simulation.sim_line import SimLine, sim_line
 from pipeline.tools.simulation.timings import LayerTimings
 
 HARDLY_MS = 0.001

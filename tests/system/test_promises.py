@@ -14,7 +14,7 @@ from pipeline.config import Config
 from pipeline.devices.memory import HostMemory
 from pipeline.generation.build import build
 from pipeline.generation.model_plan import ModelPlan, make_plan
-from pipeline.system.memory import resident_bytes
+from pipeline.system.host_memory import resident_bytes
 from pipeline.system.promises import promised_elsewhere
 
 POOLS = {"host": "host"}

@@ -10,7 +10,7 @@ import pytest
 from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.errors import CheckpointError
 from pipeline.generation.folder import read_tokenizer
-from pipeline.models.config import read_config, read_generation_defaults
+from pipeline.models.model_config import read_config, read_generation_defaults
 from pipeline.reading.reading_cache import kept
 from pipeline.system import small_files
 from pipeline.system.small_files import parse_object, read_json_file, read_small_file

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from pipeline.models.json_object import JsonObject
 from pipeline.models.layers import Layer
-from pipeline.models.settings import JsonObject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

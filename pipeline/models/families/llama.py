@@ -1,9 +1,9 @@
 """Llama 2, 3, 3.1 and 3.2: the plain layer, whose matrices may all have biases."""
 
 from pipeline.models.families.family import Family
+from pipeline.models.json_object import JsonObject
 from pipeline.models.layer_settings import read_attention, read_feed_forward, read_norm_epsilon
 from pipeline.models.layers import ATTENTION_MATRICES, FEED_FORWARD_MATRICES, Layer
-from pipeline.models.settings import JsonObject
 
 
 def layers(settings: JsonObject, count: int) -> tuple[Layer, ...]:

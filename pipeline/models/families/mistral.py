@@ -1,9 +1,9 @@
 """Mistral: the plain layer without biases, with a sliding window in all layers or in none."""
 
 from pipeline.models.families.family import Family
+from pipeline.models.json_object import JsonObject
 from pipeline.models.layer_settings import read_attention, read_feed_forward, read_norm_epsilon
 from pipeline.models.layers import Layer
-from pipeline.models.settings import JsonObject
 
 
 def layers(settings: JsonObject, count: int) -> tuple[Layer, ...]:

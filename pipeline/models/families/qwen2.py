@@ -1,9 +1,9 @@
 """Qwen2 and Qwen2.5, dense: queries, keys and values have biases, and some layers may have a sliding window."""
 
 from pipeline.models.families.family import Family
+from pipeline.models.json_object import JsonObject
 from pipeline.models.layer_settings import read_attention, read_feed_forward, read_norm_epsilon, read_windows
 from pipeline.models.layers import Layer
-from pipeline.models.settings import JsonObject
 
 
 def layers(settings: JsonObject, count: int) -> tuple[Layer, ...]:

@@ -1,9 +1,9 @@
 """Qwen3, dense: each head of queries and keys has a norm, and some layers may have a sliding window."""
 
 from pipeline.models.families.family import Family
+from pipeline.models.json_object import JsonObject
 from pipeline.models.layer_settings import read_attention, read_feed_forward, read_norm_epsilon, read_windows
 from pipeline.models.layers import ATTENTION_MATRICES, Layer
-from pipeline.models.settings import JsonObject
 
 
 def layers(settings: JsonObject, count: int) -> tuple[Layer, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
-from pipeline.models.config import read_config
+from pipeline.models.model_config import read_config
 from pipeline.tools.bench.accelerate_arm import check_installed
 from pipeline.tools.bench.arm_program import ArmRun, Progress, Row, command_of, in_turn
 from pipeline.tools.bench.load import Load, LoadSettings

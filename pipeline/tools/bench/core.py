@@ -10,8 +10,8 @@ from typing import Any
 from actors.core.channel import Receiver, Sender, open_channel
 from actors.core.errors import ChannelClosed
 from actors.core.trace import Trace
-from pipeline.tools.simulation.line import sim_line
 from pipeline.tools.simulation.loop import VirtualTimeLoop, run_virtual
+from pipeline.tools.simulation.sim_line import sim_line
 from pipeline.tools.simulation.timings import LayerTimings
 
 MESSAGES = 50_000

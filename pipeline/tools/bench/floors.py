@@ -13,7 +13,7 @@ from pipeline.errors import RequestError
 from pipeline.generation.build import ModelRuntime
 from pipeline.generation.parameters import SamplingParameters
 from pipeline.generation.sequence import RunningSequence
-from pipeline.system.memory import available_host_bytes
+from pipeline.system.host_memory import available_host_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from pipeline.engine.policies import POLICIES
 from pipeline.formats.parts import kind_of
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.tools.bench.steady_timings import SteadyTimings, steady_seconds
-from pipeline.tools.simulation.line import simulate
+from pipeline.tools.simulation.sim_line import simulate
 
 PASSES = 5
 """The first loads what stays, and the end of the last is not seen."""

@@ -19,8 +19,8 @@ import torch
 from pipeline.errors import ConfigError
 from pipeline.formats.parts import ATTN, EMBED, FFN, HEAD
 from pipeline.formats.tensors import TensorSpec
-from pipeline.models.config import ModelConfig, read_config
 from pipeline.models.frequencies import attention_factor, frequencies
+from pipeline.models.model_config import ModelConfig, read_config
 from pipeline.models.specs import group_specs
 from pipeline.tools.bench.arm_program import say
 from pipeline.tools.bench.pass_arm import Passes, PassSettings, serve_passes

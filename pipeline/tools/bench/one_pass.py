@@ -14,7 +14,7 @@ from pipeline.devices.open import open_device
 from pipeline.errors import ConfigError
 from pipeline.generation.build import build
 from pipeline.tools.bench.floors import Floors, Loaded
-from pipeline.tools.bench.machine import measure_rates
+from pipeline.tools.bench.machine_rates import measure_rates
 from pipeline.tools.bench.planning import MOST_TOKENS, balanced_tokens, plan_model
 from pipeline.tools.bench.steady_passes import room_for, steady_pass_seconds
 from pipeline.tools.trace.recording import COMPUTE, Recording

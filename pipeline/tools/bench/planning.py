@@ -13,7 +13,7 @@ from pipeline.config import Config
 from pipeline.devices.port import TWO_PLACES, Device
 from pipeline.devices.sim import SimDevice
 from pipeline.generation.blueprint import Blueprint, draw_up, draw_up_fitting, say_remarks
-from pipeline.models.config import ModelConfig, read_config
+from pipeline.models.model_config import ModelConfig, read_config
 from pipeline.tools.bench.forecast import Forecast, Rates, forecast, pass_timings
 
 GIGABYTE = 10**9

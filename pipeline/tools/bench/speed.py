@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
-from pipeline.models.config import read_config
+from pipeline.models.model_config import read_config
 from pipeline.tools.bench import accelerate_arm, llama_arm
 from pipeline.tools.bench.arm_program import ArmRun, Progress, command_of, in_turn
 from pipeline.tools.bench.hugging_face_arm import ACCELERATE, TRANSFORMERS

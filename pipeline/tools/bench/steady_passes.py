@@ -7,7 +7,7 @@ import time
 from pipeline.api import Model
 from pipeline.errors import RequestError
 from pipeline.generation.batching import Batcher
-from pipeline.tools.bench.policies import prompt_of
+from pipeline.tools.bench.policy_runs import prompt_of
 
 WARM_UP = 2
 """The line stands full when the first pass begins, so the first two profit from what was read before."""

@@ -10,8 +10,8 @@ from actors.core.message import GroupKey
 from actors.core.trace import Span
 from pipeline.engine.policies import POLICIES
 from pipeline.tools.bench.candidates import Candidate
-from pipeline.tools.simulation.line import simulate
 from pipeline.tools.simulation.replay import Replay
+from pipeline.tools.simulation.sim_line import simulate
 from pipeline.tools.simulation.timings import Order
 from pipeline.tools.trace.passes import group_times, work_by_actor
 

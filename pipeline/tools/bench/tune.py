@@ -26,7 +26,7 @@ from pipeline.tools.bench.candidates import (
     choose_reading,
     shortlist,
 )
-from pipeline.tools.bench.policies import prompt_of
+from pipeline.tools.bench.policy_runs import prompt_of
 from pipeline.tools.bench.read_rates import read_rates
 from pipeline.tools.bench.steady_timings import SteadyTimings, simulated_grid, simulated_seconds, steady_seconds
 from pipeline.tools.simulation.replay import Replay

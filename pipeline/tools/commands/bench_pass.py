@@ -4,8 +4,8 @@ import argparse
 import statistics
 from collections.abc import Callable, Sequence
 
-from pipeline.system.outputs import check_writable
 from pipeline.system.sizes import human_bytes
+from pipeline.system.written_files import check_writable
 from pipeline.tools.bench.one_pass import PassReport, bench_pass, tokens_of
 from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress

@@ -10,9 +10,9 @@ from pathlib import Path
 from pipeline.config import Config
 from pipeline.engine.policies import POLICIES, find_policy
 from pipeline.errors import ConfigError
-from pipeline.system.outputs import is_plain
+from pipeline.system.written_files import is_plain
 from pipeline.tools.bench.candidates import Samples
-from pipeline.tools.bench.policies import CHAINED_TITLE, PolicyBench, PolicyReport, balanced_tokens
+from pipeline.tools.bench.policy_runs import CHAINED_TITLE, PolicyBench, PolicyReport, balanced_tokens
 from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.policy_table import policy_table
 from pipeline.tools.commands.progress import Progress

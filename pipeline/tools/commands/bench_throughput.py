@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError
-from pipeline.system.memory import available_host_bytes
+from pipeline.system.host_memory import available_host_bytes
 from pipeline.system.sizes import human_bytes, parse_bytes
 from pipeline.tools.bench.arm_program import ArmRun, Row
 from pipeline.tools.bench.arms import OURS, Arms, agreement, median_rows

@@ -13,7 +13,7 @@ from pipeline.api import Model
 from pipeline.engine.actor_names import ACTORS
 from pipeline.system.sizes import human_bytes
 from pipeline.tools.bench.candidates import Samples
-from pipeline.tools.bench.policies import OutputsDiffer
+from pipeline.tools.bench.policy_runs import OutputsDiffer
 from pipeline.tools.commands.answer import Answer
 from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress

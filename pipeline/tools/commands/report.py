@@ -3,7 +3,7 @@
 import argparse
 
 from pipeline.errors import ConfigError
-from pipeline.system.outputs import check_writable
+from pipeline.system.written_files import check_writable
 from pipeline.tools.trace.perfetto import read_trace
 from pipeline.tools.trace.report import write_report
 from pipeline.tools.trace.summary import summarize

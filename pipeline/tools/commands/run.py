@@ -36,7 +36,7 @@ def run_command(options: argparse.Namespace) -> None:
     from pipeline.config import Config
     from pipeline.errors import ConfigError
     from pipeline.system.event_loop import run_async
-    from pipeline.system.outputs import check_writable
+    from pipeline.system.written_files import check_writable
 
     arguments = sampling_arguments(options)
     if options.logprobs is not None and not options.json:

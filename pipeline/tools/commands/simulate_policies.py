@@ -15,7 +15,7 @@ from pipeline.tools.commands.values import policy_from_text
 from pipeline.tools.simulation.analysis import LAYERS, MILLISECONDS
 from pipeline.tools.simulation.closed_forms import closed_form_ms
 from pipeline.tools.simulation.derive import derive_timings, find_shape
-from pipeline.tools.simulation.line import Simulated, simulate
+from pipeline.tools.simulation.sim_line import Simulated, simulate
 from pipeline.tools.simulation.timings import LayerTimings
 
 MS = 1000.0
@@ -36,7 +36,7 @@ def simulate_policies(options: argparse.Namespace) -> None:
     if options.trace is not None and options.policy is None:
         raise ConfigError("--trace: need one policy to write down, have all; name it with --policy")
     if options.trace is not None:
-        from pipeline.system.outputs import check_writable
+        from pipeline.system.written_files import check_writable
 
         check_writable(options.trace)
     _check_counts(options)

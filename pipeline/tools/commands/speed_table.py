@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError
-from pipeline.system.memory import available_host_bytes
+from pipeline.system.host_memory import available_host_bytes
 from pipeline.system.sizes import human_bytes, parse_bytes
 from pipeline.tools.bench.arm_program import ArmRun
 from pipeline.tools.bench.memory_limit import MemoryLimit

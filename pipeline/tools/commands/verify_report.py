@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 
 from pipeline.errors import CheckpointError
-from pipeline.system.outputs import check_writable
 from pipeline.system.sizes import human_bytes
+from pipeline.system.written_files import check_writable
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.verify.known import SUMS_FILE, read_sums, write_sums
 from pipeline.tools.verify.verify import Verdict, verify

@@ -168,7 +168,7 @@ def _pin() -> tuple[float, float]:
 
 def check_memory() -> Check:
     """What this process may still take."""
-    from pipeline.system.memory import available_host_bytes
+    from pipeline.system.host_memory import available_host_bytes
     from pipeline.system.sizes import human_bytes
 
     if not MEMORY.exists():

@@ -10,8 +10,8 @@ from pipeline.checkpoints.presets import PRESETS
 from pipeline.errors import ConfigError, unknown_name
 from pipeline.formats.parts import ATTN, FFN
 from pipeline.models.families import FAMILIES
+from pipeline.models.json_object import JsonObject
 from pipeline.models.layers import Layer
-from pipeline.models.settings import JsonObject
 from pipeline.system.hub_cache import find_checkpoint
 from pipeline.tools.simulation.timings import LayerTimings
 
@@ -62,7 +62,7 @@ def find_shape(model: str) -> Shape:
             return _preset_shape(model, PRESETS[model])
         raise ConfigError(f"--model: is no folder, and {unknown_name('preset', model, list(PRESETS))}")
     from pipeline.checkpoints.config_alone import config_alone
-    from pipeline.models.config import read_config
+    from pipeline.models.model_config import read_config
 
     alone = config_alone(path)
     config = read_config(path) if alone is None else alone.model

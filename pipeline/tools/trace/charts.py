@@ -7,7 +7,7 @@ from actors.core.trace import Count, Span
 from pipeline.tools.trace.gaps import CAUSES
 from pipeline.tools.trace.intervals import Interval, total_seconds, within
 from pipeline.tools.trace.journeys import Journeys, computations, pass_starts
-from pipeline.tools.trace.lanes import ROW_HEIGHT, cause_style, draw_lane, draw_piece, lanes
+from pipeline.tools.trace.lane_rows import ROW_HEIGHT, cause_style, draw_lane, draw_piece, lanes
 from pipeline.tools.trace.recording import COMPUTE, DISK, LINK, Recording
 from pipeline.tools.trace.summary import Summary, busy_times, standstill
 from pipeline.tools.trace.svg import LEFT, RIGHT, WIDTH, Scale, area, axis, line, picture, rect, row_name, steps, text

@@ -16,8 +16,8 @@ from typing import IO, Any, BinaryIO
 
 from actors.core.trace import Count, Span
 from pipeline.errors import ConfigError
-from pipeline.system.outputs import writing
 from pipeline.system.small_files import open_plain_file
+from pipeline.system.written_files import writing
 from pipeline.tools.trace.journeys import Journeys, computations
 from pipeline.tools.trace.recording import DISK, LINK, Recording
 from pipeline.tools.trace.tracks import lay_out, track_name

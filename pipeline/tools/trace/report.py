@@ -7,11 +7,11 @@ from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.formats.parts import LAYER_PARTS, kind_of
-from pipeline.system.outputs import writing
+from pipeline.system.written_files import writing
 from pipeline.tools.trace.charts import overview_chart, readable_window, timeline_chart, zero_of
 from pipeline.tools.trace.gaps import CAUSES
 from pipeline.tools.trace.journeys import computations, pass_starts
-from pipeline.tools.trace.lanes import LEGEND, cause_style
+from pipeline.tools.trace.lane_rows import LEGEND, cause_style
 from pipeline.tools.trace.recording import Recording
 from pipeline.tools.trace.style import STYLE
 from pipeline.tools.trace.summary import Summary, duration, summarize

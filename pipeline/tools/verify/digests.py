@@ -11,8 +11,8 @@ import xxhash
 
 from pipeline.checkpoints.shard import Shard
 from pipeline.groups.layout import Window
-from pipeline.reading.lane import Disk
 from pipeline.reading.preadv_lanes import PreadvLane
+from pipeline.reading.reading_lane import Disk
 from pipeline.system.page_cache import advise
 
 PIECE_BYTES = 8 << 20

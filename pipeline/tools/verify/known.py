@@ -9,8 +9,8 @@ from pathlib import Path
 from pipeline.checkpoints.header import LENGTH_BYTES, parse_json, read_header
 from pipeline.checkpoints.shard import Shard
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.system.outputs import writing
 from pipeline.system.small_files import CONFIG_LIMIT_BYTES, read_small_file
+from pipeline.system.written_files import writing
 from pipeline.tools.verify.digests import DATA, GIT, PIECE_BYTES, SHA256, Digests
 
 SUMS_FILE = "penstock.sha256"

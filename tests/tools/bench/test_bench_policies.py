@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
-import pipeline.tools.bench.policies as bench_policies
+import pipeline.tools.bench.policy_runs as bench_policies
 from actors.core.ports import PrefetchPolicy
 from actors.core.trace import Span
 from pipeline.api import BUNDLED
 from pipeline.engine.policies import POLICIES
 from pipeline.errors import ConfigError
 from pipeline.generation.sequence import Output
-from pipeline.tools.bench.policies import (
+from pipeline.tools.bench.policy_runs import (
     CHAINED_TITLE,
     NEW_TOKENS,
     TOLERATED_DIFFERENCE,
@@ -23,8 +23,8 @@ from pipeline.tools.bench.policies import (
     PolicyReport,
     balanced_tokens,
 )
-from pipeline.tools.simulation.line import Simulated, simulate
 from pipeline.tools.simulation.replay import Replay
+from pipeline.tools.simulation.sim_line import Simulated, simulate
 from pipeline.tools.trace.recording import COMPUTE, DISK, LINK
 
 SETTINGS = {"device": "cpu", "dtype": "auto", "gpu_groups": 6, "host_groups": 5}

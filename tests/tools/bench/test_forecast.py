@@ -22,10 +22,10 @@ from pipeline.generation.blueprint import Blueprint, draw_up
 from pipeline.generation.build import build
 from pipeline.generation.generation_pass import GenerationPass
 from pipeline.generation.program import GenerationProgram
-from pipeline.models.config import read_config
+from pipeline.models.model_config import read_config
 from pipeline.tools.bench.floors import Floors
 from pipeline.tools.bench.forecast import Compute, Rates, forecast, pass_timings
-from pipeline.tools.bench.machine import LARGER, _Computed, _computes, measure_rates
+from pipeline.tools.bench.machine_rates import LARGER, _Computed, _computes, measure_rates
 from pipeline.tools.bench.planning import GIGABYTE, balanced_tokens, plan_model
 
 GPU = SimDevice(alignment_bytes=256, memory={"host": 10 * GIGABYTE, "device": GIGABYTE})

@@ -16,7 +16,7 @@ from actors.core.ports import PrefetchPolicy
 from pipeline.api import BUNDLED
 from pipeline.cli import main
 from pipeline.engine.policies import POLICIES
-from pipeline.tools.bench.policies import CHAINED_TITLE, PolicyBench, PolicyReport
+from pipeline.tools.bench.policy_runs import CHAINED_TITLE, PolicyBench, PolicyReport
 from pipeline.tools.trace.overlap import Overlap
 from pipeline.tools.trace.perfetto import read_trace
 from pipeline.tools.trace.recording import COMPUTE, DISK

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.tools.bench.candidates import Samples
-from pipeline.tools.bench.policies import OutputsDiffer
+from pipeline.tools.bench.policy_runs import OutputsDiffer
 from pipeline.tools.commands.demo import Shown, compared
 
 

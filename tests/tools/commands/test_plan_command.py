@@ -20,7 +20,7 @@ from pipeline.config import Config
 from pipeline.devices.port import ONE_PLACE, TWO_PLACES
 from pipeline.devices.sim import SimDevice
 from pipeline.generation.blueprint import draw_up
-from pipeline.models.config import read_config
+from pipeline.models.model_config import read_config
 from pipeline.tools.bench.planning import ALONE
 
 pytestmark = pytest.mark.usefixtures("short_measurements")

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 import pipeline.tools.commands.simulate_policies as command
-import pipeline.tools.simulation.line as line
+import pipeline.tools.simulation.sim_line as line
 from actors.core.line import LineStatistics
 from pipeline.cli import main
 from pipeline.engine.policies import POLICIES
 from pipeline.tools.commands.simulate import add_simulate
-from pipeline.tools.simulation.line import SimLine, Simulated, sim_line
-from pipeline.tools.simulation.line import simulate as run_simulation
+from pipeline.tools.simulation.sim_line import SimLine, Simulated, sim_line
+from pipeline.tools.simulation.sim_line import simulate as run_simulation
 from pipeline.tools.simulation.timings import LayerTimings
 
 RATES = ("--disk-gbps", "6.5", "--h2d-gbps", "25", "--tflops", "60", "--batch-tokens", "4096")

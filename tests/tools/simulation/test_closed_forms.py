@@ -10,7 +10,7 @@ from support.cases import EVERYTHING
 from pipeline.engine.policies import CURRENT_CHAINED, POLICIES, Policy
 from pipeline.errors import ConfigError
 from pipeline.tools.simulation.closed_forms import closed_form_ms
-from pipeline.tools.simulation.line import simulate
+from pipeline.tools.simulation.sim_line import simulate
 from pipeline.tools.simulation.timings import LayerTimings
 
 SETTINGS = 100 if EVERYTHING else 25

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.checkpoints.presets import PRESETS
 from pipeline.errors import ConfigError
-from pipeline.models.config import read_config
+from pipeline.models.model_config import read_config
 from pipeline.models.specs import group_specs
 from pipeline.tools.simulation.derive import derive_timings, find_shape
 

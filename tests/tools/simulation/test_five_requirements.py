@@ -6,7 +6,7 @@ import pytest
 
 from actors.core.trace import Span
 from pipeline.engine.policies import POLICIES
-from pipeline.tools.simulation.line import simulate
+from pipeline.tools.simulation.sim_line import simulate
 from pipeline.tools.simulation.timings import LayerTimings
 from pipeline.tools.trace.intervals import total_seconds, union, within
 

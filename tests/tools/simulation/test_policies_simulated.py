@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.engine.policies import CURRENT_CHAINED, POLICIES, Policy
 from pipeline.tools.simulation.closed_forms import closed_form_ms
-from pipeline.tools.simulation.line import simulate
+from pipeline.tools.simulation.sim_line import simulate
 from pipeline.tools.simulation.timings import LayerTimings
 from pipeline.tools.trace.overlap import Overlap
 

@@ -13,7 +13,7 @@ from actors.core.trace import Span
 from pipeline.engine.policies import POLICIES
 from pipeline.groups.slot_kinds import SlotKinds
 from pipeline.tools.bench.steady_timings import SteadyTimings
-from pipeline.tools.simulation.line import Simulated, simulate
+from pipeline.tools.simulation.sim_line import Simulated, simulate
 from pipeline.tools.simulation.timings import LayerTimings
 
 BLOCKS, BLOCK = (20 if EVERYTHING else 4), 50

@@ -8,7 +8,7 @@ from support.small_lines import layer_timings
 from pipeline.engine.policies import POLICIES
 from pipeline.engine.residency import Residency, spread
 from pipeline.tools.bench.steady_timings import steady_seconds
-from pipeline.tools.simulation.line import simulate
+from pipeline.tools.simulation.sim_line import simulate
 from pipeline.tools.simulation.timings import LayerTimings
 
 LAYERS = 40

@@ -8,8 +8,8 @@ from actors.core.budget import Slot
 from actors.core.message import Message
 from actors.core.stage import Sink, Stage
 from pipeline.engine.policies import POLICIES
-from pipeline.tools.simulation.line import sim_line
 from pipeline.tools.simulation.loop import Deadlock, run_virtual
+from pipeline.tools.simulation.sim_line import sim_line
 from pipeline.tools.simulation.timings import LayerTimings
 
 TIMINGS = LayerTimings(layers=8, attn=0.08, ffn=0.12, attn_io=0.1, ffn_io=0.1, attn_disk=0.05, ffn_disk=0.05)

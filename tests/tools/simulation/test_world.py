@@ -13,8 +13,8 @@ from pipeline.devices.sim import SimDevice, SimEvent
 from pipeline.engine.policies import POLICIES, Policy
 from pipeline.groups.slot_kinds import SlotKinds
 from pipeline.tools.bench.steady_timings import SteadyTimings
-from pipeline.tools.simulation.line import simulate
 from pipeline.tools.simulation.loop import run_virtual
+from pipeline.tools.simulation.sim_line import simulate
 from pipeline.tools.simulation.timings import LayerTimings
 from pipeline.tools.simulation.world import SimCatalog, SimDisk, SimProgram
 from pipeline.tools.trace.passes import group_times, work_by_actor

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.engine.actor_names import KV_ACTORS
 from pipeline.engine.policies import POLICIES
-from pipeline.tools.simulation.line import simulate
+from pipeline.tools.simulation.sim_line import simulate
 from pipeline.tools.simulation.timings import LayerTimings
 from pipeline.tools.trace.recording import Recording
 

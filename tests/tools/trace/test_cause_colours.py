@@ -5,7 +5,7 @@ import re
 import pytest
 
 from pipeline.tools.trace.gaps import CAUSES
-from pipeline.tools.trace.lanes import cause_style
+from pipeline.tools.trace.lane_rows import cause_style
 from pipeline.tools.trace.style import STYLE
 
 PALETTES = re.findall(r":root \{([^}]*--disk:[^}]*)\}", STYLE)

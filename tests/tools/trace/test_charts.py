@@ -18,7 +18,7 @@ from pipeline.tools.trace.charts import (
     timeline_chart,
 )
 from pipeline.tools.trace.intervals import union
-from pipeline.tools.trace.lanes import one_after_the_other, thinned
+from pipeline.tools.trace.lane_rows import one_after_the_other, thinned
 from pipeline.tools.trace.recording import Recording
 from pipeline.tools.trace.report import report_html
 from pipeline.tools.trace.summary import summarize

@@ -8,7 +8,7 @@ from support.columns import COLUMNS
 
 from actors.core.trace import Span
 from pipeline.engine.policies import POLICIES
-from pipeline.tools.simulation.line import simulate
+from pipeline.tools.simulation.sim_line import simulate
 from pipeline.tools.simulation.timings import LayerTimings
 from pipeline.tools.trace.overlap import Overlap
 

@@ -14,7 +14,7 @@ from pipeline.engine.residency import NOTHING_STAYS
 from pipeline.errors import ConfigError
 from pipeline.formats.parts import kind_of
 from pipeline.generation.build import ModelRuntime, build
-from pipeline.models.config import read_config
+from pipeline.models.model_config import read_config
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
 from pipeline.tools.bench.floors import Floors, Loaded, spread_tokens
 from pipeline.tools.bench.forecast import Compute, Rates

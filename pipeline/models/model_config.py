@@ -15,10 +15,10 @@ from pipeline.formats.tensors import WEIGHT_DTYPES
 from pipeline.models.families import FAMILIES
 from pipeline.models.families.family import Family
 from pipeline.models.frequencies import RopeScaling, rope_length
+from pipeline.models.json_object import JsonObject
 from pipeline.models.layer_settings import FULL, SLIDING, read_norm_epsilon
 from pipeline.models.layers import Attention, Layer
 from pipeline.models.rope_settings import read_rope, stretched
-from pipeline.models.settings import JsonObject
 from pipeline.models.supported import unsupported
 from pipeline.system.hub_cache import PREFIX, how_to_fetch
 from pipeline.system.small_files import os_errors_named, require_folder

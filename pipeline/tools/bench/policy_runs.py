@@ -12,10 +12,10 @@ from pipeline.api import Model
 from pipeline.engine.policies import CURRENT_CHAINED, POLICIES
 from pipeline.errors import ConfigError, PenstockError
 from pipeline.generation.sequence import Output
-from pipeline.models.config import read_config
+from pipeline.models.model_config import read_config
 from pipeline.tools.bench.steady_timings import steady_seconds
-from pipeline.tools.simulation.line import simulate
 from pipeline.tools.simulation.replay import Replay
+from pipeline.tools.simulation.sim_line import simulate
 from pipeline.tools.trace.overlap import Overlap
 from pipeline.tools.trace.recording import COMPUTE, DISK, LINK, Recording
 from pipeline.tools.trace.summary import busy_seconds

@@ -45,8 +45,8 @@ def test_a_read_that_fails_names_actor_layer_group_and_file_and_the_line_runs_an
 @pytest.mark.parametrize("policy", ["backpressure", "stage2", "stage3"])
 def test_a_failed_computation_names_its_group(policy: str) -> None:
     async def main() -> None:
-        def work(layer: int, group: str) -> float:
-            if (layer, group) == (2, "attn"):
+        def work(key: GroupKey) -> float:
+            if key == (2, "attn"):
                 raise ValueError("the kernel failed")
             return 0.1
 

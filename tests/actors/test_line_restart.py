@@ -9,7 +9,7 @@ from support.small_lines import layer_timings, small_line
 from actors.core.budget import Budget, Slot
 from actors.core.errors import ActorFailed
 from actors.core.line import Line
-from actors.core.message import READY, Message
+from actors.core.message import READY, GroupKey, Message
 from actors.core.stage import Sink, Source, Stage
 from pipeline.devices.sim import SimEvent
 from pipeline.groups.slot_kinds import SlotKinds
@@ -54,8 +54,8 @@ def test_a_failure_of_one_run_is_not_in_the_slots_of_the_next() -> None:
                 errors.append(message.at.after.error)
                 return message
 
-        def work(layer: int, group: str) -> float:
-            if failures and (layer, group) == (1, "ffn"):
+        def work(key: GroupKey) -> float:
+            if failures and key == (1, "ffn"):
                 raise failures.pop()
             return 0.1
 

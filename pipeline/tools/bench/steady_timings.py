@@ -38,10 +38,10 @@ class SteadyTimings:
         A pass's reading is shared out by bytes: groups are read beside each other, so what each took says little.
         """
         order = replay.order
-        computes = {key: statistics.median(replay.compute_seconds(pass_, *key) for pass_ in passes) for key in order}
-        uploads = {key: statistics.median(replay.upload_seconds(pass_, *key) for pass_ in passes) for key in order}
+        computes = {key: statistics.median(replay.compute_seconds(pass_, key) for pass_ in passes) for key in order}
+        uploads = {key: statistics.median(replay.upload_seconds(pass_, key) for pass_ in passes) for key in order}
         read, uploaded, computed = (
-            statistics.median(sum(seconds(pass_, *key) for key in order) for pass_ in passes)
+            statistics.median(sum(seconds(pass_, key) for key in order) for pass_ in passes)
             for seconds in (replay.read_seconds, replay.upload_seconds, replay.compute_seconds)
         )
         return cls(
@@ -67,17 +67,17 @@ class SteadyTimings:
         """The same before every pass."""
         return self.begin
 
-    def read_seconds(self, pass_: int, layer: int, group: str) -> float:
+    def read_seconds(self, pass_: int, key: GroupKey) -> float:
         """The same in every pass."""
-        return self.reads[layer, group]
+        return self.reads[key]
 
-    def upload_seconds(self, pass_: int, layer: int, group: str) -> float:
+    def upload_seconds(self, pass_: int, key: GroupKey) -> float:
         """The same in every pass."""
-        return self.uploads[layer, group]
+        return self.uploads[key]
 
-    def compute_seconds(self, pass_: int, layer: int, group: str) -> float:
+    def compute_seconds(self, pass_: int, key: GroupKey) -> float:
         """The same in every pass."""
-        return self.computes[layer, group]
+        return self.computes[key]
 
 
 def steady_seconds(spans: Iterable[Span], order: Order) -> list[float]:

@@ -48,17 +48,17 @@ class Replay:
         """As recorded."""
         return self._begins[pass_] if pass_ < len(self._begins) else 0.0
 
-    def read_seconds(self, pass_: int, layer: int, group: str) -> float:
+    def read_seconds(self, pass_: int, key: GroupKey) -> float:
         """As recorded."""
-        return self._of(DISK, pass_, (layer, group))
+        return self._of(DISK, pass_, key)
 
-    def upload_seconds(self, pass_: int, layer: int, group: str) -> float:
+    def upload_seconds(self, pass_: int, key: GroupKey) -> float:
         """As recorded; nothing where host and device memory are one."""
-        return 0.0 if self.one_link else self._of(LINK, pass_, (layer, group))
+        return 0.0 if self.one_link else self._of(LINK, pass_, key)
 
-    def compute_seconds(self, pass_: int, layer: int, group: str) -> float:
+    def compute_seconds(self, pass_: int, key: GroupKey) -> float:
         """As recorded."""
-        return self._of(COMPUTE, pass_, (layer, group))
+        return self._of(COMPUTE, pass_, key)
 
     def _of(self, what: str, pass_: int, key: GroupKey) -> float:
         """What lies beyond the end of the record takes what the last one took."""

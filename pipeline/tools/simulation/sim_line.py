@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from actors.core.line import Line, run_beside
+from actors.core.message import GroupKey
 from actors.core.ports import PrefetchPolicy, WeightSource
 from actors.core.stage import Mover, Stage
 from actors.core.trace import Trace
@@ -53,7 +54,7 @@ def sim_line(
     source: WeightSource | None = None,
     insert: Mapping[str, Sequence[Stage | Mover]] | None = None,
     trace: Trace | None = None,
-    work: Callable[[int, str], float] | None = None,
+    work: Callable[[GroupKey], float] | None = None,
     pass_tokens: int | None = None,
     residency: Residency = NOTHING_STAYS,
 ) -> SimLine:

@@ -34,13 +34,13 @@ class Timings(Protocol):
     def begin_seconds(self, pass_: int) -> float:
         """From the end of the pass before until the host has something to compute."""
 
-    def read_seconds(self, pass_: int, layer: int, group: str) -> float:
+    def read_seconds(self, pass_: int, key: GroupKey) -> float:
         """From the disk into host memory."""
 
-    def upload_seconds(self, pass_: int, layer: int, group: str) -> float:
+    def upload_seconds(self, pass_: int, key: GroupKey) -> float:
         """From host memory to the device."""
 
-    def compute_seconds(self, pass_: int, layer: int, group: str) -> float:
+    def compute_seconds(self, pass_: int, key: GroupKey) -> float:
         """On the device, all micro-batches together."""
 
 
@@ -78,27 +78,27 @@ class LayerTimings:
         """There is always work."""
         return 0.0
 
-    def read_seconds(self, pass_: int, layer: int, group: str) -> float:
+    def read_seconds(self, pass_: int, key: GroupKey) -> float:
         """The disk hop, or the only one."""
         if self.one_link:
-            return self._draw("io", pass_, layer, group, (self.attn_io, self.ffn_io))
-        return self._draw("disk", pass_, layer, group, (self.attn_disk, self.ffn_disk))
+            return self._draw("io", pass_, key, (self.attn_io, self.ffn_io))
+        return self._draw("disk", pass_, key, (self.attn_disk, self.ffn_disk))
 
-    def upload_seconds(self, pass_: int, layer: int, group: str) -> float:
+    def upload_seconds(self, pass_: int, key: GroupKey) -> float:
         """The H2D hop."""
         if self.one_link:
             return 0.0
-        return self._draw("io", pass_, layer, group, (self.attn_io, self.ffn_io))
+        return self._draw("io", pass_, key, (self.attn_io, self.ffn_io))
 
-    def compute_seconds(self, pass_: int, layer: int, group: str) -> float:
+    def compute_seconds(self, pass_: int, key: GroupKey) -> float:
         """The half-layer."""
-        return self._draw("compute", pass_, layer, group, (self.attn, self.ffn))
+        return self._draw("compute", pass_, key, (self.attn, self.ffn))
 
-    def _draw(self, what: str, pass_: int, layer: int, group: str, seconds: tuple[float, float]) -> float:
+    def _draw(self, what: str, pass_: int, key: GroupKey, seconds: tuple[float, float]) -> float:
         """Around the one of `seconds`, which are those of an attn and of an ffn, that the group takes."""
-        mean = seconds[LAYER_PARTS.index(group)]
+        mean = seconds[LAYER_PARTS.index(key[1])]
         if not self.jitter:
             return mean
         sigma = math.sqrt(math.log1p(self.jitter**2))
-        normal = random.Random(f"{self.seed} {what} {pass_} {layer} {group}").gauss(0.0, 1.0)
+        normal = random.Random(f"{self.seed} {what} {pass_} {key[0]} {key[1]}").gauss(0.0, 1.0)
         return mean * math.exp(sigma * normal - sigma**2 / 2)

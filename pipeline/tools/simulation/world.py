@@ -44,7 +44,7 @@ class SimCatalog:
         """One copy, for the next upload of the group."""
         pass_ = (self._uploads if self._computed is None else self._computed)[key]
         self._uploads[key] += 1
-        seconds = self._timings.upload_seconds(pass_, *key)
+        seconds = self._timings.upload_seconds(pass_, key)
         return (Copy(0, 0, round(seconds * BYTES_PER_SECOND)),)
 
     def tensors(self, message: Message[Slot]) -> Mapping[str, Any]:
@@ -66,7 +66,7 @@ class SimDisk:
         loop = asyncio.get_running_loop()
         pass_ = (self._reads if self._computed is None else self._computed)[key]
         self._reads[key] += 1
-        seconds = self._timings.read_seconds(pass_, *key)
+        seconds = self._timings.read_seconds(pass_, key)
         self._free_at = max(loop.time(), self._free_at) + seconds
         await asyncio.sleep(self._free_at - loop.time())
 
@@ -116,7 +116,7 @@ class SimProgram:
         device: Device,
         timings: Timings,
         policy: PrefetchPolicy,
-        work: Callable[[int, str], float] | None = None,
+        work: Callable[[GroupKey], float] | None = None,
         pass_tokens: int | None = None,
         rendezvous: Rendezvous | None = None,
         computed: Computed | None = None,
@@ -175,6 +175,6 @@ class SimProgram:
             await part.wait()
 
     def _seconds(self, pass_: SimPass, message: Message[Slot]) -> float:
-        layer, group = message.layer, message.group
-        whole = self._work(layer, group) if self._work else self._timings.compute_seconds(pass_.index, layer, group)
+        key = message.key
+        whole = self._work(key) if self._work else self._timings.compute_seconds(pass_.index, key)
         return whole / len(pass_.parts)

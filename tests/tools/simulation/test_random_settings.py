@@ -70,9 +70,11 @@ def with_head(setting: Setting, slices: int) -> Setting:
         order=order,
         one_link=timings.one_link,
         begin=0.0,
-        reads={key: alike.read_seconds(0, 0, half) for key, half in halves.items()},
-        uploads={key: alike.upload_seconds(0, 0, half) for key, half in halves.items()},
-        computes={key: alike.compute_seconds(0, 0, half) / (1 + 9 * (half != key[1])) for key, half in halves.items()},
+        reads={key: alike.read_seconds(0, (0, half)) for key, half in halves.items()},
+        uploads={key: alike.upload_seconds(0, (0, half)) for key, half in halves.items()},
+        computes={
+            key: alike.compute_seconds(0, (0, half)) / (1 + 9 * (half != key[1])) for key, half in halves.items()
+        },
         check_seconds=timings.check_seconds,
         kv_seconds=timings.kv_seconds,
     )

@@ -104,7 +104,7 @@ def test_jitter_differs_from_pass_to_pass_and_repeats_itself() -> None:
 
 def test_the_program_computes_each_group_after_its_bytes_and_ends_with_the_last() -> None:
     async def main() -> None:
-        runs = program(work=lambda layer, group: {"attn": 1.0, "ffn": 2.0}[group] + layer)
+        runs = program(work=lambda key: {"attn": 1.0, "ffn": 2.0}[key[1]] + key[0])
         await asyncio.sleep(1)
         pass_ = await runs.begin()
         assert pass_.began == pytest.approx(1.0)
@@ -126,7 +126,7 @@ def test_the_program_computes_each_group_after_its_bytes_and_ends_with_the_last(
 def test_a_group_that_never_arrived_fails_the_pass() -> None:
     async def main() -> None:
         computed: list[int] = []
-        runs = program(work=lambda layer, _: computed.append(layer) or 1.0)
+        runs = program(work=lambda key: computed.append(key[0]) or 1.0)
         error = OSError("disk")
         pass_ = await runs.begin()
         runs.step(pass_, message(0, "attn", SimEvent(0.0, 1.0, error)))

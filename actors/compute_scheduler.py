@@ -47,15 +47,13 @@ class ComputeScheduler(Sink):
         """Launch the group, and those behind it that came before their turn; or park it until its own."""
         if message.seq == 0:
             self._restart()
-        order = self._program.order
         self._parked[message.key] = message
-        while (following := self._parked.pop(order[self._position % len(order)], None)) is not None:
+        while (following := self._parked.pop(self._program.order[len(self._launched)], None)) is not None:
             await self._compute(following)
 
     async def _compute(self, message: Message[Slot]) -> None:
-        """Launch one group; at the end of a pass, see its results out before the next begins."""
-        if self._position % len(self._program.order) == 0:
-            self._launched.clear()
+        """Launch one group: the first when a pass has begun; behind the last, wait for the results of the pass."""
+        if not self._launched:
             await self.stalled("request", message, self._begin() if self._position else self._begun.wait())
         await self.host_is_through(message, message.at)
         if (preparing := self._program.prepare(self._pass, message)) is not None:
@@ -70,6 +68,7 @@ class ComputeScheduler(Sink):
         self._position += 1
         if len(self._launched) == len(self._program.order):
             await self.stalled("result", message, self._finish())
+            self._launched.clear()
 
     def _tell(self, queue: PrefetchQueue, message: Message[Slot], ran: Sequence[Event]) -> None:
         """Begin to watch over a computation; in the order of the groups, whatever order the loop wakes watchers in."""

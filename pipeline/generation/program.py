@@ -1,9 +1,10 @@
-"""One pass: fetch what it computes with, compute group by group, choose the tokens and deliver them."""
+"""One pass on one page, from top to bottom: begin, layers, head, choose, deliver."""
 
 import asyncio
 import functools
 import itertools
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from pipeline.errors import RequestError
 from pipeline.formats.parts import ATTN, FFN, HEAD, attends, kind_of
 from pipeline.generation.admission import Admission
 from pipeline.generation.batching import Piece, most_logit_rows
-from pipeline.generation.generation_pass import GenerationPass, MicroBatch, micro_batches
+from pipeline.generation.micro_batches import MicroBatch, micro_batches
 from pipeline.generation.pass_inputs import PassInputs
 from pipeline.generation.sampling import Choice
 from pipeline.generation.sequence import RunningSequence
@@ -36,6 +37,37 @@ from pipeline.system.threads import outlast
 
 COMPUTE = "compute"
 """The compute lane; with several micro-batches each part of a layer has a lane of its own."""
+
+
+@dataclass(slots=True)
+class GenerationPass:
+    """The state of one pass over T tokens, of one or more sequences.
+
+    `hidden_TD` is made once and then written in place: a micro-batch goes from lane to lane, and memory that one CUDA
+    stream frees while another still reads it would be handed out again too early.
+    """
+
+    pieces: list[Piece]
+    parts: list[MicroBatch]
+    embedded: Event = READY
+    hidden_TD: torch.Tensor = field(init=False)
+    normed_RD: torch.Tensor = field(init=False)
+    head_rows: int = 0
+
+    @property
+    def choosing(self) -> list[Piece]:
+        """The pieces that ask for logits, to choose a token from them; none where the pass is abandoned."""
+        return [] if self.abandoned else [piece for piece in self.pieces if piece.logit_rows]
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody waits for its results any more."""
+        return all(piece.sequence.ended for piece in self.pieces)
+
+    @property
+    def last(self) -> Event:
+        """The event of the latest step of the last micro-batch, which comes behind all before it."""
+        return self.parts[-1].last
 
 
 class GenerationProgram:
@@ -89,6 +121,37 @@ class GenerationProgram:
             part.last = pass_.embedded
         return pass_
 
+    async def _fetch(self, pieces: list[Piece]) -> tuple[list[Piece], Event]:
+        """Fetch the embedding rows of a pass; a sequence that brings a row that cannot be read ends, and leaves it.
+
+        Returns the pieces that stay, and when their rows are on the device; no piece where all callers have gone.
+        Raises ActorFailed where no row can be read.
+        """
+        try:
+            fetched = await self._embedding.fetch(_token_ids(pieces))
+        except Exception as error:
+            failures = await self._embedding.unreadable(_token_ids(pieces))
+            if not failures:
+                raise embedding_failed(error) from error
+            for piece in pieces:
+                for token_id in filter(failures.get, piece.token_ids):
+                    piece.sequence.fail(failures[token_id])
+            pieces = [piece for piece in pieces if not piece.sequence.ended]
+            if pieces:
+                return await self._fetch(pieces)
+        if all(piece.sequence.ended for piece in pieces):
+            self.admission.end_pass(finished=False)
+            return [], READY
+        return pieces, fetched
+
+    def _embed(self, pass_: GenerationPass) -> None:
+        tokens = sum(len(piece.token_ids) for piece in pass_.pieces)
+        pass_.hidden_TD = self._row_blocks.fill(self._embedding.rows(tokens).decoded(self._dtype))
+        for block in itertools.chain.from_iterable(part.blocks for part in pass_.parts):
+            block.rows = self._inputs.rows(block.begin, block.end)
+            positions_T = self._inputs.positions(block.begin, block.end)
+            block.rotary = rotary(self._config, positions_T, self._inputs.rope_lengths(block.begin, block.end))
+
     def prepare(self, pass_: GenerationPass, message: Message[Slot]) -> Coroutine[Any, Any, None] | None:
         """Wait until the KV blocks of the layer are on their way to the device."""
         return self._cache.rendezvous.prepare(message.layer) if attends(message.group) else None
@@ -108,6 +171,64 @@ class GenerationProgram:
         tell(message.layer, ran[-1] if ran else READY)
         return ran
 
+    def _launch_attention(self, pass_: GenerationPass, message: Message[Slot]) -> list[Event]:
+        kv, arrived = self._cache.layer(message.layer)
+        return self._launch_half(pass_, message, functools.partial(self._attention, pass_, message, kv), arrived)
+
+    def _attention(self, pass_: GenerationPass, message: Message[Slot], kv: LayerKV, part: MicroBatch) -> None:
+        weights, layer = self._catalog.weights(message), self._config.layer_kinds[message.layer]
+        for block in part.blocks:
+            hidden_TD = pass_.hidden_TD[block.begin : block.end]
+            hidden_TD.copy_(decoder.attention_half(layer, weights, hidden_TD, kv, block.rows, block.rotary))
+
+    def _launch_ffn(self, pass_: GenerationPass, message: Message[Slot]) -> list[Event]:
+        return self._launch_half(pass_, message, functools.partial(self._ffn, pass_, message))
+
+    def _ffn(self, pass_: GenerationPass, message: Message[Slot], part: MicroBatch) -> None:
+        weights, layer = self._catalog.weights(message), self._config.layer_kinds[message.layer]
+        by_formula = self._row_blocks.fixed
+        for block in part.blocks:
+            hidden_TD = pass_.hidden_TD[block.begin : block.end]
+            hidden_TD.copy_(decoder.ffn_half(layer, weights, hidden_TD, by_formula))
+
+    def _launch_half(
+        self, pass_: GenerationPass, message: Message[Slot], half: Callable[[MicroBatch], None], *arrived: Event
+    ) -> list[Event]:
+        """Micro-batch by micro-batch."""
+        ran: list[Event] = []
+        for part in pass_.parts:
+            # Behind the micro-batch before, whose lane it shares: it attends to that one's keys, and fails with it.
+            ran.append(self._launch(message, pass_, part, functools.partial(half, part), *arrived, *ran[-1:]))
+        return ran
+
+    def _launch(
+        self, message: Message[Slot], pass_: GenerationPass, part: MicroBatch, work: Callable[[], object], *after: Event
+    ) -> Event:
+        """Run `work` after what came before in this micro-batch, so that its failure is not computed with."""
+        lane = COMPUTE if len(pass_.parts) == 1 else self._lanes[message.key]
+        part.last = self._device.launch(lane, functools.partial(infer, work), (message.event, *after, part.last))
+        return part.last
+
+    def _launch_head(self, pass_: GenerationPass, message: Message[Slot]) -> list[Event]:
+        if not pass_.choosing:
+            return []
+        return [self._launch(message, pass_, pass_.parts[-1], functools.partial(self._head, pass_, message))]
+
+    def _head(self, pass_: GenerationPass, message: Message[Slot]) -> None:
+        weights, rows_R = self._catalog.weights(message), self._inputs.logit_rows()
+        blocks = self._row_blocks.cuts(0, self._row_blocks.padded(len(rows_R)))
+        if not pass_.head_rows:
+            pass_.normed_RD = self._row_blocks.fill(pass_.hidden_TD[rows_R])
+            for begin, end in blocks:
+                rows_RD = pass_.normed_RD[begin:end]
+                rows_RD.copy_(decoder.final_norm(self._config, weights, rows_RD))
+        logits_RV = self._logits.tensor.view(torch.float32).view(-1, self._config.vocabulary_size)[: len(rows_R)]
+        last = pass_.head_rows + weights.matrices["output"].rows
+        for begin, end in blocks:
+            slice_RV = decoder.output_slice(weights, pass_.normed_RD[begin:end])
+            logits_RV[begin:end, pass_.head_rows : last] = slice_RV[: len(rows_R) - begin]
+        pass_.head_rows = last
+
     async def finish(self, pass_: GenerationPass) -> None:
         """Wait for the logits of the pass, choose the next tokens from them, and deliver them."""
         self.passes += 1
@@ -121,11 +242,6 @@ class GenerationProgram:
             # Though the line be stopped meanwhile: a sampler that has drawn would not draw the same once more.
             self._deliver(choices)
         self.admission.end_pass(finished=True)
-
-    async def close(self) -> None:
-        """End the threads; the lines must have stopped."""
-        self.admission.close()
-        await asyncio.to_thread(self._sampling.close)
 
     async def _download(self, pass_: GenerationPass) -> None:
         """Wait for the end of the pass and for the logits that it was asked for, in host memory."""
@@ -162,93 +278,10 @@ class GenerationProgram:
                 self.tokens += 1
                 sequence.accept(choice)
 
-    async def _fetch(self, pieces: list[Piece]) -> tuple[list[Piece], Event]:
-        """The event of the embedding rows of those that stay in the pass: who brings a row that cannot be had ends.
-
-        Nobody stays where nobody is left that waits for the pass. Raises ActorFailed where no row can be had.
-        """
-        try:
-            fetched = await self._embedding.fetch(_token_ids(pieces))
-        except Exception as error:
-            failures = await self._embedding.unreadable(_token_ids(pieces))
-            for piece in pieces:
-                if (token_id := next((one for one in piece.token_ids if one in failures), None)) is not None:
-                    piece.sequence.fail(failures[token_id])
-            if not failures:
-                raise embedding_failed(error) from error
-            pieces = [piece for piece in pieces if not piece.sequence.ended]
-            if pieces:
-                return await self._fetch(pieces)
-        if all(piece.sequence.ended for piece in pieces):
-            self.admission.end_pass(finished=False)
-            return [], READY
-        return pieces, fetched
-
-    def _launch_attention(self, pass_: GenerationPass, message: Message[Slot]) -> list[Event]:
-        kv, arrived = self._cache.layer(message.layer)
-        return self._launch_half(pass_, message, functools.partial(self._attention, pass_, message, kv), arrived)
-
-    def _launch_ffn(self, pass_: GenerationPass, message: Message[Slot]) -> list[Event]:
-        return self._launch_half(pass_, message, functools.partial(self._ffn, pass_, message))
-
-    def _launch_head(self, pass_: GenerationPass, message: Message[Slot]) -> list[Event]:
-        if not pass_.choosing:
-            return []
-        return [self._launch(message, pass_, pass_.parts[-1], functools.partial(self._head, pass_, message))]
-
-    def _launch_half(
-        self, pass_: GenerationPass, message: Message[Slot], half: Callable[[MicroBatch], None], *arrived: Event
-    ) -> list[Event]:
-        """Micro-batch by micro-batch."""
-        ran: list[Event] = []
-        for part in pass_.parts:
-            # Behind the micro-batch before, whose lane it shares: it attends to that one's keys, and fails with it.
-            ran.append(self._launch(message, pass_, part, functools.partial(half, part), *arrived, *ran[-1:]))
-        return ran
-
-    def _launch(
-        self, message: Message[Slot], pass_: GenerationPass, part: MicroBatch, work: Callable[[], object], *after: Event
-    ) -> Event:
-        """Run `work` after what came before in this micro-batch, so that its failure is not computed with."""
-        lane = COMPUTE if len(pass_.parts) == 1 else self._lanes[message.key]
-        part.last = self._device.launch(lane, functools.partial(infer, work), (message.event, *after, part.last))
-        return part.last
-
-    def _embed(self, pass_: GenerationPass) -> None:
-        tokens = sum(len(piece.token_ids) for piece in pass_.pieces)
-        pass_.hidden_TD = self._row_blocks.fill(self._embedding.rows(tokens).decoded(self._dtype))
-        for block in itertools.chain.from_iterable(part.blocks for part in pass_.parts):
-            block.rows = self._inputs.rows(block.begin, block.end)
-            positions_T = self._inputs.positions(block.begin, block.end)
-            block.rotary = rotary(self._config, positions_T, self._inputs.rope_lengths(block.begin, block.end))
-
-    def _attention(self, pass_: GenerationPass, message: Message[Slot], kv: LayerKV, part: MicroBatch) -> None:
-        weights, layer = self._catalog.weights(message), self._config.layer_kinds[message.layer]
-        for block in part.blocks:
-            hidden_TD = pass_.hidden_TD[block.begin : block.end]
-            hidden_TD.copy_(decoder.attention_half(layer, weights, hidden_TD, kv, block.rows, block.rotary))
-
-    def _ffn(self, pass_: GenerationPass, message: Message[Slot], part: MicroBatch) -> None:
-        weights, layer = self._catalog.weights(message), self._config.layer_kinds[message.layer]
-        by_formula = self._row_blocks.fixed
-        for block in part.blocks:
-            hidden_TD = pass_.hidden_TD[block.begin : block.end]
-            hidden_TD.copy_(decoder.ffn_half(layer, weights, hidden_TD, by_formula))
-
-    def _head(self, pass_: GenerationPass, message: Message[Slot]) -> None:
-        weights, rows_R = self._catalog.weights(message), self._inputs.logit_rows()
-        blocks = self._row_blocks.cuts(0, self._row_blocks.padded(len(rows_R)))
-        if not pass_.head_rows:
-            pass_.normed_RD = self._row_blocks.fill(pass_.hidden_TD[rows_R])
-            for begin, end in blocks:
-                rows_RD = pass_.normed_RD[begin:end]
-                rows_RD.copy_(decoder.final_norm(self._config, weights, rows_RD))
-        logits_RV = self._logits.tensor.view(torch.float32).view(-1, self._config.vocabulary_size)[: len(rows_R)]
-        last = pass_.head_rows + weights.matrices["output"].rows
-        for begin, end in blocks:
-            slice_RV = decoder.output_slice(weights, pass_.normed_RD[begin:end])
-            logits_RV[begin:end, pass_.head_rows : last] = slice_RV[: len(rows_R) - begin]
-        pass_.head_rows = last
+    async def close(self) -> None:
+        """End the threads; the lines must have stopped."""
+        self.admission.close()
+        await asyncio.to_thread(self._sampling.close)
 
 
 def _token_ids(pieces: Sequence[Piece]) -> list[int]:

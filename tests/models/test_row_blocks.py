@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.devices.cpu import CpuDevice
-from pipeline.generation.generation_pass import micro_batches
+from pipeline.generation.micro_batches import micro_batches
 from pipeline.models.row_blocks import RowBlocks
 
 

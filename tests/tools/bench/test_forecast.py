@@ -20,8 +20,7 @@ from pipeline.errors import ConfigError, RequestError
 from pipeline.formats.parts import KINDS
 from pipeline.generation.blueprint import Blueprint, draw_up
 from pipeline.generation.build import build
-from pipeline.generation.generation_pass import GenerationPass
-from pipeline.generation.program import GenerationProgram
+from pipeline.generation.program import GenerationPass, GenerationProgram
 from pipeline.models.model_config import read_config
 from pipeline.tools.bench.floors import Floors
 from pipeline.tools.bench.forecast import Compute, Rates, forecast, pass_timings

@@ -19,11 +19,6 @@ class DenseMatrix:
 
     weight_FD: torch.Tensor
 
-    @property
-    def rows(self) -> int:
-        """F."""
-        return self.weight_FD.shape[0]
-
     def apply(self, x_TD: torch.Tensor, bias_F: torch.Tensor | None = None) -> torch.Tensor:
         """`x_TD` times the transposed matrix, plus bias: [T, F] in the dtype of `x_TD`."""
         return linear(x_TD, self.weight_FD, bias_F)
@@ -33,26 +28,12 @@ class DenseMatrix:
         return self.weight_FD.to(dtype, copy=True)
 
 
-@dataclass(frozen=True, slots=True)
 class Dense:
     """See `StoredMatrix`."""
 
-    tensors: tuple[TensorRange, ...]
-
-    @property
-    def short(self) -> str:
-        """That of its tensor."""
-        return self.tensors[0].short
-
-    @property
-    def rows(self) -> int:
-        """F."""
-        return self.tensors[0].shape[0]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The one that is stored."""
-        return stored_dtype(self.tensors[0].dtype)
+    def __init__(self, tensors: tuple[TensorRange, ...]) -> None:
+        (tensor,) = self.tensors = tensors
+        self.short, self.rows, self.dtype = tensor.short, tensor.shape[0], stored_dtype(tensor.dtype)
 
     @staticmethod
     def stored_as(spec: TensorSpec) -> tuple[TensorSpec, ...]:
@@ -62,10 +43,9 @@ class Dense:
     def slice(self, first: int, last: int) -> "Dense":
         """Rows [first, last), which lie one behind the other."""
         (tensor,) = self.tensors
-        rows, columns = tensor.shape
-        row_bytes = tensor.length // rows
-        start, length = tensor.start + first * row_bytes, (last - first) * row_bytes
-        return Dense((replace(tensor, start=start, length=length, shape=(last - first, columns)),))
+        row_bytes, rows = tensor.length // self.rows, last - first
+        start, shape = tensor.start + first * row_bytes, (rows, *tensor.shape[1:])
+        return Dense((replace(tensor, start=start, length=rows * row_bytes, shape=shape),))
 
     def scratch_bytes(self, dtype: torch.dtype) -> int:
         """None, but for a copy where it must be cast."""
@@ -73,7 +53,7 @@ class Dense:
 
     def over(self, views: Mapping[str, torch.Tensor]) -> DenseMatrix:
         """What multiplies, over the tensors of its group by short name."""
-        return DenseMatrix(views[self.tensors[0].short])
+        return DenseMatrix(views[self.short])
 
 
 def cast_bytes(tensor: TensorRange, dtype: torch.dtype) -> int:

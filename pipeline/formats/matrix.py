@@ -1,8 +1,7 @@
 """What models multiply with, whatever the format: the surface that the siblings of this room share.
 
-A format is a file with two classes. One is a `StoredMatrix`: which tensors of the checkpoint make up a matrix, known
-before any byte moves. The other is a `Matrix`: these tensors as views of the slot that they are in, made anew for each
-use, since a group is in another slot each time.
+A format is a file with two classes: a `StoredMatrix`, known before any byte moves, and a `Matrix` over what was read.
+Letters in names: T tokens of this pass, D columns, F rows of a matrix.
 """
 
 from collections.abc import Mapping
@@ -15,11 +14,7 @@ from pipeline.formats.tensors import TensorRange, TensorSpec
 
 
 class Matrix(Protocol):
-    """A matrix [F, D] that is in memory. Letters in names: T tokens of this pass, D columns, F rows."""
-
-    @property
-    def rows(self) -> int:
-        """F."""
+    """A matrix over the slot that holds it now; made anew for each use, since a group is in another slot each time."""
 
     def apply(self, x_TD: torch.Tensor, bias_F: torch.Tensor | None = None) -> torch.Tensor:
         """`x_TD` times the transposed matrix, plus bias: [T, F] in the dtype of `x_TD`."""
@@ -29,23 +24,19 @@ class Matrix(Protocol):
 
 
 class StoredMatrix(Protocol):
-    """A matrix, or some of its rows, in the files of a checkpoint."""
+    """A matrix, or some of its rows, in the files of a checkpoint.
 
-    @property
-    def short(self) -> str:
-        """Its name inside the group."""
+    Attributes:
+        short: its name inside the group.
+        rows: how many it has.
+        tensors: what is read for it.
+        dtype: what it is computed in where neither the settings nor config.json say so.
+    """
 
-    @property
-    def tensors(self) -> tuple[TensorRange, ...]:
-        """What is read for it."""
-
-    @property
-    def rows(self) -> int:
-        """F."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What it is computed in where neither the settings nor config.json say so."""
+    short: str
+    rows: int
+    tensors: tuple[TensorRange, ...]
+    dtype: torch.dtype
 
     @staticmethod
     def stored_as(spec: TensorSpec) -> tuple[TensorSpec, ...]:

@@ -223,9 +223,9 @@ class GenerationProgram:
                 rows_RD = pass_.normed_RD[begin:end]
                 rows_RD.copy_(decoder.final_norm(self._config, weights, rows_RD))
         logits_RV = self._logits.tensor.view(torch.float32).view(-1, self._config.vocabulary_size)[: len(rows_R)]
-        last = pass_.head_rows + weights.matrices["output"].rows
         for begin, end in blocks:
             slice_RV = decoder.output_slice(weights, pass_.normed_RD[begin:end])
+            last = pass_.head_rows + slice_RV.shape[1]
             logits_RV[begin:end, pass_.head_rows : last] = slice_RV[: len(rows_R) - begin]
         pass_.head_rows = last
 

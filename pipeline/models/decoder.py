@@ -10,7 +10,7 @@ import torch
 
 from pipeline.formats.matrix import Weights
 from pipeline.models.attention import LayerKV, Rows, attend_all
-from pipeline.models.layers import Attention, Layer
+from pipeline.models.layers import Layer
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.ops import rms_norm, silu
 from pipeline.models.rotary import Rotary, rotate
@@ -24,7 +24,7 @@ def attention_half(
     Writes their keys and values into `kv` first, then lets each attend to its own sequence.
     """
     normed_TD = rms_norm(hidden_TD, weights.tensors["norm"], layer.norm_epsilon)
-    return hidden_TD + _attention(layer.attention, weights, normed_TD, kv, rows, rotary)
+    return hidden_TD + _attention(layer, weights, normed_TD, kv, rows, rotary)
 
 
 def ffn_half(layer: Layer, weights: Weights, hidden_TD: torch.Tensor, silu_by_formula: bool = False) -> torch.Tensor:
@@ -44,13 +44,14 @@ def output_slice(weights: Weights, normed_TD: torch.Tensor) -> torch.Tensor:
 
 
 def _attention(
-    kind: Attention, weights: Weights, normed_TD: torch.Tensor, kv: LayerKV, rows: Rows, rotary: Rotary
+    layer: Layer, weights: Weights, normed_TD: torch.Tensor, kv: LayerKV, rows: Rows, rotary: Rotary
 ) -> torch.Tensor:
+    kind = layer.attention
     heads = (len(normed_TD), -1, kind.head_dim)
     q_TNH, k_TKH, v_TKH = (weights.project(short, normed_TD).view(heads) for short in ("q", "k", "v"))
-    if kind.head_norm_epsilon is not None:
-        q_TNH = rms_norm(q_TNH, weights.tensors["q_norm"], kind.head_norm_epsilon)
-        k_TKH = rms_norm(k_TKH, weights.tensors["k_norm"], kind.head_norm_epsilon)
+    if kind.head_norms:
+        q_TNH = rms_norm(q_TNH, weights.tensors["q_norm"], layer.norm_epsilon)
+        k_TKH = rms_norm(k_TKH, weights.tensors["k_norm"], layer.norm_epsilon)
     kv.write(rows, rotate(k_TKH, rotary), v_TKH)
     return weights.project("o", attend_all(rotate(q_TNH, rotary), kv, rows, kind.window))
 

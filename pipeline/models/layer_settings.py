@@ -1,35 +1,27 @@
-"""What config.json says about the halves of a layer, checked; families put them together."""
+"""What config.json says about layers, checked: families put them together from that."""
 
 from collections.abc import Iterable
 
 from pipeline.models.json_object import JsonObject
-from pipeline.models.layers import Attention, GatedFeedForward
+from pipeline.models.layers import Attention, GatedFeedForward, Layer
 from pipeline.models.supported import unsupported
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
-def read_attention(
-    settings: JsonObject, *, window: int | None = None, biases: Iterable[str] = (), with_head_norms: bool = False
-) -> Attention:
-    """Of the heads that config.json states. Raises `ConfigError` for numbers that do not go together."""
+def read_layer(
+    settings: JsonObject, *, window: int | None = None, biases: Iterable[str] = (), head_norms: bool = False
+) -> Layer:
+    """A layer of the sizes that config.json states. Raises `ConfigError` for numbers that do not go together."""
     heads = settings.count("num_attention_heads")
     head_dim = _head_dim(settings, heads)
-    return Attention(
+    kv_heads = _kv_heads(settings, heads)
+    return Layer(
         hidden_size=settings.count("hidden_size"),
-        heads=heads,
-        kv_heads=_kv_heads(settings, heads),
-        head_dim=head_dim,
-        window=window,
+        attention=Attention(heads=heads, kv_heads=kv_heads, head_dim=head_dim, window=window, head_norms=head_norms),
+        feed_forward=GatedFeedForward(size=settings.count("intermediate_size")),
         biases=frozenset(biases),
-        head_norm_epsilon=read_norm_epsilon(settings) if with_head_norms else None,
-    )
-
-
-def read_feed_forward(settings: JsonObject, *, biases: Iterable[str] = ()) -> GatedFeedForward:
-    """Of the size that config.json states."""
-    return GatedFeedForward(
-        hidden_size=settings.count("hidden_size"), size=settings.count("intermediate_size"), biases=frozenset(biases)
+        norm_epsilon=read_norm_epsilon(settings),
     )
 
 

@@ -17,75 +17,62 @@ FEED_FORWARD_MATRICES = ("gate", "up", "down")
 class Attention:
     """Softmax attention of heads in groups that share keys and values; rotary embedding turns queries and keys.
 
-    `window` is in tokens and counts the token that looks back; with None it sees all. `biases` are the matrices that
-    have one, by their short names. `head_norm_epsilon` is that of the norm that each head of queries and keys has
-    before it is turned; None where there is no such norm.
+    `window` is in tokens and counts the token that looks back; with None it sees all. With `head_norms` each head of
+    queries and keys has a norm before it is turned.
     """
 
-    hidden_size: int
     heads: int
     kv_heads: int
     head_dim: int
     window: int | None
-    biases: frozenset[str]
-    head_norm_epsilon: float | None
+    head_norms: bool
 
-    def specs(self, module: str) -> list[TensorSpec]:
-        """Its tensors, under `module` in the checkpoint."""
-        query_rows, kv_rows = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        shapes = {
-            "q": (query_rows, self.hidden_size),
-            "k": (kv_rows, self.hidden_size),
-            "v": (kv_rows, self.hidden_size),
-            "o": (self.hidden_size, query_rows),
-        }
-        normed = () if self.head_norm_epsilon is None else ("q", "k")
-        norms = [TensorSpec(f"{short}_norm", f"{module}.{short}_norm.weight", (self.head_dim,)) for short in normed]
-        return _projections(module, shapes, self.biases) + norms
+    def shapes(self, hidden_size: int) -> dict[str, tuple[int, int]]:
+        """Rows and columns of its matrices."""
+        query, kv = (self.heads * self.head_dim, hidden_size), (self.kv_heads * self.head_dim, hidden_size)
+        return dict(zip(ATTENTION_MATRICES, (query, kv, kv, query[::-1]), strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatedFeedForward:
-    """SwiGLU (arXiv 2002.05202) of `size` channels. `biases` are the matrices that have one, by their short names."""
+    """SwiGLU (arXiv 2002.05202) of `size` channels."""
 
-    hidden_size: int
     size: int
-    biases: frozenset[str]
 
-    def specs(self, module: str) -> list[TensorSpec]:
-        """Its tensors, under `module` in the checkpoint."""
-        wide, narrow = (self.size, self.hidden_size), (self.hidden_size, self.size)
-        return _projections(module, {"gate": wide, "up": wide, "down": narrow}, self.biases)
+    def shapes(self, hidden_size: int) -> dict[str, tuple[int, int]]:
+        """Rows and columns of its matrices."""
+        wide = (self.size, hidden_size)
+        return dict(zip(FEED_FORWARD_MATRICES, (wide, wide, wide[::-1]), strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """Two halves. Each has a norm first, and adds what it computes to the hidden states."""
+    """Two halves. Each has a norm first, and adds what it computes to the hidden states.
 
+    `biases` are the matrices of both that have one, by their short names.
+    """
+
+    hidden_size: int
     attention: Attention
     feed_forward: GatedFeedForward
+    biases: frozenset[str]
     norm_epsilon: float
-
-    @property
-    def biases(self) -> frozenset[str]:
-        """The matrices of both halves that have one."""
-        return self.attention.biases | self.feed_forward.biases
 
     def specs(self, layer: str) -> dict[str, tuple[TensorSpec, ...]]:
         """The tensors of each part in compute order, under `layer` in the checkpoint."""
-        shape = (self.attention.hidden_size,)
-        before, between = (f"{layer}.{norm}_layernorm.weight" for norm in ("input", "post_attention"))
-        return {
-            ATTN: (TensorSpec("norm", before, shape), *self.attention.specs(f"{layer}.self_attn")),
-            FFN: (TensorSpec("norm", between, shape), *self.feed_forward.specs(f"{layer}.mlp")),
-        }
+        attn = self._half(f"{layer}.input_layernorm", f"{layer}.self_attn", self.attention.shapes(self.hidden_size))
+        for short in ("q", "k") if self.attention.head_norms else ():
+            name = f"{layer}.self_attn.{short}_norm.weight"
+            attn.append(TensorSpec(f"{short}_norm", name, (self.attention.head_dim,)))
+        shapes = self.feed_forward.shapes(self.hidden_size)
+        ffn = self._half(f"{layer}.post_attention_layernorm", f"{layer}.mlp", shapes)
+        return {ATTN: tuple(attn), FFN: tuple(ffn)}
 
-
-def _projections(module: str, shapes: Mapping[str, tuple[int, int]], biases: frozenset[str]) -> list[TensorSpec]:
-    """The matrices, then the biases of those that have one, an item for each row."""
-    matrices = [TensorSpec(short, f"{module}.{short}_proj.weight", shape) for short, shape in shapes.items()]
-    return matrices + [
-        TensorSpec(f"{short}_bias", f"{module}.{short}_proj.bias", (rows,))
-        for short, (rows, _) in shapes.items()
-        if short in biases
-    ]
+    def _half(self, norm: str, module: str, shapes: Mapping[str, tuple[int, int]]) -> list[TensorSpec]:
+        """The norm, the matrices, then the biases of those that have one, an item for each row."""
+        biases = {short: rows for short, (rows, _) in shapes.items() if short in self.biases}
+        return [
+            TensorSpec("norm", f"{norm}.weight", (self.hidden_size,)),
+            *(TensorSpec(short, f"{module}.{short}_proj.weight", shape) for short, shape in shapes.items()),
+            *(TensorSpec(f"{short}_bias", f"{module}.{short}_proj.bias", (rows,)) for short, rows in biases.items()),
+        ]

@@ -1,7 +1,7 @@
 """What a format of several tensors needs is in its own classes: layout, slots, plan and products follow from them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,12 @@ from pipeline.formats.tensors import TensorRange, TensorSpec
 from pipeline.generation.build import Runtime
 
 
-@dataclass(frozen=True)
 class Scaled:
     """Values, and a scale for each row. Powers of two, so that what is decoded has the bits of the dense matrix."""
 
-    tensors: tuple[TensorRange, ...]
-    dtype = torch.float32
-
-    @property
-    def short(self) -> str:
-        return self.tensors[0].short.removesuffix(".values")
-
-    @property
-    def rows(self) -> int:
-        return self.tensors[0].shape[0]
+    def __init__(self, tensors: tuple[TensorRange, ...]) -> None:
+        self.tensors, self.rows, self.dtype = tensors, tensors[0].shape[0], torch.float32
+        self.short = tensors[0].short.removesuffix(".values")
 
     def slice(self, first: int, last: int) -> "Scaled":
         return Scaled(tuple(Dense((tensor,)).slice(first, last).tensors[0] for tensor in self.tensors))

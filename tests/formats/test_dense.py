@@ -47,7 +47,6 @@ def test_a_matrix_is_seen_where_it_lies_and_decoded_as_a_copy() -> None:
     matrix = stored("F32").over(views)
     before, x = matrix.apply(torch.ones(2, COLUMNS)), torch.ones(2, COLUMNS)
     copy = matrix.decoded(torch.float32)
-    assert matrix.rows == ROWS
     assert torch.equal(copy, views["q"])
     assert copy.data_ptr() != views["q"].data_ptr()
     views["q"].mul_(2)
@@ -63,7 +62,7 @@ def test_slices_of_its_rows_are_the_bytes_of_the_matrix_one_behind_the_other(dty
     assert [part.rows for part in parts] == [8, 1, 23, 5]
     read = bytearray(b"".join(file[one.start : one.start + one.length] for part in parts for one in part.tensors))
     assert torch.equal(torch.frombuffer(read, dtype=DTYPES[dtype]).view(ROWS, COLUMNS), raw)
-    assert parts[1] == whole.slice(8, 32).slice(0, 1)
+    assert parts[1].tensors == whole.slice(8, 32).slice(0, 1).tensors
 
 
 def test_only_a_matrix_that_is_cast_takes_scratch_memory() -> None:

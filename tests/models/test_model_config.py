@@ -58,14 +58,14 @@ def test_reads_llama_31(tmp_path: Path) -> None:
     assert config.eos_ids == (128001, 128008, 128009)
     assert config.bos_id == 128000
     assert config.dtype == torch.bfloat16
-    assert (config.attention.head_norm_epsilon, config.tied_embeddings) == (None, False)
+    assert (config.attention.head_norms, config.tied_embeddings) == (False, False)
     assert config.layer_kinds[0].biases == frozenset()
 
 
 def test_reads_qwen_whose_window_is_off(tmp_path: Path) -> None:
     config = read_config(write(tmp_path, QWEN25))
     assert config.attention.window is None
-    assert config.attention.biases == {"q", "k", "v"}
+    assert config.layer_kinds[0].biases == {"q", "k", "v"}
     assert config.attention.head_dim == 64
 
 

@@ -2,18 +2,13 @@
 
 from pipeline.models.families.family import Family
 from pipeline.models.json_object import JsonObject
-from pipeline.models.layer_settings import read_attention, read_feed_forward, read_norm_epsilon
+from pipeline.models.layer_settings import read_layer
 from pipeline.models.layers import Layer
 
 
 def layers(settings: JsonObject, count: int) -> tuple[Layer, ...]:
     """All alike."""
-    layer = Layer(
-        attention=read_attention(settings, window=settings.optional_count("sliding_window")),
-        feed_forward=read_feed_forward(settings),
-        norm_epsilon=read_norm_epsilon(settings),
-    )
-    return (layer,) * count
+    return (read_layer(settings, window=settings.optional_count("sliding_window")),) * count
 
 
 FAMILY = Family(

@@ -2,20 +2,14 @@
 
 from pipeline.models.families.family import Family
 from pipeline.models.json_object import JsonObject
-from pipeline.models.layer_settings import read_attention, read_feed_forward, read_norm_epsilon, read_windows
+from pipeline.models.layer_settings import read_layer, read_windows
 from pipeline.models.layers import Layer
 
 
 def layers(settings: JsonObject, count: int) -> tuple[Layer, ...]:
     """Alike but for the window."""
-    return tuple(
-        Layer(
-            attention=read_attention(settings, window=window, biases=("q", "k", "v")),
-            feed_forward=read_feed_forward(settings),
-            norm_epsilon=read_norm_epsilon(settings),
-        )
-        for window in read_windows(settings, count)
-    )
+    windows = read_windows(settings, count)
+    return tuple(read_layer(settings, window=window, biases=("q", "k", "v")) for window in windows)
 
 
 FAMILY = Family(

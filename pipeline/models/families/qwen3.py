@@ -2,21 +2,14 @@
 
 from pipeline.models.families.family import Family
 from pipeline.models.json_object import JsonObject
-from pipeline.models.layer_settings import read_attention, read_feed_forward, read_norm_epsilon, read_windows
+from pipeline.models.layer_settings import read_layer, read_windows
 from pipeline.models.layers import ATTENTION_MATRICES, Layer
 
 
 def layers(settings: JsonObject, count: int) -> tuple[Layer, ...]:
     """Alike but for the window."""
-    biases = ATTENTION_MATRICES if settings.flag("attention_bias") else ()
-    return tuple(
-        Layer(
-            attention=read_attention(settings, window=window, biases=biases, with_head_norms=True),
-            feed_forward=read_feed_forward(settings),
-            norm_epsilon=read_norm_epsilon(settings),
-        )
-        for window in read_windows(settings, count)
-    )
+    windows, biases = read_windows(settings, count), ATTENTION_MATRICES if settings.flag("attention_bias") else ()
+    return tuple(read_layer(settings, window=window, biases=biases, head_norms=True) for window in windows)
 
 
 FAMILY = Family(

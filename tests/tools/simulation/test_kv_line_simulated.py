@@ -9,7 +9,7 @@ from pipeline.engine.policies import POLICIES
 from pipeline.tools.simulation.sim_line import simulate
 from pipeline.tools.simulation.timings import LayerTimings
 from pipeline.tools.trace.intervals import total_seconds, union, within
-from pipeline.tools.trace.recording import COMPUTE, KV_IN, KV_OUT
+from pipeline.tools.trace.recording import COMPUTE, KV_IN, KV_OUT, LINK
 
 LAYERS, PASSES = 80, 3
 COMPUTE_SECONDS = 0.2
@@ -57,3 +57,14 @@ def test_blocks_come_and_rows_go_at_the_same_time() -> None:
     both = sum(total_seconds(within(into, *stretch)) for stretch in out)
     assert both > 0.9 * total_seconds(out)
     assert sum(span.actor == KV_IN for span in work) == PASSES * (LAYERS - 1)
+
+
+@pytest.mark.parametrize("actor", [LINK, KV_IN])
+def test_each_uploader_keeps_one_copy_behind_the_one_that_runs(actor: str) -> None:
+    """More would keep out the other uploader's, which may be needed earlier."""
+    timings = replace(TWO_HOPS, layers=7, attn_disk=1e-6, ffn_disk=1e-6, kv_seconds=0.3)
+    own = [span for span in simulate(timings, POLICIES["backpressure"], passes=3).trace.spans if span.actor == actor]
+    landed = {span.seq: span.ended for span in own if span.what == "work"}
+    waits = [span for span in own if span.what == "lane"]
+    assert waits
+    assert [wait.ended for wait in waits] == pytest.approx([landed[wait.seq - 2] for wait in waits])

@@ -1,6 +1,6 @@
 """The halves of a decoder layer and the head, as pure functions of (weights, hidden, kv).
 
-Weights are looked up by the short names of `families`; they may lie at any address that suits their dtype, and are
+Weights are looked up by the short names of `layers`; they may lie at any address that suits their dtype, and are
 cast at use where their dtype is not that of the hidden states.
 
 Shape letters in names: T tokens of this pass, D hidden, N query heads, K kv heads, H head dim, F ffn, V vocabulary.

@@ -41,7 +41,7 @@ class ComputeScheduler(Sink):
         self._parked: dict[GroupKey, Message[Slot]] = {}
         self._launched: list[tuple[Message[Slot], Sequence[Event]]] = []
         self._previous: Sequence[Event] = ()
-        self._told: tuple[Event, Event] = (READY, READY)
+        self._reports: tuple[Event, Event] = (READY, READY)
 
     async def take(self, message: Message[Slot]) -> None:
         """Launch the group, and those behind it that came before their turn; or park it until its own."""
@@ -72,11 +72,11 @@ class ComputeScheduler(Sink):
 
     def _tell(self, queue: PrefetchQueue, message: Message[Slot], ran: Sequence[Event]) -> None:
         """Begin to watch over a computation; in the order of the groups, whatever order the loop wakes watchers in."""
-        one_before, two_before = self._told
+        one_before, two_before = self._reports
         # It starts after the same micro-batch of the half before, on the lane of the half before that one.
         start = self._previous[0] if len(self._previous) > 1 else one_before
         report = self._report(queue, self._position, (message.event, start, two_before), (*ran[-1:], one_before))
-        self._told = (self.start(message, report), one_before)
+        self._reports = (self.start(message, report), one_before)
         self._previous = ran
 
     async def _report(

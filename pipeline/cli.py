@@ -59,9 +59,9 @@ def _main(arguments: Sequence[str] | None) -> int:
     except PenstockError as error:
         return _failed(error)
     except (OSError, MemoryError, ImportError, RuntimeError) as error:
-        if isinstance(told := explained(error), ImportError | RuntimeError) and told is error:
+        if isinstance(reason := explained(error), ImportError | RuntimeError) and reason is error:
             raise
-        return _failed(told)
+        return _failed(reason)
     except KeyboardInterrupt:
         Progress().clear()
         print("\npenstock: interrupted", file=sys.stderr)

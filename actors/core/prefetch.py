@@ -53,7 +53,7 @@ class PrefetchQueue:
         self._halves = halves(order)
         self._indices = {half: index for index, half in enumerate(self._halves)}
         self._turns = Turns(clock)
-        self._told = False
+        self._warned = False
         self.asked_at: Counter[str] = Counter()
         self.depth = 0
         self.restart()
@@ -128,8 +128,8 @@ class PrefetchQueue:
         position = trigger - trigger % len(self._halves) + index
         if self._fits(position, self._computed):
             self._request(position, ask.priority)
-        elif not self._told and not self._fits(position, trigger):
-            self._told = True
+        elif not self._warned and not self._fits(position, trigger):
+            self._warned = True
             logger.warning(
                 "policy %s asks for %s of layer %d, for which there is no slot yet: raise gpu_groups, or ask for fewer",
                 self._policy.name, ask.kind, ask.layer,

@@ -54,5 +54,5 @@ def _alone(settings: JsonObject, source: str, folder: Path) -> ConfigAlone:
     model = parse_config(settings)
     dtype = str(model.dtype or "bfloat16").removeprefix("torch.")
     entries = tensor_entries(model, stored_name(dtype), folder)
-    told = f"in {dtype}{'' if model.dtype else ', as it declares no dtype'}"
-    return ConfigAlone(model, Checkpoint(folder, entries, {}), f"{source}, {told}")
+    stored = f"in {dtype}{'' if model.dtype else ', as it declares no dtype'}"
+    return ConfigAlone(model, Checkpoint(folder, entries, {}), f"{source}, {stored}")

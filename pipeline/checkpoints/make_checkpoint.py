@@ -104,10 +104,10 @@ def _model(like: str, settings: dict[str, object]) -> ModelConfig:
     try:
         return parse_config(JsonObject(f"like {like}", settings))
     except ConfigError as error:
-        told = str(error).removesuffix("; correct the file")
+        message = str(error).removesuffix("; correct the file")
         for name, key in OVERRIDES.items():
-            told = re.sub(rf"\b{key}\b", name, told)
-        raise ConfigError(told) from error
+            message = re.sub(rf"\b{key}\b", name, message)
+        raise ConfigError(message) from error
 
 
 def _partial_folder(out: Path) -> Path:

@@ -166,8 +166,8 @@ def _available(
     computes_in = device.places[-1]
     for name in MEMORY_SETTINGS:
         if getattr(settings, name) is not None and all(name != place.memory_setting for place in device.places):
-            told = f"this device computes in {computes_in.name} memory; set {computes_in.memory_setting} instead"
-            raise ConfigError(f"{name}: {told}")
+            hint = f"this device computes in {computes_in.name} memory; set {computes_in.memory_setting} instead"
+            raise ConfigError(f"{name}: {hint}")
     return available, bounds
 
 

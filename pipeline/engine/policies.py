@@ -154,8 +154,8 @@ def find_policy(policy: str | PrefetchPolicy) -> PrefetchPolicy:
             found = installed[policy].load()
             found = found() if isinstance(found, type) else found
         except Exception as error:
-            told = f"{type(error).__name__}: {error}"
-            raise ConfigError(f"policy: entry point {policy!r} of group {ENTRY_POINTS} failed: {told}") from error
+            fault = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"policy: entry point {policy!r} of group {ENTRY_POINTS} failed: {fault}") from error
     if isinstance(found, type):
         raise ConfigError(f"policy: need an instance, have the class {found.__name__}; give {found.__name__}(...)")
     if not isinstance(found, PrefetchPolicy):

@@ -51,16 +51,16 @@ def read_defaults(folder: Path) -> dict[str, Any]:
     except RequestError as error:
         raise ConfigError(f"{folder / 'generation_config.json'}: {error}; correct the file") from error
     if defaults:
-        logger.warning("generation_config.json sets the sampling defaults: %s", _told(defaults))
+        logger.warning("generation_config.json sets the sampling defaults: %s", _listed(defaults))
     if not_followed := read_not_followed(folder):
         logger.warning(
             "generation_config.json asks for %s, which is not done here: texts may differ from those of transformers",
-            _told(not_followed),
+            _listed(not_followed),
         )
     return defaults
 
 
-def _told(settings: Mapping[str, object]) -> str:
+def _listed(settings: Mapping[str, object]) -> str:
     return ", ".join(f"{name}={shown(value)}" for name, value in settings.items())
 
 
@@ -83,5 +83,5 @@ def read_tokenizer(folder: Path, vocabulary_size: int) -> Tokenizer | None:
     try:
         return load_tokenizer(folder, vocabulary_size)
     except PenstockError as error:
-        told = str(error) if str(folder) in str(error) else f"{folder}: {error}"
-        raise type(error)(told) from error
+        message = str(error) if str(folder) in str(error) else f"{folder}: {error}"
+        raise type(error)(message) from error

@@ -48,13 +48,13 @@ def make_plan(
     contradict each other.
     """
     context_tokens = _context_tokens(model, settings)
-    told = _told_tokens(settings, context_tokens)
+    wanted = _wanted_tokens(settings, context_tokens)
     held = pass_holdings(model, settings, groups, device, dtype, context_tokens)
     disk = {} if settings.kv_disk is None else {"disk": free_disk_bytes(settings.kv_disk)}
     planning = Planning.of(settings, catalog, device, held, disk)
     rooms = _Rooms(model, settings, dtype, context_tokens, planning)
-    if told is not None:
-        return rooms.planned(told, "as kv_tokens says", planning.available, "kv_tokens")
+    if wanted is not None:
+        return rooms.planned(wanted, "as kv_tokens says", planning.available, "kv_tokens")
     return rooms.planned_by_worth()
 
 
@@ -120,7 +120,7 @@ def _context_tokens(model: ModelConfig, settings: Config) -> int:
     return settings.context_tokens
 
 
-def _told_tokens(settings: Config, context_tokens: int) -> int | None:
+def _wanted_tokens(settings: Config, context_tokens: int) -> int | None:
     """What the setting says, if it does."""
     if settings.kv_tokens is not None and settings.kv_tokens < context_tokens:
         raise ConfigError(

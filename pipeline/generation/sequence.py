@@ -186,8 +186,8 @@ class RunningSequence:
         except RequestError as error:
             return error
         except BaseException as error:  # on a thread of our own it is not meant to end the process
-            told = reached_limit(error) or error
-            return RequestError(f"choosing a token failed: {type(told).__name__}: {told}")
+            failure = reached_limit(error) or error
+            return RequestError(f"choosing a token failed: {type(failure).__name__}: {failure}")
 
     def accept(self, choice: Choice) -> None:
         """Take the token that the last pass chose, and hand its chunk to whoever waits; what fails here fails alone."""

@@ -34,11 +34,11 @@ def what_would_fit(plan: ModelPlan, settings: Config, draw: Try) -> str:
         drawn = draw({**changes, **{name: nbytes - SPARE_BYTES for name, nbytes in limits.items()}})
         return drawn is not None and drawn.memory.fits()
 
-    ways = [_told(raised, "at least")] if (raised := _raised(plan, settings)) and fits(raised) else []
+    ways = [_changes(raised, "at least")] if (raised := _raised(plan, settings)) and fits(raised) else []
     knobs = _knobs(plan)
     for knob in knobs:
         highest = next((value for value in _lower(knob, plan, settings) if fits({knob: value})), None)
-        ways += [] if highest is None else [_told({knob: highest}, "at most")]
+        ways += [] if highest is None else [_changes({knob: highest}, "at most")]
     if settings.kv_disk is None and fits({"kv_disk": gettempdir()}):
         ways.append("kv_disk to a folder on a disk")
     several: dict[str, int] = {}
@@ -46,7 +46,7 @@ def what_would_fit(plan: ModelPlan, settings: Config, draw: Try) -> str:
         knob = knobs.pop(0)
         if lower := [*_lower(knob, plan, settings)]:
             several[knob] = lower[-1]
-        ways += [_told(several, "at most")] if fits(several) else []
+        ways += [_changes(several, "at most")] if fits(several) else []
     bounded = any(place in plan.memory.bounds for place in plan.memory.short_places())
     if ways:
         return f"{'raise the limit, or ' if bounded else ''}set {', or '.join(ways[:MOST_WAYS])}"
@@ -57,8 +57,9 @@ def _raised(plan: ModelPlan, settings: Config) -> dict[str, str]:
     """Limits that the user has set, raised to what is needed."""
     memory = plan.memory
     short = {name: memory.need(place) for place, name in memory.limited_by.items() if place in memory.short_places()}
-    told = {name: need for name, need in short.items() if getattr(settings, name) is not None}
-    return {name: f"{-(-(need + 2 * SPARE_BYTES) // 10**6)}MB" for name, need in told.items()} if told == short else {}
+    if any(getattr(settings, name) is None for name in short):
+        return {}
+    return {name: f"{-(-(need + 2 * SPARE_BYTES) // 10**6)}MB" for name, need in short.items()}
 
 
 def _knobs(plan: ModelPlan) -> list[str]:
@@ -77,7 +78,7 @@ def _lower(knob: str, plan: ModelPlan, settings: Config) -> Iterator[int]:
         yield value
 
 
-def _told(changes: Mapping[str, object], bound: str) -> str:
+def _changes(changes: Mapping[str, object], bound: str) -> str:
     return " and ".join(f"{name} to {bound} {value}" for name, value in changes.items())
 
 

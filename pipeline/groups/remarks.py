@@ -18,8 +18,8 @@ def remarks(checkpoint: Checkpoint, groups: WeightGroups, auto_dtype: "torch.dty
     if groups.ignored:
         yield f"{checkpoint.folder}: not used for text: tensors {_some(groups.ignored)}"
     if checkpoint.promised:
-        told = _some(sorted(checkpoint.promised))
-        yield f"{checkpoint.folder}: the index promises tensors that no file holds and none is needed: {told}"
+        missing = _some(sorted(checkpoint.promised))
+        yield f"{checkpoint.folder}: the index promises tensors that no file holds and none is needed: {missing}"
     tensors: dict[str, TensorRange] = {}
     for group in groups.groups:
         for tensor in group.tensors:

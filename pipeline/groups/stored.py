@@ -54,10 +54,10 @@ def _missing(spec: TensorSpec, checkpoint: Checkpoint) -> str:
     for name in names:
         if (file := checkpoint.promised.get(name)) is not None:
             return f"{file}: lacks tensor {name!r}, which {INDEX_FILE} promises: {need}; fetch the file again"
-    told = "fetch the file that holds it, or the config.json of these weights"
+    advice = "fetch the file that holds it, or the config.json of these weights"
     if spec.short == "output" and not spec.names:
-        told = "config.json has tie_word_embeddings false, so the embedding cannot stand in for it; " + told
-    return f"{checkpoint.folder}: tensor {spec.name!r} is missing: {need}; {told}"
+        advice = "config.json has tie_word_embeddings false, so the embedding cannot stand in for it; " + advice
+    return f"{checkpoint.folder}: tensor {spec.name!r} is missing: {need}; {advice}"
 
 
 def hints(spec: TensorSpec, checkpoint: Checkpoint) -> Iterator[str]:

@@ -133,6 +133,6 @@ def _check(settings: JsonObject, head_dim: int, theta: float, scaling: RopeScali
     except (OverflowError, ZeroDivisionError):
         sets = [torch.zeros(1)]
     if not all((turns.isfinite() & (turns > 0)).all() for turns in sets):
-        told = str(scaling)[:MOST_SHOWN]
-        need = f"a base from which frequencies above 0 follow, for heads of {head_dim} channels with {told}"
+        shown = str(scaling)[:MOST_SHOWN]
+        need = f"a base from which frequencies above 0 follow, for heads of {head_dim} channels with {shown}"
         raise settings.error("rope_theta", need, theta)

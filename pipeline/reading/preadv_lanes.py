@@ -30,7 +30,7 @@ class PreadvLanes(ReadingLanes["PreadvLane"]):
         for _ in range(min(len(chunks), len(self._lanes))):
             self._calls.put(call)
         try:
-            await call.told.wait()
+            await call.failed.wait()
             if call.error is not None:
                 foretell(call.error)
             await call.ended.wait()
@@ -80,11 +80,11 @@ class PreadvLane(ReadingLane):
 class _Call:
     """Chunks that lanes share. It has `ended` when none is left, and nothing writes into the buffer any more.
 
-    `told` is set before that if there is an error: another thread may hang.
+    `failed` is set before that if there is an error: another thread may hang.
     """
 
     def __init__(self, chunks: Sequence[Window], buffer: memoryview, landed: Landed) -> None:
-        self.told = asyncio.Event()
+        self.failed = asyncio.Event()
         self.ended = asyncio.Event()
         self.error: BaseException | None = None
         self._buffer = buffer
@@ -111,7 +111,7 @@ class _Call:
             self._waiting.clear()
             self.error = self.error or error
         if error is not None:
-            tell(self._loop, self.told)
+            tell(self._loop, self.failed)
         self._leave(dropped)
 
     def _take(self) -> Window | None:
@@ -124,4 +124,4 @@ class _Call:
             self._left -= count
             last = not self._left
         if last:
-            tell(self._loop, self.told, self.ended)
+            tell(self._loop, self.failed, self.ended)

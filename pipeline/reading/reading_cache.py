@@ -63,17 +63,17 @@ def _read_kept(cache: Path, key: str) -> dict[Reading, float] | None:
 
 def keep(cache: Path | None, key: str, rates: Mapping[Reading, float]) -> None:
     """Add a disk to the cache; where that fails the next model measures again."""
-    told = [{"reading": asdict(one), "bytes_per_second": rate} for one, rate in rates.items()]
+    entries = [{"reading": asdict(one), "bytes_per_second": rate} for one, rate in rates.items()]
     if cache is not None:
         attempt(
             f"{cache}: how the disk is best read cannot be kept",
-            lambda: _write_kept(cache, key, {"measured": datetime.date.today().isoformat(), "rates": told}),
+            lambda: _write_kept(cache, key, {"measured": datetime.date.today().isoformat(), "rates": entries}),
             None,
             "it is measured again next time; set XDG_CACHE_HOME to a folder that can be written",
         )
 
 
-def _write_kept(cache: Path, key: str, told: Mapping[str, object]) -> None:
+def _write_kept(cache: Path, key: str, measured: Mapping[str, object]) -> None:
     """By renaming a whole file. What makes no sense is replaced, but only if it is a file."""
     if os.path.lexists(cache) and not cache.is_file():
         raise OSError(errno.EEXIST, "is not a plain file", str(cache))
@@ -83,4 +83,4 @@ def _write_kept(cache: Path, key: str, told: Mapping[str, object]) -> None:
         disks = dict(found["disks"]) if found.get("version") == VERSION else {}
     cache.parent.mkdir(parents=True, exist_ok=True)
     with writing(cache) as file:
-        file.write(json.dumps({"version": VERSION, "disks": {**disks, key: told}}, indent=1).encode())
+        file.write(json.dumps({"version": VERSION, "disks": {**disks, key: measured}}, indent=1).encode())

@@ -93,8 +93,8 @@ def _measured_choice(shard: Shard, given: Mapping[str, object], beside: bool) ->
         keep(cache, key, rates)
     chosen = best_reading(rates)
     others = ", ".join(f"{name} {rates[one] / 1e9:.2f}" for name, one in _contrasts(chosen) if one in rates)
-    told = f"{rates[chosen] / 1e9:.2f} GB/s{' beside computing' if beside else ''}, {since}"
-    why = told + (f" ({others})" if others else "")
+    chosen_because = f"{rates[chosen] / 1e9:.2f} GB/s{' beside computing' if beside else ''}, {since}"
+    why = chosen_because + (f" ({others})" if others else "")
     return ReadingChoice(replace(chosen, **given), why, rates[chosen])  # type: ignore[arg-type]
 
 

@@ -81,7 +81,7 @@ class Demand:
         """How many typical requests share a pass, with so much room."""
         return min(self.sharing, tokens // self.typical)
 
-    def told(self, tokens: int) -> str:
+    def requests_with_room(self, tokens: int) -> str:
         """The requests that have room at a time."""
         if tokens == self.most:
             many = f"{self.requests} requests" if self.requests > 1 else "one request"
@@ -102,17 +102,17 @@ def choose_room(
     they can use.
     """
     if demand.most == demand.longest:
-        return demand.most, demand.told(demand.most)
+        return demand.most, demand.requests_with_room(demand.most)
     alone, sizes = moves(demand.longest), demand.sizes()
     if alone is not None and moves(demand.most) == alone:
-        return demand.most, f"{demand.told(demand.most)}{_cost(alone, alone)}"
+        return demand.most, f"{demand.requests_with_room(demand.most)}{_cost(alone, alone)}"
     fitting = {tokens: found for tokens in sizes if (found := moves(tokens)) is not None}
     if alone is None or max(fitting, default=demand.longest) == demand.longest:
         return demand.longest, "one request of a whole context, the least that works; memory holds no more"
     best = max(fitting, key=lambda tokens: demand.share(tokens) / fitting[tokens].seconds(weights, computed_rate))
     chosen = max(tokens for tokens, found in fitting.items() if found == fitting[best])
     full = "; memory holds no more" if chosen == max(fitting) < demand.usual else ""
-    return chosen, f"{demand.told(chosen)}{_cost(fitting[chosen], alone)}{full}"
+    return chosen, f"{demand.requests_with_room(chosen)}{_cost(fitting[chosen], alone)}{full}"
 
 
 def _cost(chosen: PassBytes, alone: PassBytes) -> str:

@@ -59,13 +59,13 @@ def _run(work: Coroutine[Any, Any, Result]) -> Result:
     except ImportError:
         factory = None
 
-    async def until_told() -> Result:
+    async def until_terminated() -> Result:
         if (task := asyncio.current_task()) is not None:
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         return await work
 
     try:
         with asyncio.Runner(loop_factory=factory) as runner:
-            return runner.run(until_told())
+            return runner.run(until_terminated())
     except asyncio.CancelledError:
         raise SystemExit(TERMINATED) from None

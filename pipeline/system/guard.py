@@ -8,7 +8,7 @@ from typing import TypeVar
 logger = logging.getLogger("penstock")
 Result = TypeVar("Result")
 
-_told: set[str] = set()
+_warned: set[str] = set()
 _lock = threading.Lock()
 
 
@@ -23,8 +23,8 @@ def attempt(what: str, do: Callable[[], Result], otherwise: Result, to_do: str) 
     except Exception as error:
         warning = f"{what}: {error or type(error).__name__}; {to_do}"
         with _lock:
-            new = warning not in _told
-            _told.add(warning)
+            new = warning not in _warned
+            _warned.add(warning)
         if new:
             logger.warning("%s", warning)
         return otherwise

@@ -71,8 +71,8 @@ def limits_named() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if (told := explained(error)) is not error:
-            raise told from error
+        if (clearer := explained(error)) is not error:
+            raise clearer from error
         raise
 
 
@@ -98,15 +98,15 @@ def reached_limit(error: BaseException) -> ResourceError | None:
         seen.add(id(cause))
         if isinstance(cause, ResourceError):
             return cause
-        if told := _told(cause):
-            reached = ResourceError(f"{str(cause) or 'an allocation failed'}: {told}")
+        if advice := _advice(cause):
+            reached = ResourceError(f"{str(cause) or 'an allocation failed'}: {advice}")
             reached.__cause__ = cause
             return reached
         cause = cause.__cause__
     return None
 
 
-def _told(error: BaseException) -> str | None:
+def _advice(error: BaseException) -> str | None:
     """Which limit it is, what there is of it, and what to do."""
     code = error.errno if isinstance(error, OSError) else None
     text = str(error).lower() if isinstance(error, RuntimeError | ImportError) else ""

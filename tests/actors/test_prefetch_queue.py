@@ -243,7 +243,7 @@ async def test_what_fits_is_asked_for_in_silence() -> None:
         if position == 0:
             queue.ended(position)
     assert await sent(queue) == [FFN_1, FFN_2]
-    assert not queue._told
+    assert not queue._warned
 
 
 @virtual

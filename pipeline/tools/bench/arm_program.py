@@ -11,7 +11,7 @@ from pipeline.system import proc
 
 Progress: TypeAlias = Callable[[str], None]
 Row: TypeAlias = dict[str, Any]
-Told = TypeVar("Told")
+Given = TypeVar("Given")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,10 @@ def command_of(module: str, settings: Any) -> list[str]:
     return [sys.executable, "-m", f"{__package__}.{module}", json.dumps(asdict(settings))]
 
 
-def serve(run: Callable[[Told], Any], told: type[Told], arguments: Sequence[str]) -> int:
-    """Run an arm as a program: settings of the class `told` in, what `run` returns out. Returns the exit status."""
+def serve(run: Callable[[Given], Any], given: type[Given], arguments: Sequence[str]) -> int:
+    """Run an arm as a program: settings of the class `given` in, what `run` returns out. Returns the exit status."""
     try:
-        measured = run(told(**json.loads(arguments[0])))
+        measured = run(given(**json.loads(arguments[0])))
     except PenstockError as error:
         print(f"penstock: {error}", file=sys.stderr)
         return 1

@@ -119,8 +119,8 @@ class ControlGroup(LimitHolder):
     def look(self, pid: int) -> bool:
         """As `LimitHolder.look`."""
         self.peak_bytes = int((self._group / "memory.max_usage_in_bytes").read_text())
-        told = dict(line.split() for line in (self._group / "memory.oom_control").read_text().splitlines())
-        self.over_bytes = self.nbytes if int(told.get("oom_kill", 0)) else 0
+        counters = dict(line.split() for line in (self._group / "memory.oom_control").read_text().splitlines())
+        self.over_bytes = self.nbytes if int(counters.get("oom_kill", 0)) else 0
         return self.over_bytes > 0
 
 

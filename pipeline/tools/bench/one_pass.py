@@ -106,18 +106,18 @@ class PassReport:
         return {**asdict(self), **{name: getattr(self, name) for name in derived}}
 
 
-async def tokens_of(folder: Path, settings: Mapping[str, Any], told: str, progress: Progress) -> int:
+async def tokens_of(folder: Path, settings: Mapping[str, Any], text: str, progress: Progress) -> int:
     """Tokens of a pass from a number of them, or, as "4x", so many times those that compute as long as bytes move.
 
     Raises ConfigError.
     """
-    times, balance = (told[:-1], True) if told.endswith("x") else (told, False)
+    times, balance = (text[:-1], True) if text.endswith("x") else (text, False)
     try:
         wanted = float(times) if balance else int(times)
     except ValueError:
         wanted = 0
     if not 0 < wanted < MOST_TOKENS:
-        raise ConfigError(f"--batch-tokens: need numbers, or multiples of the balance, as 1,1x,4x; have {told!r}")
+        raise ConfigError(f"--batch-tokens: need numbers, or multiples of the balance, as 1,1x,4x; have {text!r}")
     if not balance:
         return int(wanted)
     progress(f"{folder.name}: how many tokens compute as long as bytes move")

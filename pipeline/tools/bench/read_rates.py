@@ -36,8 +36,8 @@ async def read_rates(runtime: ModelRuntime, progress: Callable[[str], None]) -> 
         await sweep(runtime, sources[READINGS[0]])
         rates: dict[ReadSizes, list[float]] = {reading: [] for reading in sources}
         for index, (reading, source) in itertools.product(range(ROUNDS), sources.items()):
-            told = f"{reading.reader_lanes} lanes x {reading.chunk_bytes / MIB:g} MiB"
-            progress(f"reading: round {index + 1}/{ROUNDS}, {told}")
+            described = f"{reading.reader_lanes} lanes x {reading.chunk_bytes / MIB:g} MiB"
+            progress(f"reading: round {index + 1}/{ROUNDS}, {described}")
             rates[reading].append(await sweep(runtime, source))
     return {reading: Samples(tuple(values)) for reading, values in rates.items()}
 

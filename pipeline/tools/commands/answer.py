@@ -65,9 +65,9 @@ class Answer:
     def lines(self, eos_ids: Collection[int], arguments: Mapping[str, Any]) -> str:
         """For people."""
         first, rate = self.first_token_seconds, self.tokens_per_second
-        told = "" if first is None else f": the first after {first:.2f} s"
-        told += "" if rate is None else f", then {rate:.3g} tokens/s"
-        return f"tokens     {len(self.chunks)}{told}\nended      {self.ended(eos_ids, arguments)}"
+        timing = "" if first is None else f": the first after {first:.2f} s"
+        timing += "" if rate is None else f", then {rate:.3g} tokens/s"
+        return f"tokens     {len(self.chunks)}{timing}\nended      {self.ended(eos_ids, arguments)}"
 
     def as_dict(self, eos_ids: Collection[int], arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The same as plain values; with log-probabilities where they were asked for."""

@@ -28,8 +28,8 @@ async def bench(options: argparse.Namespace) -> None:
     rows: list[PassReport] = []
     try:
         for model in options.model:
-            for told in options.batch_tokens.split(","):
-                tokens = await tokens_of(model, settings, told, progress.say)
+            for text in options.batch_tokens.split(","):
+                tokens = await tokens_of(model, settings, text, progress.say)
                 report, recording = await bench_pass(model, settings, tokens, options.passes, progress.say)
                 rows.append(report)
     finally:

@@ -31,7 +31,7 @@ async def throughput(options: argparse.Namespace) -> None:
     if options.memory_limit is not None:
         settings.setdefault("host_memory", options.memory_limit)
     Config.from_arguments(settings)
-    told = {
+    result = {
         "model": str(options.model),
         "prompt_tokens": [load.shortest, load.longest],
         "new_tokens": load.new_tokens,
@@ -45,19 +45,19 @@ async def throughput(options: argparse.Namespace) -> None:
         measured = await bench_throughput(options.model, settings, load, requests, progress.say)
         rows = [row.as_dict() for row in measured]
         progress.clear()
-        _print(told | {"rows": rows}, _columns(rows), _remarks(options, rows), as_json=options.json)
+        _print(result | {"rows": rows}, _columns(rows), _remarks(options, rows), as_json=options.json)
         return
     at_least_one(options, "rounds")
     arms = Arms(options.model, plain(settings), load, requests, limit, progress.say)
     arms.check(options.against)
     runs = await arms.run(options.against, options.rounds or 1)
     progress.clear()
-    told |= {
+    result |= {
         "memory_limit_bytes": arms.limit.nbytes if arms.limit else None,
         "limit_by": arms.limit.way if arms.limit else None,
         "runs": [asdict(run) for run in runs],
     }
-    _print(told, _compared_columns(runs), _remarks(options, median_rows(runs, OURS)), as_json=options.json)
+    _print(result, _compared_columns(runs), _remarks(options, median_rows(runs, OURS)), as_json=options.json)
     if not options.json and options.against is not None:
         _print_agreement(median_rows(runs, OURS), median_rows(runs, options.against), options.against)
 
@@ -102,10 +102,10 @@ def _limit(options: argparse.Namespace) -> MemoryLimit | None:
 
 
 def _print(
-    told: dict[str, Any], columns: dict[tuple[str, str], list[str]], remarks: Sequence[str], *, as_json: bool
+    result: dict[str, Any], columns: dict[tuple[str, str], list[str]], remarks: Sequence[str], *, as_json: bool
 ) -> None:
     if as_json:
-        print_json(told, indent=None)
+        print_json(result, indent=None)
     else:
         print(with_remarks(aligned(columns), *remarks))
 

@@ -103,9 +103,13 @@ def compared(runs: Sequence[Shown]) -> str:
             ("the same", "tokens"): [str(len(run.token_ids)) for run in runs],
         }
     )
-    if told := nothing_moved({ours.name: ours.moving_groups}, "it does not tell what reading while computing is worth"):
-        return with_remarks(table, told)
+    if remark := nothing_moved(
+        {ours.name: ours.moving_groups}, "it does not tell what reading while computing is worth"
+    ):
+        return with_remarks(table, remark)
     longer, noise = alone.passes.median / ours.passes.median - 1, alone.passes.spread + ours.passes.spread
     again = "" if longer > noise else "; run it again while the machine has nothing else to do"
-    told = f"Without reading while it computes, a pass takes {longer:.1%} longer, {beside_noise(longer, noise)}{again}."
-    return with_remarks(table, told)
+    remark = (
+        f"Without reading while it computes, a pass takes {longer:.1%} longer, {beside_noise(longer, noise)}{again}."
+    )
+    return with_remarks(table, remark)

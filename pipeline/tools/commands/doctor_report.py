@@ -71,12 +71,12 @@ def _deep(options: argparse.Namespace, progress: Progress) -> list[Check]:
 
 def lines(checks: Sequence[Check]) -> str:
     """A line for each check, and one below it for what to do."""
-    told = []
+    printed = []
     for check in checks:
-        told.append(f"{check.verdict:4}  {check.name:{NAME_WIDTH}}  {_one_line(check.found)}")
+        printed.append(f"{check.verdict:4}  {check.name:{NAME_WIDTH}}  {_one_line(check.found)}")
         if check.to_do:
-            told.append(f"{'':{NAME_WIDTH + 8}}-> {_one_line(check.to_do)}")
-    return "\n".join(told)
+            printed.append(f"{'':{NAME_WIDTH + 8}}-> {_one_line(check.to_do)}")
+    return "\n".join(printed)
 
 
 def _one_line(text: str) -> str:

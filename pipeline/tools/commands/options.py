@@ -36,9 +36,9 @@ class Setting(argparse.Action):
         """Of what is given twice, the last counts."""
         from pipeline.tools.commands.settings import with_setting
 
-        told = f"{self.const or ''}{values or ''}"
+        text = f"{self.const or ''}{values or ''}"
         try:
-            namespace.settings = with_setting(namespace.settings, told, namespace.own_settings)
+            namespace.settings = with_setting(namespace.settings, text, namespace.own_settings)
         except ConfigError as error:
             raise argparse.ArgumentError(self, str(error)) from error
 
@@ -49,9 +49,9 @@ def add_settings(parser: Parser, own: Collection[str] = (), defaults: Mapping[st
     parser.appendix = partial(_table, own, dict(defaults or {}))
     group = parser.add_argument_group("how the model is run", "Of settings that are given twice, the last counts.")
     add = partial(group.add_argument, action=Setting, dest="settings", default=argparse.SUPPRESS)
-    for name, (metavar, told) in OPTIONS.items():
+    for name, (metavar, what) in OPTIONS.items():
         if name not in own:
-            add(f"--{name.replace('_', '-')}", const=f"{name}=", metavar=metavar, help=told)
+            add(f"--{name.replace('_', '-')}", const=f"{name}=", metavar=metavar, help=what)
     if "residency" not in own:
         add("--no-residency", const="residency=no", nargs=0, help="let every weight group move in every pass")
     if "queues" not in own:

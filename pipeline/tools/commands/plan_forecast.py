@@ -81,18 +81,20 @@ async def _checked(options: argparse.Namespace, settings: Config) -> list[float]
     """Seconds of passes as they were forecast."""
     tokens, progress = options.batch_tokens, Progress()
     progress.say(f"running {options.check} passes of {tokens} tokens")
-    told = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
-    async with Model.open(options.model, **told) as model:
+    given = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    async with Model.open(options.model, **given) as model:
         await steady_pass_seconds(model, tokens, 1)
         seconds = await steady_pass_seconds(model, tokens, options.check)
     progress.clear()
     return seconds
 
 
-def _compared(told: Forecast, seconds: Sequence[float]) -> str:
+def _compared(expected: Forecast, seconds: Sequence[float]) -> str:
     median = statistics.median(seconds)
     spread = f"{min(seconds):.3f} to {max(seconds):.3f}"
-    return f"measured   {median:.3f} s per pass ({spread}): the forecast is {told.pass_seconds / median - 1:+.1%} off"
+    return (
+        f"measured   {median:.3f} s per pass ({spread}): the forecast is {expected.pass_seconds / median - 1:+.1%} off"
+    )
 
 
 def _elsewhere(options: argparse.Namespace, settings: Config) -> tuple[Device, Rates]:
@@ -135,7 +137,7 @@ def lines(placed: Placed) -> str:
     drawn, computed_from = placed.drawn, placed.computed_from
     sizes = drawn.catalog.group_bytes(drawn.catalog.places[0])
     places = [f"{human_bytes(size)} stay in {place} memory" for place, size in placed.resident_bytes.items() if size]
-    told = [
+    printed = [
         f"model      {drawn.model.family} · {drawn.model.layers} layers · {human_bytes(sum(sizes.values()))} in "
         f"{len(sizes)} weight groups",
         *([] if computed_from is None else [f"sizes      computed, without weights, from {computed_from}"]),
@@ -144,12 +146,12 @@ def lines(placed: Placed) -> str:
         f"placement  {', '.join([*places, f'{human_bytes(placed.read_bytes_per_pass)} read per pass'])}",
     ]
     if isinstance(placed, Planned):
-        told += _forecast_lines(placed)
+        printed += _forecast_lines(placed)
     else:
         gpu = ", --h2d-gbps, --gpu-memory" if len(drawn.plan.slots) > 1 else ""
         numbers = f"--disk-gbps, --tflops, --host-memory{gpu}"
-        told.append(f"forecast   none: without weights nothing can be measured here; for one, give all of {numbers}")
-    return "\n".join(told)
+        printed.append(f"forecast   none: without weights nothing can be measured here; for one, give all of {numbers}")
+    return "\n".join(printed)
 
 
 def _forecast_lines(planned: Planned) -> list[str]:
@@ -157,19 +159,19 @@ def _forecast_lines(planned: Planned) -> list[str]:
     h2d = "" if rates.h2d_bytes_per_second is None else f" · H2D {human_bytes(rates.h2d_bytes_per_second)}/s"
     resources = " · ".join(f"{name} {seconds:.3f} s" for name, seconds in now.resource_seconds.items())
     balance = balanced_tokens(planned)
-    told = [
+    printed = [
         f"machine    disk {human_bytes(rates.disk_bytes_per_second)}/s{h2d}",
-        f"forecast   {_told(now)}",
+        f"forecast   {_figures(now)}",
         f"binds      {now.binds}: {resources}",
-        *(f"otherwise  {name}: {_told(one)}" for name, one in planned.otherwise.items()),
+        *(f"otherwise  {name}: {_figures(one)}" for name, one in planned.otherwise.items()),
     ]
     if balance is not None:
-        told.append(f"balance    up to about {balance} tokens per pass a token more costs almost nothing")
+        printed.append(f"balance    up to about {balance} tokens per pass a token more costs almost nothing")
     if drawn.plan.kv.moving:
-        told.append("not in it  KV blocks that move: see the plan above")
-    return told
+        printed.append("not in it  KV blocks that move: see the plan above")
+    return printed
 
 
-def _told(one: Forecast) -> str:
+def _figures(one: Forecast) -> str:
     tokens = f"{one.tokens} token{'s' if one.tokens > 1 else ''}"
     return f"{one.pass_seconds:.3f} s per pass of {tokens} · {one.tokens_per_second:.3g} tokens/s"

@@ -41,10 +41,10 @@ def add_sampling(parser: Parser) -> None:
     )
     also = {name: alias for alias, name in ALIASES.items()}
     for field in fields(SamplingParameters):
-        metavar, told = HELP[field.name]
+        metavar, what = HELP[field.name]
         names = [f"--{name.replace('_', '-')}" for name in (field.name, also.get(field.name)) if name]
         if field.default is False:
-            group.add_argument(*names, action="store_true", default=None, help=told)
+            group.add_argument(*names, action="store_true", default=None, help=what)
             continue
         repeated, hint = _hint(field.name)
         group.add_argument(
@@ -52,7 +52,7 @@ def add_sampling(parser: Parser) -> None:
             type=partial(_value, field.name, hint),
             action="append" if repeated else "store",
             metavar=metavar,
-            help=told + _range(field.name, field.default),
+            help=what + _range(field.name, field.default),
         )
 
 
@@ -85,6 +85,6 @@ def _value(name: str, hint: Any, text: str) -> Any:
 
 def _range(name: str, default: object) -> str:
     low, high = NUMBER_RANGES.get(name) or WHOLE_RANGES.get(name) or (None, None)
-    told = [] if low is None or high is None or high > 1000 else [f"{low:g} to {high:g}"]
-    told += [] if default in (None, ()) else [f"default {default:g}"]
-    return f"; {', '.join(told)}" if told else ""
+    parts = [] if low is None or high is None or high > 1000 else [f"{low:g} to {high:g}"]
+    parts += [] if default in (None, ()) else [f"default {default:g}"]
+    return f"; {', '.join(parts)}" if parts else ""

@@ -17,16 +17,16 @@ from pipeline.tools.commands.values import from_text, load, policy_from_text, st
 NAME_WIDTH, LEAST_WIDTH = 28, 60
 
 
-def with_setting(settings: Mapping[str, Any], told: str, own: Collection[str]) -> dict[str, Any]:
+def with_setting(settings: Mapping[str, Any], assignment: str, own: Collection[str]) -> dict[str, Any]:
     """The settings, and NAME=VALUE, or MAPPING.ACTOR=VALUE; `own` are those that the command sets itself.
 
     Raises ConfigError for what is no setting, may not be set, or has a value of another type.
     """
-    name, equals, text = told.partition("=")
+    name, equals, text = assignment.partition("=")
     name, _, actor = name.strip().replace("-", "_").partition(".")
     hints = _hints()
     if not equals:
-        raise ConfigError(f"need NAME=VALUE, have {told!r}")
+        raise ConfigError(f"need NAME=VALUE, have {assignment!r}")
     if name in SamplingArguments.__annotations__:
         option = name.replace("_", "-")
         raise ConfigError(f"{name}: is an argument of a call, not a setting; `penstock run` takes it as --{option}")
@@ -60,7 +60,7 @@ def settings_table(own: Collection[str], defaults: Mapping[str, Any]) -> str:
     """A line or two for each setting: its name as messages call it, what the command starts from, and what it is."""
     width = max(shutil.get_terminal_size().columns - 2, LEAST_WIDTH)
     lines = ["settings for --set, by the names that messages call them by, with their defaults:"]
-    told = described()
+    sentences = described()
     for field in dataclasses.fields(Config):
         hint = _hints()[field.name]
         if field.name in own:
@@ -69,7 +69,7 @@ def settings_table(own: Collection[str], defaults: Mapping[str, Any]) -> str:
             name = f"{field.name}.ACTOR={_form(get_args(hint)[1])}"
         else:
             name = f"{field.name}={_as_text(defaults.get(field.name, field.default))}"
-        text = textwrap.wrap(told.get(field.name, ""), width - NAME_WIDTH) or [""]
+        text = textwrap.wrap(sentences.get(field.name, ""), width - NAME_WIDTH) or [""]
         lines.append(f"  {name:{NAME_WIDTH - 3}} {text[0]}".rstrip())
         lines += [" " * NAME_WIDTH + line for line in text[1:]]
     if own:
@@ -81,13 +81,13 @@ def settings_table(own: Collection[str], defaults: Mapping[str, Any]) -> str:
 
 def described() -> dict[str, str]:
     """The first sentence on each setting in the docstrings of `Config`; of nothing, where Python leaves them out."""
-    told: dict[str, str] = {}
+    sentences: dict[str, str] = {}
     docs = "".join((kind.__doc__ or "").partition("Attributes:")[2] for kind in (EngineSettings, Config))
     entries = re.split(r"\n        (?=[a-z_]+: )", docs)
     for entry in entries[1:]:
         name, _, text = " ".join(entry.split()).partition(": ")
-        told[name] = re.split(r"[.;](?: |$)", text)[0]
-    return told
+        sentences[name] = re.split(r"[.;](?: |$)", text)[0]
+    return sentences
 
 
 def plain(settings: Mapping[str, Any]) -> Mapping[str, Any]:

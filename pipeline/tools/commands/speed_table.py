@@ -60,7 +60,7 @@ def table(arms: Sequence[ArmResult]) -> str:
     def column(text: Callable[[ArmResult], str]) -> list[str]:
         return [text(arm) if arm.pass_seconds else "-" for arm in arms]
 
-    told = aligned(
+    printed = aligned(
         {
             ("arm", ""): [arm.arm for arm in arms],
             ("pass", "s"): column(lambda arm: f"{arm.median:.3f}"),
@@ -76,7 +76,7 @@ def table(arms: Sequence[ArmResult]) -> str:
         }
     )
     over = [arm.arm for arm in arms if arm not in measured]
-    return told + (f"\n{', '.join(over)}: over the memory limit" if over else "")
+    return printed + (f"\n{', '.join(over)}: over the memory limit" if over else "")
 
 
 def _remarks(arms: Sequence[ArmResult]) -> tuple[str, str]:

@@ -43,8 +43,8 @@ async def tune(options: argparse.Namespace) -> None:
         logging.getLogger("penstock").removeFilter(said)
     progress.clear()
     if options.json:
-        told = {"open": open_line(report), "advice": " ".join([effect(report), advice(report), staying(report)])}
-        print_json(report.as_dict() | told)
+        texts = {"open": open_line(report), "advice": " ".join([effect(report), advice(report), staying(report)])}
+        print_json(report.as_dict() | texts)
     else:
         tables = [_reading(report.rates), _simulation(report), _finalists(report)]
         print("\n\n".join([*tables, effect(report), advice(report), staying(report), open_line(report)]))

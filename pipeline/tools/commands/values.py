@@ -56,8 +56,8 @@ def as_code(value: Any) -> str:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
         defaults = {field.name: field.default for field in dataclasses.fields(value)}
-        told = [f"{name}={as_code(one)}" for name, one in parts.items() if one != defaults[name]]
-        return f"{type(value).__qualname__}({', '.join(told)})"
+        arguments = [f"{name}={as_code(one)}" for name, one in parts.items() if one != defaults[name]]
+        return f"{type(value).__qualname__}({', '.join(arguments)})"
     if isinstance(value, str | int | float | None):
         return repr(value)
     return f"{type(value).__qualname__}()"

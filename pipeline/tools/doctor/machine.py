@@ -195,8 +195,8 @@ def check_huge_pages() -> Check:
 
 def check_extras() -> Check:
     """Which optional dependencies can be imported; none is needed."""
-    told = []
+    extras = []
     for extra, modules in EXTRAS.items():
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
-        told.append(f"{extra} {'without ' + ', '.join(missing) if missing else 'yes'}")
-    return Check("extras", "good", " · ".join(told))
+        extras.append(f"{extra} {'without ' + ', '.join(missing) if missing else 'yes'}")
+    return Check("extras", "good", " · ".join(extras))

@@ -128,9 +128,9 @@ def _staying(answer: RunResult) -> str:
     count = sum(answer.resident_groups.values())
     if not count:
         return f"none of {answer.groups} groups stays"
-    told = f"all {count} groups stay" if count == answer.groups else f"{count} of {answer.groups} groups stay"
+    staying = f"all {count} groups stay" if count == answer.groups else f"{count} of {answer.groups} groups stay"
     where = [f"{number} in {place} memory" for place, number in answer.resident_groups.items() if number]
-    return f"{told}: {', '.join(where)}"
+    return f"{staying}: {', '.join(where)}"
 
 
 def _difference(one: tuple[Token, ...], other: tuple[Token, ...]) -> str:
@@ -141,6 +141,6 @@ def _difference(one: tuple[Token, ...], other: tuple[Token, ...]) -> str:
             return f"{where}: {token_id}, not {other_id}"
         for mine, theirs in zip(logprobs, other_logprobs, strict=True):
             if mine != theirs:
-                told = [f"{float.fromhex(value)!r} for {ranked_id}" for ranked_id, value in (mine, theirs)]
-                return f"{where}: a log-probability of {told[0]}, not {told[1]}"
+                values = [f"{float.fromhex(value)!r} for {ranked_id}" for ranked_id, value in (mine, theirs)]
+                return f"{where}: a log-probability of {values[0]}, not {values[1]}"
     return ""

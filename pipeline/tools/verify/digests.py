@@ -35,9 +35,9 @@ class Stopped(Exception):
 
 
 def digest(
-    shard: Shard, wanted: Collection[str], data_start: int, told: Callable[[int], None], stop: threading.Event
+    shard: Shard, wanted: Collection[str], data_start: int, count: Callable[[int], None], stop: threading.Event
 ) -> Digests:
-    """Read a file once, and sum it up in the `wanted` ways; `told` hears of the bytes of each piece.
+    """Read a file once, and sum it up in the `wanted` ways; `count` hears of the bytes of each piece.
 
     Raises OSError or CheckpointError where the file cannot be read or changes meanwhile, Stopped soon after `stop`.
     """
@@ -54,7 +54,7 @@ def digest(
             rest = piece[max(0, data_start - start) :] if algorithm == DATA else piece
             sums[algorithm].update(rest)
         pieces.append(xxhash.xxh3_64_hexdigest(piece))
-        told(len(piece))
+        count(len(piece))
     return Digests(shard.size, {algorithm: sums[algorithm].hexdigest() for algorithm in wanted}, tuple(pieces))
 
 

@@ -59,12 +59,12 @@ def verify(
     sizes = {name: (folder / name).stat().st_size if (folder / name).is_file() else 0 for name in names}
     done, stop, lock = [0], threading.Event(), threading.Lock()
 
-    def told(nbytes: int) -> None:
+    def count(nbytes: int) -> None:
         with lock:
             done[0] += nbytes
 
     def look(name: str) -> Verdict:
-        return _look(folder, name, sums, sums_file, told, stop, all_files)
+        return _look(folder, name, sums, sums_file, count, stop, all_files)
 
     workers = max(1, min(len(names), os.cpu_count() or 1, MOST_WORKERS))
     with ThreadPoolExecutor(workers, thread_name_prefix="penstock-verify") as threads:
@@ -98,7 +98,7 @@ def _look(
     name: str,
     sums: SumsFile,
     sums_file: Path,
-    told: Callable[[int], None],
+    count: Callable[[int], None],
     stop: threading.Event,
     all_files: bool,
 ) -> Verdict:
@@ -111,7 +111,7 @@ def _look(
         known, data_start = known_digests(folder, name, shard, sums, sums_file.name)
         if not known and not all_files:
             return Verdict(name, shard.size, (), (), None)
-        found = digest(shard, {SHA256, *(one.algorithm for one in known)}, data_start, told, stop)
+        found = digest(shard, {SHA256, *(one.algorithm for one in known)}, data_start, count, stop)
         place = _place(shard, sums.pieces.get(name, ()), found.pieces)
         faults = tuple(
             f"{path}: need {one.algorithm} {one.digest}, says {one.source}, have {found.whole[one.algorithm]}{place}"

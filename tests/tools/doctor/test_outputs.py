@@ -99,6 +99,7 @@ async def test_what_happens_once_does_not_count_as_speed(checkpoint: Path, monke
     assert float(streamed.found.split(" s per token")[0].split()[-1]) < 0.1, "the mean would be 0.15 or more"
 
 
+@pytest.mark.usefixtures("everything_moves")
 async def test_where_nothing_fits_nothing_was_compared(checkpoint: Path) -> None:
     resident = (await checked(checkpoint, device="cpu"))["resident"]
     assert resident.verdict == "note"

@@ -17,6 +17,7 @@ from support.small_checkpoints import write_small_checkpoint
 from pipeline import ActorFailed, ClosedError, Model, PenstockError, RequestError
 from pipeline.generation.sampling import Sampler
 from pipeline.models import decoder
+from pipeline.reading.rows import RowReader
 from pipeline.reading.source import CheckpointSource
 from pipeline.system.threads import outlast
 
@@ -124,15 +125,15 @@ async def test_whatever_fails_once_everybody_gets_the_same_tokens(
 
 def bad_row(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk has lost the embedding of one token."""
-    read_rows, embedding = CheckpointSource.read_rows, model.runtime.embedding
+    read, embedding = RowReader.read, model.runtime.embedding
     bad = embedding._table.start + BAD * embedding.row_bytes
 
-    async def failing(self: CheckpointSource, file: Path, starts: list[int], *arguments: Any) -> None:
+    async def failing(self: RowReader, file: Path, starts: list[int], *arguments: Any) -> None:
         if bad in starts:
             raise OSError(errno.EIO, "Input/output error")
-        await read_rows(self, file, starts, *arguments)
+        await read(self, file, starts, *arguments)
 
-    monkeypatch.setattr(CheckpointSource, "read_rows", failing)
+    monkeypatch.setattr(RowReader, "read", failing)
 
 
 async def test_a_row_that_cannot_be_read_ends_those_who_need_it_and_they_alone(

@@ -13,7 +13,7 @@ from actors.core.message import READY
 from pipeline import ActorFailed, ClosedError, Message, Model, Mover, RequestError, Slot, Stage
 from pipeline.generation.sampling import Sampler
 from pipeline.models import decoder
-from pipeline.reading.source import CheckpointSource
+from pipeline.reading.rows import RowReader
 
 pytestmark = pytest.mark.usefixtures("everything_moves")
 PROMPT = "class Stack:\n"
@@ -76,16 +76,16 @@ async def test_a_failed_upload_is_the_uploaders(stages: list[Stage], monkeypatch
 async def test_a_failed_embedding_row_is_named_and_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     async with Model.open() as model:
         expected = await model.generate(PROMPT, max_new_tokens=2)
-        read_rows = CheckpointSource.read_rows
+        read = RowReader.read
         failures = [1]
 
-        async def flaky(self: CheckpointSource, *arguments: Any) -> None:
+        async def flaky(self: RowReader, *arguments: Any) -> None:
             if failures:
                 failures.pop()
                 raise OSError(5, "Input/output error")
-            await read_rows(self, *arguments)
+            await read(self, *arguments)
 
-        monkeypatch.setattr(CheckpointSource, "read_rows", flaky)
+        monkeypatch.setattr(RowReader, "read", flaky)
         assert await model.generate(PROMPT, max_new_tokens=2) == expected
         failures.extend([1] * 50)
         with pytest.raises(ActorFailed, match="compute_scheduler failed at layer -1 group 'embed'"):

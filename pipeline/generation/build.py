@@ -45,7 +45,7 @@ class ModelRuntime(Runtime):
         self.context_tokens = plan.context_tokens
         self.kv_room = plan.kv_room
         self.embedding = EmbeddingRows(
-            drawn.groups.embed, self.source, device, settings.max_tokens_per_pass, self.source.checksums
+            drawn.groups.embed, self.source.rows, device, settings.max_tokens_per_pass, self.source.checksums
         )
         batcher, ahead = _batcher(plan, settings), self.policy.kv_ahead
         self.cache = KeyValueCache(

@@ -13,7 +13,7 @@ from pipeline.formats.matrix import Matrix, StoredMatrix
 from pipeline.formats.parts import EMBED_KEY
 from pipeline.groups.layout import tensor_views
 from pipeline.reading.checksums import Checksums
-from pipeline.reading.source import CheckpointSource
+from pipeline.reading.rows import RowReader
 
 logger = logging.getLogger("penstock")
 
@@ -24,7 +24,7 @@ class EmbeddingRows:
     def __init__(
         self,
         table: StoredMatrix,
-        source: CheckpointSource,
+        reader: RowReader,
         device: Device,
         most_rows: int,
         checksums: Checksums | None = None,
@@ -33,7 +33,7 @@ class EmbeddingRows:
         self._matrix = table
         (self._table,) = table.tensors
         self.row_bytes = self._table.length // table.rows
-        self._source = source
+        self._reader = reader
         self._device = device
         self._checksums = checksums
         self._host = device.host_memory(most_rows * self.row_bytes)
@@ -88,7 +88,7 @@ class EmbeddingRows:
         if (fault := self._mismatch(token_ids)) is None:
             return
         logger.warning("the embedding differs from its first read, reading once more: %s", fault)
-        await self._source.forget_rows(self._table.file, self._starts(token_ids), self.row_bytes)
+        await self._reader.forget(self._table.file, self._starts(token_ids), self.row_bytes)
         await self._read(token_ids)
         if (fault := self._mismatch(token_ids)) is not None:
             raise fault
@@ -100,7 +100,7 @@ class EmbeddingRows:
         )
 
     async def _read(self, token_ids: Sequence[int]) -> None:
-        await self._source.read_rows(self._table.file, self._starts(token_ids), self.row_bytes, self._host.view)
+        await self._reader.read(self._table.file, self._starts(token_ids), self.row_bytes, self._host.view)
 
     def _starts(self, token_ids: Sequence[int]) -> list[int]:
         return [self._table.start + token_id * self.row_bytes for token_id in token_ids]

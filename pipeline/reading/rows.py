@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, ClosedError
 from pipeline.groups.layout import row_window
 from pipeline.reading.reading_lane import Disk
 from pipeline.system.page_cache import advise
@@ -17,13 +17,16 @@ class RowReader:
     """One thread that reads rows through the page cache, so that what comes again costs no read of the disk.
 
     The operating system is told of all rows of a call before the first is read, so they are all in flight at a time,
-    and behind no more than what the lanes of whole groups have in flight.
+    and behind no more than what the lanes of whole groups have in flight. `bytes_needed` counts the bytes of reads that
+    have arrived whole, `bytes_read` what came from the file.
     """
 
     def __init__(self, disk: Disk) -> None:
         self.bytes_read = 0
+        self.bytes_needed = 0
         self._disk = disk
         self._thread = Threads(1, "penstock-rows")
+        self.closed = False
 
     async def read(self, file: Path, starts: Sequence[int], row_bytes: int, buffer: memoryview) -> None:
         """Read the `row_bytes` of `file` from each of `starts`, one row behind the other, into any memory.
@@ -33,20 +36,29 @@ class RowReader:
         Raises:
             CheckpointError: a row lies beyond the end, or the file is not what it was when its header was read.
             OSError: the disk failed; the message names the offset and the file.
+            ClosedError: it is `closed`.
         """
+        self._check_open()
         if (end := max(starts) + row_bytes) > (size := self._disk.files[file].size):
             raise CheckpointError(f"{file}: need bytes {end - row_bytes} to {end}, have {size}")
         loop = asyncio.get_running_loop()
         await outlast([loop.run_in_executor(self._thread, self._read, file, starts, row_bytes, buffer)])
+        self.bytes_needed += row_bytes * len(starts)
 
     async def forget(self, file: Path, starts: Sequence[int], row_bytes: int) -> None:
         """Take rows out of the page cache, so that they come from the disk when they are read next."""
+        self._check_open()
         loop = asyncio.get_running_loop()
         await outlast([loop.run_in_executor(self._thread, self._forget, file, starts, row_bytes)])
 
     async def aclose(self) -> None:
         """Wait for what is in flight, and end the thread. Closing twice is harmless."""
+        self.closed = True
         await asyncio.to_thread(self._thread.shutdown)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ClosedError("the weight source is closed")
 
     def _read(self, file: Path, starts: Sequence[int], row_bytes: int, buffer: memoryview) -> None:
         for start in starts:

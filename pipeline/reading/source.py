@@ -27,7 +27,7 @@ logger = logging.getLogger("penstock")
 
 
 class CheckpointSource:
-    """Reads weight groups past the page cache into host slots, and embedding rows into any memory.
+    """Reads weight groups past the page cache into host slots; `rows` reads single rows, beside them.
 
     Several `read_into` calls may be in flight: lanes serve them in call order, and a lane that finds no chunk left in
     one call goes on with the next call at once, so the disk's queue does not drain between groups. With `checksums`
@@ -46,7 +46,7 @@ class CheckpointSource:
         self._layouts = layouts
         self._disk = Disk(files, reading.direct)
         self._lanes = open_lanes("penstock-disk", reading.way, reading.lanes, self._disk)
-        self._rows = RowReader(self._disk)
+        self.rows = RowReader(self._disk)
         self._movers = Threads(reading.lanes, "penstock-moves")
         self._closed = False
         self._bytes_needed = 0
@@ -57,12 +57,12 @@ class CheckpointSource:
     @property
     def bytes_needed(self) -> int:
         """Bytes of the tensors and rows that have arrived whole: what `bytes_read` would be without padding."""
-        return self._bytes_needed
+        return self._bytes_needed + self.rows.bytes_needed
 
     @property
     def bytes_read(self) -> int:
         """Bytes that came from files, padding and repeated reads included."""
-        return self._lanes.bytes_read + self._rows.bytes_read
+        return self._lanes.bytes_read + self.rows.bytes_read
 
     @property
     def reads(self) -> int:
@@ -98,23 +98,6 @@ class CheckpointSource:
         self._groups_read += 1
         self._bytes_needed += layout.needed_bytes
 
-    async def read_rows(self, file: Path, starts: Sequence[int], row_bytes: int, buffer: memoryview) -> None:
-        """Read the `row_bytes` of `file` from each of `starts`, one row behind the other, into any memory.
-
-        Returns, raises or passes a cancellation on as `read_into`.
-
-        Raises:
-            CheckpointError, OSError: as `read_into`.
-        """
-        self._check_open()
-        await self._rows.read(file, starts, row_bytes, buffer)
-        self._bytes_needed += row_bytes * len(starts)
-
-    async def forget_rows(self, file: Path, starts: Sequence[int], row_bytes: int) -> None:
-        """Let these rows come from the disk when they are read next, though the page cache may hold them."""
-        self._check_open()
-        await self._rows.forget(file, starts, row_bytes)
-
     async def rested(self, groups: int) -> None:
         """Wait until no group is being read, or until so many have been since the beginning."""
         while self._groups_in_flight and self._groups_read < groups:
@@ -123,9 +106,9 @@ class CheckpointSource:
 
     async def aclose(self) -> None:
         """Wait for the reads in flight, and end the threads. Closing twice is harmless; the files stay open."""
-        self._closed = True
+        self._closed = self.rows.closed = True
         await self._lanes.aclose()
-        await self._rows.aclose()
+        await self.rows.aclose()
         await asyncio.to_thread(self._movers.shutdown)
         if self.checksums is not None:
             await self.checksums.aclose()
@@ -162,15 +145,12 @@ class CheckpointSource:
                 yield Window(window.file, window.start + done, length, window.slot_offset + done)
 
     def _check(self, buffer: memoryview, slot_bytes: int) -> None:
-        self._check_open()
+        if self._closed:
+            raise ClosedError("the weight source is closed")
         if len(buffer) < slot_bytes:
             raise ConfigError(f"the host slot is too small: need {slot_bytes} bytes, have {len(buffer)}")
         if self._disk.direct and (address := _address(buffer)) % BLOCK_BYTES:
             raise ConfigError(f"the host slot begins at address {address:#x}; direct reads need a multiple of 4096")
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ClosedError("the weight source is closed")
 
 
 def _address(view: memoryview) -> int:

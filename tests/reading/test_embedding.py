@@ -25,7 +25,7 @@ START = 6000
 DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32}
 
 
-class ScriptedSource:
+class ScriptedReader:
     """Each read fills its rows with the rows' numbers, after `before` has been told how many reads there were."""
 
     def __init__(self, row_bytes: int) -> None:
@@ -35,7 +35,7 @@ class ScriptedSource:
         self.forgotten: list[list[int]] = []
         self._row_bytes = row_bytes
 
-    async def read_rows(self, file: Path, starts: Sequence[int], row_bytes: int, buffer: memoryview) -> None:
+    async def read(self, file: Path, starts: Sequence[int], row_bytes: int, buffer: memoryview) -> None:
         assert row_bytes == self._row_bytes
         rows = [(start - START) // row_bytes for start in starts]
         self.reads.append(rows)
@@ -44,7 +44,7 @@ class ScriptedSource:
         for index, row in enumerate(rows):
             buffer[index * row_bytes :][:row_bytes] = bytes([row ^ self.rotten.get(row, 0)]) * row_bytes
 
-    async def forget_rows(self, file: Path, starts: Sequence[int], row_bytes: int) -> None:
+    async def forget(self, file: Path, starts: Sequence[int], row_bytes: int) -> None:
         """What rots in the page cache is whole on the disk; 255 is rotten there too."""
         self.forgotten.append([(start - START) // row_bytes for start in starts])
         self.rotten = {row: value for row, value in self.rotten.items() if value == 255}
@@ -56,9 +56,9 @@ def table(file: Path, dtype: str = "BF16") -> Dense:
 
 
 @asynccontextmanager
-async def scripted(most_rows: int = 8) -> AsyncIterator[tuple[ScriptedSource, EmbeddingRows, CpuDevice]]:
+async def scripted(most_rows: int = 8) -> AsyncIterator[tuple[ScriptedReader, EmbeddingRows, CpuDevice]]:
     device = CpuDevice(copy=True)
-    source = ScriptedSource(COLUMNS * 2)
+    source = ScriptedReader(COLUMNS * 2)
     checksums = Checksums((), 1, Path("model"))
     yield source, EmbeddingRows(table(Path("weights")), source, device, most_rows, checksums), device  # type: ignore[arg-type]
     await device.aclose()
@@ -77,7 +77,7 @@ async def test_rows_are_those_of_the_table(dtype: str, copy: bool, tmp_path: Pat
     device = CpuDevice(copy=copy)
     shard = Shard(file)
     source = CheckpointSource({}, {file: shard}, Reading())
-    embedding = EmbeddingRows(table(file, dtype), source, device, 8)
+    embedding = EmbeddingRows(table(file, dtype), source.rows, device, 8)
     for token_ids in ([7], [0, ROWS - 1, 3, 3, 0, 12], [5] * 8, list(range(8)), [49]):
         await (await embedding.fetch(token_ids)).wait()
         assert torch.equal(embedding.rows(len(token_ids)).decoded(DTYPES[dtype]), weights[token_ids])
@@ -169,6 +169,6 @@ async def test_a_cancelled_fetch_uploads_nothing() -> None:
 
 def test_room_is_taken_once_for_the_most_rows() -> None:
     device = CpuDevice()
-    embedding = EmbeddingRows(table(Path("weights")), ScriptedSource(48), device, 5)  # type: ignore[arg-type]
+    embedding = EmbeddingRows(table(Path("weights")), ScriptedReader(48), device, 5)  # type: ignore[arg-type]
     assert (embedding.most_rows, embedding.row_bytes) == (5, COLUMNS * 2)
     assert [memory.nbytes for memory in device._memory] == [5 * COLUMNS * 2] * 2

@@ -66,7 +66,7 @@ async def test_lanes_share_the_descriptors_of_a_file_and_need_its_name_no_more(w
         weights.unlink()
         os.mkfifo(weights)
         await asyncio.gather(*(source.read_into((layer, "attn"), slot) for layer, slot in enumerate(slots)))
-        await source.read_rows(weights, [7], 10, row := memoryview(bytearray(10)))
+        await source.rows.read(weights, [7], 10, row := memoryview(bytearray(10)))
         assert b"".join(slot.view for slot in slots) == content[: 3 * GROUP_BYTES]
         assert row == content[7:17]
         assert os.listdir("/proc/self/fd") == files
@@ -142,7 +142,7 @@ async def test_a_file_system_without_direct_reads_is_read_through_the_cache_with
         slots = [HostMemory(GROUP_BYTES) for _ in range(3)]
         await asyncio.gather(*(source.read_into((layer, "attn"), slot) for layer, slot in enumerate(slots)))
         row = memoryview(bytearray(10))
-        await source.read_rows(weights, [7], 10, row)
+        await source.rows.read(weights, [7], 10, row)
         assert b"".join(slot.view for slot in slots) == content[: 3 * GROUP_BYTES]
         assert row == content[7:17]
         assert not source.direct

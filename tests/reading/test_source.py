@@ -56,11 +56,11 @@ async def test_rows_arrive_from_anywhere(row_bytes: int, weights: Path) -> None:
     starts += [len(content) - row_bytes, 0, starts[0], BLOCK_BYTES]
     async with opened(weights) as source:
         rows = memoryview(bytearray(len(starts) * row_bytes + 1))
-        await source.read_rows(weights, starts, row_bytes, rows)
+        await source.rows.read(weights, starts, row_bytes, rows)
         assert rows == b"".join(content[start : start + row_bytes] for start in starts) + b"\0"
         assert source.bytes_needed == len(starts) * row_bytes <= source.bytes_read
         with pytest.raises(CheckpointError, match=f"need bytes {len(content)} to {len(content) + row_bytes}"):
-            await source.read_rows(weights, [0, len(content)], row_bytes, rows)
+            await source.rows.read(weights, [0, len(content)], row_bytes, rows)
 
 
 async def test_calls_are_served_in_order(weights: Path, gate: Gate) -> None:
@@ -88,7 +88,7 @@ async def test_rows_do_not_queue_behind_groups(weights: Path, gate: Gate) -> Non
     async with opened(weights, lanes=1) as source:
         group = asyncio.ensure_future(source.read_into((0, "attn"), HostMemory(GROUP_BYTES)))
         await gate.until_begun(1)
-        await source.read_rows(weights, [BLOCK_BYTES], 10, memoryview(bytearray(10)))
+        await source.rows.read(weights, [BLOCK_BYTES], 10, memoryview(bytearray(10)))
         gate.open.set()
         await group
 
@@ -210,7 +210,7 @@ async def test_closing_waits_for_reads_and_leaves_nothing_behind(weights: Path, 
         with pytest.raises(ClosedError):
             await source.read_into((0, "attn"), HostMemory(GROUP_BYTES))
         with pytest.raises(ClosedError):
-            await source.read_rows(weights, [0], 1, memoryview(bytearray(1)))
+            await source.rows.read(weights, [0], 1, memoryview(bytearray(1)))
         gate.open.set()
         await task
         await closing

@@ -140,7 +140,7 @@ class OddPolicy:
 def odd_reads(model: Model, end: End) -> None:
     """Let reads of groups and of embedding rows end oddly."""
     source = model.runtime.source
-    read_into, read_rows = source.read_into, source.read_rows
+    read_into, read_rows = source.read_into, source.rows.read
 
     async def reading(*arguments: Any) -> None:
         await end.here()
@@ -150,7 +150,7 @@ def odd_reads(model: Model, end: End) -> None:
         await end.here()
         await read_rows(*arguments)
 
-    source.read_into, source.read_rows = reading, reading_rows  # type: ignore[method-assign]
+    source.read_into, source.rows.read = reading, reading_rows  # type: ignore[method-assign]
     assert isinstance(source, CheckpointSource)
 
 

@@ -2,10 +2,7 @@
 
 from dataclasses import replace
 
-from pipeline.engine.policies import POLICIES
-from pipeline.tools.commands.policy_table import policy_table
-from pipeline.tools.simulation.sim_line import simulate
-from pipeline.tools.simulation.timings import LayerTimings
+from pipeline import POLICIES, LayerTimings, policy_table, simulate
 
 TIMINGS = LayerTimings(
     layers=80,

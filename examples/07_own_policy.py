@@ -6,8 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline import Model
-from pipeline.engine.policies import POLICIES, Policy, Want
+from pipeline import POLICIES, Model, Policy, Want
 
 OWN = Policy(
     name="own",

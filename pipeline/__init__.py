@@ -22,11 +22,16 @@ if TYPE_CHECKING:
     __version__: str
     from actors.core.budget import Slot
     from actors.core.message import Message
+    from actors.core.ports import Program
     from actors.core.stage import Mover, Stage
     from actors.core.trace import Trace
     from pipeline import errors
     from pipeline.api import Model
     from pipeline.config import Config, Settings
+    from pipeline.engine.open_program import open_program
+    from pipeline.engine.policies import POLICIES, Policy, Want
+    from pipeline.engine.runtime import Runtime
+    from pipeline.engine.settings import EngineSettings
     from pipeline.errors import (
         ActorFailed,
         Busy,
@@ -37,10 +42,14 @@ if TYPE_CHECKING:
         RequestError,
         ResourceError,
     )
+    from pipeline.formats.tensors import TensorSpec
     from pipeline.generation.requests import CallArguments
     from pipeline.generation.sequence import Chunk, Output
     from pipeline.text.prompts import Prompt
     from pipeline.text.tokenizer import ModelTokenizer
+    from pipeline.tools.simulation.policy_table import policy_table
+    from pipeline.tools.simulation.sim_line import simulate
+    from pipeline.tools.simulation.timings import LayerTimings
 
 _HOMES = {
     "Slot": "actors.core.budget",
@@ -64,9 +73,21 @@ _HOMES = {
     "Chunk": "pipeline.generation.sequence",
     "Output": "pipeline.generation.sequence",
     "ModelTokenizer": "pipeline.text.tokenizer",
+    "Program": "actors.core.ports",
+    "EngineSettings": "pipeline.engine.settings",
+    "Runtime": "pipeline.engine.runtime",
+    "open_program": "pipeline.engine.open_program",
+    "POLICIES": "pipeline.engine.policies",
+    "Policy": "pipeline.engine.policies",
+    "Want": "pipeline.engine.policies",
+    "TensorSpec": "pipeline.formats.tensors",
+    "policy_table": "pipeline.tools.simulation.policy_table",
+    "simulate": "pipeline.tools.simulation.sim_line",
+    "LayerTimings": "pipeline.tools.simulation.timings",
 }
 
 __all__ = [
+    "POLICIES",
     "ActorFailed",
     "Busy",
     "CallArguments",
@@ -75,21 +96,31 @@ __all__ = [
     "ClosedError",
     "Config",
     "ConfigError",
+    "EngineSettings",
+    "LayerTimings",
     "Message",
     "Model",
     "ModelTokenizer",
     "Mover",
     "Output",
     "PenstockError",
+    "Policy",
+    "Program",
     "Prompt",
     "RequestError",
     "ResourceError",
+    "Runtime",
     "Settings",
     "Slot",
     "Stage",
+    "TensorSpec",
     "Trace",
+    "Want",
     "__version__",
     "errors",
+    "open_program",
+    "policy_table",
+    "simulate",
 ]
 
 

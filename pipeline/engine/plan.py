@@ -11,6 +11,7 @@ from pipeline.engine.residency import NOTHING_STAYS, Residency, place_groups
 from pipeline.engine.settings import EngineSettings
 from pipeline.errors import ConfigError
 from pipeline.groups.catalog import WeightCatalog
+from pipeline.groups.groups import WeightGroup
 from pipeline.groups.slot_kinds import Slots
 from pipeline.system.host_memory import resident_bytes
 from pipeline.system.limits import process_bounds
@@ -100,6 +101,12 @@ class Planning:
         holdings = (*self.fixed, *held, *_slots(slots), *_residents(self.catalog, residency))
         limited_by = {place.name: place.memory_setting for place in self.device.places}
         return Plan(MemoryPlan(holdings, self.available, limited_by, self.bounds), self.limits, slots, residency)
+
+
+def lay_out(groups: Sequence[WeightGroup], settings: EngineSettings, device: Device) -> WeightCatalog:
+    """Where the bytes of each group lie in the slots of each place, and which kind of slot it needs."""
+    fewest_slots = min(getattr(settings, place.groups_setting) for place in device.places)
+    return WeightCatalog(groups, device.places, device.alignment_bytes, fewest_slots)
 
 
 def weight_slots(settings: EngineSettings, catalog: WeightCatalog, device: Device) -> dict[str, Slots]:

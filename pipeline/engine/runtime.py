@@ -8,7 +8,7 @@ from typing import Any
 
 from actors.core.companion import Companion
 from actors.core.crew import Over
-from actors.core.line import Line, running
+from actors.core.line import Line, run_beside, running
 from actors.core.message import GroupKey
 from actors.core.ports import Program
 from actors.core.trace import Trace
@@ -17,6 +17,7 @@ from pipeline.devices.port import Device
 from pipeline.devices.spinning import warn_of_spinning
 from pipeline.engine.plan import Plan
 from pipeline.engine.settings import EngineSettings
+from pipeline.engine.statistics import ChannelRecord, ChecksumsRecord, EngineStatistics
 from pipeline.engine.wiring import Parts, Wired, wire
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.groups.groups import WeightGroup
@@ -101,9 +102,17 @@ class Runtime:
             "actors": [actor.name for line in self.wired.lines for actor in line.actors],
         }
 
+    def statistics(self) -> EngineStatistics:
+        """Read all counters now."""
+        return EngineStatistics(**self._counters())
+
     def running(self) -> contextlib.AbstractAsyncContextManager[Over]:
         """Run the line of the weights, and those beside it."""
         return running(self.wired.lines)
+
+    async def run(self) -> None:
+        """Run until all passes are through. Raises the first failure as ActorFailed."""
+        await run_beside(self.wired.lines)
 
     async def aclose(self) -> None:
         """Give everything back; the lines must have stopped."""
@@ -111,6 +120,29 @@ class Runtime:
             stack.callback(self.checkpoint.close)
             stack.push_async_callback(self.source.aclose)
             stack.push_async_callback(self.device.aclose)
+
+    def _counters(self) -> dict[str, Any]:
+        line, arrivals, sums = self.wired.statistics(), self.wired.arrivals, self.source.checksums
+        places = [place.name for place in self.device.places]
+        summed = (0, 0, 0, 0) if sums is None else (sums.groups, sums.rows, sums.nbytes, sums.mismatches)
+        return {
+            "policy": self.policy.name,
+            "reading": str(self.reading),
+            "bytes_read": self.source.bytes_read,
+            "bytes_needed": self.source.bytes_needed,
+            "checksums": ChecksumsRecord(str(self.checking), *summed),
+            "device_groups_peak": line.budgets[places[-1]].peak,
+            "host_groups_peak": line.budgets[places[0]].peak,
+            "groups_reloaded": 0 if arrivals is None else arrivals.reloaded,
+            "resident_groups": {place: line.budgets[place].residents for place in reversed(places)},
+            "moving_groups": self.moving_groups,
+            "busy_seconds": {name: actor.busy_seconds for name, actor in line.actors.items()},
+            "stalled_seconds": {name: actor.stalled_seconds for name, actor in line.actors.items()},
+            "channels": {
+                name: ChannelRecord(one.depth, one.peak, one.starved_seconds, one.blocked_seconds)
+                for name, one in line.channels.items()
+            },
+        }
 
     def _resident_bytes(self, place: str) -> dict[GroupKey, int]:
         sizes = self.catalog.group_bytes(place)

@@ -11,6 +11,7 @@ import torch
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.config import Config
 from pipeline.devices.port import Device
+from pipeline.engine.plan import lay_out
 from pipeline.errors import ConfigError
 from pipeline.generation.model_plan import ModelPlan, make_plan
 from pipeline.generation.what_would_fit import what_would_fit
@@ -51,8 +52,7 @@ def draw_up(
     give_freed_back()
     groups = plan_groups(group_specs(model), checkpoint)
     dtype = _computing_dtype(model, groups, settings)
-    fewest_slots = min(getattr(settings, place.groups_setting) for place in device.places)
-    catalog = WeightCatalog(groups.groups, device.places, device.alignment_bytes, fewest_slots)
+    catalog = lay_out(groups.groups, settings, device)
     plan = make_plan(model, settings, groups, catalog, device, dtype)
     return Blueprint(model, checkpoint, groups, dtype, catalog, plan)
 

@@ -16,6 +16,7 @@ from pipeline.generation.admission import Admission
 from pipeline.generation.batching import Batcher
 from pipeline.generation.blueprint import Blueprint, draw_up_fitting, say_remarks
 from pipeline.generation.model_plan import ModelPlan
+from pipeline.generation.model_statistics import ModelStatistics, program_counters
 from pipeline.generation.pass_inputs import PassInputs
 from pipeline.generation.program import GenerationProgram
 from pipeline.models.model_config import read_config
@@ -70,6 +71,10 @@ class ModelRuntime(Runtime):
     def admission(self) -> Admission:
         """All requests."""
         return self.program.admission
+
+    def statistics(self) -> ModelStatistics:
+        """Read all counters now, those of the program too."""
+        return ModelStatistics(**self._counters(), **program_counters(self.program, self.cache))
 
     def describe(self) -> dict[str, Any]:
         """Those of the model, too."""

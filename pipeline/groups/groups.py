@@ -65,6 +65,17 @@ class WeightGroups:
         return self.groups[0].matrices[0].dtype
 
 
+def find_groups(specs: Specs, checkpoint: Checkpoint) -> tuple[WeightGroup, ...]:
+    """Find each tensor of `specs` in the checkpoint, and make them groups in their order.
+
+    Raises CheckpointError, naming every tensor that is missing, stored twice, or of a wrong shape or dtype.
+    """
+    stored = _stored(specs, checkpoint)
+    if found := [fault for spec, names in stored.items() for fault in faults(spec, names, checkpoint)]:
+        raise CheckpointError(first_faults(found))
+    return _make_groups(specs, stored, checkpoint)
+
+
 def plan_groups(specs: Specs, checkpoint: Checkpoint) -> WeightGroups:
     """Find each tensor of `specs` in the checkpoint: layer by layer, then the head.
 
@@ -76,17 +87,9 @@ def plan_groups(specs: Specs, checkpoint: Checkpoint) -> WeightGroups:
             need and have, or that the model would say something else without.
     """
     head_layer = max(layer for layer, _ in specs)
-    # The format of each matrix is chosen here, and only here.
-    stored_as = {
-        spec: Dense.stored_as(spec) if spec.is_matrix else (spec,) for group in specs.values() for spec in group
-    }
-    stored = {one: stored_names(one, checkpoint) for one in itertools.chain.from_iterable(stored_as.values())}
+    stored = _stored(specs, checkpoint)
     ignored = _check(stored, head_layer, checkpoint)
-    found: dict[GroupKey, WeightGroup] = {}
-    for key, group in specs.items():
-        ranges = {spec: tuple(_range(one, stored[one][0], checkpoint) for one in stored_as[spec]) for spec in group}
-        matrices = tuple(Dense(ranges[spec]) for spec in group if spec.is_matrix)
-        found[key] = WeightGroup(*key, tuple(itertools.chain.from_iterable(ranges.values())), matrices)
+    found = {group.key: group for group in _make_groups(specs, stored, checkpoint)}
     embed, head = found.pop(EMBED_KEY), found.pop((head_layer, HEAD))
     groups = [*found.values()]
     parts = layer_parts([*found])
@@ -97,6 +100,28 @@ def plan_groups(specs: Specs, checkpoint: Checkpoint) -> WeightGroups:
         tensors = (*norm, *rows.tensors) if index == 0 else rows.tensors
         groups.append(WeightGroup(head_layer, head_slice(index), tensors, (rows,)))
     return WeightGroups(tuple(groups), embed.matrices[0], ignored)
+
+
+def _stored_as(spec: TensorSpec) -> tuple[TensorSpec, ...]:
+    """The format of each matrix is chosen here, and only here."""
+    return Dense.stored_as(spec) if spec.is_matrix else (spec,)
+
+
+def _stored(specs: Specs, checkpoint: Checkpoint) -> dict[TensorSpec, Sequence[str]]:
+    """The names under which the checkpoint holds what each tensor is stored as."""
+    tensors = itertools.chain.from_iterable(specs.values())
+    return {one: stored_names(one, checkpoint) for spec in tensors for one in _stored_as(spec)}
+
+
+def _make_groups(
+    specs: Specs, stored: Mapping[TensorSpec, Sequence[str]], checkpoint: Checkpoint
+) -> tuple[WeightGroup, ...]:
+    groups = []
+    for key, group in specs.items():
+        ranges = {spec: tuple(_range(one, stored[one][0], checkpoint) for one in _stored_as(spec)) for spec in group}
+        matrices = tuple(Dense(ranges[spec]) for spec in group if spec.is_matrix)
+        groups.append(WeightGroup(*key, tuple(itertools.chain.from_iterable(ranges.values())), matrices))
+    return tuple(groups)
 
 
 def _check(stored: Mapping[TensorSpec, Sequence[str]], layers: int, checkpoint: Checkpoint) -> tuple[str, ...]:

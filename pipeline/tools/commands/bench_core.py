@@ -2,8 +2,8 @@
 
 import argparse
 
+from pipeline.system.table import print_json
 from pipeline.tools.bench.core import bench_core
-from pipeline.tools.commands.table import print_json
 from pipeline.tools.commands.values import at_least_one
 
 

@@ -5,12 +5,12 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from pipeline.system.sizes import human_bytes
+from pipeline.system.table import aligned, print_json
 from pipeline.system.written_files import check_writable
 from pipeline.tools.bench.one_pass import PassReport, bench_pass, tokens_of
 from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import below_floor, nothing_moved, with_remarks
-from pipeline.tools.commands.table import aligned, print_json
 from pipeline.tools.commands.values import at_least_one
 from pipeline.tools.trace.perfetto import write_trace
 from pipeline.tools.trace.recording import Recording

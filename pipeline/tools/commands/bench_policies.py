@@ -10,15 +10,15 @@ from pathlib import Path
 from pipeline.config import Config
 from pipeline.engine.policies import POLICIES, find_policy
 from pipeline.errors import ConfigError
+from pipeline.system.table import print_json
 from pipeline.system.written_files import is_plain
 from pipeline.tools.bench.candidates import Samples
 from pipeline.tools.bench.policy_runs import CHAINED_TITLE, PolicyBench, PolicyReport, balanced_tokens
 from pipeline.tools.commands.options import model_settings
-from pipeline.tools.commands.policy_table import policy_table
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import beside_noise, with_remarks
-from pipeline.tools.commands.table import print_json
 from pipeline.tools.commands.values import at_least_one, policy_from_text
+from pipeline.tools.simulation.policy_table import policy_table
 from pipeline.tools.trace.perfetto import write_trace
 from pipeline.tools.trace.recording import Recording
 

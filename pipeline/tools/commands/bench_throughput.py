@@ -11,6 +11,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.system.host_memory import available_host_bytes
 from pipeline.system.sizes import human_bytes, parse_bytes
+from pipeline.system.table import aligned, print_json
 from pipeline.tools.bench.arm_program import ArmRun, Row
 from pipeline.tools.bench.arms import OURS, Arms, agreement, median_rows
 from pipeline.tools.bench.load import Load
@@ -20,7 +21,6 @@ from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import below_floor, nothing_moved, with_remarks
 from pipeline.tools.commands.settings import plain
-from pipeline.tools.commands.table import aligned, print_json
 from pipeline.tools.commands.values import at_least_one
 
 

@@ -12,6 +12,7 @@ from actors.core.trace import Trace
 from pipeline.api import Model
 from pipeline.engine.actor_names import ACTORS
 from pipeline.system.sizes import human_bytes
+from pipeline.system.table import aligned
 from pipeline.tools.bench.candidates import Samples
 from pipeline.tools.bench.policy_runs import OutputsDiffer
 from pipeline.tools.commands.answer import Answer
@@ -20,7 +21,6 @@ from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import beside_noise, nothing_moved, with_remarks
 from pipeline.tools.commands.run_lines import closing_lines, opening_lines
 from pipeline.tools.commands.run_prompt import stream_text
-from pipeline.tools.commands.table import aligned
 from pipeline.tools.commands.timeline import LEGEND, NAME_WIDTH, timeline
 
 PROMPT = 'class Stack:\n    """A last-in, first-out container."""\n\n    def __init__(self):\n'

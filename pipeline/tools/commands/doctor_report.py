@@ -7,9 +7,9 @@ from dataclasses import asdict
 
 from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.errors import ConfigError, PenstockError
+from pipeline.system.table import print_json
 from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
-from pipeline.tools.commands.table import print_json
 from pipeline.tools.doctor.check import Check, failed
 from pipeline.tools.doctor.machine import machine_checks
 

@@ -5,11 +5,11 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from pipeline.system.sizes import human_bytes
+from pipeline.system.table import aligned, print_json
 from pipeline.tools.bench.opening import OpeningReport, bench_opening
 from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import nothing_moved, with_remarks
-from pipeline.tools.commands.table import aligned, print_json
 from pipeline.tools.commands.values import at_least_one
 
 GIGA, MILLI, MICRO = 1e9, 1e-3, 1e-6

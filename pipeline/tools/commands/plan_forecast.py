@@ -19,13 +19,13 @@ from pipeline.errors import ConfigError
 from pipeline.formats.parts import KINDS
 from pipeline.generation.model_plan import DEFAULT_CONTEXT_TOKENS
 from pipeline.system.sizes import human_bytes
+from pipeline.system.table import print_json
 from pipeline.tools.bench.forecast import Compute, Forecast, Rates
 from pipeline.tools.bench.machine_rates import measure_rates
 from pipeline.tools.bench.planning import Placed, Planned, balanced_tokens, plan_alone, plan_model
 from pipeline.tools.bench.steady_passes import steady_pass_seconds
 from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
-from pipeline.tools.commands.table import print_json
 
 NUMBERS = ("disk_gbps", "h2d_gbps", "tflops", "memory_gbps")
 GIGA, TERA = 1e9, 1e12

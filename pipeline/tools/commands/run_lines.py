@@ -4,7 +4,7 @@ import textwrap
 
 from pipeline.api import Model
 from pipeline.engine.actor_names import READER, SCHEDULER, UPLOADER
-from pipeline.generation.statistics import ModelStatistics
+from pipeline.generation.model_statistics import ModelStatistics
 from pipeline.system.sizes import human_bytes
 
 RESOURCES = {READER: "disk", UPLOADER: "host-to-device link", SCHEDULER: "compute"}

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.api import Model
 from pipeline.engine.actor_names import SCHEDULER
 from pipeline.errors import CheckpointError
-from pipeline.generation.statistics import ModelStatistics
+from pipeline.generation.model_statistics import ModelStatistics
 from pipeline.system.sizes import human_bytes
 from pipeline.tools.commands.answer import Answer
 from pipeline.tools.commands.options import model_settings

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from actors.core.ports import PrefetchPolicy
 from pipeline.engine.policies import CURRENT_CHAINED, POLICIES, Policy, find_policy
 from pipeline.errors import ConfigError
-from pipeline.tools.commands.policy_table import policy_table
+from pipeline.system.table import print_json
 from pipeline.tools.commands.progress import Progress
-from pipeline.tools.commands.table import print_json
 from pipeline.tools.commands.values import policy_from_text
 from pipeline.tools.simulation.analysis import LAYERS, MILLISECONDS
 from pipeline.tools.simulation.closed_forms import closed_form_ms
 from pipeline.tools.simulation.derive import derive_timings, find_shape
+from pipeline.tools.simulation.policy_table import policy_table
 from pipeline.tools.simulation.sim_line import Simulated, simulate
 from pipeline.tools.simulation.timings import LayerTimings
 

@@ -10,6 +10,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.system.host_memory import available_host_bytes
 from pipeline.system.sizes import human_bytes, parse_bytes
+from pipeline.system.table import aligned, print_json
 from pipeline.tools.bench.arm_program import ArmRun
 from pipeline.tools.bench.memory_limit import MemoryLimit
 from pipeline.tools.bench.speed import WITHOUT, ArmResult, SpeedBench, arms_of, results
@@ -17,7 +18,6 @@ from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import below_floor, nothing_moved, with_remarks
 from pipeline.tools.commands.settings import plain
-from pipeline.tools.commands.table import aligned, print_json
 from pipeline.tools.commands.values import at_least_one
 
 

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.system.sizes import human_bytes
+from pipeline.system.table import print_json
 from pipeline.tools.bench.candidates import DEFAULT, TOLERANCE, ReadSizes, Samples, best_readings, choose_reading
 from pipeline.tools.bench.tune import QUEUES, Tuner, TuneReport
 from pipeline.tools.commands.heat_map import heat_map
 from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import beside_noise
-from pipeline.tools.commands.table import print_json
 from pipeline.tools.commands.values import as_code
 
 MOST_GROUPS = 64

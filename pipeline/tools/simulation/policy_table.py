@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.tools.commands.table import aligned
+from pipeline.system.table import aligned
 from pipeline.tools.trace.overlap import Overlap
 
 

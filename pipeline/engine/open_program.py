@@ -1,0 +1,58 @@
+"""Opens a line for any program over any groups: the tensors of safetensors files, named by whom they are computed."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from actors.core.ports import Program
+from actors.core.trace import Trace
+from pipeline.checkpoints.checkpoint import open_checkpoint
+from pipeline.devices.open import open_device
+from pipeline.engine.plan import Planning, lay_out
+from pipeline.engine.runtime import Runtime
+from pipeline.engine.settings import EngineSettings
+from pipeline.errors import ConfigError
+from pipeline.groups.groups import Specs, find_groups
+from pipeline.system.memory_plan import Holding
+from pipeline.system.promises import promise, promising
+
+
+def open_program(
+    folder: Path | str,
+    specs: Specs,
+    make: Callable[[Runtime], Program],
+    settings: EngineSettings | None = None,
+    *,
+    passes: int | None = None,
+    holdings: Sequence[Holding] = (),
+    trace: Trace | None = None,
+) -> Runtime:
+    """Open a folder of safetensors files for a program of yours. `Runtime.run` runs it, `Runtime.aclose` closes it.
+
+    Args:
+        folder: where the files lie.
+        specs: the tensors of each group, by layer and part; groups travel, and are computed, in this order.
+        make: makes the program, from a runtime that lacks only that.
+        settings: how the line runs; what `EngineSettings` says by default if not given.
+        passes: how many there are; without end if not given.
+        holdings: memory that the program takes itself, for the memory plan.
+        trace: collects the spans of all actors.
+
+    Raises ConfigError or CheckpointError before any memory is taken.
+    """
+    settings = settings or EngineSettings()
+    device = open_device(settings.device)
+    with contextlib.ExitStack() as undone:
+        checkpoint = undone.enter_context(open_checkpoint(folder, direct=settings.reading.get("direct", True)))
+        undone.callback(device.free)
+        groups = find_groups(specs, checkpoint)
+        catalog = lay_out(groups, settings, device)
+        with promising:
+            plan = Planning.of(settings, catalog, device, holdings).plan()
+            if not plan.memory.fits():
+                raise ConfigError(plan.memory.shortage())
+            promise(device, checkpoint.folder, plan.memory)
+        runtime = Runtime(settings, checkpoint, groups, catalog, device, plan)
+        runtime.wire(make(runtime), trace=trace, passes=passes)
+        undone.pop_all()
+    return runtime

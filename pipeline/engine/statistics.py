@@ -1,0 +1,59 @@
+"""What an open line says about itself: one frozen record of everything that can wait, and of every byte."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelRecord:
+    """One queue, by the actor behind it: `starved` is that actor waiting, `blocked` the one before it."""
+
+    depth: int
+    peak: int
+    starved_seconds: float
+    blocked_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ChecksumsRecord:
+    """Weight groups, embedding rows and bytes of both that were summed up as they came from the disk.
+
+    `checking` tells whether that is done, and why. `mismatches` differed from their first read.
+    """
+
+    checking: str
+    groups: int
+    rows: int
+    nbytes: int
+    mismatches: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStatistics:
+    """Counters since the line was opened; those of actors and queues since it last started.
+
+    `reading` tells how the disk is read, and why. `bytes_read` counts what came from files, `bytes_needed` the tensors
+    and rows in it. `busy_seconds` is the time in which an actor had work running, `stalled_seconds` what it waited for
+    messages, room, slots, events and checks.
+    `groups_reloaded` had an upload whose event was overdue. `resident_groups` stay, by place, and move no more;
+    `moving_groups` come to the device anew in every pass.
+    """
+
+    policy: str
+    reading: str
+    bytes_read: int
+    bytes_needed: int
+    checksums: ChecksumsRecord
+    device_groups_peak: int
+    host_groups_peak: int
+    groups_reloaded: int
+    resident_groups: dict[str, int]
+    moving_groups: int
+    busy_seconds: dict[str, float]
+    stalled_seconds: dict[str, float]
+    channels: dict[str, ChannelRecord]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain dictionaries and numbers."""
+        return dataclasses.asdict(self)

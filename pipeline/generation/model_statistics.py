@@ -1,0 +1,127 @@
+"""What an open model says about its requests, tokens and KV blocks, beside what its line says."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.engine.statistics import EngineStatistics
+from pipeline.generation.admission import Admission
+from pipeline.generation.program import GenerationProgram
+from pipeline.state.blocks import BlockPool
+from pipeline.state.kv import KeyValueCache
+
+
+@dataclass(frozen=True, slots=True)
+class RequestsRecord:
+    """Requests now, and those that have ended since the model was opened.
+
+    Those of `tokenizing` calls, whose prompts are still made into token ids, are not among them yet. `paused` are
+    those, running or waiting, whose streams nobody reads. `passes_not_shared` counts the passes for which
+    some waited, by the setting that kept them from sharing it.
+    """
+
+    tokenizing: int
+    running: int
+    waiting: int
+    paused: int
+    finished: int
+    cancelled: int
+    failed: int
+    passes_not_shared: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceRecord:
+    """KV blocks of the layers that live in one place, in bytes: held by requests, cached, and all there is room for."""
+
+    layers: int
+    used_bytes: int
+    cached_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksRecord:
+    """KV blocks that requests hold now, the most that they ever held, and all there are; each is one in every layer.
+
+    `places` are "device", "host" and "disk". The bytes are those of blocks that moved: to the device (H2D), new rows
+    from it (D2H), from the spill file and to it.
+    """
+
+    used: int
+    peak: int
+    total: int
+    places: dict[str, PlaceRecord]
+    bytes_h2d: int
+    bytes_d2h: int
+    bytes_read: int
+    bytes_written: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixRecord:
+    """Tokens of admitted prompts that were looked up in the prefix cache, and those found in it.
+
+    `cached_blocks` are the KV blocks that can be found and that no request holds; they are evicted when one needs room.
+    """
+
+    queried_tokens: int
+    hit_tokens: int
+    cached_blocks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelStatistics(EngineStatistics):
+    """Counters since the model was opened: those of its line, and what it has computed.
+
+    `tokens` were generated, `computed_tokens` passed through the model, those of prompts among them; `tokens_per_pass`
+    is the mean of the latter.
+    """
+
+    passes: int
+    tokens: int
+    computed_tokens: int
+    tokens_per_pass: float
+    requests: RequestsRecord
+    kv_blocks: BlocksRecord
+    prefixes: PrefixRecord
+
+
+def program_counters(program: GenerationProgram, cache: KeyValueCache) -> dict[str, Any]:
+    """What a model counts beside its line."""
+    pool, prefixes = program.admission.batcher.pool, program.admission.batcher.prefixes
+    return {
+        "passes": program.passes,
+        "tokens": program.tokens,
+        "computed_tokens": program.computed_tokens,
+        "tokens_per_pass": program.computed_tokens / max(1, program.passes),
+        "requests": _requests(program.admission),
+        "kv_blocks": _kv_blocks(cache, pool),
+        "prefixes": PrefixRecord(prefixes.queried_tokens, prefixes.hit_tokens, pool.cached),
+    }
+
+
+def _requests(admission: Admission) -> RequestsRecord:
+    batcher = admission.batcher
+    ended = {outcome: batcher.ended[outcome] for outcome in ("finished", "cancelled", "failed")}
+    return RequestsRecord(
+        tokenizing=admission.tokenizing_calls,
+        running=batcher.running,
+        waiting=batcher.waiting,
+        paused=batcher.paused,
+        passes_not_shared=dict(batcher.shortages.passes),
+        **ended,
+    )
+
+
+def _kv_blocks(cache: KeyValueCache, pool: BlockPool) -> BlocksRecord:
+    kept, block_bytes = cache.memory.placement, cache.memory.layout.block_bytes
+    places = {
+        place: PlaceRecord(
+            layers,
+            *(layers * blocks * block_bytes for blocks in (pool.used, pool.cached, pool.blocks)),
+        )
+        for place, layers in (("device", len(kept.device)), ("host", len(kept.host)), ("disk", len(kept.disk)))
+    }
+    spill = cache.memory.spill
+    disk_bytes = (0, 0) if spill is None else (spill.bytes_read, spill.bytes_written)
+    return BlocksRecord(pool.used, pool.peak, pool.blocks, places, cache.bytes_in, cache.bytes_out, *disk_bytes)

@@ -2,10 +2,14 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all lint docs clean
+.PHONY: demo check test test-all lint docs clean
 
 demo: $(STAMP)
 	$(VENV)/bin/penstock demo
+
+# The tests of one room each, which lie in the folders of tests/; but the tools, which measure and run whole models.
+check: lint
+	$(VENV)/bin/python -m pytest tests/test_tidy.py $(filter-out tests/tools/,$(wildcard tests/*/))
 
 test: lint
 	$(VENV)/bin/python -m pytest

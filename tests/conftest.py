@@ -32,12 +32,13 @@ ONE_LOOP = {
         "test_policies_and_stages.py",
     ),
     *("test_odd_policies.py", "test_prefetch_policies.py", "test_prefix_sharing.py", "test_resident_groups.py"),
-    "test_stored_tensors.py",
+    *("test_files_after_open.py", "test_refusals.py", "test_stored_tensors.py"),
 }
 """Folders and files whose tests look at bytes, tokens and figures, which no loop changes: they run on asyncio."""
 ON_UVLOOP = {
     *("test_concurrent_requests.py", "test_failure_domain.py", "test_kv_failures.py", "test_kv_overlap.py"),
-    "test_many_cancelled.py",
+    *("test_api.py", "test_bad_tokens.py", "test_bit_rot.py", "test_blame.py", "test_guarded_opening.py"),
+    *("test_long_prompts.py", "test_many_cancelled.py", "test_random_ends.py", "test_unread_streams.py"),
 }
 """Long tests of what a loop could change: they run on the one that the commands use."""
 

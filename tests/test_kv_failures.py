@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from support import tiny_models
+from support.cases import EVERYTHING
 from support.kv_places import settings_with_room
 
 from actors.core.message import GroupKey
@@ -231,7 +232,7 @@ async def test_cancelled_or_closed_at_any_moment_while_blocks_move(
     async with asyncio.timeout(60):
         model = await Model.open(checkpoint, **settings)
         expected = await answers(model)
-        for steps in (*range(0, 60, 4), *range(60, 600, 60)):
+        for steps in (*range(0, 60, 4 if EVERYTHING else 7), *range(60, 600, 60 if EVERYTHING else 90)):
             running = calls(model)
             for _ in range(steps):
                 await asyncio.sleep(0)

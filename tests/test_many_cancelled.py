@@ -1,4 +1,4 @@
-"""300 requests, of which 100 leave at random moments: the others get the same tokens, and nothing is kept."""
+"""150 requests, of which 50 leave at random moments: the others get the same tokens, and nothing is kept."""
 
 import asyncio
 import contextlib
@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 from support import tiny_models
+from support.cases import EVERYTHING
 from support.kv_places import settings_with_room
 
 from pipeline import Model
 
 pytestmark = pytest.mark.usefixtures("nothing_was_there_before")
-REQUESTS, LEAVING = 300, 100
+REQUESTS, LEAVING = (300, 100) if EVERYTHING else (150, 50)
 LAYERS = 4
 SETTINGS: dict[str, Any] = {"device": "cpu-copy", "context_tokens": 48, "kv_tokens": 1920, "max_tokens_per_pass": 192}
 DRAW = random.Random(12)

@@ -34,10 +34,10 @@ asyncio.run(main(*json.loads(sys.argv[1])))
     ("requests", "new_tokens", "settings"),
     [
         (1, 32, {}),
-        (64, 32, {"context_tokens": 128, "kv_tokens": 8192}),
-        (64, 32, {"context_tokens": 128, "kv_tokens": 8192, "device": "cpu-copy"}),
+        (64, 8, {"context_tokens": 128, "kv_tokens": 8192}),
+        (64, 8, {"context_tokens": 128, "kv_tokens": 8192, "device": "cpu-copy"}),
         (1, 8, {"gpu_groups": 24, "host_groups": 24, "device": "cpu-copy"}),
-        (8, 100, {"context_tokens": 1024, "kv_tokens": 60_000, "host_memory": "420MB", "kv_disk": True}),
+        (8, 30, {"context_tokens": 1024, "kv_tokens": 60_000, "host_memory": "420MB", "kv_disk": True}),
     ],
     ids=str,
 )

@@ -137,15 +137,19 @@ def test_bad_wiring_is_refused() -> None:
             async def handle(self, message: Message[Slot]) -> Message[Slot]:
                 return message
 
+        class Second(Look):
+            pass
+
+        line = small_line().line
         with pytest.raises(LineError, match="two actors of the line are named 'look'"):
-            small_line(insert={"disk_reader": [Look(), Look()]})
+            line.insert("disk_reader", [Look(), Look()])
         with pytest.raises(LineError, match="cannot insert after 'reader': the line has prefetch_planner, disk_reader"):
-            small_line(insert={"reader": [Look()]})
+            line.insert("reader", [Look()])
         with pytest.raises(LineError, match="cannot insert after 'compute_scheduler'"):
-            small_line(insert={"compute_scheduler": [Look()]})
-        with pytest.raises(LineError, match="queue of 'disk_reader': need a size of at least 1, have 0"):
-            small_line(queue=0)
+            line.insert("compute_scheduler", [Look()])
+        with pytest.raises(LineError, match="queue of 'second': need a size of at least 1, have 0"):
+            line.insert("disk_reader", [Second()], queue=0)
         with pytest.raises(LineError, match="need an instance of Stage or Mover"):
-            small_line(insert={"disk_reader": [Look]})
+            line.insert("disk_reader", [Look])
 
     run_virtual(main())

@@ -46,4 +46,4 @@ class CompanionSwapper(Sink):
             raise left.error
         if host is not slot:
             host.release(after=left)
-        self.free(message, () if host is slot else (left,))
+        self.give_back(message, () if host is slot else (left,))

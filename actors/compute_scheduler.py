@@ -61,7 +61,7 @@ class ComputeScheduler(Sink):
         if self._blocking:
             await self.stalled("check", message, self._program.check_in(self._pass, message))
         ran = self._program.step(self._pass, message)
-        self.free(message, ran)
+        self.give_back(message, ran)
         if self._queue is not None:
             self._tell(self._queue, message, ran)
         self._launched.append((message, ran))

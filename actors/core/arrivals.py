@@ -33,7 +33,7 @@ class Arrivals:
 
     def found(self) -> None:
         """A group needed no upload: its bytes lie on the device for good."""
-        self._queue.landed()
+        self._queue.arrived()
 
     async def watch(self, message: Message[Slot], slot: Slot, event: Event, upload: Callable[[], Event]) -> None:
         """See the copy of `message.at` into `slot` land; `upload` issues it once more, and the host waits for it.
@@ -62,7 +62,7 @@ class Arrivals:
             raise LineError(f"uploaded {UPLOADS} times, and the event of no upload came; is the device lost?")
         finally:
             through.set()
-            self._queue.landed()
+            self._queue.arrived()
 
     async def _comes(self, kind: str, event: Event, overdue_seconds: float, again: bool) -> bool:
         """Whether an upload's event comes in time: it may take what others took. Raises the upload's own error."""

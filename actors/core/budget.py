@@ -40,7 +40,7 @@ class _Cell:
     index: int
     buffer: Buffer
     after: Event = READY
-    landed: Event | None = None
+    kept: Event | None = None
 
     @property
     def resident(self) -> bool:
@@ -55,12 +55,12 @@ class Slot:
         filled: the last operation that this lease, or the one before it, has put on the memory.
         filler: the name of the actor that moved them, for errors.
         source: the slot that the bytes came from, where it is kept to take them back.
-        landed: in the cell of a resident group whose bytes an earlier lease has moved, their event; else None.
+        kept: in the cell of a resident group whose bytes an earlier lease has moved, their event; else None.
     """
 
     __slots__ = (
         *("_budget", "_cell", "_released"),
-        *("after", "buffer", "filled", "filler", "index", "kind", "landed", "source"),
+        *("after", "buffer", "filled", "filler", "index", "kind", "kept", "source"),
     )
 
     def __init__(self, budget: "Budget", cell: _Cell) -> None:
@@ -71,7 +71,7 @@ class Slot:
         self.index = cell.index
         self.buffer = cell.buffer
         self.after = cell.after
-        self.landed = cell.landed
+        self.kept = cell.kept
         self.filled: Event = cell.after
         self.filler = ""
         self.source: Slot | None = None
@@ -88,7 +88,7 @@ class Slot:
         self._released = True
         self._cell.after = after
         if self._cell.resident:
-            self._cell.landed = self.filled
+            self._cell.kept = self.filled
         self._budget._take_back(self, self._cell)
 
     async def vacated(self) -> None:
@@ -145,7 +145,7 @@ class Budget:
 
     def holds(self, group: GroupKey) -> bool:
         """Whether a resident group's bytes are there already, or have begun to move there."""
-        return group in self.residents and all(cell.landed is not None for cell in self._free[group])
+        return group in self.residents and all(cell.kept is not None for cell in self._free[group])
 
     def recall(self) -> None:
         """Take back every slot that is still leased. Only for a line that has stopped: no actor may hold one then."""
@@ -160,7 +160,7 @@ class Budget:
         for cells in self._free.values():
             for cell in cells:
                 await ended(cell.after)
-                cell.after, cell.landed = READY, None
+                cell.after, cell.kept = READY, None
 
     def statistics(self) -> BudgetStatistics:
         """How full the budget is, and for how long actors waited for it."""

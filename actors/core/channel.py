@@ -76,7 +76,7 @@ class Sender(Generic[Item]):
 
     def send_now(self, item: Item) -> bool:
         """Put `item` in if that needs no waiting, and say whether it is in. Raises ChannelClosed as `send`."""
-        if not self._shared.senders.free(self._shared.has_room):
+        if not self._shared.senders.can_go(self._shared.has_room):
             return False
         self._put(item)
         return True

@@ -78,7 +78,7 @@ class PrefetchQueue:
         self._moving += 1
         return position
 
-    def landed(self) -> None:
+    def arrived(self) -> None:
         """A group that was sent has arrived on the device."""
         self._moving -= 1
         self._turns.notify()

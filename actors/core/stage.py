@@ -50,7 +50,7 @@ class Stage(Actor):
         clock, meter = self._wired.clock, self._wired.meter
         while True:
             message = await self._receive()
-            if self._lies_ahead(message) or (message.at is not None and message.at.landed is not None):
+            if self._lies_ahead(message) or (message.at is not None and message.at.kept is not None):
                 await self._send(message)
                 continue
             started, stalled_before = clock(), meter.stalled_seconds
@@ -126,10 +126,10 @@ class Mover(Actor):
 
     async def _fill(self, message: Message[Any], slot: Slot) -> Event:
         """The event after which the group's bytes are in its slot."""
-        if slot.landed is not None:
+        if slot.kept is not None:
             self.found(message)
             self._wired.meter.launched(message, (), slot.index)
-            return slot.landed
+            return slot.kept
         event = await self.move(message, slot)
         _require_event(self.name, "move", event)
         self._wired.meter.launched(message, (event,), slot.index)
@@ -146,10 +146,10 @@ class Sink(Actor):
     """Ends a line."""
 
     async def take(self, message: Message[Slot]) -> None:
-        """Use the message up. Calls `self.free(message, ...)` exactly once."""
+        """Use the message up. Calls `self.give_back(message, ...)` exactly once."""
         raise NotImplementedError
 
-    def free(self, message: Message[Slot], ran: Sequence[Event]) -> None:
+    def give_back(self, message: Message[Slot], ran: Sequence[Event]) -> None:
         """Give the message's slot back, to be overwritten after the last event in `ran`. Never waits.
 
         `ran` is what was done with the group, each after the one before; nothing, if no request needed it.

@@ -34,7 +34,7 @@ class Turns:
         """Seconds during which the row was not empty, up to now."""
         return self._waited_seconds + (self._clock() - self._waiting_since if self._row else 0.0)
 
-    def free(self, ready: Callable[[], bool]) -> bool:
+    def can_go(self, ready: Callable[[], bool]) -> bool:
         """Whether a turn could be taken without waiting."""
         return not self._row and ready()
 
@@ -43,7 +43,7 @@ class Turns:
 
         A task that was cancelled, swallowed that and went on does not wait: it would not be cancelled again.
         """
-        if self.free(ready):
+        if self.can_go(ready):
             return
         if cancelled_from_outside():
             raise asyncio.CancelledError

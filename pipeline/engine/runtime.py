@@ -55,9 +55,9 @@ class Runtime:
         logger.info("reads %s", self.reading)
         self.checking = self._choose_checking()
         logger.info("checksums %s", self.checking)
-        lanes = self.reading.reading.lanes
+        lanes = self.reading.chosen.lanes
         checksums = Checksums(groups, lanes, checkpoint.folder) if self.checking.on else None
-        self.source = CheckpointSource(catalog.host, checkpoint.files, self.reading.reading, checksums)
+        self.source = CheckpointSource(catalog.host, checkpoint.files, self.reading.chosen, checksums)
         residents = {place: self._resident_bytes(place) for place in plan.slots}
         self._parts = Parts.of(settings, catalog.slot_kinds, catalog, self.source, device, plan.slots, residents, CLOCK)
         self.policy = self._parts.policy
@@ -96,7 +96,7 @@ class Runtime:
             "host_groups": self.settings.host_groups,
             "queues": {name: channel.capacity for name, channel in self.line.statistics().channels.items()},
             "checksums": str(self.checking),
-            "reading": str(self.reading.reading),
+            "reading": str(self.reading.chosen),
             "groups_per_pass": len(self.catalog.order),
             "moving_groups": self.moving_groups,
             "actors": [actor.name for line in self.wired.lines for actor in line.actors],

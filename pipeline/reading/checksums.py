@@ -96,7 +96,7 @@ class Sums:
         self._threads = threads
         self._running: list[Future[None]] = []
 
-    def landed(self, chunk: Window) -> None:
+    def add(self, chunk: Window) -> None:
         """Sum up a chunk that is whole; a small one at once, on the lane's own thread."""
         places = self._of_chunk[chunk]
         if sum(self.pieces[place].length for place in places) <= INLINE_BYTES:

@@ -54,12 +54,12 @@ BETTER_BY = {True: 1.05, False: 1.25}
 class ReadingChoice:
     """How the disk is read, and why; the rate where it was measured."""
 
-    reading: Reading
+    chosen: Reading
     why: str
     bytes_per_second: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.reading}: {self.why}"
+        return f"{self.chosen}: {self.why}"
 
 
 def choose_reading(files: Mapping[Path, Shard], given: Mapping[str, object], *, beside: bool) -> ReadingChoice:

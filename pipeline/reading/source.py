@@ -128,7 +128,7 @@ class CheckpointSource:
     ) -> CheckpointError | None:
         sums = checksums.begin(key, chunks, view)
         try:
-            await self._lanes.read(chunks, view, sums.landed)
+            await self._lanes.read(chunks, view, sums.add)
         finally:
             await sums.ended()
         return checksums.compare(sums)

@@ -27,7 +27,7 @@ class Landings:
 
     count = 0
 
-    def landed(self) -> None:
+    def arrived(self) -> None:
         self.count += 1
 
 

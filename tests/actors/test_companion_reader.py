@@ -22,7 +22,7 @@ class FreesEarly(Sink):
     """Gives slots back while they are still in use for five seconds."""
 
     async def take(self, message: Message[Slot]) -> None:
-        self.free(message, (self.start(message, asyncio.sleep(5)),))
+        self.give_back(message, (self.start(message, asyncio.sleep(5)),))
 
 
 class OnDisk:

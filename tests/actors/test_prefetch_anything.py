@@ -52,7 +52,7 @@ async def drive(queue: PrefetchQueue, slots: Mapping[str, int], kinds: Sequence[
                 assert moving or computed in landed, "all that has landed waits for a group that cannot be had"
         elif action == "land":
             landed.add(moving.pop(random.randrange(len(moving))))
-            queue.landed()
+            queue.arrived()
         elif action == "start":
             queue.started(computed)
             running = True

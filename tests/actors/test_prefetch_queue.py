@@ -63,7 +63,7 @@ async def test_asking_again_moves_a_group_forward_and_never_back() -> None:
 async def test_a_group_that_nobody_asked_for_is_in_demand_when_the_half_before_has_ended() -> None:
     queue = open_queue(ScriptedPolicy(lambda half: [Ask("ffn", 2), Ask("attn", 2, HIGH)]))
     assert await sent(queue) == [0]
-    queue.landed()
+    queue.arrived()
     queue.started(0)
     queue.ended(0)
     assert await sent(queue) == [1, ATTN_2, FFN_2]
@@ -87,7 +87,7 @@ def test_no_more_are_on_their_way_than_there_are_links(links: int) -> None:
         assert await sent(queue) == list(range(links))
         for position in range(links, 6):
             assert await sent(queue) == []
-            queue.landed()
+            queue.arrived()
             assert await sent(queue) == [position]
 
     run_virtual(main())
@@ -102,7 +102,7 @@ async def test_what_comes_while_all_links_are_taken_can_still_overtake() -> None
     await asyncio.sleep(1)
     assert not waiting.done()
     queue.started(0)
-    queue.landed()
+    queue.arrived()
     assert await waiting == 1
 
 
@@ -212,7 +212,7 @@ async def test_one_slot_for_both_kinds_takes_them_one_after_the_other() -> None:
     queue = open_queue(ScriptedPolicy(lambda half: everything, first=everything), {"ffn": 1})
     for position in range(12):
         assert await sent(queue) == [position]
-        queue.landed()
+        queue.arrived()
         queue.started(position)
         queue.ended(position)
 
@@ -267,11 +267,11 @@ async def test_a_new_run_begins_with_nothing_sent_or_computed_but_the_warm_up() 
     queue.started(0)
     queue.ended(0)
     queue.started(1)
-    queue.landed()
+    queue.arrived()
     queue.restart()
     assert await sent(queue) == [0, 1], "both links are free again, and nothing is left of what was asked for"
-    queue.landed()
-    queue.landed()
+    queue.arrived()
+    queue.arrived()
     queue.started(0)
     assert await sent(queue) == [FFN_2, FFN_1]
 

@@ -58,7 +58,7 @@ class Group:
         chunks = chunks_of(self.layout)
         sums = self.checksums.begin(GROUP, chunks, self.view)
         for chunk in reversed(chunks):
-            sums.landed(chunk)
+            sums.add(chunk)
         await sums.ended()
         return self.checksums.compare(sums)
 

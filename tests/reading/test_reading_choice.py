@@ -69,7 +69,7 @@ def test_every_candidate_is_really_measured(beside: bool, files: dict[Path, Shar
     with open(path, "rb") as file:
         os.fsync(file.fileno())  # what is still to be written stays cached, and says nothing of the disk
     choice = choose_reading(files, {}, beside=beside)
-    assert choice.reading in CANDIDATES
+    assert choice.chosen in CANDIDATES
     assert ("beside computing" in choice.why) == beside
     rates = asyncio.run(reading_choice._measure(shard))
     assert list(rates) == list(CANDIDATES)
@@ -96,7 +96,7 @@ def test_a_file_system_without_direct_reads_is_read_through_the_cache(
 
     monkeypatch.setattr(os, "preadv", refuse)
     choice = choose_reading(files, {}, beside=False)
-    assert not choice.reading.direct
+    assert not choice.chosen.direct
     assert choice.why == "the file system refuses direct reads"
     assert "refuses direct reads" in caplog.text
 
@@ -124,7 +124,7 @@ def test_measuring_a_slow_disk_ends_in_time_and_begins_no_further_read(
 def test_the_choice_is_kept_for_the_next_time(files: dict[Path, Shard], measured: list[Path], tmp_path: Path) -> None:
     first = choose_reading(files, {}, beside=False)
     second = choose_reading(files, {}, beside=False)
-    assert first.reading == second.reading == FAST
+    assert first.chosen == second.chosen == FAST
     assert len(measured) == 1
     assert str(first) == (
         "preadv · direct · 2 lanes x 32 MiB: 4.00 GB/s, measured now (aiofiles 3.00, buffered 3.00, 1 lane 3.00)"
@@ -148,8 +148,8 @@ def test_a_cache_that_makes_no_sense_is_told_and_replaced(
     cache = cache_of(tmp_path)
     cache.parent.mkdir(parents=True)
     cache.write_text(content.replace("KEY", reading_cache.disk_key(shard, False)))
-    assert choose_reading(files, {}, beside=False).reading == FAST
-    assert choose_reading(files, {}, beside=False).reading == FAST
+    assert choose_reading(files, {}, beside=False).chosen == FAST
+    assert choose_reading(files, {}, beside=False).chosen == FAST
     assert len(measured) == 1
     assert "cannot be used" in caplog.text
 
@@ -171,7 +171,7 @@ def test_where_the_cache_cannot_be_written_a_warning_says_so(
     files: dict[Path, Shard], measured: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "cache").write_text("a file where a folder should be")
-    assert choose_reading(files, {}, beside=False).reading == FAST
+    assert choose_reading(files, {}, beside=False).chosen == FAST
     assert "cannot be kept" in caplog.text
 
 
@@ -185,18 +185,18 @@ def test_where_the_cache_cannot_be_written_a_warning_says_so(
 def test_what_is_given_stays(
     given: dict[str, Any], reading: Reading, files: dict[Path, Shard], measured: list[Path]
 ) -> None:
-    assert choose_reading(files, given, beside=False).reading == reading
+    assert choose_reading(files, given, beside=False).chosen == reading
 
 
 def test_nothing_is_measured_where_nothing_is_to_choose(
     files: dict[Path, Shard], measured: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert choose_reading(files, {"lanes": 3, "chunk_bytes": 4096}, beside=True).reading == Reading(
+    assert choose_reading(files, {"lanes": 3, "chunk_bytes": 4096}, beside=True).chosen == Reading(
         lanes=3, chunk_bytes=4096
     )
     monkeypatch.setattr(reading_choice, "LEAST_BYTES", 1 << 30)
     choice = choose_reading(files, {"way": "aiofiles"}, beside=True)
-    assert choice.reading == Reading(way="aiofiles")
+    assert choice.chosen == Reading(way="aiofiles")
     assert "for few bytes" in choice.why
     assert measured == []
 

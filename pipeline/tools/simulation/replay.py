@@ -91,5 +91,5 @@ def _begins(spans: Iterable[Span], groups: Mapping[int, GroupTimes], order: Orde
         before = [groups[position].ended for position in groups if position // len(order) == pass_ - 1]
         if first is not None and before:
             ended = max(*before, *came[pass_ - 1 : pass_])
-            begins.append(max(0.0, (first.started if first.landed <= ready[pass_] else ready[pass_]) - ended))
+            begins.append(max(0.0, (first.started if first.arrived <= ready[pass_] else ready[pass_]) - ended))
     return begins

@@ -213,7 +213,7 @@ class _PassWindow:
     def host_blocked_seconds(self) -> float:
         """Mean over all groups but the first of a pass, before which the host also hands results on."""
         return fmean(
-            max(0.0, group.started - max(before.ended, group.landed))
+            max(0.0, group.started - max(before.ended, group.arrived))
             for (_, before), (position, group) in itertools.pairwise(self._by_position.items())
             if position % len(self._order)
         )

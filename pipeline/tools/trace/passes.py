@@ -42,7 +42,7 @@ class GroupTimes:
         return self.parts[-1][1]
 
     @property
-    def landed(self) -> float:
+    def arrived(self) -> float:
         """When the bytes were on the device; NEVER where no transfer was recorded."""
         return max((ended for _, ended in self.hops), default=NEVER)
 
@@ -91,7 +91,7 @@ def group_times(work: Mapping[str, Sequence[Span]], order: Sequence[GroupKey]) -
     moment = min((span.started for spans in work.values() for span in spans), default=0.0)
     for position in sorted(groups):
         if position in instant:
-            moment = max(moment, groups[position].landed)
+            moment = max(moment, groups[position].arrived)
             groups[position].parts.append((moment, moment))
         moment = groups[position].ended
     return groups

@@ -21,6 +21,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     __version__: str
     from actors.core.budget import Slot
+    from actors.core.event import Event
     from actors.core.message import Message
     from actors.core.ports import Program
     from actors.core.stage import Mover, Stage
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Slot": "actors.core.budget",
+    "Event": "actors.core.event",
     "Message": "actors.core.message",
     "Mover": "actors.core.stage",
     "Stage": "actors.core.stage",
@@ -97,6 +99,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "EngineSettings",
+    "Event",
     "LayerTimings",
     "Message",
     "Model",

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from actors.core.budget import Slot
 from actors.core.event import Buffer, Event
-from actors.core.message import GroupKey, Message
+from actors.core.message import GroupKey, Message, ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,24 +139,25 @@ class PrefetchPolicy(Protocol):
 class Program(Protocol):
     """What the compute scheduler runs. One pass is one sweep over all groups, in compute order."""
 
-    @property
-    def order(self) -> Sequence[GroupKey]:
-        """Layer and name of every group of a pass, in compute order."""
+    order: Sequence[GroupKey]
+    """Layer and name of every group of a pass, in compute order."""
 
     async def begin(self) -> Any:
         """Wait until there is work, and return the state of one pass over it."""
 
-    def prepare(self, pass_: Any, message: Message[Slot]) -> Coroutine[Any, Any, None] | None:
+    def prepare(self, pass_: Any, message: Message[Slot], /) -> Coroutine[Any, Any, None] | None:
         """Wait until the companion bytes that the group's computation needs are on their way; None if they are."""
+        return None
 
-    async def check_in(self, pass_: Any, message: Message[Slot]) -> None:
+    async def check_in(self, pass_: Any, message: Message[Slot], /) -> None:
         """Wait, on the host, until the device is idle and the group there. Only blocking policies ask for it."""
+        await ended(message.event)
 
-    def step(self, pass_: Any, message: Message[Slot]) -> Sequence[Event]:
+    def step(self, pass_: Any, message: Message[Slot], /) -> Sequence[Event]:
         """Launch the computation of one group, micro-batch by micro-batch; the last event frees the group's slot.
 
         Nothing is launched for a group that no request needs.
         """
 
-    async def finish(self, pass_: Any) -> None:
+    async def finish(self, pass_: Any, /) -> None:
         """Wait for the results of the pass and hand them on."""

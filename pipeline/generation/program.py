@@ -11,7 +11,7 @@ import torch
 
 from actors.core.budget import Slot
 from actors.core.event import Event
-from actors.core.message import READY, Message, ended
+from actors.core.message import READY, GroupKey, Message, ended
 from actors.core.order import halves
 from actors.core.ports import Copy
 from pipeline.devices.lane import Lane
@@ -87,7 +87,7 @@ class GenerationProgram:
         micro_batches: int = 1,
     ) -> None:
         self.admission = admission
-        self.order = catalog.order
+        self.order: Sequence[GroupKey] = catalog.order
         self._lanes = {key: part for key, (_, part) in zip(self.order, halves(self.order), strict=True)}
         self._launches = {ATTN: self._launch_attention, FFN: self._launch_ffn, HEAD: self._launch_head}
         self.passes = 0

@@ -183,7 +183,7 @@ def test_a_users_stage_and_mover_are_seen_like_the_runtimes_own() -> None:
             layers=3,
             disk_ms=10,
             transfer_ms=40,
-            insert={"disk_reader": [Unpack()], "unpacker": [Inspect()]},
+            insert={"disk_reader": [Unpack(), Inspect()]},
         )
         await sim.line.run()
         statistics = sim.line.statistics()

@@ -49,7 +49,7 @@ def place_kv(layers: int, rooms: Sequence[int]) -> KvPlacement:
     slots: list[int] = []
     for room in reversed(rooms):
         shared, staying_count = (0, len(moving)) if room >= len(moving) else _slots_and_rest(len(moving), room)
-        staying = spread(moving, staying_count)
+        staying = evenly(moving, staying_count)
         moving = [layer for layer in moving if layer not in staying]
         stays.append(staying)
         slots.append(shared)
@@ -63,6 +63,6 @@ def _slots_and_rest(layers: int, room: int) -> tuple[int, int]:
     return slots, max(0, room - slots)
 
 
-def spread(layers: Sequence[int], count: int) -> tuple[int, ...]:
+def evenly(layers: Sequence[int], count: int) -> tuple[int, ...]:
     """So many of the layers, evenly; the first of all first, so that moving begins while it computes."""
     return tuple(layers[index * len(layers) // count] for index in range(count))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.state.kv_placement import FEWEST_SHARED, MOST_SHARED, KvPlacement, place_kv, spread
+from pipeline.state.kv_placement import FEWEST_SHARED, MOST_SHARED, KvPlacement, evenly, place_kv
 
 LAYERS = st.integers(1, 130)
 ROOM = st.integers(0, 140)
@@ -77,7 +77,7 @@ def test_one_place_and_the_disk(layers: int, room: int) -> None:
 @given(st.integers(1, 200), st.data())
 def test_spread_is_even_and_begins_with_the_first(layers: int, data: st.DataObject) -> None:
     count = data.draw(st.integers(0, layers))
-    chosen = spread(range(layers), count)
+    chosen = evenly(range(layers), count)
     assert len(set(chosen)) == count
     assert chosen[:1] == (0,)[:count]
     assert_even(chosen, range(layers))

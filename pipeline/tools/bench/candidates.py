@@ -97,12 +97,12 @@ def candidates(budgets: Iterable[tuple[int, int]], queues: Sequence[int], readin
 def best_readings(rates: Mapping[ReadSizes, Samples]) -> list[ReadSizes]:
     """For each number of lanes the fastest way to read, or the chosen one, the fewest lanes first."""
     by_lanes = {reading.reader_lanes: reading for reading in sorted(rates, key=lambda reading: rates[reading].median)}
-    chosen = choose_reading(rates)
+    chosen = choose_sizes(rates)
     by_lanes[chosen.reader_lanes] = chosen
     return [by_lanes[lanes] for lanes in sorted(by_lanes)]
 
 
-def choose_reading(rates: Mapping[ReadSizes, Samples]) -> ReadSizes:
+def choose_sizes(rates: Mapping[ReadSizes, Samples]) -> ReadSizes:
     """The fastest, but the default unless that is slower by more than both spreads, and by more than 1 %."""
     fastest = max(rates, key=lambda reading: rates[reading].median)
     noise = max(TOLERANCE, rates[fastest].spread + rates[DEFAULT_READING].spread)

@@ -162,7 +162,7 @@ class PolicyBench:
         return difference
 
 
-async def balanced_tokens(folder: Path, settings: Mapping[str, Any], passes: int, progress: Progress) -> int:
+async def measured_balance(folder: Path, settings: Mapping[str, Any], passes: int, progress: Progress) -> int:
     """How many tokens a pass needs for its computing to take as long as its slower transfer.
 
     Found by trials, each with as many tokens as the one before suggests: a device is faster with many than with few.

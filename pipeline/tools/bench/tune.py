@@ -23,7 +23,7 @@ from pipeline.tools.bench.candidates import (
     best_readings,
     candidates,
     choose,
-    choose_reading,
+    choose_sizes,
     shortlist,
 )
 from pipeline.tools.bench.policy_runs import prompt_of
@@ -167,7 +167,7 @@ class Tuner:
             rates = await read_rates(runtime, self.progress)
         finally:
             await runtime.aclose()
-        reading = choose_reading(rates)
+        reading = choose_sizes(rates)
         timings = await self._timings(*candidates([usual], [usual[0]], reading))
         tried = candidates(budgets, QUEUES, reading)
         self.progress(f"simulating {len(tried)} settings")

@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.system.table import print_json
 from pipeline.system.written_files import is_plain
 from pipeline.tools.bench.candidates import Samples
-from pipeline.tools.bench.policy_runs import CHAINED_TITLE, PolicyBench, PolicyReport, balanced_tokens
+from pipeline.tools.bench.policy_runs import CHAINED_TITLE, PolicyBench, PolicyReport, measured_balance
 from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import beside_noise, with_remarks
@@ -36,7 +36,7 @@ async def bench_policies(options: argparse.Namespace) -> None:
     settings = {"host_groups": options.settings["gpu_groups"], **model_settings(options), "residency": False}
     Config.from_arguments(settings)
     progress = Progress()
-    tokens = options.batch_tokens or await balanced_tokens(options.model, settings, options.passes, progress.say)
+    tokens = options.batch_tokens or await measured_balance(options.model, settings, options.passes, progress.say)
     bench = PolicyBench(options.model, settings, options.passes, tokens, progress.say)
     reports = await bench.run(policies)
     progress.clear()

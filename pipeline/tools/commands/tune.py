@@ -9,7 +9,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.system.sizes import human_bytes
 from pipeline.system.table import print_json
-from pipeline.tools.bench.candidates import DEFAULT, TOLERANCE, ReadSizes, Samples, best_readings, choose_reading
+from pipeline.tools.bench.candidates import DEFAULT, TOLERANCE, ReadSizes, Samples, best_readings, choose_sizes
 from pipeline.tools.bench.tune import QUEUES, Tuner, TuneReport
 from pipeline.tools.commands.heat_map import heat_map
 from pipeline.tools.commands.options import model_settings
@@ -145,7 +145,7 @@ def _groups(count: int) -> str:
 def _reading(rates: Mapping[ReadSizes, Samples]) -> str:
     lanes, chunks = (sorted({reading[index] for reading in rates}) for index in (0, 1))
     lines = ["reading, GB/s".ljust(15) + "".join(f"{f'chunk {chunk / MIB:g} MiB':<17}" for chunk in chunks).rstrip()]
-    chosen = choose_reading(rates)
+    chosen = choose_sizes(rates)
     for count in lanes:
         cells = []
         for chunk in chunks:

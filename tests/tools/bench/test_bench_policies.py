@@ -21,7 +21,7 @@ from pipeline.tools.bench.policy_runs import (
     OutputsDiffer,
     PolicyBench,
     PolicyReport,
-    balanced_tokens,
+    measured_balance,
 )
 from pipeline.tools.simulation.replay import Replay
 from pipeline.tools.simulation.sim_line import Simulated, simulate
@@ -275,5 +275,5 @@ def test_a_balanced_pass_computes_for_as_long_as_its_slower_transfer_takes(
         return busy
 
     monkeypatch.setattr(bench_policies, "busy_seconds", measured)
-    assert asyncio.run(balanced_tokens(BUNDLED, SETTINGS, passes, said.append)) == tokens
+    assert asyncio.run(measured_balance(BUNDLED, SETTINGS, passes, said.append)) == tokens
     assert said == [f"choosing the tokens per pass: a trial with {trial}" for trial in trials]

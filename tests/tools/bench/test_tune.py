@@ -24,7 +24,7 @@ from pipeline.tools.bench.candidates import (
     best_readings,
     candidates,
     choose,
-    choose_reading,
+    choose_sizes,
     shortlist,
 )
 from pipeline.tools.bench.steady_timings import SteadyTimings, simulated_grid, steady_seconds
@@ -71,10 +71,10 @@ def test_the_default_is_what_config_says() -> None:
 
 def test_the_default_reading_stays_unless_another_is_faster_by_more_than_the_noise() -> None:
     noisy = {DEFAULT_READING: Samples((2.8, 3.0, 3.2)), FASTER: Samples((3.1, 3.2, 3.3))}
-    assert choose_reading(noisy) == FASTER  # 7 % faster; the spreads are 3.3 and 1.6 %
+    assert choose_sizes(noisy) == FASTER  # 7 % faster; the spreads are 3.3 and 1.6 %
     noisy[FASTER] = Samples((2.9, 3.1, 3.3))
-    assert choose_reading(noisy) == DEFAULT_READING
-    assert choose_reading({DEFAULT_READING: Samples((3.0,)), FASTER: Samples((3.02,))}) == DEFAULT_READING
+    assert choose_sizes(noisy) == DEFAULT_READING
+    assert choose_sizes({DEFAULT_READING: Samples((3.0,)), FASTER: Samples((3.02,))}) == DEFAULT_READING
 
 
 def test_each_number_of_lanes_reads_in_its_fastest_way_and_the_chosen_in_its_own() -> None:

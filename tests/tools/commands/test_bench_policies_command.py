@@ -110,7 +110,7 @@ def test_without_tokens_per_pass_those_that_balance_are_found(
         asked.append((folder, settings["device"], passes))
         return 21
 
-    monkeypatch.setattr(command, "balanced_tokens", balanced)
+    monkeypatch.setattr(command, "measured_balance", balanced)
     assert bench("--device", "cpu") == 0
     assert bench(*SMALL) == 0
     assert asked == [(BUNDLED, "cpu", 8)]
@@ -173,7 +173,7 @@ def test_what_can_never_work_is_refused_before_anything_runs(
     async def balanced(*_: object) -> int:
         raise AssertionError
 
-    monkeypatch.setattr(command, "balanced_tokens", balanced)
+    monkeypatch.setattr(command, "measured_balance", balanced)
     assert bench(*arguments) == 1
     assert says in capsys.readouterr().err
     assert runs == []

@@ -43,10 +43,11 @@ class Meeting:
 
     def arrive(
         self, message: Message[Slot], changed: Sequence[Copy], write_back: Callable[[Buffer], Awaitable[None]]
-    ) -> None:
-        """Take the bytes that are on their way now."""
+    ) -> "Meeting":
+        """Take the bytes, which are on their way now."""
         self.message, self.changed, self.write_back = message, changed, write_back
         self._arrived.set()
+        return self
 
     async def arrival(self) -> None:
         """Wait until the bytes are on their way to the device."""
@@ -96,7 +97,7 @@ class Companion(Protocol):
 
 
 class Rendezvous:
-    """Where the line of a companion and the computations meet. Every pass has meetings of its own.
+    """Where a companion's line and the computations meet. Every pass has `meetings` of its own, one for each layer.
 
     So bytes of the last pass that are still on their way back cannot meet a computation of the present one.
 
@@ -108,13 +109,13 @@ class Rendezvous:
         self.layers = tuple(layers)
         self._ahead = ahead
         self._unplanned: deque[int] = deque()
-        self._meetings: dict[int, Meeting] = {}
+        self.meetings: dict[int, Meeting] = {}
         self._asked: dict[int, Event] = {}
         self._more = asyncio.Event()
 
     def begin(self) -> None:
         """Let the line plan the pass that begins now."""
-        self._meetings = {layer: Meeting() for layer in self.layers}
+        self.meetings = {layer: Meeting() for layer in self.layers}
         self._unplanned = deque(self.layers)
         self._asked = {0: READY}
         self._more.set()
@@ -132,27 +133,19 @@ class Rendezvous:
         await ended(self._asked[layer])
         return layer
 
-    def arrived(
-        self, message: Message[Slot], changed: Sequence[Copy], write_back: Callable[[Buffer], Awaitable[None]]
-    ) -> Meeting:
-        """Bring the bytes of a layer to its meeting in this pass, with what `Meeting` says of them."""
-        meeting = self._meetings[message.layer]
-        meeting.arrive(message, changed, write_back)
-        return meeting
-
     def prepare(self, layer: int) -> Coroutine[Any, Any, None] | None:
         """Wait until the bytes of a layer are on their way to the device; None if they are, or do not move."""
-        meeting = self._meetings.get(layer)
+        meeting = self.meetings.get(layer)
         return None if meeting is None or meeting.message is not None else meeting.arrival()
 
     def message(self, layer: int) -> Message[Slot] | None:
         """The bytes of a layer, after `prepare`; None for a layer whose bytes do not move."""
-        return self._meetings[layer].message if layer in self._meetings else None
+        return self.meetings[layer].message if layer in self.meetings else None
 
     def used(self, layer: int, event: Event) -> None:
         """Say that the computation that uses a layer's bytes was launched and ends with `event`, or is not needed."""
-        if layer in self._meetings:
-            self._meetings[layer].launch(event)
+        if layer in self.meetings:
+            self.meetings[layer].launch(event)
         if self._ahead:
             self._ask(layer + 1, READY)
 

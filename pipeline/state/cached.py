@@ -1,5 +1,6 @@
 """What this room knows of a sequence and of its part in a pass: protocols, which requests fulfil."""
 
+from array import array
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -10,14 +11,11 @@ class CachedSequence(Protocol):
     `digests` are those of its first full blocks; what is cached was rotated for `rope_length`.
     """
 
+    prompt_ids: "array[int]"
     blocks: list[int]
     cached_tokens: int
     digests: list[bytes]
     rope_length: int
-
-    @property
-    def prompt_ids(self) -> Sequence[int]:
-        """The ids of its prompt."""
 
     @property
     def scope(self) -> bytes | None:

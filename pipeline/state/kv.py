@@ -93,7 +93,7 @@ class KeyValueCache:
         if message.at.source is not None:
             self.bytes_in += sum(copy.length for copy in self._cached)
         write_back = functools.partial(self._write_back, message.layer, self._rows, self._pieces)
-        return self.rendezvous.arrived(message, self._rows, write_back)
+        return self.rendezvous.meetings[message.layer].arrive(message, self._rows, write_back)
 
     async def _read(self, spilled: SpilledBlocks, layer: int, buffer: HostMemory) -> None:
         await spilled.written(layer)

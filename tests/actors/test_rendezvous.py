@@ -34,7 +34,7 @@ def bring(rendezvous: Rendezvous, message: Message[Any]) -> Meeting:
     async def write_back(buffer: Any) -> None:
         raise NotImplementedError
 
-    return rendezvous.arrived(message, (), write_back)
+    return rendezvous.meetings[message.layer].arrive(message, (), write_back)
 
 
 def test_a_pass_is_planned_once_and_not_after_it_has_failed() -> None:

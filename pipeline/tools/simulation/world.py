@@ -92,7 +92,7 @@ class SimCompanion:
 
     def arrived(self, message: Message[Slot]) -> Meeting:
         """What goes takes as long as what comes."""
-        return self.rendezvous.arrived(message, self._copies, self.write_back)
+        return self.rendezvous.meetings[message.layer].arrive(message, self._copies, self.write_back)
 
     async def write_back(self, buffer: Buffer) -> None:
         """Nothing is on the disk."""

@@ -24,3 +24,8 @@ def halves(order: Sequence[GroupKey]) -> list[GroupKey]:
         known.append((counts[kind], kind))
         counts[kind] += 1
     return known
+
+
+def lanes(order: Sequence[GroupKey]) -> dict[GroupKey, str]:
+    """The part of a layer that each group counts as: in whose lane it is computed, where each part has one."""
+    return {key: part for key, (_, part) in zip(order, halves(order), strict=True)}

@@ -20,7 +20,7 @@ GROUP_LIMIT = 10
 FALLBACK_SECONDS = 0.1
 ENTRY_POINTS = "pipeline.policies"
 WAITS = get_args(Waits)
-PARTS = ("name", "triggered", "waits", "fallback_seconds", "micro_batches", "kv_ahead", "fit", "warmup", "at_start")
+MEMBERS = ("name", "triggered", "waits", "fallback_seconds", "micro_batches", "kv_ahead", "fit", "warmup", "at_start")
 """What makes an object a PrefetchPolicy."""
 
 
@@ -159,8 +159,8 @@ def find_policy(policy: str | PrefetchPolicy) -> PrefetchPolicy:
     if isinstance(found, type):
         raise ConfigError(f"policy: need an instance, have the class {found.__name__}; give {found.__name__}(...)")
     if not isinstance(found, PrefetchPolicy):
-        lacks = [name for name in PARTS if not hasattr(found, name)]
-        without = f", which lacks {', '.join(lacks)}" if len(lacks) < len(PARTS) else ""
+        lacks = [name for name in MEMBERS if not hasattr(found, name)]
+        without = f", which lacks {', '.join(lacks)}" if len(lacks) < len(MEMBERS) else ""
         raise ConfigError(
             f"policy: need a name or a PrefetchPolicy (see actors.core.ports), have {shown(found)}{without}"
         )

@@ -12,7 +12,7 @@ import torch
 from actors.core.budget import Slot
 from actors.core.event import Event
 from actors.core.message import READY, GroupKey, Message, ended
-from actors.core.order import halves
+from actors.core.order import lanes
 from actors.core.ports import Copy
 from pipeline.devices.lane import Lane
 from pipeline.devices.port import Device
@@ -88,7 +88,7 @@ class GenerationProgram:
     ) -> None:
         self.admission = admission
         self.order: Sequence[GroupKey] = catalog.order
-        self._lanes = {key: part for key, (_, part) in zip(self.order, halves(self.order), strict=True)}
+        self._lanes = lanes(self.order)
         self._launches = {ATTN: self._launch_attention, FFN: self._launch_ffn, HEAD: self._launch_head}
         self.passes = 0
         self.tokens = 0

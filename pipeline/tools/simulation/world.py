@@ -11,7 +11,7 @@ from actors.core.budget import Slot
 from actors.core.companion import Meeting, Rendezvous, own_kind
 from actors.core.event import Buffer, Event
 from actors.core.message import READY, GroupKey, Message, ended
-from actors.core.order import halves
+from actors.core.order import lanes
 from actors.core.ports import Copy, PrefetchPolicy
 from pipeline.devices.port import Device
 from pipeline.formats.parts import attends
@@ -122,7 +122,7 @@ class SimProgram:
         computed: Computed | None = None,
     ) -> None:
         self.order = timings.order
-        self._lanes = {key: part for key, (_, part) in zip(self.order, halves(self.order), strict=True)}
+        self._lanes = lanes(self.order)
         self.passes: list[SimPass] = []
         self.computed = Counter() if computed is None else computed
         self._device = device

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from actors.core.message import GroupKey
-from actors.core.order import halves, layer_parts
+from actors.core.order import lanes, layer_parts
 from actors.core.trace import Span
 from pipeline.tools.trace.intervals import Interval
 from pipeline.tools.trace.recording import COMPUTE, DISK, LINK
@@ -65,11 +65,11 @@ def group_times(work: Mapping[str, Sequence[Span]], order: Sequence[GroupKey]) -
     groups: dict[int, GroupTimes] = {}
     by_seq: dict[int, GroupTimes] = {}
     layers = {layer: index for index, layer in enumerate(dict.fromkeys(layer for layer, _ in order))}
-    kinds = [kind for _, kind in halves(order)]
+    kinds = lanes(order)
 
     def new(position: int) -> GroupTimes:
         pass_, index = divmod(position, len(order))
-        return GroupTimes(kinds[index], pass_ * len(layers) + layers[order[index][0]])
+        return GroupTimes(kinds[order[index]], pass_ * len(layers) + layers[order[index][0]])
 
     for position, span in _positions(work[COMPUTE], order):
         group = groups.setdefault(position, new(position))

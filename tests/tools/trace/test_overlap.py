@@ -1,6 +1,7 @@
 """The columns of the policy table, from spans made by hand."""
 
 import json
+from collections import defaultdict
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from pipeline.engine.policies import POLICIES
 from pipeline.tools.simulation.sim_line import simulate
 from pipeline.tools.simulation.timings import LayerTimings
 from pipeline.tools.trace.overlap import Overlap
+from pipeline.tools.trace.passes import group_times
 
 
 def order_of(layers: int) -> list[tuple[int, str]]:
@@ -63,6 +65,14 @@ def test_every_column_of_two_layers() -> None:
     assert row.host_blocked_ms == pytest.approx((3 + 1 + 5) / 3), "from arrival, from the end before, from arrival"
     assert row.groups_on_device_peak == 2
     assert row.depth_used == 1
+
+
+def test_slices_of_the_head_count_as_the_last_part_and_need_not_be_computed() -> None:
+    order = [*order_of(2), (2, "head.0"), (2, "head.1")]
+    work = {"compute_scheduler": [*COMPUTED[:3], *spans_of("compute_scheduler", (2, "head.0", 4, 80, 90))]}
+    groups = group_times(defaultdict(list, work), order)
+    kinds = {position: group.kind for position, group in groups.items()}
+    assert kinds == {0: "attn", 1: "ffn", 2: "attn", 3: "ffn", 4: "ffn"}, "an ffn took no time, head.1 was not computed"
 
 
 def test_only_blocking_policies_block_the_host() -> None:

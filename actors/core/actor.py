@@ -54,6 +54,11 @@ class Actor:
         """Join the actor to its neighbours for one run."""
         self._wiring = wiring
 
+    @property
+    def wiring(self) -> Wiring:
+        """Its place in the line that runs. Raises LineError where none does."""
+        return self._wired
+
     def statistics(self) -> ActorStatistics:
         """Where the actor's time went in the present or last run."""
         return ActorStatistics(0, 0.0, 0.0) if self._wiring is None else self._wiring.meter.statistics()

@@ -147,6 +147,10 @@ class Budget:
         """Whether a resident group's bytes are there already, or have begun to move there."""
         return group in self.residents and all(cell.kept is not None for cell in self._free[group])
 
+    def held(self, kind: str) -> list[Slot]:
+        """The slots of a kind that are leased now, in their order."""
+        return sorted((slot for slot in self._held if slot.kind == kind), key=lambda slot: slot.index)
+
     def recall(self) -> None:
         """Take back every slot that is still leased. Only for a line that has stopped: no actor may hold one then."""
         for slot in list(self._held):

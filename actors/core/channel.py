@@ -86,6 +86,11 @@ class Sender(Generic[Item]):
         self._shared.sender_closed = True
         self._shared.receivers.notify()
 
+    @property
+    def name(self) -> str:
+        """The channel's: that of the actor that receives."""
+        return self._shared.name
+
     def statistics(self) -> ChannelStatistics:
         """The channel's counters, the same from both ends."""
         return self._shared.statistics()
@@ -117,6 +122,16 @@ class Receiver(Generic[Item]):
         shared.count()
         shared.senders.notify()
         return item
+
+    @property
+    def name(self) -> str:
+        """The channel's: that of the actor that receives."""
+        return self._shared.name
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """What has been sent and not been received."""
+        return tuple(self._shared.items)
 
     @property
     def exhausted(self) -> bool:

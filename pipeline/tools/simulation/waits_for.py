@@ -9,7 +9,7 @@ from actors.core.actor import Actor
 from actors.core.budget import Budget, Slot
 from actors.core.channel import Receiver, Sender
 from actors.core.message import Message
-from actors.core.stage import Source
+from actors.core.stage import Mover, Source
 
 Task: TypeAlias = "asyncio.Task[Any]"
 
@@ -23,10 +23,10 @@ def waits_for(tasks: Iterable[Task]) -> str:
         for task, actor in actors.items()
         for message in _messages(actor, frames[task])
     }
-    for actor in actors.values():
-        if actor._wired.outlet is not None:
-            holders[id(actor._wired.outlet._shared)] = actor.name
-    return "; ".join(sorted(f"{task.get_name()} {_wait(standing, holders)}" for task, standing in frames.items()))
+    senders = {outlet.name: actor.name for actor in actors.values() if (outlet := actor.wiring.outlet) is not None}
+    return "; ".join(
+        sorted(f"{task.get_name()} {_wait(standing, holders, senders)}" for task, standing in frames.items())
+    )
 
 
 def _frames(task: Task) -> Iterator[FrameType]:
@@ -46,8 +46,8 @@ def _owner(standing: list[FrameType]) -> object:
 
 def _messages(actor: Actor, standing: list[FrameType]) -> Iterator[Message[Any]]:
     """What an actor has in its queue, has put aside, and has in hand: nothing, while it waits for the next message."""
-    if (inlet := actor._wired.inlet) is not None:
-        yield from inlet._shared.items
+    if (inlet := actor.wiring.inlet) is not None:
+        yield from inlet.items
     for aside in vars(actor).values():
         if isinstance(aside, dict):
             yield from (item for item in aside.values() if isinstance(item, Message))
@@ -56,22 +56,21 @@ def _messages(actor: Actor, standing: list[FrameType]) -> Iterator[Message[Any]]
         yield from (value for value in local if isinstance(value, Message) and value.at is not None)
 
 
-def _wait(standing: list[FrameType], holders: dict[int, str]) -> str:
+def _wait(standing: list[FrameType], holders: dict[int, str], senders: dict[str, str]) -> str:
     owner = _owner(standing)
     for frame in standing if isinstance(owner, Actor) else ():
-        local = frame.f_locals
-        match local.get("self"):
-            case Budget() as budget:
-                kind = local["kind"]
-                slots = sorted((slot for slot in budget._held if slot.kind == kind), key=lambda slot: slot.index)
-                by = ", ".join(holders.get(id(slot), f"nobody who would free slot {slot.index}") for slot in slots)
+        match frame.f_locals.get("self"):
+            case Budget() as budget if isinstance(owner, Mover) and owner.wiring.in_hand is not None:
+                kind = owner.kind(owner.wiring.in_hand)
+                held = ((holders.get(id(slot)), slot.index) for slot in budget.held(kind))
+                by = ", ".join(holder or f"nobody who would free slot {index}" for holder, index in held)
                 return f"waits for an {kind} slot of the {budget.name} budget, held by {by}"
             case Slot() as slot:
                 return f"waits for the last reader of slot {slot.index} of the {slot.place} budget"
             case Sender() as sender:
-                return f"waits for room in the queue of {sender._shared.name}"
+                return f"waits for room in the queue of {sender.name}"
             case Receiver() as receiver:
-                return f"waits for a message from {holders.get(id(receiver._shared), 'nobody')}"
+                return f"waits for a message from {senders.get(receiver.name, 'nobody')}"
     if isinstance(owner, Source):
         return "waits for its plan: nothing is asked for, or what was asked for has not arrived"
     where = [frame.f_code.co_qualname for frame in standing]

@@ -57,7 +57,7 @@ def test_a_policy_that_waits_for_the_group_in_hand_says_so() -> None:
 
 
 def test_slots_that_nobody_frees(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Sink, "free", lambda self, message, ran: None)
+    monkeypatch.setattr(Sink, "give_back", lambda self, message, ran: None)
     (uploader,) = [clause for clause in hang("backpressure", {}) if clause.startswith("gpu_uploader ")]
     assert uploader == (
         "gpu_uploader waits for an attn slot of the device budget, "

@@ -12,8 +12,9 @@ from pipeline.devices.lane import comes_behind
 from pipeline.devices.memory import DeviceMemory
 from pipeline.devices.port import Place
 from pipeline.formats.matrix import Weights
+from pipeline.formats.tensors import TensorRange, stored_dtype
 from pipeline.groups.groups import WeightGroup
-from pipeline.groups.layout import HostLayout, device_layout, host_layout, tensor_views
+from pipeline.groups.layout import HostLayout, device_layout, host_layout
 from pipeline.groups.slot_kinds import SlotKinds
 
 if TYPE_CHECKING:
@@ -102,3 +103,14 @@ class WeightCatalog:
     def needed_bytes(self) -> int:
         """The bytes of all tensors that one pass moves."""
         return sum(layout.needed_bytes for layout in self.host.values())
+
+
+def tensor_views(
+    buffer: "torch.Tensor", offsets: Mapping[str, int], tensors: Sequence[TensorRange]
+) -> dict[str, "torch.Tensor"]:
+    """The tensors of a group by short name, each in its own shape and dtype, over a slot `buffer` (uint8 [bytes])."""
+    views = {}
+    for tensor in tensors:
+        start = offsets[tensor.short]
+        views[tensor.short] = buffer[start : start + tensor.length].view(stored_dtype(tensor.dtype)).view(tensor.shape)
+    return views

@@ -6,18 +6,14 @@ host slot     |.norm|q k v o..|                  each run's covering window of w
 device slot   |norm|q|k|v|o|                     tensors packed, each at a multiple of what the device needs
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from actors.core.ports import Copy
-from pipeline.formats.tensors import TensorRange, stored_dtype
 from pipeline.groups.groups import WeightGroup
 from pipeline.system.page_cache import BLOCK_BYTES
-
-if TYPE_CHECKING:
-    import torch
 
 HOST_ALIGNMENT_BYTES = 64
 """To which odd tensors are moved: a cache line."""
@@ -117,17 +113,6 @@ def merge_copies(copies: Iterable[Copy]) -> list[Copy]:
             runs.append(copy)
         ends = (copy.source_offset + copy.length, copy.target_offset + copy.length)
     return runs
-
-
-def tensor_views(
-    buffer: "torch.Tensor", offsets: Mapping[str, int], tensors: Sequence[TensorRange]
-) -> dict[str, "torch.Tensor"]:
-    """The tensors of a group by short name, each in its own shape and dtype, over a slot `buffer` (uint8 [bytes])."""
-    views = {}
-    for tensor in tensors:
-        start = offsets[tensor.short]
-        views[tensor.short] = buffer[start : start + tensor.length].view(stored_dtype(tensor.dtype)).view(tensor.shape)
-    return views
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -76,6 +76,7 @@ class TensorPieces:
     """What is to be summed up of a group, and which of it lies in which chunk."""
 
     def __init__(self, group: WeightGroup, chunks: Sequence[Window]) -> None:
+        self.nbytes = group.needed_bytes
         self.pieces: list[TensorPiece] = []
         self.of_chunk: dict[Window, range] = {}
         for chunk in chunks:
@@ -90,6 +91,7 @@ class Sums:
     def __init__(self, key: GroupKey, pieces: TensorPieces, view: memoryview, threads: Threads) -> None:
         self.key = key
         self.pieces = pieces.pieces
+        self.nbytes = pieces.nbytes
         self.digests = array("Q", bytes(8 * len(self.pieces)))
         self._of_chunk = pieces.of_chunk
         self._view = view
@@ -140,7 +142,7 @@ class Checksums:
     def compare(self, sums: Sums) -> CheckpointError | None:
         """What is wrong with a group that has been summed up, if it differs from its first read."""
         self.groups += 1
-        self.nbytes += self._groups[sums.key].needed_bytes
+        self.nbytes += sums.nbytes
         known, found = self._digests.setdefault(sums.key, sums.digests), sums.digests
         if known == found:
             return None

@@ -11,7 +11,7 @@ from pipeline.devices.port import Device
 from pipeline.errors import CheckpointError, RequestError
 from pipeline.formats.matrix import Matrix, StoredMatrix
 from pipeline.formats.parts import EMBED_KEY
-from pipeline.groups.layout import tensor_views
+from pipeline.groups.catalog import tensor_views
 from pipeline.reading.checksums import Checksums
 from pipeline.reading.rows import RowReader
 

@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.formats.tensors import TensorRange
+from pipeline.groups.catalog import tensor_views
 from pipeline.groups.groups import WeightGroup
 from pipeline.groups.layout import (
     BLOCK_BYTES,
     device_layout,
     host_layout,
     row_window,
-    tensor_views,
 )
 
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}

@@ -1,32 +1,34 @@
 """The command line. Only argparse is imported until a command runs, so that `--help` is instant."""
 
-import argparse
 import importlib.metadata
 import logging
 import os
 import resource
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
-from pipeline.checkpoints.presets import PRESETS
 from pipeline.devices.spinning import spin_little
 from pipeline.errors import ConfigError, PenstockError, ResourceError
-from pipeline.system.event_loop import run_async, sigterm_ends
+from pipeline.system.event_loop import sigterm_ends
 from pipeline.system.limits import explained
 from pipeline.system.sizes import human_bytes
 from pipeline.tools.commands.bench_options import add_bench
-from pipeline.tools.commands.doctor import add_doctor
-from pipeline.tools.commands.models import MODEL_HELP, find_models
-from pipeline.tools.commands.options import add_settings
+from pipeline.tools.commands.command_options import (
+    add_demo,
+    add_doctor,
+    add_make_checkpoint,
+    add_plan,
+    add_report,
+    add_run,
+    add_tune,
+    add_verify,
+)
+from pipeline.tools.commands.models import find_models
 from pipeline.tools.commands.parser import Parser
-from pipeline.tools.commands.plan import add_plan
-from pipeline.tools.commands.progress import Progress, say_loading
-from pipeline.tools.commands.run import add_run
-from pipeline.tools.commands.simulate import add_simulate, simulate_command
+from pipeline.tools.commands.progress import Progress
+from pipeline.tools.commands.simulate import add_simulate
 from pipeline.tools.commands.streams import OutputFailed, ReaderGone, standard_streams
-from pipeline.tools.commands.verify import add_verify
 from pipeline.tools.doctor.names import DISTRIBUTION
 
 INTERRUPTED = 130
@@ -53,9 +55,9 @@ def _main(arguments: Sequence[str] | None) -> int:
         spin_little()
         _log_to_stderr()
         options = _parser().parse_args(arguments)
-        if options.command not in (simulate_command, _report):
+        if options.command.loads_torch:
             _require_what_torch_loads_with()
-        return int(options.command(find_models(options)) or 0)
+        return int(options.command(find_models(options)))
     except PenstockError as error:
         return _failed(error)
     except (OSError, MemoryError, ImportError, RuntimeError) as error:
@@ -113,16 +115,11 @@ def _parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"penstock {_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    add_run(commands)
-    add_plan(commands)
-    add_doctor(commands)
-    add_verify(commands)
-    _add_demo(commands)
-    _add_make_checkpoint(commands)
-    add_bench(commands)
-    add_simulate(commands)
-    _add_tune(commands)
-    _add_report(commands)
+    for add in (
+        *(add_run, add_plan, add_doctor, add_verify, add_demo, add_make_checkpoint, add_bench),
+        *(add_simulate, add_tune, add_report),
+    ):
+        add(commands)
     return parser
 
 
@@ -131,87 +128,6 @@ def _version() -> str:
         return importlib.metadata.version(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
         return "from a source tree that is not installed"
-
-
-Commands = Any
-"""What `add_subparsers` returns; argparse keeps its type private."""
-TUNED = (
-    *("gpu_groups", "host_groups", "queues", "reader_lanes", "chunk_bytes"),
-    *("max_tokens_per_pass", "residency"),
-)
-"""What `tune` tries, and what it needs for that."""
-
-
-def _add_demo(commands: Commands) -> None:
-    demo = commands.add_parser(
-        "demo", usage="%(prog)s [options]", help="the bundled model under a budget smaller than itself"
-    )
-    add_settings(demo, defaults={"gpu_groups": 4, "residency": False, "max_requests": 1})
-    demo.set_defaults(command=_demo)
-
-
-def _add_make_checkpoint(commands: Commands) -> None:
-    make = commands.add_parser(
-        "make-checkpoint",
-        help="write a random-weight checkpoint of a real shape",
-        description="Write a checkpoint of a real shape, to measure with. Its weights are random, and so is its text. "
-        "The sizes are those of the preset, unless options say otherwise; with few layers it is small.",
-    )
-    make.add_argument("out", type=Path, metavar="OUT", help="a folder that does not exist yet")
-    make.add_argument("--like", required=True, metavar="PRESET", help=", ".join(PRESETS))
-    for name in ("layers", "hidden-size", "ffn-size", "heads", "kv-heads", "head-dim", "vocabulary-size"):
-        make.add_argument(f"--{name}", type=int, metavar="N", help="in the place of the preset's")
-    for name in ("tied-embeddings", "attention-bias", "mlp-bias"):
-        make.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=None)
-    make.add_argument("--dtype", default="bfloat16", help="float32, float16, bfloat16; default bfloat16")
-    make.add_argument("--seed", type=int, default=0, metavar="N", help="of the random weights; default 0")
-    make.set_defaults(command=_make_checkpoint)
-
-
-def _add_tune(commands: Commands) -> None:
-    tune = commands.add_parser(
-        "tune", usage="%(prog)s MODEL [options]", help="try queue sizes, reader lanes, chunk sizes and budgets"
-    )
-    tune.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
-    tune.add_argument("--batch-tokens", type=int, default=1, metavar="B", help="tokens per pass; default 1")
-    tune.add_argument("--most-groups", type=int, default=12, metavar="N", help="largest gpu_groups to try; default 12")
-    tune.add_argument("--passes", type=int, default=4, metavar="N", help="measured passes of a real run; default 4")
-    tune.add_argument("--json", action="store_true", help="print one JSON object")
-    add_settings(tune, own=TUNED)
-    tune.set_defaults(command=_tune)
-
-
-def _add_report(commands: Commands) -> None:
-    report = commands.add_parser("report", help="turn a trace into one HTML page: what overlapped, and what bound it")
-    report.add_argument("trace", type=Path, metavar="TRACE", help="a file written with --trace")
-    report.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the page to write")
-    report.set_defaults(command=_report)
-
-
-def _demo(options: argparse.Namespace) -> None:
-    say_loading()
-    from pipeline.tools.commands.demo import demo
-
-    run_async(demo(options))
-
-
-def _make_checkpoint(options: argparse.Namespace) -> None:
-    from pipeline.tools.commands.make import make
-
-    make(options)
-
-
-def _tune(options: argparse.Namespace) -> None:
-    say_loading()
-    from pipeline.tools.commands.tune import tune
-
-    run_async(tune(options))
-
-
-def _report(options: argparse.Namespace) -> None:
-    from pipeline.tools.commands.report import report
-
-    report(options)
 
 
 if __name__ == "__main__":

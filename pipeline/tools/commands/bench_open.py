@@ -1,33 +1,73 @@
-"""`penstock bench open MODEL ...`: its options. What it does is imported when it runs, so that `--help` is instant."""
+"""`penstock bench open MODEL ...`."""
 
 import argparse
-from pathlib import Path
-from typing import Any
+import statistics
+from collections.abc import Callable, Sequence
 
-from pipeline.tools.commands.models import MODEL_HELP
-from pipeline.tools.commands.options import add_settings
+from pipeline.system.sizes import human_bytes
+from pipeline.system.table import aligned, print_json
+from pipeline.tools.bench.opening import OpeningReport, bench_opening
+from pipeline.tools.commands.options import model_settings
+from pipeline.tools.commands.progress import Progress
+from pipeline.tools.commands.remarks import nothing_moved, with_remarks
+from pipeline.tools.commands.values import at_least_one
+
+GIGA, MILLI, MICRO = 1e9, 1e-3, 1e-6
+UNSAID = "a pass streams nothing, and its time tells nothing of the disk"
 
 
-def add_bench_open(bench: Any) -> None:
-    """Add the command's parser to those of `bench`."""
-    parser = bench.add_parser(
-        "open",
-        usage="%(prog)s MODEL ... [options]",
-        help="opening, the first group, a pass, and what the runtime costs, by model",
+async def bench_open(options: argparse.Namespace) -> None:
+    """Measure one model after the other, and print a table or one JSON list, also of those before an early end.
+
+    Raises ConfigError.
+    """
+    at_least_one(options, "rounds", "passes")
+    progress, settings = Progress(), model_settings(options)
+    rows: list[OpeningReport] = []
+    try:
+        for model in options.model:
+            rows.append(await bench_opening(model, settings, options.rounds, options.passes, progress.say))
+    finally:
+        progress.clear()
+        if rows:
+            _tell(options, rows)
+
+
+def _tell(options: argparse.Namespace, rows: Sequence[OpeningReport]) -> None:
+    if options.json:
+        print_json([row.as_dict() for row in rows])
+    else:
+        print(with_remarks(table(rows), nothing_moved({row.model: row.moving_groups for row in rows}, UNSAID)))
+
+
+def table(rows: Sequence[OpeningReport]) -> str:
+    """A row for each model: medians over the rounds."""
+
+    def column(text: Callable[[OpeningReport], str]) -> list[str]:
+        return [text(row) for row in rows]
+
+    def median(name: str, unit: float, digits: int) -> list[str]:
+        return [f"{statistics.median(getattr(row, name)) / unit:.{digits}f}" for row in rows]
+
+    return aligned(
+        {
+            ("model", ""): column(lambda row: row.model),
+            ("groups", ""): column(lambda row: str(row.groups)),
+            ("streamed", "a pass"): column(lambda row: human_bytes(row.streamed_bytes)),
+            ("open", "ms"): median("open_seconds", MILLI, 1),
+            ("first group", "ms"): median("first_group_seconds", MILLI, 1),
+            ("its read", "ms"): median("line_read_seconds", MILLI, 1),
+            ("alone", "ms"): median("first_read_seconds", MILLI, 1),
+            ("first /", "alone"): column(lambda row: f"{row.first_ratio:.2f}"),
+            ("full line", "ms"): median("rested_group_seconds", MILLI, 1),
+            ("pass", "s"): median("pass_seconds", 1.0, 3),
+            ("pass", "s/GB"): column(_gigabyte_seconds),
+            ("event loop", "us/group"): median("loop_group_seconds", MICRO, 0),
+            ("idle", "% of a core"): median("idle_share", 0.01, 2),
+        }
     )
-    parser.add_argument(
-        "model", type=Path, nargs="+", metavar="MODEL", help=f"one or more, of several sizes, each {MODEL_HELP}"
-    )
-    parser.add_argument("--rounds", type=int, default=3, metavar="R", help="how often each is opened; default 3")
-    parser.add_argument("--passes", type=int, default=5, metavar="N", help="measured passes each time; default 5")
-    parser.add_argument("--json", action="store_true", help="print one JSON list")
-    add_settings(parser)
-    parser.set_defaults(command=bench_open_command)
 
 
-def bench_open_command(options: argparse.Namespace) -> None:
-    """Measure and print. Raises ConfigError naming the option that can never work."""
-    from pipeline.system.event_loop import run_async
-    from pipeline.tools.commands.opening_table import bench_open
-
-    run_async(bench_open(options))
+def _gigabyte_seconds(row: OpeningReport) -> str:
+    streamed = row.streamed_bytes / GIGA
+    return f"{statistics.median(row.pass_seconds) / streamed:.3f}" if streamed else "-"

@@ -1,39 +1,103 @@
-"""`penstock bench speed MODEL`: its options. What it does is imported when it runs, so that `--help` is instant."""
+"""`penstock bench speed MODEL`."""
 
 import argparse
-from pathlib import Path
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from pipeline.tools.commands.models import MODEL_HELP
-from pipeline.tools.commands.options import add_settings
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+from pipeline.system.host_memory import available_host_bytes
+from pipeline.system.sizes import human_bytes, parse_bytes
+from pipeline.system.table import aligned, print_json
+from pipeline.tools.bench.arm_program import ArmRun
+from pipeline.tools.bench.memory_limit import MemoryLimit
+from pipeline.tools.bench.speed import WITHOUT, ArmResult, SpeedBench, arms_of, results
+from pipeline.tools.commands.options import model_settings
+from pipeline.tools.commands.progress import Progress
+from pipeline.tools.commands.remarks import below_floor, nothing_moved, with_remarks
+from pipeline.tools.commands.settings import plain
+from pipeline.tools.commands.values import at_least_one
 
 
-def add_bench_speed(bench: Any) -> None:
-    """Add the command's parser to those of `bench`."""
-    parser = bench.add_parser(
-        "speed",
-        usage="%(prog)s MODEL [options]",
-        help="one token a pass: with and without each feature, and by other programs",
+async def bench_speed(options: argparse.Namespace) -> None:
+    """Measure, and print a table or one JSON object. Raises ConfigError for what can never work."""
+    at_least_one(options, "passes", "rounds")
+    for name in options.arms or ():
+        if name not in WITHOUT:
+            raise ConfigError(f"--arms: need some of {', '.join(map(repr, WITHOUT))}, have {name!r}")
+    settings, limit = dict(plain(model_settings(options))), None
+    if options.memory_limit is not None:
+        nbytes = parse_bytes("--memory-limit", options.memory_limit, available_host_bytes())
+        limit = MemoryLimit.of(nbytes, options.limit_by)
+        settings.setdefault("host_memory", nbytes)
+    Config.from_arguments(settings)
+    progress = Progress()
+    bench = SpeedBench(options.model, settings, options.passes, limit, progress.say)
+    bench.check(options.against)
+    runs = await bench.run([*(options.arms or arms_of(settings)), *options.against], options.rounds)
+    progress.clear()
+    if options.json:
+        print_json([_as_dict(run) for run in runs], indent=None)
+    else:
+        arms = results(runs)
+        print(with_remarks(table(arms), *_remarks(arms)))
+
+
+def _as_dict(run: ArmRun) -> dict[str, Any]:
+    """As plain values: what its only row tells are its `passes`, none if it was over the limit."""
+    values = asdict(run)
+    rows = values.pop("rows")
+    return {**values, "passes": rows[0] if rows else None}
+
+
+def table(arms: Sequence[ArmResult]) -> str:
+    """A row for each arm, the first one's floors below."""
+    ours = arms[0]
+    measured = [arm for arm in arms if arm.pass_seconds]
+
+    def column(text: Callable[[ArmResult], str]) -> list[str]:
+        return [text(arm) if arm.pass_seconds else "-" for arm in arms]
+
+    printed = aligned(
+        {
+            ("arm", ""): [arm.arm for arm in arms],
+            ("pass", "s"): column(lambda arm: f"{arm.median:.3f}"),
+            ("p10 to p90", "s"): column(lambda arm: _spread(arm.pass_seconds)),
+            ("passes", ""): column(lambda arm: str(len(arm.pass_seconds))),
+            (ours.arm, "/ it"): column(lambda arm: f"{ours.median / arm.median:.2f}"),
+            ("read", "a pass"): column(lambda arm: human_bytes(arm.read_bytes_per_pass)),
+            ("pass /", "floor"): column(lambda arm: f"{statistics.median(arm.ratios):.3f}" if arm.ratios else "-"),
+            ("read", "floor s"): column(lambda arm: _floor(arm, "read")),
+            ("compute", "floor s"): column(lambda arm: _floor(arm, "compute")),
+            ("memory", "at most"): column(lambda arm: human_bytes(arm.peak_bytes)),
+            ("tokens", "as ours"): column(lambda arm: f"{_same(arm.token_ids, ours.token_ids)}/{len(arm.token_ids)}"),
+        }
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument(
-        "--passes", type=int, default=5, metavar="N", help="measured passes of each arm a round; default 5"
-    )
-    parser.add_argument("--rounds", type=int, default=2, metavar="R", help="how often the arms take turns; default 2")
-    parser.add_argument(
-        "--against", nargs="+", default=[], metavar="P", help="accelerate, llama.cpp, transformers (resident)"
-    )
-    parser.add_argument("--arms", nargs="+", metavar="A", help="some of our own arms only, by name; default: all")
-    parser.add_argument("--memory-limit", metavar="SIZE", help="run each arm in a process limited to 1.8GB, ...")
-    parser.add_argument("--limit-by", metavar="WAY", help="systemd or cgroup, whichever is there; or watchdog")
-    parser.add_argument("--json", action="store_true", help="print one JSON object, with every pass")
-    add_settings(parser)
-    parser.set_defaults(command=bench_speed_command)
+    over = [arm.arm for arm in arms if arm not in measured]
+    return printed + (f"\n{', '.join(over)}: over the memory limit" if over else "")
 
 
-def bench_speed_command(options: argparse.Namespace) -> None:
-    """Measure and print. Raises ConfigError naming the option that can never work."""
-    from pipeline.system.event_loop import run_async
-    from pipeline.tools.commands.speed_table import bench_speed
+def _remarks(arms: Sequence[ArmResult]) -> tuple[str, str]:
+    moving = {arm.arm: arm.moving_groups for arm in arms if arm.moving_groups is not None}
+    unsaid = "these rows do not tell what reading, or moving groups ahead of the computing, is worth"
+    ratios = {arm.arm: statistics.median(arm.ratios) for arm in arms if arm.ratios}
+    return nothing_moved(moving, unsaid, some="a smaller --memory-limit"), below_floor(ratios)
 
-    run_async(bench_speed(options))
+
+def _spread(seconds: Sequence[float]) -> str:
+    if len(seconds) < 2:
+        return "-"
+    tenths = statistics.quantiles(seconds, n=10, method="inclusive")
+    return f"{tenths[0]:.3f}-{tenths[-1]:.3f}"
+
+
+def _floor(arm: ArmResult, name: str) -> str:
+    return f"{arm.floors[name]:.3f}" if arm.floors else "-"
+
+
+def _same(ids: Sequence[int], ours: Sequence[int]) -> int:
+    """Tokens before the first difference."""
+    pairs = enumerate(zip(ids, ours, strict=False))
+    return next((index for index, (one, other) in pairs if one != other), min(len(ids), len(ours)))

@@ -1,34 +1,84 @@
-"""`penstock doctor [--deep MODEL]`: its options. What it does is imported when it runs, so that `--help` is instant."""
+"""`penstock doctor [--deep MODEL]`. It needs no torch itself: a broken one must be told, not met."""
 
 import argparse
-from pathlib import Path
-from typing import Any
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
 
-from pipeline.tools.commands.models import MODEL_HELP
-from pipeline.tools.commands.options import add_settings
+from pipeline.checkpoints.checkpoint import open_checkpoint
+from pipeline.errors import ConfigError, PenstockError
+from pipeline.system.table import print_json
+from pipeline.tools.commands.options import model_settings
+from pipeline.tools.commands.progress import Progress
+from pipeline.tools.doctor.check import Check, failed
+from pipeline.tools.doctor.machine import machine_checks
 
-
-def add_doctor(commands: Any) -> None:
-    """Add the command's parser to `commands`, which is what `add_subparsers` gave."""
-    parser = commands.add_parser(
-        "doctor",
-        usage="%(prog)s [--deep MODEL] [options]",
-        help="check this machine and, with --deep, that outputs do not depend on where weights lie",
-        description="Check this machine. The exit status is 1 when something is bad; notes cost only speed or memory.",
-    )
-    parser.add_argument(
-        "--deep",
-        type=Path,
-        metavar="MODEL",
-        help=f"also let a model answer streamed, resident and one group at a time, which must be equal: {MODEL_HELP}",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_settings(parser, own=("residency",))
-    parser.set_defaults(command=doctor_command)
+NAME_WIDTH = len("pinned memory")
 
 
-def doctor_command(options: argparse.Namespace) -> None:
-    """Check, and print it. Raises PenstockError when something is bad, after that."""
-    from pipeline.tools.commands.doctor_report import doctor
+def doctor(options: argparse.Namespace) -> None:
+    """Check, and print. Raises PenstockError when something is bad, or when the model cannot be opened."""
+    if options.deep is not None:
+        open_checkpoint(options.deep, direct=False).close()  # a folder that is none is told before anything takes time
+    for name in options.settings if options.deep is None else ():
+        raise ConfigError(f"{name}: says how a model is run, so it needs --deep MODEL")
+    progress = Progress()
+    progress.say("checking the machine")
+    checks = machine_checks(options.deep)
+    progress.clear()
+    try:
+        if not options.json:
+            print(lines(checks), flush=True)
+        if options.deep is not None:
+            deep = _deep(options, progress)
+            checks += deep
+            if not options.json:
+                print(lines(deep))
+    finally:
+        bad = [check.name for check in checks if check.verdict == "bad"]
+        if options.json:
+            print_json({"bad": bad, "checks": [asdict(check) for check in checks]})
+    if bad:
+        raise PenstockError(f"{len(bad)} of {len(checks)} checks {'is' if len(bad) == 1 else 'are'} bad")
 
-    doctor(options)
+
+def _deep(options: argparse.Namespace, progress: Progress) -> list[Check]:
+    """Raises PenstockError when the model cannot be opened."""
+    from pipeline.system.event_loop import run_async
+
+    checks: list[Check] = []
+
+    async def check() -> None:
+        from pipeline.tools.doctor.outputs import check_outputs
+
+        checks.extend(await check_outputs(options.deep, model_settings(options), progress.say))
+
+    # What opening warns of, the checks have told, or it is the same for all runs.
+    logger = logging.getLogger("penstock")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        run_async(check())
+    except PenstockError:
+        raise
+    except Exception as error:
+        checks.append(failed("outputs", error))
+    finally:
+        logger.setLevel(level)
+        progress.clear()
+    return checks
+
+
+def lines(checks: Sequence[Check]) -> str:
+    """A line for each check, and one below it for what to do."""
+    printed = []
+    for check in checks:
+        printed.append(f"{check.verdict:4}  {check.name:{NAME_WIDTH}}  {_one_line(check.found)}")
+        if check.to_do:
+            printed.append(f"{'':{NAME_WIDTH + 8}}-> {_one_line(check.to_do)}")
+    return "\n".join(printed)
+
+
+def _one_line(text: str) -> str:
+    """Errors of others may have several."""
+    return " ".join(text.split())

@@ -1,46 +1,177 @@
-"""`penstock plan MODEL`: its options. What it does is imported when it runs, so that `--help` is instant."""
+"""`penstock plan MODEL`."""
 
 import argparse
-from pathlib import Path
-from typing import Any
+import asyncio
+import dataclasses
+import statistics
+import textwrap
+from collections.abc import Sequence
 
-from pipeline.tools.commands.models import MODEL_HELP
-from pipeline.tools.commands.options import add_settings
+from pipeline.api import Model
+from pipeline.checkpoints.config_alone import config_alone
+from pipeline.config import Config
+from pipeline.devices.cpu import CpuDevice
+from pipeline.devices.cuda import CudaDevice
+from pipeline.devices.open import open_device
+from pipeline.devices.port import ONE_PLACE, Device
+from pipeline.devices.sim import SimDevice
+from pipeline.errors import ConfigError
+from pipeline.formats.parts import KINDS
+from pipeline.generation.model_plan import DEFAULT_CONTEXT_TOKENS
+from pipeline.system.sizes import human_bytes
+from pipeline.system.table import print_json
+from pipeline.tools.bench.forecast import Compute, Forecast, Rates
+from pipeline.tools.bench.machine_rates import measure_rates
+from pipeline.tools.bench.planning import Placed, Planned, balanced_tokens, plan_alone, plan_model
+from pipeline.tools.bench.steady_passes import steady_pass_seconds
+from pipeline.tools.commands.options import model_settings
+from pipeline.tools.commands.progress import Progress
+
+NUMBERS = ("disk_gbps", "h2d_gbps", "tflops", "memory_gbps")
+GIGA, TERA = 1e9, 1e12
+MOST_TOKENS = 1 << 16
+_BATCHES = [1 << power for power in range(17)]
 
 
-def add_plan(commands: Any) -> None:
-    """Add the command's parser to `commands`, which is what `add_subparsers` gave."""
-    parser = commands.add_parser(
-        "plan",
-        usage="%(prog)s MODEL [options]",
-        help="what stays where, what a pass will take, what binds, and what would help",
-        description="Measure this machine for a few seconds, or take numbers for another one, and forecast. Without "
-        "weights, from a config.json or a preset, sizes are computed, and only numbers give a forecast.",
+def plan_forecast(options: argparse.Namespace) -> None:
+    """Measure or take the numbers, plan, and print. Raises ConfigError naming the option that can never work."""
+    if not 1 <= options.batch_tokens <= MOST_TOKENS:
+        raise ConfigError(f"--batch-tokens: need a number from 1 to {MOST_TOKENS}, have {options.batch_tokens}")
+    elsewhere = any(getattr(options, name) is not None for name in NUMBERS)
+    if options.check is not None and (options.check < 1 or elsewhere):
+        raise ConfigError(f"--check: need at least 1 pass, and the machine here, have {options.check}")
+    alone = config_alone(options.model)
+    if alone is not None and options.check is not None:
+        raise ConfigError(
+            f"--check: runs passes, for which {options.model} has no weights; name a folder that has them"
+        )
+    settings = Config.from_arguments(model_settings(options))
+    most = max(settings.max_tokens_per_pass, options.batch_tokens)
+    longest = options.batch_tokens + 1 if options.check and options.batch_tokens >= DEFAULT_CONTEXT_TOKENS else None
+    settings = dataclasses.replace(
+        settings, max_tokens_per_pass=most, context_tokens=settings.context_tokens or longest
     )
-    parser.add_argument(
-        "model",
-        type=Path,
-        metavar="MODEL",
-        help=f"{MODEL_HELP}; without weights a config.json, or a preset: llama-3-70b, ...",
-    )
-    parser.add_argument("--batch-tokens", type=int, default=1, metavar="B", help="tokens per pass; default 1")
-    parser.add_argument(
-        "--check", type=int, metavar="N", help="then run N such passes, to see how far the forecast is off"
-    )
-    add_settings(parser)
-    elsewhere = parser.add_argument_group(
-        "a machine that is not here", "With these, and the sizes of its memory; one with a GPU has an H2D rate."
-    )
-    elsewhere.add_argument("--disk-gbps", type=float, metavar="X", help="1e9 bytes per second from the disk")
-    elsewhere.add_argument("--h2d-gbps", type=float, metavar="X", help="1e9 bytes per second to the GPU")
-    elsewhere.add_argument("--tflops", type=float, metavar="X", help="1e12 operations per second, as they are reached")
-    elsewhere.add_argument("--memory-gbps", type=float, metavar="X", help="1e9 bytes per second that computing reads")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(command=plan_command)
+    progress = Progress()
+    if elsewhere:
+        device, rates = _elsewhere(options, settings)
+    else:
+        device, rates = open_device(settings.device), None
+    tokens = options.batch_tokens
+    if alone is not None:
+        _print(plan_alone(alone, settings, device, rates, tokens), [], as_json=options.json)
+        return
+    if rates is None:
+        rates = asyncio.run(measure_rates(options.model, settings, tokens, progress.say))
+        progress.clear()
+    planned = plan_model(options.model, settings, device, rates, tokens)
+    measured = asyncio.run(_checked(options, settings)) if options.check else []
+    _print(planned, measured, as_json=options.json)
 
 
-def plan_command(options: argparse.Namespace) -> None:
-    """Plan, and print it. Raises ConfigError naming the option that can never work."""
-    from pipeline.tools.commands.plan_forecast import plan_forecast
+def _print(planned: Placed, measured: Sequence[float], *, as_json: bool) -> None:
+    if as_json:
+        print_json({**planned.as_dict(), **({"measured_seconds": measured} if measured else {})})
+        return
+    print(lines(planned))
+    if measured and isinstance(planned, Planned):
+        print(_compared(planned.forecast, measured))
 
-    plan_forecast(options)
+
+async def _checked(options: argparse.Namespace, settings: Config) -> list[float]:
+    """Seconds of passes as they were forecast."""
+    tokens, progress = options.batch_tokens, Progress()
+    progress.say(f"running {options.check} passes of {tokens} tokens")
+    given = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    async with Model.open(options.model, **given) as model:
+        await steady_pass_seconds(model, tokens, 1)
+        seconds = await steady_pass_seconds(model, tokens, options.check)
+    progress.clear()
+    return seconds
+
+
+def _compared(expected: Forecast, seconds: Sequence[float]) -> str:
+    median = statistics.median(seconds)
+    spread = f"{min(seconds):.3f} to {max(seconds):.3f}"
+    return (
+        f"measured   {median:.3f} s per pass ({spread}): the forecast is {expected.pass_seconds / median - 1:+.1%} off"
+    )
+
+
+def _elsewhere(options: argparse.Namespace, settings: Config) -> tuple[Device, Rates]:
+    """Device and rates from numbers alone; the sizes of a memory that is not here must be told too."""
+    for name in NUMBERS:
+        if (value := getattr(options, name)) is not None and not value > 0:
+            raise ConfigError(f"--{name.replace('_', '-')}: need a number above 0, have {value}")
+    needed = {"disk_gbps": options.disk_gbps, "tflops": options.tflops, "host_memory": settings.host_memory}
+    if options.h2d_gbps is not None:
+        needed["gpu_memory"] = settings.gpu_memory
+    if missing := [f"--{name.replace('_', '-')}" for name, value in needed.items() if value is None]:
+        raise ConfigError(f"{', '.join(missing)}: a machine that is not here needs it too; have no such option")
+    for name, value in needed.items():
+        if isinstance(value, str) and value.strip().endswith("%"):
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{option}: need a size as 64GB, have {value} of a machine that is not here")
+    if options.h2d_gbps is None:
+        device = SimDevice(ONE_PLACE, block_rows=CpuDevice.block_rows, loads_later=CpuDevice.libraries.whole)
+    else:
+        device = SimDevice(
+            CudaDevice.places,
+            alignment_bytes=CudaDevice.alignment_bytes,
+            block_rows=CudaDevice.block_rows,
+            loads_later=CudaDevice.libraries.whole,
+        )
+    return device, _told_rates(options)
+
+
+def _told_rates(options: argparse.Namespace) -> Rates:
+    """Weights are counted as of two bytes each: two operations for each of them and token make one for each byte."""
+    token_byte_seconds = 1 / (options.tflops * TERA)
+    byte_seconds = 1 / (options.memory_gbps * GIGA) if options.memory_gbps else token_byte_seconds
+    compute = Compute({tokens: max(byte_seconds, tokens * token_byte_seconds) for tokens in _BATCHES})
+    h2d = None if options.h2d_gbps is None else options.h2d_gbps * GIGA
+    return Rates(options.disk_gbps * GIGA, h2d, dict.fromkeys(KINDS, compute))
+
+
+def lines(placed: Placed) -> str:
+    """For people."""
+    drawn, computed_from = placed.drawn, placed.computed_from
+    sizes = drawn.catalog.group_bytes(drawn.catalog.places[0])
+    places = [f"{human_bytes(size)} stay in {place} memory" for place, size in placed.resident_bytes.items() if size]
+    printed = [
+        f"model      {drawn.model.family} · {drawn.model.layers} layers · {human_bytes(sum(sizes.values()))} in "
+        f"{len(sizes)} weight groups",
+        *([] if computed_from is None else [f"sizes      computed, without weights, from {computed_from}"]),
+        f"plan       {textwrap.indent(str(drawn.plan.memory), ' ' * 11).lstrip()}",
+        f"kv room    {drawn.plan.kv_room}",
+        f"placement  {', '.join([*places, f'{human_bytes(placed.read_bytes_per_pass)} read per pass'])}",
+    ]
+    if isinstance(placed, Planned):
+        printed += _forecast_lines(placed)
+    else:
+        gpu = ", --h2d-gbps, --gpu-memory" if len(drawn.plan.slots) > 1 else ""
+        numbers = f"--disk-gbps, --tflops, --host-memory{gpu}"
+        printed.append(f"forecast   none: without weights nothing can be measured here; for one, give all of {numbers}")
+    return "\n".join(printed)
+
+
+def _forecast_lines(planned: Planned) -> list[str]:
+    drawn, rates, now = planned.drawn, planned.rates, planned.forecast
+    h2d = "" if rates.h2d_bytes_per_second is None else f" · H2D {human_bytes(rates.h2d_bytes_per_second)}/s"
+    resources = " · ".join(f"{name} {seconds:.3f} s" for name, seconds in now.resource_seconds.items())
+    balance = balanced_tokens(planned)
+    printed = [
+        f"machine    disk {human_bytes(rates.disk_bytes_per_second)}/s{h2d}",
+        f"forecast   {_figures(now)}",
+        f"binds      {now.binds}: {resources}",
+        *(f"otherwise  {name}: {_figures(one)}" for name, one in planned.otherwise.items()),
+    ]
+    if balance is not None:
+        printed.append(f"balance    up to about {balance} tokens per pass a token more costs almost nothing")
+    if drawn.plan.kv.moving:
+        printed.append("not in it  KV blocks that move: see the plan above")
+    return printed
+
+
+def _figures(one: Forecast) -> str:
+    tokens = f"{one.tokens} token{'s' if one.tokens > 1 else ''}"
+    return f"{one.pass_seconds:.3f} s per pass of {tokens} · {one.tokens_per_second:.3g} tokens/s"

@@ -7,6 +7,8 @@ from typing import ClassVar
 
 MOST_SECONDS = 60.0
 """Between lines of `go_on` where stderr is no terminal."""
+LOADING = "loading torch"
+"""Its import takes a second or two, and nothing may look hung."""
 
 
 class Progress:
@@ -41,8 +43,3 @@ class Progress:
         if self._terminal and Progress._stands:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
             Progress._stands = False
-
-
-def say_loading() -> None:
-    """torch takes a second or two to import, and nothing may look hung."""
-    Progress().say("loading torch")

@@ -1,4 +1,4 @@
-"""What `penstock run` does."""
+"""`penstock run MODEL`, once torch is loaded."""
 
 import argparse
 import asyncio
@@ -25,7 +25,7 @@ from pipeline.tools.trace.recording import Recording
 REFRESH_SECONDS = 0.5
 
 
-async def run(options: argparse.Namespace, prompt: str | list[int], arguments: dict[str, Any]) -> None:
+async def run_prompt(options: argparse.Namespace, prompt: str | list[int], arguments: dict[str, Any]) -> None:
     """Stream the text to stdout; say on stderr what was read, at what rate, and which resource bound the run.
 
     When it is interrupted, it prints the same of what was done until then.

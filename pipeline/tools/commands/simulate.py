@@ -1,9 +1,10 @@
-"""`penstock simulate`: its options. What they do is imported when they are used, so that `--help` is instant."""
+"""`penstock simulate`: its options."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
+from pipeline.tools.commands.command import Command
 from pipeline.tools.commands.models import MODEL_HELP
 from pipeline.tools.simulation.analysis import LAYERS, MILLISECONDS
 
@@ -24,14 +25,7 @@ def add_simulate(commands: Any) -> None:
     _add_settings(parser)
     parser.add_argument("--json", action="store_true", help="one object, or a list of all seven")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="with --policy: write what happened, for Perfetto")
-    parser.set_defaults(command=simulate_command)
-
-
-def simulate_command(options: argparse.Namespace) -> None:
-    """Run the simulations and print them. Raises ConfigError naming the option that can never work."""
-    from pipeline.tools.commands.simulate_policies import simulate_policies
-
-    simulate_policies(options)
+    parser.set_defaults(command=Command("simulate_policies", "simulate_policies", loads_torch=False))
 
 
 def _add_timings(parser: argparse.ArgumentParser) -> None:

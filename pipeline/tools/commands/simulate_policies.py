@@ -1,4 +1,4 @@
-"""`penstock simulate`: what its options mean, the runs, and the table."""
+"""`penstock simulate`."""
 
 import argparse
 import dataclasses

@@ -1,38 +1,66 @@
-"""`penstock verify MODEL`: its options. What it does is imported when it runs, so that `--help` is instant."""
+"""`penstock verify MODEL`."""
 
 import argparse
-from pathlib import Path
-from typing import Any
+import shlex
+import time
+from collections.abc import Sequence
 
-from pipeline.tools.commands.models import MODEL_HELP
+from pipeline.errors import CheckpointError
+from pipeline.system.sizes import human_bytes
+from pipeline.system.written_files import check_writable
+from pipeline.tools.commands.progress import Progress
+from pipeline.tools.verify.known import SUMS_FILE, read_sums, write_sums
+from pipeline.tools.verify.verify import Verdict, verify
+
+NOTHING_TO_COMPARE = 2
 
 
-def add_verify(commands: Any) -> None:
-    """Add the command's parser to `commands`, which is what `add_subparsers` gave."""
-    parser = commands.add_parser(
-        "verify",
-        help="compare the files of a checkpoint with what is known of them, to find damage on the disk",
-        description="Read the files of a checkpoint folder from the disk and compare them with what is known of them: "
-        "the names that the Hugging Face cache gives, the notes of downloads, digests in safetensors headers, and a "
-        "file of sums. The exit status is 0 when all weights are good, 1 when a file is damaged, and 2 when there is "
-        "nothing to compare some weights with.",
+def verify_and_report(options: argparse.Namespace) -> int:
+    """A line for each file; 0, or 2 when nothing is known of some weights. Raises CheckpointError for damage."""
+    progress, started = Progress(), time.perf_counter()
+
+    def say(done_bytes: int, total_bytes: int) -> None:
+        progress.go_on(f"{human_bytes(done_bytes)} of {human_bytes(total_bytes)} read")
+
+    sums_file = options.sums or options.model / SUMS_FILE
+    if options.write:
+        check_writable(sums_file)
+    sums = read_sums(sums_file)
+    verdicts = verify(options.model, sums, sums_file, say, all_files=options.write)
+    progress.clear()
+    width = max((len(one.name) for one in verdicts), default=0)
+    for one in verdicts:
+        why = ", ".join(one.sources) or "nothing to compare with"
+        print(f"{one.word:<8} {one.name:<{width}} {human_bytes(one.nbytes):>8}  {'' if one.faults else why}".rstrip())
+    nbytes = sum(one.digests.nbytes for one in verdicts if one.digests is not None)
+    if nbytes:
+        seconds = time.perf_counter() - started
+        print(f"{human_bytes(nbytes)} read in {seconds:.1f} s, {human_bytes(nbytes / seconds)}/s")
+    faults = [fault for one in verdicts for fault in one.faults]
+    if faults:
+        raise CheckpointError("\n".join([*faults, *_advice(verdicts)]))
+    if options.write:
+        write_sums(sums_file, options.model, {one.name: one.digests for one in verdicts if one.digests is not None})
+        print(f"{sums_file}: written; `penstock verify {shlex.quote(str(options.model))}` compares with it from now on")
+        return 0
+    return _status(options, verdicts)
+
+
+def _advice(verdicts: Sequence[Verdict]) -> list[str]:
+    """What to do about files whose bytes are not what they were; why others cannot be read has been said."""
+    damaged = [one.name for one in verdicts if one.word == "damaged"]
+    if not damaged:
+        return []
+    count = f"{len(damaged)} of {len(verdicts)} files {'is' if len(damaged) == 1 else 'are'} damaged"
+    return [f"{count}: fetch {', '.join(damaged)} again, and look after the disk and the memory of this machine"]
+
+
+def _status(options: argparse.Namespace, verdicts: Sequence[Verdict]) -> int:
+    weights = [one for one in verdicts if one.name.endswith(".safetensors")]
+    if weights and all(one.sources for one in weights):
+        return 0
+    print(
+        f"nothing is known of {sum(not one.sources for one in weights)} of {len(weights)} weight files: once you trust "
+        f"them, run `penstock verify {shlex.quote(str(options.model))} --write`"
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument("--write", action="store_true", help="write the file of sums, to compare with later")
-    parser.add_argument(
-        "--sums",
-        type=Path,
-        metavar="FILE",
-        help="the file of sums, as sha256sum writes it; default MODEL/penstock.sha256",
-    )
-    parser.set_defaults(command=verify_command)
-
-
-def verify_command(options: argparse.Namespace) -> int:
-    """Compare, and print it; gives the exit status. Raises PenstockError when a file is damaged, after that."""
-    from pipeline.tools.commands.progress import Progress
-
-    Progress().say(f"looking at {options.model}")  # what comes next may take a second or two to import
-    from pipeline.tools.commands.verify_report import verify_and_report
-
-    return verify_and_report(options)
+    return NOTHING_TO_COMPARE

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-import pipeline.tools.commands.speed_table as command
+import pipeline.tools.commands.bench_speed as command
 from pipeline.api import BUNDLED
 from pipeline.cli import main
 from pipeline.tools.bench.arm_program import ArmRun

@@ -13,7 +13,7 @@ import torch
 
 from pipeline.api import BUNDLED
 from pipeline.cli import main
-from pipeline.tools.commands.doctor_report import lines
+from pipeline.tools.commands.doctor import lines
 from pipeline.tools.doctor import machine, outputs
 from pipeline.tools.doctor.check import Check
 from pipeline.tools.doctor.names import OURS

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli import main
-from pipeline.tools.commands.progress import Progress, say_loading
+from pipeline.tools.commands.progress import LOADING, Progress
 
 BUNDLED = str(Path(__file__).parent.parent.parent.parent / "pipeline" / "bundled")
 
@@ -50,6 +50,6 @@ def test_what_is_printed_begins_on_a_line_of_its_own(monkeypatch: pytest.MonkeyP
     Progress().clear()
     assert "penstock: something is odd" in terminal.rows
     assert [row[:15] for row in terminal.rows[:-1] if not row.startswith("penstock: ")] == []
-    say_loading()
+    Progress().say(LOADING)
     Progress().clear()
     assert terminal.rows[-1] == ""

@@ -1,0 +1,150 @@
+"""The options of the commands that have no file of options of their own."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from pipeline.checkpoints.presets import PRESETS
+from pipeline.tools.commands.command import Command
+from pipeline.tools.commands.models import MODEL_HELP
+from pipeline.tools.commands.options import add_settings, add_trace
+from pipeline.tools.commands.progress import LOADING
+from pipeline.tools.commands.prompt import add_prompt
+from pipeline.tools.commands.sampling import add_sampling
+
+TUNED = (
+    *("gpu_groups", "host_groups", "queues", "reader_lanes", "chunk_bytes"),
+    *("max_tokens_per_pass", "residency"),
+)
+"""What `tune` tries, and what it needs for that."""
+
+
+def add_run(commands: Any) -> None:
+    """Each of these adds a parser to `commands`, which is what `add_subparsers` gave."""
+    parser = commands.add_parser(
+        "run",
+        usage="%(prog)s MODEL (--prompt TEXT | --prompt-file FILE | --prompt-ids IDS) [options]",
+        help="continue a prompt and stream the text",
+        description="Continue a prompt. The text goes to stdout as it comes; all else goes to stderr: the plan, "
+        "progress, and at the end tokens per second, the time to the first token, and why the text ended. Ctrl-C ends "
+        "it early, with all of that, and status 130.",
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
+    add_prompt(parser)
+    add_sampling(parser)
+    add_settings(parser, defaults={"max_requests": 1})  # room for more would be kept from the weights
+    output = parser.add_argument_group("what comes out")
+    output.add_argument("--json", action="store_true", help="print one JSON object instead of streaming text")
+    add_trace(output)
+    parser.set_defaults(command=Command("run", "run"))
+
+
+def add_plan(commands: Any) -> None:
+    """Of `plan`."""
+    parser = commands.add_parser(
+        "plan",
+        usage="%(prog)s MODEL [options]",
+        help="what stays where, what a pass will take, what binds, and what would help",
+        description="Measure this machine for a few seconds, or take numbers for another one, and forecast. Without "
+        "weights, from a config.json or a preset, sizes are computed, and only numbers give a forecast.",
+    )
+    without = "without weights a config.json, or a preset: llama-3-70b, ..."
+    parser.add_argument("model", type=Path, metavar="MODEL", help=f"{MODEL_HELP}; {without}")
+    parser.add_argument("--batch-tokens", type=int, default=1, metavar="B", help="tokens per pass; default 1")
+    parser.add_argument(
+        "--check", type=int, metavar="N", help="then run N such passes, to see how far the forecast is off"
+    )
+    add_settings(parser)
+    elsewhere = parser.add_argument_group(
+        "a machine that is not here", "With these, and the sizes of its memory; one with a GPU has an H2D rate."
+    )
+    elsewhere.add_argument("--disk-gbps", type=float, metavar="X", help="1e9 bytes per second from the disk")
+    elsewhere.add_argument("--h2d-gbps", type=float, metavar="X", help="1e9 bytes per second to the GPU")
+    elsewhere.add_argument("--tflops", type=float, metavar="X", help="1e12 operations per second, as they are reached")
+    elsewhere.add_argument("--memory-gbps", type=float, metavar="X", help="1e9 bytes per second that computing reads")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(command=Command("plan", "plan_forecast"))
+
+
+def add_doctor(commands: Any) -> None:
+    """Of `doctor`."""
+    parser = commands.add_parser(
+        "doctor",
+        usage="%(prog)s [--deep MODEL] [options]",
+        help="check this machine and, with --deep, that outputs do not depend on where weights lie",
+        description="Check this machine. The exit status is 1 when something is bad; notes cost only speed or memory.",
+    )
+    deep = f"also let a model answer streamed, resident and one group at a time, which must be equal: {MODEL_HELP}"
+    parser.add_argument("--deep", type=Path, metavar="MODEL", help=deep)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_settings(parser, own=("residency",))
+    parser.set_defaults(command=Command("doctor", "doctor"))
+
+
+def add_verify(commands: Any) -> None:
+    """Of `verify`."""
+    parser = commands.add_parser(
+        "verify",
+        help="compare the files of a checkpoint with what is known of them, to find damage on the disk",
+        description="Read the files of a checkpoint folder from the disk and compare them with what is known of them: "
+        "the names that the Hugging Face cache gives, the notes of downloads, digests in safetensors headers, and a "
+        "file of sums. The exit status is 0 when all weights are good, 1 when a file is damaged, and 2 when there is "
+        "nothing to compare some weights with.",
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("--write", action="store_true", help="write the file of sums, to compare with later")
+    sums = "the file of sums, as sha256sum writes it; default MODEL/penstock.sha256"
+    parser.add_argument("--sums", type=Path, metavar="FILE", help=sums)
+    parser.set_defaults(command=Command("verify", "verify_and_report", said="looking at {model}"))
+
+
+def add_demo(commands: Any) -> None:
+    """Of `demo`."""
+    parser = commands.add_parser(
+        "demo", usage="%(prog)s [options]", help="the bundled model under a budget smaller than itself"
+    )
+    add_settings(parser, defaults={"gpu_groups": 4, "residency": False, "max_requests": 1})
+    parser.set_defaults(command=Command("demo", "demo", said=LOADING))
+
+
+def add_make_checkpoint(commands: Any) -> None:
+    """Of `make-checkpoint`."""
+    parser = commands.add_parser(
+        "make-checkpoint",
+        help="write a random-weight checkpoint of a real shape",
+        description="Write a checkpoint of a real shape, to measure with. Its weights are random, and so is its text. "
+        "The sizes are those of the preset, unless options say otherwise; with few layers it is small.",
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="a folder that does not exist yet")
+    parser.add_argument("--like", required=True, metavar="PRESET", help=", ".join(PRESETS))
+    for name in ("layers", "hidden-size", "ffn-size", "heads", "kv-heads", "head-dim", "vocabulary-size"):
+        parser.add_argument(f"--{name}", type=int, metavar="N", help="in the place of the preset's")
+    for name in ("tied-embeddings", "attention-bias", "mlp-bias"):
+        parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=None)
+    parser.add_argument("--dtype", default="bfloat16", help="float32, float16, bfloat16; default bfloat16")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random weights; default 0")
+    parser.set_defaults(command=Command("make", "make"))
+
+
+def add_tune(commands: Any) -> None:
+    """Of `tune`."""
+    parser = commands.add_parser(
+        "tune", usage="%(prog)s MODEL [options]", help="try queue sizes, reader lanes, chunk sizes and budgets"
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("--batch-tokens", type=int, default=1, metavar="B", help="tokens per pass; default 1")
+    parser.add_argument(
+        "--most-groups", type=int, default=12, metavar="N", help="largest gpu_groups to try; default 12"
+    )
+    parser.add_argument("--passes", type=int, default=4, metavar="N", help="measured passes of a real run; default 4")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_settings(parser, own=TUNED)
+    parser.set_defaults(command=Command("tune", "tune", said=LOADING))
+
+
+def add_report(commands: Any) -> None:
+    """Of `report`."""
+    parser = commands.add_parser("report", help="turn a trace into one HTML page: what overlapped, and what bound it")
+    parser.add_argument("trace", type=Path, metavar="TRACE", help="a file written with --trace")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the page to write")
+    parser.set_defaults(command=Command("report", "report", loads_torch=False))

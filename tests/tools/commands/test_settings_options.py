@@ -3,10 +3,8 @@
 import argparse
 import ast
 import dataclasses
-import inspect
 import re
-import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from pipeline.config import Config
 from pipeline.engine.policies import CURRENT_CHAINED
 from pipeline.errors import ConfigError
 from pipeline.generation.parameters import SamplingParameters
+from pipeline.tools.commands.command import Command
 from pipeline.tools.commands.parser import Parser
 from pipeline.tools.commands.settings import described, plain, with_setting
 
@@ -55,10 +54,10 @@ def parsed(module: str) -> ast.Module | None:
     return ast.parse(path.read_text()) if module.startswith("pipeline.") and path.exists() else None
 
 
-def modules_of(command: Callable[..., object]) -> dict[str, ast.Module]:
+def modules_of(command: Command) -> dict[str, ast.Module]:
     """All modules that running a command can import."""
     found: dict[str, ast.Module] = {}
-    waiting = imported(ast.parse(textwrap.dedent(inspect.getsource(command))))
+    waiting = {f"pipeline.tools.commands.{command.module}"}
     while waiting:
         name = waiting.pop()
         if name not in found and (tree := parsed(name)) is not None:

@@ -30,7 +30,7 @@ def reference(folder: Path) -> PreTrainedModel:
 
 
 class Watched(RunningSequence):
-    """Keeps the logits that it chooses from."""
+    """Keeps the logits that it chooses from, and how many of its tokens counted as cached then."""
 
     def __init__(self, model: Model, prompt: Sequence[int], rows: int) -> None:
         parameters = SamplingParameters(max_new_tokens=2, ignore_eos=True)
@@ -38,9 +38,11 @@ class Watched(RunningSequence):
         super().__init__(array("i", prompt), parameters, frozenset(), None, vocabulary_size)
         self.logit_rows = rows
         self.seen: list[torch.Tensor] = []
+        self.cached: list[int] = []
 
     def choose(self, logits_RV: torch.Tensor) -> Choice | RequestError:
         self.seen.append(logits_RV.clone())
+        self.cached.append(self.cached_tokens)
         return super().choose(logits_RV)
 
 
@@ -55,6 +57,7 @@ async def test_rows_of_several_positions_are_those_of_transformers(
     for (rows, prompt), sequence, output in zip(ROWS.items(), sequences, outputs, strict=True):
         of_prompt, of_answer = sequence.seen
         assert (len(of_prompt), len(of_answer)) == (rows, 1), "an answer brings one token"
+        assert sequence.cached == [0, len(prompt)], "what a pass computes counts when its tokens are chosen"
         expected_RV = tiny_models.logits(reference, [*prompt, output.token_ids[0]])[-rows - 1 :]
         torch.testing.assert_close(torch.cat([of_prompt, of_answer]), expected_RV, atol=1e-3, rtol=0)
         assert list(output.token_ids) == tiny_models.greedy(reference, prompt, 2).token_ids

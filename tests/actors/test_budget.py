@@ -2,6 +2,7 @@ import asyncio
 import time
 
 import pytest
+from support.events import ForeignEvent
 
 from actors.core.budget import Budget
 from actors.core.errors import LineError, SlotError
@@ -125,3 +126,20 @@ async def test_recall_takes_every_slot_back() -> None:
 async def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(LineError, match=r"no slots of kind 'expert', only \['attn', 'ffn'\]"):
         await budget().acquire("expert")
+
+
+async def test_a_resident_group_is_found_from_its_upload_on_and_forgotten_when_the_line_has_stopped() -> None:
+    group = (0, "attn")
+    pool = Budget("device", {"attn": ["moving"]}, time.perf_counter, {group: "own"})
+    assert not pool.holds(group)
+    first = await pool.acquire("attn", group)
+    assert (first.buffer, first.landed, pool.holds(group)) == ("own", None, True), "it has begun to move there"
+    uploaded, computed = ForeignEvent(), ForeignEvent()
+    first.filled = uploaded
+    first.release(after=computed)
+    second = await pool.acquire("attn", group)
+    assert (second.landed, second.after) == (uploaded, computed), "it is there before its last reader is through"
+    second.release(after=computed)
+    await pool.settle()
+    assert not pool.holds(group), "nobody can tell what a failure has spoilt"
+    assert (await pool.acquire("attn", group)).landed is None

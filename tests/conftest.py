@@ -29,6 +29,7 @@ ONE_LOOP = {
         "test_kv_swapper.py",
         "test_long_contexts.py",
         "test_memory_plan.py",
+        "test_parity.py",
         "test_policies_and_stages.py",
     ),
     *("test_odd_policies.py", "test_prefetch_policies.py", "test_prefix_sharing.py", "test_resident_groups.py"),

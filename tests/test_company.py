@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.cases import cases, in_turn
 from support.company import DTYPES, PROMPTS, ROOM, alone, ask, save
 
 from pipeline import Model
@@ -13,6 +14,7 @@ from pipeline.models import decoder
 
 MODES = (False, True)
 """Of `batch_invariant`: the same holds on this device without it."""
+SETTINGS = [{"max_tokens_per_pass": 7}, {"max_tokens_per_pass": 61, "policy": "stage3"}, {"device": "cpu-copy"}]
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +40,7 @@ async def test_company_changes_no_bit(dtype: str, batch_invariant: bool, checkpo
         assert [in_another_order[place] for place in (3, 5, 2, 1, 4, 0)] == expected
 
 
-@pytest.mark.parametrize("batch_invariant", MODES)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    "settings",
-    [{"max_tokens_per_pass": 7}, {"max_tokens_per_pass": 61, "policy": "stage3"}, {"device": "cpu-copy"}],
-    ids=str,
-)
+@pytest.mark.parametrize(("settings", "dtype", "batch_invariant"), cases(SETTINGS, DTYPES, MODES), ids=str)
 async def test_nor_does_how_much_a_pass_carries_or_in_how_many_parts(
     settings: dict[str, Any], dtype: str, batch_invariant: bool, checkpoint: Path
 ) -> None:
@@ -84,8 +80,7 @@ async def test_what_was_an_answer_is_computed_anew_as_a_prompt_only_if_batch_inv
         assert model.statistics().prefixes.hit_tokens == 128
 
 
-@pytest.mark.parametrize("batch_invariant", MODES)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "batch_invariant"), in_turn(DTYPES, MODES))
 async def test_nor_does_a_window(dtype: str, batch_invariant: bool, tmp_path: Path) -> None:
     await asyncio.to_thread(functools.partial(save, tmp_path, window=20))
     mode: dict[str, Any] = {"dtype": dtype, "batch_invariant": batch_invariant}
@@ -94,8 +89,7 @@ async def test_nor_does_a_window(dtype: str, batch_invariant: bool, tmp_path: Pa
         assert await asyncio.gather(*(ask(model, index) for index in range(len(PROMPTS)))) == expected
 
 
-@pytest.mark.parametrize("batch_invariant", MODES)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "batch_invariant"), in_turn(DTYPES, MODES))
 async def test_nor_does_a_failure_after_which_all_is_computed_anew(
     dtype: str, batch_invariant: bool, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from support import tiny_models
+from support.cases import in_turn
 from support.kv_places import settings_with_room
 
 from pipeline import Model
@@ -20,7 +21,7 @@ PROMPTS = [
 ]
 
 
-@pytest.fixture(scope="module", params=tiny_models.VARIANTS)
+@pytest.fixture(scope="module")
 def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_models.save_new(request.param, tmp_path_factory, layers=LAYERS)
 
@@ -41,7 +42,9 @@ async def answers(model: Model) -> list[tuple[Any, Any]]:
 SETTINGS = {"context_tokens": 96, "kv_tokens": 480, "max_tokens_per_pass": 48}
 
 
-@pytest.mark.parametrize("device", ["cpu-copy", "cpu"])
+@pytest.mark.parametrize(
+    ("variant", "device"), in_turn([*tiny_models.VARIANTS], ["cpu-copy", "cpu"]), indirect=["variant"]
+)
 async def test_blocks_in_three_places_change_no_bit(device: str, variant: Path, tmp_path: Path) -> None:
     async with Model.open(variant, device=device, **SETTINGS) as model:
         assert model.runtime.plan.holdings[-1].place != "disk"

@@ -133,13 +133,13 @@ async def test_a_resident_group_is_found_from_its_upload_on_and_forgotten_when_t
     pool = Budget("device", {"attn": ["moving"]}, time.perf_counter, {group: "own"})
     assert not pool.holds(group)
     first = await pool.acquire("attn", group)
-    assert (first.buffer, first.landed, pool.holds(group)) == ("own", None, True), "it has begun to move there"
+    assert (first.buffer, first.kept, pool.holds(group)) == ("own", None, True), "it has begun to move there"
     uploaded, computed = ForeignEvent(), ForeignEvent()
     first.filled = uploaded
     first.release(after=computed)
     second = await pool.acquire("attn", group)
-    assert (second.landed, second.after) == (uploaded, computed), "it is there before its last reader is through"
+    assert (second.kept, second.after) == (uploaded, computed), "it is there before its last reader is through"
     second.release(after=computed)
     await pool.settle()
     assert not pool.holds(group), "nobody can tell what a failure has spoilt"
-    assert (await pool.acquire("attn", group)).landed is None
+    assert (await pool.acquire("attn", group)).kept is None

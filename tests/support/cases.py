@@ -19,5 +19,12 @@ def cases(*axes: Sequence[Any]) -> list[tuple[Any, ...]]:
     return [tuple(axis[index] for axis, index in zip(axes, case, strict=True)) for case in chosen or product]
 
 
+def in_turn(values: Sequence[Any], others: Sequence[Any]) -> list[tuple[Any, Any]]:
+    """Each value with one of the others, in turn, or all combinations of them."""
+    if EVERYTHING:
+        return list(itertools.product(values, others))
+    return list(zip(values, itertools.cycle(others), strict=False))
+
+
 def _pairs(case: tuple[int, ...]) -> set[tuple[tuple[int, int], ...]]:
     return set(itertools.combinations(enumerate(case), 2))

@@ -6,7 +6,6 @@ same memory limit as ours; `penstock bench throughput --against accelerate` runs
 
 import contextlib
 import importlib
-import importlib.util
 import math
 import statistics
 import sys
@@ -18,19 +17,15 @@ from typing import Any
 import torch
 
 from pipeline.errors import ConfigError, RequestError
-from pipeline.tools.bench.arm_program import read_bytes, say, serve
+from pipeline.tools.bench.arm_program import read_bytes, require_installed, say, serve
 from pipeline.tools.bench.load import Load, LoadSettings
 
 MODULES = ("accelerate", "transformers")
 
 
 def check_installed() -> None:
-    """Raise ConfigError, naming what to install, where a module is missing."""
-    for module in MODULES:
-        if importlib.util.find_spec(module) is None:
-            raise ConfigError(
-                f"--against accelerate: {module} is not installed: pip install 'accelerate>=1.10' 'transformers>=5'"
-            )
+    """As `require_installed`."""
+    require_installed("accelerate", MODULES, "'accelerate>=1.10' 'transformers>=5'")
 
 
 def run(settings: LoadSettings) -> list[dict[str, Any]]:

@@ -1,12 +1,13 @@
 """What all arms of a comparison share: each is a program of its own, settings in and figures out as JSON, in turn."""
 
+import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias, TypeVar
 
-from pipeline.errors import PenstockError
+from pipeline.errors import ConfigError, PenstockError
 from pipeline.system import proc
 
 Progress: TypeAlias = Callable[[str], None]
@@ -49,6 +50,13 @@ def serve(run: Callable[[Given], Any], given: type[Given], arguments: Sequence[s
         return 1
     print(json.dumps(measured))
     return 0
+
+
+def require_installed(against: str, modules: Sequence[str], packages: str) -> None:
+    """Raise ConfigError, which says what to install, where a module is missing."""
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise ConfigError(f"--against {against}: {module} is not installed: pip install {packages}")
 
 
 def read_bytes() -> int:

@@ -7,7 +7,6 @@ memory limit as ours; `penstock bench speed --against llama.cpp` runs it.
 import ctypes
 import functools
 import importlib
-import importlib.util
 import sys
 import time
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from pipeline.formats.tensors import TensorSpec
 from pipeline.models.frequencies import attention_factor, frequencies
 from pipeline.models.model_config import ModelConfig, read_config
 from pipeline.models.specs import group_specs
-from pipeline.tools.bench.arm_program import say
+from pipeline.tools.bench.arm_program import require_installed, say
 from pipeline.tools.bench.pass_arm import Passes, PassSettings, serve_passes
 
 MODULES = ("llama_cpp", "gguf")
@@ -44,12 +43,8 @@ NAMES = {
 
 
 def check_installed() -> None:
-    """Raise ConfigError, naming what to install, where a module is missing."""
-    for module in MODULES:
-        if importlib.util.find_spec(module) is None:
-            raise ConfigError(
-                f"--against llama.cpp: {module} is not installed: pip install 'gguf>=0.17' 'llama-cpp-python>=0.3.16'"
-            )
+    """As `require_installed`."""
+    require_installed("llama.cpp", MODULES, "'gguf>=0.17' 'llama-cpp-python>=0.3.16'")
 
 
 def run(settings: PassSettings) -> Passes:

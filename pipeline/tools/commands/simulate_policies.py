@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from actors.core.ports import PrefetchPolicy
 from pipeline.engine.policies import CURRENT_CHAINED, POLICIES, Policy, find_policy
+from pipeline.engine.settings import within
 from pipeline.errors import ConfigError
 from pipeline.system.table import print_json
 from pipeline.tools.commands.progress import Progress
@@ -190,9 +191,7 @@ def _check_number(options: argparse.Namespace, name: str, *, above: bool = False
 
 def _check_counts(options: argparse.Namespace) -> None:
     for name in ("layers", "depth", "gpu_groups", "host_groups", "queue", "micro_batches", "passes"):
-        value = getattr(options, name)
-        if value is not None and not 1 <= value <= MOST:
-            raise ConfigError(f"{_option(name)}: need a whole number from 1 to {MOST}, have {value}")
+        within(_option(name), getattr(options, name), 1, MOST, or_none=True)
 
 
 def _option(name: str) -> str:

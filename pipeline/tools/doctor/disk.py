@@ -1,15 +1,14 @@
 """Whether weights can be read past the page cache, tried on a file."""
 
-import errno
 import os
 import tempfile
 from pathlib import Path
 
+from pipeline.system.page_cache import NOT_OFFERED
 from pipeline.system.proc import mounts
 from pipeline.tools.doctor.check import Check
 
 BLOCKS = 16
-REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)
 
 
 def check_direct_reads(checkpoint: Path | None) -> Check:
@@ -40,7 +39,7 @@ def _compared(file: Path, folder: Path, content: bytes, nbytes: int) -> Check:
     try:
         read = _read_direct(file, nbytes)
     except OSError as error:
-        if error.errno not in REFUSED:
+        if error.errno not in NOT_OFFERED:
             raise
         return Check(
             "direct reads",

@@ -1,5 +1,6 @@
 """The arms of a comparison: who runs when, with what, and how they are compared."""
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Sequence
@@ -29,9 +30,9 @@ def arms_of(folder: Path, load: Load, said: list[str] | None = None) -> Arms:
 
 
 def without(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    find = accelerate_arm.importlib.util.find_spec
+    find = importlib.util.find_spec
     found = lambda name: None if name == module else find("json")  # noqa: E731
-    monkeypatch.setattr(accelerate_arm.importlib.util, "find_spec", found)
+    monkeypatch.setattr(importlib.util, "find_spec", found)
 
 
 @pytest.mark.parametrize("module", ["accelerate", "transformers"])

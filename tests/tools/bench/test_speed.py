@@ -1,5 +1,6 @@
 """Arms that decode token by token: ours with and without features, in turn with others, and what is made of it."""
 
+import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -140,6 +141,6 @@ def test_an_arm_that_nobody_knows_is_refused() -> None:
 
 
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed.llama_arm.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"llama_cpp is not installed: pip install 'gguf>=0\.17' 'llama-cpp-python"):
         SpeedBench(BUNDLED, {}, 3, None, lambda text: None).check(["llama.cpp"])

@@ -111,6 +111,20 @@ def test_a_device_waits_for_a_chain_itself() -> None:
     run_virtual(main())
 
 
+async def run_with_failing_uploads(stage: Stage) -> None:
+    """Run a line with the stage behind an uploader all of whose copies fail."""
+    sim = small_line(layers=2, passes=1, insert={"gpu_uploader": [stage]})
+    uploader = sim.line.actors[3]
+    upload = uploader._device.upload  # type: ignore[attr-defined]
+
+    def failing(*arguments: Any, **options: Any) -> Event:
+        event: SimEvent = upload(*arguments, **options)
+        return SimEvent(event._started, event.ended, OSError("the copy failed"))
+
+    uploader._device.upload = failing  # type: ignore[attr-defined]
+    await sim.run()
+
+
 @pytest.mark.parametrize("own", ["READY", "work"])
 def test_an_arrival_that_failed_is_not_forgotten_and_keeps_its_name(own: str) -> None:
     class Replace(Stage):
@@ -118,20 +132,22 @@ def test_an_arrival_that_failed_is_not_forgotten_and_keeps_its_name(own: str) ->
             event = READY if own == "READY" else self.start(message, asyncio.sleep(0.01))
             return replace(message, event=event)
 
-    async def main() -> None:
-        sim = small_line(layers=2, passes=1, insert={"gpu_uploader": [Replace()]})
-        uploader = sim.line.actors[3]
-        upload = uploader._device.upload  # type: ignore[attr-defined]
+    with pytest.raises(ActorFailed, match=r"gpu_uploader failed at layer 0 group 'attn'.*the copy failed"):
+        run_virtual(run_with_failing_uploads(Replace()))
 
-        def failing(*arguments: Any, **options: Any) -> Event:
-            event: SimEvent = upload(*arguments, **options)
-            return SimEvent(event._started, event.ended, OSError("the copy failed"))
 
-        uploader._device.upload = failing  # type: ignore[attr-defined]
-        with pytest.raises(ActorFailed, match=r"gpu_uploader failed at layer 0 group 'attn'.*the copy failed"):
-            await sim.run()
+def test_a_stage_touches_no_bytes_that_did_not_arrive() -> None:
+    touched: list[int] = []
 
-    run_virtual(main())
+    class Touch(Stage):
+        async def handle(self, message: Message[Slot]) -> Message[Slot]:
+            await self.landed(message)
+            touched.append(message.seq)
+            return message
+
+    with pytest.raises(ActorFailed, match=r"gpu_uploader failed at layer 0 group 'attn'.*the copy failed"):
+        run_virtual(run_with_failing_uploads(Touch()))
+    assert touched == []
 
 
 def test_a_copy_waits_for_work_of_the_host_that_still_reads_its_slot() -> None:

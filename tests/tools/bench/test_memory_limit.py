@@ -91,7 +91,7 @@ def test_cached_pages_of_files_are_counted_and_dropped() -> None:
 MAP = """
 import mmap, sys, time
 with open(sys.argv[1], "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
-    for _ in range(6):
+    for _ in range(3):
         total = 0
         for place in range(0, len(mapped), 1 << 20):
             total += sum(mapped[place : place + (1 << 20) : 4096])

@@ -71,6 +71,7 @@ async def test_everything_is_measured(device: str, residency: bool) -> None:
     assert set(one.as_dict()) > {"ratios", "gain", "binds", "recording_ratio", "sequential_seconds"}
 
 
+@pytest.mark.usefixtures("short_measurements")
 async def test_tokens_may_be_told_as_multiples_of_the_balance() -> None:
     said: list[str] = []
     assert await tokens_of(BUNDLED, {"device": "cpu"}, "17", said.append) == 17

@@ -16,6 +16,7 @@ import pytest
 from actors.core.errors import ActorFailed
 from pipeline import ConfigError, Message, Model, Slot, Stage
 from pipeline.engine.actor_names import ACTORS
+from pipeline.system.memory_plan import Holding
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("[0-9]*.py"))
 SAYS = {
@@ -94,8 +95,11 @@ async def test_an_own_program_is_reported_like_a_model_and_refused_where_its_slo
     assert "<b>72</b>groups computed" in text
     assert all(actor in text for actor in ACTORS)
     small = names["EngineSettings"](device="cpu-copy", gpu_memory="600KB")
-    with pytest.raises(ConfigError, match=r"device memory: need 672 kB, have 600 kB \(4 block slots 672 kB \[gpu_gr"):
-        names["open_program"](page.parent, names["GROUPS"], names["Denoiser"], small)
+    own = Holding("vectors", "device", 50_000, "")
+    with pytest.raises(
+        ConfigError, match=r"need 722 kB, have 600 kB \(vectors 50 kB; 4 block slots 672 kB \[gpu_groups\]"
+    ):
+        names["open_program"](page.parent, names["GROUPS"], names["Denoiser"], small, holdings=[own])
 
 
 class Spoiling(Stage):

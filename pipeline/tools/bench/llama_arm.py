@@ -17,7 +17,6 @@ import torch
 
 from pipeline.errors import ConfigError
 from pipeline.formats.parts import ATTN, EMBED, FFN, HEAD
-from pipeline.formats.tensors import TensorSpec
 from pipeline.models.frequencies import attention_factor, frequencies
 from pipeline.models.model_config import ModelConfig, read_config
 from pipeline.models.specs import group_specs
@@ -137,18 +136,14 @@ def _describe(writer: Any, gguf: Any, config: ModelConfig) -> None:
 def _tensors(folder: Path, config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...], bool, Any]]:
     """Name, shape, whether it is a norm, and what reads it."""
     where = _files_of_tensors(folder)
-    for (layer, group), specs in group_specs(config).items():
+    for (layer, part), specs in group_specs(config).items():
         for spec in specs:
             heads = {"q": config.attention.heads, "k": config.attention.kv_heads}.get(spec.short)
             read = functools.partial(_read, where[spec.name], spec.name, heads)
-            yield f"{_name(layer, group, spec)}.weight", spec.shape, len(spec.shape) == 1, read
+            yield f"{NAMES[part, spec.short].format(layer=layer)}.weight", spec.shape, len(spec.shape) == 1, read
     if config.rope_scaling is not None:
         factors = _rope_factors(config)
         yield "rope_freqs.weight", tuple(factors.shape), True, lambda: factors
-
-
-def _name(layer: int, group: str, spec: TensorSpec) -> str:
-    return NAMES[group, spec.short].format(layer=layer)
 
 
 def _rope_factors(config: ModelConfig) -> torch.Tensor:

@@ -27,7 +27,6 @@ class BudgetStatistics:
     held: int
     peak: int
     cooling: int
-    granted: int
     waited_seconds: float
     residents: int
 
@@ -123,7 +122,6 @@ class Budget:
         self._held: set[Slot] = set()
         self._moving = 0
         self._peak = 0
-        self._granted = 0
         self._turns = Turns(clock)
         self._clock = clock
         self.trace = Trace(recording=False)
@@ -139,7 +137,6 @@ class Budget:
         cell = free.popleft()
         slot = Slot(self, cell)
         self._held.add(slot)
-        self._granted += 1
         self._count(not cell.resident)
         return slot
 
@@ -173,7 +170,6 @@ class Budget:
             held=self._moving,
             peak=self._peak,
             cooling=sum(not cell.after.done() for cells in self._free.values() for cell in cells),
-            granted=self._granted,
             waited_seconds=self._turns.waited_seconds,
             residents=sum(map(self.holds, self.residents)),
         )

@@ -200,7 +200,7 @@ def test_a_users_stage_and_mover_are_seen_like_the_runtimes_own() -> None:
         assert all(span.ended - span.started >= 0.03 - 1e-9 for span in works(trace, "unpacker"))
         waits = {span.what for span in trace.spans if span.actor == "inspect" and span.what != "work"}
         assert "event" in waits
-        assert statistics.budgets["scratch"].granted == 12
+        assert statistics.budgets["scratch"].held == 0
         assert counts(trace)["slots scratch"][-1][1] == 0
 
     run_virtual(main())

@@ -5,7 +5,7 @@ import functools
 import itertools
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -89,7 +89,6 @@ class GenerationProgram:
         self.admission = admission
         self.order: Sequence[GroupKey] = catalog.order
         self._lanes = lanes(self.order)
-        self._launches = {ATTN: self._launch_attention, FFN: self._launch_ffn, HEAD: self._launch_head}
         self.passes = 0
         self.tokens = 0
         self.computed_tokens = 0
@@ -166,7 +165,7 @@ class GenerationProgram:
 
     def step(self, pass_: GenerationPass, message: Message[Slot]) -> Sequence[Event]:
         """Launch half a layer, micro-batch by micro-batch, or a slice of the head; nothing if nobody needs it."""
-        ran = [] if pass_.abandoned else self._launches[kind_of(message.group)](pass_, message)
+        ran = [] if pass_.abandoned else self._launches[kind_of(message.group)](self, pass_, message)
         tell = self._cache.attended if attends(message.group) else self._cache.rendezvous.computed
         tell(message.layer, ran[-1] if ran else READY)
         return ran
@@ -213,6 +212,9 @@ class GenerationProgram:
         if not pass_.choosing:
             return []
         return [self._launch(message, pass_, pass_.parts[-1], functools.partial(self._head, pass_, message))]
+
+    # Bound methods in the program would hold it, and its KV blocks, until garbage is collected.
+    _launches: ClassVar = {ATTN: _launch_attention, FFN: _launch_ffn, HEAD: _launch_head}
 
     def _head(self, pass_: GenerationPass, message: Message[Slot]) -> None:
         weights, rows_R = self._catalog.weights(message), self._inputs.logit_rows()

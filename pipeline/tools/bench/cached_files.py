@@ -104,26 +104,15 @@ class _Mapped:
         for found, offset, first, end in self._places:
             low, high = max(first, first + start - offset), min(end, first + start + PIECE_BYTES - offset)
             if found == inode and low < high:
-                piece = _Piece(low, high - low)
+                piece = (ctypes.c_uint64 * 2)(low, high - low)  # an iovec
                 _LIBC.syscall(PROCESS_MADVISE, self._process, ctypes.byref(piece), 1, MADV_PAGEOUT, 0)
-
-
-class _Piece(ctypes.Structure):
-    _fields_ = (("address", ctypes.c_uint64), ("length", ctypes.c_uint64))
-
-
-class _Range(ctypes.Structure):
-    _fields_ = (("start", ctypes.c_uint64), ("length", ctypes.c_uint64))
-
-
-class _Pages(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_uint64) for name in ("cached", "dirty", "written", "evicted", "recently"))
 
 
 def cached_bytes(descriptor: int, start: int = 0, length: int = 0) -> int:
     """What the page cache holds of a part of an open file; a length of 0 goes to its end."""
-    pages = _Pages()
-    if _LIBC.syscall(CACHESTAT, descriptor, ctypes.byref(_Range(start, length)), ctypes.byref(pages), 0):
+    part = (ctypes.c_uint64 * 2)(start, length)
+    pages = (ctypes.c_uint64 * 5)()  # cached, dirty, being written, evicted, recently evicted
+    if _LIBC.syscall(CACHESTAT, descriptor, ctypes.byref(part), ctypes.byref(pages), 0):
         reason = os.strerror(ctypes.get_errno())
         raise ConfigError(f"--limit-by watchdog: cachestat: {reason}; need Linux 6.5 or later, or use systemd")
-    return int(pages.cached) * os.sysconf("SC_PAGE_SIZE")
+    return int(pages[0]) * os.sysconf("SC_PAGE_SIZE")

@@ -4,8 +4,7 @@ import asyncio
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from actors.core.channel import Receiver, Sender, open_channel
 from actors.core.errors import ChannelClosed
@@ -45,17 +44,11 @@ class CoreReport:
     ideal_pass_seconds: float
     real_seconds_per_simulated_pass: float
 
-    def as_dict(self) -> dict[str, Any]:
-        """The same as plain values."""
-        return asdict(self)
-
 
 def bench_core(rounds: int) -> CoreReport:
     """Measure hops and whole lines on every loop in turn, `rounds` times."""
     loops = _loops()
-    hops: dict[str, list[float]] = {name: [] for name in loops}
-    groups: dict[str, list[float]] = {name: [] for name in loops}
-    recorded: dict[str, list[float]] = {name: [] for name in loops}
+    hops, groups, recorded = ({name: list[float]() for name in loops} for _ in range(3))
     simulated = []
     for _ in range(rounds):
         for name, factory in loops.items():

@@ -6,7 +6,6 @@ import time
 
 from pipeline.api import Model
 from pipeline.errors import RequestError
-from pipeline.generation.batching import Batcher
 from pipeline.tools.bench.policy_runs import prompt_of
 
 WARM_UP = 2
@@ -38,7 +37,8 @@ async def steady_pass_seconds(model: Model, tokens: int, passes: int) -> list[fl
         for index in range(WARM_UP + passes):
             if index > 1:
                 ends.append(await calls[index - 2])
-            await _admitted(model.runtime.admission.batcher)
+            while model.runtime.admission.batcher.waiting:  # noqa: ASYNC110  # a batcher does not report that
+                await asyncio.sleep(LOOK_SECONDS)
             calls.append(asyncio.create_task(end_of_pass()))
             await asyncio.sleep(0)
         ends += [await call for call in calls[len(ends) :]]
@@ -53,11 +53,3 @@ async def steady_pass_seconds(model: Model, tokens: int, passes: int) -> list[fl
             "leave the model to the measurement"
         )
     return [after - before for before, after in itertools.pairwise(ends)][WARM_UP - 1 :]
-
-
-async def _admitted(batcher: Batcher) -> None:
-    """Wait until no request waits for room any more, which a batcher does not report."""
-    while True:
-        if not batcher.waiting:
-            return
-        await asyncio.sleep(LOOK_SECONDS)

@@ -14,6 +14,7 @@ from pipeline.tools.simulation.replay import Replay
 from pipeline.tools.simulation.sim_line import simulate
 from pipeline.tools.simulation.timings import Order
 from pipeline.tools.trace.passes import group_times, work_by_actor
+from pipeline.tools.trace.recording import COMPUTE, DISK, LINK
 
 SIMULATED_PASSES = 4
 
@@ -38,19 +39,23 @@ class SteadyTimings:
         A pass's reading is shared out by bytes: groups are read beside each other, so what each took says little.
         """
         order = replay.order
-        computes = {key: statistics.median(replay.compute_seconds(pass_, key) for pass_ in passes) for key in order}
-        uploads = {key: statistics.median(replay.upload_seconds(pass_, key) for pass_ in passes) for key in order}
-        read, uploaded, computed = (
-            statistics.median(sum(seconds(pass_, key) for key in order) for pass_ in passes)
-            for seconds in (replay.read_seconds, replay.upload_seconds, replay.compute_seconds)
-        )
+
+        def shared_out(actor: str, weights: Mapping[GroupKey, float] | None = None) -> dict[GroupKey, float]:
+            whole = statistics.median(sum(replay.seconds(actor, pass_, key) for key in order) for pass_ in passes)
+            if weights is None:
+                weights = {
+                    key: statistics.median(replay.seconds(actor, pass_, key) for pass_ in passes) for key in order
+                }
+            weight = sum(weights.values())
+            return {key: whole * weights[key] / weight if weight else 0.0 for key in order}
+
         return cls(
             order=order,
             one_link=replay.one_link,
             begin=statistics.median(map(replay.begin_seconds, passes)),
-            reads=_shared_out(read, {key: float(group_bytes[key]) for key in order}),
-            uploads=_shared_out(uploaded, uploads),
-            computes=_shared_out(computed, computes),
+            reads=shared_out(DISK, {key: float(group_bytes[key]) for key in order}),
+            uploads=shared_out(LINK),
+            computes=shared_out(COMPUTE),
         )
 
     def with_reads(self, factor: float) -> "SteadyTimings":
@@ -67,17 +72,9 @@ class SteadyTimings:
         """The same before every pass."""
         return self.begin
 
-    def read_seconds(self, pass_: int, key: GroupKey) -> float:
+    def seconds(self, actor: str, pass_: int, key: GroupKey) -> float:
         """The same in every pass."""
-        return self.reads[key]
-
-    def upload_seconds(self, pass_: int, key: GroupKey) -> float:
-        """The same in every pass."""
-        return self.uploads[key]
-
-    def compute_seconds(self, pass_: int, key: GroupKey) -> float:
-        """The same in every pass."""
-        return self.computes[key]
+        return {DISK: self.reads, LINK: self.uploads, COMPUTE: self.computes}[actor][key]
 
 
 def steady_seconds(spans: Iterable[Span], order: Order) -> list[float]:
@@ -106,8 +103,3 @@ def simulated_seconds(timings: SteadyTimings, candidate: Candidate) -> float:
 def simulated_grid(timings: SteadyTimings, candidates: Sequence[Candidate]) -> dict[Candidate, float]:
     """All of them."""
     return {candidate: simulated_seconds(timings, candidate) for candidate in candidates}
-
-
-def _shared_out(total: float, weights: Mapping[GroupKey, float]) -> dict[GroupKey, float]:
-    whole = sum(weights.values())
-    return {key: total * weight / whole if whole else 0.0 for key, weight in weights.items()}

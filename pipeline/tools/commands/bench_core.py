@@ -1,6 +1,7 @@
 """`penstock bench core`."""
 
 import argparse
+from dataclasses import asdict
 
 from pipeline.system.table import print_json
 from pipeline.tools.bench.core import bench_core
@@ -12,7 +13,7 @@ def core(options: argparse.Namespace) -> None:
     at_least_one(options, "rounds")
     report = bench_core(options.rounds)
     if options.json:
-        print_json(report.as_dict())
+        print_json(asdict(report))
         return
     for loop in report.hop_messages_per_second:
         hop, group = report.hop_messages_per_second[loop], report.line_group_microseconds[loop]

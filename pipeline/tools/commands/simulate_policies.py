@@ -11,8 +11,8 @@ from pipeline.engine.settings import within
 from pipeline.errors import ConfigError
 from pipeline.system.table import print_json
 from pipeline.tools.commands.progress import Progress
+from pipeline.tools.commands.simulate import LAYERS, MILLISECONDS
 from pipeline.tools.commands.values import policy_from_text
-from pipeline.tools.simulation.analysis import LAYERS, MILLISECONDS
 from pipeline.tools.simulation.closed_forms import closed_form_ms
 from pipeline.tools.simulation.derive import derive_timings, find_shape
 from pipeline.tools.simulation.policy_table import policy_table

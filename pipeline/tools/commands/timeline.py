@@ -12,13 +12,8 @@ GLYPHS = {
     "work": WORK,
     "room": HELD_BACK,
     "slot": HELD_BACK,
-    "message": WAITING,
-    "event": WAITING,
-    "check": WAITING,
-    "companion": WAITING,
-    "lane": WAITING,
-    "result": WAITING,
     "request": NOTHING,
+    **dict.fromkeys(("message", "event", "check", "companion", "lane", "result"), WAITING),
 }
 NAME_WIDTH = 18
 

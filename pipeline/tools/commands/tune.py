@@ -16,12 +16,12 @@ from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import beside_noise
 from pipeline.tools.commands.values import as_code
+from pipeline.tools.trace.summary import SPOKEN
 
 MOST_GROUPS = 64
 BOUND = 0.9
 """From this share of a pass on, the busiest resource counts as what binds it."""
 MIB = 1 << 20
-NAMES = {"disk": "the disk", "H2D": "the copies to the device", "compute": "computing"}
 
 
 async def tune(options: argparse.Namespace) -> None:
@@ -117,7 +117,7 @@ def advice(report: TuneReport) -> str:
     fastest = min(by_budget.values())
     flat_from = min(budget for budget, seconds in by_budget.items() if seconds <= fastest * (1 + TOLERANCE))
     busiest = max(report.resources, key=report.resources.__getitem__)
-    busy, name = report.resources[busiest], NAMES[busiest]
+    busy, name = report.resources[busiest], SPOKEN[busiest]
     if busy >= BOUND * fastest:
         binds = f"{name} binds from {_groups(flat_from)} on"
         said = f"{name[0].upper()}{name[1:]} works for {busy:.3f} s of a simulated pass of {fastest:.3f} s."

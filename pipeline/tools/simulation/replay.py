@@ -48,21 +48,9 @@ class Replay:
         """As recorded."""
         return self._begins[pass_] if pass_ < len(self._begins) else 0.0
 
-    def read_seconds(self, pass_: int, key: GroupKey) -> float:
-        """As recorded."""
-        return self._of(DISK, pass_, key)
-
-    def upload_seconds(self, pass_: int, key: GroupKey) -> float:
-        """As recorded; nothing where host and device memory are one."""
-        return 0.0 if self.one_link else self._of(LINK, pass_, key)
-
-    def compute_seconds(self, pass_: int, key: GroupKey) -> float:
-        """As recorded."""
-        return self._of(COMPUTE, pass_, key)
-
-    def _of(self, what: str, pass_: int, key: GroupKey) -> float:
-        """What lies beyond the end of the record takes what the last one took."""
-        recorded = self._seconds[what].get(key, [])
+    def seconds(self, actor: str, pass_: int, key: GroupKey) -> float:
+        """As recorded, and beyond the end of the record as the last one; no uploads where memory is one."""
+        recorded = [] if actor == LINK and self.one_link else self._seconds[actor].get(key, [])
         return recorded[min(pass_, len(recorded) - 1)] if recorded else 0.0
 
 

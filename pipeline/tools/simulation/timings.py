@@ -8,12 +8,13 @@ from typing import Protocol
 
 from actors.core.message import GroupKey
 from pipeline.formats.parts import LAYER_PARTS
+from pipeline.tools.trace.recording import COMPUTE, DISK, LINK
 
 Order = Sequence[GroupKey]
 
 
 class Timings(Protocol):
-    """Seconds by pass, layer and group. Asking twice gives the same answer."""
+    """Seconds by actor, pass, layer and group. Asking twice gives the same answer."""
 
     @property
     def order(self) -> Order:
@@ -34,14 +35,8 @@ class Timings(Protocol):
     def begin_seconds(self, pass_: int) -> float:
         """From the end of the pass before until the host has something to compute."""
 
-    def read_seconds(self, pass_: int, key: GroupKey) -> float:
-        """From the disk into host memory."""
-
-    def upload_seconds(self, pass_: int, key: GroupKey) -> float:
-        """From host memory to the device."""
-
-    def compute_seconds(self, pass_: int, key: GroupKey) -> float:
-        """On the device, all micro-batches together."""
+    def seconds(self, actor: str, pass_: int, key: GroupKey) -> float:
+        """DISK: from the disk into host memory. LINK: from there to the device. COMPUTE: all micro-batches together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,25 +73,17 @@ class LayerTimings:
         """There is always work."""
         return 0.0
 
-    def read_seconds(self, pass_: int, key: GroupKey) -> float:
-        """The disk hop, or the only one."""
-        if self.one_link:
-            return self._draw("io", pass_, key, (self.attn_io, self.ffn_io))
-        return self._draw("disk", pass_, key, (self.attn_disk, self.ffn_disk))
-
-    def upload_seconds(self, pass_: int, key: GroupKey) -> float:
-        """The H2D hop."""
-        if self.one_link:
+    def seconds(self, actor: str, pass_: int, key: GroupKey) -> float:
+        """Around what an attn or an ffn takes. The only hop is the disk's."""
+        if actor == COMPUTE:
+            what, means = "compute", (self.attn, self.ffn)
+        elif actor == DISK and not self.one_link:
+            what, means = "disk", (self.attn_disk, self.ffn_disk)
+        elif actor == LINK and self.one_link:
             return 0.0
-        return self._draw("io", pass_, key, (self.attn_io, self.ffn_io))
-
-    def compute_seconds(self, pass_: int, key: GroupKey) -> float:
-        """The half-layer."""
-        return self._draw("compute", pass_, key, (self.attn, self.ffn))
-
-    def _draw(self, what: str, pass_: int, key: GroupKey, seconds: tuple[float, float]) -> float:
-        """Around the one of `seconds`, which are those of an attn and of an ffn, that the group takes."""
-        mean = seconds[LAYER_PARTS.index(key[1])]
+        else:
+            what, means = "io", (self.attn_io, self.ffn_io)
+        mean = means[LAYER_PARTS.index(key[1])]
         if not self.jitter:
             return mean
         sigma = math.sqrt(math.log1p(self.jitter**2))

@@ -18,6 +18,7 @@ from pipeline.formats.parts import attends
 from pipeline.groups.slot_kinds import SlotKinds
 from pipeline.state.kv_placement import MOST_SHARED
 from pipeline.tools.simulation.timings import Timings
+from pipeline.tools.trace.recording import COMPUTE, DISK, LINK
 
 BYTES_PER_SECOND = 1e9
 """Simulated copies are as long as they take: one byte is one nanosecond."""
@@ -44,7 +45,7 @@ class SimCatalog:
         """One copy, for the next upload of the group."""
         pass_ = (self._uploads if self._computed is None else self._computed)[key]
         self._uploads[key] += 1
-        seconds = self._timings.upload_seconds(pass_, key)
+        seconds = self._timings.seconds(LINK, pass_, key)
         return (Copy(0, 0, round(seconds * BYTES_PER_SECOND)),)
 
     def tensors(self, message: Message[Slot]) -> Mapping[str, Any]:
@@ -66,7 +67,7 @@ class SimDisk:
         loop = asyncio.get_running_loop()
         pass_ = (self._reads if self._computed is None else self._computed)[key]
         self._reads[key] += 1
-        seconds = self._timings.read_seconds(pass_, key)
+        seconds = self._timings.seconds(DISK, pass_, key)
         self._free_at = max(loop.time(), self._free_at) + seconds
         await asyncio.sleep(self._free_at - loop.time())
 
@@ -176,5 +177,5 @@ class SimProgram:
 
     def _seconds(self, pass_: SimPass, message: Message[Slot]) -> float:
         key = message.key
-        whole = self._work(key) if self._work else self._timings.compute_seconds(pass_.index, key)
+        whole = self._work(key) if self._work else self._timings.seconds(COMPUTE, pass_.index, key)
         return whole / len(pass_.parts)

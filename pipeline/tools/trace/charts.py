@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from actors.core.trace import Count, Span
 from pipeline.tools.trace.gaps import CAUSES
 from pipeline.tools.trace.intervals import Interval, total_seconds, within
-from pipeline.tools.trace.journeys import Journeys, computations, pass_starts
+from pipeline.tools.trace.journeys import Journeys, computations, pass_starts, times_of
 from pipeline.tools.trace.lane_rows import ROW_HEIGHT, cause_style, draw_lane, draw_piece, lanes
 from pipeline.tools.trace.recording import COMPUTE, DISK, LINK, Recording
-from pipeline.tools.trace.summary import Summary, busy_times, standstill
+from pipeline.tools.trace.summary import Summary, standstill
 from pipeline.tools.trace.svg import LEFT, RIGHT, WIDTH, Scale, area, axis, line, picture, rect, row_name, steps, text
 
 MOST_GROUPS = 24
@@ -52,7 +52,7 @@ def readable_window(recording: Recording, summary: Summary) -> Interval:
 
 def timeline_chart(recording: Recording, summary: Summary, window: Interval) -> str:
     """Rows of slices, gaps by cause, and queues and slots on the same axis."""
-    scale = Scale(zero_of(recording), *window)
+    scale = Scale(recording.zero, *window)
     top = 18.0
     rows = lanes(recording)
     counters = _counters(recording)
@@ -77,7 +77,7 @@ def timeline_chart(recording: Recording, summary: Summary, window: Interval) -> 
 
 def overview_chart(recording: Recording, summary: Summary, window: Interval) -> str:
     """How busy each resource was, column by column, and what the device waited for on top of its computing."""
-    scale = Scale(zero_of(recording), summary.started, summary.ended)
+    scale = Scale(recording.zero, summary.started, summary.ended)
     height = 6 + OVERVIEW_HEIGHT * len(summary.names)
     left, right = scale.x(window[0]), scale.x(window[1])
     parts = [rect(left, 2, right - left, height, "window"), *axis(scale, 6, height)]
@@ -85,7 +85,7 @@ def overview_chart(recording: Recording, summary: Summary, window: Interval) -> 
     columns = MOST_COLUMNS if 3 * summary.groups <= MOST_COLUMNS else min(summary.groups // 4, MOST_COLUMNS)
     for index, (actor, name) in enumerate(summary.names.items()):
         base = 6 + OVERVIEW_HEIGHT * (index + 1) - 2
-        layers = [("busy", busy_times(recording.spans, actor))]
+        layers = [("busy", times_of(recording.spans, actor, "work"))]
         if actor == COMPUTE:
             for cause in CAUSES:
                 pieces = (piece for gap in summary.gaps for piece in gap.pieces if piece.cause == cause)
@@ -115,11 +115,6 @@ def shares_of_columns(times: Sequence[Interval], scale: Scale, columns: int) -> 
             left = scale.started + column * seconds
             shares[column] += max(0.0, min(ended, left + seconds) - max(started, left)) / seconds
     return shares
-
-
-def zero_of(recording: Recording) -> float:
-    """The moment from which the axes count."""
-    return min([*(span.started for span in recording.spans), *(count.at for count in recording.counts)], default=0.0)
 
 
 def _columns(shares: Sequence[float], base: float, style: str) -> str:

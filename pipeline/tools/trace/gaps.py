@@ -22,13 +22,13 @@ Each moment has one cause, so that the pieces of a gap follow one another withou
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from actors.core.trace import Span
 from pipeline.engine.actor_names import STAGER
 from pipeline.tools.trace.intervals import Interval, union, within, without
-from pipeline.tools.trace.journeys import Journeys, computations
+from pipeline.tools.trace.journeys import Journeys, computations, times_of
 from pipeline.tools.trace.recording import COMPUTE, DISK, KV_IN, LINK, OWN
 
 CAUSES = ("disk", "host slot", "H2D", "device slot", "KV", "stage", "launch", "start")
@@ -77,19 +77,19 @@ class _Line:
 
     def __init__(self, spans: Sequence[Span]) -> None:
         self._journeys = Journeys(spans)
-        self._reads = _times(spans, DISK, "work")
+        self._reads = times_of(spans, DISK, "work")
         self._read_ends = sorted(span.ended for span in spans if span.actor == DISK and span.what == "work")
-        self._copies = _times(spans, LINK, "work")
-        self._no_host_slot = _times(spans, DISK, "slot")
-        self._no_device_slot = _times(spans, LINK, "slot")
-        self._no_request = _times(spans, COMPUTE, "request")
-        self._kv_moves = _times(spans, KV_IN, "work")
+        self._copies = times_of(spans, LINK, "work")
+        self._no_host_slot = times_of(spans, DISK, "slot")
+        self._no_device_slot = times_of(spans, LINK, "slot")
+        self._no_request = times_of(spans, COMPUTE, "request")
+        self._kv_moves = times_of(spans, KV_IN, "work")
         self._kv_came: defaultdict[int, list[float]] = defaultdict(list)
         for span in sorted(spans, key=lambda span: span.ended):
             if span.actor == KV_IN and span.what == "work":
                 self._kv_came[span.layer].append(span.ended)
         self._stages = {span.actor for span in spans if span.actor not in OWN}
-        self._handled = union(times for stage in self._stages for times in _times(spans, stage, "work"))
+        self._handled = union(times for stage in self._stages for times in times_of(spans, stage, "work"))
 
     def causes(self, span: Span, started: float) -> tuple[GapPiece, ...]:
         """Cut the gap from `started` to the start of `span` into pieces."""
@@ -175,7 +175,3 @@ class _Gap:
                 joined.append(GapPiece(piece.cause, at, ended))
             at = ended
         return tuple(joined)
-
-
-def _times(spans: Iterable[Span], actor: str, what: str) -> list[Interval]:
-    return union((span.started, span.ended) for span in spans if span.actor == actor and span.what == what)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from actors.core.message import GroupKey
 from actors.core.trace import Span
+from pipeline.tools.trace.intervals import Interval, union
 from pipeline.tools.trace.recording import COMPUTE
 
 
@@ -28,6 +29,11 @@ class Journeys:
             if work.started <= span.started and work is not span
         ]
         return max(earlier, key=lambda work: work.started, default=None)
+
+
+def times_of(spans: Iterable[Span], actor: str, *whats: str) -> list[Interval]:
+    """When an actor had a span that says one of `whats`: "work", or what it waited for."""
+    return union((span.started, span.ended) for span in spans if span.actor == actor and span.what in whats)
 
 
 def computations(spans: Iterable[Span]) -> list[Span]:

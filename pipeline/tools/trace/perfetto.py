@@ -109,7 +109,7 @@ def _microseconds(nanoseconds: int) -> float:
 
 def _events(recording: Recording) -> Iterator[Mapping[str, Any]]:
     spans, actors = recording.spans, recording.actors
-    zero = min([*(span.started for span in spans), *(count.at for count in recording.counts)], default=0.0)
+    zero = recording.zero
     times = [(_nanoseconds(span.started, zero), _nanoseconds(span.ended, zero)) for span in spans]
     tracks = lay_out(spans, times, actors)
     threads = {track: thread for thread, track in enumerate(sorted(set(tracks)), start=PROCESS + 1)}

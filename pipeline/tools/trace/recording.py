@@ -53,6 +53,11 @@ class Recording:
         return replace(self, spans=spans, counts=tuple(count for count in self.counts if count.at > started))
 
     @property
+    def zero(self) -> float:
+        """The moment from which files and charts count."""
+        return min([*(span.started for span in self.spans), *(count.at for count in self.counts)], default=0.0)
+
+    @property
     def actors(self) -> tuple[str, ...]:
         """All actors that have spans: first the line's in order, then the others as they appear."""
         seen = dict.fromkeys(span.actor for span in self.spans)

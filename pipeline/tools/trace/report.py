@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.errors import ConfigError
 from pipeline.formats.parts import LAYER_PARTS, kind_of
 from pipeline.system.written_files import writing
-from pipeline.tools.trace.charts import overview_chart, readable_window, timeline_chart, zero_of
+from pipeline.tools.trace.charts import overview_chart, readable_window, timeline_chart
 from pipeline.tools.trace.gaps import CAUSES
 from pipeline.tools.trace.journeys import computations, pass_starts
 from pipeline.tools.trace.lane_rows import LEGEND, cause_style
@@ -62,7 +62,7 @@ def _subtitle(configuration: Mapping[str, Any]) -> list[str]:
 
 
 def _sections(recording: Recording, summary: Summary) -> list[str]:
-    window, zero = readable_window(recording, summary), zero_of(recording)
+    window, zero = readable_window(recording, summary), recording.zero
     if window[1] <= window[0] or not summary.names:
         return []
     caption = (

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from actors.core.trace import Span
 from pipeline.tools.trace.gaps import CAUSES, NEGLIGIBLE_SECONDS, Gap, find_gaps
 from pipeline.tools.trace.intervals import Interval, total_seconds, union, within, without
-from pipeline.tools.trace.journeys import Journeys, computations, pass_starts
+from pipeline.tools.trace.journeys import Journeys, computations, pass_starts, times_of
 from pipeline.tools.trace.recording import COMPUTE, DISK, HANDING_ON, KV_DISK, KV_IN, KV_OUT, LINK, Recording
 
 NAMES = {DISK: "disk", LINK: "H2D", COMPUTE: "compute", KV_DISK: "KV disk", KV_IN: "KV in", KV_OUT: "KV out"}
+SPOKEN = {"disk": "the disk", "H2D": "the copies to the device", "compute": "computing"}
+"""What those of the weights are called in a sentence."""
 BOUND, CLOSE = 0.85, 0.02
 """From this share of the time on, a resource counts as what bounds the run; others may be that close to the largest."""
 
@@ -20,15 +22,10 @@ def resources(recording: Recording) -> dict[str, str]:
     return {actor: NAMES.get(actor, actor) for actor in recording.actors if actor in worked and actor not in HANDING_ON}
 
 
-def busy_times(spans: Iterable[Span], actor: str) -> list[Interval]:
-    """When at least one of the actor's operations ran."""
-    return union((span.started, span.ended) for span in spans if span.actor == actor and span.what == "work")
-
-
 def busy_seconds(spans: Sequence[Span], started: float, ended: float) -> dict[str, float]:
     """For how long, between two moments, at least one operation of each actor ran; overlapping ones count once."""
     actors = dict.fromkeys(span.actor for span in spans)
-    return {actor: total_seconds(within(busy_times(spans, actor), started, ended)) for actor in actors}
+    return {actor: total_seconds(within(times_of(spans, actor, "work"), started, ended)) for actor in actors}
 
 
 def held_back_times(spans: Sequence[Span], actor: str) -> list[Interval]:
@@ -37,14 +34,14 @@ def held_back_times(spans: Sequence[Span], actor: str) -> list[Interval]:
     An uploader may hand a copy to the device before the copy's slot is free; then a group that has been read stands
     before a link that does nothing.
     """
-    held = [(span.started, span.ended) for span in spans if span.actor == actor and span.what in ("slot", "room")]
+    held = times_of(spans, actor, "slot", "room")
     if actor == LINK:
         journeys = Journeys(spans)
         for copy in (span for span in spans if span.actor == LINK and span.what == "work"):
             read = journeys.before(DISK, copy)
             if read is not None and read.ended < copy.started:
                 held.append((read.ended, copy.started))
-    return without(union(held), busy_times(spans, actor))
+    return without(union(held), times_of(spans, actor, "work"))
 
 
 def standstill(spans: Sequence[Span], gaps: Iterable[Gap]) -> list[Interval]:
@@ -103,7 +100,7 @@ class Summary:
     def _bound(self) -> str:
         bound = bound_by(self.shares)
         if bound:
-            names = [_the(self.names[actor]) for actor in bound]
+            names = [SPOKEN.get(self.names[actor], self.names[actor]) for actor in bound]
             listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
             return f"Bound by {listed}: busy {self.shares[bound[0]]:.0%} of the time."
         most = sorted(self.shares, key=lambda actor: -round(self.shares[actor], 2))[:2]
@@ -177,7 +174,3 @@ def duration(seconds: float) -> str:
     value = seconds * 1000
     digits = 0 if value >= 100 else 1 if value >= 10 else 2
     return f"{value:,.{digits}f} ms"
-
-
-def _the(name: str) -> str:
-    return {"disk": "the disk", "H2D": "the copies to the device", "compute": "computing"}.get(name, name)

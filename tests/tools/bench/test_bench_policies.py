@@ -167,7 +167,7 @@ def test_the_simulation_runs_the_fitted_policy_on_what_was_measured(compared: Co
             keys = dict.fromkeys((span.layer, span.group) for span in spans)
             for key in keys:
                 took = sum(span.ended - span.started for span in spans if (span.layer, span.group) == key)
-                assert timings.compute_seconds(pass_, key) == pytest.approx(took)
+                assert timings.seconds(COMPUTE, pass_, key) == pytest.approx(took)
     assert compared.by_title["stage1"].measured.host_blocked_ms > 0
     assert compared.by_title["stage3"].measured.host_blocked_ms == 0
 

@@ -1,12 +1,14 @@
 """Drawn times: log-normal, around the value that was given."""
 
 from collections.abc import Callable
+from functools import partial
 from statistics import fmean, stdev
 
 import pytest
 
 from actors.core.message import GroupKey
 from pipeline.tools.simulation.timings import LayerTimings
+from pipeline.tools.trace.recording import COMPUTE, DISK, LINK
 
 TIMES = {"attn": 0.08, "ffn": 0.12, "attn_io": 0.1, "ffn_io": 0.11, "attn_disk": 0.2, "ffn_disk": 0.3}
 DRAWS = 4000
@@ -16,8 +18,12 @@ Draw = Callable[[int, GroupKey], float]
 
 def drawn(timings: LayerTimings) -> dict[str, tuple[Draw, str]]:
     """By the name of a nominal time: how it is drawn, for which group."""
-    methods = {"": timings.compute_seconds, "_io": timings.upload_seconds, "_disk": timings.read_seconds}
-    return {f"{group}{suffix}": (draw, group) for suffix, draw in methods.items() for group in ("attn", "ffn")}
+    actors = {"": COMPUTE, "_io": LINK, "_disk": DISK}
+    return {
+        f"{group}{suffix}": (partial(timings.seconds, actor), group)
+        for suffix, actor in actors.items()
+        for group in ("attn", "ffn")
+    }
 
 
 @pytest.mark.parametrize("name", TIMES)
@@ -36,9 +42,9 @@ def test_every_time_is_drawn_for_itself_and_always_the_same() -> None:
     ]
     assert len(set(times)) == len(times) == 2 * 2 * 6
     again = LayerTimings(layers=2, **dict.fromkeys(TIMES, 1.0), jitter=JITTER)
-    assert again.read_seconds(1, (1, "ffn")) == timings.read_seconds(1, (1, "ffn"))
+    assert again.seconds(DISK, 1, (1, "ffn")) == timings.seconds(DISK, 1, (1, "ffn"))
     other = LayerTimings(layers=2, **dict.fromkeys(TIMES, 1.0), jitter=JITTER, seed=1)
-    assert other.read_seconds(1, (1, "ffn")) != timings.read_seconds(1, (1, "ffn"))
+    assert other.seconds(DISK, 1, (1, "ffn")) != timings.seconds(DISK, 1, (1, "ffn"))
 
 
 def test_without_jitter_the_value_itself_is_given() -> None:

@@ -15,6 +15,7 @@ from pipeline.groups.slot_kinds import SlotKinds
 from pipeline.tools.bench.steady_timings import SteadyTimings
 from pipeline.tools.simulation.sim_line import Simulated, simulate
 from pipeline.tools.simulation.timings import LayerTimings
+from pipeline.tools.trace.recording import COMPUTE, DISK, LINK
 
 BLOCKS, BLOCK = (20 if EVERYTHING else 4), 50
 HEADS = 25 if EVERYTHING else 8
@@ -70,10 +71,10 @@ def with_head(setting: Setting, slices: int) -> Setting:
         order=order,
         one_link=timings.one_link,
         begin=0.0,
-        reads={key: alike.read_seconds(0, (0, half)) for key, half in halves.items()},
-        uploads={key: alike.upload_seconds(0, (0, half)) for key, half in halves.items()},
+        reads={key: alike.seconds(DISK, 0, (0, half)) for key, half in halves.items()},
+        uploads={key: alike.seconds(LINK, 0, (0, half)) for key, half in halves.items()},
         computes={
-            key: alike.compute_seconds(0, (0, half)) / (1 + 9 * (half != key[1])) for key, half in halves.items()
+            key: alike.seconds(COMPUTE, 0, (0, half)) / (1 + 9 * (half != key[1])) for key, half in halves.items()
         },
         check_seconds=timings.check_seconds,
         kv_seconds=timings.kv_seconds,

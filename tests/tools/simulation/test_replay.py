@@ -81,9 +81,9 @@ def test_durations_are_those_of_the_pass_and_then_those_of_the_last() -> None:
         work(COMPUTE, "attn", 2, 14, 19),
     ]
     replay = replayed(spans, one_link=False)
-    assert [replay.read_seconds(pass_, (0, "attn")) for pass_ in range(3)] == [2, 1, 1]
-    assert [replay.read_seconds(pass_, (0, "ffn")) for pass_ in range(2)] == [3, 3]
-    assert [replay.upload_seconds(pass_, (0, "attn")) for pass_ in range(2)] == [4, 4]
-    assert [replay.compute_seconds(pass_, (0, "attn")) for pass_ in range(3)] == [3, 5, 5]
-    assert replay.compute_seconds(0, (0, "ffn")) == 4
-    assert replayed(spans).upload_seconds(0, (0, "attn")) == 0, "where memory is one"
+    assert [replay.seconds(DISK, pass_, (0, "attn")) for pass_ in range(3)] == [2, 1, 1]
+    assert [replay.seconds(DISK, pass_, (0, "ffn")) for pass_ in range(2)] == [3, 3]
+    assert [replay.seconds(LINK, pass_, (0, "attn")) for pass_ in range(2)] == [4, 4]
+    assert [replay.seconds(COMPUTE, pass_, (0, "attn")) for pass_ in range(3)] == [3, 5, 5]
+    assert replay.seconds(COMPUTE, 0, (0, "ffn")) == 4
+    assert replayed(spans).seconds(LINK, 0, (0, "attn")) == 0, "where memory is one"

@@ -20,12 +20,10 @@ from pipeline.errors import ConfigError, RequestError
 from pipeline.tools.bench.arm_program import read_bytes, require_installed, say, serve
 from pipeline.tools.bench.load import Load, LoadSettings
 
-MODULES = ("accelerate", "transformers")
-
 
 def check_installed() -> None:
     """As `require_installed`."""
-    require_installed("accelerate", MODULES, "'accelerate>=1.10' 'transformers>=5'")
+    require_installed("accelerate", ("accelerate", "transformers"), "'accelerate>=1.10' 'transformers>=5'")
 
 
 def run(settings: LoadSettings) -> list[dict[str, Any]]:

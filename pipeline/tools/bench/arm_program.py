@@ -59,6 +59,12 @@ def require_installed(against: str, modules: Sequence[str], packages: str) -> No
             raise ConfigError(f"--against {against}: {module} is not installed: pip install {packages}")
 
 
+def same_tokens(ids: Sequence[int], others: Sequence[int]) -> int:
+    """How many tokens come before the first difference."""
+    pairs = enumerate(zip(ids, others, strict=False))
+    return next((index for index, (one, other) in pairs if one != other), min(len(ids), len(others)))
+
+
 def read_bytes() -> int:
     """What this process made the disk read: mapped pages count when they are fetched."""
     return int(proc.fields("self/io")["read_bytes"])

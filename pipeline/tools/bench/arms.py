@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.errors import ConfigError
 from pipeline.models.model_config import read_config
 from pipeline.tools.bench.accelerate_arm import check_installed
-from pipeline.tools.bench.arm_program import ArmRun, Progress, Row, command_of, in_turn
+from pipeline.tools.bench.arm_program import ArmRun, Progress, Row, command_of, in_turn, same_tokens
 from pipeline.tools.bench.load import Load, LoadSettings
 from pipeline.tools.bench.memory_limit import MemoryLimit, OverLimit, run_limited
 
@@ -85,14 +85,9 @@ def median_rows(runs: Sequence[ArmRun], arm: str) -> list[Row]:
 
 def agreement(ours: Row, theirs: Row) -> tuple[int, int]:
     """Requests whose tokens are all the same, and tokens before the first difference of their request."""
-    same = [_common(*pair) for pair in zip(ours["token_ids"], theirs["token_ids"], strict=True)]
+    same = [same_tokens(*pair) for pair in zip(ours["token_ids"], theirs["token_ids"], strict=True)]
     whole = [count == len(ids) for count, ids in zip(same, ours["token_ids"], strict=True)]
     return sum(whole), sum(same)
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    pairs = enumerate(zip(one, other, strict=True))
-    return next((index for index, (left, right) in pairs if left != right), len(one))
 
 
 def _median(rows: Sequence[Row]) -> Row:

@@ -1,19 +1,31 @@
 """The floors of a pass, measured in the process that runs it: reading alone, copying alone, and computing alone."""
 
 import asyncio
+import contextlib
 import time
 from array import array
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from actors.core.budget import Budget, Slot
 from actors.core.message import READY, GroupKey, Message
+from pipeline.config import Config
 from pipeline.engine.residency import Residency
 from pipeline.errors import RequestError
-from pipeline.generation.build import ModelRuntime
+from pipeline.generation.build import ModelRuntime, build
 from pipeline.generation.parameters import SamplingParameters
 from pipeline.generation.sequence import RunningSequence
 from pipeline.system.host_memory import available_host_bytes
+
+
+@contextlib.asynccontextmanager
+async def apart(folder: Path, settings: Mapping[str, Any]) -> AsyncIterator[ModelRuntime]:
+    """A runtime in which nothing stays and whose line never runs, to be measured apart from a model that is open."""
+    config = Config.from_arguments({**settings, "residency": False})
+    async with contextlib.aclosing(await asyncio.to_thread(build, folder, config)) as runtime:
+        yield runtime
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,17 +180,14 @@ class Floors:
 
     async def _fetched(self, key: GroupKey) -> Slot:
         """A group in a slot that can be computed with; the reading left out where it stays in host memory."""
-        runtime = self._runtime
-        kind = runtime.catalog.kind(key)
+        kind = self._runtime.catalog.kind(key)
         staging = await self._host.acquire(kind)
         if key in self._read_in_pass:
-            await runtime.source.read_into(key, staging.buffer)
+            await self._runtime.source.read_into(key, staging.buffer)
         if self._device is None:
             return staging
         slot = await self._device.acquire(kind)
-        copies = runtime.catalog.copies(key)
-        await runtime.device.upload(staging.buffer, slot.buffer, copies, ()).wait()
-        staging.release(after=READY)
+        await self._upload(key, staging, slot)
         return slot
 
     def _submit(self, lengths: Sequence[int]) -> None:
@@ -205,10 +214,13 @@ class Floors:
         return [ended - started for started, ended in spans]
 
     async def _fill(self, key: GroupKey, slot: Slot) -> None:
-        runtime = self._runtime
         staging = await self._host.acquire(slot.kind)
-        await runtime.source.read_into(key, staging.buffer)
-        await runtime.device.upload(staging.buffer, slot.buffer, runtime.catalog.copies(key), ()).wait()
+        await self._runtime.source.read_into(key, staging.buffer)
+        await self._upload(key, staging, slot)
+
+    async def _upload(self, key: GroupKey, staging: Slot, slot: Slot) -> None:
+        copies = self._runtime.catalog.copies(key)
+        await self._runtime.device.upload(staging.buffer, slot.buffer, copies, ()).wait()
         staging.release(after=READY)
 
     async def _read(self, key: GroupKey, slot: Slot) -> float:

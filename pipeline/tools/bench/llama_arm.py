@@ -23,7 +23,6 @@ from pipeline.models.specs import group_specs
 from pipeline.tools.bench.arm_program import require_installed, say
 from pipeline.tools.bench.pass_arm import Passes, PassSettings, serve_passes
 
-MODULES = ("llama_cpp", "gguf")
 FILE = "model.gguf"
 NAMES = {
     (EMBED, "embed"): "token_embd",
@@ -43,7 +42,7 @@ NAMES = {
 
 def check_installed() -> None:
     """As `require_installed`."""
-    require_installed("llama.cpp", MODULES, "'gguf>=0.17' 'llama-cpp-python>=0.3.16'")
+    require_installed("llama.cpp", ("llama_cpp", "gguf"), "'gguf>=0.17' 'llama-cpp-python>=0.3.16'")
 
 
 def run(settings: PassSettings) -> Passes:

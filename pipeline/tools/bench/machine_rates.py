@@ -1,6 +1,7 @@
 """What this machine can move and compute for a model, measured in a few seconds: the rates that a forecast needs."""
 
 import asyncio
+import contextlib
 import statistics
 import time
 from collections import defaultdict
@@ -37,8 +38,8 @@ async def measure_rates(folder: Path, settings: Config, tokens: int, progress: P
     Raises ConfigError and CheckpointError as opening the model does.
     """
     batches = _batches(tokens, settings.max_requests * (read_config(folder).max_positions - 1))
-    runtime = await asyncio.to_thread(build, folder, _with_room(settings, batches[-1]))
-    try:
+    room = _with_room(settings, batches[-1])
+    async with contextlib.aclosing(await asyncio.to_thread(build, folder, room)) as runtime:
         floors = Floors(runtime, NOTHING_STAYS)
         progress("touching all slots once")
         await sweep(runtime, runtime.source)
@@ -72,8 +73,6 @@ async def measure_rates(folder: Path, settings: Config, tokens: int, progress: P
             read_slowdown,
             compute_slowdown,
         )
-    finally:
-        await runtime.aclose()
 
 
 def _batches(tokens: int, most: int) -> list[int]:

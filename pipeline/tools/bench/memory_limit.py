@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import ConfigError, PenstockError
-from pipeline.system.sizes import human_bytes
+from pipeline.system.host_memory import available_host_bytes
+from pipeline.system.sizes import human_bytes, parse_bytes
 from pipeline.tools.bench.cached_files import CachedFiles
-from pipeline.tools.bench.limit_holders import HOLDERS, LimitHolder, NoLimit
+from pipeline.tools.bench.limit_holders import HOLDERS, NoLimit
 
 LOOK_SECONDS = 0.01
 
@@ -51,12 +52,22 @@ class MemoryLimit:
         return cls(nbytes, way if way is not None else ways[0])
 
 
+def memory_limit(size: str | None, way: str | None) -> MemoryLimit | None:
+    """What --memory-limit and --limit-by say. Raises ConfigError for what cannot be held here."""
+    if size is not None:
+        return MemoryLimit.of(parse_bytes("--memory-limit", size, available_host_bytes()), way)
+    if way is not None:
+        raise ConfigError("--limit-by: need --memory-limit, have none")
+    return None
+
+
 async def run_limited(command: Sequence[str], limit: MemoryLimit | None, folders: Sequence[Path]) -> tuple[str, int]:
     """Run a program that reads the files in `folders`, of which nothing is cached when it starts.
 
     Returns what it printed, and the most bytes that its holder counted. Raises ProgramFailed.
     """
-    with CachedFiles(folders) as files, _holder(limit, files) as holder:
+    held, nbytes = (NoLimit, 0) if limit is None else (HOLDERS[limit.way], limit.nbytes)
+    with CachedFiles(folders) as files, held(nbytes, files) as holder:
         files.drop_all()
         process = await asyncio.create_subprocess_exec(*holder.command(command), stdout=asyncio.subprocess.PIPE)
         reading = asyncio.create_task(process.communicate())
@@ -68,17 +79,10 @@ async def run_limited(command: Sequence[str], limit: MemoryLimit | None, folders
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
             printed, _ = await reading
+    name = " ".join(command[1:3])
     if holder.over_bytes:
         need, have = human_bytes(holder.over_bytes), human_bytes(holder.nbytes)
-        raise OverLimit(f"{_name(command)}: need at least {need}, have a limit of {have}; raise --memory-limit")
+        raise OverLimit(f"{name}: need at least {need}, have a limit of {have}; raise --memory-limit")
     if process.returncode:
-        raise ProgramFailed(f"{_name(command)}: ended with status {process.returncode}; see above for why")
+        raise ProgramFailed(f"{name}: ended with status {process.returncode}; see above for why")
     return printed.decode(), holder.peak_bytes
-
-
-def _holder(limit: MemoryLimit | None, files: CachedFiles) -> LimitHolder:
-    return NoLimit(0, files) if limit is None else HOLDERS[limit.way](limit.nbytes, files)
-
-
-def _name(command: Sequence[str]) -> str:
-    return " ".join(command[1:3])

@@ -12,8 +12,7 @@ from pipeline.api import Model
 from pipeline.config import Config
 from pipeline.devices.open import open_device
 from pipeline.errors import ConfigError
-from pipeline.generation.build import build
-from pipeline.tools.bench.floors import Floors, Loaded
+from pipeline.tools.bench.floors import Floors, Loaded, apart
 from pipeline.tools.bench.machine_rates import measure_rates
 from pipeline.tools.bench.planning import MOST_TOKENS, balanced_tokens, plan_model
 from pipeline.tools.bench.steady_passes import room_for, steady_pass_seconds
@@ -53,20 +52,24 @@ class PassReport:
     aliased: bool
 
     @property
+    def _each_floor(self) -> dict[str, tuple[float, ...]]:
+        floors = (self.read_floor_seconds, self.upload_floor_seconds, self.compute_floor_seconds)
+        return dict(zip(("disk", "H2D", "compute"), floors, strict=True))
+
+    @property
     def floors(self) -> list[float]:
         """The slowest floor of each round."""
-        floors = (self.read_floor_seconds, self.upload_floor_seconds, self.compute_floor_seconds)
-        return [max(each) for each in zip(*floors, strict=True)]
+        return [max(each) for each in zip(*self._each_floor.values(), strict=True)]
 
     @property
     def binds(self) -> str:
         """What the slowest floor is of."""
-        floors = {
-            "disk": self.read_floor_seconds,
-            "H2D": self.upload_floor_seconds,
-            "compute": self.compute_floor_seconds,
-        }
-        return max(floors, key=lambda name: statistics.median(floors[name]))
+        return max(self._each_floor, key=lambda name: statistics.median(self._each_floor[name]))
+
+    @property
+    def _best(self) -> list[float]:
+        """Of each round the time of reading and computing that do not wait for each other, or the slowest floor."""
+        return [max(both, least) for both, least in zip(self.both_seconds, self.floors, strict=True)]
 
     @property
     def ratios(self) -> list[float]:
@@ -76,8 +79,7 @@ class PassReport:
     @property
     def ratios_to_both(self) -> list[float]:
         """A pass by the time in which reading and computing end that do not wait for each other, or its floor."""
-        rounds = zip(self.pass_seconds, self.both_seconds, self.floors, strict=True)
-        return [one / max(both, least) for one, both, least in rounds]
+        return [one / best for one, best in zip(self.pass_seconds, self._best, strict=True)]
 
     @property
     def gain(self) -> float:
@@ -87,7 +89,7 @@ class PassReport:
     @property
     def gain_of_both(self) -> float:
         """The same, if the best is that reading and computing do not wait for each other."""
-        return self._gain([max(both, least) for both, least in zip(self.both_seconds, self.floors, strict=True)])
+        return self._gain(self._best)
 
     def _gain(self, best: Sequence[float]) -> float:
         rounds = zip(self.sequential_seconds, self.pass_seconds, best, strict=True)
@@ -135,20 +137,18 @@ async def bench_pass(
     most = max(tokens, config.max_tokens_per_pass)
     settings = {**room_for(tokens), **settings, "max_tokens_per_pass": most}
     # Opened first, so that its plan counts no floor's memory; the floors have the rest of the machine.
-    async with Model.open(folder, **settings) as model:
-        beside = {**settings, "residency": False, "host_memory": None, "gpu_memory": None}
-        runtime = await asyncio.to_thread(build, folder, Config.from_arguments(beside))
-        try:
-            floors = Floors(runtime, model.runtime.residency)
-            progress(f"{folder.name}: loading every group once, for the compute floor")
-            loaded = await floors.load()
-            await floors.compute_seconds(loaded, (tokens,))
-            progress(f"{folder.name}: passes in which what stays is loaded")
-            await steady_pass_seconds(model, tokens, 1)
-            report = await _rounds(model, floors, loaded, tokens, rounds, progress)
-            return report, Recording.of(model.runtime, "bench pass")
-        finally:
-            await runtime.aclose()
+    async with (
+        Model.open(folder, **settings) as model,
+        apart(folder, {**settings, "host_memory": None, "gpu_memory": None}) as runtime,
+    ):
+        floors = Floors(runtime, model.runtime.residency)
+        progress(f"{folder.name}: loading every group once, for the compute floor")
+        loaded = await floors.load()
+        await floors.compute_seconds(loaded, (tokens,))
+        progress(f"{folder.name}: passes in which what stays is loaded")
+        await steady_pass_seconds(model, tokens, 1)
+        report = await _rounds(model, floors, loaded, tokens, rounds, progress)
+        return report, Recording.of(model.runtime, "bench pass")
 
 
 async def _rounds(

@@ -1,6 +1,7 @@
 """`penstock bench open`: opening, the first group, a pass, and what the runtime itself costs, by size of the model."""
 
 import asyncio
+import contextlib
 import random
 import statistics
 import time
@@ -121,13 +122,11 @@ async def _first_computed(model: Model, trace: Trace) -> Span:
 
 async def _first_read_seconds(folder: Path, settings: Mapping[str, Any]) -> float:
     """What reading the first group takes with nothing beside it, into memory that was not touched before either."""
-    runtime = await asyncio.to_thread(build, folder, Config.from_arguments(settings))
-    try:
+    config = Config.from_arguments(settings)
+    async with contextlib.aclosing(await asyncio.to_thread(build, folder, config)) as runtime:
         key = runtime.catalog.order[0]
         host, *_ = runtime.line.budgets
         slot = await host.acquire(runtime.catalog.kind(key), key)
         started = time.perf_counter()
         await runtime.source.read_into(key, slot.buffer)
         return time.perf_counter() - started
-    finally:
-        await runtime.aclose()

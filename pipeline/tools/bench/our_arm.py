@@ -4,19 +4,16 @@
 others; `penstock bench speed` runs it, with features turned off in turn.
 """
 
-import asyncio
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from pipeline.api import Model
-from pipeline.config import Config
 from pipeline.engine.residency import NOTHING_STAYS, Residency
-from pipeline.generation.build import build
 from pipeline.system.event_loop import run_async
 from pipeline.tools.bench.arm_program import say
-from pipeline.tools.bench.floors import Floors
+from pipeline.tools.bench.floors import Floors, apart
 from pipeline.tools.bench.pass_arm import Passes, PassSettings, serve_passes
 
 FLOOR_ROUNDS = 3
@@ -51,34 +48,24 @@ async def _streamed(passes: Passes, options: dict[str, Any]) -> Passes:
 
 async def _with_floors(passes: Passes, options: dict[str, Any], residency: Residency) -> None:
     """In the memory that the model gave back. Groups of one kind share theirs, so that it is no more than before."""
-    settings = Config.from_arguments({**options, "residency": False})
-    runtime = await asyncio.to_thread(build, Path(passes.settings.folder), settings)
-    try:
+    async with apart(Path(passes.settings.folder), options) as runtime:
         floors = Floors(runtime, residency)
         loaded = await floors.load(shared=True)
         await floors.compute_seconds(loaded)
-        for name in ("read", "upload", "compute"):
-            passes.floors[name] = []
+        passes.floors |= {"read": [], "upload": [], "compute": []}
         for _ in range(FLOOR_ROUNDS):
             passes.floors["read"].append(await floors.read_seconds())
             passes.floors["upload"].append(await floors.upload_seconds())
             passes.floors["compute"].append(await floors.compute_seconds(loaded))
-    finally:
-        await runtime.aclose()
 
 
 async def _sequential(passes: Passes, options: dict[str, Any]) -> Passes:
     """The same reader, the same computing, and nothing beside anything; all groups are read in every pass."""
-    settings = Config.from_arguments({**options, "residency": False})
-    runtime = await asyncio.to_thread(build, Path(passes.settings.folder), settings)
-    try:
-        async for seconds, token_id in Floors(runtime, NOTHING_STAYS).sequential(
-            passes.settings.prompt_id, passes.wanted
-        ):
+    async with apart(Path(passes.settings.folder), options) as runtime:
+        alone = Floors(runtime, NOTHING_STAYS).sequential(passes.settings.prompt_id, passes.wanted)
+        async for seconds, token_id in alone:
             passes.took(seconds, token_id)
         passes.moving_groups = runtime.moving_groups
-    finally:
-        await runtime.aclose()
     return passes
 
 

@@ -15,16 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.api import Model
-from pipeline.config import Config
 from pipeline.engine.residency import Residency
 from pipeline.errors import RequestError
-from pipeline.generation.build import build
 from pipeline.generation.program import GenerationProgram
 from pipeline.generation.requests import CallArguments
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
 from pipeline.system.event_loop import run_async
 from pipeline.tools.bench.arm_program import Progress, Row, say, serve
-from pipeline.tools.bench.floors import Floors, spread_tokens
+from pipeline.tools.bench.floors import Floors, apart, spread_tokens
 from pipeline.tools.bench.load import Load, LoadSettings
 
 REFRESH_SECONDS = 0.5
@@ -224,8 +222,7 @@ async def _with_floors(
     size of the model. The sequences of the compute floor have no past to attend to: it is lower than what a pass with
     long contexts could reach, and so is the share.
     """
-    runtime = await asyncio.to_thread(build, folder, Config.from_arguments({**settings, "residency": False}))
-    try:
+    async with apart(folder, settings) as runtime:
         floors, reads = Floors(runtime, residency), []
         for index in range(FLOOR_ROUNDS):
             progress(f"reading alone, {index + 1}/{FLOOR_ROUNDS}")
@@ -241,8 +238,6 @@ async def _with_floors(
             read, compute = statistics.median(reads) * share, statistics.median(computes)
             done.append(replace(row, read_floor_seconds=read, compute_floor_seconds=compute))
         return done
-    finally:
-        await runtime.aclose()
 
 
 async def _watch(model: Model, requests: int, new_tokens: int, progress: Progress) -> None:

@@ -4,15 +4,15 @@ import asyncio
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from actors.core.trace import Trace
 from pipeline.api import Model
-from pipeline.config import Config
 from pipeline.errors import ConfigError
-from pipeline.generation.build import ModelRuntime, build
+from pipeline.generation.build import ModelRuntime
 from pipeline.groups.slot_kinds import SlotKinds
 from pipeline.tools.bench.candidates import (
     DEFAULT,
@@ -26,6 +26,7 @@ from pipeline.tools.bench.candidates import (
     choose_sizes,
     shortlist,
 )
+from pipeline.tools.bench.floors import apart
 from pipeline.tools.bench.policy_runs import prompt_of
 from pipeline.tools.bench.read_rates import read_rates
 from pipeline.tools.bench.steady_timings import SteadyTimings, simulated_grid, simulated_seconds, steady_seconds
@@ -162,11 +163,8 @@ class Tuner:
         """Measure, simulate, run the best. Raises ConfigError when not even the smallest budget fits into memory."""
         budgets = await self._budgets()
         usual = min(budgets, key=lambda pair: sum(abs(one - two) for one, two in zip(pair, DEFAULT.need, strict=False)))
-        runtime = await self._build(*usual)
-        try:
+        async with self._apart(*usual) as runtime:
             rates = await read_rates(runtime, self.progress)
-        finally:
-            await runtime.aclose()
         reading = choose_sizes(rates)
         timings = await self._timings(*candidates([usual], [usual[0]], reading))
         tried = candidates(budgets, QUEUES, reading)
@@ -230,19 +228,15 @@ class Tuner:
         """
         for count in range(len(budgets), 0, -1):
             try:
-                runtime = await self._build(*budgets[count - 1])
+                async with self._apart(*budgets[count - 1]):
+                    return budgets[:count]
             except ConfigError:
                 if count == 1:
                     raise
-                continue
-            await runtime.aclose()
-            return budgets[:count]
         return []
 
-    async def _build(self, gpu_groups: int, host_groups: int) -> ModelRuntime:
-        groups = {"gpu_groups": gpu_groups, "host_groups": host_groups}
-        config = Config.from_arguments({**self.settings, **groups, "residency": False})
-        return await asyncio.to_thread(build, self.folder, config)
+    def _apart(self, gpu_groups: int, host_groups: int) -> AbstractAsyncContextManager[ModelRuntime]:
+        return apart(self.folder, {**self.settings, "gpu_groups": gpu_groups, "host_groups": host_groups})
 
     async def _timings(self, candidate: Candidate) -> SteadyTimings:
         """From the fastest of several runs: what else the machine does can only make a run slower."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.generation.sequence import Chunk
+from pipeline.tools.commands.remarks import counted
 
 INTERRUPTED = "interrupted"
 
@@ -53,9 +54,9 @@ class Answer:
         """Why it ended, and which option would have let it go on."""
         count, last_id = len(self.chunks), self.token_ids[-1] if self.chunks else None
         if self.finish_reason == INTERRUPTED:
-            return f"interrupted after {_tokens(count)}"
+            return f"interrupted after {counted(count, 'token')}"
         if self.finish_reason == "length":
-            return f"cut at {_tokens(count)}; --max-new-tokens N allows more"
+            return f"cut at {counted(count, 'token')}; --max-new-tokens N allows more"
         if last_id in eos_ids and not arguments.get("ignore_eos"):
             return f"by the model, with token {last_id}; --ignore-eos goes on"
         if last_id in arguments.get("stop_token_ids", ()):
@@ -82,7 +83,3 @@ class Answer:
             "tokens_per_second": self.tokens_per_second,
             **({} if arguments.get("logprobs") is None else {"logprobs": logprobs}),
         }
-
-
-def _tokens(count: int) -> str:
-    return f"{count} token{'s' * (count != 1)}"

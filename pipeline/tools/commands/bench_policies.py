@@ -16,7 +16,7 @@ from pipeline.tools.bench.candidates import Samples
 from pipeline.tools.bench.policy_runs import CHAINED_TITLE, PolicyBench, PolicyReport, measured_balance
 from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
-from pipeline.tools.commands.remarks import beside_noise, with_remarks
+from pipeline.tools.commands.remarks import beside_noise, counted, with_remarks
 from pipeline.tools.commands.values import at_least_one, policy_from_text
 from pipeline.tools.simulation.policy_table import policy_table
 from pipeline.tools.trace.perfetto import write_trace
@@ -55,7 +55,7 @@ def _table(reports: list[PolicyReport]) -> str:
     beside = {
         ("simulated", "s"): [f"{report.simulated.total_ms / 1000:.3f}" for report in both],
         ("error", "%"): [f"{report.error:+.1%}".rstrip("%") for report in both],
-        ("spread", "%"): [f"{_spread(report):.1%}".rstrip("%") for report in both],
+        ("spread", "%"): [f"{Samples(report.pass_seconds).spread:.1%}".rstrip("%") for report in both],
     }
     chained = [report.chained for report in reports]
     measured = [replace(row.measured, policy=CHAINED_TITLE) if row in chained else row.measured for row in both]
@@ -63,8 +63,8 @@ def _table(reports: list[PolicyReport]) -> str:
     worst = max(report.logprob_difference for report in both)
     effect = _effect(dict(zip((row.policy for row in measured), both, strict=True)))
     said = (
-        f"{_passes(first.passes)} of {first.batch_tokens} tokens each, in each of which all weight groups moved; "
-        f"the same tokens came out of all, log-probabilities at most {worst:.2g} apart"
+        f"{counted(first.passes, 'pass')} of {first.batch_tokens} tokens each, in each of which all weight groups "
+        f"moved; the same tokens came out of all, log-probabilities at most {worst:.2g} apart"
     )
     return with_remarks(policy_table(measured, beside), effect, said)
 
@@ -83,15 +83,6 @@ def _effect(reports: Mapping[str, PolicyReport]) -> str:
         return f"too few passes to tell how policies differ from noise: raise --passes to {ENOUGH} or more"
     longer, noise = slowest.median / fastest.median - 1, fastest.spread + slowest.spread
     return f"a pass of {ranked[-1]} took {longer:.1%} longer than of {ranked[0]}, {beside_noise(longer, noise)}"
-
-
-def _passes(count: int) -> str:
-    return f"{count} pass" if count == 1 else f"{count} passes"
-
-
-def _spread(report: PolicyReport) -> float:
-    """Half of the range of the middle half of the passes, relative to their median."""
-    return Samples(report.pass_seconds).spread
 
 
 def _check_traces(path: Path) -> None:

@@ -8,11 +8,10 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError
-from pipeline.system.host_memory import available_host_bytes
-from pipeline.system.sizes import human_bytes, parse_bytes
+from pipeline.system.sizes import human_bytes
 from pipeline.system.table import aligned, print_json
-from pipeline.tools.bench.arm_program import ArmRun
-from pipeline.tools.bench.memory_limit import MemoryLimit
+from pipeline.tools.bench.arm_program import ArmRun, same_tokens
+from pipeline.tools.bench.memory_limit import memory_limit
 from pipeline.tools.bench.speed import WITHOUT, ArmResult, SpeedBench, arms_of, results
 from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
@@ -27,11 +26,9 @@ async def bench_speed(options: argparse.Namespace) -> None:
     for name in options.arms or ():
         if name not in WITHOUT:
             raise ConfigError(f"--arms: need some of {', '.join(map(repr, WITHOUT))}, have {name!r}")
-    settings, limit = dict(plain(model_settings(options))), None
-    if options.memory_limit is not None:
-        nbytes = parse_bytes("--memory-limit", options.memory_limit, available_host_bytes())
-        limit = MemoryLimit.of(nbytes, options.limit_by)
-        settings.setdefault("host_memory", nbytes)
+    settings, limit = dict(plain(model_settings(options))), memory_limit(options.memory_limit, options.limit_by)
+    if limit is not None:
+        settings.setdefault("host_memory", limit.nbytes)
     Config.from_arguments(settings)
     progress = Progress()
     bench = SpeedBench(options.model, settings, options.passes, limit, progress.say)
@@ -72,7 +69,9 @@ def table(arms: Sequence[ArmResult]) -> str:
             ("read", "floor s"): column(lambda arm: _floor(arm, "read")),
             ("compute", "floor s"): column(lambda arm: _floor(arm, "compute")),
             ("memory", "at most"): column(lambda arm: human_bytes(arm.peak_bytes)),
-            ("tokens", "as ours"): column(lambda arm: f"{_same(arm.token_ids, ours.token_ids)}/{len(arm.token_ids)}"),
+            ("tokens", "as ours"): column(
+                lambda arm: f"{same_tokens(arm.token_ids, ours.token_ids)}/{len(arm.token_ids)}"
+            ),
         }
     )
     over = [arm.arm for arm in arms if arm not in measured]
@@ -95,9 +94,3 @@ def _spread(seconds: Sequence[float]) -> str:
 
 def _floor(arm: ArmResult, name: str) -> str:
     return f"{arm.floors[name]:.3f}" if arm.floors else "-"
-
-
-def _same(ids: Sequence[int], ours: Sequence[int]) -> int:
-    """Tokens before the first difference."""
-    pairs = enumerate(zip(ids, ours, strict=False))
-    return next((index for index, (one, other) in pairs if one != other), min(len(ids), len(ours)))

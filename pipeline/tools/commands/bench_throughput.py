@@ -9,13 +9,12 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError
-from pipeline.system.host_memory import available_host_bytes
-from pipeline.system.sizes import human_bytes, parse_bytes
+from pipeline.system.sizes import human_bytes
 from pipeline.system.table import aligned, print_json
 from pipeline.tools.bench.arm_program import ArmRun, Row
 from pipeline.tools.bench.arms import OURS, Arms, agreement, median_rows
 from pipeline.tools.bench.load import Load
-from pipeline.tools.bench.memory_limit import MemoryLimit
+from pipeline.tools.bench.memory_limit import memory_limit
 from pipeline.tools.bench.throughput import bench_throughput
 from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
@@ -26,7 +25,11 @@ from pipeline.tools.commands.values import at_least_one
 
 async def throughput(options: argparse.Namespace) -> None:
     """Measure, and print a table or one JSON object."""
-    requests, load, limit = _requests(options.requests), _load(options), _limit(options)
+    requests, load, limit = (
+        _requests(options.requests),
+        _load(options),
+        memory_limit(options.memory_limit, options.limit_by),
+    )
     settings = model_settings(options)
     if options.memory_limit is not None:
         settings.setdefault("host_memory", options.memory_limit)
@@ -90,15 +93,6 @@ def _arrival(text: str | None) -> float | None:
     if process != "poisson" or not 0 < per_second < math.inf:
         raise ConfigError(f"--arrival: need poisson:RATE with requests per second, such as poisson:2; have {text!r}")
     return per_second
-
-
-def _limit(options: argparse.Namespace) -> MemoryLimit | None:
-    if options.memory_limit is None:
-        if options.limit_by is not None:
-            raise ConfigError("--limit-by: need --memory-limit, have none")
-        return None
-    nbytes = parse_bytes("--memory-limit", options.memory_limit, available_host_bytes())
-    return MemoryLimit.of(nbytes, options.limit_by)
 
 
 def _print(

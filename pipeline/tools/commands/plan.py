@@ -26,6 +26,7 @@ from pipeline.tools.bench.planning import Placed, Planned, balanced_tokens, plan
 from pipeline.tools.bench.steady_passes import steady_pass_seconds
 from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
+from pipeline.tools.commands.remarks import counted
 
 NUMBERS = ("disk_gbps", "h2d_gbps", "tflops", "memory_gbps")
 GIGA, TERA = 1e9, 1e12
@@ -173,5 +174,5 @@ def _forecast_lines(planned: Planned) -> list[str]:
 
 
 def _figures(one: Forecast) -> str:
-    tokens = f"{one.tokens} token{'s' if one.tokens > 1 else ''}"
+    tokens = counted(one.tokens, "token")
     return f"{one.pass_seconds:.3f} s per pass of {tokens} · {one.tokens_per_second:.3g} tokens/s"

@@ -11,6 +11,11 @@ def with_remarks(table: str, *remarks: str) -> str:
     return "\n\n".join(filter(None, [table, *remarks]))
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things."""
+    return f"{count} {noun}{'' if count == 1 else 'es' if noun[-1] == 's' else 's'}"
+
+
 def beside_noise(effect: float, noise: float) -> str:
     """Whether a difference is more than noise: what both sides spread by, relative to their medians."""
     return f"{'more than' if effect > noise else 'which proves nothing beside'} the {noise:.1%} of both spreads"

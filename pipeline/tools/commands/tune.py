@@ -14,7 +14,7 @@ from pipeline.tools.bench.tune import QUEUES, Tuner, TuneReport
 from pipeline.tools.commands.heat_map import heat_map
 from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
-from pipeline.tools.commands.remarks import beside_noise
+from pipeline.tools.commands.remarks import beside_noise, counted
 from pipeline.tools.commands.values import as_code
 from pipeline.tools.trace.summary import SPOKEN
 
@@ -119,27 +119,24 @@ def advice(report: TuneReport) -> str:
     busiest = max(report.resources, key=report.resources.__getitem__)
     busy, name = report.resources[busiest], SPOKEN[busiest]
     if busy >= BOUND * fastest:
-        binds = f"{name} binds from {_groups(flat_from)} on"
+        binds = f"{name} binds from {counted(flat_from, 'group')} on"
         said = f"{name[0].upper()}{name[1:]} works for {busy:.3f} s of a simulated pass of {fastest:.3f} s."
     else:
-        binds = f"from {_groups(flat_from)} on a pass gets no shorter"
+        binds = f"from {counted(flat_from, 'group')} on a pass gets no shorter"
         said = f"Nothing binds alone: {name} works for {busy:.3f} s of a simulated pass of {fastest:.3f} s."
     chosen = report.chosen.gpu_groups
     larger = {budget: seconds for budget, seconds in by_budget.items() if budget > chosen}
     if not larger:
-        return f"{said} No budget larger than {_groups(chosen)} was tried."
+        return f"{said} No budget larger than {counted(chosen, 'group')} was tried."
     if min(larger.values()) >= by_budget[chosen] * (1 - TOLERANCE):
         return f"{said} A larger budget would buy nothing: {binds}."
     shortest = min(larger.values())
     budget = min(budget for budget, seconds in larger.items() if seconds <= shortest * (1 + TOLERANCE))
     return (
-        f"{said} By the simulation a budget of {_groups(budget)} ({human_bytes(report.window_bytes[budget])}) would be "
-        f"{by_budget[chosen] / larger[budget] - 1:.0%} faster, which the real runs do not show beyond their spread."
+        f"{said} By the simulation a budget of {counted(budget, 'group')} "
+        f"({human_bytes(report.window_bytes[budget])}) would be {by_budget[chosen] / larger[budget] - 1:.0%} faster, "
+        "which the real runs do not show beyond their spread."
     )
-
-
-def _groups(count: int) -> str:
-    return f"{count} group" if count == 1 else f"{count} groups"
 
 
 def _reading(rates: Mapping[ReadSizes, Samples]) -> str:
@@ -151,14 +148,14 @@ def _reading(rates: Mapping[ReadSizes, Samples]) -> str:
         for chunk in chunks:
             samples, mark = rates[ReadSizes(count, chunk)], "*" if chosen == (count, chunk) else ""
             cells.append(f"{f'{samples.median / 1e9:.2f} ± {samples.spread:.1%}{mark}':<17}")
-        lines.append(f"{count:>2} lane{'s' * (count > 1)}".ljust(15) + "".join(cells).rstrip())
+        lines.append(f" {counted(count, 'lane')}".ljust(15) + "".join(cells).rstrip())
     lines.append("* chosen: the default unless another is faster by more than the spreads")
     return "\n".join(lines)
 
 
 def _simulation(report: TuneReport) -> str:
     best = _cells(report)
-    lanes = {count: f"{count} lane{'s' * (count > 1)}" for _, count in sorted(best)}
+    lanes = {count: counted(count, "lane") for _, count in sorted(best)}
     chosen = (report.chosen.gpu_groups, report.chosen.reading.reader_lanes)
     budgets = range(1, report.most_groups + 1)
     hosts = (
@@ -202,7 +199,7 @@ def _finalists(report: TuneReport) -> str:
     for one in report.finalists:
         candidate, marks = one.candidate, [" default"] * (one.candidate == DEFAULT)
         hosts = "" if "host_groups" not in report.groups_settings else f" host {candidate.host_groups}"
-        name = f"{_groups(candidate.gpu_groups)}{hosts} queue {candidate.queue}{''.join(marks)}"
+        name = f"{counted(candidate.gpu_groups, 'group')}{hosts} queue {candidate.queue}{''.join(marks)}"
         measured = f"{one.measured.median:.3f} ± {one.measured.spread:.1%}"
         chosen = "   * chosen" if candidate == report.chosen else ""
         lines.append(f"{name:31} {measured:19} {one.simulated:11.3f} {one.error:+7.1%}{chosen}")

@@ -5,24 +5,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from actors.core.trace import Count, Span
-from pipeline.engine.actor_names import (
-    KV_PLANNER,
-    KV_READER,
-    KV_SWAPPER,
-    KV_UPLOADER,
-    PLANNER,
-    READER,
-    SCHEDULER,
-    STAGER,
-    UPLOADER,
-)
+from pipeline.engine import actor_names as names
 
 if TYPE_CHECKING:
     from pipeline.engine.runtime import Runtime
 
-DISK, LINK, COMPUTE = READER, UPLOADER, SCHEDULER
-KV_DISK, KV_IN, KV_OUT = KV_READER, KV_UPLOADER, KV_SWAPPER
-HANDING_ON = (PLANNER, STAGER, KV_PLANNER)
+DISK, LINK, COMPUTE = names.READER, names.UPLOADER, names.SCHEDULER
+KV_DISK, KV_IN, KV_OUT = names.KV_READER, names.KV_UPLOADER, names.KV_SWAPPER
+HANDING_ON = (names.PLANNER, names.STAGER, names.KV_PLANNER)
 """The runtime's own actors that take no time of a resource."""
 OWN = (*HANDING_ON, DISK, LINK, COMPUTE, KV_DISK, KV_IN, KV_OUT)
 """All others are stages of the user's."""

@@ -85,11 +85,11 @@ async def test_tuning_queues_tells_an_effect_from_the_noise(
     assert says in capsys.readouterr().out
 
 
-async def test_an_own_program_is_reported_like_a_model_and_refused_where_its_slots_do_not_fit(
+def test_an_own_program_is_reported_like_a_model_and_refused_where_its_slots_do_not_fit(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = loaded("08_own_program", monkeypatch)
-    await names["main"]()
+    asyncio.run(names["main"]())
     page = Path(capsys.readouterr().out.splitlines()[0].rpartition(" ")[2])
     text = page.read_text()
     assert "<b>72</b>groups computed" in text

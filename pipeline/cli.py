@@ -13,21 +13,10 @@ from pipeline.errors import ConfigError, PenstockError, ResourceError
 from pipeline.system.event_loop import sigterm_ends
 from pipeline.system.limits import explained
 from pipeline.system.sizes import human_bytes
-from pipeline.tools.commands.bench_options import add_bench
-from pipeline.tools.commands.command_options import (
-    add_demo,
-    add_doctor,
-    add_make_checkpoint,
-    add_plan,
-    add_report,
-    add_run,
-    add_tune,
-    add_verify,
-)
+from pipeline.tools.commands.command_options import add_commands
 from pipeline.tools.commands.models import find_models
 from pipeline.tools.commands.parser import Parser
 from pipeline.tools.commands.progress import Progress
-from pipeline.tools.commands.simulate import add_simulate
 from pipeline.tools.commands.streams import OutputFailed, ReaderGone, standard_streams
 from pipeline.tools.doctor.names import DISTRIBUTION
 
@@ -114,12 +103,7 @@ def _parser() -> Parser:
         "do not parse, 130 after Ctrl-C, and 143 after SIGTERM.",
     )
     parser.add_argument("--version", action="version", version=f"penstock {_version()}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (
-        *(add_run, add_plan, add_doctor, add_verify, add_demo, add_make_checkpoint, add_bench),
-        *(add_simulate, add_tune, add_report),
-    ):
-        add(commands)
+    add_commands(parser.add_subparsers(metavar="COMMAND", required=True))
     return parser
 
 

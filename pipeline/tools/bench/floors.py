@@ -145,7 +145,8 @@ class Floors:
         moving = set(self._read_in_pass if self._device is None else self._uploaded_in_pass)
         groups = {message.key: message for message in loaded.messages}
         in_place = {group: message for group, message in groups.items() if group not in moving}
-        self._submit(lengths)
+        for length in lengths:
+            self._submit([1] * length)
         started = time.perf_counter()
         await self._sequential_pass(in_place)
         return time.perf_counter() - started
@@ -155,12 +156,7 @@ class Floors:
 
         Gives the seconds of each pass, and the token that came of it.
         """
-        parameters = SamplingParameters(max_new_tokens=new_tokens)
-        sequence = RunningSequence(
-            array("i", [prompt_id]), parameters, frozenset(), None, self._runtime.config.vocabulary_size
-        )
-        self._runtime.admission.submit([sequence])
-        chunks = sequence.chunks()
+        chunks = self._submit([prompt_id], new_tokens).chunks()
         for _ in range(new_tokens):
             started = time.perf_counter()
             await self._sequential_pass({})
@@ -190,13 +186,14 @@ class Floors:
         await self._upload(key, staging, slot)
         return slot
 
-    def _submit(self, lengths: Sequence[int]) -> None:
-        """A prompt of each length, which ends with its first token."""
-        vocabulary_size = self._runtime.config.vocabulary_size
-        one_token = SamplingParameters(max_new_tokens=1)
-        for length in lengths:
-            prompt = RunningSequence(array("i", [1]) * length, one_token, frozenset(), None, vocabulary_size)
-            self._runtime.admission.submit([prompt])
+    def _submit(self, prompt: list[int], new_tokens: int = 1) -> RunningSequence:
+        parameters, vocabulary_size = (
+            SamplingParameters(max_new_tokens=new_tokens),
+            self._runtime.config.vocabulary_size,
+        )
+        sequence = RunningSequence(array("i", prompt), parameters, frozenset(), None, vocabulary_size)
+        self._runtime.admission.submit([sequence])
+        return sequence
 
     async def compute(self, loaded: Loaded, lengths: Sequence[int]) -> list[float]:
         """The same; returns for how long each group was computed.
@@ -204,7 +201,8 @@ class Floors:
         Raises RequestError when there is no room for all of it in one pass.
         """
         program = self._runtime.program
-        self._submit(lengths)
+        for length in lengths:
+            self._submit([1] * length)
         pass_ = await program.begin()
         if (have := sum(len(piece.token_ids) for piece in pass_.pieces)) != sum(lengths):
             raise RequestError(f"computing alone: need {sum(lengths)} tokens in one pass, have {have}; set kv_tokens")

@@ -10,7 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -176,41 +176,41 @@ class PassClock:
         return self._program.passes, self._program.computed_tokens, time.perf_counter()
 
 
+@dataclass(slots=True)
 class _Run:
     """One request, and when its tokens came."""
 
-    def __init__(self, model: Model, prompt: list[int], new_tokens: int, clock: PassClock) -> None:
-        self.token_ids: list[int] = []
-        self._model = model
-        self._prompt = prompt
-        self._new_tokens = new_tokens
-        self._clock = clock
-        self._submitted = math.nan
-        self._came: list[float] = []
+    model: Model
+    prompt: list[int]
+    new_tokens: int
+    clock: PassClock
+    token_ids: list[int] = field(default_factory=list)
+    submitted: float = math.nan
+    came: list[float] = field(default_factory=list)
 
     async def after(self, seconds: float) -> None:
         """Submit it in so many seconds and wait for its end."""
         await asyncio.sleep(seconds)
-        arguments: CallArguments = {"max_new_tokens": self._new_tokens, "temperature": 0.0, "ignore_eos": True}
-        self._clock.submitted()
-        self._submitted = time.perf_counter()
-        async for chunk in self._model.stream(self._prompt, **arguments):
-            self._clock.delivered()
-            self._came.append(time.perf_counter())
+        arguments: CallArguments = {"max_new_tokens": self.new_tokens, "temperature": 0.0, "ignore_eos": True}
+        self.clock.submitted()
+        self.submitted = time.perf_counter()
+        async for chunk in self.model.stream(self.prompt, **arguments):
+            self.clock.delivered()
+            self.came.append(time.perf_counter())
             self.token_ids += chunk.token_ids
-        self._clock.ended()
-        if len(self.token_ids) != self._new_tokens:
-            raise RequestError(f"a request: need {self._new_tokens} new tokens delivered, have {len(self.token_ids)}")
+        self.clock.ended()
+        if len(self.token_ids) != self.new_tokens:
+            raise RequestError(f"a request: need {self.new_tokens} new tokens delivered, have {len(self.token_ids)}")
 
     @property
     def first_token_seconds(self) -> float:
         """From submission to the first token."""
-        return self._came[0] - self._submitted
+        return self.came[0] - self.submitted
 
     @property
     def output_token_seconds(self) -> float:
         """From one token to the next, on average."""
-        return (self._came[-1] - self._came[0]) / (self._new_tokens - 1)
+        return (self.came[-1] - self.came[0]) / (self.new_tokens - 1)
 
 
 async def _with_floors(

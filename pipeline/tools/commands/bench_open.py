@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from pipeline.system.sizes import human_bytes
-from pipeline.system.table import aligned, print_json
+from pipeline.system.table import print_json, rows_aligned
 from pipeline.tools.bench.opening import OpeningReport, bench_opening
 from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
@@ -43,28 +43,26 @@ def _tell(options: argparse.Namespace, rows: Sequence[OpeningReport]) -> None:
 def table(rows: Sequence[OpeningReport]) -> str:
     """A row for each model: medians over the rounds."""
 
-    def column(text: Callable[[OpeningReport], str]) -> list[str]:
-        return [text(row) for row in rows]
+    def median(name: str, unit: float, digits: int) -> Callable[[OpeningReport], str]:
+        return lambda row: f"{statistics.median(getattr(row, name)) / unit:.{digits}f}"
 
-    def median(name: str, unit: float, digits: int) -> list[str]:
-        return [f"{statistics.median(getattr(row, name)) / unit:.{digits}f}" for row in rows]
-
-    return aligned(
+    return rows_aligned(
+        rows,
         {
-            ("model", ""): column(lambda row: row.model),
-            ("groups", ""): column(lambda row: str(row.groups)),
-            ("streamed", "a pass"): column(lambda row: human_bytes(row.streamed_bytes)),
+            ("model", ""): lambda row: row.model,
+            ("groups", ""): lambda row: str(row.groups),
+            ("streamed", "a pass"): lambda row: human_bytes(row.streamed_bytes),
             ("open", "ms"): median("open_seconds", MILLI, 1),
             ("first group", "ms"): median("first_group_seconds", MILLI, 1),
             ("its read", "ms"): median("line_read_seconds", MILLI, 1),
             ("alone", "ms"): median("first_read_seconds", MILLI, 1),
-            ("first /", "alone"): column(lambda row: f"{row.first_ratio:.2f}"),
+            ("first /", "alone"): lambda row: f"{row.first_ratio:.2f}",
             ("full line", "ms"): median("rested_group_seconds", MILLI, 1),
             ("pass", "s"): median("pass_seconds", 1.0, 3),
-            ("pass", "s/GB"): column(_gigabyte_seconds),
+            ("pass", "s/GB"): _gigabyte_seconds,
             ("event loop", "us/group"): median("loop_group_seconds", MICRO, 0),
             ("idle", "% of a core"): median("idle_share", 0.01, 2),
-        }
+        },
     )
 
 

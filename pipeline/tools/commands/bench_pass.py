@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from pipeline.system.sizes import human_bytes
-from pipeline.system.table import aligned, print_json
+from pipeline.system.table import print_json, rows_aligned
 from pipeline.system.written_files import check_writable
 from pipeline.tools.bench.one_pass import PassReport, bench_pass, tokens_of
 from pipeline.tools.commands.options import model_settings
@@ -53,35 +53,34 @@ def _tell(options: argparse.Namespace, rows: Sequence[PassReport], recording: Re
 def pass_table(rows: Sequence[PassReport]) -> str:
     """A row for each model and number of tokens: medians over the rounds, and the range of the ratio."""
 
-    def column(text: Callable[[PassReport], str]) -> list[str]:
-        return [text(row) for row in rows]
+    def median(name: str) -> Callable[[PassReport], str]:
+        def cell(row: PassReport) -> str:
+            seconds = statistics.median(getattr(row, name))
+            return f"{seconds:.3f}" if seconds else "-"  # memory that is one has no link
 
-    def median(name: str) -> list[str]:
-        medians = [statistics.median(getattr(row, name)) for row in rows]
-        return [f"{seconds:.3f}" if seconds else "-" for seconds in medians]  # memory that is one has no link
+        return cell
 
-    return aligned(
+    return rows_aligned(
+        rows,
         {
-            ("model", ""): column(lambda row: row.model),
-            ("tokens", "a pass"): column(lambda row: str(row.tokens)),
-            ("read", "a pass"): column(lambda row: human_bytes(row.read_bytes_per_pass)),
-            ("read /", "needed"): column(lambda row: f"{row.read_bytes_per_pass / row.needed_bytes_per_pass:.3f}"),
+            ("model", ""): lambda row: row.model,
+            ("tokens", "a pass"): lambda row: str(row.tokens),
+            ("read", "a pass"): lambda row: human_bytes(row.read_bytes_per_pass),
+            ("read /", "needed"): lambda row: f"{row.read_bytes_per_pass / row.needed_bytes_per_pass:.3f}",
             ("read", "floor s"): median("read_floor_seconds"),
             ("H2D", "floor s"): median("upload_floor_seconds"),
             ("compute", "floor s"): median("compute_floor_seconds"),
             ("pass", "s"): median("pass_seconds"),
-            ("pass /", "floor"): column(lambda row: f"{statistics.median(row.ratios):.3f}"),
-            ("range", ""): column(lambda row: f"{min(row.ratios):.3f}-{max(row.ratios):.3f}"),
+            ("pass /", "floor"): lambda row: f"{statistics.median(row.ratios):.3f}",
+            ("range", ""): lambda row: f"{min(row.ratios):.3f}-{max(row.ratios):.3f}",
             ("both", "s"): median("both_seconds"),
-            ("pass /", "both"): column(lambda row: f"{statistics.median(row.ratios_to_both):.3f}"),
+            ("pass /", "both"): lambda row: f"{statistics.median(row.ratios_to_both):.3f}",
             ("sequential", "s"): median("sequential_seconds"),
-            ("gain /", "ideal"): column(lambda row: f"{row.gain:.3f}" if row.moving_groups else "-"),
-            ("gain /", "both"): column(lambda row: f"{row.gain_of_both:.3f}" if row.moving_groups else "-"),
-            ("waited ms", "first/mean"): column(
-                lambda row: "/".join(
-                    f"{1000 * statistics.median(each):.1f}" for each in (row.first_wait_seconds, row.wait_seconds)
-                )
+            ("gain /", "ideal"): lambda row: f"{row.gain:.3f}" if row.moving_groups else "-",
+            ("gain /", "both"): lambda row: f"{row.gain_of_both:.3f}" if row.moving_groups else "-",
+            ("waited ms", "first/mean"): lambda row: "/".join(
+                f"{1000 * statistics.median(each):.1f}" for each in (row.first_wait_seconds, row.wait_seconds)
             ),
-            ("recording", ""): column(lambda row: f"{row.recording_ratio - 1:+.1%}"),
-        }
+            ("recording", ""): lambda row: f"{row.recording_ratio - 1:+.1%}",
+        },
     )

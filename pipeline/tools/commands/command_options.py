@@ -1,16 +1,18 @@
-"""The options of the commands that have no file of options of their own."""
+"""The options of all commands but `bench` and `simulate`, which have files of their own."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoints.presets import PRESETS
+from pipeline.tools.commands.bench_options import add_bench
 from pipeline.tools.commands.command import Command
 from pipeline.tools.commands.models import MODEL_HELP
 from pipeline.tools.commands.options import add_settings, add_trace
 from pipeline.tools.commands.progress import LOADING
 from pipeline.tools.commands.prompt import add_prompt
 from pipeline.tools.commands.sampling import add_sampling
+from pipeline.tools.commands.simulate import add_simulate
 
 TUNED = (
     *("gpu_groups", "host_groups", "queues", "reader_lanes", "chunk_bytes"),
@@ -19,8 +21,15 @@ TUNED = (
 """What `tune` tries, and what it needs for that."""
 
 
-def add_run(commands: Any) -> None:
-    """Each of these adds a parser to `commands`, which is what `add_subparsers` gave."""
+def add_commands(commands: Any) -> None:
+    """Add the parsers of all to `commands`, which is what `add_subparsers` gave, in the order of the help."""
+    for add in (_add_run, _add_plan, _add_doctor, _add_verify, _add_demo, _add_make_checkpoint):
+        add(commands)
+    for add in (add_bench, add_simulate, _add_tune, _add_report):
+        add(commands)
+
+
+def _add_run(commands: Any) -> None:
     parser = commands.add_parser(
         "run",
         usage="%(prog)s MODEL (--prompt TEXT | --prompt-file FILE | --prompt-ids IDS) [options]",
@@ -39,8 +48,7 @@ def add_run(commands: Any) -> None:
     parser.set_defaults(command=Command("run", "run"))
 
 
-def add_plan(commands: Any) -> None:
-    """Of `plan`."""
+def _add_plan(commands: Any) -> None:
     parser = commands.add_parser(
         "plan",
         usage="%(prog)s MODEL [options]",
@@ -66,8 +74,7 @@ def add_plan(commands: Any) -> None:
     parser.set_defaults(command=Command("plan", "plan_forecast"))
 
 
-def add_doctor(commands: Any) -> None:
-    """Of `doctor`."""
+def _add_doctor(commands: Any) -> None:
     parser = commands.add_parser(
         "doctor",
         usage="%(prog)s [--deep MODEL] [options]",
@@ -81,8 +88,7 @@ def add_doctor(commands: Any) -> None:
     parser.set_defaults(command=Command("doctor", "doctor"))
 
 
-def add_verify(commands: Any) -> None:
-    """Of `verify`."""
+def _add_verify(commands: Any) -> None:
     parser = commands.add_parser(
         "verify",
         help="compare the files of a checkpoint with what is known of them, to find damage on the disk",
@@ -98,8 +104,7 @@ def add_verify(commands: Any) -> None:
     parser.set_defaults(command=Command("verify", "verify_and_report", said="looking at {model}"))
 
 
-def add_demo(commands: Any) -> None:
-    """Of `demo`."""
+def _add_demo(commands: Any) -> None:
     parser = commands.add_parser(
         "demo", usage="%(prog)s [options]", help="the bundled model under a budget smaller than itself"
     )
@@ -107,8 +112,7 @@ def add_demo(commands: Any) -> None:
     parser.set_defaults(command=Command("demo", "demo", said=LOADING))
 
 
-def add_make_checkpoint(commands: Any) -> None:
-    """Of `make-checkpoint`."""
+def _add_make_checkpoint(commands: Any) -> None:
     parser = commands.add_parser(
         "make-checkpoint",
         help="write a random-weight checkpoint of a real shape",
@@ -126,8 +130,7 @@ def add_make_checkpoint(commands: Any) -> None:
     parser.set_defaults(command=Command("make", "make"))
 
 
-def add_tune(commands: Any) -> None:
-    """Of `tune`."""
+def _add_tune(commands: Any) -> None:
     parser = commands.add_parser(
         "tune", usage="%(prog)s MODEL [options]", help="try queue sizes, reader lanes, chunk sizes and budgets"
     )
@@ -142,8 +145,7 @@ def add_tune(commands: Any) -> None:
     parser.set_defaults(command=Command("tune", "tune", said=LOADING))
 
 
-def add_report(commands: Any) -> None:
-    """Of `report`."""
+def _add_report(commands: Any) -> None:
     parser = commands.add_parser("report", help="turn a trace into one HTML page: what overlapped, and what bound it")
     parser.add_argument("trace", type=Path, metavar="TRACE", help="a file written with --trace")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the page to write")

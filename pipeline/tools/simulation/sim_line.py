@@ -107,7 +107,6 @@ class Simulated:
     trace: Trace
     asked: Mapping[str, int]
     depth: int | None
-    passes: int
 
     def overlap(self) -> Overlap:
         """The run as a row of the policy table."""
@@ -149,6 +148,6 @@ def simulate(
         await sim.run()
         requests = sim.wired.requests
         asked, depth = ({}, None) if requests is None else (dict(requests.asked_at), requests.depth)
-        return Simulated(sim.parts.policy, timings.order, trace, asked, depth, passes)
+        return Simulated(sim.parts.policy, timings.order, trace, asked, depth)
 
     return run_virtual(main())

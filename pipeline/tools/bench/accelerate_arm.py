@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from pipeline.errors import ConfigError, RequestError
 from pipeline.tools.bench.arm_program import read_bytes, require_installed, say, serve
@@ -57,14 +58,14 @@ def _write_weights(folder: Path, offload_folder: Path, wanted: set[str], dtype: 
     """
     if (offload_folder / "index.json").exists():
         return
-    utilities, safetensors = importlib.import_module("accelerate.utils"), importlib.import_module("safetensors")
+    utilities = importlib.import_module("accelerate.utils")
     index: dict[str, Any] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        with safetensors.safe_open(file, framework="pt") as opened:
+        with safe_open(file, framework="pt") as opened:
             names = wanted & set(opened.keys())
         for name in sorted(names):
             say(f"accelerate: writing {name}")
-            with safetensors.safe_open(file, framework="pt") as opened:
+            with safe_open(file, framework="pt") as opened:
                 index = utilities.offload_weight(opened.get_tensor(name).to(dtype), name, str(offload_folder), index)
     if missing := wanted - set(index):
         raise ConfigError(

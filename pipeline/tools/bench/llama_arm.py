@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from pipeline.errors import ConfigError
 from pipeline.formats.parts import ATTN, EMBED, FFN, HEAD
@@ -153,18 +154,16 @@ def _rope_factors(config: ModelConfig) -> torch.Tensor:
 
 
 def _files_of_tensors(folder: Path) -> dict[str, Path]:
-    safetensors = importlib.import_module("safetensors")
     where = {}
     for file in sorted(folder.glob("*.safetensors")):
-        with safetensors.safe_open(file, framework="pt") as opened:
+        with safe_open(file, framework="pt") as opened:
             where.update(dict.fromkeys(opened.keys(), file))
     return where
 
 
 def _read(file: Path, name: str, heads: int | None) -> torch.Tensor:
     """A tensor; the rows of q and k interleaved within each head, which is how llama.cpp rotates them."""
-    safetensors = importlib.import_module("safetensors")
-    with safetensors.safe_open(file, framework="pt") as opened:
+    with safe_open(file, framework="pt") as opened:
         tensor: torch.Tensor = opened.get_tensor(name)
     if heads is None or tensor.ndim == 1:
         return tensor

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.checkpoints.presets import PRESETS
 from pipeline.errors import ConfigError, unknown_name
-from pipeline.formats.parts import ATTN, FFN
+from pipeline.formats.parts import ATTN, FFN, attends
 from pipeline.models.families import FAMILIES
 from pipeline.models.json_object import JsonObject
 from pipeline.models.layers import Layer
@@ -27,25 +27,15 @@ class Shape:
     layer: Layer
     item_bytes: int
 
-    @property
-    def attn_parameters(self) -> int:
-        """Those of the attn group of a layer."""
-        return _parameters(self.layer, ATTN)
+    def parameters(self, part: str) -> int:
+        """Those of one part of a layer."""
+        return sum(math.prod(spec.shape) for spec in self.layer.specs("")[part])
 
-    @property
-    def ffn_parameters(self) -> int:
-        """Those of the ffn group of a layer."""
-        return _parameters(self.layer, FFN)
-
-    def attn_operations(self, tokens: int) -> float:
+    def operations(self, part: str, tokens: int) -> float:
         """Two for each parameter and token, and the attention of each token over itself and those before it."""
-        pairs = tokens * (tokens + 1) / 2
+        pairs = tokens * (tokens + 1) / 2 if attends(part) else 0
         rows = self.layer.attention.heads * self.layer.attention.head_dim
-        return 2.0 * self.attn_parameters * tokens + 4.0 * rows * pairs
-
-    def ffn_operations(self, tokens: int) -> float:
-        """Two for each parameter and token."""
-        return 2.0 * self.ffn_parameters * tokens
+        return 2.0 * self.parameters(part) * tokens + 4.0 * rows * pairs
 
 
 def find_shape(model: str) -> Shape:
@@ -79,11 +69,11 @@ def derive_timings(
     `batch_tokens` tokens of one prompt. Not in it: the head, and the time in which a small batch reads the weights from
     device memory.
     """
-    attn_bytes, ffn_bytes = shape.attn_parameters * shape.item_bytes, shape.ffn_parameters * shape.item_bytes
+    attn_bytes, ffn_bytes = (shape.parameters(part) * shape.item_bytes for part in (ATTN, FFN))
     return LayerTimings(
         layers=shape.layers,
-        attn=shape.attn_operations(batch_tokens) / (tflops * TERA),
-        ffn=shape.ffn_operations(batch_tokens) / (tflops * TERA),
+        attn=shape.operations(ATTN, batch_tokens) / (tflops * TERA),
+        ffn=shape.operations(FFN, batch_tokens) / (tflops * TERA),
         attn_io=attn_bytes / (h2d_gbps * GIGA),
         ffn_io=ffn_bytes / (h2d_gbps * GIGA),
         attn_disk=attn_bytes / (disk_gbps * GIGA),
@@ -96,7 +86,3 @@ def _preset_shape(name: str, values: Mapping[str, object]) -> Shape:
     family = FAMILIES[settings.text("model_type")]
     layers = family.layers(settings.with_absent(family.absent), settings.count("num_hidden_layers"))
     return Shape(layers=len(layers), layer=layers[0], item_bytes=BFLOAT16_BYTES)
-
-
-def _parameters(layer: Layer, part: str) -> int:
-    return sum(math.prod(spec.shape) for spec in layer.specs("")[part])

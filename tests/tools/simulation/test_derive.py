@@ -24,8 +24,8 @@ def folder_of(preset: str, path: Path, **more: object) -> Path:
 def test_a_preset_has_the_parameters_of_its_tensors(preset: str, tmp_path: Path) -> None:
     shape = find_shape(preset)
     specs = group_specs(read_config(folder_of(preset, tmp_path)))
-    assert shape.attn_parameters == sum(math.prod(spec.shape) for spec in specs[0, "attn"])
-    assert shape.ffn_parameters == sum(math.prod(spec.shape) for spec in specs[0, "ffn"])
+    assert shape.parameters("attn") == sum(math.prod(spec.shape) for spec in specs[0, "attn"])
+    assert shape.parameters("ffn") == sum(math.prod(spec.shape) for spec in specs[0, "ffn"])
     assert shape.layers == max(layer for layer, _ in specs)
     assert find_shape(str(tmp_path)) == shape
 
@@ -33,8 +33,8 @@ def test_a_preset_has_the_parameters_of_its_tensors(preset: str, tmp_path: Path)
 def test_a_folder_says_which_matrices_have_biases(tmp_path: Path) -> None:
     folder = folder_of("llama-3.2-3b", tmp_path, attention_bias=True, mlp_bias=True)
     shape, specs = find_shape(str(folder)), group_specs(read_config(folder))
-    assert shape.attn_parameters == sum(math.prod(spec.shape) for spec in specs[0, "attn"])
-    assert shape.ffn_parameters == sum(math.prod(spec.shape) for spec in specs[0, "ffn"])
+    assert shape.parameters("attn") == sum(math.prod(spec.shape) for spec in specs[0, "attn"])
+    assert shape.parameters("ffn") == sum(math.prod(spec.shape) for spec in specs[0, "ffn"])
 
 
 def test_a_folder_says_how_wide_its_weights_are(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_the_70b_of_the_analysis() -> None:
 def test_a_token_attends_to_itself_and_to_those_before_it() -> None:
     """Two products, scores and their sum over the values, of 2 x heads x head_dim operations for each pair."""
     shape = find_shape("llama-3.2-1b")
-    attending = shape.attn_operations(512) - 2 * shape.attn_parameters * 512
+    attending = shape.operations("attn", 512) - 2 * shape.parameters("attn") * 512
     assert attending == sum(2 * 2 * 32 * 64 * (before + 1) for before in range(512))
 
 

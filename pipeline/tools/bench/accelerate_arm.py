@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.errors import ConfigError, RequestError
 from pipeline.tools.bench.arm_program import read_bytes, require_installed, say, serve
 from pipeline.tools.bench.load import Load, LoadSettings
@@ -60,13 +61,12 @@ def _write_weights(folder: Path, offload_folder: Path, wanted: set[str], dtype: 
         return
     utilities = importlib.import_module("accelerate.utils")
     index: dict[str, Any] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    with open_checkpoint(folder, direct=False) as checkpoint:
+        where = {name: tensor.file for name, tensor in checkpoint.tensors.items() if name in wanted}
+    for name, file in where.items():
+        say(f"accelerate: writing {name}")
         with safe_open(file, framework="pt") as opened:
-            names = wanted & set(opened.keys())
-        for name in sorted(names):
-            say(f"accelerate: writing {name}")
-            with safe_open(file, framework="pt") as opened:
-                index = utilities.offload_weight(opened.get_tensor(name).to(dtype), name, str(offload_folder), index)
+            index = utilities.offload_weight(opened.get_tensor(name).to(dtype), name, str(offload_folder), index)
     if missing := wanted - set(index):
         raise ConfigError(
             f"{folder}: no tensor {min(missing)!r}; accelerate needs a checkpoint with an output matrix of its own "

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.errors import ConfigError
 from pipeline.formats.parts import ATTN, EMBED, FFN, HEAD
 from pipeline.models.frequencies import attention_factor, frequencies
@@ -135,7 +136,8 @@ def _describe(writer: Any, gguf: Any, config: ModelConfig) -> None:
 
 def _tensors(folder: Path, config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...], bool, Any]]:
     """Name, shape, whether it is a norm, and what reads it."""
-    where = _files_of_tensors(folder)
+    with open_checkpoint(folder, direct=False) as checkpoint:
+        where = {name: tensor.file for name, tensor in checkpoint.tensors.items()}
     for (layer, part), specs in group_specs(config).items():
         for spec in specs:
             heads = {"q": config.attention.heads, "k": config.attention.kv_heads}.get(spec.short)
@@ -151,14 +153,6 @@ def _rope_factors(config: ModelConfig) -> torch.Tensor:
     device = torch.device("cpu")
     plain = frequencies(config.attention.head_dim, config.rope_theta, None, 0, device)
     return plain / frequencies(config.attention.head_dim, config.rope_theta, config.rope_scaling, 0, device)
-
-
-def _files_of_tensors(folder: Path) -> dict[str, Path]:
-    where = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as opened:
-            where.update(dict.fromkeys(opened.keys(), file))
-    return where
 
 
 def _read(file: Path, name: str, heads: int | None) -> torch.Tensor:

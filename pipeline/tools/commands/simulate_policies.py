@@ -6,10 +6,12 @@ import math
 from collections.abc import Mapping
 
 from actors.core.ports import PrefetchPolicy
+from pipeline.engine.actor_names import ACTORS
 from pipeline.engine.policies import CURRENT_CHAINED, POLICIES, Policy, find_policy
 from pipeline.engine.settings import within
 from pipeline.errors import ConfigError
 from pipeline.system.table import print_json
+from pipeline.system.written_files import check_writable
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.simulate import LAYERS, MILLISECONDS
 from pipeline.tools.commands.values import policy_from_text
@@ -18,6 +20,8 @@ from pipeline.tools.simulation.derive import derive_timings, find_shape
 from pipeline.tools.simulation.policy_table import policy_table
 from pipeline.tools.simulation.sim_line import Simulated, simulate
 from pipeline.tools.simulation.timings import LayerTimings
+from pipeline.tools.trace.perfetto import write_trace
+from pipeline.tools.trace.recording import Recording
 
 MS = 1000.0
 CHAINED = "current, chained"
@@ -37,8 +41,6 @@ def simulate_policies(options: argparse.Namespace) -> None:
     if options.trace is not None and options.policy is None:
         raise ConfigError("--trace: need one policy to write down, have all; name it with --policy")
     if options.trace is not None:
-        from pipeline.system.written_files import check_writable
-
         check_writable(options.trace)
     _check_counts(options)
     timings, policies = _timings(options), _policies(options)
@@ -94,10 +96,6 @@ def _print_table(timings: LayerTimings, policies: Mapping[str, PrefetchPolicy], 
 
 
 def _write_trace(options: argparse.Namespace, timings: LayerTimings, run: Simulated) -> None:
-    from pipeline.engine.actor_names import ACTORS
-    from pipeline.tools.trace.perfetto import write_trace
-    from pipeline.tools.trace.recording import Recording
-
     configuration = {
         "command": "simulate",
         "policy": run.policy.name,

@@ -48,9 +48,9 @@ if TYPE_CHECKING:
     from pipeline.generation.sequence import Chunk, Output
     from pipeline.text.prompts import Prompt
     from pipeline.text.tokenizer import ModelTokenizer
-    from pipeline.tools.simulation.policy_table import policy_table
     from pipeline.tools.simulation.sim_line import simulate
     from pipeline.tools.simulation.timings import LayerTimings
+    from pipeline.tools.trace.overlap import policy_table
 
 _NAMES = {
     "actors.core.budget": "Slot",
@@ -72,9 +72,9 @@ _NAMES = {
     "pipeline.generation.sequence": "Chunk Output",
     "pipeline.text.prompts": "Prompt",
     "pipeline.text.tokenizer": "ModelTokenizer",
-    "pipeline.tools.simulation.policy_table": "policy_table",
     "pipeline.tools.simulation.sim_line": "simulate",
     "pipeline.tools.simulation.timings": "LayerTimings",
+    "pipeline.tools.trace.overlap": "policy_table",
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 

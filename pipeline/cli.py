@@ -14,7 +14,7 @@ from pipeline.system.event_loop import sigterm_ends
 from pipeline.system.limits import explained
 from pipeline.system.sizes import human_bytes
 from pipeline.tools.commands.command_options import add_commands
-from pipeline.tools.commands.models import find_models
+from pipeline.tools.commands.options import find_models
 from pipeline.tools.commands.parser import Parser
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.streams import OutputFailed, ReaderGone, standard_streams

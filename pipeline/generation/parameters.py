@@ -125,7 +125,7 @@ class SamplingParameters:
     def __post_init__(self) -> None:
         for name, (low, high) in WHOLE_RANGES.items():
             value, optional = getattr(self, name), name in ("seed", "logprobs")
-            if not (_is_whole(value, low, high) or (optional and value is None)):
+            if not (is_whole(value, low, high) or (optional and value is None)):
                 raise self._error(name, f"a whole number from {low} to {high}{' or None' if optional else ''}")
         for name, (lowest, highest) in NUMBER_RANGES.items():
             if not _is_number(getattr(self, name), lowest, highest):
@@ -239,7 +239,8 @@ def _is_list(value: object) -> TypeGuard[Collection[Any]]:
     return isinstance(value, Sequence | Set) and not is_text and len(value) <= MOST_IDS
 
 
-def _is_whole(value: object, low: int, high: int) -> bool:
+def is_whole(value: object, low: int, high: int) -> bool:
+    """Whether it is a whole number in a range; True and False are none."""
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 

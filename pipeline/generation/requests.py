@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.config import Settings
 from pipeline.errors import RequestError, shown
 from pipeline.generation.build import ModelRuntime
-from pipeline.generation.parameters import SamplingArguments, SamplingParameters, plain
+from pipeline.generation.parameters import SamplingArguments, SamplingParameters, is_whole, plain
 from pipeline.generation.sequence import RunningSequence
 from pipeline.state.prefix_cache import COMMON_SCOPE, digest_prompt, named_scope, private_scope
 from pipeline.system.threads import give_way
@@ -42,9 +42,9 @@ class CallOptions:
     cache_scope: str | None = None
 
     def __post_init__(self) -> None:
-        if self.n is not None and not _is_whole(self.n, 1, MOST_SAMPLES):
+        if self.n is not None and not is_whole(self.n, 1, MOST_SAMPLES):
             raise self._error("n", f"a whole number from 1 to {MOST_SAMPLES}")
-        if not _is_whole(self.priority, -MOST_PRIORITY, MOST_PRIORITY):
+        if not is_whole(self.priority, -MOST_PRIORITY, MOST_PRIORITY):
             raise self._error("priority", f"a whole number from {-MOST_PRIORITY} to {MOST_PRIORITY}")
         scope = self.cache_scope
         if scope is not None and not (isinstance(scope, str) and 1 <= len(scope) <= LONGEST_SCOPE):
@@ -198,7 +198,3 @@ class Call:
 
 def _no_token() -> RequestError:
     return RequestError("prompt: need at least one token, have none")
-
-
-def _is_whole(value: object, least: int, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most

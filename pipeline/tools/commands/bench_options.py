@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.tools.commands.command import Command
-from pipeline.tools.commands.models import MODEL_HELP
-from pipeline.tools.commands.options import add_settings, add_trace
+from pipeline.tools.commands.options import MODEL_HELP, add_settings, add_trace
 from pipeline.tools.commands.progress import LOADING
 
 

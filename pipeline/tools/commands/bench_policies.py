@@ -18,7 +18,7 @@ from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import beside_noise, counted, with_remarks
 from pipeline.tools.commands.values import at_least_one, policy_from_text
-from pipeline.tools.simulation.policy_table import policy_table
+from pipeline.tools.trace.overlap import policy_table
 from pipeline.tools.trace.perfetto import write_trace
 from pipeline.tools.trace.recording import Recording
 

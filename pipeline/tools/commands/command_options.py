@@ -7,8 +7,7 @@ from typing import Any
 from pipeline.checkpoints.presets import PRESETS
 from pipeline.tools.commands.bench_options import add_bench
 from pipeline.tools.commands.command import Command
-from pipeline.tools.commands.models import MODEL_HELP
-from pipeline.tools.commands.options import add_settings, add_trace
+from pipeline.tools.commands.options import MODEL_HELP, add_settings, add_trace
 from pipeline.tools.commands.progress import LOADING
 from pipeline.tools.commands.prompt import add_prompt
 from pipeline.tools.commands.sampling import add_sampling

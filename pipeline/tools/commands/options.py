@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
+from pipeline.system.hub_cache import find_checkpoint
 from pipeline.tools.commands.parser import Parser
 
+MODELS = ("model", "deep")
+"""Under these names commands take models: a path, an id of the Hugging Face cache, or the bundled one."""
+MODEL_HELP = "a checkpoint folder, the id of a model that was fetched with hf download, or bundled"
 OPTIONS = {
     "device": ("DEVICE", "auto, cpu, cpu-copy, cuda; default auto"),
     "dtype": ("DTYPE", "compute in float32, float16, bfloat16; default the checkpoint's"),
@@ -63,6 +67,17 @@ def _table(own: Collection[str], defaults: Mapping[str, Any]) -> str:
     from pipeline.tools.commands.settings import settings_table
 
     return settings_table(own, defaults)
+
+
+def find_models(options: argparse.Namespace) -> argparse.Namespace:
+    """The same options with folders in the place of ids. Raises CheckpointError for those that the cache has not."""
+    for name in MODELS:
+        value = getattr(options, name, None)
+        if isinstance(value, Path):
+            setattr(options, name, find_checkpoint(value))
+        elif isinstance(value, list):
+            setattr(options, name, [find_checkpoint(one) for one in value])
+    return options
 
 
 def add_trace(parser: argparse._ActionsContainer, more: str = "") -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.tools.commands.command import Command
-from pipeline.tools.commands.models import MODEL_HELP
+from pipeline.tools.commands.options import MODEL_HELP
 
 LAYERS = 80
 MILLISECONDS = {"attn_ms": 80.0, "ffn_ms": 120.0, "attn_io_ms": 100.0, "ffn_io_ms": 100.0}

@@ -17,9 +17,9 @@ from pipeline.tools.commands.simulate import LAYERS, MILLISECONDS
 from pipeline.tools.commands.values import policy_from_text
 from pipeline.tools.simulation.closed_forms import closed_form_ms
 from pipeline.tools.simulation.derive import derive_timings, find_shape
-from pipeline.tools.simulation.policy_table import policy_table
 from pipeline.tools.simulation.sim_line import Simulated, simulate
 from pipeline.tools.simulation.timings import LayerTimings
+from pipeline.tools.trace.overlap import policy_table
 from pipeline.tools.trace.perfetto import write_trace
 from pipeline.tools.trace.recording import Recording
 

@@ -126,4 +126,4 @@ async def test_a_cancelled_request_stops_computing_at_the_next_group(monkeypatch
         call.cancel()
         await model.generate(PROMPT, max_new_tokens=1)
         whole_pass = 1 + len(model.runtime.catalog.order)
-        assert whole_pass < len(lanes) < 2 * whole_pass
+        assert whole_pass < len(lanes) < 1.5 * whole_pass, "not even what is left of the layers"

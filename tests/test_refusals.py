@@ -171,7 +171,7 @@ def named(name: object) -> Stage:
         ({"context_tokens": 5000}, "made for 1024 positions"),
         ({"context_tokens": 0}, "context_tokens"),
         ({"chunk_bytes": 5000}, "multiple of 4096"),
-        ({"gpu_groups": 60_000}, "host memory: need .*have .*; set gpu_groups to at most"),
+        ({"gpu_groups": 60_000, "residency": False}, "host memory: need .*have .*; set gpu_groups to at most"),
         ({"reader_lanes": 1000}, "from 1 to 64, have 1000"),
         ({"kv_disk": 5}, "kv_disk: need the path of a folder, have 5"),
         ({"kv_disk": b"."}, "kv_disk: need the path of a folder, have b'.'"),

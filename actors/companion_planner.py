@@ -15,7 +15,7 @@ from actors.core.stage import Source
 
 
 class CompanionPlanner(Source):
-    """Plans what is asked for: unlike weights, companion bytes depend on who shares the pass."""
+    """Plans a layer when its bytes are asked for: they depend on the requests of the pass, as weights do not."""
 
     def __init__(self, companion: Companion) -> None:
         self.name = f"{companion.name}_planner"

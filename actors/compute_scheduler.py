@@ -71,7 +71,7 @@ class ComputeScheduler(Sink):
             self._launched.clear()
 
     def _tell(self, queue: PrefetchQueue, message: Message[Slot], ran: Sequence[Event]) -> None:
-        """Begin to watch over a computation; in the order of the groups, whatever order the loop wakes watchers in."""
+        """Report a computation's start and end. A report waits for the one before, so they come in compute order."""
         one_before, two_before = self._reports
         # It starts after the same micro-batch of the half before, on the lane of the half before that one.
         start = self._previous[0] if len(self._previous) > 1 else one_before

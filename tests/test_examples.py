@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from actors.core.errors import ActorFailed
-from pipeline import ConfigError, Message, Model, Slot, Stage
+from pipeline import ConfigError, Message, Model, Program, Slot, Stage, open_program
 from pipeline.engine.actor_names import ACTORS
 from pipeline.system.memory_plan import Holding
 
@@ -100,6 +100,13 @@ def test_an_own_program_is_reported_like_a_model_and_refused_where_its_slots_do_
         ConfigError, match=r"need 722 kB, have 600 kB \(vectors 50 kB; 4 block slots 672 kB \[gpu_groups\]"
     ):
         names["open_program"](page.parent, names["GROUPS"], names["Denoiser"], small, holdings=[own])
+
+
+def test_an_own_program_needs_settings_of_the_engine_and_a_group(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"settings: need EngineSettings\(\.\.\.\), have \{'device': 'cpu'\}"):
+        open_program(tmp_path, {(0, "block"): []}, Program, {"device": "cpu"})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="specs: need at least one group, have none"):
+        open_program(tmp_path, {}, Program)  # type: ignore[arg-type]
 
 
 class Spoiling(Stage):

@@ -146,7 +146,7 @@ class Actor:
             await self.stalled("room", message, outlet.send(message))
 
     def _lies_ahead(self, message: Message[Any]) -> bool:
-        """Whether the bytes are at a place further down the line, for good: then there is nothing to do here."""
+        """Whether the group is resident at a place further down the line: then this actor has nothing to do with it."""
         return message.at is None and any(budget.holds(message.key) for budget in self._wired.ahead)
 
     def _left(self, error: BaseException | None) -> BaseException | None:

@@ -32,7 +32,7 @@ class Arrivals:
         self.reloaded = 0
 
     def found(self) -> None:
-        """A group needed no upload: its bytes lie on the device for good."""
+        """Report a group that needs no upload, as it stays on the device."""
         self._queue.arrived()
 
     async def watch(self, message: Message[Slot], slot: Slot, event: Event, upload: Callable[[], Event]) -> None:

@@ -1,4 +1,4 @@
-"""What bounds it: a budget is a fixed set of memory cells, leased out as slots.
+"""A budget: a fixed set of memory cells, leased out as slots. It bounds how far a line runs ahead.
 
 Budget = moving + queued + in use, never more (rule 2). Ownership is a lease: `acquire` may wait, `release` never does.
 A resident group has a cell of its own beside these, whose bytes are moved once and then found there in every pass.
@@ -91,7 +91,7 @@ class Slot:
         self._budget._take_back(self, self._cell)
 
     async def vacated(self) -> None:
-        """Wait, on the host, until the last reader is through. Its failure is its own to report."""
+        """Wait, on the host, until the last reader is through. Its failure is reported by the actor that started it."""
         await ended(self.after)
 
 
@@ -154,9 +154,9 @@ class Budget:
             slot.release(after=slot.filled)
 
     async def settle(self) -> None:
-        """Wait for the last reader of every free cell. How it ended was its own affair: events order, no more.
+        """Wait until the last reader of every free cell has ended, well or not: its event only says when.
 
-        What resident groups held is forgotten: which of it the failure has spoilt is not known.
+        The bytes of resident groups count as lost: which of them the failure has spoilt is not known.
         """
         for cells in self._free.values():
             for cell in cells:

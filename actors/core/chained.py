@@ -1,4 +1,4 @@
-"""An event behind another one: what a stage has started itself does not take the place of the arrival (rule 4)."""
+"""A chained event: the end of an actor's own work on a message, but never before its bytes have arrived (rule 4)."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -12,7 +12,9 @@ Given = TypeVar("Given", bound=Event | None)
 
 
 class Chained:
-    """Done when both are. If the bytes did not arrive, the error names `filler`, the actor that moved them."""
+    """Done when the message's event and `own` are. If the bytes did not arrive, the error names `filler`, the actor
+    that moved them.
+    """
 
     def __init__(self, message: Message[Any], own: Event, filler: str) -> None:
         self._message = message
@@ -21,7 +23,7 @@ class Chained:
 
     @property
     def parts(self) -> Sequence[Event]:
-        """What a device has to wait for instead, since it knows only its own events."""
+        """The events that a device waits for in place of this one, since it knows only its own."""
         return parts(self._message.event, self._own)
 
     @property
@@ -50,7 +52,7 @@ class Chained:
 
 
 def behind(message: Message[Any], own: Event, filler: str) -> Event:
-    """The event of own work on a message, but not before the message's own; most often that is done already."""
+    """An event that is done when the message's event and `own`, that of work on the message, are both done."""
     arrival = message.event
     if arrival is READY or own is arrival or (arrival.done() and arrival.error is None):
         return own

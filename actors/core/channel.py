@@ -1,4 +1,4 @@
-"""How it flows: a bounded channel with one sending and one receiving end.
+"""A channel: a bounded queue between two actors, with one sending and one receiving end.
 
 Both ends keep trio's contract: an operation that raises, also through cancellation, did not happen. A closed sender
 lets the receiver drain what is left.

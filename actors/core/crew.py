@@ -1,6 +1,6 @@
 """The tasks of one run of a line: the loops of its actors, and what they start beside them.
 
-The line runs until a task ends otherwise than in turn, or until all have ended. Then those that are left are stopped.
+The line runs until a task fails or ends before its turn, or until all have ended. Then the remaining tasks are stopped.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ Named: TypeAlias = Callable[[BaseException], ActorFailed]
 """Gives an error the name of the actor that it comes from."""
 
 Then: TypeAlias = Callable[[BaseException | None], BaseException | None]
-"""Is told how a task has ended, and may find fault with an end that went well."""
+"""Takes the error of a task that has ended, or None, and gives the one that counts: a good end may be an error, too."""
 
 
 class Crew:
@@ -32,7 +32,7 @@ class Crew:
     def begin(
         self, work: Coroutine[Any, Any, None], named: Named, then: Then, name: str | None = None
     ) -> "asyncio.Task[None]":
-        """Let a task do the work, and hear of its end before all others do. A run that is over begins none."""
+        """Run `work` as a task, at whose end `then` is called first. Where the run is over, the task is cancelled."""
         task = self._over.get_loop().create_task(work, name=name)
         self.tasks[task] = named, then
         task.add_done_callback(self._left)
@@ -41,7 +41,7 @@ class Crew:
         return task
 
     def end(self, failure: BaseException | None) -> None:
-        """Say that the run is over; what comes later is a consequence."""
+        """End the run, with this failure or with None. The first call counts: later failures are consequences of it."""
         if not self._over.done():
             self._over.set_result(failure)
 

@@ -1,4 +1,4 @@
-"""What can go wrong in a line, as few types, each naming the place."""
+"""The errors of a line. Each names the place where it happened."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ class ActorFailed(PenstockError):
 
 
 def said(error: BaseException) -> str:
-    """What an error is and says. One that fails to say anything must not keep others from being told of it."""
+    """The type and the message of an error, as text: also of one whose `__str__` raises, so that it is reported."""
     try:
         return f"{type(error).__name__}: {error}"
     except (KeyboardInterrupt, SystemExit):

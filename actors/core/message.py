@@ -1,4 +1,4 @@
-"""What flows: one message per weight group and pass."""
+"""A message: what one actor hands to the next, for each weight group and pass."""
 
 import asyncio
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Message(Generic[Place]):
 
     @property
     def key(self) -> GroupKey:
-        """Which group it is, in every pass alike."""
+        """Layer and part of the group: the same in every pass."""
         return self.layer, self.group
 
     def moved(self, at: Elsewhere, event: Event) -> "Message[Elsewhere]":

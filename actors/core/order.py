@@ -12,7 +12,7 @@ def layer_parts(order: Sequence[GroupKey]) -> tuple[str, ...]:
 
 
 def halves(order: Sequence[GroupKey]) -> list[GroupKey]:
-    """By its position, the half-layer that a policy knows each group as: the number of a layer, and one of its parts.
+    """For each position, the half-layer that a policy takes the group for: the number of a layer, and one of its parts.
 
     What follows the layers, as the slices of the head do, counts as the last part of one more layer each.
     """

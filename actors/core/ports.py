@@ -137,7 +137,10 @@ class PrefetchPolicy(Protocol):
 
 
 class Program(Protocol):
-    """What the compute scheduler runs. One pass is one sweep over all groups, in compute order."""
+    """What the compute scheduler runs. One pass is one sweep over all groups, in compute order.
+
+    A class that inherits from it need not write `prepare` and `check_in`.
+    """
 
     order: Sequence[GroupKey]
     """Layer and name of every group of a pass, in compute order."""
@@ -156,7 +159,8 @@ class Program(Protocol):
     def step(self, pass_: Any, message: Message[Slot], /) -> Sequence[Event]:
         """Launch the computation of one group, micro-batch by micro-batch; the last event frees the group's slot.
 
-        Nothing is launched for a group that no request needs.
+        The computation is launched behind `message.event`, the arrival of the group's bytes (rule 4). The answer is
+        empty where nothing is launched, as for a group that no request needs.
         """
 
     async def finish(self, pass_: Any, /) -> None:

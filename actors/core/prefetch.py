@@ -102,7 +102,7 @@ class PrefetchQueue:
             self._request(position + 1, Priority.DEMAND)
 
     def _asks(self, method: str, call: Callable[[], Iterable[Ask]]) -> list[Ask]:
-        """What the policy answers; an error that names it if that is no answer."""
+        """The policy's answer. Raises PolicyFailed, naming the policy, where its method raises or gives no Asks."""
         try:
             asks = list(call())
         except (KeyboardInterrupt, SystemExit):

@@ -9,7 +9,7 @@ from actors.prefetch_planner import PrefetchPlanner
 PLANNER, READER, STAGER = PrefetchPlanner.name, DiskReader.name, PinnedStager.name
 UPLOADER, SCHEDULER = GpuUploader.name, ComputeScheduler.name
 ACTORS = (PLANNER, READER, STAGER, UPLOADER, SCHEDULER)
-"""Those of the weights, in order."""
+"""The actors of the weights, in order."""
 
 KV_ACTORS = KV_PLANNER, KV_READER, KV_UPLOADER, KV_SWAPPER = "kv_planner", "kv_reader", "kv_uploader", "kv_swapper"
-"""Those of the KV blocks: the actors of a companion bear its name."""
+"""The actors of the KV blocks: the actors of a companion bear its name."""

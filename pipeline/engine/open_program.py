@@ -1,4 +1,4 @@
-"""Opens a line for any program over any groups: the tensors of safetensors files, named by whom they are computed."""
+"""Opens a line for any program over any groups: tensors of safetensors files, by the names that the program gives."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from pipeline.devices.open import open_device
 from pipeline.engine.plan import Planning, lay_out
 from pipeline.engine.runtime import Runtime
 from pipeline.engine.settings import EngineSettings
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, shown
 from pipeline.groups.groups import Specs, find_groups
 from pipeline.system.memory_plan import Holding
 from pipeline.system.promises import promise, promising
@@ -31,8 +31,9 @@ def open_program(
 
     Args:
         folder: where the files lie.
-        specs: the tensors of each group, by layer and part; groups travel, and are computed, in this order.
-        make: makes the program, from a runtime that lacks only that.
+        specs: the tensors of each group, by layer and part. Groups travel, and are computed, in `Program.order`.
+        make: makes the program, from a runtime that lacks only that: its `catalog` gives a group's tensors, its
+            `device` launches computations.
         settings: how the line runs; what `EngineSettings` says by default if not given.
         passes: how many there are; without end if not given.
         holdings: memory that the program takes itself, for the memory plan.
@@ -41,6 +42,10 @@ def open_program(
     Raises ConfigError or CheckpointError before any memory is taken.
     """
     settings = settings or EngineSettings()
+    if not isinstance(settings, EngineSettings):
+        raise ConfigError(f"settings: need EngineSettings(...), have {shown(settings)}")
+    if not specs:
+        raise ConfigError("specs: need at least one group, have none")
     device = open_device(settings.device)
     with contextlib.ExitStack() as undone:
         checkpoint = undone.enter_context(open_checkpoint(folder, direct=settings.reading.get("direct", True)))

@@ -20,9 +20,9 @@ from pipeline.system.promises import open_models_take, promised_elsewhere
 from pipeline.system.sizes import parse_bytes
 
 SPARE_SHARE = 0.1
-"""What resident groups leave free where no setting limits them: it is others' memory too."""
+"""What resident groups leave free where no setting limits them: other programs need memory too."""
 OWN_THREADS = 12
-"""That read, copy, compute and sample, beside those of torch."""
+"""Threads that read, copy, compute and sample, beside those of torch."""
 
 
 @dataclass(frozen=True, slots=True)

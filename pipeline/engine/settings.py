@@ -26,7 +26,8 @@ class EngineSettings:
 
     Attributes:
         device: "auto" (a GPU where there is one), "cpu", "cpu-copy" (copying each group as for a GPU), "cuda" or "gpu".
-        policy: what is prefetched when: the name of a prefetch policy, or an object that is one.
+        policy: what is prefetched when: the name of a prefetch policy, or an object that is one. Of the named ones all
+            but "backpressure" need groups whose parts are "attn" and "ffn", as those of models are.
         gpu_groups: weight groups that move, wait or compute on the device; this is what bounds the prefetch depth.
         host_groups: weight groups in pinned host memory; without effect on the CPU, whose memory is one.
         queues: messages that may wait in front of an actor, by the actor's name.

@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 
 class Callers(Protocol):
-    """Those whom a program serves, as the supervisor tells them what becomes of the line."""
+    """The requests of a program, which the supervisor tells what becomes of the line."""
 
     async def wanted(self) -> None:
         """Wait until one of them wants something."""
@@ -47,7 +47,7 @@ class Callers(Protocol):
         """Take everything back: the line has stopped."""
 
     def refuse(self, error: ClosedError) -> None:
-        """Tell all of an error, and serve nobody any more."""
+        """Tell all of an error, and refuse later requests."""
 
 
 class Supervisor:
@@ -128,9 +128,9 @@ class Supervisor:
             await self._callers.wanted()
 
     async def _run(self) -> None:
-        """Run the lines until one fails; when all have stopped, those that it served are computed anew.
+        """Run the lines until one fails; when all have stopped, running requests are computed anew.
 
-        Where a thread keeps the lines from stopping, they are told instead; those that wait keep their places.
+        Where a thread keeps the lines from stopping, they get the error instead; waiting ones keep their places.
         """
         async with self._runtime.running() as over:
             try:
@@ -144,7 +144,7 @@ class Supervisor:
                 self._tell_all(failure)
             patience = self._loop.call_later(PATIENCE_SECONDS, self._callers.fail_those_that_run, failure)
         patience.cancel()
-        if meant:  # those who have come since have nothing to do with it
+        if meant:  # requests that came since then keep their places
             self._callers.stopped()
         else:
             self._callers.interrupt(failure)
@@ -167,7 +167,7 @@ class Supervisor:
             self._callers.refuse(error)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
-        """However it came to that, no caller waits for ever."""
+        """Tell all callers that the task has ended, for whatever reason, so that none waits for ever."""
         if not task.cancelled() and (error := task.exception()) is not None:
             closed = _no_more(repr(error))
             closed.__cause__ = error

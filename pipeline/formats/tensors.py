@@ -32,7 +32,7 @@ ITEM_BITS = {
     "I64": 64,
     "U64": 64,
 }
-"""Of the dtypes of safetensors files, as these spell them."""
+"""How many bits an item has, by dtype as safetensors files spell it."""
 WEIGHT_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """In which weights may be stored, as safetensors files and as torch spell them."""
 

@@ -15,7 +15,7 @@ from pipeline.text.tokenizing import Tokenizing
 
 
 class Admission:
-    """All requests of an open model. `tokenizing_calls` do not wait yet: their prompts become ids."""
+    """All requests of an open model. `tokenizing_calls` counts the calls whose prompts still become ids."""
 
     def __init__(self, batcher: Batcher, cache: KeyValueCache) -> None:
         self.batcher = batcher
@@ -119,7 +119,7 @@ class Admission:
     async def drained(self) -> None:
         """Wait until all requests have ended; none pauses any more, so they end though their streams are not read."""
         while self.tokenizing_calls or self.batcher.unfinished:
-            self.batcher.pause_nobody()
+            self.batcher.never_pause()
             self._wanted.set()
             self._left.clear()
             await self._left.wait()

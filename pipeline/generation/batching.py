@@ -56,12 +56,12 @@ class Batcher:
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody wants tokens."""
+        """Whether a request is active: it has neither ended nor paused."""
         return any(sequence.active for sequence in self._all)
 
     @property
     def unfinished(self) -> bool:
-        """Whether anybody has not got all its tokens, though it may have paused."""
+        """Whether a request has not ended; a paused one counts."""
         return any(not sequence.ended for sequence in self._all)
 
     @property
@@ -80,7 +80,7 @@ class Batcher:
 
     @property
     def paused(self) -> int:
-        """Requests, of those that run or wait, that go on only when somebody reads their streams."""
+        """Requests, running or waiting, that go on only when their streams are read."""
         return sum(sequence.paused for sequence in self._all)
 
     def check_room(self, count: int) -> None:
@@ -101,8 +101,8 @@ class Batcher:
             raise RequestError(f"logit_rows: need {sequence.logit_rows}, have {have} with max_requests={have}")
         bisect.insort_right(self._waiting, sequence, key=lambda one: (one.state != "interrupted", one.priority))
 
-    def pause_nobody(self) -> None:
-        """Let all requests go on to their end, whether anybody reads or not."""
+    def never_pause(self) -> None:
+        """Let all requests go on to their end, though their streams are not read."""
         for sequence in self._all:
             sequence.most_unread = None
 
@@ -130,7 +130,7 @@ class Batcher:
     def computed(self, pieces: Sequence[Piece]) -> None:
         """Count the KV rows of these pieces as written; call it when what they give has been chosen, not delivered yet.
 
-        Not those of sequences that ended meanwhile: the pass skips what nobody waits for, so they may hold anything.
+        Rows of sequences that ended meanwhile do not count: the pass may have skipped them, so they may hold anything.
         """
         for piece in pieces:
             if not piece.sequence.ended:
@@ -177,10 +177,10 @@ class Batcher:
         return {}
 
     def next_pass(self, max_tokens: int) -> list[Piece]:
-        """Up to `max_tokens` tokens: first of those that answer, the rest shared by those with more to compute first.
+        """Choose up to `max_tokens` tokens: one of each request that answers, the rest of prompts, which share it.
 
-        So a long prompt delays nobody's next token. Where there are more that answer than tokens, they take turns.
-        Call it when no pass runs. There are none where nobody wants tokens, or those who do wait for room.
+        So a long prompt delays no other request's next token. More answering requests than `max_tokens` take turns.
+        Call it when no pass runs. Empty where no request is active, or where all active ones wait for room.
         """
         self.retire()
         self._rotate_anew()

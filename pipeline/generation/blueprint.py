@@ -68,7 +68,7 @@ def draw_up_fitting(
     if drawn.plan.memory.fits():
         return drawn
     if device.pools:
-        gc.collect()  # a closed model that nobody holds any more may still be there
+        gc.collect()  # a closed model may still be there, though no reference to it is left
         drawn = draw_up(model, checkpoint, settings, device)
 
     def changed(changes: Mapping[str, Any]) -> ModelPlan | None:

@@ -65,7 +65,7 @@ class PassInputs:
         return self._part(first, first + len(self._logit_rows))
 
     def rows(self, begin: int, end: int) -> Rows:
-        """Where tokens [begin, end) of the pass go, counted from `begin`. Rows behind the last token are nobody's."""
+        """Where tokens [begin, end) of the pass go, counted from `begin`. Rows behind the last token belong to none."""
         tokens = self._ends[-1]
         table = 3 * tokens + len(self._logit_rows)
         sequences = []

@@ -61,7 +61,7 @@ class GenerationPass:
 
     @property
     def abandoned(self) -> bool:
-        """Whether nobody waits for its results any more."""
+        """Whether its results are not needed: all its sequences have ended."""
         return all(piece.sequence.ended for piece in self.pieces)
 
     @property
@@ -107,7 +107,7 @@ class GenerationProgram:
         self._host_logits = device.host_memory(logits_bytes)
 
     async def begin(self) -> GenerationPass:
-        """Wait for requests, choose who shares the pass, and fetch the embedding rows of their tokens."""
+        """Wait for requests, choose those that share the pass, and fetch the embedding rows of their tokens."""
         pieces: list[Piece] = []
         while not pieces:
             pieces, fetched = await self._fetch(await self.admission.next_pieces(self._embedding.most_rows))
@@ -164,7 +164,7 @@ class GenerationProgram:
             await ended(self._cache.layer(message.layer)[1])
 
     def step(self, pass_: GenerationPass, message: Message[Slot]) -> Sequence[Event]:
-        """Launch half a layer, micro-batch by micro-batch, or a slice of the head; nothing if nobody needs it."""
+        """Launch half a layer, micro-batch by micro-batch, or a slice of the head; nothing if no request needs it."""
         ran = [] if pass_.abandoned else self._launches[kind_of(message.group)](self, pass_, message)
         tell = self._cache.attended if attends(message.group) else self._cache.rendezvous.computed
         tell(message.layer, ran[-1] if ran else READY)

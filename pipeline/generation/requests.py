@@ -33,7 +33,7 @@ class CallOptions:
             runs already is not interrupted.
         cache_scope: calls that give the same name reuse each other's KV blocks, of prompts and of answers, where their
             tokens begin alike. How fast a call is answered tells its caller what others in the scope have sent, so
-            name it after those who may know. None shares with nobody; or, with `Config.share_prefixes`, with all other
+            name it after those who may know. None shares with no call; or, with `Config.share_prefixes`, with all other
             calls that give none. A named scope stays apart even then.
     """
 
@@ -56,7 +56,7 @@ class CallOptions:
         return self.n or 1
 
     def scope(self, share_prefixes: bool) -> bytes | None:
-        """Who shares KV blocks with this call; None where nobody could."""
+        """The scope in which this call shares KV blocks; None where no other call could use them."""
         if self.cache_scope is not None:
             return named_scope(self.cache_scope)
         if share_prefixes:
@@ -76,7 +76,7 @@ class CallArguments(SamplingArguments, total=False):
 
 OPTIONS = tuple(field.name for field in dataclasses.fields(CallOptions))
 ARGUMENTS = frozenset((*SamplingArguments.__annotations__, *OPTIONS))
-"""Of a call."""
+"""The names of all arguments of a call but its prompt."""
 
 
 class Call:

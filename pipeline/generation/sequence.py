@@ -51,12 +51,12 @@ class Output:
 
     @property
     def prompt_token_ids(self) -> tuple[int, ...]:
-        """The ids of the prompt. The tuple is made here: one of millions would delay all who never look at it."""
+        """The ids of the prompt. The tuple is made here: one of millions would delay even those who never read it."""
         return tuple(self._prompt_ids)
 
 
 class RunningSequence:
-    """The state of one request: its tokens, how many of them are in the KV cache, and who waits for its chunks.
+    """The state of one request: its tokens, how many of them are in the KV cache, and its unread chunks.
 
     `state` says where it stands; whether it is `paused` or `held_back` is found anew for each pass. Of those that wait,
     the interrupted go first, then those with the lowest `priority`. `blocks` are the KV blocks that it holds, and it
@@ -108,12 +108,12 @@ class RunningSequence:
 
     @property
     def paused(self) -> bool:
-        """Whether it is to be computed on only when somebody has read what there is."""
+        """Whether it waits until its caller has read some of its chunks."""
         return not self.ended and self.most_unread is not None and self._chunks.qsize() >= self.most_unread
 
     @property
     def active(self) -> bool:
-        """Whether somebody wants its next token."""
+        """Whether its next token is to be computed: it has neither ended nor paused."""
         return not self.ended and not self.paused
 
     @property
@@ -123,11 +123,11 @@ class RunningSequence:
 
     @property
     def scope(self) -> bytes | None:
-        """Who shares blocks with it: nobody, where the next token rotates all anew."""
+        """The scope in which it shares blocks; None where its next token rotates all keys anew: no block fits then."""
         return None if self._outgrows_next else self._scope
 
     def uncache(self) -> None:
-        """Nothing of it is cached any more; what is computed from now on is rotated for its length of now."""
+        """Forget what is cached of it; keys that are computed from now on are rotated for its present length."""
         self.blocks, self.cached_tokens = [], 0
         if self.outgrown:
             self.rope_length, self.digests = self._choose_rope_length(self._length), []
@@ -175,7 +175,7 @@ class RunningSequence:
     def choose(self, logits_RV: torch.Tensor) -> Choice | RequestError:
         """Choose the next token from the rows that it asked for, the last of which tells what follows its last token.
 
-        Runs on the sampling thread. What fails here fails alone.
+        Runs on the sampling thread. An error ends this request alone.
         """
         try:
             choice = self.sampler.sample(logits_RV[-1])
@@ -190,7 +190,7 @@ class RunningSequence:
             return RequestError(f"choosing a token failed: {type(failure).__name__}: {failure}")
 
     def accept(self, choice: Choice) -> None:
-        """Take the token that the last pass chose, and hand its chunk to whoever waits; what fails here fails alone."""
+        """Take the token that the last pass chose, and queue its chunk; an error ends this request alone."""
         try:
             self._accept(choice)
         except (KeyboardInterrupt, SystemExit):
@@ -221,7 +221,7 @@ class RunningSequence:
             self._chunks.put_nowait(error)
 
     def cancel(self) -> None:
-        """End the request because nobody waits for it any more."""
+        """End the request because its caller has gone."""
         if not self.ended:
             self.state = "cancelled"
 

@@ -61,7 +61,7 @@ class WeightGroups:
 
     @property
     def dtype(self) -> "torch.dtype":
-        """That of the first matrix."""
+        """The dtype of the first matrix."""
         return self.groups[0].matrices[0].dtype
 
 
@@ -103,7 +103,7 @@ def plan_groups(specs: Specs, checkpoint: Checkpoint) -> WeightGroups:
 
 
 def _stored_as(spec: TensorSpec) -> tuple[TensorSpec, ...]:
-    """The format of each matrix is chosen here, and only here."""
+    """The format of each matrix is chosen here and in `_make_groups`, nowhere else."""
     return Dense.stored_as(spec) if spec.is_matrix else (spec,)
 
 

@@ -16,7 +16,7 @@ from pipeline.groups.groups import WeightGroup
 from pipeline.system.page_cache import BLOCK_BYTES
 
 HOST_ALIGNMENT_BYTES = 64
-"""To which odd tensors are moved: a cache line."""
+"""Odd tensors are moved to a multiple of this: a cache line."""
 
 
 class Window(NamedTuple):

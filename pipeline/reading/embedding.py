@@ -84,7 +84,7 @@ class EmbeddingRows:
         return fetched.over(tensor_views(self._rows.tensor, {fetched.short: 0}, fetched.tensors))
 
     async def _verify(self, token_ids: Sequence[int]) -> None:
-        """As the weight source does with groups."""
+        """Compare rows with their first read, and read once more what differs, as is done with weight groups."""
         if (fault := self._mismatch(token_ids)) is None:
             return
         logger.warning("the embedding differs from its first read, reading once more: %s", fault)

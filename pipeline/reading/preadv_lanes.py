@@ -119,7 +119,7 @@ class _Call:
             return self._waiting.popleft() if self._waiting else None
 
     def _leave(self, count: int) -> None:
-        """So many chunks are over; the last of all wakes the loop."""
+        """Count chunks that are read or dropped; the last one of the call wakes the loop."""
         with self._lock:
             self._left -= count
             last = not self._left

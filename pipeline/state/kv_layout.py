@@ -41,7 +41,7 @@ class KvLayout:
 
     @property
     def block_bytes(self) -> int:
-        """From one block to the next."""
+        """The bytes from the beginning of one block to that of the next."""
         return -(-2 * BLOCK_TOKENS * self.row_bytes // BLOCK_BYTES) * BLOCK_BYTES
 
     @property

@@ -98,8 +98,8 @@ def choose_room(
 
     `weights` are the bytes of all; computing reads them `computed_rate` times as fast as a disk. `moves` tells what
     passes move with room for so many tokens; None where memory does not hold it. Where the best costs weights their
-    place, nobody gets more room than requests of typical length take; where nothing more moves for it they get all that
-    they can use.
+    place, no request gets more room than one of typical length takes; where nothing more moves for it, requests get all
+    that they can use.
     """
     if demand.most == demand.longest:
         return demand.most, demand.requests_with_room(demand.most)

@@ -24,7 +24,7 @@ def _digest(kind: bytes, *parts: bytes) -> bytes:
 
 
 COMMON_SCOPE = _digest(b"common")
-"""Of all calls that name no scope, where these may share."""
+"""The scope of all calls that name none, where `share_prefixes` lets them share."""
 
 
 def named_scope(name: str) -> bytes:

@@ -8,7 +8,6 @@ demo: $(STAMP)
 	$(VENV)/bin/penstock demo
 
 # The tests of one room each, which lie in the folders of tests/; but the tools, which measure and run whole models.
-# test_tidy comes last: each collection of garbage would walk the syntax trees that it keeps, and block the event loop.
 check: lint
 	$(VENV)/bin/python -m pytest $(filter-out tests/tools/,$(wildcard tests/*/)) tests/test_tidy.py
 

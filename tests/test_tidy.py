@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from itertools import product
 from pathlib import Path
@@ -32,6 +33,13 @@ def name(path: Path) -> str:
 @functools.cache
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), str(path))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def trees_are_dropped() -> Iterator[None]:
+    """Each collection of garbage would walk them, and block the event loop of the tests that follow."""
+    yield
+    tree.cache_clear()
 
 
 def imports(path: Path) -> set[str]:

@@ -54,6 +54,13 @@ def parsed(module: str) -> ast.Module | None:
     return ast.parse(path.read_text()) if module.startswith("pipeline.") and path.exists() else None
 
 
+@pytest.fixture(autouse=True, scope="module")
+def trees_are_dropped() -> Iterator[None]:
+    """Each collection of garbage would walk them, and block the event loop of the tests that follow."""
+    yield
+    parsed.cache_clear()
+
+
 def modules_of(command: Command) -> dict[str, ast.Module]:
     """All modules that running a command can import."""
     found: dict[str, ast.Module] = {}

@@ -35,7 +35,7 @@ class CpuDevice:
 
     @property
     def loads_later(self) -> Mapping[str, int]:
-        """What its libraries add once they run, by place, in bytes."""
+        """The bytes by place that its libraries add later, when they run."""
         return self.libraries.later()
 
     def host_memory(self, nbytes: int) -> HostMemory:
@@ -57,7 +57,7 @@ class CpuDevice:
         return 1 if dtype == torch.float16 and not torch.ops.mkldnn._is_mkldnn_fp16_supported() else 2
 
     def have_run(self) -> None:
-        """Its libraries are loaded."""
+        """Take note that its libraries are loaded."""
         self.libraries.have_run(self._before)
 
     def memory_bytes(self, place: Place) -> tuple[int, int]:
@@ -99,7 +99,7 @@ class CpuDevice:
         await asyncio.to_thread(self._close)
 
     def _close(self) -> None:
-        """On one thread, so that it ends whatever becomes of the loop."""
+        """Close on one thread, so that closing ends though the event loop may be stopped."""
         self._lanes.close()
         self.free()
 

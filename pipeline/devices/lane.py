@@ -95,7 +95,7 @@ def do_behind(after: Sequence[Event], work: Callable[[], object]) -> None:
 
 
 def comes_behind(event: Event) -> bool:
-    """Whether what this thread does now is work of a lane that comes behind the event, done or not."""
+    """Whether this thread now does work of a lane that was launched behind the event, though it may not be done."""
     return any(one is event for one in getattr(_behind, "events", ()))
 
 

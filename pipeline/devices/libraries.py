@@ -10,10 +10,10 @@ from pipeline.system.promises import open_models_take
 
 
 class Libraries:
-    """Those of one kind of device, which all models of the process share.
+    """The libraries of one kind of device, which all models of the process share.
 
-    `whole` is what they add, by place, in bytes, before they have run. After that it is in what the process occupies:
-    a model that is opened again needs as much as it did at first.
+    `whole` is what they add, by place, in bytes, before they have run. Afterwards the process occupies it already: a
+    model that is opened again needs as much in all as it did at first.
     """
 
     def __init__(self, **whole: int) -> None:
@@ -21,9 +21,9 @@ class Libraries:
         self._before: int | None = None
 
     def later(self) -> Mapping[str, int]:
-        """What of it is still to come, by place, in bytes.
+        """The bytes by place that the libraries have still to add.
 
-        Whatever the process has grown by, beside open models, counts as what has come.
+        What the process has grown by, without its open models, counts as added by them.
         """
         if self._before is None:
             return self.whole

@@ -21,7 +21,7 @@ class Place:
         name: what budgets, plans and statistics call it.
         memory_setting: the setting that limits how many of its bytes a model takes.
         groups_setting: the setting that says how many weight groups move through it at a time.
-        disk_speeds: how many times as fast as a disk it is read where computing reads it.
+        disk_speeds: how many times as fast as a disk computing reads it.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Device(Transfers, Protocol):
 
     @property
     def torch_device(self) -> "torch.device":
-        """What torch calls it."""
+        """The name that torch has for it."""
 
     @property
     def places(self) -> Sequence[Place]:
@@ -59,11 +59,11 @@ class Device(Transfers, Protocol):
 
     @property
     def alignment_bytes(self) -> int | None:
-        """That of tensors, which lie packed in slots of the last place; None where they lie as in the first."""
+        """The alignment of tensors that are packed in slots of the last place; None where they lie as in the first."""
 
     @property
     def block_rows(self) -> int:
-        """The rows of a block of fixed size: as many as take it no longer than few, or not much longer."""
+        """The rows of a block with `batch_invariant`: as many as it computes in about the time of a few rows."""
 
     def least_rows(self, dtype: "torch.dtype") -> int:
         """How many rows its kernels must get at least, so that a single one is computed as two or more are."""
@@ -78,13 +78,13 @@ class Device(Transfers, Protocol):
 
     @property
     def loads_later(self) -> Mapping[str, int]:
-        """What its libraries add once they run, by place, in bytes."""
+        """The bytes by place that its libraries add later, when they run."""
 
     def memory_bytes(self, place: Place) -> tuple[int, int]:
-        """What is free in a place, and all there is."""
+        """The bytes that are free in a place, and all its bytes."""
 
     def touched_bytes(self, pool: str) -> int:
-        """What of the memory that it has handed out occupies this pool by now."""
+        """How many bytes of the memory that it has handed out occupy this pool by now."""
 
     def host_memory(self, nbytes: int) -> "HostMemory":
         """Memory of the first place: at a 4096-aligned address, from which uploads run at full rate."""
@@ -96,7 +96,7 @@ class Device(Transfers, Protocol):
         """Run `work` on a compute lane, after the events in `after` as in `Transfers`."""
 
     def have_run(self) -> None:
-        """A model has computed on it, so its libraries are loaded."""
+        """Take note that a model has computed on it, so that its libraries are loaded."""
 
     async def aclose(self) -> None:
         """Wait for what runs, then give back threads and memory."""

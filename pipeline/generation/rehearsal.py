@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.generation.build import ModelRuntime
 
 FEW_ROWS = 1024
-"""Of a matrix: enough for torch to share the work among its threads."""
+"""The rows of a matrix that are enough for torch to share the work among its threads."""
 
 
 def compute_zeros(runtime: "ModelRuntime", after: Sequence[Event] = ()) -> Event:

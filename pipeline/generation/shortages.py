@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 logger = logging.getLogger("penstock")
 SETTINGS = ("kv_tokens", "max_requests", "max_tokens_per_pass")
 QUIET_SECONDS = 60
-"""After so long in which no request waited, it is told anew; a busy service would else fill its log."""
+"""A shortage is told anew after so long without one: otherwise a busy service would fill its log."""
 
 
 class Shortages:

@@ -73,7 +73,7 @@ class TensorPiece(NamedTuple):
 
 
 class TensorPieces:
-    """What is to be summed up of a group, and which of it lies in which chunk."""
+    """The pieces of a group that are summed up, and in which chunk each lies."""
 
     def __init__(self, group: WeightGroup, chunks: Sequence[Window]) -> None:
         self.nbytes = group.needed_bytes
@@ -134,13 +134,13 @@ class Checksums:
         self._threads = Threads(threads, "penstock-checksums")
 
     def begin(self, key: GroupKey, chunks: Sequence[Window], view: memoryview) -> Sums:
-        """What sums up a group while these chunks of it, the same in every read, land in its host slot."""
+        """Begin the sums of one read of a group, whose chunks, the same in every read, land in its host slot."""
         if key not in self._pieces:
             self._pieces[key] = TensorPieces(self._groups[key], chunks)
         return Sums(key, self._pieces[key], view, self._threads)
 
     def compare(self, sums: Sums) -> CheckpointError | None:
-        """What is wrong with a group that has been summed up, if it differs from its first read."""
+        """The error of a group that has been summed up and differs from its first read; None if it does not."""
         self.groups += 1
         self.nbytes += sums.nbytes
         known, found = self._digests.setdefault(sums.key, sums.digests), sums.digests

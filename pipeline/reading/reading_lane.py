@@ -29,7 +29,7 @@ def unheeded(chunk: Window) -> None:
 
 
 class Disk:
-    """What the lanes of one source share: the files, whether they are read past the page cache, and what was said."""
+    """What the lanes of one source share: files, whether they are read past the page cache, and warnings given."""
 
     def __init__(self, files: Mapping[Path, Shard], direct: bool) -> None:
         self.files = files
@@ -92,7 +92,7 @@ class ReadingLane:
             return self._read_once(chunk, position, buffer)
 
     def _read_once(self, chunk: Window, position: int, buffer: memoryview) -> int:
-        """It comes nowhere when the kernel refused a direct read: the next one goes through the page cache."""
+        """The answer is 0 when the kernel refused a direct read: the next one goes through the page cache."""
         shard = self._disk.files[chunk.file]
         direct = shard.direct if self._disk.direct else None
         rest = buffer[chunk.slot_offset + position - chunk.start : chunk.slot_offset + chunk.length]
@@ -120,7 +120,7 @@ SomeLane = TypeVar("SomeLane", bound=ReadingLane, covariant=True)
 
 
 class ReadingLanes(ABC, Generic[SomeLane]):
-    """So many lanes that serve calls in the order in which they came.
+    """Lanes that serve calls in the order in which they came.
 
     A lane that finds nothing left to begin in one call goes on with the next at once. A thread cannot be stopped in the
     middle of a read: every wait for it lasts until it is done with the buffer, cancelled or not (rule 6).

@@ -1,4 +1,4 @@
-"""Which KV blocks are whose: block tables as lists of numbers, no tensors.
+"""Which sequence has which KV blocks: block tables as lists of numbers, no tensors.
 
 A block holds the keys and values of `BLOCK_TOKENS` consecutive positions of one sequence, in every layer.
 """

@@ -1,4 +1,4 @@
-"""What this room knows of a sequence and of its part in a pass: protocols, which requests fulfil."""
+"""A sequence, and its part in a pass, as this room sees them: protocols that `generation` implements."""
 
 from array import array
 from collections.abc import Sequence

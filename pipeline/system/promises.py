@@ -39,7 +39,7 @@ def promise(holder: Holder, folder: Path, plan: MemoryPlan) -> None:
 
 
 def give_back(holder: Holder) -> None:
-    """Others may plan with what was promised; harmless where nothing was."""
+    """Let other models plan with what was promised; harmless where nothing was."""
     with promising:
         _promises.pop(holder, None)
 
@@ -69,6 +69,6 @@ def _untouched_bytes(holder: Holder, promise: _Promise, pool: str) -> int:
 
 
 def _own_bytes(holder: Holder, promise: _Promise, pool: str) -> int:
-    """Other holdings than the model's own, which no setting changes, were there before or are there by now."""
+    """The bytes of holdings that a setting changes: all others were there before, or are there by now."""
     places = [place for place, other in holder.pools.items() if other == pool]
     return sum(one.nbytes for one in promise.plan.holdings if one.place in places and one.knob)

@@ -98,7 +98,7 @@ _closings: set[asyncio.Task[None]] = set()
 
 
 async def see_out(closing: Coroutine[Any, Any, None]) -> None:
-    """Wait for it; it goes on where we are cancelled."""
+    """Wait for `closing`, which goes on though the wait is cancelled."""
     task = asyncio.create_task(closing)
     _closings.add(task)
     task.add_done_callback(_closings.discard)
@@ -106,7 +106,7 @@ async def see_out(closing: Coroutine[Any, Any, None]) -> None:
 
 
 def portable(error: BaseException) -> Exception:
-    """The error itself, but for those that mean something else where they are raised again, on the event loop."""
+    """The error itself; or a RuntimeError with it as cause, where the event loop would take it for something else."""
     if isinstance(error, Exception) and not isinstance(error, StopIteration | CancelledError):
         return error
     carried = RuntimeError(said(error))

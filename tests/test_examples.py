@@ -100,6 +100,14 @@ def test_an_own_program_is_reported_like_a_model_and_refused_where_its_slots_do_
         ConfigError, match=r"need 722 kB, have 600 kB \(vectors 50 kB; 4 block slots 672 kB \[gpu_groups\]"
     ):
         names["open_program"](page.parent, names["GROUPS"], names["Denoiser"], small, holdings=[own])
+    for order, told in (
+        ((), "need the groups of a pass"),
+        (((99, "block"),), r"need groups of specs; have \(99, 'block'\)"),
+    ):
+        with pytest.raises(ConfigError, match=rf"Other\.order: {told}"):
+            names["open_program"](
+                page.parent, names["GROUPS"], lambda _, order=order: type("Other", (), {"order": order})()
+            )
 
 
 def test_an_own_program_needs_settings_of_the_engine_and_a_group(tmp_path: Path) -> None:

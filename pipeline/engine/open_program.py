@@ -58,6 +58,17 @@ def open_program(
                 raise ConfigError(plan.memory.shortage())
             promise(device, checkpoint.folder, plan.memory)
         runtime = Runtime(settings, checkpoint, groups, catalog, device, plan)
-        runtime.wire(make(runtime), trace=trace, passes=passes)
+        program = make(runtime)
+        _check_order(program, specs)
+        runtime.wire(program, trace=trace, passes=passes)
         undone.pop_all()
     return runtime
+
+
+def _check_order(program: Program, specs: Specs) -> None:
+    """Raises ConfigError for a program that names no group, or one that no tensors were given for."""
+    order = getattr(program, "order", ())
+    if not order:
+        raise ConfigError(f"{type(program).__name__}.order: need the groups of a pass, (layer, part) each; have none")
+    if unknown := [key for key in order if key not in specs]:
+        raise ConfigError(f"{type(program).__name__}.order: need groups of specs; have {shown(unknown[0])}")

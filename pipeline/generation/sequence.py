@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 from array import array
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Final, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias, cast
 
 import torch
 
@@ -45,14 +45,18 @@ class Output:
 
     text: str
     token_ids: tuple[int, ...]
-    _prompt_ids: Sequence[int] = field(repr=False, hash=False)
+    prompt_token_ids: tuple[int, ...]
     finish_reason: str
     logprobs: tuple[dict[int, float], ...] | None
 
-    @property
-    def prompt_token_ids(self) -> tuple[int, ...]:
-        """The ids of the prompt. The tuple is made here: one of millions would delay even those who never read it."""
-        return tuple(self._prompt_ids)
+
+def _tuple_when_asked(kind: type, name: str) -> None:
+    """Make the tuple when it is asked for: one of millions of ids would delay even those who never read it."""
+    stored = getattr(kind, name)
+    setattr(kind, name, property(lambda of: tuple(stored.__get__(of)), stored.__set__))
+
+
+_tuple_when_asked(Output, "prompt_token_ids")
 
 
 class RunningSequence:
@@ -244,7 +248,8 @@ class RunningSequence:
                 text += chunk.text
                 logprobs += [chunk.logprobs] if chunk.logprobs is not None else []
                 reason = chunk.finish_reason or ""
-        return Output(text, tuple(self.token_ids), self.prompt_ids, reason, tuple(logprobs) if logprobs else None)
+        prompt_ids = cast("tuple[int, ...]", self.prompt_ids)  # any sequence: see `_tuple_when_asked`
+        return Output(text, tuple(self.token_ids), prompt_ids, reason, tuple(logprobs) if logprobs else None)
 
     def _unfinished_text(self) -> tuple[str, bool]:
         """The text that waited for more, now that nothing follows, and whether a stop string cut it."""

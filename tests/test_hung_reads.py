@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import ActorFailed, ClosedError, Model
+from pipeline import ActorFailed, ClosedError, Message, Model, Slot, Stage
 
 pytestmark = pytest.mark.usefixtures("everything_moves")
 PROMPT = "class Stack:\n"
@@ -148,3 +148,31 @@ async def test_who_comes_while_a_read_hangs_on_is_told_who_is_waited_for(
                 with contextlib.suppress(ActorFailed):  # a thread needs its time to come back
                     assert await model.generate(PROMPT, max_new_tokens=2) == expected
                     break
+
+
+class Lingering(Stage):
+    """Holds a group until it is stopped, and ends a while after that."""
+
+    def __init__(self) -> None:
+        self.lingers, self.inside = False, asyncio.Event()
+
+    async def handle(self, message: Message[Slot]) -> Message[Slot]:
+        if self.lingers:
+            self.inside.set()
+            try:
+                await asyncio.sleep(60)
+            finally:
+                await asyncio.sleep(0.6)
+        return message
+
+
+async def test_closing_waits_for_what_ends_after_the_reads_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task whose read has just returned has not had its turn of the loop when the disk's threads have ended."""
+    monkeypatch.setattr("actors.core.crew.STOP_SECONDS", 0.4)
+    stage = Lingering()
+    model = await Model.open(device="cpu", insert={"disk_reader": [stage]}, residency=False)
+    call = await generating(model)
+    stage.lingers = True
+    await stage.inside.wait()
+    await model.aclose()
+    assert isinstance((await asyncio.gather(call, return_exceptions=True))[0], ClosedError)

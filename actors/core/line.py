@@ -102,16 +102,16 @@ class Line:
 
         Raises ActorFailed when a task that was stopped does not end: it may still touch its slot.
         """
-        if self._crew is not None:
-            await stop([self._crew])
-            self.check_left()
+        await self.at_end()
         for budget in self.budgets:
             await budget.settle()
 
-    def check_left(self) -> None:
-        """Raise ActorFailed if a task that was stopped has not ended."""
-        if self._crew is not None and (failure := self._crew.left_behind()) is not None:
-            raise failure
+    async def at_end(self) -> None:
+        """Wait until no task of the last run is left. Raises ActorFailed when one that was stopped does not end."""
+        if self._crew is not None:
+            await stop([self._crew])
+            if (failure := self._crew.left_behind()) is not None:
+                raise failure
 
     def begin(self, over: Over) -> Crew:
         """Let the actors begin their work in one run, which is over when `over` is."""

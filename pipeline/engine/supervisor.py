@@ -188,7 +188,7 @@ class Supervisor:
         await asyncio.wait([self._task])
         await self._give_back()
         for line in self._runtime.wired.lines:
-            line.check_left()
+            await line.at_end()  # a task whose read has just returned needs some turns of the loop to end
 
     async def _elsewhere(self, closing: "Future[None]") -> None:
         """Wait for the closing on the model's own loop, for as long as that one runs."""

@@ -13,9 +13,12 @@ GroupKey: TypeAlias = tuple[int, str]
 """The layer and the part of a weight group. A bare tuple: the kernel makes one for each group and pass."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Message(Generic[Place]):
     """A weight group on its way. `at` must not be touched before `event` (rule 4).
+
+    Nothing changes a message: `moved` and `dataclasses.replace` make another. It is not frozen, since making a frozen
+    one takes more than twice as long, and each actor makes one for each group.
 
     Attributes:
         layer: index of the layer, counted from 0; the head comes after the last layer.
@@ -37,7 +40,7 @@ class Message(Generic[Place]):
         return self.layer, self.group
 
     def moved(self, at: Elsewhere, event: Event) -> "Message[Elsewhere]":
-        """The same group at another place, or with another event. Quicker than `dataclasses.replace`."""
+        """The same group at another place, or with another event."""
         return Message(self.layer, self.group, self.seq, at, event)
 
     def same_group(self, other: "Message[object]") -> bool:

@@ -1,9 +1,10 @@
 """Prompts of megabytes: refused before any work, or served while everybody else's tokens go on coming."""
 
 import asyncio
+import contextlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,31 @@ async def test_nobody_else_waits_while_a_long_prompt_is_made_ready(model: Model,
         if (pause := await longest_pause(model, call)) < 0.05:
             return
     pytest.fail(f"the event loop stood still for {pause * 1000:.0f} ms")
+
+
+async def test_others_get_many_turns_of_the_loop_while_the_ids_of_a_generator_are_taken(model: Model) -> None:
+    turns, slices = 0, 50
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    def ids() -> Iterator[int]:
+        nonlocal turns
+        turns = 0
+        yield from (3 for _ in range(slices * prompts.SLICE_TOKENS))
+        assert turns > 3 * slices, "a pass, which takes a hundred turns, would last a hundred slices"
+
+    turning = asyncio.create_task(turn())
+    calling = asyncio.create_task(model.generate(ids(), max_new_tokens=1))
+    while not calling.done() and model.statistics().requests.running < 1:
+        await asyncio.sleep(0.01)
+    turning.cancel()
+    calling.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await calling
 
 
 async def test_a_text_that_can_never_fit_is_refused_by_its_bytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,8 @@ from pipeline.text.tokenizing import Tokenizing
 MOST_SAMPLES = 16
 MOST_PRIORITY = 2**31 - 1
 LONGEST_SCOPE = 256
+SHORTEST_SLEEP_SECONDS = 0.001
+"""What the timers of uvloop count in: less would be one turn of the loop, of which a pass takes a hundred."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +135,7 @@ class Call:
         if not self._plain:
             for part in self._later_ids:
                 self._take(part)
-                await asyncio.sleep(0)
+                await asyncio.sleep(SHORTEST_SLEEP_SECONDS)
         if (length := max(self._known_length, len(self._ids))) > SLICE_TOKENS:
             return await tokenizing.run(length, self._make_sequences)
         return self._make_sequences()

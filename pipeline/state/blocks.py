@@ -3,6 +3,8 @@
 A block holds the keys and values of `BLOCK_TOKENS` consecutive positions of one sequence, in every layer.
 """
 
+from array import array
+from collections import OrderedDict
 from collections.abc import Sequence
 
 BLOCK_TOKENS = 16
@@ -24,9 +26,10 @@ class BlockPool:
     def __init__(self, blocks: int) -> None:
         self.blocks = blocks
         self.peak = 0
-        self._free = list(range(blocks - 1, -1, -1))
-        self._holders = [0] * blocks
-        self._cached: dict[int, None] = {}  # a set in the order of their last use
+        # in lists, millions of blocks would delay all tasks at each garbage collection
+        self._free = array("i", range(blocks - 1, -1, -1))
+        self._holders = array("i", [0]) * blocks
+        self._cached: OrderedDict[int, None] = OrderedDict()  # a set, the least recently used first
         self._digests: dict[int, bytes] = {}
         self._found: dict[bytes, int] = {}
 
@@ -94,6 +97,6 @@ class BlockPool:
         """A block to be written anew: a free one, else the cached one that was used least recently."""
         if self._free:
             return self._free.pop()
-        block = next(iter(self._cached))
-        del self._cached[block], self._found[self._digests.pop(block)]
+        block, _ = self._cached.popitem(last=False)
+        del self._found[self._digests.pop(block)]
         return block

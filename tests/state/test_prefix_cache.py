@@ -245,7 +245,7 @@ class Machine:
         held, cached, free = set(holders), set(pool._cached), set(pool._free)
         assert len(held) + len(cached) + len(free) == pool.blocks == len(held | cached | free)
         assert (len(held), len(cached), len(free)) == (pool.used, pool.cached, len(pool._free))
-        assert pool._holders == [holders[block] for block in range(pool.blocks)]
+        assert [*pool._holders] == [holders[block] for block in range(pool.blocks)]
         assert pool._found == {digest: block for block, digest in pool._digests.items()}
         assert set(pool._digests) <= held | cached
         assert cached <= set(pool._digests)

@@ -15,6 +15,7 @@ from typing import Generic, TypeAlias, TypeVar
 from pipeline.checkpoints.shard import FileIdentity, Shard
 from pipeline.errors import CheckpointError
 from pipeline.groups.layout import Window
+from pipeline.system.guard import Once
 from pipeline.system.page_cache import BLOCK_BYTES, NOT_OFFERED, drop_cached
 
 logger = logging.getLogger("penstock")
@@ -34,7 +35,7 @@ class Disk:
     def __init__(self, files: Mapping[Path, Shard], direct: bool) -> None:
         self.files = files
         self.direct = direct
-        self._unlinked: set[Path] = set()
+        self._is_first_unlink = Once()
         self._lock = threading.Lock()
         for shard in files.values() if direct else ():
             if shard.direct is None:
@@ -61,12 +62,8 @@ class Disk:
             fault = "truncated" if truncated else "weights changed"
             need, have = (f"{opened.size} bytes", f"{now.size}") if truncated else (opened, now)
             raise CheckpointError(f"{file}: {fault} while running, seen at byte {position}: need {need}, have {have}")
-        if status.st_nlink == 0:
-            with self._lock:
-                new = file not in self._unlinked
-                self._unlinked.add(file)
-            if new:
-                logger.warning("%s: was deleted or replaced; going on with the file as it was opened", file)
+        if status.st_nlink == 0 and self._is_first_unlink(file):
+            logger.warning("%s: was deleted or replaced; going on with the file as it was opened", file)
 
 
 class ReadingLane:

@@ -2,14 +2,29 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import TypeVar
 
 logger = logging.getLogger("penstock")
 Result = TypeVar("Result")
 
-_warned: set[str] = set()
-_lock = threading.Lock()
+
+class Once:
+    """Tells, on any thread, whether it is called with a value for the first time."""
+
+    def __init__(self) -> None:
+        self._seen: set[Hashable] = set()
+        self._lock = threading.Lock()
+
+    def __call__(self, value: Hashable) -> bool:
+        """Note the value, and return whether it is new."""
+        with self._lock:
+            is_new = value not in self._seen
+            self._seen.add(value)
+        return is_new
+
+
+_is_new = Once()
 
 
 def attempt(what: str, do: Callable[[], Result], otherwise: Result, to_do: str) -> Result:
@@ -22,9 +37,6 @@ def attempt(what: str, do: Callable[[], Result], otherwise: Result, to_do: str) 
         return do()
     except Exception as error:
         warning = f"{what}: {error or type(error).__name__}; {to_do}"
-        with _lock:
-            new = warning not in _warned
-            _warned.add(warning)
-        if new:
+        if _is_new(warning):
             logger.warning("%s", warning)
         return otherwise

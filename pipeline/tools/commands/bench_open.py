@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pipeline.system.sizes import human_bytes
 from pipeline.system.table import print_json, rows_aligned
 from pipeline.tools.bench.opening import OpeningReport, bench_opening
-from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import nothing_moved, with_remarks
 from pipeline.tools.commands.values import at_least_one
@@ -22,22 +21,19 @@ async def bench_open(options: argparse.Namespace) -> None:
     Raises ConfigError.
     """
     at_least_one(options, "rounds", "passes")
-    progress, settings = Progress(), model_settings(options)
+    progress = Progress()
     rows: list[OpeningReport] = []
     try:
         for model in options.model:
-            rows.append(await bench_opening(model, settings, options.rounds, options.passes, progress.say))
+            rows.append(await bench_opening(model, options.settings, options.rounds, options.passes, progress.say))
     finally:
         progress.clear()
         if rows:
-            _tell(options, rows)
-
-
-def _tell(options: argparse.Namespace, rows: Sequence[OpeningReport]) -> None:
-    if options.json:
-        print_json([row.as_dict() for row in rows])
-    else:
-        print(with_remarks(table(rows), nothing_moved({row.model: row.moving_groups for row in rows}, UNSAID)))
+            still = nothing_moved({row.model: row.moving_groups for row in rows}, UNSAID)
+            if options.json:
+                print_json([row.as_dict() for row in rows])
+            else:
+                print(with_remarks(table(rows), still))
 
 
 def table(rows: Sequence[OpeningReport]) -> str:

@@ -8,7 +8,6 @@ from pipeline.system.sizes import human_bytes
 from pipeline.system.table import print_json, rows_aligned
 from pipeline.system.written_files import check_writable
 from pipeline.tools.bench.one_pass import PassReport, bench_pass, tokens_of
-from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import below_floor, nothing_moved, with_remarks
 from pipeline.tools.commands.values import at_least_one
@@ -24,7 +23,7 @@ async def bench(options: argparse.Namespace) -> None:
     at_least_one(options, "passes")
     if options.trace is not None:
         check_writable(options.trace)
-    settings, progress = model_settings(options), Progress()
+    progress, settings = Progress(), options.settings
     rows: list[PassReport] = []
     try:
         for model in options.model:

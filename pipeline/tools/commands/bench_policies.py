@@ -14,7 +14,6 @@ from pipeline.system.table import print_json
 from pipeline.system.written_files import is_plain
 from pipeline.tools.bench.candidates import Samples
 from pipeline.tools.bench.policy_runs import CHAINED_TITLE, PolicyBench, PolicyReport, measured_balance
-from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import beside_noise, counted, with_remarks
 from pipeline.tools.commands.values import at_least_one, policy_from_text
@@ -29,11 +28,12 @@ ENOUGH = 3
 async def bench_policies(options: argparse.Namespace) -> None:
     """Measure and simulate, and print the two beside each other, or one JSON list."""
     at_least_one(options, "passes", "batch_tokens")
-    if options.trace is not None:
-        _check_traces(options.trace)
+    if options.trace is not None and not is_plain(options.trace):
+        need = "each policy has a trace of its own; give the name of a plain file"
+        raise ConfigError(f"--trace {options.trace}: {need}")
     policies = {name: find_policy(policy_from_text(name)) for name in options.policies or POLICIES}
     # Policies differ in how they move groups, so all of them move.
-    settings = {"host_groups": options.settings["gpu_groups"], **model_settings(options), "residency": False}
+    settings = {"host_groups": options.settings["gpu_groups"], **options.settings, "residency": False}
     Config.from_arguments(settings)
     progress = Progress()
     tokens = options.batch_tokens or await measured_balance(options.model, settings, options.passes, progress.say)
@@ -83,12 +83,6 @@ def _effect(reports: Mapping[str, PolicyReport]) -> str:
         return f"too few passes to tell how policies differ from noise: raise --passes to {ENOUGH} or more"
     longer, noise = slowest.median / fastest.median - 1, fastest.spread + slowest.spread
     return f"a pass of {ranked[-1]} took {longer:.1%} longer than of {ranked[0]}, {beside_noise(longer, noise)}"
-
-
-def _check_traces(path: Path) -> None:
-    """The names of the files are made from that of a plain one."""
-    if not is_plain(path):
-        raise ConfigError(f"--trace {path}: each policy has a trace of its own; give the name of a plain file")
 
 
 def _write_traces(path: Path, recordings: Mapping[str, Recording]) -> list[Path]:

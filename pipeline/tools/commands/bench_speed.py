@@ -13,7 +13,6 @@ from pipeline.system.table import aligned, print_json
 from pipeline.tools.bench.arm_program import ArmRun, same_tokens
 from pipeline.tools.bench.memory_limit import memory_limit
 from pipeline.tools.bench.speed import WITHOUT, ArmResult, SpeedBench, arms_of, results
-from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import below_floor, nothing_moved, with_remarks
 from pipeline.tools.commands.settings import plain
@@ -26,7 +25,7 @@ async def bench_speed(options: argparse.Namespace) -> None:
     for name in options.arms or ():
         if name not in WITHOUT:
             raise ConfigError(f"--arms: need some of {', '.join(map(repr, WITHOUT))}, have {name!r}")
-    settings, limit = dict(plain(model_settings(options))), memory_limit(options.memory_limit, options.limit_by)
+    settings, limit = dict(plain(options.settings)), memory_limit(options.memory_limit, options.limit_by)
     if limit is not None:
         settings.setdefault("host_memory", limit.nbytes)
     Config.from_arguments(settings)

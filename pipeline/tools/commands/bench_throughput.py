@@ -16,7 +16,6 @@ from pipeline.tools.bench.arms import OURS, Arms, agreement, median_rows
 from pipeline.tools.bench.load import Load
 from pipeline.tools.bench.memory_limit import memory_limit
 from pipeline.tools.bench.throughput import bench_throughput
-from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import below_floor, nothing_moved, with_remarks
 from pipeline.tools.commands.settings import plain
@@ -25,12 +24,9 @@ from pipeline.tools.commands.values import at_least_one
 
 async def throughput(options: argparse.Namespace) -> None:
     """Measure, and print a table or one JSON object."""
-    requests, load, limit = (
-        _requests(options.requests),
-        _load(options),
-        memory_limit(options.memory_limit, options.limit_by),
-    )
-    settings = model_settings(options)
+    requests, load = _requests(options.requests), _load(options)
+    limit = memory_limit(options.memory_limit, options.limit_by)
+    settings = dict(options.settings)
     if options.memory_limit is not None:
         settings.setdefault("host_memory", options.memory_limit)
     Config.from_arguments(settings)

@@ -16,7 +16,6 @@ from pipeline.system.table import aligned
 from pipeline.tools.bench.candidates import Samples
 from pipeline.tools.bench.policy_runs import OutputsDiffer
 from pipeline.tools.commands.answer import Answer
-from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import beside_noise, nothing_moved, with_remarks
 from pipeline.tools.commands.run_lines import closing_lines, opening_lines
@@ -53,7 +52,7 @@ async def demo(options: argparse.Namespace) -> None:
     """
     # Without a GPU each group is copied all the same, so that the uploader can be watched.
     device = "cuda" if torch.cuda.is_available() else "cpu-copy"
-    trace, settings = Trace(), {"device": device, **model_settings(options)}
+    trace, settings = Trace(), {"device": device, **options.settings}
     async with Model.open(trace=trace, **settings) as model:
         Progress().clear()
         print(opening_lines(model))
@@ -103,13 +102,8 @@ def compared(runs: Sequence[Shown]) -> str:
             ("the same", "tokens"): [str(len(run.token_ids)) for run in runs],
         }
     )
-    if remark := nothing_moved(
-        {ours.name: ours.moving_groups}, "it does not tell what reading while computing is worth"
-    ):
-        return with_remarks(table, remark)
     longer, noise = alone.passes.median / ours.passes.median - 1, alone.passes.spread + ours.passes.spread
     again = "" if longer > noise else "; run it again while the machine has nothing else to do"
-    remark = (
-        f"Without reading while it computes, a pass takes {longer:.1%} longer, {beside_noise(longer, noise)}{again}."
-    )
-    return with_remarks(table, remark)
+    gain = f"a pass takes {longer:.1%} longer, {beside_noise(longer, noise)}{again}."
+    still = nothing_moved({ours.name: ours.moving_groups}, "it does not tell what reading while computing is worth")
+    return with_remarks(table, still or f"Without reading while it computes, {gain}")

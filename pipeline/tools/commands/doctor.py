@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.errors import ConfigError, PenstockError
 from pipeline.system.table import print_json
-from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.doctor.check import Check, failed
 from pipeline.tools.doctor.machine import machine_checks
@@ -46,27 +45,21 @@ def _deep(options: argparse.Namespace, progress: Progress) -> list[Check]:
     """Raises PenstockError when the model cannot be opened."""
     from pipeline.system.event_loop import run_async
 
-    checks: list[Check] = []
-
-    async def check() -> None:
-        from pipeline.tools.doctor.outputs import check_outputs
-
-        checks.extend(await check_outputs(options.deep, model_settings(options), progress.say))
-
     # What opening warns of, the checks have told, or it is the same for all runs.
     logger = logging.getLogger("penstock")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        run_async(check())
+        from pipeline.tools.doctor.outputs import check_outputs
+
+        return run_async(check_outputs(options.deep, options.settings, progress.say))
     except PenstockError:
         raise
     except Exception as error:
-        checks.append(failed("outputs", error))
+        return [failed("outputs", error)]
     finally:
         logger.setLevel(level)
         progress.clear()
-    return checks
 
 
 def lines(checks: Sequence[Check]) -> str:

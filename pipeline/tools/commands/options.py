@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.errors import ConfigError
 from pipeline.system.hub_cache import find_checkpoint
 from pipeline.tools.commands.parser import Parser
+from pipeline.tools.commands.values import option_of
 
 MODELS = ("model", "deep")
 """Under these names commands take models: a path, an id of the Hugging Face cache, or the bundled one."""
@@ -30,14 +31,8 @@ OPTIONS = {
 class Setting(argparse.Action):
     """Adds to `settings` what --set says, or what follows `const`, the beginning of what --set would say."""
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        """Of what is given twice, the last counts."""
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        """Set the setting; of values that are given twice, the last counts."""
         from pipeline.tools.commands.settings import with_setting
 
         text = f"{self.const or ''}{values or ''}"
@@ -48,14 +43,17 @@ class Setting(argparse.Action):
 
 
 def add_settings(parser: Parser, own: Collection[str] = (), defaults: Mapping[str, Any] | None = None) -> None:
-    """How the model is run. `own` are settings that the command sets itself, `defaults` those that it starts from."""
+    """Add the options that say how the model is run.
+
+    `own` are settings that the command sets itself, `defaults` those that it starts from in `options.settings`.
+    """
     parser.set_defaults(settings=dict(defaults or {}), own_settings=own)
     parser.appendix = partial(_table, own, dict(defaults or {}))
     group = parser.add_argument_group("how the model is run", "Of settings that are given twice, the last counts.")
     add = partial(group.add_argument, action=Setting, dest="settings", default=argparse.SUPPRESS)
     for name, (metavar, what) in OPTIONS.items():
         if name not in own:
-            add(f"--{name.replace('_', '-')}", const=f"{name}=", metavar=metavar, help=what)
+            add(option_of(name), const=f"{name}=", metavar=metavar, help=what)
     if "residency" not in own:
         add("--no-residency", const="residency=no", nargs=0, help="let every weight group move in every pass")
     if "queues" not in own:
@@ -85,8 +83,3 @@ def add_trace(parser: argparse._ActionsContainer, more: str = "") -> None:
     parser.add_argument(
         "--trace", type=Path, metavar="FILE", help=f"write what every actor did, for Perfetto and report{more}"
     )
-
-
-def model_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What `Model.open` is given: the settings that the user has set, and those that the command starts from."""
-    return dict(options.settings)

@@ -24,9 +24,9 @@ from pipeline.tools.bench.forecast import Compute, Forecast, Rates
 from pipeline.tools.bench.machine_rates import measure_rates
 from pipeline.tools.bench.planning import Placed, Planned, balanced_tokens, plan_alone, plan_model
 from pipeline.tools.bench.steady_passes import steady_pass_seconds
-from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import counted
+from pipeline.tools.commands.values import option_of
 
 NUMBERS = ("disk_gbps", "h2d_gbps", "tflops", "memory_gbps")
 GIGA, TERA = 1e9, 1e12
@@ -43,21 +43,15 @@ def plan_forecast(options: argparse.Namespace) -> None:
         raise ConfigError(f"--check: need at least 1 pass, and the machine here, have {options.check}")
     alone = config_alone(options.model)
     if alone is not None and options.check is not None:
-        raise ConfigError(
-            f"--check: runs passes, for which {options.model} has no weights; name a folder that has them"
-        )
-    settings = Config.from_arguments(model_settings(options))
+        why = f"runs passes, for which {options.model} has no weights"
+        raise ConfigError(f"--check: {why}; name a folder that has them")
+    settings = Config.from_arguments(options.settings)
     most = max(settings.max_tokens_per_pass, options.batch_tokens)
     longest = options.batch_tokens + 1 if options.check and options.batch_tokens >= DEFAULT_CONTEXT_TOKENS else None
-    settings = dataclasses.replace(
-        settings, max_tokens_per_pass=most, context_tokens=settings.context_tokens or longest
-    )
-    progress = Progress()
-    if elsewhere:
-        device, rates = _elsewhere(options, settings)
-    else:
-        device, rates = open_device(settings.device), None
-    tokens = options.batch_tokens
+    context_tokens = settings.context_tokens or longest
+    settings = dataclasses.replace(settings, max_tokens_per_pass=most, context_tokens=context_tokens)
+    device, rates = _elsewhere(options, settings) if elsewhere else (open_device(settings.device), None)
+    tokens, progress = options.batch_tokens, Progress()
     if alone is not None:
         _print(plan_alone(alone, settings, device, rates, tokens), [], as_json=options.json)
         return
@@ -75,7 +69,10 @@ def _print(planned: Placed, measured: Sequence[float], *, as_json: bool) -> None
         return
     print(lines(planned))
     if measured and isinstance(planned, Planned):
-        print(_compared(planned.forecast, measured))
+        median, expected = statistics.median(measured), planned.forecast.pass_seconds
+        spread = f"{min(measured):.3f} to {max(measured):.3f}"
+        off = f"the forecast is {expected / median - 1:+.1%} off"
+        print(f"measured   {median:.3f} s per pass ({spread}): {off}")
 
 
 async def _checked(options: argparse.Namespace, settings: Config) -> list[float]:
@@ -90,28 +87,19 @@ async def _checked(options: argparse.Namespace, settings: Config) -> list[float]
     return seconds
 
 
-def _compared(expected: Forecast, seconds: Sequence[float]) -> str:
-    median = statistics.median(seconds)
-    spread = f"{min(seconds):.3f} to {max(seconds):.3f}"
-    return (
-        f"measured   {median:.3f} s per pass ({spread}): the forecast is {expected.pass_seconds / median - 1:+.1%} off"
-    )
-
-
 def _elsewhere(options: argparse.Namespace, settings: Config) -> tuple[Device, Rates]:
     """Device and rates from numbers alone; the sizes of a memory that is not here must be told too."""
     for name in NUMBERS:
         if (value := getattr(options, name)) is not None and not value > 0:
-            raise ConfigError(f"--{name.replace('_', '-')}: need a number above 0, have {value}")
+            raise ConfigError(f"{option_of(name)}: need a number above 0, have {value}")
     needed = {"disk_gbps": options.disk_gbps, "tflops": options.tflops, "host_memory": settings.host_memory}
     if options.h2d_gbps is not None:
         needed["gpu_memory"] = settings.gpu_memory
-    if missing := [f"--{name.replace('_', '-')}" for name, value in needed.items() if value is None]:
+    if missing := [option_of(name) for name, value in needed.items() if value is None]:
         raise ConfigError(f"{', '.join(missing)}: a machine that is not here needs it too; have no such option")
     for name, value in needed.items():
         if isinstance(value, str) and value.strip().endswith("%"):
-            option = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{option}: need a size as 64GB, have {value} of a machine that is not here")
+            raise ConfigError(f"{option_of(name)}: need a size as 64GB, have {value} of a machine that is not here")
     if options.h2d_gbps is None:
         device = SimDevice(ONE_PLACE, block_rows=CpuDevice.block_rows, loads_later=CpuDevice.libraries.whole)
     else:

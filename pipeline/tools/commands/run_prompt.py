@@ -16,7 +16,6 @@ from pipeline.errors import CheckpointError
 from pipeline.generation.model_statistics import ModelStatistics
 from pipeline.system.sizes import human_bytes
 from pipeline.tools.commands.answer import Answer
-from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.run_lines import closing_lines, opening_lines
 from pipeline.tools.trace.perfetto import write_trace
@@ -34,7 +33,7 @@ async def run_prompt(options: argparse.Namespace, prompt: str | list[int], argum
         progress = Progress()
         progress.say("opening the model")
         try:
-            model = await stack.enter_async_context(Model.open(options.model, **model_settings(options)))
+            model = await stack.enter_async_context(Model.open(options.model, **options.settings))
         finally:
             progress.clear()
         _say(opening_lines(model))
@@ -66,14 +65,11 @@ def _say(text: str) -> None:
 @contextlib.asynccontextmanager
 async def traced(model: Model, path: Path, command: str) -> AsyncGenerator[None, None]:
     """Write a trace of what happens in the `async with`, however that ends."""
-
-    async def write() -> None:
+    try:
+        async with model.recording():
+            yield
+    finally:
         await asyncio.to_thread(write_trace, path, Recording.of(model.runtime, command))
-
-    async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(write)
-        await stack.enter_async_context(model.recording())
-        yield
 
 
 async def stream_text(

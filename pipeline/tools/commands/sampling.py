@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from pipeline.errors import RequestError
 from pipeline.generation.parameters import ALIASES, NUMBER_RANGES, WHOLE_RANGES, SamplingParameters
 from pipeline.tools.commands.parser import Parser
-from pipeline.tools.commands.values import from_text, kinds_of, stands_for
+from pipeline.tools.commands.values import from_text, kinds_of, option_of, stands_for
 
 HELP = {
     "max_new_tokens": ("N", "tokens to generate at most"),
@@ -42,7 +42,7 @@ def add_sampling(parser: Parser) -> None:
     also = {name: alias for alias, name in ALIASES.items()}
     for field in fields(SamplingParameters):
         metavar, what = HELP[field.name]
-        names = [f"--{name.replace('_', '-')}" for name in (field.name, also.get(field.name)) if name]
+        names = [option_of(name) for name in (field.name, also.get(field.name)) if name]
         if field.default is False:
             group.add_argument(*names, action="store_true", default=None, help=what)
             continue

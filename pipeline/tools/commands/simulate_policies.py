@@ -14,7 +14,7 @@ from pipeline.system.table import print_json
 from pipeline.system.written_files import check_writable
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.simulate import LAYERS, MILLISECONDS
-from pipeline.tools.commands.values import policy_from_text
+from pipeline.tools.commands.values import option_of, policy_from_text
 from pipeline.tools.simulation.closed_forms import closed_form_ms
 from pipeline.tools.simulation.derive import derive_timings, find_shape
 from pipeline.tools.simulation.sim_line import Simulated, simulate
@@ -25,6 +25,7 @@ from pipeline.tools.trace.recording import Recording
 
 MS = 1000.0
 CHAINED = "current, chained"
+COUNTS = ("layers", "depth", "gpu_groups", "host_groups", "queue", "micro_batches", "passes")
 RATES = ("disk_gbps", "h2d_gbps", "tflops", "batch_tokens")
 MOST = 1 << 16
 MOST_LAYERS = 50_000
@@ -38,11 +39,12 @@ LAYERS_PER_SECOND = 2000
 
 def simulate_policies(options: argparse.Namespace) -> None:
     """Simulate the policies that were named, and print a table or JSON."""
-    if options.trace is not None and options.policy is None:
-        raise ConfigError("--trace: need one policy to write down, have all; name it with --policy")
     if options.trace is not None:
+        if options.policy is None:
+            raise ConfigError("--trace: need one policy to write down, have all; name it with --policy")
         check_writable(options.trace)
-    _check_counts(options)
+    for name in COUNTS:
+        within(option_of(name), getattr(options, name), 1, MOST, or_none=True)
     timings, policies = _timings(options), _policies(options)
     parts = max(policy.micro_batches for policy in policies.values())
     if timings.layers * options.passes * parts > MOST_LAYERS:
@@ -82,8 +84,7 @@ def _print_json(options: argparse.Namespace, runs: Mapping[str, Simulated]) -> N
     rows = {label: run.overlap().as_dict() for label, run in runs.items()}
     if CHAINED in rows:
         rows["current"]["chained"] = rows.pop(CHAINED)
-    result = list(rows.values()) if options.policy is None else rows[options.policy]
-    print_json(result)
+    print_json(list(rows.values()) if options.policy is None else rows[options.policy])
 
 
 def _print_table(timings: LayerTimings, policies: Mapping[str, PrefetchPolicy], runs: Mapping[str, Simulated]) -> None:
@@ -154,8 +155,8 @@ def _timings(options: argparse.Namespace) -> LayerTimings:
     }
     if options.model is not None:
         if given:
-            raise ConfigError(f"{_option(given[0])}: --model derives the timings; give one or the other")
-        if missing := [_option(name) for name in RATES if name not in rates]:
+            raise ConfigError(f"{option_of(given[0])}: --model derives the timings; give one or the other")
+        if missing := [option_of(name) for name in RATES if name not in rates]:
             raise ConfigError(f"--model: need {', '.join(missing)} too, to derive the timings")
         for name in rates:
             _check_number(options, name, above=True)
@@ -163,7 +164,7 @@ def _timings(options: argparse.Namespace) -> LayerTimings:
         derived = derive_timings(shape, **{name: getattr(options, name) for name in RATES})
         return dataclasses.replace(derived, layers=options.layers or shape.layers, **common)
     if rates:
-        raise ConfigError(f"{_option(rates[0])}: is for --model, which is missing")
+        raise ConfigError(f"{option_of(rates[0])}: is for --model, which is missing")
     seconds = {
         name: (MILLISECONDS.get(name, 0.0) if value is None else value) / MS for name, value in milliseconds.items()
     }
@@ -184,13 +185,4 @@ def _timings(options: argparse.Namespace) -> LayerTimings:
 def _check_number(options: argparse.Namespace, name: str, *, above: bool = False) -> None:
     value = getattr(options, name)
     if not math.isfinite(value) or value < 0 or (above and value == 0):
-        raise ConfigError(f"{_option(name)}: need a finite number {'above 0' if above else 'from 0'}, have {value}")
-
-
-def _check_counts(options: argparse.Namespace) -> None:
-    for name in ("layers", "depth", "gpu_groups", "host_groups", "queue", "micro_batches", "passes"):
-        within(_option(name), getattr(options, name), 1, MOST, or_none=True)
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+        raise ConfigError(f"{option_of(name)}: need a finite number {'above 0' if above else 'from 0'}, have {value}")

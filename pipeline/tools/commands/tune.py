@@ -7,15 +7,15 @@ from collections.abc import Mapping
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError
+from pipeline.system.guard import Once
 from pipeline.system.sizes import human_bytes
 from pipeline.system.table import print_json
 from pipeline.tools.bench.candidates import DEFAULT, TOLERANCE, ReadSizes, Samples, best_readings, choose_sizes
 from pipeline.tools.bench.tune import QUEUES, Tuner, TuneReport
 from pipeline.tools.commands.heat_map import heat_map
-from pipeline.tools.commands.options import model_settings
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import beside_noise, counted
-from pipeline.tools.commands.values import as_code
+from pipeline.tools.commands.values import as_code, option_of
 from pipeline.tools.trace.summary import SPOKEN
 
 MOST_GROUPS = 64
@@ -30,17 +30,20 @@ async def tune(options: argparse.Namespace) -> None:
         most = MOST_GROUPS if name == "most_groups" else sys.maxsize
         if not 1 <= (have := getattr(options, name)) <= most:
             limit = f" and at most {MOST_GROUPS}" if most == MOST_GROUPS else ""
-            raise ConfigError(f"--{name.replace('_', '-')}: need at least 1{limit}, have {have}")
-    settings = model_settings(options)
+            raise ConfigError(f"{option_of(name)}: need at least 1{limit}, have {have}")
+    settings, progress = options.settings, Progress()
     Config.from_arguments(settings)
-    progress = Progress()
     tuner = Tuner(options.model, settings, options.batch_tokens, options.most_groups, options.passes, progress.go_on)
-    said = _Once()
-    logging.getLogger("penstock").addFilter(said)
+    is_new, logger = Once(), logging.getLogger("penstock")
+
+    def said_once(record: logging.LogRecord) -> bool:
+        return is_new(record.getMessage())
+
+    logger.addFilter(said_once)  # the model is opened many times
     try:
         report = await tuner.run()
     finally:
-        logging.getLogger("penstock").removeFilter(said)
+        logger.removeFilter(said_once)
     progress.clear()
     if options.json:
         texts = {"open": open_line(report), "advice": " ".join([effect(report), advice(report), staying(report)])}
@@ -48,21 +51,6 @@ async def tune(options: argparse.Namespace) -> None:
     else:
         tables = [_reading(report.rates), _simulation(report), _finalists(report)]
         print("\n\n".join([*tables, effect(report), advice(report), staying(report), open_line(report)]))
-
-
-class _Once(logging.Filter):
-    """The model is opened many times; what that has to say is said once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._said: set[str] = set()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Let each message through once."""
-        text = record.getMessage()
-        new = text not in self._said
-        self._said.add(text)
-        return new
 
 
 def open_line(report: TuneReport) -> str:
@@ -158,11 +146,9 @@ def _simulation(report: TuneReport) -> str:
     lanes = {count: counted(count, "lane") for _, count in sorted(best)}
     chosen = (report.chosen.gpu_groups, report.chosen.reading.reader_lanes)
     budgets = range(1, report.most_groups + 1)
-    hosts = (
-        ""
-        if "host_groups" not in report.groups_settings
-        else (f"; of host_groups={DEFAULT.host_groups} and host_groups=gpu_groups the faster, as far as they fit")
-    )
+    hosts = ""
+    if "host_groups" in report.groups_settings:
+        hosts = f"; of host_groups={DEFAULT.host_groups} and host_groups=gpu_groups the faster, as far as they fit"
     title = f"simulated pass of {report.batch_tokens} tokens, relative to the best, {min(best.values()):.3f} s{hosts}"
     drawn = heat_map(best, report.window_bytes, budgets, lanes, chosen)
     return f"{title}\n{drawn}\n{_lanes(report.rates)}\n{_queues(report)}"

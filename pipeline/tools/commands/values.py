@@ -63,11 +63,16 @@ def as_code(value: Any) -> str:
     return f"{type(value).__qualname__}()"
 
 
+def option_of(name: str) -> str:
+    """The option whose value the parser stores under this name."""
+    return f"--{name.replace('_', '-')}"
+
+
 def at_least_one(options: argparse.Namespace, *names: str) -> None:
     """Raise ConfigError for an option that is given and below 1."""
     for name in names:
         if (have := getattr(options, name)) is not None and have < 1:
-            raise ConfigError(f"--{name.replace('_', '-')}: need at least 1, have {have}")
+            raise ConfigError(f"{option_of(name)}: need at least 1, have {have}")
 
 
 def policy_from_text(text: str) -> Any:

@@ -108,7 +108,7 @@ def no_cache_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.fixture(autouse=True)
 def nothing_was_said() -> None:
     """A warning that comes once in a process comes in the test that looks for it."""
-    guard._warned.clear()
+    guard._is_new = guard.Once()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

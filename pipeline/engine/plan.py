@@ -21,6 +21,7 @@ from pipeline.system.sizes import parse_bytes
 
 SPARE_SHARE = 0.1
 """What resident groups leave free where no setting limits them: other programs need memory too."""
+LOADED_LATER = "kernels and workspaces, loaded later"
 OWN_THREADS = 12
 """Threads that read, copy, compute and sample, beside those of torch."""
 
@@ -38,7 +39,7 @@ class Plan:
     residency: Residency
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Planning:
     """All that a plan follows from: what is `fixed`, and the slots. What else is held comes with each `plan`."""
 
@@ -68,24 +69,13 @@ class Planning:
         fixed = [
             Holding("Python, torch and what was there before", device.places[0].name, resident_bytes(), ""),
             *promised,
-            *(
-                Holding("kernels and workspaces, loaded later", place, size, "")
-                for place, size in device.loads_later.items()
-            ),
+            *(Holding(LOADED_LATER, place, size, "") for place, size in device.loads_later.items()),
             *holdings,
         ]
         available, bounds = _available(settings, device, promised)
         available |= other_places or {}
-        return cls(
-            settings=settings,
-            catalog=catalog,
-            device=device,
-            fixed=fixed,
-            available=available,
-            bounds=bounds,
-            limits=_limits(settings, device, available),
-            slots=weight_slots(settings, catalog, device),
-        )
+        limits, slots = _limits(settings, device, available), weight_slots(settings, catalog, device)
+        return cls(settings, catalog, device, fixed, available, bounds, limits, slots)
 
     def room(self, within: Mapping[str, int], held: Sequence[Holding] = ()) -> dict[str, int]:
         """What is left in each place, of that much memory, beside the slots and what else is `held`."""

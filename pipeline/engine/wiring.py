@@ -32,7 +32,7 @@ from pipeline.engine.settings import EngineSettings
 from pipeline.groups.slot_kinds import SlotKinds, Slots
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Parts:
     """What lines are made of, whatever they compute: a budget for each place of the device, in order.
 
@@ -70,16 +70,7 @@ class Parts:
             cells = {kind: [memory(size) for _ in range(count)] for kind, (count, size) in slots[place.name].items()}
             stays = {group: memory(size) for group, size in residents[place.name].items()}
             budgets.append(Budget(place.name, cells, clock, stays))
-        return cls(
-            settings=settings,
-            catalog=catalog,
-            source=source,
-            device=device,
-            policy=policy,
-            slots=counts,
-            budgets=budgets,
-            clock=clock,
-        )
+        return cls(settings, catalog, source, device, policy, counts, budgets, clock)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +91,14 @@ class Wired:
     def line(self) -> Line:
         """The line of the weights."""
         return self.lines[0]
+
+    @property
+    def asked(self) -> tuple[Mapping[str, int], int | None]:
+        """The most groups that a trigger asked for, by the kind of half that started, and how many layers ahead.
+
+        Empty and None without triggers.
+        """
+        return ({}, None) if self.requests is None else (dict(self.requests.asked_at), self.requests.depth)
 
     def statistics(self) -> LineStatistics:
         """The counters of all lines."""

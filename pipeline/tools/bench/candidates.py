@@ -61,9 +61,14 @@ class Candidate:
     reading: ReadSizes
 
     @property
-    def need(self) -> tuple[int, int, int]:
-        """What it takes, the scarcest first."""
-        return self.gpu_groups, self.host_groups, self.queue
+    def groups_and_queue(self) -> dict[str, int]:
+        """The numbers that a simulation needs, the scarcest first."""
+        return {"gpu_groups": self.gpu_groups, "host_groups": self.host_groups, "queue": self.queue}
+
+    @property
+    def need(self) -> tuple[int, ...]:
+        """The same numbers, to compare candidates by."""
+        return tuple(self.groups_and_queue.values())
 
     @property
     def settings(self) -> dict[str, Any]:

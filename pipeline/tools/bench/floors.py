@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import time
 from array import array
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -91,22 +92,30 @@ class Floors:
         """
         if self._device is None or not self._uploaded_in_pass:
             return 0.0
+        seconds, copied = await self.upload(self._uploaded_in_pass)
+        return seconds * sum(copied) / max(1, sum(copied[1:]))
+
+    async def upload(self, keys: Sequence[GroupKey]) -> tuple[float, list[int]]:
+        """Copy groups to a device with memory of its own, one right behind the other.
+
+        Returns the seconds from the end of the first copy to that of the last, and the bytes of each.
+        """
         catalog, device = self._runtime.catalog, self._runtime.device
-        kinds = {catalog.kind(group) for group in self._uploaded_in_pass}
-        slots = {kind: (await self._host.acquire(kind), await self._device.acquire(kind)) for kind in kinds}
-        events, copied = [], []
-        for group in self._uploaded_in_pass:
-            source, target = slots[catalog.kind(group)]
-            copies = catalog.copies(group)
-            events.append(device.upload(source.buffer, target.buffer, copies, ()))
-            copied.append(sum(copy.length for copy in copies))
+        slots = {
+            kind: [await budget.acquire(kind) for budget in self._runtime.line.budgets]
+            for kind in {catalog.kind(key) for key in keys}
+        }
+        copies = [catalog.copies(key) for key in keys]
+        events = []
+        for key, each in zip(keys, copies, strict=True):
+            source, target = slots[catalog.kind(key)]
+            events.append(device.upload(source.buffer, target.buffer, each, ()))
         for event in events:
             await event.wait()
-        for pair in slots.values():
-            for slot in pair:
-                slot.release(after=READY)
+        for slot in itertools.chain.from_iterable(slots.values()):
+            slot.release(after=READY)
         (_, first), (_, last) = (events[index].span or (0.0, 0.0) for index in (0, -1))
-        return (last - first) * sum(copied) / max(1, sum(copied[1:]))
+        return last - first, [sum(copy.length for copy in each) for each in copies]
 
     async def load(self, *, shared: bool = False) -> Loaded:
         """Bring every group into device memory for good; `shared`, or where they do not fit, one per kind for all."""
@@ -187,11 +196,9 @@ class Floors:
         return slot
 
     def _submit(self, prompt: list[int], new_tokens: int = 1) -> RunningSequence:
-        parameters, vocabulary_size = (
-            SamplingParameters(max_new_tokens=new_tokens),
-            self._runtime.config.vocabulary_size,
-        )
-        sequence = RunningSequence(array("i", prompt), parameters, frozenset(), None, vocabulary_size)
+        parameters = SamplingParameters(max_new_tokens=new_tokens)
+        size = self._runtime.config.vocabulary_size
+        sequence = RunningSequence(array("i", prompt), parameters, frozenset(), None, size)
         self._runtime.admission.submit([sequence])
         return sequence
 

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 
 from pipeline.config import Config
 from pipeline.engine.plan import Plan
-from pipeline.engine.policies import POLICIES
 from pipeline.formats.parts import kind_of
 from pipeline.groups.catalog import WeightCatalog
-from pipeline.tools.bench.steady_timings import SteadyTimings, steady_seconds
-from pipeline.tools.simulation.sim_line import simulate
+from pipeline.tools.bench.steady_timings import SteadyTimings, simulated_passes
 
 PASSES = 5
 """The first loads what stays, and the end of the last is not seen."""
@@ -80,16 +78,8 @@ class Forecast:
 def forecast(catalog: WeightCatalog, plan: Plan, settings: Config, rates: Rates, tokens: int) -> Forecast:
     """Simulate steady passes of the default policy. KV blocks that move, and attention to a long past, are left out."""
     timings = pass_timings(catalog, plan, rates, tokens)
-    run = simulate(
-        timings,
-        POLICIES["backpressure"],
-        passes=PASSES,
-        gpu_groups=settings.gpu_groups,
-        host_groups=settings.host_groups,
-        queue=settings.gpu_groups,
-        residency=plan.residency,
-    )
-    seconds = steady_seconds(run.trace.spans, timings.order)
+    groups = {"gpu_groups": settings.gpu_groups, "host_groups": settings.host_groups, "queue": settings.gpu_groups}
+    seconds = simulated_passes(timings, PASSES, **groups, residency=plan.residency)
     resources = timings.resources
     contention = rates.contention_seconds(resources["disk"], resources["compute"])
     return Forecast(tokens, statistics.fmean(seconds[1:]) + contention, resources)

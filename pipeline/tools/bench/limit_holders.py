@@ -25,7 +25,7 @@ LEAVING_SECONDS = 2.0
 
 
 class LimitHolder:
-    """Starts a program under a limit, and looks after it; here, without one: what it counts is its own memory.
+    """Starts a program under a limit, and looks after it; this class does so without one, and counts its own memory.
 
     `peak_bytes` are the most that was counted; `over_bytes` what the program had taken when it was ended for taking too
     much, else 0. Both are final behind the `with`.
@@ -58,10 +58,6 @@ class LimitHolder:
         """Look at the running program; true when it must end."""
         self.peak_bytes = max(self.peak_bytes, _own_bytes(pid))
         return False
-
-
-class NoLimit(LimitHolder):
-    """All of the machine."""
 
 
 class SystemdScope(LimitHolder):

@@ -44,7 +44,8 @@ async def measure_rates(folder: Path, settings: Config, tokens: int, progress: P
         progress("touching all slots once")
         await sweep(runtime, runtime.source)
         whole = await floors.load(shared=True)
-        some = Loaded(tuple(one for one in whole.messages if _is_timed(runtime, one.layer)), aliased=True)
+        timed = {*range(TIMED_LAYERS), runtime.config.layers}
+        some = Loaded(tuple(one for one in whole.messages if one.layer in timed), aliased=True)
         disk, h2d, slowdowns = [], [], []
         computed: dict[int, list[_Computed]] = {batch: [] for batch in batches}
         for index in range(ROUNDS):
@@ -52,7 +53,7 @@ async def measure_rates(folder: Path, settings: Config, tokens: int, progress: P
             disk.append(await sweep(runtime, runtime.source))
             if len(runtime.device.places) > 1:
                 progress(f"round {index + 1}/{ROUNDS}: copying alone")
-                h2d.append(await _h2d_bytes_per_second(runtime))
+                h2d.append(await _h2d_bytes_per_second(floors, runtime))
             for batch, rounds in computed.items():
                 progress(f"round {index + 1}/{ROUNDS}: computing {batch} tokens alone")
                 rounds.append(await _computed(floors, runtime, some, batch))
@@ -107,10 +108,6 @@ class _Computed:
     begin_seconds: float
 
 
-def _is_timed(runtime: ModelRuntime, layer: int) -> bool:
-    return layer < TIMED_LAYERS or layer == runtime.config.layers
-
-
 async def _computed(floors: Floors, runtime: ModelRuntime, some: Loaded, tokens: int) -> _Computed:
     lengths = spread_tokens(tokens, min(tokens, runtime.settings.max_requests))
     await floors.compute(some, lengths)
@@ -161,19 +158,9 @@ def _computes(computed: Mapping[int, list[_Computed]], sizes: Mapping[GroupKey, 
     return {kind: Compute(batches) for kind, batches in byte_seconds.items()}
 
 
-async def _h2d_bytes_per_second(runtime: ModelRuntime) -> float:
-    """Upload the largest group over and over, one copy right behind the other."""
-    host, device = runtime.line.budgets
+async def _h2d_bytes_per_second(floors: Floors, runtime: ModelRuntime) -> float:
+    """Upload the largest group over and over."""
     sizes = runtime.catalog.group_bytes(runtime.catalog.places[-1])
     largest = max(sizes, key=sizes.__getitem__)
-    kind, copies = runtime.catalog.kind(largest), runtime.catalog.copies(largest)
-    source, target = await host.acquire(kind), await device.acquire(kind)
-    try:
-        events = [runtime.device.upload(source.buffer, target.buffer, copies, ()) for _ in range(UPLOADS)]
-        for event in events:
-            await event.wait()
-    finally:
-        source.release(after=events[-1])
-        target.release(after=events[-1])
-    spans = [event.span or (0.0, 0.0) for event in events]
-    return (UPLOADS - 1) * sum(copy.length for copy in copies) / (spans[-1][1] - spans[0][1])
+    seconds, copied = await floors.upload([largest] * UPLOADS)
+    return sum(copied[1:]) / seconds

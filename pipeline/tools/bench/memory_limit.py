@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError, PenstockError
 from pipeline.system.host_memory import available_host_bytes
 from pipeline.system.sizes import human_bytes, parse_bytes
 from pipeline.tools.bench.cached_files import CachedFiles
-from pipeline.tools.bench.limit_holders import HOLDERS, NoLimit
+from pipeline.tools.bench.limit_holders import HOLDERS, LimitHolder
 
 LOOK_SECONDS = 0.01
 
@@ -66,7 +66,7 @@ async def run_limited(command: Sequence[str], limit: MemoryLimit | None, folders
 
     Returns what it printed, and the most bytes that its holder counted. Raises ProgramFailed.
     """
-    held, nbytes = (NoLimit, 0) if limit is None else (HOLDERS[limit.way], limit.nbytes)
+    held, nbytes = (LimitHolder, 0) if limit is None else (HOLDERS[limit.way], limit.nbytes)
     with CachedFiles(folders) as files, held(nbytes, files) as holder:
         files.drop_all()
         process = await asyncio.create_subprocess_exec(*holder.command(command), stdout=asyncio.subprocess.PIPE)

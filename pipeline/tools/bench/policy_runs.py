@@ -11,6 +11,7 @@ from actors.core.trace import Span, Trace
 from pipeline.api import Model
 from pipeline.engine.policies import CURRENT_CHAINED, POLICIES
 from pipeline.errors import ConfigError, PenstockError
+from pipeline.generation.build import ModelRuntime
 from pipeline.generation.sequence import Output
 from pipeline.models.model_config import read_config
 from pipeline.tools.bench.steady_timings import steady_seconds
@@ -108,20 +109,18 @@ class PolicyBench:
             )
 
     async def _measure(self, policy: PrefetchPolicy, title: str, name: str) -> PolicyReport:
-        self.progress(f"{title}: opening the model")
+        self.progress(f"{title}: {WARM_UP_PASSES + self.passes} passes of {self.batch_tokens} tokens")
         tokens = (WARM_UP_PASSES + self.passes) * self.batch_tokens
         settings = {**self.settings, "max_tokens_per_pass": self.batch_tokens, "context_tokens": tokens + NEW_TOKENS}
-        async with Model.open(self.folder, policy=policy, trace=Trace(), **settings) as model:
-            output, trace = await self._generate(model, tokens, title)
-            runtime = model.runtime
-            order, policy, one_link = runtime.catalog.order, runtime.policy, len(runtime.device.places) == 1
-            requests = runtime.wired.requests
-            asked, depth = ({}, None) if requests is None else (dict(requests.asked_at), requests.depth)
-            configuration = {"command": "bench policies", **runtime.describe()}
+        runtime, trace, output = await recorded_run(
+            self.folder, {**settings, "policy": policy}, tokens, NEW_TOKENS, logprobs=LOGPROBS
+        )
+        order, policy, one_link = runtime.catalog.order, runtime.policy, len(runtime.device.places) == 1
+        asked, depth = runtime.wired.asked
         if trace.dropped:
             raise ConfigError(f"passes: have {self.passes}, more than a trace holds; lower it")
         spans = trace.spans
-        self.recordings[title] = Recording(spans, trace.counts, configuration)
+        self.recordings[title] = Recording.of(runtime, "bench policies")
         self.progress(f"{title}: simulating")
 
         def overlap(spans: Sequence[Span]) -> Overlap:
@@ -139,15 +138,6 @@ class PolicyBench:
         row = overlap(simulated.trace.spans)
         seconds = tuple(steady_seconds(spans, order))
         return PolicyReport(measured, row, self.passes, self.batch_tokens, output.token_ids, difference, seconds)
-
-    async def _generate(self, model: Model, tokens: int, title: str) -> tuple[Output, Trace]:
-        prompt = prompt_of(tokens, model.runtime.config.vocabulary_size)
-        self.progress(f"{title}: {WARM_UP_PASSES + self.passes} passes of {self.batch_tokens} tokens")
-        async with model.recording() as trace:
-            output = await model.generate(
-                prompt, max_new_tokens=NEW_TOKENS, temperature=0.0, logprobs=LOGPROBS, ignore_eos=True
-            )
-        return output, trace
 
     def _difference(self, output: Output, title: str) -> float:
         """The largest difference of a log-probability to the first policy's."""
@@ -171,15 +161,25 @@ async def measured_balance(folder: Path, settings: Mapping[str, Any], passes: in
     for _ in range(TRIALS):
         progress(f"choosing the tokens per pass: a trial with {tokens}")
         trial = {**settings, "max_tokens_per_pass": tokens, "context_tokens": 3 * tokens + 1}
-        async with Model.open(folder, trace=Trace(), **trial) as model:
-            async with model.recording() as trace:
-                await model.generate(prompt_of(3 * tokens, model.runtime.config.vocabulary_size), max_new_tokens=1)
-            most = model.runtime.config.max_positions // (WARM_UP_PASSES + passes + 1)
-        spans = trace.spans
+        runtime, trace, _ = await recorded_run(folder, trial, 3 * tokens, 1)
+        spans, most = trace.spans, runtime.config.max_positions // (WARM_UP_PASSES + passes + 1)
         busy = busy_seconds(spans, min(span.started for span in spans), max(span.ended for span in spans))
         ratio = max(busy.get(DISK, 0.0), busy.get(LINK, 0.0)) / busy[COMPUTE]
         tokens = max(1, min(round(tokens * ratio), MOST_TOKENS, most))
     return tokens
+
+
+async def recorded_run(
+    folder: Path, settings: Mapping[str, Any], prompt_tokens: int, new_tokens: int, logprobs: int | None = None
+) -> tuple[ModelRuntime, Trace, Output]:
+    """Open a model, record how it continues a prompt greedily, and close it. Raises as `Model.open` and `generate`."""
+    async with Model.open(folder, trace=Trace(), **settings) as model:
+        prompt = prompt_of(prompt_tokens, model.runtime.config.vocabulary_size)
+        async with model.recording() as trace:
+            output = await model.generate(
+                prompt, max_new_tokens=new_tokens, temperature=0.0, ignore_eos=True, logprobs=logprobs
+            )
+        return model.runtime, trace, output
 
 
 def prompt_of(tokens: int, vocabulary_size: int) -> list[int]:

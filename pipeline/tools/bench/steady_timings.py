@@ -5,6 +5,7 @@ import itertools
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from actors.core.message import GroupKey
 from actors.core.trace import Span
@@ -87,19 +88,14 @@ def steady_seconds(spans: Iterable[Span], order: Order) -> list[float]:
     return [after - before for before, after in itertools.pairwise(starts)][1:]
 
 
-def simulated_seconds(timings: SteadyTimings, candidate: Candidate) -> float:
-    """Seconds per pass, on virtual time, under the policy backpressure. Not on a running loop: use a thread."""
-    run = simulate(
-        timings,
-        POLICIES["backpressure"],
-        passes=SIMULATED_PASSES,
-        gpu_groups=candidate.gpu_groups,
-        host_groups=candidate.host_groups,
-        queue=candidate.queue,
-    )
-    return statistics.fmean(steady_seconds(run.trace.spans, timings.order))
+def simulated_passes(timings: SteadyTimings, passes: int, **line: Any) -> list[float]:
+    """The `steady_seconds` of passes on virtual time, under the policy backpressure; `line` as `simulate` takes it."""
+    run = simulate(timings, POLICIES["backpressure"], passes=passes, **line)
+    return steady_seconds(run.trace.spans, timings.order)
 
 
 def simulated_grid(timings: SteadyTimings, candidates: Sequence[Candidate]) -> dict[Candidate, float]:
-    """All of them."""
-    return {candidate: simulated_seconds(timings, candidate) for candidate in candidates}
+    """Seconds per pass by candidate, simulated. Not on a running loop: use a thread."""
+    return {
+        one: statistics.fmean(simulated_passes(timings, SIMULATED_PASSES, **one.groups_and_queue)) for one in candidates
+    }

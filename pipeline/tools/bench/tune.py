@@ -27,9 +27,9 @@ from pipeline.tools.bench.candidates import (
     shortlist,
 )
 from pipeline.tools.bench.floors import apart
-from pipeline.tools.bench.policy_runs import prompt_of
+from pipeline.tools.bench.policy_runs import recorded_run
 from pipeline.tools.bench.read_rates import read_rates
-from pipeline.tools.bench.steady_timings import SteadyTimings, simulated_grid, simulated_seconds, steady_seconds
+from pipeline.tools.bench.steady_timings import SteadyTimings, simulated_grid, steady_seconds
 from pipeline.tools.simulation.replay import Replay
 
 QUEUES = (1, 2, 4, 8)
@@ -144,8 +144,7 @@ class TuneReport:
 
 
 def _plain(candidate: Candidate) -> dict[str, Any]:
-    needs = zip(("gpu_groups", "host_groups", "queue"), candidate.need, strict=True)
-    return dict(needs) | candidate.reading._asdict()
+    return candidate.groups_and_queue | candidate.reading._asdict()
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +177,7 @@ class Tuner:
         smallest = min(tried, key=lambda one: one.need)
         predicted = {one: simulated[one] for one in [*shortlist(simulated), smallest]}
         if DEFAULT.need[:2] in budgets:
-            predicted[DEFAULT] = await asyncio.to_thread(simulated_seconds, slower, DEFAULT)
+            predicted |= await asyncio.to_thread(simulated_grid, slower, [DEFAULT])
         finalists, staying = await self._measure(predicted)
         return TuneReport(
             folder=self.folder,
@@ -272,11 +271,8 @@ class Tuner:
         prompt_tokens, new_tokens = self._load
         own = {"context_tokens": prompt_tokens + new_tokens, "max_tokens_per_pass": self.batch_tokens}
         settings = {**own, **self.settings, **tuned}
-        async with Model.open(self.folder, trace=Trace(), **settings) as model:
-            prompt = prompt_of(prompt_tokens, model.runtime.config.vocabulary_size)
-            async with model.recording() as trace:
-                await model.generate(prompt, max_new_tokens=new_tokens, temperature=0.0, ignore_eos=True)
-            return model.runtime, trace
+        runtime, trace, _ = await recorded_run(self.folder, settings, prompt_tokens, new_tokens)
+        return runtime, trace
 
 
 def _window_bytes(runtime: ModelRuntime, budgets: Iterable[int]) -> dict[int, int]:

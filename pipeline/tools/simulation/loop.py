@@ -35,16 +35,16 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """Let the clock stand still until the thread is through."""
         future = super().run_in_executor(executor, func, *args)
         self.on_threads += 1
-        future.add_done_callback(self._thread_is_through)
+        future.add_done_callback(self._end_thread)
         return future
 
     async def shutdown_default_executor(self, *timeout: Any) -> None:
         """Ends on a thread too. The timeout is there from Python 3.12 on."""
         self.on_threads += 1
         await super().shutdown_default_executor(*timeout)
-        self.on_threads -= 1
+        self._end_thread()
 
-    def _thread_is_through(self, future: object) -> None:
+    def _end_thread(self, future: object = None) -> None:
         self.on_threads -= 1
 
     def jump(self, seconds: float) -> None:

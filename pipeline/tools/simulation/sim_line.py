@@ -96,11 +96,7 @@ def sim_line(
 
 @dataclass(frozen=True, slots=True)
 class Simulated:
-    """What a simulated run leaves behind: the policy as it was fitted, all spans and counts.
-
-    `asked` is the most groups that a trigger asked for, by the kind of half that started, and `depth` how many layers
-    ahead; empty and None without triggers.
-    """
+    """The outcome of a simulated run: the policy as it was fitted, all spans and counts; the rest as `Wired.asked`."""
 
     policy: PrefetchPolicy
     order: Order
@@ -146,8 +142,6 @@ def simulate(
             residency=residency,
         )
         await sim.run()
-        requests = sim.wired.requests
-        asked, depth = ({}, None) if requests is None else (dict(requests.asked_at), requests.depth)
-        return Simulated(sim.parts.policy, timings.order, trace, asked, depth)
+        return Simulated(sim.parts.policy, timings.order, trace, *sim.wired.asked)
 
     return run_virtual(main())

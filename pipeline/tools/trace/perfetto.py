@@ -25,6 +25,8 @@ from pipeline.tools.trace.tracks import lay_out, track_name
 FORMAT = 1
 TRACE_LIMIT_CHARACTERS = 1 << 29
 PROCESS = 1
+ARGUMENTS = ("what", "layer", "group", "seq", "slot", "part")
+"""The fields of a span that are arguments of its event."""
 SHOWN_CHARACTERS = 120
 """How much of a damaged value an error message repeats."""
 
@@ -128,14 +130,7 @@ def _events(recording: Recording) -> Iterator[Mapping[str, Any]]:
             "dur": _microseconds(ended - started),
             "cat": span.actor,
             "name": f"L{span.layer} {span.group}" if span.what == "work" else span.what,
-            "args": {
-                "what": span.what,
-                "layer": span.layer,
-                "group": span.group,
-                "seq": span.seq,
-                "slot": span.slot,
-                "part": span.part,
-            },
+            "args": {name: getattr(span, name) for name in ARGUMENTS},
             **arrows.get(id(span), {}),
         }
     for count in recording.counts:
@@ -166,17 +161,9 @@ def _decode(found: dict[str, Any]) -> object:
     if found["ph"] == "X":
         args, started = found["args"], _read_nanoseconds(found["ts"])
         ended = started + _read_nanoseconds(found["dur"])
-        return Span(
-            str(found["cat"]),
-            str(args["what"]),
-            int(args["layer"]),
-            str(args["group"]),
-            int(args["seq"]),
-            started / 1e9,
-            ended / 1e9,
-            int(args["slot"]),
-            int(args["part"]),
-        )
+        actor, (what, layer, group, seq, slot, part) = str(found["cat"]), (args[name] for name in ARGUMENTS)
+        key = int(layer), str(group), int(seq)
+        return Span(actor, str(what), *key, started / 1e9, ended / 1e9, int(slot), int(part))
     if found["ph"] == "C":
         ((series, value),) = found["args"].items()
         counter = f"{found['name']} {series}" if series else str(found["name"])

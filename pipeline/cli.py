@@ -80,8 +80,6 @@ def _failed(error: BaseException) -> int:
 
 
 class _Warnings(logging.StreamHandler[TextIO]):
-    """On lines of their own."""
-
     def emit(self, record: logging.LogRecord) -> None:
         Progress().clear()
         super().emit(record)

@@ -5,28 +5,15 @@ from collections.abc import Mapping
 Settings = dict[str, object]
 
 LLAMA_3 = {"model_type": "llama", "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "vocab_size": 128256}
-LLAMA_3_1 = {
-    **LLAMA_3,
-    "max_position_embeddings": 131072,
-    "rope_scaling": {
-        "rope_type": "llama3",
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    },
+LLAMA_3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
 }
-LLAMA_3_2 = {
-    **LLAMA_3_1,
-    "rope_scaling": {
-        "rope_type": "llama3",
-        "factor": 32.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    },
-    "tie_word_embeddings": True,
-}
+LLAMA_3_1 = {**LLAMA_3, "max_position_embeddings": 131072, "rope_scaling": LLAMA_3_ROPE}
+LLAMA_3_2 = {**LLAMA_3_1, "rope_scaling": {**LLAMA_3_ROPE, "factor": 32.0}, "tie_word_embeddings": True}
 QWEN_2_5 = {
     "model_type": "qwen2",
     "rms_norm_eps": 1e-6,
@@ -36,14 +23,7 @@ QWEN_2_5 = {
     "use_sliding_window": False,
 }
 QWEN_2_5_SMALL = {**QWEN_2_5, "vocab_size": 151936, "max_position_embeddings": 32768, "tie_word_embeddings": True}
-QWEN_3 = {
-    "model_type": "qwen3",
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1000000.0,
-    "vocab_size": 151936,
-    "max_position_embeddings": 40960,
-    "use_sliding_window": False,
-}
+QWEN_3 = {**QWEN_2_5, "model_type": "qwen3", "vocab_size": 151936, "max_position_embeddings": 40960}
 LLAMA_2 = {
     "model_type": "llama",
     "rms_norm_eps": 1e-5,
@@ -51,14 +31,7 @@ LLAMA_2 = {
     "vocab_size": 32000,
     "max_position_embeddings": 4096,
 }
-MISTRAL = {
-    "model_type": "mistral",
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "vocab_size": 32000,
-    "max_position_embeddings": 32768,
-    "sliding_window": 4096,
-}
+MISTRAL = {**LLAMA_2, "model_type": "mistral", "max_position_embeddings": 32768, "sliding_window": 4096}
 
 
 def _shape(

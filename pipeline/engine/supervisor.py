@@ -124,7 +124,7 @@ class Supervisor:
             except Exception as error:  # no request can be served before all tasks of the last run have ended
                 failure = explained(error)
                 logger.error("%s", failure)
-                self._tell_all(failure)
+                self._callers.fail(failure)
             await self._callers.wanted()
 
     async def _run(self) -> None:
@@ -141,7 +141,7 @@ class Supervisor:
             failure = explained(end or LineError("the line ended, though its plan has no end"))
             logger.error("%s", failure)
             if meant := self._meant(failure):
-                self._tell_all(failure)
+                self._callers.fail(failure)
             patience = self._loop.call_later(PATIENCE_SECONDS, self._callers.fail_those_that_run, failure)
         patience.cancel()
         if meant:  # requests that came since then keep their places
@@ -155,10 +155,6 @@ class Supervisor:
             stages = [stage.name for some in self._runtime.settings.insert.values() for stage in some]
             return failure.actor in stages or isinstance(failure.__cause__, PolicyFailed)
         return isinstance(failure, LineError)
-
-    def _tell_all(self, error: BaseException) -> None:
-        """End all requests."""
-        self._callers.fail(error)
 
     def _refuse(self, error: ClosedError) -> None:
         """End all requests, and serve none any more."""

@@ -1,10 +1,9 @@
 """The way "aiofiles": the event loop asks a thread for every single read."""
 
 import asyncio
-import contextlib
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import Awaitable, Sequence
 
 from aiofiles.os import wrap
 
@@ -55,15 +54,10 @@ class AiofilesLanes(ReadingLanes["AiofilesLane"]):
             self._changed.notify_all()
 
     async def _read_shared(self, chunks: deque[Window], buffer: memoryview, landed: Landed) -> None:
-        async with self._lend() as lane:
-            await lane.read(chunks, buffer, landed)
-
-    @contextlib.asynccontextmanager
-    async def _lend(self) -> AsyncIterator["AiofilesLane"]:
         async with self._free:
             lane = self._idle.pop()
             try:
-                yield lane
+                await lane.read(chunks, buffer, landed)
             finally:
                 self._idle.append(lane)
 
@@ -106,9 +100,5 @@ class AiofilesLane(ReadingLane):
             return await reading
         except asyncio.CancelledError:
             chunks.clear()
-            await outlast([asyncio.get_running_loop().run_in_executor(self._thread, _nothing)])
+            await outlast([asyncio.get_running_loop().run_in_executor(self._thread, lambda: None)])
             raise
-
-
-def _nothing() -> None:
-    pass

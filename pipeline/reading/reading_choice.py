@@ -38,6 +38,8 @@ CANDIDATES = (
     *(Reading(way=way) for way in WAYS[1:]),
     Reading(direct=False),
 )
+CONTRASTS = {"aiofiles": Reading(way="aiofiles"), "buffered": Reading(direct=False), "1 lane": CANDIDATES[1]}
+"""Ways whose rates are told beside that of the chosen one."""
 ROUNDS = 3
 TRIAL_BYTES = 64 * MIB
 COMPUTED = (4096, 4096)
@@ -92,7 +94,9 @@ def _measured_choice(shard: Shard, given: Mapping[str, object], beside: bool) ->
             return ReadingChoice(replace(DEFAULT, **{"direct": False, **given}), "the file system refuses direct reads")  # type: ignore[arg-type]
         keep(cache, key, rates)
     chosen = best_reading(rates)
-    others = ", ".join(f"{name} {rates[one] / 1e9:.2f}" for name, one in _contrasts(chosen) if one in rates)
+    others = ", ".join(
+        f"{name} {rates[one] / 1e9:.2f}" for name, one in CONTRASTS.items() if one in rates and one != chosen
+    )
     chosen_because = f"{rates[chosen] / 1e9:.2f} GB/s{' beside computing' if beside else ''}, {since}"
     why = chosen_because + (f" ({others})" if others else "")
     return ReadingChoice(replace(chosen, **given), why, rates[chosen])  # type: ignore[arg-type]
@@ -102,12 +106,6 @@ def best_reading(rates: Mapping[Reading, float]) -> Reading:
     """The fastest, in bytes per second, of those that beat the default by more than chance; else the default."""
     better = [one for one, rate in rates.items() if rate > BETTER_BY[one.direct] * rates[DEFAULT]]
     return max(better, key=rates.__getitem__, default=DEFAULT)
-
-
-def _contrasts(chosen: Reading) -> Iterator[tuple[str, Reading]]:
-    """What people ask about."""
-    named = {"aiofiles": Reading(way="aiofiles"), "buffered": Reading(direct=False), "1 lane": CANDIDATES[1]}
-    yield from ((name, one) for name, one in named.items() if one != chosen)
 
 
 @contextlib.contextmanager
@@ -169,11 +167,8 @@ async def _try_disk(lanes: ReadingLanes[ReadingLane], file: Path, buffer: HostMe
 
 def _extents(size: int) -> Iterator[int]:
     """Where trials begin: one behind the other, so that nothing is read again before much else was."""
-    start = 0
     while True:
-        start = start if start + TRIAL_BYTES <= size else 0
-        yield start
-        start += TRIAL_BYTES
+        yield from range(0, max(1, size - TRIAL_BYTES + 1), TRIAL_BYTES)
 
 
 async def _trial(lanes: ReadingLanes[ReadingLane], file: Path, start: int, one: Reading, buffer: HostMemory) -> float:

@@ -38,15 +38,11 @@ def run_async(work: Coroutine[Any, Any, Result]) -> Result:
     Raises OSError where there are too few descriptors.
     """
     with contextlib.closing(work):
-        _require_descriptors()
+        # A loop of uvloop that finds too few descriptors when it begins hides that, and cannot be closed.
+        with contextlib.ExitStack() as opened:
+            for _ in range(LOOP_DESCRIPTORS):
+                opened.callback(os.close, os.open(os.devnull, os.O_RDONLY))
         return _run(work)
-
-
-def _require_descriptors() -> None:
-    """A loop of uvloop that finds too few when it begins hides that, and cannot be closed."""
-    with contextlib.ExitStack() as opened:
-        for _ in range(LOOP_DESCRIPTORS):
-            opened.callback(os.close, os.open(os.devnull, os.O_RDONLY))
 
 
 def _run(work: Coroutine[Any, Any, Result]) -> Result:

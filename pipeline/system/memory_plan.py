@@ -1,7 +1,7 @@
 """The memory plan: what the runtime will hold, holder by holder, against what the machine has."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pipeline.system.sizes import human_bytes
@@ -15,6 +15,11 @@ class Holding:
     place: str
     nbytes: int
     knob: str
+
+    @property
+    def advice(self) -> str:
+        """The knob in brackets, behind a space."""
+        return f" [{self.knob}]" if self.knob else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +47,14 @@ class MemoryPlan:
         place = self.short_places()[0]
         under = f"under {self.bounds[place]}, beside threads " if place in self.bounds else ""
         need, have = human_bytes(self.need(place)), human_bytes(self.available[place])
-        return f"{place} memory: need {need}, have {have} {under}({'; '.join(_lines(self.held(place)))})"
+        held = [f"{one.holder} {human_bytes(one.nbytes)}{one.advice}" for one in self.held(place)]
+        return f"{place} memory: need {need}, have {have} {under}({'; '.join(held)})"
 
     def __str__(self) -> str:
         """One line for each holding, and one for each place with what it has."""
         lines = []
         for place, have in self.available.items():
-            lines += [f"{place:<7} {human_bytes(one.nbytes):>8}  {_named(one)}" for one in self.held(place)]
+            lines += [f"{place:<7} {human_bytes(one.nbytes):>8}  {one.holder}{one.advice}" for one in self.held(place)]
             lines.append(f"{place:<7} {human_bytes(self.need(place)):>8}  of {human_bytes(have)}")
         return "\n".join(lines)
 
@@ -63,11 +69,3 @@ class MemoryPlan:
     def need(self, place: str) -> int:
         """All that is held in a place, in bytes."""
         return sum(holding.nbytes for holding in self.holdings if holding.place == place)
-
-
-def _named(holding: Holding) -> str:
-    return f"{holding.holder} [{holding.knob}]" if holding.knob else holding.holder
-
-
-def _lines(holdings: Iterable[Holding]) -> list[str]:
-    return [f"{item.holder} {human_bytes(item.nbytes)}" + (f" [{item.knob}]" if item.knob else "") for item in holdings]

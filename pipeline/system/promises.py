@@ -52,7 +52,7 @@ def promised_elsewhere(pools: Mapping[str, str]) -> list[Holding]:
         Holding(f"promised to the open model {promise.folder}", place, nbytes, "")
         for holder, promise in promises
         for place, pool in pools.items()
-        if (nbytes := _untouched_bytes(holder, promise, pool)) > 0
+        if (nbytes := _own_bytes(holder, promise, pool) - holder.touched_bytes(pool)) > 0
     ]
 
 
@@ -62,10 +62,6 @@ def open_models_take(pool: str) -> tuple[int, int]:
         promises = list(_promises.items())
     promised = sum(_own_bytes(holder, promise, pool) for holder, promise in promises)
     return promised, sum(holder.touched_bytes(pool) for holder, _ in promises)
-
-
-def _untouched_bytes(holder: Holder, promise: _Promise, pool: str) -> int:
-    return _own_bytes(holder, promise, pool) - holder.touched_bytes(pool)
 
 
 def _own_bytes(holder: Holder, promise: _Promise, pool: str) -> int:

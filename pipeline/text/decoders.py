@@ -47,14 +47,10 @@ def detokenizers(
     if kinds and {*kinds} <= _TOKEN_BY_TOKEN:
         spoken = texts.keys() - {token.token_id for token in added_tokens if token.special}
         return partial(SeparateTokensDetokenizer, {one: texts[one] for one in spoken}, decode)
-    piece, strips_first_space = _followed(decoder) if document.get("decoder") else (_spaced, True)
+    # Without a decoder the package writes a space between two tokens.
+    piece, strips_first_space = _followed(decoder) if document.get("decoder") else (" {}".format, True)
     pieces = {token_id: piece(text) if text else "" for token_id, text in texts.items()}
     return partial(ByteFallbackDetokenizer, pieces, strips_first_space)
-
-
-def _spaced(text: str) -> str:
-    """Without a decoder the package writes a space between two tokens."""
-    return f" {text}"
 
 
 def _followed(decoder: Sequence[dict[str, Any]]) -> tuple[Callable[[str], str | bytes], bool]:

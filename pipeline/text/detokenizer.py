@@ -19,11 +19,9 @@ class Detokenizer(Protocol):
 
     def push(self, token_id: int) -> str:
         """Return the text that `token_id` completes; empty while a character is incomplete."""
-        ...
 
     def flush(self) -> str:
         """Return what is left, with U+FFFD for bytes that never became a character."""
-        ...
 
 
 class ByteLevelDetokenizer:

@@ -55,7 +55,9 @@ def id_slices(prompt: object, vocabulary_size: int, what: str = "prompt") -> Ite
         raise _refused(what, prompt, "give its `ids`" if hasattr(prompt, "ids") else "")
     begin = 0
     for part in _parts(what, _without_batch(prompt)):
-        yield _checked(what, part, begin, vocabulary_size)
+        if not (set(map(type, part)) == {int} and min(part) >= 0 and max(part) < vocabulary_size):
+            part = [_token_id(what, value, begin + index, vocabulary_size) for index, value in enumerate(part)]
+        yield part
         begin += len(part)
 
 
@@ -86,12 +88,6 @@ def _parts(what: str, prompt: Iterable[Any]) -> Iterator[list[Any]]:
     numbers = iter(prompt)
     while part := list(islice(numbers, SLICE_TOKENS)):
         yield part
-
-
-def _checked(what: str, part: list[Any], begin: int, vocabulary_size: int) -> list[int]:
-    if set(map(type, part)) == {int} and min(part) >= 0 and max(part) < vocabulary_size:
-        return part
-    return [_token_id(what, value, begin + index, vocabulary_size) for index, value in enumerate(part)]
 
 
 def _token_id(what: str, value: object, position: int, vocabulary_size: int) -> int:

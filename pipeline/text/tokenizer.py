@@ -36,15 +36,12 @@ class Engine(Protocol):
     @property
     def token_bytes(self) -> int | None:
         """The most bytes of text that one token can stand for; None where it is not known."""
-        ...
 
     def encode(self, text: str) -> "array[int]":
         """Return the ids of `text`: in a list, each collection of garbage would visit millions of them."""
-        ...
 
     def detokenizer(self, prompt_ids: Sequence[int] = ()) -> Detokenizer:
         """Return a detokenizer for what follows `prompt_ids`."""
-        ...
 
 
 class ModelTokenizer(Protocol):
@@ -60,15 +57,12 @@ class ModelTokenizer(Protocol):
         A text that begins with the BOS token itself, as rendered chat templates do, gets no second one. Raises
         RequestError for text that is too long or is not Unicode text.
         """
-        ...
 
     def count(self, text: str) -> int:
         """Return how many tokens of the context `generate(text)` takes for it. Raises as `encode` does."""
-        ...
 
     def decode(self, ids: TokenIds | Iterator[SupportsIndex]) -> str:
         """Return the text of `ids`, in which special tokens have none. Raises RequestError for what is no id."""
-        ...
 
 
 class Tokenizer:

@@ -4,7 +4,7 @@ import contextlib
 import ctypes
 import os
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.errors import ConfigError
@@ -51,8 +51,11 @@ class CachedFiles:
         Returns how many it were.
         """
         dropped = 0
+        held = [descriptor for descriptor, cached in self._cached.items() if cached]
+        pieces = [(one, start) for one in held for start in range(0, os.fstat(one).st_size, PIECE_BYTES)]
+        self._chance.shuffle(pieces)
         with _Mapped(pid) as mapped:
-            for descriptor, start in self._pieces():
+            for descriptor, start in pieces:
                 if dropped >= nbytes:
                     break
                 if had := cached_bytes(descriptor, start, PIECE_BYTES):
@@ -66,12 +69,6 @@ class CachedFiles:
             for entry in os.scandir(folder):
                 if entry.path not in self._open and entry.is_file():
                     self._open[entry.path] = os.open(entry.path, os.O_RDONLY)
-
-    def _pieces(self) -> Iterator[tuple[int, int]]:
-        held = [descriptor for descriptor, nbytes in self._cached.items() if nbytes]
-        pieces = [(one, start) for one in held for start in range(0, os.fstat(one).st_size, PIECE_BYTES)]
-        self._chance.shuffle(pieces)
-        yield from pieces
 
 
 _LIBC = ctypes.CDLL(None, use_errno=True)

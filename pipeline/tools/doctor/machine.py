@@ -20,6 +20,8 @@ PINNED_BYTES = 64 << 20
 EXTRAS = {"hf": ("tokenizers",), "bench": ("accelerate", "transformers"), "bench-llama": ("gguf", "llama_cpp")}
 """The modules that optional dependencies bring, by the name to install them by."""
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+GPU_FILES = Path("/dev")
+"""Where a driver shows its GPUs, whatever torch can do with them."""
 MEMORY = Path("/proc/meminfo")
 
 
@@ -63,7 +65,7 @@ def check_torch() -> Check:
         f"{threads} threads for {cores} cores",
         _gpu() if usable else "no GPU",
     ]
-    found, files = " · ".join(parts), _gpu_files()
+    found, files = " · ".join(parts), sorted(map(str, GPU_FILES.glob("nvidia[0-9]*")))
     if torch.version.cuda and files and not usable:
         why = "".join(f" · {str(one.message).splitlines()[0]}" for one in said[:1])
         found += f", though {', '.join(files)} is there{why}"
@@ -82,15 +84,8 @@ def check_cores() -> Check:
     found = f"{usable_cores()} usable; in the last minute {load:.1f} programs ran or waited for one of all {cores}"
     if load < BUSY_SHARE * cores:
         return Check("cores", "good", found)
-    return Check(
-        *("cores", "note", found),
-        f"passes and forecasts vary; set {SPIN_LITTLE} for programs of yours, as commands do for themselves",
-    )
-
-
-def _gpu_files() -> list[str]:
-    """What a driver shows of its GPUs, whatever torch can do with them."""
-    return sorted(str(file) for file in Path("/dev").glob("nvidia[0-9]*"))
+    what = f"passes and forecasts vary; set {SPIN_LITTLE} for programs of yours, as commands do for themselves"
+    return Check("cores", "note", found, what)
 
 
 def _gpu() -> str:
@@ -137,11 +132,9 @@ def check_pinned_memory() -> Check:
     except ConfigError as error:
         what = "raise `ulimit -l`; in a container --ulimit memlock=-1"
         return Check("pinned memory", "bad", f"{error} · {allowed}", what)
-    found = (
-        f"{human_bytes(PINNED_BYTES)} pinned in {1000 * pin_seconds:.1f} ms, "
-        f"copied to the GPU at {human_bytes(PINNED_BYTES / copy_seconds)}/s · {allowed}"
-    )
-    return Check("pinned memory", "good", found)
+    pinned = f"{human_bytes(PINNED_BYTES)} pinned in {1000 * pin_seconds:.1f} ms"
+    copied = f"copied to the GPU at {human_bytes(PINNED_BYTES / copy_seconds)}/s"
+    return Check("pinned memory", "good", f"{pinned}, {copied} · {allowed}")
 
 
 def _pin() -> tuple[float, float]:
@@ -179,12 +172,8 @@ def check_memory() -> Check:
 def check_huge_pages() -> Check:
     """Whether weight slots can lie in huge pages, which direct reads fill faster."""
     if not HUGE_PAGES.exists():
-        return Check(
-            "huge pages",
-            "note",
-            f"no {HUGE_PAGES}",
-            "this kernel has no huge pages, and direct reads are slower without",
-        )
+        what = "this kernel has no huge pages, and direct reads are slower without"
+        return Check("huge pages", "note", f"no {HUGE_PAGES}", what)
     text = HUGE_PAGES.read_text().strip()
     chosen = re.search(r"\[(\w+)\]", text)
     if chosen is None or chosen[1] == "never":

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import sys
-from collections.abc import Iterator
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -44,7 +43,8 @@ def _others(home: Path) -> tuple[dict[Path, str], dict[Path, str]]:
     """Modules and packages, and folders of modules, that are named as ours are; by place."""
     packages, folders = {}, {}
     alias = _installed_alias()
-    for entry in _entries():
+    # `python -m` and scripts put the current folder, or their own, first.
+    for entry in dict.fromkeys(Path(entry).resolve() for entry in (".", *sys.path)):
         if entry == home:
             continue
         for name in (*OURS, ALIAS):
@@ -65,8 +65,3 @@ def _installed_alias() -> Path | None:
     except importlib.metadata.PackageNotFoundError:
         return None
     return Path(str(installed.locate_file(f"{ALIAS}/__init__.py"))).resolve()
-
-
-def _entries() -> Iterator[Path]:
-    """`python -m` and scripts put the current folder, or their own, first."""
-    yield from dict.fromkeys(Path(entry).resolve() for entry in (".", *sys.path))

@@ -12,7 +12,6 @@ from typing import Any
 from pipeline.api import Model
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.generation.requests import CallArguments
-from pipeline.generation.sequence import Chunk
 from pipeline.system.sizes import human_bytes
 from pipeline.tools.doctor.check import Check, failed
 
@@ -96,16 +95,13 @@ async def _generate(model: Model, say: Callable[[str], None]) -> tuple[tuple[Tok
     tokens, times, said = [], [], 0.0
     async with contextlib.aclosing(model.stream(prompt, **wanted)) as chunks:
         async for chunk in chunks:
-            tokens.append(_token(chunk))
+            logprobs = tuple((token_id, value.hex()) for token_id, value in (chunk.logprobs or {}).items())
+            tokens.append((chunk.token_ids[0], logprobs))
             times.append(now := time.perf_counter())
             if now - said > PROGRESS_SECONDS:
                 said = now
                 say(f"token {len(tokens)} of {NEW_TOKENS}, {human_bytes(source.bytes_read)} read")
     return tuple(tokens), statistics.median(after - before for before, after in itertools.pairwise(times))
-
-
-def _token(chunk: Chunk) -> Token:
-    return chunk.token_ids[0], tuple((token_id, value.hex()) for token_id, value in (chunk.logprobs or {}).items())
 
 
 def _judged(name: str, answers: Mapping[str, RunResult]) -> Check:

@@ -60,9 +60,8 @@ def digest(
 
 def _pieces(shard: Shard) -> Iterator[tuple[int, memoryview]]:
     """Each piece with where it begins, while the next is being read; it is overwritten after that."""
-    advise(
-        shard.buffered, 0, 0, "POSIX_FADV_DONTNEED"
-    )  # where direct reads are refused, the disk is asked all the same
+    # Where direct reads are refused, the disk is asked all the same.
+    advise(shard.buffered, 0, 0, "POSIX_FADV_DONTNEED")
     lane = PreadvLane(Disk({shard.path: shard}, direct=shard.direct is not None))
     views = [memoryview(mmap.mmap(-1, PIECE_BYTES)) for _ in range(2)]
     starts = range(0, shard.size, PIECE_BYTES)

@@ -59,18 +59,16 @@ def read_sums(path: Path) -> SumsFile:
         return SumsFile(whole, pieces)
     for number, line in enumerate(read_small_file(path, SUMS_LIMIT_BYTES).decode(errors="replace").splitlines(), 1):
         if (found := SUM_LINE.fullmatch(line)) is not None:
-            whole[_plain(found[2].removeprefix("./"), path, number)] = found[1]
+            name = found[2].removeprefix("./")
+            if {"", ".", ".."} & {*name.split("/")}:
+                need = "need a file inside the checkpoint's folder"
+                raise CheckpointError(f"{path}: line {number}: {need}, have {name!r}")
+            whole[name] = found[1]
         elif (found := PIECES_LINE.fullmatch(line)) is not None:
             pieces[found[1]] = tuple(found[2].split())
         elif line.strip() and not line.startswith("#"):
             raise CheckpointError(f"{path}: line {number} is no line of sha256sum; write it anew, or name another file")
     return SumsFile(whole, pieces)
-
-
-def _plain(name: str, path: Path, number: int) -> str:
-    if any(part in ("", ".", "..") for part in name.split("/")):
-        raise CheckpointError(f"{path}: line {number}: need a file inside the checkpoint's folder, have {name!r}")
-    return name
 
 
 def write_sums(path: Path, folder: Path, found: Mapping[str, Digests]) -> None:

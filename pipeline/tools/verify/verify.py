@@ -63,12 +63,12 @@ def verify(
         with lock:
             done[0] += nbytes
 
-    def look(name: str) -> Verdict:
-        return _look(folder, name, sums, sums_file, count, stop, all_files)
-
     workers = max(1, min(len(names), os.cpu_count() or 1, MOST_WORKERS))
     with ThreadPoolExecutor(workers, thread_name_prefix="penstock-verify") as threads:
-        looking = {name: threads.submit(look, name) for name in sorted(names, key=sizes.__getitem__, reverse=True)}
+        looking = {
+            name: threads.submit(_look, folder, name, sums, sums_file, count, stop, all_files)
+            for name in sorted(names, key=sizes.__getitem__, reverse=True)
+        }
         try:
             say(0, sum(sizes.values()))
             while wait(looking.values(), timeout=SAY_SECONDS).not_done:

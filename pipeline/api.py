@@ -5,7 +5,6 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Generator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Unpack, overload
 
 from actors.core.trace import Trace
@@ -188,9 +187,7 @@ class Model:
     async def __aenter__(self) -> "Model":
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.aclose()
 
     def _call(self, prompt: Prompt, arguments: Mapping[str, object]) -> Call:
@@ -240,9 +237,7 @@ class Opening:
         self._model = await self._open()
         return self._model
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         if self._model is not None:
             await self._model.aclose()
 

@@ -14,7 +14,7 @@ from pipeline.devices.port import Place
 from pipeline.formats.matrix import Weights
 from pipeline.formats.tensors import TensorRange, stored_dtype
 from pipeline.groups.groups import WeightGroup
-from pipeline.groups.layout import HostLayout, device_layout, host_layout
+from pipeline.groups.layout import DeviceLayout, HostLayout, device_layout, host_layout
 from pipeline.groups.slot_kinds import SlotKinds
 
 if TYPE_CHECKING:
@@ -40,20 +40,12 @@ class WeightCatalog:
         self._groups = {group.key: group for group in groups}
         self.host: dict[GroupKey, HostLayout] = {key: host_layout(group) for key, group in self._groups.items()}
         self.slot_kinds = SlotKinds.by_size({group.key: group.needed_bytes for group in groups}, fewest_slots)
-        self._copies: dict[GroupKey, tuple[Copy, ...]] = {}
-        self._offsets = {}
-        self._device_bytes = {}
-        for key, group in self._groups.items():
-            host = self.host[key]
-            if alignment_bytes is not None:
-                device = device_layout(group, host, alignment_bytes)
-                self._copies[key] = device.copies
-                self._offsets[key] = device.offsets
-                self._device_bytes[key] = device.slot_bytes
-            else:
-                self._copies[key] = (Copy(0, 0, host.slot_bytes),)
-                self._offsets[key] = host.offsets
-                self._device_bytes[key] = host.slot_bytes
+        self._device = {
+            key: device_layout(self._groups[key], host, alignment_bytes)
+            if alignment_bytes is not None
+            else DeviceLayout(host.offsets, host.slot_bytes, (Copy(0, 0, host.slot_bytes),))
+            for key, host in self.host.items()
+        }
 
     def kind(self, key: GroupKey) -> str:
         """The kind of slot that the group needs: its size class."""
@@ -61,7 +53,7 @@ class WeightCatalog:
 
     def copies(self, key: GroupKey) -> Sequence[Copy]:
         """What to copy from a host slot into a device slot."""
-        return self._copies[key]
+        return self._device[key].copies
 
     def tensors(self, message: Message[Slot]) -> "Mapping[str, torch.Tensor]":
         """The group's tensors by short name, as views of the slot that it is in. Write into them, not into the mapping.
@@ -81,7 +73,7 @@ class WeightCatalog:
         place, memory = message.at.place, message.at.buffer
         # In slots of a user's Mover bytes lie as in those that they came from, which are in the same memory.
         packed = place == self.places[-1] or (place not in self.places and isinstance(memory, DeviceMemory))
-        offsets = self._offsets[key] if packed else self.host[key].offsets
+        offsets = self._device[key].offsets if packed else self.host[key].offsets
         return MappingProxyType(tensor_views(memory.tensor, offsets, self._groups[key].tensors))
 
     def weights(self, message: Message[Slot]) -> "Weights":
@@ -95,9 +87,8 @@ class WeightCatalog:
 
     def group_bytes(self, place: str) -> dict[GroupKey, int]:
         """The size that each group needs in a place, in compute order."""
-        if place == self.places[0]:
-            return {key: layout.slot_bytes for key, layout in self.host.items()}
-        return dict(self._device_bytes)
+        layouts = self.host if place == self.places[0] else self._device
+        return {key: layout.slot_bytes for key, layout in layouts.items()}
 
     @property
     def needed_bytes(self) -> int:

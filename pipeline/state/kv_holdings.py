@@ -20,13 +20,9 @@ def kv_holdings(layout: KvLayout, kv: KvPlacement, knob: str, device: Device, *,
     """What they take, place by place; `knob` is the setting that changes how many blocks there are."""
     or_disk = knob if on_disk else f"{knob}, or set kv_disk"
     first, last, layer_bytes = device.places[0].name, device.places[-1].name, layout.layer_bytes
+    on_device = or_disk if last == first else knob
     holdings = (
-        Holding(
-            f"KV blocks of {len(kv.device)} layers",
-            last,
-            len(kv.device) * layer_bytes,
-            or_disk if last == first else knob,
-        ),
+        Holding(f"KV blocks of {len(kv.device)} layers", last, len(kv.device) * layer_bytes, on_device),
         Holding(f"KV blocks: {kv.device_slots} layers take turns", last, kv.device_slots * layer_bytes, knob),
         Holding(f"KV blocks of {len(kv.host)} layers", first, len(kv.host) * layer_bytes, or_disk),
         Holding(f"KV blocks: {kv.host_slots} layers pass through", first, kv.host_slots * layer_bytes, knob),

@@ -73,16 +73,9 @@ class KvLayout:
 
     def blocks_of(self, rows: Iterable[Copy]) -> list[int]:
         """The blocks that these rows lie in, each once."""
-        return sorted(
-            {
-                block
-                for row in rows
-                for block in range(
-                    row.source_offset // self.block_bytes,
-                    (row.source_offset + row.length - 1) // self.block_bytes + 1,
-                )
-            }
-        )
+        size = self.block_bytes
+        ends = ((row.source_offset // size, (row.source_offset + row.length - 1) // size) for row in rows)
+        return sorted({block for first, last in ends for block in range(first, last + 1)})
 
     def _cached(self, piece: CachedPiece) -> Sequence[int]:
         first = 0 if self.window is None else max(0, piece.start + 1 - self.window) // BLOCK_TOKENS

@@ -16,18 +16,9 @@ LLAMA3_RANKS = 128_000
 _RESERVED = 256
 # The names of Llama 3.1 and later for the first of the 256 ids after the ranks; the rest are numbered from 2 on.
 _NAMED = (
-    "<|begin_of_text|>",
-    "<|end_of_text|>",
-    "<|reserved_special_token_0|>",
-    "<|reserved_special_token_1|>",
-    "<|finetune_right_pad_id|>",
-    "<|step_id|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eom_id|>",
-    "<|eot_id|>",
-    "<|python_tag|>",
-    "<|image|>",
+    *("<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>"),
+    *("<|finetune_right_pad_id|>", "<|step_id|>", "<|start_header_id|>", "<|end_header_id|>"),
+    *("<|eom_id|>", "<|eot_id|>", "<|python_tag|>", "<|image|>"),
 )
 _LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]+")
 

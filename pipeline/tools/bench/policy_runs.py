@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +110,13 @@ class PolicyBench:
             )
 
     async def _measure(self, policy: PrefetchPolicy, title: str, name: str) -> PolicyReport:
-        self.progress(f"{title}: {WARM_UP_PASSES + self.passes} passes of {self.batch_tokens} tokens")
+        self.progress(f"{title}: opening the model")
         tokens = (WARM_UP_PASSES + self.passes) * self.batch_tokens
         settings = {**self.settings, "max_tokens_per_pass": self.batch_tokens, "context_tokens": tokens + NEW_TOKENS}
-        runtime, trace, output = await recorded_run(
-            self.folder, {**settings, "policy": policy}, tokens, NEW_TOKENS, logprobs=LOGPROBS
-        )
+        about = f"{title}: {WARM_UP_PASSES + self.passes} passes of {self.batch_tokens} tokens"
+        opened = partial(self.progress, about)
+        settings["policy"] = policy
+        runtime, trace, output = await recorded_run(self.folder, settings, tokens, NEW_TOKENS, LOGPROBS, opened)
         order, policy, one_link = runtime.catalog.order, runtime.policy, len(runtime.device.places) == 1
         asked, depth = runtime.wired.asked
         if trace.dropped:
@@ -170,10 +172,16 @@ async def measured_balance(folder: Path, settings: Mapping[str, Any], passes: in
 
 
 async def recorded_run(
-    folder: Path, settings: Mapping[str, Any], prompt_tokens: int, new_tokens: int, logprobs: int | None = None
+    folder: Path,
+    settings: Mapping[str, Any],
+    prompt_tokens: int,
+    new_tokens: int,
+    logprobs: int | None = None,
+    opened: Callable[[], object] = int,
 ) -> tuple[ModelRuntime, Trace, Output]:
-    """Open a model, record how it continues a prompt greedily, and close it. Raises as `Model.open` and `generate`."""
+    """Open a model, call `opened`, record how it continues a prompt greedily, and close it."""
     async with Model.open(folder, trace=Trace(), **settings) as model:
+        opened()
         prompt = prompt_of(prompt_tokens, model.runtime.config.vocabulary_size)
         async with model.recording() as trace:
             output = await model.generate(

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from actors.core.ports import PrefetchPolicy
 from pipeline.engine.actor_names import ACTORS
@@ -170,16 +171,8 @@ def _timings(options: argparse.Namespace) -> LayerTimings:
     }
     if not (seconds["attn_ms"] or seconds["ffn_ms"]):
         raise ConfigError("--attn-ms, --ffn-ms: need one above 0, have 0 for both: there is nothing to overlap with")
-    return LayerTimings(
-        layers=options.layers or LAYERS,
-        attn=seconds["attn_ms"],
-        ffn=seconds["ffn_ms"],
-        attn_io=seconds["attn_io_ms"],
-        ffn_io=seconds["ffn_io_ms"],
-        attn_disk=seconds["disk_attn_ms"],
-        ffn_disk=seconds["disk_ffn_ms"],
-        **common,
-    )
+    times: dict[str, Any] = dict(zip(LAYER_SECONDS[: len(seconds)], seconds.values(), strict=True))
+    return LayerTimings(layers=options.layers or LAYERS, **times, **common)
 
 
 def _check_number(options: argparse.Namespace, name: str, *, above: bool = False) -> None:

@@ -24,6 +24,7 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 from actors.core.trace import Span
 from pipeline.engine.actor_names import STAGER
@@ -144,16 +145,10 @@ class _Gap:
         self._pieces: list[GapPiece] = []
 
     def paint(
-        self,
-        cause: str,
-        times: Sequence[Interval] | None = None,
-        *,
-        since: float | None = None,
-        until: float | None = None,
+        self, cause: str, times: Sequence[Interval] | None = None, *, since: float = -inf, until: float = inf
     ) -> None:
         """Give a cause to what is left between two moments, and within `times` if given."""
-        since = self._started if since is None else max(since, self._started)
-        until = self._ended if until is None else min(until, self._ended)
+        since, until = max(since, self._started), min(until, self._ended)
         if until - since <= NEGLIGIBLE_SECONDS:
             return
         covered = [(since, until)] if times is None else within(times, since, until)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,7 +12,7 @@ import pipeline.tools.bench.policy_runs as bench_policies
 from actors.core.ports import PrefetchPolicy
 from actors.core.trace import Span
 from pipeline.api import BUNDLED
-from pipeline.engine.policies import POLICIES
+from pipeline.engine.policies import CURRENT_CHAINED, POLICIES
 from pipeline.errors import ConfigError
 from pipeline.generation.sequence import Output
 from pipeline.tools.bench.policy_runs import (
@@ -232,13 +233,14 @@ def test_log_probabilities_may_differ_by_as_much_as_rounding_does(compared: Comp
 def test_the_chained_half_of_current_is_held_against_the_first_too(
     compared: Compared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generate = PolicyBench._generate
+    run = bench_policies.recorded_run
 
-    async def wrong(bench: PolicyBench, model: Any, tokens: int, title: str) -> tuple[Output, Any]:
-        output, trace = await generate(bench, model, tokens, title)
-        return (replace(output, token_ids=(0, 0)) if title == CHAINED_TITLE else output), trace
+    async def wrong(folder: Path, settings: Mapping[str, Any], *more: Any) -> tuple[Any, Any, Output]:
+        runtime, trace, output = await run(folder, settings, *more)
+        is_wrong = settings["policy"] == CURRENT_CHAINED
+        return runtime, trace, replace(output, token_ids=(0, 0)) if is_wrong else output
 
-    monkeypatch.setattr(PolicyBench, "_generate", wrong)
+    monkeypatch.setattr(bench_policies, "recorded_run", wrong)
     with pytest.raises(OutputsDiffer, match=r"^current, chained: need the tokens .* have \(0, 0\)"):
         asyncio.run(bench_of([]).run(policies(["current"])))
 

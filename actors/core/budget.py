@@ -80,6 +80,11 @@ class Slot:
         """The name of the slot's budget: a place of the device, or what a user's Mover calls its own."""
         return self._budget.name
 
+    @property
+    def stays(self) -> bool:
+        """Whether it is the cell of a resident group, the same in every pass."""
+        return self._cell.resident
+
     def release(self, *, after: Event) -> None:
         """Give the cell back. Its next owner overwrites it only after `after`. Never waits."""
         if self._released:

@@ -10,7 +10,7 @@ import contextlib
 import resource
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 
 import torch
@@ -37,6 +37,7 @@ class CudaDevice:
     places = TWO_PLACES
     alignment_bytes = 256
     block_rows = 256
+    repeated_rows = ()
     shares_cores = False
     libraries = Libraries(host=780 << 20, device=64 << 20)
     """740 MiB were measured on an H200, and on the device 32 MiB for each lane that computes."""
@@ -105,7 +106,9 @@ class CudaDevice:
         """Copy on the D2H stream, beside uploads."""
         return self._lanes["d2h"].submit(lambda: copy_bytes(source, target, copies), after)
 
-    def launch(self, lane: str, work: Callable[[], object], after: Sequence[Event]) -> Event:
+    def launch(
+        self, lane: str, work: Callable[[], object], after: Sequence[Event], repeats: Hashable | None = None
+    ) -> Event:
         """Let the lane's thread run `work`, which launches kernels on the lane's stream."""
         return self._lanes[lane].submit(work, after)
 

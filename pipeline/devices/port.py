@@ -1,6 +1,6 @@
 """The Device port: what a device tells of itself, the memory that it hands out, and the work that it runs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -69,6 +69,10 @@ class Device(Transfers, Protocol):
         """How many rows its kernels must get at least, so that a single one is computed as two or more are."""
 
     @property
+    def repeated_rows(self) -> Sequence[int]:
+        """The numbers of rows for which it records work that repeats, in rising order."""
+
+    @property
     def shares_cores(self) -> bool:
         """Whether computing takes the cores that reading and checksums want too."""
 
@@ -92,8 +96,14 @@ class Device(Transfers, Protocol):
     def device_memory(self, nbytes: int) -> "Memory":
         """Memory of the last place: computations can use it, at an address that never changes."""
 
-    def launch(self, lane: str, work: Callable[[], object], after: Sequence[Event]) -> Event:
-        """Run `work` on a compute lane, after the events in `after` as in `Transfers`."""
+    def launch(
+        self, lane: str, work: Callable[[], object], after: Sequence[Event], repeats: Hashable | None = None
+    ) -> Event:
+        """Run `work` on a compute lane, after the events in `after` as in `Transfers`.
+
+        All work that `repeats` the same key on a lane launches the same kernels on the same addresses, whatever lies
+        there: a device may record them once, and later launch them without calling `work`.
+        """
 
     def have_run(self) -> None:
         """Take note that a model has computed on it, so that its libraries are loaded."""

@@ -5,7 +5,7 @@ import itertools
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Self
 
 from actors.core.chained import parts
@@ -66,6 +66,7 @@ class SimDevice:
         *,
         alignment_bytes: int | None = None,
         block_rows: int = 256,
+        repeated_rows: Sequence[int] = (),
         loads_later: Mapping[str, int] | None = None,
         memory: Mapping[str, int] | None = None,
         h2d_bytes_per_second: float = math.inf,
@@ -74,6 +75,7 @@ class SimDevice:
         self.places = places
         self.alignment_bytes = alignment_bytes
         self.block_rows = block_rows
+        self.repeated_rows = repeated_rows
         self.loads_later: Mapping[str, int] = loads_later or {}
         self._memory = memory or {}
         self._rates = {"h2d": h2d_bytes_per_second, "d2h": d2h_bytes_per_second or h2d_bytes_per_second}
@@ -87,6 +89,7 @@ class SimDevice:
             device.places,
             alignment_bytes=device.alignment_bytes,
             block_rows=device.block_rows,
+            repeated_rows=device.repeated_rows,
             loads_later=device.loads_later,
             memory=memory,
         )
@@ -140,7 +143,9 @@ class SimDevice:
         seconds = sum(copy.length for copy in copies) / self._rates["d2h"]
         return self._submit("d2h", lambda: seconds, after)
 
-    def launch(self, lane: str, work: Callable[[], object], after: Sequence[Event]) -> Event:
+    def launch(
+        self, lane: str, work: Callable[[], object], after: Sequence[Event], repeats: Hashable | None = None
+    ) -> Event:
         """Occupy the lane for the seconds that `work` returns."""
         return self._submit(lane, work, after)
 

@@ -13,6 +13,11 @@ EMBED_KEY = (-1, EMBED)
 """The embedding table, which is never streamed: a pass fetches the rows that it needs."""
 
 
+def gives_logits(part: str) -> bool:
+    """Whether it is a slice of the head."""
+    return kind_of(part) == HEAD
+
+
 def attends(part: str) -> bool:
     """Whether its computation needs the KV blocks of its layer."""
     return part == ATTN

@@ -13,10 +13,11 @@ from pipeline.devices.open import open_device
 from pipeline.devices.port import Device
 from pipeline.engine.runtime import Runtime
 from pipeline.generation.admission import Admission
-from pipeline.generation.batching import Batcher
+from pipeline.generation.batching import Batcher, most_logit_rows
 from pipeline.generation.blueprint import Blueprint, draw_up_fitting, say_remarks
 from pipeline.generation.model_plan import ModelPlan
 from pipeline.generation.model_statistics import ModelStatistics, program_counters
+from pipeline.generation.pass_buffers import PassBuffers
 from pipeline.generation.pass_inputs import PassInputs
 from pipeline.generation.program import GenerationProgram
 from pipeline.models.model_config import read_config
@@ -53,6 +54,11 @@ class ModelRuntime(Runtime):
             plan.kv_layout, plan.kv, device, settings.kv_disk, lose=batcher.pool.lose, ahead=ahead
         )
         undone.callback(self.cache.memory.close)
+        invariant = settings.batch_invariant
+        blocks = RowBlocks.of(
+            device.block_rows, device.least_rows(drawn.dtype), device.repeated_rows, batch_invariant=invariant
+        )
+        logit_rows = most_logit_rows(settings.max_requests)
         program = GenerationProgram(
             drawn.model,
             catalog,
@@ -62,7 +68,8 @@ class ModelRuntime(Runtime):
             Admission(batcher, self.cache),
             PassInputs(device, self.embedding.most_rows, settings.max_requests, plan.context_tokens),
             drawn.dtype,
-            RowBlocks.of(device.block_rows, device.least_rows(drawn.dtype), batch_invariant=settings.batch_invariant),
+            blocks,
+            PassBuffers(device, drawn.model, drawn.dtype, blocks, self.embedding.most_rows, logit_rows),
             self.policy.micro_batches,
         )
         self.wire(program, (self.cache,) if plan.kv.moving else (), trace)

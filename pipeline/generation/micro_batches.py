@@ -27,6 +27,16 @@ class MicroBatch:
     blocks: list[Block]
     last: Event = READY
 
+    @property
+    def begin(self) -> int:
+        """Its first row."""
+        return self.blocks[0].begin
+
+    @property
+    def end(self) -> int:
+        """The row behind its last."""
+        return self.blocks[-1].end
+
 
 def micro_batches(tokens: int, most: int, row_blocks: RowBlocks) -> list[MicroBatch]:
     """Cut the rows of a pass into at most `most` runs of about the same length, none shorter than a block."""

@@ -7,6 +7,7 @@ from pipeline.devices.port import Device
 from pipeline.engine.policies import find_policy
 from pipeline.formats.dense import cast_bytes
 from pipeline.generation.batching import most_logit_rows
+from pipeline.generation.pass_buffers import HIDDEN, LOGITS, ROTARY, PassBuffers
 from pipeline.generation.pass_inputs import PassInputs
 from pipeline.generation.sampling import Sampler
 from pipeline.groups.groups import WeightGroups
@@ -15,6 +16,8 @@ from pipeline.models.model_config import ModelConfig
 from pipeline.models.row_blocks import RowBlocks
 from pipeline.state.kv_layout import KvLayout
 from pipeline.system.memory_plan import Holding
+
+KNOBS = {HIDDEN: "max_tokens_per_pass", ROTARY: "max_tokens_per_pass", LOGITS: "max_requests"}
 
 
 def pass_holdings(
@@ -31,9 +34,10 @@ def pass_holdings(
     rows = tokens * sum(tensor.length for tensor in groups.embed.tensors) // groups.embed.rows
     logits = most_logit_rows(settings.max_requests) * model.vocabulary_size * torch.float32.itemsize
     invariant = settings.batch_invariant
-    blocks = RowBlocks.of(device.block_rows, device.least_rows(dtype), batch_invariant=invariant)
+    blocks = RowBlocks.of(device.block_rows, device.least_rows(dtype), device.repeated_rows, batch_invariant=invariant)
+    buffers = PassBuffers.sizes(model, dtype, blocks, tokens, most_logit_rows(settings.max_requests))
     ffn_size = max(layer.feed_forward.size for layer in model.layer_kinds)
-    activations = blocks.padded(tokens) * (4 * model.hidden_size + 3 * ffn_size) * max(dtype.itemsize, 4)
+    activations = blocks.padded(tokens) * (3 * model.hidden_size + 3 * ffn_size) * max(dtype.itemsize, 4)
     casts = _scratch_bytes(groups, dtype) * min(2, find_policy(settings.policy).micro_batches)
     inputs = PassInputs.nbytes(tokens, settings.max_requests, context_tokens)
     tables = settings.max_requests * Sampler.table_bytes(model.vocabulary_size)
@@ -47,7 +51,8 @@ def pass_holdings(
             2 * (context_tokens + GPU_CELL) * KvLayout.of(model, 0, dtype).row_bytes,
             "context_tokens",
         ),
-        *(Holding("logits", where, logits, "max_requests") for where in (first, place)),
+        Holding(LOGITS, first, logits, "max_requests"),
+        *(Holding(name, place, nbytes, KNOBS[name]) for name, nbytes in buffers.items()),
         Holding("penalty tables", first, tables, "max_requests"),
         *(Holding("positions and block tables", where, inputs, "max_requests") for where in (first, place)),
     ]

@@ -59,10 +59,10 @@ class PassInputs:
         of_tokens = list(itertools.islice(lengths, begin, end))
         return of_tokens + [0] * (end - begin - len(of_tokens))
 
-    def logit_rows(self) -> torch.Tensor:
-        """The tokens that get a row of logits, in the order of the pieces."""
-        first = 3 * self._ends[-1]
-        return self._part(first, first + len(self._logit_rows))
+    def logit_rows(self, begin: int, end: int) -> torch.Tensor:
+        """The tokens of rows [begin, end) of logits, in the order of the pieces, and the first behind the last."""
+        first, last = 3 * self._ends[-1], min(end, len(self._logit_rows))
+        return pad(self._part(first + begin, first + last), (0, end - last))
 
     def rows(self, begin: int, end: int) -> Rows:
         """Where tokens [begin, end) of the pass go, counted from `begin`. Rows behind the last token belong to none."""

@@ -3,8 +3,7 @@
 import asyncio
 import functools
 import itertools
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,10 +16,12 @@ from actors.core.ports import Copy
 from pipeline.devices.lane import Lane
 from pipeline.devices.port import Device
 from pipeline.errors import RequestError
-from pipeline.formats.parts import ATTN, FFN, HEAD, attends, kind_of
+from pipeline.formats.parts import ATTN, FFN, HEAD, attends, gives_logits, kind_of
 from pipeline.generation.admission import Admission
 from pipeline.generation.batching import Piece, most_logit_rows
+from pipeline.generation.generation_pass import GenerationPass, token_ids
 from pipeline.generation.micro_batches import MicroBatch, micro_batches
+from pipeline.generation.pass_buffers import PassBuffers
 from pipeline.generation.pass_inputs import PassInputs
 from pipeline.generation.sampling import Choice
 from pipeline.generation.sequence import RunningSequence
@@ -39,39 +40,12 @@ COMPUTE = "compute"
 """The compute lane; with several micro-batches each part of a layer has a lane of its own."""
 
 
-@dataclass(slots=True)
-class GenerationPass:
-    """The state of one pass over T tokens, of one or more sequences.
-
-    `hidden_TD` is made once and then written in place: a micro-batch goes from lane to lane, and memory that one CUDA
-    stream frees while another still reads it would be handed out again too early.
-    """
-
-    pieces: list[Piece]
-    parts: list[MicroBatch]
-    embedded: Event = READY
-    hidden_TD: torch.Tensor = field(init=False)
-    normed_RD: torch.Tensor = field(init=False)
-    head_rows: int = 0
-
-    @property
-    def choosing(self) -> list[Piece]:
-        """The pieces that ask for logits, to choose a token from them; none where the pass is abandoned."""
-        return [] if self.abandoned else [piece for piece in self.pieces if piece.logit_rows]
-
-    @property
-    def abandoned(self) -> bool:
-        """Whether its results are not needed: all its sequences have ended."""
-        return all(piece.sequence.ended for piece in self.pieces)
-
-    @property
-    def last(self) -> Event:
-        """The event of the latest step of the last micro-batch, which comes behind all before it."""
-        return self.parts[-1].last
-
-
 class GenerationProgram:
-    """Computes passes, with the pieces that `admission` gives for each. `tokens` counts those that were delivered."""
+    """Computes passes, with the pieces that `admission` gives for each. `tokens` counts those that were delivered.
+
+    Hidden states are written in place, at addresses that never change: so what a group that stays launches for some
+    number of rows is the same in every pass, and can be repeated.
+    """
 
     def __init__(
         self,
@@ -84,6 +58,7 @@ class GenerationProgram:
         inputs: PassInputs,
         dtype: torch.dtype,
         row_blocks: RowBlocks,
+        buffers: PassBuffers,
         micro_batches: int = 1,
     ) -> None:
         self.admission = admission
@@ -100,10 +75,11 @@ class GenerationProgram:
         self._inputs = inputs
         self._dtype = dtype
         self._row_blocks = row_blocks
+        self._buffers = buffers
+        self._first_logits = _first_logits(catalog)
         self._micro_batches = micro_batches
         self._sampling = Lane("sampling")
         logits_bytes = most_logit_rows(admission.batcher.max_requests) * config.vocabulary_size * torch.float32.itemsize
-        self._logits = device.device_memory(logits_bytes)
         self._host_logits = device.host_memory(logits_bytes)
 
     async def begin(self) -> GenerationPass:
@@ -112,7 +88,7 @@ class GenerationProgram:
         while not pieces:
             pieces, fetched = await self._fetch(await self.admission.next_pieces(self._embedding.most_rows))
         self._cache.begin(pieces)
-        tokens = len(_token_ids(pieces))
+        tokens = len(token_ids(pieces))
         pass_ = GenerationPass(pieces, micro_batches(tokens, self._micro_batches, self._row_blocks))
         work = functools.partial(infer, functools.partial(self._embed, pass_))
         pass_.embedded = self._device.launch(COMPUTE, work, (fetched, self._inputs.send(pieces)))
@@ -127,9 +103,9 @@ class GenerationProgram:
         Raises ActorFailed where no row can be read.
         """
         try:
-            fetched = await self._embedding.fetch(_token_ids(pieces))
+            fetched = await self._embedding.fetch(token_ids(pieces))
         except Exception as error:
-            failures = await self._embedding.unreadable(_token_ids(pieces))
+            failures = await self._embedding.unreadable(token_ids(pieces))
             if not failures:
                 raise embedding_failed(error) from error
             for piece in pieces:
@@ -145,11 +121,16 @@ class GenerationProgram:
 
     def _embed(self, pass_: GenerationPass) -> None:
         tokens = sum(len(piece.token_ids) for piece in pass_.pieces)
-        pass_.hidden_TD = self._row_blocks.fill(self._embedding.rows(tokens).decoded(self._dtype))
+        hidden_TD = self._buffers.hidden(0, self._row_blocks.padded(tokens))
+        hidden_TD[:tokens] = self._embedding.rows(tokens).decoded(self._dtype)
+        hidden_TD[tokens:] = 0
         for block in itertools.chain.from_iterable(part.blocks for part in pass_.parts):
             block.rows = self._inputs.rows(block.begin, block.end)
+            block.rotary = self._buffers.rotary(block.begin, block.end)
             positions_T = self._inputs.positions(block.begin, block.end)
-            block.rotary = rotary(self._config, positions_T, self._inputs.rope_lengths(block.begin, block.end))
+            turns = rotary(self._config, positions_T, self._inputs.rope_lengths(block.begin, block.end))
+            block.rotary.cos.copy_(turns.cos)
+            block.rotary.sin.copy_(turns.sin)
 
     def prepare(self, pass_: GenerationPass, message: Message[Slot]) -> Coroutine[Any, Any, None] | None:
         """Wait until the KV blocks of the layer are on their way to the device."""
@@ -172,64 +153,78 @@ class GenerationProgram:
 
     def _launch_attention(self, pass_: GenerationPass, message: Message[Slot]) -> list[Event]:
         kv, arrived = self._cache.layer(message.layer)
-        return self._launch_half(pass_, message, functools.partial(self._attention, pass_, message, kv), arrived)
+        return self._launch_half(pass_, message, functools.partial(self._attention, message, kv), arrived)
 
-    def _attention(self, pass_: GenerationPass, message: Message[Slot], kv: LayerKV, part: MicroBatch) -> None:
+    def _attention(self, message: Message[Slot], kv: LayerKV, part: MicroBatch) -> None:
         weights, layer = self._catalog.weights(message), self._config.layer_kinds[message.layer]
         for block in part.blocks:
-            hidden_TD = pass_.hidden_TD[block.begin : block.end]
+            hidden_TD = self._buffers.hidden(block.begin, block.end)
             hidden_TD.copy_(decoder.attention_half(layer, weights, hidden_TD, kv, block.rows, block.rotary))
 
     def _launch_ffn(self, pass_: GenerationPass, message: Message[Slot]) -> list[Event]:
-        return self._launch_half(pass_, message, functools.partial(self._ffn, pass_, message))
+        return self._launch_half(pass_, message, functools.partial(self._ffn, message), repeats=())
 
-    def _ffn(self, pass_: GenerationPass, message: Message[Slot], part: MicroBatch) -> None:
+    def _ffn(self, message: Message[Slot], part: MicroBatch) -> None:
         weights, layer = self._catalog.weights(message), self._config.layer_kinds[message.layer]
         by_formula = self._row_blocks.fixed
         for block in part.blocks:
-            hidden_TD = pass_.hidden_TD[block.begin : block.end]
+            hidden_TD = self._buffers.hidden(block.begin, block.end)
             hidden_TD.copy_(decoder.ffn_half(layer, weights, hidden_TD, by_formula))
 
     def _launch_half(
-        self, pass_: GenerationPass, message: Message[Slot], half: Callable[[MicroBatch], None], *arrived: Event
+        self,
+        pass_: GenerationPass,
+        message: Message[Slot],
+        half: Callable[[MicroBatch], None],
+        *arrived: Event,
+        repeats: tuple[Hashable, ...] | None = None,
     ) -> list[Event]:
-        """Micro-batch by micro-batch."""
+        """Micro-batch by micro-batch; with `repeats`, all that launches depend on beside slots and numbers of rows."""
         ran: list[Event] = []
         for part in pass_.parts:
             # Behind the micro-batch before, whose lane it shares: it attends to that one's keys, and fails with it.
-            ran.append(self._launch(message, pass_, part, functools.partial(half, part), *arrived, *ran[-1:]))
+            after, key = (*arrived, *ran[-1:]), None if repeats is None else (part.begin, part.end, *repeats)
+            ran.append(self._launch(message, pass_, part, functools.partial(half, part), after, key))
         return ran
 
     def _launch(
-        self, message: Message[Slot], pass_: GenerationPass, part: MicroBatch, work: Callable[[], object], *after: Event
+        self,
+        message: Message[Slot],
+        pass_: GenerationPass,
+        part: MicroBatch,
+        work: Callable[[], object],
+        after: Sequence[Event] = (),
+        repeats: tuple[Hashable, ...] | None = None,
     ) -> Event:
         """Run `work` after what came before in this micro-batch, so that its failure is not computed with."""
         lane = COMPUTE if len(pass_.parts) == 1 else self._lanes[message.key]
-        part.last = self._device.launch(lane, functools.partial(infer, work), (message.event, *after, part.last))
+        if repeats is not None:
+            repeats = (message.key, message.at.buffer.tensor.data_ptr(), *repeats) if message.at.stays else None
+        after = (message.event, *after, part.last)
+        part.last = self._device.launch(lane, functools.partial(infer, work), after, repeats)
         return part.last
 
     def _launch_head(self, pass_: GenerationPass, message: Message[Slot]) -> list[Event]:
         if not pass_.choosing:
             return []
-        return [self._launch(message, pass_, pass_.parts[-1], functools.partial(self._head, pass_, message))]
+        rows = self._row_blocks.padded(sum(piece.logit_rows for piece in pass_.pieces))
+        work = functools.partial(self._head, message, rows)
+        repeats = (rows,) if self._first_logits[message.key] else None
+        return [self._launch(message, pass_, pass_.parts[-1], work, repeats=repeats)]
 
     # Bound methods in the program would hold it, and its KV blocks, until garbage is collected.
     _launches: ClassVar = {ATTN: _launch_attention, FFN: _launch_ffn, HEAD: _launch_head}
 
-    def _head(self, pass_: GenerationPass, message: Message[Slot]) -> None:
-        weights, rows_R = self._catalog.weights(message), self._inputs.logit_rows()
-        blocks = self._row_blocks.cuts(0, self._row_blocks.padded(len(rows_R)))
-        if not pass_.head_rows:
-            pass_.normed_RD = self._row_blocks.fill(pass_.hidden_TD[rows_R])
-            for begin, end in blocks:
-                rows_RD = pass_.normed_RD[begin:end]
-                rows_RD.copy_(decoder.final_norm(self._config, weights, rows_RD))
-        logits_RV = self._logits.tensor.view(torch.float32).view(-1, self._config.vocabulary_size)[: len(rows_R)]
-        for begin, end in blocks:
-            slice_RV = decoder.output_slice(weights, pass_.normed_RD[begin:end])
-            last = pass_.head_rows + slice_RV.shape[1]
-            logits_RV[begin:end, pass_.head_rows : last] = slice_RV[: len(rows_R) - begin]
-        pass_.head_rows = last
+    def _head(self, message: Message[Slot], rows: int) -> None:
+        """One slice of the logits; with the first, the final norm of the rows that get any."""
+        weights, first = self._catalog.weights(message), self._first_logits[message.key]
+        for begin, end in self._row_blocks.cuts(0, rows):
+            normed_RD = self._buffers.normed(begin, end)
+            if first == 0:
+                hidden_RD = self._buffers.hidden(0, self._embedding.most_rows)[self._inputs.logit_rows(begin, end)]
+                normed_RD.copy_(decoder.final_norm(self._config, weights, hidden_RD))
+            slice_RV = decoder.output_slice(weights, normed_RD)
+            self._buffers.logits(begin, end)[:, first : first + slice_RV.shape[1]] = slice_RV
 
     async def finish(self, pass_: GenerationPass) -> None:
         """Wait for the logits of the pass, choose the next tokens from them, and deliver them."""
@@ -254,7 +249,8 @@ class GenerationProgram:
         if choosing := pass_.choosing:
             rows = sum(piece.logit_rows for piece in choosing)
             nbytes = rows * self._config.vocabulary_size * torch.float32.itemsize
-            await self._device.download(self._logits, self._host_logits, (Copy(0, 0, nbytes),), (pass_.last,)).wait()
+            copies, after = (Copy(0, 0, nbytes),), (pass_.last,)
+            await self._device.download(self._buffers.logits_memory, self._host_logits, copies, after).wait()
         else:
             await pass_.last.wait()
 
@@ -286,5 +282,8 @@ class GenerationProgram:
         await asyncio.to_thread(self._sampling.close)
 
 
-def _token_ids(pieces: Sequence[Piece]) -> list[int]:
-    return [token_id for piece in pieces for token_id in piece.token_ids]
+def _first_logits(catalog: WeightCatalog) -> dict[GroupKey, int]:
+    """The first row of the output matrix that each slice of the head holds."""
+    slices = [key for key in catalog.order if gives_logits(key[1])]
+    ends = itertools.accumulate((catalog.matrix_rows(key) for key in slices), initial=0)
+    return dict(zip(slices, ends, strict=False))

@@ -81,6 +81,10 @@ class WeightCatalog:
         tensors = self.tensors(message)
         return Weights(tensors, {one.short: one.over(tensors) for one in self._groups[message.key].matrices})
 
+    def matrix_rows(self, key: GroupKey) -> int:
+        """How many rows the first matrix of a group has."""
+        return self._groups[key].matrices[0].rows
+
     def slot_bytes(self, place: str) -> dict[str, int]:
         """The size that a slot of each kind needs in a place: that of its largest group."""
         return self.slot_kinds.largest(self.group_bytes(place))

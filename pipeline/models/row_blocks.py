@@ -3,6 +3,7 @@
 Libraries choose the kernel of a matrix product, a norm or a sum by the number of rows, and kernels round differently.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,19 +11,27 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class RowBlocks:
-    """Kernels get at least `rows` rows at a time or, if `fixed`, blocks of exactly so many. Rows of zeros fill up."""
+    """Kernels get at least `rows` rows at a time or, if `fixed`, blocks of exactly so many. Rows of zeros fill up.
+
+    A device records work for the numbers of rows in `repeated`, to which fewer are filled up.
+    """
 
     rows: int = 1
     fixed: bool = False
+    repeated: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, block_rows: int, least_rows: int, *, batch_invariant: bool) -> "RowBlocks":
+    def of(
+        cls, block_rows: int, least_rows: int, repeated: Sequence[int] = (), *, batch_invariant: bool
+    ) -> "RowBlocks":
         """Blocks of a fixed size for `batch_invariant`; otherwise what costs nothing, `least_rows`."""
-        return cls(block_rows, fixed=True) if batch_invariant else cls(least_rows)
+        return cls(block_rows if batch_invariant else least_rows, batch_invariant, tuple(repeated))
 
     def padded(self, count: int) -> int:
         """How many rows are computed for `count`, which is at least 1."""
-        return -(-count // self.rows) * self.rows if self.fixed else max(count, self.rows)
+        if self.fixed:
+            return -(-count // self.rows) * self.rows
+        return next((rows for rows in self.repeated if rows >= count), max(count, self.rows))
 
     def cuts(self, begin: int, end: int) -> list[tuple[int, int]]:
         """Rows [begin, end), which are padded, as those of each call of a kernel."""

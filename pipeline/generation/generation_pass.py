@@ -1,0 +1,38 @@
+"""The state of one pass."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from actors.core.event import Event
+from actors.core.message import READY
+from pipeline.generation.batching import Piece
+from pipeline.generation.micro_batches import MicroBatch
+
+
+@dataclass(slots=True)
+class GenerationPass:
+    """The state of one pass over T tokens, of one or more sequences."""
+
+    pieces: list[Piece]
+    parts: list[MicroBatch]
+    embedded: Event = READY
+
+    @property
+    def choosing(self) -> list[Piece]:
+        """The pieces that ask for logits, to choose a token from them; none where the pass is abandoned."""
+        return [] if self.abandoned else [piece for piece in self.pieces if piece.logit_rows]
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether its results are not needed: all its sequences have ended."""
+        return all(piece.sequence.ended for piece in self.pieces)
+
+    @property
+    def last(self) -> Event:
+        """The event of the latest step of the last micro-batch, which comes behind all before it."""
+        return self.parts[-1].last
+
+
+def token_ids(pieces: Sequence[Piece]) -> list[int]:
+    """The tokens of all pieces, in their order."""
+    return [token_id for piece in pieces for token_id in piece.token_ids]

@@ -1,0 +1,73 @@
+"""Where the rows of a pass are computed: memory that is taken once, so that no address changes from pass to pass."""
+
+from collections.abc import Mapping
+
+import torch
+
+from pipeline.devices.memory import Memory
+from pipeline.devices.port import Device
+from pipeline.models.model_config import ModelConfig
+from pipeline.models.rotary import Rotary
+from pipeline.models.row_blocks import RowBlocks
+
+HIDDEN, ROTARY, LOGITS = "hidden states", "rotary embedding", "logits"
+
+
+class PassBuffers:
+    """Hidden states of `most_rows` tokens, and of those that get logits once more behind them; angles; and logits.
+
+    A micro-batch goes from lane to lane: memory that one CUDA stream frees while another still reads it would be
+    handed out again too early.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        blocks: RowBlocks,
+        most_rows: int,
+        most_logit_rows: int,
+    ) -> None:
+        self._config = config
+        self._dtype = dtype
+        self._rows = blocks.padded(most_rows)
+        sizes = self.sizes(config, dtype, blocks, most_rows, most_logit_rows)
+        self._memory = {name: device.device_memory(nbytes) for name, nbytes in sizes.items()}
+
+    @staticmethod
+    def sizes(
+        config: ModelConfig, dtype: torch.dtype, blocks: RowBlocks, most_rows: int, most_logit_rows: int
+    ) -> Mapping[str, int]:
+        """The bytes of each buffer."""
+        rows, logit_rows = blocks.padded(most_rows), blocks.padded(most_logit_rows)
+        return {
+            HIDDEN: (rows + logit_rows) * config.hidden_size * dtype.itemsize,
+            ROTARY: 2 * rows * config.attention.head_dim * torch.float32.itemsize,
+            LOGITS: logit_rows * config.vocabulary_size * torch.float32.itemsize,
+        }
+
+    @property
+    def logits_memory(self) -> Memory:
+        """The memory of the logits."""
+        return self._memory[LOGITS]
+
+    def hidden(self, begin: int, end: int) -> torch.Tensor:
+        """The hidden states of rows [begin, end) of the pass, [T, D]; each half of a layer overwrites them."""
+        return self._view(HIDDEN, self._dtype, self._config.hidden_size)[begin:end]
+
+    def normed(self, begin: int, end: int) -> torch.Tensor:
+        """The final hidden states of rows [begin, end) of those that get logits, [R, D]."""
+        return self.hidden(self._rows + begin, self._rows + end)
+
+    def logits(self, begin: int, end: int) -> torch.Tensor:
+        """Rows [begin, end) of the logits, fp32, [R, V]."""
+        return self._view(LOGITS, torch.float32, self._config.vocabulary_size)[begin:end]
+
+    def rotary(self, begin: int, end: int) -> Rotary:
+        """The turns of rows [begin, end) of the pass."""
+        cos_TH, sin_TH = self._view(ROTARY, torch.float32, self._config.attention.head_dim).chunk(2)
+        return Rotary(cos_TH[begin:end].unsqueeze(1), sin_TH[begin:end].unsqueeze(1))
+
+    def _view(self, name: str, dtype: torch.dtype, columns: int) -> torch.Tensor:
+        return self._memory[name].tensor.view(dtype).view(-1, columns)

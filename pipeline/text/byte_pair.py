@@ -35,6 +35,8 @@ class BytePairEngine:
     an added token that is matched in another way than by its text.
     """
 
+    longest_text_bytes = 16 * 2**20
+
     def __init__(
         self,
         *,

@@ -24,6 +24,8 @@ class HuggingFaceEngine:
     if the package refuses the file, gives an added token another id than the files say, or would drop text.
     """
 
+    longest_text_bytes = 2**20  # a million ids; it hands them over, and frees 140 MB, in one go each
+
     def __init__(self, source: TokenizerJson, bos_token: str | None, why: str) -> None:
         path = source.path
         try:

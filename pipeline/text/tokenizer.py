@@ -18,7 +18,6 @@ from pipeline.text.tekken import tekken_engine
 from pipeline.text.tokenizer_config import read_tokenizer_config
 from pipeline.text.tokenizer_json import read_tokenizer_json
 
-LONGEST_TEXT_BYTES = 16 * 2**20
 SLICE_TOKENS = 1 << 14
 
 
@@ -27,8 +26,12 @@ _MALFORMED = (KeyError, IndexError, TypeError, AttributeError, ValueError, Recur
 
 
 class Engine(Protocol):
-    """What turns checked text into ids, and ids into text; `ordinary_size` is 1 + the highest id of a word."""
+    """What turns checked text into ids, and ids into text; `ordinary_size` is 1 + the highest id of a word.
 
+    Longer texts than `longest_text_bytes` would hold other threads up for too long, or take too much memory.
+    """
+
+    longest_text_bytes: int
     bos_id: int | None
     special_ids: frozenset[int]
     ordinary_size: int
@@ -92,7 +95,7 @@ class Tokenizer:
 
         Raises RequestError for text that is too long or is not Unicode text.
         """
-        text_bytes = _checked_bytes(text)
+        text_bytes = self._checked_bytes(text)
         return -(-text_bytes // (self._engine.token_bytes or text_bytes or 1))
 
     def checkpoint_ids(self, text: str) -> "array[int]":
@@ -102,7 +105,7 @@ class Tokenizer:
         2 seconds per MB of one endless word, while other threads can run. Raises RequestError for text that is too
         long or is not Unicode text.
         """
-        _checked_bytes(text)
+        self._checked_bytes(text)
         try:
             ids = self._engine.encode(text)
         except BaseException as error:
@@ -142,6 +145,24 @@ class Tokenizer:
         """Return a detokenizer for what follows `prompt_ids`; without them, one at the beginning of a text."""
         return self._engine.detokenizer(prompt_ids)
 
+    def _checked_bytes(self, text: str) -> int:
+        """How many bytes the text has. Raises RequestError where they are too many, or it is no Unicode text."""
+        if not isinstance(text, str):
+            raise RequestError(f"the text: need str, have {type(text).__name__}")
+        most = self._engine.longest_text_bytes
+        try:
+            text_bytes = len(text) if text.isascii() or len(text) > most else len(text.encode())
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                f"the text has a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}: "
+                "that is no character; replace it"
+            ) from error
+        if text_bytes > most:
+            raise RequestError(
+                f"the text has {text_bytes} bytes or more, at most {most} can be tokenized; give token ids instead"
+            )
+        return text_bytes
+
     def _check_ids(self, ids: Sequence[int]) -> None:
         for begin in slices(len(ids), SLICE_TOKENS):
             part = ids[begin : begin + SLICE_TOKENS]
@@ -157,22 +178,6 @@ class Tokenizer:
 def _is_panic(error: BaseException) -> bool:
     """Whether an engine has panicked: both are Rust, where that is a BaseException that no other handler would take."""
     return type(error).__name__ == "PanicException"
-
-
-def _checked_bytes(text: str) -> int:
-    """How many bytes the text has. Raises RequestError where they are too many, or it is no Unicode text."""
-    if not isinstance(text, str):
-        raise RequestError(f"the text: need str, have {type(text).__name__}")
-    try:
-        text_bytes = len(text) if text.isascii() or len(text) > LONGEST_TEXT_BYTES else len(text.encode())
-    except UnicodeEncodeError as error:
-        raise RequestError(
-            f"the text has a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}: "
-            "that is no character; replace it"
-        ) from error
-    if text_bytes > LONGEST_TEXT_BYTES:
-        raise RequestError(f"the text has {text_bytes} bytes or more, at most {LONGEST_TEXT_BYTES} can be tokenized")
-    return text_bytes
 
 
 def load_tokenizer(folder: Path, vocabulary_size: int) -> Tokenizer:

@@ -18,7 +18,7 @@ from pipeline.errors import CheckpointError, ConfigError, RequestError
 from pipeline.text import byte_pair
 from pipeline.text.byte_pair import BytePairEngine
 from pipeline.text.detokenizer import Detokenizer
-from pipeline.text.tokenizer import LONGEST_TEXT_BYTES, Tokenizer, load_tokenizer
+from pipeline.text.tokenizer import Tokenizer, load_tokenizer
 
 TIMES = 4 if EVERYTHING else 1
 BYTE_LEVEL = [small.gpt2, small.llama3, small.qwen2, small.smollm, small.mistral]
@@ -157,10 +157,11 @@ def test_lone_surrogates_are_refused_with_their_place(style: small.Build) -> Non
         loaded(style).encode("abc\ud83d")
 
 
-@pytest.mark.parametrize("text", ["a" * (LONGEST_TEXT_BYTES + 1), "é" * (LONGEST_TEXT_BYTES // 2 + 1)], ids=["a", "é"])
-def test_too_long_a_text_is_refused(text: str) -> None:
-    with pytest.raises(RequestError, match=f"at most {LONGEST_TEXT_BYTES}"):
-        loaded(small.gpt2).encode(text)
+@pytest.mark.parametrize("letter", ["a", "é"])
+@pytest.mark.parametrize(("style", "most"), [(small.gpt2, 1 << 24), (small.llama2, 1 << 20)], ids=["gpt2", "llama2"])
+def test_too_long_a_text_is_refused_by_its_bytes(style: small.Build, most: int, letter: str) -> None:
+    with pytest.raises(RequestError, match=rf"at most {most} can be tokenized; give token ids instead"):
+        loaded(style).fewest_tokens(letter * (most // len(letter.encode()) + 1))
 
 
 @pytest.mark.parametrize("build", BYTE_LEVEL, ids=lambda build: build.__name__)

@@ -19,13 +19,14 @@ Given = TypeVar("Given")
 class ArmRun:
     """One arm in one round: the rows that it measured; `peak_bytes` as `run_limited` counts them.
 
-    Where the memory limit ended the arm, there is no row, or one without figures.
+    Where the memory limit ended the arm, there is no row, or one without figures. `reason` says why there is none.
     """
 
     arm: str
     round: int
     peak_bytes: int
     rows: list[Row]
+    reason: str | None = None
 
 
 def in_turn(names: Sequence[str], rounds: int, progress: Progress) -> Iterator[tuple[str, int]]:

@@ -160,12 +160,12 @@ class Floors:
         await self._sequential_pass(in_place)
         return time.perf_counter() - started
 
-    async def sequential(self, prompt_id: int, new_tokens: int) -> AsyncIterator[tuple[float, int]]:
+    async def sequential(self, prompt: list[int], new_tokens: int) -> AsyncIterator[tuple[float, int]]:
         """Decode in such passes, each of which reads every group.
 
         Gives the seconds of each pass, and the token that came of it.
         """
-        chunks = self._submit([prompt_id], new_tokens).chunks()
+        chunks = self._submit(prompt, new_tokens).chunks()
         for _ in range(new_tokens):
             started = time.perf_counter()
             await self._sequential_pass({})

@@ -26,6 +26,7 @@ from pipeline.tools.bench.arm_program import require_installed, say
 from pipeline.tools.bench.pass_arm import Passes, PassSettings, serve_passes
 
 FILE = "model.gguf"
+ALL_LAYERS = 1 << 20
 NAMES = {
     (EMBED, "embed"): "token_embd",
     (ATTN, "norm"): "blk.{layer}.attn_norm",
@@ -47,8 +48,8 @@ def check_installed() -> None:
     require_installed("llama.cpp", ("llama_cpp", "gguf"), "'gguf>=0.17' 'llama-cpp-python>=0.3.16'")
 
 
-def run(settings: PassSettings) -> Passes:
-    """Decode greedily with mapped weights, with as many threads as torch would use."""
+def run(settings: PassSettings) -> list[Passes]:
+    """Decode greedily with mapped weights, with as many threads as torch would use, or on the GPU."""
     check_installed()
     file = Path(settings.offload_folder) / FILE
     if not file.exists():
@@ -59,25 +60,28 @@ def run(settings: PassSettings) -> Passes:
     llama_cpp.llama_backend_init()
     parameters = llama_cpp.llama_model_default_params()
     parameters.use_mmap = True
+    parameters.n_gpu_layers = 0 if settings.torch_device.type == "cpu" else ALL_LAYERS
     model = llama_cpp.llama_model_load_from_file(str(file).encode(), parameters)
     context_parameters = llama_cpp.llama_context_default_params()
-    context_parameters.n_ctx = settings.context_tokens
+    (passes,) = settings.passes()
+    (prompt,) = passes.prompts
+    context_parameters.n_ctx = len(prompt) + passes.scenario.new_tokens
     context_parameters.n_threads = context_parameters.n_threads_batch = torch.get_num_threads()
     context = llama_cpp.llama_init_from_model(model, context_parameters)
     if not model or not context:
         raise ConfigError(f"{file}: llama.cpp cannot open what was written for it")
-    passes = Passes("llama.cpp", settings)
-    logits_type = ctypes.POINTER(ctypes.c_float * read_config(Path(settings.folder)).vocabulary_size)
-    next_id = settings.prompt_id
-    for _ in range(passes.wanted):
-        token = (ctypes.c_int32 * 1)(next_id)
+    logits_type = ctypes.POINTER(ctypes.c_float * passes.vocabulary_size)
+    passes.token_ids = [[]]
+    for _ in range(passes.scenario.wanted):
+        tokens = (ctypes.c_int32 * len(prompt))(*prompt)
         started = time.perf_counter()
-        if code := llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(token, 1)):
+        if code := llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(tokens, len(prompt))):
             raise ConfigError(f"{file}: llama_decode failed with {code}")
         logits = ctypes.cast(llama_cpp.llama_get_logits_ith(context, -1), logits_type).contents
-        next_id = int(torch.frombuffer(logits, dtype=torch.float32).argmax())
-        passes.took(time.perf_counter() - started, next_id)
-    return passes
+        prompt = [int(torch.frombuffer(logits, dtype=torch.float32).argmax())]
+        passes.took(time.perf_counter() - started)
+        passes.token_ids[0] += prompt
+    return [passes]
 
 
 def write_gguf(folder: Path, file: Path) -> None:

@@ -88,9 +88,19 @@ def _add_speed(bench: Any) -> None:
         "--passes", type=int, default=5, metavar="N", help="measured passes of each arm a round; default 5"
     )
     parser.add_argument("--rounds", type=int, default=2, metavar="R", help="how often the arms take turns; default 2")
+    parser.add_argument("--requests", default="1", metavar="N", help="in a static batch; a list: 1,64; default 1")
+    parser.add_argument("--prompt-tokens", type=int, default=1, metavar="P", help="of each; default 1")
     parser.add_argument(
-        "--against", nargs="+", default=[], metavar="P", help="accelerate, llama.cpp, transformers (resident)"
+        "--sampled", action="store_true", help="measure each also with a temperature, top_p and a penalty"
     )
+    parser.add_argument(
+        "--first-token", metavar="P", help="measure also the time to the first token of a prompt of so many: 512,8192"
+    )
+    against = (
+        "accelerate, llama.cpp, transformers (resident); on a GPU also diffusers, ring (two slots, pinned host memory)"
+    )
+    parser.add_argument("--against", nargs="+", default=[], metavar="P", help=f"{against}, graphs (resident)")
+    parser.add_argument("--beside", type=Path, metavar="TREE", help="measure also the penstock of another source tree")
     parser.add_argument("--arms", nargs="+", metavar="A", help="some of our own arms only, by name; default: all")
     _add_limit(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object, with every pass")

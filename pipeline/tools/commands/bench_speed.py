@@ -4,24 +4,28 @@ import argparse
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.system.sizes import human_bytes
-from pipeline.system.table import aligned, print_json
-from pipeline.tools.bench.arm_program import ArmRun, same_tokens
+from pipeline.system.table import print_json, rows_aligned
+from pipeline.tools.bench.arm_program import ArmRun
 from pipeline.tools.bench.memory_limit import memory_limit
-from pipeline.tools.bench.speed import WITHOUT, ArmResult, SpeedBench, arms_of, results
+from pipeline.tools.bench.pass_arm import Scenario
+from pipeline.tools.bench.speed import ELSEWHERE, FLOORS, FROM_HOST, ONLY, OURS, WITHOUT, SpeedBench, arms_of, does
+from pipeline.tools.bench.speed_results import ArmResult, results
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import below_floor, nothing_moved, with_remarks
 from pipeline.tools.commands.settings import plain
-from pipeline.tools.commands.values import at_least_one
+from pipeline.tools.commands.values import at_least_one, counts
 
 
-async def bench_speed(options: argparse.Namespace) -> None:
-    """Measure, and print a table or one JSON object. Raises ConfigError for what can never work."""
-    at_least_one(options, "passes", "rounds")
+async def bench_speed(options: argparse.Namespace) -> int:
+    """Measure, and print a table or one JSON object; the exit status is 1 when an arm of ours has no figures.
+
+    Raises ConfigError for what can never work.
+    """
+    at_least_one(options, "passes", "rounds", "prompt_tokens")
     for name in options.arms or ():
         if name not in WITHOUT:
             raise ConfigError(f"--arms: need some of {', '.join(map(repr, WITHOUT))}, have {name!r}")
@@ -29,52 +33,90 @@ async def bench_speed(options: argparse.Namespace) -> None:
     if limit is not None:
         settings.setdefault("host_memory", limit.nbytes)
     Config.from_arguments(settings)
-    progress = Progress()
-    bench = SpeedBench(options.model, settings, options.passes, limit, progress.say)
+    progress, scenarios = Progress(), _scenarios(options)
+    bench = SpeedBench(options.model, settings, scenarios, limit, progress.say, options.beside)
     bench.check(options.against)
-    runs = await bench.run([*(options.arms or arms_of(settings)), *options.against], options.rounds)
+    names = options.arms or arms_of(settings, options.against)
+    if options.beside is not None:
+        names = [*names, *(f"{name}{ELSEWHERE}" for name in (OURS, FROM_HOST) if name in names)]
+    names = [*names, *options.against]
+    able = [name for name in names if any(does(name, one) for one in scenarios)]
+    runs = await bench.run(able, options.rounds)
     progress.clear()
     if options.json:
-        print_json([_as_dict(run) for run in runs], indent=None)
+        print_json([asdict(run) for run in runs], indent=None)
     else:
-        arms = results(runs)
-        print(with_remarks(table(arms), *_remarks(arms)))
+        arms = results(runs, names, scenarios)
+        print(with_remarks(table(arms), *_reasons(runs, names, scenarios), _floors(runs), *_remarks(arms)))
+    return int(any(run.arm in WITHOUT and not run.rows for run in runs))
 
 
-def _as_dict(run: ArmRun) -> dict[str, Any]:
-    """As plain values: what its only row tells are its `passes`, none if it was over the limit."""
-    values = asdict(run)
-    rows = values.pop("rows")
-    return {**values, "passes": rows[0] if rows else None}
+def _scenarios(options: argparse.Namespace) -> list[Scenario]:
+    """Decoding of each number of requests, greedily and then sampled, and first tokens."""
+    decoding = [
+        Scenario(requests=requests, prompt_tokens=options.prompt_tokens, passes=options.passes, sampled=sampled)
+        for requests in counts("--requests", options.requests)
+        for sampled in ((False, True) if options.sampled else (False,))
+    ]
+    prompts = counts("--first-token", options.first_token) if options.first_token else []
+    return [*decoding, *(Scenario(prompt_tokens=tokens, passes=2, first_token=True) for tokens in prompts)]
 
 
 def table(arms: Sequence[ArmResult]) -> str:
-    """A row for each arm, the first one's floors below."""
-    ours = arms[0]
-    measured = [arm for arm in arms if arm.pass_seconds]
+    """A row for each arm in each scenario; the first arm is what the others are held against."""
+    ours = {arm.scenario: arm for arm in reversed(arms) if arm.arm == arms[0].arm}
+    many = len(ours) > 1
 
-    def column(text: Callable[[ArmResult], str]) -> list[str]:
-        return [text(arm) if arm.pass_seconds else "-" for arm in arms]
+    def measured(text: Callable[[ArmResult], str]) -> Callable[[ArmResult], str]:
+        return lambda arm: text(arm) if arm.pass_seconds else "-"
 
-    printed = aligned(
-        {
-            ("arm", ""): [arm.arm for arm in arms],
-            ("pass", "s"): column(lambda arm: f"{arm.median:.3f}"),
-            ("p10 to p90", "s"): column(lambda arm: _spread(arm.pass_seconds)),
-            ("passes", ""): column(lambda arm: str(len(arm.pass_seconds))),
-            (ours.arm, "/ it"): column(lambda arm: f"{ours.median / arm.median:.2f}"),
-            ("read", "a pass"): column(lambda arm: human_bytes(arm.read_bytes_per_pass)),
-            ("pass /", "floor"): column(lambda arm: f"{statistics.median(arm.ratios):.3f}" if arm.ratios else "-"),
-            ("read", "floor s"): column(lambda arm: _floor(arm, "read")),
-            ("compute", "floor s"): column(lambda arm: _floor(arm, "compute")),
-            ("memory", "at most"): column(lambda arm: human_bytes(arm.peak_bytes)),
-            ("tokens", "as ours"): column(
-                lambda arm: f"{same_tokens(arm.token_ids, ours.token_ids)}/{len(arm.token_ids)}"
-            ),
-        }
+    def beside(text: Callable[[ArmResult, ArmResult], str]) -> Callable[[ArmResult], str]:
+        return measured(lambda arm: text(arm, ours[arm.scenario]) if ours[arm.scenario].pass_seconds else "-")
+
+    columns = {
+        ("arm", ""): lambda arm: arm.arm,
+        ("requests", "or prompt"): lambda arm: arm.scenario.name,
+        ("pass", "s"): measured(lambda arm: f"{arm.median:.4f}"),
+        ("p10 to p90", "s"): measured(lambda arm: _spread(arm.pass_seconds)),
+        ("passes", ""): measured(lambda arm: str(len(arm.pass_seconds))),
+        (arms[0].arm, "/ it"): beside(lambda arm, own: f"{own.median / arm.median:.2f}"),
+        ("read", "a pass"): measured(lambda arm: human_bytes(arm.read_bytes_per_pass)),
+        ("pass /", "floor"): measured(lambda arm: f"{statistics.median(arm.ratios):.3f}" if arm.ratios else "-"),
+        ("read", "floor s"): measured(lambda arm: _floor(arm, "read")),
+        ("H2D", "floor s"): measured(lambda arm: _floor(arm, "upload")),
+        ("compute", "floor s"): measured(lambda arm: _floor(arm, "compute")),
+        ("memory", "at most"): measured(lambda arm: human_bytes(arm.peak_bytes)),
+        ("GPU", "at most"): measured(lambda arm: human_bytes(arm.device_bytes)),
+        ("tokens", "as ours"): beside(lambda arm, own: "-" if arm.scenario.sampled else arm.same_as(own)),
+    }
+    on_a_gpu = any(arm.device_bytes for arm in arms)
+    left_out = {("requests", "or prompt"): many, ("H2D", "floor s"): on_a_gpu, ("GPU", "at most"): on_a_gpu}
+    return rows_aligned(arms, {heading: cell for heading, cell in columns.items() if left_out.get(heading, True)})
+
+
+def _reasons(runs: Sequence[ArmRun], names: Sequence[str], scenarios: Sequence[Scenario]) -> list[str]:
+    """Why cells are empty."""
+    some = {name: ONLY[name][0] for name in names if not all(does(name, one) for one in scenarios)}
+    lines = dict.fromkeys(run.reason for run in runs if run.reason) | dict.fromkeys(
+        f"{name}: {what}, nothing else" for name, what in some.items()
     )
-    over = [arm.arm for arm in arms if arm not in measured]
-    return printed + (f"\n{', '.join(over)}: over the memory limit" if over else "")
+    return ["\n".join(lines)]
+
+
+def _floors(runs: Sequence[ArmRun]) -> str:
+    """What the GPU can do at best, as measured in these rounds; empty without one."""
+    rows = [row for run in runs if run.arm == FLOORS for row in run.rows]
+    if not rows:
+        return ""
+    best = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+    link, memory = best["h2d_bytes_per_second"], best["memory_bytes_per_second"]
+    return (
+        f"Floors: the link moves {human_bytes(link)}/s, the GPU reads {human_bytes(memory)}/s of its memory and does "
+        f"{best['operations_per_second'] / 1e12:.0f} TFLOP/s in bf16. All weights of a pass, "
+        f"{human_bytes(best['pass_bytes'])}: {best['pass_bytes'] / link:.4f} s over the link, "
+        f"{best['pass_bytes'] / memory:.4f} s from its memory, and computing a token of a prompt "
+        f"{best['pass_bytes'] / best['operations_per_second'] * 1e6:.1f} us (two operations for each two bytes)."
+    )
 
 
 def _remarks(arms: Sequence[ArmResult]) -> tuple[str, str]:
@@ -88,8 +130,8 @@ def _spread(seconds: Sequence[float]) -> str:
     if len(seconds) < 2:
         return "-"
     tenths = statistics.quantiles(seconds, n=10, method="inclusive")
-    return f"{tenths[0]:.3f}-{tenths[-1]:.3f}"
+    return f"{tenths[0]:.4f}-{tenths[-1]:.4f}"
 
 
 def _floor(arm: ArmResult, name: str) -> str:
-    return f"{arm.floors[name]:.3f}" if arm.floors else "-"
+    return f"{arm.floors[name]:.4f}" if arm.floors else "-"

@@ -19,12 +19,12 @@ from pipeline.tools.bench.throughput import bench_throughput
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import below_floor, nothing_moved, with_remarks
 from pipeline.tools.commands.settings import plain
-from pipeline.tools.commands.values import at_least_one
+from pipeline.tools.commands.values import at_least_one, counts
 
 
 async def throughput(options: argparse.Namespace) -> None:
     """Measure, and print a table or one JSON object."""
-    requests, load = _requests(options.requests), _load(options)
+    requests, load = counts("--requests", options.requests), _load(options)
     limit = memory_limit(options.memory_limit, options.limit_by)
     settings = dict(options.settings)
     if options.memory_limit is not None:
@@ -59,14 +59,6 @@ async def throughput(options: argparse.Namespace) -> None:
     _print(result, _compared_columns(runs), _remarks(options, median_rows(runs, OURS)), as_json=options.json)
     if not options.json and options.against is not None:
         _print_agreement(median_rows(runs, OURS), median_rows(runs, options.against), options.against)
-
-
-def _requests(text: str) -> list[int]:
-    """Numbers with commas between them."""
-    counts = [int(part) if part.isdecimal() else 0 for part in text.split(",")]
-    if min(counts) < 1:
-        raise ConfigError(f"--requests: need numbers from 1 on, such as 16 or 1,4,16,64; have {text!r}")
-    return counts
 
 
 def _load(options: argparse.Namespace) -> Load:

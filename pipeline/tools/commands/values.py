@@ -75,6 +75,14 @@ def at_least_one(options: argparse.Namespace, *names: str) -> None:
             raise ConfigError(f"{option_of(name)}: need at least 1, have {have}")
 
 
+def counts(option: str, text: str) -> list[int]:
+    """Numbers with commas between them. Raises ConfigError, which names the option."""
+    numbers = [int(part) if part.isdecimal() else 0 for part in text.split(",")]
+    if min(numbers) < 1:
+        raise ConfigError(f"{option}: need numbers from 1 on, such as 16 or 1,4,16,64; have {text!r}")
+    return numbers
+
+
 def policy_from_text(text: str) -> Any:
     """What a policy is named by is the policy of that name, or the object that MODULE:NAME stands for."""
     return load(text) if ":" in text else text

@@ -90,9 +90,7 @@ def _add_speed(bench: Any) -> None:
     parser.add_argument("--rounds", type=int, default=2, metavar="R", help="how often the arms take turns; default 2")
     parser.add_argument("--requests", default="1", metavar="N", help="in a static batch; a list: 1,64; default 1")
     parser.add_argument("--prompt-tokens", type=int, default=1, metavar="P", help="of each; default 1")
-    parser.add_argument(
-        "--sampled", action="store_true", help="measure each also with a temperature, top_p and a penalty"
-    )
+    parser.add_argument("--sampled", metavar="N", help="so many requests with a temperature, top_p and a penalty: 1,64")
     parser.add_argument(
         "--first-token", metavar="P", help="measure also the time to the first token of a prompt of so many: 512,8192"
     )

@@ -52,11 +52,11 @@ async def bench_speed(options: argparse.Namespace) -> int:
 
 
 def _scenarios(options: argparse.Namespace) -> list[Scenario]:
-    """Decoding of each number of requests, greedily and then sampled, and first tokens."""
+    """Each number of requests greedily, those that are to draw their tokens, and first tokens."""
     decoding = [
         Scenario(requests=requests, prompt_tokens=options.prompt_tokens, passes=options.passes, sampled=sampled)
-        for requests in counts("--requests", options.requests)
-        for sampled in ((False, True) if options.sampled else (False,))
+        for sampled, numbers in ((False, options.requests), (True, options.sampled))
+        for requests in (counts("--sampled" if sampled else "--requests", numbers) if numbers else [])
     ]
     prompts = counts("--first-token", options.first_token) if options.first_token else []
     return [*decoding, *(Scenario(prompt_tokens=tokens, passes=2, first_token=True) for tokens in prompts)]

@@ -17,6 +17,9 @@ ALSO_CALLED = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32":
 """Other names that people know dtypes by."""
 
 
+MOST_SECONDS = 86_400
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config(EngineSettings):
     """The settings of `Model.open`: those of `EngineSettings` and of what is computed. `Settings` repeats their types
@@ -33,7 +36,11 @@ class Config(EngineSettings):
         kv_disk: a folder on a disk, for KV blocks for which neither has room.
         max_requests: requests that share a pass. Where memory is short, fewer leave more of it to weights.
         max_waiting: requests beside those that may wait for their turn; one more is refused with `Busy`.
-        max_tokens_per_pass: tokens that one pass carries: one of each request that answers, and pieces of prompts.
+        max_tokens_per_pass: tokens that one pass carries: one of each request that answers, and pieces of prompts. None
+            chooses: as many as make a prompt cost the fewest passes, where that costs answers less than it saves; 512
+            where memory is short. A number is kept to, without `max_pass_seconds` whatever time it takes.
+        max_pass_seconds: by how much prompts may delay the next token of running requests. None allows as long as the
+            plan expects the bytes of a pass to move, at least 0.5.
         share_prefixes: whether calls without a `cache_scope` reuse the KV blocks of prompts that begin alike. Then each
             caller can tell, from how fast it is answered, whether another has sent the same prompt.
         batch_invariant: whether every kernel gets blocks of a fixed number of rows. Then other requests change no bit
@@ -48,7 +55,8 @@ class Config(EngineSettings):
     kv_disk: str | Path | None = None
     max_requests: int = 64
     max_waiting: int = 4096
-    max_tokens_per_pass: int = 512
+    max_tokens_per_pass: int | None = None
+    max_pass_seconds: float | None = None
     share_prefixes: bool = False
     batch_invariant: bool = False
 
@@ -59,7 +67,10 @@ class Config(EngineSettings):
         one_of("dtype", self.dtype, DTYPES)
         true_or_false("share_prefixes", self.share_prefixes)
         true_or_false("batch_invariant", self.batch_invariant)
-        within("max_tokens_per_pass", self.max_tokens_per_pass, 1, MOST)
+        within("max_tokens_per_pass", self.max_tokens_per_pass, 1, MOST, or_none=True)
+        seconds = self.max_pass_seconds
+        if seconds is not None and (not _is_number(seconds) or not 0 < seconds <= MOST_SECONDS):
+            raise ConfigError(f"max_pass_seconds: need seconds above 0, at most {MOST_SECONDS}, have {shown(seconds)}")
         within("max_requests", self.max_requests, 1, 4096)
         within("max_waiting", self.max_waiting, 0, 1 << 20)
         within("context_tokens", self.context_tokens, 1, MOST, or_none=True)
@@ -81,6 +92,10 @@ class Config(EngineSettings):
         return cls(**arguments)
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 class Settings(TypedDict, total=False):
     """The settings of `Model.open`, each with its type; `Config` says what they mean."""
 
@@ -99,7 +114,8 @@ class Settings(TypedDict, total=False):
     kv_disk: str | Path | None
     max_requests: int
     max_waiting: int
-    max_tokens_per_pass: int
+    max_tokens_per_pass: int | None
+    max_pass_seconds: float | None
     share_prefixes: bool
     batch_invariant: bool
     reader_lanes: int | None

@@ -154,7 +154,11 @@ def test_nothing_moves_for_requests_that_are_longer_than_usual(
     places: Sequence[Place], heavy: Path, tmp_path: Path
 ) -> None:
     """Neither to a device nor from a disk, though there is room for all of them, and no weights give way."""
-    settings: dict[str, Any] = {"residency": False, "kv_disk": tmp_path if len(places) == 1 else None}
+    settings: dict[str, Any] = {
+        "residency": False,
+        "max_tokens_per_pass": 512,
+        "kv_disk": tmp_path if len(places) == 1 else None,
+    }
     usual = drawn(heavy, places, **settings, kv_tokens=64 * 1024).plan.memory.need(places[-1].name)
     plan = drawn(heavy, places, **settings, **{places[-1].memory_setting: int(1.01 * usual)}).plan
     assert not plan.kv.moving

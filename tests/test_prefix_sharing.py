@@ -161,8 +161,8 @@ async def test_a_request_that_ends_within_a_shared_pass_is_skipped_from_there_on
     lanes = threading.Lock()
     running: list[RunningSequence] = []
 
-    def pieces_of(self: Batcher, max_tokens: int) -> list[Piece]:
-        pieces = next_pass(self, max_tokens)
+    def pieces_of(self: Batcher, *sizes: int) -> list[Piece]:
+        pieces = next_pass(self, *sizes)
         running[:] = [piece.sequence for piece in pieces]
         return pieces
 

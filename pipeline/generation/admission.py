@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.errors import ClosedError
 from pipeline.generation.batching import Batcher, Piece
+from pipeline.generation.pass_size import PassRate
 from pipeline.generation.sequence import RunningSequence
 from pipeline.state.kv import KeyValueCache
 from pipeline.text.tokenizing import Tokenizing
@@ -17,11 +18,14 @@ from pipeline.text.tokenizing import Tokenizing
 class Admission:
     """All requests of an open model. `tokenizing_calls` counts the calls whose prompts still become ids."""
 
-    def __init__(self, batcher: Batcher, cache: KeyValueCache) -> None:
+    def __init__(self, batcher: Batcher, cache: KeyValueCache, rate: PassRate) -> None:
         self.batcher = batcher
         self.tokenizing_calls = 0
         self.in_pass = False
         self._cache = cache
+        self._rate = rate
+        self._prompts: list[Piece] = []
+        self._pass_began = 0.0
         self._wanted = asyncio.Event()
         self._left = asyncio.Event()
         self._tokenizing = Tokenizing()
@@ -71,17 +75,27 @@ class Admission:
 
     async def next_pieces(self, max_tokens: int) -> list[Piece]:
         """Wait until a request can go on, and choose which of them share the next pass."""
-        while not (pieces := self.batcher.next_pass(max_tokens)):
+        while not (pieces := self.batcher.next_pass(max_tokens, self._rate.most_tokens)):
             self._wanted.clear()
             await self._wanted.wait()
         self.in_pass = self._begun = True
+        self._prompts = [piece for piece in pieces if not piece.sequence.answers]
+        self._pass_began = asyncio.get_running_loop().time()
         return pieces
 
     def end_pass(self, *, finished: bool) -> None:
         """Let those leave that have ended, and others come. A pass that has not `finished` computed nothing."""
         self.in_pass = False
+        if finished:
+            self._take_note()
         self._interrupted = self._interrupted and not finished
         self._leave()
+
+    def _take_note(self) -> None:
+        """Learn from a pass how long tokens of prompts take; nothing, where it may have skipped some of them."""
+        if not any(piece.sequence.state in ("cancelled", "failed") for piece in self._prompts):
+            seconds = asyncio.get_running_loop().time() - self._pass_began
+            self._rate.took(sum(len(piece.token_ids) for piece in self._prompts), seconds)
 
     def fail(self, error: BaseException) -> None:
         """End everything that waits or runs; every caller gets the error, an object of its own."""

@@ -19,6 +19,7 @@ from pipeline.generation.model_plan import ModelPlan
 from pipeline.generation.model_statistics import ModelStatistics, program_counters
 from pipeline.generation.pass_buffers import PassBuffers
 from pipeline.generation.pass_inputs import PassInputs
+from pipeline.generation.pass_size import PassRate
 from pipeline.generation.program import GenerationProgram
 from pipeline.models.model_config import read_config
 from pipeline.models.row_blocks import RowBlocks
@@ -46,8 +47,10 @@ class ModelRuntime(Runtime):
         self.dtype = drawn.dtype
         self.context_tokens = plan.context_tokens
         self.kv_room = plan.kv_room
+        self.pass_size = plan.pass_size
+        self.pass_rate = PassRate(plan.pass_size)
         self.embedding = EmbeddingRows(
-            drawn.groups.embed, self.source.rows, device, settings.max_tokens_per_pass, self.source.checksums
+            drawn.groups.embed, self.source.rows, device, plan.pass_size.tokens, self.source.checksums
         )
         batcher, ahead = _batcher(plan, settings), self.policy.kv_ahead
         self.cache = KeyValueCache(
@@ -65,7 +68,7 @@ class ModelRuntime(Runtime):
             device,
             self.embedding,
             self.cache,
-            Admission(batcher, self.cache),
+            Admission(batcher, self.cache, self.pass_rate),
             PassInputs(device, self.embedding.most_rows, settings.max_requests, plan.context_tokens),
             drawn.dtype,
             blocks,
@@ -90,7 +93,8 @@ class ModelRuntime(Runtime):
             "dtype": str(self.dtype).removeprefix("torch."),
             **super().describe(),
             "max_requests": self.settings.max_requests,
-            "max_tokens_per_pass": self.settings.max_tokens_per_pass,
+            "max_tokens_per_pass": self.pass_size.tokens,
+            "max_pass_seconds": self.pass_size.max_seconds,
             "kv_tokens": self.kv_room.tokens,
             "batch_invariant": self.settings.batch_invariant,
         }
@@ -121,6 +125,7 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> ModelRu
         runtime = ModelRuntime(drawn, settings, device, trace, undone)
         undone.pop_all()
     logger.info("kv room %s", runtime.kv_room)
+    logger.info("passes %s", runtime.pass_size)
     return runtime
 
 

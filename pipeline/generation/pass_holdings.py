@@ -27,10 +27,10 @@ def pass_holdings(
     device: Device,
     dtype: torch.dtype,
     context_tokens: int,
+    tokens: int,
 ) -> list[Holding]:
-    """Rows, activations, logits, tables and numbers, place by place."""
+    """Rows, activations, logits, tables and numbers of passes of at most so many `tokens`, place by place."""
     first, place = device.places[0].name, device.places[-1].name
-    tokens = settings.max_tokens_per_pass
     rows = tokens * sum(tensor.length for tensor in groups.embed.tensors) // groups.embed.rows
     logits = most_logit_rows(settings.max_requests) * model.vocabulary_size * torch.float32.itemsize
     invariant = settings.batch_invariant

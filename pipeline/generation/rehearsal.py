@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 FEW_ROWS = 1024
 """The rows of a matrix that are enough for torch to share the work among its threads."""
+TOKENS = 128
+"""So many tokens of a prompt are multiplied by it, to guess how long they take until a pass has told."""
 
 
 def compute_zeros(runtime: "ModelRuntime", after: Sequence[Event] = ()) -> Event:
@@ -42,12 +44,28 @@ async def rehearse(runtime: "ModelRuntime") -> None:
         fetched = await runtime.embedding.fetch([0])
     try:
         await compute_zeros(runtime, (fetched,)).wait()
+        runtime.pass_rate.took(TOKENS, await _prompt_seconds(runtime))
     except RuntimeError as error:
         if reached_limit(error):
             raise
         what = f"{runtime.device.torch_device} failed to compute with zeros in {runtime.dtype}: {error}"
         raise ConfigError(f"{what}; choose another device or dtype, or leave it more memory") from error
     runtime.device.have_run()
+
+
+async def _prompt_seconds(runtime: "ModelRuntime") -> float:
+    """About the seconds in which so many tokens of a prompt are computed, by a product with a small matrix."""
+    size = runtime.config.hidden_size
+    zeros = functools.partial(torch.zeros, dtype=runtime.dtype, device=runtime.device.torch_device)
+
+    def multiply() -> None:
+        linear(zeros(TOKENS, size), zeros(FEW_ROWS, size))
+
+    multiplied = runtime.device.launch(COMPUTE, functools.partial(infer, multiply), ())
+    await multiplied.wait()
+    began, ended = multiplied.span or (0.0, 0.0)
+    weights = sum(runtime.catalog.group_bytes(runtime.device.places[0].name).values()) / runtime.dtype.itemsize
+    return (ended - began) * weights / (FEW_ROWS * size)
 
 
 def _compute(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:

@@ -71,7 +71,8 @@ def _knobs(plan: ModelPlan) -> list[str]:
 
 def _lower(knob: str, plan: ModelPlan, settings: Config) -> Iterator[int]:
     """Lower values of a setting, the nearest first."""
-    value = plan.context_tokens if knob == "context_tokens" else getattr(settings, knob) or plan.kv_room.tokens
+    planned = {"context_tokens": plan.context_tokens, "max_tokens_per_pass": plan.pass_size.tokens}
+    value = planned.get(knob) or getattr(settings, knob) or plan.kv_room.tokens
     step_down = knob in ("gpu_groups", "host_groups")
     while value > LEAST[knob]:
         value = max(LEAST[knob], value - 1 if step_down and value <= 8 else value // 2)

@@ -28,7 +28,7 @@ class PassBytes:
     read: int
     sent: int
 
-    def seconds(self, weights: int, computed_rate: int) -> float:
+    def seconds(self, weights: int, computed_rate: float) -> float:
         """How long a pass with so many bytes of weights in all takes, in seconds of a disk with one byte per second."""
         return max(self.read, self.sent / SENT_RATE, weights / computed_rate)
 

@@ -15,6 +15,7 @@ from pipeline.engine.residency import NOTHING_STAYS
 from pipeline.errors import ConfigError
 from pipeline.formats.parts import kind_of
 from pipeline.generation.build import ModelRuntime, build
+from pipeline.generation.pass_size import LEAST_TOKENS
 from pipeline.models.model_config import read_config
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
 from pipeline.tools.bench.floors import Floors, Loaded, spread_tokens
@@ -94,7 +95,7 @@ def _with_room(settings: Config, tokens: int) -> Config:
     return replace(
         settings,
         residency=False,
-        max_tokens_per_pass=max(settings.max_tokens_per_pass, tokens),
+        max_tokens_per_pass=max(settings.max_tokens_per_pass or LEAST_TOKENS, tokens),
         context_tokens=max(lengths) + 1,
         kv_tokens=sum(blocks_for(length + 1) for length in lengths) * BLOCK_TOKENS,
     )

@@ -12,6 +12,7 @@ from pipeline.api import Model
 from pipeline.config import Config
 from pipeline.devices.open import open_device
 from pipeline.errors import ConfigError
+from pipeline.generation.pass_size import LEAST_TOKENS
 from pipeline.tools.bench.floors import Floors, Loaded, apart
 from pipeline.tools.bench.machine_rates import measure_rates
 from pipeline.tools.bench.planning import MOST_TOKENS, balanced_tokens, plan_model
@@ -134,7 +135,7 @@ async def bench_pass(
 ) -> tuple[PassReport, Recording]:
     """Measure so many rounds; the recording is the last round's."""
     config = Config.from_arguments(settings)
-    most = max(tokens, config.max_tokens_per_pass)
+    most = max(tokens, config.max_tokens_per_pass or LEAST_TOKENS)
     settings = {**room_for(tokens), **settings, "max_tokens_per_pass": most}
     # Opened first, so that its plan counts no floor's memory; the floors have the rest of the machine.
     async with (

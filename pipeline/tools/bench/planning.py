@@ -51,6 +51,7 @@ class Placed:
                 for place, have in plan.memory.available.items()
             },
             "kv_room": dataclasses.asdict(plan.kv_room),
+            "pass_size": dataclasses.asdict(plan.pass_size),
             "resident_bytes": self.resident_bytes,
             "read_bytes_per_pass": self.read_bytes_per_pass,
             "sizes_computed_from": self.computed_from,

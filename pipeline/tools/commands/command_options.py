@@ -107,7 +107,7 @@ def _add_demo(commands: Any) -> None:
     parser = commands.add_parser(
         "demo", usage="%(prog)s [options]", help="the bundled model under a budget smaller than itself"
     )
-    add_settings(parser, defaults={"gpu_groups": 4, "residency": False, "max_requests": 1})
+    add_settings(parser, defaults={"gpu_groups": 4, "residency": False, "max_requests": 1, "max_tokens_per_pass": 512})
     parser.set_defaults(command=Command("demo", "demo", said=LOADING))
 
 

@@ -18,6 +18,7 @@ from pipeline.devices.sim import SimDevice
 from pipeline.errors import ConfigError
 from pipeline.formats.parts import KINDS
 from pipeline.generation.model_plan import DEFAULT_CONTEXT_TOKENS
+from pipeline.generation.pass_size import LEAST_TOKENS
 from pipeline.system.sizes import human_bytes
 from pipeline.system.table import print_json
 from pipeline.tools.bench.forecast import Compute, Forecast, Rates
@@ -46,7 +47,9 @@ def plan_forecast(options: argparse.Namespace) -> None:
         why = f"runs passes, for which {options.model} has no weights"
         raise ConfigError(f"--check: {why}; name a folder that has them")
     settings = Config.from_arguments(options.settings)
-    most = max(settings.max_tokens_per_pass, options.batch_tokens)
+    most = settings.max_tokens_per_pass
+    if options.batch_tokens > (most or LEAST_TOKENS):
+        most = options.batch_tokens
     longest = options.batch_tokens + 1 if options.check and options.batch_tokens >= DEFAULT_CONTEXT_TOKENS else None
     context_tokens = settings.context_tokens or longest
     settings = dataclasses.replace(settings, max_tokens_per_pass=most, context_tokens=context_tokens)
@@ -132,6 +135,7 @@ def lines(placed: Placed) -> str:
         *([] if computed_from is None else [f"sizes      computed, without weights, from {computed_from}"]),
         f"plan       {textwrap.indent(str(drawn.plan.memory), ' ' * 11).lstrip()}",
         f"kv room    {drawn.plan.kv_room}",
+        f"passes     {drawn.plan.pass_size}",
         f"placement  {', '.join([*places, f'{human_bytes(placed.read_bytes_per_pass)} read per pass'])}",
     ]
     if isinstance(placed, Planned):

@@ -1,0 +1,102 @@
+"""How many tokens a pass carries: what there is memory for, and how long those who run may wait for prompts of others.
+
+The first is chosen once, with the memory plan. The second follows from the passes themselves.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+LEAST_TOKENS = 512
+"""There is room for so many wherever a model can be opened; more are a choice."""
+ANSWER_TOKENS = 128
+"""What a request is taken to answer with, where a larger pass costs weights their place: every answer pays for it."""
+NEARLY = 1.005
+"""What saves less than that is not worth its memory."""
+LEAST_SECONDS = 0.5
+"""By so much prompts may delay a token in any case."""
+AIMED_SHARE = 0.8
+"""How much of the delay that is allowed a pass aims at: no pass takes exactly as long as the one before."""
+FEWEST_BESIDE = 16
+"""Tokens of prompts that every pass may take, so that prompts go on whatever is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassSize:
+    """Room for so many tokens, and by how many seconds prompts may delay the next token of those who run, if at all
+    limited."""
+
+    tokens: int
+    max_seconds: float | None
+
+    def __str__(self) -> str:
+        room = f"up to {self.tokens:,} tokens"
+        if self.max_seconds is None:
+            return f"{room} (max_tokens_per_pass)"
+        delay = f"{self.max_seconds:g} s (max_pass_seconds)"
+        return f"{room}; beside running requests as many as delay their next tokens by at most {delay}"
+
+
+def sizes(context_tokens: int, max_requests: int) -> list[int]:
+    """The sizes of which one is chosen, in ascending order: up to a whole prompt, and a token of each request."""
+    most = max(context_tokens, max_requests, LEAST_TOKENS)
+    doubled = (LEAST_TOKENS << power for power in itertools.count())
+    return [*itertools.takewhile(lambda tokens: tokens < most, doubled), most]
+
+
+def request_seconds(tokens: int, context_tokens: int, sharing: int, pass_seconds: Callable[[int], float]) -> float:
+    """What a request costs whose prompt fills the context, where a pass carries so many `tokens`.
+
+    It shares the passes of its answer with others, `sharing` in all; `pass_seconds` are those of a pass that carries so
+    many tokens.
+    """
+    passes = -(-context_tokens // tokens)
+    prompt = passes * pass_seconds(-(-context_tokens // passes))
+    return prompt + ANSWER_TOKENS / sharing * pass_seconds(sharing)
+
+
+def choose_size(seconds: dict[int, float]) -> int:
+    """The smallest of the sizes with which a request costs about the fewest seconds; it takes the least memory."""
+    return min(tokens for tokens, cost in seconds.items() if cost <= NEARLY * min(seconds.values()))
+
+
+class PassRate:
+    """How many tokens of prompts a pass may take while others wait for their next token, by how long passes took.
+
+    A pass that also moves weights is no faster with fewer tokens, up to some number, and slower with more. So with
+    more tokens than the last it takes at most so many times as long; with fewer, the seconds by which it takes longer
+    than one without prompts shrink at least as much as the tokens do. A few passes come to the most that is allowed.
+    """
+
+    def __init__(self, size: PassSize) -> None:
+        self._size = size
+        self._tokens = 0
+        self._seconds = 0.0
+        self._plain_seconds = 0.0
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of prompts that the next pass may take beside those who wait for their next token."""
+        if self._size.max_seconds is None:
+            return self._size.tokens
+        if not self._seconds:
+            return min(LEAST_TOKENS, self._size.tokens)
+        plain, longer = self._plain_seconds, AIMED_SHARE * self._size.max_seconds
+        if self._seconds <= plain + longer:
+            times = (plain + longer) / self._seconds
+        else:
+            times = longer / (self._seconds - plain)
+        return max(FEWEST_BESIDE, int(min(self._tokens * times, self._size.tokens)))
+
+    def took(self, prompt_tokens: int, seconds: float) -> None:
+        """Take note of a pass, or of computing alone.
+
+        Few tokens of prompts tell no more than that more do not take less, unless they were late.
+        """
+        if not prompt_tokens:
+            self._plain_seconds = seconds if not self._plain_seconds else min(seconds, 2 * self._plain_seconds)
+            return
+        expected = prompt_tokens * self._seconds / self._tokens if self._tokens else seconds
+        late = self._plain_seconds and seconds > self._plain_seconds + (self._size.max_seconds or seconds)
+        if prompt_tokens >= self.most_tokens // 2 or seconds <= expected or late:
+            self._tokens, self._seconds = prompt_tokens, min(seconds, 2 * expected)  # beyond that it is an accident

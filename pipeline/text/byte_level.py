@@ -59,7 +59,7 @@ def template(document: dict[str, Any]) -> tuple[list[int], list[int]]:
     texts = 0
     for item in processor["single"]:
         if "Sequence" in item:
-            texts += 1
+            texts += item["Sequence"]["id"] == "A"
         else:
             ids[min(texts, 1)].extend(processor["special_tokens"][item["SpecialToken"]["id"]]["ids"])
     if texts != 1:
@@ -76,7 +76,7 @@ def byte_level_engine(document: dict[str, Any], bos_token: str | None) -> BytePa
     if model.get("type", "BPE") != "BPE" or "merges" not in model or decoders not in BYTE_LEVEL_DECODERS:
         decoder = (document.get("decoder") or {}).get("type")
         raise Inexact(f"model {model.get('type')} with decoder {decoder} is not byte-level BPE")
-    changes = [key for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix") if model.get(key)]
+    changes = [key for key in ("continuing_subword_prefix", "end_of_word_suffix") if model.get(key)]
     if changes:
         raise Inexact(f"model has {changes}")
     pattern = split_pattern(steps(document, "pre_tokenizer"))

@@ -10,7 +10,7 @@ from pipeline.system.threads import slices
 from pipeline.text.added_tokens import AddedToken
 from pipeline.text.byte_level import merge_pairs, template
 from pipeline.text.byte_pair import SLICE_IDS
-from pipeline.text.coverage import token_bytes, unknown_token
+from pipeline.text.coverage import require_all_text, token_bytes, unknown_token
 from pipeline.text.decoders import detokenizers
 from pipeline.text.detokenizer import Detokenizer
 from pipeline.text.merges import Inexact
@@ -36,12 +36,15 @@ class HuggingFaceEngine:
                 "`tokenizers` package: pip install tokenizers"
             ) from error
         _check_merges(source)
+        require_all_text(source)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(source.raw.decode())
         except Exception as error:  # the package raises nothing narrower
             raise CheckpointError(f"{path}: {error}; fetch the file again") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        if source.document["model"].get("dropout"):  # a draw at each merge, which is for training
+            self._tokenizer.model.dropout = None
         self._add(source)
         added_tokens = [self._as_decoded(token) for token in source.added_tokens.tokens]
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=False)

@@ -117,3 +117,53 @@ def test_whole_bytes_are_enough_where_they_are_used(tmp_path: Path) -> None:
     made = bpe([*LETTERS, *BYTES[:0xF5]], byte_fallback=True)
     tokenizer = load_tokenizer(small.save(made, tmp_path), 1000)
     assert tokenizer.decode(tokenizer.encode("ab 世界 😀\x00")) == "ab 世界 😀\x00"
+
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+
+
+def split(pattern: dict[str, str], invert: bool = False) -> dict[str, Any]:
+    return {"type": "Split", "pattern": pattern, "behavior": "Removed", "invert": invert}
+
+
+LEAVING = {
+    "digits": split({"Regex": "[0-9]+"}),
+    "all but letters": split({"Regex": "[a-z]+"}, invert=True),
+    "a letter": split({"String": "e"}),
+    "a delimiter": {"type": "CharDelimiterSplit", "delimiter": "e"},
+    "punctuation": {"type": "Punctuation", "behavior": "Removed"},
+}
+
+
+@pytest.mark.parametrize("step", LEAVING.values(), ids=LEAVING)
+def test_a_step_that_leaves_text_out_is_refused_at_opening(step: dict[str, Any], tmp_path: Path) -> None:
+    document = json.loads(small.gpt2().to_str())
+    document["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [step, BYTE_LEVEL]}
+    with pytest.raises(
+        CheckpointError, match=f"tokenizer.json: {step['type']} leaves out text, which would be dropped"
+    ):
+        load_tokenizer(small.save_document(document, tmp_path), 1000)
+
+
+@pytest.mark.parametrize("step", [split({"Regex": r"\s+"}), split({"String": " "}), split({"Regex": MISTRAL}, True)])
+def test_words_without_the_spaces_between_them_are_taken(step: dict[str, Any], tmp_path: Path) -> None:
+    document = json.loads(small.gpt2().to_str())
+    document["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [step, BYTE_LEVEL]}
+    expected = tokenizers.Tokenizer.from_str(json.dumps(document)).encode("Hello world 12!").ids
+    assert load_tokenizer(small.save_document(document, tmp_path), 1000).encode("Hello world 12!") == expected
+
+
+@pytest.mark.parametrize("single", [[], [{"Sequence": {"id": "B", "type_id": 0}}]], ids=["no text", "another text"])
+def test_a_template_without_a_place_for_the_text_is_refused(single: list[Any], tmp_path: Path) -> None:
+    document = json.loads(small.gpt2().to_str())
+    document["post_processor"] = {"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": {}}
+    with pytest.raises(CheckpointError, match="TemplateProcessing leaves out text"):
+        load_tokenizer(small.save_document(document, tmp_path), 1000)
+
+
+@pytest.mark.parametrize("key", ["continuing_subword_prefix", "end_of_word_suffix"])
+def test_bytes_need_tokens_wherever_in_a_word_they_stand(key: str, tmp_path: Path) -> None:
+    document = json.loads(small.gpt2().to_str())
+    document["model"] |= {key: "##", "merges": []}
+    with pytest.raises(CheckpointError, match="neither an unk_token nor byte_fallback: text would be dropped"):
+        load_tokenizer(small.save_document(document, tmp_path), 1000)

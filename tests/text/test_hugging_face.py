@@ -61,6 +61,16 @@ def test_padding_and_truncation_of_the_file_do_not_apply(tmp_path: Path) -> None
     assert tokenizer.encode(text) == small.llama2().encode(text).ids
 
 
+@pytest.mark.parametrize("build", [small.llama2, small.gpt2])
+def test_a_text_has_the_same_ids_each_time_whatever_dropout_the_file_says(build: small.Build, tmp_path: Path) -> None:
+    document = json.loads(build().to_str())
+    document["model"]["dropout"] = 0.9
+    tokenizer = load_tokenizer(small.save_document(document, tmp_path), 1000)
+    assert all(
+        tokenizer.encode(text) == build().encode(text).ids for text in ["Hello world", " the then", "in on an"] * 3
+    )
+
+
 def test_a_merge_that_would_end_the_process_is_refused_before_the_package_sees_it(tmp_path: Path) -> None:
     document = json.loads(small.gpt2().to_str())
     document["model"]["continuing_subword_prefix"] = "##"

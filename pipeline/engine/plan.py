@@ -74,7 +74,12 @@ class Planning:
         ]
         available, bounds = _available(settings, device, promised)
         available |= other_places or {}
-        limits, slots = _limits(settings, device, available), weight_slots(settings, catalog, device)
+        # What the plan may fill: what the settings say, or all but a spare share.
+        unsaid = {place.name for place in device.places if getattr(settings, place.memory_setting) is None}
+        limits = {
+            place: have - round(have * SPARE_SHARE) if place in unsaid else have for place, have in available.items()
+        }
+        slots = weight_slots(settings, catalog, device)
         return cls(settings, catalog, device, fixed, available, bounds, limits, slots)
 
     def room(self, within: Mapping[str, int], held: Sequence[Holding] = ()) -> dict[str, int]:
@@ -176,9 +181,3 @@ def _within_limits(free: int, pool: str, promised_bytes: int) -> tuple[int, str 
         if mapped + left < have:
             have, bound = mapped + left, name
     return have, bound
-
-
-def _limits(settings: EngineSettings, device: Device, available: Mapping[str, int]) -> dict[str, int]:
-    """What the plan may fill: what the settings say, or all but a spare share."""
-    unsaid = {place.name for place in device.places if getattr(settings, place.memory_setting) is None}
-    return {place: have - round(have * SPARE_SHARE) if place in unsaid else have for place, have in available.items()}

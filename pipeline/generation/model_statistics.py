@@ -15,7 +15,7 @@ class RequestsRecord:
     """Requests now, and those that have ended since the model was opened.
 
     Those of `tokenizing` calls, whose prompts are still made into token ids, are not among them yet. `paused` are
-    those, running or waiting, whose streams nobody reads. `passes_not_shared` counts the passes for which
+    those, running or waiting, whose streams no caller reads. `passes_not_shared` counts the passes for which
     some waited, by the setting that kept them from sharing it.
     """
 

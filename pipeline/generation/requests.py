@@ -35,8 +35,8 @@ class CallOptions:
             runs already is not interrupted.
         cache_scope: calls that give the same name reuse each other's KV blocks, of prompts and of answers, where their
             tokens begin alike. How fast a call is answered tells its caller what others in the scope have sent, so
-            name it after those who may know. None shares with no call; or, with `Config.share_prefixes`, with all other
-            calls that give none. A named scope stays apart even then.
+            name it after callers that may know. None shares with no call; or, with `Config.share_prefixes`, with all
+            other calls that give none. A named scope stays apart even then.
     """
 
     n: int | None = None

@@ -51,7 +51,7 @@ class Output:
 
 
 def _tuple_when_asked(kind: type, name: str) -> None:
-    """Make the tuple when it is asked for: one of millions of ids would delay even those who never read it."""
+    """Make the tuple when it is asked for: one of millions of ids would delay even callers that never read it."""
     stored = getattr(kind, name)
     setattr(kind, name, property(lambda of: tuple(stored.__get__(of)), stored.__set__))
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from pipeline.checkpoints.checkpoint import INDEX_FILE, SINGLE_FILE, SUFFIX, Checkpoint
-from pipeline.checkpoints.header import TensorEntry, brief
+from pipeline.checkpoints.header import brief
 from pipeline.formats.tensors import TensorSpec
 
 MOST_NAMED = 5
@@ -37,10 +37,6 @@ def faults(spec: TensorSpec, stored: Sequence[str], checkpoint: Checkpoint) -> I
         yield f"{what}: need one place, have {stored[1]!r} in {other} too; keep one"
     if stored[0] in checkpoint.repeated:
         yield f"{what}: need one place, {checkpoint.repeated[stored[0]]} holds it too; keep one"
-    yield from _misfits(what, spec, entry)
-
-
-def _misfits(what: str, spec: TensorSpec, entry: TensorEntry) -> Iterator[str]:
     if entry.shape != tuple(spec.shape):
         yield f"{what}: need shape {list(spec.shape)}, have {list(entry.shape)}"
     if entry.dtype not in spec.dtypes:

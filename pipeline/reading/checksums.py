@@ -1,7 +1,7 @@
 """What the weights were when they were first read, as 8 bytes for each piece: compared whenever they are read again.
 
-XXH3 tells any change but one in 2^64, at the rate of the memory. It is no defence against an attacker, who wants two
-contents to look alike; `penstock verify` is, by SHA-256.
+XXH3 tells any change but one in 2^64, at the rate of the memory. It is no defence against an attacker that makes two
+contents look alike; `penstock verify` is, by SHA-256.
 """
 
 import asyncio

@@ -21,7 +21,9 @@ MEMORY_IS_OUT = (
     "std::bad_alloc",
 )
 """How torch, whose errors are of type RuntimeError, says so, and the loader of its libraries, with an ImportError."""
-DO_MEMORY = "raise the limit or end others who hold it, or lower kv_tokens, gpu_groups, host_groups or max_requests"
+DO_MEMORY = (
+    "raise the limit or end other programs that hold it, or lower kv_tokens, gpu_groups, host_groups or max_requests"
+)
 
 
 def process_bounds(threads: int = 0, models_bytes: int = 0) -> dict[str, int]:
@@ -112,7 +114,7 @@ def _advice(error: BaseException) -> str | None:
     text = str(error).lower() if isinstance(error, RuntimeError | ImportError) else ""
     if isinstance(error, MemoryError) or code == errno.ENOMEM or any(said in text for said in MEMORY_IS_OUT):
         if "cuda" in text:
-            return "out of device memory; end others who hold it, or lower gpu_memory, kv_tokens or gpu_groups"
+            return "out of device memory; end other programs that hold it, or lower gpu_memory, kv_tokens or gpu_groups"
         return f"out of memory: have {_memory_left()}; {DO_MEMORY}"
     if "can't start new thread" in text:
         return _threads()

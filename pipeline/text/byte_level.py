@@ -80,7 +80,10 @@ def byte_level_engine(document: dict[str, Any], bos_token: str | None) -> BytePa
     if changes:
         raise Inexact(f"model has {changes}")
     pattern = split_pattern(steps(document, "pre_tokenizer"))
-    normalize = _normalizer(steps(document, "normalizer"))
+    normalizers = [step["type"] for step in steps(document, "normalizer")]
+    if normalizers not in ([], ["NFC"]):
+        raise Inexact(f"normalizer {normalizers}")
+    normalize: Callable[[str], str] = nfc if normalizers else str
     prefix, suffix = template(document)
     vocabulary: dict[str, int] = model["vocab"]
     added_tokens = _added_tokens(document, vocabulary)
@@ -98,15 +101,6 @@ def byte_level_engine(document: dict[str, Any], bos_token: str | None) -> BytePa
         bos_id=named.get(bos_token) if bos_token else next(iter(prefix), None),
         normalize=normalize,
     )
-
-
-def _normalizer(normalizers: Sequence[dict[str, Any]]) -> Callable[[str], str]:
-    kinds = [step["type"] for step in normalizers]
-    if not kinds:
-        return str
-    if kinds == ["NFC"]:
-        return nfc
-    raise Inexact(f"normalizer {kinds}")
 
 
 def _added_tokens(document: dict[str, Any], vocabulary: Mapping[str, int]) -> list[AddedToken]:

@@ -1,1 +1,1 @@
-"""What measures, draws and prints; the runtime imports none of it but the trace."""
+"""Tools that measure, draw and print; the runtime imports none of them but the trace."""

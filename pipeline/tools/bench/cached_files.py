@@ -1,4 +1,4 @@
-"""What the page cache holds of some files, and how to take it from there."""
+"""Count the bytes of some files that the page cache holds, and drop them."""
 
 import contextlib
 import ctypes
@@ -17,7 +17,7 @@ PROCESS_MADVISE, MADV_PAGEOUT = 440, 21
 
 
 class CachedFiles:
-    """What the page cache holds of the files in some folders, which may grow in number and size."""
+    """Counts and drops the cached bytes of the files in some folders, which may grow in number and size."""
 
     def __init__(self, folders: Iterable[Path]) -> None:
         self._folders = tuple(folders)
@@ -75,7 +75,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class _Mapped:
-    """Where a process maps which files, and a way to have the kernel take such pages from it."""
+    """Knows which files a process maps where, and has the kernel take such pages from it."""
 
     def __init__(self, pid: int | None) -> None:
         self._process = None
@@ -106,7 +106,7 @@ class _Mapped:
 
 
 def cached_bytes(descriptor: int, start: int = 0, length: int = 0) -> int:
-    """What the page cache holds of a part of an open file; a length of 0 goes to its end."""
+    """Count the cached bytes of a part of an open file; a length of 0 goes to its end."""
     part = (ctypes.c_uint64 * 2)(start, length)
     pages = (ctypes.c_uint64 * 5)()  # cached, dirty, being written, evicted, recently evicted
     if _LIBC.syscall(CACHESTAT, descriptor, ctypes.byref(part), ctypes.byref(pages), 0):

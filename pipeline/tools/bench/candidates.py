@@ -18,7 +18,7 @@ DEFAULTS = Config()
 
 
 class ReadSizes(NamedTuple):
-    """How the disk is read: reads in flight, and the bytes of one."""
+    """A way to read the disk: reads in flight, and the bytes of one."""
 
     reader_lanes: int
     chunk_bytes: int
@@ -35,7 +35,7 @@ class Samples:
 
     @property
     def median(self) -> float:
-        """What counts."""
+        """The value that counts."""
         return statistics.median(self.values)
 
     @property
@@ -47,7 +47,7 @@ class Samples:
         return (high - low) / 2 / self.median
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return plain values."""
         return {"median": self.median, "spread": self.spread, "values": list(self.values)}
 
 

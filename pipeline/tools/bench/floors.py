@@ -78,7 +78,7 @@ class Floors:
         return (time.perf_counter() - started) / 2
 
     async def _sweep_twice(self) -> list[float]:
-        """When each group had landed."""
+        """Return the moments at which the groups had landed."""
         reads = []
         for key in (*self._read_in_pass, *self._read_in_pass):
             slot = await self._host.acquire(self._runtime.catalog.kind(key))
@@ -184,7 +184,7 @@ class Floors:
         await program.finish(pass_)
 
     async def _fetched(self, key: GroupKey) -> Slot:
-        """A group in a slot that can be computed with; the reading left out where it stays in host memory."""
+        """Bring a group into a slot that can be computed with; nothing is read where it stays in host memory."""
         kind = self._runtime.catalog.kind(key)
         staging = await self._host.acquire(kind)
         if key in self._read_in_pass:
@@ -203,7 +203,7 @@ class Floors:
         return sequence
 
     async def compute(self, loaded: Loaded, lengths: Sequence[int]) -> list[float]:
-        """The same; returns for how long each group was computed.
+        """Run the same pass, and return for how many seconds each group was computed.
 
         Raises RequestError when there is no room for all of it in one pass.
         """
@@ -235,5 +235,5 @@ class Floors:
 
 
 def spread_tokens(tokens: int, sequences: int) -> list[int]:
-    """So many tokens as prompts of about the same length."""
+    """Share so many tokens out to prompts of about the same length."""
     return [tokens // sequences + (index < tokens % sequences) for index in range(sequences)]

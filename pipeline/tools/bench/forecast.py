@@ -1,4 +1,4 @@
-"""What a pass will take, from what the machine can move and compute: the production line on virtual time. Pure."""
+"""Forecasts a pass from the rates of a machine, with the production line on virtual time. Pure."""
 
 import bisect
 import statistics
@@ -17,12 +17,12 @@ PASSES = 5
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """How long groups of one kind are computed: seconds for each byte of weights, by rising numbers of tokens."""
+    """The cost of computing groups of one kind: seconds for each byte of weights, by rising numbers of tokens."""
 
     byte_seconds: Mapping[int, float]
 
     def seconds(self, nbytes: int, tokens: int) -> float:
-        """For a group of so many bytes; between two batches, and beyond the last, along the line through two."""
+        """Return the seconds for a group of so many bytes, interpolated between two batches, or beyond the last two."""
         batches = list(self.byte_seconds)
         index = min(bisect.bisect_left(batches, tokens, lo=1), len(batches) - 1)
         few, many = batches[index - 1], batches[index]
@@ -32,7 +32,7 @@ class Compute:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What a machine can do. Without an H2D rate host and device memory are one.
+    """The rates of a machine. Without an H2D rate host and device memory are one.
 
     `computes` are by kind of group, one of `KINDS`; `begin_seconds` is what the host does between two passes,
     sampling and embedding, while nothing is computed. `read_slowdown` and `compute_slowdown` are by how much each takes
@@ -47,7 +47,7 @@ class Rates:
     compute_slowdown: float = 1.0
 
     def contention_seconds(self, read_seconds: float, compute_seconds: float) -> float:
-        """What a pass takes beyond the longer of both, which go on together until one of them has ended."""
+        """Return by how much both, which go on together until one has ended, exceed the longer of them."""
         read, compute = read_seconds * self.read_slowdown, compute_seconds * self.compute_slowdown
         if compute <= read:
             together = read_seconds + compute * (1 - 1 / self.read_slowdown)
@@ -71,7 +71,7 @@ class Forecast:
 
     @property
     def tokens_per_second(self) -> float:
-        """Where every token of the pass is a new one."""
+        """The rate at which tokens come where every token of the pass is a new one."""
         return self.tokens / self.pass_seconds
 
 
@@ -86,7 +86,7 @@ def forecast(catalog: WeightCatalog, plan: Plan, settings: Config, rates: Rates,
 
 
 def pass_timings(catalog: WeightCatalog, plan: Plan, rates: Rates, tokens: int) -> SteadyTimings:
-    """What every pass moves and computes; nothing moves of what stays."""
+    """Return what every pass moves and computes; groups that stay do not move."""
     first, last = catalog.places[0], catalog.places[-1]
     read, sent = catalog.group_bytes(first), catalog.group_bytes(last)
     on_device, anywhere = plan.residency.arrived(last), plan.residency.arrived(first)

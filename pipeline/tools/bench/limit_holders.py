@@ -41,7 +41,7 @@ class LimitHolder:
 
     @classmethod
     def lacking(cls) -> str | None:
-        """What this way needs and this machine has not."""
+        """Return what this way needs and this machine lacks, or None."""
         return None
 
     def __enter__(self) -> Self:
@@ -121,7 +121,7 @@ class ControlGroup(LimitHolder):
 
 
 class Watchdog(LimitHolder):
-    """What is counted is the program's own memory and the cached pages of the files."""
+    """Counts the program's own memory and the cached pages of the files."""
 
     def look(self, pid: int) -> bool:
         """As `LimitHolder.look`; drops what is too much."""
@@ -143,7 +143,7 @@ def _own_group() -> Path | None:
 
 
 def _own_bytes(pid: int) -> int:
-    """What a process holds that is not the page cache's; the code of libraries, which all share, is not counted."""
+    """Return the bytes that a process holds beside the page cache, without the code of libraries, which all share."""
     try:
         found = proc.fields(f"{pid}/status")
     except (FileNotFoundError, ProcessLookupError):

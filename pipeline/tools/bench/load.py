@@ -1,4 +1,4 @@
-"""What a throughput measurement asks for: random prompts, how many new tokens, and when each request arrives."""
+"""The load of a throughput measurement: random prompts, how many new tokens, and when each request arrives."""
 
 import random
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Load:
 
     @property
     def warm_up(self) -> "Load":
-        """What to run before measuring: the first passes of a process also start threads and choose kernels."""
+        """A load to run before measuring: the first passes of a process also start threads and choose kernels."""
         return Load(self.shortest, self.longest, min(2, self.new_tokens), seed=self.seed + 1)
 
     def prompts(self, requests: int, vocabulary_size: int) -> list[list[int]]:
@@ -47,7 +47,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class LoadSettings:
-    """What an arm under a load is told: numbers of requests, the fields of the `Load`, and settings as of `Config`.
+    """The settings of an arm under a load: numbers of requests, the fields of the `Load`, and settings as of `Config`.
 
     `offload_folder` takes the weights again, as other programs want them; it is reused.
     """

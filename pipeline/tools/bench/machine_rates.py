@@ -1,4 +1,4 @@
-"""What this machine can move and compute for a model, measured in a few seconds: the rates that a forecast needs."""
+"""Measures in a few seconds at what rates this machine moves and computes a model: a forecast needs them."""
 
 import asyncio
 import contextlib
@@ -122,7 +122,7 @@ async def _computed(floors: Floors, runtime: ModelRuntime, some: Loaded, tokens:
 async def _slowdowns(
     floors: Floors, runtime: ModelRuntime, some: Loaded, tokens: int, alone_rate: float, alone_seconds: float
 ) -> tuple[float, float]:
-    """By how much reading, and computing, take longer while the other goes on."""
+    """Return the factors by which reading, and computing, take longer while the other goes on."""
     lengths = spread_tokens(tokens, min(tokens, runtime.settings.max_requests))
     took: list[float] = []
     computing = True
@@ -145,7 +145,7 @@ async def _slowdowns(
 
 
 def _computes(computed: Mapping[int, list[_Computed]], sizes: Mapping[GroupKey, int]) -> dict[str, Compute]:
-    """By kind of group; where more tokens took less time, that was chance."""
+    """Return the cost by kind of group; where more tokens took less time, that was chance."""
     byte_seconds: defaultdict[str, dict[int, float]] = defaultdict(dict)
     for tokens, rounds in computed.items():
         values = defaultdict(list)

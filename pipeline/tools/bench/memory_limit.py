@@ -29,7 +29,7 @@ class OverLimit(ProgramFailed):
 
 @dataclass(frozen=True, slots=True)
 class MemoryLimit:
-    """So many bytes for a program and the cached pages of its files, held in the `way` of one of the `HOLDERS`."""
+    """The bytes that a program and the cached pages of its files may take; `way` names one of the `HOLDERS`."""
 
     nbytes: int
     way: str
@@ -42,7 +42,7 @@ class MemoryLimit:
 
     @classmethod
     def of(cls, nbytes: int, way: str | None) -> "MemoryLimit":
-        """In the way that is named, else in the first that the kernel holds. Raises ConfigError where there is none."""
+        """Make a limit held in the named way, else the first of the kernel. Raises ConfigError where there is none."""
         ways = [name for name, holder in HOLDERS.items() if holder.kernel_holds and holder.lacking() is None]
         if way is None and not ways:
             raise ConfigError(
@@ -53,7 +53,7 @@ class MemoryLimit:
 
 
 def memory_limit(size: str | None, way: str | None) -> MemoryLimit | None:
-    """What --memory-limit and --limit-by say. Raises ConfigError for what cannot be held here."""
+    """Return the limit that --memory-limit and --limit-by set. Raises ConfigError for one that cannot be held here."""
     if size is not None:
         return MemoryLimit.of(parse_bytes("--memory-limit", size, available_host_bytes()), way)
     if way is not None:

@@ -26,7 +26,7 @@ PASSES_A_ROUND = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassReport:
-    """What was measured for passes of so many `tokens`, each a list over the rounds, in seconds.
+    """The measurements of passes of so many `tokens`, each a list over the rounds, in seconds.
 
     In every round the floors, the passes, a recorded pass and one in which nothing overlaps were measured one after the
     other, so that a drift of the machine cancels in ratios. `first_wait_seconds` is how long the device waited for a
@@ -64,12 +64,12 @@ class PassReport:
 
     @property
     def binds(self) -> str:
-        """What the slowest floor is of."""
+        """The resource with the slowest floor."""
         return max(self._each_floor, key=lambda name: statistics.median(self._each_floor[name]))
 
     @property
     def _best(self) -> list[float]:
-        """Of each round the time of reading and computing that do not wait for each other, or the slowest floor."""
+        """By round, the time of reading and computing that do not wait for each other, or the slowest floor."""
         return [max(both, least) for both, least in zip(self.both_seconds, self.floors, strict=True)]
 
     @property
@@ -84,7 +84,7 @@ class PassReport:
 
     @property
     def gain(self) -> float:
-        """What overlapping saves, by what it could save at best: (sequential - pass) / (sequential - floor)."""
+        """The share of the possible saving that overlapping saves: (sequential - pass) / (sequential - floor)."""
         return self._gain(self.floors)
 
     @property
@@ -104,7 +104,7 @@ class PassReport:
         return statistics.median(recorded / plain for recorded, plain in pairs)
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain values."""
+        """Return plain values."""
         derived = ("binds", "ratios", "ratios_to_both", "gain", "gain_of_both", "recording_ratio")
         return {**asdict(self), **{name: getattr(self, name) for name in derived}}
 

@@ -47,12 +47,12 @@ class OpeningReport:
 
     @property
     def first_ratio(self) -> float:
-        """How long the first group takes by its own read time."""
+        """The time of the first group divided by its own read time."""
         pairs = zip(self.first_group_seconds, self.first_read_seconds, strict=True)
         return statistics.median(took / read for took, read in pairs)
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain values."""
+        """Return plain values."""
         return {**asdict(self), "first_ratio": self.first_ratio}
 
 
@@ -121,7 +121,7 @@ async def _first_computed(model: Model, trace: Trace) -> Span:
 
 
 async def _first_read_seconds(folder: Path, settings: Mapping[str, Any]) -> float:
-    """What reading the first group takes with nothing beside it, into memory that was not touched before either."""
+    """Measure a read of the first group with nothing beside it, into memory that was not touched before either."""
     config = Config.from_arguments(settings)
     async with contextlib.aclosing(await asyncio.to_thread(build, folder, config)) as runtime:
         key = runtime.catalog.order[0]

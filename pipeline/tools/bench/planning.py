@@ -24,21 +24,21 @@ ALONE = "one request at a time, max_requests=1, as in penstock run"
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """What stays where. Where there are no weights, `computed_from` says from what their sizes follow."""
+    """A plan that tells which groups stay where. Without weights, `computed_from` says from what sizes follow."""
 
     drawn: Blueprint
     computed_from: str | None
 
     @property
     def resident_bytes(self) -> dict[str, int]:
-        """What stays, by place."""
+        """The bytes that stay, by place."""
         stays, sizes = self.drawn.plan.residency.stays, self.drawn.catalog.group_bytes
         places = [place.name for place in reversed(TWO_PLACES)]
         return {place: sum(sizes(place)[group] for group in stays(place)) for place in places}
 
     @property
     def read_bytes_per_pass(self) -> int:
-        """What stays nowhere."""
+        """The bytes that stay nowhere."""
         first = self.drawn.catalog.places[0]
         return self.drawn.plan.residency.moving_bytes(first, self.drawn.catalog.group_bytes(first))
 
@@ -60,7 +60,7 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class Planned(Placed):
-    """And what a pass takes, and what it would take `otherwise`, by what was changed."""
+    """A plan with the forecast of a pass, and the forecasts `otherwise`, by what was changed."""
 
     rates: Rates
     forecast: Forecast
@@ -96,7 +96,7 @@ def plan_alone(
     rates: Rates | None,
     tokens: int,
 ) -> Placed:
-    """The same for a model without weights; without `rates` there is no forecast."""
+    """Plan a model without weights; without `rates` there is no forecast."""
     placed = _place(alone.model, alone.checkpoint, settings, device, alone.source)
     return placed if rates is None else _forecast(placed, settings, device, rates, tokens)
 
@@ -139,7 +139,7 @@ def _forecast(placed: Placed, settings: Config, device: Device, rates: Rates, to
 
 
 def balanced_tokens(planned: Planned) -> int | None:
-    """So many tokens a pass computes in the time in which it moves its bytes; None where computing binds anyway."""
+    """Return how many tokens a pass computes while it moves its bytes; None where computing binds anyway."""
     moving = max(seconds for name, seconds in planned.forecast.resource_seconds.items() if name != "compute")
 
     def moves_longer(tokens: int) -> bool:

@@ -56,7 +56,7 @@ class PolicyReport:
 
     @property
     def error(self) -> float:
-        """How far the simulation is off."""
+        """The relative error of the simulation."""
         return self.simulated.total_ms / self.measured.total_ms - 1
 
     def as_dict(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class PolicyReport:
 
 @dataclass(slots=True)
 class PolicyBench:
-    """What all policies of one comparison share: the model, the passes, and the output of the first."""
+    """The comparison that policies share: the model, the passes, and the output of the first."""
 
     folder: Path
     settings: Mapping[str, Any]
@@ -91,7 +91,12 @@ class PolicyBench:
 
         Raises OutputsDiffer when one gives other tokens than the first, ConfigError where the context is too short.
         """
-        self._check_positions()
+        passes, most = WARM_UP_PASSES + self.passes, read_config(self.folder).max_positions
+        if (need := passes * self.batch_tokens + NEW_TOKENS) > most:
+            raise ConfigError(
+                f"--batch-tokens: {passes} passes of {self.batch_tokens} tokens need {need} positions, have {most}; "
+                "lower it, or --passes"
+            )
         reports = []
         for name, policy in policies.items():
             report = await self._measure(policy, name, name)
@@ -100,14 +105,6 @@ class PolicyBench:
                 report = replace(report, chained=chained)
             reports.append(report)
         return reports
-
-    def _check_positions(self) -> None:
-        passes, most = WARM_UP_PASSES + self.passes, read_config(self.folder).max_positions
-        if (need := passes * self.batch_tokens + NEW_TOKENS) > most:
-            raise ConfigError(
-                f"--batch-tokens: {passes} passes of {self.batch_tokens} tokens need {need} positions, have {most}; "
-                "lower it, or --passes"
-            )
 
     async def _measure(self, policy: PrefetchPolicy, title: str, name: str) -> PolicyReport:
         self.progress(f"{title}: opening the model")
@@ -155,7 +152,7 @@ class PolicyBench:
 
 
 async def measured_balance(folder: Path, settings: Mapping[str, Any], passes: int, progress: Progress) -> int:
-    """How many tokens a pass needs for its computing to take as long as its slower transfer.
+    """Return how many tokens a pass needs for its computing to take as long as its slower transfer.
 
     Found by trials, each with as many tokens as the one before suggests: a device is faster with many than with few.
     """

@@ -1,4 +1,4 @@
-"""How fast the disk is read, by the number of lanes and the size of a chunk."""
+"""Measures how fast the disk is read, by the number of lanes and the size of a chunk."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""What a pass takes once it is steady: durations to simulate with, and the seconds of recorded or simulated passes."""
+"""Steady passes: durations to simulate with, and the seconds of recorded or simulated passes."""
 
 import dataclasses
 import itertools
@@ -60,26 +60,26 @@ class SteadyTimings:
         )
 
     def with_reads(self, factor: float) -> "SteadyTimings":
-        """The same with a disk that takes `factor` times as long."""
+        """Return the timings with a disk that takes `factor` times as long."""
         return dataclasses.replace(self, reads={key: seconds * factor for key, seconds in self.reads.items()})
 
     @property
     def resources(self) -> dict[str, float]:
-        """For how long a pass keeps each resource busy."""
+        """The seconds for which a pass keeps each resource busy."""
         uploads = {} if self.one_link else {"H2D": sum(self.uploads.values())}
         return {"disk": sum(self.reads.values()), **uploads, "compute": sum(self.computes.values())}
 
     def begin_seconds(self, pass_: int) -> float:
-        """The same before every pass."""
+        """Return the same seconds for every pass."""
         return self.begin
 
     def seconds(self, actor: str, pass_: int, key: GroupKey) -> float:
-        """The same in every pass."""
+        """Return the same seconds for every pass."""
         return {DISK: self.reads, LINK: self.uploads, COMPUTE: self.computes}[actor][key]
 
 
 def steady_seconds(spans: Iterable[Span], order: Order) -> list[float]:
-    """From the first computation of a pass to that of the next, in seconds, for every pass but the first and the last.
+    """Return the seconds from the start of a pass to that of the next, for every pass but the first and the last.
 
     The first profits from what was read before it began. Starts, because not every pass computes its last groups.
     """

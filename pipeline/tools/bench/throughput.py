@@ -33,7 +33,7 @@ PASS_TOKENS = 512
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """So many requests, measured from the first one submitted to the last token.
+    """The measurements of so many requests, from the first one submitted to the last token.
 
     `tokens_per_second` counts generated tokens. `pass_seconds` and `pass_tokens` are medians over the passes,
     `tokens_per_pass` is the mean. `output_token_seconds` is the median over the requests of the time from one token to
@@ -61,11 +61,11 @@ class Throughput:
 
     @property
     def floor_share(self) -> float:
-        """How much of a pass its slower floor takes: 1 is the best there can be."""
+        """The share of a pass that its slower floor takes: 1 is the best there can be."""
         return max(self.read_floor_seconds, self.compute_floor_seconds) / self.pass_seconds
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain values."""
+        """Return plain values."""
         return {**asdict(self), "floor_share": self.floor_share}
 
 
@@ -133,14 +133,14 @@ async def measure(model: Model, load: Load, requests: int, progress: Progress) -
 
 @dataclass(frozen=True, slots=True)
 class PassTime:
-    """How long one pass took, and how many tokens it computed."""
+    """The seconds of one pass, and how many tokens it computed."""
 
     seconds: float
     tokens: float
 
 
 class PassClock:
-    """When passes ended, seen from the tokens that they deliver; times without any request are left out."""
+    """Notes when passes end, by the tokens that they deliver; times without any request are left out."""
 
     def __init__(self, program: GenerationProgram) -> None:
         self._program = program
@@ -204,12 +204,12 @@ class _Run:
 
     @property
     def first_token_seconds(self) -> float:
-        """From submission to the first token."""
+        """The seconds from submission to the first token."""
         return self.came[0] - self.submitted
 
     @property
     def output_token_seconds(self) -> float:
-        """From one token to the next, on average."""
+        """The mean seconds from one token to the next."""
         return (self.came[-1] - self.came[0]) / (self.new_tokens - 1)
 
 

@@ -54,12 +54,12 @@ class Finalist:
 
     @property
     def error(self) -> float:
-        """How far the simulation is off."""
+        """The relative error of the simulation."""
         return self.simulated / self.measured.median - 1
 
     @property
     def repeated(self) -> float:
-        """By how much the slowest round exceeds the fastest, relative to that one."""
+        """The excess of the slowest round over the fastest, relative to that one."""
         medians = [samples.median for samples in self.rounds]
         return max(medians) / min(medians) - 1
 
@@ -75,7 +75,7 @@ class Staying:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuneReport:
-    """What was tried and what came out; times in seconds per pass.
+    """The settings that were tried, and their results; times in seconds per pass.
 
     Attributes:
         groups_settings: those that say how many groups move through a place of the device, in order.
@@ -105,17 +105,17 @@ class TuneReport:
 
     @property
     def effect(self) -> float:
-        """By how much the slowest finalist exceeds the fastest, relative to that one."""
+        """The excess of the slowest finalist over the fastest, relative to that one."""
         medians = [one.measured.median for one in self.finalists]
         return max(medians) / min(medians) - 1
 
     @property
     def noise(self) -> float:
-        """By how much a finalist exceeds itself when it is run again, at most."""
+        """The largest excess of a finalist over itself when it is run again."""
         return max(one.repeated for one in self.finalists)
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain values."""
+        """Return plain values."""
         return {
             "model": str(self.folder),
             "settings": {name: str(value) for name, value in self.settings.items()},
@@ -202,7 +202,7 @@ class Tuner:
         return (1, passes) if self.batch_tokens == 1 else (passes * self.batch_tokens, 1)
 
     async def _budgets(self) -> list[tuple[int, int]]:
-        """All `gpu_groups` and `host_groups` to try that fit into memory.
+        """Return all `gpu_groups` and `host_groups` to try that fit into memory.
 
         `host_groups` as by default, and, where host memory is not the device's, as many as there are `gpu_groups`.
         """
@@ -221,7 +221,7 @@ class Tuner:
         return fitting if len(places) == 1 else sorted({*fitting, *await self._fitting(equal)})
 
     async def _fitting(self, budgets: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Those whose memory plan fits, of budgets that rise: all up to the largest that does.
+        """Return those of rising budgets whose memory plan fits: all up to the largest that does.
 
         Raises ConfigError when the smallest does not.
         """
@@ -238,7 +238,7 @@ class Tuner:
         return apart(self.folder, {**self.settings, "gpu_groups": gpu_groups, "host_groups": host_groups})
 
     async def _timings(self, candidate: Candidate) -> SteadyTimings:
-        """From the fastest of several runs: what else the machine does can only make a run slower."""
+        """Take timings from the fastest of several runs: other work of the machine can only make a run slower."""
         fastest = math.inf
         for index in range(RECORDINGS):
             self.progress(f"recording a run, for the timings of the simulation: {index + 1}/{RECORDINGS}")
@@ -276,7 +276,7 @@ class Tuner:
 
 
 def _window_bytes(runtime: ModelRuntime, budgets: Iterable[int]) -> dict[int, int]:
-    """What the slots of a budget take on the device; a single slot must hold any group."""
+    """Return the bytes that the slots of each budget take on the device; a single slot must hold any group."""
     sizes, needed = runtime.catalog.group_bytes(runtime.catalog.places[-1]), {}
     for budget in sorted(budgets):
         kinds = SlotKinds.by_size(sizes, budget)

@@ -1,1 +1,1 @@
-"""What the command line runs: each command prints what people look at."""
+"""The commands of the command line: each prints what people look at."""

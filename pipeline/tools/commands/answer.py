@@ -1,4 +1,4 @@
-"""What has come of a prompt until now: how fast, and why it ended."""
+"""The answer to a prompt so far: how fast it came, and why it ended."""
 
 import time
 from collections.abc import Collection, Mapping
@@ -27,31 +27,31 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """As far as it is complete."""
+        """The text as far as it is complete."""
         return "".join(chunk.text for chunk in self.chunks)
 
     @property
     def token_ids(self) -> list[int]:
-        """All that came."""
+        """The ids of all tokens that came."""
         return [token_id for chunk in self.chunks for token_id in chunk.token_ids]
 
     @property
     def finish_reason(self) -> str | None:
-        """What the last chunk says, "stop" or "length"; "interrupted" where the user ended it."""
+        """The reason that the last chunk gives, "stop" or "length"; "interrupted" where the user ended it."""
         return INTERRUPTED if self.interrupted else self.chunks[-1].finish_reason if self.chunks else None
 
     @property
     def first_token_seconds(self) -> float | None:
-        """From the call on."""
+        """The seconds from the call to the first token."""
         return self.came[0] - self.started if self.came else None
 
     @property
     def tokens_per_second(self) -> float | None:
-        """From the first token on, so of those behind it."""
+        """The rate of the tokens behind the first."""
         return (len(self.came) - 1) / (self.came[-1] - self.came[0]) if len(self.came) > 1 else None
 
     def ended(self, eos_ids: Collection[int], arguments: Mapping[str, Any]) -> str:
-        """Why it ended, and which option would have let it go on."""
+        """Say why the answer ended, and which option would have let it go on."""
         count, last_id = len(self.chunks), self.token_ids[-1] if self.chunks else None
         if self.finish_reason == INTERRUPTED:
             return f"interrupted after {counted(count, 'token')}"
@@ -64,14 +64,14 @@ class Answer:
         return "before a text of --stop"
 
     def lines(self, eos_ids: Collection[int], arguments: Mapping[str, Any]) -> str:
-        """For people."""
+        """Return the lines that people read."""
         first, rate = self.first_token_seconds, self.tokens_per_second
         timing = "" if first is None else f": the first after {first:.2f} s"
         timing += "" if rate is None else f", then {rate:.3g} tokens/s"
         return f"tokens     {len(self.chunks)}{timing}\nended      {self.ended(eos_ids, arguments)}"
 
     def as_dict(self, eos_ids: Collection[int], arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The same as plain values; with log-probabilities where they were asked for."""
+        """Return plain values, with log-probabilities where they were asked for."""
         logprobs = [chunk.logprobs for chunk in self.chunks if chunk.logprobs is not None]
         return {
             "text": self.text,

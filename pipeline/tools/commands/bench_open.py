@@ -55,13 +55,10 @@ def table(rows: Sequence[OpeningReport]) -> str:
             ("first /", "alone"): lambda row: f"{row.first_ratio:.2f}",
             ("full line", "ms"): median("rested_group_seconds", MILLI, 1),
             ("pass", "s"): median("pass_seconds", 1.0, 3),
-            ("pass", "s/GB"): _gigabyte_seconds,
+            ("pass", "s/GB"): lambda row: (
+                f"{statistics.median(row.pass_seconds) / row.streamed_bytes * GIGA:.3f}" if row.streamed_bytes else "-"
+            ),
             ("event loop", "us/group"): median("loop_group_seconds", MICRO, 0),
             ("idle", "% of a core"): median("idle_share", 0.01, 2),
         },
     )
-
-
-def _gigabyte_seconds(row: OpeningReport) -> str:
-    streamed = row.streamed_bytes / GIGA
-    return f"{statistics.median(row.pass_seconds) / streamed:.3f}" if streamed else "-"

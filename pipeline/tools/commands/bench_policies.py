@@ -70,7 +70,7 @@ def _table(reports: list[PolicyReport]) -> str:
 
 
 def _effect(reports: Mapping[str, PolicyReport]) -> str:
-    """Whether the policies differ by more than the passes of one do; empty where there is only one.
+    """Say whether the policies differ by more than the passes of one do; empty where there is only one.
 
     By the medians of their passes: a few slow ones, when the machine had more to do, are no policy's.
     """

@@ -99,7 +99,7 @@ def _remarks(options: argparse.Namespace, rows: Sequence[Row]) -> tuple[str, str
 
 
 def _columns(rows: Sequence[Row]) -> dict[tuple[str, str], list[str]]:
-    """What an arm has not measured is a dash."""
+    """Return the columns of the table; a dash stands for what an arm has not measured."""
 
     def column(name: str, digits: int) -> list[str]:
         values = [row.get(name) for row in rows]

@@ -1,4 +1,4 @@
-"""How a command runs: what it does is imported when it runs, so that `--help` is instant."""
+"""Runs a command, whose module is imported only then, so that `--help` is instant."""
 
 import argparse
 import importlib

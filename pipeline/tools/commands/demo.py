@@ -78,7 +78,7 @@ async def demo(options: argparse.Namespace) -> None:
 
 
 def shown(name: str, model: Model, answer: Answer) -> Shown:
-    """What a run that has ended was like."""
+    """Describe a run that has ended."""
     seconds = [after - before for before, after in itertools.pairwise(answer.came)]
     statistics = model.statistics()
     samples = Samples(tuple(seconds[UNMEASURED_PASSES:]))

@@ -68,7 +68,7 @@ def _table(own: Collection[str], defaults: Mapping[str, Any]) -> str:
 
 
 def find_models(options: argparse.Namespace) -> argparse.Namespace:
-    """The same options with folders in the place of ids. Raises CheckpointError for those that the cache has not."""
+    """Put folders in the place of ids. Raises CheckpointError for those that the cache has not."""
     for name in MODELS:
         value = getattr(options, name, None)
         if isinstance(value, Path):
@@ -79,7 +79,7 @@ def find_models(options: argparse.Namespace) -> argparse.Namespace:
 
 
 def add_trace(parser: argparse._ActionsContainer, more: str = "") -> None:
-    """Where the trace goes; `more` is what else there is to say of it."""
+    """Add the option that names the trace; `more` is what else there is to say of it."""
     parser.add_argument(
         "--trace", type=Path, metavar="FILE", help=f"write what every actor did, for Perfetto and report{more}"
     )

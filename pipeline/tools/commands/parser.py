@@ -11,7 +11,7 @@ MISSING = ("the following arguments are required", "one of the arguments")
 
 
 class Parser(argparse.ArgumentParser):
-    """As argparse has it, but for its errors; `appendix` gives the text below the help, when that is asked for."""
+    """A parser of argparse with errors of our own; `appendix` gives the text below the help, when that is asked for."""
 
     appendix: Callable[[], str] | None = None
     _unknown: Sequence[str] = ()
@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]  # argparse overloads it by the type of the namespace
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
-        """What is unknown is an error of the command that does not know it."""
+        """Let an unknown option be an error of the command that does not know it."""
         given = [one.partition("=")[0] for one in args or () if one[:2] == "--" and " " not in one]
         known = tuple(self._option_string_actions)
         self._unknown = [name for name in given if not any(one.startswith(name) for one in known)]

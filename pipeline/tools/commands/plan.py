@@ -79,7 +79,7 @@ def _print(planned: Placed, measured: Sequence[float], *, as_json: bool) -> None
 
 
 async def _checked(options: argparse.Namespace, settings: Config) -> list[float]:
-    """Seconds of passes as they were forecast."""
+    """Run passes as they were forecast, and return their seconds."""
     tokens, progress = options.batch_tokens, Progress()
     progress.say(f"running {options.check} passes of {tokens} tokens")
     given = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
@@ -125,7 +125,7 @@ def _told_rates(options: argparse.Namespace) -> Rates:
 
 
 def lines(placed: Placed) -> str:
-    """For people."""
+    """Return the lines that people read."""
     drawn, computed_from = placed.drawn, placed.computed_from
     sizes = drawn.catalog.group_bytes(drawn.catalog.places[0])
     places = [f"{human_bytes(size)} stay in {place} memory" for place, size in placed.resident_bytes.items() if size]

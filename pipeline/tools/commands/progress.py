@@ -31,7 +31,7 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
     def go_on(self, text: str) -> None:
-        """The same of work that says so many times a minute; elsewhere ever more rarely, as a log is read later."""
+        """Show `text` of work that says so many times a minute; where stderr is a log, ever more rarely."""
         now = time.monotonic()
         if self._terminal or now >= self._next_seconds:
             self._pause_seconds = min(2 * self._pause_seconds, MOST_SECONDS)

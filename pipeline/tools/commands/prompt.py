@@ -14,7 +14,7 @@ STDIN = "-"
 
 
 def add_prompt(parser: Parser) -> None:
-    """One of several ways."""
+    """Add the options for the prompt, of which one must be given."""
     group = parser.add_argument_group("the prompt, taken as it is, with spaces and newlines at its end")
     one = group.add_mutually_exclusive_group(required=True)
     one.add_argument("--prompt", metavar="TEXT", help="the text to continue; - reads it from stdin")

@@ -1,4 +1,4 @@
-"""What commands say below a table whose figures do not tell what they seem to."""
+"""Sentences below a table whose figures do not tell what they seem to."""
 
 from collections.abc import Mapping
 
@@ -12,12 +12,12 @@ def with_remarks(table: str, *remarks: str) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """A number of things."""
+    """Return a number and its noun."""
     return f"{count} {noun}{'' if count == 1 else 'es' if noun[-1] == 's' else 's'}"
 
 
 def beside_noise(effect: float, noise: float) -> str:
-    """Whether a difference is more than noise: what both sides spread by, relative to their medians."""
+    """Say whether a difference is more than noise: the spreads of both sides, relative to their medians."""
     return f"{'more than' if effect > noise else 'which proves nothing beside'} the {noise:.1%} of both spreads"
 
 

@@ -1,4 +1,4 @@
-"""What `penstock run` and `penstock demo` say before and behind the text."""
+"""The lines that `penstock run` and `penstock demo` print before and behind the text."""
 
 import textwrap
 
@@ -11,7 +11,7 @@ RESOURCES = {READER: "disk", UPLOADER: "host-to-device link", SCHEDULER: "comput
 
 
 def opening_lines(model: Model) -> str:
-    """What is about to run, and under which budget."""
+    """Describe the run that begins, and its budget."""
     runtime = model.runtime
     config, needed = runtime.config, runtime.catalog.needed_bytes
     dtype = str(runtime.dtype).removeprefix("torch.")
@@ -29,7 +29,7 @@ def opening_lines(model: Model) -> str:
 
 
 def closing_lines(before: ModelStatistics, after: ModelStatistics, seconds: float) -> str:
-    """What was read, at what rate, and what bound the run."""
+    """Say how much was read, at what rate, and what bound the run."""
     passes = after.passes - before.passes
     read = after.bytes_read - before.bytes_read
     needed = max(1, after.bytes_needed - before.bytes_needed)

@@ -65,7 +65,7 @@ def sampling_arguments(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _hint(name: str) -> tuple[bool, Any]:
-    """Whether the option may be given more than once, each time with a value of the type that is told too."""
+    """Return whether the option may be given more than once, and the type of the value each time."""
     hint = get_type_hints(SamplingParameters)[name]
     for kind in kinds_of(hint):
         if get_origin(kind) is tuple and (get_args(kind)[0] is str or get_origin(get_args(kind)[0]) is tuple):

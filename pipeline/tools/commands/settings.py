@@ -91,7 +91,7 @@ def described() -> dict[str, str]:
 
 
 def plain(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same settings. Raises ConfigError for objects, which no other process can be given."""
+    """Return the settings. Raises ConfigError for objects, which no other process can be given."""
     for name, value in settings.items():
         if name.startswith("insert") or not isinstance(value, int | str | Mapping | None):
             raise ConfigError(f"{name}: is an object, which the processes that this command starts cannot be given")

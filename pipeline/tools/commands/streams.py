@@ -15,7 +15,7 @@ class ReaderGone(Exception):
 
 
 class OutputFailed(PenstockError):
-    """What is printed cannot be written."""
+    """Printed text cannot be written."""
 
 
 class OutputStream:

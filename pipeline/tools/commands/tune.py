@@ -67,7 +67,7 @@ def open_line(report: TuneReport) -> str:
 
 
 def effect(report: TuneReport) -> str:
-    """Whether the settings made a difference for real, or no more than running the same ones again did."""
+    """Say whether the settings made a difference for real, or no more than running the same ones again did."""
     cells = _cells(report).values()
     map_spread = max(cells) / min(cells) - 1
     differ = f"the slowest is {map_spread:.0%} slower than the fastest in simulation, and {report.effect:.0%} for real"
@@ -81,7 +81,7 @@ def effect(report: TuneReport) -> str:
 
 
 def staying(report: TuneReport) -> str:
-    """What residency=False costs, or that it costs nothing."""
+    """Say what residency=False costs, or that it costs nothing."""
     have = report.staying
     stay = have.groups - have.moving_groups
     if not stay:
@@ -98,7 +98,7 @@ def staying(report: TuneReport) -> str:
 
 
 def advice(report: TuneReport) -> str:
-    """What binds a pass, and what a larger budget would buy."""
+    """Say which resource binds a pass, and what a larger budget would buy."""
     by_budget: dict[int, float] = {}
     for candidate, seconds in report.simulated.items():
         by_budget[candidate.gpu_groups] = min(seconds, by_budget.get(candidate.gpu_groups, seconds))
@@ -164,14 +164,14 @@ def _cells(report: TuneReport) -> dict[tuple[int, int], float]:
 
 
 def _lanes(rates: Mapping[ReadSizes, Samples]) -> str:
-    """Whether the columns of the map differ by more than reading in the same way does from time to time."""
+    """Say whether the columns of the map differ by more than reading in the same way does from time to time."""
     ranked = sorted((rates[reading] for reading in best_readings(rates)), key=lambda samples: samples.median)
     differ, spreads = ranked[-1].median / ranked[0].median - 1, ranked[-1].spread + ranked[0].spread
     return f"lanes change the reading by up to {differ:.1%}, {beside_noise(differ, spreads)}"
 
 
 def _queues(report: TuneReport) -> str:
-    """How much the sizes of the queues change, the other settings being the same."""
+    """Say how much the sizes of the queues change, the other settings being the same."""
     by_budget: dict[tuple[int, int], list[float]] = {}
     for one, seconds in report.simulated.items():
         by_budget.setdefault((one.gpu_groups, one.host_groups), []).append(seconds)

@@ -17,7 +17,7 @@ WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "of
 
 
 def from_text(hint: Any, text: str) -> Any:
-    """What a text stands for where a value of type `hint` is needed; the text itself where it stands for none."""
+    """Return the value of type `hint` that a text stands for; the text itself where it stands for none."""
     kinds = kinds_of(hint)
     word = text.strip().lower()
     if type(None) in kinds and word == "none":
@@ -40,7 +40,7 @@ def kinds_of(hint: Any) -> tuple[Any, ...]:
 
 
 def stands_for(hint: Any, value: Any) -> bool:
-    """Whether `from_text` found what the text stands for."""
+    """Return whether `from_text` found a value."""
     return not isinstance(value, str) or str in kinds_of(hint)
 
 
@@ -84,7 +84,7 @@ def counts(option: str, text: str) -> list[int]:
 
 
 def policy_from_text(text: str) -> Any:
-    """What a policy is named by is the policy of that name, or the object that MODULE:NAME stands for."""
+    """Return a policy's name as it is, or the object that MODULE:NAME stands for."""
     return load(text) if ":" in text else text
 
 
@@ -101,5 +101,5 @@ def load(text: str) -> Any:
     try:
         found = getattr(importlib.import_module(module), name)
         return found() if isinstance(found, type) else found
-    except Exception as error:  # the module is the user's, who may have written anything
+    except Exception as error:  # the user's module may raise anything
         raise ConfigError(f"{text}: cannot be loaded: {type(error).__name__}: {error}") from error

@@ -47,7 +47,7 @@ def verify_and_report(options: argparse.Namespace) -> int:
 
 
 def _advice(verdicts: Sequence[Verdict]) -> list[str]:
-    """What to do about files whose bytes are not what they were; why others cannot be read has been said."""
+    """Say what to do about files whose bytes have changed; why others cannot be read has been said."""
     damaged = [one.name for one in verdicts if one.word == "damaged"]
     if not damaged:
         return []

@@ -1,1 +1,1 @@
-"""What `penstock doctor` looks at: this machine, and whether a model says the same however its weights arrive."""
+"""The checks of `penstock doctor`: of this machine, and that a model says the same however its weights arrive."""

@@ -1,4 +1,4 @@
-"""What one check found."""
+"""The finding of one check."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Whether weights can be read past the page cache, tried on a file."""
+"""Checks on a file whether weights can be read past the page cache."""
 
 import os
 import tempfile
@@ -34,7 +34,7 @@ def check_direct_reads(checkpoint: Path | None) -> Check:
 
 
 def _compared(file: Path, folder: Path, content: bytes, nbytes: int) -> Check:
-    """What direct reads give of so many bytes, whole blocks, against what is known to be there."""
+    """Compare direct reads of so many bytes, whole blocks, with what is known to be there."""
     where = f"{folder} ({file_system(folder)})"
     try:
         read = _read_direct(file, nbytes)

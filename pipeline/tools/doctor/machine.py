@@ -26,7 +26,7 @@ MEMORY = Path("/proc/meminfo")
 
 
 def machine_checks(checkpoint: Path | None) -> list[Check]:
-    """All of them, in the order of what depends on what. Direct reads are tried on the checkpoint, if there is one."""
+    """Make all checks in the order of their dependence. Direct reads are tried on the checkpoint, if there is one."""
     checks: dict[str, Callable[[], Check]] = {
         "python": check_python,
         "torch": check_torch,
@@ -43,7 +43,7 @@ def machine_checks(checkpoint: Path | None) -> list[Check]:
 
 
 def check_python() -> Check:
-    """The interpreter and the operating system."""
+    """Check the interpreter and the operating system."""
     found = f"{platform.python_implementation()} {platform.python_version()} on {platform.platform()}"
     if sys.platform != "linux":
         return Check("python", "note", found, "Penstock is made for Linux, and tested nowhere else")
@@ -51,7 +51,7 @@ def check_python() -> Check:
 
 
 def check_torch() -> Check:
-    """Its build, and what it can use."""
+    """Check the build of torch, and what it can use."""
     import torch
 
     threads, cores = torch.get_num_threads(), usable_cores()
@@ -79,7 +79,7 @@ def check_torch() -> Check:
 
 
 def check_cores() -> Check:
-    """Whether others use them: threads of torch that wait for each other spin, and so keep them from the others."""
+    """Check whether other programs use the cores: waiting threads of torch spin, and keep cores from the others."""
     load, cores = load_and_cores()
     found = f"{usable_cores()} usable; in the last minute {load:.1f} programs ran or waited for one of all {cores}"
     if load < BUSY_SHARE * cores:
@@ -101,7 +101,7 @@ def _gpu() -> str:
 
 
 def check_uvloop() -> Check:
-    """Whether it is there, and a loop of it runs."""
+    """Check whether uvloop is there, and a loop of it runs."""
     import asyncio
 
     try:
@@ -115,7 +115,7 @@ def check_uvloop() -> Check:
 
 
 def check_pinned_memory() -> Check:
-    """How much may be locked; and where there is a GPU, whether memory can really be pinned for it, and how fast."""
+    """Check how much memory may be locked; with a GPU, whether memory can really be pinned for it, and how fast."""
     import resource
 
     import torch
@@ -160,7 +160,7 @@ def _pin() -> tuple[float, float]:
 
 
 def check_memory() -> Check:
-    """What this process may still take."""
+    """Check how much memory this process may still take."""
     from pipeline.system.host_memory import available_host_bytes
     from pipeline.system.sizes import human_bytes
 
@@ -170,7 +170,7 @@ def check_memory() -> Check:
 
 
 def check_huge_pages() -> Check:
-    """Whether weight slots can lie in huge pages, which direct reads fill faster."""
+    """Check whether weight slots can lie in huge pages, which direct reads fill faster."""
     if not HUGE_PAGES.exists():
         what = "this kernel has no huge pages, and direct reads are slower without"
         return Check("huge pages", "note", f"no {HUGE_PAGES}", what)
@@ -183,7 +183,7 @@ def check_huge_pages() -> Check:
 
 
 def check_extras() -> Check:
-    """Which optional dependencies can be imported; none is needed."""
+    """Check which optional dependencies can be imported; none is needed."""
     extras = []
     for extra, modules in EXTRAS.items():
         missing = [module for module in modules if importlib.util.find_spec(module) is None]

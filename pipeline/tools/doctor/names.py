@@ -1,4 +1,4 @@
-"""Whether `pipeline` and `actors`, which are common names, and `penstock` mean ours wherever they are imported."""
+"""Checks that the common names `pipeline` and `actors`, and `penstock`, mean ours wherever they are imported."""
 
 import importlib.metadata
 import sys
@@ -59,7 +59,7 @@ def _others(home: Path) -> tuple[dict[Path, str], dict[Path, str]]:
 
 
 def _installed_alias() -> Path | None:
-    """Where the alias is, which an editable install puts into another folder than ours."""
+    """Return where the alias is, which an editable install puts into another folder than ours."""
     try:
         installed = importlib.metadata.distribution(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:

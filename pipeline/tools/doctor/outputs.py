@@ -1,4 +1,4 @@
-"""Whether a model says the same, bit for bit, however its weights come to the device."""
+"""Checks that a model says the same, bit for bit, however its weights come to the device."""
 
 import contextlib
 import itertools
@@ -32,7 +32,7 @@ Token = tuple[int, tuple[tuple[int, str], ...]]
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What one run said, `says` in turn when it was asked twice; bytes and seconds are those of the last time.
+    """The outputs of one run, several in `says` when it was asked twice; bytes and seconds are of the last time.
 
     `token_seconds` is the median from one token to the next: the first ones also load kernels, in one run and not in
     another.

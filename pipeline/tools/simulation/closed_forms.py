@@ -1,4 +1,4 @@
-"""What a layer costs in the steady state, by formula."""
+"""Computes the steady cost of a layer by formula."""
 
 from pipeline.engine.policies import POLICIES
 from pipeline.errors import ConfigError, unknown_name

@@ -2,7 +2,6 @@
 
 import math
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,18 +20,18 @@ BFLOAT16_BYTES = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """What decides how many bytes and operations a layer has; `item_bytes` is the size of one weight."""
+    """The sizes that decide how many bytes and operations a layer has; `item_bytes` is the size of one weight."""
 
     layers: int
     layer: Layer
     item_bytes: int
 
     def parameters(self, part: str) -> int:
-        """Those of one part of a layer."""
+        """Count the parameters of one part of a layer."""
         return sum(math.prod(spec.shape) for spec in self.layer.specs("")[part])
 
     def operations(self, part: str, tokens: int) -> float:
-        """Two for each parameter and token, and the attention of each token over itself and those before it."""
+        """Count two for each parameter and token, and the attention of each token over itself and those before it."""
         pairs = tokens * (tokens + 1) / 2 if attends(part) else 0
         rows = self.layer.attention.heads * self.layer.attention.head_dim
         return 2.0 * self.parameters(part) * tokens + 4.0 * rows * pairs
@@ -49,7 +48,10 @@ def find_shape(model: str) -> Shape:
     path = find_checkpoint(Path(model))
     if not os.path.lexists(path) and path.name == model:
         if model in PRESETS:
-            return _preset_shape(model, PRESETS[model])
+            settings = JsonObject(f"preset {model}", PRESETS[model])
+            family = FAMILIES[settings.text("model_type")]
+            layers = family.layers(settings.with_absent(family.absent), settings.count("num_hidden_layers"))
+            return Shape(layers=len(layers), layer=layers[0], item_bytes=BFLOAT16_BYTES)
         raise ConfigError(f"--model: is no folder, and {unknown_name('preset', model, list(PRESETS))}")
     from pipeline.checkpoints.config_alone import config_alone
     from pipeline.models.model_config import read_config
@@ -79,10 +81,3 @@ def derive_timings(
         attn_disk=attn_bytes / (disk_gbps * GIGA),
         ffn_disk=ffn_bytes / (disk_gbps * GIGA),
     )
-
-
-def _preset_shape(name: str, values: Mapping[str, object]) -> Shape:
-    settings = JsonObject(f"preset {name}", values)
-    family = FAMILIES[settings.text("model_type")]
-    layers = family.layers(settings.with_absent(family.absent), settings.count("num_hidden_layers"))
-    return Shape(layers=len(layers), layer=layers[0], item_bytes=BFLOAT16_BYTES)

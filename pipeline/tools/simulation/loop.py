@@ -61,7 +61,7 @@ class _JumpingSelector(selectors.DefaultSelector):
         if self._loop.on_threads and timeout != 0:
             return super().select(None)
         if timeout is None:
-            raise Deadlock(f"everybody waits, forever: {waits_for(asyncio.all_tasks(self._loop))}")
+            raise Deadlock(f"all tasks wait, forever: {waits_for(asyncio.all_tasks(self._loop))}")
         if timeout > 0:
             self._loop.jump(timeout)
         ready: list[tuple[selectors.SelectorKey, int]] = super().select(0)

@@ -13,7 +13,7 @@ from pipeline.tools.trace.recording import COMPUTE, DISK, LINK
 
 @dataclass(slots=True)
 class Replay:
-    """What each group of each pass took in a recorded run; a group that was not computed takes no time.
+    """The time of each group of each pass in a recorded run; a group that was not computed takes no time.
 
     Schedules are not replayed, only durations: when what starts is for the simulated actors to find out.
     """
@@ -45,11 +45,11 @@ class Replay:
         return replay
 
     def begin_seconds(self, pass_: int) -> float:
-        """As recorded."""
+        """Return the recorded seconds."""
         return self._begins[pass_] if pass_ < len(self._begins) else 0.0
 
     def seconds(self, actor: str, pass_: int, key: GroupKey) -> float:
-        """As recorded, and beyond the end of the record as the last one; no uploads where memory is one."""
+        """Return the recorded seconds, beyond the record the last ones; no uploads where memory is one."""
         recorded = [] if actor == LINK and self.one_link else self._seconds[actor].get(key, [])
         return recorded[min(pass_, len(recorded) - 1)] if recorded else 0.0
 
@@ -64,7 +64,7 @@ def _one_after_the_other(transfers: Sequence[Span]) -> dict[GroupKey, list[float
 
 
 def _begins(spans: Iterable[Span], groups: Mapping[int, GroupTimes], order: Order, one_link: bool) -> list[float]:
-    """How long after the end of each pass the host had the next one to compute.
+    """Return how long after the end of each pass the host had the next one to compute.
 
     A pass ends when all is computed and its last group has come, computed or not. If the first group of the next one
     came later than the host was ready, its computation does not tell when that was, but the scheduler's wait does.

@@ -1,4 +1,4 @@
-"""How long everything takes in a simulated run."""
+"""Durations in a simulated run."""
 
 import math
 import random
@@ -22,18 +22,18 @@ class Timings(Protocol):
 
     @property
     def one_link(self) -> bool:
-        """Whether a group moves from the disk to the device in one hop; its seconds are those of the read then."""
+        """True where a group moves from the disk to the device in one hop, in the seconds of its read."""
 
     @property
     def check_seconds(self) -> float:
-        """What it costs the host to check a group in."""
+        """The seconds that the host needs to check a group in."""
 
     @property
     def kv_seconds(self) -> float:
-        """What the KV blocks of one layer take to come, and what its new rows take to go."""
+        """The seconds that the KV blocks of a layer take to come, and its new rows to go."""
 
     def begin_seconds(self, pass_: int) -> float:
-        """From the end of the pass before until the host has something to compute."""
+        """Return the seconds from the end of the pass before until the host has something to compute."""
 
     def seconds(self, actor: str, pass_: int, key: GroupKey) -> float:
         """DISK: from the disk into host memory. LINK: from there to the device. COMPUTE: all micro-batches together."""
@@ -74,7 +74,7 @@ class LayerTimings:
         return 0.0
 
     def seconds(self, actor: str, pass_: int, key: GroupKey) -> float:
-        """Around what an attn or an ffn takes. The only hop is the disk's."""
+        """Draw the seconds around those of an attn or an ffn. An only hop is the disk's."""
         if actor == COMPUTE:
             what, means = "compute", (self.attn, self.ffn)
         elif actor == DISK and not self.one_link:

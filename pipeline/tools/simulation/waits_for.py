@@ -1,4 +1,4 @@
-"""Which task waits for which, read from the frames of tasks that will never go on."""
+"""Tells which task waits for which, from the frames of tasks that will never go on."""
 
 import asyncio
 from collections.abc import Iterable, Iterator
@@ -30,7 +30,7 @@ def waits_for(tasks: Iterable[Task]) -> str:
 
 
 def _frames(task: Task) -> Iterator[FrameType]:
-    """From the outermost to the innermost."""
+    """Yield the frames from the outermost to the innermost."""
     coroutine: Any = task.get_coro()
     while coroutine is not None:
         frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "ag_frame", None)
@@ -40,12 +40,12 @@ def _frames(task: Task) -> Iterator[FrameType]:
 
 
 def _owner(standing: list[FrameType]) -> object:
-    """The object whose method a task runs."""
+    """Return the object whose method a task runs."""
     return standing[0].f_locals.get("self") if standing else None
 
 
 def _messages(actor: Actor, standing: list[FrameType]) -> Iterator[Message[Any]]:
-    """What an actor has in its queue, has put aside, and has in hand: nothing, while it waits for the next message."""
+    """Yield the messages in an actor's queue, put aside, and in hand: none while it waits for the next message."""
     if (inlet := actor.wiring.inlet) is not None:
         yield from inlet.items
     for aside in vars(actor).values():
@@ -63,14 +63,14 @@ def _wait(standing: list[FrameType], holders: dict[int, str], senders: dict[str,
             case Budget() as budget if isinstance(owner, Mover) and owner.wiring.in_hand is not None:
                 kind = owner.kind(owner.wiring.in_hand)
                 held = ((holders.get(id(slot)), slot.index) for slot in budget.held(kind))
-                by = ", ".join(holder or f"nobody who would free slot {index}" for holder, index in held)
+                by = ", ".join(holder or f"no actor that would free slot {index}" for holder, index in held)
                 return f"waits for an {kind} slot of the {budget.name} budget, held by {by}"
             case Slot() as slot:
                 return f"waits for the last reader of slot {slot.index} of the {slot.place} budget"
             case Sender() as sender:
                 return f"waits for room in the queue of {sender.name}"
             case Receiver() as receiver:
-                return f"waits for a message from {senders.get(receiver.name, 'nobody')}"
+                return f"waits for a message from {senders.get(receiver.name, 'no actor')}"
     if isinstance(owner, Source):
         return "waits for its plan: nothing is asked for, or what was asked for has not arrived"
     where = [frame.f_code.co_qualname for frame in standing]

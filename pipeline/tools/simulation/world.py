@@ -38,7 +38,7 @@ class SimCatalog:
         self._uploads: Counter[GroupKey] = Counter()
 
     def kind(self, key: GroupKey) -> str:
-        """As in the real catalog."""
+        """Return the kind of slot, as the real catalog does."""
         return self._kinds.of[key]
 
     def copies(self, key: GroupKey) -> Sequence[Copy]:
@@ -88,11 +88,11 @@ class SimCompanion:
         """Nothing is on the disk."""
 
     def copies(self, message: Message[Any]) -> Sequence[Copy]:
-        """All blocks as one run."""
+        """Return all blocks as one run."""
         return self._copies
 
     def arrived(self, message: Message[Slot]) -> Meeting:
-        """What goes takes as long as what comes."""
+        """Let new rows take as long to go as blocks to come."""
         return self.rendezvous.meetings[message.layer].arrive(message, self._copies, self.write_back)
 
     async def write_back(self, buffer: Buffer) -> None:

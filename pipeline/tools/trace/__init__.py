@@ -1,1 +1,1 @@
-"""What a recorded run says: a file for Perfetto, the gaps in the computing and their causes, a page to look at."""
+"""A recorded run as a file for Perfetto, as gaps in the computing with their causes, and as a page to look at."""

@@ -51,7 +51,7 @@ def readable_window(recording: Recording, summary: Summary) -> Interval:
 
 
 def timeline_chart(recording: Recording, summary: Summary, window: Interval) -> str:
-    """Rows of slices, gaps by cause, and queues and slots on the same axis."""
+    """Draw rows of slices, gaps by cause, and queues and slots on the same axis."""
     scale = Scale(recording.zero, *window)
     top = 18.0
     rows = lanes(recording)
@@ -76,7 +76,7 @@ def timeline_chart(recording: Recording, summary: Summary, window: Interval) -> 
 
 
 def overview_chart(recording: Recording, summary: Summary, window: Interval) -> str:
-    """How busy each resource was, column by column, and what the device waited for on top of its computing."""
+    """Draw how busy each resource was, column by column, and on top of the computing what the device waited for."""
     scale = Scale(recording.zero, summary.started, summary.ended)
     height = 6 + OVERVIEW_HEIGHT * len(summary.names)
     left, right = scale.x(window[0]), scale.x(window[1])
@@ -136,7 +136,7 @@ def _pass_marks(recording: Recording, scale: Scale, top: float, bottom: float) -
 
 
 def groups_on_device(spans: Sequence[Span]) -> list[Count]:
-    """How many groups moved to the device, waited there or were computed.
+    """Count the groups that moved to the device, waited there or were computed.
 
     The device's slots are leased for a shorter time: they are given back as soon as the computation is launched.
     """

@@ -1,4 +1,4 @@
-"""When the device computed nothing, and what it waited for.
+"""Finds when the device computed nothing, and what it waited for.
 
 A gap lies between the end of all that computed before and the start of the next computation. Its causes are found by
 following the group whose computation ended the gap backwards, from what it went through last to what came first:
@@ -62,7 +62,7 @@ class Gap:
 
 
 def find_gaps(spans: Sequence[Span]) -> list[Gap]:
-    """All gaps of a run, in order. The first begins with the first span of all."""
+    """Return all gaps of a run, in order. The first begins with the first span of all."""
     line, gaps = _Line(spans), list[Gap]()
     busy_until = min((span.started for span in spans), default=0.0)
     for span in computations(spans):
@@ -74,7 +74,7 @@ def find_gaps(spans: Sequence[Span]) -> list[Gap]:
 
 
 class _Line:
-    """When each of the actors did what, to look things up in."""
+    """An index of when each of the actors did what."""
 
     def __init__(self, spans: Sequence[Span]) -> None:
         self._journeys = Journeys(spans)
@@ -157,7 +157,7 @@ class _Gap:
         self._left = without(self._left, covered)
 
     def pieces(self) -> tuple[GapPiece, ...]:
-        """What was painted, in order; slivers go to their neighbours, and neighbours of one cause become one."""
+        """Return the pieces in order; slivers go to their neighbours, and neighbours of one cause become one."""
         found = sorted(self._pieces, key=lambda piece: piece.started)
         kept = [piece for piece in found if piece.ended - piece.started > NEGLIGIBLE_SECONDS] or found[:1]
         joined: list[GapPiece] = []

@@ -8,7 +8,7 @@ Interval: TypeAlias = tuple[float, float]
 
 
 def union(intervals: Iterable[Interval]) -> list[Interval]:
-    """The time that at least one of them covers; they may come in any order and overlap."""
+    """Return the time that at least one of them covers; they may come in any order and overlap."""
     merged: list[Interval] = []
     for started, ended in sorted(intervals):
         if merged and started <= merged[-1][1]:
@@ -19,7 +19,7 @@ def union(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def within(intervals: Sequence[Interval], started: float, ended: float) -> list[Interval]:
-    """The parts of them between two moments."""
+    """Return the parts of them between two moments."""
     first = max(0, bisect_right(intervals, (started, float("inf"))) - 1)
     found: list[Interval] = []
     for index in range(first, len(intervals)):
@@ -32,7 +32,7 @@ def within(intervals: Sequence[Interval], started: float, ended: float) -> list[
 
 
 def without(intervals: Sequence[Interval], holes: Sequence[Interval]) -> list[Interval]:
-    """The parts of them that no hole covers."""
+    """Return the parts of them that no hole covers."""
     left_over: list[Interval] = []
     for started, ended in intervals:
         for left, right in within(holes, started, ended):
@@ -45,5 +45,5 @@ def without(intervals: Sequence[Interval], holes: Sequence[Interval]) -> list[In
 
 
 def total_seconds(intervals: Iterable[Interval]) -> float:
-    """How long they are together."""
+    """Return the sum of their lengths."""
     return sum(ended - started for started, ended in intervals)

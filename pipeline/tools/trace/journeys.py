@@ -32,12 +32,12 @@ class Journeys:
 
 
 def times_of(spans: Iterable[Span], actor: str, *whats: str) -> list[Interval]:
-    """When an actor had a span that says one of `whats`: "work", or what it waited for."""
+    """Return when an actor had a span that says one of `whats`: "work", or what it waited for."""
     return union((span.started, span.ended) for span in spans if span.actor == actor and span.what in whats)
 
 
 def computations(spans: Iterable[Span]) -> list[Span]:
-    """What was computed, by when it began."""
+    """Return the computations in the order of their beginnings."""
     return sorted(
         (span for span in spans if span.actor == COMPUTE and span.what == "work"), key=lambda span: span.started
     )

@@ -1,4 +1,4 @@
-"""How well transfers and computations overlapped, from recorded spans alone: a row of the policy table, and that table.
+"""Measures from recorded spans how well transfers and computations overlapped: the rows of the policy table.
 
 The same code looks at simulated and at real runs, so nothing here relies on exact times.
 """
@@ -156,7 +156,7 @@ class _PassWindow:
         self.resources = self._resources(work)
 
     def _resources(self, work: Mapping[str, Sequence[Span]]) -> dict[str, list[Interval]]:
-        """When each resource was at work in the window. Micro-batches compute on a lane for each kind of half."""
+        """Return when each resource was at work. Micro-batches compute on a lane for each kind of half."""
         busy: dict[str, list[Interval]] = {DISK: [], LINK: []}
         for actor, spans in work.items():
             if actor in busy or actor in KV_ACTORS:
@@ -181,7 +181,7 @@ class _PassWindow:
         return (self.ended - first) / count / (len(self._passes) - 1)
 
     def gaps(self) -> list[tuple[list[float], list[float]]]:
-        """By pass, how long the device idled inside each steady layer, and between it and the next."""
+        """Return by pass how long the device idled inside each steady layer, and between it and the next."""
         idle: defaultdict[int, float] = defaultdict(float)
         parts = sorted((*part, position) for position, group in self._by_position.items() for part in group.parts)
         until = self.started

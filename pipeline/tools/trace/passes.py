@@ -1,4 +1,4 @@
-"""What happened to each weight group of each pass, put together from the spans of several actors."""
+"""Puts the times of each weight group of each pass together from the spans of several actors."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,17 +33,17 @@ class GroupTimes:
 
     @property
     def started(self) -> float:
-        """When the computation started."""
+        """The start of the computation."""
         return self.parts[0][0]
 
     @property
     def ended(self) -> float:
-        """When the computation ended."""
+        """The end of the computation."""
         return self.parts[-1][1]
 
     @property
     def arrived(self) -> float:
-        """When the bytes were on the device; NEVER where no transfer was recorded."""
+        """The moment at which the bytes were on the device; NEVER where no transfer was recorded."""
         return max((ended for _, ended in self.hops), default=NEVER)
 
 
@@ -57,7 +57,7 @@ def work_by_actor(spans: Iterable[Span]) -> Mapping[str, list[Span]]:
 
 
 def group_times(work: Mapping[str, Sequence[Span]], order: Sequence[GroupKey]) -> dict[int, GroupTimes]:
-    """All groups by their position in compute order, which counts on from pass to pass over `order`.
+    """Return all groups by their position in compute order, which counts on from pass to pass over `order`.
 
     `seq` is the position in the plan, which is another one for policies with triggers, so it only tells which transfer
     belongs to which computation.

@@ -141,7 +141,7 @@ def _events(recording: Recording) -> Iterator[Mapping[str, Any]]:
 
 
 def _arrows(spans: Sequence[Span]) -> dict[int, dict[str, Any]]:
-    """What to add to the slices of each group, from its read over its upload to its computation; by identity."""
+    """Return the arrows from each group's read over its upload to its computation, by identity of the span."""
     journeys, added = Journeys(spans), dict[int, dict[str, Any]]()
     for span in computations(spans):
         way = [work for work in (journeys.before(DISK, span), journeys.before(LINK, span)) if work is not None]

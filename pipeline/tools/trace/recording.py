@@ -33,12 +33,12 @@ class Recording:
 
     @classmethod
     def of(cls, runtime: "Runtime", command: str) -> "Recording":
-        """All that the trace of a line holds by now, and how the line was set."""
+        """Take all that the trace of a line holds by now, and how the line was set."""
         trace = runtime.line.trace
         return cls(trace.spans, trace.counts, {"command": command, **runtime.describe()})
 
     def since(self, started: float) -> "Recording":
-        """What ended after that moment."""
+        """Return what ended after that moment."""
         spans = tuple(span for span in self.spans if span.ended > started)
         return replace(self, spans=spans, counts=tuple(count for count in self.counts if count.at > started))
 

@@ -33,7 +33,9 @@ def report_html(recording: Recording) -> str:
     """The page. A recording without computations gives a page that says so."""
     summary = summarize(recording)
     sections = _sections(recording, summary) if recording.spans else []
-    title = " · ".join(_subtitle(recording.configuration)) or "a recorded run"
+    found = [(key, recording.configuration.get(key)) for key in ("command", "model", "policy", "device")]
+    named = [f"{value}" if key in ("command", "model") else f"{key} {value}" for key, value in found if value]
+    title = " · ".join(named) or "a recorded run"
     return "\n".join(
         [
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -56,11 +58,6 @@ def write_report(path: Path, recording: Recording) -> None:
         raise ConfigError(f"report {path}: cannot be written: {error.strerror or error}") from error
 
 
-def _subtitle(configuration: Mapping[str, Any]) -> list[str]:
-    found = [(key, configuration.get(key)) for key in ("command", "model", "policy", "device")]
-    return [f"{value}" if key in ("command", "model") else f"{key} {value}" for key, value in found if value]
-
-
 def _sections(recording: Recording, summary: Summary) -> list[str]:
     window, zero = readable_window(recording, summary), recording.zero
     if window[1] <= window[0] or not summary.names:
@@ -74,13 +71,8 @@ def _sections(recording: Recording, summary: Summary) -> list[str]:
     if window[1] - window[0] < 0.95 * (summary.ended - summary.started):
         about = "How busy each resource was; above the computing, what the device waited for. Shaded: the window above."
         sections.append(_section("The whole run", about, overview_chart(recording, summary, window)))
-    figures = [
-        _section(
-            "Time per resource",
-            f"Of {duration(summary.seconds)}. Hatched: idle, because those behind had no slot or no room.",
-            _resource_table(summary),
-        ),
-    ]
+    about = f"Of {duration(summary.seconds)}. Hatched: idle, because those behind had no slot or no room."
+    figures = [_section("Time per resource", about, _resource_table(summary))]
     if summary.groups:
         table = _cause_table(summary) if summary.waited_seconds else "<p>It never waited.</p>"
         about = "Following back the group whose computation ended the wait."

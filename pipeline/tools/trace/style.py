@@ -1,4 +1,4 @@
-"""How the report looks, on a bright screen, on a dark one, and on paper."""
+"""The style sheet of the report, for a bright screen, a dark one, and paper."""
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fbfbfa; --card: #fff; --ink: #1d2329; --soft: #5d6873; --edge: #dfe3e6;

@@ -11,7 +11,7 @@ from pipeline.tools.trace.recording import COMPUTE, DISK, HANDING_ON, KV_DISK, K
 
 NAMES = {DISK: "disk", LINK: "H2D", COMPUTE: "compute", KV_DISK: "KV disk", KV_IN: "KV in", KV_OUT: "KV out"}
 SPOKEN = {"disk": "the disk", "H2D": "the copies to the device", "compute": "computing"}
-"""What those of the weights are called in a sentence."""
+"""The names of those of the weights in a sentence."""
 BOUND, CLOSE = 0.85, 0.02
 """From this share of the time on, a resource counts as what bounds the run; others may be that close to the largest."""
 
@@ -23,13 +23,13 @@ def resources(recording: Recording) -> dict[str, str]:
 
 
 def busy_seconds(spans: Sequence[Span], started: float, ended: float) -> dict[str, float]:
-    """For how long, between two moments, at least one operation of each actor ran; overlapping ones count once."""
+    """Return for how long, between two moments, an operation of each actor ran; overlapping ones count once."""
     actors = dict.fromkeys(span.actor for span in spans)
     return {actor: total_seconds(within(times_of(spans, actor, "work"), started, ended)) for actor in actors}
 
 
 def held_back_times(spans: Sequence[Span], actor: str) -> list[Interval]:
-    """When an actor did nothing because those behind it had no slot or no room.
+    """Return when an actor did nothing because those behind it had no slot or no room.
 
     An uploader may hand a copy to the device before the copy's slot is free; then a group that has been read stands
     before a link that does nothing.
@@ -45,7 +45,7 @@ def held_back_times(spans: Sequence[Span], actor: str) -> list[Interval]:
 
 
 def standstill(spans: Sequence[Span], gaps: Iterable[Gap]) -> list[Interval]:
-    """When there was no request and no actor had anything left to do: that says nothing about any resource."""
+    """Return when there was no request and no actor had work left: such times say nothing about any resource."""
     no_request = [(piece.started, piece.ended) for gap in gaps for piece in gap.pieces if piece.cause == "start"]
     return without(no_request, union((span.started, span.ended) for span in spans if span.what == "work"))
 
@@ -87,12 +87,12 @@ class Summary:
 
     @property
     def waited_seconds(self) -> float:
-        """For how long the device waited."""
+        """The seconds for which the device waited."""
         return sum(self.waited.values())
 
     @property
     def headline(self) -> str:
-        """What bounds the run, and what the device waited for, in two sentences; a third where nothing moves."""
+        """Two sentences on what bounds the run and what the device waited for; a third where nothing moves."""
         if not self.groups:
             return "Nothing was computed in this trace."
         return f"{self._bound()} {self._waiting()}{STILL * self.all_stay}"

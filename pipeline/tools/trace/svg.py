@@ -22,13 +22,13 @@ class Scale:
     ended: float
 
     def x(self, at: float) -> float:
-        """Where a moment is drawn; outside the scale, at its edge."""
+        """Return where a moment is drawn; outside the scale, at its edge."""
         share = (min(max(at, self.started), self.ended) - self.started) / max(self.ended - self.started, 1e-12)
         return LEFT + share * (WIDTH - LEFT - RIGHT)
 
     @property
     def seconds_per_unit(self) -> float:
-        """How much time one unit of width shows."""
+        """The time that one unit of width shows."""
         return (self.ended - self.started) / (WIDTH - LEFT - RIGHT)
 
 
@@ -64,7 +64,7 @@ def line(x: float, top: float, bottom: float, style: str) -> str:
 
 
 def area(points: Iterable[tuple[float, float]], base: float, style: str) -> str:
-    """What lies between a line of points and the horizontal at `base`."""
+    """Draw the area between a line of points and the horizontal at `base`."""
     path = "".join(f"L{x:.1f} {y:.1f}" for x, y in points)
     if not path:
         return ""
@@ -73,7 +73,7 @@ def area(points: Iterable[tuple[float, float]], base: float, style: str) -> str:
 
 
 def steps(points: Iterable[tuple[float, float]], base: float, end: float, style: str) -> str:
-    """What lies under a staircase that goes on to `end`."""
+    """Draw the area under a staircase that goes on to `end`."""
     corners: list[tuple[float, float]] = []
     for x, y in points:
         if corners:
@@ -85,7 +85,7 @@ def steps(points: Iterable[tuple[float, float]], base: float, end: float, style:
 
 
 def picture(height: float, parts: Iterable[str], label: str) -> str:
-    """All of it, as wide as the page allows."""
+    """Put the parts into one picture, as wide as the page allows."""
     return (
         f'<svg viewBox="0 0 {WIDTH:.0f} {height:.0f}" role="img" aria-label="{escape(label)}">\n'
         + "\n".join(part for part in parts if part)

@@ -1,4 +1,4 @@
-"""Which track each span is drawn on. Slices of one track never overlap, since a viewer would have to guess then."""
+"""Chooses the track of each span. Slices of one track never overlap, since a viewer would have to guess then."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Track:
 
 
 def lay_out(spans: Sequence[Span], nanoseconds: Sequence[tuple[int, int]], actors: Sequence[str]) -> list[Track]:
-    """The track of each span, given when it started and ended."""
+    """Return the track of each span, given when it started and ended."""
     positions = {actor: index for index, actor in enumerate(actors)}
     ends: defaultdict[tuple[int, bool, int], list[int]] = defaultdict(list)
     chosen: dict[int, Track] = {}
@@ -42,7 +42,7 @@ def lay_out(spans: Sequence[Span], nanoseconds: Sequence[tuple[int, int]], actor
 
 
 def track_name(track: Track, actors: Sequence[str]) -> str:
-    """What people read beside the track."""
+    """Return the name beside the track."""
     actor = actors[track.actor]
     number = ""
     if track.waits:

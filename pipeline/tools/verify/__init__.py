@@ -1,1 +1,1 @@
-"""Whether the files of a checkpoint are what they were: what `penstock verify` does."""
+"""Checks that the files of a checkpoint have not changed, for `penstock verify`."""

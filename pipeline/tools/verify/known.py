@@ -1,4 +1,4 @@
-"""What is known of the files of a checkpoint: from where they were fetched, from their headers, from a file of sums."""
+"""Collects known digests of a checkpoint's files: from where they were fetched, their headers, a file of sums."""
 
 import os
 import re
@@ -33,19 +33,22 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class SumsFile:
-    """What a file of sums says, by file name."""
+    """The contents of a file of sums, by file name."""
 
     whole: Mapping[str, str]
     pieces: Mapping[str, tuple[str, ...]]
 
 
 def known_digests(folder: Path, name: str, shard: Shard, sums: SumsFile, source: str) -> tuple[list[Known], int]:
-    """All that is known of a file, and where the data behind its header begin. Raises CheckpointError."""
+    """Return all known digests of a file, and where the data behind its header begin. Raises CheckpointError."""
     known = [Known(SHA256, sums.whole[name], source)] if name in sums.whole else []
     known += _of_the_hub(folder, name)
     if shard.path.suffix != ".safetensors":
         return known, 0
-    metadata, data_start = _metadata(shard)
+    read_header(shard)  # raises what is wrong with it
+    data_start = LENGTH_BYTES + int.from_bytes(shard.head(LENGTH_BYTES), "little")
+    header = parse_json(shard.head(data_start)[LENGTH_BYTES:], f"{shard.path}: header")
+    metadata = header.get("__metadata__") or {}
     said = {key: metadata[key].removeprefix("0x").lower() for key in HEADER_KEYS if key in metadata}
     known += [Known(DATA, digest, f"its own header, {key}") for key, digest in said.items() if len(digest) == 64]
     return known, data_start
@@ -85,7 +88,7 @@ def write_sums(path: Path, folder: Path, found: Mapping[str, Digests]) -> None:
 
 
 def _of_the_hub(folder: Path, name: str) -> list[Known]:
-    """What huggingface_hub notes: the cache names a file by its digest, a local folder has a note of each download."""
+    """Read what huggingface_hub notes: its cache names a file by its digest, a local folder notes each download."""
     path = folder / name
     blob = path.resolve()
     if blob.parent.name == "blobs" and blob != path:
@@ -104,10 +107,3 @@ def _of_the_hub(folder: Path, name: str) -> list[Known]:
 def _by_name(name: str, source: str) -> list[Known]:
     is_digest = re.fullmatch(r"[0-9a-f]+", name) and len(name) in HUB_ALGORITHMS
     return [Known(HUB_ALGORITHMS[len(name)], name, source)] if is_digest else []
-
-
-def _metadata(shard: Shard) -> tuple[Mapping[str, str], int]:
-    read_header(shard)  # raises what is wrong with it
-    data_start = LENGTH_BYTES + int.from_bytes(shard.head(LENGTH_BYTES), "little")
-    header = parse_json(shard.head(data_start)[LENGTH_BYTES:], f"{shard.path}: header")
-    return header.get("__metadata__") or {}, data_start

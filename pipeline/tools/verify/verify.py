@@ -1,5 +1,6 @@
-"""All files of a checkpoint folder against what is known of them, several at a time."""
+"""Compares all files of a checkpoint folder with what is known of them, several at a time."""
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -22,7 +23,7 @@ SAY_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What came of one file: its faults, the sources of its digests, and the digests unless it could not be read.
+    """The result for one file: its faults, the sources of its digests, and the digests unless it could not be read.
 
     One that cannot be `opened` (it is missing, is no file, or may not be read) says nothing about the disk.
     """
@@ -36,7 +37,7 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        """One word for all that."""
+        """The result in one word."""
         if not self.opened:
             return "unread"
         return "damaged" if self.faults else "good" if self.sources else "unknown"
@@ -53,7 +54,9 @@ def verify(
     require_folder(folder, "a folder with the files of a checkpoint")
     with os_errors_named(folder):
         names = {path.name for path in folder.iterdir() if _counts(path, sums_file)}
-    names |= {*_below(folder), *sums.whole}
+    with contextlib.suppress(CheckpointError):  # what is wrong with an index is told where its digest is known
+        names |= {name for name in weight_files(folder)[0] if "/" in name}
+    names |= sums.whole.keys()
     if not any(name.endswith(".safetensors") for name in names):
         raise CheckpointError(f"{folder}: has no safetensors files; need a folder with the files of a checkpoint")
     sizes = {name: (folder / name).stat().st_size if (folder / name).is_file() else 0 for name in names}
@@ -79,18 +82,9 @@ def verify(
 
 
 def _counts(path: Path, sums_file: Path) -> bool:
-    """Not folders, nor a stray FIFO or socket; but what has the name of weights, and links to what is missing."""
+    """Leave folders and a stray FIFO or socket out, but no file named as weights, and no link to a missing file."""
     stray = path.is_dir() or (path.exists() and not path.is_file() and path.suffix != ".safetensors")
     return not stray and not path.name.startswith(".") and path.absolute() != sums_file.absolute()
-
-
-def _below(folder: Path) -> list[str]:
-    """The weight files that lie in folders below; what is wrong with an index is told where its digest is known."""
-    try:
-        names, _ = weight_files(folder)
-    except CheckpointError:
-        return []
-    return [name for name in names if "/" in name]
 
 
 def _look(
@@ -129,7 +123,7 @@ def _look(
 
 
 def _place(shard: Shard, need: tuple[str, ...], have: tuple[str, ...]) -> str:
-    """Which bytes, and of which tensors, where the pieces are known."""
+    """Say which bytes, and of which tensors, differ, where the pieces are known."""
     changed = [index for index, pair in enumerate(zip(need, have, strict=False)) if pair[0] != pair[1]]
     if not changed:
         return ""

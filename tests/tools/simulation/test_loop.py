@@ -114,7 +114,7 @@ def test_a_deadlock_names_every_task_and_where_it_waits() -> None:
     with pytest.raises(Deadlock) as caught:
         run_virtual(main())
     message = str(caught.value)
-    assert message.startswith("everybody waits, forever: ")
+    assert message.startswith("all tasks wait, forever: ")
     for task in ("reader", "uploader"):
         assert f"{task} in test_a_deadlock_names_every_task_and_where_it_waits.<locals>.wait_for_room > Event.wait" in (
             message

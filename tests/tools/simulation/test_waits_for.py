@@ -31,8 +31,8 @@ def hang(policy: str, insert: dict[str, list[Stage]]) -> list[str]:
     with pytest.raises(Deadlock) as caught:
         run_virtual(main())
     message = str(caught.value)
-    assert message.startswith("everybody waits, forever: ")
-    return message.removeprefix("everybody waits, forever: ").split("; ")
+    assert message.startswith("all tasks wait, forever: ")
+    return message.removeprefix("all tasks wait, forever: ").split("; ")
 
 
 def test_a_stage_that_never_returns_is_found_at_the_end_of_the_chain() -> None:
@@ -61,5 +61,5 @@ def test_slots_that_nobody_frees(monkeypatch: pytest.MonkeyPatch) -> None:
     (uploader,) = [clause for clause in hang("backpressure", {}) if clause.startswith("gpu_uploader ")]
     assert uploader == (
         "gpu_uploader waits for an attn slot of the device budget, "
-        "held by nobody who would free slot 0, nobody who would free slot 1"
+        "held by no actor that would free slot 0, no actor that would free slot 1"
     )

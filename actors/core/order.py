@@ -2,8 +2,16 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import TypeVar
 
 from actors.core.message import GroupKey
+
+Item = TypeVar("Item")
+
+
+def evenly(items: Sequence[Item], count: int) -> tuple[Item, ...]:
+    """So many of the items, spread evenly; the first of all is the first."""
+    return tuple(items[index * len(items) // count] for index in range(count))
 
 
 def layer_parts(order: Sequence[GroupKey]) -> tuple[str, ...]:

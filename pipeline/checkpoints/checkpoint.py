@@ -14,13 +14,7 @@ from pipeline.checkpoints.leftovers import counts
 from pipeline.checkpoints.shard import Shard, require_descriptors
 from pipeline.errors import CheckpointError
 from pipeline.system.hub_cache import how_to_fetch
-from pipeline.system.small_files import (
-    CONFIG_LIMIT_BYTES,
-    os_errors_named,
-    read_json_file,
-    read_small_file,
-    require_folder,
-)
+from pipeline.system.small_files import os_errors_named, read_json_file, read_small_file, require_folder
 
 CONFIG_FILE, CONFIG_KEY = "config.json", "transformers_weights"
 SUFFIX, INDEX_SUFFIX = ".safetensors", ".safetensors.index.json"
@@ -118,7 +112,7 @@ def weight_files(folder: Path) -> tuple[list[str], Mapping[str, str]]:
 
 def _named_in_config(folder: Path) -> str | None:
     path = folder / CONFIG_FILE
-    named = read_json_file(path, CONFIG_LIMIT_BYTES).get(CONFIG_KEY) if os.path.lexists(path) else None
+    named = read_json_file(path).get(CONFIG_KEY) if os.path.lexists(path) else None
     if named is None:
         return None
     if not _is_inside(named) or not named.endswith((SUFFIX, INDEX_SUFFIX)):

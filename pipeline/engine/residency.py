@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from actors.core.message import GroupKey
+from actors.core.order import evenly
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ def spread(sizes: Mapping[GroupKey, int], room: int) -> tuple[GroupKey, ...]:
             left -= size
     smaller = [group for group, size in sizes.items() if group not in stays and size <= left]
     count = min(len(smaller), left // max((sizes[group] for group in smaller), default=1))
-    for group in (*(smaller[index * len(smaller) // count] for index in range(count)), *smaller):
+    for group in (*evenly(smaller, count), *smaller):
         if group not in stays and sizes[group] <= left:
             stays.add(group)
             left -= sizes[group]

@@ -16,7 +16,7 @@ from pipeline.checkpoints.shard import Shard
 from pipeline.reading.reading import DEFAULT, Reading
 from pipeline.system.guard import attempt
 from pipeline.system.proc import mounts
-from pipeline.system.small_files import CONFIG_LIMIT_BYTES, read_json_file
+from pipeline.system.small_files import read_json_file
 from pipeline.system.written_files import writing
 
 VERSION = 2
@@ -54,7 +54,7 @@ def kept(cache: Path | None, key: str) -> dict[Reading, float] | None:
 
 
 def _read_kept(cache: Path, key: str) -> dict[Reading, float] | None:
-    found = read_json_file(cache, CONFIG_LIMIT_BYTES)
+    found = read_json_file(cache)
     if found["version"] != VERSION or key not in found["disks"]:
         return None
     rates = {Reading(**one["reading"]): float(one["bytes_per_second"]) for one in found["disks"][key]["rates"]}
@@ -79,7 +79,7 @@ def _write_kept(cache: Path, key: str, measured: Mapping[str, object]) -> None:
         raise OSError(errno.EEXIST, "is not a plain file", str(cache))
     disks = {}
     with contextlib.suppress(Exception):
-        found = read_json_file(cache, CONFIG_LIMIT_BYTES) if cache.exists() else {}
+        found = read_json_file(cache) if cache.exists() else {}
         disks = dict(found["disks"]) if found.get("version") == VERSION else {}
     cache.parent.mkdir(parents=True, exist_ok=True)
     with writing(cache) as file:

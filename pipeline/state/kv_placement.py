@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from actors.core.order import evenly
+
 MOST_SHARED = 3
 """Slots that layers take turns in: one is attended to, one arrives, one is on its way back."""
 FEWEST_SHARED = 2
@@ -49,7 +51,7 @@ def place_kv(layers: int, rooms: Sequence[int]) -> KvPlacement:
     slots: list[int] = []
     for room in reversed(rooms):
         shared, staying_count = (0, len(moving)) if room >= len(moving) else _slots_and_rest(len(moving), room)
-        staying = evenly(moving, staying_count)
+        staying = evenly(moving, staying_count)  # the first of all stays, so that moving begins while it computes
         moving = [layer for layer in moving if layer not in staying]
         stays.append(staying)
         slots.append(shared)
@@ -61,8 +63,3 @@ def _slots_and_rest(layers: int, room: int) -> tuple[int, int]:
     """How many slots layers pass through, and for how many layers there is room beside them."""
     slots = min(MOST_SHARED, max(FEWEST_SHARED, room - 1), layers)
     return slots, max(0, room - slots)
-
-
-def evenly(layers: Sequence[int], count: int) -> tuple[int, ...]:
-    """So many of the layers, evenly; the first of all first, so that moving begins while it computes."""
-    return tuple(layers[index * len(layers) // count] for index in range(count))

@@ -21,9 +21,7 @@ MEMORY_IS_OUT = (
     "std::bad_alloc",
 )
 """How torch, whose errors are of type RuntimeError, says so, and the loader of its libraries, with an ImportError."""
-DO_MEMORY = (
-    "raise the limit or end other programs that hold it, or lower kv_tokens, gpu_groups, host_groups or max_requests"
-)
+DO_MEMORY = "raise the limit or end programs that hold it, or lower kv_tokens, gpu_groups, host_groups or max_requests"
 
 
 def process_bounds(threads: int = 0, models_bytes: int = 0) -> dict[str, int]:

@@ -98,7 +98,7 @@ def read_small_file(path: Path, limit_bytes: int) -> bytes:
     return raw
 
 
-def read_json_file(path: Path, limit_bytes: int) -> dict[str, Any]:
+def read_json_file(path: Path, limit_bytes: int = CONFIG_LIMIT_BYTES) -> dict[str, Any]:
     """The JSON object in a plain file. Raises CheckpointError that names the file, and the place where it is broken."""
     return parse_object(read_small_file(path, limit_bytes), str(path))
 
@@ -106,8 +106,7 @@ def read_json_file(path: Path, limit_bytes: int) -> dict[str, Any]:
 def parse_object(raw: bytes, what: str, **hooks: Any) -> dict[str, Any]:
     """A JSON object in UTF-8 without duplicate keys; `hooks` are those of `json.loads` for numbers.
 
-    Raises:
-        CheckpointError: beginning with `what`.
+    Raises CheckpointError, beginning with `what`.
     """
     if raw.count(b"{") + raw.count(b"[") > MOST_CONTAINERS:  # before any of them becomes a Python object
         raise CheckpointError(f"{what}: has more than {MOST_CONTAINERS} JSON objects and lists; fetch the file again")

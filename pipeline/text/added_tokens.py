@@ -9,6 +9,8 @@ from pipeline.text.merges import Inexact
 NO_ID = -1
 """The id of a token that a file names without saying it."""
 LONGEST_CONTENT = 512
+FLAGS = ("special", "normalized", "single_word", "lstrip", "rstrip")
+"""The fields of an `AddedToken` that files state."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

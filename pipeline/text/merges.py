@@ -49,9 +49,8 @@ class MergeList:
                 left, right = map(vocabulary.__getitem__, merge)
                 token = vocabulary["".join(merge)]
             except (KeyError, ValueError) as error:
-                raise Inexact(
-                    f"merge {index} ({merge}) does not join two tokens of the vocabulary to a third"
-                ) from error
+                fault = "does not join two tokens of the vocabulary to a third"
+                raise Inexact(f"merge {index} ({merge}) {fault}") from error
             if self._order.setdefault(left * self._size + right, index) != index:
                 raise Inexact(f"merge {index} ({merge}) is listed twice")
             self._results.append(token)

@@ -16,6 +16,9 @@ CHAT = (
 )
 
 
+OF_A_TOKENIZER = "give a list of ids: of what a tokenizer returns, its 'input_ids'"
+
+
 class TokenIds(Protocol):
     """A list, tuple, array or tensor of token ids, or another sequence of whole numbers; but not bytes.
 
@@ -46,9 +49,7 @@ def id_slices(prompt: object, vocabulary_size: int, what: str = "prompt") -> Ite
         raise _refused(what, prompt, "its numbers are bytes of a text, not token ids; give prompt.decode()")
     if isinstance(prompt, Mapping | ValuesView):
         chat = isinstance(prompt, Mapping) and "role" in prompt
-        raise _refused(
-            what, prompt, CHAT if chat else "give a list of ids: of what a tokenizer returns, its 'input_ids'"
-        )
+        raise _refused(what, prompt, CHAT if chat else OF_A_TOKENIZER)
     if isinstance(prompt, Set):
         raise _refused(what, prompt, "it has no order; give a list of ids")
     if not isinstance(prompt, Iterable):  # those that have ids are Encodings of the tokenizers package

@@ -166,13 +166,10 @@ class Tokenizer:
     def _check_ids(self, ids: Sequence[int]) -> None:
         for begin in slices(len(ids), SLICE_TOKENS):
             part = ids[begin : begin + SLICE_TOKENS]
-            if min(part) < 0 or max(part) >= self.vocabulary_size:
-                at, token_id = next(
-                    (at, one) for at, one in enumerate(part, begin) if not 0 <= one < self.vocabulary_size
-                )
-                raise RequestError(
-                    f"token id {token_id} at position {at} is outside the vocabulary of {self.vocabulary_size}"
-                )
+            size = self.vocabulary_size
+            if min(part) < 0 or max(part) >= size:
+                at, token_id = next((at, one) for at, one in enumerate(part, begin) if not 0 <= one < size)
+                raise RequestError(f"token id {token_id} at position {at} is outside the vocabulary of {size}")
 
 
 def _is_panic(error: BaseException) -> bool:

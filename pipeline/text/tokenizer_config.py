@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CheckpointError
-from pipeline.system.small_files import CONFIG_LIMIT_BYTES, read_json_file
-from pipeline.text.added_tokens import NO_ID, AddedToken, Declared
+from pipeline.system.small_files import read_json_file
+from pipeline.text.added_tokens import FLAGS, NO_ID, AddedToken, Declared
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS_MAP = "special_tokens_map.json"
 ADDED_TOKENS = "added_tokens.json"
 _FIRST = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
-_FLAGS = ("special", "normalized", "single_word", "lstrip", "rstrip")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +63,7 @@ def read_tokenizer_config(folder: Path) -> TokenizerConfig:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return read_json_file(path, CONFIG_LIMIT_BYTES) if os.path.lexists(path) else {}
+    return read_json_file(path) if os.path.lexists(path) else {}
 
 
 def _with_ids(ids: Mapping[str, Any], document: Mapping[str, Any], older: Mapping[str, Any]) -> list[AddedToken]:
@@ -111,10 +110,10 @@ def _token(where: str, value: object, all_special: bool = False, token_id: int =
         return AddedToken(content=value, token_id=token_id)
     if not isinstance(value, dict) or not isinstance(value.get("content"), str):
         raise CheckpointError(f"{where}: need the text of a token, or an object with its content, have {value!r:.200}")
-    flags = {flag: value.get(flag, False) for flag in _FLAGS}
+    flags = {flag: value.get(flag, False) for flag in FLAGS}
     flags["special"] = flags["special"] or all_special
     flags["normalized"] = value.get("normalized")
-    if wrong := [flag for flag in _FLAGS if not isinstance(flags[flag], bool | None)]:
+    if wrong := [flag for flag in FLAGS if not isinstance(flags[flag], bool | None)]:
         raise CheckpointError(f"{where}: token {value['content'][:80]!r}: {wrong[0]}: need true or false")
     return AddedToken(content=value["content"], token_id=token_id, **flags)
 

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.system.small_files import TOKENIZER_LIMIT_BYTES, parse_object, read_small_file
-from pipeline.text.added_tokens import AddedToken, AddedTokens, Declared
+from pipeline.text.added_tokens import FLAGS, AddedToken, AddedTokens, Declared
 
-_FLAGS = ("special", "normalized", "single_word", "lstrip", "rstrip")
 _SEQUENCES = {
     "normalizer": "normalizers",
     "pre_tokenizer": "pretokenizers",
@@ -66,6 +65,6 @@ def steps(document: dict[str, Any], part: str) -> list[dict[str, Any]]:
 def listed_tokens(document: dict[str, Any]) -> list[AddedToken]:
     """Return the added tokens that the document lists."""
     return [
-        AddedToken(content=entry["content"], token_id=entry["id"], **{flag: entry[flag] for flag in _FLAGS})
+        AddedToken(content=entry["content"], token_id=entry["id"], **{flag: entry[flag] for flag in FLAGS})
         for entry in document.get("added_tokens", [])
     ]

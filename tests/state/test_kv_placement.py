@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.state.kv_placement import FEWEST_SHARED, MOST_SHARED, KvPlacement, evenly, place_kv
+from actors.core.order import evenly
+from pipeline.state.kv_placement import FEWEST_SHARED, MOST_SHARED, KvPlacement, place_kv
 
 LAYERS = st.integers(1, 130)
 ROOM = st.integers(0, 140)

@@ -161,10 +161,7 @@ class Floors:
         return time.perf_counter() - started
 
     async def sequential(self, prompt: list[int], new_tokens: int) -> AsyncIterator[tuple[float, int]]:
-        """Decode in such passes, each of which reads every group.
-
-        Gives the seconds of each pass, and the token that came of it.
-        """
+        """Decode in such passes, which read every group; yield the seconds of each pass, and its token."""
         chunks = self._submit(prompt, new_tokens).chunks()
         for _ in range(new_tokens):
             started = time.perf_counter()

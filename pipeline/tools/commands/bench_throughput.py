@@ -1,6 +1,7 @@
 """`penstock bench throughput MODEL`."""
 
 import argparse
+import contextlib
 import math
 import re
 from collections.abc import Sequence
@@ -74,13 +75,10 @@ def _arrival(text: str | None) -> float | None:
     if text is None:
         return None
     process, _, rate = text.partition(":")
-    try:
-        per_second = float(rate)
-    except ValueError:
-        per_second = 0.0
-    if process != "poisson" or not 0 < per_second < math.inf:
-        raise ConfigError(f"--arrival: need poisson:RATE with requests per second, such as poisson:2; have {text!r}")
-    return per_second
+    with contextlib.suppress(ValueError):
+        if process == "poisson" and 0 < float(rate) < math.inf:
+            return float(rate)
+    raise ConfigError(f"--arrival: need poisson:RATE with requests per second, such as poisson:2; have {text!r}")
 
 
 def _print(

@@ -51,7 +51,5 @@ def _text(name: str, file: BinaryIO) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise RequestError(
-            f"{name}: need UTF-8 text, have byte 0x{content[error.start]:02x} at offset {error.start}; convert it, or "
-            "give another file"
-        ) from error
+        have = f"byte 0x{content[error.start]:02x} at offset {error.start}"
+        raise RequestError(f"{name}: need UTF-8 text, have {have}; convert it, or give another file") from error

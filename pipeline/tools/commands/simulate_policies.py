@@ -60,18 +60,12 @@ def simulate_policies(options: argparse.Namespace) -> None:
             f"{timings.layers} layers x {options.passes} passes"
         )
     progress = Progress()
+    line = {name: getattr(options, name) for name in ("gpu_groups", "host_groups", "queue")}
     runs: dict[str, Simulated] = {}
     for label, policy in policies.items():
         if timings.layers * options.passes > LAYERS_PER_SECOND:
             progress.say(f"simulating {label}")
-        runs[label] = simulate(
-            timings,
-            policy,
-            passes=options.passes,
-            gpu_groups=options.gpu_groups,
-            host_groups=options.host_groups,
-            queue=options.queue,
-        )
+        runs[label] = simulate(timings, policy, passes=options.passes, **line)
     progress.clear()
     if options.trace is not None:
         _write_trace(options, timings, next(iter(runs.values())))
@@ -98,13 +92,12 @@ def _print_table(timings: LayerTimings, policies: Mapping[str, PrefetchPolicy], 
 
 
 def _write_trace(options: argparse.Namespace, timings: LayerTimings, run: Simulated) -> None:
+    names = [field.name for field in dataclasses.fields(timings) if field.name != "order"]
     configuration = {
         "command": "simulate",
         "policy": run.policy.name,
         "gpu_groups": options.gpu_groups,
-        "timings": {
-            field.name: getattr(timings, field.name) for field in dataclasses.fields(timings) if field.name != "order"
-        },
+        "timings": {name: getattr(timings, name) for name in names},
         "actors": list(ACTORS),
         "groups_per_pass": len(timings.order),
         "micro_batches": run.policy.micro_batches,

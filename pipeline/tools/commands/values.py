@@ -89,10 +89,7 @@ def policy_from_text(text: str) -> Any:
 
 
 def load(text: str) -> Any:
-    """The object that MODULE:NAME stands for, from the working folder too; of a class, a new instance.
-
-    Raises ConfigError.
-    """
+    """Return what MODULE:NAME stands for, in the working folder too; of a class, an instance. Raises ConfigError."""
     module, _, name = text.strip().partition(":")
     if not (module and name):
         raise ConfigError(f"need MODULE:NAME, as in my_module:MyClass, have {shown(text)}")

@@ -20,8 +20,6 @@ PINNED_BYTES = 64 << 20
 EXTRAS = {"hf": ("tokenizers",), "bench": ("accelerate", "transformers"), "bench-llama": ("gguf", "llama_cpp")}
 """The modules that optional dependencies bring, by the name to install them by."""
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-GPU_FILES = Path("/dev")
-"""Where a driver shows its GPUs, whatever torch can do with them."""
 MEMORY = Path("/proc/meminfo")
 
 
@@ -65,7 +63,7 @@ def check_torch() -> Check:
         f"{threads} threads for {cores} cores",
         _gpu() if usable else "no GPU",
     ]
-    found, files = " · ".join(parts), sorted(map(str, GPU_FILES.glob("nvidia[0-9]*")))
+    found, files = " · ".join(parts), _gpu_files()
     if torch.version.cuda and files and not usable:
         why = "".join(f" · {str(one.message).splitlines()[0]}" for one in said[:1])
         found += f", though {', '.join(files)} is there{why}"
@@ -86,6 +84,11 @@ def check_cores() -> Check:
         return Check("cores", "good", found)
     what = f"passes and forecasts vary; set {SPIN_LITTLE} for programs of yours, as commands do for themselves"
     return Check("cores", "note", found, what)
+
+
+def _gpu_files() -> list[str]:
+    """Return what a driver shows of its GPUs, whatever torch can do with them."""
+    return sorted(str(file) for file in Path("/dev").glob("nvidia[0-9]*"))
 
 
 def _gpu() -> str:

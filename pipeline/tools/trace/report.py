@@ -13,10 +13,11 @@ from pipeline.tools.trace.gaps import CAUSES
 from pipeline.tools.trace.journeys import computations, pass_starts
 from pipeline.tools.trace.lane_rows import LEGEND, cause_style
 from pipeline.tools.trace.recording import Recording
-from pipeline.tools.trace.style import STYLE
 from pipeline.tools.trace.summary import Summary, duration, summarize
 from pipeline.tools.trace.svg import shortened
 
+STYLE = Path(__file__).with_name("style.css")
+"""How the page looks on a bright screen, on a dark one, and on paper."""
 MEANINGS = {
     "disk": "its weights were read, or stood behind other reads",
     "host slot": "the reader had no host slot to read into",
@@ -40,7 +41,7 @@ def report_html(recording: Recording) -> str:
         [
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(summary.headline)}</title>\n<style>{STYLE}</style>\n</head>\n<body>",
+            f"<title>{escape(summary.headline)}</title>\n<style>{STYLE.read_text()}</style>\n</head>\n<body>",
             f"<header><p>penstock report · {escape(title)}</p>\n<h1>{escape(summary.headline)}</h1></header>",
             *sections,
             _section("Configuration", "", _configuration(recording.configuration)),

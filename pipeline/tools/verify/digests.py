@@ -71,9 +71,8 @@ def _pieces(shard: Shard) -> Iterator[tuple[int, memoryview]]:
             chunk = Window(shard.path, starts[index], PIECE_BYTES, 0)
             return thread.submit(lane.read_chunk, chunk, views[index % 2])
 
-        reading = begin(0) if starts else None
+        begun = [begin(0)] if starts else []
         for index, start in enumerate(starts):
-            if reading is not None:
-                reading.result()
-            reading = begin(index + 1) if index + 1 < len(starts) else None
+            begun.pop().result()
+            begun += [begin(index + 1)] if index + 1 < len(starts) else []
             yield start, views[index % 2][: min(PIECE_BYTES, shard.size - start)]

@@ -98,10 +98,8 @@ def weight_files(folder: Path) -> tuple[list[str], Mapping[str, str]]:
     Raises CheckpointError where there are none, or the index or config.json is unsound.
     """
     named = _named_in_config(folder)
-    if named is None and os.path.lexists(folder / SINGLE_FILE):
-        named = SINGLE_FILE
-    if named is None and os.path.lexists(folder / INDEX_FILE):
-        named = INDEX_FILE
+    for file in (SINGLE_FILE, INDEX_FILE) if named is None else ():
+        named = named or (file if os.path.lexists(folder / file) else None)
     if named is None:
         return _only_files(folder), {}
     if not named.endswith(INDEX_SUFFIX):
@@ -116,9 +114,8 @@ def _named_in_config(folder: Path) -> str | None:
     if named is None:
         return None
     if not _is_inside(named) or not named.endswith((SUFFIX, INDEX_SUFFIX)):
-        raise CheckpointError(
-            f"{path}: {CONFIG_KEY}: need a {SUFFIX} or {INDEX_SUFFIX} file inside the folder, have {brief(named)}"
-        )
+        need = f"need a {SUFFIX} or {INDEX_SUFFIX} file inside the folder"
+        raise CheckpointError(f"{path}: {CONFIG_KEY}: {need}, have {brief(named)}")
     return named
 
 
@@ -162,9 +159,8 @@ def _read_index(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path}: needs a weight_map from tensor names to file names")
     for name, file in weight_map.items():
         if not _is_inside(file):
-            raise CheckpointError(
-                f"{path}: tensor {brief(name)} is said to lie in {brief(file)}; need one inside the folder"
-            )
+            fault = f"tensor {brief(name)} is said to lie in {brief(file)}"
+            raise CheckpointError(f"{path}: {fault}; need one inside the folder")
     return weight_map
 
 

@@ -134,9 +134,8 @@ def _check_cover(path: Path, data_start: int, size: int, entries: list[tuple[str
     for name, entry in entries:
         if entry.start != position:
             fault = "overlaps the tensor before it" if entry.start < position else "leaves a hole before it"
-            raise CheckpointError(
-                f"{path}: tensor {brief(name)}: {fault}: begins at byte {entry.start}, must begin at {position}"
-            )
+            have = f"begins at byte {entry.start}, must begin at {position}"
+            raise CheckpointError(f"{path}: tensor {brief(name)}: {fault}: {have}")
         position += entry.length
     if size < position:
         raise _truncated(path, f"the header declares {position} bytes", size)

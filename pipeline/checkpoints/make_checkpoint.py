@@ -91,9 +91,8 @@ def _settings(like: str, dtype: str, overrides: Mapping[str, int | None]) -> dic
     settings |= {OVERRIDES[name]: value for name, value in overrides.items() if value is not None}
     vocabulary_size, least = settings["vocab_size"], 256 + len(SPECIAL_TOKENS)
     if not isinstance(vocabulary_size, int) or vocabulary_size < least:
-        raise ConfigError(
-            f"vocabulary_size: need at least {least} (all bytes and two special ids), have {vocabulary_size}"
-        )
+        need = f"need at least {least} (all bytes and two special ids)"
+        raise ConfigError(f"vocabulary_size: {need}, have {vocabulary_size}")
     settings["architectures"] = [FAMILIES[str(settings["model_type"])].architecture]
     settings["bos_token_id"], settings["eos_token_id"] = vocabulary_size - 2, vocabulary_size - 1
     return settings

@@ -86,11 +86,10 @@ class Shard:
                     raise
                 self.refusal = str(error.strerror)
                 return
-        opened = FileIdentity.of(os.fstat(self.direct))
-        if opened != self.identity:
-            raise CheckpointError(
-                f"{self.path}: changed while it was opened: need {self.identity}, have {opened}; open the model again"
-            )
+        need, have = self.identity, FileIdentity.of(os.fstat(self.direct))
+        if have != need:
+            fault = "changed while it was opened"
+            raise CheckpointError(f"{self.path}: {fault}: need {need}, have {have}; open the model again")
 
 
 def require_descriptors(what: Path, count: int) -> None:
@@ -103,9 +102,8 @@ def require_descriptors(what: Path, count: int) -> None:
     need = opened + count + SPARE_DESCRIPTORS
     if limit != resource.RLIM_INFINITY and need > limit:
         may_raise = hard == resource.RLIM_INFINITY or need <= hard
-        how = (
-            f"raise it with `ulimit -n {need}` or resource.setrlimit" if may_raise else f"raise its hard limit, {hard}"
-        )
+        raising = f"raise it with `ulimit -n {need}` or resource.setrlimit"
+        how = raising if may_raise else f"raise its hard limit, {hard}"
         raise ConfigError(
             f"{what}: need {need} open files ({count} for the weights, {opened} that are open, {SPARE_DESCRIPTORS} to "
             f"spare), have a limit of {limit}; {how}, close others, or write the checkpoint in fewer shards"

@@ -9,7 +9,6 @@ from typing import Any
 from actors.core.companion import Companion
 from actors.core.crew import Over
 from actors.core.line import Line, run_beside, running
-from actors.core.message import GroupKey
 from actors.core.ports import Program
 from actors.core.trace import Trace
 from pipeline.checkpoints.checkpoint import Checkpoint
@@ -21,7 +20,7 @@ from pipeline.engine.statistics import ChannelRecord, ChecksumsRecord, EngineSta
 from pipeline.engine.wiring import Parts, Wired, wire
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.groups.groups import WeightGroup
-from pipeline.reading.checksums import Checking, Checksums, choose_checking
+from pipeline.reading.checksums import Checksums, choose_checking
 from pipeline.reading.reading_choice import choose_reading
 from pipeline.reading.source import CheckpointSource
 
@@ -53,12 +52,18 @@ class Runtime:
         self.residency = plan.residency
         self.reading = choose_reading(checkpoint.files, settings.reading, beside=device.shares_cores)
         logger.info("reads %s", self.reading)
-        self.checking = self._choose_checking()
+        stays = self.residency.arrived(device.places[0].name)
+        moving_bytes = sum(one.needed_bytes for key, one in catalog.host.items() if key not in stays)
+        rate, shares_cores = self.reading.bytes_per_second, device.shares_cores
+        self.checking = choose_checking(
+            settings.checksums, shares_cores=shares_cores, moving_bytes=moving_bytes, rate=rate
+        )
         logger.info("checksums %s", self.checking)
         lanes = self.reading.chosen.lanes
         checksums = Checksums(groups, lanes, checkpoint.folder) if self.checking.on else None
         self.source = CheckpointSource(catalog.host, checkpoint.files, self.reading.chosen, checksums)
-        residents = {place: self._resident_bytes(place) for place in plan.slots}
+        sizes = {place: catalog.group_bytes(place) for place in plan.slots}
+        residents = {place: {key: sizes[place][key] for key in self.residency.stays(place)} for place in sizes}
         self._parts = Parts.of(settings, catalog.slot_kinds, catalog, self.source, device, plan.slots, residents, CLOCK)
         self.policy = self._parts.policy
 
@@ -143,16 +148,3 @@ class Runtime:
                 for name, one in line.channels.items()
             },
         }
-
-    def _resident_bytes(self, place: str) -> dict[GroupKey, int]:
-        sizes = self.catalog.group_bytes(place)
-        return {group: sizes[group] for group in self.residency.stays(place)}
-
-    def _choose_checking(self) -> Checking:
-        stays = self.residency.arrived(self.device.places[0].name)
-        return choose_checking(
-            self.settings.checksums,
-            shares_cores=self.device.shares_cores,
-            moving_bytes=sum(one.needed_bytes for key, one in self.catalog.host.items() if key not in stays),
-            rate=self.reading.bytes_per_second,
-        )

@@ -22,12 +22,7 @@ class EmbeddingRows:
     """Room for `most_rows` rows in host memory and on the device, filled anew by every `fetch`."""
 
     def __init__(
-        self,
-        table: StoredMatrix,
-        reader: RowReader,
-        device: Device,
-        most_rows: int,
-        checksums: Checksums | None = None,
+        self, table: StoredMatrix, reader: RowReader, device: Device, most_rows: int, checksums: Checksums | None = None
     ) -> None:
         self.most_rows = most_rows
         self._matrix = table

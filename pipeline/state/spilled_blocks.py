@@ -1,6 +1,7 @@
 """KV blocks in the spill file, layer by layer: in which order they are read and written, and what follows a failure."""
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -65,9 +66,8 @@ class SpilledBlocks:
             return
         except (OSError, SpillError) as error:
             logger.warning("%s KV blocks of layer %d failed, trying once more: %s", what, layer, error)
-        for offset in (
-            offset for run in runs for offset in range(run.source_offset, run.source_offset + run.length, size)
-        ):
+        starts = (range(run.source_offset, run.source_offset + run.length, size) for run in runs)
+        for offset in itertools.chain.from_iterable(starts):
             try:
                 await move(start, (Copy(offset, offset, size),), buffer.view)
             except (OSError, SpillError) as error:

@@ -79,9 +79,8 @@ def _snapshot(repository: Path) -> Path:
         commit = read_small_file(main, REF_LIMIT_BYTES).decode(errors="replace").strip()
         if commit in names:
             return folder / commit
-        raise CheckpointError(
-            f"{repository}: refs/main is {commit[:80]!r}, of which no file is there; fetch it: {fetch}"
-        )
+        have = f"refs/main is {commit[:80]!r}, of which no file is there"
+        raise CheckpointError(f"{repository}: {have}; fetch it: {fetch}")
     if not names:
         raise CheckpointError(f"{repository}: holds no files of the model; fetch it: {fetch}")
     if len(names) > 1:

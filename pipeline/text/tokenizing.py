@@ -100,9 +100,7 @@ class _Queue:
             loop.call_soon_threadsafe(self._ended, loop, ended)
 
     def _ended(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        ended: "list[tuple[asyncio.Future[Any], object, Exception | None]]",
+        self, loop: asyncio.AbstractEventLoop, ended: "list[tuple[asyncio.Future[Any], object, Exception | None]]"
     ) -> None:
         for outcome, result, error in ended:
             if error is not None:

@@ -89,24 +89,14 @@ def plan_model(folder: Path, settings: Config, device: Device, rates: Rates, tok
         return _forecast(placed, settings, device, rates, tokens)
 
 
-def plan_alone(
-    alone: ConfigAlone,
-    settings: Config,
-    device: Device,
-    rates: Rates | None,
-    tokens: int,
-) -> Placed:
+def plan_alone(alone: ConfigAlone, settings: Config, device: Device, rates: Rates | None, tokens: int) -> Placed:
     """Plan a model without weights; without `rates` there is no forecast."""
     placed = _place(alone.model, alone.checkpoint, settings, device, alone.source)
     return placed if rates is None else _forecast(placed, settings, device, rates, tokens)
 
 
 def _place(
-    model: ModelConfig,
-    checkpoint: Checkpoint,
-    settings: Config,
-    device: Device,
-    computed_from: str | None = None,
+    model: ModelConfig, checkpoint: Checkpoint, settings: Config, device: Device, computed_from: str | None = None
 ) -> Placed:
     drawn = draw_up_fitting(model, checkpoint, settings, device)
     say_remarks(drawn, settings)

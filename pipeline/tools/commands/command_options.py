@@ -13,10 +13,7 @@ from pipeline.tools.commands.prompt import add_prompt
 from pipeline.tools.commands.sampling import add_sampling
 from pipeline.tools.commands.simulate import add_simulate
 
-TUNED = (
-    *("gpu_groups", "host_groups", "queues", "reader_lanes", "chunk_bytes"),
-    *("max_tokens_per_pass", "residency"),
-)
+TUNED = ("gpu_groups", "host_groups", "queues", "reader_lanes", "chunk_bytes", "max_tokens_per_pass", "residency")
 """What `tune` tries, and what it needs for that."""
 
 

@@ -103,15 +103,10 @@ def _elsewhere(options: argparse.Namespace, settings: Config) -> tuple[Device, R
     for name, value in needed.items():
         if isinstance(value, str) and value.strip().endswith("%"):
             raise ConfigError(f"{option_of(name)}: need a size as 64GB, have {value} of a machine that is not here")
-    if options.h2d_gbps is None:
-        device = SimDevice(ONE_PLACE, block_rows=CpuDevice.block_rows, loads_later=CpuDevice.libraries.whole)
-    else:
-        device = SimDevice(
-            CudaDevice.places,
-            alignment_bytes=CudaDevice.alignment_bytes,
-            block_rows=CudaDevice.block_rows,
-            loads_later=CudaDevice.libraries.whole,
-        )
+    kind: type[CpuDevice | CudaDevice] = CpuDevice if options.h2d_gbps is None else CudaDevice
+    places = ONE_PLACE if options.h2d_gbps is None else CudaDevice.places
+    alignment, rows, libraries = kind.alignment_bytes, kind.block_rows, kind.libraries.whole
+    device = SimDevice(places, alignment_bytes=alignment, block_rows=rows, loads_later=libraries)
     return device, _told_rates(options)
 
 

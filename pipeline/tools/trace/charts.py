@@ -94,9 +94,8 @@ def overview_chart(recording: Recording, summary: Summary, window: Interval) -> 
         drawn: list[str] = []
         for style, times in layers:
             if times:
-                below = [
-                    low + share for low, share in zip(below, shares_of_columns(times, scale, columns), strict=True)
-                ]
+                shares = shares_of_columns(times, scale, columns)
+                below = [low + share for low, share in zip(below, shares, strict=True)]
                 drawn.append(_columns(below, base, style))
         parts.extend(reversed(drawn))
         parts.append(row_name(base - 9, name))

@@ -9,7 +9,7 @@ from pipeline.tools.trace.gaps import GapPiece
 from pipeline.tools.trace.intervals import Interval, without
 from pipeline.tools.trace.recording import COMPUTE, Recording
 from pipeline.tools.trace.summary import duration, resources
-from pipeline.tools.trace.svg import CHARACTER_WIDTH, Scale, rect, row_name, text
+from pipeline.tools.trace.svg import CHARACTER_WIDTH, LEFT, RIGHT, WIDTH, Scale, rect, row_name, text
 
 ROW_HEIGHT, LINE_HEIGHT = 32.0, 12.0
 NARROWEST = 0.6
@@ -92,7 +92,7 @@ def draw_lane(lane: LaneRow, scale: Scale, top: float) -> list[str]:
     base = top + ROW_HEIGHT / 2 + 4
     parts = [row_name(base, lane.name)]
     shown = (one for one in lane.slices if one.ended > scale.started and one.started < scale.ended)
-    for one in thinned(shown, NARROWEST * scale.seconds_per_unit):
+    for one in thinned(shown, NARROWEST * (scale.ended - scale.started) / (WIDTH - LEFT - RIGHT)):
         x, right = scale.x(one.started), scale.x(one.ended)
         parts.append(rect(x, top + 2, right - x, ROW_HEIGHT - 4, style(one.span), _title(one)))
         lines = _label(one.span, right - x)

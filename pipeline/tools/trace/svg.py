@@ -26,11 +26,6 @@ class Scale:
         share = (min(max(at, self.started), self.ended) - self.started) / max(self.ended - self.started, 1e-12)
         return LEFT + share * (WIDTH - LEFT - RIGHT)
 
-    @property
-    def seconds_per_unit(self) -> float:
-        """The time that one unit of width shows."""
-        return (self.ended - self.started) / (WIDTH - LEFT - RIGHT)
-
 
 def rect(x: float, y: float, width: float, height: float, style: str, title: str = "") -> str:
     """A filled rectangle; `title` shows when the pointer rests on it."""

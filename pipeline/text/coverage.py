@@ -54,11 +54,8 @@ def token_bytes(source: TokenizerJson, vocabulary: Mapping[str, int]) -> int | N
     before, added_tokens = _steps(source.document), source.added_tokens.tokens
     kinds = {step["type"] for step in before if step != _MARK_SPACES}
     drops_text = any(step.get("behavior") == "Removed" for step in before) or not kinds <= _KEEP_TEXT
-    if (
-        drops_text
-        or _lacking_bytes(source.document, vocabulary)
-        or any(one.lstrip or one.rstrip for one in added_tokens)
-    ):
+    strips_text = any(one.lstrip or one.rstrip for one in added_tokens)
+    if drops_text or strips_text or _lacking_bytes(source.document, vocabulary):
         return None
     longest = max(len(token.encode()) for token in [*vocabulary, *(one.content for one in added_tokens)])
     return longest * (COMPOSED_BYTES if "NFC" in kinds else 1)

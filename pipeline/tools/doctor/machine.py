@@ -17,7 +17,12 @@ from pipeline.tools.doctor.disk import check_direct_reads
 from pipeline.tools.doctor.names import check_names
 
 PINNED_BYTES = 64 << 20
-EXTRAS = {"hf": ("tokenizers",), "bench": ("accelerate", "transformers"), "bench-llama": ("gguf", "llama_cpp")}
+EXTRAS = {
+    "hf": ("tokenizers",),
+    "bench": ("accelerate", "transformers"),
+    "bench-gpu": ("diffusers",),
+    "bench-llama": ("gguf", "llama_cpp"),
+}
 """The modules that optional dependencies bring, by the name to install them by."""
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 MEMORY = Path("/proc/meminfo")

@@ -4,10 +4,11 @@ import re
 
 import pytest
 
+from pipeline.tools.trace import report
 from pipeline.tools.trace.gaps import CAUSES
 from pipeline.tools.trace.lane_rows import cause_style
-from pipeline.tools.trace.style import STYLE
 
+STYLE = report.STYLE.read_text()
 PALETTES = re.findall(r":root \{([^}]*--disk:[^}]*)\}", STYLE)
 
 

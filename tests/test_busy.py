@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.small_checkpoints import SHAPE, write_small_checkpoint
+from support.small_checkpoints import write_small_checkpoint
 
 from pipeline import Busy, ConfigError, Model, PenstockError
 from pipeline.config import Config
 from pipeline.generation.build import build
 from pipeline.generation.sampling import Sampler
+from pipeline.generation.token_tables import TokenTables
 
 SETTINGS: dict[str, Any] = {"device": "cpu", "context_tokens": 64, "kv_tokens": 256}
 LONG: dict[str, Any] = {"max_new_tokens": 6, "ignore_eos": True}
@@ -71,37 +72,27 @@ def test_a_number_that_can_never_work_is_refused(value: object) -> None:
         Config.from_arguments({"max_waiting": value})
 
 
-async def test_penalty_tables_are_there_from_the_first_token_to_the_last(
+async def test_a_request_has_a_penalty_table_from_its_first_token_on_and_leaves_it_to_the_next(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And as many as the plan counts."""
-    held: set[Sampler] = set()
-    most = 0
-    sample, end = Sampler.sample, Sampler.end
+    made: list[int] = []
+    update = TokenTables.update
 
-    def sampling(self: Sampler, *arguments: Any) -> Any:
-        nonlocal most
-        choice = sample(self, *arguments)
-        assert self._seen_V.nbytes + self._counts_V.nbytes == Sampler.table_bytes(SHAPE["vocab_size"])  # type: ignore[arg-type]
-        held.add(self)
-        most = max(most, len(held))
-        return choice
+    def updating(self: TokenTables, sampler: Sampler) -> Any:
+        index, changed = update(self, sampler)
+        made.extend([index] if changed is None else [])
+        return index, changed
 
-    def ending(self: Sampler) -> None:
-        end(self)
-        assert self._seen_V.nbytes + self._counts_V.nbytes == 0
-        held.discard(self)
-
-    monkeypatch.setattr(Sampler, "sample", sampling)
-    monkeypatch.setattr(Sampler, "end", ending)
+    monkeypatch.setattr(TokenTables, "update", updating)
     async with Model.open(checkpoint, **SETTINGS, max_requests=3) as model:
         penalties = {"repetition_penalty": 1.1, "frequency_penalty": 0.1}
         await asyncio.gather(*(model.generate([5, 9], **LONG, **penalties) for _ in range(12)))
-        assert (most, held) == (3, set())
+        await asyncio.gather(*(model.generate([5, 9], **LONG) for _ in range(3)))
+    assert sorted(made) == sorted(4 * [0, 1, 2])
 
 
 def test_the_plan_counts_the_tables_of_those_that_run(checkpoint: Path) -> None:
     runtime = build(checkpoint, Config(**SETTINGS, max_requests=3))
     runtime.device.free()
     (tables,) = [one for one in runtime.plan.holdings if one.holder == "penalty tables"]
-    assert (tables.place, tables.nbytes, tables.knob) == ("host", 3 * 300 * 5, "max_requests")
+    assert (tables.place, tables.nbytes, tables.knob) == ("host", 3 * 300 * 4, "max_requests")

@@ -111,19 +111,17 @@ async def test_cancelled_requests_change_nobodys_tokens_and_keep_nothing(checkpo
 
 
 async def test_one_that_fails_ends_alone(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.generation.sampling import Choice, Sampler
+    from pipeline.generation.sampling import Sampler
 
-    sample = Sampler.sample
-
-    def fails_for_the_second(self: Sampler, logits_V: Any) -> Choice:
-        if self._parameters.seed == 2:
-            raise ZeroDivisionError("a sampler of the user's")
-        return sample(self, logits_V)
+    def fails_for_the_second(self: Sampler) -> float:
+        if self.parameters.seed == 2:
+            raise ZeroDivisionError("no random number")
+        return 0.5
 
     many = prompts(3)
     async with Model.open(checkpoint, context_tokens=96, kv_tokens=600) as model:
         expected = [await alone(model, prompt, max_new_tokens=5) for prompt in many]
-        monkeypatch.setattr(Sampler, "sample", fails_for_the_second)
+        monkeypatch.setattr(Sampler, "uniform", property(fails_for_the_second))
         calls = (alone(model, prompt, max_new_tokens=5, seed=seed) for seed, prompt in enumerate(many, 1))
         first, second, third = await asyncio.gather(*calls, return_exceptions=True)
         assert (first, third) == (expected[0], expected[2])

@@ -15,7 +15,7 @@ from support.kv_places import settings_with_room
 from support.small_checkpoints import write_small_checkpoint
 
 from pipeline import ActorFailed, ClosedError, Model, PenstockError, RequestError
-from pipeline.generation.sampling import Sampler
+from pipeline.generation import row_sampler
 from pipeline.models import decoder
 from pipeline.reading.rows import RowReader
 from pipeline.reading.source import CheckpointSource
@@ -209,28 +209,28 @@ async def test_a_line_that_cannot_be_stopped_is_waited_for_by_those_alone_whose_
         assert await waiting == expected
 
 
-async def test_a_token_that_is_drawn_while_the_line_is_stopped_is_not_drawn_once_more(
+async def test_a_token_that_is_drawn_while_the_line_is_stopped_is_drawn_once_more_and_is_the_same(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loop, sample, drawn = asyncio.get_running_loop(), Sampler.sample, [0]
+    loop, choose, drawn = asyncio.get_running_loop(), row_sampler.choose, [0]
 
-    def sampling(self: Sampler, *arguments: Any) -> Any:
-        choice = sample(self, *arguments)
+    def choosing(*arguments: Any) -> torch.Tensor:
         drawn[0] += 1
         if drawn[0] % 3 == 2:
             loop.call_soon_threadsafe(stop_one)
             time.sleep(0.05)
-        return choice
+        return choose(*arguments)
 
     def stop_one() -> None:
         (task,) = [task for task in asyncio.all_tasks() if task.get_name() == "disk_reader"]
         task.cancel()
 
+    penalties = {"frequency_penalty": 0.5, "no_repeat_ngram_size": 2}
     async with asyncio.timeout(30), Model.open(checkpoint, **SETTINGS) as model:
-        expected = await tokens(model, [8, 2], **SAMPLED)
-        monkeypatch.setattr(Sampler, "sample", sampling)
-        assert await tokens(model, [8, 2], **SAMPLED) == expected
-        assert drawn[0] == len(expected)
+        expected = await tokens(model, [8, 2], **SAMPLED, **penalties)
+        monkeypatch.setattr(row_sampler, "choose", choosing)
+        assert await tokens(model, [8, 2], **SAMPLED, **penalties) == expected
+        assert drawn[0] > len(expected)
 
 
 @pytest.mark.parametrize("end", ["drained", "closed", "cancelled", "read on"])

@@ -11,7 +11,7 @@ import pytest
 from actors.core.event import Event
 from actors.core.message import READY
 from pipeline import ActorFailed, ClosedError, Message, Model, Mover, RequestError, Slot, Stage
-from pipeline.generation.sampling import Sampler
+from pipeline.generation.token_tables import TokenTables
 from pipeline.models import decoder
 from pipeline.reading.rows import RowReader
 
@@ -97,12 +97,13 @@ async def test_a_failed_embedding_row_is_named_and_retried(monkeypatch: pytest.M
 async def test_a_sampler_that_fails_ends_its_own_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
     async with Model.open() as model:
         expected = await model.generate(PROMPT, max_new_tokens=2)
-        monkeypatch.setattr(Sampler, "sample", fail(Sampler.sample, ValueError("bad die"), times=1))
+        monkeypatch.setattr(TokenTables, "update", fail(TokenTables.update, ValueError("bad table"), times=1))
+        arguments = {"max_new_tokens": 2, "frequency_penalty": 1e-9}
         first, second = await asyncio.gather(
-            *(model.generate(PROMPT, max_new_tokens=2) for _ in range(2)), return_exceptions=True
+            *(model.generate(PROMPT, **arguments) for _ in range(2)), return_exceptions=True
         )
         assert isinstance(first, RequestError)
-        assert "bad die" in str(first)
+        assert "bad table" in str(first)
         assert second == expected
 
 

@@ -7,6 +7,7 @@ from actors.core.event import Event
 from actors.core.message import READY
 from pipeline.generation.batching import Piece
 from pipeline.generation.micro_batches import MicroBatch
+from pipeline.generation.row_sampler import RowsSent
 
 
 @dataclass(slots=True)
@@ -15,6 +16,7 @@ class GenerationPass:
 
     pieces: list[Piece]
     parts: list[MicroBatch]
+    rows: RowsSent
     embedded: Event = READY
 
     @property

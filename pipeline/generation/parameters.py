@@ -3,9 +3,9 @@
 Names and meanings are those of Hugging Face `generate` and of vLLM.
 """
 
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypedDict, TypeGuard
+from typing import Any, TypeAlias, TypedDict, TypeGuard
 
 from pipeline.errors import RequestError, shown, unknown_name
 
@@ -17,6 +17,7 @@ LOWEST_TEMPERATURE = 1e-4
 """Below it the most likely token is taken: clients send such numbers where 0 is not allowed."""
 MOST_STOPS = 16
 LONGEST_STOP = 1024
+MOST_LOGPROBS = 1000
 MOST_IDS = 1 << 18
 """Ids in one argument: more than any vocabulary has."""
 MOST_WORDS = 4096
@@ -30,7 +31,7 @@ WHOLE_RANGES = {
     "max_new_tokens": (1, LARGEST_ID),
     "top_k": (-1, LARGEST_ID),
     "seed": (-SEEDS // 2, SEEDS - 1),
-    "logprobs": (0, 1000),
+    "logprobs": (0, MOST_LOGPROBS),
     "no_repeat_ngram_size": (0, 1000),
 }
 NUMBER_RANGES = {
@@ -41,6 +42,10 @@ NUMBER_RANGES = {
     "presence_penalty": (-2.0, 2.0),
     "frequency_penalty": (-2.0, 2.0),
 }
+
+
+LogitsProcessor: TypeAlias = Callable[[list[int], Any], Any]
+"""From token ids and a tensor of logits to one."""
 
 
 class SamplingArguments(TypedDict, total=False):
@@ -66,6 +71,7 @@ class SamplingArguments(TypedDict, total=False):
     bad_words_ids: Sequence[Sequence[int]] | None
     forced_bos_token_id: int | Sequence[int] | None
     forced_eos_token_id: int | Sequence[int] | None
+    logits_processor: LogitsProcessor | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +106,9 @@ class SamplingParameters:
         forced_bos_token_id: the id, or ids, that come first behind a prompt of one token. A forced token comes even
             where another rule excludes it.
         forced_eos_token_id: the id, or ids, that come last where the length ends the answer.
+        logits_processor: a function of your own: `fn(token_ids, logits)` gets the ids of prompt and answer, and the
+            logits of the next token, an fp32 tensor in host memory, after penalties and rules and before temperature
+            and filters; it returns them, changed. It runs on a thread, and what it raises ends its request.
     """
 
     max_new_tokens: int = 64
@@ -121,6 +130,7 @@ class SamplingParameters:
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
     forced_bos_token_id: tuple[int, ...] = ()
     forced_eos_token_id: tuple[int, ...] = ()
+    logits_processor: LogitsProcessor | None = None
 
     def __post_init__(self) -> None:
         for name, (low, high) in WHOLE_RANGES.items():
@@ -146,6 +156,8 @@ class SamplingParameters:
             raise self._error("bad_words_ids", f"a list of at most {MOST_WORDS} lists of token ids")
         if not all(word and _are_ids(word, LONGEST_WORD) for word in words):
             raise self._error("bad_words_ids", f"lists of 1 to {LONGEST_WORD} token ids from 0 to {LARGEST_ID}")
+        if self.logits_processor is not None and not callable(self.logits_processor):
+            raise self._error("logits_processor", "a function of token ids and logits, or None")
         if not isinstance(self.ignore_eos, bool):
             raise self._error("ignore_eos", "True or False")
 
@@ -177,6 +189,11 @@ class SamplingParameters:
     def is_greedy(self) -> bool:
         """Whether the most likely token is taken."""
         return self.temperature < LOWEST_TEMPERATURE
+
+    @property
+    def is_penalised(self) -> bool:
+        """Whether a token's chances depend on the tokens before it, or on rules."""
+        return self.repetition_penalty != 1 or bool(self.presence_penalty or self.frequency_penalty) or self.has_rules
 
     @property
     def has_rules(self) -> bool:

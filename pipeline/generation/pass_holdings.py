@@ -9,7 +9,7 @@ from pipeline.formats.dense import cast_bytes
 from pipeline.generation.batching import most_logit_rows
 from pipeline.generation.pass_buffers import HIDDEN, LOGITS, ROTARY, PassBuffers
 from pipeline.generation.pass_inputs import PassInputs
-from pipeline.generation.sampling import Sampler
+from pipeline.generation.row_sampler import RowSampler
 from pipeline.groups.groups import WeightGroups
 from pipeline.models.attention import GPU_CELL
 from pipeline.models.model_config import ModelConfig
@@ -32,7 +32,6 @@ def pass_holdings(
     """Rows, activations, logits, tables and numbers of passes of at most so many `tokens`, place by place."""
     first, place = device.places[0].name, device.places[-1].name
     rows = tokens * sum(tensor.length for tensor in groups.embed.tensors) // groups.embed.rows
-    logits = most_logit_rows(settings.max_requests) * model.vocabulary_size * torch.float32.itemsize
     invariant = settings.batch_invariant
     blocks = RowBlocks.of(device.block_rows, device.least_rows(dtype), device.repeated_rows, batch_invariant=invariant)
     buffers = PassBuffers.sizes(model, dtype, blocks, tokens, most_logit_rows(settings.max_requests))
@@ -40,7 +39,6 @@ def pass_holdings(
     activations = blocks.padded(tokens) * (3 * model.hidden_size + 3 * ffn_size) * max(dtype.itemsize, 4)
     casts = _scratch_bytes(groups, dtype) * min(2, find_policy(settings.policy).micro_batches)
     inputs = PassInputs.nbytes(tokens, settings.max_requests, context_tokens)
-    tables = settings.max_requests * Sampler.table_bytes(model.vocabulary_size)
     return [
         *(Holding("embedding rows", where, rows, "max_tokens_per_pass") for where in (first, place)),
         Holding("activations", place, activations, "max_tokens_per_pass"),
@@ -51,9 +49,8 @@ def pass_holdings(
             2 * (context_tokens + GPU_CELL) * KvLayout.of(model, 0, dtype).row_bytes,
             "context_tokens",
         ),
-        Holding(LOGITS, first, logits, "max_requests"),
         *(Holding(name, place, nbytes, KNOBS[name]) for name, nbytes in buffers.items()),
-        Holding("penalty tables", first, tables, "max_requests"),
+        *RowSampler.holdings(device, settings.max_requests, model.vocabulary_size),
         *(Holding("positions and block tables", where, inputs, "max_requests") for where in (first, place)),
     ]
 

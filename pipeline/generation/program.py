@@ -12,18 +12,17 @@ from actors.core.budget import Slot
 from actors.core.event import Event
 from actors.core.message import READY, GroupKey, Message, ended
 from actors.core.order import lanes
-from actors.core.ports import Copy
-from pipeline.devices.lane import Lane
 from pipeline.devices.port import Device
 from pipeline.errors import RequestError
 from pipeline.formats.parts import ATTN, FFN, HEAD, attends, gives_logits, kind_of
 from pipeline.generation.admission import Admission
-from pipeline.generation.batching import Piece, most_logit_rows
+from pipeline.generation.batching import Piece
 from pipeline.generation.generation_pass import GenerationPass, token_ids
 from pipeline.generation.micro_batches import MicroBatch, micro_batches
 from pipeline.generation.pass_buffers import PassBuffers
 from pipeline.generation.pass_inputs import PassInputs
-from pipeline.generation.sampling import Choice
+from pipeline.generation.row_sampler import Outcome, RowSampler
+from pipeline.generation.sampling import Sampler
 from pipeline.generation.sequence import RunningSequence
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.models import decoder
@@ -34,7 +33,6 @@ from pipeline.models.rotary import rotary
 from pipeline.models.row_blocks import RowBlocks
 from pipeline.reading.embedding import EmbeddingRows, embedding_failed
 from pipeline.state.kv import KeyValueCache
-from pipeline.system.threads import outlast
 
 COMPUTE = "compute"
 """The compute lane; with several micro-batches each part of a layer has a lane of its own."""
@@ -78,9 +76,7 @@ class GenerationProgram:
         self._buffers = buffers
         self._first_logits = _first_logits(catalog)
         self._micro_batches = micro_batches
-        self._sampling = Lane("sampling")
-        logits_bytes = most_logit_rows(admission.batcher.max_requests) * config.vocabulary_size * torch.float32.itemsize
-        self._host_logits = device.host_memory(logits_bytes)
+        self._sampler = RowSampler(device, admission.batcher.max_requests, config.vocabulary_size)
 
     async def begin(self) -> GenerationPass:
         """Wait for requests, choose those that share the pass, and fetch the embedding rows of their tokens."""
@@ -88,8 +84,10 @@ class GenerationProgram:
         while not pieces:
             pieces, fetched = await self._fetch(await self.admission.next_pieces(self._embedding.most_rows))
         self._cache.begin(pieces)
-        tokens = len(token_ids(pieces))
-        pass_ = GenerationPass(pieces, micro_batches(tokens, self._micro_batches, self._row_blocks))
+        rows = await self._sampler.send(_last_rows(pieces))
+        pass_ = GenerationPass(
+            pieces, micro_batches(len(token_ids(pieces)), self._micro_batches, self._row_blocks), rows
+        )
         work = functools.partial(infer, functools.partial(self._embed, pass_))
         pass_.embedded = self._device.launch(COMPUTE, work, (fetched, self._inputs.send(pieces)))
         for part in pass_.parts:
@@ -227,59 +225,37 @@ class GenerationProgram:
             self._buffers.logits(begin, end)[:, first : first + slice_RV.shape[1]] = slice_RV
 
     async def finish(self, pass_: GenerationPass) -> None:
-        """Wait for the logits of the pass, choose the next tokens from them, and deliver them."""
+        """Choose the next tokens behind the logits of the pass, and deliver them when they are known."""
         self.passes += 1
-        await self._download(pass_)
+        outcomes = await self._outcomes(pass_)
         self.computed_tokens += sum(len(piece.token_ids) for piece in pass_.pieces)
-        choices: dict[RunningSequence, Choice | RequestError] = {}
-        try:
-            await self._choose(pass_.choosing, choices)
-            self.admission.batcher.computed(pass_.pieces)
-        finally:
-            # Though the line be stopped meanwhile: a sampler that has drawn would not draw the same once more.
-            self._deliver(choices)
+        self.admission.batcher.computed(pass_.pieces)
+        for sequence in [piece.sequence for piece in pass_.choosing]:
+            self._deliver(sequence, outcomes[sequence.sampler])
         self.admission.end_pass(finished=True)
 
-    async def _download(self, pass_: GenerationPass) -> None:
-        """Wait for the end of the pass and for the logits that it was asked for, in host memory."""
+    async def _outcomes(self, pass_: GenerationPass) -> Mapping[Sampler, Outcome]:
         try:
             await pass_.embedded.wait()
         except Exception as error:
             raise embedding_failed(error) from error
-        if choosing := pass_.choosing:
-            rows = sum(piece.logit_rows for piece in choosing)
-            nbytes = rows * self._config.vocabulary_size * torch.float32.itemsize
-            copies, after = (Copy(0, 0, nbytes),), (pass_.last,)
-            await self._device.download(self._buffers.logits_memory, self._host_logits, copies, after).wait()
-        else:
-            await pass_.last.wait()
+        if pass_.choosing:
+            return await self._sampler.choose(COMPUTE, self._buffers.logits_memory, pass_.rows, pass_.last)
+        await pass_.last.wait()
+        return {}
 
-    async def _choose(self, pieces: Sequence[Piece], choices: dict[RunningSequence, Choice | RequestError]) -> None:
-        """Let each sequence choose from its rows of logits, on the sampling thread, which fills `choices`."""
-        if not pieces:
-            return
-        logits_RV = self._host_logits.tensor.view(torch.float32).view(-1, self._config.vocabulary_size)
-        ends = list(itertools.accumulate(piece.logit_rows for piece in pieces))
-
-        def choose() -> None:
-            for piece, end in zip(pieces, ends, strict=True):
-                choices[piece.sequence] = piece.sequence.choose(logits_RV[end - piece.logit_rows : end])
-
-        await outlast([asyncio.wrap_future(self._sampling.submit(choose, ()).future)])
-
-    def _deliver(self, choices: Mapping[RunningSequence, Choice | RequestError]) -> None:
-        """Hand the chosen tokens to their sequences. A request whose token could not be chosen ends alone."""
-        for sequence, choice in choices.items():
-            if isinstance(choice, RequestError):
-                sequence.fail(choice)
-            elif not sequence.ended:
-                self.tokens += 1
-                sequence.accept(choice)
+    def _deliver(self, sequence: RunningSequence, outcome: Outcome) -> None:
+        """Hand the chosen token to its sequence. A request whose token could not be chosen ends alone."""
+        if isinstance(outcome, RequestError):
+            sequence.fail(outcome)
+        elif not sequence.ended:
+            self.tokens += 1
+            sequence.accept(outcome)
 
     async def close(self) -> None:
         """End the threads; the lines must have stopped."""
         self.admission.close()
-        await asyncio.to_thread(self._sampling.close)
+        await asyncio.to_thread(self._sampler.close)
 
 
 def _first_logits(catalog: WeightCatalog) -> dict[GroupKey, int]:
@@ -287,3 +263,9 @@ def _first_logits(catalog: WeightCatalog) -> dict[GroupKey, int]:
     slices = [key for key in catalog.order if gives_logits(key[1])]
     ends = itertools.accumulate((catalog.matrix_rows(key) for key in slices), initial=0)
     return dict(zip(slices, ends, strict=False))
+
+
+def _last_rows(pieces: Sequence[Piece]) -> list[tuple[Sampler, int]]:
+    """Whose tokens are chosen, and from which row of logits: the last of those that the sequence asks for."""
+    ends = itertools.accumulate(piece.logit_rows for piece in pieces)
+    return [(piece.sequence.sampler, end - 1) for piece, end in zip(pieces, ends, strict=True) if piece.logit_rows]

@@ -7,12 +7,9 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, cast
 
-import torch
-
 from pipeline.errors import RequestError
 from pipeline.generation.parameters import SamplingParameters
 from pipeline.generation.sampling import Choice, Sampler
-from pipeline.system.limits import reached_limit
 from pipeline.text.detokenizer import Detokenizer
 from pipeline.text.stops import StopSearch, StopStrings
 
@@ -176,25 +173,11 @@ class RunningSequence:
         computed = any(one.cached_tokens >= len(one.prompt_ids) for one in self._earlier)
         return not computed and any(not one.ended for one in self._earlier)
 
-    def choose(self, logits_RV: torch.Tensor) -> Choice | RequestError:
-        """Choose the next token from the rows that it asked for, the last of which tells what follows its last token.
-
-        Runs on the sampling thread. An error ends this request alone.
-        """
-        try:
-            choice = self.sampler.sample(logits_RV[-1])
-            ids = logits_RV.shape[-1]
-            if not (isinstance(choice.token_id, int) and 0 <= choice.token_id < ids):
-                raise RequestError(f"sampler: need a token id from 0 to {ids - 1}, have {choice.token_id!r}")
-            return choice
-        except RequestError as error:
-            return error
-        except BaseException as error:  # on a thread of our own it is not meant to end the process
-            failure = reached_limit(error) or error
-            return RequestError(f"choosing a token failed: {type(failure).__name__}: {failure}")
-
     def accept(self, choice: Choice) -> None:
-        """Take the token that the last pass chose, and queue its chunk; an error ends this request alone."""
+        """Take the token that the last pass chose, and queue its chunk; an error ends this request alone.
+
+        It was chosen from the last of the rows of logits that the sequence asked for.
+        """
         try:
             self._accept(choice)
         except (KeyboardInterrupt, SystemExit):
@@ -204,6 +187,7 @@ class RunningSequence:
 
     def _accept(self, choice: Choice) -> None:
         self.token_ids.append(choice.token_id)
+        self.sampler.took(choice.token_id)
         text, reason = "", None
         if choice.token_id in self._stop_ids:
             reason = "stop"

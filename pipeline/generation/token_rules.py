@@ -1,9 +1,8 @@
 """Which tokens may come next, whatever their logits: the rules of Hugging Face `generate`.
 
-Shape letters: V vocabulary, T tokens of a prompt, L positions that a request may come to have, N of them so far.
+Shape letters: T tokens of a prompt, L positions that a request may come to have, N of them so far.
 """
 
-import math
 from collections import defaultdict, deque
 from collections.abc import Iterator
 
@@ -37,12 +36,13 @@ class TokenRules:
         self._ngrams = Ngrams(size, prompt_T, len(prompt_T) + parameters.max_new_tokens) if size else None
         self._step = 0
 
-    def allowed(self, logits_V: torch.Tensor) -> torch.Tensor:
-        """The logits, -inf where a token is ruled out; not modified. Where a token is forced all others are."""
-        if forced := self._forced.get(self._step):
-            return torch.full_like(logits_V, -math.inf).index_fill_(0, _ids([*forced]), 0.0)
-        ruled_out = torch.cat([*self._ruled_out()])
-        return logits_V.index_fill(0, ruled_out, -math.inf) if len(ruled_out) else logits_V
+    def forced(self) -> list[int]:
+        """The ids one of which must come next, whatever else is ruled out; none where no token is forced."""
+        return [*self._forced.get(self._step, ())]
+
+    def ruled_out(self) -> torch.Tensor:
+        """The ids that may not come next; some may be there twice."""
+        return torch.cat([*self._ruled_out()])
 
     def took(self, token_id: int) -> None:
         """Take note of the token that came."""

@@ -1,21 +1,22 @@
 """Choosing tokens: the filters of transformers, the penalties, reproducibility."""
 
 import math
-from array import array
 from typing import Any
 
 import pytest
+import support.choosing
 import torch
+from support.choosing import RUNNER, Alone, Chooser
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
 from pipeline.errors import RequestError
-from pipeline.generation.sampling import NUCLEUS_GUESS, Sampler, SamplingParameters, keep_likely
+from pipeline.generation.drawing import Scratch, choose
+from pipeline.generation.sampling import Choice
 
 VOCABULARY_SIZE = 3000
 NO_IDS = torch.zeros(1, 0, dtype=torch.int64)
@@ -25,8 +26,23 @@ def random_logits(seed: int, vocabulary_size: int = VOCABULARY_SIZE, spread: flo
     return torch.randn(vocabulary_size, generator=torch.Generator().manual_seed(seed)) * spread
 
 
-def sampler(vocabulary_size: int = VOCABULARY_SIZE, prompt_ids: tuple[int, ...] = (), **arguments: object) -> Sampler:
-    return Sampler(SamplingParameters.from_arguments({}, arguments), array("i", prompt_ids), vocabulary_size)
+def sampler(vocabulary_size: int = VOCABULARY_SIZE, prompt_ids: tuple[int, ...] = (), **arguments: Any) -> Alone:
+    return Alone(vocabulary_size, prompt_ids, **arguments)
+
+
+def kept(logits_V: torch.Tensor, temperature: float = 1.0, **arguments: Any) -> torch.Tensor:
+    """Which tokens can be drawn: those whose likelihood the filters leave, where none ties with the last one."""
+    size = len(logits_V)
+    scratch = Scratch(torch.zeros(Scratch.nbytes(1, size), dtype=torch.uint8), 1, size)
+    one = support.choosing.sampler(size, temperature=temperature, **arguments)
+    numbers = torch.tensor([[0.0, 0.0, *one.settings, 0.5]], dtype=torch.float64)
+    choose(scratch, logits_V[None], torch.empty(0), numbers, one.filters)
+    return scratch.likely[0, :size] > 0
+
+
+def likely(scores_V: torch.Tensor) -> torch.Tensor:
+    """Which of the scores that transformers left are drawn at all: the others are less likely than 10**-13."""
+    return scores_V.softmax(-1) > 1e-13
 
 
 def test_greedy_takes_the_most_likely_token() -> None:
@@ -50,7 +66,7 @@ def test_greedy_takes_the_lowest_id_of_a_tie(vocabulary_size: int) -> None:
 def test_top_k_keeps_what_transformers_keeps(top_k: int) -> None:
     scores_V = random_logits(top_k).round(decimals=1)  # with ties
     expected_V = TopKLogitsWarper(top_k)(NO_IDS, scores_V.unsqueeze(0))[0]
-    assert torch.equal(keep_likely(scores_V, top_k, 1.0, 0.0), expected_V)
+    assert torch.equal(kept(scores_V, top_k=top_k), likely(expected_V))
 
 
 @pytest.mark.parametrize("spread", [0.01, 1.0, 3.0, 10.0])
@@ -58,35 +74,33 @@ def test_top_k_keeps_what_transformers_keeps(top_k: int) -> None:
 def test_top_p_keeps_what_transformers_keeps(top_p: float, spread: float) -> None:
     scores_V = random_logits(1, spread=spread)
     expected_V = TopPLogitsWarper(top_p)(NO_IDS, scores_V.unsqueeze(0))[0]
-    kept_V = keep_likely(scores_V, 0, top_p, 0.0)
+    kept_V = kept(scores_V, top_p=top_p)
     # Both add thousands of fp32 numbers, from opposite ends: one token at the edge may fall on either side.
-    assert int((kept_V != expected_V).sum()) <= 1
-    assert math.isfinite(kept_V[scores_V.argmax()])
+    assert int((kept_V != likely(expected_V)).sum()) <= 1
+    assert kept_V[scores_V.argmax()]
 
 
-def test_top_p_looks_beyond_its_first_guess() -> None:
-    scores_V = random_logits(1, spread=0.01)
-    kept = int(keep_likely(scores_V, 0, 0.9, 0.0).isfinite().sum())
-    assert NUCLEUS_GUESS < 0.85 * VOCABULARY_SIZE < kept < 0.95 * VOCABULARY_SIZE
+def test_of_tokens_that_tie_top_p_keeps_the_lowest_ids() -> None:
+    logits_V = torch.zeros(700)
+    logits_V[[3, 690]] = 5.0
+    held = 2 * math.exp(5) / (2 * math.exp(5) + 698)
+    top_p = held + 398.5 / 698 * (1 - held)  # both, and 399 of those that tie
+    chooser = Chooser(700, rows=64)
+    drawn: set[int] = set()
+    for step in range(60):
+        those = [support.choosing.sampler(700, seed=64 * step + row, temperature=1.0, top_p=top_p) for row in range(64)]
+        outcomes = RUNNER.run(chooser.choose(those, logits_V.expand(64, -1)))
+        drawn |= {outcome.token_id for outcome in outcomes if isinstance(outcome, Choice)}
+    assert drawn - {690} <= set(range(400)), "id 3 is among the first 400"
+    assert {3, 690} < drawn
+    assert len(drawn) > 380
 
 
 @pytest.mark.parametrize("min_p", [0.001, 0.05, 0.5, 1.0])
 def test_min_p_keeps_what_transformers_keeps(min_p: float) -> None:
     scores_V = random_logits(2)
     expected_V = MinPLogitsWarper(min_p)(NO_IDS, scores_V.unsqueeze(0))[0]
-    assert torch.equal(keep_likely(scores_V, 0, 1.0, min_p), expected_V)
-
-
-def test_filters_follow_each_other_as_in_transformers() -> None:
-    logits_V = random_logits(3)
-    expected_V = logits_V.unsqueeze(0)
-    for warper in (TemperatureLogitsWarper(0.7), TopKLogitsWarper(40), TopPLogitsWarper(0.8), MinPLogitsWarper(0.05)):
-        expected_V = warper(NO_IDS, expected_V)
-    kept_V = keep_likely(logits_V / 0.7, 40, 0.8, 0.05)
-    assert torch.equal(kept_V, expected_V[0])
-    drawn = {sampler(temperature=0.7, top_k=40, top_p=0.8, min_p=0.05).sample(logits_V).token_id for _ in range(300)}
-    assert drawn <= set(expected_V[0].isfinite().nonzero().flatten().tolist())
-    assert len(drawn) > 3
+    assert torch.equal(kept(scores_V, min_p=min_p), expected_V.isfinite())
 
 
 @pytest.mark.parametrize("penalty", [0.5, 1.3, 5.0])
@@ -125,10 +139,12 @@ def test_logits_are_not_modified() -> None:
 
 def test_draws_follow_the_distribution() -> None:
     probabilities = torch.tensor([0.5, 0.0, 0.25, 0.15, 0.1])
-    chooser = sampler(5, temperature=2.0, seed=7)
-    logits_V = probabilities.log() * 2.0
-    draws = 4000
-    counts = torch.bincount(torch.tensor([chooser.sample(logits_V).token_id for _ in range(draws)]), minlength=5)
+    chooser, draws = Chooser(5, rows=500), 4000
+    samplers = [support.choosing.sampler(5, temperature=2.0, seed=seed) for seed in range(500)]
+    outcomes = [
+        one for _ in range(8) for one in RUNNER.run(chooser.choose(samplers, (probabilities.log() * 2).expand(500, 5)))
+    ]
+    counts = torch.bincount(torch.tensor([one.token_id for one in outcomes if isinstance(one, Choice)]), minlength=5)
     assert counts[1] == 0
     # Five standard deviations of the most uncertain share, 0.5.
     assert float((counts / draws - probabilities).abs().max()) < 5 * math.sqrt(0.25 / draws)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from support.choosing import Alone
 
 from pipeline.generation.sampling import Sampler, SamplingParameters
 
@@ -19,8 +20,7 @@ def random_logits(seed: int) -> torch.Tensor:
 
 
 def draws(seed: int | None, index: int = 0) -> list[int]:
-    parameters = SamplingParameters(temperature=1.0, seed=seed)
-    chooser = Sampler(parameters, array("i"), VOCABULARY_SIZE, index)
+    chooser = Alone(VOCABULARY_SIZE, index=index, temperature=1.0, seed=seed)
     return [chooser.sample(random_logits(step)).token_id for step in range(8)]
 
 
@@ -50,14 +50,11 @@ def no_descriptor_is_left() -> Iterator[None]:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_choosing_opens_no_file(temperature: float) -> None:
+    Alone(5).sample(torch.zeros(5))  # the loop of the tests has its files
     with no_descriptor_is_left():
         with pytest.raises(OSError, match="Too many open files"):
             os.open("/dev/urandom", os.O_RDONLY)
-        token_id = (
-            Sampler(SamplingParameters(temperature=temperature), array("i"), VOCABULARY_SIZE)
-            .sample(random_logits(1))
-            .token_id
-        )
+        token_id = Alone(VOCABULARY_SIZE, temperature=temperature).sample(random_logits(1)).token_id
     assert token_id >= 0
 
 

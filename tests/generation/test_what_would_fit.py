@@ -41,7 +41,7 @@ def ways(told: str, disk: Path) -> list[dict[str, Any]]:
         ({"max_requests": 4096, "max_tokens_per_pass": 16}, 9, ["host_memory", "max_requests"]),
         ({"gpu_groups": 2000, "residency": False}, 20, ["host_memory", "gpu_groups"]),
         ({"device": "cpu-copy", "host_groups": 2000, "residency": False}, 20, ["host_memory", "host_groups"]),
-        ({"device": "cpu-copy", "kv_tokens": 200_000, "gpu_memory": "9M"}, 300, ["gpu_memory", "kv_tokens"]),
+        ({"device": "cpu-copy", "kv_tokens": 200_000, "gpu_memory": "14M"}, 300, ["gpu_memory", "kv_tokens"]),
         ({"max_requests": 4096, "max_tokens_per_pass": 60_000}, 10, ["host_memory"]),
     ],
     ids=str,

@@ -1,4 +1,4 @@
-"""`penstock run`: how tokens are chosen. Every field of `SamplingParameters` is an option, which that class checks."""
+"""`penstock run`: how tokens are chosen. Fields of `SamplingParameters` are options, which that class checks."""
 
 import argparse
 from dataclasses import fields
@@ -32,6 +32,8 @@ HELP = {
     "forced_eos_token_id": ("ID", "the token that comes last where the length ends the answer"),
 }
 """What stands for the value, and the help."""
+OPTIONS = [field for field in fields(SamplingParameters) if field.name in HELP]
+"""All but functions, which only a program can give."""
 
 
 def add_sampling(parser: Parser) -> None:
@@ -40,7 +42,7 @@ def add_sampling(parser: Parser) -> None:
         "how tokens are chosen", "What is not given is as generation_config.json says, or else as said here."
     )
     also = {name: alias for alias, name in ALIASES.items()}
-    for field in fields(SamplingParameters):
+    for field in OPTIONS:
         metavar, what = HELP[field.name]
         names = [option_of(name) for name in (field.name, also.get(field.name)) if name]
         if field.default is False:
@@ -58,7 +60,7 @@ def add_sampling(parser: Parser) -> None:
 
 def sampling_arguments(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of the call that were given. Raises RequestError for a value that can never work."""
-    given = {field.name: getattr(options, field.name) for field in fields(SamplingParameters)}
+    given = {field.name: getattr(options, field.name) for field in OPTIONS}
     arguments = {name: value for name, value in given.items() if value is not None}
     SamplingParameters.from_arguments({}, arguments)
     return arguments

@@ -16,9 +16,9 @@ from pipeline.cli import _parser, main
 from pipeline.config import Config
 from pipeline.engine.policies import CURRENT_CHAINED
 from pipeline.errors import ConfigError
-from pipeline.generation.parameters import SamplingParameters
 from pipeline.tools.commands.command import Command
 from pipeline.tools.commands.parser import Parser
+from pipeline.tools.commands.sampling import OPTIONS
 from pipeline.tools.commands.settings import described, plain, with_setting
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -80,7 +80,7 @@ def raised_texts(tree: ast.Module) -> str:
 
 
 def options_of_sampling() -> set[str]:
-    return {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(SamplingParameters)}
+    return {f"--{field.name.replace('_', '-')}" for field in OPTIONS}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -1,0 +1,270 @@
+"""Chooses the tokens of all rows of a pass at once, where their logits are; only what was asked for comes back."""
+
+import asyncio
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+import torch
+
+from actors.core.event import Event
+from actors.core.message import READY
+from actors.core.ports import Copy
+from pipeline.devices.lane import Lane
+from pipeline.devices.memory import Memory
+from pipeline.devices.port import Device
+from pipeline.errors import RequestError
+from pipeline.generation.drawing import BINS, COLUMNS, Filters, Scratch, choose, log_probabilities
+from pipeline.generation.parameters import MOST_LOGPROBS
+from pipeline.generation.sampling import Choice, Sampler
+from pipeline.generation.token_tables import NO_IDS, TokenTables, in_both_places
+from pipeline.models.ops import infer
+from pipeline.system.limits import reached_limit
+from pipeline.system.memory_plan import Holding
+from pipeline.system.threads import outlast
+
+MOST_CHANGES = 16
+"""Entries of a table that are sent one by one; where more have changed, the whole row is sent."""
+RESULTS = 4
+"""The numbers that `choose` gives for a row."""
+TOKENS_OF_BLOCK = 1 << 14
+"""For each row that a device likes to compute at once; there are 32 of those on a CPU, and 256 on a GPU."""
+Outcome: TypeAlias = Choice | RequestError
+
+
+class Run(NamedTuple):
+    """Rows that are computed together, and how many log-probabilities each gets; None for not even the token's own."""
+
+    begin: int
+    end: int
+    filters: Filters
+    logprobs: int | None
+
+
+@dataclass(slots=True)
+class RowsSent:
+    """The rows of a pass for which tokens are to be chosen: whose they are, their numbers, and what has come of them.
+
+    Those that are `processed` by a function of the user's take the way over the host.
+    """
+
+    samplers: list[Sampler] = field(default_factory=list)
+    numbers: list[list[float]] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+    changes: int = 0
+    processed: list[tuple[Sampler, list[float]]] = field(default_factory=list)
+    outcomes: dict[Sampler, Outcome] = field(default_factory=dict)
+    sent: Event = READY
+
+    @property
+    def result_counts(self) -> list[int]:
+        """How many numbers come back: of all rows together, then of each run that asks for log-probabilities."""
+        asking = [(run.end - run.begin) * (1 + 2 * run.logprobs) for run in self.runs if run.logprobs is not None]
+        return [RESULTS * len(self.samplers), *asking]
+
+
+class RowSampler:
+    """Its memory is made once: numbers, tables and results in both places, scratch by the logits."""
+
+    def __init__(self, device: Device, max_requests: int, vocabulary_size: int) -> None:
+        self._device, self._size = device, vocabulary_size
+        self._tables = TokenTables(device, max_requests, vocabulary_size)
+        self._host_numbers, self._numbers = in_both_places(device, _numbers_bytes(max_requests))
+        self._host_results, self._results = in_both_places(device, _results_bytes(max_requests))
+        rows = _scratch_rows(device, max_requests, vocabulary_size)
+        memory = device.device_memory(Scratch.nbytes(rows, vocabulary_size))
+        self._scratch = Scratch(memory.tensor, rows, vocabulary_size)
+        self._row = device.host_memory(vocabulary_size * torch.float32.itemsize)
+        self._lane = Lane("sampling")
+
+    @staticmethod
+    def holdings(device: Device, max_requests: int, vocabulary_size: int) -> list[Holding]:
+        """The memory that it takes, place by place."""
+        rows = _scratch_rows(device, max_requests, vocabulary_size)
+        small = _numbers_bytes(max_requests) + _results_bytes(max_requests)
+        first, last = device.places[0].name, device.places[-1].name
+        row = vocabulary_size * torch.float32.itemsize
+        tables = TokenTables.nbytes(max_requests, vocabulary_size)
+        return [
+            *(Holding("penalty tables", place.name, tables, "max_requests") for place in device.places),
+            *(Holding("choices", place.name, small, "max_requests") for place in device.places),
+            Holding("choices", first, row, "max_requests"),
+            Holding("choices", last, Scratch.nbytes(rows, vocabulary_size), "max_requests"),
+        ]
+
+    async def send(self, wanted: Sequence[tuple[Sampler, int]]) -> RowsSent:
+        """Send what the choices of a pass need: of each sequence, whose row of logits is told, what it has set.
+
+        It is called before the pass is computed, when all that comes before its tokens is known.
+        """
+        rows = RowsSent()
+        tabled = [sampler for sampler, _ in wanted if sampler.filters.penalised]
+        makes_tables = not all(map(self._tables.has, tabled))
+        self._tables.assign(tabled)
+        prepare = functools.partial(self._prepare, rows, wanted)
+        if makes_tables:  # of prompts that may be long
+            await outlast([asyncio.wrap_future(self._lane.submit(prepare, ()).future)])
+        else:
+            prepare()
+        return rows
+
+    def _prepare(self, rows: RowsSent, wanted: Sequence[tuple[Sampler, int]]) -> None:
+        alike: dict[tuple[Filters, int | None], list[tuple[Sampler, list[float]]]] = {}
+        changed: list[torch.Tensor] = []
+        copies: list[Copy] = []
+        for sampler, logit_row in wanted:
+            try:
+                table, entries_N = self._tables.update(sampler) if sampler.filters.penalised else (0, NO_IDS)
+                numbers = [logit_row, table, *sampler.settings, sampler.uniform]
+            except BaseException as error:  # on a thread of our own it is not meant to end the process
+                rows.outcomes[sampler] = _failure(error)
+                continue
+            if sampler.parameters.logits_processor is not None:
+                rows.processed.append((sampler, numbers))
+                continue
+            if entries_N is None or len(entries_N) > MOST_CHANGES:
+                length = self._size * torch.int32.itemsize
+                copies.append(Copy(table * length, table * length, length))
+            elif len(entries_N):
+                changed.append(entries_N + table * self._size)
+            alike.setdefault((sampler.filters, sampler.logprobs), []).append((sampler, numbers))
+        for (filters, logprobs), those in alike.items():
+            first, last, step = len(rows.samplers), len(rows.samplers) + len(those), self._scratch.rows
+            rows.samplers += [sampler for sampler, _ in those]
+            rows.numbers += [numbers for _, numbers in those]
+            rows.runs += [Run(begin, min(begin + step, last), filters, logprobs) for begin in range(first, last, step)]
+        self._upload(rows, torch.cat(changed) if changed else NO_IDS, copies)
+
+    def _upload(self, rows: RowsSent, changed_N: torch.Tensor, copies: Sequence[Copy]) -> None:
+        """Send the numbers, behind them the changed entries of the tables: where they are, then what they are now."""
+        device = self._device
+        rows.changes = len(changed_N)
+        values_N = self._tables.view(self._tables.host).view(-1)[changed_N]
+        numbers = torch.tensor(rows.numbers, dtype=torch.float64).view(-1)
+        flat = torch.cat([numbers, changed_N.double(), values_N.double()])
+        self._host_numbers.tensor.view(torch.float64)[: len(flat)] = flat
+        sent = device.upload(self._host_numbers, self._numbers, (Copy(0, 0, flat.nbytes),), ())
+        rows.sent = device.upload(self._tables.host, self._tables.device, copies, (sent,)) if copies else sent
+
+    async def choose(self, lane: str, logits: Memory, rows: RowsSent, after: Event) -> dict[Sampler, Outcome]:
+        """Choose the tokens on a compute lane, behind what has computed the logits; an error ends one request alone.
+
+        `logits` holds fp32, [rows, V], of which those are looked at that `send` was told.
+        """
+        device, computed = self._device, after
+        if rows.samplers:
+            work = functools.partial(infer, functools.partial(self._choose, logits, rows))
+            computed = device.launch(lane, work, (rows.sent, after))
+            if self._results is not self._host_results:
+                copies = (Copy(0, 0, sum(rows.result_counts) * torch.float64.itemsize),)
+                computed = device.download(self._results, self._host_results, copies, (computed,))
+        await computed.wait()
+        self._read(rows)
+        for sampler, numbers in rows.processed:
+            await self._process(logits, rows, sampler, numbers)
+        return rows.outcomes
+
+    def _choose(self, logits: Memory, rows: RowsSent) -> None:
+        """On the device: first the tables, then the tokens of each run, then its log-probabilities."""
+        count = len(rows.samplers)
+        numbers = self._numbers.tensor.view(torch.float64)
+        numbers_RC, logits_LV = numbers[: count * COLUMNS].view(count, COLUMNS), self._logits(logits)
+        tables_SV = self._tables.view(self._tables.device)
+        if rows.changes:
+            changes_2N = numbers[count * COLUMNS :][: 2 * rows.changes].view(2, -1)
+            tables_SV.view(-1)[changes_2N[0].long()] = changes_2N[1].int()
+        of_all, *of_runs = self._results.tensor.view(torch.float64)[: sum(rows.result_counts)].split(rows.result_counts)
+        for run in rows.runs:
+            run_RC = numbers_RC[run.begin : run.end]
+            chosen_RN = choose(self._scratch, logits_LV, tables_SV, run_RC, run.filters)
+            of_all.view(count, RESULTS)[run.begin : run.end] = chosen_RN
+            if run.logprobs is not None:
+                logprobs_RN = log_probabilities(self._scratch, logits_LV, run_RC, chosen_RN, run.logprobs)
+                of_runs.pop(0).copy_(logprobs_RN.view(-1))
+
+    def _read(self, rows: RowsSent) -> None:
+        results = self._host_results.tensor.view(torch.float64)[: sum(rows.result_counts)]
+        of_all, *of_runs = (numbers.tolist() for numbers in results.split(rows.result_counts))
+        for run in rows.runs:
+            width = 0 if run.logprobs is None else 1 + 2 * run.logprobs
+            logprobs = of_runs.pop(0) if width else []
+            for index in range(run.begin, run.end):
+                sampler, place = rows.samplers[index], index - run.begin
+                numbers = of_all[index * RESULTS : (index + 1) * RESULTS]
+                if run.filters.penalised:
+                    self._tables.sent(sampler)
+                rows.outcomes[sampler] = self._outcome(sampler, numbers, logprobs[place * width : (place + 1) * width])
+
+    def _outcome(self, sampler: Sampler, numbers: Sequence[float], logprobs: Sequence[float]) -> Outcome:
+        likely, logit, token, score = numbers
+        if not math.isfinite(logit):
+            return RequestError(
+                f"numerical: need finite logits; have {logit} at token {int(likely)}; "
+                "the weights are damaged, or the dtype overflows: try dtype='float32'"
+            )
+        if not math.isfinite(score):
+            return RequestError(
+                f"no token is left after {len(sampler.token_ids)}: suppress_tokens, bad_words_ids, "
+                f"no_repeat_ngram_size and logits_processor rule out all {self._size}; "
+                "ask for fewer new tokens, or rule out less"
+            )
+        if sampler.logprobs is None:
+            return Choice(int(token), None)
+        own, values, ids = logprobs[0], logprobs[1 : 1 + sampler.logprobs], logprobs[1 + sampler.logprobs :]
+        return Choice(int(token), {**dict(zip(map(int, ids), values, strict=True)), int(token): own})
+
+    async def _process(self, logits: Memory, rows: RowsSent, sampler: Sampler, numbers: list[float]) -> None:
+        """Choose a token after a function of the user's, on a thread, of a copy of the row in host memory."""
+        length = self._size * torch.float32.itemsize
+        copies = (Copy(int(numbers[0]) * length, 0, length),)
+        await self._device.download(logits, self._row, copies, ()).wait()
+
+        def choose_one() -> None:
+            try:
+                rows.outcomes[sampler] = self._choose_on_host(sampler, [0, *numbers[1:]])
+            except BaseException as error:  # on a thread of our own it is not meant to end the process
+                rows.outcomes[sampler] = _failure(error)
+
+        work = functools.partial(infer, choose_one)
+        await outlast([asyncio.wrap_future(self._lane.submit(work, ()).future)])
+
+    def _choose_on_host(self, sampler: Sampler, numbers: list[float]) -> Outcome:
+        memory = torch.empty(Scratch.nbytes(1, self._size), dtype=torch.uint8)
+        scratch, logits_1V = Scratch(memory, 1, self._size), self._logits(self._row)
+        numbers_1C = torch.tensor([numbers], dtype=torch.float64)
+        tables_SV = self._tables.view(self._tables.host)
+        chosen_1N = choose(scratch, logits_1V, tables_SV, numbers_1C, sampler.filters, sampler.process)
+        logprobs: list[float] = []
+        if sampler.logprobs is not None:
+            found_1N = log_probabilities(scratch, logits_1V, numbers_1C, chosen_1N, sampler.logprobs)
+            logprobs = found_1N[0].tolist()
+        return self._outcome(sampler, chosen_1N[0].tolist(), logprobs)
+
+    def _logits(self, memory: Memory) -> torch.Tensor:
+        return memory.tensor.view(torch.float32).view(-1, self._size)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._lane.close()
+
+
+def _failure(error: BaseException) -> RequestError:
+    if isinstance(error, RequestError):
+        return error
+    failure = reached_limit(error) or error
+    return RequestError(f"choosing a token failed: {type(failure).__name__}: {failure}")
+
+
+def _numbers_bytes(max_requests: int) -> int:
+    return max_requests * (COLUMNS + 2 * MOST_CHANGES) * torch.float64.itemsize
+
+
+def _results_bytes(max_requests: int) -> int:
+    return max_requests * (RESULTS + 1 + 2 * MOST_LOGPROBS) * torch.float64.itemsize
+
+
+def _scratch_rows(device: Device, max_requests: int, vocabulary_size: int) -> int:
+    """How many rows are worth computing together: the more, the more memory; on a CPU they should stay in its cache."""
+    return min(max_requests, max(1, device.block_rows * TOKENS_OF_BLOCK // max(vocabulary_size, BINS)))

@@ -1,0 +1,106 @@
+"""What penalties and rules say of every token, a row for each sequence that has any: in host memory, and by the logits.
+
+Shape letters: V vocabulary, T tokens, N changed entries.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.devices.memory import Memory
+from pipeline.devices.port import Device
+from pipeline.generation.drawing import FORCED, ONCE, RULED_OUT, SEEN
+from pipeline.generation.sampling import Sampler, ids_tensor
+
+NO_IDS = torch.empty(0, dtype=torch.int64)
+
+
+@dataclass(slots=True)
+class Row:
+    """A sequence's row: how many tokens of the answer the host's tells of, or -1 where it is to be made anew.
+
+    `changed` are the entries that the device may not have yet, None for all.
+    """
+
+    index: int
+    tokens: int = -1
+    ruled_out: torch.Tensor = NO_IDS
+    changed: torch.Tensor | None = None
+
+
+class TokenTables:
+    """As many rows as a pass has requests. Their entries are those of `drawing`.
+
+    The host's are brought up to date by what a sequence knows, and the device gets what has changed since a pass chose
+    by them: nothing that happens to a pass spoils them. On a CPU both are the same memory.
+    """
+
+    def __init__(self, device: Device, max_requests: int, vocabulary_size: int) -> None:
+        nbytes = self.nbytes(max_requests, vocabulary_size)
+        self.host, self.device = in_both_places(device, nbytes)
+        self._size = vocabulary_size
+        self._rows: dict[Sampler, Row] = {}
+        self._unused = list(range(max_requests))
+
+    @staticmethod
+    def nbytes(max_requests: int, vocabulary_size: int) -> int:
+        """The memory that it takes, in each place."""
+        return max_requests * vocabulary_size * torch.int32.itemsize
+
+    def has(self, sampler: Sampler) -> bool:
+        """Whether its row is there, so that little is left to do for its next token."""
+        return sampler in self._rows
+
+    def view(self, memory: Memory) -> torch.Tensor:
+        """The rows in one of the places, [max_requests, V]."""
+        return memory.tensor.view(torch.int32).view(-1, self._size)
+
+    def assign(self, samplers: Collection[Sampler]) -> None:
+        """See that these have rows: those of sequences that have ended, else of others that are not in this pass."""
+        missing = [one for one in samplers if one not in self._rows]
+        leaving = [one for one in self._rows if one.ended]
+        leaving += [one for one in self._rows if not one.ended and one not in samplers]
+        for sampler in leaving:
+            if sampler.ended or len(self._unused) < len(missing):
+                self._unused.append(self._rows.pop(sampler).index)
+        for sampler in missing:
+            self._rows[sampler] = Row(self._unused.pop())
+
+    def update(self, sampler: Sampler) -> tuple[int, torch.Tensor | None]:
+        """Bring the host's row up to date. Returns its number, and which entries the device must get: None for all."""
+        row = self._rows[sampler]
+        table_V, rules = self.view(self.host)[row.index], sampler.rules
+        tokens, row.tokens = row.tokens, -1  # should this fail, the row is made anew
+        if rules is not None and (forced := rules.forced()):
+            table_V.fill_(RULED_OUT)
+            table_V[forced] = FORCED
+            row.changed = None
+            return row.index, None
+        if tokens < 0:
+            table_V.zero_()
+            table_V[ids_tensor(sampler.prompt_ids)] = SEEN
+        came_T = ids_tensor(sampler.token_ids[max(tokens, 0) :])
+        ruled_out = NO_IDS if rules is None else rules.ruled_out()
+        touched_N = torch.cat([row.ruled_out, came_T, ruled_out])
+        before_N = table_V[touched_N]
+        table_V[row.ruled_out] &= ~RULED_OUT
+        table_V.index_add_(0, came_T, torch.full_like(came_T, ONCE, dtype=torch.int32))
+        table_V[came_T] |= SEEN
+        table_V[ruled_out] |= RULED_OUT
+        row.ruled_out, row.tokens = ruled_out, len(sampler.token_ids)
+        if tokens < 0:
+            row.changed = None
+        elif row.changed is not None:
+            row.changed = torch.cat([row.changed, touched_N[table_V[touched_N] != before_N]]).unique()
+        return row.index, row.changed
+
+    def sent(self, sampler: Sampler) -> None:
+        """Take note that the device has its row as the host has it: a pass has chosen by it."""
+        self._rows[sampler].changed = NO_IDS
+
+
+def in_both_places(device: Device, nbytes: int) -> tuple[Memory, Memory]:
+    """Memory of the host, and of the device; the same where computing reads host memory."""
+    host = device.host_memory(nbytes)
+    return host, device.device_memory(nbytes) if len(device.places) > 1 else host

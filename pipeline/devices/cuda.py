@@ -1,34 +1,30 @@
-"""An NVIDIA GPU as a device: lanes are streams, each with a thread that issues and a thread that waits.
+"""An NVIDIA GPU as a device: lanes are streams.
 
-Issuing may wait for another lane's thread, waiting blocks in the driver, and neither touches the event loop. Details
-and pitfalls that shaped this file: one H2D stream and one D2H stream, fixed slots with events instead of
+Details and pitfalls that shaped this file: one H2D stream and one D2H stream, fixed slots with events instead of
 `record_stream`, exact-size pinned memory.
 """
 
 import asyncio
-import contextlib
 import resource
-import time
-from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from concurrent.futures import Future
 
 import torch
 
-from actors.core.chained import parts
 from actors.core.event import Event
 from actors.core.ports import Copy
-from pipeline.devices.lane import LaneEvent, Lanes, do_behind, require_done
+from pipeline.devices.cuda_lane import CudaLane, Timeline
+from pipeline.devices.lane import Lanes
 from pipeline.devices.libraries import Before, Libraries
 from pipeline.devices.memory import DeviceMemory, HostMemory, Memory, copy_bytes
 from pipeline.devices.port import HOST, TWO_PLACES, Place
 from pipeline.errors import ConfigError, ResourceError
 from pipeline.system.host_memory import available_host_bytes
 from pipeline.system.promises import give_back
-from pipeline.system.threads import Threads, portable
 
 OUT_OF_MEMORY = 2
 """As the CUDA runtime calls it; pinned memory is bounded by a limit of the process, too."""
+FEW_COPIES = 16
+"""As many are issued in less time than another thread takes to begin with them."""
 
 
 class CudaDevice:
@@ -37,7 +33,7 @@ class CudaDevice:
     places = TWO_PLACES
     alignment_bytes = 256
     block_rows = 256
-    repeated_rows = ()
+    repeated_rows = (1, 2, 4, 8, 16, 32, 64, 128, 256)
     shares_cores = False
     libraries = Libraries(host=780 << 20, device=64 << 20)
     """740 MiB were measured on an H200, and on the device 32 MiB for each lane that computes."""
@@ -48,7 +44,8 @@ class CudaDevice:
         self.torch_device = torch.device("cuda", index)
         self.pools: Mapping[str, str] = {HOST: HOST, self.places[-1].name: str(self.torch_device)}
         self._before = Before()
-        self._lanes = Lanes(lambda name: CudaLane(name, self.torch_device))
+        timeline = Timeline(self.torch_device)
+        self._lanes = Lanes(lambda name: CudaLane(name, self.torch_device, timeline))
         self._pinned: list[HostMemory] = []
         self._memory: list[DeviceMemory] = []
 
@@ -100,17 +97,19 @@ class CudaDevice:
         vacant: Event | None = None,
     ) -> Event:
         """Copy on the one H2D stream, first in first out."""
-        return self._lanes["h2d"].submit(lambda: copy_bytes(source, target, copies), after, vacant)
+        few = len(copies) <= FEW_COPIES
+        return self._lanes["h2d"].submit(lambda: copy_bytes(source, target, copies), after, vacant, short=few)
 
     def download(self, source: Memory, target: Memory, copies: Sequence[Copy], after: Sequence[Event]) -> Event:
         """Copy on the D2H stream, beside uploads."""
-        return self._lanes["d2h"].submit(lambda: copy_bytes(source, target, copies), after)
+        few = len(copies) <= FEW_COPIES
+        return self._lanes["d2h"].submit(lambda: copy_bytes(source, target, copies), after, short=few)
 
     def launch(
         self, lane: str, work: Callable[[], object], after: Sequence[Event], repeats: Hashable | None = None
     ) -> Event:
-        """Let the lane's thread run `work`, which launches kernels on the lane's stream."""
-        return self._lanes[lane].submit(work, after)
+        """Let the lane's thread run `work`, which launches kernels on the lane's stream; what repeats, as a graph."""
+        return self._lanes[lane].submit(work, after, repeats=repeats)
 
     async def aclose(self) -> None:
         """Wait for what runs, end the threads, unpin the host memory, and free all memory."""
@@ -132,86 +131,6 @@ class CudaDevice:
         give_back(self)
         for code in codes:
             _check(code, "unpin memory")
-
-
-_unused_streams: "defaultdict[tuple[torch.device, str], list[torch.cuda.Stream]]" = defaultdict(list)
-"""Of lanes that were closed, by device and name. The workspaces that libraries keep for each stream are used again;
-and torch has 32 streams, which it gives out a second time after that."""
-
-
-class CudaEvent(LaneEvent):
-    """The event of what a piece of work put on its stream. `issued` tells when streams can wait for it."""
-
-    def __init__(self) -> None:
-        super().__init__(Future())
-        self.issued: Future[None] = Future()
-        self.started = torch.cuda.Event(enable_timing=True)
-        self.ended = torch.cuda.Event(enable_timing=True, blocking=True)
-
-
-class CudaLane:
-    """One stream. A wait of this stream for another one's event is issued only after that event was recorded:
-    waiting for a CUDA event that was never recorded returns at once."""
-
-    def __init__(self, name: str, device: torch.device) -> None:
-        self._unused = _unused_streams[device, name]
-        self._stream = self._unused.pop() if self._unused else torch.cuda.Stream(device)
-        self._issuer = Threads(1, f"penstock-{name}")
-        self._waiter = Threads(1, f"penstock-{name}-wait")
-
-    def submit(self, work: Callable[[], object], after: Sequence[Event], vacant: Event | None = None) -> CudaEvent:
-        """Issue `work` behind every event in `after`; if one of them failed, fail with its error instead.
-
-        It is issued behind `vacant` too, however that ended.
-        """
-        event = CudaEvent()
-        self._issuer.submit(self._issue, work, after, vacant, event)
-        return event
-
-    def close(self) -> None:
-        """End both threads once they have run what was submitted; waits for it."""
-        self._issuer.shutdown(wait=True)
-        self._waiter.shutdown(wait=True)
-        self._unused.append(self._stream)
-
-    def _issue(
-        self, work: Callable[[], object], after: Sequence[Event], vacant: Event | None, event: CudaEvent
-    ) -> None:
-        try:
-            with torch.cuda.stream(self._stream):
-                # Work that failed before it was issued, or while it was, has left nothing on its stream.
-                for reader in parts(vacant):
-                    if isinstance(reader, CudaEvent) and reader.issued.exception() is None:
-                        self._stream.wait_event(reader.ended)
-                for earlier in parts(*after):
-                    if isinstance(earlier, CudaEvent):
-                        earlier.issued.result()
-                        self._stream.wait_event(earlier.ended)
-                    else:
-                        require_done(earlier)
-                event.started.record(self._stream)
-                do_behind(after, work)
-                event.ended.record(self._stream)
-        except BaseException as error:
-            # Kernels that were launched before the failure may still run on the slot.
-            with contextlib.suppress(RuntimeError):
-                self._stream.synchronize()
-            event.issued.set_exception(portable(error))
-            event.future.set_exception(portable(error))
-        else:
-            event.issued.set_result(None)
-            self._waiter.submit(_await_end, event)
-
-
-def _await_end(event: CudaEvent) -> None:
-    try:
-        event.ended.synchronize()
-        now = time.perf_counter()
-        event.span = (now - event.started.elapsed_time(event.ended) / 1000, now)
-    except BaseException as error:
-        event.future.set_exception(portable(error))
-    else:
-        event.future.set_result(None)
 
 
 def _check(code: object, action: str) -> None:

@@ -1,0 +1,91 @@
+"""Graphs on a GPU: the same outputs as without, captured once for each number of rows, and replayed after that."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import tiny_models
+
+from pipeline import Model, Output
+from pipeline.devices.cuda import CudaDevice
+from pipeline.devices.graphs import Graphs
+from pipeline.engine.policies import POLICIES
+
+pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("nothing_was_there_before")]
+PROMPTS = [[1, 5, 9], [4, 3, 7, 11, 20, 8], [9], [31, 7], [2, 9, 8, 7]]
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often work was captured, and how often it was replayed."""
+    counts: Counter[str] = Counter()
+    capture, replay = Graphs._capture, Graphs.replay
+
+    def count_capture(self: Graphs, key: Hashable, work: Callable[[], object]) -> bool:
+        counts["captured"] += 1
+        return capture(self, key, work)
+
+    def count_replay(self: Graphs, key: Hashable) -> Callable[[], object] | None:
+        found = replay(self, key)
+        counts["replayed"] += found is not None
+        return found
+
+    monkeypatch.setattr(Graphs, "_capture", count_capture)
+    monkeypatch.setattr(Graphs, "replay", count_replay)
+    return counts
+
+
+async def generate(model: Model) -> list[Output]:
+    """Passes of five rows, four, and so on: requests end one after the other."""
+    several = [model.generate(p, max_new_tokens=4 + 3 * i, ignore_eos=True, logprobs=3) for i, p in enumerate(PROMPTS)]
+    return list(await asyncio.gather(*several))
+
+
+def without_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = CudaDevice.launch
+
+    def launch_one_by_one(self: CudaDevice, lane: str, work: Any, after: Any, repeats: Hashable | None = None) -> Any:
+        return launch(self, lane, work, after)
+
+    monkeypatch.setattr(CudaDevice, "launch", launch_one_by_one)
+
+
+@pytest.mark.parametrize("settings", [{"policy": name} for name in POLICIES] + [{"batch_invariant": True}], ids=str)
+async def test_outputs_are_the_same_and_nothing_is_captured_twice(
+    settings: dict[str, Any], tmp_path: Path, counted: Counter[str]
+) -> None:
+    await asyncio.to_thread(tiny_models.save, "llama_gqa_llama3", tmp_path, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        without_graphs(patch)
+        async with Model.open(tmp_path, device="cuda", **settings) as model:
+            expected = await generate(model)
+    assert not counted
+    async with Model.open(tmp_path, device="cuda", **settings) as model:
+        assert await generate(model) == expected
+        assert await generate(model) == expected
+        captured, replayed = counted["captured"], counted["replayed"]
+        assert captured > 0
+        assert await generate(model) == expected
+        assert counted["captured"] == captured, "none in steady state"
+        assert counted["replayed"] - replayed > captured
+
+
+async def test_groups_that_move_are_not_captured(tmp_path: Path, counted: Counter[str]) -> None:
+    await asyncio.to_thread(tiny_models.save, "llama_gqa_llama3", tmp_path, 2)
+    async with Model.open(tmp_path, device="cuda", residency=False) as model:
+        await generate(model)
+    assert not counted
+
+
+async def test_work_that_asks_the_device_is_launched_one_by_one(caplog: pytest.LogCaptureFixture) -> None:
+    device = CudaDevice()
+    numbers, seen = torch.arange(4, device="cuda"), []
+    for _ in range(4):
+        await device.launch("compute", lambda: seen.append(int(numbers.add_(1).sum())), (), repeats="a sum").wait()
+    await device.aclose()
+    assert seen == [10, 14, 18, 22]
+    assert [record.message for record in caplog.records if "cannot be captured" in record.message]

@@ -75,6 +75,10 @@ class Device(Transfers, Protocol):
         """The numbers of rows for which it records work that repeats, in rising order."""
 
     @property
+    def record_bytes(self) -> Mapping[str, int]:
+        """What it keeps for each piece of work that it has recorded, by place."""
+
+    @property
     def shares_cores(self) -> bool:
         """Whether computing takes the cores that reading and checksums want too."""
 

@@ -67,6 +67,7 @@ class SimDevice:
         alignment_bytes: int | None = None,
         block_rows: int = 256,
         repeated_rows: Sequence[int] = (),
+        record_bytes: Mapping[str, int] | None = None,
         loads_later: Mapping[str, int] | None = None,
         memory: Mapping[str, int] | None = None,
         h2d_bytes_per_second: float = math.inf,
@@ -76,6 +77,7 @@ class SimDevice:
         self.alignment_bytes = alignment_bytes
         self.block_rows = block_rows
         self.repeated_rows = repeated_rows
+        self.record_bytes: Mapping[str, int] = record_bytes or {}
         self.loads_later: Mapping[str, int] = loads_later or {}
         self._memory = memory or {}
         self._rates = {"h2d": h2d_bytes_per_second, "d2h": d2h_bytes_per_second or h2d_bytes_per_second}
@@ -90,6 +92,7 @@ class SimDevice:
             alignment_bytes=device.alignment_bytes,
             block_rows=device.block_rows,
             repeated_rows=device.repeated_rows,
+            record_bytes=device.record_bytes,
             loads_later=device.loads_later,
             memory=memory,
         )

@@ -36,12 +36,18 @@ def pass_holdings(
     blocks = RowBlocks.of(device.block_rows, device.least_rows(dtype), device.repeated_rows, batch_invariant=invariant)
     buffers = PassBuffers.sizes(model, dtype, blocks, tokens, most_logit_rows(settings.max_requests))
     ffn_size = max(layer.feed_forward.size for layer in model.layer_kinds)
-    activations = blocks.padded(tokens) * (3 * model.hidden_size + 3 * ffn_size) * max(dtype.itemsize, 4)
-    casts = _scratch_bytes(groups, dtype) * min(2, find_policy(settings.policy).micro_batches)
+    row_activations = (3 * model.hidden_size + 3 * ffn_size) * max(dtype.itemsize, 4)
+    micro_batches = find_policy(settings.policy).micro_batches
+    casts = _scratch_bytes(groups, dtype) * min(2, micro_batches)
+    records = len(groups.groups) * len(device.repeated_rows) * micro_batches
+    recorded = {where: nbytes * records for where, nbytes in device.record_bytes.items()}
+    if recorded:
+        recorded[place] += max(device.repeated_rows) * row_activations
     inputs = PassInputs.nbytes(tokens, settings.max_requests, context_tokens)
     return [
         *(Holding("embedding rows", where, rows, "max_tokens_per_pass") for where in (first, place)),
-        Holding("activations", place, activations, "max_tokens_per_pass"),
+        Holding("activations", place, blocks.padded(tokens) * row_activations, "max_tokens_per_pass"),
+        *(Holding("activations: recorded kernels", where, nbytes, "") for where, nbytes in recorded.items()),
         *(Holding("activations: weights that are cast", place, casts, "") for _ in range(bool(casts))),
         Holding(
             "activations: KV of one request and layer",

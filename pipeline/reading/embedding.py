@@ -12,6 +12,7 @@ from pipeline.errors import CheckpointError, RequestError
 from pipeline.formats.matrix import Matrix, StoredMatrix
 from pipeline.formats.parts import EMBED_KEY
 from pipeline.groups.catalog import tensor_views
+from pipeline.groups.layout import merge_copies
 from pipeline.reading.checksums import Checksums
 from pipeline.reading.rows import RowReader
 
@@ -48,10 +49,10 @@ class EmbeddingRows:
             logger.warning("reading %d rows of the embedding failed, trying once more: %s", len(places), error)
             await self._read(tuple(places))
         await self._verify(tuple(places))
-        copies = [
+        copies = merge_copies(
             Copy(places[token_id] * self.row_bytes, index * self.row_bytes, self.row_bytes)
             for index, token_id in enumerate(token_ids)
-        ]
+        )
         return self._device.upload(self._host, self._rows, copies, ())
 
     async def unreadable(self, token_ids: Sequence[int]) -> dict[int, PenstockError]:

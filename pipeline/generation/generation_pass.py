@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from actors.core.event import Event
 from actors.core.message import READY
 from pipeline.generation.batching import Piece
-from pipeline.generation.micro_batches import MicroBatch
+from pipeline.generation.micro_batches import Block, MicroBatch
 from pipeline.generation.row_sampler import RowsSent
 
 
@@ -18,6 +18,16 @@ class GenerationPass:
     parts: list[MicroBatch]
     rows: RowsSent
     embedded: Event = READY
+
+    @property
+    def blocks(self) -> list[Block]:
+        """All blocks of its rows."""
+        return [block for part in self.parts for block in part.blocks]
+
+    @property
+    def padded_rows(self) -> int:
+        """How many rows it computes, those behind the last token too."""
+        return self.parts[-1].end
 
     @property
     def choosing(self) -> list[Piece]:

@@ -27,6 +27,7 @@ from pipeline.generation.sequence import RunningSequence
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.models import decoder
 from pipeline.models.attention import LayerKV
+from pipeline.models.frequencies import frequencies
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.ops import infer
 from pipeline.models.rotary import rotary
@@ -75,6 +76,9 @@ class GenerationProgram:
         self._row_blocks = row_blocks
         self._buffers = buffers
         self._first_logits = _first_logits(catalog)
+        self._frequencies_H2 = frequencies(
+            config.attention.head_dim, config.rope_theta, config.rope_scaling, 0, device.torch_device
+        )
         self._micro_batches = micro_batches
         self._sampler = RowSampler(device, admission.batcher.max_requests, config.vocabulary_size)
 
@@ -84,12 +88,17 @@ class GenerationProgram:
         while not pieces:
             pieces, fetched = await self._fetch(await self.admission.next_pieces(self._embedding.most_rows))
         self._cache.begin(pieces)
-        rows = await self._sampler.send(_last_rows(pieces))
-        pass_ = GenerationPass(
-            pieces, micro_batches(len(token_ids(pieces)), self._micro_batches, self._row_blocks), rows
-        )
-        work = functools.partial(infer, functools.partial(self._embed, pass_))
-        pass_.embedded = self._device.launch(COMPUTE, work, (fetched, self._inputs.send(pieces)))
+        tokens = len(token_ids(pieces))
+        choosing = await self._sampler.send(_last_rows(pieces))
+        pass_ = GenerationPass(pieces, micro_batches(tokens, self._micro_batches, self._row_blocks), choosing)
+        sent = self._inputs.send(pieces)
+        for block in pass_.blocks:
+            block.rows = self._inputs.rows(block.begin, block.end)
+            block.rotary = self._buffers.rotary(block.begin, block.end)
+        usual = pass_.padded_rows in self._row_blocks.repeated and not any(piece.rope_length for piece in pieces)
+        repeats = ("embed", tokens) if usual else None
+        work = functools.partial(infer, functools.partial(self._embed, pass_, tokens))
+        pass_.embedded = self._device.launch(COMPUTE, work, (fetched, sent), repeats)
         for part in pass_.parts:
             part.last = pass_.embedded
         return pass_
@@ -117,16 +126,14 @@ class GenerationProgram:
             return [], READY
         return pieces, fetched
 
-    def _embed(self, pass_: GenerationPass) -> None:
-        tokens = sum(len(piece.token_ids) for piece in pass_.pieces)
+    def _embed(self, pass_: GenerationPass, tokens: int) -> None:
         hidden_TD = self._buffers.hidden(0, self._row_blocks.padded(tokens))
         hidden_TD[:tokens] = self._embedding.rows(tokens).decoded(self._dtype)
         hidden_TD[tokens:] = 0
-        for block in itertools.chain.from_iterable(part.blocks for part in pass_.parts):
-            block.rows = self._inputs.rows(block.begin, block.end)
-            block.rotary = self._buffers.rotary(block.begin, block.end)
+        for block in pass_.blocks:
             positions_T = self._inputs.positions(block.begin, block.end)
-            turns = rotary(self._config, positions_T, self._inputs.rope_lengths(block.begin, block.end))
+            lengths = self._inputs.rope_lengths(block.begin, block.end)
+            turns = rotary(self._config, positions_T, lengths, self._frequencies_H2)
             block.rotary.cos.copy_(turns.cos)
             block.rotary.sin.copy_(turns.sin)
 
@@ -160,7 +167,7 @@ class GenerationProgram:
             hidden_TD.copy_(decoder.attention_half(layer, weights, hidden_TD, kv, block.rows, block.rotary))
 
     def _launch_ffn(self, pass_: GenerationPass, message: Message[Slot]) -> list[Event]:
-        return self._launch_half(pass_, message, functools.partial(self._ffn, message), repeats=())
+        return self._launch_half(pass_, message, functools.partial(self._ffn, message), repeats="always")
 
     def _ffn(self, message: Message[Slot], part: MicroBatch) -> None:
         weights, layer = self._catalog.weights(message), self._config.layer_kinds[message.layer]
@@ -175,14 +182,15 @@ class GenerationProgram:
         message: Message[Slot],
         half: Callable[[MicroBatch], None],
         *arrived: Event,
-        repeats: tuple[Hashable, ...] | None = None,
+        repeats: Hashable = None,
     ) -> list[Event]:
-        """Micro-batch by micro-batch; with `repeats`, all that launches depend on beside slots and numbers of rows."""
+        """Micro-batch by micro-batch. `repeats` is what launches for the same rows depend on; None if on anything."""
         ran: list[Event] = []
         for part in pass_.parts:
             # Behind the micro-batch before, whose lane it shares: it attends to that one's keys, and fails with it.
-            after, key = (*arrived, *ran[-1:]), None if repeats is None else (part.begin, part.end, *repeats)
-            ran.append(self._launch(message, pass_, part, functools.partial(half, part), after, key))
+            after, work = (*arrived, *ran[-1:]), functools.partial(half, part)
+            key = repeats and (part.begin, pass_.padded_rows, repeats)
+            ran.append(self._launch(message, pass_, part, work, after, key))
         return ran
 
     def _launch(
@@ -192,22 +200,21 @@ class GenerationProgram:
         part: MicroBatch,
         work: Callable[[], object],
         after: Sequence[Event] = (),
-        repeats: tuple[Hashable, ...] | None = None,
+        repeats: Hashable = None,
     ) -> Event:
         """Run `work` after what came before in this micro-batch, so that its failure is not computed with."""
         lane = COMPUTE if len(pass_.parts) == 1 else self._lanes[message.key]
-        if repeats is not None:
-            repeats = (message.key, message.at.buffer.tensor.data_ptr(), *repeats) if message.at.stays else None
+        may_repeat = message.at.stays and pass_.padded_rows in self._row_blocks.repeated
+        key = repeats and (message.key, message.at.buffer.tensor.data_ptr(), repeats) if may_repeat else None
         after = (message.event, *after, part.last)
-        part.last = self._device.launch(lane, functools.partial(infer, work), after, repeats)
+        part.last = self._device.launch(lane, functools.partial(infer, work), after, key)
         return part.last
 
     def _launch_head(self, pass_: GenerationPass, message: Message[Slot]) -> list[Event]:
         if not pass_.choosing:
             return []
         rows = self._row_blocks.padded(sum(piece.logit_rows for piece in pass_.pieces))
-        work = functools.partial(self._head, message, rows)
-        repeats = (rows,) if self._first_logits[message.key] else None
+        work, repeats = functools.partial(self._head, message, rows), rows if self._first_logits[message.key] else None
         return [self._launch(message, pass_, pass_.parts[-1], work, repeats=repeats)]
 
     # Bound methods in the program would hold it, and its KV blocks, until garbage is collected.

@@ -25,15 +25,19 @@ class Rotary:
         return Rotary(self.cos[begin:end], self.sin[begin:end])
 
 
-def rotary(config: ModelConfig, positions_T: torch.Tensor, lengths: Sequence[int] = ()) -> Rotary:
+def rotary(
+    config: ModelConfig, positions_T: torch.Tensor, lengths: Sequence[int] = (), usual_H2: torch.Tensor | None = None
+) -> Rotary:
     """The rotary embedding of these positions, computed once per pass.
 
-    `lengths` has for each token the `rope_length` of its sequence; none may be given where all are 0.
+    `lengths` has for each token the `rope_length` of its sequence; none may be given where all are 0. Then `usual_H2`
+    may be, the frequencies of length 0: a caller that repeats the kernels keeps them at their address.
     Source: RoFormer (arXiv 2104.09864) in the half-split form of transformers, which sets the rounding too.
     """
     runs = [(length, len(list(run))) for length, run in itertools.groupby(lengths)] or [(0, len(positions_T))]
-    frequencies_TH2 = torch.cat([_frequencies(config, length, positions_T).expand(rows, -1) for length, rows in runs])
-    angles_TH = (positions_T.float().unsqueeze(1) * frequencies_TH2).repeat(1, 2)
+    if usual_H2 is None or any(lengths):
+        usual_H2 = torch.cat([_frequencies(config, length, positions_T).expand(rows, -1) for length, rows in runs])
+    angles_TH = (positions_T.float().unsqueeze(1) * usual_H2).repeat(1, 2)
     factor = attention_factor(config.rope_scaling)
     return Rotary(angles_TH.cos().unsqueeze(1) * factor, angles_TH.sin().unsqueeze(1) * factor)
 

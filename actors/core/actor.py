@@ -53,6 +53,8 @@ class Actor:
     def wire(self, wiring: Wiring) -> None:
         """Join the actor to its neighbours for one run."""
         self._wiring = wiring
+        if wiring.inlet is not None and any(budget.residents for budget in self._budgets_from_here()):
+            wiring.inlet.stand_by(self)
 
     @property
     def wiring(self) -> Wiring:
@@ -142,8 +144,35 @@ class Actor:
         outlet = self._wired.outlet
         if outlet is None:
             raise LineError(f"{self.name} stands last in the line, but sends messages")
+        while (following := outlet.bystander) is not None and following._only_hands_on(message):
+            # A group that stays costs no turn of the loop for each actor that only hands it on.
+            if not outlet.is_handed_on():
+                await self.stalled("room", message, outlet.handed_on())
+            if (beyond := following._pass_on(message)) is None:
+                break
+            message, outlet = beyond
         if not outlet.send_now(message):
             await self.stalled("room", message, outlet.send(message))
+
+    def _budgets_from_here(self) -> Sequence[Budget]:
+        """Those of the actor, and of all that come behind it."""
+        return self._wired.ahead
+
+    def _only_hands_on(self, message: Message[Any]) -> bool:
+        """Whether the actor does nothing with a message but hand it on."""
+        return False
+
+    def _pass_on(self, message: Message[Any]) -> tuple[Message[Any], Sender[Message[Any]]] | None:
+        """Let the actor before hand such a message on, while this one waits: what it sends, and where to, if it can."""
+        wiring = self._wired
+        if wiring.outlet is None or message.seq != wiring.next_seq or (onward := self._onward(message)) is None:
+            return None
+        wiring.next_seq += 1
+        return onward, wiring.outlet
+
+    def _onward(self, message: Message[Any]) -> Message[Any] | None:
+        """The message to send on, where the actor has nothing to do with it; None if it has."""
+        return None
 
     def _lies_ahead(self, message: Message[Any]) -> bool:
         """Whether the group is resident at a place further down the line: then this actor has nothing to do with it."""

@@ -139,11 +139,14 @@ class Budget:
             raise LineError(f"the {self.name} budget has no slots of kind {kind!r}, only {sorted(self.slots)}")
         free = self._free[home]
         await self._turns.take_turn(lambda: bool(free))
-        cell = free.popleft()
-        slot = Slot(self, cell)
-        self._held.add(slot)
-        self._count(not cell.resident)
-        return slot
+        return self._lease(free)
+
+    def find(self, group: GroupKey) -> Slot | None:
+        """The slot of a resident group whose bytes lie there; None where there is none, or one must wait for it."""
+        free = self._free[group] if group in self.residents else None
+        if not free or free[0].kept is None or not self._turns.can_go(lambda: True):
+            return None
+        return self._lease(free)
 
     def holds(self, group: GroupKey) -> bool:
         """Whether a resident group's bytes are there already, or have begun to move there."""
@@ -178,6 +181,13 @@ class Budget:
             waited_seconds=self._turns.waited_seconds,
             residents=sum(map(self.holds, self.residents)),
         )
+
+    def _lease(self, free: deque[_Cell]) -> Slot:
+        cell = free.popleft()
+        slot = Slot(self, cell)
+        self._held.add(slot)
+        self._count(not cell.resident)
+        return slot
 
     def _take_back(self, slot: Slot, cell: _Cell) -> None:
         self._held.remove(slot)

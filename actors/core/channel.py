@@ -6,7 +6,7 @@ lets the receiver drain what is left.
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from actors.core.errors import ChannelClosed, LineError
 from actors.core.event import Clock
@@ -41,6 +41,11 @@ class _Shared(Generic[Item]):
         self.sender_closed = False
         self.senders = Turns(clock)
         self.receivers = Turns(clock)
+        self.receiving = False
+        self.bystander: Any = None
+
+    def is_handed_on(self) -> bool:
+        return not self.items and (self.receiving or self.sender_closed)
 
     def has_room(self) -> bool:
         return len(self.items) < self.capacity
@@ -81,6 +86,19 @@ class Sender(Generic[Item]):
         self._put(item)
         return True
 
+    @property
+    def bystander(self) -> Any:
+        """What the receiver has called itself with `stand_by`."""
+        return self._shared.bystander
+
+    def is_handed_on(self) -> bool:
+        """Whether the receiver has handed on all that was sent, and waits for more."""
+        return self._shared.senders.can_go(self._shared.is_handed_on)
+
+    async def handed_on(self) -> None:
+        """Wait for that."""
+        await self._shared.senders.take_turn(self._shared.is_handed_on)
+
     def close(self) -> None:
         """Say that nothing more will come. Never waits; closing twice is fine."""
         self._shared.sender_closed = True
@@ -115,13 +133,21 @@ class Receiver(Generic[Item]):
     async def receive(self) -> Item:
         """Wait for the next item. Raises ChannelClosed once the sender has closed and nothing is left."""
         shared = self._shared
+        shared.receiving = True
+        if not shared.items:
+            shared.senders.notify()
         await shared.receivers.take_turn(shared.has_item)
+        shared.receiving = False
         if not shared.items:
             raise ChannelClosed(f"channel {shared.name!r} is closed: nothing more will come")
         item = shared.items.popleft()
         shared.count()
         shared.senders.notify()
         return item
+
+    def stand_by(self, bystander: Any) -> None:
+        """Let senders know the receiver as one that does nothing with some items but hand them on."""
+        self._shared.bystander = bystander
 
     @property
     def name(self) -> str:

@@ -46,11 +46,17 @@ class Stage(Actor):
         """
         raise NotImplementedError
 
+    def _only_hands_on(self, message: Message[Any]) -> bool:
+        return self._lies_ahead(message) or (message.at is not None and message.at.kept is not None)
+
+    def _onward(self, message: Message[Any]) -> Message[Any] | None:
+        return message if self._only_hands_on(message) else None
+
     async def _work(self) -> None:
         clock, meter = self._wired.clock, self._wired.meter
         while True:
             message = await self._receive()
-            if self._lies_ahead(message) or (message.at is not None and message.at.kept is not None):
+            if self._onward(message) is not None:
                 await self._send(message)
                 continue
             started, stalled_before = clock(), meter.stalled_seconds
@@ -101,11 +107,26 @@ class Mover(Actor):
     def found(self, message: Message[Any]) -> None:
         """Take note that the bytes of a resident group lie where they are needed, so that `move` is not asked."""
 
+    def _budgets_from_here(self) -> Sequence[Budget]:
+        own = () if self.budget is None else (self.budget,)
+        return (*own, *self._wired.ahead)
+
+    def _only_hands_on(self, message: Message[Any]) -> bool:
+        found = message.at is None and self.budget is not None and self.budget.holds(message.key)
+        return found or self._lies_ahead(message)
+
+    def _onward(self, message: Message[Any]) -> Message[Any] | None:
+        if self._lies_ahead(message):
+            return message
+        if message.at is not None or self.budget is None or (slot := self.budget.find(message.key)) is None:
+            return None
+        return message.moved(slot, self._found(message, slot))
+
     async def _work(self) -> None:
         while True:
             message = await self._receive()
-            if self._lies_ahead(message):
-                await self._send(message)
+            if (onward := self._onward(message)) is not None:
+                await self._send(onward)
                 continue
             source = message.at
             slot = source if self.budget is None else await self._acquire(self.budget, message)
@@ -127,13 +148,17 @@ class Mover(Actor):
     async def _fill(self, message: Message[Any], slot: Slot) -> Event:
         """The event after which the group's bytes are in its slot."""
         if slot.kept is not None:
-            self.found(message)
-            self._wired.meter.launched(message, (), slot.index)
-            return slot.kept
+            return self._found(message, slot)
         event = await self.move(message, slot)
         _require_event(self.name, "move", event)
         self._wired.meter.launched(message, (event,), slot.index)
         return event
+
+    def _found(self, message: Message[Any], slot: Slot) -> Event:
+        self.found(message)
+        self._wired.meter.launched(message, (), slot.index)
+        slot.filled, slot.filler = slot.kept or READY, self.name
+        return slot.filled
 
     def _leave(self, source: Slot, slot: Slot) -> None:
         if self.keeps_source:

@@ -34,14 +34,11 @@ def cache_file() -> Path | None:
 
 def disk_key(shard: Shard, beside: bool) -> str:
     """The file system and what it is mounted from, and the machine: device numbers may change when it starts anew."""
-    used = f"{torch.get_num_threads()} threads compute" if beside else "nothing beside"
-    return f"{_mounted(shard)} on {platform.node()}, {platform.release()}, {os.cpu_count()} cores, {used}"
-
-
-def _mounted(shard: Shard) -> str:
     device = f"{os.major(shard.identity.device)}:{os.minor(shard.identity.device)}"
     found = [f"{mount.kind} {mount.source}" for mount in mounts() if mount.device == device]
-    return os.fsencode(found[-1]).decode(errors="backslashreplace") if found else f"device {device}"
+    mounted = os.fsencode(found[-1]).decode(errors="backslashreplace") if found else f"device {device}"
+    used = f"{torch.get_num_threads()} threads compute" if beside else "nothing beside"
+    return f"{mounted} on {platform.node()}, {platform.release()}, {os.cpu_count()} cores, {used}"
 
 
 def kept(cache: Path | None, key: str) -> dict[Reading, float] | None:

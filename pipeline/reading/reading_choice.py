@@ -20,7 +20,7 @@ from pipeline.checkpoints.shard import Shard
 from pipeline.devices.lane import Lane
 from pipeline.devices.memory import HostMemory
 from pipeline.groups.layout import Window
-from pipeline.reading.lanes import open_lanes
+from pipeline.reading.lanes import LANES
 from pipeline.reading.reading import DEFAULT, MIB, WAYS, Reading
 from pipeline.reading.reading_cache import cache_file, disk_key, keep, kept
 from pipeline.reading.reading_lane import Disk, ReadingLane, ReadingLanes
@@ -134,7 +134,7 @@ async def _measure(shard: Shard) -> dict[Reading, float]:
     """
     buffer = HostMemory(TRIAL_BYTES)
     disks = {direct: Disk({shard.path: shard}, direct) for direct in (True, False)}
-    lanes = {one: open_lanes("penstock-trial", one.way, one.lanes, disks[one.direct]) for one in CANDIDATES}
+    lanes = {one: LANES[one.way]("penstock-trial", one.lanes, disks[one.direct]) for one in CANDIDATES}
     trials: dict[Reading, list[float]] = {one: [] for one in CANDIDATES}
     starts = _extents(shard.size)
     try:

@@ -13,7 +13,7 @@ from pipeline.checkpoints.shard import Shard
 from pipeline.errors import CheckpointError, ClosedError, ConfigError
 from pipeline.groups.layout import HostLayout, Window
 from pipeline.reading.checksums import Checksums
-from pipeline.reading.lanes import open_lanes
+from pipeline.reading.lanes import LANES
 from pipeline.reading.reading import Reading
 from pipeline.reading.reading_lane import Disk
 from pipeline.reading.rows import RowReader
@@ -45,7 +45,7 @@ class CheckpointSource:
         self.checksums = checksums
         self._layouts = layouts
         self._disk = Disk(files, reading.direct)
-        self._lanes = open_lanes("penstock-disk", reading.way, reading.lanes, self._disk)
+        self._lanes = LANES[reading.way]("penstock-disk", reading.lanes, self._disk)
         self.rows = RowReader(self._disk)
         self._movers = Threads(reading.lanes, "penstock-moves")
         self._closed = False

@@ -50,16 +50,11 @@ def place_kv(layers: int, rooms: Sequence[int]) -> KvPlacement:
     stays: list[tuple[int, ...]] = []
     slots: list[int] = []
     for room in reversed(rooms):
-        shared, staying_count = (0, len(moving)) if room >= len(moving) else _slots_and_rest(len(moving), room)
+        shared = min(MOST_SHARED, max(FEWEST_SHARED, room - 1), len(moving)) if room < len(moving) else 0
+        staying_count = min(len(moving), max(0, room - shared))
         staying = evenly(moving, staying_count)  # the first of all stays, so that moving begins while it computes
         moving = [layer for layer in moving if layer not in staying]
         stays.append(staying)
         slots.append(shared)
     *device_slots, host_slots = slots
     return KvPlacement(stays[0], tuple(chain(*stays[1:])), tuple(moving), sum(device_slots), host_slots)
-
-
-def _slots_and_rest(layers: int, room: int) -> tuple[int, int]:
-    """How many slots layers pass through, and for how many layers there is room beside them."""
-    slots = min(MOST_SHARED, max(FEWEST_SHARED, room - 1), layers)
-    return slots, max(0, room - slots)

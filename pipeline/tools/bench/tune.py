@@ -13,6 +13,7 @@ from actors.core.trace import Trace
 from pipeline.api import Model
 from pipeline.errors import ConfigError
 from pipeline.generation.build import ModelRuntime
+from pipeline.generation.sequence import Output
 from pipeline.groups.slot_kinds import SlotKinds
 from pipeline.tools.bench.candidates import (
     DEFAULT,
@@ -242,7 +243,7 @@ class Tuner:
         fastest = math.inf
         for index in range(RECORDINGS):
             self.progress(f"recording a run, for the timings of the simulation: {index + 1}/{RECORDINGS}")
-            runtime, trace = await self._generate(candidate.settings)
+            runtime, trace, _ = await self._generate(candidate.settings)
             order, one_link = runtime.catalog.order, len(runtime.device.places) == 1
             seconds = statistics.median(steady_seconds(trace.spans, order))
             if seconds < fastest:
@@ -258,21 +259,19 @@ class Tuner:
             for candidate, samples in rounds.items():
                 groups = f"gpu_groups={candidate.gpu_groups}, host_groups={candidate.host_groups}"
                 self.progress(f"running for real: round {index + 1}/{ROUNDS}, {groups}, queue={candidate.queue}")
-                runtime, trace = await self._generate(candidate.settings)
+                runtime, trace, _ = await self._generate(candidate.settings)
                 samples.append(Samples(tuple(steady_seconds(trace.spans, runtime.catalog.order))))
             self.progress(f"running for real: round {index + 1}/{ROUNDS}, on defaults, so that what fits stays")
-            runtime, trace = await self._generate({})
+            runtime, trace, _ = await self._generate({})
             stayed += steady_seconds(trace.spans, runtime.catalog.order)
         staying = Staying(len(runtime.catalog.order), runtime.moving_groups, Samples(tuple(stayed)))
         return tuple(Finalist(one, predicted[one], tuple(samples)) for one, samples in rounds.items()), staying
 
-    async def _generate(self, tuned: Mapping[str, Any]) -> tuple[ModelRuntime, Trace]:
-        """Run as many passes as are needed."""
+    async def _generate(self, tuned: Mapping[str, Any]) -> tuple[ModelRuntime, Trace, Output]:
         prompt_tokens, new_tokens = self._load
         own = {"context_tokens": prompt_tokens + new_tokens, "max_tokens_per_pass": self.batch_tokens}
         settings = {**own, **self.settings, **tuned}
-        runtime, trace, _ = await recorded_run(self.folder, settings, prompt_tokens, new_tokens)
-        return runtime, trace
+        return await recorded_run(self.folder, settings, prompt_tokens, new_tokens)
 
 
 def _window_bytes(runtime: ModelRuntime, budgets: Iterable[int]) -> dict[int, int]:

@@ -21,13 +21,13 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """The standard loop with a clock that jumps instead of sleeping. Work on threads takes no virtual time."""
 
     def __init__(self) -> None:
-        self._now = 0.0
         self.on_threads = 0
-        super().__init__(_JumpingSelector(self))
+        self._clock = _JumpingSelector(self)
+        super().__init__(self._clock)
 
     def time(self) -> float:
         """Virtual seconds since the loop was made."""
-        return self._now
+        return self._clock.now
 
     def run_in_executor(
         self, executor: Executor | None, func: Callable[[Unpack[Arguments]], Result], *args: *Arguments
@@ -47,15 +47,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def _end_thread(self, future: object = None) -> None:
         self.on_threads -= 1
 
-    def jump(self, seconds: float) -> None:
-        """Let virtual time pass."""
-        self._now += seconds
-
 
 class _JumpingSelector(selectors.DefaultSelector):
     def __init__(self, loop: VirtualTimeLoop) -> None:
         super().__init__()
-        self._loop = loop
+        self._loop, self.now = loop, 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if self._loop.on_threads and timeout != 0:
@@ -63,7 +59,7 @@ class _JumpingSelector(selectors.DefaultSelector):
         if timeout is None:
             raise Deadlock(f"all tasks wait, forever: {waits_for(asyncio.all_tasks(self._loop))}")
         if timeout > 0:
-            self._loop.jump(timeout)
+            self.now += timeout
         ready: list[tuple[selectors.SelectorKey, int]] = super().select(0)
         return ready
 

@@ -33,16 +33,14 @@ class Replay:
         """
         spans = list(spans)
         work = work_by_actor(spans)
-        replay = cls(order, one_link, check_seconds)
-        for actor in (DISK, LINK):
-            replay._seconds[actor] = _one_after_the_other(work[actor])
-        computed = replay._seconds[COMPUTE] = defaultdict(list)
+        computed: defaultdict[GroupKey, list[float]] = defaultdict(list)
         groups = group_times(work, order)
         for position in range(max(groups) + 1):
             parts = groups[position].parts if position in groups else []
             computed[order[position % len(order)]].append(sum(ended - started for started, ended in parts))
-        replay._begins = _begins(spans, groups, order, one_link)
-        return replay
+        seconds = {actor: _one_after_the_other(work[actor]) for actor in (DISK, LINK)} | {COMPUTE: computed}
+        begins = _begins(spans, groups, order, one_link)
+        return cls(order, one_link, check_seconds, _begins=begins, _seconds=seconds)
 
     def begin_seconds(self, pass_: int) -> float:
         """Return the recorded seconds."""

@@ -161,7 +161,7 @@ async def test_a_request_that_ends_within_a_shared_pass_is_skipped_from_there_on
     lanes = threading.Lock()
     running: list[RunningSequence] = []
 
-    def pieces_of(self: Batcher, *sizes: int) -> list[Piece]:
+    def pieces_of(self: Batcher, *sizes: Any) -> list[Piece]:
         pieces = next_pass(self, *sizes)
         running[:] = [piece.sequence for piece in pieces]
         return pieces

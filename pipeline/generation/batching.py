@@ -176,10 +176,10 @@ class Batcher:
             self._running.append(sequence)
         return {}
 
-    def next_pass(self, max_tokens: int, most_beside: int | None = None) -> list[Piece]:
+    def next_pass(self, max_tokens: int, most_of_prompts: Callable[[bool], int] | None = None) -> list[Piece]:
         """Choose up to `max_tokens` tokens: one of each request that answers, the rest of prompts, which share it.
 
-        While requests answer, prompts get at most `most_beside` tokens, if it is said: their tokens delay the others'.
+        `most_of_prompts` says how many tokens those may have beside requests that answer, or where there are none.
         More answering requests than `max_tokens` take turns.
         Call it when no pass runs. Empty where no request is active, or where all active ones wait for room.
         """
@@ -193,8 +193,8 @@ class Batcher:
         del answering[max_tokens:]
         tokens = dict.fromkeys(answering, 1)
         left = max_tokens - len(answering)
-        if answering and most_beside is not None:
-            left = min(left, most_beside)
+        if most_of_prompts is not None:
+            left = min(left, most_of_prompts(bool(answering)))
         prefilling = [one for one in active if not one.answers][:left]
         for index, sequence in enumerate(sorted(prefilling, key=lambda one: one.waiting_count)):
             share = min(sequence.waiting_count, -(-left // (len(prefilling) - index)))

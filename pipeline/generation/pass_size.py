@@ -17,7 +17,10 @@ LEAST_SECONDS = 0.5
 """By so much prompts may delay a token in any case."""
 AIMED_SHARE = 0.8
 """How much of the delay that is allowed a pass aims at: no pass takes exactly as long as the one before."""
-FEWEST_BESIDE = 16
+ALONE_SHARE = 8
+"""The same where nobody waits for a next token: a prompt of which a pass computes for so long loses nothing by another,
+and who comes meanwhile has to wait for its end."""
+FEWEST_TOKENS = 16
 """Tokens of prompts that every pass may take, so that prompts go on whatever is allowed."""
 
 
@@ -74,19 +77,18 @@ class PassRate:
         self._seconds = 0.0
         self._plain_seconds = 0.0
 
-    @property
-    def most_tokens(self) -> int:
-        """Tokens of prompts that the next pass may take beside those who wait for their next token."""
+    def most_tokens(self, beside: bool) -> int:
+        """Tokens of prompts that the next pass may take, `beside` requests that wait for their next token or alone."""
         if self._size.max_seconds is None:
             return self._size.tokens
         if not self._seconds:
             return min(LEAST_TOKENS, self._size.tokens)
-        plain, longer = self._plain_seconds, AIMED_SHARE * self._size.max_seconds
+        plain, longer = self._plain_seconds, (AIMED_SHARE if beside else ALONE_SHARE) * self._size.max_seconds
         if self._seconds <= plain + longer:
             times = (plain + longer) / self._seconds
         else:
             times = longer / (self._seconds - plain)
-        return max(FEWEST_BESIDE, int(min(self._tokens * times, self._size.tokens)))
+        return max(FEWEST_TOKENS, int(min(self._tokens * times, self._size.tokens)))
 
     def took(self, prompt_tokens: int, seconds: float) -> None:
         """Take note of a pass, or of computing alone.
@@ -98,5 +100,5 @@ class PassRate:
             return
         expected = prompt_tokens * self._seconds / self._tokens if self._tokens else seconds
         late = self._plain_seconds and seconds > self._plain_seconds + (self._size.max_seconds or seconds)
-        if prompt_tokens >= self.most_tokens // 2 or seconds <= expected or late:
+        if prompt_tokens >= self.most_tokens(True) // 2 or seconds <= expected or late:
             self._tokens, self._seconds = prompt_tokens, min(seconds, 2 * expected)  # beyond that it is an accident

@@ -65,12 +65,16 @@ def test_a_long_prompt_delays_nobodys_next_token() -> None:
 def test_beside_one_that_answers_prompts_get_no_more_than_is_allowed() -> None:
     answering, long = request(2, max_new_tokens=3), request(100)
     shared = batcher(answering)
-    assert compute(shared.next_pass(50, 1)) == {answering: 2}
+
+    def most_of_prompts(beside: bool) -> int:
+        return 7 if beside else 40
+
+    assert compute(shared.next_pass(50, most_of_prompts)) == {answering: 2}
     shared.submit(long)
     for _ in range(2):
-        assert compute(shared.next_pass(50, 7)) == {answering: 1, long: 7}
+        assert compute(shared.next_pass(50, most_of_prompts)) == {answering: 1, long: 7}
     assert answering.ended
-    assert compute(shared.next_pass(50, 7)) == {long: 50}, "nobody waits for a next token"
+    assert compute(shared.next_pass(50, most_of_prompts)) == {long: 40}, "nobody waits for a next token"
 
 
 def test_prompts_share_what_is_left_and_what_one_leaves_goes_to_the_others() -> None:

@@ -17,7 +17,7 @@ from pipeline.devices.port import ONE_PLACE, TWO_PLACES, Place
 from pipeline.devices.sim import SimDevice
 from pipeline.generation.blueprint import draw_up
 from pipeline.generation.model_plan import ModelPlan
-from pipeline.generation.pass_size import FEWEST_BESIDE, LEAST_TOKENS, PassRate, PassSize, choose_size, sizes
+from pipeline.generation.pass_size import FEWEST_TOKENS, LEAST_TOKENS, PassRate, PassSize, choose_size, sizes
 from pipeline.models.model_config import read_config
 
 Seconds = Callable[[int], float]
@@ -45,7 +45,7 @@ def long_prompt(rate: PassRate, seconds: Seconds, tokens: int) -> list[tuple[int
     """The passes of a prompt beside others: tokens and seconds of each."""
     passes = []
     while tokens:
-        carried = min(rate.most_tokens, tokens)
+        carried = min(rate.most_tokens(True), tokens)
         passes.append((carried, seconds(carried)))
         rate.took(*passes[-1])
         tokens -= carried
@@ -77,14 +77,21 @@ def test_a_prompt_takes_few_passes_none_of_which_is_late(curve: Seconds, first: 
     assert len(passes) <= 1.7 * fewest + 9, (len(passes), fewest)
 
 
+def test_a_prompt_alone_takes_all_room_unless_those_who_come_would_wait_for_long() -> None:
+    for seconds, tokens in ((0.5, ROOM), (4.0, ROOM), (8.0, ROOM // 2), (400.0, ROOM // 100)):
+        rate = PassRate(PassSize(ROOM, MAX_SECONDS))
+        rate.took(ROOM, seconds)
+        assert rate.most_tokens(False) == tokens
+
+
 def test_prompts_go_on_whatever_is_allowed_and_take_all_where_nothing_limits_them() -> None:
     rate = PassRate(PassSize(512, 1e-9))
     for _ in range(4):
-        rate.took(rate.most_tokens, 30.0)
-        assert rate.most_tokens == FEWEST_BESIDE
-    assert PassRate(PassSize(700, None)).most_tokens == 700
-    assert PassRate(PassSize(4096, 1.0)).most_tokens == LEAST_TOKENS, "as nothing is known"
-    assert PassRate(PassSize(100, 1.0)).most_tokens == 100
+        rate.took(rate.most_tokens(True), 30.0)
+        assert rate.most_tokens(True) == FEWEST_TOKENS
+    assert PassRate(PassSize(700, None)).most_tokens(True) == 700
+    assert PassRate(PassSize(4096, 1.0)).most_tokens(False) == LEAST_TOKENS, "as nothing is known"
+    assert PassRate(PassSize(100, 1.0)).most_tokens(False) == 100
 
 
 def test_sizes_reach_from_today_to_a_whole_prompt_and_what_saves_nothing_takes_no_memory() -> None:

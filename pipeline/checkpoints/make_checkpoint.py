@@ -135,13 +135,13 @@ def _write_shards(
     tag = stored_name(dtype)
     files = shards(shapes, tag, shard_bytes)
     total, drawn_bytes = total_bytes(shapes, tag), 0
-    weights = _RandomWeights(dtype, seed)
+    buffer, generator = torch.empty(CHUNK_ITEMS), torch.Generator().manual_seed(seed)
     weight_map: dict[str, str] = {}
     for file_name, held in files.items():
         tensors: dict[str, torch.Tensor] = {}
         for name, shape in held.items():
-            tensors[name] = torch.empty(shape, dtype=weights.dtype)
-            for chunk in weights.fill(name, tensors[name]):
+            tensors[name] = torch.empty(shape, dtype=getattr(torch, dtype))
+            for chunk in _fill(name, tensors[name], buffer, generator):
                 drawn_bytes += chunk.nbytes
                 progress(drawn_bytes, total)
         save_file(tensors, folder / file_name, metadata={"format": "pt"})
@@ -155,23 +155,15 @@ def _write_shards(
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
 
 
-class _RandomWeights:
-    """Draws in float32, a chunk at a time, in one buffer: a whole tensor would need another of twice its size."""
-
-    def __init__(self, dtype: str, seed: int) -> None:
-        self.dtype: torch.dtype = getattr(torch, dtype)
-        self._generator = torch.Generator().manual_seed(seed)
-        self._normal = torch.empty(CHUNK_ITEMS)
-
-    def fill(self, name: str, tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Give each chunk once it is filled."""
-        for chunk in tensor.view(-1).split(CHUNK_ITEMS):
-            normal = self._normal[: len(chunk)]
-            if name.endswith("norm.weight"):
-                normal.fill_(1.0)
-            else:
-                normal.normal_(0.0, STANDARD_DEVIATION, generator=self._generator)
-            yield chunk.copy_(normal)
+def _fill(name: str, tensor: torch.Tensor, buffer: torch.Tensor, generator: torch.Generator) -> Iterator[torch.Tensor]:
+    """Draw in float32, and yield each chunk once it is filled: a whole tensor would need another of twice its size."""
+    for chunk in tensor.view(-1).split(CHUNK_ITEMS):
+        normal = buffer[: len(chunk)]
+        if name.endswith("norm.weight"):
+            normal.fill_(1.0)
+        else:
+            normal.normal_(0.0, STANDARD_DEVIATION, generator=generator)
+        yield chunk.copy_(normal)
 
 
 def _write_tokenizer(folder: Path, vocabulary_size: int) -> None:

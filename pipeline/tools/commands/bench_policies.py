@@ -41,8 +41,7 @@ async def bench_policies(options: argparse.Namespace) -> None:
     reports = await bench.run(policies)
     progress.clear()
     if options.trace is not None:
-        for path in _write_traces(options.trace, bench.recordings):
-            print(f"wrote {path}", file=sys.stderr)
+        _write_traces(options.trace, bench.recordings)
     if options.json:
         print_json([report.as_dict() for report in reports])
     else:
@@ -85,13 +84,11 @@ def _effect(reports: Mapping[str, PolicyReport]) -> str:
     return f"a pass of {ranked[-1]} took {longer:.1%} longer than of {ranked[0]}, {beside_noise(longer, noise)}"
 
 
-def _write_traces(path: Path, recordings: Mapping[str, Recording]) -> list[Path]:
-    """One file per policy, whose name goes before the first suffix; a single policy keeps the name as it is."""
-    written = []
+def _write_traces(path: Path, recordings: Mapping[str, Recording]) -> None:
+    """Write a file for each policy, whose name goes before the first suffix; a single policy keeps the name."""
     for title, recording in recordings.items():
         stem, dot, suffix = path.name.partition(".")
         plain = re.sub(r"[^\w-]+", "-", title)
         name = path.name if len(recordings) == 1 else f"{stem}.{plain}{dot}{suffix}"
         write_trace(path.with_name(name), recording)
-        written.append(path.with_name(name))
-    return written
+        print(f"wrote {path.with_name(name)}", file=sys.stderr)

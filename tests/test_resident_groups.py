@@ -142,7 +142,9 @@ async def test_what_stays_on_the_device_is_uploaded_once(device: str, checkpoint
         moving = len(runtime.catalog.order) - len(runtime.residency.stays("device"))
         if device == "cpu":  # the uploader hands the slots of moving groups on
             moving -= len(runtime.residency.stays("host"))
-        assert len(uploads) == more * (moving + 3), "and each pass its embedding rows, positions and what is to be drawn"
+        assert len(uploads) == more * (moving + 3), (
+            "and each pass its embedding rows, positions and what is to be drawn"
+        )
 
 
 @pytest.mark.parametrize(("policy", "shares", "device"), cases([*POLICIES], [(0.3, 0.3), (1.0, 0.0)], DEVICES))

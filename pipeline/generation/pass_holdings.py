@@ -39,7 +39,8 @@ def pass_holdings(
     row_activations = (3 * model.hidden_size + 3 * ffn_size) * max(dtype.itemsize, 4)
     micro_batches = find_policy(settings.policy).micro_batches
     casts = _scratch_bytes(groups, dtype) * min(2, micro_batches)
-    records = len(groups.groups) * len(device.repeated_rows) * micro_batches
+    # Attention has those for short contexts and for long ones; the embedding and the choice of tokens have a few, too.
+    records = 2 * len(groups.groups) * len(device.repeated_rows) * micro_batches
     recorded = {where: nbytes * records for where, nbytes in device.record_bytes.items()}
     if recorded:
         recorded[place] += max(device.repeated_rows) * row_activations

@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
@@ -57,6 +57,13 @@ class RowsSent:
     processed: list[tuple[Sampler, list[float]]] = field(default_factory=list)
     outcomes: dict[Sampler, Outcome] = field(default_factory=dict)
     sent: Event = READY
+
+    @property
+    def repeats(self) -> Hashable:
+        """What the kernels that choose depend on beside numbers on the device; None where the rows are not alike."""
+        if len(self.runs) != 1 or self.runs[0].logprobs is not None or self.changes not in (0, len(self.samplers)):
+            return None
+        return "choose", self.runs[0], self.changes
 
     @property
     def result_counts(self) -> list[int]:
@@ -156,7 +163,7 @@ class RowSampler:
         device, computed = self._device, after
         if rows.samplers:
             work = functools.partial(infer, functools.partial(self._choose, logits, rows))
-            computed = device.launch(lane, work, (rows.sent, after))
+            computed = device.launch(lane, work, (rows.sent, after), rows.repeats)
             if self._results is not self._host_results:
                 copies = (Copy(0, 0, sum(rows.result_counts) * torch.float64.itemsize),)
                 computed = device.download(self._results, self._host_results, copies, (computed,))

@@ -41,8 +41,11 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 async def generate(model: Model) -> list[Output]:
     """Passes of five rows, four, and so on: requests end one after the other."""
-    several = [model.generate(p, max_new_tokens=4 + 3 * i, ignore_eos=True, logprobs=3) for i, p in enumerate(PROMPTS)]
-    return list(await asyncio.gather(*several))
+    outputs = []
+    for call in ({"logprobs": 3}, {"temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.2, "seed": 5}):
+        several = [model.generate(p, max_new_tokens=4 + 3 * i, ignore_eos=True, **call) for i, p in enumerate(PROMPTS)]
+        outputs += await asyncio.gather(*several)
+    return outputs
 
 
 def without_graphs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,7 @@ class ModelRuntime(Runtime):
             self.embedding,
             self.cache,
             Admission(batcher, self.cache, self.pass_rate),
-            PassInputs(device, self.embedding.most_rows, settings.max_requests, plan.context_tokens),
+            PassInputs(device, blocks.padded(self.embedding.most_rows), settings.max_requests, plan.context_tokens),
             drawn.dtype,
             blocks,
             PassBuffers(device, drawn.model, drawn.dtype, blocks, self.embedding.most_rows, logit_rows),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from actors.core.event import Event
 from actors.core.message import READY
-from pipeline.models.attention import Rows
+from pipeline.models.pass_rows import Rows
 from pipeline.models.rotary import Rotary
 from pipeline.models.row_blocks import RowBlocks
 

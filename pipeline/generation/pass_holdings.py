@@ -44,7 +44,7 @@ def pass_holdings(
     recorded = {where: nbytes * records for where, nbytes in device.record_bytes.items()}
     if recorded:
         recorded[place] += max(device.repeated_rows) * row_activations
-    inputs = PassInputs.nbytes(tokens, settings.max_requests, context_tokens)
+    inputs = PassInputs.nbytes(blocks.padded(tokens), settings.max_requests, context_tokens)
     return [
         *(Holding("embedding rows", where, rows, "max_tokens_per_pass") for where in (first, place)),
         Holding("activations", place, blocks.padded(tokens) * row_activations, "max_tokens_per_pass"),

@@ -2,109 +2,165 @@
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import TypeAlias
 
+import numpy as np
 import torch
-from torch.nn.functional import pad
 
 from actors.core.event import Event
 from actors.core.ports import Copy
 from pipeline.devices.port import Device
-from pipeline.generation.batching import Piece, most_logit_rows
-from pipeline.models.attention import Rows, SequenceRows
+from pipeline.generation.batching import Piece
+from pipeline.generation.sequence import RunningSequence
+from pipeline.groups.layout import merge_copies
+from pipeline.models.pass_rows import FEW_PARTS, MOST_PARTS, PART, TILE, Rows, SequenceRows
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
+
+NO_TOKEN = (-1, -1, 0, -1, 0, 0, 0)
+POSITION, BLOCK, TABLE, ANSWER, TILE_ROW, TILE_TOKENS, LOGIT_ROW = range(len(NO_TOKEN))
+"""The columns of `Rows`, and the rows that get logits."""
+ITEM_BYTES = torch.int64.itemsize
+
+Held: TypeAlias = dict[RunningSequence, tuple[int, list[int]]]
+"""The row of each request's table, and what was written into it."""
 
 
 class PassInputs:
-    """Numbers of one pass, int64, in host memory and on the device; filled anew by every `send`.
+    """Numbers of one pass, int64, in host memory and, at addresses that never change, on the device.
 
-    First the positions of all tokens, the blocks that they go to and their rows in them, then which tokens get a row of
-    logits, then the block tables one after the other.
+    For each row of the pass a row of numbers, filled anew by every `send`; for each request a row with its block table,
+    which it keeps, and which is not sent again, as long as it is in every pass.
     """
 
-    def __init__(self, device: Device, max_tokens: int, max_requests: int, context_tokens: int) -> None:
+    def __init__(self, device: Device, most_rows: int, max_requests: int, context_tokens: int) -> None:
         self._device = device
-        nbytes = self.nbytes(max_tokens, max_requests, context_tokens)
-        self._host, self._numbers = device.host_memory(nbytes), device.device_memory(nbytes)
+        nbytes = self.nbytes(most_rows, max_requests, context_tokens)
+        self._memories = device.host_memory(nbytes), device.device_memory(nbytes)
+        self._numbers_end = most_rows * len(NO_TOKEN) * ITEM_BYTES
+        host, on_device = (memory.tensor[:nbytes] for memory in self._memories)
+        numbers, tables = self._parts(host, max_requests)
+        self._host_numbers, self._host_tables = numbers.numpy(), tables.numpy()
+        self._numbers, self._tables = self._parts(on_device, max_requests)
+        self._held: Held = {}
 
     @staticmethod
-    def nbytes(max_tokens: int, max_requests: int, context_tokens: int) -> int:
+    def nbytes(most_rows: int, max_requests: int, context_tokens: int) -> int:
         """The memory that it takes, in either place. Tables may share blocks, so each may be as long as the longest."""
-        tables = max_requests * blocks_for(context_tokens)
-        return (3 * max_tokens + most_logit_rows(max_requests) + tables) * torch.int64.itemsize
+        return (most_rows * len(NO_TOKEN) + max_requests * blocks_for(context_tokens)) * ITEM_BYTES
 
-    def send(self, pieces: Sequence[Piece]) -> Event:
-        """Put the numbers of a pass on the device; returns the event of their upload."""
+    def _parts(self, memory: torch.Tensor, max_requests: int) -> tuple[torch.Tensor, torch.Tensor]:
+        numbers, tables = memory[: self._numbers_end], memory[self._numbers_end :]
+        return numbers.view(torch.int64).view(-1, len(NO_TOKEN)), tables.view(torch.int64).view(max_requests, -1)
+
+    def send(self, pieces: Sequence[Piece], cuts: Sequence[tuple[int, int]]) -> Event:
+        """Put the numbers of a pass on the device, whose rows are computed in blocks [begin, end).
+
+        Returns the event of their upload.
+        """
         self._pieces = pieces
         self._ends = list(itertools.accumulate(len(piece.token_ids) for piece in pieces))
-        self._logit_rows = [
-            row for piece, end in zip(pieces, self._ends, strict=True) for row in range(end - piece.logit_rows, end)
-        ]
-        numbers = list(itertools.chain(*self._columns()))
-        self._host.tensor.view(torch.int64)[: len(numbers)] = torch.tensor(numbers, dtype=torch.int64)
-        copies = (Copy(0, 0, len(numbers) * torch.int64.itemsize),)
-        return self._device.upload(self._host, self._numbers, copies, ())
+        copies = self._hold_tables(pieces)
+        self._fill(pieces, cuts)
+        return self._device.upload(*self._memories, (Copy(0, 0, cuts[-1][1] * len(NO_TOKEN) * ITEM_BYTES), *copies), ())
 
     def positions(self, begin: int, end: int) -> torch.Tensor:
-        """The positions of tokens [begin, end) in their sequences, and zeros for rows behind the last token.
+        """The positions of rows [begin, end) in their sequences, and -1 for rows behind the last token.
 
         Like all below, only after the event of `send`.
         """
-        positions_T = self._part(begin, min(end, self._ends[-1]))
-        return pad(positions_T, (0, end - begin - len(positions_T)))
+        return self._numbers[begin:end, POSITION]
 
     def rope_lengths(self, begin: int, end: int) -> list[int]:
-        """The rope length of the sequence of each of tokens [begin, end), and zeros for rows behind the last token."""
+        """The rope length of the sequence of each of rows [begin, end), 0 behind the last token; [] if all are 0."""
+        if not any(piece.rope_length for piece in self._pieces):
+            return []
         lengths = itertools.chain.from_iterable([piece.rope_length] * len(piece.token_ids) for piece in self._pieces)
         of_tokens = list(itertools.islice(lengths, begin, end))
         return of_tokens + [0] * (end - begin - len(of_tokens))
 
     def logit_rows(self, begin: int, end: int) -> torch.Tensor:
         """The tokens of rows [begin, end) of logits, in the order of the pieces, and the first behind the last."""
-        first, last = 3 * self._ends[-1], min(end, len(self._logit_rows))
-        return pad(self._part(first + begin, first + last), (0, end - last))
+        return self._numbers[begin:end, LOGIT_ROW]
 
     def rows(self, begin: int, end: int) -> Rows:
-        """Where tokens [begin, end) of the pass go, counted from `begin`. Rows behind the last token belong to none."""
-        tokens = self._ends[-1]
-        table = 3 * tokens + len(self._logit_rows)
-        sequences = []
-        for piece, piece_end in zip(self._pieces, self._ends, strict=True):
-            piece_begin = piece_end - len(piece.token_ids)
-            blocks = _blocks(piece)
+        """Where rows [begin, end), a block of the pass, stand and go."""
+        tokens = max(0, min(end, self._ends[-1]) - begin)
+        by_sequence = functools.cache(functools.partial(self._by_sequence, self._pieces, self._held, begin, end))
+        return Rows(self._numbers[begin:end], self._tables, tokens, *self._grids[begin, end], by_sequence)
+
+    def _by_sequence(self, pieces: Sequence[Piece], held: Held, begin: int, end: int) -> list[SequenceRows]:
+        """Rows behind the last token belong to a sequence that has ended."""
+        sequences, piece_end = [], 0
+        for piece in pieces:
+            piece_begin, piece_end = piece_end, piece_end + len(piece.token_ids)
             first, last = max(begin, piece_begin), min(end, piece_end)
             if first < last:
                 start = piece.start + first - piece_begin
-                blocks_B = self._part(table, table + blocks)
+                blocks_B = self._tables[held[piece.sequence][0]]
                 ended = functools.partial(_ended, piece)
                 prompt_tokens = len(piece.sequence.prompt_ids)
                 sequences.append(SequenceRows(first - begin, last - begin, start, prompt_tokens, blocks_B, ended))
-            table += blocks
-        if end > tokens:
-            nowhere_B = self._part(table, table)
-            sequences.append(SequenceRows(max(tokens, begin) - begin, end - begin, 0, 0, nowhere_B, lambda: True))
-        last = min(end, tokens)
-        blocks_T, offsets_T = (self._part(column * tokens + begin, column * tokens + last) for column in (1, 2))
-        return Rows(blocks_T, offsets_T, sequences)
+        if end > piece_end:
+            first = max(piece_end, begin)
+            sequences.append(SequenceRows(first - begin, end - begin, 0, 0, self._tables[0], lambda: True))
+        return sequences
 
-    def _columns(self) -> Iterator[list[int]]:
-        positions = [piece.start + index for piece in self._pieces for index in range(len(piece.token_ids))]
-        yield positions
-        tables = [piece.sequence.blocks for piece in self._pieces for _ in piece.token_ids]
-        yield [table[position // BLOCK_TOKENS] for table, position in zip(tables, positions, strict=True)]
-        yield [position % BLOCK_TOKENS for position in positions]
-        yield self._logit_rows
-        for piece in self._pieces:
-            yield piece.sequence.blocks[: _blocks(piece)]
+    def _hold_tables(self, pieces: Sequence[Piece]) -> list[Copy]:
+        """Give each request of the pass a row for its table; returns what must be sent."""
+        blocks = {piece.sequence: piece.sequence.blocks for piece in pieces}
+        held = {one: at for one, at in self._held.items() if blocks.get(one) is at[1]}
+        taken = {row for row, _ in held.values()}
+        free = (row for row in range(len(self._host_tables)) if row not in taken)
+        new = [(row, one) for one, row in zip((one for one in blocks if one not in held), free, strict=False)]
+        for row, one in new:
+            held[one] = row, blocks[one]
+            self._host_tables[row, : len(blocks[one])] = blocks[one]
+        self._held = held
+        stride = self._host_tables.shape[1] * ITEM_BYTES
+        return merge_copies(Copy(at, at, stride) for at in (self._numbers_end + row * stride for row, _ in new))
 
-    def _part(self, begin: int, end: int) -> torch.Tensor:
-        return self._numbers.tensor.view(torch.int64)[begin:end]
+    def _fill(self, pieces: Sequence[Piece], cuts: Sequence[tuple[int, int]]) -> None:
+        """Write the numbers of all rows."""
+        rows, tokens = cuts[-1][1], self._ends[-1]
+        numbers = self._host_numbers[:rows]
+        numbers[:] = NO_TOKEN
+        counts = [len(piece.token_ids) for piece in pieces]
+        ends_T = np.repeat(self._ends, counts)
+        starts = [piece.start + count - end for piece, count, end in zip(pieces, counts, self._ends, strict=True)]
+        positions_T = np.arange(tokens) + np.repeat(starts, counts)
+        tables_T = np.repeat([self._held[piece.sequence][0] for piece in pieces], counts)
+        numbers[:tokens, POSITION], numbers[:tokens, TABLE] = positions_T, tables_T
+        numbers[:tokens, BLOCK] = self._host_tables[tables_T, positions_T // BLOCK_TOKENS]
+        logit_rows = np.concatenate(
+            [np.arange(end - one.logit_rows, end) for one, end in zip(pieces, self._ends, strict=True)]
+        )
+        numbers[: len(logit_rows), LOGIT_ROW] = logit_rows
+        prompt_left_T = np.zeros(rows, np.int64)
+        prompts = [len(piece.sequence.prompt_ids) for piece in pieces]
+        prompt_left_T[:tokens] = np.minimum(np.repeat(prompts, counts) - positions_T, ends_T - np.arange(tokens))
+        self._grids = {cut: _cut(numbers[slice(*cut)], prompt_left_T[slice(*cut)]) for cut in cuts}
+
+
+def _cut(numbers: np.ndarray, prompt_left_T: np.ndarray) -> tuple[int, int, int]:
+    """List the answers and the tiles of a block of rows, of whose prompts so many tokens are left in the pass.
+
+    Returns how many there are of both, and a bound of the parts of an answer, of which there are two: few, and all.
+    """
+    positions_T = numbers[:, POSITION]
+    is_prompt_T = prompt_left_T > 0
+    answers = np.flatnonzero(~is_prompt_T)
+    numbers[: len(answers), ANSWER] = answers
+    changes_T = numbers[1:, TABLE] != numbers[:-1, TABLE]
+    begins_T = is_prompt_T & ((positions_T % TILE == 0) | np.concatenate([[True], changes_T]))
+    tiles = np.flatnonzero(begins_T)
+    in_cell = TILE - positions_T[tiles] % TILE
+    numbers[: len(tiles), TILE_ROW] = tiles
+    numbers[: len(tiles), TILE_TOKENS] = np.minimum.reduce([prompt_left_T[tiles], in_cell, len(numbers) - tiles])
+    longest = int(positions_T[answers].max(initial=-1)) + 1
+    parts = FEW_PARTS if longest <= FEW_PARTS * PART else MOST_PARTS
+    return len(answers), len(tiles), parts
 
 
 def _ended(piece: Piece) -> bool:
     return piece.sequence.ended
-
-
-def _blocks(piece: Piece) -> int:
-    """How many blocks of its sequence a piece attends to."""
-    return blocks_for(piece.start + len(piece.token_ids))

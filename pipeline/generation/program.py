@@ -91,7 +91,7 @@ class GenerationProgram:
         tokens = len(token_ids(pieces))
         choosing = await self._sampler.send(_last_rows(pieces))
         pass_ = GenerationPass(pieces, micro_batches(tokens, self._micro_batches, self._row_blocks), choosing)
-        sent = self._inputs.send(pieces)
+        sent = self._inputs.send(pieces, [(block.begin, block.end) for block in pass_.blocks])
         for block in pass_.blocks:
             block.rows = self._inputs.rows(block.begin, block.end)
             block.rotary = self._buffers.rotary(block.begin, block.end)

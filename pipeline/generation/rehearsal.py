@@ -15,9 +15,12 @@ from pipeline.errors import ConfigError
 from pipeline.formats.dense import linear
 from pipeline.generation.folder import naming_files
 from pipeline.generation.program import COMPUTE
-from pipeline.models.attention import LayerKV, Rows, SequenceRows, attend_all
+from pipeline.models.attention import LayerKV, attend_all
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.ops import infer, rms_norm
+from pipeline.models.pass_rows import few_rows
+from pipeline.models.rotary import rotary
+from pipeline.state.blocks import BLOCK_TOKENS
 from pipeline.system.limits import reached_limit
 
 if TYPE_CHECKING:
@@ -74,8 +77,9 @@ def _compute(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> N
     zeros = functools.partial(torch.zeros, dtype=dtype, device=device)
     hidden_TD = zeros(2, config.hidden_size)
     linear(rms_norm(hidden_TD, hidden_TD[0], config.norm_epsilon), zeros(FEW_ROWS, config.hidden_size))
-    place_T = torch.zeros(1, dtype=torch.int64, device=device)
     attention = config.attention
-    kv = LayerKV(zeros(1, 2, 1, attention.kv_heads, attention.head_dim))
-    rows = Rows(place_T, place_T, [SequenceRows(0, 1, 0, 1, place_T), SequenceRows(1, 2, 0, 0, place_T)])
-    attend_all(zeros(2, attention.heads, attention.head_dim), kv, rows, attention.window)
+    kv = LayerKV(zeros(1, 2, BLOCK_TOKENS, attention.kv_heads, attention.head_dim))
+    rows, turn = few_rows(device), rotary(config, torch.zeros(2, device=device))
+    q_TNH = zeros(2, attention.heads, attention.head_dim)
+    keys_TKH = zeros(2, attention.kv_heads, attention.head_dim)
+    attend_all(q_TNH, keys_TKH, keys_TKH, turn, kv, rows, attention.window)

@@ -1,4 +1,4 @@
-"""Causal attention of the tokens of one pass, sequence by sequence, over the keys and values of one layer.
+"""Causal attention of the tokens of one pass over the keys and values of one layer, sequence by sequence.
 
 What comes out for a token must not depend on other requests in the pass, nor on where its prompt is cut into passes. So
 which kernel computes it, on tensors of which shape, follows from its position alone: the tokens of a prompt in cells
@@ -8,43 +8,24 @@ Shape letters in names: T tokens of this pass, S positions attended, B blocks, P
 K kv heads, G query heads that share a kv head, H head dim, C positions of a cell.
 """
 
-from collections.abc import Callable, Sequence
+import functools
+import logging
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from pipeline.models.pass_rows import Rows, SequenceRows
+from pipeline.models.rotary import Rotary, rotate
+
+logger = logging.getLogger("penstock")
+
 CPU_CELL, GPU_CELL = 16, 512
 """Positions of a cell: few, so that a short piece of a prompt fills it, and as many as a GPU computes at a time."""
 
 ALIGNMENT_BYTES = 64
-
-
-@dataclass(frozen=True, slots=True)
-class SequenceRows:
-    """Rows [begin, end) of a pass belong to one sequence, at positions from `start` on, of which `prompt_tokens` are
-    its prompt.
-
-    `blocks_B` is its block table, int64 on the device: position p is row p % P of block p // P of the table. Once it
-    has `ended`, nobody looks at what comes out for its rows.
-    """
-
-    begin: int
-    end: int
-    start: int
-    prompt_tokens: int
-    blocks_B: torch.Tensor
-    ended: Callable[[], bool] = lambda: False
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Where the tokens of a pass go: the block and the row in it of each, int64 [T], and whose they are."""
-
-    blocks_T: torch.Tensor
-    offsets_T: torch.Tensor
-    sequences: Sequence[SequenceRows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +36,10 @@ class LayerKV:
 
     def write(self, rows: Rows, keys_TKH: torch.Tensor, values_TKH: torch.Tensor) -> None:
         """Put the keys and values of the tokens of a pass into their places; rows behind the last token have none."""
+        positions_T, blocks_T = rows.numbers[: rows.tokens, :2].unbind(1)
         for index, new_TKH in enumerate((keys_TKH, values_TKH)):
-            self.memory[:, index].index_put_((rows.blocks_T, rows.offsets_T), new_TKH[: len(rows.blocks_T)])
+            into = self.memory[:, index]
+            into.index_put_((blocks_T, positions_T % into.shape[1]), new_TKH[: rows.tokens])
 
     def read(self, blocks_B: torch.Tensor, first: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The keys and the values of positions [first, end) of one sequence, each a copy, [S, K, H]."""
@@ -89,13 +72,49 @@ class LayerKV:
         return read[0], read[1]
 
 
-def attend_all(q_TNH: torch.Tensor, kv: LayerKV, rows: Rows, window: int | None) -> torch.Tensor:
-    """Attention of every token over its own sequence; returns [T, N * H]. The rows of the pass must be written.
+def attend_all(
+    q_TNH: torch.Tensor,
+    keys_TKH: torch.Tensor,
+    values_TKH: torch.Tensor,
+    turn: Rotary,
+    kv: LayerKV,
+    rows: Rows,
+    window: int | None,
+) -> torch.Tensor:
+    """Turn queries and keys, put keys and values into their places, and let each token attend to its own sequence.
 
-    Sequences that have ended get zeros: rows have to stay where they are, so that others keep their bits.
+    Returns [T, N * H]. On a GPU all rows are computed at once, and the queries are turned in place. Elsewhere those of
+    sequences that have ended get zeros: rows have to stay where they are, so that others keep their bits.
     """
-    mixed = [_attend_rows(q_TNH[one.begin : one.end], kv, one, window) for one in rows.sequences]
+    if kernels := _kernels(q_TNH.device, q_TNH.dtype, *q_TNH.shape[1:], keys_TKH.shape[1]):
+        kernels.turn_and_write(q_TNH, keys_TKH, values_TKH, turn, kv.memory, rows)
+        mixed_TA: torch.Tensor = kernels.attend(q_TNH, kv.memory, rows, window)
+        return mixed_TA
+    kv.write(rows, rotate(keys_TKH, turn), values_TKH)
+    q_TNH = rotate(q_TNH, turn)
+    mixed = [_attend_rows(q_TNH[one.begin : one.end], kv, one, window) for one in rows.by_sequence()]
     return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+
+
+@functools.cache
+def _kernels(device: torch.device, dtype: torch.dtype, heads: int, head_dim: int, kv_heads: int) -> ModuleType | None:
+    """What computes all rows at once, where this is a GPU for which Triton compiles it; else a warning says why not."""
+    if device.type != "cuda":
+        return None
+    try:
+        from pipeline.models import paged_attention
+
+        paged_attention.try_out(device, dtype, heads, head_dim, kv_heads)
+    except Exception as error:
+        logger.warning(
+            "attention runs request by request on %s, which is slow where many share a pass: Triton, which needs a C "
+            "compiler, could not make its kernels: %s: %s",
+            device,
+            type(error).__name__,
+            error,
+        )
+        return None
+    return paged_attention
 
 
 def _attend_rows(q_TNH: torch.Tensor, kv: LayerKV, one: SequenceRows, window: int | None) -> torch.Tensor:

@@ -9,11 +9,12 @@ Shape letters in names: T tokens of this pass, D hidden, N query heads, K kv hea
 import torch
 
 from pipeline.formats.matrix import Weights
-from pipeline.models.attention import LayerKV, Rows, attend_all
+from pipeline.models.attention import LayerKV, attend_all
 from pipeline.models.layers import Layer
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.ops import rms_norm, silu
-from pipeline.models.rotary import Rotary, rotate
+from pipeline.models.pass_rows import Rows
+from pipeline.models.rotary import Rotary
 
 
 def attention_half(
@@ -52,8 +53,7 @@ def _attention(
     if kind.head_norms:
         q_TNH = rms_norm(q_TNH, weights.tensors["q_norm"], layer.norm_epsilon)
         k_TKH = rms_norm(k_TKH, weights.tensors["k_norm"], layer.norm_epsilon)
-    kv.write(rows, rotate(k_TKH, rotary), v_TKH)
-    return weights.project("o", attend_all(rotate(q_TNH, rotary), kv, rows, kind.window))
+    return weights.project("o", attend_all(q_TNH, k_TKH, v_TKH, rotary, kv, rows, kind.window))
 
 
 def _gated_feed_forward(weights: Weights, normed_TD: torch.Tensor, silu_by_formula: bool) -> torch.Tensor:

@@ -6,7 +6,9 @@ import pytest
 import torch
 from support.kv_blocks import POSITIONS, empty_blocks, rows_of
 
-from pipeline.models.attention import LayerKV, Rows, SequenceRows, attend, attend_all
+from pipeline.models.attention import LayerKV, attend, attend_all
+from pipeline.models.pass_rows import Rows, SequenceRows
+from pipeline.models.rotary import Rotary
 
 HEAD_DIM = 6
 
@@ -58,8 +60,12 @@ def test_each_sequence_of_a_pass_attends_to_its_own_blocks() -> None:
         begin = sum(map(len, q[:-1]))
         sequences.append(SequenceRows(begin, begin + tokens, start, 8, blocks_B))
         expected.append(by_formula(q[-1], keys_SKH, values_SKH, start, None))
-    nowhere_T = torch.zeros(0, dtype=torch.int64)
-    mixed_TA = attend_all(torch.cat(q), kv, Rows(nowhere_T, nowhere_T, sequences), None)
+    nothing_TKH, still = (
+        torch.zeros_like(torch.cat(q)[:, :2]),
+        Rotary(torch.ones(6, 1, HEAD_DIM), torch.zeros(6, 1, HEAD_DIM)),
+    )
+    rows = Rows(torch.zeros(6, 2, dtype=torch.int64), torch.zeros(0), 0, 0, 0, 1, lambda: sequences)
+    mixed_TA = attend_all(torch.cat(q), nothing_TKH, nothing_TKH, still, kv, rows, None)
     torch.testing.assert_close(mixed_TA, torch.cat(expected))
 
 

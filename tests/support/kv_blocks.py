@@ -2,7 +2,8 @@
 
 import torch
 
-from pipeline.models.attention import LayerKV, Rows, SequenceRows
+from pipeline.models.attention import LayerKV
+from pipeline.models.pass_rows import Rows, SequenceRows
 
 POSITIONS = 4
 """Of a block: few, so that short sequences span several."""
@@ -21,5 +22,6 @@ def empty_blocks(tokens: int, kv_heads: int, head_dim: int, dtype: torch.dtype) 
 def rows_of(blocks_B: torch.Tensor, start: int, tokens: int) -> Rows:
     """A pass over nothing but `tokens` of that sequence, from position `start` on."""
     positions_T = torch.arange(start, start + tokens)
+    numbers = torch.stack((positions_T, blocks_B[positions_T // POSITIONS]), 1)
     sequence = SequenceRows(0, tokens, start, start + tokens, blocks_B)
-    return Rows(blocks_B[positions_T // POSITIONS], positions_T % POSITIONS, [sequence])
+    return Rows(numbers, blocks_B.unsqueeze(0), tokens, 0, 0, 1, lambda: [sequence])

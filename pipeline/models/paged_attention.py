@@ -1,0 +1,141 @@
+"""Attention of all rows of a pass at once, over keys and values in blocks: Triton kernels, a fixed number of launches.
+
+A token's bits follow from its position alone. The rows of a tile do not mix, its positions are visited from a multiple
+of a fixed number on, so many at a time, and what a row may not see adds exact zeros. A token of an answer is a tile by
+itself, of the heads that share a kv head; its positions are cut into parts, whose length its position says, so that
+a few long contexts fill a GPU. Tokens of a prompt share a tile where they lie in one cell of `TILE` positions.
+
+Shape letters in names: M rows of a tile, S positions visited at a time, P parts, H channels of a head, which are filled
+up to a power of two.
+"""
+
+import functools
+import math
+from typing import Any
+
+import torch
+import triton
+
+from pipeline.models import paged_kernels
+from pipeline.models.pass_rows import MOST_PARTS, PART, TILE, Rows, few_rows
+from pipeline.models.rotary import Rotary
+
+ANSWERS_AT_ONCE = 256
+"""More answers than that, which are computed anew after a failure, take turns: their parts need memory."""
+LEAST_ROWS = 16
+"""Of a product on tensor cores."""
+
+
+def try_out(device: torch.device, dtype: torch.dtype, heads: int, head_dim: int, kv_heads: int) -> None:
+    """Compile and run the kernels for heads of this kind. Raises whatever Triton raises."""
+    zeros = functools.partial(torch.zeros, dtype=dtype, device=device)
+    memory, rows = zeros(1, 2, 16, kv_heads, head_dim), few_rows(device)
+    q_TNH, keys_TKH = zeros(2, heads, head_dim), zeros(2, kv_heads, head_dim)
+    turn = Rotary(*torch.zeros(2, 2, 1, head_dim, device=device))
+    turn_and_write(q_TNH, keys_TKH, keys_TKH, turn, memory, rows)
+    attend(q_TNH, memory, rows, None)
+    torch.cuda.synchronize(device)
+
+
+def turn_and_write(
+    q_TNH: torch.Tensor,
+    keys_TKH: torch.Tensor,
+    values_TKH: torch.Tensor,
+    turn: Rotary,
+    memory: torch.Tensor,
+    rows: Rows,
+) -> None:
+    """Turn the queries in place, and put turned keys, and values, into their blocks; where a block is -1, nowhere.
+
+    Rounds as `rotate` does. In fp32 a product and a sum may be one operation.
+    """
+    tokens, heads, head_dim = q_TNH.shape
+    kv_heads = keys_TKH.shape[1]
+    paged_kernels.turn_and_write[(tokens, heads + kv_heads)](
+        q_TNH,
+        keys_TKH,
+        values_TKH,
+        turn.cos,
+        turn.sin,
+        memory,
+        rows.numbers,
+        q_TNH.stride(0),
+        keys_TKH.stride(0),
+        values_TKH.stride(0),
+        memory.stride(0),
+        COLUMNS=rows.numbers.stride(0),
+        BLOCK_TOKENS=memory.shape[2],
+        HEADS=heads,
+        KV_HEADS=kv_heads,
+        CHANNELS=head_dim,
+        H=triton.next_power_of_2(head_dim),
+        num_warps=1,
+    )
+
+
+def attend(q_TNH: torch.Tensor, memory: torch.Tensor, rows: Rows, window: int | None) -> torch.Tensor:
+    """Attention of every row over its own sequence; returns [T, N * H], zeros where a row has no token."""
+    mixed_TNH = torch.empty_like(q_TNH)
+    _, heads, head_dim = q_TNH.shape
+    group = heads // memory.shape[3]
+    places = (q_TNH, memory, rows.numbers, rows.tables, memory.stride(0), rows.tables.stride(0))
+    scale = math.log2(math.e) / math.sqrt(head_dim)
+    width = triton.next_power_of_2(head_dim)
+    of_answers, of_tiles = _launch_settings(width * q_TNH.itemsize)
+    shape: dict[str, Any] = {
+        "WINDOW": window or 0,
+        "COLUMNS": rows.numbers.stride(0),
+        "BLOCK_TOKENS": memory.shape[2],
+        "HEADS": heads,
+        "GROUP": group,
+        "CHANNELS": head_dim,
+        "H": width,
+        "PRECISION": "ieee" if q_TNH.dtype is torch.float32 else "tf32",
+    }
+    for first in range(0, rows.answers, ANSWERS_AT_ONCE):
+        count = min(rows.answers - first, ANSWERS_AT_ONCE)
+        parts = q_TNH.new_empty((count, heads, rows.parts, head_dim), dtype=torch.float32)
+        weights = q_TNH.new_empty((count, heads, rows.parts, 2), dtype=torch.float32)
+        paged_kernels.attend_parts[(rows.parts, heads // group, count)](
+            *places,
+            parts,
+            weights,
+            first,
+            scale,
+            **shape,
+            M=max(LEAST_ROWS, triton.next_power_of_2(group)),
+            PART=PART,
+            MOST_PARTS=MOST_PARTS,
+            **of_answers,
+        )
+        paged_kernels.merge[(heads, count)](
+            parts,
+            weights,
+            mixed_TNH,
+            rows.numbers,
+            first,
+            rows.parts,
+            WINDOW=window or 0,
+            COLUMNS=rows.numbers.stride(0),
+            S=of_answers["S"],
+            CHANNELS=head_dim,
+            H=width,
+            PART=PART,
+            MOST_PARTS=MOST_PARTS,
+        )
+    if rows.tiles:
+        paged_kernels.attend_tiles[(heads, rows.tiles)](
+            *places,
+            mixed_TNH,
+            scale,
+            **shape,
+            M=TILE,
+            **of_tiles,
+        )
+    return mixed_TNH.flatten(1)
+
+
+def _launch_settings(row_bytes: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Of answers and of tiles, for rows of so many bytes."""
+    visited = 64 if row_bytes <= 256 else 32
+    return {"S": visited, "num_warps": 4, "num_stages": 2}, {"S": visited, "num_warps": 8, "num_stages": 2}

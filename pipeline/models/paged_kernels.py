@@ -1,0 +1,190 @@
+"""The Triton kernels of `paged_attention`. Their tensors are pointers here, and each has its shape letters in its name.
+
+Letters: M rows of a tile, S positions visited at a time, P parts, H channels of a head, which are filled up to a power
+of two from CHANNELS.
+"""
+
+import triton
+import triton.language as tl
+
+# fmt: off
+
+
+@triton.jit
+def turn_and_write(q, keys, values, cos, sin, memory, numbers, q_stride, key_stride, value_stride, block_stride,
+        COLUMNS: tl.constexpr, BLOCK_TOKENS: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
+        CHANNELS: tl.constexpr, H: tl.constexpr):
+    """A program for each row and each head, of queries first, then of keys and values."""
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    channel_H = tl.arange(0, H)
+    real_H = channel_H < CHANNELS
+    written_H = real_H
+    if head < HEADS:
+        at = q + row * q_stride + head * CHANNELS
+        into = at
+    else:
+        kv_head = head - HEADS
+        block = tl.load(numbers + row * COLUMNS + 1)
+        position = tl.load(numbers + row * COLUMNS)
+        written_H &= block >= 0
+        at = keys + row * key_stride + kv_head * CHANNELS
+        into = memory + block * block_stride + (position % BLOCK_TOKENS * KV_HEADS + kv_head) * CHANNELS
+        value_H = tl.load(values + row * value_stride + kv_head * CHANNELS + channel_H, mask=real_H, other=0.0)
+        tl.store(into + BLOCK_TOKENS * KV_HEADS * CHANNELS + channel_H, value_H, mask=written_H)
+    is_second_H = channel_H >= CHANNELS // 2
+    partner_H = tl.where(is_second_H, channel_H - CHANNELS // 2, channel_H + CHANNELS // 2)
+    x_H = tl.load(at + channel_H, mask=real_H, other=0.0)
+    dtype = x_H.dtype
+    partner_H = tl.load(at + partner_H, mask=real_H, other=0.0).to(tl.float32)
+    partner_H = tl.where(is_second_H, partner_H, -partner_H)
+    cos_H = tl.load(cos + row * CHANNELS + channel_H, mask=real_H, other=0.0).to(dtype).to(tl.float32)
+    sin_H = tl.load(sin + row * CHANNELS + channel_H, mask=real_H, other=0.0).to(dtype).to(tl.float32)
+    turned_H = (x_H.to(tl.float32) * cos_H).to(dtype).to(tl.float32) + (partner_H * sin_H).to(dtype).to(tl.float32)
+    tl.debug_barrier()  # a query's channels are read before they are written
+    tl.store(into + channel_H, turned_H.to(dtype), mask=written_H)
+
+
+@triton.jit
+def first_seen_of(position, WINDOW: tl.constexpr):
+    """The first position that one sees."""
+    if WINDOW:
+        return tl.maximum(position + 1 - WINDOW, 0)
+    return position * 0
+
+
+@triton.jit
+def part_length_of(length, PART: tl.constexpr, MOST_PARTS: tl.constexpr):
+    """So long that there are at most `MOST_PARTS`, in multiples of `PART`."""
+    return tl.maximum(tl.cdiv(tl.cdiv(length, MOST_PARTS), PART), 1) * PART
+
+
+@triton.jit
+def visit(q_MH, position_M, most_M, total_M, mixed_MH, memory, table, block_stride, kv_head, low, high, first_seen, end,
+        scale, MASKED: tl.constexpr, WINDOW: tl.constexpr, BLOCK_TOKENS: tl.constexpr, KV_HEADS: tl.constexpr,
+        CHANNELS: tl.constexpr, H: tl.constexpr, S: tl.constexpr, PRECISION: tl.constexpr):
+    """Let rows look at positions [low, high), of which those outside [first_seen, end) may hold anything.
+
+    Unless `MASKED`, every row sees all of them.
+    """
+    channel_H = tl.arange(0, H)
+    for first in range(low, high, S):
+        position_S = first + tl.arange(0, S)
+        held_S = (position_S >= first_seen) & (position_S < end) if MASKED else position_S >= 0
+        block_S = tl.load(table + position_S // BLOCK_TOKENS, mask=held_S, other=0)
+        row_S = block_S * block_stride + (position_S % BLOCK_TOKENS * KV_HEADS + kv_head) * CHANNELS
+        at_SH = memory + row_S[:, None] + channel_H[None, :]
+        held_SH = held_S[:, None] & (channel_H < CHANNELS)[None, :]
+        keys_SH = tl.load(at_SH, mask=held_SH, other=0.0)
+        scores_MS = tl.dot(q_MH, tl.trans(keys_SH), input_precision=PRECISION) * scale
+        if MASKED:
+            visible_MS = position_S[None, :] <= position_M[:, None]
+            if WINDOW:
+                visible_MS &= position_S[None, :] > position_M[:, None] - WINDOW
+            scores_MS = tl.where(visible_MS, scores_MS, float("-inf"))
+        higher_M = tl.maximum(most_M, tl.max(scores_MS, 1))
+        base_M = tl.where(higher_M == float("-inf"), 0.0, higher_M)
+        weight_MS = tl.exp2(scores_MS - base_M[:, None])
+        shrink_M = tl.exp2(most_M - base_M)
+        values_SH = tl.load(at_SH + BLOCK_TOKENS * KV_HEADS * CHANNELS, mask=held_SH, other=0.0)
+        mixed_MH = mixed_MH * shrink_M[:, None]
+        mixed_MH += tl.dot(weight_MS.to(values_SH.dtype), values_SH, input_precision=PRECISION)
+        total_M = total_M * shrink_M + tl.sum(weight_MS, 1)
+        most_M = higher_M
+    return most_M, total_M, mixed_MH
+
+
+@triton.jit(do_not_specialize=["table_stride", "first_answer"])
+def attend_parts(q, memory, numbers, tables, block_stride, table_stride, parts, weights, first_answer, scale,
+        WINDOW: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_TOKENS: tl.constexpr, HEADS: tl.constexpr,
+        GROUP: tl.constexpr, CHANNELS: tl.constexpr, H: tl.constexpr, PRECISION: tl.constexpr, M: tl.constexpr,
+        S: tl.constexpr, PART: tl.constexpr, MOST_PARTS: tl.constexpr):
+    """A program for each part of the positions of an answer and each kv head."""
+    part, kv_head, answer = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    row = tl.load(numbers + (first_answer + answer) * COLUMNS + 3)
+    if row < 0:
+        return
+    position = tl.load(numbers + row * COLUMNS)
+    first_seen = first_seen_of(position, WINDOW)
+    low = first_seen // S * S
+    length = part_length_of(position + 1 - low, PART, MOST_PARTS)
+    low += part * length
+    if low > position:
+        return
+    table = tables + tl.load(numbers + row * COLUMNS + 2) * table_stride
+    member_M = tl.arange(0, M)
+    channel_H = tl.arange(0, H)
+    head_M = kv_head * GROUP + member_M
+    mask_MH = (member_M < GROUP)[:, None] & (channel_H < CHANNELS)[None, :]
+    at_MH = head_M[:, None] * CHANNELS + channel_H[None, :]
+    q_MH = tl.load(q + row * HEADS * CHANNELS + at_MH, mask=mask_MH, other=0.0)
+    most_M, total_M, mixed_MH = visit(q_MH, position + tl.zeros([M], tl.int64), tl.full([M], float("-inf"), tl.float32),
+        tl.zeros([M], tl.float32), tl.zeros([M, H], tl.float32), memory, table, block_stride, kv_head, low,
+        tl.minimum(low + length, position + 1), first_seen, position + 1, scale, True, WINDOW, BLOCK_TOKENS,
+        HEADS // GROUP, CHANNELS, H, S, PRECISION)
+    count = tl.num_programs(0)
+    slot_M = (answer * HEADS + head_M) * count + part
+    tl.store(weights + slot_M * 2, most_M, mask=member_M < GROUP)
+    tl.store(weights + slot_M * 2 + 1, total_M, mask=member_M < GROUP)
+    tl.store(parts + slot_M[:, None] * CHANNELS + channel_H[None, :], mixed_MH, mask=mask_MH)
+
+
+@triton.jit(do_not_specialize=["first_answer", "count"])
+def merge(parts, weights, mixed, numbers, first_answer, count, WINDOW: tl.constexpr, COLUMNS: tl.constexpr,
+        S: tl.constexpr, CHANNELS: tl.constexpr, H: tl.constexpr, PART: tl.constexpr, MOST_PARTS: tl.constexpr):
+    """A program for each answer and head; it always adds `MOST_PARTS`, so that how many others have does not count."""
+    head, answer = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    row = tl.load(numbers + (first_answer + answer) * COLUMNS + 3)
+    if row < 0:
+        return
+    position = tl.load(numbers + row * COLUMNS)
+    length = position + 1 - first_seen_of(position, WINDOW) // S * S
+    part_P = tl.arange(0, MOST_PARTS)
+    used_P = part_P * part_length_of(length, PART, MOST_PARTS) < length
+    channel_H = tl.arange(0, H)
+    slot_P = (answer * tl.num_programs(0) + head) * count + part_P
+    most_P = tl.load(weights + slot_P * 2, mask=used_P, other=float("-inf"))
+    total_P = tl.load(weights + slot_P * 2 + 1, mask=used_P, other=0.0)
+    mask_PH = used_P[:, None] & (channel_H < CHANNELS)[None, :]
+    mixed_PH = tl.load(parts + slot_P[:, None] * CHANNELS + channel_H[None, :], mask=mask_PH, other=0.0)
+    most = tl.max(most_P, 0)
+    weight_P = tl.exp2(most_P - tl.where(length > 0, most, 0.0))
+    total = tl.sum(total_P * weight_P, 0)
+    mixed_H = tl.sum(mixed_PH * weight_P[:, None], 0) / tl.where(length > 0, total, 1.0)
+    at_H = (row * tl.num_programs(0) + head) * CHANNELS + channel_H
+    tl.store(mixed + at_H, mixed_H.to(mixed.dtype.element_ty), mask=channel_H < CHANNELS)
+
+
+@triton.jit(do_not_specialize=["table_stride"])
+def attend_tiles(q, memory, numbers, tables, block_stride, table_stride, mixed, scale, WINDOW: tl.constexpr,
+        COLUMNS: tl.constexpr, BLOCK_TOKENS: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr,
+        CHANNELS: tl.constexpr, H: tl.constexpr, PRECISION: tl.constexpr, M: tl.constexpr, S: tl.constexpr):
+    """A program for each head and each tile of a prompt, the last ones first: they look back furthest."""
+    head, tile = tl.program_id(0), (tl.num_programs(1) - 1 - tl.program_id(1)).to(tl.int64)
+    tokens = tl.load(numbers + tile * COLUMNS + 5)
+    if tokens == 0:
+        return
+    row = tl.load(numbers + tile * COLUMNS + 4)
+    start = tl.load(numbers + row * COLUMNS)
+    table = tables + tl.load(numbers + row * COLUMNS + 2) * table_stride
+    member_M = tl.arange(0, M)
+    channel_H = tl.arange(0, H)
+    mask_MH = (member_M < tokens)[:, None] & (channel_H < CHANNELS)[None, :]
+    at_MH = ((row + member_M)[:, None] * HEADS + head) * CHANNELS + channel_H[None, :]
+    q_MH = tl.load(q + at_MH, mask=mask_MH, other=0.0)
+    position_M = start + member_M
+    most_M = tl.full([M], float("-inf"), tl.float32)
+    total_M = tl.zeros([M], tl.float32)
+    mixed_MH = tl.zeros([M, H], tl.float32)
+    first_seen = first_seen_of(start, WINDOW)
+    low, end = first_seen // S * S, start + tokens
+    if not WINDOW:
+        seen_by_all = start // M * M // S * S  # by all rows of the cell, wherever in it the tile begins
+        most_M, total_M, mixed_MH = visit(q_MH, position_M, most_M, total_M, mixed_MH, memory, table, block_stride,
+            head // GROUP, low, seen_by_all, first_seen, end, scale, False, WINDOW, BLOCK_TOKENS, HEADS // GROUP,
+            CHANNELS, H, S, PRECISION)
+        low = seen_by_all
+    most_M, total_M, mixed_MH = visit(q_MH, position_M, most_M, total_M, mixed_MH, memory, table, block_stride,
+        head // GROUP, low, end, first_seen, end, scale, True, WINDOW, BLOCK_TOKENS, HEADS // GROUP, CHANNELS, H, S,
+        PRECISION)
+    mixed_MH = mixed_MH / tl.where(member_M < tokens, total_M, 1.0)[:, None]
+    tl.store(mixed + at_MH, mixed_MH.to(mixed.dtype.element_ty), mask=mask_MH)

@@ -1,0 +1,58 @@
+"""Where the rows of a pass stand and go, and how a GPU shares them out to the programs of its kernels.
+
+Shape letters in names: T rows of this pass, B blocks.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+TILE = 128
+"""Tokens of a prompt that a GPU computes together, of one cell of so many positions."""
+PART, MOST_PARTS = 256, 32
+"""The positions of a token of an answer are cut into at most so many parts, each of a multiple of so many."""
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceRows:
+    """Rows [begin, end) of a pass belong to one sequence, at positions from `start` on, of which `prompt_tokens` are
+    its prompt.
+
+    `blocks_B` is its block table, int64 on the device: position p is row p % P of block p // P of the table. Once it
+    has `ended`, nobody looks at what comes out for its rows.
+    """
+
+    begin: int
+    end: int
+    start: int
+    prompt_tokens: int
+    blocks_B: torch.Tensor
+    ended: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Where the rows of a pass stand and go, and whose they are. Those behind its `tokens` belong to none.
+
+    `numbers`, int64 [rows, columns], and `tables`, [sequences, B], are on the device. Of each row: its position, the
+    block that it goes to, and the table of its sequence; -1, -1 and 0 behind the last token. Then follow lists, each in
+    a column from row 0 on: `answers` rows that are computed one by one, others with them, and `tiles` of
+    prompts, the first row and the tokens of each. No answer looks back at more than `parts` parts.
+    """
+
+    numbers: torch.Tensor
+    tables: torch.Tensor
+    tokens: int
+    answers: int
+    tiles: int
+    parts: int
+    by_sequence: Callable[[], Sequence[SequenceRows]]
+
+
+def few_rows(device: torch.device) -> Rows:
+    """Two rows to try kernels with, of a KV of one block: a prompt's token at position 0, and an answer's."""
+    numbers = torch.tensor([[0, 0, 0, 1, 0, 1, 0], [0, 0, 0, -1, 0, 0, 0]], device=device)
+    tables = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    sequences = [SequenceRows(0, 1, 0, 1, tables[0]), SequenceRows(1, 2, 0, 0, tables[0])]
+    return Rows(numbers, tables, 2, 1, 1, 1, lambda: sequences)

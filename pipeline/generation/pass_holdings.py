@@ -11,10 +11,9 @@ from pipeline.generation.pass_buffers import HIDDEN, LOGITS, ROTARY, PassBuffers
 from pipeline.generation.pass_inputs import PassInputs
 from pipeline.generation.row_sampler import RowSampler
 from pipeline.groups.groups import WeightGroups
-from pipeline.models.attention import GPU_CELL
+from pipeline.models.attention import scratch_bytes
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.row_blocks import RowBlocks
-from pipeline.state.kv_layout import KvLayout
 from pipeline.system.memory_plan import Holding
 
 KNOBS = {HIDDEN: "max_tokens_per_pass", ROTARY: "max_tokens_per_pass", LOGITS: "max_requests"}
@@ -51,9 +50,9 @@ def pass_holdings(
         *(Holding("activations: recorded kernels", where, nbytes, "") for where, nbytes in recorded.items()),
         *(Holding("activations: weights that are cast", place, casts, "") for _ in range(bool(casts))),
         Holding(
-            "activations: KV of one request and layer",
+            "activations: attention",
             place,
-            2 * (context_tokens + GPU_CELL) * KvLayout.of(model, 0, dtype).row_bytes,
+            scratch_bytes(model.attention, device.torch_device, dtype, blocks.padded(tokens), context_tokens),
             "context_tokens",
         ),
         *(Holding(name, place, nbytes, KNOBS[name]) for name, nbytes in buffers.items()),

@@ -14,7 +14,7 @@ from pipeline.devices.port import Device
 from pipeline.generation.batching import Piece
 from pipeline.generation.sequence import RunningSequence
 from pipeline.groups.layout import merge_copies
-from pipeline.models.pass_rows import FEW_PARTS, MOST_PARTS, PART, TILE, Rows, SequenceRows
+from pipeline.models.pass_rows import TILE, Rows, SequenceRows, parts_for
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
 
 NO_TOKEN = (-1, -1, 0, -1, 0, 0, 0)
@@ -145,7 +145,7 @@ class PassInputs:
 def _cut(numbers: np.ndarray, prompt_left_T: np.ndarray) -> tuple[int, int, int]:
     """List the answers and the tiles of a block of rows, of whose prompts so many tokens are left in the pass.
 
-    Returns how many there are of both, and a bound of the parts of an answer, of which there are two: few, and all.
+    Returns how many there are of both, and a bound of the parts of an answer.
     """
     positions_T = numbers[:, POSITION]
     is_prompt_T = prompt_left_T > 0
@@ -158,8 +158,7 @@ def _cut(numbers: np.ndarray, prompt_left_T: np.ndarray) -> tuple[int, int, int]
     numbers[: len(tiles), TILE_ROW] = tiles
     numbers[: len(tiles), TILE_TOKENS] = np.minimum.reduce([prompt_left_T[tiles], in_cell, len(numbers) - tiles])
     longest = int(positions_T[answers].max(initial=-1)) + 1
-    parts = FEW_PARTS if longest <= FEW_PARTS * PART else MOST_PARTS
-    return len(answers), len(tiles), parts
+    return len(answers), len(tiles), parts_for(longest)
 
 
 def _ended(piece: Piece) -> bool:

@@ -26,7 +26,7 @@ from pipeline.generation.sampling import Sampler
 from pipeline.generation.sequence import RunningSequence
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.models import decoder
-from pipeline.models.attention import LayerKV
+from pipeline.models.attention import LayerKV, launches
 from pipeline.models.frequencies import frequencies
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.ops import infer
@@ -158,7 +158,12 @@ class GenerationProgram:
 
     def _launch_attention(self, pass_: GenerationPass, message: Message[Slot]) -> list[Event]:
         kv, arrived = self._cache.layer(message.layer)
-        return self._launch_half(pass_, message, functools.partial(self._attention, message, kv), arrived)
+        kind = self._config.layer_kinds[message.layer].attention
+        launched = tuple(launches(kind, kv, block.rows) for block in pass_.blocks)
+        repeats = None if None in launched else launched
+        return self._launch_half(
+            pass_, message, functools.partial(self._attention, message, kv), arrived, repeats=repeats
+        )
 
     def _attention(self, message: Message[Slot], kv: LayerKV, part: MicroBatch) -> None:
         weights, layer = self._catalog.weights(message), self._config.layer_kinds[message.layer]

@@ -10,6 +10,7 @@ K kv heads, G query heads that share a kv head, H head dim, C positions of a cel
 
 import functools
 import logging
+from collections.abc import Hashable
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -17,7 +18,8 @@ import torch
 from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from pipeline.models.pass_rows import Rows, SequenceRows
+from pipeline.models.layers import Attention
+from pipeline.models.pass_rows import ANSWERS_AT_ONCE, Rows, SequenceRows, parts_for
 from pipeline.models.rotary import Rotary, rotate
 
 logger = logging.getLogger("penstock")
@@ -94,6 +96,21 @@ def attend_all(
     q_TNH = rotate(q_TNH, turn)
     mixed = [_attend_rows(q_TNH[one.begin : one.end], kv, one, window) for one in rows.by_sequence()]
     return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+
+
+def launches(kind: Attention, kv: LayerKV, rows: Rows) -> Hashable:
+    """What the launches of `attend_all` depend on beside the number of rows; None if on more than can be told."""
+    is_fixed = not rows.tiles and _kernels(kv.memory.device, kv.memory.dtype, kind.heads, kind.head_dim, kind.kv_heads)
+    return (kv.memory.data_ptr(), rows.parts) if is_fixed else None
+
+
+def scratch_bytes(kind: Attention, device: torch.device, dtype: torch.dtype, rows: int, context_tokens: int) -> int:
+    """The most memory that it takes beside the rows of a pass."""
+    one_by_one = 2 * (context_tokens + GPU_CELL) * kind.kv_heads * kind.head_dim * dtype.itemsize
+    if device.type != "cuda":
+        return one_by_one
+    parts = min(rows, ANSWERS_AT_ONCE) * kind.heads * parts_for(context_tokens) * (kind.head_dim + 2)
+    return max(one_by_one, 2 * parts * torch.float32.itemsize)  # of recorded kernels, and of others
 
 
 @functools.cache

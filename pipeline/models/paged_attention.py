@@ -17,11 +17,9 @@ import torch
 import triton
 
 from pipeline.models import paged_kernels
-from pipeline.models.pass_rows import MOST_PARTS, PART, TILE, Rows, few_rows
+from pipeline.models.pass_rows import ANSWERS_AT_ONCE, MOST_PARTS, PART, TILE, Rows, few_rows
 from pipeline.models.rotary import Rotary
 
-ANSWERS_AT_ONCE = 256
-"""More answers than that, which are computed anew after a failure, take turns: their parts need memory."""
 LEAST_ROWS = 16
 """Of a product on tensor cores."""
 

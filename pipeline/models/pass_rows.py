@@ -12,6 +12,10 @@ TILE = 128
 """Tokens of a prompt that a GPU computes together, of one cell of so many positions."""
 PART, MOST_PARTS = 256, 32
 """The positions of a token of an answer are cut into at most so many parts, each of a multiple of so many."""
+FEW_PARTS = 4
+"""Short contexts have no more, and fewer programs are launched for them."""
+ANSWERS_AT_ONCE = 256
+"""More answers than that, which are computed anew after a failure, take turns: their parts need memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +54,14 @@ class Rows:
     by_sequence: Callable[[], Sequence[SequenceRows]]
 
 
+def parts_for(tokens: int) -> int:
+    """How many parts are launched for answers that look back at no more than so many tokens."""
+    return FEW_PARTS if tokens <= FEW_PARTS * PART else MOST_PARTS
+
+
 def few_rows(device: torch.device) -> Rows:
     """Two rows to try kernels with, of a KV of one block: a prompt's token at position 0, and an answer's."""
     numbers = torch.tensor([[0, 0, 0, 1, 0, 1, 0], [0, 0, 0, -1, 0, 0, 0]], device=device)
     tables = torch.zeros(1, 1, dtype=torch.int64, device=device)
     sequences = [SequenceRows(0, 1, 0, 1, tables[0]), SequenceRows(1, 2, 0, 0, tables[0])]
-    return Rows(numbers, tables, 2, 1, 1, 1, lambda: sequences)
+    return Rows(numbers, tables, 2, 1, 1, FEW_PARTS, lambda: sequences)

@@ -1,0 +1,83 @@
+"""The numbers of a pass on the device: where each row stands and goes, and which rows are computed together."""
+
+from array import array
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from pipeline.devices.cpu import CpuDevice
+from pipeline.generation.batching import Piece
+from pipeline.generation.parameters import SamplingParameters
+from pipeline.generation.pass_inputs import PassInputs
+from pipeline.generation.sequence import RunningSequence
+from pipeline.models.pass_rows import FEW_PARTS, MOST_PARTS, PART, TILE
+
+CONTEXT = 4096
+
+
+def sequence(prompt_tokens: int, first_block: int) -> RunningSequence:
+    one = RunningSequence(array("i", [1] * prompt_tokens), SamplingParameters(), frozenset(), None, 8)
+    one.blocks = list(range(first_block, first_block + CONTEXT // 16))
+    return one
+
+
+def piece(one: RunningSequence, start: int, tokens: int) -> Piece:
+    return Piece(one, start, (1,) * tokens, 1)
+
+
+async def sent(pieces: Sequence[Piece], cuts: Sequence[tuple[int, int]]) -> PassInputs:
+    inputs = PassInputs(CpuDevice(), 1024, 4, CONTEXT)
+    await inputs.send(pieces, cuts).wait()
+    return inputs
+
+
+async def test_rows_behind_the_last_token_go_nowhere_and_are_answers() -> None:
+    answers = [piece(sequence(5, 1000), 40, 1), piece(sequence(7, 2000), 9, 1)]
+    rows = (await sent(answers, [(0, 4)])).rows(0, 4)
+    assert (rows.tokens, rows.answers, rows.tiles, rows.parts) == (2, 4, 0, FEW_PARTS)
+    assert rows.numbers[:, :4].tolist() == [[40, 1002, 0, 0], [9, 2000, 1, 1], [-1, -1, 0, 2], [-1, -1, 0, 3]]
+    assert rows.tables[1, :3].tolist() == [2000, 2001, 2002]
+
+
+@pytest.mark.parametrize("cuts", [[(0, 320)], [(0, 7), (7, 200), (200, 320)]], ids=str)
+async def test_each_token_of_a_prompt_is_in_one_tile_of_its_cell_and_each_other_an_answer(
+    cuts: list[tuple[int, int]],
+) -> None:
+    first, second = sequence(300, 0), sequence(TILE + 20, 1000)
+    inputs = await sent([piece(first, 100, 200), piece(second, TILE - 2, 50), piece(sequence(3, 2000), 50, 1)], cuts)
+    seen: list[int] = []
+    for begin, end in cuts:
+        rows = inputs.rows(begin, end)
+        lists = rows.numbers[:, 3:6]
+        assert (lists[rows.answers :, 0] == -1).all()
+        assert (lists[rows.tiles :, 2] == 0).all()
+        seen += [begin + row for row in lists[: rows.answers, 0].tolist()]
+        for row, tokens in lists[: rows.tiles, 1:].tolist():
+            positions, tables = rows.numbers[row : row + tokens, 0], rows.numbers[row : row + tokens, 2]
+            assert len(set((positions // TILE).tolist())) == len(set(tables.tolist())) == 1
+            assert (positions.diff() == 1).all()
+            seen += range(begin + row, begin + row + tokens)
+    assert sorted(seen) == list(range(320))
+    assert inputs.rows(*cuts[0]).answers == (0 if len(cuts) > 1 else 320 - 200 - 22)
+
+
+async def test_a_request_keeps_its_table_which_is_sent_once() -> None:
+    stays, goes, comes = (sequence(5, first) for first in (1000, 2000, 3000))
+    inputs = PassInputs(CpuDevice(), 64, 2, CONTEXT)
+    await inputs.send([piece(goes, 0, 5), piece(stays, 0, 5)], [(0, 10)]).wait()
+    inputs._tables[1] = -7
+    await inputs.send([piece(stays, 5, 1), piece(comes, 0, 5)], [(0, 6)]).wait()
+    rows = inputs.rows(0, 6)
+    assert rows.numbers[:, 2].tolist() == [1, 0, 0, 0, 0, 0]
+    assert rows.tables[:, 0].tolist() == [3000, -7]
+    stays.blocks = [50] * 256
+    await inputs.send([piece(stays, 0, 6)], [(0, 6)]).wait()
+    table = inputs.rows(0, 6).numbers[0, 2]
+    assert torch.equal(inputs.rows(0, 6).tables[table], torch.full((256,), 50))
+
+
+@pytest.mark.parametrize(("position", "parts"), [(FEW_PARTS * PART - 1, FEW_PARTS), (FEW_PARTS * PART, MOST_PARTS)])
+async def test_the_longest_answer_says_for_how_many_parts_programs_are_launched(position: int, parts: int) -> None:
+    inputs = await sent([piece(sequence(1, 0), 9, 1), piece(sequence(2, 1000), position, 1)], [(0, 2)])
+    assert inputs.rows(0, 2).parts == parts

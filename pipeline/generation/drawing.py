@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-SEEN, RULED_OUT, FORCED, ONCE = 1, 2, 4, 8
+SEEN, RULED_OUT, FORCED, COUNT_BITS = 1, 2, 4, 3
+ONCE = 1 << COUNT_BITS
 """What a table says of a token: prompt or answer hold it; it must not come; it must, or another such one; and, in units
 of ONCE, how often the answer holds it."""
 BLOCK_TOKENS = 256
@@ -33,6 +34,7 @@ class Filters(NamedTuple):
 
     greedy: bool
     penalised: bool
+    ruled: bool
     top_k: bool
     top_p: bool
     min_p: bool
@@ -92,7 +94,7 @@ def choose(
     tables_SV: torch.Tensor,
     numbers_RC: torch.Tensor,
     filters: Filters,
-    process: Callable[[torch.Tensor], None] = lambda scores_RV: None,
+    process: Callable[[torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """Choose a token for each of at most as many rows as `scratch` has, which are alike in `filters`.
 
@@ -106,13 +108,15 @@ def choose(
     settings, (logits_R, tables_R) = RowSettings.of(numbers_RC[:, 2:]), numbers_RC[:, :2].long().unbind(-1)
     scores_RV = scratch.scores[:rows, :size]
     torch.index_select(logits_LV, 0, logits_R, out=scores_RV)
-    likely_R1 = scores_RV.argmax(-1, keepdim=True)
-    logit_R1 = scores_RV.gather(1, likely_R1)
+    likely_R1 = chosen_R1 = scores_RV.argmax(-1, keepdim=True)
+    logit_R1 = score_R1 = scores_RV.gather(1, likely_R1)
     if filters.penalised:
-        penalise(scratch, tables_SV, tables_R, settings)
-    process(scores_RV)
-    chosen_R1 = scores_RV.argmax(-1, keepdim=True)
-    score_R1 = scores_RV.gather(1, chosen_R1)
+        penalise(scratch, tables_SV, tables_R, settings, ruled=filters.ruled)
+    if process is not None:
+        process(scores_RV)
+    if filters.penalised or process is not None:
+        chosen_R1 = scores_RV.argmax(-1, keepdim=True)
+        score_R1 = scores_RV.gather(1, chosen_R1)
     if not filters.greedy:
         chosen_R1 = draw(scratch, rows, settings, filters)
     return torch.cat([likely_R1.double(), logit_R1.double(), chosen_R1.double(), score_R1.double()], -1)
@@ -133,29 +137,31 @@ def log_probabilities(
     return torch.cat([logprobs_RV.gather(1, chosen_R1).double(), values_RN.double(), ids_RN.double()], -1)
 
 
-def penalise(scratch: Scratch, tables_SV: torch.Tensor, which_R: torch.Tensor, settings: RowSettings) -> None:
+def penalise(
+    scratch: Scratch, tables_SV: torch.Tensor, which_R: torch.Tensor, settings: RowSettings, *, ruled: bool
+) -> None:
     """Repetition over prompt and output (CTRL, arXiv 1909.05858), presence and frequency over output (OpenAI).
 
     Then -inf for what is ruled out, and 0 for what is forced: a table that forces a token rules out all others.
-    `which_R` tells which of the tables belong to the scores.
+    `which_R` tells which of the tables belong to the scores. Where no row is `ruled`, none is looked for.
     """
     rows, size = len(which_R), scratch.vocabulary_size
-    scores_RV, mask_RV = scratch.scores[:rows, :size], scratch.mask[:rows, :size]
-    first_RV = scratch.other.view(torch.float32)[:rows, :size]
-    second_RV = scratch.likely.view(torch.float32)[:rows, :size]
+    scores_RV, spare_RV = scratch.scores[:rows, :size], scratch.other[:rows, :size]
     bits_RV, tables_RV = (half[:rows, :size] for half in scratch.index.view(torch.int32).chunk(2, -1))
+    first_RV, second_RV = (half[:rows, :size] for half in scratch.likely.view(torch.float32).chunk(2, -1))
     torch.index_select(tables_SV, 0, which_R, out=tables_RV)
-    torch.div(scores_RV, settings.repetition, out=first_RV)
-    torch.mul(scores_RV, settings.repetition, out=second_RV)
-    torch.where(torch.lt(scores_RV, 0, out=mask_RV), second_RV, first_RV, out=first_RV)
-    torch.ne(torch.bitwise_and(tables_RV, SEEN, out=bits_RV), 0, out=mask_RV)
-    torch.where(mask_RV, first_RV, scores_RV, out=scores_RV)
-    counts_RV = first_RV.copy_(torch.div(tables_RV, ONCE, rounding_mode="floor", out=bits_RV))
+    torch.clamp(scores_RV, min=0, out=first_RV).div_(settings.repetition)
+    first_RV.add_(torch.clamp(scores_RV, max=0, out=second_RV).mul_(settings.repetition))
+    # Of the bits of both, those of the second where the token was seen: choosing by a mask takes many times as long.
+    torch.bitwise_and(tables_RV, SEEN, out=bits_RV).neg_()
+    torch.bitwise_xor(scores_RV.view(torch.int32), first_RV.view(torch.int32), out=spare_RV).bitwise_and_(bits_RV)
+    scores_RV.view(torch.int32).bitwise_xor_(spare_RV)
+    counts_RV = first_RV.copy_(torch.bitwise_right_shift(tables_RV, COUNT_BITS, out=bits_RV))
     scores_RV.sub_(torch.mul(counts_RV, settings.frequency, out=second_RV))
     scores_RV.sub_(counts_RV.clamp_(max=1).mul_(settings.presence))
-    for bit, score in ((RULED_OUT, -math.inf), (FORCED, 0.0)):
-        torch.ne(torch.bitwise_and(tables_RV, bit, out=bits_RV), 0, out=mask_RV)
-        scores_RV.masked_fill_(mask_RV, score)
+    for bit, score in ((RULED_OUT, -math.inf), (FORCED, 0.0)) if ruled else ():
+        torch.ne(torch.bitwise_and(tables_RV, bit, out=bits_RV), 0, out=scratch.mask[:rows, :size])
+        scores_RV.masked_fill_(scratch.mask[:rows, :size], score)
 
 
 def draw(scratch: Scratch, rows: int, settings: RowSettings, filters: Filters) -> torch.Tensor:

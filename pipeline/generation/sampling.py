@@ -43,7 +43,12 @@ class Sampler:
     ) -> None:
         top_k = parameters.top_k if 0 < parameters.top_k < vocabulary_size else 0
         self.filters = Filters(
-            parameters.is_greedy, parameters.is_penalised, top_k > 0, parameters.top_p < 1, parameters.min_p > 0
+            parameters.is_greedy,
+            parameters.is_penalised,
+            parameters.has_rules,
+            top_k > 0,
+            parameters.top_p < 1,
+            parameters.min_p > 0,
         )
         self.settings = (
             parameters.temperature,

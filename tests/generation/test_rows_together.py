@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import support.choosing
 import torch
-from support.choosing import RUNNER, Chooser
+from support.choosing import RUNNER, WARPED, Chooser, company_changes_nothing
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
@@ -17,7 +17,7 @@ from transformers.generation.logits_process import (
 
 from actors.core.ports import Copy
 from pipeline.devices.cpu import CpuDevice
-from pipeline.generation.sampling import Choice, Sampler
+from pipeline.generation.sampling import Choice
 
 VOCABULARY_SIZE = 3000
 NO_IDS = torch.zeros(1, 0, dtype=torch.int64)
@@ -25,19 +25,6 @@ NO_IDS = torch.zeros(1, 0, dtype=torch.int64)
 
 def random_logits(seed: int, vocabulary_size: int = VOCABULARY_SIZE, spread: float = 3.0) -> torch.Tensor:
     return torch.randn(vocabulary_size, generator=torch.Generator().manual_seed(seed)) * spread
-
-
-WARPED: list[dict[str, Any]] = [
-    {"temperature": 0.7, "top_k": 40, "top_p": 0.8, "min_p": 0.05},
-    {"temperature": 1.3},
-    {"temperature": 0.5, "top_p": 0.9},
-    {"temperature": 2.0, "top_k": 7},
-    {"temperature": 0.9, "min_p": 0.02, "top_p": 0.99},
-    {"temperature": 1.0, "top_p": 0.0},
-    {"temperature": 1.0, "top_p": 0.6, "repetition_penalty": 1.7},
-    {},
-    {"repetition_penalty": 3.0},
-]
 
 
 @pytest.mark.parametrize("spread", [0.01, 3.0])
@@ -76,33 +63,9 @@ def test_rows_that_are_set_otherwise_draw_in_one_batch_what_transformers_keeps(s
         assert torch.equal(logits_RV, kept_RV)
 
 
-MIXED: list[dict[str, Any]] = [
-    *WARPED,
-    {"temperature": 1.0, "frequency_penalty": 1.5, "presence_penalty": 0.5, "logprobs": 4},
-    {"no_repeat_ngram_size": 1, "suppress_tokens": [5, 6], "logprobs": 0},
-    {"temperature": 1.0, "bad_words_ids": [[1], [2, 3]], "forced_eos_token_id": [7, 9], "max_new_tokens": 5},
-    {"temperature": 0.8, "logprobs": 4, "seed": 2**63, "logits_processor": lambda ids, logits: logits.roll(len(ids))},
-]
-
-
 @pytest.mark.parametrize("copy", [False, True])
 async def test_a_row_is_the_same_alone_and_among_others_and_when_its_pass_is_computed_once_more(copy: bool) -> None:
-    """Also when others have had its table meanwhile."""
-    size = 1500
-
-    def made() -> list[Sampler]:
-        return [support.choosing.sampler(size, (3, 4, 4), **{"seed": i, **one}) for i, one in enumerate(MIXED)]
-
-    alone, together = made(), made()
-    chooser, single = Chooser(size, len(MIXED), CpuDevice(copy=copy)), Chooser(size, 1, CpuDevice(copy=copy))
-    for step in range(5):
-        logits_RV = torch.stack([random_logits(100 * step + row, size, spread=0.5) for row in range(len(MIXED))])
-        logits_RV[step] = logits_RV[0]
-        first = await chooser.outcomes(together, logits_RV)
-        assert await chooser.choose(together, logits_RV) == first
-        expected = [(await single.choose([one], logits_RV[row : row + 1]))[0] for row, one in enumerate(alone)]
-        assert first == expected
-        assert all(isinstance(one, Choice) for one in first)
+    await company_changes_nothing(lambda: CpuDevice(copy=copy))
 
 
 async def test_only_what_was_asked_for_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,12 @@
 import asyncio
 import atexit
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from actors.core.ports import Copy
 from pipeline.devices.cpu import CpuDevice
 from pipeline.devices.port import Device
 from pipeline.errors import RequestError
@@ -15,6 +16,26 @@ from pipeline.generation.parameters import SamplingParameters
 from pipeline.generation.row_sampler import Outcome, RowSampler
 from pipeline.generation.sampling import Choice, Sampler
 
+WARPED: list[dict[str, Any]] = [
+    {"temperature": 0.7, "top_k": 40, "top_p": 0.8, "min_p": 0.05},
+    {"temperature": 1.3},
+    {"temperature": 0.5, "top_p": 0.9},
+    {"temperature": 2.0, "top_k": 7},
+    {"temperature": 0.9, "min_p": 0.02, "top_p": 0.99},
+    {"temperature": 1.0, "top_p": 0.0},
+    {"temperature": 1.0, "top_p": 0.6, "repetition_penalty": 1.7},
+    {},
+    {"repetition_penalty": 3.0},
+]
+"""Settings that are transformers' too."""
+MIXED: list[dict[str, Any]] = [
+    *WARPED,
+    {"temperature": 1.0, "frequency_penalty": 1.5, "presence_penalty": 0.5, "logprobs": 4},
+    {"no_repeat_ngram_size": 1, "suppress_tokens": [5, 6], "logprobs": 0},
+    {"temperature": 1.0, "bad_words_ids": [[1], [2, 3]], "forced_eos_token_id": [7, 9], "max_new_tokens": 5},
+    {"temperature": 0.8, "logprobs": 4, "seed": 2**63, "logits_processor": lambda ids, logits: logits.roll(len(ids))},
+]
+"""All that can be set."""
 RUNNER = asyncio.Runner()
 """One for all: a loop takes files."""
 atexit.register(RUNNER.close)
@@ -37,9 +58,8 @@ class Chooser:
     async def outcomes(self, samplers: Sequence[Sampler], logits_RV: torch.Tensor) -> list[Outcome]:
         """What comes of a pass; as when it fails, no sequence takes its token."""
         self._host.tensor.view(torch.float32)[: logits_RV.numel()] = logits_RV.flatten()
-        self._logits.tensor.copy_(self._host.tensor)
+        ready = self.device.upload(self._host, self._logits, (Copy(0, 0, logits_RV.nbytes),), ())
         sent = await self.rows.send([(one, row) for row, one in enumerate(samplers)])
-        ready = self.device.launch("compute", lambda: None, ())
         found = await self.rows.choose("compute", self._logits, sent, ready)
         return [found[one] for one in samplers]
 
@@ -65,3 +85,21 @@ class Alone:
         if isinstance(outcome, RequestError):
             raise outcome
         return outcome
+
+
+async def company_changes_nothing(device: Callable[[], Device]) -> None:
+    """A row is the same alone as among others, and when its pass is computed once more; alone, others had its table."""
+    size = 1500
+
+    def made() -> list[Sampler]:
+        return [sampler(size, (3, 4, 4), **{"seed": index, **one}) for index, one in enumerate(MIXED)]
+
+    alone, together = made(), made()
+    chooser, single = Chooser(size, len(MIXED), device()), Chooser(size, 1, device())
+    for step in range(5):
+        logits_RV = torch.randn(len(MIXED), size, generator=torch.Generator().manual_seed(step)) / 2
+        logits_RV[step] = logits_RV[0]
+        first = await chooser.outcomes(together, logits_RV)
+        assert await chooser.choose(together, logits_RV) == first
+        assert first == [(await single.choose([one], logits_RV[row : row + 1]))[0] for row, one in enumerate(alone)]
+        assert all(isinstance(one, Choice) for one in first)

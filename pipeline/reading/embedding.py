@@ -12,7 +12,6 @@ from pipeline.errors import CheckpointError, RequestError
 from pipeline.formats.matrix import Matrix, StoredMatrix
 from pipeline.formats.parts import EMBED_KEY
 from pipeline.groups.catalog import tensor_views
-from pipeline.groups.layout import merge_copies
 from pipeline.reading.checksums import Checksums
 from pipeline.reading.rows import RowReader
 
@@ -49,11 +48,9 @@ class EmbeddingRows:
             logger.warning("reading %d rows of the embedding failed, trying once more: %s", len(places), error)
             await self._read(tuple(places))
         await self._verify(tuple(places))
-        copies = merge_copies(
-            Copy(places[token_id] * self.row_bytes, index * self.row_bytes, self.row_bytes)
-            for index, token_id in enumerate(token_ids)
-        )
-        return self._device.upload(self._host, self._rows, copies, ())
+        self._spread([places[token_id] for token_id in token_ids])
+        copy = Copy(0, 0, len(token_ids) * self.row_bytes)  # one: to start thousands takes longer than to compute them
+        return self._device.upload(self._host, self._rows, (copy,), ())
 
     async def unreadable(self, token_ids: Sequence[int]) -> dict[int, PenstockError]:
         """Those of these tokens whose rows cannot be read, or differ from their first read, each with its error.
@@ -78,6 +75,16 @@ class EmbeddingRows:
         """The first `count` fetched rows, [T, D]. Only after the event of `fetch`."""
         fetched = self._matrix.slice(0, count)
         return fetched.over(tensor_views(self._rows.tensor, {fetched.short: 0}, fetched.tensors))
+
+    def _spread(self, places: Sequence[int]) -> None:
+        """Copy rows in host memory from their places to the tokens, of which none stands before the place of its row.
+
+        From the last on, so that no row is overwritten that another token needs.
+        """
+        rows, size = self._host.view, self.row_bytes
+        for index in range(len(places) - 1, -1, -1):
+            if (place := places[index]) != index:
+                rows[index * size : (index + 1) * size] = rows[place * size : (place + 1) * size]
 
     async def _verify(self, token_ids: Sequence[int]) -> None:
         """Compare rows with their first read, and read once more what differs, as is done with weight groups."""

@@ -86,10 +86,16 @@ async def test_rows_are_those_of_the_table(dtype: str, copy: bool, tmp_path: Pat
     await device.aclose()
 
 
-async def test_a_token_that_comes_twice_is_read_once() -> None:
-    async with scripted() as (source, embedding, _):
+async def test_a_token_that_comes_twice_is_read_once_and_all_rows_take_one_copy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with scripted() as (source, embedding, device):
+        copies: list[int] = []
+        upload = device.upload
+        monkeypatch.setattr(device, "upload", lambda *to: (copies.append(len(to[2])), upload(*to))[1])
         await (await embedding.fetch([4, 9, 4, 4, 9, 2])).wait()
         assert source.reads == [[4, 9, 2]]
+        assert copies == [1]
         assert bytes_of(embedding.rows(6)) == [[4], [9], [4], [4], [9], [2]]
 
 

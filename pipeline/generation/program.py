@@ -95,9 +95,11 @@ class GenerationProgram:
         for block in pass_.blocks:
             block.rows = self._inputs.rows(block.begin, block.end)
             block.rotary = self._buffers.rotary(block.begin, block.end)
-        usual = pass_.padded_rows in self._row_blocks.repeated and not any(piece.rope_length for piece in pieces)
-        repeats = ("embed", tokens) if usual else None
-        work = functools.partial(infer, functools.partial(self._embed, pass_, tokens))
+        rows, sized = pass_.padded_rows, pass_.padded_rows in self._row_blocks.repeated
+        usual = sized and rows <= self._embedding.most_rows and not any(piece.rope_length for piece in pieces)
+        # What lies in the rows behind the last token does not matter: zeros, or what an earlier pass has left.
+        repeats, filled = (("embed", rows), rows) if usual else (None, tokens)
+        work = functools.partial(infer, functools.partial(self._embed, pass_, filled))
         pass_.embedded = self._device.launch(COMPUTE, work, (fetched, sent), repeats)
         for part in pass_.parts:
             part.last = pass_.embedded
@@ -126,10 +128,10 @@ class GenerationProgram:
             return [], READY
         return pieces, fetched
 
-    def _embed(self, pass_: GenerationPass, tokens: int) -> None:
-        hidden_TD = self._buffers.hidden(0, self._row_blocks.padded(tokens))
-        hidden_TD[:tokens] = self._embedding.rows(tokens).decoded(self._dtype)
-        hidden_TD[tokens:] = 0
+    def _embed(self, pass_: GenerationPass, filled: int) -> None:
+        hidden_TD = self._buffers.hidden(0, pass_.padded_rows)
+        hidden_TD[:filled] = self._embedding.rows(filled).decoded(self._dtype)
+        hidden_TD[filled:] = 0
         for block in pass_.blocks:
             positions_T = self._inputs.positions(block.begin, block.end)
             lengths = self._inputs.rope_lengths(block.begin, block.end)
@@ -219,8 +221,8 @@ class GenerationProgram:
         if not pass_.choosing:
             return []
         rows = self._row_blocks.padded(sum(piece.logit_rows for piece in pass_.pieces))
-        work, repeats = functools.partial(self._head, message, rows), rows if self._first_logits[message.key] else None
-        return [self._launch(message, pass_, pass_.parts[-1], work, repeats=repeats)]
+        work = functools.partial(self._head, message, rows)
+        return [self._launch(message, pass_, pass_.parts[-1], work, repeats=rows)]
 
     # Bound methods in the program would hold it, and its KV blocks, until garbage is collected.
     _launches: ClassVar = {ATTN: _launch_attention, FFN: _launch_ffn, HEAD: _launch_head}

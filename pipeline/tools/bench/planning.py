@@ -112,7 +112,8 @@ def _forecast(placed: Placed, settings: Config, device: Device, rates: Rates, to
         staying = draw_up(model, checkpoint, replace(settings, residency=True), device)
         otherwise["what fits stays"] = forecast(staying.catalog, staying.plan, settings, rates, tokens)
     elif len(drawn.plan.residency.stays(device.places[-1].name)) < len(drawn.catalog.order):
-        same_room = replace(settings, kv_tokens=drawn.plan.kv_room.tokens)  # so that the weights get all of it
+        plan = drawn.plan  # KV blocks and passes as they are, so that the weights get all of it
+        same_room = replace(settings, kv_tokens=plan.kv_room.tokens, max_tokens_per_pass=plan.pass_size.tokens)
         for place in drawn.plan.slots:
             limits = {**drawn.plan.limits, place: drawn.plan.limits[place] + GIGABYTE}
             memory: dict[str, Any] = {one.memory_setting: limits[one.name] for one in device.places}

@@ -11,10 +11,9 @@ D hidden, V vocabulary.
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.nn import functional
@@ -88,7 +87,7 @@ class _Loop:
         halves: list[Callable[[], None]] = [self._begin]
         for layer in range(config.layers):
             halves += [partial(self._attention, layer), partial(self._ffn, layer)]
-        self._steps = [_captured(half, device) for half in (*halves, self._head)]
+        self._steps = _captured([*halves, self._head], device)
 
     def next_tokens(self, position: int, tokens_B: torch.Tensor) -> torch.Tensor:
         """Compute one pass; returns the tokens in host memory."""
@@ -140,16 +139,27 @@ class _Loop:
         return x_BNH * cos_H + torch.cat((-second, first), dim=-1) * sin_H
 
 
-def _captured(step: Callable[[], None], device: torch.device) -> Callable[[], Any]:
-    """A graph of the step, which has run once before; on a CPU, where there are none, the step itself."""
-    step()
+def _captured(steps: Sequence[Callable[[], None]], device: torch.device) -> Sequence[Callable[[], None]]:
+    """A graph of each step, which has run once before; on a CPU, where there are none, the steps themselves.
+
+    What `torch.cuda.graph` does beside the capturing, such as collecting garbage, takes longer than all the rest here.
+    """
     if device.type == "cpu":
-        return step
+        return steps
+    stream, pool, graphs = torch.cuda.Stream(), torch.cuda.graph_pool_handle(), []
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
+    with torch.cuda.stream(stream):
+        for step in steps:
+            step()
+        stream.synchronize()
+        for step in steps:
+            graph = torch.cuda.CUDAGraph()
+            graph.capture_begin(pool=pool)
+            step()
+            graph.capture_end()
+            graphs.append(graph.replay)
+    torch.cuda.synchronize()
+    return graphs
 
 
 if __name__ == "__main__":

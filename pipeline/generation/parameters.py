@@ -5,6 +5,7 @@ Names and meanings are those of Hugging Face `generate` and of vLLM.
 
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, fields, replace
+from itertools import islice
 from typing import Any, TypeAlias, TypedDict, TypeGuard
 
 from pipeline.errors import RequestError, shown, unknown_name
@@ -22,6 +23,8 @@ MOST_IDS = 1 << 18
 """Ids in one argument: more than any vocabulary has."""
 MOST_WORDS = 4096
 LONGEST_WORD = 64
+MOST_OF = {"stop": MOST_STOPS, "bad_words_ids": MOST_WORDS}
+"""How many an argument may list; of what lists more, one more is looked at, so that no call delays all others."""
 LOOKED_FOR_FIELDS = ("stop_token_ids", "suppress_tokens", "begin_suppress_tokens")
 FORCED_FIELDS = ("forced_bos_token_id", "forced_eos_token_id")
 ID_FIELDS = LOOKED_FOR_FIELDS + FORCED_FIELDS
@@ -144,7 +147,7 @@ class SamplingParameters:
         if not all(isinstance(text, str) and text for text in stops):
             raise self._error("stop", "strings that are not empty")
         if len(stops) > MOST_STOPS or any(len(text) > LONGEST_STOP for text in stops):
-            have = f"{len(self.stop)}, the longest of {max(map(len, stops))}"
+            have = f"{'more' if len(stops) > MOST_STOPS else len(stops)}, the longest of {max(map(len, stops))}"
             raise RequestError(
                 f"stop: need at most {MOST_STOPS} strings of at most {LONGEST_STOP} characters; have {have}"
             )
@@ -182,7 +185,7 @@ class SamplingParameters:
             if isinstance(value, int) and name in FORCED_FIELDS:
                 merged[name] = (value,)
             elif _is_list(value):
-                merged[name] = tuple(map(plain, value))
+                merged[name] = tuple(map(plain, islice(value, MOST_OF.get(name, MOST_IDS) + 1)))
         return cls(**merged)
 
     @property
@@ -236,7 +239,7 @@ def _by_field(arguments: Mapping[str, object], also_known: Sequence[str]) -> dic
             same = " and ".join(one for one in arguments if ALIASES.get(one, one) == name)
             raise RequestError(f"{same}: mean the same; leave one of them out")
         if value is not None:
-            given[name] = value.tolist() if hasattr(value, "tolist") else value
+            given[name] = _as_python(value)
     return given
 
 
@@ -244,8 +247,14 @@ def plain(value: Any) -> Any:
     """What NumPy or torch have made as Python has it, and what is like a list as a tuple."""
     if isinstance(value, int | str):  # almost always
         return value
-    value = value.tolist() if hasattr(value, "tolist") else value
-    return tuple(value) if _is_list(value) else value
+    value = _as_python(value)
+    return tuple(islice(value, MOST_IDS + 1)) if _is_list(value) else value
+
+
+def _as_python(value: Any) -> Any:
+    """What NumPy or torch have made as Python has it, but for what is too long to be looked through."""
+    too_long = getattr(value, "ndim", 1) and hasattr(value, "__len__") and len(value) > MOST_IDS
+    return value.tolist() if hasattr(value, "tolist") and not too_long else value
 
 
 def _is_list(value: object) -> TypeGuard[Collection[Any]]:

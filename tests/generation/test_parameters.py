@@ -1,7 +1,9 @@
 """The arguments of a call: every value that is refused, spellings that mean the same, and what speaks before what."""
 
 import math
+import time
 from collections import UserList, deque
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy
@@ -49,7 +51,7 @@ def test_every_number_is_checked(name: str, value: object) -> None:
         ("stop", "a" * 1023 + "\0", None),
         ("stop", "a" * 1025, "stop: need at most 16 strings of at most 1024 characters; have 1, the longest of 1025"),
         ("stop", ["a" * 250_000] * 4, "stop: need at most .*; have 4, the longest of 250000"),
-        ("stop", ["a", "b"] * 9, "stop: need at most .*; have 18, the longest of 1"),
+        ("stop", ["a", "b"] * 9, "stop: need at most .*; have more, the longest of 1"),
     ],
 )
 def test_the_other_values_are_checked(name: str, value: object, match: str | None) -> None:
@@ -142,3 +144,29 @@ def test_defaults_that_do_not_sample_are_greedy() -> None:
         assert SamplingParameters.from_arguments(defaults, {}).temperature == 0.0
         assert SamplingParameters.from_arguments(defaults, {"temperature": 0.3}).temperature == 0.3
     assert SamplingParameters.from_arguments({"repetition_penalty": 1.1}, {}).repetition_penalty == 1.1
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "most"), [("stop", "a", 16), ("bad_words_ids", [5, 6], 4096), ("stop_token_ids", 5, 1 << 18)]
+)
+def test_what_lists_too_many_is_not_looked_through(name: str, one: object, most: int) -> None:
+    looked_at = 0
+
+    class Million(list[object]):
+        def __iter__(self) -> Iterator[object]:
+            nonlocal looked_at
+            for value in super().__iter__():
+                looked_at += 1
+                yield value
+
+    with pytest.raises(RequestError, match=f"{name}: .*at most {most}"):
+        SamplingParameters.from_arguments({}, {name: Million([one] * 1_000_000)})
+    assert looked_at == most + 1
+
+
+@pytest.mark.parametrize("kind", [numpy.full, torch.full])
+def test_an_array_that_is_too_long_is_not_looked_through(kind: Callable[..., Any]) -> None:
+    began = time.thread_time()
+    with pytest.raises(RequestError, match="stop_token_ids: need token ids from 0 to 2147483647, at most 262144"):
+        SamplingParameters.from_arguments({}, {"stop_token_ids": kind((20_000_000,), 5)})
+    assert time.thread_time() - began < 0.2

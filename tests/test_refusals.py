@@ -174,6 +174,7 @@ def named(name: object) -> Stage:
         ({"gpu_groups": 60_000, "residency": False}, "host memory: need .*have .*; set gpu_groups to at most"),
         ({"reader_lanes": 1000}, "from 1 to 64, have 1000"),
         ({"kv_disk": 5}, "kv_disk: need the path of a folder, have 5"),
+        ({"kv_disk": ""}, "kv_disk: need a folder on a disk, have '', which is none"),
         ({"kv_disk": b"."}, "kv_disk: need the path of a folder, have b'.'"),
         ({"dtype": torch.bfloat16}, "dtype: need one of auto, float32, .* as text, have torch.bfloat16"),
         ({"queues": None}, "queues: need a mapping"),

@@ -80,6 +80,6 @@ def resident_bytes() -> int:
 
 def free_disk_bytes(folder: str | Path) -> int:
     """What may still be written in a folder. Raises ConfigError where there is none."""
-    if not Path(folder).is_dir():
+    if folder == "" or not Path(folder).is_dir():  # "" as a path is the current folder
         raise ConfigError(f"kv_disk: need a folder on a disk, have {str(folder)!r}, which is none")
     return shutil.disk_usage(folder).free

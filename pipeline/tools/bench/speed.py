@@ -9,7 +9,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,8 @@ class SpeedBench:
     beside: Path | None = None
     ring_bytes: int | None = None
     """The GPU memory that the ring took, once it has run."""
+    runs: list[ArmRun] = field(default_factory=list)
+    """What is measured so far."""
 
     def check(self, against: Sequence[str]) -> None:
         """Raise ConfigError when there is no such arm, or the model or the other tree are missing."""
@@ -90,7 +92,7 @@ class SpeedBench:
         device = self.settings.get("device", "auto")
         return bool(device == "cuda" or (device == "auto" and torch.cuda.is_available()))
 
-    async def run(self, names: Sequence[str], rounds: int) -> list[ArmRun]:
+    async def run(self, names: Sequence[str], rounds: int) -> None:
         """All arms in every round. One that cannot run, or fails, has no rows, and the reason instead."""
         reasons = {name: reason for name in names if (reason := self._lacking(name)) is not None}
         able = [name for name in names if name not in reasons]
@@ -105,10 +107,9 @@ class SpeedBench:
                 except ProgramFailed as error:
                     reasons[name] = f"{name}: {error}"
             able = [name for name in able if name not in reasons]
-            runs = [ArmRun(name, 0, 0, [], reason) for name, reason in reasons.items()]
+            self.runs += [ArmRun(name, 0, 0, [], reason) for name, reason in reasons.items()]
             for name, index in in_turn(able, rounds, self.progress):
-                runs.append(await self._run(name, index, Path(offload_folder) / name))
-        return runs
+                self.runs.append(await self._run(name, index, Path(offload_folder) / name))
 
     def _lacking(self, name: str) -> str | None:
         """Why an arm cannot run here."""

@@ -21,9 +21,9 @@ from pipeline.tools.commands.values import at_least_one, counts
 
 
 async def bench_speed(options: argparse.Namespace) -> int:
-    """Measure, and print a table or one JSON object; the exit status is 1 when an arm of ours has no figures.
+    """Measure, and print a table or one JSON object; of an early end, by Ctrl-C or an error, what is complete.
 
-    Raises ConfigError for what can never work.
+    The exit status is 1 when an arm of ours has no figures. Raises ConfigError for what can never work.
     """
     at_least_one(options, "passes", "rounds", "prompt_tokens")
     for name in options.arms or ():
@@ -41,14 +41,21 @@ async def bench_speed(options: argparse.Namespace) -> int:
         names = [*names, *(f"{name}{ELSEWHERE}" for name in (OURS, FROM_HOST) if name in names)]
     names = [*names, *options.against]
     able = [name for name in names if any(does(name, one) for one in scenarios)]
-    runs = await bench.run(able, options.rounds)
-    progress.clear()
-    if options.json:
+    try:
+        await bench.run(able, options.rounds)
+    finally:
+        progress.clear()
+        if bench.runs:
+            _tell(bench.runs, names, scenarios, as_json=options.json)
+    return int(any(run.arm in WITHOUT and not run.rows for run in bench.runs))
+
+
+def _tell(runs: Sequence[ArmRun], names: Sequence[str], scenarios: Sequence[Scenario], *, as_json: bool) -> None:
+    if as_json:
         print_json([asdict(run) for run in runs], indent=None)
     else:
         arms = results(runs, names, scenarios)
         print(with_remarks(table(arms), *_reasons(runs, names, scenarios), _floors(runs), *_remarks(arms)))
-    return int(any(run.arm in WITHOUT and not run.rows for run in runs))
 
 
 def _scenarios(options: argparse.Namespace) -> list[Scenario]:

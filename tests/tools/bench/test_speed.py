@@ -183,7 +183,8 @@ async def scripted(
     monkeypatch.setattr(SpeedBench, "_lacking", lambda *_: None)
     limit = MemoryLimit(10**9, "watchdog")
     bench = SpeedBench(BUNDLED, {"device": device}, [Scenario(passes=3)], limit, lambda text: None)
-    return await bench.run(names, rounds), started
+    await bench.run(names, rounds)
+    return bench.runs, started
 
 
 async def test_arms_take_turns_and_what_holds_all_weights_has_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,8 +241,8 @@ def test_an_arm_or_a_tree_that_nobody_knows_is_refused(tmp_path: Path) -> None:
 async def test_what_cannot_run_here_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     bench = SpeedBench(BUNDLED, {"device": "cpu"}, [ONE], None, lambda text: None)
-    runs = await bench.run(["llama.cpp", "accelerate", "ring", FROM_HOST], 1)
-    assert [run.reason for run in runs] == [
+    await bench.run(["llama.cpp", "accelerate", "ring", FROM_HOST], 1)
+    assert [run.reason for run in bench.runs] == [
         "--against llama.cpp: llama_cpp is not installed: pip install 'gguf>=0.17' 'llama-cpp-python>=0.3.16'",
         "--against accelerate: transformers is not installed: pip install 'accelerate>=1.10' 'transformers>=5'",
         "ring: needs a GPU, and --device cuda",

@@ -24,7 +24,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """What is run, answered with figures made up."""
     calls: list[tuple[Any, ...]] = []
 
-    async def run(bench: Any, names: Sequence[str], rounds: int) -> list[ArmRun]:
+    async def run(bench: Any, names: Sequence[str], rounds: int) -> None:
         calls.append((bench.settings, bench.scenarios, bench.limit, list(names), rounds))
         ours = {
             "pass_seconds": [0.42, 0.44],
@@ -36,12 +36,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         }
         other = {**ours, "pass_seconds": [0.86, 0.86], "token_ids": [[1, 2, 4]], "floors": {}, "moving_groups": 24}
         rows = {OURS: ours, "without residency": other}
-        return [
+        bench.runs += [
             ArmRun(name, 0, 10**9, [{"scenario": one.name, **rows[name]} for one in bench.scenarios])
             if name in rows
             else ArmRun(name, 0, 0, [], f"{name}: over the memory limit")
             for name in names
         ]
+        if rounds == 9:
+            raise KeyboardInterrupt
 
     monkeypatch.setattr(command.SpeedBench, "run", run)
     monkeypatch.setattr(command.SpeedBench, "check", lambda *_: None)
@@ -74,6 +76,11 @@ def test_a_row_for_each_arm_and_whatever_it_does(
     assert {one.prompt_tokens for one in scenarios} == {9, 512}
     assert names == [OURS, "sequential", f"{OURS}, the other tree"]
     assert [arms.count(name) for name in names] == [4, 1, 4], "what an arm does not do is no row"
+
+
+def test_an_early_end_prints_what_is_complete(asked: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench("--arms", OURS, "--rounds", "9") == 130
+    assert "0.4300" in capsys.readouterr().out
 
 
 def test_floors_of_a_gpu_are_told_below(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

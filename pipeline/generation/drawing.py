@@ -204,10 +204,9 @@ def draw(scratch: Scratch, rows: int, settings: RowSettings, filters: Filters) -
     total_R1 = sums_RB.sum(-1, keepdim=True)
     wanted_R1 = (total_R1 * settings.uniform).to(torch.int64).minimum(total_R1 - 1)
     block_R1, wanted_R1 = _find(sums_RB, wanted_R1)
-    index_R1T = block_R1.unsqueeze(-1).expand(-1, 1, BLOCK_TOKENS)
-    likely_RT = likely_RP.view(rows, -1, BLOCK_TOKENS).gather(1, index_R1T)[:, 0]
+    likely_RT = _block(likely_RP, block_R1)
     if filters.top_p:
-        tied_RT = tied_RP.view(rows, -1, BLOCK_TOKENS).gather(1, index_R1T)[:, 0]
+        tied_RT = _block(tied_RP, block_R1)
         likely_RT.masked_fill_(tied_RT & (tied_RT.cumsum(-1) > room_RB.gather(1, block_R1)), 0)
     token_R1, _ = _find(likely_RT, wanted_R1)
     return (block_R1 * BLOCK_TOKENS + token_R1).clamp_(max=size - 1)
@@ -230,7 +229,7 @@ def _find_key(
     more_RP = scratch.index.view(torch.int32)[:rows, : keys_RP.shape[1]]
     torch.bitwise_right_shift(keys_RP, FINE_BITS, out=bits_RP).bitwise_and_(BINS - 1)  # NaN may have a sign
     bins_RN.zero_().scatter_add_(1, index_RP.copy_(bits_RP), amounts_RP)
-    coarse_R1, wanted_R1 = _find(bins_RN, wanted_R1)
+    coarse_R1, wanted_R1 = _find_bin(bins_RN, wanted_R1)
     first_R1 = coarse_R1.int() << FINE_BITS
     # All others go to bins of the upper half, and not to one: adding to the same number again and again is slow.
     torch.bitwise_xor(keys_RP, first_R1, out=bits_RP)
@@ -238,7 +237,7 @@ def _find_key(
     more_RP.bitwise_left_shift_(FINE_BITS)
     bits_RP.bitwise_and_((1 << FINE_BITS) - 1).bitwise_or_(more_RP)
     bins_RN.zero_().scatter_add_(1, index_RP.copy_(bits_RP), amounts_RP)
-    fine_R1, wanted_R1 = _find(bins_RN, wanted_R1)
+    fine_R1, wanted_R1 = _find_bin(bins_RN, wanted_R1)
     return first_R1 | fine_R1.int(), wanted_R1
 
 
@@ -248,6 +247,19 @@ def _find(amounts_RN: torch.Tensor, wanted_R1: torch.Tensor) -> tuple[torch.Tens
     place_R1 = torch.searchsorted(sums_RN, wanted_R1, right=True).clamp_(max=sums_RN.shape[1] - 1)
     before_R1 = sums_RN.gather(1, (place_R1 - 1).clamp_(min=0)) * (place_R1 > 0)
     return place_R1, wanted_R1 - before_R1
+
+
+def _find_bin(amounts_RN: torch.Tensor, wanted_R1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same in a long row: first the block."""
+    block_R1, wanted_R1 = _find(amounts_RN.view(len(amounts_RN), -1, BLOCK_TOKENS).sum(-1), wanted_R1)
+    place_R1, wanted_R1 = _find(_block(amounts_RN, block_R1), wanted_R1)
+    return block_R1 * BLOCK_TOKENS + place_R1, wanted_R1
+
+
+def _block(values_RN: torch.Tensor, block_R1: torch.Tensor) -> torch.Tensor:
+    """One block of each row, [R, T]."""
+    index_R1T = block_R1.unsqueeze(-1).expand(-1, 1, BLOCK_TOKENS)
+    return values_RN.view(len(values_RN), -1, BLOCK_TOKENS).gather(1, index_R1T)[:, 0]
 
 
 def _likelihoods(keys_R1: torch.Tensor, unit: int) -> torch.Tensor:

@@ -29,7 +29,7 @@ MOST_CHANGES = 16
 """Entries of a table that are sent one by one; where more have changed, the whole row is sent."""
 RESULTS = 4
 """The numbers that `choose` gives for a row."""
-TOKENS_OF_BLOCK = 1 << 14
+TOKENS_OF_BLOCK = 1 << 15
 """For each row that a device likes to compute at once; there are 32 of those on a CPU, and 256 on a GPU."""
 Outcome: TypeAlias = Choice | RequestError
 
@@ -274,4 +274,4 @@ def _results_bytes(max_requests: int) -> int:
 
 def _scratch_rows(device: Device, max_requests: int, vocabulary_size: int) -> int:
     """How many rows are worth computing together: the more, the more memory; on a CPU they should stay in its cache."""
-    return min(max_requests, max(1, device.block_rows * TOKENS_OF_BLOCK // max(vocabulary_size, BINS)))
+    return min(max_requests, max(1, device.block_rows * TOKENS_OF_BLOCK // max(vocabulary_size, 2 * BINS)))

@@ -6,7 +6,7 @@ Details and pitfalls that shaped this file: one H2D stream and one D2H stream, f
 
 import asyncio
 import resource
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 
 import torch
 
@@ -48,7 +48,7 @@ class CudaDevice:
         self._before = Before()
         timeline = Timeline(self.torch_device)
         self._lanes = Lanes(lambda name: CudaLane(name, self.torch_device, timeline))
-        self._pinned: list[HostMemory] = []
+        self._pinned: set[Memory] = set()
         self._memory: list[DeviceMemory] = []
 
     @property
@@ -61,7 +61,7 @@ class CudaDevice:
         memory = HostMemory(nbytes)
         with torch.cuda.device(self.torch_device):
             _check(torch.cuda.cudart().cudaHostRegister(memory.tensor.data_ptr(), nbytes, 0), f"pin {nbytes} bytes")
-        self._pinned.append(memory)
+        self._pinned.add(memory)
         return memory
 
     def device_memory(self, nbytes: int) -> DeviceMemory:
@@ -87,7 +87,7 @@ class CudaDevice:
 
     def touched_bytes(self, pool: str) -> int:
         """All of its memory: pages are pinned, and the GPU's taken, when they are handed out."""
-        held: Mapping[str, Sequence[Memory]] = {HOST: self._pinned, str(self.torch_device): self._memory}
+        held: Mapping[str, Collection[Memory]] = {HOST: self._pinned, str(self.torch_device): self._memory}
         return sum(memory.nbytes for memory in tuple(held.get(pool, ())))
 
     def upload(
@@ -99,19 +99,23 @@ class CudaDevice:
         vacant: Event | None = None,
     ) -> Event:
         """Copy on the one H2D stream, first in first out."""
-        few = len(copies) <= FEW_COPIES
-        return self._lanes["h2d"].submit(lambda: copy_bytes(source, target, copies), after, vacant, short=few)
+        short = self._is_short(source, copies)
+        return self._lanes["h2d"].submit(lambda: copy_bytes(source, target, copies), after, vacant, short=short)
 
     def download(self, source: Memory, target: Memory, copies: Sequence[Copy], after: Sequence[Event]) -> Event:
         """Copy on the D2H stream, beside uploads."""
-        few = len(copies) <= FEW_COPIES
-        return self._lanes["d2h"].submit(lambda: copy_bytes(source, target, copies), after, short=few)
+        short = self._is_short(target, copies)
+        return self._lanes["d2h"].submit(lambda: copy_bytes(source, target, copies), after, short=short)
 
     def launch(
         self, lane: str, work: Callable[[], object], after: Sequence[Event], repeats: Hashable | None = None
     ) -> Event:
         """Let the lane's thread run `work`, which launches kernels on the lane's stream; what repeats, as a graph."""
         return self._lanes[lane].submit(work, after, repeats=repeats)
+
+    def _is_short(self, host: Memory, copies: Sequence[Copy]) -> bool:
+        """Whether the copies are issued in no time: from memory that is not pinned the driver returns late."""
+        return len(copies) <= FEW_COPIES and host in self._pinned
 
     async def aclose(self) -> None:
         """Wait for what runs, end the threads, unpin the host memory, and free all memory."""

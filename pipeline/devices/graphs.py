@@ -17,7 +17,8 @@ class Graphs:
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
         self._captured: dict[Hashable, torch.cuda.CUDAGraph] = {}
-        self._ran: set[Hashable] = set()
+        self._ran: dict[Hashable, bool] = {}
+        """What has run, and whether it may be captured."""
 
     def replay(self, key: Hashable) -> Callable[[], object] | None:
         """What launches all of it on the current stream; None before it is captured."""
@@ -26,11 +27,11 @@ class Graphs:
 
     def run(self, key: Hashable, work: Callable[[], object]) -> None:
         """Run `work` on the current stream, or replay what it was captured as."""
-        if key in self._captured or (key in self._ran and self._capture(key, work)):
+        if key in self._captured or (self._ran.get(key) and self._capture(key, work)):
             self._captured[key].replay()
         else:
             work()
-            self._ran.add(key)
+            self._ran.setdefault(key, True)
 
     def clear(self) -> None:
         """Free all of them; none may run."""
@@ -48,7 +49,7 @@ class Graphs:
             finally:
                 graph.capture_end()
         except Exception as error:
-            self._ran.discard(key)
+            self._ran[key] = False
             logger.warning("%s cannot be captured as a CUDA graph, its kernels are launched one by one: %s", key, error)
             return False
         self._captured[key] = graph

@@ -20,8 +20,8 @@ from pipeline.models import paged_kernels
 from pipeline.models.pass_rows import ANSWERS_AT_ONCE, MOST_PARTS, PART, TILE, Rows, few_rows
 from pipeline.models.rotary import Rotary
 
-LEAST_ROWS = 16
-"""Of a product on tensor cores."""
+LEAST = 16
+"""Rows and channels of a product on tensor cores."""
 
 
 def try_out(device: torch.device, dtype: torch.dtype, heads: int, head_dim: int, kv_heads: int) -> None:
@@ -78,7 +78,7 @@ def attend(q_TNH: torch.Tensor, memory: torch.Tensor, rows: Rows, window: int | 
     group = heads // memory.shape[3]
     places = (q_TNH, memory, rows.numbers, rows.tables, memory.stride(0), rows.tables.stride(0))
     scale = math.log2(math.e) / math.sqrt(head_dim)
-    width = triton.next_power_of_2(head_dim)
+    width = max(LEAST, triton.next_power_of_2(head_dim))
     of_answers, of_tiles = _launch_settings(width * q_TNH.itemsize)
     shape: dict[str, Any] = {
         "WINDOW": window or 0,
@@ -101,7 +101,7 @@ def attend(q_TNH: torch.Tensor, memory: torch.Tensor, rows: Rows, window: int | 
             first,
             scale,
             **shape,
-            M=max(LEAST_ROWS, triton.next_power_of_2(group)),
+            M=max(LEAST, triton.next_power_of_2(group)),
             PART=PART,
             MOST_PARTS=MOST_PARTS,
             **of_answers,

@@ -1,0 +1,169 @@
+"""Attention of all rows of a pass at once: right, with the same bits in any company, in as many launches."""
+
+import asyncio
+import logging
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from support import tiny_models
+
+from pipeline import Model
+from pipeline.devices.cuda import CudaDevice
+from pipeline.generation.batching import Piece
+from pipeline.generation.parameters import SamplingParameters
+from pipeline.generation.pass_inputs import PassInputs
+from pipeline.generation.sequence import RunningSequence
+from pipeline.models import attention
+from pipeline.models.attention import LayerKV, attend_all
+from pipeline.models.pass_rows import Rows
+from pipeline.models.rotary import Rotary, rotate
+
+pytestmark = pytest.mark.cuda
+BLOCKS, PADDED = 900, 7
+PIECES = [(0, 300, 300), (5, 1, 6), (100, 1, 30), (15, 200, 1000), (170, 90, 200), (700, 50, 600), (9000, 1, 5)]
+"""Position, tokens in the pass, and tokens of the prompt: prompts, answers, and the end of a prompt with its answer."""
+SHAPES = [(2, 4, 128, None), (2, 4, 128, 200), (1, 3, 80, None), (4, 1, 64, 50), (1, 8, 6, None), (2, 7, 112, 1)]
+"""KV heads, query heads of each, channels, window."""
+
+
+@dataclass
+class Pass:
+    """What each request has, and the rows of all of them."""
+
+    device: CudaDevice
+    kv: LayerKV
+    pieces: list[Piece]
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+
+    def rows(self, pieces: Sequence[Piece], count: int) -> Rows:
+        inputs = PassInputs(self.device, count, len(pieces), 9100)
+        asyncio.run(_wait(inputs.send(pieces, [(0, count)])))
+        return inputs.rows(0, count)
+
+
+async def _wait(event: object) -> None:
+    await event.wait()  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def device() -> Iterator[CudaDevice]:
+    opened = CudaDevice()
+    yield opened
+    asyncio.run(opened.aclose())
+
+
+def made(device: CudaDevice, kv_heads: int, head_dim: int, dtype: torch.dtype, window: int | None) -> Pass:
+    """Blocks that do not lie in order, each with a gap behind it; NaN wherever a row must not look."""
+    items = 2 * 16 * kv_heads * head_dim
+    memory = torch.full((BLOCKS, items + 64), torch.nan, device="cuda", dtype=dtype)
+    kv = LayerKV(memory[:, :items].view(BLOCKS, 2, 16, kv_heads, head_dim))
+    free, pieces, keys, values = torch.randperm(BLOCKS).tolist(), [], [], []
+    for start, tokens, prompt_tokens in PIECES:
+        sequence = RunningSequence(array("i", [1] * prompt_tokens), SamplingParameters(), frozenset(), None, 8)
+        sequence.blocks = [free.pop() for _ in range(-(-(start + tokens) // 16))]
+        pieces.append(Piece(sequence, start, (1,) * tokens, 1))
+        for index, rows in enumerate((keys, values)):
+            rows.append(torch.randn(start + tokens, kv_heads, head_dim, device="cuda").to(dtype))
+            seen = torch.arange(0 if window is None else max(0, start + 1 - window), start, device="cuda")
+            table = torch.tensor(sequence.blocks, device="cuda")
+            kv.memory[:, index].index_put_((table[seen // 16], seen % 16), rows[-1][seen])
+    return Pass(device, kv, pieces, keys, values)
+
+
+def by_formula(q_TNH: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, window: int | None) -> torch.Tensor:
+    shared = q_TNH.shape[1] // keys.shape[1]
+    q, k, v = (x.double().transpose(0, 1) for x in (q_TNH, keys, values))
+    end = len(keys)
+    ahead = torch.arange(end, device="cuda") - torch.arange(end - len(q_TNH), end, device="cuda").unsqueeze(1)
+    scores = q @ k.repeat_interleave(shared, 0).transpose(1, 2) / q.shape[-1] ** 0.5
+    scores.masked_fill_((ahead > 0) | (ahead <= -(window or end + 1)), -torch.inf)
+    return (scores.softmax(-1) @ v.repeat_interleave(shared, 0)).transpose(0, 1).flatten(1)
+
+
+@pytest.mark.parametrize(("kv_heads", "group", "head_dim", "window"), SHAPES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-2), (torch.float16, 4e-3), (torch.float32, 2e-5)])
+@torch.no_grad()
+def test_a_mixed_pass_is_right_and_each_request_has_the_same_bits_alone(
+    dtype: torch.dtype,
+    tolerance: float,
+    kv_heads: int,
+    group: int,
+    head_dim: int,
+    window: int | None,
+    device: CudaDevice,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    torch.manual_seed(1)
+    made_ = made(device, kv_heads, head_dim, dtype, window)
+    tokens = sum(len(piece.token_ids) for piece in made_.pieces)
+    count = tokens + PADDED
+    raw = torch.randn(count, group * kv_heads, head_dim, device="cuda").to(dtype)
+    turn = Rotary(*torch.randn(2, count, 1, head_dim, device="cuda"))
+    new_keys = torch.randn(count, kv_heads, head_dim, device="cuda").to(dtype)
+    new_values = torch.randn_like(new_keys)
+    mixed = attend_all(raw.clone(), new_keys, new_values, turn, made_.kv, made_.rows(made_.pieces, count), window)
+    assert not caplog.records, "the kernels were used"
+    assert (mixed[tokens:] == 0).all()
+    turned, turned_keys, end = rotate(raw, turn), rotate(new_keys, turn), 0
+    for piece, keys, values in zip(made_.pieces, made_.keys, made_.values, strict=True):
+        begin, end = end, end + len(piece.token_ids)
+        keys[piece.start :], values[piece.start :] = turned_keys[begin:end], new_values[begin:end]
+        expected = by_formula(turned[begin:end], keys, values, window)
+        torch.testing.assert_close(mixed[begin:end].double(), expected, atol=tolerance, rtol=tolerance)
+        for skipped in {0, len(piece.token_ids) // 3, len(piece.token_ids) - 1}:
+            first = begin + skipped
+            part = Piece(piece.sequence, piece.start + skipped, piece.token_ids[skipped:], 1)
+            pieces, rows = [part], slice(first, end)
+            arguments = raw[rows].clone(), new_keys[rows], new_values[rows], turn.rows(first, end)
+            alone = attend_all(*arguments, made_.kv, made_.rows(pieces, end - first), window)
+            assert torch.equal(alone, mixed[rows]), (piece.start, skipped)
+
+
+@torch.no_grad()
+def test_launches_do_not_depend_on_how_many_requests_share_the_pass(device: CudaDevice) -> None:
+    made_ = made(device, 2, 64, torch.bfloat16, None)
+    counts = set()
+    for pieces in (made_.pieces[2:4], made_.pieces):
+        count = sum(len(piece.token_ids) for piece in pieces)
+        q, keys = (
+            torch.randn(count, 8, 64, device="cuda").bfloat16(),
+            torch.randn(count, 2, 64, device="cuda").bfloat16(),
+        )
+        turn, rows = Rotary(*torch.randn(2, count, 1, 64, device="cuda")), made_.rows(pieces, count)
+        attend_all(q, keys, keys, turn, made_.kv, rows, None)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            attend_all(q, keys, keys, turn, made_.kv, rows, None)
+            torch.cuda.synchronize()
+        counts.add(sum(str(event.device_type).endswith("CUDA") for event in profile.events()))
+    assert counts == {4}
+
+
+async def test_without_triton_one_warning_says_why_and_the_tokens_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await asyncio.to_thread(tiny_models.save, "llama_gqa_llama3", tmp_path, 2)
+
+    async def answers() -> list[tuple[int, ...]]:
+        async with Model.open(tmp_path, device="cuda", dtype="float32") as model:
+            prompts = ([1, 5, 9], [4, 3, 7, 11, 20, 8], [9])
+            several = [model.generate(prompt, max_new_tokens=6, ignore_eos=True) for prompt in prompts]
+            return [output.token_ids for output in await asyncio.gather(*several)]
+
+    expected = await answers()
+
+    def no_compiler(*arguments: object) -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    attention._kernels.cache_clear()
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "penstock"):
+        patch.setattr("pipeline.models.paged_attention.try_out", no_compiler)
+        assert await answers() == expected
+    attention._kernels.cache_clear()
+    warned = [record.getMessage() for record in caplog.records if "request by request" in record.getMessage()]
+    assert len(warned) == 1
+    assert "Failed to find C compiler" in warned[0]

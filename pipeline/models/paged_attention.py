@@ -79,7 +79,7 @@ def attend(q_TNH: torch.Tensor, memory: torch.Tensor, rows: Rows, window: int | 
     places = (q_TNH, memory, rows.numbers, rows.tables, memory.stride(0), rows.tables.stride(0))
     scale = math.log2(math.e) / math.sqrt(head_dim)
     width = max(LEAST, triton.next_power_of_2(head_dim))
-    of_answers, of_tiles = _launch_settings(width * q_TNH.itemsize)
+    of_answers, of_tiles = _launch_settings(q_TNH.dtype, width)
     shape: dict[str, Any] = {
         "WINDOW": window or 0,
         "COLUMNS": rows.numbers.stride(0),
@@ -122,18 +122,23 @@ def attend(q_TNH: torch.Tensor, memory: torch.Tensor, rows: Rows, window: int | 
             MOST_PARTS=MOST_PARTS,
         )
     if rows.tiles:
-        paged_kernels.attend_tiles[(heads, rows.tiles)](
+        paged_kernels.attend_tiles[(heads, rows.tiles * TILE // of_tiles["M"])](
             *places,
             mixed_TNH,
             scale,
             **shape,
-            M=TILE,
+            TILE=TILE,
             **of_tiles,
         )
     return mixed_TNH.flatten(1)
 
 
-def _launch_settings(row_bytes: int) -> tuple[dict[str, int], dict[str, int]]:
-    """Of answers and of tiles, for rows of so many bytes."""
-    visited = 64 if row_bytes <= 256 else 32
-    return {"S": visited, "num_warps": 4, "num_stages": 2}, {"S": visited, "num_warps": 8, "num_stages": 2}
+def _launch_settings(dtype: torch.dtype, width: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Of answers and of tiles, for heads of so many channels.
+
+    Products in fp32 are not for tensor cores: each element takes an instruction, so tiles are small. So are those of
+    wide heads, which must fit into registers.
+    """
+    if dtype is torch.float32 or width > 128:
+        return {"S": 32, "num_warps": 4, "num_stages": 2}, {"M": 32, "S": 32, "num_warps": 4, "num_stages": 2}
+    return {"S": 64, "num_warps": 4, "num_stages": 2}, {"M": 128, "S": 64, "num_warps": 8, "num_stages": 2}

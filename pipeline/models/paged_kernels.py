@@ -157,13 +157,16 @@ def merge(parts, weights, mixed, numbers, first_answer, count, WINDOW: tl.conste
 @triton.jit(do_not_specialize=["table_stride"])
 def attend_tiles(q, memory, numbers, tables, block_stride, table_stride, mixed, scale, WINDOW: tl.constexpr,
         COLUMNS: tl.constexpr, BLOCK_TOKENS: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr,
-        CHANNELS: tl.constexpr, H: tl.constexpr, PRECISION: tl.constexpr, M: tl.constexpr, S: tl.constexpr):
-    """A program for each head and each tile of a prompt, the last ones first: they look back furthest."""
-    head, tile = tl.program_id(0), (tl.num_programs(1) - 1 - tl.program_id(1)).to(tl.int64)
-    tokens = tl.load(numbers + tile * COLUMNS + 5)
-    if tokens == 0:
+        CHANNELS: tl.constexpr, H: tl.constexpr, PRECISION: tl.constexpr, M: tl.constexpr, S: tl.constexpr,
+        TILE: tl.constexpr):
+    """A program for each head and each M rows of a tile of a prompt, the last ones first: they look back furthest."""
+    head, index = tl.program_id(0), (tl.num_programs(1) - 1 - tl.program_id(1)).to(tl.int64)
+    tile, skipped = index // (TILE // M), index % (TILE // M) * M
+    tokens = tl.load(numbers + tile * COLUMNS + 5) - skipped
+    if tokens <= 0:
         return
-    row = tl.load(numbers + tile * COLUMNS + 4)
+    tokens = tl.minimum(tokens, M)
+    row = tl.load(numbers + tile * COLUMNS + 4) + skipped
     start = tl.load(numbers + row * COLUMNS)
     table = tables + tl.load(numbers + row * COLUMNS + 2) * table_stride
     member_M = tl.arange(0, M)
@@ -178,7 +181,7 @@ def attend_tiles(q, memory, numbers, tables, block_stride, table_stride, mixed, 
     first_seen = first_seen_of(start, WINDOW)
     low, end = first_seen // S * S, start + tokens
     if not WINDOW:
-        seen_by_all = start // M * M // S * S  # by all rows of the cell, wherever in it the tile begins
+        seen_by_all = start // TILE * TILE  # by all rows of the cell, wherever in it these begin
         most_M, total_M, mixed_MH = visit(q_MH, position_M, most_M, total_M, mixed_MH, memory, table, block_stride,
             head // GROUP, low, seen_by_all, first_seen, end, scale, False, WINDOW, BLOCK_TOKENS, HEADS // GROUP,
             CHANNELS, H, S, PRECISION)

@@ -210,3 +210,21 @@ def test_a_forbidden_token_is_never_chosen() -> None:
     arguments = {"temperature": 1.0, "repetition_penalty": 2.0, "frequency_penalty": 1.0, "top_p": 0.5, "top_k": 3}
     chooser = sampler(10, (4,), **arguments)
     assert [chooser.sample(logits_V).token_id for _ in range(5)] == [4] * 5
+
+
+@pytest.mark.parametrize(
+    ("logits", "arguments", "drawn"),
+    [
+        ([-0.0, 0.0, -0.0, -9.0], {"top_k": 1}, {0, 1, 2}),
+        ([3.0, 3.0, 3.0, 0.0, 0.0], {"top_p": 0.98, "min_p": 1.0}, {0, 1, 2}),
+        ([3.0, 3.0, 3.0, 0.0, 0.0], {"top_p": 0.2}, {0}),
+        ([3.0, 3.0, 3.0, 0.0, 0.0], {"top_k": 2, "top_p": 0.5}, {0, 1}),
+    ],
+)
+def test_what_ties_is_drawn_where_no_filter_drops_it(
+    logits: list[float], arguments: dict[str, Any], drawn: set[int]
+) -> None:
+    size = len(logits)
+    samplers = [support.choosing.sampler(size, seed=seed, temperature=1.0, **arguments) for seed in range(64)]
+    outcomes = RUNNER.run(Chooser(size, 64).choose(samplers, torch.tensor(logits).expand(64, -1)))
+    assert {one.token_id for one in outcomes if isinstance(one, Choice)} == drawn

@@ -120,9 +120,9 @@ async def test_the_halves_of_micro_batches_have_compute_lanes_of_their_own(
     lanes: list[str] = []
     launch = CpuDevice.launch
 
-    def noting(self: CpuDevice, lane: str, work: Any, after: Any) -> Event:
+    def noting(self: CpuDevice, lane: str, work: Any, after: Any, repeats: Any = None) -> Event:
         lanes.append(lane)
-        return launch(self, lane, work, after)
+        return launch(self, lane, work, after, repeats)
 
     monkeypatch.setattr(CpuDevice, "launch", noting)
     await generate(folder, policy="stage3")

@@ -205,7 +205,7 @@ async def test_a_folder_without_tokenizer_serves_token_ids(checkpoint: Path, cap
 
 
 async def test_the_log_tells_on_demand_how_a_model_was_opened(caplog: pytest.LogCaptureFixture) -> None:
-    opened = ("reads", "checksums", "24 of 24 weight", "kv room", "passes up to")
+    opened = ("reads", "checksums", "24 of 24 weight", "kv room", "pass size up to")
     for level, told in ((logging.WARNING, ()), (logging.INFO, opened)):
         caplog.clear()
         caplog.set_level(level, logger="penstock")

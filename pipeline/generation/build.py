@@ -125,7 +125,7 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> ModelRu
         runtime = ModelRuntime(drawn, settings, device, trace, undone)
         undone.pop_all()
     logger.info("kv room %s", runtime.kv_room)
-    logger.info("passes %s", runtime.pass_size)
+    logger.info("pass size %s", runtime.pass_size)
     return runtime
 
 

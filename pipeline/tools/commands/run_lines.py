@@ -23,7 +23,7 @@ def opening_lines(model: Model) -> str:
         f"checksums  {runtime.checking}\n"
         f"plan       {textwrap.indent(str(runtime.plan), ' ' * 11).lstrip()}\n"
         f"kv room    {runtime.kv_room}\n"
-        f"passes     {runtime.pass_size}\n"
+        f"pass size  {runtime.pass_size}\n"
         f"sampling   {'the checkpoint says ' + defaults if defaults else 'greedy'}, unless an option says otherwise\n"
     )
 

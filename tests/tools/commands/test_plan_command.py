@@ -123,7 +123,8 @@ def test_the_plan_says_what_one_request_at_a_time_has(capsys: pytest.CaptureFixt
     machine = ["--disk-gbps", "3", "--tflops", "1", "--memory-gbps", "30", "--host-memory", "8G", "--device", "cpu"]
 
     def told(*arguments: str) -> dict[str, Any]:
-        assert main(["plan", "llama-3-8b", *machine, "--json", *arguments]) == 0
+        fixed = ["--set", "max_tokens_per_pass=512"]  # chosen, it would jump with what the process has taken since
+        assert main(["plan", "llama-3-8b", *machine, *fixed, "--json", *arguments]) == 0
         return json.loads(capsys.readouterr().out)
 
     shared, alone = told(), told("--set", "max_requests=1")
@@ -188,6 +189,9 @@ def test_without_a_gpu_there_is_no_link(capsys: pytest.CaptureFixture[str]) -> N
     assert "H2D" not in out
     assert re.search(
         r"^kv room +[0-9,]+ tokens in [0-9.]+ MB: .*\(max_requests\).*; no more weights move for it$", out, re.M
+    )
+    assert re.search(
+        r"^pass size  up to [0-9,]+ tokens; beside running requests .* 0\.5 s \(max_pass_seconds\)$", out, re.M
     )
     assert "otherwise  what fits stays: " in out
 

@@ -20,6 +20,7 @@ from pipeline.models import paged_kernels
 from pipeline.models.pass_rows import ANSWERS_AT_ONCE, MOST_PARTS, PART, TILE, Rows, few_rows
 from pipeline.models.rotary import Rotary
 
+SHARED_BYTES = 160 << 10
 LEAST = 16
 """Rows and channels of a product on tensor cores."""
 
@@ -45,7 +46,7 @@ def turn_and_write(
 ) -> None:
     """Turn the queries in place, and put turned keys, and values, into their blocks; where a block is -1, nowhere.
 
-    Rounds as `rotate` does. In fp32 a product and a sum may be one operation.
+    Rounds as `rotate` does: a product and a sum are not made one operation, which rounds once.
     """
     tokens, heads, head_dim = q_TNH.shape
     kv_heads = keys_TKH.shape[1]
@@ -68,6 +69,7 @@ def turn_and_write(
         CHANNELS=head_dim,
         H=triton.next_power_of_2(head_dim),
         num_warps=1,
+        enable_fp_fusion=False,
     )
 
 
@@ -79,7 +81,7 @@ def attend(q_TNH: torch.Tensor, memory: torch.Tensor, rows: Rows, window: int | 
     places = (q_TNH, memory, rows.numbers, rows.tables, memory.stride(0), rows.tables.stride(0))
     scale = math.log2(math.e) / math.sqrt(head_dim)
     width = max(LEAST, triton.next_power_of_2(head_dim))
-    of_answers, of_tiles = _launch_settings(q_TNH.dtype, width)
+    of_answers, of_tiles = _launch_settings(q_TNH.device, q_TNH.dtype, width)
     shape: dict[str, Any] = {
         "WINDOW": window or 0,
         "COLUMNS": rows.numbers.stride(0),
@@ -133,12 +135,15 @@ def attend(q_TNH: torch.Tensor, memory: torch.Tensor, rows: Rows, window: int | 
     return mixed_TNH.flatten(1)
 
 
-def _launch_settings(dtype: torch.dtype, width: int) -> tuple[dict[str, int], dict[str, int]]:
+@functools.cache
+def _launch_settings(device: torch.device, dtype: torch.dtype, width: int) -> tuple[dict[str, int], dict[str, int]]:
     """Of answers and of tiles, for heads of so many channels.
 
     Products in fp32 are not for tensor cores: each element takes an instruction, so tiles are small. So are those of
-    wide heads, which must fit into registers.
+    wide heads, which must fit into registers. Three stages fit where a program may have the shared memory of an A100.
     """
     if dtype is torch.float32 or width > 128:
         return {"S": 32, "num_warps": 4, "num_stages": 2}, {"M": 32, "S": 32, "num_warps": 4, "num_stages": 2}
-    return {"S": 64, "num_warps": 4, "num_stages": 2}, {"M": 128, "S": 64, "num_warps": 8, "num_stages": 2}
+    shared_bytes = triton.runtime.driver.active.utils.get_device_properties(device.index)["max_shared_mem"]
+    visited = {"S": 64, "num_warps": 4, "num_stages": 3 if shared_bytes >= SHARED_BYTES else 2}
+    return visited, {"M": 64, **visited}

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import tiny_models
+from torch.profiler import ProfilerActivity, profile
 
 from pipeline import Model
 from pipeline.devices.cuda import CudaDevice
@@ -86,7 +87,7 @@ def by_formula(q_TNH: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, wi
 
 
 @pytest.mark.parametrize(("kv_heads", "group", "head_dim", "window"), SHAPES)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-2), (torch.float16, 4e-3), (torch.float32, 2e-5)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 3e-2), (torch.float16, 5e-3), (torch.float32, 2e-5)])
 @torch.no_grad()
 def test_a_mixed_pass_is_right_and_each_request_has_the_same_bits_alone(
     dtype: torch.dtype,
@@ -113,6 +114,11 @@ def test_a_mixed_pass_is_right_and_each_request_has_the_same_bits_alone(
     for piece, keys, values in zip(made_.pieces, made_.keys, made_.values, strict=True):
         begin, end = end, end + len(piece.token_ids)
         keys[piece.start :], values[piece.start :] = turned_keys[begin:end], new_values[begin:end]
+        positions = torch.arange(piece.start, len(keys), device="cuda")
+        written = made_.kv.memory[
+            torch.tensor(piece.sequence.blocks, device="cuda")[positions // 16], :, positions % 16
+        ]
+        assert torch.equal(written, torch.stack((turned_keys[begin:end], new_values[begin:end]), 1)), piece.start
         expected = by_formula(turned[begin:end], keys, values, window)
         torch.testing.assert_close(mixed[begin:end].double(), expected, atol=tolerance, rtol=tolerance)
         for skipped in {0, len(piece.token_ids) // 3, len(piece.token_ids) - 1}:
@@ -136,10 +142,10 @@ def test_launches_do_not_depend_on_how_many_requests_share_the_pass(device: Cuda
         )
         turn, rows = Rotary(*torch.randn(2, count, 1, 64, device="cuda")), made_.rows(pieces, count)
         attend_all(q, keys, keys, turn, made_.kv, rows, None)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiled:
             attend_all(q, keys, keys, turn, made_.kv, rows, None)
             torch.cuda.synchronize()
-        counts.add(sum(str(event.device_type).endswith("CUDA") for event in profile.events()))
+        counts.add(sum(str(event.device_type).endswith("CUDA") for event in profiled.events()))
     assert counts == {4}
 
 

@@ -133,8 +133,8 @@ class Receiver(Generic[Item]):
     async def receive(self) -> Item:
         """Wait for the next item. Raises ChannelClosed once the sender has closed and nothing is left."""
         shared = self._shared
-        shared.receiving = True
-        if not shared.items:
+        if shared.bystander is not None and not shared.items:
+            shared.receiving = True
             shared.senders.notify()
         await shared.receivers.take_turn(shared.has_item)
         shared.receiving = False

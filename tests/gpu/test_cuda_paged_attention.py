@@ -27,8 +27,18 @@ pytestmark = pytest.mark.cuda
 BLOCKS, PADDED = 900, 7
 PIECES = [(0, 300, 300), (5, 1, 6), (100, 1, 30), (15, 200, 1000), (170, 90, 200), (700, 50, 600), (9000, 1, 5)]
 """Position, tokens in the pass, and tokens of the prompt: prompts, answers, and the end of a prompt with its answer."""
-SHAPES = [(2, 4, 128, None), (2, 4, 128, 200), (1, 3, 80, None), (4, 1, 64, 50), (1, 8, 6, None), (2, 7, 112, 1)]
-"""KV heads, query heads of each, channels, window."""
+CASES = [
+    ("bfloat16", 3e-2, 2, 4, 128, None),
+    ("bfloat16", 3e-2, 2, 4, 128, 200),
+    ("bfloat16", 3e-2, 1, 3, 80, None),
+    ("bfloat16", 3e-2, 1, 8, 6, None),
+    ("bfloat16", 3e-2, 2, 7, 112, 1),
+    ("bfloat16", 3e-2, 2, 1, 256, None),
+    ("float16", 5e-3, 4, 1, 64, 50),
+    ("float32", 2e-5, 2, 4, 64, None),
+    ("float32", 2e-5, 1, 3, 80, 50),
+]
+"""Dtype, tolerance, KV heads, query heads of each, channels, window. Each case compiles kernels of its own."""
 
 
 @dataclass
@@ -86,11 +96,10 @@ def by_formula(q_TNH: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, wi
     return (scores.softmax(-1) @ v.repeat_interleave(shared, 0)).transpose(0, 1).flatten(1)
 
 
-@pytest.mark.parametrize(("kv_heads", "group", "head_dim", "window"), SHAPES)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 3e-2), (torch.float16, 5e-3), (torch.float32, 2e-5)])
+@pytest.mark.parametrize(("name", "tolerance", "kv_heads", "group", "head_dim", "window"), CASES)
 @torch.no_grad()
 def test_a_mixed_pass_is_right_and_each_request_has_the_same_bits_alone(
-    dtype: torch.dtype,
+    name: str,
     tolerance: float,
     kv_heads: int,
     group: int,
@@ -100,6 +109,7 @@ def test_a_mixed_pass_is_right_and_each_request_has_the_same_bits_alone(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     torch.manual_seed(1)
+    dtype: torch.dtype = getattr(torch, name)
     made_ = made(device, kv_heads, head_dim, dtype, window)
     tokens = sum(len(piece.token_ids) for piece in made_.pieces)
     count = tokens + PADDED

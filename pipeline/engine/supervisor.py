@@ -68,6 +68,10 @@ class Supervisor:
         self._task = asyncio.create_task(self._supervise(), name="penstock")
         self._task.add_done_callback(self._ended)
 
+    def done(self) -> bool:
+        """Whether the lines are not run any more."""
+        return self._task.done()
+
     async def aclose(self, *, drain: bool = False) -> None:
         """End all requests with ClosedError, stop the lines and give everything back, from whatever event loop.
 

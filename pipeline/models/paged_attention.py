@@ -20,7 +20,6 @@ from pipeline.models import paged_kernels
 from pipeline.models.pass_rows import ANSWERS_AT_ONCE, MOST_PARTS, PART, TILE, Rows, few_rows
 from pipeline.models.rotary import Rotary
 
-SHARED_BYTES = 160 << 10
 LEAST = 16
 """Rows and channels of a product on tensor cores."""
 
@@ -81,7 +80,7 @@ def attend(q_TNH: torch.Tensor, memory: torch.Tensor, rows: Rows, window: int | 
     places = (q_TNH, memory, rows.numbers, rows.tables, memory.stride(0), rows.tables.stride(0))
     scale = math.log2(math.e) / math.sqrt(head_dim)
     width = max(LEAST, triton.next_power_of_2(head_dim))
-    of_answers, of_tiles = _launch_settings(q_TNH.device, q_TNH.dtype, width)
+    of_answers, of_tiles = _launch_settings(q_TNH.dtype, width)
     shape: dict[str, Any] = {
         "WINDOW": window or 0,
         "COLUMNS": rows.numbers.stride(0),
@@ -135,15 +134,12 @@ def attend(q_TNH: torch.Tensor, memory: torch.Tensor, rows: Rows, window: int | 
     return mixed_TNH.flatten(1)
 
 
-@functools.cache
-def _launch_settings(device: torch.device, dtype: torch.dtype, width: int) -> tuple[dict[str, int], dict[str, int]]:
-    """Of answers and of tiles, for heads of so many channels.
+def _launch_settings(dtype: torch.dtype, width: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Of answers and of tiles, for heads of so many channels, as measured on an H200.
 
     Products in fp32 are not for tensor cores: each element takes an instruction, so tiles are small. So are those of
-    wide heads, which must fit into registers. Three stages fit where a program may have the shared memory of an A100.
+    wide heads, which must fit into registers.
     """
-    if dtype is torch.float32 or width > 128:
-        return {"S": 32, "num_warps": 4, "num_stages": 2}, {"M": 32, "S": 32, "num_warps": 4, "num_stages": 2}
-    shared_bytes = triton.runtime.driver.active.utils.get_device_properties(device.index)["max_shared_mem"]
-    visited = {"S": 64, "num_warps": 4, "num_stages": 3 if shared_bytes >= SHARED_BYTES else 2}
-    return visited, {"M": 64, **visited}
+    small = dtype is torch.float32 or width > 128
+    visited = {"S": 32 if small else 64, "num_warps": 4, "num_stages": 2 if small else 3}
+    return visited, {"M": 32 if small else 64, **visited}

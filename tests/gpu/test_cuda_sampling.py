@@ -29,6 +29,8 @@ async def test_the_tokens_are_those_of_the_cpu() -> None:
         on_cpu, on_gpu = [await one.outcomes(samplers, logits_RV) for one in devices]
         other += sum(one != two for one, two in zip(on_cpu, on_gpu, strict=True))
     assert other <= 1
+    for chooser in devices:
+        await chooser.aclose()
 
 
 async def test_passes_allocate_nothing_wait_for_nothing_and_fetch_only_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,3 +60,4 @@ async def test_passes_allocate_nothing_wait_for_nothing_and_fetch_only_tokens(mo
     assert torch.cuda.memory_allocated() == held
     assert torch.cuda.max_memory_allocated() - held < 16 << 20, "sums over blocks and settings, for a moment"
     assert copied == 6 * [64 * 4 * 8]
+    await chooser.aclose()

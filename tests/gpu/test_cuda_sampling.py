@@ -44,7 +44,7 @@ async def test_passes_allocate_nothing_wait_for_nothing_and_fetch_only_tokens(mo
     monkeypatch.setattr(CudaDevice, "download", counted)
     mixed = [one for one in MIXED if "logits_processor" not in one and "logprobs" not in one]
     chooser = Chooser(SIZE, 64, CudaDevice())
-    samplers = [sampler(SIZE, (3, 4), max_new_tokens=90, **mixed[row % len(mixed)]) for row in range(64)]
+    samplers = [sampler(SIZE, (3, 4), **{**mixed[row % len(mixed)], "max_new_tokens": 90}) for row in range(64)]
     logits_RV = torch.randn(64, SIZE)
     for step in range(6):
         if step == 3:

@@ -19,7 +19,7 @@ from pipeline.errors import RequestError
 from pipeline.generation.drawing import BINS, COLUMNS, Filters, Scratch, choose, log_probabilities
 from pipeline.generation.parameters import MOST_LOGPROBS
 from pipeline.generation.sampling import Choice, Sampler
-from pipeline.generation.token_tables import NO_IDS, TokenTables, in_both_places
+from pipeline.generation.token_tables import TokenTables, in_both_places
 from pipeline.models.ops import infer
 from pipeline.system.limits import reached_limit
 from pipeline.system.memory_plan import Holding
@@ -119,11 +119,11 @@ class RowSampler:
 
     def _prepare(self, rows: RowsSent, wanted: Sequence[tuple[Sampler, int]]) -> None:
         alike: dict[tuple[Filters, int | None], list[tuple[Sampler, list[float]]]] = {}
-        changed: list[torch.Tensor] = []
+        changed: list[int] = []
         copies: list[Copy] = []
         for sampler, logit_row in wanted:
             try:
-                table, entries_N = self._tables.update(sampler) if sampler.filters.penalised else (0, NO_IDS)
+                table, entries = self._tables.update(sampler) if sampler.filters.penalised else (0, ())
                 numbers = [logit_row, table, *sampler.settings, sampler.uniform]
             except BaseException as error:  # on a thread of our own it is not meant to end the process
                 rows.outcomes[sampler] = _failure(error)
@@ -131,18 +131,18 @@ class RowSampler:
             if sampler.parameters.logits_processor is not None:
                 rows.processed.append((sampler, numbers))
                 continue
-            if entries_N is None or len(entries_N) > MOST_CHANGES:
+            if entries is None or len(entries) > MOST_CHANGES:
                 length = self._size * torch.int32.itemsize
                 copies.append(Copy(table * length, table * length, length))
-            elif len(entries_N):
-                changed.append(entries_N + table * self._size)
+            else:
+                changed += [table * self._size + entry for entry in entries]
             alike.setdefault((sampler.filters, sampler.logprobs), []).append((sampler, numbers))
         for (filters, logprobs), those in alike.items():
             first, last, step = len(rows.samplers), len(rows.samplers) + len(those), self._scratch.rows
             rows.samplers += [sampler for sampler, _ in those]
             rows.numbers += [numbers for _, numbers in those]
             rows.runs += [Run(begin, min(begin + step, last), filters, logprobs) for begin in range(first, last, step)]
-        self._upload(rows, torch.cat(changed) if changed else NO_IDS, copies)
+        self._upload(rows, torch.tensor(changed, dtype=torch.int64), copies)
 
     def _upload(self, rows: RowsSent, changed_N: torch.Tensor, copies: Sequence[Copy]) -> None:
         """Send the numbers, behind them the changed entries of the tables: where they are, then what they are now."""

@@ -28,7 +28,7 @@ def streamed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("share", ["nothing stays", "a part stays"])
 def test_a_pass_allocates_nothing_and_waits_only_beside(streamed: Path, share: str) -> None:
     """Not a test of the event loop, which the profiler blocks when it starts and when it ends."""
-    settings = {"residency": False} if share == "nothing stays" else {"gpu_memory": "1100MB"}
+    settings = {"residency": False} if share == "nothing stays" else {"gpu_memory": "1GB", "max_requests": 4}
     profiled, residents, groups = asyncio.run(_profiled(streamed, settings))
     assert bool(residents) == (share == "a part stays")
     # The profiler itself waits for the device before the first pass and after the last.

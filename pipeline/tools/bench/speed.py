@@ -173,7 +173,9 @@ class SpeedBench:
             "options": model_options(settings),
             "scenarios": list(map(asked_of, settings.passes())),
         }
-        return [sys.executable, str(Path(__file__).with_name("stream.py")), json.dumps(asked)]
+        told = offload_folder / "asked.json"  # prompts of thousands of tokens are too long for an argument
+        told.write_text(json.dumps(asked))
+        return [sys.executable, str(Path(__file__).with_name("stream.py")), str(told)]
 
 
 def does(name: str, scenario: Scenario) -> bool:

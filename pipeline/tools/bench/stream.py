@@ -1,6 +1,6 @@
 """One token a pass by the public interface of an open model: that of this tree, or, as a program, that of another.
 
-So this file imports nothing of this tree. `python stream.py JSON`, where `Asked` is the JSON, prints a row for
+So this file imports nothing of this tree. `python stream.py FILE`, where `Asked` is the file's JSON, prints a row for
 each scenario.
 """
 
@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypedDict
 
 Took = Callable[[float], None]
@@ -106,6 +107,6 @@ async def _rows(asked: Asked) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    asked: Asked = json.loads(sys.argv[1])
+    asked: Asked = json.loads(Path(sys.argv[1]).read_text())
     sys.path[0] = asked["tree"]  # in the place of this file's folder
     print(json.dumps(asyncio.run(_rows(asked))))

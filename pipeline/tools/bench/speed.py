@@ -173,6 +173,7 @@ class SpeedBench:
             "options": model_options(settings),
             "scenarios": list(map(asked_of, settings.passes())),
         }
+        offload_folder.mkdir(exist_ok=True)
         told = offload_folder / "asked.json"  # prompts of thousands of tokens are too long for an argument
         told.write_text(json.dumps(asked))
         return [sys.executable, str(Path(__file__).with_name("stream.py")), str(told)]

@@ -5,6 +5,7 @@ Names and meanings are those of Hugging Face `generate` and of vLLM.
 
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, fields, replace
+from inspect import iscoroutinefunction
 from itertools import islice
 from typing import Any, TypeAlias, TypedDict, TypeGuard
 
@@ -111,7 +112,8 @@ class SamplingParameters:
         forced_eos_token_id: the id, or ids, that come last where the length ends the answer.
         logits_processor: a function of your own: `fn(token_ids, logits)` gets the ids of prompt and answer, and the
             logits of the next token, an fp32 tensor in host memory, after penalties and rules and before temperature
-            and filters; it returns them, changed. It runs on a thread, and what it raises ends its request.
+            and filters; it returns them, changed. It runs on a thread, and what it raises ends its request. All
+            requests that share its pass wait for it, so it must be short, and not wait for the model.
     """
 
     max_new_tokens: int = 64
@@ -159,8 +161,9 @@ class SamplingParameters:
             raise self._error("bad_words_ids", f"a list of at most {MOST_WORDS} lists of token ids")
         if not all(word and _are_ids(word, LONGEST_WORD) for word in words):
             raise self._error("bad_words_ids", f"lists of 1 to {LONGEST_WORD} token ids from 0 to {LARGEST_ID}")
-        if self.logits_processor is not None and not callable(self.logits_processor):
-            raise self._error("logits_processor", "a function of token ids and logits, or None")
+        processor = self.logits_processor
+        if processor is not None and (not callable(processor) or iscoroutinefunction(processor)):
+            raise self._error("logits_processor", "a function of token ids and logits, not an async one, or None")
         if not isinstance(self.ignore_eos, bool):
             raise self._error("ignore_eos", "True or False")
 

@@ -89,12 +89,15 @@ class Sampler:
             return
         try:
             given = processor([*self.prompt_ids, *self.token_ids], scores_1V[0].clone())
-            scores_V = torch.as_tensor(given, dtype=torch.float32, device=scores_1V.device)
         except Exception as error:
             failure = RequestError(f"logits_processor: failed for token {self._place}: {type(error).__name__}: {error}")
             raise failure from error
+        try:
+            scores_V = torch.as_tensor(given, dtype=torch.float32, device=scores_1V.device)
+        except (TypeError, ValueError, RuntimeError):  # None of a function that changes them in place, for one
+            scores_V = torch.empty(0)
         if scores_V.shape != scores_1V[0].shape:
-            need = f"a tensor of {scores_1V.shape[1]} scores"
+            need = f"a tensor of {scores_1V.shape[1]} scores to be returned"
             raise RequestError(f"logits_processor: need {need} for token {self._place}; have {shown(given)}")
         if not bool((scores_V < math.inf).all()):
             raise RequestError(f"logits_processor: need scores below infinity for token {self._place}; have nan or inf")

@@ -9,7 +9,7 @@ import support.choosing
 import torch
 from support.choosing import Alone, Chooser
 
-from pipeline.errors import RequestError
+from pipeline.errors import RequestError, shown
 from pipeline.generation.sampling import Choice
 
 
@@ -37,8 +37,9 @@ def test_a_processor_of_the_callers_own_sees_ids_and_logits_behind_the_penalties
     ("processor", "says"),
     [
         (lambda ids, logits: 1 // 0, "logits_processor: failed for token 0: ZeroDivisionError"),
-        (lambda ids, logits: None, "logits_processor: failed for token 0: "),
-        (lambda ids, logits: logits[:5], "logits_processor: need a tensor of 6 scores for token 0; have tensor"),
+        (lambda ids, logits: None, "logits_processor: need a tensor of 6 scores to be returned for token 0; have None"),
+        (lambda ids, logits: "ab", "logits_processor: need a tensor of 6 scores to be returned for token 0; have 'ab'"),
+        (lambda ids, logits: logits[:5], "logits_processor: need a tensor of 6 scores to be returned for token 0; have"),
         (lambda ids, logits: logits * math.nan, "logits_processor: need scores below infinity for token 0"),
         (lambda ids, logits: logits - math.inf, "no token is left after 0: .*logits_processor rule out all 6"),
     ],
@@ -51,8 +52,12 @@ async def test_a_processor_that_fails_ends_its_own_request(processor: Any, says:
     assert re.match(says, str(failed))
 
 
-def test_a_processor_must_be_a_function() -> None:
-    with pytest.raises(
-        RequestError, match="logits_processor: need a function of token ids and logits, or None; have 3"
-    ):
-        Alone(6, logits_processor=3)
+async def later(token_ids: list[int], logits: torch.Tensor) -> torch.Tensor:
+    return logits
+
+
+@pytest.mark.parametrize("processor", [3, later])
+def test_a_processor_must_be_a_function_that_is_not_async(processor: Any) -> None:
+    need = "need a function of token ids and logits, not an async one, or None"
+    with pytest.raises(RequestError, match=f"logits_processor: {need}; have {shown(processor)[:10]}"):
+        Alone(6, logits_processor=processor)

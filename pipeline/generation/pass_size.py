@@ -93,12 +93,18 @@ class PassRate:
     def took(self, prompt_tokens: int, seconds: float) -> None:
         """Take note of a pass, or of computing alone.
 
-        Few tokens of prompts tell no more than that more do not take less, unless they were late.
+        Few tokens of prompts tell no more than that more do not take less, unless they were late. Where not
+        even one more than the fewest has time, the pass takes so long and not they: while there are always prompts, no
+        pass without any tells.
         """
+        late = seconds > self._plain_seconds + (self._size.max_seconds or seconds)
+        most_seconds = self._plain_seconds + AIMED_SHARE * (self._size.max_seconds or seconds)
+        no_more = prompt_tokens <= FEWEST_TOKENS and most_seconds * FEWEST_TOKENS < seconds * (FEWEST_TOKENS + 1)
+        if not prompt_tokens or no_more:
+            self._plain_seconds = min(seconds, 2 * self._plain_seconds or seconds)
         if not prompt_tokens:
-            self._plain_seconds = seconds if not self._plain_seconds else min(seconds, 2 * self._plain_seconds)
             return
-        expected = prompt_tokens * self._seconds / self._tokens if self._tokens else seconds
-        late = self._plain_seconds and seconds > self._plain_seconds + (self._size.max_seconds or seconds)
-        if prompt_tokens >= self.most_tokens(True) // 2 or seconds <= expected or late:
-            self._tokens, self._seconds = prompt_tokens, min(seconds, 2 * expected)  # beyond that it is an accident
+        expected = prompt_tokens * self._seconds / self._tokens if self._seconds else seconds
+        if prompt_tokens >= self.most_tokens(True) // 2 or seconds <= expected or (late and self._plain_seconds):
+            usual = min(seconds, 2 * expected)  # beyond that it is an accident
+            self._tokens, self._seconds = prompt_tokens, max(usual, self._plain_seconds)

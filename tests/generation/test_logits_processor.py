@@ -39,7 +39,7 @@ def test_a_processor_of_the_callers_own_sees_ids_and_logits_behind_the_penalties
         (lambda ids, logits: 1 // 0, "logits_processor: failed for token 0: ZeroDivisionError"),
         (lambda ids, logits: None, "logits_processor: need a tensor of 6 scores to be returned for token 0; have None"),
         (lambda ids, logits: "ab", "logits_processor: need a tensor of 6 scores to be returned for token 0; have 'ab'"),
-        (lambda ids, logits: logits[:5], "logits_processor: need a tensor of 6 scores to be returned for token 0; have"),
+        (lambda ids, logits: logits[:5], "logits_processor: need a tensor of 6 scores to be returned for token 0; "),
         (lambda ids, logits: logits * math.nan, "logits_processor: need scores below infinity for token 0"),
         (lambda ids, logits: logits - math.inf, "no token is left after 0: .*logits_processor rule out all 6"),
     ],

@@ -77,6 +77,23 @@ def test_a_prompt_takes_few_passes_none_of_which_is_late(curve: Seconds, first: 
     assert len(passes) <= 1.7 * fewest + 9, (len(passes), fewest)
 
 
+@pytest.mark.parametrize(("known", "plain_seconds"), [(0.0, 2.0), (0.3, 2.0), (0.3, 1.5), (0.0, 0.6)])
+def test_prompts_do_not_stay_small_where_no_pass_is_without_any(known: float, plain_seconds: float) -> None:
+    """What a pass takes without prompts is not known, or no longer true: it may take longer than they may."""
+    rate = PassRate(PassSize(ROOM, MAX_SECONDS))
+    rate.took(0, known)
+    passes = long_prompt(rate, lambda tokens: plain_seconds + tokens * 0.001, 4 * ROOM)
+    assert len(passes) < 130, len(passes)
+    assert all(took <= plain_seconds + MAX_SECONDS for _, took in passes[2:]), passes
+
+
+def test_passes_that_took_no_time_teach_nothing() -> None:
+    rate = PassRate(PassSize(ROOM, MAX_SECONDS))
+    for seconds in (0.0, 0.0, 0.25):
+        rate.took(LEAST_TOKENS, seconds)
+    assert rate.most_tokens(True) > LEAST_TOKENS
+
+
 def test_a_prompt_alone_takes_all_room_unless_those_who_come_would_wait_for_long() -> None:
     for seconds, tokens in ((0.5, ROOM), (4.0, ROOM), (8.0, ROOM // 2), (400.0, ROOM // 100)):
         rate = PassRate(PassSize(ROOM, MAX_SECONDS))

@@ -86,6 +86,8 @@ class PassRate:
         plain, longer = self._plain_seconds, (AIMED_SHARE if beside else ALONE_SHARE) * self._size.max_seconds
         if self._seconds <= plain + longer:
             times = (plain + longer) / self._seconds
+        elif beside and not plain:
+            return FEWEST_TOKENS  # that tells what a pass takes without them, and so how many there is time for
         else:
             times = longer / (self._seconds - plain)
         return max(FEWEST_TOKENS, int(min(self._tokens * times, self._size.tokens)))
@@ -100,9 +102,10 @@ class PassRate:
         late = seconds > self._plain_seconds + (self._size.max_seconds or seconds)
         most_seconds = self._plain_seconds + AIMED_SHARE * (self._size.max_seconds or seconds)
         no_more = prompt_tokens <= FEWEST_TOKENS and most_seconds * FEWEST_TOKENS < seconds * (FEWEST_TOKENS + 1)
+        asked = self._seconds and not self._plain_seconds  # what more tokens take is known
         if not prompt_tokens or no_more:
             self._plain_seconds = min(seconds, 2 * self._plain_seconds or seconds)
-        if not prompt_tokens:
+        if not prompt_tokens or (no_more and asked):
             return
         expected = prompt_tokens * self._seconds / self._tokens if self._seconds else seconds
         if prompt_tokens >= self.most_tokens(True) // 2 or seconds <= expected or (late and self._plain_seconds):

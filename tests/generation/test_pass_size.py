@@ -83,7 +83,7 @@ def test_prompts_do_not_stay_small_where_no_pass_is_without_any(known: float, pl
     rate = PassRate(PassSize(ROOM, MAX_SECONDS))
     rate.took(0, known)
     passes = long_prompt(rate, lambda tokens: plain_seconds + tokens * 0.001, 4 * ROOM)
-    assert len(passes) < 130, len(passes)
+    assert len(passes) < (130 if known else 90), len(passes)
     assert all(took <= plain_seconds + MAX_SECONDS for _, took in passes[2:]), passes
 
 
@@ -104,7 +104,7 @@ def test_a_prompt_alone_takes_all_room_unless_those_who_come_would_wait_for_long
 def test_prompts_go_on_whatever_is_allowed_and_take_all_where_nothing_limits_them() -> None:
     rate = PassRate(PassSize(512, 1e-9))
     for _ in range(4):
-        rate.took(rate.most_tokens(True), 30.0)
+        rate.took(tokens := rate.most_tokens(True), 30.0 + tokens)
         assert rate.most_tokens(True) == FEWEST_TOKENS
     assert PassRate(PassSize(700, None)).most_tokens(True) == 700
     assert PassRate(PassSize(4096, 1.0)).most_tokens(False) == LEAST_TOKENS, "as nothing is known"

@@ -47,7 +47,7 @@ def heavy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def drawn(folder: Path, places: Sequence[Place], nbytes: int = 1 << 40, **settings: Any) -> Blueprint:
     """The plan for a device that has so many bytes of memory in each place."""
     memory = {place.name: nbytes for place in places}
-    device = SimDevice(places, loads_later=CpuDevice().loads_later, memory=memory)
+    device = SimDevice(places, block_rows=CpuDevice.block_rows, loads_later=CpuDevice().loads_later, memory=memory)
     with open_checkpoint(folder) as checkpoint:
         return draw_up(read_config(folder), checkpoint, Config(**settings), device)
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import support.choosing
 import torch
-from support.choosing import RUNNER, WARPED, Chooser, company_changes_nothing
+from support.choosing import RUNNER, VOCABULARY_SIZE, WARPED, Chooser, company_changes_nothing, random_logits
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
@@ -19,12 +19,7 @@ from actors.core.ports import Copy
 from pipeline.devices.cpu import CpuDevice
 from pipeline.generation.sampling import Choice
 
-VOCABULARY_SIZE = 3000
 NO_IDS = torch.zeros(1, 0, dtype=torch.int64)
-
-
-def random_logits(seed: int, vocabulary_size: int = VOCABULARY_SIZE, spread: float = 3.0) -> torch.Tensor:
-    return torch.randn(vocabulary_size, generator=torch.Generator().manual_seed(seed)) * spread
 
 
 @pytest.mark.parametrize("spread", [0.01, 3.0])
@@ -87,3 +82,21 @@ async def test_only_what_was_asked_for_comes_back(monkeypatch: pytest.MonkeyPatc
     processed = support.choosing.sampler(5000, logits_processor=lambda ids, logits: logits)
     await chooser.choose([*samplers[:3], processed], torch.randn(4, 5000))
     assert copied == [8 * (3 * 4 + 1), 4 * 5000]
+
+
+async def test_numbers_that_did_not_arrive_choose_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    chooser = Chooser(VOCABULARY_SIZE, 1, CpuDevice(copy=True))
+    upload = CpuDevice.upload
+
+    def broken(self: CpuDevice, source: Any, target: Any, copies: Sequence[Copy], after: Any) -> Any:
+        if source is chooser.rows._host_numbers:
+            return self.launch("broken", lambda: 1 / 0, ())
+        return upload(self, source, target, copies, after)
+
+    monkeypatch.setattr(CpuDevice, "upload", broken)
+    for settings in ({}, {"repetition_penalty": 1.5}):  # the second sends a table behind its numbers
+        with pytest.raises(ZeroDivisionError):
+            await chooser.choose(
+                [support.choosing.sampler(VOCABULARY_SIZE, (1,), **settings)], torch.randn(1, VOCABULARY_SIZE)
+            )
+    await chooser.aclose()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import support.choosing
 import torch
-from support.choosing import RUNNER, Alone, Chooser
+from support.choosing import RUNNER, VOCABULARY_SIZE, Alone, Chooser, random_logits
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
@@ -18,12 +18,7 @@ from pipeline.errors import RequestError
 from pipeline.generation.drawing import Scratch, choose
 from pipeline.generation.sampling import Choice
 
-VOCABULARY_SIZE = 3000
 NO_IDS = torch.zeros(1, 0, dtype=torch.int64)
-
-
-def random_logits(seed: int, vocabulary_size: int = VOCABULARY_SIZE, spread: float = 3.0) -> torch.Tensor:
-    return torch.randn(vocabulary_size, generator=torch.Generator().manual_seed(seed)) * spread
 
 
 def sampler(vocabulary_size: int = VOCABULARY_SIZE, prompt_ids: tuple[int, ...] = (), **arguments: Any) -> Alone:

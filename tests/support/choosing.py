@@ -36,9 +36,14 @@ MIXED: list[dict[str, Any]] = [
     {"temperature": 0.8, "logprobs": 4, "seed": 2**63, "logits_processor": lambda ids, logits: logits.roll(len(ids))},
 ]
 """All that can be set."""
+VOCABULARY_SIZE = 3000
 RUNNER = asyncio.Runner()
 """One for all: a loop takes files."""
 atexit.register(RUNNER.close)
+
+
+def random_logits(seed: int, vocabulary_size: int = VOCABULARY_SIZE, spread: float = 3.0) -> torch.Tensor:
+    return torch.randn(vocabulary_size, generator=torch.Generator().manual_seed(seed)) * spread
 
 
 def sampler(vocabulary_size: int, prompt_ids: Sequence[int] = (), index: int = 0, **arguments: Any) -> Sampler:

@@ -1,7 +1,7 @@
 """A stream of an NVIDIA GPU as a lane: what is short is issued where it is submitted, the rest by a thread.
 
-Nobody waits for an event but those who ask: a thread that wakes for each piece of work takes the interpreter lock
-from those who launch the next.
+A thread waits for an event only where its end was asked for: a thread that wakes for each piece of work takes the
+interpreter lock from the thread that launches the next.
 """
 
 import asyncio
@@ -102,7 +102,7 @@ class CudaEvent:
             raise self.failure
 
     def await_end(self) -> None:
-        """Let this thread wait for the end, and tell those who wait."""
+        """Let this thread wait for the end, and wake the tasks that wait for it."""
         if self.issue_failure() is None and not self.done():
             self._look(self._synchronize)
         while self._waiting:
@@ -167,7 +167,7 @@ class CudaLane:
         return event
 
     def await_end(self, event: CudaEvent) -> None:
-        """Let a thread wait for the end of `event`, and tell those who wait for it."""
+        """Let a thread wait for the end of `event`, and wake the tasks that wait for it."""
         self._waiter.submit(self._await_in_turn, event)
 
     def close(self) -> None:

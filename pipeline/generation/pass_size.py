@@ -1,4 +1,4 @@
-"""How many tokens a pass carries: what there is memory for, and how long those who run may wait for prompts of others.
+"""How many tokens a pass carries: what memory allows, and how long running requests may wait for prompts.
 
 The first is chosen once, with the memory plan. The second follows from the passes themselves.
 """
@@ -8,26 +8,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 LEAST_TOKENS = 512
-"""There is room for so many wherever a model can be opened; more are a choice."""
+"""The least room for tokens, wherever a model can be opened; a plan may choose more."""
 ANSWER_TOKENS = 128
-"""What a request is taken to answer with, where a larger pass costs weights their place: every answer pays for it."""
+"""A request is assumed to answer with so many tokens: each takes longer where a larger pass displaces weights."""
 NEARLY = 1.005
-"""What saves less than that is not worth its memory."""
+"""A larger pass that saves less time than this factor is not worth its memory."""
 LEAST_SECONDS = 0.5
-"""By so much prompts may delay a token in any case."""
+"""Prompts may delay a token by so much in any case."""
 AIMED_SHARE = 0.8
-"""How much of the delay that is allowed a pass aims at: no pass takes exactly as long as the one before."""
+"""A pass aims at this share of the allowed delay, since no pass takes exactly as long as the one before."""
 ALONE_SHARE = 8
-"""The same where nobody waits for a next token: a prompt of which a pass computes for so long loses nothing by another,
-and who comes meanwhile has to wait for its end."""
+"""While no request waits for a next token, a pass may take so many times as long: a prompt hardly gains by longer
+passes, and a request that comes meanwhile has to wait for the end of this one."""
 FEWEST_TOKENS = 16
-"""Tokens of prompts that every pass may take, so that prompts go on whatever is allowed."""
+"""Every pass may take so many tokens of prompts, so that prompts go on whatever delay is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class PassSize:
-    """Room for so many tokens, and by how many seconds prompts may delay the next token of those who run, if at all
-    limited."""
+    """Room for so many tokens. Prompts may delay a running request's next token by `max_seconds`; None is no limit."""
 
     tokens: int
     max_seconds: float | None

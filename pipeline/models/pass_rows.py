@@ -24,7 +24,7 @@ class SequenceRows:
     its prompt.
 
     `blocks_B` is its block table, int64 on the device: position p is row p % P of block p // P of the table. Once it
-    has `ended`, nobody looks at what comes out for its rows.
+    has `ended`, what comes out for its rows is not used.
     """
 
     begin: int

@@ -40,6 +40,11 @@ class Checkpoint:
     promised: Mapping[str, Path] = field(default_factory=dict)
     repeated: Mapping[str, Path] = field(default_factory=dict)
 
+    def content(self, name: str) -> bytes:
+        """The bytes of a small tensor, read now. Raises CheckpointError when they cannot be read."""
+        entry = self.tensors[name]
+        return self.files[entry.file].read(entry.start, entry.length)
+
     def close(self) -> None:
         """Close the weight files; no read may be in flight. Closing twice is harmless."""
         for shard in self.files.values():

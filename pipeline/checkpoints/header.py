@@ -64,7 +64,7 @@ def read_header(shard: Shard) -> dict[str, TensorEntry]:
             or rest.
     """
     path, size = shard.path, shard.size
-    head = shard.head(LENGTH_BYTES)
+    head = shard.read(0, LENGTH_BYTES)
     if head.startswith(b"version "):
         raise CheckpointError(f"{path}: is a Git LFS pointer, not weights; fetch the file with `git lfs pull`")
     length = int.from_bytes(head, "little")
@@ -73,7 +73,7 @@ def read_header(shard: Shard) -> dict[str, TensorEntry]:
     if length > HEADER_LIMIT_BYTES:
         raise CheckpointError(f"{path}: declares a header of {length} bytes; the most allowed is {HEADER_LIMIT_BYTES}")
     data_start = LENGTH_BYTES + length
-    raw = shard.head(data_start)[LENGTH_BYTES:]
+    raw = shard.read(LENGTH_BYTES, length)
     if len(raw) < length:
         raise _truncated(path, f"the header needs {data_start} bytes", size)
     if not raw.startswith(b"{"):

@@ -58,13 +58,13 @@ class Shard:
         """Bytes of the file when it was opened."""
         return self.identity.size
 
-    def head(self, nbytes: int) -> bytes:
-        """The first bytes of the file, so many if it has them. Raises CheckpointError when it cannot be read."""
-        head = b""
+    def read(self, start: int, nbytes: int) -> bytes:
+        """Bytes of the file, so many from `start` on if it has them. Raises CheckpointError when it cannot be read."""
+        found = b""
         with os_errors_named(self.path):
-            while len(head) < nbytes and (piece := os.pread(self.buffered, nbytes - len(head), len(head))):
-                head += piece
-        return head
+            while len(found) < nbytes and (piece := os.pread(self.buffered, nbytes - len(found), start + len(found))):
+                found += piece
+        return found
 
     def status(self) -> os.stat_result:
         """What the file is now."""

@@ -28,24 +28,21 @@ class DenseMatrix:
         return self.weight_FD.to(dtype, copy=True)
 
 
-class Dense:
+class StoredDense:
     """See `StoredMatrix`."""
+
+    row_step = 1
 
     def __init__(self, tensors: tuple[TensorRange, ...]) -> None:
         (tensor,) = self.tensors = tensors
         self.short, self.rows, self.dtype = tensor.short, tensor.shape[0], stored_dtype(tensor.dtype)
 
-    @staticmethod
-    def stored_as(spec: TensorSpec) -> tuple[TensorSpec, ...]:
-        """The tensor itself."""
-        return (spec,)
-
-    def slice(self, first: int, last: int) -> "Dense":
+    def slice(self, first: int, last: int) -> "StoredDense":
         """Rows [first, last), which lie one behind the other."""
         (tensor,) = self.tensors
         row_bytes, rows = tensor.length // self.rows, last - first
         start, shape = tensor.start + first * row_bytes, (rows, *tensor.shape[1:])
-        return Dense((replace(tensor, start=start, length=rows * row_bytes, shape=shape),))
+        return StoredDense((replace(tensor, start=start, length=rows * row_bytes, shape=shape),))
 
     def scratch_bytes(self, dtype: torch.dtype) -> int:
         """None, but for a copy where it must be cast."""
@@ -54,6 +51,25 @@ class Dense:
     def over(self, views: Mapping[str, torch.Tensor]) -> DenseMatrix:
         """What multiplies, over the tensors of its group by short name."""
         return DenseMatrix(views[self.short])
+
+
+class Dense:
+    """See `Format`."""
+
+    name = "not quantised"
+
+    def stored_as(self, spec: TensorSpec) -> tuple[TensorSpec, ...]:
+        """The tensor itself."""
+        return (spec,)
+
+    def stored(self, spec: TensorSpec, tensors: tuple[TensorRange, ...]) -> StoredDense:
+        """The tensor itself."""
+        return StoredDense(tensors)
+
+
+def all_dense(name: str) -> Dense:
+    """The format of every matrix of a checkpoint that is not quantised."""
+    return Dense()
 
 
 def cast_bytes(tensor: TensorRange, dtype: torch.dtype) -> int:

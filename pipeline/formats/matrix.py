@@ -1,10 +1,11 @@
 """What models multiply with, whatever the format: the surface that the siblings of this room share.
 
-A format is a file with two classes: a `StoredMatrix`, known before any byte moves, and a `Matrix` over what was read.
+A format is a file with three classes: a `Format`, which is one checked set of its options, a `StoredMatrix`, known
+before any byte moves, and a `Matrix` over what was read.
 Letters in names: T tokens of this pass, D columns, F rows of a matrix.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -38,18 +39,39 @@ class StoredMatrix(Protocol):
     tensors: tuple[TensorRange, ...]
     dtype: torch.dtype
 
-    @staticmethod
-    def stored_as(spec: TensorSpec) -> tuple[TensorSpec, ...]:
-        """The tensors that a checkpoint must hold for the matrix of this shape."""
+    @property
+    def row_step(self) -> int | None:
+        """Rows may be cut at multiples of it; None where those of a row do not lie together, so that none can be."""
 
     def slice(self, first: int, last: int) -> Self:
-        """Rows [first, last) of it."""
+        """Rows [first, last) of it; `first` is a multiple of `row_step`, and `last` is one or the last row's end."""
 
     def scratch_bytes(self, dtype: torch.dtype) -> int:
         """What a product in `dtype` takes beside the stored tensors, the hidden states and the result."""
 
     def over(self, views: Mapping[str, torch.Tensor]) -> Matrix:
         """What multiplies, over the tensors of its group by short name."""
+
+
+class Format(Protocol):
+    """How matrices are stored: one instance is one set of options, which have been checked."""
+
+    @property
+    def name(self) -> str:
+        """As people read it, with the options that tell it from others: "compressed-tensors int4, groups of 128"."""
+
+    def stored_as(self, spec: TensorSpec) -> tuple[TensorSpec, ...]:
+        """The tensors that a checkpoint must hold for the matrix of `spec`, whose shape is [F, D] (see `part` there).
+
+        Raises ConfigError where the options do not fit that shape.
+        """
+
+    def stored(self, spec: TensorSpec, tensors: tuple[TensorRange, ...]) -> StoredMatrix:
+        """The matrix over what was found, in the order of `stored_as`. Raises CheckpointError for a wrong header."""
+
+
+FormatOf = Callable[[str], Format]
+"""The format of the matrix that has this name in the checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)

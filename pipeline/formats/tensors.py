@@ -34,14 +34,27 @@ ITEM_BITS = {
 }
 """How many bits an item has, by dtype as safetensors files spell it."""
 WEIGHT_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""In which weights may be stored, as safetensors files and as torch spell them."""
+"""In which weights may be stored as they are, as safetensors files and as torch spell them."""
+PART_DTYPES = {
+    "U8": "uint8",
+    "I8": "int8",
+    "I16": "int16",
+    "I32": "int32",
+    "I64": "int64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
+}
+"""In which parts of quantised weights may be stored beside these."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """One tensor: its short name in the code, its name in the checkpoint, the shape it must have, and in which dtypes.
 
-    Where it may lie under one of several names, `names` has them all, and the first that is there counts.
+    Where it may lie under one of several names, `names` has them all, and the first that is there counts. Where it may
+    have one of several shapes, `shapes` has them all. A header, as `is_header` says, is read when the model is opened
+    and need not travel with its group; where its shape is () it may have any.
     """
 
     short: str
@@ -49,6 +62,27 @@ class TensorSpec:
     shape: tuple[int, ...]
     names: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = (*WEIGHT_DTYPES,)
+    shapes: tuple[tuple[int, ...], ...] = ()
+    is_header: bool = False
+
+    def part(
+        self,
+        short: str,
+        ending: str,
+        shape: tuple[int, ...],
+        dtypes: tuple[str, ...],
+        *,
+        endings: tuple[str, ...] = (),
+        shapes: tuple[tuple[int, ...], ...] = (),
+        is_header: bool = False,
+    ) -> "TensorSpec":
+        """One of the tensors that this matrix is stored as, with `ending` in place of the "weight" that ends its name.
+
+        Inside the group it is called `short` behind the name of the matrix ("q.scale"), or like the matrix with "".
+        """
+        called, stem = f"{self.short}.{short}" if short else self.short, self.name.removesuffix("weight")
+        names = tuple(stem + ending for ending in endings)
+        return TensorSpec(called, stem + ending, shape, names, dtypes, shapes, is_header)
 
     @property
     def is_matrix(self) -> bool:
@@ -58,7 +92,10 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class TensorRange:
-    """The bytes of one tensor, or of some of its rows, in one file; `short` is its name inside the group."""
+    """The bytes of one tensor, or of some of its rows, in one file; `short` is its name inside the group.
+
+    `content` holds them where it is a header, which is read when the model is opened.
+    """
 
     short: str
     name: str
@@ -67,6 +104,7 @@ class TensorRange:
     length: int
     shape: tuple[int, ...]
     dtype: str
+    content: bytes = b""
 
     @property
     def is_odd(self) -> bool:
@@ -79,10 +117,10 @@ class TensorRange:
 
 @functools.cache
 def stored_dtype(name: str) -> "torch.dtype":
-    """The dtype that a safetensors file calls so, of those in which weights may be stored."""
+    """The dtype that a safetensors file calls so, of those in which weights or parts of them may be stored."""
     import torch  # here, so that what only describes a model needs no torch
 
-    found: torch.dtype = getattr(torch, WEIGHT_DTYPES[name])
+    found: torch.dtype = getattr(torch, (WEIGHT_DTYPES | PART_DTYPES)[name])
     return found
 
 

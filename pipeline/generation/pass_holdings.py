@@ -64,5 +64,5 @@ def pass_holdings(
 def _scratch_bytes(groups: WeightGroups, dtype: torch.dtype) -> int:
     """The most that a product, or a norm or bias that is cast, takes beside its weights: a lane has one at a time."""
     matrices = [one.scratch_bytes(dtype) for group in groups.groups for one in group.matrices]
-    vectors = [cast_bytes(one, dtype) for group in groups.groups for one in group.tensors if len(one.shape) == 1]
+    vectors = [cast_bytes(one, dtype) for group in groups.groups for one in group.vectors]
     return max([*matrices, *vectors])

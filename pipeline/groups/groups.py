@@ -1,8 +1,9 @@
 """Weight groups: what travels through the line as one message, as byte ranges of files."""
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from actors.core.message import GroupKey
@@ -10,8 +11,8 @@ from actors.core.order import layer_parts
 from pipeline.checkpoints.checkpoint import Checkpoint, first_faults
 from pipeline.checkpoints.leftovers import leftovers
 from pipeline.errors import CheckpointError
-from pipeline.formats.dense import Dense
-from pipeline.formats.matrix import StoredMatrix
+from pipeline.formats.dense import all_dense
+from pipeline.formats.matrix import Format, FormatOf, StoredMatrix
 from pipeline.formats.parts import EMBED_KEY, HEAD, head_slice
 from pipeline.formats.tensors import TensorRange, TensorSpec
 from pipeline.groups.stored import faults, hints, stored_names
@@ -29,13 +30,19 @@ Specs = Mapping[GroupKey, Sequence[TensorSpec]]
 class WeightGroup:
     """What is read, uploaded and computed as one: half a layer, or a slice of the head.
 
-    `tensors` are all that it holds, those that make up its `matrices` among them.
+    `tensors` are all that it holds, those that make up its `matrices` among them; the others are `vectors`.
     """
 
     layer: int
     name: str
     tensors: tuple[TensorRange, ...]
     matrices: tuple[StoredMatrix, ...] = ()
+
+    @property
+    def vectors(self) -> tuple[TensorRange, ...]:
+        """Norms and biases."""
+        parts = {tensor.short for matrix in self.matrices for tensor in matrix.tensors}
+        return tuple(tensor for tensor in self.tensors if tensor.short not in parts)
 
     @property
     def key(self) -> GroupKey:
@@ -66,18 +73,18 @@ class WeightGroups:
 
 
 def find_groups(specs: Specs, checkpoint: Checkpoint) -> tuple[WeightGroup, ...]:
-    """Find each tensor of `specs` in the checkpoint, and make them groups in their order.
+    """Find each tensor of `specs` in the checkpoint, and make them groups in their order. No matrix is quantised.
 
     Raises CheckpointError, naming every tensor that is missing, stored twice, or of a wrong shape or dtype.
     """
-    stored = _stored(specs, checkpoint)
-    if found := [fault for spec, names in stored.items() for fault in faults(spec, names, checkpoint)]:
-        raise CheckpointError(first_faults(found))
-    return _make_groups(specs, stored, checkpoint)
+    found = _find(specs, checkpoint, all_dense)
+    if wrong := list(_faults(found, checkpoint)):
+        raise CheckpointError(first_faults(wrong))
+    return _make_groups(found, checkpoint)
 
 
-def plan_groups(specs: Specs, checkpoint: Checkpoint) -> WeightGroups:
-    """Find each tensor of `specs` in the checkpoint: layer by layer, then the head.
+def plan_groups(specs: Specs, checkpoint: Checkpoint, format_of: FormatOf = all_dense) -> WeightGroups:
+    """Find each tensor of `specs` in the checkpoint, a matrix as its format stores it: layer by layer, then the head.
 
     The output matrix of the head is cut into row slices, in turn of about the size of each part of a layer; the first
     carries the final norm too.
@@ -85,71 +92,106 @@ def plan_groups(specs: Specs, checkpoint: Checkpoint) -> WeightGroups:
     Raises:
         CheckpointError: naming every tensor that is missing, that is stored twice, whose shape or dtype is wrong, with
             need and have, or that the model would say something else without.
+        ConfigError: a matrix cannot be stored in its format.
     """
     head_layer = max(layer for layer, _ in specs)
-    stored = _stored(specs, checkpoint)
+    stored = _find(specs, checkpoint, format_of)
     ignored = _check(stored, head_layer, checkpoint)
-    found = {group.key: group for group in _make_groups(specs, stored, checkpoint)}
+    found = {group.key: group for group in _make_groups(stored, checkpoint)}
     embed, head = found.pop(EMBED_KEY), found.pop((head_layer, HEAD))
     groups = [*found.values()]
     parts = layer_parts([*found])
     sizes = [max(group.needed_bytes for group in groups if group.name == part) for part in parts]
     (output,) = head.matrices
-    norm = [tensor for tensor in head.tensors if tensor not in output.tensors]
     for index, rows in enumerate(_row_slices(output, sizes)):
-        tensors = (*norm, *rows.tensors) if index == 0 else rows.tensors
+        tensors = (*head.vectors, *rows.tensors) if index == 0 else rows.tensors
         groups.append(WeightGroup(head_layer, head_slice(index), tensors, (rows,)))
     return WeightGroups(tuple(groups), embed.matrices[0], ignored)
 
 
-def _stored_as(spec: TensorSpec) -> tuple[TensorSpec, ...]:
-    """The format of each matrix is chosen here and in `_make_groups`, nowhere else."""
-    return Dense.stored_as(spec) if spec.is_matrix else (spec,)
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A tensor of the model, its format if it is a matrix, and the names under which each of its parts is there."""
+
+    spec: TensorSpec
+    format: Format | None
+    names: Mapping[TensorSpec, Sequence[str]]
 
 
-def _stored(specs: Specs, checkpoint: Checkpoint) -> dict[TensorSpec, Sequence[str]]:
-    """The names under which the checkpoint holds what each tensor is stored as."""
-    tensors = itertools.chain.from_iterable(specs.values())
-    return {one: stored_names(one, checkpoint) for spec in tensors for one in _stored_as(spec)}
+def _find(specs: Specs, checkpoint: Checkpoint, format_of: FormatOf) -> dict[GroupKey, list[_Found]]:
+    return {key: [_find_tensor(spec, checkpoint, format_of) for spec in group] for key, group in specs.items()}
 
 
-def _make_groups(
-    specs: Specs, stored: Mapping[TensorSpec, Sequence[str]], checkpoint: Checkpoint
-) -> tuple[WeightGroup, ...]:
+def _find_tensor(spec: TensorSpec, checkpoint: Checkpoint, format_of: FormatOf) -> _Found:
+    """The first of its names that has anything there decides the format: a head may be stored, or be the embedding."""
+    for name in (spec.names or (spec.name,)) if spec.is_matrix else ():
+        named, chosen = replace(spec, name=name, names=()), format_of(name)
+        found = _Found(named, chosen, {one: stored_names(one, checkpoint) for one in chosen.stored_as(named)})
+        if any(found.names.values()) or not spec.names:
+            return found
+    return _Found(spec, None, {spec: stored_names(spec, checkpoint)})
+
+
+def _make_groups(found: Mapping[GroupKey, Sequence[_Found]], checkpoint: Checkpoint) -> tuple[WeightGroup, ...]:
     groups = []
-    for key, group in specs.items():
-        ranges = {spec: tuple(_range(one, stored[one][0], checkpoint) for one in _stored_as(spec)) for spec in group}
-        matrices = tuple(Dense(ranges[spec]) for spec in group if spec.is_matrix)
-        groups.append(WeightGroup(*key, tuple(itertools.chain.from_iterable(ranges.values())), matrices))
+    for key, tensors in found.items():
+        ranges: list[TensorRange] = []
+        matrices: list[StoredMatrix] = []
+        for one in tensors:
+            parts = tuple(_range(part, names[0], checkpoint) for part, names in one.names.items())
+            if one.format is not None:
+                matrices.append(one.format.stored(one.spec, parts))
+                parts = matrices[-1].tensors
+            ranges.extend(parts)
+        groups.append(WeightGroup(*key, tuple(ranges), tuple(matrices)))
     return tuple(groups)
 
 
-def _check(stored: Mapping[TensorSpec, Sequence[str]], layers: int, checkpoint: Checkpoint) -> tuple[str, ...]:
+def _faults(found: Mapping[GroupKey, Sequence[_Found]], checkpoint: Checkpoint) -> Iterator[str]:
+    """What keeps the model from being computed, each said once: a tied matrix is looked for twice."""
+    for part, names in _names(found).items():
+        yield from faults(part, names, checkpoint)
+
+
+def _names(found: Mapping[GroupKey, Sequence[_Found]]) -> dict[TensorSpec, Sequence[str]]:
+    """The names of all parts of all tensors."""
+    return {part: names for group in found.values() for one in group for part, names in one.names.items()}
+
+
+def _check(found: Mapping[GroupKey, Sequence[_Found]], layers: int, checkpoint: Checkpoint) -> tuple[str, ...]:
     """What nothing computes with, and may be ignored. Raises CheckpointError with all that is wrong."""
-    found = [fault for spec, names in stored.items() for fault in faults(spec, names, checkpoint)]
+    stored, wrong = _names(found), list(_faults(found, checkpoint))
     used = set(itertools.chain.from_iterable(stored.values()))
     left_out, ignored = leftovers(checkpoint.tensors.keys() - used, layers, checkpoint.tensors)
-    if absent := next((spec for spec, names in stored.items() if not names), None):
-        found = [*hints(absent, checkpoint), *found]
-    if found or left_out:
-        raise CheckpointError(first_faults(found + left_out))
+    if absent := next((part for part, names in stored.items() if not names), None):
+        wrong = [*hints(absent, checkpoint), *wrong]
+    if wrong or left_out:
+        raise CheckpointError(first_faults(wrong + left_out))
     return ignored
 
 
 def _range(spec: TensorSpec, name: str, checkpoint: Checkpoint) -> TensorRange:
     entry = checkpoint.tensors[name]
-    return TensorRange(spec.short, name, entry.file, entry.start, entry.length, entry.shape, entry.dtype)
+    content = checkpoint.content(name) if spec.is_header else b""
+    return TensorRange(spec.short, name, entry.file, entry.start, entry.length, entry.shape, entry.dtype, content)
 
 
 def _row_slices(matrix: StoredMatrix, most_bytes: Sequence[int]) -> Iterator[StoredMatrix]:
-    """Cut `matrix` into as few slices of its rows as keep each at about `most_bytes`, which take turns."""
+    """Cut `matrix` into as few slices of its rows as keep each at about `most_bytes`, which take turns.
+
+    One whose rows do not lie together stays whole.
+    """
+    if matrix.row_step is None:
+        yield matrix
+        return
     length = sum(tensor.length for tensor in matrix.tensors)
     ends = [0]
     for nbytes in itertools.cycle(most_bytes):
         ends.append(ends[-1] + nbytes)
         if ends[-1] >= length:
             break
-    steps = -(-matrix.rows // ROWS_PER_STEP)
-    edges = sorted({min(steps * end // ends[-1] * ROWS_PER_STEP, matrix.rows) for end in ends})
+    step_rows = math.lcm(ROWS_PER_STEP, matrix.row_step)
+    steps = -(-matrix.rows // step_rows)
+    edges = sorted({min(steps * end // ends[-1] * step_rows, matrix.rows) for end in ends})
     for first, last in itertools.pairwise(edges):
         yield matrix.slice(first, last)

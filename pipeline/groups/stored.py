@@ -7,6 +7,8 @@ from pipeline.checkpoints.header import brief
 from pipeline.formats.tensors import TensorSpec
 
 MOST_NAMED = 5
+HEADER_LIMIT_BYTES = 64 << 10
+"""Of a tensor that is read when the model is opened."""
 BASE_PREFIX = "model."
 """Of the decoder's tensors. One that was saved without its head has none, and transformers adds or takes away one."""
 
@@ -37,8 +39,10 @@ def faults(spec: TensorSpec, stored: Sequence[str], checkpoint: Checkpoint) -> I
         yield f"{what}: need one place, have {stored[1]!r} in {other} too; keep one"
     if stored[0] in checkpoint.repeated:
         yield f"{what}: need one place, {checkpoint.repeated[stored[0]]} holds it too; keep one"
-    if entry.shape != tuple(spec.shape):
-        yield f"{what}: need shape {list(spec.shape)}, have {list(entry.shape)}"
+    if entry.shape not in (shapes := spec.shapes or (spec.shape,)) and not (spec.is_header and spec.shape == ()):
+        yield f"{what}: need shape {' or '.join(str([*shape]) for shape in shapes)}, have {list(entry.shape)}"
+    if spec.is_header and entry.length > HEADER_LIMIT_BYTES:
+        yield f"{what}: need at most {HEADER_LIMIT_BYTES} bytes, have {entry.length}"
     if entry.dtype not in spec.dtypes:
         need = ", ".join(spec.dtypes)
         yield f"{what}: need dtype {need}, have {entry.dtype}; use a checkpoint that is not quantised"

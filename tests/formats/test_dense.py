@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pipeline.formats.dense import Dense, DenseMatrix
+from pipeline.formats.dense import Dense, DenseMatrix, StoredDense
 from pipeline.formats.matrix import Weights
 from pipeline.formats.tensors import TensorRange, TensorSpec
 
@@ -15,9 +15,9 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 ROWS, COLUMNS = 37, 23
 
 
-def stored(dtype: str, start: int = 1000) -> Dense:
+def stored(dtype: str, start: int = 1000) -> StoredDense:
     length = ROWS * COLUMNS * DTYPES[dtype].itemsize
-    return Dense((TensorRange("q", "model.q", Path("file"), start, length, (ROWS, COLUMNS), dtype),))
+    return StoredDense((TensorRange("q", "model.q", Path("file"), start, length, (ROWS, COLUMNS), dtype),))
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
@@ -74,6 +74,6 @@ def test_only_a_matrix_that_is_cast_takes_scratch_memory() -> None:
 
 def test_it_is_asked_for_as_one_tensor_of_its_shape() -> None:
     spec = TensorSpec("q", "model.q", (ROWS, COLUMNS))
-    assert Dense.stored_as(spec) == (spec,)
+    assert Dense().stored_as(spec) == (spec,)
     assert spec.is_matrix
     assert not TensorSpec("norm", "model.norm", (COLUMNS,)).is_matrix

@@ -12,7 +12,7 @@ import torch
 from pipeline.checkpoints.shard import Shard
 from pipeline.devices.cpu import CpuDevice
 from pipeline.errors import CheckpointError
-from pipeline.formats.dense import Dense
+from pipeline.formats.dense import StoredDense
 from pipeline.formats.matrix import Matrix
 from pipeline.formats.tensors import TensorRange
 from pipeline.reading.checksums import Checksums
@@ -50,9 +50,11 @@ class ScriptedReader:
         self.rotten = {row: value for row, value in self.rotten.items() if value == 255}
 
 
-def table(file: Path, dtype: str = "BF16") -> Dense:
+def table(file: Path, dtype: str = "BF16") -> StoredDense:
     length = ROWS * COLUMNS * DTYPES[dtype].itemsize
-    return Dense((TensorRange("embed", "model.embed_tokens.weight", file, START, length, (ROWS, COLUMNS), dtype),))
+    return StoredDense(
+        (TensorRange("embed", "model.embed_tokens.weight", file, START, length, (ROWS, COLUMNS), dtype),)
+    )
 
 
 @asynccontextmanager

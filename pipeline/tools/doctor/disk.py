@@ -19,7 +19,7 @@ def check_direct_reads(checkpoint: Path | None) -> Check:
     if checkpoint is not None:
         with open_checkpoint(checkpoint, direct=False) as opened:
             largest = max(opened.files.values(), key=lambda shard: shard.size)
-            return _compared(largest.path, largest.path.parent, largest.head(BLOCK_BYTES), BLOCK_BYTES)
+            return _compared(largest.path, largest.path.parent, largest.read(0, BLOCK_BYTES), BLOCK_BYTES)
     folder, content = Path.cwd(), os.urandom(BLOCKS * BLOCK_BYTES)
     try:
         file = tempfile.NamedTemporaryFile(dir=folder, prefix=".penstock-doctor-")  # noqa: SIM115

@@ -46,8 +46,8 @@ def known_digests(folder: Path, name: str, shard: Shard, sums: SumsFile, source:
     if shard.path.suffix != ".safetensors":
         return known, 0
     read_header(shard)  # raises what is wrong with it
-    data_start = LENGTH_BYTES + int.from_bytes(shard.head(LENGTH_BYTES), "little")
-    header = parse_json(shard.head(data_start)[LENGTH_BYTES:], f"{shard.path}: header")
+    data_start = LENGTH_BYTES + int.from_bytes(shard.read(0, LENGTH_BYTES), "little")
+    header = parse_json(shard.read(0, data_start)[LENGTH_BYTES:], f"{shard.path}: header")
     metadata = header.get("__metadata__") or {}
     said = {key: metadata[key].removeprefix("0x").lower() for key in HEADER_KEYS if key in metadata}
     known += [Known(DATA, digest, f"its own header, {key}") for key, digest in said.items() if len(digest) == 64]

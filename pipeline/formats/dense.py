@@ -5,7 +5,7 @@ Letters in names: T tokens of this pass, D columns, F rows of a matrix.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
@@ -39,10 +39,7 @@ class StoredDense:
 
     def slice(self, first: int, last: int) -> "StoredDense":
         """Rows [first, last), which lie one behind the other."""
-        (tensor,) = self.tensors
-        row_bytes, rows = tensor.length // self.rows, last - first
-        start, shape = tensor.start + first * row_bytes, (rows, *tensor.shape[1:])
-        return StoredDense((replace(tensor, start=start, length=rows * row_bytes, shape=shape),))
+        return StoredDense((self.tensors[0].rows(first, last),))
 
     def scratch_bytes(self, dtype: torch.dtype) -> int:
         """None, but for a copy where it must be cast."""

@@ -1,7 +1,7 @@
 """A tensor as a model needs it, and as a file holds it."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,6 +113,11 @@ class TensorRange:
         In memory an item must begin at such a multiple.
         """
         return self.start % (ITEM_BITS[self.dtype] // 8) != 0
+
+    def rows(self, first: int, last: int) -> "TensorRange":
+        """Rows [first, last) of it, which lie one behind the other."""
+        row_bytes, shape = self.length // self.shape[0], (last - first, *self.shape[1:])
+        return replace(self, start=self.start + first * row_bytes, length=shape[0] * row_bytes, shape=shape)
 
 
 @functools.cache

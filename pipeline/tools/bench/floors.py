@@ -16,6 +16,7 @@ from pipeline.config import Config
 from pipeline.engine.residency import Residency
 from pipeline.errors import RequestError
 from pipeline.generation.build import ModelRuntime, build
+from pipeline.generation.generation_pass import GenerationPass
 from pipeline.generation.parameters import SamplingParameters
 from pipeline.generation.sequence import RunningSequence
 from pipeline.system.host_memory import available_host_bytes
@@ -145,6 +146,28 @@ class Floors:
         await self.compute(loaded, lengths)
         return time.perf_counter() - started
 
+    async def decode_seconds(self, loaded: Loaded, requests: int, passes: int) -> list[float]:
+        """Decode so many requests with every group in place for good, and return for how long each pass ran.
+
+        The first pass computes their prompts. As groups stay, a device records what they launch, and later repeats it.
+        Raises RequestError when there is no room for all of them in one pass.
+        """
+        program, buffers = self._runtime.program, {one.key: one.at.buffer for one in loaded.messages}
+        memory = Budget("floor", {}, time.perf_counter, buffers)
+        messages = [Message(*one.key, one.seq, await memory.acquire("", one.key), READY) for one in loaded.messages]
+        for _ in range(requests):
+            self._submit([1], passes)
+        seconds = []
+        for _ in range(passes):
+            started = time.perf_counter()
+            pass_ = await program.begin()
+            _check_tokens(pass_, requests)
+            for message in messages:
+                program.step(pass_, message)
+            await program.finish(pass_)
+            seconds.append(time.perf_counter() - started)
+        return seconds
+
     async def sequential_pass_seconds(self, loaded: Loaded, lengths: Sequence[int] = (1,)) -> float:
         """A pass with nothing beside anything: read a group, wait, copy it, wait, compute it, wait.
 
@@ -208,8 +231,7 @@ class Floors:
         for length in lengths:
             self._submit([1] * length)
         pass_ = await program.begin()
-        if (have := sum(len(piece.token_ids) for piece in pass_.pieces)) != sum(lengths):
-            raise RequestError(f"computing alone: need {sum(lengths)} tokens in one pass, have {have}; set kv_tokens")
+        _check_tokens(pass_, sum(lengths))
         ran = [program.step(pass_, message) for message in loaded.messages]
         await program.finish(pass_)
         spans = [event.span or (0.0, 0.0) for events in ran for event in events]
@@ -229,6 +251,11 @@ class Floors:
         await self._runtime.source.read_into(key, slot.buffer)
         slot.release(after=READY)
         return time.perf_counter()
+
+
+def _check_tokens(pass_: GenerationPass, need: int) -> None:
+    if (have := sum(len(piece.token_ids) for piece in pass_.pieces)) != need:
+        raise RequestError(f"computing alone: need {need} tokens in one pass, have {have}; set kv_tokens")
 
 
 def spread_tokens(tokens: int, sequences: int) -> list[int]:

@@ -14,7 +14,7 @@ from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
 from pipeline.system.event_loop import run_async
 from pipeline.tools.bench.arm_program import say
 from pipeline.tools.bench.floors import Floors, apart
-from pipeline.tools.bench.pass_arm import SAMPLED, Passes, PassSettings, Scenario, serve_passes
+from pipeline.tools.bench.pass_arm import SAMPLED, WARM_UP, Passes, PassSettings, Scenario, serve_passes
 from pipeline.tools.bench.stream import AskedScenario, generate
 
 FLOOR_ROUNDS = 3
@@ -85,7 +85,7 @@ async def _with_floors(
 ) -> None:
     """Of greedy passes, in the memory that the model gave back.
 
-    Groups of one kind share theirs, so that it is no more than before. A sequence of this floor has one token.
+    Groups of one kind share theirs, so that it is no more than before. Sequences of this floor begin with one token.
     """
     async with apart(Path(settings.folder), options) as runtime:
         floors = Floors(runtime, residency)
@@ -93,13 +93,11 @@ async def _with_floors(
         for passes in measured:
             if passes.scenario.first_token or passes.scenario.sampled:
                 continue
-            lengths = [1] * passes.scenario.requests
-            await floors.compute_seconds(loaded, lengths)
-            passes.floors |= {"read": [], "upload": [], "compute": []}
+            decoded = await floors.decode_seconds(loaded, passes.scenario.requests, WARM_UP + FLOOR_ROUNDS)
+            passes.floors |= {"read": [], "upload": [], "compute": decoded[WARM_UP:]}
             for _ in range(FLOOR_ROUNDS):
                 passes.floors["read"].append(await floors.read_seconds())
                 passes.floors["upload"].append(await floors.upload_seconds())
-                passes.floors["compute"].append(await floors.compute_seconds(loaded, lengths))
 
 
 async def _sequential(settings: PassSettings) -> list[Passes]:

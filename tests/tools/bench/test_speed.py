@@ -14,13 +14,17 @@ from support import tiny_models
 
 import pipeline.tools.bench.speed as speed
 from pipeline.api import BUNDLED
+from pipeline.devices.cpu import CpuDevice
+from pipeline.engine.residency import NOTHING_STAYS
 from pipeline.errors import ConfigError
 from pipeline.tools.bench import device_floors, graph_arm, hugging_face_arm, our_arm
 from pipeline.tools.bench.arm_program import ArmRun, command_of
+from pipeline.tools.bench.floors import Floors, apart
 from pipeline.tools.bench.memory_limit import MemoryLimit, OverLimit, ProgramFailed
 from pipeline.tools.bench.pass_arm import WARM_UP, Passes, PassSettings, Scenario, serve_passes
 from pipeline.tools.bench.speed import ELSEWHERE, FROM_HOST, OURS, WITHOUT, SpeedBench, arms_of
 from pipeline.tools.bench.speed_results import results
+from pipeline.tools.bench.steady_passes import room_for
 
 PASSES = 4
 ONE = Scenario(passes=PASSES)
@@ -158,6 +162,26 @@ def test_another_tree_answers_in_a_program_of_its_own(checkpoint: Path, answers:
     rows = json.loads(done.stdout)
     assert [row["token_ids"] for row in rows] == [one.token_ids for one in answers[:3]]
     assert [len(row["pass_seconds"]) for row in rows] == [PASSES, PASSES, 2]
+
+
+async def test_the_floor_of_computing_repeats_what_groups_that_stay_launch(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a pass in which all groups stay would be faster than its floor on a GPU, where launching takes longest."""
+    monkeypatch.setattr(CpuDevice, "repeated_rows", (2, 4))
+    async with apart(checkpoint, {"device": "cpu", **room_for(16)}) as runtime:
+        floors, repeated = Floors(runtime, NOTHING_STAYS), []
+        launch, loaded = runtime.device.launch, await floors.load(shared=True)
+        monkeypatch.setattr(
+            runtime.device,
+            "launch",
+            lambda lane, work, after, repeats=None: repeated.append(repeats) or launch(lane, work, after),
+        )
+        seconds = await floors.decode_seconds(loaded, 3, 4)
+    keys = {key for key, *_ in filter(None, repeated) if isinstance(key, tuple)}
+    assert keys == {key for key in runtime.catalog.order if key[1] != "attn"}, "on a CPU attention is never alike"
+    assert len(seconds) == 4
+    assert all(one > 0 for one in seconds)
 
 
 async def scripted(

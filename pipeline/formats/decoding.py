@@ -1,0 +1,75 @@
+"""Products with matrices that are decoded where they are used, a block of rows at a time.
+
+A block is small, so that it stays in the cache of the CPU between being decoded and being multiplied. How many rows it
+has follows from the shape of the matrix alone: no result depends on what else is computed with it.
+Letters in names: T tokens of this pass, D columns, F rows of a matrix, G groups of columns that share a scale.
+"""
+
+from typing import Protocol
+
+import torch
+
+from pipeline.formats.dense import linear
+
+BLOCK_BYTES = 2 << 20
+"""Of a block of rows that is decoded in fp32."""
+BLOCK_ROWS = 32
+"""A block has a multiple of so many, where its matrix has: few rows make slow products."""
+SCRATCH_BYTES_PER_ITEM = 16
+"""What decoding an item takes at most, with indices, what is decoded, and its copy in another dtype."""
+
+
+class DecodableRows(Protocol):
+    """A `Matrix` whose rows can be decoded."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """F and D."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+
+    def decoded_rows(self, first: int, last: int, dtype: torch.dtype) -> torch.Tensor:
+        """Rows [first, last), as a new tensor [last - first, D]. `first` is a multiple of `BLOCK_ROWS`."""
+
+
+def block_rows(shape: tuple[int, int]) -> int:
+    """How many rows of a matrix of this shape, [F, D], are decoded at once."""
+    rows, columns = shape
+    return min(rows, max(1, BLOCK_BYTES // (columns * torch.float32.itemsize * BLOCK_ROWS)) * BLOCK_ROWS)
+
+
+def decoding_bytes(shape: tuple[int, int]) -> int:
+    """The scratch memory of `decoded_product` with a matrix of this shape, [F, D]."""
+    return block_rows(shape) * shape[1] * SCRATCH_BYTES_PER_ITEM
+
+
+def decoded_product(matrix: DecodableRows, x_TD: torch.Tensor, bias_F: torch.Tensor | None = None) -> torch.Tensor:
+    """`x_TD` times the transposed matrix, plus bias: [T, F] in the dtype of `x_TD`."""
+    rows, step = matrix.shape[0], block_rows(matrix.shape)
+    product_TF = x_TD.new_empty(len(x_TD), rows)
+    for first in range(0, rows, step):
+        last = min(first + step, rows)
+        bias = None if bias_F is None else bias_F[first:last]
+        product_TF[:, first:last] = linear(x_TD, matrix.decoded_rows(first, last, x_TD.dtype), bias)
+    return product_TF
+
+
+def decoded_matrix(matrix: DecodableRows, dtype: torch.dtype) -> torch.Tensor:
+    """All rows, [F, D]."""
+    rows, step = matrix.shape[0], block_rows(matrix.shape)
+    decoded_FD = torch.empty(matrix.shape, dtype=dtype, device=matrix.device)
+    for first in range(0, rows, step):
+        last = min(first + step, rows)
+        decoded_FD[first:last] = matrix.decoded_rows(first, last, dtype)
+    return decoded_FD
+
+
+def scale_columns(values_FD: torch.Tensor, scales_FG: torch.Tensor, group: int) -> torch.Tensor:
+    """Multiply, in place, each row by its scales, of which each is for `group` columns; the last may have fewer."""
+    whole = values_FD.shape[1] // group
+    values_FD[:, : whole * group].unflatten(1, (whole, group)).mul_(scales_FG[:, :whole, None])
+    if whole < scales_FG.shape[1]:
+        values_FD[:, whole * group :].mul_(scales_FG[:, whole:])
+    return values_FD

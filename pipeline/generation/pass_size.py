@@ -4,6 +4,7 @@ The first is chosen once, with the memory plan. The second follows from the pass
 """
 
 import itertools
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,6 +23,8 @@ ALONE_SHARE = 8
 passes, and a request that comes meanwhile has to wait for the end of this one."""
 FEWEST_TOKENS = 16
 """Every pass may take so many tokens of prompts, so that prompts go on whatever delay is allowed."""
+RECENT_PASSES = 3
+"""What a pass takes without prompts is the median of so many, once there are two: no single accident decides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,12 @@ class PassRate:
         self._size = size
         self._tokens = 0
         self._seconds = 0.0
-        self._plain_seconds = 0.0
+        self._plain: deque[float] = deque(maxlen=RECENT_PASSES)
+
+    @property
+    def _plain_seconds(self) -> float:
+        """What a pass takes without prompts; 0 as long as that is not known."""
+        return sorted(self._plain)[(len(self._plain) - 1) // 2] if len(self._plain) > 1 else 0.0
 
     def most_tokens(self, beside: bool) -> int:
         """Tokens of prompts that the next pass may take, `beside` requests that wait for their next token or alone."""
@@ -103,7 +111,7 @@ class PassRate:
         no_more = prompt_tokens <= FEWEST_TOKENS and most_seconds * FEWEST_TOKENS < seconds * (FEWEST_TOKENS + 1)
         asked = self._seconds and not self._plain_seconds  # what more tokens take is known
         if not prompt_tokens or no_more:
-            self._plain_seconds = min(seconds, 2 * self._plain_seconds or seconds)
+            self._plain.append(seconds)
         if not prompt_tokens or (no_more and asked):
             return
         expected = prompt_tokens * self._seconds / self._tokens if self._seconds else seconds

@@ -87,6 +87,18 @@ def test_prompts_do_not_stay_small_where_no_pass_is_without_any(known: float, pl
     assert all(took <= plain_seconds + MAX_SECONDS for _, took in passes[2:]), passes
 
 
+@pytest.mark.parametrize("curve", [computing_binds, moving_binds])
+@pytest.mark.parametrize("plain", [[0.4, 0.4, 3.0], [3.0, 0.4], [0.4, 3.0], [3.0]], ids=str)
+def test_one_pass_that_an_accident_held_up_makes_no_prompt_late(curve: Seconds, plain: Sequence[float]) -> None:
+    """Of those without prompts, such as the first, which loads kernels."""
+    rate = PassRate(PassSize(ROOM, MAX_SECONDS))
+    rate.took(1024, curve(1024))
+    for seconds in plain:
+        rate.took(0, seconds)
+    passes = long_prompt(rate, curve, 4 * ROOM)
+    assert all(took <= PLAIN_SECONDS + MAX_SECONDS for _, took in passes), passes
+
+
 def test_passes_that_took_no_time_teach_nothing() -> None:
     rate = PassRate(PassSize(ROOM, MAX_SECONDS))
     for seconds in (0.0, 0.0, 0.25):

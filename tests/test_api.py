@@ -226,7 +226,7 @@ async def test_statistics_tell_what_moved(model: Model) -> None:
     names = {"prefetch_planner", "disk_reader", "pinned_stager", "gpu_uploader", "compute_scheduler"}
     assert set(record["busy_seconds"]) == set(record["stalled_seconds"]) == names
     assert set(record["channels"]) == names - {"prefetch_planner"}
-    assert set(record["channels"]["disk_reader"]) == {"depth", "peak", "starved_seconds", "blocked_seconds"}
+    assert {"depth", "peak", "starved_seconds", "blocked_seconds"} < set(record["channels"]["disk_reader"])
     assert record["busy_seconds"]["disk_reader"] > 0
     assert record["busy_seconds"]["compute_scheduler"] > 0
 

@@ -59,7 +59,9 @@ class Actor:
     @property
     def wiring(self) -> Wiring:
         """Its place in the line that runs. Raises LineError where none does."""
-        return self._wired
+        if self._wiring is None:
+            raise LineError(f"{self.name} is not part of a line that runs")
+        return self._wiring
 
     def statistics(self) -> ActorStatistics:
         """Where the actor's time went in the present or last run."""
@@ -73,17 +75,13 @@ class Actor:
     def start(
         self, message: Message[Any] | None, work: Coroutine[Any, Any, None], watched: Event | None = None
     ) -> Event:
-        """Begin work on a message, or on none, beside the actor's loop, as a child task of the line.
-
-        The event tells its end.
+        """Begin work on a message, or on none, beside the actor's loop, as a child task of the line; returns its end.
 
         Work that only watches over an operation elsewhere names the operation's event, `watched`, whose span counts.
         """
-        wiring = self._wired
-        operation = Operation(wiring.clock, watched)
         filler = self.name if message is None or message.at is None else message.at.filler
-        operation.begin(wiring.crew, work, functools.partial(self._failure_beside, message, filler))
-        return operation
+        named = functools.partial(self._failure_beside, message, filler)
+        return Operation(self.wiring.crew, self.wiring.clock, work, named, watched)
 
     async def landed(self, message: Message[Any]) -> None:
         """Wait until the message's bytes have arrived (rule 4). An error names the actor that moved them."""
@@ -109,23 +107,17 @@ class Actor:
 
     async def stalled(self, what: str, message: Message[Any], wait: Coroutine[Any, Any, Any]) -> Any:
         """Let the actor wait for anything, and count it as `what`."""
-        wiring = self._wired
+        wiring = self.wiring
         started = wiring.clock()
         result = await wait
         wiring.meter.stalled(what, message, started, wiring.clock())
         return result
 
-    @property
-    def _wired(self) -> Wiring:
-        if self._wiring is None:
-            raise LineError(f"{self.name} is not part of a line that runs")
-        return self._wiring
-
     async def _work(self) -> None:
         raise NotImplementedError(f"{type(self).__name__} must be a Source, Stage, Mover or Sink")
 
     async def _receive(self) -> Message[Any]:
-        wiring = self._wired
+        wiring = self.wiring
         if wiring.inlet is None:
             raise LineError(f"{self.name} stands first in the line, but takes messages")
         started = wiring.clock()
@@ -141,7 +133,7 @@ class Actor:
         return message
 
     async def _send(self, message: Message[Any]) -> None:
-        outlet = self._wired.outlet
+        outlet = self.wiring.outlet
         if outlet is None:
             raise LineError(f"{self.name} stands last in the line, but sends messages")
         while (following := outlet.bystander) is not None and following._only_hands_on(message):
@@ -156,7 +148,7 @@ class Actor:
 
     def _budgets_from_here(self) -> Sequence[Budget]:
         """Those of the actor, and of all that come behind it."""
-        return self._wired.ahead
+        return self.wiring.ahead
 
     def _only_hands_on(self, message: Message[Any]) -> bool:
         """Whether the actor does nothing with a message but hand it on."""
@@ -164,7 +156,7 @@ class Actor:
 
     def _pass_on(self, message: Message[Any]) -> tuple[Message[Any], Sender[Message[Any]]] | None:
         """Let the actor before hand such a message on, while this one waits: what it sends, and where to, if it can."""
-        wiring = self._wired
+        wiring = self.wiring
         if wiring.outlet is None or message.seq != wiring.next_seq or (onward := self._onward(message)) is None:
             return None
         wiring.next_seq += 1
@@ -176,11 +168,11 @@ class Actor:
 
     def _lies_ahead(self, message: Message[Any]) -> bool:
         """Whether the group is resident at a place further down the line: then this actor has nothing to do with it."""
-        return message.at is None and any(budget.holds(message.key) for budget in self._wired.ahead)
+        return message.at is None and any(budget.holds(message.key) for budget in self.wiring.ahead)
 
     def _left(self, error: BaseException | None) -> BaseException | None:
         """After `run`: pass the end of the line on, or say that it was not this actor's turn to end."""
-        wiring = self._wired
+        wiring = self.wiring
         if error is None and wiring.inlet is not None and not wiring.inlet.exhausted:
             return self._failed(LineError("its `run` has returned, though more messages come"))
         if error is None and wiring.outlet is not None:
@@ -189,7 +181,7 @@ class Actor:
 
     def _failed(self, error: BaseException) -> ActorFailed:
         """An error of the loop, with the actor's name and the group that it has in hand."""
-        return self._failure(self._wired.in_hand, error)
+        return self._failure(self.wiring.in_hand, error)
 
     @staticmethod
     def _arrival_failure(message: Message[Any]) -> ActorFailed | None:

@@ -57,22 +57,25 @@ class _Shared(Generic[Item]):
         if self._trace.recording:
             self._trace.count(self._counter, self._clock(), len(self.items))
 
-    def statistics(self) -> ChannelStatistics:
-        return ChannelStatistics(
-            self.capacity,
-            len(self.items),
-            self.peak,
-            self.sent,
-            self.receivers.waited_seconds,
-            self.senders.waited_seconds,
-        )
 
-
-class Sender(Generic[Item]):
-    """The end that gives."""
-
+class _End(Generic[Item]):
     def __init__(self, shared: _Shared[Item]) -> None:
         self._shared = shared
+
+    @property
+    def name(self) -> str:
+        """The channel's: that of the actor that receives."""
+        return self._shared.name
+
+    def statistics(self) -> ChannelStatistics:
+        """The channel's counters, the same from both ends."""
+        shared = self._shared
+        starved, blocked = shared.receivers.waited_seconds, shared.senders.waited_seconds
+        return ChannelStatistics(shared.capacity, len(shared.items), shared.peak, shared.sent, starved, blocked)
+
+
+class Sender(_End[Item]):
+    """The end that gives."""
 
     async def send(self, item: Item) -> None:
         """Wait for room and put `item` in. Raises ChannelClosed after `close`."""
@@ -104,15 +107,6 @@ class Sender(Generic[Item]):
         self._shared.sender_closed = True
         self._shared.receivers.notify()
 
-    @property
-    def name(self) -> str:
-        """The channel's: that of the actor that receives."""
-        return self._shared.name
-
-    def statistics(self) -> ChannelStatistics:
-        """The channel's counters, the same from both ends."""
-        return self._shared.statistics()
-
     def _put(self, item: Item) -> None:
         shared = self._shared
         if shared.sender_closed:
@@ -124,11 +118,8 @@ class Sender(Generic[Item]):
         shared.receivers.notify()
 
 
-class Receiver(Generic[Item]):
+class Receiver(_End[Item]):
     """The end that takes."""
-
-    def __init__(self, shared: _Shared[Item]) -> None:
-        self._shared = shared
 
     async def receive(self) -> Item:
         """Wait for the next item. Raises ChannelClosed once the sender has closed and nothing is left."""
@@ -150,11 +141,6 @@ class Receiver(Generic[Item]):
         self._shared.bystander = bystander
 
     @property
-    def name(self) -> str:
-        """The channel's: that of the actor that receives."""
-        return self._shared.name
-
-    @property
     def items(self) -> tuple[Item, ...]:
         """What has been sent and not been received."""
         return tuple(self._shared.items)
@@ -163,10 +149,6 @@ class Receiver(Generic[Item]):
     def exhausted(self) -> bool:
         """Whether the sender has closed and nothing is left."""
         return self._shared.sender_closed and not self._shared.items
-
-    def statistics(self) -> ChannelStatistics:
-        """The channel's counters, the same from both ends."""
-        return self._shared.statistics()
 
 
 def open_channel(

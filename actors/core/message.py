@@ -43,10 +43,6 @@ class Message(Generic[Place]):
         """The same group at another place, or with another event."""
         return Message(self.layer, self.group, self.seq, at, event)
 
-    def same_group(self, other: "Message[object]") -> bool:
-        """Whether the other message is about the same group at the same point of the plan."""
-        return (self.layer, self.group, self.seq) == (other.layer, other.group, other.seq)
-
 
 class _Ready:
     """The event of something that needs no waiting."""

@@ -12,18 +12,18 @@ from actors.core.event import Clock, Event
 class Operation:
     """The event of a coroutine that runs as a child task of the line.
 
+    Its error, as `named` names it, ends the run of the line and is raised at every waiter.
     A coroutine that only watches over an operation elsewhere names that one's event: then its span is the one to tell.
     """
 
-    def __init__(self, clock: Clock, watched: Event | None = None) -> None:
-        self._clock = clock
-        self._watched = watched
+    def __init__(
+        self, crew: Crew, clock: Clock, work: Coroutine[Any, Any, None], named: Named, watched: Event | None = None
+    ) -> None:
+        self._crew, self._clock, self._work, self._named, self._watched = crew, clock, work, named, watched
         self._ended = asyncio.Event()
         self._span: tuple[float, float] | None = None
-        self._crew: Crew
-        self._work: Coroutine[Any, Any, None]
-        self._named: Named
         self.error: BaseException | None = None
+        crew.begin(self._run(), named, self._end)
 
     @property
     def span(self) -> tuple[float, float] | None:
@@ -41,11 +41,6 @@ class Operation:
         await self._ended.wait()
         if self.error is not None:
             raise self.error
-
-    def begin(self, crew: Crew, work: Coroutine[Any, Any, None], named: Named) -> None:
-        """Run `work`; its error, as `named` names it, ends the run of the line and is raised at every waiter."""
-        self._crew, self._work, self._named = crew, work, named
-        crew.begin(self._run(), named, self._end)
 
     async def _run(self) -> None:
         started = self._clock()

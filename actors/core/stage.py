@@ -26,9 +26,9 @@ class Source(Actor):
 
     async def _work(self) -> None:
         async for message in self.plan():
-            self._wired.in_hand = message
-            now = self._wired.clock()
-            self._wired.meter.worked(message, now, now, 0.0)
+            self.wiring.in_hand = message
+            now = self.wiring.clock()
+            self.wiring.meter.worked(message, now, now, 0.0)
             await self._send(message)
 
 
@@ -53,7 +53,7 @@ class Stage(Actor):
         return message if self._only_hands_on(message) else None
 
     async def _work(self) -> None:
-        clock, meter = self._wired.clock, self._wired.meter
+        clock, meter = self.wiring.clock, self.wiring.meter
         while True:
             message = await self._receive()
             if self._onward(message) is not None:
@@ -78,7 +78,7 @@ class Stage(Actor):
         if not isinstance(result, Message):
             raise LineError(f"{self.name}.handle must return a Message, returned {type(result).__name__}")
         _require_event(self.name, "handle", result.event)
-        if result.at is not message.at or not result.same_group(message):
+        if result.at is not message.at or (result.key, result.seq) != (message.key, message.seq):
             raise LineError(f"rule 1: {self.name}.handle may change only the event: took {message}, returned {result}")
 
 
@@ -109,7 +109,7 @@ class Mover(Actor):
 
     def _budgets_from_here(self) -> Sequence[Budget]:
         own = () if self.budget is None else (self.budget,)
-        return (*own, *self._wired.ahead)
+        return (*own, *self.wiring.ahead)
 
     def _only_hands_on(self, message: Message[Any]) -> bool:
         found = message.at is None and self.budget is not None and self.budget.holds(message.key)
@@ -128,8 +128,9 @@ class Mover(Actor):
             if (onward := self._onward(message)) is not None:
                 await self._send(onward)
                 continue
-            source = message.at
-            slot = source if self.budget is None else await self._acquire(self.budget, message)
+            source = slot = message.at
+            if self.budget is not None:
+                slot = await self.stalled("slot", message, self.budget.acquire(self.kind(message), message.key))
             if slot is None:
                 raise LineError(f"{self.name} works in place, but comes before any bytes do: give it a budget")
             event = await self._fill(message, slot)
@@ -141,22 +142,18 @@ class Mover(Actor):
                 self._leave(source, slot)
             await self._send(message.moved(slot, event))
 
-    async def _acquire(self, budget: Budget, message: Message[Any]) -> Slot:
-        slot: Slot = await self.stalled("slot", message, budget.acquire(self.kind(message), message.key))
-        return slot
-
     async def _fill(self, message: Message[Any], slot: Slot) -> Event:
         """The event after which the group's bytes are in its slot."""
         if slot.kept is not None:
             return self._found(message, slot)
         event = await self.move(message, slot)
         _require_event(self.name, "move", event)
-        self._wired.meter.launched(message, (event,), slot.index)
+        self.wiring.meter.launched(message, (event,), slot.index)
         return event
 
     def _found(self, message: Message[Any], slot: Slot) -> Event:
         self.found(message)
-        self._wired.meter.launched(message, (), slot.index)
+        self.wiring.meter.launched(message, (), slot.index)
         slot.filled, slot.filler = slot.kept or READY, self.name
         return slot.filled
 
@@ -180,7 +177,7 @@ class Sink(Actor):
         `ran` is what was done with the group, each after the one before; nothing, if no request needed it.
         """
         message.at.release(after=ran[-1] if ran else message.event)
-        self._wired.meter.launched(message, ran, message.at.index)
+        self.wiring.meter.launched(message, ran, message.at.index)
 
     async def _work(self) -> None:
         while True:

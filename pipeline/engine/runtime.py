@@ -16,7 +16,7 @@ from pipeline.devices.port import Device
 from pipeline.devices.spinning import warn_of_spinning
 from pipeline.engine.plan import Plan
 from pipeline.engine.settings import EngineSettings
-from pipeline.engine.statistics import ChannelRecord, ChecksumsRecord, EngineStatistics
+from pipeline.engine.statistics import ChecksumsRecord, EngineStatistics
 from pipeline.engine.wiring import Parts, Wired, wire
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.groups.groups import WeightGroup
@@ -143,8 +143,5 @@ class Runtime:
             "moving_groups": self.moving_groups,
             "busy_seconds": {name: actor.busy_seconds for name, actor in line.actors.items()},
             "stalled_seconds": {name: actor.stalled_seconds for name, actor in line.actors.items()},
-            "channels": {
-                name: ChannelRecord(one.depth, one.peak, one.starved_seconds, one.blocked_seconds)
-                for name, one in line.channels.items()
-            },
+            "channels": line.channels,
         }

@@ -4,15 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-
-@dataclass(frozen=True, slots=True)
-class ChannelRecord:
-    """One queue, by the actor behind it: `starved` is that actor waiting, `blocked` the one before it."""
-
-    depth: int
-    peak: int
-    starved_seconds: float
-    blocked_seconds: float
+from actors.core.channel import ChannelStatistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +29,7 @@ class EngineStatistics:
     and rows in it. `busy_seconds` is the time in which an actor had work running, `stalled_seconds` what it waited for
     messages, room, slots, events and checks.
     `groups_reloaded` had an upload whose event was overdue. `resident_groups` stay, by place, and move no more;
-    `moving_groups` come to the device anew in every pass.
+    `moving_groups` come to the device anew in every pass. `channels` are the queues, by the actor behind each.
     """
 
     policy: str
@@ -52,7 +44,7 @@ class EngineStatistics:
     moving_groups: int
     busy_seconds: dict[str, float]
     stalled_seconds: dict[str, float]
-    channels: dict[str, ChannelRecord]
+    channels: dict[str, ChannelStatistics]
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain dictionaries and numbers."""

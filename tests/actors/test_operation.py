@@ -32,9 +32,7 @@ def new_crew() -> Crew:
 
 
 def begun(work: Coroutine[Any, Any, None], watched: Any = None, crew: Crew | None = None) -> Operation:
-    operation = Operation(now, watched)
-    operation.begin(crew or new_crew(), work, named)
-    return operation
+    return Operation(crew or new_crew(), now, work, named, watched)
 
 
 def test_it_runs_beside_its_maker_and_tells_when_it_ran() -> None:

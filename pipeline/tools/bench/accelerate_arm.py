@@ -1,8 +1,4 @@
-"""The same load by Hugging Face accelerate's disk offload: one static batch, greedy, weights read module by module.
-
-`python -m pipeline.tools.bench.accelerate_arm JSON` is a program of its own, so that it can be measured under the
-same memory limit as ours; `penstock bench throughput --against accelerate` runs it.
-"""
+"""The same load by Hugging Face accelerate's disk offload: one static batch, greedy, weights read module by module."""
 
 import contextlib
 import importlib
@@ -22,10 +18,8 @@ from pipeline.errors import ConfigError, RequestError
 from pipeline.tools.bench.arm_program import read_bytes, require_installed, say, serve
 from pipeline.tools.bench.load import Load, LoadSettings
 
-
-def check_installed() -> None:
-    """As `require_installed`."""
-    require_installed("accelerate", ("accelerate", "transformers"), "'accelerate>=1.10' 'transformers>=5'")
+NEEDS = ("transformers", "accelerate"), "'accelerate>=1.10' 'transformers>=5'"
+"""The modules that layers of transformers on accelerate need, and the packages that have them."""
 
 
 def run(settings: LoadSettings) -> list[dict[str, Any]]:
@@ -38,7 +32,7 @@ def run(settings: LoadSettings) -> list[dict[str, Any]]:
 
 def open_offloaded(folder: Path, offload_folder: Path, told_dtype: str) -> Any:
     """A model of transformers whose weights lie in `offload_folder`, where they are written once."""
-    check_installed()
+    require_installed("accelerate", *NEEDS)
     say("accelerate: importing")
     accelerate, transformers = importlib.import_module("accelerate"), importlib.import_module("transformers")
     transformers.utils.logging.set_verbosity_error()

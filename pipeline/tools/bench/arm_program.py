@@ -1,4 +1,8 @@
-"""What all arms of a comparison share: each is a program of its own, settings in and figures out as JSON, in turn."""
+"""All arms of a comparison share this: each is a program of its own, settings in and figures out as JSON, in turn.
+
+So they can be measured under one memory limit. `python -m pipeline.tools.bench.ARM JSON` is one: an arm of `penstock
+bench throughput` takes `LoadSettings`, and one of `penstock bench speed` `PassSettings`.
+"""
 
 import importlib.util
 import json
@@ -67,7 +71,7 @@ def same_tokens(ids: Sequence[int], others: Sequence[int]) -> int:
 
 
 def read_bytes() -> int:
-    """What this process made the disk read: mapped pages count when they are fetched."""
+    """Return the bytes that this process made the disk read: mapped pages count when they are fetched."""
     return int(proc.fields("self/io")["read_bytes"])
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.models.model_config import read_config
-from pipeline.tools.bench.accelerate_arm import check_installed
 from pipeline.tools.bench.arm_program import ArmRun, Progress, Row, command_of, in_turn, same_tokens
+from pipeline.tools.bench.hugging_face_arm import check_installed
 from pipeline.tools.bench.load import Load, LoadSettings
 from pipeline.tools.bench.memory_limit import MemoryLimit, OverLimit, run_limited
 
@@ -21,7 +21,7 @@ AGAINST = (ACCELERATE,)
 
 @dataclass(frozen=True, slots=True)
 class Arms:
-    """What all arms are given. `settings` are our own options, which accelerate has no use for but the dtype."""
+    """The arms, and what all are given; of the `settings`, which are our own, accelerate uses the dtype alone."""
 
     folder: Path
     settings: Mapping[str, Any]
@@ -39,42 +39,36 @@ class Arms:
             raise ConfigError(f"--against: need one of {', '.join(AGAINST)}, have {against!r}")
         if self.load.shortest != self.load.longest or self.load.arrivals_per_second is not None:
             raise ConfigError("--against: a static batch needs prompts of one length that come at once; have others")
-        check_installed()
+        check_installed(against)
 
     async def run(self, against: str | None, rounds: int) -> list[ArmRun]:
         """Run ours, and what it is held against, alternately. Raises ProgramFailed when one does not get through."""
         names = [OURS, *([against] if against else [])]
         parent = self.folder.resolve().parent
         with tempfile.TemporaryDirectory(prefix="offloaded-", dir=parent) as offload_folder:
-            runs = []
-            for name, index in in_turn(names, rounds, self.progress):
-                run = self._run_ours if name == OURS else self._run_accelerate
-                runs.append(await run(index, Path(offload_folder)))
-        return runs
+            turns = in_turn(names, rounds, self.progress)
+            return [await self._run(name, index, Path(offload_folder)) for name, index in turns]
 
-    async def _run_ours(self, index: int, offload_folder: Path) -> ArmRun:
-        command = self._command("throughput", offload_folder, self.requests)
-        printed, peak_bytes = await run_limited(command, self.limit, (self.folder, offload_folder))
-        return ArmRun(OURS, index, peak_bytes, json.loads(printed))
-
-    async def _run_accelerate(self, index: int, offload_folder: Path) -> ArmRun:
-        """A process for each number of requests: larger batches need more memory, and may need too much."""
-        rows, most = list[Row](), 0
-        for requests in self.requests:
+    async def _run(self, name: str, index: int, offload_folder: Path) -> ArmRun:
+        """Run ours at once, another one for each number of requests: larger batches may need too much memory."""
+        module, batches = "throughput", [list(self.requests)]
+        if name != OURS:
+            module, batches = "accelerate_arm", [[requests] for requests in self.requests]
+        rows, most, load, options = list[Row](), 0, asdict(self.load), dict(self.settings)
+        for requests in batches:
+            settings = LoadSettings(str(self.folder), str(offload_folder), requests, load, options)
             try:
-                command = self._command("accelerate_arm", offload_folder, [requests])
+                command = command_of(module, settings)
                 printed, peak_bytes = await run_limited(command, self.limit, (self.folder, offload_folder))
-                rows += json.loads(printed)
             except OverLimit as error:
+                if name == OURS:
+                    raise
                 self.progress(f"{error}")
-                rows.append({"requests": requests, "token_ids": []})
-                peak_bytes = 0
-            most = max(most, peak_bytes)
-        return ArmRun(ACCELERATE, index, most, rows)
-
-    def _command(self, module: str, offload_folder: Path, requests: Sequence[int]) -> list[str]:
-        folders = str(self.folder), str(offload_folder)
-        return command_of(module, LoadSettings(*folders, list(requests), asdict(self.load), dict(self.settings)))
+                rows.append({"requests": requests[0], "token_ids": []})
+            else:
+                rows += json.loads(printed)
+                most = max(most, peak_bytes)
+        return ArmRun(name, index, most, rows)
 
 
 def median_rows(runs: Sequence[ArmRun], arm: str) -> list[Row]:

@@ -59,15 +59,11 @@ def bench_core(rounds: int) -> CoreReport:
         started = time.perf_counter()
         pass_seconds = run_virtual(_simulated_pass_seconds())
         simulated.append((time.perf_counter() - started) / PASSES)
-    return CoreReport(
-        rounds,
-        {name: statistics.median(each) for name, each in hops.items()},
-        {name: statistics.median(each) for name, each in groups.items()},
-        {name: statistics.median(each) for name, each in recorded.items()},
-        pass_seconds,
-        IDEAL_PASS_SECONDS,
-        statistics.median(simulated),
+    hop, group, with_spans = (
+        {name: statistics.median(each) for name, each in one.items()} for one in (hops, groups, recorded)
     )
+    real_seconds = statistics.median(simulated)
+    return CoreReport(rounds, hop, group, with_spans, pass_seconds, IDEAL_PASS_SECONDS, real_seconds)
 
 
 def _loops() -> dict[str, LoopFactory]:

@@ -1,8 +1,4 @@
-"""One token a pass by layers of transformers, from wherever one of several programs puts their weights.
-
-`python -m pipeline.tools.bench.hugging_face_arm JSON` is a program of its own; `penstock bench speed
---against` runs it.
-"""
+"""One token a pass by layers of transformers, from wherever one of several programs puts their weights."""
 
 import importlib
 import inspect
@@ -14,19 +10,20 @@ from typing import Any
 
 import torch
 
-from pipeline.tools.bench.accelerate_arm import open_offloaded
+from pipeline.tools.bench.accelerate_arm import NEEDS, open_offloaded
 from pipeline.tools.bench.arm_program import require_installed, say
 from pipeline.tools.bench.pass_arm import SAMPLED, Passes, PassSettings, serve_passes
 from pipeline.tools.bench.ring import stream_through_ring
 
 ACCELERATE, TRANSFORMERS, DIFFUSERS, RING = "accelerate", "transformers", "diffusers", "ring"
+HOST = torch.device("cpu")
 
 
 def check_installed(arm: str) -> None:
     """As `require_installed`; all arms have their layers from transformers."""
     if arm == DIFFUSERS:
         require_installed(arm, ("diffusers",), "'diffusers>=0.35'")
-    require_installed(arm, ("transformers", "accelerate"), "'accelerate>=1.10' 'transformers>=5'")
+    require_installed(arm, *NEEDS)
 
 
 def run(settings: PassSettings) -> list[Passes]:
@@ -69,7 +66,7 @@ def generate(model: Any, passes: Passes, device: torch.device) -> None:
 
 
 def _drawing() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """What draws a token of each row, from the tokens before and the logits, all on the device of these."""
+    """Return what draws a token of each row, from the tokens before and the logits, all on the device of these."""
     rules = importlib.import_module("transformers.generation.logits_process")
     each = [
         rules.RepetitionPenaltyLogitsProcessor(SAMPLED["repetition_penalty"]),
@@ -86,17 +83,9 @@ def _drawing() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     return draw
 
 
-def _resident(settings: PassSettings) -> Any:
-    """All weights on the device that computes."""
-    return _loaded(settings, settings.torch_device)
-
-
-def _in_host_memory(settings: PassSettings) -> Any:
-    return _loaded(settings, torch.device("cpu"))
-
-
-def _loaded(settings: PassSettings, device: torch.device) -> Any:
-    transformers = importlib.import_module("transformers")
+def _loaded(settings: PassSettings, device: torch.device | None = None) -> Any:
+    """All weights on the device that computes, or on another one."""
+    transformers, device = importlib.import_module("transformers"), device or settings.torch_device
     where = {} if device.type == "cpu" else {"device_map": device}
     return transformers.AutoModelForCausalLM.from_pretrained(settings.folder, dtype=settings.dtype, **where)
 
@@ -106,12 +95,12 @@ def _offloaded(settings: PassSettings) -> Any:
     if settings.torch_device.type == "cpu":
         return open_offloaded(Path(settings.folder), Path(settings.offload_folder), settings.dtype)
     accelerate = importlib.import_module("accelerate")
-    return accelerate.cpu_offload(_in_host_memory(settings), execution_device=settings.torch_device)
+    return accelerate.cpu_offload(_loaded(settings, HOST), execution_device=settings.torch_device)
 
 
 def _in_groups(settings: PassSettings) -> Any:
     """Each layer a group, copied on a stream of its own while the one before computes; the head stays."""
-    hooks, model = importlib.import_module("diffusers.hooks"), _in_host_memory(settings)
+    hooks, model = importlib.import_module("diffusers.hooks"), _loaded(settings, HOST)
     hooks.apply_group_offloading(
         model.model,
         onload_device=settings.torch_device,
@@ -125,13 +114,13 @@ def _in_groups(settings: PassSettings) -> Any:
 
 
 def _in_ring(settings: PassSettings) -> Any:
-    model = _in_host_memory(settings)
+    model = _loaded(settings, HOST)
     stream_through_ring(model.model.layers, settings.torch_device)
     return model.to(settings.torch_device)
 
 
 OPEN: Mapping[str, Callable[[PassSettings], Any]] = {
-    TRANSFORMERS: _resident,
+    TRANSFORMERS: _loaded,
     ACCELERATE: _offloaded,
     DIFFUSERS: _in_groups,
     RING: _in_ring,
@@ -139,7 +128,7 @@ OPEN: Mapping[str, Callable[[PassSettings], Any]] = {
 
 
 def name_of_cache(model: Any) -> str:
-    """What a model of transformers calls its KV cache, as an argument and in its output: another name from 5.24 on."""
+    """Return the name of the KV cache in arguments and outputs of a model of transformers: another one from 5.24 on."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 

@@ -1,8 +1,4 @@
-"""One token a pass by llama.cpp, whose weights are mapped: the page cache decides what stays in memory.
-
-`python -m pipeline.tools.bench.llama_arm JSON` is a program of its own, so that it can be measured under the same
-memory limit as ours; `penstock bench speed --against llama.cpp` runs it.
-"""
+"""One token a pass by llama.cpp, whose weights are mapped: the page cache decides what stays in memory."""
 
 import ctypes
 import functools

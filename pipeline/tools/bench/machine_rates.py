@@ -5,7 +5,7 @@ import contextlib
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,11 +18,11 @@ from pipeline.generation.build import ModelRuntime, build
 from pipeline.generation.pass_size import LEAST_TOKENS
 from pipeline.models.model_config import read_config
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
+from pipeline.tools.bench.arm_program import Progress
 from pipeline.tools.bench.floors import Floors, Loaded, spread_tokens
 from pipeline.tools.bench.forecast import Compute, Rates
 from pipeline.tools.bench.read_rates import SWEEP_SECONDS, sweep
 
-Progress = Callable[[str], None]
 ROUNDS = 5
 UPLOADS = 8
 TIMED_LAYERS = 4

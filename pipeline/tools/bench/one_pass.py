@@ -2,7 +2,7 @@
 
 import asyncio
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ from pipeline.config import Config
 from pipeline.devices.open import open_device
 from pipeline.errors import ConfigError
 from pipeline.generation.pass_size import LEAST_TOKENS
+from pipeline.tools.bench.arm_program import Progress
 from pipeline.tools.bench.floors import Floors, Loaded, apart
 from pipeline.tools.bench.machine_rates import measure_rates
 from pipeline.tools.bench.planning import MOST_TOKENS, balanced_tokens, plan_model
 from pipeline.tools.bench.steady_passes import room_for, steady_pass_seconds
 from pipeline.tools.trace.recording import COMPUTE, Recording
 
-Progress = Callable[[str], None]
 PASSES_A_ROUND = 3
 """Measured at a stretch, and their mean taken: a floor's sweep is as long as one pass, but no pass like another."""
 

@@ -5,7 +5,7 @@ import contextlib
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from actors.core.trace import Span, Trace
 from pipeline.api import Model
 from pipeline.config import Config
 from pipeline.generation.build import build
+from pipeline.tools.bench.arm_program import Progress
 from pipeline.tools.bench.steady_passes import room_for, steady_pass_seconds
 from pipeline.tools.trace.recording import COMPUTE, DISK
 
-Progress = Callable[[str], None]
 IDLE_SECONDS = 3.0
 
 

@@ -1,8 +1,4 @@
-"""One token a pass by this runtime, and the floors of what it moves and computes, measured in the same process.
-
-`python -m pipeline.tools.bench.our_arm JSON` is a program of its own, so that it runs under the same memory limit as
-others; `penstock bench speed` runs it, with features turned off in turn.
-"""
+"""One token a pass by this runtime, and the floors of what it moves and computes, measured in the same process."""
 
 import sys
 from pathlib import Path
@@ -83,7 +79,7 @@ async def _streamed(settings: PassSettings) -> list[Passes]:
 async def _with_floors(
     settings: PassSettings, options: dict[str, Any], residency: Residency, measured: list[Passes]
 ) -> None:
-    """Of greedy passes, in the memory that the model gave back.
+    """Measure the floors of greedy passes, in the memory that the model gave back.
 
     Groups of one kind share theirs, so that it is no more than before. Sequences of this floor begin with one token.
     """

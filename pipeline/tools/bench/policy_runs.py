@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError, PenstockError
 from pipeline.generation.build import ModelRuntime
 from pipeline.generation.sequence import Output
 from pipeline.models.model_config import read_config
+from pipeline.tools.bench.arm_program import Progress
 from pipeline.tools.bench.steady_timings import steady_seconds
 from pipeline.tools.simulation.replay import Replay
 from pipeline.tools.simulation.sim_line import simulate
@@ -22,7 +23,6 @@ from pipeline.tools.trace.overlap import Overlap
 from pipeline.tools.trace.recording import COMPUTE, DISK, LINK, Recording
 from pipeline.tools.trace.summary import busy_seconds
 
-Progress = Callable[[str], None]
 WARM_UP_PASSES = 1
 TRIAL_TOKENS, TRIALS, MOST_TOKENS = 32, 2, 16384
 NEW_TOKENS = 2

@@ -1,7 +1,4 @@
-"""`penstock bench throughput`: many requests in one open model, and how close their passes come to the floors.
-
-`python -m pipeline.tools.bench.throughput JSON` is the same as a program of its own, to be held against others.
-"""
+"""`penstock bench throughput`, also as an arm: many requests in one open model, and how close they come to floors."""
 
 import asyncio
 import itertools
@@ -118,8 +115,8 @@ async def measure(model: Model, load: Load, requests: int, progress: Progress) -
         passes=passes,
         seconds=seconds,
         tokens_per_second=tokens / seconds,
-        pass_seconds=statistics.median(one.seconds for one in each),
-        pass_tokens=statistics.median(one.tokens for one in each),
+        pass_seconds=statistics.median(seconds for seconds, _ in each),
+        pass_tokens=statistics.median(tokens for _, tokens in each),
         tokens_per_pass=(after.computed_tokens - before.computed_tokens) / passes,
         first_token_seconds=statistics.median(firsts),
         first_token_seconds_p90=firsts[math.ceil(0.9 * requests) - 1],
@@ -129,14 +126,6 @@ async def measure(model: Model, load: Load, requests: int, progress: Progress) -
         token_ids=tuple(tuple(run.token_ids) for run in runs),
         moving_groups=after.moving_groups,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class PassTime:
-    """The seconds of one pass, and how many tokens it computed."""
-
-    seconds: float
-    tokens: float
 
 
 class PassClock:
@@ -163,13 +152,13 @@ class PassClock:
         """Note that one request is waited for no longer."""
         self._requests -= 1
 
-    def passes(self) -> list[PassTime]:
-        """Every pass; those that delivered nothing share the time up to the next that did evenly."""
-        times: list[PassTime] = []
+    def passes(self) -> list[tuple[float, float]]:
+        """Return seconds and tokens of every pass; those that delivered nothing share the time up to one that did."""
+        times: list[tuple[float, float]] = []
         for marks in self._busy:
             for (passes, tokens, seconds), after in itertools.pairwise(marks):
                 count = after[0] - passes
-                times += [PassTime((after[2] - seconds) / count, (after[1] - tokens) / count)] * count
+                times += [((after[2] - seconds) / count, (after[1] - tokens) / count)] * count
         return times
 
     def _now(self) -> tuple[int, int, float]:

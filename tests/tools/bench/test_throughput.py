@@ -13,7 +13,7 @@ import pipeline.tools.bench.throughput as bench
 from pipeline.api import BUNDLED, Model
 from pipeline.errors import RequestError
 from pipeline.tools.bench.load import Load
-from pipeline.tools.bench.throughput import PassClock, PassTime, _Run, bench_throughput, measure
+from pipeline.tools.bench.throughput import PassClock, _Run, bench_throughput, measure
 
 NEW_TOKENS = 3
 LOAD = Load(4, 9, NEW_TOKENS, seed=3)
@@ -64,7 +64,7 @@ def test_the_clock_shares_time_among_silent_passes_and_leaves_out_idle_time(monk
     clock.submitted()
     at(62.0, 12, 410)
     clock.delivered()
-    assert clock.passes() == [*[PassTime(1.0, 100.0)] * 3, PassTime(1.0, 2.0), PassTime(2.0, 8.0)]
+    assert clock.passes() == [*[(1.0, 100.0)] * 3, (1.0, 2.0), (2.0, 8.0)]
 
 
 @pytest.mark.usefixtures("everything_moves")

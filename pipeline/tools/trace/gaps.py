@@ -32,7 +32,17 @@ from pipeline.tools.trace.intervals import Interval, union, within, without
 from pipeline.tools.trace.journeys import Journeys, computations, times_of
 from pipeline.tools.trace.recording import COMPUTE, DISK, KV_IN, LINK, OWN
 
-CAUSES = ("disk", "host slot", "H2D", "device slot", "KV", "stage", "launch", "start")
+CAUSES = {
+    "disk": ("the disk", "its weights were read, or stood behind other reads"),
+    "host slot": ("a host slot", "the reader had no host slot to read into"),
+    "H2D": ("the copies to the device", "its weights were copied to the device, or stood behind other copies"),
+    "device slot": ("a device slot", "the uploader had no device slot to copy into"),
+    "KV": ("KV blocks", "its KV blocks were on their way"),
+    "stage": ("a stage of yours", "a stage of yours worked on it, or on a group before it"),
+    "launch": ("the host", "the host had not launched it, had not asked for it, or was loading it again"),
+    "start": ("a pass to begin", "there was no request, or its tokens were being looked up"),
+}
+"""By cause, what the device waited for, and what that means for the group whose computation ended the gap."""
 NEGLIGIBLE_SECONDS = 1e-8
 """Ends and starts that should meet may miss each other by the rounding of clocks and files."""
 PAUSE_SHARE = 0.05

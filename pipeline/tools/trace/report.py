@@ -18,16 +18,6 @@ from pipeline.tools.trace.svg import shortened
 
 STYLE = Path(__file__).with_name("style.css")
 """How the page looks on a bright screen, on a dark one, and on paper."""
-MEANINGS = {
-    "disk": "its weights were read, or stood behind other reads",
-    "host slot": "the reader had no host slot to read into",
-    "H2D": "its weights were copied to the device, or stood behind other copies",
-    "device slot": "the uploader had no device slot to copy into",
-    "KV": "its KV blocks were on their way",
-    "stage": "a stage of yours worked on it, or on a group before it",
-    "launch": "the host had not launched it, had not asked for it, or was loading it again",
-    "start": "there was no request, or its tokens were being looked up",
-}
 
 
 def report_html(recording: Recording) -> str:
@@ -135,7 +125,7 @@ def _resource_table(summary: Summary) -> str:
 def _cause_table(summary: Summary) -> str:
     most = max(summary.waited.values())
     rows = "".join(
-        f'<tr><td title="{escape(MEANINGS[cause])}">{escape(cause)}</td>'
+        f'<tr><td title="{escape(CAUSES[cause][1])}">{escape(cause)}</td>'
         f"{_bars([(f'waits {cause_style(cause)}', summary.waited[cause] / most)])}"
         f'<td class="number">{summary.waited[cause] / summary.seconds:.1%}</td>'
         f'<td class="number">{duration(summary.waited[cause])}</td></tr>'

@@ -115,20 +115,10 @@ class Summary:
         of_it = self.waited[cause] / self.waited_seconds
         amount = "all" if of_it > 0.995 else f"{of_it:.0%}"
         waited = f"{duration(self.waited_seconds)} ({share:.1%})"
-        return f"The device waited {waited}, {amount} of that for {PHRASES[cause]}."
+        return f"The device waited {waited}, {amount} of that for {CAUSES[cause][0]}."
 
 
 STILL = " All weight groups stay in memory, so none of them moves; residency=False lets them."
-PHRASES = {
-    "disk": "the disk",
-    "host slot": "a host slot",
-    "H2D": "the copies to the device",
-    "device slot": "a device slot",
-    "KV": "KV blocks",
-    "stage": "a stage of yours",
-    "launch": "the host",
-    "start": "a pass to begin",
-}
 
 
 def summarize(recording: Recording) -> Summary:

@@ -3,7 +3,7 @@
 import pytest
 
 from actors.core.trace import Span
-from pipeline.tools.commands.timeline import GLYPHS, HELD_BACK, LEGEND, NAME_WIDTH, NOTHING, WAITING, WORK, timeline
+from pipeline.tools.commands.timeline import HELD_BACK, LEGEND, NAME_WIDTH, NOTHING, WAITING, WORK, timeline
 
 
 def span(started: float, ended: float, what: str = "work", actor: str = "reader") -> Span:
@@ -33,7 +33,7 @@ def test_each_column_shows_what_fills_it() -> None:
 )
 def test_every_kind_of_span_has_its_glyph(what: str, glyph: str) -> None:
     assert row(span(2, 4, what)) == picture(f"  {glyph * 2}      ")
-    assert GLYPHS[what] in LEGEND
+    assert picture(glyph) in LEGEND
 
 
 @pytest.mark.parametrize(("work_seconds", "glyph"), [(0.3, "-"), (0.34, "#"), (0.9, "#")])

@@ -248,28 +248,25 @@ class Opening:
         embedding come at once.
         """
         with limits_named():
-            return await self._opened()
-
-    async def _opened(self) -> Model:
-        building = asyncio.ensure_future(asyncio.to_thread(self._build))
-        try:
-            runtime, defaults = await asyncio.shield(building)
-        except asyncio.CancelledError:
-            # The thread cannot be stopped; what it opens must still be closed, however often we are cancelled.
-            await see_out(_close_when_built(building))
-            raise
-        model = Model(runtime, defaults)
-        try:
-            compute_zeros(runtime)  # loads kernels beside the reads
-            await asyncio.sleep(FIRST_READS_SECONDS)
-            model._tokenizer = await asyncio.to_thread(self._read_tokenizer, runtime.config.vocabulary_size)
-            # Groups that stay are more than slots: they go on coming while the first are computed.
-            await runtime.source.rested(sum(sum(budget.slots.values()) for budget in runtime.line.budgets))
-            await rehearse(runtime)
-        except BaseException:
-            await see_out(model.aclose())
-            raise
-        return model
+            building = asyncio.ensure_future(asyncio.to_thread(self._build))
+            try:
+                runtime, defaults = await asyncio.shield(building)
+            except asyncio.CancelledError:
+                # The thread cannot be stopped; what it opens must still be closed, however often we are cancelled.
+                await see_out(_close_when_built(building))
+                raise
+            model = Model(runtime, defaults)
+            try:
+                compute_zeros(runtime)  # loads kernels beside the reads
+                await asyncio.sleep(FIRST_READS_SECONDS)
+                model._tokenizer = await asyncio.to_thread(self._read_tokenizer, runtime.config.vocabulary_size)
+                # Groups that stay are more than slots: they go on coming while the first are computed.
+                await runtime.source.rested(sum(sum(budget.slots.values()) for budget in runtime.line.budgets))
+                await rehearse(runtime)
+            except BaseException:
+                await see_out(model.aclose())
+                raise
+            return model
 
     def _build(self) -> tuple[ModelRuntime, dict[str, Any]]:
         self._folder = find_checkpoint(self._folder, self._name)

@@ -94,10 +94,7 @@ class Wired:
 
     @property
     def asked(self) -> tuple[Mapping[str, int], int | None]:
-        """The most groups that a trigger asked for, by the kind of half that started, and how many layers ahead.
-
-        Empty and None without triggers.
-        """
+        """The most groups that a trigger asked for by kind of half, and how many layers ahead; else empty and None."""
         return ({}, None) if self.requests is None else (dict(self.requests.asked_at), self.requests.depth)
 
     def statistics(self) -> LineStatistics:
@@ -110,11 +107,13 @@ def slots_until_computed(slots: Mapping[str, int], insert: Mapping[str, Sequence
 
     What a triggered policy asks for must fit there, or a group that is not needed yet would keep out one that is.
     """
-    for stage in insert.get(UPLOADER, ()):
-        budget = stage.budget if isinstance(stage, Mover) else None
-        if budget is not None:
-            slots = {kind: min(count, budget.slots.get(kind, count)) for kind, count in slots.items()}
+    for budget in _budgets_behind_the_uploader(insert):
+        slots = {kind: min(count, budget.slots.get(kind, count)) for kind, count in slots.items()}
     return slots
+
+
+def _budgets_behind_the_uploader(insert: Mapping[str, Sequence[Stage | Mover]]) -> list[Budget]:
+    return [one.budget for one in insert.get(UPLOADER, ()) if isinstance(one, Mover) and one.budget is not None]
 
 
 def wire(
@@ -130,7 +129,8 @@ def wire(
     on_device = behind[-1] if behind else None
     requests = arrivals = None
     if policy.triggered:
-        residents = _resident_until_computed(parts)
+        # A user's Mover behind the uploader has slots that groups share, those that stay too.
+        residents = frozenset() if _budgets_behind_the_uploader(settings.insert) else parts.budgets[-1].residents
         kinds = [None if key in residents else parts.catalog.kind(key) for key in program.order]
         links = 1 if on_device is None else 3
         requests = PrefetchQueue(program.order, kinds, parts.slots, policy, links=links, clock=clock)
@@ -144,13 +144,6 @@ def wire(
     for name, stages in settings.insert.items():
         line.insert(name, stages)
     return Wired((line, *(_companion_line(one, parts, trace) for one in companions)), requests, arrivals)
-
-
-def _resident_until_computed(parts: Parts) -> frozenset[GroupKey]:
-    """The groups with slots of their own all the way: a user's Mover behind the uploader has shared ones."""
-    if any(isinstance(stage, Mover) and stage.budget is not None for stage in parts.settings.insert.get(UPLOADER, ())):
-        return frozenset()
-    return parts.budgets[-1].residents
 
 
 def _companion_line(companion: Companion, parts: Parts, trace: Trace) -> Line:

@@ -68,10 +68,7 @@ def template(document: dict[str, Any]) -> tuple[list[int], list[int]]:
 
 
 def byte_level_engine(document: dict[str, Any], bos_token: str | None) -> BytePairEngine:
-    """Build the engine for a parsed `tokenizer.json`.
-
-    Its ids equal those of the `tokenizers` package token for token. Raises Inexact where that cannot be had.
-    """
+    """Build an engine whose ids are those of the `tokenizers` package. Raises Inexact where that cannot be had."""
     model, decoders = document["model"], [step["type"] for step in steps(document, "decoder")]
     if model.get("type", "BPE") != "BPE" or "merges" not in model or decoders not in BYTE_LEVEL_DECODERS:
         decoder = (document.get("decoder") or {}).get("type")

@@ -1,5 +1,6 @@
 """Byte pair encoding with tiktoken: the engine of every tokenizer that can be written as bytes with ranks."""
 
+import functools
 import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ import tiktoken
 from pipeline.errors import CheckpointError, RequestError
 from pipeline.system.threads import slices
 from pipeline.text.added_tokens import AddedToken
-from pipeline.text.detokenizer import ByteLevelDetokenizer
+from pipeline.text.detokenizer import ByteLevelDetokenizer, Detokenizer
 from pipeline.text.split_patterns import COVERING_PATTERNS
 
 if TYPE_CHECKING:
@@ -73,13 +74,10 @@ class BytePairEngine:
         self.ordinary_size = max(token_ids) + 1
         longest = max(map(len, [*ranks, *(token.content.encode() for token in added_tokens)]))
         self.token_bytes = longest if normalize is str else COMPOSED_BYTES * longest
-        self._pieces = pieces
+        self.detokenizer: Callable[[Sequence[int]], Detokenizer] = functools.partial(ByteLevelDetokenizer, pieces)
 
     def encode(self, text: str) -> "array[int]":
-        """Return the ids of `text`.
-
-        Raises RequestError for what the pattern leaves out, or for a run of whitespace that tiktoken cannot take.
-        """
+        """Return the ids of `text`. Raises RequestError for what the pattern leaves out, and too much whitespace."""
         _check_whitespace(text)
         ids = array("i", self._prefix)
         for part, is_token in _cut(self._find_raw, self._longest_token, text):
@@ -107,10 +105,6 @@ class BytePairEngine:
             return self._encoding.encode_to_numpy(text, disallowed_special=())
         except ValueError as error:  # the pattern engine gives up
             raise RequestError(f"the tokenizer cannot take this text of {len(text)} characters: {error}") from error
-
-    def detokenizer(self, prompt_ids: Sequence[int] = ()) -> ByteLevelDetokenizer:
-        """Return a detokenizer for what follows `prompt_ids`."""
-        return ByteLevelDetokenizer(self._pieces, prompt_ids)
 
 
 def _require_all(text: str, ranks: "NDArray[uint32]", words: Sequence[bytes]) -> None:

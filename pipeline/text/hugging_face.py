@@ -1,7 +1,6 @@
 """Every other `tokenizer.json` (SentencePiece style above all), through the `tokenizers` package."""
 
 from array import array
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -12,7 +11,6 @@ from pipeline.text.byte_level import merge_pairs, template
 from pipeline.text.byte_pair import SLICE_IDS
 from pipeline.text.coverage import require_all_text, token_bytes, unknown_token
 from pipeline.text.decoders import detokenizers
-from pipeline.text.detokenizer import Detokenizer
 from pipeline.text.merges import Inexact
 from pipeline.text.tokenizer_json import TokenizerJson
 
@@ -48,7 +46,7 @@ class HuggingFaceEngine:
         self._add(source)
         added_tokens = [self._as_decoded(token) for token in source.added_tokens.tokens]
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=False)
-        self._new_detokenizer = detokenizers(source.document, vocabulary, added_tokens, self._decode)
+        self.detokenizer = detokenizers(source.document, vocabulary, added_tokens, self._decode)
         self.special_ids = frozenset(token.token_id for token in added_tokens if token.special)
         self.ordinary_size = max(vocabulary.values()) + 1
         self.token_bytes = token_bytes(source, vocabulary)
@@ -74,10 +72,7 @@ class HuggingFaceEngine:
         return str(self._tokenizer.decoder.decode(tokens))
 
     def encode(self, text: str) -> "array[int]":
-        """Return the ids of `text`, with what the checkpoint's template puts around it.
-
-        Raises RequestError where the vocabulary lacks something of it.
-        """
+        """Return the ids of `text` in the checkpoint's template. Raises RequestError for what the vocabulary lacks."""
         try:
             # `encode` holds the interpreter lock all the while, and records places in the text that are not needed.
             [encoding] = self._tokenizer.encode_batch_fast([text])
@@ -107,10 +102,6 @@ class HuggingFaceEngine:
                     f"character {begin} of the text, {text[begin]!r} (U+{ord(text[begin]):04X}), has no token in this "
                     f"tokenizer, which would say {unknown!r} in its place; leave it out"
                 )
-
-    def detokenizer(self, prompt_ids: Sequence[int] = ()) -> Detokenizer:
-        """Return a detokenizer for what follows `prompt_ids`."""
-        return self._new_detokenizer(prompt_ids)
 
 
 def _check_merges(source: TokenizerJson) -> None:

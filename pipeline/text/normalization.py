@@ -30,10 +30,7 @@ _NOT_PLAIN = re.compile(f"[^{PLAIN}]")
 
 
 def nfc(text: str) -> str:
-    """Return `text` in NFC.
-
-    Raises RequestError for a run that is too long. Raises ConfigError where the package is needed and not installed.
-    """
+    """Return `text` in NFC. Raises RequestError for too long a run, ConfigError where the package is not installed."""
     if text.isascii():
         return text
     pieces: list[str] = []

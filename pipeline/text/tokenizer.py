@@ -2,7 +2,7 @@
 
 import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, SupportsIndex
 
@@ -12,14 +12,11 @@ from pipeline.text.byte_level import byte_level_engine
 from pipeline.text.detokenizer import Detokenizer
 from pipeline.text.hugging_face import HuggingFaceEngine
 from pipeline.text.merges import Inexact
-from pipeline.text.prompts import TokenIds, id_slices
+from pipeline.text.prompts import SLICE_TOKENS, TokenIds, id_slices
 from pipeline.text.rank_file import is_rank_file, rank_file_engine
 from pipeline.text.tekken import tekken_engine
 from pipeline.text.tokenizer_config import read_tokenizer_config
 from pipeline.text.tokenizer_json import read_tokenizer_json
-
-SLICE_TOKENS = 1 << 14
-
 
 _MALFORMED = (KeyError, IndexError, TypeError, AttributeError, ValueError, RecursionError, OverflowError)
 """What broken files raise."""
@@ -28,6 +25,7 @@ _MALFORMED = (KeyError, IndexError, TypeError, AttributeError, ValueError, Recur
 class Engine(Protocol):
     """What turns checked text into ids, and ids into text; `ordinary_size` is 1 + the highest id of a word.
 
+    A `detokenizer` is made from the ids that come before.
     Longer texts than `longest_text_bytes` would hold other threads up for too long, or take too much memory.
     """
 
@@ -35,6 +33,7 @@ class Engine(Protocol):
     bos_id: int | None
     special_ids: frozenset[int]
     ordinary_size: int
+    detokenizer: Callable[[Sequence[int]], Detokenizer]
 
     @property
     def token_bytes(self) -> int | None:
@@ -42,9 +41,6 @@ class Engine(Protocol):
 
     def encode(self, text: str) -> "array[int]":
         """Return the ids of `text`: in a list, each collection of garbage would visit millions of them."""
-
-    def detokenizer(self, prompt_ids: Sequence[int] = ()) -> Detokenizer:
-        """Return a detokenizer for what follows `prompt_ids`."""
 
 
 class ModelTokenizer(Protocol):
@@ -91,10 +87,7 @@ class Tokenizer:
         self.special_ids = engine.special_ids
 
     def fewest_tokens(self, text: str) -> int:
-        """Return a number of tokens that `text` has at least, without tokenising it.
-
-        Raises RequestError for text that is too long or is not Unicode text.
-        """
+        """Return a lower bound of the tokens of `text`, without tokenising it. Raises RequestError as `encode` does."""
         text_bytes = self._checked_bytes(text)
         return -(-text_bytes // (self._engine.token_bytes or text_bytes or 1))
 

@@ -40,25 +40,24 @@ class MemoryLimit:
         if (lacking := HOLDERS[self.way].lacking()) is not None:
             raise ConfigError(f"--limit-by {self.way}: need {lacking}; use another of {', '.join(HOLDERS)}")
 
-    @classmethod
-    def of(cls, nbytes: int, way: str | None) -> "MemoryLimit":
-        """Make a limit held in the named way, else the first of the kernel. Raises ConfigError where there is none."""
-        ways = [name for name, holder in HOLDERS.items() if holder.kernel_holds and holder.lacking() is None]
-        if way is None and not ways:
-            raise ConfigError(
-                "--memory-limit: no control group can be made here; add --limit-by watchdog, or leave the limit out "
-                "and start all of it in a container that has one"
-            )
-        return cls(nbytes, way if way is not None else ways[0])
 
+def memory_limit(size: int | str | None, way: str | None) -> MemoryLimit | None:
+    """Return the limit that --memory-limit and --limit-by set, held in the first way of the kernel unless one is named.
 
-def memory_limit(size: str | None, way: str | None) -> MemoryLimit | None:
-    """Return the limit that --memory-limit and --limit-by set. Raises ConfigError for one that cannot be held here."""
-    if size is not None:
-        return MemoryLimit.of(parse_bytes("--memory-limit", size, available_host_bytes()), way)
-    if way is not None:
-        raise ConfigError("--limit-by: need --memory-limit, have none")
-    return None
+    Raises ConfigError for one that cannot be held here.
+    """
+    if size is None:
+        if way is not None:
+            raise ConfigError("--limit-by: need --memory-limit, have none")
+        return None
+    nbytes = parse_bytes("--memory-limit", size, available_host_bytes())
+    ways = [name for name, holder in HOLDERS.items() if holder.kernel_holds and holder.lacking() is None]
+    if way is None and not ways:
+        raise ConfigError(
+            "--memory-limit: no control group can be made here; add --limit-by watchdog, or leave the limit out "
+            "and start all of it in a container that has one"
+        )
+    return MemoryLimit(nbytes, way if way is not None else ways[0])
 
 
 async def run_limited(command: Sequence[str], limit: MemoryLimit | None, folders: Sequence[Path]) -> tuple[str, int]:

@@ -222,10 +222,7 @@ class Tuner:
         return fitting if len(places) == 1 else sorted({*fitting, *await self._fitting(equal)})
 
     async def _fitting(self, budgets: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Return those of rising budgets whose memory plan fits: all up to the largest that does.
-
-        Raises ConfigError when the smallest does not.
-        """
+        """Return those of rising budgets that fit into memory. Raises ConfigError when the smallest does not."""
         for count in range(len(budgets), 0, -1):
             try:
                 async with self._apart(*budgets[count - 1]):
@@ -248,8 +245,8 @@ class Tuner:
             seconds = statistics.median(steady_seconds(trace.spans, order))
             if seconds < fastest:
                 fastest, replay = seconds, Replay.of(trace.spans, order, one_link=one_link, check_seconds=0.0)
-        group_bytes = {key: layout.slot_bytes for key, layout in runtime.catalog.host.items()}
-        return SteadyTimings.of(replay, range(1, 1 + self.passes), group_bytes)
+        sizes = runtime.catalog.group_bytes(runtime.catalog.places[0])
+        return SteadyTimings.of(replay, range(1, 1 + self.passes), sizes)
 
     async def _measure(self, predicted: Mapping[Candidate, float]) -> tuple[tuple[Finalist, ...], Staying]:
         """Run all in turn and more than once: a drift of the machine hits all alike, and what is noise is seen."""

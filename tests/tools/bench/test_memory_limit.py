@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.system import proc
 from pipeline.tools.bench.cached_files import CachedFiles
 from pipeline.tools.bench.limit_holders import ControlGroup, SystemdScope
-from pipeline.tools.bench.memory_limit import MemoryLimit, ProgramFailed, run_limited
+from pipeline.tools.bench.memory_limit import MemoryLimit, ProgramFailed, memory_limit, run_limited
 
 WEIGHTS = BUNDLED / "model.safetensors"
 MEGABYTE = 10**6
@@ -33,7 +33,7 @@ def systemd_runs(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
 def test_systemd_is_asked_for_a_group_without_swap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     systemd_runs(monkeypatch, tmp_path)
-    assert MemoryLimit.of(MEGABYTE, None).way == "systemd", "where it runs"
+    assert memory_limit(MEGABYTE, None).way == "systemd", "where it runs"
     scope = SystemdScope(1_800_000_000, CachedFiles([]))
     monkeypatch.setattr(limit_holders.os, "geteuid", lambda: 1000)
     command = scope.command(["program", "argument"])
@@ -48,7 +48,7 @@ def test_a_limit_that_nobody_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(limit_holders, "SYSTEMD_RUNS", tmp_path / "none")
     monkeypatch.setattr(proc, "CONTROL_GROUPS", tmp_path / "none")
     with pytest.raises(ConfigError, match=r"no control group can be made here; add --limit-by watchdog"):
-        MemoryLimit.of(MEGABYTE, None)
+        memory_limit(MEGABYTE, None)
     with pytest.raises(ConfigError, match=r"--limit-by systemd: need systemd, which does not run here"):
         MemoryLimit(MEGABYTE, "systemd")
     with pytest.raises(ConfigError, match=r"--limit-by cgroup: need memory control groups of version 1"):
@@ -62,7 +62,7 @@ async def test_the_kernel_counts_cached_pages_and_ends_what_takes_too_much(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(limit_holders, "SYSTEMD_RUNS", tmp_path / "none")
-    limit = MemoryLimit.of(40 * MEGABYTE, None)
+    limit = memory_limit(40 * MEGABYTE, None)
     assert limit.way == "cgroup"
     await asyncio.to_thread(write, tmp_path / "weights", (b"x" * 999 + b"\n") * (60 * MEGABYTE // 1000))
     count = "import sys; print(sum(len(piece) for piece in open(sys.argv[1], 'rb')))"

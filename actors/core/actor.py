@@ -96,10 +96,7 @@ class Actor:
             await self.stalled("slot", message, slot.vacated())
 
     async def host_is_through(self, message: Message[Any], slot: Slot) -> None:
-        """Let the actor wait for what the host still does with the message or the slot.
-
-        A device waits for its own events by itself (rule 4), but cannot wait for a coroutine.
-        """
+        """Wait for what the host still does with message or slot: a device waits by itself for its own events only."""
         if on_host(message.event):
             await self.landed(message)
         if on_host(slot.after):

@@ -18,10 +18,7 @@ from actors.core.turns import Turns
 
 @dataclass(frozen=True, slots=True)
 class BudgetStatistics:
-    """`held` slots are leased now, `peak` the most ever; `cooling` are free, but their last reader still runs.
-
-    Resident groups are counted in `residents` alone.
-    """
+    """`held` slots are leased, `peak` the most ever; `cooling` are free, but still read. `residents` count apart."""
 
     capacity: int
     held: int
@@ -101,10 +98,7 @@ class Slot:
 
 
 class Budget:
-    """The cells of one place, by kind, and those of its resident groups, by layer and group.
-
-    Slots are granted strictly first come, first served (rule 1).
-    """
+    """The cells of a place by kind, and those of its resident groups. First come, first served (rule 1)."""
 
     def __init__(
         self,

@@ -12,9 +12,7 @@ Given = TypeVar("Given", bound=Event | None)
 
 
 class Chained:
-    """Done when the message's event and `own` are. If the bytes did not arrive, the error names `filler`, the actor
-    that moved them.
-    """
+    """Done when the message's event and `own` are; an error of the bytes' arrival names `filler`, which moved them."""
 
     def __init__(self, message: Message[Any], own: Event, filler: str) -> None:
         self._message = message

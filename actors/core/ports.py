@@ -58,10 +58,7 @@ class Catalog(Protocol):
         """What to copy from a host slot into a device slot."""
 
     def tensors(self, message: Message[Slot]) -> Mapping[str, Any]:
-        """The group's tensors by short name, as views of the slot it is in. Only after the message's event.
-
-        Raises LineError where there are no bytes yet.
-        """
+        """The group's tensors by short name, as views of its slot, after its event. Raises LineError without bytes."""
 
 
 Waits: TypeAlias = Literal["blocking", "event", "chained"]

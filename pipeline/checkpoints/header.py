@@ -38,10 +38,7 @@ def brief(value: object) -> str:
 
 
 def parse_json(raw: bytes, what: str) -> dict[str, Any]:
-    """A JSON object in UTF-8, without duplicate keys, NaN or text that UTF-8 cannot hold.
-
-    Raises CheckpointError, beginning with `what`.
-    """
+    """A JSON object in UTF-8 without duplicate keys, NaN or surrogates. Raises CheckpointError, naming `what`."""
     return parse_object(raw, what, parse_constant=_no_constant, parse_int=_plain_int)
 
 

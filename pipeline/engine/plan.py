@@ -28,10 +28,7 @@ OWN_THREADS = 12
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What an open line holds, and where. Without slots on the device host and device memory are one.
-
-    `limits` are what each place may be filled to, in bytes.
-    """
+    """What an open line holds, and where: in one place where memory is one. `limits` bound each place, in bytes."""
 
     memory: MemoryPlan
     limits: Mapping[str, int]

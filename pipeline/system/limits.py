@@ -88,10 +88,7 @@ def explained(error: BaseException) -> BaseException:
 
 
 def reached_limit(error: BaseException) -> ResourceError | None:
-    """The limit behind an error, or behind that from which it was raised. None where there is none.
-
-    Python lets errors be each other's cause.
-    """
+    """The limit behind an error or its causes, which Python lets run in a circle; None where there is none."""
     cause: BaseException | None = error
     seen: set[int] = set()
     while cause is not None and id(cause) not in seen:

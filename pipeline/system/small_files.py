@@ -104,10 +104,7 @@ def read_json_file(path: Path, limit_bytes: int = CONFIG_LIMIT_BYTES) -> dict[st
 
 
 def parse_object(raw: bytes, what: str, **hooks: Any) -> dict[str, Any]:
-    """A JSON object in UTF-8 without duplicate keys; `hooks` are those of `json.loads` for numbers.
-
-    Raises CheckpointError, beginning with `what`.
-    """
+    """A JSON object in UTF-8, no key twice; `hooks` as for `json.loads`. Raises CheckpointError, naming `what`."""
     if raw.count(b"{") + raw.count(b"[") > MOST_CONTAINERS:  # before any of them becomes a Python object
         raise CheckpointError(f"{what}: has more than {MOST_CONTAINERS} JSON objects and lists; fetch the file again")
     if raw.count(b",") > MOST_VALUES:

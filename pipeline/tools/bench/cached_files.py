@@ -46,10 +46,7 @@ class CachedFiles:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def drop(self, nbytes: int, pid: int | None = None) -> int:
-        """Drop so many of the bytes last looked at, or all but dirty pages and those that others than `pid` map.
-
-        Returns how many it were.
-        """
+        """Drop so many of the bytes last looked at, unless dirty or mapped by others than `pid`; return how many."""
         dropped = 0
         held = [descriptor for descriptor, cached in self._cached.items() if cached]
         pieces = [(one, start) for one in held for start in range(0, os.fstat(one).st_size, PIECE_BYTES)]

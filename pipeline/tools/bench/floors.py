@@ -138,10 +138,7 @@ class Floors:
         return Loaded(tuple(messages), aliased)
 
     async def compute_seconds(self, loaded: Loaded, lengths: Sequence[int] = (1,)) -> float:
-        """Run one pass with every group in place: the same program, without the line.
-
-        It carries a whole prompt of each of the `lengths`, by default a single token.
-        """
+        """Run one pass with every group in place, without the line; it carries a prompt of each of the `lengths`."""
         started = time.perf_counter()
         await self.compute(loaded, lengths)
         return time.perf_counter() - started
@@ -223,10 +220,7 @@ class Floors:
         return sequence
 
     async def compute(self, loaded: Loaded, lengths: Sequence[int]) -> list[float]:
-        """Run the same pass, and return for how many seconds each group was computed.
-
-        Raises RequestError when there is no room for all of it in one pass.
-        """
+        """Run the same pass; return the seconds of each group. Raises RequestError when one pass has no room for it."""
         program = self._runtime.program
         for length in lengths:
             self._submit([1] * length)

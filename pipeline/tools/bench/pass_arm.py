@@ -115,9 +115,7 @@ class Passes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassSettings:
-    """What an arm is told. `scenarios` are the fields of each `Scenario`; `offload_folder` holds the weights again, as
-    other programs want them.
-    """
+    """The settings of an arm: fields of each `Scenario`, and a folder for the weights as other programs want them."""
 
     folder: str
     offload_folder: str

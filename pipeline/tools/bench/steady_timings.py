@@ -35,10 +35,7 @@ class SteadyTimings:
 
     @classmethod
     def of(cls, replay: Replay, passes: range, group_bytes: Mapping[GroupKey, int]) -> "SteadyTimings":
-        """Medians over some recorded passes.
-
-        A pass's reading is shared out by bytes: groups are read beside each other, so what each took says little.
-        """
+        """Medians over recorded passes; reading is shared out by bytes, since groups are read beside each other."""
         order = replay.order
 
         def shared_out(actor: str, weights: Mapping[GroupKey, float] | None = None) -> dict[GroupKey, float]:

@@ -16,10 +16,7 @@ UNSAID = "a pass streams nothing, and its time tells nothing of the disk"
 
 
 async def bench_open(options: argparse.Namespace) -> None:
-    """Measure one model after the other, and print a table or one JSON list, also of those before an early end.
-
-    Raises ConfigError.
-    """
+    """Measure each model, and print a table or one JSON list, after an early end too. Raises ConfigError."""
     at_least_one(options, "rounds", "passes")
     progress = Progress()
     rows: list[OpeningReport] = []

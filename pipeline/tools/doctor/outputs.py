@@ -47,10 +47,7 @@ class RunResult:
 
 
 async def check_outputs(folder: Path, settings: Mapping[str, Any], say: Callable[[str], None]) -> list[Check]:
-    """A check for each run. The first that comes to its end is what the others must equal.
-
-    Raises ConfigError and CheckpointError as opening the model does.
-    """
+    """Check each run against the first that ends. Raises ConfigError and CheckpointError as opening the model does."""
     checks: list[Check] = []
     answers: dict[str, RunResult] = {}
     for name, arm in RUNS.items():

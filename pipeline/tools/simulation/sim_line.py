@@ -123,10 +123,7 @@ def simulate(
     pass_tokens: int | None = None,
     residency: Residency = NOTHING_STAYS,
 ) -> Simulated:
-    """Run so many passes on virtual time. Raises Deadlock when the line can never end.
-
-    A pass of few `pass_tokens` is not cut into more micro-batches than that.
-    """
+    """Run passes on virtual time, in at most `pass_tokens` parts each. Raises Deadlock when a line can never end."""
 
     async def main() -> Simulated:
         trace = Trace(capacity=None)

@@ -40,7 +40,7 @@ class Config(EngineSettings):
             chooses: as many as make a prompt cost the fewest passes, where that costs answers less than it saves; 512
             where memory is short. A number is kept to, without `max_pass_seconds` whatever time it takes.
         max_pass_seconds: by how much prompts may delay the next token of running requests. None allows as long as the
-            bytes of a pass take at 4 GB/s from a disk and 16 GB/s to a GPU, which are assumed, at least 0.5.
+            bytes of a pass take, at the rates of disk and link that the plan prints, at least 0.5.
         share_prefixes: whether calls without a `cache_scope` reuse the KV blocks of prompts that begin alike. Then each
             caller can tell, from how fast it is answered, whether another has sent the same prompt.
         batch_invariant: whether every kernel gets blocks of a fixed number of rows. Then other requests change no bit

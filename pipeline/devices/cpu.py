@@ -67,6 +67,9 @@ class CpuDevice:
         free = available_host_bytes()
         return free, free
 
+    def link_bytes_per_second(self) -> None:
+        """There is no link."""
+
     def touched_bytes(self, pool: str) -> int:
         """What of its memory was written to by now."""
         return sum(memory.touched_bytes() for memory in tuple(self._memory)) if pool == HOST else 0

@@ -6,6 +6,7 @@ Details and pitfalls that shaped this file: one H2D stream and one D2H stream, f
 
 import asyncio
 import resource
+import time
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 
 import torch
@@ -23,6 +24,8 @@ from pipeline.system.promises import give_back
 
 OUT_OF_MEMORY = 2
 """As the CUDA runtime calls it; pinned memory is bounded by a limit of the process, too."""
+LINK_BYTES, LINK_COPIES = 8 << 20, 4
+"""Copies that tell the rate of the link: long beside the 10 us that starting one takes."""
 FEW_COPIES = 16
 """As many are issued in less time than another thread takes to begin with them."""
 
@@ -63,6 +66,16 @@ class CudaDevice:
             _check(torch.cuda.cudart().cudaHostRegister(memory.tensor.data_ptr(), nbytes, 0), f"pin {nbytes} bytes")
         self._pinned.add(memory)
         return memory
+
+    def link_bytes_per_second(self) -> float:
+        """The best of a few copies from memory that is pinned for them: a link that was idle may begin slowly."""
+        source, target = self.host_memory(LINK_BYTES), DeviceMemory(LINK_BYTES, self.torch_device)
+        try:
+            return LINK_BYTES / min(_copy_seconds(source, target) for _ in range(LINK_COPIES))
+        finally:
+            self._pinned.discard(source)
+            _check(torch.cuda.cudart().cudaHostUnregister(source.tensor.data_ptr()), "unpin memory")
+            source.free()
 
     def device_memory(self, nbytes: int) -> DeviceMemory:
         """GPU memory of `nbytes`."""
@@ -137,6 +150,14 @@ class CudaDevice:
         give_back(self)
         for code in codes:
             _check(code, "unpin memory")
+
+
+def _copy_seconds(source: HostMemory, target: DeviceMemory) -> float:
+    torch.cuda.synchronize(target.tensor.device)
+    started = time.perf_counter()
+    target.tensor.copy_(source.tensor, non_blocking=True)
+    torch.cuda.synchronize(target.tensor.device)
+    return time.perf_counter() - started
 
 
 def _check(code: object, action: str) -> None:

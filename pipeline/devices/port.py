@@ -93,6 +93,9 @@ class Device(Transfers, Protocol):
     def memory_bytes(self, place: Place) -> tuple[int, int]:
         """The bytes that are free in a place, and all its bytes."""
 
+    def link_bytes_per_second(self) -> float | None:
+        """How fast a short copy into the last place is, by measurement; None where there is no link to measure."""
+
     def touched_bytes(self, pool: str) -> int:
         """How many bytes of the memory that it has handed out occupy this pool by now."""
 

@@ -112,6 +112,9 @@ class SimDevice:
         """All of it is free."""
         return (self._memory.get(place.name, sys.maxsize),) * 2
 
+    def link_bytes_per_second(self) -> None:
+        """Nothing is measured."""
+
     def touched_bytes(self, pool: str) -> int:
         """No memory is taken."""
         return 0

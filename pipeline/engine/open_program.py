@@ -13,6 +13,7 @@ from pipeline.engine.runtime import Runtime
 from pipeline.engine.settings import EngineSettings
 from pipeline.errors import ConfigError, shown
 from pipeline.groups.groups import Specs, find_groups
+from pipeline.reading.reading_choice import choose_reading
 from pipeline.system.memory_plan import Holding
 from pipeline.system.promises import promise, promising
 
@@ -57,7 +58,8 @@ def open_program(
             if not plan.memory.fits():
                 raise ConfigError(plan.memory.shortage())
             promise(device, checkpoint.folder, plan.memory)
-        runtime = Runtime(settings, checkpoint, groups, catalog, device, plan)
+        reading = choose_reading(checkpoint.files, settings.reading, beside=device.shares_cores)
+        runtime = Runtime(settings, checkpoint, groups, catalog, device, plan, reading)
         program = make(runtime)
         _check_order(program, specs)
         runtime.wire(program, trace=trace, passes=passes)

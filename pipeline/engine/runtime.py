@@ -21,7 +21,7 @@ from pipeline.engine.wiring import Parts, Wired, wire
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.groups.groups import WeightGroup
 from pipeline.reading.checksums import Checksums, choose_checking
-from pipeline.reading.reading_choice import choose_reading
+from pipeline.reading.reading_choice import ReadingChoice
 from pipeline.reading.source import CheckpointSource
 
 CLOCK = time.perf_counter
@@ -42,6 +42,7 @@ class Runtime:
         catalog: WeightCatalog,
         device: Device,
         plan: Plan,
+        reading: ReadingChoice,
     ) -> None:
         self.settings = settings
         self.checkpoint = checkpoint
@@ -50,7 +51,7 @@ class Runtime:
         self.device = device
         self.plan = plan.memory
         self.residency = plan.residency
-        self.reading = choose_reading(checkpoint.files, settings.reading, beside=device.shares_cores)
+        self.reading = reading
         logger.info("reads %s", self.reading)
         stays = self.residency.arrived(device.places[0].name)
         moving_bytes = sum(one.needed_bytes for key, one in catalog.host.items() if key not in stays)

@@ -13,7 +13,8 @@ from pipeline.config import Config
 from pipeline.devices.port import Device
 from pipeline.engine.plan import lay_out
 from pipeline.errors import ConfigError
-from pipeline.generation.model_plan import ModelPlan, make_plan
+from pipeline.generation.model_plan import ModelPlan, SizedPlans, make_plans
+from pipeline.generation.pass_rates import PassRates
 from pipeline.generation.what_would_fit import what_would_fit
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.groups.groups import WeightGroups, plan_groups
@@ -29,14 +30,22 @@ logger = logging.getLogger("penstock")
 
 @dataclass(frozen=True, slots=True)
 class Blueprint:
-    """All that is known about a model before any memory is taken: its shape, its groups, and the plan."""
+    """All that is known about a model before any memory is taken: its shape, its groups, and the plan.
+
+    `plan` is one of `plans`, at assumed rates until `at_rates` says others.
+    """
 
     model: ModelConfig
     checkpoint: Checkpoint
     groups: WeightGroups
     dtype: torch.dtype
     catalog: WeightCatalog
+    plans: SizedPlans
     plan: ModelPlan
+
+    def at_rates(self, rates: PassRates) -> "Blueprint":
+        """The same with the plan that is best at these rates."""
+        return replace(self, plan=self.plans.best(rates))
 
 
 def draw_up(
@@ -53,8 +62,8 @@ def draw_up(
     groups = plan_groups(group_specs(model), checkpoint)
     dtype = _computing_dtype(model, groups, settings)
     catalog = lay_out(groups.groups, settings, device)
-    plan = make_plan(model, settings, groups, catalog, device, dtype)
-    return Blueprint(model, checkpoint, groups, dtype, catalog, plan)
+    plans = make_plans(model, settings, groups, catalog, device, dtype)
+    return Blueprint(model, checkpoint, groups, dtype, catalog, plans, plans.best(PassRates()))
 
 
 def draw_up_fitting(

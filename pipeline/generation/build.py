@@ -19,11 +19,13 @@ from pipeline.generation.model_plan import ModelPlan
 from pipeline.generation.model_statistics import ModelStatistics, program_counters
 from pipeline.generation.pass_buffers import PassBuffers
 from pipeline.generation.pass_inputs import PassInputs
+from pipeline.generation.pass_rates import PassRates
 from pipeline.generation.pass_size import PassRate
 from pipeline.generation.program import GenerationProgram
 from pipeline.models.model_config import read_config
 from pipeline.models.row_blocks import RowBlocks
 from pipeline.reading.embedding import EmbeddingRows
+from pipeline.reading.reading_choice import ReadingChoice, choose_reading
 from pipeline.state.blocks import BlockPool
 from pipeline.state.kv import KeyValueCache
 from pipeline.system.promises import promise, promising
@@ -38,11 +40,17 @@ class ModelRuntime(Runtime):
     program: GenerationProgram
 
     def __init__(
-        self, drawn: Blueprint, settings: Config, device: Device, trace: Trace | None, undone: contextlib.ExitStack
+        self,
+        drawn: Blueprint,
+        settings: Config,
+        device: Device,
+        reading: ReadingChoice,
+        trace: Trace | None,
+        undone: contextlib.ExitStack,
     ) -> None:
         """`undone` is told how to give back what is taken."""
         plan, catalog = drawn.plan, drawn.catalog
-        super().__init__(settings, drawn.checkpoint, drawn.groups.groups, catalog, device, plan)
+        super().__init__(settings, drawn.checkpoint, drawn.groups.groups, catalog, device, plan, reading)
         self.config = drawn.model
         self.dtype = drawn.dtype
         self.context_tokens = plan.context_tokens
@@ -119,14 +127,23 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> ModelRu
         with promising:
             drawn = draw_up_fitting(model, checkpoint, settings, device)
             promise(device, checkpoint.folder, drawn.plan.memory)
+        reading = choose_reading(checkpoint.files, settings.reading, beside=device.shares_cores)
+        drawn = _at_measured_rates(drawn, device, reading)
+        promise(device, checkpoint.folder, drawn.plan.memory)
         say_remarks(drawn, settings)
         if drawn.plan.kv.moving:
             logger.warning("KV blocks %s", drawn.plan.kv)
-        runtime = ModelRuntime(drawn, settings, device, trace, undone)
+        runtime = ModelRuntime(drawn, settings, device, reading, trace, undone)
         undone.pop_all()
     logger.info("kv room %s", runtime.kv_room)
     logger.info("pass size %s", runtime.pass_size)
     return runtime
+
+
+def _at_measured_rates(drawn: Blueprint, device: Device, reading: ReadingChoice) -> Blueprint:
+    """With the plan for the rates of this machine, as far as they are known when no pass has run yet."""
+    link = device.link_bytes_per_second() if drawn.plans.moved.sent else None
+    return drawn.at_rates(PassRates(reading.bytes_per_second, link))
 
 
 def _batcher(plan: ModelPlan, settings: Config) -> Batcher:

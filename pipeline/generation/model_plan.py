@@ -10,6 +10,7 @@ from pipeline.devices.port import Device
 from pipeline.engine.plan import Plan, Planning
 from pipeline.errors import ConfigError
 from pipeline.generation.pass_holdings import pass_holdings
+from pipeline.generation.pass_rates import PassRates
 from pipeline.generation.pass_size import LEAST_SECONDS, PassSize, choose_size, request_seconds, sizes
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.groups.groups import WeightGroups
@@ -23,8 +24,6 @@ from pipeline.system.host_memory import free_disk_bytes
 from pipeline.system.memory_plan import Holding
 
 DEFAULT_CONTEXT_TOKENS = 4096
-DISK_RATE = 4e9
-"""The bytes per second of a disk of today, from which the expected time of a pass follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +37,40 @@ class ModelPlan(Plan):
     pass_size: PassSize
 
 
-def make_plan(
+@dataclass(frozen=True, slots=True)
+class SizedPlans:
+    """Plans of which each has passes of another size, with how they were made. Rates choose one, and fit its passes."""
+
+    _each: Sequence[tuple["_Rooms", ModelPlan]]
+
+    @property
+    def moved(self) -> PassBytes:
+        """The most that a pass reads, and sends, of any of them."""
+        each = [room.pass_bytes(plan) for room, plan in self._each]
+        return PassBytes(max(one.read for one in each), max(one.sent for one in each))
+
+    def best(self, rates: PassRates) -> ModelPlan:
+        """The one with which a request costs the least at these rates."""
+        sized = {room.tokens: (room, plan) for room, plan in self._each}
+        costs = {tokens: room.request_seconds(plan, rates) for tokens, (room, plan) in sized.items()}
+        room, plan = sized[choose_size(costs)]
+        return replace(plan, pass_size=room.pass_size(plan, rates))
+
+
+def make_plans(
     model: ModelConfig,
     settings: Config,
     groups: WeightGroups,
     catalog: WeightCatalog,
     device: Device,
     dtype: torch.dtype,
-) -> ModelPlan:
+) -> SizedPlans:
     """Add everything up. KV blocks get what is left: the device first, then host memory, then the disk.
 
     What they leave holds weight groups for good. Where `kv_tokens` does not say how many there are, they get what makes
-    most tokens per second; a pass carries as many as make a request cost the least, unless `max_tokens_per_pass` says
-    how many. The plan may not fit: `Plan.memory.fits` tells. Raises ConfigError for settings that
-    contradict each other.
+    most tokens per second. There is a plan for each size of a pass that could be best, or for that of
+    `max_tokens_per_pass`. It may not fit: `Plan.memory.fits` tells. Raises ConfigError for settings that contradict
+    each other.
     """
     context_tokens = _context_tokens(model, settings)
     wanted = _wanted_tokens(settings, context_tokens)
@@ -63,16 +82,16 @@ def make_plan(
         return _Rooms(model, settings, dtype, context_tokens, planning, tokens, held)
 
     if settings.max_tokens_per_pass is not None:
-        return rooms(settings.max_tokens_per_pass).best(wanted)
-    plans: dict[int, ModelPlan] = {}
-    costs: dict[int, float] = {}
+        room = rooms(settings.max_tokens_per_pass)
+        return SizedPlans([(room, room.best(wanted))])
+    plans: list[tuple[_Rooms, ModelPlan]] = []
     for tokens in sizes(context_tokens, settings.max_requests):
         room = rooms(tokens)
         plan = room.best(wanted)
         if plans and not room.fits(plan):
             break
-        plans[tokens], costs[tokens] = plan, room.request_seconds(plan)
-    return plans[choose_size(costs)]
+        plans.append((room, plan))
+    return SizedPlans(plans)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,21 +109,19 @@ class _Rooms:
     def best(self, wanted: int | None) -> ModelPlan:
         """With room for so many tokens as are wanted, else for what makes most tokens per second."""
         if wanted is None:
-            plan = self.planned_by_worth()
-        else:
-            plan = self.planned(wanted, "as kv_tokens says", self.planning.available, "kv_tokens")
-        return replace(plan, pass_size=PassSize(self.tokens, self._max_seconds(plan)))
+            return self.planned_by_worth()
+        return self.planned(wanted, "as kv_tokens says", self.planning.available, "kv_tokens")
 
     def fits(self, plan: ModelPlan) -> bool:
         """Whether it leaves free what plans leave free."""
         return all(plan.memory.need(place) <= limit for place, limit in self.planning.limits.items())
 
-    def request_seconds(self, plan: ModelPlan) -> float:
-        """What a request costs, in seconds of a disk with one byte per second."""
-        place, moved = self.planning.device.places[-1], self._pass_bytes(plan)
+    def request_seconds(self, plan: ModelPlan, rates: PassRates) -> float:
+        """What a request costs."""
+        place, moved = self.planning.device.places[-1], self.pass_bytes(plan)
 
         def pass_seconds(tokens: int) -> float:
-            return moved.seconds(self._weights, place.disk_speeds / (1 + tokens / place.balanced_tokens))
+            return rates.seconds(moved, place, self._weights * (1 + tokens / place.balanced_tokens))
 
         sharing = max(1, self._demand.share(plan.kv_room.tokens))
         return request_seconds(self.tokens, self.context_tokens, sharing, pass_seconds)
@@ -138,7 +155,7 @@ class _Rooms:
         def moves(tokens: int) -> PassBytes | None:
             plan, most = planned(tokens), limits if tokens <= demand.usual else roomy
             fits = all(plan.memory.need(place) <= limit for place, limit in most.items())
-            return self._pass_bytes(plan) if fits else None
+            return self.pass_bytes(plan) if fits else None
 
         return planned(*choose_room(demand, self._weights, self.planning.device.places[-1].disk_speeds, moves))
 
@@ -151,14 +168,16 @@ class _Rooms:
         """The bytes of all."""
         return sum(self.planning.catalog.group_bytes(self.planning.device.places[-1].name).values())
 
-    def _max_seconds(self, plan: ModelPlan) -> float | None:
-        """By how much prompts may delay others: as long as the bytes of a pass move, by their number."""
-        settings = self.settings
-        if settings.max_pass_seconds is not None or settings.max_tokens_per_pass is not None:
-            return settings.max_pass_seconds
-        return max(LEAST_SECONDS, float(f"{self._pass_bytes(plan).seconds(0, 1) / DISK_RATE:.2g}"))
+    def pass_size(self, plan: ModelPlan, rates: PassRates) -> PassSize:
+        """Prompts may delay others for as long as the bytes of a pass move, where no setting says otherwise."""
+        settings, place, moved = self.settings, self.planning.device.places[-1], self.pass_bytes(plan)
+        if settings.max_tokens_per_pass is not None:
+            return PassSize(self.tokens, settings.max_pass_seconds)
+        usual = max(LEAST_SECONDS, float(f"{rates.seconds(moved, place, 0):.2g}"))
+        return PassSize(self.tokens, settings.max_pass_seconds or usual, rates.told(moved, place))
 
-    def _pass_bytes(self, plan: ModelPlan) -> PassBytes:
+    def pass_bytes(self, plan: ModelPlan) -> PassBytes:
+        """What a pass moves."""
         catalog, layer_bytes = self.planning.catalog, plan.kv_layout.layer_bytes
         moving = [plan.residency.moving_bytes(place, catalog.group_bytes(place)) for place in plan.slots]
         read = moving[0] + len(plan.kv.disk) * layer_bytes

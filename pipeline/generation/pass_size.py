@@ -29,17 +29,22 @@ RECENT_PASSES = 3
 
 @dataclass(frozen=True, slots=True)
 class PassSize:
-    """Room for so many tokens. Prompts may delay a running request's next token by `max_seconds`; None is no limit."""
+    """Room for so many tokens. Prompts may delay a running request's next token by `max_seconds`; None is no limit.
+
+    `rates` tells with which rates it was chosen.
+    """
 
     tokens: int
     max_seconds: float | None
+    rates: str = ""
 
     def __str__(self) -> str:
         room = f"up to {self.tokens:,} tokens"
         if self.max_seconds is None:
             return f"{room} (max_tokens_per_pass)"
         delay = f"{self.max_seconds:g} s (max_pass_seconds)"
-        return f"{room}; beside running requests as many as delay their next tokens by at most {delay}"
+        chosen = f"; reckoned with {self.rates}" if self.rates else ""
+        return f"{room}; beside running requests as many as delay their next tokens by at most {delay}{chosen}"
 
 
 def sizes(context_tokens: int, max_requests: int) -> list[int]:

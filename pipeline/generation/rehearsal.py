@@ -28,8 +28,11 @@ if TYPE_CHECKING:
 
 FEW_ROWS = 1024
 """The rows of a matrix that are enough for torch to share the work among its threads."""
-TOKENS = 128
-"""So many tokens of a prompt are multiplied by it, to guess how long they take until a pass has told."""
+TOKEN_BLOCKS = 4
+"""Tokens of a prompt, in blocks of `Device.block_rows`, that are multiplied by it, to guess how long they take until a
+pass has told."""
+BESIDE_PRODUCTS = 2
+"""On a GPU a prompt takes so many times as long as its products, on a CPU less; to guess too long does little harm."""
 
 
 def compute_zeros(runtime: "ModelRuntime", after: Sequence[Event] = ()) -> Event:
@@ -47,7 +50,8 @@ async def rehearse(runtime: "ModelRuntime") -> None:
         fetched = await runtime.embedding.fetch([0])
     try:
         await compute_zeros(runtime, (fetched,)).wait()
-        runtime.pass_rate.took(TOKENS, await _prompt_seconds(runtime))
+        tokens = TOKEN_BLOCKS * runtime.device.block_rows
+        runtime.pass_rate.took(tokens, await _prompt_seconds(runtime, tokens))
     except RuntimeError as error:
         if reached_limit(error):
             raise
@@ -56,20 +60,24 @@ async def rehearse(runtime: "ModelRuntime") -> None:
     runtime.device.have_run()
 
 
-async def _prompt_seconds(runtime: "ModelRuntime") -> float:
+async def _prompt_seconds(runtime: "ModelRuntime", tokens: int) -> float:
     """About the seconds in which so many tokens of a prompt are computed, by a product with a small matrix."""
     size = runtime.config.hidden_size
     zeros = functools.partial(torch.zeros, dtype=runtime.dtype, device=runtime.device.torch_device)
+    factors: list[torch.Tensor] = []
+
+    def make() -> None:
+        factors.extend((zeros(tokens, size), zeros(FEW_ROWS, size)))
 
     def multiply() -> None:
-        linear(zeros(TOKENS, size), zeros(FEW_ROWS, size))
+        linear(*factors)
 
-    for _ in range(2):  # the first may load kernels
-        multiplied = runtime.device.launch(COMPUTE, functools.partial(infer, multiply), ())
-        await multiplied.wait()
-    began, ended = multiplied.span or (0.0, 0.0)
+    for work in (make, multiply, multiply):  # the first product may load kernels
+        done = runtime.device.launch(COMPUTE, functools.partial(infer, work), ())
+        await done.wait()
+    began, ended = done.span or (0.0, 0.0)
     weights = sum(runtime.catalog.group_bytes(runtime.device.places[0].name).values()) / runtime.dtype.itemsize
-    return (ended - began) * weights / (FEW_ROWS * size)
+    return BESIDE_PRODUCTS * (ended - began) * weights / (FEW_ROWS * size)
 
 
 def _compute(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:

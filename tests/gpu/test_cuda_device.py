@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -116,3 +117,11 @@ async def test_waiting_does_not_block_the_loop_and_can_be_cancelled(device: Cuda
     await asyncio.gather(waiter, return_exceptions=True)
     await event.wait()
     assert event.done()
+
+
+async def test_the_link_is_measured_in_no_time_and_nothing_is_kept_for_it(device: CudaDevice) -> None:
+    started = time.perf_counter()
+    rate = device.link_bytes_per_second()
+    assert time.perf_counter() - started < 0.1
+    assert 1e9 < rate < 1e12
+    assert device.touched_bytes("host") == 0

@@ -13,7 +13,7 @@ from pipeline import ConfigError, Model
 from pipeline.config import Config
 from pipeline.devices.memory import HostMemory
 from pipeline.generation.build import build
-from pipeline.generation.model_plan import ModelPlan, make_plan
+from pipeline.generation.model_plan import SizedPlans, make_plans
 from pipeline.system.host_memory import resident_bytes
 from pipeline.system.promises import promised_elsewhere
 
@@ -60,12 +60,12 @@ async def test_a_second_model_is_refused_what_the_first_was_promised(checkpoint:
 async def test_of_two_that_open_at_once_one_is_refused_where_one_fits(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def planning_takes_a_while(*arguments: Any) -> ModelPlan:
-        plan = make_plan(*arguments)
+    def planning_takes_a_while(*arguments: Any) -> SizedPlans:
+        plans = make_plans(*arguments)
         time.sleep(0.05)
-        return plan
+        return plans
 
-    monkeypatch.setattr("pipeline.generation.blueprint.make_plan", planning_takes_a_while)
+    monkeypatch.setattr("pipeline.generation.blueprint.make_plans", planning_takes_a_while)
     settings = room(110 << 20)
     opened = await asyncio.gather(
         *(Model.open(checkpoint, **settings)._open() for _ in range(2)), return_exceptions=True

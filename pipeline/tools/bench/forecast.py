@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pipeline.config import Config
 from pipeline.engine.plan import Plan
 from pipeline.formats.parts import kind_of
+from pipeline.generation.pass_rates import PassRates
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.tools.bench.steady_timings import SteadyTimings, simulated_passes
 
@@ -36,7 +37,8 @@ class Rates:
 
     `computes` are by kind of group, one of `KINDS`; `begin_seconds` is what the host does between two passes,
     sampling and embedding, while nothing is computed. `read_slowdown` and `compute_slowdown` are by how much each takes
-    longer while the other goes on too: a CPU that computes shares its cores and its memory with the disk.
+    longer while the other goes on too: a CPU that computes shares its cores and its memory with the disk. `how` says
+    how all are known.
     """
 
     disk_bytes_per_second: float
@@ -45,6 +47,12 @@ class Rates:
     begin_seconds: float = 0.0
     read_slowdown: float = 1.0
     compute_slowdown: float = 1.0
+    how: str = "measured"
+
+    @property
+    def of_passes(self) -> PassRates:
+        """Those that choose the size of a pass."""
+        return PassRates(self.disk_bytes_per_second, self.h2d_bytes_per_second, self.how)
 
     def contention_seconds(self, read_seconds: float, compute_seconds: float) -> float:
         """Return by how much both, which go on together until one has ended, exceed the longer of them."""

@@ -85,20 +85,27 @@ def plan_model(folder: Path, settings: Config, device: Device, rates: Rates, tok
     """
     model = read_config(folder)
     with open_checkpoint(folder, direct=settings.reading.get("direct", True)) as checkpoint:
-        placed = _place(model, checkpoint, settings, device)
+        placed = _place(model, checkpoint, settings, device, rates)
         return _forecast(placed, settings, device, rates, tokens)
 
 
 def plan_alone(alone: ConfigAlone, settings: Config, device: Device, rates: Rates | None, tokens: int) -> Placed:
     """Plan a model without weights; without `rates` there is no forecast."""
-    placed = _place(alone.model, alone.checkpoint, settings, device, alone.source)
+    placed = _place(alone.model, alone.checkpoint, settings, device, rates, alone.source)
     return placed if rates is None else _forecast(placed, settings, device, rates, tokens)
 
 
 def _place(
-    model: ModelConfig, checkpoint: Checkpoint, settings: Config, device: Device, computed_from: str | None = None
+    model: ModelConfig,
+    checkpoint: Checkpoint,
+    settings: Config,
+    device: Device,
+    rates: Rates | None,
+    computed_from: str | None = None,
 ) -> Placed:
     drawn = draw_up_fitting(model, checkpoint, settings, device)
+    if rates is not None:
+        drawn = drawn.at_rates(rates.of_passes)
     say_remarks(drawn, settings)
     return Placed(drawn, computed_from)
 
@@ -109,7 +116,7 @@ def _forecast(placed: Placed, settings: Config, device: Device, rates: Rates, to
     now = forecast(drawn.catalog, drawn.plan, settings, rates, tokens)
     otherwise = {}
     if not settings.residency:
-        staying = draw_up(model, checkpoint, replace(settings, residency=True), device)
+        staying = draw_up(model, checkpoint, replace(settings, residency=True), device).at_rates(rates.of_passes)
         otherwise["what fits stays"] = forecast(staying.catalog, staying.plan, settings, rates, tokens)
     elif len(drawn.plan.residency.stays(device.places[-1].name)) < len(drawn.catalog.order):
         plan = drawn.plan  # KV blocks and passes as they are, so that the weights get all of it
@@ -120,7 +127,7 @@ def _forecast(placed: Placed, settings: Config, device: Device, rates: Rates, to
             more = draw_up(model, checkpoint, replace(same_room, **memory), SimDevice.like(device, limits))
             otherwise[f"1 GB more of {place} memory"] = forecast(more.catalog, more.plan, settings, rates, tokens)
         if tokens == 1:
-            alone = draw_up(model, checkpoint, replace(settings, max_requests=1), device)
+            alone = draw_up(model, checkpoint, replace(settings, max_requests=1), device).at_rates(rates.of_passes)
             one = forecast(alone.catalog, alone.plan, settings, rates, tokens)
             if one.pass_seconds < now.pass_seconds:
                 otherwise[ALONE] = one

@@ -116,7 +116,7 @@ def _told_rates(options: argparse.Namespace) -> Rates:
     byte_seconds = 1 / (options.memory_gbps * GIGA) if options.memory_gbps else token_byte_seconds
     compute = Compute({tokens: max(byte_seconds, tokens * token_byte_seconds) for tokens in _BATCHES})
     h2d = None if options.h2d_gbps is None else options.h2d_gbps * GIGA
-    return Rates(options.disk_gbps * GIGA, h2d, dict.fromkeys(KINDS, compute))
+    return Rates(options.disk_gbps * GIGA, h2d, dict.fromkeys(KINDS, compute), how="as told")
 
 
 def lines(placed: Placed) -> str:

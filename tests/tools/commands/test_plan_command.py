@@ -191,7 +191,10 @@ def test_without_a_gpu_there_is_no_link(capsys: pytest.CaptureFixture[str]) -> N
         r"^kv room +[0-9,]+ tokens in [0-9.]+ MB: .*\(max_requests\).*; no more weights move for it$", out, re.M
     )
     assert re.search(
-        r"^pass size  up to [0-9,]+ tokens; beside running requests .* 0\.5 s \(max_pass_seconds\)$", out, re.M
+        r"^pass size  up to [0-9,]+ tokens; beside running requests .* 0\.5 s \(max_pass_seconds\); reckoned with "
+        r"disk 2 GB/s \(as told\), computing 32 GB/s \(assumed\)$",
+        out,
+        re.M,
     )
     assert "otherwise  what fits stays: " in out
 

@@ -7,7 +7,7 @@ from pipeline.checkpoints.header import brief
 from pipeline.formats.tensors import TensorSpec
 
 MOST_NAMED = 5
-HEADER_LIMIT_BYTES = 64 << 10
+HEADER_LIMIT_BYTES = 1 << 20
 """Of a tensor that is read when the model is opened."""
 BASE_PREFIX = "model."
 """Of the decoder's tensors. One that was saved without its head has none, and transformers adds or takes away one."""

@@ -1,0 +1,208 @@
+"""Matrices of bitsandbytes' nf4: 16 levels of a normal distribution, two in a byte, and the high one first.
+
+All numbers of a matrix lie in one line. A block of them shares its greatest magnitude (absmax), which lies as fp32, or,
+with double quantisation, as a byte: a number of a table times the scale of 256 blocks, plus an offset. Blocks heed no
+rows, and the last may be partial. Values are multiplied in fp32, and rounded to the dtype of the quant state.
+The kernel of bitsandbytes 0.50.2 for AVX-512 takes wrong magnitudes where D is a multiple of 16 and not of the block
+(findings/nf4_partial_blocks.sh). What is decoded here is what its other kernels decode.
+Letters in names: T tokens of this pass, D columns, F rows of a matrix.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from pipeline.errors import CheckpointError
+from pipeline.formats.decoding import decoded_matrix, decoded_product, decoding_bytes
+from pipeline.formats.lookup import looked_up, nibble_table
+from pipeline.formats.tensors import TensorRange, TensorSpec
+
+LEVELS = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
+"""What the nibbles stand for. Files hold them too (quant_map), and bitsandbytes does not read that either."""
+BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+SCALES_PER_OUTER_BLOCK = 256
+"""Of double quantisation."""
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Nf4:
+    """See `Format`."""
+
+    is_double: bool
+
+    @property
+    def name(self) -> str:
+        """As people read it."""
+        return "bitsandbytes nf4" + (", double quantisation" if self.is_double else "")
+
+    def stored_as(self, spec: TensorSpec) -> tuple[TensorSpec, ...]:
+        """The pairs of numbers, magnitudes of blocks, and what is needed to decode them; how many, the state says."""
+        count = math.prod(spec.shape)
+        sizes = [(-(-count // size),) for size in BLOCK_SIZES]
+        outer = [(-(-size // SCALES_PER_OUTER_BLOCK),) for (size,) in sizes]
+        magnitudes = ("U8",) if self.is_double else ("F32",)
+        parts = [
+            spec.part("", "weight", (-(-count // 2), 1), ("U8",)),
+            spec.part("absmax", "weight.absmax", sizes[1], magnitudes, shapes=(*sizes,)),
+        ]
+        if self.is_double:
+            parts.append(spec.part("outer", "weight.nested_absmax", outer[1], ("F32",), shapes=(*outer,)))
+            parts.append(spec.part("table", "weight.nested_quant_map", (256,), ("F32",)))
+        parts.append(spec.part("levels", "weight.quant_map", (16,), ("F32",), is_header=True))
+        parts.append(spec.part("state", "weight.quant_state.bitsandbytes__nf4", (), ("U8",), is_header=True))
+        return tuple(parts)
+
+    def stored(self, spec: TensorSpec, tensors: tuple[TensorRange, ...]) -> "StoredNf4":
+        """The matrix over what was found. Raises CheckpointError where its state contradicts that."""
+        *parts, _, header = tensors
+        state = _state(header, spec.shape, self.is_double)
+        blocks = -(-math.prod(spec.shape) // state.block)
+        needed = [blocks, -(-blocks // SCALES_PER_OUTER_BLOCK)]
+        for part, need in zip(parts[1:3], needed, strict=False):
+            if part.shape != (need,):
+                raise CheckpointError(
+                    f"{part.file}: tensor {part.name!r}: need shape [{need}] for blocks of {state.block}, as "
+                    f"{header.name!r} says, have {[*part.shape]}; fetch the file again"
+                )
+        return StoredNf4(state, spec.shape, tuple(parts))
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What the JSON of a matrix says of it."""
+
+    block: int
+    dtype: torch.dtype
+    offset: float
+
+
+def _state(header: TensorRange, shape: tuple[int, ...], is_double: bool) -> _State:
+    """Raises CheckpointError where it is no JSON, or not that of a matrix of this shape."""
+    try:
+        state = json.loads(header.content)
+        found = {
+            "quant_type": state["quant_type"],
+            "shape": [*state["shape"]],
+            "blocksize": state["blocksize"],
+            "dtype": state["dtype"],
+            "nested_blocksize": state.get("nested_blocksize"),
+            "nested_dtype": state.get("nested_dtype"),
+        }
+        offset = float(state["nested_offset"]) if is_double else 0.0
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{header.file}: tensor {header.name!r}: need the JSON of a quant state, have {header.content[:80]!r}"
+            f" ({type(error).__name__}: {error}); fetch the file again"
+        ) from error
+    needed = {
+        "quant_type": ("nf4",),
+        "shape": ([*shape],),
+        "blocksize": BLOCK_SIZES,
+        "dtype": tuple(DTYPES),
+        "nested_blocksize": (SCALES_PER_OUTER_BLOCK,) if is_double else (None,),
+        "nested_dtype": ("float32",) if is_double else (None,),
+    }
+    for key, values in needed.items():
+        if found[key] not in values:
+            raise CheckpointError(
+                f"{header.file}: tensor {header.name!r}: need {key} {' or '.join(map(str, values))}, "
+                f"have {found[key]}; fetch the file again, or the config.json of these weights"
+            )
+    return _State(found["blocksize"], DTYPES[found["dtype"]], offset)
+
+
+class StoredNf4:
+    """See `StoredMatrix`."""
+
+    def __init__(self, state: _State, shape: tuple[int, ...], tensors: tuple[TensorRange, ...]) -> None:
+        self.tensors, self._state, self._shape = tensors, state, shape
+        self.short, self.dtype, (self.rows, self.columns) = tensors[0].short, state.dtype, shape
+        unit = state.block * (SCALES_PER_OUTER_BLOCK if len(tensors) > 2 else 1)
+        self.row_step = unit // math.gcd(unit, self.columns)
+
+    def slice(self, first: int, last: int) -> "StoredNf4":
+        """Rows [first, last), which begin a block, and one of the outer blocks where there are any."""
+        pairs, magnitudes, *double = self.tensors
+        begin, end, block = first * self.columns, last * self.columns, self._state.block
+        parts = [pairs.rows(begin // 2, -(-end // 2)), magnitudes.rows(begin // block, -(-end // block))]
+        if double:
+            outer, table = double
+            block *= SCALES_PER_OUTER_BLOCK
+            parts += [outer.rows(begin // block, -(-end // block)), table]
+        return StoredNf4(self._state, (last - first, self.columns), tuple(parts))
+
+    def scratch_bytes(self, dtype: torch.dtype) -> int:
+        """That of decoding a block of rows."""
+        return decoding_bytes((self.rows, self.columns))
+
+    def over(self, views: Mapping[str, torch.Tensor]) -> "Nf4Matrix":
+        """What multiplies, over the tensors of its group by short name."""
+        pairs, magnitudes, *double = (views[tensor.short] for tensor in self.tensors)
+        return Nf4Matrix(self._state, (self.rows, self.columns), pairs.flatten(), magnitudes, (*double,))
+
+
+@dataclass(frozen=True, slots=True)
+class Nf4Matrix:
+    """See `Matrix`. With double quantisation, `double` has the scales of the magnitudes, and what their bytes mean."""
+
+    state: _State
+    shape: tuple[int, int]
+    pairs: torch.Tensor
+    magnitudes: torch.Tensor
+    double: tuple[torch.Tensor, ...]
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        return self.pairs.device
+
+    def apply(self, x_TD: torch.Tensor, bias_F: torch.Tensor | None = None) -> torch.Tensor:
+        """`x_TD` times the transposed matrix, plus bias: [T, F] in the dtype of `x_TD`."""
+        return decoded_product(self, x_TD, bias_F)
+
+    def decoded(self, dtype: torch.dtype) -> torch.Tensor:
+        """The matrix itself, [F, D], as a copy."""
+        return decoded_matrix(self, dtype)
+
+    def decoded_rows(self, first: int, last: int, dtype: torch.dtype) -> torch.Tensor:
+        """Rows [first, last), as a new tensor: all blocks that they are in, and of these their numbers."""
+        columns, block = self.shape[1], self.state.block
+        begin, end = first * columns, last * columns
+        first_block, last_block = begin // block, -(-end // block)
+        pairs = self.pairs[first_block * block // 2 : last_block * block // 2]
+        lacking = (last_block - first_block) * block // 2 - len(pairs)  # the last block of a matrix may be partial
+        pairs = functional.pad(pairs, (0, lacking)).view(-1, block // 2)
+        values = looked_up(pairs, nibble_table(LEVELS, self.device, high_first=True))
+        values.mul_(self._magnitudes(first_block, last_block)[:, None])
+        decoded = values.flatten()[begin - first_block * block : end - first_block * block]
+        return decoded.view(last - first, columns).to(self.state.dtype).to(dtype)
+
+    def _magnitudes(self, first: int, last: int) -> torch.Tensor:
+        """Those of blocks [first, last), in fp32."""
+        if not self.double:
+            return self.magnitudes[first:last]
+        scales, table = self.double
+        scales = scales[torch.arange(first, last, device=self.device) // SCALES_PER_OUTER_BLOCK]
+        return looked_up(self.magnitudes[None, first:last], table)[0] * scales + self.state.offset

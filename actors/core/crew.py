@@ -45,12 +45,6 @@ class Crew:
         if not self._over.done():
             self._over.set_result(failure)
 
-    def left_behind(self) -> ActorFailed | None:
-        """The failure of a task that was stopped and has not ended."""
-        for named, _ in self.tasks.values():
-            return named(LineError(f"was stopped, but has not ended within {STOP_SECONDS:g} s"))
-        return None
-
     def _left(self, task: "asyncio.Task[None]") -> None:
         named, then = self.tasks.pop(task)
         error = then(self._end_of(task, named))

@@ -13,7 +13,7 @@ from typing import Any
 from actors.core.actor import Actor, Wiring
 from actors.core.budget import Budget, BudgetStatistics
 from actors.core.channel import ChannelStatistics, Receiver, Sender, open_channel
-from actors.core.crew import Crew, Over, stop
+from actors.core.crew import STOP_SECONDS, Crew, Over, stop
 from actors.core.errors import LineError
 from actors.core.event import Clock
 from actors.core.message import Message
@@ -97,21 +97,12 @@ class Line:
                 actor.at_work = False
             self.statistics()  # operations that have ended since are counted, and traced, here
 
-    async def at_rest(self) -> None:
-        """Wait until no task of the last run is left, nor a reader of a slot (rules 3 and 6).
-
-        Raises ActorFailed when a task that was stopped does not end: it may still touch its slot.
-        """
-        await self.at_end()
-        for budget in self.budgets:
-            await budget.settle()
-
     async def at_end(self) -> None:
         """Wait until no task of the last run is left. Raises ActorFailed when one that was stopped does not end."""
         if self._crew is not None:
             await stop([self._crew])
-            if (failure := self._crew.left_behind()) is not None:
-                raise failure
+            for named, _ in self._crew.tasks.values():
+                raise named(LineError(f"was stopped, but has not ended within {STOP_SECONDS:g} s"))
 
     def begin(self, over: Over) -> Crew:
         """Let the actors begin their work in one run, which is over when `over` is."""
@@ -174,7 +165,9 @@ async def running(lines: Sequence[Line]) -> AsyncIterator[Over]:
         for line in lines:
             stack.enter_context(line.at_work())
         for line in lines:
-            await line.at_rest()
+            await line.at_end()  # a task that was stopped may still touch its slot (rule 6)
+            for budget in line.budgets:
+                await budget.settle()
         try:
             crews += [line.begin(over) for line in lines]
             yield over

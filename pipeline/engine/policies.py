@@ -161,16 +161,14 @@ def find_policy(policy: str | PrefetchPolicy) -> PrefetchPolicy:
     if not isinstance(found, PrefetchPolicy):
         lacks = [name for name in MEMBERS if not hasattr(found, name)]
         without = f", which lacks {', '.join(lacks)}" if len(lacks) < len(MEMBERS) else ""
-        raise ConfigError(
-            f"policy: need a name or a PrefetchPolicy (see actors.core.ports), have {shown(found)}{without}"
-        )
+        need = "need a name or a PrefetchPolicy (see actors.core.ports)"
+        raise ConfigError(f"policy: {need}, have {shown(found)}{without}")
     if not isinstance(found.name, str):
         raise ConfigError(f"policy: need a text as its name, have {shown(found.name)}")
     if found.waits not in WAITS or not isinstance(found.micro_batches, int) or found.micro_batches < 1:
-        raise ConfigError(
-            f"policy {found.name}: need waits of {', '.join(WAITS)} and at least 1 micro-batch, have {found.waits!r} "
-            f"and {found.micro_batches!r}"
-        )
+        have = f"{found.waits!r} and {found.micro_batches!r}"
+        need = f"waits of {', '.join(WAITS)} and at least 1 micro-batch"
+        raise ConfigError(f"policy {found.name}: need {need}, have {have}")
     fallback = found.fallback_seconds
     if fallback is not None and not (isinstance(fallback, int | float) and fallback > 0):
         raise ConfigError(f"policy {found.name}: fallback_seconds must be above 0 or None, have {fallback!r}")

@@ -139,16 +139,12 @@ def one_of(setting: str, value: object, known: Sequence[str], what: str = "value
 
 def _own_work(actor: str, stage: Stage | Mover) -> None:
     """Refuse what would fail later: a stage without a name to report, or that does not say what it does."""
+    what = f"insert[{actor!r}]: {type(stage).__name__}"
     if not isinstance(stage.name, str) or not stage.name:
-        raise ConfigError(
-            f"insert[{actor!r}]: {type(stage).__name__} needs a text as its `name`, has {shown(stage.name)}"
-        )
+        raise ConfigError(f"{what} needs a text as its `name`, has {shown(stage.name)}")
     base, method = (Stage, "handle") if isinstance(stage, Stage) else (Mover, "move")
     if getattr(type(stage), method) is getattr(base, method):
-        raise ConfigError(
-            f"insert[{actor!r}]: {type(stage).__name__} has no `async def {method}`, which is what a {base.__name__} "
-            "does with each group"
-        )
+        raise ConfigError(f"{what} has no `async def {method}`, which is what a {base.__name__} does with each group")
 
 
 def within(setting: str, value: object, least: int, most: int, *, or_none: bool = False) -> None:

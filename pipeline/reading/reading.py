@@ -31,10 +31,8 @@ class Reading:
         if self.way not in WAYS:
             raise ConfigError(f"way={self.way!r}: need one of {', '.join(WAYS)}")
         if self.lanes < 1 or self.chunk_bytes < BLOCK_BYTES or self.chunk_bytes % BLOCK_BYTES:
-            raise ConfigError(
-                f"lanes={self.lanes}, chunk_bytes={self.chunk_bytes}: need 1 lane or more, and chunks of {BLOCK_BYTES} "
-                "bytes or a multiple of that"
-            )
+            need = f"1 lane or more, and chunks of {BLOCK_BYTES} bytes or a multiple of that"
+            raise ConfigError(f"lanes={self.lanes}, chunk_bytes={self.chunk_bytes}: need {need}")
 
     def __str__(self) -> str:
         kind = "direct" if self.direct else "buffered"

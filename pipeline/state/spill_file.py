@@ -73,11 +73,9 @@ class SpillFile:
         os.close(self._descriptor)
 
     def _read(self, start: int, run: Copy, buffer: memoryview) -> None:
-        piece = buffer[run.source_offset :][: run.length]
-        if (count := os.preadv(self._descriptor, [piece], start + run.source_offset)) != run.length:
-            raise OSError(
-                errno.EIO, f"need {run.length} bytes at {start + run.source_offset}, have {count}", self._name
-            )
+        piece, at = buffer[run.source_offset :][: run.length], start + run.source_offset
+        if (count := os.preadv(self._descriptor, [piece], at)) != run.length:
+            raise OSError(errno.EIO, f"need {run.length} bytes at {at}, have {count}", self._name)
         for place, checksum in self._sums(start, run, buffer).items():
             if self._checksums.get(place) != checksum:
                 need = self._checksums.get(place, 0)

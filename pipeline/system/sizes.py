@@ -35,9 +35,8 @@ def parse_bytes(setting: str, value: object, whole: int | None = None) -> int:
         share = "" if whole is None else ', or a share as "80%"'
         raise ConfigError(f'{setting}: need bytes, or a size as "10GiB" or "1.8GB"{share}; have {shown(value)}')
     if not unit and number < FEWEST_BYTES:
-        raise ConfigError(
-            f'{setting}: a number without a unit is in bytes, and {shown(value)} are too few; add the unit, as in "8GB"'
-        )
+        fault = f"a number without a unit is in bytes, and {shown(value)} are too few"
+        raise ConfigError(f'{setting}: {fault}; add the unit, as in "8GB"')
     return int(number * (whole or 0) / 100) if unit == "%" else int(number * UNITS[unit])
 
 

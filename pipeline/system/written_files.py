@@ -34,10 +34,8 @@ def check_writable(path: Path) -> None:
             if not folder.is_dir():
                 raise ConfigError(f"{path}: there is no folder {folder}; make it, or write somewhere else")
             if not os.access(folder, os.W_OK | os.X_OK):
-                raise ConfigError(
-                    f"{path}: may not be written: no file can be made in {folder}; change its permissions, or write "
-                    "somewhere else"
-                )
+                fault = f"may not be written: no file can be made in {folder}"
+                raise ConfigError(f"{path}: {fault}; change its permissions, or write somewhere else")
         elif not os.access(target, os.W_OK):
             raise ConfigError(f"{path}: may not be written; write somewhere else")
     except OSError as error:

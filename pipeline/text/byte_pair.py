@@ -135,10 +135,8 @@ def _check_whitespace(text: str) -> None:
             start = len(text[:begin].rstrip())
             length = len(text) - start - len(text[start:].lstrip())
             if length > LONGEST_WHITESPACE_RUN:
-                raise RequestError(
-                    f"{length} whitespace characters in a row from character {start}: "
-                    f"at most {LONGEST_WHITESPACE_RUN} can be tokenized; shorten the run"
-                )
+                have = f"{length} whitespace characters in a row from character {start}"
+                raise RequestError(f"{have}: at most {LONGEST_WHITESPACE_RUN} can be tokenized; shorten the run")
 
 
 def _cut(find: re.Pattern[str] | None, longest: int, text: str) -> Iterator[tuple[str, bool]]:

@@ -41,9 +41,8 @@ def require_all_text(source: TokenizerJson) -> None:
     leaving = [step["type"] for step in steps(source.document, "pre_tokenizer") if _leaves_out(step)]
     leaving += [step["type"] for step in steps(source.document, "post_processor") if _has_no_text(step)]
     if leaving:
-        raise CheckpointError(
-            f"{source.path}: {leaving[0]} leaves out text, which would be dropped; use another tokenizer"
-        )
+        fault = "leaves out text, which would be dropped"
+        raise CheckpointError(f"{source.path}: {leaving[0]} {fault}; use another tokenizer")
 
 
 def token_bytes(source: TokenizerJson, vocabulary: Mapping[str, int]) -> int | None:

@@ -56,9 +56,7 @@ def _package() -> Callable[[str], str]:
     try:
         from tokenizers import normalizers
     except ImportError as error:
-        raise ConfigError(
-            "text with combining marks, or in rare scripts, is normalized by the `tokenizers` package: "
-            "pip install tokenizers"
-        ) from error
+        need = "text with combining marks, or in rare scripts, is normalized by the `tokenizers` package"
+        raise ConfigError(f"{need}: pip install tokenizers") from error
     normalize: Callable[[str], str] = normalizers.NFC().normalize_str
     return normalize

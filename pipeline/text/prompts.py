@@ -81,9 +81,8 @@ def _parts(what: str, prompt: Iterable[Any]) -> Iterator[list[Any]]:
             try:
                 part = prompt[begin : begin + SLICE_TOKENS].tolist()  # type: ignore[index]
             except Exception as error:  # sparse tensors, those without data, whatever else has a `tolist`
-                raise _refused(
-                    what, prompt, f"its numbers cannot be read ({type(error).__name__}); give a list"
-                ) from error
+                why = f"its numbers cannot be read ({type(error).__name__}); give a list"
+                raise _refused(what, prompt, why) from error
             yield part
         return
     numbers = iter(prompt)
@@ -101,9 +100,8 @@ def _token_id(what: str, value: object, position: int, vocabulary_size: int) -> 
     more = ""
     if isinstance(value, Iterable):
         more = f": {CHAT if isinstance(value, Mapping) and 'role' in value else ONE_PROMPT}"
-    raise RequestError(
-        f"{what}: need token ids from 0 to {vocabulary_size - 1}, have {shown(value)} at {position}{more}"
-    )
+    need = f"need token ids from 0 to {vocabulary_size - 1}"
+    raise RequestError(f"{what}: {need}, have {shown(value)} at {position}{more}")
 
 
 def _refused(what: str, prompt: object, why: str = "") -> RequestError:

@@ -18,6 +18,8 @@ from pipeline.text.tekken import tekken_engine
 from pipeline.text.tokenizer_config import read_tokenizer_config
 from pipeline.text.tokenizer_json import read_tokenizer_json
 
+MIXED = "the folder mixes the files of two checkpoints"
+ONLY_THERE = "tokenizer.json only; fetch or convert tokenizer.json"
 _MALFORMED = (KeyError, IndexError, TypeError, AttributeError, ValueError, RecursionError, OverflowError)
 """What broken files raise."""
 
@@ -72,15 +74,11 @@ class Tokenizer:
 
     def __init__(self, engine: Engine, vocabulary_size: int) -> None:
         if engine.ordinary_size > vocabulary_size:
-            raise CheckpointError(
-                f"the tokenizer has ids up to {engine.ordinary_size - 1}, the model only {vocabulary_size} of them: "
-                "the folder mixes the files of two checkpoints"
-            )
+            have = f"ids up to {engine.ordinary_size - 1}, the model only {vocabulary_size} of them"
+            raise CheckpointError(f"the tokenizer has {have}: {MIXED}")
         if beyond := [token_id for token_id in engine.encode("") if token_id >= vocabulary_size]:
-            raise CheckpointError(
-                f"the tokenizer puts id {beyond[0]} around every text, the model has {vocabulary_size} ids: "
-                "the folder mixes the files of two checkpoints"
-            )
+            have = f"puts id {beyond[0]} around every text, the model has {vocabulary_size} ids"
+            raise CheckpointError(f"the tokenizer {have}: {MIXED}")
         self._engine = engine
         self.vocabulary_size = vocabulary_size
         self.bos_id = engine.bos_id
@@ -146,14 +144,11 @@ class Tokenizer:
         try:
             text_bytes = len(text) if text.isascii() or len(text) > most else len(text.encode())
         except UnicodeEncodeError as error:
-            raise RequestError(
-                f"the text has a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}: "
-                "that is no character; replace it"
-            ) from error
+            have = f"a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}"
+            raise RequestError(f"the text has {have}: that is no character; replace it") from error
         if text_bytes > most:
-            raise RequestError(
-                f"the text has {text_bytes} bytes or more, at most {most} can be tokenized; give token ids instead"
-            )
+            have = f"{text_bytes} bytes or more, at most {most} can be tokenized"
+            raise RequestError(f"the text has {have}; give token ids instead")
         return text_bytes
 
     def _check_ids(self, ids: Sequence[int]) -> None:
@@ -207,12 +202,8 @@ def _load_engine(folder: Path, vocabulary_size: int) -> Engine:
         if os.path.lexists(tekken):
             return tekken_engine(tekken, config, vocabulary_size)
     except Inexact as reason:
-        raise ConfigError(
-            f"{folder}: {reason} is supported in tokenizer.json only; fetch or convert tokenizer.json"
-        ) from reason
+        raise ConfigError(f"{folder}: {reason} is supported in {ONLY_THERE}") from reason
     if os.path.lexists(ranks):
-        raise ConfigError(
-            f"{ranks} is a SentencePiece model, which is read through tokenizer.json only; "
-            "fetch or convert tokenizer.json, and pip install tokenizers"
-        )
+        what = "a SentencePiece model, which is read through"
+        raise ConfigError(f"{ranks} is {what} {ONLY_THERE}, and pip install tokenizers")
     raise CheckpointError(f"{folder} has no tokenizer: need tokenizer.json, tokenizer.model or tekken.json")

@@ -62,10 +62,8 @@ def _write_weights(folder: Path, offload_folder: Path, wanted: set[str], dtype: 
         with safe_open(file, framework="pt") as opened:
             index = utilities.offload_weight(opened.get_tensor(name).to(dtype), name, str(offload_folder), index)
     if missing := wanted - set(index):
-        raise ConfigError(
-            f"{folder}: no tensor {min(missing)!r}; accelerate needs a checkpoint with an output matrix of its own "
-            "(make-checkpoint --no-tied-embeddings)"
-        )
+        need = "a checkpoint with an output matrix of its own (make-checkpoint --no-tied-embeddings)"
+        raise ConfigError(f"{folder}: no tensor {min(missing)!r}; accelerate needs {need}")
     utilities.save_offload_index(index, str(offload_folder))
 
 

@@ -89,10 +89,8 @@ def write_gguf(folder: Path, file: Path) -> None:
     biases = config.layer_kinds[0].biases
     if config.family != "llama" or config.tied_embeddings or biases:
         have = f"{config.family} with{'' if biases else 'out'} biases"
-        raise ConfigError(
-            "--against llama.cpp: need a llama checkpoint without biases, with an output matrix of its own, have "
-            f"{have}"
-        )
+        need = "a llama checkpoint without biases, with an output matrix of its own"
+        raise ConfigError(f"--against llama.cpp: need {need}, have {have}")
     if config.rope_length(config.max_positions) or attention_factor(config.rope_scaling) != 1:
         raise ConfigError(f"--against llama.cpp: need rope type default, linear or llama3, have {config.rope_scaling}")
     gguf = importlib.import_module("gguf")

@@ -93,10 +93,8 @@ class PolicyBench:
         """
         passes, most = WARM_UP_PASSES + self.passes, read_config(self.folder).max_positions
         if (need := passes * self.batch_tokens + NEW_TOKENS) > most:
-            raise ConfigError(
-                f"--batch-tokens: {passes} passes of {self.batch_tokens} tokens need {need} positions, have {most}; "
-                "lower it, or --passes"
-            )
+            asked = f"{passes} passes of {self.batch_tokens} tokens"
+            raise ConfigError(f"--batch-tokens: {asked} need {need} positions, have {most}; lower it, or --passes")
         reports = []
         for name, policy in policies.items():
             report = await self._measure(policy, name, name)

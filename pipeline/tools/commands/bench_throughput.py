@@ -31,35 +31,35 @@ async def throughput(options: argparse.Namespace) -> None:
     if options.memory_limit is not None:
         settings.setdefault("host_memory", options.memory_limit)
     Config.from_arguments(settings)
-    result = {
+    result: dict[str, Any] = {
         "model": str(options.model),
         "prompt_tokens": [load.shortest, load.longest],
         "new_tokens": load.new_tokens,
         "arrivals_per_second": load.arrivals_per_second,
         "seed": load.seed,
     }
-    progress = Progress()
+    progress, runs = Progress(), list[ArmRun]()
     if options.against is None and options.memory_limit is None:
         if options.rounds is not None:
             raise ConfigError("--rounds: need --against or --memory-limit; have neither")
         measured = await bench_throughput(options.model, settings, load, requests, progress.say)
         rows = [row.as_dict() for row in measured]
-        progress.clear()
-        _print(result | {"rows": rows}, _columns(rows), _remarks(options, rows), as_json=options.json)
-        return
-    at_least_one(options, "rounds")
-    arms = Arms(options.model, plain(settings), load, requests, limit, progress.say)
-    arms.check(options.against)
-    runs = await arms.run(options.against, options.rounds or 1)
+        result["rows"], columns = rows, _columns(rows)
+    else:
+        at_least_one(options, "rounds")
+        arms = Arms(options.model, plain(settings), load, requests, limit, progress.say)
+        arms.check(options.against)
+        runs = await arms.run(options.against, options.rounds or 1)
+        rows, columns = median_rows(runs, OURS), _compared_columns(runs)
+        result |= {"memory_limit_bytes": limit and limit.nbytes, "limit_by": limit and limit.way}
+        result["runs"] = [asdict(run) for run in runs]
     progress.clear()
-    result |= {
-        "memory_limit_bytes": arms.limit.nbytes if arms.limit else None,
-        "limit_by": arms.limit.way if arms.limit else None,
-        "runs": [asdict(run) for run in runs],
-    }
-    _print(result, _compared_columns(runs), _remarks(options, median_rows(runs, OURS)), as_json=options.json)
-    if not options.json and options.against is not None:
-        _print_agreement(median_rows(runs, OURS), median_rows(runs, options.against), options.against)
+    if options.json:
+        print_json(result, indent=None)
+        return
+    print(with_remarks(aligned(columns), *_remarks(options, rows)))
+    if options.against is not None:
+        _print_agreement(rows, median_rows(runs, options.against), options.against)
 
 
 def _load(options: argparse.Namespace) -> Load:
@@ -79,15 +79,6 @@ def _arrival(text: str | None) -> float | None:
         if process == "poisson" and 0 < float(rate) < math.inf:
             return float(rate)
     raise ConfigError(f"--arrival: need poisson:RATE with requests per second, such as poisson:2; have {text!r}")
-
-
-def _print(
-    result: dict[str, Any], columns: dict[tuple[str, str], list[str]], remarks: Sequence[str], *, as_json: bool
-) -> None:
-    if as_json:
-        print_json(result, indent=None)
-    else:
-        print(with_remarks(aligned(columns), *remarks))
 
 
 def _remarks(options: argparse.Namespace, rows: Sequence[Row]) -> tuple[str, str]:

@@ -49,16 +49,12 @@ def simulate_policies(options: argparse.Namespace) -> None:
     timings, policies = _timings(options), _policies(options)
     parts = max(policy.micro_batches for policy in policies.values())
     if timings.layers * options.passes * parts > MOST_LAYERS:
-        raise ConfigError(
-            f"--layers: need at most {MOST_LAYERS} over all passes and micro-batches, have {timings.layers} x "
-            f"{options.passes} x {parts}"
-        )
+        have = f"{timings.layers} x {options.passes} x {parts}"
+        raise ConfigError(f"--layers: need at most {MOST_LAYERS} over all passes and micro-batches, have {have}")
     layer_seconds = sum(getattr(timings, name) for name in LAYER_SECONDS)
     if timings.layers * options.passes * layer_seconds > MOST_SECONDS:
-        raise ConfigError(
-            f"timings: need at most {MOST_SECONDS:.0e} s in all, have {layer_seconds:.3g} s per layer and "
-            f"{timings.layers} layers x {options.passes} passes"
-        )
+        have = f"{layer_seconds:.3g} s per layer and {timings.layers} layers x {options.passes} passes"
+        raise ConfigError(f"timings: need at most {MOST_SECONDS:.0e} s in all, have {have}")
     progress = Progress()
     line = {name: getattr(options, name) for name in ("gpu_groups", "host_groups", "queue")}
     runs: dict[str, Simulated] = {}

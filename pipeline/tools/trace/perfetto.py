@@ -67,9 +67,8 @@ def read_trace(path: Path) -> Recording:
     except (UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"trace {path}: not a trace: it is not JSON text") from error
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise ConfigError(
-            f"trace {path}: not a trace of penstock: an event lacks what ours have: {_shortly(error)}"
-        ) from error
+        fault = f"an event lacks what ours have: {_shortly(error)}"
+        raise ConfigError(f"trace {path}: not a trace of penstock: {fault}") from error
     return _recording(path, content)
 
 

@@ -50,8 +50,8 @@ def window_bytes(model: Model, *, moving: bool) -> int:
 async def line_stands_full(model: Model) -> None:
     """Wait until nothing is read any more, because nobody asks for tokens."""
     source, read = model.runtime.source, -1
-    while source.reads != read:
-        read = source.reads
+    while source.bytes_read != read:
+        read = source.bytes_read
         await asyncio.sleep(0.05)
 
 

@@ -65,23 +65,19 @@ class Meeting:
 
 
 class Companion(Protocol):
-    """Bytes that computations need beside their weights, as the actors see them that move them."""
+    """Bytes that computations need beside their weights, as the actors see them that move them.
 
-    @property
-    def name(self) -> str:
-        """What they are: the actors ("kv_reader"), the messages and the budgets ("kv host") of the line bear it."""
+    Attributes:
+        name: what they are: the actors ("kv_reader"), the messages and the budgets ("kv host") of the line bear it.
+        rendezvous: where the line meets the computations.
+        host_cells: host memory by kind of slot: the own kind of each layer that lives there, and one that others share.
+        device_cells: device memory in which all take turns; empty where host and device memory are the same.
+    """
 
-    @property
-    def rendezvous(self) -> "Rendezvous":
-        """Where the line meets the computations."""
-
-    @property
-    def host_cells(self) -> Mapping[str, Sequence[Buffer]]:
-        """Host memory by kind of slot: the own kind of each layer that lives there, and one that others share."""
-
-    @property
-    def device_cells(self) -> Sequence[Buffer]:
-        """Device memory in which all take turns; empty where host and device memory are the same."""
+    name: str
+    rendezvous: "Rendezvous"
+    host_cells: Mapping[str, Sequence[Buffer]]
+    device_cells: Sequence[Buffer]
 
     def reading(self, message: Message[Any], buffer: Buffer) -> Coroutine[Any, Any, None] | None:
         """Read the message's bytes from the disk into a host slot; None if they do not live on the disk.

@@ -135,21 +135,16 @@ class Line:
         return self
 
     def _wire(self, crew: Crew) -> None:
-        inlet: Receiver[Message[Any]] | None = None
-        self._inlets = {}
         for budget in self.budgets:
             budget.trace = self.trace
-        following: list[Actor | None] = [*self._actors[1:], None]
-        for actor, neighbour in zip(self._actors, following, strict=True):
-            sender: Sender[Message[Any]] | None = None
-            receiver: Receiver[Message[Any]] | None = None
-            if neighbour is not None:
-                sender, receiver = open_channel(neighbour.name, self._queues[neighbour.name], self._clock, self.trace)
-                self._inlets[neighbour.name] = receiver
+        outlets: dict[str, Sender[Message[Any]]] = {}
+        for name, size in self._queues.items():
+            outlets[name], self._inlets[name] = open_channel(name, size, self._clock, self.trace)
+        for index, actor in enumerate(self._actors, start=1):
+            behind, meter = self._actors[index:], Meter(actor.name, self.trace)
+            inlet, outlet = self._inlets.get(actor.name), outlets[behind[0].name] if behind else None
             actor.catalog = self._catalog
-            ahead = _budgets(self._actors[self._actors.index(actor) + 1 :])
-            actor.wire(Wiring(inlet, sender, crew, self._clock, Meter(actor.name, self.trace), ahead))
-            inlet = receiver
+            actor.wire(Wiring(inlet, outlet, crew, self._clock, meter, _budgets(behind)))
 
 
 @contextlib.asynccontextmanager

@@ -67,10 +67,9 @@ class Disk:
 
 
 class ReadingLane:
-    """What one thread reads, and so at most one read in flight. `reads` returned bytes, `bytes_read` in all."""
+    """What one thread reads, and so at most one read in flight; `bytes_read` counts what came of all."""
 
     def __init__(self, disk: Disk) -> None:
-        self.reads = 0
         self.bytes_read = 0
         self._disk = disk
 
@@ -106,7 +105,6 @@ class ReadingLane:
                 return 0
             what = f"{error.strerror}: at byte {position}, reading {chunk.start} to {self._end(chunk)}"
             raise OSError(error.errno, what, str(chunk.file)) from error
-        self.reads += 1
         self.bytes_read += count
         if direct is None:
             drop_cached(shard.buffered, position, position + count)
@@ -130,11 +128,6 @@ class ReadingLanes(ABC, Generic[SomeLane]):
     def bytes_read(self) -> int:
         """Bytes that came from files."""
         return sum(lane.bytes_read for lane in self._lanes)
-
-    @property
-    def reads(self) -> int:
-        """Reads that returned bytes."""
-        return sum(lane.reads for lane in self._lanes)
 
     @abstractmethod
     async def read(self, chunks: Sequence[Window], buffer: memoryview, landed: Landed = unheeded) -> None:

@@ -64,16 +64,6 @@ class CheckpointSource:
         """Bytes that came from files, padding and repeated reads included."""
         return self._lanes.bytes_read + self.rows.bytes_read
 
-    @property
-    def reads(self) -> int:
-        """Reads of groups that returned bytes."""
-        return self._lanes.reads
-
-    @property
-    def direct(self) -> bool:
-        """Whether reads go past the page cache."""
-        return self._disk.direct
-
     async def read_into(self, key: GroupKey, buffer: "HostMemory") -> None:
         """Read all windows of a group into `buffer`, a host slot whose address is a multiple of 4096.
 

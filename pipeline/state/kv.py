@@ -1,13 +1,13 @@
 """The KV cache of all requests: blocks that stay on the device, and blocks that come and go, as a companion."""
 
 import functools
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from actors.core.budget import Slot
 from actors.core.companion import Meeting, Rendezvous
-from actors.core.event import Event
+from actors.core.event import Buffer, Event
 from actors.core.message import READY, Message
 from actors.core.ports import Copy
 from pipeline.devices.memory import HostMemory
@@ -42,8 +42,8 @@ class KeyValueCache:
     ) -> None:
         self.memory = KvMemory(layout, placement, device, folder)
         self.rendezvous = Rendezvous(placement.moving, ahead=ahead)
-        self.host_cells = self.memory.host_cells
-        self.device_cells = self.memory.device_cells
+        self.host_cells: Mapping[str, Sequence[Buffer]] = self.memory.host_cells
+        self.device_cells: Sequence[Buffer] = self.memory.device_cells
         self.bytes_in = 0
         self.bytes_out = 0
         self._spilled = None if self.memory.spill is None else SpilledBlocks(self.memory, self.memory.spill, lose)

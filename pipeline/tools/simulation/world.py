@@ -80,8 +80,8 @@ class SimCompanion:
     def __init__(self, timings: Timings, device: Device, *, ahead: bool) -> None:
         _, *moving = [layer for layer, group in timings.order if attends(group)]
         self.rendezvous = Rendezvous(moving, ahead=ahead)
-        self.host_cells = {own_kind(layer): [device.host_memory(0)] for layer in moving}
-        self.device_cells = [device.device_memory(0) for _ in range(MOST_SHARED)]
+        self.host_cells: Mapping[str, Sequence[Buffer]] = {own_kind(layer): [device.host_memory(0)] for layer in moving}
+        self.device_cells: Sequence[Buffer] = [device.device_memory(0) for _ in range(MOST_SHARED)]
         self._copies = (Copy(0, 0, round(timings.kv_seconds * BYTES_PER_SECOND)),)
 
     def reading(self, message: Message[Any], buffer: Buffer) -> None:

@@ -112,8 +112,8 @@ class SamplingParameters:
         forced_eos_token_id: the id, or ids, that come last where the length ends the answer.
         logits_processor: a function of your own: `fn(token_ids, logits)` gets the ids of prompt and answer, and the
             logits of the next token, an fp32 tensor in host memory, after penalties and rules and before temperature
-            and filters; it returns them, changed. It runs on a thread, and what it raises ends its request. All
-            requests that share its pass wait for it, so it must be short, and not wait for the model.
+            and filters; it returns them, changed. It runs on a thread, and what it raises ends its request. No pass
+            begins before it returns: all requests wait for it, so it must be short, and not wait for the model.
     """
 
     max_new_tokens: int = 64

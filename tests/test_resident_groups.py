@@ -110,7 +110,7 @@ async def test_bytes_of_a_pass_are_those_of_the_moving_windows(checkpoint: Path)
         await generate(model)
         await line_stands_full(model)
         after, more = model.statistics(), model.runtime.program.passes - passes
-        rows = model.runtime.embedding.row_bytes * (len(set(tiny_models.PROMPT)) + NEW_TOKENS)
+        rows = model.runtime.embedding.parts[0].row_bytes * (len(set(tiny_models.PROMPT)) + NEW_TOKENS)
         read = after.bytes_read - before.bytes_read
         assert -4096 * more < read - more * window_bytes(model, moving=True) <= rows, "its last block is not full"
         assert window_bytes(model, moving=True) < 0.6 * window_bytes(model, moving=False)

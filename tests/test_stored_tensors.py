@@ -141,7 +141,7 @@ HARMFUL: dict[str, tuple[Callable[[Tensors], object], str]] = {
     "names of a wrapper": (wrapped, r"need the name 'model.layers.0.input_layernorm.weight': 'module.' is left from"),
     "integers": (
         lambda tensors: tensors.update({UP: tensors[UP].to(torch.int8)}),
-        r"up_proj.weight': need dtype F64, F32, F16, BF16, have I8; use a checkpoint that is not quantised",
+        r"up_proj.weight': need dtype F64, F32, F16, BF16, have I8; config.json says otherwise",
     ),
 }
 

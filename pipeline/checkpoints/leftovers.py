@@ -22,7 +22,7 @@ KINDS = (
     (r"lora_|\.base_layer\.|\.modules_to_save\.", "it belongs to an adapter: merge that into the weights first"),
     (
         r"scale|scales|zeros|zero_point|g_idx|absmax|quant|packed|weight_shape|qweight",
-        "it belongs to quantised weights, which are not supported: use an unquantised checkpoint",
+        "it belongs to quantised weights of which config.json says otherwise: check its quantization_config",
     ),
     (r"\.bias$|[qk]_norm\.", "this family has none there: check model_type and the other keys of config.json"),
     (r"", "config.json describes a model without it: check that both are of the same checkpoint"),

@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 
 from pipeline.checkpoints.checkpoint import CONFIG_FILE, INDEX_FILE
 from pipeline.checkpoints.presets import PRESETS
-from pipeline.checkpoints.shard_layout import Shapes, shards, tensor_shapes, total_bytes
+from pipeline.checkpoints.shard_layout import model_specs, shards, stored_parts, stored_tensors, total_bytes
+from pipeline.checkpoints.written_formats import WRITTEN_FORMATS
 from pipeline.errors import ConfigError, unknown_name
-from pipeline.formats.tensors import stored_name
+from pipeline.formats.tensors import TensorSpec, stored_dtype, stored_name
 from pipeline.models.families import FAMILIES
 from pipeline.models.json_object import JsonObject
 from pipeline.models.model_config import ModelConfig, parse_config
@@ -48,6 +49,7 @@ def make_checkpoint(
     like: str,
     *,
     dtype: str = "bfloat16",
+    stored: str | None = None,
     seed: int = 0,
     shard_bytes: int = SHARD_BYTES,
     progress: Callable[[int, int], None] = lambda written_bytes, total_bytes: None,
@@ -56,39 +58,43 @@ def make_checkpoint(
     """Write the folder `out` with weights, config and tokenizer in the shape of the preset `like`.
 
     Norms are 1 and all else is normal with standard deviation 0.02, as transformers initialises them: activations
-    stay finite through any number of layers, and the bytes do not compress. `progress` gets bytes written and bytes
+    stay finite through any number of layers, and the bytes do not compress. Matrices are `stored` in one of
+    `WRITTEN_FORMATS`, but for the embedding and the head; None: all in `dtype`. `progress` gets bytes written and bytes
     in total after each chunk. `out` appears when it is complete.
 
     Raises:
-        ConfigError: an unknown preset, override or dtype, a shape that cannot work, an `out` that is not empty, or a
-            disk that is too full.
+        ConfigError: an unknown preset, override, dtype or format, a shape that cannot work, an `out` that is not empty,
+            or a disk that is too full.
     """
-    settings = _settings(like, dtype, overrides)
+    settings = _settings(like, dtype, stored, overrides)
     model = _model(like, settings)
     out = out.resolve()
     partial = _partial_folder(out)
     try:
         (partial / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n")
         _write_tokenizer(partial, model.vocabulary_size)
-        shapes = tensor_shapes(model)
-        _check_space(partial, total_bytes(shapes, stored_name(dtype)))
-        _write_shards(partial, shapes, dtype, seed, shard_bytes, progress)
+        draw = _Draw(model, dtype, stored, seed)
+        _check_space(partial, total_bytes(draw.tensors))
+        _write_shards(partial, shard_bytes, draw, progress)
         partial.rename(out)
     except BaseException:
         shutil.rmtree(partial)
         raise
 
 
-def _settings(like: str, dtype: str, overrides: Mapping[str, int | None]) -> dict[str, object]:
+def _settings(like: str, dtype: str, stored: str | None, overrides: Mapping[str, int | None]) -> dict[str, object]:
     for what, name, known in (
         ("preset", like, PRESETS),
         ("dtype", dtype, DTYPES),
+        *(("format", name, WRITTEN_FORMATS) for name in (stored,) if name is not None),
         *(("override", name, OVERRIDES) for name in overrides),
     ):
         if name not in known:
             raise ConfigError(unknown_name(what, name, list(known)))
     settings = {**PRESETS[like], "torch_dtype": dtype, "hidden_act": "silu"}
     settings |= {OVERRIDES[name]: value for name, value in overrides.items() if value is not None}
+    if stored is not None:
+        settings["quantization_config"] = WRITTEN_FORMATS[stored].quantization_config
     vocabulary_size, least = settings["vocab_size"], 256 + len(SPECIAL_TOKENS)
     if not isinstance(vocabulary_size, int) or vocabulary_size < least:
         need = f"need at least {least} (all bytes and two special ids)"
@@ -129,21 +135,11 @@ def _check_space(folder: Path, need_bytes: int) -> None:
         )
 
 
-def _write_shards(
-    folder: Path, shapes: Shapes, dtype: str, seed: int, shard_bytes: int, progress: Callable[[int, int], None]
-) -> None:
-    tag = stored_name(dtype)
-    files = shards(shapes, tag, shard_bytes)
-    total, drawn_bytes = total_bytes(shapes, tag), 0
-    buffer, generator = torch.empty(CHUNK_ITEMS), torch.Generator().manual_seed(seed)
+def _write_shards(folder: Path, shard_bytes: int, draw: "_Draw", progress: Callable[[int, int], None]) -> None:
+    files, total = shards(draw.tensors, shard_bytes), total_bytes(draw.tensors)
     weight_map: dict[str, str] = {}
     for file_name, held in files.items():
-        tensors: dict[str, torch.Tensor] = {}
-        for name, shape in held.items():
-            tensors[name] = torch.empty(shape, dtype=getattr(torch, dtype))
-            for chunk in _fill(name, tensors[name], buffer, generator):
-                drawn_bytes += chunk.nbytes
-                progress(drawn_bytes, total)
+        tensors = {name: draw.tensor(name, lambda drawn_bytes: progress(drawn_bytes, total)) for name in held}
         save_file(tensors, folder / file_name, metadata={"format": "pt"})
         # safetensors 0.8 writes files that only their owner may read, whatever the umask says.
         shutil.copymode(folder / CONFIG_FILE, folder / file_name)
@@ -153,6 +149,41 @@ def _write_shards(
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+
+
+class _Draw:
+    """Draws the tensors of a model one by one, and encodes what is stored in another way than in `dtype`."""
+
+    def __init__(self, model: ModelConfig, dtype: str, stored: str | None, seed: int) -> None:
+        self.tensors = stored_tensors(model, stored_name(dtype))
+        self._parts = {spec: stored_parts(model, spec) for spec in model_specs(model)}
+        self._whole = {part.name: spec for spec, parts in self._parts.items() for part in parts}
+        self._dtype: torch.dtype = getattr(torch, dtype)
+        self._encode = None if stored is None else WRITTEN_FORMATS[stored].encode
+        self._buffer, self._generator = torch.empty(CHUNK_ITEMS), torch.Generator().manual_seed(seed)
+        self._drawn_bytes = 0
+        self._encoded: dict[str, torch.Tensor] = {}
+
+    def tensor(self, name: str, progress: Callable[[int], None]) -> torch.Tensor:
+        """The tensor of that name, of those that are left; `progress` gets the bytes of all that have been drawn."""
+        if name not in self._encoded:
+            spec = self._whole[name]
+            stored_bytes = sum(self.tensors[part.name].nbytes for part in self._parts[spec])
+            drawn, done_bytes = torch.empty(spec.shape, dtype=self._dtype), 0
+            for chunk in _fill(spec.name, drawn, self._buffer, self._generator):
+                done_bytes += chunk.nbytes
+                progress(self._drawn_bytes + stored_bytes * done_bytes // drawn.nbytes)
+            self._drawn_bytes += stored_bytes
+            self._encoded |= self._encode_parts(spec, drawn)
+        return self._encoded.pop(name)
+
+    def _encode_parts(self, spec: TensorSpec, drawn: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What it is stored as, by name."""
+        if self._encode is None or self._parts[spec] == (spec,):
+            return {spec.name: drawn}
+        stem = spec.name.removesuffix("weight")
+        parts = {stem + ending: part for ending, part in self._encode(drawn).items()}
+        return {name: part.to(stored_dtype(self.tensors[name].dtype)) for name, part in parts.items()}
 
 
 def _fill(name: str, tensor: torch.Tensor, buffer: torch.Tensor, generator: torch.Generator) -> Iterator[torch.Tensor]:

@@ -5,53 +5,79 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.checkpoints.checkpoint import SINGLE_FILE
 from pipeline.checkpoints.header import LENGTH_BYTES, TensorEntry
 from pipeline.formats.parts import EMBED_KEY
-from pipeline.formats.tensors import ITEM_BITS
+from pipeline.formats.tensors import ITEM_BITS, TensorSpec
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.specs import group_specs
 
 SHARD_BYTES = 5_000_000_000
-Shapes = Mapping[str, tuple[int, ...]]
 
 
-def tensor_shapes(model: ModelConfig) -> Shapes:
-    """All tensors by name in the order of the modules: the embedding first, the output matrix last."""
+class Tensor(NamedTuple):
+    """A tensor that a file will hold; `dtype` is spelt as in safetensors files ("BF16")."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in the file."""
+        return math.prod(self.shape) * ITEM_BITS[self.dtype] // 8
+
+
+Tensors = Mapping[str, Tensor]
+
+
+def model_specs(model: ModelConfig) -> list[TensorSpec]:
+    """All tensors in the order of the modules: the embedding first, the output matrix last unless it is that too."""
     specs = group_specs(model)
     ordered = [*specs.pop(EMBED_KEY), *itertools.chain.from_iterable(specs.values())]
-    return {spec.name: spec.shape for spec in ordered}
+    return [*{spec.name: spec for spec in ordered}.values()]
 
 
-def total_bytes(shapes: Shapes, dtype: str) -> int:
-    """What tensors of these shapes take; `dtype` is spelt as in safetensors files ("BF16")."""
-    return sum(map(math.prod, shapes.values())) * ITEM_BITS[dtype] // 8
+def stored_parts(model: ModelConfig, spec: TensorSpec) -> tuple[TensorSpec, ...]:
+    """What a tensor of the model is stored as, the parts of a matrix that is quantised among them."""
+    return model.quantization.format_of(spec.name).stored_as(spec) if spec.is_matrix else (spec,)
 
 
-def shards(shapes: Shapes, dtype: str, shard_bytes: int = SHARD_BYTES) -> dict[str, Shapes]:
+def stored_tensors(model: ModelConfig, dtype: str) -> Tensors:
+    """All tensors of the files by name; those that may have it have this dtype."""
+    parts = [part for spec in model_specs(model) for part in stored_parts(model, spec)]
+    return {part.name: Tensor(dtype if dtype in part.dtypes else part.dtypes[0], part.shape) for part in parts}
+
+
+def total_bytes(tensors: Tensors) -> int:
+    """What they take."""
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def shards(tensors: Tensors, shard_bytes: int = SHARD_BYTES) -> dict[str, Tensors]:
     """The tensors of each file, by its name: one file, or as many as are needed where it would be too large.
 
     They are filled in module order, and sorted by name inside each, as transformers does.
     """
     filled: list[list[str]] = [[]]
-    free_items = shard_items = shard_bytes * 8 // ITEM_BITS[dtype]
-    for name, shape in shapes.items():
-        if filled[-1] and math.prod(shape) > free_items:
+    free_bytes = shard_bytes
+    for name, tensor in tensors.items():
+        if filled[-1] and tensor.nbytes > free_bytes:
             filled.append([])
-            free_items = shard_items
+            free_bytes = shard_bytes
         filled[-1].append(name)
-        free_items -= math.prod(shape)
+        free_bytes -= tensor.nbytes
     many = [f"model-{number:05}-of-{len(filled):05}.safetensors" for number in range(1, len(filled) + 1)]
     files = many if len(filled) > 1 else [SINGLE_FILE]
-    return {file: {name: shapes[name] for name in sorted(names)} for file, names in zip(files, filled, strict=True)}
+    return {file: {name: tensors[name] for name in sorted(names)} for file, names in zip(files, filled, strict=True)}
 
 
-def shard_header(shapes: Shapes, dtype: str) -> bytes:
+def shard_header(tensors: Tensors) -> bytes:
     """What a file of these tensors begins with, in this order."""
     fields: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    for name, begin, end in _offsets(shapes, dtype):
-        fields[name] = {"dtype": dtype, "shape": shapes[name], "data_offsets": [begin, end]}
+    for name, begin, end in _offsets(tensors):
+        fields[name] = {**tensors[name]._asdict(), "data_offsets": [begin, end]}
     raw = json.dumps(fields, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
     return len(raw).to_bytes(LENGTH_BYTES, "little") + raw
@@ -60,15 +86,15 @@ def shard_header(shapes: Shapes, dtype: str) -> bytes:
 def tensor_entries(model: ModelConfig, dtype: str, folder: Path) -> dict[str, TensorEntry]:
     """What the headers of the files would say, if they were in the folder."""
     entries = {}
-    for file, shapes in shards(tensor_shapes(model), dtype).items():
-        data_start = len(shard_header(shapes, dtype))
-        for name, begin, end in _offsets(shapes, dtype):
-            entries[name] = TensorEntry(folder / file, dtype, shapes[name], data_start + begin, end - begin)
+    for file, tensors in shards(stored_tensors(model, dtype)).items():
+        data_start = len(shard_header(tensors))
+        for name, begin, end in _offsets(tensors):
+            entries[name] = TensorEntry(folder / file, *tensors[name], data_start + begin, end - begin)
     return entries
 
 
-def _offsets(shapes: Shapes, dtype: str) -> Iterator[tuple[str, int, int]]:
+def _offsets(tensors: Tensors) -> Iterator[tuple[str, int, int]]:
     end = 0
-    for name, shape in shapes.items():
-        begin, end = end, end + total_bytes({name: shape}, dtype)
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
         yield name, begin, end

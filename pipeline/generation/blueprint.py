@@ -59,7 +59,7 @@ def draw_up(
     Raises ConfigError or CheckpointError. Whether the plan fits is for the caller to check.
     """
     give_freed_back()
-    groups = plan_groups(group_specs(model), checkpoint)
+    groups = plan_groups(group_specs(model), checkpoint, model.quantization.format_of)
     dtype = _computing_dtype(model, groups, settings)
     catalog = lay_out(groups.groups, settings, device)
     plans = make_plans(model, settings, groups, catalog, device, dtype)
@@ -108,7 +108,8 @@ def say_remarks(drawn: Blueprint, settings: Config) -> None:
         if said is not None and parse_bytes(name, said, have_bytes) > have_bytes:
             have = human_bytes(have_bytes)
             logger.warning("%s is %s, of which %s can be had now; the plan keeps to that", name, said, have)
-    for remark in remarks(drawn.checkpoint, drawn.groups, drawn.dtype if settings.dtype == "auto" else None):
+    auto_dtype = drawn.dtype if settings.dtype == "auto" else None
+    for remark in remarks(drawn.checkpoint, drawn.groups, auto_dtype, drawn.model.quantization.activations):
         logger.warning("%s", remark)
     scaling = drawn.model.rope_scaling
     if isinstance(scaling, DynamicScaling) and drawn.model.rope_length(drawn.plan.context_tokens):

@@ -5,6 +5,7 @@ and 300 ms on a GPU, that the first request would otherwise wait for.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import torch
 from actors.core.event import Event
 from pipeline.errors import ConfigError
 from pipeline.formats.dense import linear
+from pipeline.formats.parts import EMBED_KEY
 from pipeline.generation.folder import naming_files
 from pipeline.generation.program import COMPUTE
 from pipeline.models.attention import LayerKV, attend_all
@@ -20,6 +22,7 @@ from pipeline.models.model_config import ModelConfig
 from pipeline.models.ops import infer, rms_norm
 from pipeline.models.pass_rows import few_rows
 from pipeline.models.rotary import rotary
+from pipeline.models.specs import group_specs
 from pipeline.state.blocks import BLOCK_TOKENS
 from pipeline.system.limits import reached_limit
 
@@ -76,7 +79,8 @@ async def _prompt_seconds(runtime: "ModelRuntime", tokens: int) -> float:
         done = runtime.device.launch(COMPUTE, functools.partial(infer, work), ())
         await done.wait()
     began, ended = done.span or (0.0, 0.0)
-    weights = sum(runtime.catalog.group_bytes(runtime.device.places[0].name).values()) / runtime.dtype.itemsize
+    groups = group_specs(runtime.config)
+    weights = sum(math.prod(spec.shape) for key, specs in groups.items() if key != EMBED_KEY for spec in specs)
     return BESIDE_PRODUCTS * (ended - began) * weights / (FEW_ROWS * size)
 
 

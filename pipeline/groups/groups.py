@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -10,12 +11,12 @@ from actors.core.message import GroupKey
 from actors.core.order import layer_parts
 from pipeline.checkpoints.checkpoint import Checkpoint, first_faults
 from pipeline.checkpoints.leftovers import leftovers
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.formats.dense import all_dense
 from pipeline.formats.matrix import Format, FormatOf, StoredMatrix
 from pipeline.formats.parts import EMBED_KEY, HEAD, head_slice
 from pipeline.formats.tensors import TensorRange, TensorSpec
-from pipeline.groups.stored import faults, hints, stored_names
+from pipeline.groups.stored import faults, hints, spare_parts, stored_names
 
 if TYPE_CHECKING:
     import torch
@@ -59,12 +60,14 @@ class WeightGroup:
 class WeightGroups:
     """All groups in compute order, and the embedding table, of which only rows are fetched.
 
-    `ignored` names what the checkpoint holds beyond that, and what the next token does not depend on.
+    `ignored` names what the checkpoint holds beyond that, and what the next token does not depend on. `formats` says
+    how many matrices have which format, by its name.
     """
 
     groups: tuple[WeightGroup, ...]
     embed: StoredMatrix
     ignored: tuple[str, ...]
+    formats: Mapping[str, int]
 
     @property
     def dtype(self) -> "torch.dtype":
@@ -106,7 +109,8 @@ def plan_groups(specs: Specs, checkpoint: Checkpoint, format_of: FormatOf = all_
     for index, rows in enumerate(_row_slices(output, sizes)):
         tensors = (*head.vectors, *rows.tensors) if index == 0 else rows.tensors
         groups.append(WeightGroup(head_layer, head_slice(index), tensors, (rows,)))
-    return WeightGroups(tuple(groups), embed.matrices[0], ignored)
+    formats = Counter(one.format.name for group in stored.values() for one in group if one.format is not None)
+    return WeightGroups(tuple(groups), _table(embed), ignored, formats)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +130,11 @@ def _find_tensor(spec: TensorSpec, checkpoint: Checkpoint, format_of: FormatOf) 
     """The first of its names that has anything there decides the format: a head may be stored, or be the embedding."""
     for name in (spec.names or (spec.name,)) if spec.is_matrix else ():
         named, chosen = replace(spec, name=name, names=()), format_of(name)
-        found = _Found(named, chosen, {one: stored_names(one, checkpoint) for one in chosen.stored_as(named)})
+        try:
+            parts = chosen.stored_as(named)
+        except ConfigError as error:
+            raise ConfigError(f"{checkpoint.folder}: {error}") from error
+        found = _Found(named, chosen, {one: stored_names(one, checkpoint) for one in parts})
         if any(found.names.values()) or not spec.names:
             return found
     return _Found(spec, None, {spec: stored_names(spec, checkpoint)})
@@ -162,12 +170,25 @@ def _check(found: Mapping[GroupKey, Sequence[_Found]], layers: int, checkpoint: 
     """What nothing computes with, and may be ignored. Raises CheckpointError with all that is wrong."""
     stored, wrong = _names(found), list(_faults(found, checkpoint))
     used = set(itertools.chain.from_iterable(stored.values()))
+    quantised = [one.spec.name for group in found.values() for one in group if one.names.keys() != {one.spec}]
+    used.update(itertools.chain.from_iterable(spare_parts(name, checkpoint) for name in quantised))
     left_out, ignored = leftovers(checkpoint.tensors.keys() - used, layers, checkpoint.tensors)
     if absent := next((part for part, names in stored.items() if not names), None):
         wrong = [*hints(absent, checkpoint), *wrong]
     if wrong or left_out:
         raise CheckpointError(first_faults(wrong + left_out))
     return ignored
+
+
+def _table(embed: WeightGroup) -> StoredMatrix:
+    """The embedding, of which single rows are fetched. Raises CheckpointError where they do not lie apart."""
+    (table,) = embed.matrices
+    if mixed := [one for one in table.tensors if table.row_step != 1 or one.shape[0] != table.rows]:
+        raise CheckpointError(
+            f"{mixed[0].file}: tensor {mixed[0].name!r}: need an embedding whose rows are stored one by one, have one "
+            f"of shape {list(mixed[0].shape)} for {table.rows} rows; use a checkpoint whose embedding is not quantised"
+        )
+    return table
 
 
 def _range(spec: TensorSpec, name: str, checkpoint: Checkpoint) -> TensorRange:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.formats.dense import Dense, StoredDense
 from pipeline.formats.tensors import TensorRange, stored_dtype
 from pipeline.groups.groups import WeightGroups
 
@@ -13,8 +14,17 @@ if TYPE_CHECKING:
 MOST_NAMED = 5
 
 
-def remarks(checkpoint: Checkpoint, groups: WeightGroups, auto_dtype: "torch.dtype | None") -> Iterator[str]:
-    """A line for each; `auto_dtype` is what is computed in, unless the caller chose it."""
+def remarks(
+    checkpoint: Checkpoint, groups: WeightGroups, auto_dtype: "torch.dtype | None", activations: str = ""
+) -> Iterator[str]:
+    """A line for each; `auto_dtype` is what is computed in, unless the caller chose it.
+
+    `activations` is what the writer of quantised weights computes these in, "" where it does not quantise them.
+    """
+    if groups.formats.keys() != {Dense.name}:
+        named = "; ".join(f"{count} matrices {name}" for name, count in groups.formats.items())
+        kept = f"; activations are not quantised, where {activations} is meant" if activations else ""
+        yield f"{checkpoint.folder}: weights: {named}{kept}"
     if groups.ignored:
         yield f"{checkpoint.folder}: not used for text: tensors {_some(groups.ignored)}"
     if checkpoint.promised:
@@ -31,8 +41,9 @@ def remarks(checkpoint: Checkpoint, groups: WeightGroups, auto_dtype: "torch.dty
             "read to where they can be used, which takes CPU time; write the file again with "
             "safetensors.torch.save_file to do without"
         )
-    matrices = {one.tensors[0].name: one for group in groups.groups for one in group.matrices}
-    if cast := [one for one in matrices.values() if auto_dtype is not None and one.dtype != auto_dtype]:
+    matrices = [one for group in groups.groups for one in group.matrices if isinstance(one, StoredDense)]
+    dense = {one.tensors[0].name: one for one in matrices}
+    if cast := [one for one in dense.values() if auto_dtype is not None and one.dtype != auto_dtype]:
         has_f64 = any(one.dtype == stored_dtype("F64") for one in cast) and auto_dtype == stored_dtype("F32")
         first = cast[0].tensors[0]
         why = "config.json or the first matrix says so" + ", and float64 is computed in float32" * has_f64

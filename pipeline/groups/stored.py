@@ -9,8 +9,33 @@ from pipeline.formats.tensors import TensorSpec
 MOST_NAMED = 5
 HEADER_LIMIT_BYTES = 1 << 20
 """Of a tensor that is read when the model is opened."""
+ADVICE = "config.json says otherwise: check its quantization_config"
 BASE_PREFIX = "model."
 """Of the decoder's tensors. One that was saved without its head has none, and transformers adds or takes away one."""
+
+
+ACTIVATION_PARTS = (
+    "activation_scale",
+    "input_global_scale",
+    "input_scale",
+    "input_zero_point",
+    "output_scale",
+    "output_zero_point",
+)
+"""What a quantised matrix may have beside it for activations, which are not quantised here."""
+
+
+def spare_parts(name: str, checkpoint: Checkpoint) -> Iterator[str]:
+    """The names of what lies beside the quantised matrix of this name and changes nothing.
+
+    That is what activations would need, and a bias of zeros, which GPTQ's first tools wrote for every matrix.
+    """
+    stem = name.removesuffix("weight")
+    for ending in ACTIVATION_PARTS:
+        yield from aliases(stem + ending)
+    for bias in aliases(f"{stem}bias"):
+        if bias in checkpoint.tensors and not checkpoint.content(bias).strip(b"\0"):
+            yield bias
 
 
 def aliases(name: str) -> tuple[str, ...]:
@@ -45,7 +70,7 @@ def faults(spec: TensorSpec, stored: Sequence[str], checkpoint: Checkpoint) -> I
         yield f"{what}: need at most {HEADER_LIMIT_BYTES} bytes, have {entry.length}"
     if entry.dtype not in spec.dtypes:
         need = ", ".join(spec.dtypes)
-        yield f"{what}: need dtype {need}, have {entry.dtype}; use a checkpoint that is not quantised"
+        yield f"{what}: need dtype {need}, have {entry.dtype}; {ADVICE}"
 
 
 def _missing(spec: TensorSpec, checkpoint: Checkpoint) -> str:

@@ -13,11 +13,14 @@ MAX_COUNT = 2**31 - 1
 
 
 class JsonObject:
-    """One JSON object and the path that errors call it by. A null counts as absent, save where `optional_` says so."""
+    """One JSON object, `values`, and the path that errors call it by.
+
+    A null counts as absent, save where `optional_` says so.
+    """
 
     def __init__(self, path: str, values: Mapping[str, object], absent: Mapping[str, object] | None = None) -> None:
         self._path = path
-        self._values = {**(absent or {}), **values}
+        self.values = {**(absent or {}), **values}
 
     @classmethod
     def read(cls, path: Path) -> "JsonObject":
@@ -26,21 +29,30 @@ class JsonObject:
 
     def with_absent(self, absent: Mapping[str, object]) -> "JsonObject":
         """The same settings, where `absent` speaks for the keys that the file leaves out."""
-        return JsonObject(self._path, self._values, absent)
+        return JsonObject(self._path, self.values, absent)
 
     def section(self, key: str) -> "JsonObject":
         """The object under `key`; an empty one where there is none."""
-        value = self._values.get(key)
+        value = self.values.get(key)
         if value is not None and not isinstance(value, dict):
             raise self.error(key, "a JSON object", value)
         return JsonObject(f"{self._path}: {key}", value or {})
 
+    def sections(self, key: str) -> dict[str, "JsonObject"]:
+        """The objects in the object under `key`, by name; none where there is none."""
+        within = self.section(key)
+        return {name: within.section(name) for name in within.values}
+
     def __bool__(self) -> bool:
-        return bool(self._values)
+        return bool(self.values)
 
     def get(self, key: str) -> object:
         """The value as it stands in the file, None where it is null or absent."""
-        return self._values.get(key)
+        return self.values.get(key)
+
+    def first(self, *keys: str) -> str:
+        """The first of these keys that has a value, else the first of all: writers give the same thing many names."""
+        return next((key for key in keys if self.get(key) is not None), keys[0])
 
     def count(self, key: str, at_most: int = MAX_COUNT) -> int:
         """A whole number from 1."""
@@ -91,6 +103,21 @@ class JsonObject:
             raise self.error(key, "a string", value)
         return value
 
+    def texts(self, key: str) -> tuple[str, ...]:
+        """A list of strings; an empty one where there is none."""
+        value = [] if self.get(key) is None else self.get(key)
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self.error(key, "a list of strings", value)
+        return tuple(value)
+
+    def counts(self, key: str, count: int) -> tuple[int, ...]:
+        """So many whole numbers from 1."""
+        value = self.get(key)
+        items = value if isinstance(value, list) and len(value) == count else [None]
+        if not all(_is_whole(item, 1, MAX_COUNT) for item in items):
+            raise self.error(key, f"{count} whole numbers from 1 to {MAX_COUNT}", value)
+        return tuple(items)
+
     def token_ids(self, key: str, vocabulary_size: int) -> tuple[int, ...]:
         """One token id, a list of them, or none, without those outside the vocabulary: such a token never comes."""
         value = self.get(key)
@@ -105,9 +132,13 @@ class JsonObject:
 
     def _whole(self, key: str, at_least: int, at_most: int) -> int:
         value = self.get(key)
-        if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value <= at_most:
+        if not _is_whole(value, at_least, at_most):
             raise self.error(key, f"a whole number from {at_least} to {at_most}", value)
         return value
+
+
+def _is_whole(value: object, at_least: int, at_most: int) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and at_least <= value <= at_most
 
 
 def _is_number(value: object) -> TypeGuard[float]:

@@ -18,6 +18,8 @@ from pipeline.models.frequencies import RopeScaling, rope_length
 from pipeline.models.json_object import JsonObject
 from pipeline.models.layer_settings import FULL, SLIDING, read_norm_epsilon
 from pipeline.models.layers import Attention, Layer
+from pipeline.models.quantizers import read_quantization
+from pipeline.models.quantizers.quantization import Quantization
 from pipeline.models.rope_settings import read_rope, stretched
 from pipeline.models.supported import unsupported
 from pipeline.system.hub_cache import PREFIX, how_to_fetch
@@ -51,6 +53,7 @@ class ModelConfig:
     dtype: torch.dtype | None
     eos_ids: tuple[int, ...]
     bos_id: int | None
+    quantization: Quantization
 
     @property
     def layers(self) -> int:
@@ -122,6 +125,7 @@ def parse_config(settings: JsonObject, folder: Path | None = None) -> ModelConfi
         dtype=_declared_dtype(settings),
         eos_ids=_token_ids(folder, settings, "eos_token_id", vocabulary_size),
         bos_id=next(iter(_token_ids(folder, settings, "bos_token_id", vocabulary_size)), None),
+        quantization=read_quantization(settings, folder),
     )
 
 
@@ -159,8 +163,6 @@ def _family_name(settings: JsonObject) -> str:
 def _refuse_unsupported(settings: JsonObject) -> None:
     if settings.text("hidden_act", "silu") not in ("silu", "swish"):  # two names of one function
         raise unsupported(settings, "hidden_act")
-    if settings.get("quantization_config") is not None:
-        raise unsupported(settings, "quantization_config")
     if not settings.flag("is_causal", default=True):  # it looks ahead, as models do that make no text
         raise unsupported(settings, "is_causal")
 

@@ -3,11 +3,17 @@
 from pipeline.errors import ConfigError
 from pipeline.models.json_object import JsonObject
 
+QUANTIZED = (
+    "fp8 with weight_block_size or one scale for each matrix; compressed-tensors pack-quantized of 4 and 8 bits in "
+    "groups or rows, int-quantized, float-quantized, naive-quantized, mxfp4-pack-quantized and nvfp4-pack-quantized; "
+    "awq gemm; gptq and gptq_v2 of 4 and 8 bits; mxfp4; modelopt FP8 and NVFP4; bitsandbytes nf4"
+)
+"""How weights may be stored beside plain floats."""
 SUPPORTED = (
-    "Llama 2/3/3.1/3.2 (llama), Mistral (mistral), Qwen2/2.5 (qwen2) and Qwen3 (qwen3), dense, unquantised, "
+    "Llama 2/3/3.1/3.2 (llama), Mistral (mistral), Qwen2/2.5 (qwen2) and Qwen3 (qwen3), dense, "
     "attention_bias of llama and qwen3, mlp_bias of llama, hidden_act silu, rope types default, linear, llama3, yarn, "
     "dynamic and longrope, one kind of attention in all layers, dtypes float32, float16, bfloat16, and float64, which "
-    "is computed in float32"
+    f"is computed in float32, or quantised weights ({QUANTIZED})"
 )
 
 

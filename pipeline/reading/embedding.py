@@ -1,7 +1,11 @@
-"""The embedding table, of which only the rows that a pass needs are fetched."""
+"""The embedding table, of which only the rows that a pass needs are fetched.
+
+One that is quantised may be several tensors, each of which has its part of every row.
+"""
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from actors.compute_scheduler import ComputeScheduler
 from actors.core.errors import ActorFailed, PenstockError
@@ -11,11 +15,26 @@ from pipeline.devices.port import Device
 from pipeline.errors import CheckpointError, RequestError
 from pipeline.formats.matrix import Matrix, StoredMatrix
 from pipeline.formats.parts import EMBED_KEY
+from pipeline.formats.tensors import TensorRange
 from pipeline.groups.catalog import tensor_views
+from pipeline.groups.layout import HOST_ALIGNMENT_BYTES
 from pipeline.reading.checksums import Checksums
 from pipeline.reading.rows import RowReader
 
 logger = logging.getLogger("penstock")
+
+
+@dataclass(frozen=True, slots=True)
+class RowPart:
+    """One tensor of the table, how many bytes it has of each row, and where those begin in the room for rows."""
+
+    tensor: TensorRange
+    row_bytes: int
+    offset: int
+
+    def starts(self, token_ids: Sequence[int]) -> list[int]:
+        """Where the bytes of these rows begin in the file."""
+        return [self.tensor.start + token_id * self.row_bytes for token_id in token_ids]
 
 
 class EmbeddingRows:
@@ -26,13 +45,17 @@ class EmbeddingRows:
     ) -> None:
         self.most_rows = most_rows
         self._matrix = table
-        (self._table,) = table.tensors
-        self.row_bytes = self._table.length // table.rows
         self._reader = reader
         self._device = device
         self._checksums = checksums
-        self._host = device.host_memory(most_rows * self.row_bytes)
-        self._rows = device.device_memory(most_rows * self.row_bytes)
+        self.parts: list[RowPart] = []
+        end = 0
+        for tensor in table.tensors:
+            offset = -(-end // HOST_ALIGNMENT_BYTES) * HOST_ALIGNMENT_BYTES
+            self.parts.append(RowPart(tensor, tensor.length // table.rows, offset))
+            end = offset + most_rows * self.parts[-1].row_bytes
+        self._host = device.host_memory(end)
+        self._rows = device.device_memory(end)
 
     async def fetch(self, token_ids: Sequence[int]) -> Event:
         """Read the rows of these tokens, each once, and return the event of their upload.
@@ -49,8 +72,9 @@ class EmbeddingRows:
             await self._read(tuple(places))
         await self._verify(tuple(places))
         self._spread([places[token_id] for token_id in token_ids])
-        copy = Copy(0, 0, len(token_ids) * self.row_bytes)  # one: to start thousands takes longer than to compute them
-        return self._device.upload(self._host, self._rows, (copy,), ())
+        # One copy for each tensor: to start thousands takes longer than to compute them.
+        copies = tuple(Copy(part.offset, part.offset, len(token_ids) * part.row_bytes) for part in self.parts)
+        return self._device.upload(self._host, self._rows, copies, ())
 
     async def unreadable(self, token_ids: Sequence[int]) -> dict[int, PenstockError]:
         """Those of these tokens whose rows cannot be read, or differ from their first read, each with its error.
@@ -59,8 +83,8 @@ class EmbeddingRows:
         """
         errors: dict[int, PenstockError] = {}
         asked = set(token_ids)
-        another = next(token_id for token_id in range(self._table.shape[0] + 1) if token_id not in asked)
-        rows = [*asked, another] if another < self._table.shape[0] else [*asked]
+        another = next(token_id for token_id in range(self._matrix.rows + 1) if token_id not in asked)
+        rows = [*asked, another] if another < self._matrix.rows else [*asked]
         for token_id in rows:
             try:
                 await self._read([token_id])
@@ -74,39 +98,43 @@ class EmbeddingRows:
     def rows(self, count: int) -> Matrix:
         """The first `count` fetched rows, [T, D]. Only after the event of `fetch`."""
         fetched = self._matrix.slice(0, count)
-        return fetched.over(tensor_views(self._rows.tensor, {fetched.short: 0}, fetched.tensors))
+        offsets = {part.tensor.short: part.offset for part in self.parts}
+        return fetched.over(tensor_views(self._rows.tensor, offsets, fetched.tensors))
 
     def _spread(self, places: Sequence[int]) -> None:
         """Copy rows in host memory from their places to the tokens, of which none stands before the place of its row.
 
         From the last on, so that no row is overwritten that another token needs.
         """
-        rows, size = self._host.view, self.row_bytes
-        for index in range(len(places) - 1, -1, -1):
-            if (place := places[index]) != index:
-                rows[index * size : (index + 1) * size] = rows[place * size : (place + 1) * size]
+        for part in self.parts:
+            rows, size = self._host.view[part.offset :], part.row_bytes
+            for index in range(len(places) - 1, -1, -1):
+                if (place := places[index]) != index:
+                    rows[index * size : (index + 1) * size] = rows[place * size : (place + 1) * size]
 
     async def _verify(self, token_ids: Sequence[int]) -> None:
         """Compare rows with their first read, and read once more what differs, as is done with weight groups."""
         if (fault := self._mismatch(token_ids)) is None:
             return
         logger.warning("the embedding differs from its first read, reading once more: %s", fault)
-        await self._reader.forget(self._table.file, self._starts(token_ids), self.row_bytes)
+        for part in self.parts:
+            await self._reader.forget(part.tensor.file, part.starts(token_ids), part.row_bytes)
         await self._read(token_ids)
         if (fault := self._mismatch(token_ids)) is not None:
             raise fault
 
     def _mismatch(self, token_ids: Sequence[int]) -> CheckpointError | None:
         """What is wrong with the first of the rows in host memory that differs from its first read."""
-        return (
-            None if self._checksums is None else self._checksums.compare_rows(self._table, token_ids, self._host.view)
-        )
+        if self._checksums is None:
+            return None
+        compare, view = self._checksums.compare_rows, self._host.view
+        faults = (compare(part.tensor, token_ids, view[part.offset :]) for part in self.parts)
+        return next((fault for fault in faults if fault is not None), None)
 
     async def _read(self, token_ids: Sequence[int]) -> None:
-        await self._reader.read(self._table.file, self._starts(token_ids), self.row_bytes, self._host.view)
-
-    def _starts(self, token_ids: Sequence[int]) -> list[int]:
-        return [self._table.start + token_id * self.row_bytes for token_id in token_ids]
+        for part in self.parts:
+            view = self._host.view[part.offset :]
+            await self._reader.read(part.tensor.file, part.starts(token_ids), part.row_bytes, view)
 
 
 def embedding_failed(error: Exception) -> ActorFailed:

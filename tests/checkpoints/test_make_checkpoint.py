@@ -11,10 +11,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from pipeline import Model
 from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.checkpoints.make_checkpoint import make_checkpoint
 from pipeline.checkpoints.presets import PRESETS
 from pipeline.errors import ConfigError
+from pipeline.formats.parts import gives_logits
 from pipeline.groups.groups import plan_groups
 from pipeline.models.model_config import read_config
 from pipeline.models.specs import group_specs
@@ -78,6 +80,32 @@ def test_tensors_larger_than_a_chunk_are_written_whole(tmp_path: Path, monkeypat
     make_checkpoint(tmp_path / "model", "qwen2.5-0.5b", **TINY)
     embedding = load_file(tmp_path / "model" / "model.safetensors")["model.embed_tokens.weight"]
     assert embedding.unique(dim=0).shape == (2000, 64)
+
+
+@pytest.mark.parametrize(("stored", "rounded"), [("int4", 0.12), ("fp8", 0.03), ("mxfp4", 0.13)])
+async def test_quantised_it_decodes_to_about_what_is_drawn_without_a_format(
+    stored: str, rounded: float, tmp_path: Path
+) -> None:
+    steps: list[tuple[int, int]] = []
+    shape = {**TINY, "hidden_size": 128, "ffn_size": 384, "heads": 4, "kv_heads": 2}
+    out, sharded = tmp_path / "model", tmp_path / "sharded"
+    make_checkpoint(tmp_path / "plain", "llama-3-8b", **shape)
+    make_checkpoint(out, "llama-3-8b", stored=stored, progress=lambda *step: steps.append(step), **shape)
+    make_checkpoint(sharded, "llama-3-8b", stored=stored, shard_bytes=50_000, **shape)
+    plain, config = load_file(tmp_path / "plain" / "model.safetensors"), read_config(out)
+    tensors = load_file(out / "model.safetensors")
+    assert steps[-1] == (sum(tensor.nbytes for tensor in tensors.values()),) * 2
+    with open_checkpoint(out) as checkpoint:
+        groups = plan_groups(group_specs(config), checkpoint, config.quantization.format_of)
+    assert sorted(groups.formats.values()) == [2, 14]
+    for group in groups.groups:
+        views = {tensor.short: tensors[tensor.name] for tensor in group.tensors}
+        for matrix in group.matrices if not gives_logits(group.name) else ():
+            decoded = matrix.over(views).decoded(torch.float32)
+            drawn = plain[f"{matrix.tensors[0].name.rpartition('.')[0]}.weight"].float()
+            assert (decoded - drawn).norm() / drawn.norm() < rounded
+    async with Model.open(sharded, device="cpu") as model:
+        assert len((await model.generate([5, 9], max_new_tokens=3, ignore_eos=True)).token_ids) == 3
 
 
 def test_transformers_loads_it(tmp_path: Path) -> None:

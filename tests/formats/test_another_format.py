@@ -1,6 +1,5 @@
 """What a format of several tensors needs is in its own classes: layout, slots, plan and products follow from them."""
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from pipeline.formats.dense import Dense, DenseMatrix, StoredDense
 from pipeline.formats.matrix import Format
 from pipeline.formats.tensors import TensorRange, TensorSpec
 from pipeline.generation.build import Runtime
-from pipeline.groups.groups import plan_groups
 
 
 class StoredScaled:
@@ -81,8 +79,9 @@ async def test_scaled_rows_say_what_the_dense_matrices_say_bit_by_bit(
     save("qwen3_biases", tmp_path)
     *dense, _ = await answers(tmp_path, device="cpu-copy", residency=False)
     write_scaled(tmp_path)
-    planned = functools.partial(plan_groups, format_of=format_of)
-    monkeypatch.setattr("pipeline.generation.blueprint.plan_groups", planned)
+    monkeypatch.setattr(
+        "pipeline.models.quantizers.quantization.Quantization.format_of", lambda _, name: format_of(name)
+    )
     *scaled, runtime = await answers(tmp_path, device="cpu-copy", residency=False)
     assert scaled == dense
     scratch = [one.nbytes for one in runtime.plan.holdings if one.holder == "activations: weights that are cast"]

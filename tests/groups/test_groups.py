@@ -181,10 +181,11 @@ def test_everything_that_does_not_fit_is_listed_at_once(tmp_path: Path) -> None:
     del tensors["0.q"], tensors["norm"]
     tensors["1.up"] = torch.zeros(HIDDEN, FFN).bfloat16()
     tensors["1.down"] = torch.zeros(HIDDEN, FFN, dtype=torch.int8)
+    check = "config.json says otherwise: check its quantization_config"
     file, fetch = tmp_path / "model.safetensors", "fetch the file that holds it, or the config.json of these weights"
     assert refusal(tmp_path, tensors).splitlines() == [
         f"{tmp_path}: tensor '0.q' is missing: need shape [8, 8]; {fetch}",
         f"{file}: tensor '1.up': need shape [20, 8], have [8, 20]",
-        f"{file}: tensor '1.down': need dtype F64, F32, F16, BF16, have I8; use a checkpoint that is not quantised",
+        f"{file}: tensor '1.down': need dtype F64, F32, F16, BF16, have I8; {check}",
         f"{tmp_path}: tensor 'norm' is missing: need shape [8]; {fetch}",
     ]

@@ -130,7 +130,6 @@ UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
     "no family": (changed(MISTRAL, model_type=ABSENT), "model_type: need .*; have nothing"),
     "another class": (changed(LLAMA_31_8B, architectures=["LlamaForTokenClassification"]), "architectures: .*Token"),
     "activation": (changed(LLAMA_31_8B, hidden_act="gelu"), "hidden_act: .*'gelu'"),
-    "quantised": (changed(LLAMA_31_8B, quantization_config={"bits": 4}), "quantization_config: .*bits"),
     "attention bias": (changed(MISTRAL, attention_bias=True), "attention_bias: .*True"),
     "mlp bias": (changed(QWEN25, mlp_bias=True), "mlp_bias: .*True"),
     "another family's class": (changed(LLAMA_31_8B, architectures=["MistralForCausalLM"]), "architectures: .*Mistral"),

@@ -98,7 +98,12 @@ def build(variant: str, layers: int = 3) -> PreTrainedModel:
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None) is not None:
         config.layer_types = config.layer_types[:1] * layers
-    torch.manual_seed(sum(variant.encode()))
+    return randomised(config, seed=sum(variant.encode()))
+
+
+def randomised(config: Any, seed: int) -> PreTrainedModel:
+    """A model of this config, whose every parameter is random."""
+    torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from pipeline.checkpoints.checkpoint import open_checkpoint
-from pipeline.formats.parts import EMBED_KEY
+from pipeline.groups.groups import plan_groups
 from pipeline.models.model_config import read_config
 from pipeline.models.specs import group_specs
 from pipeline.tools.bench.arm_program import Row, serve
@@ -51,11 +51,10 @@ def run(settings: PassSettings) -> list[Row]:
 
 def bytes_of_a_pass(folder: Path) -> int:
     """Those of all weights but the embedding, of which a pass needs few rows."""
+    model = read_config(folder)
     with open_checkpoint(folder, direct=False) as checkpoint:
-        sizes = {name: tensor.length for name, tensor in checkpoint.tensors.items()}
-    groups = group_specs(read_config(folder))
-    specs = [spec for key, specs in groups.items() if key != EMBED_KEY for spec in specs]
-    return sum(sizes[next(name for name in spec.names or (spec.name,) if name in sizes)] for spec in specs)
+        groups = plan_groups(group_specs(model), checkpoint, model.quantization.format_of).groups
+    return sum(group.needed_bytes for group in groups)
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -122,6 +122,11 @@ def _add_make_checkpoint(commands: Any) -> None:
     for name in ("tied-embeddings", "attention-bias", "mlp-bias"):
         parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=None)
     parser.add_argument("--dtype", default="bfloat16", help="float32, float16, bfloat16; default bfloat16")
+    parser.add_argument(
+        "--format",
+        metavar="NAME",
+        help="store matrices as int4, fp8 or mxfp4 of compressed-tensors, but for the embedding and the head",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random weights; default 0")
     parser.set_defaults(command=Command("make", "make"))
 

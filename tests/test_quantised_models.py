@@ -1,0 +1,58 @@
+"""Whole models of every format against transformers with the decoded weights, and against themselves."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from support import quantised_models, tiny_models
+
+from pipeline import Model, Output
+
+STEPS = 32
+VOCABULARY_SIZE = quantised_models.VOCABULARY_SIZE
+
+
+async def greedy(folder: Path, steps: int = STEPS, **settings: object) -> Output:
+    async with Model.open(folder, **settings) as model:
+        return await model.generate(tiny_models.PROMPT, max_new_tokens=steps, ignore_eos=True, logprobs=VOCABULARY_SIZE)
+
+
+@pytest.mark.parametrize("family", quantised_models.FAMILIES)
+@pytest.mark.parametrize("name", quantised_models.FORMATS)
+async def test_tokens_and_logprobs_equal_transformers_with_the_decoded_weights(
+    name: str, family: str, tmp_path: Path
+) -> None:
+    reference = quantised_models.save(quantised_models.FORMATS[name], family, tmp_path)
+    expected = await asyncio.to_thread(tiny_models.greedy, reference, tiny_models.PROMPT, STEPS)
+    output = await greedy(tmp_path, device="cpu")
+    assert list(output.token_ids) == expected.token_ids
+    assert output.logprobs is not None
+    for step, logprobs in enumerate(output.logprobs):
+        ours = torch.tensor([logprobs[token_id] for token_id in range(VOCABULARY_SIZE)])
+        torch.testing.assert_close(ours, expected.logprobs[step], atol=1e-4, rtol=0)
+
+
+EQUAL = ("ct int4 asymmetric", "gptq 8 bits ordered", "gptq, head", "fp8 blocks, head", "nf4 nested")
+SETTINGS: tuple[dict[str, object], ...] = (
+    {"gpu_groups": 1},
+    {"gpu_groups": 3, "device": "cpu-copy", "host_groups": 2, "residency": False},
+    {"gpu_groups": 5, "device": "cpu-copy", "policy": "stage3", "queues": {"disk_reader": 3, "gpu_uploader": 2}},
+    {"residency": True, "batch_invariant": True},
+)
+
+
+@pytest.mark.parametrize("name", EQUAL)
+async def test_no_bit_depends_on_settings_or_company(name: str, tmp_path: Path) -> None:
+    quantised_models.save(quantised_models.FORMATS[name], "llama", tmp_path)
+    prompts = [tiny_models.PROMPT, tiny_models.PROMPT[:1], tiny_models.PROMPT[3:] * 4]
+
+    async def ask(model: Model, prompt: Sequence[int]) -> Output:
+        return await model.generate(prompt, max_new_tokens=4, ignore_eos=True, logprobs=5)
+
+    async with Model.open(tmp_path, device="cpu") as model:
+        expected = [await ask(model, prompt) for prompt in prompts]
+    for settings in SETTINGS:
+        async with Model.open(tmp_path, **{"device": "cpu", **settings}) as model:
+            assert await asyncio.gather(*(ask(model, prompt) for prompt in prompts)) == expected, settings

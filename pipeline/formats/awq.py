@@ -17,10 +17,7 @@ PER_WORD = 8
 
 @dataclass(frozen=True, slots=True)
 class Awq:
-    """See `Format`. What is decoded equals AutoAWQ's own torch code, and compressed-tensors' converter.
-
-    Zeros are read where zero_point is false too, as AutoAWQ does; the converter leaves them out there and takes 8.
-    """
+    """See `Format`. What is decoded equals AutoAWQ's own torch code, and compressed-tensors' converter."""
 
     group: int | None
 

@@ -6,7 +6,7 @@ and 300 ms on a GPU, that the first request would otherwise wait for.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,6 +34,8 @@ FEW_ROWS = 1024
 TOKEN_BLOCKS = 4
 """Tokens of a prompt, in blocks of `Device.block_rows`, that are multiplied by it, to guess how long they take until a
 pass has told."""
+QUICK_SECONDS, MOST_PRODUCTS = 0.001, 8
+"""Products that are quick are repeated: what counts is the quickest, as the host may be late with launching one."""
 BESIDE_PRODUCTS = 2
 """On a GPU a prompt takes so many times as long as its products, on a CPU less; to guess too long does little harm."""
 
@@ -75,13 +77,19 @@ async def _prompt_seconds(runtime: "ModelRuntime", tokens: int) -> float:
     def multiply() -> None:
         linear(*factors)
 
-    for work in (make, multiply, multiply):  # the first product may load kernels
+    async def seconds(work: Callable[[], None]) -> float:
         done = runtime.device.launch(COMPUTE, functools.partial(infer, work), ())
         await done.wait()
-    began, ended = done.span or (0.0, 0.0)
+        began, ended = done.span or (0.0, 0.0)
+        return ended - began
+
+    await seconds(make)
+    products = [await seconds(multiply), await seconds(multiply)]  # the first may load kernels
+    while min(products) < QUICK_SECONDS and len(products) < MOST_PRODUCTS:
+        products.append(await seconds(multiply))
     groups = group_specs(runtime.config)
     weights = sum(math.prod(spec.shape) for key, specs in groups.items() if key != EMBED_KEY for spec in specs)
-    return BESIDE_PRODUCTS * (ended - began) * weights / (FEW_ROWS * size)
+    return BESIDE_PRODUCTS * min(products) * weights / (FEW_ROWS * size)
 
 
 def _compute(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:

@@ -63,6 +63,7 @@ class GenerationProgram:
         self.admission = admission
         self.order: Sequence[GroupKey] = catalog.order
         self._lanes = lanes(self.order)
+        self._halfway = self.order[(len(self.order) - 1) // 2]
         self.passes = 0
         self.tokens = 0
         self.computed_tokens = 0
@@ -89,8 +90,7 @@ class GenerationProgram:
             pieces, fetched = await self._fetch(await self.admission.next_pieces(self._embedding.most_rows))
         self._cache.begin(pieces)
         tokens = len(token_ids(pieces))
-        choosing = await self._sampler.send(_last_rows(pieces))
-        pass_ = GenerationPass(pieces, micro_batches(tokens, self._micro_batches, self._row_blocks), choosing)
+        pass_ = GenerationPass(pieces, micro_batches(tokens, self._micro_batches, self._row_blocks))
         sent = self._inputs.send(pieces, [(block.begin, block.end) for block in pass_.blocks])
         for block in pass_.blocks:
             block.rows = self._inputs.rows(block.begin, block.end)
@@ -154,6 +154,9 @@ class GenerationProgram:
     def step(self, pass_: GenerationPass, message: Message[Slot]) -> Sequence[Event]:
         """Launch half a layer, micro-batch by micro-batch, or a slice of the head; nothing if no request needs it."""
         ran = [] if pass_.abandoned else self._launches[kind_of(message.group)](self, pass_, message)
+        if ran and message.key == self._halfway:
+            # While the device is busy, and before weights of the next pass are on their way to it.
+            pass_.rows = self._sampler.send(_last_rows(pass_.pieces))
         tell = self._cache.attended if attends(message.group) else self._cache.rendezvous.computed
         tell(message.layer, ran[-1] if ran else READY)
         return ran

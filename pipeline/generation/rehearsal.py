@@ -15,6 +15,7 @@ from actors.core.event import Event
 from pipeline.errors import ConfigError
 from pipeline.formats.dense import linear
 from pipeline.formats.parts import EMBED_KEY
+from pipeline.generation.choosing import fused
 from pipeline.generation.folder import naming_files
 from pipeline.generation.program import COMPUTE
 from pipeline.models.attention import LayerKV, attend_all
@@ -103,3 +104,4 @@ def _compute(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> N
     q_TNH = zeros(2, attention.heads, attention.head_dim)
     keys_TKH = zeros(2, attention.kv_heads, attention.head_dim)
     attend_all(q_TNH, keys_TKH, keys_TKH, turn, kv, rows, attention.window)
+    fused(device, config.vocabulary_size)

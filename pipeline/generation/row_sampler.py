@@ -16,6 +16,7 @@ from pipeline.devices.lane import Lane
 from pipeline.devices.memory import Memory
 from pipeline.devices.port import Device
 from pipeline.errors import RequestError
+from pipeline.generation.choosing import fused
 from pipeline.generation.drawing import BINS, COLUMNS, Filters, Scratch, choose, log_probabilities
 from pipeline.generation.parameters import MOST_LOGPROBS
 from pipeline.generation.sampling import Choice, Sampler
@@ -56,6 +57,7 @@ class RowsSent:
     changes: int = 0
     processed: list[tuple[Sampler, list[float]]] = field(default_factory=list)
     outcomes: dict[Sampler, Outcome] = field(default_factory=dict)
+    prepared: Event = READY
     sent: Event = READY
 
     @property
@@ -85,6 +87,7 @@ class RowSampler:
         self._scratch = Scratch(memory.tensor, rows, vocabulary_size)
         self._row = device.host_memory(vocabulary_size * torch.float32.itemsize)
         self._lane = Lane("sampling")
+        self._prepared: Event = READY
 
     @staticmethod
     def holdings(device: Device, max_requests: int, vocabulary_size: int) -> list[Holding]:
@@ -101,18 +104,18 @@ class RowSampler:
             Holding("choices", last, Scratch.nbytes(rows, vocabulary_size), "max_requests"),
         ]
 
-    async def send(self, wanted: Sequence[tuple[Sampler, int]]) -> RowsSent:
+    def send(self, wanted: Sequence[tuple[Sampler, int]]) -> RowsSent:
         """Send what the choices of a pass need: of each sequence, whose row of logits is told, what it has set.
 
-        It is called before the pass is computed, when all that comes before its tokens is known.
+        All of it is known when the pass begins. Tables of prompts, which may be long, are made on a thread.
         """
         rows = RowsSent()
         tabled = [sampler for sampler, _ in wanted if sampler.filters.penalised]
         makes_tables = not all(map(self._tables.has, tabled))
         self._tables.assign(tabled)
         prepare = functools.partial(self._prepare, rows, wanted)
-        if makes_tables:  # of prompts that may be long
-            await outlast([asyncio.wrap_future(self._lane.submit(prepare, ()).future)])
+        if makes_tables or not self._prepared.done():
+            self._prepared = rows.prepared = self._lane.submit(prepare, ())
         else:
             prepare()
         return rows
@@ -161,6 +164,7 @@ class RowSampler:
         `logits` holds fp32, [rows, V], of which those are looked at that `send` was told.
         """
         device, computed = self._device, after
+        await rows.prepared.wait()
         if rows.samplers:
             work = functools.partial(infer, functools.partial(self._choose, logits, rows))
             computed = device.launch(lane, work, (rows.sent, after), rows.repeats)
@@ -179,13 +183,15 @@ class RowSampler:
         numbers = self._numbers.tensor.view(torch.float64)
         numbers_RC, logits_LV = numbers[: count * COLUMNS].view(count, COLUMNS), self._logits(logits)
         tables_SV = self._tables.view(self._tables.device)
+        kernels = fused(logits_LV.device, self._size)
+        choosing = kernels.choose if kernels else choose
         if rows.changes:
             changes_2N = numbers[count * COLUMNS :][: 2 * rows.changes].view(2, -1)
             tables_SV.view(-1)[changes_2N[0].long()] = changes_2N[1].int()
         of_all, *of_runs = self._results.tensor.view(torch.float64)[: sum(rows.result_counts)].split(rows.result_counts)
         for run in rows.runs:
             run_RC = numbers_RC[run.begin : run.end]
-            chosen_RN = choose(self._scratch, logits_LV, tables_SV, run_RC, run.filters)
+            chosen_RN = choosing(self._scratch, logits_LV, tables_SV, run_RC, run.filters)
             of_all.view(count, RESULTS)[run.begin : run.end] = chosen_RN
             if run.logprobs is not None:
                 logprobs_RN = log_probabilities(self._scratch, logits_LV, run_RC, chosen_RN, run.logprobs)

@@ -1,5 +1,8 @@
 """Tokens are chosen on the GPU: the same alone as among others, without waiting, and nothing but them comes back."""
 
+import itertools
+import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +12,8 @@ from support.choosing import MIXED, Chooser, company_changes_nothing, sampler
 
 from actors.core.ports import Copy
 from pipeline.devices.cuda import CudaDevice
+from pipeline.generation import choosing, drawing, fused_drawing
+from pipeline.generation.drawing import FORCED, ONCE, RULED_OUT, SEEN, Filters, Scratch
 from pipeline.generation.sampling import Choice
 
 pytestmark = pytest.mark.cuda
@@ -33,6 +38,7 @@ async def test_the_tokens_are_those_of_the_cpu() -> None:
         await chooser.aclose()
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature:UserWarning")
 async def test_passes_allocate_nothing_wait_for_nothing_and_fetch_only_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     copied: list[int] = []
     download = CudaDevice.download
@@ -61,3 +67,51 @@ async def test_passes_allocate_nothing_wait_for_nothing_and_fetch_only_tokens(mo
     assert torch.cuda.max_memory_allocated() - held < 16 << 20, "sums over blocks and settings, for a moment"
     assert copied == 6 * [64 * 4 * 8]
     await chooser.aclose()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [300, 4097, SIZE])
+def test_what_few_kernels_choose_is_what_torch_chooses_bit_for_bit(size: int) -> None:
+    """Near and far scores, bf16 with its ties, and all alike; the last digits of top-p and of random numbers."""
+    generator = torch.Generator().manual_seed(size)
+    scratch = Scratch(torch.zeros(Scratch.nbytes(8, size), dtype=torch.uint8, device="cuda"), 8, size)
+    told = torch.tensor([0] * 90 + [SEEN, SEEN | 2 * ONCE, SEEN | ONCE, RULED_OUT, SEEN | RULED_OUT, FORCED])
+    for number, switches in enumerate(itertools.product((False, True), repeat=5)):
+        filters = Filters(False, *switches)
+        logits_RV = torch.randn(8, size, generator=generator) * (0.01, 1.0, 4.0, 30.0, 0.0)[number % 5]
+        logits_RV = logits_RV.bfloat16().float() if number % 3 == 0 else logits_RV
+        tables_RV = told[torch.randint(len(told), (8, size), generator=generator)].int()
+        numbers = [
+            [row, 7 - row, 0.1 + row / 4, 1 + 9 * row, 1 - row / 8, row if filters.min_p else math.inf, 1.1, 0.3, 0.7]
+            for row in range(8)
+        ]
+        uniform = torch.rand(8, 1, dtype=torch.float64, generator=generator)
+        uniform[1] = 0
+        numbers_RC = torch.cat([torch.tensor(numbers, dtype=torch.float64), uniform], 1)
+        places = logits_RV.cuda(), tables_RV.cuda(), numbers_RC.cuda()
+        for one in (filters, filters._replace(greedy=True)):
+            found = fused_drawing.choose(scratch, *places, one)
+            assert torch.equal(found, drawing.choose(scratch, *places, one)), (number, one)
+
+
+async def test_without_triton_one_warning_says_why_and_the_tokens_are_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_compiler(*arguments: object) -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    logits_RV, outcomes = torch.randn(2, 500), []
+    for broken in (False, True):
+        choosing.fused.cache_clear()
+        if broken:
+            monkeypatch.setattr(fused_drawing, "try_out", no_compiler)
+        chooser = Chooser(500, 2, CudaDevice())
+        with caplog.at_level(logging.WARNING, "penstock"):
+            for _ in range(2):
+                samplers = [sampler(500, seed=row, temperature=1.0, top_p=0.9) for row in range(2)]
+                outcomes.append(await chooser.outcomes(samplers, logits_RV))
+        await chooser.aclose()
+    choosing.fused.cache_clear()
+    assert outcomes == 4 * outcomes[:1]
+    (warned,) = [record.getMessage() for record in caplog.records if "many steps" in record.getMessage()]
+    assert "Failed to find C compiler" in warned

@@ -64,7 +64,7 @@ class Chooser:
         """What comes of a pass; as when it fails, no sequence takes its token."""
         self._host.tensor.view(torch.float32)[: logits_RV.numel()] = logits_RV.flatten()
         ready = self.device.upload(self._host, self._logits, (Copy(0, 0, logits_RV.nbytes),), ())
-        sent = await self.rows.send([(one, row) for row, one in enumerate(samplers)])
+        sent = self.rows.send([(one, row) for row, one in enumerate(samplers)])
         found = await self.rows.choose("compute", self._logits, sent, ready)
         return [found[one] for one in samplers]
 

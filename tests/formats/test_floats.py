@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from support.float_formats import FLOATS, Case, check, same_bits
+from support.float_formats import FLOATS, GOLDEN
+from support.golden_cases import check, kept_cases, same_bits
 from support.stored_parts import find, read
 
 from pipeline.errors import CheckpointError, ConfigError
@@ -18,26 +18,21 @@ from pipeline.formats.fp8 import Float8
 from pipeline.formats.nf4 import Nf4
 from pipeline.formats.tensors import TensorSpec
 
-
-def golden() -> list[Case]:
-    with safe_open(Path(__file__).parent / "golden" / "floats.safetensors", "pt") as file:
-        cases = []
-        for index, said in enumerate(json.loads(file.metadata()["cases"])):
-            begin = f"{index}."
-            parts = {
-                one.removeprefix(begin): file.get_tensor(one) for one in file.offset_keys() if one.startswith(begin)
-            }
-            cases.append(Case(said["format"], tuple(said["shape"]), parts, parts.pop("decoded"), said["options"]))
-    return cases
+KEPT = kept_cases(GOLDEN)
 
 
-@pytest.mark.parametrize("case", golden(), ids=lambda case: f"{case.format} {case.shape}")
-def test_bits_are_those_of_the_library_for_whole_matrices_slices_and_products(case: Case, tmp_path: Path) -> None:
-    check(case, tmp_path)
+@pytest.mark.parametrize("index", range(len(KEPT)), ids=lambda index: f"{KEPT[index].format}-{KEPT[index].options}")
+def test_floats_are_decoded_as_the_library_does_whole_and_in_slices(
+    index: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.formats.decoding.BLOCK_BYTES", 0)  # so that small matrices are several blocks of rows
+    monkeypatch.setattr("pipeline.formats.decoding.BLOCK_ROWS", 4)
+    case = KEPT[index]
+    check(case, FLOATS[case.format](**case.options), tmp_path)
 
 
 def test_every_format_has_settings_that_a_library_decoded() -> None:
-    assert {case.format for case in golden()} == FLOATS.keys()
+    assert {case.format for case in KEPT} == FLOATS.keys()
 
 
 @pytest.mark.parametrize("scale", ["F32", "BF16", "E8M0", "U8"])

@@ -7,30 +7,27 @@ Needs compressed-tensors 0.20.0, bitsandbytes 0.50.2 and nvidia-modelopt 0.47.0 
 """
 
 import importlib
-import json
 import os
-import random
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # support
-from support.float_formats import FLOATS, Case, check
+from support.float_formats import FLOATS, GOLDEN
+from support.golden_cases import Case, run, same_bits
 
 os.environ["TORCHDYNAMO_DISABLE"] = "1"  # for the generic kernel of bitsandbytes, which is the same without it
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 E4M3 = torch.float8_e4m3fn
-chosen = random.Random(1)
-GOLDEN = Path(__file__).parent / "floats.safetensors"
+DRAW = Random(1)
 
 
 def size(unit: int, most: int) -> int:
-    return unit * chosen.randint(1, most)
+    return unit * DRAW.randint(1, most)
 
 
 def e4m3(*shape: int) -> torch.Tensor:
@@ -59,10 +56,18 @@ def compressed(name: str, parts: dict[str, torch.Tensor], **weights: Any) -> tor
     return decoded
 
 
+def in_float32(decode: Callable[[torch.dtype], torch.Tensor]) -> torch.Tensor:
+    """What a library decodes to the dtype that it is asked for, when that is cast from fp32."""
+    decoded = decode(torch.float32)
+    if not all(same_bits(decode(dtype), decoded.to(dtype)) for dtype in FLOAT_DTYPES):
+        raise ValueError("it decodes in another dtype")
+    return decoded
+
+
 def compressed_fp8() -> Case:
-    rows, columns = chosen.randint(1, 40), chosen.randint(1, 60)
-    strategy, dtype = chosen.choice(("tensor", "channel", "block")), chosen.choice(FLOAT_DTYPES)
-    block = (chosen.randint(1, 16), chosen.randint(1, 24))
+    rows, columns = DRAW.randint(1, 40), DRAW.randint(1, 60)
+    strategy, dtype = DRAW.choice(("tensor", "channel", "block")), DRAW.choice(FLOAT_DTYPES)
+    block = (DRAW.randint(1, 16), DRAW.randint(1, 24))
     grids = {"tensor": (1,), "channel": (rows, 1), "block": (-(-rows // block[0]), -(-columns // block[1]))}
     blocks = {"tensor": (None, None), "channel": (1, None), "block": block}
     parts = {"weight": e4m3(rows, columns), "weight_scale": torch.rand(grids[strategy]).to(dtype)}
@@ -74,7 +79,7 @@ def compressed_fp8() -> Case:
 
 
 def compressed_mxfp4() -> Case:
-    rows, columns = chosen.randint(1, 40), size(32, 5)
+    rows, columns = DRAW.randint(1, 40), size(32, 5)
     scales = torch.randint(0, 255, (rows, columns // 32), dtype=torch.uint8)
     parts = {"weight_packed": bytes_of(rows, columns // 2), "weight_scale": scales}
     decoded = compressed(
@@ -84,11 +89,11 @@ def compressed_mxfp4() -> Case:
 
 
 def compressed_nvfp4() -> Case:
-    rows, columns = chosen.randint(1, 40), size(16, 9)
+    rows, columns = DRAW.randint(1, 40), size(16, 9)
     parts = {
         "weight_packed": bytes_of(rows, columns // 2),
         "weight_scale": positive_e4m3(rows, columns // 16),
-        "weight_global_scale": torch.rand(1) * 10 ** chosen.uniform(-3, 5),
+        "weight_global_scale": torch.rand(1) * 10 ** DRAW.uniform(-3, 5),
     }
     decoded = compressed(
         "nvfp4-pack-quantized", parts, num_bits=4, type="float", strategy="tensor_group", group_size=16
@@ -97,23 +102,22 @@ def compressed_nvfp4() -> Case:
 
 
 def modelopt_nvfp4() -> Case:
-    rows, columns, dtype = chosen.randint(1, 40), size(16, 9), chosen.choice(FLOAT_DTYPES)
+    rows, columns = DRAW.randint(1, 40), size(16, 9)
     parts = {
         "weight": bytes_of(rows, columns // 2),
         "weight_scale": positive_e4m3(rows, columns // 16),
-        "weight_scale_2": torch.rand(chosen.choice(((), (1,)))) * 10 ** chosen.uniform(-5, 1),
+        "weight_scale_2": torch.rand(DRAW.choice(((), (1,)))) * 10 ** DRAW.uniform(-5, 1),
     }
     library = importlib.import_module("modelopt.torch.quantization.qtensor.nvfp4_tensor").NVFP4QTensor
-    stored = library((rows, columns), dtype, parts["weight"])
-    decoded = stored.dequantize(
-        scale=parts["weight_scale"], double_scale=parts["weight_scale_2"], block_sizes={-1: 16}, dtype=dtype
-    )
+    stored = library((rows, columns), torch.bfloat16, parts["weight"])
+    said = {"scale": parts["weight_scale"], "double_scale": parts["weight_scale_2"], "block_sizes": {-1: 16}}
+    decoded = in_float32(lambda dtype: stored.dequantize(**said, dtype=dtype))
     return Case("ModelOpt NVFP4", (rows, columns), parts, decoded)
 
 
 def modelopt_fp8() -> Case:
-    shape = chosen.randint(1, 40), chosen.randint(1, 60)
-    parts = {"weight": e4m3(*shape), "weight_scale": torch.rand(chosen.choice(((), (1,))))}
+    shape = DRAW.randint(1, 40), DRAW.randint(1, 60)
+    parts = {"weight": e4m3(*shape), "weight_scale": torch.rand(DRAW.choice(((), (1,))))}
     library = importlib.import_module("modelopt.torch.quantization.qtensor.fp8_tensor").FP8QTensor
     stored = library(shape, torch.float32, parts["weight"])
     return Case("ModelOpt FP8", shape, parts, stored.dequantize(scale=parts["weight_scale"]))
@@ -121,17 +125,15 @@ def modelopt_fp8() -> Case:
 
 def nf4() -> Case:
     library = importlib.import_module("bitsandbytes.functional")
-    dtype, block = chosen.choice(FLOAT_DTYPES), chosen.choice((32, 64, 128, 256, 512, 1024, 2048, 4096))
-    shape = chosen.choice(((chosen.randint(2, 90), chosen.randint(1, 120)), (size(16, 8), size(16, 9))))
-    is_double = chosen.random() < 0.5
+    dtype, block = DRAW.choice(FLOAT_DTYPES), DRAW.choice((32, 64, 128, 256, 512, 1024, 2048, 4096))
+    shape = DRAW.choice(((DRAW.randint(2, 90), DRAW.randint(1, 120)), (size(16, 8), size(16, 9))))
+    is_double = DRAW.random() < 0.5
     packed, state = library.quantize_4bit(
         torch.randn(shape).to(dtype), blocksize=block, quant_type="nf4", compress_statistics=is_double
     )
     parts = {f"weight.{name}": part for name, part in state.as_dict(packed=True).items()}
     decoded = library.dequantize_4bit(packed, state)
-    if (
-        shape[1] % 16 == 0 and shape[1] % block
-    ):  # there its kernel for AVX-512 takes wrong scales; this is its generic one
+    if shape[1] % 16 == 0 and shape[1] % block:  # its kernel for AVX-512 takes wrong scales there (findings)
         generic = importlib.import_module("bitsandbytes.backends.default.ops")._dequantize_4bit_compute
         scales = library.dequantize_blockwise(state.absmax, state.state2) + state.offset if is_double else state.absmax
         decoded = generic(packed.flatten(), scales, state.code, block, shape, dtype)
@@ -139,29 +141,29 @@ def nf4() -> Case:
 
 
 def gpt_oss() -> Case:
-    rows, groups = chosen.randint(1, 40), chosen.randint(1, 5)
+    rows, groups = DRAW.randint(1, 40), DRAW.randint(1, 5)
     parts = {"_blocks": bytes_of(rows, groups, 16), "_scales": torch.randint(0, 255, (rows, groups), dtype=torch.uint8)}
     library = importlib.import_module("transformers.integrations.mxfp4")
-    dtype = chosen.choice(FLOAT_DTYPES)
-    decoded = library.convert_moe_packed_tensors(parts["_blocks"][None], parts["_scales"][None], dtype=dtype)
+    stored = (parts["_blocks"][None], parts["_scales"][None])
+    decoded = in_float32(lambda dtype: library.convert_moe_packed_tensors(*stored, dtype=dtype))
     return Case("gpt-oss MXFP4", (rows, groups * 32), parts, decoded[0].T.contiguous())
 
 
 def transformers_fp8() -> Case:
     """Blocks that divide the matrix: others it decodes wrongly."""
-    block = chosen.choice(((None, None), (chosen.randint(1, 16), chosen.randint(1, 24)), (128, 128)))
-    rows, columns = (chosen.randint(1, 3) * one if one else chosen.randint(1, 60) for one in block)
+    block = DRAW.choice(((None, None), (DRAW.randint(1, 16), DRAW.randint(1, 24)), (128, 128)))
+    rows, columns = (DRAW.randint(1, 3) * one if one else DRAW.randint(1, 60) for one in block)
     grid = (1, 1) if block[0] is None else (rows // block[0], columns // block[1])
-    kind = chosen.choice((torch.float32, torch.bfloat16, torch.uint8, torch.float8_e8m0fnu))
+    kind = DRAW.choice((torch.float32, torch.bfloat16, torch.uint8, torch.float8_e8m0fnu))
     scales = torch.randint(100, 140, grid, dtype=torch.uint8)
     if kind is torch.float8_e8m0fnu:
         scales = scales.view(kind)
     elif kind is not torch.uint8:
         scales = torch.rand(grid).to(kind)
-    ending = chosen.choice(("weight_scale_inv", "scale"))
-    parts, dtype = {"weight": e4m3(rows, columns), ending: scales}, chosen.choice(FLOAT_DTYPES)
+    ending = DRAW.choice(("weight_scale_inv", "scale"))
+    parts = {"weight": e4m3(rows, columns), ending: scales}
     library = importlib.import_module("transformers.integrations.finegrained_fp8")
-    decoded = library.Fp8Dequantize(None)._dequantize_one(parts["weight"], scales, dtype)
+    decoded = in_float32(lambda dtype: library.Fp8Dequantize(None)._dequantize_one(parts["weight"], scales, dtype))
     return Case("transformers FP8", (rows, columns), parts, decoded, {"block": block})
 
 
@@ -177,33 +179,5 @@ MAKERS: tuple[Callable[[], Case], ...] = (
 )
 
 
-def small(make: Callable[[], Case], count: int) -> list[Case]:
-    """Of many random settings, small ones that differ in their options."""
-    found: dict[str, Case] = {}
-    for case in (make() for _ in range(500)):
-        if min(case.shape) > 4 and 200 < case.decoded.numel() < 500:
-            kinds = [tuple(part.shape) == () or str(part.dtype) for part in case.parts.values()]
-            found.setdefault(f"{[*case.options][:1]} {case.decoded.dtype} {kinds} {len(case.parts)}", case)
-    return [*found.values()][:count]
-
-
-def main(argument: str) -> None:
-    torch.manual_seed(1)
-    if argument == "--write":
-        cases = [case for make in MAKERS for case in small(make, 3)]
-        tensors = {f"{index}.{name}": part for index, case in enumerate(cases) for name, part in case.tensors.items()}
-        said = [{"format": case.format, "shape": case.shape, "options": case.options} for case in cases]
-        save_file({name: part.contiguous() for name, part in tensors.items()}, GOLDEN, {"cases": json.dumps(said)})
-        print(f"{len(cases)} settings, {GOLDEN.stat().st_size} bytes")
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        for make in MAKERS:
-            cases = [make() for _ in range(int(argument))]
-            for case in cases:
-                check(case, Path(folder))
-            print(f"{cases[0].format}: {len(cases)} settings, {len({case.shape for case in cases})} shapes: equal")
-    print(f"of {len(FLOATS)} formats")
-
-
 if __name__ == "__main__":
-    main(sys.argv[1])
+    run(sys.argv[1], MAKERS, FLOATS, GOLDEN)

@@ -17,8 +17,7 @@ from actors.core.stage import Sink
 class CompanionSwapper(Sink):
     """The only actor that issues D2H copies of companion bytes: what was changed and nothing else, on their own lane.
 
-    Slots are given back when the changes have landed (rule 4), so no upload ever stands in the H2D lane waiting for
-    them.
+    Slots are given back when the changes have landed (rule 4), so no upload stands in the H2D lane waiting for them.
     """
 
     def __init__(self, companion: Companion, device: Transfers) -> None:

@@ -23,8 +23,7 @@ class Transfers(Protocol):
     """What a device does for the actors: it copies between its memory and host memory.
 
     Uploads run in order, downloads too, and one kind beside the other. A copy starts after all events in `after`, which
-    are events of this device, or done, or chained of such ones. A copy whose `after` failed does not run and fails with
-    the same error.
+    are events of this device, or done, or chained of such ones. If one failed, the copy does not run and fails alike.
     """
 
     def upload(

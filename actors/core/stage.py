@@ -25,10 +25,11 @@ class Source(Actor):
         raise NotImplementedError
 
     async def _work(self) -> None:
+        wiring = self.wiring
         async for message in self.plan():
-            self.wiring.in_hand = message
-            now = self.wiring.clock()
-            self.wiring.meter.worked(message, now, now, 0.0)
+            wiring.in_hand = message
+            now = wiring.clock()
+            wiring.meter.worked(message, now, now, 0.0)
             await self._send(message)
 
 
@@ -78,7 +79,8 @@ class Stage(Actor):
         if not isinstance(result, Message):
             raise LineError(f"{self.name}.handle must return a Message, returned {type(result).__name__}")
         _require_event(self.name, "handle", result.event)
-        if result.at is not message.at or (result.key, result.seq) != (message.key, message.seq):
+        same = (result.layer, result.group, result.seq) == (message.layer, message.group, message.seq)
+        if result.at is not message.at or not same:
             raise LineError(f"rule 1: {self.name}.handle may change only the event: took {message}, returned {result}")
 
 

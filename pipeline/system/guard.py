@@ -30,8 +30,7 @@ _is_new = Once()
 def attempt(what: str, do: Callable[[], Result], otherwise: Result, to_do: str) -> Result:
     """What `do` gives; where that fails, for any reason, `otherwise`, and one warning.
 
-    The warning says `what` cannot be, why, and what is done instead or can be set (`to_do`); once in a process for
-    each reason.
+    The warning, one in a process for each reason, says `what` cannot be, why, and what is or can be done (`to_do`).
     """
     try:
         return do()

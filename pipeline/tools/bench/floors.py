@@ -168,8 +168,7 @@ class Floors:
     async def sequential_pass_seconds(self, loaded: Loaded, lengths: Sequence[int] = (1,)) -> float:
         """A pass with nothing beside anything: read a group, wait, copy it, wait, compute it, wait.
 
-        It carries what `compute_seconds` carries, and reads what a pass of the measured runtime reads; the rest lies in
-        `loaded`.
+        It carries what `compute_seconds` carries, and reads what a measured pass reads; the rest lies in `loaded`.
         """
         moving = set(self._read_in_pass if self._device is None else self._uploaded_in_pass)
         groups = {message.key: message for message in loaded.messages}

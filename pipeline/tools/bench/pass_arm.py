@@ -1,4 +1,4 @@
-"""What all arms of `penstock bench speed` share: what they are asked for, and what they note of it."""
+"""All arms of `penstock bench speed` share this: the scenarios that they are asked for, and the notes of each pass."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -57,7 +57,7 @@ class Scenario:
 
 @dataclass(slots=True)
 class Passes:
-    """What an arm has measured of a scenario: seconds of each pass, bytes that the disk delivered for it, and tokens.
+    """The measurements of an arm in a scenario: seconds of each pass, bytes that the disk delivered for it, and tokens.
 
     `floors` are seconds, measured in the same process; `moving_groups` move in every pass: of an arm that knows them.
     `device_bytes` are the most of a GPU's memory that the process held until then.
@@ -126,7 +126,7 @@ class PassSettings:
     options: dict[str, Any] = field(default_factory=dict)
 
     def passes(self) -> list[Passes]:
-        """What is to be measured, in turn."""
+        """Return the scenarios that are to be measured, in turn."""
         vocabulary_size = read_config(Path(self.folder)).vocabulary_size
         return [Passes(self.arm, Scenario(**one), vocabulary_size) for one in self.scenarios]
 

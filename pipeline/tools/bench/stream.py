@@ -1,7 +1,6 @@
 """One token a pass by the public interface of an open model: that of this tree, or, as a program, that of another.
 
-So this file imports nothing of this tree. `python stream.py FILE`, where `Asked` is the file's JSON, prints a row for
-each scenario.
+So this file imports nothing of this tree. `python stream.py FILE`, the JSON of `Asked`, prints a row for each scenario.
 """
 
 import asyncio
@@ -31,7 +30,7 @@ class AskedScenario(TypedDict):
 
 
 class Asked(TypedDict):
-    """What another tree's model is opened with and does."""
+    """The options that another tree's model is opened with, and the scenarios that it runs."""
 
     tree: str
     folder: str

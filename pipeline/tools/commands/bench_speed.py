@@ -111,7 +111,7 @@ def _reasons(runs: Sequence[ArmRun], names: Sequence[str], scenarios: Sequence[S
 
 
 def _floors(runs: Sequence[ArmRun]) -> str:
-    """What the GPU can do at best, as measured in these rounds; empty without one."""
+    """Say what the GPU can do at best, as measured in these rounds; empty without one."""
     rows = [row for run in runs if run.arm == FLOORS for row in run.rows]
     if not rows:
         return ""

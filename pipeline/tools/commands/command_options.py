@@ -14,7 +14,7 @@ from pipeline.tools.commands.sampling import add_sampling
 from pipeline.tools.commands.simulate import add_simulate
 
 TUNED = ("gpu_groups", "host_groups", "queues", "reader_lanes", "chunk_bytes", "max_tokens_per_pass", "residency")
-"""What `tune` tries, and what it needs for that."""
+"""The settings that `tune` tries, or needs for that."""
 
 
 def add_commands(commands: Any) -> None:

@@ -31,7 +31,7 @@ OTHERS: Mapping[str, Mapping[str, Any]] = {
     "one group at a time": {"gpu_groups": 1, "host_groups": 1, "residency": False},
     "all may stay in memory": {"residency": True},
 }
-"""What the demo is held against: nothing is read while something is computed; nothing needs to be read."""
+"""The demo is held against runs in which nothing is read beside the computing, and in which nothing needs to be."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ HELP = {
     "forced_bos_token_id": ("ID", "the token that comes first behind a prompt of one token"),
     "forced_eos_token_id": ("ID", "the token that comes last where the length ends the answer"),
 }
-"""What stands for the value, and the help."""
+"""By field, the word that stands for the value in the help, and the help."""
 OPTIONS = [field for field in fields(SamplingParameters) if field.name in HELP]
 """All but functions, which only a program can give."""
 

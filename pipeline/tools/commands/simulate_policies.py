@@ -32,7 +32,7 @@ MOST = 1 << 16
 MOST_LAYERS = 50_000
 """Over all passes and micro-batches: a trace of that many holds about a gigabyte."""
 MOST_SECONDS = 1e7
-"""Of virtual time: beyond, a float no longer tells microseconds apart, and timers would never be due."""
+"""More virtual time is refused: a float would not tell microseconds apart, and timers would never be due."""
 LAYER_SECONDS = ("attn", "ffn", "attn_io", "ffn_io", "attn_disk", "ffn_disk", "check_seconds", "kv_seconds")
 LAYERS_PER_SECOND = 2000
 """Roughly: longer work shows progress."""

@@ -34,8 +34,7 @@ Token = tuple[int, tuple[tuple[int, str], ...]]
 class RunResult:
     """The outputs of one run, several in `says` when it was asked twice; bytes and seconds are of the last time.
 
-    `token_seconds` is the median from one token to the next: the first ones also load kernels, in one run and not in
-    another.
+    `token_seconds` is the median from one token to the next: the first ones of some runs also load kernels.
     """
 
     says: tuple[tuple[Token, ...], ...]

@@ -38,8 +38,7 @@ class Shape:
 
 
 def find_shape(model: str) -> Shape:
-    """The shape of the checkpoint in the folder, or of the config file, of that name, else of the preset or the cached
-    model of that name.
+    """The shape of the checkpoint in the folder, or of the config file, preset or cached model, of that name.
 
     Weights are bfloat16 unless the config says otherwise. Reading one imports torch.
 

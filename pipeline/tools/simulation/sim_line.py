@@ -58,8 +58,7 @@ def sim_line(
     pass_tokens: int | None = None,
     residency: Residency = NOTHING_STAYS,
 ) -> SimLine:
-    """Wire a line on simulated ports, as `pipeline.engine.runtime` does on real ones. Call it on the loop that will
-    run it.
+    """Wire a line on simulated ports, as `pipeline.engine.runtime` does on real ones, on the loop that will run it.
 
     Queues and host slots that are not given hold as many as there are `gpu_groups`. `source` and `work` stand in for
     the simulated disk and the computing of a group. What stays by `residency` has memory beside the slots.

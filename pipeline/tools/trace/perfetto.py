@@ -34,8 +34,7 @@ SHOWN_CHARACTERS = 120
 def write_trace(path: Path, recording: Recording) -> None:
     """Write a trace whose first moment is 0; compressed when the name ends in ".gz".
 
-    The file appears when it is complete, and the same recording gives the same bytes. Raises ConfigError when it cannot
-    be written.
+    The file appears when it is complete; one recording always gives the same bytes. Raises ConfigError when it cannot.
     """
     head = {"penstock": {"format": FORMAT, "configuration": dict(recording.configuration)}}
     try:

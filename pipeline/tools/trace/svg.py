@@ -7,7 +7,7 @@ from html import escape
 
 WIDTH = 1160.0
 LEFT, RIGHT = 176.0, 50.0
-"""What a chart leaves free beside its rows, for names and for numbers."""
+"""The widths that a chart leaves free beside its rows, for names and for numbers."""
 CHARACTER_WIDTH = 6.2
 NAME_CHARACTERS, SMALL_NAME_CHARACTERS = 22, 25
 """As much of a name as has room beside a row."""

@@ -18,7 +18,7 @@ from pipeline.system.page_cache import advise
 PIECE_BYTES = 8 << 20
 """How closely damage is located, and what is read while the piece before is summed up."""
 SHA256, GIT, DATA = "sha256", "git sha1", "sha256 of the data"
-"""Of the file; as git names it, with its size before it; of all behind the header of a safetensors file."""
+"""A digest is of the file; as git names it, behind its size; or of all behind the header of a safetensors file."""
 
 
 @dataclass(frozen=True, slots=True)

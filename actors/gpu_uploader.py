@@ -51,7 +51,7 @@ class GpuUploader(Mover):
     def found(self, message: Message[Slot]) -> None:
         """Say that no link is needed for a resident group."""
         if self._arrivals is not None:
-            self._arrivals.found()
+            self._arrivals.queue.arrived()
 
     def copies(self, message: Message[Any]) -> Sequence[Copy]:
         """What to copy from the host slot into the device slot."""

@@ -22,7 +22,7 @@ class Arrivals:
     """One watch per upload. `reloaded` counts the groups whose event was overdue, each time that it was."""
 
     def __init__(self, policy: PrefetchPolicy, queue: PrefetchQueue) -> None:
-        self._queue = queue
+        self.queue = queue
         self._previous = asyncio.Event()
         self._previous.set()
         self._longest_seconds: dict[str, float] = {}
@@ -30,10 +30,6 @@ class Arrivals:
         # Where the host does not wait, it cannot know whether a computation uses the group already.
         self._overdue_seconds = policy.fallback_seconds if self.host_waits else None
         self.reloaded = 0
-
-    def found(self) -> None:
-        """Report a group that needs no upload, as it stays on the device."""
-        self._queue.arrived()
 
     async def watch(self, message: Message[Slot], slot: Slot, event: Event, upload: Callable[[], Event]) -> None:
         """See the copy of `message.at` into `slot` land; `upload` issues it once more, and the host waits for it.
@@ -62,7 +58,7 @@ class Arrivals:
             raise LineError(f"uploaded {UPLOADS} times, and the event of no upload came; is the device lost?")
         finally:
             through.set()
-            self._queue.arrived()
+            self.queue.arrived()
 
     async def _comes(self, kind: str, event: Event, overdue_seconds: float, again: bool) -> bool:
         """Whether an upload's event comes in time: it may take what others took. Raises the upload's own error."""

@@ -66,10 +66,6 @@ class Shard:
                 found += piece
         return found
 
-    def status(self) -> os.stat_result:
-        """What the file is now."""
-        return os.fstat(self.buffered)
-
     def close(self) -> None:
         """Close the descriptors; no read may be in flight. Closing twice is harmless."""
         descriptors, self.buffered, self.direct = (self.buffered, self.direct), -1, None

@@ -44,7 +44,7 @@ class Checking:
         return f"{'on' if self.on else 'off'}: {self.why}"
 
 
-def choose_checking(said: bool | None, *, shares_cores: bool, moving_bytes: int, rate: float | None) -> Checking:
+def choose_checking(said: bool | None, shares_cores: bool, moving_bytes: int, rate: float | None) -> Checking:
     """What is `said`; else on, unless it could take more than MOST_SHARE of passes that the CPU computes.
 
     Summing up takes most where reading at `rate` bytes per second and computing take equally long: no core is idle.

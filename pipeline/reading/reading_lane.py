@@ -55,7 +55,7 @@ class Disk:
 
     def check_unchanged(self, file: Path, position: int) -> None:
         """Raise unless the file is what it was when it was opened."""
-        status = self.files[file].status()
+        status = os.fstat(self.files[file].buffered)
         opened, now = self.files[file].identity, FileIdentity.of(status)
         if now != opened:
             truncated = now.inode == opened.inode and now.size < opened.size

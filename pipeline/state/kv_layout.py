@@ -61,15 +61,13 @@ class KvLayout:
 
     def runs(self, blocks: Iterable[int]) -> list[Copy]:
         """Whole blocks, as runs of bytes."""
-        return merge_copies(
-            Copy(block * self.block_bytes, block * self.block_bytes, self.block_bytes) for block in sorted(blocks)
-        )
+        size = self.block_bytes
+        return merge_copies(Copy(block * size, block * size, size) for block in sorted(blocks))
 
     def new_rows(self, pieces: Sequence[CachedPiece]) -> list[Copy]:
         """The rows that the tokens of a pass write: in every block, keys and values apart."""
-        return merge_copies(
-            sorted((row for piece in pieces for row in self._rows(piece)), key=lambda row: row.source_offset)
-        )
+        rows = (row for piece in pieces for row in self._rows(piece))
+        return merge_copies(sorted(rows, key=lambda row: row.source_offset))
 
     def blocks_of(self, rows: Iterable[Copy]) -> list[int]:
         """The blocks that these rows lie in, each once."""

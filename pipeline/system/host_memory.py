@@ -34,9 +34,7 @@ def available_host_bytes() -> int:
 def _machine_bytes() -> int:
     """Where the kernel promises no more than it has, what it may still promise counts too."""
     found = proc.fields("meminfo")
-    available, limit, promised = (
-        proc.in_bytes(found[name]) for name in ("MemAvailable", "CommitLimit", "Committed_AS")
-    )
+    available, limit, promised = (proc.in_bytes(found[key]) for key in ("MemAvailable", "CommitLimit", "Committed_AS"))
     heeds_limit = proc.PROC / "sys/vm/overcommit_memory"
     strict = heeds_limit.exists() and heeds_limit.read_text().strip() == "2"
     return min(available, max(0, limit - promised)) if strict else available

@@ -62,9 +62,7 @@ class BytePairEngine:
         self._words = None if pattern in COVERING_PATTERNS else sorted(ranks, key=ranks.__getitem__)
         self._normalize = normalize
         self._raw_tokens = {token.content: token.token_id for token in added_tokens if not token.is_normalized}
-        self._normalized_tokens = {
-            normalize(token.content): token.token_id for token in added_tokens if token.is_normalized
-        }
+        self._normalized_tokens = {normalize(one.content): one.token_id for one in added_tokens if one.is_normalized}
         self._find_raw = _any_of(self._raw_tokens)
         self._find_normalized = _any_of(self._normalized_tokens)
         self._longest_token = max(map(len, [*self._raw_tokens, *self._normalized_tokens, ""]))

@@ -63,10 +63,8 @@ def _followed(decoder: Sequence[dict[str, Any]]) -> tuple[Callable[[str], str | 
     byte_fallback = _next_is("ByteFallback", rest)
     strips_first_space = _next_is("Fuse", rest) and rest == [_STRIP_FIRST_SPACE]
     if rest and not strips_first_space:
-        have = [step["type"] for step in decoder]
-        raise ConfigError(
-            f"tokenizer.json: decoder {have} cannot be followed token by token; supported are {SUPPORTED}"
-        )
+        have = f"decoder {[step['type'] for step in decoder]}"
+        raise ConfigError(f"tokenizer.json: {have} cannot be followed token by token; supported are {SUPPORTED}")
 
     def piece(text: str) -> str | bytes:
         for old, new in replaced:

@@ -37,9 +37,8 @@ class MergeList:
         self._order: dict[int, int] = {}  # by pair: the index of its merge
         self._results: list[int] = []  # by index: the token that the merge makes
         # By token: the index of the merge that makes it.
-        self._made = [
-            _LETTER if len(token) == 1 else _NEVER for token in sorted(vocabulary, key=vocabulary.__getitem__)
-        ]
+        by_id = sorted(vocabulary, key=vocabulary.__getitem__)
+        self._made = [_LETTER if len(token) == 1 else _NEVER for token in by_id]
         self._left, self._right = [0] * self._size, [0] * self._size  # what a live token is made of
         self.live: list[int] = []
         self._steps = 0

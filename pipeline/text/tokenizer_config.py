@@ -42,9 +42,7 @@ def read_tokenizer_config(folder: Path) -> TokenizerConfig:
     extra = _extra(document) or _extra(older, all_special=True)
     if complete:
         decoder = document["added_tokens_decoder"] or {}
-        with_ids = [
-            _token(TOKENIZER_CONFIG, value, token_id=_id(TOKENIZER_CONFIG, key)) for key, value in decoder.items()
-        ]
+        with_ids = [_token(TOKENIZER_CONFIG, one, token_id=_id(TOKENIZER_CONFIG, key)) for key, one in decoder.items()]
     else:
         with_ids = _with_ids(_read(folder / ADDED_TOKENS), document, older)
     add_bos_token = document.get("add_bos_token")

@@ -30,10 +30,8 @@ def read_tokenizer_json(path: Path, declared: Declared) -> TokenizerJson:
     """Read the file, and add what `declared` adds. Raises CheckpointError where the two contradict each other."""
     raw = read_small_file(path, TOKENIZER_LIMIT_BYTES)
     document = parse_object(raw, str(path))
-    vocabulary = vocabulary_of(document)
-    added_tokens = AddedTokens(
-        listed_tokens(document), declared, vocabulary.get, set(vocabulary.values()), len(vocabulary)
-    )
+    ids = vocabulary_of(document)
+    added_tokens = AddedTokens(listed_tokens(document), declared, ids.get, set(ids.values()), len(ids))
     entries = [{**asdict(token), "id": token.token_id} for token in added_tokens.tokens]
     return TokenizerJson(path, raw, {**document, "added_tokens": entries}, added_tokens)
 

@@ -1,10 +1,10 @@
 """`penstock bench core`: what the core itself costs, and how near a simulated pass comes to its ideal."""
 
 import asyncio
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 
 from actors.core.channel import Receiver, Sender, open_channel
 from actors.core.errors import ChannelClosed
@@ -59,10 +59,8 @@ def bench_core(rounds: int) -> CoreReport:
         started = time.perf_counter()
         pass_seconds = run_virtual(_simulated_pass_seconds())
         simulated.append((time.perf_counter() - started) / PASSES)
-    hop, group, with_spans = (
-        {name: statistics.median(each) for name, each in one.items()} for one in (hops, groups, recorded)
-    )
-    real_seconds = statistics.median(simulated)
+    hop, group, with_spans = ({name: median(each) for name, each in one.items()} for one in (hops, groups, recorded))
+    real_seconds = median(simulated)
     return CoreReport(rounds, hop, group, with_spans, pass_seconds, IDEAL_PASS_SECONDS, real_seconds)
 
 

@@ -95,10 +95,8 @@ class Passes:
                 self.device_bytes = torch.cuda.max_memory_allocated()
         if self._ran == self.scenario.wanted or time.perf_counter() > self._said + SAY_SECONDS:
             self._said = time.perf_counter()
-            say(
-                f"{self.arm}, {self.scenario.name}: {self._ran}/{self.scenario.wanted} passes, "
-                f"the last in {seconds:.3f} s"
-            )
+            passes = f"{self._ran}/{self.scenario.wanted} passes"
+            say(f"{self.arm}, {self.scenario.name}: {passes}, the last in {seconds:.3f} s")
 
     def as_dict(self) -> Row:
         """As plain values."""

@@ -2,9 +2,9 @@
 
 import dataclasses
 import itertools
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, median
 from typing import Any
 
 from actors.core.message import GroupKey
@@ -39,18 +39,16 @@ class SteadyTimings:
         order = replay.order
 
         def shared_out(actor: str, weights: Mapping[GroupKey, float] | None = None) -> dict[GroupKey, float]:
-            whole = statistics.median(sum(replay.seconds(actor, pass_, key) for key in order) for pass_ in passes)
+            whole = median(sum(replay.seconds(actor, pass_, key) for key in order) for pass_ in passes)
             if weights is None:
-                weights = {
-                    key: statistics.median(replay.seconds(actor, pass_, key) for pass_ in passes) for key in order
-                }
+                weights = {key: median(replay.seconds(actor, pass_, key) for pass_ in passes) for key in order}
             weight = sum(weights.values())
             return {key: whole * weights[key] / weight if weight else 0.0 for key in order}
 
         return cls(
             order=order,
             one_link=replay.one_link,
-            begin=statistics.median(map(replay.begin_seconds, passes)),
+            begin=median(map(replay.begin_seconds, passes)),
             reads=shared_out(DISK, {key: float(group_bytes[key]) for key in order}),
             uploads=shared_out(LINK),
             computes=shared_out(COMPUTE),
@@ -93,6 +91,4 @@ def simulated_passes(timings: SteadyTimings, passes: int, **line: Any) -> list[f
 
 def simulated_grid(timings: SteadyTimings, candidates: Sequence[Candidate]) -> dict[Candidate, float]:
     """Seconds per pass by candidate, simulated. Not on a running loop: use a thread."""
-    return {
-        one: statistics.fmean(simulated_passes(timings, SIMULATED_PASSES, **one.groups_and_queue)) for one in candidates
-    }
+    return {one: fmean(simulated_passes(timings, SIMULATED_PASSES, **one.groups_and_queue)) for one in candidates}

@@ -33,10 +33,8 @@ def closing_lines(before: ModelStatistics, after: ModelStatistics, seconds: floa
     passes = after.passes - before.passes
     read = after.bytes_read - before.bytes_read
     needed = max(1, after.bytes_needed - before.bytes_needed)
-    busy = {
-        label: (after.busy_seconds[name] - before.busy_seconds.get(name, 0.0)) / seconds
-        for name, label in RESOURCES.items()
-    }
+    earlier, now = before.busy_seconds, after.busy_seconds
+    busy = {label: (now[name] - earlier.get(name, 0.0)) / seconds for name, label in RESOURCES.items()}
     binding = max(busy, key=lambda label: busy[label])
     staying = sum(after.resident_groups.values())
     if after.moving_groups:

@@ -24,9 +24,8 @@ def waits_for(tasks: Iterable[Task]) -> str:
         for message in _messages(actor, frames[task])
     }
     senders = {outlet.name: actor.name for actor in actors.values() if (outlet := actor.wiring.outlet) is not None}
-    return "; ".join(
-        sorted(f"{task.get_name()} {_wait(standing, holders, senders)}" for task, standing in frames.items())
-    )
+    clauses = (f"{task.get_name()} {_wait(standing, holders, senders)}" for task, standing in frames.items())
+    return "; ".join(sorted(clauses))
 
 
 def _frames(task: Task) -> Iterator[FrameType]:

@@ -38,9 +38,8 @@ def times_of(spans: Iterable[Span], actor: str, *whats: str) -> list[Interval]:
 
 def computations(spans: Iterable[Span]) -> list[Span]:
     """Return the computations in the order of their beginnings."""
-    return sorted(
-        (span for span in spans if span.actor == COMPUTE and span.what == "work"), key=lambda span: span.started
-    )
+    computed = (span for span in spans if span.actor == COMPUTE and span.what == "work")
+    return sorted(computed, key=lambda span: span.started)
 
 
 def pass_starts(computed: Iterable[Span]) -> list[Span]:

@@ -48,7 +48,7 @@ def verify(
 ) -> list[Verdict]:
     """Compare the files of a folder, in order of their names; unless `all_files`, those of which something is known.
 
-    `say` hears twice a second how many bytes of how many are done. Raises CheckpointError where no folder with weights is.
+    `say` hears twice a second how many bytes of how many are done. Raises CheckpointError for no folder with weights.
     """
     require_folder(folder, "a folder with the files of a checkpoint")
     with os_errors_named(folder):

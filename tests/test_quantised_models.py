@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import quantised_models, tiny_models
+from support.cases import EVERYTHING, in_turn
 
 from pipeline import Model, Output
 
@@ -19,8 +20,7 @@ async def greedy(folder: Path, steps: int = STEPS, **settings: object) -> Output
         return await model.generate(tiny_models.PROMPT, max_new_tokens=steps, ignore_eos=True, logprobs=VOCABULARY_SIZE)
 
 
-@pytest.mark.parametrize("family", quantised_models.FAMILIES)
-@pytest.mark.parametrize("name", quantised_models.FORMATS)
+@pytest.mark.parametrize(("name", "family"), in_turn([*quantised_models.FORMATS], [*quantised_models.FAMILIES]))
 async def test_tokens_and_logprobs_equal_transformers_with_the_decoded_weights(
     name: str, family: str, tmp_path: Path
 ) -> None:
@@ -34,7 +34,7 @@ async def test_tokens_and_logprobs_equal_transformers_with_the_decoded_weights(
         torch.testing.assert_close(ours, expected.logprobs[step], atol=1e-4, rtol=0)
 
 
-EQUAL = ("ct int4 asymmetric", "gptq 8 bits ordered", "gptq, head", "fp8 blocks, head", "nf4 nested")
+MOST_DIFFERENT = ("ct int4 asymmetric", "gptq 8 bits ordered", "gptq, head", "fp8 blocks, head", "nf4 nested")
 SETTINGS: tuple[dict[str, object], ...] = (
     {"gpu_groups": 1},
     {"gpu_groups": 3, "device": "cpu-copy", "host_groups": 2, "residency": False},
@@ -43,7 +43,7 @@ SETTINGS: tuple[dict[str, object], ...] = (
 )
 
 
-@pytest.mark.parametrize("name", EQUAL)
+@pytest.mark.parametrize("name", quantised_models.FORMATS if EVERYTHING else MOST_DIFFERENT)
 async def test_no_bit_depends_on_settings_or_company(name: str, tmp_path: Path) -> None:
     quantised_models.save(quantised_models.FORMATS[name], "llama", tmp_path)
     prompts = [tiny_models.PROMPT, tiny_models.PROMPT[:1], tiny_models.PROMPT[3:] * 4]

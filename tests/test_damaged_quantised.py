@@ -122,6 +122,7 @@ DAMAGED: dict[str, tuple[str, Damage, str]] = {
         part("weight.quant_state.bitsandbytes__nf4", lambda t: t[:9]),
         r"quant state",
     ),
+    "an empty quant state": ("nf4", part("weight.quant_state.bitsandbytes__nf4", lambda t: t[:0]), r"need 1 to .* 0"),
     "blocks that the state does not say": ("nf4", state(blocksize=128), r"need shape \[80\]"),
     "8 bits of bitsandbytes": ("nf4", config(load_in_4bit=False, load_in_8bit=True), rf"load_in_8bit: .*{LIST}"),
     "fp4 of bitsandbytes": ("nf4", config(bnb_4bit_quant_type=None), rf"bnb_4bit_quant_type: .*{LIST}'fp4'"),

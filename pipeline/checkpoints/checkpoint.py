@@ -41,9 +41,12 @@ class Checkpoint:
     repeated: Mapping[str, Path] = field(default_factory=dict)
 
     def content(self, name: str) -> bytes:
-        """The bytes of a small tensor, read now. Raises CheckpointError when they cannot be read."""
+        """The bytes of a small tensor, read now, or none of a file that is only planned.
+
+        Raises CheckpointError when they cannot be read.
+        """
         entry = self.tensors[name]
-        return self.files[entry.file].read(entry.start, entry.length)
+        return self.files[entry.file].read(entry.start, entry.length) if entry.file in self.files else b""
 
     def close(self) -> None:
         """Close the weight files; no read may be in flight. Closing twice is harmless."""

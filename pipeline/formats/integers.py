@@ -138,6 +138,8 @@ def group_order(order: TensorRange, groups: int) -> tuple[TensorRange, ...]:
 
     Raises CheckpointError where it names a group that there is not.
     """
+    if not order.content:
+        return (order,)
     numbers_D = header_numbers(order)
     lowest, highest, columns = int(numbers_D.min()), int(numbers_D.max()), len(numbers_D)
     if lowest < 0 or highest >= groups:

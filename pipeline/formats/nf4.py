@@ -100,6 +100,8 @@ class _State:
 
 def _state(header: TensorRange, shape: tuple[int, ...], is_double: bool) -> _State:
     """Raises CheckpointError where it is no JSON, or not that of a matrix of this shape."""
+    if not header.content:
+        return _State(BLOCK_SIZES[1], torch.float32, 0.0)
     try:
         state = json.loads(header.content)
         found = {

@@ -94,7 +94,8 @@ class TensorSpec:
 class TensorRange:
     """The bytes of one tensor, or of some of its rows, in one file; `short` is its name inside the group.
 
-    `content` holds them where it is a header, which is read when the model is opened.
+    `content` holds them where it is a header, which is read when the model is opened. It is empty where there are no
+    files, but only a plan of them: a format assumes what it must.
     """
 
     short: str

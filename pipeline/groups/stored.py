@@ -66,8 +66,8 @@ def faults(spec: TensorSpec, stored: Sequence[str], checkpoint: Checkpoint) -> I
         yield f"{what}: need one place, {checkpoint.repeated[stored[0]]} holds it too; keep one"
     if entry.shape not in (shapes := spec.shapes or (spec.shape,)) and not (spec.is_header and spec.shape == ()):
         yield f"{what}: need shape {' or '.join(str([*shape]) for shape in shapes)}, have {list(entry.shape)}"
-    if spec.is_header and entry.length > HEADER_LIMIT_BYTES:
-        yield f"{what}: need at most {HEADER_LIMIT_BYTES} bytes, have {entry.length}"
+    if spec.is_header and not 0 < entry.length <= HEADER_LIMIT_BYTES:
+        yield f"{what}: need 1 to {HEADER_LIMIT_BYTES} bytes, have {entry.length}"
     if entry.dtype not in spec.dtypes:
         need = ", ".join(spec.dtypes)
         yield f"{what}: need dtype {need}, have {entry.dtype}; {ADVICE}"

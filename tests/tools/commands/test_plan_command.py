@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import tiny_models
+from support import quantised_models, tiny_models
 
 from pipeline.api import BUNDLED
 from pipeline.checkpoints.checkpoint import open_checkpoint
@@ -89,6 +89,19 @@ def test_sizes_from_a_config_alone_are_those_of_the_files(variant: str, tmp_path
         from_files = planned(tmp_path / "full", device)
         assert planned(tmp_path / "alone", device) == from_files
         assert planned(tmp_path / "full" / "config.json", device) == from_files
+
+
+@pytest.mark.parametrize("name", quantised_models.FORMATS)
+def test_sizes_of_quantised_weights_follow_from_a_config_alone(name: str, tmp_path: Path) -> None:
+    """But for the dtype of scales, which it does not say."""
+    quantised_models.save(quantised_models.FORMATS[name], "llama", tmp_path)
+    device = SimDevice(ONE_PLACE, memory={"host": 10**9, "device": 10**8})
+    nbytes = {}
+    for path in (tmp_path, tmp_path / "config.json"):
+        sizes = planned(path, device)[2]
+        assert isinstance(sizes, list)
+        nbytes[path] = sum(length for group in sizes for _, _, length in group)
+    assert nbytes[tmp_path / "config.json"] == pytest.approx(nbytes[tmp_path], rel=0.25)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """As many requests wait as may: one more is told at once, and those that wait hold no tables."""
 
 import asyncio
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +97,14 @@ def test_the_plan_counts_the_tables_of_those_that_run(checkpoint: Path) -> None:
     runtime.device.free()
     (tables,) = [one for one in runtime.plan.holdings if one.holder == "penalty tables"]
     assert (tables.place, tables.nbytes, tables.knob) == ("host", 3 * 300 * 4, "max_requests")
+
+
+def test_the_plan_counts_the_tokenizer_by_its_file(checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
+    counted = []
+    for name in ("config.json", "tokenizer.model", "tokenizer.json"):
+        (tmp_path / name).touch()
+        runtime = build(tmp_path, Config(**SETTINGS))
+        runtime.device.free()
+        counted.append([one.nbytes for one in runtime.plan.holdings if one.holder == "tokenizer"])
+    assert counted == [[], [300 * 300], [300 * 600]]

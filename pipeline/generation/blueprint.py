@@ -13,6 +13,7 @@ from pipeline.config import Config
 from pipeline.devices.port import Device
 from pipeline.engine.plan import lay_out
 from pipeline.errors import ConfigError
+from pipeline.generation.folder import tokenizer_bytes
 from pipeline.generation.model_plan import ModelPlan, SizedPlans, make_plans
 from pipeline.generation.pass_rates import PassRates
 from pipeline.generation.what_would_fit import what_would_fit
@@ -62,7 +63,8 @@ def draw_up(
     groups = plan_groups(group_specs(model), checkpoint, model.quantization.format_of)
     dtype = _computing_dtype(model, groups, settings)
     catalog = lay_out(groups.groups, settings, device)
-    plans = make_plans(model, settings, groups, catalog, device, dtype)
+    tokenizer = tokenizer_bytes(checkpoint.folder, model.vocabulary_size)
+    plans = make_plans(model, settings, groups, catalog, device, dtype, tokenizer)
     return Blueprint(model, checkpoint, groups, dtype, catalog, plans, plans.best(PassRates()))
 
 

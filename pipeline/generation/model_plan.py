@@ -64,6 +64,7 @@ def make_plans(
     catalog: WeightCatalog,
     device: Device,
     dtype: torch.dtype,
+    tokenizer_bytes: int,
 ) -> SizedPlans:
     """Add everything up. KV blocks get what is left: the device first, then host memory, then the disk.
 
@@ -75,7 +76,8 @@ def make_plans(
     context_tokens = _context_tokens(model, settings)
     wanted = _wanted_tokens(settings, context_tokens)
     disk = {} if settings.kv_disk is None else {"disk": free_disk_bytes(settings.kv_disk)}
-    planning = Planning.of(settings, catalog, device, (), disk)
+    tokenizer = Holding("tokenizer", device.places[0].name, tokenizer_bytes, "")
+    planning = Planning.of(settings, catalog, device, (tokenizer,) * bool(tokenizer_bytes), disk)
 
     def rooms(tokens: int) -> _Rooms:
         held = pass_holdings(model, settings, groups, device, dtype, context_tokens, tokens)

@@ -102,7 +102,7 @@ class SamplingParameters:
         seed: the same seed gives the same draws: any number of 64 bits, with or without a sign. With None or -1, runs
             differ.
         logprobs: so many of the most likely tokens are reported with their log-probabilities, beside the chosen one; 0
-            reports the chosen one only, None nothing.
+            reports the chosen one only, None nothing. Each takes about 100 bytes of the answer, which are in no plan.
         suppress_tokens: ids that never come.
         begin_suppress_tokens: ids that do not come first.
         no_repeat_ngram_size: no run of so many tokens comes twice, the prompt included; 0 is off.

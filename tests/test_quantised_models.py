@@ -34,6 +34,15 @@ async def test_tokens_and_logprobs_equal_transformers_with_the_decoded_weights(
         torch.testing.assert_close(ours, expected.logprobs[step], atol=1e-4, rtol=0)
 
 
+async def test_the_first_line_says_which_formats_there_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    quantised_models.save(quantised_models.FORMATS["ct w8a8"], "llama", tmp_path)
+    async with Model.open(tmp_path, device="cpu"):
+        assert caplog.messages[0] == (
+            f"{tmp_path}: weights: 21 matrices compressed-tensors int8 in bytes, one scale a row; 2 matrices not "
+            "quantised; activations are not quantised, where int8 is meant"
+        )
+
+
 MOST_DIFFERENT = ("ct int4 asymmetric", "gptq 8 bits ordered", "gptq, head", "fp8 blocks, head", "nf4 nested")
 SETTINGS: tuple[dict[str, object], ...] = (
     {"gpu_groups": 1},

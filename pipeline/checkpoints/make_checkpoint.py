@@ -155,8 +155,9 @@ class _Draw:
     """Draws the tensors of a model one by one, and encodes what is stored in another way than in `dtype`."""
 
     def __init__(self, model: ModelConfig, dtype: str, stored: str | None, seed: int) -> None:
-        self.tensors = stored_tensors(model, stored_name(dtype))
-        self._parts = {spec: stored_parts(model, spec) for spec in model_specs(model)}
+        specs = model_specs(model)
+        self.tensors = stored_tensors(model, specs, stored_name(dtype))
+        self._parts = {spec: stored_parts(model, spec) for spec in specs}
         self._whole = {part.name: spec for spec, parts in self._parts.items() for part in parts}
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._encode = None if stored is None else WRITTEN_FORMATS[stored].encode

@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,9 +44,9 @@ def stored_parts(model: ModelConfig, spec: TensorSpec) -> tuple[TensorSpec, ...]
     return model.quantization.format_of(spec.name).stored_as(spec) if spec.is_matrix else (spec,)
 
 
-def stored_tensors(model: ModelConfig, dtype: str) -> Tensors:
-    """All tensors of the files by name; those that may have it have this dtype."""
-    parts = [part for spec in model_specs(model) for part in stored_parts(model, spec)]
+def stored_tensors(model: ModelConfig, specs: Iterable[TensorSpec], dtype: str) -> Tensors:
+    """What the files hold for these tensors, by name; what may have it has this dtype."""
+    parts = [part for spec in specs for part in stored_parts(model, spec)]
     return {part.name: Tensor(dtype if dtype in part.dtypes else part.dtypes[0], part.shape) for part in parts}
 
 
@@ -86,7 +86,7 @@ def shard_header(tensors: Tensors) -> bytes:
 def tensor_entries(model: ModelConfig, dtype: str, folder: Path) -> dict[str, TensorEntry]:
     """What the headers of the files would say, if they were in the folder."""
     entries = {}
-    for file, tensors in shards(stored_tensors(model, dtype)).items():
+    for file, tensors in shards(stored_tensors(model, model_specs(model), dtype)).items():
         data_start = len(shard_header(tensors))
         for name, begin, end in _offsets(tensors):
             entries[name] = TensorEntry(folder / file, *tensors[name], data_start + begin, end - begin)

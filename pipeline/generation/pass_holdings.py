@@ -48,7 +48,7 @@ def pass_holdings(
         *(Holding("embedding rows", where, rows, "max_tokens_per_pass") for where in (first, place)),
         Holding("activations", place, blocks.padded(tokens) * row_activations, "max_tokens_per_pass"),
         *(Holding("activations: recorded kernels", where, nbytes, "") for where, nbytes in recorded.items()),
-        *(Holding("activations: weights that are cast", place, casts, "") for _ in range(bool(casts))),
+        *(Holding("activations: weights that are cast or decoded", place, casts, "") for _ in range(bool(casts))),
         Holding(
             "activations: attention",
             place,

@@ -20,11 +20,14 @@ BFLOAT16_BYTES = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """The sizes that decide how many bytes and operations a layer has; `item_bytes` is the size of one weight."""
+    """The sizes that decide how many bytes and operations a layer has; `item_bytes` is the size of one weight.
+
+    That of quantised weights is what is stored of a layer for each of them.
+    """
 
     layers: int
     layer: Layer
-    item_bytes: int
+    item_bytes: float
 
     def parameters(self, part: str) -> int:
         """Count the parameters of one part of a layer."""
@@ -53,12 +56,16 @@ def find_shape(model: str) -> Shape:
             return Shape(layers=len(layers), layer=layers[0], item_bytes=BFLOAT16_BYTES)
         raise ConfigError(f"--model: is no folder, and {unknown_name('preset', model, list(PRESETS))}")
     from pipeline.checkpoints.config_alone import config_alone
+    from pipeline.checkpoints.shard_layout import stored_tensors, total_bytes
+    from pipeline.formats.tensors import stored_name
     from pipeline.models.model_config import read_config
 
     alone = config_alone(path)
     config = read_config(path) if alone is None else alone.model
-    item_bytes = BFLOAT16_BYTES if config.dtype is None else config.dtype.itemsize
-    return Shape(layers=config.layers, layer=config.layer_kinds[0], item_bytes=item_bytes)
+    layer, dtype = config.layer_kinds[0], stored_name(str(config.dtype or "bfloat16").removeprefix("torch."))
+    specs = [spec for part in layer.specs("model.layers.0").values() for spec in part]
+    stored = total_bytes(stored_tensors(config, specs, dtype))
+    return Shape(layers=config.layers, layer=layer, item_bytes=stored / sum(math.prod(spec.shape) for spec in specs))
 
 
 def derive_timings(

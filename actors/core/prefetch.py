@@ -114,10 +114,9 @@ class PrefetchQueue:
             if not isinstance(ask, Ask):
                 raise PolicyFailed(f"policy {self._policy.name}: {method} must give Asks, gave {ask!r}")
             if ask.kind not in self._parts or not isinstance(ask.layer, int):
-                raise PolicyFailed(
-                    f"policy {self._policy.name}: {method} asks for {ask.kind!r} of layer {ask.layer!r}; "
-                    f"need a kind of {', '.join(self._parts)} and the number of a layer"
-                )
+                need = f"a kind of {', '.join(self._parts)} and the number of a layer"
+                have = f"{method} asks for {ask.kind!r} of layer {ask.layer!r}"
+                raise PolicyFailed(f"policy {self._policy.name}: {have}; need {need}")
         return asks
 
     def _ask(self, trigger: int, ask: Ask) -> bool:

@@ -29,10 +29,9 @@ class HuggingFaceEngine:
         try:
             import tokenizers
         except ImportError as error:
-            raise ConfigError(
-                f"{path} is not byte-level BPE that tiktoken can express exactly ({why}); reading it needs the "
-                "`tokenizers` package: pip install tokenizers"
-            ) from error
+            fault = f"is not byte-level BPE that tiktoken can express exactly ({why})"
+            need = "reading it needs the `tokenizers` package: pip install tokenizers"
+            raise ConfigError(f"{path} {fault}; {need}") from error
         _check_merges(source)
         require_all_text(source)
         try:
@@ -110,10 +109,9 @@ def _check_merges(source: TokenizerJson) -> None:
     if prefix := model.get("continuing_subword_prefix"):
         for _, right in merge_pairs(model.get("merges", [])):
             if not right.startswith(prefix):
-                raise CheckpointError(
-                    f"{source.path}: a merge ends in {right[:80]!r}, which does not begin with the "
-                    f"continuing_subword_prefix {prefix[:80]!r}; fetch the file again"
-                )
+                fault = f"does not begin with the continuing_subword_prefix {prefix[:80]!r}"
+                have = f"a merge ends in {right[:80]!r}, which {fault}"
+                raise CheckpointError(f"{source.path}: {have}; fetch the file again")
 
 
 def _in_the_package(token: AddedToken) -> Any:

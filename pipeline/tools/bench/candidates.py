@@ -93,10 +93,8 @@ DEFAULT = Candidate(
 
 def candidates(budgets: Iterable[tuple[int, int]], queues: Sequence[int], reading: ReadSizes) -> list[Candidate]:
     """Every pair of `gpu_groups` and `host_groups` with every size of queue."""
-    return [
-        Candidate(gpu_groups=gpu_groups, host_groups=host_groups, queue=queue, reading=reading)
-        for (gpu_groups, host_groups), queue in itertools.product(budgets, queues)
-    ]
+    pairs = itertools.product(budgets, queues)
+    return [Candidate(gpu_groups=gpu, host_groups=host, queue=queue, reading=reading) for (gpu, host), queue in pairs]
 
 
 def best_readings(rates: Mapping[ReadSizes, Samples]) -> list[ReadSizes]:

@@ -102,10 +102,8 @@ class Floors:
         Returns the seconds from the end of the first copy to that of the last, and the bytes of each.
         """
         catalog, device = self._runtime.catalog, self._runtime.device
-        slots = {
-            kind: [await budget.acquire(kind) for budget in self._runtime.line.budgets]
-            for kind in {catalog.kind(key) for key in keys}
-        }
+        kinds = {catalog.kind(key) for key in keys}
+        slots = {kind: [await budget.acquire(kind) for budget in self._runtime.line.budgets] for kind in kinds}
         copies = [catalog.copies(key) for key in keys]
         events = []
         for key, each in zip(keys, copies, strict=True):

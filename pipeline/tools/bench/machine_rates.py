@@ -62,10 +62,8 @@ async def measure_rates(folder: Path, settings: Config, tokens: int, progress: P
                 progress(f"round {index + 1}/{ROUNDS}: both at once")
                 alone = sum(computed[tokens][-1].seconds.values())
                 slowdowns.append(await _slowdowns(floors, runtime, some, tokens, disk[-1], alone))
-        read_slowdown, compute_slowdown = (
-            max(1.0, statistics.median(each))
-            for each in (zip(*slowdowns, strict=True) if slowdowns else ([1.0], [1.0]))
-        )
+        read_and_compute = zip(*slowdowns or [(1.0, 1.0)], strict=True)
+        read_slowdown, compute_slowdown = (max(1.0, statistics.median(each)) for each in read_and_compute)
         runtime.device.have_run()
         return Rates(
             statistics.median(disk),

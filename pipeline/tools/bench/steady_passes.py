@@ -48,8 +48,6 @@ async def steady_pass_seconds(model: Model, tokens: int, passes: int) -> list[fl
         await asyncio.gather(*calls, return_exceptions=True)
     ran, computed = program.passes - passes_before, program.computed_tokens - tokens_before
     if (ran, computed) != (len(calls), len(calls) * tokens):
-        raise RequestError(
-            f"steady passes: need {len(calls)} of {tokens} tokens each, have {ran} with {computed} tokens in all; "
-            "leave the model to the measurement"
-        )
+        need, have = f"{len(calls)} of {tokens} tokens each", f"{ran} with {computed} tokens in all"
+        raise RequestError(f"steady passes: need {need}, have {have}; leave the model to the measurement")
     return [after - before for before, after in itertools.pairwise(ends)][WARM_UP - 1 :]

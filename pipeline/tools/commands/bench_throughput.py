@@ -129,13 +129,12 @@ def _compared_columns(runs: Sequence[ArmRun]) -> dict[tuple[str, str], list[str]
 def _print_agreement(ours: Sequence[Row], theirs: Sequence[Row], against: str) -> None:
     print()
     for mine, other in zip(ours, theirs, strict=True):
+        requests = f"{mine['requests']:.0f} requests"
         if "seconds" not in other:
-            print(f"{mine['requests']:.0f} requests: {against} needs more memory than the limit")
+            print(f"{requests}: {against} needs more memory than the limit")
             continue
         whole, tokens = agreement(mine, other)
         total = sum(map(len, mine["token_ids"]))
         ratio = mine["tokens_per_second"] / other["tokens_per_second"]
-        print(
-            f"{mine['requests']:.0f} requests: {ratio:.2f} x {against}'s tokens/s; {whole} requests and "
-            f"{tokens} of {total} tokens agree up to the first difference"
-        )
+        same = f"{whole} requests and {tokens} of {total} tokens agree up to the first difference"
+        print(f"{requests}: {ratio:.2f} x {against}'s tokens/s; {same}")

@@ -23,11 +23,8 @@ def heat_map(
     A budget without times did not fit into memory.
     """
     best = min(seconds.values())
-    rows = {
-        budget: [_cell(seconds[budget, value] / best, (budget, value) == chosen) for value in columns]
-        for budget in budgets
-        if budget in window_bytes
-    }
+    fit = [budget for budget in budgets if budget in window_bytes]
+    rows = {one: [_cell(seconds[one, value] / best, (one, value) == chosen) for value in columns] for one in fit}
     width = 2 + max(len(cell) for row in (columns.values(), *rows.values()) for cell in row)
     lines = [_line("gpu_groups", columns.values(), "window", width)]
     for budget in budgets:

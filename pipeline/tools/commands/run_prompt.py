@@ -111,7 +111,5 @@ async def _watch(model: Model, progress: Progress) -> None:
         line, source = model.runtime.line.statistics(), model.runtime.source
         computed = line.actors[SCHEDULER].messages
         seconds = time.perf_counter() - started
-        progress.go_on(
-            f"pass {computed // groups + 1}, group {computed % groups}/{groups}, "
-            f"{human_bytes(source.bytes_read)} read, {seconds:.1f} s"
-        )
+        where = f"pass {computed // groups + 1}, group {computed % groups}/{groups}"
+        progress.go_on(f"{where}, {human_bytes(source.bytes_read)} read, {seconds:.1f} s")

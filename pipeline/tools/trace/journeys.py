@@ -23,11 +23,8 @@ class Journeys:
 
     def before(self, actor: str, span: Span) -> Span | None:
         """The latest work of `actor` on the group of `span` that began before `span` did."""
-        earlier = [
-            work
-            for work in self._work.get((actor, span.layer, span.group, span.seq), ())
-            if work.started <= span.started and work is not span
-        ]
+        on_group = self._work.get((actor, span.layer, span.group, span.seq), ())
+        earlier = [work for work in on_group if work.started <= span.started and work is not span]
         return max(earlier, key=lambda work: work.started, default=None)
 
 

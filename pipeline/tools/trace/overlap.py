@@ -170,10 +170,8 @@ class _PassWindow:
         count = len(self._layers)
         if count >= 4:
             steady, last = self._layers[count // 2], self._layers[-1]
-            seconds = fmean(
-                self._by_position[base + last].started - self._by_position[base + steady].started
-                for base in self._passes
-            )
+            at = self._by_position
+            seconds = fmean(at[base + last].started - at[base + steady].started for base in self._passes)
             return seconds / (count - 1 - count // 2)
         if len(self._passes) == 1:
             return (self.ended - self.started) / count
@@ -192,13 +190,9 @@ class _PassWindow:
         if count == 1:
             return [([idle[base + self._layers[0] + 1]], [0.0]) for base in self._passes]
         steady = range(min(count // 2, count - 2), count - 1)
-        return [
-            (
-                [idle[base + self._layers[layer] + 1] for layer in steady],
-                [idle[base + self._layers[layer + 1]] for layer in steady],
-            )
-            for base in self._passes
-        ]
+        inside = [self._layers[layer] + 1 for layer in steady]
+        after = [self._layers[layer + 1] for layer in steady]
+        return [([idle[base + at] for at in inside], [idle[base + at] for at in after]) for base in self._passes]
 
     def begun_per_window(self, kind: str) -> float:
         windows = self._windows(kind)

@@ -139,10 +139,8 @@ def _cause_table(summary: Summary) -> str:
 
 
 def _configuration(configuration: Mapping[str, Any]) -> str:
-    rows = "".join(
-        f'<tr><td class="key">{escape(name)}</td><td class="value">{escape(value)}</td></tr>'
-        for name, value in _flat(configuration)
-    )
+    cells = (map(escape, pair) for pair in _flat(configuration))
+    rows = "".join(f'<tr><td class="key">{name}</td><td class="value">{value}</td></tr>' for name, value in cells)
     return f"<table>{rows}</table>" if rows else "<p>The trace holds none.</p>"
 
 

@@ -67,10 +67,8 @@ def verify(
 
     workers = max(1, min(len(names), os.cpu_count() or 1, MOST_WORKERS))
     with ThreadPoolExecutor(workers, thread_name_prefix="penstock-verify") as threads:
-        looking = {
-            name: threads.submit(_look, folder, name, sums, sums_file, count, stop, all_files)
-            for name in sorted(names, key=sizes.__getitem__, reverse=True)
-        }
+        by_size = sorted(names, key=sizes.__getitem__, reverse=True)
+        looking = {one: threads.submit(_look, folder, one, sums, sums_file, count, stop, all_files) for one in by_size}
         try:
             say(0, sum(sizes.values()))
             while wait(looking.values(), timeout=SAY_SECONDS).not_done:

@@ -81,13 +81,24 @@ class PassRate:
     def __init__(self, size: PassSize) -> None:
         self._size = size
         self._tokens = 0
-        self._seconds = 0.0
+        self._took = 0.0
+        self._plain_then = 0.0
         self._plain: deque[float] = deque(maxlen=RECENT_PASSES)
 
     @property
     def _plain_seconds(self) -> float:
         """What a pass takes without prompts; 0 as long as that is not known."""
         return sorted(self._plain)[(len(self._plain) - 1) // 2] if len(self._plain) > 1 else 0.0
+
+    @property
+    def _seconds(self) -> float:
+        """What so many tokens take by now: since that pass, one without prompts may have come to take longer, or less.
+
+        0 as long as no pass has told.
+        """
+        if not self._took or not self._plain_then:
+            return self._took
+        return self._took - self._plain_then + self._plain_seconds
 
     def most_tokens(self, beside: bool) -> int:
         """Tokens of prompts that the next pass may take, `beside` requests that wait for their next token or alone."""
@@ -122,4 +133,5 @@ class PassRate:
         expected = prompt_tokens * self._seconds / self._tokens if self._seconds else seconds
         if prompt_tokens >= self.most_tokens(True) // 2 or seconds <= expected or (late and self._plain_seconds):
             usual = min(seconds, 2 * expected)  # beyond that it is an accident
-            self._tokens, self._seconds = prompt_tokens, max(usual, self._plain_seconds)
+            self._tokens, self._took = prompt_tokens, max(usual, self._plain_seconds)
+            self._plain_then = self._plain_seconds

@@ -99,6 +99,18 @@ def test_one_pass_that_an_accident_held_up_makes_no_prompt_late(curve: Seconds, 
     assert all(took <= PLAIN_SECONDS + MAX_SECONDS for _, took in passes), passes
 
 
+@pytest.mark.parametrize("other", [1.2, 0.1])
+def test_prompts_take_so_much_longer_though_passes_without_them_have_come_to_take_longer_or_less(other: float) -> None:
+    rate = PassRate(PassSize(ROOM, MAX_SECONDS))
+    long_prompt(rate, computing_binds, ROOM)
+    for plain in (PLAIN_SECONDS, other):
+        for _ in range(3):
+            rate.took(0, plain)
+        known = long_prompt(rate, lambda tokens, plain=plain: plain + tokens * 0.001, ROOM)
+    assert all(took <= other + MAX_SECONDS for _, took in known), known
+    assert len(known) <= 30, "of 21 at best"
+
+
 def test_passes_that_took_no_time_teach_nothing() -> None:
     rate = PassRate(PassSize(ROOM, MAX_SECONDS))
     for seconds in (0.0, 0.0, 0.25):

@@ -45,6 +45,10 @@ class CpuDevice:
         self._memory.append(HostMemory(nbytes))
         return self._memory[-1]
 
+    def plain_memory(self, nbytes: int) -> HostMemory:
+        """The same."""
+        return self.host_memory(nbytes)
+
     def device_memory(self, nbytes: int) -> HostMemory:
         """The same kind of memory: there is no other."""
         return self.host_memory(nbytes)

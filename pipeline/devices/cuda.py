@@ -52,6 +52,7 @@ class CudaDevice:
         timeline = Timeline(self.torch_device)
         self._lanes = Lanes(lambda name: CudaLane(name, self.torch_device, timeline))
         self._pinned: set[Memory] = set()
+        self._plain: list[HostMemory] = []
         self._memory: list[DeviceMemory] = []
 
     @property
@@ -77,6 +78,11 @@ class CudaDevice:
             _check(torch.cuda.cudart().cudaHostUnregister(source.tensor.data_ptr()), "unpin memory")
             source.free()
 
+    def plain_memory(self, nbytes: int) -> HostMemory:
+        """Memory that is not pinned, which would take 0.3 s a GB."""
+        self._plain.append(HostMemory(nbytes))
+        return self._plain[-1]
+
     def device_memory(self, nbytes: int) -> DeviceMemory:
         """GPU memory of `nbytes`."""
         self._memory.append(DeviceMemory(nbytes, self.torch_device))
@@ -99,9 +105,10 @@ class CudaDevice:
         return free + kept, whole
 
     def touched_bytes(self, pool: str) -> int:
-        """All of its memory: pages are pinned, and the GPU's taken, when they are handed out."""
+        """Pages that are pinned, and the GPU's memory, are taken when they are handed out."""
         held: Mapping[str, Collection[Memory]] = {HOST: self._pinned, str(self.torch_device): self._memory}
-        return sum(memory.nbytes for memory in tuple(held.get(pool, ())))
+        plain = [memory.touched_bytes() for memory in tuple(self._plain) if pool == HOST]
+        return sum(plain) + sum(memory.nbytes for memory in tuple(held.get(pool, ())))
 
     def upload(
         self,
@@ -142,10 +149,11 @@ class CudaDevice:
     def free(self) -> None:
         """Unpin the host memory and free all memory; nothing may run."""
         codes = [torch.cuda.cudart().cudaHostUnregister(memory.tensor.data_ptr()) for memory in self._pinned]
-        memories: list[Memory] = [*self._pinned, *self._memory]
+        memories: list[Memory] = [*self._pinned, *self._plain, *self._memory]
         for memory in memories:
             memory.free()
         self._pinned.clear()
+        self._plain.clear()
         self._memory.clear()
         give_back(self)
         for code in codes:

@@ -102,6 +102,9 @@ class Device(Transfers, Protocol):
     def host_memory(self, nbytes: int) -> "HostMemory":
         """Memory of the first place: at a 4096-aligned address, from which uploads run at full rate."""
 
+    def plain_memory(self, nbytes: int) -> "HostMemory":
+        """Memory of the first place from which nothing is uploaded: taken only as it is written to."""
+
     def device_memory(self, nbytes: int) -> "Memory":
         """Memory of the last place: computations can use it, at an address that never changes."""
 

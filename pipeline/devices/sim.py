@@ -126,6 +126,10 @@ class SimDevice:
         """A name for memory that a simulation does not need."""
         return _SimMemory(nbytes)
 
+    def plain_memory(self, nbytes: int) -> Buffer:
+        """A name for memory that a simulation does not need."""
+        return _SimMemory(nbytes)
+
     def device_memory(self, nbytes: int) -> Buffer:
         """A name for memory that a simulation does not need."""
         return _SimMemory(nbytes)

@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import logging
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from actors.core.crew import Over
 from actors.core.trace import Trace
 from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.config import Config
@@ -58,7 +60,12 @@ class ModelRuntime(Runtime):
         self.pass_size = plan.pass_size
         self.pass_rate = PassRate(plan.pass_size)
         self.embedding = EmbeddingRows(
-            drawn.groups.embed, self.source.rows, device, plan.pass_size.tokens, self.source.checksums
+            drawn.groups.embed,
+            self.source.rows,
+            device,
+            plan.pass_size.tokens,
+            self.source.checksums,
+            stays=plan.embedding_stays,
         )
         batcher, ahead = _batcher(plan, settings), self.policy.kv_ahead
         self.cache = KeyValueCache(
@@ -89,6 +96,17 @@ class ModelRuntime(Runtime):
     def admission(self) -> Admission:
         """All requests."""
         return self.program.admission
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Over]:
+        """Run the lines; beside them the embedding table comes into memory, where it stays."""
+        async with super().running() as over:
+            loading = asyncio.create_task(self.embedding.load(), name="penstock embedding")
+            try:
+                yield over
+            finally:
+                loading.cancel()
+                await asyncio.wait([loading])
 
     def statistics(self) -> ModelStatistics:
         """Read all counters now, those of the program too."""

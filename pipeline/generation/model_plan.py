@@ -28,13 +28,14 @@ DEFAULT_CONTEXT_TOKENS = 4096
 
 @dataclass(frozen=True, slots=True)
 class ModelPlan(Plan):
-    """The plan of a line that computes a model, and what it gives to KV blocks."""
+    """The plan of a line that computes a model, what it gives to KV blocks, and whether the embedding table stays."""
 
     context_tokens: int
     kv_layout: KvLayout
     kv: KvPlacement
     kv_room: KvRoom
     pass_size: PassSize
+    embedding_stays: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +79,12 @@ def make_plans(
     disk = {} if settings.kv_disk is None else {"disk": free_disk_bytes(settings.kv_disk)}
     tokenizer = Holding("tokenizer", device.places[0].name, tokenizer_bytes, "")
     planning = Planning.of(settings, catalog, device, (tokenizer,) * bool(tokenizer_bytes), disk)
+    table_bytes = sum(tensor.length for tensor in groups.embed.tensors)
+    table = Holding("embedding table", device.places[0].name, table_bytes, "residency")
 
     def rooms(tokens: int) -> _Rooms:
         held = pass_holdings(model, settings, groups, device, dtype, context_tokens, tokens)
-        return _Rooms(model, settings, dtype, context_tokens, planning, tokens, held)
+        return _Rooms(model, settings, dtype, context_tokens, planning, tokens, held, table)
 
     if settings.max_tokens_per_pass is not None:
         room = rooms(settings.max_tokens_per_pass)
@@ -107,6 +110,7 @@ class _Rooms:
     planning: Planning
     tokens: int
     held: Sequence[Holding]
+    table: Holding
 
     def best(self, wanted: int | None) -> ModelPlan:
         """With room for so many tokens as are wanted, else for what makes most tokens per second."""
@@ -134,10 +138,23 @@ class _Rooms:
         free = self.planning.room(within, self.held)
         on_disk = self.settings.kv_disk is not None
         kv = place_layers(self.model.layers, layout.layer_bytes, device, free, on_disk=on_disk)
-        plan = self.planning.plan([*self.held, *kv_holdings(layout, kv, knob, device, on_disk=on_disk)])
+        held = [*self.held, *kv_holdings(layout, kv, knob, device, on_disk=on_disk)]
+        plan = self.planning.plan(held)
+        if table_stays := self._table_stays(plan):
+            plan = self.planning.plan([*held, self.table])
         kv_room = KvRoom(layout.blocks * BLOCK_TOKENS, layout.layer_bytes * self.model.layers, why)
         said = (plan.memory, plan.limits, plan.slots, plan.residency)
-        return ModelPlan(*said, self.context_tokens, layout, kv, kv_room, PassSize(self.tokens, None))
+        return ModelPlan(*said, self.context_tokens, layout, kv, kv_room, PassSize(self.tokens, None), table_stays)
+
+    def _table_stays(self, plan: Plan) -> bool:
+        """Whether the embedding table stays in the room that all else leaves.
+
+        Only where computing is so fast that fetching rows counts, and where no weights are read from the disk either.
+        """
+        place, catalog = self.table.place, self.planning.catalog
+        reads = plan.residency.moving_bytes(place, catalog.group_bytes(place))
+        left = plan.limits[place] - plan.memory.need(place)
+        return len(self.planning.device.places) > 1 and not reads and self.table.nbytes <= left
 
     def planned_by_worth(self) -> ModelPlan:
         """With room for what makes most tokens per second, and for one request of a whole context in any case."""

@@ -250,6 +250,7 @@ class GenerationProgram:
         for sequence in [piece.sequence for piece in pass_.choosing]:
             self._deliver(sequence, outcomes[sequence.sampler])
         self.admission.end_pass(finished=True)
+        self._embedding.may_load()
 
     async def _outcomes(self, pass_: GenerationPass) -> Mapping[Sampler, Outcome]:
         try:

@@ -5,7 +5,6 @@ One that is quantised may be several tensors, each of which has its part of ever
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from actors.compute_scheduler import ComputeScheduler
 from actors.core.errors import ActorFailed, PenstockError
@@ -15,33 +14,30 @@ from pipeline.devices.port import Device
 from pipeline.errors import CheckpointError, RequestError
 from pipeline.formats.matrix import Matrix, StoredMatrix
 from pipeline.formats.parts import EMBED_KEY
-from pipeline.formats.tensors import TensorRange
 from pipeline.groups.catalog import tensor_views
 from pipeline.groups.layout import HOST_ALIGNMENT_BYTES
 from pipeline.reading.checksums import Checksums
+from pipeline.reading.kept_table import KeptTable, RowPart
 from pipeline.reading.rows import RowReader
 
 logger = logging.getLogger("penstock")
 
 
-@dataclass(frozen=True, slots=True)
-class RowPart:
-    """One tensor of the table, how many bytes it has of each row, and where those begin in the room for rows."""
-
-    tensor: TensorRange
-    row_bytes: int
-    offset: int
-
-    def starts(self, token_ids: Sequence[int]) -> list[int]:
-        """Where the bytes of these rows begin in the file."""
-        return [self.tensor.start + token_id * self.row_bytes for token_id in token_ids]
-
-
 class EmbeddingRows:
-    """Room for `most_rows` rows in host memory and on the device, filled anew by every `fetch`."""
+    """Room for `most_rows` rows in host memory and on the device, filled anew by every `fetch`.
+
+    With `stays` the whole table comes into host memory beside the first passes, and `fetch` takes rows from there.
+    """
 
     def __init__(
-        self, table: StoredMatrix, reader: RowReader, device: Device, most_rows: int, checksums: Checksums | None = None
+        self,
+        table: StoredMatrix,
+        reader: RowReader,
+        device: Device,
+        most_rows: int,
+        checksums: Checksums | None = None,
+        *,
+        stays: bool = False,
     ) -> None:
         self.most_rows = most_rows
         self._matrix = table
@@ -56,14 +52,25 @@ class EmbeddingRows:
             end = offset + most_rows * self.parts[-1].row_bytes
         self._host = device.host_memory(end)
         self._rows = device.device_memory(end)
+        self.kept: KeptTable | None = None
+        if stays:
+            memories = [device.plain_memory(tensor.length) for tensor in table.tensors]
+            self.kept = KeptTable(self.parts, reader, memories)
 
     async def fetch(self, token_ids: Sequence[int]) -> Event:
-        """Read the rows of these tokens, each once, and return the event of their upload.
+        """Read the rows of these tokens, each once, or take them from memory; return the event of their upload.
 
         They go through the H2D lane like everything else: no copy may run on a compute lane.
         Raises OSError when the disk failed twice, CheckpointError when a row differs from its first read, and still
         does when it is read again.
         """
+        if self.kept is None or not self.kept.take(token_ids, self._host):
+            await self._read_once(token_ids)
+        # One copy for each tensor: to start thousands takes longer than to compute them.
+        copies = tuple(Copy(part.offset, part.offset, len(token_ids) * part.row_bytes) for part in self.parts)
+        return self._device.upload(self._host, self._rows, copies, ())
+
+    async def _read_once(self, token_ids: Sequence[int]) -> None:
         places = {token_id: index for index, token_id in enumerate(dict.fromkeys(token_ids))}
         try:
             await self._read(tuple(places))
@@ -72,9 +79,16 @@ class EmbeddingRows:
             await self._read(tuple(places))
         await self._verify(tuple(places))
         self._spread([places[token_id] for token_id in token_ids])
-        # One copy for each tensor: to start thousands takes longer than to compute them.
-        copies = tuple(Copy(part.offset, part.offset, len(token_ids) * part.row_bytes) for part in self.parts)
-        return self._device.upload(self._host, self._rows, copies, ())
+
+    def may_load(self) -> None:
+        """Let `load` begin: a pass is through, in which the weight groups were read."""
+        if self.kept is not None:
+            self.kept.may_load()
+
+    async def load(self) -> None:
+        """Read the whole table, where it stays."""
+        if self.kept is not None:
+            await self.kept.load()
 
     async def unreadable(self, token_ids: Sequence[int]) -> dict[int, PenstockError]:
         """Those of these tokens whose rows cannot be read, or differ from their first read, each with its error.

@@ -15,6 +15,7 @@ from pipeline.errors import CheckpointError
 from pipeline.formats.dense import StoredDense
 from pipeline.formats.matrix import Matrix
 from pipeline.formats.tensors import TensorRange
+from pipeline.reading import kept_table
 from pipeline.reading.checksums import Checksums
 from pipeline.reading.embedding import EmbeddingRows
 from pipeline.reading.reading import Reading
@@ -180,3 +181,49 @@ def test_room_is_taken_once_for_the_most_rows() -> None:
     embedding = EmbeddingRows(table(Path("weights")), ScriptedReader(48), device, 5)  # type: ignore[arg-type]
     assert embedding.most_rows == 5
     assert [memory.nbytes for memory in device._memory] == [5 * COLUMNS * 2] * 2
+
+
+class TableReader:
+    """A read of several rows from one start gets them all, and fails behind the first `fails_from`."""
+
+    def __init__(self, row_bytes: int) -> None:
+        self.reads: list[tuple[int, int]] = []
+        self.fails_from = ROWS
+        self._row_bytes = row_bytes
+
+    async def read(self, file: Path, starts: Sequence[int], nbytes: int, buffer: memoryview) -> None:
+        for index, start in enumerate(starts):
+            first, count = (start - START) // self._row_bytes, nbytes // self._row_bytes
+            if count > 1 and first + count > self.fails_from:
+                raise OSError(5, "the disk failed")
+            self.reads.append((first, count))
+            rows = b"".join(bytes([first + row]) * self._row_bytes for row in range(count))
+            buffer[index * nbytes : (index + 1) * nbytes] = rows
+
+    async def forget(self, file: Path, starts: Sequence[int], nbytes: int) -> None:
+        """Nothing is cached."""
+
+
+@pytest.mark.parametrize(("fails_from", "kept"), [(ROWS, ROWS), (30, 28)])
+async def test_a_table_that_stays_is_read_once_as_far_as_it_can_be(
+    fails_from: int, kept: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    row_bytes = COLUMNS * 2
+    monkeypatch.setattr(kept_table, "CHUNK_BYTES", 7 * row_bytes)
+    device, reader = CpuDevice(copy=True), TableReader(row_bytes)
+    reader.fails_from = fails_from
+    embedding = EmbeddingRows(table(Path("weights")), reader, device, 8, stays=True)  # type: ignore[arg-type]
+    loading = asyncio.ensure_future(embedding.load())
+    await (await embedding.fetch([5])).wait()
+    assert reader.reads == [(5, 1)], "the table waits for the end of a pass"
+    embedding.may_load()
+    await loading
+    assert embedding.kept is not None
+    assert embedding.kept.rows == kept
+    assert ("not kept in memory from row 28 on" in caplog.text) == (kept < ROWS)
+    reader.reads.clear()
+    for token_ids, single in (([3, 27, 3, 0], []), ([49, 2], [(49, 1), (2, 1)])):
+        await (await embedding.fetch(token_ids)).wait()
+        assert bytes_of(embedding.rows(len(token_ids))) == [[token_id] for token_id in token_ids]
+        assert reader.reads == (single if kept < ROWS else [])
+    await device.aclose()

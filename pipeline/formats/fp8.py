@@ -6,7 +6,8 @@ Three libraries write them, and differ in what has been rounded once the scale i
 * ModelOpt's FP8 multiplies in the dtype that is asked for, with the scale rounded to it: it is asked for fp32 here,
   since the scale is stored so and the kernels that serve these files apply it so.
 The size of a block is the one that the config gives, so that the last blocks of both axes may be partial. The loader of
-transformers takes it from the number of scales, and is wrong where blocks do not divide the matrix.
+transformers takes it from the number of scales, and is wrong where blocks do not divide the matrix
+(findings/fp8_blocks_of_transformers.sh).
 Letters in names: T tokens of this pass, D columns, F rows of a matrix, G groups of columns that share a scale.
 """
 

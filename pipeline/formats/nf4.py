@@ -206,5 +206,5 @@ class Nf4Matrix:
         if not self.double:
             return self.magnitudes[first:last]
         scales, table = self.double
-        scales = scales[torch.arange(first, last, device=self.device) // SCALES_PER_OUTER_BLOCK]
+        scales = scales.index_select(0, torch.arange(first, last, device=self.device) // SCALES_PER_OUTER_BLOCK)
         return looked_up(self.magnitudes[None, first:last], table)[0] * scales + self.state.offset

@@ -5,7 +5,7 @@
 * NVFP4: a group of 16 columns shares a scale in e4m3, and the matrix another one in fp32. compressed-tensors
   ("nvfp4-pack-quantized") divides by that, ModelOpt multiplies; both multiply in fp32, and compressed-tensors rounds
   the result to bf16.
-The byte 255 of e8m0 is no number, as the standard says; compressed-tensors and transformers read it as infinite.
+The byte 255 of e8m0 is no number, as the standard says; compressed-tensors reads it as infinite, transformers as 2^128.
 Letters in names: T tokens of this pass, D columns, F rows of a matrix, G groups of columns that share a scale.
 """
 

@@ -183,10 +183,12 @@ def _check(found: Mapping[GroupKey, Sequence[_Found]], layers: int, checkpoint: 
 def _table(embed: WeightGroup) -> StoredMatrix:
     """The embedding, of which single rows are fetched. Raises CheckpointError where they do not lie apart."""
     (table,) = embed.matrices
-    if mixed := [one for one in table.tensors if table.row_step != 1 or one.shape[0] != table.rows]:
+    shared = [one for one in table.tensors if one.shape[:1] != (table.rows,)]
+    if shared or table.row_step != 1:
+        one = [*shared, *table.tensors][0]
         raise CheckpointError(
-            f"{mixed[0].file}: tensor {mixed[0].name!r}: need an embedding whose rows are stored one by one, have one "
-            f"of shape {list(mixed[0].shape)} for {table.rows} rows; use a checkpoint whose embedding is not quantised"
+            f"{one.file}: tensor {one.name!r}: need an embedding whose rows are stored one by one, have a part of "
+            f"shape {list(one.shape)} for {table.rows} rows; use a checkpoint whose embedding is not quantised"
         )
     return table
 

@@ -8,6 +8,8 @@ from support.safetensors_files import write_sharded
 
 from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.errors import CheckpointError
+from pipeline.formats.dense import Dense
+from pipeline.formats.packed_ints import PackedIntegers
 from pipeline.formats.tensors import TensorRange, TensorSpec, stored_dtype
 from pipeline.groups.groups import Specs, WeightGroup, WeightGroups, plan_groups
 
@@ -157,6 +159,18 @@ def test_each_tensor_may_have_a_dtype_of_its_own(tmp_path: Path) -> None:
         "embed": groups.embed.tensors[0]
     }
     assert all(torch.equal(stored(by_name[name]), others[name]) for name in ("norm", "1.up", "embed"))
+
+
+def test_an_embedding_whose_rows_share_words_is_refused(tmp_path: Path) -> None:
+    tensors = make_tensors()
+    shape = torch.tensor(tensors.pop("embed").shape)
+    zeros, words = torch.zeros(-(-VOCABULARY // 8), 1, dtype=torch.int32), torch.zeros(VOCABULARY, 1, dtype=torch.int32)
+    tensors |= {"embedweight_packed": words, "embedweight_scale": words.half(), "embedweight_shape": shape}
+    write_sharded(tmp_path, [{**tensors, "embedweight_zero_point": zeros}])
+    with open_checkpoint(tmp_path) as checkpoint, pytest.raises(CheckpointError) as caught:
+        plan_groups(make_specs(), checkpoint, lambda name: PackedIntegers(4, 8, False) if name == "embed" else Dense())
+    told = "'embedweight_zero_point': need an embedding whose rows are stored one by one, have a part of shape [13, 1]"
+    assert told in str(caught.value)
 
 
 def test_tensors_are_found_with_the_prefix_of_the_decoder_and_without(tmp_path: Path) -> None:

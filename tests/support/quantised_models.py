@@ -34,9 +34,9 @@ _SHAPE = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-FAMILIES: dict[str, Callable[[], Any]] = {
-    "llama": lambda: LlamaConfig(**_SHAPE),
-    "qwen2_tied": lambda: Qwen2Config(**_SHAPE, tie_word_embeddings=True),
+FAMILIES: dict[str, Callable[..., Any]] = {
+    "llama": lambda **sizes: LlamaConfig(**{**_SHAPE, **sizes}),
+    "qwen2_tied": lambda **sizes: Qwen2Config(**{**_SHAPE, **sizes}, tie_word_embeddings=True),
 }
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 Parts = dict[str, torch.Tensor]
@@ -275,9 +275,9 @@ FORMATS: dict[str, Quantised] = {
 }
 
 
-def save(quantised: Quantised, family: str, folder: Path) -> PreTrainedModel:
+def save(quantised: Quantised, family: str, folder: Path, **sizes: int) -> PreTrainedModel:
     """Write the checkpoint, whose plain tensors are fp32, and return the model of transformers with decoded weights."""
-    model = tiny_models.randomised(FAMILIES[family](), seed=sum(family.encode()))
+    model = tiny_models.randomised(FAMILIES[family](**sizes), seed=sum(family.encode()))
     model.save_pretrained(folder)
     file = folder / "model.safetensors"
     tensors, decoded = {}, {}

@@ -54,7 +54,7 @@ class GpuUploader(Mover):
             self._arrivals.queue.arrived()
 
     def copies(self, message: Message[Any]) -> Sequence[Copy]:
-        """What to copy from the host slot into the device slot."""
+        """Say what to copy from the host slot into the device slot."""
         return self.catalog.copies(message.key)
 
     def _upload(self, message: Message[Slot], slot: Slot, vacant: Event) -> Event:

@@ -131,7 +131,7 @@ class Model:
         return self._stream(self._call(prompt, arguments))
 
     def statistics(self) -> ModelStatistics:
-        """What moved, what waited, and for how long; any thread may ask, and waits for a turn of the event loop."""
+        """Return what moved, what waited, and how long; any thread may ask, and waits for a turn of the event loop."""
         return self._supervisor.call(self._runtime.statistics)
 
     @contextlib.asynccontextmanager

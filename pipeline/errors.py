@@ -77,7 +77,7 @@ def _digits(name: str) -> str:
 
 
 def shown(value: object) -> str:
-    """What a message says that it has: short, whatever it is."""
+    """Return what a message says that it has: short, whatever it is."""
     try:
         return reprlib.repr(value)
     except Exception:  # Python writes no number of more than 4,300 digits; a caller's own class may raise anything

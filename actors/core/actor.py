@@ -1,4 +1,4 @@
-"""What all actors share: a place in a line, waits that are counted, and errors that name the group in hand."""
+"""All actors share this: a place in a line, waits that are counted, and errors that name the group in hand."""
 
 import contextlib
 import functools
@@ -21,7 +21,7 @@ from actors.core.trace import ActorStatistics, Meter
 
 @dataclass(slots=True)
 class Wiring:
-    """What a line gives each of its actors for one run."""
+    """A line gives one to each of its actors, for one run."""
 
     inlet: Receiver[Message[Any]] | None
     outlet: Sender[Message[Any]] | None

@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class ChannelStatistics:
-    """What a channel has seen: `starved` is its receiver waiting, `blocked` its sender waiting."""
+    """The counters of a channel: `starved` is its receiver waiting, `blocked` its sender waiting."""
 
     capacity: int
     depth: int
@@ -91,7 +91,7 @@ class Sender(_End[Item]):
 
     @property
     def bystander(self) -> Any:
-        """What the receiver has called itself with `stand_by`."""
+        """The receiver, as it has called itself with `stand_by`."""
         return self._shared.bystander
 
     def is_handed_on(self) -> bool:
@@ -142,7 +142,7 @@ class Receiver(_End[Item]):
 
     @property
     def items(self) -> tuple[Item, ...]:
-        """What has been sent and not been received."""
+        """The items that have been sent and not been received."""
         return tuple(self._shared.items)
 
     @property

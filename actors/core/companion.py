@@ -86,7 +86,7 @@ class Companion(Protocol):
         """
 
     def copies(self, message: Message[Any]) -> Sequence[Copy]:
-        """What to copy from the host slot to the same place in the device slot."""
+        """Say what to copy from the host slot to the same place in the device slot."""
 
     def arrived(self, message: Message[Slot]) -> Meeting:
         """Hand over bytes that are on their way to the device; returns their meeting with the computation."""

@@ -1,4 +1,4 @@
-"""What actors wait for: events, and the clock that their times are read from."""
+"""Actors wait for events; here is also the clock that their times are read from."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias

@@ -1,4 +1,4 @@
-"""What the order of a pass says about its groups, whatever their parts are called."""
+"""The order of a pass tells this about its groups, whatever their parts are called."""
 
 from collections import Counter
 from collections.abc import Sequence

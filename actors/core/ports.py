@@ -1,4 +1,4 @@
-"""What actors may ask of the world. Protocols only: no torch, files, threads or clocks here (rule 5)."""
+"""Actors may ask this of the world. Protocols only: no torch, files, threads or clocks here (rule 5)."""
 
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Copy:
 
 
 class Transfers(Protocol):
-    """What a device does for the actors: it copies between its memory and host memory.
+    """A device copies for the actors between its memory and host memory.
 
     Uploads run in order, downloads too, and one kind beside the other. A copy starts after all events in `after`, which
     are events of this device, or done, or chained of such ones. If one failed, the copy does not run and fails alike.
@@ -48,13 +48,13 @@ class WeightSource(Protocol):
 
 
 class Catalog(Protocol):
-    """What is known about every group before any byte moves."""
+    """Knows every group before any byte moves."""
 
     def kind(self, key: GroupKey) -> str:
         """The kind of slot that the group needs."""
 
     def copies(self, key: GroupKey) -> Sequence[Copy]:
-        """What to copy from a host slot into a device slot."""
+        """Say what to copy from a host slot into a device slot."""
 
     def tensors(self, message: Message[Slot]) -> Mapping[str, Any]:
         """The group's tensors by short name, as views of its slot, after its event. Raises LineError without bytes."""
@@ -96,11 +96,11 @@ class Half:
 
 @runtime_checkable
 class PrefetchPolicy(Protocol):
-    """What to ask for while the device computes, and how to wait for it. Pure: it holds no state and asks no clock."""
+    """Says what to ask for while the device computes, and how to wait. Pure: it holds no state and asks no clock."""
 
     @property
     def name(self) -> str:
-        """What people call it by."""
+        """The name that people call it by."""
 
     @property
     def triggered(self) -> bool:
@@ -126,14 +126,14 @@ class PrefetchPolicy(Protocol):
         """The same policy, never asking for more groups of a kind than there are slots of that kind."""
 
     def warmup(self) -> Sequence[Ask]:
-        """What to ask for before the first pass."""
+        """Say what to ask for before the first pass."""
 
     def at_start(self, half: Half) -> Sequence[Ask]:
-        """What to ask for, in this order, at the moment when the computation of a half-layer starts."""
+        """Say what to ask for, in this order, at the moment when the computation of a half-layer starts."""
 
 
 class Program(Protocol):
-    """What the compute scheduler runs. One pass is one sweep over all groups, in compute order.
+    """The compute scheduler runs it. One pass is one sweep over all groups, in compute order.
 
     A class that inherits from it need not write `prepare` and `check_in`.
     """

@@ -1,4 +1,4 @@
-"""What a triggered policy has asked for and the planner has not sent yet.
+"""The requests of a triggered policy that the planner has not sent yet.
 
 The planner takes from here, the uploader and the compute scheduler report here. Positions count groups in compute
 order, over all passes.

@@ -66,12 +66,12 @@ class Trace:
 
     @property
     def spans(self) -> tuple[Span, ...]:
-        """What was recorded up to now."""
+        """The spans that were recorded up to now."""
         return tuple(map(Span._make, self._spans))
 
     @property
     def counts(self) -> tuple[Count, ...]:
-        """What was counted up to now."""
+        """The counts that were recorded up to now."""
         return tuple(map(Count._make, self._counts))
 
     def span(

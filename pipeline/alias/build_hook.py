@@ -1,4 +1,4 @@
-"""What hatchling runs to put the package `penstock` into the wheel, beside `pipeline` and `actors`."""
+"""Hatchling runs this to put the package `penstock` into the wheel, beside `pipeline` and `actors`."""
 
 import shutil
 import tempfile

@@ -35,7 +35,7 @@ def counts(name: str) -> bool:
 
 
 def leftovers(names: set[str], layers: int, tensors: Mapping[str, TensorEntry]) -> tuple[list[str], tuple[str, ...]]:
-    """Of the names of tensors that nothing computes with: faults of those that count, and the others.
+    """Return faults of the tensors that count though nothing computes with them, and the names of the others.
 
     What a text model of that family computes again by itself is in neither.
     """

@@ -17,7 +17,7 @@ SPARE_DESCRIPTORS = 16
 
 @dataclass(frozen=True, slots=True)
 class FileIdentity:
-    """What tells whether a file is still the one that was opened."""
+    """Tells whether a file is still the one that was opened."""
 
     device: int
     inode: int

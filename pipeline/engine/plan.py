@@ -20,7 +20,7 @@ from pipeline.system.promises import open_models_take, promised_elsewhere
 from pipeline.system.sizes import parse_bytes
 
 SPARE_SHARE = 0.1
-"""What resident groups leave free where no setting limits them: other programs need memory too."""
+"""Resident groups leave so much free where no setting limits them: other programs need memory too."""
 LOADED_LATER = "kernels and workspaces, loaded later"
 OWN_THREADS = 12
 """Threads that read, copy, compute and sample, beside those of torch."""
@@ -80,7 +80,7 @@ class Planning:
         return cls(settings, catalog, device, fixed, available, bounds, limits, slots)
 
     def room(self, within: Mapping[str, int], held: Sequence[Holding] = ()) -> dict[str, int]:
-        """What is left in each place, of that much memory, beside the slots and what else is `held`."""
+        """Return what is left in each place, of that much memory, beside the slots and what else is `held`."""
         holdings = [*self.fixed, *held, *_slots(self.slots)]
         return {
             place: have - sum(one.nbytes for one in holdings if one.place == place) for place, have in within.items()
@@ -171,7 +171,7 @@ def _available(
 
 
 def _within_limits(free: int, pool: str, promised_bytes: int) -> tuple[int, str | None]:
-    """What this process may hold of memory that is `free`, with what it holds by now; and the limit that says so."""
+    """Return what this process may hold of `free` memory, with what it holds by now; and the limit that says so."""
     have, bound = free + resident_bytes(), None
     mapped = resident_bytes() + promised_bytes  # in the limits' count
     for name, left in process_bounds(OWN_THREADS + torch.get_num_threads(), open_models_take(pool)[0]).items():

@@ -21,7 +21,7 @@ FALLBACK_SECONDS = 0.1
 ENTRY_POINTS = "pipeline.policies"
 WAITS = get_args(Waits)
 MEMBERS = ("name", "triggered", "waits", "fallback_seconds", "micro_batches", "kv_ahead", "fit", "warmup", "at_start")
-"""What makes an object a PrefetchPolicy."""
+"""An object that has these is a PrefetchPolicy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class Policy:
         return [Ask(kind, layer) for layer in range(self.warmup_layers) for kind in LAYER_PARTS]
 
     def at_start(self, half: Half) -> Sequence[Ask]:
-        """What the row asks for at this trigger."""
+        """Return what the row asks for at this trigger."""
         if self.group_limit is not None and half.held + 2 >= self.group_limit:
             return ()
         wants = {ATTN: self.at_attn, FFN: self.at_ffn}.get(half.kind, ())

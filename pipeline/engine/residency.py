@@ -29,7 +29,7 @@ class Residency:
         return frozenset(group for name in behind for group in self.by_place[name])
 
     def moving_bytes(self, place: str, sizes: Mapping[GroupKey, int]) -> int:
-        """What moves into a place in every pass, where groups have these sizes."""
+        """Return the bytes that move into a place in every pass, where groups have these sizes."""
         arrived = self.arrived(place)
         return sum(size for group, size in sizes.items() if group not in arrived)
 

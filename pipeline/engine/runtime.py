@@ -1,4 +1,4 @@
-"""What an open line owns, whatever it computes: its groups, how they are read, where they go, and the wired actors."""
+"""An open line owns, whatever it computes, its groups, how they are read, where they go, and the wired actors."""
 
 import contextlib
 import logging

@@ -109,7 +109,7 @@ class EngineSettings:
 
     @property
     def reading(self) -> dict[str, Any]:
-        """What is said about how to read: fields of `Reading`."""
+        """Return what is said about how to read: fields of `Reading`."""
         said = {
             "lanes": self.reader_lanes,
             "chunk_bytes": self.chunk_bytes,

@@ -1,4 +1,4 @@
-"""What an open line says about itself: one frozen record of everything that can wait, and of every byte."""
+"""An open line describes itself by one frozen record of everything that can wait, and of every byte."""
 
 import dataclasses
 from dataclasses import dataclass

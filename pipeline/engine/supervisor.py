@@ -96,7 +96,7 @@ class Supervisor:
             raise ClosedError(str(self._refusal)) from self._refusal.__cause__
 
     def call(self, work: Callable[[], Result]) -> Result:
-        """What `work` returns, called between two turns of the model's event loop, from whatever thread.
+        """Return what `work` does, called between two turns of the model's event loop, from whatever thread.
 
         What the loop changes at any time may be looked at only there, or anywhere once it runs no more.
         """

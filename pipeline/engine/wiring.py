@@ -34,7 +34,7 @@ from pipeline.groups.slot_kinds import SlotKinds, Slots
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What lines are made of, whatever they compute: a budget for each place of the device, in order.
+    """The parts of lines, whatever they compute: a budget for each place of the device, in order.
 
     The `policy` fits the `slots`: by kind, how many groups can wait for their computation.
     """

@@ -1,4 +1,4 @@
-"""What the weights were when they were first read, as 8 bytes for each piece: compared whenever they are read again.
+"""Weights are compared with their first read whenever they are read again: 8 bytes are kept for each piece.
 
 XXH3 tells any change but one in 2^64, at the rate of the memory. It is no defence against an attacker that makes two
 contents look alike; `penstock verify` is, by SHA-256.
@@ -23,12 +23,12 @@ from pipeline.groups.layout import Window
 from pipeline.system.threads import Threads, outlast, usable_cores
 
 INLINE_BYTES = 1 << 20
-"""What a lane sums up itself, in 40 us: to wake a thread costs nearly as much."""
+"""A lane sums so much up itself, in 40 us: to wake a thread costs nearly as much."""
 SUM_BYTES_PER_SECOND = 7e9
 """Of one core, of bytes that have just been read: the least that was measured. 7.2 on an Intel Xeon beside a GPU, 21 to
 36 on an AMD EPYC of the fourth generation."""
 FAST_DISK_BYTES_PER_SECOND = 7e9
-"""What a disk that was not measured is taken for."""
+"""A disk that was not measured is taken for one of this rate."""
 FEW_BYTES = 256 << 20
 MOST_SHARE = 0.02
 
@@ -45,7 +45,7 @@ class Checking:
 
 
 def choose_checking(said: bool | None, shares_cores: bool, moving_bytes: int, rate: float | None) -> Checking:
-    """What is `said`; else on, unless it could take more than MOST_SHARE of passes that the CPU computes.
+    """Return what is `said`; else on, unless it could take more than MOST_SHARE of passes that the CPU computes.
 
     Summing up takes most where reading at `rate` bytes per second and computing take equally long: no core is idle.
     """

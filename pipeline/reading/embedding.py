@@ -138,7 +138,7 @@ class EmbeddingRows:
             raise fault
 
     def _mismatch(self, token_ids: Sequence[int]) -> CheckpointError | None:
-        """What is wrong with the first of the rows in host memory that differs from its first read."""
+        """Return the fault of the first of the rows in host memory that differs from its first read."""
         if self._checksums is None:
             return None
         compare, view = self._checksums.compare_rows, self._host.view

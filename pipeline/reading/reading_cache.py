@@ -1,4 +1,4 @@
-"""What was measured of a disk is kept for the next time. A cache that cannot be used costs a warning and no more."""
+"""Measurements of a disk are kept for the next time. A cache that cannot be used costs a warning and no more."""
 
 import contextlib
 import datetime
@@ -42,7 +42,7 @@ def disk_key(shard: Shard, beside: bool) -> str:
 
 
 def kept(cache: Path | None, key: str) -> dict[Reading, float] | None:
-    """What was measured before, if a cache that makes sense knows it."""
+    """Return the rates measured before, if a cache that makes sense knows them."""
     if cache is None or not os.path.lexists(cache):
         return None
     return attempt(

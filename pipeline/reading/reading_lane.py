@@ -30,7 +30,7 @@ def unheeded(chunk: Window) -> None:
 
 
 class Disk:
-    """What the lanes of one source share: files, whether they are read past the page cache, and warnings given."""
+    """The lanes of a source share this: files, whether they are read past the page cache, and warnings given."""
 
     def __init__(self, files: Mapping[Path, Shard], direct: bool) -> None:
         self.files = files
@@ -67,7 +67,7 @@ class Disk:
 
 
 class ReadingLane:
-    """What one thread reads, and so at most one read in flight; `bytes_read` counts what came of all."""
+    """Has one thread, and so at most one read in flight; `bytes_read` counts what came of all."""
 
     def __init__(self, disk: Disk) -> None:
         self.bytes_read = 0

@@ -148,5 +148,5 @@ def _address(view: memoryview) -> int:
 
 
 def _move(address: int, move: Copy) -> None:
-    """Of ctypes, which lets go of the interpreter lock meanwhile; source and target may overlap."""
+    """Move bytes by ctypes, which lets go of the interpreter lock; source and target may overlap."""
     ctypes.memmove(address + move.target_offset, address + move.source_offset, move.length)

@@ -17,7 +17,7 @@ def place_layers(
 
 
 def kv_holdings(layout: KvLayout, kv: KvPlacement, knob: str, device: Device, *, on_disk: bool) -> list[Holding]:
-    """What they take, place by place; `knob` is the setting that changes how many blocks there are."""
+    """Return what they take, place by place; `knob` is the setting that changes how many blocks there are."""
     or_disk = knob if on_disk else f"{knob}, or set kv_disk"
     first, last, layer_bytes = device.places[0].name, device.places[-1].name, layout.layer_bytes
     on_device = or_disk if last == first else knob

@@ -35,7 +35,7 @@ class PassBytes:
 
 @dataclass(frozen=True, slots=True)
 class KvRoom:
-    """What KV blocks were given, in tokens and in bytes, and why."""
+    """The room that KV blocks were given, in tokens and in bytes, and why."""
 
     tokens: int
     nbytes: int
@@ -56,7 +56,7 @@ class Demand:
 
     @classmethod
     def of(cls, context_tokens: int, max_requests: int, max_tokens_per_pass: int) -> "Demand":
-        """What requests of this context take, in whole blocks."""
+        """Count what requests of this context take, in whole blocks."""
         typical = min(context_tokens, max(TYPICAL_TOKENS, context_tokens // TYPICAL_SHARE))
         longest, typical = (blocks_for(tokens) * BLOCK_TOKENS for tokens in (context_tokens, typical))
         return cls(max_requests, min(max_requests, max_tokens_per_pass), longest, typical)
@@ -68,11 +68,11 @@ class Demand:
 
     @property
     def usual(self) -> int:
-        """What typical requests take, as many as may run."""
+        """Return what typical requests take, as many as may run."""
         return max(self.longest, self.requests * self.typical)
 
     def sizes(self) -> list[int]:
-        """What is tried, in ascending order: room for more and more typical requests, then for longer ones."""
+        """Return what is tried, in ascending order: room for more and more typical requests, then for longer ones."""
         steps = min(self.requests, STEPS)
         counts = [-(-self.requests * step // steps) for step in range(1, steps + 1)]
         return sorted({max(self.longest, count * one) for one in (self.typical, self.longest) for count in counts})
@@ -116,7 +116,7 @@ def choose_room(
 
 
 def _cost(chosen: PassBytes, alone: PassBytes) -> str:
-    """What passes move for it, in words."""
+    """Say what passes move for it."""
     more = [
         f"{verb} {human_bytes(now)} instead of {human_bytes(before)}"
         for verb, now, before in (("reads", chosen.read, alone.read), ("sends", chosen.sent, alone.sent))

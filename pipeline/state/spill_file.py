@@ -155,7 +155,7 @@ def _allocate(folder: Path, descriptor: int, nbytes: int) -> None:
 
 
 def _refused(what: str, error: OSError, to_do: str = "") -> PenstockError:
-    """What is said of a folder, unless it is the process that has reached a limit."""
+    """Return what is said of a folder, unless it is the process that has reached a limit."""
     reached = None
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         reached = reached_limit(OSError(error.errno, f"{what}: {error.strerror}"))

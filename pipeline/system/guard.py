@@ -28,7 +28,7 @@ _is_new = Once()
 
 
 def attempt(what: str, do: Callable[[], Result], otherwise: Result, to_do: str) -> Result:
-    """What `do` gives; where that fails, for any reason, `otherwise`, and one warning.
+    """Return what `do` gives; where that fails, for any reason, `otherwise`, with one warning.
 
     The warning, one in a process for each reason, says `what` cannot be, why, and what is or can be done (`to_do`).
     """

@@ -18,7 +18,7 @@ LIMITED = "if one limits the memory, set host_memory to that"
 
 
 def available_host_bytes() -> int:
-    """What this process may still take: the machine's available memory, or its control group's limit if smaller."""
+    """Return what this process may still take: what the machine has, or its control group if that is less."""
     free_bytes = os.sysconf("SC_AVPHYS_PAGES") * resource.getpagesize()
     available = attempt(
         "what memory is available cannot be read",
@@ -67,7 +67,7 @@ def give_freed_back() -> None:
 
 
 def resident_bytes() -> int:
-    """What this process occupies now."""
+    """Return what this process occupies now."""
     return attempt(
         "what this process occupies cannot be read",
         lambda: proc.own_bytes(1),
@@ -77,7 +77,7 @@ def resident_bytes() -> int:
 
 
 def free_disk_bytes(folder: str | Path) -> int:
-    """What may still be written in a folder. Raises ConfigError where there is none."""
+    """Return what may still be written in a folder. Raises ConfigError where there is none."""
     if folder == "" or not Path(folder).is_dir():  # "" as a path is the current folder
         raise ConfigError(f"kv_disk: need a folder on a disk, have {str(folder)!r}, which is none")
     return shutil.disk_usage(folder).free

@@ -14,7 +14,7 @@ from pipeline.system.small_files import NO_FOLDER, os_errors_named, read_small_f
 ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 PREFIX = "models--"
 ADDRESS = re.compile(rf"(?:https?:/+)?(?:huggingface\.co|hf\.co)/({ID.pattern})/?", re.ASCII)
-"""Of the page of a model, as a browser shows it; a path has one slash where it has two."""
+"""The address of a model's page, as a browser shows it; a path has one slash where it has two."""
 REF_LIMIT_BYTES = 4096
 MOST_NAMED = 8
 BUNDLED = Path(__file__).parent.parent / "bundled"
@@ -53,7 +53,7 @@ def find_checkpoint(path: Path, name: str = "") -> Path:
 
 
 def how_to_fetch(folder: Path) -> str:
-    """What fetches what is missing in a snapshot of the cache; nothing for other folders."""
+    """Say how to fetch what is missing in a snapshot of the cache; nothing for other folders."""
     repository = folder.parent.parent
     is_snapshot = folder.parent.name == "snapshots" and repository.name.startswith(PREFIX)
     return f"; fetch what is missing: hf download {_id(repository)} --revision {folder.name}" if is_snapshot else ""

@@ -14,7 +14,7 @@ from pipeline.system.sizes import human_bytes
 
 ADDRESS_SPACE, DATA = "the limit of address space (ulimit -v)", "the limit of data (ulimit -d)"
 STACK_BYTES, HEAP_BYTES = 8 << 20, 64 << 20
-"""Of a thread, as the C library maps them: a stack is 8 MiB where no limit says how large it is."""
+"""The C library maps these for a thread: a stack is 8 MiB where no limit says how large it is."""
 MEMORY_IS_OUT = (
     *("not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory"),
     "failed to map segment",
@@ -47,7 +47,7 @@ def process_bounds(threads: int = 0, models_bytes: int = 0) -> dict[str, int]:
 
 
 _used_before: dict[str, int] = {}
-"""What counted for each limit before the first model was opened that has computed."""
+"""The bytes that counted for each limit before the first model was opened that has computed."""
 
 
 def process_uses() -> dict[str, int]:

@@ -43,7 +43,7 @@ class MemoryPlan:
         return [place for place, have in self.available.items() if self.need(place) > have]
 
     def shortage(self) -> str:
-        """What one of them needs and has, holder by holder."""
+        """Say what one of them needs and has, holder by holder."""
         place = self.short_places()[0]
         under = f"under {self.bounds[place]}, beside threads " if place in self.bounds else ""
         need, have = human_bytes(self.need(place)), human_bytes(self.available[place])
@@ -59,7 +59,7 @@ class MemoryPlan:
         return "\n".join(lines)
 
     def held(self, place: str) -> list[Holding]:
-        """What is held in a place, each holder once: where host and device memory are one, some hold two pieces."""
+        """Return what a place holds, each holder once: where host and device memory are one, some hold two pieces."""
         nbytes: Counter[tuple[str, str]] = Counter()
         for one in self.holdings:
             if one.place == place:

@@ -12,7 +12,7 @@ BLOCK_BYTES = 4096
 FOLIO_BYTES = 2 << 20
 """The most that a page cache keeps or drops as one."""
 NOT_OFFERED = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM}
-"""What kernels, file systems and sandboxes answer when they do not offer a way of reading or writing."""
+"""Kernels, file systems and sandboxes answer so when they do not offer a way of reading or writing."""
 
 
 def open_direct(path: Path) -> int:

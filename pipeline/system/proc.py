@@ -1,4 +1,4 @@
-"""What the kernel tells in /proc of this process, its machine and its control groups."""
+"""The kernel tells in /proc of this process, its machine and its control groups."""
 
 import os
 import resource
@@ -31,7 +31,7 @@ def fields(name: str) -> dict[str, str]:
 
 
 def in_bytes(value: str) -> int:
-    """What "16 kB" stands for, as the kernel writes it."""
+    """Return what "16 kB" stands for, as the kernel writes it."""
     return int(value.split()[0]) * 1024
 
 

@@ -18,7 +18,7 @@ class Holder(Protocol):
         """Which memory each place of a plan takes from: two places, and two devices, may take from one."""
 
     def touched_bytes(self, pool: str) -> int:
-        """What of the memory that it has handed out occupies this pool by now."""
+        """Return how much of the memory that it has handed out occupies this pool by now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def give_back(holder: Holder) -> None:
 
 
 def promised_elsewhere(pools: Mapping[str, str]) -> list[Holding]:
-    """What each open model may still take from the memory of these places, as holdings of a plan beside theirs."""
+    """Return what each open model may still take of the memory of these places, as holdings of a plan beside theirs."""
     with promising:
         promises = list(_promises.items())
     return [
@@ -57,7 +57,7 @@ def promised_elsewhere(pools: Mapping[str, str]) -> list[Holding]:
 
 
 def open_models_take(pool: str) -> tuple[int, int]:
-    """What all open models were promised of a memory, and what of it occupies the memory by now."""
+    """Return what all open models were promised of a memory, and what of it occupies the memory by now."""
     with promising:
         promises = list(_promises.items())
     promised = sum(_own_bytes(holder, promise, pool) for holder, promise in promises)

@@ -1,4 +1,4 @@
-"""What the event loop and threads say to each other. A thread cannot be stopped."""
+"""The event loop and threads talk to each other here. A thread cannot be stopped."""
 
 import asyncio
 import contextlib

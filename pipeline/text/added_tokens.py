@@ -32,12 +32,12 @@ class AddedToken:
 
     @property
     def is_normalized(self) -> bool:
-        """What `normalized` says, or means."""
+        """Return what `normalized` says, or means."""
         return not self.special if self.normalized is None else self.normalized
 
     @property
     def piece(self) -> bytes:
-        """What it is decoded to where its content is text."""
+        """Return what it is decoded to where its content is text."""
         return b"" if self.special else self.content.encode()
 
     def require_simple(self) -> None:

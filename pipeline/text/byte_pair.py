@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # The pattern engine of tiktoken overflows its stack on 999,999 whitespace characters in a row (0.9 to 0.14).
 LONGEST_WHITESPACE_RUN = 500_000
 SLICE_CHARACTERS, SLICE_IDS = 1 << 12, 1 << 14
-"""What is worked on at a time, for about a millisecond: between two slices other threads can run."""
+"""So much is worked on at a time, for about a millisecond: between two slices other threads can run."""
 COMPOSED_BYTES = 4
 """Normalisation (NFC) makes a text at most 3.5 times shorter: iota of its compatibility block, with two marks."""
 

@@ -54,7 +54,7 @@ def detokenizers(
 
 
 def _followed(decoder: Sequence[dict[str, Any]]) -> tuple[Callable[[str], str | bytes], bool]:
-    """What each token becomes, and whether a space at the beginning of the whole text is dropped."""
+    """Return what each token becomes, and whether a space at the beginning of the whole text is dropped."""
     rest = [*decoder]
     replaced: list[tuple[str, str]] = []
     while rest and rest[0]["type"] == "Replace" and "String" in rest[0]["pattern"]:

@@ -1,4 +1,4 @@
-"""What a caller gives as a prompt: text, or token ids in the order in which the model reads them."""
+"""A caller gives as a prompt text, or token ids in the order in which the model reads them."""
 
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Set, Sized, ValuesView

@@ -21,11 +21,11 @@ from pipeline.text.tokenizer_json import read_tokenizer_json
 MIXED = "the folder mixes the files of two checkpoints"
 ONLY_THERE = "tokenizer.json only; fetch or convert tokenizer.json"
 _MALFORMED = (KeyError, IndexError, TypeError, AttributeError, ValueError, RecursionError, OverflowError)
-"""What broken files raise."""
+"""Broken files raise these."""
 
 
 class Engine(Protocol):
-    """What turns checked text into ids, and ids into text; `ordinary_size` is 1 + the highest id of a word.
+    """Turns checked text into ids, and ids into text; `ordinary_size` is 1 + the highest id of a word.
 
     A `detokenizer` is made from the ids that come before.
     Longer texts than `longest_text_bytes` would hold other threads up for too long, or take too much memory.
@@ -46,7 +46,7 @@ class Engine(Protocol):
 
 
 class ModelTokenizer(Protocol):
-    """What `model.tokenizer` does: text to token ids and back, as `generate` does it, whatever files it was read from.
+    """`model.tokenizer` turns text into token ids and back as `generate` does, whatever files it was read from.
 
     Special tokens that are written in a text become special tokens. Long texts take 0.1 seconds per MB; in a program
     that serves others meanwhile, call `encode` and `count` by `asyncio.to_thread`.

@@ -1,4 +1,4 @@
-"""What the files beside the vocabulary say: added and special tokens, and what begins a prompt."""
+"""The files beside the vocabulary name added and special tokens, and say what begins a prompt."""
 
 import os
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ _FIRST = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerConfig:
-    """What matters here of `tokenizer_config.json` and its older companions; absent keys are None or empty."""
+    """The part that matters here of `tokenizer_config.json` and its older companions; absent keys are None or empty."""
 
     bos_token: str | None
     add_bos_token: bool | None

@@ -25,7 +25,7 @@ class Tokenizing:
         self._closed: Callable[[], Exception] | None = None
 
     async def run(self, length: int, work: Callable[[], Result]) -> Result:
-        """What `work` returns or raises on the thread for texts of this length; raises what `close` was given."""
+        """Return or raise what `work` does on the thread for texts of this length; raises what `close` was given."""
         if self._closed is not None:
             raise self._closed()
         return await self._queues[length >= LONG_TEXT].run(length, work)

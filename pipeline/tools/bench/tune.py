@@ -5,7 +5,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -135,11 +135,7 @@ class TuneReport:
             ],
             "effect": self.effect,
             "noise": self.noise,
-            "staying": {
-                "groups": self.staying.groups,
-                "moving_groups": self.staying.moving_groups,
-                "measured": self.staying.measured.as_dict(),
-            },
+            "staying": {**asdict(self.staying), "measured": self.staying.measured.as_dict()},
             "chosen": self.chosen.settings,
         }
 

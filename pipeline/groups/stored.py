@@ -34,7 +34,8 @@ def spare_parts(name: str, checkpoint: Checkpoint) -> Iterator[str]:
     for ending in ACTIVATION_PARTS:
         yield from aliases(stem + ending)
     for bias in aliases(f"{stem}bias"):
-        if bias in checkpoint.tensors and not checkpoint.content(bias).strip(b"\0"):
+        entry = checkpoint.tensors.get(bias)
+        if entry and entry.length <= HEADER_LIMIT_BYTES and not checkpoint.content(bias).strip(b"\0"):
             yield bias
 
 

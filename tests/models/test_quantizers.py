@@ -100,6 +100,12 @@ def test_each_matrix_has_the_format_that_is_said_of_it(case: str) -> None:
     assert {module: quantization.format_of(f"{module}.weight").name for module in expected} == expected
 
 
+def test_the_older_name_of_the_key_is_known() -> None:
+    said = groups((["Linear"], {"weights": INT4}), sparsity_config={"format": "dense"})
+    quantization = read_quantization(JsonObject("config.json", {"compression_config": said}), None)
+    assert quantization.format_of(f"{Q}.weight").name == CT4
+
+
 @pytest.mark.parametrize("case", FILES)
 def test_a_file_of_its_own_says_it_where_config_json_does_not(case: str, tmp_path: Path) -> None:
     name, said, expected = FILES[case]

@@ -34,7 +34,7 @@ def read_quantization(settings: JsonObject, folder: Path | None) -> Quantization
 
     Raises ConfigError for what is not read, with the list of what is.
     """
-    key = "quantization_config"
+    key = settings.first("quantization_config", "compression_config")  # older files of compressed-tensors
     if settings.get(key) is None:
         files = {} if folder is None else {folder / name: method for name, method in FILES.items()}
         found = next((path for path in files if os.path.lexists(path)), None)

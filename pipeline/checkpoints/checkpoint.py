@@ -185,18 +185,12 @@ def _is_inside(name: object) -> TypeGuard[str]:
 def _not_whole(there: list[str], names: list[str], fetch: str) -> str:
     """Why what is in a folder is no checkpoint, and what to do."""
     if names:
-        return (
-            f"need {SINGLE_FILE}, {INDEX_FILE}, or a single file or whole set of numbered ones; have "
-            f"{', '.join(names)}; fetch what is missing, or put other models' files elsewhere"
-        )
+        need = f"{SINGLE_FILE}, {INDEX_FILE}, or a single file or whole set of numbered ones"
+        return f"need {need}; have {', '.join(names)}; fetch what is missing, or put other models' files elsewhere"
     if pickles := [name for name in there if Path(name).suffix in PICKLE_SUFFIXES]:
-        return (
-            f"has its weights only as {', '.join(pickles)}; pickle files can run code and are not read; convert them "
-            "to safetensors"
-        )
+        fault = "pickle files can run code and are not read"
+        return f"has its weights only as {', '.join(pickles)}; {fault}; convert them to safetensors"
     if others := [name for name in there if name.endswith(SUFFIX)]:
-        return (
-            f"has only {', '.join(others)}, an adapter or Mistral's own format, which are not read; fetch "
-            f"{SINGLE_FILE}, or {INDEX_FILE} and its shards"
-        )
+        fault = "an adapter or Mistral's own format, which are not read"
+        return f"has only {', '.join(others)}, {fault}; fetch {SINGLE_FILE}, or {INDEX_FILE} and its shards"
     return f"has neither {SINGLE_FILE} nor {INDEX_FILE}; it has {', '.join(there) or 'no files'}{fetch}"

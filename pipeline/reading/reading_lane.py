@@ -46,12 +46,8 @@ class Disk:
         with self._lock:
             refused_before, self.direct = not self.direct, False
         if not refused_before:
-            logger.warning(
-                "%s: the file system refuses direct reads (O_DIRECT: %s); weights are read through the page cache, "
-                "which is slower and takes host memory",
-                file,
-                why,
-            )
+            then = "weights are read through the page cache, which is slower and takes host memory"
+            logger.warning("%s: the file system refuses direct reads (O_DIRECT: %s); %s", file, why, then)
 
     def check_unchanged(self, file: Path, position: int) -> None:
         """Raise unless the file is what it was when it was opened."""

@@ -117,11 +117,8 @@ def choose_room(
 
 def _cost(chosen: PassBytes, alone: PassBytes) -> str:
     """Say what passes move for it."""
-    more = [
-        f"{verb} {human_bytes(now)} instead of {human_bytes(before)}"
-        for verb, now, before in (("reads", chosen.read, alone.read), ("sends", chosen.sent, alone.sent))
-        if now > before
-    ]
+    each = ("reads", chosen.read, alone.read), ("sends", chosen.sent, alone.sent)
+    more = [f"{verb} {human_bytes(now)} instead of {human_bytes(was)}" for verb, now, was in each if now > was]
     if not more:
         return "; no more weights move for it"
     return f"; for that a pass {' and '.join(more)}, which a lower max_requests gives back"

@@ -143,13 +143,8 @@ def _allocate(folder: Path, descriptor: int, nbytes: int) -> None:
             if (free := disk.f_bavail * disk.f_frsize) < nbytes:
                 raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: have {free}") from error
             os.ftruncate(descriptor, nbytes)
-            logger.warning(
-                "kv_disk %s: the file system cannot reserve room (%s); the %d bytes for KV blocks are free now, and "
-                "must stay free while the model is open",
-                folder,
-                error.strerror,
-                nbytes,
-            )
+            then = f"the {nbytes} bytes for KV blocks are free now, and must stay free while the model is open"
+            logger.warning("kv_disk %s: the file system cannot reserve room (%s); %s", folder, error.strerror, then)
     except OSError as error:
         raise _refused(f"kv_disk {folder}: need {nbytes} bytes for KV blocks", error) from error
 
@@ -173,8 +168,5 @@ def _go_past_the_page_cache(folder: Path, descriptor: int) -> None:
         if error.errno not in NOT_OFFERED:
             raise ConfigError(f"kv_disk {folder}: cannot be written: {error.strerror}; name another folder") from error
         fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
-        logger.warning(
-            "kv_disk %s: the file system refuses direct writes (O_DIRECT); KV blocks go through the page cache, "
-            "which takes host memory",
-            folder,
-        )
+        then = "KV blocks go through the page cache, which takes host memory"
+        logger.warning("kv_disk %s: the file system refuses direct writes (O_DIRECT); %s", folder, then)

@@ -142,10 +142,9 @@ class PolicyBench:
         pairs = zip(output.logprobs or (), expected.logprobs or (), strict=True)
         difference = max(abs(have[token] - need[token]) for have, need in pairs for token in have.keys() & need.keys())
         if output.token_ids != expected.token_ids or difference > TOLERATED_DIFFERENCE:
-            raise OutputsDiffer(
-                f"{title}: need the tokens {expected.token_ids} of the first policy, have {output.token_ids}, with "
-                f"log-probabilities up to {difference:.3g} apart"
-            )
+            need = f"the tokens {expected.token_ids} of the first policy"
+            have = f"{output.token_ids}, with log-probabilities up to {difference:.3g} apart"
+            raise OutputsDiffer(f"{title}: need {need}, have {have}")
         return difference
 
 

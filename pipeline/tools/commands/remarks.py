@@ -30,10 +30,8 @@ def nothing_moved(moving: Mapping[str, int], unsaid: str, some: str = "a smaller
     still = [row for row, count in moving.items() if not count]
     if not still:
         return ""
-    return (
-        f"Nothing moved in {', '.join(still)}: all weight groups stayed in memory, so {unsaid}. "
-        f"--no-residency lets all of them move, {some} some."
-    )
+    why = f"all weight groups stayed in memory, so {unsaid}"
+    return f"Nothing moved in {', '.join(still)}: {why}. --no-residency lets all of them move, {some} some."
 
 
 def below_floor(ratios: Mapping[str, float]) -> str:

@@ -121,10 +121,8 @@ def _policies(options: argparse.Namespace) -> dict[str, PrefetchPolicy]:
             if policy.waits == "chained":
                 policy = dataclasses.replace(policy, micro_batches=options.micro_batches)
             elif options.policy is not None and options.micro_batches > 1:
-                raise ConfigError(
-                    f"--micro-batches: policy {name} does not chain its computations, so it runs one; have "
-                    f"{options.micro_batches}; use stage3 or backpressure"
-                )
+                fault = f"policy {name} does not chain its computations, so it runs one; have {options.micro_batches}"
+                raise ConfigError(f"--micro-batches: {fault}; use stage3 or backpressure")
         policies[name] = policy
         if name == "current":
             policies[CHAINED] = CURRENT_CHAINED

@@ -1,7 +1,7 @@
 """The state of one pass."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from actors.core.event import Event
 from actors.core.message import READY
@@ -16,7 +16,7 @@ class GenerationPass:
 
     pieces: list[Piece]
     parts: list[MicroBatch]
-    rows: RowsSent = field(default_factory=RowsSent)
+    rows: RowsSent | None = None
     embedded: Event = READY
 
     @property

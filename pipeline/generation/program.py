@@ -258,7 +258,9 @@ class GenerationProgram:
         except Exception as error:
             raise embedding_failed(error) from error
         if pass_.choosing:
-            return await self._sampler.choose(COMPUTE, self._buffers.logits_memory, pass_.rows, pass_.last)
+            # A measurement may compute some of the groups alone, and not the one halfway.
+            rows = pass_.rows or self._sampler.send(_last_rows(pass_.pieces))
+            return await self._sampler.choose(COMPUTE, self._buffers.logits_memory, rows, pass_.last)
         await pass_.last.wait()
         return {}
 

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 
 from actors.core.event import Event
@@ -145,17 +146,16 @@ class RowSampler:
             rows.samplers += [sampler for sampler, _ in those]
             rows.numbers += [numbers for _, numbers in those]
             rows.runs += [Run(begin, min(begin + step, last), filters, logprobs) for begin in range(first, last, step)]
-        self._upload(rows, torch.tensor(changed, dtype=torch.int64), copies)
+        self._upload(rows, changed, copies)
 
-    def _upload(self, rows: RowsSent, changed_N: torch.Tensor, copies: Sequence[Copy]) -> None:
+    def _upload(self, rows: RowsSent, changed: list[int], copies: Sequence[Copy]) -> None:
         """Send the numbers, behind them the changed entries of the tables: where they are, then what they are now."""
-        device = self._device
-        rows.changes = len(changed_N)
-        values_N = self._tables.view(self._tables.host).view(-1)[changed_N]
-        numbers = torch.tensor(rows.numbers, dtype=torch.float64).view(-1)
-        flat = torch.cat([numbers, changed_N.double(), values_N.double()])
-        self._host_numbers.tensor.view(torch.float64)[: len(flat)] = flat
-        sent = device.upload(self._host_numbers, self._numbers, (Copy(0, 0, flat.nbytes),), ())
+        device, rows.changes, count = self._device, len(changed), len(rows.numbers) * COLUMNS
+        numbers = self._host_numbers.tensor.view(torch.float64).numpy()[: count + 2 * len(changed)]
+        numbers[:count] = np.array(rows.numbers).ravel()
+        told = self._tables.view(self._tables.host).view(-1).numpy()[changed]
+        numbers[count:] = np.concatenate([changed, told])
+        sent = device.upload(self._host_numbers, self._numbers, (Copy(0, 0, numbers.nbytes),), ())
         rows.sent = device.upload(self._tables.host, self._tables.device, copies, (sent,)) if copies else sent
 
     async def choose(self, lane: str, logits: Memory, rows: RowsSent, after: Event) -> dict[Sampler, Outcome]:

@@ -14,7 +14,7 @@ from pipeline.devices.port import Device
 from pipeline.generation.batching import Piece
 from pipeline.generation.sequence import RunningSequence
 from pipeline.groups.layout import merge_copies
-from pipeline.models.pass_rows import TILE, Rows, SequenceRows, parts_for
+from pipeline.models.pass_rows import TILE, Rows, SequenceRows, parts_for, tile_parts_for
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
 
 NO_TOKEN = (-1, -1, 0, -1, 0, 0, 0)
@@ -142,10 +142,10 @@ class PassInputs:
         self._grids = {cut: _cut(numbers[slice(*cut)], prompt_left_T[slice(*cut)]) for cut in cuts}
 
 
-def _cut(numbers: np.ndarray, prompt_left_T: np.ndarray) -> tuple[int, int, int]:
+def _cut(numbers: np.ndarray, prompt_left_T: np.ndarray) -> tuple[int, int, int, int]:
     """List the answers and the tiles of a block of rows, of whose prompts so many tokens are left in the pass.
 
-    Returns how many there are of both, and a bound of the parts of an answer.
+    Returns how many there are of both, and bounds of the parts of an answer and of a tile.
     """
     positions_T = numbers[:, POSITION]
     is_prompt_T = prompt_left_T > 0
@@ -157,8 +157,8 @@ def _cut(numbers: np.ndarray, prompt_left_T: np.ndarray) -> tuple[int, int, int]
     in_cell = TILE - positions_T[tiles] % TILE
     numbers[: len(tiles), TILE_ROW] = tiles
     numbers[: len(tiles), TILE_TOKENS] = np.minimum.reduce([prompt_left_T[tiles], in_cell, len(numbers) - tiles])
-    longest = int(positions_T[answers].max(initial=-1)) + 1
-    return len(answers), len(tiles), parts_for(longest)
+    longest, longest_tile = (int(positions_T[rows].max(initial=-1)) + 1 for rows in (answers, is_prompt_T))
+    return len(answers), len(tiles), parts_for(longest), tile_parts_for(longest_tile)
 
 
 def _ended(piece: Piece) -> bool:

@@ -174,7 +174,7 @@ class GenerationProgram:
         weights, layer = self._catalog.weights(message), self._config.layer_kinds[message.layer]
         for block in part.blocks:
             hidden_TD = self._buffers.hidden(block.begin, block.end)
-            hidden_TD.copy_(decoder.attention_half(layer, weights, hidden_TD, kv, block.rows, block.rotary))
+            decoder.attention_half(layer, weights, hidden_TD, kv, block.rows, block.rotary)
 
     def _launch_ffn(self, pass_: GenerationPass, message: Message[Slot]) -> list[Event]:
         return self._launch_half(pass_, message, functools.partial(self._ffn, message), repeats="always")
@@ -184,7 +184,7 @@ class GenerationProgram:
         by_formula = self._row_blocks.fixed
         for block in part.blocks:
             hidden_TD = self._buffers.hidden(block.begin, block.end)
-            hidden_TD.copy_(decoder.ffn_half(layer, weights, hidden_TD, by_formula))
+            decoder.ffn_half(layer, weights, hidden_TD, by_formula)
 
     def _launch_half(
         self,

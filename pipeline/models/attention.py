@@ -9,7 +9,6 @@ K kv heads, G query heads that share a kv head, H head dim, C positions of a cel
 """
 
 import functools
-import logging
 from collections.abc import Hashable
 from dataclasses import dataclass
 from types import ModuleType
@@ -19,10 +18,16 @@ from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from pipeline.models.layers import Attention
-from pipeline.models.pass_rows import ANSWERS_AT_ONCE, Rows, SequenceRows, parts_for
+from pipeline.models.pass_rows import (
+    ANSWERS_AT_ONCE,
+    FEW_TILE_ROWS,
+    MOST_TILE_PARTS,
+    Rows,
+    SequenceRows,
+    parts_for,
+)
 from pipeline.models.rotary import Rotary, rotate
-
-logger = logging.getLogger("penstock")
+from pipeline.models.triton_kernels import kernels_of
 
 CPU_CELL, GPU_CELL = 16, 512
 """Positions of a cell: few, so that a short piece of a prompt fills it, and as many as a GPU computes at a time."""
@@ -109,29 +114,17 @@ def scratch_bytes(kind: Attention, device: torch.device, dtype: torch.dtype, row
     one_by_one = 2 * (context_tokens + GPU_CELL) * kind.kv_heads * kind.head_dim * dtype.itemsize
     if device.type != "cuda":
         return one_by_one
-    parts = min(rows, ANSWERS_AT_ONCE) * kind.heads * parts_for(context_tokens) * (kind.head_dim + 2)
-    return max(one_by_one, 2 * parts * torch.float32.itemsize)  # of recorded kernels, and of others
+    parts = min(rows, ANSWERS_AT_ONCE) * kind.heads * parts_for(context_tokens) + FEW_TILE_ROWS * MOST_TILE_PARTS
+    return max(
+        one_by_one, 2 * parts * (kind.head_dim + 2) * torch.float32.itemsize
+    )  # of recorded kernels, and of others
 
 
 @functools.cache
 def _kernels(device: torch.device, dtype: torch.dtype, heads: int, head_dim: int, kv_heads: int) -> ModuleType | None:
-    """What computes all rows at once, where this is a GPU for which Triton compiles it; else a warning says why not."""
-    if device.type != "cuda":
-        return None
-    try:
-        from pipeline.models import paged_attention
-
-        paged_attention.try_out(device, dtype, heads, head_dim, kv_heads)
-    except Exception as error:
-        logger.warning(
-            "attention runs request by request on %s, which is slow where many share a pass: Triton, which needs a C "
-            "compiler, could not make its kernels: %s: %s",
-            device,
-            type(error).__name__,
-            error,
-        )
-        return None
-    return paged_attention
+    """What computes all rows at once, where this is a GPU for which Triton compiles it."""
+    otherwise = "attention runs request by request"
+    return kernels_of("pipeline.models.paged_attention", device, otherwise, dtype, heads, head_dim, kv_heads)
 
 
 def _attend_rows(q_TNH: torch.Tensor, kv: LayerKV, one: SequenceRows, window: int | None) -> torch.Tensor:

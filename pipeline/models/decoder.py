@@ -1,4 +1,4 @@
-"""The halves of a decoder layer and the head, as pure functions of (weights, hidden, kv).
+"""The halves of a decoder layer and the head, as functions of (weights, hidden, kv). Halves change the hidden states.
 
 Weights are looked up by the short names of `layers`; they may lie at any address that suits their dtype, and are
 cast at use where their dtype is not that of the hidden states.
@@ -12,7 +12,7 @@ from pipeline.formats.matrix import Weights
 from pipeline.models.attention import LayerKV, attend_all
 from pipeline.models.layers import Layer
 from pipeline.models.model_config import ModelConfig
-from pipeline.models.ops import rms_norm, silu
+from pipeline.models.ops import rms_norm, silu_gate
 from pipeline.models.pass_rows import Rows
 from pipeline.models.rotary import Rotary
 
@@ -20,18 +20,18 @@ from pipeline.models.rotary import Rotary
 def attention_half(
     layer: Layer, weights: Weights, hidden_TD: torch.Tensor, kv: LayerKV, rows: Rows, rotary: Rotary
 ) -> torch.Tensor:
-    """Norm, attention and residual of one layer for the tokens of a pass; returns [T, D].
+    """Add norm and attention of one layer to the tokens of a pass; returns `hidden_TD`.
 
     Writes their keys and values into `kv` first, then lets each attend to its own sequence.
     """
     normed_TD = rms_norm(hidden_TD, weights.tensors["norm"], layer.norm_epsilon)
-    return hidden_TD + _attention(layer, weights, normed_TD, kv, rows, rotary)
+    return hidden_TD.add_(_attention(layer, weights, normed_TD, kv, rows, rotary))
 
 
 def ffn_half(layer: Layer, weights: Weights, hidden_TD: torch.Tensor, silu_by_formula: bool = False) -> torch.Tensor:
-    """Norm, feed-forward and residual of one layer; returns [T, D]."""
+    """Add norm and feed-forward of one layer; returns `hidden_TD`."""
     normed_TD = rms_norm(hidden_TD, weights.tensors["norm"], layer.norm_epsilon)
-    return hidden_TD + _gated_feed_forward(weights, normed_TD, silu_by_formula)
+    return hidden_TD.add_(_gated_feed_forward(weights, normed_TD, silu_by_formula))
 
 
 def final_norm(config: ModelConfig, weights: Weights, hidden_TD: torch.Tensor) -> torch.Tensor:
@@ -57,5 +57,5 @@ def _attention(
 
 
 def _gated_feed_forward(weights: Weights, normed_TD: torch.Tensor, silu_by_formula: bool) -> torch.Tensor:
-    gate_TF = silu(weights.project("gate", normed_TD), by_formula=silu_by_formula)
-    return weights.project("down", gate_TF * weights.project("up", normed_TD))
+    gate_TF, up_TF = (weights.project(short, normed_TD) for short in ("gate", "up"))
+    return weights.project("down", silu_gate(gate_TF, up_TF, by_formula=silu_by_formula))

@@ -11,17 +11,30 @@ up to a power of two.
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import triton
 
 from pipeline.models import paged_kernels
-from pipeline.models.pass_rows import ANSWERS_AT_ONCE, MOST_PARTS, PART, TILE, Rows, few_rows
+from pipeline.models.pass_rows import (
+    ANSWERS_AT_ONCE,
+    FEW_TILE_ROWS,
+    MOST_PARTS,
+    MOST_TILE_PARTS,
+    PART,
+    TILE,
+    TILE_PART,
+    Rows,
+    few_rows,
+)
 from pipeline.models.rotary import Rotary
 
 LEAST = 16
 """Rows and channels of a product on tensor cores."""
+HEADS_AT_ONCE = 8
+"""Heads that a program turns."""
 
 
 def try_out(device: torch.device, dtype: torch.dtype, heads: int, head_dim: int, kv_heads: int) -> None:
@@ -49,7 +62,8 @@ def turn_and_write(
     """
     tokens, heads, head_dim = q_TNH.shape
     kv_heads = keys_TKH.shape[1]
-    paged_kernels.turn_and_write[(tokens, heads + kv_heads)](
+    at_once = min(HEADS_AT_ONCE, triton.next_power_of_2(heads))
+    paged_kernels.turn_and_write[(tokens, triton.cdiv(heads, at_once) + triton.cdiv(kv_heads, at_once))](
         q_TNH,
         keys_TKH,
         values_TKH,
@@ -66,8 +80,9 @@ def turn_and_write(
         HEADS=heads,
         KV_HEADS=kv_heads,
         CHANNELS=head_dim,
-        H=triton.next_power_of_2(head_dim),
-        num_warps=1,
+        H=triton.next_power_of_2(head_dim // 2),
+        N=at_once,
+        num_warps=2,
         enable_fp_fusion=False,
     )
 
@@ -123,15 +138,25 @@ def attend(q_TNH: torch.Tensor, memory: torch.Tensor, rows: Rows, window: int | 
             MOST_PARTS=MOST_PARTS,
         )
     if rows.tiles:
-        paged_kernels.attend_tiles[(heads, rows.tiles * TILE // of_tiles["M"])](
-            *places,
-            mixed_TNH,
-            scale,
-            **shape,
-            TILE=TILE,
-            **of_tiles,
-        )
+        _attend_tiles(places, mixed_TNH, rows, scale, {**shape, **of_tiles})
     return mixed_TNH.flatten(1)
+
+
+def _attend_tiles(
+    places: tuple[Any, ...], mixed_TNH: torch.Tensor, rows: Rows, scale: float, shape: Mapping[str, Any]
+) -> None:
+    """Each tile goes through the parts of its positions or, where there are few tiles, all of them at once."""
+    heads, most_rows = shape["HEADS"], rows.tiles * TILE
+    count = rows.tile_parts if heads * most_rows <= FEW_TILE_ROWS else 1
+    kept = (most_rows if count > 1 else 0, heads, count)
+    parts = mixed_TNH.new_empty((*kept, shape["CHANNELS"]), dtype=torch.float32)
+    weights = mixed_TNH.new_empty((*kept, 2), dtype=torch.float32)
+    cells = {"TILE": TILE, "PART": TILE_PART, "MOST_PARTS": MOST_TILE_PARTS}
+    programs = heads, most_rows // shape["M"]
+    paged_kernels.attend_tiles[*programs, count](*places, mixed_TNH, parts, weights, scale, **shape, **cells)
+    if count > 1:
+        same = {name: shape[name] for name in ("WINDOW", "COLUMNS", "CHANNELS", "H", "M", "S")}
+        paged_kernels.merge_tiles[programs](parts, weights, mixed_TNH, rows.numbers, count, **same, **cells)
 
 
 def _launch_settings(dtype: torch.dtype, width: int) -> tuple[dict[str, int], dict[str, int]]:

@@ -13,35 +13,46 @@ import triton.language as tl
 @triton.jit
 def turn_and_write(q, keys, values, cos, sin, memory, numbers, q_stride, key_stride, value_stride, block_stride,
         COLUMNS: tl.constexpr, BLOCK_TOKENS: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
-        CHANNELS: tl.constexpr, H: tl.constexpr):
-    """A program for each row and each head, of queries first, then of keys and values."""
-    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+        CHANNELS: tl.constexpr, H: tl.constexpr, N: tl.constexpr):
+    """A program for each row and each N heads, of queries first, then of keys and values. H is half of the channels."""
+    row, index = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    half: tl.constexpr = CHANNELS // 2
+    of_queries: tl.constexpr = (HEADS + N - 1) // N
     channel_H = tl.arange(0, H)
-    real_H = channel_H < CHANNELS
-    written_H = real_H
-    if head < HEADS:
-        at = q + row * q_stride + head * CHANNELS
-        into = at
+    real_H = channel_H < half
+    if index < of_queries:
+        head_N = index * N + tl.arange(0, N)
+        mask_NH = (head_N < HEADS)[:, None] & real_H[None, :]
+        at_NH = q + row * q_stride + head_N[:, None] * CHANNELS + channel_H[None, :]
+        into_NH, written_NH = at_NH, mask_NH
     else:
-        kv_head = head - HEADS
+        head_N = (index - of_queries) * N + tl.arange(0, N)
+        mask_NH = (head_N < KV_HEADS)[:, None] & real_H[None, :]
         block = tl.load(numbers + row * COLUMNS + 1)
         position = tl.load(numbers + row * COLUMNS)
-        written_H &= block >= 0
-        at = keys + row * key_stride + kv_head * CHANNELS
-        into = memory + block * block_stride + (position % BLOCK_TOKENS * KV_HEADS + kv_head) * CHANNELS
-        value_H = tl.load(values + row * value_stride + kv_head * CHANNELS + channel_H, mask=real_H, other=0.0)
-        tl.store(into + BLOCK_TOKENS * KV_HEADS * CHANNELS + channel_H, value_H, mask=written_H)
-    is_second_H = channel_H >= CHANNELS // 2
-    partner_H = tl.where(is_second_H, channel_H - CHANNELS // 2, channel_H + CHANNELS // 2)
-    x_H = tl.load(at + channel_H, mask=real_H, other=0.0)
-    dtype = x_H.dtype
-    partner_H = tl.load(at + partner_H, mask=real_H, other=0.0).to(tl.float32)
-    partner_H = tl.where(is_second_H, partner_H, -partner_H)
-    cos_H = tl.load(cos + row * CHANNELS + channel_H, mask=real_H, other=0.0).to(dtype).to(tl.float32)
-    sin_H = tl.load(sin + row * CHANNELS + channel_H, mask=real_H, other=0.0).to(dtype).to(tl.float32)
-    turned_H = (x_H.to(tl.float32) * cos_H).to(dtype).to(tl.float32) + (partner_H * sin_H).to(dtype).to(tl.float32)
-    tl.debug_barrier()  # a query's channels are read before they are written
-    tl.store(into + channel_H, turned_H.to(dtype), mask=written_H)
+        written_NH = mask_NH & (block >= 0)
+        at_NH = keys + row * key_stride + head_N[:, None] * CHANNELS + channel_H[None, :]
+        into_NH = memory + block * block_stride + position % BLOCK_TOKENS * KV_HEADS * CHANNELS
+        into_NH = into_NH + head_N[:, None] * CHANNELS + channel_H[None, :]
+        from_NH = values + row * value_stride + head_N[:, None] * CHANNELS + channel_H[None, :]
+        value_NH = into_NH + BLOCK_TOKENS * KV_HEADS * CHANNELS
+        tl.store(value_NH, tl.load(from_NH, mask=mask_NH, other=0.0), mask=written_NH)
+        tl.store(value_NH + half, tl.load(from_NH + half, mask=mask_NH, other=0.0), mask=written_NH)
+    first_NH, second_NH = tl.load(at_NH, mask=mask_NH, other=0.0), tl.load(at_NH + half, mask=mask_NH, other=0.0)
+    at_H = row * CHANNELS + channel_H
+    tl.store(into_NH, turned(first_NH, -second_NH, cos + at_H, sin + at_H, real_H), mask=written_NH)
+    at_H += half
+    tl.store(into_NH + half, turned(second_NH, first_NH, cos + at_H, sin + at_H, real_H), mask=written_NH)
+
+
+@triton.jit
+def turned(x_NH, partner_NH, cos_H, sin_H, real_H):
+    """Products and their sum, each rounded."""
+    dtype = x_NH.dtype
+    cos_H = tl.load(cos_H, mask=real_H, other=0.0).to(dtype).to(tl.float32)
+    sin_H = tl.load(sin_H, mask=real_H, other=0.0).to(dtype).to(tl.float32)
+    one_NH, other_NH = x_NH.to(tl.float32) * cos_H[None, :], partner_NH.to(tl.float32) * sin_H[None, :]
+    return (one_NH.to(dtype).to(tl.float32) + other_NH.to(dtype).to(tl.float32)).to(dtype)
 
 
 @triton.jit
@@ -154,19 +165,51 @@ def merge(parts, weights, mixed, numbers, first_answer, count, WINDOW: tl.conste
     tl.store(mixed + at_H, mixed_H.to(mixed.dtype.element_ty), mask=channel_H < CHANNELS)
 
 
-@triton.jit(do_not_specialize=["table_stride"])
-def attend_tiles(q, memory, numbers, tables, block_stride, table_stride, mixed, scale, WINDOW: tl.constexpr,
-        COLUMNS: tl.constexpr, BLOCK_TOKENS: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr,
-        CHANNELS: tl.constexpr, H: tl.constexpr, PRECISION: tl.constexpr, M: tl.constexpr, S: tl.constexpr,
-        TILE: tl.constexpr):
-    """A program for each head and each M rows of a tile of a prompt, the last ones first: they look back furthest."""
-    head, index = tl.program_id(0), (tl.num_programs(1) - 1 - tl.program_id(1)).to(tl.int64)
+@triton.jit
+def rows_of_tile(numbers, COLUMNS: tl.constexpr, M: tl.constexpr, TILE: tl.constexpr):
+    """The first row of the M that a program has, how many there are, and where they stand in `mixed` and in parts."""
+    index = (tl.num_programs(1) - 1 - tl.program_id(1)).to(tl.int64)  # the last ones first: they look back furthest
     tile, skipped = index // (TILE // M), index % (TILE // M) * M
-    tokens = tl.load(numbers + tile * COLUMNS + 5) - skipped
+    tokens = tl.minimum(tl.load(numbers + tile * COLUMNS + 5) - skipped, M)
+    row = tl.load(numbers + tile * COLUMNS + 4) + skipped
+    return row, tokens, (index * tl.num_programs(0) + tl.program_id(0)) * M + tl.arange(0, M)
+
+
+@triton.jit
+def parts_of_tile(start, tokens, WINDOW: tl.constexpr, S: tl.constexpr, TILE: tl.constexpr, PART: tl.constexpr,
+        MOST_PARTS: tl.constexpr):
+    """Where the parts begin of the positions that a cell sees, how long they are, and which of them these rows see."""
+    cell = start // TILE * TILE
+    begin = first_seen_of(cell, WINDOW) // S * S
+    length = part_length_of(cell + TILE - begin, PART, MOST_PARTS)
+    first = (first_seen_of(start, WINDOW) // S * S - begin) // length
+    return begin, length, first, tl.cdiv(start + tokens - begin, length)
+
+
+@triton.jit
+def join(most_M, total_M, mixed_MH, part_most_M, part_total_M, part_mixed_MH):
+    """Add a part to those before it. Which operations are one is said, so that it rounds alike in any kernel."""
+    higher_M = tl.maximum(most_M, part_most_M)
+    base_M = tl.where(higher_M == float("-inf"), 0.0, higher_M)
+    shrink_M, weight_M = tl.exp2(most_M - base_M), tl.exp2(part_most_M - base_M)
+    total_M = tl.fma(total_M, shrink_M, part_total_M * weight_M)
+    shrink_MH = tl.broadcast_to(shrink_M[:, None], mixed_MH.shape)
+    return higher_M, total_M, tl.fma(mixed_MH, shrink_MH, part_mixed_MH * weight_M[:, None])
+
+
+@triton.jit(do_not_specialize=["table_stride"])
+def attend_tiles(q, memory, numbers, tables, block_stride, table_stride, mixed, parts, weights, scale,
+        WINDOW: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_TOKENS: tl.constexpr, HEADS: tl.constexpr,
+        GROUP: tl.constexpr, CHANNELS: tl.constexpr, H: tl.constexpr, PRECISION: tl.constexpr, M: tl.constexpr,
+        S: tl.constexpr, TILE: tl.constexpr, PART: tl.constexpr, MOST_PARTS: tl.constexpr):
+    """A program for each head and each M rows of a tile of a prompt. It goes through the parts of their positions.
+
+    Or there is one for each part, too, which is left in `parts` and `weights`.
+    """
+    head = tl.program_id(0)
+    row, tokens, slot_M = rows_of_tile(numbers, COLUMNS, M, TILE)
     if tokens <= 0:
         return
-    tokens = tl.minimum(tokens, M)
-    row = tl.load(numbers + tile * COLUMNS + 4) + skipped
     start = tl.load(numbers + row * COLUMNS)
     table = tables + tl.load(numbers + row * COLUMNS + 2) * table_stride
     member_M = tl.arange(0, M)
@@ -174,20 +217,65 @@ def attend_tiles(q, memory, numbers, tables, block_stride, table_stride, mixed, 
     mask_MH = (member_M < tokens)[:, None] & (channel_H < CHANNELS)[None, :]
     at_MH = ((row + member_M)[:, None] * HEADS + head) * CHANNELS + channel_H[None, :]
     q_MH = tl.load(q + at_MH, mask=mask_MH, other=0.0)
-    position_M = start + member_M
     most_M = tl.full([M], float("-inf"), tl.float32)
     total_M = tl.zeros([M], tl.float32)
     mixed_MH = tl.zeros([M, H], tl.float32)
-    first_seen = first_seen_of(start, WINDOW)
-    low, end = first_seen // S * S, start + tokens
-    if not WINDOW:
-        seen_by_all = start // TILE * TILE  # by all rows of the cell, wherever in it these begin
-        most_M, total_M, mixed_MH = visit(q_MH, position_M, most_M, total_M, mixed_MH, memory, table, block_stride,
-            head // GROUP, low, seen_by_all, first_seen, end, scale, False, WINDOW, BLOCK_TOKENS, HEADS // GROUP,
-            CHANNELS, H, S, PRECISION)
-        low = seen_by_all
-    most_M, total_M, mixed_MH = visit(q_MH, position_M, most_M, total_M, mixed_MH, memory, table, block_stride,
-        head // GROUP, low, end, first_seen, end, scale, True, WINDOW, BLOCK_TOKENS, HEADS // GROUP, CHANNELS, H, S,
-        PRECISION)
+    first_seen, end = first_seen_of(start, WINDOW), start + tokens
+    begin, length, part, last = parts_of_tile(start, tokens, WINDOW, S, TILE, PART, MOST_PARTS)
+    count = tl.num_programs(2)
+    if count > 1:
+        part = tl.maximum(part, tl.program_id(2))
+        last = tl.minimum(last, tl.program_id(2) + 1)
+    while part < last:
+        low = tl.maximum(begin + part * length, first_seen // S * S)
+        high = tl.minimum(begin + (part + 1) * length, end)
+        part_most_M = tl.full([M], float("-inf"), tl.float32)
+        part_total_M = tl.zeros([M], tl.float32)
+        part_mixed_MH = tl.zeros([M, H], tl.float32)
+        if not WINDOW:
+            seen_by_all = tl.minimum(start // TILE * TILE, high)  # by all rows of the cell, wherever in it these begin
+            part_most_M, part_total_M, part_mixed_MH = visit(q_MH, start + member_M, part_most_M, part_total_M,
+                part_mixed_MH, memory, table, block_stride, head // GROUP, low, seen_by_all, first_seen, end, scale,
+                False, WINDOW, BLOCK_TOKENS, HEADS // GROUP, CHANNELS, H, S, PRECISION)
+            low = tl.maximum(low, seen_by_all)
+        part_most_M, part_total_M, part_mixed_MH = visit(q_MH, start + member_M, part_most_M, part_total_M,
+            part_mixed_MH, memory, table, block_stride, head // GROUP, low, high, first_seen, end, scale, True, WINDOW,
+            BLOCK_TOKENS, HEADS // GROUP, CHANNELS, H, S, PRECISION)
+        most_M, total_M, mixed_MH = join(most_M, total_M, mixed_MH, part_most_M, part_total_M, part_mixed_MH)
+        part += 1
+    if count > 1:
+        slot_M = slot_M * count + tl.program_id(2)
+        tl.store(weights + slot_M * 2, most_M, mask=member_M < tokens)
+        tl.store(weights + slot_M * 2 + 1, total_M, mask=member_M < tokens)
+        tl.store(parts + slot_M[:, None] * CHANNELS + channel_H[None, :], mixed_MH, mask=mask_MH)
+    else:
+        mixed_MH = mixed_MH / tl.where(member_M < tokens, total_M, 1.0)[:, None]
+        tl.store(mixed + at_MH, mixed_MH.to(mixed.dtype.element_ty), mask=mask_MH)
+
+
+@triton.jit(do_not_specialize=["count"])
+def merge_tiles(parts, weights, mixed, numbers, count, WINDOW: tl.constexpr, COLUMNS: tl.constexpr,
+        CHANNELS: tl.constexpr, H: tl.constexpr, M: tl.constexpr, S: tl.constexpr, TILE: tl.constexpr,
+        PART: tl.constexpr, MOST_PARTS: tl.constexpr):
+    """A program for each head and each M rows of a tile, whose parts it joins in their order."""
+    head = tl.program_id(0)
+    row, tokens, slot_M = rows_of_tile(numbers, COLUMNS, M, TILE)
+    if tokens <= 0:
+        return
+    start = tl.load(numbers + row * COLUMNS)
+    member_M = tl.arange(0, M)
+    channel_H = tl.arange(0, H)
+    mask_MH = (member_M < tokens)[:, None] & (channel_H < CHANNELS)[None, :]
+    most_M = tl.full([M], float("-inf"), tl.float32)
+    total_M = tl.zeros([M], tl.float32)
+    mixed_MH = tl.zeros([M, H], tl.float32)
+    begin, length, first, last = parts_of_tile(start, tokens, WINDOW, S, TILE, PART, MOST_PARTS)
+    for part in range(first, last):
+        at_M = slot_M * count + part
+        part_most_M = tl.load(weights + at_M * 2, mask=member_M < tokens, other=float("-inf"))
+        part_total_M = tl.load(weights + at_M * 2 + 1, mask=member_M < tokens, other=0.0)
+        part_mixed_MH = tl.load(parts + at_M[:, None] * CHANNELS + channel_H[None, :], mask=mask_MH, other=0.0)
+        most_M, total_M, mixed_MH = join(most_M, total_M, mixed_MH, part_most_M, part_total_M, part_mixed_MH)
     mixed_MH = mixed_MH / tl.where(member_M < tokens, total_M, 1.0)[:, None]
+    at_MH = ((row + member_M)[:, None] * tl.num_programs(0) + head) * CHANNELS + channel_H[None, :]
     tl.store(mixed + at_MH, mixed_MH.to(mixed.dtype.element_ty), mask=mask_MH)

@@ -10,6 +10,10 @@ import torch
 
 TILE = 128
 """Tokens of a prompt that a GPU computes together, of one cell of so many positions."""
+TILE_PART, MOST_TILE_PARTS = 1024, 8
+"""The positions that a cell sees are cut into at most so many parts, each of a multiple of so many."""
+FEW_TILE_ROWS = 8192
+"""Parts are computed beside each other where the rows of all tiles, times the heads, are no more: too few for a GPU."""
 PART, MOST_PARTS = 256, 32
 """The positions of a token of an answer are cut into at most so many parts, each of a multiple of so many."""
 FEW_PARTS = 4
@@ -42,7 +46,8 @@ class Rows:
     `numbers`, int64 [rows, columns], and `tables`, [sequences, B], are on the device. Of each row: its position, the
     block that it goes to, and the table of its sequence; -1, -1 and 0 behind the last token. Then follow lists, each in
     a column from row 0 on: `answers` rows that are computed one by one, others with them, and `tiles` of
-    prompts, the first row and the tokens of each. No answer looks back at more than `parts` parts.
+    prompts, the first row and the tokens of each. No answer looks back at more than `parts` parts, and no tile at more
+    than `tile_parts`.
     """
 
     numbers: torch.Tensor
@@ -51,6 +56,7 @@ class Rows:
     answers: int
     tiles: int
     parts: int
+    tile_parts: int
     by_sequence: Callable[[], Sequence[SequenceRows]]
 
 
@@ -59,9 +65,14 @@ def parts_for(tokens: int) -> int:
     return FEW_PARTS if tokens <= FEW_PARTS * PART else MOST_PARTS
 
 
+def tile_parts_for(tokens: int) -> int:
+    """The same for tiles."""
+    return min(-(-tokens // TILE_PART), MOST_TILE_PARTS)
+
+
 def few_rows(device: torch.device) -> Rows:
     """Two rows to try kernels with, of a KV of one block: a prompt's token at position 0, and an answer's."""
     numbers = torch.tensor([[0, 0, 0, 1, 0, 1, 0], [0, 0, 0, -1, 0, 0, 0]], device=device)
     tables = torch.zeros(1, 1, dtype=torch.int64, device=device)
     sequences = [SequenceRows(0, 1, 0, 1, tables[0]), SequenceRows(1, 2, 0, 0, tables[0])]
-    return Rows(numbers, tables, 2, 1, 1, FEW_PARTS, lambda: sequences)
+    return Rows(numbers, tables, 2, 1, 1, FEW_PARTS, 2, lambda: sequences)

@@ -169,19 +169,19 @@ def test_fp32_weights_at_any_address_give_the_same_numbers(offset_bytes: int, tm
     torch.testing.assert_close(ours, aligned, rtol=0, atol=1e-5 * float(aligned.abs().max()))
 
 
-def test_weights_and_hidden_states_are_not_modified(tmp_path: Path) -> None:
+def test_weights_are_not_modified_and_hidden_states_are_where_they_were(tmp_path: Path) -> None:
     save("qwen2", tmp_path)
     run = TinyRun(tmp_path, torch.float32)
     before = {
         group: {short: w.clone() for short, w in weights.tensors.items()} for group, weights in run.weights.items()
     }
     hidden_TD = torch.randn(4, run.config.hidden_size)
-    kept_TD = hidden_TD.clone()
     turn = rotary(run.config, torch.arange(4))
     layer = run.config.layer_kinds[0]
-    decoder.attention_half(layer, run.weights[0, "attn"], hidden_TD, run.kv[0], rows_of(run.blocks_B, 0, 4), turn)
-    decoder.ffn_half(layer, run.weights[0, "ffn"], hidden_TD)
-    assert torch.equal(hidden_TD, kept_TD)
+    rows = rows_of(run.blocks_B, 0, 4)
+    attended_TD = decoder.attention_half(layer, run.weights[0, "attn"], hidden_TD, run.kv[0], rows, turn)
+    assert attended_TD is hidden_TD
+    assert decoder.ffn_half(layer, run.weights[0, "ffn"], hidden_TD) is hidden_TD
     assert all(
         torch.equal(w, before[group][short]) for group, ws in run.weights.items() for short, w in ws.tensors.items()
     )

@@ -24,4 +24,4 @@ def rows_of(blocks_B: torch.Tensor, start: int, tokens: int) -> Rows:
     positions_T = torch.arange(start, start + tokens)
     numbers = torch.stack((positions_T, blocks_B[positions_T // POSITIONS]), 1)
     sequence = SequenceRows(0, tokens, start, start + tokens, blocks_B)
-    return Rows(numbers, blocks_B.unsqueeze(0), tokens, 0, 0, 1, lambda: [sequence])
+    return Rows(numbers, blocks_B.unsqueeze(0), tokens, 0, 0, 1, 1, lambda: [sequence])

@@ -51,7 +51,7 @@ def break_from(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
             nonlocal calls
             calls += 1
             hidden_TD = ffn_half(*arguments)
-            return hidden_TD * 1.001 if first < calls <= end else hidden_TD
+            return hidden_TD.mul_(1.001) if first < calls <= end else hidden_TD
 
         monkeypatch.setattr(decoder, "ffn_half", broken)
 

@@ -1,0 +1,36 @@
+"""The Triton kernels of `fused_ops`. Their tensors are pointers here, and each has its shape letters in its name.
+
+Letters: R rows of a program, D items of a row, which are filled up to a power of two from ITEMS, I items of a program.
+"""
+
+import triton
+import triton.language as tl
+
+# fmt: off
+
+
+@triton.jit(do_not_specialize=["rows"])
+def rms_norm(x, weight, out, rows, epsilon, ITEMS: tl.constexpr, D: tl.constexpr, R: tl.constexpr):
+    """A program for each R rows. Rounds where `ops.rms_norm` does."""
+    row_R, item_D = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R), tl.arange(0, D)
+    mask_RD = (row_R < rows)[:, None] & (item_D < ITEMS)[None, :]
+    at_RD = row_R[:, None] * ITEMS + item_D[None, :]
+    x_RD = tl.load(x + at_RD, mask=mask_RD, other=0.0)
+    dtype = x_RD.dtype
+    x_RD = x_RD.to(tl.float32)
+    scale_R = tl.rsqrt(tl.sum(x_RD * x_RD, 1) * (1.0 / ITEMS) + epsilon)
+    normed_RD = (x_RD * scale_R[:, None]).to(dtype).to(tl.float32)
+    weight_D = tl.load(weight + item_D, mask=item_D < ITEMS, other=0.0).to(dtype).to(tl.float32)
+    tl.store(out + at_RD, (weight_D[None, :] * normed_RD).to(dtype), mask=mask_RD)
+
+
+@triton.jit(do_not_specialize=["items"])
+def silu_gate(gate, up, items, I: tl.constexpr):
+    """A program for each I items, into which `gate` is changed."""
+    at_I = tl.program_id(0).to(tl.int64) * I + tl.arange(0, I)
+    gate_I = tl.load(gate + at_I, mask=at_I < items, other=0.0)
+    up_I = tl.load(up + at_I, mask=at_I < items, other=0.0).to(tl.float32)
+    dtype = gate_I.dtype
+    gate_I = gate_I.to(tl.float32)
+    gate_I = tl.div_rn(gate_I, tl.exp(-gate_I) + 1.0).to(dtype).to(tl.float32)
+    tl.store(gate + at_I, (gate_I * up_I).to(dtype), mask=at_I < items)

@@ -6,11 +6,13 @@ from pipeline.config import Config
 from pipeline.devices.port import Device
 from pipeline.engine.policies import find_policy
 from pipeline.formats.dense import cast_bytes
+from pipeline.formats.parts import gives_logits
 from pipeline.generation.batching import most_logit_rows
 from pipeline.generation.pass_buffers import HIDDEN, LOGITS, ROTARY, PassBuffers
 from pipeline.generation.pass_inputs import PassInputs
 from pipeline.generation.row_sampler import RowSampler
 from pipeline.groups.groups import WeightGroups
+from pipeline.models.activations import embedding_bytes, half_bytes, head_bytes
 from pipeline.models.attention import scratch_bytes
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.row_blocks import RowBlocks
@@ -34,19 +36,24 @@ def pass_holdings(
     invariant = settings.batch_invariant
     blocks = RowBlocks.of(device.block_rows, device.least_rows(dtype), device.repeated_rows, batch_invariant=invariant)
     buffers = PassBuffers.sizes(model, dtype, blocks, tokens, most_logit_rows(settings.max_requests))
-    ffn_size = max(layer.feed_forward.size for layer in model.layer_kinds)
-    row_activations = (3 * model.hidden_size + 3 * ffn_size) * max(dtype.itemsize, 4)
     micro_batches = find_policy(settings.policy).micro_batches
-    casts = _scratch_bytes(groups, dtype) * min(2, micro_batches)
+    at_a_time = min(2, micro_batches)
+    casts = _scratch_bytes(groups, dtype) * at_a_time
+    fused = device.torch_device.type == "cuda"
+    half = max(half_bytes(one, dtype, fused=fused, silu_by_formula=invariant) for one in set(model.layer_kinds))
+    rows_of_half = blocks.most_at_once(-(-blocks.padded(tokens) // micro_batches))
+    head = _head_bytes(model, settings, groups, blocks, dtype, fused=fused)
+    embedding = embedding_bytes(model.hidden_size, model.attention.head_dim, dtype)
+    activations = max(at_a_time * rows_of_half * half, rows_of_half * embedding, head)
     # Attention has those for short contexts and for long ones; the embedding and the choice of tokens have a few, too.
     records = 2 * len(groups.groups) * len(device.repeated_rows) * micro_batches
     recorded = {where: nbytes * records for where, nbytes in device.record_bytes.items()}
     if recorded:
-        recorded[place] += max(device.repeated_rows) * row_activations
+        recorded[place] += max(device.repeated_rows) * half
     inputs = PassInputs.nbytes(blocks.padded(tokens), settings.max_requests, context_tokens)
     return [
         *(Holding("embedding rows", where, rows, "max_tokens_per_pass") for where in (first, place)),
-        Holding("activations", place, blocks.padded(tokens) * row_activations, "max_tokens_per_pass"),
+        Holding("activations", place, activations, "max_tokens_per_pass"),
         *(Holding("activations: recorded kernels", where, nbytes, "") for where, nbytes in recorded.items()),
         *(Holding("activations: weights that are cast or decoded", place, casts, "") for _ in range(bool(casts))),
         Holding(
@@ -59,6 +66,15 @@ def pass_holdings(
         *RowSampler.holdings(device, settings.max_requests, model.vocabulary_size),
         *(Holding("positions and block tables", where, inputs, "max_requests") for where in (first, place)),
     ]
+
+
+def _head_bytes(
+    model: ModelConfig, settings: Config, groups: WeightGroups, blocks: RowBlocks, dtype: torch.dtype, *, fused: bool
+) -> int:
+    """The most that a slice of the head takes."""
+    rows = blocks.most_at_once(blocks.padded(most_logit_rows(settings.max_requests)))
+    slice_rows = max(group.matrices[0].rows for group in groups.groups if gives_logits(group.name))
+    return rows * head_bytes(model.hidden_size, slice_rows, dtype, fused=fused)
 
 
 def _scratch_bytes(groups: WeightGroups, dtype: torch.dtype) -> int:

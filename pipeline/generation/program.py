@@ -129,10 +129,11 @@ class GenerationProgram:
         return pieces, fetched
 
     def _embed(self, pass_: GenerationPass, filled: int) -> None:
-        hidden_TD = self._buffers.hidden(0, pass_.padded_rows)
-        hidden_TD[:filled] = self._embedding.rows(filled).decoded(self._dtype)
-        hidden_TD[filled:] = 0
         for block in pass_.blocks:
+            hidden_TD = self._buffers.hidden(block.begin, block.end)
+            end = min(max(filled, block.begin), block.end)
+            hidden_TD[: end - block.begin] = self._embedding.rows(block.begin, end).decoded(self._dtype)
+            hidden_TD[end - block.begin :] = 0
             positions_T = self._inputs.positions(block.begin, block.end)
             lengths = self._inputs.rope_lengths(block.begin, block.end)
             turns = rotary(self._config, positions_T, lengths, self._frequencies_H2)

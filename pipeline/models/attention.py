@@ -114,10 +114,9 @@ def scratch_bytes(kind: Attention, device: torch.device, dtype: torch.dtype, row
     one_by_one = 2 * (context_tokens + GPU_CELL) * kind.kv_heads * kind.head_dim * dtype.itemsize
     if device.type != "cuda":
         return one_by_one
-    parts = min(rows, ANSWERS_AT_ONCE) * kind.heads * parts_for(context_tokens) + FEW_TILE_ROWS * MOST_TILE_PARTS
-    return max(
-        one_by_one, 2 * parts * (kind.head_dim + 2) * torch.float32.itemsize
-    )  # of recorded kernels, and of others
+    of_answers = min(rows, ANSWERS_AT_ONCE) * kind.heads * parts_for(context_tokens)
+    parts = 2 * of_answers + FEW_TILE_ROWS * MOST_TILE_PARTS  # answers have those of recorded kernels, and of others
+    return max(one_by_one, parts * (kind.head_dim + 2) * torch.float32.itemsize)
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """The operations between the products of a layer, each in one launch: Triton kernels for what `ops` says in torch.
 
-They round where that does. A norm adds up in another order, and exp is another one: so in bf16 and fp16 few items differ
-from those of torch, by one in their last place, and in fp32 many do, by few.
+They round where that does. A norm adds up in another order, and exp is another one: so in bf16 and fp16 few items
+differ from those of torch, by one in their last place, and in fp32 many do, by few.
 """
 
 import functools
@@ -36,5 +36,5 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Ten
 
 def silu_gate(gate_TF: torch.Tensor, up_TF: torch.Tensor) -> torch.Tensor:
     """See `ops.silu_gate`."""
-    row_kernels.silu_gate[(triton.cdiv(gate_TF.numel(), ITEMS),)](gate_TF, up_TF, gate_TF.numel(), I=ITEMS)
+    row_kernels.silu_gate[(triton.cdiv(gate_TF.numel(), ITEMS),)](gate_TF, up_TF, gate_TF.numel(), J=ITEMS)
     return gate_TF

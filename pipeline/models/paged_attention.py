@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 
 from pipeline.models import paged_kernels
 from pipeline.models.pass_rows import (
@@ -105,6 +106,7 @@ def attend(q_TNH: torch.Tensor, memory: torch.Tensor, rows: Rows, window: int | 
         "CHANNELS": head_dim,
         "H": width,
         "PRECISION": "ieee" if q_TNH.dtype is torch.float32 else "tf32",
+        "ITEMS": tl.int32 if len(memory) * memory.stride(0) <= torch.iinfo(torch.int32).max else tl.int64,
     }
     for first in range(0, rows.answers, ANSWERS_AT_ONCE):
         count = min(rows.answers - first, ANSWERS_AT_ONCE)
@@ -148,7 +150,7 @@ def _attend_tiles(
     """Each tile goes through the parts of its positions or, where there are few tiles, all of them at once."""
     heads, most_rows = shape["HEADS"], rows.tiles * TILE
     count = rows.tile_parts if heads * most_rows <= FEW_TILE_ROWS else 1
-    kept = (most_rows if count > 1 else 0, heads, count)
+    kept = (most_rows if rows.tile_parts > 1 else 0, heads, count)
     parts = mixed_TNH.new_empty((*kept, shape["CHANNELS"]), dtype=torch.float32)
     weights = mixed_TNH.new_empty((*kept, 2), dtype=torch.float32)
     cells = {"TILE": TILE, "PART": TILE_PART, "MOST_PARTS": MOST_TILE_PARTS}

@@ -72,29 +72,31 @@ def part_length_of(length, PART: tl.constexpr, MOST_PARTS: tl.constexpr):
 @triton.jit
 def visit(q_MH, position_M, most_M, total_M, mixed_MH, memory, table, block_stride, kv_head, low, high, first_seen, end,
         scale, MASKED: tl.constexpr, WINDOW: tl.constexpr, BLOCK_TOKENS: tl.constexpr, KV_HEADS: tl.constexpr,
-        CHANNELS: tl.constexpr, H: tl.constexpr, S: tl.constexpr, PRECISION: tl.constexpr):
+        CHANNELS: tl.constexpr, H: tl.constexpr, S: tl.constexpr, PRECISION: tl.constexpr, ITEMS: tl.constexpr):
     """Let rows look at positions [low, high), of which those outside [first_seen, end) may hold anything.
 
-    Unless `MASKED`, every row sees all of them.
+    Unless `MASKED`, every row sees all of them. ITEMS is the type that counts the items of `memory`.
     """
     channel_H = tl.arange(0, H)
-    for first in range(low, high, S):
+    position_M = position_M.to(tl.int32)
+    first_seen, end = first_seen.to(tl.int32), end.to(tl.int32)
+    for first in range(low.to(tl.int32), high.to(tl.int32), S):
         position_S = first + tl.arange(0, S)
         held_S = (position_S >= first_seen) & (position_S < end) if MASKED else position_S >= 0
-        block_S = tl.load(table + position_S // BLOCK_TOKENS, mask=held_S, other=0)
+        block_S = tl.load(table + position_S // BLOCK_TOKENS, mask=held_S, other=0).to(ITEMS)
         row_S = block_S * block_stride + (position_S % BLOCK_TOKENS * KV_HEADS + kv_head) * CHANNELS
         at_SH = memory + row_S[:, None] + channel_H[None, :]
         held_SH = held_S[:, None] & (channel_H < CHANNELS)[None, :]
         keys_SH = tl.load(at_SH, mask=held_SH, other=0.0)
-        scores_MS = tl.dot(q_MH, tl.trans(keys_SH), input_precision=PRECISION) * scale
+        scores_MS = tl.dot(q_MH, tl.trans(keys_SH), input_precision=PRECISION)
         if MASKED:
             visible_MS = position_S[None, :] <= position_M[:, None]
             if WINDOW:
                 visible_MS &= position_S[None, :] > position_M[:, None] - WINDOW
             scores_MS = tl.where(visible_MS, scores_MS, float("-inf"))
-        higher_M = tl.maximum(most_M, tl.max(scores_MS, 1))
+        higher_M = tl.maximum(most_M, tl.max(scores_MS, 1) * scale)
         base_M = tl.where(higher_M == float("-inf"), 0.0, higher_M)
-        weight_MS = tl.exp2(scores_MS - base_M[:, None])
+        weight_MS = tl.exp2(scores_MS * scale - base_M[:, None])
         shrink_M = tl.exp2(most_M - base_M)
         values_SH = tl.load(at_SH + BLOCK_TOKENS * KV_HEADS * CHANNELS, mask=held_SH, other=0.0)
         mixed_MH = mixed_MH * shrink_M[:, None]
@@ -107,8 +109,8 @@ def visit(q_MH, position_M, most_M, total_M, mixed_MH, memory, table, block_stri
 @triton.jit(do_not_specialize=["table_stride", "first_answer"])
 def attend_parts(q, memory, numbers, tables, block_stride, table_stride, parts, weights, first_answer, scale,
         WINDOW: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_TOKENS: tl.constexpr, HEADS: tl.constexpr,
-        GROUP: tl.constexpr, CHANNELS: tl.constexpr, H: tl.constexpr, PRECISION: tl.constexpr, M: tl.constexpr,
-        S: tl.constexpr, PART: tl.constexpr, MOST_PARTS: tl.constexpr):
+        GROUP: tl.constexpr, CHANNELS: tl.constexpr, H: tl.constexpr, PRECISION: tl.constexpr, ITEMS: tl.constexpr,
+        M: tl.constexpr, S: tl.constexpr, PART: tl.constexpr, MOST_PARTS: tl.constexpr):
     """A program for each part of the positions of an answer and each kv head."""
     part, kv_head, answer = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     row = tl.load(numbers + (first_answer + answer) * COLUMNS + 3)
@@ -131,7 +133,7 @@ def attend_parts(q, memory, numbers, tables, block_stride, table_stride, parts, 
     most_M, total_M, mixed_MH = visit(q_MH, position + tl.zeros([M], tl.int64), tl.full([M], float("-inf"), tl.float32),
         tl.zeros([M], tl.float32), tl.zeros([M, H], tl.float32), memory, table, block_stride, kv_head, low,
         tl.minimum(low + length, position + 1), first_seen, position + 1, scale, True, WINDOW, BLOCK_TOKENS,
-        HEADS // GROUP, CHANNELS, H, S, PRECISION)
+        HEADS // GROUP, CHANNELS, H, S, PRECISION, ITEMS)
     count = tl.num_programs(0)
     slot_M = (answer * HEADS + head_M) * count + part
     tl.store(weights + slot_M * 2, most_M, mask=member_M < GROUP)
@@ -200,11 +202,12 @@ def join(most_M, total_M, mixed_MH, part_most_M, part_total_M, part_mixed_MH):
 @triton.jit(do_not_specialize=["table_stride"])
 def attend_tiles(q, memory, numbers, tables, block_stride, table_stride, mixed, parts, weights, scale,
         WINDOW: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_TOKENS: tl.constexpr, HEADS: tl.constexpr,
-        GROUP: tl.constexpr, CHANNELS: tl.constexpr, H: tl.constexpr, PRECISION: tl.constexpr, M: tl.constexpr,
-        S: tl.constexpr, TILE: tl.constexpr, PART: tl.constexpr, MOST_PARTS: tl.constexpr):
+        GROUP: tl.constexpr, CHANNELS: tl.constexpr, H: tl.constexpr, PRECISION: tl.constexpr, ITEMS: tl.constexpr,
+        M: tl.constexpr, S: tl.constexpr, TILE: tl.constexpr, PART: tl.constexpr, MOST_PARTS: tl.constexpr):
     """A program for each head and each M rows of a tile of a prompt. It goes through the parts of their positions.
 
-    Or there is one for each part, too, which is left in `parts` and `weights`.
+    What it has of them meanwhile lies in `parts` and `weights`: not in registers, which the next part needs. Or there
+    is a program for each part, too, and all is left there.
     """
     head = tl.program_id(0)
     row, tokens, slot_M = rows_of_tile(numbers, COLUMNS, M, TILE)
@@ -214,43 +217,44 @@ def attend_tiles(q, memory, numbers, tables, block_stride, table_stride, mixed, 
     table = tables + tl.load(numbers + row * COLUMNS + 2) * table_stride
     member_M = tl.arange(0, M)
     channel_H = tl.arange(0, H)
-    mask_MH = (member_M < tokens)[:, None] & (channel_H < CHANNELS)[None, :]
+    mask_M = member_M < tokens
+    mask_MH = mask_M[:, None] & (channel_H < CHANNELS)[None, :]
     at_MH = ((row + member_M)[:, None] * HEADS + head) * CHANNELS + channel_H[None, :]
     q_MH = tl.load(q + at_MH, mask=mask_MH, other=0.0)
-    most_M = tl.full([M], float("-inf"), tl.float32)
-    total_M = tl.zeros([M], tl.float32)
-    mixed_MH = tl.zeros([M, H], tl.float32)
     first_seen, end = first_seen_of(start, WINDOW), start + tokens
-    begin, length, part, last = parts_of_tile(start, tokens, WINDOW, S, TILE, PART, MOST_PARTS)
+    begin, length, first, last = parts_of_tile(start, tokens, WINDOW, S, TILE, PART, MOST_PARTS)
     count = tl.num_programs(2)
     if count > 1:
-        part = tl.maximum(part, tl.program_id(2))
+        slot_M = slot_M * count + tl.program_id(2)
+        first = tl.maximum(first, tl.program_id(2))
         last = tl.minimum(last, tl.program_id(2) + 1)
-    while part < last:
+    for part in range(first, last):
         low = tl.maximum(begin + part * length, first_seen // S * S)
         high = tl.minimum(begin + (part + 1) * length, end)
-        part_most_M = tl.full([M], float("-inf"), tl.float32)
-        part_total_M = tl.zeros([M], tl.float32)
-        part_mixed_MH = tl.zeros([M, H], tl.float32)
+        most_M = tl.full([M], float("-inf"), tl.float32)
+        total_M = tl.zeros([M], tl.float32)
+        mixed_MH = tl.zeros([M, H], tl.float32)
         if not WINDOW:
             seen_by_all = tl.minimum(start // TILE * TILE, high)  # by all rows of the cell, wherever in it these begin
-            part_most_M, part_total_M, part_mixed_MH = visit(q_MH, start + member_M, part_most_M, part_total_M,
-                part_mixed_MH, memory, table, block_stride, head // GROUP, low, seen_by_all, first_seen, end, scale,
-                False, WINDOW, BLOCK_TOKENS, HEADS // GROUP, CHANNELS, H, S, PRECISION)
+            most_M, total_M, mixed_MH = visit(q_MH, start + member_M, most_M, total_M, mixed_MH, memory, table,
+                block_stride, head // GROUP, low, seen_by_all, first_seen, end, scale, False, WINDOW, BLOCK_TOKENS,
+                HEADS // GROUP, CHANNELS, H, S, PRECISION, ITEMS)
             low = tl.maximum(low, seen_by_all)
-        part_most_M, part_total_M, part_mixed_MH = visit(q_MH, start + member_M, part_most_M, part_total_M,
-            part_mixed_MH, memory, table, block_stride, head // GROUP, low, high, first_seen, end, scale, True, WINDOW,
-            BLOCK_TOKENS, HEADS // GROUP, CHANNELS, H, S, PRECISION)
-        most_M, total_M, mixed_MH = join(most_M, total_M, mixed_MH, part_most_M, part_total_M, part_mixed_MH)
-        part += 1
-    if count > 1:
-        slot_M = slot_M * count + tl.program_id(2)
-        tl.store(weights + slot_M * 2, most_M, mask=member_M < tokens)
-        tl.store(weights + slot_M * 2 + 1, total_M, mask=member_M < tokens)
-        tl.store(parts + slot_M[:, None] * CHANNELS + channel_H[None, :], mixed_MH, mask=mask_MH)
-    else:
-        mixed_MH = mixed_MH / tl.where(member_M < tokens, total_M, 1.0)[:, None]
-        tl.store(mixed + at_MH, mixed_MH.to(mixed.dtype.element_ty), mask=mask_MH)
+        most_M, total_M, mixed_MH = visit(q_MH, start + member_M, most_M, total_M, mixed_MH, memory, table,
+            block_stride, head // GROUP, low, high, first_seen, end, scale, True, WINDOW, BLOCK_TOKENS,
+            HEADS // GROUP, CHANNELS, H, S, PRECISION, ITEMS)
+        at_slot_MH = slot_M[:, None] * CHANNELS + channel_H[None, :]
+        if part > first:
+            most_M, total_M, mixed_MH = join(tl.load(weights + slot_M * 2), tl.load(weights + slot_M * 2 + 1),
+                tl.load(parts + at_slot_MH, mask=mask_MH, other=0.0), most_M, total_M, mixed_MH)
+        if count == 1 and part + 1 == last:
+            mixed_MH = mixed_MH / tl.where(mask_M, total_M, 1.0)[:, None]
+            tl.store(mixed + at_MH, mixed_MH.to(mixed.dtype.element_ty), mask=mask_MH)
+        else:
+            tl.store(weights + slot_M * 2, most_M)
+            tl.store(weights + slot_M * 2 + 1, total_M)
+            tl.store(parts + at_slot_MH, mixed_MH, mask=mask_MH)
+            tl.debug_barrier()  # it is written before it is read
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -269,7 +273,7 @@ def merge_tiles(parts, weights, mixed, numbers, count, WINDOW: tl.constexpr, COL
     most_M = tl.full([M], float("-inf"), tl.float32)
     total_M = tl.zeros([M], tl.float32)
     mixed_MH = tl.zeros([M, H], tl.float32)
-    begin, length, first, last = parts_of_tile(start, tokens, WINDOW, S, TILE, PART, MOST_PARTS)
+    _begin, _length, first, last = parts_of_tile(start, tokens, WINDOW, S, TILE, PART, MOST_PARTS)
     for part in range(first, last):
         at_M = slot_M * count + part
         part_most_M = tl.load(weights + at_M * 2, mask=member_M < tokens, other=float("-inf"))

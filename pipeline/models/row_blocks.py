@@ -3,15 +3,21 @@
 Libraries choose the kernel of a matrix product, a norm or a sum by the number of rows, and kernels round differently.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+MOST_ROWS = 2048
+"""Of more at once a kernel makes no more of a device."""
+
 
 @dataclass(frozen=True, slots=True)
 class RowBlocks:
     """Kernels get at least `rows` rows at a time or, if `fixed`, blocks of exactly so many. Rows of zeros fill up.
+
+    They get at most `MOST_ROWS`, so that what they compute for a long prompt takes no more memory than that.
 
     A device records work for the numbers of rows in `repeated`, to which fewer are filled up.
     """
@@ -34,9 +40,13 @@ class RowBlocks:
         return next((rows for rows in self.repeated if rows >= count), max(count, self.rows))
 
     def cuts(self, begin: int, end: int) -> list[tuple[int, int]]:
-        """Rows [begin, end), which are padded, as those of each call of a kernel."""
-        step = self.rows if self.fixed else end - begin
-        return [(first, first + step) for first in range(begin, end, step)]
+        """Rows [begin, end), which are padded, as those of each call of a kernel: of about one size."""
+        count = (end - begin) // self.rows if self.fixed else -(-(end - begin) // MOST_ROWS)
+        return list(itertools.pairwise(begin + (end - begin) * index // count for index in range(count + 1)))
+
+    def most_at_once(self, count: int) -> int:
+        """How many rows a kernel gets at most of `count`, which are padded."""
+        return self.rows if self.fixed else min(count, MOST_ROWS)
 
     def fill(self, rows_TD: torch.Tensor) -> torch.Tensor:
         """The rows, and zeros behind them: [T padded, D]."""

@@ -1,6 +1,6 @@
 """The Triton kernels of `fused_ops`. Their tensors are pointers here, and each has its shape letters in its name.
 
-Letters: R rows of a program, D items of a row, which are filled up to a power of two from ITEMS, I items of a program.
+Letters: R rows of a program, D items of a row, which are filled up to a power of two from ITEMS, J items of a program.
 """
 
 import triton
@@ -25,12 +25,12 @@ def rms_norm(x, weight, out, rows, epsilon, ITEMS: tl.constexpr, D: tl.constexpr
 
 
 @triton.jit(do_not_specialize=["items"])
-def silu_gate(gate, up, items, I: tl.constexpr):
-    """A program for each I items, into which `gate` is changed."""
-    at_I = tl.program_id(0).to(tl.int64) * I + tl.arange(0, I)
-    gate_I = tl.load(gate + at_I, mask=at_I < items, other=0.0)
-    up_I = tl.load(up + at_I, mask=at_I < items, other=0.0).to(tl.float32)
-    dtype = gate_I.dtype
-    gate_I = gate_I.to(tl.float32)
-    gate_I = tl.div_rn(gate_I, tl.exp(-gate_I) + 1.0).to(dtype).to(tl.float32)
-    tl.store(gate + at_I, (gate_I * up_I).to(dtype), mask=at_I < items)
+def silu_gate(gate, up, items, J: tl.constexpr):
+    """A program for each J items, into which `gate` is changed."""
+    at_J = tl.program_id(0).to(tl.int64) * J + tl.arange(0, J)
+    gate_J = tl.load(gate + at_J, mask=at_J < items, other=0.0)
+    up_J = tl.load(up + at_J, mask=at_J < items, other=0.0).to(tl.float32)
+    dtype = gate_J.dtype
+    gate_J = gate_J.to(tl.float32)
+    gate_J = (gate_J / (tl.exp(-gate_J) + 1.0)).to(dtype).to(tl.float32)
+    tl.store(gate + at_J, (gate_J * up_J).to(dtype), mask=at_J < items)

@@ -109,10 +109,10 @@ class EmbeddingRows:
             return {}
         return {token_id: error for token_id, error in errors.items() if token_id in asked}
 
-    def rows(self, count: int) -> Matrix:
-        """The first `count` fetched rows, [T, D]. Only after the event of `fetch`."""
-        fetched = self._matrix.slice(0, count)
-        offsets = {part.tensor.short: part.offset for part in self.parts}
+    def rows(self, first: int, last: int) -> Matrix:
+        """Rows [first, last) of those that were fetched, [T, D]. Only after the event of `fetch`."""
+        fetched = self._matrix.slice(0, last - first)
+        offsets = {part.tensor.short: part.offset + first * part.row_bytes for part in self.parts}
         return fetched.over(tensor_views(self._rows.tensor, offsets, fetched.tensors))
 
     def _spread(self, places: Sequence[int]) -> None:

@@ -37,7 +37,7 @@ def ways(told: str, disk: Path) -> list[dict[str, Any]]:
     ("settings", "spare", "names"),
     [
         ({"kv_tokens": 200_000}, 180, ["host_memory", "kv_tokens", "kv_disk"]),
-        ({"max_tokens_per_pass": 60_000}, 40, ["host_memory", "max_tokens_per_pass"]),
+        ({"max_tokens_per_pass": 60_000}, 16, ["host_memory", "max_tokens_per_pass"]),
         ({"max_requests": 4096, "max_tokens_per_pass": 16}, 9, ["host_memory", "max_requests"]),
         ({"gpu_groups": 2000, "residency": False}, 20, ["host_memory", "gpu_groups"]),
         ({"device": "cpu-copy", "host_groups": 2000, "residency": False}, 20, ["host_memory", "host_groups"]),
@@ -67,7 +67,7 @@ def test_settings_that_must_be_lowered_together_are_named_together(
     monkeypatch.setattr("pipeline.engine.plan.resident_bytes", lambda: 0)
     monkeypatch.setattr("pipeline.devices.cpu.available_host_bytes", lambda: have)
     settings = {"device": "cpu", "context_tokens": 64, "max_requests": 4096, "max_tokens_per_pass": 60_000}
-    both = "; set max_tokens_per_pass to at most 16 and max_requests to at most 1$"
+    both = "; set max_requests to at most 1 and max_tokens_per_pass to at most 16$"
     with pytest.raises(ConfigError, match=both) as refused:
         build(checkpoint, Config(**settings))
     [way] = ways(str(refused.value).rpartition("; set ")[2], checkpoint)

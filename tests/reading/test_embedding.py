@@ -83,7 +83,7 @@ async def test_rows_are_those_of_the_table(dtype: str, copy: bool, tmp_path: Pat
     embedding = EmbeddingRows(table(file, dtype), source.rows, device, 8)
     for token_ids in ([7], [0, ROWS - 1, 3, 3, 0, 12], [5] * 8, list(range(8)), [49]):
         await (await embedding.fetch(token_ids)).wait()
-        assert torch.equal(embedding.rows(len(token_ids)).decoded(DTYPES[dtype]), weights[token_ids])
+        assert torch.equal(embedding.rows(0, len(token_ids)).decoded(DTYPES[dtype]), weights[token_ids])
     await source.aclose()
     shard.close()
     await device.aclose()
@@ -99,7 +99,7 @@ async def test_a_token_that_comes_twice_is_read_once_and_all_rows_take_one_copy(
         await (await embedding.fetch([4, 9, 4, 4, 9, 2])).wait()
         assert source.reads == [[4, 9, 2]]
         assert copies == [1]
-        assert bytes_of(embedding.rows(6)) == [[4], [9], [4], [4], [9], [2]]
+        assert bytes_of(embedding.rows(0, 6)) == [[4], [9], [4], [4], [9], [2]]
 
 
 def fail(*failures: int, error: Exception) -> Callable[[int], None]:
@@ -117,7 +117,7 @@ async def test_a_read_that_fails_once_is_repeated(caplog: pytest.LogCaptureFixtu
         source.before = fail(1, error=OSError("flaky"))
         await (await embedding.fetch([2, 3, 5])).wait()
         assert source.reads == [[2, 3, 5]] * 2
-        assert bytes_of(embedding.rows(3)) == [[2], [3], [5]]
+        assert bytes_of(embedding.rows(0, 3)) == [[2], [3], [5]]
     assert "reading 3 rows of the embedding failed, trying once more: flaky" in caplog.text
 
 
@@ -130,7 +130,7 @@ async def test_a_read_that_fails_twice_is_the_callers_error_and_the_next_fetch_w
         assert caught.value is error
         assert source.reads == [[2, 3, 5]] * 2
         await (await embedding.fetch([3])).wait()
-        assert bytes_of(embedding.rows(1)) == [[3]]
+        assert bytes_of(embedding.rows(0, 1)) == [[3]]
 
 
 async def test_a_file_that_has_changed_is_not_read_again() -> None:
@@ -150,7 +150,7 @@ async def test_rows_that_differ_from_their_first_read_are_read_again_from_the_di
         await (await embedding.fetch([7, 3])).wait()
         assert source.reads == [[2, 3, 5], [7, 3], [7, 3]]
         assert source.forgotten == [[7, 3]]
-        assert bytes_of(embedding.rows(2)) == [[7], [3]]
+        assert bytes_of(embedding.rows(0, 2)) == [[7], [3]]
     assert "the embedding differs from its first read, reading once more" in caplog.text
 
 
@@ -162,7 +162,7 @@ async def test_rows_that_differ_on_the_disk_are_an_error_and_others_are_none() -
         with pytest.raises(CheckpointError, match=f"weights changed on disk: bytes {start} to {start + COLUMNS * 2}"):
             await embedding.fetch([7, 3])
         await (await embedding.fetch([2, 7])).wait()
-        assert bytes_of(embedding.rows(2)) == [[2], [7]]
+        assert bytes_of(embedding.rows(0, 2)) == [[2], [7]]
 
 
 async def test_a_cancelled_fetch_uploads_nothing() -> None:

@@ -24,9 +24,19 @@ from pipeline.models.pass_rows import Rows
 from pipeline.models.rotary import Rotary, rotate
 
 pytestmark = pytest.mark.cuda
-BLOCKS, PADDED = 900, 7
-PIECES = [(0, 300, 300), (5, 1, 6), (100, 1, 30), (15, 200, 1000), (170, 90, 200), (700, 50, 600), (9000, 1, 5)]
-"""Position, tokens in the pass, and tokens of the prompt: prompts, answers, and the end of a prompt with its answer."""
+BLOCKS, PADDED = 1300, 7
+PIECES = [
+    (0, 300, 300),
+    (5, 1, 6),
+    (100, 1, 30),
+    (15, 200, 1000),
+    (170, 90, 200),
+    (700, 50, 600),
+    (9000, 1, 5),
+    (5000, 40, 6000),
+]
+"""Position, tokens in the pass, and tokens of the prompt: prompts, answers, the end of a prompt with its answer, and a
+short piece of a prompt, of whose positions each part has programs of its own where it is alone."""
 CASES = [
     ("bfloat16", 3e-2, 2, 4, 128, None),
     ("bfloat16", 3e-2, 2, 4, 128, 200),

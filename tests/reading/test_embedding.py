@@ -80,10 +80,13 @@ async def test_rows_are_those_of_the_table(dtype: str, copy: bool, tmp_path: Pat
     device = CpuDevice(copy=copy)
     shard = Shard(file)
     source = CheckpointSource({}, {file: shard}, Reading())
-    embedding = EmbeddingRows(table(file, dtype), source.rows, device, 8)
-    for token_ids in ([7], [0, ROWS - 1, 3, 3, 0, 12], [5] * 8, list(range(8)), [49]):
+    embedding = EmbeddingRows(table(file, dtype), source.rows, device, 300)
+    many = [index * index % ROWS for index in range(300)]  # more than are spread at a time
+    for token_ids in ([7], [0, ROWS - 1, 3, 3, 0, 12], [5] * 8, list(range(8)), many, [49]):
         await (await embedding.fetch(token_ids)).wait()
-        assert torch.equal(embedding.rows(0, len(token_ids)).decoded(DTYPES[dtype]), weights[token_ids])
+        for first, last in ((0, len(token_ids)), (len(token_ids) // 2, len(token_ids))):
+            decoded = embedding.rows(first, last).decoded(DTYPES[dtype])
+            assert torch.equal(decoded, weights[token_ids[first:last]])
     await source.aclose()
     shard.close()
     await device.aclose()

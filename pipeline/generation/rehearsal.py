@@ -103,5 +103,7 @@ def _compute(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> N
     rows, turn = few_rows(device), rotary(config, torch.zeros(2, device=device))
     q_TNH = zeros(2, attention.heads, attention.head_dim)
     keys_TKH = zeros(2, attention.kv_heads, attention.head_dim)
+    if attention.head_norms:
+        rms_norm(keys_TKH, keys_TKH[0, 0], config.norm_epsilon)
     attend_all(q_TNH, keys_TKH, keys_TKH, turn, kv, rows, attention.window)
     fused(device, config.vocabulary_size)

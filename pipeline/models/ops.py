@@ -15,7 +15,7 @@ from pipeline.models.triton_kernels import kernels_of
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
     """Root mean square norm over the last axis (arXiv 1910.07467), in fp32 inside; shape and dtype stay."""
-    if kernels := _kernels(x.device, x.dtype, x.shape[-1]):
+    if kernels := _kernels(x.device, x.dtype):
         fused: torch.Tensor = kernels.rms_norm(x, weight, epsilon)
         return fused
     x32 = x.float()
@@ -25,7 +25,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Ten
 
 def silu_gate(gate_TF: torch.Tensor, up_TF: torch.Tensor, *, by_formula: bool) -> torch.Tensor:
     """silu(gate) * up, in the memory of `gate_TF`; see `silu`."""
-    if kernels := _kernels(gate_TF.device, gate_TF.dtype, gate_TF.shape[-1]):
+    if kernels := _kernels(gate_TF.device, gate_TF.dtype):
         fused: torch.Tensor = kernels.silu_gate(gate_TF, up_TF)
         return fused
     return silu(gate_TF, by_formula=by_formula).mul_(up_TF)
@@ -50,6 +50,5 @@ def infer(work: Callable[[], object]) -> None:
 
 
 @functools.cache
-def _kernels(device: torch.device, dtype: torch.dtype, size: int) -> ModuleType | None:
-    otherwise = "norms and gates are several operations each"
-    return kernels_of("pipeline.models.fused_ops", device, otherwise, dtype, size)
+def _kernels(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
+    return kernels_of("pipeline.models.fused_ops", device, "norms and gates are several operations each", dtype)

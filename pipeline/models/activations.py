@@ -19,8 +19,11 @@ def half_bytes(layer: Layer, dtype: torch.dtype, *, fused: bool, silu_by_formula
     NH, KH, F = kind.heads * kind.head_dim, kind.kv_heads * kind.head_dim, layer.feed_forward.size
     projected = (size + NH + 2 * KH) * item  # of the normed row
     head_norms = projected + _norm_bytes(NH, dtype, fused=fused) if kind.head_norms else 0
-    # The queries turned, each piece of what they give, and all of it; the turned ones in their cells, or two steps.
-    attended = projected + (NH + size if fused else 4 * NH) * item
+    if fused:  # with what attention keeps of long contexts meanwhile
+        attended = projected + NH * item + max(size * item, (NH + 2 * kind.heads) * FP32_BYTES)
+    else:
+        # The queries turned, each piece of what they give, and all of it; the turned ones in their cells, or two steps.
+        attended = projected + 4 * NH * item
     gated = (size + 2 * F) * item + max(size * item, 0 if fused else _silu_bytes(F, dtype, by_formula=silu_by_formula))
     return max(_norm_bytes(size, dtype, fused=fused), head_norms, attended, gated)
 

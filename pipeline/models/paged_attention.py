@@ -150,7 +150,7 @@ def _attend_tiles(
     """Each tile goes through the parts of its positions or, where there are few tiles, all of them at once."""
     heads, most_rows = shape["HEADS"], rows.tiles * TILE
     count = rows.tile_parts if heads * most_rows <= FEW_TILE_ROWS else 1
-    kept = (most_rows if rows.tile_parts > 1 else 0, heads, count)
+    kept = (most_rows if count > 1 else len(mixed_TNH) if rows.tile_parts > 1 else 0, heads, count)
     parts = mixed_TNH.new_empty((*kept, shape["CHANNELS"]), dtype=torch.float32)
     weights = mixed_TNH.new_empty((*kept, 2), dtype=torch.float32)
     cells = {"TILE": TILE, "PART": TILE_PART, "MOST_PARTS": MOST_TILE_PARTS}

@@ -77,15 +77,16 @@ def visit(q_MH, position_M, most_M, total_M, mixed_MH, memory, table, block_stri
 
     Unless `MASKED`, every row sees all of them. ITEMS is the type that counts the items of `memory`.
     """
-    channel_H = tl.arange(0, H)
+    tl.static_assert(S % BLOCK_TOKENS == 0)
+    channel_H, place_S = tl.arange(0, H), tl.arange(0, S)
+    row_S = (place_S % BLOCK_TOKENS * KV_HEADS + kv_head).to(ITEMS) * CHANNELS  # in its block, as S divides `low`
     position_M = position_M.to(tl.int32)
     first_seen, end = first_seen.to(tl.int32), end.to(tl.int32)
     for first in range(low.to(tl.int32), high.to(tl.int32), S):
-        position_S = first + tl.arange(0, S)
+        position_S = first + place_S
         held_S = (position_S >= first_seen) & (position_S < end) if MASKED else position_S >= 0
-        block_S = tl.load(table + position_S // BLOCK_TOKENS, mask=held_S, other=0).to(ITEMS)
-        row_S = block_S * block_stride + (position_S % BLOCK_TOKENS * KV_HEADS + kv_head) * CHANNELS
-        at_SH = memory + row_S[:, None] + channel_H[None, :]
+        block_S = tl.load(table + first // BLOCK_TOKENS + place_S // BLOCK_TOKENS, mask=held_S, other=0).to(ITEMS)
+        at_SH = memory + (block_S * block_stride + row_S)[:, None] + channel_H[None, :]
         held_SH = held_S[:, None] & (channel_H < CHANNELS)[None, :]
         keys_SH = tl.load(at_SH, mask=held_SH, other=0.0)
         scores_MS = tl.dot(q_MH, tl.trans(keys_SH), input_precision=PRECISION)
@@ -224,8 +225,8 @@ def attend_tiles(q, memory, numbers, tables, block_stride, table_stride, mixed, 
     first_seen, end = first_seen_of(start, WINDOW), start + tokens
     begin, length, first, last = parts_of_tile(start, tokens, WINDOW, S, TILE, PART, MOST_PARTS)
     count = tl.num_programs(2)
+    slot_M = slot_M * count + tl.program_id(2) if count > 1 else (row + member_M) * HEADS + head
     if count > 1:
-        slot_M = slot_M * count + tl.program_id(2)
         first = tl.maximum(first, tl.program_id(2))
         last = tl.minimum(last, tl.program_id(2) + 1)
     for part in range(first, last):
@@ -245,14 +246,15 @@ def attend_tiles(q, memory, numbers, tables, block_stride, table_stride, mixed, 
             HEADS // GROUP, CHANNELS, H, S, PRECISION, ITEMS)
         at_slot_MH = slot_M[:, None] * CHANNELS + channel_H[None, :]
         if part > first:
-            most_M, total_M, mixed_MH = join(tl.load(weights + slot_M * 2), tl.load(weights + slot_M * 2 + 1),
+            most_M, total_M, mixed_MH = join(tl.load(weights + slot_M * 2, mask=mask_M, other=0.0),
+                tl.load(weights + slot_M * 2 + 1, mask=mask_M, other=0.0),
                 tl.load(parts + at_slot_MH, mask=mask_MH, other=0.0), most_M, total_M, mixed_MH)
         if count == 1 and part + 1 == last:
             mixed_MH = mixed_MH / tl.where(mask_M, total_M, 1.0)[:, None]
             tl.store(mixed + at_MH, mixed_MH.to(mixed.dtype.element_ty), mask=mask_MH)
         else:
-            tl.store(weights + slot_M * 2, most_M)
-            tl.store(weights + slot_M * 2 + 1, total_M)
+            tl.store(weights + slot_M * 2, most_M, mask=mask_M)
+            tl.store(weights + slot_M * 2 + 1, total_M, mask=mask_M)
             tl.store(parts + at_slot_MH, mixed_MH, mask=mask_MH)
             tl.debug_barrier()  # it is written before it is read
 

@@ -10,7 +10,7 @@ import torch
 
 TILE = 128
 """Tokens of a prompt that a GPU computes together, of one cell of so many positions."""
-TILE_PART, MOST_TILE_PARTS = 1024, 8
+TILE_PART, MOST_TILE_PARTS = 2048, 8
 """The positions that a cell sees are cut into at most so many parts, each of a multiple of so many."""
 FEW_TILE_ROWS = 8192
 """Parts are computed beside each other where the rows of all tiles, times the heads, are no more: too few for a GPU."""

@@ -24,7 +24,7 @@ def rms_norm(x, weight, out, rows, epsilon, ITEMS: tl.constexpr, D: tl.constexpr
     tl.store(out + at_RD, (weight_D[None, :] * normed_RD).to(dtype), mask=mask_RD)
 
 
-@triton.jit(do_not_specialize=["items"])
+@triton.jit
 def silu_gate(gate, up, items, J: tl.constexpr):
     """A program for each J items, into which `gate` is changed."""
     at_J = tl.program_id(0).to(tl.int64) * J + tl.arange(0, J)

@@ -81,7 +81,7 @@ async def test_rows_are_those_of_the_table(dtype: str, copy: bool, tmp_path: Pat
     shard = Shard(file)
     source = CheckpointSource({}, {file: shard}, Reading())
     embedding = EmbeddingRows(table(file, dtype), source.rows, device, 300)
-    many = [index * index % ROWS for index in range(300)]  # more than are spread at a time
+    many = [index * index % ROWS for index in range(300)]
     for token_ids in ([7], [0, ROWS - 1, 3, 3, 0, 12], [5] * 8, list(range(8)), many, [49]):
         await (await embedding.fetch(token_ids)).wait()
         for first, last in ((0, len(token_ids)), (len(token_ids) // 2, len(token_ids))):

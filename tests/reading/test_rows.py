@@ -49,19 +49,6 @@ async def test_short_reads_are_continued(weights: Path, monkeypatch: pytest.Monk
         assert some.bytes_read == 20
 
 
-async def test_many_rows_are_read_by_several_threads(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reading: set[str] = set()
-    reads(monkeypatch, lambda position: reading.add(threading.current_thread().name))
-    content, count = weights.read_bytes(), 3 * rows.ROWS_OF_A_THREAD - 1
-    starts = [index * 7 % (FILE_BYTES - 10) for index in range(count)]
-    buffer = memoryview(bytearray(10 * count))
-    async with opened(weights) as some:
-        await some.read(weights, starts, 10, buffer)
-        assert buffer == b"".join(content[start : start + 10] for start in starts)
-        assert some.bytes_read == some.bytes_needed == 10 * count
-    assert len(reading) > 1
-
-
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="nobody to tell")
 async def test_all_rows_are_asked_for_before_the_first_is_waited_for(
     weights: Path, monkeypatch: pytest.MonkeyPatch

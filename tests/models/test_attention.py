@@ -64,7 +64,7 @@ def test_each_sequence_of_a_pass_attends_to_its_own_blocks() -> None:
         torch.zeros_like(torch.cat(q)[:, :2]),
         Rotary(torch.ones(6, 1, HEAD_DIM), torch.zeros(6, 1, HEAD_DIM)),
     )
-    rows = Rows(torch.zeros(6, 2, dtype=torch.int64), torch.zeros(0), 0, 0, 0, 1, lambda: sequences)
+    rows = Rows(torch.zeros(6, 2, dtype=torch.int64), torch.zeros(0), 0, 0, 0, 1, 1, lambda: sequences)
     mixed_TA = attend_all(torch.cat(q), nothing_TKH, nothing_TKH, still, kv, rows, None)
     torch.testing.assert_close(mixed_TA, torch.cat(expected))
 

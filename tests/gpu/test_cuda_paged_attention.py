@@ -154,7 +154,7 @@ def test_a_mixed_pass_is_right_and_each_request_has_the_same_bits_alone(
 def test_launches_do_not_depend_on_how_many_requests_share_the_pass(device: CudaDevice) -> None:
     made_ = made(device, 2, 64, torch.bfloat16, None)
     counts = set()
-    for pieces in (made_.pieces[2:4], made_.pieces):
+    for pieces in (made_.pieces[2:4], made_.pieces[:-1]):
         count = sum(len(piece.token_ids) for piece in pieces)
         q, keys = (
             torch.randn(count, 8, 64, device="cuda").bfloat16(),

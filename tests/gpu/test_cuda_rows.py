@@ -1,5 +1,6 @@
 """Norms and gates as one kernel each: as torch computes them, each row alone as in company; and what a pass takes."""
 
+import asyncio
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -57,7 +58,7 @@ def test_a_gate_is_that_of_torch_wherever_it_stands(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("prompt_tokens", [300, 5000])
 async def test_a_pass_takes_what_is_planned_for_it(prompt_tokens: int, tmp_path: Path) -> None:
-    make_checkpoint(tmp_path / "m", "llama-3.2-1b", layers=2, vocabulary_size=8192)
+    await asyncio.to_thread(make_checkpoint, tmp_path / "m", "llama-3.2-1b", layers=2, vocabulary_size=8192)
     settings = {"context_tokens": 5120, "max_requests": 1, "max_tokens_per_pass": prompt_tokens}
     async with Model.open(tmp_path / "m", device="cuda", **settings) as model:
         generate = functools.partial(model.generate, [1] * prompt_tokens, max_new_tokens=1, ignore_eos=True)

@@ -65,7 +65,9 @@ def pass_table(rows: Sequence[PassReport]) -> str:
             ("model", ""): lambda row: row.model,
             ("tokens", "a pass"): lambda row: str(row.tokens),
             ("read", "a pass"): lambda row: human_bytes(row.read_bytes_per_pass),
-            ("read /", "needed"): lambda row: f"{row.read_bytes_per_pass / row.needed_bytes_per_pass:.3f}",
+            ("read /", "needed"): lambda row: (
+                f"{row.read_bytes_per_pass / row.needed_bytes_per_pass:.3f}" if row.needed_bytes_per_pass else "-"
+            ),
             ("read", "floor s"): median("read_floor_seconds"),
             ("H2D", "floor s"): median("upload_floor_seconds"),
             ("compute", "floor s"): median("compute_floor_seconds"),

@@ -7,6 +7,7 @@ import pytest
 from pipeline.api import BUNDLED
 from pipeline.errors import ConfigError
 from pipeline.tools.bench.one_pass import PassReport, bench_pass, tokens_of
+from pipeline.tools.commands.bench_pass import pass_table
 
 ROUNDS = 2
 
@@ -47,6 +48,11 @@ def test_what_reading_and_computing_cost_each_other_is_not_ours() -> None:
     assert one.ratios_to_both == pytest.approx([1.0, 1.0, 1.0]), "never less than the slower alone"
     assert one.gain_of_both == pytest.approx(1.0)
     assert report(both_seconds=(1.25,) * 3).gain_of_both == pytest.approx(1.6), "0.5/0.25, 0.4/0.25 and 1/0.95"
+
+
+def test_a_pass_that_reads_nothing_has_a_row_too() -> None:
+    nothing = report(moving_groups=0, read_bytes_per_pass=0.0, needed_bytes_per_pass=0.0)
+    assert [line.split()[2:5] for line in pass_table([nothing]).splitlines()[2:]] == [["0", "B", "-"]]
 
 
 def test_recording_is_compared_round_by_round() -> None:

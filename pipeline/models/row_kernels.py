@@ -26,7 +26,10 @@ def rms_norm(x, weight, out, rows, epsilon, ITEMS: tl.constexpr, D: tl.constexpr
 
 @triton.jit
 def silu_gate(gate, up, items, J: tl.constexpr):
-    """A program for each J items, into which `gate` is changed."""
+    """A program for each J items, into which `gate` is changed.
+
+    Compiled for `items` that are a multiple of 16 or not: only of the former several are loaded at a time.
+    """
     at_J = tl.program_id(0).to(tl.int64) * J + tl.arange(0, J)
     gate_J = tl.load(gate + at_J, mask=at_J < items, other=0.0)
     up_J = tl.load(up + at_J, mask=at_J < items, other=0.0).to(tl.float32)

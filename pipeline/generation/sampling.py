@@ -78,7 +78,7 @@ class Sampler:
     @property
     def rules(self) -> TokenRules | None:
         """The rules that the next token keeps, if there are any."""
-        if self._rules is None and self.parameters.has_rules and not self.ended:
+        if self._rules is None and self.filters.ruled and not self.ended:
             self._rules = TokenRules(self.parameters, ids_tensor(self.prompt_ids))
         return self._rules
 

@@ -61,7 +61,8 @@ class TokenTables:
         """See that these have rows: those of sequences that have ended, else of others that are not in this pass."""
         missing = [one for one in samplers if one not in self._rows]
         leaving = [one for one in self._rows if one.ended]
-        leaving += [one for one in self._rows if not one.ended and one not in samplers]
+        if missing:
+            leaving += [one for one in self._rows if not one.ended and one not in samplers]
         for sampler in leaving:
             if sampler.ended or len(self._unused) < len(missing):
                 self._unused.append(self._rows.pop(sampler).index)
@@ -71,7 +72,7 @@ class TokenTables:
     def update(self, sampler: Sampler) -> tuple[int, Sequence[int] | None]:
         """Bring the host's row up to date. Returns its number, and which entries the device must get: None for all."""
         row = self._rows[sampler]
-        table_V, rules = self.view(self.host)[row.index], sampler.rules
+        rules = sampler.rules
         tokens, row.tokens = row.tokens, -1  # should this fail, the row is made anew
         if rules is None and row.changed == () and tokens == len(sampler.token_ids) - 1:
             # Nearly always; the tensor operations below take twenty times as long, for each row of a pass.
@@ -79,6 +80,7 @@ class TokenTables:
             self._host_SV[row.index, token_id] = (int(self._host_SV[row.index, token_id]) + ONCE) | SEEN
             row.tokens, row.changed = tokens + 1, (token_id,)
             return row.index, row.changed
+        table_V = self.view(self.host)[row.index]
         if rules is not None and (forced := rules.forced()):
             table_V.fill_(RULED_OUT)
             table_V[forced] = FORCED

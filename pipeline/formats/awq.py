@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.errors import ConfigError
+from pipeline.formats.encoded import Encoded
 from pipeline.formats.integers import SCALE_DTYPES, StoredIntegers, group_count, grouping
 from pipeline.formats.tensors import TensorRange, TensorSpec
 
@@ -51,6 +52,16 @@ class Awq:
         words = slice(first // PER_WORD, last // PER_WORD)
         numbers_FD, zeros_FG = (by_row(part[:, words]) for part in (parts[0], parts[2]))
         return numbers_FD, zeros_FG, parts[1][:, first:last].T
+
+    def encoded(
+        self, parts: Sequence[torch.Tensor], shape: tuple[int, int], order_D: torch.Tensor | None
+    ) -> Encoded | None:
+        """See `DecodableRows`; the kernels take columns by eight."""
+        words_DW, scales_GF, zeros_GW = parts
+        group = shape[1] // len(scales_GF)
+        if group % 8 or scales_GF.dtype is torch.float32:
+            return None
+        return Encoded("awq", shape, words_DW, scales_GF, group, scales_GF.dtype, zeros=zeros_GW)
 
 
 def by_row(words_DW: torch.Tensor) -> torch.Tensor:

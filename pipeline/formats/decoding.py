@@ -5,11 +5,17 @@ has follows from the shape of the matrix alone: no result depends on what else i
 Letters in names: T tokens of this pass, D columns, F rows of a matrix, G groups of columns that share a scale.
 """
 
+import functools
+import logging
+from types import ModuleType
 from typing import Protocol
 
 import torch
 
 from pipeline.formats.dense import linear
+from pipeline.formats.encoded import GPU_BLOCK_BYTES, Encoded
+
+logger = logging.getLogger("penstock")
 
 BLOCK_BYTES = 2 << 20
 """Of a block of rows that is decoded in fp32."""
@@ -30,6 +36,9 @@ class DecodableRows(Protocol):
     def device(self) -> torch.device:
         """Where it lies."""
 
+    def encoded(self) -> Encoded | None:
+        """What kernels of a GPU decode it from; None where they do not know how."""
+
     def decoded_rows(self, first: int, last: int, dtype: torch.dtype) -> torch.Tensor:
         """Rows [first, last), as a new tensor [last - first, D]. `first` is a multiple of `BLOCK_ROWS`."""
 
@@ -42,11 +51,17 @@ def block_rows(shape: tuple[int, int]) -> int:
 
 def decoding_bytes(shape: tuple[int, int]) -> int:
     """The scratch memory of `decoded_product` with a matrix of this shape, [F, D]."""
-    return block_rows(shape) * shape[1] * SCRATCH_BYTES_PER_ITEM
+    of_kernels = min(shape[0] * shape[1] * torch.float32.itemsize, GPU_BLOCK_BYTES)
+    return max(block_rows(shape) * shape[1] * SCRATCH_BYTES_PER_ITEM, of_kernels)
 
 
 def decoded_product(matrix: DecodableRows, x_TD: torch.Tensor, bias_F: torch.Tensor | None = None) -> torch.Tensor:
     """`x_TD` times the transposed matrix, plus bias: [T, F] in the dtype of `x_TD`."""
+    if x_TD.is_cuda and (encoded := matrix.encoded()) is not None:
+        fast = kernels(x_TD.device, has_float8=encoded.has_float8)
+        if fast is not None:
+            product: torch.Tensor = fast.product(encoded, x_TD, bias_F)
+            return product
     rows, step = matrix.shape[0], block_rows(matrix.shape)
     product_TF = x_TD.new_empty(len(x_TD), rows)
     for first in range(0, rows, step):
@@ -73,3 +88,24 @@ def scale_columns(values_FD: torch.Tensor, scales_FG: torch.Tensor, group: int) 
     if whole < scales_FG.shape[1]:
         values_FD[:, whole * group :].mul_(scales_FG[:, whole:])
     return values_FD
+
+
+@functools.cache
+def kernels(device: torch.device, *, has_float8: bool) -> ModuleType | None:
+    """What multiplies by encoded matrices, where this is a GPU for which Triton compiles it; else a warning says why
+    not.
+    """
+    try:
+        from pipeline.formats import triton_products
+
+        triton_products.try_out(device, has_float8=has_float8)
+    except Exception as error:
+        logger.warning(
+            "quantised matrices are decoded by many small operations on %s, which is slow: Triton, which needs a C "
+            "compiler, could not make the kernels: %s: %s",
+            device,
+            type(error).__name__,
+            error,
+        )
+        return None
+    return triton_products

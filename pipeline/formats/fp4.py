@@ -17,7 +17,8 @@ import torch
 
 from pipeline.errors import ConfigError
 from pipeline.formats.decoding import decoded_matrix, decoded_product, decoding_bytes, scale_columns
-from pipeline.formats.lookup import looked_up, nibble_table, scales_in_float32
+from pipeline.formats.encoded import Encoded
+from pipeline.formats.lookup import is_exponent, looked_up, nibble_table, scales_in_float32
 from pipeline.formats.tensors import TensorRange, TensorSpec
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
@@ -131,6 +132,20 @@ class Float4Matrix:
     def decoded(self, dtype: torch.dtype) -> torch.Tensor:
         """The matrix itself, [F, D], as a copy."""
         return decoded_matrix(self, dtype)
+
+    def encoded(self) -> Encoded:
+        """See `DecodableRows`. Times a power of two, values are exact in bfloat16."""
+        words, exponent = self.pairs.view(torch.int32), is_exponent(self.scales_FG)
+        return Encoded(
+            "fp4",
+            self.shape,
+            words,
+            self.scales_FG,
+            self.format.group,
+            torch.bfloat16 if exponent else self.format.rounds_to,
+            scaled="exponent" if exponent else self.format.whole or "",
+            outer=self.whole_scale,
+        )
 
     def decoded_rows(self, first: int, last: int, dtype: torch.dtype) -> torch.Tensor:
         """Rows [first, last), as a new tensor."""

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.formats.decoding import decoded_matrix, decoded_product, decoding_bytes, scale_columns
-from pipeline.formats.lookup import byte_table, looked_up, scales_in_float32
+from pipeline.formats.encoded import Encoded
+from pipeline.formats.lookup import byte_table, is_exponent, looked_up, scales_in_float32
 from pipeline.formats.tensors import WEIGHT_DTYPES, TensorRange, TensorSpec, stored_dtype
 
 SCALE_DTYPES = ("BF16", "F16", "F32", "F8_E8M0", "U8")
@@ -123,6 +124,25 @@ class Float8Matrix:
         if self.format.rounds_to_scales:
             values_FD = values_FD.to(self.scales.dtype)
         return values_FD.to(dtype)
+
+    def encoded(self) -> Encoded | None:
+        """See `DecodableRows`; the kernels want whole words in a row."""
+        if self.shape[1] % 4:
+            return None
+        scales_FG, step = (
+            self.scales.reshape(-1, blocks(self.shape[1], self.format.block_columns)),
+            self.format.block_rows,
+        )
+        return Encoded(
+            "fp8",
+            self.shape,
+            self.values_FD.view(torch.int32),
+            scales_FG if step else scales_FG.expand(self.shape[0], -1),
+            self.format.block_columns or self.shape[1],
+            scales_FG.dtype if self.format.rounds_to_scales else torch.float32,
+            block_rows=step or 1,
+            scaled="exponent" if is_exponent(scales_FG) else "",
+        )
 
     def _scales(self, first: int, last: int) -> torch.Tensor:
         """Those of rows [first, last), [F, G] in fp32, or [1, G] where all rows share them."""

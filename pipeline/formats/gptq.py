@@ -5,9 +5,11 @@ Letters in names: D columns, F rows of a matrix, W words of a row, G groups of c
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
+from pipeline.formats.encoded import Encoded
 from pipeline.formats.integers import (
     ORDER_DTYPES,
     SCALE_DTYPES,
@@ -66,3 +68,20 @@ class Gptq:
         zeros_GF = unpacked(zeros_GW + ONES[self.bits] if self.version == 1 else zeros_GW, self.bits)
         numbers_FD = unpacked(transposed(numbers_WF[:, first:last]), self.bits)
         return numbers_FD, zeros_GF.T[: last - first], scales_GF[:, first:last].T
+
+    def encoded(self, parts: Sequence[torch.Tensor], shape: tuple[int, int], order_D: torch.Tensor | None) -> Encoded:
+        """See `DecodableRows`."""
+        words_FW, scales_FG, zeros_WG = (part.T for part in parts)
+        kind: Literal["int4", "uint8"] = "int4" if self.bits == 4 else "uint8"
+        return Encoded(
+            kind,
+            shape,
+            words_FW,
+            scales_FG,
+            shape[1] // scales_FG.shape[1],
+            scales_FG.dtype,
+            zeros=zeros_WG,
+            per_zero=32 // self.bits,
+            added=ONES[self.bits] if self.version == 1 else 0,
+            order=order_D,
+        )

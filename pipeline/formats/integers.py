@@ -11,6 +11,7 @@ import torch
 
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.formats.decoding import decoded_matrix, decoded_product, decoding_bytes
+from pipeline.formats.encoded import Encoded
 from pipeline.formats.tensors import TensorRange, TensorSpec, stored_dtype
 
 SCALE_DTYPES = ("F16", "BF16", "F32")
@@ -24,6 +25,11 @@ class Layout(Protocol):
         self, parts: Sequence[torch.Tensor], first: int, last: int
     ) -> tuple[torch.Tensor, torch.Tensor | int, torch.Tensor]:
         """Numbers [F, D] or with more columns, zeros [F, G] and scales [F, G] of rows [first, last)."""
+
+    def encoded(
+        self, parts: Sequence[torch.Tensor], shape: tuple[int, int], order_D: torch.Tensor | None
+    ) -> Encoded | None:
+        """See `DecodableRows`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,10 @@ class IntegerMatrix:
     def decoded(self, dtype: torch.dtype) -> torch.Tensor:
         """The matrix itself, [F, D], as a copy."""
         return decoded_matrix(self, dtype)
+
+    def encoded(self) -> Encoded | None:
+        """See `DecodableRows`."""
+        return self.layout.encoded(self.parts, self.shape, self.order_D)
 
     def decoded_rows(self, first: int, last: int, dtype: torch.dtype) -> torch.Tensor:
         """Rows [first, last), [F, D]: (number - zero) * scale in the dtype of the scales, then cast.

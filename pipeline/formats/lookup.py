@@ -22,9 +22,14 @@ def scales_in_float32(scales: torch.Tensor) -> torch.Tensor:
     """Scales as they are stored: as floats, as e4m3, or as e8m0, the exponent of a power of two, which U8 is too."""
     if scales.dtype is torch.float8_e4m3fn:
         return looked_up(scales, byte_table(torch.float8_e4m3fn, scales.device))
-    if scales.dtype in (torch.uint8, torch.float8_e8m0fnu):
+    if is_exponent(scales):
         return looked_up(scales, byte_table(torch.float8_e8m0fnu, scales.device))
     return scales.to(torch.float32)
+
+
+def is_exponent(scales: torch.Tensor) -> bool:
+    """Whether they are exponents of a power of two."""
+    return scales.dtype in (torch.uint8, torch.float8_e8m0fnu)
 
 
 @functools.cache
@@ -40,3 +45,9 @@ def nibble_table(values: tuple[float, ...], device: torch.device, *, high_first:
     low, high = codes & 15, codes >> 4
     pairs = torch.stack((high, low) if high_first else (low, high), dim=1)
     return torch.tensor(values, dtype=torch.float32)[pairs].to(device)
+
+
+@functools.cache
+def level_table(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """What each nibble stands for, [16] in fp32."""
+    return torch.tensor(values, dtype=torch.float32, device=device)

@@ -18,7 +18,8 @@ from torch.nn import functional
 
 from pipeline.errors import CheckpointError
 from pipeline.formats.decoding import decoded_matrix, decoded_product, decoding_bytes
-from pipeline.formats.lookup import looked_up, nibble_table
+from pipeline.formats.encoded import Encoded
+from pipeline.formats.lookup import level_table, looked_up, nibble_table
 from pipeline.formats.tensors import TensorRange, TensorSpec
 
 LEVELS = (
@@ -187,6 +188,26 @@ class Nf4Matrix:
     def decoded(self, dtype: torch.dtype) -> torch.Tensor:
         """The matrix itself, [F, D], as a copy."""
         return decoded_matrix(self, dtype)
+
+    def encoded(self) -> Encoded | None:
+        """See `DecodableRows`; the kernels want whole blocks in a row."""
+        (rows, columns), block = self.shape, self.state.block
+        if columns % block:
+            return None
+        outer, code = self.double or (None, None)
+        return Encoded(
+            "nf4",
+            self.shape,
+            self.pairs.view(torch.int32).view(rows, -1),
+            self.magnitudes.view(rows, -1),
+            block,
+            self.state.dtype,
+            scaled="nested" if self.double else "",
+            levels=level_table(LEVELS, self.device),
+            outer=outer,
+            code=code,
+            offset=self.state.offset,
+        )
 
     def decoded_rows(self, first: int, last: int, dtype: torch.dtype) -> torch.Tensor:
         """Rows [first, last), as a new tensor: all blocks that they are in, and of these their numbers."""

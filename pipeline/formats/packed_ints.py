@@ -5,10 +5,12 @@ Letters in names: F rows of a matrix, G groups of columns that share a scale.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from pipeline.errors import CheckpointError
+from pipeline.formats.encoded import Encoded
 from pipeline.formats.integers import (
     ORDER_DTYPES,
     SCALE_DTYPES,
@@ -78,6 +80,16 @@ class PackedIntegers:
         zeros_GF = unpacked(transposed(parts[2][first // per_word : -(-last // per_word)]), self.bits)
         return numbers_FD, zeros_GF.T[: last - first], scales_FG
 
+    def encoded(self, parts: Sequence[torch.Tensor], shape: tuple[int, int], order_D: torch.Tensor | None) -> Encoded:
+        """See `DecodableRows`."""
+        words, scales_FG, *zeros = parts
+        kind: Literal["int4", "uint8"] = "int4" if self.bits == 4 else "uint8"
+        group, zero = shape[1] // scales_FG.shape[1], 1 << (self.bits - 1) if self.symmetric else zeros[0]
+        per_zero = 32 // self.bits
+        return Encoded(
+            kind, shape, words, scales_FG, group, scales_FG.dtype, zeros=zero, per_zero=per_zero, order=order_D
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Integers:
@@ -119,3 +131,14 @@ class Integers:
             return part.reshape(1, 1).expand(last - first, 1) if self.per_tensor else part[first:last]
 
         return parts[0][first:last], 0 if self.symmetric else groups_of(parts[2]), groups_of(parts[1])
+
+    def encoded(
+        self, parts: Sequence[torch.Tensor], shape: tuple[int, int], order_D: torch.Tensor | None
+    ) -> Encoded | None:
+        """See `DecodableRows`; the kernels want whole words in a row."""
+        if shape[1] % 4:
+            return None
+        numbers_FD, *groups = parts
+        scales, *zeros = (part.reshape(1, 1).expand(shape[0], 1) if self.per_tensor else part for part in groups)
+        words, group = numbers_FD.view(torch.int32), shape[1] // scales.shape[1]
+        return Encoded("int8", shape, words, scales, group, scales.dtype, zeros=0 if self.symmetric else zeros[0])

@@ -34,10 +34,10 @@ def find(file: Path, stored_in: Format, shape: tuple[int, int], parts: Mapping[s
     return stored_in.stored(spec, tuple(ranges))
 
 
-def read(stored: StoredMatrix) -> Matrix:
+def read(stored: StoredMatrix, device: str = "cpu") -> Matrix:
     """What multiplies, over the bytes of its file."""
     views = {}
     for part in stored.tensors:
         content = bytearray(part.file.read_bytes()[part.start : part.start + part.length])
-        views[part.short] = torch.frombuffer(content, dtype=stored_dtype(part.dtype)).view(part.shape)
+        views[part.short] = torch.frombuffer(content, dtype=stored_dtype(part.dtype)).view(part.shape).to(device)
     return stored.over(views)

@@ -1,0 +1,167 @@
+"""Products with stored matrices on a GPU by kernels that decode them, for few rows of x in registers, else in scratch.
+
+What is decoded has the bits of `decoded_rows`, and sums are in fp32. How the columns are shared out, and in which order
+they are added, follows from the matrix alone: a row of few has the same bits whatever the others are. More rows are
+multiplied by cuBLAS, which rounds otherwise and may choose by their number. So are the blocks of `batch_invariant`,
+whose size is fixed.
+
+Letters in names: T tokens of this pass, D columns, F rows of a matrix.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from triton.experimental.gluon import language as gl
+
+from pipeline.formats import triton_awq, triton_decoding
+from pipeline.formats.encoded import GPU_BLOCK_BYTES, Encoded
+
+FEW = 16
+"""Rows of x, in 16 bits, for which a matrix is decoded in registers."""
+MANY_ROWS = 8192
+"""A matrix that has so many keeps a GPU busy with few warps for each row."""
+AWQ_TILE = 64
+"""Rows of a program: 8 threads have a word of 8 rows each."""
+ONE_GROUP = 1 << 30
+"""As many columns as no matrix has."""
+GLUON_DTYPES = {torch.float32: gl.float32, torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
+
+
+def try_out(device: torch.device, *, has_float8: bool) -> None:
+    """Compile and run a product with a small matrix. Raises whatever Triton raises."""
+    scales = torch.ones(16, 1, dtype=torch.bfloat16, device=device)
+    words = torch.zeros(16, 16, dtype=torch.int32, device=device)
+    encoded = Encoded("int4", (16, 128), words, scales, 128, torch.bfloat16, zeros=8)
+    if has_float8:
+        encoded = Encoded("fp8", (16, 64), words, scales, 64, torch.bfloat16)
+    product(encoded, torch.zeros(1, encoded.shape[1], dtype=torch.bfloat16, device=device), None)
+    torch.cuda.synchronize(device)
+
+
+def product(encoded: Encoded, x_TD: torch.Tensor, bias_F: torch.Tensor | None) -> torch.Tensor:
+    """`x_TD` times the transposed matrix, plus bias: [T, F] in the dtype of `x_TD`."""
+    rows, columns = encoded.shape
+    if len(x_TD) <= FEW and x_TD.dtype is not torch.float32:
+        return _product_of_few(encoded, x_TD.contiguous(), bias_F)
+    product_TF, step = x_TD.new_empty(len(x_TD), rows), min(rows, block_rows(columns, x_TD.dtype))
+    scratch_FD = x_TD.new_empty(step, columns)
+    for first in range(0, rows, step):
+        last = min(first + step, rows)
+        decode(encoded, first, decoded_FD := scratch_FD[: last - first])
+        if bias_F is None:
+            torch.mm(x_TD, decoded_FD.T, out=product_TF[:, first:last])
+        else:
+            torch.addmm(bias_F[first:last].to(x_TD.dtype), x_TD, decoded_FD.T, out=product_TF[:, first:last])
+    return product_TF
+
+
+def block_rows(columns: int, dtype: torch.dtype) -> int:
+    """How many rows are decoded at once."""
+    return max(1, GPU_BLOCK_BYTES // (columns * dtype.itemsize * FEW)) * FEW
+
+
+def decode(encoded: Encoded, first: int, into_FD: torch.Tensor) -> None:
+    """Write the rows from `first` on, which is a multiple of 16, as many as `into_FD` has."""
+    (count, columns), warps, units = into_FD.shape, 4, 1
+    last = first + count
+    launch: dict[str, Any] = {"W": warps, "UNITS": units, "num_warps": warps, "enable_fp_fusion": False}
+    if encoded.kind == "awq":
+        grid = (triton.cdiv(count, AWQ_TILE), triton.cdiv(columns, 64 * units * warps))
+        parts = (encoded.numbers, encoded.scales, encoded.zeros)
+        ends = (first, last, *encoded.shape)
+        triton_awq.decode[grid](parts, into_FD, *ends, encoded.group, F=AWQ_TILE, **launch)
+    else:
+        how, tile = _how(encoded), 16
+        grid = (triton.cdiv(count, tile), triton.cdiv(columns, 16 * how.per_word * units * warps))
+        steps = (last, columns, *_steps(encoded))
+        triton_decoding.decode[grid](_parts(encoded), steps, into_FD, first, how, F=tile, **launch)
+
+
+def _product_of_few(encoded: Encoded, x_TD: torch.Tensor, bias_F: torch.Tensor | None) -> torch.Tensor:
+    count, (rows, columns) = len(x_TD), encoded.shape
+    product_TF = x_TD.new_empty(count, rows)
+    warps, tile, units = _tiles(encoded, count)
+    launch: dict[str, Any] = {"W": warps, "F": tile, "UNITS": units, "N": 8 if count <= 8 else 16}
+    launch |= {"num_warps": warps, "enable_fp_fusion": False}
+    grid = (triton.cdiv(rows, tile),)
+    if encoded.kind == "awq":
+        parts = (encoded.numbers, encoded.scales, encoded.zeros)
+        triton_awq.product[grid](x_TD, parts, bias_F, product_TF, count, rows, columns, encoded.group, **launch)
+    else:
+        steps = (rows, columns, *_steps(encoded))
+        triton_decoding.product[grid](x_TD, _parts(encoded), steps, bias_F, product_TF, count, _how(encoded), **launch)
+    return product_TF
+
+
+def _tiles(encoded: Encoded, count: int) -> tuple[int, int, int]:
+    """Warps that share the columns, rows of a program, and units of columns that a warp takes at a time, as measured
+    on an H200.
+
+    The order of a sum follows from warps and units, which `count`, the rows of x, must not change: programs of more
+    rows read x less often.
+    """
+    has_many = encoded.shape[0] >= MANY_ROWS
+    if encoded.kind == "awq":
+        return 8 if has_many else 16, AWQ_TILE, 1
+    if has_many:
+        return 4, 32, 1
+    return 8, 16 if count <= 8 else 32, 1 if encoded.order is not None else 2
+
+
+def _parts(encoded: Encoded) -> tuple[Any, ...]:
+    zeros = encoded.zeros if isinstance(encoded.zeros, torch.Tensor) else None
+    scales = encoded.scales.view(torch.uint8) if encoded.scaled == "exponent" else encoded.scales
+    places = (encoded.numbers, scales, zeros, encoded.order, encoded.levels)
+    return (*places, encoded.outer, encoded.code, encoded.offset)
+
+
+def _steps(encoded: Encoded) -> tuple[int, ...]:
+    """To the next row and word or group, of numbers, scales and zeros."""
+    zeros = encoded.zeros.stride() if isinstance(encoded.zeros, torch.Tensor) else (0, 0)
+    return (*encoded.numbers.stride(), *encoded.scales.stride(), *zeros)
+
+
+@dataclass(frozen=True)
+class How:
+    """What of an `Encoded` a kernel is compiled for.
+
+    Attributes:
+        per_word: numbers in a word.
+        whole: whether the columns are a multiple of four words.
+        in_pairs: whether its numbers can be decoded by two in 16 bits: scales have the dtype that is rounded to.
+        zero: that of all numbers where there are no others.
+    """
+
+    kind: str
+    per_word: int
+    whole: bool
+    scaled: str
+    rounds_to: gl.dtype
+    in_pairs: bool
+    group: int
+    block_rows: int
+    zero: int
+    per_zero: int
+    added: int
+    ordered: bool
+
+
+def _how(encoded: Encoded) -> How:
+    per_word = 4 if encoded.kind in ("int8", "uint8", "fp8") else 8
+    is_half = encoded.rounds_to is not torch.float32
+    return How(
+        encoded.kind,
+        per_word,
+        encoded.shape[1] % (4 * per_word) == 0,
+        encoded.scaled,
+        GLUON_DTYPES[encoded.rounds_to],
+        (encoded.kind == "int4" and is_half) or (encoded.kind == "fp4" and encoded.scaled == "exponent"),
+        encoded.group if encoded.scales.shape[1] > 1 else ONE_GROUP,
+        encoded.block_rows,
+        encoded.zeros if isinstance(encoded.zeros, int) else 0,
+        encoded.per_zero,
+        encoded.added,
+        encoded.order is not None,
+    )

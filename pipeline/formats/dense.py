@@ -35,7 +35,7 @@ class StoredDense:
 
     def __init__(self, tensors: tuple[TensorRange, ...]) -> None:
         (tensor,) = self.tensors = tensors
-        self.short, self.rows, self.dtype = tensor.short, tensor.shape[0], stored_dtype(tensor.dtype)
+        self.short, (self.rows, self.columns), self.dtype = tensor.short, tensor.shape, stored_dtype(tensor.dtype)
 
     def slice(self, first: int, last: int) -> "StoredDense":
         """Rows [first, last), which lie one behind the other."""

@@ -89,6 +89,7 @@ class StoredFloat4:
     def __init__(self, stored_in: Float4, tensors: tuple[TensorRange, ...]) -> None:
         self.tensors, self._format = tensors, stored_in
         self.short, self.rows = tensors[0].short, tensors[0].shape[0]
+        self.columns = tensors[1].shape[1] * stored_in.group
 
     def slice(self, first: int, last: int) -> "StoredFloat4":
         """Rows [first, last), their scales, and that of the matrix."""
@@ -97,7 +98,7 @@ class StoredFloat4:
 
     def scratch_bytes(self, dtype: torch.dtype) -> int:
         """That of decoding a block of rows."""
-        return decoding_bytes((self.rows, self.tensors[1].shape[1] * self._format.group))
+        return decoding_bytes((self.rows, self.columns))
 
     def over(self, views: Mapping[str, torch.Tensor]) -> "Float4Matrix":
         """What multiplies, over the tensors of its group by short name."""

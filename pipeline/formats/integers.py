@@ -90,7 +90,7 @@ class StoredIntegers:
         order: tuple[TensorRange, ...] = (),
         part_steps: tuple[int, ...] | None = None,
     ) -> None:
-        self._layout, (self.rows, self._columns), self._parts, self._order = layout, shape, parts, order
+        self._layout, (self.rows, self.columns), self._parts, self._order = layout, shape, parts, order
         self.tensors, self.short, self.dtype = parts + order, parts[0].short, stored_dtype(parts[1].dtype)
         self._steps, self.row_step = part_steps, None if part_steps is None else max(part_steps)
 
@@ -98,17 +98,17 @@ class StoredIntegers:
         """Rows [first, last), with the rows of each part that they share."""
         cuts = zip(self._parts, self._steps or (), strict=True)
         parts = tuple(part.rows(first // step, -(-last // step)) if step else part for part, step in cuts)
-        return StoredIntegers(self._layout, (last - first, self._columns), parts, self._order, self._steps)
+        return StoredIntegers(self._layout, (last - first, self.columns), parts, self._order, self._steps)
 
     def scratch_bytes(self, dtype: torch.dtype) -> int:
         """Of the rows that are decoded at once."""
-        return decoding_bytes((self.rows, self._columns))
+        return decoding_bytes((self.rows, self.columns))
 
     def over(self, views: Mapping[str, torch.Tensor]) -> IntegerMatrix:
         """What multiplies, over the tensors of its group by short name."""
         parts = tuple(views[part.short] for part in self._parts)
         order_D = views[self._order[0].short] if self._order else None
-        return IntegerMatrix(self._layout, (self.rows, self._columns), parts, order_D)
+        return IntegerMatrix(self._layout, (self.rows, self.columns), parts, order_D)
 
 
 def unpacked(words: torch.Tensor, bits: int) -> torch.Tensor:

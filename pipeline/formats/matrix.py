@@ -30,12 +30,14 @@ class StoredMatrix(Protocol):
     Attributes:
         short: its name inside the group.
         rows: how many it has.
+        columns: how many each of them has, once it is decoded.
         tensors: what is read for it.
         dtype: what it is computed in where neither the settings nor config.json say so.
     """
 
     short: str
     rows: int
+    columns: int
     tensors: tuple[TensorRange, ...]
     dtype: torch.dtype
 

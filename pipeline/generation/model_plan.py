@@ -127,7 +127,7 @@ class _Rooms:
         place, moved = self.planning.device.places[-1], self.pass_bytes(plan)
 
         def pass_seconds(tokens: int) -> float:
-            return rates.seconds(moved, place, self._weights * (1 + tokens / place.balanced_tokens))
+            return rates.seconds(moved, place, self._computed_bytes * (1 + tokens / place.balanced_tokens))
 
         sharing = max(1, self._demand.share(plan.kv_room.tokens))
         return request_seconds(self.tokens, self.context_tokens, sharing, pass_seconds)
@@ -176,16 +176,16 @@ class _Rooms:
             fits = all(plan.memory.need(place) <= limit for place, limit in most.items())
             return self.pass_bytes(plan) if fits else None
 
-        return planned(*choose_room(demand, self._weights, self.planning.device.places[-1].disk_speeds, moves))
+        return planned(*choose_room(demand, self._computed_bytes, self.planning.device.places[-1].disk_speeds, moves))
 
     @property
     def _demand(self) -> Demand:
         return Demand.of(self.context_tokens, self.settings.max_requests, self.tokens)
 
     @property
-    def _weights(self) -> int:
-        """The bytes of all."""
-        return sum(self.planning.catalog.group_bytes(self.planning.device.places[-1].name).values())
+    def _computed_bytes(self) -> int:
+        """Those of all weights as they are computed with: what is stored in fewer is decoded for every pass."""
+        return sum(self.planning.catalog.parameters().values()) * self.dtype.itemsize
 
     def pass_size(self, plan: ModelPlan, rates: PassRates) -> PassSize:
         """Prompts may delay others for as long as the bytes of a pass move, where no setting says otherwise."""

@@ -94,6 +94,10 @@ class WeightCatalog:
         layouts = self.host if place == self.places[0] else self._device
         return {key: layout.slot_bytes for key, layout in layouts.items()}
 
+    def parameters(self) -> dict[GroupKey, int]:
+        """How many numbers the matrices of each group have, however stored: what a token costs follows from it."""
+        return {key: sum(one.rows * one.columns for one in group.matrices) for key, group in self._groups.items()}
+
     @property
     def needed_bytes(self) -> int:
         """The bytes of all tensors that one pass moves."""

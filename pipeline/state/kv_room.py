@@ -96,10 +96,10 @@ def choose_room(
 ) -> tuple[int, str]:
     """The tokens that there is room for, and why; for one request of a whole context in any case.
 
-    `weights` are the bytes of all; computing reads them `computed_rate` times as fast as a disk. `moves` tells what
-    passes move with room for so many tokens; None where memory does not hold it. Where the best costs weights their
-    place, no request gets more room than one of typical length takes; where nothing more moves for it, requests get all
-    that they can use.
+    `weights` are the bytes of all as they are computed with; computing reads them `computed_rate` times as fast as a
+    disk. `moves` tells what passes move with room for so many tokens; None where memory does not hold it. Where the
+    best costs weights their place, no request gets more room than one of typical length takes; where nothing more moves
+    for it, requests get all that they can use.
     """
     if demand.most == demand.longest:
         return demand.most, demand.requests_with_room(demand.most)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from support.tiny_models import PROMPT, save
 
 from pipeline import Model
-from pipeline.formats.dense import Dense, DenseMatrix, StoredDense
+from pipeline.formats.dense import Dense, DenseMatrix
 from pipeline.formats.matrix import Format
 from pipeline.formats.tensors import TensorRange, TensorSpec
 from pipeline.generation.build import Runtime
@@ -22,12 +22,12 @@ class StoredScaled:
     row_step = 16
 
     def __init__(self, tensors: tuple[TensorRange, ...]) -> None:
-        self.tensors, self.rows, self.dtype = tensors, tensors[0].shape[0], torch.float32
+        self.tensors, (self.rows, self.columns), self.dtype = tensors, tensors[0].shape, torch.float32
         self.short = tensors[0].short
 
     def slice(self, first: int, last: int) -> "StoredScaled":
         assert first % self.row_step == 0
-        return StoredScaled(tuple(StoredDense((tensor,)).slice(first, last).tensors[0] for tensor in self.tensors))
+        return StoredScaled(tuple(tensor.rows(first, last) for tensor in self.tensors))
 
     def scratch_bytes(self, dtype: torch.dtype) -> int:
         return self.rows * self.tensors[0].shape[1] * dtype.itemsize

@@ -4,6 +4,7 @@ import bisect
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from pipeline.config import Config
 from pipeline.engine.plan import Plan
@@ -16,19 +17,39 @@ PASSES = 5
 """The first loads what stays, and the end of the last is not seen."""
 
 
+class Compute(Protocol):
+    """The cost of computing groups of one kind."""
+
+    def seconds(self, nbytes: int, parameters: int, tokens: int) -> float:
+        """The seconds for a group of so many bytes, which store so many parameters."""
+
+
 @dataclass(frozen=True, slots=True)
-class Compute:
-    """The cost of computing groups of one kind: seconds for each byte of weights, by rising numbers of tokens."""
+class MeasuredCompute:
+    """See `Compute`: seconds for each parameter, by rising numbers of tokens."""
 
-    byte_seconds: Mapping[int, float]
+    parameter_seconds: Mapping[int, float]
 
-    def seconds(self, nbytes: int, tokens: int) -> float:
-        """Return the seconds for a group of so many bytes, interpolated between two batches, or beyond the last two."""
-        batches = list(self.byte_seconds)
+    def seconds(self, nbytes: int, parameters: int, tokens: int) -> float:
+        """Interpolated between two batches, or beyond the last two."""
+        batches = list(self.parameter_seconds)
         index = min(bisect.bisect_left(batches, tokens, lo=1), len(batches) - 1)
         few, many = batches[index - 1], batches[index]
-        first, last = self.byte_seconds[few], self.byte_seconds[many]
-        return nbytes * (first + (last - first) * (tokens - few) / (many - few))
+        first, last = self.parameter_seconds[few], self.parameter_seconds[many]
+        return parameters * (first + (last - first) * (tokens - few) / (many - few))
+
+
+@dataclass(frozen=True, slots=True)
+class ToldCompute:
+    """See `Compute`: operations, of which a parameter takes two for each token, or reading what is stored of them."""
+
+    operations_per_second: float
+    bytes_per_second: float | None
+
+    def seconds(self, nbytes: int, parameters: int, tokens: int) -> float:
+        """The longer of both."""
+        reading = nbytes / self.bytes_per_second if self.bytes_per_second else 0.0
+        return max(reading, 2 * parameters * tokens / self.operations_per_second)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +119,15 @@ def pass_timings(catalog: WeightCatalog, plan: Plan, rates: Rates, tokens: int) 
     first, last = catalog.places[0], catalog.places[-1]
     read, sent = catalog.group_bytes(first), catalog.group_bytes(last)
     on_device, anywhere = plan.residency.arrived(last), plan.residency.arrived(first)
-    h2d = rates.h2d_bytes_per_second
+    h2d, parameters, computes = rates.h2d_bytes_per_second, catalog.parameters(), rates.computes
     return SteadyTimings(
         order=catalog.order,
         one_link=h2d is None,
         begin=rates.begin_seconds,
         reads={group: 0.0 if group in anywhere else size / rates.disk_bytes_per_second for group, size in read.items()},
         uploads={group: 0.0 if h2d is None or group in on_device else size / h2d for group, size in sent.items()},
-        computes={group: rates.computes[kind_of(group[1])].seconds(read[group], tokens) for group in catalog.order},
+        computes={
+            group: computes[kind_of(group[1])].seconds(read[group], parameters[group], tokens)
+            for group in catalog.order
+        },
     )

@@ -20,7 +20,7 @@ from pipeline.models.model_config import read_config
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
 from pipeline.tools.bench.arm_program import Progress
 from pipeline.tools.bench.floors import Floors, Loaded, spread_tokens
-from pipeline.tools.bench.forecast import Compute, Rates
+from pipeline.tools.bench.forecast import MeasuredCompute, Rates
 from pipeline.tools.bench.read_rates import SWEEP_SECONDS, sweep
 
 ROUNDS = 5
@@ -68,7 +68,7 @@ async def measure_rates(folder: Path, settings: Config, tokens: int, progress: P
         return Rates(
             statistics.median(disk),
             statistics.median(h2d) if h2d else None,
-            _computes(computed, runtime.catalog.group_bytes(runtime.catalog.places[0])),
+            _computes(computed, runtime.catalog.parameters()),
             statistics.median(one.begin_seconds for one in computed[tokens]),
             read_slowdown,
             compute_slowdown,
@@ -142,19 +142,21 @@ async def _slowdowns(
     return alone_rate / statistics.median(beside), statistics.median(took) / alone_seconds
 
 
-def _computes(computed: Mapping[int, list[_Computed]], sizes: Mapping[GroupKey, int]) -> dict[str, Compute]:
+def _computes(
+    computed: Mapping[int, list[_Computed]], parameters: Mapping[GroupKey, int]
+) -> dict[str, MeasuredCompute]:
     """Return the cost by kind of group; where more tokens took less time, that was chance."""
-    byte_seconds: defaultdict[str, dict[int, float]] = defaultdict(dict)
+    seconds: defaultdict[str, dict[int, float]] = defaultdict(dict)
     for tokens, rounds in computed.items():
         values = defaultdict(list)
         for one in rounds:
             for kind in {kind_of(part) for _, part in one.seconds}:
                 alike = [group for group in one.seconds if kind_of(group[1]) == kind]
-                values[kind].append(sum(one.seconds[group] for group in alike) / sum(sizes[group] for group in alike))
+                values[kind].append(sum(map(one.seconds.__getitem__, alike)) / sum(map(parameters.__getitem__, alike)))
         for kind, each in values.items():
-            fewer = max(byte_seconds[kind].values(), default=0.0)
-            byte_seconds[kind][tokens] = max(fewer, statistics.median(each))
-    return {kind: Compute(batches) for kind, batches in byte_seconds.items()}
+            fewer = max(seconds[kind].values(), default=0.0)
+            seconds[kind][tokens] = max(fewer, statistics.median(each))
+    return {kind: MeasuredCompute(batches) for kind, batches in seconds.items()}
 
 
 async def _h2d_bytes_per_second(floors: Floors, runtime: ModelRuntime) -> float:

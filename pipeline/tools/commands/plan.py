@@ -21,7 +21,7 @@ from pipeline.generation.model_plan import DEFAULT_CONTEXT_TOKENS
 from pipeline.generation.pass_size import LEAST_TOKENS
 from pipeline.system.sizes import human_bytes
 from pipeline.system.table import print_json
-from pipeline.tools.bench.forecast import Compute, Forecast, Rates
+from pipeline.tools.bench.forecast import Forecast, Rates, ToldCompute
 from pipeline.tools.bench.machine_rates import measure_rates
 from pipeline.tools.bench.planning import Placed, Planned, balanced_tokens, plan_alone, plan_model
 from pipeline.tools.bench.steady_passes import steady_pass_seconds
@@ -32,7 +32,6 @@ from pipeline.tools.commands.values import option_of
 NUMBERS = ("disk_gbps", "h2d_gbps", "tflops", "memory_gbps")
 GIGA, TERA = 1e9, 1e12
 MOST_TOKENS = 1 << 16
-_BATCHES = [1 << power for power in range(17)]
 
 
 def plan_forecast(options: argparse.Namespace) -> None:
@@ -111,10 +110,7 @@ def _elsewhere(options: argparse.Namespace, settings: Config) -> tuple[Device, R
 
 
 def _told_rates(options: argparse.Namespace) -> Rates:
-    """Weights are counted as of two bytes each: two operations for each of them and token make one for each byte."""
-    token_byte_seconds = 1 / (options.tflops * TERA)
-    byte_seconds = 1 / (options.memory_gbps * GIGA) if options.memory_gbps else token_byte_seconds
-    compute = Compute({tokens: max(byte_seconds, tokens * token_byte_seconds) for tokens in _BATCHES})
+    compute = ToldCompute(options.tflops * TERA, options.memory_gbps and options.memory_gbps * GIGA)
     h2d = None if options.h2d_gbps is None else options.h2d_gbps * GIGA
     return Rates(options.disk_gbps * GIGA, h2d, dict.fromkeys(KINDS, compute), how="as told")
 

@@ -13,17 +13,19 @@ from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.checkpoints.make_checkpoint import make_checkpoint
 from pipeline.config import Config
 from pipeline.devices.cpu import CpuDevice
-from pipeline.devices.port import Device
+from pipeline.devices.port import Device, Place
 from pipeline.devices.sim import SimDevice
 from pipeline.engine.residency import NOTHING_STAYS
 from pipeline.errors import ConfigError, RequestError
 from pipeline.formats.parts import KINDS
 from pipeline.generation.blueprint import Blueprint, draw_up
 from pipeline.generation.build import build
+from pipeline.generation.pass_rates import PassRates
 from pipeline.generation.program import GenerationPass, GenerationProgram
 from pipeline.models.model_config import read_config
+from pipeline.state.kv_room import PassBytes
 from pipeline.tools.bench.floors import Floors
-from pipeline.tools.bench.forecast import Compute, Rates, forecast, pass_timings
+from pipeline.tools.bench.forecast import MeasuredCompute, Rates, ToldCompute, forecast, pass_timings
 from pipeline.tools.bench.machine_rates import LARGER, _Computed, _computes, measure_rates
 from pipeline.tools.bench.planning import GIGABYTE, balanced_tokens, plan_model
 
@@ -41,24 +43,25 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rates(disk: float = 1e9, h2d: float | None = None, per_byte: float = 0.0, per_token: float = 0.0) -> Rates:
-    compute = Compute({tokens: per_byte + tokens * per_token for tokens in (1, 1000)})
+    """Weights of two bytes each."""
+    compute = MeasuredCompute({tokens: 2 * (per_byte + tokens * per_token) for tokens in (1, 1000)})
     return Rates(disk, h2d, dict.fromkeys(("attn", "ffn", "head"), compute))
 
 
 def test_what_a_small_slice_of_the_head_costs_counts_by_its_bytes() -> None:
     """Launching takes as long for each: by the median of both, all of the head would take 0.27 s."""
     rounds = [_Computed({(1, "head.0"): 0.1, (1, "head.1"): 0.1}, 0.0)] * 3
-    sizes = {(1, "head.0"): 100, (1, "head.1"): 300}
-    rates = _computes({1: rounds, 2: rounds}, sizes)
-    assert rates["head"].seconds(400, 1) == pytest.approx(0.2)
+    parameters = {(1, "head.0"): 100, (1, "head.1"): 300}
+    rates = _computes({1: rounds, 2: rounds}, parameters)
+    assert rates["head"].seconds(800, 400, 1) == pytest.approx(0.2)
 
 
 def test_computing_is_a_line_through_the_nearest_batches() -> None:
-    compute = Compute({1: 1.0, 4: 1.3, 16: 3.7})
-    assert [compute.seconds(10, tokens) for tokens in (1, 4, 16)] == pytest.approx([10.0, 13.0, 37.0])
-    assert compute.seconds(1, 2) == pytest.approx(1.1)
-    assert compute.seconds(1, 10) == pytest.approx(2.5)
-    assert compute.seconds(1, 21) == pytest.approx(4.7)
+    compute = MeasuredCompute({1: 1.0, 4: 1.3, 16: 3.7})
+    assert [compute.seconds(5, 10, tokens) for tokens in (1, 4, 16)] == pytest.approx([10.0, 13.0, 37.0])
+    assert compute.seconds(2, 1, 2) == pytest.approx(1.1)
+    assert compute.seconds(2, 1, 10) == pytest.approx(2.5)
+    assert compute.seconds(2, 1, 21) == pytest.approx(4.7)
 
 
 def test_what_slows_each_other_takes_longer_together() -> None:
@@ -86,14 +89,43 @@ def test_a_forecast_counts_it(checkpoint: Path) -> None:
     assert told[1].pass_seconds == pytest.approx(1.5 * told[0].pass_seconds, rel=0.05)
 
 
+def test_quantised_weights_move_as_stored_and_compute_as_decoded(checkpoint: Path, tmp_path: Path) -> None:
+    """A token takes as many operations whatever the weights are stored in, though fewer bytes move."""
+    packed = tmp_path / "packed"
+    make_checkpoint(
+        packed, "llama-3.2-1b", stored="int4", layers=12, hidden_size=256, ffn_size=512, vocabulary_size=1024
+    )
+    settings, compute = Config(residency=False, kv_tokens=4096), ToldCompute(1e12, None)
+    numbers = Rates(1e9, 2e9, dict.fromkeys(KINDS, compute))
+    computed: list[float] = []
+
+    class Noting(PassRates):
+        def seconds(self, moved: PassBytes, place: Place, computed_bytes: float) -> float:
+            computed.append(computed_bytes)
+            return super().seconds(moved, place, computed_bytes)
+
+    told, chosen = [], []
+    for folder in (checkpoint, packed):
+        drawn = drawn_up(folder, settings, GPU)
+        told.append(forecast(drawn.catalog, drawn.plan, settings, numbers, 8).resource_seconds)
+        computed.clear()
+        drawn.at_rates(Noting())
+        chosen.append([*computed])
+    assert told[0]["compute"] == told[1]["compute"]
+    assert told[1]["disk"] < 0.6 * told[0]["disk"], "the head is as it was"
+    assert chosen[0] == chosen[1]
+    assert ToldCompute(1e12, 1e9).seconds(500, 1000, 1) == 500 / 1e9, "reading what is stored takes longer"
+
+
 @pytest.mark.parametrize(("disk", "per_byte"), [(1e9, 0.1e-9), (1e9, 5e-9), (2e9, 0.3e-9)])
 def test_the_slower_of_disk_and_computing_binds(disk: float, per_byte: float, checkpoint: Path) -> None:
     settings = Config(residency=False)
     drawn = drawn_up(checkpoint, settings, CpuDevice())
     told = forecast(drawn.catalog, drawn.plan, settings, rates(disk, per_byte=per_byte), 1)
     nbytes = sum(drawn.catalog.group_bytes("host").values())
-    assert told.resource_seconds == pytest.approx({"disk": nbytes / disk, "compute": nbytes * per_byte})
-    assert told.pass_seconds == pytest.approx(max(nbytes / disk, nbytes * per_byte), rel=0.02)
+    computed_bytes = 2 * sum(drawn.catalog.parameters().values())
+    assert told.resource_seconds == pytest.approx({"disk": nbytes / disk, "compute": computed_bytes * per_byte})
+    assert told.pass_seconds == pytest.approx(max(nbytes / disk, computed_bytes * per_byte), rel=0.02)
     assert told.binds == ("disk" if 1 / disk > per_byte else "compute")
 
 
@@ -110,7 +142,7 @@ def test_what_stays_is_neither_read_nor_sent(checkpoint: Path) -> None:
 
 @pytest.mark.usefixtures("nothing_was_there_before")
 def test_more_memory_and_more_tokens_are_told(checkpoint: Path) -> None:
-    room = {"host_memory": "9MB", "gpu_memory": "9MB", "context_tokens": 64, "max_requests": 1}
+    room = {"host_memory": "9.2MB", "gpu_memory": "9.2MB", "context_tokens": 64, "max_requests": 1}
     settings = Config(**room, max_tokens_per_pass=8)
     numbers = rates(1e9, 2e9, per_byte=0.01e-9, per_token=0.001e-9)
     planned = plan_model(checkpoint, settings, GPU, numbers, 1)
@@ -126,7 +158,7 @@ def test_more_memory_and_more_tokens_are_told(checkpoint: Path) -> None:
     assert tokens.tokens_per_second == pytest.approx(4 * planned.forecast.tokens_per_second, rel=0.01)
     balance = balanced_tokens(planned)
     assert balance is not None
-    computed_bytes = sum(planned.drawn.catalog.group_bytes("host").values())
+    computed_bytes = 2 * sum(planned.drawn.catalog.parameters().values())
     moving_seconds = planned.read_bytes_per_pass / 1e9
     assert balance == pytest.approx((moving_seconds / computed_bytes - 0.01e-9) / 0.001e-9, rel=0.02)
 
@@ -157,8 +189,8 @@ async def test_rates_are_measured(device: str) -> None:
     assert (found.h2d_bytes_per_second is not None) == (device == "cpu-copy")
     assert set(found.computes) == set(KINDS)
     for compute in found.computes.values():
-        assert list(compute.byte_seconds) == [2 * times for times in LARGER]
-        seconds = list(compute.byte_seconds.values())
+        assert list(compute.parameter_seconds) == [2 * times for times in LARGER]
+        seconds = list(compute.parameter_seconds.values())
         assert seconds == sorted(seconds)
         assert seconds[0] > 0
     assert found.begin_seconds > 0
@@ -181,14 +213,14 @@ async def test_many_tokens_are_computed_in_one_pass_each(checkpoint: Path, monke
     monkeypatch.setattr(GenerationProgram, "begin", counting)
     found = await measure_rates(checkpoint, Config(device="cpu"), 512, lambda text: None)
     for compute in found.computes.values():
-        assert list(compute.byte_seconds) == [512, 2048], "more would take long and tell nothing"
+        assert list(compute.parameter_seconds) == [512, 2048], "more would take long and tell nothing"
     assert set(carried) == {512, 2048}
 
 
 async def test_few_requests_are_measured_with_what_they_can_have() -> None:
     """The bundled model has 1024 positions: no batch larger than that fits into one request."""
     found = await measure_rates(BUNDLED, Config(device="cpu", max_requests=1), 512, lambda text: None)
-    assert list(found.computes["ffn"].byte_seconds) == [128, 512]
+    assert list(found.computes["ffn"].parameter_seconds) == [128, 512]
     with pytest.raises(ConfigError, match="--batch-tokens: need at most 1023"):
         await measure_rates(BUNDLED, Config(device="cpu", max_requests=1), 1024, lambda text: None)
 

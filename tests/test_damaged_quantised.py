@@ -83,6 +83,7 @@ DAMAGED: dict[str, tuple[str, Damage, str]] = {
     "a negative group": (CT, weights(group_size=-7), r"group_size: need a whole number from 1 .*have -7"),
     "no zero points": (CT, weights(symmetric=False), r"weight_zero_point' is missing"),
     "zero points for nothing": ("ct int4 asymmetric", weights(), r"weight_zero_point' would be left out"),
+    "columns of an order that nobody knows": (CT, weights(actorder="sideways"), rf"actorder: .*{LIST}'sideways'"),
     "another container": (CT, config(format="marlin-24"), rf"format: .*{LIST}'marlin-24'"),
     "no pattern": (CT, config(ignore=["re:("]), r"ignore: need patterns of names .*have '\('"),
     "left out, but quantised": (CT, config(ignore=["lm_head", UP]), rf"{UP}.weight' is missing"),
@@ -110,6 +111,11 @@ DAMAGED: dict[str, tuple[str, Damage, str]] = {
     "FP8 of half a block": (FP8, config(weight_block_size=[128]), r"weight_block_size: need 2 whole numbers"),
     "FP8 that is none": (FP8, part("weight", lambda t: t.bfloat16()), r"need dtype F8_E4M3, have BF16"),
     "FP8 of another kind": (FP8, config(fmt="e5m2"), rf"fmt: .*{LIST}'e5m2'"),
+    "FP8 rounded to exponents": (
+        "ct fp8 rows",
+        part("weight_scale", lambda t: torch.full(t.shape, 120, dtype=torch.uint8)),
+        r"weight_scale': need dtype BF16, F16, F32, have U8",
+    ),
     "NVFP4 without the scale of all": (
         "ct nvfp4",
         part("weight_global_scale", gone),
@@ -125,6 +131,7 @@ DAMAGED: dict[str, tuple[str, Damage, str]] = {
     "an empty quant state": ("nf4", part("weight.quant_state.bitsandbytes__nf4", lambda t: t[:0]), r"need 1 to .* 0"),
     "blocks that the state does not say": ("nf4", state(blocksize=128), r"need shape \[80\]"),
     "8 bits of bitsandbytes": ("nf4", config(load_in_4bit=False, load_in_8bit=True), rf"load_in_8bit: .*{LIST}"),
+    "4 and 8 bits of bitsandbytes": ("nf4", config(load_in_8bit=True), rf"load_in_8bit: .*{LIST}True"),
     "fp4 of bitsandbytes": ("nf4", config(bnb_4bit_quant_type=None), rf"bnb_4bit_quant_type: .*{LIST}'fp4'"),
     "scales of no scales": ("nf4", config(bnb_4bit_use_double_quant=True), r"absmax.*need dtype U8, have F32"),
 }

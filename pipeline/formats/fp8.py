@@ -21,8 +21,9 @@ from pipeline.formats.encoded import Encoded
 from pipeline.formats.lookup import byte_table, is_exponent, looked_up, scales_in_float32
 from pipeline.formats.tensors import WEIGHT_DTYPES, TensorRange, TensorSpec, stored_dtype
 
-SCALE_DTYPES = ("BF16", "F16", "F32", "F8_E8M0", "U8")
-"""The last two are exponents of a power of two."""
+SCALE_DTYPES = ("BF16", "F16", "F32")
+EXPONENT_DTYPES = ("F8_E8M0", "U8")
+"""Of scales that are exponents of a power of two. To these nothing can be rounded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +55,9 @@ class Float8:
         shapes: tuple[tuple[int, ...], ...] = (grid,)
         if self.block_columns is None:
             shapes = (grid, grid[:1], ()) if self.block_rows is None else (grid, grid[:1])
+        dtypes = SCALE_DTYPES if self.rounds_to_scales else SCALE_DTYPES + EXPONENT_DTYPES
         values = spec.part("", "weight", spec.shape, ("F8_E4M3",))
-        scales = spec.part("scale", self.endings[0], grid, SCALE_DTYPES, endings=self.endings, shapes=shapes)
+        scales = spec.part("scale", self.endings[0], grid, dtypes, endings=self.endings, shapes=shapes)
         return values, scales
 
     def stored(self, spec: TensorSpec, tensors: tuple[TensorRange, ...]) -> "StoredFloat8":

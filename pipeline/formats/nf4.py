@@ -8,10 +8,10 @@ The kernel of bitsandbytes 0.50.2 for AVX-512 takes wrong magnitudes where D is 
 Letters in names: T tokens of this pass, D columns, F rows of a matrix.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -21,6 +21,7 @@ from pipeline.formats.decoding import decoded_matrix, decoded_product, decoding_
 from pipeline.formats.encoded import Encoded
 from pipeline.formats.lookup import level_table, looked_up, nibble_table
 from pipeline.formats.tensors import TensorRange, TensorSpec
+from pipeline.system.small_files import parse_object
 
 LEVELS = (
     -1.0,
@@ -103,22 +104,8 @@ def _state(header: TensorRange, shape: tuple[int, ...], is_double: bool) -> _Sta
     """Raises CheckpointError where it is no JSON, or not that of a matrix of this shape."""
     if not header.content:
         return _State(BLOCK_SIZES[1], torch.float32, 0.0)
-    try:
-        state = json.loads(header.content)
-        found = {
-            "quant_type": state["quant_type"],
-            "shape": [*state["shape"]],
-            "blocksize": state["blocksize"],
-            "dtype": state["dtype"],
-            "nested_blocksize": state.get("nested_blocksize"),
-            "nested_dtype": state.get("nested_dtype"),
-        }
-        offset = float(state["nested_offset"]) if is_double else 0.0
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{header.file}: tensor {header.name!r}: need the JSON of a quant state, have {header.content[:80]!r}"
-            f" ({type(error).__name__}: {error}); fetch the file again"
-        ) from error
+    what = f"{header.file}: tensor {header.name!r}"
+    state = parse_object(header.content, f"{what}: the quant state")
     needed = {
         "quant_type": ("nf4",),
         "shape": ([*shape],),
@@ -127,13 +114,16 @@ def _state(header: TensorRange, shape: tuple[int, ...], is_double: bool) -> _Sta
         "nested_blocksize": (SCALES_PER_OUTER_BLOCK,) if is_double else (None,),
         "nested_dtype": ("float32",) if is_double else (None,),
     }
-    for key, values in needed.items():
-        if found[key] not in values:
-            raise CheckpointError(
-                f"{header.file}: tensor {header.name!r}: need {key} {' or '.join(map(str, values))}, "
-                f"have {found[key]}; fetch the file again, or the config.json of these weights"
-            )
-    return _State(found["blocksize"], DTYPES[found["dtype"]], offset)
+    wrong = {key: " or ".join(map(str, values)) for key, values in needed.items() if state.get(key) not in values}
+    offset: Any = state.get("nested_offset") if is_double else 0.0
+    if not isinstance(offset, int | float) or not abs(offset) <= torch.finfo(torch.float32).max:
+        wrong["nested_offset"] = "a number of float32"
+    for key, need in wrong.items():
+        raise CheckpointError(
+            f"{what}: need {key} {need}, have {state.get(key)}; "
+            "fetch the file again, or the config.json of these weights"
+        )
+    return _State(int(state["blocksize"]), DTYPES[state["dtype"]], offset)
 
 
 class StoredNf4:

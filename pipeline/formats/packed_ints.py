@@ -93,17 +93,21 @@ class PackedIntegers:
 
 @dataclass(frozen=True, slots=True)
 class Integers:
-    """See `Format`. A signed byte for each number, in groups, or in rows, or (`per_tensor`) all with one scale."""
+    """See `Format`. A signed byte for each number, in groups, or in rows, or (`per_tensor`) all with one scale.
+
+    Those of 4 bits are stored so where activations are quantised, too.
+    """
 
     group: int | None
     symmetric: bool
     per_tensor: bool = False
+    bits: int = 8
 
     @property
     def name(self) -> str:
         """As people read it."""
         scales, zeros = "one scale" if self.per_tensor else grouping(self.group), ", zero points"
-        return f"compressed-tensors int8 in bytes, {scales}{'' if self.symmetric else zeros}"
+        return f"compressed-tensors int{self.bits} in bytes, {scales}{'' if self.symmetric else zeros}"
 
     def stored_as(self, spec: TensorSpec) -> tuple[TensorSpec, ...]:
         """Numbers and scales, and zeros where they are not symmetric."""

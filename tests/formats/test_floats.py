@@ -1,6 +1,7 @@
 """Small floats against what their libraries decode (golden/write_floats.py), and what contradicts a format."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,8 @@ def nf4_parts(state: Mapping[str, Any] | str, blocks: int = 24) -> dict[str, tor
 
 
 def test_rows_of_nf4_are_cut_where_a_block_of_magnitudes_begins(tmp_path: Path) -> None:
-    stored = find(tmp_path / "file", Nf4(is_double=True), (30, 50), nf4_parts(state_of()))
+    state = state_of(blocksize=64.0)  # which is a whole number, too
+    stored = find(tmp_path / "file", Nf4(is_double=True), (30, 50), nf4_parts(state))
     assert stored.row_step == 64 * 256 // 2, "50 columns have a factor of 2 in common with 16384 numbers"
     assert (stored.rows, stored.dtype) == (30, torch.bfloat16)
     assert stored.scratch_bytes(torch.float32) == block_rows((30, 50)) * 50 * 16
@@ -86,15 +88,19 @@ def test_rows_of_nf4_are_cut_where_a_block_of_magnitudes_begins(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("state", "said"),
     [
-        ("no JSON", "need the JSON of a quant state, have b'no JSON'"),
-        ("[1]", "need the JSON of a quant state"),
+        ("no JSON", "the quant state: broken JSON"),
+        ("[1]", "the quant state: the JSON is not an object but list"),
+        ("[" * 9000, "the quant state: the JSON is nested too deeply"),
         (state_of(shape=[50, 30]), r"need shape \[30, 50\], have \[50, 30\]"),
         (state_of(quant_type="fp4"), "need quant_type nf4, have fp4"),
         (state_of(blocksize=48), "need blocksize 32 or 64 or .*, have 48"),
         (state_of(blocksize=128), r"absmax': need shape \[12\] for blocks of 128, .*, have \[24\]"),
         (state_of(dtype="float64"), "need dtype float32 or float16 or bfloat16, have float64"),
         (state_of(nested_blocksize=128), "need nested_blocksize 256, have 128"),
-        ({"quant_type": "nf4"}, "KeyError: 'shape'"),
+        (state_of(nested_offset=math.nan), "need nested_offset a number of float32, have nan"),
+        (state_of(nested_offset=1e39), r"need nested_offset a number of float32, have 1e\+39"),
+        (state_of(nested_offset=None), "need nested_offset a number of float32, have None"),
+        ({"quant_type": "nf4"}, r"need shape \[30, 50\], have None"),
     ],
 )
 def test_a_quant_state_that_contradicts_its_matrix_is_refused_by_name(

@@ -44,6 +44,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         groups((["Linear", "Embedding"], {"weights": INT4}), ignore=[r"re:.*layers\.1\."]),
         {Q: NOT, UP: CT4, EMBED: CT4},
     ),
+    "whole numbers of 4 bits in bytes": (
+        groups((["Linear"], {"weights": INT4, "input_activations": INT8}), format="int-quantized"),
+        {Q: "compressed-tensors int4 in bytes, groups of 128"},
+    ),
     "only activations": (groups((["Linear"], {"input_activations": INT8})), {Q: NOT}),
     "fp8 leaves the head": (BLOCKS, {Q: FP8_BLOCKS, HEAD: NOT, EMBED: NOT}),
     "fp8 leaves what it lists": (
@@ -115,6 +119,8 @@ def test_a_file_of_its_own_says_it_where_config_json_does_not(case: str, tmp_pat
     assert quantization.format_of("lm_head.weight").name == NOT
     plain = read_quantization(JsonObject("config.json", {"quantization_config": BLOCKS}), tmp_path)
     assert plain.format_of(f"{Q}.weight").name == FP8_BLOCKS
+    (tmp_path / name).write_text('{"per_channel": true}')  # another tool's, as ONNX converters write it
+    assert read_quantization(JsonObject("config.json", {}), tmp_path).format_of(f"{Q}.weight").name == NOT
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,12 @@ QUANTIZERS: Mapping[str, Callable[[JsonObject], Quantization]] = {
     "modelopt": modelopt_settings.read,
     "mxfp4": mxfp4_settings.read,
 }
-FILES = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
-"""Where older writers say what config.json says now."""
+FILES = {
+    "hf_quant_config.json": ("modelopt", "quantization"),
+    "quantize_config.json": ("gptq", "bits"),
+    "quant_config.json": ("awq", "zero_point"),
+}
+"""Where older writers say what config.json says now, and a key that tells their files from others of that name."""
 
 
 def read_quantization(settings: JsonObject, folder: Path | None) -> Quantization:
@@ -36,9 +40,11 @@ def read_quantization(settings: JsonObject, folder: Path | None) -> Quantization
     """
     key = settings.first("quantization_config", "compression_config")  # older files of compressed-tensors
     if settings.get(key) is None:
-        files = {} if folder is None else {folder / name: method for name, method in FILES.items()}
-        found = next((path for path in files if os.path.lexists(path)), None)
-        return Quantization() if found is None else QUANTIZERS[files[found]](JsonObject.read(found))
+        files = [] if folder is None else [(folder / name, *told) for name, told in FILES.items()]
+        for path, method, needed in files:
+            if os.path.lexists(path) and (said := JsonObject.read(path)).get(needed) is not None:
+                return QUANTIZERS[method](said)
+        return Quantization()
     said = settings.section(key)
     method = said.text("quant_method") or (
         "bitsandbytes" if said.get("load_in_4bit") or said.get("load_in_8bit") else ""

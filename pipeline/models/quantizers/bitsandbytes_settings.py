@@ -7,7 +7,7 @@ from pipeline.models.quantizers.quantization import HEAD_MODULE, Quantization, a
 
 def read(settings: JsonObject) -> Quantization:
     """Without a list of what is left out the head is, as in transformers. Raises ConfigError."""
-    if not settings.flag("load_in_4bit"):
+    if settings.flag("load_in_8bit") or not settings.flag("load_in_4bit"):
         raise refused(settings, "load_in_8bit" if settings.flag("load_in_8bit") else "load_in_4bit")
     for key, absent, known in (
         ("bnb_4bit_quant_type", "fp4", "nf4"),

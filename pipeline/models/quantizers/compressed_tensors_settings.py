@@ -13,6 +13,8 @@ from pipeline.models.quantizers.quantization import EMBEDDING, LINEAR, Quantizat
 
 CLASSES = {"Linear": LINEAR, "Embedding": EMBEDDING}
 """Those of the modules that have weights to be quantised."""
+ORDERED = (True, "group", "dynamic")
+"""What `actorder` says where the columns of a group lie anywhere."""
 
 
 def read(settings: JsonObject) -> Quantization:
@@ -75,11 +77,13 @@ def _strategy(weights: JsonObject) -> str:
 
 def _packed(weights: JsonObject, kind: str, strategy: str) -> Format:
     order = weights.get("actorder")
+    if order not in (None, False, "weight", "static", *ORDERED):
+        raise refused(weights, "actorder")
     return PackedIntegers(
         bits=weights.count("num_bits"),
         group=weights.count("group_size") if strategy == "group" else None,
         symmetric=weights.flag("symmetric", default=True),
-        ordered=order is True or order in ("group", "dynamic"),
+        ordered=order in ORDERED,
     )
 
 
@@ -87,7 +91,7 @@ def _bytes(weights: JsonObject, kind: str, strategy: str) -> Format:
     columns = weights.count("group_size") if strategy == "group" else None
     if kind == "int":
         symmetric = weights.flag("symmetric", default=True)
-        return Integers(group=columns, symmetric=symmetric, per_tensor=strategy == "tensor")
+        return Integers(columns, symmetric, strategy == "tensor", weights.count("num_bits"))
     rows = None if strategy == "tensor" else 1
     if strategy == "block":
         rows, columns = weights.counts("block_structure", 2)
@@ -112,7 +116,7 @@ FORMATS: dict[
     str, tuple[tuple[str, ...], tuple[int, ...], tuple[str, ...], Callable[[JsonObject, str, str], Format]]
 ] = {
     "pack-quantized": (("int",), (4, 8), ("group", "channel"), _packed),
-    "int-quantized": (("int",), (8,), ("tensor", "channel", "group"), _bytes),
+    "int-quantized": (("int",), (4, 8), ("tensor", "channel", "group"), _bytes),
     "float-quantized": (("float",), (8,), ("tensor", "channel", "group", "block"), _bytes),
     "naive-quantized": (("int", "float"), (8,), ("tensor", "channel", "group", "block"), _bytes),
     "mxfp4-pack-quantized": (("float",), (4,), ("group",), _mxfp4),

@@ -129,8 +129,9 @@ def _find(specs: Specs, checkpoint: Checkpoint, format_of: FormatOf) -> dict[Gro
 def _find_tensor(spec: TensorSpec, checkpoint: Checkpoint, format_of: FormatOf) -> _Found:
     """The first of its names that has anything there decides the format: a head may be stored, or be the embedding."""
     for name in (spec.names or (spec.name,)) if spec.is_matrix else ():
-        named, chosen = replace(spec, name=name, names=()), format_of(name)
+        named = replace(spec, name=name, names=())
         try:
+            chosen = format_of(name)
             parts = chosen.stored_as(named)
         except ConfigError as error:
             raise ConfigError(f"{checkpoint.folder}: {error}") from error

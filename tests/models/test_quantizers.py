@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.errors import ConfigError
 from pipeline.models.json_object import JsonObject
-from pipeline.models.quantizers import read_quantization
+from pipeline.models.quantizers import quantization, read_quantization
 
 Q, UP, HEAD, EMBED = "model.layers.1.self_attn.q_proj", "model.layers.10.mlp.up_proj", "lm_head", "model.embed_tokens"
 INT4 = {"num_bits": 4, "type": "int", "group_size": 128}
@@ -134,3 +135,33 @@ def test_a_file_of_its_own_says_it_where_config_json_does_not(case: str, tmp_pat
 )
 def test_what_activations_would_be_is_known(said: dict[str, Any], activations: str) -> None:
     assert read_quantization(JsonObject("config.json", {"quantization_config": said}), None).activations == activations
+
+
+def test_patterns_that_take_long_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is for all names together; a limit of nothing is reached by any pattern."""
+    said = {"quantization_config": groups((["Linear"], {"weights": INT4}), ignore=["re:.*(a|b)+.*proj.*x"])}
+    patient = read_quantization(JsonObject("config.json", said), None)
+    for layer in range(1000):
+        assert patient.format_of(f"model.layers.{layer}.self_attn.q_proj.weight").name == CT4
+    assert 0 < quantization.PATTERN_SECONDS - patient._left_seconds < quantization.PATTERN_SECONDS / 10
+    monkeypatch.setattr(quantization, "PATTERN_SECONDS", 0.0)
+    hasty = read_quantization(JsonObject("config.json", said), None)
+    with pytest.raises(
+        ConfigError, match=r"matched in 0 s, have '\.\*\(a\|b\)\+\.\*proj\.\*x', which takes longer with 'model"
+    ):
+        hasty.format_of(f"{Q}.weight")
+
+
+@pytest.mark.parametrize(
+    "pattern", ["a" * 10_001, "(a{11}b){10}", "a{5,101}", f"a{{{'1' * 5000}}}", "a b", "(" * 5000, "["]
+)
+def test_patterns_that_would_take_memory_are_refused_by_name(pattern: str) -> None:
+    said = {"quantization_config": groups((["Linear"], {"weights": INT4}), ignore=[f"re:{pattern}"])}
+    with pytest.raises(ConfigError, match=r"config.json: quantization_config: ignore: need patterns of"):
+        read_quantization(JsonObject("config.json", said), None)
+
+
+def test_counted_repetitions_are_read() -> None:
+    said = groups((["Linear"], {"weights": INT4}), ignore=[r"re:model\.layers\.\d{1,2}\.self_attn.{3,10}"])
+    found = read_quantization(JsonObject("config.json", {"quantization_config": said}), None)
+    assert [found.format_of(f"{module}.weight").name for module in (Q, UP)] == [NOT, CT4]

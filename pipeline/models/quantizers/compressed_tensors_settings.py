@@ -3,6 +3,8 @@
 import re
 from collections.abc import Callable
 
+import regex
+
 from pipeline.formats.dense import Dense
 from pipeline.formats.fp4 import MXFP4, NVFP4, Float4
 from pipeline.formats.fp8 import Float8
@@ -35,9 +37,9 @@ def read(settings: JsonObject) -> Quantization:
     return Quantization((*ignored, *rules), ", ".join(sorted(activations)))
 
 
-def _pattern(settings: JsonObject, key: str, target: str) -> re.Pattern[str]:
+def _pattern(settings: JsonObject, key: str, target: str) -> regex.Pattern[str]:
     if target in CLASSES:
-        return re.compile(CLASSES[target])
+        return regex.compile(CLASSES[target])
     expression = target.removeprefix("re:") if target.startswith("re:") else rf"{re.escape(target)}$"
     return compiled(settings, key, expression)
 

@@ -1,10 +1,14 @@
 """What is read of a quantised checkpoint's settings: the surface that the siblings of this room share."""
 
+import math
 import re
+import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from pipeline.errors import ConfigError
+import regex
+
+from pipeline.errors import ConfigError, shown
 from pipeline.formats.dense import Dense
 from pipeline.formats.matrix import Format
 from pipeline.models.json_object import JsonObject
@@ -13,10 +17,15 @@ from pipeline.models.supported import QUANTIZED
 HEAD_MODULE = "lm_head"
 LINEAR, EMBEDDING = r"(?!model\.embed_tokens$)", r"model\.embed_tokens$"
 """Patterns of the modules that multiply, and of the table."""
-Rule = tuple[re.Pattern[str], Format]
+PATTERN_SECONDS = 5.0
+"""All patterns of a file may take so long with all names: usual ones take milliseconds, and some would take years."""
+PATTERN_LENGTH, PATTERN_REPEATS = 10_000, 100
+"""The most characters of a pattern, and the most that counted repetitions in it may make of one: each takes memory."""
+COUNTED = re.compile(r"\{([0-9]*),?([0-9]*)\}")
+Rule = tuple[regex.Pattern[str], Format]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Quantization:
     """Which matrices of a checkpoint have which format.
 
@@ -27,11 +36,26 @@ class Quantization:
 
     rules: tuple[Rule, ...] = ()
     activations: str = ""
+    _left_seconds: float = field(default_factory=lambda: PATTERN_SECONDS, init=False, compare=False)
 
     def format_of(self, name: str) -> Format:
-        """The format of the matrix of this name, "model.layers.0.mlp.up_proj.weight"."""
-        module = name.removesuffix(".weight")
-        return next((found for pattern, found in self.rules if pattern.match(module)), Dense())
+        """The format of the matrix of this name, "model.layers.0.mlp.up_proj.weight".
+
+        Raises ConfigError where patterns take too long.
+        """
+        module, started = name.removesuffix(".weight"), time.thread_time()
+        found = next((found for pattern, found in self.rules if self._matches(pattern, module)), Dense())
+        self._left_seconds -= time.thread_time() - started
+        return found
+
+    def _matches(self, pattern: regex.Pattern[str], module: str) -> bool:
+        try:
+            return pattern.match(module, timeout=max(0.0, self._left_seconds)) is not None
+        except TimeoutError as error:
+            raise ConfigError(
+                f"quantization_config: need patterns of names that are matched in {PATTERN_SECONDS:g} s, have "
+                f"{shown(pattern.pattern)}, which takes longer with {module!r}; write names in its place"
+            ) from error
 
 
 def refused(settings: JsonObject, key: str) -> ConfigError:
@@ -47,17 +71,21 @@ def all_but(settings: JsonObject, key: str, skipped: Iterable[str], found: Forma
     """
     patterns = [rf"(?:{item})(?:(?<=\.)|(?=\.|$))|.*{re.escape(item)}$" for item in skipped]
     return (
-        (re.compile(EMBEDDING), Dense()),
+        (regex.compile(EMBEDDING), Dense()),
         *((compiled(settings, key, pattern), Dense()) for pattern in patterns),
-        (re.compile(LINEAR), found),
+        (regex.compile(LINEAR), found),
     )
 
 
-def compiled(settings: JsonObject, key: str, pattern: str) -> re.Pattern[str]:
-    """A pattern that the settings hold under `key`. Raises ConfigError for what is none."""
+def compiled(settings: JsonObject, key: str, pattern: str) -> regex.Pattern[str]:
+    """A pattern that the settings hold under `key`. Raises ConfigError for what is none, or takes too much memory."""
+    counts = [max(int(digits[:9] or 1) for digits in counted) for counted in COUNTED.findall(pattern)]
+    if len(pattern) > PATTERN_LENGTH or re.search(r"\s", pattern) or math.prod(counts) > PATTERN_REPEATS:
+        need = f"patterns of at most {PATTERN_LENGTH} characters, no spaces, and {PATTERN_REPEATS} counted repetitions"
+        raise settings.error(key, need, pattern)
     try:
-        return re.compile(pattern)
-    except re.error as error:
+        return regex.compile(pattern)
+    except (regex.error, RecursionError) as error:
         raise settings.error(key, f"patterns of names ({error})", pattern) from error
 
 

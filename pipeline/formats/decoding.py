@@ -7,11 +7,14 @@ Letters in names: T tokens of this pass, D columns, F rows of a matrix, G groups
 
 import functools
 import logging
+from collections.abc import Callable
 from types import ModuleType
 from typing import Protocol
 
 import torch
 
+from pipeline.formats.cpu_choice import faster
+from pipeline.formats.cpu_threads import share_out
 from pipeline.formats.dense import linear
 from pipeline.formats.encoded import GPU_BLOCK_BYTES, Encoded
 
@@ -37,7 +40,7 @@ class DecodableRows(Protocol):
         """Where it lies."""
 
     def encoded(self) -> Encoded | None:
-        """What kernels of a GPU decode it from; None where they do not know how."""
+        """What kernels decode it from; None where they do not know how."""
 
     def decoded_rows(self, first: int, last: int, dtype: torch.dtype) -> torch.Tensor:
         """Rows [first, last), as a new tensor [last - first, D]. `first` is a multiple of `BLOCK_ROWS`."""
@@ -51,7 +54,8 @@ def block_rows(shape: tuple[int, int]) -> int:
 
 def decoding_bytes(shape: tuple[int, int]) -> int:
     """The scratch memory of `decoded_product` with a matrix of this shape, [F, D]."""
-    of_kernels = min(shape[0] * shape[1] * torch.float32.itemsize, GPU_BLOCK_BYTES)
+    blocks_of_kernels = max(GPU_BLOCK_BYTES, torch.get_num_threads() * BLOCK_BYTES)
+    of_kernels = min(shape[0] * shape[1] * torch.float32.itemsize, blocks_of_kernels)
     return max(block_rows(shape) * shape[1] * SCRATCH_BYTES_PER_ITEM, of_kernels)
 
 
@@ -62,23 +66,41 @@ def decoded_product(matrix: DecodableRows, x_TD: torch.Tensor, bias_F: torch.Ten
         if fast is not None:
             product: torch.Tensor = fast.product(encoded, x_TD, bias_F)
             return product
-    rows, step = matrix.shape[0], block_rows(matrix.shape)
-    product_TF = x_TD.new_empty(len(x_TD), rows)
-    for first in range(0, rows, step):
-        last = min(first + step, rows)
+    product_TF = x_TD.new_empty(len(x_TD), matrix.shape[0])
+
+    def multiply(first: int, last: int, decoded_FD: torch.Tensor) -> None:
         bias = None if bias_F is None else bias_F[first:last]
-        product_TF[:, first:last] = linear(x_TD, matrix.decoded_rows(first, last, x_TD.dtype), bias)
+        product_TF[:, first:last] = linear(x_TD, decoded_FD, bias)
+
+    _decode_blocks(matrix, x_TD.dtype, multiply)
     return product_TF
 
 
 def decoded_matrix(matrix: DecodableRows, dtype: torch.dtype) -> torch.Tensor:
     """All rows, [F, D]."""
+    all_FD = torch.empty(matrix.shape, dtype=dtype, device=matrix.device)
+
+    def copy(first: int, last: int, decoded_FD: torch.Tensor) -> None:
+        all_FD[first:last] = decoded_FD
+
+    _decode_blocks(matrix, dtype, copy)
+    return all_FD
+
+
+def _decode_blocks(matrix: DecodableRows, dtype: torch.dtype, use: Callable[[int, int, torch.Tensor], None]) -> None:
+    """Call `use` with the first row and the end of each block and what is decoded, which lasts until it returns."""
     rows, step = matrix.shape[0], block_rows(matrix.shape)
-    decoded_FD = torch.empty(matrix.shape, dtype=dtype, device=matrix.device)
+
+    def decode(first: int, last: int) -> torch.Tensor:
+        return matrix.decoded_rows(first, last, dtype)
+
+    if matrix.device.type == "cpu" and (encoded := matrix.encoded()) is not None:
+        by_kernels = faster(encoded, dtype, decode, step)
+        if by_kernels is not None:
+            share_out(range(0, rows, step), lambda at: use(at, end := min(at + step, rows), by_kernels(at, end)))
+            return
     for first in range(0, rows, step):
-        last = min(first + step, rows)
-        decoded_FD[first:last] = matrix.decoded_rows(first, last, dtype)
-    return decoded_FD
+        use(first, last := min(first + step, rows), decode(first, last))
 
 
 def scale_columns(values_FD: torch.Tensor, scales_FG: torch.Tensor, group: int) -> torch.Tensor:

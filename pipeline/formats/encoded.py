@@ -1,4 +1,4 @@
-"""How a stored matrix looks to the kernels of a GPU.
+"""How a stored matrix looks to kernels, of a GPU or a CPU.
 
 Letters in names: T tokens of this pass, D columns, F rows of a matrix.
 """
@@ -50,3 +50,9 @@ class Encoded:
     def has_float8(self) -> bool:
         """Whether its kernels need a GPU that knows e4m3."""
         return self.kind == "fp8" or self.scales.dtype is torch.float8_e4m3fn
+
+
+def as_words(numbers: torch.Tensor) -> torch.Tensor:
+    """Numbers of 8 bits, or pairs, as int32 words; a copy where they begin amid one, as a part of any length may."""
+    aligned = numbers if numbers.storage_offset() % 4 == 0 else numbers.clone()
+    return aligned.view(torch.int32)

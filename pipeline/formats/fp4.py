@@ -17,7 +17,7 @@ import torch
 
 from pipeline.errors import ConfigError
 from pipeline.formats.decoding import decoded_matrix, decoded_product, decoding_bytes, scale_columns
-from pipeline.formats.encoded import Encoded
+from pipeline.formats.encoded import Encoded, as_words
 from pipeline.formats.lookup import is_exponent, looked_up, nibble_table, scales_in_float32
 from pipeline.formats.tensors import TensorRange, TensorSpec
 
@@ -136,7 +136,7 @@ class Float4Matrix:
 
     def encoded(self) -> Encoded:
         """See `DecodableRows`. Times a power of two, values are exact in bfloat16."""
-        words, exponent = self.pairs.view(torch.int32), is_exponent(self.scales_FG)
+        words, exponent = as_words(self.pairs), is_exponent(self.scales_FG)
         return Encoded(
             "fp4",
             self.shape,

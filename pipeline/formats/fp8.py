@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.formats.decoding import decoded_matrix, decoded_product, decoding_bytes, scale_columns
-from pipeline.formats.encoded import Encoded
+from pipeline.formats.encoded import Encoded, as_words
 from pipeline.formats.lookup import byte_table, is_exponent, looked_up, scales_in_float32
 from pipeline.formats.tensors import WEIGHT_DTYPES, TensorRange, TensorSpec, stored_dtype
 
@@ -138,7 +138,7 @@ class Float8Matrix:
         return Encoded(
             "fp8",
             self.shape,
-            self.values_FD.view(torch.int32),
+            as_words(self.values_FD),
             scales_FG if step else scales_FG.expand(self.shape[0], -1),
             self.format.block_columns or self.shape[1],
             scales_FG.dtype if self.format.rounds_to_scales else torch.float32,

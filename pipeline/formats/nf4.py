@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from pipeline.errors import CheckpointError
 from pipeline.formats.decoding import decoded_matrix, decoded_product, decoding_bytes
-from pipeline.formats.encoded import Encoded
+from pipeline.formats.encoded import Encoded, as_words
 from pipeline.formats.lookup import level_table, looked_up, nibble_table
 from pipeline.formats.tensors import TensorRange, TensorSpec
 from pipeline.system.small_files import parse_object
@@ -188,7 +188,7 @@ class Nf4Matrix:
         return Encoded(
             "nf4",
             self.shape,
-            self.pairs.view(torch.int32).view(rows, -1),
+            as_words(self.pairs).view(rows, -1),
             self.magnitudes.view(rows, -1),
             block,
             self.state.dtype,

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from pipeline.errors import CheckpointError
-from pipeline.formats.encoded import Encoded
+from pipeline.formats.encoded import Encoded, as_words
 from pipeline.formats.integers import (
     ORDER_DTYPES,
     SCALE_DTYPES,
@@ -144,5 +144,5 @@ class Integers:
             return None
         numbers_FD, *groups = parts
         scales, *zeros = (part.reshape(1, 1).expand(shape[0], 1) if self.per_tensor else part for part in groups)
-        words, group = numbers_FD.view(torch.int32), shape[1] // scales.shape[1]
+        words, group = as_words(numbers_FD), shape[1] // scales.shape[1]
         return Encoded("int8", shape, words, scales, group, scales.dtype, zeros=0 if self.symmetric else zeros[0])

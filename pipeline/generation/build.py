@@ -14,6 +14,7 @@ from pipeline.config import Config
 from pipeline.devices.open import open_device
 from pipeline.devices.port import Device
 from pipeline.engine.runtime import Runtime
+from pipeline.formats import cpu_choice
 from pipeline.generation.admission import Admission
 from pipeline.generation.batching import Batcher, most_logit_rows
 from pipeline.generation.blueprint import Blueprint, draw_up_fitting, say_remarks
@@ -142,6 +143,8 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> ModelRu
     with contextlib.ExitStack() as undone:
         checkpoint = undone.enter_context(open_checkpoint(folder, direct=settings.reading.get("direct", True)))
         undone.callback(device.free)
+        if device.torch_device.type == "cpu" and model.quantization.rules:
+            cpu_choice.kernels()  # whose memory the plan finds taken
         with promising:
             drawn = draw_up_fitting(model, checkpoint, settings, device)
             promise(device, checkpoint.folder, drawn.plan.memory)
@@ -149,6 +152,8 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> ModelRu
         drawn = _at_measured_rates(drawn, device, reading)
         promise(device, checkpoint.folder, drawn.plan.memory)
         say_remarks(drawn, settings)
+        if device.torch_device.type == "cpu":
+            cpu_choice.choose((one for group in drawn.groups.groups for one in group.matrices), drawn.dtype)
         if drawn.plan.kv.moving:
             logger.warning("KV blocks %s", drawn.plan.kv)
         runtime = ModelRuntime(drawn, settings, device, reading, trace, undone)

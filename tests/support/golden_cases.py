@@ -1,18 +1,21 @@
 """What libraries decode from random settings of formats, compared with what the project decodes, and kept in files."""
 
+import contextlib
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support.stored_parts import find, read
 
+from pipeline.formats import cpu_choice
 from pipeline.formats.dense import linear
 from pipeline.formats.matrix import Format
 
@@ -31,8 +34,25 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def check(case: Case, stored_in: Format, folder: Path) -> None:
+def check(case: Case, stored_in: Format, folder: Path, way: str = "torch") -> None:
     """Raise AssertionError where it is decoded differently, whole or in slices, or multiplied by something else."""
+    with decoding_by(way):
+        _check(case, stored_in, folder)
+
+
+@contextlib.contextmanager
+def decoding_by(way: str) -> Iterator[None]:
+    """Matrices on the CPU are decoded by "torch" or "numba" within, whatever is faster."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu_choice, "_chosen", {})
+        if way == "torch":
+            patch.setattr(cpu_choice, "kernels", lambda: None)
+        else:
+            patch.setattr(cpu_choice, "_seconds", lambda decode, rows: 1 if hasattr(decode, "__self__") else 2)
+        yield
+
+
+def _check(case: Case, stored_in: Format, folder: Path) -> None:
     where, dtype = f"{case.format}, {case.shape}, {case.options}", case.decoded.dtype
     stored = find(folder / "parts.safetensors", stored_in, case.shape, case.parts)
     matrix, step = read(stored), stored.row_step
@@ -83,7 +103,8 @@ def run(
         for make in makers:
             cases = [make() for _ in range(int(argument))]
             for case in cases:
-                check(case, formats[case.format](**case.options), Path(folder))
+                for way in ("torch", "numba"):
+                    check(case, formats[case.format](**case.options), Path(folder), way)
             print(f"{cases[0].format}: {len(cases)} settings, {len({case.shape for case in cases})} shapes: equal")
 
 

@@ -19,6 +19,7 @@ from pipeline.tools.doctor.names import check_names
 PINNED_BYTES = 64 << 20
 EXTRAS = {
     "hf": ("tokenizers",),
+    "cpu": ("numba",),
     "bench": ("accelerate", "transformers"),
     "bench-gpu": ("diffusers",),
     "bench-llama": ("gguf", "llama_cpp"),

@@ -1,0 +1,92 @@
+"""What decodes quantised matrices on a CPU: numba's kernels where it is installed and they are faster, else torch.
+
+Both give the same bits, so that the choice is one of time alone.
+"""
+
+import functools
+import logging
+import time
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from types import ModuleType
+
+import torch
+
+from pipeline.formats.cpu_threads import block_threads
+from pipeline.formats.dense import StoredDense
+from pipeline.formats.encoded import Encoded
+from pipeline.formats.matrix import StoredMatrix
+from pipeline.formats.tensors import stored_dtype
+
+logger = logging.getLogger("penstock")
+Decode = Callable[[int, int], torch.Tensor]
+"""Gives rows [first, last), [F, D]; what it gave last on this thread may be overwritten."""
+ROUNDS = 3
+_chosen: dict[tuple[object, ...], bool] = {}
+
+
+@functools.cache
+def kernels() -> ModuleType | None:
+    """What has the kernels, with the memory taken that numba needs to compile (130 MB); None where that fails."""
+    try:
+        from pipeline.formats import cpu_decoding
+
+        cpu_decoding.try_out()
+    except ImportError as error:
+        logger.info("torch decodes quantised matrices; numba, of the extra [cpu], would do it faster (%s)", error)
+        return None
+    except Exception as error:
+        name = type(error).__name__
+        logger.warning("torch decodes quantised matrices, since numba could not compile: %s: %s", name, error)
+        return None
+    return cpu_decoding
+
+
+def choose(matrices: Iterable[StoredMatrix], dtype: torch.dtype) -> None:
+    """Compile, measure and choose before the first pass: the smallest of those that are stored alike is decoded."""
+    smallest: dict[tuple[object, ...], StoredMatrix] = {}
+    for one in sorted(matrices, key=lambda one: one.tensors[0].length):
+        if not isinstance(one, StoredDense):
+            smallest.setdefault((type(one), *[part.dtype for part in one.tensors]), one)
+    for one in smallest.values():
+        parts = {part.short: torch.zeros(part.shape, dtype=stored_dtype(part.dtype)) for part in one.tensors}
+        one.over(parts).decoded(dtype)
+
+
+def faster(encoded: Encoded, dtype: torch.dtype, by_torch: Decode, rows: int) -> Decode | None:
+    """What decodes the matrix into `dtype` faster than `by_torch`, if anything does.
+
+    It is measured once for all matrices that are stored alike, with the first `rows` of this one, on a single thread.
+    """
+    products = kernels()
+    if products is None or not products.can_decode(encoded):
+        return None
+    by_numba: Decode = products.Rows(encoded, dtype).decoded_rows
+    is_row_major = encoded.numbers.is_contiguous()
+    alike = (encoded.kind, encoded.scaled, is_row_major, encoded.order is not None, encoded.rounds_to, dtype)
+    if alike not in _chosen:
+        began = time.perf_counter()
+        alone = block_threads(torch.get_num_threads())
+        alone.submit(by_numba, 0, rows).result()
+        compiling_seconds = time.perf_counter() - began
+        items = rows * encoded.shape[1]
+        rates = [items / 1e9 / alone.submit(_seconds, way, rows).result() for way in (by_numba, by_torch)]
+        _chosen[alike] = rates[0] > rates[1]
+        logger.info(
+            "%s decodes %s to %s (G numbers a second on a thread: numba %.2f, torch %.2f; ready in %.1f s)",
+            "numba" if _chosen[alike] else "torch",
+            encoded.kind,
+            str(dtype).removeprefix("torch."),
+            *rates,
+            compiling_seconds,
+        )
+    return by_numba if _chosen[alike] else None
+
+
+def _seconds(decode: Decode, rows: int) -> float:
+    """The least of some rounds."""
+    times = [time.perf_counter()]
+    for _ in range(ROUNDS):
+        decode(0, rows)
+        times.append(time.perf_counter())
+    return min(end - begin for begin, end in pairwise(times))

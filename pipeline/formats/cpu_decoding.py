@@ -1,0 +1,132 @@
+"""Rows of stored matrices on a CPU, decoded by numba's kernels.
+
+Letters in names: D columns, F rows of a matrix, G groups of columns that share a scale.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.formats import cpu_kernels
+from pipeline.formats.awq import by_row
+from pipeline.formats.encoded import Encoded
+from pipeline.formats.fp4 import E2M1
+from pipeline.formats.integers import transposed, unpacked
+from pipeline.formats.lookup import level_table, looked_up, scales_in_float32
+
+BYTEWISE = {"uint8": cpu_kernels.UINT8, "int8": cpu_kernels.INT8, "fp8": cpu_kernels.FP8}
+_memory = threading.local()
+
+
+def try_out() -> None:
+    """Compile, or load, and run a small kernel. Raises what numba raises."""
+    word = np.zeros((1, 1), np.uint32)
+    cpu_kernels.transpose(word, word)
+
+
+def can_decode(encoded: Encoded) -> bool:
+    """Whether there are kernels for it: numbers of 4 bits are decoded in pairs."""
+    return encoded.kind in BYTEWISE or encoded.order is not None or encoded.shape[1] % 2 == encoded.group % 2 == 0
+
+
+class Rows:
+    """Decodes rows of a matrix into a dtype. All but the numbers is made ready here."""
+
+    def __init__(self, encoded: Encoded, dtype: torch.dtype) -> None:
+        self._encoded, self._dtype = encoded, dtype
+        self._is_transposed = encoded.kind == "awq" or not encoded.numbers.is_contiguous()
+        self._in_pairs = encoded.kind not in BYTEWISE and encoded.order is None
+        self._kernel, self._arguments = _kernel(encoded, dtype)
+
+    def decoded_rows(self, first: int, last: int) -> torch.Tensor:
+        """Rows [first, last), [F, D], in memory that the next call on this thread uses again."""
+        decoded_FD = _reused("decoded", (last - first, self._encoded.shape[1]), self._dtype)
+        items = decoded_FD.view(torch.int32 if self._dtype.itemsize == 4 else torch.int16).numpy()
+        out = items.view(f"u{self._dtype.itemsize * (2 if self._in_pairs else 1)}")
+        self._kernel(self._words(first, last).view(torch.uint8).numpy(), *self._arguments, first, out)
+        return decoded_FD
+
+    def _words(self, first: int, last: int) -> torch.Tensor:
+        """Those of rows, one row behind the other."""
+        words, per_word = self._encoded.numbers, 4 if self._encoded.kind in BYTEWISE else 8
+        if not self._is_transposed:
+            return words[first:last]
+        words_FW = _reused("words", (last - first, -(-self._encoded.shape[1] // per_word)), torch.int32)
+        if self._encoded.kind == "awq":
+            cpu_kernels.transpose_awq(_unsigned(words[:, first // 8 : last // 8]), _unsigned(words_FW))
+        else:
+            cpu_kernels.transpose(_unsigned(words[first:last].T), _unsigned(words_FW))
+        return words_FW
+
+
+def _kernel(encoded: Encoded, dtype: torch.dtype) -> tuple[Callable[..., None], tuple[Any, ...]]:
+    """What decodes it, and what that takes between the numbers and the first row."""
+    rounds_to = cpu_kernels.DTYPES[torch.float32 if encoded.rounds_to == dtype else encoded.rounds_to]
+    into, half_group = cpu_kernels.DTYPES[dtype], encoded.group // 2
+    if encoded.kind == "fp4":
+        pairs = np.empty((256, 256), f"u{2 * dtype.itemsize}")
+        meanings, levels = _meanings_of_scales(encoded), level_table(E2M1, encoded.scales.device)
+        cpu_kernels.fp4_pairs(rounds_to, into)(meanings.numpy(), levels.numpy(), pairs)
+        return cpu_kernels.fp4(), (encoded.scales.view(torch.uint8).contiguous().numpy(), pairs, half_group)
+    scales = _scales(encoded).numpy()
+    if encoded.levels is not None:
+        return cpu_kernels.nf4(rounds_to, into), (scales, encoded.levels.numpy(), half_group)
+    zeros, steps = _zeros(encoded)
+    if encoded.order is not None:
+        order = encoded.order.to(torch.int32).numpy()
+        kernel = cpu_kernels.ordered(8 if encoded.kind in BYTEWISE else 4, rounds_to, into)
+        return kernel, (scales, zeros.numpy(), steps, order)
+    if encoded.kind in BYTEWISE:
+        kernel = cpu_kernels.bytewise(BYTEWISE[encoded.kind], rounds_to, into)
+        return kernel, (scales, zeros.numpy(), steps, encoded.group)
+    return cpu_kernels.int4(rounds_to, into), (scales, zeros.numpy(), steps, half_group)
+
+
+def _meanings_of_scales(encoded: Encoded) -> torch.Tensor:
+    """What each byte means as the scale of a group, [256]."""
+    scales = scales_in_float32(torch.arange(256, dtype=torch.uint8).view(1, 256).view(encoded.scales.dtype))[0]
+    if encoded.outer is None:
+        return scales
+    return scales / encoded.outer if encoded.scaled == "divides" else scales * encoded.outer
+
+
+def _scales(encoded: Encoded) -> torch.Tensor:
+    """[F, G], in fp32."""
+    rows, scales = encoded.shape[0], encoded.scales
+    if encoded.kind == "awq":
+        return scales.to(torch.float32).T.contiguous()
+    if encoded.code is not None and encoded.outer is not None:  # nested
+        outer = encoded.outer.repeat_interleave(256)[: scales.numel()].view(scales.shape)
+        return looked_up(scales, encoded.code) * outer + encoded.offset
+    if encoded.block_rows > 1:
+        return scales_in_float32(scales).repeat_interleave(encoded.block_rows, 0)[:rows].contiguous()
+    return scales_in_float32(scales).contiguous()
+
+
+def _zeros(encoded: Encoded) -> tuple[torch.Tensor, tuple[int, int]]:
+    """[F, G] in fp32, or [1, 1], and the steps from one row or group to the next."""
+    zeros, rows = encoded.zeros, encoded.shape[0]
+    if isinstance(zeros, int):
+        return torch.full((1, 1), float(zeros)), (0, 0)
+    if encoded.kind == "awq":
+        zeros = by_row(zeros)
+    elif encoded.per_zero > 1:
+        zeros = unpacked(transposed(zeros + encoded.added), 32 // encoded.per_zero).T[:rows]
+    return zeros.to(torch.float32).contiguous(), (1, 1)
+
+
+def _unsigned(words: torch.Tensor) -> Any:
+    return words.numpy().view(np.uint32)
+
+
+def _reused(name: str, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+    """Memory of this thread, as large as was ever asked for."""
+    nbytes = shape[0] * shape[1] * dtype.itemsize
+    held: torch.Tensor | None = getattr(_memory, name, None)
+    if held is None or held.nbytes < nbytes:
+        held = torch.empty(nbytes, dtype=torch.uint8)
+        setattr(_memory, name, held)
+    return held[:nbytes].view(dtype).view(shape)

@@ -161,10 +161,14 @@ def test_every_actor_looks_like_its_siblings(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=name)
 def test_shipped_code_keeps_the_bans(path: Path) -> None:
-    """Rule 10, and reference points of safety: no bare tasks, no guards that vanish, no code from files."""
+    """Rule 10, and reference points of safety: no bare tasks, no guards that vanish, no code from files.
+
+    The number of threads is the program's, but for threads of our own.
+    """
     text = path.read_text()
     for banned in ("wait_for(", "torch.load", "pickle.load", "eval(", "set_num_threads", "from_numpy"):
-        assert banned not in text.replace("model.eval(", ""), banned
+        allowed = banned == "set_num_threads" and path.name == "cpu_threads.py"
+        assert allowed or banned not in text.replace("model.eval(", ""), banned
     assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree(path)))
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):

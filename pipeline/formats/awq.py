@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.formats.encoded import Encoded
 from pipeline.formats.integers import SCALE_DTYPES, StoredIntegers, group_count, grouping
 from pipeline.formats.tensors import TensorRange, TensorSpec
+from pipeline.formats.words import by_row
 
 PER_WORD = 8
 
@@ -62,15 +63,3 @@ class Awq:
         if group % 8 or scales_GF.dtype is torch.float32:
             return None
         return Encoded("awq", shape, words_DW, scales_GF, group, scales_GF.dtype, zeros=zeros_GW)
-
-
-def by_row(words_DW: torch.Tensor) -> torch.Tensor:
-    """The numbers in the words of columns, by row: [8 W, D] as uint8.
-
-    From its lowest bits on a word has rows 0, 2, 4, 6, 1, 3, 5 and 7. With the rows as 4 a + 2 b + c, byte 2 c + a has
-    those of b = 0 in its lower half and those of b = 1 in its upper one.
-    """
-    columns, words = words_DW.shape
-    bytes_DWb = words_DW.contiguous().view(torch.uint8).view(columns, words, 4)
-    bytes_WacD = bytes_DWb.permute(1, 2, 0).contiguous().view(words, 2, 2, columns).transpose(1, 2)
-    return torch.stack((bytes_WacD & 15, bytes_WacD >> 4), dim=2).view(-1, columns)

@@ -11,11 +11,9 @@ import numpy as np
 import torch
 
 from pipeline.formats import cpu_kernels
-from pipeline.formats.awq import by_row
 from pipeline.formats.encoded import Encoded
-from pipeline.formats.fp4 import E2M1
-from pipeline.formats.integers import transposed, unpacked
-from pipeline.formats.lookup import level_table, looked_up, scales_in_float32
+from pipeline.formats.lookup import E2M1, level_table, looked_up, scales_in_float32
+from pipeline.formats.words import by_row, transposed, unpacked
 
 BYTEWISE = {"uint8": cpu_kernels.UINT8, "int8": cpu_kernels.INT8, "fp8": cpu_kernels.FP8}
 _memory = threading.local()
@@ -32,7 +30,7 @@ def can_decode(encoded: Encoded) -> bool:
     return encoded.kind in BYTEWISE or encoded.order is not None or encoded.shape[1] % 2 == encoded.group % 2 == 0
 
 
-class Rows:
+class RowDecoder:
     """Decodes rows of a matrix into a dtype. All but the numbers is made ready here."""
 
     def __init__(self, encoded: Encoded, dtype: torch.dtype) -> None:

@@ -18,11 +18,8 @@ import torch
 from pipeline.errors import ConfigError
 from pipeline.formats.decoding import decoded_matrix, decoded_product, decoding_bytes, scale_columns
 from pipeline.formats.encoded import Encoded, as_words
-from pipeline.formats.lookup import is_exponent, looked_up, nibble_table, scales_in_float32
+from pipeline.formats.lookup import E2M1, is_exponent, looked_up, nibble_table, scales_in_float32
 from pipeline.formats.tensors import TensorRange, TensorSpec
-
-E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
-"""What the nibbles stand for."""
 
 
 @dataclass(frozen=True, slots=True)

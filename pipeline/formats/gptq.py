@@ -16,10 +16,9 @@ from pipeline.formats.integers import (
     StoredIntegers,
     group_order,
     grouping,
-    transposed,
-    unpacked,
 )
 from pipeline.formats.tensors import TensorRange, TensorSpec
+from pipeline.formats.words import transposed, unpacked
 
 ONES = {4: 0x11111111, 8: 0x01010101}
 """A word of ones, by bits."""

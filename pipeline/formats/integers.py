@@ -111,22 +111,6 @@ class StoredIntegers:
         return IntegerMatrix(self._layout, (self.rows, self.columns), parts, order_D)
 
 
-def unpacked(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """The numbers of 4 or 8 bits in words, lowest bits first, as uint8: the last axis grows by what a word holds."""
-    if bits == 8:
-        return words.view(torch.uint8)
-    pairs = words.view(torch.uint8).to(torch.int16)
-    return pairs.bitwise_or_(pairs << 4).bitwise_and_(0x0F0F).view(torch.uint8)
-
-
-def transposed(words: torch.Tensor) -> torch.Tensor:
-    """A copy with rows for columns. Torch is slow where they are cut out of longer ones, and so these are copied first.
-
-    Unlike `contiguous`, a clone has no odd strides where there is but one row.
-    """
-    return words.contiguous().T.clone(memory_format=torch.contiguous_format)
-
-
 def grouping(group: int | None) -> str:
     """What shares a scale, as people read it."""
     return f"groups of {group}" if group else "one scale a row"

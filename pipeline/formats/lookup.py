@@ -7,6 +7,9 @@ import functools
 
 import torch
 
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+"""What nibbles stand for as floats of 4 bits (e2m1)."""
+
 
 def looked_up(bytes_FN: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """What each byte stands for, in fp32 as a new tensor: [F, N] with a table of [256], [F, 2 N] with one of [256, 2].

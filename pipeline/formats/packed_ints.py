@@ -19,10 +19,9 @@ from pipeline.formats.integers import (
     group_order,
     grouping,
     header_numbers,
-    transposed,
-    unpacked,
 )
 from pipeline.formats.tensors import TensorRange, TensorSpec
+from pipeline.formats.words import transposed, unpacked
 
 
 @dataclass(frozen=True, slots=True)

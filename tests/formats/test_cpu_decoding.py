@@ -81,7 +81,7 @@ def test_kernels_round_as_torch_does_whatever_the_scales() -> None:
         encoded = matrix.encoded()
         assert encoded is not None
         for dtype in (torch.bfloat16, *[torch.float32, torch.float16] * (name == "int4 with zeros")):  # each compiles
-            rows = cpu_decoding.Rows(encoded, dtype)
+            rows = cpu_decoding.RowDecoder(encoded, dtype)
             for first, last in ((0, 32), (32, 72)):
                 wanted = matrix.decoded_rows(first, last, dtype)
                 assert same_bits(rows.decoded_rows(first, last), wanted), (name, dtype, first)

@@ -12,16 +12,24 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from pipeline.checkpoints.checkpoint import CONFIG_FILE, INDEX_FILE
+from pipeline.checkpoints.checkpoint import CONFIG_FILE
+from pipeline.checkpoints.new_folder import check_space, new_folder
 from pipeline.checkpoints.presets import PRESETS
-from pipeline.checkpoints.shard_layout import model_specs, shards, stored_parts, stored_tensors, total_bytes
-from pipeline.checkpoints.written_formats import WRITTEN_FORMATS
+from pipeline.checkpoints.shard_layout import (
+    model_specs,
+    shards,
+    stored_parts,
+    stored_tensors,
+    total_bytes,
+    write_index,
+)
+from pipeline.checkpoints.written_formats import FORMAT_NAMES, written_format
 from pipeline.errors import ConfigError, unknown_name
 from pipeline.formats.tensors import TensorSpec, stored_dtype, stored_name
 from pipeline.models.families import FAMILIES
 from pipeline.models.json_object import JsonObject
 from pipeline.models.model_config import ModelConfig, parse_config
-from pipeline.system.sizes import human_bytes
+from pipeline.models.quantizers.quantization import HEAD_MODULE
 
 OVERRIDES = {
     "layers": "num_hidden_layers",
@@ -59,7 +67,7 @@ def make_checkpoint(
 
     Norms are 1 and all else is normal with standard deviation 0.02, as transformers initialises them: activations
     stay finite through any number of layers, and the bytes do not compress. Matrices are `stored` in one of
-    `WRITTEN_FORMATS`, but for the embedding and the head; None: all in `dtype`. `progress` gets bytes written and bytes
+    `FORMAT_NAMES`, but for the embedding and the head; None: all in `dtype`. `progress` gets bytes written and bytes
     in total after each chunk. `out` appears when it is complete.
 
     Raises:
@@ -68,25 +76,19 @@ def make_checkpoint(
     """
     settings = _settings(like, dtype, stored, overrides)
     model = _model(like, settings)
-    out = out.resolve()
-    partial = _partial_folder(out)
-    try:
+    with new_folder(out) as partial:
         (partial / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n")
         _write_tokenizer(partial, model.vocabulary_size)
         draw = _Draw(model, dtype, stored, seed)
-        _check_space(partial, total_bytes(draw.tensors))
+        check_space(partial, total_bytes(draw.tensors), "fewer layers")
         _write_shards(partial, shard_bytes, draw, progress)
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial)
-        raise
 
 
 def _settings(like: str, dtype: str, stored: str | None, overrides: Mapping[str, int | None]) -> dict[str, object]:
     for what, name, known in (
         ("preset", like, PRESETS),
         ("dtype", dtype, DTYPES),
-        *(("format", name, WRITTEN_FORMATS) for name in (stored,) if name is not None),
+        *(("format", name, FORMAT_NAMES) for name in (stored,) if name is not None),
         *(("override", name, OVERRIDES) for name in overrides),
     ):
         if name not in known:
@@ -94,7 +96,7 @@ def _settings(like: str, dtype: str, stored: str | None, overrides: Mapping[str,
     settings = {**PRESETS[like], "torch_dtype": dtype, "hidden_act": "silu"}
     settings |= {OVERRIDES[name]: value for name, value in overrides.items() if value is not None}
     if stored is not None:
-        settings["quantization_config"] = WRITTEN_FORMATS[stored].quantization_config
+        settings["quantization_config"] = written_format(stored).quantization_config([HEAD_MODULE])
     vocabulary_size, least = settings["vocab_size"], 256 + len(SPECIAL_TOKENS)
     if not isinstance(vocabulary_size, int) or vocabulary_size < least:
         need = f"need at least {least} (all bytes and two special ids)"
@@ -115,26 +117,6 @@ def _model(like: str, settings: dict[str, object]) -> ModelConfig:
         raise ConfigError(message) from error
 
 
-def _partial_folder(out: Path) -> Path:
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ConfigError(f"{out}: exists and is not an empty folder; choose another name or remove it")
-    partial = out.with_name(f"{out.name}.partial")
-    try:
-        partial.mkdir(parents=True)
-    except FileExistsError as error:
-        raise ConfigError(f"{partial}: is left from a run that was killed, or still runs; remove it") from error
-    return partial
-
-
-def _check_space(folder: Path, need_bytes: int) -> None:
-    have_bytes = shutil.disk_usage(folder).free
-    if have_bytes < need_bytes:
-        raise ConfigError(
-            f"{folder.parent}: the disk is too full: need {need_bytes} bytes ({human_bytes(need_bytes)}), have "
-            f"{have_bytes} ({human_bytes(have_bytes)}); make room, or fewer layers"
-        )
-
-
 def _write_shards(folder: Path, shard_bytes: int, draw: "_Draw", progress: Callable[[int, int], None]) -> None:
     files, total = shards(draw.tensors, shard_bytes), total_bytes(draw.tensors)
     weight_map: dict[str, str] = {}
@@ -147,8 +129,7 @@ def _write_shards(folder: Path, shard_bytes: int, draw: "_Draw", progress: Calla
             os.fsync(file.fileno())  # a direct read right after would have to wait for it anyway
         weight_map |= dict.fromkeys(held, file_name)
     if len(files) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+        write_index(folder, total, weight_map)
 
 
 class _Draw:
@@ -160,7 +141,7 @@ class _Draw:
         self._parts = {spec: stored_parts(model, spec) for spec in specs}
         self._whole = {part.name: spec for spec, parts in self._parts.items() for part in parts}
         self._dtype: torch.dtype = getattr(torch, dtype)
-        self._encode = None if stored is None else WRITTEN_FORMATS[stored].encode
+        self._encode = None if stored is None else written_format(stored).encode
         self._buffer, self._generator = torch.empty(CHUNK_ITEMS), torch.Generator().manual_seed(seed)
         self._drawn_bytes = 0
         self._encoded: dict[str, torch.Tensor] = {}

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.checkpoints.checkpoint import SINGLE_FILE
+from pipeline.checkpoints.checkpoint import INDEX_FILE, SINGLE_FILE
 from pipeline.checkpoints.header import LENGTH_BYTES, TensorEntry
 from pipeline.formats.parts import EMBED_KEY
 from pipeline.formats.tensors import ITEM_BITS, TensorSpec
@@ -85,12 +85,23 @@ def shard_header(tensors: Tensors) -> bytes:
 
 def tensor_entries(model: ModelConfig, dtype: str, folder: Path) -> dict[str, TensorEntry]:
     """What the headers of the files would say, if they were in the folder."""
-    entries = {}
+    entries: dict[str, TensorEntry] = {}
     for file, tensors in shards(stored_tensors(model, model_specs(model), dtype)).items():
-        data_start = len(shard_header(tensors))
-        for name, begin, end in _offsets(tensors):
-            entries[name] = TensorEntry(folder / file, *tensors[name], data_start + begin, end - begin)
+        entries.update(file_entries(folder / file, tensors))
     return entries
+
+
+def file_entries(file: Path, tensors: Tensors) -> Iterator[tuple[str, TensorEntry]]:
+    """What the header of a file of these tensors, in this order, says of each."""
+    data_start = len(shard_header(tensors))
+    for name, begin, end in _offsets(tensors):
+        yield name, TensorEntry(file, *tensors[name], data_start + begin, end - begin)
+
+
+def write_index(folder: Path, total: int, weight_map: Mapping[str, str]) -> None:
+    """Write which file has which tensor, of so many bytes in `total`."""
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _offsets(tensors: Tensors) -> Iterator[tuple[str, int, int]]:

@@ -1,47 +1,52 @@
 """The formats in which checkpoints are written, by the names that commands have for them."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from pipeline.formats.encoding import Parts, float8_parts, int4_parts, mxfp4_parts
+from pipeline.formats.encoding import MXFP4_GROUP, Parts, float8_parts, int4_parts, mxfp4_parts
 
-GROUP = 128
-"""Columns that share a scale in int4."""
+FORMAT_NAMES = ("int4", "fp8", "mxfp4")
+GROUPS = (128, 64, 32)
+"""How many columns may share a scale in int4: what all readers have kernels for."""
 
 
 @dataclass(frozen=True, slots=True)
 class WrittenFormat:
-    """How compressed-tensors calls it and its options in config.json, and what encodes a matrix."""
+    """How compressed-tensors calls it and its options in config.json, and what encodes rows of a matrix.
+
+    Columns must be a multiple of `group`, where it is not None.
+    """
 
     container: str
+    group: int | None
     weights: Mapping[str, object]
     encode: Callable[[torch.Tensor], Parts]
 
-    @property
-    def quantization_config(self) -> dict[str, object]:
-        """What config.json says: all linear modules are quantised, but the head."""
+    def quantization_config(self, ignored: Sequence[str]) -> dict[str, object]:
+        """What config.json says: all linear modules are quantised, but those that are `ignored`."""
+        weights = {**self.weights, "group_size": self.group, "symmetric": True, "dynamic": False}
+        activations = {"input_activations": None, "output_activations": None}
         return {
             "quant_method": "compressed-tensors",
             "format": self.container,
             "quantization_status": "compressed",
-            "config_groups": {"group_0": {"targets": ["Linear"], "weights": {**self.weights, "symmetric": True}}},
-            "ignore": ["lm_head"],
+            "config_groups": {
+                "group_0": {"targets": ["Linear"], "weights": weights, **activations, "format": self.container}
+            },
+            "ignore": [*ignored],
         }
 
 
-WRITTEN_FORMATS: Mapping[str, WrittenFormat] = {
-    "int4": WrittenFormat(
-        "pack-quantized",
-        {"num_bits": 4, "type": "int", "strategy": "group", "group_size": GROUP},
-        functools.partial(int4_parts, group=GROUP),
-    ),
-    "fp8": WrittenFormat("float-quantized", {"num_bits": 8, "type": "float", "strategy": "channel"}, float8_parts),
-    "mxfp4": WrittenFormat(
-        "mxfp4-pack-quantized",
-        {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32},
-        mxfp4_parts,
-    ),
-}
+def written_format(name: str, group: int = GROUPS[0]) -> WrittenFormat:
+    """That of one of `FORMAT_NAMES`; in int4 so many columns share a scale."""
+    if name == "int4":
+        weights = {"num_bits": 4, "type": "int", "strategy": "group"}
+        return WrittenFormat("pack-quantized", group, weights, functools.partial(int4_parts, group=group))
+    if name == "fp8":
+        weights = {"num_bits": 8, "type": "float", "strategy": "channel"}
+        return WrittenFormat("float-quantized", None, weights, float8_parts)
+    weights = {"num_bits": 4, "type": "float", "strategy": "group", "scale_dtype": "torch.uint8"}
+    return WrittenFormat("mxfp4-pack-quantized", MXFP4_GROUP, weights, mxfp4_parts)

@@ -27,6 +27,10 @@ class DenseMatrix:
         """The matrix itself, [F, D], as a copy."""
         return self.weight_FD.to(dtype, copy=True)
 
+    def decoded_rows(self, first: int, last: int, dtype: torch.dtype) -> torch.Tensor:
+        """Rows [first, last), as a copy."""
+        return self.weight_FD[first:last].to(dtype, copy=True)
+
 
 class StoredDense:
     """See `StoredMatrix`."""

@@ -1,12 +1,14 @@
 """Plain matrices as compressed-tensors stores them, each number rounded to the nearest: [F, D] in, parts out.
 
-Parts are called by what ends their names in place of "weight". Scales have the dtype of the matrix.
+Parts are called by what ends their names in place of "weight". Scales have the dtype of the matrix, and are those of
+that library's observers of the least and the largest number. Rows do not depend on each other.
 Letters in names: D columns, F rows of a matrix, G groups of columns that share a scale.
 """
 
 import torch
 
 FLOAT8_MOST = 448.0
+MXFP4_GROUP = 32
 FLOAT4_EDGES = ((0.25, False), (0.75, True), (1.25, False), (1.75, True), (2.5, False), (3.5, True), (5.0, False))
 """Between neighbours of e2m1, and whether the upper one, whose last bit is 0, has the edge."""
 Parts = dict[str, torch.Tensor]
@@ -15,7 +17,7 @@ Parts = dict[str, torch.Tensor]
 def int4_parts(matrix_FD: torch.Tensor, group: int) -> Parts:
     """Whole numbers from -8 to 7, eight in a word, and a scale for so many columns, by which D is divided."""
     grouped_FGd = matrix_FD.float().unflatten(1, (-1, group))
-    scales_FG = _not_zero(grouped_FGd.abs().amax(-1) / 7.5).to(matrix_FD.dtype)
+    scales_FG = _not_zero((grouped_FGd.abs().amax(-1) / 7.5).to(matrix_FD.dtype))
     numbers_FGd = (grouped_FGd / scales_FG.float().unsqueeze(-1)).round_().clamp_(-8, 7).to(torch.int32) + 8
     words = (numbers_FGd.view(len(matrix_FD), -1, 8) << torch.arange(0, 32, 4, dtype=torch.int32)).sum(-1)
     return {
@@ -27,19 +29,21 @@ def int4_parts(matrix_FD: torch.Tensor, group: int) -> Parts:
 
 def float8_parts(matrix_FD: torch.Tensor) -> Parts:
     """Floats of 8 bits (e4m3), and a scale for each row."""
-    scales_F1 = _not_zero(matrix_FD.float().abs().amax(1, keepdim=True) / FLOAT8_MOST).to(matrix_FD.dtype)
+    scales_F1 = _not_zero((matrix_FD.float().abs().amax(1, keepdim=True) / FLOAT8_MOST).to(matrix_FD.dtype))
     values_FD = (matrix_FD.float() / scales_F1.float()).clamp_(-FLOAT8_MOST, FLOAT8_MOST)
     return {"weight": values_FD.to(torch.float8_e4m3fn), "weight_scale": scales_F1}
 
 
 def mxfp4_parts(matrix_FD: torch.Tensor) -> Parts:
     """Floats of 4 bits (e2m1), two in a byte, and a power of two for 32 columns, by which D is divided."""
-    grouped_FGd = matrix_FD.float().unflatten(1, (-1, 32))
-    exponents_FG = torch.floor(torch.log2(_not_zero(grouped_FGd.abs().amax(-1)))).sub_(2).clamp_(-127, 127)
-    scaled_FGd = grouped_FGd / exponents_FG.exp2().unsqueeze(-1)
+    grouped_FGd = matrix_FD.float().unflatten(1, (-1, MXFP4_GROUP))
+    fractions_FG, exponents_FG = torch.frexp(_not_zero(grouped_FGd.abs().amax(-1)))
+    # The largest number comes to lie between 3.5 and 7: from 1.75 times a power of two on, that is rounded up.
+    exponents_FG = (exponents_FG - 3 + (fractions_FG >= 0.875)).clamp_(-126, 127)
+    scaled_FGd = torch.ldexp(grouped_FGd, -exponents_FG.unsqueeze(-1))
     codes_FGd = torch.signbit(scaled_FGd).to(torch.uint8) << 3
+    magnitudes = scaled_FGd.abs_()
     for edge, belongs_above in FLOAT4_EDGES:
-        magnitudes = scaled_FGd.abs()
         codes_FGd += magnitudes >= edge if belongs_above else magnitudes > edge
     pairs = codes_FGd.flatten(1).unflatten(1, (-1, 2))
     return {
@@ -49,5 +53,5 @@ def mxfp4_parts(matrix_FD: torch.Tensor) -> Parts:
 
 
 def _not_zero(values: torch.Tensor) -> torch.Tensor:
-    """1 in the place of 0: what is scaled is 0 all the same."""
-    return torch.where(values == 0, 1.0, values)
+    """A small number in the place of 0: what is scaled is 0 all the same."""
+    return torch.where(values == 0, torch.finfo(values.dtype).eps, values)

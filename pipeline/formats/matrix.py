@@ -23,6 +23,9 @@ class Matrix(Protocol):
     def decoded(self, dtype: torch.dtype) -> torch.Tensor:
         """The matrix itself, [F, D], as a copy."""
 
+    def decoded_rows(self, first: int, last: int, dtype: torch.dtype) -> torch.Tensor:
+        """Rows [first, last), as a copy. `first` is a multiple of 32."""
+
 
 class StoredMatrix(Protocol):
     """A matrix, or some of its rows, in the files of a checkpoint.

@@ -19,7 +19,7 @@ TUNED = ("gpu_groups", "host_groups", "queues", "reader_lanes", "chunk_bytes", "
 
 def add_commands(commands: Any) -> None:
     """Add the parsers of all to `commands`, which is what `add_subparsers` gave, in the order of the help."""
-    for add in (_add_run, _add_plan, _add_doctor, _add_verify, _add_demo, _add_make_checkpoint):
+    for add in (_add_run, _add_plan, _add_doctor, _add_verify, _add_demo, _add_convert, _add_make_checkpoint):
         add(commands)
     for add in (add_bench, add_simulate, _add_tune, _add_report):
         add(commands)
@@ -106,6 +106,25 @@ def _add_demo(commands: Any) -> None:
     )
     add_settings(parser, defaults={"gpu_groups": 4, "residency": False, "max_requests": 1, "max_tokens_per_pass": 512})
     parser.set_defaults(command=Command("demo", "demo", said=LOADING))
+
+
+def _add_convert(commands: Any) -> None:
+    parser = commands.add_parser(
+        "convert",
+        usage="%(prog)s IN OUT --to FORMAT [options]",
+        help="write a checkpoint anew in fewer bits, for this and other programs",
+        description="Write a checkpoint anew as compressed-tensors, which transformers and vLLM read too, in little "
+        "memory. Each number is rounded to the nearest. The embedding, a head that is tied to it, norms and biases "
+        "stay as they are. The settings below are for --text.",
+    )
+    parser.add_argument("model", type=Path, metavar="IN", help=MODEL_HELP)
+    parser.add_argument("out", type=Path, metavar="OUT", help="a folder that does not exist yet")
+    parser.add_argument("--to", required=True, metavar="FORMAT", help="int4, fp8 or mxfp4")
+    parser.add_argument("--group", type=int, metavar="N", help="columns that share a scale in int4; default 128")
+    text = "also say how many bits per byte of this text both models take; seconds to minutes"
+    parser.add_argument("--text", type=Path, metavar="FILE", help=text)
+    add_settings(parser)
+    parser.set_defaults(command=Command("convert", "convert", said=LOADING))
 
 
 def _add_make_checkpoint(commands: Any) -> None:

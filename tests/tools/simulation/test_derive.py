@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.checkpoints.presets import PRESETS
-from pipeline.checkpoints.written_formats import WRITTEN_FORMATS
+from pipeline.checkpoints.written_formats import written_format
 from pipeline.errors import ConfigError
 from pipeline.models.model_config import read_config
 from pipeline.models.specs import group_specs
@@ -41,7 +41,7 @@ def test_a_folder_says_which_matrices_have_biases(tmp_path: Path) -> None:
 def test_a_folder_says_how_wide_its_weights_are(tmp_path: Path) -> None:
     assert find_shape(str(folder_of("qwen3-0.6b", tmp_path, torch_dtype="float32"))).item_bytes == 4
     assert find_shape(str(folder_of("qwen3-0.6b", tmp_path, torch_dtype="float16"))).item_bytes == 2
-    int4 = WRITTEN_FORMATS["int4"].quantization_config
+    int4 = written_format("int4").quantization_config(["lm_head"])
     quantised = find_shape(str(folder_of("qwen3-0.6b", tmp_path, torch_dtype="float16", quantization_config=int4)))
     assert quantised.item_bytes == pytest.approx(0.5 + 2 / 128, rel=1e-3)
 

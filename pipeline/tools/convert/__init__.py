@@ -1,0 +1,1 @@
+"""Writes checkpoints anew in another format, and tells what that costs the model."""

@@ -1,0 +1,272 @@
+"""`penstock convert`: what it writes against formulas of the tests' own, and what is left when it fails."""
+
+import errno
+import json
+import math
+import os
+import re
+import shutil
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support import quantised_models, tiny_models
+from support.quantised_models import FP4, spread
+from transformers import PreTrainedModel
+
+from pipeline import Model
+from pipeline.checkpoints.checkpoint import open_checkpoint
+from pipeline.checkpoints.make_checkpoint import make_checkpoint
+from pipeline.checkpoints.written_formats import written_format
+from pipeline.cli import main
+from pipeline.tools.commands.progress import Progress
+from pipeline.tools.convert.bits_per_byte import bits_per_byte
+from pipeline.tools.convert.conversion import plan_conversion
+from pipeline.tools.convert.convert import convert
+from pipeline.tools.convert.written_shards import WrittenShards
+
+SIZES = {"hidden_size": 128, "intermediate_size": 384}
+WEIGHTS = "model.safetensors"
+VOCABULARY_SIZE = quantised_models.VOCABULARY_SIZE
+
+
+def save(folder: Path, family: str = "llama", dtype: torch.dtype = torch.float32, **sizes: int) -> PreTrainedModel:
+    model = tiny_models.randomised(quantised_models.FAMILIES[family](**{**SIZES, **sizes}), seed=5)
+    model.to(dtype).save_pretrained(folder)
+    return model
+
+
+def decode(name: str, parts: dict[str, torch.Tensor]) -> torch.Tensor:
+    scales = parts["weight_scale"]
+    if name == "fp8":
+        return parts["weight"].float() * scales.float()
+    packed = parts["weight_packed"]
+    if name == "mxfp4":
+        codes = torch.stack([packed & 15, packed >> 4], -1).flatten(1).int()
+        return FP4[codes] * spread((scales.float() - 127).exp2(), codes.shape[1])
+    numbers = (packed.unsqueeze(-1) >> torch.arange(0, 32, 4)).bitwise_and_(15).flatten(1) - 8
+    assert parts["weight_shape"].tolist() == [*numbers.shape]
+    return (numbers * spread(scales, numbers.shape[1])).to(scales.dtype).float()
+
+
+def decoded(name: str, folder: Path) -> dict[str, torch.Tensor]:
+    """All weights of a converted folder, in fp32."""
+    stored = {path: tensor for file in folder.glob("*.safetensors") for path, tensor in load_file(file).items()}
+    weights: dict[str, torch.Tensor] = {}
+    for path, tensor in stored.items():
+        stem, _, ending = path.rpartition(".")
+        if ending == "weight_scale":
+            parts = {path.removeprefix(f"{stem}."): one for path, one in stored.items() if path.startswith(f"{stem}.")}
+            weights[f"{stem}.weight"] = decode(name, parts)
+        elif not ending.startswith("weight") or f"{stem}.weight_scale" not in stored:
+            weights[path] = tensor.float()
+    return weights
+
+
+@pytest.mark.parametrize("name", ["int4", "fp8", "mxfp4"])
+@pytest.mark.parametrize("family", quantised_models.FAMILIES)
+async def test_it_opens_as_what_the_format_means_and_each_number_is_the_nearest(
+    name: str, family: str, tmp_path: Path
+) -> None:
+    model, out = save(tmp_path / "in", family), tmp_path / "out"
+    changes = convert(tmp_path / "in", out, written_format(name))
+    weights = decoded(name, out)
+    before, after = dict.fromkeys(changes, 0.0), dict.fromkeys(changes, 0.0)
+    with torch.no_grad():
+        for path, parameter in model.named_parameters():
+            kind = path.split(".")[-2].removesuffix("_proj")
+            kind = {"lm_head": "head", "embed_tokens": "embedding"}.get(kind, kind)
+            before[kind if parameter.ndim == 2 else "norms and biases"] += parameter.square().sum().item()
+            after[kind if parameter.ndim == 2 else "norms and biases"] += (
+                (weights[path] - parameter).square().sum().item()
+            )
+            parameter.copy_(weights[path])
+    tied = family == "qwen2_tied"
+    for kind, change in changes.items():
+        stays = kind in ("embedding", "norms and biases")
+        assert change.relative_error == pytest.approx((after[kind] / before[kind]) ** 0.5, abs=1e-6)
+        assert (change.relative_error == 0) == stays
+        assert change.relative_error < {"int4": 0.12, "fp8": 0.03, "mxfp4": 0.13}[name]
+    assert ("head" in changes) != tied
+    said = json.loads((out / "config.json").read_text())
+    assert said["quantization_config"]["ignore"] == ["lm_head"] * tied
+    kept = json.loads((tmp_path / "in" / "config.json").read_text())
+    assert {key: said[key] for key in kept} == kept
+    expected = tiny_models.greedy(model, tiny_models.PROMPT, 8)
+    async with Model.open(out, device="cpu") as ours:
+        output = await ours.generate(tiny_models.PROMPT, max_new_tokens=8, ignore_eos=True, logprobs=VOCABULARY_SIZE)
+    assert list(output.token_ids) == expected.token_ids
+    for step, logprobs in enumerate(output.logprobs or ()):
+        found = torch.tensor([logprobs[token_id] for token_id in range(VOCABULARY_SIZE)])
+        torch.testing.assert_close(found, expected.logprobs[step], atol=1e-4, rtol=0)
+
+
+def test_int4_is_the_nearest_multiple_of_a_scale_as_compressed_tensors_chooses_it(tmp_path: Path) -> None:
+    model = save(tmp_path / "in", dtype=torch.bfloat16)
+    convert(tmp_path / "in", tmp_path / "out", written_format("int4", 64))
+    stored, weights = load_file(tmp_path / "out" / WEIGHTS), decoded("int4", tmp_path / "out")
+    for path, parameter in model.named_parameters():
+        if (scales := stored.get(path.replace("weight", "weight_scale"))) is not None:
+            weight = parameter.detach().float()
+            most = weight.unflatten(1, (-1, 64)).abs().amax(-1)
+            assert torch.equal(scales, (most / 7.5).bfloat16())
+            wide = spread(scales, weight.shape[1])
+            rounded = (weights[path] - weight).abs() / wide
+            assert (rounded <= 0.54).all(), "what is decoded is rounded to bfloat16, too"
+
+
+@pytest.mark.parametrize("name", ["awq", "fp8 blocks, head", "nf4 nested", "ct int8 rows, head and embedding"])
+def test_a_quantised_checkpoint_becomes_what_its_decoded_weights_become(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = "qwen2_tied" if "embedding" in name else "llama"
+    (tmp_path / "in").mkdir()
+    reference = quantised_models.save(quantised_models.FORMATS[name], family, tmp_path / "in", **SIZES)
+    reference.save_pretrained(tmp_path / "dense")
+    monkeypatch.setattr("pipeline.tools.convert.conversion.BLOCK_ITEMS", 5000)
+    for folder in ("in", "dense"):
+        convert(tmp_path / folder, tmp_path / f"{folder} out", written_format("int4", 32))
+    found, expected = (load_file(tmp_path / f"{folder} out" / WEIGHTS) for folder in ("in", "dense"))
+    assert found.keys() == expected.keys()
+    for path, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[path], atol=0, rtol=0)
+
+
+def test_shards_and_blocks_change_no_bit_and_other_files_come_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "in", dtype=torch.bfloat16)
+    for name in ("tokenizer.json", "chat_template.jinja", "model.bin", "README.md"):
+        (tmp_path / "in" / name).write_text(name)
+    convert(tmp_path / "in", tmp_path / "whole", written_format("int4"))
+    monkeypatch.setattr("pipeline.tools.convert.conversion.BLOCK_ITEMS", 1000)
+    steps: list[tuple[int, int]] = []
+    out = tmp_path / "cut"
+    convert(tmp_path / "in", out, written_format("int4"), shard_bytes=50_000, progress=lambda *step: steps.append(step))
+    files = sorted(out.glob("*.safetensors"))
+    assert len(files) > 3
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    cut = {path: tensor for file in files for path, tensor in load_file(file).items()}
+    whole = load_file(tmp_path / "whole" / WEIGHTS)
+    assert cut.keys() == whole.keys() == index["weight_map"].keys()
+    assert all(torch.equal(cut[path], tensor) for path, tensor in whole.items())
+    assert steps[-1][0] == steps[-1][1]
+    assert len(steps) > 300
+    assert steps == sorted(steps)
+    names = {path.name for path in (tmp_path / "whole").iterdir()}
+    assert names == {WEIGHTS, "config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"}
+    with open_checkpoint(tmp_path / "whole") as checkpoint:
+        assert not [one for one in checkpoint.tensors.values() if one.start % 2], "items begin at multiples of them"
+
+
+def status_bytes(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1]) * 1024
+
+
+def test_a_wide_matrix_takes_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "in", dtype=torch.bfloat16, intermediate_size=64_000, num_hidden_layers=1)
+    monkeypatch.setattr("pipeline.tools.convert.conversion.BLOCK_ITEMS", 200_000)
+    with open_checkpoint(tmp_path / "in") as checkpoint:
+        planned = plan_conversion(tmp_path / "in", checkpoint, written_format("int4")).memory_bytes
+    convert(tmp_path / "in", tmp_path / "first", written_format("int4"))  # kernels and threads come once
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is that from now on
+    before = status_bytes("VmRSS")
+    convert(tmp_path / "in", tmp_path / "out", written_format("int4"))
+    matrix_bytes = 64_000 * 128 * 4
+    assert status_bytes("VmHWM") - before < planned < 2 * matrix_bytes
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+FAILURES: dict[str, tuple[list[str], int, str]] = {
+    "exists": ([], 1, "exists and is not an empty folder; choose another name or remove it"),
+    "killed": ([], 1, "out.partial: is left from a run that was killed, or still runs; remove it"),
+    "no room": ([], 1, "the disk is too full: need .* have 12345 .12.3 kB.; make room, or another format"),
+    "room ends": ([], 1, "out: No space left on device"),
+    "interrupted": ([], 130, "penstock: interrupted"),
+    "cut short": ([], 1, "tensor 'model.*weight': need .* bytes at .*, have .*; fetch the file"),
+    "nothing there": ([], 1, "in: is missing|in: no such folder"),
+    "columns": ([], 1, "down_proj.weight: need .* group size, 128, divides, have 416, as in 3 of 22 .* --group 32$"),
+    "odd columns": (
+        [],
+        1,
+        "group size, 128, divides, have 392, .* convert it with --to fp8, which has one scale a row",
+    ),
+    "unknown": (["--to", "int5"], 1, "--to: unknown format 'int5'; known are int4, fp8, mxfp4"),
+    "group": (["--group", "48"], 1, "--group: need one of 128, 64, 32, have 48"),
+    "group of fp8": (["--to", "fp8", "--group", "32"], 1, "--group: is for --to int4; fp8 says itself"),
+    "no text": (["--text", "absent.txt"], 1, "absent.txt: is missing"),
+    "no tokenizer": (["--text", "in/config.json"], 1, "has no tokenizer"),
+}
+
+
+@pytest.mark.parametrize("fault", FAILURES)
+def test_what_fails_says_why_and_leaves_nothing(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options, status, message = FAILURES[fault]
+    save(tmp_path / "in", intermediate_size={"columns": 416, "odd columns": 392}.get(fault, 384))
+    if (name := {"exists": "out", "killed": "out.partial"}.get(fault)) is not None:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "precious").touch()
+    elif fault == "no room":
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(12345))
+    elif fault == "room ends":
+        monkeypatch.setattr(WrittenShards, "write", raising(FULL))
+    elif fault == "interrupted":
+        monkeypatch.setattr(Progress, "go_on", raising(KeyboardInterrupt()))
+    elif fault == "cut short":
+        monkeypatch.setattr(Progress, "go_on", lambda *_: os.truncate(tmp_path / "in" / WEIGHTS, 1000))
+    elif fault == "nothing there":
+        shutil.rmtree(tmp_path / "in")
+    there = sorted(tmp_path.rglob("*"))
+    assert main(["convert", "in", "out", "--to", "int4", *options]) == status
+    err = capsys.readouterr().err.strip()
+    assert re.search(message, err.splitlines()[-1]), err
+    assert sorted(tmp_path.rglob("*")) == there
+
+
+def test_the_table_and_the_text_say_what_it_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text").write_text("import os\n\n\ndef f(x):\n    return x + 1\n" * 4)
+    out = tmp_path / "out"
+    options = ["--text", str(tmp_path / "text"), "--device", "cpu"]
+    assert main(["convert", "bundled", str(out), "--to", "fp8", *options]) == 0
+    said = capsys.readouterr()
+    assert (
+        "15.9 MB become 9.04 MB as compressed-tensors FP8, a scale for each row, but for embedding, norms" in said.err
+    )
+    lines = said.out.splitlines()
+    assert [line.split()[0] for line in lines if line.endswith(("0.0261", "0.0262", "0.0263"))][:3] == ["q", "k", "v"]
+    assert lines[-3].split() == ["all", "15.9", "MB", "9.04", "MB", "0.570"]
+    assert lines[-1].startswith(f"bits per byte of {tmp_path / 'text'}: 1.")
+
+
+async def test_bits_per_byte_are_those_of_the_logits_whatever_generation_config_says(tmp_path: Path) -> None:
+    shape = {"layers": 2, "hidden_size": 64, "ffn_size": 96, "heads": 4, "kv_heads": 2, "vocabulary_size": 2000}
+    make_checkpoint(tmp_path / "in", "llama-3-8b", dtype="float32", **shape)
+    rules = {"repetition_penalty": 1.5, "do_sample": True, "temperature": 2.0, "suppress_tokens": [97, 98]}
+    (tmp_path / "in" / "generation_config.json").write_text(json.dumps(rules))
+    model = tiny_models.transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "in")
+    text = "Text with abba, and more of it: äöü. " * 9
+    async with Model.open(tmp_path / "in", device="cpu", context_tokens=96) as ours:
+        found = await bits_per_byte(ours, text)
+        token_ids = ours.tokenizer.encode(text)
+    bits = 0.0
+    for first in range(1, len(token_ids), 64):
+        begin, end = max(0, first - 32), min(first + 64, len(token_ids))
+        logprobs = tiny_models.logits(model, token_ids[begin:end]).log_softmax(-1)
+        bits -= sum(logprobs[at - 1 - begin, token_ids[at]].item() for at in range(first, end)) / math.log(2)
+    assert len(token_ids) > 160
+    assert found == pytest.approx(bits / len(text.encode()), rel=1e-5)

@@ -20,6 +20,13 @@ pytestmark = pytest.mark.cuda
 SIZE = 128_256
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    """As when a model is opened: compiling keeps the event loop from running for a second."""
+    for size in (500, 1500, SIZE):
+        choosing.fused(torch.device("cuda", 0), size)
+
+
 async def test_a_row_is_the_same_alone_and_among_others_and_when_its_pass_is_computed_once_more() -> None:
     await company_changes_nothing(CudaDevice)
 

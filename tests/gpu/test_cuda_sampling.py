@@ -12,7 +12,7 @@ from support.choosing import MIXED, Chooser, company_changes_nothing, sampler
 
 from actors.core.ports import Copy
 from pipeline.devices.cuda import CudaDevice
-from pipeline.generation import choosing, drawing, fused_drawing
+from pipeline.generation import choosing, drawing
 from pipeline.generation.drawing import FORCED, ONCE, RULED_OUT, SEEN, Filters, Scratch
 from pipeline.generation.sampling import Choice
 
@@ -80,6 +80,8 @@ async def test_passes_allocate_nothing_wait_for_nothing_and_fetch_only_tokens(mo
 @pytest.mark.parametrize("size", [300, 4097, SIZE])
 def test_what_few_kernels_choose_is_what_torch_chooses_bit_for_bit(size: int) -> None:
     """Near and far scores, bf16 with its ties, and all alike; the last digits of top-p and of random numbers."""
+    from pipeline.generation import fused_drawing
+
     generator = torch.Generator().manual_seed(size)
     scratch = Scratch(torch.zeros(Scratch.nbytes(8, size), dtype=torch.uint8, device="cuda"), 8, size)
     told = torch.tensor([0] * 90 + [SEEN, SEEN | 2 * ONCE, SEEN | ONCE, RULED_OUT, SEEN | RULED_OUT, FORCED])
@@ -111,7 +113,7 @@ async def test_without_triton_one_warning_says_why_and_the_tokens_are_the_same(
     for broken in (False, True):
         choosing.fused.cache_clear()
         if broken:
-            monkeypatch.setattr(fused_drawing, "try_out", no_compiler)
+            monkeypatch.setattr("pipeline.generation.fused_drawing.try_out", no_compiler)
         chooser = Chooser(500, 2, CudaDevice())
         with caplog.at_level(logging.WARNING, "penstock"):
             for _ in range(2):

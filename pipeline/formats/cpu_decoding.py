@@ -85,10 +85,9 @@ def _kernel(encoded: Encoded, dtype: torch.dtype) -> tuple[Callable[..., None], 
 
 def _meanings_of_scales(encoded: Encoded) -> torch.Tensor:
     """What each byte means as the scale of a group, [256]."""
-    scales = scales_in_float32(torch.arange(256, dtype=torch.uint8).view(1, 256).view(encoded.scales.dtype))[0]
-    if encoded.outer is None:
-        return scales
-    return scales / encoded.outer if encoded.scaled == "divides" else scales * encoded.outer
+    if encoded.code is not None:
+        return encoded.code
+    return scales_in_float32(torch.arange(256, dtype=torch.uint8).view(1, 256).view(encoded.scales.dtype))[0]
 
 
 def _scales(encoded: Encoded) -> torch.Tensor:

@@ -62,7 +62,7 @@ def decoding_bytes(shape: tuple[int, int]) -> int:
 def decoded_product(matrix: DecodableRows, x_TD: torch.Tensor, bias_F: torch.Tensor | None = None) -> torch.Tensor:
     """`x_TD` times the transposed matrix, plus bias: [T, F] in the dtype of `x_TD`."""
     if x_TD.is_cuda and (encoded := matrix.encoded()) is not None:
-        fast = kernels(x_TD.device, has_float8=encoded.has_float8)
+        fast = kernels(x_TD.device, has_float8=encoded.kind == "fp8")
         if fast is not None:
             product: torch.Tensor = fast.product(encoded, x_TD, bias_F)
             return product

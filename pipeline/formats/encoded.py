@@ -22,8 +22,8 @@ class Encoded:
             4, 6, 1, 3, 5, 7 of 8.
         numbers: words, [F, D / 8] or [F, D / 4]; the last one may be partly filled.
         scales: one for `block_rows` rows and `group` columns.
-        scaled: what makes a scale: itself; the exponent of a power of two; that which the scale of the matrix, `outer`,
-            divides or multiplies; "nested", the `code` of a byte times one `outer` for 256 of them, plus `offset`.
+        scaled: what makes a scale: itself; the exponent of a power of two; "coded", what `code` has for a byte; or that
+            times one `outer` for 256 scales, plus `offset`, "nested".
         zeros: that of all numbers, or one for each group. A word has those of `per_zero` rows, once `added` is added.
         order: the group of each column, where groups do not lie in order.
         levels: of nf4, what its numbers stand for.
@@ -36,7 +36,7 @@ class Encoded:
     group: int
     rounds_to: torch.dtype
     block_rows: int = 1
-    scaled: Literal["", "exponent", "divides", "multiplies", "nested"] = ""
+    scaled: Literal["", "exponent", "coded", "nested"] = ""
     zeros: torch.Tensor | int = 0
     per_zero: int = 1
     added: int = 0
@@ -45,11 +45,6 @@ class Encoded:
     outer: torch.Tensor | None = None
     code: torch.Tensor | None = None
     offset: float = 0.0
-
-    @property
-    def has_float8(self) -> bool:
-        """Whether its kernels need a GPU that knows e4m3."""
-        return self.kind == "fp8" or self.scales.dtype is torch.float8_e4m3fn
 
 
 def as_words(numbers: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ import torch
 from pipeline.errors import ConfigError
 from pipeline.formats.decoding import decoded_matrix, decoded_product, decoding_bytes, scale_columns
 from pipeline.formats.encoded import Encoded, as_words
-from pipeline.formats.lookup import E2M1, is_exponent, looked_up, nibble_table, scales_in_float32
+from pipeline.formats.lookup import E2M1, byte_table, looked_up, nibble_table, scales_in_float32
 from pipeline.formats.tensors import TensorRange, TensorSpec
 
 
@@ -133,17 +133,12 @@ class Float4Matrix:
 
     def encoded(self) -> Encoded:
         """See `DecodableRows`. Times a power of two, values are exact in bfloat16."""
-        words, exponent = as_words(self.pairs), is_exponent(self.scales_FG)
-        return Encoded(
-            "fp4",
-            self.shape,
-            words,
-            self.scales_FG,
-            self.format.group,
-            torch.bfloat16 if exponent else self.format.rounds_to,
-            scaled="exponent" if exponent else self.format.whole or "",
-            outer=self.whole_scale,
-        )
+        words, group, whole = as_words(self.pairs), self.format.group, self.whole_scale
+        if whole is None:
+            return Encoded("fp4", self.shape, words, self.scales_FG, group, torch.bfloat16, scaled="exponent")
+        code = byte_table(torch.float8_e4m3fn, self.device)
+        code, rounds_to = code / whole if self.format.whole == "divides" else code * whole, self.format.rounds_to
+        return Encoded("fp4", self.shape, words, self.scales_FG, group, rounds_to, scaled="coded", code=code)
 
     def decoded_rows(self, first: int, last: int, dtype: torch.dtype) -> torch.Tensor:
         """Rows [first, last), as a new tensor."""

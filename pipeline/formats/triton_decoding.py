@@ -124,12 +124,10 @@ def fetched(parts, steps, first, row, chunk, how: gl.constexpr, W: gl.constexpr)
     at_row += first
     scale_at = at_row // how.block_rows * scale_row_step + group * scale_step
     scale = gl.load(scales + scale_at, mask=inside, other=0.0)
-    if how.scaled == "divides":
-        scale = gl.div_rn(scale.to(gl.float32), gl.load(outer))
-    elif how.scaled == "multiplies":
-        scale = scale.to(gl.float32) * gl.load(outer)
-    elif how.scaled == "nested":
-        scale = gl.load(code + scale.to(gl.int32)) * gl.load(outer + scale_at // 256, mask=inside, other=0.0) + offset
+    if how.scaled == "coded" or how.scaled == "nested":
+        scale = gl.load(code + scale.to(gl.int32))
+    if how.scaled == "nested":
+        scale = scale * gl.load(outer + scale_at // 256, mask=inside, other=0.0) + offset
     if zeros is None:
         zero = gl.full(scale.shape, how.zero, gl.int32, scale.type.layout)
     else:

@@ -112,7 +112,7 @@ def _tiles(encoded: Encoded, count: int) -> tuple[int, int, int]:
 
 def _parts(encoded: Encoded) -> tuple[Any, ...]:
     zeros = encoded.zeros if isinstance(encoded.zeros, torch.Tensor) else None
-    scales = encoded.scales.view(torch.uint8) if encoded.scaled == "exponent" else encoded.scales
+    scales = encoded.scales.view(torch.uint8) if encoded.scaled else encoded.scales
     places = (encoded.numbers, scales, zeros, encoded.order, encoded.levels)
     return (*places, encoded.outer, encoded.code, encoded.offset)
 

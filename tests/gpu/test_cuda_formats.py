@@ -100,7 +100,7 @@ def on_gpu(case: Case, folder: Path) -> tuple[Any, Any]:
     matrix: Any = read(find(folder / "parts", FORMATS[case.format](**case.options), case.shape, case.parts), "cuda")
     if (encoded := matrix.encoded()) is None:
         pytest.skip("decoded by torch")
-    return matrix, kernels(torch.device("cuda", 0), has_float8=encoded.has_float8)
+    return matrix, kernels(torch.device("cuda", 0), has_float8=encoded.kind == "fp8")
 
 
 def check_decoded(matrix: Any, products: Any, dtype: torch.dtype) -> None:

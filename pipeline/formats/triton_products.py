@@ -106,7 +106,7 @@ def _tiles(encoded: Encoded, count: int) -> tuple[int, int, int]:
     if encoded.kind == "awq":
         return 8 if has_many else 16, AWQ_TILE, 1
     if has_many:
-        return 4, 32, 1
+        return 4, 32 if count <= 8 else 64, 1
     return 8, 16 if count <= 8 else 32, 1 if encoded.order is not None else 2
 
 

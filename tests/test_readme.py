@@ -18,7 +18,10 @@ from pipeline.generation.requests import CallOptions
 ROOT = Path(__file__).parent.parent
 PAGES = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "actors/README.md", "pipeline/README.md")),
-    *(ROOT / name for name in ("pipeline/bundled/MODEL_CARD.md", ".github/CONTRIBUTING.md")),
+    *(
+        ROOT / name
+        for name in ("pipeline/bundled/MODEL_CARD.md", "pipeline/bundled-int4/README.md", ".github/CONTRIBUTING.md")
+    ),
 ]
 README = PAGES[0].read_text()
 

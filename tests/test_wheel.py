@@ -96,8 +96,9 @@ def test_the_wheel_holds_what_it_should(site: Path) -> None:
     assert (command.name, command.value) == ("penstock", "pipeline.cli:main")
     assert (information / "licenses" / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
     assert all((site / name / "py.typed").exists() for name in ("actors", "penstock", "pipeline"))
-    bundled = {path.name: path.stat().st_size for path in (ROOT / "pipeline" / "bundled").iterdir()}
-    assert bundled == {path.name: path.stat().st_size for path in (site / "pipeline" / "bundled").iterdir()}
+    for name in ("bundled", "bundled-int4"):
+        bundled = {path.name: path.stat().st_size for path in (ROOT / "pipeline" / name).iterdir()}
+        assert bundled == {path.name: path.stat().st_size for path in (site / "pipeline" / name).iterdir()}
     expected = {path for path in MODULES if path.parts[0] != "alias"}
     assert {path.relative_to(site / "pipeline") for path in (site / "pipeline").rglob("*.py")} == expected
     named = {path.relative_to(site / "penstock") for path in (site / "penstock").rglob("*.py")}

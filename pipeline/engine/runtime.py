@@ -54,9 +54,9 @@ class Runtime:
         self.reading = reading
         logger.info("reads %s", self.reading)
         stays = self.residency.arrived(device.places[0].name)
-        moving_bytes = sum(one.needed_bytes for key, one in catalog.host.items() if key not in stays)
+        self.moving_bytes = sum(one.needed_bytes for key, one in catalog.host.items() if key not in stays)
         rate = self.reading.bytes_per_second
-        self.checking = choose_checking(settings.checksums, device.shares_cores, moving_bytes, rate)
+        self.checking = choose_checking(settings.checksums, device.shares_cores, self.moving_bytes, rate)
         logger.info("checksums %s", self.checking)
         lanes = self.reading.chosen.lanes
         checksums = Checksums(groups, lanes, checkpoint.folder) if self.checking.on else None

@@ -1,4 +1,4 @@
-"""Models by name: the bundled one, and those of the local Hugging Face cache by their id. Nothing is downloaded.
+"""Models by name: the bundled ones, and those of the local Hugging Face cache by their id. Nothing is downloaded.
 
 hub/models--meta-llama--Llama-3.2-1B/refs/main         the commit that `main` was when it was fetched
                                      snapshots/4e20/   the files of a commit, as links
@@ -18,11 +18,13 @@ ADDRESS = re.compile(rf"(?:https?:/+)?(?:huggingface\.co|hf\.co)/({ID.pattern})/
 REF_LIMIT_BYTES = 4096
 MOST_NAMED = 8
 BUNDLED = Path(__file__).parent.parent / "bundled"
+BUNDLED_INT4 = BUNDLED.with_name("bundled-int4")
+"""The same model, which `penstock convert` has written anew."""
 
 
 def find_checkpoint(path: Path, name: str = "") -> Path:
     """The folder of a checkpoint: `path` itself, the snapshot in it where it is a folder of the cache, or, where there
-    is nothing, the snapshot of the model of that `name` (by default the path as it is written), or the bundled model.
+    is nothing, the snapshot of the model of that `name` (by default the path as it is written), or a bundled model.
 
     A path that is neither, or may not be looked into, is returned as it is. Raises CheckpointError for an id that the
     cache has not, and where it is not certain which snapshot counts.
@@ -34,8 +36,9 @@ def find_checkpoint(path: Path, name: str = "") -> Path:
     if why_no_folder(path) != NO_FOLDER:
         return path
     name = name or str(path)
-    if name == BUNDLED.name:
-        return BUNDLED
+    for bundled in (BUNDLED, BUNDLED_INT4):
+        if name == bundled.name:
+            return bundled
     if address := ADDRESS.fullmatch(name):
         name = address[1]
     if not (ID.fullmatch(name) or (name.startswith(PREFIX) and Path(name).name == name)):

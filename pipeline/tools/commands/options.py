@@ -13,7 +13,7 @@ from pipeline.tools.commands.values import option_of
 
 MODELS = ("model", "deep")
 """Under these names commands take models: a path, an id of the Hugging Face cache, or the bundled one."""
-MODEL_HELP = "a checkpoint folder, the id of a model that was fetched with hf download, or bundled"
+MODEL_HELP = "a checkpoint folder, the id of a model that was fetched with hf download, bundled, or bundled-int4"
 OPTIONS = {
     "device": ("DEVICE", "auto, cpu, cpu-copy, cuda; default auto"),
     "dtype": ("DTYPE", "compute in float32, float16, bfloat16; default the checkpoint's"),

@@ -8,7 +8,7 @@ import pytest
 from pipeline.cli import main
 from pipeline.tools.bench.candidates import Samples
 from pipeline.tools.bench.policy_runs import OutputsDiffer
-from pipeline.tools.commands.demo import Shown, compared
+from pipeline.tools.commands.demo import INT4, Shown, compared
 
 
 def test_demo_shows_five_actors_at_work(capsys: pytest.CaptureFixture[str]) -> None:
@@ -24,8 +24,15 @@ def test_demo_shows_five_actors_at_work(capsys: pytest.CaptureFixture[str]) -> N
     assert "█" in rows["disk_reader"]
     assert "█" in rows["compute_scheduler"]
     assert "░" in rows["prefetch_planner"], "backpressure reaches the planner"
-    table = re.findall(r"^(as above|one group|all may stay) .*? (\d+) +(\d+) +\d+\.\d+ .* (\d+)$", out, re.MULTILINE)
-    assert table == [("as above", "24", "4", "96"), ("one group", "24", "1", "32"), ("all may stay", "0", "0", "32")]
+    rows_of_table = r"^(as above,?|one group|all may stay) .*? (\d+) +(\S+ k?M?B) +(\d+) +\d+\.\d+ .*?(\d+ of \d+)$"
+    *table, int4 = re.findall(rows_of_table, out, re.MULTILINE)
+    assert table == [
+        ("as above", "24", "15.9 MB", "4", "96 of 96"),
+        ("one group", "24", "15.9 MB", "1", "32 of 32"),
+        ("all may stay", "0", "0 B", "0", "32 of 32"),
+    ]
+    assert int4[:4] == ("as above,", "32", "5.66 MB", "4")
+    assert 1 < int(int4[4].removesuffix(" of 32")) < 32, "the weights are others"
     verdict = re.search(r"takes (.*)% longer, (more than|which proves nothing beside) the (.*)% of both spreads", out)
     assert verdict is not None, out
     beyond = float(verdict[1]) - float(verdict[3])
@@ -33,8 +40,8 @@ def test_demo_shows_five_actors_at_work(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_the_demo_tells_an_effect_from_noise_and_refuses_other_tokens() -> None:
-    above = Shown("as above", 24, 4, Samples((1.0, 1.1, 1.2)), [1, 2, 3])
-    alone = Shown("one group at a time", 24, 1, Samples((2.0, 2.2, 2.4)), [1, 2])
+    above = Shown("as above", 24, 10, 4, Samples((1.0, 1.1, 1.2)), [1, 2, 3])
+    alone = Shown("one group at a time", 24, 10, 1, Samples((2.0, 2.2, 2.4)), [1, 2])
     assert compared([above, alone]).endswith("takes 100.0% longer, more than the 9.1% of both spreads.")
     noisy = dataclasses.replace(alone, passes=Samples((0.1, 1.2, 9.0)))
     assert "takes 9.1% longer, which proves nothing beside the 190.0% of both spreads; run" in compared([above, noisy])
@@ -43,3 +50,4 @@ def test_the_demo_tells_an_effect_from_noise_and_refuses_other_tokens() -> None:
     wrong = dataclasses.replace(alone, token_ids=[1, 5])
     with pytest.raises(OutputsDiffer, match=r"one group at a time: need the tokens \[1, 2\] .* have \[1, 5\]"):
         compared([above, wrong])
+    assert "1 of 2" in compared([above, alone, dataclasses.replace(wrong, name=INT4)])

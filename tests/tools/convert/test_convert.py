@@ -23,6 +23,7 @@ from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.checkpoints.make_checkpoint import make_checkpoint
 from pipeline.checkpoints.written_formats import written_format
 from pipeline.cli import main
+from pipeline.system.hub_cache import BUNDLED, BUNDLED_INT4
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.convert.bits_per_byte import bits_per_byte
 from pipeline.tools.convert.conversion import plan_conversion
@@ -161,6 +162,13 @@ def test_shards_and_blocks_change_no_bit_and_other_files_come_along(
     assert names == {WEIGHTS, "config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"}
     with open_checkpoint(tmp_path / "whole") as checkpoint:
         assert not [one for one in checkpoint.tensors.values() if one.start % 2], "items begin at multiples of them"
+
+
+def test_the_bundled_model_in_int4_is_what_is_made_of_it(tmp_path: Path) -> None:
+    convert(BUNDLED, tmp_path / "out", written_format("int4"))
+    made = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert {path.name: path.read_bytes() for path in BUNDLED_INT4.iterdir() if path.suffix != ".md"} == made
+    assert sum(map(len, made.values())) < 6_000_000
 
 
 def status_bytes(key: str) -> int:

@@ -56,6 +56,7 @@ class ModelRuntime(Runtime):
         super().__init__(settings, drawn.checkpoint, drawn.groups.groups, catalog, device, plan, reading)
         self.config = drawn.model
         self.dtype = drawn.dtype
+        self.formats = drawn.groups.formats
         self.context_tokens = plan.context_tokens
         self.kv_room = plan.kv_room
         self.pass_size = plan.pass_size

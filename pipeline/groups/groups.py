@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -60,14 +60,14 @@ class WeightGroup:
 class WeightGroups:
     """All groups in compute order, and the embedding table, of which only rows are fetched.
 
-    `ignored` names what the checkpoint holds beyond that, and what the next token does not depend on. `formats` says
-    how many matrices have which format, by its name.
+    `ignored` names what the checkpoint holds beyond that, and what the next token does not depend on. `formats` has the
+    matrices, whole, by the name of their format.
     """
 
     groups: tuple[WeightGroup, ...]
     embed: StoredMatrix
     ignored: tuple[str, ...]
-    formats: Mapping[str, int]
+    formats: Mapping[str, Sequence[StoredMatrix]]
 
     @property
     def dtype(self) -> "torch.dtype":
@@ -101,6 +101,10 @@ def plan_groups(specs: Specs, checkpoint: Checkpoint, format_of: FormatOf = all_
     stored = _find(specs, checkpoint, format_of)
     ignored = _check(stored, head_layer, checkpoint)
     found = {group.key: group for group in _make_groups(stored, checkpoint)}
+    formats: defaultdict[str, list[StoredMatrix]] = defaultdict(list)
+    for key, group in found.items():
+        for name, matrix in zip((one.format.name for one in stored[key] if one.format), group.matrices, strict=True):
+            formats[name].append(matrix)
     embed, head = found.pop(EMBED_KEY), found.pop((head_layer, HEAD))
     groups = [*found.values()]
     parts = layer_parts([*found])
@@ -109,7 +113,6 @@ def plan_groups(specs: Specs, checkpoint: Checkpoint, format_of: FormatOf = all_
     for index, rows in enumerate(_row_slices(output, sizes)):
         tensors = (*head.vectors, *rows.tensors) if index == 0 else rows.tensors
         groups.append(WeightGroup(head_layer, head_slice(index), tensors, (rows,)))
-    formats = Counter(one.format.name for group in stored.values() for one in group if one.format is not None)
     return WeightGroups(tuple(groups), _table(embed), ignored, formats)
 
 

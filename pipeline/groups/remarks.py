@@ -22,7 +22,7 @@ def remarks(
     `activations` is what the writer of quantised weights computes these in, "" where it does not quantise them.
     """
     if groups.formats.keys() != {Dense.name}:
-        named = "; ".join(f"{count} matrices {name}" for name, count in groups.formats.items())
+        named = "; ".join(f"{len(matrices)} matrices {name}" for name, matrices in groups.formats.items())
         kept = f"; activations are not quantised, where {activations} is meant" if activations else ""
         yield f"{checkpoint.folder}: weights: {named}{kept}"
     if groups.ignored:

@@ -97,7 +97,7 @@ async def test_quantised_it_decodes_to_about_what_is_drawn_without_a_format(
     assert steps[-1] == (sum(tensor.nbytes for tensor in tensors.values()),) * 2
     with open_checkpoint(out) as checkpoint:
         groups = plan_groups(group_specs(config), checkpoint, config.quantization.format_of)
-    assert sorted(groups.formats.values()) == [2, 14]
+    assert sorted(map(len, groups.formats.values())) == [2, 14]
     for group in groups.groups:
         views = {tensor.short: tensors[tensor.name] for tensor in group.tensors}
         for matrix in group.matrices if not gives_logits(group.name) else ():

@@ -270,6 +270,11 @@ FORMATS: dict[str, Quantised] = {
         lambda weight: nvfp4(weight, divides=False),
         beside=lambda rows: {"input_scale": torch.tensor(0.5)},
     ),
+    "modelopt fp8": Quantised(
+        {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head"]},
+        lambda weight: fp8(weight, None, "weight_scale", lambda scales: scales.squeeze()),
+        beside=lambda rows: {"input_scale": torch.tensor(0.5)},
+    ),
     "nf4": Quantised({**_NF4, "bnb_4bit_use_double_quant": False}, nf4(nested=False)),
     "nf4 nested": Quantised({**_NF4, "bnb_4bit_use_double_quant": True}, nf4(nested=True)),
 }

@@ -50,9 +50,11 @@ def _deep(options: argparse.Namespace, progress: Progress) -> list[Check]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
+        from pipeline.tools.doctor.decoding import check_decoding
         from pipeline.tools.doctor.outputs import check_outputs
 
-        return run_async(check_outputs(options.deep, options.settings, progress.say))
+        checks = run_async(check_decoding(options.deep, options.settings, progress.say))
+        return checks + run_async(check_outputs(options.deep, options.settings, progress.say))
     except PenstockError:
         raise
     except Exception as error:

@@ -130,7 +130,8 @@ def plan_conversion(folder: Path, checkpoint: Checkpoint, to: WrittenFormat) -> 
     quantised = [spec for spec, *_ in found if spec.is_matrix and not isinstance(_format(new, spec), Dense)]
     _check_columns(folder, quantised, to.group)
     tensors = tuple(_new_tensor(model, new, *one) for one in found)
-    return Conversion(settings, tensors, _format(new, quantised[0]).name, groups.formats, groups.ignored)
+    before = {name: len(matrices) for name, matrices in groups.formats.items()}
+    return Conversion(settings, tensors, _format(new, quantised[0]).name, before, groups.ignored)
 
 
 def _format(model: ModelConfig, spec: TensorSpec) -> Format:

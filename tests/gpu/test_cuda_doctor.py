@@ -6,7 +6,7 @@ import pytest
 from support import quantised_models, tiny_models
 
 from pipeline.cli import main
-from pipeline.tools.doctor.decoding import check_decoding
+from pipeline.tools.doctor.definitions import check_decoding
 from pipeline.tools.doctor.outputs import RUNS, check_outputs
 
 pytestmark = pytest.mark.cuda

@@ -50,7 +50,7 @@ def _deep(options: argparse.Namespace, progress: Progress) -> list[Check]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        from pipeline.tools.doctor.decoding import check_decoding
+        from pipeline.tools.doctor.definitions import check_decoding
         from pipeline.tools.doctor.outputs import check_outputs
 
         checks = run_async(check_decoding(options.deep, options.settings, progress.say))

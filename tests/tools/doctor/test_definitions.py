@@ -10,7 +10,7 @@ from support import quantised_models, tiny_models
 from pipeline.formats import fp8, integers
 from pipeline.formats.decoding import decoded_matrix, decoded_product
 from pipeline.tools.doctor.check import Check
-from pipeline.tools.doctor.decoding import check_decoding
+from pipeline.tools.doctor.definitions import check_decoding
 
 
 async def checked(name: str, folder: Path, dtype: str = "float32") -> list[Check]:

@@ -143,6 +143,14 @@ def fp8(
     return {"weight": values, ending: shape(scales)}, values.float() * wide
 
 
+def fp8_blocks(weight: torch.Tensor) -> tuple[Parts, torch.Tensor]:
+    return fp8(weight, (128, 128), "weight_scale_inv")
+
+
+def one_scale(weight: torch.Tensor) -> tuple[Parts, torch.Tensor]:
+    return fp8(weight, None, "weight_scale", torch.squeeze)
+
+
 def nearest_fp4(values: torch.Tensor) -> torch.Tensor:
     return (values.unsqueeze(-1) - FP4).abs().argmin(-1)
 
@@ -217,6 +225,9 @@ _INT8 = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True}
 _GPTQ = {"quant_method": "gptq", "group_size": GROUP}
 _NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 _FP4 = {"num_bits": 4, "type": "float", "symmetric": True}
+_MODELOPT = {"quant_method": "modelopt", "ignore": ["lm_head"]}
+_BLOCKS = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+_INPUT_SCALE: Parts = {"input_scale": torch.tensor(0.5)}
 
 FORMATS: dict[str, Quantised] = {
     "ct int4": Quantised(compressed_tensors("pack-quantized", _INT4), ct_packed(4, True)),
@@ -240,19 +251,12 @@ FORMATS: dict[str, Quantised] = {
         {**_GPTQ, "bits": 8, "sym": False, "desc_act": True, "checkpoint_format": "gptq_v2"}, gptq(8, 2, False, True)
     ),
     "gptq, head": Quantised({**_GPTQ, "bits": 4, "lm_head": True}, gptq(4, 1, True, False), (*LAYERS, "lm_head")),
-    "fp8 blocks": Quantised(
-        {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128], "activation_scheme": "dynamic"},
-        lambda weight: fp8(weight, (128, 128), "weight_scale_inv"),
-    ),
-    "fp8 blocks, head": Quantised(
-        {"quant_method": "fp8", "weight_block_size": [128, 128], "modules_to_not_convert": []},
-        lambda weight: fp8(weight, (128, 128), "weight_scale_inv"),
-        (*LAYERS, "lm_head"),
-    ),
+    "fp8 blocks": Quantised({**_BLOCKS, "fmt": "e4m3", "activation_scheme": "dynamic"}, fp8_blocks),
+    "fp8 blocks, head": Quantised({**_BLOCKS, "modules_to_not_convert": []}, fp8_blocks, (*LAYERS, "lm_head")),
     "fp8 one scale": Quantised(
         {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]},
-        lambda weight: fp8(weight, None, "weight_scale", lambda scales: scales.squeeze()),
-        beside=lambda rows: {"input_scale": torch.tensor(0.5)},
+        one_scale,
+        beside=lambda rows: _INPUT_SCALE,
     ),
     "ct fp8 rows": Quantised(
         compressed_tensors("float-quantized", {**_FLOAT8, "strategy": "channel"}),
@@ -266,15 +270,11 @@ FORMATS: dict[str, Quantised] = {
         lambda weight: nvfp4(weight, divides=True),
     ),
     "modelopt nvfp4": Quantised(
-        {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]},
+        {**_MODELOPT, "quant_algo": "NVFP4"},
         lambda weight: nvfp4(weight, divides=False),
-        beside=lambda rows: {"input_scale": torch.tensor(0.5)},
+        beside=lambda rows: _INPUT_SCALE,
     ),
-    "modelopt fp8": Quantised(
-        {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head"]},
-        lambda weight: fp8(weight, None, "weight_scale", lambda scales: scales.squeeze()),
-        beside=lambda rows: {"input_scale": torch.tensor(0.5)},
-    ),
+    "modelopt fp8": Quantised({**_MODELOPT, "quant_algo": "FP8"}, one_scale, beside=lambda rows: _INPUT_SCALE),
     "nf4": Quantised({**_NF4, "bnb_4bit_use_double_quant": False}, nf4(nested=False)),
     "nf4 nested": Quantised({**_NF4, "bnb_4bit_use_double_quant": True}, nf4(nested=True)),
 }

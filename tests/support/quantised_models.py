@@ -254,9 +254,7 @@ FORMATS: dict[str, Quantised] = {
     "fp8 blocks": Quantised({**_BLOCKS, "fmt": "e4m3", "activation_scheme": "dynamic"}, fp8_blocks),
     "fp8 blocks, head": Quantised({**_BLOCKS, "modules_to_not_convert": []}, fp8_blocks, (*LAYERS, "lm_head")),
     "fp8 one scale": Quantised(
-        {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]},
-        one_scale,
-        beside=lambda rows: _INPUT_SCALE,
+        {"quant_method": "fp8", "ignored_layers": ["lm_head"]}, one_scale, beside=lambda rows: _INPUT_SCALE
     ),
     "ct fp8 rows": Quantised(
         compressed_tensors("float-quantized", {**_FLOAT8, "strategy": "channel"}),

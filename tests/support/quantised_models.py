@@ -13,8 +13,7 @@ from transformers import LlamaConfig, PreTrainedModel, Qwen2Config
 
 GROUP = 32
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-FP4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
-FP4 = torch.cat([FP4, -FP4])
+FP4 = torch.tensor([1.0, -1.0]).outer(torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])).flatten()
 NF4 = torch.tensor(
     [
         *(-1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0),

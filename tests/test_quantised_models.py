@@ -36,8 +36,20 @@ async def test_tokens_and_logprobs_equal_transformers_with_the_decoded_weights(
 
 
 async def test_the_first_line_says_which_formats_there_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Statistics count the stored bytes, and say what they stand for."""
     quantised_models.save(quantised_models.FORMATS["ct w8a8"], "llama", tmp_path)
-    async with Model.open(tmp_path, device="cpu"):
+    async with Model.open(tmp_path, device="cpu") as model:
+        layers, head, norms = 3 * 64 * (64 * 2 + 32 * 2 + 160 * 3), 64 * VOCABULARY_SIZE, (3 * 2 + 1) * 64
+        scales = 3 * (64 * 2 + 32 * 2 + 160 * 2 + 64)
+        weights = model.statistics().weights
+        assert (weights.stored_bytes, weights.computed_bytes) == (
+            layers + 4 * (scales + head + norms),
+            4 * (layers + head),
+        )
+        assert model.runtime.describe()["weights"] == {
+            "compressed-tensors int8 in bytes, one scale a row": 21,
+            "not quantised": 2,
+        }
         assert caplog.messages[0] == (
             f"{tmp_path}: weights: 21 matrices compressed-tensors int8 in bytes, one scale a row; 2 matrices not "
             "quantised; activations are not quantised, where int8 is meant"

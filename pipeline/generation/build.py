@@ -19,7 +19,7 @@ from pipeline.generation.admission import Admission
 from pipeline.generation.batching import Batcher, most_logit_rows
 from pipeline.generation.blueprint import Blueprint, draw_up_fitting, say_remarks
 from pipeline.generation.model_plan import ModelPlan
-from pipeline.generation.model_statistics import ModelStatistics, program_counters
+from pipeline.generation.model_statistics import ModelStatistics, WeightsRecord, program_counters
 from pipeline.generation.pass_buffers import PassBuffers
 from pipeline.generation.pass_inputs import PassInputs
 from pipeline.generation.pass_rates import PassRates
@@ -112,13 +112,19 @@ class ModelRuntime(Runtime):
 
     def statistics(self) -> ModelStatistics:
         """Read all counters now, those of the program too."""
-        return ModelStatistics(**self._counters(), **program_counters(self.program, self.cache))
+        stored, parameters = self.catalog.needed_bytes, sum(self.catalog.parameters().values())
+        return ModelStatistics(
+            **self._counters(),
+            **program_counters(self.program, self.cache),
+            weights=WeightsRecord(stored, parameters * self.dtype.itemsize),
+        )
 
     def describe(self) -> dict[str, Any]:
         """Those of the model, too."""
         return {
             "model": f"{self.folder.name} ({self.config.family}, {self.config.layers} layers)",
             "dtype": str(self.dtype).removeprefix("torch."),
+            "weights": {name: len(matrices) for name, matrices in self.formats.items()},
             **super().describe(),
             "max_requests": self.settings.max_requests,
             "max_tokens_per_pass": self.pass_size.tokens,

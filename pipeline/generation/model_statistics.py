@@ -69,6 +69,16 @@ class PrefixRecord:
     cached_blocks: int
 
 
+@dataclass(frozen=True, slots=True)
+class WeightsRecord:
+    """The bytes of the weights of a pass: as they are stored, move and stay, and of their matrices as they are computed
+    with. There are no seconds of decoding: it happens inside the products.
+    """
+
+    stored_bytes: int
+    computed_bytes: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelStatistics(EngineStatistics):
     """Counters since the model was opened: those of its line, and what it has computed.
@@ -84,6 +94,7 @@ class ModelStatistics(EngineStatistics):
     requests: RequestsRecord
     kv_blocks: BlocksRecord
     prefixes: PrefixRecord
+    weights: WeightsRecord
 
 
 def program_counters(program: GenerationProgram, cache: KeyValueCache) -> dict[str, Any]:

@@ -37,9 +37,8 @@ def float8_parts(matrix_FD: torch.Tensor) -> Parts:
 def mxfp4_parts(matrix_FD: torch.Tensor) -> Parts:
     """Floats of 4 bits (e2m1), two in a byte, and a power of two for 32 columns, by which D is divided."""
     grouped_FGd = matrix_FD.float().unflatten(1, (-1, MXFP4_GROUP))
-    fractions_FG, exponents_FG = torch.frexp(_not_zero(grouped_FGd.abs().amax(-1)))
-    # The largest number comes to lie between 3.5 and 7: from 1.75 times a power of two on, that is rounded up.
-    exponents_FG = (exponents_FG - 3 + (fractions_FG >= 0.875)).clamp_(-126, 127)
+    # The largest number comes to lie from 3.5 to below 7, where 6 is the largest that there is.
+    exponents_FG = torch.frexp(_not_zero(grouped_FGd.abs().amax(-1)) / 3.5).exponent.sub_(1).clamp_(-126, 127)
     scaled_FGd = torch.ldexp(grouped_FGd, -exponents_FG.unsqueeze(-1))
     codes_FGd = torch.signbit(scaled_FGd).to(torch.uint8) << 3
     magnitudes = scaled_FGd.abs_()

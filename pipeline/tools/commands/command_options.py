@@ -121,6 +121,9 @@ def _add_convert(commands: Any) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="a folder that does not exist yet")
     parser.add_argument("--to", required=True, metavar="FORMAT", help="int4, fp8 or mxfp4")
     parser.add_argument("--group", type=int, metavar="N", help="columns that share a scale in int4; default 128")
+    parser.add_argument(
+        "--keep-head", action="store_true", help="leave the head as it is: vLLM reads no fp8 head, before 2026-03 none"
+    )
     text = "also say how many bits per byte of this text both models take; seconds to minutes"
     parser.add_argument("--text", type=Path, metavar="FILE", help=text)
     add_settings(parser)

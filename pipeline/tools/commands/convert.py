@@ -31,7 +31,9 @@ async def convert(options: argparse.Namespace) -> None:
         progress.go_on(f"{human_bytes(done_bytes)} of {human_bytes(total_bytes)} converted")
 
     try:
-        changes = write_converted(options.model, options.out, to, begin=begin, progress=say)
+        changes = write_converted(
+            options.model, options.out, to, keep_head=options.keep_head, begin=begin, progress=say
+        )
     except OSError as error:
         raise ConfigError(f"{error.filename or options.out}: {error.strerror}") from error
     progress.clear()

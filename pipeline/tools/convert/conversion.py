@@ -115,8 +115,10 @@ class Conversion:
         return max(one.memory_bytes for one in self.tensors)
 
 
-def plan_conversion(folder: Path, checkpoint: Checkpoint, to: WrittenFormat) -> Conversion:
+def plan_conversion(folder: Path, checkpoint: Checkpoint, to: WrittenFormat, *, keep_head: bool = False) -> Conversion:
     """Find all tensors of the model in `folder`; matrices are quantised, but for the embedding and a head tied to it.
+
+    With `keep_head` any head stays as it is.
 
     Raises ConfigError or CheckpointError where it cannot be read, or has matrices that the format cannot hold.
     """
@@ -124,7 +126,9 @@ def plan_conversion(folder: Path, checkpoint: Checkpoint, to: WrittenFormat) -> 
     model = parse_config(read, folder)
     groups = plan_groups(group_specs(model), checkpoint, model.quantization.format_of)
     settings = {key: value for key, value in read.values.items() if key not in REPLACED}
-    settings["quantization_config"] = to.quantization_config([HEAD_MODULE] if model.tied_embeddings else [])
+    settings["quantization_config"] = to.quantization_config(
+        [HEAD_MODULE] if keep_head or model.tied_embeddings else []
+    )
     new = parse_config(JsonObject(CONFIG_FILE, settings))
     found = [*_found(model, groups)]
     quantised = [spec for spec, *_ in found if spec.is_matrix and not isinstance(_format(new, spec), Dense)]

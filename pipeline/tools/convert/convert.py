@@ -54,11 +54,14 @@ def convert(
     out: Path,
     to: WrittenFormat,
     *,
+    keep_head: bool = False,
     shard_bytes: int = SHARD_BYTES,
     begin: Callable[[Conversion], None] = lambda conversion: None,
     progress: Progress = lambda done_bytes, total_bytes: None,
 ) -> Mapping[str, Change]:
     """Write the folder `out` with the model of `folder`, and return what became of each kind of tensor.
+
+    With `keep_head` its head stays as it is.
 
     `begin` gets what will be done, before any weight is read; `progress` bytes read and bytes in total after each
     block. `out` appears when it is complete.
@@ -69,7 +72,7 @@ def convert(
         OSError: a file that cannot be written.
     """
     with new_folder(out) as partial, open_checkpoint(folder, direct=False) as checkpoint:
-        conversion = plan_conversion(folder, checkpoint, to)
+        conversion = plan_conversion(folder, checkpoint, to, keep_head=keep_head)
         check_space(partial, total_bytes(conversion.written), "another format")
         begin(conversion)
         for pattern in COPIED:

@@ -106,18 +106,28 @@ async def test_it_opens_as_what_the_format_means_and_each_number_is_the_nearest(
         torch.testing.assert_close(found, expected.logprobs[step], atol=1e-4, rtol=0)
 
 
-def test_int4_is_the_nearest_multiple_of_a_scale_as_compressed_tensors_chooses_it(tmp_path: Path) -> None:
+SCALES: dict[str, tuple[int, Callable[[torch.Tensor], torch.Tensor]]] = {
+    "int4": (64, lambda most: (most / 7.5).bfloat16()),
+    "fp8": (0, lambda most: (most / 448).bfloat16()),
+    "mxfp4": (32, lambda most: (127 + (most.double() / 3.5).log2().floor()).to(torch.uint8)),
+}
+"""Columns that share one, and how compressed-tensors chooses it from the largest number."""
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_scales_are_those_that_compressed_tensors_chooses(name: str, tmp_path: Path) -> None:
     model = save(tmp_path / "in", dtype=torch.bfloat16)
-    convert(tmp_path / "in", tmp_path / "out", written_format("int4", 64))
-    stored, weights = load_file(tmp_path / "out" / WEIGHTS), decoded("int4", tmp_path / "out")
+    columns, scale = SCALES[name]
+    convert(tmp_path / "in", tmp_path / "out", written_format(name, 64))
+    stored, weights = load_file(tmp_path / "out" / WEIGHTS), decoded(name, tmp_path / "out")
     for path, parameter in model.named_parameters():
-        if (scales := stored.get(path.replace("weight", "weight_scale"))) is not None:
+        if (scales := stored.get(path.removesuffix("weight") + "weight_scale")) is not None:
             weight = parameter.detach().float()
-            most = weight.unflatten(1, (-1, 64)).abs().amax(-1)
-            assert torch.equal(scales, (most / 7.5).bfloat16())
-            wide = spread(scales, weight.shape[1])
-            rounded = (weights[path] - weight).abs() / wide
-            assert (rounded <= 0.54).all(), "what is decoded is rounded to bfloat16, too"
+            most = weight.unflatten(1, (-1, columns or weight.shape[1])).abs().amax(-1)
+            assert torch.equal(scales, scale(most))
+            if name == "int4":
+                rounded = (weights[path] - weight).abs() / spread(scales, weight.shape[1])
+                assert (rounded <= 0.54).all(), "what is decoded is rounded to bfloat16, too"
 
 
 @pytest.mark.parametrize("name", ["awq", "fp8 blocks, head", "nf4 nested", "ct int8 rows, head and embedding"])
@@ -169,6 +179,15 @@ def test_the_bundled_model_in_int4_is_what_is_made_of_it(tmp_path: Path) -> None
     made = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert {path.name: path.read_bytes() for path in BUNDLED_INT4.iterdir() if path.suffix != ".md"} == made
     assert sum(map(len, made.values())) < 6_000_000
+
+
+def test_a_head_may_stay_as_it_is(tmp_path: Path) -> None:
+    model = save(tmp_path / "in")
+    changes = convert(tmp_path / "in", tmp_path / "out", written_format("fp8"), keep_head=True)
+    assert changes["head"].relative_error == 0 < changes["q"].relative_error
+    said = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert said["quantization_config"]["ignore"] == ["lm_head"]
+    assert torch.equal(load_file(tmp_path / "out" / WEIGHTS)["lm_head.weight"], model.lm_head.weight)
 
 
 def status_bytes(key: str) -> int:

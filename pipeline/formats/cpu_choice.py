@@ -62,7 +62,7 @@ def faster(encoded: Encoded, dtype: torch.dtype, by_torch: Decode, rows: int) ->
     if products is None or not products.can_decode(encoded):
         return None
     by_numba: Decode = products.RowDecoder(encoded, dtype).decoded_rows
-    is_row_major = encoded.numbers.is_contiguous()
+    is_row_major = encoded.numbers.stride(1) == 1
     alike = (encoded.kind, encoded.scaled, is_row_major, encoded.order is not None, encoded.rounds_to, dtype)
     if alike not in _chosen:
         began = time.perf_counter()

@@ -35,7 +35,7 @@ class RowDecoder:
 
     def __init__(self, encoded: Encoded, dtype: torch.dtype) -> None:
         self._encoded, self._dtype = encoded, dtype
-        self._is_transposed = encoded.kind == "awq" or not encoded.numbers.is_contiguous()
+        self._is_transposed = encoded.kind == "awq" or encoded.numbers.stride(1) != 1
         self._in_pairs = encoded.kind not in BYTEWISE and encoded.order is None
         self._kernel, self._arguments = _kernel(encoded, dtype)
 

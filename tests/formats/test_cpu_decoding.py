@@ -32,7 +32,9 @@ def scales(*shape: int) -> torch.Tensor:
     return values
 
 
-def integers(layout: Layout, dtype: torch.dtype, order_D: torch.Tensor | None = None) -> IntegerMatrix:
+def integers(
+    layout: Layout, dtype: torch.dtype, order_D: torch.Tensor | None = None, shape: tuple[int, int] = SHAPE
+) -> IntegerMatrix:
     def part(spec: TensorSpec) -> torch.Tensor:
         if spec.short == "q.scale":
             return scales(*spec.shape).to(dtype)
@@ -40,8 +42,8 @@ def integers(layout: Layout, dtype: torch.dtype, order_D: torch.Tensor | None = 
             return torch.randint(-128, 128, spec.shape, dtype=torch.int8)
         return torch.randint(-(2**31), 2**31, spec.shape).to(torch.int32)
 
-    asked = layout.stored_as(TensorSpec("q", "q.weight", SHAPE))  # type: ignore[attr-defined]
-    return IntegerMatrix(layout, SHAPE, tuple(part(one) for one in asked if not one.is_header), order_D)
+    asked = layout.stored_as(TensorSpec("q", "q.weight", shape))  # type: ignore[attr-defined]
+    return IntegerMatrix(layout, shape, tuple(part(one) for one in asked if not one.is_header), order_D)
 
 
 def matrices() -> dict[str, IntegerMatrix | Float8Matrix | Float4Matrix | Nf4Matrix]:
@@ -66,6 +68,7 @@ def matrices() -> dict[str, IntegerMatrix | Float8Matrix | Float4Matrix | Nf4Mat
         "AWQ": integers(Awq(128), torch.float16),
         "GPTQ": integers(Gptq(4, 128), torch.float16),
         "GPTQ in order": integers(Gptq(4, 32), torch.float16, order),
+        "GPTQ of one word": integers(Gptq(4, 8), torch.float16, shape=(72, 8)),
         "GPTQ of 8 bits": integers(Gptq(8, 128, version=2), torch.bfloat16),
         "FP8 of blocks": Float8Matrix(Float8("", ("scale",), 128, 100), e4m3, scales(1, 11)),
         "FP8 of rows": Float8Matrix(by_rows, e4m3, scales(rows, 1).to(torch.bfloat16)),

@@ -9,6 +9,7 @@ from pathlib import Path
 from pipeline.api import Model
 from pipeline.checkpoints.written_formats import FORMAT_NAMES, GROUPS, WrittenFormat, written_format
 from pipeline.errors import ConfigError, unknown_name
+from pipeline.system.event_loop import run_async
 from pipeline.system.sizes import human_bytes
 from pipeline.system.table import aligned
 from pipeline.tools.commands.progress import Progress
@@ -18,7 +19,7 @@ from pipeline.tools.convert.convert import Change
 from pipeline.tools.convert.convert import convert as write_converted
 
 
-async def convert(options: argparse.Namespace) -> None:
+def convert(options: argparse.Namespace) -> None:
     """Write the checkpoint, with progress, and say what it costs: in bytes, in numbers and, with a text, in odds."""
     to, progress, started = _format(options), Progress(), time.perf_counter()
     text = None if options.text is None else read_text(options.text, options.model)
@@ -39,7 +40,8 @@ async def convert(options: argparse.Namespace) -> None:
     progress.clear()
     print(f"{options.out}: written in {time.perf_counter() - started:.1f} s\n\n{_table(changes)}", flush=True)
     if text is not None:
-        before, after = [await _bits(folder, text, options.settings) for folder in (options.model, options.out)]
+        folders = (options.model, options.out)
+        before, after = (run_async(_bits(folder, text, options.settings)) for folder in folders)
         print(f"\nbits per byte of {options.text}: {before:.4f} before, {after:.4f} after, {after / before - 1:+.2%}")
 
 

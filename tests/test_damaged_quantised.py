@@ -100,6 +100,7 @@ DAMAGED: dict[str, tuple[str, Damage, str]] = {
     "GPTQ for a kernel": (GPTQ, config(checkpoint_format="marlin"), rf"checkpoint_format: .*{LIST}'marlin'"),
     "GPTQ without order": (GPTQ, part("g_idx", gone), rf"{UP}.g_idx' is missing: need shape \[64\]"),
     "GPTQ of a group that is not there": (GPTQ, part("g_idx", lambda t: t + 1), rf"{UP}.g_idx'.*2"),
+    "GPTQ with groups left out": (GPTQ, part("g_idx", lambda t: t * 0), r"need all groups from 0 to 1, have 0 to 0"),
     "GPTQ with a bias": (GPTQ, part("bias", lambda t: torch.ones(160)), rf"{UP}.bias' would be left out"),
     "FP8 without scales": (FP8, part("weight_scale_inv", gone), rf"{UP}.weight_scale_inv' is missing"),
     "FP8 with a block too much": (

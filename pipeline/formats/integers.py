@@ -130,16 +130,17 @@ def group_count(spec: TensorSpec, group: int | None, format_name: str) -> int:
 def group_order(order: TensorRange, groups: int) -> tuple[TensorRange, ...]:
     """The header with the group of each column, as a part that travels; none where equal groups lie in order.
 
-    Raises CheckpointError where it names a group that there is not.
+    Raises CheckpointError where it names a group that there is not, or leaves one out: of zeros alone exllama makes
+    groups in order, and gptqmodel's torch kernel one group for all.
     """
     if not order.content:
         return (order,)
     numbers_D = header_numbers(order)
     lowest, highest, columns = int(numbers_D.min()), int(numbers_D.max()), len(numbers_D)
-    if lowest < 0 or highest >= groups:
+    if lowest < 0 or highest >= groups or not numbers_D.bincount(minlength=groups).all():
         raise CheckpointError(
-            f"{order.file}: tensor {order.name!r}: need groups from 0 to {groups - 1}, have {lowest} to {highest}; "
-            "fetch the file again, or the quantization_config of these weights"
+            f"{order.file}: tensor {order.name!r}: need all groups from 0 to {groups - 1}, have {lowest} to {highest} "
+            "or not all of these; fetch the file again, or the quantization_config of these weights"
         )
     if columns % groups == 0 and torch.equal(numbers_D, torch.arange(columns) // (columns // groups)):
         return ()

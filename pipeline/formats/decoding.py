@@ -7,9 +7,9 @@ Letters in names: T tokens of this pass, D columns, F rows of a matrix, G groups
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import ModuleType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -17,6 +17,8 @@ from pipeline.formats.cpu_choice import faster
 from pipeline.formats.cpu_threads import share_out
 from pipeline.formats.dense import linear
 from pipeline.formats.encoded import GPU_BLOCK_BYTES, Encoded
+from pipeline.formats.matrix import StoredMatrix
+from pipeline.formats.tensors import TensorRange, stored_dtype
 
 logger = logging.getLogger("penstock")
 
@@ -28,6 +30,7 @@ SCRATCH_BYTES_PER_ITEM = 16
 """What decoding an item takes at most, with indices, what is decoded, and its copy in another dtype."""
 
 
+@runtime_checkable
 class DecodableRows(Protocol):
     """A `Matrix` whose rows can be decoded."""
 
@@ -74,6 +77,33 @@ def decoded_product(matrix: DecodableRows, x_TD: torch.Tensor, bias_F: torch.Ten
 
     _decode_blocks(matrix, x_TD.dtype, multiply)
     return product_TF
+
+
+def compile_products(
+    matrices: Iterable[tuple[StoredMatrix, TensorRange | None]],
+    counts: Iterable[int],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """Make the kernels of a GPU that multiply so many rows of x by these matrices, each with its bias if it has one.
+
+    That takes about a second for each, once on a machine. Nothing is computed, and no memory is taken.
+    """
+
+    def nothing(part: TensorRange) -> torch.Tensor:
+        return torch.empty(part.shape, dtype=stored_dtype(part.dtype), device="meta")
+
+    different: dict[tuple[object, ...], tuple[StoredMatrix, TensorRange | None]] = {}
+    for one, bias in matrices:
+        parts = [(part.dtype, part.shape) for part in one.tensors]
+        different.setdefault((type(one), *parts, None if bias is None else bias.dtype), (one, bias))
+    for one, bias in different.values():
+        matrix = one.over({part.short: nothing(part) for part in one.tensors})
+        encoded = matrix.encoded() if isinstance(matrix, DecodableRows) else None
+        if encoded is not None and (fast := kernels(device, has_float8=encoded.kind == "fp8")) is not None:
+            for count in counts:
+                x_TD = torch.empty(count, one.columns, dtype=dtype, device="meta")
+                fast.product(encoded, x_TD, None if bias is None else nothing(bias))
 
 
 def decoded_matrix(matrix: DecodableRows, dtype: torch.dtype) -> torch.Tensor:

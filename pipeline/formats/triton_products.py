@@ -8,12 +8,13 @@ whose size is fixed.
 Letters in names: T tokens of this pass, D columns, F rows of a matrix.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import triton
 from triton.experimental.gluon import language as gl
+from triton.runtime import driver
 
 from pipeline.formats import triton_awq, triton_decoding
 from pipeline.formats.encoded import GPU_BLOCK_BYTES, Encoded
@@ -64,35 +65,72 @@ def block_rows(columns: int, dtype: torch.dtype) -> int:
 
 def decode(encoded: Encoded, first: int, into_FD: torch.Tensor) -> None:
     """Write the rows from `first` on, which is a multiple of 16, as many as `into_FD` has."""
-    (count, columns), warps, units = into_FD.shape, 4, 1
-    last = first + count
-    launch: dict[str, Any] = {"W": warps, "UNITS": units, "num_warps": warps, "enable_fp_fusion": False}
-    if encoded.kind == "awq":
-        grid = (triton.cdiv(count, AWQ_TILE), triton.cdiv(columns, 64 * units * warps))
-        parts = (encoded.numbers, encoded.scales, encoded.zeros)
-        ends = (first, last, *encoded.shape)
-        triton_awq.decode[grid](parts, into_FD, *ends, encoded.group, F=AWQ_TILE, **launch)
-    else:
-        how, tile = _how(encoded), 16
-        grid = (triton.cdiv(count, tile), triton.cdiv(columns, 16 * how.per_word * units * warps))
-        steps = (last, columns, *_steps(encoded))
-        triton_decoding.decode[grid](_parts(encoded), steps, into_FD, first, how, F=tile, **launch)
+    (count, columns), parts = into_FD.shape, _parts(encoded)
+    key = (first, count, *_alike(encoded, into_FD, *parts))
+    if (made := _made.get(key)) is None:
+        warps, units, last = 4, 1, first + count
+        before: tuple[Any, ...] = ()
+        after: tuple[Any, ...]
+        if encoded.kind == "awq":
+            kernel, tile, width, after = triton_awq.decode, AWQ_TILE, 64, (last, *encoded.shape, encoded.group)
+        else:
+            how, before = _how(encoded), ((last, columns, *_steps(encoded)),)
+            kernel, tile, width, after = triton_decoding.decode, 16, 16 * how.per_word, (how,)
+        grid, after = (-(-count // tile), -(-columns // (width * units * warps)), 1), (*after, warps, tile, units)
+        made = _made[key] = _make(kernel, grid, before, after, warps, parts, *before, into_FD, first, *after)
+    if not into_FD.is_meta:
+        made.launch(parts, *made.before, into_FD, first, *made.after)
 
 
 def _product_of_few(encoded: Encoded, x_TD: torch.Tensor, bias_F: torch.Tensor | None) -> torch.Tensor:
-    count, (rows, columns) = len(x_TD), encoded.shape
+    count, (rows, columns), parts = len(x_TD), encoded.shape, _parts(encoded)
     product_TF = x_TD.new_empty(count, rows)
-    warps, tile, units = _tiles(encoded, count)
-    launch: dict[str, Any] = {"W": warps, "F": tile, "UNITS": units, "N": 8 if count <= 8 else 16}
-    launch |= {"num_warps": warps, "enable_fp_fusion": False}
-    grid = (triton.cdiv(rows, tile),)
-    if encoded.kind == "awq":
-        parts = (encoded.numbers, encoded.scales, encoded.zeros)
-        triton_awq.product[grid](x_TD, parts, bias_F, product_TF, count, rows, columns, encoded.group, **launch)
-    else:
-        steps = (rows, columns, *_steps(encoded))
-        triton_decoding.product[grid](x_TD, _parts(encoded), steps, bias_F, product_TF, count, _how(encoded), **launch)
+    key = (count <= 8, *_alike(encoded, x_TD, bias_F, product_TF, *parts))
+    if (made := _made.get(key)) is None:
+        warps, tile, units = _tiles(encoded, count)
+        before: tuple[Any, ...] = ()
+        after: tuple[Any, ...]
+        if encoded.kind == "awq":
+            kernel, after = triton_awq.product, (rows, columns, encoded.group)
+        else:
+            kernel, before, after = triton_decoding.product, ((rows, columns, *_steps(encoded)),), (_how(encoded),)
+        grid, after = (-(-rows // tile), 1, 1), (*after, warps, tile, units, 8 if count <= 8 else 16)
+        arguments = (x_TD, parts, *before, bias_F, product_TF, count, *after)
+        made = _made[key] = _make(kernel, grid, before, after, warps, *arguments)
+    if not x_TD.is_meta:
+        made.launch(x_TD, parts, *made.before, bias_F, product_TF, count, *made.after)
     return product_TF
+
+
+class _Made(NamedTuple):
+    """What launches a compiled kernel, and its arguments that follow from how a matrix is stored, and from its shape:
+    those before the result and those behind the number of its rows.
+    """
+
+    launch: Callable[..., None]
+    before: tuple[Any, ...]
+    after: tuple[Any, ...]
+
+
+_made: dict[tuple[object, ...], _Made] = {}
+"""By all that kernels are compiled for. To find that out from arguments takes Triton 20 us for each launch."""
+
+
+def _make(
+    kernel: Any, grid: tuple[int, int, int], before: tuple[Any, ...], after: tuple[Any, ...], warps: int, *given: Any
+) -> _Made:
+    compiled = kernel.warmup(*given, grid=grid, num_warps=warps, enable_fp_fusion=False)
+    return _Made(compiled[grid], before, after)
+
+
+def _alike(encoded: Encoded, *tensors: Any) -> tuple[object, ...]:
+    """What is the same for matrices with which one kernel multiplies, and for the tensors that it is called with."""
+    zero = encoded.zeros if isinstance(encoded.zeros, int) else None
+    stored = (encoded.kind, encoded.shape, encoded.group, encoded.rounds_to, encoded.block_rows, encoded.scaled, zero)
+    seen = [(one.dtype, one.data_ptr() % 16) for one in tensors if isinstance(one, torch.Tensor)]
+    given = [isinstance(one, torch.Tensor) for one in tensors]
+    device = driver.active.get_current_device()
+    return (device, *stored, encoded.per_zero, encoded.added, *_steps(encoded), *given, *seen)
 
 
 def _tiles(encoded: Encoded, count: int) -> tuple[int, int, int]:
@@ -112,6 +150,8 @@ def _tiles(encoded: Encoded, count: int) -> tuple[int, int, int]:
 
 def _parts(encoded: Encoded) -> tuple[Any, ...]:
     zeros = encoded.zeros if isinstance(encoded.zeros, torch.Tensor) else None
+    if encoded.kind == "awq":
+        return encoded.numbers, encoded.scales, zeros
     scales = encoded.scales.view(torch.uint8) if encoded.scaled else encoded.scales
     places = (encoded.numbers, scales, zeros, encoded.order, encoded.levels)
     return (*places, encoded.outer, encoded.code, encoded.offset)

@@ -1,7 +1,8 @@
 """What the first pass would do for the first time, done in small while the model is opened.
 
 Threads begin, the file of the embedding is opened, torch loads its kernels and begins threads of its own: 10 to 40 ms,
-and 300 ms on a GPU, that the first request would otherwise wait for.
+and 300 ms on a GPU, that the first request would otherwise wait for. A GPU gets its kernels for quantised matrices,
+which takes seconds the first time.
 """
 
 import functools
@@ -13,6 +14,7 @@ import torch
 
 from actors.core.event import Event
 from pipeline.errors import ConfigError
+from pipeline.formats.decoding import compile_products
 from pipeline.formats.dense import linear
 from pipeline.formats.parts import EMBED_KEY
 from pipeline.generation.choosing import fused
@@ -30,6 +32,8 @@ from pipeline.system.limits import reached_limit
 if TYPE_CHECKING:
     from pipeline.generation.build import ModelRuntime
 
+DECODED_FOR = (1, 9, 17)
+"""Rows of x that quantised matrices are multiplied by with one kernel, with another one, and decoded for."""
 FEW_ROWS = 1024
 """The rows of a matrix that are enough for torch to share the work among its threads."""
 TOKEN_BLOCKS = 4
@@ -56,6 +60,9 @@ async def rehearse(runtime: "ModelRuntime") -> None:
         fetched = await runtime.embedding.fetch([0])
     try:
         await compute_zeros(runtime, (fetched,)).wait()
+        if runtime.config.quantization.rules and runtime.device.torch_device.type == "cuda":
+            compiling = functools.partial(infer, functools.partial(_compile_products, runtime))
+            await runtime.device.launch(COMPUTE, compiling, ()).wait()
         tokens = TOKEN_BLOCKS * runtime.device.block_rows
         runtime.pass_rate.took(tokens, await _prompt_seconds(runtime, tokens))
     except RuntimeError as error:
@@ -64,6 +71,16 @@ async def rehearse(runtime: "ModelRuntime") -> None:
         what = f"{runtime.device.torch_device} failed to compute with zeros in {runtime.dtype}: {error}"
         raise ConfigError(f"{what}; choose another device or dtype, or leave it more memory") from error
     runtime.device.have_run()
+
+
+def _compile_products(runtime: "ModelRuntime") -> None:
+    """Make the kernels for the formats and shapes of this model."""
+    matrices = []
+    for group in runtime.catalog.groups:
+        vectors = {vector.short: vector for vector in group.vectors}
+        matrices += [(one, vectors.get(f"{one.short}_bias")) for one in group.matrices]
+    counts = DECODED_FOR[-1:] if runtime.settings.batch_invariant else DECODED_FOR
+    compile_products(matrices, counts, runtime.dtype, runtime.device.torch_device)
 
 
 async def _prompt_seconds(runtime: "ModelRuntime", tokens: int) -> float:

@@ -47,6 +47,11 @@ class WeightCatalog:
             for key, host in self.host.items()
         }
 
+    @property
+    def groups(self) -> Sequence[WeightGroup]:
+        """All of them, in compute order."""
+        return tuple(self._groups.values())
+
     def kind(self, key: GroupKey) -> str:
         """The kind of slot that the group needs: its size class."""
         return self.slot_kinds.of[key]

@@ -1,12 +1,18 @@
 """Products by blocks of decoded rows, whatever decodes them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
+from support import float_formats, integer_formats
+from support.golden_cases import kept_cases
+from support.stored_parts import find
 
+from pipeline.formats import decoding
 from pipeline.formats.decoding import BLOCK_ROWS, block_rows, decoded_matrix, decoded_product, decoding_bytes
-from pipeline.formats.dense import linear
+from pipeline.formats.dense import StoredDense, linear
+from pipeline.formats.encoded import Encoded
 from pipeline.formats.lookup import byte_table, looked_up, nibble_table, scales_in_float32
 
 
@@ -63,3 +69,33 @@ def test_bytes_are_looked_up_as_torch_casts_them_and_nibbles_as_they_lie() -> No
     assert looked_up(codes[:1, 17:19], table).tolist() == [[1, 1, 2, 1]]
     table = nibble_table(tuple(float(one) for one in range(16)), codes.device, high_first=True)
     assert looked_up(codes[:1, 17:19], table).tolist() == [[1, 1, 1, 2]]
+
+
+class Compiler:
+    """Remembers for what it was to make kernels."""
+
+    def __init__(self) -> None:
+        self.made: list[tuple[tuple[int, int], int, bool]] = []
+
+    def product(self, encoded: Encoded, x_TD: torch.Tensor, bias_F: torch.Tensor | None) -> None:
+        assert x_TD.is_meta and encoded.numbers.is_meta and x_TD.shape[1] == encoded.shape[1]
+        self.made.append((encoded.shape, len(x_TD), bias_F is not None))
+
+
+@pytest.mark.parametrize("file", [integer_formats.GOLDEN, float_formats.GOLDEN])
+def test_kernels_are_made_once_for_matrices_that_are_stored_alike_in_any_format(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler, formats = Compiler(), {**integer_formats.INTEGERS, **float_formats.FLOATS}
+    monkeypatch.setattr(decoding, "kernels", lambda device, *, has_float8: compiler)
+    known = 0
+    for index, case in enumerate(kept_cases(file)):
+        stored = find(tmp_path / str(index), formats[case.format](**case.options), case.shape, case.parts)
+        bias = replace(stored.tensors[0], short="q_bias", shape=case.shape[:1], dtype="BF16")
+        dense = StoredDense((replace(bias, shape=case.shape),))
+        compiler.made.clear()
+        both = [(stored, None), (stored, None), (stored, bias), (dense, None)]
+        decoding.compile_products(both, (1, 17), torch.bfloat16, torch.device("cuda", 0))
+        assert compiler.made in ([], [(case.shape, count, biased) for biased in (False, True) for count in (1, 17)])
+        known += len(compiler.made) > 0
+    assert known > 10

@@ -11,7 +11,7 @@ from support import float_formats, integer_formats
 from support.golden_cases import Case, kept_cases, same_bits
 from support.stored_parts import find, read
 
-from pipeline.formats.decoding import kernels
+from pipeline.formats.decoding import compile_products, kernels
 from pipeline.formats.matrix import Format
 
 pytestmark = pytest.mark.cuda
@@ -145,6 +145,21 @@ def test_matrices_are_decoded_to_the_same_bits_and_rows_have_theirs_in_any_compa
     for dtype, biased in ((torch.bfloat16, True), (torch.float16, False)):
         check_decoded(matrix, products, dtype)
         check_products(matrix, (1, 2, 7, 16, 40), dtype, biased=biased)
+
+
+@torch.inference_mode()
+def test_kernels_that_were_made_before_there_are_bytes_serve_all_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, gpu = wide_integers("pack-quantized", 120, 4608, torch.bfloat16, bits=4, group=128, symmetric=True), "cuda"
+    stored = find(tmp_path / "parts", FORMATS[case.format](**case.options), case.shape, case.parts)
+    compile_products([(stored, None)], (1, 9, 17), torch.bfloat16, torch.device(gpu, 0))
+    monkeypatch.delattr(kernels(torch.device(gpu, 0), has_float8=False), "_make")
+    matrix = read(stored, gpu)
+    for count in (1, 8, 9, 16, 40):
+        assert matrix.apply(torch.zeros(count, case.shape[1], dtype=torch.bfloat16, device=gpu)).shape == (count, 120)
+    with pytest.raises(NameError):
+        matrix.apply(torch.zeros(1, case.shape[1], dtype=torch.float16, device=gpu))
 
 
 @torch.inference_mode()

@@ -32,13 +32,15 @@ class Arms:
 
     def check(self, against: str | None) -> None:
         """Raise ConfigError for a load that a static batch cannot be, and when a package or the model is missing."""
-        read_config(self.folder)
+        model = read_config(self.folder)
         if against is None:
             return
         if against not in AGAINST:
             raise ConfigError(f"--against: need one of {', '.join(AGAINST)}, have {against!r}")
         if self.load.shortest != self.load.longest or self.load.arrivals_per_second is not None:
             raise ConfigError("--against: a static batch needs prompts of one length that come at once; have others")
+        if model.quantization.rules:
+            raise ConfigError(f"--against {against}: needs a checkpoint that is not quantised, have {self.folder}")
         check_installed(against)
 
     async def run(self, against: str | None, rounds: int) -> list[ArmRun]:

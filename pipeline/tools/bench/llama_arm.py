@@ -87,8 +87,6 @@ def write_gguf(folder: Path, file: Path) -> None:
     """
     config = read_config(folder)
     biases = config.layer_kinds[0].biases
-    if config.quantization.rules:
-        raise ConfigError("--against llama.cpp: need a checkpoint that is not quantised: it is written as bf16")
     if config.family != "llama" or config.tied_embeddings or biases:
         have = f"{config.family} with{'' if biases else 'out'} biases"
         need = "a llama checkpoint without biases, with an output matrix of its own"

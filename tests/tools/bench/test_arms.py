@@ -55,6 +55,9 @@ def test_what_no_static_batch_can_be_is_refused(load: Load, monkeypatch: pytest.
     with pytest.raises(ConfigError, match="a static batch needs prompts of one length that come at once"):
         arms_of(BUNDLED, load).check("accelerate")
     arms_of(BUNDLED, Load(8, 8, 2)).check("accelerate")
+    quantised = arms_of(BUNDLED.with_name("bundled-int4"), Load(8, 8, 2))
+    with pytest.raises(ConfigError, match="--against accelerate: needs a checkpoint that is not quantised, have /"):
+        quantised.check("accelerate")
     with pytest.raises(ConfigError, match="--against: need one of accelerate, have 'vllm'"):
         arms_of(BUNDLED, Load(8, 8, 2)).check("vllm")
 

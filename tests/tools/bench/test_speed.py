@@ -273,6 +273,11 @@ async def test_what_cannot_run_here_is_named(monkeypatch: pytest.MonkeyPatch) ->
         "ring: needs a GPU, and --device cuda",
         "from host memory: needs a GPU, and --against ring, whose memory it gets",
     ]
+    quantised = SpeedBench(BUNDLED.with_name("bundled-int4"), {"device": "cpu"}, [ONE], None, lambda text: None)
+    await quantised.run(["llama.cpp", "accelerate"], 1)
+    assert [run.reason for run in quantised.runs] == [
+        f"{name}: needs a checkpoint that is not quantised" for name in ("llama.cpp", "accelerate")
+    ]
 
 
 def test_a_pass_moves_all_weights_but_the_embedding(checkpoint: Path) -> None:

@@ -152,6 +152,17 @@ def test_patterns_that_take_long_are_refused_by_name(monkeypatch: pytest.MonkeyP
         hasty.format_of(f"{Q}.weight")
 
 
+def test_names_are_looked_for_without_a_limit_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantization, "PATTERN_SECONDS", 0.0)
+    for said in (
+        {**BLOCKS, "modules_to_not_convert": [UP]},
+        groups((["Linear"], {"weights": INT4}), ignore=[UP]),
+        {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": [UP]},
+    ):
+        found = read_quantization(JsonObject("config.json", {"quantization_config": said}), None)
+        assert found.format_of(f"{UP}.weight").name == NOT != found.format_of(f"{Q}.weight").name
+
+
 @pytest.mark.parametrize(
     "pattern", ["a" * 10_001, "(a{11}b){10}", "a{5,101}", f"a{{{'1' * 5000}}}", "a b", "(" * 5000, "["]
 )

@@ -3,15 +3,13 @@
 import re
 from collections.abc import Callable
 
-import regex
-
 from pipeline.formats.dense import Dense
 from pipeline.formats.fp4 import MXFP4, NVFP4, Float4
 from pipeline.formats.fp8 import Float8
 from pipeline.formats.matrix import Format
 from pipeline.formats.packed_ints import Integers, PackedIntegers
 from pipeline.models.json_object import JsonObject
-from pipeline.models.quantizers.quantization import EMBEDDING, LINEAR, Quantization, compiled, refused
+from pipeline.models.quantizers.quantization import EMBEDDING, LINEAR, Pattern, Quantization, compiled, refused
 
 CLASSES = {"Linear": LINEAR, "Embedding": EMBEDDING}
 """Those of the modules that have weights to be quantised."""
@@ -37,11 +35,12 @@ def read(settings: JsonObject) -> Quantization:
     return Quantization((*ignored, *rules), ", ".join(sorted(activations)))
 
 
-def _pattern(settings: JsonObject, key: str, target: str) -> regex.Pattern[str]:
+def _pattern(settings: JsonObject, key: str, target: str) -> Pattern:
     if target in CLASSES:
-        return regex.compile(CLASSES[target])
-    expression = target.removeprefix("re:") if target.startswith("re:") else rf"{re.escape(target)}$"
-    return compiled(settings, key, expression)
+        return re.compile(CLASSES[target])
+    if target.startswith("re:"):
+        return compiled(settings, key, target.removeprefix("re:"))
+    return re.compile(rf"{re.escape(target)}$")
 
 
 def _activations(group: JsonObject) -> set[str]:

@@ -2,8 +2,6 @@
 
 import re
 
-import regex
-
 from pipeline.formats.dense import Dense
 from pipeline.formats.gptq import Gptq
 from pipeline.models.json_object import JsonObject
@@ -25,10 +23,10 @@ VERSIONS = {"gptq": 1, "gptq_v2": 2}
 def read(settings: JsonObject) -> Quantization:
     """The head is left out unless `lm_head` is true. Raises ConfigError."""
     found = _format(settings)
-    linear = [(regex.compile(rf".*\.{re.escape(name)}$"), found) for name in _modules(settings)]
-    linear = linear or [(regex.compile(LINEAR), found)]
-    head = [] if settings.flag("lm_head") else [(regex.compile(f"{HEAD_MODULE}$"), Dense())]
-    return Quantization((*_overrides(settings), (regex.compile(EMBEDDING), Dense()), *head, *linear))
+    linear = [(re.compile(rf".*\.{re.escape(name)}$"), found) for name in _modules(settings)]
+    linear = linear or [(re.compile(LINEAR), found)]
+    head = [] if settings.flag("lm_head") else [(re.compile(f"{HEAD_MODULE}$"), Dense())]
+    return Quantization((*_overrides(settings), (re.compile(EMBEDDING), Dense()), *head, *linear))
 
 
 def _modules(settings: JsonObject) -> list[str]:

@@ -1,8 +1,7 @@
 """What NVIDIA's ModelOpt says, in config.json or in a file of its own."""
 
 import fnmatch
-
-import regex
+import re
 
 from pipeline.formats.dense import Dense
 from pipeline.formats.fp4 import NVFP4_MODELOPT
@@ -22,8 +21,8 @@ def read(settings: JsonObject) -> Quantization:
     """In names that are left out "*" stands for anything. Raises ConfigError."""
     settings = settings.section("quantization") or settings
     skips = settings.first("exclude_modules", "ignore")
-    skipped: list[Rule] = [(regex.compile(fnmatch.translate(name)), Dense()) for name in settings.texts(skips)]
+    skipped: list[Rule] = [(re.compile(fnmatch.translate(name)), Dense()) for name in settings.texts(skips)]
     if (algorithm := settings.text("quant_algo")) not in ALGORITHMS:
         raise refused(settings, "quant_algo")
     found, activations = ALGORITHMS[algorithm]
-    return Quantization(((regex.compile(EMBEDDING), Dense()), *skipped, (regex.compile(LINEAR), found)), activations)
+    return Quantization(((re.compile(EMBEDDING), Dense()), *skipped, (re.compile(LINEAR), found)), activations)

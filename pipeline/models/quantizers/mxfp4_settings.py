@@ -1,6 +1,6 @@
 """MXFP4 as gpt-oss has it: experts alone are quantised, and all else is as it is."""
 
-import regex
+import re
 
 from pipeline.formats.fp4 import MXFP4_GPT_OSS
 from pipeline.models.json_object import JsonObject
@@ -11,4 +11,4 @@ EXPERTS = r".*\.experts\b"
 
 def read(settings: JsonObject) -> Quantization:
     """What is left out never holds experts."""
-    return Quantization(((regex.compile(EXPERTS), MXFP4_GPT_OSS),))
+    return Quantization(((re.compile(EXPERTS), MXFP4_GPT_OSS),))

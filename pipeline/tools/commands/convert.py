@@ -62,7 +62,7 @@ def _first_line(folder: Path, conversion: Conversion) -> str:
     dense = [one.kind for one in conversion.tensors if one.sources and not one.quantised]
     lines = [
         f"{folder}: {human_bytes(before)} become {human_bytes(after)} as {conversion.format_name}, but for "
-        f"{', '.join(dense)}, norms and biases; takes about {human_bytes(conversion.memory_bytes)} of memory"
+        f"{', '.join(dense)}, norms and biases; takes about {human_bytes(conversion.memory_bytes)} beside torch"
     ]
     if conversion.ignored:
         lines.append(f"left out, as not used for text: {len(conversion.ignored)} tensors, as {conversion.ignored[0]}")

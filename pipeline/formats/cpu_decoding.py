@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.formats import cpu_kernels
+from pipeline.formats import cpu_kernels, cpu_vectors
 from pipeline.formats.encoded import Encoded
 from pipeline.formats.lookup import E2M1, level_table, looked_up, scales_in_float32
 from pipeline.formats.words import by_row, transposed, unpacked
@@ -64,6 +64,8 @@ def _kernel(encoded: Encoded, dtype: torch.dtype) -> tuple[Callable[..., None], 
     """What decodes it, and what that takes between the numbers and the first row."""
     rounds_to = cpu_kernels.DTYPES[torch.float32 if encoded.rounds_to == dtype else encoded.rounds_to]
     into, half_group = cpu_kernels.DTYPES[dtype], encoded.group // 2
+    if (how := _vector_rounds(encoded, dtype)) is not None:
+        return _vector_kernel(encoded, how)
     if encoded.kind == "fp4":
         pairs = np.empty((256, 256), f"u{2 * dtype.itemsize}")
         meanings, levels = _meanings_of_scales(encoded), level_table(E2M1, encoded.scales.device)
@@ -81,6 +83,26 @@ def _kernel(encoded: Encoded, dtype: torch.dtype) -> tuple[Callable[..., None], 
         kernel = cpu_kernels.bytewise(BYTEWISE[encoded.kind], rounds_to, into)
         return kernel, (scales, zeros.numpy(), steps, encoded.group)
     return cpu_kernels.int4(rounds_to, into), (scales, zeros.numpy(), steps, half_group)
+
+
+def _vector_rounds(encoded: Encoded, dtype: torch.dtype) -> int | None:
+    """What rounds, of `cpu_vectors.ROUNDS`; None where the matrix is not decoded by vectors."""
+    names = [str(one).removeprefix("torch.") for one in (encoded.rounds_to, dtype)]
+    rounds = tuple(name for name in dict.fromkeys(names) if name != "float32")
+    fits = encoded.kind not in BYTEWISE and encoded.order is None and encoded.group % (2 * cpu_vectors.BYTES) == 0
+    fits &= encoded.shape[1] % encoded.group == 0 and dtype.itemsize == 2
+    return cpu_vectors.ROUNDS.index(rounds) if fits and cpu_vectors.HAS_LOOK_UP else None
+
+
+def _vector_kernel(encoded: Encoded, how: int) -> tuple[Callable[..., None], tuple[Any, ...]]:
+    kind = {"fp4": cpu_vectors.FP4_KIND, "nf4": cpu_vectors.NF4_KIND}.get(encoded.kind, cpu_vectors.INT4_KIND)
+    if kind == cpu_vectors.FP4_KIND:
+        scales, meanings = encoded.scales.view(torch.uint8).contiguous(), _meanings_of_scales(encoded)
+    else:
+        scales, meanings = _scales(encoded), torch.empty(0)
+    zeros, steps = _zeros(encoded)
+    arguments = (scales.numpy(), meanings.numpy(), zeros.numpy(), steps, encoded.group // 2)
+    return cpu_kernels.vectors(kind, how), arguments
 
 
 def _meanings_of_scales(encoded: Encoded) -> torch.Tensor:

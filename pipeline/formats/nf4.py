@@ -19,29 +19,10 @@ from torch.nn import functional
 from pipeline.errors import CheckpointError
 from pipeline.formats.decoding import decoded_matrix, decoded_product, decoding_bytes
 from pipeline.formats.encoded import Encoded, as_words
-from pipeline.formats.lookup import level_table, looked_up, nibble_table
+from pipeline.formats.lookup import NF4, level_table, looked_up, nibble_table
 from pipeline.formats.tensors import TensorRange, TensorSpec
 from pipeline.system.small_files import parse_object
 
-LEVELS = (
-    -1.0,
-    -0.6961928009986877,
-    -0.5250730514526367,
-    -0.39491748809814453,
-    -0.28444138169288635,
-    -0.18477343022823334,
-    -0.09105003625154495,
-    0.0,
-    0.07958029955625534,
-    0.16093020141124725,
-    0.24611230194568634,
-    0.33791524171829224,
-    0.44070982933044434,
-    0.5626170039176941,
-    0.7229568362236023,
-    1.0,
-)
-"""What the nibbles stand for. Files hold them too (quant_map), and bitsandbytes does not read that either."""
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 SCALES_PER_OUTER_BLOCK = 256
 """Of double quantisation."""
@@ -193,7 +174,7 @@ class Nf4Matrix:
             block,
             self.state.dtype,
             scaled="nested" if self.double else "",
-            levels=level_table(LEVELS, self.device),
+            levels=level_table(NF4, self.device),
             outer=outer,
             code=code,
             offset=self.state.offset,
@@ -207,7 +188,7 @@ class Nf4Matrix:
         pairs = self.pairs[first_block * block // 2 : last_block * block // 2]
         lacking = (last_block - first_block) * block // 2 - len(pairs)  # the last block of a matrix may be partial
         pairs = functional.pad(pairs, (0, lacking)).view(-1, block // 2)
-        values = looked_up(pairs, nibble_table(LEVELS, self.device, high_first=True))
+        values = looked_up(pairs, nibble_table(NF4, self.device, high_first=True))
         values.mul_(self._magnitudes(first_block, last_block)[:, None])
         decoded = values.flatten()[begin - first_block * block : end - first_block * block]
         return decoded.view(last - first, columns).to(self.state.dtype).to(dtype)

@@ -22,6 +22,7 @@ from pipeline.formats.packed_ints import Integers, PackedIntegers
 from pipeline.formats.tensors import TensorSpec
 
 cpu_decoding = pytest.importorskip("pipeline.formats.cpu_decoding", reason="needs numba", exc_type=ImportError)
+cpu_vectors = pytest.importorskip("pipeline.formats.cpu_vectors", reason="needs numba", exc_type=ImportError)
 SHAPE = (72, 1024)
 
 
@@ -79,7 +80,9 @@ def matrices() -> dict[str, IntegerMatrix | Float8Matrix | Float4Matrix | Nf4Mat
     }
 
 
-def test_kernels_round_as_torch_does_whatever_the_scales() -> None:
+@pytest.mark.parametrize("has_look_up", sorted({False, cpu_vectors.HAS_LOOK_UP}))
+def test_kernels_round_as_torch_does_whatever_the_scales(has_look_up: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_vectors, "HAS_LOOK_UP", has_look_up)
     for name, matrix in matrices().items():
         encoded = matrix.encoded()
         assert encoded is not None

@@ -102,7 +102,7 @@ def _vector_kernel(encoded: Encoded, how: int) -> tuple[Callable[..., None], tup
         scales, meanings = _scales(encoded), torch.empty(0)
     zeros, steps = _zeros(encoded)
     arguments = (scales.numpy(), meanings.numpy(), zeros.numpy(), steps, encoded.group // 2)
-    return cpu_kernels.vectors(kind, how), arguments
+    return cpu_vectors.vectors(kind, how), arguments
 
 
 def _meanings_of_scales(encoded: Encoded) -> torch.Tensor:

@@ -18,8 +18,6 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from pipeline.formats.cpu_vectors import BYTES, FP4_KIND, look_up
-
 EXACT = {"nogil": True, "error_model": "numpy"}
 UINT8, INT8, FP8 = range(3)
 F32, BF16, F16 = range(3)
@@ -102,27 +100,6 @@ def number(code, zero, kind):
     if kind == INT8:
         return np.float32(np.int8(code)) - zero
     return np.float32(np.int32(code)) - zero
-
-
-@functools.cache
-def vectors(kind: int, how: int) -> Callable[..., None]:
-    """A kernel for numbers of 4 bits in whole groups of a multiple of 32, see `cpu_vectors`.
-
-    `scales` are in fp32, or bytes whose meaning `meanings` has.
-    """
-
-    @njit(cache=True, **EXACT)
-    def decode(bytes_FB, scales_FG, meanings, zeros_FG, zero_steps, half_group, first, out):
-        count = out.shape[1]
-        for row in range(len(out)):
-            for g in range(count // half_group):
-                scale = meanings[scales_FG[first + row, g]] if kind == FP4_KIND else scales_FG[first + row, g]
-                zero = zeros_FG[(first + row) * zero_steps[0], g * zero_steps[1]]
-                begin = row * count + g * half_group
-                for at in range(begin, begin + half_group, BYTES):
-                    look_up(bytes_FB, at, zero, scale, out, kind, how)
-
-    return decode
 
 
 @functools.cache

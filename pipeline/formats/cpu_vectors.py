@@ -1,13 +1,16 @@
 """Numbers of 4 bits, decoded by the instruction of AVX-512 that looks 32 items of 16 bits up at once.
 
-All numbers of a group stand for 16 values, whose bits fill half a register.
+All numbers of a group stand for 16 values, whose bits fill half a register. To tell whether what it
+kept is still right numba looks at the file of a kernel alone: all that a kernel calls is in its file.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -76,3 +79,24 @@ def _all(value: int) -> Any:
 def _spread(build: Any, value: Any) -> Any:
     one = build.insert_element(ir.Constant(FLOATS, ir.Undefined), value, ir.Constant(I32, 0))
     return build.shuffle_vector(one, one, ir.Constant(WORDS, [0] * 16))
+
+
+@functools.cache
+def vectors(kind: int, how: int) -> Callable[..., None]:
+    """A kernel for numbers of 4 bits in whole groups of a multiple of 32; as those of `cpu_kernels`.
+
+    `scales` are in fp32, or bytes whose meaning `meanings` has.
+    """
+
+    @njit(cache=True, nogil=True, error_model="numpy")
+    def decode(bytes_FB, scales_FG, meanings, zeros_FG, zero_steps, half_group, first, out):
+        count = out.shape[1]
+        for row in range(len(out)):
+            for g in range(count // half_group):
+                scale = meanings[scales_FG[first + row, g]] if kind == FP4_KIND else scales_FG[first + row, g]
+                zero = zeros_FG[(first + row) * zero_steps[0], g * zero_steps[1]]
+                begin = row * count + g * half_group
+                for at in range(begin, begin + half_group, BYTES):
+                    look_up(bytes_FB, at, zero, scale, out, kind, how)
+
+    return decode

@@ -27,7 +27,7 @@ NF4 = (
     0.7229568362236023,
     1.0,
 )
-"""What they stand for in bitsandbytes' nf4. Files hold them too (quant_map), and the library does not read that either."""
+"""What they stand for in bitsandbytes' nf4. Files hold them too (quant_map), which the library does not read either."""
 
 
 def looked_up(bytes_FN: torch.Tensor, table: torch.Tensor) -> torch.Tensor:

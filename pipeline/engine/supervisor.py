@@ -65,6 +65,7 @@ class Supervisor:
         self._closes = False
         self._refusal: ClosedError | None = None
         self._given_back: Future[None] | None = None
+        self._giving_back: threading.Thread | None = None
         self._task = asyncio.create_task(self._supervise(), name="penstock")
         self._task.add_done_callback(self._ended)
 
@@ -204,6 +205,8 @@ class Supervisor:
             names = sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("penstock"))
             logger.warning("closing waits for reads or computations, which cannot be stopped: %s", ", ".join(names))
         await waiting
+        if self._giving_back is not None:
+            self._giving_back.join()  # it is at its end, and until then its frames hold the model
 
     def _begin_giving_back(self) -> "Future[None]":
         if self._given_back is None:
@@ -212,8 +215,10 @@ class Supervisor:
             with limits_named(), contextlib.ExitStack() as undone:
                 loop = asyncio.new_event_loop()
                 undone.callback(loop.close)
-                threading.Thread(target=self._run_giving_back, args=[loop, given_back], daemon=True).start()
+                thread = threading.Thread(target=self._run_giving_back, args=[loop, given_back], daemon=True)
+                thread.start()
                 undone.pop_all()
+            self._giving_back = thread
             self._given_back = given_back  # where a descriptor or a thread is missing, another call tries again
         return self._given_back
 

@@ -136,6 +136,7 @@ class ModelRuntime(Runtime):
     async def aclose(self) -> None:
         """Give everything back; the lines must have stopped."""
         async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self.program.let_go)
             stack.push_async_callback(super().aclose)
             stack.push_async_callback(asyncio.to_thread, self.cache.memory.close)
             stack.push_async_callback(self.program.close)

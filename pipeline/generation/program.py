@@ -278,6 +278,10 @@ class GenerationProgram:
         self.admission.close()
         await asyncio.to_thread(self._sampler.close)
 
+    def let_go(self) -> None:
+        """Hold no views of memory any more, which would outlive that: a closed model may be kept."""
+        del self._sampler, self._inputs
+
 
 def _first_logits(catalog: WeightCatalog) -> dict[GroupKey, int]:
     """The first row of the output matrix that each slice of the head holds."""

@@ -24,8 +24,8 @@ class Panic(BaseException):
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actors.core.crew.STOP_SECONDS", 0.05)
-    monkeypatch.setattr("pipeline.engine.supervisor.STOP_SECONDS", 0.05)
+    for module in ("actors.core.crew", "actors.core.line", "pipeline.engine.supervisor"):
+        monkeypatch.setattr(f"{module}.STOP_SECONDS", 0.05)
 
 
 def threads() -> list[str]:
@@ -51,9 +51,12 @@ async def test_a_panic_in_a_stage_reaches_its_caller_and_the_next_call_works() -
     stage = Panics()
     async with asyncio.timeout(20), Model.open(device="cpu", insert={"disk_reader": [stage]}) as model:
         expected = await model.generate(PROMPT, max_new_tokens=2)
+        call = asyncio.create_task(model.generate(PROMPT, max_new_tokens=200, ignore_eos=True))
+        while not model.statistics().requests.running:
+            await asyncio.sleep(0.001)
         stage.armed = True
         with pytest.raises(ActorFailed, match=r"panics failed at layer \d+.*Panic: in Rust"):
-            await model.generate(PROMPT, max_new_tokens=20, ignore_eos=True)
+            await call
         assert await model.generate(PROMPT, max_new_tokens=2) == expected
 
 
@@ -199,12 +202,13 @@ async def test_a_stage_that_does_not_end_is_named_by_who_closes_and_everything_e
         call = asyncio.create_task(model.generate(PROMPT, max_new_tokens=50, ignore_eos=True))
         while not stage.entered:
             await asyncio.sleep(0.01)
-        with pytest.raises(ActorFailed, match=r"stubborn failed at layer \d+.*has not ended within 0.05 s"):
+        with pytest.raises(ActorFailed, match=r"stubborn failed at layer \d+.*has not ended within") as failed:
             await model.aclose()
         with pytest.raises(ClosedError):
             await call
-        assert threads() == []
-        stage.stopped = True
+        left, stage.stopped = threads(), True
+        assert left == []
+        assert "within 0.05 s" in str(failed.value)
         await asyncio.sleep(0.05)
         await model.aclose()
 

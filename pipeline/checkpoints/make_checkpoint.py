@@ -1,29 +1,27 @@
-"""Writes checkpoints of a real shape with random weights, file by file, in little more memory than a file takes."""
+"""Writes checkpoints of a real shape with random weights, tensor by tensor."""
 
 import base64
 import itertools
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from pipeline.checkpoints.checkpoint import CONFIG_FILE
 from pipeline.checkpoints.new_folder import check_space, new_folder
 from pipeline.checkpoints.presets import PRESETS
 from pipeline.checkpoints.shard_layout import (
+    SHARD_BYTES,
     model_specs,
     shards,
     stored_parts,
     stored_tensors,
     total_bytes,
-    write_index,
 )
 from pipeline.checkpoints.written_formats import FORMAT_NAMES, written_format
+from pipeline.checkpoints.written_shards import WrittenShards
 from pipeline.errors import ConfigError, unknown_name
 from pipeline.formats.tensors import TensorSpec, stored_dtype, stored_name
 from pipeline.models.families import FAMILIES
@@ -48,8 +46,6 @@ DTYPES = ("float32", "float16", "bfloat16")
 SPECIAL_TOKENS = ("<|begin_of_text|>", "<|end_of_text|>")
 STANDARD_DEVIATION = 0.02
 CHUNK_ITEMS = 8 << 20
-SHARD_BYTES = 1_000_000_000
-"""Of a file, unless one tensor is larger: safetensors writes a file from memory that holds all of it."""
 
 
 def make_checkpoint(
@@ -118,18 +114,10 @@ def _model(like: str, settings: dict[str, object]) -> ModelConfig:
 
 
 def _write_shards(folder: Path, shard_bytes: int, draw: "_Draw", progress: Callable[[int, int], None]) -> None:
-    files, total = shards(draw.tensors, shard_bytes), total_bytes(draw.tensors)
-    weight_map: dict[str, str] = {}
-    for file_name, held in files.items():
-        tensors = {name: draw.tensor(name, lambda drawn_bytes: progress(drawn_bytes, total)) for name in held}
-        save_file(tensors, folder / file_name, metadata={"format": "pt"})
-        # safetensors 0.8 writes files that only their owner may read, whatever the umask says.
-        shutil.copymode(folder / CONFIG_FILE, folder / file_name)
-        with open(folder / file_name, "rb") as file:
-            os.fsync(file.fileno())  # a direct read right after would have to wait for it anyway
-        weight_map |= dict.fromkeys(held, file_name)
-    if len(files) > 1:
-        write_index(folder, total, weight_map)
+    total = total_bytes(draw.tensors)
+    with WrittenShards(folder, draw.tensors, shard_bytes) as written:
+        for name in itertools.chain.from_iterable(shards(draw.tensors, shard_bytes).values()):
+            written.write(name, draw.tensor(name, lambda drawn_bytes: progress(drawn_bytes, total)))
 
 
 class _Draw:

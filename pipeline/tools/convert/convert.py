@@ -14,11 +14,11 @@ from pipeline.checkpoints.checkpoint import CONFIG_FILE, Checkpoint, open_checkp
 from pipeline.checkpoints.new_folder import check_space, new_folder
 from pipeline.checkpoints.shard_layout import SHARD_BYTES, total_bytes
 from pipeline.checkpoints.written_formats import WrittenFormat
+from pipeline.checkpoints.written_shards import WrittenShards
 from pipeline.errors import CheckpointError
 from pipeline.formats.matrix import StoredMatrix
 from pipeline.formats.tensors import TensorRange, TensorSpec, stored_dtype
 from pipeline.tools.convert.conversion import Conversion, NewTensor, plan_conversion
-from pipeline.tools.convert.written_shards import WrittenShards
 
 COPIED = (
     *("added_tokens.json", "chat_template*", "generation_config.json", "merges.txt", "special_tokens_map.json"),

@@ -21,12 +21,12 @@ from transformers import PreTrainedModel
 from pipeline import Model
 from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.checkpoints.written_formats import written_format
+from pipeline.checkpoints.written_shards import WrittenShards
 from pipeline.cli import main
 from pipeline.system.hub_cache import BUNDLED, BUNDLED_INT4
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.convert.conversion import plan_conversion
 from pipeline.tools.convert.convert import convert
-from pipeline.tools.convert.written_shards import WrittenShards
 
 SIZES = {"hidden_size": 128, "intermediate_size": 384}
 WEIGHTS = "model.safetensors"

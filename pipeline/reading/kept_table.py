@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from actors.core.errors import said
 from pipeline.devices.memory import HostMemory
-from pipeline.errors import PenstockError
 from pipeline.formats.tensors import TensorRange
 from pipeline.reading.rows import RowReader
 
@@ -57,8 +57,8 @@ class KeptTable:
                 for part, memory in self._parts:
                     await self._read(part, memory, rows)
                 self.rows += rows
-        except (OSError, PenstockError) as error:
-            logger.warning("the embedding is not kept in memory from row %d on: %s", self.rows, error)
+        except Exception as error:  # no other task would tell
+            logger.warning("the embedding is not kept in memory from row %d on: %s", self.rows, said(error))
 
     def take(self, token_ids: Sequence[int], into: HostMemory) -> bool:
         """Copy these rows into the room for rows, one behind the other; False where one of them is not here yet."""

@@ -192,13 +192,14 @@ class TableReader:
     def __init__(self, row_bytes: int) -> None:
         self.reads: list[tuple[int, int]] = []
         self.fails_from = ROWS
+        self.failure: Exception = OSError(5, "the disk failed")
         self._row_bytes = row_bytes
 
     async def read(self, file: Path, starts: Sequence[int], nbytes: int, buffer: memoryview) -> None:
         for index, start in enumerate(starts):
             first, count = (start - START) // self._row_bytes, nbytes // self._row_bytes
             if count > 1 and first + count > self.fails_from:
-                raise OSError(5, "the disk failed")
+                raise self.failure
             self.reads.append((first, count))
             rows = b"".join(bytes([first + row]) * self._row_bytes for row in range(count))
             buffer[index * nbytes : (index + 1) * nbytes] = rows
@@ -207,14 +208,16 @@ class TableReader:
         """Nothing is cached."""
 
 
-@pytest.mark.parametrize(("fails_from", "kept"), [(ROWS, ROWS), (30, 28)])
+@pytest.mark.parametrize(
+    ("fails_from", "kept", "failure"), [(ROWS, ROWS, OSError()), (30, 28, OSError(5, "failed")), (30, 28, MemoryError())]
+)
 async def test_a_table_that_stays_is_read_once_as_far_as_it_can_be(
-    fails_from: int, kept: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    fails_from: int, kept: int, failure: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     row_bytes = COLUMNS * 2
     monkeypatch.setattr(kept_table, "CHUNK_BYTES", 7 * row_bytes)
     device, reader = CpuDevice(copy=True), TableReader(row_bytes)
-    reader.fails_from = fails_from
+    reader.fails_from, reader.failure = fails_from, failure
     embedding = EmbeddingRows(table(Path("weights")), reader, device, 8, stays=True)  # type: ignore[arg-type]
     loading = asyncio.ensure_future(embedding.load())
     await (await embedding.fetch([5])).wait()

@@ -209,7 +209,8 @@ class TableReader:
 
 
 @pytest.mark.parametrize(
-    ("fails_from", "kept", "failure"), [(ROWS, ROWS, OSError()), (30, 28, OSError(5, "failed")), (30, 28, MemoryError())]
+    ("fails_from", "kept", "failure"),
+    [(ROWS, ROWS, OSError()), (30, 28, OSError(5, "the disk failed")), (30, 28, MemoryError())],
 )
 async def test_a_table_that_stays_is_read_once_as_far_as_it_can_be(
     fails_from: int, kept: int, failure: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -99,6 +99,16 @@ class WeightCatalog:
         layouts = self.host if place == self.places[0] else self._device
         return {key: layout.slot_bytes for key, layout in layouts.items()}
 
+    def alike(self, key: GroupKey) -> tuple[object, ...]:
+        """Equal for groups of a kind that can be computed with each other's bytes, as a measurement does.
+
+        Those of one dtype are weights wherever they are cut; packed numbers taken for scales might be no number.
+        """
+        tensors = self._groups[key].tensors
+        dtypes = {tensor.dtype for tensor in tensors}
+        said = dtypes if len(dtypes) == 1 else [(tensor.short, tensor.dtype, tensor.shape) for tensor in tensors]
+        return (*said,)
+
     def parameters(self) -> dict[GroupKey, int]:
         """How many numbers the matrices of each group have, however stored: what a token costs follows from it."""
         return {key: sum(one.rows * one.columns for one in group.matrices) for key, group in self._groups.items()}

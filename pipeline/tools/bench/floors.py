@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import time
 from array import array
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,22 +118,24 @@ class Floors:
         return last - first, [sum(copy.length for copy in each) for each in copies]
 
     async def load(self, *, shared: bool = False) -> Loaded:
-        """Bring every group into device memory for good; `shared`, or where they do not fit, one per kind for all."""
+        """Bring every group into device memory for good; `shared`, or where they do not fit, one for all alike."""
         runtime, order = self._runtime, self._runtime.catalog.order
         place = runtime.catalog.places[-1]
         sizes = runtime.catalog.slot_bytes(place)
         kinds = [runtime.catalog.kind(key) for key in order]
+        one_by_one = [*zip(order, kinds, strict=True)]
         aliased = shared or sum(sizes[kind] for kind in kinds) > available_host_bytes() // 2
-        counts = {kind: 1 if aliased else kinds.count(kind) for kind in sizes}
+        alike = {key: (kind, runtime.catalog.alike(key) if aliased else key) for key, kind in one_by_one}
+        counts = Counter(kind for kind, _ in set(alike.values()))
         cells = {kind: [runtime.device.device_memory(sizes[kind]) for _ in range(n)] for kind, n in counts.items()}
         memory = Budget(place, cells, time.perf_counter)
-        first: dict[str, Slot] = {}
+        first: dict[tuple[str, object], Slot] = {}
         messages = []
-        for seq, (key, kind) in enumerate(zip(order, kinds, strict=True)):
-            if not aliased or kind not in first:
-                first[kind] = await memory.acquire(kind)
-                await self._fill(key, first[kind])
-            messages.append(Message(*key, seq, first[kind], READY))
+        for seq, (key, kind) in enumerate(one_by_one):
+            if alike[key] not in first:
+                first[alike[key]] = await memory.acquire(kind)
+                await self._fill(key, first[alike[key]])
+            messages.append(Message(*key, seq, first[alike[key]], READY))
         return Loaded(tuple(messages), aliased)
 
     async def compute_seconds(self, loaded: Loaded, lengths: Sequence[int] = (1,)) -> float:

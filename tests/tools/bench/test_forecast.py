@@ -1,6 +1,7 @@
 """What a pass will take: closed forms where they hold, the plan of a machine that is not here, and measured rates."""
 
 import asyncio
+import contextlib
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -223,6 +224,16 @@ async def test_few_requests_are_measured_with_what_they_can_have() -> None:
     assert list(found.computes["ffn"].parameter_seconds) == [128, 512]
     with pytest.raises(ConfigError, match="--batch-tokens: need at most 1023"):
         await measure_rates(BUNDLED, Config(device="cpu", max_requests=1), 1024, lambda text: None)
+
+
+async def test_groups_that_share_memory_are_computed_with_numbers(tmp_path: Path) -> None:
+    """Packed numbers that are taken for a plain head are no numbers, and a request that gets none fails."""
+    make_checkpoint(tmp_path / "int4", "llama-3.2-1b", stored="int4", layers=2, hidden_size=256, vocabulary_size=4096)
+    settings = Config(device="cpu", residency=False, context_tokens=32, max_requests=1)
+    async with contextlib.aclosing(await asyncio.to_thread(build, tmp_path / "int4", settings)) as runtime:
+        floors = Floors(runtime, NOTHING_STAYS)
+        async with asyncio.timeout(30):
+            assert len(await floors.decode_seconds(await floors.load(shared=True), 1, 3)) == 3
 
 
 async def test_computing_that_needs_two_passes_is_no_floor(checkpoint: Path) -> None:

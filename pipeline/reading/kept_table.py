@@ -15,7 +15,7 @@ from pipeline.devices.memory import HostMemory
 from pipeline.formats.tensors import TensorRange
 from pipeline.reading.rows import RowReader
 
-CHUNK_BYTES = 16 << 20
+CHUNK_BYTES = 4 << 20
 """What is read at a time: rows that a pass fetches meanwhile wait for so much at most."""
 logger = logging.getLogger("penstock")
 

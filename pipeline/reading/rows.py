@@ -12,6 +12,9 @@ from pipeline.reading.reading_lane import Disk
 from pipeline.system.page_cache import advise
 from pipeline.system.threads import Threads, outlast
 
+PIECE_BYTES = 256 << 10
+"""The most that is read at once: copying it into its place holds the interpreter, which passes need."""
+
 
 class RowReader:
     """One thread that reads rows through the page cache, so that what comes again costs no read of the disk.
@@ -75,7 +78,8 @@ class RowReader:
         position, end = start, start + len(row)
         try:
             while position < end:
-                content = os.pread(self._disk.files[file].buffered, end - position, position)
+                length = min(end - position, PIECE_BYTES)
+                content = os.pread(self._disk.files[file].buffered, length, position)
                 if not content:
                     self._disk.check_unchanged(file, position)
                     raise OSError(errno.EIO, "no more bytes, though the file goes on")

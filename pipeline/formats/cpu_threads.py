@@ -37,7 +37,7 @@ def share_out(items: Sequence[int], work: Callable[[int], object]) -> None:
 
 @functools.cache
 def block_threads(count: int) -> Threads:
-    """So many. They last as long as the process, and serve all models.
+    """So many. They last as long as the process, and serve all models, so their name is not that of a model's threads.
 
     In each torch computes with one thread. What was set last it takes for every thread that is yet to begin, so that
     the number is set again here once they have.
@@ -48,7 +48,7 @@ def block_threads(count: int) -> Threads:
         torch.set_num_threads(1)
         ready.wait()
 
-    threads = Threads(count, "penstock-blocks", first)
+    threads = Threads(count, "cpu-blocks", first)
     try:
         threads.submit(int)
     except RuntimeError:

@@ -7,6 +7,7 @@ from support import tiny_models
 from support.group_places import settings_with_groups
 
 from pipeline import Model, Output
+from pipeline.reading.kept_table import KeptTable
 
 pytestmark = pytest.mark.usefixtures("nothing_was_there_before")
 NEW_TOKENS = 6
@@ -43,3 +44,25 @@ async def test_the_embedding_table_stays_where_all_groups_do_and_copies_are_made
         async with Model.open(checkpoint, **{"device": device, **tight}) as model:
             assert model.runtime.embedding.kept is None
             assert (await generate(model)).token_ids == first.token_ids
+
+
+async def test_closing_ends_the_loading_of_the_table_and_waits_for_it(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = tiny_models.save_new("llama_gqa_llama3", tmp_path_factory, layers=3)
+    ended: list[bool] = []
+
+    async def load(self: KeptTable) -> None:
+        """A read that is cancelled goes on until its thread writes no more."""
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.3)
+            ended.append(True)
+
+    monkeypatch.setattr(KeptTable, "load", load)
+    model = await Model.open(checkpoint, device="cpu-copy")
+    await generate(model)
+    async with asyncio.timeout(10):
+        await model.aclose()
+    assert ended

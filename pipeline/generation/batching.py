@@ -19,7 +19,9 @@ class Piece:
     """What one sequence brings to a pass: `token_ids` at positions from `start` on.
 
     The pass computes logits for the last `logit_rows` of them. All are rotated by the frequencies of `rope_length`, as
-    what is cached of the sequence was.
+    what is cached of the sequence was. Recurrent layers begin with the state in the slot `state_read`, with zeros where
+    it is -1, and leave that behind the last token in `state_write`; that behind the token with this index goes to
+    another slot for each (index, slot) of `snapshots`.
     """
 
     sequence: RunningSequence
@@ -27,6 +29,9 @@ class Piece:
     token_ids: tuple[int, ...]
     logit_rows: int
     rope_length: int = 0
+    state_read: int = -1
+    state_write: int = -1
+    snapshots: tuple[tuple[int, int], ...] = ()
 
 
 def most_logit_rows(max_requests: int) -> int:

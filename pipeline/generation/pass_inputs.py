@@ -17,8 +17,10 @@ from pipeline.groups.layout import merge_copies
 from pipeline.models.pass_rows import TILE, Rows, SequenceRows, parts_for, tile_parts_for
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
 
-NO_TOKEN = (-1, -1, 0, -1, 0, 0, 0)
-POSITION, BLOCK, TABLE, ANSWER, TILE_ROW, TILE_TOKENS, LOGIT_ROW = range(len(NO_TOKEN))
+NO_TOKEN = (-1, -1, 0, -1, 0, 0, 0, -1, -1, 0, -1)
+(POSITION, BLOCK, TABLE, ANSWER, TILE_ROW, TILE_TOKENS, LOGIT_ROW, STATE_READ, STATE_WRITE, RUN, SNAPSHOT) = range(
+    len(NO_TOKEN)
+)
 """The columns of `Rows`, and the rows that get logits."""
 ITEM_BYTES = torch.int64.itemsize
 
@@ -100,7 +102,13 @@ class PassInputs:
                 blocks_B = self._tables[held[piece.sequence][0]]
                 ended = functools.partial(_ended, piece)
                 prompt_tokens = len(piece.sequence.prompt_ids)
-                sequences.append(SequenceRows(first - begin, last - begin, start, prompt_tokens, blocks_B, ended))
+                state_read = piece.state_read if first == piece_begin else piece.state_write
+                snapshots = [(piece_begin + index - begin, slot) for index, slot in piece.snapshots]
+                snapshots = [one for one in snapshots if first - begin <= one[0] < last - begin]
+                states = state_read, piece.state_write, snapshots
+                sequences.append(
+                    SequenceRows(first - begin, last - begin, start, prompt_tokens, blocks_B, ended, *states)
+                )
         if end > piece_end:
             first = max(piece_end, begin)
             sequences.append(SequenceRows(first - begin, end - begin, 0, 0, self._tables[0], lambda: True))
@@ -139,7 +147,23 @@ class PassInputs:
         prompt_left_T = np.zeros(rows, np.int64)
         prompts = [len(piece.sequence.prompt_ids) for piece in pieces]
         prompt_left_T[:tokens] = np.minimum(np.repeat(prompts, counts) - positions_T, ends_T - np.arange(tokens))
+        if pieces[0].state_write >= 0:
+            self._fill_states(pieces, cuts)
         self._grids = {cut: _cut(numbers[slice(*cut)], prompt_left_T[slice(*cut)]) for cut in cuts}
+
+    def _fill_states(self, pieces: Sequence[Piece], cuts: Sequence[tuple[int, int]]) -> None:
+        """Say with which state each run of rows begins and ends: one of a sequence goes on in the next block."""
+        counts = [len(piece.token_ids) for piece in pieces]
+        numbers, begins = self._host_numbers[: self._ends[-1]], np.subtract(self._ends, counts)
+        numbers[:, STATE_WRITE] = np.repeat([piece.state_write for piece in pieces], counts)
+        numbers[:, STATE_READ] = numbers[:, STATE_WRITE]
+        numbers[begins, STATE_READ] = [piece.state_read for piece in pieces]
+        for begin, piece in zip(begins, pieces, strict=True):
+            for index, slot in piece.snapshots:
+                numbers[begin + index, SNAPSHOT] = slot
+        for begin, end in [(begin, min(end, len(numbers))) for begin, end in cuts if begin < len(numbers)]:
+            firsts = np.union1d(begin, begins[(begin < begins) & (begins < end)])
+            numbers[firsts, RUN] = np.diff(firsts, append=end)
 
 
 def _cut(numbers: np.ndarray, prompt_left_T: np.ndarray) -> tuple[int, int, int, int]:

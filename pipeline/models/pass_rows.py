@@ -28,7 +28,9 @@ class SequenceRows:
     its prompt.
 
     `blocks_B` is its block table, int64 on the device: position p is row p % P of block p // P of the table. Once it
-    has `ended`, what comes out for its rows is not used.
+    has `ended`, what comes out for its rows is not used. A recurrent layer begins with the state in the slot
+    `state_read`, with zeros where that is -1, and leaves the state behind the last row in the slot `state_write`; it
+    also puts the state behind a row into another slot for each (row, slot) of `snapshots`, in ascending order.
     """
 
     begin: int
@@ -37,6 +39,9 @@ class SequenceRows:
     prompt_tokens: int
     blocks_B: torch.Tensor
     ended: Callable[[], bool] = lambda: False
+    state_read: int = -1
+    state_write: int = -1
+    snapshots: Sequence[tuple[int, int]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,10 @@ class Rows:
     block that it goes to, and the table of its sequence; -1, -1 and 0 behind the last token. Then follow lists, each in
     a column from row 0 on: `answers` rows that are computed one by one, others with them, and `tiles` of
     prompts, the first row and the tokens of each. No answer looks back at more than `parts` parts, and no tile at more
-    than `tile_parts`.
+    than `tile_parts`. The last four columns are for recurrent layers, again of each row: the slots of the state that it
+    begins with, if it is the first of its sequence here, and of that behind the last; how many rows follow each other
+    from it on, itself included, 0 if it is not the first; and the slot that gets the state behind it. Without one,
+    the slots are -1.
     """
 
     numbers: torch.Tensor
@@ -71,8 +79,12 @@ def tile_parts_for(tokens: int) -> int:
 
 
 def few_rows(device: torch.device) -> Rows:
-    """Two rows to try kernels with, of a KV of one block: a prompt's token at position 0, and an answer's."""
-    numbers = torch.tensor([[0, 0, 0, 1, 0, 1, 0], [0, 0, 0, -1, 0, 0, 0]], device=device)
+    """Two rows to try kernels with, of a KV of one block and two slots of state: a prompt's token at position 0, and an
+    answer's."""
+    numbers = torch.tensor([[0, 0, 0, 1, 0, 1, 0, -1, 0, 1, -1], [0, 0, 0, -1, 0, 0, 0, -1, 1, 1, -1]], device=device)
     tables = torch.zeros(1, 1, dtype=torch.int64, device=device)
-    sequences = [SequenceRows(0, 1, 0, 1, tables[0]), SequenceRows(1, 2, 0, 0, tables[0])]
+    sequences = [
+        SequenceRows(0, 1, 0, 1, tables[0], state_write=0),
+        SequenceRows(1, 2, 0, 0, tables[0], state_write=1),
+    ]
     return Rows(numbers, tables, 2, 1, 1, FEW_PARTS, 2, lambda: sequences)

@@ -50,3 +50,15 @@ class CachedPiece(Protocol):
     @property
     def token_ids(self) -> Sequence[int]:
         """The tokens."""
+
+    @property
+    def state_read(self) -> int:
+        """The slot of the recurrent state that it begins with; -1 at position 0, or without recurrent layers."""
+
+    @property
+    def state_write(self) -> int:
+        """The slot of the recurrent state behind its last token; -1 without recurrent layers."""
+
+    @property
+    def snapshots(self) -> Sequence[tuple[int, int]]:
+        """The tokens, by their index in it, behind which the recurrent state is also put into a slot, and that slot."""

@@ -62,6 +62,36 @@ async def test_each_token_of_a_prompt_is_in_one_tile_of_its_cell_and_each_other_
     assert inputs.rows(*cuts[0]).answers == (0 if len(cuts) > 1 else 320 - 200 - 22)
 
 
+@pytest.mark.parametrize("cuts", [[(0, 16)], [(0, 3), (3, 8), (8, 16)], [(0, 13), (13, 16)]], ids=str)
+async def test_a_state_goes_from_row_to_row_and_from_block_to_block(cuts: list[tuple[int, int]]) -> None:
+    """Walked as a kernel walks it: what comes out for a row names all rows that it has seen."""
+    pieces = [
+        Piece(sequence(9, 0), 0, (1,) * 5, 0, 0, -1, 0, ((3, 7), (4, 8))),
+        Piece(sequence(9, 1000), 4, (1,), 1, 0, 1, 1),
+        Piece(sequence(9, 2000), 2, (1,) * 7, 1, 0, 5, 2, ((1, 6),)),
+    ]
+    inputs = await sent(pieces, cuts)
+    of_rows: dict[int, list[int]] = {1: [-4], 5: [-5]}
+    of_sequences = dict(of_rows)
+    for begin, end in cuts:
+        rows = inputs.rows(begin, end)
+        for first, (read, write, run, _) in enumerate(rows.numbers[:, 7:].tolist()):
+            seen = of_rows.get(read, [])
+            for row in range(first, first + run):
+                seen = [*seen, begin + row]
+                of_rows[rows.numbers[row, 10].item()] = seen
+            of_rows |= {write: seen} if run else {}
+        for one in rows.by_sequence():
+            seen = of_sequences.get(one.state_read, [])
+            states = {row: [*seen, *range(begin + one.begin, begin + row + 1)] for row in range(one.begin, one.end)}
+            of_sequences |= {slot: states[row] for row, slot in one.snapshots}
+            of_sequences |= {one.state_write: states[one.end - 1]} if one.state_write >= 0 else {}
+    of_rows.pop(-1)
+    of_2 = [-5, 6, 7, 8, 9, 10, 11, 12]
+    want = {0: [0, 1, 2, 3, 4], 7: [0, 1, 2, 3], 8: [0, 1, 2, 3, 4], 1: [-4, 5], 2: of_2, 5: [-5], 6: of_2[:3]}
+    assert of_rows == of_sequences == want
+
+
 async def test_a_request_keeps_its_table_which_is_sent_once() -> None:
     stays, goes, comes = (sequence(5, first) for first in (1000, 2000, 3000))
     inputs = PassInputs(CpuDevice(), 64, 2, CONTEXT)

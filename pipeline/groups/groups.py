@@ -75,12 +75,13 @@ class WeightGroups:
         return self.groups[0].matrices[0].dtype
 
 
-def find_groups(specs: Specs, checkpoint: Checkpoint) -> tuple[WeightGroup, ...]:
-    """Find each tensor of `specs` in the checkpoint, and make them groups in their order. No matrix is quantised.
+def find_groups(specs: Specs, checkpoint: Checkpoint, format_of: FormatOf = all_dense) -> tuple[WeightGroup, ...]:
+    """Find each tensor of `specs` in the checkpoint, and make them groups in their order.
 
-    Raises CheckpointError, naming every tensor that is missing, stored twice, or of a wrong shape or dtype.
+    Raises CheckpointError, naming every tensor that is missing, stored twice, or of a wrong shape or dtype, and
+    ConfigError as `plan_groups`.
     """
-    found = _find(specs, checkpoint, all_dense)
+    found = _find(specs, checkpoint, format_of)
     if wrong := list(_faults(found, checkpoint)):
         raise CheckpointError(first_faults(wrong))
     return _make_groups(found, checkpoint)

@@ -10,18 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
-from pipeline.checkpoints.checkpoint import open_checkpoint
+from pipeline.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from pipeline.errors import ConfigError
+from pipeline.formats.decoding import DecodableRows
+from pipeline.formats.dense import StoredDense
+from pipeline.formats.encoded import Encoded
+from pipeline.formats.matrix import Matrix, StoredMatrix
 from pipeline.formats.parts import ATTN, EMBED, FFN, HEAD
+from pipeline.formats.tensors import TensorRange
+from pipeline.formats.words import unpacked
+from pipeline.groups.groups import find_groups
 from pipeline.models.frequencies import attention_factor, frequencies
 from pipeline.models.model_config import ModelConfig, read_config
 from pipeline.models.specs import group_specs
 from pipeline.tools.bench.arm_program import require_installed, say
 from pipeline.tools.bench.pass_arm import Passes, PassSettings, serve_passes
+from pipeline.tools.convert.convert import stored_tensor, stored_views
 
 FILE = "model.gguf"
+Q4_0_COLUMNS, Q4_0_ZERO = 32, 8
+"""Those of a block, a scale in fp16 and two numbers a byte, the first half of them low; and what is taken from each."""
 ALL_LAYERS = 1 << 20
 NAMES = {
     (EMBED, "embed"): "token_embd",
@@ -41,7 +50,17 @@ NAMES = {
 
 def check_installed() -> None:
     """As `require_installed`."""
-    require_installed("llama.cpp", ("llama_cpp", "gguf"), "'gguf>=0.17' 'llama-cpp-python>=0.3.16'")
+    require_installed("llama.cpp", ("llama_cpp", "gguf"), "'gguf>=0.17' 'llama-cpp-python>=0.3.36'")
+
+
+def remark(folder: Path) -> str:
+    """What else than ours it runs of a checkpoint; empty where that is nothing."""
+    if not read_config(folder).quantization.rules:
+        return ""
+    return (
+        "llama.cpp: runs the same numbers and scales as Q4_0, 4.5 bits a number, mapped, and multiplies them by "
+        "activations that it rounds to 8 bits."
+    )
 
 
 def run(settings: PassSettings) -> list[Passes]:
@@ -55,7 +74,8 @@ def run(settings: PassSettings) -> list[Passes]:
     llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     parameters = llama_cpp.llama_model_default_params()
-    parameters.use_mmap = True
+    parameters.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP
+    parameters.use_extra_bufts = False  # where Q4_0 would be copied, all of it, in an order that computes faster
     parameters.n_gpu_layers = 0 if settings.torch_device.type == "cpu" else ALL_LAYERS
     model = llama_cpp.llama_model_load_from_file(str(file).encode(), parameters)
     context_parameters = llama_cpp.llama_context_default_params()
@@ -81,9 +101,9 @@ def run(settings: PassSettings) -> list[Passes]:
 
 
 def write_gguf(folder: Path, file: Path) -> None:
-    """Write the checkpoint as llama.cpp maps it: matrices in bf16, norms in fp32, tensor by tensor.
+    """Write the checkpoint as llama.cpp maps it, tensor by tensor: norms in fp32, matrices in bf16, int4 as Q4_0.
 
-    Raises ConfigError for families that llama.cpp does not read as "llama".
+    Raises ConfigError for families that llama.cpp does not read as "llama", and what Q4_0 cannot hold as it is.
     """
     config = read_config(folder)
     biases = config.layer_kinds[0].biases
@@ -97,20 +117,19 @@ def write_gguf(folder: Path, file: Path) -> None:
     unfinished = file.with_suffix(".part")
     writer = gguf.GGUFWriter(str(unfinished), "llama", use_temp_file=False)
     _describe(writer, gguf, config)
-    tensors = list(_tensors(folder, config))
-    kinds = gguf.GGMLQuantizationType
-    for name, shape, is_norm, _ in tensors:
-        kind, item_bytes = (kinds.F32, 4) if is_norm else (kinds.BF16, 2)
-        nbytes = item_bytes * torch.Size(shape).numel()
-        writer.add_tensor_info(name, shape, torch.empty(0).numpy().dtype, nbytes, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for name, _, is_norm, read in tensors:
-        say(f"llama.cpp: writing {name}")
-        tensor = read()
-        data = tensor.float().numpy() if is_norm else tensor.contiguous().view(torch.uint8).numpy()
-        writer.write_tensor_data(data)
+    with open_checkpoint(folder, direct=False) as checkpoint:
+        tensors = list(_tensors(checkpoint, config))
+        for name, shape, kind, _ in tensors:
+            raw = gguf.GGMLQuantizationType[kind]
+            columns, block_bytes = gguf.GGML_QUANT_SIZES[raw]
+            nbytes = torch.Size(shape).numel() // columns * block_bytes
+            writer.add_tensor_info(name, shape, torch.empty(0).numpy().dtype, nbytes, raw_dtype=raw)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for name, _, _, read in tensors:
+            say(f"llama.cpp: writing {name}")
+            writer.write_tensor_data(read().contiguous().view(torch.uint8).numpy())
     writer.close()
     unfinished.rename(file)
 
@@ -128,22 +147,29 @@ def _describe(writer: Any, gguf: Any, config: ModelConfig) -> None:
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_layer_norm_rms_eps(config.norm_epsilon)
     writer.add_vocab_size(config.vocabulary_size)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
+    quantised = config.quantization.rules
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0 if quantised else gguf.LlamaFileType.MOSTLY_BF16)
     writer.add_tokenizer_model("no_vocab")
 
 
-def _tensors(folder: Path, config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...], bool, Any]]:
-    """Name, shape, whether it is a norm, and what reads it."""
-    with open_checkpoint(folder, direct=False) as checkpoint:
-        where = {name: tensor.file for name, tensor in checkpoint.tensors.items()}
-    for (layer, part), specs in group_specs(config).items():
-        for spec in specs:
-            heads = {"q": config.attention.heads, "k": config.attention.kv_heads}.get(spec.short)
-            read = functools.partial(_read, where[spec.name], spec.name, heads)
-            yield f"{NAMES[part, spec.short].format(layer=layer)}.weight", spec.shape, len(spec.shape) == 1, read
+def _tensors(checkpoint: Checkpoint, config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...], str, Any]]:
+    """Name, shape, how it is stored, and what reads it."""
+    for group in find_groups(group_specs(config), checkpoint, config.quantization.format_of):
+        names = {
+            short: f"{name.format(layer=group.layer)}.weight"
+            for (part, short), name in NAMES.items()
+            if part == group.name
+        }
+        for vector in group.vectors:
+            yield names[vector.short], vector.shape, "F32", functools.partial(_vector, vector, checkpoint)
+        for matrix in group.matrices:
+            heads = {"q": config.attention.heads, "k": config.attention.kv_heads}.get(matrix.short)
+            kind = "BF16" if isinstance(matrix, StoredDense) else "Q4_0"
+            read = functools.partial(_matrix, matrix, checkpoint, heads)
+            yield names[matrix.short], (matrix.rows, matrix.columns), kind, read
     if config.rope_scaling is not None:
         factors = _rope_factors(config)
-        yield "rope_freqs.weight", tuple(factors.shape), True, lambda: factors
+        yield "rope_freqs.weight", tuple(factors.shape), "F32", lambda: factors
 
 
 def _rope_factors(config: ModelConfig) -> torch.Tensor:
@@ -153,14 +179,41 @@ def _rope_factors(config: ModelConfig) -> torch.Tensor:
     return plain / frequencies(config.attention.head_dim, config.rope_theta, config.rope_scaling, 0, device)
 
 
-def _read(file: Path, name: str, heads: int | None) -> torch.Tensor:
-    """A tensor; the rows of q and k interleaved within each head, which is how llama.cpp rotates them."""
-    with safe_open(file, framework="pt") as opened:
-        tensor: torch.Tensor = opened.get_tensor(name)
-    if heads is None or tensor.ndim == 1:
-        return tensor
-    rows, columns = tensor.shape
-    return tensor.view(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns)
+def _vector(vector: TensorRange, checkpoint: Checkpoint) -> torch.Tensor:
+    return stored_tensor(vector, checkpoint).float()
+
+
+def _matrix(stored: StoredMatrix, checkpoint: Checkpoint, heads: int | None) -> torch.Tensor:
+    """Its rows; those of q and k interleaved within each head, which is how llama.cpp rotates them."""
+    matrix: Matrix = stored.over(stored_views(stored, checkpoint))
+    if isinstance(stored, StoredDense):
+        rows = matrix.decoded(torch.bfloat16)
+    else:
+        rows = q4_0_blocks(matrix.encoded() if isinstance(matrix, DecodableRows) else None)
+    if heads is None:
+        return rows
+    return rows.view(heads, 2, stored.rows // heads // 2, -1).transpose(1, 2).reshape(rows.shape)
+
+
+def q4_0_blocks(encoded: Encoded | None) -> torch.Tensor:
+    """The same numbers and scales as blocks of Q4_0, uint8 [F, bytes].
+
+    Raises ConfigError for what has other numbers, zeros, or groups that do not consist of blocks.
+    """
+    if encoded is None or not _is_q4_0(encoded):
+        need = f"need symmetric int4 in groups of a multiple of {Q4_0_COLUMNS} columns, as convert --to int4 writes it"
+        raise ConfigError(f"--against llama.cpp: {need}, or weights that are not quantised")
+    rows = encoded.shape[0]
+    numbers = unpacked(encoded.numbers, 4).view(rows, -1, 2, Q4_0_COLUMNS // 2)
+    pairs = numbers[:, :, 0] | numbers[:, :, 1] << 4
+    scales = encoded.scales.repeat_interleave(encoded.group // Q4_0_COLUMNS, 1).to(torch.float16)
+    blocks = torch.cat((scales.unsqueeze(-1).view(torch.uint8), pairs), dim=-1)
+    return blocks.view(rows, -1)
+
+
+def _is_q4_0(encoded: Encoded) -> bool:
+    symmetric = isinstance(encoded.zeros, int) and encoded.zeros == Q4_0_ZERO
+    return symmetric and encoded.kind == "int4" and encoded.order is None and encoded.group % Q4_0_COLUMNS == 0
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ class SpeedBench:
             return f"{name}: needs a GPU, and --device cuda"
         if name.startswith(FROM_HOST) and not self.on_a_gpu:
             return f"{name}: needs a GPU, and --against ring, whose memory it gets"
-        if name in (ACCELERATE, LLAMA, GRAPHS) and read_config(self.folder).quantization.rules:
+        if name in (ACCELERATE, GRAPHS) and read_config(self.folder).quantization.rules:
             return f"{name}: needs a checkpoint that is not quantised"
         try:
             if name == LLAMA:

@@ -9,10 +9,22 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.system.sizes import human_bytes
 from pipeline.system.table import print_json, rows_aligned
+from pipeline.tools.bench import llama_arm
 from pipeline.tools.bench.arm_program import ArmRun
 from pipeline.tools.bench.memory_limit import memory_limit
 from pipeline.tools.bench.pass_arm import Scenario
-from pipeline.tools.bench.speed import ELSEWHERE, FLOORS, FROM_HOST, ONLY, OURS, WITHOUT, SpeedBench, arms_of, does
+from pipeline.tools.bench.speed import (
+    ELSEWHERE,
+    FLOORS,
+    FROM_HOST,
+    LLAMA,
+    ONLY,
+    OURS,
+    WITHOUT,
+    SpeedBench,
+    arms_of,
+    does,
+)
 from pipeline.tools.bench.speed_results import ArmResult, results
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import below_floor, nothing_moved, with_remarks
@@ -46,16 +58,19 @@ async def bench_speed(options: argparse.Namespace) -> int:
     finally:
         progress.clear()
         if bench.runs:
-            _tell(bench.runs, names, scenarios, as_json=options.json)
+            _tell(bench, names, as_json=options.json)
     return int(any(run.arm in WITHOUT and not run.rows for run in bench.runs))
 
 
-def _tell(runs: Sequence[ArmRun], names: Sequence[str], scenarios: Sequence[Scenario], *, as_json: bool) -> None:
+def _tell(bench: SpeedBench, names: Sequence[str], *, as_json: bool) -> None:
+    runs, scenarios = bench.runs, bench.scenarios
     if as_json:
         print_json([asdict(run) for run in runs], indent=None)
     else:
         arms = results(runs, names, scenarios)
-        print(with_remarks(table(arms), *_reasons(runs, names, scenarios), _floors(runs), *_remarks(arms)))
+        of_llama = llama_arm.remark(bench.folder) if LLAMA in names else ""
+        remarks = (*_reasons(runs, names, scenarios), of_llama, _floors(runs), *_remarks(arms))
+        print(with_remarks(table(arms), *remarks))
 
 
 def _scenarios(options: argparse.Namespace) -> list[Scenario]:

@@ -96,7 +96,7 @@ def _write(
     change.bytes_before += tensor.bytes_before
     change.bytes_after += tensor.bytes_after
     if tensor.vector is not None:
-        shards.write(tensor.spec.name, _read(tensor.vector, checkpoint))
+        shards.write(tensor.spec.name, stored_tensor(tensor.vector, checkpoint))
         yield tensor.bytes_before
         return
     ends = dict.fromkeys(tensor.parts, 0)
@@ -137,7 +137,7 @@ def _compare(
 def _decoded(tensor: NewTensor, checkpoint: Checkpoint) -> Iterator[torch.Tensor]:
     """The rows of a matrix in blocks, [F, D], of which no more is read at once than must be."""
     for source in tensor.sources:
-        whole = None if source.row_step is not None else source.over(_views(source, checkpoint))
+        whole = None if source.row_step is not None else source.over(stored_views(source, checkpoint))
         step = tensor.block_rows(source)
         for first in range(0, source.rows, step):
             last = min(first + step, source.rows)
@@ -145,15 +145,16 @@ def _decoded(tensor: NewTensor, checkpoint: Checkpoint) -> Iterator[torch.Tensor
                 yield whole.decoded_rows(first, last, tensor.dtype)
             else:
                 rows = source.slice(first, last)
-                yield rows.over(_views(rows, checkpoint)).decoded(tensor.dtype)
+                yield rows.over(stored_views(rows, checkpoint)).decoded(tensor.dtype)
 
 
-def _views(matrix: StoredMatrix, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    return {tensor.short: _read(tensor, checkpoint) for tensor in matrix.tensors}
+def stored_views(matrix: StoredMatrix, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """The parts of a matrix by short name, as `StoredMatrix.over` takes them."""
+    return {tensor.short: stored_tensor(tensor, checkpoint) for tensor in matrix.tensors}
 
 
-def _read(tensor: TensorRange, checkpoint: Checkpoint) -> torch.Tensor:
-    """Raises CheckpointError where the file does not give all of it any more."""
+def stored_tensor(tensor: TensorRange, checkpoint: Checkpoint) -> torch.Tensor:
+    """All of it, read now. Raises CheckpointError where the file does not give all of it any more."""
     content = bytearray(checkpoint.files[tensor.file].read(tensor.start, tensor.length))
     if len(content) < tensor.length:
         need = f"need {tensor.length} bytes at {tensor.start}, have {len(content)}"

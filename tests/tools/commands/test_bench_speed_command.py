@@ -78,6 +78,14 @@ def test_a_row_for_each_arm_and_whatever_it_does(
     assert [arms.count(name) for name in names] == [4, 1, 4], "what an arm does not do is no row"
 
 
+def test_what_llama_cpp_runs_of_a_quantised_checkpoint_is_told(
+    asked: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, told in ((BUNDLED, 0), (BUNDLED.with_name("bundled-int4"), 1)):
+        assert main(["bench", "speed", str(folder), "--arms", OURS, "--against", "llama.cpp"]) == 0
+        assert capsys.readouterr().out.count("as Q4_0, 4.5 bits a number") == told
+
+
 def test_an_early_end_prints_what_is_complete(asked: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]) -> None:
     assert bench("--arms", OURS, "--rounds", "9") == 130
     assert "0.4300" in capsys.readouterr().out

@@ -75,7 +75,7 @@ async def test_many_calls_share_their_passes_by_default(light: Path) -> None:
         room = model.runtime.kv_room
         assert room.tokens == 64 * 4096 == model.statistics().kv_blocks.total * BLOCK_TOKENS
         assert "all that can be used; no more weights move for it" in str(room)
-        layer_bytes = model.runtime.cache.memory.layout.layer_bytes
+        layer_bytes = model.runtime.cache.memory.layouts[0].layer_bytes
         blocks = [one for one in model.runtime.device._memory if one.nbytes == layer_bytes]
         assert sum(one.touched_bytes() for one in blocks) == 0, "opening takes no time for it"
         assert await passes_of_many_calls(model) <= MOST_PASSES

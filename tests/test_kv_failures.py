@@ -22,7 +22,7 @@ from pipeline.devices.memory import Memory
 from pipeline.generation.sequence import RunningSequence
 from pipeline.models import decoder
 from pipeline.reading.source import CheckpointSource
-from pipeline.state.spill_file import SpillFile
+from pipeline.state.spill_file import Region, SpillFile
 
 pytestmark = pytest.mark.usefixtures("nothing_was_there_before")
 LAYERS = 6
@@ -145,8 +145,8 @@ def writing(model: Model, monkeypatch: pytest.MonkeyPatch, bad: list[int]) -> No
 
 
 def corrupting(model: Model, monkeypatch: pytest.MonkeyPatch, bad: list[int]) -> None:
-    preadv, size = os.preadv, model.runtime.cache.memory.layout.block_bytes
-    layer_bytes = model.runtime.cache.memory.layout.layer_bytes
+    preadv, size = os.preadv, model.runtime.cache.memory.layouts[0].cell_bytes
+    layer_bytes = model.runtime.cache.memory.layouts[0].layer_bytes
 
     def flipping(descriptor: int, buffers: list[memoryview], offset: int) -> int:
         count = preadv(descriptor, buffers, offset)
@@ -159,11 +159,11 @@ def corrupting(model: Model, monkeypatch: pytest.MonkeyPatch, bad: list[int]) ->
 
 
 def failing_at(work: Callable[..., None], model: Model, bad: list[int]) -> Any:
-    def working(self: SpillFile, start: int, run: Copy, buffer: memoryview) -> None:
-        size = model.runtime.cache.memory.layout.block_bytes
+    def working(self: SpillFile, region: Region, run: Copy, buffer: memoryview) -> None:
+        size = model.runtime.cache.memory.layouts[0].cell_bytes
         if any(block * size in range(run.source_offset, run.source_offset + run.length) for block in bad):
             raise OSError(errno.EIO, "Input/output error")
-        work(self, start, run, buffer)
+        work(self, region, run, buffer)
 
     return working
 

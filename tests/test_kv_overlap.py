@@ -23,7 +23,7 @@ from pipeline.devices.memory import Memory
 from pipeline.models import decoder
 from pipeline.models.attention import LayerKV
 from pipeline.reading.source import CheckpointSource
-from pipeline.state.spill_file import SpillFile
+from pipeline.state.spill_file import Region, SpillFile
 
 pytestmark = pytest.mark.usefixtures("nothing_was_there_before")
 LAYERS = 6
@@ -58,14 +58,14 @@ async def test_a_layer_is_not_read_back_before_it_was_written(
     expected = await expected_answers(checkpoint)
     settings = settings_with_room(checkpoint, tmp_path, **{**PLACES, "device": device}, **SETTINGS)
     async with Model.open(checkpoint, **settings) as model:
-        starts = model.runtime.cache.memory.spill_starts
-        slow_start = starts[model.runtime.cache.memory.placement.disk[slow_layer]]
+        regions = model.runtime.cache.memory.spill_regions
+        slow_region = regions[model.runtime.cache.memory.placement.disk[slow_layer]]
         write = SpillFile._write
 
-        def slow(self: SpillFile, start: int, run: Copy, buffer: memoryview) -> None:
-            if start == slow_start:
+        def slow(self: SpillFile, region: Region, run: Copy, buffer: memoryview) -> None:
+            if region == slow_region:
                 time.sleep(0.03)
-            write(self, start, run, buffer)  # type: ignore[arg-type]
+            write(self, region, run, buffer)  # type: ignore[arg-type]
 
         monkeypatch.setattr(SpillFile, "_write", slow)
         assert await answers(model) == expected
@@ -121,10 +121,10 @@ class Watch:
                 return attention_half(config, weights, hidden_TD, kv, *rest)
 
         def on_disk(what: str, how: str, work: Callable[..., None]) -> Callable[..., None]:
-            def working(spill: SpillFile, start: int, run: Copy, buffer: memoryview) -> None:
+            def working(spill: SpillFile, region: Region, run: Copy, buffer: memoryview) -> None:
                 address = torch.frombuffer(buffer, dtype=torch.uint8).data_ptr()
                 with self.use(what, **{how: address}):
-                    work(spill, start, run, buffer)
+                    work(spill, region, run, buffer)
 
             return working
 

@@ -60,7 +60,9 @@ async def test_blocks_in_three_places_change_no_bit(device: str, variant: Path, 
         assert places == ([0, 1, 7] if device == "cpu-copy" else [1, 0, 7])
         assert model.statistics().computed_tokens == computed_tokens
         if device == "cpu-copy":
-            assert moved.bytes_out == LAYERS * computed_tokens * 2 * memory.layout.row_bytes, "new rows, nothing else"
+            assert moved.bytes_out == LAYERS * computed_tokens * 2 * memory.layouts[0].row_bytes, (
+                "new rows, nothing else"
+            )
             assert moved.bytes_in > moved.bytes_out
         else:
             assert moved.bytes_in == moved.bytes_out == 0, "memory is one"
@@ -92,5 +94,5 @@ async def test_a_pass_that_nobody_waits_for_moves_nothing_more(checkpoint: Path,
             await call
         await model.generate([1], max_new_tokens=1)
         rows = 60 + 1 + 1  # the prompt in two passes, one token in the third; then another request's
-        half = cache.bytes_out / (2 * cache.memory.layout.row_bytes) - LAYERS * rows
+        half = cache.bytes_out / (2 * cache.memory.layouts[0].row_bytes) - LAYERS * rows
         assert 0 < half <= 5, "the layers before it left, and one that was on its way"

@@ -29,7 +29,7 @@ from pipeline.models.model_config import read_config
 from pipeline.models.row_blocks import RowBlocks
 from pipeline.reading.embedding import EmbeddingRows
 from pipeline.reading.reading_choice import ReadingChoice, choose_reading
-from pipeline.state.blocks import BlockPool
+from pipeline.state.blocks import BlockPool, blocks_for
 from pipeline.state.kv import KeyValueCache
 from pipeline.system.promises import promise, promising
 
@@ -71,7 +71,7 @@ class ModelRuntime(Runtime):
         )
         batcher, ahead = _batcher(plan, settings), self.policy.kv_ahead
         self.cache = KeyValueCache(
-            plan.kv_layout, plan.kv, device, settings.kv_disk, lose=batcher.pool.lose, ahead=ahead
+            plan.kv_layouts, plan.kv, device, settings.kv_disk, lose=batcher.pool.lose, ahead=ahead
         )
         undone.callback(self.cache.memory.close)
         invariant = settings.batch_invariant
@@ -178,5 +178,5 @@ def _at_measured_rates(drawn: Blueprint, device: Device, reading: ReadingChoice)
 
 
 def _batcher(plan: ModelPlan, settings: Config) -> Batcher:
-    pool, shares_answers = BlockPool(plan.kv_layout.blocks), not settings.batch_invariant
+    pool, shares_answers = BlockPool(blocks_for(plan.kv_room.tokens)), not settings.batch_invariant
     return Batcher(pool, settings.max_requests, settings.max_waiting, share_answers=shares_answers)

@@ -16,6 +16,7 @@ from pipeline.groups.catalog import WeightCatalog
 from pipeline.groups.groups import WeightGroups
 from pipeline.models.model_config import ModelConfig
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
+from pipeline.state.cell_layout import CellLayout
 from pipeline.state.kv_holdings import kv_holdings, place_layers
 from pipeline.state.kv_layout import KvLayout
 from pipeline.state.kv_placement import KvPlacement
@@ -31,7 +32,7 @@ class ModelPlan(Plan):
     """The plan of a line that computes a model, what it gives to KV blocks, and whether the embedding table stays."""
 
     context_tokens: int
-    kv_layout: KvLayout
+    kv_layouts: tuple[CellLayout, ...]
     kv: KvPlacement
     kv_room: KvRoom
     pass_size: PassSize
@@ -134,17 +135,18 @@ class _Rooms:
 
     def planned(self, tokens: int, why: str, within: Mapping[str, int], knob: str) -> ModelPlan:
         """With room for so many tokens, which `knob` changes, `within` that much memory."""
-        layout, device = KvLayout.of(self.model, blocks_for(tokens), self.dtype), self.planning.device
+        blocks, device = blocks_for(tokens), self.planning.device
+        layouts = tuple(KvLayout.of(layer.attention, blocks, self.dtype) for layer in self.model.layer_kinds)
         free = self.planning.room(within, self.held)
         on_disk = self.settings.kv_disk is not None
-        kv = place_layers(self.model.layers, layout.layer_bytes, device, free, on_disk=on_disk)
-        held = [*self.held, *kv_holdings(layout, kv, knob, device, on_disk=on_disk)]
+        kv = place_layers(layouts, device, free, on_disk=on_disk)
+        held = [*self.held, *kv_holdings(layouts, kv, knob, device, on_disk=on_disk)]
         plan = self.planning.plan(held)
         if table_stays := self._table_stays(plan):
             plan = self.planning.plan([*held, self.table])
-        kv_room = KvRoom(layout.blocks * BLOCK_TOKENS, layout.layer_bytes * self.model.layers, why)
+        kv_room = KvRoom(blocks * BLOCK_TOKENS, sum(layout.layer_bytes for layout in layouts), why)
         said = (plan.memory, plan.limits, plan.slots, plan.residency)
-        return ModelPlan(*said, self.context_tokens, layout, kv, kv_room, PassSize(self.tokens, None), table_stays)
+        return ModelPlan(*said, self.context_tokens, layouts, kv, kv_room, PassSize(self.tokens, None), table_stays)
 
     def _table_stays(self, plan: Plan) -> bool:
         """Whether the embedding table stays in the room that all else leaves.
@@ -197,10 +199,10 @@ class _Rooms:
 
     def pass_bytes(self, plan: ModelPlan) -> PassBytes:
         """What a pass moves."""
-        catalog, layer_bytes = self.planning.catalog, plan.kv_layout.layer_bytes
+        catalog, kv = self.planning.catalog, plan.kv
         moving = [plan.residency.moving_bytes(place, catalog.group_bytes(place)) for place in plan.slots]
-        read = moving[0] + len(plan.kv.disk) * layer_bytes
-        return PassBytes(read, sum(nbytes + len(plan.kv.moving) * layer_bytes for nbytes in moving[1:]))
+        read, sent = (sum(plan.kv_layouts[one].layer_bytes for one in layers) for layers in (kv.disk, kv.moving))
+        return PassBytes(moving[0] + read, sum(nbytes + sent for nbytes in moving[1:]))
 
 
 def _context_tokens(model: ModelConfig, settings: Config) -> int:

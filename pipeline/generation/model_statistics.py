@@ -125,14 +125,12 @@ def _requests(admission: Admission) -> RequestsRecord:
 
 
 def _kv_blocks(cache: KeyValueCache, pool: BlockPool) -> BlocksRecord:
-    kept, block_bytes = cache.memory.placement, cache.memory.layout.block_bytes
-    places = {
-        place: PlaceRecord(
-            layers,
-            *(layers * blocks * block_bytes for blocks in (pool.used, pool.cached, pool.blocks)),
-        )
-        for place, layers in (("device", len(kept.device)), ("host", len(kept.host)), ("disk", len(kept.disk)))
-    }
+    kept, layouts = cache.memory.placement, cache.memory.layouts
+    places = {}
+    for place, layers in (("device", kept.device), ("host", kept.host), ("disk", kept.disk)):
+        block_bytes = sum(layouts[layer].cell_bytes for layer in layers)
+        sizes = (blocks * block_bytes for blocks in (pool.used, pool.cached, pool.blocks))
+        places[place] = PlaceRecord(len(layers), *sizes)
     spill = cache.memory.spill
     disk_bytes = (0, 0) if spill is None else (spill.bytes_read, spill.bytes_written)
     return BlocksRecord(pool.used, pool.peak, pool.blocks, places, cache.bytes_in, cache.bytes_out, *disk_bytes)

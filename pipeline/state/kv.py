@@ -14,7 +14,7 @@ from pipeline.devices.memory import HostMemory
 from pipeline.devices.port import Device
 from pipeline.models.attention import LayerKV
 from pipeline.state.cached import CachedPiece
-from pipeline.state.kv_layout import KvLayout
+from pipeline.state.cell_layout import CellLayout, cells_of, runs
 from pipeline.state.kv_memory import KvMemory
 from pipeline.state.kv_placement import KvPlacement
 from pipeline.state.spilled_blocks import KV, SpilledBlocks
@@ -23,16 +23,16 @@ from pipeline.state.spilled_blocks import KV, SpilledBlocks
 class KeyValueCache:
     """Keys and values of all layers, for the program and, as the port `Companion`, for the line that moves them.
 
-    Every pass moves the same blocks in each layer that does not stay on the device: in, what its sequences have cached;
-    out, the rows of its tokens. `bytes_in` and `bytes_out` count what was copied between host memory and the device.
-    `lose` is told of each block whose contents the disk has lost.
+    Every pass moves the same blocks in layers that are alike and do not stay on the device: in, what its sequences look
+    back at; out, the rows of its tokens. `bytes_in` and `bytes_out` count what was copied between host memory and the
+    device. `lose` is told of each block whose contents the disk has lost.
     """
 
     name = KV
 
     def __init__(
         self,
-        layout: KvLayout,
+        layouts: Sequence[CellLayout],
         placement: KvPlacement,
         device: Device,
         folder: str | Path | None = None,
@@ -40,7 +40,7 @@ class KeyValueCache:
         lose: Callable[[int], None],
         ahead: bool = True,
     ) -> None:
-        self.memory = KvMemory(layout, placement, device, folder)
+        self.memory = KvMemory(layouts, placement, device, folder)
         self.rendezvous = Rendezvous(placement.moving, ahead=ahead)
         self.host_cells: Mapping[str, Sequence[Buffer]] = self.memory.host_cells
         self.device_cells: Sequence[Buffer] = self.memory.device_cells
@@ -48,14 +48,16 @@ class KeyValueCache:
         self.bytes_out = 0
         self._spilled = None if self.memory.spill is None else SpilledBlocks(self.memory, self.memory.spill, lose)
         self._pieces: Sequence[CachedPiece] = ()
-        self._cached: Sequence[Copy] = ()
-        self._rows: Sequence[Copy] = ()
+        self._moving = [*dict.fromkeys(layouts[layer] for layer in placement.moving)]
+        self._cached: Mapping[CellLayout, Sequence[Copy]] = {}
+        self._new: Mapping[CellLayout, Sequence[Copy]] = {}
 
     def begin(self, pieces: Sequence[CachedPiece]) -> None:
         """Say what the pass that begins now looks back at, and what it will write."""
         if self.rendezvous.layers:
-            layout = self.memory.layout
-            self._pieces, self._cached, self._rows = pieces, layout.cached_blocks(pieces), layout.new_rows(pieces)
+            self._pieces = pieces
+            self._cached = {layout: layout.cached_cells(pieces) for layout in self._moving}
+            self._new = {layout: layout.new_cells(pieces) for layout in self._moving}
             self.rendezvous.begin()
 
     def layer(self, layer: int) -> tuple[LayerKV, Event]:
@@ -69,7 +71,7 @@ class KeyValueCache:
         READY says that the pass is not needed any more: then nothing of it moves that has not begun to.
         """
         if event is READY:
-            self._cached, self._rows = (), ()
+            self._cached = self._new = dict.fromkeys(self._moving, ())
         self.rendezvous.used(layer, event)
 
     def fail(self) -> None:
@@ -80,30 +82,32 @@ class KeyValueCache:
 
     def reading(self, message: Message[Any], buffer: HostMemory) -> Coroutine[Any, Any, None] | None:
         """Read the blocks that this pass looks back at; None if they do not live on the disk."""
-        if self._spilled is None or message.layer not in self.memory.spill_starts:
+        if self._spilled is None or message.layer not in self.memory.spill_regions:
             return None
         return self._read(self._spilled, message.layer, buffer)
 
     def copies(self, message: Message[Any]) -> Sequence[Copy]:
         """The blocks that this pass looks back at."""
-        return self._cached
+        return self._cached[self.memory.layouts[message.layer]]
 
     def arrived(self, message: Message[Slot]) -> Meeting:
         """Hand the blocks to the attention of their layer."""
+        layout = self.memory.layouts[message.layer]
         if message.at.source is not None:
-            self.bytes_in += sum(copy.length for copy in self._cached)
-        write_back = functools.partial(self._write_back, message.layer, self._rows, self._pieces)
-        return self.rendezvous.meetings[message.layer].arrive(message, self._rows, write_back)
+            self.bytes_in += sum(copy.length for copy in self._cached[layout])
+        new = self._new[layout]
+        write_back = functools.partial(self._write_back, message.layer, new, self._pieces)
+        return self.rendezvous.meetings[message.layer].arrive(message, new, write_back)
 
     async def _read(self, spilled: SpilledBlocks, layer: int, buffer: HostMemory) -> None:
         await spilled.written(layer)
-        await spilled.read(layer, self._cached, buffer, self._pieces)
+        await spilled.read(layer, self._cached[self.memory.layouts[layer]], buffer, self._pieces)
 
     async def _write_back(
-        self, layer: int, rows: Sequence[Copy], pieces: Sequence[CachedPiece], buffer: HostMemory
+        self, layer: int, new: Sequence[Copy], pieces: Sequence[CachedPiece], buffer: HostMemory
     ) -> None:
         if self.device_cells:
-            self.bytes_out += sum(row.length for row in rows)
-        if self._spilled is not None and layer in self.memory.spill_starts:
-            layout = self.memory.layout
-            await self._spilled.write(layer, layout.runs(layout.blocks_of(rows)), buffer, pieces)
+            self.bytes_out += sum(copy.length for copy in new)
+        if self._spilled is not None and layer in self.memory.spill_regions:
+            size = self.memory.layouts[layer].cell_bytes
+            await self._spilled.write(layer, runs(cells_of(new, size), size), buffer, pieces)

@@ -1,10 +1,10 @@
 """Where the keys and values of a layer lie in memory, and which bytes of them a pass moves. Arithmetic only.
 
-Memory of one layer: [B blocks, keys and values, P positions, K kv heads, H head dim], each block padded to whole pages,
-so that it is one run of bytes for a copy and for a direct write.
+A cell is a block. Memory of one layer: [B blocks, keys and values, P positions, K kv heads, H head dim], each block
+padded to whole pages, so that it is one run of bytes for a copy and for a direct write.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,15 +12,16 @@ import torch
 from actors.core.ports import Copy
 from pipeline.groups.layout import merge_copies
 from pipeline.models.attention import LayerKV
-from pipeline.models.model_config import ModelConfig
+from pipeline.models.layers import Attention
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
 from pipeline.state.cached import CachedPiece
+from pipeline.state.cell_layout import runs
 from pipeline.system.page_cache import BLOCK_BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class KvLayout:
-    """The same for every layer, wherever its blocks are."""
+    """The blocks of one layer, wherever they are."""
 
     blocks: int
     kv_heads: int
@@ -29,10 +30,14 @@ class KvLayout:
     window: int | None = None
 
     @classmethod
-    def of(cls, config: ModelConfig, blocks: int, dtype: torch.dtype) -> "KvLayout":
-        """The layout of a model's layers."""
-        kind = config.attention
+    def of(cls, kind: Attention, blocks: int, dtype: torch.dtype) -> "KvLayout":
+        """The layout of a layer with this attention."""
         return cls(blocks, kind.kv_heads, kind.head_dim, dtype, kind.window)
+
+    @property
+    def cell(self) -> str:
+        """The name of a cell."""
+        return "KV block"
 
     @property
     def row_bytes(self) -> int:
@@ -40,14 +45,14 @@ class KvLayout:
         return self.kv_heads * self.head_dim * self.dtype.itemsize
 
     @property
-    def block_bytes(self) -> int:
+    def cell_bytes(self) -> int:
         """The bytes from the beginning of one block to that of the next."""
         return -(-2 * BLOCK_TOKENS * self.row_bytes // BLOCK_BYTES) * BLOCK_BYTES
 
     @property
     def layer_bytes(self) -> int:
         """All blocks of one layer."""
-        return self.blocks * self.block_bytes
+        return self.blocks * self.cell_bytes
 
     def view(self, memory: torch.Tensor) -> LayerKV:
         """The blocks in the memory of one layer, uint8 [bytes]."""
@@ -55,25 +60,18 @@ class KvLayout:
         items = 2 * BLOCK_TOKENS * self.kv_heads * self.head_dim
         return LayerKV(padded[:, :items].view(self.blocks, 2, BLOCK_TOKENS, self.kv_heads, self.head_dim))
 
-    def cached_blocks(self, pieces: Sequence[CachedPiece]) -> list[Copy]:
+    def cached_cells(self, pieces: Sequence[CachedPiece]) -> list[Copy]:
         """The blocks that the sequences of a pass look back at, in ascending order; neighbours travel in one copy."""
-        return self.runs({block for piece in pieces for block in self._cached(piece)})
+        return runs({block for piece in pieces for block in self._cached(piece)}, self.cell_bytes)
 
-    def runs(self, blocks: Iterable[int]) -> list[Copy]:
-        """Whole blocks, as runs of bytes."""
-        size = self.block_bytes
-        return merge_copies(Copy(block * size, block * size, size) for block in sorted(blocks))
-
-    def new_rows(self, pieces: Sequence[CachedPiece]) -> list[Copy]:
+    def new_cells(self, pieces: Sequence[CachedPiece]) -> list[Copy]:
         """The rows that the tokens of a pass write: in every block, keys and values apart."""
         rows = (row for piece in pieces for row in self._rows(piece))
         return merge_copies(sorted(rows, key=lambda row: row.source_offset))
 
-    def blocks_of(self, rows: Iterable[Copy]) -> list[int]:
-        """The blocks that these rows lie in, each once."""
-        size = self.block_bytes
-        ends = ((row.source_offset // size, (row.source_offset + row.length - 1) // size) for row in rows)
-        return sorted({block for first, last in ends for block in range(first, last + 1)})
+    def holds(self, piece: CachedPiece, cell: int) -> bool:
+        """Whether the block is in the table of the piece's sequence."""
+        return cell in piece.sequence.blocks
 
     def _cached(self, piece: CachedPiece) -> Sequence[int]:
         first = 0 if self.window is None else max(0, piece.start + 1 - self.window) // BLOCK_TOKENS
@@ -84,7 +82,7 @@ class KvLayout:
         while position < end:
             row = position % BLOCK_TOKENS
             count = min(BLOCK_TOKENS - row, end - position)
-            first = piece.sequence.blocks[position // BLOCK_TOKENS] * self.block_bytes + row * self.row_bytes
+            first = piece.sequence.blocks[position // BLOCK_TOKENS] * self.cell_bytes + row * self.row_bytes
             for offset in (first, first + BLOCK_TOKENS * self.row_bytes):
                 yield Copy(offset, offset, count * self.row_bytes)
             position += count

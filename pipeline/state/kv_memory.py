@@ -9,39 +9,51 @@ from actors.core.message import Message
 from pipeline.devices.memory import Memory
 from pipeline.devices.port import Device
 from pipeline.models.attention import LayerKV
-from pipeline.state.kv_layout import KvLayout
+from pipeline.state.cell_layout import CellLayout
 from pipeline.state.kv_placement import KvPlacement
-from pipeline.state.spill_file import SpillFile
+from pipeline.state.spill_file import Region, SpillFile
 
 
 class KvMemory:
     """A layer's blocks stay on the device, live in a host slot of their own, or in the spill file.
 
     `host_cells` are by kind of slot. Layers from the disk take turns in shared ones, and all that move in
-    `device_cells`, where host and device memory differ.
+    `device_cells`, where host and device memory differ: slots as large as the largest of these layers.
     """
 
     def __init__(
-        self, layout: KvLayout, placement: KvPlacement, device: Device, folder: str | Path | None = None
+        self,
+        layouts: Sequence[CellLayout],
+        placement: KvPlacement,
+        device: Device,
+        folder: str | Path | None = None,
     ) -> None:
-        self.layout = layout
+        self.layouts = tuple(layouts)
         self.placement = placement
-        nbytes = layout.layer_bytes
-        self._staying = {layer: layout.view(device.device_memory(nbytes).tensor) for layer in placement.device}
+        sizes = [layout.layer_bytes for layout in layouts]
+        self._staying = {
+            layer: layouts[layer].view(device.device_memory(sizes[layer]).tensor) for layer in placement.device
+        }
         self.host_cells: dict[str, Sequence[Memory]] = {
-            own_kind(layer): [device.host_memory(nbytes)] for layer in placement.host
+            own_kind(layer): [device.host_memory(sizes[layer])] for layer in placement.host
         }
         if placement.host_slots:
-            self.host_cells[SHARED] = [device.host_memory(nbytes) for _ in range(placement.host_slots)]
-        self.device_cells = [device.device_memory(nbytes) for _ in range(placement.device_slots)]
-        self.spill_starts = {layer: index * nbytes for index, layer in enumerate(placement.disk)}
+            largest = max(sizes[layer] for layer in placement.disk)
+            self.host_cells[SHARED] = [device.host_memory(largest) for _ in range(placement.host_slots)]
+        largest = max((sizes[layer] for layer in placement.moving), default=0)
+        self.device_cells = [device.device_memory(largest) for _ in range(placement.device_slots)]
+        self.spill_regions: dict[int, Region] = {}
+        spilled_bytes = 0
+        for layer in placement.disk:
+            self.spill_regions[layer] = Region(spilled_bytes, layouts[layer].cell_bytes, layouts[layer].cell)
+            spilled_bytes += sizes[layer]
         self.spill = None
         if placement.disk and folder is not None:
-            self.spill = SpillFile(Path(folder), len(placement.disk) * nbytes, layout.block_bytes)
+            self.spill = SpillFile(Path(folder), spilled_bytes)
 
     def view(self, layer: int, message: Message[Slot] | None) -> LayerKV:
         """The keys and values of a layer: in the slot of its message, or, without one, where they stay."""
-        return self._staying[layer] if message is None else self.layout.view(message.at.buffer.tensor)
+        return self._staying[layer] if message is None else self.layouts[layer].view(message.at.buffer.tensor)
 
     def close(self) -> None:
         """Give the room on the disk back, and let go of all memory; the lines must have stopped."""

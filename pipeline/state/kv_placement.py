@@ -4,6 +4,7 @@ One byte that stays on the device saves one byte per pass, whichever it is, so n
 layer. Layers that stay are spread evenly, so that those that move do so at an even pace.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -39,22 +40,39 @@ class KvPlacement:
         return tuple(sorted((*self.host, *self.disk)))
 
 
-def place_kv(layers: int, rooms: Sequence[int]) -> KvPlacement:
-    """Place the layers where there is room for them, the last place first, and the others on the disk.
+def place_kv(layer_bytes: Sequence[int], rooms: Sequence[int]) -> KvPlacement:
+    """Place layers of so many bytes each where there is room for them, the last place first, the others on the disk.
 
-    `rooms` are the layers that each place of the device has room for, in order. In a device with one place a layer that
+    `rooms` are the bytes that each place of the device has for them, in order. In a device with one place a layer that
     comes from the disk is attended to where it lands. The slots through which layers pass are there even where there is
     no room for them: the memory plan refuses it then.
     """
-    moving: Sequence[int] = range(layers)
+    moving: Sequence[int] = range(len(layer_bytes))
     stays: list[tuple[int, ...]] = []
     slots: list[int] = []
     for room in reversed(rooms):
-        shared = min(MOST_SHARED, max(FEWEST_SHARED, room - 1), len(moving)) if room < len(moving) else 0
-        staying_count = min(len(moving), max(0, room - shared))
-        staying = evenly(moving, staying_count)  # the first of all stays, so that moving begins while it computes
-        moving = [layer for layer in moving if layer not in staying]
+        staying, shared = tuple(moving), 0
+        if sum(layer_bytes[layer] for layer in moving) > room:
+            staying, shared = _staying(layer_bytes, moving, room, MOST_SHARED), MOST_SHARED
+            if not staying:
+                staying, shared = _staying(layer_bytes, moving, room, FEWEST_SHARED), min(FEWEST_SHARED, len(moving))
+        kept = {*staying}
+        moving = [layer for layer in moving if layer not in kept]
         stays.append(staying)
         slots.append(shared)
     *device_slots, host_slots = slots
     return KvPlacement(stays[0], tuple(chain(*stays[1:])), tuple(moving), sum(device_slots), host_slots)
+
+
+def _staying(layer_bytes: Sequence[int], moving: Sequence[int], room: int, shared: int) -> tuple[int, ...]:
+    """The layers that stay beside so many slots, each as large as the largest layer that moves.
+
+    The first of all stays, so that moving begins while it computes.
+    """
+
+    def taken(count: int) -> int:
+        staying = evenly(moving, count)
+        largest = max(layer_bytes[layer] for layer in {*moving}.difference(staying))
+        return sum(layer_bytes[layer] for layer in staying) + shared * largest
+
+    return evenly(moving, max(0, bisect_right(range(len(moving)), room, key=taken) - 1))

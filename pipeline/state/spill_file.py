@@ -10,6 +10,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from actors.core.ports import Copy
@@ -28,18 +29,29 @@ class SpillError(PenstockError):
     """The disk gave back other bytes than were written."""
 
 
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Where the cells of a layer lie in the file, from byte `start` on, each of `cell_bytes`: both multiples of 4096.
+
+    `cell` is what errors call one.
+    """
+
+    start: int
+    cell_bytes: int
+    cell: str
+
+
 class SpillFile:
-    """Room for blocks of `block_bytes` each, a multiple of 4096, at byte offsets that are multiples of it.
+    """Room for the cells of layers, of `nbytes` in all.
 
     The file has no name, so that nothing is left behind however the process ends. `bytes_read` and `bytes_written`
     count what really moved.
     """
 
-    def __init__(self, folder: Path, nbytes: int, block_bytes: int) -> None:
+    def __init__(self, folder: Path, nbytes: int) -> None:
         self.bytes_read = 0
         self.bytes_written = 0
         self._folder = folder
-        self._block_bytes = block_bytes
         self._checksums: dict[int, int] = {}
         self._descriptor = _create(folder)
         try:
@@ -50,21 +62,21 @@ class SpillFile:
             raise
         self._threads = Threads(THREADS, "penstock-kv-disk")
 
-    async def read(self, start: int, runs: Sequence[Copy], buffer: memoryview) -> None:
-        """Read runs of whole blocks, which lie in the file from `start` on as they will lie in `buffer`.
+    async def read(self, region: Region, runs: Sequence[Copy], buffer: memoryview) -> None:
+        """Read runs of whole cells, which lie in their region of the file as they will lie in `buffer`.
 
         Returns or raises only when no thread writes into `buffer` any more.
 
         Raises:
-            SpillError: a block is not what was written.
+            SpillError: a cell is not what was written.
             OSError: the disk failed.
         """
-        await self._run([functools.partial(self._read, start, run, buffer) for run in self._chunks(runs)])
+        await self._run([functools.partial(self._read, region, run, buffer) for run in _chunks(region, runs)])
         self.bytes_read += sum(run.length for run in runs)
 
-    async def write(self, start: int, runs: Sequence[Copy], buffer: memoryview) -> None:
-        """Write runs of whole blocks. Returns or raises only when no thread reads `buffer` any more."""
-        await self._run([functools.partial(self._write, start, run, buffer) for run in self._chunks(runs)])
+    async def write(self, region: Region, runs: Sequence[Copy], buffer: memoryview) -> None:
+        """Write runs of whole cells. Returns or raises only when no thread reads `buffer` any more."""
+        await self._run([functools.partial(self._write, region, run, buffer) for run in _chunks(region, runs)])
         self.bytes_written += sum(run.length for run in runs)
 
     def close(self) -> None:
@@ -72,36 +84,23 @@ class SpillFile:
         self._threads.shutdown()
         os.close(self._descriptor)
 
-    def _read(self, start: int, run: Copy, buffer: memoryview) -> None:
-        piece, at = buffer[run.source_offset :][: run.length], start + run.source_offset
+    def _read(self, region: Region, run: Copy, buffer: memoryview) -> None:
+        piece, at = buffer[run.source_offset :][: run.length], region.start + run.source_offset
         if (count := os.preadv(self._descriptor, [piece], at)) != run.length:
             raise OSError(errno.EIO, f"need {run.length} bytes at {at}, have {count}", self._name)
-        for place, checksum in self._sums(start, run, buffer).items():
+        for place, checksum in _sums(region, run, buffer).items():
             if self._checksums.get(place) != checksum:
                 need = self._checksums.get(place, 0)
                 raise SpillError(
-                    f"{self._name}: KV block at byte {place}: need checksum {need:#010x}, have {checksum:#010x}; the "
-                    "disk gave back other bytes than were written: put kv_disk elsewhere"
+                    f"{self._name}: {region.cell} at byte {place}: need checksum {need:#010x}, have {checksum:#010x}; "
+                    "the disk gave back other bytes than were written: put kv_disk elsewhere"
                 )
 
-    def _write(self, start: int, run: Copy, buffer: memoryview) -> None:
-        self._checksums.update(self._sums(start, run, buffer))
-        piece = buffer[run.source_offset :][: run.length]
-        if (count := os.pwritev(self._descriptor, [piece], start + run.source_offset)) != run.length:
-            raise OSError(errno.EIO, f"wrote {count} of {run.length} bytes at {start + run.source_offset}", self._name)
-
-    def _sums(self, start: int, run: Copy, buffer: memoryview) -> dict[int, int]:
-        offsets = range(run.source_offset, run.source_offset + run.length, self._block_bytes)
-        return {start + offset: zlib.crc32(buffer[offset:][: self._block_bytes]) for offset in offsets}
-
-    def _chunks(self, runs: Sequence[Copy]) -> list[Copy]:
-        """Cut long runs at block boundaries, so that several threads share them."""
-        most = max(1, CHUNK_BYTES // self._block_bytes) * self._block_bytes
-        return [
-            Copy(offset, offset, min(most, run.source_offset + run.length - offset))
-            for run in runs
-            for offset in range(run.source_offset, run.source_offset + run.length, most)
-        ]
+    def _write(self, region: Region, run: Copy, buffer: memoryview) -> None:
+        self._checksums.update(_sums(region, run, buffer))
+        piece, at = buffer[run.source_offset :][: run.length], region.start + run.source_offset
+        if (count := os.pwritev(self._descriptor, [piece], at)) != run.length:
+            raise OSError(errno.EIO, f"wrote {count} of {run.length} bytes at {at}", self._name)
 
     async def _run(self, jobs: Sequence[Callable[[], None]]) -> None:
         loop = asyncio.get_running_loop()
@@ -110,6 +109,23 @@ class SpillFile:
     @property
     def _name(self) -> str:
         return f"the spill file in {self._folder}"
+
+
+def _sums(region: Region, run: Copy, buffer: memoryview) -> dict[int, int]:
+    """The checksum of each cell of a run, by its place in the file."""
+    size = region.cell_bytes
+    offsets = range(run.source_offset, run.source_offset + run.length, size)
+    return {region.start + offset: zlib.crc32(buffer[offset:][:size]) for offset in offsets}
+
+
+def _chunks(region: Region, runs: Sequence[Copy]) -> list[Copy]:
+    """Cut long runs between cells, so that several threads share them."""
+    most = max(1, CHUNK_BYTES // region.cell_bytes) * region.cell_bytes
+    return [
+        Copy(offset, offset, min(most, run.source_offset + run.length - offset))
+        for run in runs
+        for offset in range(run.source_offset, run.source_offset + run.length, most)
+    ]
 
 
 def _create(folder: Path) -> int:

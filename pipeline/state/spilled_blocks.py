@@ -1,7 +1,6 @@
 """KV blocks in the spill file, layer by layer: in which order they are read and written, and what follows a failure."""
 
 import asyncio
-import itertools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -9,8 +8,10 @@ from actors.core.errors import ActorFailed
 from actors.core.ports import Copy
 from pipeline.devices.memory import HostMemory
 from pipeline.state.cached import CachedPiece
+from pipeline.state.cell_layout import cells_of
+from pipeline.state.cell_layout import runs as cell_runs
 from pipeline.state.kv_memory import KvMemory
-from pipeline.state.spill_file import SpillError, SpillFile
+from pipeline.state.spill_file import Region, SpillError, SpillFile
 
 logger = logging.getLogger("penstock")
 KV = "kv"
@@ -25,10 +26,10 @@ class SpilledBlocks:
 
     def __init__(self, memory: KvMemory, spill: SpillFile, lose: Callable[[int], None]) -> None:
         self._spill = spill
-        self._starts = memory.spill_starts
-        self._block_bytes = memory.layout.block_bytes
+        self._regions = memory.spill_regions
+        self._layouts = memory.layouts
         self._lose = lose
-        self._written = {layer: asyncio.Event() for layer in self._starts}
+        self._written = {layer: asyncio.Event() for layer in self._regions}
         self.forget()
 
     def forget(self) -> None:
@@ -53,26 +54,24 @@ class SpilledBlocks:
     async def _move(
         self,
         what: str,
-        move: Callable[[int, Sequence[Copy], memoryview], Awaitable[None]],
+        move: Callable[[Region, Sequence[Copy], memoryview], Awaitable[None]],
         layer: int,
         runs: Sequence[Copy],
         buffer: HostMemory,
         actor: str,
         pieces: Sequence[CachedPiece],
     ) -> None:
-        start, size = self._starts[layer], self._block_bytes
+        region, layout = self._regions[layer], self._layouts[layer]
         try:
-            await move(start, runs, buffer.view)
+            await move(region, runs, buffer.view)
             return
         except (OSError, SpillError) as error:
-            logger.warning("%s KV blocks of layer %d failed, trying once more: %s", what, layer, error)
-        starts = (range(run.source_offset, run.source_offset + run.length, size) for run in runs)
-        for offset in itertools.chain.from_iterable(starts):
+            logger.warning("%s %ss of layer %d failed, trying once more: %s", what, layout.cell, layer, error)
+        for cell in cells_of(runs, layout.cell_bytes):
             try:
-                await move(start, (Copy(offset, offset, size),), buffer.view)
+                await move(region, cell_runs([cell], layout.cell_bytes), buffer.view)
             except (OSError, SpillError) as error:
-                block = offset // size
-                self._lose(block)
+                self._lose(cell)
                 for piece in pieces:
-                    if block in piece.sequence.blocks:
+                    if layout.holds(piece, cell):
                         piece.sequence.fail(ActorFailed(f"{KV}_{actor}", layer, KV, error))

@@ -49,7 +49,9 @@ async def test_blocks_in_three_places_change_no_bit(
             assert memory.placement.disk
             assert await answers(model) == expected
             layers = LAYERS - len(memory.placement.device)
-            assert moved.bytes_out == layers * computed_tokens * 2 * memory.layout.row_bytes, "new rows, nothing else"
+            assert moved.bytes_out == layers * computed_tokens * 2 * memory.layouts[0].row_bytes, (
+                "new rows, nothing else"
+            )
             assert moved.bytes_in > 0
 
 

@@ -12,6 +12,7 @@ from actors.core.ports import Copy
 from pipeline.generation.batching import Piece
 from pipeline.groups.layout import merge_copies
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
+from pipeline.state.cell_layout import cells_of, runs
 from pipeline.state.kv_layout import KvLayout
 from pipeline.system.page_cache import BLOCK_BYTES
 
@@ -51,7 +52,7 @@ def rows_of(layout: KvLayout, piece: Piece, first: int, end: int) -> set[tuple[i
     """The places of keys and values of positions [first, end)."""
     row, found = layout.row_bytes, set()
     for position in range(first, end):
-        block = piece.sequence.blocks[position // BLOCK_TOKENS] * layout.block_bytes
+        block = piece.sequence.blocks[position // BLOCK_TOKENS] * layout.cell_bytes
         for half in (0, 1):
             begin = block + (half * BLOCK_TOKENS + position % BLOCK_TOKENS) * row
             found.add((begin, begin + row))
@@ -69,12 +70,12 @@ def small(layout: KvLayout) -> KvLayout:
 
 @given(layouts())
 def test_blocks_are_padded_to_pages_and_seen_without_the_padding(layout: KvLayout) -> None:
-    assert layout.block_bytes % BLOCK_BYTES == 0
-    assert 0 <= layout.block_bytes - 2 * BLOCK_TOKENS * layout.row_bytes < BLOCK_BYTES
+    assert layout.cell_bytes % BLOCK_BYTES == 0
+    assert 0 <= layout.cell_bytes - 2 * BLOCK_TOKENS * layout.row_bytes < BLOCK_BYTES
     memory = torch.zeros(layout.layer_bytes + 64, dtype=torch.uint8)
     view = layout.view(memory).memory
     for block, half, row in ((0, 0, 0), (3, 1, 5), (BLOCKS - 1, 1, BLOCK_TOKENS - 1)):
-        offset = block * layout.block_bytes + (half * BLOCK_TOKENS + row) * layout.row_bytes
+        offset = block * layout.cell_bytes + (half * BLOCK_TOKENS + row) * layout.row_bytes
         memory[offset : offset + layout.row_bytes] = 1
         assert bool((view[block, half, row] != 0).all())
         assert int((view != 0).sum()) == layout.kv_heads * layout.head_dim
@@ -84,7 +85,7 @@ def test_blocks_are_padded_to_pages_and_seen_without_the_padding(layout: KvLayou
 @given(layouts(), passes())
 def test_every_new_row_goes_home_once_and_nothing_else(layout: KvLayout, pieces: list[Piece]) -> None:
     layout = small(layout)
-    rows = layout.new_rows(pieces)
+    rows = layout.new_cells(pieces)
     need = {place for piece in pieces for place in rows_of(layout, piece, piece.start, end_of(piece))}
     moved = bytes_of(rows)
     assert moved == sorted(byte for begin, end in need for byte in range(begin, end))
@@ -97,19 +98,19 @@ def test_every_new_row_goes_home_once_and_nothing_else(layout: KvLayout, pieces:
         for piece in pieces
         for position in range(piece.start, end_of(piece))
     }
-    assert layout.blocks_of(rows) == sorted(written)
+    assert cells_of(rows, layout.cell_bytes) == sorted(written)
 
 
 @given(layouts(), passes())
 def test_all_that_is_looked_back_at_comes_in_whole_blocks(layout: KvLayout, pieces: list[Piece]) -> None:
-    copies = layout.cached_blocks(pieces)
+    copies = layout.cached_cells(pieces)
     come = {
-        offset // layout.block_bytes
+        offset // layout.cell_bytes
         for copy in copies
-        for offset in range(copy.source_offset, copy.source_offset + copy.length, layout.block_bytes)
+        for offset in range(copy.source_offset, copy.source_offset + copy.length, layout.cell_bytes)
     }
-    assert all(copy.source_offset % layout.block_bytes == copy.length % layout.block_bytes == 0 for copy in copies)
-    assert sum(copy.length for copy in copies) == len(come) * layout.block_bytes, "each block once"
+    assert all(copy.source_offset % layout.cell_bytes == copy.length % layout.cell_bytes == 0 for copy in copies)
+    assert sum(copy.length for copy in copies) == len(come) * layout.cell_bytes, "each block once"
     need = set()
     for piece in pieces:
         first = 0 if layout.window is None else max(0, piece.start - layout.window + 1)
@@ -127,18 +128,17 @@ def end_of(piece: Piece) -> int:
 def test_a_block_comes_as_soon_as_it_holds_one_row(start: int, blocks: int) -> None:
     layout = KvLayout(BLOCKS, 1, 2, torch.float32)
     piece = Piece(Table([4, 3, 9]), start, (7,), True)  # type: ignore[arg-type]
-    come = layout.cached_blocks([piece])
-    assert sum(copy.length for copy in come) == blocks * layout.block_bytes == blocks_for(start) * layout.block_bytes
+    come = layout.cached_cells([piece])
+    assert sum(copy.length for copy in come) == blocks * layout.cell_bytes == blocks_for(start) * layout.cell_bytes
     if blocks == 2:
-        assert come == [Copy(3 * layout.block_bytes, 3 * layout.block_bytes, 2 * layout.block_bytes)]
+        assert come == [Copy(3 * layout.cell_bytes, 3 * layout.cell_bytes, 2 * layout.cell_bytes)]
 
 
 @given(st.sets(st.integers(0, 60)))
 def test_runs_hold_the_same_blocks_in_the_fewest_copies(blocks: set[int]) -> None:
-    layout = KvLayout(61, 1, 2, torch.float32)
-    runs = layout.runs(blocks)
-    assert layout.blocks_of(runs) == sorted(blocks)
-    assert len(runs) == sum(block - 1 not in blocks for block in blocks)
+    copies = runs(blocks, BLOCK_BYTES)
+    assert cells_of(copies, BLOCK_BYTES) == sorted(blocks)
+    assert len(copies) == sum(block - 1 not in blocks for block in blocks)
 
 
 def test_nothing_merges_to_nothing_and_gaps_stay() -> None:

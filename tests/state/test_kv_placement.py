@@ -11,6 +11,7 @@ from pipeline.state.kv_placement import FEWEST_SHARED, MOST_SHARED, KvPlacement,
 
 LAYERS = st.integers(1, 130)
 ROOM = st.integers(0, 140)
+LAYER_BYTES = 7
 
 
 def check(placement: KvPlacement, layers: int) -> None:
@@ -46,8 +47,13 @@ def test_few_layers_in_every_room(layers: int) -> None:
         check_three_places(layers, device_room, host_room)
 
 
+def placed(layers: int, *rooms: int) -> KvPlacement:
+    """Layers that are alike, in rooms for so many of them."""
+    return place_kv([LAYER_BYTES] * layers, [(room + 1) * LAYER_BYTES - 1 for room in rooms])
+
+
 def check_three_places(layers: int, device_room: int, host_room: int) -> None:
-    placement = place_kv(layers, (host_room, device_room))
+    placement = placed(layers, host_room, device_room)
     least = min(FEWEST_SHARED, layers)
     check(placement, layers)
     if device_room >= layers:
@@ -67,12 +73,41 @@ def check_three_places(layers: int, device_room: int, host_room: int) -> None:
 
 @given(LAYERS, ROOM)
 def test_one_place_and_the_disk(layers: int, room: int) -> None:
-    placement = place_kv(layers, (room,))
+    placement = placed(layers, room)
     check(placement, layers)
     assert placement.host == ()
     assert placement.device_slots == 0
     assert len(placement.device) + placement.host_slots == min(max(room, FEWEST_SHARED), layers)
     assert (placement.host_slots >= FEWEST_SHARED) == bool(placement.disk) or layers < FEWEST_SHARED
+
+
+@given(st.lists(st.sampled_from([3, 7, 20]), min_size=1, max_size=60), st.integers(0, 400), st.integers(0, 400))
+def test_layers_that_differ_stay_beside_slots_as_large_as_the_largest_that_moves(
+    sizes: list[int], device_room: int, host_room: int
+) -> None:
+    placement = place_kv(sizes, (host_room, device_room))
+    check(placement, len(sizes))
+    in_host = tuple(placement.moving.index(layer) for layer in placement.host)
+    moving_bytes = [sizes[layer] for layer in placement.moving]
+    check_room(sizes, placement.device, placement.device_slots, device_room)
+    check_room(moving_bytes, in_host, placement.host_slots, host_room)
+
+
+def check_room(sizes: list[int], staying: tuple[int, ...], slots: int, room: int) -> None:
+    """All that fit stay: one more would not, with one slot less where there are three."""
+
+    def taken(count: int, shared: int) -> int:
+        others = [size for index, size in enumerate(sizes) if index not in evenly(range(len(sizes)), count)]
+        return sum(sizes) - sum(others) + shared * max(others, default=0)
+
+    assert staying == evenly(range(len(sizes)), len(staying))
+    if sum(sizes) <= room:
+        assert (len(staying), slots) == (len(sizes), 0)
+        return
+    assert min(FEWEST_SHARED, len(sizes)) <= slots <= min(MOST_SHARED, len(sizes) - len(staying))
+    if staying:
+        assert taken(len(staying), slots) <= room
+    assert taken(len(staying) + 1, slots) > room
 
 
 @given(st.integers(1, 200), st.data())
@@ -85,14 +120,14 @@ def test_spread_is_even_and_begins_with_the_first(layers: int, data: st.DataObje
 
 
 def test_a_third_slot_comes_before_a_second_layer_stays() -> None:
-    assert [(p.device_slots, len(p.device)) for room in range(2, 6) for p in [place_kv(9, (9, room))]] == [
+    assert [(p.device_slots, len(p.device)) for room in range(2, 6) for p in [placed(9, 9, room)]] == [
         (2, 0), (2, 1), (3, 1), (3, 2),
     ]  # fmt: skip
-    assert [(p.host_slots, len(p.host)) for room in range(2, 6) for p in [place_kv(9, (room, 2))]] == [
+    assert [(p.host_slots, len(p.host)) for room in range(2, 6) for p in [placed(9, room, 2)]] == [
         (2, 0), (2, 1), (3, 1), (3, 2),
     ]  # fmt: skip
 
 
 def test_it_says_where_they_live() -> None:
-    placement = place_kv(8, (4, 4))
+    placement = placed(8, 4, 4)
     assert str(placement) == "stay on the device in 1 of 8 layers, live in host memory in 1, and on the disk in 6"

@@ -13,7 +13,7 @@ def settings_with_room(
     """What `Model.open` needs, so that everything else fits exactly; the other layers live on the disk."""
     runtime = build(checkpoint, Config(**{**settings, "residency": False}))
     runtime.device.free()
-    layer_bytes = runtime.cache.memory.layout.layer_bytes
+    layer_bytes = runtime.cache.memory.layouts[0].layer_bytes
     fixed = [one for one in runtime.plan.holdings if "KV blocks" not in one.holder]
     limits = {
         place.memory_setting: sum(one.nbytes for one in fixed if one.place == place.name) + layers * layer_bytes

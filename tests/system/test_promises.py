@@ -41,7 +41,7 @@ def promised() -> int:
 
 
 def kv_bytes(model: Model) -> int:
-    return model.runtime.cache.memory.layout.layer_bytes * model.runtime.config.layers
+    return model.runtime.cache.memory.layouts[0].layer_bytes * model.runtime.config.layers
 
 
 async def test_a_second_model_is_refused_what_the_first_was_promised(checkpoint: Path) -> None:

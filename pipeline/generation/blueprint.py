@@ -20,8 +20,8 @@ from pipeline.generation.what_would_fit import what_would_fit
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.groups.groups import WeightGroups, plan_groups
 from pipeline.groups.remarks import remarks
-from pipeline.models.frequencies import DynamicScaling
 from pipeline.models.model_config import ModelConfig
+from pipeline.models.ropes import DynamicScaling
 from pipeline.models.specs import group_specs
 from pipeline.system.host_memory import give_freed_back
 from pipeline.system.sizes import human_bytes, parse_bytes
@@ -113,9 +113,9 @@ def say_remarks(drawn: Blueprint, settings: Config) -> None:
     auto_dtype = drawn.dtype if settings.dtype == "auto" else None
     for remark in remarks(drawn.checkpoint, drawn.groups, auto_dtype, drawn.model.quantization.activations):
         logger.warning("%s", remark)
-    scaling = drawn.model.rope_scaling
-    if isinstance(scaling, DynamicScaling) and drawn.model.rope_length(drawn.plan.context_tokens):
-        most = scaling.original_max_positions
+    dynamic = [rope.scaling for rope in drawn.model.ropes if isinstance(rope.scaling, DynamicScaling)]
+    if dynamic and drawn.model.rope_length(drawn.plan.context_tokens):
+        most = dynamic[0].original_max_positions
         logger.warning(
             "rope_scaling dynamic: beyond %d tokens all frequencies change with every token, so for each the whole "
             "sequence is computed anew; context_tokens=%d refuses what is longer",

@@ -1,11 +1,13 @@
 """The parts in which the rows of a pass are computed, each behind or beside the others."""
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from actors.core.event import Event
 from actors.core.message import READY
 from pipeline.models.pass_rows import Rows
+from pipeline.models.ropes import Rope
 from pipeline.models.rotary import Rotary
 from pipeline.models.row_blocks import RowBlocks
 
@@ -17,7 +19,7 @@ class Block:
     begin: int
     end: int
     rows: Rows = field(init=False)
-    rotary: Rotary = field(init=False)
+    rotary: Mapping[Rope, Rotary] = field(init=False)
 
 
 @dataclass(slots=True)

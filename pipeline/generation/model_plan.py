@@ -14,6 +14,7 @@ from pipeline.generation.pass_rates import PassRates
 from pipeline.generation.pass_size import LEAST_SECONDS, PassSize, choose_size, request_seconds, sizes
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.groups.groups import WeightGroups
+from pipeline.models.layers import Attention
 from pipeline.models.model_config import ModelConfig
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
 from pipeline.state.cell_layout import CellLayout
@@ -136,7 +137,8 @@ class _Rooms:
     def planned(self, tokens: int, why: str, within: Mapping[str, int], knob: str) -> ModelPlan:
         """With room for so many tokens, which `knob` changes, `within` that much memory."""
         blocks, device = blocks_for(tokens), self.planning.device
-        layouts = tuple(KvLayout.of(layer.attention, blocks, self.dtype) for layer in self.model.layer_kinds)
+        kinds = (layer.mixer for layer in self.model.layer_kinds)
+        layouts = tuple(KvLayout.of(kind, blocks, self.dtype) for kind in kinds if isinstance(kind, Attention))
         free = self.planning.room(within, self.held)
         on_disk = self.settings.kv_disk is not None
         kv = place_layers(layouts, device, free, on_disk=on_disk)

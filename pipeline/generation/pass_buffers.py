@@ -7,6 +7,7 @@ import torch
 from pipeline.devices.memory import Memory
 from pipeline.devices.port import Device
 from pipeline.models.model_config import ModelConfig
+from pipeline.models.ropes import Rope
 from pipeline.models.rotary import Rotary
 from pipeline.models.row_blocks import RowBlocks
 
@@ -43,7 +44,7 @@ class PassBuffers:
         rows, logit_rows = blocks.padded(most_rows), blocks.padded(most_logit_rows)
         return {
             HIDDEN: (rows + logit_rows) * config.hidden_size * dtype.itemsize,
-            ROTARY: 2 * rows * config.attention.head_dim * torch.float32.itemsize,
+            ROTARY: sum(2 * rows * rope.channels for rope in config.ropes) * torch.float32.itemsize,
             LOGITS: logit_rows * config.vocabulary_size * torch.float32.itemsize,
         }
 
@@ -64,10 +65,14 @@ class PassBuffers:
         """Rows [begin, end) of the logits, fp32, [R, V]."""
         return self._view(LOGITS, torch.float32, self._config.vocabulary_size)[begin:end]
 
-    def rotary(self, begin: int, end: int) -> Rotary:
-        """The turns of rows [begin, end) of the pass."""
-        cos_TH, sin_TH = self._view(ROTARY, torch.float32, self._config.attention.head_dim).chunk(2)
-        return Rotary(cos_TH[begin:end].unsqueeze(1), sin_TH[begin:end].unsqueeze(1))
+    def rotary(self, begin: int, end: int) -> Mapping[Rope, Rotary]:
+        """The turns of rows [begin, end) of the pass, of each rope of the model."""
+        tables, items = {}, self._memory[ROTARY].tensor.view(torch.float32)
+        for rope in self._config.ropes:
+            ends = 2 * self._rows * rope.channels
+            cos_TC, sin_TC = items[:ends].view(2, self._rows, -1)[:, begin:end].unsqueeze(2)
+            tables[rope], items = Rotary(cos_TC, sin_TC), items[ends:]
+        return tables
 
     def _view(self, name: str, dtype: torch.dtype, columns: int) -> torch.Tensor:
         return self._memory[name].tensor.view(dtype).view(-1, columns)

@@ -43,25 +43,22 @@ def pass_holdings(
     half = max(half_bytes(one, dtype, fused=fused, silu_by_formula=invariant) for one in set(model.layer_kinds))
     rows_of_half = blocks.most_at_once(-(-blocks.padded(tokens) // micro_batches))
     head = _head_bytes(model, settings, groups, blocks, dtype, fused=fused)
-    embedding = embedding_bytes(model.hidden_size, model.attention.head_dim, dtype)
+    embedding = embedding_bytes(model.hidden_size, max((one.channels for one in model.ropes), default=0), dtype)
     activations = max(at_a_time * rows_of_half * half, rows_of_half * embedding, head)
     # Attention has those for short contexts and for long ones; the embedding and the choice of tokens have a few, too.
     records = 2 * len(groups.groups) * len(device.repeated_rows) * micro_batches
     recorded = {where: nbytes * records for where, nbytes in device.record_bytes.items()}
     if recorded:
         recorded[place] += max(device.repeated_rows) * half
+    padded = blocks.padded(tokens)
+    scratch = [scratch_bytes(one, device.torch_device, dtype, padded, context_tokens) for one in model.attentions]
     inputs = PassInputs.nbytes(blocks.padded(tokens), settings.max_requests, context_tokens)
     return [
         *(Holding("embedding rows", where, rows, "max_tokens_per_pass") for where in (first, place)),
         Holding("activations", place, activations, "max_tokens_per_pass"),
         *(Holding("activations: recorded kernels", where, nbytes, "") for where, nbytes in recorded.items()),
         *(Holding("activations: weights that are cast or decoded", place, casts, "") for _ in range(bool(casts))),
-        Holding(
-            "activations: attention",
-            place,
-            scratch_bytes(model.attention, device.torch_device, dtype, blocks.padded(tokens), context_tokens),
-            "context_tokens",
-        ),
+        Holding("activations: attention", place, max(scratch, default=0), "context_tokens"),
         *(Holding(name, place, nbytes, KNOBS[name]) for name, nbytes in buffers.items()),
         *RowSampler.holdings(device, settings.max_requests, model.vocabulary_size),
         *(Holding("positions and block tables", where, inputs, "max_requests") for where in (first, place)),

@@ -26,7 +26,7 @@ from pipeline.generation.sampling import Sampler
 from pipeline.generation.sequence import RunningSequence
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.models import decoder
-from pipeline.models.attention import LayerKV, launches
+from pipeline.models.attention import LayerKV
 from pipeline.models.frequencies import frequencies
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.ops import infer
@@ -77,9 +77,7 @@ class GenerationProgram:
         self._row_blocks = row_blocks
         self._buffers = buffers
         self._first_logits = _first_logits(catalog)
-        self._frequencies_H2 = frequencies(
-            config.attention.head_dim, config.rope_theta, config.rope_scaling, 0, device.torch_device
-        )
+        self._frequencies_C2 = {rope: frequencies(rope, 0, device.torch_device) for rope in config.ropes}
         self._micro_batches = micro_batches
         self._sampler = RowSampler(device, admission.batcher.max_requests, config.vocabulary_size)
 
@@ -136,9 +134,8 @@ class GenerationProgram:
             hidden_TD[end - block.begin :] = 0
             positions_T = self._inputs.positions(block.begin, block.end)
             lengths = self._inputs.rope_lengths(block.begin, block.end)
-            turns = rotary(self._config, positions_T, lengths, self._frequencies_H2)
-            block.rotary.cos.copy_(turns.cos)
-            block.rotary.sin.copy_(turns.sin)
+            for rope, turns in block.rotary.items():
+                turns.copy_(rotary(rope, positions_T, lengths, self._frequencies_C2[rope]))
 
     def prepare(self, pass_: GenerationPass, message: Message[Slot]) -> Coroutine[Any, Any, None] | None:
         """Wait until the KV blocks of the layer are on their way to the device."""
@@ -164,8 +161,8 @@ class GenerationProgram:
 
     def _launch_attention(self, pass_: GenerationPass, message: Message[Slot]) -> list[Event]:
         kv, arrived = self._cache.layer(message.layer)
-        kind = self._config.layer_kinds[message.layer].attention
-        launched = tuple(launches(kind, kv, block.rows) for block in pass_.blocks)
+        layer = self._config.layer_kinds[message.layer]
+        launched = tuple(decoder.attention_launches(layer, kv, block.rows) for block in pass_.blocks)
         repeats = None if None in launched else launched
         return self._launch_half(
             pass_, message, functools.partial(self._attention, message, kv), arrived, repeats=repeats

@@ -115,12 +115,13 @@ def _compute(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> N
     zeros = functools.partial(torch.zeros, dtype=dtype, device=device)
     hidden_TD = zeros(2, config.hidden_size)
     linear(rms_norm(hidden_TD, hidden_TD[0], config.norm_epsilon), zeros(FEW_ROWS, config.hidden_size))
-    attention = config.attention
-    kv = LayerKV(zeros(1, 2, BLOCK_TOKENS, attention.kv_heads, attention.head_dim))
-    rows, turn = few_rows(device), rotary(config, torch.zeros(2, device=device))
-    q_TNH = zeros(2, attention.heads, attention.head_dim)
-    keys_TKH = zeros(2, attention.kv_heads, attention.head_dim)
-    if attention.head_norms:
-        rms_norm(keys_TKH, keys_TKH[0, 0], config.norm_epsilon)
-    attend_all(q_TNH, keys_TKH, keys_TKH, turn, kv, rows, attention.window)
+    rows = few_rows(device)
+    for kind in config.attentions:
+        kv = LayerKV(zeros(1, 2, BLOCK_TOKENS, kind.kv_heads, kind.head_dim))
+        turn = None if kind.rope is None else rotary(kind.rope, torch.zeros(2, device=device))
+        q_TNH = zeros(2, kind.heads, kind.head_dim)
+        keys_TKH = zeros(2, kind.kv_heads, kind.head_dim)
+        if kind.query_key_norms:
+            rms_norm(keys_TKH, keys_TKH[0, 0], config.norm_epsilon)
+        attend_all(q_TNH, keys_TKH, keys_TKH, turn, kv, rows, kind)
     fused(device, config.vocabulary_size)

@@ -8,17 +8,19 @@ Letters in names: D hidden, N query heads, K kv heads, H head dim, F ffn.
 
 import torch
 
-from pipeline.models.layers import Layer
+from pipeline.models.layers import DeltaNet, Layer
 
 FP32_BYTES = torch.float32.itemsize
 
 
 def half_bytes(layer: Layer, dtype: torch.dtype, *, fused: bool, silu_by_formula: bool) -> int:
     """The most that a half takes for a row."""
-    item, size, kind = dtype.itemsize, layer.hidden_size, layer.attention
+    item, size, kind = dtype.itemsize, layer.hidden_size, layer.mixer
+    if isinstance(kind, DeltaNet):
+        raise NotImplementedError
     NH, KH, F = kind.heads * kind.head_dim, kind.kv_heads * kind.head_dim, layer.feed_forward.size
     projected = (size + NH + 2 * KH) * item  # of the normed row
-    head_norms = projected + _norm_bytes(NH, dtype, fused=fused) if kind.head_norms else 0
+    head_norms = projected + _norm_bytes(NH, dtype, fused=fused) if kind.query_key_norms else 0
     if fused:  # with what attention keeps of long contexts meanwhile
         attended = projected + NH * item + max(size * item, (NH + 2 * kind.heads) * FP32_BYTES)
     else:
@@ -35,9 +37,9 @@ def head_bytes(hidden_size: int, slice_rows: int, dtype: torch.dtype, *, fused: 
     return max(norm, slice_rows * (dtype.itemsize + cast))
 
 
-def embedding_bytes(hidden_size: int, head_dim: int, dtype: torch.dtype) -> int:
-    """The most that the embedding takes for a row: itself, or its angles step by step."""
-    return max(hidden_size * dtype.itemsize, 5 * head_dim * FP32_BYTES)
+def embedding_bytes(hidden_size: int, turned_channels: int, dtype: torch.dtype) -> int:
+    """The most that the embedding takes for a row: itself, or the angles of the widest rope, step by step."""
+    return max(hidden_size * dtype.itemsize, 5 * turned_channels * FP32_BYTES)
 
 
 def _norm_bytes(items: int, dtype: torch.dtype, *, fused: bool) -> int:

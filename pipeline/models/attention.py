@@ -83,29 +83,30 @@ def attend_all(
     q_TNH: torch.Tensor,
     keys_TKH: torch.Tensor,
     values_TKH: torch.Tensor,
-    turn: Rotary,
+    turn: Rotary | None,
     kv: LayerKV,
     rows: Rows,
-    window: int | None,
+    kind: Attention,
 ) -> torch.Tensor:
     """Turn queries and keys, put keys and values into their places, and let each token attend to its own sequence.
 
     Returns [T, N * H]. On a GPU all rows are computed at once, and the queries are turned in place. Elsewhere those of
     sequences that have ended get zeros: rows have to stay where they are, so that others keep their bits.
     """
-    if kernels := _kernels(q_TNH.device, q_TNH.dtype, *q_TNH.shape[1:], keys_TKH.shape[1]):
+    if turn and (kernels := _kernels_of(kind, q_TNH.device, q_TNH.dtype)):
         kernels.turn_and_write(q_TNH, keys_TKH, values_TKH, turn, kv.memory, rows)
-        mixed_TA: torch.Tensor = kernels.attend(q_TNH, kv.memory, rows, window)
+        mixed_TA: torch.Tensor = kernels.attend(q_TNH, kv.memory, rows, kind.window)
         return mixed_TA
-    kv.write(rows, rotate(keys_TKH, turn), values_TKH)
-    q_TNH = rotate(q_TNH, turn)
-    mixed = [_attend_rows(q_TNH[one.begin : one.end], kv, one, window) for one in rows.by_sequence()]
+    if turn:
+        q_TNH, keys_TKH = rotate(q_TNH, turn), rotate(keys_TKH, turn)
+    kv.write(rows, keys_TKH, values_TKH)
+    mixed = [_attend_rows(q_TNH[one.begin : one.end], kv, one, kind) for one in rows.by_sequence()]
     return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
 
 def launches(kind: Attention, kv: LayerKV, rows: Rows) -> Hashable:
     """What the launches of `attend_all` depend on beside the number of rows; None if on more than can be told."""
-    is_fixed = not rows.tiles and _kernels(kv.memory.device, kv.memory.dtype, kind.heads, kind.head_dim, kind.kv_heads)
+    is_fixed = not rows.tiles and _kernels_of(kind, kv.memory.device, kv.memory.dtype)
     return (kv.memory.data_ptr(), rows.parts) if is_fixed else None
 
 
@@ -119,6 +120,14 @@ def scratch_bytes(kind: Attention, device: torch.device, dtype: torch.dtype, row
     return max(one_by_one, parts * (kind.head_dim + 2) * torch.float32.itemsize)
 
 
+def _kernels_of(kind: Attention, device: torch.device, dtype: torch.dtype) -> ModuleType | None:
+    """What computes all rows at once, where it can compute this kind."""
+    rope = kind.rope
+    turns = rope is not None and (rope.channels, rope.interleaved, rope.query_growth) == (kind.head_dim, False, None)
+    scores = (kind.scale, kind.chunk, kind.softcap, kind.sinks) == (kind.head_dim**-0.5, None, None, False)
+    return _kernels(device, dtype, kind.heads, kind.head_dim, kind.kv_heads) if turns and scores else None
+
+
 @functools.cache
 def _kernels(device: torch.device, dtype: torch.dtype, heads: int, head_dim: int, kv_heads: int) -> ModuleType | None:
     """What computes all rows at once, where this is a GPU for which Triton compiles it."""
@@ -126,24 +135,21 @@ def _kernels(device: torch.device, dtype: torch.dtype, heads: int, head_dim: int
     return kernels_of("pipeline.models.paged_attention", device, otherwise, dtype, heads, head_dim, kv_heads)
 
 
-def _attend_rows(q_TNH: torch.Tensor, kv: LayerKV, one: SequenceRows, window: int | None) -> torch.Tensor:
+def _attend_rows(q_TNH: torch.Tensor, kv: LayerKV, one: SequenceRows, kind: Attention) -> torch.Tensor:
     if one.ended():
         return torch.zeros_like(q_TNH).flatten(1)
-    return attend(q_TNH, kv, one.blocks_B, one.start, one.prompt_tokens, window)
+    return attend(q_TNH, kv, one.blocks_B, one.start, one.prompt_tokens, kind)
 
 
 def attend(
-    q_TNH: torch.Tensor, kv: LayerKV, blocks_B: torch.Tensor, start: int, prompt_tokens: int, window: int | None
+    q_TNH: torch.Tensor, kv: LayerKV, blocks_B: torch.Tensor, start: int, prompt_tokens: int, kind: Attention
 ) -> torch.Tensor:
-    """Attention of one sequence's tokens at [start, start + T) over all positions up to each; returns [T, N * H].
-
-    With `window`, a token sees the last `window` positions, itself included.
-    """
+    """Attention of one sequence's tokens at [start, start + T), over what each sees; returns [T, N * H]."""
     prompts = min(max(prompt_tokens - start, 0), len(q_TNH))
-    mixed = [_attend_prompt(q_TNH[:prompts], kv, blocks_B, start, window)] if prompts else []
+    mixed = [_attend_prompt(q_TNH[:prompts], kv, blocks_B, start, kind)] if prompts else []
     for index in range(prompts, len(q_TNH)):
         position = start + index
-        keys_SKH, values_SKH = kv.read(blocks_B, _first_seen(position, window), position + 1)
+        keys_SKH, values_SKH = kv.read(blocks_B, kind.first_seen(position), position + 1)
         mixed.append(_attend_one(_aligned(q_TNH[index : index + 1]), keys_SKH, values_SKH))
     return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
@@ -153,44 +159,40 @@ def _aligned(rows: torch.Tensor) -> torch.Tensor:
     return rows.clone() if rows.data_ptr() % ALIGNMENT_BYTES else rows
 
 
-def _first_seen(position: int, window: int | None) -> int:
-    return 0 if window is None else max(0, position + 1 - window)
-
-
 def _attend_prompt(
-    q_TNH: torch.Tensor, kv: LayerKV, blocks_B: torch.Tensor, start: int, window: int | None
+    q_TNH: torch.Tensor, kv: LayerKV, blocks_B: torch.Tensor, start: int, kind: Attention
 ) -> torch.Tensor:
     """Cell by cell. In the place of positions that are not there, or that no token of these looks at, stand zeros."""
     cell = GPU_CELL if q_TNH.is_cuda else CPU_CELL
     end = start + len(q_TNH)
     begin, until = start // cell * cell, -(-end // cell) * cell
-    first, first_read = _first_seen(begin, window), _first_seen(start, window)
+    first, first_read = kind.first_seen(begin), kind.first_seen(start)
     keys_SKH, values_SKH = kv.read_filled(blocks_B, first_read, end, first_read - first, until - end)
     keys_SKH, values_SKH, q_TNH = _aligned(keys_SKH), _aligned(values_SKH), _aligned(q_TNH)
     if (begin, until) != (start, end):
         q_TNH = pad(q_TNH, (0, 0, 0, 0, start - begin, until - end))
     mixed = []
     for position in range(begin, until, cell):
-        seen = slice(_first_seen(position, window) - first, position + cell - first)
+        seen = slice(kind.first_seen(position) - first, position + cell - first)
         q_CNH = q_TNH[position - begin : position - begin + cell]
-        mixed.append(_attend_cell(q_CNH, keys_SKH[seen], values_SKH[seen], position, window))
+        mixed.append(_attend_cell(q_CNH, keys_SKH[seen], values_SKH[seen], position, kind))
     return (mixed[0] if len(mixed) == 1 else torch.cat(mixed))[start - begin : end - begin]
 
 
 def _attend_cell(
-    q_CNH: torch.Tensor, keys_SKH: torch.Tensor, values_SKH: torch.Tensor, start: int, window: int | None
+    q_CNH: torch.Tensor, keys_SKH: torch.Tensor, values_SKH: torch.Tensor, start: int, kind: Attention
 ) -> torch.Tensor:
     """The tokens of a cell, whose last sees the last of these positions; returns [C, N * H]."""
     end = start + len(q_CNH)
     q_1NCH, keys_1KSH, values_1KSH = (x.transpose(0, 1).unsqueeze(0) for x in (q_CNH, keys_SKH, values_SKH))
-    sees_all = window is None or window >= end
+    sees_all = kind.first_seen(end - 1) == 0
     is_grouped = q_CNH.shape[1] != keys_SKH.shape[1]
     if sees_all and _flash_can(q_1NCH, keys_1KSH, values_1KSH):
         mixed_1NCH = _flash(q_1NCH, keys_1KSH, values_1KSH, is_causal=True)
     elif sees_all and not start:
         mixed_1NCH = scaled_dot_product_attention(q_1NCH, keys_1KSH, values_1KSH, is_causal=True, enable_gqa=is_grouped)
     else:
-        visible_CS = _visible(end - len(keys_SKH), start, end, window, q_CNH.device)
+        visible_CS = _visible(end - len(keys_SKH), start, end, kind, q_CNH.device)
         mixed_1NCH = scaled_dot_product_attention(
             q_1NCH, keys_1KSH, values_1KSH, attn_mask=visible_CS, enable_gqa=is_grouped
         )
@@ -226,9 +228,11 @@ def _flash(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *, is_caus
     return mixed
 
 
-def _visible(first: int, start: int, end: int, window: int | None, device: torch.device) -> torch.Tensor:
+def _visible(first: int, start: int, end: int, kind: Attention, device: torch.device) -> torch.Tensor:
     """[C, S], true where the token at row + start may look at the position column + first."""
     query_C1 = torch.arange(start, end, device=device).unsqueeze(1)
     key_S = torch.arange(first, end, device=device)
     visible_CS = key_S <= query_C1
-    return visible_CS if window is None else visible_CS & (key_S > query_C1 - window)
+    if kind.chunk is not None:
+        visible_CS &= key_S >= query_C1 // kind.chunk * kind.chunk
+    return visible_CS if kind.window is None else visible_CS & (key_S > query_C1 - kind.window)

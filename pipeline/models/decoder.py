@@ -6,26 +6,40 @@ cast at use where their dtype is not that of the hidden states.
 Shape letters in names: T tokens of this pass, D hidden, N query heads, K kv heads, H head dim, F ffn, V vocabulary.
 """
 
+from collections.abc import Hashable, Mapping
+
 import torch
 
 from pipeline.formats.matrix import Weights
-from pipeline.models.attention import LayerKV, attend_all
-from pipeline.models.layers import Layer
+from pipeline.models.attention import LayerKV, attend_all, launches
+from pipeline.models.layers import Attention, DeltaNet, Layer
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.ops import rms_norm, silu_gate
 from pipeline.models.pass_rows import Rows
+from pipeline.models.ropes import Rope
 from pipeline.models.rotary import Rotary
 
 
 def attention_half(
-    layer: Layer, weights: Weights, hidden_TD: torch.Tensor, kv: LayerKV, rows: Rows, rotary: Rotary
+    layer: Layer, weights: Weights, hidden_TD: torch.Tensor, kv: LayerKV, rows: Rows, rotary: Mapping[Rope, Rotary]
 ) -> torch.Tensor:
-    """Add norm and attention of one layer to the tokens of a pass; returns `hidden_TD`.
+    """Add norm and mixer of one layer to the tokens of a pass; returns `hidden_TD`.
 
-    Writes their keys and values into `kv` first, then lets each attend to its own sequence.
+    Attention writes their keys and values into `kv` first, then lets each attend to its own sequence, turned by the
+    one of `rotary` that is of its rope.
     """
     normed_TD = rms_norm(hidden_TD, weights.tensors["norm"], layer.norm_epsilon)
-    return hidden_TD.add_(_attention(layer, weights, normed_TD, kv, rows, rotary))
+    match layer.mixer:
+        case Attention() as kind:
+            mixed_TD = _attention(layer, kind, weights, normed_TD, kv, rows, rotary[kind.rope] if kind.rope else None)
+        case DeltaNet():
+            raise NotImplementedError
+    return hidden_TD.add_(mixed_TD)
+
+
+def attention_launches(layer: Layer, kv: LayerKV, rows: Rows) -> Hashable:
+    """What the launches of `attention_half` depend on beside the number of rows; None if on more than can be told."""
+    return launches(layer.mixer, kv, rows) if isinstance(layer.mixer, Attention) else None
 
 
 def ffn_half(layer: Layer, weights: Weights, hidden_TD: torch.Tensor, silu_by_formula: bool = False) -> torch.Tensor:
@@ -45,15 +59,20 @@ def output_slice(weights: Weights, normed_TD: torch.Tensor) -> torch.Tensor:
 
 
 def _attention(
-    layer: Layer, weights: Weights, normed_TD: torch.Tensor, kv: LayerKV, rows: Rows, rotary: Rotary
+    layer: Layer,
+    kind: Attention,
+    weights: Weights,
+    normed_TD: torch.Tensor,
+    kv: LayerKV,
+    rows: Rows,
+    turn: Rotary | None,
 ) -> torch.Tensor:
-    kind = layer.attention
     heads = (len(normed_TD), -1, kind.head_dim)
     q_TNH, k_TKH, v_TKH = (weights.project(short, normed_TD).view(heads) for short in ("q", "k", "v"))
-    if kind.head_norms:
+    if kind.query_key_norms == "heads":
         q_TNH = rms_norm(q_TNH, weights.tensors["q_norm"], layer.norm_epsilon)
         k_TKH = rms_norm(k_TKH, weights.tensors["k_norm"], layer.norm_epsilon)
-    return weights.project("o", attend_all(q_TNH, k_TKH, v_TKH, rotary, kv, rows, kind.window))
+    return weights.project("o", attend_all(q_TNH, k_TKH, v_TKH, turn, kv, rows, kind))
 
 
 def _gated_feed_forward(weights: Weights, normed_TD: torch.Tensor, silu_by_formula: bool) -> torch.Tensor:

@@ -3,25 +3,34 @@
 from collections.abc import Iterable
 
 from pipeline.models.json_object import JsonObject
-from pipeline.models.layers import Attention, GatedFeedForward, Layer
+from pipeline.models.layers import Attention, FeedForward, Layer
+from pipeline.models.rope_settings import read_rope
 from pipeline.models.supported import unsupported
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
-def read_layer(
-    settings: JsonObject, *, window: int | None = None, biases: Iterable[str] = (), head_norms: bool = False
-) -> Layer:
+def read_layer(settings: JsonObject, *, mixer: Attention, biases: Iterable[str] = ()) -> Layer:
     """A layer of the sizes that config.json states. Raises `ConfigError` for numbers that do not go together."""
-    heads = settings.count("num_attention_heads")
-    head_dim = _head_dim(settings, heads)
-    kv_heads = _kv_heads(settings, heads)
     return Layer(
         hidden_size=settings.count("hidden_size"),
-        attention=Attention(heads=heads, kv_heads=kv_heads, head_dim=head_dim, window=window, head_norms=head_norms),
-        feed_forward=GatedFeedForward(size=settings.count("intermediate_size")),
+        mixer=mixer,
+        feed_forward=FeedForward(size=settings.count("intermediate_size")),
         biases=frozenset(biases),
         norm_epsilon=read_norm_epsilon(settings),
+    )
+
+
+def read_attention(settings: JsonObject) -> Attention:
+    """Plain attention of the sizes and the rotary embedding that config.json states. Raises as `read_layer`."""
+    heads = settings.count("num_attention_heads")
+    head_dim = _head_dim(settings, heads)
+    return Attention(
+        heads=heads,
+        kv_heads=_kv_heads(settings, heads),
+        head_dim=head_dim,
+        scale=head_dim**-0.5,
+        rope=read_rope(settings, head_dim),
     )
 
 

@@ -1,78 +1,174 @@
 """What a decoder layer is made of, as data: of which kind each half is, and which tensors it holds.
 
-The names of tensors are those that every supported family uses on disk.
+The names of modules are those of the checkpoint; those of all families are alike but for the norms.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from pipeline.formats.parts import ATTN, FFN
 from pipeline.formats.tensors import TensorSpec
+from pipeline.models.ropes import Rope
 
 ATTENTION_MATRICES = ("q", "k", "v", "o")
 FEED_FORWARD_MATRICES = ("gate", "up", "down")
 
+NormStyle: TypeAlias = Literal["plain", "wide", "plus_one"]
+"""How a norm weighs: in the compute dtype, in fp32, or in fp32 by 1 + what is stored."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
-    """Softmax attention of heads in groups that share keys and values; rotary embedding turns queries and keys.
+    """Softmax attention of heads in groups that share keys and values.
 
-    `window` is in tokens and counts the token that looks back; with None it sees all. With `head_norms` each head of
-    queries and keys has a norm before it is turned.
+    A token sees the last `window` tokens, itself counted, and none before its `chunk` of so many positions; all, where
+    these are None. Scores are multiplied by `scale`, and `softcap` bounds them by a tanh. With `sinks` each head has a
+    logit more in its softmax, which weighs nothing. `rope` turns queries and keys; without one, nothing does.
+
+    Queries and keys have norms before that, over each of the "heads" or over the whole "projection", and values one
+    without weight with `value_norm`. With `values_are_keys` the projected keys are the values too. A `gated` one
+    projects behind each head of the queries a gate, by whose sigmoid its output is multiplied. A `fused` one has one
+    matrix for queries, keys and values.
     """
 
     heads: int
     kv_heads: int
     head_dim: int
-    window: int | None
-    head_norms: bool
+    scale: float
+    rope: Rope | None
+    window: int | None = None
+    chunk: int | None = None
+    softcap: float | None = None
+    sinks: bool = False
+    query_key_norms: Literal["heads", "projection"] | None = None
+    value_norm: bool = False
+    values_are_keys: bool = False
+    gated: bool = False
+    fused: bool = False
+
+    module = "self_attn"
+
+    def first_seen(self, position: int) -> int:
+        """The first position that one sees."""
+        by_window = 0 if self.window is None else position + 1 - self.window
+        return max(0, by_window, 0 if self.chunk is None else position // self.chunk * self.chunk)
 
     def shapes(self, hidden_size: int) -> dict[str, tuple[int, int]]:
-        """Rows and columns of its matrices."""
-        query, kv = (self.heads * self.head_dim, hidden_size), (self.kv_heads * self.head_dim, hidden_size)
-        return dict(zip(ATTENTION_MATRICES, (query, kv, kv, query[::-1]), strict=True))
+        """Rows and columns of its matrices, by short name."""
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        rows = {"q": queries * 2 if self.gated else queries, "k": keys, "v": keys}
+        if self.values_are_keys:
+            del rows["v"]
+        if self.fused:
+            rows = {"qkv": sum(rows.values())}
+        return {**{short: (count, hidden_size) for short, count in rows.items()}, "o": (hidden_size, queries)}
+
+    def vectors(self, module: str) -> Iterator[TensorSpec]:
+        """What it has beside matrices and their biases."""
+        if self.query_key_norms is not None:
+            for short, heads in (("q", self.heads), ("k", self.kv_heads)):
+                items = self.head_dim if self.query_key_norms == "heads" else heads * self.head_dim
+                yield TensorSpec(f"{short}_norm", f"{module}.{short}_norm.weight", (items,))
+        if self.sinks:
+            yield TensorSpec("sinks", f"{module}.sinks", (self.heads,))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GatedFeedForward:
-    """SwiGLU (arXiv 2002.05202) of `size` channels."""
+class DeltaNet:
+    """A gated delta net (arXiv 2412.06464) behind a causal convolution of `kernel` tokens.
+
+    Each sequence keeps for each of the value heads a matrix [key_dim, value_dim]. Value heads in groups share a key
+    head. `grouped` says that the projections are stored as two matrices whose rows lie by key head.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int
+    grouped: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedForward:
+    """Two matrices with an activation of `size` channels between them; what is `gated` multiplies that by a third.
+
+    A `fused` one has one matrix for gate and up, in this order. Source of the gate: arXiv 2002.05202.
+    """
 
     size: int
+    activation: Literal["silu", "gelu_tanh", "relu2"] = "silu"
+    gated: bool = True
+    fused: bool = False
+
+    module = "mlp"
 
     def shapes(self, hidden_size: int) -> dict[str, tuple[int, int]]:
-        """Rows and columns of its matrices."""
-        wide = (self.size, hidden_size)
-        return dict(zip(FEED_FORWARD_MATRICES, (wide, wide, wide[::-1]), strict=True))
+        """Rows and columns of its matrices, by short name."""
+        wide = ("gate", "up") if self.gated else ("up",)
+        rows = {"gate_up": 2 * self.size} if self.fused else dict.fromkeys(wide, self.size)
+        return {**{short: (count, hidden_size) for short, count in rows.items()}, "down": (hidden_size, self.size)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Norms:
+    """The modules of the norms of a layer, before and after each half, None where there is none."""
+
+    before_mixer: str | None = "input_layernorm"
+    after_mixer: str | None = None
+    before_feed_forward: str | None = "post_attention_layernorm"
+    after_feed_forward: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """Two halves. Each has a norm first, and adds what it computes to the hidden states.
+    """Two halves, each of which adds what it computes, times the `residual_multiplier`, to the hidden states.
 
-    `biases` are the matrices of both that have one, by their short names.
+    `biases` are the matrices of both that have one, by their short names. With `scalar` the layer ends with a product
+    by a stored number.
     """
 
     hidden_size: int
-    attention: Attention
-    feed_forward: GatedFeedForward
+    mixer: Attention | DeltaNet
+    feed_forward: FeedForward
     biases: frozenset[str]
     norm_epsilon: float
+    norm_style: NormStyle = "plain"
+    norms: Norms = Norms()
+    residual_multiplier: float = 1.0
+    scalar: bool = False
 
     def specs(self, layer: str) -> dict[str, tuple[TensorSpec, ...]]:
         """The tensors of each part in compute order, under `layer` in the checkpoint."""
-        attn = self._half(f"{layer}.input_layernorm", f"{layer}.self_attn", self.attention.shapes(self.hidden_size))
-        for short in ("q", "k") if self.attention.head_norms else ():
-            name = f"{layer}.self_attn.{short}_norm.weight"
-            attn.append(TensorSpec(f"{short}_norm", name, (self.attention.head_dim,)))
-        shapes = self.feed_forward.shapes(self.hidden_size)
-        ffn = self._half(f"{layer}.post_attention_layernorm", f"{layer}.mlp", shapes)
+        norms = self.norms
+        attn = [*self._norms(layer, norms.before_mixer, norms.after_mixer), *self._mixer(layer)]
+        ffn = [
+            *self._norms(layer, norms.before_feed_forward, norms.after_feed_forward),
+            *self._matrices(f"{layer}.{self.feed_forward.module}", self.feed_forward.shapes(self.hidden_size)),
+        ]
+        if self.scalar:
+            ffn.append(TensorSpec("scalar", f"{layer}.layer_scalar", (1,)))
         return {ATTN: tuple(attn), FFN: tuple(ffn)}
 
-    def _half(self, norm: str, module: str, shapes: Mapping[str, tuple[int, int]]) -> list[TensorSpec]:
-        """The norm, the matrices, then the biases of those that have one, an item for each row."""
-        biases = {short: rows for short, (rows, _) in shapes.items() if short in self.biases}
-        return [
-            TensorSpec("norm", f"{norm}.weight", (self.hidden_size,)),
-            *(TensorSpec(short, f"{module}.{short}_proj.weight", shape) for short, shape in shapes.items()),
-            *(TensorSpec(f"{short}_bias", f"{module}.{short}_proj.bias", (rows,)) for short, rows in biases.items()),
-        ]
+    def _norms(self, layer: str, before: str | None, after: str | None) -> Iterator[TensorSpec]:
+        for short, module in (("norm", before), ("norm_after", after)):
+            if module is not None:
+                yield TensorSpec(short, f"{layer}.{module}.weight", (self.hidden_size,))
+
+    def _mixer(self, layer: str) -> Iterator[TensorSpec]:
+        match self.mixer:
+            case Attention() as attention:
+                module = f"{layer}.{attention.module}"
+                yield from self._matrices(module, attention.shapes(self.hidden_size))
+                yield from attention.vectors(module)
+            case DeltaNet():
+                raise NotImplementedError
+
+    def _matrices(self, module: str, shapes: Mapping[str, tuple[int, int]]) -> Iterator[TensorSpec]:
+        """The matrices, then the biases of those that have one, an item for each row."""
+        for short, shape in shapes.items():
+            yield TensorSpec(short, f"{module}.{short}_proj.weight", shape)
+        for short, (rows, _) in shapes.items():
+            if short in self.biases:
+                yield TensorSpec(f"{short}_bias", f"{module}.{short}_proj.bias", (rows,))

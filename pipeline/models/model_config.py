@@ -5,6 +5,7 @@ transformers 5 (`rope_parameters`, `dtype`). What is not supported is refused by
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +15,14 @@ from pipeline.errors import CheckpointError
 from pipeline.formats.tensors import WEIGHT_DTYPES
 from pipeline.models.families import FAMILIES
 from pipeline.models.families.family import Family
-from pipeline.models.frequencies import RopeScaling, rope_length
+from pipeline.models.frequencies import are_possible
 from pipeline.models.json_object import JsonObject
 from pipeline.models.layer_settings import FULL, SLIDING, read_norm_epsilon
-from pipeline.models.layers import Attention, Layer
+from pipeline.models.layers import Attention, Layer, NormStyle
 from pipeline.models.quantizers import read_quantization
 from pipeline.models.quantizers.quantization import Quantization
-from pipeline.models.rope_settings import read_rope, stretched
+from pipeline.models.rope_settings import stretched
+from pipeline.models.ropes import Rope, rope_length
 from pipeline.models.supported import unsupported
 from pipeline.system.hub_cache import PREFIX, how_to_fetch
 from pipeline.system.small_files import os_errors_named, require_folder
@@ -28,6 +30,8 @@ from pipeline.system.small_files import os_errors_named, require_folder
 NEED = "a folder with config.json and safetensors files"
 MAX_LAYERS = 10_000
 GENERATION_DEFAULTS = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+MOST_SHOWN = 120
+"""Characters of a scaling that a message repeats: one may have hundreds of factors."""
 DTYPES = (*WEIGHT_DTYPES.values(), "double", "float", "half")
 """The names that torch has for them."""
 
@@ -46,8 +50,6 @@ class ModelConfig:
     layer_kinds: tuple[Layer, ...]
     vocabulary_size: int
     norm_epsilon: float
-    rope_theta: float
-    rope_scaling: RopeScaling | None
     tied_embeddings: bool
     max_positions: int
     dtype: torch.dtype | None
@@ -61,13 +63,23 @@ class ModelConfig:
         return len(self.layer_kinds)
 
     @property
-    def attention(self) -> Attention:
-        """That of all layers: KV blocks and rotary embedding are laid out for one kind, so others are refused."""
-        return self.layer_kinds[0].attention
+    def norm_style(self) -> NormStyle:
+        """That of the norm behind the layers, which is theirs."""
+        return self.layer_kinds[-1].norm_style
+
+    @property
+    def attentions(self) -> tuple[Attention, ...]:
+        """The kinds of attention that there are, each once, in the order of their first layers."""
+        return tuple(dict.fromkeys(one.mixer for one in self.layer_kinds if isinstance(one.mixer, Attention)))
+
+    @property
+    def ropes(self) -> tuple[Rope, ...]:
+        """The kinds of rotary embedding that there are, in the same order."""
+        return tuple(dict.fromkeys(one.rope for one in self.attentions if one.rope is not None))
 
     def rope_length(self, tokens: int) -> int:
         """The length by which rotary frequencies of a sequence of so many tokens are chosen; 0 where none counts."""
-        return rope_length(self.rope_scaling, tokens)
+        return max((rope_length(rope, tokens) for rope in self.ropes), default=0)
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -110,23 +122,21 @@ def parse_config(settings: JsonObject, folder: Path | None = None) -> ModelConfi
 
     layers = _layers(settings, family)
     vocabulary_size = settings.count("vocab_size")
-    max_positions = settings.count("max_position_embeddings")
-    rope_theta, rope_scaling = read_rope(settings, layers[0].attention.head_dim, max_positions)
-    return ModelConfig(
+    model = ModelConfig(
         family=name,
         hidden_size=settings.count("hidden_size"),
         layer_kinds=layers,
         vocabulary_size=vocabulary_size,
         norm_epsilon=read_norm_epsilon(settings),
-        rope_theta=rope_theta,
-        rope_scaling=rope_scaling,
         tied_embeddings=settings.flag("tie_word_embeddings"),
-        max_positions=stretched(max_positions, rope_scaling),
+        max_positions=_max_positions(settings, layers),
         dtype=_declared_dtype(settings),
         eos_ids=_token_ids(folder, settings, "eos_token_id", vocabulary_size),
         bos_id=next(iter(_token_ids(folder, settings, "bos_token_id", vocabulary_size)), None),
         quantization=read_quantization(settings, folder),
     )
+    _refuse_impossible(settings, model)
+    return model
 
 
 def read_generation_defaults(folder: Path) -> dict[str, float | int | bool]:
@@ -170,7 +180,7 @@ def _refuse_unsupported(settings: JsonObject) -> None:
 def _layers(settings: JsonObject, family: Family) -> tuple[Layer, ...]:
     """What each layer is made of. What the family does not follow is refused, and layers that differ are."""
     layers = family.layers(settings, settings.count("num_hidden_layers", at_most=MAX_LAYERS))
-    kinds = [SLIDING if layer.attention.window else FULL for layer in layers]
+    kinds = [SLIDING if isinstance(one.mixer, Attention) and one.mixer.window else FULL for one in layers]
     if settings.get("layer_types") and "layer_types" not in family.follows and settings.get("layer_types") != kinds:
         raise unsupported(settings, "layer_types")
     if len({*layers}) > 1:
@@ -179,6 +189,22 @@ def _layers(settings: JsonObject, family: Family) -> tuple[Layer, ...]:
         if settings.flag(key) and key not in family.follows:
             raise unsupported(settings, key)
     return layers
+
+
+def _max_positions(settings: JsonObject, layers: Sequence[Layer]) -> int:
+    """The most that a rope makes of what config.json says."""
+    stated = settings.count("max_position_embeddings")
+    ropes = {one.mixer.rope for one in layers if isinstance(one.mixer, Attention) and one.mixer.rope}
+    return max((stretched(stated, rope.scaling) for rope in ropes), default=stated)
+
+
+def _refuse_impossible(settings: JsonObject, model: ModelConfig) -> None:
+    """Refuse numbers that no rotary frequencies follow from."""
+    for rope in model.ropes:
+        if not are_possible(rope, model.max_positions):
+            shown = str(rope.scaling)[:MOST_SHOWN]
+            need = f"a base from which frequencies above 0 follow, for heads of {rope.channels} channels with {shown}"
+            raise settings.error("rope_theta", need, rope.theta)
 
 
 def _declared_dtype(settings: JsonObject) -> torch.dtype | None:

@@ -2,30 +2,25 @@
 
 import math
 
-import torch
-
-from pipeline.models.frequencies import (
+from pipeline.models.json_object import MAX_COUNT, JsonObject
+from pipeline.models.ropes import (
     DynamicScaling,
     LinearScaling,
     Llama3Scaling,
     LongScaling,
+    Rope,
     RopeScaling,
     YarnScaling,
-    frequencies,
-    rope_length,
 )
-from pipeline.models.json_object import MAX_COUNT, JsonObject
 from pipeline.models.supported import unsupported
 
 ORIGINAL = "original_max_position_embeddings"
-MOST_SHOWN = 120
-"""Characters of a scaling that a message repeats: one may have hundreds of factors."""
 
 
-def read_rope(settings: JsonObject, head_dim: int, max_positions: int) -> tuple[float, RopeScaling | None]:
-    """Base and scaling, with the precedence of transformers: `rope_scaling`, else `rope_parameters`, else top level.
+def read_rope(settings: JsonObject, head_dim: int) -> Rope:
+    """That of all layers, with the precedence of transformers: `rope_scaling`, else `rope_parameters`, else top level.
 
-    Raises `ConfigError` for what is not supported, and for numbers that no frequencies follow from.
+    Raises `ConfigError` for what is not supported.
     """
     rope = settings.section("rope_scaling") or settings.section("rope_parameters")
     for key in ("full_attention", "sliding_attention"):
@@ -35,9 +30,8 @@ def read_rope(settings: JsonObject, head_dim: int, max_positions: int) -> tuple[
         if place.positive("partial_rotary_factor", default=1.0) != 1.0:
             raise unsupported(place, "partial_rotary_factor")
     theta = rope.positive("rope_theta", default=settings.positive("rope_theta", default=10000.0))
-    scaling = _read_scaling(settings, rope, head_dim, max_positions)
-    _check(settings, head_dim, theta, scaling, stretched(max_positions, scaling))
-    return theta, scaling
+    scaling = _read_scaling(settings, rope, head_dim, settings.count("max_position_embeddings"))
+    return Rope(theta=theta, scaling=scaling, channels=head_dim)
 
 
 def stretched(max_positions: int, scaling: RopeScaling | None) -> int:
@@ -122,17 +116,3 @@ def _read_longrope(rope: JsonObject, original: int, max_positions: int, head_dim
         long_factors=rope.positives("long_factor", head_dim // 2),
         original_max_positions=original,
     )
-
-
-def _check(settings: JsonObject, head_dim: int, theta: float, scaling: RopeScaling | None, longest: int) -> None:
-    try:
-        sets = [
-            frequencies(head_dim, theta, scaling, length, torch.device("cpu"))
-            for length in (0, rope_length(scaling, longest))
-        ]
-    except (OverflowError, ZeroDivisionError):
-        sets = [torch.zeros(1)]
-    if not all((turns.isfinite() & (turns > 0)).all() for turns in sets):
-        shown = str(scaling)[:MOST_SHOWN]
-        need = f"a base from which frequencies above 0 follow, for heads of {head_dim} channels with {shown}"
-        raise settings.error("rope_theta", need, theta)

@@ -38,7 +38,7 @@ def test_the_folder_is_a_sharded_checkpoint_of_the_shape_asked_for(tmp_path: Pat
     more = {"shard_bytes": 300_000, "attention_bias": True, "mlp_bias": True}
     make_checkpoint(out, "llama-3-8b", progress=lambda *step: steps.append(step), **more, **TINY)
     config = read_config(out)
-    layer, attention = config.layer_kinds[0], config.attention
+    layer, attention = config.layer_kinds[0], config.attentions[0]
     assert len(layer.biases) == 7
     assert (config.layers, config.hidden_size, layer.feed_forward.size) == (2, 64, 96)
     assert (attention.heads, attention.kv_heads) == (4, 2)

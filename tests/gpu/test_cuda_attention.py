@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+from support.attention_kinds import attention
 
 from pipeline.models.attention import LayerKV, attend
 
@@ -48,20 +49,25 @@ def test_every_cut_of_a_prompt_is_right(
     queries, kv, table = made(kv_heads, dtype)
     q_TNH = queries[start : start + tokens]
     with torch.inference_mode():
-        have = attend(q_TNH, kv, table, start, prompt_tokens, window).double().cpu()
+        have = (
+            attend(q_TNH, kv, table, start, prompt_tokens, attention(HEADS, kv_heads, HEAD_DIM, window=window))
+            .double()
+            .cpu()
+        )
     torch.testing.assert_close(have, expected(q_TNH, kv, table, start, window), atol=tolerance, rtol=tolerance)
 
 
 def test_a_new_length_takes_no_longer_than_one_seen_before() -> None:
     """One token more a pass is how every answer grows: planning each length anew took 50 ms a token."""
     queries, kv, table = made(2, torch.bfloat16)
-    attend(queries[:1], kv, table, 0, 0, None)
+    kind = attention(HEADS, 2, HEAD_DIM)
+    attend(queries[:1], kv, table, 0, 0, kind)
     torch.cuda.synchronize()
 
     def seconds(start: int) -> float:
         started = time.perf_counter()
         with torch.inference_mode():
-            attend(queries[start : start + 1], kv, table, start, 0, None)
+            attend(queries[start : start + 1], kv, table, start, 0, kind)
         torch.cuda.synchronize()
         return time.perf_counter() - started
 

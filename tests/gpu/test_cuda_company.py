@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.attention_kinds import attention
 from support.company import DTYPES, PROMPTS, ROOM, alone, ask, save
 
 from pipeline import Model
@@ -49,10 +50,10 @@ def test_the_last_query_of_a_prompt_has_the_same_bits_alone_and_behind_any_numbe
     torch.manual_seed(1)
     kv = LayerKV(torch.randn(blocks, 2, 16, 8, 128).to("cuda", getattr(torch, dtype)))
     q_TNH = torch.randn(tokens, 32, 128).to("cuda", getattr(torch, dtype))
-    table = torch.randperm(blocks).cuda()
-    alone_1A = attend(q_TNH[-1:], kv, table, tokens - 1, tokens, window)
+    table, kind = torch.randperm(blocks).cuda(), attention(32, 8, 128, window=window)
+    alone_1A = attend(q_TNH[-1:], kv, table, tokens - 1, tokens, kind)
     for count in (2, 9, 64, 129, 1000, tokens):
-        mixed_TA = attend(q_TNH[-count:], kv, table, tokens - count, tokens, window)
+        mixed_TA = attend(q_TNH[-count:], kv, table, tokens - count, tokens, kind)
         assert torch.equal(mixed_TA[-1:], alone_1A), count
 
 

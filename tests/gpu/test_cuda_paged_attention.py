@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import tiny_models
+from support.attention_kinds import attention as attention_of
 from torch.profiler import ProfilerActivity, profile
 
 from pipeline import Model
@@ -127,7 +128,8 @@ def test_a_mixed_pass_is_right_and_each_request_has_the_same_bits_alone(
     turn = Rotary(*torch.randn(2, count, 1, head_dim, device="cuda"))
     new_keys = torch.randn(count, kv_heads, head_dim, device="cuda").to(dtype)
     new_values = torch.randn_like(new_keys)
-    mixed = attend_all(raw.clone(), new_keys, new_values, turn, made_.kv, made_.rows(made_.pieces, count), window)
+    kind = attention_of(group * kv_heads, kv_heads, head_dim, window=window)
+    mixed = attend_all(raw.clone(), new_keys, new_values, turn, made_.kv, made_.rows(made_.pieces, count), kind)
     assert not caplog.records, "the kernels were used"
     assert (mixed[tokens:] == 0).all()
     turned, turned_keys, end = rotate(raw, turn), rotate(new_keys, turn), 0
@@ -145,8 +147,9 @@ def test_a_mixed_pass_is_right_and_each_request_has_the_same_bits_alone(
             first = begin + skipped
             part = Piece(piece.sequence, piece.start + skipped, piece.token_ids[skipped:], 1)
             pieces, rows = [part], slice(first, end)
-            arguments = raw[rows].clone(), new_keys[rows], new_values[rows], turn.rows(first, end)
-            alone = attend_all(*arguments, made_.kv, made_.rows(pieces, end - first), window)
+            turned_part = Rotary(turn.cos[rows], turn.sin[rows])
+            arguments = raw[rows].clone(), new_keys[rows], new_values[rows], turned_part
+            alone = attend_all(*arguments, made_.kv, made_.rows(pieces, end - first), kind)
             assert torch.equal(alone, mixed[rows]), (piece.start, skipped)
 
 
@@ -161,9 +164,9 @@ def test_launches_do_not_depend_on_how_many_requests_share_the_pass(device: Cuda
             torch.randn(count, 2, 64, device="cuda").bfloat16(),
         )
         turn, rows = Rotary(*torch.randn(2, count, 1, 64, device="cuda")), made_.rows(pieces, count)
-        attend_all(q, keys, keys, turn, made_.kv, rows, None)
+        attend_all(q, keys, keys, turn, made_.kv, rows, attention_of(8, 2, 64))
         with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiled:
-            attend_all(q, keys, keys, turn, made_.kv, rows, None)
+            attend_all(q, keys, keys, turn, made_.kv, rows, attention_of(8, 2, 64))
             torch.cuda.synchronize()
         counts.add(sum(str(event.device_type).endswith("CUDA") for event in profiled.events()))
     assert counts == {4}

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from support.attention_kinds import attention as attention_of
 from support.kv_blocks import POSITIONS, empty_blocks, rows_of
 
 from pipeline.models.attention import LayerKV, attend, attend_all
@@ -42,7 +43,7 @@ def test_attention_is_the_formula(
     keys_SKH, values_SKH = torch.randn(2, end, kv_heads, HEAD_DIM, dtype=torch.float64)
     kv.write(rows_of(blocks_B, 0, end), keys_SKH, values_SKH)
     q_TNH = torch.randn(tokens, heads, HEAD_DIM, dtype=torch.float64)
-    mixed_TA = attend(q_TNH, kv, blocks_B, start, prompt_tokens, window)
+    mixed_TA = attend(q_TNH, kv, blocks_B, start, prompt_tokens, attention_of(heads, kv_heads, HEAD_DIM, window=window))
     assert mixed_TA.shape == (tokens, heads * HEAD_DIM)
     torch.testing.assert_close(mixed_TA, by_formula(q_TNH, keys_SKH, values_SKH, start, window))
 
@@ -65,7 +66,7 @@ def test_each_sequence_of_a_pass_attends_to_its_own_blocks() -> None:
         Rotary(torch.ones(6, 1, HEAD_DIM), torch.zeros(6, 1, HEAD_DIM)),
     )
     rows = Rows(torch.zeros(6, 2, dtype=torch.int64), torch.zeros(0), 0, 0, 0, 1, 1, lambda: sequences)
-    mixed_TA = attend_all(torch.cat(q), nothing_TKH, nothing_TKH, still, kv, rows, None)
+    mixed_TA = attend_all(torch.cat(q), nothing_TKH, nothing_TKH, still, kv, rows, attention_of(heads, 2, HEAD_DIM))
     torch.testing.assert_close(mixed_TA, torch.cat(expected))
 
 
@@ -76,8 +77,9 @@ def test_the_bits_of_a_token_do_not_depend_on_the_rows_that_lie_before_it(window
     kv, blocks_B = empty_blocks(40, 1, 22, torch.float32)
     kv.write(rows_of(blocks_B, 0, 40), *torch.randn(2, 40, 1, 22))
     q_TNH = torch.randn(40, 3, 22)
-    whole_TA = attend(q_TNH, kv, blocks_B, 0, 30, window)
+    kind = attention_of(3, 1, 22, window=window)
+    whole_TA = attend(q_TNH, kv, blocks_B, 0, 30, kind)
     for start in (0, 1, 5, 16, 23, 35):
         for before in range(4):
             rows = torch.cat((torch.zeros(before, 3, 22), q_TNH[start:]))[before:]
-            assert torch.equal(attend(rows, kv, blocks_B, start, 30, window), whole_TA[start:])
+            assert torch.equal(attend(rows, kv, blocks_B, start, 30, kind), whole_TA[start:])

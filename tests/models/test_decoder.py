@@ -30,8 +30,7 @@ class TinyRun:
         self.weights = read_weights(folder, self.config, offset_bytes)
         tokens, config = STEPS + len(PROMPT), self.config
         layers = [
-            empty_blocks(tokens, config.attention.kv_heads, config.attention.head_dim, dtype)
-            for _ in range(config.layers)
+            empty_blocks(tokens, layer.mixer.kv_heads, layer.mixer.head_dim, dtype) for layer in config.layer_kinds
         ]
         self.kv = [kv for kv, _ in layers]
         self.blocks_B = layers[0][1]
@@ -41,11 +40,12 @@ class TinyRun:
         """The logits after each of the next tokens, fp32 [T, V]; the head is computed in two slices."""
         config = self.config
         hidden_TD = self.weights[-1, "embed"].tensors["embed"][list(token_ids)].to(self.dtype)
-        turn = rotary(config, torch.arange(self.start, self.start + len(token_ids)))
+        positions = torch.arange(self.start, self.start + len(token_ids))
+        turns = {rope: rotary(rope, positions) for rope in config.ropes}
         rows = rows_of(self.blocks_B, self.start, len(token_ids))
         for index, layer in enumerate(config.layer_kinds):
             weights = self.weights[index, "attn"]
-            hidden_TD = decoder.attention_half(layer, weights, hidden_TD, self.kv[index], rows, turn)
+            hidden_TD = decoder.attention_half(layer, weights, hidden_TD, self.kv[index], rows, turns)
             hidden_TD = decoder.ffn_half(layer, self.weights[index, "ffn"], hidden_TD)
         self.start += len(token_ids)
         head = self.weights[config.layers, "head"]
@@ -176,10 +176,10 @@ def test_weights_are_not_modified_and_hidden_states_are_where_they_were(tmp_path
         group: {short: w.clone() for short, w in weights.tensors.items()} for group, weights in run.weights.items()
     }
     hidden_TD = torch.randn(4, run.config.hidden_size)
-    turn = rotary(run.config, torch.arange(4))
+    turns = {rope: rotary(rope, torch.arange(4)) for rope in run.config.ropes}
     layer = run.config.layer_kinds[0]
     rows = rows_of(run.blocks_B, 0, 4)
-    attended_TD = decoder.attention_half(layer, run.weights[0, "attn"], hidden_TD, run.kv[0], rows, turn)
+    attended_TD = decoder.attention_half(layer, run.weights[0, "attn"], hidden_TD, run.kv[0], rows, turns)
     assert attended_TD is hidden_TD
     assert decoder.ffn_half(layer, run.weights[0, "ffn"], hidden_TD) is hidden_TD
     assert all(

@@ -10,8 +10,8 @@ from support.model_configs import ABSENT, LLAMA_31_8B, MISTRAL, QWEN25, changed,
 from support.tiny_models import VARIANTS, save
 
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.models.frequencies import Llama3Scaling
 from pipeline.models.model_config import read_config, read_generation_defaults
+from pipeline.models.ropes import Llama3Scaling
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -20,16 +20,16 @@ def test_reads_what_transformers_wrote(variant: str, tmp_path: Path) -> None:
     config = read_config(tmp_path)
     assert config.family == reference.model_type
     assert (config.hidden_size, config.layers) == (reference.hidden_size, reference.num_hidden_layers)
-    attention, layer = config.attention, config.layer_kinds[-1]
+    (attention,), (rope,), layer = config.attentions, config.ropes, config.layer_kinds[-1]
     assert (attention.heads, attention.kv_heads) == (reference.num_attention_heads, reference.num_key_value_heads)
     head_dim = getattr(reference, "head_dim", None) or reference.hidden_size // reference.num_attention_heads
-    assert config.attention.head_dim == head_dim
+    assert attention.head_dim == head_dim
     assert layer.feed_forward.size == reference.intermediate_size
     assert config.vocabulary_size == reference.vocab_size
     assert config.norm_epsilon == layer.norm_epsilon == reference.rms_norm_eps
-    assert config.rope_theta == reference.rope_parameters["rope_theta"]
+    assert rope.theta == reference.rope_parameters["rope_theta"]
     assert config.tied_embeddings == reference.tie_word_embeddings
-    assert config.attention.window == getattr(reference, "sliding_window", None)
+    assert attention.window == getattr(reference, "sliding_window", None)
     assert config.max_positions == reference.max_position_embeddings * (4 if variant == "llama_linear" else 1)
     assert config.dtype == torch.float16
     assert (config.eos_ids, config.bos_id) == ((2,), 1)
@@ -50,31 +50,32 @@ def test_both_spellings_mean_the_same(variant: str, tmp_path: Path) -> None:
 
 def test_reads_llama_31(tmp_path: Path) -> None:
     config = read_config(write(tmp_path, LLAMA_31_8B))
-    assert (config.attention.heads, config.attention.kv_heads, config.attention.head_dim) == (32, 8, 128)
-    assert config.rope_theta == 500000.0
-    assert config.rope_scaling == Llama3Scaling(
+    (attention,), (rope,) = config.attentions, config.ropes
+    assert (attention.heads, attention.kv_heads, attention.head_dim) == (32, 8, 128)
+    assert rope.theta == 500000.0
+    assert rope.scaling == Llama3Scaling(
         factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_max_positions=8192
     )
     assert config.eos_ids == (128001, 128008, 128009)
     assert config.bos_id == 128000
     assert config.dtype == torch.bfloat16
-    assert (config.attention.head_norms, config.tied_embeddings) == (False, False)
+    assert (attention.query_key_norms, config.tied_embeddings) == (None, False)
     assert config.layer_kinds[0].biases == frozenset()
 
 
 def test_reads_qwen_whose_window_is_off(tmp_path: Path) -> None:
     config = read_config(write(tmp_path, QWEN25))
-    assert config.attention.window is None
+    assert config.attentions[0].window is None
     assert config.layer_kinds[0].biases == {"q", "k", "v"}
-    assert config.attention.head_dim == 64
+    assert config.attentions[0].head_dim == 64
 
 
 def test_qwen_window_of_all_layers_is_read_from_either_key(tmp_path: Path) -> None:
     windowed = changed(QWEN25, use_sliding_window=True, sliding_window=512)
-    assert read_config(write(tmp_path, changed(windowed, max_window_layers=24))).attention.window is None
-    assert read_config(write(tmp_path, changed(windowed, max_window_layers=0))).attention.window == 512
+    assert read_config(write(tmp_path, changed(windowed, max_window_layers=24))).attentions[0].window is None
+    assert read_config(write(tmp_path, changed(windowed, max_window_layers=0))).attentions[0].window == 512
     kinds = ["sliding_attention"] * 24
-    assert read_config(write(tmp_path, changed(windowed, layer_types=kinds))).attention.window == 512
+    assert read_config(write(tmp_path, changed(windowed, layer_types=kinds))).attentions[0].window == 512
 
 
 def test_keys_left_out_mean_what_transformers_assumes(tmp_path: Path) -> None:
@@ -82,14 +83,14 @@ def test_keys_left_out_mean_what_transformers_assumes(tmp_path: Path) -> None:
 
     reference = MistralConfig(**{key: value for key, value in MISTRAL.items() if key != "model_type"})
     config = read_config(write(tmp_path, MISTRAL))
-    assert config.attention.kv_heads == reference.num_key_value_heads == 8
-    assert config.attention.window == reference.sliding_window == 4096
+    assert config.attentions[0].kv_heads == reference.num_key_value_heads == 8
+    assert config.attentions[0].window == reference.sliding_window == 4096
     assert config.max_positions == reference.max_position_embeddings
     assert config.norm_epsilon == reference.rms_norm_eps
-    assert config.rope_theta == reference.rope_parameters["rope_theta"]
+    assert config.ropes[0].theta == reference.rope_parameters["rope_theta"]
     assert (config.bos_id, config.eos_ids) == (reference.bos_token_id, (reference.eos_token_id,))
     assert config.dtype is None
-    assert read_config(write(tmp_path, changed(MISTRAL, sliding_window=None))).attention.window is None
+    assert read_config(write(tmp_path, changed(MISTRAL, sliding_window=None))).attentions[0].window is None
 
 
 def test_generation_config_speaks_for_the_end_tokens(tmp_path: Path) -> None:

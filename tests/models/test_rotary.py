@@ -11,8 +11,8 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from pipeline.errors import ConfigError
-from pipeline.models.frequencies import LinearScaling, Llama3Scaling, YarnScaling
 from pipeline.models.model_config import read_config
+from pipeline.models.ropes import LinearScaling, Llama3Scaling, YarnScaling
 from pipeline.models.rotary import rotary, rotate
 
 SHAPE: dict[str, Any] = {
@@ -70,7 +70,7 @@ def test_rotary_has_the_bits_of_transformers_at_every_length(name: str, tmp_path
     config = read_config(write(tmp_path, {**SHAPE, "rope_parameters": ROPES[name]}))
     for tokens in (1, 31, 32, 33, 95, 96, 97, 131, 400):
         cos, sin = LlamaRotaryEmbedding(reference)(torch.zeros(1), torch.arange(tokens).unsqueeze(0))
-        turn = rotary(config, torch.arange(tokens), [config.rope_length(tokens)] * tokens)
+        turn = rotary(*config.ropes, torch.arange(tokens), [config.rope_length(tokens)] * tokens)
         assert turn.cos.dtype == torch.float32
         assert torch.equal(turn.cos.squeeze(1), cos[0])
         assert torch.equal(turn.sin.squeeze(1), sin[0])
@@ -81,9 +81,9 @@ def test_each_row_of_a_pass_is_rotated_for_the_length_of_its_own_sequence(name: 
     config = read_config(write(tmp_path, {**SHAPE, "rope_parameters": ROPES[name]}))
     positions = torch.tensor([0, 1, 2, 30, 31, 130, 140, 141, 0])
     lengths = [config.rope_length(tokens) for tokens in (3, 3, 3, 200, 200, 131, 142, 142)]
-    together = rotary(config, positions, [*lengths, 0])
+    together = rotary(*config.ropes, positions, [*lengths, 0])
     for index, length in enumerate([*lengths, 0]):
-        alone = rotary(config, positions[index : index + 1], [length])
+        alone = rotary(*config.ropes, positions[index : index + 1], [length])
         assert torch.equal(alone.cos, together.cos[index : index + 1])
         assert torch.equal(alone.sin, together.sin[index : index + 1])
 
@@ -117,7 +117,8 @@ def test_contexts_are_as_long_as_scaling_makes_them(tmp_path: Path) -> None:
 
 def test_what_is_read_keeps_its_numbers(tmp_path: Path) -> None:
     def scaling(name: str, **changes: object) -> object:
-        return read_config(write(tmp_path, {**SHAPE, "rope_scaling": changed(ROPES[name], **changes)})).rope_scaling
+        (rope,) = read_config(write(tmp_path, {**SHAPE, "rope_scaling": changed(ROPES[name], **changes)})).ropes
+        return rope.scaling
 
     assert scaling("linear") == LinearScaling(factor=4.0)
     llama3 = scaling("llama3", original_max_position_embeddings=ABSENT)
@@ -173,8 +174,9 @@ def test_a_head_of_two_channels_has_no_dynamic_base(tmp_path: Path) -> None:
 def test_rotate_has_the_bits_of_transformers(dtype: torch.dtype, tmp_path: Path) -> None:
     save("llama_gqa_llama3", tmp_path)
     config = read_config(tmp_path)
-    x_TNH = torch.randn(5, config.attention.heads, config.attention.head_dim).to(dtype)
-    turn = rotary(config, torch.arange(3, 8))
+    (kind,) = config.attentions
+    x_TNH = torch.randn(5, kind.heads, kind.head_dim).to(dtype)
+    turn = rotary(*config.ropes, torch.arange(3, 8))
     x_1NTH = x_TNH.transpose(0, 1).unsqueeze(0)
     expected, _ = apply_rotary_pos_emb(
         x_1NTH, x_1NTH, turn.cos.to(dtype).view(1, 5, -1), turn.sin.to(dtype).view(1, 5, -1)

@@ -1,12 +1,13 @@
 """One decoder layer with random weights, and the rows of a single prompt."""
 
 import torch
+from support.attention_kinds import attention
 
 from pipeline.formats.dense import DenseMatrix
 from pipeline.formats.matrix import Weights
 from pipeline.models import decoder
 from pipeline.models.attention import LayerKV
-from pipeline.models.layers import Attention, GatedFeedForward, Layer
+from pipeline.models.layers import FeedForward, Layer
 from pipeline.models.pass_rows import Rows, SequenceRows
 from pipeline.models.rotary import Rotary
 
@@ -26,11 +27,11 @@ class AloneLayer:
         *,
         head_norms: bool,
     ) -> None:
-        kind = Attention(heads=heads, kv_heads=kv_heads, head_dim=head_dim, window=None, head_norms=head_norms)
+        kind = attention(heads, kv_heads, head_dim, query_key_norms="heads" if head_norms else None)
         self.layer = Layer(
             hidden_size=hidden_size,
-            attention=kind,
-            feed_forward=GatedFeedForward(size=ffn_size),
+            mixer=kind,
+            feed_forward=FeedForward(size=ffn_size),
             biases=frozenset(),
             norm_epsilon=1e-5,
         )
@@ -45,13 +46,13 @@ class AloneLayer:
         sequence = SequenceRows(0, rows, 0, rows, blocks)
         numbers = torch.stack((positions_T, positions_T // 16), 1)
         self._rows = Rows(numbers, blocks.unsqueeze(0), rows, 0, 0, 1, 1, lambda: [sequence])
-        self._turn = Rotary(*torch.randn(2, rows, 1, head_dim))
+        self._turns = dict.fromkeys(filter(None, [kind.rope]), Rotary(*torch.randn(2, rows, 1, head_dim)))
         self._hidden_TD = torch.randn(rows, hidden_size).to(dtype)
         self.read_bytes = 2 * rows * kv_heads * head_dim * dtype.itemsize
 
     def attention(self) -> None:
         """Compute half of it."""
-        decoder.attention_half(self.layer, self._weights, self._hidden_TD, self._kv, self._rows, self._turn)
+        decoder.attention_half(self.layer, self._weights, self._hidden_TD, self._kv, self._rows, self._turns)
 
     def ffn(self, silu_by_formula: bool) -> None:
         """Compute the other half."""

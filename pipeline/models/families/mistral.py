@@ -1,14 +1,17 @@
 """Mistral: the plain layer without biases, with a sliding window in all layers or in none."""
 
+from dataclasses import replace
+
 from pipeline.models.families.family import Family
 from pipeline.models.json_object import JsonObject
-from pipeline.models.layer_settings import read_layer
+from pipeline.models.layer_settings import read_attention, read_layer
 from pipeline.models.layers import Layer
 
 
 def layers(settings: JsonObject, count: int) -> tuple[Layer, ...]:
     """All alike."""
-    return (read_layer(settings, window=settings.optional_count("sliding_window")),) * count
+    attention = replace(read_attention(settings), window=settings.optional_count("sliding_window"))
+    return (read_layer(settings, mixer=attention),) * count
 
 
 FAMILY = Family(

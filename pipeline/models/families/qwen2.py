@@ -1,15 +1,18 @@
 """Qwen2 and Qwen2.5, dense: queries, keys and values have biases, and some layers may have a sliding window."""
 
+from dataclasses import replace
+
 from pipeline.models.families.family import Family
 from pipeline.models.json_object import JsonObject
-from pipeline.models.layer_settings import read_layer, read_windows
+from pipeline.models.layer_settings import read_attention, read_layer, read_windows
 from pipeline.models.layers import Layer
 
 
 def layers(settings: JsonObject, count: int) -> tuple[Layer, ...]:
     """Alike but for the window."""
-    windows = read_windows(settings, count)
-    return tuple(read_layer(settings, window=window, biases=("q", "k", "v")) for window in windows)
+    attention, windows = read_attention(settings), read_windows(settings, count)
+    mixers = [replace(attention, window=window) for window in windows]
+    return tuple(read_layer(settings, mixer=mixer, biases=("q", "k", "v")) for mixer in mixers)
 
 
 FAMILY = Family(

@@ -1,15 +1,19 @@
 """Qwen3, dense: each head of queries and keys has a norm, and some layers may have a sliding window."""
 
+from dataclasses import replace
+
 from pipeline.models.families.family import Family
 from pipeline.models.json_object import JsonObject
-from pipeline.models.layer_settings import read_layer, read_windows
+from pipeline.models.layer_settings import read_attention, read_layer, read_windows
 from pipeline.models.layers import ATTENTION_MATRICES, Layer
 
 
 def layers(settings: JsonObject, count: int) -> tuple[Layer, ...]:
     """Alike but for the window."""
-    windows, biases = read_windows(settings, count), ATTENTION_MATRICES if settings.flag("attention_bias") else ()
-    return tuple(read_layer(settings, window=window, biases=biases, head_norms=True) for window in windows)
+    attention, windows = read_attention(settings), read_windows(settings, count)
+    mixers = [replace(attention, window=window, query_key_norms="heads") for window in windows]
+    biases = ATTENTION_MATRICES if settings.flag("attention_bias") else ()
+    return tuple(read_layer(settings, mixer=mixer, biases=biases) for mixer in mixers)
 
 
 FAMILY = Family(

@@ -20,8 +20,9 @@ from torch.nn import functional
 
 from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.errors import ConfigError
-from pipeline.models.frequencies import attention_factor, frequencies
+from pipeline.models.frequencies import frequencies
 from pipeline.models.model_config import ModelConfig, read_config
+from pipeline.models.ropes import attention_factor
 from pipeline.tools.bench.arm_program import say
 from pipeline.tools.bench.pass_arm import Passes, PassSettings, serve_passes
 
@@ -73,7 +74,8 @@ class _Loop:
         self, config: ModelConfig, weights: dict[str, torch.Tensor], passes: Passes, device: torch.device
     ) -> None:
         self._config, self._weights = config, weights
-        kind, requests = config.attention, passes.scenario.requests
+        (self._kind,), (self._rope,) = config.attentions, config.ropes
+        kind, requests = self._kind, passes.scenario.requests
         dtype = weights["model.norm.weight"].dtype
         self._positions = max(LEAST_POSITIONS, passes.scenario.prompt_tokens + passes.scenario.new_tokens)
         shape = (config.layers, 2, requests, kind.kv_heads, self._positions, kind.head_dim)
@@ -83,7 +85,7 @@ class _Loop:
         self._mask_L = torch.zeros(self._positions, dtype=torch.bool, device=device)
         self._turn_2H = torch.zeros(2, kind.head_dim, dtype=dtype, device=device)
         self._hidden_BD = torch.zeros(requests, config.hidden_size, dtype=dtype, device=device)
-        self._frequencies = frequencies(kind.head_dim, config.rope_theta, config.rope_scaling, 0, device).repeat(2)
+        self._frequencies = frequencies(self._rope, 0, device).repeat(2)
         halves: list[Callable[[], None]] = [self._begin]
         for layer in range(config.layers):
             halves += [partial(self._attention, layer), partial(self._ffn, layer)]
@@ -101,11 +103,11 @@ class _Loop:
         self._hidden_BD.copy_(functional.embedding(self._tokens_B, self._weights["model.embed_tokens.weight"]))
         self._mask_L.copy_(torch.arange(self._positions, device=self._mask_L.device) <= self._position_1)
         angles_H = self._position_1.float() * self._frequencies
-        factor = attention_factor(self._config.rope_scaling)
+        factor = attention_factor(self._rope)
         self._turn_2H.copy_(torch.stack((angles_H.cos(), angles_H.sin())) * factor)
 
     def _attention(self, layer: int) -> None:
-        kind, kv = self._config.attention, self._kv[layer]
+        kind, kv = self._kind, self._kv[layer]
         normed_BD = self._normed(f"model.layers.{layer}.input_layernorm")
         q_BNH, k_BKH, v_BKH = (
             self._product(f"model.layers.{layer}.self_attn.{name}_proj", normed_BD).unflatten(1, (-1, kind.head_dim))

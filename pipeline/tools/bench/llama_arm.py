@@ -6,6 +6,7 @@ import importlib
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from pipeline.formats.parts import ATTN, EMBED, FFN, HEAD
 from pipeline.formats.tensors import TensorRange
 from pipeline.formats.words import unpacked
 from pipeline.groups.groups import find_groups
-from pipeline.models.frequencies import attention_factor, frequencies
+from pipeline.models.frequencies import frequencies
 from pipeline.models.model_config import ModelConfig, read_config
+from pipeline.models.ropes import Rope, attention_factor
 from pipeline.models.specs import group_specs
 from pipeline.tools.bench.arm_program import require_installed, say
 from pipeline.tools.bench.pass_arm import Passes, PassSettings, serve_passes
@@ -111,8 +113,9 @@ def write_gguf(folder: Path, file: Path) -> None:
         have = f"{config.family} with{'' if biases else 'out'} biases"
         need = "a llama checkpoint without biases, with an output matrix of its own"
         raise ConfigError(f"--against llama.cpp: need {need}, have {have}")
-    if config.rope_length(config.max_positions) or attention_factor(config.rope_scaling) != 1:
-        raise ConfigError(f"--against llama.cpp: need rope type default, linear or llama3, have {config.rope_scaling}")
+    (rope,) = config.ropes
+    if config.rope_length(config.max_positions) or attention_factor(rope) != 1:
+        raise ConfigError(f"--against llama.cpp: need rope type default, linear or llama3, have {rope.scaling}")
     gguf = importlib.import_module("gguf")
     unfinished = file.with_suffix(".part")
     writer = gguf.GGUFWriter(str(unfinished), "llama", use_temp_file=False)
@@ -135,16 +138,17 @@ def write_gguf(folder: Path, file: Path) -> None:
 
 
 def _describe(writer: Any, gguf: Any, config: ModelConfig) -> None:
+    (kind,), (rope,) = config.attentions, config.ropes
     writer.add_context_length(config.max_positions)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.layers)
     writer.add_feed_forward_length(config.layer_kinds[0].feed_forward.size)
-    writer.add_head_count(config.attention.heads)
-    writer.add_head_count_kv(config.attention.kv_heads)
-    writer.add_key_length(config.attention.head_dim)
-    writer.add_value_length(config.attention.head_dim)
-    writer.add_rope_dimension_count(config.attention.head_dim)
-    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_head_count(kind.heads)
+    writer.add_head_count_kv(kind.kv_heads)
+    writer.add_key_length(kind.head_dim)
+    writer.add_value_length(kind.head_dim)
+    writer.add_rope_dimension_count(kind.head_dim)
+    writer.add_rope_freq_base(rope.theta)
     writer.add_layer_norm_rms_eps(config.norm_epsilon)
     writer.add_vocab_size(config.vocabulary_size)
     quantised = config.quantization.rules
@@ -154,6 +158,7 @@ def _describe(writer: Any, gguf: Any, config: ModelConfig) -> None:
 
 def _tensors(checkpoint: Checkpoint, config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...], str, Any]]:
     """Name, shape, how it is stored, and what reads it."""
+    (kind,), (rope,) = config.attentions, config.ropes
     for group in find_groups(group_specs(config), checkpoint, config.quantization.format_of):
         names = {
             short: f"{name.format(layer=group.layer)}.weight"
@@ -163,20 +168,19 @@ def _tensors(checkpoint: Checkpoint, config: ModelConfig) -> Iterator[tuple[str,
         for vector in group.vectors:
             yield names[vector.short], vector.shape, "F32", functools.partial(_vector, vector, checkpoint)
         for matrix in group.matrices:
-            heads = {"q": config.attention.heads, "k": config.attention.kv_heads}.get(matrix.short)
-            kind = "BF16" if isinstance(matrix, StoredDense) else "Q4_0"
+            heads = {"q": kind.heads, "k": kind.kv_heads}.get(matrix.short)
+            stored = "BF16" if isinstance(matrix, StoredDense) else "Q4_0"
             read = functools.partial(_matrix, matrix, checkpoint, heads)
-            yield names[matrix.short], (matrix.rows, matrix.columns), kind, read
-    if config.rope_scaling is not None:
-        factors = _rope_factors(config)
+            yield names[matrix.short], (matrix.rows, matrix.columns), stored, read
+    if rope.scaling is not None:
+        factors = _rope_factors(rope)
         yield "rope_freqs.weight", tuple(factors.shape), "F32", lambda: factors
 
 
-def _rope_factors(config: ModelConfig) -> torch.Tensor:
+def _rope_factors(rope: Rope) -> torch.Tensor:
     """By how much scaling divides each rotary frequency, as llama.cpp wants to be told."""
     device = torch.device("cpu")
-    plain = frequencies(config.attention.head_dim, config.rope_theta, None, 0, device)
-    return plain / frequencies(config.attention.head_dim, config.rope_theta, config.rope_scaling, 0, device)
+    return frequencies(replace(rope, scaling=None), 0, device) / frequencies(rope, 0, device)
 
 
 def _vector(vector: TensorRange, checkpoint: Checkpoint) -> torch.Tensor:

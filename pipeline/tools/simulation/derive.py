@@ -10,7 +10,7 @@ from pipeline.errors import ConfigError, unknown_name
 from pipeline.formats.parts import ATTN, FFN, attends
 from pipeline.models.families import FAMILIES
 from pipeline.models.json_object import JsonObject
-from pipeline.models.layers import Layer
+from pipeline.models.layers import Attention, Layer
 from pipeline.system.hub_cache import find_checkpoint
 from pipeline.tools.simulation.timings import LayerTimings
 
@@ -35,8 +35,8 @@ class Shape:
 
     def operations(self, part: str, tokens: int) -> float:
         """Count two for each parameter and token, and the attention of each token over itself and those before it."""
-        pairs = tokens * (tokens + 1) / 2 if attends(part) else 0
-        rows = self.layer.attention.heads * self.layer.attention.head_dim
+        kind, pairs = self.layer.mixer, tokens * (tokens + 1) / 2
+        rows = kind.heads * kind.head_dim if attends(part) and isinstance(kind, Attention) else 0
         return 2.0 * self.parameters(part) * tokens + 4.0 * rows * pairs
 
 

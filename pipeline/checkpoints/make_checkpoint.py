@@ -24,7 +24,7 @@ from pipeline.checkpoints.written_formats import FORMAT_NAMES, written_format
 from pipeline.checkpoints.written_shards import WrittenShards
 from pipeline.errors import ConfigError, unknown_name
 from pipeline.formats.tensors import TensorSpec, stored_dtype, stored_name
-from pipeline.models.families import FAMILIES
+from pipeline.models.described import described
 from pipeline.models.json_object import JsonObject
 from pipeline.models.model_config import ModelConfig, parse_config
 from pipeline.models.quantizers.quantization import HEAD_MODULE
@@ -97,7 +97,7 @@ def _settings(like: str, dtype: str, stored: str | None, overrides: Mapping[str,
     if not isinstance(vocabulary_size, int) or vocabulary_size < least:
         need = f"need at least {least} (all bytes and two special ids)"
         raise ConfigError(f"vocabulary_size: {need}, have {vocabulary_size}")
-    settings["architectures"] = [FAMILIES[str(settings["model_type"])].architecture]
+    settings["architectures"] = [described(JsonObject(f"like {like}", settings)).architecture]
     settings["bos_token_id"], settings["eos_token_id"] = vocabulary_size - 2, vocabulary_size - 1
     return settings
 

@@ -12,6 +12,21 @@ KINDS = (*LAYER_PARTS, HEAD)
 EMBED_KEY = (-1, EMBED)
 """The embedding table, which is never streamed: a pass fetches the rows that it needs."""
 
+PREFIXES = ("model.", "model.language_model.", "language_model.model.", "language_model.", "model.model.", "")
+"""What stands before the decoder's tensors in checkpoints: alone, inside a model that sees, as older versions of
+transformers named that, and as what was saved without its head."""
+TEXT_PREFIX, NESTED_PREFIX = PREFIXES[:2]
+
+
+def bare_name(name: str) -> str:
+    """What stands behind the prefix."""
+    return name.removeprefix(max((one for one in PREFIXES if name.startswith(one)), key=len))
+
+
+def spellings(name: str) -> tuple[str, ...]:
+    """The names under which a tensor or module of this name may be stored, its own first."""
+    return tuple(dict.fromkeys((name, *(prefix + bare_name(name) for prefix in PREFIXES))))
+
 
 def gives_logits(part: str) -> bool:
     """Whether it is a slice of the head."""

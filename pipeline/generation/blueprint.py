@@ -60,7 +60,7 @@ def draw_up(
     Raises ConfigError or CheckpointError. Whether the plan fits is for the caller to check.
     """
     give_freed_back()
-    groups = plan_groups(group_specs(model), checkpoint, model.quantization.format_of)
+    groups = plan_groups(group_specs(model), checkpoint, model.quantization.format_of, model.drafting_layers)
     dtype = _computing_dtype(model, groups, settings)
     catalog = lay_out(groups.groups, settings, device)
     tokenizer = tokenizer_bytes(checkpoint.folder, model.vocabulary_size)

@@ -131,6 +131,7 @@ class GenerationProgram:
             hidden_TD = self._buffers.hidden(block.begin, block.end)
             end = min(max(filled, block.begin), block.end)
             hidden_TD[: end - block.begin] = self._embedding.rows(block.begin, end).decoded(self._dtype)
+            decoder.scale_embedding(self._config.outside, hidden_TD)
             hidden_TD[end - block.begin :] = 0
             positions_T = self._inputs.positions(block.begin, block.end)
             lengths = self._inputs.rope_lengths(block.begin, block.end)
@@ -236,7 +237,7 @@ class GenerationProgram:
             if first == 0:
                 hidden_RD = self._buffers.hidden(0, self._embedding.most_rows)[self._inputs.logit_rows(begin, end)]
                 normed_RD.copy_(decoder.final_norm(self._config, weights, hidden_RD))
-            slice_RV = decoder.output_slice(weights, normed_RD)
+            slice_RV = decoder.output_slice(self._config.outside, weights, normed_RD)
             self._buffers.logits(begin, end)[:, first : first + slice_RV.shape[1]] = slice_RV
 
     async def finish(self, pass_: GenerationPass) -> None:

@@ -87,11 +87,13 @@ def find_groups(specs: Specs, checkpoint: Checkpoint, format_of: FormatOf = all_
     return _make_groups(found, checkpoint)
 
 
-def plan_groups(specs: Specs, checkpoint: Checkpoint, format_of: FormatOf = all_dense) -> WeightGroups:
+def plan_groups(
+    specs: Specs, checkpoint: Checkpoint, format_of: FormatOf = all_dense, drafting_layers: int = 0
+) -> WeightGroups:
     """Find each tensor of `specs` in the checkpoint, a matrix as its format stores it: layer by layer, then the head.
 
     The output matrix of the head is cut into row slices, in turn of about the size of each part of a layer; the first
-    carries the final norm too.
+    carries the final norm too. So many layers behind the last may be there, which draft, and are ignored.
 
     Raises:
         CheckpointError: naming every tensor that is missing, that is stored twice, whose shape or dtype is wrong, with
@@ -100,7 +102,7 @@ def plan_groups(specs: Specs, checkpoint: Checkpoint, format_of: FormatOf = all_
     """
     head_layer = max(layer for layer, _ in specs)
     stored = _find(specs, checkpoint, format_of)
-    ignored = _check(stored, head_layer, checkpoint)
+    ignored = _check(stored, head_layer, checkpoint, drafting_layers)
     found = {group.key: group for group in _make_groups(stored, checkpoint)}
     formats: defaultdict[str, list[StoredMatrix]] = defaultdict(list)
     for key, group in found.items():
@@ -171,13 +173,15 @@ def _names(found: Mapping[GroupKey, Sequence[_Found]]) -> dict[TensorSpec, Seque
     return {part: names for group in found.values() for one in group for part, names in one.names.items()}
 
 
-def _check(found: Mapping[GroupKey, Sequence[_Found]], layers: int, checkpoint: Checkpoint) -> tuple[str, ...]:
+def _check(
+    found: Mapping[GroupKey, Sequence[_Found]], layers: int, checkpoint: Checkpoint, drafting_layers: int
+) -> tuple[str, ...]:
     """What nothing computes with, and may be ignored. Raises CheckpointError with all that is wrong."""
     stored, wrong = _names(found), list(_faults(found, checkpoint))
     used = set(itertools.chain.from_iterable(stored.values()))
     quantised = [one.spec.name for group in found.values() for one in group if one.names.keys() != {one.spec}]
     used.update(itertools.chain.from_iterable(spare_parts(name, checkpoint) for name in quantised))
-    left_out, ignored = leftovers(checkpoint.tensors.keys() - used, layers, checkpoint.tensors)
+    left_out, ignored = leftovers(checkpoint.tensors.keys() - used, layers, checkpoint.tensors, drafting_layers)
     if absent := next((part for part, names in stored.items() if not names), None):
         wrong = [*hints(absent, checkpoint), *wrong]
     if wrong or left_out:

@@ -1,9 +1,11 @@
 """What people should know about a checkpoint that works: what is not used, and what costs them time."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.checkpoints.leftovers import PARTS, other_part
 from pipeline.formats.dense import Dense, StoredDense
 from pipeline.formats.tensors import TensorRange, stored_dtype
 from pipeline.groups.groups import WeightGroups
@@ -25,8 +27,11 @@ def remarks(
         named = "; ".join(f"{len(matrices)} matrices {name}" for name, matrices in groups.formats.items())
         kept = f"; activations are not quantised, where {activations} is meant" if activations else ""
         yield f"{checkpoint.folder}: weights: {named}{kept}"
-    if groups.ignored:
-        yield f"{checkpoint.folder}: not used for text: tensors {_some(groups.ignored)}"
+    parts = Counter(other_part(name) for name in groups.ignored)
+    if left_out := [f"{part} ({parts[part]} tensors)" for part in PARTS if parts[part]]:
+        yield f"{checkpoint.folder}: text only: left out are {', '.join(left_out)}"
+    if others := [name for name in groups.ignored if other_part(name) is None]:
+        yield f"{checkpoint.folder}: not used for text: tensors {_some(others)}"
     if checkpoint.promised:
         missing = _some(sorted(checkpoint.promised))
         yield f"{checkpoint.folder}: the index promises tensors that no file holds and none is needed: {missing}"

@@ -4,15 +4,13 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.checkpoints.checkpoint import INDEX_FILE, SINGLE_FILE, SUFFIX, Checkpoint
 from pipeline.checkpoints.header import brief
+from pipeline.formats.parts import PREFIXES, TEXT_PREFIX, bare_name, spellings
 from pipeline.formats.tensors import TensorSpec
 
 MOST_NAMED = 5
 HEADER_LIMIT_BYTES = 1 << 20
 """Of a tensor that is read when the model is opened."""
 ADVICE = "config.json says otherwise: check its quantization_config"
-BASE_PREFIX = "model."
-"""Of the decoder's tensors. One that was saved without its head has none, and transformers adds or takes away one."""
-
 
 ACTIVATION_PARTS = (
     "activation_scale",
@@ -32,23 +30,17 @@ def spare_parts(name: str, checkpoint: Checkpoint) -> Iterator[str]:
     """
     stem = name.removesuffix("weight")
     for ending in ACTIVATION_PARTS:
-        yield from aliases(stem + ending)
-    for bias in aliases(f"{stem}bias"):
+        yield from spellings(stem + ending)
+    for bias in spellings(f"{stem}bias"):
         entry = checkpoint.tensors.get(bias)
         if entry and entry.length <= HEADER_LIMIT_BYTES and not checkpoint.content(bias).strip(b"\0"):
             yield bias
 
 
-def aliases(name: str) -> tuple[str, ...]:
-    """The names under which transformers finds a tensor, its own first."""
-    bare = name.removeprefix(BASE_PREFIX)
-    return (name, f"{BASE_PREFIX}{name}") if bare == name else (name, f"{BASE_PREFIX}{name}", bare)
-
-
 def stored_names(spec: TensorSpec, checkpoint: Checkpoint) -> list[str]:
-    """The aliases of the first of its names that are there."""
+    """The spellings of the first of its names that are there."""
     for name in spec.names or (spec.name,):
-        if stored := [alias for alias in aliases(name) if alias in checkpoint.tensors]:
+        if stored := [one for one in spellings(name) if one in checkpoint.tensors]:
             return stored
     return []
 
@@ -75,7 +67,7 @@ def faults(spec: TensorSpec, stored: Sequence[str], checkpoint: Checkpoint) -> I
 
 
 def _missing(spec: TensorSpec, checkpoint: Checkpoint) -> str:
-    names = [alias for name in spec.names or (spec.name,) for alias in aliases(name)]
+    names = [one for name in spec.names or (spec.name,) for one in spellings(name)]
     need = f"need shape {list(spec.shape)}"
     for name in names:
         if (file := checkpoint.promised.get(name)) is not None:
@@ -83,14 +75,21 @@ def _missing(spec: TensorSpec, checkpoint: Checkpoint) -> str:
     advice = "fetch the file that holds it, or the config.json of these weights"
     if spec.short == "output" and not spec.names:
         advice = "config.json has tie_word_embeddings false, so the embedding cannot stand in for it; " + advice
-    return f"{checkpoint.folder}: tensor {spec.name!r} is missing: {need}; {advice}"
+    return f"{checkpoint.folder}: tensor {_as_others(spec.name, checkpoint)!r} is missing: {need}; {advice}"
+
+
+def _as_others(name: str, checkpoint: Checkpoint) -> str:
+    """With the prefix that layers have in the checkpoint, if there are any and the name has one."""
+    firsts = {stored.partition("layers.")[0] for stored in checkpoint.tensors if "layers." in stored}
+    used = [prefix for prefix in PREFIXES if prefix in firsts]
+    return used[0] + bare_name(name) if used and bare_name(name) != name else name
 
 
 def hints(spec: TensorSpec, checkpoint: Checkpoint) -> Iterator[str]:
     """Where a tensor that is missing may be: behind a prefix that no reader knows, or in a file that nothing names."""
-    end = spec.name.removeprefix(BASE_PREFIX)
+    end = bare_name(spec.name)
     if (name := next((name for name in checkpoint.tensors if name.endswith(f".{end}")), None)) is not None:
-        prefix = name.removesuffix(end).removesuffix(BASE_PREFIX)
+        prefix = name.removesuffix(end).removesuffix(TEXT_PREFIX)
         yield (
             f"{checkpoint.tensors[name].file}: tensor {brief(name)}: need the name {spec.name!r}: {brief(prefix)} is "
             "left from something around the model; take it off all names, or save the model itself"

@@ -15,6 +15,7 @@ from pipeline.models.attention import LayerKV, attend_all, launches
 from pipeline.models.layers import Attention, DeltaNet, Layer
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.ops import rms_norm, silu_gate
+from pipeline.models.outside import Outside
 from pipeline.models.pass_rows import Rows
 from pipeline.models.ropes import Rope
 from pipeline.models.rotary import Rotary
@@ -48,14 +49,25 @@ def ffn_half(layer: Layer, weights: Weights, hidden_TD: torch.Tensor, silu_by_fo
     return hidden_TD.add_(_gated_feed_forward(weights, normed_TD, silu_by_formula))
 
 
+def scale_embedding(outside: Outside, hidden_TD: torch.Tensor) -> None:
+    """Multiply embedding rows, in place, by what the family multiplies them by, rounded to their dtype."""
+    if (multiplier := outside.embedding_multiplier) != 1:
+        hidden_TD.mul_(torch.tensor(multiplier, dtype=hidden_TD.dtype).item())
+
+
 def final_norm(config: ModelConfig, weights: Weights, hidden_TD: torch.Tensor) -> torch.Tensor:
     """The norm before the output matrix; returns [T, D]."""
     return rms_norm(hidden_TD, weights.tensors["norm"], config.norm_epsilon)
 
 
-def output_slice(weights: Weights, normed_TD: torch.Tensor) -> torch.Tensor:
+def output_slice(outside: Outside, weights: Weights, normed_TD: torch.Tensor) -> torch.Tensor:
     """Logits of the rows of the vocabulary that "output" holds; returns fp32 [T, V of the slice]."""
-    return weights.project("output", normed_TD).float()
+    logits_TV = weights.project("output", normed_TD).float()
+    if outside.logits_divisor != 1:
+        logits_TV.div_(outside.logits_divisor)
+    if (cap := outside.logits_softcap) is not None:
+        logits_TV.div_(cap).tanh_().mul_(cap)
+    return logits_TV
 
 
 def _attention(

@@ -62,9 +62,9 @@ class JsonObject:
         """A whole number from 1, or None where the key is null or absent."""
         return None if self.get(key) is None else self.count(key)
 
-    def index(self, key: str) -> int:
+    def index(self, key: str, default: int | None = None) -> int:
         """A whole number from 0."""
-        return self._whole(key, 0, MAX_COUNT)
+        return self._whole(key, 0, MAX_COUNT, default)
 
     def positive(self, key: str, default: float | None = None) -> float:
         """A finite number above 0."""
@@ -130,8 +130,8 @@ class JsonObject:
         """The error that says that `key` is not what is needed."""
         return ConfigError(f"{self._path}: {key}: need {need}; have {_show(have)}; {advice}")
 
-    def _whole(self, key: str, at_least: int, at_most: int) -> int:
-        value = self.get(key)
+    def _whole(self, key: str, at_least: int, at_most: int, default: int | None = None) -> int:
+        value = default if self.get(key) is None else self.get(key)
         if not _is_whole(value, at_least, at_most):
             raise self.error(key, f"a whole number from {at_least} to {at_most}", value)
         return value

@@ -13,12 +13,13 @@ import torch
 
 from pipeline.errors import CheckpointError
 from pipeline.formats.tensors import WEIGHT_DTYPES
-from pipeline.models.families import FAMILIES
+from pipeline.models.described import Described, described
 from pipeline.models.families.family import Family
 from pipeline.models.frequencies import are_possible
 from pipeline.models.json_object import JsonObject
 from pipeline.models.layer_settings import FULL, SLIDING, read_norm_epsilon
 from pipeline.models.layers import Attention, Layer, NormStyle
+from pipeline.models.outside import Outside
 from pipeline.models.quantizers import read_quantization
 from pipeline.models.quantizers.quantization import Quantization
 from pipeline.models.rope_settings import stretched
@@ -42,12 +43,16 @@ class ModelConfig:
 
     `layer_kinds` say what each layer is made of, and `norm_epsilon` is that of the norm behind them. `dtype` is what
     config.json declares of the checkpoint, None where it declares nothing: the stored tensors decide either way.
-    `eos_ids` may be empty.
+    `eos_ids` may be empty. `prefix` stands before the names of the decoder's tensors, unless the checkpoint spells it
+    otherwise; `drafting_layers` are stored behind the others, and not computed.
     """
 
     family: str
     hidden_size: int
     layer_kinds: tuple[Layer, ...]
+    outside: Outside
+    prefix: str
+    drafting_layers: int
     vocabulary_size: int
     norm_epsilon: float
     tied_embeddings: bool
@@ -115,25 +120,27 @@ def _need_instead(folder: Path) -> str:
 
 def parse_config(settings: JsonObject, folder: Path | None = None) -> ModelConfig:
     """Check the settings of a config, which may be in no `folder`. Raises as `read_config`."""
-    name = _family_name(settings)
-    family = FAMILIES[name]
-    settings = settings.with_absent(family.absent)
+    found = described(settings)
+    settings = found.text
     _refuse_unsupported(settings)
 
-    layers = _layers(settings, family)
+    layers = _layers(settings, found.family)
     vocabulary_size = settings.count("vocab_size")
     model = ModelConfig(
-        family=name,
+        family=found.name,
         hidden_size=settings.count("hidden_size"),
         layer_kinds=layers,
+        outside=found.family.outside(settings),
+        prefix=found.prefix,
+        drafting_layers=settings.index("num_nextn_predict_layers", default=0),
         vocabulary_size=vocabulary_size,
         norm_epsilon=read_norm_epsilon(settings),
-        tied_embeddings=settings.flag("tie_word_embeddings"),
+        tied_embeddings=found.tied_embeddings,
         max_positions=_max_positions(settings, layers),
-        dtype=_declared_dtype(settings),
-        eos_ids=_token_ids(folder, settings, "eos_token_id", vocabulary_size),
-        bos_id=next(iter(_token_ids(folder, settings, "bos_token_id", vocabulary_size)), None),
-        quantization=read_quantization(settings, folder),
+        dtype=_declared_dtype(found.saying("dtype", "torch_dtype")),
+        eos_ids=_token_ids(folder, found, "eos_token_id", vocabulary_size),
+        bos_id=next(iter(_token_ids(folder, found, "bos_token_id", vocabulary_size)), None),
+        quantization=read_quantization(found.saying("quantization_config", "compression_config"), folder),
     )
     _refuse_impossible(settings, model)
     return model
@@ -151,23 +158,6 @@ def read_generation_defaults(folder: Path) -> dict[str, float | int | bool]:
     settings = JsonObject.read(path)
     present = [key for key in GENERATION_DEFAULTS if settings.get(key) is not None]
     return {key: settings.flag(key) if key == "do_sample" else settings.number(key) for key in present}
-
-
-def _family_name(settings: JsonObject) -> str:
-    """The family by `model_type`, else by the class; either may be absent.
-
-    Older files spell the class LLaMAForCausalLM. LlamaModel is what was saved without its head, which may be tied.
-    """
-    stated = settings.get("architectures")
-    classes = [str(name).lower() for name in stated] if isinstance(stated, list) else [str(stated).lower()]
-    spelt = {name: family.architecture.lower() for name, family in FAMILIES.items()}
-    known = [name for name, one in spelt.items() if {one, one.replace("forcausallm", "model")} & {*classes}]
-    name = settings.text("model_type") or next(iter(known), "")
-    if name not in FAMILIES:
-        raise unsupported(settings, "model_type")
-    if stated and name not in known:
-        raise unsupported(settings, "architectures")
-    return name
 
 
 def _refuse_unsupported(settings: JsonObject) -> None:
@@ -218,9 +208,9 @@ def _declared_dtype(settings: JsonObject) -> torch.dtype | None:
     return None
 
 
-def _token_ids(folder: Path | None, settings: JsonObject, key: str, vocabulary_size: int) -> tuple[int, ...]:
+def _token_ids(folder: Path | None, found: Described, key: str, vocabulary_size: int) -> tuple[int, ...]:
     """`generation_config.json` speaks for a special token where it names one, else `config.json` does."""
-    path = None if folder is None else folder / "generation_config.json"
+    settings, path = found.saying(key), None if folder is None else folder / "generation_config.json"
     if path is not None and path.exists() and (generation := JsonObject.read(path)).get(key) is not None:
         settings = generation
     return settings.token_ids(key, vocabulary_size)

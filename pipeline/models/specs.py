@@ -15,12 +15,12 @@ def group_specs(config: ModelConfig) -> dict[GroupKey, tuple[TensorSpec, ...]]:
     """
     groups: dict[GroupKey, tuple[TensorSpec, ...]] = {}
     for index, layer in enumerate(config.layer_kinds):
-        groups |= {(index, part): specs for part, specs in layer.specs(f"model.layers.{index}").items()}
-    embedding, output = "model.embed_tokens.weight", "lm_head.weight"
+        groups |= {(index, part): specs for part, specs in layer.specs(f"{config.prefix}layers.{index}").items()}
+    embedding, output = f"{config.prefix}embed_tokens.weight", "lm_head.weight"
     tied = config.tied_embeddings
     matrix = (config.vocabulary_size, config.hidden_size)
     groups[config.layers, HEAD] = (
-        TensorSpec("norm", "model.norm.weight", (config.hidden_size,)),
+        TensorSpec("norm", f"{config.prefix}norm.weight", (config.hidden_size,)),
         TensorSpec("output", embedding if tied else output, matrix, (output, embedding) if tied else ()),
     )
     groups[EMBED_KEY] = (TensorSpec(EMBED, embedding, matrix, (embedding, output) if tied else ()),)

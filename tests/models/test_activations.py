@@ -13,6 +13,7 @@ from pipeline.formats.matrix import Weights
 from pipeline.models.activations import embedding_bytes, half_bytes, head_bytes
 from pipeline.models.decoder import output_slice
 from pipeline.models.ops import rms_norm
+from pipeline.models.outside import PLAIN
 
 ROWS = 512
 LIBRARY_BYTES = 1 << 20
@@ -55,7 +56,7 @@ def test_the_head_and_the_embedding_take_no_more_than_planned(dtype: torch.dtype
     hidden, weight = torch.randn(ROWS, 256).to(dtype), torch.randn(slice_rows, 256).to(dtype)
     some = torch.arange(ROWS)
     norm = most_bytes(lambda: rms_norm(hidden[some], weight[0], 1e-5))
-    product = most_bytes(functools.partial(output_slice, Weights({}, {"output": DenseMatrix(weight)}), hidden))
+    product = most_bytes(functools.partial(output_slice, PLAIN, Weights({}, {"output": DenseMatrix(weight)}), hidden))
     planned = ROWS * head_bytes(256, slice_rows, dtype, fused=False)
     assert planned / 1.25 < max(norm, product) < planned + LIBRARY_BYTES
     decoded = most_bytes(lambda: hidden.to(dtype, copy=True))

@@ -51,7 +51,9 @@ class TinyRun:
         head = self.weights[config.layers, "head"]
         normed_TD = decoder.final_norm(config, head, hidden_TD)
         slices = head.tensors["output"].split(VOCABULARY_SIZE // 2 + 1)
-        return torch.cat([decoder.output_slice(weights_of({"output": rows}), normed_TD) for rows in slices], dim=-1)
+        return torch.cat(
+            [decoder.output_slice(config.outside, weights_of({"output": rows}), normed_TD) for rows in slices], dim=-1
+        )
 
     def chunked(self, token_ids: Sequence[int], chunk: int) -> torch.Tensor:
         """The logits after each token, `chunk` tokens a pass, fp32 [T, V]."""

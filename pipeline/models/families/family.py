@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from pipeline.models.json_object import JsonObject
 from pipeline.models.layers import Layer
+from pipeline.models.outside import PLAIN, Outside
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,8 +13,8 @@ class Family:
     """A family by the `model_type` and the class that config.json names.
 
     `absent` is what transformers assumes for keys that are left out. `layers` puts together so many layers, from
-    settings without such gaps. `follows` are those of attention_bias, mlp_bias and layer_types that the family takes
-    from config.json; what these ask of another one is refused.
+    settings without such gaps, and `outside` what is around them. `follows` are those of attention_bias, mlp_bias,
+    layer_types and hidden_act that the family takes from config.json; what these ask of another one is refused.
     """
 
     name: str
@@ -21,3 +22,18 @@ class Family:
     absent: Mapping[str, object]
     follows: frozenset[str] = frozenset()
     layers: Callable[[JsonObject, int], tuple[Layer, ...]]
+    outside: Callable[[JsonObject], Outside] = lambda settings: PLAIN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wrapper:
+    """A model that sees or hears, by the `model_type` and the class that config.json names.
+
+    Its text model is described by `text_config`, which may be of one of the families `texts`, and is of the first where
+    it names none. `tied` is what transformers assumes where config.json says nothing about tie_word_embeddings.
+    """
+
+    name: str
+    architecture: str
+    texts: tuple[str, ...]
+    tied: bool

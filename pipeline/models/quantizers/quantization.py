@@ -12,11 +12,12 @@ import regex
 from pipeline.errors import ConfigError, shown
 from pipeline.formats.dense import Dense
 from pipeline.formats.matrix import Format
+from pipeline.formats.parts import NESTED_PREFIX, spellings
 from pipeline.models.json_object import JsonObject
 from pipeline.models.supported import QUANTIZED
 
 HEAD_MODULE = "lm_head"
-LINEAR, EMBEDDING = r"(?!model\.embed_tokens$)", r"model\.embed_tokens$"
+LINEAR, EMBEDDING = r"(?!(?:.*\.)?embed_tokens$)", r"(?:.*\.)?embed_tokens$"
 """Patterns of the modules that multiply, and of the table."""
 PATTERN_SECONDS = 5.0
 """All patterns of a file may take so long with all names: usual ones take milliseconds, and some would take years."""
@@ -45,10 +46,13 @@ class Quantization:
     def format_of(self, name: str) -> Format:
         """The format of the matrix of this name, "model.layers.0.mlp.up_proj.weight".
 
-        Raises ConfigError where patterns take too long.
+        Inside a model that sees, patterns may mean any of the spellings of a name. Raises ConfigError where they take
+        too long.
         """
         module, started = name.removesuffix(".weight"), time.thread_time()
-        found = next((found for pattern, found in self.rules if self._matches(pattern, module)), Dense())
+        modules = spellings(module) if module.startswith((NESTED_PREFIX, HEAD_MODULE)) else (module,)
+        rules = ((pattern, found, one) for pattern, found in self.rules for one in modules)
+        found = next((found for pattern, found, one in rules if self._matches(pattern, one)), Dense())
         self._left_seconds -= time.thread_time() - started
         return found
 

@@ -53,7 +53,7 @@ def bytes_of_a_pass(folder: Path) -> int:
     """Those of all weights but the embedding, of which a pass needs few rows."""
     model = read_config(folder)
     with open_checkpoint(folder, direct=False) as checkpoint:
-        groups = plan_groups(group_specs(model), checkpoint, model.quantization.format_of).groups
+        groups = plan_groups(group_specs(model), checkpoint, model.quantization.format_of, model.drafting_layers).groups
     return sum(group.needed_bytes for group in groups)
 
 

@@ -124,7 +124,7 @@ def plan_conversion(folder: Path, checkpoint: Checkpoint, to: WrittenFormat, *, 
     """
     read = read_settings(folder)
     model = parse_config(read, folder)
-    groups = plan_groups(group_specs(model), checkpoint, model.quantization.format_of)
+    groups = plan_groups(group_specs(model), checkpoint, model.quantization.format_of, model.drafting_layers)
     settings = {key: value for key, value in read.values.items() if key not in REPLACED}
     settings["quantization_config"] = to.quantization_config(
         [HEAD_MODULE] if keep_head or model.tied_embeddings else []

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.checkpoints.presets import PRESETS
 from pipeline.errors import ConfigError, unknown_name
 from pipeline.formats.parts import ATTN, FFN, attends
-from pipeline.models.families import FAMILIES
+from pipeline.models.described import described
 from pipeline.models.json_object import JsonObject
 from pipeline.models.layers import Attention, Layer
 from pipeline.system.hub_cache import find_checkpoint
@@ -50,9 +50,8 @@ def find_shape(model: str) -> Shape:
     path = find_checkpoint(Path(model))
     if not os.path.lexists(path) and path.name == model:
         if model in PRESETS:
-            settings = JsonObject(f"preset {model}", PRESETS[model])
-            family = FAMILIES[settings.text("model_type")]
-            layers = family.layers(settings.with_absent(family.absent), settings.count("num_hidden_layers"))
+            found = described(JsonObject(f"preset {model}", PRESETS[model]))
+            layers = found.family.layers(found.text, found.text.count("num_hidden_layers"))
             return Shape(layers=len(layers), layer=layers[0], item_bytes=BFLOAT16_BYTES)
         raise ConfigError(f"--model: is no folder, and {unknown_name('preset', model, list(PRESETS))}")
     from pipeline.checkpoints.config_alone import config_alone

@@ -1,0 +1,91 @@
+"""Which family a config.json is of, and which of its objects describes the text model."""
+
+from dataclasses import dataclass
+
+from pipeline.formats.parts import NESTED_PREFIX, TEXT_PREFIX
+from pipeline.models.families import FAMILIES, WRAPPERS
+from pipeline.models.families.family import Family, Wrapper
+from pipeline.models.json_object import JsonObject
+from pipeline.models.supported import unsupported
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A text model, alone or inside a `wrapper`.
+
+    `text` says what it is made of, with what its family assumes. `whole` is all that config.json says: of some keys it
+    speaks first, as in transformers. Of a text model alone that is the same.
+    """
+
+    family: Family
+    text: JsonObject
+    whole: JsonObject
+    wrapper: Wrapper | None
+
+    @property
+    def name(self) -> str:
+        """The `model_type` that config.json names."""
+        return self.wrapper.name if self.wrapper else self.family.name
+
+    @property
+    def architecture(self) -> str:
+        """The class that goes with it."""
+        return self.wrapper.architecture if self.wrapper else self.family.architecture
+
+    @property
+    def prefix(self) -> str:
+        """What stands before the names of the decoder's tensors."""
+        return NESTED_PREFIX if self.wrapper else TEXT_PREFIX
+
+    def saying(self, *keys: str) -> JsonObject:
+        """The object that speaks of these keys."""
+        return self.whole if any(self.whole.get(key) is not None for key in keys) else self.text
+
+    @property
+    def tied_embeddings(self) -> bool:
+        """Whether the embedding stands in for an output matrix that is not stored.
+
+        What is around the model says so; transformers ignores a text_config that says otherwise.
+        """
+        if self.wrapper is None or self.whole.get("tie_word_embeddings") is not None:
+            return self.whole.flag("tie_word_embeddings")
+        return self.wrapper.tied or self.text.flag("tie_word_embeddings")
+
+
+def described(settings: JsonObject) -> Described:
+    """Find the family. Raises ConfigError for one that is not supported."""
+    found = _named(settings)
+    if isinstance(found, Family):
+        text = settings.with_absent(found.absent)
+        return Described(found, text, text, None)
+    text = settings.section("text_config")
+    if not text:
+        raise settings.error("text_config", "a JSON object that describes the text model", settings.get("text_config"))
+    text = text.with_absent({"model_type": found.texts[0]})
+    if text.text("model_type") not in found.texts:
+        raise unsupported(text, "model_type")
+    family = FAMILIES[text.text("model_type")]
+    return Described(family, text.with_absent(family.absent), settings, found)
+
+
+def _named(settings: JsonObject) -> Family | Wrapper:
+    """The family by `model_type`, else by the class; either may be absent.
+
+    Older files spell the class LLaMAForCausalLM. LlamaModel is what was saved without its head, which may be tied.
+    """
+    families: dict[str, Family | Wrapper] = {**FAMILIES, **WRAPPERS}
+    stated = settings.get("architectures")
+    classes = {str(name).lower() for name in stated} if isinstance(stated, list) else {str(stated).lower()}
+    known = [name for name, family in families.items() if classes & {*_spelt(family.architecture)}]
+    name = settings.text("model_type") or next(iter(known), "")
+    if name not in families:
+        raise unsupported(settings, "model_type")
+    found = families[name]
+    if stated and not {name, *(found.texts if isinstance(found, Wrapper) else ())} & {*known}:
+        raise unsupported(settings, "architectures")
+    return found
+
+
+def _spelt(architecture: str) -> tuple[str, str]:
+    name = architecture.lower()
+    return name, name.replace("forcausallm", "model").replace("forconditionalgeneration", "model")

@@ -10,7 +10,7 @@ QUANTIZED = (
 )
 """How weights may be stored beside plain floats."""
 SUPPORTED = (
-    "Llama 2/3/3.1/3.2 (llama), Mistral (mistral, or in mistral3), Qwen2/2.5 (qwen2) and Qwen3 (qwen3), dense, "
+    "Llama 2/3/3.1/3.2 (llama), Mistral (mistral) and Mistral Small 3.1 (mistral3), Qwen2/2.5 (qwen2) and Qwen3 (qwen3), dense, "
     "attention_bias of llama and qwen3, mlp_bias of llama, hidden_act silu, rope types default, linear, llama3, yarn, "
     "dynamic and longrope, one kind of attention in all layers, dtypes float32, float16, bfloat16, and float64, which "
     f"is computed in float32, or quantised weights ({QUANTIZED})"

@@ -9,8 +9,15 @@ QUANTIZED = (
     "awq gemm; gptq and gptq_v2 of 4 and 8 bits; mxfp4; modelopt FP8 and NVFP4; bitsandbytes nf4"
 )
 """How weights may be stored beside plain floats."""
+NAMES = (
+    "Llama 2/3/3.1/3.2 (llama)",
+    "Mistral (mistral)",
+    "Mistral Small 3.1 (mistral3)",
+    "Qwen2/2.5 (qwen2)",
+    "Qwen3 (qwen3)",
+)
 SUPPORTED = (
-    "Llama 2/3/3.1/3.2 (llama), Mistral (mistral) and Mistral Small 3.1 (mistral3), Qwen2/2.5 (qwen2) and Qwen3 (qwen3), dense, "
+    f"{', '.join(NAMES)}, dense, "
     "attention_bias of llama and qwen3, mlp_bias of llama, hidden_act silu, rope types default, linear, llama3, yarn, "
     "dynamic and longrope, one kind of attention in all layers, dtypes float32, float16, bfloat16, and float64, which "
     f"is computed in float32, or quantised weights ({QUANTIZED})"

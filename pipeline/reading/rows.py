@@ -12,9 +12,6 @@ from pipeline.reading.reading_lane import Disk
 from pipeline.system.page_cache import advise
 from pipeline.system.threads import Threads, outlast
 
-PIECE_BYTES = 256 << 10
-"""The most that is read at once: copying it into its place holds the interpreter, which passes need."""
-
 
 class RowReader:
     """One thread that reads rows through the page cache, so that what comes again costs no read of the disk.
@@ -78,13 +75,12 @@ class RowReader:
         position, end = start, start + len(row)
         try:
             while position < end:
-                length = min(end - position, PIECE_BYTES)
-                content = os.pread(self._disk.files[file].buffered, length, position)
-                if not content:
+                # Into its place: to copy it there would hold the interpreter, which passes need.
+                count = os.preadv(self._disk.files[file].buffered, [row[position - start :]], position)
+                if not count:
                     self._disk.check_unchanged(file, position)
                     raise OSError(errno.EIO, "no more bytes, though the file goes on")
-                row[position - start :][: len(content)] = content
-                position += len(content)
-                self.bytes_read += len(content)
+                position += count
+                self.bytes_read += count
         except OSError as error:
             raise OSError(error.errno, f"{error.strerror}: at byte {position}", str(file)) from error

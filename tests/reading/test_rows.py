@@ -31,13 +31,13 @@ async def opened(file: Path) -> AsyncIterator[RowReader]:
 def reads(monkeypatch: pytest.MonkeyPatch, before: Callable[[int], int | None]) -> None:
     """Each read asks `before`, on its thread and with its position, how many bytes it may give."""
 
-    pread = os.pread
+    preadv = os.preadv
 
-    def scripted(descriptor: int, length: int, position: int) -> bytes:
+    def scripted(descriptor: int, buffers: list[memoryview], position: int) -> int:
         limit = before(position)
-        return pread(descriptor, length if limit is None else min(length, limit), position)
+        return preadv(descriptor, [buffers[0][:limit]], position)
 
-    monkeypatch.setattr(os, "pread", scripted)
+    monkeypatch.setattr(os, "preadv", scripted)
 
 
 async def test_short_reads_are_continued(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

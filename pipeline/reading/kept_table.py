@@ -72,8 +72,7 @@ class KeptTable:
         return True
 
     async def _read(self, part: RowPart, memory: HostMemory, rows: int) -> None:
-        """The next rows, which need not stay in the page cache then."""
+        """The next rows."""
         begin, nbytes = self.rows * part.row_bytes, rows * part.row_bytes
         file, starts = part.tensor.file, part.starts([self.rows])
-        await self._reader.read(file, starts, nbytes, memory.view[begin : begin + nbytes])
-        await self._reader.forget(file, starts, nbytes)
+        await self._reader.read(file, starts, nbytes, memory.view[begin : begin + nbytes], once=True)

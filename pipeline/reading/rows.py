@@ -28,9 +28,13 @@ class RowReader:
         self._thread = Threads(1, "penstock-rows")
         self.closed = False
 
-    async def read(self, file: Path, starts: Sequence[int], row_bytes: int, buffer: memoryview) -> None:
+    async def read(
+        self, file: Path, starts: Sequence[int], row_bytes: int, buffer: memoryview, *, once: bool = False
+    ) -> None:
         """Read the `row_bytes` of `file` from each of `starts`, one row behind the other, into any memory.
 
+        What is read only `once` leaves the page cache, on the same way to the thread: the event loop, which launches
+        passes, comes back late.
         Returns, raises or passes a cancellation on only when the thread writes into `buffer` no more.
 
         Raises:
@@ -42,7 +46,7 @@ class RowReader:
         if (end := max(starts) + row_bytes) > (size := self._disk.files[file].size):
             raise CheckpointError(f"{file}: need bytes {end - row_bytes} to {end}, have {size}")
         loop = asyncio.get_running_loop()
-        await outlast([loop.run_in_executor(self._thread, self._read, file, starts, row_bytes, buffer)])
+        await outlast([loop.run_in_executor(self._thread, self._read, file, starts, row_bytes, buffer, once)])
         self.bytes_needed += row_bytes * len(starts)
 
     async def forget(self, file: Path, starts: Sequence[int], row_bytes: int) -> None:
@@ -60,12 +64,14 @@ class RowReader:
         if self.closed:
             raise ClosedError("the weight source is closed")
 
-    def _read(self, file: Path, starts: Sequence[int], row_bytes: int, buffer: memoryview) -> None:
+    def _read(self, file: Path, starts: Sequence[int], row_bytes: int, buffer: memoryview, once: bool) -> None:
         for start in starts:
             advise(self._disk.files[file].buffered, start, row_bytes, "POSIX_FADV_WILLNEED")
         for index, start in enumerate(starts):
             self._read_row(file, start, buffer[index * row_bytes :][:row_bytes])
         self._disk.check_unchanged(file, starts[-1] + row_bytes)
+        if once:
+            self._forget(file, starts, row_bytes)
 
     def _forget(self, file: Path, starts: Sequence[int], row_bytes: int) -> None:
         for start in starts:

@@ -195,7 +195,9 @@ class TableReader:
         self.failure: Exception = OSError(5, "the disk failed")
         self._row_bytes = row_bytes
 
-    async def read(self, file: Path, starts: Sequence[int], nbytes: int, buffer: memoryview) -> None:
+    async def read(
+        self, file: Path, starts: Sequence[int], nbytes: int, buffer: memoryview, *, once: bool = False
+    ) -> None:
         for index, start in enumerate(starts):
             first, count = (start - START) // self._row_bytes, nbytes // self._row_bytes
             if count > 1 and first + count > self.fails_from:

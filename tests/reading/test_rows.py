@@ -50,20 +50,22 @@ async def test_short_reads_are_continued(weights: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="nobody to tell")
+@pytest.mark.parametrize("once", [False, True])
 async def test_all_rows_are_asked_for_before_the_first_is_waited_for(
-    weights: Path, monkeypatch: pytest.MonkeyPatch
+    once: bool, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[tuple[str, int]] = []
 
     def advise(descriptor: int, start: int, length: int, advice: int) -> None:
-        if advice == os.POSIX_FADV_WILLNEED:
-            told.append(("asked for", start))
+        words = {os.POSIX_FADV_WILLNEED: "asked for", os.POSIX_FADV_DONTNEED: "forgotten"}
+        told.extend((words[one], start) for one in {advice} & words.keys())
 
     monkeypatch.setattr(os, "posix_fadvise", advise)
     reads(monkeypatch, lambda position: told.append(("read", position)))
     async with opened(weights) as some:
-        await some.read(weights, [70, 20], 10, memoryview(bytearray(20)))
-    assert told == [("asked for", 70), ("asked for", 20), ("read", 70), ("read", 20)]
+        await some.read(weights, [70, 20], 10, memoryview(bytearray(20)), once=once)
+    forgotten = [("forgotten", 0)] * 2 * once
+    assert told == [("asked for", 70), ("asked for", 20), ("read", 70), ("read", 20), *forgotten]
 
 
 async def test_a_disk_that_fails_is_told_with_the_place(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

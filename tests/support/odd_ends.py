@@ -146,9 +146,9 @@ def odd_reads(model: Model, end: End) -> None:
         await end.here()
         await read_into(*arguments)
 
-    async def reading_rows(*arguments: Any) -> None:
+    async def reading_rows(*arguments: Any, **named: Any) -> None:
         await end.here()
-        await read_rows(*arguments)
+        await read_rows(*arguments, **named)
 
     source.read_into, source.rows.read = reading, reading_rows  # type: ignore[method-assign]
     assert isinstance(source, CheckpointSource)

@@ -35,12 +35,15 @@ ONE_LOOP = {
     *("test_odd_policies.py", "test_prefetch_policies.py", "test_prefix_sharing.py", "test_resident_groups.py"),
     *("test_files_after_open.py", "test_refusals.py", "test_stored_tensors.py"),
     *("test_damaged_quantised.py", "test_quantised_models.py"),
+    *("test_cuda_company.py", "test_cuda_doctor.py", "test_cuda_kv.py", "test_cuda_long_contexts.py"),
+    *("test_cuda_paged_attention.py", "test_cuda_policies.py", "test_cuda_quantised_models.py"),
 }
 """Folders and files whose tests look at bytes, tokens and figures, which no loop changes: they run on asyncio."""
 ON_UVLOOP = {
     *("test_concurrent_requests.py", "test_failure_domain.py", "test_kv_failures.py", "test_kv_overlap.py"),
     *("test_api.py", "test_bad_tokens.py", "test_bit_rot.py", "test_blame.py", "test_guarded_opening.py"),
     *("test_long_prompts.py", "test_many_cancelled.py", "test_random_ends.py", "test_unread_streams.py"),
+    "test_cuda_line.py",
 }
 """Long tests of what a loop could change: they run on the one that the commands use."""
 
@@ -52,7 +55,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test on both loops, or where `ONE_LOOP` or `ON_UVLOOP` says; on both with PENSTOCK_TESTS=all."""
     if "anyio_backend" in metafunc.fixturenames:
         below = metafunc.definition.path.relative_to(Path(__file__).parent)
-        alone = "asyncio" if below.parts[0] in ONE_LOOP else "uvloop" if below.parts[0] in ON_UVLOOP else ""
+        names = {below.parts[0], below.name}
+        alone = "asyncio" if names & ONE_LOOP else "uvloop" if names & ON_UVLOOP else ""
         loops = (alone,) if alone and not EVERYTHING else ("asyncio", "uvloop")
         metafunc.parametrize("anyio_backend", loops, indirect=True)
 

@@ -40,9 +40,9 @@ def warm_gpu() -> None:
 
 @pytest.fixture(scope="module")
 def streamed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """6 layers of 34 MB attn and 100 MB ffn groups: large enough that copies take milliseconds."""
+    """3 layers of 34 MB attn and 100 MB ffn groups: large enough that copies take milliseconds."""
     out = tmp_path_factory.mktemp("made") / "checkpoint"
-    make_checkpoint(out, "llama-3.2-1b", layers=6, hidden_size=4096, ffn_size=4096, vocabulary_size=8192)
+    make_checkpoint(out, "llama-3.2-1b", layers=3, hidden_size=4096, ffn_size=4096, vocabulary_size=8192)
     return out
 
 
@@ -81,14 +81,14 @@ async def test_output_is_bit_equal_for_every_budget_and_queue(dtype: torch.dtype
 async def test_steady_state_allocates_nothing(streamed: Path) -> None:
     """Rule 2: after the first passes torch asks the driver for no more memory, and all of it is in the plan."""
     async with Model.open(streamed, device="cuda") as model:  # libraries keep workspaces for each thread and stream
-        await model.generate([1, 2, 3], max_new_tokens=8, ignore_eos=True)
+        await model.generate([1, 2, 3], max_new_tokens=4, ignore_eos=True)
     gc.collect()
     held = torch.cuda.memory_allocated()
     async with Model.open(streamed, device="cuda") as model:
-        await model.generate([1, 2, 3], max_new_tokens=8, ignore_eos=True)
+        await model.generate([1, 2, 3], max_new_tokens=4, ignore_eos=True)
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_stats()
-        await model.generate([1, 2, 3], max_new_tokens=8, ignore_eos=True)
+        await model.generate([1, 2, 3], max_new_tokens=4, ignore_eos=True)
         after = torch.cuda.memory_stats()
         plan = sum(holding.nbytes for holding in model.runtime.plan.holdings if holding.place == "device")
     assert after["num_device_alloc"] == before["num_device_alloc"]

@@ -1,11 +1,13 @@
 """A byte-level `tokenizer.json` (GPT-2, Llama 3, Qwen, SmolLM style) as tiktoken ranks, or the reason why not."""
 
+import functools
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from pipeline.text.added_tokens import AddedToken
 from pipeline.text.byte_pair import BytePairEngine
+from pipeline.text.detokenizer import ByteLevelDetokenizer
 from pipeline.text.merges import Inexact, MergeList
 from pipeline.text.normalization import nfc
 from pipeline.text.split_patterns import split_pattern
@@ -83,15 +85,16 @@ def byte_level_engine(document: dict[str, Any], bos_token: str | None) -> BytePa
     normalize: Callable[[str], str] = nfc if normalizers else str
     prefix, suffix = template(document)
     vocabulary: dict[str, int] = model["vocab"]
-    added_tokens = _added_tokens(document, vocabulary)
+    added_tokens = matched_tokens(document, vocabulary)
     ranked_ids = _ranked_ids(model, {token.content for token in added_tokens})
     named = {**vocabulary, **{token.content: token.token_id for token in added_tokens}}
     pieces = vocabulary_pieces(vocabulary)
+    texts = pieces | added_pieces(as_decoded(token, normalize) for token in added_tokens)
     return BytePairEngine(
         ranks={pieces[token_id]: rank for rank, token_id in enumerate(ranked_ids)},
         token_ids=ranked_ids,
         pattern=pattern,
-        pieces=pieces | added_pieces(_as_decoded(token, normalize) for token in added_tokens),
+        detokenizer=functools.partial(ByteLevelDetokenizer, texts),
         added_tokens=added_tokens,
         prefix=prefix,
         suffix=suffix,
@@ -100,7 +103,7 @@ def byte_level_engine(document: dict[str, Any], bos_token: str | None) -> BytePa
     )
 
 
-def _added_tokens(document: dict[str, Any], vocabulary: Mapping[str, int]) -> list[AddedToken]:
+def matched_tokens(document: dict[str, Any], vocabulary: Mapping[str, int]) -> list[AddedToken]:
     """Check that every added token is matched by its text alone, and has the id that the package gives it."""
     if set(vocabulary.values()) != set(range(len(vocabulary))):
         raise Inexact("the ids of the vocabulary are not 0, 1, 2, ...")
@@ -114,9 +117,13 @@ def _added_tokens(document: dict[str, Any], vocabulary: Mapping[str, int]) -> li
     return list(tokens.values())
 
 
-def _as_decoded(token: AddedToken, normalize: Callable[[str], str]) -> AddedToken:
-    """The token with the text that it is decoded to: the package decodes what it looks for."""
-    return replace(token, content=normalize(token.content)) if token.is_normalized else token
+def as_decoded(token: AddedToken, normalize: Callable[[str], str]) -> AddedToken:
+    """The token with the text that it is decoded to: the package decodes what it looks for.
+
+    It knows special tokens by that text, and so knows none whose text normalization changes.
+    """
+    content = normalize(token.content) if token.is_normalized else token.content
+    return replace(token, content=content, special=token.special and content == token.content)
 
 
 def _ranked_ids(model: dict[str, Any], added: Container[str]) -> list[int]:

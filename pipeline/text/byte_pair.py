@@ -1,9 +1,8 @@
 """Byte pair encoding with tiktoken: the engine of every tokenizer that can be written as bytes with ranks."""
 
-import functools
 import re
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import tiktoken
@@ -11,7 +10,7 @@ import tiktoken
 from pipeline.errors import CheckpointError, RequestError
 from pipeline.system.threads import slices
 from pipeline.text.added_tokens import AddedToken
-from pipeline.text.detokenizer import ByteLevelDetokenizer, Detokenizer
+from pipeline.text.detokenizer import Detokenizer
 from pipeline.text.split_patterns import COVERING_PATTERNS
 
 if TYPE_CHECKING:
@@ -29,8 +28,9 @@ COMPOSED_BYTES = 4
 class BytePairEngine:
     """Cuts added tokens out of the text, splits the rest by `pattern`, and merges bytes in the order of `ranks`.
 
-    `ranks` maps token bytes to ranks 0, 1, ...; `token_ids[rank]` is the id. `pieces` maps every id that has text to
-    its bytes. `prefix` and `suffix` are ids put around every text.
+    `ranks` maps token bytes to ranks 0, 1, ...; `token_ids[rank]` is the id, and `spelt[rank]` the ids where there are
+    several. `prefix` and `suffix` are ids put around every text. `mark` changes what is between added tokens before it
+    is split; it is told whether a text begins with it.
 
     Raises CheckpointError if a single byte has no rank: such a vocabulary cannot encode every text. Raises Inexact for
     an added token that is matched in another way than by its text.
@@ -44,12 +44,14 @@ class BytePairEngine:
         ranks: dict[bytes, int],
         token_ids: Sequence[int],
         pattern: str,
-        pieces: Mapping[int, bytes],
+        detokenizer: Callable[[Sequence[int]], Detokenizer],
         added_tokens: Sequence[AddedToken],
         prefix: Sequence[int],
         suffix: Sequence[int] = (),
         bos_id: int | None,
         normalize: Callable[[str], str] = str,
+        mark: Callable[[str, bool], str] | None = None,
+        spelt: Mapping[int, Sequence[int]] | None = None,
     ) -> None:
         missing = [value for value in range(256) if bytes([value]) not in ranks]
         if missing:
@@ -61,6 +63,8 @@ class BytePairEngine:
         # tiktoken drops what its pattern does not match.
         self._words = None if pattern in COVERING_PATTERNS else sorted(ranks, key=ranks.__getitem__)
         self._normalize = normalize
+        self._mark = mark
+        self._spelt = spelt or {}
         self._raw_tokens = {token.content: token.token_id for token in added_tokens if not token.is_normalized}
         self._normalized_tokens = {normalize(one.content): one.token_id for one in added_tokens if one.is_normalized}
         self._find_raw = _any_of(self._raw_tokens)
@@ -72,30 +76,39 @@ class BytePairEngine:
         self.ordinary_size = max(token_ids) + 1
         longest = max(map(len, [*ranks, *(token.content.encode() for token in added_tokens)]))
         self.token_bytes = longest if normalize is str else COMPOSED_BYTES * longest
-        self.detokenizer: Callable[[Sequence[int]], Detokenizer] = functools.partial(ByteLevelDetokenizer, pieces)
+        self.detokenizer = detokenizer
 
     def encode(self, text: str) -> "array[int]":
         """Return the ids of `text`. Raises RequestError for what the pattern leaves out, and too much whitespace."""
         _check_whitespace(text)
         ids = array("i", self._prefix)
+        begins = True
         for part, is_token in _cut(self._find_raw, self._longest_token, text):
             if is_token:
                 ids.append(self._raw_tokens[part])
             else:
-                self._encode_between(self._normalize(part), ids)
+                self._encode_between(self._normalize(part), ids, begins=begins)
+            begins = False
         ids.extend(self._suffix)
         return ids
 
-    def _encode_between(self, text: str, ids: "array[int]") -> None:
+    def _encode_between(self, text: str, ids: "array[int]", *, begins: bool) -> None:
         for part, is_token in _cut(self._find_normalized, self._longest_token, text):
             if is_token:
                 ids.append(self._normalized_tokens[part])
             else:
-                ranks = self._ranks(part)
+                words = part if self._mark is None else self._mark(part, begins)
+                ranks = self._ranks(words)
                 if self._words is not None:
-                    _require_all(part, ranks, self._words)
+                    _require_all(words, ranks, self._words)
                 for begin in slices(len(ranks), SLICE_IDS):
-                    ids.extend(map(self._token_ids.__getitem__, ranks[begin : begin + SLICE_IDS].tolist()))
+                    ids.extend(self._ids(ranks[begin : begin + SLICE_IDS]))
+            begins = False
+
+    def _ids(self, ranks: "NDArray[uint32]") -> Iterable[int]:
+        if self._spelt and any(rank in self._spelt for rank in ranks.tolist()):
+            return [one for rank in ranks.tolist() for one in self._spelt.get(rank) or (self._token_ids[rank],)]
+        return map(self._token_ids.__getitem__, ranks.tolist())
 
     def _ranks(self, text: str) -> "NDArray[uint32]":
         """An array, because a list of millions would be made in one go, while no other thread can run."""

@@ -1,4 +1,4 @@
-"""Every other `tokenizer.json` (SentencePiece style above all), through the `tokenizers` package."""
+"""Every other `tokenizer.json`, through the `tokenizers` package."""
 
 from array import array
 from dataclasses import asdict, replace
@@ -29,7 +29,7 @@ class HuggingFaceEngine:
         try:
             import tokenizers
         except ImportError as error:
-            fault = f"is not byte-level BPE that tiktoken can express exactly ({why})"
+            fault = f"is no BPE that tiktoken can express exactly ({why})"
             need = "reading it needs the `tokenizers` package: pip install tokenizers"
             raise ConfigError(f"{path} {fault}; {need}") from error
         _check_merges(source)

@@ -1,6 +1,7 @@
 """`tokenizer.model` in tiktoken's format: one line for each token, its bytes in base64 and its rank."""
 
 import binascii
+import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pipeline.errors import CheckpointError
 from pipeline.system.small_files import TOKENIZER_LIMIT_BYTES, read_small_file
 from pipeline.text.added_tokens import AddedToken, AddedTokens
 from pipeline.text.byte_pair import BytePairEngine
+from pipeline.text.detokenizer import ByteLevelDetokenizer
 from pipeline.text.split_patterns import LLAMA3
 from pipeline.text.tokenizer_config import TokenizerConfig
 
@@ -47,11 +49,12 @@ def rank_file_engine(path: Path, config: TokenizerConfig, vocabulary_size: int) 
     bos_id = next((token.token_id for token in added_tokens if token.content == bos_token), None)
     if add_bos and bos_id is None:
         raise CheckpointError(f"tokenizer_config.json: add_bos_token is set, but bos_token {bos_token!r} has no id")
+    texts = {rank: word for word, rank in ranks.items()} | {token.token_id: token.piece for token in added_tokens}
     return BytePairEngine(
         ranks=ranks,
         token_ids=range(len(ranks)),
         pattern=LLAMA3,
-        pieces={rank: word for word, rank in ranks.items()} | {token.token_id: token.piece for token in added_tokens},
+        detokenizer=functools.partial(ByteLevelDetokenizer, texts),
         added_tokens=added_tokens,
         prefix=[bos_id] if add_bos and bos_id is not None else [],
         bos_id=bos_id,

@@ -18,13 +18,16 @@ LLAMA3 = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+QWEN3_5 = QWEN2.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]")
 MISTRAL = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-KNOWN_PATTERNS = frozenset({GPT2, LLAMA3, QWEN2, MISTRAL})
-COVERING_PATTERNS = KNOWN_PATTERNS | {GPT2_DIGITS}
+# SentencePiece style, where U+2581 stands for a space: the whole text, or words where no token goes on over a space.
+WHOLE_TEXT, MARKED_WORDS = r"(?s:.+)", r"\u{2581}*[^\u{2581}]+|\u{2581}+"
+KNOWN_PATTERNS = frozenset({GPT2, LLAMA3, QWEN2, QWEN3_5, MISTRAL})
+COVERING_PATTERNS = KNOWN_PATTERNS | {GPT2_DIGITS, WHOLE_TEXT, MARKED_WORDS}
 
 
 def split_pattern(steps: Sequence[dict[str, Any]]) -> str:

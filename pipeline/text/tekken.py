@@ -1,6 +1,7 @@
 """Mistral's `tekken.json`: words with ranks, after a fixed number of ids for special tokens."""
 
 import binascii
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from pipeline.errors import CheckpointError, RequestError
 from pipeline.system.small_files import TOKENIZER_LIMIT_BYTES, read_json_file
 from pipeline.text.added_tokens import AddedToken, AddedTokens, Declared
 from pipeline.text.byte_pair import BytePairEngine
+from pipeline.text.detokenizer import ByteLevelDetokenizer
 from pipeline.text.tokenizer_config import TokenizerConfig
 
 BOS_TOKEN = "<s>"
@@ -46,11 +48,12 @@ def tekken_engine(path: Path, config: TokenizerConfig, vocabulary_size: int) -> 
         special_tokens, config.declared, lambda content: ids.get(content.encode()), range(first, size), size
     ).tokens
     bos_id = {token.content: token.token_id for token in added_tokens}[BOS_TOKEN]
+    texts = dict(enumerate(words, start=first)) | {token.token_id: token.piece for token in added_tokens}
     engine = BytePairEngine(
         ranks={word: rank for rank, word in enumerate(words)},
         token_ids=range(first, size),
         pattern=settings["pattern"],
-        pieces=dict(enumerate(words, start=first)) | {token.token_id: token.piece for token in added_tokens},
+        detokenizer=functools.partial(ByteLevelDetokenizer, texts),
         added_tokens=added_tokens,
         prefix=[bos_id],
         bos_id=bos_id,

@@ -14,6 +14,7 @@ from pipeline.text.hugging_face import HuggingFaceEngine
 from pipeline.text.merges import Inexact
 from pipeline.text.prompts import SLICE_TOKENS, TokenIds, id_slices
 from pipeline.text.rank_file import is_rank_file, rank_file_engine
+from pipeline.text.sentence_pieces import sentence_piece_engine
 from pipeline.text.tekken import tekken_engine
 from pipeline.text.tokenizer_config import read_tokenizer_config
 from pipeline.text.tokenizer_json import read_tokenizer_json
@@ -193,6 +194,8 @@ def _load_engine(folder: Path, vocabulary_size: int) -> Engine:
         source = read_tokenizer_json(tokenizer_json, config.declared)
         try:
             source.added_tokens.require_unanimous()
+            if source.document["model"].get("byte_fallback"):
+                return sentence_piece_engine(source.document, config.bos_token)
             return byte_level_engine(source.document, config.bos_token)
         except Inexact as reason:
             return HuggingFaceEngine(source, config.bos_token, str(reason))

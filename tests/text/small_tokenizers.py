@@ -11,6 +11,7 @@ from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers.models.qwen3_5 import tokenization_qwen3_5 as transformers_qwen3_5
 
 from pipeline.text import split_patterns
 from pipeline.text.byte_level import ALPHABET
@@ -106,6 +107,14 @@ def qwen2() -> tokenizers.Tokenizer:
 
 
 @functools.cache
+def qwen3_5() -> tokenizers.Tokenizer:
+    """Qwen 3.5: combining marks are letters."""
+    tokenizer = _byte_level(split(transformers_qwen3_5.PRETOKENIZE_REGEX), normalizers.NFC())
+    tokenizer.add_special_tokens(NAMED_TOKENS)
+    return tokenizer
+
+
+@functools.cache
 def smollm() -> tokenizers.Tokenizer:
     """SmolLM: every digit a word, special tokens first in the vocabulary, text between two special tokens."""
     steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -144,6 +153,60 @@ def llama2() -> tokenizers.Tokenizer:
     ]  # bytes are plain vocabulary
     tokenizer = tokenizers.Tokenizer.from_str(json.dumps(document))
     tokenizer.add_tokens([AddedToken("<tool▁call>", normalized=False)])
+    tokenizer.post_processor = _bos_template(tokenizer, "<|begin|> $A")
+    return tokenizer
+
+
+@functools.cache
+def phi3() -> tokenizers.Tokenizer:
+    """Phi 3: that of Llama 2, with a token that takes the space behind it along, which only the package can."""
+    tokenizer = tokenizers.Tokenizer.from_str(llama2().to_str())
+    tokenizer.add_special_tokens([AddedToken("<|user|>", rstrip=True, normalized=False)])
+    return tokenizer
+
+
+def _sentence_pieces(train_on: Sequence[str], **parts: Any) -> tokenizers.Tokenizer:
+    """A vocabulary with tokens for bytes, trained after the steps in `parts`."""
+    tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    for part, step in parts.items():
+        setattr(tokenizer, part, step)
+    byte_tokens = [f"<0x{value:02X}>" for value in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=900, special_tokens=["<unk>", *NAMED_TOKENS, *byte_tokens], show_progress=False, max_token_length=16
+    )
+    tokenizer.train_from_iterator(train_on, trainer)
+    document = json.loads(tokenizer.to_str())
+    document["added_tokens"] = [one for one in document["added_tokens"] if not one["content"].startswith("<0x")]
+    return tokenizers.Tokenizer.from_str(json.dumps(document))
+
+
+@functools.cache
+def mistral7() -> tokenizers.Tokenizer:
+    """Mistral 7B, version 3: a space before the first word, words that no token goes beyond, few letters of others."""
+    tokenizer = _sentence_pieces(
+        [*TEXTS[:3], TEXTS[4]],
+        pre_tokenizer=pre_tokenizers.Metaspace(prepend_scheme="first", split=True),
+        decoder=decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        ),
+    )
+    document = json.loads(tokenizer.to_str())
+    document["pre_tokenizer"]["split"] = False  # as it is written: no token goes beyond a word all the same
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(document))
+    tokenizer.post_processor = _bos_template(tokenizer, "<|begin|> $A")
+    return tokenizer
+
+
+@functools.cache
+def gemma() -> tokenizers.Tokenizer:
+    """Gemma: nothing before the first word, tokens of several words, a split at spaces of which none is left."""
+    tokenizer = _sentence_pieces(
+        TEXTS,
+        normalizer=normalizers.Replace(" ", "▁"),
+        pre_tokenizer=pre_tokenizers.Split(" ", "merged_with_previous"),
+        decoder=decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]),
+    )
+    tokenizer.add_tokens([AddedToken("<tool_call>", normalized=False), AddedToken("naïve x", normalized=True)])
     tokenizer.post_processor = _bos_template(tokenizer, "<|begin|> $A")
     return tokenizer
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from text import small_tokenizers as small
 
 from pipeline.text.byte_pair import COMPOSED_BYTES, BytePairEngine
+from pipeline.text.detokenizer import ByteLevelDetokenizer
 from pipeline.text.normalization import nfc
 from pipeline.text.split_patterns import QWEN2
 from pipeline.text.tokenizer import Tokenizer, load_tokenizer
@@ -61,7 +62,7 @@ def test_a_text_that_normalization_shortens_is_not_refused_for_it() -> None:
         ranks={bytes([value]): value for value in range(256)},
         token_ids=range(256),
         pattern=QWEN2,
-        pieces={value: bytes([value]) for value in range(256)},
+        detokenizer=functools.partial(ByteLevelDetokenizer, {}),
         added_tokens=[],
         prefix=[],
         bos_id=None,

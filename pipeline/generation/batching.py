@@ -12,6 +12,7 @@ from pipeline.generation.sequence import RunningSequence
 from pipeline.generation.shortages import Shortages
 from pipeline.state.blocks import BLOCK_TOKENS, BlockPool, blocks_for
 from pipeline.state.prefix_cache import PrefixCache
+from pipeline.state.state_slots import StateSlots
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +49,16 @@ class Batcher:
     """
 
     def __init__(
-        self, pool: BlockPool, max_requests: int, max_waiting: int = 4096, *, share_answers: bool = True
+        self,
+        pool: BlockPool,
+        max_requests: int,
+        max_waiting: int = 4096,
+        states: StateSlots | None = None,
+        *,
+        share_answers: bool = True,
     ) -> None:
         self.pool = pool
-        self.prefixes = PrefixCache(pool, share_answers=share_answers)
+        self.prefixes = PrefixCache(pool, states, share_answers=share_answers)
         self.max_requests = max_requests
         self.max_waiting = max_waiting
         self._waiting: list[RunningSequence] = []
@@ -130,7 +137,7 @@ class Batcher:
         self._running.clear()
         for sequence in interrupted:
             self._begin_anew(sequence)
-        self.pool.forget()
+        self.prefixes.forget()
 
     def computed(self, pieces: Sequence[Piece]) -> None:
         """Count the KV rows of these pieces as written; call it when what they give has been chosen, not delivered yet.
@@ -140,20 +147,19 @@ class Batcher:
         for piece in pieces:
             if not piece.sequence.ended:
                 piece.sequence.cached_tokens += len(piece.token_ids)
-                self.prefixes.register(piece.sequence, piece.start)
+                self.prefixes.computed(piece.sequence, piece.start)
 
     def retire(self) -> None:
         """Let those go that have ended, and take their blocks back; call it when no pass runs."""
         for sequence in [one for one in self._all if one.ended]:
             (self._waiting if sequence in self._waiting else self._running).remove(sequence)
-            self.pool.give_back(sequence.blocks)
-            sequence.blocks = []
+            self.prefixes.give_back(sequence)
             sequence.sampler.end()
             self.ended[sequence.state] += 1
 
     def _begin_anew(self, sequence: RunningSequence) -> None:
         """Take the blocks of a sequence back, which waits for its turn once more."""
-        self.pool.give_back(sequence.blocks)
+        self.prefixes.give_back(sequence)
         sequence.uncache()
         sequence.state = "interrupted"
         self.submit(sequence)
@@ -209,7 +215,15 @@ class Batcher:
             self._running.remove(sequence)
             self._running.append(sequence)
         self.shortages.note(short, passes=1 if tokens else 0)
-        return [_piece(sequence, count) for sequence, count in tokens.items() if count]
+        return [self._piece(sequence, count) for sequence, count in tokens.items() if count]
+
+    def _piece(self, sequence: RunningSequence, count: int) -> Piece:
+        logit_rows = min(count, sequence.logit_rows) if count == sequence.waiting_count else 0
+        token_ids, held = sequence.waiting_tokens(count), sequence.held_state
+        said = (sequence, sequence.cached_tokens, token_ids, logit_rows, sequence.rope_length)
+        if held is None:
+            return Piece(*said)
+        return Piece(*said, held.read, held.own, self.prefixes.snapshots(sequence, count))
 
     def _no_place(self) -> str:
         first = "the one that runs" if self.running == 1 else f"one of the {self.running} that run"
@@ -243,8 +257,3 @@ def _take_turns(answering: int, max_tokens: int) -> str:
         f"{answering} requests take turns: no more share a pass with max_tokens_per_pass={max_tokens}; open the model "
         "with a larger max_tokens_per_pass to let them"
     )
-
-
-def _piece(sequence: RunningSequence, count: int) -> Piece:
-    logit_rows = min(count, sequence.logit_rows) if count == sequence.waiting_count else 0
-    return Piece(sequence, sequence.cached_tokens, sequence.waiting_tokens(count), logit_rows, sequence.rope_length)

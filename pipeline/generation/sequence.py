@@ -10,6 +10,7 @@ from typing import Final, Literal, TypeAlias, cast
 from pipeline.errors import RequestError
 from pipeline.generation.parameters import SamplingParameters
 from pipeline.generation.sampling import Choice, Sampler
+from pipeline.state.state_slots import HeldState
 from pipeline.text.detokenizer import Detokenizer
 from pipeline.text.stops import StopSearch, StopStrings
 
@@ -61,7 +62,8 @@ class RunningSequence:
 
     `state` says where it stands; whether it is `paused` or `held_back` is found anew for each pass. Of those that wait,
     the interrupted go first, then those with the lowest `priority`. `blocks` are the KV blocks that it holds, and it
-    shares those that others of its `scope` can use, whose `digests` the prefix cache keeps here. `earlier` are the
+    shares those that others of its `scope` can use, whose `digests` the prefix cache keeps here; in `held_state` are
+    its slots of recurrent state, None while it has none. `earlier` are the
     samples of its call before it. With `most_unread`, it pauses while so many chunks wait for a reader.
     What is cached was rotated for `rope_length`, which `choose_rope_length` gives for a number of tokens. It chooses a
     token from the logits of the last `logit_rows` of the tokens that a pass computes of it; at most as many as a pass
@@ -85,6 +87,7 @@ class RunningSequence:
         self.token_ids: list[int] = []
         self.cached_tokens = 0
         self.blocks: list[int] = []
+        self.held_state: HeldState | None = None
         self.digests: list[bytes] = []
         self.rope_length = choose_rope_length(len(self.prompt_ids))
         self.priority = priority
@@ -129,7 +132,7 @@ class RunningSequence:
 
     def uncache(self) -> None:
         """Forget what is cached of it; keys that are computed from now on are rotated for its present length."""
-        self.blocks, self.cached_tokens = [], 0
+        self.cached_tokens = 0
         if self.outgrown:
             self.rope_length, self.digests = self._choose_rope_length(self._length), []
 

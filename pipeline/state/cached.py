@@ -4,11 +4,14 @@ from array import array
 from collections.abc import Sequence
 from typing import Protocol
 
+from pipeline.state.state_slots import HeldState
+
 
 class CachedSequence(Protocol):
     """A sequence whose keys and values are cached in `blocks`, those of its first `cached_tokens`.
 
-    `digests` are those of its first full blocks; what is cached was rotated for `rope_length`.
+    `digests` are those of its first full blocks; what is cached was rotated for `rope_length`. Recurrent layers have
+    its state behind those tokens in the slots of `held_state`.
     """
 
     prompt_ids: "array[int]"
@@ -16,6 +19,7 @@ class CachedSequence(Protocol):
     cached_tokens: int
     digests: list[bytes]
     rope_length: int
+    held_state: HeldState | None
 
     @property
     def scope(self) -> bytes | None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.state.blocks import BLOCK_TOKENS, BlockPool
 from pipeline.state.cached import CachedSequence
+from pipeline.state.state_slots import StateSlots
 from pipeline.system.threads import slices
 
 DIGEST_BYTES = 32
@@ -51,21 +52,28 @@ class PrefixCache:
 
     With `share_answers` blocks of answers are found too. Their numbers are those of tokens that were computed one by
     one, which rounds differently from computing them as a prompt. `queried_tokens` counts the tokens of admitted
-    prompts that were looked up, `hit_tokens` those found.
+    prompts that were looked up, `hit_tokens` those found. A model with recurrent layers has `states`: of known blocks a
+    request can use those alone behind which there is a snapshot of the state.
     """
 
-    def __init__(self, pool: BlockPool, *, share_answers: bool = True) -> None:
+    def __init__(self, pool: BlockPool, states: StateSlots | None = None, *, share_answers: bool = True) -> None:
         self.pool = pool
+        self.states = states
         self._share_answers = share_answers
         self.queried_tokens = 0
         self.hit_tokens = 0
 
     def admit(self, sequence: CachedSequence) -> bool:
         """Take the blocks of a request's worst case; false, and nothing taken, while there is no room for them."""
-        shared = list(self._find(sequence))
+        shared = known = list(self._find(sequence))
+        if self.states is not None:
+            shared = known[: _usable(self.states, sequence, len(known))]
         table = self.pool.take(sequence.most_tokens, shared)
         if table is None:
             return False
+        if self.states is not None:
+            digest = sequence.digests[len(shared) - 1] if shared else None
+            sequence.held_state = self.states.take(digest, len(known) * BLOCK_TOKENS)
         if sequence.scope is not None:
             self.queried_tokens += sequence.waiting_count
         sequence.blocks, sequence.cached_tokens = table, len(shared) * BLOCK_TOKENS
@@ -73,13 +81,50 @@ class PrefixCache:
             self.hit_tokens += sequence.cached_tokens
         return True
 
-    def register(self, sequence: CachedSequence, start: int) -> None:
-        """Let others find the full blocks among those whose rows from position `start` on have been computed."""
+    def snapshots(self, sequence: CachedSequence, count: int) -> tuple[tuple[int, int], ...]:
+        """Choose behind which of its next `count` tokens snapshots are taken: by index among these, each with its slot.
+
+        In a prompt behind the last block that another one that begins alike could use, and behind the last block that
+        was known already, where the next one that shares no more will begin; in an answer behind its newest full block.
+        """
+        held, scope, start = sequence.held_state, sequence.scope, sequence.cached_tokens
+        if self.states is None or held is None or scope is None:
+            return ()
+        last = (len(sequence.prompt_ids) - 1) // BLOCK_TOKENS * BLOCK_TOKENS
+        edges = {edge: False for edge in (held.branch, last) if start < edge <= start + count}
+        newest = (start + count) // BLOCK_TOKENS * BLOCK_TOKENS
+        if self._share_answers and newest > max(start, last):
+            edges[newest] = True
+        taken = []
+        for edge, of_answer in sorted(edges.items()):
+            digest = _block_digest(sequence, scope, edge // BLOCK_TOKENS - 1)
+            if (slot := self.states.snapshot(held, digest, of_answer=of_answer)) is not None:
+                taken.append((edge - start - 1, slot))
+        return tuple(taken)
+
+    def computed(self, sequence: CachedSequence, start: int) -> None:
+        """Let others find what a sequence has computed from position `start` on: full blocks, and snapshots."""
         if sequence.scope is not None:
             prompt_tokens, end = len(sequence.prompt_ids), sequence.cached_tokens
             end = end if self._share_answers else min(end, prompt_tokens)
             for index in range(start // BLOCK_TOKENS, end // BLOCK_TOKENS):
                 self.pool.register(sequence.blocks[index], _block_digest(sequence, sequence.scope, index))
+        if self.states is not None and sequence.held_state is not None:
+            self.states.computed(sequence.held_state)
+
+    def give_back(self, sequence: CachedSequence) -> None:
+        """Take back what a sequence holds."""
+        self.pool.give_back(sequence.blocks)
+        sequence.blocks = []
+        if self.states is not None and sequence.held_state is not None:
+            self.states.give_back(sequence.held_state)
+            sequence.held_state = None
+
+    def forget(self) -> None:
+        """Let nothing be found any more, because what was cached is not known."""
+        self.pool.forget()
+        if self.states is not None:
+            self.states.forget()
 
     def _find(self, sequence: CachedSequence) -> Iterator[int]:
         """The first blocks of its tokens, but for the last one: to get logits, one token must be computed."""
@@ -89,6 +134,12 @@ class PrefixCache:
                 if block is None:
                     return
                 yield block
+
+
+def _usable(states: StateSlots, sequence: CachedSequence, known: int) -> int:
+    """Of so many known blocks, the first ones up to the last behind which there is a snapshot."""
+    counts = range(known, 0, -1)
+    return next((count for count in counts if states.knows(sequence.digests[count - 1])), 0)
 
 
 def _block_digest(sequence: CachedSequence, scope: bytes, index: int) -> bytes:

@@ -1,46 +1,14 @@
 """Shared blocks: each is held, cached or free, and what is found holds exactly what was looked for."""
 
-import random
-from array import array
 from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
+from support.cached_requests import A, B, Machine, compute, request, run
 
 from pipeline.generation.batching import Batcher
-from pipeline.generation.sampling import Choice, SamplingParameters
-from pipeline.generation.sequence import RunningSequence
-from pipeline.state.blocks import BLOCK_TOKENS, BlockPool, blocks_for
+from pipeline.state.blocks import BLOCK_TOKENS, BlockPool
 from pipeline.state.prefix_cache import COMMON_SCOPE, named_scope, private_scope
-
-A, B = named_scope("a"), named_scope("b")
-
-
-def request(prompt: range | list[int], scope: bytes | None = A, new_tokens: int = 4, **options: int) -> RunningSequence:
-    parameters = SamplingParameters(max_new_tokens=new_tokens)
-    return RunningSequence(array("i", prompt), parameters, frozenset(), None, 1 << 20, scope=scope, **options)
-
-
-def compute(shared: Batcher, most_tokens: int = 512) -> dict[RunningSequence, int]:
-    """One pass; returns the tokens that each brought."""
-    pieces = shared.next_pass(most_tokens)
-    shared.computed(pieces)
-    for piece in pieces:
-        if piece.logit_rows and not piece.sequence.ended:
-            piece.sequence.accept(Choice(7, None))
-    shared.retire()
-    return {piece.sequence: len(piece.token_ids) for piece in pieces}
-
-
-def run(shared: Batcher, *requests: RunningSequence) -> list[int]:
-    """Run requests one after the other to their ends; returns what each computed in its first pass."""
-    first = []
-    for one in requests:
-        shared.submit(one)
-        first.append(compute(shared)[one])
-        while not one.ended:
-            compute(shared)
-    return first
 
 
 def test_the_same_prompt_is_computed_once_but_for_its_last_token() -> None:
@@ -182,85 +150,11 @@ def test_a_block_is_hashed_once_per_sequence(monkeypatch: object) -> None:
     assert taken[b"block"] == 12, "it has not been looked at while it could not run"
 
 
-class Machine:
-    """A batcher under random requests, whose blocks carry what was last written to them."""
-
-    def __init__(self, blocks: int, seed: int) -> None:
-        self.pool = BlockPool(blocks)
-        self.shared = Batcher(self.pool, 5)
-        self.draw = random.Random(seed)
-        self.requests: list[RunningSequence] = []
-        self.rows: dict[tuple[int, int], tuple[bytes | None, tuple[int, ...]]] = {}
-
-    def submit(self, blocks: int) -> None:
-        tokens = self.draw.randint(1, max(1, (blocks - 1) * BLOCK_TOKENS))
-        # Few different tokens that change rarely: many prompts begin alike, and end differently.
-        prompt = [self.draw.randint(0, 1) * (index % 24 == 23) for index in range(tokens)]
-        scope = self.draw.choice([A, A, B, None])
-        priority = self.draw.randint(-1, 1)
-        one = request(prompt, scope, new_tokens=self.draw.randint(1, BLOCK_TOKENS), priority=priority)
-        self.requests.append(one)
-        self.shared.submit(one)
-
-    def run_pass(self, most_tokens: int) -> None:
-        """Write each row with all that it depends on, and check that what it attends to is its own past."""
-        pieces = self.shared.next_pass(most_tokens)
-        for piece in pieces:
-            one, end = piece.sequence, piece.start + len(piece.token_ids)
-            for position in range(piece.start, end):
-                place = one.blocks[position // BLOCK_TOKENS], position % BLOCK_TOKENS
-                self.rows[place] = one.scope, one.tokens(0, position + 1)
-        for piece in pieces:
-            one, end = piece.sequence, piece.start + len(piece.token_ids)
-            for position in range(end):
-                place = one.blocks[position // BLOCK_TOKENS], position % BLOCK_TOKENS
-                assert self.rows[place] == (one.scope, one.tokens(0, position + 1))
-        if pieces and self.draw.random() < 0.2:
-            self.skip(self.draw.choice(pieces).sequence)
-        self.shared.computed(pieces)
-        for piece in pieces:
-            if piece.logit_rows and not piece.sequence.ended:
-                piece.sequence.accept(Choice(self.draw.randint(0, 1), None))
-        self.shared.retire()
-
-    def skip(self, one: RunningSequence) -> None:
-        """Cancelled within a pass: from some layer on its new rows hold anything."""
-        one.cancel()
-        for position in range(one.cached_tokens, len(one.blocks) * BLOCK_TOKENS):
-            self.rows[one.blocks[position // BLOCK_TOKENS], position % BLOCK_TOKENS] = None, ()
-
-    def lose(self, block: int) -> None:
-        """A disk gave a block back damaged, or did not take it."""
-        for one in self.requests:
-            if block in one.blocks:
-                one.fail(RuntimeError("damaged"))
-        self.pool.lose(block)
-        self.rows |= {(block, row): (None, ()) for row in range(BLOCK_TOKENS)}
-        self.shared.retire()
-
-    def check(self) -> None:
-        """Every block is in exactly one state; only full blocks with equal digests are in two tables."""
-        pool, tables = self.pool, [one for one in self.requests if one.blocks]
-        holders = Counter(block for one in tables for block in one.blocks)
-        held, cached, free = set(holders), set(pool._cached), set(pool._free)
-        assert len(held) + len(cached) + len(free) == pool.blocks == len(held | cached | free)
-        assert (len(held), len(cached), len(free)) == (pool.used, pool.cached, len(pool._free))
-        assert [*pool._holders] == [holders[block] for block in range(pool.blocks)]
-        assert pool._found == {digest: block for block, digest in pool._digests.items()}
-        assert set(pool._digests) <= held | cached
-        assert cached <= set(pool._digests)
-        for one in tables:
-            assert len(one.blocks) == blocks_for(one.most_tokens) == len(set(one.blocks))
-            for index, block in enumerate(one.blocks):
-                if holders[block] > 1:
-                    assert (index + 1) * BLOCK_TOKENS <= one.cached_tokens
-                    assert one.scope is not None
-                    assert pool._digests[block] == one.digests[index]
-
-
-@given(st.integers(2, 14), st.integers(0, 2**32), st.lists(st.integers(0, 99), max_size=50))
-def test_whatever_comes_and_goes(blocks: int, seed: int, moves: list[int]) -> None:
-    machine = Machine(blocks, seed)
+@given(
+    st.integers(2, 14), st.integers(0, 2**32), st.none() | st.integers(0, 5), st.lists(st.integers(0, 99), max_size=50)
+)
+def test_whatever_comes_and_goes(blocks: int, seed: int, snapshots: int | None, moves: list[int]) -> None:
+    machine = Machine(blocks, seed, snapshots)
     for move in moves:
         if move < 40:
             machine.submit(blocks)
@@ -272,11 +166,13 @@ def test_whatever_comes_and_goes(blocks: int, seed: int, moves: list[int]) -> No
             machine.shared.retire()
         elif move == 96:
             machine.lose(machine.draw.randrange(blocks))
+            machine.lose_state()
         elif move > 96:
             if move > 97:
                 machine.shared.fail(RuntimeError("disk"), those_that_run=move > 98)
             machine.shared.restart()
             machine.rows.clear()
+            machine.slots.clear()
         machine.check()
     while machine.shared.wanted:
         machine.run_pass(64)

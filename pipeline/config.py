@@ -35,6 +35,8 @@ class Config(EngineSettings):
             tokens or, of a context beyond 4,096, a quarter; `context_tokens` is the least.
         kv_disk: a folder on a disk, for KV blocks for which neither has room.
         max_requests: requests that share a pass. Where memory is short, fewer leave more of it to weights.
+        state_snapshots: of models with recurrent layers, snapshots of the state behind the beginnings of prompts, from
+            which others that begin alike can go on. None chooses half as many as requests that may run, at least 2.
         max_waiting: requests beside those that may wait for their turn; one more is refused with `Busy`.
         max_tokens_per_pass: tokens that one pass carries: one of each request that answers, and pieces of prompts. None
             chooses: as many as make a prompt cost the fewest passes, where that costs answers less than it saves; 512
@@ -54,6 +56,7 @@ class Config(EngineSettings):
     kv_tokens: int | None = None
     kv_disk: str | Path | None = None
     max_requests: int = 64
+    state_snapshots: int | None = None
     max_waiting: int = 4096
     max_tokens_per_pass: int | None = None
     max_pass_seconds: float | None = None
@@ -72,6 +75,7 @@ class Config(EngineSettings):
         if seconds is not None and (not _is_number(seconds) or not 0 < seconds <= MOST_SECONDS):
             raise ConfigError(f"max_pass_seconds: need seconds above 0, at most {MOST_SECONDS}, have {shown(seconds)}")
         within("max_requests", self.max_requests, 1, 4096)
+        within("state_snapshots", self.state_snapshots, 0, 4096, or_none=True)
         within("max_waiting", self.max_waiting, 0, 1 << 20)
         within("context_tokens", self.context_tokens, 1, MOST, or_none=True)
         within("kv_tokens", self.kv_tokens, 1, MOST, or_none=True)
@@ -113,6 +117,7 @@ class Settings(TypedDict, total=False):
     residency: bool
     kv_disk: str | Path | None
     max_requests: int
+    state_snapshots: int | None
     max_waiting: int
     max_tokens_per_pass: int | None
     max_pass_seconds: float | None

@@ -31,6 +31,7 @@ from pipeline.reading.embedding import EmbeddingRows
 from pipeline.reading.reading_choice import ReadingChoice, choose_reading
 from pipeline.state.blocks import BlockPool, blocks_for
 from pipeline.state.kv import KeyValueCache
+from pipeline.state.kv_layout import KvLayout
 from pipeline.system.promises import promise, promising
 
 logger = logging.getLogger("penstock")
@@ -71,7 +72,7 @@ class ModelRuntime(Runtime):
         )
         batcher, ahead = _batcher(plan, settings), self.policy.kv_ahead
         self.cache = KeyValueCache(
-            plan.kv_layouts, plan.kv, device, settings.kv_disk, lose=batcher.pool.lose, ahead=ahead
+            plan.kv_layouts, plan.kv, device, settings.kv_disk, lose={KvLayout: batcher.pool.lose}, ahead=ahead
         )
         undone.callback(self.cache.memory.close)
         invariant = settings.batch_invariant

@@ -14,7 +14,8 @@ from pipeline.generation.pass_rates import PassRates
 from pipeline.generation.pass_size import LEAST_SECONDS, PassSize, choose_size, request_seconds, sizes
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.groups.groups import WeightGroups
-from pipeline.models.layers import Attention
+from pipeline.models.delta_state import StateParts
+from pipeline.models.layers import Attention, DeltaNet
 from pipeline.models.model_config import ModelConfig
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
 from pipeline.state.cell_layout import CellLayout
@@ -22,10 +23,13 @@ from pipeline.state.kv_holdings import kv_holdings, place_layers
 from pipeline.state.kv_layout import KvLayout
 from pipeline.state.kv_placement import KvPlacement
 from pipeline.state.kv_room import Demand, KvRoom, PassBytes, choose_room
+from pipeline.state.state_layout import StateLayout, StateRoom
 from pipeline.system.host_memory import free_disk_bytes
 from pipeline.system.memory_plan import Holding
 
 DEFAULT_CONTEXT_TOKENS = 4096
+FEWEST_SNAPSHOTS = 2
+"""Of a prompt, and of the answer to it: what a conversation goes on from. The plan keeps half as many as requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,7 @@ class ModelPlan(Plan):
     kv_layouts: tuple[CellLayout, ...]
     kv: KvPlacement
     kv_room: KvRoom
+    state_room: StateRoom | None
     pass_size: PassSize
     embedding_stays: bool
 
@@ -136,9 +141,7 @@ class _Rooms:
 
     def planned(self, tokens: int, why: str, within: Mapping[str, int], knob: str) -> ModelPlan:
         """With room for so many tokens, which `knob` changes, `within` that much memory."""
-        blocks, device = blocks_for(tokens), self.planning.device
-        kinds = (layer.mixer for layer in self.model.layer_kinds)
-        layouts = tuple(KvLayout.of(kind, blocks, self.dtype) for kind in kinds if isinstance(kind, Attention))
+        device, layouts = self.planning.device, self._layouts(tokens)
         free = self.planning.room(within, self.held)
         on_disk = self.settings.kv_disk is not None
         kv = place_layers(layouts, device, free, on_disk=on_disk)
@@ -146,9 +149,29 @@ class _Rooms:
         plan = self.planning.plan(held)
         if table_stays := self._table_stays(plan):
             plan = self.planning.plan([*held, self.table])
-        kv_room = KvRoom(blocks * BLOCK_TOKENS, sum(layout.layer_bytes for layout in layouts), why)
-        said = (plan.memory, plan.limits, plan.slots, plan.residency)
-        return ModelPlan(*said, self.context_tokens, layouts, kv, kv_room, PassSize(self.tokens, None), table_stays)
+        kv_bytes = sum(layout.layer_bytes for layout in layouts if isinstance(layout, KvLayout))
+        rooms = KvRoom(blocks_for(tokens) * BLOCK_TOKENS, kv_bytes, why), StateRoom.of(layouts)
+        said = (plan.memory, plan.limits, plan.slots, plan.residency, self.context_tokens)
+        return ModelPlan(*said, layouts, kv, *rooms, PassSize(self.tokens, None), table_stays)
+
+    def _layouts(self, tokens: int) -> tuple[CellLayout, ...]:
+        """Those of all layers, with room for so many tokens; recurrent ones have it for as many requests.
+
+        Where a setting says how many tokens these are, recurrent states have room for all that may run.
+        """
+        settings, mixers = self.settings, [layer.mixer for layer in self.model.layer_kinds]
+        requests = self._demand.running(tokens) if settings.kv_tokens is None else settings.max_requests
+        snapshots = settings.state_snapshots
+        snapshots = max(FEWEST_SNAPSHOTS, requests // 2) if snapshots is None else snapshots
+        carries = self.planning.device.torch_device.type != "cuda"
+
+        def layout(kind: Attention | DeltaNet) -> CellLayout:
+            if isinstance(kind, Attention):
+                return KvLayout.of(kind, blocks_for(tokens), self.dtype)
+            return StateLayout(requests, snapshots, StateParts.of(kind, self.dtype, carries=carries))
+
+        made = {kind: layout(kind) for kind in {*mixers}}
+        return tuple(made[kind] for kind in mixers)
 
     def _table_stays(self, plan: Plan) -> bool:
         """Whether the embedding table stays in the room that all else leaves.
@@ -203,7 +226,7 @@ class _Rooms:
         """What a pass moves."""
         catalog, kv = self.planning.catalog, plan.kv
         moving = [plan.residency.moving_bytes(place, catalog.group_bytes(place)) for place in plan.slots]
-        read, sent = (sum(plan.kv_layouts[one].layer_bytes for one in layers) for layers in (kv.disk, kv.moving))
+        read, sent = (sum(plan.kv_layouts[one].pass_bytes for one in layers) for layers in (kv.disk, kv.moving))
         return PassBytes(moving[0] + read, sum(nbytes + sent for nbytes in moving[1:]))
 
 

@@ -8,6 +8,7 @@ from pipeline.generation.admission import Admission
 from pipeline.generation.program import GenerationProgram
 from pipeline.state.blocks import BlockPool
 from pipeline.state.kv import KeyValueCache
+from pipeline.state.kv_layout import KvLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +129,9 @@ def _kv_blocks(cache: KeyValueCache, pool: BlockPool) -> BlocksRecord:
     kept, layouts = cache.memory.placement, cache.memory.layouts
     places = {}
     for place, layers in (("device", kept.device), ("host", kept.host), ("disk", kept.disk)):
-        block_bytes = sum(layouts[layer].cell_bytes for layer in layers)
-        sizes = (blocks * block_bytes for blocks in (pool.used, pool.cached, pool.blocks))
-        places[place] = PlaceRecord(len(layers), *sizes)
+        block_sizes = [layouts[layer].cell_bytes for layer in layers if isinstance(layouts[layer], KvLayout)]
+        sizes = (blocks * sum(block_sizes) for blocks in (pool.used, pool.cached, pool.blocks))
+        places[place] = PlaceRecord(len(block_sizes), *sizes)
     spill = cache.memory.spill
     disk_bytes = (0, 0) if spill is None else (spill.bytes_read, spill.bytes_written)
     return BlocksRecord(pool.used, pool.peak, pool.blocks, places, cache.bytes_in, cache.bytes_out, *disk_bytes)

@@ -15,6 +15,7 @@ LEAST = {
     "context_tokens": 64,
     "max_tokens_per_pass": 16,
     "max_requests": 1,
+    "state_snapshots": 0,
 }
 """Settings that take memory, and values below which a model is of little use."""
 SPARE_BYTES = 4 << 20
@@ -72,6 +73,8 @@ def _knobs(plan: ModelPlan) -> list[str]:
 def _lower(knob: str, plan: ModelPlan, settings: Config) -> Iterator[int]:
     """Lower values of a setting, the nearest first."""
     planned = {"context_tokens": plan.context_tokens, "max_tokens_per_pass": plan.pass_size.tokens}
+    if plan.state_room is not None:
+        planned["state_snapshots"] = plan.state_room.snapshots
     value = planned.get(knob) or getattr(settings, knob) or plan.kv_room.tokens
     step_down = knob in ("gpu_groups", "host_groups")
     while value > LEAST[knob]:

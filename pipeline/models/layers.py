@@ -89,6 +89,11 @@ class DeltaNet:
     kernel: int
     grouped: bool
 
+    @property
+    def channels(self) -> int:
+        """Those of the convolution: queries, keys and values."""
+        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedForward:

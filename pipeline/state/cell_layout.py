@@ -1,13 +1,12 @@
 """What a layer keeps between passes lies in cells of one size, and moves by them: what the layouts of layers share."""
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from actors.core.ports import Copy
 from pipeline.groups.layout import merge_copies
-from pipeline.models.attention import LayerKV
 from pipeline.state.cached import CachedPiece
 
 
@@ -29,8 +28,16 @@ class CellLayout(Protocol):
     def layer_bytes(self) -> int:
         """All cells of the layer."""
 
-    def view(self, memory: torch.Tensor) -> LayerKV:
-        """What computations see in the memory of the layer, uint8 [bytes], which may be longer."""
+    @property
+    def pass_bytes(self) -> int:
+        """The most that a pass looks at."""
+
+    @property
+    def contents(self) -> dict[str, int]:
+        """The bytes of what fills the cells, by its name."""
+
+    def view(self, memory: torch.Tensor) -> Any:
+        """What the mixer of the layer computes with, in memory that may be longer, uint8 [bytes]."""
 
     def cached_cells(self, pieces: Sequence[CachedPiece]) -> list[Copy]:
         """The cells that the sequences of a pass look back at, in ascending order; neighbours travel in one copy."""

@@ -1,4 +1,4 @@
-"""The KV cache of all requests: blocks that stay on the device, and blocks that come and go, as a companion."""
+"""What requests keep between passes: blocks and states on the device, and those that come and go, as a companion."""
 
 import functools
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -12,7 +12,6 @@ from actors.core.message import READY, Message
 from actors.core.ports import Copy
 from pipeline.devices.memory import HostMemory
 from pipeline.devices.port import Device
-from pipeline.models.attention import LayerKV
 from pipeline.state.cached import CachedPiece
 from pipeline.state.cell_layout import CellLayout, cells_of, runs
 from pipeline.state.kv_memory import KvMemory
@@ -21,11 +20,12 @@ from pipeline.state.spilled_blocks import KV, SpilledBlocks
 
 
 class KeyValueCache:
-    """Keys and values of all layers, for the program and, as the port `Companion`, for the line that moves them.
+    """Keys and values of all layers, or their recurrent states, for the program and, as the port `Companion`, for the
+    line that moves them.
 
-    Every pass moves the same blocks in layers that are alike and do not stay on the device: in, what its sequences look
-    back at; out, the rows of its tokens. `bytes_in` and `bytes_out` count what was copied between host memory and the
-    device. `lose` is told of each block whose contents the disk has lost.
+    Every pass moves the same cells in layers that are alike and do not stay on the device: in, what its sequences look
+    back at; out, what its tokens change. `bytes_in` and `bytes_out` count what was copied between host memory and the
+    device. `lose` is told, by kind of layout, of each cell whose contents the disk has lost.
     """
 
     name = KV
@@ -37,7 +37,7 @@ class KeyValueCache:
         device: Device,
         folder: str | Path | None = None,
         *,
-        lose: Callable[[int], None],
+        lose: Mapping[type[CellLayout], Callable[[int], None]],
         ahead: bool = True,
     ) -> None:
         self.memory = KvMemory(layouts, placement, device, folder)
@@ -60,8 +60,8 @@ class KeyValueCache:
             self._new = {layout: layout.new_cells(pieces) for layout in self._moving}
             self.rendezvous.begin()
 
-    def layer(self, layer: int) -> tuple[LayerKV, Event]:
-        """The keys and values of a layer, and the event of their arrival; after `prepare` of the rendezvous."""
+    def layer(self, layer: int) -> tuple[Any, Event]:
+        """What a layer keeps between passes, and the event of their arrival; after `prepare` of the rendezvous."""
         message = self.rendezvous.message(layer)
         return self.memory.view(layer, message), READY if message is None else message.event
 

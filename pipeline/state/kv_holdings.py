@@ -1,11 +1,15 @@
-"""The part of the memory plan that KV blocks take: which layers' blocks live in each place."""
+"""The part of the memory plan that KV blocks and recurrent states take: which layers' live in each place."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 from pipeline.devices.port import Device
 from pipeline.state.cell_layout import CellLayout
 from pipeline.state.kv_placement import KvPlacement, place_kv
 from pipeline.system.memory_plan import Holding
+
+KNOBS = {"recurrent state": "max_requests", "state snapshots": "state_snapshots"}
+"""The settings that change how much there is of what is no KV block."""
 
 
 def place_layers(
@@ -21,17 +25,27 @@ def kv_holdings(
     layouts: Sequence[CellLayout], kv: KvPlacement, knob: str, device: Device, *, on_disk: bool
 ) -> list[Holding]:
     """Return what they take, place by place; `knob` is the setting that changes how many blocks there are."""
-    or_disk = knob if on_disk else f"{knob}, or set kv_disk"
     first, last = device.places[0].name, device.places[-1].name
-    sizes = [layout.layer_bytes for layout in layouts]
-    on_device, in_host, on_the_disk = (sum(sizes[one] for one in layers) for layers in (kv.device, kv.host, kv.disk))
-    taking_turns, passing = (max((sizes[one] for one in layers), default=0) for layers in (kv.moving, kv.disk))
-    device_knob = or_disk if last == first else knob
-    holdings = (
-        Holding(f"KV blocks of {len(kv.device)} layers", last, on_device, device_knob),
-        Holding(f"KV blocks: {kv.device_slots} layers take turns", last, kv.device_slots * taking_turns, knob),
-        Holding(f"KV blocks of {len(kv.host)} layers", first, in_host, or_disk),
-        Holding(f"KV blocks: {kv.host_slots} layers pass through", first, kv.host_slots * passing, knob),
-        Holding(f"KV blocks of {len(kv.disk)} layers", "disk", on_the_disk, knob),
-    )
-    return [holding for holding in holdings if holding.nbytes]
+    or_disk = "" if on_disk else ", or set kv_disk"
+
+    def living(layers: Sequence[int], place: str, hint: str) -> Iterator[Holding]:
+        contents = [(name, nbytes) for layer in layers for name, nbytes in layouts[layer].contents.items() if nbytes]
+        counts = Counter(name for name, _ in contents)
+        for name, count in counts.items():
+            nbytes = sum(nbytes for one, nbytes in contents if one == name)
+            yield Holding(f"{name} of {count} layers", place, nbytes, f"{KNOBS.get(name, knob)}{hint}")
+
+    def shared(slots: int, layers: Sequence[int], place: str, how: str) -> Iterator[Holding]:
+        if slots:
+            largest = max((layouts[layer] for layer in layers), key=lambda layout: layout.layer_bytes)
+            what = " and ".join(dict.fromkeys(f"{layouts[layer].cell}s" for layer in layers))
+            said = KNOBS.get(next(iter(largest.contents)), knob)
+            yield Holding(f"{what}: {slots} layers {how}", place, slots * largest.layer_bytes, said)
+
+    return [
+        *living(kv.device, last, or_disk if last == first else ""),
+        *shared(kv.device_slots, kv.moving, last, "take turns"),
+        *living(kv.host, first, or_disk),
+        *shared(kv.host_slots, kv.disk, first, "pass through"),
+        *living(kv.disk, "disk", ""),
+    ]

@@ -28,11 +28,12 @@ class KvLayout:
     head_dim: int
     dtype: torch.dtype
     window: int | None = None
+    chunk: int | None = None
 
     @classmethod
     def of(cls, kind: Attention, blocks: int, dtype: torch.dtype) -> "KvLayout":
         """The layout of a layer with this attention."""
-        return cls(blocks, kind.kv_heads, kind.head_dim, dtype, kind.window)
+        return cls(blocks, kind.kv_heads, kind.head_dim, dtype, kind.window, kind.chunk)
 
     @property
     def cell(self) -> str:
@@ -54,6 +55,16 @@ class KvLayout:
         """All blocks of one layer."""
         return self.blocks * self.cell_bytes
 
+    @property
+    def pass_bytes(self) -> int:
+        """A pass can look at all blocks."""
+        return self.layer_bytes
+
+    @property
+    def contents(self) -> dict[str, int]:
+        """All blocks are alike."""
+        return {"KV blocks": self.layer_bytes}
+
     def view(self, memory: torch.Tensor) -> LayerKV:
         """The blocks in the memory of one layer, uint8 [bytes]."""
         padded = memory[: self.layer_bytes].view(self.dtype).view(self.blocks, -1)
@@ -74,8 +85,10 @@ class KvLayout:
         return cell in piece.sequence.blocks
 
     def _cached(self, piece: CachedPiece) -> Sequence[int]:
-        first = 0 if self.window is None else max(0, piece.start + 1 - self.window) // BLOCK_TOKENS
-        return piece.sequence.blocks[first : blocks_for(piece.start)]
+        first = 0 if self.window is None else max(0, piece.start + 1 - self.window)
+        if self.chunk is not None:
+            first = max(first, piece.start // self.chunk * self.chunk)
+        return piece.sequence.blocks[first // BLOCK_TOKENS : blocks_for(piece.start)]
 
     def _rows(self, piece: CachedPiece) -> Iterator[Copy]:
         position, end = piece.start, piece.start + len(piece.token_ids)

@@ -1,21 +1,21 @@
-"""The memory of all KV blocks: all of it is taken when a model is opened, none later (rule 2)."""
+"""The memory of all KV blocks and recurrent states: all of it is taken when a model is opened, none later (rule 2)."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from actors.core.budget import Slot
 from actors.core.companion import SHARED, own_kind
 from actors.core.message import Message
 from pipeline.devices.memory import Memory
 from pipeline.devices.port import Device
-from pipeline.models.attention import LayerKV
 from pipeline.state.cell_layout import CellLayout
 from pipeline.state.kv_placement import KvPlacement
 from pipeline.state.spill_file import Region, SpillFile
 
 
 class KvMemory:
-    """A layer's blocks stay on the device, live in a host slot of their own, or in the spill file.
+    """A layer's cells stay on the device, live in a host slot of their own, or in the spill file.
 
     `host_cells` are by kind of slot. Layers from the disk take turns in shared ones, and all that move in
     `device_cells`, where host and device memory differ: slots as large as the largest of these layers.
@@ -51,8 +51,8 @@ class KvMemory:
         if placement.disk and folder is not None:
             self.spill = SpillFile(Path(folder), spilled_bytes)
 
-    def view(self, layer: int, message: Message[Slot] | None) -> LayerKV:
-        """The keys and values of a layer: in the slot of its message, or, without one, where they stay."""
+    def view(self, layer: int, message: Message[Slot] | None) -> Any:
+        """What a layer keeps between passes: in the slot of its message, or, without one, where they stay."""
         return self._staying[layer] if message is None else self.layouts[layer].view(message.at.buffer.tensor)
 
     def close(self) -> None:

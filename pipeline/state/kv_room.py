@@ -81,6 +81,10 @@ class Demand:
         """How many typical requests share a pass, with so much room."""
         return min(self.sharing, tokens // self.typical)
 
+    def running(self, tokens: int) -> int:
+        """How many requests may run with so much room, where each takes room of its own beside it, too."""
+        return min(self.requests, max(1, tokens // self.typical))
+
     def requests_with_room(self, tokens: int) -> str:
         """The requests that have room at a time."""
         if tokens == self.most:

@@ -2,13 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from actors.core.errors import ActorFailed
 from actors.core.ports import Copy
 from pipeline.devices.memory import HostMemory
 from pipeline.state.cached import CachedPiece
-from pipeline.state.cell_layout import cells_of
+from pipeline.state.cell_layout import CellLayout, cells_of
 from pipeline.state.cell_layout import runs as cell_runs
 from pipeline.state.kv_memory import KvMemory
 from pipeline.state.spill_file import Region, SpillError, SpillFile
@@ -24,7 +24,9 @@ class SpilledBlocks:
     The requests of the pass that hold a block which fails again end, and they alone; `lose` is told of the block.
     """
 
-    def __init__(self, memory: KvMemory, spill: SpillFile, lose: Callable[[int], None]) -> None:
+    def __init__(
+        self, memory: KvMemory, spill: SpillFile, lose: Mapping[type[CellLayout], Callable[[int], None]]
+    ) -> None:
         self._spill = spill
         self._regions = memory.spill_regions
         self._layouts = memory.layouts
@@ -71,7 +73,7 @@ class SpilledBlocks:
             try:
                 await move(region, cell_runs([cell], layout.cell_bytes), buffer.view)
             except (OSError, SpillError) as error:
-                self._lose(cell)
+                self._lose[type(layout)](cell)
                 for piece in pieces:
                     if layout.holds(piece, cell):
                         piece.sequence.fail(ActorFailed(f"{KV}_{actor}", layer, KV, error))

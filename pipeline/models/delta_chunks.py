@@ -14,23 +14,13 @@ from typing import Self
 import torch
 
 from pipeline.formats.matrix import Weights
-from pipeline.models.delta_state import CHUNK
+from pipeline.models.delta_state import DeltaInputs
 from pipeline.models.layers import DeltaNet
 
 L2_EPSILON = 1e-6
 """As transformers has it, whatever the config says of other norms."""
 SOFTPLUS_THRESHOLD = 20.0
 """Beyond it softplus(x) is x."""
-
-
-@dataclass(frozen=True, slots=True)
-class DeltaInputs:
-    """What was projected of some tokens, [tokens, ...] each: of the convolution [W], of the output's gate [H * V], and
-    of the two gates of the rule, [2 * H]: first how much is written, then how much is kept."""
-
-    conv: torch.Tensor
-    output_gate: torch.Tensor
-    gates: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ Shape letters in names: T tokens of this pass, D hidden, R rows that a slot keep
 import torch
 
 from pipeline.formats.matrix import Weights
-from pipeline.models.delta_chunks import DeltaInputs, DeltaRule
-from pipeline.models.delta_state import CHUNK, LayerState
+from pipeline.models.delta_chunks import DeltaRule
+from pipeline.models.delta_state import CHUNK, DeltaInputs, LayerState
 from pipeline.models.layers import DeltaNet
 from pipeline.models.pass_rows import Rows, SequenceRows
 
@@ -29,19 +29,18 @@ def mix(
     mixed_TN = torch.zeros_like(inputs.output_gate)
     for one in rows.by_sequence():
         if not one.ended():
-            span = slice(one.begin, one.end)
-            own = DeltaInputs(inputs.conv[span], inputs.output_gate[span], inputs.gates[span])
-            _mix_sequence(rule, own, state, one, mixed_TN[span])
+            own = inputs.rows(one.begin, one.end)
+            _mix_sequence(rule, own, state, one, mixed_TN[one.begin : one.end])
     return weights.project("out", mixed_TN)
 
 
 def project(kind: DeltaNet, weights: Weights, normed_TD: torch.Tensor) -> DeltaInputs:
     """What the tokens bring. Where matrices are grouped, each key head has its rows together, and its value heads'."""
     if not kind.grouped:
-        conv_TW, output_gate_TN, writing_TH, keeping_TH = (
+        inputs_TW, output_gate_TN, writing_TH, keeping_TH = (
             weights.project(short, normed_TD) for short in ("qkv", "z", "b", "a")
         )
-        return DeltaInputs(conv_TW, output_gate_TN, torch.cat((writing_TH, keeping_TH), 1))
+        return DeltaInputs(inputs_TW, output_gate_TN, torch.cat((writing_TH, keeping_TH), 1))
     values = kind.value_heads // kind.key_heads * kind.value_dim
     grouped_TKX = weights.project("qkvz", normed_TD).unflatten(1, (kind.key_heads, -1))
     parts = grouped_TKX.split((kind.key_dim, kind.key_dim, values, values), dim=2)
@@ -53,23 +52,26 @@ def project(kind: DeltaNet, weights: Weights, normed_TD: torch.Tensor) -> DeltaI
 def _mix_sequence(
     rule: DeltaRule, new: DeltaInputs, state: LayerState, one: SequenceRows, mixed_TN: torch.Tensor
 ) -> None:
-    """Fill `mixed_TN` with what comes out for the tokens of one sequence, and its slot with what follows."""
-    matrix = state.matrices[one.state_write]
-    if one.state_read < 0:
-        matrix.zero_()
-    elif one.state_read != one.state_write:
-        matrix.copy_(state.matrices[one.state_read])
-    kept = KeptInputs.of(rule.kind, state, one, new)
-    end, edges = one.start + len(mixed_TN), dict(one.snapshots)
-    position = one.start - kept.carried
+    """Fill `mixed_TN` with what comes out for the tokens of one sequence, and the slots with what is behind them."""
+    snapshots = {one.start + row + 1 - one.begin: slot for row, slot in one.snapshots}
+    kept, seen = state.begin(one.state_read, one.state_write), rule.kind.kernel - 1
+    matrix, end = state.matrices[one.state_write], one.start + len(mixed_TN)
+    position = one.start - _carried(state, one, one.start)
     while position < end:
+        size, until = 1, position + 1
         if position < one.prompt_tokens:
-            size, edge = CHUNK, min(position // CHUNK * CHUNK + CHUNK, one.prompt_tokens)
-        else:
-            size, edge = 1, position + 1
-        until = min(edge, end)
-        moves = until == edge or not state.carries
-        rows_CN = rule.compute(kept.rows(position, until, size), until - position, matrix, moves=moves)
-        first = max(position, one.start)
+            size, until = CHUNK, min(position // CHUNK * CHUNK + CHUNK, one.prompt_tokens, end)
+        rows, first = new.behind(kept, position - one.start, size, seen), max(position, one.start)
+        rows_CN = rule.compute(rows, until - position, matrix, moves=not _carried(state, one, until))
         mixed_TN[first - one.start : until - one.start] = rows_CN[first - position : until - position]
-        ...
+        if until in snapshots:
+            state.matrices[snapshots[until]] = matrix
+            state.keep(snapshots[until], new.behind(kept, until - one.start, 0, seen))
+        position = until
+    carried = _carried(state, one, end)
+    state.keep(one.state_write, new.behind(kept, end - one.start - carried, carried, seen))
+
+
+def _carried(state: LayerState, one: SequenceRows, position: int) -> int:
+    """How many of the tokens before a position the matrix does not hold yet."""
+    return position % CHUNK if state.carries and position < one.prompt_tokens else 0

@@ -7,7 +7,8 @@ Slots lie one behind another in the memory of a layer. Each holds, of one sequen
 * on a CPU, so that a prompt may be cut anywhere, the inputs of the tokens since the last edge of a chunk as well, which
   the matrix does not hold yet: rows of the convolution in front of those, and their gates.
 
-Shape letters in names: S slots, B bytes of a slot, R rows that are kept.
+Shape letters in names: S slots, B bytes of a slot, R rows that are kept, T tokens, W channels of the convolution, N of all
+value heads, G gates.
 """
 
 import math
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
+from torch.nn.functional import pad
 
 from pipeline.models.layers import DeltaNet
 
@@ -77,9 +79,66 @@ class StateParts:
 
 
 @dataclass(frozen=True, slots=True)
+class DeltaInputs:
+    """What is projected of some tokens, [T, ...] each: what the convolution sees, [T, W], the gate of what comes out,
+    [T, N], and the gates of the rule, [T, G]: of each value head how much is written, then of each how much is kept.
+    """
+
+    conv: torch.Tensor
+    output_gate: torch.Tensor
+    gates: torch.Tensor
+
+    def rows(self, begin: int, end: int) -> "DeltaInputs":
+        """Those of some of the tokens."""
+        return DeltaInputs(self.conv[begin:end], self.output_gate[begin:end], self.gates[begin:end])
+
+    def behind(self, kept: tuple[torch.Tensor, torch.Tensor], first: int, count: int, seen: int) -> "DeltaInputs":
+        """So many tokens from `first` on, and for the convolution those `seen` by them; copies.
+
+        What is `kept` of the tokens before these, for the convolution and gates, stands where `first` is below 0, and
+        zeros where there is nothing.
+        """
+        return DeltaInputs(
+            _window(kept[0], self.conv, first - seen, count + seen),
+            _window(self.output_gate[:0], self.output_gate, first, count),
+            _window(kept[1], self.gates, first, count),
+        )
+
+
+def _window(before: torch.Tensor, new: torch.Tensor, first: int, count: int) -> torch.Tensor:
+    """Rows [first, first + count) of `new`, of which those below 0 are the last ones of `before`."""
+    lead, end = max(-first - len(before), 0), first + count
+    of_before = before[max(len(before) + first, 0) : max(len(before) + min(end, 0), 0)]
+    rows = torch.cat((of_before, new[max(first, 0) : max(end, 0)]))
+    return pad(rows, (0, 0, lead, count - lead - len(rows)))
+
+
+@dataclass(frozen=True, slots=True)
 class LayerState:
     """The parts of all slots of one layer, [S, ...] each, as `StateParts` says; they are views of its memory."""
 
     matrices: torch.Tensor
     inputs: torch.Tensor
     gates: torch.Tensor
+
+    @property
+    def carries(self) -> bool:
+        """Whether a slot has room for tokens that its matrix does not hold."""
+        return self.gates.shape[1] > 0
+
+    def begin(self, read: int, write: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give the slot `write` the matrix of the slot `read`, or one of zeros if that is -1.
+
+        Returns copies of the inputs and the gates that are kept there.
+        """
+        if read < 0:
+            self.matrices[write] = 0
+            return torch.zeros_like(self.inputs[write]), torch.zeros_like(self.gates[write])
+        if read != write:
+            self.matrices[write] = self.matrices[read]
+        return self.inputs[read].clone(), self.gates[read].clone()
+
+    def keep(self, slot: int, latest: DeltaInputs) -> None:
+        """Put the inputs of the latest tokens into a slot, behind what may lie there."""
+        self.inputs[slot, self.inputs.shape[1] - len(latest.conv) :] = latest.conv
+        self.gates[slot, self.gates.shape[1] - len(latest.gates) :] = latest.gates

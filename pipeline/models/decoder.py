@@ -11,7 +11,9 @@ from collections.abc import Hashable, Mapping
 import torch
 
 from pipeline.formats.matrix import Weights
+from pipeline.models import delta_net
 from pipeline.models.attention import LayerKV, attend_all, launches
+from pipeline.models.delta_state import LayerState
 from pipeline.models.layers import Attention, DeltaNet, Layer
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.ops import rms_norm, silu_gate
@@ -22,25 +24,33 @@ from pipeline.models.rotary import Rotary
 
 
 def attention_half(
-    layer: Layer, weights: Weights, hidden_TD: torch.Tensor, kv: LayerKV, rows: Rows, rotary: Mapping[Rope, Rotary]
+    layer: Layer,
+    weights: Weights,
+    hidden_TD: torch.Tensor,
+    kv: LayerKV | LayerState,
+    rows: Rows,
+    rotary: Mapping[Rope, Rotary],
 ) -> torch.Tensor:
     """Add norm and mixer of one layer to the tokens of a pass; returns `hidden_TD`.
 
     Attention writes their keys and values into `kv` first, then lets each attend to its own sequence, turned by the
-    one of `rotary` that is of its rope.
+    one of `rotary` that is of its rope. A delta net changes the state of each sequence there.
     """
     normed_TD = rms_norm(hidden_TD, weights.tensors["norm"], layer.norm_epsilon)
-    match layer.mixer:
-        case Attention() as kind:
+    match layer.mixer, kv:
+        case Attention() as kind, LayerKV():
             mixed_TD = _attention(layer, kind, weights, normed_TD, kv, rows, rotary[kind.rope] if kind.rope else None)
-        case DeltaNet():
-            raise NotImplementedError
+        case DeltaNet() as net, LayerState():
+            mixed_TD = delta_net.mix(net, weights, normed_TD, kv, rows, layer.norm_epsilon)
     return hidden_TD.add_(mixed_TD)
 
 
-def attention_launches(layer: Layer, kv: LayerKV, rows: Rows) -> Hashable:
+def attention_launches(layer: Layer, kv: LayerKV | LayerState, rows: Rows) -> Hashable:
     """What the launches of `attention_half` depend on beside the number of rows; None if on more than can be told."""
-    return launches(layer.mixer, kv, rows) if isinstance(layer.mixer, Attention) else None
+    match layer.mixer, kv:
+        case Attention() as kind, LayerKV():
+            return launches(kind, kv, rows)
+    return None
 
 
 def ffn_half(layer: Layer, weights: Weights, hidden_TD: torch.Tensor, silu_by_formula: bool = False) -> torch.Tensor:

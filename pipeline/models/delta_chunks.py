@@ -1,8 +1,8 @@
 """The gated delta rule in torch (arXiv 2412.06464): chunks of tokens of one sequence, one behind the other.
 
-A chunk always has the same number of rows, those behind its last token are zeros, and nothing here depends on other
-chunks but for the matrix: so what comes out for a token does not depend on where its prompt is cut into passes. A chunk of
-one row is the plain recurrence. Elementwise functions are formulas of those that round alike everywhere in a tensor.
+Chunks have the same number of rows, of which those behind the last token are zeros, and depend on those before them by
+the matrix alone: so what comes out for a token does not depend on where its prompt is cut into passes. A chunk of one
+row is the plain recurrence. Elementwise functions are formulas of those that round alike everywhere in a tensor.
 
 Shape letters in names: C tokens of a chunk, K key heads, G value heads that share a key head, H value heads, I channels
 of a key, V channels of a value, W channels of the convolution, R tokens that the convolution sees.
@@ -38,10 +38,11 @@ class DeltaRule:
     @classmethod
     def of(cls, kind: DeltaNet, weights: Weights, dtype: torch.dtype, norm_epsilon: float) -> Self:
         """Of the weights of a layer, which are rounded to the dtype that is computed in, as matrices are."""
-        conv_W1R, rates_H, rate_biases_H, norm_V = (
+        conv_W1R, log_rates_H, rate_biases_H, norm_V = (
             weights.tensors[short].to(dtype).float() for short in ("conv", "rates", "rate_biases", "gated_norm")
         )
-        return cls(kind, dtype, conv_W1R.squeeze(1).t().contiguous(), -rates_H.exp(), rate_biases_H, norm_V, norm_epsilon)
+        conv_RW = conv_W1R.squeeze(1).t().contiguous()
+        return cls(kind, dtype, conv_RW, -log_rates_H.exp(), rate_biases_H, norm_V, norm_epsilon)
 
     def compute(self, rows: DeltaInputs, real: int, matrix_KIN: torch.Tensor, *, moves: bool) -> torch.Tensor:
         """What comes out for the tokens of a chunk, [C, H * V], of which the first `real` are there.

@@ -31,7 +31,13 @@ def mix(
         if not one.ended():
             own = inputs.rows(one.begin, one.end)
             _mix_sequence(rule, own, state, one, mixed_TN[one.begin : one.end])
-    return weights.project("out", mixed_TN)
+    return weights.project("o", mixed_TN)
+
+
+def scratch_bytes(kind: DeltaNet) -> int:
+    """The most memory that it takes beside the rows of a pass: a chunk in fp32, and the weights of the convolution."""
+    of_chunk = 5 * (CHUNK + kind.kernel) * kind.channels + 6 * CHUNK * kind.value_heads * kind.value_dim
+    return (of_chunk + 2 * kind.kernel * kind.channels) * torch.float32.itemsize
 
 
 def project(kind: DeltaNet, weights: Weights, normed_TD: torch.Tensor) -> DeltaInputs:
@@ -43,10 +49,13 @@ def project(kind: DeltaNet, weights: Weights, normed_TD: torch.Tensor) -> DeltaI
         return DeltaInputs(inputs_TW, output_gate_TN, torch.cat((writing_TH, keeping_TH), 1))
     values = kind.value_heads // kind.key_heads * kind.value_dim
     grouped_TKX = weights.project("qkvz", normed_TD).unflatten(1, (kind.key_heads, -1))
-    parts = grouped_TKX.split((kind.key_dim, kind.key_dim, values, values), dim=2)
-    q_TN, k_TN, v_TN, output_gate_TN = (part.flatten(1) for part in parts)
+    *parts, output_gates_TKX = grouped_TKX.split((kind.key_dim, kind.key_dim, values, values), dim=2)
+    inputs_TW, end = normed_TD.new_empty(len(normed_TD), kind.channels), 0
+    for part in parts:
+        begin, end = end, end + kind.key_heads * part.shape[2]
+        inputs_TW[:, begin:end].unflatten(1, (kind.key_heads, -1)).copy_(part)
     gates_TKX = weights.project("ba", normed_TD).unflatten(1, (kind.key_heads, 2, -1))
-    return DeltaInputs(torch.cat((q_TN, k_TN, v_TN), 1), output_gate_TN, gates_TKX.transpose(1, 2).flatten(1))
+    return DeltaInputs(inputs_TW, output_gates_TKX.flatten(1), gates_TKX.transpose(1, 2).flatten(1))
 
 
 def _mix_sequence(
@@ -54,9 +63,9 @@ def _mix_sequence(
 ) -> None:
     """Fill `mixed_TN` with what comes out for the tokens of one sequence, and the slots with what is behind them."""
     snapshots = {one.start + row + 1 - one.begin: slot for row, slot in one.snapshots}
-    kept, seen = state.begin(one.state_read, one.state_write), rule.kind.kernel - 1
-    matrix, end = state.matrices[one.state_write], one.start + len(mixed_TN)
-    position = one.start - _carried(state, one, one.start)
+    carried, seen, end = _carried(state, one, one.start), rule.kind.kernel - 1, one.start + len(mixed_TN)
+    kept, matrix = state.begin(one.state_read, one.state_write, carried), state.matrices[one.state_write]
+    position = one.start - carried
     while position < end:
         size, until = 1, position + 1
         if position < one.prompt_tokens:

@@ -7,8 +7,8 @@ Slots lie one behind another in the memory of a layer. Each holds, of one sequen
 * on a CPU, so that a prompt may be cut anywhere, the inputs of the tokens since the last edge of a chunk as well, which
   the matrix does not hold yet: rows of the convolution in front of those, and their gates.
 
-Shape letters in names: S slots, B bytes of a slot, R rows that are kept, T tokens, W channels of the convolution, N of all
-value heads, G gates.
+Shape letters in names: S slots, B bytes of a slot, R rows that are kept, T tokens, W channels of the convolution, N of
+all value heads, G gates.
 """
 
 import math
@@ -126,17 +126,19 @@ class LayerState:
         """Whether a slot has room for tokens that its matrix does not hold."""
         return self.gates.shape[1] > 0
 
-    def begin(self, read: int, write: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def begin(self, read: int, write: int, carried: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Give the slot `write` the matrix of the slot `read`, or one of zeros if that is -1.
 
-        Returns copies of the inputs and the gates that are kept there.
+        Returns copies of the inputs that are kept there, for the convolution and for the gates of so many tokens.
         """
+        first = self.gates.shape[1] - carried
+        inputs_RW, gates_RG = self.inputs[read, first:].clone(), self.gates[read, first:].clone()
         if read < 0:
+            inputs_RW.zero_()
             self.matrices[write] = 0
-            return torch.zeros_like(self.inputs[write]), torch.zeros_like(self.gates[write])
-        if read != write:
+        elif read != write:
             self.matrices[write] = self.matrices[read]
-        return self.inputs[read].clone(), self.gates[read].clone()
+        return inputs_RW, gates_RG
 
     def keep(self, slot: int, latest: DeltaInputs) -> None:
         """Put the inputs of the latest tokens into a slot, behind what may lie there."""

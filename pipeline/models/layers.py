@@ -89,10 +89,29 @@ class DeltaNet:
     kernel: int
     grouped: bool
 
+    module = "linear_attn"
+
     @property
     def channels(self) -> int:
         """Those of the convolution: queries, keys and values."""
         return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+    def matrices(self, module: str, hidden_size: int) -> Iterator[TensorSpec]:
+        """The projections, whose names differ from those of attention."""
+        values = self.value_heads * self.value_dim
+        rows = {"qkv": self.channels, "z": values, "b": self.value_heads, "a": self.value_heads}
+        if self.grouped:
+            rows = {"qkvz": self.channels + values, "ba": 2 * self.value_heads}
+        for short, count in rows.items():
+            yield TensorSpec(short, f"{module}.in_proj_{short}.weight", (count, hidden_size))
+        yield TensorSpec("o", f"{module}.out_proj.weight", (hidden_size, values))
+
+    def vectors(self, module: str) -> Iterator[TensorSpec]:
+        """What it has beside matrices."""
+        yield TensorSpec("conv", f"{module}.conv1d.weight", (self.channels, 1, self.kernel))
+        yield TensorSpec("rates", f"{module}.A_log", (self.value_heads,))
+        yield TensorSpec("rate_biases", f"{module}.dt_bias", (self.value_heads,))
+        yield TensorSpec("gated_norm", f"{module}.norm.weight", (self.value_dim,))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,8 +186,10 @@ class Layer:
                 module = f"{layer}.{attention.module}"
                 yield from self._matrices(module, attention.shapes(self.hidden_size))
                 yield from attention.vectors(module)
-            case DeltaNet():
-                raise NotImplementedError
+            case DeltaNet() as net:
+                module = f"{layer}.{net.module}"
+                yield from net.matrices(module, self.hidden_size)
+                yield from net.vectors(module)
 
     def _matrices(self, module: str, shapes: Mapping[str, tuple[int, int]]) -> Iterator[TensorSpec]:
         """The matrices, then the biases of those that have one, an item for each row."""

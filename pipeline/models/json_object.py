@@ -31,6 +31,10 @@ class JsonObject:
         """The same settings, where `absent` speaks for the keys that the file leaves out."""
         return JsonObject(self._path, self.values, absent)
 
+    def replaced(self, key: str, value: object) -> "JsonObject":
+        """The same settings with another value."""
+        return JsonObject(self._path, {**self.values, key: value})
+
     def section(self, key: str) -> "JsonObject":
         """The object under `key`; an empty one where there is none."""
         value = self.values.get(key)

@@ -1,28 +1,43 @@
 """What config.json says about layers, checked: families put them together from that."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 from pipeline.models.json_object import JsonObject
-from pipeline.models.layers import Attention, FeedForward, Layer
-from pipeline.models.rope_settings import read_rope
+from pipeline.models.layers import ATTENTION_MATRICES, FEED_FORWARD_MATRICES, Attention, FeedForward, Layer
+from pipeline.models.rope_settings import FULL, SLIDING, read_rope
 from pipeline.models.supported import unsupported
 
-FULL, SLIDING = "full_attention", "sliding_attention"
+ACTIVATIONS: Mapping[str, Literal["silu", "gelu_tanh", "relu2"]] = {
+    "silu": "silu",
+    "swish": "silu",
+}
+"""By the names that config.json has for them."""
 
 
-def read_layer(settings: JsonObject, *, mixer: Attention, biases: Iterable[str] = ()) -> Layer:
-    """A layer of the sizes that config.json states. Raises `ConfigError` for numbers that do not go together."""
+def read_layer(
+    settings: JsonObject, *, mixer: Attention, biases: Iterable[str] = (), activation: str = "hidden_act"
+) -> Layer:
+    """A layer of the sizes that config.json states; which activation it has is said under the key `activation`.
+
+    Raises `ConfigError` for numbers that do not go together.
+    """
+    if (function := settings.text(activation, "silu")) not in ACTIVATIONS:
+        raise unsupported(settings, activation)
     return Layer(
         hidden_size=settings.count("hidden_size"),
         mixer=mixer,
-        feed_forward=FeedForward(size=settings.count("intermediate_size")),
+        feed_forward=FeedForward(size=settings.count("intermediate_size"), activation=ACTIVATIONS[function]),
         biases=frozenset(biases),
         norm_epsilon=read_norm_epsilon(settings),
     )
 
 
-def read_attention(settings: JsonObject) -> Attention:
-    """Plain attention of the sizes and the rotary embedding that config.json states. Raises as `read_layer`."""
+def read_attention(settings: JsonObject, kind: str | None = None, *, is_partial: bool = False) -> Attention:
+    """Plain attention of the sizes and the rotary embedding that config.json states, as `read_rope` takes them.
+
+    Raises as `read_layer`.
+    """
     heads = settings.count("num_attention_heads")
     head_dim = _head_dim(settings, heads)
     return Attention(
@@ -30,7 +45,7 @@ def read_attention(settings: JsonObject) -> Attention:
         kv_heads=_kv_heads(settings, heads),
         head_dim=head_dim,
         scale=head_dim**-0.5,
-        rope=read_rope(settings, head_dim),
+        rope=read_rope(settings, head_dim, kind, is_partial=is_partial),
     )
 
 
@@ -39,20 +54,36 @@ def read_norm_epsilon(settings: JsonObject) -> float:
     return settings.positive("rms_norm_eps", default=1e-6)
 
 
-def read_windows(settings: JsonObject, layers: int) -> list[int | None]:
-    """The window of each layer, None for full attention.
+def read_biases(settings: JsonObject) -> tuple[str, ...]:
+    """The matrices that have a bias, of all those of a half or of none."""
+    attention = ATTENTION_MATRICES if settings.flag("attention_bias") else ()
+    return (*attention, *(FEED_FORWARD_MATRICES if settings.flag("mlp_bias") else ()))
 
-    `layer_types` states the kind of each; else the layers from `max_window_layers` on have the window.
+
+def read_kinds(settings: JsonObject, assumed: Sequence[str], known: Iterable[str]) -> list[str]:
+    """The kind of each layer, as `layer_types` states it, else as `assumed`.
+
+    Raises ConfigError for another number of layers, and for kinds that are not `known`.
     """
+    kinds = settings.get("layer_types") or [*assumed]
+    if not isinstance(kinds, list) or len(kinds) != len(assumed) or not {*map(str, kinds)} <= {*known}:
+        raise unsupported(settings, "layer_types")
+    return kinds
+
+
+def read_windows(settings: JsonObject, window: int | None, assumed: Sequence[str]) -> list[int | None]:
+    """The window of each layer, None for full attention; there is none to state where `window` is None."""
+    kinds = read_kinds(settings, assumed, [FULL, SLIDING] if window else [FULL])
+    return [window if kind == SLIDING else None for kind in kinds]
+
+
+def read_late_windows(settings: JsonObject, layers: int) -> list[int | None]:
+    """The same, where `use_sliding_window` gives the layers from `max_window_layers` on a window, else none."""
     window, full_layers = None, layers
     if settings.flag("use_sliding_window"):
         window, first = settings.optional_count("sliding_window"), settings.index("max_window_layers")
         full_layers = min(first, layers) if window else layers
-    kinds = settings.get("layer_types") or [FULL] * full_layers + [SLIDING] * (layers - full_layers)
-    known = [FULL, SLIDING] if window else [FULL]
-    if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in known for kind in kinds):
-        raise unsupported(settings, "layer_types")
-    return [window if kind == SLIDING else None for kind in kinds]
+    return read_windows(settings, window, [FULL] * full_layers + [SLIDING] * (layers - full_layers))
 
 
 def _kv_heads(settings: JsonObject, heads: int) -> int:

@@ -17,12 +17,12 @@ from pipeline.models.described import Described, described
 from pipeline.models.families.family import Family
 from pipeline.models.frequencies import are_possible
 from pipeline.models.json_object import JsonObject
-from pipeline.models.layer_settings import FULL, SLIDING, read_norm_epsilon
+from pipeline.models.layer_settings import read_norm_epsilon
 from pipeline.models.layers import Attention, Layer, NormStyle
 from pipeline.models.outside import Outside
 from pipeline.models.quantizers import read_quantization
 from pipeline.models.quantizers.quantization import Quantization
-from pipeline.models.rope_settings import stretched
+from pipeline.models.rope_settings import FULL, SLIDING, stretched
 from pipeline.models.ropes import Rope, rope_length
 from pipeline.models.supported import unsupported
 from pipeline.system.hub_cache import PREFIX, how_to_fetch
@@ -161,20 +161,16 @@ def read_generation_defaults(folder: Path) -> dict[str, float | int | bool]:
 
 
 def _refuse_unsupported(settings: JsonObject) -> None:
-    if settings.text("hidden_act", "silu") not in ("silu", "swish"):  # two names of one function
-        raise unsupported(settings, "hidden_act")
     if not settings.flag("is_causal", default=True):  # it looks ahead, as models do that make no text
         raise unsupported(settings, "is_causal")
 
 
 def _layers(settings: JsonObject, family: Family) -> tuple[Layer, ...]:
-    """What each layer is made of. What the family does not follow is refused, and layers that differ are."""
+    """What each layer is made of. What the family does not follow is refused."""
     layers = family.layers(settings, settings.count("num_hidden_layers", at_most=MAX_LAYERS))
     kinds = [SLIDING if isinstance(one.mixer, Attention) and one.mixer.window else FULL for one in layers]
     if settings.get("layer_types") and "layer_types" not in family.follows and settings.get("layer_types") != kinds:
         raise unsupported(settings, "layer_types")
-    if len({*layers}) > 1:
-        raise unsupported(settings, "layer_types" if settings.get("layer_types") else "max_window_layers")
     for key in ("attention_bias", "mlp_bias"):
         if settings.flag(key) and key not in family.follows:
             raise unsupported(settings, key)

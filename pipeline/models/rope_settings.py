@@ -8,30 +8,64 @@ from pipeline.models.ropes import (
     LinearScaling,
     Llama3Scaling,
     LongScaling,
+    ProportionalScaling,
     Rope,
     RopeScaling,
     YarnScaling,
 )
 from pipeline.models.supported import unsupported
 
-ORIGINAL = "original_max_position_embeddings"
+FULL, SLIDING = "full_attention", "sliding_attention"
+ORIGINAL, SHARE, LOCAL_BASE = "original_max_position_embeddings", "partial_rotary_factor", "rope_local_base_freq"
 
 
-def read_rope(settings: JsonObject, head_dim: int) -> Rope:
-    """That of all layers, with the precedence of transformers: `rope_scaling`, else `rope_parameters`, else top level.
+def read_rope(settings: JsonObject, head_dim: int, kind: str | None = None, *, is_partial: bool = False) -> Rope:
+    """That of all layers, or of those of a `kind` where a family has one for each.
 
-    Raises `ConfigError` for what is not supported.
+    The precedence is that of transformers: `rope_scaling`, else `rope_parameters`, else top level. Where `is_partial`,
+    only a share of the channels may turn. Raises `ConfigError` for what is not supported.
     """
+    rope = _section(settings) if kind is None else _section_of(settings, kind)
+    place = rope if rope.get(SHARE) is not None else settings
+    share = place.positive(SHARE, default=1.0)
+    if share > 1 or (share != 1 and not is_partial):
+        raise unsupported(place, SHARE)
+    is_proportional = rope.text(_type_key(rope), "default") == "proportional"
+    channels = head_dim if is_proportional else int(head_dim * share)
+    if channels < 2 or channels % 2:
+        need = f"a share of the {head_dim} channels of a head that is a whole number of pairs"
+        raise place.error(SHARE, need, share)
+    base = LOCAL_BASE if kind == SLIDING and settings.get(LOCAL_BASE) is not None else "rope_theta"
+    theta = rope.positive("rope_theta", default=settings.positive(base, default=10000.0))
+    if is_proportional:
+        scaling: RopeScaling | None = ProportionalScaling(share=share, factor=rope.positive("factor", default=1.0))
+    else:
+        scaling = _read_scaling(settings, rope, channels, settings.count("max_position_embeddings"))
+    return Rope(theta=theta, scaling=scaling, channels=channels)
+
+
+def _section(settings: JsonObject) -> JsonObject:
     rope = settings.section("rope_scaling") or settings.section("rope_parameters")
-    for key in ("full_attention", "sliding_attention"):
+    for key in (FULL, SLIDING):
         if rope.get(key) is not None:
             raise unsupported(rope, key)
-    for place in (settings, rope):
-        if place.positive("partial_rotary_factor", default=1.0) != 1.0:
-            raise unsupported(place, "partial_rotary_factor")
-    theta = rope.positive("rope_theta", default=settings.positive("rope_theta", default=10000.0))
-    scaling = _read_scaling(settings, rope, head_dim, settings.count("max_position_embeddings"))
-    return Rope(theta=theta, scaling=scaling, channels=head_dim)
+    return rope
+
+
+def _section_of(settings: JsonObject, kind: str) -> JsonObject:
+    """transformers 5 has an object for each kind; before, `rope_scaling` was that of full attention."""
+    scaling, parameters = settings.section("rope_scaling"), settings.section("rope_parameters")
+    if parameters and not {FULL, SLIDING} & parameters.values.keys():
+        raise settings.error("rope_parameters", f"an object for {FULL} and one for {SLIDING}", parameters.values)
+    rope = parameters.section(kind)
+    return scaling.with_absent(rope.values) if kind == FULL and scaling else rope
+
+
+def read_query_growth(settings: JsonObject) -> tuple[float, int]:
+    """By how much queries grow with the position, and the context within which they do not. Raises `ConfigError`."""
+    rope = _section(settings)
+    original = rope.optional_count(ORIGINAL) or settings.count("max_position_embeddings")
+    return float(rope.number("llama_4_scaling_beta")), original
 
 
 def stretched(max_positions: int, scaling: RopeScaling | None) -> int:
@@ -48,8 +82,12 @@ def stretched(max_positions: int, scaling: RopeScaling | None) -> int:
     return max(max_positions, int(min(most, MAX_COUNT)))
 
 
-def _read_scaling(settings: JsonObject, rope: JsonObject, head_dim: int, max_positions: int) -> RopeScaling | None:
-    key = "rope_type" if rope.get("rope_type") is not None else "type"
+def _type_key(rope: JsonObject) -> str:
+    return rope.first("rope_type", "type")
+
+
+def _read_scaling(settings: JsonObject, rope: JsonObject, channels: int, max_positions: int) -> RopeScaling | None:
+    key = _type_key(rope)
     original = settings.optional_count(ORIGINAL) or rope.optional_count(ORIGINAL) or max_positions
     match rope.text(key, "default"):
         case "default":
@@ -63,7 +101,7 @@ def _read_scaling(settings: JsonObject, rope: JsonObject, head_dim: int, max_pos
         case "dynamic":
             return DynamicScaling(factor=rope.positive("factor"), original_max_positions=max_positions)
         case "longrope":
-            return _read_longrope(rope, original, max_positions, head_dim)
+            return _read_longrope(rope, original, max_positions, channels)
         case _:
             raise unsupported(rope, key)
 
@@ -104,7 +142,7 @@ def _magnitude(factor: float, scale: float) -> float:
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def _read_longrope(rope: JsonObject, original: int, max_positions: int, head_dim: int) -> LongScaling:
+def _read_longrope(rope: JsonObject, original: int, max_positions: int, channels: int) -> LongScaling:
     """The `factor` counts for the attention factor only; one that is not stated is the ratio of the two contexts."""
     factor = rope.positive("factor", default=max_positions / original)
     if original == 1:
@@ -112,7 +150,7 @@ def _read_longrope(rope: JsonObject, original: int, max_positions: int, head_dim
     implied = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     return LongScaling(
         attention_factor=rope.positive("attention_factor", default=implied),
-        short_factors=rope.positives("short_factor", head_dim // 2),
-        long_factors=rope.positives("long_factor", head_dim // 2),
+        short_factors=rope.positives("short_factor", channels // 2),
+        long_factors=rope.positives("long_factor", channels // 2),
         original_max_positions=original,
     )

@@ -12,15 +12,16 @@ QUANTIZED = (
 NAMES = (
     "Llama 2/3/3.1/3.2 (llama)",
     "Mistral (mistral)",
-    "Mistral Small 3.1 (mistral3)",
+    "Ministral (ministral)",
+    "Mistral Small 3.1 and later (mistral3)",
     "Qwen2/2.5 (qwen2)",
     "Qwen3 (qwen3)",
+    "SmolLM3 (smollm3)",
 )
 SUPPORTED = (
-    f"{', '.join(NAMES)}, dense, "
-    "attention_bias of llama and qwen3, mlp_bias of llama, hidden_act silu, rope types default, linear, llama3, yarn, "
-    "dynamic and longrope, one kind of attention in all layers, dtypes float32, float16, bfloat16, and float64, which "
-    f"is computed in float32, or quantised weights ({QUANTIZED})"
+    f"{', '.join(NAMES)}, dense, attention_bias and mlp_bias of those that have them in transformers, hidden_act silu, "
+    "rope types default, linear, llama3, yarn, dynamic and longrope, dtypes float32, float16, bfloat16, and float64, "
+    f"which is computed in float32, or quantised weights ({QUANTIZED})"
 )
 
 

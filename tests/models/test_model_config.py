@@ -142,10 +142,9 @@ UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
     "looks ahead": (changed(LLAMA_31_8B, is_causal=False), "is_causal: .*False"),
     "partial rope": (changed(LLAMA_31_8B, partial_rotary_factor=0.5), "partial_rotary_factor: .*0.5"),
     "float8": (changed(LLAMA_31_8B, torch_dtype="float8_e4m3fn"), "torch_dtype: .*'float8_e4m3fn'"),
-    "mixed windows": (changed(QWEN25, use_sliding_window=True), "max_window_layers: .*21"),
-    "mixed layer types": (
-        changed(QWEN25, use_sliding_window=True, layer_types=["full_attention", "sliding_attention"] * 12),
-        "layer_types: ",
+    "ropes that are not told apart": (
+        changed(LLAMA_31_8B, rope_parameters={"sliding_attention": {"rope_theta": 1.0}}, rope_scaling=None),
+        "rope_parameters: sliding_attention",
     ),
     "window without size": (
         changed(QWEN25, use_sliding_window=True, sliding_window=None, layer_types=["sliding_attention"] * 24),

@@ -101,10 +101,16 @@ def build(variant: str, layers: int = 3) -> PreTrainedModel:
     return randomised(config, seed=sum(variant.encode()))
 
 
+def auto_class(config: Any) -> Any:
+    """By which transformers makes a model of this config."""
+    has_towers = hasattr(config, "text_config")
+    return transformers.AutoModelForImageTextToText if has_towers else transformers.AutoModelForCausalLM
+
+
 def randomised(config: Any, seed: int) -> PreTrainedModel:
     """A model of this config, whose every parameter is random."""
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    model = auto_class(config).from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(std=0.1 if parameter.ndim == 1 else 0.25)
@@ -120,12 +126,16 @@ def save(
 
     The model is read back because `Module.to` would also round the rotary frequencies, which `from_pretrained` keeps.
     """
-    model = build(variant, layers).to(dtype)
+    return save_model(build(variant, layers).to(dtype), folder, shards)
+
+
+def save_model(model: PreTrainedModel, folder: Path, shards: int) -> PreTrainedModel:
+    """The same with any model."""
     model_bytes = sum(parameter.nbytes for parameter in model.parameters())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.save_pretrained(folder, max_shard_size=-(-model_bytes // shards))
-        return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        return auto_class(model.config).from_pretrained(folder, dtype=model.dtype).eval()
 
 
 def save_new(variant: str, folders: pytest.TempPathFactory, layers: int = 3) -> Path:

@@ -2,15 +2,13 @@
 
 from pipeline.models.families.family import Family
 from pipeline.models.json_object import JsonObject
-from pipeline.models.layer_settings import read_attention, read_layer
-from pipeline.models.layers import ATTENTION_MATRICES, FEED_FORWARD_MATRICES, Layer
+from pipeline.models.layer_settings import read_attention, read_biases, read_layer
+from pipeline.models.layers import Layer
 
 
 def layers(settings: JsonObject, count: int) -> tuple[Layer, ...]:
     """All alike."""
-    attention = ATTENTION_MATRICES if settings.flag("attention_bias") else ()
-    feed_forward = FEED_FORWARD_MATRICES if settings.flag("mlp_bias") else ()
-    return (read_layer(settings, mixer=read_attention(settings), biases=(*attention, *feed_forward)),) * count
+    return (read_layer(settings, mixer=read_attention(settings), biases=read_biases(settings)),) * count
 
 
 FAMILY = Family(

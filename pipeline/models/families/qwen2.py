@@ -4,13 +4,13 @@ from dataclasses import replace
 
 from pipeline.models.families.family import Family
 from pipeline.models.json_object import JsonObject
-from pipeline.models.layer_settings import read_attention, read_layer, read_windows
+from pipeline.models.layer_settings import read_attention, read_late_windows, read_layer
 from pipeline.models.layers import Layer
 
 
 def layers(settings: JsonObject, count: int) -> tuple[Layer, ...]:
     """Alike but for the window."""
-    attention, windows = read_attention(settings), read_windows(settings, count)
+    attention, windows = read_attention(settings), read_late_windows(settings, count)
     mixers = [replace(attention, window=window) for window in windows]
     return tuple(read_layer(settings, mixer=mixer, biases=("q", "k", "v")) for mixer in mixers)
 

@@ -4,16 +4,15 @@ from dataclasses import replace
 
 from pipeline.models.families.family import Family
 from pipeline.models.json_object import JsonObject
-from pipeline.models.layer_settings import read_attention, read_layer, read_windows
-from pipeline.models.layers import ATTENTION_MATRICES, Layer
+from pipeline.models.layer_settings import read_attention, read_biases, read_late_windows, read_layer
+from pipeline.models.layers import Layer
 
 
 def layers(settings: JsonObject, count: int) -> tuple[Layer, ...]:
     """Alike but for the window."""
-    attention, windows = read_attention(settings), read_windows(settings, count)
+    attention, windows = read_attention(settings), read_late_windows(settings, count)
     mixers = [replace(attention, window=window, query_key_norms="heads") for window in windows]
-    biases = ATTENTION_MATRICES if settings.flag("attention_bias") else ()
-    return tuple(read_layer(settings, mixer=mixer, biases=biases) for mixer in mixers)
+    return tuple(read_layer(settings, mixer=mixer, biases=read_biases(settings)) for mixer in mixers)
 
 
 FAMILY = Family(

@@ -1,0 +1,117 @@
+"""A tiny random model of each family whose layers differ from Llama's, with what to change in its config.json.
+
+The sizes are odd, and so chosen that every flag changes what the model says.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from support import tiny_models
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from transformers import (
+        MinistralConfig,
+        Qwen2Config,
+        Qwen3Config,
+        SmolLM3Config,
+    )
+
+SHAPE = {
+    "vocab_size": tiny_models.VOCABULARY_SIZE,
+    "hidden_size": 48,
+    "intermediate_size": 104,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+MIXED = ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 5000.0,
+    "factor": 8.0,
+    "beta_fast": 4.0,
+    "beta_slow": 0.5,
+    "mscale": 2.0,
+    "mscale_all_dim": 0.5,
+    "truncate": False,
+    "original_max_position_embeddings": 16,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A config of transformers, and for each of its flags another value, by the path of its key in config.json.
+
+    `older` says what the spelling of transformers 4 has in place of the lists that follow from a number.
+    """
+
+    config: Callable[[], Any]
+    changes: Mapping[str, object]
+    older: Mapping[str, object] = field(default_factory=dict)
+
+
+CASES: dict[str, Case] = {
+    "qwen2": Case(
+        lambda: Qwen2Config(
+            **SHAPE, use_sliding_window=True, sliding_window=5, max_window_layers=2, rope_parameters=dict(YARN)
+        ),
+        {
+            "layer_types": MIXED,
+            "sliding_window": 7,
+            "rms_norm_eps": 0.5,
+            **{f"rope_parameters.{key}": 1.5 for key in ("rope_theta", "factor", "beta_fast", "beta_slow", "mscale")},
+            "rope_parameters.original_max_position_embeddings": 12,
+            "rope_parameters.truncate": True,
+        },
+        {"layer_types": None},
+    ),
+    "qwen3": Case(
+        lambda: Qwen3Config(
+            **SHAPE, head_dim=10, attention_bias=True, use_sliding_window=True, sliding_window=5, layer_types=MIXED
+        ),
+        {"layer_types": ["full_attention"] * 4, "sliding_window": 9, "attention_bias": False},
+    ),
+    "ministral": Case(
+        lambda: MinistralConfig(**SHAPE, head_dim=10, sliding_window=6, layer_types=MIXED),
+        {"layer_types": ["full_attention"] * 4, "sliding_window": 7, "head_dim": 12},
+    ),
+    "smollm3": Case(
+        lambda: SmolLM3Config(**SHAPE, no_rope_layer_interval=2, use_sliding_window=True, sliding_window=6),
+        {
+            "no_rope_layers": [1, 1, 1, 1],
+            "sliding_window": 7,
+            "layer_types": ["full_attention"] * 4,
+            "tie_word_embeddings": False,
+        },
+        {"layer_types": None, "no_rope_layers": None},
+    ),
+}
+
+
+def older(stated: dict[str, Any], changes: Mapping[str, object]) -> dict[str, Any]:
+    """The same config.json as transformers 4 spells it: `rope_theta` and `rope_scaling`, and `torch_dtype`."""
+    if "text_config" in stated:
+        return {**_dtype(stated), "text_config": older(stated["text_config"], changes)}
+    settings = {**_dtype(stated), **changes}
+    rope = dict(settings.pop("rope_parameters"))
+    kinds = {kind: dict(rope.pop(kind)) for kind in ("full_attention", "sliding_attention") if kind in rope}
+    rope = kinds.get("full_attention", rope)
+    settings["rope_theta"] = rope.pop("rope_theta")
+    if "sliding_attention" in kinds:
+        settings["rope_local_base_freq"] = kinds["sliding_attention"]["rope_theta"]
+    if "partial_rotary_factor" in rope:
+        settings["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
+    rope["type"] = rope.pop("rope_type")
+    settings["rope_scaling"] = None if rope["type"] == "default" else rope
+    return settings
+
+
+def _dtype(stated: dict[str, Any]) -> dict[str, Any]:
+    return {"torch_dtype" if key == "dtype" else key: value for key, value in stated.items()}

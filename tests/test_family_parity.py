@@ -1,0 +1,95 @@
+"""Every family whose layers differ from Llama's against transformers: what it says, and that every flag counts."""
+
+import asyncio
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import tiny_models
+from support.family_models import CASES, older
+
+from pipeline import Model, Output
+from pipeline.models.json_object import JsonObject
+from pipeline.models.model_config import parse_config
+
+STEPS = 32
+PROMPT = (*tiny_models.PROMPT, *range(3, 190, 7))
+"""40 tokens: longer than every window and chunk, and than the original contexts that are stretched."""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of each family, in three shards."""
+    root = tmp_path_factory.mktemp("families")
+    for name, case in CASES.items():
+        tiny_models.save_model(tiny_models.randomised(case.config(), seed=sum(name.encode())), root / name, shards=3)
+    return root
+
+
+def load(folder: Path, settings: dict[str, Any] | None = None) -> Any:
+    """What transformers makes of the checkpoint, with other settings in its config.json."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = tiny_models.transformers.AutoConfig.from_pretrained(folder)
+        if settings is not None:
+            config = type(config).from_dict(settings)
+        return tiny_models.auto_class(config).from_pretrained(
+            folder, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
+        )
+
+
+async def generated(folder: Path, **settings: Any) -> Output:
+    async with Model.open(folder, **settings) as model:
+        return await model.generate(PROMPT, max_new_tokens=STEPS, ignore_eos=True, logprobs=tiny_models.VOCABULARY_SIZE)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_tokens_and_logprobs_are_those_of_transformers(name: str, folders: Path) -> None:
+    expected = tiny_models.greedy(load(folders / name), PROMPT, STEPS)
+    output = asyncio.run(generated(folders / name, device="cpu"))
+    assert list(output.token_ids) == expected.token_ids
+    assert output.logprobs is not None
+    for step, logprobs in enumerate(output.logprobs):
+        ours = torch.tensor([logprobs[token_id] for token_id in range(tiny_models.VOCABULARY_SIZE)])
+        torch.testing.assert_close(ours, expected.logprobs[step], atol=1e-4, rtol=0)
+
+
+@pytest.mark.usefixtures("everything_moves")
+@pytest.mark.parametrize("name", CASES)
+def test_bits_do_not_depend_on_how_a_model_is_run(name: str, folders: Path) -> None:
+    whole = asyncio.run(generated(folders / name, device="cpu"))
+    assert whole == asyncio.run(generated(folders / name, device="cpu-copy", gpu_groups=3, max_tokens_per_pass=5))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_flag_is_read_and_counts(name: str, folders: Path) -> None:
+    stated = json.loads((folders / name / "config.json").read_text())
+    tokens = torch.tensor([PROMPT])
+
+    @torch.no_grad()
+    def logits(settings: dict[str, Any] | None) -> torch.Tensor:
+        answer: torch.Tensor = load(folders / name, settings)(input_ids=tokens).logits[0, -1]
+        return answer
+
+    model, whole = parse_config(JsonObject("config.json", stated)), logits(None)
+    for path, value in CASES[name].changes.items():
+        changed = json.loads(json.dumps(stated))
+        *sections, key = path.split(".")
+        place = changed
+        for section in sections:
+            place = place[section]
+        assert place[key] != value
+        place[key] = value
+        assert parse_config(JsonObject("config.json", changed)) != model, f"{path} is not read"
+        assert (logits(changed) - whole).abs().max() > 1e-2, f"{path} does not count"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_older_spelling_says_the_same(name: str, folders: Path) -> None:
+    stated = json.loads((folders / name / "config.json").read_text())
+    spelt = older(stated, CASES[name].older)
+    assert spelt != stated
+    assert parse_config(JsonObject("config.json", spelt)) == parse_config(JsonObject("config.json", stated))

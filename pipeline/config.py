@@ -36,7 +36,8 @@ class Config(EngineSettings):
         kv_disk: a folder on a disk, for KV blocks for which neither has room.
         max_requests: requests that share a pass. Where memory is short, fewer leave more of it to weights.
         state_snapshots: of models with recurrent layers, snapshots of the state behind the beginnings of prompts, from
-            which others that begin alike can go on. None chooses half as many as requests that may run, at least 2.
+            which others that begin alike can go on: so many beside those that lie where no request's state does. None
+            chooses half as many as requests that may run, at least 2.
         max_waiting: requests beside those that may wait for their turn; one more is refused with `Busy`.
         max_tokens_per_pass: tokens that one pass carries: one of each request that answers, and pieces of prompts. None
             chooses: as many as make a prompt cost the fewest passes, where that costs answers less than it saves; 512

@@ -44,7 +44,8 @@ class Batcher:
     """Requests that wait for room, and those that run. Requests join and leave between two passes only.
 
     A request is admitted, in the order of priority and then of arrival, when there is room for the blocks of its worst
-    case; none overtakes one that does not fit. One that has paused keeps its blocks, and takes no part in passes.
+    case, and for its recurrent state where a model has one; none overtakes one that does not fit. One that has paused
+    keeps its blocks, and takes no part in passes.
     `ended` counts by state those that have left.
     """
 
@@ -58,6 +59,7 @@ class Batcher:
         share_answers: bool = True,
     ) -> None:
         self.pool = pool
+        self.states = states
         self.prefixes = PrefixCache(pool, states, share_answers=share_answers)
         self.max_requests = max_requests
         self.max_waiting = max_waiting
@@ -180,6 +182,8 @@ class Batcher:
             rows += sequence.logit_rows
             if rows > most_logit_rows(self.max_requests):
                 return {"max_requests": self._no_place}
+            if self.states is not None and self.states.used == self.states.requests:
+                return {"kv_tokens": self._no_state}
             if not self.prefixes.admit(sequence):
                 return {"kv_tokens": functools.partial(self._no_room, sequence)}
             sequence.state = "running"
@@ -230,6 +234,14 @@ class Batcher:
         return (
             f"{_wait(self.waiting)} until {first} has ended: no more share a pass with "
             f"max_requests={self.max_requests}; open the model with a larger max_requests to let them"
+        )
+
+    def _no_state(self) -> str:
+        """The plan has room for the recurrent state of all, unless it chooses how much room there is for tokens."""
+        return (
+            f"{_wait(self.waiting)} for room for recurrent state: the plan has it for {self.running} requests, which "
+            f"run; open the model with kv_tokens={self.pool.blocks * BLOCK_TOKENS} to have it for all "
+            f"{self.max_requests} of max_requests"
         )
 
     def _no_room(self, first: RunningSequence) -> str:

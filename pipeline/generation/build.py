@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,11 @@ from pipeline.models.row_blocks import RowBlocks
 from pipeline.reading.embedding import EmbeddingRows
 from pipeline.reading.reading_choice import ReadingChoice, choose_reading
 from pipeline.state.blocks import BlockPool, blocks_for
+from pipeline.state.cell_layout import CellLayout
 from pipeline.state.kv import KeyValueCache
 from pipeline.state.kv_layout import KvLayout
+from pipeline.state.state_layout import StateLayout
+from pipeline.state.state_slots import StateSlots
 from pipeline.system.promises import promise, promising
 
 logger = logging.getLogger("penstock")
@@ -60,6 +63,7 @@ class ModelRuntime(Runtime):
         self.formats = drawn.groups.formats
         self.context_tokens = plan.context_tokens
         self.kv_room = plan.kv_room
+        self.state_room = plan.state_room
         self.pass_size = plan.pass_size
         self.pass_rate = PassRate(plan.pass_size)
         self.embedding = EmbeddingRows(
@@ -71,9 +75,10 @@ class ModelRuntime(Runtime):
             stays=plan.embedding_stays,
         )
         batcher, ahead = _batcher(plan, settings), self.policy.kv_ahead
-        self.cache = KeyValueCache(
-            plan.kv_layouts, plan.kv, device, settings.kv_disk, lose={KvLayout: batcher.pool.lose}, ahead=ahead
-        )
+        lose: dict[type[CellLayout], Callable[[int], None]] = {KvLayout: batcher.pool.lose}
+        if batcher.states is not None:
+            lose[StateLayout] = batcher.states.lose
+        self.cache = KeyValueCache(plan.kv_layouts, plan.kv, device, settings.kv_disk, lose=lose, ahead=ahead)
         undone.callback(self.cache.memory.close)
         invariant = settings.batch_invariant
         blocks = RowBlocks.of(
@@ -131,6 +136,7 @@ class ModelRuntime(Runtime):
             "max_tokens_per_pass": self.pass_size.tokens,
             "max_pass_seconds": self.pass_size.max_seconds,
             "kv_tokens": self.kv_room.tokens,
+            **({} if self.state_room is None else {"state_snapshots": self.state_room.snapshots}),
             "batch_invariant": self.settings.batch_invariant,
         }
 
@@ -168,6 +174,8 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> ModelRu
         runtime = ModelRuntime(drawn, settings, device, reading, trace, undone)
         undone.pop_all()
     logger.info("kv room %s", runtime.kv_room)
+    if runtime.state_room is not None:
+        logger.info("state room %s", runtime.state_room)
     logger.info("pass size %s", runtime.pass_size)
     return runtime
 
@@ -180,4 +188,6 @@ def _at_measured_rates(drawn: Blueprint, device: Device, reading: ReadingChoice)
 
 def _batcher(plan: ModelPlan, settings: Config) -> Batcher:
     pool, shares_answers = BlockPool(blocks_for(plan.kv_room.tokens)), not settings.batch_invariant
-    return Batcher(pool, settings.max_requests, settings.max_waiting, share_answers=shares_answers)
+    room = plan.state_room
+    states = None if room is None else StateSlots(room.requests, room.snapshots)
+    return Batcher(pool, settings.max_requests, settings.max_waiting, states, share_answers=shares_answers)

@@ -9,6 +9,7 @@ from pipeline.generation.program import GenerationProgram
 from pipeline.state.blocks import BlockPool
 from pipeline.state.kv import KeyValueCache
 from pipeline.state.kv_layout import KvLayout
+from pipeline.state.state_slots import StateSlots
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,22 @@ class PrefixRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class StateRecord:
+    """Slots of recurrent state, each one in every recurrent layer: held by requests, the most that they can hold,
+    keeping snapshots that can be found, and all there are.
+
+    `hits` counts the requests that began with a snapshot, `evictions` the snapshots that gave way to what came later.
+    """
+
+    used: int
+    requests: int
+    snapshots: int
+    slots: int
+    hits: int
+    evictions: int
+
+
+@dataclass(frozen=True, slots=True)
 class WeightsRecord:
     """The bytes of the weights of a pass: as they are stored, move and stay, and of their matrices as they are computed
     with. There are no seconds of decoding: it happens inside the products.
@@ -85,7 +102,7 @@ class ModelStatistics(EngineStatistics):
     """Counters since the model was opened: those of its line, and what it has computed.
 
     `tokens` were generated, `computed_tokens` passed through the model, those of prompts among them; `tokens_per_pass`
-    is the mean of the latter.
+    is the mean of the latter. `recurrent_state` is None for models without recurrent layers.
     """
 
     passes: int
@@ -95,6 +112,7 @@ class ModelStatistics(EngineStatistics):
     requests: RequestsRecord
     kv_blocks: BlocksRecord
     prefixes: PrefixRecord
+    recurrent_state: StateRecord | None
     weights: WeightsRecord
 
 
@@ -109,6 +127,7 @@ def program_counters(program: GenerationProgram, cache: KeyValueCache) -> dict[s
         "requests": _requests(program.admission),
         "kv_blocks": _kv_blocks(cache, pool),
         "prefixes": PrefixRecord(prefixes.queried_tokens, prefixes.hit_tokens, pool.cached),
+        "recurrent_state": None if prefixes.states is None else _recurrent_state(prefixes.states),
     }
 
 
@@ -123,6 +142,10 @@ def _requests(admission: Admission) -> RequestsRecord:
         passes_not_shared=dict(batcher.shortages.passes),
         **ended,
     )
+
+
+def _recurrent_state(states: StateSlots) -> StateRecord:
+    return StateRecord(states.used, states.requests, states.kept, states.slots, states.hits, states.evictions)
 
 
 def _kv_blocks(cache: KeyValueCache, pool: BlockPool) -> BlocksRecord:

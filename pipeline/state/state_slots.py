@@ -34,6 +34,7 @@ class StateSlots:
     """
 
     def __init__(self, requests: int, snapshots: int) -> None:
+        self.requests = requests
         self.slots = requests + snapshots
         self.used = 0
         self.hits = 0

@@ -1,7 +1,7 @@
 """Slots of recurrent state: who begins with which snapshot, which are taken, and that every slot comes back."""
 
 import pytest
-from support.cached_requests import Machine, request, run
+from support.cached_requests import Machine, compute, request, run
 
 from pipeline.generation.batching import Batcher
 from pipeline.state.blocks import BLOCK_TOKENS, BlockPool
@@ -29,6 +29,20 @@ def test_of_an_answer_the_newest_snapshot_alone_stays(share_answers: bool, known
     run(shared, first)
     assert states.kept == 1 + share_answers
     assert run(shared, request([*first.prompt_ids, *first.token_ids, 5], new_tokens=1)) == [60 + 1 - known]
+
+
+def test_where_states_have_room_for_fewer_than_may_run_the_others_wait_and_are_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shared = Batcher(BlockPool(100), 8, states=StateSlots(2, 0))
+    requests = [request(range(40), new_tokens=2) for _ in range(3)]
+    for one in requests:
+        shared.submit(one)
+    assert set(compute(shared)) == set(requests[:2])
+    compute(shared)
+    assert "1 request waits for room for recurrent state: the plan has it for 2 requests, which run" in caplog.text
+    assert "kv_tokens=1600 to have it for all 8 of max_requests" in caplog.text
+    assert set(compute(shared)) == {requests[2]}
 
 
 def test_a_lost_snapshot_that_a_sequence_is_to_begin_with_goes_to_no_other_before() -> None:

@@ -51,6 +51,7 @@ class Placed:
                 for place, have in plan.memory.available.items()
             },
             "kv_room": dataclasses.asdict(plan.kv_room),
+            "state_room": plan.state_room and dataclasses.asdict(plan.state_room),
             "pass_size": dataclasses.asdict(plan.pass_size),
             "resident_bytes": self.resident_bytes,
             "read_bytes_per_pass": self.read_bytes_per_pass,

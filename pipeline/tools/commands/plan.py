@@ -126,6 +126,7 @@ def lines(placed: Placed) -> str:
         *([] if computed_from is None else [f"sizes      computed, without weights, from {computed_from}"]),
         f"plan       {textwrap.indent(str(drawn.plan.memory), ' ' * 11).lstrip()}",
         f"kv room    {drawn.plan.kv_room}",
+        *([] if drawn.plan.state_room is None else [f"state room {drawn.plan.state_room}"]),
         f"pass size  {drawn.plan.pass_size}",
         f"placement  {', '.join([*places, f'{human_bytes(placed.read_bytes_per_pass)} read per pass'])}",
     ]

@@ -16,6 +16,7 @@ def opening_lines(model: Model) -> str:
     config, needed = runtime.config, runtime.catalog.needed_bytes
     dtype = str(runtime.dtype).removeprefix("torch.")
     defaults = ", ".join(f"{name}={value}" for name, value in model.defaults.items())
+    state_room = "" if runtime.state_room is None else f"state room {runtime.state_room}\n"
     return (
         f"model      {config.family} · {config.layers} layers · {human_bytes(needed)} per pass in "
         f"{len(runtime.catalog.order)} weight groups · computes in {dtype} on {runtime.device.torch_device}\n"
@@ -23,6 +24,7 @@ def opening_lines(model: Model) -> str:
         f"checksums  {runtime.checking}\n"
         f"plan       {textwrap.indent(str(runtime.plan), ' ' * 11).lstrip()}\n"
         f"kv room    {runtime.kv_room}\n"
+        f"{state_room}"
         f"pass size  {runtime.pass_size}\n"
         f"sampling   {'the checkpoint says ' + defaults if defaults else 'greedy'}, unless an option says otherwise\n"
     )

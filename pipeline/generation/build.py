@@ -170,7 +170,8 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> ModelRu
         if device.torch_device.type == "cpu":
             cpu_choice.choose((one for group in drawn.groups.groups for one in group.matrices), drawn.dtype)
         if drawn.plan.kv.moving:
-            logger.warning("KV blocks %s", drawn.plan.kv)
+            states = "" if drawn.plan.state_room is None else " and recurrent states"
+            logger.warning("KV blocks%s %s", states, drawn.plan.kv)
         runtime = ModelRuntime(drawn, settings, device, reading, trace, undone)
         undone.pop_all()
     logger.info("kv room %s", runtime.kv_room)

@@ -27,6 +27,7 @@ from pipeline.generation.sequence import RunningSequence
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.models import decoder
 from pipeline.models.attention import LayerKV
+from pipeline.models.delta_state import LayerState
 from pipeline.models.frequencies import frequencies
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.ops import infer
@@ -169,7 +170,7 @@ class GenerationProgram:
             pass_, message, functools.partial(self._attention, message, kv), arrived, repeats=repeats
         )
 
-    def _attention(self, message: Message[Slot], kv: LayerKV, part: MicroBatch) -> None:
+    def _attention(self, message: Message[Slot], kv: LayerKV | LayerState, part: MicroBatch) -> None:
         weights, layer = self._catalog.weights(message), self._config.layer_kinds[message.layer]
         for block in part.blocks:
             hidden_TD = self._buffers.hidden(block.begin, block.end)

@@ -1,12 +1,14 @@
 """What a layer keeps between passes lies in cells of one size, and moves by them: what the layouts of layers share."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
 from actors.core.ports import Copy
 from pipeline.groups.layout import merge_copies
+from pipeline.models.attention import LayerKV
+from pipeline.models.delta_state import LayerState
 from pipeline.state.cached import CachedPiece
 
 
@@ -36,7 +38,7 @@ class CellLayout(Protocol):
     def contents(self) -> dict[str, int]:
         """The bytes of what fills the cells, by its name."""
 
-    def view(self, memory: torch.Tensor) -> Any:
+    def view(self, memory: torch.Tensor) -> LayerKV | LayerState:
         """What the mixer of the layer computes with, in memory that may be longer, uint8 [bytes]."""
 
     def cached_cells(self, pieces: Sequence[CachedPiece]) -> list[Copy]:

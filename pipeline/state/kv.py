@@ -12,6 +12,8 @@ from actors.core.message import READY, Message
 from actors.core.ports import Copy
 from pipeline.devices.memory import HostMemory
 from pipeline.devices.port import Device
+from pipeline.models.attention import LayerKV
+from pipeline.models.delta_state import LayerState
 from pipeline.state.cached import CachedPiece
 from pipeline.state.cell_layout import CellLayout, cells_of, runs
 from pipeline.state.kv_memory import KvMemory
@@ -60,7 +62,7 @@ class KeyValueCache:
             self._new = {layout: layout.new_cells(pieces) for layout in self._moving}
             self.rendezvous.begin()
 
-    def layer(self, layer: int) -> tuple[Any, Event]:
+    def layer(self, layer: int) -> tuple[LayerKV | LayerState, Event]:
         """What a layer keeps between passes, and the event of their arrival; after `prepare` of the rendezvous."""
         message = self.rendezvous.message(layer)
         return self.memory.view(layer, message), READY if message is None else message.event

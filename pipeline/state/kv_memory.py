@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from actors.core.budget import Slot
 from actors.core.companion import SHARED, own_kind
 from actors.core.message import Message
 from pipeline.devices.memory import Memory
 from pipeline.devices.port import Device
+from pipeline.models.attention import LayerKV
+from pipeline.models.delta_state import LayerState
 from pipeline.state.cell_layout import CellLayout
 from pipeline.state.kv_placement import KvPlacement
 from pipeline.state.spill_file import Region, SpillFile
@@ -51,7 +52,7 @@ class KvMemory:
         if placement.disk and folder is not None:
             self.spill = SpillFile(Path(folder), spilled_bytes)
 
-    def view(self, layer: int, message: Message[Slot] | None) -> Any:
+    def view(self, layer: int, message: Message[Slot] | None) -> LayerKV | LayerState:
         """What a layer keeps between passes: in the slot of its message, or, without one, where they stay."""
         return self._staying[layer] if message is None else self.layouts[layer].view(message.at.buffer.tensor)
 

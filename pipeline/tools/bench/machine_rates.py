@@ -26,7 +26,7 @@ from pipeline.tools.bench.read_rates import SWEEP_SECONDS, sweep
 ROUNDS = 5
 UPLOADS = 8
 TIMED_LAYERS = 4
-"""Layers are alike: so many are computed, and the head."""
+"""So many layers are computed, the first of each kind, and the head."""
 LARGER = (1, 4, 16)
 """Batches so many times as large are computed, from which follows what more tokens cost."""
 LARGE = 1024
@@ -45,7 +45,8 @@ async def measure_rates(folder: Path, settings: Config, tokens: int, progress: P
         progress("touching all slots once")
         await sweep(runtime, runtime.source)
         whole = await floors.load(shared=True)
-        timed = {*range(TIMED_LAYERS), runtime.config.layers}
+        kinds = runtime.config.layer_kinds
+        timed = {*range(TIMED_LAYERS), *map(kinds.index, {*kinds}), len(kinds)}
         some = Loaded(tuple(one for one in whole.messages if one.layer in timed), aliased=True)
         disk, h2d, slowdowns = [], [], []
         computed: dict[int, list[_Computed]] = {batch: [] for batch in batches}
@@ -96,6 +97,8 @@ def _with_room(settings: Config, tokens: int) -> Config:
         max_tokens_per_pass=max(settings.max_tokens_per_pass or LEAST_TOKENS, tokens),
         context_tokens=max(lengths) + 1,
         kv_tokens=sum(blocks_for(length + 1) for length in lengths) * BLOCK_TOKENS,
+        max_requests=len(lengths),
+        state_snapshots=0,
     )
 
 

@@ -122,6 +122,8 @@ def _forecast(placed: Placed, settings: Config, device: Device, rates: Rates, to
     elif len(drawn.plan.residency.stays(device.places[-1].name)) < len(drawn.catalog.order):
         plan = drawn.plan  # KV blocks and passes as they are, so that the weights get all of it
         same_room = replace(settings, kv_tokens=plan.kv_room.tokens, max_tokens_per_pass=plan.pass_size.tokens)
+        if (states := plan.state_room) is not None:
+            same_room = replace(same_room, max_requests=states.requests, state_snapshots=states.snapshots)
         for place in drawn.plan.slots:
             limits = {**drawn.plan.limits, place: drawn.plan.limits[place] + GIGABYTE}
             memory: dict[str, Any] = {one.memory_setting: limits[one.name] for one in device.places}

@@ -153,7 +153,8 @@ def _forecast_lines(planned: Planned) -> list[str]:
     if balance is not None:
         printed.append(f"balance    up to about {balance} tokens per pass a token more costs almost nothing")
     if drawn.plan.kv.moving:
-        printed.append("not in it  KV blocks that move: see the plan above")
+        states = "" if drawn.plan.state_room is None else " and recurrent states"
+        printed.append(f"not in it  KV blocks{states} that move: see the plan above")
     return printed
 
 

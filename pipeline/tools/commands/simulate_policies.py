@@ -17,7 +17,7 @@ from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.simulate import LAYERS, MILLISECONDS
 from pipeline.tools.commands.values import option_of, policy_from_text
 from pipeline.tools.simulation.closed_forms import closed_form_ms
-from pipeline.tools.simulation.derive import derive_timings, find_shape
+from pipeline.tools.simulation.derive import derive_timings, find_shapes
 from pipeline.tools.simulation.sim_line import Simulated, simulate
 from pipeline.tools.simulation.timings import LayerTimings
 from pipeline.tools.trace.overlap import policy_table
@@ -80,20 +80,22 @@ def _print_json(options: argparse.Namespace, runs: Mapping[str, Simulated]) -> N
 
 def _print_table(timings: LayerTimings, policies: Mapping[str, PrefetchPolicy], runs: Mapping[str, Simulated]) -> None:
     rows = [dataclasses.replace(run.overlap(), policy=label) for label, run in runs.items()]
+    known = () if timings.unlike else (*POLICIES, CHAINED)  # the formulas are of layers that are alike
     formulas = [
-        f"{closed_form_ms(policy.name, timings, policy.micro_batches):.1f}" if label in (*POLICIES, CHAINED) else ""
+        f"{closed_form_ms(policy.name, timings, policy.micro_batches):.1f}" if label in known else ""
         for label, policy in policies.items()
     ]
     print(policy_table(rows, {("by", "formula"): formulas}))
 
 
 def _write_trace(options: argparse.Namespace, timings: LayerTimings, run: Simulated) -> None:
-    names = [field.name for field in dataclasses.fields(timings) if field.name != "order"]
+    names = [field.name for field in dataclasses.fields(timings) if field.name not in ("order", "unlike")]
+    unlike = [{name: getattr(one, name) for name in LAYER_SECONDS} for one in timings.unlike]
     configuration = {
         "command": "simulate",
         "policy": run.policy.name,
         "gpu_groups": options.gpu_groups,
-        "timings": {name: getattr(timings, name) for name in names},
+        "timings": {name: getattr(timings, name) for name in names} | ({"unlike": unlike} if unlike else {}),
         "actors": list(ACTORS),
         "groups_per_pass": len(timings.order),
         "micro_batches": run.policy.micro_batches,
@@ -148,9 +150,9 @@ def _timings(options: argparse.Namespace) -> LayerTimings:
             raise ConfigError(f"--model: need {', '.join(missing)} too, to derive the timings")
         for name in rates:
             _check_number(options, name, above=True)
-        shape = find_shape(options.model)
-        derived = derive_timings(shape, **{name: getattr(options, name) for name in RATES})
-        return dataclasses.replace(derived, layers=options.layers or shape.layers, **common)
+        shapes = find_shapes(options.model)
+        derived = derive_timings(shapes, **{name: getattr(options, name) for name in RATES})
+        return dataclasses.replace(derived, layers=options.layers or len(shapes), **common)
     if rates:
         raise ConfigError(f"{option_of(rates[0])}: is for --model, which is missing")
     seconds = {

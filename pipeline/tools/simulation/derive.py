@@ -2,8 +2,11 @@
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from pipeline.checkpoints.presets import PRESETS
 from pipeline.errors import ConfigError, unknown_name
@@ -25,23 +28,29 @@ class Shape:
     That of quantised weights is what is stored of a layer for each of them.
     """
 
-    layers: int
     layer: Layer
     item_bytes: float
 
     def parameters(self, part: str) -> int:
-        """Count the parameters of one part of a layer."""
+        """Count the parameters of one part of the layer."""
         return sum(math.prod(spec.shape) for spec in self.layer.specs("")[part])
 
     def operations(self, part: str, tokens: int) -> float:
-        """Count two for each parameter and token, and the attention of each token over itself and those before it."""
-        kind, pairs = self.layer.mixer, tokens * (tokens + 1) / 2
-        rows = kind.heads * kind.head_dim if attends(part) and isinstance(kind, Attention) else 0
-        return 2.0 * self.parameters(part) * tokens + 4.0 * rows * pairs
+        """Count two for each parameter and token, and what the tokens of one prompt have to do with each other."""
+        return 2.0 * self.parameters(part) * tokens + (self._mixing(tokens) if attends(part) else 0.0)
+
+    def _mixing(self, tokens: int) -> float:
+        """Each token attends to those that it sees; or it reads a matrix twice in each value head, and changes it."""
+        kind = self.layer.mixer
+        if isinstance(kind, Attention):
+            pairs = sum(position + 1 - kind.first_seen(position) for position in range(tokens))
+            return 4.0 * kind.heads * kind.head_dim * pairs
+        return 6.0 * kind.value_heads * kind.key_dim * kind.value_dim * tokens
 
 
-def find_shape(model: str) -> Shape:
-    """The shape of the checkpoint in the folder, or of the config file, preset or cached model, of that name.
+def find_shapes(model: str) -> tuple[Shape, ...]:
+    """The shape of each layer of the checkpoint in the folder, or of the config file, preset or cached model, of that
+    name.
 
     Weights are bfloat16 unless the config says otherwise. Reading one imports torch.
 
@@ -52,7 +61,7 @@ def find_shape(model: str) -> Shape:
         if model in PRESETS:
             found = described(JsonObject(f"preset {model}", PRESETS[model]))
             layers = found.family.layers(found.text, found.text.count("num_hidden_layers"))
-            return Shape(layers=len(layers), layer=layers[0], item_bytes=BFLOAT16_BYTES)
+            return tuple(Shape(layer=layer, item_bytes=BFLOAT16_BYTES) for layer in layers)
         raise ConfigError(f"--model: is no folder, and {unknown_name('preset', model, list(PRESETS))}")
     from pipeline.checkpoints.config_alone import config_alone
     from pipeline.checkpoints.shard_layout import stored_tensors, total_bytes
@@ -61,28 +70,40 @@ def find_shape(model: str) -> Shape:
 
     alone = config_alone(path)
     config = read_config(path) if alone is None else alone.model
-    layer, dtype = config.layer_kinds[0], stored_name(str(config.dtype or "bfloat16").removeprefix("torch."))
-    specs = [spec for part in layer.specs("model.layers.0").values() for spec in part]
-    stored = total_bytes(stored_tensors(config, specs, dtype))
-    return Shape(layers=config.layers, layer=layer, item_bytes=stored / sum(math.prod(spec.shape) for spec in specs))
+    dtype = stored_name(str(config.dtype or "bfloat16").removeprefix("torch."))
+    shapes = []
+    for index, layer in enumerate(config.layer_kinds):
+        specs = [spec for part in layer.specs(f"model.layers.{index}").values() for spec in part]
+        stored = total_bytes(stored_tensors(config, specs, dtype))
+        shapes.append(Shape(layer=layer, item_bytes=stored / sum(math.prod(spec.shape) for spec in specs)))
+    return tuple(shapes)
 
 
 def derive_timings(
-    shape: Shape, *, disk_gbps: float, h2d_gbps: float, tflops: float, batch_tokens: int
+    shapes: Sequence[Shape], *, disk_gbps: float, h2d_gbps: float, tflops: float, batch_tokens: int
 ) -> LayerTimings:
-    """Seconds of each half-layer, the disk hop and the H2D hop apart.
+    """Seconds of each half-layer, the disk hop and the H2D hop apart; means over the layers, and those of each, where
+    they differ.
 
     Rates are in 1e9 bytes per second and 1e12 operations per second, as reached, not as advertised. The pass computes
     `batch_tokens` tokens of one prompt. Not in it: the head, and the time in which a small batch reads the weights from
     device memory.
     """
-    attn_bytes, ffn_bytes = (shape.parameters(part) * shape.item_bytes for part in (ATTN, FFN))
-    return LayerTimings(
-        layers=shape.layers,
-        attn=shape.operations(ATTN, batch_tokens) / (tflops * TERA),
-        ffn=shape.operations(FFN, batch_tokens) / (tflops * TERA),
-        attn_io=attn_bytes / (h2d_gbps * GIGA),
-        ffn_io=ffn_bytes / (h2d_gbps * GIGA),
-        attn_disk=attn_bytes / (disk_gbps * GIGA),
-        ffn_disk=ffn_bytes / (disk_gbps * GIGA),
-    )
+
+    def seconds(shape: Shape) -> dict[str, Any]:
+        attn_bytes, ffn_bytes = (shape.parameters(part) * shape.item_bytes for part in (ATTN, FFN))
+        return {
+            "attn": shape.operations(ATTN, batch_tokens) / (tflops * TERA),
+            "ffn": shape.operations(FFN, batch_tokens) / (tflops * TERA),
+            "attn_io": attn_bytes / (h2d_gbps * GIGA),
+            "ffn_io": ffn_bytes / (h2d_gbps * GIGA),
+            "attn_disk": attn_bytes / (disk_gbps * GIGA),
+            "ffn_disk": ffn_bytes / (disk_gbps * GIGA),
+        }
+
+    found = {shape: seconds(shape) for shape in dict.fromkeys(shapes)}
+    if len(found) == 1:
+        return LayerTimings(layers=len(shapes), **found[shapes[0]])
+    means: dict[str, Any] = {name: fmean(found[shape][name] for shape in shapes) for name in found[shapes[0]]}
+    unlike = tuple(LayerTimings(layers=1, **found[shape]) for shape in shapes)
+    return LayerTimings(layers=len(shapes), **means, unlike=unlike)

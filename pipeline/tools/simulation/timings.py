@@ -41,8 +41,9 @@ class Timings(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerTimings:
-    """Every layer alike, in seconds: compute, transfer to the device, and, where it is a hop of its own, the disk.
+    """The times of a layer, in seconds: compute, transfer to the device, and, where it is a hop of its own, the disk.
 
+    Every layer is alike, or like one of `unlike`, which take turns; the times here are their means then.
     With a `jitter` (coefficient of variation) each time is drawn from a log-normal distribution around its value,
     the same for every policy with the same `seed`.
     """
@@ -58,6 +59,7 @@ class LayerTimings:
     kv_seconds: float = 0.0
     jitter: float = 0.0
     seed: int = 0
+    unlike: Sequence["LayerTimings"] = ()
     order: Order = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -75,14 +77,15 @@ class LayerTimings:
 
     def seconds(self, actor: str, pass_: int, key: GroupKey) -> float:
         """Draw the seconds around those of an attn or an ffn. An only hop is the disk's."""
+        one = self.unlike[key[0] % len(self.unlike)] if self.unlike else self
         if actor == COMPUTE:
-            what, means = "compute", (self.attn, self.ffn)
+            what, means = "compute", (one.attn, one.ffn)
         elif actor == DISK and not self.one_link:
-            what, means = "disk", (self.attn_disk, self.ffn_disk)
+            what, means = "disk", (one.attn_disk, one.ffn_disk)
         elif actor == LINK and self.one_link:
             return 0.0
         else:
-            what, means = "io", (self.attn_io, self.ffn_io)
+            what, means = "io", (one.attn_io, one.ffn_io)
         mean = means[LAYER_PARTS.index(key[1])]
         if not self.jitter:
             return mean

@@ -44,7 +44,7 @@ class PassBuffers:
         rows, logit_rows = blocks.padded(most_rows), blocks.padded(most_logit_rows)
         return {
             HIDDEN: (rows + logit_rows) * config.hidden_size * dtype.itemsize,
-            ROTARY: sum(2 * rows * rope.channels for rope in config.ropes) * torch.float32.itemsize,
+            ROTARY: sum(rows * _items(rope) for rope in config.ropes) * torch.float32.itemsize,
             LOGITS: logit_rows * config.vocabulary_size * torch.float32.itemsize,
         }
 
@@ -69,10 +69,17 @@ class PassBuffers:
         """The turns of rows [begin, end) of the pass, of each rope of the model."""
         tables, items = {}, self._memory[ROTARY].tensor.view(torch.float32)
         for rope in self._config.ropes:
-            ends = 2 * self._rows * rope.channels
-            cos_TC, sin_TC = items[:ends].view(2, self._rows, -1)[:, begin:end].unsqueeze(2)
-            tables[rope], items = Rotary(cos_TC, sin_TC), items[ends:]
+            table, items = items.split((self._rows * _items(rope), len(items) - self._rows * _items(rope)))
+            turns, growth = table[: 2 * self._rows * rope.channels], table[2 * self._rows * rope.channels :]
+            cos, sin = turns.view(2, self._rows, 1, -1)[:, begin:end]
+            grows = growth[begin:end].view(-1, 1, 1) if rope.query_growth else None
+            tables[rope] = Rotary(cos, sin, grows, rope.interleaved)
         return tables
 
     def _view(self, name: str, dtype: torch.dtype, columns: int) -> torch.Tensor:
         return self._memory[name].tensor.view(dtype).view(-1, columns)
+
+
+def _items(rope: Rope) -> int:
+    """What a row of its table has."""
+    return 2 * rope.channels + (rope.query_growth is not None)

@@ -13,8 +13,8 @@ from pipeline.generation.pass_inputs import PassInputs
 from pipeline.generation.row_sampler import RowSampler
 from pipeline.groups.groups import WeightGroups
 from pipeline.models.activations import embedding_bytes, half_bytes, head_bytes
-from pipeline.models.attention import scratch_bytes
 from pipeline.models.model_config import ModelConfig
+from pipeline.models.pass_attention import scratch_bytes
 from pipeline.models.row_blocks import RowBlocks
 from pipeline.system.memory_plan import Holding
 
@@ -40,7 +40,7 @@ def pass_holdings(
     at_a_time = min(2, micro_batches)
     casts = _scratch_bytes(groups, dtype) * at_a_time
     fused = device.torch_device.type == "cuda"
-    half = max(half_bytes(one, dtype, fused=fused, silu_by_formula=invariant) for one in set(model.layer_kinds))
+    half = max(half_bytes(one, dtype, fused=fused, by_formula=invariant) for one in set(model.layer_kinds))
     rows_of_half = blocks.most_at_once(-(-blocks.padded(tokens) // micro_batches))
     head = _head_bytes(model, settings, groups, blocks, dtype, fused=fused)
     embedding = embedding_bytes(model.hidden_size, max((one.channels for one in model.ropes), default=0), dtype)

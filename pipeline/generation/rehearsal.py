@@ -20,9 +20,10 @@ from pipeline.formats.parts import EMBED_KEY
 from pipeline.generation.choosing import fused
 from pipeline.generation.folder import naming_files
 from pipeline.generation.program import COMPUTE
-from pipeline.models.attention import LayerKV, attend_all
+from pipeline.models.attention import LayerKV
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.ops import infer, rms_norm
+from pipeline.models.pass_attention import attend_all
 from pipeline.models.pass_rows import few_rows
 from pipeline.models.rotary import rotary
 from pipeline.models.specs import group_specs

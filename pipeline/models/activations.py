@@ -3,31 +3,59 @@
 Counted beside the hidden states, the weights, and what attention takes for a whole context. `fused` says that norms,
 gates and rotary embedding are one kernel each, as on a GPU.
 
-Letters in names: D hidden, N query heads, K kv heads, H head dim, F ffn.
+Letters in names: N query heads, K kv heads, H head dim.
 """
 
 import torch
 
-from pipeline.models.layers import DeltaNet, Layer
+from pipeline.models.layers import Attention, DeltaNet, Layer
+from pipeline.models.pass_attention import all_at_once
 
 FP32_BYTES = torch.float32.itemsize
 
 
-def half_bytes(layer: Layer, dtype: torch.dtype, *, fused: bool, silu_by_formula: bool) -> int:
+def half_bytes(layer: Layer, dtype: torch.dtype, *, fused: bool, by_formula: bool) -> int:
     """The most that a half takes for a row."""
-    item, size, kind = dtype.itemsize, layer.hidden_size, layer.mixer
+    size, norms, kind = layer.hidden_size * dtype.itemsize, layer.norms, layer.mixer
     if isinstance(kind, DeltaNet):
         raise NotImplementedError
-    NH, KH, F = kind.heads * kind.head_dim, kind.kv_heads * kind.head_dim, layer.feed_forward.size
-    projected = (size + NH + 2 * KH) * item  # of the normed row
-    head_norms = projected + _norm_bytes(NH, dtype, fused=fused) if kind.query_key_norms else 0
-    if fused:  # with what attention keeps of long contexts meanwhile
-        attended = projected + NH * item + max(size * item, (NH + 2 * kind.heads) * FP32_BYTES)
-    else:
-        # The queries turned, each piece of what they give, and all of it; the turned ones in their cells, or two steps.
-        attended = projected + 4 * NH * item
-    gated = (size + 2 * F) * item + max(size * item, 0 if fused else _silu_bytes(F, dtype, by_formula=silu_by_formula))
-    return max(_norm_bytes(size, dtype, fused=fused), head_norms, attended, gated)
+    norm = _norm_bytes(layer.hidden_size, dtype, fused=fused and layer.norm_style == "plain")
+    halves = (
+        (norms.before_mixer, _attention_bytes(layer, kind, dtype, fused=fused), norms.after_mixer),
+        (norms.before_feed_forward, _feed_forward_bytes(layer, dtype, fused, by_formula), norms.after_feed_forward),
+    )
+    return max(
+        max(norm, size * bool(before) + max(half, size + norm if after else 0)) for before, half, after in halves
+    )
+
+
+def _attention_bytes(layer: Layer, kind: Attention, dtype: torch.dtype, *, fused: bool) -> int:
+    """Beside what it gets."""
+    item, size = dtype.itemsize, layer.hidden_size * dtype.itemsize
+    NH, KH = kind.heads * kind.head_dim * item, kind.kv_heads * kind.head_dim * item
+    # Of a gated one, the gate is copied from behind the queries, which then lie apart once they have been normed.
+    projected = (3 if kind.gated else 1) * NH + (1 if kind.values_are_keys else 2) * KH
+    normed = 0
+    if kind.query_key_norms is not None:
+        plain = fused and layer.norm_style == "plain"
+        normed = projected + _norm_bytes(kind.heads * kind.head_dim, dtype, fused=plain)
+        projected = (2 if kind.gated else 1) * NH + 2 * KH
+    # The queries turned, each piece of what they give, and all of it; the turned ones in their cells, or two steps.
+    attended = projected + max(4 * NH, NH + size)
+    if fused and all_at_once(kind):  # with what attention keeps of long contexts meanwhile
+        copied = NH if kind.gated or kind.fused else 0
+        attended = projected + copied + NH + max(size, (kind.heads * kind.head_dim + 2 * kind.heads) * FP32_BYTES)
+    return max(normed, attended)
+
+
+def _feed_forward_bytes(layer: Layer, dtype: torch.dtype, fused: bool, by_formula: bool) -> int:
+    """Beside what it gets."""
+    kind, size = layer.feed_forward, layer.hidden_size * dtype.itemsize
+    plain = fused and kind.gated and kind.activation == "silu"
+    # One matrix gives gate and up side by side, which are copied from there.
+    wide = ((4 if plain else 3) if kind.fused else 2 if kind.gated else 1) * kind.size * dtype.itemsize
+    activated = 0 if plain or kind.activation == "relu2" else _activation_bytes(kind.size, dtype, by_formula=by_formula)
+    return wide + max(size, activated)
 
 
 def head_bytes(hidden_size: int, slice_rows: int, dtype: torch.dtype, *, fused: bool) -> int:
@@ -49,7 +77,7 @@ def _norm_bytes(items: int, dtype: torch.dtype, *, fused: bool) -> int:
     return items * 2 * (FP32_BYTES if dtype is torch.float32 else FP32_BYTES + dtype.itemsize)
 
 
-def _silu_bytes(items: int, dtype: torch.dtype, *, by_formula: bool) -> int:
+def _activation_bytes(items: int, dtype: torch.dtype, *, by_formula: bool) -> int:
     if dtype is torch.float32:
         return items * FP32_BYTES
     return items * 2 * FP32_BYTES if by_formula else 0

@@ -1,4 +1,4 @@
-"""Causal attention of the tokens of one pass over the keys and values of one layer, sequence by sequence.
+"""Causal attention of the tokens of one sequence over the keys and values of one layer, by what torch has.
 
 What comes out for a token must not depend on other requests in the pass, nor on where its prompt is cut into passes. So
 which kernel computes it, on tensors of which shape, follows from its position alone: the tokens of a prompt in cells
@@ -8,26 +8,15 @@ Shape letters in names: T tokens of this pass, S positions attended, B blocks, P
 K kv heads, G query heads that share a kv head, H head dim, C positions of a cell.
 """
 
-import functools
-from collections.abc import Hashable
 from dataclasses import dataclass
-from types import ModuleType
 
 import torch
 from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from pipeline.models.formula_attention import attend_by_formula, needs_formula
 from pipeline.models.layers import Attention
-from pipeline.models.pass_rows import (
-    ANSWERS_AT_ONCE,
-    FEW_TILE_ROWS,
-    MOST_TILE_PARTS,
-    Rows,
-    SequenceRows,
-    parts_for,
-)
-from pipeline.models.rotary import Rotary, rotate
-from pipeline.models.triton_kernels import kernels_of
+from pipeline.models.pass_rows import Rows
 
 CPU_CELL, GPU_CELL = 16, 512
 """Positions of a cell: few, so that a short piece of a prompt fills it, and as many as a GPU computes at a time."""
@@ -79,78 +68,22 @@ class LayerKV:
         return read[0], read[1]
 
 
-def attend_all(
-    q_TNH: torch.Tensor,
-    keys_TKH: torch.Tensor,
-    values_TKH: torch.Tensor,
-    turn: Rotary | None,
-    kv: LayerKV,
-    rows: Rows,
-    kind: Attention,
-) -> torch.Tensor:
-    """Turn queries and keys, put keys and values into their places, and let each token attend to its own sequence.
-
-    Returns [T, N * H]. On a GPU all rows are computed at once, and the queries are turned in place. Elsewhere those of
-    sequences that have ended get zeros: rows have to stay where they are, so that others keep their bits.
-    """
-    if turn and (kernels := _kernels_of(kind, q_TNH.device, q_TNH.dtype)):
-        kernels.turn_and_write(q_TNH, keys_TKH, values_TKH, turn, kv.memory, rows)
-        mixed_TA: torch.Tensor = kernels.attend(q_TNH, kv.memory, rows, kind.window)
-        return mixed_TA
-    if turn:
-        q_TNH, keys_TKH = rotate(q_TNH, turn), rotate(keys_TKH, turn)
-    kv.write(rows, keys_TKH, values_TKH)
-    mixed = [_attend_rows(q_TNH[one.begin : one.end], kv, one, kind) for one in rows.by_sequence()]
-    return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
-
-
-def launches(kind: Attention, kv: LayerKV, rows: Rows) -> Hashable:
-    """What the launches of `attend_all` depend on beside the number of rows; None if on more than can be told."""
-    is_fixed = not rows.tiles and _kernels_of(kind, kv.memory.device, kv.memory.dtype)
-    return (kv.memory.data_ptr(), rows.parts) if is_fixed else None
-
-
-def scratch_bytes(kind: Attention, device: torch.device, dtype: torch.dtype, rows: int, context_tokens: int) -> int:
-    """The most memory that it takes beside the rows of a pass."""
-    one_by_one = 2 * (context_tokens + GPU_CELL) * kind.kv_heads * kind.head_dim * dtype.itemsize
-    if device.type != "cuda":
-        return one_by_one
-    of_answers = min(rows, ANSWERS_AT_ONCE) * kind.heads * parts_for(context_tokens)
-    parts = 2 * of_answers + FEW_TILE_ROWS * MOST_TILE_PARTS  # answers have those of recorded kernels, and of others
-    return max(one_by_one, parts * (kind.head_dim + 2) * torch.float32.itemsize)
-
-
-def _kernels_of(kind: Attention, device: torch.device, dtype: torch.dtype) -> ModuleType | None:
-    """What computes all rows at once, where it can compute this kind."""
-    rope = kind.rope
-    turns = rope is not None and (rope.channels, rope.interleaved, rope.query_growth) == (kind.head_dim, False, None)
-    scores = (kind.scale, kind.chunk, kind.softcap, kind.sinks) == (kind.head_dim**-0.5, None, None, False)
-    return _kernels(device, dtype, kind.heads, kind.head_dim, kind.kv_heads) if turns and scores else None
-
-
-@functools.cache
-def _kernels(device: torch.device, dtype: torch.dtype, heads: int, head_dim: int, kv_heads: int) -> ModuleType | None:
-    """What computes all rows at once, where this is a GPU for which Triton compiles it."""
-    otherwise = "attention runs request by request"
-    return kernels_of("pipeline.models.paged_attention", device, otherwise, dtype, heads, head_dim, kv_heads)
-
-
-def _attend_rows(q_TNH: torch.Tensor, kv: LayerKV, one: SequenceRows, kind: Attention) -> torch.Tensor:
-    if one.ended():
-        return torch.zeros_like(q_TNH).flatten(1)
-    return attend(q_TNH, kv, one.blocks_B, one.start, one.prompt_tokens, kind)
-
-
 def attend(
-    q_TNH: torch.Tensor, kv: LayerKV, blocks_B: torch.Tensor, start: int, prompt_tokens: int, kind: Attention
+    q_TNH: torch.Tensor,
+    kv: LayerKV,
+    blocks_B: torch.Tensor,
+    start: int,
+    prompt_tokens: int,
+    kind: Attention,
+    sinks_N: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention of one sequence's tokens at [start, start + T), over what each sees; returns [T, N * H]."""
     prompts = min(max(prompt_tokens - start, 0), len(q_TNH))
-    mixed = [_attend_prompt(q_TNH[:prompts], kv, blocks_B, start, kind)] if prompts else []
+    mixed = [_attend_prompt(q_TNH[:prompts], kv, blocks_B, start, kind, sinks_N)] if prompts else []
     for index in range(prompts, len(q_TNH)):
         position = start + index
         keys_SKH, values_SKH = kv.read(blocks_B, kind.first_seen(position), position + 1)
-        mixed.append(_attend_one(_aligned(q_TNH[index : index + 1]), keys_SKH, values_SKH))
+        mixed.append(_attend_one(_aligned(q_TNH[index : index + 1]), keys_SKH, values_SKH, kind, sinks_N))
     return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
 
@@ -160,14 +93,21 @@ def _aligned(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _attend_prompt(
-    q_TNH: torch.Tensor, kv: LayerKV, blocks_B: torch.Tensor, start: int, kind: Attention
+    q_TNH: torch.Tensor,
+    kv: LayerKV,
+    blocks_B: torch.Tensor,
+    start: int,
+    kind: Attention,
+    sinks_N: torch.Tensor | None,
 ) -> torch.Tensor:
     """Cell by cell. In the place of positions that are not there, or that no token of these looks at, stand zeros."""
-    cell = GPU_CELL if q_TNH.is_cuda else CPU_CELL
+    cell = GPU_CELL if q_TNH.is_cuda and not needs_formula(kind) else CPU_CELL
     end = start + len(q_TNH)
     begin, until = start // cell * cell, -(-end // cell) * cell
     first, first_read = kind.first_seen(begin), kind.first_seen(start)
     keys_SKH, values_SKH = kv.read_filled(blocks_B, first_read, end, first_read - first, until - end)
+    if needs_formula(kind):
+        keys_SKH, values_SKH = keys_SKH.float(), values_SKH.float()  # once, for all cells
     keys_SKH, values_SKH, q_TNH = _aligned(keys_SKH), _aligned(values_SKH), _aligned(q_TNH)
     if (begin, until) != (start, end):
         q_TNH = pad(q_TNH, (0, 0, 0, 0, start - begin, until - end))
@@ -175,40 +115,63 @@ def _attend_prompt(
     for position in range(begin, until, cell):
         seen = slice(kind.first_seen(position) - first, position + cell - first)
         q_CNH = q_TNH[position - begin : position - begin + cell]
-        mixed.append(_attend_cell(q_CNH, keys_SKH[seen], values_SKH[seen], position, kind))
+        mixed.append(_attend_cell(q_CNH, keys_SKH[seen], values_SKH[seen], position, kind, sinks_N))
     return (mixed[0] if len(mixed) == 1 else torch.cat(mixed))[start - begin : end - begin]
 
 
 def _attend_cell(
-    q_CNH: torch.Tensor, keys_SKH: torch.Tensor, values_SKH: torch.Tensor, start: int, kind: Attention
+    q_CNH: torch.Tensor,
+    keys_SKH: torch.Tensor,
+    values_SKH: torch.Tensor,
+    start: int,
+    kind: Attention,
+    sinks_N: torch.Tensor | None,
 ) -> torch.Tensor:
     """The tokens of a cell, whose last sees the last of these positions; returns [C, N * H]."""
     end = start + len(q_CNH)
+    if needs_formula(kind):
+        visible_CS = _visible(end - len(keys_SKH), start, end, kind, q_CNH.device)
+        return attend_by_formula(q_CNH, keys_SKH, values_SKH, kind, sinks_N, visible_CS)
     q_1NCH, keys_1KSH, values_1KSH = (x.transpose(0, 1).unsqueeze(0) for x in (q_CNH, keys_SKH, values_SKH))
     sees_all = kind.first_seen(end - 1) == 0
     is_grouped = q_CNH.shape[1] != keys_SKH.shape[1]
     if sees_all and _flash_can(q_1NCH, keys_1KSH, values_1KSH):
-        mixed_1NCH = _flash(q_1NCH, keys_1KSH, values_1KSH, is_causal=True)
+        mixed_1NCH = _flash(q_1NCH, keys_1KSH, values_1KSH, _scale(kind), is_causal=True)
     elif sees_all and not start:
-        mixed_1NCH = scaled_dot_product_attention(q_1NCH, keys_1KSH, values_1KSH, is_causal=True, enable_gqa=is_grouped)
+        mixed_1NCH = scaled_dot_product_attention(
+            q_1NCH, keys_1KSH, values_1KSH, is_causal=True, scale=_scale(kind), enable_gqa=is_grouped
+        )
     else:
         visible_CS = _visible(end - len(keys_SKH), start, end, kind, q_CNH.device)
         mixed_1NCH = scaled_dot_product_attention(
-            q_1NCH, keys_1KSH, values_1KSH, attn_mask=visible_CS, enable_gqa=is_grouped
+            q_1NCH, keys_1KSH, values_1KSH, attn_mask=visible_CS, scale=_scale(kind), enable_gqa=is_grouped
         )
     return mixed_1NCH.squeeze(0).transpose(0, 1).flatten(1)
 
 
-def _attend_one(q_1NH: torch.Tensor, keys_SKH: torch.Tensor, values_SKH: torch.Tensor) -> torch.Tensor:
+def _attend_one(
+    q_1NH: torch.Tensor,
+    keys_SKH: torch.Tensor,
+    values_SKH: torch.Tensor,
+    kind: Attention,
+    sinks_N: torch.Tensor | None,
+) -> torch.Tensor:
     """One token sees every row: heads that share a kv head stand where tokens stand, so its rows are read once."""
+    if needs_formula(kind):
+        return attend_by_formula(q_1NH, keys_SKH, values_SKH, kind, sinks_N, None)
     _, kv_heads, head_dim = keys_SKH.shape
     q_1KGH = q_1NH.view(1, kv_heads, -1, head_dim)
     keys_1KSH, values_1KSH = (x.transpose(0, 1).unsqueeze(0) for x in (keys_SKH, values_SKH))
     if _flash_can(q_1KGH, keys_1KSH, values_1KSH):
-        mixed_1KGH = _flash(q_1KGH, keys_1KSH, values_1KSH, is_causal=False)
+        mixed_1KGH = _flash(q_1KGH, keys_1KSH, values_1KSH, _scale(kind), is_causal=False)
     else:
-        mixed_1KGH = scaled_dot_product_attention(q_1KGH, keys_1KSH, values_1KSH)
+        mixed_1KGH = scaled_dot_product_attention(q_1KGH, keys_1KSH, values_1KSH, scale=_scale(kind))
     return mixed_1KGH.reshape(1, -1)
+
+
+def _scale(kind: Attention) -> float | None:
+    """As kernels of torch are told; they compute the usual one in their own way."""
+    return None if kind.scale == kind.head_dim**-0.5 else kind.scale
 
 
 def _flash_can(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> bool:
@@ -219,12 +182,16 @@ def _flash_can(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> boo
     return q.shape[-1] % 8 == 0 and can_use_flash_attention(asked)
 
 
-def _flash(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *, is_causal: bool) -> torch.Tensor:
+def _flash(
+    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float | None, *, is_causal: bool
+) -> torch.Tensor:
     """The flash kernel by name: left to itself torch may take cuDNN's, which plans every new length for 50 ms (H100).
 
     Causal means that the last query sees the last key, however many of either there are.
     """
-    mixed: torch.Tensor = torch.ops.aten._scaled_dot_product_flash_attention(q, keys, values, 0.0, is_causal)[0]
+    mixed: torch.Tensor = torch.ops.aten._scaled_dot_product_flash_attention(
+        q, keys, values, 0.0, is_causal, scale=scale
+    )[0]
     return mixed
 
 

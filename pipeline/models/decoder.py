@@ -12,12 +12,13 @@ import torch
 
 from pipeline.formats.matrix import Weights
 from pipeline.models import delta_net
-from pipeline.models.attention import LayerKV, attend_all, launches
+from pipeline.models.attention import LayerKV
 from pipeline.models.delta_state import LayerState
-from pipeline.models.layers import Attention, DeltaNet, Layer
+from pipeline.models.layers import Attention, DeltaNet, FeedForward, Layer
 from pipeline.models.model_config import ModelConfig
-from pipeline.models.ops import rms_norm, silu_gate
+from pipeline.models.ops import activate, gate, rms_norm, sigmoid_gate
 from pipeline.models.outside import Outside
+from pipeline.models.pass_attention import attend_all, launches
 from pipeline.models.pass_rows import Rows
 from pipeline.models.ropes import Rope
 from pipeline.models.rotary import Rotary
@@ -36,13 +37,13 @@ def attention_half(
     Attention writes their keys and values into `kv` first, then lets each attend to its own sequence, turned by the
     one of `rotary` that is of its rope. A delta net changes the state of each sequence there.
     """
-    normed_TD = rms_norm(hidden_TD, weights.tensors["norm"], layer.norm_epsilon)
+    normed_TD = _normed(layer, weights, "norm", hidden_TD)
     match layer.mixer, kv:
         case Attention() as kind, LayerKV():
             mixed_TD = _attention(layer, kind, weights, normed_TD, kv, rows, rotary[kind.rope] if kind.rope else None)
         case DeltaNet() as net, LayerState():
             mixed_TD = delta_net.mix(net, weights, normed_TD, kv, rows, layer.norm_epsilon)
-    return hidden_TD.add_(mixed_TD)
+    return _add(layer, weights, hidden_TD, mixed_TD)
 
 
 def attention_launches(layer: Layer, kv: LayerKV | LayerState, rows: Rows) -> Hashable:
@@ -53,10 +54,11 @@ def attention_launches(layer: Layer, kv: LayerKV | LayerState, rows: Rows) -> Ha
     return None
 
 
-def ffn_half(layer: Layer, weights: Weights, hidden_TD: torch.Tensor, silu_by_formula: bool = False) -> torch.Tensor:
-    """Add norm and feed-forward of one layer; returns `hidden_TD`."""
-    normed_TD = rms_norm(hidden_TD, weights.tensors["norm"], layer.norm_epsilon)
-    return hidden_TD.add_(_gated_feed_forward(weights, normed_TD, silu_by_formula))
+def ffn_half(layer: Layer, weights: Weights, hidden_TD: torch.Tensor, by_formula: bool = False) -> torch.Tensor:
+    """Add norm and feed-forward of one layer; returns `hidden_TD`. See `activate` for `by_formula`."""
+    normed_TD = _normed(layer, weights, "norm", hidden_TD)
+    _add(layer, weights, hidden_TD, _feed_forward(layer.feed_forward, weights, normed_TD, by_formula))
+    return hidden_TD.mul_(weights.tensors["scalar"].to(hidden_TD.dtype)) if layer.scalar else hidden_TD
 
 
 def scale_embedding(outside: Outside, hidden_TD: torch.Tensor) -> None:
@@ -67,7 +69,7 @@ def scale_embedding(outside: Outside, hidden_TD: torch.Tensor) -> None:
 
 def final_norm(config: ModelConfig, weights: Weights, hidden_TD: torch.Tensor) -> torch.Tensor:
     """The norm before the output matrix; returns [T, D]."""
-    return rms_norm(hidden_TD, weights.tensors["norm"], config.norm_epsilon)
+    return rms_norm(hidden_TD, weights.tensors["norm"], config.norm_epsilon, config.norm_style)
 
 
 def output_slice(outside: Outside, weights: Weights, normed_TD: torch.Tensor) -> torch.Tensor:
@@ -80,6 +82,20 @@ def output_slice(outside: Outside, weights: Weights, normed_TD: torch.Tensor) ->
     return logits_TV
 
 
+def _normed(layer: Layer, weights: Weights, short: str, x_TD: torch.Tensor) -> torch.Tensor:
+    """`x_TD` behind the norm of that name, or itself where the layer has none."""
+    weight_D = weights.tensors.get(short)
+    return x_TD if weight_D is None else rms_norm(x_TD, weight_D, layer.norm_epsilon, layer.norm_style)
+
+
+def _add(layer: Layer, weights: Weights, hidden_TD: torch.Tensor, computed_TD: torch.Tensor) -> torch.Tensor:
+    """Add what a half has computed, which may be overwritten."""
+    computed_TD = _normed(layer, weights, "norm_after", computed_TD)
+    if layer.residual_multiplier != 1:
+        computed_TD.mul_(layer.residual_multiplier)
+    return hidden_TD.add_(computed_TD)
+
+
 def _attention(
     layer: Layer,
     kind: Attention,
@@ -89,14 +105,48 @@ def _attention(
     rows: Rows,
     turn: Rotary | None,
 ) -> torch.Tensor:
-    heads = (len(normed_TD), -1, kind.head_dim)
-    q_TNH, k_TKH, v_TKH = (weights.project(short, normed_TD).view(heads) for short in ("q", "k", "v"))
-    if kind.query_key_norms == "heads":
-        q_TNH = rms_norm(q_TNH, weights.tensors["q_norm"], layer.norm_epsilon)
-        k_TKH = rms_norm(k_TKH, weights.tensors["k_norm"], layer.norm_epsilon)
-    return weights.project("o", attend_all(q_TNH, k_TKH, v_TKH, turn, kv, rows, kind))
+    q_TNH, k_TKH, v_TKH, gate_TA = _projected(kind, weights, normed_TD)
+    if kind.query_key_norms is not None:
+        q_TNH = _head_norm(layer, kind, q_TNH, weights.tensors["q_norm"])
+        k_TKH = _head_norm(layer, kind, k_TKH, weights.tensors["k_norm"])
+    if kind.value_norm:
+        v_TKH = rms_norm(v_TKH, None, layer.norm_epsilon)
+    mixed_TA = attend_all(q_TNH, k_TKH, v_TKH, turn, kv, rows, kind, weights.tensors.get("sinks"))
+    return weights.project("o", mixed_TA if gate_TA is None else sigmoid_gate(mixed_TA, gate_TA))
 
 
-def _gated_feed_forward(weights: Weights, normed_TD: torch.Tensor, silu_by_formula: bool) -> torch.Tensor:
-    gate_TF, up_TF = (weights.project(short, normed_TD) for short in ("gate", "up"))
-    return weights.project("down", silu_gate(gate_TF, up_TF, by_formula=silu_by_formula))
+def _projected(
+    kind: Attention, weights: Weights, normed_TD: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Queries, keys and values, and the gate [T, N * H] where there is one."""
+    if kind.fused:
+        rows = kind.heads * kind.head_dim, kind.kv_heads * kind.head_dim, kind.kv_heads * kind.head_dim
+        q_TA, k_TA, v_TA = weights.project("qkv", normed_TD).split(rows, dim=1)
+    else:
+        q_TA, k_TA = weights.project("q", normed_TD), weights.project("k", normed_TD)
+        v_TA = k_TA if kind.values_are_keys else weights.project("v", normed_TD)
+    q_TNH, k_TKH, v_TKH = (
+        one.unflatten(1, (heads, -1))
+        for one, heads in ((q_TA, kind.heads), (k_TA, kind.kv_heads), (v_TA, kind.kv_heads))
+    )
+    if not kind.gated:
+        return q_TNH, k_TKH, v_TKH, None
+    q_TNH, gate_TNH = q_TNH.chunk(2, dim=-1)
+    return q_TNH, k_TKH, v_TKH, gate_TNH.flatten(1)
+
+
+def _head_norm(layer: Layer, kind: Attention, x_TNH: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    x = x_TNH if kind.query_key_norms == "heads" else x_TNH.flatten(1)
+    return rms_norm(x, weight, layer.norm_epsilon, layer.norm_style).view(x_TNH.shape)
+
+
+def _feed_forward(kind: FeedForward, weights: Weights, normed_TD: torch.Tensor, by_formula: bool) -> torch.Tensor:
+    if not kind.gated:
+        up_TF = activate(weights.project("up", normed_TD), kind.activation, by_formula=by_formula)
+        return weights.project("down", up_TF)
+    if kind.fused:
+        gate_TF, up_TF = weights.project("gate_up", normed_TD).chunk(2, dim=1)
+        gate_TF = gate_TF.contiguous()
+    else:
+        gate_TF, up_TF = (weights.project(short, normed_TD) for short in ("gate", "up"))
+    return weights.project("down", gate(gate_TF, up_TF, kind.activation, by_formula=by_formula))

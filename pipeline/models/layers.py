@@ -14,6 +14,7 @@ from pipeline.models.ropes import Rope
 ATTENTION_MATRICES = ("q", "k", "v", "o")
 FEED_FORWARD_MATRICES = ("gate", "up", "down")
 
+Activation: TypeAlias = Literal["silu", "gelu_tanh", "relu2"]
 NormStyle: TypeAlias = Literal["plain", "wide", "plus_one"]
 """How a norm weighs: in the compute dtype, in fp32, or in fp32 by 1 + what is stored."""
 
@@ -122,7 +123,7 @@ class FeedForward:
     """
 
     size: int
-    activation: Literal["silu", "gelu_tanh", "relu2"] = "silu"
+    activation: Activation = "silu"
     gated: bool = True
     fused: bool = False
 

@@ -1,46 +1,70 @@
 """The small operations that all halves of a layer share: on a GPU one kernel each, where Triton can make it.
 
-Shape letters in names: T tokens of this pass, D hidden, F rows of a matrix.
+Shape letters in names: T tokens of this pass, D hidden, F rows of a matrix, A channels of all heads.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from types import ModuleType
 
 import torch
 from torch.nn import functional
 
+from pipeline.models.layers import Activation, NormStyle
 from pipeline.models.triton_kernels import kernels_of
 
+GELU_SLOPE, GELU_CUBE = math.sqrt(2 / math.pi), 0.044715
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, epsilon: float, style: NormStyle = "plain") -> torch.Tensor:
     """Root mean square norm over the last axis (arXiv 1910.07467), in fp32 inside; shape and dtype stay."""
-    if kernels := _kernels(x.device, x.dtype):
+    if style == "plain" and weight is not None and (kernels := _kernels(x.device, x.dtype)):
         fused: torch.Tensor = kernels.rms_norm(x, weight, epsilon)
         return fused
     x32 = x.float()
     normed = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + epsilon)
-    return weight.to(x.dtype) * normed.to(x.dtype)
+    if weight is None:
+        return normed.to(x.dtype)
+    if style == "plain":
+        return weight.to(x.dtype) * normed.to(x.dtype)
+    return normed.mul_(weight.float() if style == "wide" else weight.float() + 1).to(x.dtype)
 
 
-def silu_gate(gate_TF: torch.Tensor, up_TF: torch.Tensor, *, by_formula: bool) -> torch.Tensor:
-    """silu(gate) * up, in the memory of `gate_TF`; see `silu`."""
-    if kernels := _kernels(gate_TF.device, gate_TF.dtype):
-        fused: torch.Tensor = kernels.silu_gate(gate_TF, up_TF)
+def gate(gate_TF: torch.Tensor, up_TF: torch.Tensor, activation: Activation, *, by_formula: bool) -> torch.Tensor:
+    """activation(gate) * up, in the memory of `gate_TF`; see `activate`."""
+    if activation == "silu" and (kernels := _kernels(gate_TF.device, gate_TF.dtype)):
+        fused: torch.Tensor = kernels.silu_gate(gate_TF, up_TF.contiguous())
         return fused
-    return silu(gate_TF, by_formula=by_formula).mul_(up_TF)
+    return activate(gate_TF, activation, by_formula=by_formula).mul_(up_TF)
 
 
-def silu(x_TF: torch.Tensor, *, by_formula: bool) -> torch.Tensor:
-    """x / (1 + exp(-x)), in fp32 inside, in the memory of `x_TF`; shape and dtype stay.
+def activate(x_TF: torch.Tensor, activation: Activation, *, by_formula: bool) -> torch.Tensor:
+    """The activation in fp32 inside, in the memory of `x_TF`; shape and dtype stay.
 
-    The kernel of torch computes the last elements of each thread's share with another exp. In fp32 it shows; in the
-    other dtypes, where rounding nearly always hides it, only `by_formula` is without it, and takes five times as long.
+    The kernels of torch compute the last elements of each thread's share with another exp or tanh. In fp32 it shows; in
+    the other dtypes, where rounding nearly always hides it, only `by_formula` is without it, and takes five times as
+    long.
     """
-    if not by_formula and x_TF.dtype is not torch.float32:
-        return functional.silu(x_TF, inplace=True)
+    by_formula = by_formula or x_TF.dtype is torch.float32
+    match activation:
+        case "relu2":
+            return x_TF.relu_().square_()
+        case "silu" if not by_formula:
+            return functional.silu(x_TF, inplace=True)
+        case "gelu_tanh" if not by_formula:
+            torch.ops.aten.gelu_(x_TF, approximate="tanh")
+            return x_TF
     x32_TF = x_TF.float()
-    return x_TF.copy_(x32_TF.div_(x32_TF.neg().exp_().add_(1)))
+    if activation == "silu":
+        return x_TF.copy_(x32_TF.div_(x32_TF.neg().exp_().add_(1)))
+    inner_TF = x32_TF.square().mul_(GELU_CUBE).add_(1).mul_(x32_TF).mul_(GELU_SLOPE)
+    return x_TF.copy_(x32_TF.mul_(inner_TF.tanh_().add_(1)).mul_(0.5))
+
+
+def sigmoid_gate(mixed_TA: torch.Tensor, gate_TA: torch.Tensor) -> torch.Tensor:
+    """mixed * sigmoid(gate), in fp32 inside and by formula as `activate`, in the memory of both."""
+    return mixed_TA.mul_(gate_TA.float().neg_().exp_().add_(1).reciprocal_().to(mixed_TA.dtype))
 
 
 def infer(work: Callable[[], object]) -> None:

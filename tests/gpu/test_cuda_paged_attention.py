@@ -19,8 +19,9 @@ from pipeline.generation.batching import Piece
 from pipeline.generation.parameters import SamplingParameters
 from pipeline.generation.pass_inputs import PassInputs
 from pipeline.generation.sequence import RunningSequence
-from pipeline.models import attention
-from pipeline.models.attention import LayerKV, attend_all
+from pipeline.models import pass_attention
+from pipeline.models.attention import LayerKV
+from pipeline.models.pass_attention import attend_all
 from pipeline.models.pass_rows import Rows
 from pipeline.models.rotary import Rotary, rotate
 
@@ -188,11 +189,11 @@ async def test_without_triton_one_warning_says_why_and_the_tokens_are_the_same(
     def no_compiler(*arguments: object) -> None:
         raise RuntimeError("Failed to find C compiler")
 
-    attention._kernels.cache_clear()
+    pass_attention._kernels.cache_clear()
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "penstock"):
         patch.setattr("pipeline.models.paged_attention.try_out", no_compiler)
         assert await answers() == expected
-    attention._kernels.cache_clear()
+    pass_attention._kernels.cache_clear()
     warned = [record.getMessage() for record in caplog.records if "request by request" in record.getMessage()]
     assert len(warned) == 1
     assert "Failed to find C compiler" in warned[0]

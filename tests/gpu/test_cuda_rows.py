@@ -11,7 +11,8 @@ import torch
 from pipeline import Model
 from pipeline.checkpoints.make_checkpoint import make_checkpoint
 from pipeline.models import ops
-from pipeline.models.ops import rms_norm, silu_gate
+from pipeline.models.ops import gate as gate_by
+from pipeline.models.ops import rms_norm
 
 pytestmark = pytest.mark.cuda
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -51,9 +52,9 @@ def test_a_gate_is_that_of_torch_wherever_it_stands(dtype: torch.dtype) -> None:
     numbers = some if dtype is torch.float32 else torch.arange(-(1 << 15), 1 << 15, device="cuda").short().view(dtype)
     gate = torch.cat((numbers[numbers.isfinite()], torch.zeros(3, device="cuda", dtype=dtype)))
     up = torch.randn(len(gate), device="cuda").to(dtype)
-    gated = silu_gate(gate.clone(), up, by_formula=False)
-    assert_nearly(gated, in_torch(lambda: silu_gate(gate.clone(), up, by_formula=False)), units=32)
-    assert torch.equal(silu_gate(gate[5:].clone(), up[5:].clone(), by_formula=False), gated[5:])
+    gated = gate_by(gate.clone(), up, "silu", by_formula=False)
+    assert_nearly(gated, in_torch(lambda: gate_by(gate.clone(), up, "silu", by_formula=False)), units=32)
+    assert torch.equal(gate_by(gate[5:].clone(), up[5:].clone(), "silu", by_formula=False), gated[5:])
 
 
 @pytest.mark.parametrize("prompt_tokens", [300, 5000])

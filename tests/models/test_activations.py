@@ -44,7 +44,7 @@ def test_halves_take_no_more_than_planned_and_little_less(
 ) -> None:
     one = AloneLayer(ROWS, 512, heads, kv_heads, 64, ffn_size, dtype, head_norms=head_norms)
     taken = max(most_bytes(one.attention), most_bytes(lambda: one.ffn(by_formula))) - one.read_bytes
-    planned = ROWS * half_bytes(one.layer, dtype, fused=False, silu_by_formula=by_formula)
+    planned = ROWS * half_bytes(one.layer, dtype, fused=False, by_formula=by_formula)
     assert taken < planned + LIBRARY_BYTES
     assert planned < 1.25 * taken
 

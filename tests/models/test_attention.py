@@ -7,7 +7,8 @@ import torch
 from support.attention_kinds import attention as attention_of
 from support.kv_blocks import POSITIONS, empty_blocks, rows_of
 
-from pipeline.models.attention import LayerKV, attend, attend_all
+from pipeline.models.attention import LayerKV, attend
+from pipeline.models.pass_attention import attend_all
 from pipeline.models.pass_rows import Rows, SequenceRows
 from pipeline.models.rotary import Rotary
 

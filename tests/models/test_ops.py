@@ -8,7 +8,7 @@ from torch.nn import functional
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from pipeline.formats.dense import linear
-from pipeline.models.ops import rms_norm, silu
+from pipeline.models.ops import activate, rms_norm
 
 CPU = torch.device("cpu")
 
@@ -65,13 +65,13 @@ def test_two_rows_or_more_of_a_product_do_not_depend_on_how_many_they_are(
 def test_a_row_of_a_norm_or_of_an_activation_does_not_depend_on_the_others(size: int, dtype: torch.dtype) -> None:
     weight = torch.randn(size).to(dtype)
     assert_rows_stand_alone(lambda x: rms_norm(x, weight, 1e-5), dtype, size)
-    assert_rows_stand_alone(lambda x: silu(x, by_formula=True), dtype, size)
+    assert_rows_stand_alone(lambda x: activate(x, "silu", by_formula=True), dtype, size)
     if dtype is torch.float32:
-        assert_rows_stand_alone(lambda x: silu(x, by_formula=False), dtype, size)
+        assert_rows_stand_alone(lambda x: activate(x, "silu", by_formula=False), dtype, size)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("by_formula", [True, False])
 def test_silu_is_that_of_torch(by_formula: bool, dtype: torch.dtype) -> None:
     x = torch.cat((torch.randn(1000) * 4, torch.tensor([-1e4, -100.0, -88.0, 0.0, 100.0, 1e4]))).to(dtype)
-    torch.testing.assert_close(silu(x.clone(), by_formula=by_formula), functional.silu(x))
+    torch.testing.assert_close(activate(x.clone(), "silu", by_formula=by_formula), functional.silu(x))

@@ -54,6 +54,6 @@ class AloneLayer:
         """Compute half of it."""
         decoder.attention_half(self.layer, self._weights, self._hidden_TD, self._kv, self._rows, self._turns)
 
-    def ffn(self, silu_by_formula: bool) -> None:
+    def ffn(self, by_formula: bool) -> None:
         """Compute the other half."""
-        decoder.ffn_half(self.layer, self._weights, self._hidden_TD, silu_by_formula)
+        decoder.ffn_half(self.layer, self._weights, self._hidden_TD, by_formula)

@@ -1,0 +1,98 @@
+"""Attention of all tokens of a pass: at once where a GPU has kernels for it, else sequence by sequence.
+
+Shape letters in names: T tokens of this pass, N query heads, K kv heads, H head dim.
+"""
+
+import functools
+from collections.abc import Hashable
+from types import ModuleType
+
+import torch
+
+from pipeline.models.attention import CPU_CELL, GPU_CELL, LayerKV, attend
+from pipeline.models.formula_attention import needs_formula
+from pipeline.models.layers import Attention
+from pipeline.models.pass_rows import (
+    ANSWERS_AT_ONCE,
+    FEW_TILE_ROWS,
+    MOST_TILE_PARTS,
+    Rows,
+    SequenceRows,
+    parts_for,
+)
+from pipeline.models.rotary import Rotary, rotate, rotate_queries
+from pipeline.models.triton_kernels import kernels_of
+
+
+def attend_all(
+    q_TNH: torch.Tensor,
+    keys_TKH: torch.Tensor,
+    values_TKH: torch.Tensor,
+    turn: Rotary | None,
+    kv: LayerKV,
+    rows: Rows,
+    kind: Attention,
+    sinks_N: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Turn queries and keys, put keys and values into their places, and let each token attend to its own sequence.
+
+    Returns [T, N * H]. On a GPU all rows are computed at once, and the queries are turned in place. Elsewhere those of
+    sequences that have ended get zeros: rows have to stay where they are, so that others keep their bits.
+    """
+    if turn and (kernels := _kernels_of(kind, q_TNH.device, q_TNH.dtype)):
+        q_TNH = q_TNH.contiguous()
+        kernels.turn_and_write(q_TNH, keys_TKH, values_TKH, turn, kv.memory, rows)
+        mixed_TA: torch.Tensor = kernels.attend(q_TNH, kv.memory, rows, kind.window)
+        return mixed_TA
+    if turn:
+        q_TNH, keys_TKH = rotate_queries(q_TNH, turn), rotate(keys_TKH, turn)
+    kv.write(rows, keys_TKH, values_TKH)
+    mixed = [_attend_rows(q_TNH[one.begin : one.end], kv, one, kind, sinks_N) for one in rows.by_sequence()]
+    return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+
+
+def all_at_once(kind: Attention) -> bool:
+    """Whether a GPU can compute all rows of this kind at once; if not, it runs request by request."""
+    rope = kind.rope
+    turns = rope is not None and (rope.channels, rope.interleaved, rope.query_growth) == (kind.head_dim, False, None)
+    return turns and (kind.scale, kind.chunk, kind.softcap, kind.sinks) == (kind.head_dim**-0.5, None, None, False)
+
+
+def launches(kind: Attention, kv: LayerKV, rows: Rows) -> Hashable:
+    """What the launches of `attend_all` depend on beside the number of rows; None if on more than can be told."""
+    is_fixed = not rows.tiles and _kernels_of(kind, kv.memory.device, kv.memory.dtype)
+    return (kv.memory.data_ptr(), rows.parts) if is_fixed else None
+
+
+def scratch_bytes(kind: Attention, device: torch.device, dtype: torch.dtype, rows: int, context_tokens: int) -> int:
+    """The most memory that it takes beside the rows of a pass."""
+    positions = context_tokens + GPU_CELL
+    one_by_one = 2 * positions * kind.kv_heads * kind.head_dim * dtype.itemsize
+    if needs_formula(kind):  # keys and values in fp32, and the scores of a cell
+        wider = 0 if dtype is torch.float32 else 2 * kind.kv_heads * kind.head_dim
+        one_by_one += positions * (wider + CPU_CELL * kind.heads) * torch.float32.itemsize
+    if device.type != "cuda":
+        return one_by_one
+    of_answers = min(rows, ANSWERS_AT_ONCE) * kind.heads * parts_for(context_tokens)
+    parts = 2 * of_answers + FEW_TILE_ROWS * MOST_TILE_PARTS  # answers have those of recorded kernels, and of others
+    return max(one_by_one, parts * (kind.head_dim + 2) * torch.float32.itemsize)
+
+
+def _kernels_of(kind: Attention, device: torch.device, dtype: torch.dtype) -> ModuleType | None:
+    """What computes all rows at once, where this is a GPU that does."""
+    return _kernels(device, dtype, kind.heads, kind.head_dim, kind.kv_heads) if all_at_once(kind) else None
+
+
+@functools.cache
+def _kernels(device: torch.device, dtype: torch.dtype, heads: int, head_dim: int, kv_heads: int) -> ModuleType | None:
+    """What computes all rows at once, where this is a GPU for which Triton compiles it."""
+    otherwise = "attention runs request by request"
+    return kernels_of("pipeline.models.paged_attention", device, otherwise, dtype, heads, head_dim, kv_heads)
+
+
+def _attend_rows(
+    q_TNH: torch.Tensor, kv: LayerKV, one: SequenceRows, kind: Attention, sinks_N: torch.Tensor | None
+) -> torch.Tensor:
+    if one.ended():
+        return torch.zeros_like(q_TNH).flatten(1)
+    return attend(q_TNH, kv, one.blocks_B, one.start, one.prompt_tokens, kind, sinks_N)

@@ -71,7 +71,7 @@ def _head_bytes(
     """The most that a slice of the head takes."""
     rows = blocks.most_at_once(blocks.padded(most_logit_rows(settings.max_requests)))
     slice_rows = max(group.matrices[0].rows for group in groups.groups if gives_logits(group.name))
-    return rows * head_bytes(model.hidden_size, slice_rows, dtype, fused=fused)
+    return rows * head_bytes(model.hidden_size, slice_rows, dtype, model.norm_style, fused=fused)
 
 
 def _scratch_bytes(groups: WeightGroups, dtype: torch.dtype) -> int:

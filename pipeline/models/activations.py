@@ -8,7 +8,7 @@ Letters in names: N query heads, K kv heads, H head dim.
 
 import torch
 
-from pipeline.models.layers import Attention, DeltaNet, Layer
+from pipeline.models.layers import Attention, DeltaNet, Layer, NormStyle
 from pipeline.models.pass_attention import all_at_once
 
 FP32_BYTES = torch.float32.itemsize
@@ -19,7 +19,7 @@ def half_bytes(layer: Layer, dtype: torch.dtype, *, fused: bool, by_formula: boo
     size, norms, kind = layer.hidden_size * dtype.itemsize, layer.norms, layer.mixer
     if isinstance(kind, DeltaNet):
         raise NotImplementedError
-    norm = _norm_bytes(layer.hidden_size, dtype, fused=fused and layer.norm_style == "plain")
+    norm = _norm_bytes(layer.hidden_size, dtype, layer.norm_style, fused=fused)
     halves = (
         (norms.before_mixer, _attention_bytes(layer, kind, dtype, fused=fused), norms.after_mixer),
         (norms.before_feed_forward, _feed_forward_bytes(layer, dtype, fused, by_formula), norms.after_feed_forward),
@@ -37,8 +37,7 @@ def _attention_bytes(layer: Layer, kind: Attention, dtype: torch.dtype, *, fused
     projected = (3 if kind.gated else 1) * NH + (1 if kind.values_are_keys else 2) * KH
     normed = 0
     if kind.query_key_norms is not None:
-        plain = fused and layer.norm_style == "plain"
-        normed = projected + _norm_bytes(kind.heads * kind.head_dim, dtype, fused=plain)
+        normed = projected + _norm_bytes(kind.heads * kind.head_dim, dtype, layer.norm_style, fused=fused)
         projected = (2 if kind.gated else 1) * NH + 2 * KH
     # The queries turned, each piece of what they give, and all of it; the turned ones in their cells, or two steps.
     attended = projected + max(4 * NH, NH + size)
@@ -58,10 +57,10 @@ def _feed_forward_bytes(layer: Layer, dtype: torch.dtype, fused: bool, by_formul
     return wide + max(size, activated)
 
 
-def head_bytes(hidden_size: int, slice_rows: int, dtype: torch.dtype, *, fused: bool) -> int:
+def head_bytes(hidden_size: int, slice_rows: int, dtype: torch.dtype, style: NormStyle, *, fused: bool) -> int:
     """The most that a slice of the head takes for a row, whose logits are cast to fp32."""
     cast = 0 if dtype is torch.float32 else FP32_BYTES
-    norm = hidden_size * dtype.itemsize + _norm_bytes(hidden_size, dtype, fused=fused)
+    norm = hidden_size * dtype.itemsize + _norm_bytes(hidden_size, dtype, style, fused=fused)
     return max(norm, slice_rows * (dtype.itemsize + cast))
 
 
@@ -70,11 +69,13 @@ def embedding_bytes(hidden_size: int, turned_channels: int, dtype: torch.dtype) 
     return max(hidden_size * dtype.itemsize, 5 * turned_channels * FP32_BYTES)
 
 
-def _norm_bytes(items: int, dtype: torch.dtype, *, fused: bool) -> int:
+def _norm_bytes(items: int, dtype: torch.dtype, style: NormStyle, *, fused: bool) -> int:
     """What is normed is another tensor; in torch the fp32 of it, and what follows from that."""
-    if fused:
+    if fused and style == "plain":
         return items * dtype.itemsize
-    return items * 2 * (FP32_BYTES if dtype is torch.float32 else FP32_BYTES + dtype.itemsize)
+    if style == "plain":
+        return items * 2 * (FP32_BYTES if dtype is torch.float32 else FP32_BYTES + dtype.itemsize)
+    return items * (FP32_BYTES if dtype is torch.float32 else 2 * FP32_BYTES + dtype.itemsize)
 
 
 def _activation_bytes(items: int, dtype: torch.dtype, *, by_formula: bool) -> int:

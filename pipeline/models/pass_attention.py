@@ -68,9 +68,10 @@ def scratch_bytes(kind: Attention, device: torch.device, dtype: torch.dtype, row
     """The most memory that it takes beside the rows of a pass."""
     positions = context_tokens + GPU_CELL
     one_by_one = 2 * positions * kind.kv_heads * kind.head_dim * dtype.itemsize
-    if needs_formula(kind):  # keys and values in fp32, and the scores of a cell
-        wider = 0 if dtype is torch.float32 else 2 * kind.kv_heads * kind.head_dim
-        one_by_one += positions * (wider + CPU_CELL * kind.heads) * torch.float32.itemsize
+    if needs_formula(kind):  # what is read becomes fp32, and then there are the scores of a cell, and who sees whom
+        wide = 0 if dtype is torch.float32 else 2 * positions * kind.kv_heads * kind.head_dim * torch.float32.itemsize
+        scores = positions * CPU_CELL * (kind.heads * torch.float32.itemsize + 2 * torch.bool.itemsize)
+        one_by_one = max(one_by_one + wide, (wide or one_by_one) + scores)
     if device.type != "cuda":
         return one_by_one
     of_answers = min(rows, ANSWERS_AT_ONCE) * kind.heads * parts_for(context_tokens)

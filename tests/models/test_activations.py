@@ -2,20 +2,26 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from support.attention_kinds import attention
 from support.layers_alone import AloneLayer
 from torch.profiler import ProfilerActivity, profile
 
 from pipeline.formats.dense import DenseMatrix
 from pipeline.formats.matrix import Weights
 from pipeline.models.activations import embedding_bytes, half_bytes, head_bytes
+from pipeline.models.attention import LayerKV, attend
 from pipeline.models.decoder import output_slice
+from pipeline.models.layers import Attention, FeedForward, Layer, Norms
 from pipeline.models.ops import rms_norm
 from pipeline.models.outside import PLAIN
+from pipeline.models.pass_attention import scratch_bytes
+from pipeline.models.ropes import Rope
 
-ROWS = 512
+ROWS, CONTEXT = 512, 16384
 LIBRARY_BYTES = 1 << 20
 """A little that the library of products has of its own."""
 
@@ -33,20 +39,60 @@ def most_bytes(work: Callable[[], object]) -> int:
     return most
 
 
+def layer(mixer: Attention, size: int, **changes: Any) -> Layer:
+    plain = {"hidden_size": 512, "mixer": mixer, "biases": frozenset(), "norm_epsilon": 1e-5}
+    return Layer(**{**plain, "feed_forward": FeedForward(size=size), **changes})
+
+
+AROUND = Norms(after_mixer="b", before_feed_forward="c", after_feed_forward="d")
+BEHIND = Norms(before_mixer=None, after_mixer="b", before_feed_forward=None, after_feed_forward="d")
+HALVES = {
+    "wide feed-forward": layer(attention(8, 2, 64), 3072),
+    "norms of heads": layer(attention(16, 8, 64, query_key_norms="heads"), 2048),
+    "wide attention": layer(attention(8, 8, 64), 512),
+    "norms around": layer(attention(4, 1, 64), 256, norms=AROUND, norm_style="plus_one"),
+    "norms behind, of projections": layer(
+        attention(16, 4, 64, query_key_norms="projection"), 512, norms=BEHIND, norm_style="wide"
+    ),
+    "gated, of which some turns": layer(
+        attention(16, 2, 64, gated=True, query_key_norms="heads", rope=Rope(theta=1e4, channels=16)), 512
+    ),
+    "gated without norms": layer(attention(16, 2, 64, gated=True), 512),
+    "fused": layer(attention(16, 4, 64, fused=True), 512, feed_forward=FeedForward(size=512, fused=True)),
+    "fused feed-forward": layer(attention(8, 4, 64), 0, feed_forward=FeedForward(size=2048, fused=True)),
+    "keys as values": layer(attention(16, 4, 64, values_are_keys=True, value_norm=True, query_key_norms="heads"), 512),
+    "gelu": layer(attention(8, 2, 64), 0, feed_forward=FeedForward(size=3072, activation="gelu_tanh")),
+    "relu squared": layer(attention(2, 2, 64), 0, feed_forward=FeedForward(size=4096, activation="relu2", gated=False)),
+    "interleaved, growing": layer(
+        attention(16, 4, 64, rope=Rope(theta=1e4, channels=64, interleaved=True, query_growth=(0.1, 64))), 512
+    ),
+}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(
-    ("heads", "kv_heads", "ffn_size", "head_norms", "by_formula"),
-    [(8, 2, 3072, False, False), (16, 8, 2048, True, False), (8, 8, 512, False, False), (8, 2, 3072, False, True)],
-)
+@pytest.mark.parametrize("name", HALVES)
 @torch.inference_mode()
-def test_halves_take_no_more_than_planned_and_little_less(
-    heads: int, kv_heads: int, ffn_size: int, head_norms: bool, by_formula: bool, dtype: torch.dtype
-) -> None:
-    one = AloneLayer(ROWS, 512, heads, kv_heads, 64, ffn_size, dtype, head_norms=head_norms)
-    taken = max(most_bytes(one.attention), most_bytes(lambda: one.ffn(by_formula))) - one.read_bytes
-    planned = ROWS * half_bytes(one.layer, dtype, fused=False, by_formula=by_formula)
+def test_halves_take_no_more_than_planned_and_little_less(name: str, dtype: torch.dtype) -> None:
+    one = AloneLayer(HALVES[name], ROWS, dtype)
+    attended = most_bytes(one.attention) - one.read_bytes
+    for by_formula in (False, True):
+        taken = max(attended, most_bytes(functools.partial(one.ffn, by_formula)))
+        planned = ROWS * half_bytes(one.layer, dtype, fused=False, by_formula=by_formula)
+        assert taken < planned + LIBRARY_BYTES, by_formula
+        assert planned < 1.25 * taken, by_formula
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("prompt_tokens", [0, CONTEXT])
+@torch.inference_mode()
+def test_attention_by_formula_takes_no_more_than_planned(prompt_tokens: int, dtype: torch.dtype) -> None:
+    kind = attention(8, 2, 64, softcap=30.0)
+    kv = LayerKV(torch.zeros(CONTEXT // 16, 2, 16, kind.kv_heads, kind.head_dim, dtype=dtype))
+    q_TNH, blocks_B = torch.zeros(1, kind.heads, kind.head_dim, dtype=dtype), torch.arange(CONTEXT // 16)
+    taken = most_bytes(lambda: attend(q_TNH, kv, blocks_B, CONTEXT - 1, prompt_tokens, kind))
+    planned = scratch_bytes(kind, torch.device("cpu"), dtype, 1, CONTEXT)
     assert taken < planned + LIBRARY_BYTES
-    assert planned < 1.25 * taken
+    assert planned < (1.25 if prompt_tokens else 3) * taken
 
 
 @pytest.mark.parametrize("slice_rows", [2048, 64])
@@ -57,7 +103,7 @@ def test_the_head_and_the_embedding_take_no_more_than_planned(dtype: torch.dtype
     some = torch.arange(ROWS)
     norm = most_bytes(lambda: rms_norm(hidden[some], weight[0], 1e-5))
     product = most_bytes(functools.partial(output_slice, PLAIN, Weights({}, {"output": DenseMatrix(weight)}), hidden))
-    planned = ROWS * head_bytes(256, slice_rows, dtype, fused=False)
+    planned = ROWS * head_bytes(256, slice_rows, dtype, "plain", fused=False)
     assert planned / 1.25 < max(norm, product) < planned + LIBRARY_BYTES
     decoded = most_bytes(lambda: hidden.to(dtype, copy=True))
     assert decoded <= ROWS * embedding_bytes(256, 64, dtype)

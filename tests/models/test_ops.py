@@ -1,26 +1,40 @@
 """The small operations against transformers, bit by bit."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+from transformers.models.gemma4.modeling_gemma4 import Gemma4RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
 from pipeline.formats.dense import linear
-from pipeline.models.ops import activate, rms_norm
+from pipeline.models.layers import Activation, NormStyle
+from pipeline.models.ops import activate, gate, rms_norm, sigmoid_gate
 
-CPU = torch.device("cpu")
+ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": functional.silu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "relu2": lambda x: functional.relu(x).square(),
+}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_rms_norm_has_the_bits_of_transformers(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("style", "norm"), [("plain", LlamaRMSNorm), ("wide", Olmo2RMSNorm), ("plus_one", Gemma2RMSNorm)]
+)
+def test_rms_norm_has_the_bits_of_transformers(style: NormStyle, norm: Any, dtype: torch.dtype) -> None:
     x = torch.randn(3, 40).to(dtype) * 50
-    reference = LlamaRMSNorm(40, eps=1e-5).to(dtype)
+    reference = norm(40, eps=1e-5).to(dtype)
     reference.weight.data.normal_()
-    normed = rms_norm(x, reference.weight.data, 1e-5)
+    normed = rms_norm(x, reference.weight.data, 1e-5, style)
     assert normed.dtype == dtype
     assert torch.equal(normed, reference(x).detach())
+    bare = Gemma4RMSNorm(40, eps=1e-5, with_scale=False)(x)  # which takes the root in another way
+    torch.testing.assert_close(rms_norm(x, None, 1e-5, style), bare)
 
 
 THREADS = (1, 2, 3, 5)
@@ -65,13 +79,20 @@ def test_two_rows_or_more_of_a_product_do_not_depend_on_how_many_they_are(
 def test_a_row_of_a_norm_or_of_an_activation_does_not_depend_on_the_others(size: int, dtype: torch.dtype) -> None:
     weight = torch.randn(size).to(dtype)
     assert_rows_stand_alone(lambda x: rms_norm(x, weight, 1e-5), dtype, size)
-    assert_rows_stand_alone(lambda x: activate(x, "silu", by_formula=True), dtype, size)
-    if dtype is torch.float32:
-        assert_rows_stand_alone(lambda x: activate(x, "silu", by_formula=False), dtype, size)
+    assert_rows_stand_alone(lambda x: rms_norm(x, weight, 1e-5, "plus_one"), dtype, size)
+    for activation in ACTIVATIONS:
+        assert_rows_stand_alone(lambda x, one=activation: activate(x, one, by_formula=True), dtype, size)
+        if dtype is torch.float32:
+            assert_rows_stand_alone(lambda x, one=activation: activate(x, one, by_formula=False), dtype, size)
+    assert_rows_stand_alone(lambda x: sigmoid_gate(torch.ones_like(x), x.clone()), dtype, size)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("by_formula", [True, False])
-def test_silu_is_that_of_torch(by_formula: bool, dtype: torch.dtype) -> None:
+def test_activations_are_those_of_torch(by_formula: bool, dtype: torch.dtype) -> None:
     x = torch.cat((torch.randn(1000) * 4, torch.tensor([-1e4, -100.0, -88.0, 0.0, 100.0, 1e4]))).to(dtype)
-    torch.testing.assert_close(activate(x.clone(), "silu", by_formula=by_formula), functional.silu(x))
+    for activation, theirs in ACTIVATIONS.items():
+        torch.testing.assert_close(activate(x.clone(), activation, by_formula=by_formula), theirs(x))
+        gated = gate(x.clone(), x, activation, by_formula=by_formula)
+        torch.testing.assert_close(gated, theirs(x) * x)
+    torch.testing.assert_close(sigmoid_gate(x.clone(), x.clone()), x * torch.sigmoid(x))

@@ -19,9 +19,10 @@ def empty_blocks(tokens: int, kv_heads: int, head_dim: int, dtype: torch.dtype) 
     return LayerKV(memory), torch.arange(1, 2 * count, 2).flip(0)
 
 
-def rows_of(blocks_B: torch.Tensor, start: int, tokens: int) -> Rows:
-    """A pass over nothing but `tokens` of that sequence, from position `start` on."""
+def rows_of(blocks_B: torch.Tensor, start: int, tokens: int, prompt_tokens: int | None = None) -> Rows:
+    """A pass over nothing but `tokens` of that sequence, from position `start` on, all of its prompt unless said."""
     positions_T = torch.arange(start, start + tokens)
     numbers = torch.stack((positions_T, blocks_B[positions_T // POSITIONS]), 1)
-    sequence = SequenceRows(0, tokens, start, start + tokens, blocks_B)
+    prompt_tokens = start + tokens if prompt_tokens is None else prompt_tokens
+    sequence = SequenceRows(0, tokens, start, prompt_tokens, blocks_B)
     return Rows(numbers, blocks_B.unsqueeze(0), tokens, 0, 0, 1, 1, lambda: [sequence])

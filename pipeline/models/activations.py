@@ -16,12 +16,15 @@ FP32_BYTES = torch.float32.itemsize
 
 def half_bytes(layer: Layer, dtype: torch.dtype, *, fused: bool, by_formula: bool) -> int:
     """The most that a half takes for a row."""
-    size, norms, kind = layer.hidden_size * dtype.itemsize, layer.norms, layer.mixer
-    if isinstance(kind, DeltaNet):
-        raise NotImplementedError
+    size, norms = layer.hidden_size * dtype.itemsize, layer.norms
+    match layer.mixer:
+        case Attention() as kind:
+            mixer = _attention_bytes(layer, kind, dtype, fused=fused)
+        case DeltaNet():
+            raise NotImplementedError
     norm = _norm_bytes(layer.hidden_size, dtype, layer.norm_style, fused=fused)
     halves = (
-        (norms.before_mixer, _attention_bytes(layer, kind, dtype, fused=fused), norms.after_mixer),
+        (norms.before_mixer, mixer, norms.after_mixer),
         (norms.before_feed_forward, _feed_forward_bytes(layer, dtype, fused, by_formula), norms.after_feed_forward),
     )
     return max(

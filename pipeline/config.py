@@ -36,7 +36,7 @@ class Config(EngineSettings):
         kv_disk: a folder on a disk, for KV blocks for which neither has room.
         max_requests: requests that share a pass. Where memory is short, fewer leave more of it to weights.
         state_snapshots: snapshots of recurrent state, from which prompts that begin alike go on, beside those in slots
-            of requests that do not run. None chooses half as many as requests that may run, at least 2.
+            of requests that do not run. None chooses one for every eight requests that may run, at least 2.
         max_waiting: requests beside those that may wait for their turn; one more is refused with `Busy`.
         max_tokens_per_pass: tokens that one pass carries: one of each request that answers, and pieces of prompts. None
             chooses: as many as make a prompt cost the fewest passes, where that costs answers less than it saves; 512

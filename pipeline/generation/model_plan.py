@@ -29,7 +29,9 @@ from pipeline.system.memory_plan import Holding
 
 DEFAULT_CONTEXT_TOKENS = 4096
 FEWEST_SNAPSHOTS = 2
-"""Of a prompt, and of the answer to it: what a conversation goes on from. The plan keeps half as many as requests."""
+"""Of a prompt, and of the answer to it: what a conversation goes on from."""
+SNAPSHOT_REQUESTS = 8
+"""The plan has a snapshot for so many requests: one takes as much memory as a request that runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +164,7 @@ class _Rooms:
         settings, mixers = self.settings, [layer.mixer for layer in self.model.layer_kinds]
         requests = self._demand.running(tokens) if settings.kv_tokens is None else settings.max_requests
         snapshots = settings.state_snapshots
-        snapshots = max(FEWEST_SNAPSHOTS, requests // 2) if snapshots is None else snapshots
+        snapshots = max(FEWEST_SNAPSHOTS, requests // SNAPSHOT_REQUESTS) if snapshots is None else snapshots
         carries = self.planning.device.torch_device.type != "cuda"
 
         def layout(kind: Attention | DeltaNet) -> CellLayout:

@@ -19,6 +19,12 @@ NormStyle: TypeAlias = Literal["plain", "wide", "plus_one"]
 """How a norm weighs: in the compute dtype, in fp32, or in fp32 by 1 + what is stored."""
 
 
+def first_seen(position: int, window: int | None, chunk: int | None) -> int:
+    """The first position that one sees through a window, from the beginning of its chunk on."""
+    by_window = 0 if window is None else position + 1 - window
+    return max(0, by_window, 0 if chunk is None else position // chunk * chunk)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
     """Softmax attention of heads in groups that share keys and values.
@@ -52,8 +58,7 @@ class Attention:
 
     def first_seen(self, position: int) -> int:
         """The first position that one sees."""
-        by_window = 0 if self.window is None else position + 1 - self.window
-        return max(0, by_window, 0 if self.chunk is None else position // self.chunk * self.chunk)
+        return first_seen(position, self.window, self.chunk)
 
     def shapes(self, hidden_size: int) -> dict[str, tuple[int, int]]:
         """Rows and columns of its matrices, by short name."""

@@ -12,7 +12,7 @@ import torch
 from actors.core.ports import Copy
 from pipeline.groups.layout import merge_copies
 from pipeline.models.attention import LayerKV
-from pipeline.models.layers import Attention
+from pipeline.models.layers import Attention, first_seen
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
 from pipeline.state.cached import CachedPiece
 from pipeline.state.cell_layout import runs
@@ -85,9 +85,7 @@ class KvLayout:
         return cell in piece.sequence.blocks
 
     def _cached(self, piece: CachedPiece) -> Sequence[int]:
-        first = 0 if self.window is None else max(0, piece.start + 1 - self.window)
-        if self.chunk is not None:
-            first = max(first, piece.start // self.chunk * self.chunk)
+        first = first_seen(piece.start, self.window, self.chunk)
         return piece.sequence.blocks[first // BLOCK_TOKENS : blocks_for(piece.start)]
 
     def _rows(self, piece: CachedPiece) -> Iterator[Copy]:

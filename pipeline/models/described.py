@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pipeline.formats.parts import NESTED_PREFIX, TEXT_PREFIX
 from pipeline.models.families import FAMILIES, WRAPPERS
 from pipeline.models.families.family import Family, Wrapper
+from pipeline.models.families.own import own_family
 from pipeline.models.json_object import JsonObject
 from pipeline.models.supported import unsupported
 
@@ -64,28 +65,34 @@ def described(settings: JsonObject) -> Described:
     text = text.with_absent({"model_type": found.texts[0]})
     if text.text("model_type") not in found.texts:
         raise unsupported(text, "model_type")
-    family = FAMILIES[text.text("model_type")]
+    family = _family(text.text("model_type"))
+    if not isinstance(family, Family):
+        raise unsupported(text, "model_type")
     return Described(family, text.with_absent(family.absent), settings, found)
 
 
 def _named(settings: JsonObject) -> Family | Wrapper:
-    """The family by `model_type`, else by the class; either may be absent.
-
-    Older files spell the class LLaMAForCausalLM. LlamaModel is what was saved without its head, which may be tied.
-    """
-    families: dict[str, Family | Wrapper] = {**FAMILIES, **WRAPPERS}
+    """The family by `model_type`, else by the class; either may be absent."""
     stated = settings.get("architectures")
     classes = {str(name).lower() for name in stated} if isinstance(stated, list) else {str(stated).lower()}
-    known = [name for name, family in families.items() if classes & {*_spelt(family.architecture)}]
-    name = settings.text("model_type") or next(iter(known), "")
-    if name not in families:
+    if name := settings.text("model_type"):
+        found = _family(name)
+    else:
+        known: list[Family | Wrapper] = [*FAMILIES.values(), *WRAPPERS.values()]
+        found = next((one for one in known if classes & _spelt(one)), None)
+    if found is None:
         raise unsupported(settings, "model_type")
-    found = families[name]
-    if stated and not {name, *(found.texts if isinstance(found, Wrapper) else ())} & {*known}:
+    inside = [_family(text) for text in found.texts] if isinstance(found, Wrapper) else []
+    if stated and not any(classes & _spelt(one) for one in (found, *inside) if one):
         raise unsupported(settings, "architectures")
     return found
 
 
-def _spelt(architecture: str) -> tuple[str, str]:
-    name = architecture.lower()
-    return name, name.replace("forcausallm", "model").replace("forconditionalgeneration", "model")
+def _family(name: str) -> Family | Wrapper | None:
+    return FAMILIES.get(name) or WRAPPERS.get(name) or own_family(name)
+
+
+def _spelt(family: Family | Wrapper) -> set[str]:
+    """Older files spell the class LLaMAForCausalLM. LlamaModel is what was saved without a head that may be tied."""
+    name = family.architecture.lower()
+    return {name, name.replace("forcausallm", "model").replace("forconditionalgeneration", "model")}

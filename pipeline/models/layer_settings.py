@@ -4,31 +4,42 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from pipeline.models.json_object import JsonObject
-from pipeline.models.layers import ATTENTION_MATRICES, FEED_FORWARD_MATRICES, Attention, FeedForward, Layer
+from pipeline.models.layers import ATTENTION_MATRICES, FEED_FORWARD_MATRICES, Attention, DeltaNet, FeedForward, Layer
 from pipeline.models.rope_settings import FULL, SLIDING, read_rope
 from pipeline.models.supported import unsupported
 
 ACTIVATIONS: Mapping[str, Literal["silu", "gelu_tanh", "relu2"]] = {
     "silu": "silu",
     "swish": "silu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu2": "relu2",
 }
 """By the names that config.json has for them."""
 
 
 def read_layer(
-    settings: JsonObject, *, mixer: Attention, biases: Iterable[str] = (), activation: str = "hidden_act"
+    settings: JsonObject,
+    *,
+    mixer: Attention | DeltaNet,
+    biases: Iterable[str] | None = None,
+    activation: str = "hidden_act",
+    is_gated: bool = True,
+    is_fused: bool = False,
 ) -> Layer:
     """A layer of the sizes that config.json states; which activation it has is said under the key `activation`.
 
-    Raises `ConfigError` for numbers that do not go together.
+    The matrices with `biases` are those that attention_bias and mlp_bias ask for, unless they are named here. Raises
+    `ConfigError` for numbers that do not go together.
     """
     if (function := settings.text(activation, "silu")) not in ACTIVATIONS:
         raise unsupported(settings, activation)
+    size = settings.count("intermediate_size")
+    feed_forward = FeedForward(size=size, activation=ACTIVATIONS[function], gated=is_gated, fused=is_fused)
     return Layer(
         hidden_size=settings.count("hidden_size"),
         mixer=mixer,
-        feed_forward=FeedForward(size=settings.count("intermediate_size"), activation=ACTIVATIONS[function]),
-        biases=frozenset(biases),
+        feed_forward=feed_forward,
+        biases=frozenset(_biases(settings) if biases is None else biases),
         norm_epsilon=read_norm_epsilon(settings),
     )
 
@@ -52,12 +63,6 @@ def read_attention(settings: JsonObject, kind: str | None = None, *, is_partial:
 def read_norm_epsilon(settings: JsonObject) -> float:
     """What all norms add before they take the root."""
     return settings.positive("rms_norm_eps", default=1e-6)
-
-
-def read_biases(settings: JsonObject) -> tuple[str, ...]:
-    """The matrices that have a bias, of all those of a half or of none."""
-    attention = ATTENTION_MATRICES if settings.flag("attention_bias") else ()
-    return (*attention, *(FEED_FORWARD_MATRICES if settings.flag("mlp_bias") else ()))
 
 
 def read_kinds(settings: JsonObject, assumed: Sequence[str], known: Iterable[str]) -> list[str]:
@@ -84,6 +89,12 @@ def read_late_windows(settings: JsonObject, layers: int) -> list[int | None]:
         window, first = settings.optional_count("sliding_window"), settings.index("max_window_layers")
         full_layers = min(first, layers) if window else layers
     return read_windows(settings, window, [FULL] * full_layers + [SLIDING] * (layers - full_layers))
+
+
+def _biases(settings: JsonObject) -> tuple[str, ...]:
+    """The matrices that have a bias, of all those of a half or of none."""
+    attention = ATTENTION_MATRICES if settings.flag("attention_bias") else ()
+    return (*attention, *(FEED_FORWARD_MATRICES if settings.flag("mlp_bias") else ()))
 
 
 def _kv_heads(settings: JsonObject, heads: int) -> int:

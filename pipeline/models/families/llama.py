@@ -2,13 +2,13 @@
 
 from pipeline.models.families.family import Family
 from pipeline.models.json_object import JsonObject
-from pipeline.models.layer_settings import read_attention, read_biases, read_layer
+from pipeline.models.layer_settings import read_attention, read_layer
 from pipeline.models.layers import Layer
 
 
 def layers(settings: JsonObject, count: int) -> tuple[Layer, ...]:
     """All alike."""
-    return (read_layer(settings, mixer=read_attention(settings), biases=read_biases(settings)),) * count
+    return (read_layer(settings, mixer=read_attention(settings)),) * count
 
 
 FAMILY = Family(

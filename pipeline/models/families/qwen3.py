@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from pipeline.models.families.family import Family
 from pipeline.models.json_object import JsonObject
-from pipeline.models.layer_settings import read_attention, read_biases, read_late_windows, read_layer
+from pipeline.models.layer_settings import read_attention, read_late_windows, read_layer
 from pipeline.models.layers import Layer
 
 
@@ -12,7 +12,7 @@ def layers(settings: JsonObject, count: int) -> tuple[Layer, ...]:
     """Alike but for the window."""
     attention, windows = read_attention(settings), read_late_windows(settings, count)
     mixers = [replace(attention, window=window, query_key_norms="heads") for window in windows]
-    return tuple(read_layer(settings, mixer=mixer, biases=read_biases(settings)) for mixer in mixers)
+    return tuple(read_layer(settings, mixer=mixer) for mixer in mixers)
 
 
 FAMILY = Family(

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 from pipeline.models.families.family import Family
 from pipeline.models.json_object import JsonObject
-from pipeline.models.layer_settings import read_attention, read_biases, read_layer, read_windows
+from pipeline.models.layer_settings import read_attention, read_layer, read_windows
 from pipeline.models.layers import Layer
 from pipeline.models.rope_settings import FULL, SLIDING
 
 
 def layers(settings: JsonObject, count: int) -> tuple[Layer, ...]:
     """With and without rotary embedding, and then perhaps with a window."""
-    attention, biases = read_attention(settings), read_biases(settings)
+    attention = read_attention(settings)
     turns, window = _turns(settings, count), settings.optional_count("sliding_window")
     has_windows = settings.flag("use_sliding_window") and window is not None
     assumed = [SLIDING if has_windows and not turn else FULL for turn in turns]
@@ -20,7 +20,7 @@ def layers(settings: JsonObject, count: int) -> tuple[Layer, ...]:
         replace(attention, rope=attention.rope if turn else None, window=window)
         for turn, window in zip(turns, windows, strict=True)
     ]
-    return tuple(read_layer(settings, mixer=mixer, biases=biases) for mixer in mixers)
+    return tuple(read_layer(settings, mixer=mixer) for mixer in mixers)
 
 
 def _turns(settings: JsonObject, count: int) -> list[bool]:

@@ -17,17 +17,14 @@ from pipeline.models.model_config import read_config
 FAMILY = Family(
     name="arcee",
     architecture="ArceeForCausalLM",
-    absent={"hidden_act": "relu2", "rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "num_attention_heads": 32},
+    absent={"hidden_act": "relu2", "rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "num_attention_heads": 8},
     follows=frozenset({"attention_bias", "mlp_bias"}),
     layers=lambda config, count: (read_layer(config, mixer=read_attention(config), is_gated=False),) * count,
 )
-CONFIG = (
-    '{"model_type": "arcee", "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "vocab_size": 99}'
-)
-folder = Path(tempfile.mkdtemp())
+CONFIG = '{"model_type": "arcee", "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "vocab_size": 9}'
+sys.path.append(str(folder := Path(tempfile.mkdtemp())))
 (folder / "own-1.dist-info").mkdir()  # in a package: [project.entry-points."penstock.families"] in pyproject.toml
 (folder / "own-1.dist-info" / "entry_points.txt").write_text("[penstock.families]\narcee = __main__:FAMILY")
-sys.path.append(str(folder))
 (folder / "config.json").write_text(CONFIG)
 specs = model_specs(read_config(folder))
 save_file({spec.name: torch.randn(spec.shape) / 8 for spec in specs}, folder / "model.safetensors")

@@ -13,15 +13,18 @@ NAMES = (
     "Llama 2/3/3.1/3.2 (llama)",
     "Mistral (mistral)",
     "Ministral (ministral)",
+    "Ministral 3 (ministral3)",
     "Mistral Small 3.1 and later (mistral3)",
     "Qwen2/2.5 (qwen2)",
     "Qwen3 (qwen3)",
+    "Phi 3, 3.5 and 4 (phi3)",
+    "Granite 3 (granite)",
     "SmolLM3 (smollm3)",
 )
 SUPPORTED = (
     f"{', '.join(NAMES)}, dense, attention_bias and mlp_bias of those that have them in transformers, hidden_act silu, "
-    "rope types default, linear, llama3, yarn, dynamic and longrope, dtypes float32, float16, bfloat16, and float64, "
-    f"which is computed in float32, or quantised weights ({QUANTIZED})"
+    "gelu_pytorch_tanh and relu2, rope types default, linear, llama3, yarn, dynamic, longrope and proportional, dtypes "
+    f"float32, float16, bfloat16, and float64, which is computed in float32, or quantised weights ({QUANTIZED})"
 )
 
 

@@ -13,7 +13,11 @@ from support import tiny_models
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from transformers import (
+        GraniteConfig,
+        Ministral3Config,
         MinistralConfig,
+        Mistral3Config,
+        Phi3Config,
         Qwen2Config,
         Qwen3Config,
         SmolLM3Config,
@@ -42,6 +46,13 @@ YARN = {
     "mscale_all_dim": 0.5,
     "truncate": False,
     "original_max_position_embeddings": 16,
+}
+LONG: dict[str, Any] = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.3, 2.0],
+    "long_factor": [1.0, 4.0, 9.0],
+    "partial_rotary_factor": 0.43,
 }
 
 
@@ -81,6 +92,78 @@ CASES: dict[str, Case] = {
     "ministral": Case(
         lambda: MinistralConfig(**SHAPE, head_dim=10, sliding_window=6, layer_types=MIXED),
         {"layer_types": ["full_attention"] * 4, "sliding_window": 7, "head_dim": 12},
+    ),
+    "ministral3": Case(
+        lambda: Ministral3Config(
+            **SHAPE, head_dim=14, sliding_window=21, rope_parameters={**YARN, "llama_4_scaling_beta": 0.7}
+        ),
+        {
+            "sliding_window": None,
+            "rope_parameters.llama_4_scaling_beta": 0.2,
+            "rope_parameters.factor": 4.0,
+            "rope_parameters.original_max_position_embeddings": 10,
+        },
+    ),
+    "mistral3": Case(
+        lambda: Mistral3Config(
+            text_config={
+                **SHAPE,
+                "model_type": "ministral3",
+                "head_dim": 14,
+                "sliding_window": None,
+                "rope_parameters": {**YARN, "llama_4_scaling_beta": 0.7},
+            },
+            vision_config={
+                "model_type": "pixtral",
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "head_dim": 8,
+                "image_size": 32,
+                "patch_size": 16,
+            },
+            tie_word_embeddings=False,
+        ),
+        {"text_config.rope_parameters.llama_4_scaling_beta": 0.2, "text_config.sliding_window": 5},
+    ),
+    "phi3": Case(
+        lambda: Phi3Config(
+            **{**SHAPE, "hidden_size": 56}, original_max_position_embeddings=50, sliding_window=9, rope_parameters=LONG
+        ),
+        {
+            "sliding_window": 7,
+            "original_max_position_embeddings": 20,
+            "rope_parameters": {
+                **LONG,
+                "partial_rotary_factor": 0.3,
+                "short_factor": LONG["short_factor"][:2],
+                "long_factor": LONG["long_factor"][:2],
+            },
+            "rope_parameters.short_factor": [1.0, 1.0, 1.0],
+            "rope_parameters.long_factor": [1.0, 1.0, 1.0],
+            "rope_parameters.rope_theta": 100.0,
+        },
+    ),
+    "granite": Case(
+        lambda: GraniteConfig(
+            **SHAPE,
+            attention_bias=True,
+            mlp_bias=True,
+            embedding_multiplier=3.0,
+            attention_multiplier=0.6,
+            residual_multiplier=0.4,
+            logits_scaling=2.0,
+        ),
+        {
+            "embedding_multiplier": 1.0,
+            "attention_multiplier": 0.25,
+            "residual_multiplier": 0.5,
+            "logits_scaling": 4.0,
+            "attention_bias": False,
+            "mlp_bias": False,
+            "hidden_act": "relu2",
+        },
     ),
     "smollm3": Case(
         lambda: SmolLM3Config(**SHAPE, no_rope_layer_interval=2, use_sliding_window=True, sliding_window=6),

@@ -2,4 +2,6 @@
 
 from pipeline.models.families.family import Wrapper
 
-WRAPPER = Wrapper(name="mistral3", architecture="Mistral3ForConditionalGeneration", texts=("mistral",), tied=True)
+WRAPPER = Wrapper(
+    name="mistral3", architecture="Mistral3ForConditionalGeneration", texts=("mistral", "ministral3"), tied=True
+)

@@ -41,7 +41,9 @@ def plan_forecast(options: argparse.Namespace) -> None:
     elsewhere = any(getattr(options, name) is not None for name in NUMBERS)
     if options.check is not None and (options.check < 1 or elsewhere):
         raise ConfigError(f"--check: need at least 1 pass, and the machine here, have {options.check}")
-    alone = config_alone(options.model)
+    alone = config_alone(options.model, options.format)
+    if alone is None and options.format is not None:
+        raise ConfigError(f"--format: {options.model} has weights, and is planned as these are stored; leave it out")
     if alone is not None and options.check is not None:
         why = f"runs passes, for which {options.model} has no weights"
         raise ConfigError(f"--check: {why}; name a folder that has them")

@@ -15,6 +15,7 @@ from support import quantised_models, tiny_models
 from pipeline.api import BUNDLED
 from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.checkpoints.config_alone import config_alone
+from pipeline.checkpoints.make_checkpoint import make_checkpoint
 from pipeline.cli import main
 from pipeline.config import Config
 from pipeline.devices.port import ONE_PLACE, TWO_PLACES
@@ -102,6 +103,27 @@ def test_sizes_of_quantised_weights_follow_from_a_config_alone(name: str, tmp_pa
         assert isinstance(sizes, list)
         nbytes[path] = sum(length for group in sizes for _, _, length in group)
     assert nbytes[tmp_path / "config.json"] == pytest.approx(nbytes[tmp_path], rel=0.25)
+
+
+def test_a_format_counts_as_it_would_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shape = {"layers": 2, "hidden_size": 256, "ffn_size": 512, "vocabulary_size": 300}
+    for stored, name in ((None, "plain"), ("int4", "quantised")):
+        make_checkpoint(tmp_path / name, "llama-3.2-1b", stored=stored, **shape)
+    plain = tmp_path / "plain" / "config.json"
+    alone = config_alone(plain, "int4")
+    assert alone is not None
+    with open_checkpoint(tmp_path / "quantised") as written:
+        lengths = {name: one.length for name, one in written.tensors.items()}
+    assert {name: one.length for name, one in alone.checkpoint.tensors.items()} == lengths
+    assert main(["plan", str(plain), "--format", "int4"]) == 0
+    assert "computed, without weights, from config.json, in bfloat16 and int4\n" in capsys.readouterr().out
+    for path, name, said in (
+        (plain, "int5", "unknown format 'int5'; known are int4, fp8, mxfp4"),
+        (tmp_path / "quantised" / "config.json", "int4", "config.json says in which format weights are stored"),
+        (tmp_path / "plain", "int4", "has weights, and is planned as these are stored; leave it out"),
+    ):
+        assert main(["plan", str(path), "--format", name]) == 1
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,9 @@ from pipeline.groups.layout import merge_copies
 from pipeline.models.pass_rows import TILE, Rows, SequenceRows, parts_for, tile_parts_for
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
 
-NO_TOKEN = (-1, -1, 0, -1, 0, 0, 0, -1, -1, 0, -1)
-(POSITION, BLOCK, TABLE, ANSWER, TILE_ROW, TILE_TOKENS, LOGIT_ROW, STATE_READ, STATE_WRITE, RUN, SNAPSHOT) = range(
-    len(NO_TOKEN)
-)
+NO_TOKEN = (-1, -1, 0, -1, 0, 0, 0, -1, -1, 0, -1, -1)
+(POSITION, BLOCK, TABLE, ANSWER, TILE_ROW, TILE_TOKENS, LOGIT_ROW) = range(7)
+(STATE_READ, STATE_WRITE, RUN, SNAPSHOT, RUN_ROW) = range(7, len(NO_TOKEN))
 """The columns of `Rows`, and the rows that get logits."""
 ITEM_BYTES = torch.int64.itemsize
 
@@ -164,6 +163,7 @@ class PassInputs:
         for begin, end in [(begin, min(end, len(numbers))) for begin, end in cuts if begin < len(numbers)]:
             firsts = np.union1d(begin, begins[(begin < begins) & (begins < end)])
             numbers[firsts, RUN] = np.diff(firsts, append=end)
+            numbers[begin : begin + len(firsts), RUN_ROW] = firsts - begin
 
 
 def _cut(numbers: np.ndarray, prompt_left_T: np.ndarray) -> tuple[int, int, int, int]:

@@ -51,6 +51,8 @@ def attention_launches(layer: Layer, kv: LayerKV | LayerState, rows: Rows) -> Ha
     match layer.mixer, kv:
         case Attention() as kind, LayerKV():
             return launches(kind, kv, rows)
+        case DeltaNet() as net, LayerState():
+            return delta_net.launches(net, kv)
     return None
 
 

@@ -8,6 +8,10 @@ the matrix moves through the last, partial chunk.
 Shape letters in names: T tokens of this pass, D hidden, R rows that a slot keeps.
 """
 
+import functools
+from collections.abc import Hashable
+from types import ModuleType
+
 import torch
 
 from pipeline.formats.matrix import Weights
@@ -15,6 +19,7 @@ from pipeline.models.delta_chunks import DeltaRule
 from pipeline.models.delta_state import CHUNK, DeltaInputs, LayerState
 from pipeline.models.layers import DeltaNet
 from pipeline.models.pass_rows import Rows, SequenceRows
+from pipeline.models.triton_kernels import kernels_of
 
 
 def mix(
@@ -22,16 +27,32 @@ def mix(
 ) -> torch.Tensor:
     """The whole mixer, from the normed hidden states to what is added to them, [T, D].
 
-    Reads and changes the slots of the sequences. Rows of sequences that have ended get zeros.
+    Reads and changes the slots of the sequences. On a GPU all rows are computed at once. Elsewhere those of sequences
+    that have ended get zeros.
     """
     inputs = project(kind, weights, normed_TD)
+    if kernels := _kernels(normed_TD.device, normed_TD.dtype, kind):
+        fused_TN: torch.Tensor = kernels.mix(kind, weights, inputs, state, rows, norm_epsilon)
+        return weights.project("o", fused_TN)
     rule = DeltaRule.of(kind, weights, normed_TD.dtype, norm_epsilon)
     mixed_TN = torch.zeros_like(inputs.output_gate)
     for one in rows.by_sequence():
         if not one.ended():
             own = inputs.rows(one.begin, one.end)
-            _mix_sequence(rule, own, state, one, mixed_TN[one.begin : one.end])
+            mix_sequence(rule, own, state, one, mixed_TN[one.begin : one.end])
     return weights.project("o", mixed_TN)
+
+
+def launches(kind: DeltaNet, state: LayerState) -> Hashable:
+    """What the launches of `mix` depend on beside the number of rows; None if on more than can be told."""
+    matrices = state.matrices
+    return matrices.data_ptr() if _kernels(matrices.device, state.inputs.dtype, kind) else None
+
+
+@functools.cache
+def _kernels(device: torch.device, dtype: torch.dtype, kind: DeltaNet) -> ModuleType | None:
+    """What computes all rows at once, where this is a GPU for which Triton compiles it."""
+    return kernels_of("pipeline.models.fused_delta", device, "delta nets run request by request", dtype, kind)
 
 
 def scratch_bytes(kind: DeltaNet) -> int:
@@ -58,7 +79,7 @@ def project(kind: DeltaNet, weights: Weights, normed_TD: torch.Tensor) -> DeltaI
     return DeltaInputs(inputs_TW, output_gates_TKX.flatten(1), gates_TKX.transpose(1, 2).flatten(1))
 
 
-def _mix_sequence(
+def mix_sequence(
     rule: DeltaRule, new: DeltaInputs, state: LayerState, one: SequenceRows, mixed_TN: torch.Tensor
 ) -> None:
     """Fill `mixed_TN` with what comes out for the tokens of one sequence, and the slots with what is behind them."""

@@ -52,10 +52,10 @@ class Rows:
     block that it goes to, and the table of its sequence; -1, -1 and 0 behind the last token. Then follow lists, each in
     a column from row 0 on: `answers` rows that are computed one by one, others with them, and `tiles` of
     prompts, the first row and the tokens of each. No answer looks back at more than `parts` parts, and no tile at more
-    than `tile_parts`. The last four columns are for recurrent layers, again of each row: the slots of the state that it
+    than `tile_parts`. The next four columns are for recurrent layers, again of each row: the slots of the state that it
     begins with, if it is the first of its sequence here, and of that behind the last; how many rows follow each other
     from it on, itself included, 0 if it is not the first; and the slot that gets the state behind it. Without one,
-    the slots are -1.
+    the slots are -1. The last column lists from row 0 on the first row of each sequence, and -1 behind them.
     """
 
     numbers: torch.Tensor
@@ -81,7 +81,9 @@ def tile_parts_for(tokens: int) -> int:
 def few_rows(device: torch.device) -> Rows:
     """Two rows to try kernels with, of a KV of one block and two slots of state: a prompt's token at position 0, and an
     answer's."""
-    numbers = torch.tensor([[0, 0, 0, 1, 0, 1, 0, -1, 0, 1, -1], [0, 0, 0, -1, 0, 0, 0, -1, 1, 1, -1]], device=device)
+    numbers = torch.tensor(
+        [[0, 0, 0, 1, 0, 1, 0, -1, 0, 1, -1, 0], [0, 0, 0, -1, 0, 0, 0, -1, 1, 1, -1, 1]], device=device
+    )
     tables = torch.zeros(1, 1, dtype=torch.int64, device=device)
     sequences = [
         SequenceRows(0, 1, 0, 1, tables[0], state_write=0),

@@ -75,12 +75,13 @@ async def test_a_state_goes_from_row_to_row_and_from_block_to_block(cuts: list[t
     of_sequences = dict(of_rows)
     for begin, end in cuts:
         rows = inputs.rows(begin, end)
-        for first, (read, write, run, _) in enumerate(rows.numbers[:, 7:].tolist()):
+        for first in [row for row in rows.numbers[:, 11].tolist() if row >= 0]:
+            read, write, run = rows.numbers[first, 7:10].tolist()
             seen = of_rows.get(read, [])
             for row in range(first, first + run):
                 seen = [*seen, begin + row]
                 of_rows[rows.numbers[row, 10].item()] = seen
-            of_rows |= {write: seen} if run else {}
+            of_rows[write] = seen
         for one in rows.by_sequence():
             seen = of_sequences.get(one.state_read, [])
             states = {row: [*seen, *range(begin + one.begin, begin + row + 1)] for row in range(one.begin, one.end)}

@@ -20,7 +20,9 @@ from pipeline.formats.parts import EMBED_KEY
 from pipeline.generation.choosing import fused
 from pipeline.generation.folder import naming_files
 from pipeline.generation.program import COMPUTE
+from pipeline.models import delta_net
 from pipeline.models.attention import LayerKV
+from pipeline.models.layers import DeltaNet
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.ops import infer, rms_norm
 from pipeline.models.pass_attention import attend_all
@@ -125,4 +127,6 @@ def _compute(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> N
         if kind.query_key_norms:
             rms_norm(keys_TKH, keys_TKH[0, 0], config.norm_epsilon)
         attend_all(q_TNH, keys_TKH, keys_TKH, turn, kv, rows, kind)
+    for net in {one.mixer for one in config.layer_kinds if isinstance(one.mixer, DeltaNet)}:
+        delta_net.mix_projected(net, *delta_net.zeros_for(net, device, dtype, 2), rows, config.norm_epsilon)
     fused(device, config.vocabulary_size)

@@ -16,7 +16,7 @@ import torch
 
 from pipeline.formats.matrix import Weights
 from pipeline.models.delta_chunks import DeltaRule
-from pipeline.models.delta_state import CHUNK, DeltaInputs, LayerState
+from pipeline.models.delta_state import CHUNK, DeltaInputs, LayerState, StateParts
 from pipeline.models.layers import DeltaNet
 from pipeline.models.pass_rows import Rows, SequenceRows
 from pipeline.models.triton_kernels import kernels_of
@@ -31,16 +31,36 @@ def mix(
     that have ended get zeros.
     """
     inputs = project(kind, weights, normed_TD)
-    if kernels := _kernels(normed_TD.device, normed_TD.dtype, kind):
+    return weights.project("o", mix_projected(kind, weights, inputs, state, rows, norm_epsilon))
+
+
+def mix_projected(
+    kind: DeltaNet, weights: Weights, inputs: DeltaInputs, state: LayerState, rows: Rows, norm_epsilon: float
+) -> torch.Tensor:
+    """What comes out for what was projected, before the last projection, [T, N]."""
+    device, dtype = inputs.gates.device, inputs.gates.dtype
+    if kernels := _kernels(device, dtype, kind):
         fused_TN: torch.Tensor = kernels.mix(kind, weights, inputs, state, rows, norm_epsilon)
-        return weights.project("o", fused_TN)
-    rule = DeltaRule.of(kind, weights, normed_TD.dtype, norm_epsilon)
+        return fused_TN
+    rule = DeltaRule.of(kind, weights, dtype, norm_epsilon)
     mixed_TN = torch.zeros_like(inputs.output_gate)
     for one in rows.by_sequence():
         if not one.ended():
             own = inputs.rows(one.begin, one.end)
             mix_sequence(rule, own, state, one, mixed_TN[one.begin : one.end])
-    return weights.project("o", mixed_TN)
+    return mixed_TN
+
+
+def zeros_for(
+    kind: DeltaNet, device: torch.device, dtype: torch.dtype, count: int
+) -> tuple[Weights, DeltaInputs, LayerState]:
+    """What `mix_projected` takes of a layer and of so many tokens, to try it with; the state has two slots."""
+    zeros = functools.partial(torch.zeros, dtype=dtype, device=device)
+    parts = StateParts.of(kind, dtype, carries=device.type != "cuda")
+    state = parts.view(torch.zeros(2, parts.nbytes, dtype=torch.uint8, device=device))
+    sizes = (kind.channels, kind.value_heads * kind.value_dim, 2 * kind.value_heads)
+    weights = Weights({spec.short: zeros(spec.shape) for spec in kind.vectors("")}, {})
+    return weights, DeltaInputs(*(zeros(count, size) for size in sizes)), state
 
 
 def launches(kind: DeltaNet, state: LayerState) -> Hashable:

@@ -4,14 +4,13 @@ The convolution is computed for every row beside the others. Then a program for 
 channels of its values goes from token to token, with its part of the matrix in registers: so bits depend on no cut.
 """
 
-import functools
-
 import torch
 import triton
 
 from pipeline.formats.matrix import Weights
 from pipeline.models import delta_kernels
-from pipeline.models.delta_state import DeltaInputs, LayerState, StateParts
+from pipeline.models.delta_net import zeros_for
+from pipeline.models.delta_state import DeltaInputs, LayerState
 from pipeline.models.layers import DeltaNet
 from pipeline.models.pass_rows import Rows, few_rows
 
@@ -21,12 +20,7 @@ VALUES_AT_ONCE, WARPS = 16, 1
 
 def try_out(device: torch.device, dtype: torch.dtype, kind: DeltaNet) -> None:
     """Compile and run the kernels for a layer of this kind. Raises whatever Triton raises."""
-    zeros = functools.partial(torch.zeros, dtype=dtype, device=device)
-    parts, values = StateParts.of(kind, dtype, carries=False), kind.value_heads * kind.value_dim
-    state = parts.view(torch.zeros(2, parts.nbytes, dtype=torch.uint8, device=device))
-    vectors = {spec.short: zeros(spec.shape) for spec in kind.vectors("")}
-    inputs = DeltaInputs(zeros(2, kind.channels), zeros(2, values), zeros(2, 2 * kind.value_heads))
-    mix(kind, Weights(vectors, {}), inputs, state, few_rows(device), 1.0)
+    mix(kind, *zeros_for(kind, device, dtype, 2), few_rows(device), 1.0)
     torch.cuda.synchronize(device)
 
 

@@ -90,6 +90,6 @@ def test_every_flag_is_read_and_counts(name: str, folders: Path) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_the_older_spelling_says_the_same(name: str, folders: Path) -> None:
     stated = json.loads((folders / name / "config.json").read_text())
-    spelt = older(stated, CASES[name].older)
+    spelt = older(stated, CASES[name])
     assert spelt != stated
     assert parse_config(JsonObject("config.json", spelt)) == parse_config(JsonObject("config.json", stated))

@@ -77,6 +77,10 @@ class JsonObject:
             raise self.error(key, "a number above 0", value)
         return float(value)
 
+    def optional_positive(self, key: str) -> float | None:
+        """The same, or None where the key is null or absent."""
+        return None if self.get(key) is None else self.positive(key)
+
     def positives(self, key: str, count: int) -> tuple[float, ...]:
         """So many finite numbers above 0."""
         value = self.get(key)

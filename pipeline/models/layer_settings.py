@@ -1,14 +1,21 @@
 """What config.json says about layers, checked: families put them together from that."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
 
 from pipeline.models.json_object import JsonObject
-from pipeline.models.layers import ATTENTION_MATRICES, FEED_FORWARD_MATRICES, Attention, DeltaNet, FeedForward, Layer
+from pipeline.models.layers import (
+    ATTENTION_MATRICES,
+    FEED_FORWARD_MATRICES,
+    Activation,
+    Attention,
+    DeltaNet,
+    FeedForward,
+    Layer,
+)
 from pipeline.models.rope_settings import FULL, SLIDING, read_rope
 from pipeline.models.supported import unsupported
 
-ACTIVATIONS: Mapping[str, Literal["silu", "gelu_tanh", "relu2"]] = {
+ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -31,7 +38,7 @@ def read_layer(
     The matrices with `biases` are those that attention_bias and mlp_bias ask for, unless they are named here. Raises
     `ConfigError` for numbers that do not go together.
     """
-    if (function := settings.text(activation, "silu")) not in ACTIVATIONS:
+    if (function := settings.text(activation, "silu" if activation == "hidden_act" else "")) not in ACTIVATIONS:
         raise unsupported(settings, activation)
     size = settings.count("intermediate_size")
     feed_forward = FeedForward(size=size, activation=ACTIVATIONS[function], gated=is_gated, fused=is_fused)

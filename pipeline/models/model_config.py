@@ -163,6 +163,8 @@ def read_generation_defaults(folder: Path) -> dict[str, float | int | bool]:
 def _refuse_unsupported(settings: JsonObject) -> None:
     if not settings.flag("is_causal", default=True):  # it looks ahead, as models do that make no text
         raise unsupported(settings, "is_causal")
+    if settings.get("use_bidirectional_attention") not in (None, False, "vision"):  # which for text is None
+        raise unsupported(settings, "use_bidirectional_attention")
 
 
 def _layers(settings: JsonObject, family: Family) -> tuple[Layer, ...]:
@@ -178,10 +180,10 @@ def _layers(settings: JsonObject, family: Family) -> tuple[Layer, ...]:
 
 
 def _max_positions(settings: JsonObject, layers: Sequence[Layer]) -> int:
-    """The most that a rope makes of what config.json says."""
+    """What the rope makes of it that config.json says; where several are, they say of the whole."""
     stated = settings.count("max_position_embeddings")
     ropes = {one.mixer.rope for one in layers if isinstance(one.mixer, Attention) and one.mixer.rope}
-    return max((stretched(stated, rope.scaling) for rope in ropes), default=stated)
+    return min((stretched(stated, rope.scaling) for rope in ropes), default=stated)
 
 
 def _refuse_impossible(settings: JsonObject, model: ModelConfig) -> None:

@@ -28,9 +28,9 @@ def read_rope(settings: JsonObject, head_dim: int, kind: str | None = None, *, i
     rope = _section(settings) if kind is None else _section_of(settings, kind)
     place = rope if rope.get(SHARE) is not None else settings
     share = place.positive(SHARE, default=1.0)
-    if share > 1 or (share != 1 and not is_partial):
-        raise unsupported(place, SHARE)
     is_proportional = rope.text(_type_key(rope), "default") == "proportional"
+    if share > 1 or (share != 1 and not is_partial and not is_proportional):
+        raise unsupported(place, SHARE)
     channels = head_dim if is_proportional else int(head_dim * share)
     if channels < 2 or channels % 2:
         need = f"a share of the {head_dim} channels of a head that is a whole number of pairs"

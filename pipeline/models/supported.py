@@ -10,11 +10,19 @@ QUANTIZED = (
 )
 """How weights may be stored beside plain floats."""
 NAMES = (
+    "Gemma 2 (gemma2)",
+    "Gemma 3 (gemma3)",
+    "its text model (gemma3_text)",
+    "Gemma 4 (gemma4)",
+    "its text model (gemma4_text)",
+    "GLM-4 (glm4)",
     "Llama 2/3/3.1/3.2 (llama)",
     "Mistral (mistral)",
     "Ministral (ministral)",
     "Ministral 3 (ministral3)",
     "Mistral Small 3.1 and later (mistral3)",
+    "OLMo 2 (olmo2)",
+    "OLMo 3 (olmo3)",
     "Qwen2/2.5 (qwen2)",
     "Qwen3 (qwen3)",
     "Phi 3, 3.5 and 4 (phi3)",
@@ -22,9 +30,10 @@ NAMES = (
     "SmolLM3 (smollm3)",
 )
 SUPPORTED = (
-    f"{', '.join(NAMES)}, dense, attention_bias and mlp_bias of those that have them in transformers, hidden_act silu, "
-    "gelu_pytorch_tanh and relu2, rope types default, linear, llama3, yarn, dynamic, longrope and proportional, dtypes "
-    f"float32, float16, bfloat16, and float64, which is computed in float32, or quantised weights ({QUANTIZED})"
+    f"{', '.join(NAMES)}, dense, attention_bias and mlp_bias of those that have them in transformers, activations "
+    "silu, gelu_pytorch_tanh and relu2, rope types default, linear, llama3, yarn, dynamic, longrope and proportional, "
+    "dtypes float32, float16, bfloat16, and float64, which is computed in float32, or quantised weights "
+    f"({QUANTIZED})"
 )
 
 

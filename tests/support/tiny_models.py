@@ -116,6 +116,9 @@ def randomised(config: Any, seed: int) -> PreTrainedModel:
             parameter.normal_(std=0.1 if parameter.ndim == 1 else 0.25)
             if "norm" in name:
                 parameter.add_(1.0)
+        for name, buffer in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                buffer.normal_(mean=1.0, std=0.1)
     return model.eval()
 
 

@@ -1,12 +1,18 @@
 """The families of models that are read, a file for each: what config.json leaves out, and what layers are made of."""
 
 from pipeline.models.families import (
+    gemma2,
+    gemma3,
+    gemma4,
+    glm4,
     granite,
     llama,
     ministral,
     ministral3,
     mistral,
     mistral3,
+    olmo2,
+    olmo3,
     phi3,
     qwen2,
     qwen3,
@@ -16,15 +22,21 @@ from pipeline.models.families import (
 FAMILIES = {
     one.name: one
     for one in (
+        gemma2.FAMILY,
+        gemma3.FAMILY,
+        gemma4.FAMILY,
+        glm4.FAMILY,
         granite.FAMILY,
         llama.FAMILY,
         ministral.FAMILY,
         ministral3.FAMILY,
         mistral.FAMILY,
+        olmo2.FAMILY,
+        olmo3.FAMILY,
         phi3.FAMILY,
         qwen2.FAMILY,
         qwen3.FAMILY,
         smollm3.FAMILY,
     )
 }
-WRAPPERS = {one.name: one for one in (mistral3.WRAPPER,)}
+WRAPPERS = {one.name: one for one in (gemma3.WRAPPER, gemma4.WRAPPER, mistral3.WRAPPER)}

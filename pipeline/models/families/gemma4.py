@@ -1,0 +1,81 @@
+"""Gemma 4, dense, alone or inside a model that sees: full attention has other heads, whose keys may be the values."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from pipeline.models.families import gemma2
+from pipeline.models.families.family import Family, Wrapper
+from pipeline.models.json_object import JsonObject
+from pipeline.models.layer_settings import read_attention, read_kinds, read_layer
+from pipeline.models.layers import Layer
+from pipeline.models.rope_settings import FULL, SLIDING
+from pipeline.models.supported import unsupported
+
+PATTERN = 6
+REFUSED = ("enable_moe_block", "hidden_size_per_layer_input", "num_kv_shared_layers")
+OF_A_LAYER = {"head_dim", "num_key_value_heads"}
+"""What `per_layer_config` may state of a layer."""
+
+
+def layers(settings: JsonObject, count: int) -> tuple[Layer, ...]:
+    """Of two kinds, the last with full attention, whatever config.json says."""
+    for key in REFUSED:
+        if settings.get(key):
+            raise unsupported(settings, key)
+    assumed = [SLIDING if (index + 1) % PATTERN else FULL for index in range(count)]
+    kinds = [*read_kinds(settings, assumed, (FULL, SLIDING))[:-1], FULL]
+    return tuple(_layer(settings, kind, index) for index, kind in enumerate(kinds))
+
+
+def _layer(settings: JsonObject, kind: str, index: int) -> Layer:
+    own = settings
+    for key, value in _of_layer(settings, kind, index).items():
+        own = own.replaced(key, value)
+    attention = replace(
+        read_attention(own, kind),
+        scale=1.0,
+        window=settings.count("sliding_window") if kind == SLIDING else None,
+        query_key_norms="heads",
+        value_norm=True,
+        values_are_keys=kind == FULL and settings.flag("attention_k_eq_v"),
+    )
+    layer = read_layer(settings, mixer=attention, activation="hidden_activation")
+    return replace(layer, norms=gemma2.NORMS, norm_style="wide", scalar=True)
+
+
+def _of_layer(settings: JsonObject, kind: str, index: int) -> Mapping[str, object]:
+    """What differs from the other layers: transformers saves it by layer, published files by kind."""
+    if settings.get("per_layer_config") is not None:
+        own = settings.section("per_layer_config").section(str(index))
+        if other := own.values.keys() - OF_A_LAYER:
+            raise unsupported(own, min(other))
+        return own.values
+    if kind == SLIDING:
+        return {}
+    heads = settings.get("num_global_key_value_heads") if settings.flag("attention_k_eq_v") else None
+    stated = {"head_dim": settings.get("global_head_dim"), "num_key_value_heads": heads}
+    return {key: value for key, value in stated.items() if value is not None}
+
+
+FAMILY = Family(
+    name="gemma4_text",
+    architecture="Gemma4ForCausalLM",
+    absent={
+        **gemma2.FAMILY.absent,
+        "vocab_size": 262144,
+        "num_hidden_layers": 30,
+        "max_position_embeddings": 131072,
+        "sliding_window": 512,
+        "global_head_dim": 512,
+        "hidden_size_per_layer_input": 256,
+        "rope_parameters": {
+            SLIDING: {"rope_type": "default", "rope_theta": 10_000.0},
+            FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
+        },
+        "final_logit_softcapping": None,
+    },
+    follows=gemma2.FAMILY.follows,
+    layers=layers,
+    outside=gemma2.outside,
+)
+WRAPPER = Wrapper(name="gemma4", architecture="Gemma4ForConditionalGeneration", texts=("gemma4_text",), tied=True)

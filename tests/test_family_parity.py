@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from support import tiny_models
-from support.family_models import CASES, older
+from support.family_case import older
+from support.family_models import CASES
 
 from pipeline import Model, Output
 from pipeline.models.json_object import JsonObject

@@ -3,21 +3,14 @@
 The sizes are odd, and so chosen that every flag changes what the model says.
 """
 
-import copy
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
-from support import tiny_models
+from support import gemma_models
+from support.family_case import LONG, MIXED, SHAPE, YARN, Case
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from transformers import (
-        Gemma2Config,
-        Gemma3Config,
-        Gemma3TextConfig,
-        Gemma4TextConfig,
         Glm4Config,
         GraniteConfig,
         Ministral3Config,
@@ -31,137 +24,8 @@ with warnings.catch_warnings():
         SmolLM3Config,
     )
 
-SHAPE = {
-    "vocab_size": tiny_models.VOCABULARY_SIZE,
-    "hidden_size": 48,
-    "intermediate_size": 104,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-MIXED = ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]
-YARN = {
-    "rope_type": "yarn",
-    "rope_theta": 5000.0,
-    "factor": 8.0,
-    "beta_fast": 4.0,
-    "beta_slow": 0.5,
-    "mscale": 2.0,
-    "mscale_all_dim": 0.5,
-    "truncate": False,
-    "original_max_position_embeddings": 16,
-}
-LONG: dict[str, Any] = {
-    "rope_type": "longrope",
-    "rope_theta": 10000.0,
-    "short_factor": [1.0, 1.3, 2.0],
-    "long_factor": [1.0, 4.0, 9.0],
-    "partial_rotary_factor": 0.43,
-}
-
-
-@dataclass(frozen=True)
-class Case:
-    """A config of transformers, and for each of its flags another value, by the path of its key in config.json.
-
-    `older` says what the spelling of transformers 4 has in place of the lists that follow from a number. Of what it
-    knew already, it spells rotary embedding in another way.
-    """
-
-    config: Callable[[], Any]
-    changes: Mapping[str, object]
-    older: Mapping[str, object] = field(default_factory=dict)
-    rope_is_older: bool = True
-
-
-GEMMA = {**SHAPE, "head_dim": 10, "query_pre_attn_scalar": 7, "sliding_window": 6, "final_logit_softcapping": 9.0}
-BY_KIND = {
-    "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0},
-    "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
-}
-OF_GEMMA3 = {
-    "layer_types": ["full_attention"] * 4,
-    "sliding_window": 9,
-    "query_pre_attn_scalar": 20,
-    "final_logit_softcapping": None,
-    "hidden_activation": "silu",
-    "rope_parameters.full_attention.rope_theta": 90.0,
-    "rope_parameters.full_attention.factor": 1.5,
-    "rope_parameters.sliding_attention.rope_theta": 90.0,
-}
-UNCAPPED = {"final_logit_softcapping": None}
-"""Inside a model that sees transformers has no cap, whatever config.json says."""
-PROPORTIONAL = {
-    "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.5, "rope_theta": 500.0},
-    "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
-}
-
 CASES: dict[str, Case] = {
-    "gemma2": Case(
-        lambda: Gemma2Config(**GEMMA, attn_logit_softcapping=3.0, attention_bias=True),
-        {
-            "layer_types": MIXED,
-            "sliding_window": 9,
-            "attention_bias": False,
-            "query_pre_attn_scalar": 20,
-            "attn_logit_softcapping": None,
-            "final_logit_softcapping": None,
-            "hidden_activation": "silu",
-            "rms_norm_eps": 0.5,
-            "rope_parameters.rope_theta": 90.0,
-        },
-        {"layer_types": None},
-    ),
-    "gemma3_text": Case(
-        lambda: Gemma3TextConfig(**GEMMA, sliding_window_pattern=3, rope_parameters=copy.deepcopy(BY_KIND)),
-        OF_GEMMA3,
-        {"layer_types": None, "sliding_window_pattern": 3},
-    ),
-    "gemma3": Case(
-        lambda: Gemma3Config(
-            text_config=Gemma3TextConfig(
-                **{**GEMMA, **UNCAPPED}, layer_types=MIXED, rope_parameters=copy.deepcopy(BY_KIND)
-            ),
-            vision_config={
-                "hidden_size": 8,
-                "intermediate_size": 8,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-                "image_size": 8,
-                "patch_size": 4,
-            },
-            mm_tokens_per_image=1,
-        ),
-        {f"text_config.{key}": value for key, value in OF_GEMMA3.items() if key not in UNCAPPED},
-    ),
-    "gemma4_text": Case(
-        lambda: Gemma4TextConfig(
-            **{**SHAPE, "head_dim": 10, "sliding_window": 6, "final_logit_softcapping": 9.0},
-            layer_types=[*MIXED[:3], "full_attention"],
-            global_head_dim=16,
-            num_global_key_value_heads=1,
-            attention_k_eq_v=True,
-            attention_bias=True,
-            hidden_size_per_layer_input=0,
-            rope_parameters=copy.deepcopy(PROPORTIONAL),
-        ),
-        {
-            "sliding_window": 9,
-            "attention_k_eq_v": False,
-            "attention_bias": False,
-            "final_logit_softcapping": None,
-            "hidden_activation": "silu",
-            "rope_parameters.full_attention.rope_theta": 90.0,
-            "rope_parameters.full_attention.partial_rotary_factor": 0.25,
-            "rope_parameters.sliding_attention.rope_theta": 90.0,
-        },
-        {"per_layer_config": None, "global_head_dim": 16, "num_global_key_value_heads": 1},
-        rope_is_older=False,
-    ),
+    **gemma_models.CASES,
     "glm4": Case(
         lambda: Glm4Config(**SHAPE, head_dim=20, attention_bias=True, rope_parameters={"rope_theta": 300.0}),
         {
@@ -292,27 +156,3 @@ CASES: dict[str, Case] = {
         {"layer_types": None, "no_rope_layers": None},
     ),
 }
-
-
-def older(stated: dict[str, Any], case: Case) -> dict[str, Any]:
-    """The same config.json as transformers 4 spells it: `rope_theta` and `rope_scaling`, and `torch_dtype`."""
-    if "text_config" in stated:
-        return {**_dtype(stated), "text_config": older(stated["text_config"], case)}
-    settings = {**_dtype(stated), **case.older}
-    if not case.rope_is_older:
-        return settings
-    rope = dict(settings.pop("rope_parameters"))
-    kinds = {kind: dict(rope.pop(kind)) for kind in ("full_attention", "sliding_attention") if kind in rope}
-    rope = kinds.get("full_attention", rope)
-    settings["rope_theta"] = rope.pop("rope_theta")
-    if "sliding_attention" in kinds:
-        settings["rope_local_base_freq"] = kinds["sliding_attention"]["rope_theta"]
-    if "partial_rotary_factor" in rope:
-        settings["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
-    rope["type"] = rope.pop("rope_type")
-    settings["rope_scaling"] = None if rope["type"] == "default" else rope
-    return settings
-
-
-def _dtype(stated: dict[str, Any]) -> dict[str, Any]:
-    return {"torch_dtype" if key == "dtype" else key: value for key, value in stated.items()}

@@ -1,6 +1,7 @@
 """What decodes quantised matrices on a CPU: numba's kernels where it is installed and they are faster, else torch.
 
-Both give the same bits, so that the choice is one of time alone.
+Both give the same bits, so that the choice is one of time alone. Products have bits of their own, so that what makes
+them follows from the machine and what is installed, never from a measurement.
 """
 
 import functools
@@ -22,6 +23,8 @@ logger = logging.getLogger("penstock")
 Decode = Callable[[int, int], torch.Tensor]
 """Gives rows [first, last), [F, D]; what it gave last on this thread may be overwritten."""
 ROUNDS = 3
+ROW_COUNTS = (2, 4, 5)
+"""Of x, for which products have different kernels."""
 _chosen: dict[tuple[object, ...], bool] = {}
 
 
@@ -42,15 +45,31 @@ def kernels() -> ModuleType | None:
     return cpu_decoding
 
 
+def products(x_TD: torch.Tensor) -> ModuleType | None:
+    """What multiplies rows like these by quantised matrices; None where torch does, since a CPU or numba lacks it."""
+    if kernels() is None:
+        return None
+    from pipeline.formats import cpu_products
+
+    return cpu_products if cpu_products.can_multiply(x_TD) else None
+
+
 def choose(matrices: Iterable[StoredMatrix], dtype: torch.dtype) -> None:
-    """Compile, measure and choose before the first pass: the smallest of those that are stored alike is decoded."""
+    """Compile, measure and choose before the first pass, with the smallest of those that are stored alike."""
     smallest: dict[tuple[object, ...], StoredMatrix] = {}
     for one in sorted(matrices, key=lambda one: one.tensors[0].length):
         if not isinstance(one, StoredDense):
             smallest.setdefault((type(one), *[part.dtype for part in one.tensors]), one)
     for one in smallest.values():
         parts = {part.short: torch.zeros(part.shape, dtype=stored_dtype(part.dtype)) for part in one.tensors}
-        one.over(parts).decoded(dtype)
+        matrix = one.over(parts)
+        matrix.decoded(dtype)
+        for count in ROW_COUNTS:
+            matrix.apply(torch.zeros(count, one.columns, dtype=dtype))
+    if any(products(torch.empty(1, one.columns, dtype=dtype)) for one in smallest.values()):
+        logger.info(
+            "numba multiplies rows in bfloat16 by quantised matrices (AVX-512 BF16), and decodes int4 meanwhile"
+        )
 
 
 def faster(encoded: Encoded, dtype: torch.dtype, by_torch: Decode, rows: int) -> Decode | None:

@@ -16,6 +16,7 @@ from pipeline.formats.lookup import E2M1, level_table, looked_up, scales_in_floa
 from pipeline.formats.words import by_row, transposed, unpacked
 
 BYTEWISE = {"uint8": cpu_kernels.UINT8, "int8": cpu_kernels.INT8, "fp8": cpu_kernels.FP8}
+NO_MEANINGS = np.empty(0, np.float32)
 _memory = threading.local()
 
 
@@ -46,6 +47,23 @@ class RowDecoder:
         out = items.view(f"u{self._dtype.itemsize * (2 if self._in_pairs else 1)}")
         self._kernel(self._words(first, last).view(torch.uint8).numpy(), *self._arguments, first, out)
         return decoded_FD
+
+    @staticmethod
+    def in_registers(encoded: Encoded) -> tuple[Any, ...] | None:
+        """What `cpu_vectors.products` takes for a matrix that it decodes to bf16 itself: kind, how, numbers and so on.
+
+        None where it cannot.
+        """
+        how = _vector_rounds(encoded, torch.bfloat16)
+        if how is None or encoded.kind == "awq" or not encoded.numbers.is_contiguous():
+            return None
+        if encoded.kind == "int4" and encoded.scales.dtype == torch.bfloat16 and encoded.scales.is_contiguous():
+            kind, scales, meanings = cpu_vectors.INT4_KIND, encoded.scales.view(torch.int16).numpy(), NO_MEANINGS
+        else:
+            kind, scales, meanings = _vector_scales(encoded)
+        zeros, (step, _) = _zeros(encoded)
+        numbers = encoded.numbers.view(torch.uint8).numpy()
+        return kind, how, numbers, scales, meanings, zeros.numpy(), step, encoded.group // 2
 
     def _words(self, first: int, last: int) -> torch.Tensor:
         """Those of rows, one row behind the other."""
@@ -95,14 +113,17 @@ def _vector_rounds(encoded: Encoded, dtype: torch.dtype) -> int | None:
 
 
 def _vector_kernel(encoded: Encoded, how: int) -> tuple[Callable[..., None], tuple[Any, ...]]:
+    kind, scales, meanings = _vector_scales(encoded)
+    zeros, steps = _zeros(encoded)
+    return cpu_vectors.vectors(kind, how), (scales, meanings, zeros.numpy(), steps, encoded.group // 2)
+
+
+def _vector_scales(encoded: Encoded) -> tuple[int, Any, Any]:
+    """The kind of the numbers, of `cpu_vectors.LEVELS`, their scales, and what these mean where they are bytes."""
     kind = {"fp4": cpu_vectors.FP4_KIND, "nf4": cpu_vectors.NF4_KIND}.get(encoded.kind, cpu_vectors.INT4_KIND)
     if kind == cpu_vectors.FP4_KIND:
-        scales, meanings = encoded.scales.view(torch.uint8).contiguous(), _meanings_of_scales(encoded)
-    else:
-        scales, meanings = _scales(encoded), torch.empty(0)
-    zeros, steps = _zeros(encoded)
-    arguments = (scales.numpy(), meanings.numpy(), zeros.numpy(), steps, encoded.group // 2)
-    return cpu_vectors.vectors(kind, how), arguments
+        return kind, encoded.scales.view(torch.uint8).contiguous().numpy(), _meanings_of_scales(encoded).numpy()
+    return kind, _scales(encoded).numpy(), NO_MEANINGS
 
 
 def _meanings_of_scales(encoded: Encoded) -> torch.Tensor:

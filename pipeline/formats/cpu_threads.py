@@ -14,8 +14,12 @@ import torch
 from pipeline.system.threads import Threads
 
 
-def share_out(items: Sequence[int], work: Callable[[int], object]) -> None:
-    """Call `work` with each item, on as many threads as torch computes with here. Raises its first error."""
+def share_out(items: Sequence[int], work: Callable[[int], object], *, here: bool = False) -> None:
+    """Call `work` with each item, on as many threads as torch computes with here. Raises its first error.
+
+    This thread is one of them if it may work `here`, where torch computes with all threads: then nothing waits for
+    threads that have not woken up before the work is done.
+    """
     threads = torch.get_num_threads()
     count = min(threads, len(items))
     if count < 2:
@@ -29,8 +33,15 @@ def share_out(items: Sequence[int], work: Callable[[int], object]) -> None:
             for item in waiting:
                 work(item)
 
-    running = [block_threads(threads).submit(work_on) for _ in range(count)]
-    errors = [error for one in running if (error := one.exception()) is not None]
+    errors: list[BaseException] = []
+    running = [block_threads(threads).submit(work_on) for _ in range(count - here)]
+    if here:
+        try:
+            work_on()
+        except BaseException as error:
+            errors.append(error)  # raised when the others are done
+    unfinished = [one for one in running if not (here and one.cancel())]
+    errors += [raised for one in unfinished if (raised := one.exception()) is not None]
     if errors:
         raise errors[0]
 

@@ -1,7 +1,8 @@
-"""Numbers of 4 bits, decoded by the instruction of AVX-512 that looks 32 items of 16 bits up at once.
+"""Numbers of 4 bits, decoded by the instruction of AVX-512 that looks 32 items of 16 bits up at once, and products.
 
-All numbers of a group stand for 16 values, whose bits fill half a register. To tell whether what it
-kept is still right numba looks at the file of a kernel alone: all that a kernel calls is in its file.
+All numbers of a group stand for 16 values, whose bits fill half a register. Another instruction multiplies 32 items of
+a row by as many of another one, in bf16, and adds neighbours up to 16 sums in fp32. To tell whether what it kept is
+still right numba looks at the file of a kernel alone: all that a kernel calls is in its file.
 """
 
 import functools
@@ -16,15 +17,32 @@ from numba.extending import intrinsic
 
 from pipeline.formats.lookup import E2M1, NF4
 
-HAS_LOOK_UP = bool(binding.get_host_cpu_features().get("avx512bw"))
+FEATURES = binding.get_host_cpu_features()
+HAS_LOOK_UP = bool(FEATURES.get("avx512bw"))
+HAS_DOTS = HAS_LOOK_UP and bool(FEATURES.get("avx512bf16")) and not FEATURES.get("amx-bf16")
+"""Where a CPU has AMX too, torch multiplies many rows faster by that."""
 BYTES = 16
 """Of pairs that are decoded at once."""
 I8, I16, I32, FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()
 FLOATS, WORDS, HALVES = ir.VectorType(FLOAT, 16), ir.VectorType(I32, 16), ir.VectorType(I16, 16)
 LEVELS = (tuple(float(code) for code in range(16)), E2M1, NF4)
-INT4_KIND, FP4_KIND, NF4_KIND = range(3)
+INT4_KIND, FP4_KIND, NF4_KIND, DECODED = range(4)
 ROUNDS = (("bfloat16",), ("float16",), ("float16", "bfloat16"), ("bfloat16", "float16"))
-LOOK_UP = "llvm.x86.avx512.permvar.hi.512"
+LOOK_UP, DOT = "llvm.x86.avx512.permvar.hi.512", "llvm.x86.avx512bf16.dpbf16ps.512"
+TILE_ROWS, BLOCK_ROWS, BLOCK_TOKENS, BLOCK_COLUMNS = 4, 64, 64, 1024
+"""Rows of a matrix that are multiplied at once, and blocks whose items and sums fill half of a core's second cache."""
+
+
+class BrainFloat(ir.types.Type):
+    """What llvmlite lacks: bfloat16."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+
+BRAIN, INDEX = BrainFloat(), ir.IntType(64)
+_index = functools.partial(ir.Constant, INDEX)
+ITEMS, BRAINS = ir.VectorType(I16, 2 * BYTES), ir.VectorType(BRAIN, 2 * BYTES)
 
 
 @intrinsic(prefer_literal=True)
@@ -41,17 +59,23 @@ def look_up(typing: Any, pairs: Any, at: Any, zero: Any, scale: Any, items: Any,
         source = build.gep(context.make_array(signature.args[0])(context, build, pairs).data, [at])
         target = build.gep(context.make_array(signature.args[4])(context, build, items).data, [at])
         table = _table(build, levels, zero, scale, rounds)
-        loaded = build.load(build.bitcast(source, ir.VectorType(I8, BYTES).as_pointer()), align=1)
-        codes = build.zext(loaded, ir.VectorType(I32, BYTES))
-        low, high = build.and_(codes, _all(15)), build.lshr(codes, _all(4))
-        first, second = (high, low) if high_first else (low, high)
-        wide = ir.VectorType(I16, 2 * BYTES)
-        indices = build.bitcast(build.or_(first, build.shl(second, _all(16))), wide)
-        called = cgutils.get_or_insert_function(build.module, ir.FunctionType(wide, [wide, wide]), LOOK_UP)
-        build.store(build.call(called, [table, indices]), build.bitcast(target, wide.as_pointer()), align=1)
+        decoded = _looked_up(build, table, source, high_first=high_first)
+        build.store(decoded, build.bitcast(target, ITEMS.as_pointer()), align=1)
         return context.get_dummy_value()
 
     return types.void(pairs, types.intp, types.float32, types.float32, items, kind, how), code
+
+
+def _looked_up(build: Any, table: Any, source: Any, *, high_first: bool) -> Any:
+    """The bits of the 32 items whose pairs lie at `source`. Of five bits that look an item up one changes nothing."""
+    loaded = build.load(build.bitcast(source, ir.VectorType(I8, BYTES).as_pointer()), align=1)
+    pairs = build.zext(loaded, ir.VectorType(I32, BYTES))
+    if high_first:
+        indices = build.or_(build.lshr(pairs, _all(4)), build.shl(pairs, _all(16)))
+    else:
+        indices = build.or_(pairs, build.shl(pairs, _all(12)))
+    called = cgutils.get_or_insert_function(build.module, ir.FunctionType(ITEMS, [ITEMS, ITEMS]), LOOK_UP)
+    return build.call(called, [table, build.bitcast(indices, ITEMS)])
 
 
 def _table(build: Any, levels: "tuple[float, ...]", zero: Any, scale: Any, rounds: "tuple[str, ...]") -> Any:
@@ -100,3 +124,176 @@ def vectors(kind: int, how: int) -> Callable[..., None]:
                     look_up(bytes_FB, at, zero, scale, out, kind, how)
 
     return decode
+
+
+@intrinsic(prefer_literal=True)
+def add_up(typing: Any, weights: Any, x_TD: Any, sums: Any, to: Any, at: Any, form: Any, rows: Any, tokens: Any) -> Any:
+    """Multiply `rows` rows of a matrix by `tokens` rows of x, and write what comes out, plus bias, in bf16.
+
+    `weights`, and `to`, a bias and what is written, are as `products` takes them. `at` has the first row in the numbers
+    and in the matrix, that of x, and the first pair of columns; `sums` memory, the step to the next row in it, where to
+    begin, and whether these columns begin and end the rows. Arrays have no gaps. Each sum is made in one order: of
+    every 16th pair of columns, then of those 16.
+    """
+    shape, kind, how = (rows.literal_value, tokens.literal_value), form[0].literal_value, form[1].literal_value
+
+    def code(context: Any, build: Any, signature: Any, given: Any) -> Any:
+        tile = _Tile(context, build, signature.args, given, shape)
+        with cgutils.for_range(build, tile.groups) as group:
+            tables = []
+            for row in () if kind == DECODED else tile.rows:
+                zero, scale = tile.zero_and_scale(row, group.index)
+                tables.append(_table(build, LEVELS[kind], zero, scale, ROUNDS[how]))
+            with cgutils.for_range(build, build.udiv(tile.half_group, _index(BYTES))) as step:
+                pair = build.add(build.mul(group.index, tile.half_group), build.mul(step.index, _index(BYTES)))
+                x = [tile.x(token, pair) for token in tile.tokens]
+                for row in tile.rows:
+                    if kind == DECODED:
+                        items = tile.items(row, pair)
+                    else:
+                        bits = _looked_up(build, tables[row], tile.pairs(row, pair), high_first=kind == NF4_KIND)
+                        items = build.bitcast(bits, BRAINS)
+                    for token in tile.tokens:
+                        tile.add(row, token, x[token], items)
+        tile.write()
+        return context.get_dummy_value()
+
+    return types.void(weights, x_TD, sums, to, at, form, rows, tokens), code
+
+
+class _Tile:
+    """What `add_up` reads, writes, and keeps in registers: a sum for each of its rows and tokens."""
+
+    def __init__(self, context: Any, build: Any, kinds: Any, given: Any, shape: tuple[int, int]) -> None:
+        self._build, (self.rows, self.tokens) = build, map(range, shape)
+        weights, x, sums, to, at, *_ = (
+            cgutils.unpack_tuple(build, one) if isinstance(kind, types.BaseTuple) else [one]
+            for kind, one in zip(kinds, given, strict=True)
+        )
+        self._zero_step, self.half_group, self.groups, self._row_pairs = weights[4:]
+        self._row, self._matrix_row, self._token, self._pair = at
+        array_kinds = (*kinds[0].types[:4], kinds[1], kinds[2].types[0], *kinds[3].types)
+        arrays = zip(array_kinds, (*weights[:4], *x, sums[0], *to), strict=True)
+        opened = [context.make_array(kind)(context, build, array) for kind, array in arrays]
+        self._numbers, self._scales, self._meanings, self._zeros, self._x, memory, self._bias, self._out = opened
+        (_, row_step, begin, begins, self._ends), self._kept, self._sums = sums, {}, {}
+        for place in [(row, token) for row in self.rows for token in self.tokens]:
+            index = build.add(begin, build.add(build.mul(row_step, _index(place[0])), _index(place[1] * 16)))
+            self._kept[place] = build.bitcast(build.gep(memory.data, [index]), FLOATS.as_pointer())
+            self._sums[place] = cgutils.alloca_once(build, FLOATS)
+            before = build.select(begins, ir.Constant(FLOATS, None), build.load(self._kept[place], align=4))
+            build.store(before, self._sums[place])
+
+    def zero_and_scale(self, row: int, group: Any) -> tuple[Any, Any]:
+        """Those of a group of columns; a scale is in fp32, or has the bits of bf16, or is a byte with a meaning."""
+        build = self._build
+        index = build.add(build.mul(build.add(self._matrix_row, _index(row)), self.groups), group)
+        scale = build.load(build.gep(self._scales.data, [index]))
+        if scale.type == I8:
+            scale = build.load(build.gep(self._meanings.data, [build.zext(scale, INDEX)]))
+        elif scale.type == I16:
+            scale = build.bitcast(build.shl(build.zext(scale, I32), ir.Constant(I32, 16)), FLOAT)
+        return build.load(build.gep(self._zeros.data, [build.mul(index, self._zero_step)])), scale
+
+    def pairs(self, row: int, pair: Any) -> Any:
+        """Where pairs of numbers lie."""
+        build = self._build
+        begin = build.add(self._pair, build.mul(build.add(self._row, _index(row)), self._row_pairs))
+        return build.gep(self._numbers.data, [build.add(begin, pair)])
+
+    def items(self, row: int, pair: Any) -> Any:
+        """32 numbers that are decoded."""
+        return self._load(self._numbers, self._build.add(self._row, _index(row)), pair)
+
+    def x(self, token: int, pair: Any) -> Any:
+        """32 columns of a token."""
+        return self._load(self._x, self._build.add(self._token, _index(token)), pair)
+
+    def add(self, row: int, token: int, x: Any, items: Any) -> None:
+        """Multiply, and add up in fp32."""
+        build, function = self._build, ir.FunctionType(FLOATS, [FLOATS, BRAINS, BRAINS])
+        dot, place = cgutils.get_or_insert_function(build.module, function, DOT), self._sums[row, token]
+        build.store(build.call(dot, [build.load(place), x, items]), place)
+
+    def write(self) -> None:
+        """Write what comes out, or keep the sums."""
+        with self._build.if_else(self._ends) as (then, otherwise):
+            with then:
+                self._finish()
+            with otherwise:
+                for place, kept in self._kept.items():
+                    self._build.store(self._build.load(self._sums[place]), kept, align=4)
+
+    def _finish(self) -> None:
+        """Halves of a sum are added up until one is left, then the bias."""
+        build = self._build
+        out_columns = cgutils.unpack_tuple(build, self._out.shape)[1]
+        for (row, token), place in self._sums.items():
+            value, column = build.load(place), build.add(self._matrix_row, _index(row))
+            for half in (8, 4, 2, 1):
+                low, high = (ir.Constant(ir.VectorType(I32, half), [*range(n, n + half)]) for n in (0, half))
+                value = build.fadd(*(build.shuffle_vector(value, value, one) for one in (low, high)))
+            value = build.extract_element(value, ir.Constant(I32, 0))
+            value = build.fadd(value, build.load(build.gep(self._bias.data, [column])))
+            index = build.add(build.mul(build.add(self._token, _index(token)), out_columns), column)
+            build.store(build.bitcast(build.fptrunc(value, BRAIN), I16), build.gep(self._out.data, [index]))
+
+    def _load(self, array: Any, row: Any, pair: Any) -> Any:
+        build = self._build
+        index = build.shl(build.add(build.mul(row, self._row_pairs), build.add(self._pair, pair)), _index(1))
+        return build.load(build.bitcast(build.gep(array.data, [index]), BRAINS.as_pointer()), align=1)
+
+
+@functools.cache
+def products(kind: int, how: int, tokens: int) -> Callable[..., None]:
+    """A kernel that multiplies by numbers of 4 bits, as those of `vectors`, `tokens` rows of x at once.
+
+    Rows of x that are left over are taken with some that were taken before. Each of `groups` has a scale.
+    """
+
+    @njit(cache=True, nogil=True, error_model="numpy")
+    def multiply(numbers_FB, scales_FG, meanings, zeros_FG, zero_step, half_group, groups, first, x_TD, bias_F, out_TF):
+        weights = (numbers_FB, scales_FG, meanings, zeros_FG, zero_step, half_group, groups, groups * half_group)
+        sums = (np.empty(TILE_ROWS * tokens * 16, np.float32), 0, 0, True, True)
+        rows, to, row = len(numbers_FB), (bias_F, out_TF), 0
+        while row < rows:
+            whole = row + TILE_ROWS <= rows
+            for t in range(0, len(x_TD), tokens):
+                at = (row, first + row, min(t, len(x_TD) - tokens), 0)
+                if whole:
+                    add_up(weights, x_TD, sums, to, at, (kind, how), TILE_ROWS, tokens)
+                else:
+                    add_up(weights, x_TD, sums, to, at, (kind, how), 1, tokens)
+            row += TILE_ROWS if whole else 1
+
+    return multiply
+
+
+@functools.cache
+def decoded_products(tokens: int) -> Callable[..., None]:
+    """The same for rows of a matrix in bf16. Blocks of rows, columns and tokens stay in the caches of a core."""
+
+    @njit(cache=True, nogil=True, error_model="numpy")
+    def multiply(items_FD, first, x_TD, bias_F, out_TF):
+        none, to = np.empty((1, 1), np.float32), (bias_F, out_TF)
+        (rows, columns), count, row_step = items_FD.shape, len(x_TD), (BLOCK_TOKENS + tokens) * 16
+        memory = np.empty(BLOCK_ROWS * row_step, np.float32)
+        for block in range(0, rows, BLOCK_ROWS):
+            for begin in range(0, count, BLOCK_TOKENS):
+                for column in range(0, columns, BLOCK_COLUMNS):
+                    width = min(BLOCK_COLUMNS, columns - column)
+                    weights = (items_FD, none, none[0], none, 0, width // 2, 1, columns // 2)
+                    row, end = block, min(block + BLOCK_ROWS, rows)
+                    while row < end:
+                        whole = row + TILE_ROWS <= end
+                        for t in range(begin, min(begin + BLOCK_TOKENS, count), tokens):
+                            place = (row - block) * row_step + (t - begin) * 16
+                            sums = (memory, row_step, place, column == 0, column + width == columns)
+                            at = (row, first + row, min(t, count - tokens), column // 2)
+                            if whole:
+                                add_up(weights, x_TD, sums, to, at, (DECODED, 0), TILE_ROWS, tokens)
+                            else:
+                                add_up(weights, x_TD, sums, to, at, (DECODED, 0), 1, tokens)
+                        row += TILE_ROWS if whole else 1
+
+    return multiply

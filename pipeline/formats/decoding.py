@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from pipeline.formats.cpu_choice import faster
+from pipeline.formats.cpu_choice import faster, products
 from pipeline.formats.cpu_threads import share_out
 from pipeline.formats.dense import linear
 from pipeline.formats.encoded import GPU_BLOCK_BYTES, Encoded
@@ -69,6 +69,13 @@ def decoded_product(matrix: DecodableRows, x_TD: torch.Tensor, bias_F: torch.Ten
         if fast is not None:
             product: torch.Tensor = fast.product(encoded, x_TD, bias_F)
             return product
+    fast_on_cpu = products(x_TD) if x_TD.device.type == "cpu" else None
+    if fast_on_cpu is not None and (encoded := matrix.encoded()) is not None:
+        filling = fast_on_cpu.Product(x_TD, matrix.shape[0], bias_F)
+        if not filling.by_encoded(encoded):
+            _decode_blocks(matrix, x_TD.dtype, lambda first, _, decoded_FD: filling.by_decoded(first, decoded_FD))
+        filled: torch.Tensor = filling.result
+        return filled
     product_TF = x_TD.new_empty(len(x_TD), matrix.shape[0])
 
     def multiply(first: int, last: int, decoded_FD: torch.Tensor) -> None:

@@ -1,0 +1,76 @@
+"""Layers of every kind on a GPU: what they say is what the CPU says, and does not depend on company."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.written_models import write_model
+
+from pipeline import Model, Output
+
+pytestmark = pytest.mark.cuda
+SHAPE = {
+    "vocab_size": 259,
+    "hidden_size": 48,
+    "intermediate_size": 104,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "eos_token_id": 2,
+}
+KINDS = ["sliding_attention", "full_attention", "full_attention"]
+MODELS: dict[str, dict[str, Any]] = {
+    "gemma2": {"head_dim": 16, "sliding_window": 20, "query_pre_attn_scalar": 7, "attn_logit_softcapping": 3.0},
+    "gemma3_text": {"head_dim": 16, "sliding_window": 20, "layer_types": KINDS},
+    "gemma4_text": {
+        "head_dim": 16,
+        "global_head_dim": 32,
+        "num_global_key_value_heads": 1,
+        "attention_k_eq_v": True,
+        "hidden_size_per_layer_input": 0,
+        "sliding_window": 20,
+        "layer_types": KINDS,
+    },
+    "glm4": {"head_dim": 16},
+    "granite": {"residual_multiplier": 0.5, "attention_multiplier": 0.3, "embedding_multiplier": 6.0},
+    "ministral3": {
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e4,
+            "factor": 16.0,
+            "llama_4_scaling_beta": 0.4,
+            "original_max_position_embeddings": 32,
+        }
+    },
+    "olmo2": {},
+    "olmo3": {"sliding_window": 20},
+    "phi3": {"partial_rotary_factor": 0.5, "hidden_size": 64},
+    "smollm3": {"no_rope_layers": [1, 0, 1]},
+}
+PROMPTS = [[*range(3, 203)], [5, 9, 77, 34, 8, 8, 90], [*range(3, 90), 7]]
+NEW = {"max_new_tokens": 20, "ignore_eos": True, "logprobs": 259}
+
+
+async def said(folder: Path, prompts: list[list[int]], **settings: Any) -> list[Output]:
+    async with Model.open(folder, **settings) as model:
+        return await asyncio.gather(*(model.generate(prompt, **NEW) for prompt in prompts))
+
+
+@pytest.mark.parametrize("name", MODELS)
+async def test_every_kind_of_layer_says_what_the_cpu_says_and_needs_no_company(name: str, tmp_path: Path) -> None:
+    write_model(tmp_path, {"model_type": name, **SHAPE, **MODELS[name]})
+    mode = {"device": "cuda", "dtype": "float32", "batch_invariant": True}
+    for ours, theirs in zip(
+        await said(tmp_path, PROMPTS, **mode), await said(tmp_path, PROMPTS, device="cpu"), strict=True
+    ):
+        assert ours.token_ids == theirs.token_ids
+        assert ours.logprobs is not None
+        assert theirs.logprobs is not None
+        for step, other in zip(ours.logprobs, theirs.logprobs, strict=True):
+            assert max(abs(step[token] - other[token]) for token in other) < 2e-3
+    for dtype in ("float32", "bfloat16"):
+        mode["dtype"] = dtype
+        together = await said(tmp_path, PROMPTS, **mode, max_tokens_per_pass=100)
+        assert together == [(await said(tmp_path, [prompt], **mode))[0] for prompt in PROMPTS], dtype

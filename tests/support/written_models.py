@@ -1,0 +1,23 @@
+"""Checkpoints with random weights for any config.json, without transformers, which may know no such family."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from pipeline.checkpoints.shard_layout import model_specs
+from pipeline.models.json_object import JsonObject
+from pipeline.models.model_config import parse_config
+
+
+def write_model(folder: Path, settings: Mapping[str, object], dtype: torch.dtype = torch.float32) -> None:
+    """Norms and scalars are about 1, all else about 0."""
+    (folder / "config.json").write_text(json.dumps(settings))
+    torch.manual_seed(1)
+    tensors = {}
+    for spec in model_specs(parse_config(JsonObject("config.json", settings))):
+        drawn = torch.randn(spec.shape) * (0.25 if spec.is_matrix else 0.1)
+        tensors[spec.name] = (drawn + 1 if "norm" in spec.name or "scalar" in spec.name else drawn).to(dtype)
+    save_file(tensors, folder / "model.safetensors")

@@ -7,7 +7,7 @@ from support.family_case import MIXED, SHAPE, Case
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from transformers import Gemma2Config, Gemma3Config, Gemma3TextConfig, Gemma4TextConfig
+    from transformers import Gemma2Config, Gemma3Config, Gemma3TextConfig, Gemma4Config, Gemma4TextConfig
 
 GEMMA = {**SHAPE, "head_dim": 10, "query_pre_attn_scalar": 7, "sliding_window": 6, "final_logit_softcapping": 9.0}
 BY_KIND = {
@@ -30,6 +30,8 @@ PROPORTIONAL = {
     "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.5, "rope_theta": 500.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
 }
+
+TOWER = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 4}
 
 CASES: dict[str, Case] = {
     "gemma2": Case(
@@ -57,14 +59,7 @@ CASES: dict[str, Case] = {
             text_config=Gemma3TextConfig(
                 **{**GEMMA, **UNCAPPED}, layer_types=MIXED, rope_parameters=copy.deepcopy(BY_KIND)
             ),
-            vision_config={
-                "hidden_size": 8,
-                "intermediate_size": 8,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-                "image_size": 8,
-                "patch_size": 4,
-            },
+            vision_config={**TOWER, "image_size": 8},
             mm_tokens_per_image=1,
         ),
         {f"text_config.{key}": value for key, value in OF_GEMMA3.items() if key not in UNCAPPED},
@@ -94,3 +89,13 @@ CASES: dict[str, Case] = {
         rope_is_older=False,
     ),
 }
+OF_GEMMA4 = CASES["gemma4_text"]
+CASES["gemma4"] = Case(
+    lambda: Gemma4Config(
+        text_config=OF_GEMMA4.config(),
+        vision_config={**TOWER, "num_key_value_heads": 2, "head_dim": 4, "position_embedding_size": 16},
+    ),
+    {"text_config.sliding_window": 9, "text_config.final_logit_softcapping": None},
+    OF_GEMMA4.older,
+    rope_is_older=False,
+)

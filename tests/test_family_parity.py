@@ -26,7 +26,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of each family, in three shards."""
     root = tmp_path_factory.mktemp("families")
     for name, case in CASES.items():
-        tiny_models.save_model(tiny_models.randomised(case.config(), seed=sum(name.encode())), root / name, shards=3)
+        model = tiny_models.randomised(case.config(), seed=sum(name.encode()), deviation=case.deviation)
+        tiny_models.save_model(model, root / name, shards=3)
     return root
 
 

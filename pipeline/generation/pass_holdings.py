@@ -12,7 +12,9 @@ from pipeline.generation.pass_buffers import HIDDEN, LOGITS, ROTARY, PassBuffers
 from pipeline.generation.pass_inputs import PassInputs
 from pipeline.generation.row_sampler import RowSampler
 from pipeline.groups.groups import WeightGroups
+from pipeline.models import delta_net
 from pipeline.models.activations import embedding_bytes, half_bytes, head_bytes
+from pipeline.models.layers import DeltaNet
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.pass_attention import scratch_bytes
 from pipeline.models.row_blocks import RowBlocks
@@ -52,6 +54,7 @@ def pass_holdings(
         recorded[place] += max(device.repeated_rows) * half
     padded = blocks.padded(tokens)
     scratch = [scratch_bytes(one, device.torch_device, dtype, padded, context_tokens) for one in model.attentions]
+    scratch += [delta_net.scratch_bytes(one.mixer) for one in model.layer_kinds if isinstance(one.mixer, DeltaNet)]
     inputs = PassInputs.nbytes(blocks.padded(tokens), settings.max_requests, context_tokens)
     return [
         *(Holding("embedding rows", where, rows, "max_tokens_per_pass") for where in (first, place)),

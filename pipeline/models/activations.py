@@ -20,8 +20,8 @@ def half_bytes(layer: Layer, dtype: torch.dtype, *, fused: bool, by_formula: boo
     match layer.mixer:
         case Attention() as kind:
             mixer = _attention_bytes(layer, kind, dtype, fused=fused)
-        case DeltaNet():
-            raise NotImplementedError
+        case DeltaNet() as net:
+            mixer = _delta_net_bytes(net, layer.hidden_size, dtype)
     norm = _norm_bytes(layer.hidden_size, dtype, layer.norm_style, fused=fused)
     halves = (
         (norms.before_mixer, mixer, norms.after_mixer),
@@ -48,6 +48,14 @@ def _attention_bytes(layer: Layer, kind: Attention, dtype: torch.dtype, *, fused
         copied = NH if kind.gated or kind.fused else 0
         attended = projected + copied + NH + max(size, (kind.heads * kind.head_dim + 2 * kind.heads) * FP32_BYTES)
     return max(normed, attended)
+
+
+def _delta_net_bytes(net: DeltaNet, hidden_size: int, dtype: torch.dtype) -> int:
+    """Beside what it gets. Where matrices are grouped, what they give is copied apart."""
+    values, gates = net.value_heads * net.value_dim, 2 * net.value_heads
+    inputs = net.channels + values + gates
+    projected = inputs + gates + (net.channels + values if net.grouped else 0)
+    return max(projected, inputs + values + hidden_size) * dtype.itemsize
 
 
 def _feed_forward_bytes(layer: Layer, dtype: torch.dtype, fused: bool, by_formula: bool) -> int:

@@ -25,6 +25,8 @@ NAMES = (
     "OLMo 3 (olmo3)",
     "Qwen2/2.5 (qwen2)",
     "Qwen3 (qwen3)",
+    "Qwen3.5/3.6/3.8 (qwen3_5, qwen3_5_text)",
+    "Qwen3-Next without experts (qwen3_next)",
     "Phi 3, 3.5 and 4 (phi3)",
     "Granite 3 (granite)",
     "SmolLM3 (smollm3)",

@@ -44,13 +44,15 @@ class Case:
     """A config of transformers, and for each of its flags another value, by the path of its key in config.json.
 
     `older` says what the spelling of transformers 4 has in place of the lists that follow from a number. Of what it
-    knew already, it spells rotary embedding in another way.
+    knew already, it spells rotary embedding in another way. Matrices have the standard `deviation`: with 0.25, two ways
+    in which transformers computes a delta net differ by 4e-4.
     """
 
     config: Callable[[], Any]
     changes: Mapping[str, object]
     older: Mapping[str, object] = field(default_factory=dict)
     rope_is_older: bool = True
+    deviation: float = 0.25
 
 
 def older(stated: dict[str, Any], case: Case) -> dict[str, Any]:

@@ -5,7 +5,7 @@ The sizes are odd, and so chosen that every flag changes what the model says.
 
 import warnings
 
-from support import gemma_models
+from support import gemma_models, hybrid_models
 from support.family_case import LONG, MIXED, SHAPE, YARN, Case
 
 with warnings.catch_warnings():
@@ -26,6 +26,7 @@ with warnings.catch_warnings():
 
 CASES: dict[str, Case] = {
     **gemma_models.CASES,
+    **hybrid_models.CASES,
     "glm4": Case(
         lambda: Glm4Config(**SHAPE, head_dim=20, attention_bias=True, rope_parameters={"rope_theta": 300.0}),
         {

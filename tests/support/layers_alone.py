@@ -9,9 +9,11 @@ from pipeline.formats.matrix import Weights
 from pipeline.formats.parts import ATTN, FFN
 from pipeline.models import decoder
 from pipeline.models.attention import LayerKV
-from pipeline.models.layers import Attention, Layer
+from pipeline.models.delta_state import LayerState, StateParts
+from pipeline.models.layers import DeltaNet, Layer
 from pipeline.models.pass_rows import Rows, SequenceRows
-from pipeline.models.rotary import rotary
+from pipeline.models.ropes import Rope
+from pipeline.models.rotary import Rotary, rotary
 
 
 class AloneLayer:
@@ -19,17 +21,23 @@ class AloneLayer:
 
     def __init__(self, layer: Layer, rows: int, dtype: torch.dtype) -> None:
         self.layer, kind = layer, layer.mixer
-        assert isinstance(kind, Attention)
         specs = {part: {spec.short: spec.shape for spec in some} for part, some in layer.specs("layer").items()}
         self._weights = {part: _random(shapes, dtype) for part, shapes in specs.items()}
         blocks, positions_T = torch.arange(-(-rows // 16)), torch.arange(rows)
-        self._kv = LayerKV(torch.zeros(len(blocks), 2, 16, kind.kv_heads, kind.head_dim, dtype=dtype))
-        sequence = SequenceRows(0, rows, 0, rows, blocks)
+        sequence = SequenceRows(0, rows, 0, rows, blocks, state_write=0)
+        self._turns: dict[Rope, Rotary] = {}
+        self._kv: LayerKV | LayerState
+        self.read_bytes = 0
+        if isinstance(kind, DeltaNet):
+            parts = StateParts.of(kind, dtype, carries=True)
+            self._kv = parts.view(torch.zeros(1, parts.nbytes, dtype=torch.uint8))
+        else:
+            self._kv = LayerKV(torch.zeros(len(blocks), 2, 16, kind.kv_heads, kind.head_dim, dtype=dtype))
+            self._turns = {kind.rope: rotary(kind.rope, positions_T)} if kind.rope else {}
+            self.read_bytes = 2 * rows * kind.kv_heads * kind.head_dim * dtype.itemsize
         numbers = torch.stack((positions_T, positions_T // 16), 1)
         self._rows = Rows(numbers, blocks.unsqueeze(0), rows, 0, 0, 1, 1, lambda: [sequence])
-        self._turns = {kind.rope: rotary(kind.rope, positions_T)} if kind.rope else {}
         self._hidden_TD = torch.randn(rows, layer.hidden_size).to(dtype)
-        self.read_bytes = 2 * rows * kind.kv_heads * kind.head_dim * dtype.itemsize
 
     def attention(self) -> None:
         """Compute half of it."""

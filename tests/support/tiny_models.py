@@ -107,13 +107,13 @@ def auto_class(config: Any) -> Any:
     return transformers.AutoModelForImageTextToText if has_towers else transformers.AutoModelForCausalLM
 
 
-def randomised(config: Any, seed: int) -> PreTrainedModel:
+def randomised(config: Any, seed: int, deviation: float = 0.25) -> PreTrainedModel:
     """A model of this config, whose every parameter is random."""
     torch.manual_seed(seed)
     model = auto_class(config).from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.normal_(std=0.1 if parameter.ndim == 1 else 0.25)
+            parameter.normal_(std=0.1 if parameter.ndim == 1 else deviation)
             if "norm" in name:
                 parameter.add_(1.0)
         for name, buffer in model.named_buffers():

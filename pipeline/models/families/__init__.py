@@ -16,6 +16,8 @@ from pipeline.models.families import (
     phi3,
     qwen2,
     qwen3,
+    qwen3_5,
+    qwen3_next,
     smollm3,
 )
 
@@ -36,7 +38,9 @@ FAMILIES = {
         phi3.FAMILY,
         qwen2.FAMILY,
         qwen3.FAMILY,
+        qwen3_5.FAMILY,
+        qwen3_next.FAMILY,
         smollm3.FAMILY,
     )
 }
-WRAPPERS = {one.name: one for one in (gemma3.WRAPPER, gemma4.WRAPPER, mistral3.WRAPPER)}
+WRAPPERS = {one.name: one for one in (gemma3.WRAPPER, gemma4.WRAPPER, mistral3.WRAPPER, qwen3_5.WRAPPER)}

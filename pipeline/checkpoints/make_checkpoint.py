@@ -89,7 +89,7 @@ def _settings(like: str, dtype: str, stored: str | None, overrides: Mapping[str,
     ):
         if name not in known:
             raise ConfigError(unknown_name(what, name, list(known)))
-    settings = {**PRESETS[like], "torch_dtype": dtype, "hidden_act": "silu"}
+    settings = {**PRESETS[like], "torch_dtype": dtype}
     settings |= {OVERRIDES[name]: value for name, value in overrides.items() if value is not None}
     if stored is not None:
         settings["quantization_config"] = written_format(stored).quantization_config([HEAD_MODULE])
@@ -129,6 +129,7 @@ class _Draw:
         self._parts = {spec: stored_parts(model, spec) for spec in specs}
         self._whole = {part.name: spec for spec, parts in self._parts.items() for part in parts}
         self._dtype: torch.dtype = getattr(torch, dtype)
+        self._norm_style = model.norm_style
         self._encode = None if stored is None else written_format(stored).encode
         self._buffer, self._generator = torch.empty(CHUNK_ITEMS), torch.Generator().manual_seed(seed)
         self._drawn_bytes = 0
@@ -140,12 +141,18 @@ class _Draw:
             spec = self._whole[name]
             stored_bytes = sum(self.tensors[part.name].nbytes for part in self._parts[spec])
             drawn, done_bytes = torch.empty(spec.shape, dtype=self._dtype), 0
-            for chunk in _fill(spec.name, drawn, self._buffer, self._generator):
+            for chunk in _fill(drawn, self._same(spec), self._buffer, self._generator):
                 done_bytes += chunk.nbytes
                 progress(self._drawn_bytes + stored_bytes * done_bytes // drawn.nbytes)
             self._drawn_bytes += stored_bytes
             self._encoded |= self._encode_parts(spec, drawn)
         return self._encoded.pop(name)
+
+    def _same(self, spec: TensorSpec) -> float | None:
+        """What a norm stores of 1, and a scalar; None of what is drawn."""
+        if spec.short in ("norm", "norm_after", "q_norm", "k_norm"):
+            return 0.0 if self._norm_style == "plus_one" else 1.0
+        return 1.0 if spec.short in ("gated_norm", "scalar") else None
 
     def _encode_parts(self, spec: TensorSpec, drawn: torch.Tensor) -> dict[str, torch.Tensor]:
         """What it is stored as, by name."""
@@ -156,12 +163,17 @@ class _Draw:
         return {name: part.to(stored_dtype(self.tensors[name].dtype)) for name, part in parts.items()}
 
 
-def _fill(name: str, tensor: torch.Tensor, buffer: torch.Tensor, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """Draw in float32, and yield each chunk once it is filled: a whole tensor would need another of twice its size."""
+def _fill(
+    tensor: torch.Tensor, same: float | None, buffer: torch.Tensor, generator: torch.Generator
+) -> Iterator[torch.Tensor]:
+    """Draw in float32, unless all are the `same`, and yield each chunk once it is filled.
+
+    A whole tensor would need another of twice its size.
+    """
     for chunk in tensor.view(-1).split(CHUNK_ITEMS):
         normal = buffer[: len(chunk)]
-        if name.endswith("norm.weight"):
-            normal.fill_(1.0)
+        if same is not None:
+            normal.fill_(same)
         else:
             normal.normal_(0.0, STANDARD_DEVIATION, generator=generator)
         yield chunk.copy_(normal)

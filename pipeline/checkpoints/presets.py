@@ -33,6 +33,56 @@ LLAMA_2 = {
 }
 MISTRAL = {**LLAMA_2, "model_type": "mistral", "max_position_embeddings": 32768, "sliding_window": 4096}
 
+MISTRAL_SMALL = {**MISTRAL, "vocab_size": 131072, "rope_theta": 1000000000.0, "max_position_embeddings": 131072}
+PHI_4 = {
+    **LLAMA_2,
+    "model_type": "phi3",
+    "vocab_size": 100352,
+    "rope_theta": 250000.0,
+    "max_position_embeddings": 16384,
+}
+GRANITE_3 = {
+    "model_type": "granite",
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000000.0,
+    "vocab_size": 49159,
+    "max_position_embeddings": 131072,
+    "attention_multiplier": 0.0078125,
+    "embedding_multiplier": 12.0,
+    "logits_scaling": 16.0,
+    "residual_multiplier": 0.22,
+}
+QWEN_3_5 = {
+    "model_type": "qwen3_5_text",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000000.0,
+    "vocab_size": 248320,
+    "max_position_embeddings": 262144,
+    "linear_num_value_heads": 48,
+}
+GEMMA_3 = {
+    "model_type": "gemma3_text",
+    "rms_norm_eps": 1e-6,
+    "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    "vocab_size": 262208,
+    "max_position_embeddings": 131072,
+    "sliding_window": 1024,
+    "tie_word_embeddings": True,
+}
+GEMMA_4 = {
+    "model_type": "gemma4_text",
+    "rms_norm_eps": 1e-6,
+    "vocab_size": 262144,
+    "max_position_embeddings": 262144,
+    "sliding_window": 1024,
+    "attention_k_eq_v": True,
+    "global_head_dim": 512,
+    "num_global_key_value_heads": 4,
+    "hidden_size_per_layer_input": 0,
+    "final_logit_softcapping": 30.0,
+    "tie_word_embeddings": True,
+}
+
 
 def _shape(
     family: Settings, hidden: int, ffn: int, layers: int, heads: int, kv_heads: int, head_dim: int = 0, **rest: object
@@ -60,6 +110,7 @@ PRESETS: Mapping[str, Settings] = {
     "llama-3.2-1b": _shape(LLAMA_3_2, 2048, 8192, 16, 32, 8, 64),
     "llama-3.2-3b": _shape(LLAMA_3_2, 3072, 8192, 28, 24, 8, 128),
     "mistral-7b": _shape(MISTRAL, 4096, 14336, 32, 32, 8),
+    "mistral-small-3.1-24b": _shape(MISTRAL_SMALL, 5120, 32768, 40, 32, 8, 128, sliding_window=None),
     "qwen2.5-0.5b": _shape(QWEN_2_5_SMALL, 896, 4864, 24, 14, 2),
     "qwen2.5-1.5b": _shape(QWEN_2_5_SMALL, 1536, 8960, 28, 12, 2),
     "qwen2.5-7b": _shape(QWEN_2_5, 3584, 18944, 28, 28, 4),
@@ -68,4 +119,9 @@ PRESETS: Mapping[str, Settings] = {
     "qwen3-0.6b": _shape(QWEN_3, 1024, 3072, 28, 16, 8, 128, tie_word_embeddings=True),
     "qwen3-8b": _shape(QWEN_3, 4096, 12288, 36, 32, 8, 128),
     "qwen3-32b": _shape(QWEN_3, 5120, 25600, 64, 64, 8, 128),
+    "qwen3.5-27b": _shape(QWEN_3_5, 5120, 17408, 64, 24, 4, 256),
+    "gemma-3-27b": _shape(GEMMA_3, 5376, 21504, 62, 32, 16, 128, query_pre_attn_scalar=168),
+    "gemma-4-31b": _shape(GEMMA_4, 5376, 21504, 60, 32, 16, 256),
+    "phi-4-14b": _shape(PHI_4, 5120, 17920, 40, 40, 10, max_position_embeddings=16384),
+    "granite-3.3-8b": _shape(GRANITE_3, 4096, 12800, 40, 32, 8, tie_word_embeddings=True),
 }

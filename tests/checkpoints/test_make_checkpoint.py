@@ -64,6 +64,15 @@ def test_the_folder_is_a_sharded_checkpoint_of_the_shape_asked_for(tmp_path: Pat
     assert len({path.stat().st_mode for path in out.iterdir()}) == 1, "all can be read by the same users"
 
 
+@pytest.mark.parametrize("like", ["qwen3.5-27b", "gemma-4-31b", "phi-4-14b"])
+async def test_one_whose_layers_differ_runs_and_its_norms_keep_numbers_small(like: str, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "model", like, head_dim=16, **{**TINY, "layers": 6})
+    async with Model.open(tmp_path / "model", device="cpu") as model:
+        output = await model.generate([1, 2, 3], max_new_tokens=3, ignore_eos=True, logprobs=1)
+    assert output.logprobs is not None
+    assert all(-8 < logprob < -1 for step in output.logprobs for logprob in step.values())
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_a_small_one_is_a_single_file_and_its_seed_decides_the_bytes(dtype: str, tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -156,8 +165,14 @@ PARAMETERS = {
     "qwen3-0.6b": 596_049_920,
     "qwen3-8b": 8_190_735_360,
     "qwen3-32b": 32_762_123_264,
+    "mistral-small-3.1-24b": 23_572_403_200,
+    "qwen3.5-27b": 26_895_998_464,
+    "gemma-3-27b": 27_009_346_304,
+    "gemma-4-31b": 30_697_345_340,
+    "phi-4-14b": 14_659_507_200,
+    "granite-3.3-8b": 8_170_864_640,
 }
-"""As their publishers count them."""
+"""As their publishers count them, without towers and what drafts."""
 
 
 @pytest.mark.parametrize("like", PRESETS)

@@ -24,6 +24,9 @@ from pipeline.system.threads import Threads, portable, tell
 _unused_streams: "defaultdict[tuple[torch.device, str], list[torch.cuda.Stream]]" = defaultdict(list)
 """Of lanes that were closed, by device and name. The workspaces that libraries keep for each stream are used again;
 and torch has 32 streams, which it gives out a second time after that."""
+MOST_KEPT = 256
+"""Pieces of work that a lane remembers, ended or not, before it asks whether half of them have ended: to ask about each
+would take as long as to record it."""
 
 
 class Timeline:
@@ -33,15 +36,15 @@ class Timeline:
         first = torch.cuda.Event(enable_timing=True)
         first.record(torch.cuda.current_stream(device))
         first.synchronize()
-        self.seen(first)
+        self.seen(first, None)
 
-    def seen(self, event: torch.cuda.Event) -> None:
-        """Take note that the event has just ended."""
-        self._latest = event, time.perf_counter()
+    def seen(self, event: torch.cuda.Event, owner: "CudaEvent | None") -> None:
+        """Take note that the event has just ended; while its owner is held it is not recorded once more."""
+        self._latest = event, time.perf_counter(), owner
 
     def seconds(self, event: torch.cuda.Event) -> float:
         """When an event came that has come."""
-        latest, seen = self._latest
+        latest, seen, _owner = self._latest
         milliseconds: float = event.elapsed_time(latest)
         return seen - milliseconds / 1000
 
@@ -50,17 +53,20 @@ class CudaEvent:
     """The event of what a piece of work put on its stream. Streams can wait for it once it is `issued`.
 
     `issued` is None where that was done at once. A piece of work with a `failure` has left nothing on its stream.
+    When nobody holds it any more its lane records its two events anew: making them takes longer than recording them.
     """
 
     def __init__(self, lane: "CudaLane", issued: "Future[None] | None") -> None:
         self.lane = lane
         self.issued = issued
-        self.started = torch.cuda.Event(enable_timing=True)
-        self.ended = torch.cuda.Event(enable_timing=True, blocking=True)
+        self.started, self.ended = lane.two_events()
         self.failure: Exception | None = None
         self._over = False
         self._span: tuple[float, float] | None = None
         self._waiting: list[Callable[[], None]] = []
+
+    def __del__(self) -> None:
+        self.lane.unheld.append((self.started, self.ended))
 
     @property
     def error(self) -> BaseException | None:
@@ -110,7 +116,7 @@ class CudaEvent:
 
     def _synchronize(self) -> bool:
         self.ended.synchronize()
-        self.lane.timeline.seen(self.ended)
+        self.lane.timeline.seen(self.ended, self)
         return True
 
     def _look(self, has_ended: Callable[[], bool]) -> None:
@@ -127,6 +133,7 @@ class CudaLane:
 
     def __init__(self, name: str, device: torch.device, timeline: Timeline) -> None:
         self.timeline = timeline
+        self.unheld: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
         self._device = device
         self._unused = _unused_streams[device, name]
         self._stream = self._unused.pop() if self._unused else torch.cuda.Stream(device)
@@ -162,9 +169,16 @@ class CudaLane:
             self._issuer.submit(self._issue_handed_over, work, after, vacant, event)
             with self._lock:
                 self._handed_over += 1
-        self._first_unended()
         self._unended.append(event)
+        if len(self._unended) > MOST_KEPT:
+            self._forget_half()
         return event
+
+    def two_events(self) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+        """For the start and for the end of a piece of work."""
+        with contextlib.suppress(IndexError):
+            return self.unheld.popleft()
+        return torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True, blocking=True)
 
     def await_end(self, event: CudaEvent) -> None:
         """Let a thread wait for the end of `event`, and wake the tasks that wait for it."""
@@ -234,6 +248,13 @@ class CudaLane:
         while not event.done():
             (self._first_unended() or event).await_end()
         event.await_end()
+
+    def _forget_half(self) -> None:
+        with self._lock:
+            half = len(self._unended) // 2
+            if half and self._unended[half - 1].done():
+                for _ in range(half):
+                    self._unended.popleft()
 
     def _first_unended(self) -> CudaEvent | None:
         """The first event of the lane that has not ended; those before it are forgotten."""

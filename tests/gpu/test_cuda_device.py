@@ -90,6 +90,21 @@ async def test_uploads_overlap_computation(device: CudaDevice) -> None:
     assert overlap > 0.5 * moving
 
 
+async def test_times_are_right_though_events_are_recorded_anew(device: CudaDevice) -> None:
+    held = []
+    for index in range(600):
+        event = device.launch("compute", lambda cycles=1000 * (1 + index % 100): torch.cuda._sleep(cycles), ())
+        if index % 7 == 0:
+            held.append(event)
+        if index % 100 == 99:
+            await event.wait()
+    spans = [event.span for event in held]
+    assert all(began < ended for began, ended in spans)
+    assert all(one[1] <= other[0] + 1e-4 for one, other in itertools.pairwise(spans))
+    assert sum(ended - began for began, ended in spans) < spans[-1][1] - spans[0][0]
+    assert len(device._lanes["compute"].unheld) < 200, "600 pieces of work"
+
+
 async def test_an_operation_behind_a_failed_one_fails_with_its_error(device: CudaDevice) -> None:
     ran = []
 

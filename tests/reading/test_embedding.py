@@ -219,6 +219,7 @@ async def test_a_table_that_stays_is_read_once_as_far_as_it_can_be(
 ) -> None:
     row_bytes = COLUMNS * 2
     monkeypatch.setattr(kept_table, "CHUNK_BYTES", 7 * row_bytes)
+    monkeypatch.setattr(kept_table, "FEW_ROWS", 2)  # which are copied in another way than many
     device, reader = CpuDevice(copy=True), TableReader(row_bytes)
     reader.fails_from, reader.failure = fails_from, failure
     embedding = EmbeddingRows(table(Path("weights")), reader, device, 8, stays=True)  # type: ignore[arg-type]

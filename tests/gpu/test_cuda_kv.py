@@ -1,6 +1,7 @@
 """KV blocks in three places on a real GPU: the same bits as with everything on the device."""
 
 import asyncio
+import itertools
 import random
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,18 @@ async def answers(model: Model) -> list[tuple[Any, Any]]:
     return [(output.token_ids, output.logprobs) for output in await asyncio.gather(*calls)]
 
 
-@pytest.fixture(scope="module", params=tiny_models.VARIANTS)
+@pytest.fixture
 def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("variant")
     tiny_models.save(request.param, folder, layers=LAYERS)
     return folder
 
 
-@pytest.mark.parametrize("policy", ["backpressure", "stage3"])
+@pytest.mark.parametrize(
+    ("variant", "policy"),
+    [*zip(tiny_models.VARIANTS, itertools.cycle(["backpressure", "stage3"]), strict=False)],
+    indirect=["variant"],
+)
 async def test_blocks_in_three_places_change_no_bit(
     policy: str, variant: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

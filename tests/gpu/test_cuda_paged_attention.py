@@ -42,7 +42,6 @@ short piece of a prompt, of whose positions each part has programs of its own wh
 CASES = [
     ("bfloat16", 3e-2, 2, 4, 128, None),
     ("bfloat16", 3e-2, 2, 4, 128, 200),
-    ("bfloat16", 3e-2, 1, 3, 80, None),
     ("bfloat16", 3e-2, 1, 8, 6, None),
     ("bfloat16", 3e-2, 2, 7, 112, 1),
     ("bfloat16", 3e-2, 2, 1, 256, None),

@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import tiny_models
@@ -11,6 +12,7 @@ from support import tiny_models
 from actors.core.event import Event
 from pipeline import Model, Output
 from pipeline.devices.cpu import CpuDevice
+from pipeline.generation.records import Records
 
 PROMPTS = [[1, 5, 9], [4, 3, 7, 11, 20, 8], [9], [31, 7], [2, 9, 8, 7]]
 CALLS = ({"logprobs": 3}, {"temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.2, "seed": 5})
@@ -25,13 +27,13 @@ async def generate(model: Model) -> list[Output]:
     return outputs
 
 
-@pytest.mark.parametrize("policy", ["backpressure", "stage3"])
+@pytest.mark.parametrize("settings", [{}, {"policy": "stage3"}, {"residency": False}], ids=str)
 async def test_outputs_are_the_same_when_first_launches_are_repeated(
-    policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await asyncio.to_thread(tiny_models.save, "llama_gqa_llama3", tmp_path, 2)
     monkeypatch.setattr(CpuDevice, "repeated_rows", (1, 2, 4, 8, 16))
-    async with Model.open(tmp_path, device="cpu", policy=policy) as model:
+    async with Model.open(tmp_path, device="cpu", **settings) as model:
         expected = await generate(model)
     launch, recorded, counts = CpuDevice.launch, {}, Counter[str]()
 
@@ -44,9 +46,15 @@ async def test_outputs_are_the_same_when_first_launches_are_repeated(
         return launch(self, lane, work, after)
 
     monkeypatch.setattr(CpuDevice, "launch", repeat_the_first)
-    async with Model.open(tmp_path, device="cpu", policy=policy) as model:
+    async with Model.open(tmp_path, device="cpu", **settings) as model:
         assert await generate(model) == expected
         known = len(recorded)
         assert await generate(model) == expected
         assert len(recorded) == known, "nothing is recorded in steady state"
     assert counts["repeated"] > known
+
+
+def test_no_more_is_recorded_than_the_plan_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CpuDevice, "repeated_rows", (1,))
+    records = Records(CpuDevice(), groups=1, micro_batches=1)
+    assert [records.admit(key) for key in ("one", "two", "three", "one")] == ["one", "two", None, "one"]

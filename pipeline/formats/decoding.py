@@ -7,7 +7,7 @@ Letters in names: T tokens of this pass, D columns, F rows of a matrix, G groups
 
 import functools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 from typing import Protocol, runtime_checkable
 
@@ -17,7 +17,7 @@ from pipeline.formats.cpu_choice import faster, products
 from pipeline.formats.cpu_threads import share_out
 from pipeline.formats.dense import linear
 from pipeline.formats.encoded import GPU_BLOCK_BYTES, Encoded
-from pipeline.formats.matrix import StoredMatrix
+from pipeline.formats.matrix import Matrix, StoredMatrix, Weights
 from pipeline.formats.tensors import TensorRange, stored_dtype
 
 logger = logging.getLogger("penstock")
@@ -86,6 +86,23 @@ def decoded_product(matrix: DecodableRows, x_TD: torch.Tensor, bias_F: torch.Ten
     return product_TF
 
 
+def projections(weights: Weights, shorts: Sequence[str], x_TD: torch.Tensor) -> list[torch.Tensor]:
+    """The products with the matrices of these names, on a GPU in fewer launches where that can be."""
+    encoded = [_encoded(weights.matrices[short]) for short in shorts] if x_TD.is_cuda else []
+    known = [one for one in encoded if one is not None]
+    if len(known) == len(shorts):
+        fast = kernels(x_TD.device, has_float8=any(one.kind == "fp8" for one in known))
+        if fast is not None:
+            products: list[torch.Tensor] = fast.products(known, x_TD, [weights.bias(short) for short in shorts])
+            return products
+    return [weights.project(short, x_TD) for short in shorts]
+
+
+def _encoded(matrix: Matrix) -> Encoded | None:
+    encoded: Callable[[], Encoded | None] | None = getattr(matrix, "encoded", None)
+    return None if encoded is None else encoded()
+
+
 def compile_products(
     matrices: Iterable[tuple[StoredMatrix, TensorRange | None]],
     counts: Iterable[int],
@@ -105,8 +122,7 @@ def compile_products(
         parts = [(part.dtype, part.shape) for part in one.tensors]
         different.setdefault((type(one), *parts, None if bias is None else bias.dtype), (one, bias))
     for one, bias in different.values():
-        matrix = one.over({part.short: nothing(part) for part in one.tensors})
-        encoded = matrix.encoded() if isinstance(matrix, DecodableRows) else None
+        encoded = _encoded(one.over({part.short: nothing(part) for part in one.tensors}))
         if encoded is not None and (fast := kernels(device, has_float8=encoded.kind == "fp8")) is not None:
             for count in counts:
                 x_TD = torch.empty(count, one.columns, dtype=dtype, device="meta")

@@ -88,4 +88,8 @@ class Weights:
 
     def project(self, short: str, x_TD: torch.Tensor) -> torch.Tensor:
         """The product with the matrix of that name, and its bias where the group has one."""
-        return self.matrices[short].apply(x_TD, self.tensors.get(f"{short}_bias"))
+        return self.matrices[short].apply(x_TD, self.bias(short))
+
+    def bias(self, short: str) -> torch.Tensor | None:
+        """That of the matrix of that name."""
+        return self.tensors.get(f"{short}_bias")

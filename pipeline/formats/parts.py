@@ -9,6 +9,8 @@ LAYER_PARTS = (ATTN, FFN)
 """Those of a layer, in compute order."""
 KINDS = (*LAYER_PARTS, HEAD)
 """Groups of one kind are computed alike."""
+MULTIPLIED_TOGETHER = QKV, GATE_UP = ("q", "k", "v"), ("gate", "up")
+"""Matrices that the same rows are multiplied by, by their short names."""
 EMBED_KEY = (-1, EMBED)
 """The embedding table, which is never streamed: a pass fetches the rows that it needs."""
 

@@ -96,7 +96,7 @@ def product(x, parts, bias, out, count, rows, columns, group_columns: gl.constex
         sums = mma_v2(
             gl.convert_layout(tile, gl.DotOperandLayout(0, MMA, 8), assert_trivial=True),
             gl.convert_layout(x_tile, gl.DotOperandLayout(1, MMA, 8), assert_trivial=True), sums)
-    store_sums(sums, bias, out, first * F, count, rows, C, W)
+    store_sums(sums, bias, out, first * F, count, rows, (rows, rows), C, W)
 
 
 @gluon.jit(do_not_specialize=["first_row", "last_row"])

@@ -193,24 +193,28 @@ def fetched_x(x, count, columns, first_column, W: gl.constexpr, N: gl.constexpr,
 
 
 @gluon.jit
-def store_sums(sums, bias, out, first, count, rows, C: gl.constexpr, W: gl.constexpr):
+def store_sums(sums, bias, out, first, count, rows, edges, C: gl.constexpr, W: gl.constexpr):
     """Add what the warps have, always in the same order: a thread has what all have. Row c + C * i of the sums is row
-    8 * c + i of the matrix, or c where C is all of them.
+    8 * c + i of the matrix, or c where C is all of them. `edges` are the ends of the first and the second of at most
+    three matrices that are one here; each has a result of its own, which lie one behind the other.
     """
     layout: gl.constexpr = gl.BlockedLayout([W, 1, 1], [1, 32, 1], [1, 1, W], [1, 2, 0])
     total = gl.sum(gl.convert_layout(sums, layout), 0)
     at = along(0, sums.shape[1], gl.SliceLayout(0, layout))
     row = first + (at if sums.shape[1] == C else at % C * 8 + at // C)
+    begin = gl.where(first >= edges[1], edges[1], gl.where(first >= edges[0], edges[0], 0))
+    end = gl.where(first >= edges[1], rows, gl.where(first >= edges[0], edges[1], edges[0]))
     x_row = along(1, sums.shape[2], gl.SliceLayout(0, layout))
     if bias is not None:
         total += gl.load(bias + row, mask=row < rows, other=0.0).to(gl.float32)
-    gl.store(out + x_row * rows + row, total.to(out.dtype.element_ty), mask=(x_row < count) & (row < rows))
+    into = out + begin * count + x_row * (end - begin) + (row - begin)
+    gl.store(into, total.to(out.dtype.element_ty), mask=(x_row < count) & (row < end))
 
 
 @gluon.jit(do_not_specialize=["count"])
-def product(x, parts, steps, bias, out, count, how: gl.constexpr, W: gl.constexpr, F: gl.constexpr, UNITS: gl.constexpr,
-        N: gl.constexpr):
-    """`out` is `x` times the transposed matrix, plus `bias`: a program for each F rows of the matrix."""
+def product(x, parts, steps, edges, bias, out, count, how: gl.constexpr, W: gl.constexpr, F: gl.constexpr,
+        UNITS: gl.constexpr, N: gl.constexpr):
+    """`out` is `x` times the transposed matrix, plus `bias`: a program for each F rows. `edges`: see `store_sums`."""
     C: gl.constexpr = 4 * UNITS
     WIDTH: gl.constexpr = 4 * how.per_word
     L3: gl.constexpr = gl.SliceLayout(3, gl.SliceLayout(4, element_layout(W, how.per_word)))
@@ -239,7 +243,7 @@ def product(x, parts, steps, bias, out, count, how: gl.constexpr, W: gl.constexp
         sums = mma_v2(
             gl.convert_layout(tile, gl.DotOperandLayout(0, MMA, 8), assert_trivial=True),
             gl.convert_layout(x_tile, gl.DotOperandLayout(1, MMA, 8), assert_trivial=True), sums)
-    store_sums(sums, bias, out, first, count, rows, F, W)
+    store_sums(sums, bias, out, first, count, rows, edges, F, W)
 
 
 @gluon.jit(do_not_specialize=["first_row"])

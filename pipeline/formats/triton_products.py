@@ -8,7 +8,7 @@ whose size is fixed.
 Letters in names: T tokens of this pass, D columns, F rows of a matrix.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,11 +18,10 @@ from triton.runtime import driver
 
 from pipeline.formats import triton_awq, triton_decoding
 from pipeline.formats.encoded import GPU_BLOCK_BYTES, Encoded
+from pipeline.formats.neighbours import MANY_ROWS, all_rows, joined, runs
 
 FEW = 16
 """Rows of x, in 16 bits, for which a matrix is decoded in registers."""
-MANY_ROWS = 8192
-"""A matrix that has so many keeps a GPU busy with few warps for each row."""
 AWQ_TILE = 64
 """Rows of a program: 8 threads have a word of 8 rows each."""
 ONE_GROUP = 1 << 30
@@ -41,11 +40,30 @@ def try_out(device: torch.device, *, has_float8: bool) -> None:
     torch.cuda.synchronize(device)
 
 
+def products(
+    matrices: Sequence[Encoded], x_TD: torch.Tensor, biases: Sequence[torch.Tensor | None]
+) -> list[torch.Tensor]:
+    """`x_TD` times each transposed matrix, plus its bias, with the bits of single products.
+
+    With few rows of x, matrices that lie one behind the other are multiplied in one launch: a GPU needs a few
+    microseconds to begin with each.
+    """
+    if len(x_TD) > FEW or x_TD.dtype is torch.float32:
+        return [product(encoded, x_TD, bias_F) for encoded, bias_F in zip(matrices, biases, strict=True)]
+    x_TD = x_TD.contiguous()
+    found: dict[int, torch.Tensor] = {}
+    for run in runs(matrices, biases):
+        results = _products_of_few([matrices[one] for one in run], x_TD, [biases[one] for one in run])
+        found.update(zip(run, results, strict=True))
+    return [found[index] for index in range(len(matrices))]
+
+
 def product(encoded: Encoded, x_TD: torch.Tensor, bias_F: torch.Tensor | None) -> torch.Tensor:
     """`x_TD` times the transposed matrix, plus bias: [T, F] in the dtype of `x_TD`."""
     rows, columns = encoded.shape
     if len(x_TD) <= FEW and x_TD.dtype is not torch.float32:
-        return _product_of_few(encoded, x_TD.contiguous(), bias_F)
+        (of_few_TF,) = _products_of_few([encoded], x_TD.contiguous(), [bias_F])
+        return of_few_TF
     product_TF, step = x_TD.new_empty(len(x_TD), rows), min(rows, block_rows(columns, x_TD.dtype))
     scratch_FD = x_TD.new_empty(step, columns)
     for first in range(0, rows, step):
@@ -82,24 +100,31 @@ def decode(encoded: Encoded, first: int, into_FD: torch.Tensor) -> None:
         made.launch(parts, *made.before, into_FD, first, *made.after)
 
 
-def _product_of_few(encoded: Encoded, x_TD: torch.Tensor, bias_F: torch.Tensor | None) -> torch.Tensor:
-    count, (rows, columns), parts = len(x_TD), encoded.shape, _parts(encoded)
-    product_TF = x_TD.new_empty(count, rows)
-    key = (count <= 8, *_alike(encoded, x_TD, bias_F, product_TF, *parts))
+def _products_of_few(
+    matrices: Sequence[Encoded], x_TD: torch.Tensor, biases: Sequence[torch.Tensor | None]
+) -> list[torch.Tensor]:
+    """Products with matrices that are one behind the other."""
+    count, sizes, encoded, bias_F = len(x_TD), [one.shape[0] for one in matrices], matrices[0], biases[0]
+    if len(matrices) > 1:
+        encoded, bias_F = joined(matrices), None if bias_F is None else all_rows(bias_F, sum(sizes))
+    (rows, columns), parts, product_F = encoded.shape, _parts(encoded), x_TD.new_empty(count * sum(sizes))
+    key = (count <= 8, *sizes, *_alike(encoded, x_TD, bias_F, product_F, *parts))
     if (made := _made.get(key)) is None:
-        warps, tile, units = _tiles(encoded, count)
+        warps, tile, units = _tiles(encoded, sizes[0], count)
         before: tuple[Any, ...] = ()
         after: tuple[Any, ...]
         if encoded.kind == "awq":
             kernel, after = triton_awq.product, (rows, columns, encoded.group)
         else:
-            kernel, before, after = triton_decoding.product, ((rows, columns, *_steps(encoded)),), (_how(encoded),)
+            kernel, after = triton_decoding.product, (_how(encoded),)
+            before = (rows, columns, *_steps(encoded)), (sizes[0], sum(sizes[:2]))
         grid, after = (-(-rows // tile), 1, 1), (*after, warps, tile, units, 8 if count <= 8 else 16)
-        arguments = (x_TD, parts, *before, bias_F, product_TF, count, *after)
+        arguments = (x_TD, parts, *before, bias_F, product_F, count, *after)
         made = _made[key] = _make(kernel, grid, before, after, warps, *arguments)
     if not x_TD.is_meta:
-        made.launch(x_TD, parts, *made.before, bias_F, product_TF, count, *made.after)
-    return product_TF
+        made.launch(x_TD, parts, *made.before, bias_F, product_F, count, *made.after)
+    split = product_F.split([count * size for size in sizes])
+    return [one.view(count, size) for one, size in zip(split, sizes, strict=True)]
 
 
 class _Made(NamedTuple):
@@ -133,14 +158,14 @@ def _alike(encoded: Encoded, *tensors: Any) -> tuple[object, ...]:
     return (device, *stored, encoded.per_zero, encoded.added, *_steps(encoded), *given, *seen)
 
 
-def _tiles(encoded: Encoded, count: int) -> tuple[int, int, int]:
+def _tiles(encoded: Encoded, rows: int, count: int) -> tuple[int, int, int]:
     """Warps that share the columns, rows of a program, and units of columns that a warp takes at a time, as measured
     on an H200.
 
-    The order of a sum follows from warps and units, which `count`, the rows of x, must not change: programs of more
-    rows read x less often.
+    The order of a sum follows from warps and units, which `count`, the rows of x, must not change, nor other matrices
+    than that of `rows`: programs of more rows read x less often.
     """
-    has_many = encoded.shape[0] >= MANY_ROWS
+    has_many = rows >= MANY_ROWS
     if encoded.kind == "awq":
         return 8 if has_many else 16, AWQ_TILE, 1
     if has_many:

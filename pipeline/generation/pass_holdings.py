@@ -10,6 +10,7 @@ from pipeline.formats.parts import gives_logits
 from pipeline.generation.batching import most_logit_rows
 from pipeline.generation.pass_buffers import HIDDEN, LOGITS, ROTARY, PassBuffers
 from pipeline.generation.pass_inputs import PassInputs
+from pipeline.generation.records import Records
 from pipeline.generation.row_sampler import RowSampler
 from pipeline.groups.groups import WeightGroups
 from pipeline.models import delta_net
@@ -47,11 +48,10 @@ def pass_holdings(
     head = _head_bytes(model, settings, groups, blocks, dtype, fused=fused)
     embedding = embedding_bytes(model.hidden_size, max((one.channels for one in model.ropes), default=0), dtype)
     activations = max(at_a_time * rows_of_half * half, rows_of_half * embedding, head)
-    # Attention has those for short contexts and for long ones; the embedding and the choice of tokens have a few, too.
-    records = 2 * len(groups.groups) * len(device.repeated_rows) * micro_batches
+    records = Records.most(device, len(groups.groups), micro_batches)
     recorded = {where: nbytes * records for where, nbytes in device.record_bytes.items()}
     if recorded:
-        recorded[place] += max(device.repeated_rows) * half
+        recorded[place] += max(device.repeated_rows) * half + casts
     padded = blocks.padded(tokens)
     scratch = [scratch_bytes(one, device.torch_device, dtype, padded, context_tokens) for one in model.attentions]
     scratch += [delta_net.scratch_bytes(one.mixer) for one in model.layer_kinds if isinstance(one.mixer, DeltaNet)]

@@ -21,6 +21,7 @@ from pipeline.generation.generation_pass import GenerationPass, token_ids
 from pipeline.generation.micro_batches import MicroBatch, micro_batches
 from pipeline.generation.pass_buffers import PassBuffers
 from pipeline.generation.pass_inputs import PassInputs
+from pipeline.generation.records import Records
 from pipeline.generation.row_sampler import Outcome, RowSampler
 from pipeline.generation.sampling import Sampler
 from pipeline.generation.sequence import RunningSequence
@@ -43,8 +44,8 @@ COMPUTE = "compute"
 class GenerationProgram:
     """Computes passes, with the pieces that `admission` gives for each. `tokens` counts those that were delivered.
 
-    Hidden states are written in place, at addresses that never change: so what a group that stays launches for some
-    number of rows is the same in every pass, and can be repeated.
+    Hidden states are written in place, at addresses that never change: so what a group launches for some number of rows
+    in the same slot is the same in every pass, and can be repeated.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class GenerationProgram:
         self._first_logits = _first_logits(catalog)
         self._frequencies_C2 = {rope: frequencies(rope, 0, device.torch_device) for rope in config.ropes}
         self._micro_batches = micro_batches
+        self._records = Records(device, len(catalog.order), micro_batches)
         self._sampler = RowSampler(device, admission.batcher.max_requests, config.vocabulary_size)
 
     async def begin(self) -> GenerationPass:
@@ -214,8 +216,9 @@ class GenerationProgram:
     ) -> Event:
         """Run `work` after what came before in this micro-batch, so that its failure is not computed with."""
         lane = COMPUTE if len(pass_.parts) == 1 else self._lanes[message.key]
-        may_repeat = message.at.stays and pass_.padded_rows in self._row_blocks.repeated
-        key = repeats and (message.key, message.at.buffer.tensor.data_ptr(), repeats) if may_repeat else None
+        key = None
+        if repeats and pass_.padded_rows in self._row_blocks.repeated:
+            key = self._records.admit((message.key, message.at.buffer.tensor.data_ptr(), repeats))
         after = (message.event, *after, part.last)
         part.last = self._device.launch(lane, functools.partial(infer, work), after, key)
         return part.last

@@ -4,6 +4,7 @@ file          ....|....|norm|q k v o..|....      runs of bytes, anywhere
 host slot     |.norm|q k v o..|                  each run's covering window of whole blocks, as it was read
               |..odd..| -> |.odd...|             a tensor between two addresses of its items, moved to one after reading
 device slot   |norm|q|k|v|o|                     tensors packed, each at a multiple of what the device needs
+quantised     |norm|q|k|v|o|q.s|k.s|v.s|o.s|     the same, parts of matrices that are multiplied together side by side
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from actors.core.ports import Copy
+from pipeline.formats.parts import MULTIPLIED_TOGETHER
 from pipeline.groups.groups import WeightGroup
 from pipeline.system.page_cache import BLOCK_BYTES
 
@@ -90,16 +92,31 @@ def host_layout(group: WeightGroup) -> HostLayout:
 
 
 def device_layout(group: WeightGroup, host: HostLayout, alignment_bytes: int) -> DeviceLayout:
-    """The tensors packed in the order in which they lie in the host slot, so that neighbours travel in one copy."""
+    """The tensors packed in the order in which they lie in the host slot, so that neighbours travel in one copy, but
+    for parts of quantised matrices that are multiplied together: each behind the same part of the one before.
+    """
     offsets: dict[str, int] = {}
     copies: list[Copy] = []
     slot_bytes = 0
-    for tensor in sorted(group.tensors, key=lambda tensor: host.offsets[tensor.short]):
+    places = {short: (offset, 0) for short, offset in host.offsets.items()} | _beside_each_other(group, host)
+    for tensor in sorted(group.tensors, key=lambda tensor: places[tensor.short]):
         source = host.offsets[tensor.short]
         target = offsets[tensor.short] = _round_up(slot_bytes, alignment_bytes)
         copies.append(Copy(source, target, tensor.length))
         slot_bytes = target + tensor.length
     return DeviceLayout(offsets, _round_up(slot_bytes, alignment_bytes), tuple(merge_copies(copies)))
+
+
+def _beside_each_other(group: WeightGroup, host: HostLayout) -> dict[str, tuple[int, int]]:
+    """By short name, where the first of the parts lies that are to be neighbours, and which of them it is."""
+    places: dict[str, tuple[int, int]] = {}
+    for together in MULTIPLIED_TOGETHER:
+        quantised = [one.tensors for one in group.matrices if one.short in together and len(one.tensors) > 1]
+        quantised.sort(key=lambda parts: host.offsets[parts[0].short])
+        for parts in zip(*quantised, strict=False):
+            offset = min(host.offsets[part.short] for part in parts)
+            places.update({part.short: (offset, index) for index, part in enumerate(parts)})
+    return places
 
 
 def merge_copies(copies: Iterable[Copy]) -> list[Copy]:

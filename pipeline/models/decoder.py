@@ -10,7 +10,9 @@ from collections.abc import Hashable, Mapping
 
 import torch
 
+from pipeline.formats.decoding import projections
 from pipeline.formats.matrix import Weights
+from pipeline.formats.parts import GATE_UP, QKV
 from pipeline.models import delta_net
 from pipeline.models.attention import LayerKV
 from pipeline.models.delta_state import LayerState
@@ -125,8 +127,8 @@ def _projected(
         rows = kind.heads * kind.head_dim, kind.kv_heads * kind.head_dim, kind.kv_heads * kind.head_dim
         q_TA, k_TA, v_TA = weights.project("qkv", normed_TD).split(rows, dim=1)
     else:
-        q_TA, k_TA = weights.project("q", normed_TD), weights.project("k", normed_TD)
-        v_TA = k_TA if kind.values_are_keys else weights.project("v", normed_TD)
+        q_TA, k_TA, *values = projections(weights, QKV[:2] if kind.values_are_keys else QKV, normed_TD)
+        v_TA = values[0] if values else k_TA
     q_TNH, k_TKH, v_TKH = (
         one.unflatten(1, (heads, -1))
         for one, heads in ((q_TA, kind.heads), (k_TA, kind.kv_heads), (v_TA, kind.kv_heads))
@@ -150,5 +152,5 @@ def _feed_forward(kind: FeedForward, weights: Weights, normed_TD: torch.Tensor, 
         gate_TF, up_TF = weights.project("gate_up", normed_TD).chunk(2, dim=1)
         gate_TF = gate_TF.contiguous()
     else:
-        gate_TF, up_TF = (weights.project(short, normed_TD) for short in ("gate", "up"))
+        gate_TF, up_TF = projections(weights, GATE_UP, normed_TD)
     return weights.project("down", gate(gate_TF, up_TF, kind.activation, by_formula=by_formula))

@@ -1,7 +1,9 @@
 """Kernels that decode stored matrices: the bits of the definition, right products, and no company in a row's bits."""
 
+import itertools
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +162,39 @@ def test_kernels_that_were_made_before_there_are_bytes_serve_all_passes(
         assert matrix.apply(torch.zeros(count, case.shape[1], dtype=torch.bfloat16, device=gpu)).shape == (count, 120)
     with pytest.raises(NameError):
         matrix.apply(torch.zeros(1, case.shape[1], dtype=torch.float16, device=gpu))
+
+
+TOGETHER = [
+    wide_integers("pack-quantized", 512, 4608, torch.bfloat16, bits=4, group=128, symmetric=True),
+    wide_integers("pack-quantized", 512, 2560, torch.float16, bits=4, group=32, symmetric=False),
+    wide_integers("pack-quantized", 512, 2560, torch.bfloat16, bits=8, group=64, symmetric=False),
+    wide_floats("transformers FP8", 512, 4464, block=(128, 128)),
+    wide_floats("compressed-tensors MXFP4", 512, 4640),
+]
+
+
+@pytest.mark.parametrize("case", TOGETHER, ids=lambda case: f"{case.format}-{case.options}")
+@torch.inference_mode()
+def test_matrices_that_lie_together_have_the_bits_of_single_products(case: Case, tmp_path: Path) -> None:
+    matrix, fast = on_gpu(case, tmp_path)
+    encoded = matrix.encoded()
+    edges = (0, 256, 384, 512)
+    three = []
+    for begin, end in itertools.pairwise(edges):
+        rows, zeros = end - begin, encoded.zeros
+        if isinstance(zeros, torch.Tensor):
+            zeros = zeros[begin // encoded.per_zero : end // encoded.per_zero]
+        scales = encoded.scales[begin // encoded.block_rows : end // encoded.block_rows]
+        shape = (rows, case.shape[1])
+        three.append(replace(encoded, shape=shape, numbers=encoded.numbers[begin:end], scales=scales, zeros=zeros))
+    for dtype, count in itertools.product((torch.bfloat16, torch.float16), (1, 7, 16, 40)):
+        x = torch.randn(count, case.shape[1], device="cuda").mul_(0.01).to(dtype)
+        bias = torch.randn(512).to("cuda", dtype)
+        for biases in ([None] * 3, [bias[begin:end] for begin, end in itertools.pairwise(edges)]):
+            assert fast.runs(three, biases) == [[0, 1, 2]]
+            singles = [fast.product(one, x, own) for one, own in zip(three, biases, strict=True)]
+            assert all(map(torch.equal, fast.products(three, x, biases), singles)), (dtype, count)
+            assert all(map(torch.equal, fast.products(three[::-1], x, biases[::-1]), singles[::-1]))
 
 
 @torch.inference_mode()

@@ -1,7 +1,7 @@
 """Graphs on a GPU: the same outputs as without, captured once for each number of rows, and replayed after that."""
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
@@ -78,12 +78,24 @@ async def test_outputs_are_the_same_and_nothing_is_captured_twice(
         assert counted["replayed"] - replayed > captured
 
 
-async def test_groups_that_move_are_not_captured(tmp_path: Path) -> None:
-    await asyncio.to_thread(tiny_models.save, "llama_gqa_llama3", tmp_path, 2)
-    async with Model.open(tmp_path, device="cuda", residency=False) as model:
-        await generate(model)
+async def test_groups_that_move_are_captured_in_each_slot(tmp_path: Path, counted: Counter[str]) -> None:
+    await asyncio.to_thread(tiny_models.save, "llama_gqa_llama3", tmp_path, 3)
+    settings: dict[str, Any] = {"device": "cuda", "residency": False}
+    with pytest.MonkeyPatch.context() as patch:
+        without_graphs(patch)
+        async with Model.open(tmp_path, **settings) as model:
+            expected = await generate(model)
+    async with Model.open(tmp_path, **settings) as model:
+        for _ in range(4):
+            assert await generate(model) == expected
         (lane,) = [lane for name, lane in model.runtime.device._lanes._lanes.items() if lane._graphs._captured]
-        assert {key[0] for key in lane._graphs._captured} == {"embed", "choose"}
+        captured = [key for key in lane._graphs._captured if key[0] in model.runtime.catalog.order]
+        slots = defaultdict(set)
+        for group, address, _ in captured:
+            slots[group].add(address)
+        assert slots.keys() == {*model.runtime.catalog.order}
+        assert max(map(len, slots.values())) > 1
+    assert counted["replayed"] > len(captured)
 
 
 async def test_work_that_asks_the_device_is_launched_one_by_one(caplog: pytest.LogCaptureFixture) -> None:

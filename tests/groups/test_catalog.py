@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +12,12 @@ from support.small_checkpoints import write_small_checkpoint
 from actors.core.budget import Budget
 from actors.core.message import READY, Message
 from pipeline.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from pipeline.checkpoints.make_checkpoint import make_checkpoint
 from pipeline.devices.memory import HostMemory, copy_bytes
 from pipeline.devices.port import TWO_PLACES
-from pipeline.groups.catalog import WeightCatalog
+from pipeline.formats.neighbours import runs
+from pipeline.formats.parts import MULTIPLIED_TOGETHER
+from pipeline.groups.catalog import WeightCatalog, tensor_views
 from pipeline.groups.groups import WeightGroup, WeightGroups, plan_groups
 from pipeline.models.model_config import read_config
 from pipeline.models.specs import group_specs
@@ -132,3 +136,19 @@ def test_needed_bytes_are_those_of_all_tensors_that_one_pass_streams(small: Smal
     tied = "lm_head.weight" not in small.tensors
     streamed = [tensor for name, tensor in small.tensors.items() if tied or "embed_tokens" not in name]
     assert catalog.needed_bytes == sum(tensor.nbytes for tensor in streamed)
+
+
+def test_quantised_matrices_that_are_multiplied_together_lie_together(tmp_path: Path) -> None:
+    for stored in ("int4", "fp8"):
+        shape = {"layers": 1, "hidden_size": 256, "ffn_size": 512, "heads": 4, "kv_heads": 2, "vocabulary_size": 512}
+        make_checkpoint(tmp_path / stored, "llama-3-8b", stored=stored, head_dim=64, **shape)
+        config = read_config(tmp_path / stored)
+        with open_checkpoint(tmp_path / stored) as checkpoint:
+            groups = plan_groups(group_specs(config), checkpoint, config.quantization.format_of).groups
+        catalog = WeightCatalog(groups, TWO_PLACES, 256)
+        for group, together in zip(groups, MULTIPLIED_TOGETHER, strict=False):
+            slot = torch.zeros(catalog.group_bytes("device")[group.key], dtype=torch.uint8)
+            views = tensor_views(slot, catalog._device[group.key].offsets, group.tensors)
+            matrices: list[Any] = [one.over(views) for one in group.matrices if one.short in together]
+            (run,) = runs([one.encoded() for one in matrices], [None] * len(matrices))
+            assert len(run) == len(together), (stored, together)

@@ -7,6 +7,7 @@ Letters: W warps, each with columns of its own; S octets of columns; C words; N 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from pipeline.formats.triton_decoding import along, decode_pairs, fetched_x, joined, store_sums
 
@@ -78,8 +79,11 @@ def decoded(parts, word, octet, words, columns, group_columns: gl.constexpr, W: 
 
 @gluon.jit(do_not_specialize=["count"])
 def product(x, parts, bias, out, count, rows, columns, group_columns: gl.constexpr, W: gl.constexpr, F: gl.constexpr,
-        UNITS: gl.constexpr, N: gl.constexpr):
+        UNITS: gl.constexpr, N: gl.constexpr, EARLY: gl.constexpr):
     """As that of `triton_decoding`."""
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     S: gl.constexpr = 8 * UNITS
     C: gl.constexpr = F // 8
     L3: gl.constexpr = gl.SliceLayout(2, word_layout(W))

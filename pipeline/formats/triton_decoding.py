@@ -12,6 +12,7 @@ each; N rows of x. Four neighbouring threads have the chunks of one row of a til
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 # fmt: off
 
@@ -213,7 +214,7 @@ def store_sums(sums, bias, out, first, count, rows, edges, C: gl.constexpr, W: g
 
 @gluon.jit(do_not_specialize=["count"])
 def product(x, parts, steps, edges, bias, out, count, how: gl.constexpr, W: gl.constexpr, F: gl.constexpr,
-        UNITS: gl.constexpr, N: gl.constexpr):
+        UNITS: gl.constexpr, N: gl.constexpr, EARLY: gl.constexpr):
     """`out` is `x` times the transposed matrix, plus `bias`: a program for each F rows. `edges`: see `store_sums`."""
     C: gl.constexpr = 4 * UNITS
     WIDTH: gl.constexpr = 4 * how.per_word
@@ -226,8 +227,14 @@ def product(x, parts, steps, edges, bias, out, count, how: gl.constexpr, W: gl.c
     row = along(1, F, L3)
     chunk = along(0, W, L3) * C + along(2, C, L3)
     sums = gl.zeros([W, F, N], gl.float32, MMA)
+    if EARLY:
+        gdc_launch_dependents()
+        if how.scaled == "coded" or how.scaled == "nested":  # the codes may be computed just before
+            gdc_wait()
     if not how.ordered:
         number, scale, zero = fetched(parts, steps, first, row, chunk, how, W)
+    if EARLY:
+        gdc_wait()
     for step in range(0, gl.cdiv(columns, WIDTH), W * C):
         x_tile = fetched_x(x, count, columns, step * WIDTH, W, N, C * WIDTH, LX)
         if how.ordered:  # what comes next does not fit into registers

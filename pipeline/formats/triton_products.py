@@ -17,6 +17,7 @@ from triton.experimental.gluon import language as gl
 from triton.runtime import driver
 
 from pipeline.formats import triton_awq, triton_decoding
+from pipeline.formats.early_launches import early
 from pipeline.formats.encoded import GPU_BLOCK_BYTES, Encoded
 from pipeline.formats.neighbours import MANY_ROWS, all_rows, joined, runs
 
@@ -118,9 +119,10 @@ def _products_of_few(
         else:
             kernel, after = triton_decoding.product, (_how(encoded),)
             before = (rows, columns, *_steps(encoded)), (sizes[0], sum(sizes[:2]))
-        grid, after = (-(-rows // tile), 1, 1), (*after, warps, tile, units, 8 if count <= 8 else 16)
+        is_early = early(torch.device("cuda", driver.active.get_current_device()))["EARLY"]  # x may be on "meta"
+        grid, after = (-(-rows // tile), 1, 1), (*after, warps, tile, units, 8 if count <= 8 else 16, is_early)
         arguments = (x_TD, parts, *before, bias_F, product_F, count, *after)
-        made = _made[key] = _make(kernel, grid, before, after, warps, *arguments)
+        made = _made[key] = _make(kernel, grid, before, after, warps, *arguments, launch_pdl=is_early)
     if not x_TD.is_meta:
         made.launch(x_TD, parts, *made.before, bias_F, product_F, count, *made.after)
     split = product_F.split([count * size for size in sizes])
@@ -142,9 +144,15 @@ _made: dict[tuple[object, ...], _Made] = {}
 
 
 def _make(
-    kernel: Any, grid: tuple[int, int, int], before: tuple[Any, ...], after: tuple[Any, ...], warps: int, *given: Any
+    kernel: Any,
+    grid: tuple[int, int, int],
+    before: tuple[Any, ...],
+    after: tuple[Any, ...],
+    warps: int,
+    *given: Any,
+    launch_pdl: bool = False,
 ) -> _Made:
-    compiled = kernel.warmup(*given, grid=grid, num_warps=warps, enable_fp_fusion=False)
+    compiled = kernel.warmup(*given, grid=grid, num_warps=warps, enable_fp_fusion=False, launch_pdl=launch_pdl)
     return _Made(compiled[grid], before, after)
 
 

@@ -9,6 +9,7 @@ import functools
 import torch
 import triton
 
+from pipeline.formats.early_launches import early
 from pipeline.models import row_kernels
 
 ITEMS = 2048
@@ -28,13 +29,15 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Ten
     x, size = x.contiguous(), x.shape[-1]
     normed, width = torch.empty_like(x), triton.next_power_of_2(size)
     rows, at_once = x.numel() // size, max(1, ITEMS // width)
+    warps = min(max(width // 512, 4), 16)
     row_kernels.rms_norm[(triton.cdiv(rows, at_once),)](
-        x, weight, normed, rows, epsilon, ITEMS=size, D=width, R=at_once, num_warps=min(max(width // 512, 4), 16)
+        x, weight, normed, rows, epsilon, ITEMS=size, D=width, R=at_once, num_warps=warps, **early(x.device)
     )
     return normed
 
 
 def silu_gate(gate_TF: torch.Tensor, up_TF: torch.Tensor) -> torch.Tensor:
     """See `ops.silu_gate`."""
-    row_kernels.silu_gate[(triton.cdiv(gate_TF.numel(), ITEMS),)](gate_TF, up_TF, gate_TF.numel(), J=ITEMS)
+    programs = (triton.cdiv(gate_TF.numel(), ITEMS),)
+    row_kernels.silu_gate[programs](gate_TF, up_TF, gate_TF.numel(), J=ITEMS, **early(gate_TF.device))
     return gate_TF

@@ -18,6 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
+from pipeline.formats.early_launches import early
 from pipeline.models import paged_kernels
 from pipeline.models.pass_rows import (
     ANSWERS_AT_ONCE,
@@ -85,6 +86,7 @@ def turn_and_write(
         N=at_once,
         num_warps=2,
         enable_fp_fusion=False,
+        **early(q_TNH.device),
     )
 
 
@@ -123,6 +125,7 @@ def attend(q_TNH: torch.Tensor, memory: torch.Tensor, rows: Rows, window: int | 
             PART=PART,
             MOST_PARTS=MOST_PARTS,
             **of_answers,
+            **early(q_TNH.device),
         )
         paged_kernels.merge[(heads, count)](
             parts,
@@ -138,6 +141,7 @@ def attend(q_TNH: torch.Tensor, memory: torch.Tensor, rows: Rows, window: int | 
             H=width,
             PART=PART,
             MOST_PARTS=MOST_PARTS,
+            **early(q_TNH.device),
         )
     if rows.tiles:
         _attend_tiles(places, mixed_TNH, rows, scale, {**shape, **of_tiles})

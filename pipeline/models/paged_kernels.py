@@ -6,6 +6,7 @@ of two from CHANNELS.
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 # fmt: off
 
@@ -13,8 +14,11 @@ import triton.language as tl
 @triton.jit
 def turn_and_write(q, keys, values, cos, sin, memory, numbers, q_stride, key_stride, value_stride, block_stride,
         COLUMNS: tl.constexpr, BLOCK_TOKENS: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
-        CHANNELS: tl.constexpr, H: tl.constexpr, N: tl.constexpr):
+        CHANNELS: tl.constexpr, H: tl.constexpr, N: tl.constexpr, EARLY: tl.constexpr):
     """A program for each row and each N heads, of queries first, then of keys and values. H is half of the channels."""
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     row, index = tl.program_id(0).to(tl.int64), tl.program_id(1)
     half: tl.constexpr = CHANNELS // 2
     of_queries: tl.constexpr = (HEADS + N - 1) // N
@@ -111,8 +115,11 @@ def visit(q_MH, position_M, most_M, total_M, mixed_MH, memory, table, block_stri
 def attend_parts(q, memory, numbers, tables, block_stride, table_stride, parts, weights, first_answer, scale,
         WINDOW: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_TOKENS: tl.constexpr, HEADS: tl.constexpr,
         GROUP: tl.constexpr, CHANNELS: tl.constexpr, H: tl.constexpr, PRECISION: tl.constexpr, ITEMS: tl.constexpr,
-        M: tl.constexpr, S: tl.constexpr, PART: tl.constexpr, MOST_PARTS: tl.constexpr):
+        M: tl.constexpr, S: tl.constexpr, PART: tl.constexpr, MOST_PARTS: tl.constexpr, EARLY: tl.constexpr):
     """A program for each part of the positions of an answer and each kv head."""
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     part, kv_head, answer = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     row = tl.load(numbers + (first_answer + answer) * COLUMNS + 3)
     if row < 0:
@@ -144,8 +151,12 @@ def attend_parts(q, memory, numbers, tables, block_stride, table_stride, parts, 
 
 @triton.jit(do_not_specialize=["first_answer", "count"])
 def merge(parts, weights, mixed, numbers, first_answer, count, WINDOW: tl.constexpr, COLUMNS: tl.constexpr,
-        S: tl.constexpr, CHANNELS: tl.constexpr, H: tl.constexpr, PART: tl.constexpr, MOST_PARTS: tl.constexpr):
+        S: tl.constexpr, CHANNELS: tl.constexpr, H: tl.constexpr, PART: tl.constexpr, MOST_PARTS: tl.constexpr,
+        EARLY: tl.constexpr):
     """A program for each answer and head; it always adds `MOST_PARTS`, so that how many others have does not count."""
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     head, answer = tl.program_id(0), tl.program_id(1).to(tl.int64)
     row = tl.load(numbers + (first_answer + answer) * COLUMNS + 3)
     if row < 0:

@@ -5,13 +5,18 @@ Letters: R rows of a program, D items of a row, which are filled up to a power o
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 # fmt: off
 
 
 @triton.jit(do_not_specialize=["rows"])
-def rms_norm(x, weight, out, rows, epsilon, ITEMS: tl.constexpr, D: tl.constexpr, R: tl.constexpr):
+def rms_norm(x, weight, out, rows, epsilon, ITEMS: tl.constexpr, D: tl.constexpr, R: tl.constexpr,
+        EARLY: tl.constexpr):
     """A program for each R rows. Rounds where `ops.rms_norm` does."""
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     row_R, item_D = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R), tl.arange(0, D)
     mask_RD = (row_R < rows)[:, None] & (item_D < ITEMS)[None, :]
     at_RD = row_R[:, None] * ITEMS + item_D[None, :]
@@ -25,11 +30,14 @@ def rms_norm(x, weight, out, rows, epsilon, ITEMS: tl.constexpr, D: tl.constexpr
 
 
 @triton.jit
-def silu_gate(gate, up, items, J: tl.constexpr):
+def silu_gate(gate, up, items, J: tl.constexpr, EARLY: tl.constexpr):
     """A program for each J items, into which `gate` is changed.
 
     Compiled for `items` that are a multiple of 16 or not: only of the former several are loaded at a time.
     """
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     at_J = tl.program_id(0).to(tl.int64) * J + tl.arange(0, J)
     gate_J = tl.load(gate + at_J, mask=at_J < items, other=0.0)
     up_J = tl.load(up + at_J, mask=at_J < items, other=0.0).to(tl.float32)

@@ -89,7 +89,7 @@ def product(x, parts, bias, out, count, rows, columns, group_columns: gl.constex
     L3: gl.constexpr = gl.SliceLayout(2, word_layout(W))
     LX: gl.constexpr = gl.BlockedLayout([1, 1, 8], [1, 8, 4], [W, 1, 1], [2, 1, 0])
     MMA: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [W, 1, 1], [1, 16, 8])
-    first = gl.program_id(0)
+    first = gl.program_id(1)
     word = first * C + along(2, C, L3)
     octet = along(0, W, L3) * S + along(1, S, L3)
     sums = gl.zeros([W, F, N], gl.float32, MMA)

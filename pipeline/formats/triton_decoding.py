@@ -187,8 +187,8 @@ def spread(v):
 
 @gluon.jit
 def fetched_x(x, count, columns, first_column, W: gl.constexpr, N: gl.constexpr, K: gl.constexpr, layout: gl.constexpr):
-    """[W, N, K]: K columns of x for each warp."""
-    row = along(1, N, layout)
+    """[W, N, K]: K columns of the N rows of x that are this program's, for each warp."""
+    row = gl.program_id(0) * N + along(1, N, layout)
     column = first_column + along(0, W, layout) * K + along(2, K, layout)
     return gl.load(x + row * columns + column, mask=(row < count) & (column < columns), other=0.0)
 
@@ -205,7 +205,7 @@ def store_sums(sums, bias, out, first, count, rows, edges, C: gl.constexpr, W: g
     row = first + (at if sums.shape[1] == C else at % C * 8 + at // C)
     begin = gl.where(first >= edges[1], edges[1], gl.where(first >= edges[0], edges[0], 0))
     end = gl.where(first >= edges[1], rows, gl.where(first >= edges[0], edges[1], edges[0]))
-    x_row = along(1, sums.shape[2], gl.SliceLayout(0, layout))
+    x_row = gl.program_id(0) * sums.shape[2] + along(1, sums.shape[2], gl.SliceLayout(0, layout))
     if bias is not None:
         total += gl.load(bias + row, mask=row < rows, other=0.0).to(gl.float32)
     into = out + begin * count + x_row * (end - begin) + (row - begin)
@@ -215,7 +215,10 @@ def store_sums(sums, bias, out, first, count, rows, edges, C: gl.constexpr, W: g
 @gluon.jit(do_not_specialize=["count"])
 def product(x, parts, steps, edges, bias, out, count, how: gl.constexpr, W: gl.constexpr, F: gl.constexpr,
         UNITS: gl.constexpr, N: gl.constexpr, EARLY: gl.constexpr):
-    """`out` is `x` times the transposed matrix, plus `bias`: a program for each F rows. `edges`: see `store_sums`."""
+    """`out` is `x` times the transposed matrix, plus `bias`: a program for N rows of x and F of the matrix.
+
+    `edges`: see `store_sums`.
+    """
     C: gl.constexpr = 4 * UNITS
     WIDTH: gl.constexpr = 4 * how.per_word
     L3: gl.constexpr = gl.SliceLayout(3, gl.SliceLayout(4, element_layout(W, how.per_word)))
@@ -223,7 +226,7 @@ def product(x, parts, steps, edges, bias, out, count, how: gl.constexpr, W: gl.c
     MMA: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [W, 1, 1], [1, 16, 8])
     rows = steps[0]
     columns = steps[1]
-    first = gl.program_id(0) * F
+    first = gl.program_id(1) * F
     row = along(1, F, L3)
     chunk = along(0, W, L3) * C + along(2, C, L3)
     sums = gl.zeros([W, F, N], gl.float32, MMA)

@@ -21,8 +21,10 @@ from pipeline.formats.early_launches import early
 from pipeline.formats.encoded import GPU_BLOCK_BYTES, Encoded
 from pipeline.formats.neighbours import MANY_ROWS, all_rows, joined, runs
 
-FEW = 16
+FEW = 32
 """Rows of x, in 16 bits, for which a matrix is decoded in registers."""
+ROWS_AT_ONCE = 16
+"""Those of a program: more share a matrix that is decoded once for each so many."""
 AWQ_TILE = 64
 """Rows of a program: 8 threads have a word of 8 rows each."""
 ONE_GROUP = 1 << 30
@@ -79,7 +81,7 @@ def product(encoded: Encoded, x_TD: torch.Tensor, bias_F: torch.Tensor | None) -
 
 def block_rows(columns: int, dtype: torch.dtype) -> int:
     """How many rows are decoded at once."""
-    return max(1, GPU_BLOCK_BYTES // (columns * dtype.itemsize * FEW)) * FEW
+    return max(1, GPU_BLOCK_BYTES // (columns * dtype.itemsize * ROWS_AT_ONCE)) * ROWS_AT_ONCE
 
 
 def decode(encoded: Encoded, first: int, into_FD: torch.Tensor) -> None:
@@ -109,7 +111,9 @@ def _products_of_few(
     if len(matrices) > 1:
         encoded, bias_F = joined(matrices), None if bias_F is None else all_rows(bias_F, sum(sizes))
     (rows, columns), parts, product_F = encoded.shape, _parts(encoded), x_TD.new_empty(count * sum(sizes))
-    key = (count <= 8, *sizes, *_alike(encoded, x_TD, bias_F, product_F, *parts))
+    at_once = 8 if count <= 8 else ROWS_AT_ONCE
+    programs = -(-count // at_once)
+    key = (at_once, programs, *sizes, *_alike(encoded, x_TD, bias_F, product_F, *parts))
     if (made := _made.get(key)) is None:
         warps, tile, units = _tiles(encoded, sizes[0], count)
         before: tuple[Any, ...] = ()
@@ -120,7 +124,7 @@ def _products_of_few(
             kernel, after = triton_decoding.product, (_how(encoded),)
             before = (rows, columns, *_steps(encoded)), (sizes[0], sum(sizes[:2]))
         is_early = early(torch.device("cuda", driver.active.get_current_device()))["EARLY"]  # x may be on "meta"
-        grid, after = (-(-rows // tile), 1, 1), (*after, warps, tile, units, 8 if count <= 8 else 16, is_early)
+        grid, after = (programs, -(-rows // tile), 1), (*after, warps, tile, units, at_once, is_early)
         arguments = (x_TD, parts, *before, bias_F, product_F, count, *after)
         made = _made[key] = _make(kernel, grid, before, after, warps, *arguments, launch_pdl=is_early)
     if not x_TD.is_meta:

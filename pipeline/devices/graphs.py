@@ -50,6 +50,7 @@ class Graphs:
                 graph.capture_end()
         except Exception as error:
             self._ran[key] = False
+            self._pool = torch.cuda.graph_pool_handle()  # the other one counts as being recorded to
             logger.warning("%s cannot be captured as a CUDA graph, its kernels are launched one by one: %s", key, error)
             return False
         self._captured[key] = graph

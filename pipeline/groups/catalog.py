@@ -68,13 +68,14 @@ class WeightCatalog:
         key = message.key
         if message.at is None:
             raise LineError(f"layer {key[0]} group {key[1]!r} has no bytes yet: they come with the disk_reader")
-        if not message.event.done() and not comes_behind(message.event):
-            raise LineError(
-                f"the bytes of layer {key[0]} group {key[1]!r} are still on their way to {message.at.place} slot "
-                f"{message.at.index}: await self.landed(message), or launch the work after message.event"
-            )
-        if (error := message.event.error) is not None:
-            raise error
+        if not comes_behind(message.event):  # a lane that records work must not be asked how far it is
+            if not message.event.done():
+                raise LineError(
+                    f"the bytes of layer {key[0]} group {key[1]!r} are still on their way to {message.at.place} slot "
+                    f"{message.at.index}: await self.landed(message), or launch the work after message.event"
+                )
+            if (error := message.event.error) is not None:
+                raise error
         place, memory = message.at.place, message.at.buffer
         # In slots of a user's Mover bytes lie as in those that they came from, which are in the same memory.
         packed = place == self.places[-1] or (place not in self.places and isinstance(memory, DeviceMemory))

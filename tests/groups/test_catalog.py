@@ -13,6 +13,7 @@ from actors.core.budget import Budget
 from actors.core.message import READY, Message
 from pipeline.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from pipeline.checkpoints.make_checkpoint import make_checkpoint
+from pipeline.devices.lane import do_behind
 from pipeline.devices.memory import HostMemory, copy_bytes
 from pipeline.devices.port import TWO_PLACES
 from pipeline.formats.neighbours import runs
@@ -152,3 +153,28 @@ def test_quantised_matrices_that_are_multiplied_together_lie_together(tmp_path: 
             matrices: list[Any] = [one.over(views) for one in group.matrices if one.short in together]
             (run,) = runs([one.encoded() for one in matrices], [None] * len(matrices))
             assert len(run) == len(together), (stored, together)
+
+
+async def test_work_that_comes_behind_the_bytes_does_not_ask_how_far_they_are(small: Small) -> None:
+    """A CUDA stream that is captured must not be asked for an event."""
+
+    class Unasked:
+        span = None
+
+        def done(self) -> bool:
+            raise AssertionError("asked")
+
+        @property
+        def error(self) -> BaseException | None:
+            raise AssertionError("asked")
+
+        async def wait(self) -> None:
+            raise AssertionError("asked")
+
+    catalog, arrived = WeightCatalog(small.groups.groups, TWO_PLACES, 256), Unasked()
+    group, found = small.groups.groups[0], list[Any]()
+    memory = HostMemory(catalog.slot_bytes("device")[catalog.kind(group.key)])
+    slot = await Budget("device", {"attn": [memory]}, lambda: 0.0).acquire("attn")
+    message = Message(group.layer, group.name, 0, slot, arrived)
+    do_behind((arrived,), lambda: found.append(catalog.tensors(message)))
+    assert found[0].keys() == {tensor.short for tensor in group.tensors}

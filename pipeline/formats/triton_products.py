@@ -8,7 +8,7 @@ whose size is fixed.
 Letters in names: T tokens of this pass, D columns, F rows of a matrix.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,10 +21,11 @@ from pipeline.formats.early_launches import early
 from pipeline.formats.encoded import GPU_BLOCK_BYTES, Encoded
 from pipeline.formats.neighbours import MANY_ROWS, all_rows, joined, runs
 
-FEW = 32
-"""Rows of x, in 16 bits, for which a matrix is decoded in registers."""
 ROWS_AT_ONCE = 16
-"""Those of a program: more share a matrix that is decoded once for each so many."""
+"""Rows of x, in 16 bits, for which a matrix is decoded in registers once."""
+FEW = 64
+"""That many times in turn for more rows, where that is quick, takes at most as long as scratch does, as measured on an
+H200."""
 AWQ_TILE = 64
 """Rows of a program: 8 threads have a word of 8 rows each."""
 ONE_GROUP = 1 << 30
@@ -51,7 +52,7 @@ def products(
     With few rows of x, matrices that lie one behind the other are multiplied in one launch: a GPU needs a few
     microseconds to begin with each.
     """
-    if len(x_TD) > FEW or x_TD.dtype is torch.float32:
+    if len(x_TD) > min(map(few_rows, matrices)) or x_TD.dtype is torch.float32:
         return [product(encoded, x_TD, bias_F) for encoded, bias_F in zip(matrices, biases, strict=True)]
     x_TD = x_TD.contiguous()
     found: dict[int, torch.Tensor] = {}
@@ -64,7 +65,7 @@ def products(
 def product(encoded: Encoded, x_TD: torch.Tensor, bias_F: torch.Tensor | None) -> torch.Tensor:
     """`x_TD` times the transposed matrix, plus bias: [T, F] in the dtype of `x_TD`."""
     rows, columns = encoded.shape
-    if len(x_TD) <= FEW and x_TD.dtype is not torch.float32:
+    if len(x_TD) <= few_rows(encoded) and x_TD.dtype is not torch.float32:
         (of_few_TF,) = _products_of_few([encoded], x_TD.contiguous(), [bias_F])
         return of_few_TF
     product_TF, step = x_TD.new_empty(len(x_TD), rows), min(rows, block_rows(columns, x_TD.dtype))
@@ -77,6 +78,12 @@ def product(encoded: Encoded, x_TD: torch.Tensor, bias_F: torch.Tensor | None) -
         else:
             torch.addmm(bias_F[first:last].to(x_TD.dtype), x_TD, decoded_FD.T, out=product_TF[:, first:last])
     return product_TF
+
+
+def few_rows(encoded: Encoded) -> int:
+    """The most rows of x for which it is decoded in registers."""
+    is_quick = encoded.kind == "fp8" or (encoded.kind != "awq" and encoded.order is None and _how(encoded).in_pairs)
+    return FEW if is_quick else ROWS_AT_ONCE
 
 
 def block_rows(columns: int, dtype: torch.dtype) -> int:
@@ -100,7 +107,7 @@ def decode(encoded: Encoded, first: int, into_FD: torch.Tensor) -> None:
         grid, after = (-(-count // tile), -(-columns // (width * units * warps)), 1), (*after, warps, tile, units)
         made = _made[key] = _make(kernel, grid, before, after, warps, parts, *before, into_FD, first, *after)
     if not into_FD.is_meta:
-        made.launch(parts, *made.before, into_FD, first, *made.after)
+        made.kernel[made.grid](parts, *made.before, into_FD, first, *made.after)
 
 
 def _products_of_few(
@@ -112,8 +119,7 @@ def _products_of_few(
         encoded, bias_F = joined(matrices), None if bias_F is None else all_rows(bias_F, sum(sizes))
     (rows, columns), parts, product_F = encoded.shape, _parts(encoded), x_TD.new_empty(count * sum(sizes))
     at_once = 8 if count <= 8 else ROWS_AT_ONCE
-    programs = -(-count // at_once)
-    key = (at_once, programs, *sizes, *_alike(encoded, x_TD, bias_F, product_F, *parts))
+    key = (at_once, *sizes, *_alike(encoded, x_TD, bias_F, product_F, *parts))
     if (made := _made.get(key)) is None:
         warps, tile, units = _tiles(encoded, sizes[0], count)
         before: tuple[Any, ...] = ()
@@ -124,21 +130,23 @@ def _products_of_few(
             kernel, after = triton_decoding.product, (_how(encoded),)
             before = (rows, columns, *_steps(encoded)), (sizes[0], sum(sizes[:2]))
         is_early = early(torch.device("cuda", driver.active.get_current_device()))["EARLY"]  # x may be on "meta"
-        grid, after = (programs, -(-rows // tile), 1), (*after, warps, tile, units, at_once, is_early)
+        grid, after = (1, -(-rows // tile), 1), (*after, warps, tile, units, at_once, is_early)
         arguments = (x_TD, parts, *before, bias_F, product_F, count, *after)
         made = _made[key] = _make(kernel, grid, before, after, warps, *arguments, launch_pdl=is_early)
     if not x_TD.is_meta:
-        made.launch(x_TD, parts, *made.before, bias_F, product_F, count, *made.after)
+        programs = -(-count // at_once), *made.grid[1:]
+        made.kernel[programs](x_TD, parts, *made.before, bias_F, product_F, count, *made.after)
     split = product_F.split([count * size for size in sizes])
     return [one.view(count, size) for one, size in zip(split, sizes, strict=True)]
 
 
 class _Made(NamedTuple):
-    """What launches a compiled kernel, and its arguments that follow from how a matrix is stored, and from its shape:
-    those before the result and those behind the number of its rows.
+    """A compiled kernel, its programs, of a product those for `ROWS_AT_ONCE` rows of x, and its arguments that follow
+    from how a matrix is stored, and from its shape: those before the result and those behind the number of its rows.
     """
 
-    launch: Callable[..., None]
+    kernel: Any
+    grid: tuple[int, int, int]
     before: tuple[Any, ...]
     after: tuple[Any, ...]
 
@@ -157,7 +165,8 @@ def _make(
     launch_pdl: bool = False,
 ) -> _Made:
     compiled = kernel.warmup(*given, grid=grid, num_warps=warps, enable_fp_fusion=False, launch_pdl=launch_pdl)
-    return _Made(compiled[grid], before, after)
+    compiled[grid]  # loads it
+    return _Made(compiled, grid, before, after)
 
 
 def _alike(encoded: Encoded, *tensors: Any) -> tuple[object, ...]:

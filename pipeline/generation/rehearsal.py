@@ -35,7 +35,7 @@ from pipeline.system.limits import reached_limit
 if TYPE_CHECKING:
     from pipeline.generation.build import ModelRuntime
 
-DECODED_FOR = (1, 9, 33)
+DECODED_FOR = (1, 9, 65)
 """Rows of x that quantised matrices are multiplied by with one kernel, with another one, and decoded for."""
 FEW_ROWS = 1024
 """The rows of a matrix that are enough for torch to share the work among its threads."""

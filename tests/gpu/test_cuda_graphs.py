@@ -79,7 +79,8 @@ async def test_outputs_are_the_same_and_nothing_is_captured_twice(
 
 
 async def test_groups_that_move_are_captured_in_each_slot(tmp_path: Path, counted: Counter[str]) -> None:
-    await asyncio.to_thread(tiny_models.save, "llama_gqa_llama3", tmp_path, 2)
+    """Three groups of each kind take turns in two slots."""
+    await asyncio.to_thread(tiny_models.save, "llama_gqa_llama3", tmp_path, layers=2)
     settings: dict[str, Any] = {"device": "cuda", "residency": False}
     with pytest.MonkeyPatch.context() as patch:
         without_graphs(patch)

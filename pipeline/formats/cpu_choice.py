@@ -23,7 +23,7 @@ logger = logging.getLogger("penstock")
 Decode = Callable[[int, int], torch.Tensor]
 """Gives rows [first, last), [F, D]; what it gave last on this thread may be overwritten."""
 ROUNDS = 3
-ROW_COUNTS = (2, 4, 5)
+ROW_COUNTS = (1, 2, 4, 5)
 """Of x, for which products have different kernels."""
 _chosen: dict[tuple[object, ...], bool] = {}
 
@@ -65,7 +65,7 @@ def choose(matrices: Iterable[StoredMatrix], dtype: torch.dtype) -> None:
         matrix = one.over(parts)
         matrix.decoded(dtype)
         for count in ROW_COUNTS:
-            matrix.apply(torch.zeros(count, one.columns, dtype=dtype))
+            matrix.apply(torch.ones(count, one.columns, dtype=dtype))
     if any(products(torch.empty(1, one.columns, dtype=dtype)) for one in smallest.values()):
         logger.info(
             "numba multiplies rows in bfloat16 by quantised matrices (AVX-512 BF16), and decodes int4 meanwhile"

@@ -58,7 +58,7 @@ class RowDecoder:
         if how is None or encoded.kind == "awq" or not encoded.numbers.is_contiguous():
             return None
         if encoded.kind == "int4" and encoded.scales.dtype == torch.bfloat16 and encoded.scales.is_contiguous():
-            kind, scales, meanings = cpu_vectors.INT4_KIND, encoded.scales.view(torch.int16).numpy(), NO_MEANINGS
+            kind, scales, meanings = _int4_kind(encoded), encoded.scales.view(torch.int16).numpy(), NO_MEANINGS
         else:
             kind, scales, meanings = _vector_scales(encoded)
         zeros, (step, _) = _zeros(encoded)
@@ -120,10 +120,16 @@ def _vector_kernel(encoded: Encoded, how: int) -> tuple[Callable[..., None], tup
 
 def _vector_scales(encoded: Encoded) -> tuple[int, Any, Any]:
     """The kind of the numbers, of `cpu_vectors.LEVELS`, their scales, and what these mean where they are bytes."""
-    kind = {"fp4": cpu_vectors.FP4_KIND, "nf4": cpu_vectors.NF4_KIND}.get(encoded.kind, cpu_vectors.INT4_KIND)
-    if kind == cpu_vectors.FP4_KIND:
-        return kind, encoded.scales.view(torch.uint8).contiguous().numpy(), _meanings_of_scales(encoded).numpy()
+    if encoded.kind == "fp4":
+        scales = encoded.scales.view(torch.uint8).contiguous()
+        return cpu_vectors.FP4_KIND, scales.numpy(), _meanings_of_scales(encoded).numpy()
+    kind = cpu_vectors.NF4_KIND if encoded.kind == "nf4" else _int4_kind(encoded)
     return kind, _scales(encoded).numpy(), NO_MEANINGS
+
+
+def _int4_kind(encoded: Encoded) -> int:
+    symmetric = isinstance(encoded.zeros, int) and encoded.zeros == 8
+    return cpu_vectors.SYMMETRIC_KIND if symmetric else cpu_vectors.INT4_KIND
 
 
 def _meanings_of_scales(encoded: Encoded) -> torch.Tensor:

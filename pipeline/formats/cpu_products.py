@@ -14,8 +14,8 @@ from pipeline.formats.cpu_decoding import RowDecoder
 from pipeline.formats.cpu_threads import share_out
 from pipeline.formats.encoded import Encoded
 
-FEW_ROWS = 4
-"""So many rows are multiplied by weights that are decoded in registers; for more they are decoded first."""
+TILES = (1, 2, 4)
+"""So many rows are multiplied at once. Weights are decoded in registers for no more than the last; else before that."""
 PIECE_NUMBERS = 2 << 20
 """Of a matrix that a thread multiplies by at once."""
 
@@ -29,18 +29,13 @@ class Product:
     """`x_TD` times a matrix of `rows` rows, transposed, plus bias; the methods fill it in."""
 
     def __init__(self, x_TD: torch.Tensor, rows: int, bias_F: torch.Tensor | None) -> None:
-        self._count, self._rows = len(x_TD), rows
-        x_TD = x_TD.expand(2, -1) if self._count == 1 else x_TD
-        self._out_TF = x_TD.new_empty(len(x_TD), rows)
-        self._x, self._out = _bits(x_TD.contiguous()), _bits(self._out_TF)
         bias_F = torch.zeros(rows) if bias_F is None else bias_F.to(x_TD.dtype).to(torch.float32)
-        self._to = (self._x, bias_F.numpy(), self._out)
-        self._tile = FEW_ROWS if len(x_TD) >= FEW_ROWS else 2
-
-    @property
-    def result(self) -> torch.Tensor:
-        """[T, F] in bf16."""
-        return self._out_TF[: self._count]
+        self._rows, self.result = rows, x_TD.new_empty(len(x_TD), rows)
+        self._x, out = _bits(x_TD.contiguous()), _bits(self.result)
+        if len(x_TD) == 2 and not self._x[1].any():  # zeros, with which a single row is filled up for torch's products
+            self._x, out, self.result[1] = self._x[:1], out[:1], bias_F
+        self._to = (self._x, bias_F.numpy(), out)
+        self._tile = max(tile for tile in TILES if tile <= max(len(self._x), 1))
 
     def by_decoded(self, first: int, decoded_FD: torch.Tensor) -> None:
         """Fill columns from `first` on."""
@@ -48,7 +43,7 @@ class Product:
 
     def by_encoded(self, encoded: Encoded) -> bool:
         """Fill all, if rows are few and there is a kernel that decodes such a matrix in registers."""
-        if len(self._x) > FEW_ROWS or (arguments := RowDecoder.in_registers(encoded)) is None:
+        if len(self._x) > TILES[-1] or (arguments := RowDecoder.in_registers(encoded)) is None:
             return False
         kind, how, numbers, *others = arguments
         kernel, groups = cpu_vectors.products(kind, how, self._tile), encoded.shape[1] // encoded.group

@@ -25,8 +25,9 @@ BYTES = 16
 """Of pairs that are decoded at once."""
 I8, I16, I32, FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()
 FLOATS, WORDS, HALVES = ir.VectorType(FLOAT, 16), ir.VectorType(I32, 16), ir.VectorType(I16, 16)
-LEVELS = (tuple(float(code) for code in range(16)), E2M1, NF4)
-INT4_KIND, FP4_KIND, NF4_KIND, DECODED = range(4)
+LEVELS = (tuple(map(float, range(16))), tuple(map(float, range(-8, 8))), E2M1, NF4)
+INT4_KIND, SYMMETRIC_KIND, FP4_KIND, NF4_KIND, DECODED = range(5)
+"""Only the first has zeros."""
 ROUNDS = (("bfloat16",), ("float16",), ("float16", "bfloat16"), ("bfloat16", "float16"))
 LOOK_UP, DOT = "llvm.x86.avx512.permvar.hi.512", "llvm.x86.avx512bf16.dpbf16ps.512"
 TILE_ROWS, BLOCK_ROWS, BLOCK_TOKENS, BLOCK_COLUMNS = 4, 64, 64, 1024
@@ -34,7 +35,7 @@ TILE_ROWS, BLOCK_ROWS, BLOCK_TOKENS, BLOCK_COLUMNS = 4, 64, 64, 1024
 
 
 class BrainFloat(ir.types.Type):
-    """What llvmlite lacks: bfloat16."""
+    """What llvmlite lacks."""
 
     def _to_string(self) -> str:
         return "bfloat"
@@ -58,7 +59,7 @@ def look_up(typing: Any, pairs: Any, at: Any, zero: Any, scale: Any, items: Any,
         pairs, at, zero, scale, items, _, _ = given
         source = build.gep(context.make_array(signature.args[0])(context, build, pairs).data, [at])
         target = build.gep(context.make_array(signature.args[4])(context, build, items).data, [at])
-        table = _table(build, levels, zero, scale, rounds)
+        table = _table(build, levels, zero if levels is LEVELS[INT4_KIND] else None, scale, rounds)
         decoded = _looked_up(build, table, source, high_first=high_first)
         build.store(decoded, build.bitcast(target, ITEMS.as_pointer()), align=1)
         return context.get_dummy_value()
@@ -81,7 +82,7 @@ def _looked_up(build: Any, table: Any, source: Any, *, high_first: bool) -> Any:
 def _table(build: Any, levels: "tuple[float, ...]", zero: Any, scale: Any, rounds: "tuple[str, ...]") -> Any:
     """The bits of (level - zero) * scale, twice; they do not change within a group, so that LLVM makes them once."""
     floats = ir.Constant(FLOATS, [ir.Constant(FLOAT, float(np.float32(one))) for one in levels])
-    values = build.fmul(build.fsub(floats, _spread(build, zero)), _spread(build, scale))
+    values = build.fmul(floats if zero is None else build.fsub(floats, _spread(build, zero)), _spread(build, scale))
     for name in rounds:
         if name == "bfloat16":
             bits = build.bitcast(values, WORDS)
@@ -143,7 +144,7 @@ def add_up(typing: Any, weights: Any, x_TD: Any, sums: Any, to: Any, at: Any, fo
             tables = []
             for row in () if kind == DECODED else tile.rows:
                 zero, scale = tile.zero_and_scale(row, group.index)
-                tables.append(_table(build, LEVELS[kind], zero, scale, ROUNDS[how]))
+                tables.append(_table(build, LEVELS[kind], zero if kind == INT4_KIND else None, scale, ROUNDS[how]))
             with cgutils.for_range(build, build.udiv(tile.half_group, _index(BYTES))) as step:
                 pair = build.add(build.mul(group.index, tile.half_group), build.mul(step.index, _index(BYTES)))
                 x = [tile.x(token, pair) for token in tile.tokens]
@@ -197,9 +198,8 @@ class _Tile:
 
     def pairs(self, row: int, pair: Any) -> Any:
         """Where pairs of numbers lie."""
-        build = self._build
-        begin = build.add(self._pair, build.mul(build.add(self._row, _index(row)), self._row_pairs))
-        return build.gep(self._numbers.data, [build.add(begin, pair)])
+        begin = self._build.mul(self._build.add(self._row, _index(row)), self._row_pairs)
+        return self._build.gep(self._numbers.data, [self._build.add(begin, self._build.add(self._pair, pair))])
 
     def items(self, row: int, pair: Any) -> Any:
         """32 numbers that are decoded."""
@@ -212,8 +212,8 @@ class _Tile:
     def add(self, row: int, token: int, x: Any, items: Any) -> None:
         """Multiply, and add up in fp32."""
         build, function = self._build, ir.FunctionType(FLOATS, [FLOATS, BRAINS, BRAINS])
-        dot, place = cgutils.get_or_insert_function(build.module, function, DOT), self._sums[row, token]
-        build.store(build.call(dot, [build.load(place), x, items]), place)
+        dot, sums = cgutils.get_or_insert_function(build.module, function, DOT), self._sums[row, token]
+        build.store(build.call(dot, [build.load(sums), x, items]), sums)
 
     def write(self) -> None:
         """Write what comes out, or keep the sums."""
@@ -233,8 +233,8 @@ class _Tile:
             for half in (8, 4, 2, 1):
                 low, high = (ir.Constant(ir.VectorType(I32, half), [*range(n, n + half)]) for n in (0, half))
                 value = build.fadd(*(build.shuffle_vector(value, value, one) for one in (low, high)))
-            value = build.extract_element(value, ir.Constant(I32, 0))
-            value = build.fadd(value, build.load(build.gep(self._bias.data, [column])))
+            bias = build.load(build.gep(self._bias.data, [column]))
+            value = build.fadd(build.extract_element(value, ir.Constant(I32, 0)), bias)
             index = build.add(build.mul(build.add(self._token, _index(token)), out_columns), column)
             build.store(build.bitcast(build.fptrunc(value, BRAIN), I16), build.gep(self._out.data, [index]))
 

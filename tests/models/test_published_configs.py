@@ -1,0 +1,26 @@
+"""Published models by their config.json: each is read, and has as many parameters as its publisher says, or refused."""
+
+import math
+
+import pytest
+from support.published_configs import ACCEPTED
+from support.refused_configs import REFUSED
+
+from pipeline.checkpoints.shard_layout import model_specs
+from pipeline.errors import ConfigError
+from pipeline.models.json_object import JsonObject
+from pipeline.models.model_config import parse_config
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_it_is_read_and_has_all_parameters(name: str) -> None:
+    settings, thousand_millions = ACCEPTED[name]
+    specs = model_specs(parse_config(JsonObject("config.json", {"max_position_embeddings": 131072, **settings})))
+    assert sum(math.prod(spec.shape) for spec in specs) / 1e9 == pytest.approx(thousand_millions, rel=0.004)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_it_is_refused_by_the_key_that_asks_for_too_much(name: str) -> None:
+    settings, key = REFUSED[name]
+    with pytest.raises(ConfigError, match=rf"^config\.json: (.*: )?({key}): need "):
+        parse_config(JsonObject("config.json", {"max_position_embeddings": 131072, **settings}))

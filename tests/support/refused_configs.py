@@ -1,0 +1,95 @@
+"""What config.json says of published models that are not read, each with the key that its refusal names."""
+
+from typing import Any
+
+from support.published_configs import FP8, Settings, gemma, llama, nested, qwen, qwen3_5, shape
+
+SIZES = (4096, 12288, 32)
+HEADS = (32, 8, 128)
+EXPERTS = {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
+
+
+def other(model_type: str, architecture: str, **more: Any) -> Settings:
+    """Of a family that is not read."""
+    return shape(model_type, SIZES, 151936, HEADS, architectures=[architecture], **more)
+
+
+GEMMA_4 = {"hidden_size_per_layer_input": 0, "sliding_window": 1024}
+REFUSED: dict[str, tuple[Settings, str]] = {
+    "gpt-oss-20b": (other("gpt_oss", "GptOssForCausalLM", num_local_experts=32), "model_type"),
+    "Qwen3-30B-A3B": (other("qwen3_moe", "Qwen3MoeForCausalLM", **EXPERTS), "model_type"),
+    "Qwen3.6-35B-A3B": (
+        nested("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration", other("qwen3_5_moe_text", "", **EXPERTS)),
+        "model_type",
+    ),
+    "Qwen3-Next-80B-A3B": (
+        other("qwen3_next", "Qwen3NextForCausalLM", **EXPERTS, mlp_only_layers=[], decoder_sparse_step=1),
+        "num_experts",
+    ),
+    "Qwen2.5-VL-7B": (other("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration"), "model_type"),
+    "Mixtral-8x7B": (other("mixtral", "MixtralForCausalLM", num_local_experts=8), "model_type"),
+    "DeepSeek-V3": (other("deepseek_v3", "DeepseekV3ForCausalLM", n_routed_experts=256), "model_type"),
+    "DeepSeek-V4-Flash": (other("deepseek_v4", "DeepseekV4ForCausalLM", n_routed_experts=256), "model_type"),
+    "Kimi-K2": (other("kimi_k2", "DeepseekV3ForCausalLM", n_routed_experts=384), "model_type"),
+    "GLM-4.5-Air": (other("glm4_moe", "Glm4MoeForCausalLM", n_routed_experts=128), "model_type"),
+    "GLM-5.2": (other("glm_moe_dsa", "GlmMoeDsaForCausalLM", n_routed_experts=256), "model_type"),
+    "MiniMax-M2": (other("minimax_m2", "MiniMaxM2ForCausalLM", num_local_experts=256), "model_type"),
+    "Mistral-Small-4": (
+        nested("mistral3", "Mistral3ForConditionalGeneration", other("mistral4", "", n_routed_experts=128)),
+        "text_config: model_type",
+    ),
+    "Nemotron-3-Nano-30B": (other("nemotron_h", "NemotronHForCausalLM"), "model_type"),
+    "LFM2-8B-A1B": (other("lfm2_moe", "Lfm2MoeForCausalLM"), "model_type"),
+    "Llama-4-Scout": (nested("llama4", "Llama4ForConditionalGeneration", other("llama4_text", "")), "model_type"),
+    "Llama-3.2-11B-Vision": (
+        nested("mllama", "MllamaForConditionalGeneration", other("mllama_text", "")),
+        "model_type",
+    ),
+    "gemma-4-26B-A4B": (
+        nested(
+            "gemma4",
+            "Gemma4ForConditionalGeneration",
+            gemma("gemma4_text", (2816, 2112, 30), 262144, (16, 8, 256), enable_moe_block=True, **GEMMA_4),
+        ),
+        "text_config: enable_moe_block",
+    ),
+    "gemma-4-E4B": (
+        nested(
+            "gemma4",
+            "Gemma4ForConditionalGeneration",
+            gemma("gemma4_text", (2560, 10240, 42), 262144, (8, 2, 256), num_kv_shared_layers=18),
+        ),
+        "text_config: hidden_size_per_layer_input",
+    ),
+    "gemma-3n-E4B": (nested("gemma3n", "Gemma3nForConditionalGeneration", other("gemma3n_text", "")), "model_type"),
+    "embeddinggemma-300m": (
+        gemma(
+            "gemma3_text",
+            (768, 1152, 24),
+            262144,
+            (3, 1, 256),
+            sliding_window=512,
+            architectures=["Gemma3TextModel"],
+            use_bidirectional_attention=True,
+        ),
+        "architectures|use_bidirectional_attention",
+    ),
+    "Skywork-Reward-Llama-3.1-8B": (
+        llama((4096, 14336, 32), 128256, (32, 8)) | {"architectures": ["LlamaForSequenceClassification"]},
+        "architectures",
+    ),
+    "gte-Qwen2-7B": (qwen("qwen2", (3584, 18944, 28), (28, 4), is_causal=False), "is_causal"),
+    "Phi-3.5-MoE": (other("phimoe", "PhiMoEForCausalLM", num_local_experts=16), "model_type"),
+    "granite-4.0-h-tiny": (other("granitemoehybrid", "GraniteMoeHybridForCausalLM"), "model_type"),
+    "Seed-OSS-36B": (other("seed_oss", "SeedOssForCausalLM"), "model_type"),
+    "command-a": (other("cohere2", "Cohere2ForCausalLM"), "model_type"),
+    "EXAONE-4.0-32B": (other("exaone4", "Exaone4ForCausalLM"), "model_type"),
+    "Qwen3.5-27B of 8 bits by bitsandbytes": (
+        qwen3_5((5120, 17408, 64), 24, 48, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}),
+        "load_in_8bit",
+    ),
+    "Qwen3-8B with windows of FP8 e5m2": (
+        qwen("qwen3", (4096, 12288, 36), (32, 8, 128), quantization_config={**FP8, "fmt": "e5m2"}),
+        "fmt",
+    ),
+}

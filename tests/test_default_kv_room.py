@@ -19,8 +19,10 @@ from pipeline.devices.cpu import CpuDevice
 from pipeline.devices.port import ONE_PLACE, TWO_PLACES, Place
 from pipeline.devices.sim import SimDevice
 from pipeline.generation.blueprint import Blueprint, draw_up
+from pipeline.generation.model_plan import ModelPlan
 from pipeline.models.model_config import read_config
 from pipeline.state.blocks import BLOCK_TOKENS
+from pipeline.state.state_layout import StateRoom
 
 pytestmark = pytest.mark.usefixtures("nothing_was_there_before")
 CALLS, PROMPT_TOKENS, NEW_TOKENS, MOST_PASSES = 64, 12, 20, 30
@@ -163,6 +165,32 @@ def test_nothing_moves_for_requests_that_are_longer_than_usual(
     plan = drawn(heavy, places, **settings, **{places[-1].memory_setting: int(1.01 * usual)}).plan
     assert not plan.kv.moving
     assert 64 * 1024 <= plan.kv_room.tokens < 65 * 1024
+
+
+def test_states_have_room_for_as_many_requests_as_tokens_are_for(tmp_path: Path) -> None:
+    shape = {"layers": 4, "hidden_size": 128, "ffn_size": 256, "heads": 2, "kv_heads": 1, "head_dim": 64}
+    make_checkpoint(tmp_path / "hybrid", "qwen3.5-27b", vocabulary_size=300, **shape)
+
+    def room(nbytes: int = 1 << 40, **settings: Any) -> tuple[ModelPlan, StateRoom]:
+        plan = drawn(tmp_path / "hybrid", ONE_PLACE, nbytes, **{**CONTEXT, **settings}).plan
+        assert plan.state_room is not None
+        return plan, plan.state_room
+
+    roomy, states = room()
+    assert (roomy.kv_room.tokens, states.requests, states.snapshots) == (64 * 128, 64, 8)
+    held = {one.holder: one.nbytes for one in roomy.memory.holdings if one.holder.startswith(("recurrent", "state"))}
+    slots = 64 * 3
+    slot_bytes = held["recurrent state of 3 layers"] // slots
+    assert slot_bytes > 48 * 128 * 128 * 4
+    assert held == {"recurrent state of 3 layers": slots * slot_bytes, "state snapshots of 3 layers": 24 * slot_bytes}
+    assert states.nbytes == sum(held.values())
+    least = room(kv_tokens=128, max_requests=1, residency=False)[0].memory.need("host")
+    short, fewer = room(host_memory=least + 60 * slot_bytes)
+    assert short.memory.fits()
+    assert fewer.requests == short.kv_room.tokens // 128 < 25
+    assert (fewer.requests, fewer.snapshots) >= (2, 2)
+    assert room(state_snapshots=0)[1] == StateRoom(64, 0, slots * slot_bytes)
+    assert room(kv_tokens=256)[1].requests == 64, "as many as may run, where a setting says how many tokens there are"
 
 
 def test_a_command_with_one_request_leaves_memory_to_the_weights(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from support import tiny_models
 from support.kv_places import settings_with_room
+from support.unlike_models import UNLIKE
 
 from pipeline import Model
 from pipeline.engine import plan as plan_module
@@ -58,6 +59,25 @@ async def test_blocks_in_three_places_change_no_bit(
                 "new rows, nothing else"
             )
             assert moved.bytes_in > 0
+
+
+@pytest.mark.parametrize("policy", ["backpressure", "stage3"])
+@pytest.mark.parametrize("name", UNLIKE)
+async def test_layers_that_differ_change_no_bit(
+    name: str, policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small blocks, large ones and recurrent states take turns in the same slots."""
+    monkeypatch.setattr(plan_module, "resident_bytes", lambda: 0)
+    tiny_models.save_model(tiny_models.randomised(UNLIKE[name](), seed=3), tmp_path / name, shards=1)
+    settings = {**SETTINGS, "policy": policy, "max_requests": len(PROMPTS)}
+    async with Model.open(tmp_path / name, **settings) as model:
+        assert not model.runtime.cache.memory.placement.moving
+        expected = await answers(model)
+    room = settings_with_room(tmp_path / name, tmp_path, 2, 2, **settings)
+    async with Model.open(tmp_path / name, **room) as model:
+        assert model.runtime.cache.memory.placement.disk
+        assert await answers(model) == expected
+        assert model.runtime.cache.bytes_in > 0
 
 
 async def test_many_calls_share_their_passes_by_default(tmp_path: Path) -> None:

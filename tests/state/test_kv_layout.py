@@ -29,8 +29,8 @@ class Table:
 @st.composite
 def layouts(draw: st.DrawFn) -> KvLayout:
     dtype = draw(st.sampled_from([torch.float32, torch.bfloat16]))
-    window = draw(st.none() | st.integers(1, 70))
-    return KvLayout(BLOCKS, draw(st.integers(1, 8)), draw(st.sampled_from([2, 22, 64, 128])), dtype, window)
+    window, chunk = (draw(st.none() | st.integers(1, 70)) for _ in range(2))
+    return KvLayout(BLOCKS, draw(st.integers(1, 8)), draw(st.sampled_from([2, 22, 64, 128])), dtype, window, chunk)
 
 
 @st.composite
@@ -65,7 +65,7 @@ def bytes_of(copies: list[Copy]) -> list[int]:
 
 
 def small(layout: KvLayout) -> KvLayout:
-    return KvLayout(layout.blocks, 1, 2, layout.dtype, layout.window)
+    return KvLayout(layout.blocks, 1, 2, layout.dtype, layout.window, layout.chunk)
 
 
 @given(layouts())
@@ -114,8 +114,10 @@ def test_all_that_is_looked_back_at_comes_in_whole_blocks(layout: KvLayout, piec
     need = set()
     for piece in pieces:
         first = 0 if layout.window is None else max(0, piece.start - layout.window + 1)
+        if layout.chunk is not None:
+            first = max(first, piece.start - piece.start % layout.chunk)
         need |= {piece.sequence.blocks[position // BLOCK_TOKENS] for position in range(first, piece.start)}
-        if layout.window is not None and piece.start % BLOCK_TOKENS:
+        if piece.start % BLOCK_TOKENS:
             need.add(piece.sequence.blocks[piece.start // BLOCK_TOKENS])  # written whole where it lives on the disk
     assert come == need
 

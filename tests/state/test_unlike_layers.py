@@ -1,5 +1,6 @@
 """Layers that keep different things between passes, and take turns in the same slots: each finds its own again."""
 
+import asyncio
 import contextlib
 import errno
 import itertools
@@ -116,7 +117,7 @@ async def moving(cache: KeyValueCache, device: CpuDevice) -> AsyncIterator[None]
     for actor in (CompanionReader(cache, host), CompanionUploader(cache, device, on_device)):
         line.then(actor, queue=9)
     line.then(CompanionSwapper(cache, device), queue=9)
-    async with running([line]):
+    async with asyncio.timeout(20), running([line]):
         yield
 
 

@@ -21,7 +21,7 @@ def half_bytes(layer: Layer, dtype: torch.dtype, *, fused: bool, by_formula: boo
         case Attention() as kind:
             mixer = _attention_bytes(layer, kind, dtype, fused=fused)
         case DeltaNet() as net:
-            mixer = _delta_net_bytes(net, layer.hidden_size, dtype)
+            mixer = _delta_net_bytes(net, layer.hidden_size, dtype, fused=fused)
     norm = _norm_bytes(layer.hidden_size, dtype, layer.norm_style, fused=fused)
     halves = (
         (norms.before_mixer, mixer, norms.after_mixer),
@@ -50,12 +50,17 @@ def _attention_bytes(layer: Layer, kind: Attention, dtype: torch.dtype, *, fused
     return max(normed, attended)
 
 
-def _delta_net_bytes(net: DeltaNet, hidden_size: int, dtype: torch.dtype) -> int:
-    """Beside what it gets. Where matrices are grouped, what they give is copied apart."""
+def _delta_net_bytes(net: DeltaNet, hidden_size: int, dtype: torch.dtype, *, fused: bool) -> int:
+    """Beside what it gets. Where matrices are grouped, what they give is copied apart.
+
+    Kernels keep what comes out of the convolution, and a few numbers of each head.
+    """
     values, gates = net.value_heads * net.value_dim, 2 * net.value_heads
     inputs = net.channels + values + gates
     projected = inputs + gates + (net.channels + values if net.grouped else 0)
-    return max(projected, inputs + values + hidden_size) * dtype.itemsize
+    numbers = (2 * net.value_heads + 3 * net.key_heads) * FP32_BYTES
+    kept = net.channels * dtype.itemsize + numbers if fused else 0
+    return max(projected * dtype.itemsize, (inputs + values) * dtype.itemsize + max(kept, hidden_size * dtype.itemsize))
 
 
 def _feed_forward_bytes(layer: Layer, dtype: torch.dtype, fused: bool, by_formula: bool) -> int:

@@ -14,8 +14,12 @@ from pipeline.models.delta_state import DeltaInputs, LayerState
 from pipeline.models.layers import DeltaNet
 from pipeline.models.pass_rows import Rows, few_rows
 
-VALUES_AT_ONCE, WARPS = 16, 1
-"""Channels of a value head, and warps, of a program of the recurrence."""
+VALUES_AT_ONCE, WARPS = 32, 2
+"""Channels of a value head, and warps, of a program of the recurrence. Bits depend on both.
+
+At the shape of Qwen3.5-27B an H200 takes 2.1 ms for 2,048 tokens, and 138 us for 64 answers; with 16 channels and one
+warp 1.5 ms and 219 us.
+"""
 
 
 def try_out(device: torch.device, dtype: torch.dtype, kind: DeltaNet) -> None:

@@ -4,6 +4,7 @@ Both spellings are understood, that of transformers 4 (`rope_theta` + `rope_scal
 transformers 5 (`rope_parameters`, `dtype`). What is not supported is refused by name.
 """
 
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ DTYPES = (*WEIGHT_DTYPES.values(), "double", "float", "half")
 """The names that torch has for them."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The shape and the constants of one model; every number has been checked.
 
@@ -72,12 +73,12 @@ class ModelConfig:
         """That of the norm behind the layers, which is theirs."""
         return self.layer_kinds[-1].norm_style
 
-    @property
+    @functools.cached_property
     def attentions(self) -> tuple[Attention, ...]:
         """The kinds of attention that there are, each once, in the order of their first layers."""
         return tuple(dict.fromkeys(one.mixer for one in self.layer_kinds if isinstance(one.mixer, Attention)))
 
-    @property
+    @functools.cached_property
     def ropes(self) -> tuple[Rope, ...]:
         """The kinds of rotary embedding that there are, in the same order."""
         return tuple(dict.fromkeys(one.rope for one in self.attentions if one.rope is not None))

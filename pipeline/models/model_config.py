@@ -123,7 +123,8 @@ def parse_config(settings: JsonObject, folder: Path | None = None) -> ModelConfi
     """Check the settings of a config, which may be in no `folder`. Raises as `read_config`."""
     found = described(settings)
     settings = found.text
-    _refuse_unsupported(settings)
+    for one in (found.whole, settings):
+        _refuse_unsupported(one)
 
     layers = _layers(settings, found.family)
     vocabulary_size = settings.count("vocab_size")
@@ -174,8 +175,10 @@ def _layers(settings: JsonObject, family: Family) -> tuple[Layer, ...]:
     kinds = [SLIDING if isinstance(one.mixer, Attention) and one.mixer.window else FULL for one in layers]
     if settings.get("layer_types") and "layer_types" not in family.follows and settings.get("layer_types") != kinds:
         raise unsupported(settings, "layer_types")
-    for key in ("attention_bias", "mlp_bias"):
-        if settings.flag(key) and key not in family.follows:
+    asked = [key for key in ("attention_bias", "mlp_bias") if settings.flag(key)]
+    asked += ["per_layer_config"] * bool(settings.section("per_layer_config"))
+    for key in asked:
+        if key not in family.follows:
             raise unsupported(settings, key)
     return layers
 

@@ -139,6 +139,10 @@ UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
         changed(LLAMA_31_8B, rope_scaling=None, rope_parameters={"full_attention": {"rope_theta": 1.0}}),
         "rope_parameters: full_attention",
     ),
+    "unlike layers": (
+        changed(LLAMA_31_8B, per_layer_config={"3": {"intermediate_size": 5}}),
+        "per_layer_config: .*intermediate_size",
+    ),
     "looks ahead": (changed(LLAMA_31_8B, is_causal=False), "is_causal: .*False"),
     "partial rope": (changed(LLAMA_31_8B, partial_rotary_factor=0.5), "partial_rotary_factor: .*0.5"),
     "float8": (changed(LLAMA_31_8B, torch_dtype="float8_e4m3fn"), "torch_dtype: .*'float8_e4m3fn'"),

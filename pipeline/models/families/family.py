@@ -14,7 +14,7 @@ class Family:
 
     `absent` is what transformers assumes for keys that are left out. `layers` puts together so many layers, from
     settings without such gaps, and `outside` what is around them. `follows` are those of attention_bias, mlp_bias,
-    layer_types and hidden_act that the family takes from config.json; what these ask of another one is refused.
+    layer_types and per_layer_config that the family takes from config.json; what these ask of another one is refused.
     """
 
     name: str

@@ -74,7 +74,7 @@ FAMILY = Family(
         },
         "final_logit_softcapping": None,
     },
-    follows=gemma2.FAMILY.follows,
+    follows=gemma2.FAMILY.follows | {"per_layer_config"},
     layers=layers,
     outside=gemma2.outside,
 )

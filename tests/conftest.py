@@ -31,6 +31,7 @@ ONE_LOOP = {
         "test_memory_plan.py",
         "test_parity.py",
         "test_policies_and_stages.py",
+        "test_recurrent_state.py",
     ),
     *("test_odd_policies.py", "test_prefetch_policies.py", "test_prefix_sharing.py", "test_resident_groups.py"),
     *("test_files_after_open.py", "test_refusals.py", "test_stored_tensors.py"),

@@ -36,7 +36,13 @@ ONE_LOOP = {
     *("test_odd_policies.py", "test_prefetch_policies.py", "test_prefix_sharing.py", "test_resident_groups.py"),
     *("test_files_after_open.py", "test_refusals.py", "test_stored_tensors.py"),
     *("test_damaged_quantised.py", "test_quantised_models.py"),
-    *("test_cuda_company.py", "test_cuda_doctor.py", "test_cuda_kv.py", "test_cuda_long_contexts.py"),
+    *(
+        "test_cuda_company.py",
+        "test_cuda_doctor.py",
+        "test_cuda_families.py",
+        "test_cuda_kv.py",
+        "test_cuda_long_contexts.py",
+    ),
     *("test_cuda_paged_attention.py", "test_cuda_policies.py", "test_cuda_quantised_models.py"),
 }
 """Folders and files whose tests look at bytes, tokens and figures, which no loop changes: they run on asyncio."""

@@ -9,7 +9,6 @@ Letters in names: N query heads, K kv heads, H head dim.
 import torch
 
 from pipeline.models.layers import Attention, DeltaNet, Layer, NormStyle
-from pipeline.models.pass_attention import all_at_once
 
 FP32_BYTES = torch.float32.itemsize
 
@@ -44,7 +43,7 @@ def _attention_bytes(layer: Layer, kind: Attention, dtype: torch.dtype, *, fused
         projected = (2 if kind.gated else 1) * NH + 2 * KH
     # The queries turned, each piece of what they give, and all of it; the turned ones in their cells, or two steps.
     attended = projected + max(4 * NH, NH + size)
-    if fused and all_at_once(kind):  # with what attention keeps of long contexts meanwhile
+    if fused:  # with what attention keeps of long contexts meanwhile
         copied = NH if kind.gated or kind.fused else 0
         attended = projected + copied + NH + max(size, (kind.heads * kind.head_dim + 2 * kind.heads) * FP32_BYTES)
     return max(normed, attended)
@@ -66,7 +65,7 @@ def _delta_net_bytes(net: DeltaNet, hidden_size: int, dtype: torch.dtype, *, fus
 def _feed_forward_bytes(layer: Layer, dtype: torch.dtype, fused: bool, by_formula: bool) -> int:
     """Beside what it gets."""
     kind, size = layer.feed_forward, layer.hidden_size * dtype.itemsize
-    plain = fused and kind.gated and kind.activation == "silu"
+    plain = fused and kind.gated
     # One matrix gives gate and up side by side, which are copied from there.
     wide = ((4 if plain else 3) if kind.fused else 2 if kind.gated else 1) * kind.size * dtype.itemsize
     activated = 0 if plain or kind.activation == "relu2" else _activation_bytes(kind.size, dtype, by_formula=by_formula)
@@ -87,7 +86,7 @@ def embedding_bytes(hidden_size: int, turned_channels: int, dtype: torch.dtype) 
 
 def _norm_bytes(items: int, dtype: torch.dtype, style: NormStyle, *, fused: bool) -> int:
     """What is normed is another tensor; in torch the fp32 of it, and what follows from that."""
-    if fused and style == "plain":
+    if fused:
         return items * dtype.itemsize
     if style == "plain":
         return items * 2 * (FP32_BYTES if dtype is torch.float32 else FP32_BYTES + dtype.itemsize)

@@ -5,12 +5,14 @@ differ from those of torch, by one in their last place, and in fp32 many do, by 
 """
 
 import functools
+from typing import Literal
 
 import torch
 import triton
 
 from pipeline.formats.early_launches import early
 from pipeline.models import row_kernels
+from pipeline.models.layers import Activation, NormStyle
 
 ITEMS = 2048
 """About so many items are enough for a program."""
@@ -19,25 +21,37 @@ ITEMS = 2048
 def try_out(device: torch.device, dtype: torch.dtype) -> None:
     """Compile and run the kernels for a few items. Raises whatever Triton raises."""
     zeros = functools.partial(torch.zeros, 2, 64, dtype=dtype, device=device)
-    rms_norm(zeros(), zeros()[0], 1.0)
-    silu_gate(zeros(), zeros())
+    rms_norm(zeros(), zeros()[0], 1.0, "plain")
+    gate(zeros(), zeros(), "silu")
     torch.cuda.synchronize(device)
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, epsilon: float, style: NormStyle) -> torch.Tensor:
     """See `ops.rms_norm`."""
     x, size = x.contiguous(), x.shape[-1]
     normed, width = torch.empty_like(x), triton.next_power_of_2(size)
     rows, at_once = x.numel() // size, max(1, ITEMS // width)
     warps = min(max(width // 512, 4), 16)
     row_kernels.rms_norm[(triton.cdiv(rows, at_once),)](
-        x, weight, normed, rows, epsilon, ITEMS=size, D=width, R=at_once, num_warps=warps, **early(x.device)
+        x,
+        weight,
+        normed,
+        rows,
+        epsilon,
+        STYLE=style,
+        ITEMS=size,
+        D=width,
+        R=at_once,
+        num_warps=warps,
+        **early(x.device),
     )
     return normed
 
 
-def silu_gate(gate_TF: torch.Tensor, up_TF: torch.Tensor) -> torch.Tensor:
-    """See `ops.silu_gate`."""
-    programs = (triton.cdiv(gate_TF.numel(), ITEMS),)
-    row_kernels.silu_gate[programs](gate_TF, up_TF, gate_TF.numel(), J=ITEMS, **early(gate_TF.device))
+def gate(gate_TF: torch.Tensor, other_TF: torch.Tensor, activation: Activation | Literal["sigmoid"]) -> torch.Tensor:
+    """See `ops.gate` and `ops.sigmoid_gate`: the activation of the gate times the other, in the memory of the gate."""
+    items = gate_TF.numel()
+    row_kernels.gate[(triton.cdiv(items, ITEMS),)](
+        gate_TF, other_TF, items, ACTIVATION=activation, J=ITEMS, **early(gate_TF.device)
+    )
     return gate_TF

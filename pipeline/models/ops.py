@@ -19,8 +19,8 @@ GELU_SLOPE, GELU_CUBE = math.sqrt(2 / math.pi), 0.044715
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, epsilon: float, style: NormStyle = "plain") -> torch.Tensor:
     """Root mean square norm over the last axis (arXiv 1910.07467), in fp32 inside; shape and dtype stay."""
-    if style == "plain" and weight is not None and (kernels := _kernels(x.device, x.dtype)):
-        fused: torch.Tensor = kernels.rms_norm(x, weight, epsilon)
+    if kernels := _kernels(x.device, x.dtype):
+        fused: torch.Tensor = kernels.rms_norm(x, weight, epsilon, style)
         return fused
     x32 = x.float()
     normed = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + epsilon)
@@ -33,8 +33,8 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, epsilon: float, style
 
 def gate(gate_TF: torch.Tensor, up_TF: torch.Tensor, activation: Activation, *, by_formula: bool) -> torch.Tensor:
     """activation(gate) * up, in the memory of `gate_TF`; see `activate`."""
-    if activation == "silu" and (kernels := _kernels(gate_TF.device, gate_TF.dtype)):
-        fused: torch.Tensor = kernels.silu_gate(gate_TF, up_TF.contiguous())
+    if kernels := _kernels(gate_TF.device, gate_TF.dtype):
+        fused: torch.Tensor = kernels.gate(gate_TF, up_TF.contiguous(), activation)
         return fused
     return activate(gate_TF, activation, by_formula=by_formula).mul_(up_TF)
 
@@ -64,6 +64,9 @@ def activate(x_TF: torch.Tensor, activation: Activation, *, by_formula: bool) ->
 
 def sigmoid_gate(mixed_TA: torch.Tensor, gate_TA: torch.Tensor) -> torch.Tensor:
     """mixed * sigmoid(gate), in fp32 inside and by formula as `activate`, in the memory of both."""
+    if kernels := _kernels(gate_TA.device, gate_TA.dtype):
+        fused: torch.Tensor = kernels.gate(gate_TA, mixed_TA, "sigmoid")
+        return fused
     return mixed_TA.mul_(gate_TA.float().neg_().exp_().add_(1).reciprocal_().to(mixed_TA.dtype))
 
 

@@ -19,7 +19,8 @@ import triton
 import triton.language as tl
 
 from pipeline.formats.early_launches import early
-from pipeline.models import paged_kernels
+from pipeline.models import paged_kernels, turn_kernels
+from pipeline.models.layers import Attention
 from pipeline.models.pass_rows import (
     ANSWERS_AT_ONCE,
     FEW_TILE_ROWS,
@@ -31,7 +32,7 @@ from pipeline.models.pass_rows import (
     Rows,
     few_rows,
 )
-from pipeline.models.rotary import Rotary
+from pipeline.models.rotary import Rotary, rotary
 
 LEAST = 16
 """Rows and channels of a product on tensor cores."""
@@ -39,14 +40,14 @@ HEADS_AT_ONCE = 8
 """Heads that a program turns."""
 
 
-def try_out(device: torch.device, dtype: torch.dtype, heads: int, head_dim: int, kv_heads: int) -> None:
-    """Compile and run the kernels for heads of this kind. Raises whatever Triton raises."""
+def try_out(device: torch.device, dtype: torch.dtype, kind: Attention) -> None:
+    """Compile and run the kernels for attention of this kind. Raises whatever Triton raises."""
     zeros = functools.partial(torch.zeros, dtype=dtype, device=device)
-    memory, rows = zeros(1, 2, 16, kv_heads, head_dim), few_rows(device)
-    q_TNH, keys_TKH = zeros(2, heads, head_dim), zeros(2, kv_heads, head_dim)
-    turn = Rotary(*torch.zeros(2, 2, 1, head_dim, device=device))
+    memory, rows = zeros(1, 2, 16, kind.kv_heads, kind.head_dim), few_rows(device)
+    q_TNH, keys_TKH = zeros(2, kind.heads, kind.head_dim), zeros(2, kind.kv_heads, kind.head_dim)
+    turn = rotary(kind.rope, torch.arange(2, device=device)) if kind.rope else None
     turn_and_write(q_TNH, keys_TKH, keys_TKH, turn, memory, rows)
-    attend(q_TNH, memory, rows, None)
+    attend(q_TNH, memory, rows, kind, zeros(kind.heads) if kind.sinks else None)
     torch.cuda.synchronize(device)
 
 
@@ -54,7 +55,7 @@ def turn_and_write(
     q_TNH: torch.Tensor,
     keys_TKH: torch.Tensor,
     values_TKH: torch.Tensor,
-    turn: Rotary,
+    turn: Rotary | None,
     memory: torch.Tensor,
     rows: Rows,
 ) -> None:
@@ -64,13 +65,15 @@ def turn_and_write(
     """
     tokens, heads, head_dim = q_TNH.shape
     kv_heads = keys_TKH.shape[1]
+    turned = turn.cos.shape[-1] if turn else 0
     at_once = min(HEADS_AT_ONCE, triton.next_power_of_2(heads))
-    paged_kernels.turn_and_write[(tokens, triton.cdiv(heads, at_once) + triton.cdiv(kv_heads, at_once))](
+    turn_kernels.turn_and_write[(tokens, triton.cdiv(heads, at_once) + triton.cdiv(kv_heads, at_once))](
         q_TNH,
         keys_TKH,
         values_TKH,
-        turn.cos,
-        turn.sin,
+        turn.cos if turn else None,
+        turn.sin if turn else None,
+        turn.growth if turn else None,
         memory,
         rows.numbers,
         q_TNH.stride(0),
@@ -82,7 +85,10 @@ def turn_and_write(
         HEADS=heads,
         KV_HEADS=kv_heads,
         CHANNELS=head_dim,
-        H=triton.next_power_of_2(head_dim // 2),
+        TURNED=turned,
+        INTERLEAVED=bool(turn and turn.interleaved),
+        P=triton.next_power_of_2(max(turned // 2, 1)),
+        R=triton.next_power_of_2(max(head_dim - turned, 1)),
         N=at_once,
         num_warps=2,
         enable_fp_fusion=False,
@@ -90,17 +96,22 @@ def turn_and_write(
     )
 
 
-def attend(q_TNH: torch.Tensor, memory: torch.Tensor, rows: Rows, window: int | None) -> torch.Tensor:
+def attend(
+    q_TNH: torch.Tensor, memory: torch.Tensor, rows: Rows, kind: Attention, sinks_N: torch.Tensor | None
+) -> torch.Tensor:
     """Attention of every row over its own sequence; returns [T, N * H], zeros where a row has no token."""
     mixed_TNH = torch.empty_like(q_TNH)
     _, heads, head_dim = q_TNH.shape
     group = heads // memory.shape[3]
     places = (q_TNH, memory, rows.numbers, rows.tables, memory.stride(0), rows.tables.stride(0))
-    scale = math.log2(math.e) / math.sqrt(head_dim)
+    log2e = math.log2(math.e)
+    scale = kind.scale * log2e if kind.softcap is None else kind.scale / kind.softcap
     width = max(LEAST, triton.next_power_of_2(head_dim))
     of_answers, of_tiles = _launch_settings(q_TNH.dtype, width)
     shape: dict[str, Any] = {
-        "WINDOW": window or 0,
+        "WINDOW": kind.window or 0,
+        "CHUNK": kind.chunk or 0,
+        "CAP": None if kind.softcap is None else kind.softcap * log2e,
         "COLUMNS": rows.numbers.stride(0),
         "BLOCK_TOKENS": memory.shape[2],
         "HEADS": heads,
@@ -111,45 +122,43 @@ def attend(q_TNH: torch.Tensor, memory: torch.Tensor, rows: Rows, window: int | 
         "ITEMS": tl.int32 if len(memory) * memory.stride(0) <= torch.iinfo(torch.int32).max else tl.int64,
     }
     for first in range(0, rows.answers, ANSWERS_AT_ONCE):
-        count = min(rows.answers - first, ANSWERS_AT_ONCE)
-        parts = q_TNH.new_empty((count, heads, rows.parts, head_dim), dtype=torch.float32)
-        weights = q_TNH.new_empty((count, heads, rows.parts, 2), dtype=torch.float32)
-        paged_kernels.attend_parts[(rows.parts, heads // group, count)](
-            *places,
-            parts,
-            weights,
-            first,
-            scale,
-            **shape,
-            M=max(LEAST, triton.next_power_of_2(group)),
-            PART=PART,
-            MOST_PARTS=MOST_PARTS,
-            **of_answers,
-            **early(q_TNH.device),
-        )
-        paged_kernels.merge[(heads, count)](
-            parts,
-            weights,
-            mixed_TNH,
-            rows.numbers,
-            first,
-            rows.parts,
-            WINDOW=window or 0,
-            COLUMNS=rows.numbers.stride(0),
-            S=of_answers["S"],
-            CHANNELS=head_dim,
-            H=width,
-            PART=PART,
-            MOST_PARTS=MOST_PARTS,
-            **early(q_TNH.device),
-        )
+        _attend_answers(places, mixed_TNH, sinks_N, rows, first, scale, {**shape, **of_answers})
     if rows.tiles:
-        _attend_tiles(places, mixed_TNH, rows, scale, {**shape, **of_tiles})
+        _attend_tiles(places, mixed_TNH, sinks_N, rows, scale, {**shape, **of_tiles})
     return mixed_TNH.flatten(1)
 
 
+def _attend_answers(
+    places: tuple[Any, ...],
+    mixed_TNH: torch.Tensor,
+    sinks_N: torch.Tensor | None,
+    rows: Rows,
+    first: int,
+    scale: float,
+    shape: Mapping[str, Any],
+) -> None:
+    """The parts of the positions of so many answers from the `first` on, then what they give together."""
+    count, heads = min(rows.answers - first, ANSWERS_AT_ONCE), shape["HEADS"]
+    parts = mixed_TNH.new_empty((count, heads, rows.parts, shape["CHANNELS"]), dtype=torch.float32)
+    weights = mixed_TNH.new_empty((count, heads, rows.parts, 2), dtype=torch.float32)
+    cuts = {"PART": PART, "MOST_PARTS": MOST_PARTS, **early(mixed_TNH.device)}
+    fewest = max(LEAST, triton.next_power_of_2(shape["GROUP"]))
+    paged_kernels.attend_parts[(rows.parts, heads // shape["GROUP"], count)](
+        *places, parts, weights, first, scale, **shape, M=fewest, **cuts
+    )
+    same = {name: shape[name] for name in ("WINDOW", "CHUNK", "COLUMNS", "CHANNELS", "H", "S")}
+    paged_kernels.merge[(heads, count)](
+        parts, weights, sinks_N, mixed_TNH, rows.numbers, first, rows.parts, **same, **cuts
+    )
+
+
 def _attend_tiles(
-    places: tuple[Any, ...], mixed_TNH: torch.Tensor, rows: Rows, scale: float, shape: Mapping[str, Any]
+    places: tuple[Any, ...],
+    mixed_TNH: torch.Tensor,
+    sinks_N: torch.Tensor | None,
+    rows: Rows,
+    scale: float,
+    shape: Mapping[str, Any],
 ) -> None:
     """Each tile goes through the parts of its positions or, where there are few tiles, all of them at once."""
     heads, most_rows = shape["HEADS"], rows.tiles * TILE
@@ -159,10 +168,10 @@ def _attend_tiles(
     weights = mixed_TNH.new_empty((*kept, 2), dtype=torch.float32)
     cells = {"TILE": TILE, "PART": TILE_PART, "MOST_PARTS": MOST_TILE_PARTS}
     programs = heads, most_rows // shape["M"]
-    paged_kernels.attend_tiles[*programs, count](*places, mixed_TNH, parts, weights, scale, **shape, **cells)
+    paged_kernels.attend_tiles[*programs, count](*places, mixed_TNH, parts, weights, sinks_N, scale, **shape, **cells)
     if count > 1:
-        same = {name: shape[name] for name in ("WINDOW", "COLUMNS", "CHANNELS", "H", "M", "S")}
-        paged_kernels.merge_tiles[programs](parts, weights, mixed_TNH, rows.numbers, count, **same, **cells)
+        same = {name: shape[name] for name in ("WINDOW", "CHUNK", "COLUMNS", "CHANNELS", "H", "M", "S")}
+        paged_kernels.merge_tiles[programs](parts, weights, sinks_N, mixed_TNH, rows.numbers, count, **same, **cells)
 
 
 def _launch_settings(dtype: torch.dtype, width: int) -> tuple[dict[str, int], dict[str, int]]:
@@ -171,6 +180,6 @@ def _launch_settings(dtype: torch.dtype, width: int) -> tuple[dict[str, int], di
     Products in fp32 are not for tensor cores: each element takes an instruction, so tiles are small. So are those of
     wide heads, which must fit into registers.
     """
-    small = dtype is torch.float32 or width > 128
-    visited = {"S": 32 if small else 64, "num_warps": 4, "num_stages": 2 if small else 3}
-    return visited, {"M": 32 if small else 64, **visited}
+    small, wide = dtype is torch.float32 or width > 128, width > 256
+    visited = {"S": 32 if small else 64, "num_warps": 4, "num_stages": 1 if wide else 2 if small else 3}
+    return visited, {"M": 16 if wide else 32 if small else 64, **visited}

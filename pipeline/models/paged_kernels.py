@@ -12,59 +12,14 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
-def turn_and_write(q, keys, values, cos, sin, memory, numbers, q_stride, key_stride, value_stride, block_stride,
-        COLUMNS: tl.constexpr, BLOCK_TOKENS: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
-        CHANNELS: tl.constexpr, H: tl.constexpr, N: tl.constexpr, EARLY: tl.constexpr):
-    """A program for each row and each N heads, of queries first, then of keys and values. H is half of the channels."""
-    if EARLY:
-        gdc_launch_dependents()
-        gdc_wait()
-    row, index = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    half: tl.constexpr = CHANNELS // 2
-    of_queries: tl.constexpr = (HEADS + N - 1) // N
-    channel_H = tl.arange(0, H)
-    real_H = channel_H < half
-    if index < of_queries:
-        head_N = index * N + tl.arange(0, N)
-        mask_NH = (head_N < HEADS)[:, None] & real_H[None, :]
-        at_NH = q + row * q_stride + head_N[:, None] * CHANNELS + channel_H[None, :]
-        into_NH, written_NH = at_NH, mask_NH
-    else:
-        head_N = (index - of_queries) * N + tl.arange(0, N)
-        mask_NH = (head_N < KV_HEADS)[:, None] & real_H[None, :]
-        block = tl.load(numbers + row * COLUMNS + 1)
-        position = tl.load(numbers + row * COLUMNS)
-        written_NH = mask_NH & (block >= 0)
-        at_NH = keys + row * key_stride + head_N[:, None] * CHANNELS + channel_H[None, :]
-        into_NH = memory + block * block_stride + position % BLOCK_TOKENS * KV_HEADS * CHANNELS
-        into_NH = into_NH + head_N[:, None] * CHANNELS + channel_H[None, :]
-        from_NH = values + row * value_stride + head_N[:, None] * CHANNELS + channel_H[None, :]
-        value_NH = into_NH + BLOCK_TOKENS * KV_HEADS * CHANNELS
-        tl.store(value_NH, tl.load(from_NH, mask=mask_NH, other=0.0), mask=written_NH)
-        tl.store(value_NH + half, tl.load(from_NH + half, mask=mask_NH, other=0.0), mask=written_NH)
-    first_NH, second_NH = tl.load(at_NH, mask=mask_NH, other=0.0), tl.load(at_NH + half, mask=mask_NH, other=0.0)
-    at_H = row * CHANNELS + channel_H
-    tl.store(into_NH, turned(first_NH, -second_NH, cos + at_H, sin + at_H, real_H), mask=written_NH)
-    at_H += half
-    tl.store(into_NH + half, turned(second_NH, first_NH, cos + at_H, sin + at_H, real_H), mask=written_NH)
-
-
-@triton.jit
-def turned(x_NH, partner_NH, cos_H, sin_H, real_H):
-    """Products and their sum, each rounded."""
-    dtype = x_NH.dtype
-    cos_H = tl.load(cos_H, mask=real_H, other=0.0).to(dtype).to(tl.float32)
-    sin_H = tl.load(sin_H, mask=real_H, other=0.0).to(dtype).to(tl.float32)
-    one_NH, other_NH = x_NH.to(tl.float32) * cos_H[None, :], partner_NH.to(tl.float32) * sin_H[None, :]
-    return (one_NH.to(dtype).to(tl.float32) + other_NH.to(dtype).to(tl.float32)).to(dtype)
-
-
-@triton.jit
-def first_seen_of(position, WINDOW: tl.constexpr):
+def first_seen_of(position, WINDOW: tl.constexpr, CHUNK: tl.constexpr):
     """The first position that one sees."""
+    seen = position * 0
     if WINDOW:
-        return tl.maximum(position + 1 - WINDOW, 0)
-    return position * 0
+        seen = tl.maximum(position + 1 - WINDOW, 0)
+    if CHUNK:
+        seen = tl.maximum(position // CHUNK * CHUNK, seen)
+    return seen
 
 
 @triton.jit
@@ -75,11 +30,13 @@ def part_length_of(length, PART: tl.constexpr, MOST_PARTS: tl.constexpr):
 
 @triton.jit
 def visit(q_MH, position_M, most_M, total_M, mixed_MH, memory, table, block_stride, kv_head, low, high, first_seen, end,
-        scale, MASKED: tl.constexpr, WINDOW: tl.constexpr, BLOCK_TOKENS: tl.constexpr, KV_HEADS: tl.constexpr,
-        CHANNELS: tl.constexpr, H: tl.constexpr, S: tl.constexpr, PRECISION: tl.constexpr, ITEMS: tl.constexpr):
+        scale, MASKED: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr, CAP: tl.constexpr,
+        BLOCK_TOKENS: tl.constexpr, KV_HEADS: tl.constexpr, CHANNELS: tl.constexpr, H: tl.constexpr, S: tl.constexpr,
+        PRECISION: tl.constexpr, ITEMS: tl.constexpr):
     """Let rows look at positions [low, high), of which those outside [first_seen, end) may hold anything.
 
-    Unless `MASKED`, every row sees all of them. ITEMS is the type that counts the items of `memory`.
+    Unless `MASKED`, every row sees all of them. A score is multiplied by `scale` or, with a CAP, by the tanh of that
+    multiplied by CAP: then it is an exponent of 2. ITEMS is the type that counts the items of `memory`.
     """
     tl.static_assert(S % BLOCK_TOKENS == 0)
     channel_H, place_S = tl.arange(0, H), tl.arange(0, S)
@@ -94,14 +51,19 @@ def visit(q_MH, position_M, most_M, total_M, mixed_MH, memory, table, block_stri
         held_SH = held_S[:, None] & (channel_H < CHANNELS)[None, :]
         keys_SH = tl.load(at_SH, mask=held_SH, other=0.0)
         scores_MS = tl.dot(q_MH, tl.trans(keys_SH), input_precision=PRECISION)
+        if CAP is not None:
+            scores_MS = CAP * (1.0 - 2.0 / (tl.exp(2.0 * scores_MS * scale) + 1.0))
         if MASKED:
             visible_MS = position_S[None, :] <= position_M[:, None]
             if WINDOW:
                 visible_MS &= position_S[None, :] > position_M[:, None] - WINDOW
+            if CHUNK:
+                visible_MS &= position_S[None, :] >= position_M[:, None] // CHUNK * CHUNK
             scores_MS = tl.where(visible_MS, scores_MS, float("-inf"))
-        higher_M = tl.maximum(most_M, tl.max(scores_MS, 1) * scale)
+        unit = scale if CAP is None else 1.0
+        higher_M = tl.maximum(most_M, tl.max(scores_MS, 1) * unit)
         base_M = tl.where(higher_M == float("-inf"), 0.0, higher_M)
-        weight_MS = tl.exp2(scores_MS * scale - base_M[:, None])
+        weight_MS = tl.exp2(scores_MS * unit - base_M[:, None])
         shrink_M = tl.exp2(most_M - base_M)
         values_SH = tl.load(at_SH + BLOCK_TOKENS * KV_HEADS * CHANNELS, mask=held_SH, other=0.0)
         mixed_MH = mixed_MH * shrink_M[:, None]
@@ -113,9 +75,10 @@ def visit(q_MH, position_M, most_M, total_M, mixed_MH, memory, table, block_stri
 
 @triton.jit(do_not_specialize=["table_stride", "first_answer"])
 def attend_parts(q, memory, numbers, tables, block_stride, table_stride, parts, weights, first_answer, scale,
-        WINDOW: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_TOKENS: tl.constexpr, HEADS: tl.constexpr,
-        GROUP: tl.constexpr, CHANNELS: tl.constexpr, H: tl.constexpr, PRECISION: tl.constexpr, ITEMS: tl.constexpr,
-        M: tl.constexpr, S: tl.constexpr, PART: tl.constexpr, MOST_PARTS: tl.constexpr, EARLY: tl.constexpr):
+        WINDOW: tl.constexpr, CHUNK: tl.constexpr, CAP: tl.constexpr, COLUMNS: tl.constexpr,
+        BLOCK_TOKENS: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr, CHANNELS: tl.constexpr, H: tl.constexpr,
+        PRECISION: tl.constexpr, ITEMS: tl.constexpr, M: tl.constexpr, S: tl.constexpr, PART: tl.constexpr,
+        MOST_PARTS: tl.constexpr, EARLY: tl.constexpr):
     """A program for each part of the positions of an answer and each kv head."""
     if EARLY:
         gdc_launch_dependents()
@@ -125,7 +88,7 @@ def attend_parts(q, memory, numbers, tables, block_stride, table_stride, parts, 
     if row < 0:
         return
     position = tl.load(numbers + row * COLUMNS)
-    first_seen = first_seen_of(position, WINDOW)
+    first_seen = first_seen_of(position, WINDOW, CHUNK)
     low = first_seen // S * S
     length = part_length_of(position + 1 - low, PART, MOST_PARTS)
     low += part * length
@@ -140,7 +103,7 @@ def attend_parts(q, memory, numbers, tables, block_stride, table_stride, parts, 
     q_MH = tl.load(q + row * HEADS * CHANNELS + at_MH, mask=mask_MH, other=0.0)
     most_M, total_M, mixed_MH = visit(q_MH, position + tl.zeros([M], tl.int64), tl.full([M], float("-inf"), tl.float32),
         tl.zeros([M], tl.float32), tl.zeros([M, H], tl.float32), memory, table, block_stride, kv_head, low,
-        tl.minimum(low + length, position + 1), first_seen, position + 1, scale, True, WINDOW, BLOCK_TOKENS,
+        tl.minimum(low + length, position + 1), first_seen, position + 1, scale, True, WINDOW, CHUNK, CAP, BLOCK_TOKENS,
         HEADS // GROUP, CHANNELS, H, S, PRECISION, ITEMS)
     count = tl.num_programs(0)
     slot_M = (answer * HEADS + head_M) * count + part
@@ -150,9 +113,9 @@ def attend_parts(q, memory, numbers, tables, block_stride, table_stride, parts, 
 
 
 @triton.jit(do_not_specialize=["first_answer", "count"])
-def merge(parts, weights, mixed, numbers, first_answer, count, WINDOW: tl.constexpr, COLUMNS: tl.constexpr,
-        S: tl.constexpr, CHANNELS: tl.constexpr, H: tl.constexpr, PART: tl.constexpr, MOST_PARTS: tl.constexpr,
-        EARLY: tl.constexpr):
+def merge(parts, weights, sinks, mixed, numbers, first_answer, count, WINDOW: tl.constexpr, CHUNK: tl.constexpr,
+        COLUMNS: tl.constexpr, S: tl.constexpr, CHANNELS: tl.constexpr, H: tl.constexpr, PART: tl.constexpr,
+        MOST_PARTS: tl.constexpr, EARLY: tl.constexpr):
     """A program for each answer and head; it always adds `MOST_PARTS`, so that how many others have does not count."""
     if EARLY:
         gdc_launch_dependents()
@@ -162,7 +125,7 @@ def merge(parts, weights, mixed, numbers, first_answer, count, WINDOW: tl.conste
     if row < 0:
         return
     position = tl.load(numbers + row * COLUMNS)
-    length = position + 1 - first_seen_of(position, WINDOW) // S * S
+    length = position + 1 - first_seen_of(position, WINDOW, CHUNK) // S * S
     part_P = tl.arange(0, MOST_PARTS)
     used_P = part_P * part_length_of(length, PART, MOST_PARTS) < length
     channel_H = tl.arange(0, H)
@@ -174,9 +137,17 @@ def merge(parts, weights, mixed, numbers, first_answer, count, WINDOW: tl.conste
     most = tl.max(most_P, 0)
     weight_P = tl.exp2(most_P - tl.where(length > 0, most, 0.0))
     total = tl.sum(total_P * weight_P, 0)
+    if sinks is not None:
+        total += sink_of(sinks, head, most)
     mixed_H = tl.sum(mixed_PH * weight_P[:, None], 0) / tl.where(length > 0, total, 1.0)
     at_H = (row * tl.num_programs(0) + head) * CHANNELS + channel_H
     tl.store(mixed + at_H, mixed_H.to(mixed.dtype.element_ty), mask=channel_H < CHANNELS)
+
+
+@triton.jit
+def sink_of(sinks, head, most_M):
+    """What the logit of a head adds to sums that are relative to their highest score."""
+    return tl.exp2(tl.load(sinks + head).to(tl.float32) * 1.4426950408889634 - most_M)
 
 
 @triton.jit
@@ -190,13 +161,13 @@ def rows_of_tile(numbers, COLUMNS: tl.constexpr, M: tl.constexpr, TILE: tl.const
 
 
 @triton.jit
-def parts_of_tile(start, tokens, WINDOW: tl.constexpr, S: tl.constexpr, TILE: tl.constexpr, PART: tl.constexpr,
-        MOST_PARTS: tl.constexpr):
+def parts_of_tile(start, tokens, WINDOW: tl.constexpr, CHUNK: tl.constexpr, S: tl.constexpr, TILE: tl.constexpr,
+        PART: tl.constexpr, MOST_PARTS: tl.constexpr):
     """Where the parts begin of the positions that a cell sees, how long they are, and which of them these rows see."""
     cell = start // TILE * TILE
-    begin = first_seen_of(cell, WINDOW) // S * S
+    begin = first_seen_of(cell, WINDOW, CHUNK) // S * S
     length = part_length_of(cell + TILE - begin, PART, MOST_PARTS)
-    first = (first_seen_of(start, WINDOW) // S * S - begin) // length
+    first = (first_seen_of(start, WINDOW, CHUNK) // S * S - begin) // length
     return begin, length, first, tl.cdiv(start + tokens - begin, length)
 
 
@@ -212,10 +183,11 @@ def join(most_M, total_M, mixed_MH, part_most_M, part_total_M, part_mixed_MH):
 
 
 @triton.jit(do_not_specialize=["table_stride"])
-def attend_tiles(q, memory, numbers, tables, block_stride, table_stride, mixed, parts, weights, scale,
-        WINDOW: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_TOKENS: tl.constexpr, HEADS: tl.constexpr,
-        GROUP: tl.constexpr, CHANNELS: tl.constexpr, H: tl.constexpr, PRECISION: tl.constexpr, ITEMS: tl.constexpr,
-        M: tl.constexpr, S: tl.constexpr, TILE: tl.constexpr, PART: tl.constexpr, MOST_PARTS: tl.constexpr):
+def attend_tiles(q, memory, numbers, tables, block_stride, table_stride, mixed, parts, weights, sinks, scale,
+        WINDOW: tl.constexpr, CHUNK: tl.constexpr, CAP: tl.constexpr, COLUMNS: tl.constexpr,
+        BLOCK_TOKENS: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr, CHANNELS: tl.constexpr, H: tl.constexpr,
+        PRECISION: tl.constexpr, ITEMS: tl.constexpr, M: tl.constexpr, S: tl.constexpr, TILE: tl.constexpr,
+        PART: tl.constexpr, MOST_PARTS: tl.constexpr):
     """A program for each head and each M rows of a tile of a prompt. It goes through the parts of their positions.
 
     What it has of them meanwhile lies in `parts` and `weights`: not in registers, which the next part needs. Or there
@@ -233,8 +205,8 @@ def attend_tiles(q, memory, numbers, tables, block_stride, table_stride, mixed, 
     mask_MH = mask_M[:, None] & (channel_H < CHANNELS)[None, :]
     at_MH = ((row + member_M)[:, None] * HEADS + head) * CHANNELS + channel_H[None, :]
     q_MH = tl.load(q + at_MH, mask=mask_MH, other=0.0)
-    first_seen, end = first_seen_of(start, WINDOW), start + tokens
-    begin, length, first, last = parts_of_tile(start, tokens, WINDOW, S, TILE, PART, MOST_PARTS)
+    first_seen, end = first_seen_of(start, WINDOW, CHUNK), start + tokens
+    begin, length, first, last = parts_of_tile(start, tokens, WINDOW, CHUNK, S, TILE, PART, MOST_PARTS)
     count = tl.num_programs(2)
     slot_M = slot_M * count + tl.program_id(2) if count > 1 else (row + member_M) * HEADS + head
     if count > 1:
@@ -246,14 +218,14 @@ def attend_tiles(q, memory, numbers, tables, block_stride, table_stride, mixed, 
         most_M = tl.full([M], float("-inf"), tl.float32)
         total_M = tl.zeros([M], tl.float32)
         mixed_MH = tl.zeros([M, H], tl.float32)
-        if not WINDOW:
+        if not (WINDOW or CHUNK):
             seen_by_all = tl.minimum(start // TILE * TILE, high)  # by all rows of the cell, wherever in it these begin
             most_M, total_M, mixed_MH = visit(q_MH, start + member_M, most_M, total_M, mixed_MH, memory, table,
-                block_stride, head // GROUP, low, seen_by_all, first_seen, end, scale, False, WINDOW, BLOCK_TOKENS,
-                HEADS // GROUP, CHANNELS, H, S, PRECISION, ITEMS)
+                block_stride, head // GROUP, low, seen_by_all, first_seen, end, scale, False, WINDOW, CHUNK, CAP,
+                BLOCK_TOKENS, HEADS // GROUP, CHANNELS, H, S, PRECISION, ITEMS)
             low = tl.maximum(low, seen_by_all)
         most_M, total_M, mixed_MH = visit(q_MH, start + member_M, most_M, total_M, mixed_MH, memory, table,
-            block_stride, head // GROUP, low, high, first_seen, end, scale, True, WINDOW, BLOCK_TOKENS,
+            block_stride, head // GROUP, low, high, first_seen, end, scale, True, WINDOW, CHUNK, CAP, BLOCK_TOKENS,
             HEADS // GROUP, CHANNELS, H, S, PRECISION, ITEMS)
         at_slot_MH = slot_M[:, None] * CHANNELS + channel_H[None, :]
         if part > first:
@@ -261,6 +233,8 @@ def attend_tiles(q, memory, numbers, tables, block_stride, table_stride, mixed, 
                 tl.load(weights + slot_M * 2 + 1, mask=mask_M, other=0.0),
                 tl.load(parts + at_slot_MH, mask=mask_MH, other=0.0), most_M, total_M, mixed_MH)
         if count == 1 and part + 1 == last:
+            if sinks is not None:
+                total_M += sink_of(sinks, head, most_M)
             mixed_MH = mixed_MH / tl.where(mask_M, total_M, 1.0)[:, None]
             tl.store(mixed + at_MH, mixed_MH.to(mixed.dtype.element_ty), mask=mask_MH)
         else:
@@ -271,9 +245,9 @@ def attend_tiles(q, memory, numbers, tables, block_stride, table_stride, mixed, 
 
 
 @triton.jit(do_not_specialize=["count"])
-def merge_tiles(parts, weights, mixed, numbers, count, WINDOW: tl.constexpr, COLUMNS: tl.constexpr,
-        CHANNELS: tl.constexpr, H: tl.constexpr, M: tl.constexpr, S: tl.constexpr, TILE: tl.constexpr,
-        PART: tl.constexpr, MOST_PARTS: tl.constexpr):
+def merge_tiles(parts, weights, sinks, mixed, numbers, count, WINDOW: tl.constexpr, CHUNK: tl.constexpr,
+        COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, H: tl.constexpr, M: tl.constexpr, S: tl.constexpr,
+        TILE: tl.constexpr, PART: tl.constexpr, MOST_PARTS: tl.constexpr):
     """A program for each head and each M rows of a tile, whose parts it joins in their order."""
     head = tl.program_id(0)
     row, tokens, slot_M = rows_of_tile(numbers, COLUMNS, M, TILE)
@@ -286,13 +260,15 @@ def merge_tiles(parts, weights, mixed, numbers, count, WINDOW: tl.constexpr, COL
     most_M = tl.full([M], float("-inf"), tl.float32)
     total_M = tl.zeros([M], tl.float32)
     mixed_MH = tl.zeros([M, H], tl.float32)
-    _begin, _length, first, last = parts_of_tile(start, tokens, WINDOW, S, TILE, PART, MOST_PARTS)
+    _begin, _length, first, last = parts_of_tile(start, tokens, WINDOW, CHUNK, S, TILE, PART, MOST_PARTS)
     for part in range(first, last):
         at_M = slot_M * count + part
         part_most_M = tl.load(weights + at_M * 2, mask=member_M < tokens, other=float("-inf"))
         part_total_M = tl.load(weights + at_M * 2 + 1, mask=member_M < tokens, other=0.0)
         part_mixed_MH = tl.load(parts + at_M[:, None] * CHANNELS + channel_H[None, :], mask=mask_MH, other=0.0)
         most_M, total_M, mixed_MH = join(most_M, total_M, mixed_MH, part_most_M, part_total_M, part_mixed_MH)
+    if sinks is not None:
+        total_M += sink_of(sinks, head, most_M)
     mixed_MH = mixed_MH / tl.where(member_M < tokens, total_M, 1.0)[:, None]
     at_MH = ((row + member_M)[:, None] * tl.num_programs(0) + head) * CHANNELS + channel_H[None, :]
     tl.store(mixed + at_MH, mixed_MH.to(mixed.dtype.element_ty), mask=mask_MH)

@@ -39,10 +39,10 @@ def attend_all(
     Returns [T, N * H]. On a GPU all rows are computed at once, and the queries are turned in place. Elsewhere those of
     sequences that have ended get zeros: rows have to stay where they are, so that others keep their bits.
     """
-    if turn and (kernels := _kernels_of(kind, q_TNH.device, q_TNH.dtype)):
+    if kernels := _kernels(q_TNH.device, q_TNH.dtype, kind):
         q_TNH = q_TNH.contiguous()
         kernels.turn_and_write(q_TNH, keys_TKH, values_TKH, turn, kv.memory, rows)
-        mixed_TA: torch.Tensor = kernels.attend(q_TNH, kv.memory, rows, kind.window)
+        mixed_TA: torch.Tensor = kernels.attend(q_TNH, kv.memory, rows, kind, sinks_N)
         return mixed_TA
     if turn:
         q_TNH, keys_TKH = rotate_queries(q_TNH, turn), rotate(keys_TKH, turn)
@@ -51,16 +51,9 @@ def attend_all(
     return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
 
-def all_at_once(kind: Attention) -> bool:
-    """Whether a GPU can compute all rows of this kind at once; if not, it runs request by request."""
-    rope = kind.rope
-    turns = rope is not None and (rope.channels, rope.interleaved, rope.query_growth) == (kind.head_dim, False, None)
-    return turns and (kind.scale, kind.chunk, kind.softcap, kind.sinks) == (kind.head_dim**-0.5, None, None, False)
-
-
 def launches(kind: Attention, kv: LayerKV, rows: Rows) -> Hashable:
     """What the launches of `attend_all` depend on beside the number of rows; None if on more than can be told."""
-    is_fixed = not rows.tiles and _kernels_of(kind, kv.memory.device, kv.memory.dtype)
+    is_fixed = not rows.tiles and _kernels(kv.memory.device, kv.memory.dtype, kind)
     return (kv.memory.data_ptr(), rows.parts) if is_fixed else None
 
 
@@ -79,16 +72,10 @@ def scratch_bytes(kind: Attention, device: torch.device, dtype: torch.dtype, row
     return max(one_by_one, parts * (kind.head_dim + 2) * torch.float32.itemsize)
 
 
-def _kernels_of(kind: Attention, device: torch.device, dtype: torch.dtype) -> ModuleType | None:
-    """What computes all rows at once, where this is a GPU that does."""
-    return _kernels(device, dtype, kind.heads, kind.head_dim, kind.kv_heads) if all_at_once(kind) else None
-
-
 @functools.cache
-def _kernels(device: torch.device, dtype: torch.dtype, heads: int, head_dim: int, kv_heads: int) -> ModuleType | None:
+def _kernels(device: torch.device, dtype: torch.dtype, kind: Attention) -> ModuleType | None:
     """What computes all rows at once, where this is a GPU for which Triton compiles it."""
-    otherwise = "attention runs request by request"
-    return kernels_of("pipeline.models.paged_attention", device, otherwise, dtype, heads, head_dim, kv_heads)
+    return kernels_of("pipeline.models.paged_attention", device, "attention runs request by request", dtype, kind)
 
 
 def _attend_rows(

@@ -11,8 +11,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit(do_not_specialize=["rows"])
-def rms_norm(x, weight, out, rows, epsilon, ITEMS: tl.constexpr, D: tl.constexpr, R: tl.constexpr,
-        EARLY: tl.constexpr):
+def rms_norm(x, weight, out, rows, epsilon, STYLE: tl.constexpr, ITEMS: tl.constexpr, D: tl.constexpr,
+        R: tl.constexpr, EARLY: tl.constexpr):
     """A program for each R rows. Rounds where `ops.rms_norm` does."""
     if EARLY:
         gdc_launch_dependents()
@@ -24,14 +24,21 @@ def rms_norm(x, weight, out, rows, epsilon, ITEMS: tl.constexpr, D: tl.constexpr
     dtype = x_RD.dtype
     x_RD = x_RD.to(tl.float32)
     scale_R = tl.rsqrt(tl.sum(x_RD * x_RD, 1) * (1.0 / ITEMS) + epsilon)
-    normed_RD = (x_RD * scale_R[:, None]).to(dtype).to(tl.float32)
-    weight_D = tl.load(weight + item_D, mask=item_D < ITEMS, other=0.0).to(dtype).to(tl.float32)
-    tl.store(out + at_RD, (weight_D[None, :] * normed_RD).to(dtype), mask=mask_RD)
+    normed_RD = x_RD * scale_R[:, None]
+    if weight is not None:
+        weight_D = tl.load(weight + item_D, mask=item_D < ITEMS, other=0.0)
+        if STYLE == "plain":
+            normed_RD = weight_D.to(dtype).to(tl.float32)[None, :] * normed_RD.to(dtype).to(tl.float32)
+        elif STYLE == "wide":
+            normed_RD = normed_RD * weight_D.to(tl.float32)[None, :]
+        else:
+            normed_RD = normed_RD * (weight_D.to(tl.float32) + 1.0)[None, :]
+    tl.store(out + at_RD, normed_RD.to(dtype), mask=mask_RD)
 
 
 @triton.jit
-def silu_gate(gate, up, items, J: tl.constexpr, EARLY: tl.constexpr):
-    """A program for each J items, into which `gate` is changed.
+def gate(gate, other, items, ACTIVATION: tl.constexpr, J: tl.constexpr, EARLY: tl.constexpr):
+    """A program for each J items, into which `gate` is changed: its activation, times the other.
 
     Compiled for `items` that are a multiple of 16 or not: only of the former several are loaded at a time.
     """
@@ -40,8 +47,17 @@ def silu_gate(gate, up, items, J: tl.constexpr, EARLY: tl.constexpr):
         gdc_wait()
     at_J = tl.program_id(0).to(tl.int64) * J + tl.arange(0, J)
     gate_J = tl.load(gate + at_J, mask=at_J < items, other=0.0)
-    up_J = tl.load(up + at_J, mask=at_J < items, other=0.0).to(tl.float32)
+    other_J = tl.load(other + at_J, mask=at_J < items, other=0.0).to(tl.float32)
     dtype = gate_J.dtype
     gate_J = gate_J.to(tl.float32)
-    gate_J = (gate_J / (tl.exp(-gate_J) + 1.0)).to(dtype).to(tl.float32)
-    tl.store(gate + at_J, (gate_J * up_J).to(dtype), mask=at_J < items)
+    if ACTIVATION == "silu":
+        gate_J = gate_J / (tl.exp(-gate_J) + 1.0)
+    elif ACTIVATION == "sigmoid":
+        gate_J = 1.0 / (tl.exp(-gate_J) + 1.0)
+    elif ACTIVATION == "gelu_tanh":
+        inner_J = 0.7978845608028654 * gate_J * (1.0 + 0.044715 * gate_J * gate_J)
+        gate_J = 0.5 * gate_J * (2.0 - 2.0 / (tl.exp(2.0 * inner_J) + 1.0))
+    else:
+        gate_J = tl.maximum(gate_J, 0.0)
+        gate_J = gate_J * gate_J
+    tl.store(gate + at_J, (gate_J.to(dtype).to(tl.float32) * other_J).to(dtype), mask=at_J < items)

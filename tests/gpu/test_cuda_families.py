@@ -59,7 +59,9 @@ async def said(folder: Path, prompts: list[list[int]], **settings: Any) -> list[
 
 
 @pytest.mark.parametrize("name", MODELS)
-async def test_every_kind_of_layer_says_what_the_cpu_says_and_needs_no_company(name: str, tmp_path: Path) -> None:
+async def test_every_kind_of_layer_says_what_the_cpu_says_and_needs_no_company(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_model(tmp_path, {"model_type": name, **SHAPE, **MODELS[name]})
     mode = {"device": "cuda", "dtype": "float32", "batch_invariant": True}
     for ours, theirs in zip(
@@ -74,3 +76,4 @@ async def test_every_kind_of_layer_says_what_the_cpu_says_and_needs_no_company(n
         mode["dtype"] = dtype
         together = await said(tmp_path, PROMPTS, **mode, max_tokens_per_pass=100)
         assert together == [(await said(tmp_path, [prompt], **mode))[0] for prompt in PROMPTS], dtype
+    assert not [record for record in caplog.records if "Triton" in record.getMessage()], "the kernels were used"

@@ -67,7 +67,8 @@ def place_kv(layer_bytes: Sequence[int], rooms: Sequence[int]) -> KvPlacement:
 def _staying(layer_bytes: Sequence[int], moving: Sequence[int], room: int, shared: int) -> tuple[int, ...]:
     """The layers that stay beside so many slots, each as large as the largest layer that moves.
 
-    The first of all stays, so that moving begins while it computes.
+    As many as fit are spread evenly, and then those that are small enough for what is left. The first of all stays, so
+    that moving begins while it computes.
     """
 
     def taken(count: int) -> int:
@@ -75,4 +76,12 @@ def _staying(layer_bytes: Sequence[int], moving: Sequence[int], room: int, share
         largest = max(layer_bytes[layer] for layer in {*moving}.difference(staying))
         return sum(layer_bytes[layer] for layer in staying) + shared * largest
 
-    return evenly(moving, max(0, bisect_right(range(len(moving)), room, key=taken) - 1))
+    count = max(0, bisect_right(range(len(moving)), room, key=taken) - 1)
+    if not count:
+        return ()
+    staying, left = {*evenly(moving, count)}, room - taken(count)
+    for layer in moving:
+        if layer not in staying and layer_bytes[layer] <= left:
+            staying.add(layer)
+            left -= layer_bytes[layer]
+    return tuple(sorted(staying))

@@ -129,7 +129,7 @@ def _forecast(placed: Placed, settings: Config, device: Device, rates: Rates, to
             memory: dict[str, Any] = {one.memory_setting: limits[one.name] for one in device.places}
             more = draw_up(model, checkpoint, replace(same_room, **memory), SimDevice.like(device, limits))
             otherwise[f"1 GB more of {place} memory"] = forecast(more.catalog, more.plan, settings, rates, tokens)
-        if tokens == 1:
+        if tokens == 1 and settings.max_requests > 1:
             alone = draw_up(model, checkpoint, replace(settings, max_requests=1), device).at_rates(rates.of_passes)
             one = forecast(alone.catalog, alone.plan, settings, rates, tokens)
             if one.pass_seconds < now.pass_seconds:

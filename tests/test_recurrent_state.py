@@ -2,17 +2,20 @@
 
 import asyncio
 import errno
+import itertools
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import tiny_models
+from support.cases import EVERYTHING
 from support.family_models import CASES
 from support.kv_places import settings_with_room
 
 from actors.core.ports import Copy
 from pipeline import ActorFailed, Model
+from pipeline.engine.policies import POLICIES
 from pipeline.generation.model_statistics import StateRecord
 from pipeline.models import decoder
 from pipeline.state.cell_layout import cells_of
@@ -43,6 +46,9 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 ROOM = {"moved": (2, 2), "moved, cut": (2, 2), "read": (0, 2)}
 """Of the layers, as many as have room on the device and in host memory."""
+for policy, device in itertools.product(POLICIES, ("cpu", "cpu-copy")) if EVERYTHING else ():
+    RUNS[f"{policy} on {device}"] = {"policy": policy, "device": device, "gpu_groups": 6, "max_tokens_per_pass": 45}
+    ROOM[f"{policy} on {device}"] = (2, 2)
 Bits = tuple[tuple[int, ...], Any]
 
 

@@ -15,7 +15,9 @@ from pipeline.formats.cpu_threads import share_out
 from pipeline.formats.encoded import Encoded
 
 TILES = (1, 2, 4)
-"""So many rows are multiplied at once. Weights are decoded in registers for no more than the last; else before that."""
+"""So many rows are multiplied at once."""
+FEW_ROWS = 8
+"""For no more weights are decoded in registers; else before that."""
 PIECE_NUMBERS = 2 << 20
 """Of a matrix that a thread multiplies by at once."""
 
@@ -43,7 +45,7 @@ class Product:
 
     def by_encoded(self, encoded: Encoded) -> bool:
         """Fill all, if rows are few and there is a kernel that decodes such a matrix in registers."""
-        if len(self._x) > TILES[-1] or (arguments := RowDecoder.in_registers(encoded)) is None:
+        if len(self._x) > FEW_ROWS or (arguments := RowDecoder.in_registers(encoded)) is None:
             return False
         kind, how, numbers, *others = arguments
         kernel, groups = cpu_vectors.products(kind, how, self._tile), encoded.shape[1] // encoded.group

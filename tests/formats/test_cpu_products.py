@@ -62,7 +62,7 @@ def test_a_row_has_the_same_bits_however_many_there_are_and_whatever_decodes(
         off = (whole.float() - (x.float() @ weights.T + bias)).abs()
         assert bool((off <= 2**-7 * (x.float().abs() @ weights.abs().T + bias.abs())).all())
         try:
-            for count in (1, 2, 3, 4, 5, 130):
+            for count in (1, 2, 3, 4, 7, 9, 130):
                 torch.set_num_threads(1 + count % 3)
                 assert same_bits(decoded_product(matrix, x[:count], bias), whole[:count]), count
         finally:

@@ -24,7 +24,7 @@ PIECE_NUMBERS = 2 << 20
 
 def can_multiply(x_TD: torch.Tensor) -> bool:
     """Whether there are kernels for rows like these."""
-    return cpu_vectors.HAS_DOTS and x_TD.dtype == torch.bfloat16 and x_TD.shape[1] % (2 * cpu_vectors.BYTES) == 0
+    return bool(cpu_vectors.HAS_DOTS) and x_TD.dtype == torch.bfloat16 and x_TD.shape[1] % (2 * cpu_vectors.BYTES) == 0
 
 
 class Product:

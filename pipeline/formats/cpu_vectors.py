@@ -19,8 +19,8 @@ from pipeline.formats.lookup import E2M1, NF4
 
 FEATURES = binding.get_host_cpu_features()
 HAS_LOOK_UP = bool(FEATURES.get("avx512bw"))
-HAS_DOTS = HAS_LOOK_UP and bool(FEATURES.get("avx512bf16")) and not FEATURES.get("amx-bf16")
-"""Where a CPU has AMX too, torch multiplies many rows faster by that."""
+HAS_DOTS = FEATURES.get("avx512bf16") and not FEATURES.get("amx-bf16") and binding.llvm_version_info >= (20, 0, 0)
+"""With AMX torch multiplies many rows faster. LLVM before that of numba 0.62 gives the instruction other types."""
 BYTES = 16
 """Of pairs that are decoded at once."""
 I8, I16, I32, FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()

@@ -28,8 +28,12 @@ class JsonObject:
         return cls(str(path), read_json_file(path, CONFIG_LIMIT_BYTES))
 
     def with_absent(self, absent: Mapping[str, object]) -> "JsonObject":
-        """The same settings, where `absent` speaks for the keys that the file leaves out."""
-        return JsonObject(self._path, self.values, absent)
+        """The same settings, where `absent` speaks for the keys that the file leaves out.
+
+        It speaks for objects and lists that are null, too; numbers and names may mean something else by that.
+        """
+        void = {key for key, value in absent.items() if isinstance(value, dict | list) and self.get(key) is None}
+        return JsonObject(self._path, {key: value for key, value in self.values.items() if key not in void}, absent)
 
     def replaced(self, key: str, value: object) -> "JsonObject":
         """The same settings with another value."""

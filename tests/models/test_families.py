@@ -21,6 +21,7 @@ def test_every_family_is_named_in_refusals_and_reads_a_config_of_sizes_alone(nam
     settings = {"model_type": name, "vocab_size": 7, **sizes, **TOLD.get(name, {})}
     config = parse_config(JsonObject("config.json", settings))
     assert (config.family, config.layers) == (name, 3)
+    assert parse_config(JsonObject("config.json", {**settings, "rope_parameters": None})) == config
     for key in ("attention_bias", "mlp_bias"):
         asked = JsonObject("config.json", {**settings, key: True})
         if key in FAMILIES[name].follows:

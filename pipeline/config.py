@@ -33,7 +33,7 @@ class Config(EngineSettings):
             wait, and the log says so. None gives them all that they can use where all weights stay beside it. Where
             memory is short it weighs requests that share a pass against weights that stay, each request taken for 1,024
             tokens or, of a context beyond 4,096, a quarter; `context_tokens` is the least.
-        kv_disk: a folder on a disk, for KV blocks for which neither has room.
+        kv_disk: a folder on a disk, for KV blocks and recurrent states for which neither has room.
         max_requests: requests that share a pass. Where memory is short, fewer leave more of it to weights.
         state_snapshots: snapshots of recurrent state, from which prompts that begin alike go on, beside those in slots
             of requests that do not run. None chooses one for every eight requests that may run, at least 2.

@@ -22,7 +22,7 @@ OPTIONS = {
     "gpu_groups": ("N", "weight groups on the device"),
     "context_tokens": ("N", "prompt plus new tokens that one request may have"),
     "kv_tokens": ("N", "prompt and answer tokens of all running requests; default by what is free"),
-    "kv_disk": ("FOLDER", "where KV blocks go that have no room in memory"),
+    "kv_disk": ("FOLDER", "where KV blocks and states go that have no room in memory"),
     "policy": ("P", "prefetch policy: one of the seven, or yours as MODULE:NAME"),
 }
 """Settings that have an option of their own: what stands for the value, and the help."""

@@ -21,6 +21,13 @@ SHAPE = {
     "eos_token_id": 2,
 }
 KINDS = ["sliding_attention", "full_attention", "full_attention"]
+HYBRID = {
+    "head_dim": 16,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 24,
+    "linear_value_head_dim": 40,
+}
 MODELS: dict[str, dict[str, Any]] = {
     "gemma2": {"head_dim": 16, "sliding_window": 20, "query_pre_attn_scalar": 7, "attn_logit_softcapping": 3.0},
     "gemma3_text": {"head_dim": 16, "sliding_window": 20, "layer_types": KINDS},
@@ -47,6 +54,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "olmo2": {},
     "olmo3": {"sliding_window": 20},
     "phi3": {"partial_rotary_factor": 0.5, "hidden_size": 64},
+    "qwen3_5_text": {**HYBRID, "linear_num_value_heads": 6},
+    "qwen3_next": {**HYBRID, "linear_num_value_heads": 2, "num_experts": 0},
     "smollm3": {"no_rope_layers": [1, 0, 1]},
 }
 PROMPTS = [[*range(3, 203)], [5, 9, 77, 34, 8, 8, 90], [*range(3, 90), 7]]

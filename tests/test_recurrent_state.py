@@ -31,20 +31,25 @@ PROMPTS = [
 SETTINGS: dict[str, Any] = {"context_tokens": 112, "kv_tokens": 1120, "max_requests": 4}
 RUNS: dict[str, dict[str, Any]] = {
     "shared": {},
-    "one at a time": {"max_requests": 1, "state_snapshots": 1},
-    "cut": {"max_tokens_per_pass": 19, "gpu_groups": 1, "residency": False},
-    "cut, not shared": {
-        "max_tokens_per_pass": 21,
+    "one at a time": {
+        "max_requests": 1,
+        "state_snapshots": 1,
+        "max_tokens_per_pass": 19,
+        "gpu_groups": 1,
+        "residency": False,
+        "policy": "history1",
+    },
+    "in blocks, not shared": {
+        "batch_invariant": True,
         "state_snapshots": 6,
-        "policy": "backpressure",
+        "max_tokens_per_pass": 40,
+        "policy": "current",
         "queues": {"compute_scheduler": 5},
     },
-    "in blocks": {"batch_invariant": True, "policy": "current", "max_tokens_per_pass": 40},
-    "moved": {"device": "cpu-copy", "policy": "stage2", "gpu_groups": 5},
-    "moved, cut": {"device": "cpu-copy", "policy": "history1", "max_tokens_per_pass": 30},
+    "moved": {"device": "cpu-copy", "policy": "stage2", "gpu_groups": 5, "max_tokens_per_pass": 30},
     "read": {"device": "cpu", "policy": "stage3"},
 }
-ROOM = {"moved": (2, 2), "moved, cut": (2, 2), "read": (0, 2)}
+ROOM = {"moved": (2, 2), "read": (0, 2)}
 """Of the layers, as many as have room on the device and in host memory."""
 for policy, device in itertools.product(POLICIES, ("cpu", "cpu-copy")) if EVERYTHING else ():
     RUNS[f"{policy} on {device}"] = {"policy": policy, "device": device, "gpu_groups": 6, "max_tokens_per_pass": 45}
@@ -91,7 +96,7 @@ def alone(checkpoint: Path) -> list[list[Bits]]:
 
 @pytest.mark.parametrize("run", RUNS)
 async def test_no_bit_changes(run: str, checkpoint: Path, alone: list[list[Bits]], tmp_path: Path) -> None:
-    settings = {**SETTINGS, "share_prefixes": run != "cut, not shared", **RUNS[run]}
+    settings = {**SETTINGS, "share_prefixes": "not shared" not in run, **RUNS[run]}
     if run in ROOM:
         settings = settings_with_room(checkpoint, tmp_path, *ROOM[run], **settings)
     async with asyncio.timeout(30), Model.open(checkpoint, **settings) as model:

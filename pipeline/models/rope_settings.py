@@ -40,7 +40,8 @@ def read_rope(settings: JsonObject, head_dim: int, kind: str | None = None, *, i
     if is_proportional:
         scaling: RopeScaling | None = ProportionalScaling(share=share, factor=rope.positive("factor", default=1.0))
     else:
-        scaling = _read_scaling(settings, rope, channels, settings.count("max_position_embeddings"))
+        original = _original(settings, rope) if kind is None else rope.optional_count(ORIGINAL)
+        scaling = _read_scaling(rope, original, channels, settings.count("max_position_embeddings"))
     return Rope(theta=theta, scaling=scaling, channels=channels)
 
 
@@ -64,8 +65,13 @@ def _section_of(settings: JsonObject, kind: str) -> JsonObject:
 def read_query_growth(settings: JsonObject) -> tuple[float, int]:
     """By how much queries grow with the position, and the context within which they do not. Raises `ConfigError`."""
     rope = _section(settings)
-    original = rope.optional_count(ORIGINAL) or settings.count("max_position_embeddings")
+    original = _original(settings, rope) or settings.count("max_position_embeddings")
     return float(rope.number("llama_4_scaling_beta")), original
+
+
+def _original(settings: JsonObject, rope: JsonObject) -> int | None:
+    """The context before it was stretched: top level comes first, but not where each kind has an object of its own."""
+    return settings.optional_count(ORIGINAL) or rope.optional_count(ORIGINAL)
 
 
 def stretched(max_positions: int, scaling: RopeScaling | None) -> int:
@@ -86,9 +92,9 @@ def _type_key(rope: JsonObject) -> str:
     return rope.first("rope_type", "type")
 
 
-def _read_scaling(settings: JsonObject, rope: JsonObject, channels: int, max_positions: int) -> RopeScaling | None:
+def _read_scaling(rope: JsonObject, original: int | None, channels: int, max_positions: int) -> RopeScaling | None:
     key = _type_key(rope)
-    original = settings.optional_count(ORIGINAL) or rope.optional_count(ORIGINAL) or max_positions
+    original = original or max_positions
     match rope.text(key, "default"):
         case "default":
             return None

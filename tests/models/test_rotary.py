@@ -129,6 +129,18 @@ def test_what_is_read_keeps_its_numbers(tmp_path: Path) -> None:
     assert (yarn.fast_turns, yarn.slow_turns, yarn.truncate) == (32.0, 1.0, True)
 
 
+def test_the_original_context_at_top_level_comes_first_but_not_before_that_of_a_kind(tmp_path: Path) -> None:
+    both = {**SHAPE, "num_key_value_heads": 1, "original_max_position_embeddings": 24}
+    grows = {**both, "model_type": "ministral3", "head_dim": 10, "rope_parameters": {**YARN, "llama_4_scaling_beta": 1}}
+    (rope,) = read_config(write(tmp_path, grows)).ropes
+    assert isinstance(rope.scaling, YarnScaling)
+    assert (rope.scaling.original_max_positions, rope.query_growth) == (24, (1.0, 24))
+    kinds = {"layer_types": ["full_attention"], "rope_parameters": {"full_attention": YARN}}
+    (rope,) = read_config(write(tmp_path, {**both, "model_type": "olmo3", **kinds})).ropes
+    assert isinstance(rope.scaling, YarnScaling)
+    assert rope.scaling.original_max_positions == 32
+
+
 IMPOSSIBLE: dict[str, tuple[dict[str, Any], str]] = {
     "no factor": ({"type": "linear"}, "factor: need a number above 0; have nothing"),
     "no factor of yarn": ({"type": "yarn"}, "factor: need a number above 0; have nothing"),

@@ -1,1 +1,1 @@
-"""What a sequence keeps between passes: KV blocks, and where they live."""
+"""What a sequence keeps between passes: KV blocks and recurrent states, and where they live."""

@@ -110,7 +110,7 @@ def _window(before: torch.Tensor, new: torch.Tensor, first: int, count: int) -> 
     lead, end = max(-first - len(before), 0), first + count
     of_before = before[max(len(before) + first, 0) : max(len(before) + min(end, 0), 0)]
     rows = torch.cat((of_before, new[max(first, 0) : max(end, 0)]))
-    return pad(rows, (0, 0, lead, count - lead - len(rows)))
+    return rows if len(rows) == count else pad(rows, (0, 0, lead, count - lead - len(rows)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from pipeline.errors import CheckpointError
 from pipeline.formats.tensors import WEIGHT_DTYPES
 from pipeline.models.described import Described, described
 from pipeline.models.families.family import Family
+from pipeline.models.families.own import made_layers
 from pipeline.models.frequencies import are_possible
 from pipeline.models.json_object import JsonObject
 from pipeline.models.layer_settings import read_norm_epsilon
@@ -171,7 +172,7 @@ def _refuse_unsupported(settings: JsonObject) -> None:
 
 def _layers(settings: JsonObject, family: Family) -> tuple[Layer, ...]:
     """What each layer is made of. What the family does not follow is refused."""
-    layers = family.layers(settings, settings.count("num_hidden_layers", at_most=MAX_LAYERS))
+    layers = made_layers(family, settings, settings.count("num_hidden_layers", at_most=MAX_LAYERS))
     kinds = [SLIDING if isinstance(one.mixer, Attention) and one.mixer.window else FULL for one in layers]
     if settings.get("layer_types") and "layer_types" not in family.follows and settings.get("layer_types") != kinds:
         raise unsupported(settings, "layer_types")

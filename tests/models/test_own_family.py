@@ -67,3 +67,25 @@ def test_what_is_wrong_with_it_is_named(
     installed(monkeypatch, tmp_path, *lines, family=llama.FAMILY, no_family="")
     with pytest.raises(ConfigError, match=f"entry point 'own' of penstock.families: {message}"):
         parsed(OWN)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (lambda settings, count: None, "failed: TypeError"),
+        (lambda settings, count: settings.values["nothing"], r"failed: KeyError\('nothing'\)"),
+        (lambda settings, count: llama.layers(settings, count - 1), r"need 32 of Layer, have \(Layer"),
+        (lambda settings, count: range(count), r"need 32 of Layer, have \(0, 1"),
+    ],
+)
+def test_layers_that_it_cannot_make_are_named(
+    layers: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = Family(name="own", architecture="OwnForCausalLM", absent={}, layers=layers)
+    around = Wrapper(name="seeing", architecture="SeeingOwn", texts=(), tied=False)
+    lines = ("own = own_module:family", "seeing = own_module:around")
+    installed(monkeypatch, tmp_path, *lines, family=family, around=around)
+    with pytest.raises(ConfigError, match=f"family 'own': layers:? {message}"):
+        parsed(OWN)
+    with pytest.raises(ConfigError, match="need a Wrapper with the names of families as texts"):
+        parsed({"model_type": "seeing", "text_config": OWN})

@@ -16,6 +16,7 @@ from pipeline.models.ropes import (
 from pipeline.models.supported import unsupported
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+OF_ORIGINAL = ("llama3", "yarn", "longrope")
 ORIGINAL, SHARE, LOCAL_BASE = "original_max_position_embeddings", "partial_rotary_factor", "rope_local_base_freq"
 
 
@@ -70,8 +71,12 @@ def read_query_growth(settings: JsonObject) -> tuple[float, int]:
 
 
 def _original(settings: JsonObject, rope: JsonObject) -> int | None:
-    """The context before it was stretched: top level comes first, but not where each kind has an object of its own."""
-    return settings.optional_count(ORIGINAL) or rope.optional_count(ORIGINAL)
+    """The context before it was stretched; of scalings that depend on it top level speaks first.
+
+    It does not where each kind of layer has an object of its own.
+    """
+    speaks = rope.text(_type_key(rope), "default") in OF_ORIGINAL and settings.get(ORIGINAL) is not None
+    return (settings if speaks else rope).optional_count(ORIGINAL)
 
 
 def stretched(max_positions: int, scaling: RopeScaling | None) -> int:

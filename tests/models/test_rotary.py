@@ -131,10 +131,14 @@ def test_what_is_read_keeps_its_numbers(tmp_path: Path) -> None:
 
 def test_the_original_context_at_top_level_comes_first_but_not_before_that_of_a_kind(tmp_path: Path) -> None:
     both = {**SHAPE, "num_key_value_heads": 1, "original_max_position_embeddings": 24}
-    grows = {**both, "model_type": "ministral3", "head_dim": 10, "rope_parameters": {**YARN, "llama_4_scaling_beta": 1}}
+    growing = {"rope_parameters": {**YARN, "llama_4_scaling_beta": 1}}
+    grows: dict[str, Any] = {**both, "model_type": "ministral3", "head_dim": 10, **growing}
     (rope,) = read_config(write(tmp_path, grows)).ropes
     assert isinstance(rope.scaling, YarnScaling)
     assert (rope.scaling.original_max_positions, rope.query_growth) == (24, (1.0, 24))
+    plain = {**grows, "rope_parameters": {**grows["rope_parameters"], "rope_type": "linear"}}
+    (rope,) = read_config(write(tmp_path, plain)).ropes
+    assert rope.query_growth == (1.0, 32)
     kinds = {"layer_types": ["full_attention"], "rope_parameters": {"full_attention": YARN}}
     (rope,) = read_config(write(tmp_path, {**both, "model_type": "olmo3", **kinds})).ropes
     assert isinstance(rope.scaling, YarnScaling)

@@ -3,6 +3,7 @@
 import functools
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
@@ -101,13 +102,8 @@ class PassInputs:
                 blocks_B = self._tables[held[piece.sequence][0]]
                 ended = functools.partial(_ended, piece)
                 prompt_tokens = len(piece.sequence.prompt_ids)
-                state_read = piece.state_read if first == piece_begin else piece.state_write
-                snapshots = [(piece_begin + index - begin, slot) for index, slot in piece.snapshots]
-                snapshots = [one for one in snapshots if first - begin <= one[0] < last - begin]
-                states = state_read, piece.state_write, snapshots
-                sequences.append(
-                    SequenceRows(first - begin, last - begin, start, prompt_tokens, blocks_B, ended, *states)
-                )
+                one = SequenceRows(first - begin, last - begin, start, prompt_tokens, blocks_B, ended)
+                sequences.append(one if piece.state_write < 0 else _with_states(one, piece, first - piece_begin))
         if end > piece_end:
             first = max(piece_end, begin)
             sequences.append(SequenceRows(first - begin, end - begin, 0, 0, self._tables[0], lambda: True))
@@ -183,6 +179,14 @@ def _cut(numbers: np.ndarray, prompt_left_T: np.ndarray) -> tuple[int, int, int,
     numbers[: len(tiles), TILE_TOKENS] = np.minimum.reduce([prompt_left_T[tiles], in_cell, len(numbers) - tiles])
     longest, longest_tile = (int(positions_T[rows].max(initial=-1)) + 1 for rows in (answers, is_prompt_T))
     return len(answers), len(tiles), parts_for(longest), tile_parts_for(longest_tile)
+
+
+def _with_states(one: SequenceRows, piece: Piece, done: int) -> SequenceRows:
+    """The rows of a piece, of which so many stand in blocks before, with the slots of its recurrent state."""
+    rows = range(one.begin, one.end)
+    snapshots = [(row, slot) for index, slot in piece.snapshots if (row := one.begin + index - done) in rows]
+    state_read = piece.state_write if done else piece.state_read
+    return replace(one, state_read=state_read, state_write=piece.state_write, snapshots=snapshots)
 
 
 def _ended(piece: Piece) -> bool:

@@ -12,7 +12,7 @@ from support import tiny_models
 from pipeline import ClosedError, Model
 from pipeline.generation.batching import Batcher, Piece
 from pipeline.generation.sequence import RunningSequence
-from pipeline.models import attention, decoder
+from pipeline.models import decoder, pass_attention
 
 DRAW = random.Random(11)
 SYSTEM = [DRAW.randrange(3, tiny_models.VOCABULARY_SIZE) for _ in range(70)]
@@ -156,7 +156,7 @@ async def test_a_request_that_ends_within_a_shared_pass_is_skipped_from_there_on
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its attention is not computed any more, the others keep their tokens, and what it wrote is never shared."""
-    attend, next_pass = attention.attend, Batcher.next_pass
+    attend, next_pass = pass_attention.attend, Batcher.next_pass
     attended: list[int] = []
     lanes = threading.Lock()
     running: list[RunningSequence] = []
@@ -176,7 +176,7 @@ async def test_a_request_that_ends_within_a_shared_pass_is_skipped_from_there_on
 
     async with Model.open(checkpoint, **ROOM) as model:
         expected = await answer(model, QUESTIONS[2])
-        monkeypatch.setattr(attention, "attend", spy)
+        monkeypatch.setattr(pass_attention, "attend", spy)
         monkeypatch.setattr(Batcher, "next_pass", pieces_of)
         call = asyncio.create_task(answer(model, SYSTEM, cache_scope="a"))
         assert await answer(model, QUESTIONS[2]) == expected

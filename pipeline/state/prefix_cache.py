@@ -127,9 +127,13 @@ class PrefixCache:
             self.states.forget()
 
     def _find(self, sequence: CachedSequence) -> Iterator[int]:
-        """The first blocks of its tokens, but for the last one: to get logits, one token must be computed."""
+        """The first blocks of its prompt, but for its last token: to get logits, one token must be computed.
+
+        None of an answer that is computed anew: another one may have computed these tokens as a prompt.
+        """
         if sequence.scope is not None:
-            for index in range((sequence.waiting_count - 1) // BLOCK_TOKENS):
+            most = min(sequence.waiting_count - 1, len(sequence.prompt_ids))
+            for index in range(most // BLOCK_TOKENS):
                 block = self.pool.find(_block_digest(sequence, sequence.scope, index))
                 if block is None:
                     return

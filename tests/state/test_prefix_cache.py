@@ -128,6 +128,20 @@ def test_a_failure_drops_everything() -> None:
     assert run(shared, request(range(40))) == [40]
 
 
+def test_an_answer_that_is_computed_anew_does_not_go_on_from_a_prompt_that_repeats_it() -> None:
+    """Tokens of a prompt round differently."""
+    shared, first = Batcher(BlockPool(8), 8), request(range(32), new_tokens=40)
+    shared.submit(first)
+    for _ in range(30):
+        compute(shared)
+    second = request([*first.prompt_ids, *first.token_ids[:18]], priority=-1)
+    shared.submit(second)
+    compute(shared)
+    shared.restart()
+    assert compute(shared) == {second: 51}, "there is no room for both without what they shared"
+    assert compute(shared) == {second: 1, first: 63 - 32}
+
+
 def test_a_block_is_hashed_once_per_sequence(monkeypatch: object) -> None:
     from pipeline.state import prefix_cache
 

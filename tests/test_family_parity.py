@@ -10,14 +10,26 @@ from typing import Any
 import pytest
 import torch
 from support import tiny_models
+from support.cases import EVERYTHING
 from support.family_case import older
 from support.family_models import CASES
+from support.kv_places import settings_with_room
 
 from pipeline import Model, Output
+from pipeline.engine.policies import POLICIES
 from pipeline.models.json_object import JsonObject
 from pipeline.models.model_config import parse_config
 
 STEPS = 32
+WAYS: dict[str, dict[str, Any]] = {"short passes, few slots": {"gpu_groups": 3}}
+if EVERYTHING:
+    WAYS |= {f"policy {policy}": {"policy": policy, "gpu_groups": 6, "max_tokens_per_pass": 45} for policy in POLICIES}
+    WAYS |= {f"{count} slots": {"gpu_groups": count, "residency": False} for count in (1, 2, 7)}
+    WAYS |= {
+        "longer queues": {"queues": {"pinned_stager": 3, "compute_scheduler": 5}},
+        "kv in three places": {},
+        "residency": {"residency": True},
+    }
 PROMPT = (*tiny_models.PROMPT, *range(3, 190, 7))
 """40 tokens: longer than every window and chunk, and than the original contexts that are stretched, but one of 50."""
 
@@ -66,11 +78,30 @@ def test_tokens_and_logprobs_are_those_of_transformers(name: str, folders: Path)
         torch.testing.assert_close(ours, expected.logprobs[step], atol=1e-4, rtol=0)
 
 
-@pytest.mark.usefixtures("everything_moves")
+@pytest.mark.usefixtures("everything_moves", "nothing_was_there_before")
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", CASES)
-def test_bits_do_not_depend_on_how_a_model_is_run(name: str, folders: Path) -> None:
-    moved = asyncio.run(generated(folders / name, device="cpu-copy", gpu_groups=3, max_tokens_per_pass=5))
-    assert moved == whole(folders / name)
+def test_bits_do_not_depend_on_how_a_model_is_run(name: str, way: str, folders: Path, tmp_path: Path) -> None:
+    settings = {"device": "cpu-copy", "max_tokens_per_pass": 5, **WAYS[way]}
+    if "kv" in way:
+        sizes = {"context_tokens": 112, "kv_tokens": 448, "max_requests": 4}
+        settings = settings_with_room(folders / name, tmp_path, device_layers=2, host_layers=1, **sizes, **settings)
+    assert asyncio.run(generated(folders / name, **settings)) == whole(folders / name)
+
+
+@pytest.mark.skipif(not EVERYTHING, reason="company of each family; test_company.py has it for one")
+@pytest.mark.parametrize("share_prefixes", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_bits_do_not_depend_on_company(name: str, share_prefixes: bool, folders: Path) -> None:
+    async def together() -> list[Output]:
+        async with Model.open(folders / name, device="cpu", share_prefixes=share_prefixes) as model:
+            arguments = {"max_new_tokens": STEPS, "ignore_eos": True, "logprobs": tiny_models.VOCABULARY_SIZE}
+            first = await model.generate(PROMPT, **arguments)
+            prompts = (PROMPT, PROMPT[:33], (*PROMPT[:20], 5), PROMPT[::-1], PROMPT)
+            others = await asyncio.gather(*(model.generate(prompt, **arguments) for prompt in prompts))
+            return [first, others[0], others[-1]]
+
+    assert asyncio.run(together()) == [whole(folders / name)] * 3
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -14,12 +14,13 @@ from pipeline.generation.batching import Piece
 from pipeline.generation.parameters import SamplingParameters
 from pipeline.generation.pass_inputs import PassInputs
 from pipeline.generation.sequence import RunningSequence
-from pipeline.models import delta_net, fused_delta
+from pipeline.models import delta_net
 from pipeline.models.delta_chunks import DeltaRule
 from pipeline.models.delta_state import DeltaInputs, LayerState, StateParts
 from pipeline.models.layers import DeltaNet
 from pipeline.models.pass_rows import Rows
 
+fused_delta = pytest.importorskip("pipeline.models.fused_delta", reason="its kernels need Triton")
 pytestmark = pytest.mark.cuda
 KINDS = {
     "qwen3_5": DeltaNet(key_heads=2, value_heads=6, key_dim=128, value_dim=128, kernel=4, grouped=False),

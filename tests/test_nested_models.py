@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from support import tiny_models
 
 from pipeline import CheckpointError, Model
+from pipeline.checkpoints.leftovers import counts
 
 STEPS = 12
 PREFIXES = ("model.language_model.", "language_model.model.", "language_model.", "")
@@ -62,6 +63,11 @@ async def test_one_line_says_which_parts_are_left_out(tmp_path: Path, caplog: py
     told = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
     parts = "vision tower (3 tensors), audio tower (1 tensors), layers that draft (3 tensors)"
     assert told == [f"{tmp_path}: text only: left out are {parts}"]
+
+
+@pytest.mark.parametrize("name", ["embed_tokens_per_layer.weight", "per_layer_model_projection.weight"])
+def test_what_gemma_adds_to_each_layer_counts_behind_any_prefix(name: str) -> None:
+    assert all(counts(prefix + name) for prefix in PREFIXES)
 
 
 async def test_what_is_missing_is_named_as_its_neighbours_are(tmp_path: Path) -> None:

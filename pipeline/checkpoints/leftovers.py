@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from pipeline.checkpoints.header import TensorEntry, brief
 
-DECODER = re.compile(r"(model|language_model)\.|(layers|embed_tokens|norm|lm_head)\b")
+DECODER = re.compile(r"(model|language_model)\.|(layers|norm|lm_head)\b|embed_tokens|per_layer_")
 """The names of what computes the next token; a part of which nothing is known may be one too."""
 BUFFERS = re.compile(
     r"(.*\.)?(rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)"

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         ResourceError,
     )
     from pipeline.formats.tensors import TensorSpec
-    from pipeline.generation.requests import CallArguments
+    from pipeline.generation.requests import CallArguments, ChatArguments
     from pipeline.generation.sequence import Chunk, Output
     from pipeline.text.prompts import Prompt
     from pipeline.text.tokenizer import ModelTokenizer
@@ -68,7 +68,7 @@ _NAMES = {
     "pipeline.errors": "ActorFailed Busy CheckpointError ClosedError ConfigError PenstockError RequestError "
     "ResourceError",
     "pipeline.formats.tensors": "TensorSpec",
-    "pipeline.generation.requests": "CallArguments",
+    "pipeline.generation.requests": "CallArguments ChatArguments",
     "pipeline.generation.sequence": "Chunk Output",
     "pipeline.text.prompts": "Prompt",
     "pipeline.text.tokenizer": "ModelTokenizer",
@@ -83,6 +83,7 @@ __all__ = [
     "ActorFailed",
     "Busy",
     "CallArguments",
+    "ChatArguments",
     "CheckpointError",
     "Chunk",
     "ClosedError",

@@ -1,31 +1,28 @@
-"""The model as its users see it: open, generate, stream, look at the statistics, close."""
+"""The model as its users see it: open, look at the statistics, record, close. What it answers is in `Answering`."""
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Generator, Mapping
+from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
-from typing import Any, Unpack, overload
+from typing import Any, Unpack
 
 from actors.core.trace import Trace
+from pipeline.answering import Answering
 from pipeline.config import Config, Settings
 from pipeline.engine.runtime import CLOCK
-from pipeline.engine.supervisor import Supervisor
-from pipeline.errors import ClosedError, ConfigError, RequestError
+from pipeline.errors import ConfigError
 from pipeline.generation.build import ModelRuntime, build
-from pipeline.generation.folder import naming_files, no_tokenizer, read_defaults, read_tokenizer
+from pipeline.generation.folder import naming_files, read_defaults, read_tokenizer
 from pipeline.generation.model_statistics import ModelStatistics
-from pipeline.generation.parameters import SamplingParameters
 from pipeline.generation.rehearsal import compute_zeros, rehearse
-from pipeline.generation.requests import ARGUMENTS, Call, CallArguments, CallOptions
-from pipeline.generation.sequence import MOST_UNREAD, Chunk, Output, RunningSequence
+from pipeline.generation.requests import ARGUMENTS
 from pipeline.system.hub_cache import BUNDLED, find_checkpoint
 from pipeline.system.limits import limits_named
 from pipeline.system.signatures import shows
 from pipeline.system.threads import see_out
 from pipeline.system.written_files import check_writable
-from pipeline.text.prompts import Prompt
-from pipeline.text.tokenizer import ModelTokenizer, Tokenizer
+from pipeline.text.tokenizer import Tokenizer
 from pipeline.tools.trace.recording import Recording
 from pipeline.tools.trace.report import write_report
 
@@ -34,19 +31,14 @@ FIRST_READS_SECONDS = 0.001
 """For the line to begin its first reads, before a thread with a tokenizer holds up every turn of the event loop."""
 
 
-class Model:
+class Model(Answering):
     """A language model whose weights stream through the device while it computes.
 
     Made by `Model.open`. Calls may come from many tasks of one event loop, and share its passes.
     """
 
     def __init__(self, runtime: ModelRuntime, defaults: dict[str, Any]) -> None:
-        self._runtime = runtime
-        self._defaults = defaults
-        self._tokenizer: Tokenizer | None = None
-        self._loop = asyncio.get_running_loop()
-        self._supervisor = Supervisor(runtime, runtime.admission)
-        self._refuses = False
+        super().__init__(runtime, defaults)
         self._recording = False
 
     @classmethod
@@ -69,66 +61,6 @@ class Model:
         if not isinstance(trace, Trace | None):
             raise ConfigError(f"trace: need a Trace, have {trace!r}")
         return Opening(Path(path) if path is not None else BUNDLED, Config.from_arguments(settings, ARGUMENTS), trace)
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """The sampling defaults that the checkpoint's generation_config.json states."""
-        return dict(self._defaults)
-
-    @property
-    def tokenizer(self) -> ModelTokenizer:
-        """Text to token ids and back, as `generate` does it. Raises CheckpointError where the folder has none."""
-        if self._tokenizer is None:
-            raise no_tokenizer(self._runtime.folder) if not self._refuses else ClosedError("the model is closed")
-        return self._tokenizer
-
-    @property
-    def runtime(self) -> ModelRuntime:
-        """Everything that the model owns, for measuring and for custom tools."""
-        return self._runtime
-
-    @overload
-    async def generate(self, prompt: Prompt, *, n: None = None, **arguments: Unpack[CallArguments]) -> Output: ...
-
-    @overload
-    async def generate(self, prompt: Prompt, *, n: int, **arguments: Unpack[CallArguments]) -> list[Output]: ...
-
-    @shows(SamplingParameters, CallOptions)
-    async def generate(
-        self, prompt: Prompt, *, n: int | None = None, **arguments: Unpack[CallArguments]
-    ) -> Output | list[Output]:
-        """Continue a prompt, which is text or token ids, and return the whole output; with `n`, a list of n samples.
-
-        Arguments are those of `SamplingParameters` and `CallOptions`. Cancelling the call frees everything that it
-        held. When a sample fails, so does the call.
-
-        Raises:
-            RequestError: the request can never be served as asked, or its next token cannot be chosen or looked up.
-            Busy: more than `max_waiting` requests would wait.
-            ActorFailed: an actor of the line failed twice in a row, or lost a KV block of this request, or a stage or
-                policy of yours raised; later calls work again. Its cause is a ResourceError where a limit of the
-                process was reached.
-            ClosedError: the model was closed before the request had finished.
-        """
-        self._runtime.admission.batcher.check_room(1)
-        async with self._serving(self._call(prompt, {**arguments, "n": n})) as sequences:
-            outputs = [await sequence.output() for sequence in sequences]
-        return outputs[0] if n is None else outputs
-
-    @shows(SamplingParameters, CallOptions)
-    def stream(self, prompt: Prompt, **arguments: Unpack[CallArguments]) -> AsyncGenerator[Chunk, None]:
-        """Continue a prompt as `generate` does, giving one chunk per token as soon as it is known.
-
-        While 64 chunks are not read the request pauses; it goes on, with the same tokens, when some have been. A wait
-        for a chunk that is cancelled or timed out ends the stream, as it does every asynchronous generator.
-
-        Arguments, and what a glance at the prompt shows, are refused at the call; what only its tokens show (that a
-        text has too many, ids behind the first 16,384) when the first chunk is asked for.
-        """
-        if arguments.get("n") is not None:
-            raise RequestError("n: a stream has one sample; leave it out, or call generate")
-        self._runtime.admission.batcher.check_room(1)
-        return self._stream(self._call(prompt, arguments))
 
     def statistics(self) -> ModelStatistics:
         """Return what moved, what waited, and how long; any thread may ask, and waits for a turn of the event loop."""
@@ -189,36 +121,6 @@ class Model:
 
     async def __aexit__(self, *error: object) -> None:
         await self.aclose()
-
-    def _call(self, prompt: Prompt, arguments: Mapping[str, object]) -> Call:
-        if self._refuses:
-            raise ClosedError("the model is closed")
-        return Call(self._runtime, self._tokenizer, self._defaults, prompt, arguments)
-
-    async def _stream(self, call: Call) -> AsyncGenerator[Chunk, None]:
-        async with self._serving(call) as [sequence], contextlib.aclosing(sequence.chunks()) as chunks:
-            sequence.most_unread = MOST_UNREAD
-            async for chunk in chunks:
-                self._runtime.admission.resume()
-                yield chunk
-
-    @contextlib.asynccontextmanager
-    async def _serving(self, call: Call) -> AsyncGenerator[list[RunningSequence], None]:
-        """Let the samples of a call run for as long as their caller is there."""
-        if self._refuses:
-            raise ClosedError("the model is closed")
-        self._supervisor.check_serves()
-        if asyncio.get_running_loop() is not self._loop:
-            raise RequestError("the model was opened on another event loop; call it from there, or open another one")
-        admission = self._runtime.admission
-        with limits_named():
-            sequences = await admission.sequences(call.sequences)
-        admission.submit(sequences)
-        try:
-            yield sequences
-        finally:
-            for sequence in sequences:
-                admission.withdraw(sequence)
 
 
 class Opening:

@@ -38,7 +38,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def few_may_lie_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.api.MOST_UNREAD", MOST_UNREAD)
+    monkeypatch.setattr("pipeline.answering.MOST_UNREAD", MOST_UNREAD)
 
 
 async def tokens(model: Model, prompt: list[int], count: int = 8, **arguments: Any) -> Tokens:

@@ -46,10 +46,15 @@ RIGHT = [
     "await model.generate(numpy.array([1, 2]))",
     "ids = model.tokenizer.encode('text')[: 100 - model.tokenizer.count('text')]",
     "name = model.tokenizer.decode(ids) + model.tokenizer.decode(output.token_ids)",
+    "answer: Output = await model.chat([{'role': 'user', 'content': 'a'}], tools=[{}], max_tokens=4)",
+    "answers: list[Output] = await model.chat([], n=2, chat_template_kwargs={'enable_thinking': False})",
+    "pieces: list[Chunk] = [chunk async for chunk in model.stream_chat([], documents=[{}], temperature=0.5)]",
     "chunks: list[Chunk] = [chunk async for chunk in model.stream('text', temperature=0.5, min_p=0.1)]",
     "async with Model.open() as other, other.report('a.html'): await other.aclose(drain=True)",
 ]
 MISTAKES = [
+    "await model.chat([], tool=[{}])",
+    "model.stream_chat('text')",
     "Model.open(gpu_group=4)",
     "Model.open(gpu_groups='4')",
     "Model.open(4)",

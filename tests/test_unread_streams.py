@@ -26,7 +26,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def few_may_lie_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.api.MOST_UNREAD", MOST_UNREAD)
+    monkeypatch.setattr("pipeline.answering.MOST_UNREAD", MOST_UNREAD)
 
 
 def stream(model: Model, first: int = 5, **arguments: Any) -> AsyncGenerator[Chunk, None]:

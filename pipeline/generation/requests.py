@@ -14,6 +14,7 @@ from pipeline.generation.parameters import SamplingArguments, SamplingParameters
 from pipeline.generation.sequence import RunningSequence
 from pipeline.state.prefix_cache import COMMON_SCOPE, digest_prompt, named_scope, private_scope
 from pipeline.system.threads import give_way
+from pipeline.text.chat import Chat, ChatOptions, ChatVariables
 from pipeline.text.prompts import SLICE_TOKENS, id_slices, known_length
 from pipeline.text.tokenizer import Tokenizer
 from pipeline.text.tokenizing import Tokenizing
@@ -76,7 +77,12 @@ class CallArguments(SamplingArguments, total=False):
     cache_scope: str | None
 
 
+class ChatArguments(CallArguments, ChatVariables, total=False):
+    """What a chat may give beside its messages and `n`."""
+
+
 OPTIONS = tuple(field.name for field in dataclasses.fields(CallOptions))
+CHAT_OPTIONS = tuple(field.name for field in dataclasses.fields(ChatOptions))
 ARGUMENTS = frozenset((*SamplingArguments.__annotations__, *OPTIONS))
 """The names of all arguments of a call but its prompt."""
 
@@ -85,7 +91,8 @@ class Call:
     """One call: its arguments are checked, and of its prompt what takes no time. Its sequences are made later.
 
     `arguments` are those of sampling and of `CallOptions`. Raises RequestError where they, or the prompt, can never be
-    served. A text is measured by its bytes: it has at least as many tokens as it holds the longest token.
+    served. A text is measured by its bytes: it has at least as many tokens as it holds the longest token. A `Chat`
+    becomes a text when its sequences are made.
     """
 
     def __init__(
@@ -103,13 +110,16 @@ class Call:
             **{name: plain(arguments[name]) for name in OPTIONS if arguments.get(name) is not None}
         )
         chosen = {name: value for name, value in arguments.items() if name not in OPTIONS}
-        self._parameters = SamplingParameters.from_arguments(defaults, chosen, also_known=OPTIONS)
+        also_known = OPTIONS + CHAT_OPTIONS * isinstance(prompt, Chat)
+        self._parameters = SamplingParameters.from_arguments(defaults, chosen, also_known)
         self._check_arguments()
-        self._text = prompt if isinstance(prompt, str) else None
+        self._text = prompt if isinstance(prompt, str | Chat) else None
         self._ids = array("i")  # millions in a list would delay all tasks at each garbage collection
         self._later_ids: Iterator[list[int]] = iter(())
         self._known_length = 0
         self._plain = type(prompt) in (list, tuple, range)  # taking their ids runs no code of the caller's
+        if isinstance(prompt, Chat):
+            return  # only its template knows what becomes of it
         if not isinstance(prompt, str):
             self._known_length = known_length(prompt)
             self._check_room(self._known_length)
@@ -131,7 +141,8 @@ class Call:
         A prompt of ids must not change before this has returned. Raises RequestError for what is found only now.
         """
         if self._text is not None:
-            return await tokenizing.run(len(self._text), self._make_sequences)
+            length = self._text.characters if isinstance(self._text, Chat) else len(self._text)
+            return await tokenizing.run(length, self._make_sequences)
         if not self._plain:
             for part in self._later_ids:
                 self._take(part)
@@ -142,7 +153,7 @@ class Call:
 
     def _make_sequences(self) -> list[RunningSequence]:
         if self._text is not None and self._tokenizer is not None:
-            self._ids = self._tokenizer.prompt_ids(self._text)
+            self._ids = self._ids_of_text(self._text, self._tokenizer)
             self._check_room(len(self._ids))
             if not self._ids:
                 raise _no_token()
@@ -169,6 +180,13 @@ class Call:
             digest_prompt(sequence, sequences)
             sequences.append(sequence)
         return sequences
+
+    def _ids_of_text(self, text: str | Chat, tokenizer: Tokenizer) -> "array[int]":
+        if isinstance(text, str):
+            return tokenizer.prompt_ids(text)
+        rendered = text.render(tokenizer.longest_text)
+        self._check_room(tokenizer.fewest_tokens(rendered), at_least=True)
+        return tokenizer.chat_ids(rendered)
 
     def _take(self, part: list[int]) -> None:
         self._ids.extend(part)

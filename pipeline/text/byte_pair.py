@@ -78,10 +78,10 @@ class BytePairEngine:
         self.token_bytes = longest if normalize is str else COMPOSED_BYTES * longest
         self.detokenizer = detokenizer
 
-    def encode(self, text: str) -> "array[int]":
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> "array[int]":
         """Return the ids of `text`. Raises RequestError for what the pattern leaves out, and too much whitespace."""
         _check_whitespace(text)
-        ids = array("i", self._prefix)
+        ids = array("i", self._prefix if add_special_tokens else ())
         begins = True
         for part, is_token in _cut(self._find_raw, self._longest_token, text):
             if is_token:
@@ -89,7 +89,7 @@ class BytePairEngine:
             else:
                 self._encode_between(self._normalize(part), ids, begins=begins)
             begins = False
-        ids.extend(self._suffix)
+        ids.extend(self._suffix if add_special_tokens else ())
         return ids
 
     def _encode_between(self, text: str, ids: "array[int]", *, begins: bool) -> None:

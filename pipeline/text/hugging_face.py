@@ -70,11 +70,14 @@ class HuggingFaceEngine:
     def _decode(self, tokens: list[str]) -> str:
         return str(self._tokenizer.decoder.decode(tokens))
 
-    def encode(self, text: str) -> "array[int]":
-        """Return the ids of `text` in the checkpoint's template. Raises RequestError for what the vocabulary lacks."""
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> "array[int]":
+        """Return the ids of `text`, around it those that the checkpoint adds to every text.
+
+        Raises RequestError for what the vocabulary lacks.
+        """
         try:
             # `encode` holds the interpreter lock all the while, and records places in the text that are not needed.
-            [encoding] = self._tokenizer.encode_batch_fast([text])
+            [encoding] = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         except Exception as error:  # the package raises nothing narrower
             raise RequestError(f"the tokenizer cannot take this text of {len(text)} characters: {error}") from error
         ids = array("i")
@@ -82,16 +85,16 @@ class HuggingFaceEngine:
         for begin in slices(len(from_package), SLICE_IDS):
             ids.extend(from_package[begin : begin + SLICE_IDS])
         if self._unknown is not None:
-            self._refuse_unknown(self._unknown, text, ids)
+            self._refuse_unknown(self._unknown, text, ids, add_special_tokens)
         return ids
 
-    def _refuse_unknown(self, unknown: str, text: str, ids: "array[int]") -> None:
+    def _refuse_unknown(self, unknown: str, text: str, ids: "array[int]", add_special_tokens: bool) -> None:
         """Raise RequestError where `ids` say `unknown` of something else than its own name in the text."""
         unknown_id = self._tokenizer.token_to_id(unknown)
         blocks = (begin for begin in slices(len(ids), SLICE_IDS) if unknown_id in ids[begin : begin + SLICE_IDS])
         if (first := next(blocks, None)) is None:
             return
-        [encoding] = self._tokenizer.encode_batch([text])
+        [encoding] = self._tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)
         for position in range(first, len(ids)):
             if ids[position] != unknown_id or (place := encoding.token_to_chars(position)) is None:
                 continue

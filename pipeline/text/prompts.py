@@ -10,12 +10,7 @@ from pipeline.errors import RequestError, shown
 SLICE_TOKENS = 1 << 14
 """Ids are taken and checked so many at a time: about a millisecond of the event loop."""
 ONE_PROMPT = "a call takes one text, or the token ids of one; call once for each of several"
-CHAT = (
-    "chat messages become a text by the model's template first: with transformers, "
-    "tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)"
-)
-
-
+CHAT = "chat messages become a text by the model's template: give them to model.chat(messages)"
 OF_A_TOKENIZER = "give a list of ids: of what a tokenizer returns, its 'input_ids'"
 
 

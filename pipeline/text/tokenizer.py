@@ -9,6 +9,7 @@ from typing import Protocol, SupportsIndex
 from pipeline.errors import CheckpointError, ConfigError, PenstockError, RequestError
 from pipeline.system.threads import slices
 from pipeline.text.byte_level import byte_level_engine
+from pipeline.text.chat_templates import NO_TEMPLATES, ChatTemplates, read_chat_templates
 from pipeline.text.detokenizer import Detokenizer
 from pipeline.text.hugging_face import HuggingFaceEngine
 from pipeline.text.merges import Inexact
@@ -16,7 +17,7 @@ from pipeline.text.prompts import SLICE_TOKENS, TokenIds, id_slices
 from pipeline.text.rank_file import is_rank_file, rank_file_engine
 from pipeline.text.sentence_pieces import sentence_piece_engine
 from pipeline.text.tekken import tekken_engine
-from pipeline.text.tokenizer_config import read_tokenizer_config
+from pipeline.text.tokenizer_config import TokenizerConfig, read_tokenizer_config
 from pipeline.text.tokenizer_json import read_tokenizer_json
 
 MIXED = "the folder mixes the files of two checkpoints"
@@ -42,8 +43,11 @@ class Engine(Protocol):
     def token_bytes(self) -> int | None:
         """The most bytes of text that one token can stand for; None where it is not known."""
 
-    def encode(self, text: str) -> "array[int]":
-        """Return the ids of `text`: in a list, each collection of garbage would visit millions of them."""
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> "array[int]":
+        """Return the ids of `text`, with or without those that the checkpoint puts around every text.
+
+        In a list, each collection of garbage would visit millions of them.
+        """
 
 
 class ModelTokenizer(Protocol):
@@ -73,7 +77,7 @@ class Tokenizer:
     `vocabulary_size` is the model's: ids below it that no token has decode to nothing.
     """
 
-    def __init__(self, engine: Engine, vocabulary_size: int) -> None:
+    def __init__(self, engine: Engine, vocabulary_size: int, chat_templates: ChatTemplates = NO_TEMPLATES) -> None:
         if engine.ordinary_size > vocabulary_size:
             have = f"ids up to {engine.ordinary_size - 1}, the model only {vocabulary_size} of them"
             raise CheckpointError(f"the tokenizer has {have}: {MIXED}")
@@ -81,6 +85,7 @@ class Tokenizer:
             have = f"puts id {beyond[0]} around every text, the model has {vocabulary_size} ids"
             raise CheckpointError(f"the tokenizer {have}: {MIXED}")
         self._engine = engine
+        self.chat_templates = chat_templates
         self.vocabulary_size = vocabulary_size
         self.bos_id = engine.bos_id
         self.special_ids = engine.special_ids
@@ -90,7 +95,7 @@ class Tokenizer:
         text_bytes = self._checked_bytes(text)
         return -(-text_bytes // (self._engine.token_bytes or text_bytes or 1))
 
-    def checkpoint_ids(self, text: str) -> "array[int]":
+    def checkpoint_ids(self, text: str, *, add_special_tokens: bool = True) -> "array[int]":
         """Return the ids of `text`, with the BOS token where the checkpoint's own tokenizer adds it.
 
         Special tokens written in the text become special tokens. Takes 0.1 seconds per MB of usual text and up to
@@ -99,7 +104,7 @@ class Tokenizer:
         """
         self._checked_bytes(text)
         try:
-            ids = self._engine.encode(text)
+            ids = self._engine.encode(text, add_special_tokens=add_special_tokens)
         except BaseException as error:
             if not _is_panic(error):
                 raise
@@ -116,6 +121,15 @@ class Tokenizer:
         if self.bos_id is not None and (ids[:2] + self._engine.encode("")[:1]).tolist() == [self.bos_id] * 3:
             del ids[0]
         return ids
+
+    def chat_ids(self, text: str) -> "array[int]":
+        """Return the ids of a rendered chat, whose special tokens are all the template's own. Raises as `encode`."""
+        return self.checkpoint_ids(text, add_special_tokens=False)
+
+    @property
+    def longest_text(self) -> int:
+        """The most bytes that a text may have."""
+        return self._engine.longest_text_bytes
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text` as `prompt_ids` does."""
@@ -178,7 +192,9 @@ def load_tokenizer(folder: Path, vocabulary_size: int) -> Tokenizer:
     kind that is not supported.
     """
     try:
-        return Tokenizer(_load_engine(folder, vocabulary_size), vocabulary_size)
+        config = read_tokenizer_config(folder)
+        engine = _load_engine(folder, config, vocabulary_size)
+        return Tokenizer(engine, vocabulary_size, read_chat_templates(folder, config))
     except PenstockError:
         raise
     except BaseException as error:
@@ -187,9 +203,8 @@ def load_tokenizer(folder: Path, vocabulary_size: int) -> Tokenizer:
         raise CheckpointError(f"{folder}: the tokenizer files are malformed ({error!r}); fetch them again") from error
 
 
-def _load_engine(folder: Path, vocabulary_size: int) -> Engine:
+def _load_engine(folder: Path, config: TokenizerConfig, vocabulary_size: int) -> Engine:
     tokenizer_json, ranks, tekken = (folder / name for name in ("tokenizer.json", "tokenizer.model", "tekken.json"))
-    config = read_tokenizer_config(folder)
     if os.path.lexists(tokenizer_json):
         source = read_tokenizer_json(tokenizer_json, config.declared)
         try:

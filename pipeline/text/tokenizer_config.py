@@ -18,11 +18,16 @@ _FIRST = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerConfig:
-    """The part that matters here of `tokenizer_config.json` and its older companions; absent keys are None or empty."""
+    """The part that matters here of `tokenizer_config.json` and its older companions; absent keys are None or empty.
+
+    `special_tokens` are texts by the names that chat templates know, "bos_token" and the like.
+    """
 
     bos_token: str | None
     add_bos_token: bool | None
     declared: Declared
+    special_tokens: Mapping[str, str]
+    chat_template: object
 
 
 def read_tokenizer_config(folder: Path) -> TokenizerConfig:
@@ -57,6 +62,8 @@ def read_tokenizer_config(folder: Path) -> TokenizerConfig:
             named=tuple(named[name] for name in dict.fromkeys((*_FIRST, *named)) if name in named),
             extra=tuple(extra),
         ),
+        special_tokens={name: token.content for name, token in named.items()},
+        chat_template=document.get("chat_template"),
     )
 
 

@@ -73,7 +73,7 @@ def test_a_long_prompt_is_taken_slice_by_slice() -> None:
         (ENCODING, "have Encoding: give its `ids`"),
         (
             CHAT,
-            r"have \{'content': .*\} at 0: chat messages become a text by the model's template first: .*apply_chat_t",
+            r"have \{'content': .*\} at 0: chat messages become a text by the model's template: .*model\.chat\(",
         ),
         (CHAT[0], "have dict: chat messages become a text"),
         (["class", "def"], "have 'class' at 0: a call takes one text, or the token ids of one"),

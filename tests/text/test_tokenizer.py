@@ -192,7 +192,7 @@ def test_a_panic_in_the_engine_becomes_a_request_error(monkeypatch: pytest.Monke
     class PanicException(BaseException):
         """What bindings to Rust raise."""
 
-    def panic(self: object, text: str) -> list[int]:
+    def panic(self: object, text: str, **options: bool) -> list[int]:
         raise PanicException("no way")
 
     tokenizer = loaded(small.gpt2)
@@ -205,7 +205,7 @@ def test_interrupts_pass_through() -> None:
     class Interrupted:
         bos_id, special_ids, ordinary_size = None, frozenset[int](), 1
 
-        def encode(self, text: str) -> list[int]:
+        def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
             raise KeyboardInterrupt
 
         def detokenizer(self, prompt_ids: Sequence[int] = ()) -> None:

@@ -64,7 +64,7 @@ async def demo(options: argparse.Namespace) -> None:
         print(opening_lines(model))
         print(PROMPT, end="", flush=True)
         before, answer = model.statistics(), Answer()
-        await stream_text(model, PROMPT, {"max_new_tokens": NEW_TOKENS}, answer)
+        await stream_text(model, model.stream(PROMPT, max_new_tokens=NEW_TOKENS), answer)
         after, ended = model.statistics(), answer.came[-1]
         seconds = ended - answer.started
         print(closing_lines(before, after, seconds))
@@ -78,7 +78,7 @@ async def demo(options: argparse.Namespace) -> None:
     for name, other in OTHERS.items():
         async with Model.open(**{"path": BUNDLED, **settings, **other}) as model:
             answer = Answer()
-            await stream_text(model, PROMPT, {"max_new_tokens": COMPARED_TOKENS}, answer, shown=False)
+            await stream_text(model, model.stream(PROMPT, max_new_tokens=COMPARED_TOKENS), answer, shown=False)
             runs.append(shown(name, model, answer))
     print(f"\n{compared(runs)}")
 

@@ -3,7 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from pipeline.errors import RequestError, shown
 from pipeline.tools.commands.parser import Parser
@@ -20,28 +20,50 @@ def add_prompt(parser: Parser) -> None:
     one.add_argument("--prompt", metavar="TEXT", help="the text to continue; - reads it from stdin")
     one.add_argument("--prompt-file", type=Path, metavar="FILE", help="read it from a file of UTF-8 text")
     one.add_argument("--prompt-ids", metavar="IDS", help="token ids, as 1,2,3, for a model without a tokenizer")
+    one.add_argument("--chat", metavar="TEXT", help="answer it by the chat template; - reads it from stdin")
+    group.add_argument("--system", metavar="TEXT", help="with --chat: what the model is told before")
+    group.add_argument("--template", type=Path, metavar="FILE", help="with --chat: a template, instead of the model's")
 
 
 def read_prompt(options: argparse.Namespace) -> str | list[int]:
     """The text, or the token ids. Raises RequestError, naming the option, for what is neither, or cannot be read."""
+    for option, given in (("--system", options.system), ("--template", options.template)):
+        if given is not None and options.chat is None:
+            raise RequestError(f"{option}: need --chat TEXT, have another prompt")
     if options.prompt_ids is not None:
         try:
             return [int(part) for part in options.prompt_ids.split(",") if part.strip()]
         except ValueError as error:
             raise RequestError(f"--prompt-ids: need token ids, as 1,2,3; have {shown(options.prompt_ids)}") from error
-    if options.prompt == STDIN or options.prompt_file == Path(STDIN):
+    if STDIN in (options.prompt, options.chat) or options.prompt_file == Path(STDIN):
         if sys.stdin is None:
-            raise RequestError("--prompt -: stdin is closed; give the text, or --prompt-file FILE")
+            option = "--prompt" if options.chat is None else "--chat"
+            raise RequestError(f"{option} -: stdin is closed; give the text, or --prompt-file FILE")
         if sys.stdin.isatty():
             print("reading the prompt from the terminal; Ctrl-D on a line of its own ends it", file=sys.stderr)
         return _text("stdin", sys.stdin.buffer)
     if options.prompt_file is None:
-        return str(options.prompt)
+        return str(options.prompt if options.chat is None else options.chat)
+    return _text_of_file("--prompt-file", options.prompt_file)
+
+
+def chat_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that --template stands for. Raises RequestError where it cannot be read."""
+    return {"chat_template": _text_of_file("--template", options.template)} if options.template is not None else {}
+
+
+def messages(options: argparse.Namespace, text: str) -> list[dict[str, str]]:
+    """The messages that --chat, whose text has been read, and --system stand for."""
+    system = [] if options.system is None else [{"role": "system", "content": options.system}]
+    return [*system, {"role": "user", "content": text}]
+
+
+def _text_of_file(option: str, path: Path) -> str:
     try:
-        with open(options.prompt_file, "rb") as file:
-            return _text(str(options.prompt_file), file)
+        with open(path, "rb") as file:
+            return _text(str(path), file)
     except OSError as error:
-        raise RequestError(f"--prompt-file: {options.prompt_file}: {error.strerror}") from error
+        raise RequestError(f"{option}: {path}: {error.strerror}") from error
 
 
 def _text(name: str, file: BinaryIO) -> str:

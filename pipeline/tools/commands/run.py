@@ -7,7 +7,7 @@ from pipeline.errors import ConfigError
 from pipeline.system.event_loop import run_async
 from pipeline.system.written_files import check_writable
 from pipeline.tools.commands.progress import LOADING, Progress
-from pipeline.tools.commands.prompt import read_prompt
+from pipeline.tools.commands.prompt import chat_arguments, read_prompt
 from pipeline.tools.commands.sampling import sampling_arguments
 
 
@@ -20,6 +20,7 @@ def run(options: argparse.Namespace) -> None:
     if options.trace is not None:
         check_writable(options.trace)
     prompt = read_prompt(options)
+    arguments |= chat_arguments(options)
     Progress().say(LOADING)
     from pipeline.tools.commands.run_prompt import run_prompt
 

@@ -14,9 +14,11 @@ from pipeline.api import Model
 from pipeline.engine.actor_names import SCHEDULER
 from pipeline.errors import CheckpointError
 from pipeline.generation.model_statistics import ModelStatistics
+from pipeline.generation.sequence import Chunk
 from pipeline.system.sizes import human_bytes
 from pipeline.tools.commands.answer import Answer
 from pipeline.tools.commands.progress import Progress
+from pipeline.tools.commands.prompt import messages
 from pipeline.tools.commands.run_lines import closing_lines, opening_lines
 from pipeline.tools.trace.perfetto import write_trace
 from pipeline.tools.trace.recording import Recording
@@ -41,13 +43,21 @@ async def run_prompt(options: argparse.Namespace, prompt: str | list[int], argum
             await stack.enter_async_context(traced(model, options.trace, "run"))
         answer, before = Answer(), model.statistics()
         try:
-            await stream_text(model, prompt, arguments, answer, shown=not options.json)
+            await stream_text(model, _chunks(model, options, prompt, arguments), answer, shown=not options.json)
         except asyncio.CancelledError:
             answer.interrupted = True
             raise
         finally:
             if answer.finish_reason is not None:
                 _tell(model, answer, before, arguments, as_json=options.json)
+
+
+def _chunks(
+    model: Model, options: argparse.Namespace, prompt: str | list[int], arguments: dict[str, Any]
+) -> AsyncGenerator[Chunk, None]:
+    if options.chat is None:
+        return model.stream(prompt, **arguments)
+    return model.stream_chat(messages(options, str(prompt)), **arguments)
 
 
 def _tell(model: Model, answer: Answer, before: ModelStatistics, arguments: dict[str, Any], *, as_json: bool) -> None:
@@ -72,9 +82,7 @@ async def traced(model: Model, path: Path, command: str) -> AsyncGenerator[None,
         await asyncio.to_thread(write_trace, path, Recording.of(model.runtime, command))
 
 
-async def stream_text(
-    model: Model, prompt: str | list[int], arguments: dict[str, Any], answer: Answer, *, shown: bool = True
-) -> None:
+async def stream_text(model: Model, stream: AsyncGenerator[Chunk, None], answer: Answer, *, shown: bool = True) -> None:
     """Print the text as it comes if it is `shown`, with progress on stderr until the first token, or else the end.
 
     Of a model without a tokenizer it is token ids.
@@ -82,7 +90,7 @@ async def stream_text(
     progress, has_text = Progress(), _has_text(model)
     watching = asyncio.create_task(_watch(model, progress))
     try:
-        async with contextlib.aclosing(model.stream(prompt, **arguments)) as chunks:
+        async with contextlib.aclosing(stream) as chunks:
             async for chunk in chunks:
                 answer.take(chunk)
                 if shown:

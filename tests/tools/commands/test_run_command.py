@@ -52,6 +52,20 @@ def test_text_goes_to_stdout_and_all_else_to_stderr(
     assert capsys.readouterr().out == told.out
 
 
+def test_a_chat_is_answered_by_a_template(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "chat.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    template = ["--template", str(tmp_path / "chat.jinja")]
+    assert run("--chat", "import os", "--system", "Python", *template, *SAMPLED, "--json") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert run("--prompt", "system: Python\nuser: import os\n", *SAMPLED, "--json") == 0
+    assert record["token_ids"] != json.loads(capsys.readouterr().out)["token_ids"], "this one has a BOS token"
+    (tmp_path / "chat.jinja").write_text("{{ bos_token }}" + (tmp_path / "chat.jinja").read_text())
+    assert run("--chat", "import os", "--system", "Python", *template, *SAMPLED) == 0
+    told = capsys.readouterr().out
+    assert run("--prompt", "system: Python\nuser: import os\n", *SAMPLED) == 0
+    assert capsys.readouterr().out == told
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_it_with_what_was_done_until_then(
     number: int,
@@ -105,12 +119,15 @@ def test_a_model_without_a_tokenizer_takes_and_gives_token_ids(
 @pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [
-        ([], 2, "one of the arguments --prompt --prompt-file --prompt-ids is required"),
+        ([], 2, "one of the arguments --prompt --prompt-file --prompt-ids --chat is required"),
         (["--prompt-file", "nowhere"], 1, "--prompt-file: nowhere: No such file or directory"),
         (["--prompt-file", "."], 1, "--prompt-file: .: Is a directory"),
         (["--prompt-file", "binary"], 1, "binary: need UTF-8 text, have byte 0xff at offset 1"),
         (["--prompt-file", "/dev/zero"], 1, "/dev/zero: need a prompt of at most"),
         (["--prompt", "-"], 1, "--prompt -: stdin is closed"),
+        (["--chat", "-"], 1, "--chat -: stdin is closed"),
+        (["--chat", "x", "--template", "nowhere"], 1, "--template: nowhere: No such file or directory"),
+        (["--prompt", "x", "--system", "y"], 1, "--system: need --chat TEXT, have another prompt"),
         (["--prompt-ids", "1,x"], 1, "--prompt-ids: need token ids, as 1,2,3; have '1,x'"),
         (["--prompt", "x", "--logprobs", "1"], 1, "--logprobs: need --json"),
         (["--prompt", "x", "--top-p", "2"], 1, "top_p: need a number from 0.0 to 1.0; have 2.0"),

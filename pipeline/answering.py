@@ -1,0 +1,168 @@
+"""What an open model answers: prompts and chats, whole or token by token."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, Unpack, overload
+
+from pipeline.engine.supervisor import Supervisor
+from pipeline.errors import ClosedError, RequestError
+from pipeline.generation.build import ModelRuntime
+from pipeline.generation.folder import no_tokenizer
+from pipeline.generation.parameters import SamplingParameters
+from pipeline.generation.requests import CHAT_OPTIONS, Call, CallArguments, CallOptions, ChatArguments
+from pipeline.generation.sequence import MOST_UNREAD, Chunk, Output, RunningSequence
+from pipeline.system.limits import limits_named
+from pipeline.system.signatures import shows
+from pipeline.text.chat import Chat, ChatOptions, Messages
+from pipeline.text.prompts import Prompt
+from pipeline.text.tokenizer import ModelTokenizer, Tokenizer
+
+
+class Answering:
+    """The half of `Model` that serves calls, while it is open."""
+
+    def __init__(self, runtime: ModelRuntime, defaults: dict[str, Any]) -> None:
+        self._runtime = runtime
+        self._defaults = defaults
+        self._tokenizer: Tokenizer | None = None
+        self._loop = asyncio.get_running_loop()
+        self._supervisor = Supervisor(runtime, runtime.admission)
+        self._refuses = False
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The sampling defaults that the checkpoint's generation_config.json states."""
+        return dict(self._defaults)
+
+    @property
+    def tokenizer(self) -> ModelTokenizer:
+        """Text to token ids and back, as `generate` does it. Raises CheckpointError where the folder has none."""
+        if self._tokenizer is None:
+            raise no_tokenizer(self._runtime.folder) if not self._refuses else ClosedError("the model is closed")
+        return self._tokenizer
+
+    @property
+    def runtime(self) -> ModelRuntime:
+        """Everything that the model owns, for measuring and for custom tools."""
+        return self._runtime
+
+    @overload
+    async def generate(self, prompt: Prompt, *, n: None = None, **arguments: Unpack[CallArguments]) -> Output: ...
+
+    @overload
+    async def generate(self, prompt: Prompt, *, n: int, **arguments: Unpack[CallArguments]) -> list[Output]: ...
+
+    @shows(SamplingParameters, CallOptions)
+    async def generate(
+        self, prompt: Prompt, *, n: int | None = None, **arguments: Unpack[CallArguments]
+    ) -> Output | list[Output]:
+        """Continue a prompt, which is text or token ids, and return the whole output; with `n`, a list of n samples.
+
+        Arguments are those of `SamplingParameters` and `CallOptions`. Cancelling the call frees everything that it
+        held. When a sample fails, so does the call.
+
+        Raises:
+            RequestError: the request can never be served as asked, or its next token cannot be chosen or looked up.
+            Busy: more than `max_waiting` requests would wait.
+            ActorFailed: an actor of the line failed twice in a row, or lost a KV block of this request, or a stage or
+                policy of yours raised; later calls work again. Its cause is a ResourceError where a limit of the
+                process was reached.
+            ClosedError: the model was closed before the request had finished.
+        """
+        return await self._outputs(prompt, {**arguments, "n": n})
+
+    @shows(SamplingParameters, CallOptions)
+    def stream(self, prompt: Prompt, **arguments: Unpack[CallArguments]) -> AsyncGenerator[Chunk, None]:
+        """Continue a prompt as `generate` does, giving one chunk per token as soon as it is known.
+
+        While 64 chunks are not read the request pauses; it goes on, with the same tokens, when some have been. A wait
+        for a chunk that is cancelled or timed out ends the stream, as it does every asynchronous generator.
+
+        Arguments, and what a glance at the prompt shows, are refused at the call; what only its tokens show (that a
+        text has too many, ids behind the first 16,384) when the first chunk is asked for.
+        """
+        return self._chunks(prompt, arguments)
+
+    @overload
+    async def chat(self, messages: Messages, *, n: None = None, **arguments: Unpack[ChatArguments]) -> Output: ...
+
+    @overload
+    async def chat(self, messages: Messages, *, n: int, **arguments: Unpack[ChatArguments]) -> list[Output]: ...
+
+    @shows(SamplingParameters, CallOptions, ChatOptions)
+    async def chat(
+        self, messages: Messages, *, n: int | None = None, **arguments: Unpack[ChatArguments]
+    ) -> Output | list[Output]:
+        """Answer chat messages, each an object with a "role" and "content": a text, or a list of parts with text.
+
+        The checkpoint's chat template makes a prompt of them, as transformers does with `add_generation_prompt`, whose
+        special tokens are all its own: no BOS token is put before it. It is rendered in a sandbox, on the thread that
+        makes ids of texts, and limited in steps and in the length of its text; it takes about a millisecond, and a
+        template that goes on for ever ends in some seconds with RequestError.
+
+        Arguments are those of `generate` and of `ChatOptions`. Raises as `generate` does; and RequestError where there
+        is no template or no tokenizer, or the template refuses the messages, CheckpointError where it is broken.
+        """
+        chat, others = self._chat(messages, arguments)
+        return await self._outputs(chat, {**others, "n": n})
+
+    @shows(SamplingParameters, CallOptions, ChatOptions)
+    def stream_chat(self, messages: Messages, **arguments: Unpack[ChatArguments]) -> AsyncGenerator[Chunk, None]:
+        """Answer chat messages as `chat` does, giving chunks as `stream` does.
+
+        Messages and arguments are refused at the call; what their template finds when the first chunk is asked for.
+        """
+        return self._chunks(*self._chat(messages, arguments))
+
+    def _call(self, prompt: Prompt | Chat, arguments: Mapping[str, object]) -> Call:
+        if self._refuses:
+            raise ClosedError("the model is closed")
+        return Call(self._runtime, self._tokenizer, self._defaults, prompt, arguments)
+
+    def _chat(self, messages: Messages, arguments: Mapping[str, Any]) -> tuple[Chat, dict[str, object]]:
+        """The messages as a prompt, and the arguments that are not about how they become one."""
+        if self._refuses:
+            raise ClosedError("the model is closed")
+        if self._tokenizer is None:
+            raise RequestError("messages: chat needs a tokenizer, and the folder has none; give token ids to generate")
+        own = {name: arguments[name] for name in CHAT_OPTIONS if arguments.get(name) is not None}
+        chat = Chat(messages, ChatOptions(**own), self._tokenizer.chat_templates)
+        return chat, {name: value for name, value in arguments.items() if name not in CHAT_OPTIONS}
+
+    async def _outputs(self, prompt: Prompt | Chat, arguments: Mapping[str, object]) -> Output | list[Output]:
+        self._runtime.admission.batcher.check_room(1)
+        async with self._serving(self._call(prompt, arguments)) as sequences:
+            outputs = [await sequence.output() for sequence in sequences]
+        return outputs[0] if arguments["n"] is None else outputs
+
+    def _chunks(self, prompt: Prompt | Chat, arguments: Mapping[str, object]) -> AsyncGenerator[Chunk, None]:
+        if arguments.get("n") is not None:
+            raise RequestError("n: a stream has one sample; leave it out, or call generate")
+        self._runtime.admission.batcher.check_room(1)
+        return self._stream(self._call(prompt, arguments))
+
+    async def _stream(self, call: Call) -> AsyncGenerator[Chunk, None]:
+        async with self._serving(call) as [sequence], contextlib.aclosing(sequence.chunks()) as chunks:
+            sequence.most_unread = MOST_UNREAD
+            async for chunk in chunks:
+                self._runtime.admission.resume()
+                yield chunk
+
+    @contextlib.asynccontextmanager
+    async def _serving(self, call: Call) -> AsyncGenerator[list[RunningSequence], None]:
+        """Let the samples of a call run for as long as their caller is there."""
+        if self._refuses:
+            raise ClosedError("the model is closed")
+        self._supervisor.check_serves()
+        if asyncio.get_running_loop() is not self._loop:
+            raise RequestError("the model was opened on another event loop; call it from there, or open another one")
+        admission = self._runtime.admission
+        with limits_named():
+            sequences = await admission.sequences(call.sequences)
+        admission.submit(sequences)
+        try:
+            yield sequences
+        finally:
+            for sequence in sequences:
+                admission.withdraw(sequence)

@@ -240,8 +240,8 @@ class Batcher:
         """The plan has room for the recurrent state of all, unless it chooses how much room there is for tokens."""
         return (
             f"{_wait(self.waiting)} for room for recurrent state: the plan has it for {self.running} requests, which "
-            f"run; open the model with kv_tokens={self.pool.blocks * BLOCK_TOKENS} to have it for all "
-            f"{self.max_requests} of max_requests"
+            f"run; open the model with more memory, or with kv_tokens={self.pool.blocks * BLOCK_TOKENS} to have it for "
+            f"all {self.max_requests} of max_requests in the place of weights that stay"
         )
 
     def _no_room(self, first: RunningSequence) -> str:

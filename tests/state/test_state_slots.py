@@ -41,6 +41,7 @@ def test_where_states_have_room_for_fewer_than_may_run_the_others_wait_and_are_t
     assert set(compute(shared)) == set(requests[:2])
     compute(shared)
     assert "1 request waits for room for recurrent state: the plan has it for 2 requests, which run" in caplog.text
+    assert "with more memory, or with kv_tokens=" in caplog.text, "weights that stay may be too few to give it"
     assert "kv_tokens=1600 to have it for all 8 of max_requests" in caplog.text
     assert set(compute(shared)) == {requests[2]}
 

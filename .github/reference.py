@@ -14,11 +14,13 @@ import pdoc
 import pipeline
 from pipeline.generation.parameters import SamplingParameters
 from pipeline.generation.requests import CallOptions
+from pipeline.text.chat import ChatOptions
 
 MODULES = ("pipeline", "actors")
 TABLES = (
     ("Settings of `Model.open`", "What `pipeline.Config` holds.", (pipeline.Config,)),
     ("Arguments of `generate` and `stream`", "Beside the prompt.", (SamplingParameters, CallOptions)),
+    ("More arguments of `chat` and `stream_chat`", "Beside the messages.", (ChatOptions,)),
 )
 
 

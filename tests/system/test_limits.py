@@ -185,7 +185,7 @@ async def test_what_an_open_model_has_mapped_counts_once_under_a_limit(checkpoin
 )
 def test_a_folder_for_kv_blocks_is_not_blamed_for_a_limit(which: int, limit: int, told: str, tmp_path: Path) -> None:
     with limited(which, limit), pytest.raises(ResourceError, match=told):
-        SpillFile(tmp_path, 8192, 4096)
+        SpillFile(tmp_path, 8192)
 
 
 def test_without_limits_there_are_no_bounds() -> None:

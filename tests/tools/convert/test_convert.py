@@ -1,5 +1,6 @@
 """`penstock convert`: what it writes against formulas of the tests' own, and what is left when it fails."""
 
+import asyncio
 import errno
 import json
 import os
@@ -18,7 +19,7 @@ from support import quantised_models, tiny_models
 from support.quantised_models import FP4, spread
 from transformers import PreTrainedModel
 
-from pipeline import Model
+from pipeline import Model, Output
 from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.checkpoints.written_formats import written_format
 from pipeline.checkpoints.written_shards import WrittenShards
@@ -66,9 +67,14 @@ def decoded(name: str, folder: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
+async def answered(folder: Path) -> Output:
+    async with Model.open(folder, device="cpu") as model:
+        return await model.generate(tiny_models.PROMPT, max_new_tokens=8, ignore_eos=True, logprobs=VOCABULARY_SIZE)
+
+
 @pytest.mark.parametrize("name", ["int4", "fp8", "mxfp4"])
 @pytest.mark.parametrize("family", quantised_models.FAMILIES)
-async def test_it_opens_as_what_the_format_means_and_each_number_is_the_nearest(
+def test_it_opens_as_what_the_format_means_and_each_number_is_the_nearest(
     name: str, family: str, tmp_path: Path
 ) -> None:
     model, out = save(tmp_path / "in", family), tmp_path / "out"
@@ -96,8 +102,7 @@ async def test_it_opens_as_what_the_format_means_and_each_number_is_the_nearest(
     kept = json.loads((tmp_path / "in" / "config.json").read_text())
     assert {key: said[key] for key in kept} == kept
     expected = tiny_models.greedy(model, tiny_models.PROMPT, 8)
-    async with Model.open(out, device="cpu") as ours:
-        output = await ours.generate(tiny_models.PROMPT, max_new_tokens=8, ignore_eos=True, logprobs=VOCABULARY_SIZE)
+    output = asyncio.run(answered(out))
     assert list(output.token_ids) == expected.token_ids
     for step, logprobs in enumerate(output.logprobs or ()):
         found = torch.tensor([logprobs[token_id] for token_id in range(VOCABULARY_SIZE)])

@@ -7,7 +7,7 @@ from pipeline.errors import ConfigError
 from pipeline.system.event_loop import run_async
 from pipeline.system.written_files import check_writable
 from pipeline.tools.commands.progress import LOADING, Progress
-from pipeline.tools.commands.prompt import chat_arguments, read_prompt
+from pipeline.tools.commands.prompt import chat_arguments, messages, read_prompt
 from pipeline.tools.commands.sampling import sampling_arguments
 
 
@@ -19,7 +19,8 @@ def run(options: argparse.Namespace) -> None:
     Config.from_arguments(options.settings)
     if options.trace is not None:
         check_writable(options.trace)
-    prompt = read_prompt(options)
+    text = read_prompt(options)
+    prompt = text if options.chat is None else messages(options, str(text))
     arguments |= chat_arguments(options)
     Progress().say(LOADING)
     from pipeline.tools.commands.run_prompt import run_prompt

@@ -18,7 +18,6 @@ from pipeline.generation.sequence import Chunk
 from pipeline.system.sizes import human_bytes
 from pipeline.tools.commands.answer import Answer
 from pipeline.tools.commands.progress import Progress
-from pipeline.tools.commands.prompt import messages
 from pipeline.tools.commands.run_lines import closing_lines, opening_lines
 from pipeline.tools.trace.perfetto import write_trace
 from pipeline.tools.trace.recording import Recording
@@ -26,8 +25,10 @@ from pipeline.tools.trace.recording import Recording
 REFRESH_SECONDS = 0.5
 
 
-async def run_prompt(options: argparse.Namespace, prompt: str | list[int], arguments: dict[str, Any]) -> None:
+async def run_prompt(options: argparse.Namespace, prompt: str | list[Any], arguments: dict[str, Any]) -> None:
     """Stream the text to stdout; say on stderr what was read, at what rate, and which resource bound the run.
+
+    The prompt is a text, token ids, or with --chat messages.
 
     When it is interrupted, it prints the same of what was done until then.
     """
@@ -53,11 +54,11 @@ async def run_prompt(options: argparse.Namespace, prompt: str | list[int], argum
 
 
 def _chunks(
-    model: Model, options: argparse.Namespace, prompt: str | list[int], arguments: dict[str, Any]
+    model: Model, options: argparse.Namespace, prompt: str | list[Any], arguments: dict[str, Any]
 ) -> AsyncGenerator[Chunk, None]:
-    if options.chat is None:
+    if options.chat is None or isinstance(prompt, str):
         return model.stream(prompt, **arguments)
-    return model.stream_chat(messages(options, str(prompt)), **arguments)
+    return model.stream_chat(prompt, **arguments)
 
 
 def _tell(model: Model, answer: Answer, before: ModelStatistics, arguments: dict[str, Any], *, as_json: bool) -> None:

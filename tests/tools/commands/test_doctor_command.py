@@ -75,12 +75,12 @@ def test_deep_compares_three_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_deep_fails_when_outputs_differ(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     async def differ(folder: Path, settings: dict[str, Any], say: Callable[[str], None]) -> list[Check]:
-        assert (folder, settings) == (BUNDLED, {"device": "cpu", "host_memory": "2GB"})
+        assert (folder, settings) == (BUNDLED, {"device": "cpu", "host_memory": "6GB"})
         say("resident: token 3 of 16")
         return [Check("streamed", "good", "16 tokens"), Check("resident", "bad", "differs", "report it")]
 
     monkeypatch.setattr(outputs, "check_outputs", differ)
-    assert main(["doctor", "--deep", str(BUNDLED), "--device", "cpu", "--host-memory", "2GB"]) == 1
+    assert main(["doctor", "--deep", str(BUNDLED), "--device", "cpu", "--host-memory", "6GB"]) == 1
     captured = capsys.readouterr()
     assert captured.out.endswith("bad   resident       differs\n                     -> report it\n")
     assert "resident: token 3 of 16\n" in captured.err

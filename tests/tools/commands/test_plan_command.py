@@ -165,7 +165,7 @@ def test_the_plan_says_what_one_request_at_a_time_has(capsys: pytest.CaptureFixt
     shared, alone = told(), told("--set", "max_requests=1")
     told_seconds = shared["otherwise"].pop(ALONE)["pass_seconds"]
     assert told_seconds == pytest.approx(alone["pass_seconds"], rel=0.05), "but for what the process has taken since"
-    assert told_seconds < 0.7 * shared["pass_seconds"]
+    assert told_seconds < 0.8 * shared["pass_seconds"]
     assert set(shared["otherwise"]) == set(alone["otherwise"]) == {"1 GB more of host memory", "4 tokens per pass"}
     assert ALONE not in told("--batch-tokens", "2")["otherwise"], "of which one at least is another's, or of a prompt"
 

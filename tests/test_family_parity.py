@@ -85,7 +85,7 @@ def test_bits_do_not_depend_on_how_a_model_is_run(name: str, way: str, folders: 
     settings = {"device": "cpu-copy", "max_tokens_per_pass": 5, **WAYS[way]}
     if "kv" in way:
         sizes = {"context_tokens": 112, "kv_tokens": 448, "max_requests": 4}
-        settings = settings_with_room(folders / name, tmp_path, device_layers=2, host_layers=1, **sizes, **settings)
+        settings = settings_with_room(folders / name, tmp_path, device_layers=2, host_layers=2, **sizes, **settings)
     assert asyncio.run(generated(folders / name, **settings)) == whole(folders / name)
 
 

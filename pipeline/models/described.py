@@ -68,6 +68,9 @@ def described(settings: JsonObject) -> Described:
     family = _family(text.text("model_type"))
     if not isinstance(family, Family):
         raise unsupported(text, "model_type")
+    for key in found.ignored:  # whether the model was trained with it cannot be told
+        if text.get(key) is not None:
+            raise unsupported(text, key)
     return Described(family, text.with_absent(family.absent), settings, found)
 
 

@@ -57,6 +57,17 @@ def test_what_is_wrong_inside_is_refused_by_its_place(text: Any, message: str) -
         parsed(text)
 
 
+def test_what_a_text_model_computes_alone_but_not_inside_another_is_refused_there() -> None:
+    """transformers leaves the cap of Gemma 3 out inside a model that sees."""
+    text = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "final_logit_softcapping": 9.0}
+    alone = parse_config(JsonObject("config.json", {"model_type": "gemma3_text", **text}))
+    assert alone.outside.logits_softcap == 9
+    whole = {"model_type": "gemma3", "text_config": text}
+    with pytest.raises(ConfigError, match="text_config: final_logit_softcapping: need a model that is supported"):
+        parse_config(JsonObject("config.json", whole))
+    parse_config(JsonObject("config.json", {**whole, "text_config": changed(text, final_logit_softcapping=ABSENT)}))
+
+
 @pytest.mark.parametrize(
     "skipped",
     [

@@ -30,10 +30,12 @@ class Wrapper:
     """A model that sees or hears, by the `model_type` and the class that config.json names.
 
     Its text model is described by `text_config`, which may be of one of the families `texts`, and is of the first where
-    it names none. `tied` is what transformers assumes where config.json says nothing about tie_word_embeddings.
+    it names none. `tied` is what transformers assumes where config.json says nothing about tie_word_embeddings. With
+    the keys in `ignored` a text model computes alone, but not in there.
     """
 
     name: str
     architecture: str
     texts: tuple[str, ...]
     tied: bool
+    ignored: frozenset[str] = frozenset()

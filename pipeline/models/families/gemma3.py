@@ -49,4 +49,10 @@ FAMILY = Family(
     layers=layers,
     outside=gemma2.outside,
 )
-WRAPPER = Wrapper(name="gemma3", architecture="Gemma3ForConditionalGeneration", texts=("gemma3_text",), tied=True)
+WRAPPER = Wrapper(
+    name="gemma3",
+    architecture="Gemma3ForConditionalGeneration",
+    texts=("gemma3_text",),
+    tied=True,
+    ignored=frozenset({"final_logit_softcapping"}),
+)

@@ -3,6 +3,7 @@
 import gc
 import time
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,15 @@ def test_a_limit_that_holds_a_model_once_holds_it_again(tmp_path: Path) -> None:
     assert open_in_turn(tmp_path / "other", "cpu") == ""
 
 
+@pytest.fixture
+def quick_collections() -> Iterator[None]:
+    """Let collections of garbage visit what is made from now on: what other tests have left takes them 0.4 s."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("quick_collections")
 async def test_a_closed_model_holds_little_memory_where_it_is_kept_and_none_where_it_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -149,7 +149,7 @@ class _Draw:
         return self._encoded.pop(name)
 
     def _same(self, spec: TensorSpec) -> float | None:
-        """What a norm stores of 1, and a scalar; None of what is drawn."""
+        """Return what a norm stores of 1, and a scalar; None of what is drawn."""
         if spec.short in ("norm", "norm_after", "q_norm", "k_norm"):
             return 0.0 if self._norm_style == "plus_one" else 1.0
         return 1.0 if spec.short in ("gated_norm", "scalar") else None

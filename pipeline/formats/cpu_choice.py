@@ -46,7 +46,7 @@ def kernels() -> ModuleType | None:
 
 
 def products(x_TD: torch.Tensor) -> ModuleType | None:
-    """What multiplies rows like these by quantised matrices; None where torch does, since a CPU or numba lacks it."""
+    """Return what multiplies rows like these by quantised matrices; None where a CPU or numba lacks it."""
     if kernels() is None:
         return None
     from pipeline.formats import cpu_products

@@ -104,7 +104,7 @@ def _kernel(encoded: Encoded, dtype: torch.dtype) -> tuple[Callable[..., None], 
 
 
 def _vector_rounds(encoded: Encoded, dtype: torch.dtype) -> int | None:
-    """What rounds, of `cpu_vectors.ROUNDS`; None where the matrix is not decoded by vectors."""
+    """Return what rounds, of `cpu_vectors.ROUNDS`; None where the matrix is not decoded by vectors."""
     names = [str(one).removeprefix("torch.") for one in (encoded.rounds_to, dtype)]
     rounds = tuple(name for name in dict.fromkeys(names) if name != "float32")
     fits = encoded.kind not in BYTEWISE and encoded.order is None and encoded.group % (2 * cpu_vectors.BYTES) == 0

@@ -11,7 +11,7 @@ import torch
 
 @functools.cache
 def early(device: torch.device) -> dict[str, bool]:
-    """What a kernel with a constant EARLY is launched with."""
+    """Return what a kernel with a constant EARLY is launched with."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0):
         return {"EARLY": True, "launch_pdl": True}
     return {"EARLY": False}

@@ -46,7 +46,7 @@ def all_rows(part: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 def _by_rows(matrix: Encoded) -> tuple[torch.Tensor | None, ...]:
-    """What has rows of its own for each matrix."""
+    """Return what has rows of its own for each matrix."""
     return matrix.numbers, matrix.scales, matrix.zeros if isinstance(matrix.zeros, torch.Tensor) else None
 
 

@@ -21,7 +21,7 @@ TEXT_PREFIX, NESTED_PREFIX = PREFIXES[:2]
 
 
 def bare_name(name: str) -> str:
-    """What stands behind the prefix."""
+    """Return what stands behind the prefix."""
     return name.removeprefix(max((one for one in PREFIXES if name.startswith(one)), key=len))
 
 

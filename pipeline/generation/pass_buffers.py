@@ -81,5 +81,5 @@ class PassBuffers:
 
 
 def _items(rope: Rope) -> int:
-    """What a row of its table has."""
+    """Return what a row of its table has."""
     return 2 * rope.channels + (rope.query_growth is not None)

@@ -49,7 +49,7 @@ def attention_half(
 
 
 def attention_launches(layer: Layer, kv: LayerKV | LayerState, rows: Rows) -> Hashable:
-    """What the launches of `attention_half` depend on beside the number of rows; None if on more than can be told."""
+    """Return what launches of `attention_half` depend on beside the rows; None if on more than can be told."""
     match layer.mixer, kv:
         case Attention() as kind, LayerKV():
             return launches(kind, kv, rows)

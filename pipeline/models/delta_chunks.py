@@ -37,7 +37,7 @@ class DeltaRule:
 
     @classmethod
     def of(cls, kind: DeltaNet, weights: Weights, dtype: torch.dtype, norm_epsilon: float) -> Self:
-        """Of the weights of a layer, which are rounded to the dtype that is computed in, as matrices are."""
+        """Take them from the weights of a layer, rounded to the dtype that is computed in, as matrices are."""
         conv_W1R, log_rates_H, rate_biases_H, norm_V = (
             weights.tensors[short].to(dtype).float() for short in ("conv", "rates", "rate_biases", "gated_norm")
         )
@@ -45,7 +45,7 @@ class DeltaRule:
         return cls(kind, dtype, conv_RW, -log_rates_H.exp(), rate_biases_H, norm_V, norm_epsilon)
 
     def compute(self, rows: DeltaInputs, real: int, matrix_KIN: torch.Tensor, *, moves: bool) -> torch.Tensor:
-        """What comes out for the tokens of a chunk, [C, H * V], of which the first `real` are there.
+        """Return what comes out for the tokens of a chunk, [C, H * V], of which the first `real` are there.
 
         `rows` has the tokens before it as well for the convolution, [R - 1 + C, W]. The matrix [K, I, G * V] is
         changed if the chunk `moves` it.
@@ -120,5 +120,5 @@ def _silu(x: torch.Tensor) -> torch.Tensor:
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:
-    """Of length one over the last axis."""
+    """Scale the last axis to length one."""
     return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + L2_EPSILON)

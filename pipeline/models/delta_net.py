@@ -37,7 +37,7 @@ def mix(
 def mix_projected(
     kind: DeltaNet, weights: Weights, inputs: DeltaInputs, state: LayerState, rows: Rows, norm_epsilon: float
 ) -> torch.Tensor:
-    """What comes out for what was projected, before the last projection, [T, N]."""
+    """Return what comes out for what was projected, before the last projection, [T, N]."""
     device, dtype = inputs.gates.device, inputs.gates.dtype
     if kernels := _kernels(device, dtype, kind):
         fused_TN: torch.Tensor = kernels.mix(kind, weights, inputs, state, rows, norm_epsilon)
@@ -54,7 +54,7 @@ def mix_projected(
 def zeros_for(
     kind: DeltaNet, device: torch.device, dtype: torch.dtype, count: int
 ) -> tuple[Weights, DeltaInputs, LayerState]:
-    """What `mix_projected` takes of a layer and of so many tokens, to try it with; the state has two slots."""
+    """Return what `mix_projected` takes of a layer and of so many tokens, to try it with; the state has two slots."""
     zeros = functools.partial(torch.zeros, dtype=dtype, device=device)
     parts = StateParts.of(kind, dtype, carries=device.type != "cuda")
     state = parts.view(torch.zeros(2, parts.nbytes, dtype=torch.uint8, device=device))
@@ -64,14 +64,14 @@ def zeros_for(
 
 
 def launches(kind: DeltaNet, state: LayerState) -> Hashable:
-    """What the launches of `mix` depend on beside the number of rows; None if on more than can be told."""
+    """Return what the launches of `mix` depend on beside the number of rows; None if on more than can be told."""
     matrices = state.matrices
     return matrices.data_ptr() if _kernels(matrices.device, state.inputs.dtype, kind) else None
 
 
 @functools.cache
 def _kernels(device: torch.device, dtype: torch.dtype, kind: DeltaNet) -> ModuleType | None:
-    """What computes all rows at once, where this is a GPU for which Triton compiles it."""
+    """Return what computes all rows at once, where this is a GPU for which Triton compiles it."""
     return kernels_of("pipeline.models.fused_delta", device, "delta nets run request by request", dtype, kind)
 
 
@@ -82,7 +82,7 @@ def scratch_bytes(kind: DeltaNet) -> int:
 
 
 def project(kind: DeltaNet, weights: Weights, normed_TD: torch.Tensor) -> DeltaInputs:
-    """What the tokens bring. Where matrices are grouped, each key head has its rows together, and its value heads'."""
+    """Return what tokens bring. In grouped matrices each key head has its rows together, and its value heads'."""
     if not kind.grouped:
         inputs_TW, output_gate_TN, writing_TH, keeping_TH = (
             weights.project(short, normed_TD) for short in ("qkv", "z", "b", "a")

@@ -36,7 +36,7 @@ class StatePart:
 
     @property
     def nbytes(self) -> int:
-        """What it takes of a slot."""
+        """Return what it takes of a slot."""
         return -(-math.prod(self.shape) * self.dtype.itemsize // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 

@@ -35,7 +35,7 @@ class Described:
 
     @property
     def prefix(self) -> str:
-        """What stands before the names of the decoder's tensors."""
+        """Return what stands before the names of the decoder's tensors."""
         return NESTED_PREFIX if self.wrapper else TEXT_PREFIX
 
     def saying(self, *keys: str) -> JsonObject:

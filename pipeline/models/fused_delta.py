@@ -31,7 +31,7 @@ def try_out(device: torch.device, dtype: torch.dtype, kind: DeltaNet) -> None:
 def mix(
     kind: DeltaNet, weights: Weights, inputs: DeltaInputs, state: LayerState, rows: Rows, norm_epsilon: float
 ) -> torch.Tensor:
-    """What comes out for each row, before the last projection; zeros where a row has no token."""
+    """Return what comes out for each row, before the last projection; zeros where a row has no token."""
     count, group = len(inputs.gates), kind.value_heads // kind.key_heads
     mixed_TW, out_TN = torch.empty_like(inputs.conv), torch.empty_like(inputs.output_gate)
     scalars = torch.empty(count, 2 * kind.value_heads + 3 * kind.key_heads, device=inputs.gates.device)

@@ -71,7 +71,7 @@ class Attention:
         return {**{short: (count, hidden_size) for short, count in rows.items()}, "o": (hidden_size, queries)}
 
     def vectors(self, module: str) -> Iterator[TensorSpec]:
-        """What it has beside matrices and their biases."""
+        """Return what it has beside matrices and their biases."""
         if self.query_key_norms is not None:
             for short, heads in (("q", self.heads), ("k", self.kv_heads)):
                 items = self.head_dim if self.query_key_norms == "heads" else heads * self.head_dim
@@ -113,7 +113,7 @@ class DeltaNet:
         yield TensorSpec("o", f"{module}.out_proj.weight", (hidden_size, values))
 
     def vectors(self, module: str) -> Iterator[TensorSpec]:
-        """What it has beside matrices."""
+        """Return what it has beside matrices."""
         yield TensorSpec("conv", f"{module}.conv1d.weight", (self.channels, 1, self.kernel))
         yield TensorSpec("rates", f"{module}.A_log", (self.value_heads,))
         yield TensorSpec("rate_biases", f"{module}.dt_bias", (self.value_heads,))

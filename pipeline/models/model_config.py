@@ -171,7 +171,7 @@ def _refuse_unsupported(settings: JsonObject) -> None:
 
 
 def _layers(settings: JsonObject, family: Family) -> tuple[Layer, ...]:
-    """What each layer is made of. What the family does not follow is refused."""
+    """Return what each layer is made of. What the family does not follow is refused."""
     layers = made_layers(family, settings, settings.count("num_hidden_layers", at_most=MAX_LAYERS))
     kinds = [SLIDING if isinstance(one.mixer, Attention) and one.mixer.window else FULL for one in layers]
     if settings.get("layer_types") and "layer_types" not in family.follows and settings.get("layer_types") != kinds:
@@ -185,7 +185,7 @@ def _layers(settings: JsonObject, family: Family) -> tuple[Layer, ...]:
 
 
 def _max_positions(settings: JsonObject, layers: Sequence[Layer]) -> int:
-    """What the rope makes of it that config.json says; where several are, they say of the whole."""
+    """Return what the rope makes of it that config.json says; where several are, they say of the whole."""
     stated = settings.count("max_position_embeddings")
     ropes = {one.mixer.rope for one in layers if isinstance(one.mixer, Attention) and one.mixer.rope}
     return min((stretched(stated, rope.scaling) for rope in ropes), default=stated)

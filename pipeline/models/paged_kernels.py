@@ -146,7 +146,7 @@ def merge(parts, weights, sinks, mixed, numbers, first_answer, count, WINDOW: tl
 
 @triton.jit
 def sink_of(sinks, head, most_M):
-    """What the logit of a head adds to sums that are relative to their highest score."""
+    """Return what the logit of a head adds to sums that are relative to their highest score."""
     return tl.exp2(tl.load(sinks + head).to(tl.float32) * 1.4426950408889634 - most_M)
 
 

@@ -52,7 +52,7 @@ def attend_all(
 
 
 def launches(kind: Attention, kv: LayerKV, rows: Rows) -> Hashable:
-    """What the launches of `attend_all` depend on beside the number of rows; None if on more than can be told."""
+    """Return what launches of `attend_all` depend on beside the rows; None if on more than can be told."""
     is_fixed = not rows.tiles and _kernels(kv.memory.device, kv.memory.dtype, kind)
     return (kv.memory.data_ptr(), rows.parts) if is_fixed else None
 
@@ -74,7 +74,7 @@ def scratch_bytes(kind: Attention, device: torch.device, dtype: torch.dtype, row
 
 @functools.cache
 def _kernels(device: torch.device, dtype: torch.dtype, kind: Attention) -> ModuleType | None:
-    """What computes all rows at once, where this is a GPU for which Triton compiles it."""
+    """Return what computes all rows at once, where this is a GPU for which Triton compiles it."""
     return kernels_of("pipeline.models.paged_attention", device, "attention runs request by request", dtype, kind)
 
 

@@ -105,6 +105,6 @@ def rope_length(rope: Rope, tokens: int) -> int:
 
 
 def attention_factor(rope: Rope) -> float:
-    """What sines and cosines are multiplied by."""
+    """Return what sines and cosines are multiplied by."""
     scaling = rope.scaling
     return scaling.attention_factor if isinstance(scaling, YarnScaling | LongScaling) else 1.0

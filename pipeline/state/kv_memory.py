@@ -53,7 +53,7 @@ class KvMemory:
             self.spill = SpillFile(Path(folder), spilled_bytes)
 
     def view(self, layer: int, message: Message[Slot] | None) -> LayerKV | LayerState:
-        """What a layer keeps between passes: in the slot of its message, or, without one, where they stay."""
+        """Return what a layer keeps between passes: in the slot of its message, or, without one, where they stay."""
         return self._staying[layer] if message is None else self.layouts[layer].view(message.at.buffer.tensor)
 
     def close(self) -> None:

@@ -141,7 +141,7 @@ class PrefixCache:
 
 
 def _usable(states: StateSlots, sequence: CachedSequence, known: int) -> int:
-    """Of so many known blocks, the first ones up to the last behind which there is a snapshot."""
+    """Return how many of the first known blocks can be used: up to the last with a snapshot behind it."""
     counts = range(known, 0, -1)
     return next((count for count in counts if states.knows(sequence.digests[count - 1])), 0)
 

@@ -48,7 +48,7 @@ class StateLayout:
 
     @property
     def contents(self) -> dict[str, int]:
-        """Of sequences that run, and of beginnings that others can share."""
+        """It holds states of sequences that run, and of beginnings that others can share."""
         return {"recurrent state": self.pass_bytes, "state snapshots": self.snapshots * self.cell_bytes}
 
     def view(self, memory: torch.Tensor) -> LayerState:

@@ -93,7 +93,7 @@ def _ranks(
 
 
 def _marking(document: dict[str, Any]) -> tuple[Callable[[str], str], Callable[[str, bool], str] | None, bool]:
-    """What is done to a text before and after added tokens are looked for in it, and whether spaces split it."""
+    """Return what is done to a text before and after added tokens are looked for in it, and whether spaces split it."""
     normalizers, before = steps(document, "normalizer"), steps(document, "pre_tokenizer")
     if before and before[0]["type"] == "Metaspace" and not normalizers and len(before) == 1:
         return str, *_metaspace(before[0])

@@ -12,7 +12,7 @@ from pipeline.models.supported import unsupported
 
 
 def layers(settings: JsonObject, count: int) -> tuple[Layer, ...]:
-    """Of two kinds; full attention every sixth time, or as `sliding_window_pattern` says."""
+    """They are of two kinds, with full attention every sixth time, or as `sliding_window_pattern` says."""
     if settings.get("attn_logit_softcapping") is not None:  # transformers reads it, and computes without it
         raise unsupported(settings, "attn_logit_softcapping")
     pattern = settings.count("sliding_window_pattern")

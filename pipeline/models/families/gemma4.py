@@ -18,7 +18,7 @@ OF_A_LAYER = {"head_dim", "num_key_value_heads"}
 
 
 def layers(settings: JsonObject, count: int) -> tuple[Layer, ...]:
-    """Of two kinds, the last with full attention, whatever config.json says."""
+    """They are of two kinds, and the last has full attention, whatever config.json says."""
     for key in REFUSED:
         if settings.get(key):
             raise unsupported(settings, key)
@@ -44,7 +44,7 @@ def _layer(settings: JsonObject, kind: str, index: int) -> Layer:
 
 
 def _of_layer(settings: JsonObject, kind: str, index: int) -> Mapping[str, object]:
-    """What differs from the other layers: transformers saves it by layer, published files by kind."""
+    """Return what differs from the other layers: transformers saves it by layer, published files by kind."""
     if settings.get("per_layer_config") is not None:
         own = settings.section("per_layer_config").section(str(index))
         if other := own.values.keys() - OF_A_LAYER:

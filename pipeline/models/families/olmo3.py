@@ -11,7 +11,7 @@ from pipeline.models.rope_settings import FULL, SLIDING
 
 
 def layers(settings: JsonObject, count: int) -> tuple[Layer, ...]:
-    """Of two kinds."""
+    """They are of two kinds."""
     assumed = [SLIDING if (index + 1) % 4 else FULL for index in range(count)]
     kinds = read_kinds(settings, assumed, (FULL, SLIDING))
     window = settings.count("sliding_window")

@@ -56,7 +56,7 @@ def check_installed() -> None:
 
 
 def remark(folder: Path) -> str:
-    """What else than ours it runs of a checkpoint; empty where that is nothing."""
+    """Return what else than ours it runs of a checkpoint; empty where that is nothing."""
     if not read_config(folder).quantization.rules:
         return ""
     return (

@@ -61,11 +61,12 @@ async def test_a_chat_that_cannot_be_answered_says_why_and_others_go_on(model: M
 
 
 async def test_without_a_whole_template_only_chats_fail(tmp_path: Path) -> None:
-    async with Model.open(device="cpu") as model:
+    shutil.copytree(BUNDLED, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").unlink()
+    async with Model.open(tmp_path / "model", device="cpu") as model:
         says = r"need a chat template \(chat_template\.jinja, or .* in tokenizer_config\.json\), have none; give the te"
         with pytest.raises(RequestError, match=says):
             await model.chat(CHAT)
-    shutil.copytree(BUNDLED, tmp_path / "model")
     (tmp_path / "model" / "chat_template.jinja").write_text("a\n{% if %}")
     async with Model.open(tmp_path / "model", device="cpu") as model:
         with pytest.raises(CheckpointError, match=r"chat_template\.jinja: line 2 is in no chat template"):

@@ -133,7 +133,8 @@ At temperature 0.7; the first line was given.
 It writes text that looks like the standard library, not programs that work; it knows no facts, follows no instructions
 and speaks no language but what comments and docstrings hold. It may repeat passages of its training files. Held-out
 files come from the same library as the training files, and resemble them more than other code does. Use it to try the
-pipeline, not for what it says.
+pipeline, not for what it says. Its chat template makes one source of all messages, whatever their roles: a message such
+as `def fibonacci(n):` is continued.
 """
 
 

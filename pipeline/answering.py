@@ -11,7 +11,7 @@ from pipeline.generation.build import ModelRuntime
 from pipeline.generation.folder import no_tokenizer
 from pipeline.generation.parameters import SamplingParameters
 from pipeline.generation.requests import CHAT_OPTIONS, Call, CallArguments, CallOptions, ChatArguments
-from pipeline.generation.sequence import MOST_UNREAD, Chunk, Output, RunningSequence
+from pipeline.generation.sequence import MOST_UNREAD, Chunk, Output, RunningSequence, chunks_of, outputs_of
 from pipeline.system.limits import limits_named
 from pipeline.system.signatures import shows
 from pipeline.text.chat import Chat, ChatOptions, Messages
@@ -73,8 +73,13 @@ class Answering:
         return await self._outputs(prompt, {**arguments, "n": n})
 
     @shows(SamplingParameters, CallOptions)
-    def stream(self, prompt: Prompt, **arguments: Unpack[CallArguments]) -> AsyncGenerator[Chunk, None]:
+    def stream(
+        self, prompt: Prompt, *, n: int | None = None, **arguments: Unpack[CallArguments]
+    ) -> AsyncGenerator[Chunk, None]:
         """Continue a prompt as `generate` does, giving one chunk per token as soon as it is known.
+
+        With `n`, chunks of all samples come as they are known, each with the `index` of its sample; when a sample
+        fails, so does the stream.
 
         While 64 chunks are not read the request pauses; it goes on, with the same tokens, when some have been. A wait
         for a chunk that is cancelled or timed out ends the stream, as it does every asynchronous generator.
@@ -82,7 +87,7 @@ class Answering:
         Arguments, and what a glance at the prompt shows, are refused at the call; what only its tokens show (that a
         text has too many, ids behind the first 16,384) when the first chunk is asked for.
         """
-        return self._chunks(prompt, arguments)
+        return self._chunks(prompt, {**arguments, "n": n})
 
     @overload
     async def chat(self, messages: Messages, *, n: None = None, **arguments: Unpack[ChatArguments]) -> Output: ...
@@ -108,12 +113,15 @@ class Answering:
         return await self._outputs(chat, {**others, "n": n})
 
     @shows(SamplingParameters, CallOptions, ChatOptions)
-    def stream_chat(self, messages: Messages, **arguments: Unpack[ChatArguments]) -> AsyncGenerator[Chunk, None]:
+    def stream_chat(
+        self, messages: Messages, *, n: int | None = None, **arguments: Unpack[ChatArguments]
+    ) -> AsyncGenerator[Chunk, None]:
         """Answer chat messages as `chat` does, giving chunks as `stream` does.
 
         Messages and arguments are refused at the call; what their template finds when the first chunk is asked for.
         """
-        return self._chunks(*self._chat(messages, arguments))
+        chat, others = self._chat(messages, arguments)
+        return self._chunks(chat, {**others, "n": n})
 
     def _call(self, prompt: Prompt | Chat, arguments: Mapping[str, object]) -> Call:
         if self._refuses:
@@ -133,18 +141,17 @@ class Answering:
     async def _outputs(self, prompt: Prompt | Chat, arguments: Mapping[str, object]) -> Output | list[Output]:
         self._runtime.admission.batcher.check_room(1)
         async with self._serving(self._call(prompt, arguments)) as sequences:
-            outputs = [await sequence.output() for sequence in sequences]
+            outputs = await outputs_of(sequences)
         return outputs[0] if arguments["n"] is None else outputs
 
     def _chunks(self, prompt: Prompt | Chat, arguments: Mapping[str, object]) -> AsyncGenerator[Chunk, None]:
-        if arguments.get("n") is not None:
-            raise RequestError("n: a stream has one sample; leave it out, or call generate")
         self._runtime.admission.batcher.check_room(1)
         return self._stream(self._call(prompt, arguments))
 
     async def _stream(self, call: Call) -> AsyncGenerator[Chunk, None]:
-        async with self._serving(call) as [sequence], contextlib.aclosing(sequence.chunks()) as chunks:
-            sequence.most_unread = MOST_UNREAD
+        async with self._serving(call) as sequences, contextlib.aclosing(chunks_of(sequences)) as chunks:
+            for sequence in sequences:
+                sequence.most_unread = MOST_UNREAD
             async for chunk in chunks:
                 self._runtime.admission.resume()
                 yield chunk

@@ -49,7 +49,7 @@ RIGHT = [
     "answer: Output = await model.chat([{'role': 'user', 'content': 'a'}], tools=[{}], max_tokens=4)",
     "answers: list[Output] = await model.chat([], n=2, chat_template_kwargs={'enable_thinking': False})",
     "pieces: list[Chunk] = [chunk async for chunk in model.stream_chat([], documents=[{}], temperature=0.5)]",
-    "chunks: list[Chunk] = [chunk async for chunk in model.stream('text', temperature=0.5, min_p=0.1)]",
+    "chunks: list[Chunk] = [chunk async for chunk in model.stream('text', n=2, temperature=0.5, min_p=0.1)]",
     "async with Model.open() as other, other.report('a.html'): await other.aclose(drain=True)",
 ]
 MISTAKES = [
@@ -83,7 +83,7 @@ MISTAKES = [
     "await model.generate('text', gpu_groups=4)",
     "(await model.generate('text', n=2)).text",
     "model.generate('text').text",
-    "[chunk async for chunk in model.stream('text', n=2)]",
+    "[chunk async for chunk in model.stream('text', n='2')]",
     "[chunk async for chunk in model.stream('text', top_k=0.5)]",
     "[chunk async for chunk in model.stream('text', max_token=5)]",
     "await model.stream('text')",

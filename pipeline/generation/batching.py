@@ -186,6 +186,8 @@ class Batcher:
                 return {"kv_tokens": self._no_state}
             if not self.prefixes.admit(sequence):
                 return {"kv_tokens": functools.partial(self._no_room, sequence)}
+            if sequence.state == "waiting":
+                sequence.found_tokens = sequence.cached_tokens
             sequence.state = "running"
             self._waiting.remove(sequence)
             self._running.append(sequence)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from array import array
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias, cast
 
 from pipeline.errors import RequestError
@@ -28,24 +28,33 @@ ENDED: Final = ("finished", "cancelled", "failed")
 class Chunk:
     """What one pass added to a stream: one token, and the text that is complete now.
 
-    `finish_reason` is None but in the last chunk: "stop" or "length". `logprobs` maps token ids to log-probabilities.
+    `finish_reason` is None but in the last chunk of a sample: "stop" or "length". `logprobs` maps token ids to
+    log-probabilities. `index` says which of the samples of its call it continues. The prompt has `prompt_tokens`, of
+    which `cached_tokens` were found in KV blocks when the sample was admitted.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: str | None
     logprobs: dict[int, float] | None = None
+    index: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A finished request. `logprobs` has one entry per token of `token_ids`, or is None when none were asked for."""
+    """A finished request. `logprobs` has one entry per token of `token_ids`, or is None when none were asked for.
+
+    Of the prompt, `cached_tokens` were found in KV blocks; outputs that differ only in that are equal.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     prompt_token_ids: tuple[int, ...]
     finish_reason: str
     logprobs: tuple[dict[int, float], ...] | None
+    cached_tokens: int = field(default=0, compare=False)
 
 
 def _tuple_when_asked(kind: type, name: str) -> None:
@@ -58,13 +67,14 @@ _tuple_when_asked(Output, "prompt_token_ids")
 
 
 class RunningSequence:
-    """The state of one request: its tokens, how many of them are in the KV cache, and its unread chunks.
+    """The state of one sample: its tokens, how many of them are in the KV cache, and the unread chunks of its call.
 
     `state` says where it stands; whether it is `paused` or `held_back` is found anew for each pass. Of those that wait,
     the interrupted go first, then those with the lowest `priority`. `blocks` are the KV blocks that it holds, and it
     shares those that others of its `scope` can use, whose `digests` the prefix cache keeps here; in `held_state` are
     its slots of recurrent state, None while it has none. `earlier` are the
-    samples of its call before it. With `most_unread`, it pauses while so many chunks wait for a reader.
+    samples of its call before it. With `most_unread`, it pauses while so many chunks of its call wait for a reader.
+    `found_tokens` of its prompt were cached when it was first admitted.
     What is cached was rotated for `rope_length`, which `choose_rope_length` gives for a number of tokens. It chooses a
     token from the logits of the last `logit_rows` of the tokens that a pass computes of it; at most as many as a pass
     has room for.
@@ -85,7 +95,7 @@ class RunningSequence:
     ) -> None:
         self.prompt_ids = prompt_ids
         self.token_ids: list[int] = []
-        self.cached_tokens = 0
+        self.cached_tokens = self.found_tokens = 0
         self.blocks: list[int] = []
         self.held_state: HeldState | None = None
         self.digests: list[bytes] = []
@@ -103,7 +113,7 @@ class RunningSequence:
         self._detokenizer = detokenizer
         self.stop_strings: StopStrings = earlier[0].stop_strings if earlier else StopStrings(parameters.stop)
         self._stops = StopSearch(self.stop_strings)
-        self._chunks: asyncio.Queue[Chunk | BaseException] = asyncio.Queue()
+        self._unread: asyncio.Queue[Chunk | BaseException] = earlier[0]._unread if earlier else asyncio.Queue()
 
     @property
     def ended(self) -> bool:
@@ -113,7 +123,7 @@ class RunningSequence:
     @property
     def paused(self) -> bool:
         """Whether it waits until its caller has read some of its chunks."""
-        return not self.ended and self.most_unread is not None and self._chunks.qsize() >= self.most_unread
+        return not self.ended and self.most_unread is not None and self._unread.qsize() >= self.most_unread
 
     @property
     def active(self) -> bool:
@@ -203,40 +213,34 @@ class RunningSequence:
             rest, stopped = self._unfinished_text()
             text, reason = text + rest, "stop" if stopped else reason
             self.state = "finished"
-        self._chunks.put_nowait(Chunk(text, (choice.token_id,), reason, choice.logprobs))
+        prompt_tokens, index = len(self.prompt_ids), len(self._earlier)
+        chunk = Chunk(text, (choice.token_id,), reason, choice.logprobs, index, prompt_tokens, self.found_tokens)
+        self._unread.put_nowait(chunk)
 
     def fail(self, error: BaseException) -> None:
         """End the request with an error, which its caller gets."""
         if not self.ended:
             self.state = "failed"
-            self._chunks.put_nowait(error)
+            self._unread.put_nowait(error)
 
     def cancel(self) -> None:
         """End the request because its caller has gone."""
         if not self.ended:
             self.state = "cancelled"
 
-    async def chunks(self) -> AsyncGenerator[Chunk, None]:
-        """The chunks as they come, up to the one with a finish reason; raises what `fail` was given."""
-        while True:
-            chunk = await self._chunks.get()
-            if isinstance(chunk, BaseException):
-                raise chunk
-            yield chunk
-            if chunk.finish_reason is not None:
-                return
+    async def next_chunk(self) -> Chunk:
+        """The next chunk of any sample of its call; raises what `fail` was given."""
+        chunk = await self._unread.get()
+        if isinstance(chunk, BaseException):
+            raise chunk
+        return chunk
 
-    async def output(self) -> Output:
-        """The whole output, when it is there; raises what `fail` was given."""
-        text, reason = "", ""
-        logprobs: list[dict[int, float]] = []
-        async with contextlib.aclosing(self.chunks()) as chunks:
-            async for chunk in chunks:
-                text += chunk.text
-                logprobs += [chunk.logprobs] if chunk.logprobs is not None else []
-                reason = chunk.finish_reason or ""
+    def output(self, chunks: Sequence[Chunk]) -> Output:
+        """What its chunks are together."""
+        logprobs = tuple(chunk.logprobs for chunk in chunks if chunk.logprobs is not None)
         prompt_ids = cast("tuple[int, ...]", self.prompt_ids)  # any sequence: see `_tuple_when_asked`
-        return Output(text, tuple(self.token_ids), prompt_ids, reason, tuple(logprobs) if logprobs else None)
+        text, reason = "".join(chunk.text for chunk in chunks), chunks[-1].finish_reason or ""
+        return Output(text, tuple(self.token_ids), prompt_ids, reason, logprobs or None, self.found_tokens)
 
     def _unfinished_text(self) -> tuple[str, bool]:
         """The text that waited for more, now that nothing follows, and whether a stop string cut it."""
@@ -244,3 +248,21 @@ class RunningSequence:
             return "", False
         text, stopped = self._stops.push(self._detokenizer.flush())
         return (text, True) if stopped else (text + self._stops.flush(), False)
+
+
+async def chunks_of(samples: Sequence[RunningSequence]) -> AsyncGenerator[Chunk, None]:
+    """The chunks of all samples of a call as they come, up to their ends; raises what `fail` was given to one."""
+    left = len(samples)
+    while left:
+        chunk = await samples[0].next_chunk()
+        left -= chunk.finish_reason is not None
+        yield chunk
+
+
+async def outputs_of(samples: Sequence[RunningSequence]) -> list[Output]:
+    """The whole outputs of the samples of a call, when they are there; raises what `fail` was given to one."""
+    chunks: list[list[Chunk]] = [[] for _ in samples]
+    async with contextlib.aclosing(chunks_of(samples)) as stream:
+        async for chunk in stream:
+            chunks[chunk.index].append(chunk)
+    return [sample.output(own) for sample, own in zip(samples, chunks, strict=True)]

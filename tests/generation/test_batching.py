@@ -186,7 +186,7 @@ def test_only_those_whose_turn_has_come_are_told_each_with_an_error_of_its_own()
     compute(shared.next_pass(9))
     shared.fail(ERROR, those_that_run=True)
     assert [one.state for one in (running, other, waiting)] == ["failed", "failed", "waiting"]
-    errors = [one._chunks.get_nowait() for one in (running, other) if one._chunks.get_nowait()]
+    errors = [one._unread.get_nowait() for one in (running, other) if one._unread.get_nowait()]
     assert [str(error) for error in errors] == [str(ERROR)] * 2
     assert errors[0] is not errors[1]
     assert errors[0].__cause__ is errors[1].__cause__ is ERROR.__cause__  # type: ignore[union-attr]

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from pipeline import Model, RequestError
 from pipeline.generation.generation_pass import GenerationPass
 from pipeline.generation.parameters import SamplingParameters
-from pipeline.generation.sequence import RunningSequence
+from pipeline.generation.sequence import RunningSequence, outputs_of
 
 ROWS = {3: tiny_models.PROMPT, 1: tiny_models.PROMPT[:5], 2: tiny_models.PROMPT[3:9]}
 """The prompt of each sequence, by the rows of logits that it asks for."""
@@ -64,7 +64,7 @@ async def test_rows_of_several_positions_are_those_of_transformers(
         seen = watch(model)
         sequences = [sequence(model, prompt, rows) for rows, prompt in ROWS.items()]
         model.runtime.admission.submit(sequences)
-        outputs = [await one.output() for one in sequences]
+        outputs = [(await outputs_of([one]))[0] for one in sequences]
     for (rows, prompt), one, output in zip(ROWS.items(), sequences, outputs, strict=True):
         of_prompt, of_answer = seen[one]
         assert (len(of_prompt), len(of_answer)) == (rows, 1), "an answer brings one token"
@@ -79,7 +79,7 @@ async def test_requests_share_the_rows_of_a_pass(folder: Path) -> None:
         sequences = [sequence(model, prompt, rows) for rows, prompt in ROWS.items()]
         model.runtime.admission.submit(sequences)
         for one in sequences:
-            await one.output()
+            await outputs_of([one])
         assert model.runtime.program.passes == 4, "the second and third wait for the first"
         with pytest.raises(RequestError, match="logit_rows: need 4, have 3 with max_requests=3"):
             model.runtime.admission.submit([sequence(model, tiny_models.PROMPT, 4)])

@@ -6,7 +6,7 @@ from array import array
 import pytest
 
 from pipeline.generation.sampling import Choice, SamplingParameters
-from pipeline.generation.sequence import Chunk, RunningSequence
+from pipeline.generation.sequence import Chunk, RunningSequence, chunks_of
 from pipeline.text.detokenizer import ByteLevelDetokenizer
 
 EOS = 0
@@ -41,7 +41,7 @@ async def accepted(running: RunningSequence, *token_ids: int) -> list[Chunk]:
         running.accept(Choice(token_id, None))
     assert running.ended
     async with asyncio.timeout(30):
-        return [chunk async for chunk in running.chunks()]
+        return [chunk async for chunk in chunks_of([running])]
 
 
 def texts(chunks: list[Chunk]) -> list[str]:
@@ -57,11 +57,11 @@ async def test_every_token_is_a_chunk_and_the_end_of_text_has_no_text() -> None:
 
 async def test_a_chunk_is_there_as_soon_as_its_token_is() -> None:
     running = sequence()
-    chunks = running.chunks()
+    chunks = chunks_of([running])
     for token_id, text in ((1, "Hello"), (2, " world")):
         running.accept(Choice(token_id, {token_id: -0.5, 9: -1.0}))
         chunk = await anext(chunks)
-        assert chunk == Chunk(text, (token_id,), None, {token_id: -0.5, 9: -1.0})
+        assert chunk == Chunk(text, (token_id,), None, {token_id: -0.5, 9: -1.0}, prompt_tokens=1)
     waiting = asyncio.ensure_future(anext(chunks))
     await asyncio.sleep(0)
     assert not waiting.done()
@@ -116,7 +116,7 @@ async def test_a_stop_at_the_last_allowed_token_is_a_stop() -> None:
     assert (await accepted(sequence(2), 1, EOS))[-1].finish_reason == "stop"
     assert (await accepted(sequence(2, stop=("world",)), 1, 2))[-1].finish_reason == "stop"
     assert (await accepted(sequence(2), 1, 2))[-1].finish_reason == "length"
-    assert (await accepted(sequence(1), 1))[-1] == Chunk("Hello", (1,), "length")
+    assert (await accepted(sequence(1), 1))[-1] == Chunk("Hello", (1,), "length", prompt_tokens=1)
 
 
 async def test_without_a_detokenizer_tokens_come_without_text() -> None:
@@ -131,22 +131,22 @@ async def test_an_error_comes_after_the_chunks_before_it_and_ends_the_stream() -
     running.fail(error)
     assert running.ended
     running.fail(ValueError("a consequence"))
-    chunks = running.chunks()
+    chunks = chunks_of([running])
     assert (await anext(chunks)).text == "Hello"
     with pytest.raises(OSError, match="disk") as caught:
         await anext(chunks)
     assert caught.value is error
     with pytest.raises(StopAsyncIteration):
         await anext(chunks)
-    assert running._chunks.empty(), "only the first error"
+    assert running._unread.empty(), "only the first error"
 
 
 async def test_a_finished_request_cannot_fail_any_more() -> None:
     running = sequence(1)
     running.accept(Choice(1, None))
     running.fail(OSError("disk"))
-    assert [chunk.finish_reason async for chunk in running.chunks()] == ["length"]
-    assert running._chunks.empty()
+    assert [chunk.finish_reason async for chunk in chunks_of([running])] == ["length"]
+    assert running._unread.empty()
 
 
 def test_a_prompt_longer_than_a_pass_waits_in_parts_then_token_by_token() -> None:

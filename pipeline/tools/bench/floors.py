@@ -19,7 +19,7 @@ from pipeline.errors import RequestError
 from pipeline.generation.build import ModelRuntime, build
 from pipeline.generation.generation_pass import GenerationPass
 from pipeline.generation.parameters import SamplingParameters
-from pipeline.generation.sequence import RunningSequence
+from pipeline.generation.sequence import RunningSequence, chunks_of
 from pipeline.system.host_memory import available_host_bytes
 
 
@@ -182,7 +182,7 @@ class Floors:
 
     async def sequential(self, prompt: list[int], new_tokens: int) -> AsyncIterator[tuple[float, int]]:
         """Decode in such passes, which read every group; yield the seconds of each pass, and its token."""
-        chunks = self._submit(prompt, new_tokens).chunks()
+        chunks = chunks_of([self._submit(prompt, new_tokens)])
         for _ in range(new_tokens):
             started = time.perf_counter()
             await self._sequential_pass({})

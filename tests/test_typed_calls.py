@@ -134,7 +134,7 @@ def test_the_types_of_arguments_are_those_of_their_fields_and_none() -> None:
     fields = {**typing.get_type_hints(SamplingParameters), **typing.get_type_hints(CallOptions)}
     wanted = {name: accepted(name, hint) | None for name, hint in fields.items()}
     wanted |= {alias: wanted[name] for alias, name in ALIASES.items()}
-    del wanted["n"]  # a parameter of `generate`, which has other results with it
+    del wanted["n"]  # a parameter of its own, as `generate` has other results with it
     assert typing.get_type_hints(CallArguments) == wanted
 
 
@@ -142,9 +142,9 @@ def test_help_and_notebooks_see_each_argument_and_its_default() -> None:
     shown = inspect.signature(Model.open).parameters
     defaults = {one.name: getattr(Config(), one.name) for one in dataclasses.fields(Config)}
     assert {name: one.default for name, one in shown.items()} == {"path": None, "trace": None, **defaults}
-    for call, own in ((Model.generate, ["self", "prompt", "n"]), (Model.stream, ["self", "prompt"])):
+    for call in (Model.generate, Model.stream):
         shown = inspect.signature(call).parameters
-        assert list(shown) == [*own, *typing.get_type_hints(CallArguments)]
+        assert list(shown) == ["self", "prompt", "n", *typing.get_type_hints(CallArguments)]
         assert (shown["temperature"].default, shown["priority"].default) == (0.0, 0)
     assert not inspect.iscoroutinefunction(Model.stream)
     assert inspect.iscoroutinefunction(Model.generate)

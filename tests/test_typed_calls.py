@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -38,6 +38,7 @@ RIGHT = [
     "output: Output = await model.generate('text', max_new_tokens=4, temperature=1, top_p=0.9, seed=1, stop='a')",
     "outputs: list[Output] = await model.generate('text', n=4, priority=-1, cache_scope='a', stop=['a', 'b'])",
     "await model.generate([1, 2], stop_token_ids=(1, 2), bad_words_ids=[[1], [2, 3]], logprobs=None, max_tokens=3)",
+    "await model.generate(ids, logit_bias={1: -100, 2: 0.5}, min_new_tokens=2)",
     "await model.generate(ids, **arguments)",
     "await model.generate((1, 2), forced_eos_token_id=3, suppress_tokens=ids)",
     "await model.generate(range(3), ignore_eos=True)",
@@ -152,6 +153,8 @@ def test_help_and_notebooks_see_each_argument_and_its_default() -> None:
 
 def accepted(name: str, hint: typing.Any) -> typing.Any:
     """What a call may give where a field holds `hint`: any sequence for a tuple, and what stands for one of one."""
+    if name == "logit_bias":
+        return Mapping[int, float]
     if typing.get_origin(hint) is not tuple:
         return hint
     alone = {"stop": str, "forced_bos_token_id": int, "forced_eos_token_id": int}.get(name)

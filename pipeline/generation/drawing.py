@@ -6,7 +6,8 @@ Shape letters: R rows, V vocabulary, P the same in whole blocks, B blocks of T t
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -120,6 +121,19 @@ def choose(
     if not filters.greedy:
         chosen_R1 = draw(scratch, rows, settings, filters)
     return torch.cat([likely_R1.double(), logit_R1.double(), chosen_R1.double(), score_R1.double()], -1)
+
+
+@contextmanager
+def biased(logits_LV: torch.Tensor, biases_2N: torch.Tensor) -> Iterator[None]:
+    """Add numbers to logits for a while: where each goes among all of them, then by how much."""
+    if not biases_2N.shape[1]:
+        yield
+        return
+    places_N = biases_2N[0].long()
+    logits_N = logits_LV.view(-1)[places_N]
+    logits_LV.view(-1)[places_N] = logits_N + biases_2N[1].float()
+    yield
+    logits_LV.view(-1)[places_N] = logits_N
 
 
 def log_probabilities(

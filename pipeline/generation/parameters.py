@@ -3,16 +3,25 @@
 Names and meanings are those of Hugging Face `generate` and of vLLM.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from inspect import iscoroutinefunction
 from itertools import islice
-from typing import Any, TypeAlias, TypedDict, TypeGuard
+from typing import Any, TypeAlias, TypedDict
 
 from pipeline.errors import RequestError, shown, unknown_name
+from pipeline.generation.argument_values import (
+    LARGEST_ID,
+    MOST_IDS,
+    are_ids,
+    as_python,
+    is_list,
+    is_number,
+    is_whole,
+    plain,
+)
 
-ALIASES = {"max_tokens": "max_new_tokens"}
-LARGEST_ID = 2**31 - 1
+ALIASES = {"max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens"}
 SEEDS = 2**64
 ANY_SEED = -1
 LOWEST_TEMPERATURE = 1e-4
@@ -20,11 +29,10 @@ LOWEST_TEMPERATURE = 1e-4
 MOST_STOPS = 16
 LONGEST_STOP = 1024
 MOST_LOGPROBS = 1000
-MOST_IDS = 1 << 18
-"""Ids in one argument: more than any vocabulary has."""
+MOST_BIASES = 1024
 MOST_WORDS = 4096
 LONGEST_WORD = 64
-MOST_OF = {"stop": MOST_STOPS, "bad_words_ids": MOST_WORDS}
+MOST_OF = {"stop": MOST_STOPS, "bad_words_ids": MOST_WORDS, "logit_bias": MOST_BIASES}
 """How many an argument may list; of what lists more, one more is looked at, so that no call delays all others."""
 LOOKED_FOR_FIELDS = ("stop_token_ids", "suppress_tokens", "begin_suppress_tokens")
 FORCED_FIELDS = ("forced_bos_token_id", "forced_eos_token_id")
@@ -33,6 +41,7 @@ ID_FIELDS = LOOKED_FOR_FIELDS + FORCED_FIELDS
 # Inclusive, and narrow enough that no logit of a real model overflows fp32.
 WHOLE_RANGES = {
     "max_new_tokens": (1, LARGEST_ID),
+    "min_new_tokens": (0, LARGEST_ID),
     "top_k": (-1, LARGEST_ID),
     "seed": (-SEEDS // 2, SEEDS - 1),
     "logprobs": (0, MOST_LOGPROBS),
@@ -46,6 +55,7 @@ NUMBER_RANGES = {
     "presence_penalty": (-2.0, 2.0),
     "frequency_penalty": (-2.0, 2.0),
 }
+LOWEST_BIAS, HIGHEST_BIAS = -100.0, 100.0
 
 
 LogitsProcessor: TypeAlias = Callable[[list[int], Any], Any]
@@ -57,6 +67,8 @@ class SamplingArguments(TypedDict, total=False):
 
     max_new_tokens: int | None
     max_tokens: int | None
+    min_new_tokens: int | None
+    min_tokens: int | None
     temperature: float | None
     top_k: int | None
     top_p: float | None
@@ -64,6 +76,7 @@ class SamplingArguments(TypedDict, total=False):
     repetition_penalty: float | None
     presence_penalty: float | None
     frequency_penalty: float | None
+    logit_bias: Mapping[int, float] | None
     stop: str | Sequence[str] | None
     stop_token_ids: Sequence[int] | None
     ignore_eos: bool | None
@@ -86,6 +99,7 @@ class SamplingParameters:
 
     Attributes:
         max_new_tokens: the length at which an answer ends, in tokens.
+        min_new_tokens: before so many, no token comes that ends the answer; a text of `stop` ends it all the same.
         temperature: divides the logits. 0, or less than 0.0001, takes the most likely token, the lowest id where
             several are equal.
         top_k: only so many of the most likely tokens are drawn from; 0 and -1 are off.
@@ -96,6 +110,8 @@ class SamplingParameters:
             answer holds; 1 is off.
         presence_penalty: is subtracted from the logits of tokens that the answer holds.
         frequency_penalty: is subtracted once for each time that the answer holds the token.
+        logit_bias: numbers from -100 to 100 that are added to the logits of tokens, up to 1,024, before penalties: a
+            mapping by id, of which this keeps the pairs.
         stop: texts that end the answer and are left out of it: up to 16, of up to 1,024 characters.
         stop_token_ids: tokens that end the answer, beside the end tokens of the checkpoint.
         ignore_eos: whether the end tokens of the checkpoint do not end the answer.
@@ -117,6 +133,7 @@ class SamplingParameters:
     """
 
     max_new_tokens: int = 64
+    min_new_tokens: int = 0
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
@@ -124,6 +141,7 @@ class SamplingParameters:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
@@ -143,8 +161,13 @@ class SamplingParameters:
             if not (is_whole(value, low, high) or (optional and value is None)):
                 raise self._error(name, f"a whole number from {low} to {high}{' or None' if optional else ''}")
         for name, (lowest, highest) in NUMBER_RANGES.items():
-            if not _is_number(getattr(self, name), lowest, highest):
+            if not is_number(getattr(self, name), lowest, highest):
                 raise self._error(name, f"a number from {lowest} to {highest}")
+        if self.min_new_tokens > self.max_new_tokens:
+            raise self._error("min_new_tokens", f"at most the {self.max_new_tokens} of max_new_tokens")
+        if not _are_biases(self.logit_bias):
+            numbers = f"a number from {LOWEST_BIAS} to {HIGHEST_BIAS}"
+            raise self._error("logit_bias", f"at most {MOST_BIASES} different token ids, each with {numbers}")
         stops = self.stop[: MOST_STOPS + 1] if isinstance(self.stop, tuple) else (None,)
         if not all(isinstance(text, str) and text for text in stops):
             raise self._error("stop", "strings that are not empty")
@@ -154,12 +177,12 @@ class SamplingParameters:
                 f"stop: need at most {MOST_STOPS} strings of at most {LONGEST_STOP} characters; have {have}"
             )
         for name in ID_FIELDS:
-            if not _are_ids(getattr(self, name), MOST_IDS):
+            if not are_ids(getattr(self, name), MOST_IDS):
                 raise self._error(name, f"token ids from 0 to {LARGEST_ID}, at most {MOST_IDS}, in a list")
         words = self.bad_words_ids
         if not isinstance(words, tuple) or len(words) > MOST_WORDS:
             raise self._error("bad_words_ids", f"a list of at most {MOST_WORDS} lists of token ids")
-        if not all(word and _are_ids(word, LONGEST_WORD) for word in words):
+        if not all(word and are_ids(word, LONGEST_WORD) for word in words):
             raise self._error("bad_words_ids", f"lists of 1 to {LONGEST_WORD} token ids from 0 to {LARGEST_ID}")
         processor = self.logits_processor
         if processor is not None and (not callable(processor) or iscoroutinefunction(processor)):
@@ -183,11 +206,13 @@ class SamplingParameters:
         merged.update(_by_field(arguments, also_known))
         if isinstance(merged.get("stop"), str):
             merged["stop"] = (merged["stop"],)
-        for name in ("stop", "bad_words_ids", *ID_FIELDS):
+        for name in ("stop", "bad_words_ids", "logit_bias", *ID_FIELDS):
             value = merged.get(name)
+            if isinstance(value, Mapping) and name == "logit_bias":
+                value = tuple(islice(value.items(), MOST_BIASES + 1))
             if isinstance(value, int) and name in FORCED_FIELDS:
                 merged[name] = (value,)
-            elif _is_list(value):
+            elif is_list(value):
                 merged[name] = tuple(map(plain, islice(value, MOST_OF.get(name, MOST_IDS) + 1)))
         return cls(**merged)
 
@@ -205,19 +230,23 @@ class SamplingParameters:
     def has_rules(self) -> bool:
         """Whether tokens are ruled out, or must come, whatever their logits."""
         rules = (self.suppress_tokens, self.begin_suppress_tokens, self.no_repeat_ngram_size, self.bad_words_ids)
-        return any((*rules, self.forced_bos_token_id, self.forced_eos_token_id))
+        return any((*rules, self.forced_bos_token_id, self.forced_eos_token_id, self.min_new_tokens))
 
     def fitted(self, vocabulary_size: int, eos_ids: Sequence[int]) -> "SamplingParameters":
-        """The same for one model, whose end of text is no bad word.
+        """The same for one model, whose end tokens end the answer, unless they are ignored, and are no bad words.
 
         What can never come, as its ids are beyond the vocabulary, need not be looked for, and is left out. Raises
-        `RequestError` for such ids that are to come.
+        `RequestError` for such ids that are to come, or have a bias.
         """
-        for name in FORCED_FIELDS:
-            if (largest := max(getattr(self, name), default=0)) >= vocabulary_size:
+        to_come: dict[str, Iterable[int]] = {name: getattr(self, name) for name in FORCED_FIELDS}
+        to_come["logit_bias"] = dict(self.logit_bias)
+        for name, ids in to_come.items():
+            if (largest := max(ids, default=0)) >= vocabulary_size:
                 raise RequestError(f"{name}: {largest} is outside the {vocabulary_size} tokens")
+        looked_for = {name: getattr(self, name) for name in LOOKED_FOR_FIELDS}
+        looked_for["stop_token_ids"] += () if self.ignore_eos else tuple(eos_ids)
         left: dict[str, Any] = {
-            name: tuple(one for one in getattr(self, name) if one < vocabulary_size) for name in LOOKED_FOR_FIELDS
+            name: tuple(one for one in dict.fromkeys(ids) if one < vocabulary_size) for name, ids in looked_for.items()
         }
         left["bad_words_ids"] = tuple(
             word
@@ -242,43 +271,16 @@ def _by_field(arguments: Mapping[str, object], also_known: Sequence[str]) -> dic
             same = " and ".join(one for one in arguments if ALIASES.get(one, one) == name)
             raise RequestError(f"{same}: mean the same; leave one of them out")
         if value is not None:
-            given[name] = _as_python(value)
+            given[name] = as_python(value)
     return given
 
 
-def plain(value: Any) -> Any:
-    """What NumPy or torch have made as Python has it, and what is like a list as a tuple."""
-    if isinstance(value, int | str):  # almost always
-        return value
-    value = _as_python(value)
-    return tuple(islice(value, MOST_IDS + 1)) if _is_list(value) else value
-
-
-def _as_python(value: Any) -> Any:
-    """What NumPy or torch have made as Python has it, but for what is too long to be looked through."""
-    too_long = getattr(value, "ndim", 1) and hasattr(value, "__len__") and len(value) > MOST_IDS
-    return value.tolist() if hasattr(value, "tolist") and not too_long else value
-
-
-def _is_list(value: object) -> TypeGuard[Collection[Any]]:
-    """Whether it is a sequence or a set of things, and not one that is too long to be looked through."""
-    if isinstance(value, list | tuple):
-        return True
-    is_text = isinstance(value, str | bytes | bytearray)
-    return isinstance(value, Sequence | Set) and not is_text and len(value) <= MOST_IDS
-
-
-def is_whole(value: object, low: int, high: int) -> bool:
-    """Whether it is a whole number in a range; True and False are none."""
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-
-def _are_ids(ids: object, most: int) -> bool:
-    """Whether it is a tuple of token ids; in a few steps, as there may be as many as a vocabulary has."""
-    if not isinstance(ids, tuple) or len(ids) > most or not set(map(type, ids)) <= {int}:
+def _are_biases(pairs: object) -> bool:
+    """Whether it is a tuple of token ids, no one twice, each with a number."""
+    if not isinstance(pairs, tuple) or len(pairs) > MOST_BIASES:
         return False
-    return not ids or (min(ids) >= 0 and max(ids) <= LARGEST_ID)
-
-
-def _is_number(value: object, low: float, high: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+    if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+        return False
+    ids = tuple(token_id for token_id, _ in pairs)
+    numbers = all(is_number(bias, LOWEST_BIAS, HIGHEST_BIAS) for _, bias in pairs)
+    return numbers and are_ids(ids, MOST_BIASES) and len(set(ids)) == len(ids)

@@ -9,8 +9,9 @@ from typing import Any
 
 from pipeline.config import Settings
 from pipeline.errors import RequestError, shown
+from pipeline.generation.argument_values import is_whole, plain
 from pipeline.generation.build import ModelRuntime
-from pipeline.generation.parameters import SamplingArguments, SamplingParameters, is_whole, plain
+from pipeline.generation.parameters import SamplingArguments, SamplingParameters
 from pipeline.generation.sequence import RunningSequence
 from pipeline.state.prefix_cache import COMMON_SCOPE, digest_prompt, named_scope, private_scope
 from pipeline.system.threads import give_way
@@ -160,16 +161,13 @@ class Call:
         for part in self._later_ids:
             self._take(part)
             give_way()
-        stop_ids = frozenset(self._parameters.stop_token_ids)
-        if not self._parameters.ignore_eos:
-            stop_ids |= set(self._runtime.config.eos_ids)
         scope = self._options.scope(self._runtime.settings.share_prefixes)
         sequences: list[RunningSequence] = []
         for _ in range(self._options.samples):
             sequence = RunningSequence(
                 self._ids,
                 self._parameters,
-                stop_ids,
+                frozenset(self._parameters.stop_token_ids),
                 self._tokenizer.detokenizer(self._ids) if self._tokenizer else None,
                 self._runtime.config.vocabulary_size,
                 scope=scope,

@@ -18,8 +18,8 @@ from pipeline.devices.memory import Memory
 from pipeline.devices.port import Device
 from pipeline.errors import RequestError
 from pipeline.generation.choosing import fused
-from pipeline.generation.drawing import BINS, COLUMNS, Filters, Scratch, choose, log_probabilities
-from pipeline.generation.parameters import MOST_LOGPROBS
+from pipeline.generation.drawing import BINS, COLUMNS, Filters, Scratch, biased, choose, log_probabilities
+from pipeline.generation.parameters import MOST_BIASES, MOST_LOGPROBS
 from pipeline.generation.sampling import Choice, Sampler
 from pipeline.generation.token_tables import TokenTables, in_both_places
 from pipeline.models.ops import infer
@@ -56,6 +56,7 @@ class RowsSent:
     numbers: list[list[float]] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     changes: int = 0
+    biases: int = 0
     processed: list[tuple[Sampler, list[float]]] = field(default_factory=list)
     outcomes: dict[Sampler, Outcome] = field(default_factory=dict)
     prepared: Event = READY
@@ -65,6 +66,8 @@ class RowsSent:
     def repeats(self) -> Hashable:
         """What the kernels that choose depend on beside numbers on the device; None where the rows are not alike."""
         if len(self.runs) != 1 or self.runs[0].logprobs is not None or self.changes not in (0, len(self.samplers)):
+            return None
+        if self.biases:
             return None
         return "choose", self.runs[0], self.changes
 
@@ -124,6 +127,7 @@ class RowSampler:
     def _prepare(self, rows: RowsSent, wanted: Sequence[tuple[Sampler, int]]) -> None:
         alike: dict[tuple[Filters, int | None], list[tuple[Sampler, list[float]]]] = {}
         changed: list[int] = []
+        biases: list[tuple[int, float]] = []
         copies: list[Copy] = []
         for sampler, logit_row in wanted:
             try:
@@ -140,21 +144,27 @@ class RowSampler:
                 copies.append(Copy(table * length, table * length, length))
             else:
                 changed += [table * self._size + entry for entry in entries]
+            biases += [(logit_row * self._size + token_id, bias) for token_id, bias in sampler.parameters.logit_bias]
             alike.setdefault((sampler.filters, sampler.logprobs), []).append((sampler, numbers))
         for (filters, logprobs), those in alike.items():
             first, last, step = len(rows.samplers), len(rows.samplers) + len(those), self._scratch.rows
             rows.samplers += [sampler for sampler, _ in those]
             rows.numbers += [numbers for _, numbers in those]
             rows.runs += [Run(begin, min(begin + step, last), filters, logprobs) for begin in range(first, last, step)]
-        self._upload(rows, changed, copies)
+        self._upload(rows, changed, biases, copies)
 
-    def _upload(self, rows: RowsSent, changed: list[int], copies: Sequence[Copy]) -> None:
-        """Send the numbers, behind them the changed entries of the tables: where they are, then what they are now."""
-        device, rows.changes, count = self._device, len(changed), len(rows.numbers) * COLUMNS
-        numbers = self._host_numbers.tensor.view(torch.float64).numpy()[: count + 2 * len(changed)]
-        numbers[:count] = np.array(rows.numbers).ravel()
+    def _upload(
+        self, rows: RowsSent, changed: list[int], biases: list[tuple[int, float]], copies: Sequence[Copy]
+    ) -> None:
+        """Send the numbers, behind them the changed entries of the tables: where they are, then what they are now.
+
+        Then the biases: the logits to which they are added, then the numbers.
+        """
+        device, rows.changes, rows.biases = self._device, len(changed), len(biases)
         told = self._tables.view(self._tables.host).view(-1).numpy()[changed]
-        numbers[count:] = np.concatenate([changed, told])
+        told_of_all = np.concatenate([np.array(rows.numbers).ravel(), changed, told, *zip(*biases, strict=True)])
+        numbers = self._host_numbers.tensor.view(torch.float64).numpy()[: len(told_of_all)]
+        numbers[:] = told_of_all
         sent = device.upload(self._host_numbers, self._numbers, (Copy(0, 0, numbers.nbytes),), ())
         rows.sent = device.upload(self._tables.host, self._tables.device, copies, (sent,)) if copies else sent
 
@@ -185,17 +195,20 @@ class RowSampler:
         tables_SV = self._tables.view(self._tables.device)
         kernels = fused(logits_LV.device, self._size)
         choosing = kernels.choose if kernels else choose
+        of_changes = count * COLUMNS + 2 * rows.changes
         if rows.changes:
-            changes_2N = numbers[count * COLUMNS :][: 2 * rows.changes].view(2, -1)
+            changes_2N = numbers[count * COLUMNS : of_changes].view(2, -1)
             tables_SV.view(-1)[changes_2N[0].long()] = changes_2N[1].int()
         of_all, *of_runs = self._results.tensor.view(torch.float64)[: sum(rows.result_counts)].split(rows.result_counts)
-        for run in rows.runs:
-            run_RC = numbers_RC[run.begin : run.end]
-            chosen_RN = choosing(self._scratch, logits_LV, tables_SV, run_RC, run.filters)
-            of_all.view(count, RESULTS)[run.begin : run.end] = chosen_RN
+        rows_of = [slice(run.begin, run.end) for run in rows.runs]
+        chosen_RN = of_all.view(count, RESULTS)
+        with biased(logits_LV, numbers[of_changes : of_changes + 2 * rows.biases].view(2, -1)):
+            for run, its in zip(rows.runs, rows_of, strict=True):
+                chosen_RN[its] = choosing(self._scratch, logits_LV, tables_SV, numbers_RC[its], run.filters)
+        for run, its in zip(rows.runs, rows_of, strict=True):
             if run.logprobs is not None:
-                logprobs_RN = log_probabilities(self._scratch, logits_LV, run_RC, chosen_RN, run.logprobs)
-                of_runs.pop(0).copy_(logprobs_RN.view(-1))
+                given = numbers_RC[its], chosen_RN[its], run.logprobs
+                of_runs.pop(0).copy_(log_probabilities(self._scratch, logits_LV, *given).view(-1))
 
     def _read(self, rows: RowsSent) -> None:
         results = self._host_results.tensor.view(torch.float64)[: sum(rows.result_counts)]
@@ -220,7 +233,7 @@ class RowSampler:
         if not math.isfinite(score):
             return RequestError(
                 f"no token is left after {len(sampler.token_ids)}: suppress_tokens, bad_words_ids, "
-                f"no_repeat_ngram_size and logits_processor rule out all {self._size}; "
+                f"no_repeat_ngram_size, min_new_tokens and logits_processor rule out all {self._size}; "
                 "ask for fewer new tokens, or rule out less"
             )
         if sampler.logprobs is None:
@@ -248,7 +261,9 @@ class RowSampler:
         scratch, logits_1V = Scratch(memory, 1, self._size), self._logits(self._row)
         numbers_1C = torch.tensor([numbers], dtype=torch.float64)
         tables_SV = self._tables.view(self._tables.host)
-        chosen_1N = choose(scratch, logits_1V, tables_SV, numbers_1C, sampler.filters, sampler.process)
+        biases = sampler.parameters.logit_bias
+        with biased(logits_1V, torch.tensor([*zip(*biases, strict=True)], dtype=torch.float64).view(2, -1)):
+            chosen_1N = choose(scratch, logits_1V, tables_SV, numbers_1C, sampler.filters, sampler.process)
         logprobs: list[float] = []
         if sampler.logprobs is not None:
             found_1N = log_probabilities(scratch, logits_1V, numbers_1C, chosen_1N, sampler.logprobs)
@@ -271,7 +286,7 @@ def _failure(error: BaseException) -> RequestError:
 
 
 def _numbers_bytes(max_requests: int) -> int:
-    return max_requests * (COLUMNS + 2 * MOST_CHANGES) * torch.float64.itemsize
+    return max_requests * (COLUMNS + 2 * MOST_CHANGES + 2 * MOST_BIASES) * torch.float64.itemsize
 
 
 def _results_bytes(max_requests: int) -> int:

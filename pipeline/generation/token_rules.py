@@ -23,6 +23,8 @@ class TokenRules:
         self._never = _ids([*parameters.suppress_tokens, *(word[0] for word in words if len(word) == 1)])
         self._not_first = _ids([*parameters.begin_suppress_tokens])
         self._first_step = int(forces_first)
+        self._ends = _ids([*parameters.stop_token_ids])
+        self._fewest = parameters.min_new_tokens
         self._words: defaultdict[int, list[tuple[int, ...]]] = defaultdict(list)
         for word in words:
             if len(word) > 1:
@@ -53,6 +55,8 @@ class TokenRules:
 
     def _ruled_out(self) -> Iterator[torch.Tensor]:
         yield self._never
+        if self._step < self._fewest:
+            yield self._ends
         if self._step == self._first_step:
             yield self._not_first
         if self._recent:

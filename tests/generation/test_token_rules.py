@@ -13,9 +13,11 @@ from transformers.generation.logits_process import (
     ForcedBOSTokenLogitsProcessor,
     ForcedEOSTokenLogitsProcessor,
     LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
     NoBadWordsLogitsProcessor,
     NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
     SuppressTokensAtBeginLogitsProcessor,
     SuppressTokensLogitsProcessor,
 )
@@ -36,12 +38,16 @@ def processors(prompt: int, new: int, arguments: dict[str, Any]) -> LogitsProces
     """In the order of transformers' `generate`."""
     given = arguments.get
     made: LogitsProcessorList = LogitsProcessorList()
+    if biases := given("logit_bias"):
+        made.append(SequenceBiasLogitsProcessor({(token_id,): float(bias) for token_id, bias in biases.items()}))
     if penalty := given("repetition_penalty"):
         made.append(RepetitionPenaltyLogitsProcessor(penalty))
     if size := given("no_repeat_ngram_size"):
         made.append(NoRepeatNGramLogitsProcessor(size))
     if words := given("bad_words_ids"):
         made.append(NoBadWordsLogitsProcessor(words))
+    if fewest := given("min_new_tokens"):
+        made.append(MinNewTokensLengthLogitsProcessor(prompt, fewest, given("stop_token_ids"), device="cpu"))
     if (first := given("forced_bos_token_id")) is not None:
         made.append(ForcedBOSTokenLogitsProcessor(first))
     if (last := given("forced_eos_token_id")) is not None:
@@ -66,6 +72,9 @@ CASES: list[dict[str, Any]] = [
     {"forced_eos_token_id": 2},
     {"forced_eos_token_id": [7, 2]},
     {"forced_bos_token_id": 9, "begin_suppress_tokens": [*range(8)], "forced_eos_token_id": 1},
+    {"min_new_tokens": 12, "stop_token_ids": [*range(6)]},
+    {"logit_bias": {3: 2.5, 5: -1.25, 6: -100}},
+    {"logit_bias": {8: 4, 9: 5}, "repetition_penalty": 2.0, "min_new_tokens": 20, "stop_token_ids": [9]},
     {"repetition_penalty": 1.4, "no_repeat_ngram_size": 2, "bad_words_ids": [[1, 2], [5]], "suppress_tokens": [0]},
 ]
 
@@ -152,6 +161,14 @@ def test_looking_for_runs_takes_little_time_and_memory_however_long_the_text(siz
         ({"bad_words_ids": "abc"}, "bad_words_ids: need a list"),
         ({"forced_eos_token_id": "2"}, "forced_eos_token_id: need token ids"),
         ({"forced_bos_token_id": True}, "forced_bos_token_id: need token ids"),
+        ({"min_new_tokens": 5, "max_new_tokens": 4}, "min_new_tokens: need at most the 4 of max_new_tokens; have 5"),
+        ({"logit_bias": {1: 100.5}}, "logit_bias: need at most 1024 different token ids, each with a number from -100"),
+        ({"logit_bias": {1: math.nan}}, "logit_bias: need"),
+        ({"logit_bias": {"1": 1}}, "logit_bias: need"),
+        ({"logit_bias": {-1: 1}}, "logit_bias: need"),
+        ({"logit_bias": [(1, 1), (1, 2)]}, "logit_bias: need"),
+        ({"logit_bias": [1]}, "logit_bias: need"),
+        ({"logit_bias": dict.fromkeys(range(1025), 1)}, "logit_bias: need"),
     ],
 )
 def test_rules_that_can_never_work_are_refused(arguments: dict[str, Any], says: str) -> None:
@@ -168,6 +185,8 @@ def test_what_can_never_come_is_left_out_and_the_end_is_no_bad_word() -> None:
     for name in ("forced_bos_token_id", "forced_eos_token_id"):
         with pytest.raises(RequestError, match=f"^{name}: 300 is outside the 300 tokens"):
             SamplingParameters.from_arguments({}, {name: 300}).fitted(300, ())
+    with pytest.raises(RequestError, match=r"^logit_bias: 300 is outside the 300 tokens"):
+        SamplingParameters.from_arguments({}, {"logit_bias": {300: -1}}).fitted(300, ())
     words = SamplingParameters(bad_words_ids=((2,), (2, 3), (4,)))
     assert words.fitted(300, (2,)).bad_words_ids == ((2, 3), (4,))
     assert words.fitted(300, ()) is words

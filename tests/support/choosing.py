@@ -33,7 +33,19 @@ MIXED: list[dict[str, Any]] = [
     {"temperature": 1.0, "frequency_penalty": 1.5, "presence_penalty": 0.5, "logprobs": 4},
     {"no_repeat_ngram_size": 1, "suppress_tokens": [5, 6], "logprobs": 0},
     {"temperature": 1.0, "bad_words_ids": [[1], [2, 3]], "forced_eos_token_id": [7, 9], "max_new_tokens": 5},
-    {"temperature": 0.8, "logprobs": 4, "seed": 2**63, "logits_processor": lambda ids, logits: logits.roll(len(ids))},
+    {"temperature": 1.0, "logit_bias": {7: 9.5, 3: -100}, "logprobs": 4, "min_new_tokens": 9, "stop_token_ids": [7]},
+    {
+        "logit_bias": {index: index % 200 - 99.5 for index in range(1024)},
+        "min_new_tokens": 2,
+        "stop_token_ids": [2, 999],
+    },
+    {
+        "temperature": 0.8,
+        "logit_bias": {4: 5.0},
+        "logprobs": 4,
+        "seed": 2**63,
+        "logits_processor": lambda ids, logits: logits.roll(len(ids)),
+    },
 ]
 """All that can be set."""
 VOCABULARY_SIZE = 3000

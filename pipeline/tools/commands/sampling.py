@@ -12,6 +12,7 @@ from pipeline.tools.commands.values import from_text, kinds_of, option_of, stand
 
 HELP = {
     "max_new_tokens": ("N", "tokens to generate at most"),
+    "min_new_tokens": ("N", "tokens to generate at least, where no text of --stop comes"),
     "temperature": ("T", "0 takes the most likely token"),
     "top_k": ("K", "choose from the K most likely tokens; 0 is off"),
     "top_p": ("P", "choose from the most likely tokens that have this probability together"),
@@ -19,6 +20,7 @@ HELP = {
     "repetition_penalty": ("X", "above 1 makes tokens of prompt and answer less likely"),
     "presence_penalty": ("X", "above 0 makes tokens of the answer less likely"),
     "frequency_penalty": ("X", "the same, by how often they came"),
+    "logit_bias": ("ID:X", "add X, from -100 to 100, to the logit of a token; as often as you like"),
     "stop": ("TEXT", "end before this text; as often as you like"),
     "stop_token_ids": ("IDS", "end with one of these token ids, as 1,2,3"),
     "ignore_eos": ("", "go on where the model would end"),

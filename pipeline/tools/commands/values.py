@@ -30,7 +30,11 @@ def from_text(hint: Any, text: str) -> Any:
                 return kind(text)
     for kind in kinds:
         if get_origin(kind) is tuple:
-            return [from_text(get_args(kind)[0], part) for part in text.split(",")]
+            inside = get_args(kind)
+            if ... in inside:
+                return [from_text(inside[0], part) for part in text.split(",")]
+            parts = text.split(":")
+            return text if len(parts) != len(inside) else [from_text(*one) for one in zip(inside, parts, strict=True)]
     return text
 
 

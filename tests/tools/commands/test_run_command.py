@@ -114,6 +114,9 @@ def test_a_model_without_a_tokenizer_takes_and_gives_token_ids(
     assert capsys.readouterr().err.endswith("the folder has none; give token ids, as in run --prompt-ids 1,2,3\n")
     assert main(["run", str(tmp_path), "--prompt-ids", "1,2", "--max-new-tokens", "4"]) == 0
     assert re.fullmatch(r"(\d+ ){4}\n", capsys.readouterr().out)
+    biases = ["--logit-bias", "9:100", "--logit-bias", "8:-2.5"]
+    assert main(["run", str(tmp_path), "--prompt-ids", "1,2", "--max-new-tokens", "4", *biases]) == 0
+    assert capsys.readouterr().out == "9 9 9 9 \n"
 
 
 @pytest.mark.parametrize(
@@ -127,6 +130,11 @@ def test_a_model_without_a_tokenizer_takes_and_gives_token_ids(
         (["--prompt", "-"], 1, "--prompt -: stdin is closed"),
         (["--chat", "-"], 1, "--chat -: stdin is closed"),
         (["--chat", "x", "--template", "nowhere"], 1, "--template: nowhere: No such file or directory"),
+        (
+            ["--prompt", "x", "--logit-bias", "5"],
+            2,
+            "argument --logit-bias: logit_bias: need at most 1024 different token ids, each with",
+        ),
         (["--prompt", "x", "--system", "y"], 1, "--system: need --chat TEXT, have another prompt"),
         (["--prompt-ids", "1,x"], 1, "--prompt-ids: need token ids, as 1,2,3; have '1,x'"),
         (["--prompt", "x", "--logprobs", "1"], 1, "--logprobs: need --json"),

@@ -43,6 +43,11 @@ class Answering:
         return self._tokenizer
 
     @property
+    def serves(self) -> bool:
+        """Whether calls are served: the model is not closed, and its line has not ended for good."""
+        return not (self._refuses or self._supervisor.done())
+
+    @property
     def runtime(self) -> ModelRuntime:
         """Everything that the model owns, for measuring and for custom tools."""
         return self._runtime

@@ -127,4 +127,4 @@ def test_messages_name_packages_and_never_an_extra_of_another_project() -> None:
     lines = re.findall(r"pip install ([^\"`(\n{]+)", said) + re.findall(r'(?:installed|NEEDS = )\(.*"([^"\n]+)"', said)
     asked = [word.strip("'") for line in lines for word in line.split()]
     assert {"tokenizers", "uvloop", "gguf>=0.17"} <= set(asked)
-    assert set(asked) <= known | {"-e", ".", ".[dev]"}, set(asked) - known
+    assert set(asked) <= known | {"-e", ".", ".[dev]", ".[server]"}, set(asked) - known

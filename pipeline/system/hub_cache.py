@@ -62,6 +62,14 @@ def how_to_fetch(folder: Path) -> str:
     return f"; fetch what is missing: hf download {_id(repository)} --revision {folder.name}" if is_snapshot else ""
 
 
+def model_names(folder: Path) -> tuple[str, ...]:
+    """What people call the model of a folder: its last part; of a snapshot of the cache that of its id, and the id."""
+    repository = folder.parent.parent
+    if folder.parent.name == "snapshots" and repository.name.startswith(PREFIX):
+        return (_id(repository).rpartition("/")[2], _id(repository))
+    return (folder.absolute().name or "model",)
+
+
 def cache_folder() -> Path:
     """Where huggingface_hub keeps models, by the same variables of the environment."""
     get = os.environ.get

@@ -1,4 +1,4 @@
-"""The options of all commands but `bench` and `simulate`, which have files of their own."""
+"""The options of all commands but `serve`, `bench` and `simulate`, which have files of their own."""
 
 import argparse
 from pathlib import Path
@@ -11,6 +11,7 @@ from pipeline.tools.commands.options import MODEL_HELP, add_settings, add_trace
 from pipeline.tools.commands.progress import LOADING
 from pipeline.tools.commands.prompt import add_prompt
 from pipeline.tools.commands.sampling import add_sampling
+from pipeline.tools.commands.serve_options import add_serve
 from pipeline.tools.commands.simulate import add_simulate
 
 TUNED = ("gpu_groups", "host_groups", "queues", "reader_lanes", "chunk_bytes", "max_tokens_per_pass", "residency")
@@ -19,7 +20,16 @@ TUNED = ("gpu_groups", "host_groups", "queues", "reader_lanes", "chunk_bytes", "
 
 def add_commands(commands: Any) -> None:
     """Add the parsers of all to `commands`, which is what `add_subparsers` gave, in the order of the help."""
-    for add in (_add_run, _add_plan, _add_doctor, _add_verify, _add_demo, _add_convert, _add_make_checkpoint):
+    for add in (
+        _add_run,
+        add_serve,
+        _add_plan,
+        _add_doctor,
+        _add_verify,
+        _add_demo,
+        _add_convert,
+        _add_make_checkpoint,
+    ):
         add(commands)
     for add in (add_bench, add_simulate, _add_tune, _add_report):
         add(commands)

@@ -1,0 +1,44 @@
+"""/v1/completions."""
+
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pipeline.server.door import note_of, read_body
+from pipeline.server.served import scope_of, served_of
+from pipeline.server.streaming import EventStream, WholeAnswer
+
+if TYPE_CHECKING:
+    from pipeline.generation.sequence import Chunk
+
+
+async def completions(request: Request) -> Response:
+    """Continue a prompt."""
+    body = msgspec.json.decode(await read_body(request), type=dict)
+    served = served_of(request)
+    chunks = served.model.stream(
+        body["prompt"], max_new_tokens=body.get("max_tokens", 16), cache_scope=scope_of(request)
+    )
+    documents = _documents(request, chunks)
+    if body.get("stream"):
+        return EventStream(documents)
+
+    async def whole() -> bytes:
+        return b"[" + b",".join([document async for document in documents]) + b"]"
+
+    return WholeAnswer(whole)
+
+
+async def _documents(request: Request, chunks: "AsyncGenerator[Chunk, None]") -> AsyncGenerator[bytes, None]:
+    note = note_of(request)
+    note.prompt_tokens = note.new_tokens = 0
+    try:
+        async for chunk in chunks:
+            note.new_tokens += 1
+            choice = {"index": 0, "text": chunk.text, "finish_reason": chunk.finish_reason}
+            yield msgspec.json.encode({"object": "text_completion", "choices": [choice]})
+    finally:
+        await chunks.aclose()

@@ -1,0 +1,104 @@
+"""What every request passes: the limit of headers, the key, and a line in the log when it has ended."""
+
+import hashlib
+import hmac
+import logging
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pipeline.server.errors import ApiError, error_response
+from pipeline.server.served import bearer
+
+logger = logging.getLogger("penstock")
+MOST_HEADER_BYTES = 32 << 10
+MOST_BODY_BYTES = 32 << 20
+"""More than the longest text that is tokenised, and a million token ids."""
+PUBLIC = {"/", "/health"}
+"""Paths that tell nothing of the model or its callers, and need no key."""
+NOTE = "penstock.note"
+
+
+@dataclass(slots=True)
+class Note:
+    """What the log tells of a request, beside its path and status."""
+
+    prompt_tokens: int | None = None
+    new_tokens: int | None = None
+
+
+class Door:
+    """Lets requests in, and tells of them. It tells no text and no key."""
+
+    def __init__(self, app: ASGIApp, keys: Collection[str]) -> None:
+        self._app = app
+        self._keys = [_digest(key) for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the request, or refuse it."""
+        if scope["type"] != "http":
+            return
+        started, status = time.perf_counter(), 0
+        note = scope[NOTE] = Note()
+
+        async def watched_send(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            refusal = self._refusal(scope)
+            app = self._app if refusal is None else error_response(refusal)
+            await app(scope, receive, watched_send)
+        except Exception as error:
+            logger.exception("%s %s failed", scope["method"], scope["path"])
+            if status:
+                raise  # the server breaks the connection off
+            await error_response(error)(scope, receive, watched_send)
+        finally:
+            tokens = "" if note.new_tokens is None else f", {note.prompt_tokens} + {note.new_tokens} tokens"
+            seconds = time.perf_counter() - started
+            logger.info("%s %s %s%s, %.2f s", scope["method"], scope["path"], status or "left", tokens, seconds)
+
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEADER_BYTES:
+            return ApiError(431, f"headers: need at most {MOST_HEADER_BYTES} bytes, have more")
+        if self._keys and scope["path"] not in PUBLIC:
+            digest = _digest(bearer(Headers(scope=scope).get("authorization")) or "")
+            if not any(hmac.compare_digest(digest, key) for key in self._keys):
+                return ApiError(401, "need the API key of this server, as in the header Authorization: Bearer KEY")
+        return None
+
+
+def note_of(request: Request) -> Note:
+    """The note of a request, for its handler to fill in."""
+    note: Note = request.scope[NOTE]
+    return note
+
+
+async def read_body(request: Request) -> bytes:
+    """The body of a request. Raises ApiError 413 for one that is too long."""
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > MOST_BODY_BYTES:
+        raise _too_long()
+    body = bytearray()
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > MOST_BODY_BYTES:
+                raise _too_long()
+    except ClientDisconnect:
+        raise ApiError(400, "the body is incomplete") from None
+    return bytes(body)
+
+
+def _too_long() -> ApiError:
+    return ApiError(413, f"need a body of at most {MOST_BODY_BYTES} bytes, have more")
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode(errors="replace")).digest()

@@ -1,0 +1,128 @@
+"""The server as a process: it listens before the model opens, and ends in order when it is told to."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+
+from pipeline.errors import ResourceError
+from pipeline.server.app import make_app
+from pipeline.server.options import ServerOptions
+from pipeline.server.served import ServedModel
+
+logger = logging.getLogger("penstock")
+BACKLOG = 2048
+IDLE_SECONDS = 75
+"""How long a connection may wait for its next request; longer than clients keep one, so that they close it first."""
+MOST_INCOMPLETE_BYTES = 64 << 10
+"""Headers, or what claims to be some, before the connection is broken off; the door refuses shorter ones in words."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+FAREWELL_SECONDS = 2.0
+"""For the last errors to reach clients, after the model has ended their requests."""
+
+
+async def serve_model(options: ServerOptions) -> int:
+    """Serve until a signal. Returns 0, or 128 plus its number where running requests were ended.
+
+    Raises ResourceError where the port cannot be had, PenstockError where the model cannot be opened.
+    """
+    with contextlib.closing(_listening(options)) as listening:
+        served = ServedModel(options)
+        server = Server(served)
+        opening = asyncio.create_task(served.open())
+        opening.add_done_callback(server.opened)
+        try:
+            host, port = listening.getsockname()[:2]
+            logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+            await server.serve(sockets=[listening])
+        finally:
+            opening.cancel()
+            await asyncio.wait([opening])
+            await served.aclose()
+    if served.failure is not None:
+        raise served.failure
+    return server.status
+
+
+class Server(uvicorn.Server):
+    """uvicorn in an event loop of our own. The first signal lets requests finish, a second one ends them at once."""
+
+    def __init__(self, served: ServedModel) -> None:
+        super().__init__(
+            uvicorn.Config(
+                make_app(served),
+                lifespan="off",
+                ws="none",
+                http="h11",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                backlog=BACKLOG,
+                timeout_keep_alive=IDLE_SECONDS,
+                h11_max_incomplete_event_size=MOST_INCOMPLETE_BYTES,
+            )
+        )
+        self.status = 0
+        self._served = served
+        self._ending: asyncio.Task[None] | None = None
+
+    def opened(self, opening: "asyncio.Task[None]") -> None:
+        """Take note that the model has opened, or else end."""
+        if opening.cancelled():
+            return
+        if opening.exception() is not None:
+            self.should_exit = True
+        else:
+            logger.info("ready")
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Let signals of the process end the server within, between two turns of the event loop."""
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self.end, number)
+        try:
+            yield
+        finally:
+            for number in SIGNALS:
+                loop.remove_signal_handler(number)
+            if self._ending is not None:
+                self._ending.cancel()
+
+    def end(self, number: int) -> None:
+        """Serve no new requests, and end when those that run have finished; or at once, when told so before."""
+        seconds = 0.0 if self.should_exit else self._served.options.drain_seconds
+        if self._ending is not None:
+            self._ending.cancel()
+        self._served.draining = self.should_exit = True
+        self._ending = asyncio.create_task(self._end_after(seconds, number))
+
+    async def _end_after(self, seconds: float, number: int) -> None:
+        if seconds:
+            logger.info("ending; running requests have %g s to finish, or until the next signal", seconds)
+            await asyncio.sleep(seconds)
+        if self.server_state.tasks:
+            self.status = 128 + number
+            logger.warning("ending %d requests that still run", len(self.server_state.tasks))
+        closing = asyncio.create_task(self._served.aclose())
+        await asyncio.wait([closing], timeout=FAREWELL_SECONDS)
+        await asyncio.sleep(FAREWELL_SECONDS)
+        self.force_exit = True
+        await closing
+
+
+def _listening(options: ServerOptions) -> socket.socket:
+    """A socket that listens already, so that a taken port is told before anything takes time."""
+    try:
+        family = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((options.host, options.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ResourceError(
+            f"cannot listen on {options.host}, port {options.port}: {error.strerror or error}; choose another --port, "
+            "or --port 0 for any"
+        ) from error

@@ -1,0 +1,84 @@
+"""The model that is served: it is loading, ready, draining or failed, and has names."""
+
+import asyncio
+import hashlib
+import importlib
+import time
+from typing import TYPE_CHECKING, Literal
+
+from starlette.requests import Request
+
+from pipeline.server.errors import ApiError, unavailable
+from pipeline.server.options import ServerOptions
+
+if TYPE_CHECKING:
+    from pipeline.api import Model
+
+State = Literal["loading", "ready", "draining", "failed"]
+
+
+class ServedModel:
+    """A model that opens while the port listens already."""
+
+    def __init__(self, options: ServerOptions) -> None:
+        self.options = options
+        self.names = options.names or (options.model.name,)
+        self.started = int(time.time())
+        self.draining = False
+        self.failure: BaseException | None = None
+        self._model: Model | None = None
+
+    @property
+    def state(self) -> State:
+        """What /health says."""
+        if self.failure is not None or (self._model is not None and not self._model.serves and not self.draining):
+            return "failed"
+        return "draining" if self.draining else "loading" if self._model is None else "ready"
+
+    @property
+    def model(self) -> "Model":
+        """The open model. Raises ApiError while there is none to be asked."""
+        state = self.state
+        if state == "failed":
+            raise ApiError(500, f"the model does not serve: {self.failure or 'its line has ended'}")
+        if state == "draining" or self._model is None:
+            raise unavailable("the server is ending" if state == "draining" else "the model is loading")
+        return self._model
+
+    async def open(self) -> None:
+        """Open it; the failure is kept for those who ask. Raises PenstockError."""
+        try:
+            api = await asyncio.to_thread(importlib.import_module, "pipeline.api")  # brings torch, and takes seconds
+            self._model = await api.Model.open(self.options.model, **self.options.settings)
+        except Exception as error:
+            self.failure = error
+            raise
+
+    async def aclose(self) -> None:
+        """End all requests with ClosedError, and give everything back."""
+        self.draining = True
+        if self._model is not None:
+            await self._model.aclose()
+
+
+def served_of(request: Request) -> ServedModel:
+    """The model that a request asks."""
+    served: ServedModel = request.app.state.served
+    return served
+
+
+def scope_of(request: Request, extra: str | None = None) -> str | None:
+    """The `cache_scope` of a request: who has the same key, and says the same `extra`, shares KV blocks.
+
+    None, where neither is given, is the common scope of the server.
+    """
+    key = bearer(request.headers.get("authorization")) if served_of(request).options.api_keys else None
+    if key is None and extra is None:
+        return None
+    return hashlib.sha256(f"{key or ''}\n{extra or ''}".encode()).hexdigest()
+
+
+def bearer(authorization: str | None) -> str | None:
+    """The key that an Authorization header carries."""
+    scheme, _, key = (authorization or "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" and key.strip() else None

@@ -1,0 +1,46 @@
+"""`penstock serve MODEL`."""
+
+import argparse
+import importlib.util
+import logging
+import os
+
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+from pipeline.system.event_loop import run_async
+from pipeline.system.hub_cache import model_names
+from pipeline.tools.commands.prompt import chat_arguments
+
+MODULES = ("starlette", "uvicorn", "msgspec", "prometheus_client")
+KEYS = "PENSTOCK_API_KEY"
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Serve until a signal. Raises PenstockError naming what can never work, before anything takes time."""
+    if missing := [name for name in MODULES if importlib.util.find_spec(name) is None]:
+        raise ConfigError(f"serve: need {', '.join(missing)}: pip install 'penstock-llm[server]'")
+    from pipeline.server.options import ServerOptions
+    from pipeline.server.process import serve_model
+
+    Config.from_arguments(options.settings)
+    keys = options.api_key or [key for key in os.environ.get(KEYS, "").split(",") if key]
+    server_options = ServerOptions(
+        model=options.model,
+        settings=options.settings,
+        names=tuple(options.served_name or model_names(options.model)),
+        host=options.host,
+        port=options.port,
+        api_keys=tuple(keys),
+        cors=tuple(options.cors),
+        drain_seconds=options.drain_seconds,
+        template=chat_arguments(options).get("chat_template"),
+    )
+    _log_requests()
+    return run_async(serve_model(server_options))
+
+
+def _log_requests() -> None:
+    """Requests are told at level INFO, as is how the model is read; of uvicorn only what goes wrong."""
+    ours, theirs = logging.getLogger("penstock"), logging.getLogger("uvicorn")
+    ours.setLevel(logging.INFO)
+    theirs.handlers, theirs.propagate = ours.handlers, False

@@ -1,0 +1,43 @@
+"""`penstock serve`: its options."""
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.tools.commands.command import Command
+from pipeline.tools.commands.options import MODEL_HELP, add_settings
+
+
+def add_serve(commands: Any) -> None:
+    """Add the parser to `commands`, which is what `add_subparsers` gave."""
+    parser = commands.add_parser(
+        "serve",
+        usage="%(prog)s MODEL [options]",
+        help="answer OpenAI's clients over HTTP",
+        description="Answer OpenAI's clients over HTTP, at /v1. The port listens at once, and answers 503 while the "
+        "model opens. Ctrl-C and SIGTERM let running requests finish; a second one ends them at once. The exit status "
+        "is 0 when all have finished.",
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
+    group = parser.add_argument_group("how it is served")
+    add = group.add_argument
+    add("--host", default="127.0.0.1", metavar="ADDRESS", help="default 127.0.0.1; 0.0.0.0 is reached from elsewhere")
+    add("--port", type=int, default=8000, metavar="N", help="default 8000; 0 takes a free one")
+    add(
+        "--api-key",
+        action="append",
+        metavar="KEY",
+        help="ask for this key, as often as you like; default PENSTOCK_API_KEY, with commas between keys",
+    )
+    add("--cors", action="append", default=[], metavar="ORIGIN", help="let pages of this origin ask; * is any")
+    add(
+        "--served-name",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="what clients call the model, as often as you like; default the last part of MODEL",
+    )
+    add("--template", type=Path, metavar="FILE", help="a chat template, instead of the model's")
+    seconds = "how long running requests may take to finish after Ctrl-C or SIGTERM; default 30"
+    add("--drain-seconds", type=float, default=30.0, metavar="S", help=seconds)
+    add_settings(parser, defaults={"share_prefixes": True})
+    parser.set_defaults(command=Command("serve", "serve"))

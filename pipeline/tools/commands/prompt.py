@@ -3,13 +3,12 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from pipeline.errors import RequestError, shown
 from pipeline.tools.commands.parser import Parser
+from pipeline.tools.commands.text_files import text_of, text_of_file
 
-MOST_BYTES = 1 << 28
-"""More than any context holds; what is longer is no prompt, and may never end."""
 STDIN = "-"
 
 
@@ -41,37 +40,18 @@ def read_prompt(options: argparse.Namespace) -> str | list[int]:
             raise RequestError(f"{option} -: stdin is closed; give the text, or --prompt-file FILE")
         if sys.stdin.isatty():
             print("reading the prompt from the terminal; Ctrl-D on a line of its own ends it", file=sys.stderr)
-        return _text("stdin", sys.stdin.buffer)
+        return text_of("stdin", sys.stdin.buffer)
     if options.prompt_file is None:
         return str(options.prompt if options.chat is None else options.chat)
-    return _text_of_file("--prompt-file", options.prompt_file)
+    return text_of_file("--prompt-file", options.prompt_file)
 
 
 def chat_arguments(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments that --template stands for. Raises RequestError where it cannot be read."""
-    return {"chat_template": _text_of_file("--template", options.template)} if options.template is not None else {}
+    return {"chat_template": text_of_file("--template", options.template)} if options.template is not None else {}
 
 
 def messages(options: argparse.Namespace, text: str) -> list[dict[str, str]]:
     """The messages that --chat, whose text has been read, and --system stand for."""
     system = [] if options.system is None else [{"role": "system", "content": options.system}]
     return [*system, {"role": "user", "content": text}]
-
-
-def _text_of_file(option: str, path: Path) -> str:
-    try:
-        with open(path, "rb") as file:
-            return _text(str(path), file)
-    except OSError as error:
-        raise RequestError(f"{option}: {path}: {error.strerror}") from error
-
-
-def _text(name: str, file: BinaryIO) -> str:
-    content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise RequestError(f"{name}: need a prompt of at most {MOST_BYTES} bytes, have more")
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        have = f"byte 0x{content[error.start]:02x} at offset {error.start}"
-        raise RequestError(f"{name}: need UTF-8 text, have {have}; convert it, or give another file") from error

@@ -9,7 +9,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.system.event_loop import run_async
 from pipeline.system.hub_cache import model_names
-from pipeline.tools.commands.prompt import chat_arguments
+from pipeline.tools.commands.text_files import text_of_file
 
 MODULES = ("starlette", "uvicorn", "msgspec", "prometheus_client")
 KEYS = "PENSTOCK_API_KEY"
@@ -33,7 +33,7 @@ def serve(options: argparse.Namespace) -> int:
         api_keys=tuple(keys),
         cors=tuple(options.cors),
         drain_seconds=options.drain_seconds,
-        template=chat_arguments(options).get("chat_template"),
+        template=None if options.template is None else text_of_file("--template", options.template),
     )
     _log_requests()
     return run_async(serve_model(server_options))

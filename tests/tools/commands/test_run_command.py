@@ -152,7 +152,7 @@ def test_what_can_never_work_is_one_line_before_anything_is_loaded(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdin", None)
-    monkeypatch.setattr("pipeline.tools.commands.prompt.MOST_BYTES", 1 << 10)
+    monkeypatch.setattr("pipeline.tools.commands.text_files.MOST_BYTES", 1 << 10)
     (tmp_path / "binary").write_bytes(b"x\xff")
     assert run(*arguments) == status
     told = capsys.readouterr()

@@ -38,6 +38,8 @@ async def test_a_chat_is_answered_as_the_text_of_its_template(model: Model) -> N
     assert list(going_on.prompt_token_ids) == model.tokenizer.encode(TEXT + "import")
     named = await model.chat(CHAT, chat_template_kwargs={"name": "bot"}, max_new_tokens=1)
     assert list(named.prompt_token_ids) == model.tokenizer.encode(TEXT.replace("assistant", "bot"))
+    not_begun = await model.chat(CHAT, add_generation_prompt=False, max_new_tokens=1)
+    assert list(not_begun.prompt_token_ids) == model.tokenizer.encode(TEXT.rpartition("# ")[0])
     other = await model.chat(CHAT, chat_template="{{ messages[1].content }}", max_new_tokens=1)
     assert list(other.prompt_token_ids) == model.tokenizer.encode("import os")[1:], "no BOS token but the template's"
 

@@ -72,7 +72,7 @@ class BytePairEngine:
         self._longest_token = max(map(len, [*self._raw_tokens, *self._normalized_tokens, ""]))
         self._prefix, self._suffix = prefix, suffix
         self.bos_id = bos_id
-        self.special_ids = frozenset(token.token_id for token in added_tokens if token.special)
+        self.special_tokens = {token.token_id: token.content for token in added_tokens if token.special}
         self.ordinary_size = max(token_ids) + 1
         longest = max(map(len, [*ranks, *(token.content.encode() for token in added_tokens)]))
         self.token_bytes = longest if normalize is str else COMPOSED_BYTES * longest

@@ -29,6 +29,7 @@ class ChatVariables(TypedDict, total=False):
     chat_template: str | None
     chat_template_kwargs: Mapping[str, Any] | None
     continue_final_message: bool | None
+    add_generation_prompt: bool | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +42,7 @@ class ChatOptions:
         chat_template: the text of a template, or the name of one of the checkpoint's; None takes the checkpoint's own.
         chat_template_kwargs: more variables of the template, such as {"enable_thinking": False}.
         continue_final_message: whether the answer goes on with the last message, instead of beginning one.
+        add_generation_prompt: whether the template begins an answer; where the last message is continued it never does.
     """
 
     tools: Sequence[Mapping[str, Any]] | None = None
@@ -48,6 +50,7 @@ class ChatOptions:
     chat_template: str | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
     continue_final_message: bool = False
+    add_generation_prompt: bool = True
 
     def __post_init__(self) -> None:
         for name in ("tools", "documents"):
@@ -62,8 +65,9 @@ class ChatOptions:
             raise _error("chat_template_kwargs", "an object of variables by their names", variables)
         if own := [name for name in OWN_VARIABLES if name in (variables or {})]:
             raise RequestError(f"chat_template_kwargs: {own[0]} is set by the call itself; leave it out")
-        if not isinstance(self.continue_final_message, bool):
-            raise _error("continue_final_message", "true or false", self.continue_final_message)
+        for name in ("continue_final_message", "add_generation_prompt"):
+            if not isinstance(getattr(self, name), bool):
+                raise _error(name, "true or false", getattr(self, name))
 
 
 class Chat:
@@ -80,7 +84,7 @@ class Chat:
             "messages": self.messages,
             "tools": plain.copy(options.tools, "tools"),
             "documents": plain.copy(options.documents, "documents"),
-            "add_generation_prompt": not options.continue_final_message,
+            "add_generation_prompt": options.add_generation_prompt and not options.continue_final_message,
         }
         self.characters = plain.characters
         self._source = templates.choose(options.chat_template, with_tools=options.tools is not None)

@@ -23,6 +23,9 @@ class Detokenizer(Protocol):
     def flush(self) -> str:
         """Return what is left, with U+FFFD for bytes that never became a character."""
 
+    def piece(self, token_id: int) -> bytes:
+        """Return the bytes that a token has inside of a text: maybe part of a character, and none where it has none."""
+
 
 class ByteLevelDetokenizer:
     """For tokens that are bytes: invalid UTF-8 becomes U+FFFD, one for each maximal invalid part.
@@ -47,6 +50,10 @@ class ByteLevelDetokenizer:
     def flush(self) -> str:
         """See `Detokenizer`."""
         return self._utf8.decode(b"", final=True)
+
+    def piece(self, token_id: int) -> bytes:
+        """See `Detokenizer`."""
+        return self._pieces.get(token_id, b"")
 
 
 class ByteFallbackDetokenizer:
@@ -78,6 +85,11 @@ class ByteFallbackDetokenizer:
     def flush(self) -> str:
         """See `Detokenizer`."""
         return self._emit("")
+
+    def piece(self, token_id: int) -> bytes:
+        """See `Detokenizer`."""
+        piece = self._pieces.get(token_id, b"")
+        return piece if isinstance(piece, bytes) else piece.encode()
 
     def _emit(self, piece: str) -> str:
         try:
@@ -126,6 +138,12 @@ class SeparateTokensDetokenizer:
     def flush(self) -> str:
         """See `Detokenizer`."""
         return ""
+
+    def piece(self, token_id: int) -> bytes:
+        """See `Detokenizer`."""
+        if token_id not in self._texts:
+            return b""
+        return self._decode(["", self._texts[token_id]]).removeprefix(self._decode([""])).encode()
 
 
 def _last_text(pieces: Mapping[int, str | bytes], prompt_ids: Sequence[int]) -> int:

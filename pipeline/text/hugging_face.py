@@ -46,7 +46,7 @@ class HuggingFaceEngine:
         added_tokens = [self._as_decoded(token) for token in source.added_tokens.tokens]
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=False)
         self.detokenizer = detokenizers(source.document, vocabulary, added_tokens, self._decode)
-        self.special_ids = frozenset(token.token_id for token in added_tokens if token.special)
+        self.special_tokens = {token.token_id: token.content for token in added_tokens if token.special}
         self.ordinary_size = max(vocabulary.values()) + 1
         self.token_bytes = token_bytes(source, vocabulary)
         self._unknown = unknown_token(source, vocabulary)

@@ -29,13 +29,15 @@ _MALFORMED = (KeyError, IndexError, TypeError, AttributeError, ValueError, Recur
 class Engine(Protocol):
     """Turns checked text into ids, and ids into text; `ordinary_size` is 1 + the highest id of a word.
 
+    `special_tokens` are the names of those that have no text.
+
     A `detokenizer` is made from the ids that come before.
     Longer texts than `longest_text_bytes` would hold other threads up for too long, or take too much memory.
     """
 
     longest_text_bytes: int
     bos_id: int | None
-    special_ids: frozenset[int]
+    special_tokens: dict[int, str]
     ordinary_size: int
     detokenizer: Callable[[Sequence[int]], Detokenizer]
 
@@ -70,6 +72,12 @@ class ModelTokenizer(Protocol):
     def decode(self, ids: TokenIds | Iterator[SupportsIndex]) -> str:
         """Return the text of `ids`, in which special tokens have none. Raises RequestError for what is no id."""
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes that one token has inside of a text, which may be part of a character.
+
+        Of a special token, which has no text, they are those of its name; an id that no token has has none.
+        """
+
 
 class Tokenizer:
     """A checkpoint's tokenizer, guarded against text and ids that it cannot take.
@@ -88,7 +96,8 @@ class Tokenizer:
         self.chat_templates = chat_templates
         self.vocabulary_size = vocabulary_size
         self.bos_id = engine.bos_id
-        self.special_ids = engine.special_ids
+        self.special_ids = engine.special_tokens.keys()
+        self._lone: Detokenizer | None = None
 
     def fewest_tokens(self, text: str) -> int:
         """Return a lower bound of the tokens of `text`, without tokenising it. Raises RequestError as `encode` does."""
@@ -146,6 +155,14 @@ class Tokenizer:
         detokenizer = self.detokenizer()
         texts = [detokenizer.push(one) for part in id_slices(ids, self.vocabulary_size, "ids") for one in part]
         return "".join(texts) + detokenizer.flush()
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes of one token: see `ModelTokenizer`."""
+        if (name := self._engine.special_tokens.get(token_id)) is not None:
+            return name.encode()
+        if self._lone is None:
+            self._lone = self._engine.detokenizer(())
+        return self._lone.piece(token_id)
 
     def detokenizer(self, prompt_ids: Sequence[int] = ()) -> Detokenizer:
         """Return a detokenizer for what follows `prompt_ids`; without them, one at the beginning of a text."""

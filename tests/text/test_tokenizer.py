@@ -125,6 +125,16 @@ def test_ids_without_a_token_decode_to_nothing(style: small.Build) -> None:
     )
 
 
+def test_the_bytes_of_tokens_are_together_those_of_their_text(style: small.Build) -> None:
+    tokenizer, reference = loaded(style), style()
+    before, *ids = reference.encode("a word, 世界 and 😀 é\n", add_special_tokens=False).ids
+    decoded = tokenizer.decode([before, *ids]).removeprefix(tokenizer.decode([before]))
+    assert b"".join(map(tokenizer.token_bytes, ids)).decode() == decoded
+    for token_id, token in reference.get_added_tokens_decoder().items():
+        assert not token.special or tokenizer.token_bytes(token_id) == token.content.encode()
+    assert tokenizer.token_bytes(tokenizer.vocabulary_size - 1) == b""
+
+
 def test_special_ids_and_bos(style: small.Build) -> None:
     tokenizer, reference = loaded(style), style()
     added = reference.get_added_tokens_decoder()
@@ -203,7 +213,7 @@ def test_a_panic_in_the_engine_becomes_a_request_error(monkeypatch: pytest.Monke
 
 def test_interrupts_pass_through() -> None:
     class Interrupted:
-        bos_id, special_ids, ordinary_size = None, frozenset[int](), 1
+        bos_id, special_tokens, ordinary_size = None, dict[int, str](), 1
 
         def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
             raise KeyboardInterrupt

@@ -15,6 +15,7 @@ from pipeline.server.chat_completions import chat_completions
 from pipeline.server.completions import completions
 from pipeline.server.door import Door
 from pipeline.server.errors import ApiError, error_response
+from pipeline.server.metrics import ModelCollector, metrics
 from pipeline.server.operations import health, models
 from pipeline.server.served import ServedModel
 from pipeline.server.streaming import ClientLeft
@@ -25,6 +26,7 @@ ROUTES: dict[str, tuple[str, Handler]] = {
     "/v1/completions": ("POST", completions),
     "/v1/models": ("GET", models),
     "/health": ("GET", health),
+    "/metrics": ("GET", metrics),
 }
 """The method and the handler of each path."""
 
@@ -39,6 +41,7 @@ def make_app(served: ServedModel) -> Starlette:
     handled = dict.fromkeys((HTTPException, ApiError, PenstockError, ClientLeft), _answer_error)
     app = Starlette(routes=routes, middleware=middleware, exception_handlers=handled)
     app.state.served = served
+    served.timings.registry.register(ModelCollector(served))
     return app
 
 

@@ -1,5 +1,6 @@
 """/v1/chat/completions."""
 
+import contextlib
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
@@ -7,7 +8,8 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pipeline.server.door import note_of, read_body
+from pipeline.server.counting import counted
+from pipeline.server.door import read_body
 from pipeline.server.served import scope_of, served_of
 from pipeline.server.streaming import EventStream, WholeAnswer
 
@@ -22,7 +24,7 @@ async def chat_completions(request: Request) -> Response:
     chunks = served.model.stream_chat(
         body["messages"], max_new_tokens=body.get("max_tokens", 64), cache_scope=scope_of(request)
     )
-    documents = _documents(request, chunks)
+    documents = _documents(counted(request, chunks))
     if body.get("stream"):
         return EventStream(documents)
 
@@ -32,13 +34,8 @@ async def chat_completions(request: Request) -> Response:
     return WholeAnswer(whole)
 
 
-async def _documents(request: Request, chunks: "AsyncGenerator[Chunk, None]") -> AsyncGenerator[bytes, None]:
-    note = note_of(request)
-    note.prompt_tokens = note.new_tokens = 0
-    try:
+async def _documents(chunks: "AsyncGenerator[Chunk, None]") -> AsyncGenerator[bytes, None]:
+    async with contextlib.aclosing(chunks):
         async for chunk in chunks:
-            note.new_tokens += 1
-            choice = {"index": 0, "delta": {"content": chunk.text}, "finish_reason": chunk.finish_reason}
+            choice = {"index": chunk.index, "delta": {"content": chunk.text}, "finish_reason": chunk.finish_reason}
             yield msgspec.json.encode({"object": "chat.completion.chunk", "choices": [choice]})
-    finally:
-        await chunks.aclose()

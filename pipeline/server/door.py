@@ -25,10 +25,11 @@ NOTE = "penstock.note"
 
 @dataclass(slots=True)
 class Note:
-    """What the log tells of a request, beside its path and status."""
+    """What the log tells of a request, beside its path and status; `started` is of `time.perf_counter`."""
 
-    prompt_tokens: int | None = None
-    new_tokens: int | None = None
+    started: float
+    prompt_tokens: int = 0
+    new_tokens: int = 0
 
 
 class Door:
@@ -42,8 +43,8 @@ class Door:
         """Serve the request, or refuse it."""
         if scope["type"] != "http":
             return
-        started, status = time.perf_counter(), 0
-        note = scope[NOTE] = Note()
+        status = 0
+        note = scope[NOTE] = Note(time.perf_counter())
 
         async def watched_send(message: Message) -> None:
             nonlocal status
@@ -60,8 +61,8 @@ class Door:
                 raise  # the server breaks the connection off
             await error_response(error)(scope, receive, watched_send)
         finally:
-            tokens = "" if note.new_tokens is None else f", {note.prompt_tokens} + {note.new_tokens} tokens"
-            seconds = time.perf_counter() - started
+            tokens = f", {note.prompt_tokens} + {note.new_tokens} tokens" if note.prompt_tokens else ""
+            seconds = time.perf_counter() - note.started
             logger.info("%s %s %s%s, %.2f s", scope["method"], scope["path"], status or "left", tokens, seconds)
 
     def _refusal(self, scope: Scope) -> ApiError | None:

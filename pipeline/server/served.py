@@ -4,21 +4,23 @@ import asyncio
 import hashlib
 import importlib
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from starlette.requests import Request
 
 from pipeline.server.errors import ApiError, unavailable
 from pipeline.server.options import ServerOptions
+from pipeline.server.timings import Timings
 
 if TYPE_CHECKING:
     from pipeline.api import Model
 
 State = Literal["loading", "ready", "draining", "failed"]
+STATES: tuple[str, ...] = get_args(State)
 
 
 class ServedModel:
-    """A model that opens while the port listens already."""
+    """A model that opens while the port listens already. `opened` is None until then; requests ask `model`."""
 
     def __init__(self, options: ServerOptions) -> None:
         self.options = options
@@ -26,14 +28,15 @@ class ServedModel:
         self.started = int(time.time())
         self.draining = False
         self.failure: BaseException | None = None
-        self._model: Model | None = None
+        self.timings = Timings()
+        self.opened: Model | None = None
 
     @property
     def state(self) -> State:
         """What /health says."""
-        if self.failure is not None or (self._model is not None and not self._model.serves and not self.draining):
+        if self.failure is not None or (self.opened is not None and not self.opened.serves and not self.draining):
             return "failed"
-        return "draining" if self.draining else "loading" if self._model is None else "ready"
+        return "draining" if self.draining else "loading" if self.opened is None else "ready"
 
     @property
     def model(self) -> "Model":
@@ -41,15 +44,15 @@ class ServedModel:
         state = self.state
         if state == "failed":
             raise ApiError(500, f"the model does not serve: {self.failure or 'its line has ended'}")
-        if state == "draining" or self._model is None:
+        if state == "draining" or self.opened is None:
             raise unavailable("the server is ending" if state == "draining" else "the model is loading")
-        return self._model
+        return self.opened
 
     async def open(self) -> None:
         """Open it; the failure is kept for those who ask. Raises PenstockError."""
         try:
             api = await asyncio.to_thread(importlib.import_module, "pipeline.api")  # brings torch, and takes seconds
-            self._model = await api.Model.open(self.options.model, **self.options.settings)
+            self.opened = await api.Model.open(self.options.model, **self.options.settings)
         except Exception as error:
             self.failure = error
             raise
@@ -57,8 +60,8 @@ class ServedModel:
     async def aclose(self) -> None:
         """End all requests with ClosedError, and give everything back."""
         self.draining = True
-        if self._model is not None:
-            await self._model.aclose()
+        if self.opened is not None:
+            await self.opened.aclose()
 
 
 def served_of(request: Request) -> ServedModel:

@@ -1,0 +1,115 @@
+"""/metrics: what a model says of itself, under names that dashboards for vLLM know, and under our own."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pipeline.server.served import STATES, ServedModel, served_of
+
+if TYPE_CHECKING:
+    from pipeline.api import Model
+    from pipeline.generation.model_statistics import ModelStatistics
+
+    Figure = Callable[[ModelStatistics], float]
+    Figures = Callable[[ModelStatistics], Mapping[str, float]]
+
+GAUGES: "dict[str, tuple[str, Figure]]" = {
+    "num_requests_running": ("Requests that share passes.", lambda said: said.requests.running),
+    "num_requests_waiting": ("Requests that wait for their turn.", lambda said: said.requests.waiting),
+    "num_requests_paused": ("Requests whose streams no client reads.", lambda said: said.requests.paused),
+    "kv_cache_usage_perc": (
+        "KV blocks that requests hold; 1 is all.",
+        lambda said: said.kv_blocks.used / max(1, said.kv_blocks.total),
+    ),
+    "moving_groups": ("Weight groups that come to the device anew in every pass.", lambda said: said.moving_groups),
+}
+COUNTERS: "dict[str, tuple[str, Figure]]" = {
+    "generation_tokens": ("Tokens of answers.", lambda said: said.tokens),
+    "computed_tokens": (
+        "Tokens that passed through the model, of prompts and answers.",
+        lambda said: said.computed_tokens,
+    ),
+    "passes": ("Passes through the model.", lambda said: said.passes),
+    "prefix_cache_queries": ("Tokens of prompts that were looked up.", lambda said: said.prefixes.queried_tokens),
+    "prefix_cache_hits": ("Those of them that were found computed.", lambda said: said.prefixes.hit_tokens),
+}
+LABELLED_GAUGES: "dict[tuple[str, str], tuple[str, Figures]]" = {
+    ("queue_depth", "queue"): (
+        "Messages that wait in front of an actor.",
+        lambda said: {name: one.depth for name, one in said.channels.items()},
+    ),
+    ("resident_groups", "place"): ("Weight groups that stay.", lambda said: said.resident_groups),
+    ("kv_used_bytes", "place"): (
+        "KV blocks that requests hold.",
+        lambda said: {name: one.used_bytes for name, one in said.kv_blocks.places.items()},
+    ),
+}
+LABELLED_COUNTERS: "dict[tuple[str, str], tuple[str, Figures]]" = {
+    ("requests", "outcome"): (
+        "Requests that have ended.",
+        lambda said: {name: getattr(said.requests, name) for name in ("finished", "cancelled", "failed")},
+    ),
+    ("bytes_streamed", "link"): (
+        "Weights read from the disk, and KV blocks that moved.",
+        lambda said: {
+            "disk_weights": said.bytes_read,
+            "disk_kv_read": said.kv_blocks.bytes_read,
+            "disk_kv_written": said.kv_blocks.bytes_written,
+            "h2d_kv": said.kv_blocks.bytes_h2d,
+            "d2h_kv": said.kv_blocks.bytes_d2h,
+        },
+    ),
+    ("stage_busy_seconds", "stage"): ("Seconds in which an actor had work running.", lambda said: said.busy_seconds),
+    ("layer_wait_seconds", "stage"): ("Seconds in which an actor waited.", lambda said: said.stalled_seconds),
+}
+
+
+class ModelCollector(Collector):
+    """Asks the model when it is scraped; before it is open, only its state is told."""
+
+    def __init__(self, served: ServedModel) -> None:
+        self._served = served
+
+    def collect(self) -> Iterator[Metric]:
+        """All figures of this moment."""
+        now = {state: float(state == self._served.state) for state in STATES}
+        yield _labelled(GaugeMetricFamily, ("state", "state"), "1 for the state of the model.", now)
+        if self._served.state in ("ready", "draining") and self._served.opened is not None:
+            yield from _figures(self._served.opened)
+
+
+def _figures(model: "Model") -> Iterator[Metric]:
+    said, plan = model.statistics(), model.runtime.plan
+    for name, (what, figure) in GAUGES.items():
+        yield GaugeMetricFamily(f"penstock:{name}", what, value=figure(said))
+    for name, (what, figure) in COUNTERS.items():
+        yield CounterMetricFamily(f"penstock:{name}", what, value=figure(said))
+    for key, (what, figures) in LABELLED_GAUGES.items():
+        yield _labelled(GaugeMetricFamily, key, what, figures(said))
+    for key, (what, figures) in LABELLED_COUNTERS.items():
+        yield _labelled(CounterMetricFamily, key, what, figures(said))
+    used = {place: plan.need(place) for place in plan.available}
+    yield _labelled(GaugeMetricFamily, ("budget_used_bytes", "place"), "Memory that the plan holds.", used)
+    yield _labelled(GaugeMetricFamily, ("budget_bytes", "place"), "Memory that there is.", plan.available)
+
+
+def _labelled(
+    kind: type[GaugeMetricFamily] | type[CounterMetricFamily],
+    key: tuple[str, str],
+    what: str,
+    figures: Mapping[str, float],
+) -> Metric:
+    family = kind(f"penstock:{key[0]}", what, labels=[key[1]])
+    for label, figure in figures.items():
+        family.add_metric([label], figure)
+    return family
+
+
+async def metrics(request: Request) -> Response:
+    """All figures, as Prometheus reads them."""
+    return Response(generate_latest(served_of(request).timings.registry), media_type=CONTENT_TYPE_LATEST)

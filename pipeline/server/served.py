@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from pipeline.server.errors import ApiError, unavailable
 from pipeline.server.options import ServerOptions
-from pipeline.server.timings import Timings
+from pipeline.server.request_timings import RequestTimings
 
 if TYPE_CHECKING:
     from pipeline.api import Model
@@ -28,7 +28,7 @@ class ServedModel:
         self.started = int(time.time())
         self.draining = False
         self.failure: BaseException | None = None
-        self.timings = Timings()
+        self.timings = RequestTimings()
         self.opened: Model | None = None
 
     @property

@@ -6,7 +6,7 @@ FIRST_TOKEN_SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
 TOKEN_SECONDS = (0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 
 
-class Timings:
+class RequestTimings:
     """Histograms of all requests so far, in a registry of their own."""
 
     def __init__(self) -> None:

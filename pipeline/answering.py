@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Unpack, overload
 
 from pipeline.engine.supervisor import Supervisor
-from pipeline.errors import ClosedError, RequestError
+from pipeline.errors import ClosedError, RequestError, unknown_name
 from pipeline.generation.build import ModelRuntime
 from pipeline.generation.folder import no_tokenizer
 from pipeline.generation.parameters import SamplingParameters
@@ -14,7 +14,7 @@ from pipeline.generation.requests import CHAT_OPTIONS, Call, CallArguments, Call
 from pipeline.generation.sequence import MOST_UNREAD, Chunk, Output, RunningSequence, chunks_of, outputs_of
 from pipeline.system.limits import limits_named
 from pipeline.system.signatures import shows
-from pipeline.text.chat import Chat, ChatOptions, Messages
+from pipeline.text.chat import Chat, ChatOptions, ChatVariables, Messages
 from pipeline.text.prompts import Prompt
 from pipeline.text.tokenizer import ModelTokenizer, Tokenizer
 
@@ -128,6 +128,22 @@ class Answering:
         chat, others = self._chat(messages, arguments)
         return self._chunks(chat, {**others, "n": n})
 
+    @shows(ChatOptions)
+    async def chat_ids(self, messages: Messages, **arguments: Unpack[ChatVariables]) -> list[int]:
+        """Return the token ids of the prompt that `chat` makes of these messages, and answers.
+
+        Arguments are those of `ChatOptions`. Raises as `chat` does for messages that no template can take.
+        """
+        chat, others = self._chat(messages, arguments)
+        if others:
+            raise RequestError(unknown_name("argument", min(others), CHAT_OPTIONS))
+        tokenizer = self._chat_tokenizer
+        with limits_named():
+            ids = await self._runtime.admission.tokenized(
+                lambda tokenizing: tokenizing.run(chat.characters, lambda: chat.ids(tokenizer))
+            )
+        return ids.tolist()
+
     def _call(self, prompt: Prompt | Chat, arguments: Mapping[str, object]) -> Call:
         if self._refuses:
             raise ClosedError("the model is closed")
@@ -135,13 +151,17 @@ class Answering:
 
     def _chat(self, messages: Messages, arguments: Mapping[str, Any]) -> tuple[Chat, dict[str, object]]:
         """The messages as a prompt, and the arguments that are not about how they become one."""
+        own = {name: arguments[name] for name in CHAT_OPTIONS if arguments.get(name) is not None}
+        chat = Chat(messages, ChatOptions(**own), self._chat_tokenizer.chat_templates)
+        return chat, {name: value for name, value in arguments.items() if name not in CHAT_OPTIONS}
+
+    @property
+    def _chat_tokenizer(self) -> Tokenizer:
         if self._refuses:
             raise ClosedError("the model is closed")
         if self._tokenizer is None:
             raise RequestError("messages: chat needs a tokenizer, and the folder has none; give token ids to generate")
-        own = {name: arguments[name] for name in CHAT_OPTIONS if arguments.get(name) is not None}
-        chat = Chat(messages, ChatOptions(**own), self._tokenizer.chat_templates)
-        return chat, {name: value for name, value in arguments.items() if name not in CHAT_OPTIONS}
+        return self._tokenizer
 
     async def _outputs(self, prompt: Prompt | Chat, arguments: Mapping[str, object]) -> Output | list[Output]:
         self._runtime.admission.batcher.check_room(1)
@@ -171,7 +191,7 @@ class Answering:
             raise RequestError("the model was opened on another event loop; call it from there, or open another one")
         admission = self._runtime.admission
         with limits_named():
-            sequences = await admission.sequences(call.sequences)
+            sequences = await admission.tokenized(call.sequences)
         admission.submit(sequences)
         try:
             yield sequences

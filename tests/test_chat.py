@@ -30,6 +30,7 @@ async def test_a_chat_is_answered_as_the_text_of_its_template(model: Model) -> N
     want = await model.generate(TEXT, max_new_tokens=6)
     assert list(want.prompt_token_ids) == model.tokenizer.encode("<|begin_of_text|>" + TEXT), "one BOS token alike"
     assert await model.chat(CHAT, max_new_tokens=6) == want
+    assert await model.chat_ids(CHAT) == list(want.prompt_token_ids)
     assert await model.chat(CHAT, n=2, max_new_tokens=6) == [want, want]
     chunks = [chunk async for chunk in model.stream_chat(CHAT, max_tokens=6, n=2)]
     assert ["".join(chunk.text for chunk in chunks if chunk.index == index) for index in (0, 1)] == [want.text] * 2
@@ -47,6 +48,8 @@ async def test_a_chat_is_answered_as_the_text_of_its_template(model: Model) -> N
 async def test_a_chat_that_cannot_be_answered_says_why_and_others_go_on(model: Model) -> None:
     with pytest.raises(RequestError, match="unknown argument 'tool'; did you mean 'tools'"):
         await model.chat(CHAT, tool=[])  # type: ignore[call-overload]
+    with pytest.raises(RequestError, match="unknown argument 'tool'; did you mean 'tools'"):
+        await model.chat_ids(CHAT, tool=[])  # type: ignore[call-arg]
     with pytest.raises(RequestError, match=r"messages: need a list of messages"):
         model.stream_chat("import os")  # type: ignore[arg-type]
     with pytest.raises(RequestError, match=r"need room for .* tokens, have 1024"):

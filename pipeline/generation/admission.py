@@ -5,7 +5,7 @@ Callers submit and withdraw; the supervisor fails, refuses and drains; the progr
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.errors import ClosedError
 from pipeline.generation.batching import Batcher, Piece
@@ -13,6 +13,8 @@ from pipeline.generation.pass_size import PassRate
 from pipeline.generation.sequence import RunningSequence
 from pipeline.state.kv import KeyValueCache
 from pipeline.text.tokenizing import Tokenizing
+
+Result = TypeVar("Result")
 
 
 class Admission:
@@ -33,23 +35,21 @@ class Admission:
         self._begun = False
         self._interrupted = False
 
-    async def sequences(
-        self, make: Callable[[Tokenizing], Coroutine[Any, Any, list[RunningSequence]]]
-    ) -> list[RunningSequence]:
-        """What `make` makes of a call, to be submitted at once; from now on `drained` waits for it.
+    async def tokenized(self, make: Callable[[Tokenizing], Coroutine[Any, Any, Result]]) -> Result:
+        """What `make` makes of a call, sequences to be submitted at once; from now on `drained` waits for it.
 
         Raises Busy where too many have come before.
         """
         self.batcher.check_room(self.tokenizing_calls + 1)
         self.tokenizing_calls += 1
         try:
-            sequences = await make(self._tokenizing)
+            made = await make(self._tokenizing)
         finally:
             self.tokenizing_calls -= 1
             self._left.set()
         if self._closed:
             raise _closed()
-        return sequences
+        return made
 
     def submit(self, sequences: Sequence[RunningSequence]) -> None:
         """Let the samples of a call wait for their turn. Raises Busy, and none waits, where there are too many."""

@@ -13,7 +13,9 @@ from pipeline.models.generation_settings import read_not_followed, read_rules
 from pipeline.models.model_config import read_config, read_generation_defaults
 from pipeline.system.limits import limits_named
 from pipeline.system.small_files import require_folder
+from pipeline.text.chat_templates import read_chat_templates
 from pipeline.text.tokenizer import Tokenizer, load_tokenizer
+from pipeline.text.tokenizer_config import read_tokenizer_config
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json")
 TOKEN_BYTES = (600, 300, 300)
@@ -61,6 +63,17 @@ def read_defaults(folder: Path) -> dict[str, Any]:
             _listed(not_followed),
         )
     return defaults
+
+
+def check_chat(folder: Path, chat_template: str | None) -> None:
+    """Refuse what can answer no chat, without reading the tokenizer: there must be one, and a template.
+
+    Raises RequestError, and CheckpointError where files are broken.
+    """
+    with naming_files(folder):
+        if not any(os.path.lexists(folder / name) for name in TOKENIZER_FILES):
+            raise no_tokenizer(folder)
+        read_chat_templates(folder, read_tokenizer_config(folder)).choose(chat_template, with_tools=False)
 
 
 def _listed(settings: Mapping[str, object]) -> str:

@@ -182,9 +182,7 @@ class Call:
     def _ids_of_text(self, text: str | Chat, tokenizer: Tokenizer) -> "array[int]":
         if isinstance(text, str):
             return tokenizer.prompt_ids(text)
-        rendered = text.render(tokenizer.longest_text)
-        self._check_room(tokenizer.fewest_tokens(rendered), at_least=True)
-        return tokenizer.chat_ids(rendered)
+        return text.ids(tokenizer, lambda rendered: self._check_room(tokenizer.fewest_tokens(rendered), at_least=True))
 
     def _take(self, part: list[int]) -> None:
         self._ids.extend(part)

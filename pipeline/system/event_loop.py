@@ -4,9 +4,12 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import asyncio
 
 Result = TypeVar("Result")
 LOOP_DESCRIPTORS = 12
@@ -45,15 +48,17 @@ def run_async(work: Coroutine[Any, Any, Result]) -> Result:
         return _run(work)
 
 
-def _run(work: Coroutine[Any, Any, Result]) -> Result:
-    import asyncio
-
+def loop_factory() -> "Callable[[], asyncio.AbstractEventLoop] | None":
+    """What makes loops of uvloop where that is installed, and None where it is not (rule 10)."""
     try:
         import uvloop
-
-        factory = uvloop.new_event_loop
     except ImportError:
-        factory = None
+        return None
+    return uvloop.new_event_loop
+
+
+def _run(work: Coroutine[Any, Any, Result]) -> Result:
+    import asyncio
 
     async def until_terminated() -> Result:
         if (task := asyncio.current_task()) is not None:
@@ -61,7 +66,7 @@ def _run(work: Coroutine[Any, Any, Result]) -> Result:
         return await work
 
     try:
-        with asyncio.Runner(loop_factory=factory) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(until_terminated())
     except asyncio.CancelledError:
         raise SystemExit(TERMINATED) from None

@@ -1,12 +1,14 @@
 """Chat messages become the text of a prompt by a template of the checkpoint, as transformers renders it."""
 
 import traceback
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from pipeline.errors import CheckpointError, RequestError, shown
 from pipeline.text.chat_templates import ChatTemplates
+from pipeline.text.tokenizer import Tokenizer
 
 Messages = Sequence[Mapping[str, Any]]
 """A list of messages, each with its "role" and its "content"."""
@@ -114,6 +116,12 @@ class Chat:
             what = str(error) if own else f"{type(error).__name__}: {error}"
             raise RequestError(f"{self._where}: the chat template stops{place}: {what}") from error
         return text if self._final is None else self._cut(text, self._final)
+
+    def ids(self, tokenizer: Tokenizer, check: Callable[[str], None] = lambda rendered: None) -> "array[int]":
+        """Return the token ids of the text, which is given to `check` before it is tokenised. Raises as `render`."""
+        rendered = self.render(tokenizer.longest_text)
+        check(rendered)
+        return tokenizer.chat_ids(rendered)
 
     def _cut(self, text: str, final: str) -> str:
         """The text up to where the last message ends; what a template has trimmed there stays away."""

@@ -20,18 +20,9 @@ TUNED = ("gpu_groups", "host_groups", "queues", "reader_lanes", "chunk_bytes", "
 
 def add_commands(commands: Any) -> None:
     """Add the parsers of all to `commands`, which is what `add_subparsers` gave, in the order of the help."""
-    for add in (
-        _add_run,
-        add_serve,
-        _add_plan,
-        _add_doctor,
-        _add_verify,
-        _add_demo,
-        _add_convert,
-        _add_make_checkpoint,
-    ):
+    for add in (_add_run, _add_chat, add_serve, _add_plan, _add_doctor, _add_verify, _add_demo):
         add(commands)
-    for add in (add_bench, add_simulate, _add_tune, _add_report):
+    for add in (_add_convert, _add_make_checkpoint, add_bench, add_simulate, _add_tune, _add_report):
         add(commands)
 
 
@@ -52,6 +43,26 @@ def _add_run(commands: Any) -> None:
     output.add_argument("--json", action="store_true", help="print one JSON object instead of streaming text")
     add_trace(output)
     parser.set_defaults(command=Command("run", "run"))
+
+
+def _add_chat(commands: Any) -> None:
+    parser = commands.add_parser(
+        "chat",
+        usage="%(prog)s MODEL [options]",
+        help="talk with a model",
+        description="Talk with a model, turn by turn. A second turn computes its own tokens alone. Ctrl-C stops an "
+        "answer, Ctrl-D or a second Ctrl-C ends the chat, and /help lists what else there is. Where stdin is no "
+        "terminal each of its lines is a turn, and the first that fails ends the chat with status 1. Answers go to "
+        "stdout, all else to stderr.",
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
+    group = parser.add_argument_group("the conversation")
+    group.add_argument("--system", metavar="TEXT", help="what the model is told before")
+    group.add_argument("--template", type=Path, metavar="FILE", help="a chat template, instead of the model's")
+    group.add_argument("--history", type=Path, metavar="FILE", help="keep the lines that you type, for the arrow keys")
+    add_sampling(parser, own=("logprobs",))
+    add_settings(parser, defaults={"max_requests": 1})  # room for more would be kept from the weights
+    parser.set_defaults(command=Command("chat", "chat"))
 
 
 def _add_plan(commands: Any) -> None:

@@ -1,6 +1,7 @@
 """`penstock run`: how tokens are chosen. Fields of `SamplingParameters` are options, which that class checks."""
 
 import argparse
+from collections.abc import Collection
 from dataclasses import fields
 from functools import partial
 from typing import Any, get_args, get_origin, get_type_hints
@@ -38,13 +39,15 @@ OPTIONS = [field for field in fields(SamplingParameters) if field.name in HELP]
 """All but functions, which only a program can give."""
 
 
-def add_sampling(parser: Parser) -> None:
-    """An option for each field, named alike."""
+def add_sampling(parser: Parser, own: Collection[str] = ()) -> None:
+    """An option for each field, named alike, but for those that are the command's `own`."""
     group = parser.add_argument_group(
         "how tokens are chosen", "What is not given is as generation_config.json says, or else as said here."
     )
     also = {name: alias for alias, name in ALIASES.items()}
     for field in OPTIONS:
+        if field.name in own:
+            continue
         metavar, what = HELP[field.name]
         names = [option_of(name) for name in (field.name, also.get(field.name)) if name]
         if field.default is False:
@@ -62,7 +65,7 @@ def add_sampling(parser: Parser) -> None:
 
 def sampling_arguments(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of the call that were given. Raises RequestError for a value that can never work."""
-    given = {field.name: getattr(options, field.name) for field in OPTIONS}
+    given = {field.name: getattr(options, field.name, None) for field in OPTIONS}
     arguments = {name: value for name, value in given.items() if value is not None}
     SamplingParameters.from_arguments({}, arguments)
     return arguments

@@ -1,0 +1,150 @@
+"""`penstock chat`: turn by turn, from a pipe and in a terminal; what fails leaves the conversation as it was."""
+
+import io
+import json
+import os
+import pty
+import re
+import select
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import Model
+from pipeline.cli import main
+
+ROOT = Path(__file__).parent.parent.parent.parent
+BUNDLED = ROOT / "pipeline" / "bundled"
+PAUSE_SECONDS = 0.05
+"""Python sees a signal that comes right before it waits for a key only with the next one."""
+CHAT = ("chat", "bundled", "--device", "cpu", "--ignore-eos")
+
+
+def chat(monkeypatch: pytest.MonkeyPatch, said: str, *options: str) -> int:
+    """The exit status of a chat with these lines."""
+    monkeypatch.setattr("sys.stdin", io.StringIO(said))
+    return main([*CHAT, "--max-new-tokens", "20", *options])
+
+
+def test_a_pipe_is_a_conversation_line_by_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Each turn goes on from all before, with what they have cached, and files hold the messages."""
+    saved, again = tmp_path / "saved.json", tmp_path / "again.json"
+    said = f'import os\n"""\ndef f(x):\n    y = 1"""\n/stats\n/save {saved}\n'
+    then = f"/undo\n/undo\n/system # Python\nimport re\n/retry\n/save {again}\n/exit\nnot heard\n"
+    assert chat(monkeypatch, said + then) == 0
+    told = capsys.readouterr()
+    messages = json.loads(saved.read_text())
+    assert [one["role"] for one in messages] == ["user", "assistant"] * 2
+    assert messages[2]["content"] == "def f(x):\n    y = 1"
+    assert re.search(r"\nprompt     \d+ tokens: 16 were cached, \d+ computed\n", told.err)
+    answers = [one["content"] for one in messages if one["role"] == "assistant"]
+    third = json.loads(again.read_text())
+    assert [one["role"] for one in third] == ["system", "user", "assistant"]
+    assert (third[0]["content"], third[1]["content"]) == ("# Python", "import re")
+    answers += [third[2]["content"]] * 2
+    assert told.out == "".join(one if one.endswith("\n") else one + "\n" for one in answers)
+    assert chat(monkeypatch, f"/load {saved}\n/retry\n/save {again}\n") == 0
+    assert json.loads(again.read_text()) == messages, "the same question has the same answer"
+
+
+def test_what_fails_changes_nothing_and_ends_a_pipe_with_status_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "odd.json").write_text('[{"content": "no role"}]')
+    for said, says in (
+        ("/unknown\n", "unknown command /unknown; /help lists them"),
+        ("/undo\n", "there is no question yet"),
+        ("/load\n", "/load: name a file"),
+        (f"/load {tmp_path}/odd.json\n", "odd.json: need a list of messages"),
+        (f"/load {tmp_path}/none.json\n", "none.json: No such file"),
+        (f"x\n/save {tmp_path}/no/file\n", "there is no folder"),
+        ("x = 1\n" + "y " * 2000 + "\n", "the context is full: the conversation has "),
+    ):
+        assert chat(monkeypatch, said) == 1
+        assert says in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", None)
+    assert main([*CHAT]) == 1
+    assert "stdin is closed" in capsys.readouterr().err
+    shutil.copytree(BUNDLED, tmp_path / "plain")
+    (tmp_path / "plain" / "chat_template.jinja").unlink()
+    monkeypatch.setattr(Model, "open", None)
+    monkeypatch.setattr("sys.stdin", io.StringIO("x"))
+    assert main(["chat", str(tmp_path / "plain")]) == 1
+    assert "need a chat template" in capsys.readouterr().err
+
+
+class Terminal:
+    """A program in a terminal of its own, of which all that it shows is kept."""
+
+    def __init__(self, *arguments: str) -> None:
+        self._here, self._there = pty.openpty()
+        name = os.ttyname(self._there)
+        command = shlex.join([sys.executable, "-m", "pipeline", *arguments])
+        environment = {**os.environ, "TERM": "dumb", "PYTHONPATH": str(ROOT)}
+        # What opens a terminal in a session without one gets its signals.
+        script = f"exec {command} <{name} >{name} 2>&1"
+        self.process = subprocess.Popen(["sh", "-c", script], env=environment, start_new_session=True)
+        self.shown = ""
+
+    def until(self, text: str, seconds: float = 60) -> str:
+        """What is shown from now on, up to `text`."""
+        ends = time.monotonic() + seconds
+        while text not in self.shown:
+            ready = select.select([self._here], [], [], max(0, ends - time.monotonic()))[0]
+            assert ready, f"no {text!r} in {self.shown!r}"
+            self.shown += os.read(self._here, 1 << 16).decode().replace("\r\n", "\n")
+        before, _, self.shown = self.shown.partition(text)
+        return before
+
+    def type(self, text: str) -> None:
+        os.write(self._here, text.encode())
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._here)
+        os.close(self._there)
+
+
+def test_in_a_terminal_lines_are_edited_and_ctrl_c_stops_the_answer_alone(tmp_path: Path) -> None:
+    terminal = Terminal(*CHAT, "--history", str(tmp_path / "history"))
+    try:
+        terminal.until(">>> ")
+        terminal.type("imporx\x7ft os\r")
+        terminal.until("import ")
+        terminal.until("\n")
+        terminal.until("\n")
+        terminal.type("\x03")
+        terminal.until("stopped; what came stays")
+        terminal.until(">>> ")
+        terminal.type("/stats\r")
+        assert "interrupted after" in terminal.until("bound by")
+        terminal.until(">>> ")
+        terminal.type("\x10\x10\r")
+        terminal.until("import os\n")
+        terminal.until("\n")
+        terminal.type("\x03")
+        terminal.until("stopped; what came stays")
+        terminal.until(">>> ")
+        terminal.type("/nothing\r")
+        terminal.until("unknown command")
+        terminal.until(">>> ")
+        terminal.type("half a line")
+        terminal.until("half a line")
+        time.sleep(PAUSE_SECONDS)
+        terminal.type("\x03")
+        terminal.until("Ctrl-C once more")
+        terminal.until(">>> ")
+        time.sleep(PAUSE_SECONDS)
+        terminal.type("\x03")
+        assert terminal.process.wait(20) == 0
+    finally:
+        terminal.close()
+    assert (tmp_path / "history").read_text().split("\n")[:2] == ["import os", "/stats"]

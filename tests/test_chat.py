@@ -80,3 +80,16 @@ async def test_without_a_whole_template_only_chats_fail(tmp_path: Path) -> None:
     async with Model.open(tmp_path / "model", device="cpu") as model:
         with pytest.raises(RequestError, match="messages: chat needs a tokenizer, and the folder has none"):
             model.stream_chat(CHAT)
+
+
+async def test_a_conversation_goes_on_from_the_tokens_that_were_drawn(model: Model) -> None:
+    """Not from those that its text is cut into, of which no KV blocks are found."""
+    drawn = await model.chat(CHAT, temperature=1.5, seed=3, max_new_tokens=60, cache_scope="a")
+    earlier_ids = [*drawn.prompt_token_ids, *drawn.token_ids]
+    more = [*CHAT, {"role": "assistant", "content": drawn.text}, {"role": "user", "content": "import re"}]
+    cached = [
+        (await model.chat(more, earlier_ids=ids, cache_scope="a", max_new_tokens=1)).cached_tokens
+        for ids in (earlier_ids, None)
+    ]
+    assert cached[0] == (len(earlier_ids) - 1) // 16 * 16
+    assert cached[1] < cached[0] - 16

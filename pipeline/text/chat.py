@@ -1,5 +1,6 @@
 """Chat messages become the text of a prompt by a template of the checkpoint, as transformers renders it."""
 
+import itertools
 import traceback
 from array import array
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +9,8 @@ from typing import Any, TypedDict
 
 from pipeline.errors import CheckpointError, RequestError, shown
 from pipeline.text.chat_templates import ChatTemplates
+from pipeline.text.going_on import going_on
+from pipeline.text.prompts import TokenIds, id_slices
 from pipeline.text.tokenizer import Tokenizer
 
 Messages = Sequence[Mapping[str, Any]]
@@ -32,6 +35,7 @@ class ChatVariables(TypedDict, total=False):
     chat_template_kwargs: Mapping[str, Any] | None
     continue_final_message: bool | None
     add_generation_prompt: bool | None
+    earlier_ids: TokenIds | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +49,8 @@ class ChatOptions:
         chat_template_kwargs: more variables of the template, such as {"enable_thinking": False}.
         continue_final_message: whether the answer goes on with the last message, instead of beginning one.
         add_generation_prompt: whether the template begins an answer; where the last message is continued it never does.
+        earlier_ids: the token ids of the turn before, of its prompt and its answer. They are kept as far as the text of
+            the messages is the same, so that their KV blocks are found: of an answer's text others may be made.
     """
 
     tools: Sequence[Mapping[str, Any]] | None = None
@@ -53,6 +59,7 @@ class ChatOptions:
     chat_template_kwargs: Mapping[str, Any] | None = None
     continue_final_message: bool = False
     add_generation_prompt: bool = True
+    earlier_ids: TokenIds | None = None
 
     def __post_init__(self) -> None:
         for name in ("tools", "documents"):
@@ -89,6 +96,7 @@ class Chat:
             "add_generation_prompt": options.add_generation_prompt and not options.continue_final_message,
         }
         self.characters = plain.characters
+        self._earlier_ids = options.earlier_ids
         self._source = templates.choose(options.chat_template, with_tools=options.tools is not None)
         self._where = templates.where if options.chat_template is None else "chat_template"
         self._final = _mark(self.messages[-1]) if options.continue_final_message else None
@@ -121,7 +129,11 @@ class Chat:
         """Return the token ids of the text, which is given to `check` before it is tokenised. Raises as `render`."""
         rendered = self.render(tokenizer.longest_text)
         check(rendered)
-        return tokenizer.chat_ids(rendered)
+        ids = tokenizer.chat_ids(rendered)
+        if self._earlier_ids is None:
+            return ids
+        parts = id_slices(self._earlier_ids, tokenizer.vocabulary_size, "earlier_ids")
+        return going_on(tokenizer, array("i", itertools.chain.from_iterable(parts)), ids)
 
     def _cut(self, text: str, final: str) -> str:
         """The text up to where the last message ends; what a template has trimmed there stays away."""

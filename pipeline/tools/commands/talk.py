@@ -130,7 +130,8 @@ class Talk:
         return False
 
     def _answer(self, messages: Sequence[dict[str, Any]]) -> None:
-        prompt_ids = self._thread.run(self._model.chat_ids(messages, **self._template))
+        earlier_ids = self.conversation.token_ids or None
+        prompt_ids = self._thread.run(self._model.chat_ids(messages, earlier_ids=earlier_ids, **self._template))
         room = self._model.runtime.context_tokens - len(prompt_ids)
         if room < 1:
             raise RequestError(self._full(len(prompt_ids)))
@@ -194,7 +195,7 @@ class Talk:
             _say(f"{counted(len(messages), 'message')} of {path}, {counted(tokens, 'token')}")
             if messages[-1]["role"] == "user":
                 _say("the last is a question, which /retry answers")
-        self.conversation.messages = messages
+        self.conversation.messages, self.conversation.token_ids = messages, []
 
     def _stats(self, rest: str) -> None:
         if self._turn is None:

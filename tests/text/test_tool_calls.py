@@ -9,7 +9,7 @@ from support.conversations import TEMPLATES
 
 from pipeline.text.chat import Chat, ChatOptions
 from pipeline.text.chat_templates import ChatTemplates
-from pipeline.text.tool_calls.deltas import CallArguments, CallBegun, Delta, Reasoning, Text
+from pipeline.text.tool_calls.deltas import ArgumentsDelta, CallDelta, Delta, ReasoningDelta, TextDelta
 from pipeline.text.tool_calls.formats import FORMATS, THINK, ToolFormat, find_format
 
 TEXT = {"type": "string"}
@@ -182,16 +182,16 @@ def merged(deltas: list[Delta]) -> list[Any]:
     found: list[Any] = []
     for delta in deltas:
         match delta:
-            case Text(text) | Reasoning(text):
-                kind = "text" if isinstance(delta, Text) else "reasoning"
+            case TextDelta(text) | ReasoningDelta(text):
+                kind = "text" if isinstance(delta, TextDelta) else "reasoning"
                 same = bool(found) and found[-1][0] == kind
                 found[len(found) - same :] = [(kind, (found[-1][1] if same else "") + text)]
-            case CallBegun(index, id_, name):
+            case CallDelta(index, id_, name):
                 assert index == sum(one[0] == "call" for one in found)
                 assert id_.isalnum()
                 assert len(id_) == 9
                 found.append(("call", name, ""))
-            case CallArguments(index, text):
+            case ArgumentsDelta(index, text):
                 place = [place for place, one in enumerate(found) if one[0] == "call"][index]
                 found[place] = (*found[place][:2], found[place][2] + text)
     return [(*one[:2], loaded(one[2])) if one[0] == "call" else one for one in found]

@@ -11,21 +11,21 @@ ID_LETTERS, ID_LENGTH = string.ascii_letters + string.digits, 9
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class TextDelta:
     """More of the answer's own text."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Reasoning:
+class ReasoningDelta:
     """More of the text that the model wrote for itself."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class CallBegun:
+class CallDelta:
     """Call number `index` of the answer begins, of the tool `name`."""
 
     index: int
@@ -34,14 +34,14 @@ class CallBegun:
 
 
 @dataclass(frozen=True, slots=True)
-class CallArguments:
+class ArgumentsDelta:
     """More of the arguments of a call, which are together the text of a JSON object, if the model wrote one."""
 
     index: int
     text: str
 
 
-Delta: TypeAlias = Text | Reasoning | CallBegun | CallArguments
+Delta: TypeAlias = TextDelta | ReasoningDelta | CallDelta | ArgumentsDelta
 Value = TypeVar("Value")
 Steps: TypeAlias = Generator[Delta | None, None, Value]
 """A parser at work: it gives deltas, and None where it needs more text; in the end it returns a value."""
@@ -53,11 +53,11 @@ class Calls:
     def __init__(self) -> None:
         self.count = 0
 
-    def begin(self, name: str) -> CallBegun:
+    def begin(self, name: str) -> CallDelta:
         """Begin the next one."""
         self.count += 1
-        return CallBegun(self.count - 1, "".join(secrets.choice(ID_LETTERS) for _ in range(ID_LENGTH)), name)
+        return CallDelta(self.count - 1, "".join(secrets.choice(ID_LETTERS) for _ in range(ID_LENGTH)), name)
 
-    def arguments(self, text: str) -> CallArguments:
+    def arguments(self, text: str) -> ArgumentsDelta:
         """More of the one that has begun last."""
-        return CallArguments(self.count - 1, text)
+        return ArgumentsDelta(self.count - 1, text)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.text.tool_calls.deltas import Calls, Steps
+from pipeline.text.tool_calls.growing_text import GrowingText, compiled
 from pipeline.text.tool_calls.json_calls import json_calls, named_call
-from pipeline.text.tool_calls.parser import CallFormat, Parser, ReasoningMarks
-from pipeline.text.tool_calls.source import Source, compiled
+from pipeline.text.tool_calls.parser import AnswerParser, CallFormat, ReasoningMarks
 from pipeline.text.tool_calls.written_calls import Tools, complete_calls, gemma, python, python_call, tagged
 
 GLM_HEAD = compiled(r"\s*(?P<name>[\w.\-]{1,256})\s*\n\s*(?=\{)")
@@ -41,13 +41,13 @@ class ToolFormat:
         """Whether the text of a prompt ends within reasoning."""
         return self.reasoning is not None and prompt.rstrip().endswith(self.reasoning.begin.rstrip())
 
-    def parser(self, tools: Sequence[Mapping[str, Any]] = (), prompt: str = "") -> Parser:
+    def parser(self, tools: Sequence[Mapping[str, Any]] = (), prompt: str = "") -> AnswerParser:
         """Return a parser of one answer to `prompt`, of which the end is enough; without `tools`, calls are text.
 
         `tools` are JSON schemas of functions, as chats have them.
         """
         opened = self.opens_reasoning(prompt)
-        return Parser(self.reasoning, self.calls if tools else None, parameters_of(tools), opened=opened)
+        return AnswerParser(self.reasoning, self.calls if tools else None, parameters_of(tools), opened=opened)
 
 
 def parameters_of(tools: Sequence[Mapping[str, Any]]) -> Tools:
@@ -66,39 +66,39 @@ def find_format(template: str) -> ToolFormat | None:
     return ToolFormat(name=name or "reasoning", calls=FORMATS[name] if name else None, reasoning=reasoning)
 
 
-def _objects(source: Source, calls: Calls, tools: Tools) -> Steps[bool]:
+def _objects(source: GrowingText, calls: Calls, tools: Tools) -> Steps[bool]:
     return (yield from json_calls(source, calls))
 
 
-def _llama(source: Source, calls: Calls, tools: Tools) -> Steps[bool]:
+def _llama(source: GrowingText, calls: Calls, tools: Tools) -> Steps[bool]:
     if (yield from json_calls(source, calls, known=tools)):
         return True
     return (yield from python_call(source, calls))
 
 
-def _mistral(source: Source, calls: Calls, tools: Tools) -> Steps[bool]:
+def _mistral(source: GrowingText, calls: Calls, tools: Tools) -> Steps[bool]:
     return (yield from named_call(source, calls, MISTRAL_HEAD)) or (yield from json_calls(source, calls))
 
 
-def _glm4(source: Source, calls: Calls, tools: Tools) -> Steps[bool]:
+def _glm4(source: GrowingText, calls: Calls, tools: Tools) -> Steps[bool]:
     return (yield from named_call(source, calls, GLM_HEAD, known=tools))
 
 
-def _qwen_xml(source: Source, calls: Calls, tools: Tools) -> Steps[bool]:
+def _qwen_xml(source: GrowingText, calls: Calls, tools: Tools) -> Steps[bool]:
     read = functools.partial(tagged, QWEN_NAME, QWEN_PARAMETER, tools)
     return (yield from complete_calls(source, calls, "</function>", read))
 
 
-def _glm_xml(source: Source, calls: Calls, tools: Tools) -> Steps[bool]:
+def _glm_xml(source: GrowingText, calls: Calls, tools: Tools) -> Steps[bool]:
     read = functools.partial(tagged, GLM_NAME, GLM_PARAMETER, tools)
     return (yield from complete_calls(source, calls, "</tool_call>", read))
 
 
-def _python(source: Source, calls: Calls, tools: Tools) -> Steps[bool]:
+def _python(source: GrowingText, calls: Calls, tools: Tools) -> Steps[bool]:
     return (yield from complete_calls(source, calls, "</function_calls>", python))
 
 
-def _gemma(quote: str, end: str, source: Source, calls: Calls, tools: Tools) -> Steps[bool]:
+def _gemma(quote: str, end: str, source: GrowingText, calls: Calls, tools: Tools) -> Steps[bool]:
     return (yield from complete_calls(source, calls, end, functools.partial(gemma, quote)))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Container
 from typing import Any
 
 from pipeline.text.tool_calls.deltas import Calls, Steps
-from pipeline.text.tool_calls.source import Pattern, Source, compiled
+from pipeline.text.tool_calls.growing_text import GrowingText, Pattern, compiled
 
 HEAD = compiled(r'\s*\{\s*"name"\s*:\s*"(?P<name>(?:[^"\\]|\\.){1,256})"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 TAIL = compiled(r'(?:\s*,\s*"(?:id|type)"\s*:\s*"[^"]{0,256}")*\s*\}')
@@ -46,7 +46,7 @@ class Extent:
         self._seen = 0
 
 
-def json_calls(source: Source, calls: Calls, known: Container[str] | None = None) -> Steps[bool]:
+def json_calls(source: GrowingText, calls: Calls, known: Container[str] | None = None) -> Steps[bool]:
     """Read an object, or a list of some. Returns whether there was a call; if not, nothing is read.
 
     With `known`, only calls of these tools count, and only what begins with the name: other JSON may be the answer.
@@ -67,7 +67,7 @@ def json_calls(source: Source, calls: Calls, known: Container[str] | None = None
     return calls.count > begun
 
 
-def named_call(source: Source, calls: Calls, head: Pattern, known: Container[str] | None = None) -> Steps[bool]:
+def named_call(source: GrowingText, calls: Calls, head: Pattern, known: Container[str] | None = None) -> Steps[bool]:
     """Read what the pattern says of a name, then arguments. Returns whether that came; if not, nothing is read."""
     found = yield from source.match(head)
     if found is None:
@@ -80,7 +80,7 @@ def named_call(source: Source, calls: Calls, head: Pattern, known: Container[str
     return True
 
 
-def _json_call(source: Source, calls: Calls, known: Container[str] | None) -> Steps[bool]:
+def _json_call(source: GrowingText, calls: Calls, known: Container[str] | None) -> Steps[bool]:
     found = yield from source.match(HEAD)
     if found is None:
         return known is None and (yield from _whole_call(source, calls))
@@ -94,7 +94,7 @@ def _json_call(source: Source, calls: Calls, known: Container[str] | None) -> St
     return True
 
 
-def _arguments(source: Source, calls: Calls) -> Steps[bool]:
+def _arguments(source: GrowingText, calls: Calls) -> Steps[bool]:
     """Give an object as it comes. Returns whether it ended."""
     extent = Extent()
     while True:
@@ -106,7 +106,7 @@ def _arguments(source: Source, calls: Calls) -> Steps[bool]:
         yield None
 
 
-def _whole_call(source: Source, calls: Calls) -> Steps[bool]:
+def _whole_call(source: GrowingText, calls: Calls) -> Steps[bool]:
     """Read an object that says name and arguments in another way, when all of it has come."""
     before = yield from source.match(NEXT)
     if before is None:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import regex
 
-from pipeline.text.tool_calls.deltas import Calls, Delta, Reasoning, Steps, Text
-from pipeline.text.tool_calls.source import Pattern, Source, compiled
+from pipeline.text.tool_calls.deltas import Calls, Delta, ReasoningDelta, Steps, TextDelta
+from pipeline.text.tool_calls.growing_text import GrowingText, Pattern, compiled
 from pipeline.text.tool_calls.written_calls import Tools
 
 SPACE = compiled(r"\s*")
@@ -30,13 +30,13 @@ class CallFormat:
     """
 
     begin: Pattern
-    read: Callable[[Source, Calls, Tools], Steps[bool]]
+    read: Callable[[GrowingText, Calls, Tools], Steps[bool]]
     end: Pattern | None = None
     at_start: bool = False
     marks: tuple[str, ...] = ()
 
 
-class Parser:
+class AnswerParser:
     """Makes deltas of one answer. What begins like a call and is none comes out as text; nothing raises.
 
     Arguments that are JSON come as they are written; where they break off, so do the deltas. Space around calls and
@@ -46,7 +46,7 @@ class Parser:
     def __init__(
         self, reasoning: ReasoningMarks | None, call_format: CallFormat | None, tools: Tools, *, opened: bool = False
     ) -> None:
-        self._source, self._calls = Source(), Calls()
+        self._source, self._calls = GrowingText(), Calls()
         self._steps = self._answer(reasoning, call_format, tools, opened)
 
     @property
@@ -77,17 +77,17 @@ class Parser:
         if reasoning is not None:
             begin = SPACE if opened else compiled(rf"\s*{regex.escape(reasoning.begin)}\s*")
             if (yield from source.match(begin)) is not None:
-                yield from source.until(compiled(rf"\s*{regex.escape(reasoning.end)}\s*"), Reasoning)
+                yield from source.until(compiled(rf"\s*{regex.escape(reasoning.end)}\s*"), ReasoningDelta)
         if call_format is not None:
             yield from self._text_and_calls(call_format, tools)
-        yield from source.rest(Text)
+        yield from source.rest(TextDelta)
 
     def _text_and_calls(self, call_format: CallFormat, tools: Tools) -> Steps[None]:
         if call_format.at_start:
             yield from self._read(call_format, tools)
-        while (begun := (yield from self._source.until(call_format.begin, Text))) is not None:
+        while (begun := (yield from self._source.until(call_format.begin, TextDelta))) is not None:
             if not (yield from self._read(call_format, tools)):
-                yield Text(begun[0])
+                yield TextDelta(begun[0])
 
     def _read(self, call_format: CallFormat, tools: Tools) -> Steps[bool]:
         called = yield from call_format.read(self._source, self._calls, tools)

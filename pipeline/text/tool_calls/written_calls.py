@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pipeline.text.tool_calls.deltas import Calls, Steps
-from pipeline.text.tool_calls.source import Pattern, Source, compiled
+from pipeline.text.tool_calls.growing_text import GrowingText, Pattern, compiled
 
 Tools = Mapping[str, Mapping[str, Any]]
 """The schemas of the parameters of each tool, by their names."""
@@ -19,7 +19,7 @@ GEMMA_NAME, GEMMA_KEY = compiled(r"\s*([\w.\-]{1,256})\{"), compiled(r"\s*,?\s*(
 GEMMA_PLAIN = compiled(r"[^,{}\[\]]+")
 
 
-def complete_calls(source: Source, calls: Calls, end: str, read: Callable[[str], Written]) -> Steps[bool]:
+def complete_calls(source: GrowingText, calls: Calls, end: str, read: Callable[[str], Written]) -> Steps[bool]:
     """Read up to the mark `end`. Returns whether there were calls; if not, nothing is read."""
     text = yield from source.through(end)
     if text is None:
@@ -30,7 +30,7 @@ def complete_calls(source: Source, calls: Calls, end: str, read: Callable[[str],
     return True
 
 
-def python_call(source: Source, calls: Calls) -> Steps[bool]:
+def python_call(source: GrowingText, calls: Calls) -> Steps[bool]:
     """Read `name.call(key="value")`, Llama's notation for tools that it was trained with."""
     found = yield from source.match(LLAMA_CALL)
     if found is None:

@@ -12,7 +12,7 @@ Match: TypeAlias = Any
 """Those of the `regex` package, which has no types. Unlike `re` it says whether more text may still match."""
 
 
-class Source:
+class GrowingText:
     """What has come of a text and was not read yet; `ended` says that no more comes."""
 
     def __init__(self) -> None:

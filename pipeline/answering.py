@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Mapping
-from typing import Any, Unpack, overload
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Any, TypeVar, Unpack, overload
 
 from pipeline.engine.supervisor import Supervisor
 from pipeline.errors import ClosedError, RequestError, unknown_name
@@ -17,6 +17,9 @@ from pipeline.system.signatures import shows
 from pipeline.text.chat import Chat, ChatOptions, ChatVariables, Messages
 from pipeline.text.prompts import Prompt
 from pipeline.text.tokenizer import ModelTokenizer, Tokenizer
+from pipeline.text.tool_calls.formats import ToolFormat, find_format
+
+Made = TypeVar("Made")
 
 
 class Answering:
@@ -134,15 +137,34 @@ class Answering:
 
         Arguments are those of `ChatOptions`. Raises as `chat` does for messages that no template can take.
         """
+        return (await self._prompt(messages, arguments, Chat.ids)).tolist()
+
+    @shows(ChatOptions)
+    async def chat_prompt(self, messages: Messages, **arguments: Unpack[ChatVariables]) -> str:
+        """Return the text of the prompt that `chat` makes of these messages. Arguments and errors as in `chat_ids`."""
+        return await self._prompt(messages, arguments, lambda chat, tokenizer: chat.render(tokenizer.longest_text))
+
+    async def _prompt(
+        self, messages: Messages, arguments: Mapping[str, Any], make: Callable[[Chat, Tokenizer], Made]
+    ) -> Made:
         chat, others = self._chat(messages, arguments)
         if others:
             raise RequestError(unknown_name("argument", min(others), CHAT_OPTIONS))
         tokenizer = self._chat_tokenizer
         with limits_named():
-            ids = await self._runtime.admission.tokenized(
-                lambda tokenizing: tokenizing.run(chat.characters, lambda: chat.ids(tokenizer))
+            return await self._runtime.admission.tokenized(
+                lambda tokenizing: tokenizing.run(chat.characters, lambda: make(chat, tokenizer))
             )
-        return ids.tolist()
+
+    def tool_format(self, chat_template: str | None = None, *, with_tools: bool = False) -> ToolFormat | None:
+        """Return how the model writes reasoning and calls of tools, as its chat template shows it; None where not.
+
+        `chat_template` is that of the call, and `with_tools` whether it has any: some checkpoints have two templates.
+        A call to whose answer a parser of the format is given must have `shown_tokens=format.marks`. Raises
+        RequestError where there is no template or no tokenizer.
+        """
+        templates = self._chat_tokenizer.chat_templates
+        return find_format(templates.choose(chat_template, with_tools=with_tools))
 
     def _call(self, prompt: Prompt | Chat, arguments: Mapping[str, object]) -> Call:
         if self._refuses:

@@ -41,6 +41,9 @@ async def test_a_chat_is_answered_as_the_text_of_its_template(model: Model) -> N
     assert list(named.prompt_token_ids) == model.tokenizer.encode(TEXT.replace("assistant", "bot"))
     not_begun = await model.chat(CHAT, add_generation_prompt=False, max_new_tokens=1)
     assert list(not_begun.prompt_token_ids) == model.tokenizer.encode(TEXT.rpartition("# ")[0])
+    assert await model.chat_prompt(CHAT) == await model.chat_prompt(CHAT, tools=[]) == "<|begin_of_text|>" + TEXT
+    assert model.tool_format() is None
+    assert model.tool_format("<tool_call>").name == "hermes"
     other = await model.chat(CHAT, chat_template="{{ messages[1].content }}", max_new_tokens=1)
     assert list(other.prompt_token_ids) == model.tokenizer.encode("import os")[1:], "no BOS token but the template's"
 
@@ -58,6 +61,10 @@ async def test_a_chat_that_cannot_be_answered_says_why_and_others_go_on(model: M
         await model.chat(CHAT, chat_template="{# nothing #}")
     with pytest.raises(RequestError, match="unknown argument 'tools'"):
         await model.generate("import os", tools=[])  # type: ignore[call-overload]
+    with pytest.raises(RequestError, match="unknown argument 'tool'; did you mean 'tools'"):
+        await model.chat_prompt(CHAT, tool=[])  # type: ignore[call-arg]
+    with pytest.raises(RequestError, match="shown_tokens: need a list of names of special tokens; have 'eot'"):
+        model.stream_chat(CHAT, shown_tokens="eot")
     assert (await model.chat(CHAT, max_new_tokens=1)).token_ids
     await model.aclose()
     with pytest.raises(ClosedError):

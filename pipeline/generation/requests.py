@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,11 +39,14 @@ class CallOptions:
             tokens begin alike. How fast a call is answered tells its caller what others in the scope have sent, so
             name it after callers that may know. None shares with no call; or, with `Config.share_prefixes`, with all
             other calls that give none. A named scope stays apart even then.
+        shown_tokens: names of special tokens that the answer's text shows, such as "[TOOL_CALLS]": others have no text.
+            Names that no special token has do not matter.
     """
 
     n: int | None = None
     priority: int = 0
     cache_scope: str | None = None
+    shown_tokens: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.n is not None and not is_whole(self.n, 1, MOST_SAMPLES):
@@ -53,6 +56,9 @@ class CallOptions:
         scope = self.cache_scope
         if scope is not None and not (isinstance(scope, str) and 1 <= len(scope) <= LONGEST_SCOPE):
             raise self._error("cache_scope", f"a name of 1 to {LONGEST_SCOPE} characters, or None")
+        shown_tokens = self.shown_tokens
+        if not isinstance(shown_tokens, tuple) or not all(isinstance(name, str) for name in shown_tokens):
+            raise self._error("shown_tokens", "a list of names of special tokens")
 
     @property
     def samples(self) -> int:
@@ -76,6 +82,7 @@ class CallArguments(SamplingArguments, total=False):
 
     priority: int | None
     cache_scope: str | None
+    shown_tokens: Sequence[str] | None
 
 
 class ChatArguments(CallArguments, ChatVariables, total=False):
@@ -168,7 +175,7 @@ class Call:
                 self._ids,
                 self._parameters,
                 frozenset(self._parameters.stop_token_ids),
-                self._tokenizer.detokenizer(self._ids) if self._tokenizer else None,
+                self._tokenizer.detokenizer(self._ids, self._options.shown_tokens) if self._tokenizer else None,
                 self._runtime.config.vocabulary_size,
                 scope=scope,
                 priority=self._options.priority,

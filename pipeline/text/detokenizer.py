@@ -146,6 +146,27 @@ class SeparateTokensDetokenizer:
         return self._decode(["", self._texts[token_id]]).removeprefix(self._decode([""])).encode()
 
 
+class ShowingDetokenizer:
+    """Another one, but that some special tokens have a text. Such a token ends the character before it."""
+
+    def __init__(self, others: Detokenizer, shown: Mapping[int, str]) -> None:
+        self._others, self._shown = others, shown
+
+    def push(self, token_id: int) -> str:
+        """See `Detokenizer`."""
+        name = self._shown.get(token_id)
+        return self._others.push(token_id) if name is None else self._others.flush() + name
+
+    def flush(self) -> str:
+        """See `Detokenizer`."""
+        return self._others.flush()
+
+    def piece(self, token_id: int) -> bytes:
+        """See `Detokenizer`."""
+        name = self._shown.get(token_id)
+        return self._others.piece(token_id) if name is None else name.encode()
+
+
 def _last_text(pieces: Mapping[int, str | bytes], prompt_ids: Sequence[int]) -> int:
     """The position of the last token that is text and no byte; 0 where there is none."""
     for position in range(len(prompt_ids) - 1, 0, -1):

@@ -2,7 +2,7 @@
 
 import os
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, SupportsIndex
 
@@ -10,7 +10,7 @@ from pipeline.errors import CheckpointError, ConfigError, PenstockError, Request
 from pipeline.system.threads import slices
 from pipeline.text.byte_level import byte_level_engine
 from pipeline.text.chat_templates import NO_TEMPLATES, ChatTemplates, read_chat_templates
-from pipeline.text.detokenizer import Detokenizer
+from pipeline.text.detokenizer import Detokenizer, ShowingDetokenizer
 from pipeline.text.hugging_face import HuggingFaceEngine
 from pipeline.text.merges import Inexact
 from pipeline.text.prompts import SLICE_TOKENS, TokenIds, id_slices
@@ -164,9 +164,14 @@ class Tokenizer:
             self._lone = self._engine.detokenizer(())
         return self._lone.piece(token_id)
 
-    def detokenizer(self, prompt_ids: Sequence[int] = ()) -> Detokenizer:
-        """Return a detokenizer for what follows `prompt_ids`; without them, one at the beginning of a text."""
-        return self._engine.detokenizer(prompt_ids)
+    def detokenizer(self, prompt_ids: Sequence[int] = (), shown_tokens: Container[str] = ()) -> Detokenizer:
+        """Return a detokenizer for what follows `prompt_ids`; without them, one at the beginning of a text.
+
+        Special tokens whose names are among `shown_tokens` have these as their texts.
+        """
+        shown = {token_id: name for token_id, name in self._engine.special_tokens.items() if name in shown_tokens}
+        detokenizer = self._engine.detokenizer(prompt_ids)
+        return ShowingDetokenizer(detokenizer, shown) if shown else detokenizer
 
     def _checked_bytes(self, text: str) -> int:
         """How many bytes the text has. Raises RequestError where they are too many, or it is no Unicode text."""

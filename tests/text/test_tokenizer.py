@@ -135,6 +135,19 @@ def test_the_bytes_of_tokens_are_together_those_of_their_text(style: small.Build
     assert tokenizer.token_bytes(tokenizer.vocabulary_size - 1) == b""
 
 
+def test_special_tokens_have_a_text_where_they_are_to_be_shown(style: small.Build) -> None:
+    """They end a character that is not whole, and the others have none, as ever."""
+    tokenizer = loaded(style)
+    shown, *_ = sorted(tokenizer.special_ids)
+    other = max(tokenizer.special_ids - {shown}, default=tokenizer.vocabulary_size - 1)
+    name = tokenizer.token_bytes(shown).decode()
+    half, word = (tokenizer.chat_ids(text).tolist()[-1:] for text in ("é", "word"))
+    detokenizer = tokenizer.detokenizer(word, [name, "[NONE]"])
+    have = joined(detokenizer, [*word, shown, other, *half, shown])
+    plain = tokenizer.detokenizer(word)
+    assert have == joined(plain, word) + name + joined(tokenizer.detokenizer(word), half) + name
+
+
 def test_special_ids_and_bos(style: small.Build) -> None:
     tokenizer, reference = loaded(style), style()
     added = reference.get_added_tokens_decoder()

@@ -1,5 +1,6 @@
 """What every request passes: the limit of headers, the key, and a line in the log when it has ended."""
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -20,6 +21,7 @@ MOST_BODY_BYTES = 32 << 20
 """More than the longest text that is tokenised, and a million token ids."""
 PUBLIC = {"/", "/health"}
 """Paths that tell nothing of the model or its callers, and need no key."""
+BODY_SECONDS = 60.0
 NOTE = "penstock.note"
 
 
@@ -82,16 +84,19 @@ def note_of(request: Request) -> Note:
 
 
 async def read_body(request: Request) -> bytes:
-    """The body of a request. Raises ApiError 413 for one that is too long."""
+    """The body of a request. Raises ApiError: 413 for one that is too long, 408 for one that does not come."""
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > MOST_BODY_BYTES:
         raise _too_long()
     body = bytearray()
     try:
-        async for part in request.stream():
-            body += part
-            if len(body) > MOST_BODY_BYTES:
-                raise _too_long()
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in request.stream():
+                body += part
+                if len(body) > MOST_BODY_BYTES:
+                    raise _too_long()
+    except TimeoutError:
+        raise ApiError(408, f"the body is incomplete after {BODY_SECONDS:g} s") from None
     except ClientDisconnect:
         raise ApiError(400, "the body is incomplete") from None
     return bytes(body)

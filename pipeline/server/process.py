@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import socket
 from collections.abc import Iterator
@@ -11,11 +12,13 @@ import uvicorn
 
 from pipeline.errors import ResourceError
 from pipeline.server.app import make_app
+from pipeline.server.connections import MOST_CONNECTIONS, Connection
 from pipeline.server.options import ServerOptions
 from pipeline.server.served import ServedModel
 
 logger = logging.getLogger("penstock")
 BACKLOG = 2048
+MOST_DESCRIPTORS = 4 * MOST_CONNECTIONS
 IDLE_SECONDS = 75
 """How long a connection may wait for its next request; longer than clients keep one, so that they close it first."""
 MOST_INCOMPLETE_BYTES = 64 << 10
@@ -30,11 +33,11 @@ async def serve_model(options: ServerOptions) -> int:
 
     Raises ResourceError where the port cannot be had, PenstockError where the model cannot be opened.
     """
+    _allow_descriptors()
     with contextlib.closing(_listening(options)) as listening:
         served = ServedModel(options)
         server = Server(served)
         opening = asyncio.create_task(served.open())
-        opening.add_done_callback(server.opened)
         try:
             host, port = listening.getsockname()[:2]
             logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
@@ -57,7 +60,7 @@ class Server(uvicorn.Server):
                 make_app(served),
                 lifespan="off",
                 ws="none",
-                http="h11",
+                http=Connection,
                 log_config=None,
                 access_log=False,
                 proxy_headers=False,
@@ -71,14 +74,10 @@ class Server(uvicorn.Server):
         self._served = served
         self._ending: asyncio.Task[None] | None = None
 
-    def opened(self, opening: "asyncio.Task[None]") -> None:
-        """Take note that the model has opened, or else end."""
-        if opening.cancelled():
-            return
-        if opening.exception() is not None:
-            self.should_exit = True
-        else:
-            logger.info("ready")
+    async def on_tick(self, counter: int) -> bool:
+        """Return whether to end; asked ten times a second."""
+        self.should_exit = self.should_exit or self._served.failure is not None
+        return await super().on_tick(counter)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -109,11 +108,20 @@ class Server(uvicorn.Server):
         if self.server_state.tasks:
             self.status = 128 + number
             logger.warning("ending %d requests that still run", len(self.server_state.tasks))
-        closing = asyncio.create_task(self._served.aclose())
-        await asyncio.wait([closing], timeout=FAREWELL_SECONDS)
-        await asyncio.sleep(FAREWELL_SECONDS)
-        self.force_exit = True
-        await closing
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_SECONDS):
+                await self._served.aclose()  # which goes on when this wait ends
+                await asyncio.sleep(FAREWELL_SECONDS)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()  # its client reads nothing
+
+
+def _allow_descriptors() -> None:
+    """Take as many descriptors as the process may have: each connection needs one."""
+    have, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    want = MOST_DESCRIPTORS if most == resource.RLIM_INFINITY else min(most, MOST_DESCRIPTORS)
+    if have != resource.RLIM_INFINITY and have < want:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (want, most))
 
 
 def _listening(options: ServerOptions) -> socket.socket:

@@ -3,11 +3,13 @@
 import asyncio
 import hashlib
 import importlib
+import logging
 import time
 from typing import TYPE_CHECKING, Literal, get_args
 
 from starlette.requests import Request
 
+from pipeline.errors import ClosedError
 from pipeline.server.errors import ApiError, unavailable
 from pipeline.server.options import ServerOptions
 from pipeline.server.request_timings import RequestTimings
@@ -15,6 +17,7 @@ from pipeline.server.request_timings import RequestTimings
 if TYPE_CHECKING:
     from pipeline.api import Model
 
+logger = logging.getLogger("penstock")
 State = Literal["loading", "ready", "draining", "failed"]
 STATES: tuple[str, ...] = get_args(State)
 
@@ -27,14 +30,21 @@ class ServedModel:
         self.names = options.names or (options.model.name,)
         self.started = int(time.time())
         self.draining = False
-        self.failure: BaseException | None = None
+        self._failure: BaseException | None = None
         self.timings = RequestTimings()
         self.opened: Model | None = None
 
     @property
+    def failure(self) -> BaseException | None:
+        """Why it will never serve requests, if it will not."""
+        if self._failure is None and self.opened is not None and not self.opened.serves and not self.draining:
+            self._failure = ClosedError("the model serves no more requests, as its log says; start the server again")
+        return self._failure
+
+    @property
     def state(self) -> State:
         """What /health says."""
-        if self.failure is not None or (self.opened is not None and not self.opened.serves and not self.draining):
+        if self.failure is not None:
             return "failed"
         return "draining" if self.draining else "loading" if self.opened is None else "ready"
 
@@ -43,19 +53,19 @@ class ServedModel:
         """The open model. Raises ApiError while there is none to be asked."""
         state = self.state
         if state == "failed":
-            raise ApiError(500, f"the model does not serve: {self.failure or 'its line has ended'}")
+            raise ApiError(500, f"the model does not serve: {self.failure}")
         if state == "draining" or self.opened is None:
             raise unavailable("the server is ending" if state == "draining" else "the model is loading")
         return self.opened
 
     async def open(self) -> None:
-        """Open it; the failure is kept for those who ask. Raises PenstockError."""
+        """Open it. A failure is kept for those who ask."""
         try:
             api = await asyncio.to_thread(importlib.import_module, "pipeline.api")  # brings torch, and takes seconds
             self.opened = await api.Model.open(self.options.model, **self.options.settings)
+            logger.info("ready: the model is %s", ", ".join(self.names))
         except Exception as error:
-            self.failure = error
-            raise
+            self._failure = error
 
     async def aclose(self) -> None:
         """End all requests with ClosedError, and give everything back."""

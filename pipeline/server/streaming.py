@@ -13,6 +13,8 @@ from pipeline.server.errors import ApiError, envelope
 
 logger = logging.getLogger("penstock")
 PING, DONE = b": ping\n\n", b"data: [DONE]\n\n"
+STALLED_SECONDS = 120.0
+"""How long a client may read nothing before it counts as gone: its request holds KV blocks meanwhile."""
 
 
 class ClientLeft(Exception):
@@ -45,7 +47,7 @@ class SlowResponse(Response):
             try:
                 await self.answer()
             except Exception as error:
-                if not self._started:
+                if not self._started or isinstance(error, ClientLeft):
                     raise
                 if not isinstance(error, PenstockError | ApiError):
                     logger.exception("an answer that had begun failed")
@@ -62,21 +64,25 @@ class SlowResponse(Response):
         raise NotImplementedError
 
     async def send(self, data: bytes, *, more: bool = True) -> None:
-        """Send some of the answer; headers first."""
-        async with self._sending:
-            self._sent = asyncio.get_running_loop().time()
-            if not self._started:
-                self._started = True
-                await self._send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        """Send some of the answer; headers first. Raises ClientLeft where the client reads nothing."""
+        try:
+            async with self._sending, asyncio.timeout(STALLED_SECONDS):
+                self._sent = asyncio.get_running_loop().time()
+                if not self._started:
+                    self._started = True
+                    await self._send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        except TimeoutError:
+            raise ClientLeft from None
 
     async def _fill(self) -> None:
         loop = asyncio.get_running_loop()
         await asyncio.sleep(self.patience_seconds)
-        while True:
-            if loop.time() - self._sent >= self.every_seconds:
-                await self.send(self.filler)
-            await asyncio.sleep(self._sent + self.every_seconds - loop.time())
+        with contextlib.suppress(ClientLeft):  # which the next part of the answer meets, too
+            while True:
+                if loop.time() - self._sent >= self.every_seconds:
+                    await self.send(self.filler)
+                await asyncio.sleep(self._sent + self.every_seconds - loop.time())
 
 
 class EventStream(SlowResponse):

@@ -1,26 +1,91 @@
-"""A server answers, says how its model is, and refuses in words that OpenAI's clients read."""
+"""A server answers, tells how its model is, and refuses in words that OpenAI's clients read."""
 
-import json
+import asyncio
+import re
 import subprocess
 import sys
 
-from support.servers import serving
+import pytest
+from support.servers import frames, serving, text_of
 
-PROMPT = "import os\n"
+BODY = {"model": "small", "prompt": "import os\n", "max_tokens": 4}
 
 
 async def test_answers_whole_and_streamed_are_those_of_the_model() -> None:
-    async with serving(names=("small",)) as (_, served, client):
-        output = await served.model.generate(PROMPT, max_new_tokens=4)
-        body = {"model": "small", "prompt": PROMPT, "max_tokens": 4}
-        whole = await client.post("/v1/completions", json=body)
-        streamed = await client.post("/v1/completions", json={**body, "stream": True})
+    async with serving(names=("small",)) as it:
+        output = await it.model.generate(BODY["prompt"], max_new_tokens=4)
+        whole = await it.client.post("/v1/completions", json=BODY)
+        streamed = await it.client.post("/v1/completions", json={**BODY, "stream": True})
         assert (whole.status_code, streamed.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
-        lines = [line.removeprefix("data: ") for line in streamed.text.split("\n\n")]
-        assert lines[-2:] == ["[DONE]", ""]
-        frames = [json.loads(line) for line in lines[:-2]]
-        assert "".join(frame["choices"][0]["text"] for frame in frames) == output.text
-        assert (await client.get("/health")).json() == {"status": "ready"}
+        assert text_of(frames(streamed.text)) == output.text
+        assert (await it.client.get("/health")).json() == {"status": "ready"}
+        [model] = (await it.client.get("/v1/models")).json()["data"]
+        assert model["id"] == "small"
+        told = (await it.client.get("/metrics")).text
+        figures = dict(re.findall(r"^penstock:(\w+) ([\d.]+)$", told, re.MULTILINE))
+        assert (figures["generation_tokens_total"], figures["time_to_first_token_seconds_count"]) == ("12.0", "2.0")
+        assert figures["num_requests_running"] == "0.0"
+
+
+async def test_bad_requests_are_refused_in_the_envelope_and_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.server.door.MOST_BODY_BYTES", 10_000)
+    async with serving(names=("small",), cors=("http://page.example",)) as it:
+        ask = it.client.post
+        other = asyncio.create_task(ask("/v1/completions", json={**BODY, "max_tokens": 40}))
+        refused = {
+            "too many tokens": (await ask("/v1/completions", json={**BODY, "max_tokens": 99999}), 400),
+            "found late": (await ask("/v1/completions", json={**BODY, "prompt": "a b " * 1200, "stream": True}), 400),
+            "no route": (await ask("/v1/nowhere"), 404),
+            "no method": (await it.client.get("/v1/completions"), 405),
+            "body": (await ask("/v1/completions", content=b"x" * 10_001), 413),
+            "headers": (await it.client.get("/health", headers={"x-long": "x" * 40_000}), 431),
+        }
+        for name, (answer, status) in refused.items():
+            assert answer.status_code == status, name
+            assert answer.json()["error"].keys() == {"message", "type", "param", "code"}, name
+        page = {"origin": "http://page.example"}
+        assert (await it.client.get("/v1/nowhere", headers=page)).headers["access-control-allow-origin"]
+        assert (await other).status_code == 200
+
+
+async def test_a_slow_stream_sends_comments_and_a_slow_answer_white_space(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for kind in ("EventStream", "WholeAnswer"):
+        for name in ("patience_seconds", "every_seconds"):
+            monkeypatch.setattr(f"pipeline.server.streaming.{kind}.{name}", 0.01)
+    async with serving(names=("small",)) as it:
+        body = {**BODY, "max_tokens": 12}
+        async with it.client.stream("POST", "/v1/completions", json={**body, "stream": True}) as streamed:
+            parts = [part async for part in streamed.aiter_text()]
+        whole = await it.client.post("/v1/completions", json=body)
+        assert ": ping\n\n" in "".join(parts)
+        assert len(frames("".join(parts))) >= 12
+        assert (whole.content[:1], whole.status_code) == (b"\n", 200)
+        assert whole.json()
+
+
+async def test_prompts_are_shared_within_a_key_and_with_nobody_else() -> None:
+    prompt = "".join(f"value_{number} = {number}\n" for number in range(12))
+    async with serving(names=("small",), api_keys=("mine", "yours")) as it:
+
+        async def hits(key: str) -> int:
+            before = it.model.statistics().prefixes.hit_tokens
+            body = {**BODY, "prompt": prompt}
+            headers = {"authorization": f"Bearer {key}"}
+            answer = await it.client.post("/v1/completions", json=body, headers=headers)
+            assert answer.status_code == 200
+            await it.idle()
+            return it.model.statistics().prefixes.hit_tokens - before
+
+        assert [await hits("mine"), await hits("yours")] == [0, 0]
+        assert await hits("mine") >= 16
+        refused = [{}, {"authorization": "Bearer other"}, {"authorization": "mine"}, {"authorization": "Bearer ümine"}]
+        for headers in refused:
+            for path in ("/v1/models", "/metrics", "/nowhere"):
+                answer = await it.client.get(path, headers={name: value.encode() for name, value in headers.items()})
+                assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+        assert (await it.client.get("/health")).status_code == 200
 
 
 def test_the_application_needs_no_torch() -> None:

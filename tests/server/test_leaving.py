@@ -1,0 +1,154 @@
+"""Clients leave, lines fail, signals come: what was held is given back, and others are served."""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from support.servers import SETTINGS, Serving, frames, serving, text_of
+from support.tripping import Trip
+
+from pipeline.errors import CheckpointError
+from pipeline.server.options import ServerOptions
+from pipeline.server.process import serve_model
+
+BODY = {"model": "small", "prompt": "import os\n", "max_tokens": 20}
+LONG = {**BODY, "max_tokens": 900}
+HEAD = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n"
+
+
+async def started(it: Serving) -> None:
+    async with asyncio.timeout(5):
+        while not it.model.statistics().requests.running:
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_leaves_frees_its_request(stream: bool) -> None:
+    async with serving(names=("small",)) as it:
+        asking = asyncio.create_task(it.client.post("/v1/completions", json={**LONG, "stream": stream}))
+        await started(it)
+        asking.cancel()
+        await it.idle(seconds=1)
+        assert it.model.statistics().requests.cancelled == 1
+        async with asyncio.timeout(1):
+            while it.server.server_state.tasks:
+                await asyncio.sleep(0.001)
+
+
+async def test_a_client_that_reads_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.server.streaming.STALLED_SECONDS", 0.2)
+    monkeypatch.setattr("pipeline.server.streaming.PING", b": ping\n\n")
+    async with serving(names=("small",)) as it:
+        asking = asyncio.create_task(it.client.post("/v1/completions", json={**LONG, "stream": True}))
+        await started(it)
+        [connection] = [one for one in it.server.server_state.connections if one.cycle is not None]
+        connection.flow.pause_writing()  # as the transport does when the kernel takes no more
+        await it.idle(seconds=2)
+        assert it.model.statistics().requests.cancelled == 1
+        asking.cancel()
+
+
+async def test_a_line_that_fails_fails_those_that_run_and_serves_the_next() -> None:
+    trip = Trip()
+    settings = {**SETTINGS, "residency": False, "insert": {"disk_reader": [trip]}}
+    async with serving(settings=settings, names=("small",)) as it:
+        bodies = [{**LONG, "stream": True}, LONG]
+        asking = [asyncio.create_task(it.client.post("/v1/completions", json=body)) for body in bodies]
+        await started(it)
+        trip.armed = True
+        streamed, whole = await asyncio.gather(*asking)
+        documents = frames(streamed.text) if streamed.status_code == 200 else [streamed.json()]
+        assert "trip failed at layer" in documents[-1]["error"]["message"]
+        assert (whole.status_code, whole.headers["x-should-retry"]) == (500, "false")
+        assert "trip failed at layer" in whole.json()["error"]["message"]
+        assert (await it.client.post("/v1/completions", json=BODY)).status_code == 200
+
+
+async def test_the_first_signal_lets_requests_finish_and_refuses_new_ones() -> None:
+    async with serving(names=("small",)) as it:
+        output = await it.model.generate(BODY["prompt"], max_new_tokens=20)
+        async with it.client.stream("POST", "/v1/completions", json={**BODY, "stream": True}) as streamed:
+            it.server.end(signal.SIGTERM)
+            assert it.served.state == "draining"
+            async with asyncio.timeout(5):
+                text = (await streamed.aread()).decode()
+        assert text_of(frames(text)) == output.text
+        await it.running
+        assert it.server.status == 0
+        with pytest.raises(httpx.ConnectError):
+            await it.client.get("/health")
+
+
+@pytest.mark.parametrize("again", [True, False])
+async def test_a_second_signal_and_the_deadline_end_requests_with_an_error(again: bool) -> None:
+    async with serving(names=("small",), drain_seconds=30 if again else 0.05) as it:
+        async with it.client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as streamed:
+            await started(it)
+            it.server.end(signal.SIGTERM)
+            if again:
+                it.server.end(signal.SIGINT)
+            async with asyncio.timeout(3):
+                documents = frames((await streamed.aread()).decode())
+        assert documents[-1]["error"]["type"] == "service_unavailable_error"
+        await it.running
+        assert it.server.status == 128 + (signal.SIGINT if again else signal.SIGTERM)
+
+
+async def test_while_the_model_opens_and_when_it_cannot_the_state_is_told(tmp_path: Path) -> None:
+    async with serving(tmp_path, opened=False) as it:
+        answers = [await it.client.get("/health"), await it.client.post("/v1/completions", json=BODY)]
+        assert [answer.status_code for answer in answers] == [503, 503]
+        assert all(int(answer.headers["retry-after"]) for answer in answers)
+        await it.served.open()
+        answer = await it.client.get("/health")
+        assert (answer.status_code, answer.json()["status"]) == (503, "failed")
+        assert str(tmp_path) in answer.json()["reason"]
+        await it.running
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        await serve_model(ServerOptions(model=tmp_path, port=0))
+
+
+async def test_connections_are_limited_in_number_and_in_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.server.connections.MOST_CONNECTIONS", 3)
+    monkeypatch.setattr("pipeline.server.connections.REQUEST_SECONDS", 0.05)
+    monkeypatch.setattr("pipeline.server.door.BODY_SECONDS", 0.05)
+    async with serving(names=("small",)) as it:
+        host, port = it.client.base_url.host, it.client.base_url.port
+
+        async def says(text: str) -> str:
+            reader, writer = await asyncio.open_connection(host, port)
+            writer.write(text.encode())
+            with contextlib.closing(writer):
+                return (await reader.read(1 << 16)).decode()
+
+        async with asyncio.timeout(5):
+            silent = [asyncio.create_task(says(text)) for text in ("", "GET /heal", HEAD.format(100))]
+            await asyncio.sleep(0.01)
+            assert "429" in (refused := await says("GET /health HTTP/1.1\r\n\r\n"))
+            assert "retry-after" in refused
+            answers = await asyncio.gather(*silent)
+            assert answers[:2] == ["", ""]
+            assert "408" in answers[2]
+            assert (await it.client.get("/health")).status_code == 200
+
+
+def test_the_command_listens_at_once_and_ends_with_status_0() -> None:
+    command = [sys.executable, "-m", "pipeline", "serve", "bundled", "--device", "cpu", "--port", "0"]
+    environment = {**os.environ, "PENSTOCK_API_KEY": "secret"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        [url] = re.findall(r"listening on (\S+)", process.stderr.readline())
+        assert httpx.get(f"{url}/health", trust_env=False).status_code == 503
+        assert httpx.get(f"{url}/metrics", trust_env=False).status_code == 401
+        while "ready" not in process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+        assert "secret" not in process.stderr.read()

@@ -71,15 +71,16 @@ class Batcher:
     @property
     def wanted(self) -> bool:
         """Whether a request is active: it has neither ended nor paused."""
-        return any(sequence.active for sequence in self._all)
+        return any(sequence.active for sequence in self.sequences)
 
     @property
     def unfinished(self) -> bool:
         """Whether a request has not ended; a paused one counts."""
-        return any(not sequence.ended for sequence in self._all)
+        return any(not sequence.ended for sequence in self.sequences)
 
     @property
-    def _all(self) -> Iterator[RunningSequence]:
+    def sequences(self) -> Iterator[RunningSequence]:
+        """All requests: those that run, then those that wait."""
         return itertools.chain(self._running, self._waiting)
 
     @property
@@ -95,7 +96,7 @@ class Batcher:
     @property
     def paused(self) -> int:
         """Requests, running or waiting, that go on only when their streams are read."""
-        return sum(sequence.paused for sequence in self._all)
+        return sum(sequence.paused for sequence in self.sequences)
 
     def check_room(self, count: int) -> None:
         """Raise Busy where so many more requests could not even wait."""
@@ -117,7 +118,7 @@ class Batcher:
 
     def never_pause(self) -> None:
         """Let all requests go on to their end, though their streams are not read."""
-        for sequence in self._all:
+        for sequence in self.sequences:
             sequence.most_unread = None
 
     def fail(self, error: BaseException, *, those_that_run: bool = False) -> None:
@@ -125,7 +126,7 @@ class Batcher:
 
         What they held is free when they are retired.
         """
-        for sequence in self._all:
+        for sequence in self.sequences:
             if not those_that_run or (sequence.state != "waiting" and sequence.active):
                 sequence.fail(for_one_caller(error))
 
@@ -153,7 +154,7 @@ class Batcher:
 
     def retire(self) -> None:
         """Let those go that have ended, and take their blocks back; call it when no pass runs."""
-        for sequence in [one for one in self._all if one.ended]:
+        for sequence in [one for one in self.sequences if one.ended]:
             (self._waiting if sequence in self._waiting else self._running).remove(sequence)
             self.prefixes.give_back(sequence)
             sequence.sampler.end()

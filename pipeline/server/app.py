@@ -16,9 +16,10 @@ from pipeline.server.completions import completions
 from pipeline.server.door import Door
 from pipeline.server.errors import ApiError, error_response
 from pipeline.server.metrics import ModelCollector, metrics
-from pipeline.server.operations import health, models
+from pipeline.server.operations import health, models, props, slots
 from pipeline.server.served import ServedModel
 from pipeline.server.streaming import ClientLeft
+from pipeline.server.tokenize import detokenize, tokenize
 
 Handler = Callable[[Request], Awaitable[Response]]
 ROUTES: dict[str, tuple[str, Handler]] = {
@@ -27,6 +28,10 @@ ROUTES: dict[str, tuple[str, Handler]] = {
     "/v1/models": ("GET", models),
     "/health": ("GET", health),
     "/metrics": ("GET", metrics),
+    "/props": ("GET", props),
+    "/slots": ("GET", slots),
+    "/tokenize": ("POST", tokenize),
+    "/detokenize": ("POST", detokenize),
 }
 """The method and the handler of each path."""
 

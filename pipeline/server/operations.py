@@ -1,11 +1,21 @@
-"""What is told of the server and its model."""
+"""What is told of the server, of its model, and of the requests that it has."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pipeline.errors import CheckpointError
+from pipeline.server.connections import most_connections
+from pipeline.server.door import MOST_BODY_BYTES, MOST_HEADER_BYTES
 from pipeline.server.errors import RETRY_AFTER_SECONDS
 from pipeline.server.served import served_of
+
+if TYPE_CHECKING:
+    from pipeline.api import Model
 
 
 def as_json(content: object, status: int = 200) -> Response:
@@ -29,3 +39,82 @@ async def models(request: Request) -> Response:
     served = served_of(request)
     rows = [{"id": name, "object": "model", "created": served.started, "owned_by": "penstock"} for name in served.names]
     return as_json({"object": "list", "data": rows})
+
+
+async def slots(request: Request) -> Response:
+    """Requests that run, then those that wait: where each stands, and never what it says."""
+    sequences = list(served_of(request).model.runtime.admission.batcher.sequences)
+    return as_json(
+        [
+            {
+                "id": index,
+                "state": one.state,
+                "paused": one.paused,
+                "priority": one.priority,
+                "prompt_tokens": len(one.prompt_ids),
+                "new_tokens": len(one.token_ids),
+                "cached_tokens": one.cached_tokens,
+            }
+            for index, one in enumerate(sequences)
+        ]
+    )
+
+
+async def props(request: Request) -> Response:
+    """How the model is run: its plan, budgets and settings, its chat template, and the limits of requests."""
+    served = served_of(request)
+    model = served.model
+    runtime = model.runtime
+    plan = runtime.plan
+    return as_json(
+        {
+            "names": served.names,
+            "family": runtime.config.family,
+            "layers": runtime.config.layers,
+            "dtype": str(runtime.dtype).removeprefix("torch."),
+            "device": str(runtime.device.torch_device),
+            "reading": str(runtime.reading),
+            "checksums": str(runtime.checking),
+            "kv_room": str(runtime.kv_room),
+            "pass_size": str(runtime.pass_size),
+            "plan": [dataclasses.asdict(one) for one in plan.holdings],
+            "budgets": {
+                place: {"used_bytes": plan.need(place), "total_bytes": have, "setting": plan.limited_by.get(place)}
+                for place, have in plan.available.items()
+            },
+            "slots": {budget.name: budget.slots for budget in runtime.line.budgets},
+            "settings": {field.name: _plain(getattr(runtime.settings, field.name)) for field in _fields(model)},
+            "default_generation_settings": model.defaults,
+            "chat_template": served.options.template or _template(model),
+            "limits": {
+                "context_tokens": runtime.context_tokens,
+                "max_requests": runtime.settings.max_requests,
+                "max_waiting": runtime.settings.max_waiting,
+                "body_bytes": MOST_BODY_BYTES,
+                "header_bytes": MOST_HEADER_BYTES,
+                "connections": most_connections(),
+            },
+            "total_slots": runtime.settings.max_requests,
+        }
+    )
+
+
+def _fields(model: "Model") -> Sequence[dataclasses.Field[Any]]:
+    return dataclasses.fields(model.runtime.settings)
+
+
+def _plain(value: object) -> object:
+    """The value of a setting, or the class of what only Python can make."""
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(one) for one in value]
+    return value if isinstance(value, bool | int | float | str | None) else type(value).__name__
+
+
+def _template(model: "Model") -> str | None:
+    try:
+        named = model.tokenizer.chat_templates.named
+    except CheckpointError:  # it has no tokenizer
+        return None
+    return named.get("default")

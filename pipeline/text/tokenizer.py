@@ -59,11 +59,15 @@ class ModelTokenizer(Protocol):
     that serves others meanwhile, call `encode` and `count` by `asyncio.to_thread`.
     """
 
-    def encode(self, text: str) -> list[int]:
+    @property
+    def chat_templates(self) -> ChatTemplates:
+        """The chat templates of the checkpoint."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the ids that `generate(text)` begins with: with the BOS token where the checkpoint adds one.
 
-        A text that begins with the BOS token itself, as rendered chat templates do, gets no second one. Raises
-        RequestError for text that is too long or is not Unicode text.
+        A text that begins with the BOS token itself, as rendered chat templates do, gets no second one; without
+        `add_special_tokens` none is added. Raises RequestError for text that is too long or is not Unicode text.
         """
 
     def count(self, text: str) -> int:
@@ -140,9 +144,9 @@ class Tokenizer:
         """The most bytes that a text may have."""
         return self._engine.longest_text_bytes
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of `text` as `prompt_ids` does."""
-        return self.prompt_ids(text).tolist()
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return the ids of `text` as `prompt_ids` does, or without special tokens that the text does not have."""
+        return (self.prompt_ids(text) if add_special_tokens else self.chat_ids(text)).tolist()
 
     def count(self, text: str) -> int:
         """Return how many ids `encode` returns."""

@@ -48,6 +48,27 @@ async def test_bad_requests_are_refused_in_the_envelope_and_others_go_on(monkeyp
         assert (await other).status_code == 200
 
 
+async def test_operations_tell_how_the_model_is_run_and_no_texts() -> None:
+    async with serving(names=("small",)) as it:
+        text = "import os\n"
+        other = asyncio.create_task(it.client.post("/v1/completions", json={**BODY, "max_tokens": 100}))
+        await asyncio.sleep(0.05)
+        told = await it.client.get("/slots")
+        [row] = told.json()
+        assert (row["state"], row["prompt_tokens"]) == ("running", 4)
+        assert "import" not in told.text
+        props = (await it.client.get("/props")).json()
+        assert (props["total_slots"], props["settings"]["device"], props["family"]) == (64, "cpu", "llama")
+        assert sum(one["nbytes"] for one in props["plan"]) == props["budgets"]["host"]["used_bytes"]
+        ids = (await it.client.post("/tokenize", json={"prompt": text})).json()
+        assert (ids["tokens"], ids["count"]) == (it.model.tokenizer.encode(text), 4)
+        back = await it.client.post("/detokenize", json={"tokens": ids["tokens"]})
+        assert back.json()["prompt"] == text
+        for body in ({"prompt": 3}, {}, {"prompt": text, "messages": []}):
+            assert (await it.client.post("/tokenize", json=body)).status_code == 400
+        assert (await other).status_code == 200
+
+
 async def test_a_slow_stream_sends_comments_and_a_slow_answer_white_space(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

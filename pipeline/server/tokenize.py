@@ -1,0 +1,75 @@
+"""/tokenize and /detokenize, with the fields of vLLM and of llama.cpp."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pipeline.server.door import read_body
+from pipeline.server.errors import ApiError
+from pipeline.server.operations import as_json
+from pipeline.server.served import served_of
+
+Made = TypeVar("Made")
+Kind = TypeVar("Kind")
+
+
+class TokenizeBody(msgspec.Struct):
+    """A text as `prompt` or `content`, or the messages of a chat.
+
+    Special tokens such as BOS are added to a `prompt`, and to a `content` where it is asked for.
+    """
+
+    prompt: str | None = None
+    content: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    add_special_tokens: bool | None = None
+    add_special: bool | None = None
+
+
+class DetokenizeBody(msgspec.Struct):
+    """Token ids."""
+
+    tokens: list[int]
+
+
+async def tokenize(request: Request) -> Response:
+    """The token ids of a text, or of a chat as its template writes it."""
+    body, served = _decoded(await read_body(request), TokenizeBody), served_of(request)
+    model = served.model
+    text = body.prompt if body.prompt is not None else body.content
+    if (text is None) == (body.messages is None):
+        raise ApiError(400, "need prompt, content or messages, one of them", param="prompt")
+    if body.messages is not None:
+        ids = await model.chat_ids(body.messages, tools=body.tools, chat_template=served.options.template)
+    else:
+        asked = body.add_special_tokens if body.add_special_tokens is not None else body.add_special
+        special = body.content is None if asked is None else asked
+        ids = await _on_a_thread(
+            request, len(text or ""), lambda: model.tokenizer.encode(text or "", add_special_tokens=special)
+        )
+    return as_json({"tokens": ids, "count": len(ids), "max_model_len": model.runtime.context_tokens})
+
+
+async def detokenize(request: Request) -> Response:
+    """The text of token ids, without special tokens."""
+    body = _decoded(await read_body(request), DetokenizeBody)
+    model = served_of(request).model
+    text = await _on_a_thread(request, len(body.tokens), lambda: model.tokenizer.decode(body.tokens))
+    return as_json({"prompt": text, "content": text})
+
+
+async def _on_a_thread(request: Request, length: int, work: Callable[[], Made]) -> Made:
+    """Return what `work` makes, on one of the threads that make prompts of texts."""
+    admission = served_of(request).model.runtime.admission
+    return await admission.tokenized(lambda tokenizing: tokenizing.run(length, work))
+
+
+def _decoded(data: bytes, kind: type[Kind]) -> Kind:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.DecodeError as error:
+        raise ApiError(400, f"the body: {error}") from error

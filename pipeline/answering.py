@@ -11,7 +11,8 @@ from pipeline.generation.build import ModelRuntime
 from pipeline.generation.folder import no_tokenizer
 from pipeline.generation.parameters import SamplingParameters
 from pipeline.generation.requests import CHAT_OPTIONS, Call, CallArguments, CallOptions, ChatArguments
-from pipeline.generation.sequence import MOST_UNREAD, Chunk, Output, RunningSequence, chunks_of, outputs_of
+from pipeline.generation.samples import chunks_of, outputs_of
+from pipeline.generation.sequence import MOST_UNREAD, Chunk, Output, RunningSequence
 from pipeline.system.limits import limits_named
 from pipeline.system.signatures import shows
 from pipeline.text.chat import Chat, ChatOptions, ChatVariables, Messages

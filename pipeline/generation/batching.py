@@ -178,9 +178,9 @@ class Batcher:
 
         Returns the setting because of which the next one waits, if one does.
         """
-        rows = sum(one.logit_rows for one in self._running)
+        rows = sum(max(1, one.logit_rows) for one in self._running)
         for sequence in [one for one in self._waiting if one.active and not one.held_back]:
-            rows += sequence.logit_rows
+            rows += max(1, sequence.logit_rows)
             if rows > most_logit_rows(self.max_requests):
                 return {"max_requests": self._no_place}
             if self.states is not None and self.states.used == self.states.requests:

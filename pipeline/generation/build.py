@@ -21,10 +21,12 @@ from pipeline.generation.blueprint import Blueprint, draw_up_fitting, say_remark
 from pipeline.generation.model_plan import ModelPlan
 from pipeline.generation.model_statistics import ModelStatistics, WeightsRecord, program_counters
 from pipeline.generation.pass_buffers import PassBuffers
+from pipeline.generation.pass_holdings import rows_scored_at_once
 from pipeline.generation.pass_inputs import PassInputs
 from pipeline.generation.pass_rates import PassRates
 from pipeline.generation.pass_size import PassRate
 from pipeline.generation.program import GenerationProgram
+from pipeline.generation.prompt_scores import PromptScorer
 from pipeline.models.model_config import read_config
 from pipeline.models.row_blocks import RowBlocks
 from pipeline.reading.embedding import EmbeddingRows
@@ -85,6 +87,8 @@ class ModelRuntime(Runtime):
             device.block_rows, device.least_rows(drawn.dtype), device.repeated_rows, batch_invariant=invariant
         )
         logit_rows = most_logit_rows(settings.max_requests)
+        tokens = plan.pass_size.tokens
+        scored_rows = rows_scored_at_once(drawn.model, settings, drawn.groups, device, drawn.dtype, tokens)
         program = GenerationProgram(
             drawn.model,
             catalog,
@@ -96,6 +100,7 @@ class ModelRuntime(Runtime):
             drawn.dtype,
             blocks,
             PassBuffers(device, drawn.model, drawn.dtype, blocks, self.embedding.most_rows, logit_rows),
+            PromptScorer(device, blocks, self.embedding.most_rows, scored_rows),
             self.policy.micro_batches,
         )
         self.wire(program, (self.cache,) if plan.kv.moving else (), trace)

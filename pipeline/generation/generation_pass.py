@@ -7,6 +7,7 @@ from actors.core.event import Event
 from actors.core.message import READY
 from pipeline.generation.batching import Piece
 from pipeline.generation.micro_batches import Block, MicroBatch
+from pipeline.generation.prompt_scores import ScoredRows
 from pipeline.generation.row_sampler import RowsSent
 
 
@@ -17,6 +18,7 @@ class GenerationPass:
     pieces: list[Piece]
     parts: list[MicroBatch]
     rows: RowsSent | None = None
+    scored: ScoredRows | None = None
     embedded: Event = READY
 
     @property

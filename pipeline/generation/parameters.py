@@ -29,6 +29,7 @@ LOWEST_TEMPERATURE = 1e-4
 MOST_STOPS = 16
 LONGEST_STOP = 1024
 MOST_LOGPROBS = 1000
+MOST_PROMPT_LOGPROBS = 20
 MOST_BIASES = 1024
 MOST_WORDS = 4096
 LONGEST_WORD = 64
@@ -45,6 +46,7 @@ WHOLE_RANGES = {
     "top_k": (-1, LARGEST_ID),
     "seed": (-SEEDS // 2, SEEDS - 1),
     "logprobs": (0, MOST_LOGPROBS),
+    "prompt_logprobs": (0, MOST_PROMPT_LOGPROBS),
     "no_repeat_ngram_size": (0, 1000),
 }
 NUMBER_RANGES = {
@@ -82,6 +84,7 @@ class SamplingArguments(TypedDict, total=False):
     ignore_eos: bool | None
     seed: int | None
     logprobs: int | None
+    prompt_logprobs: int | None
     suppress_tokens: Sequence[int] | None
     begin_suppress_tokens: Sequence[int] | None
     no_repeat_ngram_size: int | None
@@ -98,7 +101,7 @@ class SamplingParameters:
     The rules behind `stop` are those of Hugging Face `generate`.
 
     Attributes:
-        max_new_tokens: the length at which an answer ends, in tokens.
+        max_new_tokens: the length at which an answer ends, in tokens: at least 1, or 0 with `prompt_logprobs`.
         min_new_tokens: before so many, no token comes that ends the answer; a text of `stop` ends it all the same.
         temperature: divides the logits. 0, or less than 0.0001, takes the most likely token, the lowest id where
             several are equal.
@@ -119,6 +122,8 @@ class SamplingParameters:
             differ.
         logprobs: so many of the most likely tokens are reported with their log-probabilities, beside the chosen one; 0
             reports the chosen one only, None nothing. Each takes about 100 bytes of the answer, which are in no plan.
+        prompt_logprobs: the same of the prompt: for each of its tokens but the first, so many of the most likely
+            tokens in its place, and itself. All of the prompt is computed then, whatever KV blocks there are of it.
         suppress_tokens: ids that never come.
         begin_suppress_tokens: ids that do not come first.
         no_repeat_ngram_size: no run of so many tokens comes twice, the prompt included; 0 is off.
@@ -147,6 +152,7 @@ class SamplingParameters:
     ignore_eos: bool = False
     seed: int | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     suppress_tokens: tuple[int, ...] = ()
     begin_suppress_tokens: tuple[int, ...] = ()
     no_repeat_ngram_size: int = 0
@@ -157,7 +163,9 @@ class SamplingParameters:
 
     def __post_init__(self) -> None:
         for name, (low, high) in WHOLE_RANGES.items():
-            value, optional = getattr(self, name), name in ("seed", "logprobs")
+            value, optional = getattr(self, name), name in ("seed", "logprobs", "prompt_logprobs")
+            if name == "max_new_tokens" and self.prompt_logprobs is not None:
+                low = 0
             if not (is_whole(value, low, high) or (optional and value is None)):
                 raise self._error(name, f"a whole number from {low} to {high}{' or None' if optional else ''}")
         for name, (lowest, highest) in NUMBER_RANGES.items():

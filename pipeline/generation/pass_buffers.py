@@ -57,6 +57,11 @@ class PassBuffers:
         """The hidden states of rows [begin, end) of the pass, [T, D]; each half of a layer overwrites them."""
         return self._view(HIDDEN, self._dtype, self._config.hidden_size)[begin:end]
 
+    @property
+    def all_hidden(self) -> torch.Tensor:
+        """The hidden states of all rows of a pass."""
+        return self.hidden(0, self._rows)
+
     def normed(self, begin: int, end: int) -> torch.Tensor:
         """The final hidden states of rows [begin, end) of those that get logits, [R, D]."""
         return self.hidden(self._rows + begin, self._rows + end)

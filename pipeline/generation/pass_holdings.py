@@ -10,15 +10,16 @@ from pipeline.formats.parts import gives_logits
 from pipeline.generation.batching import most_logit_rows
 from pipeline.generation.pass_buffers import HIDDEN, LOGITS, ROTARY, PassBuffers
 from pipeline.generation.pass_inputs import PassInputs
+from pipeline.generation.prompt_scores import PromptScorer
 from pipeline.generation.records import Records
 from pipeline.generation.row_sampler import RowSampler
 from pipeline.groups.groups import WeightGroups
 from pipeline.models import delta_net
-from pipeline.models.activations import embedding_bytes, half_bytes, head_bytes
+from pipeline.models.activations import embedding_bytes, half_bytes, score_bytes
 from pipeline.models.layers import DeltaNet
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.pass_attention import scratch_bytes
-from pipeline.models.row_blocks import RowBlocks
+from pipeline.models.row_blocks import MOST_ROWS, RowBlocks
 from pipeline.system.memory_plan import Holding
 
 KNOBS = {HIDDEN: "max_tokens_per_pass", ROTARY: "max_tokens_per_pass", LOGITS: "max_requests"}
@@ -36,18 +37,11 @@ def pass_holdings(
     """Rows, activations, logits, tables and numbers of passes of at most so many `tokens`, place by place."""
     first, place = device.places[0].name, device.places[-1].name
     rows = tokens * sum(tensor.length for tensor in groups.embed.tensors) // groups.embed.rows
-    invariant = settings.batch_invariant
-    blocks = RowBlocks.of(device.block_rows, device.least_rows(dtype), device.repeated_rows, batch_invariant=invariant)
+    blocks, half = _row_blocks(settings, device, dtype), _half_bytes(model, settings, device, dtype)
     buffers = PassBuffers.sizes(model, dtype, blocks, tokens, most_logit_rows(settings.max_requests))
     micro_batches = find_policy(settings.policy).micro_batches
-    at_a_time = min(2, micro_batches)
-    casts = _scratch_bytes(groups, dtype) * at_a_time
-    fused = device.torch_device.type == "cuda"
-    half = max(half_bytes(one, dtype, fused=fused, by_formula=invariant) for one in set(model.layer_kinds))
-    rows_of_half = blocks.most_at_once(-(-blocks.padded(tokens) // micro_batches))
-    head = _head_bytes(model, settings, groups, blocks, dtype, fused=fused)
-    embedding = embedding_bytes(model.hidden_size, max((one.channels for one in model.ropes), default=0), dtype)
-    activations = max(at_a_time * rows_of_half * half, rows_of_half * embedding, head)
+    casts = _scratch_bytes(groups, dtype) * min(2, micro_batches)
+    activations = _activation_bytes(model, settings, groups, device, dtype, tokens)
     records = Records.most(device, len(groups.groups), micro_batches)
     recorded = {where: nbytes * records for where, nbytes in device.record_bytes.items()}
     if recorded:
@@ -63,18 +57,48 @@ def pass_holdings(
         *(Holding("activations: weights that are cast or decoded", place, casts, "") for _ in range(bool(casts))),
         Holding("activations: attention", place, max(scratch, default=0), "context_tokens"),
         *(Holding(name, place, nbytes, KNOBS[name]) for name, nbytes in buffers.items()),
+        *PromptScorer.holdings(device, blocks, tokens),
         *RowSampler.holdings(device, settings.max_requests, model.vocabulary_size),
         *(Holding("positions and block tables", where, inputs, "max_requests") for where in (first, place)),
     ]
 
 
-def _head_bytes(
-    model: ModelConfig, settings: Config, groups: WeightGroups, blocks: RowBlocks, dtype: torch.dtype, *, fused: bool
+def rows_scored_at_once(
+    model: ModelConfig, settings: Config, groups: WeightGroups, device: Device, dtype: torch.dtype, tokens: int
 ) -> int:
-    """The most that a slice of the head takes."""
-    rows = blocks.most_at_once(blocks.padded(most_logit_rows(settings.max_requests)))
+    """Of how many rows of prompts the head computes logits at a time: they take no more than what is planned anyway."""
+    activations = _activation_bytes(model, settings, groups, device, dtype, tokens)
+    return min(MOST_ROWS, activations // _score_bytes(model, groups, device, dtype))
+
+
+def _activation_bytes(
+    model: ModelConfig, settings: Config, groups: WeightGroups, device: Device, dtype: torch.dtype, tokens: int
+) -> int:
+    """The most that a half of a layer takes, the embedding, or a slice of the head for as many rows as get logits."""
+    blocks, micro_batches = _row_blocks(settings, device, dtype), find_policy(settings.policy).micro_batches
+    rows = blocks.most_at_once(-(-blocks.padded(tokens) // micro_batches))
+    logit_rows = blocks.most_at_once(blocks.padded(most_logit_rows(settings.max_requests)))
+    halves = min(2, micro_batches) * _half_bytes(model, settings, device, dtype)
+    embedding = embedding_bytes(model.hidden_size, max((one.channels for one in model.ropes), default=0), dtype)
+    return max(rows * halves, rows * embedding, logit_rows * _score_bytes(model, groups, device, dtype))
+
+
+def _row_blocks(settings: Config, device: Device, dtype: torch.dtype) -> RowBlocks:
+    invariant = settings.batch_invariant
+    return RowBlocks.of(device.block_rows, device.least_rows(dtype), device.repeated_rows, batch_invariant=invariant)
+
+
+def _half_bytes(model: ModelConfig, settings: Config, device: Device, dtype: torch.dtype) -> int:
+    """The most that a half of a layer takes for a row."""
+    fused, invariant = device.torch_device.type == "cuda", settings.batch_invariant
+    return max(half_bytes(one, dtype, fused=fused, by_formula=invariant) for one in set(model.layer_kinds))
+
+
+def _score_bytes(model: ModelConfig, groups: WeightGroups, device: Device, dtype: torch.dtype) -> int:
+    """The most that a slice of the head takes for a row."""
     slice_rows = max(group.matrices[0].rows for group in groups.groups if gives_logits(group.name))
-    return rows * head_bytes(model.hidden_size, slice_rows, dtype, model.norm_style, fused=fused)
+    fused = device.torch_device.type == "cuda"
+    return score_bytes(model.hidden_size, slice_rows, dtype, model.norm_style, fused=fused)
 
 
 def _scratch_bytes(groups: WeightGroups, dtype: torch.dtype) -> int:

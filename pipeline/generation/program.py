@@ -14,13 +14,15 @@ from actors.core.message import READY, GroupKey, Message, ended
 from actors.core.order import lanes
 from pipeline.devices.port import Device
 from pipeline.errors import RequestError
-from pipeline.formats.parts import ATTN, FFN, HEAD, attends, gives_logits, kind_of
+from pipeline.formats.parts import ATTN, FFN, HEAD, attends, kind_of
 from pipeline.generation.admission import Admission
 from pipeline.generation.batching import Piece
 from pipeline.generation.generation_pass import GenerationPass, token_ids
+from pipeline.generation.head import Head
 from pipeline.generation.micro_batches import MicroBatch, micro_batches
 from pipeline.generation.pass_buffers import PassBuffers
 from pipeline.generation.pass_inputs import PassInputs
+from pipeline.generation.prompt_scores import PromptScorer
 from pipeline.generation.records import Records
 from pipeline.generation.row_sampler import Outcome, RowSampler
 from pipeline.generation.sampling import Sampler
@@ -60,6 +62,7 @@ class GenerationProgram:
         dtype: torch.dtype,
         row_blocks: RowBlocks,
         buffers: PassBuffers,
+        scorer: PromptScorer,
         micro_batches: int = 1,
     ) -> None:
         self.admission = admission
@@ -78,7 +81,8 @@ class GenerationProgram:
         self._dtype = dtype
         self._row_blocks = row_blocks
         self._buffers = buffers
-        self._first_logits = _first_logits(catalog)
+        self._scorer = scorer
+        self._head = Head(config, catalog, row_blocks, buffers, inputs, scorer)
         self._frequencies_C2 = {rope: frequencies(rope, 0, device.torch_device) for rope in config.ropes}
         self._micro_batches = micro_batches
         self._records = Records(device, len(catalog.order), micro_batches)
@@ -92,6 +96,7 @@ class GenerationProgram:
         self._cache.begin(pieces)
         tokens = len(token_ids(pieces))
         pass_ = GenerationPass(pieces, micro_batches(tokens, self._micro_batches, self._row_blocks))
+        pass_.scored = self._scorer.send(pieces)
         sent = self._inputs.send(pieces, [(block.begin, block.end) for block in pass_.blocks])
         for block in pass_.blocks:
             block.rows = self._inputs.rows(block.begin, block.end)
@@ -224,34 +229,32 @@ class GenerationProgram:
         return part.last
 
     def _launch_head(self, pass_: GenerationPass, message: Message[Slot]) -> list[Event]:
-        if not pass_.choosing:
-            return []
-        rows = self._row_blocks.padded(sum(piece.logit_rows for piece in pass_.pieces))
-        work = functools.partial(self._head, message, rows)
-        return [self._launch(message, pass_, pass_.parts[-1], work, repeats=rows)]
+        ran: list[Event] = []
+        if pass_.choosing:
+            rows = self._row_blocks.padded(sum(piece.logit_rows for piece in pass_.pieces))
+            work = functools.partial(self._head.logits, message, rows)
+            ran.append(self._launch(message, pass_, pass_.parts[-1], work, repeats=rows))
+        if pass_.scored is not None:
+            work = functools.partial(self._head.score, message, pass_.scored)
+            ran.append(self._launch(message, pass_, pass_.parts[-1], work, (pass_.scored.sent,)))
+        return ran
 
     # Bound methods in the program would hold it, and its KV blocks, until garbage is collected.
     _launches: ClassVar = {ATTN: _launch_attention, FFN: _launch_ffn, HEAD: _launch_head}
-
-    def _head(self, message: Message[Slot], rows: int) -> None:
-        """One slice of the logits; with the first, the final norm of the rows that get any."""
-        weights, first = self._catalog.weights(message), self._first_logits[message.key]
-        for begin, end in self._row_blocks.cuts(0, rows):
-            normed_RD = self._buffers.normed(begin, end)
-            if first == 0:
-                hidden_RD = self._buffers.hidden(0, self._embedding.most_rows)[self._inputs.logit_rows(begin, end)]
-                normed_RD.copy_(decoder.final_norm(self._config, weights, hidden_RD))
-            slice_RV = decoder.output_slice(self._config.outside, weights, normed_RD)
-            self._buffers.logits(begin, end)[:, first : first + slice_RV.shape[1]] = slice_RV
 
     async def finish(self, pass_: GenerationPass) -> None:
         """Choose the next tokens behind the logits of the pass, and deliver them when they are known."""
         self.passes += 1
         outcomes = await self._outcomes(pass_)
+        scores = [] if pass_.scored is None else await self._scorer.read(pass_.scored, pass_.last)
         self.computed_tokens += sum(len(piece.token_ids) for piece in pass_.pieces)
         self.admission.batcher.computed(pass_.pieces)
+        for run, found in scores:
+            run.sequence.score(run.first, found)
         for sequence in [piece.sequence for piece in pass_.choosing]:
             self._deliver(sequence, outcomes[sequence.sampler])
+        for piece in pass_.pieces:
+            piece.sequence.end_without_answer()
         self.admission.end_pass(finished=True)
         self._embedding.may_load()
 
@@ -282,14 +285,7 @@ class GenerationProgram:
 
     def let_go(self) -> None:
         """Hold no views of memory any more, which would outlive that: a closed model may be kept."""
-        del self._sampler, self._inputs
-
-
-def _first_logits(catalog: WeightCatalog) -> dict[GroupKey, int]:
-    """The first row of the output matrix that each slice of the head holds."""
-    slices = [key for key in catalog.order if gives_logits(key[1])]
-    ends = itertools.accumulate((catalog.matrix_rows(key) for key in slices), initial=0)
-    return dict(zip(slices, ends, strict=False))
+        del self._sampler, self._inputs, self._scorer, self._head
 
 
 def _last_rows(pieces: Sequence[Piece]) -> list[tuple[Sampler, int]]:

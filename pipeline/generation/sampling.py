@@ -59,7 +59,10 @@ class Sampler:
             parameters.presence_penalty,
             parameters.frequency_penalty,
         )
-        self.logprobs = None if parameters.logprobs is None else min(parameters.logprobs, vocabulary_size)
+        self.logprobs, self.prompt_logprobs = (
+            None if most is None else min(most, vocabulary_size)
+            for most in (parameters.logprobs, parameters.prompt_logprobs)
+        )
         self.parameters = parameters
         self.prompt_ids = prompt_ids
         self.token_ids = array("i")

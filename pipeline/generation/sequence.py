@@ -1,9 +1,8 @@
 """One request from prompt to text."""
 
 import asyncio
-import contextlib
 from array import array
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias, cast
 
@@ -18,6 +17,8 @@ MOST_UNREAD = 64
 """Chunks that a stream may hold unread: more than come while a reader sends one off, and some megabytes where each has
 a thousand log-probabilities."""
 
+PromptLogprobs: TypeAlias = tuple[dict[int, float] | None, ...]
+"""Log-probabilities by token id, for each token of a prompt; None for the first."""
 State: TypeAlias = Literal["waiting", "running", "interrupted", "finished", "cancelled", "failed"]
 """A request waits for its first turn, then runs: it holds KV blocks. Interrupted, it has lost them and waits again."""
 ENDED: Final = ("finished", "cancelled", "failed")
@@ -30,7 +31,8 @@ class Chunk:
 
     `finish_reason` is None but in the last chunk of a sample: "stop" or "length". `logprobs` maps token ids to
     log-probabilities. `index` says which of the samples of its call it continues. The prompt has `prompt_tokens`, of
-    which `cached_tokens` were found in KV blocks when the sample was admitted.
+    which `cached_tokens` were found in KV blocks when the sample was admitted. The first chunk of a sample has the
+    `prompt_logprobs`, where they were asked for.
     """
 
     text: str
@@ -40,12 +42,14 @@ class Chunk:
     index: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = field(default=0, compare=False)
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
     """A finished request. `logprobs` has one entry per token of `token_ids`, or is None when none were asked for.
 
+    `prompt_logprobs` has one for each token of the prompt, and None for the first, or is None like it.
     Of the prompt, `cached_tokens` were found in KV blocks; outputs that differ only in that are equal.
     """
 
@@ -55,6 +59,7 @@ class Output:
     finish_reason: str
     logprobs: tuple[dict[int, float], ...] | None
     cached_tokens: int = field(default=0, compare=False)
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 def _tuple_when_asked(kind: type, name: str) -> None:
@@ -101,7 +106,7 @@ class RunningSequence:
         self.digests: list[bytes] = []
         self.rope_length = choose_rope_length(len(self.prompt_ids))
         self.priority = priority
-        self.logit_rows = 1
+        self.logit_rows = min(1, parameters.max_new_tokens)
         self.most_unread: int | None = None
         self.state: State = "waiting"
         self.sampler = Sampler(parameters, self.prompt_ids, vocabulary_size, len(earlier))
@@ -114,6 +119,7 @@ class RunningSequence:
         self.stop_strings: StopStrings = earlier[0].stop_strings if earlier else StopStrings(parameters.stop)
         self._stops = StopSearch(self.stop_strings)
         self._unread: asyncio.Queue[Chunk | BaseException] = earlier[0]._unread if earlier else asyncio.Queue()
+        self._prompt_logprobs: list[dict[int, float] | None] = earlier[0]._prompt_logprobs if earlier else []
 
     @property
     def ended(self) -> bool:
@@ -139,6 +145,16 @@ class RunningSequence:
     def scope(self) -> bytes | None:
         """The scope in which it shares blocks; None where its next token rotates all keys anew: no block fits then."""
         return None if self._outgrows_next else self._scope
+
+    @property
+    def scored(self) -> bool:
+        """Whether what is computed of its prompt is to give log-probabilities."""
+        return self.sampler.prompt_logprobs is not None and not self.token_ids
+
+    @property
+    def computes_prompt(self) -> bool:
+        """Whether it computes all of its prompt, whatever is cached: other samples have the scores of the first."""
+        return self.scored and not self._earlier
 
     def uncache(self) -> None:
         """Forget what is cached of it; keys that are computed from now on are rotated for its present length."""
@@ -213,9 +229,28 @@ class RunningSequence:
             rest, stopped = self._unfinished_text()
             text, reason = text + rest, "stop" if stopped else reason
             self.state = "finished"
-        prompt_tokens, index = len(self.prompt_ids), len(self._earlier)
-        chunk = Chunk(text, (choice.token_id,), reason, choice.logprobs, index, prompt_tokens, self.found_tokens)
-        self._unread.put_nowait(chunk)
+        self._tell(text, (choice.token_id,), reason, choice.logprobs)
+
+    def end_without_answer(self) -> None:
+        """End, if no token is asked for, when all of the prompt is computed."""
+        if not self.ended and not self._parameters.max_new_tokens and not self.waiting_count:
+            self.state = "finished"
+            self._tell("", (), "length", None)
+
+    def _tell(
+        self, text: str, token_ids: tuple[int, ...], reason: str | None, logprobs: dict[int, float] | None
+    ) -> None:
+        of_prompt = None if len(self.token_ids) > 1 else self._logprobs_of_prompt()
+        of_call = len(self._earlier), len(self.prompt_ids), self.found_tokens, of_prompt
+        self._unread.put_nowait(Chunk(text, token_ids, reason, logprobs, *of_call))
+
+    def score(self, first: int, found: list[dict[int, float]] | RequestError) -> None:
+        """Take the log-probabilities of tokens of its prompt from position `first` on, or what ends it."""
+        if isinstance(found, RequestError):
+            self.fail(found)
+        elif not self.ended:
+            self._prompt_logprobs += [None] * (len(self.prompt_ids) - len(self._prompt_logprobs))
+            self._prompt_logprobs[first : first + len(found)] = found
 
     def fail(self, error: BaseException) -> None:
         """End the request with an error, which its caller gets."""
@@ -240,7 +275,13 @@ class RunningSequence:
         logprobs = tuple(chunk.logprobs for chunk in chunks if chunk.logprobs is not None)
         prompt_ids = cast("tuple[int, ...]", self.prompt_ids)  # any sequence: see `_tuple_when_asked`
         text, reason = "".join(chunk.text for chunk in chunks), chunks[-1].finish_reason or ""
-        return Output(text, tuple(self.token_ids), prompt_ids, reason, logprobs or None, self.found_tokens)
+        told = logprobs or None, self.found_tokens, chunks[0].prompt_logprobs
+        return Output(text, tuple(self.token_ids), prompt_ids, reason, *told)
+
+    def _logprobs_of_prompt(self) -> PromptLogprobs | None:
+        if self.sampler.prompt_logprobs is None:
+            return None
+        return tuple(self._prompt_logprobs or [None])  # of a prompt of one token there are none
 
     def _unfinished_text(self) -> tuple[str, bool]:
         """The text that waited for more, now that nothing follows, and whether a stop string cut it."""
@@ -248,21 +289,3 @@ class RunningSequence:
             return "", False
         text, stopped = self._stops.push(self._detokenizer.flush())
         return (text, True) if stopped else (text + self._stops.flush(), False)
-
-
-async def chunks_of(samples: Sequence[RunningSequence]) -> AsyncGenerator[Chunk, None]:
-    """The chunks of all samples of a call as they come, up to their ends; raises what `fail` was given to one."""
-    left = len(samples)
-    while left:
-        chunk = await samples[0].next_chunk()
-        left -= chunk.finish_reason is not None
-        yield chunk
-
-
-async def outputs_of(samples: Sequence[RunningSequence]) -> list[Output]:
-    """The whole outputs of the samples of a call, when they are there; raises what `fail` was given to one."""
-    chunks: list[list[Chunk]] = [[] for _ in samples]
-    async with contextlib.aclosing(chunks_of(samples)) as stream:
-        async for chunk in stream:
-            chunks[chunk.index].append(chunk)
-    return [sample.output(own) for sample, own in zip(samples, chunks, strict=True)]

@@ -11,6 +11,8 @@ import torch
 from pipeline.models.layers import Attention, DeltaNet, Layer, NormStyle
 
 FP32_BYTES = torch.float32.itemsize
+SUMMED_LOGITS = 1 << 14
+"""Of a row that is scored, so many are cast to fp64 at a time."""
 
 
 def half_bytes(layer: Layer, dtype: torch.dtype, *, fused: bool, by_formula: bool) -> int:
@@ -77,6 +79,12 @@ def head_bytes(hidden_size: int, slice_rows: int, dtype: torch.dtype, style: Nor
     cast = 0 if dtype is torch.float32 else FP32_BYTES
     norm = hidden_size * dtype.itemsize + _norm_bytes(hidden_size, dtype, style, fused=fused)
     return max(norm, slice_rows * (dtype.itemsize + cast))
+
+
+def score_bytes(hidden_size: int, slice_rows: int, dtype: torch.dtype, style: NormStyle, *, fused: bool) -> int:
+    """The most that a slice of the head takes for a row that is scored."""
+    summed = min(slice_rows, SUMMED_LOGITS) * torch.float64.itemsize
+    return head_bytes(hidden_size, slice_rows, dtype, style, fused=fused) + summed
 
 
 def embedding_bytes(hidden_size: int, turned_channels: int, dtype: torch.dtype) -> int:

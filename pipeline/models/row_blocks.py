@@ -39,9 +39,9 @@ class RowBlocks:
             return -(-count // self.rows) * self.rows
         return next((rows for rows in self.repeated if rows >= count), max(count, self.rows))
 
-    def cuts(self, begin: int, end: int) -> list[tuple[int, int]]:
+    def cuts(self, begin: int, end: int, most_rows: int = MOST_ROWS) -> list[tuple[int, int]]:
         """Rows [begin, end), which are padded, as those of each call of a kernel: of about one size."""
-        count = (end - begin) // self.rows if self.fixed else -(-(end - begin) // MOST_ROWS)
+        count = (end - begin) // self.rows if self.fixed else -(-(end - begin) // most_rows)
         return list(itertools.pairwise(begin + (end - begin) * index // count for index in range(count + 1)))
 
     def most_at_once(self, count: int) -> int:

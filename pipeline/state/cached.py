@@ -26,6 +26,10 @@ class CachedSequence(Protocol):
         """Sequences of one scope share blocks; None shares none."""
 
     @property
+    def computes_prompt(self) -> bool:
+        """Whether it computes its prompt, though its blocks may be cached: others may use what it computes."""
+
+    @property
     def most_tokens(self) -> int:
         """How many positions it can come to occupy."""
 

@@ -74,7 +74,7 @@ class PrefixCache:
         if self.states is not None:
             digest = sequence.digests[len(shared) - 1] if shared else None
             sequence.held_state = self.states.take(digest, len(known) * BLOCK_TOKENS)
-        if sequence.scope is not None:
+        if sequence.scope is not None and not sequence.computes_prompt:
             self.queried_tokens += sequence.waiting_count
         sequence.blocks, sequence.cached_tokens = table, len(shared) * BLOCK_TOKENS
         if sequence.scope is not None:
@@ -131,7 +131,7 @@ class PrefixCache:
 
         None of an answer that is computed anew: another one may have computed these tokens as a prompt.
         """
-        if sequence.scope is not None:
+        if sequence.scope is not None and not sequence.computes_prompt:
             most = min(sequence.waiting_count - 1, len(sequence.prompt_ids))
             for index in range(most // BLOCK_TOKENS):
                 block = self.pool.find(_block_digest(sequence, sequence.scope, index))

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from pipeline import Model, RequestError
 from pipeline.generation.generation_pass import GenerationPass
 from pipeline.generation.parameters import SamplingParameters
-from pipeline.generation.sequence import RunningSequence, outputs_of
+from pipeline.generation.samples import outputs_of
+from pipeline.generation.sequence import RunningSequence
 
 ROWS = {3: tiny_models.PROMPT, 1: tiny_models.PROMPT[:5], 2: tiny_models.PROMPT[3:9]}
 """The prompt of each sequence, by the rows of logits that it asks for."""

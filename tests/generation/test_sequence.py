@@ -5,8 +5,9 @@ from array import array
 
 import pytest
 
+from pipeline.generation.samples import chunks_of
 from pipeline.generation.sampling import Choice, SamplingParameters
-from pipeline.generation.sequence import Chunk, RunningSequence, chunks_of
+from pipeline.generation.sequence import Chunk, RunningSequence
 from pipeline.text.detokenizer import ByteLevelDetokenizer
 
 EOS = 0

@@ -10,10 +10,13 @@ from support.attention_kinds import attention
 from support.layers_alone import AloneLayer
 from torch.profiler import ProfilerActivity, profile
 
+from actors.core.message import READY
+from pipeline.devices.cpu import CpuDevice
 from pipeline.formats.dense import DenseMatrix
 from pipeline.formats.matrix import Weights
+from pipeline.generation.prompt_scores import PromptScorer, ScoredRows
 from pipeline.models import delta_net
-from pipeline.models.activations import embedding_bytes, half_bytes, head_bytes
+from pipeline.models.activations import embedding_bytes, half_bytes, head_bytes, score_bytes
 from pipeline.models.attention import LayerKV, attend
 from pipeline.models.decoder import output_slice
 from pipeline.models.layers import Attention, DeltaNet, FeedForward, Layer, Norms
@@ -21,6 +24,7 @@ from pipeline.models.ops import rms_norm
 from pipeline.models.outside import PLAIN
 from pipeline.models.pass_attention import scratch_bytes
 from pipeline.models.ropes import Rope
+from pipeline.models.row_blocks import RowBlocks
 
 ROWS, CONTEXT = 512, 16384
 LIBRARY_BYTES = 1 << 20
@@ -107,8 +111,13 @@ def test_the_head_and_the_embedding_take_no_more_than_planned(dtype: torch.dtype
     hidden, weight = torch.randn(ROWS, 256).to(dtype), torch.randn(slice_rows, 256).to(dtype)
     some = torch.arange(ROWS)
     norm = most_bytes(lambda: rms_norm(hidden[some], weight[0], 1e-5))
-    product = most_bytes(functools.partial(output_slice, PLAIN, Weights({}, {"output": DenseMatrix(weight)}), hidden))
+    weights = Weights({}, {"output": DenseMatrix(weight)})
+    product = most_bytes(lambda: output_slice(PLAIN, weights, hidden))
     planned = ROWS * head_bytes(256, slice_rows, dtype, "plain", fused=False)
     assert planned / 1.25 < max(norm, product) < planned + LIBRARY_BYTES
+    scorer, scored = PromptScorer(CpuDevice(), RowBlocks(), ROWS, ROWS), ScoredRows([], True, READY)
+    scores = most_bytes(lambda: scorer.add(scored, 0, ROWS, 0, output_slice(PLAIN, weights, hidden)))
+    planned = ROWS * score_bytes(256, slice_rows, dtype, "plain", fused=False)
+    assert planned / 1.5 < max(norm, scores) < planned + LIBRARY_BYTES
     decoded = most_bytes(lambda: hidden.to(dtype, copy=True))
     assert decoded <= ROWS * embedding_bytes(256, 64, dtype)

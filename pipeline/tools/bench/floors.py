@@ -19,7 +19,8 @@ from pipeline.errors import RequestError
 from pipeline.generation.build import ModelRuntime, build
 from pipeline.generation.generation_pass import GenerationPass
 from pipeline.generation.parameters import SamplingParameters
-from pipeline.generation.sequence import RunningSequence, chunks_of
+from pipeline.generation.samples import chunks_of
+from pipeline.generation.sequence import RunningSequence
 from pipeline.system.host_memory import available_host_bytes
 
 

@@ -52,7 +52,7 @@ class Answer:
 
     def ended(self, eos_ids: Collection[int], arguments: Mapping[str, Any]) -> str:
         """Say why the answer ended, and which option would have let it go on."""
-        count, last_id = len(self.chunks), self.token_ids[-1] if self.chunks else None
+        count, last_id = len(self.token_ids), self.token_ids[-1] if self.token_ids else None
         if self.finish_reason == INTERRUPTED:
             return f"interrupted after {counted(count, 'token')}"
         if self.finish_reason == "length":
@@ -68,10 +68,11 @@ class Answer:
         first, rate = self.first_token_seconds, self.tokens_per_second
         timing = "" if first is None else f": the first after {first:.2f} s"
         timing += "" if rate is None else f", then {rate:.3g} tokens/s"
-        return f"tokens     {len(self.chunks)}{timing}\nended      {self.ended(eos_ids, arguments)}"
+        return f"tokens     {len(self.token_ids)}{timing}\nended      {self.ended(eos_ids, arguments)}"
 
     def as_dict(self, eos_ids: Collection[int], arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Return plain values, with log-probabilities where they were asked for."""
+        of_prompt = [chunk.prompt_logprobs for chunk in self.chunks if chunk.prompt_logprobs is not None]
         logprobs = [chunk.logprobs for chunk in self.chunks if chunk.logprobs is not None]
         return {
             "text": self.text,
@@ -82,4 +83,5 @@ class Answer:
             "first_token_seconds": self.first_token_seconds,
             "tokens_per_second": self.tokens_per_second,
             **({} if arguments.get("logprobs") is None else {"logprobs": logprobs}),
+            **({} if not of_prompt else {"prompt_logprobs": of_prompt[0]}),
         }

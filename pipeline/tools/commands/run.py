@@ -9,13 +9,15 @@ from pipeline.system.written_files import check_writable
 from pipeline.tools.commands.progress import LOADING, Progress
 from pipeline.tools.commands.prompt import chat_arguments, messages, read_prompt
 from pipeline.tools.commands.sampling import sampling_arguments
+from pipeline.tools.commands.values import option_of
 
 
 def run(options: argparse.Namespace) -> None:
     """Run, and print. Raises PenstockError naming what can never work, before anything takes time."""
     arguments = sampling_arguments(options)
-    if options.logprobs is not None and not options.json:
-        raise ConfigError("--logprobs: need --json, which prints them; have none")
+    for name in ("logprobs", "prompt_logprobs"):
+        if name in arguments and not options.json:
+            raise ConfigError(f"{option_of(name)}: need --json, which prints them; have none")
     Config.from_arguments(options.settings)
     if options.trace is not None:
         check_writable(options.trace)

@@ -27,6 +27,7 @@ HELP = {
     "ignore_eos": ("", "go on where the model would end"),
     "seed": ("N", "the same seed gives the same tokens"),
     "logprobs": ("N", "with --json: log-probabilities of the chosen and the N most likely tokens"),
+    "prompt_logprobs": ("N", "with --json: the same of the tokens of the prompt"),
     "suppress_tokens": ("IDS", "token ids that never come, as 1,2,3"),
     "begin_suppress_tokens": ("IDS", "token ids that do not come first"),
     "no_repeat_ngram_size": ("N", "no run of N tokens comes twice; 0 is off"),

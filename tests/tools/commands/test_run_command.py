@@ -41,10 +41,15 @@ def test_text_goes_to_stdout_and_all_else_to_stderr(
     assert re.search(r"\ntokens     5: the first after \d+\.\d\d s, then [\d.e+]+ tokens/s\n", told.err)
     assert "\nended      cut at 5 tokens; --max-new-tokens N allows more\n" in told.err
     assert "plan       host" in told.err
-    assert run("--prompt-file", str(tmp_path / "prompt"), *SAMPLED, "--json", "--logprobs", "1") == 0
+    assert (
+        run("--prompt-file", str(tmp_path / "prompt"), *SAMPLED, "--json", "--logprobs", "1", "--prompt-logprobs", "0")
+        == 0
+    )
     record = json.loads(capsys.readouterr().out)
     assert told.out.removesuffix("\n") == record["text"].removesuffix("\n")
     assert (record["finish_reason"], len(record["token_ids"]), len(record["logprobs"])) == ("length", 5, 5)
+    assert record["prompt_logprobs"][0] is None
+    assert [len(one) for one in record["prompt_logprobs"][1:]] == [1] * (len(record["prompt_logprobs"]) - 1)
     assert 0 < record["first_token_seconds"] < record["seconds"]
     assert record["tokens_per_second"] > 0
     monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: False, buffer=io.BytesIO(b"import os\n")))

@@ -1,0 +1,125 @@
+// The tokens of an answer: which range of its text each one is, how likely it was, and what else might have come.
+
+import { element, find } from "./dom.js";
+import { percent } from "./words.js";
+
+const tokenOf = new WeakMap();
+
+/** Text that grows, and the tokens that it came in; those that only finish a character later share their range. */
+export class Passage {
+  constructor(text = "") {
+    this.text = text;
+    this.tokens = [];
+    this.pending = [];
+  }
+
+  /** Add the text of a chunk, and its tokens: `{token, logprob, top_logprobs}`. */
+  add(text, tokens) {
+    this.pending.push(...tokens);
+    if (!text) return;
+    const joined = this.pending.map((one) => one.token).join("");
+    const pieces = joined === text ? this.pending.map((one) => [one]) : [this.pending];
+    let start = this.text.length;
+    for (const piece of this.pending.length ? pieces : []) {
+      const end = pieces.length > 1 ? start + piece[0].token.length : this.text.length + text.length;
+      this.tokens.push({ start, end, choices: piece });
+      start = end;
+    }
+    this.text += text;
+    this.pending = [];
+  }
+
+  /** Nodes for a range of the text: one for each token in it, or a text where none are known. */
+  leaf = (start, end) => {
+    const nodes = [];
+    let at = start;
+    for (let index = this.firstBehind(start); index < this.tokens.length && this.tokens[index].start < end; index += 1) {
+      const token = this.tokens[index];
+      const [from, to] = [Math.max(at, token.start), Math.min(end, token.end)];
+      if (from > at) nodes.push(this.text.slice(at, from));
+      if (to > from) nodes.push(tokenSpan(token, this.text.slice(from, to)));
+      at = to;
+    }
+    if (at < end) nodes.push(this.text.slice(at, end));
+    return nodes;
+  };
+
+  /** The index of the first token that ends behind a place in the text. */
+  firstBehind(place) {
+    let [low, high] = [0, this.tokens.length];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (this.tokens[middle].end > place) high = middle;
+      else low = middle + 1;
+    }
+    return low;
+  }
+}
+
+const probability = (choice) => Math.exp(choice.logprob);
+
+function tokenSpan(token, text) {
+  const span = element("span", { className: "token", tabIndex: -1 }, text);
+  span.style.setProperty("--unsure", (1 - Math.min(...token.choices.map(probability))).toFixed(3));
+  tokenOf.set(span, token);
+  return span;
+}
+
+/** Show what is known of a token where the pointer or the focus is, and let arrow keys go from token to token. */
+export function watchTokens(messages) {
+  messages.addEventListener("pointerover", (event) => showTip(event.target));
+  messages.addEventListener("pointerleave", hideTip);
+  messages.addEventListener("focusin", (event) => showTip(event.target));
+  messages.addEventListener("focusout", hideTip);
+  messages.addEventListener("scroll", hideTip);
+  messages.addEventListener("keydown", moveFocus);
+}
+
+function moveFocus(event) {
+  const text = event.target.closest(".text");
+  const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+  if (!text || !step || event.target.closest("pre:focus")) return;
+  const tokens = [...text.querySelectorAll(".token")];
+  const next = tokens[tokens.indexOf(event.target) + step] ?? (event.target === text && tokens.at(0));
+  if (!next) return;
+  event.preventDefault();
+  next.focus({ focusVisible: true });
+}
+
+function showTip(span) {
+  const token = tokenOf.get(span);
+  if (!token) return hideTip();
+  const tip = find("token-tip");
+  tip.replaceChildren(...token.choices.flatMap(choiceNodes));
+  tip.hidden = false;
+  span.setAttribute("aria-describedby", tip.id);
+  const box = span.getClientRects()[0];
+  const below = box.bottom + tip.offsetHeight + 12 < innerHeight;
+  tip.style.left = `${Math.max(8, Math.min(box.left, innerWidth - tip.offsetWidth - 8))}px`;
+  tip.style.top = `${below ? box.bottom + 6 : box.top - tip.offsetHeight - 6}px`;
+  return tip;
+}
+
+function hideTip() {
+  find("token-tip").hidden = true;
+}
+
+function choiceNodes(choice) {
+  const head = element("p", {}, element("b", {}, shown(choice.token)), ` ${percent(probability(choice))}`);
+  head.append(element("small", {}, ` log-probability ${logProbability(choice)}`));
+  const rows = (choice.top_logprobs ?? []).map((one) => alternative(one, one.token === choice.token));
+  return [head, element("ol", { className: "alternatives" }, ...rows)];
+}
+
+function alternative(choice, chosen) {
+  const bar = element("i", { className: "bar" });
+  bar.style.width = percent(probability(choice));
+  const track = element("span", { className: "track", ariaHidden: "true" }, bar);
+  return element("li", { className: chosen ? "chosen" : "" }, element("code", {}, shown(choice.token)), track,
+    element("span", { className: "number" }, percent(probability(choice))));
+}
+
+const logProbability = (choice) => choice.logprob.toFixed(2).replace("-", "−");
+
+/** A token as one can see it: blanks and line ends too. */
+const shown = (token) => token.replaceAll(" ", "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥") || "∅";

@@ -25,6 +25,7 @@ class GpuUploader(Mover):
     On a device that shares its memory with the host there is no budget of its own: the slot is handed on. Triggered
     policies want to hear of `arrivals`. An uploader that `shares_lane` with another one keeps one copy in the H2D lane
     behind the one that runs, and none that waits for its slot: they would keep out the other's, needed earlier.
+    `bytes_uploaded` counts what was copied.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class GpuUploader(Mover):
         self.budget = memory
         self._arrivals = arrivals
         self._shares_lane = shares_lane
+        self.bytes_uploaded = 0
         self._in_lane: deque[Event] = deque([READY, READY], maxlen=2)
 
     async def move(self, message: Message[Slot], slot: Slot) -> Event:
@@ -59,6 +61,8 @@ class GpuUploader(Mover):
 
     def _upload(self, message: Message[Slot], slot: Slot, vacant: Event) -> Event:
         copies = self.copies(message)
+        if self.budget is not None:
+            self.bytes_uploaded += sum(copy.length for copy in copies)
         event = self._device.upload(message.at.buffer, slot.buffer, copies, (message.event,), vacant=vacant)
         self._in_lane.append(event)
         return event

@@ -134,6 +134,7 @@ class Runtime:
             "reading": str(self.reading),
             "bytes_read": self.source.bytes_read,
             "bytes_needed": self.source.bytes_needed,
+            "bytes_uploaded": self.wired.bytes_uploaded,
             "checksums": ChecksumsRecord(str(self.checking), *summed),
             "device_groups_peak": line.budgets[places[-1]].peak,
             "host_groups_peak": line.budgets[places[0]].peak,
@@ -143,4 +144,5 @@ class Runtime:
             "busy_seconds": {name: actor.busy_seconds for name, actor in line.actors.items()},
             "stalled_seconds": {name: actor.stalled_seconds for name, actor in line.actors.items()},
             "channels": line.channels,
+            "budgets": line.budgets,
         }

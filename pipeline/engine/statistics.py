@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from actors.core.budget import BudgetStatistics
 from actors.core.channel import ChannelStatistics
 
 
@@ -26,16 +27,18 @@ class EngineStatistics:
     """Counters since the line was opened; those of actors and queues since it last started.
 
     `reading` tells how the disk is read, and why. `bytes_read` counts what came from files, `bytes_needed` the tensors
-    and rows in it. `busy_seconds` is the time in which an actor had work running, `stalled_seconds` what it waited for
-    messages, room, slots, events and checks.
+    and rows in it, `bytes_uploaded` the weights that were copied to the device. `busy_seconds` is the time in which an
+    actor had work running, `stalled_seconds` what it waited for messages, room, slots, events and checks.
     `groups_reloaded` had an upload whose event was overdue. `resident_groups` stay, by place, and move no more;
-    `moving_groups` come to the device anew in every pass. `channels` are the queues, by the actor behind each.
+    `moving_groups` come to the device anew in every pass. `channels` are the queues, by the actor behind each, and
+    `budgets` the slots for what moves, by place.
     """
 
     policy: str
     reading: str
     bytes_read: int
     bytes_needed: int
+    bytes_uploaded: int
     checksums: ChecksumsRecord
     device_groups_peak: int
     host_groups_peak: int
@@ -45,6 +48,7 @@ class EngineStatistics:
     busy_seconds: dict[str, float]
     stalled_seconds: dict[str, float]
     channels: dict[str, ChannelStatistics]
+    budgets: dict[str, BudgetStatistics]
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain dictionaries and numbers."""

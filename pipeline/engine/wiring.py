@@ -93,6 +93,11 @@ class Wired:
         return self.lines[0]
 
     @property
+    def bytes_uploaded(self) -> int:
+        """The bytes of weights that were copied to the device."""
+        return sum(actor.bytes_uploaded for actor in self.line.actors if isinstance(actor, GpuUploader))
+
+    @property
     def asked(self) -> tuple[Mapping[str, int], int | None]:
         """The most groups that a trigger asked for by kind of half, and how many layers ahead; else empty and None."""
         return ({}, None) if self.requests is None else (dict(self.requests.asked_at), self.requests.depth)

@@ -15,8 +15,10 @@ from pipeline.server.chat_completions import chat_completions
 from pipeline.server.completions import completions
 from pipeline.server.door import Door
 from pipeline.server.errors import ApiError, error_response
+from pipeline.server.live import live
 from pipeline.server.metrics import ModelCollector, metrics
 from pipeline.server.operations import health, models, props, slots
+from pipeline.server.page import page
 from pipeline.server.served import ServedModel
 from pipeline.server.streaming import ClientLeft
 from pipeline.server.tokenize import detokenize, tokenize
@@ -32,6 +34,9 @@ ROUTES: dict[str, tuple[str, Handler]] = {
     "/slots": ("GET", slots),
     "/tokenize": ("POST", tokenize),
     "/detokenize": ("POST", detokenize),
+    "/": ("GET", page),
+    "/page/{name}": ("GET", page),
+    "/live": ("GET", live),
 }
 """The method and the handler of each path."""
 

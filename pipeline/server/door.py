@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import re
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ logger = logging.getLogger("penstock")
 MOST_HEADER_BYTES = 32 << 10
 MOST_BODY_BYTES = 32 << 20
 """More than the longest text that is tokenised, and a million token ids."""
-PUBLIC = {"/", "/health"}
+PUBLIC = re.compile(r"/|/page/.*|/health")
 """Paths that tell nothing of the model or its callers, and need no key."""
 BODY_SECONDS = 60.0
 NOTE = "penstock.note"
@@ -70,7 +71,7 @@ class Door:
     def _refusal(self, scope: Scope) -> ApiError | None:
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEADER_BYTES:
             return ApiError(431, f"headers: need at most {MOST_HEADER_BYTES} bytes, have more")
-        if self._keys and scope["path"] not in PUBLIC:
+        if self._keys and not PUBLIC.fullmatch(scope["path"]):
             digest = _digest(bearer(Headers(scope=scope).get("authorization")) or "")
             if not any(hmac.compare_digest(digest, key) for key in self._keys):
                 return ApiError(401, "need the API key of this server, as in the header Authorization: Bearer KEY")

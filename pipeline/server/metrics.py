@@ -43,6 +43,10 @@ LABELLED_GAUGES: "dict[tuple[str, str], tuple[str, Figures]]" = {
         "Messages that wait in front of an actor.",
         lambda said: {name: one.depth for name, one in said.channels.items()},
     ),
+    ("slots_held", "place"): (
+        "Slots of a budget that hold weights or KV blocks.",
+        lambda said: {name: one.held for name, one in said.budgets.items()},
+    ),
     ("resident_groups", "place"): ("Weight groups that stay.", lambda said: said.resident_groups),
     ("kv_used_bytes", "place"): (
         "KV blocks that requests hold.",
@@ -55,9 +59,10 @@ LABELLED_COUNTERS: "dict[tuple[str, str], tuple[str, Figures]]" = {
         lambda said: {name: getattr(said.requests, name) for name in ("finished", "cancelled", "failed")},
     ),
     ("bytes_streamed", "link"): (
-        "Weights read from the disk, and KV blocks that moved.",
+        "Weights read from the disk and copied to the device, and KV blocks that moved.",
         lambda said: {
             "disk_weights": said.bytes_read,
+            "h2d_weights": said.bytes_uploaded,
             "disk_kv_read": said.kv_blocks.bytes_read,
             "disk_kv_written": said.kv_blocks.bytes_written,
             "h2d_kv": said.kv_blocks.bytes_h2d,

@@ -26,28 +26,24 @@ const ADVICE = {
   401: "Put the server's key into Settings, under API key.",
   404: "Reload the page: the server may run another model now.",
   413: "Shorten the message, or begin a new conversation.",
-  429: "Too many requests wait. Try again in a moment.",
-  503: "The model is not ready. Try again when the line says so.",
 };
 
 export async function request(path, { body = null, signal = null } = {}) {
-  const headers = { Accept: "application/json, text/event-stream" };
+  const headers = { "Content-Type": "application/json" };
   if (readKey()) headers.Authorization = `Bearer ${readKey()}`;
-  if (body) headers["Content-Type"] = "application/json";
-  let response;
-  try {
-    response = await fetch(path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal });
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Problem("There is no connection to the server.", LOST);
-  }
+  const sent = { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal };
+  const response = await fetch(path, sent).catch((error) => lost("There is no connection to the server.", error));
   if (!response.ok) throw await problemOf(response);
   return response;
 }
 
+function lost(what, error) {
+  throw error.name === "AbortError" ? error : new Problem(what, LOST);
+}
+
 async function problemOf(response) {
+  const { status } = response;
   const said = await response.json().catch(() => null);
-  const status = response.status;
   const what = said?.error?.message ?? `The server answered with status ${status}.`;
   const problem = new Problem(what, ADVICE[status] ?? "Try again; the server's log says more.", status);
   problem.retrySeconds = Number(response.headers.get("Retry-After")) || 2;
@@ -60,7 +56,7 @@ async function patientRequest(path, options, waiting) {
     try {
       return await request(path, options);
     } catch (problem) {
-      if (!RETRIED.includes(problem.status) || problem.retrySeconds > 60) throw problem;
+      if (!RETRIED.includes(problem.status)) throw problem;
       for (let left = Math.ceil(problem.retrySeconds); left > 0; left -= 1) {
         waiting(problem, left);
         await pause(1000, options.signal);
@@ -92,8 +88,7 @@ export async function* eventsOf(response) {
       for (const line of lines) if (line.startsWith("data:")) yield line.slice(5).trim();
     }
   } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Problem("The connection to the server was lost.", LOST);
+    lost("The connection to the server was lost.", error);
   } finally {
     reader.cancel().catch(() => {});
   }
@@ -129,6 +124,6 @@ function completionTokens(logprobs) {
   return (logprobs?.tokens ?? []).map((token, index) => ({
     token,
     logprob: logprobs.token_logprobs[index],
-    top_logprobs: Object.entries(logprobs.top_logprobs?.[index] ?? {}).map(([other, logprob]) => ({ token: other, logprob })),
+    top_logprobs: Object.entries(logprobs.top_logprobs?.[index] ?? {}).map(([other, value]) => ({ token: other, logprob: value })),
   }));
 }

@@ -24,20 +24,15 @@ async function learnModel() {
   if (properties.chat_template === null) continueTexts();
 }
 
-function submit() {
-  const prompt = find("prompt");
-  if (chat.send(prompt.value)) prompt.value = "";
-}
-
 function openComposer() {
-  find("composer").addEventListener("submit", (event) => {
+  const prompt = find("prompt");
+  const submit = (event) => {
     event.preventDefault();
-    submit();
-  });
-  find("prompt").addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
-    event.preventDefault();
-    submit();
+    if (chat.send(prompt.value)) prompt.value = "";
+  };
+  find("composer").addEventListener("submit", submit);
+  prompt.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) submit(event);
   });
   find("stop").addEventListener("click", () => chat.stop());
 }
@@ -68,15 +63,18 @@ function openDrawer() {
 }
 
 function openTheme() {
-  const show = (theme) => {
+  let theme = localStorage.getItem(THEME) ?? "auto";
+  const show = () => {
     document.documentElement.style.colorScheme = THEMES[theme];
-    find("theme").textContent = `Look: ${theme}`;
+    Object.assign(find("theme"), { textContent: `◐ ${theme}`, title: `Colours: ${theme}` });
     localStorage.setItem(THEME, theme);
   };
-  const names = Object.keys(THEMES);
-  let theme = names.includes(localStorage.getItem(THEME)) ? localStorage.getItem(THEME) : "auto";
-  find("theme").addEventListener("click", () => show((theme = names[(names.indexOf(theme) + 1) % names.length])));
-  show(theme);
+  find("theme").addEventListener("click", () => {
+    const names = Object.keys(THEMES);
+    theme = names[(names.indexOf(theme) + 1) % names.length];
+    show();
+  });
+  show();
 }
 
 const foldLive = () => (find("live-details").open = !phone.matches);

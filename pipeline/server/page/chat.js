@@ -1,10 +1,10 @@
 // The chat: sends messages, draws the answer as it comes, stops it, and asks for another one.
 
-import { Problem, streamAnswer } from "./api.js";
+import { streamAnswer } from "./api.js";
 import { Conversations, newMessage, titleOf } from "./conversations.js";
 import { announce, element, find } from "./dom.js";
-import { MessageView, copy, followEnd } from "./messages.js";
-import { nextRequest, showSystem, wrongField } from "./settings.js";
+import { MessageView, copy } from "./messages.js";
+import { nextRequest, settingsAreRight, showSystem } from "./settings.js";
 import { plural } from "./words.js";
 
 export class Chat {
@@ -18,34 +18,31 @@ export class Chat {
     return this.conversations.current;
   }
 
-  /** Draw the conversation, and the list of all. */
+  /** Draw the conversation, and the list of all; give the view of the last message. */
   show() {
     const { messages, system } = this.conversation;
     showSystem(system);
-    const views = messages.map((message) => this.view(message));
+    const views = messages.map((message) => new MessageView(message));
     find("messages").replaceChildren(...(views.length ? views.map((view) => view.node) : [welcome()]));
+    for (const view of views) this.finish(view);
     find("messages").scrollTop = find("messages").scrollHeight;
     this.showList();
+    return views.at(-1);
   }
 
   showList() {
-    const rows = this.conversations.all.map((one) => this.listRow(one));
-    find("conversations").replaceChildren(...rows);
-    if (this.conversations.full) announce("This browser's storage is full: delete conversations to keep new ones.");
+    find("conversations").replaceChildren(...this.conversations.all.map((one) => this.listRow(one)));
+    find("full").hidden = !this.conversations.full;
   }
 
   listRow(conversation) {
     const title = titleOf(conversation);
-    const chosen = conversation === this.conversation;
-    const open = element("button", { type: "button", className: "open", title, onclick: () => this.choose(conversation.id) }, title);
-    if (chosen) open.setAttribute("aria-current", "true");
+    const open = element("button", { type: "button", className: "open", title,
+      onclick: () => this.change(() => this.conversations.choose(conversation)) }, title);
+    if (conversation === this.conversation) open.setAttribute("aria-current", "true");
     const gone = element("button", { type: "button", className: "quiet small", aria: { label: `Delete ${title}` },
-      onclick: () => this.change(() => this.conversations.remove(conversation.id)) }, "×");
+      onclick: () => this.change(() => this.conversations.remove(conversation)) }, "×");
     return element("li", {}, open, gone);
-  }
-
-  choose(id) {
-    this.change(() => this.conversations.choose(id));
   }
 
   /** Stop what streams, change the conversations, and show them. */
@@ -56,40 +53,27 @@ export class Chat {
     find("prompt").focus();
   }
 
-  view(message) {
-    const view = new MessageView(message);
+  /** Draw a message that goes on no more, and what one can do with it. */
+  finish(view) {
+    const { message } = view;
+    const actions = message.role === "assistant" ? { Copy: () => copy(message.text.text) } : {};
+    const word = actions.Copy && !message.problem ? "Regenerate" : "Try again";
+    if (this.conversation.messages.at(-1) === message) actions[word] = () => this.again();
     view.draw();
-    view.finish(this.actions(message));
-    return view;
-  }
-
-  actions(message) {
-    const found = { Copy: () => copy(message.text.text) };
-    const last = this.conversation.messages.at(-1) === message;
-    if (message.role === "assistant" && last) found[message.problem ? "Try again" : "Regenerate"] = () => this.again();
-    return found;
+    view.finish(actions);
   }
 
   /** Send a message, and stream the answer to it. */
   send(text) {
-    const wrong = wrongField();
-    if (this.stopping || !text.trim()) return false;
-    if (wrong) {
-      wrong.reportValidity();
-      return false;
-    }
+    if (this.stopping || !text.trim() || !settingsAreRight()) return false;
     this.conversation.messages.push(newMessage("user", text));
-    this.conversations.save();
-    this.show();
     this.answer();
     return true;
   }
 
   /** Ask for another answer in place of the last one. */
   again() {
-    if (this.stopping) return;
-    this.conversation.messages.pop();
-    this.show();
+    if (this.conversation.messages.at(-1).role === "assistant") this.conversation.messages.pop();
     this.answer();
   }
 
@@ -98,24 +82,23 @@ export class Chat {
   }
 
   async answer() {
-    const asked = this.conversation;
     const message = newMessage("assistant");
-    const [path, body] = nextRequest(asked, asked.messages, this.model);
-    asked.messages.push(message);
-    const view = new MessageView(message);
+    const [path, body] = nextRequest(this.conversation, this.model);
+    this.conversation.messages.push(message);
+    this.conversations.save();
+    const view = this.show();
     this.busy(new AbortController());
-    followEnd(() => find("messages").append(view.node));
     try {
-      await this.receive(view, streamAnswer(path, body, this.stopping.signal, (problem, left) => wait(view, problem, left)));
+      const waiting = (problem, left) => wait(view, problem, left);
+      await this.receive(view, streamAnswer(path, body, this.stopping.signal, waiting));
       announce(`The answer is complete: ${plural(message.usage?.completion_tokens ?? 0, "token")}.`);
     } catch (error) {
-      if (error.name !== "AbortError") message.problem = plainProblem(error);
+      if (error.name !== "AbortError") message.problem = plain(error);
       message.note = error.name === "AbortError" ? "Stopped." : "";
       announce(message.problem ? `${message.problem.what} ${message.problem.advice}` : "Stopped.");
     } finally {
       this.busy(null);
-      view.draw();
-      view.finish(this.actions(message));
+      this.finish(view);
       this.conversations.save();
       this.showList();
     }
@@ -152,10 +135,10 @@ export class Chat {
 }
 
 function take(chunk, message) {
-  message.note = "";
   message.usage = chunk.usage ?? message.usage;
   if (chunk.reasoning) message.reasoning.add(chunk.reasoning, chunk.tokens);
   else message.text.add(chunk.text, chunk.tokens);
+  if (chunk.text) message.note = "";
   if (chunk.finish === "length") message.note = "It ends here because of the limit on tokens.";
 }
 
@@ -165,13 +148,10 @@ function wait(view, problem, left) {
   view.draw({ streams: true });
 }
 
-function plainProblem(error) {
-  if (error instanceof Problem) return { what: error.message, advice: error.advice };
-  return { what: `The page failed: ${error.message}`, advice: "Reload it, then try again." };
-}
+const plain = ({ message, advice = "Reload the page, then try again." }) => ({ what: message, advice });
 
 function welcome() {
   return element("div", { className: "welcome" },
     element("h2", {}, "Ask the model something"),
-    element("p", {}, "Its weights flow from the disk through memory to the device while it answers. The line shows how."));
+    element("p", {}, "The line shows how its weights flow while it answers."));
 }

@@ -1,5 +1,7 @@
 // Conversations, as this browser keeps them. Log-probabilities are left out: they would fill its storage.
 
+import { Passage } from "./tokens.js";
+
 const STORE = "penstock.conversations";
 const TITLE_CHARACTERS = 48;
 
@@ -13,19 +15,19 @@ export class Conversations {
   /** Begin a conversation, or go on with the newest one where that is still empty. */
   begin() {
     if (!this.all.length || this.all[0].messages.length) {
-      this.all.unshift({ id: crypto.randomUUID?.() ?? String(Math.random()), system: "", messages: [] });
+      this.all.unshift({ system: "", messages: [] });
     }
     this.current = this.all[0];
     return this.current;
   }
 
-  choose(id) {
-    this.current = this.all.find((one) => one.id === id) ?? this.current;
+  choose(conversation) {
+    this.current = conversation;
   }
 
-  remove(id) {
-    this.all = this.all.filter((one) => one.id !== id);
-    if (this.current.id === id) this.current = this.all[0] ?? this.begin();
+  remove(conversation) {
+    this.all = this.all.filter((one) => one !== conversation);
+    if (this.current === conversation) this.current = this.all[0] ?? this.begin();
     this.save();
   }
 
@@ -38,7 +40,7 @@ export class Conversations {
   /** Write them down; what no longer fits stays in the page until it is closed. */
   save() {
     try {
-      localStorage.setItem(STORE, JSON.stringify(this.all.filter((one) => one.messages.length || one.system).map(stored)));
+      localStorage.setItem(STORE, JSON.stringify(this.all.map(stored)));
       this.full = false;
     } catch {
       this.full = true;
@@ -51,25 +53,19 @@ export function titleOf(conversation) {
   return text.length > TITLE_CHARACTERS ? `${text.slice(0, TITLE_CHARACTERS)}…` : text || "New conversation";
 }
 
-import { Passage } from "./tokens.js";
-
 export function newMessage(role, text = "") {
   return { role, text: new Passage(text), reasoning: new Passage(), note: "", usage: null, times: null, problem: null };
 }
 
-function stored({ id, system, messages }) {
-  const plain = messages.map(({ text, reasoning, ...others }) => ({ ...others, text: text.text, reasoning: reasoning.text }));
-  return { id, system, messages: plain };
+function stored({ system, messages }) {
+  return { system, messages: messages.map((one) => ({ ...one, text: one.text.text, reasoning: one.reasoning.text })) };
 }
 
 function readStore() {
   try {
-    return JSON.parse(localStorage.getItem(STORE) ?? "[]").map(({ id, system, messages }) => ({
-      id,
+    return JSON.parse(localStorage.getItem(STORE) ?? "[]").map(({ system, messages }) => ({
       system,
-      messages: messages.map(({ text, reasoning, ...others }) => ({
-        ...newMessage(others.role), ...others, text: new Passage(text), reasoning: new Passage(reasoning),
-      })),
+      messages: messages.map((one) => ({ ...one, text: new Passage(one.text), reasoning: new Passage(one.reasoning) })),
     }));
   } catch {
     return [];

@@ -7,11 +7,10 @@ export const find = (id) => document.getElementById(id);
 /** Make an element; `properties` are those of the DOM, `children` are nodes or texts. */
 export function element(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
-  const { dataset = {}, aria = {}, ...others } = properties;
+  const { aria = {}, ...others } = properties;
   Object.assign(made, others);
-  Object.assign(made.dataset, dataset);
   for (const [name, value] of Object.entries(aria)) made.setAttribute(`aria-${name}`, value);
-  made.append(...children.filter((child) => child !== null));
+  made.append(...children);
   return made;
 }
 

@@ -6,7 +6,7 @@ import { Sparkline } from "./sparkline.js";
 import { bytes, count, digits, percent, rate, seconds } from "./words.js";
 
 const RETRY_MILLISECONDS = 2000;
-const MOST_SLOTS = 24;
+const MOST_CELLS = 24;
 const ACTORS = {
   disk_reader: ["Disk reader", "reads"],
   pinned_stager: ["Pinned-memory stager", "hands on"],
@@ -15,15 +15,14 @@ const ACTORS = {
   compute_scheduler: ["Compute scheduler", "computes"],
 };
 const LINKS = { disk: "Disk", h2d: "Host to device", kv_in: "KV to device", kv_out: "KV from device" };
-const PLACES = { device: "Device", host: "Host memory", disk: "Disk" };
+const PLACES = { device: "Device", host: "Host memory", disk: "Disk", "kv device": "KV, device", "kv host": "KV, host memory" };
 const LAYERS = {
-  weights: "weights that stay", moving: "weights that move", kv_used: "KV of requests", kv_cached: "KV cached", free: "KV free",
+  weights: "weights that stay", moving: "weights that move", kv_used: "KV in use", kv_cached: "KV cached", kv_free: "KV free",
 };
-const STATES = { connecting: "connecting", loading: "loading", ready: "ready", draining: "ending", failed: "failed",
-  lost: "no connection", locked: "needs a key" };
+const STATES = { draining: "ending", lost: "no connection", locked: "needs a key" };
 
 export class LiveLine {
-  /** `ready` is called when a model is there to be asked. */
+  /** `ready` is called when a model is there to be asked, and again where it fails. */
   constructor(ready) {
     this.ready = ready;
     this.state = "connecting";
@@ -58,12 +57,12 @@ export class LiveLine {
 
   showState(state, sentence) {
     find("state").dataset.state = state;
-    setText(find("state"), STATES[state]);
+    setText(find("state"), STATES[state] ?? state);
     setText(find("bound"), sentence);
     find("live").classList.toggle("still", state !== "ready");
     const begins = state === "ready" && this.state !== "ready";
     this.state = state;
-    if (begins) this.ready();
+    if (begins) this.ready().catch(() => (this.state = "lost"));
   }
 
   show(frame) {
@@ -105,10 +104,8 @@ function showTiles({ requests, tokens_per_second, pass_seconds }) {
 function actorRow(name) {
   const [label, verb] = ACTORS[name];
   const [busy, waits] = [element("i", { className: "bar" }), element("i", { className: "bar waits" })];
-  const [queue, said] = [cells("queue"), element("span", { className: "number" })];
-  const node = element("li", {}, queue.node,
-    element("div", { className: "row" }, element("span", {}, label), said),
-    element("div", { className: "track", ariaHidden: "true" }, busy, waits));
+  const [queue, said] = [cells("queue"), number()];
+  const node = element("li", {}, queue.node, element("div", { className: "row" }, label, said), track(busy, waits));
   const show = (actor) => {
     node.classList.toggle("absent", actor.busy === null);
     busy.style.width = percent(actor.busy ?? 0);
@@ -124,73 +121,69 @@ function doing(verb, { busy, waiting }) {
   return waiting >= 0.005 ? `waits ${percent(waiting)}` : "at rest";
 }
 
+const number = () => element("span", { className: "number" });
+const track = (...bars) => element("div", { className: "track", ariaHidden: "true" }, ...bars);
+
 /** Places side by side: full, still read by the device, and free. Of many only a share is drawn. */
 function cells(noun) {
-  const node = element("span", { className: `cells ${noun}` });
+  const node = element("span", { className: `cells ${noun}`, role: "img" });
   const show = (full, cooling, all) => {
-    const drawn = Math.min(all, MOST_SLOTS);
-    const scaled = (number) => Math.round((number * drawn) / Math.max(all, 1));
+    const drawn = Math.min(all, MOST_CELLS);
+    const scaled = (places) => Math.round((places * drawn) / Math.max(all, 1));
     while (node.children.length > drawn) node.lastChild.remove();
     while (node.children.length < drawn) node.append(element("i"));
     [...node.children].forEach((cell, index) => {
       cell.className = index < scaled(full) ? "full" : index < scaled(full + cooling) ? "cooling" : "";
     });
-    node.setAttribute("role", "img");
-    node.setAttribute("aria-label", `${noun}: ${full} of ${all}`);
     node.title = `${noun}: ${full} of ${all}`;
   };
   return { node, show };
 }
 
 function linkRow(name) {
-  const [number, line] = [element("span", { className: "number" }), new Sparkline()];
-  const node = element("li", { className: "link" }, element("span", {}, LINKS[name]), line.node, number);
+  const [said, line] = [number(), new Sparkline()];
+  const node = element("li", {}, LINKS[name], line.node, said);
   const show = ({ bytes_per_second }) => {
     node.classList.toggle("absent", bytes_per_second === null);
-    setText(number, bytes_per_second === null ? "none" : rate(bytes_per_second));
+    setText(said, bytes_per_second === null ? "none" : rate(bytes_per_second));
     line.add(bytes_per_second ?? 0);
   };
   return { node, show };
 }
 
 function slotsRow(place) {
-  const [number, slots] = [element("span", { className: "number" }), cells("slots")];
-  const node = element("li", {},
-    element("div", { className: "row" }, element("span", {}, PLACES[place] ?? place), number), slots.node);
+  const [said, slots] = [number(), cells("slots")];
+  const node = element("li", {}, element("div", { className: "row" }, PLACES[place] ?? place, said), slots.node);
   const show = ({ held, cooling, slots: all }) => {
-    setText(number, `${held} of ${all}${cooling ? `, ${cooling} still read` : ""}`);
+    setText(said, `${held} of ${all}${cooling ? `, ${cooling} still read` : ""}`);
     slots.show(held, cooling, all);
   };
   return { node, show };
 }
 
-/** What lies in one place, as shares of all that may: the longest bar is not the largest place. */
+/** What lies in one place, as shares of all that may: a longer bar is no larger place. */
 function tierRow(place) {
-  const [number, track] = [element("span", { className: "number" }), element("div", { className: "track tall", ariaHidden: "true" })];
-  const node = element("li", {},
-    element("div", { className: "row" }, element("span", {}, PLACES[place] ?? place), number), track);
-  const bars = Object.fromEntries(Object.keys(LAYERS).map((layer) => [layer, element("i", { className: `bar ${layer}` })]));
-  track.append(...Object.values(bars));
+  const said = number();
+  const bars = Object.keys(LAYERS).map((layer) => element("i", { className: `bar ${layer}` }));
+  const node = element("li", {}, element("div", { className: "row" }, PLACES[place] ?? place, said), track(...bars));
   const show = (tier) => {
-    const all = Object.keys(LAYERS).reduce((sum, layer) => sum + tier[layer], 0);
-    for (const [layer, bar] of Object.entries(bars)) {
-      bar.style.width = `${(100 * tier[layer]) / Math.max(all, 1)}%`;
-      bar.title = `${LAYERS[layer]}: ${bytes(tier[layer])}`;
-    }
-    setText(number, tierWords(tier));
-    node.classList.toggle("absent", all === 0);
+    const sizes = Object.keys(LAYERS).map((layer) => tier[layer]);
+    const all = sizes.reduce((sum, size) => sum + size, 0);
+    bars.forEach((bar, index) => {
+      bar.style.width = `${(100 * sizes[index]) / Math.max(all, 1)}%`;
+      bar.title = `${Object.values(LAYERS)[index]}: ${bytes(sizes[index])}`;
+    });
+    setText(said, tierWords(tier));
   };
   return { node, show };
 }
 
-function tierWords(tier) {
-  const kv = tier.kv_used + tier.kv_cached + tier.free;
-  const parts = [[tier.weights, "stay"], [tier.moving, "move"], [kv, "KV"]].filter(([size]) => size);
-  return parts.map(([size, noun]) => `${bytes(size)} ${noun}`).join(" · ") || "nothing";
+function tierWords({ weights, moving, kv_used, kv_cached, kv_free }) {
+  const parts = [["weights", weights + moving], ["KV", kv_used + kv_cached + kv_free]].filter(([, size]) => size);
+  return parts.map(([noun, size]) => `${noun} ${bytes(size)}`).join(" · ") || "nothing";
 }
 
 function drawLegend() {
-  const entries = Object.entries(LAYERS).map(([layer, words]) =>
-    element("li", {}, element("i", { className: `bar ${layer}`, ariaHidden: "true" }), words));
-  find("tiers-legend").replaceChildren(...entries);
+  const entry = ([layer, words]) => element("li", {}, element("i", { className: `bar ${layer}` }), words);
+  find("tiers-legend").append(...Object.entries(LAYERS).map(entry));
 }

@@ -9,17 +9,16 @@ const FENCE = /^\s{0,3}(```+|~~~+)\s*([\w+#.-]*)/;
 const HEADING = /^(#{1,6})\s+/;
 const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+/;
 const INLINE = /`([^`\n]+)`|\*\*(?=\S)([^\n]+?)\*\*|\*(?=[^\s*])([^*\n]+?)\*/g;
-const LONGEST_BLOCK = 2000; // lines: a longer paragraph is cut, so that what streams is drawn in pieces
 
 /** Draw `text` into `parent`, leaving blocks as they are that have not changed since the last time. */
 export function drawMarkdown(parent, text, leaf) {
-  const drawn = parent.drawn ?? [];
   const blocks = parse(text);
-  const same = blocks.findIndex((block, index) => JSON.stringify(block) !== drawn[index]);
-  const kept = same < 0 ? blocks.length : same;
+  const keys = blocks.map((block) => JSON.stringify(block));
+  let kept = 0;
+  while (kept < keys.length && keys[kept] === parent.drawn?.[kept]) kept += 1;
   while (parent.childNodes.length > kept) parent.lastChild.remove();
-  for (const block of blocks.slice(kept)) parent.append(makeBlock(block, text, leaf));
-  parent.drawn = blocks.map((block) => JSON.stringify(block));
+  parent.append(...blocks.slice(kept).map((block) => makeBlock(block, text, leaf)));
+  parent.drawn = keys;
 }
 
 /** Cut a text into blocks: what each is, and the ranges of the text in it. */
@@ -85,7 +84,7 @@ function takeList(lines, first, blocks) {
 
 function takeLines(lines, first, blocks) {
   let last = first + 1;
-  while (last < lines.length && last - first < LONGEST_BLOCK && goesOn(lines[last].text)) last += 1;
+  while (last < lines.length && goesOn(lines[last].text)) last += 1;
   blocks.push({ kind: "paragraph", start: lines[first].start, end: lines[last - 1].end });
   return last;
 }

@@ -5,7 +5,7 @@ import { drawMarkdown } from "./markdown.js";
 import { count, digits, plural, seconds } from "./words.js";
 
 const NEAR_PIXELS = 80;
-const NAMES = { user: "You", assistant: "Model" };
+const NAMES = { user: "You said", assistant: "The model answered" };
 
 /** The view of one message. `actions` are functions by the words on their buttons. */
 export class MessageView {
@@ -18,9 +18,9 @@ export class MessageView {
     this.note = element("p", { className: "note", hidden: true });
     this.problem = element("div", { className: "problem", role: "alert", hidden: true });
     this.foot = element("div", { className: "foot" });
-    const name = element("h2", { className: "who" }, NAMES[message.role]);
-    this.node = element("article", { className: message.role, aria: { label: NAMES[message.role] } },
-      name, this.thoughts, this.text, this.note, this.problem, this.foot);
+    const name = element("h2", { className: "hidden" }, NAMES[message.role]);
+    const parts = [name, this.thoughts, this.text, this.note, this.problem, this.foot];
+    this.node = element("article", { className: message.role }, ...parts);
   }
 
   /** Draw what the message holds by now. */
@@ -45,8 +45,8 @@ export class MessageView {
     followEnd(() => {
       this.problem.hidden = !problem;
       this.problem.replaceChildren(...(problem ? [element("b", {}, problem.what), ` ${problem.advice}`] : []));
-      const buttons = Object.entries(actions).map(([word, act]) =>
-        element("button", { type: "button", className: "quiet small", onclick: act }, word));
+      const button = ([word, act]) => element("button", { type: "button", className: "quiet small", onclick: act }, word);
+      const buttons = Object.entries(actions).map(button);
       this.foot.replaceChildren(...buttons, element("span", { className: "figures" }, figures(usage, times)));
     });
   }
@@ -63,18 +63,11 @@ function drawPassage(parent, passage) {
 
 /** One line: tokens, times and what the prefix cache saved. */
 function figures(usage, times) {
-  const said = [];
-  if (usage) said.push(plural(usage.completion_tokens, "token"));
-  if (times) said.push(seconds(times.total), `first after ${seconds(times.first)}`);
-  const streaming = times ? times.total - times.first : 0;
-  if (usage?.completion_tokens > 1 && streaming > 0) {
-    said.push(`${digits((usage.completion_tokens - 1) / streaming)} tokens/s`);
-  }
-  if (usage) {
-    const cached = usage.prompt_tokens_details?.cached_tokens ?? 0;
-    said.push(`prompt ${count(usage.prompt_tokens)}, of these ${count(cached)} cached`);
-  }
-  return said.join(" · ");
+  if (!usage || !times) return "";
+  const { completion_tokens: made, prompt_tokens: asked, prompt_tokens_details: details } = usage;
+  const said = [plural(made, "token"), seconds(times.total), `first after ${seconds(times.first)}`];
+  if (made > 1) said.push(`${digits((made - 1) / (times.total - times.first))} tokens/s`);
+  return [...said, `prompt ${count(asked)}, of these ${count(details?.cached_tokens ?? 0)} cached`].join(" · ");
 }
 
 /** Change what is shown; whoever looks at the end goes on looking at the end. */

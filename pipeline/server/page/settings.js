@@ -5,16 +5,17 @@ import { find } from "./dom.js";
 
 const STORE = "penstock.settings";
 const ALTERNATIVES = 5;
-const NUMBERS = ["temperature", "top_p", "top_k", "max_tokens", "seed", "presence_penalty", "frequency_penalty",
-  "repetition_penalty"];
 const SWITCHES = ["shading", "plain"];
 
 const form = find("settings").elements;
+const fields = [...document.querySelectorAll(".fields input")];
 
 /** Fill the form, and keep what changes; `keyChanged` hears of a new key, `systemChanged` of a new system prompt. */
 export function openSettings({ keyChanged, systemChanged }) {
   const kept = JSON.parse(localStorage.getItem(STORE) ?? "{}");
-  for (const name of NUMBERS) form[name].value = kept[name] ?? "";
+  for (const field of fields) {
+    Object.assign(field, { type: "number", value: kept[field.name] ?? "", placeholder: field.placeholder || "default" });
+  }
   for (const name of SWITCHES) form[name].checked = kept[name] ?? false;
   form.key.value = readKey();
   form.key.addEventListener("change", () => {
@@ -28,7 +29,7 @@ export function openSettings({ keyChanged, systemChanged }) {
 }
 
 function keep() {
-  const values = Object.fromEntries(NUMBERS.map((name) => [name, form[name].value]));
+  const values = Object.fromEntries(fields.map(({ name, value }) => [name, value]));
   for (const name of SWITCHES) values[name] = form[name].checked;
   localStorage.setItem(STORE, JSON.stringify(values));
   document.documentElement.classList.toggle("shaded", values.shading);
@@ -36,26 +37,25 @@ function keep() {
 
 export const showSystem = (text) => (form.system.value = text);
 
-export const continuesText = () => form.plain.checked;
-
 /** Continue texts from now on: what a model without a chat template can do. */
 export function continueTexts() {
   form.plain.checked = true;
   keep();
 }
 
-/** The first field whose value cannot be sent, or undefined. */
-export const wrongField = () => NUMBERS.map((name) => form[name]).find((field) => !field.checkValidity());
+/** Whether all can be sent; if not, the browser says what is wrong. */
+export const settingsAreRight = () => find("settings").reportValidity();
 
-/** The path and the body of a request for the next message of a conversation. */
-export function nextRequest(conversation, messages, model) {
+/** The path and the body of a request for the next message; a question that got no answer is left out. */
+export function nextRequest({ system, messages }, model) {
   const body = { model };
-  for (const name of NUMBERS) if (form[name].value !== "") body[name] = Number(form[name].value);
-  if (continuesText()) {
-    const prompt = messages.map((message) => message.text.text).join("");
+  for (const { name, value } of fields) if (value !== "") body[name] = Number(value);
+  const answered = messages.filter(({ text }, index) => text.text && messages[index + 1]?.text.text !== "");
+  if (form.plain.checked) {
+    const prompt = answered.map(({ text }) => text.text).join("");
     return ["v1/completions", { ...body, prompt, logprobs: ALTERNATIVES }];
   }
-  const system = conversation.system.trim() ? [{ role: "system", content: conversation.system }] : [];
-  const told = messages.map(({ role, text }) => ({ role, content: text.text }));
-  return ["v1/chat/completions", { ...body, messages: [...system, ...told], logprobs: true, top_logprobs: ALTERNATIVES }];
+  const told = answered.map(({ role, text }) => ({ role, content: text.text }));
+  if (system.trim()) told.unshift({ role: "system", content: system });
+  return ["v1/chat/completions", { ...body, messages: told, logprobs: true, top_logprobs: ALTERNATIVES }];
 }

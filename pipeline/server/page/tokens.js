@@ -17,13 +17,13 @@ export class Passage {
   add(text, tokens) {
     this.pending.push(...tokens);
     if (!text) return;
-    const joined = this.pending.map((one) => one.token).join("");
-    const pieces = joined === text ? this.pending.map((one) => [one]) : [this.pending];
-    let start = this.text.length;
-    for (const piece of this.pending.length ? pieces : []) {
-      const end = pieces.length > 1 ? start + piece[0].token.length : this.text.length + text.length;
-      this.tokens.push({ start, end, choices: piece });
-      start = end;
+    const split = this.pending.map((one) => one.token).join("") === text;
+    const pieces = split ? this.pending.map((one) => [one]) : [this.pending].filter((one) => one.length);
+    let end = this.text.length;
+    for (const choices of pieces) {
+      const start = end;
+      end += split ? choices[0].token.length : text.length;
+      this.tokens.push({ start, end, choices });
     }
     this.text += text;
     this.pending = [];
@@ -33,27 +33,15 @@ export class Passage {
   leaf = (start, end) => {
     const nodes = [];
     let at = start;
-    for (let index = this.firstBehind(start); index < this.tokens.length && this.tokens[index].start < end; index += 1) {
-      const token = this.tokens[index];
+    for (const token of this.tokens.filter((one) => one.end > start && one.start < end)) {
       const [from, to] = [Math.max(at, token.start), Math.min(end, token.end)];
       if (from > at) nodes.push(this.text.slice(at, from));
-      if (to > from) nodes.push(tokenSpan(token, this.text.slice(from, to)));
+      nodes.push(tokenSpan(token, this.text.slice(from, to)));
       at = to;
     }
     if (at < end) nodes.push(this.text.slice(at, end));
     return nodes;
   };
-
-  /** The index of the first token that ends behind a place in the text. */
-  firstBehind(place) {
-    let [low, high] = [0, this.tokens.length];
-    while (low < high) {
-      const middle = (low + high) >> 1;
-      if (this.tokens[middle].end > place) high = middle;
-      else low = middle + 1;
-    }
-    return low;
-  }
 }
 
 const probability = (choice) => Math.exp(choice.logprob);
@@ -67,11 +55,8 @@ function tokenSpan(token, text) {
 
 /** Show what is known of a token where the pointer or the focus is, and let arrow keys go from token to token. */
 export function watchTokens(messages) {
-  messages.addEventListener("pointerover", (event) => showTip(event.target));
-  messages.addEventListener("pointerleave", hideTip);
-  messages.addEventListener("focusin", (event) => showTip(event.target));
-  messages.addEventListener("focusout", hideTip);
-  messages.addEventListener("scroll", hideTip);
+  for (const kind of ["pointerover", "focusin"]) messages.addEventListener(kind, (event) => showTip(event.target));
+  for (const kind of ["pointerleave", "focusout", "scroll"]) messages.addEventListener(kind, hideTip);
   messages.addEventListener("keydown", moveFocus);
 }
 
@@ -88,7 +73,8 @@ function moveFocus(event) {
 
 function showTip(span) {
   const token = tokenOf.get(span);
-  if (!token) return hideTip();
+  hideTip();
+  if (!token) return;
   const tip = find("token-tip");
   tip.replaceChildren(...token.choices.flatMap(choiceNodes));
   tip.hidden = false;
@@ -97,16 +83,13 @@ function showTip(span) {
   const below = box.bottom + tip.offsetHeight + 12 < innerHeight;
   tip.style.left = `${Math.max(8, Math.min(box.left, innerWidth - tip.offsetWidth - 8))}px`;
   tip.style.top = `${below ? box.bottom + 6 : box.top - tip.offsetHeight - 6}px`;
-  return tip;
 }
 
-function hideTip() {
-  find("token-tip").hidden = true;
-}
+const hideTip = () => (find("token-tip").hidden = true);
 
 function choiceNodes(choice) {
-  const head = element("p", {}, element("b", {}, shown(choice.token)), ` ${percent(probability(choice))}`);
-  head.append(element("small", {}, ` log-probability ${logProbability(choice)}`));
+  const head = element("p", {}, element("b", {}, shown(choice.token)), ` ${percent(probability(choice))}`,
+    element("small", {}, ` log-probability ${choice.logprob.toFixed(2).replace("-", "−")}`));
   const rows = (choice.top_logprobs ?? []).map((one) => alternative(one, one.token === choice.token));
   return [head, element("ol", { className: "alternatives" }, ...rows)];
 }
@@ -118,8 +101,6 @@ function alternative(choice, chosen) {
   return element("li", { className: chosen ? "chosen" : "" }, element("code", {}, shown(choice.token)), track,
     element("span", { className: "number" }, percent(probability(choice))));
 }
-
-const logProbability = (choice) => choice.logprob.toFixed(2).replace("-", "−");
 
 /** A token as one can see it: blanks and line ends too. */
 const shown = (token) => token.replaceAll(" ", "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥") || "∅";

@@ -56,6 +56,17 @@ def bound_by(shares: Mapping[str, float]) -> tuple[str, ...]:
     return tuple(actor for actor, share in shares.items() if most >= BOUND and share > most - CLOSE)
 
 
+def bound_sentence(shares: Mapping[str, float], names: Mapping[str, str]) -> str:
+    """Say what binds, from the busy share of each actor and what people call it."""
+    if bound := bound_by(shares):
+        spoken = [SPOKEN.get(names[actor], names[actor]) for actor in bound]
+        listed = " and ".join(filter(None, [", ".join(spoken[:-1]), spoken[-1]]))
+        return f"Bound by {listed}: busy {shares[bound[0]]:.0%} of the time."
+    most = sorted(shares, key=lambda actor: -round(shares[actor], 2))[:2]
+    busy = ", ".join(f"{names[actor]} busy {shares[actor]:.0%}" for actor in most)
+    return f"Bound by no single resource: {busy} of the time."
+
+
 @dataclass(frozen=True)
 class Summary:
     """The figures of a run, up to its last computation.
@@ -95,17 +106,7 @@ class Summary:
         """Two sentences on what bounds the run and what the device waited for; a third where nothing moves."""
         if not self.groups:
             return "Nothing was computed in this trace."
-        return f"{self._bound()} {self._waiting()}{STILL * self.all_stay}"
-
-    def _bound(self) -> str:
-        bound = bound_by(self.shares)
-        if bound:
-            names = [SPOKEN.get(self.names[actor], self.names[actor]) for actor in bound]
-            listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-            return f"Bound by {listed}: busy {self.shares[bound[0]]:.0%} of the time."
-        most = sorted(self.shares, key=lambda actor: -round(self.shares[actor], 2))[:2]
-        busy = ", ".join(f"{self.names[actor]} busy {self.shares[actor]:.0%}" for actor in most)
-        return f"Bound by no single resource: {busy} of the time."
+        return f"{bound_sentence(self.shares, self.names)} {self._waiting()}{STILL * self.all_stay}"
 
     def _waiting(self) -> str:
         share = self.waited_seconds / self.seconds

@@ -64,7 +64,8 @@ async def test_where_kv_blocks_move_the_swapper_and_its_links_are_there(tmp_path
 
 async def test_the_feed_follows_a_model_and_ends_with_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "PERIOD_SECONDS", 0.01)
-    async with serving(opened=False, **KEYS) as (server, served, client):
+    async with serving(opened=False, **KEYS) as here:
+        served, client = here.served, here.client
         assert (await client.get("/live")).status_code == 401
         states = []
         async with client.stream("GET", "/live", headers=HEADERS) as answer:
@@ -76,7 +77,7 @@ async def test_the_feed_follows_a_model_and_ends_with_its_reader(monkeypatch: py
                     break
         assert set(states) == {"loading", "ready"}
         async with asyncio.timeout(2):
-            while server.server_state.tasks:
+            while here.server.server_state.tasks:
                 await asyncio.sleep(0.01)
         served.draining = True
         last = (await client.get("/live", headers=HEADERS)).text
@@ -85,9 +86,9 @@ async def test_the_feed_follows_a_model_and_ends_with_its_reader(monkeypatch: py
 
 async def test_the_page_needs_no_key_and_nothing_from_elsewhere() -> None:
     files = sorted(path.name for path in page.FOLDER.iterdir())
-    async with serving(opened=False, **KEYS) as (_, _, client):
-        answers = [await client.get("/"), *[await client.get(f"/page/{name}") for name in files]]
-        missing = await client.get("/page/..%2Fpage.py")
+    async with serving(opened=False, **KEYS) as here:
+        answers = [await here.client.get("/"), *[await here.client.get(f"/page/{name}") for name in files]]
+        missing = await here.client.get("/page/..%2Fpage.py")
     assert missing.status_code == 404
     assert {answer.status_code for answer in answers} == {200}
     assert sum(len(answer.content) for answer in answers[1:]) < MOST_BYTES

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.servers import SETTINGS, Serving, frames, serving, text_of
+from support.servers import SETTINGS, frames, serving, text_of
 from support.tripping import Trip
 
 from pipeline.errors import CheckpointError
@@ -23,18 +23,12 @@ LONG = {**BODY, "max_tokens": 900}
 HEAD = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n"
 
 
-async def started(it: Serving) -> None:
-    async with asyncio.timeout(5):
-        while not it.model.statistics().requests.running:
-            await asyncio.sleep(0.001)
-
-
 async def test_clients_that_leave_or_read_nothing_free_their_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving(names=("small",)) as it:
         tasks = it.server.server_state.tasks
         for stream in (True, False):
             asking = asyncio.create_task(it.client.post("/v1/completions", json={**LONG, "stream": stream}))
-            await started(it)
+            await it.started()
             asking.cancel()
             await it.idle(seconds=1)
             async with asyncio.timeout(1):
@@ -42,7 +36,7 @@ async def test_clients_that_leave_or_read_nothing_free_their_requests(monkeypatc
                     await asyncio.sleep(0.001)
         monkeypatch.setattr("pipeline.server.streaming.STALLED_SECONDS", 0.05)
         asking = asyncio.create_task(it.client.post("/v1/completions", json={**LONG, "stream": True}))
-        await started(it)
+        await it.started()
         [connection] = [one for one in it.server.server_state.connections if one.cycle is not None]
         connection.flow.pause_writing()  # as the transport does when the kernel takes no more
         await it.idle(seconds=2)
@@ -56,7 +50,7 @@ async def test_a_line_that_fails_fails_those_that_run_and_serves_the_next() -> N
     async with serving(settings=settings, names=("small",)) as it:
         bodies = [{**LONG, "stream": True}, LONG]
         asking = [asyncio.create_task(it.client.post("/v1/completions", json=body)) for body in bodies]
-        await started(it)
+        await it.started()
         trip.armed = True
         streamed, whole = await asyncio.gather(*asking)
         documents = frames(streamed.text) if streamed.status_code == 200 else [streamed.json()]
@@ -85,7 +79,7 @@ async def test_the_first_signal_lets_requests_finish_and_refuses_new_ones() -> N
 async def test_a_second_signal_and_the_deadline_end_requests_with_an_error(again: bool) -> None:
     async with serving(names=("small",), drain_seconds=30 if again else 0.05) as it:
         async with it.client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as streamed:
-            await started(it)
+            await it.started()
             it.server.end(signal.SIGTERM)
             if again:
                 it.server.end(signal.SIGINT)

@@ -51,8 +51,8 @@ async def test_bad_requests_are_refused_in_the_envelope_and_others_go_on(monkeyp
 async def test_operations_tell_how_the_model_is_run_and_no_texts() -> None:
     async with serving(names=("small",)) as it:
         text = "import os\n"
-        other = asyncio.create_task(it.client.post("/v1/completions", json={**BODY, "max_tokens": 100}))
-        await asyncio.sleep(0.05)
+        other = asyncio.create_task(it.client.post("/v1/completions", json={**BODY, "max_tokens": 40}))
+        await it.started()
         told = await it.client.get("/slots")
         [row] = told.json()
         assert (row["state"], row["prompt_tokens"]) == ("running", 4)
@@ -74,7 +74,7 @@ async def test_a_slow_stream_sends_comments_and_a_slow_answer_white_space(
 ) -> None:
     for kind in ("EventStream", "WholeAnswer"):
         for name in ("patience_seconds", "every_seconds"):
-            monkeypatch.setattr(f"pipeline.server.streaming.{kind}.{name}", 0.01)
+            monkeypatch.setattr(f"pipeline.server.streaming.{kind}.{name}", 0.001)
     async with serving(names=("small",)) as it:
         body = {**BODY, "max_tokens": 12}
         async with it.client.stream("POST", "/v1/completions", json={**body, "stream": True}) as streamed:

@@ -33,6 +33,12 @@ class Serving:
     def model(self) -> Model:
         return self.served.model
 
+    async def started(self) -> None:
+        """Wait until a request runs."""
+        async with asyncio.timeout(5):
+            while not self.model.statistics().requests.running:
+                await asyncio.sleep(0.001)
+
     async def idle(self, seconds: float = 5.0) -> None:
         """Wait until no request holds anything."""
         async with asyncio.timeout(seconds):

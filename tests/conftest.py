@@ -35,7 +35,7 @@ ONE_LOOP = {
     ),
     *("test_odd_policies.py", "test_prefetch_policies.py", "test_prefix_sharing.py", "test_resident_groups.py"),
     *("test_files_after_open.py", "test_refusals.py", "test_serving.py", "test_stored_tensors.py"),
-    *("test_damaged_quantised.py", "test_quantised_models.py"),
+    *("test_damaged_quantised.py", "test_quantised_models.py", "test_completions.py", "test_chat_completions.py"),
     *(
         "test_cuda_company.py",
         "test_cuda_doctor.py",

@@ -1,41 +1,69 @@
 """/v1/chat/completions."""
 
 import contextlib
-from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pipeline.server.answers import document, documents
+from pipeline.server.arguments import (
+    chat_arguments,
+    chat_options,
+    in_words_of,
+    messages_of,
+    naming_fields,
+    served_name,
+    tools_of,
+)
+from pipeline.server.bodies import ChatBody, decode
+from pipeline.server.chat_answer import ChatAnswer
 from pipeline.server.counting import counted
 from pipeline.server.door import read_body
+from pipeline.server.merging import merged
 from pipeline.server.served import scope_of, served_of
 from pipeline.server.streaming import EventStream, WholeAnswer
+from pipeline.server.token_names import TokenNames
 
 if TYPE_CHECKING:
+    from pipeline.api import Model
     from pipeline.generation.sequence import Chunk
 
 
 async def chat_completions(request: Request) -> Response:
     """Answer messages."""
-    body = msgspec.json.decode(await read_body(request), type=dict)
+    body = decode(ChatBody, await read_body(request))
     served = served_of(request)
-    chunks = served.model.stream_chat(
-        body["messages"], max_new_tokens=body.get("max_tokens", 64), cache_scope=scope_of(request)
+    name = served_name(served.names, body)
+    model, template = served.model, served.options.template
+    tools, arguments, options = tools_of(body), chat_arguments(body), chat_options(body)
+    arguments["cache_scope"] = scope_of(request, body.cache_scope)
+    options |= {"tools": tools or None, "chat_template": template}
+    with naming_fields(body):
+        names = TokenNames(model) if body.logprobs else None
+    answer = ChatAnswer(
+        name,
+        [None] * (body.n or 1),
+        names=names,
+        top_logprobs=body.top_logprobs or 0,
+        one_call=body.parallel_tool_calls is False,
+        includes_usage=body.includes_usage,
     )
-    documents = _documents(counted(request, chunks))
-    if body.get("stream"):
-        return EventStream(documents)
-
-    async def whole() -> bytes:
-        return b"[" + b",".join([document async for document in documents]) + b"]"
-
-    return WholeAnswer(whole)
+    stream = _stream(model, messages_of(body, template or ""), options, arguments)
+    chunks = merged([counted(request, in_words_of(body, stream))])
+    if body.stream:
+        return EventStream(documents(answer, chunks))
+    return WholeAnswer(lambda: document(answer, answer.samples, chunks))
 
 
-async def _documents(chunks: "AsyncGenerator[Chunk, None]") -> AsyncGenerator[bytes, None]:
-    async with contextlib.aclosing(chunks):
+async def _stream(
+    model: "Model", messages: Sequence[Mapping[str, Any]], options: dict[str, Any], arguments: dict[str, Any]
+) -> AsyncGenerator["Chunk", None]:
+    """The chunks of a chat, which ends with the context where no other length is said."""
+    if "max_new_tokens" not in arguments:
+        prompt_tokens = len(await model.chat_ids(messages, **options))
+        arguments["max_new_tokens"] = max(1, model.runtime.context_tokens - prompt_tokens)
+    async with contextlib.aclosing(model.stream_chat(messages, **options, **arguments)) as chunks:
         async for chunk in chunks:
-            choice = {"index": chunk.index, "delta": {"content": chunk.text}, "finish_reason": chunk.finish_reason}
-            yield msgspec.json.encode({"object": "chat.completion.chunk", "choices": [choice]})
+            yield chunk

@@ -1,41 +1,54 @@
 """/v1/completions."""
 
-import contextlib
-from collections.abc import AsyncGenerator
+import asyncio
 from typing import TYPE_CHECKING
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pipeline.server.answers import document, documents
+from pipeline.server.arguments import completion_arguments, in_words_of, naming_fields, prompts_of, served_name
+from pipeline.server.bodies import CompletionBody, decode
 from pipeline.server.counting import counted
 from pipeline.server.door import read_body
+from pipeline.server.merging import merged
 from pipeline.server.served import scope_of, served_of
 from pipeline.server.streaming import EventStream, WholeAnswer
+from pipeline.server.text_answer import Echo, TextAnswer
+from pipeline.server.token_names import TokenNames
 
 if TYPE_CHECKING:
-    from pipeline.generation.sequence import Chunk
+    from pipeline.api import Model
 
 
 async def completions(request: Request) -> Response:
-    """Continue a prompt."""
-    body = msgspec.json.decode(await read_body(request), type=dict)
+    """Continue one prompt or several, all at once."""
+    body = decode(CompletionBody, await read_body(request))
     served = served_of(request)
-    chunks = served.model.stream(
-        body["prompt"], max_new_tokens=body.get("max_tokens", 16), cache_scope=scope_of(request)
+    name = served_name(served.names, body)
+    prompts, arguments = prompts_of(body), completion_arguments(body)
+    arguments["cache_scope"] = scope_of(request, body.cache_scope)
+    model = served.model
+    with naming_fields(body):
+        names = TokenNames(model) if body.logprobs is not None else None
+        echoes = [await _echo(model, prompt) for prompt in prompts] if body.echo else []
+        streams = [model.stream(prompt, **arguments) for prompt in [echo.token_ids for echo in echoes] or prompts]
+    answer = TextAnswer(
+        name,
+        body.n or 1,
+        names=names,
+        echoes=echoes,
+        only_echo=body.max_tokens == 0,
+        includes_usage=body.includes_usage,
     )
-    documents = _documents(counted(request, chunks))
-    if body.get("stream"):
-        return EventStream(documents)
-
-    async def whole() -> bytes:
-        return b"[" + b",".join([document async for document in documents]) + b"]"
-
-    return WholeAnswer(whole)
+    chunks = merged([counted(request, in_words_of(body, stream)) for stream in streams])
+    if body.stream:
+        return EventStream(documents(answer, chunks))
+    return WholeAnswer(lambda: document(answer, len(prompts) * answer.samples, chunks))
 
 
-async def _documents(chunks: "AsyncGenerator[Chunk, None]") -> AsyncGenerator[bytes, None]:
-    async with contextlib.aclosing(chunks):
-        async for chunk in chunks:
-            choice = {"index": chunk.index, "text": chunk.text, "finish_reason": chunk.finish_reason}
-            yield msgspec.json.encode({"object": "text_completion", "choices": [choice]})
+async def _echo(model: "Model", prompt: str | list[int]) -> Echo:
+    """A prompt as text and as token ids, made of each other on a thread: it may be long."""
+    if isinstance(prompt, str):
+        return Echo(prompt, await asyncio.to_thread(model.tokenizer.encode, prompt))
+    return Echo(await asyncio.to_thread(model.tokenizer.decode, prompt), prompt)

@@ -2,7 +2,7 @@
 
 import os
 from array import array
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Protocol, SupportsIndex
 
@@ -56,8 +56,10 @@ class ModelTokenizer(Protocol):
     """`model.tokenizer` turns text into token ids and back as `generate` does, whatever files it was read from.
 
     Special tokens that are written in a text become special tokens. Long texts take 0.1 seconds per MB; in a program
-    that serves others meanwhile, call `encode` and `count` by `asyncio.to_thread`.
+    that serves others meanwhile, call `encode` and `count` by `asyncio.to_thread`. `special_ids` have no text.
     """
+
+    special_ids: Set[int]
 
     @property
     def chat_templates(self) -> ChatTemplates:
@@ -100,7 +102,7 @@ class Tokenizer:
         self.chat_templates = chat_templates
         self.vocabulary_size = vocabulary_size
         self.bos_id = engine.bos_id
-        self.special_ids = engine.special_tokens.keys()
+        self.special_ids: Set[int] = engine.special_tokens.keys()
         self._lone: Detokenizer | None = None
 
     def fewest_tokens(self, text: str) -> int:

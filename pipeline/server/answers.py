@@ -1,0 +1,100 @@
+"""From the chunks of a model to one object, or to the chunks of a stream."""
+
+import contextlib
+import secrets
+import time
+from abc import abstractmethod
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from pipeline.server.objects import DeltaChoice, PromptDetails, TextChoice, Usage
+
+if TYPE_CHECKING:
+    from pipeline.generation.sequence import Chunk
+
+Choice = TypeVar("Choice", TextChoice, DeltaChoice)
+
+
+class Answer(Generic[Choice]):
+    """An answer that becomes: what each chunk adds to which choice, and what it took.
+
+    There are `samples` choices for each prompt. A stream that `includes_usage` ends with what was used.
+    """
+
+    def __init__(self, kind: str, model: str, samples: int, *, includes_usage: bool) -> None:
+        from pipeline import __version__
+
+        self._head: dict[str, Any] = {
+            "id": f"{kind}-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": f"penstock-{__version__}",
+        }
+        self.samples = samples
+        self.includes_usage = includes_usage
+        self._prompt_tokens = self._cached_tokens = self._new_tokens = 0
+        self._begun: set[int] = set()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more is wanted of the model, though it may go on."""
+        return False
+
+    @abstractmethod
+    def added(self, index: int, chunk: "Chunk", *, begins: bool) -> list[Choice]:
+        """What a chunk adds to the choice with this index, which begins with it or goes on."""
+
+    @abstractmethod
+    def frame(self, choices: list[Choice], usage: Usage | UnsetType | None) -> Struct:
+        """A chunk of a stream."""
+
+    @abstractmethod
+    def whole(self, added: list[list[Choice]], usage: Usage) -> Struct:
+        """The object that all that was added to each choice makes."""
+
+    def take(self, prompt: int, chunk: "Chunk") -> list[Choice]:
+        """Count a chunk of the prompt with this number, and return what it adds to the answer."""
+        index = prompt * self.samples + chunk.index
+        begins = index not in self._begun
+        self._begun.add(index)
+        if begins and chunk.index == 0:
+            self._prompt_tokens += chunk.prompt_tokens
+            self._cached_tokens += chunk.cached_tokens
+        self._new_tokens += len(chunk.token_ids)
+        return self.added(index, chunk, begins=begins)
+
+    @property
+    def usage(self) -> Usage:
+        """What was used so far."""
+        used, new = self._prompt_tokens, self._new_tokens
+        return Usage(used, new, used + new, PromptDetails(self._cached_tokens))
+
+
+async def documents(
+    answer: Answer[Choice], chunks: "AsyncGenerator[tuple[int, Chunk], None]"
+) -> AsyncGenerator[bytes, None]:
+    """The documents of a stream; chunks come with the numbers of their prompts, and are closed with this."""
+    usage = None if answer.includes_usage else UNSET
+    async with contextlib.aclosing(chunks):
+        async for prompt, chunk in chunks:
+            for choice in answer.take(prompt, chunk):
+                yield msgspec.json.encode(answer.frame([choice], usage))
+            if answer.ended:
+                break
+    if answer.includes_usage:
+        yield msgspec.json.encode(answer.frame([], answer.usage))
+
+
+async def document(answer: Answer[Choice], count: int, chunks: "AsyncGenerator[tuple[int, Chunk], None]") -> bytes:
+    """The one document of an answer with `count` choices."""
+    added: list[list[Any]] = [[] for _ in range(count)]
+    async with contextlib.aclosing(chunks):
+        async for prompt, chunk in chunks:
+            for choice in answer.take(prompt, chunk):
+                added[choice.index].append(choice)
+            if answer.ended:
+                break
+    return msgspec.json.encode(answer.whole(added, answer.usage))

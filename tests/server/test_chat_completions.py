@@ -1,6 +1,5 @@
 """/v1/chat/completions answers as the model does, in one piece and in many."""
 
-import json
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support.servers import serving
+from support.servers import frames, serving
 
 from pipeline import Model
 from pipeline.system.hub_cache import BUNDLED
@@ -25,8 +24,8 @@ CHAT = [{"role": "system", "content": "Write Python."}, {"role": "user", "conten
 async def server(tmp_path: Path) -> AsyncIterator[tuple[Model, httpx.AsyncClient]]:
     shutil.copytree(BUNDLED, tmp_path / "small")
     (tmp_path / "small" / "chat_template.jinja").write_text(TEMPLATE)
-    async with serving(tmp_path / "small", {"device": "cpu", "context_tokens": 96}) as (_, served, client):
-        yield served.model, client
+    async with serving(tmp_path / "small", {"device": "cpu", "context_tokens": 96}) as it:
+        yield it.model, it.client
 
 
 async def ask(client: httpx.AsyncClient, messages: Any = CHAT, **fields: Any) -> dict[str, Any]:
@@ -36,9 +35,9 @@ async def ask(client: httpx.AsyncClient, messages: Any = CHAT, **fields: Any) ->
     assert answer.status_code == 200, answer.text
     whole: dict[str, Any] = answer.json()
     streamed = await client.post("/v1/chat/completions", json={**body, "stream": True})
-    frames = [json.loads(line[6:]) for line in streamed.text.split("\n\n") if line.startswith("data: {")]
+    documents = frames(streamed.text)
     for choice in whole["choices"]:
-        parts = [one for frame in frames for one in frame["choices"] if one["index"] == choice["index"]]
+        parts = [one for document in documents for one in document["choices"] if one["index"] == choice["index"]]
         assert parts[0]["delta"] == {"role": "assistant", "content": ""}
         assert "".join(one["delta"].get("content", "") for one in parts) == (choice["message"]["content"] or "")
         assert parts[-1]["finish_reason"] == choice["finish_reason"]

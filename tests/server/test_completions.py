@@ -1,12 +1,11 @@
 """/v1/completions gives what the model gives: one prompt or many, samples, log-probabilities, echoes."""
 
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
-from support.servers import serving
+from support.servers import frames, serving
 
 from pipeline import Model
 
@@ -15,8 +14,8 @@ SMILE = "😀"
 
 @pytest.fixture
 async def server() -> AsyncIterator[tuple[Model, httpx.AsyncClient]]:
-    async with serving(names=("small",)) as (_, served, client):
-        yield served.model, client
+    async with serving(names=("small",)) as it:
+        yield it.model, it.client
 
 
 async def ask(client: httpx.AsyncClient, prompt: Any, **fields: Any) -> dict[str, Any]:
@@ -28,10 +27,10 @@ async def ask(client: httpx.AsyncClient, prompt: Any, **fields: Any) -> dict[str
     streamed = await client.post(
         "/v1/completions", json={**body, "stream": True, "stream_options": {"include_usage": True}}
     )
-    frames = [json.loads(line[6:]) for line in streamed.text.split("\n\n") if line.startswith("data: {")]
-    assert frames.pop()["usage"]["total_tokens"] == whole["usage"]["total_tokens"]
+    *documents, last = frames(streamed.text)
+    assert last["usage"]["total_tokens"] == whole["usage"]["total_tokens"]
     for choice in whole["choices"]:
-        parts = [one for frame in frames for one in frame["choices"] if one["index"] == choice["index"]]
+        parts = [one for document in documents for one in document["choices"] if one["index"] == choice["index"]]
         assert "".join(one["text"] for one in parts) == choice["text"]
         assert parts[-1]["finish_reason"] == choice["finish_reason"]
         for name in ("tokens", "text_offset") if choice["logprobs"] else ():

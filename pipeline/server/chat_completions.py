@@ -33,10 +33,9 @@ if TYPE_CHECKING:
 
 async def chat_completions(request: Request) -> Response:
     """Answer messages."""
-    body = decode(ChatBody, await read_body(request))
     served = served_of(request)
-    name = served_name(served.names, body)
-    model, template = served.model, served.options.template
+    body, model = decode(ChatBody, await read_body(request)), served.model
+    name, template = served_name(served.names, body), served.options.template
     tools, arguments, options = tools_of(body), chat_arguments(body), chat_options(body)
     arguments["cache_scope"] = scope_of(request, body.cache_scope)
     options |= {"tools": tools or None, "chat_template": template}

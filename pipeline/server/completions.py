@@ -23,12 +23,11 @@ if TYPE_CHECKING:
 
 async def completions(request: Request) -> Response:
     """Continue one prompt or several, all at once."""
-    body = decode(CompletionBody, await read_body(request))
     served = served_of(request)
+    body, model = decode(CompletionBody, await read_body(request)), served.model
     name = served_name(served.names, body)
     prompts, arguments = prompts_of(body), completion_arguments(body)
     arguments["cache_scope"] = scope_of(request, body.cache_scope)
-    model = served.model
     with naming_fields(body):
         names = TokenNames(model) if body.logprobs is not None else None
         echoes = [await _echo(model, prompt) for prompt in prompts] if body.echo else []

@@ -1,6 +1,8 @@
 """From the chunks of a model to one object, or to the chunks of a stream."""
 
 import contextlib
+import functools
+import importlib.metadata
 import secrets
 import time
 from abc import abstractmethod
@@ -25,13 +27,11 @@ class Answer(Generic[Choice]):
     """
 
     def __init__(self, kind: str, model: str, samples: int, *, includes_usage: bool) -> None:
-        from pipeline import __version__
-
         self._head: dict[str, Any] = {
             "id": f"{kind}-{secrets.token_hex(12)}",
             "created": int(time.time()),
             "model": model,
-            "system_fingerprint": f"penstock-{__version__}",
+            "system_fingerprint": _fingerprint(),
         }
         self.samples = samples
         self.includes_usage = includes_usage
@@ -71,6 +71,15 @@ class Answer(Generic[Choice]):
         """What was used so far."""
         used, new = self._prompt_tokens, self._new_tokens
         return Usage(used, new, used + new, PromptDetails(self._cached_tokens))
+
+
+@functools.cache
+def _fingerprint() -> str:
+    """What made the answer: with another one the same seed may give other tokens."""
+    try:
+        return f"penstock-{importlib.metadata.version('penstock-llm')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "penstock"
 
 
 async def documents(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Choice = TypeVar("Choice", TextChoice, DeltaChoice)
 
 
-class Answer(Generic[Choice]):
+class GrowingAnswer(Generic[Choice]):
     """An answer that becomes: what each chunk adds to which choice, and what it took.
 
     There are `samples` choices for each prompt. A stream that `includes_usage` ends with what was used.
@@ -83,7 +83,7 @@ def _fingerprint() -> str:
 
 
 async def documents(
-    answer: Answer[Choice], chunks: "AsyncGenerator[tuple[int, Chunk], None]"
+    answer: GrowingAnswer[Choice], chunks: "AsyncGenerator[tuple[int, Chunk], None]"
 ) -> AsyncGenerator[bytes, None]:
     """The documents of a stream; chunks come with the numbers of their prompts, and are closed with this."""
     usage = None if answer.includes_usage else UNSET
@@ -97,7 +97,9 @@ async def documents(
         yield msgspec.json.encode(answer.frame([], answer.usage))
 
 
-async def document(answer: Answer[Choice], count: int, chunks: "AsyncGenerator[tuple[int, Chunk], None]") -> bytes:
+async def document(
+    answer: GrowingAnswer[Choice], count: int, chunks: "AsyncGenerator[tuple[int, Chunk], None]"
+) -> bytes:
     """The one document of an answer with `count` choices."""
     added: list[list[Any]] = [[] for _ in range(count)]
     async with contextlib.aclosing(chunks):

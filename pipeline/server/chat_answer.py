@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import UNSET, Struct, UnsetType
 
-from pipeline.server.answers import Answer
+from pipeline.server.answers import GrowingAnswer
 from pipeline.server.objects import (
     ChatChoice,
     ChatChunk,
@@ -14,7 +14,7 @@ from pipeline.server.objects import (
     Delta,
     DeltaChoice,
     Function,
-    Message,
+    ChatMessage,
     ToolCall,
     Usage,
 )
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.generation.sequence import Chunk
 
 
-class ChatAnswer(Answer[DeltaChoice]):
+class ChatAnswer(GrowingAnswer[DeltaChoice]):
     """The answer to the messages of a request.
 
     There is a parser for each sample where the model's format is known. With `names`, the log-probabilities of each
@@ -49,11 +49,11 @@ class ChatAnswer(Answer[DeltaChoice]):
 
     @property
     def ended(self) -> bool:
-        """See `Answer`."""
+        """See `GrowingAnswer`."""
         return len(self._ended) == self.samples
 
     def added(self, index: int, chunk: "Chunk", *, begins: bool) -> list[DeltaChoice]:
-        """See `Answer`: the first tells the role alone, the last why it ends."""
+        """See `GrowingAnswer`: the first tells the role alone, the last why it ends."""
         if index in self._ended:
             return []
         choices = [DeltaChoice(index, Delta(role="assistant", content=""))] if begins else []
@@ -74,11 +74,11 @@ class ChatAnswer(Answer[DeltaChoice]):
         return [Delta(content=chunk.text)] if chunk.text else [], chunk.finish_reason
 
     def frame(self, choices: list[DeltaChoice], usage: Usage | UnsetType | None) -> Struct:
-        """See `Answer`."""
+        """See `GrowingAnswer`."""
         return ChatChunk(**self._head, choices=choices, usage=usage)
 
     def whole(self, added: list[list[DeltaChoice]], usage: Usage) -> Struct:
-        """See `Answer`."""
+        """See `GrowingAnswer`."""
         return ChatCompletion(**self._head, choices=[_joined(choices) for choices in added], usage=usage)
 
 
@@ -93,7 +93,7 @@ def _joined(choices: Sequence[DeltaChoice]) -> ChatChoice:
             if call.id is not UNSET:
                 calls.append(ToolCall(call.id, Function(call.function.name or "", "")))
             calls[call.index].function.arguments += call.function.arguments
-    message = Message(
+    message = ChatMessage(
         content=content if content or not calls else None,
         reasoning_content=reasoning or UNSET,
         tool_calls=calls or UNSET,

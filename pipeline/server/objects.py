@@ -94,7 +94,7 @@ class ToolCall(Struct):
     type: Literal["function"] = "function"
 
 
-class Message(Struct, kw_only=True):
+class ChatMessage(Struct, kw_only=True):
     """What the model has answered."""
 
     role: Literal["assistant"] = "assistant"
@@ -108,7 +108,7 @@ class ChatChoice(Struct):
     """A sample of a chat's answer."""
 
     index: int
-    message: Message
+    message: ChatMessage
     logprobs: ChatLogprobs | None
     finish_reason: str | None
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct, UnsetType
 
-from pipeline.server.answers import Answer
+from pipeline.server.answers import GrowingAnswer
 from pipeline.server.objects import Completion, TextChoice, TokenLogprobs, Usage
 from pipeline.server.token_names import TokenList, TokenNames
 
@@ -22,7 +22,7 @@ class Echo:
     token_ids: Sequence[int]
 
 
-class TextAnswer(Answer[TextChoice]):
+class TextAnswer(GrowingAnswer[TextChoice]):
     """One answer to all prompts of a request.
 
     With `names`, log-probabilities are told; with `echoes`, one for each prompt, answers begin with it. Where the
@@ -46,13 +46,13 @@ class TextAnswer(Answer[TextChoice]):
         self._tokens: dict[int, TokenList] = {}
 
     def take(self, prompt: int, chunk: "Chunk") -> list[TextChoice]:
-        """See `Answer`."""
+        """See `GrowingAnswer`."""
         if self._only_echo:
             chunk = replace(chunk, text="", token_ids=(), finish_reason="length")
         return super().take(prompt, chunk)
 
     def added(self, index: int, chunk: "Chunk", *, begins: bool) -> list[TextChoice]:
-        """See `Answer`."""
+        """See `GrowingAnswer`."""
         text, token_ids = chunk.text, [*chunk.token_ids]
         logprobs = [chunk.logprobs] * len(token_ids)
         if begins and self._echoes:
@@ -65,11 +65,11 @@ class TextAnswer(Answer[TextChoice]):
         return [TextChoice(index, text, told, chunk.finish_reason)] if text or told or chunk.finish_reason else []
 
     def frame(self, choices: list[TextChoice], usage: Usage | UnsetType | None) -> Struct:
-        """See `Answer`."""
+        """See `GrowingAnswer`."""
         return Completion(**self._head, choices=choices, usage=usage)
 
     def whole(self, added: list[list[TextChoice]], usage: Usage) -> Struct:
-        """See `Answer`."""
+        """See `GrowingAnswer`."""
         return Completion(**self._head, choices=[_joined(choices) for choices in added], usage=usage)
 
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from pipeline import Chunk
-from pipeline.server.answers import Answer, document, documents
+from pipeline.server.answers import GrowingAnswer, document, documents
 from pipeline.server.chat_answer import ChatAnswer
 from pipeline.server.text_answer import Echo, TextAnswer
 from pipeline.server.token_names import TokenNames
@@ -41,11 +41,11 @@ async def stream(chunks: Sequence[tuple[int, Chunk]]) -> AsyncGenerator[tuple[in
         yield numbered
 
 
-async def frames(answer: Answer[Any], chunks: Sequence[tuple[int, Chunk]]) -> list[dict[str, Any]]:
+async def frames(answer: GrowingAnswer[Any], chunks: Sequence[tuple[int, Chunk]]) -> list[dict[str, Any]]:
     return [json.loads(data) async for data in documents(answer, stream(chunks))]
 
 
-async def whole(answer: Answer[Any], count: int, chunks: Sequence[tuple[int, Chunk]]) -> dict[str, Any]:
+async def whole(answer: GrowingAnswer[Any], count: int, chunks: Sequence[tuple[int, Chunk]]) -> dict[str, Any]:
     made: dict[str, Any] = json.loads(await document(answer, count, stream(chunks)))
     return made
 

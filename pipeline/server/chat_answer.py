@@ -11,10 +11,10 @@ from pipeline.server.objects import (
     ChatChunk,
     ChatCompletion,
     ChatLogprobs,
+    ChatMessage,
     Delta,
     DeltaChoice,
     Function,
-    ChatMessage,
     ToolCall,
     Usage,
 )

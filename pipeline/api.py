@@ -11,17 +11,20 @@ from actors.core.trace import Trace
 from pipeline.answering import Answering
 from pipeline.config import Config, Settings
 from pipeline.engine.runtime import CLOCK
-from pipeline.errors import ConfigError
+from pipeline.errors import ClosedError, ConfigError, RequestError
 from pipeline.generation.build import ModelRuntime, build
 from pipeline.generation.folder import naming_files, read_defaults, read_tokenizer
 from pipeline.generation.model_statistics import ModelStatistics
 from pipeline.generation.rehearsal import compute_zeros, rehearse
-from pipeline.generation.requests import ARGUMENTS
+from pipeline.generation.requests import ARGUMENTS, CallOptions
+from pipeline.generation.sessions import Session, Sessions
 from pipeline.system.hub_cache import BUNDLED, find_checkpoint
 from pipeline.system.limits import limits_named
 from pipeline.system.signatures import shows
 from pipeline.system.threads import see_out
 from pipeline.system.written_files import check_writable
+from pipeline.text.chat import Messages, plain_messages
+from pipeline.text.prompts import TokenIds, id_slices
 from pipeline.text.tokenizer import Tokenizer
 from pipeline.tools.trace.recording import Recording
 from pipeline.tools.trace.report import write_report
@@ -104,6 +107,45 @@ class Model(Answering):
             yield
         recording = Recording.of(self._runtime, "Model.report")
         await asyncio.to_thread(write_report, path, recording.since(started))
+
+    async def save_session(
+        self,
+        path: str | Path,
+        token_ids: TokenIds,
+        *,
+        messages: Messages = (),
+        cache_scope: str | None = None,
+    ) -> int:
+        """Write to one file what is kept of a conversation: KV blocks, recurrent states, its tokens and its messages.
+
+        `token_ids` are those of the last prompt and its answer. Its calls have named the same `cache_scope`, or the
+        model was opened with `share_prefixes`. Returns how many of the tokens `load_session` can let be found, in
+        another process too. A file that is there is replaced when all is written.
+
+        Raises RequestError for what is no token, or no scope, ConfigError and OSError where the file cannot be written.
+        """
+        scope = self._session_scope(cache_scope)
+        ids = [one for part in id_slices(token_ids, self._runtime.config.vocabulary_size, "token_ids") for one in part]
+        return await Sessions(self._runtime, scope).save(_absolute(Path(path)), ids, plain_messages(messages))
+
+    async def load_session(self, path: str | Path, *, cache_scope: str | None = None) -> Session:
+        """Let the tokens of a session be found, so that calls of this `cache_scope` that begin with them go on there.
+
+        As many as there is room for; what is not used gives way to others, as all that is cached. Raises RequestError
+        for a file that another model has written, or that is damaged.
+        """
+        return await Sessions(self._runtime, self._session_scope(cache_scope)).load(_absolute(Path(path)))
+
+    def _session_scope(self, cache_scope: str | None) -> bytes:
+        if self._refuses:
+            raise ClosedError("the model is closed")
+        scope = CallOptions(cache_scope=cache_scope).scope(self._runtime.settings.share_prefixes)
+        if scope is None:
+            raise RequestError(
+                "cache_scope: need a name, as no other call finds what calls without one keep; or open the model with "
+                "share_prefixes=True"
+            )
+        return scope
 
     async def aclose(self, *, drain: bool = False) -> None:
         """Stop the line and give everything back. Requests that still run end with ClosedError, as new ones do.

@@ -1,5 +1,6 @@
 """What requests keep between passes: blocks and states on the device, and those that come and go, as a companion."""
 
+import asyncio
 import functools
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
@@ -49,6 +50,7 @@ class KeyValueCache:
         self.bytes_in = 0
         self.bytes_out = 0
         self._spilled = None if self.memory.spill is None else SpilledBlocks(self.memory, self.memory.spill, lose)
+        self._landing: set[asyncio.Event] = set()
         self._pieces: Sequence[CachedPiece] = ()
         self._moving = [*dict.fromkeys(layouts[layer] for layer in placement.moving)]
         self._cached: Mapping[CellLayout, Sequence[Copy]] = {}
@@ -76,9 +78,15 @@ class KeyValueCache:
             self._cached = self._new = dict.fromkeys(self._moving, ())
         self.rendezvous.used(layer, event)
 
+    async def landed(self) -> None:
+        """Wait until what passes have changed by now lies where it lives: in host memory, or on the disk."""
+        for landing in tuple(self._landing):
+            await landing.wait()
+
     def fail(self) -> None:
         """Forget the pass that was under way; the lines have stopped."""
         self.rendezvous.fail()
+        self._land(*self._landing)
         if self._spilled is not None:
             self._spilled.forget()
 
@@ -98,7 +106,9 @@ class KeyValueCache:
         if message.at.source is not None:
             self.bytes_in += sum(copy.length for copy in self._cached[layout])
         new = self._new[layout]
-        write_back = functools.partial(self._write_back, message.layer, new, self._pieces)
+        landing = asyncio.Event()
+        self._landing.add(landing)
+        write_back = functools.partial(self._write_back, message.layer, new, self._pieces, landing)
         return self.rendezvous.meetings[message.layer].arrive(message, new, write_back)
 
     async def _read(self, spilled: SpilledBlocks, layer: int, buffer: HostMemory) -> None:
@@ -106,10 +116,21 @@ class KeyValueCache:
         await spilled.read(layer, self._cached[self.memory.layouts[layer]], buffer, self._pieces)
 
     async def _write_back(
-        self, layer: int, new: Sequence[Copy], pieces: Sequence[CachedPiece], buffer: HostMemory
+        self,
+        layer: int,
+        new: Sequence[Copy],
+        pieces: Sequence[CachedPiece],
+        landing: asyncio.Event,
+        buffer: HostMemory,
     ) -> None:
         if self.device_cells:
             self.bytes_out += sum(copy.length for copy in new)
         if self._spilled is not None and layer in self.memory.spill_regions:
             size = self.memory.layouts[layer].cell_bytes
             await self._spilled.write(layer, runs(cells_of(new, size), size), buffer, pieces)
+        self._land(landing)
+
+    def _land(self, *landed: asyncio.Event) -> None:
+        for landing in landed:
+            landing.set()
+            self._landing.discard(landing)

@@ -18,8 +18,9 @@ from pipeline.state.spill_file import Region, SpillFile
 class KvMemory:
     """A layer's cells stay on the device, live in a host slot of their own, or in the spill file.
 
-    `host_cells` are by kind of slot. Layers from the disk take turns in shared ones, and all that move in
-    `device_cells`, where host and device memory differ: slots as large as the largest of these layers.
+    `staying` are those on the device, and `host_cells` by kind of slot. Layers from the disk take turns in shared
+    ones, and all that move in `device_cells`, where host and device memory differ: slots as large as the largest of
+    these layers.
     """
 
     def __init__(
@@ -32,9 +33,8 @@ class KvMemory:
         self.layouts = tuple(layouts)
         self.placement = placement
         sizes = [layout.layer_bytes for layout in layouts]
-        self._staying = {
-            layer: layouts[layer].view(device.device_memory(sizes[layer]).tensor) for layer in placement.device
-        }
+        self.staying: dict[int, Memory] = {layer: device.device_memory(sizes[layer]) for layer in placement.device}
+        self._views = {layer: layouts[layer].view(memory.tensor) for layer, memory in self.staying.items()}
         self.host_cells: dict[str, Sequence[Memory]] = {
             own_kind(layer): [device.host_memory(sizes[layer])] for layer in placement.host
         }
@@ -54,10 +54,11 @@ class KvMemory:
 
     def view(self, layer: int, message: Message[Slot] | None) -> LayerKV | LayerState:
         """Return what a layer keeps between passes: in the slot of its message, or, without one, where they stay."""
-        return self._staying[layer] if message is None else self.layouts[layer].view(message.at.buffer.tensor)
+        return self._views[layer] if message is None else self.layouts[layer].view(message.at.buffer.tensor)
 
     def close(self) -> None:
         """Give the room on the disk back, and let go of all memory; the lines must have stopped."""
-        self._staying.clear()
+        self._views.clear()
+        self.staying.clear()
         if self.spill is not None:
             self.spill.close()

@@ -7,6 +7,7 @@ which are not written to any more.
 """
 
 import hashlib
+import itertools
 import secrets
 from array import array
 from collections.abc import Iterator, Sequence
@@ -67,7 +68,7 @@ class PrefixCache:
         """Take the blocks of a request's worst case; false, and nothing taken, while there is no room for them."""
         shared = known = list(self._find(sequence))
         if self.states is not None:
-            shared = known[: _usable(self.states, sequence, len(known))]
+            shared = known[: self.usable(sequence.digests[: len(known)])]
         table = self.pool.take(sequence.most_tokens, shared)
         if table is None:
             return False
@@ -120,6 +121,18 @@ class PrefixCache:
             self.states.give_back(sequence.held_state)
             sequence.held_state = None
 
+    def usable(self, digests: Sequence[bytes]) -> int:
+        """How many of the first known blocks can be used: where there are states, up to the last with a snapshot."""
+        if self.states is None:
+            return len(digests)
+        return next((count for count in range(len(digests), 0, -1) if self.states.knows(digests[count - 1])), 0)
+
+    def hold(self, digests: Sequence[bytes]) -> list[int]:
+        """Take those of the first of these blocks that are known, which stay until `pool` is given them back."""
+        known = list(itertools.takewhile(lambda block: block is not None, map(self.pool.find, digests)))
+        held = [block for block in known if block is not None]
+        return self.pool.take(len(held) * BLOCK_TOKENS, held) or []
+
     def forget(self) -> None:
         """Let nothing be found any more, because what was cached is not known."""
         self.pool.forget()
@@ -140,19 +153,28 @@ class PrefixCache:
                 yield block
 
 
-def _usable(states: StateSlots, sequence: CachedSequence, known: int) -> int:
-    """Return how many of the first known blocks can be used: up to the last with a snapshot behind it."""
-    counts = range(known, 0, -1)
-    return next((count for count in counts if states.knows(sequence.digests[count - 1])), 0)
-
-
 def _block_digest(sequence: CachedSequence, scope: bytes, index: int) -> bytes:
     """The digest of a full block, and of those before it, each of which is taken once per sequence."""
     digests = sequence.digests
-    if sequence.rope_length:
-        scope = _digest(b"rotated", scope, array("q", [sequence.rope_length]).tobytes())
+    scope = _rotated(scope, sequence.rope_length)
     while len(digests) <= index:
         begin = len(digests) * BLOCK_TOKENS
-        token_ids = array("q", sequence.tokens(begin, begin + BLOCK_TOKENS))
-        digests.append(_digest(b"block", digests[-1] if digests else scope, token_ids.tobytes()))
+        digests.append(_next_digest(digests, scope, sequence.tokens(begin, begin + BLOCK_TOKENS)))
     return digests[index]
+
+
+def block_digests(token_ids: Sequence[int], scope: bytes, rope_length: int) -> list[bytes]:
+    """The digests of the full blocks of a sequence that does not run."""
+    digests: list[bytes] = []
+    for begin in range(0, len(token_ids) - len(token_ids) % BLOCK_TOKENS, BLOCK_TOKENS):
+        part = token_ids[begin : begin + BLOCK_TOKENS]
+        digests.append(_next_digest(digests, _rotated(scope, rope_length), part))
+    return digests
+
+
+def _rotated(scope: bytes, rope_length: int) -> bytes:
+    return _digest(b"rotated", scope, array("q", [rope_length]).tobytes()) if rope_length else scope
+
+
+def _next_digest(digests: Sequence[bytes], scope: bytes, token_ids: Sequence[int]) -> bytes:
+    return _digest(b"block", digests[-1] if digests else scope, array("q", token_ids).tobytes())

@@ -112,6 +112,40 @@ class StateSlots:
         self._free += (held.own, *(slot for _, slot in held.taking))
         self.used -= 1
 
+    def hold(self, digest: bytes) -> int | None:
+        """The slot of this snapshot, which stays until `let_go`; None where there is none, or too many must stay."""
+        slot = self._found.get(digest)
+        if slot is None or (slot not in self._pinned and len(self._pinned) >= self._most_pinned):
+            return None
+        self._pinned[slot] += 1
+        return slot
+
+    def expect(self, digest: bytes) -> int | None:
+        """A slot for a snapshot that comes from a file, until `arrived` or `let_go`; None where none is needed or free.
+
+        It is pinned as if a sequence were to begin with it, so that those that run get theirs all the same.
+        """
+        full = len(self._pinned) >= self._most_pinned or not (self._free or self._oldest is not None)
+        if digest in self._found or full:
+            return None
+        slot = self._vacate()
+        self._pinned[slot] += 1
+        return slot
+
+    def arrived(self, digest: bytes, slot: int) -> None:
+        """Let others find a snapshot that has come."""
+        if digest not in self._found:
+            self._kept[slot], self._found[digest] = digest, slot
+        self.let_go(slot)
+
+    def let_go(self, slot: int) -> None:
+        """Unpin a snapshot; what is none, or none any more, is free then."""
+        self._pinned[slot] -= 1
+        if not self._pinned[slot]:
+            del self._pinned[slot]
+            if slot not in self._kept:
+                self._free.append(slot)
+
     def lose(self, slot: int) -> None:
         """Let no sequence begin any more with what a slot keeps, because it is not known."""
         if slot in self._kept:
@@ -127,11 +161,7 @@ class StateSlots:
     def _unpin(self, held: HeldState) -> None:
         if held.read in (held.own, -1):
             return
-        self._pinned[held.read] -= 1
-        if not self._pinned[held.read]:
-            del self._pinned[held.read]
-            if held.read not in self._kept:  # it was lost meanwhile
-                self._free.append(held.read)
+        self.let_go(held.read)
 
     def _vacate(self) -> int:
         """A slot to be written anew: a free one, else that of the snapshot that was used least recently."""

@@ -169,6 +169,11 @@ def _checked(messages: object, plain: "_Plain") -> list[dict[str, Any]]:
     return checked
 
 
+def plain_messages(messages: object) -> list[dict[str, Any]]:
+    """The messages as plain data, none too. Raises RequestError as a chat does."""
+    return _checked(messages, _Plain()) if messages else []
+
+
 def _check_content(message: Mapping[str, Any], role: str, where: str) -> None:
     """A text, or parts with text; what a tool has answered may be anything. Beside calls of tools it may be missing."""
     content = message.get("content")

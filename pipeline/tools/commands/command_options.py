@@ -59,6 +59,10 @@ def _add_chat(commands: Any) -> None:
     group = parser.add_argument_group("the conversation")
     group.add_argument("--system", metavar="TEXT", help="what the model is told before")
     group.add_argument("--template", type=Path, metavar="FILE", help="a chat template, instead of the model's")
+    session = "go on where the chat that wrote this file has ended, and write it when this one ends"
+    group.add_argument("--session", type=Path, metavar="FILE", help=session)
+    recompute = "with --session: take its messages alone, from whatever model, and compute them anew"
+    group.add_argument("--recompute", action="store_true", help=recompute)
     group.add_argument("--history", type=Path, metavar="FILE", help="keep the lines that you type, for the arrow keys")
     add_sampling(parser, own=("logprobs",))
     add_settings(parser, defaults={"max_requests": 1})  # room for more would be kept from the weights

@@ -62,6 +62,7 @@ class Conversation:
     def reset(self) -> None:
         """Begin anew, with the same system message."""
         del self.messages[self._first :]
+        self.token_ids = []
 
     def save(self, path: Path) -> None:
         """Write the messages as JSON. Raises ConfigError and OSError."""

@@ -38,8 +38,13 @@ Ctrl-C         stops an answer, which stays as far as it came
 Text that begins with / is sent where a space is put before it.'''
 
 
-def talk(options: argparse.Namespace, arguments: dict[str, Any], template: dict[str, Any]) -> None:
-    """Open the model and talk until there are no more lines.
+def talk(
+    options: argparse.Namespace,
+    arguments: dict[str, Any],
+    template: dict[str, Any],
+    messages: list[dict[str, Any]] | None,
+) -> None:
+    """Open the model and talk until there are no more lines; `messages` are those of a session that is there already.
 
     Raises PenstockError where it cannot be opened; and what a turn raises where stdin is no terminal.
     """
@@ -56,19 +61,29 @@ def talk(options: argparse.Namespace, arguments: dict[str, Any], template: dict[
         try:
             chat = Talk(model, thread, Conversation(options.system), arguments, template)
             _say(chat.greeting())
-            for text in lines:
-                try:
-                    if chat.hear(text):
-                        break
-                except PenstockError as error:
-                    if not lines.from_terminal:
-                        raise
-                    _say(f"penstock: {error}")
-                except KeyboardInterrupt:
-                    if not lines.from_terminal:
-                        raise
+            if messages is not None:
+                chat.resume(options.session, messages, options.system, recompute=options.recompute)
+            try:
+                _hear_all(chat, lines)
+            finally:
+                if options.session is not None:
+                    chat.keep(options.session)
         finally:
             thread.run(model.aclose())
+
+
+def _hear_all(chat: "Talk", lines: ChatLines) -> None:
+    for text in lines:
+        try:
+            if chat.hear(text):
+                return
+        except PenstockError as error:
+            if not lines.from_terminal:
+                raise
+            _say(f"penstock: {error}")
+        except KeyboardInterrupt:
+            if not lines.from_terminal:
+                raise
 
 
 async def _opened(options: argparse.Namespace) -> Model:
@@ -105,6 +120,7 @@ class Talk:
         self._model, self._thread = model, thread
         self._arguments, self._template = arguments, template
         self._turn: Turn | None = None
+        self._kept: list[dict[str, Any]] = []
 
     def greeting(self) -> str:
         """Say what is talked with, and how."""
@@ -113,6 +129,30 @@ class Talk:
             f"{runtime.folder.name} · {runtime.config.family} · {runtime.context_tokens:,} tokens of context · "
             "/help lists what there is, Ctrl-C stops an answer, Ctrl-D ends"
         )
+
+    def resume(self, path: Path, messages: list[dict[str, Any]], system: str | None, *, recompute: bool) -> None:
+        """Go on with the messages of a session, and what it has cached of them. Raises RequestError."""
+        self.conversation.messages, self._kept = messages, list(messages)
+        said = "none of its tokens cached"
+        if not recompute:
+            try:
+                session = self._thread.run(self._model.load_session(path, cache_scope=SCOPE))
+            except RequestError as error:
+                raise RequestError(f"{error}; --recompute takes its messages alone") from error
+            self.conversation.token_ids = session.token_ids
+            said = f"{session.cached_tokens:,} of {len(session.token_ids):,} tokens cached"
+        if system is not None:
+            self.conversation.system = system
+        _say(f"{counted(len(messages), 'message')} of {path}, {said}")
+
+    def keep(self, path: Path) -> None:
+        """Write the session, unless nothing was said. Raises ConfigError, OSError and SpillError."""
+        messages, token_ids = self.conversation.messages, self.conversation.token_ids
+        if messages == self._kept:
+            return
+        saving = self._model.save_session(path, token_ids, messages=messages, cache_scope=SCOPE)
+        saved = self._thread.run(saving)
+        _say(f"{counted(len(messages), 'message')} in {path}, {saved:,} of {len(token_ids):,} tokens cached")
 
     def hear(self, text: str) -> bool:
         """Answer, or do what a line that begins with / asks for. Returns whether the chat ends.

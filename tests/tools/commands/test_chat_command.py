@@ -80,6 +80,30 @@ def test_what_fails_changes_nothing_and_ends_a_pipe_with_status_1(
     assert "need a chat template" in capsys.readouterr().err
 
 
+def test_a_session_goes_on_after_a_restart(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """With the same tokens as without one, which are cached; and from messages alone, where the model is another."""
+    session, saved = tmp_path / "chat.session", tmp_path / "saved.json"
+    drawn = ("--temperature", "1.3", "--seed", "5", "--max-new-tokens", "40")
+    assert chat(monkeypatch, f"import os\ndef f(x):\n/save {saved}\n", *drawn) == 0
+    expected = json.loads(saved.read_text())
+    assert chat(monkeypatch, "import os\n", "--session", str(session), *drawn) == 0
+    assert f"2 messages in {session}, 32 of 44 tokens cached" in capsys.readouterr().err
+    assert chat(monkeypatch, f"def f(x):\n/stats\n/save {saved}\n", "--session", str(session), *drawn) == 0
+    told = capsys.readouterr().err
+    assert f"2 messages of {session}, 32 of 44 tokens cached" in told
+    assert "32 were cached" in told
+    assert json.loads(saved.read_text()) == expected
+    other = ("chat", "bundled-int4", "--device", "cpu", "--session", str(session))
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"/save {saved}\n"))
+    assert main(other) == 1
+    assert "it was written with another model" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"/save {saved}\n"))
+    assert main([*other, "--recompute"]) == 0
+    assert json.loads(saved.read_text()) == expected
+
+
 class Terminal:
     """A program in a terminal of its own, of which all that it shows is kept."""
 

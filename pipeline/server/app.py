@@ -20,7 +20,6 @@ from pipeline.server.metrics import ModelCollector, metrics
 from pipeline.server.operations import health, models, props, slots
 from pipeline.server.page import page
 from pipeline.server.served import ServedModel
-from pipeline.server.streaming import ClientLeft
 from pipeline.server.tokenize import detokenize, tokenize
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -48,7 +47,7 @@ def make_app(served: ServedModel) -> Starlette:
     if served.options.cors:
         cors = Middleware(CORSMiddleware, allow_origins=served.options.cors, allow_methods=["*"], allow_headers=["*"])
         middleware.insert(0, cors)
-    handled = dict.fromkeys((HTTPException, ApiError, PenstockError, ClientLeft), _answer_error)
+    handled = dict.fromkeys((HTTPException, ApiError, PenstockError), _answer_error)
     app = Starlette(routes=routes, middleware=middleware, exception_handlers=handled)
     app.state.served = served
     served.timings.registry.register(ModelCollector(served))

@@ -33,6 +33,7 @@ class Note:
     started: float
     prompt_tokens: int = 0
     new_tokens: int = 0
+    left: bool = False
 
 
 class Door:
@@ -66,7 +67,8 @@ class Door:
         finally:
             tokens = f", {note.prompt_tokens} + {note.new_tokens} tokens" if note.prompt_tokens else ""
             seconds = time.perf_counter() - note.started
-            logger.info("%s %s %s%s, %.2f s", scope["method"], scope["path"], status or "left", tokens, seconds)
+            end = "left" if note.left else status
+            logger.info("%s %s %s%s, %.2f s", scope["method"], scope["path"], end, tokens, seconds)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEADER_BYTES:

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from pipeline.errors import PenstockError
+from pipeline.server.door import NOTE
 from pipeline.server.errors import ApiError, envelope
 
 logger = logging.getLogger("penstock")
@@ -40,8 +41,14 @@ class SlowResponse(Response):
         self._sent = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer. Raises ClientLeft; and what the work raises, unless the answer has begun."""
+        """Answer. Raises what the work raises, unless the answer has begun. Of a client that leaves a note is taken."""
         self._send = send
+        try:
+            await self._answer(receive)
+        except ClientLeft:
+            scope[NOTE].left = True
+
+    async def _answer(self, receive: Receive) -> None:
         async with _watched(receive):
             filling = asyncio.create_task(self._fill())
             try:

@@ -23,7 +23,9 @@ LONG = {**BODY, "max_tokens": 900}
 HEAD = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n"
 
 
-async def test_clients_that_leave_or_read_nothing_free_their_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_clients_that_leave_or_read_nothing_free_their_requests(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     async with serving(names=("small",)) as it:
         tasks = it.server.server_state.tasks
         for stream in (True, False):
@@ -34,6 +36,7 @@ async def test_clients_that_leave_or_read_nothing_free_their_requests(monkeypatc
             async with asyncio.timeout(1):
                 while tasks:
                     await asyncio.sleep(0.001)
+        assert not caplog.records, "that is nobody's mistake"
         monkeypatch.setattr("pipeline.server.streaming.STALLED_SECONDS", 0.05)
         asking = asyncio.create_task(it.client.post("/v1/completions", json={**LONG, "stream": True}))
         await it.started()

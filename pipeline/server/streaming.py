@@ -100,7 +100,7 @@ class EventStream(SlowResponse):
     """
 
     media_type = "text/event-stream"
-    patience_seconds = 0.5
+    patience_seconds = 0.25
     every_seconds = 1.0
     filler = PING
 

@@ -30,8 +30,8 @@ INT4_KIND, SYMMETRIC_KIND, FP4_KIND, NF4_KIND, DECODED = range(5)
 """Only the first has zeros."""
 ROUNDS = (("bfloat16",), ("float16",), ("float16", "bfloat16"), ("bfloat16", "float16"))
 LOOK_UP, DOT = "llvm.x86.avx512.permvar.hi.512", "llvm.x86.avx512bf16.dpbf16ps.512"
-TILE_ROWS, BLOCK_ROWS, BLOCK_TOKENS, BLOCK_COLUMNS = 4, 64, 64, 1024
-"""Rows of a matrix that are multiplied at once, and blocks whose items and sums fill half of a core's second cache."""
+TILE_ROWS, BLOCK_ROWS, BLOCK_TOKENS, BLOCK_COLUMNS = 4, 32, 128, 2048
+"""Rows of a matrix that are multiplied at once, and blocks whose items and sums fit in a core's second cache."""
 
 
 class BrainFloat(ir.types.Type):
@@ -69,12 +69,9 @@ def look_up(typing: Any, pairs: Any, at: Any, zero: Any, scale: Any, items: Any,
 
 def _looked_up(build: Any, table: Any, source: Any, *, high_first: bool) -> Any:
     """The bits of the 32 items whose pairs lie at `source`. Of five bits that look an item up one changes nothing."""
-    loaded = build.load(build.bitcast(source, ir.VectorType(I8, BYTES).as_pointer()), align=1)
-    pairs = build.zext(loaded, ir.VectorType(I32, BYTES))
-    if high_first:
-        indices = build.or_(build.lshr(pairs, _all(4)), build.shl(pairs, _all(16)))
-    else:
-        indices = build.or_(pairs, build.shl(pairs, _all(12)))
+    pairs = build.zext(build.load(build.bitcast(source, ir.VectorType(I8, BYTES).as_pointer()), align=1), WORDS)
+    first, shift = (build.lshr(pairs, _all(4)), 16) if high_first else (pairs, 12)
+    indices = build.or_(first, build.shl(pairs, _all(shift)))
     called = cgutils.get_or_insert_function(build.module, ir.FunctionType(ITEMS, [ITEMS, ITEMS]), LOOK_UP)
     return build.call(called, [table, build.bitcast(indices, ITEMS)])
 
@@ -93,8 +90,7 @@ def _table(build: Any, levels: "tuple[float, ...]", zero: Any, scale: Any, round
         else:
             halves = build.fptrunc(values, ir.VectorType(ir.HalfType(), 16))
             items, values = build.bitcast(halves, HALVES), build.fpext(halves, FLOATS)
-    twice = ir.Constant(ir.VectorType(I32, 32), [*range(16), *range(16)])
-    return build.shuffle_vector(items, items, twice)
+    return _lanes(build, items, items, [*range(16), *range(16)])
 
 
 def _all(value: int) -> Any:
@@ -103,7 +99,11 @@ def _all(value: int) -> Any:
 
 def _spread(build: Any, value: Any) -> Any:
     one = build.insert_element(ir.Constant(FLOATS, ir.Undefined), value, ir.Constant(I32, 0))
-    return build.shuffle_vector(one, one, ir.Constant(WORDS, [0] * 16))
+    return _lanes(build, one, one, [0] * 16)
+
+
+def _lanes(build: Any, one: Any, other: Any, lanes: list[int], up: int = 0) -> Any:
+    return build.shuffle_vector(one, other, ir.Constant(ir.VectorType(I32, len(lanes)), [lane + up for lane in lanes]))
 
 
 @functools.cache
@@ -115,12 +115,11 @@ def vectors(kind: int, how: int) -> Callable[..., None]:
 
     @njit(cache=True, nogil=True, error_model="numpy")
     def decode(bytes_FB, scales_FG, meanings, zeros_FG, zero_steps, half_group, first, out):
-        count = out.shape[1]
         for row in range(len(out)):
-            for g in range(count // half_group):
+            for g in range(out.shape[1] // half_group):
                 scale = meanings[scales_FG[first + row, g]] if kind == FP4_KIND else scales_FG[first + row, g]
                 zero = zeros_FG[(first + row) * zero_steps[0], g * zero_steps[1]]
-                begin = row * count + g * half_group
+                begin = row * out.shape[1] + g * half_group
                 for at in range(begin, begin + half_group, BYTES):
                     look_up(bytes_FB, at, zero, scale, out, kind, how)
 
@@ -180,10 +179,9 @@ class _Tile:
         (_, row_step, begin, begins, self._ends), self._kept, self._sums = sums, {}, {}
         for place in [(row, token) for row in self.rows for token in self.tokens]:
             index = build.add(begin, build.add(build.mul(row_step, _index(place[0])), _index(place[1] * 16)))
-            self._kept[place] = build.bitcast(build.gep(memory.data, [index]), FLOATS.as_pointer())
+            kept = self._kept[place] = build.bitcast(build.gep(memory.data, [index]), FLOATS.as_pointer())
             self._sums[place] = cgutils.alloca_once(build, FLOATS)
-            before = build.select(begins, ir.Constant(FLOATS, None), build.load(self._kept[place], align=4))
-            build.store(before, self._sums[place])
+            build.store(build.select(begins, ir.Constant(FLOATS, None), build.load(kept, align=4)), self._sums[place])
 
     def zero_and_scale(self, row: int, group: Any) -> tuple[Any, Any]:
         """Those of a group of columns; a scale is in fp32, or has the bits of bf16, or is a byte with a meaning."""
@@ -225,16 +223,18 @@ class _Tile:
                     self._build.store(self._build.load(self._sums[place]), kept, align=4)
 
     def _finish(self) -> None:
-        """Halves of a sum are added up until one is left, then the bias."""
-        build = self._build
+        """Halves of a sum are added up until one is left, those of 16 sums at once; then the bias."""
+        build, sums = self._build, [self._build.load(place) for place in self._sums.values()]
+        sums += [ir.Constant(FLOATS, None)] * (16 - len(sums))
+        for half in (8, 4, 2, 1):
+            low = [begin + lane for begin in range(0, 32, 2 * half) for lane in range(half)]
+            pairs = zip(sums[::2], sums[1::2], strict=True)
+            sums = [build.fadd(*(_lanes(build, *pair, low, up) for up in (0, half))) for pair in pairs]
         out_columns = cgutils.unpack_tuple(build, self._out.shape)[1]
-        for (row, token), place in self._sums.items():
-            value, column = build.load(place), build.add(self._matrix_row, _index(row))
-            for half in (8, 4, 2, 1):
-                low, high = (ir.Constant(ir.VectorType(I32, half), [*range(n, n + half)]) for n in (0, half))
-                value = build.fadd(*(build.shuffle_vector(value, value, one) for one in (low, high)))
+        for lane, (row, token) in enumerate(self._sums):
+            column = build.add(self._matrix_row, _index(row))
             bias = build.load(build.gep(self._bias.data, [column]))
-            value = build.fadd(build.extract_element(value, ir.Constant(I32, 0)), bias)
+            value = build.fadd(build.extract_element(sums[0], _index(lane)), bias)
             index = build.add(build.mul(build.add(self._token, _index(token)), out_columns), column)
             build.store(build.bitcast(build.fptrunc(value, BRAIN), I16), build.gep(self._out.data, [index]))
 

@@ -106,7 +106,7 @@ class Settings(TypedDict, total=False):
     device: DeviceName | str
     dtype: Dtype | str
     policy: str | PrefetchPolicy
-    gpu_groups: int
+    gpu_groups: int | None
     host_groups: int
     queues: Mapping[str, int]
     insert: Mapping[str, Sequence[Stage | Mover]]

@@ -1,14 +1,15 @@
 """The one memory plan: slots, groups that stay and all else that is held, added up before any memory is taken."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 
 from pipeline.devices.port import MEMORY_SETTINGS, Device
 from pipeline.engine.residency import NOTHING_STAYS, Residency, place_groups
-from pipeline.engine.settings import EngineSettings
+from pipeline.engine.settings import FEWEST_GROUPS, EngineSettings
 from pipeline.errors import ConfigError
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.groups.groups import WeightGroup
@@ -21,6 +22,10 @@ from pipeline.system.sizes import parse_bytes
 
 SPARE_SHARE = 0.1
 """Resident groups leave so much free where no setting limits them: other programs need memory too."""
+AHEAD_SECONDS = 0.0055
+"""From the last computation of a pass to the first of the next that frees a slot, with up to 64 requests on an H200."""
+MOST_AHEAD_SHARE = 0.25
+"""Of what the plan may fill, for slots that no setting asks for."""
 LOADED_LATER = "kernels and workspaces, loaded later"
 OWN_THREADS = 12
 """Threads that read, copy, compute and sample, beside those of torch."""
@@ -28,12 +33,16 @@ OWN_THREADS = 12
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What an open line holds, and where: in one place where memory is one. `limits` bound each place, in bytes."""
+    """What an open line holds, and where: in one place where memory is one. `limits` bound each place, in bytes.
+
+    So many `groups` move through the last place at a time, if any do.
+    """
 
     memory: MemoryPlan
     limits: Mapping[str, int]
     slots: Mapping[str, Slots]
     residency: Residency
+    groups: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +88,23 @@ class Planning:
         slots = weight_slots(settings, catalog, device)
         return cls(settings, catalog, device, fixed, available, bounds, limits, slots)
 
+    def for_link(self, bytes_per_second: float) -> Self:
+        """With as many slots as a link needs that is the slowest of all, where no setting says how many.
+
+        While a pass ends and the next begins no slot becomes free, so that the link rests unless the slots hold what it
+        copies in `AHEAD_SECONDS`. What small groups need more of takes the place of groups that stay: their copies take
+        as long as the link would rest. So there are no more than that time asks for.
+        """
+        if self.settings.gpu_groups is not None:
+            return self
+        place = self.device.places[-1].name
+        sizes = self.catalog.slot_bytes(place)
+        one_of_each = sum(sizes.values())
+        most = int(self.limits[place] * MOST_AHEAD_SHARE / one_of_each)
+        groups = len(sizes) * min(most, math.ceil(AHEAD_SECONDS * bytes_per_second / one_of_each))
+        settings = replace(self.settings, gpu_groups=max(FEWEST_GROUPS, groups))
+        return replace(self, settings=settings, slots=weight_slots(settings, self.catalog, self.device))
+
     def room(self, within: Mapping[str, int], held: Sequence[Holding] = ()) -> dict[str, int]:
         """Return what is left in each place, of that much memory, beside the slots and what else is `held`."""
         holdings = [*self.fixed, *held, *_slots(self.slots)]
@@ -92,12 +118,14 @@ class Planning:
         residency, slots = _place_groups(self.settings, self.catalog, self.slots, room)
         holdings = (*self.fixed, *held, *_slots(slots), *_residents(self.catalog, residency))
         limited_by = {place.name: place.memory_setting for place in self.device.places}
-        return Plan(MemoryPlan(holdings, self.available, limited_by, self.bounds), self.limits, slots, residency)
+        memory = MemoryPlan(holdings, self.available, limited_by, self.bounds)
+        groups = self.settings.groups(self.device.places[-1].groups_setting)
+        return Plan(memory, self.limits, slots, residency, groups)
 
 
 def lay_out(groups: Sequence[WeightGroup], settings: EngineSettings, device: Device) -> WeightCatalog:
     """Where the bytes of each group lie in the slots of each place, and which kind of slot it needs."""
-    fewest_slots = min(getattr(settings, place.groups_setting) for place in device.places)
+    fewest_slots = min(settings.groups(place.groups_setting) for place in device.places)
     return WeightCatalog(groups, device.places, device.alignment_bytes, fewest_slots)
 
 
@@ -106,7 +134,7 @@ def weight_slots(settings: EngineSettings, catalog: WeightCatalog, device: Devic
     return {
         place.name: {
             kind: (count, catalog.slot_bytes(place.name)[kind])
-            for kind, count in catalog.slot_kinds.counts(getattr(settings, place.groups_setting)).items()
+            for kind, count in catalog.slot_kinds.counts(settings.groups(place.groups_setting)).items()
         }
         for place in device.places
     }

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from actors.core.companion import Companion
@@ -44,7 +45,7 @@ class Runtime:
         plan: Plan,
         reading: ReadingChoice,
     ) -> None:
-        self.settings = settings
+        self.settings = settings = replace(settings, gpu_groups=plan.groups)
         self.checkpoint = checkpoint
         self.folder = checkpoint.folder
         self.catalog = catalog

@@ -16,6 +16,8 @@ DeviceName = Literal["auto", "cpu", "cpu-copy", "cuda"]
 DEVICES: tuple[str, ...] = get_args(DeviceName)
 ALSO_CALLED = {"gpu": "cuda", "gpu:0": "cuda", "cuda:0": "cuda"}
 """Other names that people know devices by."""
+FEWEST_GROUPS = 4
+"""That move at a time where no setting says how many."""
 MOST = 1 << 30
 LONGEST_QUEUE = 1024
 
@@ -28,7 +30,8 @@ class EngineSettings:
         device: "auto" (a GPU where there is one), "cpu", "cpu-copy" (copying each group as for a GPU), "cuda" or "gpu".
         policy: what is prefetched when: the name of a prefetch policy, or an object that is one. Of the named ones all
             but "backpressure" need groups whose parts are "attn" and "ffn", as those of models are.
-        gpu_groups: weight groups that move, wait or compute on the device; this is what bounds the prefetch depth.
+        gpu_groups: weight groups that move, wait or compute on the device; this is what bounds the prefetch depth. None
+            is 4, and more where a model's groups are so small that the link to a GPU would wait for slots.
         host_groups: weight groups in pinned host memory; without effect on the CPU, whose memory is one.
         queues: messages that may wait in front of an actor, by the actor's name.
         insert: your own stages, by the name of the actor that they follow; a group that stays passes them once.
@@ -50,7 +53,7 @@ class EngineSettings:
 
     device: DeviceName | str = "auto"
     policy: str | PrefetchPolicy = "backpressure"
-    gpu_groups: int = 4
+    gpu_groups: int | None = None
     host_groups: int = 4
     queues: Mapping[str, int] = field(default_factory=dict)
     insert: Mapping[str, Sequence[Stage | Mover]] = field(default_factory=dict)
@@ -74,7 +77,7 @@ class EngineSettings:
         _check_device(self.device)
         true_or_false("residency", self.residency)
         find_policy(self.policy)
-        within("gpu_groups", self.gpu_groups, 1, 1 << 16)
+        within("gpu_groups", self.gpu_groups, 1, 1 << 16, or_none=True)
         within("host_groups", self.host_groups, 1, 1 << 16)
         within("reader_lanes", self.reader_lanes, 1, 64, or_none=True)
         within("chunk_bytes", self.chunk_bytes, 4096, MOST, or_none=True)
@@ -106,6 +109,11 @@ class EngineSettings:
         for name in names:
             if names.count(name) > 1:
                 raise ConfigError(f"insert: two actors are named {name!r}; give one of them another `name`")
+
+    def groups(self, setting: str) -> int:
+        """How many groups move through a place at a time, by the name of its setting."""
+        said: int | None = getattr(self, setting)
+        return FEWEST_GROUPS if said is None else said
 
     @property
     def reading(self) -> dict[str, Any]:

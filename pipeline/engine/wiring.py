@@ -62,7 +62,7 @@ class Parts:
     ) -> Self:
         """Take the memory of the slots, and of the groups that stay: their sizes by place. Raises ConfigError where
         the policy cannot be fitted."""
-        counts = slots_until_computed(kinds.counts(settings.gpu_groups), settings.insert)
+        counts = slots_until_computed(kinds.counts(settings.groups("gpu_groups")), settings.insert)
         policy = fit_policy(find_policy(settings.policy), counts)
         budgets = []
         for place in device.places:
@@ -145,7 +145,7 @@ def wire(
     line = Line(PrefetchPlanner(program.order, passes, requests), catalog=parts.catalog, clock=clock, trace=trace)
     for actor in (DiskReader(parts.source, from_disk), PinnedStager(), uploader, scheduler):
         # A queue never limits the depth before the budget behind it does, unless the user sets it so.
-        line.then(actor, queue=settings.queues.get(actor.name, settings.gpu_groups))
+        line.then(actor, queue=settings.queues.get(actor.name, settings.groups("gpu_groups")))
     for name, stages in settings.insert.items():
         line.insert(name, stages)
     return Wired((line, *(_companion_line(one, parts, trace) for one in companions)), requests, arrivals)

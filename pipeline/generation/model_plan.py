@@ -60,10 +60,11 @@ class SizedPlans:
         return PassBytes(max(one.read for one in each), max(one.sent for one in each))
 
     def best(self, rates: PassRates) -> ModelPlan:
-        """The one with which a request costs the least at these rates."""
+        """The one with which a request costs the least at these rates, with as many slots as they ask for."""
         sized = {room.tokens: (room, plan) for room, plan in self._each}
         costs = {tokens: room.request_seconds(plan, rates) for tokens, (room, plan) in sized.items()}
         room, plan = sized[choose_size(costs)]
+        room, plan = room.for_link(plan, rates)
         return replace(plan, pass_size=room.pass_size(plan, rates))
 
 
@@ -127,6 +128,18 @@ class _Rooms:
             return self.planned_by_worth()
         return self.planned(wanted, "as kv_tokens says", self.planning.available, "kv_tokens")
 
+    def for_link(self, plan: ModelPlan, rates: PassRates) -> tuple["_Rooms", ModelPlan]:
+        """With the slots that the link needs, where passes wait for it; as before, where they would displace KV.
+
+        A disk is slower than a link: while passes read, they wait for that.
+        """
+        if rates.link is None or not self.pass_bytes(plan).sent:
+            return self, plan
+        rooms = replace(self, planning=self.planning.for_link(rates.link))
+        other = rooms.best(_wanted_tokens(self.settings, self.context_tokens))
+        unfit = rooms.pass_bytes(other).read or len(other.kv.moving) > len(plan.kv.moving) or not rooms.fits(other)
+        return (self, plan) if unfit else (rooms, other)
+
     def fits(self, plan: ModelPlan) -> bool:
         """Whether it leaves free what plans leave free."""
         return all(plan.memory.need(place) <= limit for place, limit in self.planning.limits.items())
@@ -153,7 +166,7 @@ class _Rooms:
             plan = self.planning.plan([*held, self.table])
         kv_bytes = sum(layout.layer_bytes for layout in layouts if isinstance(layout, KvLayout))
         rooms = KvRoom(blocks_for(tokens) * BLOCK_TOKENS, kv_bytes, why), StateRoom.of(layouts)
-        said = (plan.memory, plan.limits, plan.slots, plan.residency, self.context_tokens)
+        said = (plan.memory, plan.limits, plan.slots, plan.residency, plan.groups, self.context_tokens)
         return ModelPlan(*said, layouts, kv, *rooms, PassSize(self.tokens, None), table_stays)
 
     def _layouts(self, tokens: int) -> tuple[CellLayout, ...]:

@@ -72,7 +72,8 @@ def _knobs(plan: ModelPlan) -> list[str]:
 
 def _lower(knob: str, plan: ModelPlan, settings: Config) -> Iterator[int]:
     """Lower values of a setting, the nearest first."""
-    planned = {"context_tokens": plan.context_tokens, "max_tokens_per_pass": plan.pass_size.tokens}
+    planned = {"gpu_groups": plan.groups, "context_tokens": plan.context_tokens}
+    planned["max_tokens_per_pass"] = plan.pass_size.tokens
     if plan.state_room is not None:
         planned["state_snapshots"] = plan.state_room.snapshots
     value = planned.get(knob) or getattr(settings, knob) or plan.kv_room.tokens

@@ -17,9 +17,9 @@ from pipeline.generation.blueprint import Blueprint, draw_up
 from pipeline.generation.pass_rates import PassRates
 
 
-def drawn(**settings: Any) -> Blueprint:
-    """A plan of a large model for a machine that is not here."""
-    alone = config_alone(Path("llama-3-8b"))
+def drawn(model: str = "llama-3-8b", **settings: Any) -> Blueprint:
+    """A plan of a model for a machine that is not here."""
+    alone = config_alone(Path(model))
     assert alone is not None
     places, kind = (TWO_PLACES, CudaDevice) if "gpu_memory" in settings else (ONE_PLACE, CpuDevice)
     device = SimDevice(places, alignment_bytes=kind.alignment_bytes, block_rows=kind.block_rows)
@@ -62,6 +62,30 @@ def test_prompts_may_delay_others_as_long_as_a_pass_moves_and_the_plan_tells_by_
         assert str(size).endswith(f"s (max_pass_seconds); reckoned with {told}")
 
 
+@pytest.mark.parametrize(
+    ("model", "gpu_memory", "link", "slots", "settings"),
+    [
+        ("llama-3.2-1b", "2GB", 55e9, 3, {}),
+        ("llama-3.2-1b", "2GB", 25e9, 2, {}),  # two of each hold what is copied meanwhile
+        ("llama-3-8b", "8GB", 55e9, 2, {}),
+        ("llama-3.2-1b", "2GB", None, 2, {}),
+        ("llama-3.2-1b", "2GB", 55e9, 2, {"gpu_groups": 4}),  # as is said
+        ("llama-3.2-1b", "2GB", 55e9, 2, {"residency": False}),  # passes wait for the disk
+        ("llama-3.2-1b", "2GB", 55e9, 2, {"kv_tokens": 46_000}),  # KV blocks would have to move
+        ("llama-3.2-1b", "2GB", 1e12, 4, {}),  # a quarter of the memory
+        ("llama-3.2-1b", "1.4GB", 55e9, 2, {}),
+    ],
+)
+def test_there_are_as_many_slots_as_a_fast_link_fills_while_nothing_is_computed(
+    model: str, gpu_memory: str, link: float | None, slots: int, settings: dict[str, Any]
+) -> None:
+    settings = {"host_memory": "40GB", "gpu_memory": gpu_memory, "max_requests": 1, **settings}
+    plan = drawn(model, **settings).at_rates(PassRates(4e9, link)).plan
+    assert {kind: count for kind, (count, _) in plan.slots["device"].items()} == {"attn": slots, "ffn": slots}
+    assert plan.groups == 2 * slots
+    assert plan.memory.fits()
+
+
 @pytest.mark.usefixtures("everything_moves")
 async def test_a_link_is_measured_where_groups_are_sent_and_changes_no_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -76,6 +100,20 @@ async def test_a_link_is_measured_where_groups_are_sent_and_changes_no_token(
     assert found[0][0] == found[2][0] == 0.5
     assert (found[1][0] or 0) > 100
     assert found[0][1] == found[1][1] == found[2][1]
+
+
+async def test_slots_for_a_fast_link_change_no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_small_checkpoint(tmp_path / "model", "llama-3.2-1b", layers=8)
+    settings: dict[str, Any] = {"device": "cpu-copy", "context_tokens": 64, "max_tokens_per_pass": 64, "kv_tokens": 64}
+    async with Model.open(tmp_path / "model", **settings) as model:
+        settings["gpu_memory"] = model.runtime.plan.need("device") - 100_000
+    found = {}
+    for link in (None, 4e7):
+        monkeypatch.setattr(CpuDevice, "link_bytes_per_second", lambda self, link=link: link)
+        async with Model.open(tmp_path / "model", **settings) as model:
+            answer = await model.generate([5, 7, 9], max_new_tokens=9, logprobs=3)
+            found[model.runtime.describe()["gpu_groups"]] = answer
+    assert found[4] == found[8]
 
 
 async def test_nothing_is_measured_for_groups_that_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

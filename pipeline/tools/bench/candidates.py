@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from pipeline.config import Config
 from pipeline.engine.actor_names import ACTORS
+from pipeline.engine.settings import FEWEST_GROUPS
 from pipeline.reading.reading import Reading
 
 TOLERANCE = 0.01
@@ -83,10 +84,10 @@ class Candidate:
 
 
 DEFAULT = Candidate(
-    gpu_groups=DEFAULTS.gpu_groups,
+    gpu_groups=FEWEST_GROUPS,
     host_groups=DEFAULTS.host_groups,
     # Without a size a queue holds as many messages as there are groups.
-    queue=DEFAULTS.gpu_groups,
+    queue=FEWEST_GROUPS,
     reading=DEFAULT_READING,
 )
 

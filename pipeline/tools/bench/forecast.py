@@ -107,7 +107,7 @@ class Forecast:
 def forecast(catalog: WeightCatalog, plan: Plan, settings: Config, rates: Rates, tokens: int) -> Forecast:
     """Simulate steady passes of the default policy. KV blocks that move, and attention to a long past, are left out."""
     timings = pass_timings(catalog, plan, rates, tokens)
-    groups = {"gpu_groups": settings.gpu_groups, "host_groups": settings.host_groups, "queue": settings.gpu_groups}
+    groups = {"gpu_groups": plan.groups, "host_groups": settings.host_groups, "queue": plan.groups}
     seconds = simulated_passes(timings, PASSES, **groups, residency=plan.residency)
     resources = timings.resources
     contention = rates.contention_seconds(resources["disk"], resources["compute"])

@@ -1,7 +1,6 @@
 """`penstock tune`: its rules with made-up numbers, its simulations, and its sweeps of the disk."""
 
 import asyncio
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -65,7 +64,7 @@ def test_samples_have_a_median_and_half_of_the_middle_half() -> None:
 def test_the_default_is_what_config_says() -> None:
     queues = dict.fromkeys(DEFAULT.settings["queues"], 4)
     reading = {"reader_lanes": Reading().lanes, "chunk_bytes": Reading().chunk_bytes}
-    assert Config(**DEFAULT.settings) == dataclasses.replace(Config(), queues=queues, residency=False, **reading)
+    assert Config(**DEFAULT.settings) == Config(gpu_groups=4, queues=queues, residency=False, **reading)
     assert DEFAULT_READING in read_rates.READINGS
 
 

@@ -1,39 +1,21 @@
 """How well a model foretells a text: the bits that it would take to write the text down, by the model's own odds."""
 
 import asyncio
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-
-import torch
 
 from pipeline.api import Model
 from pipeline.errors import ConfigError
 from pipeline.generation.folder import no_tokenizer, read_tokenizer
-from pipeline.generation.requests import CallArguments
 from pipeline.models.model_config import read_config
 from pipeline.system.small_files import read_small_file
 
 TEXT_LIMIT_BYTES = 16 << 20
 SCORED_TOKENS = 64
-"""Of one request: each behind those before it, a pass for a token of all requests."""
+"""Of one request."""
 CONTEXT_TOKENS = 256
 """That a request has before these, where the text has so many."""
-AS_IT_IS: CallArguments = {
-    "temperature": 0.0,
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-    "suppress_tokens": (),
-    "begin_suppress_tokens": (),
-    "no_repeat_ngram_size": 0,
-    "bad_words_ids": (),
-    "forced_bos_token_id": (),
-    "forced_eos_token_id": (),
-    "ignore_eos": True,
-}
-"""Arguments with which no rule of generation_config.json keeps a token from coming."""
 
 
 def read_text(path: Path, folder: Path) -> str:
@@ -66,26 +48,13 @@ async def bits_per_byte(
     async def bits(first: int) -> float:
         nonlocal done_tokens
         context, scored = token_ids[max(0, first - context_tokens) : first], token_ids[first : first + SCORED_TOKENS]
-        arguments: CallArguments = {
-            **AS_IT_IS,
-            "max_new_tokens": len(scored),
-            "logits_processor": functools.partial(_forced, scored, len(context)),
-            "logprobs": 0,
-        }
         async with turns:
-            output = await model.generate(context, **arguments)
+            output = await model.generate([*context, *scored], max_new_tokens=0, prompt_logprobs=0)
         done_tokens += len(scored)
         progress(done_tokens, len(token_ids) - 1)
-        found = zip(scored, output.logprobs or (), strict=True)
-        return math.fsum(-logprobs[token_id] for token_id, logprobs in found) / math.log(2)
+        found = zip(scored, (output.prompt_logprobs or ())[len(context) :], strict=True)
+        return math.fsum(-logprobs[token_id] for token_id, logprobs in found if logprobs) / math.log(2)
 
     async with asyncio.TaskGroup() as group:
         parts = [group.create_task(bits(first)) for first in range(1, len(token_ids), SCORED_TOKENS)]
     return math.fsum(part.result() for part in parts) / len(text.encode())
-
-
-def _forced(scored: Sequence[int], context_tokens: int, token_ids: list[int], logits: torch.Tensor) -> torch.Tensor:
-    """Logits from which the next token of the text comes, whatever the model has made of it."""
-    chosen = torch.full_like(logits, -math.inf)
-    chosen[scored[len(token_ids) - context_tokens]] = 0.0
-    return chosen

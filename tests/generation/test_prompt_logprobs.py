@@ -9,14 +9,12 @@ from typing import Any
 import pytest
 import torch
 from support import tiny_models
+from support.scored_prompts import MOST, PROMPTS, ROOM, ask
 from transformers import PreTrainedModel
 
 from pipeline import Model, Output, RequestError
 from pipeline.models import decoder
 
-PROMPTS = [[3 + (one * one * 7 + one * length) % 250 for one in range(length)] for length in (97, 2, 33, 1, 64, 45)]
-MOST = (20, 0, 3, 5, 20, 1)
-ROOM: dict[str, Any] = {"context_tokens": 160, "kv_tokens": 1600, "max_tokens_per_pass": 300}
 SETTINGS: list[dict[str, Any]] = [
     {},
     {"max_tokens_per_pass": 7, "policy": "stage3"},
@@ -35,21 +33,16 @@ def reference(folder: Path) -> PreTrainedModel:
     return tiny_models.save("qwen3", folder)
 
 
-async def ask(model: Model, index: int, **arguments: Any) -> Output:
-    wanted = {"max_new_tokens": 2, "ignore_eos": True, "prompt_logprobs": MOST[index], **arguments}
-    return await model.generate(PROMPTS[index], **wanted)
-
-
 async def test_they_are_those_of_transformers_alone_in_company_and_however_a_prompt_is_cut(
     folder: Path, reference: PreTrainedModel
 ) -> None:
     found: list[list[Output]] = []
-    async with asyncio.timeout(60), Model.open(folder, dtype="float32", **ROOM) as model:
+    async with asyncio.timeout(60), Model.open(folder, **ROOM) as model:
         found.append([await ask(model, index) for index in range(len(PROMPTS))])
         slices = sum(key[1].startswith("head") for key in model.runtime.program.order)
         assert slices > 1
     for settings in SETTINGS:
-        async with asyncio.timeout(60), Model.open(folder, dtype="float32", **{**ROOM, **settings}) as model:
+        async with asyncio.timeout(60), Model.open(folder, **{**ROOM, **settings}) as model:
             found.append(await asyncio.gather(*(ask(model, index) for index in range(len(PROMPTS)))))
     assert all(outputs == found[0] for outputs in found[1:])
     for prompt, most, output in zip(PROMPTS, MOST, found[0], strict=True):
@@ -67,7 +60,7 @@ async def test_they_are_those_of_transformers_alone_in_company_and_however_a_pro
 
 @pytest.mark.usefixtures("reference")
 async def test_a_prompt_is_scored_whatever_is_cached_of_it_and_may_be_all_that_is_asked_for(folder: Path) -> None:
-    async with asyncio.timeout(60), Model.open(folder, dtype="float32", **ROOM) as model:
+    async with asyncio.timeout(60), Model.open(folder, **ROOM) as model:
         expected = await ask(model, 0)
         await ask(model, 0, prompt_logprobs=None, cache_scope="a")
         scored = await ask(model, 0, cache_scope="a")
@@ -101,7 +94,7 @@ async def test_logits_that_are_not_finite_end_the_request_that_is_scored(
         return logits_TV
 
     monkeypatch.setattr(decoder, "output_slice", overflowing)
-    async with asyncio.timeout(60), Model.open(folder, dtype="float32", **ROOM) as model:
+    async with asyncio.timeout(60), Model.open(folder, **ROOM) as model:
         for _ in range(2):
             with pytest.raises(RequestError, match=r"^numerical: need finite logits; have others for token 41 of the"):
                 await ask(model, 0)

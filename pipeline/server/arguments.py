@@ -29,14 +29,12 @@ def completion_arguments(body: CompletionBody) -> dict[str, Any]:
     """The arguments of each call that a completion makes. Raises ApiError for what cannot be honoured."""
     if body.best_of not in (None, body.n or 1):
         raise not_supported("best_of", f"need n, which is {body.n or 1}, or nothing; have {body.best_of}")
-    if body.add_special_tokens is False:
-        raise not_supported("add_special_tokens", "is not supported for a text; give token ids")
     tokens = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     if tokens == 0 and not body.echo:
         raise ApiError(400, "max_tokens: need 1 or more where the prompt is not echoed; have 0", param="max_tokens")
-    arguments = _common(body) | {"max_new_tokens": tokens or 1, "logprobs": body.logprobs}
-    if body.echo and body.logprobs is not None:
-        arguments["prompt_logprobs"] = body.logprobs
+    arguments = _common(body) | {"max_new_tokens": tokens, "logprobs": body.logprobs}
+    if body.echo and (body.logprobs is not None or tokens == 0):
+        arguments["prompt_logprobs"] = body.logprobs or 0
     return arguments
 
 
@@ -89,12 +87,11 @@ def prompts_of(body: CompletionBody) -> list[str | list[int]]:
     return list(prompt)
 
 
-def messages_of(body: ChatBody, template: str) -> list[dict[str, Any]]:
-    """The messages as templates read them: arguments of tool calls are objects, and developers are the system.
+def messages_of(body: ChatBody, *, knows_developers: bool) -> list[dict[str, Any]]:
+    """The messages as templates read them: arguments of calls are objects, and developers are the system.
 
-    A `template` that knows developers gets them.
+    Where the template `knows_developers` it gets them.
     """
-    knows_developers = "developer" in template
     messages = []
     for message in body.messages:
         if message.get("role") == "developer" and not knows_developers:
@@ -150,6 +147,7 @@ def naming_fields(body: Body) -> Iterator[None]:
     except RequestError as error:
         most = "max_completion_tokens" if getattr(body, "max_completion_tokens", None) is not None else "max_tokens"
         message = str(error).replace("max_new_tokens", most).replace("min_new_tokens", "min_tokens")
+        message = message.replace("prompt_logprobs", "logprobs")
         if message.startswith(NO_ROOM):
             raise ApiError(400, message, param=most, code="context_length_exceeded") from error
         raise RequestError(message) from error

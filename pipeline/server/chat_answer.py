@@ -1,7 +1,7 @@
 """Answers of /v1/chat/completions."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from msgspec import UNSET, Struct, UnsetType
 
@@ -15,10 +15,16 @@ from pipeline.server.objects import (
     Delta,
     DeltaChoice,
     Function,
+    FunctionDelta,
     ToolCall,
+    ToolCallDelta,
     Usage,
 )
 from pipeline.server.token_names import TokenNames
+from pipeline.text.tool_calls.deltas import ArgumentsDelta, CallDelta, ReasoningDelta, TextDelta
+from pipeline.text.tool_calls.deltas import Delta as Parsed
+from pipeline.text.tool_calls.formats import ToolFormat
+from pipeline.text.tool_calls.parser import AnswerParser
 
 if TYPE_CHECKING:
     from pipeline.generation.sequence import Chunk
@@ -27,25 +33,35 @@ if TYPE_CHECKING:
 class ChatAnswer(GrowingAnswer[DeltaChoice]):
     """The answer to the messages of a request.
 
-    There is a parser for each sample where the model's format is known. With `names`, the log-probabilities of each
-    token are told, and those of so many likely ones. With `one_call`, a sample ends behind its first call of a tool.
+    Where the model has a `tool_format`, calls of `tools` and reasoning, which `prompt` may have begun, are told apart.
+    With `names`, the log-probabilities of each token are told, and those of so many likely ones. With `one_call`, a
+    sample ends behind its first call of a tool.
     """
 
     def __init__(
         self,
         model: str,
-        parsers: Sequence[None],
+        samples: int = 1,
         *,
+        tool_format: ToolFormat | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
         names: TokenNames | None = None,
         top_logprobs: int = 0,
         one_call: bool = False,
         includes_usage: bool = False,
     ) -> None:
-        super().__init__("chatcmpl", model, len(parsers), includes_usage=includes_usage)
-        self._parsers = parsers
+        super().__init__("chatcmpl", model, samples, includes_usage=includes_usage)
+        self.prompt = ""
+        self._tool_format, self._tools = tool_format, tools
+        self._parsers: dict[int, AnswerParser] = {}
         self._names, self._top_logprobs = names, top_logprobs
         self._one_call = one_call
         self._ended: set[int] = set()
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether the text of the prompt must be known before the first chunk comes."""
+        return self._tool_format is not None and self._tool_format.may_open_reasoning
 
     @property
     def ended(self) -> bool:
@@ -71,7 +87,15 @@ class ChatAnswer(GrowingAnswer[DeltaChoice]):
 
     def _deltas(self, index: int, chunk: "Chunk") -> tuple[list[Delta], str | None]:
         """What the text of a chunk means, and why the sample ends with it, if it does."""
-        return [Delta(content=chunk.text)] if chunk.text else [], chunk.finish_reason
+        reason = chunk.finish_reason
+        if self._tool_format is None:
+            return [Delta(content=chunk.text)] if chunk.text else [], reason
+        if (parser := self._parsers.get(index)) is None:
+            parser = self._parsers[index] = self._tool_format.parser(self._tools, self.prompt)
+        parsed = [*parser.push(chunk.text), *(parser.flush() if reason is not None else ())]
+        if self._one_call and parser.calls > 1:
+            parsed, reason = _before_second(parsed), "stop"
+        return [_delta(one) for one in parsed], "tool_calls" if parser.calls and reason == "stop" else reason
 
     def frame(self, choices: list[DeltaChoice], usage: Usage | UnsetType | None) -> Struct:
         """See `GrowingAnswer`."""
@@ -80,6 +104,23 @@ class ChatAnswer(GrowingAnswer[DeltaChoice]):
     def whole(self, added: list[list[DeltaChoice]], usage: Usage) -> Struct:
         """See `GrowingAnswer`."""
         return ChatCompletion(**self._head, choices=[_joined(choices) for choices in added], usage=usage)
+
+
+def _before_second(parsed: Iterable[Parsed]) -> list[Parsed]:
+    return [one for one in parsed if not isinstance(one, CallDelta | ArgumentsDelta) or one.index == 0]
+
+
+def _delta(parsed: Parsed) -> Delta:
+    match parsed:
+        case TextDelta(text):
+            return Delta(content=text)
+        case ReasoningDelta(text):
+            return Delta(reasoning_content=text)
+        case CallDelta(index, id, name):
+            function = FunctionDelta(name=name, arguments="")
+            return Delta(tool_calls=[ToolCallDelta(index=index, id=id, type="function", function=function)])
+        case ArgumentsDelta(index, text):
+            return Delta(tool_calls=[ToolCallDelta(index=index, function=FunctionDelta(arguments=text))])
 
 
 def _joined(choices: Sequence[DeltaChoice]) -> ChatChoice:

@@ -41,25 +41,41 @@ async def chat_completions(request: Request) -> Response:
     options |= {"tools": tools or None, "chat_template": template}
     with naming_fields(body):
         names = TokenNames(model) if body.logprobs else None
+        tool_format = model.tool_format(template, with_tools=bool(tools))
+        messages = messages_of(body, knows_developers="developer" in _template(model, template, tools))
+        if tool_format is not None:
+            arguments["shown_tokens"] = tool_format.marks
     answer = ChatAnswer(
         name,
-        [None] * (body.n or 1),
+        body.n or 1,
+        tool_format=tool_format,
+        tools=tools,
         names=names,
         top_logprobs=body.top_logprobs or 0,
         one_call=body.parallel_tool_calls is False,
         includes_usage=body.includes_usage,
     )
-    stream = _stream(model, messages_of(body, template or ""), options, arguments)
+    stream = _stream(model, answer, messages, options, arguments)
     chunks = merged([counted(request, in_words_of(body, stream))])
     if body.stream:
         return EventStream(documents(answer, chunks))
     return WholeAnswer(lambda: document(answer, answer.samples, chunks))
 
 
+def _template(model: "Model", template: str | None, tools: Sequence[Mapping[str, Any]]) -> str:
+    return model.tokenizer.chat_templates.choose(template, with_tools=bool(tools))
+
+
 async def _stream(
-    model: "Model", messages: Sequence[Mapping[str, Any]], options: dict[str, Any], arguments: dict[str, Any]
+    model: "Model",
+    answer: ChatAnswer,
+    messages: Sequence[Mapping[str, Any]],
+    options: dict[str, Any],
+    arguments: dict[str, Any],
 ) -> AsyncGenerator["Chunk", None]:
     """The chunks of a chat, which ends with the context where no other length is said."""
+    if answer.reads_prompt:
+        answer.prompt = await model.chat_prompt(messages, **options)
     if "max_new_tokens" not in arguments:
         prompt_tokens = len(await model.chat_ids(messages, **options))
         arguments["max_new_tokens"] = max(1, model.runtime.context_tokens - prompt_tokens)

@@ -1,6 +1,7 @@
 """/v1/completions."""
 
 import asyncio
+import functools
 from typing import TYPE_CHECKING
 
 from starlette.requests import Request
@@ -30,14 +31,14 @@ async def completions(request: Request) -> Response:
     arguments["cache_scope"] = scope_of(request, body.cache_scope)
     with naming_fields(body):
         names = TokenNames(model) if body.logprobs is not None else None
-        echoes = [await _echo(model, prompt) for prompt in prompts] if body.echo else []
-        streams = [model.stream(prompt, **arguments) for prompt in [echo.token_ids for echo in echoes] or prompts]
+        adds_special = body.add_special_tokens is not False
+        read = [await _read(model, one, adds_special) for one in prompts] if body.echo or not adds_special else []
+        streams = [model.stream(prompt, **arguments) for prompt in [one.token_ids for one in read] or prompts]
     answer = TextAnswer(
         name,
         body.n or 1,
         names=names,
-        echoes=echoes,
-        only_echo=body.max_tokens == 0,
+        echoes=read if body.echo else (),
         includes_usage=body.includes_usage,
     )
     chunks = merged([counted(request, in_words_of(body, stream)) for stream in streams])
@@ -46,8 +47,9 @@ async def completions(request: Request) -> Response:
     return WholeAnswer(lambda: document(answer, len(prompts) * answer.samples, chunks))
 
 
-async def _echo(model: "Model", prompt: str | list[int]) -> Echo:
+async def _read(model: "Model", prompt: str | list[int], adds_special: bool) -> Echo:
     """A prompt as text and as token ids, made of each other on a thread: it may be long."""
     if isinstance(prompt, str):
-        return Echo(prompt, await asyncio.to_thread(model.tokenizer.encode, prompt))
+        encode = functools.partial(model.tokenizer.encode, prompt, add_special_tokens=adds_special)
+        return Echo(prompt, await asyncio.to_thread(encode))
     return Echo(await asyncio.to_thread(model.tokenizer.decode, prompt), prompt)

@@ -1,7 +1,7 @@
 """Answers of /v1/completions."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from msgspec import Struct, UnsetType
@@ -25,8 +25,7 @@ class Echo:
 class TextAnswer(GrowingAnswer[TextChoice]):
     """One answer to all prompts of a request.
 
-    With `names`, log-probabilities are told; with `echoes`, one for each prompt, answers begin with it. Where the
-    answer is the prompt only, `only_echo`, the model's one token is left out.
+    With `names`, log-probabilities are told; with `echoes`, one for each prompt, answers begin with it.
     """
 
     def __init__(
@@ -36,20 +35,12 @@ class TextAnswer(GrowingAnswer[TextChoice]):
         *,
         names: TokenNames | None,
         echoes: Sequence[Echo] = (),
-        only_echo: bool = False,
         includes_usage: bool = False,
     ) -> None:
         super().__init__("cmpl", model, samples, includes_usage=includes_usage)
         self._names = names
         self._echoes = echoes
-        self._only_echo = only_echo
         self._tokens: dict[int, TokenList] = {}
-
-    def take(self, prompt: int, chunk: "Chunk") -> list[TextChoice]:
-        """See `GrowingAnswer`."""
-        if self._only_echo:
-            chunk = replace(chunk, text="", token_ids=(), finish_reason="length")
-        return super().take(prompt, chunk)
 
     def added(self, index: int, chunk: "Chunk", *, begins: bool) -> list[TextChoice]:
         """See `GrowingAnswer`."""
@@ -58,7 +49,7 @@ class TextAnswer(GrowingAnswer[TextChoice]):
         if begins and self._echoes:
             echo = self._echoes[index // self.samples]
             text, token_ids = echo.text + text, [*echo.token_ids, *token_ids]
-            logprobs = [*(getattr(chunk, "prompt_logprobs", None) or ()), *logprobs]
+            logprobs = [*(chunk.prompt_logprobs or ()), *logprobs]
         told = None
         if self._names is not None:
             told = self._tokens.setdefault(index, TokenList(self._names)).add(token_ids, logprobs)

@@ -3,13 +3,17 @@
 import json
 import math
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from typing import Any
+
+import pytest
 
 from pipeline import Chunk
 from pipeline.server.answers import GrowingAnswer, document, documents
 from pipeline.server.chat_answer import ChatAnswer
 from pipeline.server.text_answer import Echo, TextAnswer
 from pipeline.server.token_names import TokenNames
+from pipeline.text.tool_calls.formats import find_format
 
 PIECES = {1: b"Hello", 2: b" w\xc3", 3: b"\xb6rld", 4: b"!", 9: b"<|end|>"}
 
@@ -95,31 +99,38 @@ async def test_a_chunk_without_text_is_not_sent_unless_it_tells_something() -> N
 
 
 async def test_a_prompt_is_echoed_and_alone_where_nothing_more_is_wanted() -> None:
-    echoes = [Echo("Hello", [9, 1])]
-    for only_echo, text, tokens in ((False, "Hello!", 1), (True, "Hello", 0)):
-        answer = TextAnswer("small", 1, names=None, echoes=echoes, only_echo=only_echo)
-        made = await whole(answer, 1, [(0, chunk(4, "!", "length"))])
-        assert (made["choices"][0]["text"], made["usage"]["completion_tokens"]) == (text, tokens)
-        assert made["choices"][0]["finish_reason"] == "length"
+    scores = (None, {4: -1.0, 1: -2.0})
+    scored = replace(chunk(4, "!", "length"), prompt_logprobs=scores)
+    alone = Chunk("", (), "length", prompt_logprobs=scores)
+    for ended, text, tokens in ((scored, "Hello!", 1), (alone, "Hello", 0)):
+        answer = TextAnswer("small", 1, names=NAMES, echoes=[Echo("Hello", [9, 1])])
+        made = await whole(answer, 1, [(0, ended)])
+        [choice] = made["choices"]
+        assert (choice["text"], made["usage"]["completion_tokens"], choice["finish_reason"]) == (text, tokens, "length")
+        told = choice["logprobs"]
+        assert told["tokens"] == ["<|end|>", "Hello", "!"][: 2 + tokens]
+        assert told["token_logprobs"] == [None, -2.0, -0.5][: 2 + tokens]
+        assert told["top_logprobs"][:2] == [None, {"!": -1.0, "Hello": -2.0}]
+        assert told["text_offset"] == [0, 0, 5][: 2 + tokens]
 
 
 async def test_a_chat_begins_with_its_role_and_ends_with_its_reason() -> None:
     chunks = [(0, one) for one in HELLO]
-    told = [one["choices"][0] for one in await frames(ChatAnswer("small", [None]), chunks)]
+    told = [one["choices"][0] for one in await frames(ChatAnswer("small"), chunks)]
     assert [one["delta"] for one in told] == [
         {"role": "assistant", "content": ""},
         *({"content": text} for text in ("Hello", " w", "örld")),
         {},
     ]
     assert [one["finish_reason"] for one in told] == [None] * 4 + ["stop"]
-    made = (await whole(ChatAnswer("small", [None]), 1, chunks))["choices"][0]
+    made = (await whole(ChatAnswer("small"), 1, chunks))["choices"][0]
     assert made["message"] == {"role": "assistant", "content": "Hello wörld", "refusal": None}
     assert (made["finish_reason"], made["logprobs"]) == ("stop", None)
 
 
 async def test_each_token_of_a_chat_has_a_log_probability_even_without_text() -> None:
     def answer() -> ChatAnswer:
-        return ChatAnswer("small", [None], names=NAMES, top_logprobs=2)
+        return ChatAnswer("small", names=NAMES, top_logprobs=2)
 
     chunks = [(0, one) for one in [*HELLO[:1], chunk(2, ""), chunk(3, "wörld"), HELLO[3]]]
     told = (await whole(answer(), 1, chunks))["choices"][0]["logprobs"]
@@ -128,3 +139,55 @@ async def test_each_token_of_a_chat_has_a_log_probability_even_without_text() ->
     assert [one["logprob"] for one in told["content"][2]["top_logprobs"]] == [-0.25, -0.5], "the likeliest first"
     streamed = [one["choices"][0]["logprobs"] for one in await frames(answer(), chunks)]
     assert [named for one in streamed if one for named in one["content"]] == told["content"]
+
+
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+CALLS = find_format("<think> <tool_call>")
+WRITTEN = (
+    'it depends</think>\n\nWell.\n<tool_call>\n{"name": "f", "arguments": {"x": [1, 2]}}\n</tool_call>\n'
+    '<tool_call>\n{"name": "f", "arguments": {"y": "ö"}}\n</tool_call>'
+)
+
+
+async def called(letters: int, **options: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What becomes of an answer that comes by so many letters, as one object and as the choices of its chunks."""
+    pieces = [WRITTEN[at : at + letters] for at in range(0, len(WRITTEN), letters)]
+    chunks = [(0, chunk(4, piece)) for piece in pieces] + [(0, chunk(9, "", "stop"))]
+
+    def answer() -> ChatAnswer:
+        made = ChatAnswer("small", tool_format=CALLS, tools=TOOLS, **options)
+        assert made.reads_prompt
+        made.prompt = "<think>\n"
+        return made
+
+    made = (await whole(answer(), 1, chunks))["choices"][0]
+    return made, [one["choices"][0] for one in await frames(answer(), chunks)]
+
+
+@pytest.mark.parametrize("letters", [1, 7, 1000])
+async def test_reasoning_and_calls_are_told_apart_from_text_however_they_come(letters: int) -> None:
+    made, told = await called(letters)
+    message = made["message"]
+    assert (message["reasoning_content"], message["content"].strip()) == ("it depends", "Well.")
+    functions = [(one["function"]["name"], json.loads(one["function"]["arguments"])) for one in message["tool_calls"]]
+    assert functions == [("f", {"x": [1, 2]}), ("f", {"y": "ö"})]
+    assert {one["type"] for one in message["tool_calls"]} == {"function"}
+    deltas = [one["delta"] for one in told]
+    for name in ("reasoning_content", "content"):
+        assert "".join(delta.get(name, "") for delta in deltas) == message[name]
+    calls = [call for delta in deltas for call in delta.get("tool_calls", ())]
+    for index, call in enumerate(message["tool_calls"]):
+        first, *others = [one for one in calls if one["index"] == index]
+        assert (first["type"], first["function"]["name"], first["function"]["arguments"]) == ("function", "f", "")
+        assert "".join(one["function"]["arguments"] for one in others) == call["function"]["arguments"]
+        assert all(one.keys() == {"index", "function"} and one["function"].keys() == {"arguments"} for one in others)
+    assert [one["finish_reason"] for one in told] == [None] * (len(told) - 1) + ["tool_calls"]
+    assert made["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize("letters", [1, 1000])
+async def test_an_answer_of_one_call_ends_where_the_second_begins(letters: int) -> None:
+    made, told = await called(letters, one_call=True)
+    assert [json.loads(one["function"]["arguments"]) for one in made["message"]["tool_calls"]] == [{"x": [1, 2]}]
+    assert (made["finish_reason"], told[-1]["finish_reason"]) == ("tool_calls", "tool_calls")
+    assert {call["index"] for one in told for call in one["delta"].get("tool_calls", ())} == {0}

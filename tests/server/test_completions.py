@@ -49,6 +49,9 @@ async def test_prompts_and_samples_are_those_of_the_model(server: tuple[Model, h
         assert made["usage"]["prompt_tokens"] == sum(len(samples[0].prompt_token_ids) for samples in wanted)
         assert made["usage"]["completion_tokens"] == 24
     body = {"prompt": "import os\n"}
+    plain = await ask(client, "a", add_special_tokens=False)
+    bare = await model.generate(model.tokenizer.encode("a", add_special_tokens=False), max_tokens=6)
+    assert (plain["choices"][0]["text"], plain["usage"]["prompt_tokens"]) == (bare.text, 1)
     default = (await client.post("/v1/completions", json=body)).json()
     assert default["usage"]["completion_tokens"] == 16, "as OpenAI documents it"
     assert default["model"] == "small"
@@ -88,6 +91,15 @@ async def test_a_prompt_is_echoed_whatever_it_is(server: tuple[Model, httpx.Asyn
     answer = await model.generate("import os\n", max_tokens=6)
     for prompt in ("import os\n", [*answer.prompt_token_ids]):
         assert (await ask(client, prompt, echo=True))["choices"][0]["text"] == "import os\n" + answer.text
+        scored = await model.generate(prompt, max_tokens=1, prompt_logprobs=1, logprobs=1)
+        told = (await ask(client, prompt, echo=True, max_tokens=1, logprobs=1))["choices"][0]["logprobs"]
+        assert scored.prompt_logprobs is not None
+        wanted = [
+            None if found is None else found[token_id]
+            for found, token_id in zip(scored.prompt_logprobs, scored.prompt_token_ids, strict=True)
+        ]
+        assert told["token_logprobs"][:-1] == pytest.approx(wanted), "those of the prompt, then of one new token"
+        assert len(told["tokens"]) == len(wanted) + 1
         nothing = await ask(client, prompt, echo=True, max_tokens=0)
         assert (nothing["choices"][0]["text"], nothing["usage"]["completion_tokens"]) == ("import os\n", 0)
 

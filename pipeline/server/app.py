@@ -27,6 +27,7 @@ ROUTES: dict[str, tuple[str, Handler]] = {
     "/v1/chat/completions": ("POST", chat_completions),
     "/v1/completions": ("POST", completions),
     "/v1/models": ("GET", models),
+    "/v1/models/{name:path}": ("GET", models),
     "/health": ("GET", health),
     "/metrics": ("GET", metrics),
     "/props": ("GET", props),

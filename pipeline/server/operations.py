@@ -8,10 +8,10 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, shown
 from pipeline.server.connections import most_connections
 from pipeline.server.door import MOST_BODY_BYTES, MOST_HEADER_BYTES
-from pipeline.server.errors import RETRY_AFTER_SECONDS
+from pipeline.server.errors import RETRY_AFTER_SECONDS, ApiError
 from pipeline.server.served import served_of
 
 if TYPE_CHECKING:
@@ -35,10 +35,14 @@ async def health(request: Request) -> Response:
 
 
 async def models(request: Request) -> Response:
-    """The names of the model."""
+    """The names of the model; or of one that is asked for. Raises ApiError 404."""
     served = served_of(request)
     rows = [{"id": name, "object": "model", "created": served.started, "owned_by": "penstock"} for name in served.names]
-    return as_json({"object": "list", "data": rows})
+    if (wanted := request.path_params.get("name")) is None:
+        return as_json({"object": "list", "data": rows})
+    if wanted not in served.names:
+        raise ApiError(404, f"no model {shown(wanted)}; here are {', '.join(served.names)}", code="model_not_found")
+    return as_json(rows[served.names.index(wanted)])
 
 
 async def slots(request: Request) -> Response:

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
+import os
 import resource
 import signal
 import socket
@@ -39,8 +41,7 @@ async def serve_model(options: ServerOptions) -> int:
         server = Server(served)
         opening = asyncio.create_task(served.open())
         try:
-            host, port = listening.getsockname()[:2]
-            logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+            _tell_where(listening, options)
             await server.serve(sockets=[listening])
         finally:
             opening.cancel()
@@ -130,7 +131,15 @@ def _listening(options: ServerOptions) -> socket.socket:
         family = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((options.host, options.port), family=family, backlog=BACKLOG)
     except OSError as error:
+        why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror  # of names it is below 0
         raise ResourceError(
-            f"cannot listen on {options.host}, port {options.port}: {error.strerror or error}; choose another --port, "
-            "or --port 0 for any"
+            f"cannot listen on {options.host}, port {options.port}: {why}; choose another --host or --port; --port 0 "
+            "takes a free one"
         ) from error
+
+
+def _tell_where(listening: socket.socket, options: ServerOptions) -> None:
+    host, port = listening.getsockname()[:2]
+    logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    if not (options.api_keys or ipaddress.ip_address(host).is_loopback):
+        logger.warning("whoever reaches this port may ask, and read in /props how the model is run; give --api-key KEY")

@@ -64,9 +64,14 @@ async def test_a_line_that_fails_fails_those_that_run_and_serves_the_next() -> N
 
 
 async def test_the_first_signal_lets_requests_finish_and_refuses_new_ones() -> None:
-    async with serving(names=("small",)) as it:
+    settings = {**SETTINGS, "max_requests": 1, "max_waiting": 0}
+    async with serving(settings=settings, names=("small",)) as it:
         output = await it.model.generate(BODY["prompt"], max_new_tokens=20)
         async with it.client.stream("POST", "/v1/completions", json={**BODY, "stream": True}) as streamed:
+            for stream in (True, False):
+                busy = await it.client.post("/v1/completions", json={**BODY, "stream": stream})
+                assert (busy.status_code, busy.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+                assert int(busy.headers["retry-after"])
             it.server.end(signal.SIGTERM)
             assert it.served.state == "draining"
             async with asyncio.timeout(5):

@@ -8,6 +8,8 @@ import sys
 import pytest
 from support.servers import frames, serving, text_of
 
+from pipeline.cli import main
+
 BODY = {"model": "small", "prompt": "import os\n", "max_tokens": 4}
 
 
@@ -20,7 +22,8 @@ async def test_answers_whole_and_streamed_are_those_of_the_model() -> None:
         assert text_of(frames(streamed.text)) == output.text
         assert (await it.client.get("/health")).json() == {"status": "ready"}
         [model] = (await it.client.get("/v1/models")).json()["data"]
-        assert model["id"] == "small"
+        assert (await it.client.get("/v1/models/small")).json() == model
+        assert (await it.client.get("/v1/models/large")).json()["error"]["code"] == "model_not_found"
         told = (await it.client.get("/metrics")).text
         figures = dict(re.findall(r"^penstock:(\w+) ([\d.]+)$", told, re.MULTILINE))
         assert (figures["generation_tokens_total"], figures["time_to_first_token_seconds_count"]) == ("12.0", "2.0")
@@ -107,6 +110,14 @@ async def test_prompts_are_shared_within_a_key_and_with_nobody_else() -> None:
                 answer = await it.client.get(path, headers={name: value.encode() for name, value in headers.items()})
                 assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
         assert (await it.client.get("/health")).status_code == 200
+
+
+def test_without_the_extra_an_error_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pipeline.tools.commands.serve.MODULES", ("starlette", "no_such_module"))
+    assert main(["serve", "bundled"]) == 1
+    assert "need no_such_module: pip install 'penstock-llm[server]'" in capsys.readouterr().err
 
 
 def test_the_application_needs_no_torch() -> None:

@@ -2,11 +2,12 @@
 
 Takes:  messages in a device slot, whose bytes may still be on their way.
 Gives:  nothing: the line ends here, tokens leave through the program.
-Holds:  the state of the pass that it is in, and the groups that came before their turn.
+Holds:  the state of the pass that it is in, the groups that came before their turn, and those that stay.
 Fails:  when a computation failed, naming the group; or the upload before it, naming the uploader.
 """
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from actors.core.budget import Slot
@@ -16,12 +17,14 @@ from actors.core.message import READY, GroupKey, Message, ended
 from actors.core.ports import Program
 from actors.core.prefetch import PrefetchQueue
 from actors.core.stage import Sink
+from actors.core.stretch import has_arrived, stretches
 
 
 class ComputeScheduler(Sink):
     """Launches each group's computation behind the group's event, so that the host never stands between two groups.
 
-    A blocking scheduler checks each group in first. With a queue it reports every start and end to the planner.
+    A blocking scheduler checks each group in first. With a queue it reports every start and end to the planner; without
+    one it keeps groups that stay, and computes several as one unless a trace records when each of them was computed.
     """
 
     def __init__(self, program: Program, *, blocking: bool = False, queue: PrefetchQueue | None = None) -> None:
@@ -39,36 +42,70 @@ class ComputeScheduler(Sink):
     def _restart(self) -> None:
         self._position = 0
         self._parked: dict[GroupKey, Message[Slot]] = {}
+        self._kept: dict[GroupKey, Message[Slot]] = {}
         self._launched: list[tuple[Message[Slot], Sequence[Event]]] = []
         self._previous: Sequence[Event] = ()
         self._reports: tuple[Event, Event] = (READY, READY)
 
     async def take(self, message: Message[Slot]) -> None:
-        """Launch the group, and those behind it that came before their turn; or park it until its own."""
+        """Launch the group, and those behind it that stay or came before their turn; or park it until its own."""
         if message.seq == 0:
             self._restart()
         self._parked[message.key] = message
-        while (following := self._parked.pop(self._program.order[len(self._launched)], None)) is not None:
-            await self._compute(following)
+        order = self._program.order
+        while (following := self._parked.pop(order[self._position % len(order)], None)) is not None:
+            if following.stands_for == 1:
+                await self._compute((following,))
+                continue
+            for stretch in stretches((following, *self._behind(following))):
+                await self._compute(stretch)
+                await asyncio.sleep(0)  # requests come and leave meanwhile
 
-    async def _compute(self, message: Message[Slot]) -> None:
-        """Launch one group: the first when a pass has begun; behind the last, wait for the results of the pass."""
+    def _behind(self, message: Message[Slot]) -> Iterator[Message[Slot]]:
+        """The groups that `message` stands for beside its own."""
+        first = self._position % len(self._program.order)
+        for index in range(1, message.stands_for):
+            kept = self._kept[self._program.order[first + index]]
+            event = READY if has_arrived(kept) else kept.event
+            yield Message(kept.layer, kept.group, message.seq + index, kept.at, event)
+
+    async def _compute(self, groups: Sequence[Message[Slot]]) -> None:
+        """Launch groups: the first when a pass has begun; behind the last, wait for the results of the pass."""
         if not self._launched:
-            await self.stalled("request", message, self._begin() if self._position else self._begun.wait())
+            await self.stalled("request", groups[0], self._begin() if self._position else self._begun.wait())
+        apart = len(groups) == 1 or self._blocking or self.wiring.meter.recording
+        ran = () if apart or not all(map(has_arrived, groups)) else self._program.stretch(self._pass, groups)
+        if ran:
+            self._leave(groups, ran)
+        else:
+            for message in groups:
+                await self._compute_alone(message)
+        self._position += len(groups)
+        if self._position % len(self._program.order) == 0:
+            await self.stalled("result", groups[-1], self._finish())
+            self._launched.clear()
+
+    async def _compute_alone(self, message: Message[Slot]) -> None:
         await self.host_is_through(message, message.at)
         if (preparing := self._program.prepare(self._pass, message)) is not None:
             await self.stalled("companion", message, preparing)
         if self._blocking:
             await self.stalled("check", message, self._program.check_in(self._pass, message))
         ran = self._program.step(self._pass, message)
-        self.give_back(message, ran)
+        self._leave((message,), ran)
         if self._queue is not None:
             self._tell(self._queue, message, ran)
-        self._launched.append((message, ran))
-        self._position += 1
-        if len(self._launched) == len(self._program.order):
-            await self.stalled("result", message, self._finish())
-            self._launched.clear()
+
+    def _leave(self, groups: Sequence[Message[Slot]], ran: Sequence[Event]) -> None:
+        """Give back what comes again: the first group of a pass, and what moves. What stays is kept."""
+        first = groups[0]
+        self._launched.append((first, ran))
+        if self._queue is not None or not first.at.stays or first.key == self._program.order[0]:
+            self.give_back(first, ran)
+            groups = groups[1:]
+        if groups:
+            self.keep(groups, ran)
+            self._kept.update((message.key, message) for message in groups)
 
     def _tell(self, queue: PrefetchQueue, message: Message[Slot], ran: Sequence[Event]) -> None:
         """Report a computation's start and end. A report waits for the one before, so they come in compute order."""

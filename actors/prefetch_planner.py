@@ -1,12 +1,13 @@
 """Says in which order groups travel.
 
 Takes:  nothing.
-Gives:  one message per group, with nothing in it yet: in compute order, or as a policy asks for them.
+Gives:  one message per group, with nothing in it yet: in compute order, or as a policy asks for them. From the second
+        pass on a message stands for the groups behind it, too, that stay where they are computed.
 Holds:  the order of one pass.
 Fails:  never.
 """
 
-import itertools
+import math
 from collections.abc import AsyncIterator, Sequence
 
 from actors.core.message import READY, GroupKey, Message
@@ -32,8 +33,21 @@ class PrefetchPlanner(Source):
         """Give every group of every pass; without end unless a number of passes was set."""
         if self._queue is not None:
             self._queue.restart()
-        seqs = itertools.count() if self._passes is None else range(self._passes * len(self._order))
-        for seq in seqs:
-            position = seq if self._queue is None else await self._queue.take()
-            layer, group = self._order[position % len(self._order)]
-            yield Message(layer, group, seq, None, READY)
+        groups = len(self._order)
+        seq, end = 0, math.inf if self._passes is None else self._passes * groups
+        first_pass, later = [1] * groups, self._stand_for()
+        while seq < end:
+            position = (seq if self._queue is None else await self._queue.take()) % groups
+            stands_for = (first_pass if seq < groups else later)[position]
+            yield Message(*self._order[position], seq, None, READY, stands_for)
+            seq += stands_for
+
+    def _stand_for(self) -> Sequence[int]:
+        """For each group, for how many its message stands: the first of a pass always travels, and all in a queue."""
+        budgets = self.wiring.ahead if self._queue is None else ()
+        stays = budgets[-1].residents if budgets else ()
+        counts = [1] * len(self._order)
+        for position in range(len(counts) - 1, 0, -1):
+            if self._order[position] in stays:
+                counts[position - 1] += counts[position]
+        return counts

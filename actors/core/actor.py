@@ -125,7 +125,7 @@ class Actor:
         wiring.meter.stalled("message", message, started, wiring.clock())
         if message.seq != wiring.next_seq:
             raise LineError(f"rule 1: {self.name} expected seq {wiring.next_seq}, received seq {message.seq}")
-        wiring.next_seq += 1
+        wiring.next_seq += message.stands_for
         wiring.in_hand = message
         return message
 
@@ -156,7 +156,7 @@ class Actor:
         wiring = self.wiring
         if wiring.outlet is None or message.seq != wiring.next_seq or (onward := self._onward(message)) is None:
             return None
-        wiring.next_seq += 1
+        wiring.next_seq += message.stands_for
         return onward, wiring.outlet
 
     def _onward(self, message: Message[Any]) -> Message[Any] | None:

@@ -23,9 +23,11 @@ class Message(Generic[Place]):
     Attributes:
         layer: index of the layer, counted from 0; the head comes after the last layer.
         group: the part of the layer that the group is.
-        seq: position in the plan; rises by one from message to message in every channel (rule 1).
+        seq: position of the group in the plan; the next message in every channel has `seq + stands_for` (rule 1).
         at: where the bytes are now: nothing before the disk reader, then a `Slot`.
         event: done once the bytes have arrived at `at`.
+        stands_for: how many groups are computed when it comes: its own, and those behind it that stay, and travel no
+            more.
     """
 
     layer: int
@@ -33,6 +35,7 @@ class Message(Generic[Place]):
     seq: int
     at: Place
     event: Event
+    stands_for: int = 1
 
     @property
     def key(self) -> GroupKey:
@@ -41,7 +44,7 @@ class Message(Generic[Place]):
 
     def moved(self, at: Elsewhere, event: Event) -> "Message[Elsewhere]":
         """The same group at another place, or with another event."""
-        return Message(self.layer, self.group, self.seq, at, event)
+        return Message(self.layer, self.group, self.seq, at, event, self.stands_for)
 
 
 class _Ready:

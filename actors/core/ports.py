@@ -135,7 +135,7 @@ class PrefetchPolicy(Protocol):
 class Program(Protocol):
     """The compute scheduler runs it. One pass is one sweep over all groups, in compute order.
 
-    A class that inherits from it need not write `prepare` and `check_in`.
+    A class that inherits from it need not write `prepare`, `check_in` and `stretch`.
     """
 
     order: Sequence[GroupKey]
@@ -158,6 +158,14 @@ class Program(Protocol):
         The computation is launched behind `message.event`, the arrival of the group's bytes (rule 4). The answer is
         empty where nothing is launched, as for a group that no request needs.
         """
+
+    def stretch(self, pass_: Any, messages: Sequence[Message[Slot]], /) -> Sequence[Event]:
+        """Launch, as one piece of work, groups that stay and follow one another: the same of them in every pass.
+
+        Their bytes have arrived, and nobody waits for one of them alone. The answer is empty where nothing is
+        launched: then each gets its `prepare` and its `step`.
+        """
+        return ()
 
     async def finish(self, pass_: Any, /) -> None:
         """Wait for the results of the pass and hand them on."""

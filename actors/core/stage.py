@@ -79,7 +79,7 @@ class Stage(Actor):
         if not isinstance(result, Message):
             raise LineError(f"{self.name}.handle must return a Message, returned {type(result).__name__}")
         _require_event(self.name, "handle", result.event)
-        same = (result.layer, result.group, result.seq) == (message.layer, message.group, message.seq)
+        same = (result.key, result.seq, result.stands_for) == (message.key, message.seq, message.stands_for)
         if result.at is not message.at or not same:
             raise LineError(f"rule 1: {self.name}.handle may change only the event: took {message}, returned {result}")
 
@@ -170,7 +170,7 @@ class Sink(Actor):
     """Ends a line."""
 
     async def take(self, message: Message[Slot]) -> None:
-        """Use the message up. Calls `self.give_back(message, ...)` exactly once."""
+        """Use the message up. Calls `self.give_back(message, ...)` exactly once, or keeps it."""
         raise NotImplementedError
 
     def give_back(self, message: Message[Slot], ran: Sequence[Event]) -> None:
@@ -180,6 +180,13 @@ class Sink(Actor):
         """
         message.at.release(after=ran[-1] if ran else message.event)
         self.wiring.meter.launched(message, ran, message.at.index)
+
+    def keep(self, messages: Sequence[Message[Slot]], ran: Sequence[Event]) -> None:
+        """Keep the slots of groups that stay, and travel no more, until the line stops; `ran` is as in `give_back`."""
+        first = messages[0]
+        for message in messages:
+            message.at.filled = ran[-1] if ran else message.at.filled
+        self.wiring.meter.launched(first, ran, first.at.index, len(messages))
 
     async def _work(self) -> None:
         while True:

@@ -129,6 +129,11 @@ class Meter:
         self.stalled_seconds += ended - started
         self._trace.span(self._actor, what, message, started, ended)
 
+    @property
+    def recording(self) -> bool:
+        """Whether spans are kept."""
+        return self._trace.recording
+
     def worked(self, message: Message[Any], started: float, ended: float, waited: float) -> None:
         """Count work that the actor did itself, less what it `waited` for before it could begin."""
         self._messages += 1
@@ -136,9 +141,12 @@ class Meter:
         slot = -1 if message.at is None else message.at.index
         self._trace.span(self._actor, "work", message, started + waited, ended, slot=slot)
 
-    def launched(self, message: Message[Any], events: Sequence[Event], slot: int) -> None:
-        """Count the operations of one message that run elsewhere, once their events tell when they ran."""
-        self._messages += 1
+    def launched(self, message: Message[Any], events: Sequence[Event], slot: int, groups: int = 1) -> None:
+        """Count the operations of so many groups that run elsewhere, once their events tell when they ran.
+
+        The spans are those of the first, `message`.
+        """
+        self._messages += groups
         for part, event in enumerate(events):
             self._running.append((message, event, slot, part))
         self._settle()

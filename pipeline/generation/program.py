@@ -18,6 +18,7 @@ from pipeline.formats.parts import ATTN, FFN, HEAD, attends, kind_of
 from pipeline.generation.admission import Admission
 from pipeline.generation.batching import Piece
 from pipeline.generation.generation_pass import GenerationPass, token_ids
+from pipeline.generation.group_work import GroupWork
 from pipeline.generation.head import Head
 from pipeline.generation.micro_batches import MicroBatch, micro_batches
 from pipeline.generation.pass_buffers import PassBuffers
@@ -29,8 +30,6 @@ from pipeline.generation.sampling import Sampler
 from pipeline.generation.sequence import RunningSequence
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.models import decoder
-from pipeline.models.attention import LayerKV
-from pipeline.models.delta_state import LayerState
 from pipeline.models.frequencies import frequencies
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.ops import infer
@@ -44,11 +43,7 @@ COMPUTE = "compute"
 
 
 class GenerationProgram:
-    """Computes passes, with the pieces that `admission` gives for each. `tokens` counts those that were delivered.
-
-    Hidden states are written in place, at addresses that never change: so what a group launches for some number of rows
-    in the same slot is the same in every pass, and can be repeated.
-    """
+    """Computes passes, with the pieces that `admission` gives for each. `tokens` counts those that were delivered."""
 
     def __init__(
         self,
@@ -73,7 +68,6 @@ class GenerationProgram:
         self.tokens = 0
         self.computed_tokens = 0
         self._config = config
-        self._catalog = catalog
         self._device = device
         self._embedding = embedding
         self._cache = cache
@@ -84,6 +78,7 @@ class GenerationProgram:
         self._scorer = scorer
         self._head = Head(config, catalog, row_blocks, buffers, inputs, scorer)
         self._frequencies_C2 = {rope: frequencies(rope, 0, device.torch_device) for rope in config.ropes}
+        self._work = GroupWork(config, catalog, cache, row_blocks, buffers, self._head)
         self._micro_batches = micro_batches
         self._records = Records(device, len(catalog.order), micro_batches)
         self._sampler = RowSampler(device, admission.batcher.max_requests, config.vocabulary_size)
@@ -161,37 +156,42 @@ class GenerationProgram:
     def step(self, pass_: GenerationPass, message: Message[Slot]) -> Sequence[Event]:
         """Launch half a layer, micro-batch by micro-batch, or a slice of the head; nothing if no request needs it."""
         ran = [] if pass_.abandoned else self._launches[kind_of(message.group)](self, pass_, message)
+        self._tell(pass_, message, ran)
+        return ran
+
+    def stretch(self, pass_: GenerationPass, messages: Sequence[Message[Slot]]) -> Sequence[Event]:
+        """Launch groups that stay as one, where that repeats: in one micro-batch, of a pass that chooses and no more."""
+        sized = len(pass_.parts) == 1 and pass_.padded_rows in self._row_blocks.repeated
+        if not sized or not pass_.choosing or pass_.scored is not None:
+            return []
+        repeats = self._work.stretch_repeats(pass_, messages)
+        key = repeats and self._records.admit((messages[0].key, pass_.padded_rows, repeats), len(messages))
+        if key is None:
+            return []
+        (part,) = pass_.parts
+        work = functools.partial(self._work.stretch, messages, part, self._work.logit_rows(pass_))
+        part.last = self._device.launch(COMPUTE, functools.partial(infer, work), (part.last,), key)
+        for message in messages:
+            self._tell(pass_, message, [part.last])
+        return [part.last]
+
+    def _tell(self, pass_: GenerationPass, message: Message[Slot], ran: Sequence[Event]) -> None:
+        """Say what was launched, if anything."""
         if ran and message.key == self._halfway:
             # While the device is busy, and before weights of the next pass are on their way to it.
             pass_.rows = self._sampler.send(_last_rows(pass_.pieces))
         tell = self._cache.attended if attends(message.group) else self._cache.rendezvous.computed
         tell(message.layer, ran[-1] if ran else READY)
-        return ran
 
     def _launch_attention(self, pass_: GenerationPass, message: Message[Slot]) -> list[Event]:
         kv, arrived = self._cache.layer(message.layer)
-        layer = self._config.layer_kinds[message.layer]
-        launched = tuple(decoder.attention_launches(layer, kv, block.rows) for block in pass_.blocks)
-        repeats = None if None in launched else launched
-        return self._launch_half(
-            pass_, message, functools.partial(self._attention, message, kv), arrived, repeats=repeats
-        )
-
-    def _attention(self, message: Message[Slot], kv: LayerKV | LayerState, part: MicroBatch) -> None:
-        weights, layer = self._catalog.weights(message), self._config.layer_kinds[message.layer]
-        for block in part.blocks:
-            hidden_TD = self._buffers.hidden(block.begin, block.end)
-            decoder.attention_half(layer, weights, hidden_TD, kv, block.rows, block.rotary)
+        repeats = self._work.attention_repeats(pass_, message.layer)
+        half = functools.partial(self._work.attention, message, kv)
+        return self._launch_half(pass_, message, half, arrived, repeats=repeats)
 
     def _launch_ffn(self, pass_: GenerationPass, message: Message[Slot]) -> list[Event]:
-        return self._launch_half(pass_, message, functools.partial(self._ffn, message), repeats="always")
-
-    def _ffn(self, message: Message[Slot], part: MicroBatch) -> None:
-        weights, layer = self._catalog.weights(message), self._config.layer_kinds[message.layer]
-        by_formula = self._row_blocks.fixed
-        for block in part.blocks:
-            hidden_TD = self._buffers.hidden(block.begin, block.end)
-            decoder.ffn_half(layer, weights, hidden_TD, by_formula)
+        half = functools.partial(self._work.ffn, message)
+        return self._launch_half(pass_, message, half, repeats="always")
 
     def _launch_half(
         self,
@@ -231,7 +231,7 @@ class GenerationProgram:
     def _launch_head(self, pass_: GenerationPass, message: Message[Slot]) -> list[Event]:
         ran: list[Event] = []
         if pass_.choosing:
-            rows = self._row_blocks.padded(sum(piece.logit_rows for piece in pass_.pieces))
+            rows = self._work.logit_rows(pass_)
             work = functools.partial(self._head.logits, message, rows)
             ran.append(self._launch(message, pass_, pass_.parts[-1], work, repeats=rows))
         if pass_.scored is not None:
@@ -285,7 +285,7 @@ class GenerationProgram:
 
     def let_go(self) -> None:
         """Hold no views of memory any more, which would outlive that: a closed model may be kept."""
-        del self._sampler, self._inputs, self._scorer, self._head
+        del self._sampler, self._inputs, self._scorer, self._head, self._work
 
 
 def _last_rows(pieces: Sequence[Piece]) -> list[tuple[Sampler, int]]:

@@ -13,7 +13,7 @@ class Records:
     """
 
     def __init__(self, device: Device, groups: int, micro_batches: int) -> None:
-        self._most = self.most(device, groups, micro_batches)
+        self._left = self.most(device, groups, micro_batches)
         self._keys: set[Hashable] = set()
 
     @staticmethod
@@ -21,8 +21,9 @@ class Records:
         """How many there are at most."""
         return 2 * groups * len(device.repeated_rows) * micro_batches
 
-    def admit(self, key: Hashable) -> Hashable | None:
-        """The key, if its work is or may be recorded; else None."""
-        if len(self._keys) < self._most:
+    def admit(self, key: Hashable, groups: int = 1) -> Hashable | None:
+        """The key, if its work, of so many groups, is or may be recorded; else None."""
+        if key not in self._keys and self._left >= groups:
             self._keys.add(key)
+            self._left -= groups
         return key if key in self._keys else None

@@ -1,5 +1,6 @@
-"""Groups that stay do not wake the actors that would only hand them on; order and sums stay as they are."""
+"""Groups that stay wake none of the actors: one message stands for all that are computed behind it."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -34,6 +35,7 @@ class _Looks(Stage):
 def test_groups_that_stay_wake_nobody_but_the_scheduler(every: int, monkeypatch: pytest.MonkeyPatch) -> None:
     timings = _TwoLinks(layers=6, attn=0.1, ffn=0.2, attn_io=0.1, ffn_io=0.2)
     stays = timings.order[::every]
+    travels = {timings.order[0], *timings.order} - {*stays[1:]}
     received: list[tuple[str, Any]] = []
     receive = Receiver.receive
 
@@ -50,13 +52,18 @@ def test_groups_that_stay_wake_nobody_but_the_scheduler(every: int, monkeypatch:
             timings, passes=PASSES, residency=Residency({"device": stays}), insert={"disk_reader": [looks]}, queue=4
         )
         await sim.run()
-        assert sim.line.statistics().actors["gpu_uploader"].messages == PASSES * len(timings.order)
+        statistics = sim.line.statistics().actors
+        assert statistics["compute_scheduler"].messages == PASSES * len(timings.order)
+        assert statistics["gpu_uploader"].messages == len(timings.order) + (PASSES - 1) * len(travels)
 
     run_virtual(main())
-    computed = [item.seq for name, item in received if name == "compute_scheduler"]
-    assert computed == list(range(PASSES * len(timings.order)))
+    computed = [item for name, item in received if name == "compute_scheduler"]
+    again = [key for key in timings.order if key in travels] * (PASSES - 1)
+    assert [item.key for item in computed] == [*timings.order, *again], "the first of a pass stands for those that stay"
+    for one, next_ in itertools.pairwise(computed):
+        assert next_.seq == one.seq + one.stands_for
     later = 2 * len(timings.order)  # in the second pass some are still computed with in the first
     again = [item for name, item in received if name != "compute_scheduler" and item.seq >= later]
-    assert not [item for item in again if item.key in stays]
+    assert not [item for item in again if item.key not in travels]
     moved = len(timings.order) - len(stays)
     assert len(looks.seen) == len(stays) + PASSES * moved, "what stays passes a stage once"

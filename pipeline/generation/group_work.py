@@ -1,0 +1,86 @@
+"""What the groups of a pass compute, and what that depends on: where it repeats, a device launches it as recorded."""
+
+from collections.abc import Hashable, Sequence
+
+from actors.core.budget import Slot
+from actors.core.message import Message
+from pipeline.formats.parts import attends, gives_logits
+from pipeline.generation.generation_pass import GenerationPass
+from pipeline.generation.head import Head
+from pipeline.generation.micro_batches import MicroBatch
+from pipeline.generation.pass_buffers import PassBuffers
+from pipeline.groups.catalog import WeightCatalog
+from pipeline.models import decoder
+from pipeline.models.attention import LayerKV
+from pipeline.models.delta_state import LayerState
+from pipeline.models.model_config import ModelConfig
+from pipeline.models.row_blocks import RowBlocks
+from pipeline.state.kv import KeyValueCache
+
+
+class GroupWork:
+    """Hidden states are written in place, at addresses that never change: so what a group launches for some number of
+    rows in the same slot is the same in every pass.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        catalog: WeightCatalog,
+        cache: KeyValueCache,
+        row_blocks: RowBlocks,
+        buffers: PassBuffers,
+        head: Head,
+    ) -> None:
+        self._config = config
+        self._catalog = catalog
+        self._cache = cache
+        self._row_blocks = row_blocks
+        self._buffers = buffers
+        self._head = head
+        self._alike = [config.layer_kinds.index(kind) for kind in config.layer_kinds]
+
+    def attention(self, message: Message[Slot], kv: LayerKV | LayerState, part: MicroBatch) -> None:
+        """The first half of a layer."""
+        weights, layer = self._catalog.weights(message), self._config.layer_kinds[message.layer]
+        for block in part.blocks:
+            hidden_TD = self._buffers.hidden(block.begin, block.end)
+            decoder.attention_half(layer, weights, hidden_TD, kv, block.rows, block.rotary)
+
+    def ffn(self, message: Message[Slot], part: MicroBatch) -> None:
+        """The second half of a layer."""
+        weights, layer = self._catalog.weights(message), self._config.layer_kinds[message.layer]
+        by_formula = self._row_blocks.fixed
+        for block in part.blocks:
+            hidden_TD = self._buffers.hidden(block.begin, block.end)
+            decoder.ffn_half(layer, weights, hidden_TD, by_formula)
+
+    def stretch(self, messages: Sequence[Message[Slot]], part: MicroBatch, logit_rows: int) -> None:
+        """Groups one behind the other, of layers whose KV blocks stay on the device."""
+        for message in messages:
+            if gives_logits(message.group):
+                self._head.logits(message, logit_rows)
+            elif attends(message.group):
+                self.attention(message, self._cache.layer(message.layer)[0], part)
+            else:
+                self.ffn(message, part)
+
+    def logit_rows(self, pass_: GenerationPass) -> int:
+        """How many rows of logits a pass computes, those of no token too."""
+        return self._row_blocks.padded(sum(piece.logit_rows for piece in pass_.pieces))
+
+    def attention_repeats(self, pass_: GenerationPass, layer: int) -> Hashable:
+        """What the launches of an attention depend on beside the rows; None if on more than can be told."""
+        kv, kind = self._cache.layer(layer)[0], self._config.layer_kinds[layer]
+        launched = tuple(decoder.attention_launches(kind, kv, block.rows) for block in pass_.blocks)
+        return None if None in launched else launched
+
+    def stretch_repeats(self, pass_: GenerationPass, messages: Sequence[Message[Slot]]) -> Hashable:
+        """The same of groups that stay; where a layer's KV blocks stay too, layers that are alike launch alike."""
+        layers = [message.layer for message in messages if attends(message.group)]
+        moving = self._cache.rendezvous.layers
+        if moving and not set(layers).isdisjoint(moving):
+            return None
+        of_each = {self._alike[layer]: layer for layer in layers}.values()
+        launched = [self.attention_repeats(pass_, layer) for layer in of_each]
+        return None if None in launched else (self.logit_rows(pass_), *launched)

@@ -160,7 +160,7 @@ class GenerationProgram:
         return ran
 
     def stretch(self, pass_: GenerationPass, messages: Sequence[Message[Slot]]) -> Sequence[Event]:
-        """Launch groups that stay as one, where that repeats: in one micro-batch, of a pass that chooses and no more."""
+        """Launch groups that stay as one, where that repeats: in one micro-batch of a pass that only chooses."""
         sized = len(pass_.parts) == 1 and pass_.padded_rows in self._row_blocks.repeated
         if not sized or not pass_.choosing or pass_.scored is not None:
             return []

@@ -99,6 +99,22 @@ async def test_groups_that_move_are_captured_in_each_slot(tmp_path: Path, counte
     assert counted["replayed"] > len(captured)
 
 
+async def test_groups_that_stay_are_replayed_as_stretches(tmp_path: Path, counted: Counter[str]) -> None:
+    """26 groups are two, beside the embedding and the choice of tokens."""
+    await asyncio.to_thread(tiny_models.save, "llama_gqa_llama3", tmp_path, layers=12)
+    settings: dict[str, Any] = {"device": "cuda"}
+    with pytest.MonkeyPatch.context() as patch:
+        without_graphs(patch)
+        async with Model.open(tmp_path, **settings) as model:
+            expected = await generate(model)
+    async with Model.open(tmp_path, **settings) as model:
+        assert [await generate(model) for _ in range(3)] == [expected] * 3
+        replayed, passes = counted["replayed"], model.runtime.program.passes
+        assert await generate(model) == expected
+        per_pass = (counted["replayed"] - replayed) / (model.runtime.program.passes - passes)
+    assert 2 < per_pass <= 4
+
+
 async def test_work_that_asks_the_device_is_launched_one_by_one(caplog: pytest.LogCaptureFixture) -> None:
     device = CudaDevice()
     numbers, seen = torch.arange(4, device="cuda"), []

@@ -13,6 +13,7 @@ from typing import Any
 
 from actors.core.budget import Budget, Slot
 from actors.core.message import READY, GroupKey, Message
+from actors.core.stretch import stretches
 from pipeline.config import Config
 from pipeline.engine.residency import Residency
 from pipeline.errors import RequestError
@@ -148,7 +149,8 @@ class Floors:
     async def decode_seconds(self, loaded: Loaded, requests: int, passes: int) -> list[float]:
         """Decode so many requests with every group in place for good, and return for how long each pass ran.
 
-        The first pass computes their prompts. As groups stay, a device records what they launch, and later repeats it.
+        The first pass computes their prompts. As groups stay, a device records what stretches of them
+        launch, and later repeats it.
         Raises RequestError when there is no room for all of them in one pass.
         """
         program, buffers = self._runtime.program, {one.key: one.at.buffer for one in loaded.messages}
@@ -161,8 +163,10 @@ class Floors:
             started = time.perf_counter()
             pass_ = await program.begin()
             _check_tokens(pass_, requests)
-            for message in messages:
-                program.step(pass_, message)
+            for groups in stretches(messages):
+                if not program.stretch(pass_, groups):
+                    for message in groups:
+                        program.step(pass_, message)
             await program.finish(pass_)
             seconds.append(time.perf_counter() - started)
         return seconds

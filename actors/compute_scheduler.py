@@ -7,6 +7,7 @@ Fails:  when a computation failed, naming the group; or the upload before it, na
 """
 
 import asyncio
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -57,15 +58,14 @@ class ComputeScheduler(Sink):
             if following.stands_for == 1:
                 await self._compute((following,))
                 continue
-            for stretch in stretches((following, *self._behind(following))):
+            for stretch in stretches(itertools.chain((following,), self._behind(following, self._position))):
                 await self._compute(stretch)
                 await asyncio.sleep(0)  # requests come and leave meanwhile
 
-    def _behind(self, message: Message[Slot]) -> Iterator[Message[Slot]]:
-        """The groups that `message` stands for beside its own."""
-        first = self._position % len(self._program.order)
+    def _behind(self, message: Message[Slot], position: int) -> Iterator[Message[Slot]]:
+        """The groups that `message`, of the group at that position, stands for beside its own."""
         for index in range(1, message.stands_for):
-            kept = self._kept[self._program.order[first + index]]
+            kept = self._kept[self._program.order[position % len(self._program.order) + index]]
             event = READY if has_arrived(kept) else kept.event
             yield Message(kept.layer, kept.group, message.seq + index, kept.at, event)
 

@@ -60,9 +60,11 @@ async def test_blocks_in_three_places_change_no_bit(device: str, variant: Path, 
         assert places == ([0, 1, 7] if device == "cpu-copy" else [1, 0, 7])
         assert model.statistics().computed_tokens == computed_tokens
         if device == "cpu-copy":
-            assert moved.bytes_out == LAYERS * computed_tokens * 2 * memory.layouts[0].row_bytes, (
-                "new rows, nothing else"
-            )
+            new_bytes = LAYERS * computed_tokens * 2 * memory.layouts[0].row_bytes
+            async with asyncio.timeout(5):
+                while moved.bytes_out < new_bytes:  # those of the last pass may still be on their way
+                    await asyncio.sleep(0.01)
+            assert moved.bytes_out == new_bytes, "new rows, nothing else"
             assert moved.bytes_in > moved.bytes_out
         else:
             assert moved.bytes_in == moved.bytes_out == 0, "memory is one"

@@ -57,7 +57,7 @@ async def test_blocks_in_three_places_change_no_bit(
             layers = LAYERS - len(memory.placement.device)
             new_bytes = layers * computed_tokens * 2 * memory.layouts[0].row_bytes
             async with asyncio.timeout(5):
-                while moved.bytes_out < new_bytes:  # noqa: ASYNC110  # those of the last pass may still be on their way
+                while moved.bytes_out < new_bytes:  # those of the last pass may still be on their way
                     await asyncio.sleep(0.01)
             assert moved.bytes_out == new_bytes, "new rows, nothing else"
             assert moved.bytes_in > 0

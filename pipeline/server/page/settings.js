@@ -48,7 +48,7 @@ export const settingsAreRight = () => find("settings").reportValidity();
 
 /** The path and the body of a request for the next message; a question that got no answer is left out. */
 export function nextRequest({ system, messages }, model) {
-  const body = { model };
+  const body = { model: model || undefined };
   for (const { name, value } of fields) if (value !== "") body[name] = Number(value);
   const answered = messages.filter(({ text }, index) => text.text && messages[index + 1]?.text.text !== "");
   if (form.plain.checked) {

@@ -135,7 +135,7 @@ function cells(noun) {
     [...node.children].forEach((cell, index) => {
       cell.className = index < scaled(full) ? "full" : index < scaled(full + cooling) ? "cooling" : "";
     });
-    node.title = `${noun}: ${full} of ${all}`;
+    node.title = `${noun}: ${full} full, ${cooling} still read, ${all} in all`;
   };
   return { node, show };
 }
@@ -155,7 +155,7 @@ function slotsRow(place) {
   const [said, slots] = [number(), cells("slots")];
   const node = element("li", {}, element("div", { className: "row" }, PLACES[place] ?? place, said), slots.node);
   const show = ({ held, cooling, slots: all }) => {
-    setText(said, `${held} of ${all}${cooling ? `, ${cooling} still read` : ""}`);
+    setText(said, `${held + cooling} of ${all}`);
     slots.show(held, cooling, all);
   };
   return { node, show };

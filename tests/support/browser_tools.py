@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,9 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from playwright.sync_api import Browser, Page, expect
+
+DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 ANSWER = """A **penstock** is a pipe that carries water to a turbine. It has three parts:
 
 1. an intake with a *gate*,
@@ -40,17 +44,18 @@ CONTRASTS = """() => {
     return over(channels(getComputedStyle(node).backgroundColor), behind(node.parentElement));
   };
   const light = (rgb) => {
-    const [r, g, b] = rgb.map((one) => one / 255).map((one) => (one <= 0.04045 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4));
+    const linear = (one) => (one <= 0.04045 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4);
+    const [r, g, b] = rgb.map((one) => linear(one / 255));
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
   const low = [];
   for (const node of document.querySelectorAll("body *")) {
     const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
     const written = own || node.matches("input:not([type=checkbox]), textarea");
-    if (!written || !node.checkVisibility({ opacityProperty: true }) || node.closest(".hidden, .still, .skip")) continue;
+    if (!written || !node.checkVisibility() || node.closest(".hidden, .still, .skip")) continue;
     const ground = behind(node);
-    const [more, less] = [light(over(channels(getComputedStyle(node).color), ground)), light(ground)].sort((a, b) => b - a);
-    const ratio = (more + 0.05) / (less + 0.05);
+    const lights = [light(over(channels(getComputedStyle(node).color), ground)), light(ground)];
+    const ratio = (Math.max(...lights) + 0.05) / (Math.min(...lights) + 0.05);
     if (ratio < 4.5) low.push(`${node.tagName}.${node.className} ${ratio.toFixed(2)} ${node.textContent.slice(0, 30)}`);
   }
   return low;
@@ -67,17 +72,50 @@ NAMELESS = """() => [...document.querySelectorAll("button, input, textarea, summ
 def served(*options: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
     """`penstock serve` in a process of its own: its address, before the model is open, and the process."""
     command = [sys.executable, "-m", "pipeline", "serve", *options, "--port", "0"]
-    with tempfile.NamedTemporaryFile("r") as log, open(log.name, "w") as said:
-        with subprocess.Popen(command, stderr=said, text=True) as process:
-            try:
-                while not (found := re.search(r"listening on (\S+)", log.read())):
-                    if process.poll() is not None:
-                        raise RuntimeError("the server has ended")
-                    time.sleep(0.05)
-                    log.seek(0)
-                yield found[1], process
-            finally:
-                process.kill()
+    with tempfile.TemporaryFile("w+") as log, subprocess.Popen(command, stderr=log, text=True) as process:
+        try:
+            while not (found := re.search(r"listening on (\S+)", os.pread(log.fileno(), 4096, 0).decode())):
+                if process.poll() is not None:
+                    raise RuntimeError("the server has ended")
+                time.sleep(0.05)
+            yield found[1], process
+        finally:
+            process.kill()
+
+
+class Look:
+    """One page in a browser of its own storage; what its console says is kept."""
+
+    def __init__(self, browser: Browser, address: str, size: dict[str, int] = DESKTOP, **settings: Any) -> None:
+        self.context = browser.new_context(viewport=size, **settings)
+        self.page: Page = self.context.new_page()
+        self.said: list[str] = []
+        self.asked: list[str] = []
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(address)
+
+    def ready(self) -> Page:
+        expect(self.page.locator("#state")).to_have_text("ready", timeout=30_000)
+        return self.page
+
+    def send(self, text: str) -> None:
+        self.page.locator("#prompt").press_sequentially(text)
+        self.page.keyboard.press("Enter")
+
+    def answered(self) -> None:
+        expect(self.page.locator("#send")).to_be_visible(timeout=60_000)
+        expect(self.page.locator("article.assistant .foot button").last).to_be_visible()
+
+
+@contextlib.contextmanager
+def looking(browser: Browser, address: str, size: dict[str, int] = DESKTOP, **settings: Any) -> Iterator[Look]:
+    look = Look(browser, address, size, **settings)
+    try:
+        yield look
+    finally:
+        look.context.close()
 
 
 def frames(*documents: Any) -> str:

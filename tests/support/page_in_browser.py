@@ -10,55 +10,16 @@ import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import httpx
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
+from support.browser_tools import CONTRASTS, DESKTOP, NAMELESS, PHONE, answer_frames, frames, looking, served
 
-from support.browser_tools import CONTRASTS, NAMELESS, answer_frames, frames, served
-
-DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 MODEL = ("bundled", "--device", "cpu-copy", "--no-residency", "--kv-tokens", "4096")
 QUESTION = "def fibonacci(n):"
 Server = tuple[str, "subprocess.Popen[str]"]
-
-
-class Look:
-    """One page in a browser of its own storage; what its console says is kept."""
-
-    def __init__(self, browser: Browser, address: str, size: dict[str, int] = DESKTOP, **settings: Any) -> None:
-        self.context = browser.new_context(viewport=size, **settings)
-        self.page: Page = self.context.new_page()
-        self.said: list[str] = []
-        self.asked: list[str] = []
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.goto(address)
-
-    def ready(self) -> Page:
-        expect(self.page.locator("#state")).to_have_text("ready", timeout=30_000)
-        return self.page
-
-    def send(self, text: str) -> None:
-        self.page.locator("#prompt").press_sequentially(text)
-        self.page.keyboard.press("Enter")
-
-    def answered(self) -> None:
-        expect(self.page.locator("#send")).to_be_visible(timeout=60_000)
-        expect(self.page.locator("article.assistant .foot button").last).to_be_visible()
-
-
-@contextmanager
-def looking(browser: Browser, address: str, size: dict[str, int] = DESKTOP, **settings: Any) -> Iterator[Look]:
-    look = Look(browser, address, size, **settings)
-    try:
-        yield look
-    finally:
-        look.context.close()
 
 
 def streams_while_the_line_moves(browser: Browser, server: Server) -> None:
@@ -120,9 +81,8 @@ def shows_log_probabilities(browser: Browser, server: Server) -> None:
         assert page.evaluate("[...document.querySelectorAll('.token')].indexOf(document.activeElement)") == 2
         page.focus("[name=shading]")
         page.keyboard.press("Space")
-        shades = page.locator(".token").evaluate_all(
-            "all => new Set(all.map(one => getComputedStyle(one).backgroundColor)).size"
-        )
+        colours = "all => new Set(all.map((one) => getComputedStyle(one).backgroundColor)).size"
+        shades = page.locator(".token").evaluate_all(colours)
         assert shades > 5, shades
 
 
@@ -223,9 +183,7 @@ def needs_a_key_and_tells_of_loading(browser: Browser) -> None:
         assert "secret" not in stored[0], stored
         assert "secret" in stored[1], stored
         process.kill()
-        expect(page.locator(".problem").last).to_contain_text(
-            "connection to the server was lost. Is the server still running?"
-        )
+        expect(page.locator(".problem").last).to_contain_text("connection to the server was lost.")
         expect(page.locator("#state")).to_have_text("no connection")
 
 
@@ -267,7 +225,7 @@ def can_be_read_and_reached(browser: Browser, server: Server, pictures: Path) ->
 
 def work_behind(address: str) -> None:
     """Let three others ask, for as long as pictures take."""
-    body = '{"prompt": "import os", "max_tokens": 1200, "ignore_eos": true, "stream": true, "model": "bundled"}'
+    body = '{"prompt": "import os", "max_tokens": 1000, "ignore_eos": true, "stream": true, "model": "bundled"}'
     for _ in range(3):
         subprocess.Popen(
             ["curl", "-sN", "-m", "25", f"{address}/v1/completions", "-d", body], stdout=subprocess.DEVNULL

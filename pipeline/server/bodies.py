@@ -125,7 +125,7 @@ class ChatBody(Body, kw_only=True):
     add_special_tokens: bool | None = None
 
 
-AnyBody = TypeVar("AnyBody", bound=Body)
+AnyBody = TypeVar("AnyBody", bound=Struct)
 
 
 def decode(kind: type[AnyBody], data: bytes) -> AnyBody:

@@ -7,13 +7,14 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pipeline.server.bodies import decode
 from pipeline.server.door import read_body
 from pipeline.server.errors import ApiError
 from pipeline.server.operations import as_json
 from pipeline.server.served import served_of
 
 Made = TypeVar("Made")
-Kind = TypeVar("Kind")
+MOST_IDS = 1 << 20
 
 
 class TokenizeBody(msgspec.Struct):
@@ -38,7 +39,7 @@ class DetokenizeBody(msgspec.Struct):
 
 async def tokenize(request: Request) -> Response:
     """The token ids of a text, or of a chat as its template writes it."""
-    body, served = _decoded(await read_body(request), TokenizeBody), served_of(request)
+    body, served = decode(TokenizeBody, await read_body(request)), served_of(request)
     model = served.model
     text = body.prompt if body.prompt is not None else body.content
     if (text is None) == (body.messages is None):
@@ -56,7 +57,9 @@ async def tokenize(request: Request) -> Response:
 
 async def detokenize(request: Request) -> Response:
     """The text of token ids, without special tokens."""
-    body = _decoded(await read_body(request), DetokenizeBody)
+    body = decode(DetokenizeBody, await read_body(request))
+    if len(body.tokens) > MOST_IDS:
+        raise ApiError(400, f"tokens: need at most {MOST_IDS} token ids, have {len(body.tokens)}", param="tokens")
     model = served_of(request).model
     text = await _on_a_thread(request, len(body.tokens), lambda: model.tokenizer.decode(body.tokens))
     return as_json({"prompt": text, "content": text})
@@ -66,10 +69,3 @@ async def _on_a_thread(request: Request, length: int, work: Callable[[], Made]) 
     """Return what `work` makes, on one of the threads that make prompts of texts."""
     admission = served_of(request).model.runtime.admission
     return await admission.tokenized(lambda tokenizing: tokenizing.run(length, work))
-
-
-def _decoded(data: bytes, kind: type[Kind]) -> Kind:
-    try:
-        return msgspec.json.decode(data, type=kind)
-    except msgspec.DecodeError as error:
-        raise ApiError(400, f"the body: {error}") from error

@@ -67,8 +67,14 @@ async def test_operations_tell_how_the_model_is_run_and_no_texts() -> None:
         assert (ids["tokens"], ids["count"]) == (it.model.tokenizer.encode(text), 4)
         back = await it.client.post("/detokenize", json={"tokens": ids["tokens"]})
         assert back.json()["prompt"] == text
-        for body in ({"prompt": 3}, {}, {"prompt": text, "messages": []}):
-            assert (await it.client.post("/tokenize", json=body)).status_code == 400
+        for body in (
+            b'{"prompt": 3}',
+            b"{}",
+            b'{"prompt": "a", "messages": []}',
+            b'{"prompt": "\xff"}',
+            b'{"x":' * 9999,
+        ):
+            assert (await it.client.post("/tokenize", content=body)).status_code == 400
         assert (await other).status_code == 200
 
 

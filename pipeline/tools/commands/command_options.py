@@ -29,7 +29,8 @@ def add_commands(commands: Any) -> None:
 def _add_run(commands: Any) -> None:
     parser = commands.add_parser(
         "run",
-        usage="%(prog)s MODEL (--prompt TEXT | --prompt-file FILE | --prompt-ids IDS | --chat TEXT) [options]",
+        usage="%(prog)s MODEL (--prompt TEXT | --raw TEXT | --chat TEXT | --prompt-file FILE | --prompt-ids IDS) "
+        "[options]",
         help="continue a prompt and stream the text",
         description="Continue a prompt. The text goes to stdout as it comes; all else goes to stderr: the plan, "
         "progress, and at the end tokens per second, the time to the first token, and why the text ended. Ctrl-C ends "

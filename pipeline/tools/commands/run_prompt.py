@@ -12,7 +12,8 @@ from typing import Any
 
 from pipeline.api import Model
 from pipeline.engine.actor_names import SCHEDULER
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, PenstockError
+from pipeline.generation.folder import check_chat
 from pipeline.generation.model_statistics import ModelStatistics
 from pipeline.generation.sequence import Chunk
 from pipeline.system.sizes import human_bytes
@@ -39,7 +40,7 @@ async def run_prompt(options: argparse.Namespace, prompt: str | list[Any], argum
             model = await stack.enter_async_context(Model.open(options.model, **options.settings))
         finally:
             progress.clear()
-        _say(opening_lines(model))
+        _say(opening_lines(model) + _without_template(options))
         if options.trace is not None:
             await stack.enter_async_context(traced(model, options.trace, "run"))
         answer, before = Answer(), model.statistics()
@@ -51,6 +52,19 @@ async def run_prompt(options: argparse.Namespace, prompt: str | list[Any], argum
         finally:
             if answer.finish_reason is not None:
                 _tell(model, answer, before, arguments, as_json=options.json)
+
+
+def _without_template(options: argparse.Namespace) -> str:
+    """Say that a text is continued though the model answers chats: those made for that continue it oddly."""
+    if options.chat is not None or options.raw is not None or options.prompt_ids is not None:
+        return ""
+    try:
+        check_chat(options.model, None)
+    except PenstockError:
+        return ""
+    return (
+        "prompt     continued as it is, as --raw TEXT says too; --chat TEXT answers it by the model's chat template\n"
+    )
 
 
 def _chunks(

@@ -53,8 +53,15 @@ def test_text_goes_to_stdout_and_all_else_to_stderr(
     assert 0 < record["first_token_seconds"] < record["seconds"]
     assert record["tokens_per_second"] > 0
     monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: False, buffer=io.BytesIO(b"import os\n")))
-    assert run("--prompt", "-", *SAMPLED) == 0
-    assert capsys.readouterr().out == told.out
+    assert run(*SAMPLED) == 0
+    piped = capsys.readouterr()
+    assert piped.out == told.out
+    assert "prompt     continued as it is, as --raw TEXT says too" in piped.err, "the model has a template"
+    assert run("--raw", "import os\n", *SAMPLED) == 0
+    raw = capsys.readouterr()
+    assert (raw.out, "continued as it is" in raw.err) == (told.out, False)
+    assert run(*SAMPLED) == 1, "nothing is left of stdin"
+    assert "need a prompt: --prompt TEXT" in capsys.readouterr().err
 
 
 def test_a_chat_is_answered_by_a_template(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -127,7 +134,7 @@ def test_a_model_without_a_tokenizer_takes_and_gives_token_ids(
 @pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [
-        ([], 2, "one of the arguments --prompt --prompt-file --prompt-ids --chat is required"),
+        ([], 2, "one of the arguments --prompt --raw --prompt-file --prompt-ids --chat is required"),
         (["--prompt-file", "nowhere"], 1, "--prompt-file: nowhere: No such file or directory"),
         (["--prompt-file", "."], 1, "--prompt-file: .: Is a directory"),
         (["--prompt-file", "binary"], 1, "binary: need UTF-8 text, have byte 0xff at offset 1"),

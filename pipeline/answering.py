@@ -9,6 +9,7 @@ from pipeline.engine.supervisor import Supervisor
 from pipeline.errors import ClosedError, RequestError, unknown_name
 from pipeline.generation.build import ModelRuntime
 from pipeline.generation.folder import no_tokenizer
+from pipeline.generation.grammar import Grammars
 from pipeline.generation.parameters import SamplingParameters
 from pipeline.generation.requests import CHAT_OPTIONS, Call, CallArguments, CallOptions, ChatArguments
 from pipeline.generation.samples import chunks_of, outputs_of
@@ -30,6 +31,7 @@ class Answering:
         self._runtime = runtime
         self._defaults = defaults
         self._tokenizer: Tokenizer | None = None
+        self._grammars = Grammars(runtime.config.vocabulary_size, runtime.config.eos_ids)
         self._loop = asyncio.get_running_loop()
         self._supervisor = Supervisor(runtime, runtime.admission)
         self._refuses = False
@@ -170,7 +172,7 @@ class Answering:
     def _call(self, prompt: Prompt | Chat, arguments: Mapping[str, object]) -> Call:
         if self._refuses:
             raise ClosedError("the model is closed")
-        return Call(self._runtime, self._tokenizer, self._defaults, prompt, arguments)
+        return Call(self._runtime, self._tokenizer, self._grammars, self._defaults, prompt, arguments)
 
     def _chat(self, messages: Messages, arguments: Mapping[str, Any]) -> tuple[Chat, dict[str, object]]:
         """The messages as a prompt, and the arguments that are not about how they become one."""

@@ -11,7 +11,9 @@ from pipeline.config import Settings
 from pipeline.errors import RequestError, shown
 from pipeline.generation.argument_values import is_whole, plain
 from pipeline.generation.build import ModelRuntime
-from pipeline.generation.parameters import SamplingArguments, SamplingParameters
+from pipeline.generation.grammar import Grammars, require_package
+from pipeline.generation.parameters import FORCED_FIELDS, SamplingArguments, SamplingParameters
+from pipeline.generation.response_format import read_response_format
 from pipeline.generation.sequence import RunningSequence
 from pipeline.state.prefix_cache import COMMON_SCOPE, digest_prompt, named_scope, private_scope
 from pipeline.system.threads import give_way
@@ -39,6 +41,10 @@ class CallOptions:
             tokens begin alike. How fast a call is answered tells its caller what others in the scope have sent, so
             name it after callers that may know. None shares with no call; or, with `Config.share_prefixes`, with all
             other calls that give none. A named scope stays apart even then.
+        response_format: what the answer must look like, as OpenAI's clients say it: {"type": "json_object"}, {"type":
+            "json_schema", "json_schema": {"schema": ...}}, or also {"type": "regex", "regex": ...} and {"type":
+            "grammar", "grammar": ...} in llguidance's notation, which the extra `grammar` installs. The answer ends
+            where nothing may follow. An answer within reasoning that the prompt has opened keeps to it behind that.
         shown_tokens: names of special tokens that the answer's text shows, such as "[TOOL_CALLS]": others have no text.
             Names that no special token has do not matter.
     """
@@ -47,6 +53,7 @@ class CallOptions:
     priority: int = 0
     cache_scope: str | None = None
     shown_tokens: tuple[str, ...] = ()
+    response_format: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.n is not None and not is_whole(self.n, 1, MOST_SAMPLES):
@@ -83,6 +90,7 @@ class CallArguments(SamplingArguments, total=False):
     priority: int | None
     cache_scope: str | None
     shown_tokens: Sequence[str] | None
+    response_format: Mapping[str, Any] | None
 
 
 class ChatArguments(CallArguments, ChatVariables, total=False):
@@ -107,11 +115,12 @@ class Call:
         self,
         runtime: ModelRuntime,
         tokenizer: Tokenizer | None,
+        grammars: Grammars,
         defaults: Mapping[str, object],
         prompt: object,
         arguments: Mapping[str, Any],
     ) -> None:
-        self._runtime, self._tokenizer = runtime, tokenizer
+        self._runtime, self._tokenizer, self._grammars = runtime, tokenizer, grammars
         if misplaced := Settings.__annotations__.keys() & arguments.keys():
             raise RequestError(f"{min(misplaced)}: is a setting of Model.open; give it there")
         self._options = CallOptions(
@@ -120,6 +129,7 @@ class Call:
         chosen = {name: value for name, value in arguments.items() if name not in OPTIONS}
         also_known = OPTIONS + CHAT_OPTIONS * isinstance(prompt, Chat)
         self._parameters = SamplingParameters.from_arguments(defaults, chosen, also_known)
+        self._grammar = read_response_format(self._options.response_format)
         self._check_arguments()
         self._text = prompt if isinstance(prompt, str | Chat) else None
         self._ids = array("i")  # millions in a list would delay all tasks at each garbage collection
@@ -148,6 +158,15 @@ class Call:
 
         A prompt of ids must not change before this has returned. Raises RequestError for what is found only now.
         """
+        sequences = await self._plain_sequences(tokenizing)
+        if self._grammar is not None and self._tokenizer is not None:
+            thought = self._text.open_thought(self._tokenizer, self._ids) if isinstance(self._text, Chat) else None
+            states = await self._grammars.states(self._tokenizer, self._grammar, thought, len(sequences))
+            for sequence, state in zip(sequences, states, strict=True):
+                sequence.sampler.keep_to(state)
+        return sequences
+
+    async def _plain_sequences(self, tokenizing: Tokenizing) -> list[RunningSequence]:
         if self._text is not None:
             length = self._text.characters if isinstance(self._text, Chat) else len(self._text)
             return await tokenizing.run(length, self._make_sequences)
@@ -200,6 +219,13 @@ class Call:
         self._parameters = self._parameters.fitted(config.vocabulary_size, config.eos_ids)
         if self._parameters.stop and self._tokenizer is None:
             raise RequestError("stop: stop strings need a tokenizer, and the folder has none; use stop_token_ids")
+        if self._grammar is None:
+            return
+        if self._tokenizer is None:
+            raise RequestError("response_format: needs a tokenizer, and the folder has none; leave it out")
+        if forced := [name for name in FORCED_FIELDS if getattr(self._parameters, name)]:
+            raise RequestError(f"response_format: cannot be kept where {forced[0]} says what comes; leave one out")
+        require_package()
 
     def _check_room(self, prompt_tokens: int, *, at_least: bool = False) -> None:
         """Raises RequestError, with what helps for sure; not all is known of a prompt of `at_least` so many tokens."""

@@ -21,14 +21,12 @@ from pipeline.generation.choosing import fused
 from pipeline.generation.drawing import BINS, COLUMNS, Filters, Scratch, biased, choose, log_probabilities
 from pipeline.generation.parameters import MOST_BIASES, MOST_LOGPROBS
 from pipeline.generation.sampling import Choice, Sampler
-from pipeline.generation.token_tables import TokenTables, in_both_places
+from pipeline.generation.token_tables import MOST_CHANGES, TokenTables, in_both_places
 from pipeline.models.ops import infer
 from pipeline.system.limits import reached_limit
 from pipeline.system.memory_plan import Holding
 from pipeline.system.threads import outlast
 
-MOST_CHANGES = 16
-"""Entries of a table that are sent one by one; where more have changed, the whole row is sent."""
 RESULTS = 4
 """The numbers that `choose` gives for a row."""
 TOKENS_OF_BLOCK = 1 << 15
@@ -232,7 +230,7 @@ class RowSampler:
             )
         if not math.isfinite(score):
             return RequestError(
-                f"no token is left after {len(sampler.token_ids)}: suppress_tokens, bad_words_ids, "
+                f"no token is left after {len(sampler.token_ids)}: suppress_tokens, bad_words_ids, response_format, "
                 f"no_repeat_ngram_size, min_new_tokens and logits_processor rule out all {self._size}; "
                 "ask for fewer new tokens, or rule out less"
             )

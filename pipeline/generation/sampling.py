@@ -13,6 +13,7 @@ import torch
 
 from pipeline.errors import RequestError, shown
 from pipeline.generation.drawing import Filters
+from pipeline.generation.grammar import GrammarState
 from pipeline.generation.parameters import ANY_SEED, SEEDS, SamplingParameters
 from pipeline.generation.token_rules import TokenRules
 from pipeline.system.threads import slices
@@ -70,6 +71,7 @@ class Sampler:
         self._uniform = _uniform_numbers(parameters.seed, index)
         self._drawn: float | None = None
         self._rules: TokenRules | None = None
+        self.grammar: GrammarState | None = None
 
     @property
     def uniform(self) -> float:
@@ -106,6 +108,16 @@ class Sampler:
             raise RequestError(f"logits_processor: need scores below infinity for token {self._place}; have nan or inf")
         scores_1V[0] = scores_V
 
+    def keep_to(self, grammar: GrammarState) -> None:
+        """Rule out, from the first token on, what the grammar does not allow."""
+        self.grammar = grammar
+        self.filters = self.filters._replace(penalised=True, ruled=True)
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing may follow, as the grammar of the answer has ended."""
+        return self.grammar is not None and self.grammar.complete
+
     @property
     def _place(self) -> int:
         return len(self.token_ids)
@@ -116,10 +128,12 @@ class Sampler:
         self._drawn = None
         if self._rules is not None:
             self._rules.took(token_id)
+        if self.grammar is not None:
+            self.grammar.took(token_id)
 
     def end(self) -> None:
         """Let go of the rules; no token is chosen any more."""
-        self.ended, self._rules = True, None
+        self.ended, self._rules, self.grammar = True, None, None
 
 
 def _uniform_numbers(seed: int | None, index: int) -> Iterator[float]:

@@ -222,7 +222,7 @@ class RunningSequence:
             reason = "stop"
         elif self._detokenizer is not None:
             text, stopped = self._stops.push(self._detokenizer.push(choice.token_id))
-            reason = "stop" if stopped else None
+            reason = "stop" if stopped or self.sampler.complete else None
         if reason is None and len(self.token_ids) >= self._parameters.max_new_tokens:
             reason = "length"
         if reason is not None:

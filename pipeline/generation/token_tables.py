@@ -6,13 +6,17 @@ Shape letters: V vocabulary, T tokens, N changed entries.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from pipeline.devices.memory import Memory
 from pipeline.devices.port import Device
 from pipeline.generation.drawing import FORCED, ONCE, RULED_OUT, SEEN
+from pipeline.generation.grammar import GrammarState
 from pipeline.generation.sampling import Sampler, ids_tensor
 
+MOST_CHANGES = 16
+"""Entries of a table that are sent one by one; where more have changed, the whole row is sent."""
 NO_IDS = torch.empty(0, dtype=torch.int64)
 
 
@@ -50,8 +54,8 @@ class TokenTables:
         return max_requests * vocabulary_size * torch.int32.itemsize
 
     def has(self, sampler: Sampler) -> bool:
-        """Whether its row is there, so that little is left to do for its next token."""
-        return sampler in self._rows
+        """Whether its row is there, and little is left to do for its next token."""
+        return sampler in self._rows and sampler.grammar is None
 
     def view(self, memory: Memory) -> torch.Tensor:
         """The rows in one of the places, [max_requests, V]."""
@@ -89,6 +93,8 @@ class TokenTables:
         if tokens < 0:
             table_V.zero_()
             table_V[ids_tensor(sampler.prompt_ids)] = SEEN
+        if sampler.grammar is not None:
+            self._keep_to(sampler.grammar, row)
         came_T = ids_tensor(sampler.token_ids[max(tokens, 0) :])
         ruled_out = NO_IDS if rules is None else rules.ruled_out()
         touched_N = torch.cat([row.ruled_out, came_T, ruled_out])
@@ -104,6 +110,16 @@ class TokenTables:
             touched = touched_N[table_V[touched_N] != before_N].tolist()
             row.changed = sorted({*row.changed, *touched})
         return row.index, row.changed
+
+    def _keep_to(self, grammar: GrammarState, row: Row) -> None:
+        """Rule out what the grammar does not allow, and nothing else. Much may change: it is looked at as a whole."""
+        table_V = self._host_SV[row.index]
+        changed_V = (table_V & RULED_OUT) ^ (grammar.ruled_out() * RULED_OUT)
+        table_V ^= changed_V
+        row.ruled_out = NO_IDS
+        changed_N = np.flatnonzero(changed_V)
+        if row.changed is not None:
+            row.changed = None if len(changed_N) > MOST_CHANGES else sorted({*row.changed, *changed_N.tolist()})
 
     def sent(self, sampler: Sampler) -> None:
         """Take note that the device has its row as the host has it: a pass has chosen by it."""

@@ -12,6 +12,7 @@ from pipeline.text.chat_templates import ChatTemplates
 from pipeline.text.going_on import going_on
 from pipeline.text.prompts import TokenIds, id_slices
 from pipeline.text.tokenizer import Tokenizer
+from pipeline.text.tool_calls.formats import find_format
 
 Messages = Sequence[Mapping[str, Any]]
 """A list of messages, each with its "role" and its "content"."""
@@ -22,6 +23,8 @@ LONGEST_TEMPLATE = 1 << 20
 OWN_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt")
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Names under which the reasoning of a message is given, the first of which most templates read."""
+LONGEST_MARK = 32
+"""Tokens of the mark with which a prompt may begin reasoning."""
 GOES_ON = "THE-ANSWER-GOES-ON-HERE "
 """Marks the end of a last message that is to be continued. A template that trims it takes its space away."""
 
@@ -134,6 +137,13 @@ class Chat:
             return ids
         parts = id_slices(self._earlier_ids, tokenizer.vocabulary_size, "earlier_ids")
         return going_on(tokenizer, array("i", itertools.chain.from_iterable(parts)), ids)
+
+    def open_thought(self, tokenizer: Tokenizer, ids: "array[int]") -> str | None:
+        """Return the mark that ends the reasoning in which a prompt of these ids ends; None where it ends in none."""
+        format_ = find_format(self._source)
+        end = b"".join(map(tokenizer.token_bytes, ids[-LONGEST_MARK:])).decode(errors="replace")
+        opened = format_ is not None and format_.opens_reasoning(end)
+        return format_.reasoning.end if opened and format_ is not None and format_.reasoning is not None else None
 
     def _cut(self, text: str, final: str) -> str:
         """The text up to where the last message ends; what a template has trimmed there stays away."""

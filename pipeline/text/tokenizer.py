@@ -103,6 +103,7 @@ class Tokenizer:
         self.vocabulary_size = vocabulary_size
         self.bos_id = engine.bos_id
         self.special_ids: Set[int] = engine.special_tokens.keys()
+        self.special_tokens = {name: token_id for token_id, name in engine.special_tokens.items()}
         self._lone: Detokenizer | None = None
 
     def fewest_tokens(self, text: str) -> int:

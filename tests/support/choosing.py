@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from actors.core.ports import Copy
@@ -46,6 +47,8 @@ MIXED: list[dict[str, Any]] = [
         "seed": 2**63,
         "logits_processor": lambda ids, logits: logits.roll(len(ids)),
     },
+    {"temperature": 1.0, "masked": True},
+    {"repetition_penalty": 1.5, "suppress_tokens": [6, 7], "logprobs": 4, "masked": True},
 ]
 """All that can be set."""
 VOCABULARY_SIZE = 3000
@@ -54,13 +57,36 @@ RUNNER = asyncio.Runner()
 atexit.register(RUNNER.close)
 
 
+class Masks:
+    """A grammar that allows something else with each token: much changes, or little."""
+
+    complete = False
+
+    def __init__(self, vocabulary_size: int) -> None:
+        self._size, self._step = vocabulary_size, 0
+
+    def ruled_out(self) -> Any:
+        ruled_out_V = np.zeros(self._size, np.uint8)
+        ruled_out_V[(slice(0, None, 2), slice(0, 3), slice(1, 4), slice(9, None))[self._step % 4]] = 1
+        return ruled_out_V
+
+    def took(self, token_id: int) -> None:
+        assert not self.ruled_out()[token_id]
+        self._step += 1
+
+
 def random_logits(seed: int, vocabulary_size: int = VOCABULARY_SIZE, spread: float = 3.0) -> torch.Tensor:
     return torch.randn(vocabulary_size, generator=torch.Generator().manual_seed(seed)) * spread
 
 
-def sampler(vocabulary_size: int, prompt_ids: Sequence[int] = (), index: int = 0, **arguments: Any) -> Sampler:
+def sampler(
+    vocabulary_size: int, prompt_ids: Sequence[int] = (), index: int = 0, *, masked: bool = False, **arguments: Any
+) -> Sampler:
     parameters = SamplingParameters.from_arguments({}, arguments)
-    return Sampler(parameters, array("i", prompt_ids), vocabulary_size, index)
+    made = Sampler(parameters, array("i", prompt_ids), vocabulary_size, index)
+    if masked:
+        made.keep_to(Masks(vocabulary_size))  # type: ignore[arg-type]
+    return made
 
 
 class Chooser:

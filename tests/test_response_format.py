@@ -12,16 +12,24 @@ import pytest
 
 from pipeline import Model, RequestError
 from pipeline.generation import grammar
-from pipeline.generation.grammar import Grammars
-from pipeline.generation.response_format import GrammarSource
+from pipeline.generation.grammar import Grammars, GrammarState
+from pipeline.generation.response_format import GrammarSource, read_response_format
 from pipeline.system.hub_cache import BUNDLED
 from pipeline.text.chat import Chat, ChatOptions
 from pipeline.text.chat_templates import NO_TEMPLATES
 from pipeline.text.tokenizer import Tokenizer, load_tokenizer
+from pipeline.text.tool_calls.deltas import ArgumentsDelta, CallDelta
+from pipeline.text.tool_calls.formats import FORMATS, ToolFormat
 
 COMPACT = {" ": -100.0, "\n": -100.0}
 """The model likes to indent, which takes tokens."""
 NEVER = {"type": "regex", "regex": "[0-9]{500}"}
+WEATHER = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Oslo", "Bern"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
 CODE = {"type": "regex", "regex": "[0-9]{3}-[xyz]"}
 
 
@@ -149,7 +157,7 @@ async def test_what_cannot_be_kept_is_refused_before_any_work(monkeypatch: pytes
             ({"type": "json_schema"}, r'response_format.json_schema: need an object with a "schema"; have None'),
             (schema({"enum": [float("nan")]}), "response_format.json_schema.schema: need a JSON schema"),
             (schema({"enum": ["a" * 70_000]}), "need at most 65536 characters; have one of 70014 characters"),
-            (schema({"allOf": [{"pattern": "a"}] * 9}), "need at most 8 of pattern and format in a schema with allOf"),
+            (schema({"allOf": [{"pattern": "a"}] * 9}), "need at most 8 of pattern and format beside allOf; have 9"),
             ({"type": "regex", "regex": ""}, "response_format.regex: need a text of 1 to 65536 characters; have ''"),
         ):
             with pytest.raises(RequestError, match=re.escape(says).replace(r"\ ", " ")):
@@ -208,3 +216,73 @@ async def test_behind_reasoning_that_the_prompt_has_opened_the_grammar_begins(to
     for template, mark in {"{{ '<think>' }}\n": "</think>", "<think></think>": None, "Hi": None}.items():
         chat = Chat([{"role": "user", "content": "Hi"}], ChatOptions(chat_template=template), NO_TEMPLATES)
         assert chat.open_thought(tokenizer, chat.ids(tokenizer)) == mark
+
+
+TOOLS = [
+    {"type": "function", "function": {"name": "weather", "parameters": WEATHER}},
+    {"type": "function", "function": {"name": "clock"}},
+]
+FORCED = ("hermes", "llama3", "mistral", "mistral-args", "granite", "glm4")
+
+
+async def test_any_answer_under_a_forced_call_is_one_call_of_the_tool(tokenizer: Tokenizer) -> None:
+    """Of any tool, or the one that is named; tokens are drawn evenly of those that are left."""
+    grammars, random = Grammars(4096, [4095]), Random(21)
+    named = {"type": "function", "function": {"name": "weather"}}
+    for name in FORCED:
+        form = ToolFormat(name=name, calls=FORMATS[name], reasoning=None)
+        for choice in ("required", named):
+            source = read_response_format(form.forced(TOOLS, choice, parallel_tool_calls=False))
+            assert source is not None
+            for state in await grammars.states(tokenizer, source, None, 3):
+                text = walked(tokenizer, state, random)
+                parser = form.parser(TOOLS)
+                begun, *rest = [*parser.push(text), *parser.flush()]
+                assert isinstance(begun, CallDelta), text
+                assert begun.name == "weather" or choice == "required"
+                arguments = json.loads("".join(one.text for one in rest if isinstance(one, ArgumentsDelta)))
+                assert fits(arguments, WEATHER) if begun.name == "weather" else arguments == {}
+                assert all(isinstance(one, ArgumentsDelta) for one in rest), text
+
+
+def walked(tokenizer: Tokenizer, state: GrammarState, random: Random) -> str:
+    text = b""
+    while not state.complete:
+        allowed = [token_id for token_id, is_out in enumerate(state.ruled_out()) if not is_out]
+        token_id = random.choice(allowed)
+        state.took(token_id)
+        text += tokenizer.token_bytes(token_id)
+    return text.removesuffix(b"<|end_of_text|>").decode()
+
+
+async def test_forced_calls_may_be_several_and_their_marks_are_special_tokens(tokenizer: Tokenizer) -> None:
+    form = ToolFormat(name="hermes", calls=FORMATS["hermes"], reasoning=None)
+    source = read_response_format(form.forced(TOOLS, "required"))
+    [state] = await Grammars(4096, [4095]).states(tokenizer, source, None, 1)
+    call = '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
+    for token_id in tokenizer.chat_ids(f"{call}\n{call}").tolist():
+        assert not state.ruled_out()[token_id]
+        state.took(token_id)
+    assert not state.ruled_out()[4095]
+    assert not state.complete
+    begin = read_response_format({"type": "grammar", "grammar": "start: mark", "marks": {"mark": "<|begin_of_text|>"}})
+    [state] = await Grammars(4096, [4095]).states(tokenizer, begin, None, 1)
+    assert state.ruled_out().tolist().index(0) == 4094
+    for tools, choice, name, says in (
+        ((), "required", "hermes", "tool_choice: needs tools to choose from; have none"),
+        (
+            TOOLS,
+            "required",
+            "gemma4",
+            "need a format with arguments in JSON to force a call; have .* gemma4; use 'auto'",
+        ),
+        (
+            TOOLS,
+            {"type": "function", "function": {"name": "x"}},
+            "hermes",
+            r"one of the tools \(weather, clock\); have",
+        ),
+        (TOOLS, "must", "hermes", "tool_choice: need 'none', 'auto', 'required' or an object that names a function"),
+    ):
+        with pytest.raises(RequestError, match=says):
+            ToolFormat(name=name, calls=FORMATS[name], reasoning=None).forced(tools, choice)

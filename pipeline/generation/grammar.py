@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import Busy, RequestError, for_one_caller
-from pipeline.generation.response_format import SPACE, GrammarSource
+from pipeline.generation.response_format import GrammarSource
 from pipeline.text.tokenizer import Tokenizer
+from pipeline.text.tool_calls.forced import JSON_SPACE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -176,7 +177,7 @@ def _grammar(source: GrammarSource, thought: str | None, tokenizer: Tokenizer) -
 
     ids = tokenizer.special_tokens
     if source.kind == "json_schema":
-        overrides: Any = {"lenient": False, "whitespace_pattern": SPACE}
+        overrides: Any = {"lenient": False, "whitespace_pattern": JSON_SPACE}
         [answer] = json.loads(llguidance.LLMatcher.grammar_from_json_schema(source.text, overrides=overrides))[
             "grammars"
         ]

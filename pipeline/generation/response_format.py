@@ -11,8 +11,6 @@ LONGEST_GRAMMAR = 1 << 16
 """Characters: a schema of 64 kB is compiled in less than a second, and chooses tokens in some milliseconds each."""
 MOST_MERGED = 8
 """The patterns and formats of a schema with allOf: what they have in common takes twice as long with each more."""
-SPACE = r"(\x20|\x0D?\x0A[\x20\x09]{0,20})?"
-"""Between two parts of a JSON text, on one line or indented: a model at a loss would write spaces without an end."""
 TEXTS = ("regex", "grammar")
 """Kinds that are one text, in the field of the same name."""
 ANY_OBJECT = {"type": "object"}
@@ -56,6 +54,7 @@ def read_response_format(value: object) -> GrammarSource | None:
         marks = value.get("marks", {})
         if not isinstance(marks, Mapping) or not all(isinstance(one, str) for one in (*marks, *marks.values())):
             raise _error(".marks", "texts by the names of rules", marks)
+        _check_merged(text, f"response_format.{kind}")
         return GrammarSource(kind, text, tuple(marks.items()))
     raise _error(".type", "text, json_object, json_schema, regex or grammar", kind)
 
@@ -71,11 +70,14 @@ def _schema_text(schema: Any) -> str:
         raise RequestError(
             f"response_format.json_schema.schema: need at most {LONGEST_GRAMMAR} characters; have {have}"
         )
-    merged = text.count('"pattern":') + text.count('"format":')
-    if '"allOf":' in text and merged > MOST_MERGED:
-        need = f"at most {MOST_MERGED} of pattern and format in a schema with allOf"
-        raise RequestError(f"response_format.json_schema.schema: need {need}; have {merged}")
+    _check_merged(text, "response_format.json_schema.schema")
     return text
+
+
+def _check_merged(text: str, where: str) -> None:
+    merged = text.count('"pattern"') + text.count('"format"')
+    if '"allOf"' in text and merged > MOST_MERGED:
+        raise RequestError(f"{where}: need at most {MOST_MERGED} of pattern and format beside allOf; have {merged}")
 
 
 def _error(where: str, need: str, have: object) -> RequestError:

@@ -28,7 +28,7 @@ SHOWN = {
     "qwen3_coder_xml": "qwen3-coder",
     "llama31_tools": "llama3",
     "mistral_v3_tools": "mistral",
-    "ministral3": "mistral",
+    "ministral3": "mistral-args",
     "gemma4_tools": "gemma4",
     "olmo3_tools": "olmo3",
     "glm45_thinking": "glm4.5",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.text.tool_calls.deltas import Calls, Steps
+from pipeline.text.tool_calls.forced import forced_calls
 from pipeline.text.tool_calls.growing_text import GrowingText, compiled
 from pipeline.text.tool_calls.json_calls import json_calls, named_call
 from pipeline.text.tool_calls.parser import AnswerParser, CallFormat, ReasoningMarks
@@ -48,6 +49,18 @@ class ToolFormat:
         """
         opened = self.opens_reasoning(prompt)
         return AnswerParser(self.reasoning, self.calls if tools else None, parameters_of(tools), opened=opened)
+
+    def forced(
+        self, tools: Sequence[Mapping[str, Any]], tool_choice: object, *, parallel_tool_calls: bool = True
+    ) -> dict[str, Any]:
+        """Return the argument `response_format` under which an answer is a call of a tool.
+
+        `tool_choice` is "required", for a call of any of the tools, or an object that names a function; without
+        `parallel_tool_calls` there is one call only. Raises RequestError where it is neither, for a function that is
+        none of the tools, and where calls of this format cannot be forced.
+        """
+        parallel, marks = parallel_tool_calls, self.marks
+        return forced_calls(self.name, marks, parameters_of(tools), tool_choice, parallel_tool_calls=parallel)
 
 
 def parameters_of(tools: Sequence[Mapping[str, Any]]) -> Tools:
@@ -102,6 +115,7 @@ def _gemma(quote: str, end: str, source: GrowingText, calls: Calls, tools: Tools
     return (yield from complete_calls(source, calls, end, functools.partial(gemma, quote)))
 
 
+MISTRAL_MARKS = ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]")
 FORMATS = {
     "gemma4": CallFormat(
         begin=compiled(r"\s*<\|tool_call>call:"),
@@ -120,9 +134,8 @@ FORMATS = {
         end=compiled(r"\s*</tool_call>"),
         marks=("<tool_call>", "</tool_call>"),
     ),
-    "mistral": CallFormat(
-        begin=compiled(r"\s*\[TOOL_CALLS\]"), read=_mistral, marks=("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]")
-    ),
+    "mistral": CallFormat(begin=compiled(r"\s*\[TOOL_CALLS\]"), read=_mistral, marks=MISTRAL_MARKS),
+    "mistral-args": CallFormat(begin=compiled(r"\s*\[TOOL_CALLS\]"), read=_mistral, marks=MISTRAL_MARKS),
     "hermes": CallFormat(
         begin=compiled(r"\s*<tool_call>"),
         read=_objects,
@@ -145,6 +158,7 @@ SHOWN = {
     "functiongemma": ("<start_function_call>",),
     "glm4.5": ("<arg_key>",),
     "qwen3-coder": ("<function=",),
+    "mistral-args": ("[ARGS]",),
     "mistral": ("[TOOL_CALLS]",),
     "hermes": ("<tool_call>",),
     "granite": ("<|tool_call|>", "<|tool|>", "available_tools<|end_of_role|>"),

@@ -5,6 +5,9 @@ from itertools import islice
 from typing import Any, TypeGuard
 
 LARGEST_ID = 2**31 - 1
+MOST_SAMPLES = 16
+MOST_PRIORITY = 2**31 - 1
+LONGEST_SCOPE = 256
 MOST_IDS = 1 << 18
 """Ids in one argument: more than any vocabulary has."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.config import Settings
 from pipeline.errors import RequestError, shown
-from pipeline.generation.argument_values import is_whole, plain
+from pipeline.generation.argument_values import LONGEST_SCOPE, MOST_PRIORITY, MOST_SAMPLES, is_whole, plain
 from pipeline.generation.build import ModelRuntime
 from pipeline.generation.grammar import Grammars, require_package
 from pipeline.generation.parameters import FORCED_FIELDS, SamplingArguments, SamplingParameters
@@ -22,9 +22,6 @@ from pipeline.text.prompts import SLICE_TOKENS, id_slices, known_length
 from pipeline.text.tokenizer import Tokenizer
 from pipeline.text.tokenizing import Tokenizing
 
-MOST_SAMPLES = 16
-MOST_PRIORITY = 2**31 - 1
-LONGEST_SCOPE = 256
 SHORTEST_SLEEP_SECONDS = 0.001
 """What the timers of uvloop count in: less would be one turn of the loop, of which a pass takes a hundred."""
 

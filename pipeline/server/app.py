@@ -17,6 +17,7 @@ from pipeline.server.door import Door
 from pipeline.server.errors import ApiError, error_response
 from pipeline.server.live import live
 from pipeline.server.metrics import ModelCollector, metrics
+from pipeline.server.openapi import openapi
 from pipeline.server.operations import health, models, props, slots
 from pipeline.server.page import page
 from pipeline.server.served import ServedModel
@@ -37,6 +38,7 @@ ROUTES: dict[str, tuple[str, Handler]] = {
     "/": ("GET", page),
     "/page/{name}": ("GET", page),
     "/live": ("GET", live),
+    "/openapi.json": ("GET", openapi),
 }
 """The method and the handler of each path."""
 

@@ -30,8 +30,8 @@ INT4_KIND, SYMMETRIC_KIND, FP4_KIND, NF4_KIND, DECODED = range(5)
 """Only the first has zeros."""
 ROUNDS = (("bfloat16",), ("float16",), ("float16", "bfloat16"), ("bfloat16", "float16"))
 LOOK_UP, DOT = "llvm.x86.avx512.permvar.hi.512", "llvm.x86.avx512bf16.dpbf16ps.512"
-TILE_ROWS, BLOCK_ROWS, BLOCK_TOKENS, BLOCK_COLUMNS = 4, 32, 128, 2048
-"""Rows of a matrix that are multiplied at once, and blocks whose items and sums fit in a core's second cache."""
+TILE_ROWS, BLOCK_ROWS, BLOCK_TOKENS, BLOCK_COLUMNS = 4, 32, 64, 2048
+"""Rows of a matrix that are multiplied at once, and blocks whose items and sums fill half of a core's second cache."""
 
 
 class BrainFloat(ir.types.Type):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pipeline.errors import RequestError
 from pipeline.server.answers import document, documents
 from pipeline.server.arguments import (
     chat_arguments,
@@ -25,6 +26,7 @@ from pipeline.server.merging import merged
 from pipeline.server.served import scope_of, served_of
 from pipeline.server.streaming import EventStream, WholeAnswer
 from pipeline.server.token_names import TokenNames
+from pipeline.text.tool_calls.formats import ToolFormat
 
 if TYPE_CHECKING:
     from pipeline.api import Model
@@ -45,6 +47,8 @@ async def chat_completions(request: Request) -> Response:
         messages = messages_of(body, knows_developers="developer" in _template(model, template, tools))
         if tool_format is not None:
             arguments["shown_tokens"] = tool_format.marks
+        if tools and body.tool_choice not in (None, "auto"):
+            arguments["response_format"] = _forced(tool_format, tools, body)
     answer = ChatAnswer(
         name,
         body.n or 1,
@@ -60,6 +64,13 @@ async def chat_completions(request: Request) -> Response:
     if body.stream:
         return EventStream(documents(answer, chunks))
     return WholeAnswer(lambda: document(answer, answer.samples, chunks))
+
+
+def _forced(tool_format: ToolFormat | None, tools: Sequence[Mapping[str, Any]], body: ChatBody) -> dict[str, Any]:
+    """The format of an answer that is a call. Raises RequestError where none can be forced."""
+    if tool_format is None:
+        raise RequestError("tool_choice: need a chat template that knows calls to force one, have another; use 'auto'")
+    return tool_format.forced(tools, body.tool_choice, parallel_tool_calls=body.parallel_tool_calls is not False)
 
 
 def _template(model: "Model", template: str | None, tools: Sequence[Mapping[str, Any]]) -> str:

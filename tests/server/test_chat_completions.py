@@ -1,5 +1,6 @@
 """/v1/chat/completions answers as the model does, in one piece and in many."""
 
+import json
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -97,6 +98,40 @@ async def test_messages_and_options_become_the_prompt_of_the_template(
         made = await ask(client, messages, **fields)
         assert made["choices"][0]["message"]["content"] == wanted.text
         assert made["usage"]["prompt_tokens"] == len(wanted.prompt_token_ids)
+
+
+CALLS = "{% for m in messages %}{{ m.content }}\n{% endfor %}{{ tools | tojson if tools }}{# <tool_call> #}"
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "look_up",
+        "parameters": {
+            "type": "object",
+            "properties": {"word": {"enum": ["os", "sys"]}},
+            "required": ["word"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+async def test_a_forced_call_and_a_forced_format_are_what_the_answer_is() -> None:
+    async with serving(settings={"device": "cpu", "context_tokens": 256}, template=CALLS) as it:
+        named = {"type": "function", "function": {"name": "look_up"}}
+        for choice in ("required", named):
+            body = {"tools": [TOOL], "tool_choice": choice, "parallel_tool_calls": False, "max_tokens": 60}
+            [made] = (await ask(it.client, **body))["choices"]
+            assert made["finish_reason"] == "tool_calls"
+            [call] = made["message"]["tool_calls"]
+            assert call["function"]["name"] == "look_up"
+            assert json.loads(call["function"]["arguments"])["word"] in ("os", "sys")
+        schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": TOOL["function"]["parameters"]}}
+        [made] = (await ask(it.client, response_format=schema, max_tokens=60))["choices"]
+        assert json.loads(made["message"]["content"])["word"] in ("os", "sys")
+        unknown = {"type": "function", "function": {"name": "other"}}
+        refused = {"messages": CHAT, "tools": [TOOL], "tool_choice": unknown}
+        answer = await it.client.post("/v1/chat/completions", json=refused)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tool_choice")
 
 
 async def test_what_is_found_computed_is_told(server: tuple[Model, httpx.AsyncClient]) -> None:

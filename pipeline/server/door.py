@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
@@ -23,6 +24,7 @@ MOST_BODY_BYTES = 32 << 20
 PUBLIC = re.compile(r"/|/page/.*|/health")
 """Paths that tell nothing of the model or its callers, and need no key."""
 BODY_SECONDS = 60.0
+LONGEST_TOLD = 100
 NOTE = "penstock.note"
 
 
@@ -60,15 +62,15 @@ class Door:
             app = self._app if refusal is None else error_response(refusal)
             await app(scope, receive, watched_send)
         except Exception as error:
-            logger.exception("%s %s failed", scope["method"], scope["path"])
+            logger.exception("%s %s failed", scope["method"], quote(scope["path"])[:LONGEST_TOLD])
             if status:
                 raise  # the server breaks the connection off
             await error_response(error)(scope, receive, watched_send)
         finally:
             tokens = f", {note.prompt_tokens} + {note.new_tokens} tokens" if note.prompt_tokens else ""
             seconds = time.perf_counter() - note.started
-            end = "left" if note.left else status
-            logger.info("%s %s %s%s, %.2f s", scope["method"], scope["path"], end, tokens, seconds)
+            end, path = "left" if note.left else status, quote(scope["path"])[:LONGEST_TOLD]
+            logger.info("%s %s %s%s, %.2f s", scope["method"], path, end, tokens, seconds)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEADER_BYTES:

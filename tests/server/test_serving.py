@@ -5,8 +5,10 @@ import re
 import subprocess
 import sys
 
+import httpx
 import pytest
-from support.servers import frames, serving, text_of
+from support.servers import SETTINGS, frames, serving, text_of
+from support.tripping import Trip
 
 from pipeline.cli import main
 
@@ -78,13 +80,15 @@ async def test_operations_tell_how_the_model_is_run_and_no_texts() -> None:
         assert (await other).status_code == 200
 
 
-async def test_a_slow_stream_sends_comments_and_a_slow_answer_white_space(
+async def test_slow_answers_show_life_and_then_can_only_be_broken_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for kind in ("EventStream", "WholeAnswer"):
         for name in ("patience_seconds", "every_seconds"):
             monkeypatch.setattr(f"pipeline.server.streaming.{kind}.{name}", 0.001)
-    async with serving(names=("small",)) as it:
+    trip = Trip()
+    settings = {**SETTINGS, "residency": False, "insert": {"disk_reader": [trip]}}
+    async with serving(settings=settings, names=("small",)) as it:
         body = {**BODY, "max_tokens": 12}
         async with it.client.stream("POST", "/v1/completions", json={**body, "stream": True}) as streamed:
             parts = [part async for part in streamed.aiter_text()]
@@ -93,6 +97,12 @@ async def test_a_slow_stream_sends_comments_and_a_slow_answer_white_space(
         assert len(frames("".join(parts))) >= 12
         assert (whole.content[:1], whole.status_code) == (b"\n", 200)
         assert whole.json()
+        asking = asyncio.create_task(it.client.post("/v1/completions", json={**BODY, "max_tokens": 900}))
+        while not it.model.statistics().tokens > 30:
+            await asyncio.sleep(0.001)
+        trip.armed = True
+        with pytest.raises(httpx.RemoteProtocolError):
+            await asking
 
 
 async def test_prompts_are_shared_within_a_key_and_with_nobody_else() -> None:

@@ -64,6 +64,12 @@ class AnswerParser:
         self._source.ended = True
         return self._new()
 
+    def parted(self, text: str, *, last: bool = False) -> tuple[str, str]:
+        """Return what is certain now of the reasoning, and of the rest, where calls are text."""
+        deltas = [*self.push(text), *(self.flush() if last else ())]
+        reasoning = "".join(one.text for one in deltas if isinstance(one, ReasoningDelta))
+        return reasoning, "".join(one.text for one in deltas if isinstance(one, TextDelta))
+
     def _new(self) -> list[Delta]:
         deltas: list[Delta] = []
         while (delta := next(self._steps, None)) is not None:

@@ -45,11 +45,18 @@ class Conversation:
         return self.messages[: self._last_question() + 1]
 
     def answered(
-        self, messages: Sequence[dict[str, Any]], text: str, token_ids: Sequence[int], *, stopped: bool
+        self,
+        messages: Sequence[dict[str, Any]],
+        text: str,
+        reasoning: str,
+        token_ids: Sequence[int],
+        *,
+        stopped: bool,
     ) -> None:
-        """Take these messages and their answer."""
+        """Take these messages and their answer. Its reasoning stands apart: each template says what becomes of it."""
+        more = {"reasoning_content": reasoning} if reasoning else {}
         mark = {STOPPED: True} if stopped else {}
-        self.messages = [*messages, {"role": "assistant", "content": text, **mark}]
+        self.messages = [*messages, {"role": "assistant", "content": text, **more, **mark}]
         self.token_ids = list(token_ids)
 
     def undo(self) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +97,19 @@ async def traced(model: Model, path: Path, command: str) -> AsyncGenerator[None,
         await asyncio.to_thread(write_trace, path, Recording.of(model.runtime, command))
 
 
-async def stream_text(model: Model, stream: AsyncGenerator[Chunk, None], answer: Answer, *, shown: bool = True) -> None:
+async def stream_text(
+    model: Model,
+    stream: AsyncGenerator[Chunk, None],
+    answer: Answer,
+    *,
+    shown: bool = True,
+    show: Callable[[Chunk], None] | None = None,
+) -> None:
     """Print the text as it comes if it is `shown`, with progress on stderr until the first token, or else the end.
 
-    Of a model without a tokenizer it is token ids.
+    `show` prints a chunk; by default its text, or its token id where the model has no tokenizer.
     """
-    progress, has_text = Progress(), _has_text(model)
+    progress, show = Progress(), show or (_show_text if _has_text(model) else _show_ids)
     watching = asyncio.create_task(_watch(model, progress))
     try:
         async with contextlib.aclosing(stream) as chunks:
@@ -112,12 +119,20 @@ async def stream_text(model: Model, stream: AsyncGenerator[Chunk, None], answer:
                     watching.cancel()
                     if len(answer.chunks) == 1:
                         progress.clear()
-                    print(chunk.text if has_text else f"{chunk.token_ids[0]} ", end="", flush=True)
+                    show(chunk)
     finally:
         watching.cancel()
         progress.clear()
         if shown and answer.chunks and not answer.text.endswith("\n"):
             print(flush=True)
+
+
+def _show_text(chunk: Chunk) -> None:
+    print(chunk.text, end="", flush=True)
+
+
+def _show_ids(chunk: Chunk) -> None:
+    print(chunk.token_ids[0], end=" ", flush=True)
 
 
 def _has_text(model: Model) -> bool:

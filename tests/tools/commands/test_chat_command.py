@@ -17,6 +17,9 @@ import pytest
 
 from pipeline import Model
 from pipeline.cli import main
+from pipeline.generation.sequence import Chunk
+from pipeline.text.tool_calls.formats import find_format
+from pipeline.tools.commands.shown_answer import ShownAnswer
 
 ROOT = Path(__file__).parent.parent.parent.parent
 BUNDLED = ROOT / "pipeline" / "bundled"
@@ -78,6 +81,26 @@ def test_what_fails_changes_nothing_and_ends_a_pipe_with_status_1(
     monkeypatch.setattr("sys.stdin", io.StringIO("x"))
     assert main(["chat", str(tmp_path / "plain")]) == 1
     assert "need a chat template" in capsys.readouterr().err
+
+
+def test_reasoning_is_told_apart(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """It goes to stderr, and to templates under its name; here the template begins it, and the model goes on."""
+    saved, template = tmp_path / "saved.json", tmp_path / "chat.jinja"
+    template.write_text(
+        "{{ bos_token }}{% for m in messages %}{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<think>\n"
+        "{% else %}</think>{% endif %}"
+    )
+    assert chat(monkeypatch, f"import os\n/save {saved}\n", "--template", str(template)) == 0
+    told, answer = capsys.readouterr(), json.loads(saved.read_text())[1]
+    assert answer["content"] == ""
+    assert answer["reasoning_content"] in told.err
+    assert told.out.strip() == ""
+    shown = ShownAnswer(find_format(template.read_text()).parser(prompt="<think>\n").parted)  # type: ignore[union-attr]
+    for text, reason in (("so </th", None), ("ink>\n\nyes", None), ("!", "stop")):
+        shown.show(Chunk(text, (1,), reason))
+    assert (shown.reasoning, shown.text, capsys.readouterr().out) == ("so", "yes!", "yes!")
 
 
 def test_a_session_goes_on_after_a_restart(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 from playwright.sync_api import Browser, expect, sync_playwright
-from support.browser_tools import CONTRASTS, DESKTOP, NAMELESS, PHONE, answer_frames, frames, looking, served
+from support.browser_tools import ANSWER, CONTRASTS, DESKTOP, NAMELESS, PHONE, answer_frames, frames, looking, served
 
 MODEL = ("bundled", "--device", "cpu-copy", "--no-residency", "--kv-tokens", "4096")
 QUESTION = "def fibonacci(n):"
@@ -132,6 +132,15 @@ def shows_texts_as_texts(browser: Browser, server: Server) -> None:
         page.click(".assistant .reasoning summary")
         expect(thoughts).to_be_visible()
         expect(page.locator(".figures").last).to_contain_text("prompt 1,024, of these 960 cached")
+        look.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        for way in ("new", "old"):
+            if way == "old":  # as without TLS
+                page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+            page.click("button:text('Copy')")
+            page.fill("#prompt", "")
+            page.keyboard.press("Control+V")
+            assert page.input_value("#prompt") == ANSWER
+            page.locator(".foot button").first.evaluate("button => (button.textContent = 'Copy')")
         assert not look.said, look.said
 
 
@@ -148,6 +157,8 @@ def says_what_goes_wrong(browser: Browser, server: Server) -> None:
         )
         look.send("hello")
         expect(page.locator(".note").last).to_contain_text("Too many requests wait. Asking again in")
+        drawn = page.locator(".assistant > .text").evaluate("text => getComputedStyle(text, '::after').content")
+        assert "Waiting for the first token" in drawn, drawn
         look.answered()
         expect(page.locator(".problem").last).to_be_hidden()
         broken = frames({"choices": [{"delta": {"content": "Half"}}]}, {"error": {"message": "the disk_reader failed"}})

@@ -77,7 +77,7 @@ function openTheme() {
   show();
 }
 
-const foldLive = () => (find("live-details").open = !phone.matches);
+const foldLive = () => (find("live").firstElementChild.open = !phone.matches);
 
 openSettings({
   keyChanged: () => live.restart(),

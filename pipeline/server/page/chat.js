@@ -56,7 +56,7 @@ export class Chat {
   /** Draw a message that goes on no more, and what one can do with it. */
   finish(view) {
     const { message } = view;
-    const actions = message.role === "assistant" ? { Copy: () => copy(message.text.text) } : {};
+    const actions = message.role === "assistant" ? { Copy: ({ target }) => copy(message.text.text, target) } : {};
     const word = actions.Copy && !message.problem ? "Regenerate" : "Try again";
     if (this.conversation.messages.at(-1) === message) actions[word] = () => this.again();
     view.draw();
@@ -104,25 +104,26 @@ export class Chat {
     }
   }
 
-  /** Take chunks as they come, and draw at most once a frame. */
+  /** Take chunks as they come, and draw so often that a fifth of the time goes into it. */
   async receive(view, chunks) {
     const { message } = view;
     const started = performance.now();
     const elapsed = () => (performance.now() - started) / 1000;
-    let frame = 0;
+    let [timer, cost] = [0, 0];
     const draw = () => {
-      frame = 0;
+      const began = elapsed();
       view.draw({ streams: true });
+      [timer, cost] = [0, elapsed() - began];
     };
     draw();
     try {
       for await (const chunk of chunks) {
         take(chunk, message);
         if (chunk.text || chunk.reasoning) message.times ??= { first: elapsed(), total: 0 };
-        frame ||= requestAnimationFrame(draw);
+        timer ||= setTimeout(draw, 16 + 4000 * cost);
       }
     } finally {
-      cancelAnimationFrame(frame);
+      clearTimeout(timer);
       if (message.times) message.times.total = elapsed();
     }
   }

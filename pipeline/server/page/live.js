@@ -93,11 +93,8 @@ function showTiles({ requests, tokens_per_second, pass_seconds }) {
     "in the pass": count(requests.running),
     waiting: count(requests.waiting),
   };
-  const list = find("tiles");
-  if (!list.children.length) {
-    list.append(...Object.keys(tiles).map((name) => element("div", {}, element("dt", {}, name), element("dd"))));
-  }
-  Object.values(tiles).forEach((text, index) => setText(list.children[index].lastChild, text));
+  const tile = ([name, text]) => element("div", {}, element("dt", {}, name), element("dd", {}, text));
+  find("tiles").replaceChildren(...Object.entries(tiles).map(tile));
 }
 
 /** An actor behind its queue: the share of time in which it worked, hatched that in which it waited. */

@@ -78,11 +78,14 @@ export function followEnd(change) {
   if (near) box.scrollTop = box.scrollHeight;
 }
 
-export async function copy(text) {
-  try {
-    await navigator.clipboard.writeText(text);
-    announce("Copied.");
-  } catch {
-    announce("The browser does not allow copying here.");
-  }
+/** Copy a text; without TLS a browser has only the old way to do so. */
+export async function copy(text, button) {
+  const field = element("textarea", { value: text });
+  document.body.append(field);
+  field.select();
+  if (navigator.clipboard) await navigator.clipboard.writeText(text);
+  else document.execCommand("copy");
+  field.remove();
+  button.textContent = "Copied";
+  announce("Copied.");
 }

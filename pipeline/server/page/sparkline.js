@@ -10,7 +10,7 @@ export class Sparkline {
     this.values = [];
     this.area = svgElement("polygon", { class: "area" });
     this.line = svgElement("polyline", { class: "line" });
-    const box = { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, class: "sparkline", "aria-hidden": "true" };
+    const box = { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, class: "sparkline", "aria-hidden": "true", preserveAspectRatio: "none" };
     this.node = svgElement("svg", box, this.area, this.line);
   }
 

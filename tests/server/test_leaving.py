@@ -14,7 +14,7 @@ import pytest
 from support.servers import SETTINGS, frames, serving, text_of
 from support.tripping import Trip
 
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, ClosedError
 from pipeline.server.options import ServerOptions
 from pipeline.server.process import serve_model
 
@@ -47,7 +47,7 @@ async def test_clients_that_leave_or_read_nothing_free_their_requests(
         assert it.model.statistics().requests.cancelled == 3
 
 
-async def test_a_line_that_fails_fails_those_that_run_and_serves_the_next() -> None:
+async def test_a_line_that_fails_serves_the_next_and_one_that_is_gone_ends_the_server() -> None:
     trip = Trip()
     settings = {**SETTINGS, "residency": False, "insert": {"disk_reader": [trip]}}
     async with serving(settings=settings, names=("small",)) as it:
@@ -61,6 +61,10 @@ async def test_a_line_that_fails_fails_those_that_run_and_serves_the_next() -> N
         assert (whole.status_code, whole.headers["x-should-retry"]) == (500, "false")
         assert "trip failed at layer" in whole.json()["error"]["message"]
         assert (await it.client.post("/v1/completions", json=BODY)).status_code == 200
+        it.model._supervisor._task.cancel()
+        async with asyncio.timeout(5):
+            await it.running
+        assert isinstance(it.served.failure, ClosedError)
 
 
 async def test_the_first_signal_lets_requests_finish_and_refuses_new_ones() -> None:

@@ -131,6 +131,11 @@ def served_name(names: Sequence[str], body: Body) -> str:
     return body.model
 
 
+def calls_in_parallel(body: ChatBody) -> bool:
+    """Whether an answer may be several calls of tools; a function that is named is called once."""
+    return body.parallel_tool_calls is not False and not isinstance(body.tool_choice, dict)
+
+
 async def in_words_of(body: Body, chunks: AsyncGenerator["Chunk", None]) -> AsyncGenerator["Chunk", None]:
     """The same chunks, whose errors are in the words of the request; they are closed with this."""
     with naming_fields(body):

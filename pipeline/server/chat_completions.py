@@ -10,6 +10,7 @@ from starlette.responses import Response
 from pipeline.errors import RequestError
 from pipeline.server.answers import document, documents
 from pipeline.server.arguments import (
+    calls_in_parallel,
     chat_arguments,
     chat_options,
     in_words_of,
@@ -56,7 +57,7 @@ async def chat_completions(request: Request) -> Response:
         tools=tools,
         names=names,
         top_logprobs=body.top_logprobs or 0,
-        one_call=body.parallel_tool_calls is False,
+        one_call=not calls_in_parallel(body),
         includes_usage=body.includes_usage,
     )
     stream = _stream(model, answer, messages, options, arguments)
@@ -70,7 +71,7 @@ def _forced(tool_format: ToolFormat | None, tools: Sequence[Mapping[str, Any]], 
     """The format of an answer that is a call. Raises RequestError where none can be forced."""
     if tool_format is None:
         raise RequestError("tool_choice: need a chat template that knows calls to force one, have another; use 'auto'")
-    return tool_format.forced(tools, body.tool_choice, parallel_tool_calls=body.parallel_tool_calls is not False)
+    return tool_format.forced(tools, body.tool_choice, parallel_tool_calls=calls_in_parallel(body))
 
 
 def _template(model: "Model", template: str | None, tools: Sequence[Mapping[str, Any]]) -> str:

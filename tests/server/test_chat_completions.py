@@ -118,9 +118,8 @@ TOOL = {
 async def test_a_forced_call_and_a_forced_format_are_what_the_answer_is() -> None:
     async with serving(settings={"device": "cpu", "context_tokens": 256}, template=CALLS) as it:
         named = {"type": "function", "function": {"name": "look_up"}}
-        for choice in ("required", named):
-            body = {"tools": [TOOL], "tool_choice": choice, "parallel_tool_calls": False, "max_tokens": 60}
-            [made] = (await ask(it.client, **body))["choices"]
+        for choice in ({"tool_choice": "required", "parallel_tool_calls": False}, {"tool_choice": named}):
+            [made] = (await ask(it.client, tools=[TOOL], max_tokens=60, **choice))["choices"]
             assert made["finish_reason"] == "tool_calls"
             [call] = made["message"]["tool_calls"]
             assert call["function"]["name"] == "look_up"

@@ -87,6 +87,13 @@ def prompts_of(body: CompletionBody) -> list[str | list[int]]:
     return list(prompt)
 
 
+def check_samples(body: Body, prompts: int, most: int) -> None:
+    """Raise ApiError where all samples of a request could never wait together: asking again would not help."""
+    if (need := prompts * (body.n or 1)) > most:
+        message = f"prompt: need at most {most} samples of all prompts, have {need}; send several requests"
+        raise ApiError(400, message, param="prompt")
+
+
 def messages_of(body: ChatBody, *, knows_developers: bool) -> list[dict[str, Any]]:
     """The messages as templates read them: arguments of calls are objects, and developers are the system.
 

@@ -8,7 +8,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pipeline.server.answers import document, documents
-from pipeline.server.arguments import completion_arguments, in_words_of, naming_fields, prompts_of, served_name
+from pipeline.server.arguments import (
+    check_samples,
+    completion_arguments,
+    in_words_of,
+    naming_fields,
+    prompts_of,
+    served_name,
+)
 from pipeline.server.bodies import CompletionBody, decode
 from pipeline.server.counting import counted
 from pipeline.server.door import read_body
@@ -29,6 +36,8 @@ async def completions(request: Request) -> Response:
     name = served_name(served.names, body)
     prompts, arguments = prompts_of(body), completion_arguments(body)
     arguments["cache_scope"] = scope_of(request, body.cache_scope)
+    batcher = model.runtime.admission.batcher
+    check_samples(body, len(prompts), batcher.max_requests + batcher.max_waiting)
     with naming_fields(body):
         names = TokenNames(model) if body.logprobs is not None else None
         adds_special = body.add_special_tokens is not False

@@ -222,7 +222,7 @@ TOOLS = [
     {"type": "function", "function": {"name": "weather", "parameters": WEATHER}},
     {"type": "function", "function": {"name": "clock"}},
 ]
-FORCED = ("hermes", "llama3", "mistral", "mistral-args", "granite", "glm4")
+FORCED = ("hermes", "llama3", "mistral", "mistral-args", "granite", "glm4", "qwen3-coder")
 
 
 async def test_any_answer_under_a_forced_call_is_one_call_of_the_tool(tokenizer: Tokenizer) -> None:
@@ -265,6 +265,16 @@ async def test_forced_calls_may_be_several_and_their_marks_are_special_tokens(to
         state.took(token_id)
     assert not state.ruled_out()[4095]
     assert not state.complete
+    say = {"name": "say", "parameters": {"type": "object", "properties": {"text": {"type": "string"}}}}
+    form = ToolFormat(name="qwen3-coder", calls=FORMATS["qwen3-coder"], reasoning=None)
+    source = read_response_format(form.forced([say], "required", parallel_tool_calls=False))
+    [state] = await Grammars(4096, [4095]).states(tokenizer, source, None, 1)
+    call = "<tool_call>\n<function=say>\n<parameter=text>\na </param\n</parameter>\n</function>\n</tool_call>"
+    for token_id in tokenizer.chat_ids(call).tolist():
+        assert not state.complete
+        assert not state.ruled_out()[token_id]
+        state.took(token_id)
+    assert state.complete
     begin = read_response_format({"type": "grammar", "grammar": "start: mark", "marks": {"mark": "<|begin_of_text|>"}})
     [state] = await Grammars(4096, [4095]).states(tokenizer, begin, None, 1)
     assert state.ruled_out().tolist().index(0) == 4094
@@ -274,13 +284,25 @@ async def test_forced_calls_may_be_several_and_their_marks_are_special_tokens(to
             TOOLS,
             "required",
             "gemma4",
-            "need a format with arguments in JSON to force a call; have .* gemma4; use 'auto'",
+            "need one of the formats hermes, .* to force a call; have a chat .* gemma4",
         ),
         (
             TOOLS,
             {"type": "function", "function": {"name": "x"}},
             "hermes",
             r"one of the tools \(weather, clock\); have",
+        ),
+        (
+            [{"name": "a", "parameters": {"properties": {"b": 1}}}],
+            "required",
+            "qwen3-coder",
+            "of 'a' are no JSON schema",
+        ),
+        (
+            [{"name": "a", "parameters": {"not": {}}}],
+            "required",
+            "qwen3-coder",
+            "tool_choice: a: not cannot be kept in",
         ),
         (TOOLS, "must", "hermes", "tool_choice: need 'none', 'auto', 'required' or an object that names a function"),
     ):

@@ -27,13 +27,9 @@ MOST_KEPT = 64
 MOST_COMPILING = 32
 COMPILED_AT_ONCE = 2
 LONGEST_COMPILING_SECONDS = 10
-LIMITS: Any = {
-    "max_lexer_states": 50_000,
-    "max_items_in_row": 2000,
-    "step_lexer_fuel": 200_000,
-    "verbose_errors": False,
-}
-"""What llguidance refuses to go on with: some 100 MB for a sample, and 20 ms for a token."""
+LIMITS: Any = {"max_lexer_states": 50_000, "max_items_in_row": 500, "step_lexer_fuel": 200_000, "verbose_errors": False}
+"""What llguidance refuses to go on with: some 100 MB for a sample, and 50 ms for a token, in which the event loop may
+stand. An object may have about 120 properties that can be left out."""
 SPACED = "/[ \\n\\r\\t]*/"
 
 

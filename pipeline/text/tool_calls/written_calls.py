@@ -70,7 +70,7 @@ def tagged(head: Pattern, parameter: Pattern, tools: Tools, text: str) -> Writte
 
 
 def _typed(text: str, schema: object) -> Any:
-    kinds = {*_kinds(schema)}
+    kinds = {*kinds_of(schema)}
     value = LITERALS.get(text, text)
     try:
         value = json.loads(text) if value is text else value
@@ -79,14 +79,14 @@ def _typed(text: str, schema: object) -> Any:
     return text if "string" in kinds and not (value is None and "null" in kinds) else value
 
 
-def _kinds(schema: object) -> Iterator[str]:
+def kinds_of(schema: object) -> Iterator[str]:
     """The types that a schema allows."""
     if isinstance(schema, Mapping):
         kinds = schema.get("type", ())
         yield from [kinds] if isinstance(kinds, str) else [kind for kind in kinds if isinstance(kind, str)]
         for word in ("anyOf", "oneOf"):
             for one in schema.get(word) or ():
-                yield from _kinds(one)
+                yield from kinds_of(one)
 
 
 def python(text: str) -> Written:

@@ -9,76 +9,25 @@ from random import Random
 from typing import Any
 
 import pytest
+from support.json_schemas import fits, random_schema
 
 from pipeline import Model, RequestError
 from pipeline.generation import grammar
-from pipeline.generation.grammar import Grammars, GrammarState
-from pipeline.generation.response_format import GrammarSource, read_response_format
+from pipeline.generation.grammar import Grammars
+from pipeline.generation.response_format import GrammarSource
 from pipeline.system.hub_cache import BUNDLED
 from pipeline.text.chat import Chat, ChatOptions
 from pipeline.text.chat_templates import NO_TEMPLATES
 from pipeline.text.tokenizer import Tokenizer, load_tokenizer
-from pipeline.text.tool_calls.deltas import ArgumentsDelta, CallDelta
-from pipeline.text.tool_calls.formats import FORMATS, ToolFormat
 
 COMPACT = {" ": -100.0, "\n": -100.0}
 """The model likes to indent, which takes tokens."""
 NEVER = {"type": "regex", "regex": "[0-9]{500}"}
-WEATHER = {
-    "type": "object",
-    "properties": {"city": {"enum": ["Oslo", "Bern"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
-    "required": ["city"],
-    "additionalProperties": False,
-}
 CODE = {"type": "regex", "regex": "[0-9]{3}-[xyz]"}
 
 
 def schema(of: Any) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "it", "schema": of}}
-
-
-def random_schema(random: Random, depth: int = 2) -> dict[str, Any]:
-    kinds = ["integer", "boolean", "null", "string", "enum", "anyOf"] + ["array", "object"] * bool(depth)
-    match kind := random.choice(kinds):
-        case "integer":
-            low = random.randrange(-50, 50)
-            return {"type": kind, "minimum": low, "maximum": low + random.randrange(200)}
-        case "string":
-            return {"type": kind, "minLength": 1, "maxLength": random.randrange(1, 6)}
-        case "enum":
-            return {kind: random.sample(["a", "long word", 7, None, {"x": [1]}, False], 3)}
-        case "anyOf":
-            return {kind: [random_schema(random, 0), {"type": "boolean"}]}
-        case "array":
-            return {"type": kind, "items": random_schema(random, depth - 1), "maxItems": 2}
-        case "object":
-            inner = {name: random_schema(random, depth - 1) for name in random.sample(["a", "b c", "é"], 2)}
-            return {
-                "type": kind,
-                "properties": inner,
-                "required": ["a"] * ("a" in inner),
-                "additionalProperties": False,
-            }
-    return {"type": kind}
-
-
-def fits(value: Any, schema: dict[str, Any]) -> bool:
-    """Whether a value is one of a random schema."""
-    if "enum" in schema:
-        return any(value == one and type(value) is type(one) for one in schema["enum"])
-    if "anyOf" in schema:
-        return any(fits(value, one) for one in schema["anyOf"])
-    match schema["type"]:
-        case "integer":
-            return type(value) is int and schema["minimum"] <= value <= schema["maximum"]
-        case "string":
-            return isinstance(value, str) and 1 <= len(value) <= schema["maxLength"]
-        case "array":
-            return isinstance(value, list) and len(value) <= 2 and all(fits(one, schema["items"]) for one in value)
-        case "object":
-            known = isinstance(value, dict) and {*schema["required"]} <= value.keys() <= schema["properties"].keys()
-            return known and all(fits(one, schema["properties"][name]) for name, one in value.items())
-    return value is None if schema["type"] == "null" else isinstance(value, bool)
 
 
 async def test_answers_at_random_fit_random_schemas_the_same_on_all_devices() -> None:
@@ -216,95 +165,3 @@ async def test_behind_reasoning_that_the_prompt_has_opened_the_grammar_begins(to
     for template, mark in {"{{ '<think>' }}\n": "</think>", "<think></think>": None, "Hi": None}.items():
         chat = Chat([{"role": "user", "content": "Hi"}], ChatOptions(chat_template=template), NO_TEMPLATES)
         assert chat.open_thought(tokenizer, chat.ids(tokenizer)) == mark
-
-
-TOOLS = [
-    {"type": "function", "function": {"name": "weather", "parameters": WEATHER}},
-    {"type": "function", "function": {"name": "clock"}},
-]
-FORCED = ("hermes", "llama3", "mistral", "mistral-args", "granite", "glm4", "qwen3-coder")
-
-
-async def test_any_answer_under_a_forced_call_is_one_call_of_the_tool(tokenizer: Tokenizer) -> None:
-    """Of any tool, or the one that is named; tokens are drawn evenly of those that are left."""
-    grammars, random = Grammars(4096, [4095]), Random(21)
-    named = {"type": "function", "function": {"name": "weather"}}
-    for name in FORCED:
-        form = ToolFormat(name=name, calls=FORMATS[name], reasoning=None)
-        for choice in ("required", named):
-            source = read_response_format(form.forced(TOOLS, choice, parallel_tool_calls=False))
-            assert source is not None
-            for state in await grammars.states(tokenizer, source, None, 3):
-                text = walked(tokenizer, state, random)
-                parser = form.parser(TOOLS)
-                begun, *rest = [*parser.push(text), *parser.flush()]
-                assert isinstance(begun, CallDelta), text
-                assert begun.name == "weather" or choice == "required"
-                arguments = json.loads("".join(one.text for one in rest if isinstance(one, ArgumentsDelta)))
-                assert fits(arguments, WEATHER) if begun.name == "weather" else arguments == {}
-                assert all(isinstance(one, ArgumentsDelta) for one in rest), text
-
-
-def walked(tokenizer: Tokenizer, state: GrammarState, random: Random) -> str:
-    text = b""
-    while not state.complete:
-        allowed = [token_id for token_id, is_out in enumerate(state.ruled_out()) if not is_out]
-        token_id = random.choice(allowed)
-        state.took(token_id)
-        text += tokenizer.token_bytes(token_id)
-    return text.removesuffix(b"<|end_of_text|>").decode()
-
-
-async def test_forced_calls_may_be_several_and_their_marks_are_special_tokens(tokenizer: Tokenizer) -> None:
-    form = ToolFormat(name="hermes", calls=FORMATS["hermes"], reasoning=None)
-    source = read_response_format(form.forced(TOOLS, "required"))
-    [state] = await Grammars(4096, [4095]).states(tokenizer, source, None, 1)
-    call = '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
-    for token_id in tokenizer.chat_ids(f"{call}\n{call}").tolist():
-        assert not state.ruled_out()[token_id]
-        state.took(token_id)
-    assert not state.ruled_out()[4095]
-    assert not state.complete
-    say = {"name": "say", "parameters": {"type": "object", "properties": {"text": {"type": "string"}}}}
-    form = ToolFormat(name="qwen3-coder", calls=FORMATS["qwen3-coder"], reasoning=None)
-    source = read_response_format(form.forced([say], "required", parallel_tool_calls=False))
-    [state] = await Grammars(4096, [4095]).states(tokenizer, source, None, 1)
-    call = "<tool_call>\n<function=say>\n<parameter=text>\na </param\n</parameter>\n</function>\n</tool_call>"
-    for token_id in tokenizer.chat_ids(call).tolist():
-        assert not state.complete
-        assert not state.ruled_out()[token_id]
-        state.took(token_id)
-    assert state.complete
-    begin = read_response_format({"type": "grammar", "grammar": "start: mark", "marks": {"mark": "<|begin_of_text|>"}})
-    [state] = await Grammars(4096, [4095]).states(tokenizer, begin, None, 1)
-    assert state.ruled_out().tolist().index(0) == 4094
-    for tools, choice, name, says in (
-        ((), "required", "hermes", "tool_choice: needs tools to choose from; have none"),
-        (
-            TOOLS,
-            "required",
-            "gemma4",
-            "need one of the formats hermes, .* to force a call; have a chat .* gemma4",
-        ),
-        (
-            TOOLS,
-            {"type": "function", "function": {"name": "x"}},
-            "hermes",
-            r"one of the tools \(weather, clock\); have",
-        ),
-        (
-            [{"name": "a", "parameters": {"properties": {"b": 1}}}],
-            "required",
-            "qwen3-coder",
-            "of 'a' are no JSON schema",
-        ),
-        (
-            [{"name": "a", "parameters": {"not": {}}}],
-            "required",
-            "qwen3-coder",
-            "tool_choice: a: not cannot be kept in",
-        ),
-        (TOOLS, "must", "hermes", "tool_choice: need 'none', 'auto', 'required' or an object that names a function"),
-    ):
-        with pytest.raises(RequestError, match=says):
-            ToolFormat(name=name, calls=FORMATS[name], reasoning=None).forced(tools, choice)

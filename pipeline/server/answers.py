@@ -1,5 +1,6 @@
 """From the chunks of a model to one object, or to the chunks of a stream."""
 
+import asyncio
 import contextlib
 import functools
 import importlib.metadata
@@ -17,6 +18,8 @@ from pipeline.server.objects import DeltaChoice, PromptDetails, TextChoice, Usag
 if TYPE_CHECKING:
     from pipeline.generation.sequence import Chunk
 
+MOST_AT_ONCE = 1000
+"""Tokens that are named at once on the event loop, in some milliseconds."""
 Choice = TypeVar("Choice", TextChoice, DeltaChoice)
 
 
@@ -89,12 +92,19 @@ async def documents(
     usage = None if answer.includes_usage else UNSET
     async with contextlib.aclosing(chunks):
         async for prompt, chunk in chunks:
-            for choice in answer.take(prompt, chunk):
+            for choice in await _taken(answer, prompt, chunk):
                 yield msgspec.json.encode(answer.frame([choice], usage))
             if answer.ended:
                 break
     if answer.includes_usage:
         yield msgspec.json.encode(answer.frame([], answer.usage))
+
+
+async def _taken(answer: GrowingAnswer[Choice], prompt: int, chunk: "Chunk") -> list[Choice]:
+    """What a chunk adds; one that scores a long prompt takes a thread."""
+    if len(chunk.prompt_logprobs or ()) < MOST_AT_ONCE:
+        return answer.take(prompt, chunk)
+    return await asyncio.to_thread(answer.take, prompt, chunk)
 
 
 async def document(
@@ -104,7 +114,7 @@ async def document(
     added: list[list[Any]] = [[] for _ in range(count)]
     async with contextlib.aclosing(chunks):
         async for prompt, chunk in chunks:
-            for choice in answer.take(prompt, chunk):
+            for choice in await _taken(answer, prompt, chunk):
                 added[choice.index].append(choice)
             if answer.ended:
                 break

@@ -1,6 +1,7 @@
 """What answers call tokens, which may be pieces of a character: their log-probabilities by these names."""
 
 import codecs
+import functools
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -25,11 +26,8 @@ class TokenNames:
             tokenizer = model.tokenizer
         except CheckpointError as error:
             raise RequestError(f"logprobs: need names of tokens; {error}") from error
-        self.bytes_of, self.special_ids = tokenizer.token_bytes, tokenizer.special_ids
-
-    def name(self, token_id: int) -> str:
-        """The text of a token."""
-        return self.bytes_of(token_id).decode(errors="backslashreplace")
+        self.bytes_of, self.special_ids = functools.cache(tokenizer.token_bytes), tokenizer.special_ids
+        self.name = functools.cache(lambda token_id: self.bytes_of(token_id).decode(errors="backslashreplace"))
 
     def of_chat(self, token_id: int, logprobs: Mapping[int, float], count: int) -> ContentLogprob:
         """A token of a chat's answer, and the `count` most likely ones."""

@@ -98,7 +98,11 @@ async def test_a_chunk_without_text_is_not_sent_unless_it_tells_something() -> N
     assert "usage" not in (await frames(texts(), silent))[-1]
 
 
-async def test_a_prompt_is_echoed_and_alone_where_nothing_more_is_wanted() -> None:
+@pytest.mark.parametrize("at_once", [1, 1000])
+async def test_a_prompt_is_echoed_and_alone_where_nothing_more_is_wanted(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.server.answers.MOST_AT_ONCE", at_once)
     scores = (None, {4: -1.0, 1: -2.0})
     scored = replace(chunk(4, "!", "length"), prompt_logprobs=scores)
     alone = Chunk("", (), "length", prompt_logprobs=scores)

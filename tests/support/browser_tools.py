@@ -126,10 +126,11 @@ def frames(*documents: Any) -> str:
 def answer_frames() -> str:
     """An answer with reasoning, Markdown, what looks like HTML, log-probabilities and a usage."""
     pieces = re.findall(r"\s*\S+|\s+$", ANSWER)
-    thoughts = [_chunk({"reasoning_content": word + " "}) for word in REASONING.split()]
+    begins, ends = (_chunk({"content": ""}, _choice(mark, 0)) for mark in ("<think>", "</think>"))
+    thoughts = [_chunk({"reasoning_content": f"{word} "}, _choice(f"{word} ", 0)) for word in REASONING.split()]
     words = [_chunk({"content": piece}, _choice(piece, index)) for index, piece in enumerate(pieces)]
     usage = {"prompt_tokens": 1024, "completion_tokens": len(pieces), "prompt_tokens_details": {"cached_tokens": 960}}
-    return frames(*thoughts, *words, _chunk({}, finish="stop"), {"choices": [], "usage": usage})
+    return frames(begins, *thoughts, ends, *words, _chunk({}, finish="stop"), {"choices": [], "usage": usage})
 
 
 def _chunk(delta: dict[str, str], logprobs: Any = None, finish: str | None = None) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def stops_at_a_click_and_at_escape(browser: Browser, server: Server) -> None:
 
 
 def shows_log_probabilities(browser: Browser, server: Server) -> None:
-    """On hover, and with arrow keys after one stop of the Tab key; shading is a switch."""
+    """On hover, and with arrow keys after one stop of the Tab key; shading is a switch; of continued texts, too."""
     with looking(browser, server[0]) as look:
         page = look.ready()
         page.fill("[name=max_tokens]", "24")
@@ -84,6 +84,12 @@ def shows_log_probabilities(browser: Browser, server: Server) -> None:
         colours = "all => new Set(all.map((one) => getComputedStyle(one).backgroundColor)).size"
         shades = page.locator(".token").evaluate_all(colours)
         assert shades > 5, shades
+        page.check("[name=plain]")
+        page.click("#new")
+        look.send("import")
+        look.answered()
+        page.hover(".assistant > .text .token >> nth=3")
+        expect(page.locator(".alternatives li")).to_have_count(5)
 
 
 def keeps_conversations(browser: Browser, server: Server) -> None:
@@ -131,6 +137,9 @@ def shows_texts_as_texts(browser: Browser, server: Server) -> None:
         expect(thoughts).to_be_hidden()
         page.click(".assistant .reasoning summary")
         expect(thoughts).to_be_visible()
+        for passage, token in ((".assistant .reasoning", "Somebody␣"), (".assistant >", "A")):
+            page.hover(f"{passage} .text .token >> nth=0")
+            expect(page.locator("#token-tip b")).to_have_text([token])
         expect(page.locator(".figures").last).to_contain_text("prompt 1,024, of these 960 cached")
         look.context.grant_permissions(["clipboard-read", "clipboard-write"])
         for way in ("new", "old"):

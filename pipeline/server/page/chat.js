@@ -137,9 +137,12 @@ export class Chat {
 
 function take(chunk, message) {
   message.usage = chunk.usage ?? message.usage;
-  if (chunk.reasoning) message.reasoning.add(chunk.reasoning, chunk.tokens);
-  else message.text.add(chunk.text, chunk.tokens);
-  if (chunk.text) message.note = "";
+  message.pending.push(...chunk.tokens);
+  const text = chunk.reasoning || chunk.text;
+  if (text) {
+    message.note = "";
+    message[chunk.reasoning ? "reasoning" : "text"].add(text, message.pending.splice(0));
+  }
   if (chunk.finish === "length") message.note = "It ends here because of the limit on tokens.";
 }
 

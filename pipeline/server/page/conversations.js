@@ -54,7 +54,8 @@ export function titleOf(conversation) {
 }
 
 export function newMessage(role, text = "") {
-  return { role, text: new Passage(text), reasoning: new Passage(), note: "", usage: null, times: null, problem: null };
+  const rest = { pending: [], note: "", usage: null, times: null, problem: null };
+  return { role, text: new Passage(text), reasoning: new Passage(), ...rest };
 }
 
 function stored({ system, messages }) {

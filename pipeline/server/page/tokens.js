@@ -10,23 +10,19 @@ export class Passage {
   constructor(text = "") {
     this.text = text;
     this.tokens = [];
-    this.pending = [];
   }
 
-  /** Add the text of a chunk, and its tokens: `{token, logprob, top_logprobs}`. */
+  /** Add text, and the tokens up to its end: `{token, logprob, top_logprobs}`. The first may have given no text. */
   add(text, tokens) {
-    this.pending.push(...tokens);
-    if (!text) return;
-    const split = this.pending.map((one) => one.token).join("") === text;
-    const pieces = split ? this.pending.map((one) => [one]) : [this.pending].filter((one) => one.length);
+    const first = tokens.findIndex((_, index) => tokens.slice(index).map((one) => one.token).join("") === text);
+    const pieces = first < 0 ? [tokens].filter((one) => one.length) : tokens.slice(first).map((one) => [one]);
     let end = this.text.length;
     for (const choices of pieces) {
       const start = end;
-      end += split ? choices[0].token.length : text.length;
+      end += first < 0 ? text.length : choices[0].token.length;
       this.tokens.push({ start, end, choices });
     }
     this.text += text;
-    this.pending = [];
   }
 
   /** Nodes for a range of the text: one for each token in it, or a text where none are known. */

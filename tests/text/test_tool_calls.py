@@ -65,6 +65,7 @@ ANSWERS: list[tuple[str, str, list[Any]]] = [
     ("mistral", f"I.[TOOL_CALLS]weather[CALL_ID]a1[ARGS]{WHERE}[TOOL_CALLS]clock[ARGS]{{}}", ["I.", CALLED, CLOCKED]),
     ("mistral", f"[TOOL_CALLS]weather{WHERE}", [CALLED]),
     ("gemma4", '<|tool_call>call:weather{city:<|"|>Oslo<|"|>}<tool_call|>', [CALLED]),
+    ("gemma4", '<|tool_call>call:weather{<|"|>city<|"|>: <|"|>Oslo<|"|>}<tool_call|>', [CALLED]),
     ("gemma4", "<|tool_call>call:weather{city:<tool_call|>", ["<|tool_call>call:weather{city:<tool_call|>"]),
     ("functiongemma", "<start_function_call>call:weather{city:<escape>Oslo<escape>}<end_function_call>", [CALLED]),
     ("granite", f"<|tool_call|>[{JSON_CALL}]", [CALLED]),

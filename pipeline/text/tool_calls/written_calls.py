@@ -16,6 +16,7 @@ DEEPEST = 64
 LLAMA_CALL = compiled(r'\s*([\w.\-]{1,256})\.call(\((?:[^")]|"(?:[^"\\]|\\.)*"){0,4096}\))')
 PYTHON_NAME, PYTHON_KEY = compiled(r"\s*([\w.\-]{1,256})\("), compiled(r"\s*,?\s*(\w{1,256})\s*=\s*")
 GEMMA_NAME, GEMMA_KEY = compiled(r"\s*([\w.\-]{1,256})\{"), compiled(r"\s*,?\s*([^:{}\[\],]{1,256}):")
+SPACES, SEPARATORS = compiled(r"\s*"), compiled(r"[ \t\r\n,]*")
 GEMMA_PLAIN = compiled(r"[^,{}\[\]]+")
 
 
@@ -92,18 +93,14 @@ def kinds_of(schema: object) -> Iterator[str]:
 def python(text: str) -> Written:
     """Calls of functions, all arguments of which have names, and values as in JSON or Python."""
     place = 0
-    while text[place:].strip(" \t\r\n,"):
-        place += len(text[place:]) - len(text[place:].lstrip(" \t\r\n,"))
+    while (place := SEPARATORS.match(text, place).end()) < len(text):
         found = PYTHON_NAME.match(text, place)
         if found is None:
             raise ValueError(text)
         arguments, place = {}, found.end()
         while key := PYTHON_KEY.match(text, place):
             arguments[key[1]], place = _python_value(text, key.end())
-        rest = text[place:].lstrip()
-        if not rest.startswith(")"):
-            raise ValueError(text)
-        place = len(text) - len(rest) + 1
+        place = _after(text, place, ")")
         yield found[1], arguments
 
 
@@ -115,7 +112,7 @@ def _python_value(text: str, place: int) -> tuple[Any, int]:
 
 
 def gemma(quote: str, text: str) -> Written:
-    """A name and an object, whose keys have no quotes, and whose texts stand between two `quote`."""
+    """A name and an object, whose texts stand between two `quote`; its keys may, too."""
     found = GEMMA_NAME.match(text)
     if found is None:
         raise ValueError(text)
@@ -128,6 +125,7 @@ def gemma(quote: str, text: str) -> Written:
 def _gemma_value(quote: str, text: str, place: int, deepest: int) -> tuple[Any, int]:
     if not deepest:
         raise ValueError(text)
+    place = _behind_space(text, place)
     if text.startswith(quote, place):
         end = text.index(quote, place + len(quote))
         return text[place + len(quote) : end], end + len(quote)
@@ -135,7 +133,8 @@ def _gemma_value(quote: str, text: str, place: int, deepest: int) -> tuple[Any, 
         found: dict[str, Any] = {}
         place += 1
         while key := GEMMA_KEY.match(text, place):
-            found[key[1].strip()], place = _gemma_value(quote, text, key.end(), deepest - 1)
+            name = key[1].strip().removeprefix(quote).removesuffix(quote)
+            found[name], place = _gemma_value(quote, text, key.end(), deepest - 1)
         return found, _after(text, place, "}")
     if text.startswith("[", place):
         values: list[Any] = []
@@ -151,8 +150,12 @@ def _gemma_value(quote: str, text: str, place: int, deepest: int) -> tuple[Any, 
     return _typed(plain[0].strip(), None), plain.end()
 
 
+def _behind_space(text: str, place: int) -> int:
+    return int(SPACES.match(text, place).end())
+
+
 def _after(text: str, place: int, mark: str) -> int:
-    place += len(text[place:]) - len(text[place:].lstrip())
+    place = _behind_space(text, place)
     if not text.startswith(mark, place):
         raise ValueError(text)
     return place + len(mark)

@@ -17,6 +17,7 @@ from support.kv_places import settings_with_room
 from pipeline import Model, RequestError
 from pipeline.generation import sessions
 from pipeline.generation.session_file import open_session
+from pipeline.state.spill_file import Region, SpillFile
 
 pytestmark = pytest.mark.usefixtures("nothing_was_there_before")
 DRAW = random.Random(21)
@@ -142,6 +143,30 @@ async def test_what_is_damaged_or_not_of_this_model_is_refused_and_nothing_of_it
             await model.load_session(path, cache_scope="a")
     with contextlib.closing(open_session(path)) as file:
         assert file.header.token_ids == ids, "which need no model"
+
+
+async def test_a_save_waits_until_the_disk_has_what_it_reads(
+    checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, write = asyncio.Event(), SpillFile.write
+
+    async def late(spill: SpillFile, region: Region, *arguments: Any) -> None:
+        if region == last:
+            await written.wait()
+        await write(spill, region, *arguments)
+
+    room = settings_with_room(checkpoints / "dense", tmp_path, 4, 4, **SETTINGS, device="cpu-copy")
+    async with asyncio.timeout(20), Model.open(checkpoints / "dense", **room) as model:
+        last = max(model.runtime.cache.memory.spill_regions.items())[1]
+        monkeypatch.setattr(SpillFile, "write", late)
+        await model.generate(PROMPT, max_new_tokens=1, cache_scope="a")
+        saving = asyncio.create_task(model.save_session(tmp_path / "session", PROMPT, cache_scope="a"))
+        while not model.statistics().kv_blocks.used:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.02)
+        assert not saving.done()
+        written.set()
+        assert await saving == 48
 
 
 async def test_as_much_is_loaded_as_there_is_room_for_and_nothing_when_it_is_given_up(

@@ -40,7 +40,7 @@ class Session:
 
 
 class Sessions:
-    """Saves and loads conversations of one scope. `scope` is None where no call could find their blocks."""
+    """Saves and loads conversations whose calls share their blocks in one scope."""
 
     def __init__(self, runtime: ModelRuntime, scope: bytes) -> None:
         self._runtime, self._scope = runtime, scope

@@ -62,7 +62,7 @@ class ChatTurns:
     def answer(self, messages: Sequence[dict[str, Any]]) -> None:
         """Answer these messages, and take both into the conversation; of an answer that is stopped what has come.
 
-        Raises PenstockError, and KeyboardInterrupt where nothing had come when it was stopped.
+        Raises PenstockError, and KeyboardInterrupt where it was stopped.
         """
         earlier_ids = self.conversation.token_ids or None
         prompt_ids = self._thread.run(self._model.chat_ids(messages, earlier_ids=earlier_ids, **self._template))
@@ -86,7 +86,8 @@ class ChatTurns:
         self.conversation.answered(messages, shown.text, shown.reasoning, token_ids, stopped=answer.interrupted)
         if answer.interrupted:
             _say("stopped; what came stays in the conversation, /undo takes it back")
-        elif answer.finish_reason == "length":
+            raise KeyboardInterrupt
+        if answer.finish_reason == "length":
             _say(self._full(len(token_ids)) if most == room else f"cut at --max-new-tokens {most}")
 
     def count(self, messages: Sequence[dict[str, Any]]) -> int:

@@ -97,7 +97,7 @@ class Talk:
     def hear(self, text: str) -> bool:
         """Answer, or do what a line that begins with / asks for. Returns whether the chat ends.
 
-        Raises PenstockError, and KeyboardInterrupt where nothing had come when an answer was stopped.
+        Raises PenstockError, and KeyboardInterrupt where an answer was stopped.
         """
         if text.startswith("/"):
             name, _, rest = text.strip().partition(" ")

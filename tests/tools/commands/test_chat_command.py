@@ -1,5 +1,6 @@
 """`penstock chat`: turn by turn, from a pipe and in a terminal; what fails leaves the conversation as it was."""
 
+import contextlib
 import io
 import json
 import os
@@ -8,6 +9,7 @@ import re
 import select
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +20,9 @@ import pytest
 from pipeline import Model
 from pipeline.cli import main
 from pipeline.generation.sequence import Chunk
+from pipeline.generation.session_file import open_session
 from pipeline.text.tool_calls.formats import find_format
+from pipeline.tools.commands.answer import Answer
 from pipeline.tools.commands.shown_answer import ShownAnswer
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -81,6 +85,26 @@ def test_what_fails_changes_nothing_and_ends_a_pipe_with_status_1(
     monkeypatch.setattr("sys.stdin", io.StringIO("x"))
     assert main(["chat", str(tmp_path / "plain")]) == 1
     assert "need a chat template" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_a_pipe_and_what_had_come_is_in_its_session(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    take, session = Answer.take, tmp_path / "chat.session"
+
+    def take_three(answer: Answer, chunk: Chunk) -> None:
+        take(answer, chunk)
+        if len(answer.chunks) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Answer, "take", take_three)
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start what is in the background so
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, ignored))
+    assert chat(monkeypatch, "import os\nimport re\n", "--session", str(session), "--max-new-tokens", "900") == 130
+    with contextlib.closing(open_session(session)) as file:
+        question, answer = file.header.messages
+    assert (question["content"], answer["stopped"]) == ("import os", True)
+    assert answer["content"]
 
 
 def test_reasoning_is_told_apart(

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from support.json_schemas import fits, random_schema
+from support.json_schemas import allows, fits, random_schema
 
 from pipeline import Model, RequestError
 from pipeline.generation import grammar
@@ -159,7 +159,7 @@ async def test_behind_reasoning_that_the_prompt_has_opened_the_grammar_begins(to
         [state] = await Grammars(4096, eos_ids).states(tokenizer, GrammarSource("regex", "[0-9]{2}"), "</think>", 1)
         for token_id in tokenizer.chat_ids("a < b </thin\n</think>\n\n42"):
             assert not state.complete
-            assert not state.ruled_out()[token_id]
+            assert allows(state, token_id)
             state.took(token_id)
         assert state.complete
     for template, mark in {"{{ '<think>' }}\n": "</think>", "<think></think>": None, "Hi": None}.items():

@@ -50,8 +50,8 @@ class GrammarState:
         self._matcher: Any = None
         self.complete = False
 
-    def ruled_out(self) -> "NDArray[np.uint8]":
-        """1 for each token that may not come next, else 0, [V]. Raises RequestError where the grammar is too much.
+    def allowed(self) -> "NDArray[np.uint8]":
+        """A bit for each token that may come next, from the lowest on. Raises RequestError where that is too much.
 
         It may take some milliseconds, in which other threads can run.
         """
@@ -59,7 +59,7 @@ class GrammarState:
             self._matcher = self._compiled.deep_copy()
         allowed = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._check()
-        return np.bitwise_xor(np.unpackbits(allowed, bitorder="little")[: self._size], 1, dtype=np.uint8)
+        return allowed[: -(-self._size // 8)]
 
     def took(self, token_id: int) -> None:
         """Take note of the token that came; `complete` says then whether nothing may follow."""

@@ -4,7 +4,8 @@ Shape letters: V vocabulary, T tokens, N changed entries.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from pipeline.generation.drawing import FORCED, ONCE, RULED_OUT, SEEN
 from pipeline.generation.grammar import GrammarState
 from pipeline.generation.sampling import Sampler, ids_tensor
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 MOST_CHANGES = 16
 """Entries of a table that are sent one by one; where more have changed, the whole row is sent."""
 NO_IDS = torch.empty(0, dtype=torch.int64)
@@ -24,12 +28,14 @@ NO_IDS = torch.empty(0, dtype=torch.int64)
 class Row:
     """A sequence's row: how many tokens of the answer the host's tells of, or -1 where it is to be made anew.
 
-    `changed` are the entries that the device may not have yet, None for all.
+    `ruled_out` are ids that rules have ruled out, `allowed` bits of what a grammar has left. `changed` are the entries
+    that the device may not have yet, None for all.
     """
 
     index: int
     tokens: int = -1
     ruled_out: torch.Tensor = NO_IDS
+    allowed: "NDArray[np.uint8]" = field(default_factory=lambda: np.empty(0, np.uint8))
     changed: Sequence[int] | None = None
 
 
@@ -91,6 +97,7 @@ class TokenTables:
             row.changed = None
             return row.index, None
         if tokens < 0:
+            row.ruled_out, row.allowed = NO_IDS, np.full(-(-self._size // 8), 0xFF, np.uint8)
             table_V.zero_()
             table_V[ids_tensor(sampler.prompt_ids)] = SEEN
         if sampler.grammar is not None:
@@ -112,12 +119,14 @@ class TokenTables:
         return row.index, row.changed
 
     def _keep_to(self, grammar: GrammarState, row: Row) -> None:
-        """Rule out what the grammar does not allow, and nothing else. Much may change: it is looked at as a whole."""
-        table_V = self._host_SV[row.index]
-        changed_V = (table_V & RULED_OUT) ^ (grammar.ruled_out() * RULED_OUT)
-        table_V ^= changed_V
-        row.ruled_out = NO_IDS
-        changed_N = np.flatnonzero(changed_V)
+        """Rule out what the grammar does not allow, and nothing else: the entries whose bits are others than before."""
+        table_V, allowed = self._host_SV[row.index], grammar.allowed()
+        others_V = np.unpackbits(allowed ^ row.allowed, bitorder="little")[: self._size]
+        if len(row.ruled_out):
+            others_V ^= (table_V & RULED_OUT == 0) ^ np.unpackbits(row.allowed, bitorder="little")[: self._size]
+        changed_N = np.flatnonzero(others_V)
+        table_V[changed_N] ^= RULED_OUT
+        row.ruled_out, row.allowed = NO_IDS, allowed
         if row.changed is not None:
             row.changed = None if len(changed_N) > MOST_CHANGES else sorted({*row.changed, *changed_N.tolist()})
 

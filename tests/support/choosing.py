@@ -48,7 +48,7 @@ MIXED: list[dict[str, Any]] = [
         "logits_processor": lambda ids, logits: logits.roll(len(ids)),
     },
     {"temperature": 1.0, "masked": True},
-    {"repetition_penalty": 1.5, "suppress_tokens": [6, 7], "logprobs": 4, "masked": True},
+    {"repetition_penalty": 1.5, "begin_suppress_tokens": [1, 7], "logprobs": 4, "masked": True},
 ]
 """All that can be set."""
 VOCABULARY_SIZE = 3000
@@ -65,14 +65,17 @@ class Masks:
     def __init__(self, vocabulary_size: int) -> None:
         self._size, self._step = vocabulary_size, 0
 
-    def ruled_out(self) -> Any:
-        ruled_out_V = np.zeros(self._size, np.uint8)
-        ruled_out_V[(slice(0, None, 2), slice(0, 3), slice(1, 4), slice(9, None))[self._step % 4]] = 1
-        return ruled_out_V
+    def allowed(self) -> Any:
+        return np.packbits(self._left(), bitorder="little")
 
     def took(self, token_id: int) -> None:
-        assert not self.ruled_out()[token_id]
+        assert self._left()[token_id]
         self._step += 1
+
+    def _left(self) -> Any:
+        allowed_V = np.ones(self._size, bool)
+        allowed_V[(slice(0, None, 2), slice(0, 3), slice(1, 4), slice(9, None))[self._step % 4]] = False
+        return allowed_V
 
 
 def random_logits(seed: int, vocabulary_size: int = VOCABULARY_SIZE, spread: float = 3.0) -> torch.Tensor:
@@ -147,6 +150,7 @@ async def company_changes_nothing(device: Callable[[], Device]) -> None:
     for step in range(5):
         logits_RV = torch.randn(len(MIXED), size, generator=torch.Generator().manual_seed(step)) / 2
         logits_RV[step] = logits_RV[0]
+        logits_RV[-2:, :4] += 9  # what masks leave out is likely
         first = await chooser.outcomes(together, logits_RV)
         assert await chooser.choose(together, logits_RV) == first
         assert first == [(await single.choose([own], logits_RV[row : row + 1]))[0] for row, own in enumerate(alone)]

@@ -1,7 +1,9 @@
-"""Random JSON schemas, and whether a value is one of them."""
+"""Random JSON schemas, and whether a value is one of them; what a grammar allows."""
 
 from random import Random
 from typing import Any
+
+from pipeline.generation.grammar import GrammarState
 
 
 def random_schema(random: Random, depth: int = 2) -> dict[str, Any]:
@@ -46,3 +48,7 @@ def fits(value: Any, schema: dict[str, Any]) -> bool:
             known = isinstance(value, dict) and {*schema["required"]} <= value.keys() <= schema["properties"].keys()
             return known and all(fits(one, schema["properties"][name]) for name, one in value.items())
     return value is None if schema["type"] == "null" else isinstance(value, bool)
+
+
+def allows(state: GrammarState, token_id: int) -> bool:
+    return bool(state.allowed()[token_id // 8] >> token_id % 8 & 1)

@@ -10,7 +10,7 @@ from typing import TextIO
 
 from pipeline.devices.spinning import spin_little
 from pipeline.errors import ConfigError, PenstockError, ResourceError
-from pipeline.system.event_loop import sigterm_ends
+from pipeline.system.event_loop import signal_ends
 from pipeline.system.limits import explained
 from pipeline.system.sizes import human_bytes
 from pipeline.tools.commands.command_options import add_commands
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Options that do not parse end with SystemExit and status 2, SIGTERM with 143.
     """
     try:
-        with standard_streams(), sigterm_ends():
+        with standard_streams(), signal_ends():
             return _main(arguments)
     except ReaderGone:
         return 0

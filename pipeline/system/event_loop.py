@@ -17,21 +17,21 @@ TERMINATED = 128 + signal.SIGTERM
 
 
 @contextlib.contextmanager
-def sigterm_ends() -> Iterator[None]:
-    """Let SIGTERM raise SystemExit within, so that what was begun is undone; where it is ignored it stays so."""
-    before = signal.getsignal(signal.SIGTERM)
+def signal_ends(number: int = signal.SIGTERM) -> Iterator[None]:
+    """Let a signal raise SystemExit within, so that what was begun is undone; where it is ignored it stays so."""
+    before = signal.getsignal(number)
     if before is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
         yield
         return
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(number, _end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(TERMINATED)
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 def run_async(work: Coroutine[Any, Any, Result]) -> Result:

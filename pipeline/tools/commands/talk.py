@@ -1,6 +1,7 @@
 """`penstock chat MODEL`, once torch is loaded: questions, and what else can be asked for between them."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, ClassVar
 from pipeline.api import Model
 from pipeline.errors import ConfigError, PenstockError, RequestError
 from pipeline.generation.folder import check_chat
+from pipeline.system.event_loop import signal_ends
 from pipeline.system.loop_thread import LoopThread
 from pipeline.tools.commands.chat_lines import ChatLines
 from pipeline.tools.commands.chat_turns import ChatTurns
@@ -39,12 +41,14 @@ def talk(
 ) -> None:
     """Open the model and talk until there are no more lines; `messages` are those of a session that is there already.
 
+    A terminal that goes away ends it as SIGTERM does: with the session written.
+
     Raises PenstockError where it cannot be opened; and what a turn raises where stdin is no terminal.
     """
     Progress().clear()
     check_chat(options.model, template.get("chat_template"))
     lines = ChatLines()
-    with LoopThread("penstock chat") as thread, lines.history(options.history):
+    with signal_ends(signal.SIGHUP), LoopThread("penstock chat") as thread, lines.history(options.history):
         progress = Progress()
         progress.say("opening the model")
         try:

@@ -87,24 +87,31 @@ def test_what_fails_changes_nothing_and_ends_a_pipe_with_status_1(
     assert "need a chat template" in capsys.readouterr().err
 
 
-def test_ctrl_c_ends_a_pipe_and_what_had_come_is_in_its_session(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
+@pytest.mark.parametrize(("number", "kept"), [(signal.SIGINT, 4), (signal.SIGHUP, 2)])
+def test_a_signal_ends_a_pipe_and_writes_its_session(
+    number: int, kept: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    take, session = Answer.take, tmp_path / "chat.session"
+    """What has come of an answer is kept where its reader stopped it: with Ctrl-C."""
+    take, session, answers = Answer.take, tmp_path / "chat.session", []
 
     def take_three(answer: Answer, chunk: Chunk) -> None:
         take(answer, chunk)
-        if len(answer.chunks) == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+        answers.extend([answer] * (answer not in answers))
+        if len(answers) == 2 and len(answer.chunks) == 3:
+            os.kill(os.getpid(), number)
 
     monkeypatch.setattr(Answer, "take", take_three)
     ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start what is in the background so
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, ignored))
-    assert chat(monkeypatch, "import os\nimport re\n", "--session", str(session), "--max-new-tokens", "900") == 130
+    try:
+        status = chat(monkeypatch, "import os\nimport re\nnot heard\n", "--session", str(session))
+    except SystemExit as ended:
+        status = int(ended.code or 0)
+    assert status == 128 + number
     with contextlib.closing(open_session(session)) as file:
-        question, answer = file.header.messages
-    assert (question["content"], answer["stopped"]) == ("import os", True)
-    assert answer["content"]
+        messages = file.header.messages
+    assert [one["content"] for one in messages[::2]] == ["import os", "import re"][: kept // 2]
+    assert [one.get("stopped") for one in messages] == [None, None, None, True][:kept]
 
 
 def test_reasoning_is_told_apart(

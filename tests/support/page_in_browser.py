@@ -55,6 +55,7 @@ def stops_at_a_click_and_at_escape(browser: Browser, server: Server) -> None:
             look.send(QUESTION)
             expect(page.locator(".assistant .token").nth(20)).to_be_attached()
             stop()
+            expect(page.locator("#send:focus, #prompt:focus")).to_be_visible()
             expect(page.locator(".note").last).to_have_text("Stopped.")
             deadline = time.monotonic() + 1
             while "num_requests_running 0" not in httpx.get(f"{server[0]}/metrics").text:
@@ -108,7 +109,8 @@ def keeps_conversations(browser: Browser, server: Server) -> None:
         page.click("button.open >> nth=1")
         assert page.input_value("[name=system]") == "one"
         before = page.locator(".assistant > .text").inner_text()
-        page.click("button:text('Regenerate')")
+        page.focus("button:text('Regenerate')")
+        page.keyboard.press("Enter")
         look.answered()
         assert page.locator(".assistant > .text").inner_text() == before  # greedy
         page.once("dialog", lambda dialog: dialog.accept())
@@ -146,6 +148,7 @@ def shows_texts_as_texts(browser: Browser, server: Server) -> None:
             if way == "old":  # as without TLS
                 page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
             page.click("button:text('Copy')")
+            expect(page.locator("button:text('Copied')")).to_be_visible()
             page.fill("#prompt", "")
             page.keyboard.press("Control+V")
             assert page.input_value("#prompt") == ANSWER

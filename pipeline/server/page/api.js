@@ -121,9 +121,10 @@ function plainChunk(chunk) {
 
 /** The log-probabilities of /v1/completions, in the shape that chats have. */
 function completionTokens(logprobs) {
+  const named = ([token, logprob]) => ({ token, logprob });
   return (logprobs?.tokens ?? []).map((token, index) => ({
     token,
     logprob: logprobs.token_logprobs[index],
-    top_logprobs: Object.entries(logprobs.top_logprobs?.[index] ?? {}).map(([other, value]) => ({ token: other, logprob: value })),
+    top_logprobs: Object.entries(logprobs.top_logprobs[index]).map(named),
   }));
 }

@@ -128,10 +128,13 @@ export class Chat {
     }
   }
 
+  /** Show Stop in place of Send, or Send again; the focus goes along where its button has gone. */
   busy(stopping) {
     this.stopping = stopping;
-    find("stop").hidden = !stopping;
-    find("send").hidden = Boolean(stopping);
+    const [shown, gone] = stopping ? [find("stop"), find("send")] : [find("send"), find("stop")];
+    const moves = [gone, document.body].includes(document.activeElement);
+    [shown.hidden, gone.hidden] = [false, true];
+    if (moves) shown.focus();
   }
 }
 

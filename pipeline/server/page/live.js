@@ -15,9 +15,12 @@ const ACTORS = {
   compute_scheduler: ["Compute scheduler", "computes"],
 };
 const LINKS = { disk: "Disk", h2d: "Host to device", kv_in: "KV to device", kv_out: "KV from device" };
-const PLACES = { device: "Device", host: "Host memory", disk: "Disk", "kv device": "KV, device", "kv host": "KV, host memory" };
+const PLACES = {
+  device: "Device", host: "Host memory", disk: "Disk", "kv device": "KV, device", "kv host": "KV, host memory",
+};
 const LAYERS = {
-  weights: "weights that stay", moving: "weights that move", kv_used: "KV in use", kv_cached: "KV cached", kv_free: "KV free",
+  weights: "weights that stay", moving: "weights that move",
+  kv_used: "KV in use", kv_cached: "KV cached", kv_free: "KV free",
 };
 const STATES = { draining: "ending", lost: "no connection", locked: "needs a key" };
 

@@ -16,7 +16,7 @@ export class MessageView {
       element("summary", {}, "Reasoning"), this.reasoning);
     this.text = element("div", { className: "text" });
     this.note = element("p", { className: "note", hidden: true });
-    this.problem = element("div", { className: "problem", role: "alert", hidden: true });
+    this.problem = element("div", { className: "problem", hidden: true });
     this.foot = element("div", { className: "foot" });
     const name = element("h2", { className: "hidden" }, NAMES[message.role]);
     const parts = [name, this.thoughts, this.text, this.note, this.problem, this.foot];

@@ -19,7 +19,8 @@ export class Sparkline {
     const most = Math.max(...this.values, 1e-9);
     const first = POINTS - this.values.length;
     const x = (index) => (((first + index) / (POINTS - 1)) * WIDTH).toFixed(1);
-    const points = this.values.map((one, index) => `${x(index)},${(HEIGHT - 1 - (one / most) * (HEIGHT - 3)).toFixed(1)}`);
+    const y = (one) => (HEIGHT - 1 - (one / most) * (HEIGHT - 3)).toFixed(1);
+    const points = this.values.map((one, index) => `${x(index)},${y(one)}`);
     this.line.setAttribute("points", points.join(" "));
     this.area.setAttribute("points", [`${x(0)},${HEIGHT}`, ...points, `${WIDTH},${HEIGHT}`].join(" "));
   }

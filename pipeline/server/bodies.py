@@ -12,6 +12,7 @@ from pipeline.errors import shown
 from pipeline.server.errors import ApiError
 
 logger = logging.getLogger("penstock")
+MOST_FIELDS = 1000
 MOST_TOLD, LONGEST_TOLD = 100, 64
 """So many names of unknown fields, of so many characters, are logged: clients may invent any number of them."""
 WITHOUT_EFFECT = frozenset(
@@ -136,6 +137,8 @@ def decode(kind: type[AnyBody], data: bytes) -> AnyBody:
     """
     try:
         fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+        if len(fields) > MOST_FIELDS:
+            raise ApiError(400, f"need a body of at most {MOST_FIELDS} fields, have {len(fields)}")
         for name in fields.keys() - set(kind.__struct_fields__):
             _look_at(name, fields[name])
         return msgspec.json.decode(data, type=kind)

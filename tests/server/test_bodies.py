@@ -41,6 +41,7 @@ def chat(**fields: Any) -> ChatBody:
         (b'{"prompt": "\xff"}', None, "need a body that is a JSON object"),
         (b'{"prompt": "\\ud800"}', None, "need a body that is a JSON object"),
         (b'{"x": ' + b"[" * 100_000, None, "need a body that is a JSON object"),
+        (json.dumps(dict.fromkeys(map(str, range(1001)))).encode(), None, "at most 1000 fields, have 1001"),
         (b"{}", "prompt", "prompt: need it, have none"),
         (b'{"prompt": null}', "prompt", "prompt: need str | array, have null"),
         (b'{"prompt": [[1.5]]}', "prompt", r"need int, have float - at \$.prompt\[0\]\[0\]"),

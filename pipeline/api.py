@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Iterator
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -126,7 +126,8 @@ class Model(Answering):
         """
         scope = self._session_scope(cache_scope)
         ids = [one for part in id_slices(token_ids, self._runtime.config.vocabulary_size, "token_ids") for one in part]
-        return await Sessions(self._runtime, scope).save(_absolute(Path(path)), ids, plain_messages(messages))
+        with self._until_closed("saved"):
+            return await Sessions(self._runtime, scope).save(_absolute(Path(path)), ids, plain_messages(messages))
 
     async def load_session(self, path: str | Path, *, cache_scope: str | None = None) -> Session:
         """Let the tokens of a session be found, so that calls of this `cache_scope` that begin with them go on there.
@@ -134,7 +135,19 @@ class Model(Answering):
         As many as there is room for; what is not used gives way to others, as all that is cached. Raises RequestError
         for a file that another model has written, or that is damaged.
         """
-        return await Sessions(self._runtime, self._session_scope(cache_scope)).load(_absolute(Path(path)))
+        scope = self._session_scope(cache_scope)
+        with self._until_closed("loaded"):
+            return await Sessions(self._runtime, scope).load(_absolute(Path(path)))
+
+    @contextlib.contextmanager
+    def _until_closed(self, done: str) -> Iterator[None]:
+        """What is closed meanwhile fails in ways of its own."""
+        try:
+            yield
+        except Exception as error:
+            if self._refuses:
+                raise ClosedError(f"the model was closed before the session was {done}") from error
+            raise
 
     def _session_scope(self, cache_scope: str | None) -> bytes:
         if self._refuses:

@@ -14,7 +14,7 @@ from support import tiny_models
 from support.family_models import CASES
 from support.kv_places import settings_with_room
 
-from pipeline import Model, RequestError
+from pipeline import ClosedError, Model, RequestError
 from pipeline.generation import sessions
 from pipeline.generation.session_file import open_session
 from pipeline.state.spill_file import Region, SpillFile
@@ -190,5 +190,15 @@ async def test_as_much_is_loaded_as_there_is_room_for_and_nothing_when_it_is_giv
             await loading
         statistics = model.statistics()
         assert (statistics.kv_blocks.used, statistics.prefixes.cached_blocks) == (0, 0)
-        assert (await model.load_session(path)).cached_tokens == 64
-        assert (await model.generate(ids[:60], max_new_tokens=1)).cached_tokens == 48
+        loading = asyncio.create_task(model.load_session(path))
+        while not model.statistics().kv_blocks.used:
+            await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            waits = asyncio.create_task(model.generate(ids[:60], max_new_tokens=1))
+            assert (await loading).cached_tokens == 64
+            assert (await waits).cached_tokens == 48, "it waited for room, and was not forgotten"
+        loading = asyncio.create_task(model.load_session(path, cache_scope="b"))
+        while not model.statistics().kv_blocks.used:
+            await asyncio.sleep(0)
+    with pytest.raises(ClosedError, match="the model was closed before the session was loaded"):
+        await loading

@@ -64,7 +64,7 @@ class Admission:
         self._leave()
 
     def resume(self) -> None:
-        """Take note that a caller has read from a stream: its request may have paused."""
+        """Take note that a caller has read from a stream, whose request may have paused, or that room has come."""
         self._wanted.set()
 
     async def wanted(self) -> None:

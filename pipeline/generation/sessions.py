@@ -74,8 +74,7 @@ class Sessions:
             with writing(path) as file:
                 await self._write(file, header, table[:used], list(states.values()))
         finally:
-            self._pool.give_back(table)
-            self._let_go(states)
+            self._give_back(table, states)
         return used * BLOCK_TOKENS
 
     async def load(self, path: Path) -> Session:
@@ -99,8 +98,7 @@ class Sessions:
                     self._pool.register(block, digest)
                 self._arrived(states, digests)
             finally:
-                self._pool.give_back(table)
-                self._let_go(states)
+                self._give_back(table, states)
             cached = self._prefixes.usable(digests[: len(table)]) * BLOCK_TOKENS
             return Session(list(header.token_ids), [dict(one) for one in header.messages], cached)
 
@@ -115,14 +113,14 @@ class Sessions:
         }
 
     def _held_states(self, digests: Sequence[bytes]) -> dict[int, int]:
-        """The slots of snapshots, by the tokens before them, that stay until `_let_go`: the latest, as many as may."""
+        """The slots of snapshots, by the tokens before them, that stay until `_give_back`: the latest that may."""
         if self._states is None:
             return {}
         found = {index + 1: self._states.hold(digests[index]) for index in reversed(range(len(digests)))}
         return {count * BLOCK_TOKENS: slot for count, slot in sorted(found.items()) if slot is not None}
 
     def _expected_states(self, edges: Sequence[int], digests: Sequence[bytes]) -> dict[int, int]:
-        """Slots for snapshots that come, by the tokens before them: the latest, as many as may."""
+        """Slots for snapshots that come, by the tokens before them: for the latest that may."""
         if self._states is None:
             return {}
         counts = [edge // BLOCK_TOKENS for edge in reversed(edges) if edge <= len(digests) * BLOCK_TOKENS]
@@ -134,9 +132,12 @@ class Sessions:
             edge, slot = states.popitem()
             self._states.arrived(digests[edge // BLOCK_TOKENS - 1], slot)
 
-    def _let_go(self, states: dict[int, int]) -> None:
+    def _give_back(self, table: Sequence[int], states: dict[int, int]) -> None:
+        """Let go of blocks and slots, for which requests may wait."""
+        self._pool.give_back(table)
         while self._states is not None and states:
             self._states.let_go(states.popitem()[1])
+        self._runtime.admission.resume()
 
     async def _write(self, file: BinaryIO, header: SessionHeader, table: Sequence[int], states: Sequence[int]) -> None:
         await _on_thread(functools.partial(file.write, header.packed()))

@@ -21,7 +21,7 @@ from pipeline.server.openapi import openapi
 from pipeline.server.operations import health, models, props, slots
 from pipeline.server.page import page
 from pipeline.server.served import ServedModel
-from pipeline.server.tokenize import detokenize, tokenize
+from pipeline.server.tokenize import detokenize, tokenize, tokenizer_info
 
 Handler = Callable[[Request], Awaitable[Response]]
 ROUTES: dict[str, tuple[str, Handler]] = {
@@ -35,6 +35,7 @@ ROUTES: dict[str, tuple[str, Handler]] = {
     "/slots": ("GET", slots),
     "/tokenize": ("POST", tokenize),
     "/detokenize": ("POST", detokenize),
+    "/tokenizer_info": ("GET", tokenizer_info),
     "/": ("GET", page),
     "/page/{name}": ("GET", page),
     "/live": ("GET", live),

@@ -1,4 +1,4 @@
-"""/tokenize and /detokenize, with the fields of vLLM and of llama.cpp."""
+"""/tokenize, /detokenize and /tokenizer_info, with the fields of vLLM and of llama.cpp."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -12,6 +12,7 @@ from pipeline.server.door import read_body
 from pipeline.server.errors import ApiError
 from pipeline.server.operations import as_json
 from pipeline.server.served import served_of
+from pipeline.text.chat_templates import DEFAULT
 
 Made = TypeVar("Made")
 MOST_IDS = 1 << 20
@@ -63,6 +64,16 @@ async def detokenize(request: Request) -> Response:
     model = served_of(request).model
     text = await _on_a_thread(request, len(body.tokens), lambda: model.tokenizer.decode(body.tokens))
     return as_json({"prompt": text, "content": text})
+
+
+async def tokenizer_info(request: Request) -> Response:
+    """The special tokens and the chat template, with which lm-eval makes prompts without the files of the tokenizer."""
+    served = served_of(request)
+    model = served.model
+    templates, eos_ids = model.tokenizer.chat_templates, model.runtime.config.eos_ids
+    eos = {"eos_token": model.tokenizer.token_bytes(eos_ids[0]).decode(errors="replace")} if eos_ids else {}
+    template = served.options.template or templates.named.get(DEFAULT)
+    return as_json({"bos_token": None, **eos, **templates.special_tokens, "chat_template": template})
 
 
 async def _on_a_thread(request: Request, length: int, work: Callable[[], Made]) -> Made:

@@ -69,6 +69,9 @@ async def test_operations_tell_how_the_model_is_run_and_no_texts() -> None:
         assert (ids["tokens"], ids["count"]) == (it.model.tokenizer.encode(text), 4)
         back = await it.client.post("/detokenize", json={"tokens": ids["tokens"]})
         assert back.json()["prompt"] == text
+        info = (await it.client.get("/tokenizer_info")).json()
+        assert (info["bos_token"], info["eos_token"]) == ("<|begin_of_text|>", "<|end_of_text|>")
+        assert "message.content" in info["chat_template"]
         for body in (
             b'{"prompt": 3}',
             b"{}",

@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: demo check test test-all lint docs clean
+.PHONY: demo check test test-all clients lint docs clean
 
 demo: $(STAMP)
 	$(VENV)/bin/penstock demo
@@ -17,6 +17,10 @@ test: lint
 # Every test on both event loops, a thousand random settings, and all combinations of settings.
 test-all: export PENSTOCK_TESTS = all
 test-all: test
+
+# openai, langchain-openai, litellm, lm-eval and schemathesis against `penstock serve`, each in an environment of its own.
+clients: $(STAMP)
+	$(VENV)/bin/python tests/clients/run.py
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -1,0 +1,260 @@
+"""Many clients at once against a server in this process: fairness, what leaving clients leave behind, overhead.
+
+    python tests/clients/load.py company                 200 clients, 30 % of which leave in the midst of their answer
+    python tests/clients/load.py overhead --model DIR    tokens/s through HTTP and in process, in turns
+
+Clients run in a process of their own (this file with `ask`). Ends with 1 where a limit is exceeded.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import json
+import os
+import random
+import statistics
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from pipeline import Model
+from pipeline.server.options import ServerOptions
+from pipeline.server.process import Server
+from pipeline.server.served import ServedModel
+from pipeline.system.event_loop import run_async
+from pipeline.system.hub_cache import BUNDLED
+
+CLIENTS = 200
+LEAVING = 0.3
+TOKENS = (20, 60)
+MOST_UNFAIR = 1.5
+FIRST_BYTE_SECONDS = 1.0
+LEAST_SHARE = 0.97
+SAMPLE_SECONDS = 0.02
+
+
+def main() -> int:
+    """Run one of the measurements, or the clients of one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("company", "overhead", "ask"))
+    parser.add_argument("--model", type=Path, default=BUNDLED)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--requests", type=int, default=16, metavar="N", help="of overhead, at once")
+    parser.add_argument("--tokens", type=int, default=48, metavar="N", help="of each answer of overhead")
+    parser.add_argument("--turns", type=int, default=4, metavar="N", help="of overhead, each with and without HTTP")
+    options = parser.parse_args()
+    if options.what == "ask":
+        return asyncio.run(ask_all(json.load(sys.stdin)))
+    return int(run_async({"company": company, "overhead": overhead}[options.what](options)))
+
+
+# The clients, in a process of their own.
+
+
+async def ask_all(orders: dict[str, Any]) -> int:
+    """Ask for all answers at once; print when each byte came, in seconds of the machine's monotonic clock."""
+    answers = await asyncio.gather(*(ask(orders["port"], order) for order in orders["orders"]))
+    print(json.dumps(answers))
+    return 0
+
+
+async def ask(port: int, order: dict[str, Any]) -> dict[str, Any]:
+    """Stream one completion over a connection of its own, and leave after some tokens where the order says so."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
+    body = json.dumps({"stream": True, "temperature": 0, "ignore_eos": True, **order["body"]}).encode()
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: load\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    )
+    asked = time.monotonic()
+    writer.write(head.encode() + b"\r\n\r\n" + body)
+    texts: list[str] = []
+    times: list[float] = []
+    first_byte = 0.0
+    async for line in lines(reader):
+        first_byte = first_byte or time.monotonic()
+        if line.startswith(b"data: {"):
+            document = json.loads(line[6:])
+            if "error" in document:
+                raise SystemExit(f"error: {document['error']}")
+            texts += [choice["text"] for choice in document["choices"]]
+            times.append(time.monotonic())
+        if line == b"data: [DONE]" or len(times) == order["leaves_after"]:
+            break
+    writer.close()
+    return {"text": "".join(texts), "asked": asked, "first_byte": first_byte, "times": times}
+
+
+async def lines(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """The lines of an answer, of which the head and the sizes of chunks are left out."""
+    status = await reader.readline()
+    if b" 200 " not in status:
+        raise SystemExit(f"{status!r}: {(await reader.read(2000))!r}")
+    while (await reader.readline()).strip():
+        pass
+    while size := int(await reader.readline(), 16):
+        chunk = await reader.readexactly(size + 2)
+        for line in chunk[:-2].split(b"\n"):
+            if line:
+                yield line
+
+
+# The server, and what is measured.
+
+
+@contextlib.asynccontextmanager
+async def serving(options: argparse.Namespace, **settings: Any) -> AsyncIterator[tuple[Model, int]]:
+    """The open model, and the port that it is served on."""
+    server_options = ServerOptions(model=options.model, settings={"device": options.device, **settings}, port=0)
+    served = ServedModel(server_options)
+    await served.open()
+    server = Server(served)
+    running = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    try:
+        yield served.model, server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        await running
+        await served.aclose()
+
+
+async def answers_to(port: int, orders: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the clients in a process of their own have got."""
+    command = (sys.executable, __file__, "ask")
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
+    out, _ = await process.communicate(json.dumps({"port": port, "orders": orders}).encode())
+    if process.returncode != 0:
+        raise SystemExit("the clients failed")
+    return list(json.loads(out))
+
+
+def prompt(number: int) -> str:
+    """Prompts of unlike lengths."""
+    return f"def function_{number}(" + ", ".join(f"x{one}" for one in range(number % 40)) + "):\n"
+
+
+def held(model: Model) -> dict[str, int]:
+    """What a request may leave behind."""
+    gc.collect()
+    blocks = model.statistics().kv_blocks.used
+    requests = model.statistics().requests
+    return {
+        "blocks": blocks,
+        "requests": requests.running + requests.waiting,
+        "tasks": len(asyncio.all_tasks()),
+        "descriptors": len(os.listdir("/proc/self/fd")),
+    }
+
+
+async def company(options: argparse.Namespace) -> int:
+    """Many clients, of which some leave: the others' texts as alone, nothing left behind, and fair shares."""
+    draws = random.Random(0)
+    orders = []
+    for number in range(CLIENTS):
+        tokens = draws.randint(*TOKENS)
+        leaves = draws.randrange(1, tokens) if draws.random() < LEAVING else -1
+        orders.append({"body": {"prompt": prompt(number), "max_tokens": tokens}, "leaves_after": leaves})
+    async with serving(options, max_requests=64) as (model, port):
+        await answers_to(port, orders[:2])
+        before = held(model)
+        passes: list[tuple[float, int]] = []
+        watching = asyncio.create_task(watch(model, passes))
+        answers = await answers_to(port, orders)
+        watching.cancel()
+        await asyncio.sleep(0.5)
+        after = held(model)
+        wrong = 0
+        for order, answer in zip(orders, answers, strict=True):
+            body = order["body"]
+            alone = await model.generate(
+                body["prompt"], max_new_tokens=body["max_tokens"], temperature=0, ignore_eos=True
+            )
+            whole = order["leaves_after"] < 0
+            wrong += answer["text"] != alone.text if whole else not alone.text.startswith(answer["text"])
+    rates = [per_pass(answer["times"], passes) for answer in answers if len(answer["times"]) > 10]
+    unfair = max(rates) / statistics.median(rates)
+    slowest = max(answer["first_byte"] - answer["asked"] for answer in answers)
+    leaving = sum(order["leaves_after"] > 0 for order in orders)
+    print(f"{CLIENTS} clients, of which {leaving} leave; texts that are not as alone: {wrong}")
+    print(f"before {before}\nafter  {after}")
+    middle, least = statistics.median(rates), min(rates)
+    print(f"tokens of a request per pass: median {middle:.3f}, from {least:.3f} to {max(rates):.3f}")
+    print(f"largest / median {unfair:.3f} (at most {MOST_UNFAIR}), median / smallest {middle / least:.3f}")
+    print(f"longest time to the first byte {slowest:.2f} s (at most {FIRST_BYTE_SECONDS:g})")
+    spare = {name: after[name] - before[name] for name in before}
+    bad = wrong or any(value > 0 for value in spare.values()) or unfair > MOST_UNFAIR or slowest > FIRST_BYTE_SECONDS
+    return 1 if bad else 0
+
+
+async def watch(model: Model, passes: list[tuple[float, int]]) -> None:
+    """Note how many passes there were, again and again."""
+    while True:
+        passes.append((time.monotonic(), model.statistics().passes))
+        await asyncio.sleep(SAMPLE_SECONDS)
+
+
+def per_pass(times: list[float], passes: list[tuple[float, int]]) -> float:
+    """Tokens of a request, behind its first, over the passes meanwhile."""
+    first = next((count for when, count in reversed(passes) if when <= times[0]), passes[0][1])
+    last = next((count for when, count in passes if when >= times[-1]), passes[-1][1])
+    return (len(times) - 1) / max(1, last - first)
+
+
+async def overhead(options: argparse.Namespace) -> int:
+    """Tokens/s of the same requests through HTTP and in process, in turns."""
+    orders = [
+        {"body": {"prompt": prompt(number), "max_tokens": options.tokens}, "leaves_after": -1}
+        for number in range(options.requests)
+    ]
+    shares, rates, costs = [], [], []
+    async with serving(options, max_requests=max(16, options.requests), share_prefixes=False) as (model, port):
+        for turn in range(options.turns + 1):
+            cpu = [time.thread_time()]
+            here = await in_process(model, orders)
+            cpu.append(time.thread_time())
+            passes = model.statistics().passes
+            answers = await answers_to(port, orders)
+            passes = model.statistics().passes - passes
+            cpu.append(time.thread_time())
+            begun = min(answer["asked"] for answer in answers)
+            there = max(answer["times"][-1] for answer in answers) - begun
+            if turn:  # the first is warm-up
+                shares.append(here / there)
+                costs.append((cpu[1] - cpu[0], cpu[2] - cpu[1]))
+                rates.append((options.requests * options.tokens / here, options.requests * options.tokens / there))
+    middle = statistics.median(shares)
+    one, other = (statistics.median(some) for some in zip(*rates, strict=True))
+    print(
+        f"{options.requests} requests of {options.tokens} tokens, {passes} passes through HTTP, {options.turns} turns"
+    )
+    print(f"tokens/s: in process {one:.1f}, through HTTP {other:.1f}")
+    one, other = (statistics.median(some) / options.requests / options.tokens for some in zip(*costs, strict=True))
+    print(
+        f"CPU time of the event loop's thread, a token: in process {one * 1e6:.0f} us, through HTTP {other * 1e6:.0f}"
+    )
+    print(f"HTTP / in process: {middle:.3f} ({min(shares):.3f} to {max(shares):.3f}), at least {LEAST_SHARE} wanted")
+    return 0 if middle >= LEAST_SHARE else 1
+
+
+async def in_process(model: Model, orders: Sequence[dict[str, Any]]) -> float:
+    """The seconds for all, streamed, as a program of one's own would do it."""
+
+    async def one(body: dict[str, Any]) -> None:
+        text, tokens = body["prompt"], body["max_tokens"]
+        async for _ in model.stream(text, max_new_tokens=tokens, temperature=0, ignore_eos=True):
+            pass
+
+    begun = time.perf_counter()
+    await asyncio.gather(*(one(order["body"]) for order in orders))
+    return time.perf_counter() - begun
+
+
+if __name__ == "__main__":
+    sys.exit(main())

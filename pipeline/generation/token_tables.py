@@ -124,11 +124,14 @@ class TokenTables:
         others_V = np.unpackbits(allowed ^ row.allowed, bitorder="little")[: self._size]
         if len(row.ruled_out):
             others_V ^= (table_V & RULED_OUT == 0) ^ np.unpackbits(row.allowed, bitorder="little")[: self._size]
-        changed_N = np.flatnonzero(others_V)
-        table_V[changed_N] ^= RULED_OUT
+        if np.count_nonzero(others_V) > MOST_CHANGES:  # finding out which would take ten times as long
+            table_V ^= (others_V * RULED_OUT).astype(np.int32)
+            row.changed = None
+        else:
+            changed_N = np.flatnonzero(others_V)
+            table_V[changed_N] ^= RULED_OUT
+            row.changed = None if row.changed is None else sorted({*row.changed, *changed_N.tolist()})
         row.ruled_out, row.allowed = NO_IDS, allowed
-        if row.changed is not None:
-            row.changed = None if len(changed_N) > MOST_CHANGES else sorted({*row.changed, *changed_N.tolist()})
 
     def sent(self, sampler: Sampler) -> None:
         """Take note that the device has its row as the host has it: a pass has chosen by it."""

@@ -1,6 +1,7 @@
 """Where the rows of a pass are computed: memory that is taken once, so that no address changes from pass to pass."""
 
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import torch
 
@@ -12,6 +13,8 @@ from pipeline.models.rotary import Rotary
 from pipeline.models.row_blocks import RowBlocks
 
 HIDDEN, ROTARY, LOGITS = "hidden states", "rotary embedding", "logits"
+_Table: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+"""Cosines and sines of a rope, [rows, 1, channels], and growths of queries, [rows, 1, 1], where there are any."""
 
 
 class PassBuffers:
@@ -35,6 +38,11 @@ class PassBuffers:
         self._rows = blocks.padded(most_rows)
         sizes = self.sizes(config, dtype, blocks, most_rows, most_logit_rows)
         self._memory = {name: device.device_memory(nbytes) for name, nbytes in sizes.items()}
+        items, self._tables = self._memory[ROTARY].tensor.view(torch.float32), dict[Rope, _Table]()
+        for rope in config.ropes:
+            turns, growth, items = items.tensor_split((2 * self._rows * rope.channels, self._rows * _items(rope)))
+            cos, sin = turns.view(2, self._rows, 1, -1)
+            self._tables[rope] = cos, sin, growth.view(-1, 1, 1) if rope.query_growth else None
 
     @staticmethod
     def sizes(
@@ -72,13 +80,10 @@ class PassBuffers:
 
     def rotary(self, begin: int, end: int) -> Mapping[Rope, Rotary]:
         """The turns of rows [begin, end) of the pass, of each rope of the model."""
-        tables, items = {}, self._memory[ROTARY].tensor.view(torch.float32)
-        for rope in self._config.ropes:
-            table, items = items.split((self._rows * _items(rope), len(items) - self._rows * _items(rope)))
-            turns, growth = table[: 2 * self._rows * rope.channels], table[2 * self._rows * rope.channels :]
-            cos, sin = turns.view(2, self._rows, 1, -1)[:, begin:end]
-            grows = growth[begin:end].view(-1, 1, 1) if rope.query_growth else None
-            tables[rope] = Rotary(cos, sin, grows, rope.interleaved)
+        tables = {}
+        for rope, (cos, sin, growth) in self._tables.items():
+            grows = None if growth is None else growth[begin:end]
+            tables[rope] = Rotary(cos[begin:end], sin[begin:end], grows, rope.interleaved)
         return tables
 
     def _view(self, name: str, dtype: torch.dtype, columns: int) -> torch.Tensor:

@@ -129,10 +129,13 @@ class PassInputs:
         numbers = self._host_numbers[:rows]
         numbers[:] = NO_TOKEN
         counts = [len(piece.token_ids) for piece in pieces]
-        ends_T = np.repeat(self._ends, counts)
-        starts = [piece.start + count - end for piece, count, end in zip(pieces, counts, self._ends, strict=True)]
-        positions_T = np.arange(tokens) + np.repeat(starts, counts)
-        tables_T = np.repeat([self._held[piece.sequence][0] for piece in pieces], counts)
+        of_pieces = [
+            (piece.start + count - end, self._held[piece.sequence][0], len(piece.sequence.prompt_ids), end)
+            for piece, count, end in zip(pieces, counts, self._ends, strict=True)
+        ]
+        indices_T = np.arange(tokens)
+        starts_T, tables_T, prompts_T, ends_T = np.repeat(of_pieces, counts, axis=0).T
+        positions_T = indices_T + starts_T
         numbers[:tokens, POSITION], numbers[:tokens, TABLE] = positions_T, tables_T
         numbers[:tokens, BLOCK] = self._host_tables[tables_T, positions_T // BLOCK_TOKENS]
         logit_rows = np.concatenate(
@@ -140,8 +143,7 @@ class PassInputs:
         )
         numbers[: len(logit_rows), LOGIT_ROW] = logit_rows
         prompt_left_T = np.zeros(rows, np.int64)
-        prompts = [len(piece.sequence.prompt_ids) for piece in pieces]
-        prompt_left_T[:tokens] = np.minimum(np.repeat(prompts, counts) - positions_T, ends_T - np.arange(tokens))
+        prompt_left_T[:tokens] = np.minimum(prompts_T - positions_T, ends_T - indices_T)
         if pieces[0].state_write >= 0:
             self._fill_states(pieces, cuts)
         self._grids = {cut: _cut(numbers[slice(*cut)], prompt_left_T[slice(*cut)]) for cut in cuts}
@@ -169,6 +171,9 @@ def _cut(numbers: np.ndarray, prompt_left_T: np.ndarray) -> tuple[int, int, int,
     """
     positions_T = numbers[:, POSITION]
     is_prompt_T = prompt_left_T > 0
+    if not is_prompt_T.any():
+        numbers[:, ANSWER] = np.arange(len(numbers))
+        return len(numbers), 0, parts_for(int(positions_T.max()) + 1), tile_parts_for(0)
     answers = np.flatnonzero(~is_prompt_T)
     numbers[: len(answers), ANSWER] = answers
     changes_T = numbers[1:, TABLE] != numbers[:-1, TABLE]

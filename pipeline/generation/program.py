@@ -285,7 +285,7 @@ class GenerationProgram:
 
     def let_go(self) -> None:
         """Hold no views of memory any more, which would outlive that: a closed model may be kept."""
-        del self._sampler, self._inputs, self._scorer, self._head, self._work
+        del self._sampler, self._inputs, self._scorer, self._head, self._work, self._buffers
 
 
 def _last_rows(pieces: Sequence[Piece]) -> list[tuple[Sampler, int]]:

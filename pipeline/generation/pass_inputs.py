@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from actors.core.event import Event
+from actors.core.message import READY
 from actors.core.ports import Copy
+from pipeline.devices.memory import copy_bytes
 from pipeline.devices.port import Device
 from pipeline.generation.batching import Piece
 from pipeline.generation.sequence import RunningSequence
@@ -55,16 +57,24 @@ class PassInputs:
         numbers, tables = memory[: self._numbers_end], memory[self._numbers_end :]
         return numbers.view(torch.int64).view(-1, len(NO_TOKEN)), tables.view(torch.int64).view(max_requests, -1)
 
-    def send(self, pieces: Sequence[Piece], cuts: Sequence[tuple[int, int]]) -> Event:
+    def send(self, pieces: Sequence[Piece], cuts: Sequence[tuple[int, int]], *, upload: bool = True) -> Event:
         """Put the numbers of a pass on the device, whose rows are computed in blocks [begin, end).
 
-        Returns the event of their upload.
+        Returns the event of their upload; without `upload`, of that of new tables, as a device records the `copy`.
         """
         self._pieces = pieces
         self._ends = list(itertools.accumulate(len(piece.token_ids) for piece in pieces))
         copies = self._hold_tables(pieces)
         self._fill(pieces, cuts)
-        return self._device.upload(*self._memories, (Copy(0, 0, cuts[-1][1] * len(NO_TOKEN) * ITEM_BYTES), *copies), ())
+        copies = [*self._copies(cuts[-1][1]), *copies] if upload else copies
+        return self._device.upload(*self._memories, copies, ()) if copies else READY
+
+    def copy(self, rows: int) -> None:
+        """Copy the numbers of so many rows to the device, on the lane that does this."""
+        copy_bytes(*self._memories, self._copies(rows))
+
+    def _copies(self, rows: int) -> Sequence[Copy]:
+        return (Copy(0, 0, rows * len(NO_TOKEN) * ITEM_BYTES),)
 
     def positions(self, begin: int, end: int) -> torch.Tensor:
         """The positions of rows [begin, end) in their sequences, and -1 for rows behind the last token.

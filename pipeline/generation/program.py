@@ -18,22 +18,19 @@ from pipeline.formats.parts import ATTN, FFN, HEAD, attends, kind_of
 from pipeline.generation.admission import Admission
 from pipeline.generation.batching import Piece
 from pipeline.generation.generation_pass import GenerationPass, token_ids
-from pipeline.generation.group_work import GroupWork
 from pipeline.generation.head import Head
 from pipeline.generation.micro_batches import MicroBatch, micro_batches
 from pipeline.generation.pass_buffers import PassBuffers
 from pipeline.generation.pass_inputs import PassInputs
+from pipeline.generation.pass_work import PassWork
 from pipeline.generation.prompt_scores import PromptScorer
 from pipeline.generation.records import Records
 from pipeline.generation.row_sampler import Outcome, RowSampler
 from pipeline.generation.sampling import Sampler
 from pipeline.generation.sequence import RunningSequence
 from pipeline.groups.catalog import WeightCatalog
-from pipeline.models import decoder
-from pipeline.models.frequencies import frequencies
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.ops import infer
-from pipeline.models.rotary import rotary
 from pipeline.models.row_blocks import RowBlocks
 from pipeline.reading.embedding import EmbeddingRows, embedding_failed
 from pipeline.state.kv import KeyValueCache
@@ -72,13 +69,11 @@ class GenerationProgram:
         self._embedding = embedding
         self._cache = cache
         self._inputs = inputs
-        self._dtype = dtype
         self._row_blocks = row_blocks
         self._buffers = buffers
         self._scorer = scorer
         self._head = Head(config, catalog, row_blocks, buffers, inputs, scorer)
-        self._frequencies_C2 = {rope: frequencies(rope, 0, device.torch_device) for rope in config.ropes}
-        self._work = GroupWork(config, catalog, cache, row_blocks, buffers, self._head)
+        self._work = PassWork(config, catalog, cache, embedding, inputs, dtype, row_blocks, buffers, self._head)
         self._micro_batches = micro_batches
         self._records = Records(device, len(catalog.order), micro_batches)
         self._sampler = RowSampler(device, admission.batcher.max_requests, config.vocabulary_size)
@@ -89,19 +84,18 @@ class GenerationProgram:
         while not pieces:
             pieces, fetched = await self._fetch(await self.admission.next_pieces(self._embedding.most_rows))
         self._cache.begin(pieces)
-        tokens = len(token_ids(pieces))
+        tokens, embeds_alike = len(token_ids(pieces)), self._work.embeds_alike(pieces)
         pass_ = GenerationPass(pieces, micro_batches(tokens, self._micro_batches, self._row_blocks))
         pass_.scored = self._scorer.send(pieces)
-        sent = self._inputs.send(pieces, [(block.begin, block.end) for block in pass_.blocks])
+        cuts = [(block.begin, block.end) for block in pass_.blocks]
+        sent = self._inputs.send(pieces, cuts, upload=not embeds_alike)
         for block in pass_.blocks:
             block.rows = self._inputs.rows(block.begin, block.end)
             block.rotary = self._buffers.rotary(block.begin, block.end)
-        rows, sized = pass_.padded_rows, pass_.padded_rows in self._row_blocks.repeated
-        usual = sized and rows <= self._embedding.most_rows and not any(piece.rope_length for piece in pieces)
-        # What lies in the rows behind the last token does not matter: zeros, or what an earlier pass has left.
-        repeats, filled = (("embed", rows), rows) if usual else (None, tokens)
-        work = functools.partial(infer, functools.partial(self._embed, pass_, filled))
-        pass_.embedded = self._device.launch(COMPUTE, work, (fetched, sent), repeats)
+        work, repeats = functools.partial(self._work.embed, pass_, tokens), None
+        if embeds_alike:
+            work, repeats = functools.partial(self._work.copy_and_embed, pass_), ("embed", pass_.padded_rows)
+        pass_.embedded = self._device.launch(COMPUTE, functools.partial(infer, work), (fetched, sent), repeats)
         for part in pass_.parts:
             part.last = pass_.embedded
         return pass_
@@ -113,7 +107,7 @@ class GenerationProgram:
         Raises ActorFailed where no row can be read.
         """
         try:
-            fetched = await self._embedding.fetch(token_ids(pieces))
+            fetched = await self._embedding.fetch(token_ids(pieces), upload=not self._work.embeds_alike(pieces))
         except Exception as error:
             failures = await self._embedding.unreadable(token_ids(pieces))
             if not failures:
@@ -128,18 +122,6 @@ class GenerationProgram:
             self.admission.end_pass(finished=False)
             return [], READY
         return pieces, fetched
-
-    def _embed(self, pass_: GenerationPass, filled: int) -> None:
-        for block in pass_.blocks:
-            hidden_TD = self._buffers.hidden(block.begin, block.end)
-            end = min(max(filled, block.begin), block.end)
-            hidden_TD[: end - block.begin] = self._embedding.rows(block.begin, end).decoded(self._dtype)
-            decoder.scale_embedding(self._config.outside, hidden_TD)
-            hidden_TD[end - block.begin :] = 0
-            positions_T = self._inputs.positions(block.begin, block.end)
-            lengths = self._inputs.rope_lengths(block.begin, block.end)
-            for rope, turns in block.rotary.items():
-                turns.copy_(rotary(rope, positions_T, lengths, self._frequencies_C2[rope]))
 
     def prepare(self, pass_: GenerationPass, message: Message[Slot]) -> Coroutine[Any, Any, None] | None:
         """Wait until the KV blocks of the layer are on their way to the device."""

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from actors.compute_scheduler import ComputeScheduler
 from actors.core.errors import ActorFailed, PenstockError
 from actors.core.event import Event
+from actors.core.message import READY
 from actors.core.ports import Copy
+from pipeline.devices.memory import copy_bytes
 from pipeline.devices.port import Device
 from pipeline.errors import CheckpointError, RequestError
 from pipeline.formats.matrix import Matrix, StoredMatrix
@@ -57,18 +59,24 @@ class EmbeddingRows:
             memories = [device.plain_memory(tensor.length) for tensor in table.tensors]
             self.kept = KeptTable(self.parts, reader, memories)
 
-    async def fetch(self, token_ids: Sequence[int]) -> Event:
+    async def fetch(self, token_ids: Sequence[int], *, upload: bool = True) -> Event:
         """Read the rows of these tokens, each once, or take them from memory; return the event of their upload.
 
-        They go through the H2D lane like everything else: no copy may run on a compute lane.
+        They go through the H2D lane like everything else; without `upload` a device records their `copy`.
         Raises OSError when the disk failed twice, CheckpointError when a row differs from its first read, and still
         does when it is read again.
         """
         if self.kept is None or not self.kept.take(token_ids, self._host):
             await self._read_once(token_ids)
-        # One copy for each tensor: to start thousands takes longer than to compute them.
-        copies = tuple(Copy(part.offset, part.offset, len(token_ids) * part.row_bytes) for part in self.parts)
-        return self._device.upload(self._host, self._rows, copies, ())
+        return self._device.upload(self._host, self._rows, self._copies(len(token_ids)), ()) if upload else READY
+
+    def copy(self, rows: int) -> None:
+        """Copy so many rows to the device, on the lane that does this."""
+        copy_bytes(self._host, self._rows, self._copies(rows))
+
+    def _copies(self, rows: int) -> Sequence[Copy]:
+        """One copy for each tensor: to start thousands takes longer than to compute them."""
+        return tuple(Copy(part.offset, part.offset, rows * part.row_bytes) for part in self.parts)
 
     async def _read_once(self, token_ids: Sequence[int]) -> None:
         places = {token_id: index for index, token_id in enumerate(dict.fromkeys(token_ids))}

@@ -1,24 +1,31 @@
-"""What the groups of a pass compute, and what that depends on: where it repeats, a device launches it as recorded."""
+"""What a pass computes, and what that depends on: where it repeats, a device launches it as it has recorded it."""
 
 from collections.abc import Hashable, Sequence
+
+import torch
 
 from actors.core.budget import Slot
 from actors.core.message import Message
 from pipeline.formats.parts import attends, gives_logits
-from pipeline.generation.generation_pass import GenerationPass
+from pipeline.generation.batching import Piece
+from pipeline.generation.generation_pass import GenerationPass, token_ids
 from pipeline.generation.head import Head
 from pipeline.generation.micro_batches import MicroBatch
 from pipeline.generation.pass_buffers import PassBuffers
+from pipeline.generation.pass_inputs import PassInputs
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.models import decoder
 from pipeline.models.attention import LayerKV
 from pipeline.models.delta_state import LayerState
+from pipeline.models.frequencies import frequencies
 from pipeline.models.model_config import ModelConfig
+from pipeline.models.rotary import rotary
 from pipeline.models.row_blocks import RowBlocks
+from pipeline.reading.embedding import EmbeddingRows
 from pipeline.state.kv import KeyValueCache
 
 
-class GroupWork:
+class PassWork:
     """Hidden states are written in place, at addresses that never change: so what a group launches for some number of
     rows in the same slot is the same in every pass.
     """
@@ -28,6 +35,9 @@ class GroupWork:
         config: ModelConfig,
         catalog: WeightCatalog,
         cache: KeyValueCache,
+        embedding: EmbeddingRows,
+        inputs: PassInputs,
+        dtype: torch.dtype,
         row_blocks: RowBlocks,
         buffers: PassBuffers,
         head: Head,
@@ -35,10 +45,40 @@ class GroupWork:
         self._config = config
         self._catalog = catalog
         self._cache = cache
+        self._embedding = embedding
+        self._inputs = inputs
+        self._dtype = dtype
         self._row_blocks = row_blocks
         self._buffers = buffers
         self._head = head
+        device = buffers.all_hidden.device
+        self._frequencies_C2 = {rope: frequencies(rope, 0, device) for rope in config.ropes}
         self._alike = [config.layer_kinds.index(kind) for kind in config.layer_kinds]
+
+    def embeds_alike(self, pieces: Sequence[Piece]) -> bool:
+        """Whether the embedding repeats, with the copies of what it reads: for these the host launches nothing more."""
+        rows = self._row_blocks.padded(len(token_ids(pieces)))
+        sized = rows in self._row_blocks.repeated and rows <= self._embedding.most_rows
+        return sized and not any(piece.rope_length for piece in pieces)
+
+    def copy_and_embed(self, pass_: GenerationPass) -> None:
+        """The embedding of all rows: what lies behind the last token does not matter."""
+        self._embedding.copy(pass_.padded_rows)
+        self._inputs.copy(pass_.padded_rows)
+        self.embed(pass_, pass_.padded_rows)
+
+    def embed(self, pass_: GenerationPass, filled: int) -> None:
+        """The embedding of so many rows and zeros behind them, and how far each row is turned."""
+        for block in pass_.blocks:
+            hidden_TD = self._buffers.hidden(block.begin, block.end)
+            end = min(max(filled, block.begin), block.end)
+            hidden_TD[: end - block.begin] = self._embedding.rows(block.begin, end).decoded(self._dtype)
+            decoder.scale_embedding(self._config.outside, hidden_TD)
+            hidden_TD[end - block.begin :] = 0
+            positions_T = self._inputs.positions(block.begin, block.end)
+            lengths = self._inputs.rope_lengths(block.begin, block.end)
+            for rope, turns in block.rotary.items():
+                turns.copy_(rotary(rope, positions_T, lengths, self._frequencies_C2[rope]))
 
     def attention(self, message: Message[Slot], kv: LayerKV | LayerState, part: MicroBatch) -> None:
         """The first half of a layer."""

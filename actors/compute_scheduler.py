@@ -60,14 +60,14 @@ class ComputeScheduler(Sink):
                 continue
             for stretch in stretches(itertools.chain((following,), self._behind(following, self._position))):
                 await self._compute(stretch)
-                await asyncio.sleep(0)  # requests come and leave meanwhile
+                if self._launched:  # within a pass; requests come and leave meanwhile
+                    await asyncio.sleep(0)
 
     def _behind(self, message: Message[Slot], position: int) -> Iterator[Message[Slot]]:
         """The groups that `message`, of the group at that position, stands for beside its own."""
         for index in range(1, message.stands_for):
             kept = self._kept[self._program.order[position % len(self._program.order) + index]]
-            event = READY if has_arrived(kept) else kept.event
-            yield Message(kept.layer, kept.group, message.seq + index, kept.at, event)
+            yield Message(*kept.key, message.seq + index, kept.at, READY if has_arrived(kept) else kept.event)
 
     async def _compute(self, groups: Sequence[Message[Slot]]) -> None:
         """Launch groups: the first when a pass has begun; behind the last, wait for the results of the pass."""

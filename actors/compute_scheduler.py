@@ -73,35 +73,31 @@ class ComputeScheduler(Sink):
         """Launch groups: the first when a pass has begun; behind the last, wait for the results of the pass."""
         if not self._launched:
             await self.stalled("request", groups[0], self._begin() if self._position else self._begun.wait())
-        apart = len(groups) == 1 or self._blocking or self.wiring.meter.recording
-        ran = () if apart or not all(map(has_arrived, groups)) else self._program.stretch(self._pass, groups)
+        ran: Sequence[Event] = ()
+        if len(groups) > 1 and not self._blocking and not self.wiring.meter.recording and all(map(has_arrived, groups)):
+            ran = self._program.stretch(self._pass, groups)
         if ran:
             self._leave(groups, ran)
-        else:
-            for message in groups:
-                await self._compute_alone(message)
+        for message in () if ran else groups:
+            await self.host_is_through(message, message.at)
+            if (preparing := self._program.prepare(self._pass, message)) is not None:
+                await self.stalled("companion", message, preparing)
+            if self._blocking:
+                await self.stalled("check", message, self._program.check_in(self._pass, message))
+            each = self._program.step(self._pass, message)
+            self._leave((message,), each)
+            if self._queue is not None:
+                self._tell(self._queue, message, each)
         self._position += len(groups)
         if self._position % len(self._program.order) == 0:
             await self.stalled("result", groups[-1], self._finish())
             self._launched.clear()
 
-    async def _compute_alone(self, message: Message[Slot]) -> None:
-        await self.host_is_through(message, message.at)
-        if (preparing := self._program.prepare(self._pass, message)) is not None:
-            await self.stalled("companion", message, preparing)
-        if self._blocking:
-            await self.stalled("check", message, self._program.check_in(self._pass, message))
-        ran = self._program.step(self._pass, message)
-        self._leave((message,), ran)
-        if self._queue is not None:
-            self._tell(self._queue, message, ran)
-
     def _leave(self, groups: Sequence[Message[Slot]], ran: Sequence[Event]) -> None:
         """Give back what comes again: the first group of a pass, and what moves. What stays is kept."""
-        first = groups[0]
-        self._launched.append((first, ran))
-        if self._queue is not None or not first.at.stays or first.key == self._program.order[0]:
-            self.give_back(first, ran)
+        self._launched.append((groups[0], ran))
+        if self._queue is not None or not groups[-1].at.stays or len(self._launched) == 1:
+            self.give_back(groups[0], ran)
             groups = groups[1:]
         if groups:
             self.keep(groups, ran)

@@ -79,7 +79,7 @@ class Stage(Actor):
         if not isinstance(result, Message):
             raise LineError(f"{self.name}.handle must return a Message, returned {type(result).__name__}")
         _require_event(self.name, "handle", result.event)
-        same = (result.key, result.seq, result.stands_for) == (message.key, message.seq, message.stands_for)
+        same = result.key == message.key and (result.seq, result.stands_for) == (message.seq, message.stands_for)
         if result.at is not message.at or not same:
             raise LineError(f"rule 1: {self.name}.handle may change only the event: took {message}, returned {result}")
 

@@ -235,8 +235,8 @@ class GenerationProgram:
             run.sequence.score(run.first, found)
         for sequence in [piece.sequence for piece in pass_.choosing]:
             self._deliver(sequence, outcomes[sequence.sampler])
-        for piece in pass_.pieces:
-            piece.sequence.end_without_answer()
+        for sequence in [piece.sequence for piece in pass_.pieces if not piece.logit_rows]:
+            sequence.end_without_answer()
         self.admission.end_pass(finished=True)
         self._embedding.may_load()
 

@@ -1,7 +1,7 @@
 """Log-probabilities of prompts: of each token but the first, and of those that are most likely in its place.
 
-No row ever has all of its logits: of each slice of the head it keeps what counts. Exponentials are added up in fp64,
-and what comes of it is told in fp32: so nothing that is told shows how many rows were computed together.
+No row ever has all of its logits: of each slice of the head it keeps what counts. On a CPU exponentials are added up
+in fp64, and what comes of it is told in fp32: so nothing that is told shows how many rows were computed together.
 Shape letters: R rows, V logits of a slice, K most likely tokens.
 """
 
@@ -34,6 +34,7 @@ whose they are; fp64."""
 INPUTS = 2
 """Which row of the pass it is, and which token the prompt has behind it; int64."""
 ITEM_BYTES = 8
+SET_LOGITS, FEW_SETS = 32, 8
 Found: TypeAlias = list[dict[int, float]] | RequestError
 READ_AT_ONCE = 256
 """Rows that are read of the results before other tasks have their turn."""
@@ -112,7 +113,7 @@ class PromptScorer:
         return self._inputs_RI[begin:end, 0]
 
     def add(self, scored: ScoredRows, begin: int, end: int, first: int, logits_RV: torch.Tensor) -> None:
-        """Take note of some rows of a slice, in which the logits of tokens from `first` on are; it may be the first."""
+        """Take note of some rows of a slice, the logits of tokens from `first` on, which may be overwritten."""
         numbers_RC, size = self._numbers_RC[begin:end], logits_RV.shape[1]
         sum_R1, own_R1, values_RK, ids_RK = numbers_RC.split((1, 1, MOST_PROMPT_LOGPROBS, MOST_PROMPT_LOGPROBS), 1)
         if first == 0:
@@ -121,15 +122,17 @@ class PromptScorer:
         logit_R1 = logits_RV.gather(1, place_R1.clamp(0, size - 1)).double()
         own_R1.copy_(torch.where((place_R1 >= 0) & (place_R1 < size), logit_R1, own_R1))
         if scored.likely:
-            logits_RK, tokens_RK = logits_RV.topk(min(MOST_PROMPT_LOGPROBS, size))
+            logits_RK, tokens_RK = _most_likely(logits_RV, min(MOST_PROMPT_LOGPROBS, size))
             all_RN = torch.cat([values_RK, logits_RK.double()], 1)
             best_RK, at_RK = all_RN.topk(MOST_PROMPT_LOGPROBS)
             ids_RK.copy_(torch.cat([ids_RK, (tokens_RK + first).double()], 1).gather(1, at_RK))
             values_RK.copy_(best_RK)
+        # On a CPU the number of rows decides which of them get another exp, and how they are added up: fp32 would show.
+        exact = torch.float64 if logits_RV.device.type == "cpu" else torch.float32
         for part_RV in logits_RV.split(SUMMED_LOGITS, 1):
-            exact_RV = part_RV.double()
-            most_R1 = exact_RV.amax(1, keepdim=True)
-            added_R1 = exact_RV.sub_(most_R1).exp_().sum(1, keepdim=True).log_().add_(most_R1)
+            most_R1 = part_RV.amax(1, keepdim=True)
+            shares_RV = part_RV.to(exact).sub_(most_R1).exp_()
+            added_R1 = shares_RV.sum(1, keepdim=True).double().log_().add_(most_R1)
             sum_R1.copy_(torch.logaddexp(sum_R1, added_R1))
 
     async def read(self, scored: ScoredRows, after: Event) -> list[tuple[ScoredRun, Found]]:
@@ -162,6 +165,23 @@ class PromptScorer:
             {**dict(zip(likely, of_likely, strict=True)), token_id: logprob}
             for likely, of_likely, token_id, logprob in zip(ids, values, tokens, own, strict=True)
         ]
+
+
+def _most_likely(logits_RV: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The greatest logits of each row, and their places. The sets of logits with the greatest ones have them all.
+
+    A look at all sets is one pass over the logits, where `topk` takes many.
+    """
+    rows, size = logits_RV.shape
+    sets = size // SET_LOGITS
+    if sets <= FEW_SETS * count:
+        return logits_RV.topk(count)
+    best_RK1 = logits_RV[:, : sets * SET_LOGITS].view(rows, SET_LOGITS, sets).amax(1).topk(count).indices.unsqueeze(2)
+    inside_T = torch.arange(0, sets * SET_LOGITS, sets, device=logits_RV.device)
+    rest_N = torch.arange(sets * SET_LOGITS, size, device=logits_RV.device)
+    places_RN = torch.cat([(best_RK1 + inside_T).flatten(1), rest_N.expand(rows, -1)], 1)
+    best_RK = logits_RV.gather(1, places_RN).topk(count)
+    return best_RK.values, places_RN.gather(1, best_RK.indices)
 
 
 def _not_finite(position: int) -> RequestError:

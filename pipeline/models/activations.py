@@ -12,7 +12,9 @@ from pipeline.models.layers import Attention, DeltaNet, Layer, NormStyle
 
 FP32_BYTES = torch.float32.itemsize
 SUMMED_LOGITS = 1 << 14
-"""Of a row that is scored, so many are cast to fp64 at a time."""
+"""Of a row that is scored, so many are added up at a time, on a CPU as fp64."""
+LIKELY_BYTES = 16 << 10
+"""That those logits take, and their places, among which the most likely ones are looked for."""
 
 
 def half_bytes(layer: Layer, dtype: torch.dtype, *, fused: bool, by_formula: bool) -> int:
@@ -83,8 +85,8 @@ def head_bytes(hidden_size: int, slice_rows: int, dtype: torch.dtype, style: Nor
 
 def score_bytes(hidden_size: int, slice_rows: int, dtype: torch.dtype, style: NormStyle, *, fused: bool) -> int:
     """The most that a slice of the head takes for a row that is scored."""
-    summed = min(slice_rows, SUMMED_LOGITS) * torch.float64.itemsize
-    return head_bytes(hidden_size, slice_rows, dtype, style, fused=fused) + summed
+    beside = LIKELY_BYTES if fused else min(slice_rows, SUMMED_LOGITS) * torch.float64.itemsize
+    return head_bytes(hidden_size, slice_rows, dtype, style, fused=fused) + beside
 
 
 def embedding_bytes(hidden_size: int, turned_channels: int, dtype: torch.dtype) -> int:

@@ -12,8 +12,12 @@ from support import tiny_models
 from support.scored_prompts import MOST, PROMPTS, ROOM, ask
 from transformers import PreTrainedModel
 
+from actors.core.message import READY
 from pipeline import Model, Output, RequestError
+from pipeline.devices.cpu import CpuDevice
+from pipeline.generation.prompt_scores import PromptScorer, ScoredRows
 from pipeline.models import decoder
+from pipeline.models.row_blocks import RowBlocks
 
 SETTINGS: list[dict[str, Any]] = [
     {},
@@ -99,3 +103,19 @@ async def test_logits_that_are_not_finite_end_the_request_that_is_scored(
             with pytest.raises(RequestError, match=r"^numerical: need finite logits; have others for token 41 of the"):
                 await ask(model, 0)
             await ask(model, 5)
+
+
+@torch.inference_mode()
+def test_of_slices_rows_keep_their_sum_their_own_logit_and_the_greatest() -> None:
+    logits_RV = torch.randn(40, 9000, generator=torch.Generator().manual_seed(1)) * 5
+    scorer, scored = PromptScorer(CpuDevice(), RowBlocks(), 40, 40), ScoredRows([], True, READY)
+    scorer._inputs_RI[:, 1] = torch.arange(0, 9000, 225)
+    for begin, end in ((0, 20), (20, 40)):
+        for first, last in ((0, 10), (10, 5001), (5001, 9000)):
+            scorer.add(scored, begin, end, first, logits_RV[begin:end, first:last].contiguous())
+    sum_R, own_R, values_RK, ids_RK = scorer._numbers_RC.split((1, 1, 20, 20), 1)
+    expected = logits_RV.topk(20)
+    torch.testing.assert_close(sum_R[:, 0], logits_RV.double().logsumexp(1), atol=1e-9, rtol=0)
+    assert torch.equal(own_R[:, 0].float(), logits_RV[torch.arange(40), torch.arange(0, 9000, 225)])
+    assert torch.equal(values_RK.float(), expected.values)
+    assert torch.equal(ids_RK.long(), expected.indices)

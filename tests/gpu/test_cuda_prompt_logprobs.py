@@ -59,17 +59,19 @@ async def test_scoring_takes_no_more_memory_than_is_planned(tmp_path: Path) -> N
     await asyncio.to_thread(make_checkpoint, tmp_path, "llama-3.2-1b", **shape)
     prompt = [*range(5, 2053)]
     async with Model.open(tmp_path, device="cuda", max_tokens_per_pass=2048) as model:
-        await model.generate(prompt, max_new_tokens=1)
+        for _ in range(3):  # what is recorded as graphs is a holding of its own
+            await model.generate(prompt, max_new_tokens=1)
         held = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         scored = await model.generate(prompt, max_new_tokens=1, prompt_logprobs=20)
-        taken = torch.cuda.max_memory_allocated() - held
-        plan = {one.holder: one.nbytes for one in model.runtime.plan.held("device")}
-        assert taken < plan["activations"] + (16 << 20), "and what topk takes for a moment"
-        assert torch.cuda.memory_allocated() <= held
+        taken, kept = torch.cuda.max_memory_allocated() - held, torch.cuda.memory_allocated() - held
+        planned = {one.holder: one.nbytes for one in model.runtime.plan.held("device")}["activations"]
+    assert taken < planned + (2 << 20), "and what topk takes for a moment"
+    assert kept == 0
     assert [len(one or ()) for one in scored.prompt_logprobs or ()][:2] == [0, 21]
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature:UserWarning")
 async def test_the_host_waits_for_no_score() -> None:
     device = CudaDevice()
     scorer, scored = PromptScorer(device, RowBlocks(), 64, 64), ScoredRows([], True, READY)
@@ -83,5 +85,5 @@ async def test_the_host_waits_for_no_score() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     expected_R = logits_RV.double().logsumexp(1) + torch.tensor(2.0).log().item()
-    torch.testing.assert_close(scorer._numbers_RC[:, 0], expected_R, atol=1e-6, rtol=0)
+    torch.testing.assert_close(scorer._numbers_RC[:, 0], expected_R, atol=1e-5, rtol=0)
     await device.aclose()

@@ -24,7 +24,7 @@ from pipeline.system.promises import give_back
 
 OUT_OF_MEMORY = 2
 """As the CUDA runtime calls it; pinned memory is bounded by a limit of the process, too."""
-LINK_BYTES, LINK_COPIES = 8 << 20, 4
+LINK_BYTES, LINK_COPIES = 8 << 20, 64
 """Copies that tell the rate of the link: long beside the 10 us that starting one takes."""
 FEW_COPIES = 16
 """As many are issued in less time than another thread takes to begin with them."""
@@ -69,7 +69,7 @@ class CudaDevice:
         return memory
 
     def link_bytes_per_second(self) -> float:
-        """The best of a few copies from memory that is pinned for them: a link that was idle may begin slowly."""
+        """The best of many copies, 10 to 50 ms, from memory pinned for them: a link that was idle may begin slowly."""
         source, target = self.host_memory(LINK_BYTES), DeviceMemory(LINK_BYTES, self.torch_device)
         try:
             return LINK_BYTES / min(_copy_seconds(source, target) for _ in range(LINK_COPIES))

@@ -167,6 +167,14 @@ async def test_a_save_waits_until_the_disk_has_what_it_reads(
         assert not saving.done()
         written.set()
         assert await saving == 48
+        saved = (tmp_path / "session").read_bytes()
+        saving = asyncio.create_task(model.save_session(tmp_path / "session", PROMPT, cache_scope="a"))
+        while not model.statistics().kv_blocks.used:
+            await asyncio.sleep(0)
+        model.runtime.admission.batcher.prefixes.forget()  # as when the line has failed
+        with pytest.raises(RequestError, match="has lost what was kept"):
+            await saving
+        assert (tmp_path / "session").read_bytes() == saved
 
 
 async def test_as_much_is_loaded_as_there_is_room_for_and_nothing_when_it_is_given_up(

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from pipeline.checkpoints.checkpoint_digest import checkpoint_digest
 from pipeline.devices.memory import HostMemory
+from pipeline.errors import RequestError
 from pipeline.generation.build import ModelRuntime
 from pipeline.generation.session_file import SessionFile, SessionHeader, open_session
 from pipeline.state.blocks import BLOCK_TOKENS
@@ -52,7 +53,8 @@ class Sessions:
     async def save(self, path: Path, token_ids: Sequence[int], messages: Sequence[Mapping[str, Any]]) -> int:
         """Write what is cached of these tokens; returns of how many.
 
-        Raises ConfigError where the file cannot be written, OSError, and SpillError where the disk has lost a block.
+        Raises ConfigError where the file cannot be written, OSError, SpillError where the disk has lost a block, and
+        RequestError where the line has failed meanwhile; then a file that was there stays as it is.
         """
         check_writable(path)
         rope_length = self._runtime.config.rope_length(len(token_ids))
@@ -73,6 +75,9 @@ class Sessions:
             await self._runtime.cache.landed()
             with writing(path) as file:
                 await self._write(file, header, table[:used], list(states.values()))
+                if [self._pool.find(digest) for digest in digests[:used]] != table[:used]:
+                    lost = "a failure of the line has lost what was kept of the conversation"
+                    raise RequestError(f"{path}: {lost}; save it again behind its next answer")
         finally:
             self._give_back(table, states)
         return used * BLOCK_TOKENS
@@ -94,7 +99,7 @@ class Sessions:
                 table += self._pool.take(min(header.blocks - known, room) * BLOCK_TOKENS) or []
                 states = self._expected_states(header.edges, digests[: len(table)])
                 await self._read(file, table, known, states)
-                for block, digest in zip(table, digests, strict=False):
+                for block, digest in zip(table[known:], digests[known:], strict=False):
                     self._pool.register(block, digest)
                 self._arrived(states, digests)
             finally:

@@ -94,7 +94,7 @@ def shows_log_probabilities(browser: Browser, server: Server) -> None:
 
 
 def keeps_conversations(browser: Browser, server: Server) -> None:
-    """Several, over a reload, with their system prompts; deleted ones are gone."""
+    """Several, over a reload, with their system prompts, those of other tabs too; deleted ones are gone."""
     with looking(browser, server[0]) as look:
         page = look.ready()
         page.fill("[name=max_tokens]", "8")
@@ -113,6 +113,14 @@ def keeps_conversations(browser: Browser, server: Server) -> None:
         page.keyboard.press("Enter")
         look.answered()
         assert page.locator(".assistant > .text").inner_text() == before  # greedy
+        other = look.context.new_page()
+        other.goto(server[0])
+        expect(other.locator("#state")).to_have_text("ready")
+        other.click("#new")
+        other.fill("#prompt", "third")
+        other.press("#prompt", "Enter")
+        expect(page.locator("button.open")).to_have_text(["first", "third", "second"])
+        other.close()
         page.once("dialog", lambda dialog: dialog.accept())
         page.click("#clear")
         expect(page.locator("button.open")).to_have_text(["New conversation"])

@@ -46,6 +46,10 @@ function openConversations() {
     if (confirm("Delete all conversations that this browser keeps?")) chat.change(() => chat.conversations.clear());
   });
   find("conversations").addEventListener("click", () => showDrawer(false));
+  addEventListener("storage", () => {
+    chat.conversations.reread();
+    chat.showList();
+  });
 }
 
 function showDrawer(shown) {

@@ -157,8 +157,4 @@ function wait(view, problem, left) {
 
 const plain = ({ message, advice = "Reload the page, then try again." }) => ({ what: message, advice });
 
-function welcome() {
-  return element("div", { className: "welcome" },
-    element("h2", {}, "Ask the model something"),
-    element("p", {}, "The line shows how its weights flow while it answers."));
-}
+const welcome = () => element("p", { className: "welcome" }, "Ask the model something");

@@ -15,10 +15,15 @@ export class Conversations {
   /** Begin a conversation, or go on with the newest one where that is still empty. */
   begin() {
     if (!this.all.length || this.all[0].messages.length) {
-      this.all.unshift({ system: "", messages: [] });
+      this.all.unshift({ id: Date.now(), system: "", messages: [] });
     }
     this.current = this.all[0];
     return this.current;
+  }
+
+  /** Take over what another tab has written; the conversation that is shown here stays. */
+  reread() {
+    this.all = [this.current, ...readStore().filter(({ id }) => id !== this.current.id)];
   }
 
   choose(conversation) {
@@ -58,14 +63,14 @@ export function newMessage(role, text = "") {
   return { role, text: new Passage(text), reasoning: new Passage(), ...rest };
 }
 
-function stored({ system, messages }) {
-  return { system, messages: messages.map((one) => ({ ...one, text: one.text.text, reasoning: one.reasoning.text })) };
+function stored({ messages, ...others }) {
+  return { ...others, messages: messages.map((one) => ({ ...one, text: one.text.text, reasoning: one.reasoning.text })) };
 }
 
 function readStore() {
   try {
-    return JSON.parse(localStorage.getItem(STORE) ?? "[]").map(({ system, messages }) => ({
-      system,
+    return JSON.parse(localStorage.getItem(STORE) ?? "[]").map(({ messages, ...others }) => ({
+      ...others,
       messages: messages.map((one) => ({ ...one, text: new Passage(one.text), reasoning: new Passage(one.reasoning) })),
     }));
   } catch {

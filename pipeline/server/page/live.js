@@ -22,7 +22,7 @@ const LAYERS = {
   weights: "weights that stay", moving: "weights that move",
   kv_used: "KV in use", kv_cached: "KV cached", kv_free: "KV free",
 };
-const STATES = { draining: "ending", lost: "no connection", locked: "needs a key" };
+const STATES = { lost: "no connection", locked: "needs a key" };
 
 export class LiveLine {
   /** `ready` is called when a model is there to be asked, and again where it fails. */

@@ -118,6 +118,15 @@ def looking(browser: Browser, address: str, size: dict[str, int] = DESKTOP, **se
         look.context.close()
 
 
+def work_behind(address: str) -> None:
+    """Let three others ask, for as long as pictures take."""
+    body = '{"prompt": "import os", "max_tokens": 1000, "ignore_eos": true, "stream": true, "model": "bundled"}'
+    for _ in range(3):
+        subprocess.Popen(
+            ["curl", "-sN", "-m", "25", f"{address}/v1/completions", "-d", body], stdout=subprocess.DEVNULL
+        )
+
+
 def frames(*documents: Any) -> str:
     """The body of an answer that streams these."""
     return "".join(f"data: {json.dumps(one)}\n\n" for one in documents) + "data: [DONE]\n\n"

@@ -15,7 +15,18 @@ from pathlib import Path
 
 import httpx
 from playwright.sync_api import Browser, expect, sync_playwright
-from support.browser_tools import ANSWER, CONTRASTS, DESKTOP, NAMELESS, PHONE, answer_frames, frames, looking, served
+from support.browser_tools import (
+    ANSWER,
+    CONTRASTS,
+    DESKTOP,
+    NAMELESS,
+    PHONE,
+    answer_frames,
+    frames,
+    looking,
+    served,
+    work_behind,
+)
 
 MODEL = ("bundled", "--device", "cpu-copy", "--no-residency", "--kv-tokens", "4096")
 QUESTION = "def fibonacci(n):"
@@ -252,15 +263,6 @@ def can_be_read_and_reached(browser: Browser, server: Server, pictures: Path) ->
             assert (low, nameless, wide) == ([], [], False), (name, low, nameless, wide)
             moving = page.evaluate("document.getAnimations().length")
             assert moving == 0, moving
-
-
-def work_behind(address: str) -> None:
-    """Let three others ask, for as long as pictures take."""
-    body = '{"prompt": "import os", "max_tokens": 1000, "ignore_eos": true, "stream": true, "model": "bundled"}'
-    for _ in range(3):
-        subprocess.Popen(
-            ["curl", "-sN", "-m", "25", f"{address}/v1/completions", "-d", body], stdout=subprocess.DEVNULL
-        )
 
 
 def main() -> int:

@@ -104,6 +104,11 @@ class Look:
         self.page.locator("#prompt").press_sequentially(text)
         self.page.keyboard.press("Enter")
 
+    def answers(self, body: str, **answer: Any) -> None:
+        """Have the next chat answered with this, and by no server."""
+        answer = {"content_type": "text/event-stream", "body": body, **answer}
+        self.page.route("**/v1/chat/completions", lambda route: route.fulfill(**answer), times=1)
+
     def answered(self) -> None:
         expect(self.page.locator("#send")).to_be_visible(timeout=60_000)
         expect(self.page.locator("article.assistant .foot button").last).to_be_visible()

@@ -7,6 +7,7 @@ Prints a line for each check, and ends with status 1 where one fails.
 """
 
 import argparse
+import json
 import subprocess
 import sys
 import time
@@ -142,10 +143,7 @@ def shows_texts_as_texts(browser: Browser, server: Server) -> None:
     """Markdown becomes elements, HTML does not; reasoning is folded; the usage is told; copied is what was said."""
     with looking(browser, server[0]) as look:
         page = look.ready()
-        page.route(
-            "**/v1/chat/completions",
-            lambda route: route.fulfill(status=200, content_type="text/event-stream", body=answer_frames()),
-        )
+        look.answers(answer_frames())
         look.send("<img src=x onerror=alert(1)> What is a penstock?")
         look.answered()
         expect(page.locator(".user > .text")).to_contain_text("<img src=x")
@@ -181,11 +179,7 @@ def says_what_goes_wrong(browser: Browser, server: Server) -> None:
         page = look.ready()
         page.fill("[name=max_tokens]", "4")
         error = {"error": {"message": "32 requests wait already", "type": "rate_limit_error"}}
-        page.route(
-            "**/v1/chat/completions",
-            lambda route: route.fulfill(status=429, headers={"retry-after": "2"}, json=error),
-            times=1,
-        )
+        look.answers(json.dumps(error), status=429, headers={"retry-after": "2"})
         look.send("hello")
         expect(page.locator(".note").last).to_contain_text("Too many requests wait. Asking again in")
         drawn = page.locator(".assistant > .text").evaluate("text => getComputedStyle(text, '::after').content")
@@ -193,11 +187,7 @@ def says_what_goes_wrong(browser: Browser, server: Server) -> None:
         look.answered()
         expect(page.locator(".problem").last).to_be_hidden()
         broken = frames({"choices": [{"delta": {"content": "Half"}}]}, {"error": {"message": "the disk_reader failed"}})
-        page.route(
-            "**/v1/chat/completions",
-            lambda route: route.fulfill(status=200, content_type="text/event-stream", body=broken),
-            times=1,
-        )
+        look.answers(broken)
         look.send("again")
         expect(page.locator(".problem").last).to_contain_text("What has come stays. Try again.")
         expect(page.locator(".assistant > .text").last).to_have_text("Half")
@@ -241,10 +231,7 @@ def can_be_read_and_reached(browser: Browser, server: Server, pictures: Path) ->
                 for field, value in {"temperature": "0.6", "seed": "3", "max_tokens": "110"}.items():
                     page.fill(f"[name={field}]", value)
             else:
-                page.route(
-                    "**/v1/chat/completions",
-                    lambda route: route.fulfill(status=200, content_type="text/event-stream", body=answer_frames()),
-                )
+                look.answers(answer_frames())
             look.send("def read_lines(path):" if name == "desktop" else "What is a penstock?")
             look.answered()
             work_behind(server[0])

@@ -65,6 +65,8 @@ class ChatLines:
                 print("\nCtrl-C once more, or Ctrl-D, ends the chat", file=sys.stderr)
                 continue
             except EOFError:
+                if self.from_terminal:
+                    print(file=sys.stderr)  # what is said now begins a line
                 return
             interrupted = False
             yield text

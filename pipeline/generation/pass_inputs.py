@@ -47,6 +47,8 @@ class PassInputs:
         self._host_numbers, self._host_tables = numbers.numpy(), tables.numpy()
         self._numbers, self._tables = self._parts(on_device, max_requests)
         self._held: Held = {}
+        self._pieces: Sequence[Piece] = ()
+        self._grids: dict[tuple[int, int], tuple[int, int, int, int]] = {}
 
     @staticmethod
     def nbytes(most_rows: int, max_requests: int, context_tokens: int) -> int:
@@ -62,10 +64,13 @@ class PassInputs:
 
         Returns the event of their upload; without `upload`, of that of new tables, as a device records the `copy`.
         """
-        self._pieces = pieces
+        before, self._pieces = self._pieces, pieces
         self._ends = list(itertools.accumulate(len(piece.token_ids) for piece in pieces))
         copies = self._hold_tables(pieces)
-        self._fill(pieces, cuts)
+        if not copies and [*self._grids] == cuts and all(map(_goes_on, before, pieces)) and len(before) == len(pieces):
+            self._move_on(len(pieces), cuts)
+        else:
+            self._fill(pieces, cuts)
         copies = [*self._copies(cuts[-1][1]), *copies] if upload else copies
         return self._device.upload(*self._memories, copies, ()) if copies else READY
 
@@ -133,6 +138,13 @@ class PassInputs:
         stride = self._host_tables.shape[1] * ITEM_BYTES
         return merge_copies(Copy(at, at, stride) for at in (self._numbers_end + row * stride for row, _ in new))
 
+    def _move_on(self, tokens: int, cuts: Sequence[tuple[int, int]]) -> None:
+        """Write what is new of a pass with the next token of each answer of the pass before."""
+        numbers = self._host_numbers[:tokens]
+        numbers[:, POSITION] += 1
+        numbers[:, BLOCK] = self._host_tables[numbers[:, TABLE], numbers[:, POSITION] // BLOCK_TOKENS]
+        self._grids = {cut: _grid_of_answers(self._host_numbers[slice(*cut)]) for cut in cuts}
+
     def _fill(self, pieces: Sequence[Piece], cuts: Sequence[tuple[int, int]]) -> None:
         """Write the numbers of all rows."""
         rows, tokens = cuts[-1][1], self._ends[-1]
@@ -183,7 +195,7 @@ def _cut(numbers: np.ndarray, prompt_left_T: np.ndarray) -> tuple[int, int, int,
     is_prompt_T = prompt_left_T > 0
     if not is_prompt_T.any():
         numbers[:, ANSWER] = np.arange(len(numbers))
-        return len(numbers), 0, parts_for(int(positions_T.max()) + 1), tile_parts_for(0)
+        return _grid_of_answers(numbers)
     answers = np.flatnonzero(~is_prompt_T)
     numbers[: len(answers), ANSWER] = answers
     changes_T = numbers[1:, TABLE] != numbers[:-1, TABLE]
@@ -194,6 +206,18 @@ def _cut(numbers: np.ndarray, prompt_left_T: np.ndarray) -> tuple[int, int, int,
     numbers[: len(tiles), TILE_TOKENS] = np.minimum.reduce([prompt_left_T[tiles], in_cell, len(numbers) - tiles])
     longest, longest_tile = (int(positions_T[rows].max(initial=-1)) + 1 for rows in (answers, is_prompt_T))
     return len(answers), len(tiles), parts_for(longest), tile_parts_for(longest_tile)
+
+
+def _grid_of_answers(numbers: np.ndarray) -> tuple[int, int, int, int]:
+    """The same of a block without tiles."""
+    return len(numbers), 0, parts_for(int(numbers[:, POSITION].max()) + 1), tile_parts_for(0)
+
+
+def _goes_on(before: Piece, piece: Piece) -> bool:
+    """Whether `piece` is the next token of an answer, of which `before` was one, and changes no recurrent state."""
+    same = piece.sequence is before.sequence and piece.logit_rows == before.logit_rows and piece.state_write < 0
+    is_next = piece.start == before.start + len(before.token_ids) and len(piece.token_ids) == len(before.token_ids) == 1
+    return same and is_next and before.start >= len(piece.sequence.prompt_ids)
 
 
 def _with_states(one: SequenceRows, piece: Piece, done: int) -> SequenceRows:

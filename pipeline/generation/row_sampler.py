@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import itertools
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -84,6 +85,7 @@ class RowSampler:
         self._tables = TokenTables(device, max_requests, vocabulary_size)
         self._host_numbers, self._numbers = in_both_places(device, _numbers_bytes(max_requests))
         self._host_results, self._results = in_both_places(device, _results_bytes(max_requests))
+        self._read_results = self._host_results.tensor.view(torch.float64).numpy()
         rows = _scratch_rows(device, max_requests, vocabulary_size)
         memory = device.device_memory(Scratch.nbytes(rows, vocabulary_size))
         self._scratch = Scratch(memory.tensor, rows, vocabulary_size)
@@ -209,8 +211,9 @@ class RowSampler:
                 of_runs.pop(0).copy_(log_probabilities(self._scratch, logits_LV, *given).view(-1))
 
     def _read(self, rows: RowsSent) -> None:
-        results = self._host_results.tensor.view(torch.float64)[: sum(rows.result_counts)]
-        of_all, *of_runs = (numbers.tolist() for numbers in results.split(rows.result_counts))
+        ends = [*itertools.accumulate(rows.result_counts)]
+        results = self._read_results[: ends[-1]].tolist()
+        of_all, *of_runs = (results[end - count : end] for count, end in zip(rows.result_counts, ends, strict=True))
         for run in rows.runs:
             width = 0 if run.logprobs is None else 1 + 2 * run.logprobs
             logprobs = of_runs.pop(0) if width else []

@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -112,3 +113,30 @@ async def test_a_request_keeps_its_table_which_is_sent_once() -> None:
 async def test_the_longest_answer_says_for_how_many_parts_programs_are_launched(position: int, parts: int) -> None:
     inputs = await sent([piece(sequence(1, 0), 9, 1), piece(sequence(2, 1000), position, 1)], [(0, 2)])
     assert inputs.rows(0, 2).parts == parts
+
+
+async def test_numbers_of_passes_that_go_on_are_those_that_are_written_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts, answers over the end of a block and of few parts, one of them twice, in another order, and alone."""
+    filled, fill = [], PassInputs._fill
+
+    def count(self: PassInputs, *arguments: Any) -> None:
+        filled.append(self)
+        fill(self, *arguments)
+
+    monkeypatch.setattr(PassInputs, "_fill", count)
+    first, second = sequence(1, 0), sequence(7, 1000)
+    last = FEW_PARTS * PART - 2
+    passes = [[piece(first, 0, 1), piece(second, 6, 1)]]
+    passes += [[piece(first, position, 1), piece(second, position + 6, 1)] for position in range(1, 30)]
+    passes += [passes[-1], passes[-1][::-1], [piece(first, 30, 1)], [piece(first, 31, 1)]]
+    passes += [[piece(first, position, 1)] for position in (last, last + 1, last + 2, last + 3)]
+    inputs = PassInputs(CpuDevice(), 1024, 4, CONTEXT)
+    for pieces in passes:
+        await inputs.send(pieces, [(0, 4)]).wait()
+        rows, anew = inputs.rows(0, 4), (await sent(pieces, [(0, 4)])).rows(0, 4)
+        others = [column for column in range(rows.numbers.shape[1]) if column != 2]
+        assert torch.equal(rows.numbers[:, others], anew.numbers[:, others])
+        tokens = len(pieces)
+        assert torch.equal(rows.tables[rows.numbers[:tokens, 2]], anew.tables[anew.numbers[:tokens, 2]])
+        assert (rows.answers, rows.tiles, rows.parts) == (anew.answers, anew.tiles, anew.parts)
+    assert filled.count(inputs) == 6, "prompts, their first answers, that pass again, in another order, alone, a jump"

@@ -189,6 +189,12 @@ async def test_reasoning_and_calls_are_told_apart_from_text_however_they_come(le
     assert made["finish_reason"] == "tool_calls"
 
 
+async def test_what_only_began_like_a_call_is_text_in_the_end() -> None:
+    answer = ChatAnswer("small", tool_format=find_format("<tool_call>"), tools=TOOLS)
+    made = await whole(answer, 1, [(0, chunk(4, "a <tool")), (0, chunk(4, "_", "length"))])
+    assert (made["choices"][0]["message"]["content"], made["choices"][0]["finish_reason"]) == ("a <tool_", "length")
+
+
 @pytest.mark.parametrize("letters", [1, 1000])
 async def test_an_answer_of_one_call_ends_where_the_second_begins(letters: int) -> None:
     made, told = await called(letters, one_call=True)

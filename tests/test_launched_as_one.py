@@ -124,3 +124,21 @@ async def test_a_failure_within_a_stretch_names_its_first_group_and_spoils_nothi
     assert left[0] < 0
     (failure,) = [message for message in caplog.messages if "failed once" in message]
     assert "compute_scheduler failed at layer 0 group 'attn'" in failure
+
+
+async def test_a_recording_has_a_span_of_each_group_and_stretches_go_on_behind_it(
+    checkpoint: Path, stretches: Launched
+) -> None:
+    async with Model.open(checkpoint, device="cpu") as model:
+        expected, order = await generate(model), model.runtime.catalog.order
+        stretches.clear()
+        passes = model.runtime.program.passes
+        async with model.recording() as trace:
+            assert await generate(model) == expected
+        assert not stretches
+        spans = [span for span in trace.spans if (span.actor, span.what) == ("compute_scheduler", "work")]
+        seqs = [span.seq for span in spans]
+        assert seqs == [*range(seqs[0], seqs[0] + len(order) * (model.runtime.program.passes - passes))]
+        assert [span.key for span in spans] == [order[seq % len(order)] for seq in seqs]
+        assert await generate(model) == expected
+        assert stretches

@@ -7,6 +7,7 @@ import importlib.metadata
 import secrets
 import time
 from abc import abstractmethod
+from collections import defaultdict
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -110,12 +111,12 @@ async def _taken(answer: GrowingAnswer[Choice], prompt: int, chunk: "Chunk") -> 
 async def document(
     answer: GrowingAnswer[Choice], count: int, chunks: "AsyncGenerator[tuple[int, Chunk], None]"
 ) -> bytes:
-    """The one document of an answer with `count` choices."""
-    added: list[list[Any]] = [[] for _ in range(count)]
+    """The one document of an answer with `count` choices, which is known to be a possible number when chunks come."""
+    added: defaultdict[int, list[Any]] = defaultdict(list)
     async with contextlib.aclosing(chunks):
         async for prompt, chunk in chunks:
             for choice in await _taken(answer, prompt, chunk):
                 added[choice.index].append(choice)
             if answer.ended:
                 break
-    return msgspec.json.encode(answer.whole(added, answer.usage))
+    return msgspec.json.encode(answer.whole([added[index] for index in range(count)], answer.usage))

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -159,7 +160,7 @@ def naming_fields(body: Body) -> Iterator[None]:
     except RequestError as error:
         most = "max_completion_tokens" if getattr(body, "max_completion_tokens", None) is not None else "max_tokens"
         message = str(error).replace("max_new_tokens", most).replace("min_new_tokens", "min_tokens")
-        message = message.replace("prompt_logprobs", "logprobs")
+        message = re.sub("^ids: ", "prompt: ", message.replace("prompt_logprobs", "logprobs"))
         if message.startswith(NO_ROOM):
             raise ApiError(400, message, param=most, code="context_length_exceeded") from error
         raise RequestError(message) from error

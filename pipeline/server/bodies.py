@@ -13,6 +13,9 @@ from pipeline.server.errors import ApiError
 
 logger = logging.getLogger("penstock")
 MOST_FIELDS = 1000
+MOST_COMMAS, MOST_CONTAINERS = 1 << 20, 1 << 18
+"""Of values, and of members, lists and objects among them: while a body is decoded nothing else is, and as many take
+some 50 ms. They are counted before, in texts too, of which no context holds so many."""
 MOST_TOLD, LONGEST_TOLD = 100, 64
 """So many names of unknown fields, of so many characters, are logged: clients may invent any number of them."""
 WITHOUT_EFFECT = frozenset(
@@ -135,6 +138,9 @@ def decode(kind: type[AnyBody], data: bytes) -> AnyBody:
     Raises ApiError for what is no JSON object, for a field of a wrong type, and for one that would change the answer
     and cannot.
     """
+    if data.count(b",") > MOST_COMMAS or sum(map(data.count, b":[{")) > MOST_CONTAINERS:
+        most = f"{MOST_COMMAS} commas, and {MOST_CONTAINERS} colons and opening brackets"
+        raise ApiError(400, f"need a body of at most {most}, have more; send several requests")
     try:
         fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
         if len(fields) > MOST_FIELDS:

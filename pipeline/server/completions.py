@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -24,9 +23,7 @@ from pipeline.server.served import scope_of, served_of
 from pipeline.server.streaming import EventStream, WholeAnswer
 from pipeline.server.text_answer import Echo, TextAnswer
 from pipeline.server.token_names import TokenNames
-
-if TYPE_CHECKING:
-    from pipeline.api import Model
+from pipeline.server.tokenize import on_a_thread
 
 
 async def completions(request: Request) -> Response:
@@ -41,8 +38,11 @@ async def completions(request: Request) -> Response:
     with naming_fields(body):
         names = TokenNames(model) if body.logprobs is not None else None
         adds_special = body.add_special_tokens is not False
-        read = [await _read(model, one, adds_special) for one in prompts] if body.echo or not adds_special else []
-        streams = [model.stream(prompt, **arguments) for prompt in [one.token_ids for one in read] or prompts]
+        read = [await _read(request, one, adds_special) for one in prompts] if body.echo or not adds_special else []
+        streams = []
+        for prompt in [one.token_ids for one in read] or prompts:
+            streams.append(model.stream(prompt, **arguments))
+            await asyncio.sleep(0)  # a thousand calls are checked in a tenth of a second
     answer = TextAnswer(
         name,
         body.n or 1,
@@ -56,9 +56,10 @@ async def completions(request: Request) -> Response:
     return WholeAnswer(lambda: document(answer, len(prompts) * answer.samples, chunks))
 
 
-async def _read(model: "Model", prompt: str | list[int], adds_special: bool) -> Echo:
+async def _read(request: Request, prompt: str | list[int], adds_special: bool) -> Echo:
     """A prompt as text and as token ids, made of each other on a thread: it may be long."""
+    tokenizer = served_of(request).model.tokenizer
     if isinstance(prompt, str):
-        encode = functools.partial(model.tokenizer.encode, prompt, add_special_tokens=adds_special)
-        return Echo(prompt, await asyncio.to_thread(encode))
-    return Echo(await asyncio.to_thread(model.tokenizer.decode, prompt), prompt)
+        encode = functools.partial(tokenizer.encode, prompt, add_special_tokens=adds_special)
+        return Echo(prompt, await on_a_thread(request, len(prompt), encode))
+    return Echo(await on_a_thread(request, len(prompt), functools.partial(tokenizer.decode, prompt)), prompt)

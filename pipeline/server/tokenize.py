@@ -50,7 +50,7 @@ async def tokenize(request: Request) -> Response:
     else:
         asked = body.add_special_tokens if body.add_special_tokens is not None else body.add_special
         special = body.content is None if asked is None else asked
-        ids = await _on_a_thread(
+        ids = await on_a_thread(
             request, len(text or ""), lambda: model.tokenizer.encode(text or "", add_special_tokens=special)
         )
     return as_json({"tokens": ids, "count": len(ids), "max_model_len": model.runtime.context_tokens})
@@ -62,7 +62,7 @@ async def detokenize(request: Request) -> Response:
     if len(body.tokens) > MOST_IDS:
         raise ApiError(400, f"tokens: need at most {MOST_IDS} token ids, have {len(body.tokens)}", param="tokens")
     model = served_of(request).model
-    text = await _on_a_thread(request, len(body.tokens), lambda: model.tokenizer.decode(body.tokens))
+    text = await on_a_thread(request, len(body.tokens), lambda: model.tokenizer.decode(body.tokens))
     return as_json({"prompt": text, "content": text})
 
 
@@ -76,7 +76,7 @@ async def tokenizer_info(request: Request) -> Response:
     return as_json({"bos_token": None, **eos, **templates.special_tokens, "chat_template": template})
 
 
-async def _on_a_thread(request: Request, length: int, work: Callable[[], Made]) -> Made:
+async def on_a_thread(request: Request, length: int, work: Callable[[], Made]) -> Made:
     """Return what `work` makes, on one of the threads that make prompts of texts."""
     admission = served_of(request).model.runtime.admission
     return await admission.tokenized(lambda tokenizing: tokenizing.run(length, work))

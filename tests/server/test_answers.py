@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline import Chunk
+from pipeline.errors import RequestError
 from pipeline.server.answers import GrowingAnswer, document, documents
 from pipeline.server.chat_answer import ChatAnswer
 from pipeline.server.text_answer import Echo, TextAnswer
@@ -201,3 +202,13 @@ async def test_an_answer_of_one_call_ends_where_the_second_begins(letters: int) 
     assert [json.loads(one["function"]["arguments"]) for one in made["message"]["tool_calls"]] == [{"x": [1, 2]}]
     assert (made["finish_reason"], told[-1]["finish_reason"]) == ("tool_calls", "tool_calls")
     assert {call["index"] for one in told for call in one["delta"].get("tool_calls", ())} == {0}
+
+
+async def test_choices_are_numbered_only_when_a_model_has_taken_their_number() -> None:
+    async def refused() -> AsyncGenerator[tuple[int, Chunk], None]:
+        raise RequestError("n: need a whole number from 1 to 16")
+        yield
+
+    unknown: Any = "so many that they fill the memory"
+    with pytest.raises(RequestError, match="n: need"):
+        await document(texts(), unknown, refused())

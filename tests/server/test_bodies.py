@@ -42,6 +42,8 @@ def chat(**fields: Any) -> ChatBody:
         (b'{"prompt": "\\ud800"}', None, "need a body that is a JSON object"),
         (b'{"x": ' + b"[" * 100_000, None, "need a body that is a JSON object"),
         (json.dumps(dict.fromkeys(map(str, range(1001)))).encode(), None, "at most 1000 fields, have 1001"),
+        (b'{"prompt": [' + b"1," * (1 << 20) + b"1, 1]}", None, "need a body of at most 1048576 commas"),
+        (b'{"x": [' + b"[]," * (1 << 18) + b"[]]}", None, "and 262144 colons and opening brackets"),
         (b"{}", "prompt", "prompt: need it, have none"),
         (b'{"prompt": null}', "prompt", "prompt: need str | array, have null"),
         (b'{"prompt": [[1.5]]}', "prompt", r"need int, have float - at \$.prompt\[0\]\[0\]"),

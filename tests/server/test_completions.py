@@ -113,6 +113,7 @@ async def test_what_is_refused_has_a_status_a_field_and_a_code(server: tuple[Mod
         ({"temperature": -1}, 400, "temperature", None),
         ({"prompt": [["a"]]}, 400, "prompt", None),
         ({"prompt": [99_999]}, 400, "prompt", None),
+        ({"prompt": [99_999], "echo": True}, 400, "prompt", None),
         ({"prompt": ["a", ""], "n": 99}, 400, "n", None),
         ({"prompt": ["a"] * 1000, "n": 16}, 400, "prompt", None),
         ({"suffix": "x"}, 400, "suffix", "unsupported_value"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from checks import URL, run
 
-EXAMPLES = 50
+EXAMPLES = 20
 """Drawn for each operation."""
 
 

@@ -45,7 +45,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 async def answer(model: Model, prompt: list[int], scope: str) -> tuple[Any, ...]:
     arguments: dict[str, Any] = {"temperature": 1.0, "seed": 4, "logprobs": 2, "ignore_eos": True}
-    output = await model.generate(prompt, max_new_tokens=20, cache_scope=scope, **arguments)
+    output = await model.generate(prompt, max_new_tokens=15, cache_scope=scope, **arguments)
     return output.token_ids, output.logprobs, output.cached_tokens
 
 
@@ -60,7 +60,6 @@ async def test_a_conversation_goes_on_after_a_restart_with_the_same_bits(
         settings = settings_with_room(checkpoint, tmp_path, *room, **settings)
     async with Model.open(checkpoint, **settings) as model:
         assert {where for where, one in model.statistics().kv_blocks.places.items() if one.layers} == places
-        other = await answer(model, OTHER, "other")
         first = await answer(model, PROMPT, "a")
         ids = [*PROMPT, *first[0]]
         saving = model.save_session(path, ids, messages=MESSAGES, cache_scope="a")
@@ -75,8 +74,7 @@ async def test_a_conversation_goes_on_after_a_restart_with_the_same_bits(
         assert (loaded.cached_tokens, loaded.token_ids, loaded.messages) == (64, ids, MESSAGES)
         assert again == beside
         assert await answer(model, [*ids, 7, 8, 9], "b") == expected
-        assert (await answer(model, OTHER, "other"))[:2] == other[:2]
-        assert (await answer(model, [*ids, 7, 8, 9], "a"))[2] == 0
+        assert (await model.generate(ids, max_new_tokens=1, cache_scope="a")).cached_tokens == 0
         assert (await model.load_session(path, cache_scope="b")).cached_tokens == 64, "where it still is, it stays"
         assert model.statistics().kv_blocks.used == 0
 

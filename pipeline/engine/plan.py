@@ -22,7 +22,7 @@ from pipeline.system.sizes import parse_bytes
 
 SPARE_SHARE = 0.1
 """Resident groups leave so much free where no setting limits them: other programs need memory too."""
-AHEAD_SECONDS = 0.006
+AHEAD_SECONDS = 0.0035
 """From the last computation of a pass to the first of the next that frees a slot, with up to 64 requests on an H200."""
 MOST_AHEAD_SHARE = 0.25
 """Of what the plan may fill, for slots that no setting asks for."""

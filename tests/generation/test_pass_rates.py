@@ -65,15 +65,15 @@ def test_prompts_may_delay_others_as_long_as_a_pass_moves_and_the_plan_tells_by_
 @pytest.mark.parametrize(
     ("model", "gpu_memory", "link", "slots", "settings"),
     [
-        ("llama-3.2-1b", "2GB", 55e9, 3, {}),
-        ("llama-3.2-1b", "2GB", 25e9, 2, {}),  # two of each hold what is copied meanwhile
-        ("llama-3-8b", "8GB", 55e9, 2, {}),
+        ("llama-3.2-1b", "2GB", 90e9, 3, {}),
+        ("llama-3.2-1b", "2GB", 55e9, 2, {}),  # two of each hold what is copied meanwhile
+        ("llama-3-8b", "8GB", 90e9, 2, {}),
         ("llama-3.2-1b", "2GB", None, 2, {}),
-        ("llama-3.2-1b", "2GB", 55e9, 2, {"gpu_groups": 4}),  # as is said
-        ("llama-3.2-1b", "2GB", 55e9, 2, {"residency": False}),  # passes wait for the disk
-        ("llama-3.2-1b", "2GB", 55e9, 2, {"kv_tokens": 46_000}),  # KV blocks would have to move
+        ("llama-3.2-1b", "2GB", 90e9, 2, {"gpu_groups": 4}),  # as is said
+        ("llama-3.2-1b", "2GB", 90e9, 2, {"residency": False}),  # passes wait for the disk
+        ("llama-3.2-1b", "2GB", 90e9, 2, {"kv_tokens": 46_000}),  # KV blocks would have to move
         ("llama-3.2-1b", "2GB", 1e12, 4, {}),  # a quarter of the memory
-        ("llama-3.2-1b", "1.4GB", 55e9, 2, {}),
+        ("llama-3.2-1b", "1.4GB", 90e9, 2, {}),
     ],
 )
 def test_there_are_as_many_slots_as_a_fast_link_fills_while_nothing_is_computed(
@@ -108,7 +108,7 @@ async def test_slots_for_a_fast_link_change_no_token(tmp_path: Path, monkeypatch
     async with Model.open(tmp_path / "model", **settings) as model:
         settings["gpu_memory"] = model.runtime.plan.need("device") - 100_000
     found = {}
-    for link in (None, 4e7):
+    for link in (None, 6.5e7):
         monkeypatch.setattr(CpuDevice, "link_bytes_per_second", lambda self, link=link: link)
         async with Model.open(tmp_path / "model", **settings) as model:
             answer = await model.generate([5, 7, 9], max_new_tokens=9, logprobs=3)

@@ -47,7 +47,7 @@ ROUTES: dict[str, tuple[str, Handler]] = {
 def make_app(served: ServedModel) -> Starlette:
     """The application that serves a model, which may still be loading."""
     routes = [Route(path, handler, methods=[method]) for path, (method, handler) in ROUTES.items()]
-    middleware = [Middleware(Door, keys=served.options.api_keys)]
+    middleware = [Middleware(Door, keys=served.options.api_keys, pages=served.options.cors)]
     if served.options.cors:
         cors = Middleware(CORSMiddleware, allow_origins=served.options.cors, allow_methods=["*"], allow_headers=["*"])
         middleware.insert(0, cors)

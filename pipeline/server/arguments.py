@@ -11,6 +11,7 @@ from pipeline.server.bodies import Body, ChatBody, CompletionBody, not_supported
 from pipeline.server.errors import ApiError
 
 if TYPE_CHECKING:
+    from pipeline.generation.batching import Batcher
     from pipeline.generation.sequence import Chunk
 
 COMPLETION_TOKENS = 16
@@ -88,11 +89,12 @@ def prompts_of(body: CompletionBody) -> list[str | list[int]]:
     return list(prompt)
 
 
-def check_samples(body: Body, prompts: int, most: int) -> None:
+def check_samples(body: Body, prompts: int, batcher: "Batcher") -> None:
     """Raise ApiError where all samples of a request could never wait together: asking again would not help."""
+    most = batcher.max_requests + batcher.max_waiting
     if (need := prompts * (body.n or 1)) > most:
-        message = f"prompt: need at most {most} samples of all prompts, have {need}; send several requests"
-        raise ApiError(400, message, param="prompt")
+        param, what = ("prompt", "samples of all prompts") if prompts > 1 else ("n", "samples")
+        raise ApiError(400, f"{param}: need at most {most} {what}, have {need}; send several requests", param=param)
 
 
 def messages_of(body: ChatBody, *, knows_developers: bool) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from pipeline.server.arguments import (
     calls_in_parallel,
     chat_arguments,
     chat_options,
+    check_samples,
     in_words_of,
     messages_of,
     naming_fields,
@@ -40,6 +41,7 @@ async def chat_completions(request: Request) -> Response:
     body, model = decode(ChatBody, await read_body(request)), served.model
     name, template = served_name(served.names, body), served.options.template
     tools, arguments, options = tools_of(body), chat_arguments(body), chat_options(body)
+    check_samples(body, 1, model.runtime.admission.batcher)
     arguments["cache_scope"] = scope_of(request, body.cache_scope)
     options |= {"tools": tools or None, "chat_template": template}
     with naming_fields(body):

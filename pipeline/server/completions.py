@@ -33,8 +33,7 @@ async def completions(request: Request) -> Response:
     name = served_name(served.names, body)
     prompts, arguments = prompts_of(body), completion_arguments(body)
     arguments["cache_scope"] = scope_of(request, body.cache_scope)
-    batcher = model.runtime.admission.batcher
-    check_samples(body, len(prompts), batcher.max_requests + batcher.max_waiting)
+    check_samples(body, len(prompts), model.runtime.admission.batcher)
     with naming_fields(body):
         names = TokenNames(model) if body.logprobs is not None else None
         adds_special = body.add_special_tokens is not False

@@ -16,20 +16,23 @@ if TYPE_CHECKING:
 
 async def counted(request: Request, chunks: "AsyncGenerator[Chunk, None]") -> "AsyncGenerator[Chunk, None]":
     """The same chunks, counted; they are closed with this. Seconds per token are of the first sample."""
-    note, timings = note_of(request), served_of(request).timings
+    note, served = note_of(request), served_of(request)
+    timings = served.timings
     first = last = 0.0
     behind_first = 0
-    async with contextlib.aclosing(chunks):
-        async for chunk in chunks:
-            now = time.perf_counter()
-            if not first:
-                first = last = now
-                timings.first_token(now - note.started, chunk.prompt_tokens)
-                note.prompt_tokens += chunk.prompt_tokens
-            elif chunk.index == 0:
-                last = now
-                behind_first += 1
-            note.new_tokens += len(chunk.token_ids)
-            yield chunk
+    with served.noting_failures():
+        async with contextlib.aclosing(chunks):
+            async for chunk in chunks:
+                now = time.perf_counter()
+                if not first:
+                    first = last = now
+                    served.line_failure = None
+                    timings.first_token(now - note.started, chunk.prompt_tokens)
+                    note.prompt_tokens += chunk.prompt_tokens
+                elif chunk.index == 0:
+                    last = now
+                    behind_first += 1
+                note.new_tokens += len(chunk.token_ids)
+                yield chunk
     if behind_first:
         timings.later_tokens((last - first) / behind_first)

@@ -14,6 +14,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pipeline.errors import shown
 from pipeline.server.errors import ApiError, error_response
 from pipeline.server.served import bearer
 
@@ -41,9 +42,10 @@ class Note:
 class Door:
     """Lets requests in, and tells of them. It tells no text and no key."""
 
-    def __init__(self, app: ASGIApp, keys: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, keys: Collection[str], pages: Collection[str]) -> None:
         self._app = app
         self._keys = [_digest(key) for key in keys]
+        self._pages = frozenset(pages)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request, or refuse it."""
@@ -79,7 +81,15 @@ class Door:
             digest = _digest(bearer(Headers(scope=scope).get("authorization")) or "")
             if not any(hmac.compare_digest(digest, key) for key in self._keys):
                 return ApiError(401, "need the API key of this server, as in the header Authorization: Bearer KEY")
-        return None
+        return self._refused_page(Headers(scope=scope)) if scope["method"] == "POST" else None
+
+    def _refused_page(self, headers: Headers) -> ApiError | None:
+        """Refuse work for a page that may not read the answer: a browser asks first only for some kinds of bodies."""
+        origin = headers.get("origin")
+        if headers.get("sec-fetch-site") not in ("cross-site", "same-site") or {"*", origin} & self._pages:
+            return None
+        message = f"pages of {shown(origin)} may not ask this server; serve with --cors ORIGIN to let them"
+        return ApiError(403, message, code="origin_not_allowed")
 
 
 def note_of(request: Request) -> Note:

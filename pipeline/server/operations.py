@@ -24,11 +24,14 @@ def as_json(content: object, status: int = 200) -> Response:
 
 
 async def health(request: Request) -> Response:
-    """Whether the model is loading, ready, draining or failed; 200 when it is ready."""
+    """Whether the model is loading, ready, failing (as the last request did), draining or failed; 200 when ready."""
     served = served_of(request)
-    if (state := served.state) == "ready":
+    state, reason = str(served.state), served.failure
+    if state == "ready" and (reason := served.line_failure) is not None:
+        state = "failing"
+    if state == "ready":
         return as_json({"status": state})
-    response = as_json({"status": state, "reason": str(served.failure) if served.failure else None}, 503)
+    response = as_json({"status": state, "reason": str(reason) if reason else None}, 503)
     if state != "failed":
         response.headers["retry-after"] = str(RETRY_AFTER_SECONDS)
     return response

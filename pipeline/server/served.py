@@ -1,15 +1,17 @@
 """The model that is served: it is loading, ready, draining or failed, and has names."""
 
 import asyncio
+import contextlib
 import hashlib
 import importlib
 import logging
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, get_args
 
 from starlette.requests import Request
 
-from pipeline.errors import ClosedError
+from pipeline.errors import ActorFailed, ClosedError
 from pipeline.server.errors import ApiError, unavailable
 from pipeline.server.options import ServerOptions
 from pipeline.server.request_timings import RequestTimings
@@ -19,11 +21,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("penstock")
 State = Literal["loading", "ready", "draining", "failed"]
+FAILING_SECONDS = 30.0
+"""For so long /health tells of a failure: behind a balancer, only new requests can show whether it is over."""
 STATES: tuple[str, ...] = get_args(State)
 
 
 class ServedModel:
-    """A model that opens while the port listens already. `opened` is None until then; requests ask `model`."""
+    """A model that opens while the port listens already. `opened` is None until then; requests ask `model`.
+
+    `line_failure` is what has failed the last request, until another has got a token.
+    """
 
     def __init__(self, options: ServerOptions) -> None:
         self.options = options
@@ -33,6 +40,7 @@ class ServedModel:
         self._failure: BaseException | None = None
         self.timings = RequestTimings()
         self.opened: Model | None = None
+        self.line_failure: ActorFailed | None = None
 
     @property
     def failure(self) -> BaseException | None:
@@ -57,6 +65,20 @@ class ServedModel:
         if state == "draining" or self.opened is None:
             raise unavailable("the server is ending" if state == "draining" else "the model is loading")
         return self.opened
+
+    @contextlib.contextmanager
+    def noting_failures(self) -> Iterator[None]:
+        """Keep what fails the request within."""
+        try:
+            yield
+        except ActorFailed as error:
+            self.line_failure = error
+            asyncio.get_running_loop().call_later(FAILING_SECONDS, self._forget, error)
+            raise
+
+    def _forget(self, failure: ActorFailed) -> None:
+        if self.line_failure is failure:
+            self.line_failure = None
 
     async def open(self) -> None:
         """Open it. A failure is kept for those who ask."""

@@ -60,7 +60,10 @@ async def test_a_line_that_fails_serves_the_next_and_one_that_is_gone_ends_the_s
         assert "trip failed at layer" in documents[-1]["error"]["message"]
         assert (whole.status_code, whole.headers["x-should-retry"]) == (500, "false")
         assert "trip failed at layer" in whole.json()["error"]["message"]
+        failing = await it.client.get("/health")
+        assert (failing.status_code, failing.json()["status"]) == (503, "failing")
         assert (await it.client.post("/v1/completions", json=BODY)).status_code == 200
+        assert (await it.client.get("/health")).json() == {"status": "ready"}
         it.model._supervisor._task.cancel()
         async with asyncio.timeout(5):
             await it.running
@@ -76,6 +79,9 @@ async def test_the_first_signal_lets_requests_finish_and_refuses_new_ones() -> N
                 busy = await it.client.post("/v1/completions", json={**BODY, "stream": stream})
                 assert (busy.status_code, busy.json()["error"]["code"]) == (429, "rate_limit_exceeded")
                 assert int(busy.headers["retry-after"])
+            chat = {"model": "small", "messages": [{"role": "user", "content": "a"}], "n": 2}
+            never = await it.client.post("/v1/chat/completions", json=chat)
+            assert (never.status_code, never.json()["error"]["param"]) == (400, "n")
             it.server.end(signal.SIGTERM)
             assert it.served.state == "draining"
             async with asyncio.timeout(5):

@@ -37,6 +37,7 @@ async def test_bad_requests_are_refused_in_the_envelope_and_others_go_on(monkeyp
     async with serving(names=("small",), cors=("http://page.example",)) as it:
         ask = it.client.post
         other = asyncio.create_task(ask("/v1/completions", json={**BODY, "max_tokens": 40}))
+        page, other_page = {"origin": "http://page.example"}, {"origin": "http://other.example"}
         refused = {
             "too many tokens": (await ask("/v1/completions", json={**BODY, "max_tokens": 99999}), 400),
             "found late": (await ask("/v1/completions", json={**BODY, "prompt": "a b " * 1200, "stream": True}), 400),
@@ -44,12 +45,17 @@ async def test_bad_requests_are_refused_in_the_envelope_and_others_go_on(monkeyp
             "no method": (await it.client.get("/v1/completions"), 405),
             "body": (await ask("/v1/completions", content=b"x" * 10_001), 413),
             "headers": (await it.client.get("/health", headers={"x-long": "x" * 40_000}), 431),
+            "page": (
+                await ask("/v1/completions", json=BODY, headers={**other_page, "sec-fetch-site": "cross-site"}),
+                403,
+            ),
         }
         for name, (answer, status) in refused.items():
             assert answer.status_code == status, name
             assert answer.json()["error"].keys() == {"message", "type", "param", "code"}, name
-        page = {"origin": "http://page.example"}
         assert (await it.client.get("/v1/nowhere", headers=page)).headers["access-control-allow-origin"]
+        allowed = await ask("/v1/completions", json=BODY, headers={**page, "sec-fetch-site": "cross-site"})
+        assert allowed.status_code == 200
         assert (await other).status_code == 200
 
 

@@ -108,6 +108,12 @@ def test_no_file_name_means_two_things() -> None:
     assert {twice for twice, count in names.items() if count > 1} == {"__init__.py", "errors.py"}
 
 
+def test_no_two_files_of_tests_are_called_the_same() -> None:
+    """pytest imports each under its name alone, and stops before the first test where two have one."""
+    names = Counter(path.name for path in SOURCES if path.name.startswith("test_"))
+    assert [twice for twice, count in names.items() if count > 1] == []
+
+
 def asks_for_a_part(node: ast.AST) -> bool:
     """Whether code compares something with the name of a part of a model, or cuts such a name up."""
     if isinstance(node, ast.Compare | ast.MatchValue):

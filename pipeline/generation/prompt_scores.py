@@ -1,7 +1,7 @@
 """Log-probabilities of prompts: of each token but the first, and of those that are most likely in its place.
 
-No row ever has all of its logits: of each slice of the head it keeps what counts. On a CPU exponentials are added up
-in fp64, and what comes of it is told in fp32: so nothing that is told shows how many rows were computed together.
+No row ever has all of its logits: of each slice of the head it keeps what counts. Nothing that is told, in fp32, shows
+how many rows were computed together: exponentials are added up in fp64 or, on a GPU, first in an order of our own.
 Shape letters: R rows, V logits of a slice, K most likely tokens.
 """
 
@@ -35,6 +35,8 @@ INPUTS = 2
 """Which row of the pass it is, and which token the prompt has behind it; int64."""
 ITEM_BYTES = 8
 SET_LOGITS, FEW_SETS = 32, 8
+EXACT_SUMMED = 1 << 10
+"""So many numbers of a row are copied to fp64 at a time on a GPU: half of `LIKELY_BYTES`."""
 Found: TypeAlias = list[dict[int, float]] | RequestError
 READ_AT_ONCE = 256
 """Rows that are read of the results before other tasks have their turn."""
@@ -127,12 +129,12 @@ class PromptScorer:
             best_RK, at_RK = all_RN.topk(MOST_PROMPT_LOGPROBS)
             ids_RK.copy_(torch.cat([ids_RK, (tokens_RK + first).double()], 1).gather(1, at_RK))
             values_RK.copy_(best_RK)
-        # On a CPU the number of rows decides which of them get another exp, and how they are added up: fp32 would show.
+        # On a CPU the number of rows decides which of them get another exp: fp32 would show it.
         exact = torch.float64 if logits_RV.device.type == "cpu" else torch.float32
         for part_RV in logits_RV.split(SUMMED_LOGITS, 1):
             most_R1 = part_RV.amax(1, keepdim=True)
             shares_RV = part_RV.to(exact).sub_(most_R1).exp_()
-            added_R1 = shares_RV.sum(1, keepdim=True).double().log_().add_(most_R1)
+            added_R1 = _sums(shares_RV).log_().add_(most_R1)
             sum_R1.copy_(torch.logaddexp(sum_R1, added_R1))
 
     async def read(self, scored: ScoredRows, after: Event) -> list[tuple[ScoredRun, Found]]:
@@ -165,6 +167,19 @@ class PromptScorer:
             {**dict(zip(likely, of_likely, strict=True)), token_id: logprob}
             for likely, of_likely, token_id, logprob in zip(ids, values, tokens, own, strict=True)
         ]
+
+
+def _sums(shares_RV: torch.Tensor) -> torch.Tensor:
+    """The fp64 sum of each row, whose numbers are overwritten: of its halves, while one is too long for a copy in fp64.
+
+    A GPU's own sum has another order for each place of a row modulo 16 bytes, which shows in fp32: a row of an odd
+    number of logits would get other bits elsewhere in a pass.
+    """
+    while (size := shares_RV.shape[1]) > EXACT_SUMMED:
+        half = size // 2
+        shares_RV[:, :half] += shares_RV[:, size - half :]
+        shares_RV = shares_RV[:, : size - half]
+    return shares_RV.double().sum(1, keepdim=True)
 
 
 def _most_likely(logits_RV: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -81,7 +81,7 @@ async def test_the_host_waits_for_no_score() -> None:
     try:
         with torch.inference_mode():
             for first in (0, 50_000):
-                scorer.add(scored, 0, 64, first, logits_RV)
+                scorer.add(scored, 0, 64, first, logits_RV.clone())
     finally:
         torch.cuda.set_sync_debug_mode("default")
     expected_R = logits_RV.double().logsumexp(1) + torch.tensor(2.0).log().item()

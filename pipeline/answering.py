@@ -169,6 +169,15 @@ class Answering:
         templates = self._chat_tokenizer.chat_templates
         return find_format(templates.choose(chat_template, with_tools=with_tools))
 
+    async def prepare_grammars(self) -> None:
+        """Make now what the first `response_format` waits for, where llguidance is installed.
+
+        For a vocabulary of 128,000 tokens it takes some 0.3 s, in most of which no thread of the process can run, and
+        60 MB of host memory, in no plan.
+        """
+        if self._tokenizer is not None:
+            await self._grammars.prepare(self._tokenizer)
+
     def _call(self, prompt: Prompt | Chat, arguments: Mapping[str, object]) -> Call:
         if self._refuses:
             raise ClosedError("the model is closed")

@@ -4,6 +4,7 @@ Shape letter: V vocabulary.
 """
 
 import asyncio
+import contextlib
 import functools
 import json
 import threading
@@ -86,6 +87,11 @@ class Grammars:
         self._bridge: Any = None
         self._bridging = threading.Lock()
 
+    async def prepare(self, tokenizer: Tokenizer) -> None:
+        """Make what the first grammar needs, where llguidance is installed; the first call hears of what fails."""
+        with contextlib.suppress(RequestError):
+            await asyncio.wrap_future(self._begin(functools.partial(self._bridged, tokenizer)))
+
     async def states(
         self, tokenizer: Tokenizer, source: GrammarSource, thought: str | None, count: int
     ) -> list[GrammarState]:
@@ -134,17 +140,24 @@ class Grammars:
         """The matcher at the beginning, which has been asked for its first tokens: some are too much only then."""
         import llguidance
 
-        with self._bridging:
-            if self._bridge is None:
-                bridge = _Bridge(tokenizer, self._size, self._eos_ids)
-                self._bridge = llguidance.LLTokenizer(llguidance.TokenizerWrapper(bridge), eos_token=bridge.eos_ids)
         limits = llguidance.LLParserLimits(**LIMITS)
-        matcher = llguidance.LLMatcher(self._bridge, _grammar(source, thought, tokenizer), log_level=0, limits=limits)
+        grammar = _grammar(source, thought, tokenizer)
+        matcher = llguidance.LLMatcher(self._bridged(tokenizer), grammar, log_level=0, limits=limits)
         if not matcher.is_error():
             matcher.compute_bitmask()
         if matcher.is_error():
             raise RequestError(f"response_format: {_first_line(matcher)}")
         return matcher
+
+    def _bridged(self, tokenizer: Tokenizer) -> Any:
+        """llguidance's tokenizer, which is made once: no thread can run for 0.1 to 0.3 s of it."""
+        import llguidance
+
+        with self._bridging:
+            if self._bridge is None:
+                bridge = _Bridge(tokenizer, self._size, self._eos_ids)
+                self._bridge = llguidance.LLTokenizer(llguidance.TokenizerWrapper(bridge), eos_token=bridge.eos_ids)
+        return self._bridge
 
 
 class _Bridge:

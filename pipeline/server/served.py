@@ -84,7 +84,11 @@ class ServedModel:
         """Open it. A failure is kept for those who ask."""
         try:
             api = await asyncio.to_thread(importlib.import_module, "pipeline.api")  # brings torch, and takes seconds
-            self.opened = await api.Model.open(self.options.model, **self.options.settings)
+            model = await api.Model.open(self.options.model, **self.options.settings)
+            try:
+                await model.prepare_grammars()  # which would stop the answers of others when one is first asked for
+            finally:
+                self.opened = model  # also when this is cancelled: it must be closed
             logger.info("ready: the model is %s", ", ".join(self.names))
         except Exception as error:
             self._failure = error

@@ -89,6 +89,21 @@ async def test_operations_tell_how_the_model_is_run_and_no_texts() -> None:
         assert (await other).status_code == 200
 
 
+async def test_what_grammars_need_is_made_before_the_model_is_ready_where_it_is_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    body = {**BODY, "response_format": {"type": "regex", "regex": "[0-9]{2}"}}
+    async with serving(names=("small",)) as it:
+        monkeypatch.setattr("pipeline.generation.grammar._Bridge", None)
+        answer = await it.client.post("/v1/completions", json=body)
+        assert re.fullmatch("[0-9]{2}", answer.json()["choices"][0]["text"])
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    async with serving(names=("small",)) as it:
+        assert (await it.client.get("/health")).json() == {"status": "ready"}
+        answer = await it.client.post("/v1/completions", json=body)
+        assert (answer.status_code, "not installed" in answer.text) == (400, True)
+
+
 async def test_slow_answers_show_life_and_then_can_only_be_broken_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

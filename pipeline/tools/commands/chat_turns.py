@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.api import Model
-from pipeline.errors import RequestError
+from pipeline.errors import ConfigError, RequestError
 from pipeline.generation.model_statistics import ModelStatistics
 from pipeline.system.loop_thread import LoopThread
 from pipeline.tools.commands.answer import Answer
@@ -126,12 +126,16 @@ class ChatTurns:
         _say(f"{counted(len(messages), 'message')} of {path}, {said}")
 
     def keep(self, path: Path) -> None:
-        """Write the session, unless nothing was said. Raises ConfigError, OSError and SpillError."""
+        """Write the session, unless nothing was said. Raises ConfigError and SpillError."""
         messages, token_ids = self.conversation.messages, self.conversation.token_ids
         if messages == self._kept:
             return
         saving = self._model.save_session(path, token_ids, messages=messages, cache_scope=SCOPE)
-        saved = self._thread.run(saving)
+        try:
+            saved = self._thread.run(saving)
+        except OSError as error:
+            why = error.strerror or error
+            raise ConfigError(f"{path}: cannot be written: {why}; the session is as it was before") from error
         _say(f"{counted(len(messages), 'message')} in {path}, {saved:,} of {len(token_ids):,} tokens cached")
 
     def _shown(self, messages: Sequence[dict[str, Any]]) -> ShownAnswer:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RequestError, shown
+from pipeline.system.small_files import open_plain_file
 from pipeline.system.written_files import check_writable, writing
 
 MOST_BYTES = 1 << 28
@@ -89,7 +90,7 @@ def read_messages(path: Path) -> list[dict[str, Any]]:
     """The messages of a JSON file: a list, or an object with a list under "messages". Raises RequestError."""
     need = 'a list of messages, as [{"role": "user", "content": "Hello"}]'
     try:
-        with open(path, "rb") as file:
+        with open_plain_file(path) as file:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
             raise RequestError(f"{path}: need at most {MOST_BYTES} bytes, have more")

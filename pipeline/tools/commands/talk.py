@@ -1,6 +1,7 @@
 """`penstock chat MODEL`, once torch is loaded: questions, and what else can be asked for between them."""
 
 import argparse
+import contextlib
 import signal
 import sys
 from collections.abc import Callable
@@ -118,6 +119,7 @@ class Talk:
 
     def _system(self, rest: str) -> None:
         if rest:
+            self._turns.count(Conversation(rest).asking("Hello"))  # some templates refuse a system message
             self._conversation.system = rest
         _say(f"system: {self._conversation.system or 'nothing'}")
 
@@ -169,6 +171,8 @@ class Talk:
 
 
 def _path(name: str, text: str) -> Path:
-    if not text:
+    if not text or "\0" in text:
         raise RequestError(f"{name}: name a file")
-    return Path(text).expanduser()
+    with contextlib.suppress(RuntimeError):  # no such user, or no home
+        return Path(text).expanduser()
+    return Path(text)

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import resource
 import select
 import shlex
 import shutil
@@ -65,16 +66,22 @@ def test_what_fails_changes_nothing_and_ends_a_pipe_with_status_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "odd.json").write_text('[{"content": "no role"}]')
-    for said, says in (
+    os.mkfifo(tmp_path / "fifo")
+    refuses = ("--template", str(ROOT / "tests/support/chat_templates/gemma2.jinja"))
+    for said, says, *options in (
         ("/unknown\n", "unknown command /unknown; /help lists them"),
         ("/undo\n", "there is no question yet"),
         ("/load\n", "/load: name a file"),
         (f"/load {tmp_path}/odd.json\n", "odd.json: need a list of messages"),
         (f"/load {tmp_path}/none.json\n", "none.json: No such file"),
         (f"x\n/save {tmp_path}/no/file\n", "there is no folder"),
+        (f"/load {tmp_path}/fifo\n", "is not a regular file"),
+        ("/save ~nobody.of.this.name/x\n", "there is no folder"),
+        ("/save a\0b\n", "/save: name a file"),
+        ("/system Be brief.\n", "There is no system role", *refuses),
         ("x = 1\n" + "y " * 2000 + "\n", "the context is full: the conversation has "),
     ):
-        assert chat(monkeypatch, said) == 1
+        assert chat(monkeypatch, said, *options) == 1
         assert says in capsys.readouterr().err
     monkeypatch.setattr("sys.stdin", None)
     assert main([*CHAT]) == 1
@@ -112,6 +119,22 @@ def test_a_signal_ends_a_pipe_and_writes_its_session(
         messages = file.header.messages
     assert [one["content"] for one in messages[::2]] == ["import os", "import re"][: kept // 2]
     assert [one.get("stopped") for one in messages] == [None, None, None, True][:kept]
+
+
+def test_a_session_that_the_disk_has_no_room_for_stays_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    session = tmp_path / "chat.session"
+    assert chat(monkeypatch, "import os\n", "--session", str(session)) == 0
+    before, (soft, hard) = session.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+        assert chat(monkeypatch, "import re\n", "--session", str(session)) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert f"{session}: cannot be written: " in capsys.readouterr().err
+    assert session.read_bytes() == before
+    assert os.listdir(tmp_path) == ["chat.session"]
 
 
 def test_reasoning_is_told_apart(

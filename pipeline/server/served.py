@@ -89,7 +89,7 @@ class ServedModel:
                 await model.prepare_grammars()  # which would stop the answers of others when one is first asked for
             finally:
                 self.opened = model  # also when this is cancelled: it must be closed
-            logger.info("ready: the model is %s", ", ".join(self.names))
+            logger.info("ready: the model is %s%s", ", ".join(self.names), _together(model))
         except Exception as error:
             self._failure = error
 
@@ -98,6 +98,18 @@ class ServedModel:
         self.draining = True
         if self.opened is not None:
             await self.opened.aclose()
+
+
+def _together(model: "Model") -> str:
+    """How many requests of a whole context run together, where that is not as many as may."""
+    runtime = model.runtime
+    room, context, most = runtime.kv_room.tokens, runtime.context_tokens, runtime.settings.max_requests
+    if (together := max(1, room // context)) >= most:
+        return ""
+    return (
+        f"; chats that do not say max_tokens ask for a whole context of {context:,} tokens, of which the kv room has "
+        f"{together}: so many of them run together (of max_requests={most}), the others wait"
+    )
 
 
 def served_of(request: Request) -> ServedModel:

@@ -11,6 +11,9 @@ from support.servers import SETTINGS, frames, serving, text_of
 from support.tripping import Trip
 
 from pipeline.cli import main
+from pipeline.server.options import ServerOptions
+from pipeline.server.served import ServedModel
+from pipeline.system.hub_cache import BUNDLED
 
 BODY = {"model": "small", "prompt": "import os\n", "max_tokens": 4}
 
@@ -164,3 +167,15 @@ def test_the_application_needs_no_torch() -> None:
     code = "import pipeline.server.process, sys; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(("kv_tokens", "told"), [(2200, "of which the kv room has 2: so many"), (4096, "")])
+async def test_how_many_chats_of_no_length_run_together_is_told(
+    kv_tokens: int, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "penstock")
+    served = ServedModel(ServerOptions(model=BUNDLED, settings={**SETTINGS, "max_requests": 4, "kv_tokens": kv_tokens}))
+    await served.open()
+    await served.aclose()
+    [ready] = [one.getMessage() for one in caplog.records if one.getMessage().startswith("ready")]
+    assert told in ready if told else ready == "ready: the model is bundled"

@@ -31,10 +31,13 @@ SAYS = {
     "07_own_policy": r"(.* s a pass, 24 groups moving: .*\n){3}-- the same text from all",
     "08_own_program": r"12,\d{3},\d{3} bytes moved in 3 passes, [2-4] blocks at a time: .*\n-- as plain torch computes",
     "09_own_family": r"-- 16 tokens of a family of one's own",
+    "10_server_client": r"^need the package openai: pip install openai$",
 }
 """What each prints on its defaults: 24 groups move although all of them fit."""
 ALONE = ["01_generate", "06_simulate"]
 """Run in a process of their own, which takes seconds to begin; the others run in that of the tests."""
+CLIENT = "10_server_client"
+"""Asks a server, as `make clients` lets it; here it says what it lacks."""
 
 
 def test_there_are_examples_for_everything_that_is_said() -> None:
@@ -49,6 +52,11 @@ def test_example_runs(path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
         result = subprocess.run([sys.executable, "-W", "error", path], capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr
         printed = result.stdout
+    elif path.stem == CLIENT:
+        monkeypatch.setitem(sys.modules, "openai", None)
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(path), run_name="__main__")
+        printed = str(ended.value)
     else:
         runpy.run_path(str(path), run_name="__main__")
         printed = capsys.readouterr().out

@@ -2,8 +2,12 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import openai
 from checks import MESSAGES, MODEL, TOOL, URL, equal, run, true
@@ -39,6 +43,14 @@ def soon_idle():
             return
         time.sleep(0.05)
     raise AssertionError(f"{requests_now()} requests are left")
+
+
+def check_the_example_prints_the_stream_that_it_asks_for():
+    example = Path(__file__).parents[2] / "examples" / "10_server_client.py"
+    settings = {**os.environ, "OPENAI_BASE_URL": f"{URL}/v1"}
+    ran = subprocess.run([sys.executable, str(example)], env=settings, capture_output=True, text=True, check=True)
+    message = {"role": "user", "content": "def binary_search(items, wanted):"}
+    equal(ran.stdout, f"{chat(messages=[message], max_tokens=48).choices[0].message.content}\n-- answered by {MODEL}\n")
 
 
 def check_the_model_is_listed():

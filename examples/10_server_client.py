@@ -1,4 +1,4 @@
-"""Chat with `penstock serve MODEL` through the openai package, as the text comes: first run `penstock serve bundled`."""
+"""Ask a server through the openai package, as the text comes. First run `penstock serve bundled`."""
 
 import os
 

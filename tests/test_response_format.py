@@ -125,7 +125,7 @@ async def test_what_cannot_be_kept_is_refused_before_any_work(monkeypatch: pytes
         with pytest.raises(RequestError, match="response_format: cannot be kept where forced_eos_token_id says"):
             model.stream("x", response_format=CODE, forced_eos_token_id=1)
         monkeypatch.setitem(sys.modules, "llguidance", None)
-        with pytest.raises(RequestError, match=r'not installed: pip install "penstock-llm\[grammar\]"'):
+        with pytest.raises(RequestError, match=r"not installed: pip install llguidance"):
             model.stream("x", response_format=CODE)
         assert model.runtime.program.passes == 0
 

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.errors import CheckpointError, ConfigError, PenstockError, RequestError, shown
 from pipeline.generation.parameters import SamplingParameters
 from pipeline.models.generation_settings import read_not_followed, read_rules
-from pipeline.models.model_config import read_config, read_generation_defaults
+from pipeline.models.model_config import read_config, read_generation_defaults, read_settings
 from pipeline.system.limits import limits_named
 from pipeline.system.small_files import require_folder
 from pipeline.text.chat_templates import read_chat_templates
@@ -71,6 +71,7 @@ def check_chat(folder: Path, chat_template: str | None) -> None:
     Raises RequestError, and CheckpointError where files are broken.
     """
     with naming_files(folder):
+        read_settings(folder)  # of a folder that is no checkpoint it says what there is
         if not any(os.path.lexists(folder / name) for name in TOKENIZER_FILES):
             raise no_tokenizer(folder)
         read_chat_templates(folder, read_tokenizer_config(folder)).choose(chat_template, with_tools=False)

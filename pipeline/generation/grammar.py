@@ -39,8 +39,9 @@ def require_package() -> None:
     try:
         import llguidance  # noqa: F401
     except ImportError as error:
-        to_do = 'pip install "penstock-llm[grammar]"'
-        raise RequestError(f"response_format: need the package llguidance, which is not installed: {to_do}") from error
+        raise RequestError(
+            "response_format: need llguidance, which is not installed: pip install llguidance"
+        ) from error
 
 
 class GrammarState:

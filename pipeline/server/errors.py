@@ -11,6 +11,7 @@ from starlette.responses import Response
 from pipeline.errors import Busy, ClosedError, PenstockError, RequestError
 
 RETRY_AFTER_SECONDS = 5
+NO_PATH = "no such path: those of OpenAI begin with /v1, and /openapi.json lists all"
 PARAMETER = re.compile(r"([a-z_]+)(\[\d+\])?[.:]")
 TYPES = {429: "rate_limit_error", 503: "service_unavailable_error"}
 CODES = {
@@ -50,7 +51,8 @@ def as_api_error(error: BaseException) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, HTTPException):  # of Starlette's routes
-        return ApiError(error.status_code, error.detail, headers=error.headers)
+        message = NO_PATH if error.status_code == 404 else error.detail
+        return ApiError(error.status_code, message, headers=error.headers)
     message = str(error)
     if isinstance(error, RequestError):
         named = PARAMETER.match(message)

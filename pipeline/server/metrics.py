@@ -47,10 +47,6 @@ LABELLED_GAUGES: "dict[tuple[str, str], tuple[str, Figures]]" = {
         "Slots of a budget that hold weights or KV blocks.",
         lambda said: {name: one.held for name, one in said.budgets.items()},
     ),
-    ("slots_used", "place"): (
-        "Slots that weight groups on their way hold.",
-        lambda said: {name: one.held for name, one in said.budgets.items()},
-    ),
     ("resident_groups", "place"): ("Weight groups that stay.", lambda said: said.resident_groups),
     ("kv_used_bytes", "place"): (
         "KV blocks that requests hold.",

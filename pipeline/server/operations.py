@@ -13,6 +13,7 @@ from pipeline.server.connections import most_connections
 from pipeline.server.door import MOST_BODY_BYTES, MOST_HEADER_BYTES
 from pipeline.server.errors import RETRY_AFTER_SECONDS, ApiError
 from pipeline.server.served import served_of
+from pipeline.text.chat_templates import DEFAULT
 
 if TYPE_CHECKING:
     from pipeline.api import Model
@@ -124,4 +125,4 @@ def _template(model: "Model") -> str | None:
         named = model.tokenizer.chat_templates.named
     except CheckpointError:  # it has no tokenizer
         return None
-    return named.get("default")
+    return named.get(DEFAULT)

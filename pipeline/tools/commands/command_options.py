@@ -65,7 +65,8 @@ def _add_chat(commands: Any) -> None:
     recompute = "with --session: take its messages alone, from whatever model, and compute them anew"
     group.add_argument("--recompute", action="store_true", help=recompute)
     group.add_argument("--history", type=Path, metavar="FILE", help="keep the lines that you type, for the arrow keys")
-    add_sampling(parser, own=("logprobs",))
+    room = {"max_new_tokens": "as many as the context has room for"}
+    add_sampling(parser, without=("logprobs", "prompt_logprobs"), defaults=room)
     add_settings(parser, defaults={"max_requests": 1})  # room for more would be kept from the weights
     parser.set_defaults(command=Command("chat", "chat"))
 

@@ -1,7 +1,7 @@
-"""`penstock run`: how tokens are chosen. Fields of `SamplingParameters` are options, which that class checks."""
+"""How `run` and `chat` choose tokens: fields of `SamplingParameters` are options, which that class checks."""
 
 import argparse
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from functools import partial
 from typing import Any, get_args, get_origin, get_type_hints
@@ -40,14 +40,17 @@ OPTIONS = [field for field in fields(SamplingParameters) if field.name in HELP]
 """All but functions, which only a program can give."""
 
 
-def add_sampling(parser: Parser, own: Collection[str] = ()) -> None:
-    """An option for each field, named alike, but for those that are the command's `own`."""
+def add_sampling(parser: Parser, without: Collection[str] = (), defaults: Mapping[str, str] | None = None) -> None:
+    """An option for each field, named alike, but for those that the command is `without`.
+
+    `defaults` are the words for those that the command itself has.
+    """
     group = parser.add_argument_group(
         "how tokens are chosen", "What is not given is as generation_config.json says, or else as said here."
     )
     also = {name: alias for alias, name in ALIASES.items()}
     for field in OPTIONS:
-        if field.name in own:
+        if field.name in without:
             continue
         metavar, what = HELP[field.name]
         names = [option_of(name) for name in (field.name, also.get(field.name)) if name]
@@ -60,7 +63,7 @@ def add_sampling(parser: Parser, own: Collection[str] = ()) -> None:
             type=partial(_value, field.name, hint),
             action="append" if repeated else "store",
             metavar=metavar,
-            help=what + _range(field.name, field.default),
+            help=what + _range(field.name, (defaults or {}).get(field.name, field.default)),
         )
 
 
@@ -94,5 +97,5 @@ def _value(name: str, hint: Any, text: str) -> Any:
 def _range(name: str, default: object) -> str:
     low, high = NUMBER_RANGES.get(name) or WHOLE_RANGES.get(name) or (None, None)
     parts = [] if low is None or high is None or high > 1000 else [f"{low:g} to {high:g}"]
-    parts += [] if default in (None, ()) else [f"default {default:g}"]
+    parts += [] if default in (None, ()) else [f"default {default if isinstance(default, str) else f'{default:g}'}"]
     return f"; {', '.join(parts)}" if parts else ""

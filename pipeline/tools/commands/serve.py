@@ -18,7 +18,8 @@ KEYS = "PENSTOCK_API_KEY"
 def serve(options: argparse.Namespace) -> int:
     """Serve until a signal. Raises PenstockError naming what can never work, before anything takes time."""
     if missing := [name for name in MODULES if importlib.util.find_spec(name) is None]:
-        raise ConfigError(f"serve: need {', '.join(missing)}: pip install 'penstock-llm[server]'")
+        packages = " ".join(missing).replace("_", "-")
+        raise ConfigError(f"serve: need {', '.join(missing)}, which are not installed: pip install {packages}")
     from pipeline.server.options import ServerOptions
     from pipeline.server.process import serve_model
 

@@ -90,6 +90,8 @@ def test_what_fails_changes_nothing_and_ends_a_pipe_with_status_1(
     (tmp_path / "plain" / "chat_template.jinja").unlink()
     monkeypatch.setattr(Model, "open", None)
     monkeypatch.setattr("sys.stdin", io.StringIO("x"))
+    assert main(["chat", str(tmp_path)]) == 1
+    assert "config.json: is missing" in capsys.readouterr().err
     assert main(["chat", str(tmp_path / "plain")]) == 1
     assert "need a chat template" in capsys.readouterr().err
 

@@ -173,7 +173,7 @@ class Answering:
         """Make now what the first `response_format` waits for, where llguidance is installed.
 
         For a vocabulary of 128,000 tokens it takes some 0.3 s, in most of which no thread of the process can run, and
-        60 MB of host memory, in no plan.
+        some 30 MB of host memory, in no plan.
         """
         if self._tokenizer is not None:
             await self._grammars.prepare(self._tokenizer)

@@ -5,11 +5,14 @@ import json
 import re
 import sys
 import time
+from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 from support.json_schemas import allows, fits, random_schema
+from text import small_tokenizers as small
 
 from pipeline import Model, RequestError
 from pipeline.generation import grammar
@@ -151,6 +154,22 @@ async def test_what_takes_too_long_to_compile_delays_nobody(
         assert isinstance(error, RequestError)
         assert "compiling the grammar takes more than 0.2 seconds; ask for less" in str(error)
     assert ended[0] is not ended[1]
+
+
+@pytest.mark.parametrize("name", ["llama2", "qwen2"])
+async def test_what_must_come_is_spelled_whatever_a_tokenizer_makes_of_texts(name: str, tmp_path: Path) -> None:
+    """Llama 2 begins them with a space, Qwen 2 composes letters, and names of special tokens are these."""
+    made = getattr(small, name)()
+    tokenizer, size = load_tokenizer(small.save(made, tmp_path), made.get_vocab_size()), made.get_vocab_size()
+    for text in ("abc", "a<|begin|>b", "e\u0301 na\u00efve \u212b"):
+        source = GrammarSource("json_schema", json.dumps({"const": text}))
+        [state] = await Grammars(size, []).states(tokenizer, source, None, 1)
+        spelled = b""
+        while not state.complete:
+            token_id = int(np.unpackbits(state.allowed(), bitorder="little").argmax())
+            state.took(token_id)
+            spelled += tokenizer.token_bytes(token_id)
+        assert json.loads(spelled) == text
 
 
 async def test_behind_reasoning_that_the_prompt_has_opened_the_grammar_begins(tokenizer: Tokenizer) -> None:

@@ -9,7 +9,7 @@ import functools
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,9 @@ LONGEST_COMPILING_SECONDS = 10
 LIMITS: Any = {"max_lexer_states": 50_000, "max_items_in_row": 500, "step_lexer_fuel": 200_000, "verbose_errors": False}
 """What llguidance refuses to go on with: some 100 MB for a sample, and 50 ms for a token, in which the event loop may
 stand. An object may have about 120 properties that can be left out."""
+INSIDE = "\x02"
+"""A character that no token has beside others: behind it text is inside of a text."""
+LONGEST_SPELLED_BYTES = 32
 SPACED = "/[ \\n\\r\\t]*/"
 
 
@@ -174,11 +177,40 @@ class _Bridge:
             self.eos_ids = [vocabulary_size]
             self.tokens.append(b"<|end|>")
         self.eos_token_id = self.eos_ids[0]
-        self.special_token_ids = sorted({*tokenizer.special_ids, *self.eos_ids})
+        self._special = {*tokenizer.special_ids, *self.eos_ids}
+        self.special_token_ids = sorted(self._special)
 
     def __call__(self, text: bytes | str) -> list[int]:
-        plain = text if isinstance(text, str) else text.decode(errors="replace")
-        return self._tokenizer.checkpoint_ids(plain, add_special_tokens=False).tolist()
+        """Ids of tokens that spell the text, as llguidance takes it for granted: those of the checkpoint's tokenizer.
+
+        It may begin every text with a space: then those inside of a text. Where it writes something else, a special
+        token or a composed letter, the longest tokens do.
+        """
+        wanted = text if isinstance(text, bytes) else text.encode()
+        for before in ("", INSIDE):
+            begun, ids = self._ids(before), self._ids(before + wanted.decode(errors="replace"))
+            inside = ids[len(begun) :]
+            spelled = b"".join(self.tokens[token_id] for token_id in inside)
+            if (ids[: len(begun)], spelled) == (begun, wanted) and self._special.isdisjoint(inside):
+                return inside
+        return [*self._longest(wanted)]
+
+    def _ids(self, text: str) -> list[int]:
+        return self._tokenizer.checkpoint_ids(text, add_special_tokens=False).tolist()
+
+    def _longest(self, text: bytes) -> Iterator[int]:
+        begin = 0
+        while begin < len(text):
+            parts = (text[begin : begin + size] for size in range(LONGEST_SPELLED_BYTES, 0, -1))
+            if (token := next((part for part in parts if part in self._spelling), None)) is None:
+                return  # no token has this byte: llguidance says that the grammar cannot be followed
+            yield self._spelling[token]
+            begin += len(token)
+
+    @functools.cached_property
+    def _spelling(self) -> dict[bytes, int]:
+        ids = (token_id for token_id in range(len(self.tokens)) if token_id not in self._special)
+        return {self.tokens[token_id]: token_id for token_id in ids}
 
 
 def _grammar(source: GrammarSource, thought: str | None, tokenizer: Tokenizer) -> str:

@@ -177,7 +177,7 @@ def _sums(shares_RV: torch.Tensor) -> torch.Tensor:
     """
     while (size := shares_RV.shape[1]) > EXACT_SUMMED:
         half = size // 2
-        shares_RV[:, :half] += shares_RV[:, size - half :]
+        shares_RV[:, :half].add_(shares_RV[:, size - half :])
         shares_RV = shares_RV[:, : size - half]
     return shares_RV.double().sum(1, keepdim=True)
 

@@ -39,8 +39,8 @@ class ChatTemplates:
             have = f"only templates called {', '.join(sorted(self.named))}" if self.named else "none"
             to_do = "give one of these names" if self.named else "give the text of one"
             raise RequestError(
-                f"{self.where}: need a chat template ({MISSING}), have {have}; {to_do} as chat_template, in run and "
-                "chat as --template FILE, or generate from a text of your own"
+                f"{self.where}: need a chat template ({MISSING}), have {have}; {to_do} as chat_template, on the "
+                "command line as --template FILE, or generate from a text of your own"
             )
         return found
 

@@ -3,7 +3,7 @@
 const KEY = "penstock.key";
 const RETRIED = [429, 503];
 
-/** The key is kept by the tab alone, and forgotten with it. */
+/** The tab alone keeps the key. */
 export const readKey = () => sessionStorage.getItem(KEY) ?? "";
 
 export function keepKey(key) {
@@ -27,7 +27,6 @@ const ADVICE = {
   404: "Reload the page: the server may run another model now.",
   413: "Shorten the message, or begin a new conversation.",
 };
-
 export async function request(path, { body = null, signal = null } = {}) {
   const headers = { "Content-Type": "application/json" };
   if (readKey()) headers.Authorization = `Bearer ${readKey()}`;
@@ -44,7 +43,7 @@ function lost(what, error) {
 async function problemOf(response) {
   const { status } = response;
   const said = await response.json().catch(() => null);
-  const what = said?.error?.message ?? `The server answered with status ${status}.`;
+  const what = status === 401 ? "" : said?.error?.message ?? `The server answered with status ${status}.`;
   const problem = new Problem(what, ADVICE[status] ?? "Try again; the server's log says more.", status);
   problem.retrySeconds = Number(response.headers.get("Retry-After")) || 2;
   return problem;

@@ -106,7 +106,7 @@ async def test_a_failure_in_a_pass_that_samples_nothing_is_not_lost(monkeypatch:
 
 async def test_a_failed_embedding_kernel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     async with Model.open(device="cpu") as model:
-        monkeypatch.setattr("pipeline.generation.program.rotary", lambda *_: 1 / 0)
+        monkeypatch.setattr("pipeline.generation.pass_work.rotary", lambda *_: 1 / 0)
         with pytest.raises(ActorFailed, match=r"compute_scheduler failed at layer -1 group 'embed'.*ZeroDivisionError"):
             await model.generate(PROMPT, max_new_tokens=2)
 

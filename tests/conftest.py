@@ -36,6 +36,7 @@ ONE_LOOP = {
     *("test_odd_policies.py", "test_prefetch_policies.py", "test_prefix_sharing.py", "test_resident_groups.py"),
     *("test_files_after_open.py", "test_refusals.py", "test_serving.py", "test_stored_tensors.py"),
     *("test_damaged_quantised.py", "test_quantised_models.py", "test_completions.py", "test_chat_completions.py"),
+    *("test_chat.py", "test_forced_calls.py"),
     *(
         "test_cuda_company.py",
         "test_cuda_doctor.py",
@@ -50,7 +51,7 @@ ON_UVLOOP = {
     *("test_concurrent_requests.py", "test_failure_domain.py", "test_kv_failures.py", "test_kv_overlap.py"),
     *("test_api.py", "test_bad_tokens.py", "test_bit_rot.py", "test_blame.py", "test_guarded_opening.py"),
     *("test_long_prompts.py", "test_many_cancelled.py", "test_random_ends.py", "test_unlike_places.py"),
-    *("test_sessions.py", "test_unread_streams.py"),
+    *("test_sessions.py", "test_unread_streams.py", "test_response_format.py", "test_leaving.py", "test_live.py"),
     *("test_cuda_line.py", "test_cuda_sessions.py"),
 }
 """Long tests of what a loop could change: they run on the one that the commands use."""

@@ -107,6 +107,7 @@ async def test_what_cannot_be_kept_is_refused_before_any_work(monkeypatch: pytes
                 "response_format.type: need text, json_object, json_schema, regex or grammar; have 'xml'",
             ),
             ({"type": "json_schema"}, r'response_format.json_schema: need an object with a "schema"; have None'),
+            (schema(True), "response_format.json_schema.schema: need an object; have True"),
             (schema({"enum": [float("nan")]}), "response_format.json_schema.schema: need a JSON schema"),
             (schema({"enum": ["a" * 70_000]}), "need at most 65536 characters; have one of 70014 characters"),
             (schema({"allOf": [{"pattern": "a"}] * 9}), "need at most 8 of pattern and format beside allOf; have 9"),

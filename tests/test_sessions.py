@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import random
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from support.kv_places import settings_with_room
 
 from pipeline import ClosedError, Model, RequestError
 from pipeline.generation import sessions
-from pipeline.generation.session_file import open_session
+from pipeline.generation.session_file import MAGIC, PREAMBLE, open_session
 from pipeline.state.spill_file import Region, SpillFile
 
 pytestmark = pytest.mark.usefixtures("nothing_was_there_before")
@@ -91,6 +93,17 @@ def flipped(at: int) -> Callable[[bytearray], bytes]:
     return flip
 
 
+def forged(**values: object) -> Callable[[bytearray], bytes]:
+    """A header that says something else, with the right checksum."""
+
+    def forge(content: bytearray) -> bytes:
+        _, length, _ = PREAMBLE.unpack(content[: PREAMBLE.size])
+        raw = json.dumps({**json.loads(content[PREAMBLE.size :][:length]), **values}).encode()
+        return PREAMBLE.pack(MAGIC, len(raw), zlib.crc32(raw)) + raw
+
+    return forge
+
+
 DAMAGED: dict[str, tuple[Callable[[bytearray], bytes], str]] = {
     "empty": (cut(0), "is no session of penstock"),
     "its magic": (flipped(3), "is no session of penstock"),
@@ -101,6 +114,11 @@ DAMAGED: dict[str, tuple[Callable[[bytearray], bytes], str]] = {
     "cut in the sums": (cut(-1), r"damaged: need \d+ bytes, have \d+"),
     "longer": (lambda content: bytes(content) + b"x", r"damaged: need \d+ bytes, have \d+"),
     "a cell": (flipped(20_000), r"damaged: what lies at byte \d+ is not what was written"),
+    "more blocks than tokens": (forged(blocks=99), "its header contradicts itself"),
+    "an edge within a block": (forged(edges=[8]), "its header contradicts itself"),
+    "tokens that are none": (forged(token_ids=[0.5] * 64), "its header contradicts itself"),
+    "a message without a role": (forged(messages=[{}]), "its header contradicts itself"),
+    "another format": (forged(format=2), "need a session of format 1, have 2"),
     "a sum": (flipped(-1), r"damaged: what lies at byte \d+ is not what was written"),
 }
 

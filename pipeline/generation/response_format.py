@@ -61,6 +61,8 @@ def read_response_format(value: object) -> GrammarSource | None:
 
 def _schema_text(schema: Any) -> str:
     """The schema as a text, which the caller cannot change any more."""
+    if not isinstance(schema, Mapping):
+        raise _error(".json_schema.schema", "an object", schema)
     try:
         text = json.dumps(schema, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:

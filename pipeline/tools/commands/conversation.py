@@ -61,10 +61,14 @@ class Conversation:
         self.token_ids = list(token_ids)
 
     def undo(self) -> str:
-        """Take the last question back, with its answer, and return it. Raises RequestError where there is none."""
+        """Take the last question back, with its answer, and return it. Raises RequestError where there is none.
+
+        Their tokens are forgotten, too: no session keeps what was taken back.
+        """
         at = self._last_question()
         question = self.messages[at]["content"]
         del self.messages[at:]
+        self.token_ids = []
         return str(question)
 
     def reset(self) -> None:

@@ -128,6 +128,9 @@ def test_a_session_that_the_disk_has_no_room_for_stays_as_it_was(
 ) -> None:
     session = tmp_path / "chat.session"
     assert chat(monkeypatch, "import os\n", "--session", str(session)) == 0
+    written = session.stat().st_ino
+    assert chat(monkeypatch, "", "--session", str(session)) == 0
+    assert session.stat().st_ino == written, "nothing was said, so nothing is written"
     before, (soft, hard) = session.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
@@ -137,6 +140,14 @@ def test_a_session_that_the_disk_has_no_room_for_stays_as_it_was(
     assert f"{session}: cannot be written: " in capsys.readouterr().err
     assert session.read_bytes() == before
     assert os.listdir(tmp_path) == ["chat.session"]
+
+
+def test_no_session_keeps_the_tokens_of_what_was_taken_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    session = tmp_path / "chat.session"
+    for said, messages in (("import os\nimport re\n/undo\n", 2), ("x\n/reset\n", 0)):
+        assert chat(monkeypatch, said, "--session", str(session)) == 0
+        with contextlib.closing(open_session(session)) as file:
+            assert (len(file.header.messages), file.header.token_ids) == (messages, [])
 
 
 def test_reasoning_is_told_apart(

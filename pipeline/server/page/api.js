@@ -27,6 +27,7 @@ const ADVICE = {
   404: "Reload the page: the server may run another model now.",
   413: "Shorten the message, or begin a new conversation.",
 };
+
 export async function request(path, { body = null, signal = null } = {}) {
   const headers = { "Content-Type": "application/json" };
   if (readKey()) headers.Authorization = `Bearer ${readKey()}`;

@@ -12,10 +12,10 @@ def add_serve(commands: Any) -> None:
     parser = commands.add_parser(
         "serve",
         usage="%(prog)s MODEL [options]",
-        help="answer OpenAI's clients over HTTP",
-        description="Answer OpenAI's clients over HTTP, at /v1. The port listens at once, and answers 503 while the "
-        "model opens. Ctrl-C and SIGTERM let running requests finish; a second one ends them at once. The exit status "
-        "is 0 when all have finished.",
+        help="answer OpenAI's clients over HTTP, with a chat for the browser",
+        description="Answer OpenAI's clients over HTTP, at /v1; a chat for the browser is at /. The port listens at "
+        "once, and answers 503 while the model opens. Ctrl-C and SIGTERM let running requests finish; a second one "
+        "ends them at once. The exit status is 0 when all have finished.",
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
     group = parser.add_argument_group("how it is served")

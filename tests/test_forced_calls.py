@@ -109,7 +109,7 @@ async def test_forced_calls_may_be_several_and_their_marks_are_special_tokens(to
             [{"name": "a", "parameters": {"not": {}}}],
             "required",
             "qwen3-coder",
-            "tool_choice: a: not cannot be kept in",
+            "^tool_choice: a: not cannot be kept in",
         ),
         (TOOLS, "must", "hermes", "tool_choice: need 'none', 'auto', 'required' or an object that names a function"),
     ):

@@ -71,6 +71,7 @@ ANSWERS: list[tuple[str, str, list[Any]]] = [
     ("granite", f"<|tool_call|>[{JSON_CALL}]", [CALLED]),
     ("granite", f"functools[{JSON_CALL},\n{CLOCK}]", [CALLED, CLOCKED]),
     ("granite", '<|tool_call|>[{"name": "clock"}, 1]', [CLOCKED, ", 1]"]),
+    ("granite", '<|tool_call|>[{"name": "clock"}, {1}]', [CLOCKED, ", {1}]"]),
     ("olmo3", '<function_calls>\nweather(city="Oslo")\nclock()\n</function_calls>', [CALLED, CLOCKED]),
     ("olmo3", "<function_calls>weather(Oslo)</function_calls>", ["<function_calls>weather(Oslo)</function_calls>"]),
     ("glm4", f"weather\n{WHERE}", [CALLED]),

@@ -67,6 +67,8 @@ def forced_calls(
     for one in names:
         try:
             calls.append(rules.sequence(writing.call, one, tools[one]))
+        except RequestError:
+            raise
         except (AttributeError, TypeError, ValueError, RecursionError) as error:
             raise RequestError(f"tools: the parameters of {shown(one)} are no JSON schema ({error})") from error
     start = [*rules.parts(writing.first), "call"]

@@ -24,8 +24,10 @@ from actors.core.stretch import has_arrived, stretches
 class ComputeScheduler(Sink):
     """Launches each group's computation behind the group's event, so that the host never stands between two groups.
 
-    A blocking scheduler checks each group in first. With a queue it reports every start and end to the planner; without
-    one it keeps groups that stay, and computes several as one unless a trace records when each of them was computed.
+    Where nothing moves, all of a pass is launched before anybody has the tokens of the one before: what is done with
+    them then overlaps with it. A blocking scheduler checks each group in first. With a queue it reports every start and
+    end to the planner; without one it keeps groups that stay, and computes several as one unless a trace records when
+    each of them was computed.
     """
 
     def __init__(self, program: Program, *, blocking: bool = False, queue: PrefetchQueue | None = None) -> None:
@@ -60,7 +62,7 @@ class ComputeScheduler(Sink):
                 continue
             for stretch in stretches(itertools.chain((following,), self._behind(following, self._position))):
                 await self._compute(stretch)
-                if self._launched:  # within a pass; requests come and leave meanwhile
+                if self._launched and following.stands_for < len(order):  # requests come and leave meanwhile
                     await asyncio.sleep(0)
 
     def _behind(self, message: Message[Slot], position: int) -> Iterator[Message[Slot]]:

@@ -85,7 +85,22 @@ async def test_tokens_are_those_of_groups_that_move(
     assert launched.isdisjoint((layer, "attn") for layer in moving_kv)
 
 
-async def test_whoever_leaves_waits_for_no_more_than_the_stretch_in_hand(
+async def test_all_of_a_pass_is_launched_before_callers_have_the_tokens_of_the_one_before(
+    checkpoint: Path, stretches: Launched
+) -> None:
+    async with Model.open(checkpoint, device="cpu-copy") as model:
+        await generate(model)
+        kept = model.runtime.embedding.kept
+        async with asyncio.timeout(5):
+            while kept is None or kept.rows < model.runtime.config.vocabulary_size:
+                await asyncio.sleep(0.001)
+        stretches.clear()
+        tokens = model.stream(PROMPTS[0], max_new_tokens=4, ignore_eos=True)
+        seen = [len(stretches) async for _ in tokens]
+        assert seen == [4, 6, 8, 8], "two of each pass, and two of the next"
+
+
+async def test_whoever_leaves_waits_for_no_more_than_the_pass_that_is_launched(
     checkpoint: Path, stretches: Launched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Model.open(checkpoint, device="cpu") as model:
@@ -102,7 +117,7 @@ async def test_whoever_leaves_waits_for_no_more_than_the_stretch_in_hand(
         monkeypatch.setattr(CpuDevice, "launch", leaves)
         with pytest.raises(asyncio.CancelledError):
             await call
-        assert [len(groups) for groups in stretches] == [16, 10, 16, 10, 16], "and not the rest of its pass"
+        assert [len(groups) for groups in stretches] == [16, 10] * 3, "and no pass behind it"
         assert await generate(model) == expected
 
 

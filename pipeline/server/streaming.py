@@ -49,12 +49,12 @@ class SlowResponse(Response):
             scope[NOTE].left = True
 
     async def _answer(self, receive: Receive) -> None:
-        async with _watched(receive):
-            filling = asyncio.create_task(self._fill())
+        async with _watched(receive) as staying:
+            filling = asyncio.create_task(self._fill(staying))
             try:
                 await self.answer()
             except Exception as error:
-                if not self._started or isinstance(error, ClientLeft):
+                if not self._started:
                     raise
                 if not isinstance(error, PenstockError | ApiError):
                     logger.exception("an answer that had begun failed")
@@ -71,25 +71,26 @@ class SlowResponse(Response):
         raise NotImplementedError
 
     async def send(self, data: bytes, *, more: bool = True) -> None:
-        """Send some of the answer; headers first. Raises ClientLeft where the client reads nothing."""
-        try:
-            async with self._sending, asyncio.timeout(STALLED_SECONDS):
-                self._sent = asyncio.get_running_loop().time()
-                if not self._started:
-                    self._started = True
-                    await self._send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                await self._send({"type": "http.response.body", "body": data, "more_body": more})
-        except TimeoutError:
-            raise ClientLeft from None
+        """Send some of the answer; headers first. It waits while the client reads nothing."""
+        async with self._sending:
+            self._sent = asyncio.get_running_loop().time()
+            if not self._started:
+                self._started = True
+                await self._send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
-    async def _fill(self) -> None:
+    async def _fill(self, staying: asyncio.Timeout) -> None:
+        """Send the filler when nothing else is sent. A client that does not let it through counts as gone."""
         loop = asyncio.get_running_loop()
         await asyncio.sleep(self.patience_seconds)
-        with contextlib.suppress(ClientLeft):  # which the next part of the answer meets, too
+        try:
             while True:
                 if loop.time() - self._sent >= self.every_seconds:
-                    await self.send(self.filler)
+                    async with asyncio.timeout(STALLED_SECONDS):
+                        await self.send(self.filler)
                 await asyncio.sleep(self._sent + self.every_seconds - loop.time())
+        except TimeoutError:
+            staying.reschedule(loop.time())
 
 
 class EventStream(SlowResponse):
@@ -146,13 +147,13 @@ class WholeAnswer(SlowResponse):
 
 
 @contextlib.asynccontextmanager
-async def _watched(receive: Receive) -> AsyncIterator[None]:
-    """Cancel what is awaited within when the client leaves, and raise ClientLeft."""
+async def _watched(receive: Receive) -> AsyncIterator[asyncio.Timeout]:
+    """Cancel what is awaited within when the client leaves, and raise ClientLeft; so does the end of what is given."""
     try:
         async with asyncio.timeout(None) as staying:
             watching = asyncio.create_task(_end_when_left(receive, staying))
             try:
-                yield
+                yield staying
             finally:
                 watching.cancel()
     except TimeoutError:

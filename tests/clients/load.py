@@ -3,7 +3,7 @@
     python tests/clients/load.py company                 200 clients, 30 % of which leave in the midst of their answer
     python tests/clients/load.py overhead --model DIR    tokens/s through HTTP and in process, in turns
 
-Clients run in a process of their own (this file with `ask`). Ends with 1 where a limit is exceeded.
+Clients run in a process of their own (load_clients.py). Ends with 1 where a limit is exceeded.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import gc
 import json
 import os
 import random
+import socket
 import statistics
 import sys
 import time
@@ -24,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from pipeline import Model
 from pipeline.server.options import ServerOptions
-from pipeline.server.process import Server
+from pipeline.server.process import BACKLOG, Server
 from pipeline.server.served import ServedModel
 from pipeline.system.event_loop import run_async
 from pipeline.system.hub_cache import BUNDLED
@@ -39,9 +40,9 @@ SAMPLE_SECONDS = 0.02
 
 
 def main() -> int:
-    """Run one of the measurements, or the clients of one."""
+    """Run one of the measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("company", "overhead", "ask"))
+    parser.add_argument("what", choices=("company", "overhead"))
     parser.add_argument("--model", type=Path, default=BUNDLED)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--gpu-memory", metavar="SIZE", help="so that weights move")
@@ -49,62 +50,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=48, metavar="N", help="of each answer of overhead")
     parser.add_argument("--turns", type=int, default=4, metavar="N", help="of overhead, each with and without HTTP")
     options = parser.parse_args()
-    if options.what == "ask":
-        return asyncio.run(ask_all(json.load(sys.stdin)))
     return int(run_async({"company": company, "overhead": overhead}[options.what](options)))
-
-
-# The clients, in a process of their own.
-
-
-async def ask_all(orders: dict[str, Any]) -> int:
-    """Ask for all answers at once; print when each byte came, in seconds of the machine's monotonic clock."""
-    answers = await asyncio.gather(*(ask(orders["port"], order) for order in orders["orders"]))
-    print(json.dumps(answers))
-    return 0
-
-
-async def ask(port: int, order: dict[str, Any]) -> dict[str, Any]:
-    """Stream one completion over a connection of its own, and leave after some tokens where the order says so."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
-    body = json.dumps({"stream": True, "temperature": 0, "ignore_eos": True, **order["body"]}).encode()
-    head = (
-        f"POST /v1/completions HTTP/1.1\r\nHost: load\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-    )
-    asked = time.monotonic()
-    writer.write(head.encode() + b"\r\n\r\n" + body)
-    texts: list[str] = []
-    times: list[float] = []
-    first_byte = 0.0
-    async for line in lines(reader):
-        first_byte = first_byte or time.monotonic()
-        if line.startswith(b"data: {"):
-            document = json.loads(line[6:])
-            if "error" in document:
-                raise SystemExit(f"error: {document['error']}")
-            texts += [choice["text"] for choice in document["choices"]]
-            times.append(time.monotonic())
-        if line == b"data: [DONE]" or len(times) == order["leaves_after"]:
-            break
-    writer.close()
-    return {"text": "".join(texts), "asked": asked, "first_byte": first_byte, "times": times}
-
-
-async def lines(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    """The lines of an answer, of which the head and the sizes of chunks are left out."""
-    status = await reader.readline()
-    if b" 200 " not in status:
-        raise SystemExit(f"{status!r}: {(await reader.read(2000))!r}")
-    while (await reader.readline()).strip():
-        pass
-    while size := int(await reader.readline(), 16):
-        chunk = await reader.readexactly(size + 2)
-        for line in chunk[:-2].split(b"\n"):
-            if line:
-                yield line
-
-
-# The server, and what is measured.
 
 
 @contextlib.asynccontextmanager
@@ -115,26 +61,33 @@ async def serving(options: argparse.Namespace, **settings: Any) -> AsyncIterator
     served = ServedModel(server_options)
     await served.open()
     server = Server(served)
-    running = asyncio.create_task(server.serve())
+    listening = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
+    running = asyncio.create_task(server.serve(sockets=[listening]))
     while not server.started:
         await asyncio.sleep(0.01)
     try:
-        yield served.model, server.servers[0].sockets[0].getsockname()[1]
+        yield served.model, listening.getsockname()[1]
     finally:
         server.should_exit = True
         await running
         await served.aclose()
 
 
-async def answers_to(port: int, orders: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the clients in a process of their own have got."""
-    command = (sys.executable, __file__, "ask")
+async def answers_to(port: int, orders: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], float]:
+    """What the clients in a process of their own have got, and the CPU time of this thread meanwhile."""
+    command = (sys.executable, str(Path(__file__).with_name("load_clients.py")))
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
-    out, _ = await process.communicate(json.dumps({"port": port, "orders": orders}).encode())
+    if process.stdin is None or process.stdout is None:
+        raise SystemExit("the clients have no pipes")
+    process.stdin.write(json.dumps({"port": port, "orders": orders}).encode() + b"\n")
+    await process.stdout.readline()
+    began = time.thread_time()
+    out, _ = await process.communicate(b"go\n")
+    seconds = time.thread_time() - began
     if process.returncode != 0:
-        raise SystemExit("the clients failed")
-    return list(json.loads(out))
+        raise SystemExit(f"the clients failed: {process.returncode}")
+    return list(json.loads(out)), seconds
 
 
 def prompt(number: int) -> str:
@@ -168,7 +121,7 @@ async def company(options: argparse.Namespace) -> int:
         before = held(model)
         passes: list[tuple[float, int]] = []
         watching = asyncio.create_task(watch(model, passes))
-        answers = await answers_to(port, orders)
+        answers, _ = await answers_to(port, orders)
         watching.cancel()
         await asyncio.sleep(0.5)
         after = held(model)
@@ -219,18 +172,17 @@ async def overhead(options: argparse.Namespace) -> int:
     shares, rates, costs = [], [], []
     async with serving(options, max_requests=max(16, options.requests), share_prefixes=False) as (model, port):
         for turn in range(options.turns + 1):
-            cpu = [time.thread_time()]
+            began = time.thread_time()
             here = await in_process(model, orders)
-            cpu.append(time.thread_time())
+            costs_here = time.thread_time() - began
             passes = model.statistics().passes
-            answers = await answers_to(port, orders)
+            answers, costs_there = await answers_to(port, orders)
             passes = model.statistics().passes - passes
-            cpu.append(time.thread_time())
             begun = min(answer["asked"] for answer in answers)
             there = max(answer["times"][-1] for answer in answers) - begun
             if turn:  # the first is warm-up
                 shares.append(here / there)
-                costs.append((cpu[1] - cpu[0], cpu[2] - cpu[1]))
+                costs.append((costs_here, costs_there))
                 rates.append((options.requests * options.tokens / here, options.requests * options.tokens / there))
     middle = statistics.median(shares)
     one, other = (statistics.median(some) for some in zip(*rates, strict=True))

@@ -38,6 +38,7 @@ async def test_clients_that_leave_or_read_nothing_free_their_requests(
                     await asyncio.sleep(0.001)
         assert not caplog.records, "that is nobody's mistake"
         monkeypatch.setattr("pipeline.server.streaming.STALLED_SECONDS", 0.05)
+        monkeypatch.setattr("pipeline.server.streaming.EventStream.every_seconds", 0.05)
         asking = asyncio.create_task(it.client.post("/v1/completions", json={**LONG, "stream": True}))
         await it.started()
         [connection] = [one for one in it.server.server_state.connections if one.cycle is not None]

@@ -14,6 +14,7 @@ from pipeline.models import decoder
 
 MODES = (False, True)
 """Of `batch_invariant`: the same holds on this device without it."""
+IN_TURN = in_turn(DTYPES, MODES[::-1])
 SETTINGS = [{"max_tokens_per_pass": 7}, {"max_tokens_per_pass": 61, "policy": "stage3"}, {"device": "cpu-copy"}]
 
 
@@ -50,8 +51,7 @@ async def test_nor_does_how_much_a_pass_carries_or_in_how_many_parts(
         assert await asyncio.gather(*(ask(model, index) for index in range(len(PROMPTS)))) == expected
 
 
-@pytest.mark.parametrize("batch_invariant", MODES)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "batch_invariant"), IN_TURN)
 async def test_nor_do_shared_prefixes_and_samples(dtype: str, batch_invariant: bool, checkpoint: Path) -> None:
     mode: dict[str, Any] = {"dtype": dtype, "batch_invariant": batch_invariant}
     async with Model.open(checkpoint, **ROOM, **mode) as model:
@@ -80,7 +80,7 @@ async def test_what_was_an_answer_is_computed_anew_as_a_prompt_only_if_batch_inv
         assert model.statistics().prefixes.hit_tokens == 128
 
 
-@pytest.mark.parametrize(("dtype", "batch_invariant"), in_turn(DTYPES, MODES))
+@pytest.mark.parametrize(("dtype", "batch_invariant"), IN_TURN)
 async def test_nor_does_a_window(dtype: str, batch_invariant: bool, tmp_path: Path) -> None:
     await asyncio.to_thread(functools.partial(save, tmp_path, window=20))
     mode: dict[str, Any] = {"dtype": dtype, "batch_invariant": batch_invariant}
@@ -89,7 +89,7 @@ async def test_nor_does_a_window(dtype: str, batch_invariant: bool, tmp_path: Pa
         assert await asyncio.gather(*(ask(model, index) for index in range(len(PROMPTS)))) == expected
 
 
-@pytest.mark.parametrize(("dtype", "batch_invariant"), in_turn(DTYPES, MODES))
+@pytest.mark.parametrize(("dtype", "batch_invariant"), IN_TURN)
 async def test_nor_does_a_failure_after_which_all_is_computed_anew(
     dtype: str, batch_invariant: bool, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

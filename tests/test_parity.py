@@ -8,10 +8,11 @@ import pytest
 import torch
 import uvloop
 from support import tiny_models
+from support.cases import EVERYTHING
 
 from pipeline import Model, Output
 
-STEPS = 32
+STEPS = 32 if EVERYTHING else 16
 FEWER_STEPS = 12
 """For a run under each of many settings, all of which are crossed by the first passes."""
 

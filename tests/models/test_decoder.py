@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.cases import EVERYTHING
 from support.kv_blocks import empty_blocks, rows_of
 from support.tiny_models import PROMPT, VARIANTS, VOCABULARY_SIZE, greedy, logits, save, with_attention
 
@@ -18,7 +19,7 @@ from pipeline.models.model_config import ModelConfig, read_config
 from pipeline.models.rotary import rotary
 from pipeline.models.specs import group_specs
 
-STEPS = 32
+STEPS = 32 if EVERYTHING else 16
 
 
 class TinyRun:

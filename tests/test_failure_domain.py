@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.cases import in_turn
 from support.kv_places import settings_with_room
 from support.small_checkpoints import write_small_checkpoint
 
@@ -98,8 +99,7 @@ def break_at(what: str, model: Model, monkeypatch: pytest.MonkeyPatch, left: lis
         monkeypatch.setattr(model.runtime.device, "upload", broken(model.runtime.device.upload, left))
 
 
-@pytest.mark.parametrize("policy", ["backpressure", "stage3"])
-@pytest.mark.parametrize("places", ["device", "host and disk"])
+@pytest.mark.parametrize(("policy", "places"), in_turn(["stage3", "backpressure"], ["device", "host and disk"]))
 async def test_whatever_fails_once_everybody_gets_the_same_tokens(
     policy: str, places: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,8 +12,8 @@ from pipeline.generation.session_file import open_session
 from pipeline.system.written_files import check_writable
 from pipeline.tools.commands.chat_lines import check_stdin
 from pipeline.tools.commands.progress import LOADING, Progress
-from pipeline.tools.commands.prompt import chat_arguments
 from pipeline.tools.commands.sampling import sampling_arguments
+from pipeline.tools.commands.text_files import chat_arguments
 
 
 def chat(options: argparse.Namespace) -> None:

@@ -3,7 +3,6 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import RequestError, shown
 from pipeline.tools.commands.parser import Parser
@@ -50,11 +49,6 @@ def read_prompt(options: argparse.Namespace) -> str | list[int]:
     if options.prompt_file is None:
         return next(one for one in given if one is not None)
     return text_of_file("--prompt-file", options.prompt_file)
-
-
-def chat_arguments(options: argparse.Namespace) -> dict[str, Any]:
-    """The arguments that --template stands for. Raises RequestError where it cannot be read."""
-    return {"chat_template": text_of_file("--template", options.template)} if options.template is not None else {}
 
 
 def messages(options: argparse.Namespace, text: str) -> list[dict[str, str]]:

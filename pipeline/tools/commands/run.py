@@ -7,8 +7,9 @@ from pipeline.errors import ConfigError
 from pipeline.system.event_loop import run_async
 from pipeline.system.written_files import check_writable
 from pipeline.tools.commands.progress import LOADING, Progress
-from pipeline.tools.commands.prompt import chat_arguments, messages, read_prompt
+from pipeline.tools.commands.prompt import messages, read_prompt
 from pipeline.tools.commands.sampling import sampling_arguments
+from pipeline.tools.commands.text_files import chat_arguments
 from pipeline.tools.commands.values import option_of
 
 

@@ -1,12 +1,18 @@
 """Texts that commands are given as files."""
 
+import argparse
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from pipeline.errors import RequestError
 
 MOST_BYTES = 1 << 28
 """More than any context holds; what is longer is no prompt, and may never end."""
+
+
+def chat_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that --template stands for. Raises RequestError where it cannot be read."""
+    return {"chat_template": text_of_file("--template", options.template)} if options.template is not None else {}
 
 
 def text_of_file(option: str, path: Path) -> str:

@@ -20,6 +20,8 @@ PINNED_BYTES = 64 << 20
 EXTRAS = {
     "hf": ("tokenizers",),
     "cpu": ("numba",),
+    "grammar": ("llguidance",),
+    "server": ("starlette", "uvicorn", "msgspec", "prometheus_client"),
     "bench": ("accelerate", "transformers"),
     "bench-gpu": ("diffusers",),
     "bench-llama": ("gguf", "llama_cpp"),

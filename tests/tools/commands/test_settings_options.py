@@ -214,11 +214,14 @@ def test_usage_errors_are_one_line_and_status_two(
     [
         (["run", "m", "--promt", "x"], "unknown option '--promt'; did you mean '--prompt'?"),
         (["run", "m", "--required"], "unknown option '--required'; known are --help, "),
-        (["run", "m", "--top-p=1", "--stop", "--no way"], "one of the arguments --prompt --prompt-file --prompt-ids"),
+        (["run", "m", "--top-p=1", "--stop", "--no way"], "one of the arguments --prompt --raw --prompt-file --pro"),
         (["make-checkpoint", "out", "--lke", "llama-3-8b", "--layer", "2"], "'--lke'; did you mean '--like'?"),
     ],
 )
-def test_what_is_required_may_be_misspelt(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_required_may_be_misspelt(
+    arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", None)  # so that a prompt is required
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2

@@ -284,8 +284,8 @@ def test_huge_pages(text: str, verdict: str, tmp_path: Path, monkeypatch: pytest
 
 def test_missing_extras_are_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "gguf" else name)
-    check = machine.check_extras()
-    assert check == Check("extras", "good", "hf yes · cpu yes · bench yes · bench-gpu yes · bench-llama without gguf")
+    told = "hf yes · cpu yes · grammar yes · server yes · bench yes · bench-gpu yes · bench-llama without gguf"
+    assert machine.check_extras() == Check("extras", "good", told)
 
 
 def test_extras_are_those_that_can_be_installed() -> None:

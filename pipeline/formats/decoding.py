@@ -98,6 +98,18 @@ def projections(weights: Weights, shorts: Sequence[str], x_TD: torch.Tensor) -> 
     return [weights.project(short, x_TD) for short in shorts]
 
 
+def add_product(weights: Weights, short: str, x_TD: torch.Tensor, onto_TF: torch.Tensor) -> torch.Tensor:
+    """Add the product with the matrix of this name to `onto_TF`, which is contiguous and of the dtype of `x_TD`, on a
+    GPU in one launch where that can be, with the same bits.
+    """
+    if x_TD.is_cuda and (encoded := _encoded(weights.matrices[short])) is not None:
+        fast = kernels(x_TD.device, has_float8=encoded.kind == "fp8")
+        if fast is not None:
+            added: torch.Tensor = fast.product(encoded, x_TD, weights.bias(short), onto_TF)
+            return added
+    return onto_TF.add_(weights.project(short, x_TD))
+
+
 def _encoded(matrix: Matrix) -> Encoded | None:
     encoded: Callable[[], Encoded | None] | None = getattr(matrix, "encoded", None)
     return None if encoded is None else encoded()

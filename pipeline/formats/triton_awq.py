@@ -77,9 +77,9 @@ def decoded(parts, word, octet, words, columns, group_columns: gl.constexpr, W: 
     return joined(v0, v1, v2, v3, v4, v5, v6, v7).to(VALUE, bitcast=True)
 
 
-@gluon.jit(do_not_specialize=["count"])
-def product(x, parts, bias, out, count, rows, columns, group_columns: gl.constexpr, W: gl.constexpr, F: gl.constexpr,
-        UNITS: gl.constexpr, N: gl.constexpr, EARLY: gl.constexpr):
+@gluon.jit(do_not_specialize=["count", "adds"])
+def product(x, parts, bias, out, count, adds, rows, columns, group_columns: gl.constexpr, W: gl.constexpr,
+        F: gl.constexpr, UNITS: gl.constexpr, N: gl.constexpr, EARLY: gl.constexpr):
     """As that of `triton_decoding`."""
     if EARLY:
         gdc_launch_dependents()
@@ -100,7 +100,7 @@ def product(x, parts, bias, out, count, rows, columns, group_columns: gl.constex
         sums = mma_v2(
             gl.convert_layout(tile, gl.DotOperandLayout(0, MMA, 8), assert_trivial=True),
             gl.convert_layout(x_tile, gl.DotOperandLayout(1, MMA, 8), assert_trivial=True), sums)
-    store_sums(sums, bias, out, first * F, count, rows, (rows, rows), C, W)
+    store_sums(sums, bias, out, first * F, count, adds, rows, (rows, rows), C, W)
 
 
 @gluon.jit(do_not_specialize=["first_row", "last_row"])

@@ -194,10 +194,11 @@ def fetched_x(x, count, columns, first_column, W: gl.constexpr, N: gl.constexpr,
 
 
 @gluon.jit
-def store_sums(sums, bias, out, first, count, rows, edges, C: gl.constexpr, W: gl.constexpr):
+def store_sums(sums, bias, out, first, count, adds, rows, edges, C: gl.constexpr, W: gl.constexpr):
     """Add what the warps have, always in the same order: a thread has what all have. Row c + C * i of the sums is row
     8 * c + i of the matrix, or c where C is all of them. `edges` are the ends of the first and the second of at most
-    three matrices that are one here; each has a result of its own, which lie one behind the other.
+    three matrices that are one here; each has a result of its own, which lie one behind the other. If it `adds`, `out`
+    keeps what it has: the rounded product is added to it.
     """
     layout: gl.constexpr = gl.BlockedLayout([W, 1, 1], [1, 32, 1], [1, 1, W], [1, 2, 0])
     total = gl.sum(gl.convert_layout(sums, layout), 0)
@@ -209,15 +210,19 @@ def store_sums(sums, bias, out, first, count, rows, edges, C: gl.constexpr, W: g
     if bias is not None:
         total += gl.load(bias + row, mask=row < rows, other=0.0).to(gl.float32)
     into = out + begin * count + x_row * (end - begin) + (row - begin)
-    gl.store(into, total.to(out.dtype.element_ty), mask=(x_row < count) & (row < end))
+    inside = (x_row < count) & (row < end)
+    total = total.to(out.dtype.element_ty)
+    if adds:
+        total = (gl.load(into, mask=inside, other=0.0).to(gl.float32) + total.to(gl.float32)).to(out.dtype.element_ty)
+    gl.store(into, total, mask=inside)
 
 
-@gluon.jit(do_not_specialize=["count"])
-def product(x, parts, steps, edges, bias, out, count, how: gl.constexpr, W: gl.constexpr, F: gl.constexpr,
-        UNITS: gl.constexpr, N: gl.constexpr, EARLY: gl.constexpr):
+@gluon.jit(do_not_specialize=["count", "adds"])
+def product(x, parts, steps, edges, bias, out, count, adds, how: gl.constexpr, FAR: gl.constexpr, W: gl.constexpr,
+        F: gl.constexpr, UNITS: gl.constexpr, N: gl.constexpr, EARLY: gl.constexpr):
     """`out` is `x` times the transposed matrix, plus `bias`: a program for N rows of x and F of the matrix.
 
-    `edges`: see `store_sums`.
+    `edges` and `adds`: see `store_sums`. FAR: words are fetched two steps ahead, not one.
     """
     C: gl.constexpr = 4 * UNITS
     WIDTH: gl.constexpr = 4 * how.per_word
@@ -236,12 +241,18 @@ def product(x, parts, steps, edges, bias, out, count, how: gl.constexpr, W: gl.c
             gdc_wait()
     if not how.ordered:
         number, scale, zero = fetched(parts, steps, first, row, chunk, how, W)
+    if FAR:
+        number_1, scale_1, zero_1 = fetched(parts, steps, first, row, W * C + chunk, how, W)
     if EARLY:
         gdc_wait()
     for step in range(0, gl.cdiv(columns, WIDTH), W * C):
         x_tile = fetched_x(x, count, columns, step * WIDTH, W, N, C * WIDTH, LX)
         if how.ordered:  # what comes next does not fit into registers
             now, scale_now, zero_now = fetched(parts, steps, first, row, step + chunk, how, W)
+        elif FAR:
+            now, scale_now, zero_now = number, scale, zero
+            number, scale, zero = number_1, scale_1, zero_1
+            number_1, scale_1, zero_1 = fetched(parts, steps, first, row, step + 2 * W * C + chunk, how, W)
         else:
             now, scale_now, zero_now = number, scale, zero
             number, scale, zero = fetched(parts, steps, first, row, step + W * C + chunk, how, W)
@@ -253,7 +264,7 @@ def product(x, parts, steps, edges, bias, out, count, how: gl.constexpr, W: gl.c
         sums = mma_v2(
             gl.convert_layout(tile, gl.DotOperandLayout(0, MMA, 8), assert_trivial=True),
             gl.convert_layout(x_tile, gl.DotOperandLayout(1, MMA, 8), assert_trivial=True), sums)
-    store_sums(sums, bias, out, first, count, rows, edges, F, W)
+    store_sums(sums, bias, out, first, count, adds, rows, edges, F, W)
 
 
 @gluon.jit(do_not_specialize=["first_row"])

@@ -62,12 +62,16 @@ def products(
     return [found[index] for index in range(len(matrices))]
 
 
-def product(encoded: Encoded, x_TD: torch.Tensor, bias_F: torch.Tensor | None) -> torch.Tensor:
-    """`x_TD` times the transposed matrix, plus bias: [T, F] in the dtype of `x_TD`."""
+def product(
+    encoded: Encoded, x_TD: torch.Tensor, bias_F: torch.Tensor | None, onto_TF: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`x_TD` times the transposed matrix, plus bias: [T, F] in the dtype of `x_TD`; or `onto_TF`, which is contiguous
+    and of that dtype, once that has been added to it.
+    """
     rows, columns = encoded.shape
     if len(x_TD) <= few_rows(encoded) and x_TD.dtype is not torch.float32:
-        (of_few_TF,) = _products_of_few([encoded], x_TD.contiguous(), [bias_F])
-        return of_few_TF
+        (of_few_TF,) = _products_of_few([encoded], x_TD.contiguous(), [bias_F], onto_TF)
+        return of_few_TF if onto_TF is None else onto_TF
     product_TF, step = x_TD.new_empty(len(x_TD), rows), min(rows, block_rows(columns, x_TD.dtype))
     scratch_FD = x_TD.new_empty(step, columns)
     for first in range(0, rows, step):
@@ -77,7 +81,7 @@ def product(encoded: Encoded, x_TD: torch.Tensor, bias_F: torch.Tensor | None) -
             torch.mm(x_TD, decoded_FD.T, out=product_TF[:, first:last])
         else:
             torch.addmm(bias_F[first:last].to(x_TD.dtype), x_TD, decoded_FD.T, out=product_TF[:, first:last])
-    return product_TF
+    return product_TF if onto_TF is None else onto_TF.add_(product_TF)
 
 
 def few_rows(encoded: Encoded) -> int:
@@ -111,13 +115,17 @@ def decode(encoded: Encoded, first: int, into_FD: torch.Tensor) -> None:
 
 
 def _products_of_few(
-    matrices: Sequence[Encoded], x_TD: torch.Tensor, biases: Sequence[torch.Tensor | None]
+    matrices: Sequence[Encoded],
+    x_TD: torch.Tensor,
+    biases: Sequence[torch.Tensor | None],
+    onto_TF: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
-    """Products with matrices that are one behind the other."""
+    """Products with matrices that are one behind the other; that with a single one is added to `onto_TF`, if any."""
     count, sizes, encoded, bias_F = len(x_TD), [one.shape[0] for one in matrices], matrices[0], biases[0]
     if len(matrices) > 1:
         encoded, bias_F = joined(matrices), None if bias_F is None else all_rows(bias_F, sum(sizes))
-    (rows, columns), parts, product_F = encoded.shape, _parts(encoded), x_TD.new_empty(count * sum(sizes))
+    (rows, columns), parts, adds = encoded.shape, _parts(encoded), int(onto_TF is not None)
+    product_F = x_TD.new_empty(count * sum(sizes)) if onto_TF is None else onto_TF.view(-1)
     at_once = 8 if count <= 8 else ROWS_AT_ONCE
     key = (at_once, *sizes, *_alike(encoded, x_TD, bias_F, product_F, *parts))
     if (made := _made.get(key)) is None:
@@ -127,15 +135,17 @@ def _products_of_few(
         if encoded.kind == "awq":
             kernel, after = triton_awq.product, (rows, columns, encoded.group)
         else:
-            kernel, after = triton_decoding.product, (_how(encoded),)
+            how = _how(encoded)
+            far = how.kind == "int4" and how.in_pairs and not how.ordered and sizes[0] >= MANY_ROWS and count <= 8
+            kernel, after = triton_decoding.product, (how, far)
             before = (rows, columns, *_steps(encoded)), (sizes[0], sum(sizes[:2]))
         is_early = early(torch.device("cuda", driver.active.get_current_device()))["EARLY"]  # x may be on "meta"
         grid, after = (1, -(-rows // tile), 1), (*after, warps, tile, units, at_once, is_early)
-        arguments = (x_TD, parts, *before, bias_F, product_F, count, *after)
+        arguments = (x_TD, parts, *before, bias_F, product_F, count, adds, *after)
         made = _made[key] = _make(kernel, grid, before, after, warps, *arguments, launch_pdl=is_early)
     if not x_TD.is_meta:
         programs = -(-count // at_once), *made.grid[1:]
-        made.kernel[programs](x_TD, parts, *made.before, bias_F, product_F, count, *made.after)
+        made.kernel[programs](x_TD, parts, *made.before, bias_F, product_F, count, adds, *made.after)
     split = product_F.split([count * size for size in sizes])
     return [one.view(count, size) for one, size in zip(split, sizes, strict=True)]
 

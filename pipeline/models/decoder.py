@@ -10,7 +10,7 @@ from collections.abc import Hashable, Mapping
 
 import torch
 
-from pipeline.formats.decoding import projections
+from pipeline.formats.decoding import add_product, projections
 from pipeline.formats.matrix import Weights
 from pipeline.formats.parts import GATE_UP, QKV
 from pipeline.models import delta_net
@@ -42,10 +42,10 @@ def attention_half(
     normed_TD = _normed(layer, weights, "norm", hidden_TD)
     match layer.mixer, kv:
         case Attention() as kind, LayerKV():
-            mixed_TD = _attention(layer, kind, weights, normed_TD, kv, rows, rotary[kind.rope] if kind.rope else None)
+            mixed_TA = _attention(layer, kind, weights, normed_TD, kv, rows, rotary[kind.rope] if kind.rope else None)
         case DeltaNet() as net, LayerState():
-            mixed_TD = delta_net.mix(net, weights, normed_TD, kv, rows, layer.norm_epsilon)
-    return _add(layer, weights, hidden_TD, mixed_TD)
+            mixed_TA = delta_net.mix(net, weights, normed_TD, kv, rows, layer.norm_epsilon)
+    return _add_product(layer, weights, hidden_TD, "o", mixed_TA)
 
 
 def attention_launches(layer: Layer, kv: LayerKV | LayerState, rows: Rows) -> Hashable:
@@ -61,7 +61,7 @@ def attention_launches(layer: Layer, kv: LayerKV | LayerState, rows: Rows) -> Ha
 def ffn_half(layer: Layer, weights: Weights, hidden_TD: torch.Tensor, by_formula: bool = False) -> torch.Tensor:
     """Add norm and feed-forward of one layer; returns `hidden_TD`. See `activate` for `by_formula`."""
     normed_TD = _normed(layer, weights, "norm", hidden_TD)
-    _add(layer, weights, hidden_TD, _feed_forward(layer.feed_forward, weights, normed_TD, by_formula))
+    _add_product(layer, weights, hidden_TD, "down", _feed_forward(layer.feed_forward, weights, normed_TD, by_formula))
     return hidden_TD.mul_(weights.tensors["scalar"].to(hidden_TD.dtype)) if layer.scalar else hidden_TD
 
 
@@ -92,9 +92,13 @@ def _normed(layer: Layer, weights: Weights, short: str, x_TD: torch.Tensor) -> t
     return x_TD if weight_D is None else rms_norm(x_TD, weight_D, layer.norm_epsilon, layer.norm_style)
 
 
-def _add(layer: Layer, weights: Weights, hidden_TD: torch.Tensor, computed_TD: torch.Tensor) -> torch.Tensor:
-    """Add what a half has computed, which may be overwritten."""
-    computed_TD = _normed(layer, weights, "norm_after", computed_TD)
+def _add_product(
+    layer: Layer, weights: Weights, hidden_TD: torch.Tensor, short: str, computed_TF: torch.Tensor
+) -> torch.Tensor:
+    """Add the last product of a half, normed and multiplied where the layer says so."""
+    if "norm_after" not in weights.tensors and layer.residual_multiplier == 1:
+        return add_product(weights, short, computed_TF, hidden_TD)
+    computed_TD = _normed(layer, weights, "norm_after", weights.project(short, computed_TF))
     if layer.residual_multiplier != 1:
         computed_TD.mul_(layer.residual_multiplier)
     return hidden_TD.add_(computed_TD)
@@ -116,7 +120,7 @@ def _attention(
     if kind.value_norm:
         v_TKH = rms_norm(v_TKH, None, layer.norm_epsilon)
     mixed_TA = attend_all(q_TNH, k_TKH, v_TKH, turn, kv, rows, kind, weights.tensors.get("sinks"))
-    return weights.project("o", mixed_TA if gate_TA is None else sigmoid_gate(mixed_TA, gate_TA))
+    return mixed_TA if gate_TA is None else sigmoid_gate(mixed_TA, gate_TA)
 
 
 def _projected(
@@ -146,11 +150,10 @@ def _head_norm(layer: Layer, kind: Attention, x_TNH: torch.Tensor, weight: torch
 
 def _feed_forward(kind: FeedForward, weights: Weights, normed_TD: torch.Tensor, by_formula: bool) -> torch.Tensor:
     if not kind.gated:
-        up_TF = activate(weights.project("up", normed_TD), kind.activation, by_formula=by_formula)
-        return weights.project("down", up_TF)
+        return activate(weights.project("up", normed_TD), kind.activation, by_formula=by_formula)
     if kind.fused:
         gate_TF, up_TF = weights.project("gate_up", normed_TD).chunk(2, dim=1)
         gate_TF = gate_TF.contiguous()
     else:
         gate_TF, up_TF = projections(weights, GATE_UP, normed_TD)
-    return weights.project("down", gate(gate_TF, up_TF, kind.activation, by_formula=by_formula))
+    return gate(gate_TF, up_TF, kind.activation, by_formula=by_formula)

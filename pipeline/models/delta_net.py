@@ -25,13 +25,13 @@ from pipeline.models.triton_kernels import kernels_of
 def mix(
     kind: DeltaNet, weights: Weights, normed_TD: torch.Tensor, state: LayerState, rows: Rows, norm_epsilon: float
 ) -> torch.Tensor:
-    """The whole mixer, from the normed hidden states to what is added to them, [T, D].
+    """The mixer, from the normed hidden states to what the last projection, "o", takes, [T, N].
 
     Reads and changes the slots of the sequences. On a GPU all rows are computed at once. Elsewhere those of sequences
     that have ended get zeros.
     """
     inputs = project(kind, weights, normed_TD)
-    return weights.project("o", mix_projected(kind, weights, inputs, state, rows, norm_epsilon))
+    return mix_projected(kind, weights, inputs, state, rows, norm_epsilon)
 
 
 def mix_projected(

@@ -131,6 +131,10 @@ def check_products(matrix: Any, counts: tuple[int, ...], dtype: torch.dtype, *, 
     for count in few:
         assert torch.equal(products[count], products[most][:count]), (dtype, count)
         assert torch.equal(matrix.apply(x[most - count : most], bias), products[most][most - count :]), (dtype, count)
+    fast, onto = kernels(x.device, has_float8=False), torch.randn(max(counts), rows, device="cuda").to(dtype)
+    for count in counts:
+        added = fast.product(matrix.encoded(), x[:count], bias, onto[:count].clone())
+        assert torch.equal(added, onto[:count] + products[count]), (dtype, count)
 
 
 @pytest.mark.parametrize("case", KEPT, ids=lambda case: f"{case.format}-{case.shape}-{case.options}")

@@ -85,7 +85,7 @@ def computed(
     """What comes out for the rows of these pieces, one behind the other."""
     none = torch.zeros(0, 0, dtype=torch.int64)
     rows = Rows(none, none, len(hidden_TD), 0, 0, 1, 1, lambda: pieces)
-    return mix(kind, weights, hidden_TD, state, rows, EPSILON)
+    return weights.project("o", mix(kind, weights, hidden_TD, state, rows, EPSILON))
 
 
 @every_kind

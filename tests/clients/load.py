@@ -169,19 +169,21 @@ async def overhead(options: argparse.Namespace) -> int:
         {"body": {"prompt": [number + 3, 5, 7], "max_tokens": options.tokens}, "leaves_after": -1}
         for number in range(options.requests)
     ]
-    shares, rates, costs = [], [], []
+    shares, shares_behind, rates, costs = [], [], [], []
     async with serving(options, max_requests=max(16, options.requests), share_prefixes=False) as (model, port):
         for turn in range(options.turns + 1):
             began = time.thread_time()
-            here = await in_process(model, orders)
+            here, behind_here = await in_process(model, orders)
             costs_here = time.thread_time() - began
             passes = model.statistics().passes
             answers, costs_there = await answers_to(port, orders)
             passes = model.statistics().passes - passes
-            begun = min(answer["asked"] for answer in answers)
-            there = max(answer["times"][-1] for answer in answers) - begun
+            begun, ended = min(answer["asked"] for answer in answers), max(answer["times"][-1] for answer in answers)
+            there = ended - begun
+            behind_there = ended - max(answer["times"][0] for answer in answers)
             if turn:  # the first is warm-up
                 shares.append(here / there)
+                shares_behind.append(behind_here / behind_there)
                 costs.append((costs_here, costs_there))
                 rates.append((options.requests * options.tokens / here, options.requests * options.tokens / there))
     middle = statistics.median(shares)
@@ -194,21 +196,26 @@ async def overhead(options: argparse.Namespace) -> int:
     print(
         f"CPU time of the event loop's thread, a token: in process {one * 1e6:.0f} us, through HTTP {other * 1e6:.0f}"
     )
+    low, high = min(shares_behind), max(shares_behind)
+    print(f"behind all first tokens: {statistics.median(shares_behind):.3f} ({low:.3f} to {high:.3f})")
     print(f"HTTP / in process: {middle:.3f} ({min(shares):.3f} to {max(shares):.3f}), at least {LEAST_SHARE} wanted")
     return 0 if middle >= LEAST_SHARE else 1
 
 
-async def in_process(model: Model, orders: Sequence[dict[str, Any]]) -> float:
-    """The seconds for all, streamed, as a program of one's own would do it."""
+async def in_process(model: Model, orders: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """The seconds for all, streamed, as a program of one's own would do it; and those behind all first tokens."""
 
-    async def one(body: dict[str, Any]) -> None:
+    async def one(body: dict[str, Any]) -> float:
         ids, tokens = body["prompt"], body["max_tokens"]
+        first = 0.0
         async for _ in model.stream(ids, max_new_tokens=tokens, temperature=0, ignore_eos=True):
-            pass
+            first = first or time.perf_counter()
+        return first
 
     begun = time.perf_counter()
-    await asyncio.gather(*(one(order["body"]) for order in orders))
-    return time.perf_counter() - begun
+    firsts = await asyncio.gather(*(one(order["body"]) for order in orders))
+    ended = time.perf_counter()
+    return ended - begun, ended - max(firsts)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,9 @@ async def test_the_feed_follows_a_model_and_ends_with_its_reader(monkeypatch: py
         states = []
         async with client.stream("GET", "/live", headers=HEADERS) as answer:
             async for line in answer.aiter_lines():
-                states += [json.loads(line.removeprefix("data: "))["state"]] if line else []
+                if not line:
+                    continue
+                states.append(json.loads(line.removeprefix("data: "))["state"])
                 if states == ["loading"]:
                     await served.open()
                 if "ready" in states:

@@ -18,7 +18,8 @@ from pipeline.generation.parameters import ALIASES, SamplingParameters
 from pipeline.generation.requests import CallArguments, CallOptions
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+EXAMPLES = [path for path in sorted((ROOT / "examples").glob("*.py")) if "openai" not in path.read_text()]
+"""Those that need no package but ours."""
 BEGIN = """
 from collections.abc import AsyncIterator, Sequence
 import array, collections, numpy

@@ -17,7 +17,7 @@ from pipeline.tools.simulation.sim_line import Simulated, simulate
 from pipeline.tools.simulation.timings import LayerTimings
 from pipeline.tools.trace.recording import COMPUTE, DISK, LINK
 
-BLOCKS, BLOCK = (20 if EVERYTHING else 4), 50
+BLOCKS, BLOCK = (20 if EVERYTHING else 3), 50
 HEADS = 25 if EVERYTHING else 8
 ROUNDING_SECONDS = 1e-8
 

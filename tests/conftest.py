@@ -3,10 +3,10 @@
 import asyncio
 import gc
 import inspect
-import itertools
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -58,30 +58,19 @@ ON_UVLOOP = {
     *("test_cuda_line.py", "test_cuda_sessions.py"),
 }
 """Long tests of what a loop could change: they run on the one that the commands use."""
-SOME_CASES = {
-    "test_long_runs_without_a_border_are_encoded": 3,
-    "test_halves_take_no_more_than_planned_and_little_less": 3,
-    "test_the_tokens_are_those_of_transformers": 3,
-    "test_it_opens_with_the_default_and_one_warning": 3,
-    "test_a_failure_spoils_nothing_that_stays": 2,
-    "test_any_mixture_of_places_gets_through": 3,
-    "test_bits_do_not_depend_on_how_a_model_is_run": 2,
-    "test_blocks_in_three_places_change_no_bit": 2,
-    "test_closing_that_is_cancelled_at_any_step_can_be_called_again": 2,
-    "test_every_arm_of_ours_says_the_same": 2,
-    "test_every_policy_moves_kv": 2,
-    "test_everything_is_measured": 2,
-    "test_in_every_family_company_changes_no_token": 2,
-    "test_no_deadlock_rules_one_to_three_and_nothing_beats_backpressure": 2,
-    "test_nobody_else_waits_while_a_long_prompt_is_made_ready": 2,
-    "test_sharing_saves_tokens_and_changes_none_in_every_family": 2,
-    "test_the_peak_stays_within_the_printed_plan": 2,
-    "test_those_who_stay_notice_nothing": 2,
-    "test_tokens_are_those_of_groups_that_move": 2,
-    "test_under_every_policy": 2,
-    "test_whatever_fails_once_everybody_gets_the_same_tokens": 2,
+EACH_VALUE = {
+    "test_a_failure_spoils_nothing_that_stays",
+    "test_closing_that_is_cancelled_at_any_step_can_be_called_again",
+    "test_every_arm_of_ours_says_the_same",
+    "test_every_policy_moves_kv",
+    "test_everything_is_measured",
+    "test_halves_take_no_more_than_planned_and_little_less",
+    "test_long_runs_without_a_border_are_encoded",
+    "test_the_tokens_are_those_of_transformers",
+    "test_those_who_stay_notice_nothing",
+    "test_under_every_policy",
 }
-"""Long tests of cases that are much alike: every second or third case runs, all of them with PENSTOCK_TESTS=all."""
+"""Long tests of which as few cases run as hold each value of each parameter; all with PENSTOCK_TESTS=all."""
 
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=not EVERYTHING)
 hypothesis.settings.load_profile("repeatable")
@@ -155,11 +144,24 @@ def nothing_was_said() -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out, but for PENSTOCK_TESTS=all, some cases, and what compares measured times: a busy machine fails it."""
     left_out = [] if EVERYTHING else [item for item in items if item.get_closest_marker("measures")]
-    named = itertools.groupby(items, key=lambda item: getattr(item, "originalname", None))
-    for name, cases in [] if EVERYTHING else [(name, list(cases)) for name, cases in named if name in SOME_CASES]:
-        left_out += [case for index, case in enumerate(cases) if index % SOME_CASES[name] and case not in left_out]
+    tests: dict[tuple[Path, str], list[pytest.Function]] = {}
+    for item in items:
+        if isinstance(item, pytest.Function) and item.originalname in EACH_VALUE and not EVERYTHING:
+            tests.setdefault((item.path, item.originalname), []).append(item)
+    for cases in tests.values():
+        left_out += beside_each_value(cases)
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=left_out)
+
+
+def beside_each_value(cases: list[pytest.Function]) -> list[pytest.Function]:
+    """All but as few cases as hold each value of each parameter, with values that the fewest before have held."""
+    values = {case: {(name, str(value)) for name, value in case.callspec.params.items()} for case in cases}
+    uses = Counter({value: 0 for held in values.values() for value in held})
+    while not all(uses.values()):
+        case = min(values, key=lambda one: sorted(uses[value] for value in values[one]))
+        uses.update(values.pop(case))
+    return list(values)
 
 
 def pytest_collection_finish() -> None:

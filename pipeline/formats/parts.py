@@ -4,7 +4,7 @@ Here and in the tables of the families alone a name has a meaning. To everything
 counted and printed.
 """
 
-ATTN, FFN, HEAD, EMBED = "attn", "ffn", "head", "embed"
+ATTN, FFN, HEAD, EMBED, EXPERT = "attn", "ffn", "head", "embed", "expert"
 LAYER_PARTS = (ATTN, FFN)
 """Those of a layer, in compute order."""
 KINDS = (*LAYER_PARTS, HEAD)
@@ -43,6 +43,16 @@ def attends(part: str) -> bool:
 def head_slice(index: int) -> str:
     """What a slice of the head is called: its output matrix travels in several groups."""
     return f"{HEAD}.{index}"
+
+
+def expert(index: int) -> str:
+    """What one of the experts of a layer is called: each is a weight group, which travels when it is needed."""
+    return f"{EXPERT}.{index}"
+
+
+def expert_index(part: str) -> int:
+    """Which of the experts of its layer it is."""
+    return int(part.partition(".")[2])
 
 
 def kind_of(part: str) -> str:

@@ -8,6 +8,7 @@ Letters in names: N query heads, K kv heads, H head dim.
 
 import torch
 
+from pipeline.models.feed_forwards import Experts, FeedForward
 from pipeline.models.layers import Attention, DeltaNet, Layer, NormStyle
 
 FP32_BYTES = torch.float32.itemsize
@@ -68,7 +69,19 @@ def _delta_net_bytes(net: DeltaNet, hidden_size: int, dtype: torch.dtype, *, fus
 
 def _feed_forward_bytes(layer: Layer, dtype: torch.dtype, fused: bool, by_formula: bool) -> int:
     """Beside what it gets."""
-    kind, size = layer.feed_forward, layer.hidden_size * dtype.itemsize
+    size = layer.hidden_size * dtype.itemsize
+    match layer.feed_forward:
+        case FeedForward() as dense:
+            return _channels_bytes(dense, size, dtype, fused, by_formula)
+        case Experts() as experts:
+            # Of the rows of an expert what they get is copied; of all, logits and scores, and the sum in fp32.
+            kinds = [one for one in (experts.expert, experts.shared) if one is not None]
+            products = max(_channels_bytes(one, size, dtype, fused, by_formula) for one in kinds) + 2 * size
+            routed = experts.count * (dtype.itemsize + 3 * FP32_BYTES)
+            return max(products, routed, layer.hidden_size * 2 * FP32_BYTES + size)
+
+
+def _channels_bytes(kind: FeedForward, size: int, dtype: torch.dtype, fused: bool, by_formula: bool) -> int:
     plain = fused and kind.gated
     # One matrix gives gate and up side by side, which are copied from there.
     wide = ((4 if plain else 3) if kind.fused else 2 if kind.gated else 1) * kind.size * dtype.itemsize

@@ -16,7 +16,8 @@ from pipeline.formats.parts import GATE_UP, QKV
 from pipeline.models import delta_net
 from pipeline.models.attention import LayerKV
 from pipeline.models.delta_state import LayerState
-from pipeline.models.layers import Attention, DeltaNet, FeedForward, Layer
+from pipeline.models.feed_forwards import FeedForward
+from pipeline.models.layers import Attention, DeltaNet, Layer
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.ops import activate, gate, rms_norm, sigmoid_gate
 from pipeline.models.outside import Outside
@@ -39,7 +40,7 @@ def attention_half(
     Attention writes their keys and values into `kv` first, then lets each attend to its own sequence, turned by the
     one of `rotary` that is of its rope. A delta net changes the state of each sequence there.
     """
-    normed_TD = _normed(layer, weights, "norm", hidden_TD)
+    normed_TD = normed(layer, weights, "norm", hidden_TD)
     match layer.mixer, kv:
         case Attention() as kind, LayerKV():
             mixed_TA = _attention(layer, kind, weights, normed_TD, kv, rows, rotary[kind.rope] if kind.rope else None)
@@ -59,9 +60,13 @@ def attention_launches(layer: Layer, kv: LayerKV | LayerState, rows: Rows) -> Ha
 
 
 def ffn_half(layer: Layer, weights: Weights, hidden_TD: torch.Tensor, by_formula: bool = False) -> torch.Tensor:
-    """Add norm and feed-forward of one layer; returns `hidden_TD`. See `activate` for `by_formula`."""
-    normed_TD = _normed(layer, weights, "norm", hidden_TD)
-    _add_product(layer, weights, hidden_TD, "down", _feed_forward(layer.feed_forward, weights, normed_TD, by_formula))
+    """Add norm and feed-forward of one layer; returns `hidden_TD`. See `activate` for `by_formula`.
+
+    One that has experts in place of it is computed by `experts`.
+    """
+    if isinstance(kind := layer.feed_forward, FeedForward):
+        between_TF = feed_forward_channels(kind, weights, normed(layer, weights, "norm", hidden_TD), by_formula)
+        _add_product(layer, weights, hidden_TD, "down", between_TF)
     return hidden_TD.mul_(weights.tensors["scalar"].to(hidden_TD.dtype)) if layer.scalar else hidden_TD
 
 
@@ -86,7 +91,7 @@ def output_slice(outside: Outside, weights: Weights, normed_TD: torch.Tensor) ->
     return logits_TV
 
 
-def _normed(layer: Layer, weights: Weights, short: str, x_TD: torch.Tensor) -> torch.Tensor:
+def normed(layer: Layer, weights: Weights, short: str, x_TD: torch.Tensor) -> torch.Tensor:
     """`x_TD` behind the norm of that name, or itself where the layer has none."""
     weight_D = weights.tensors.get(short)
     return x_TD if weight_D is None else rms_norm(x_TD, weight_D, layer.norm_epsilon, layer.norm_style)
@@ -98,7 +103,7 @@ def _add_product(
     """Add the last product of a half, normed and multiplied where the layer says so."""
     if "norm_after" not in weights.tensors and layer.residual_multiplier == 1:
         return add_product(weights, short, computed_TF, hidden_TD)
-    computed_TD = _normed(layer, weights, "norm_after", weights.project(short, computed_TF))
+    computed_TD = normed(layer, weights, "norm_after", weights.project(short, computed_TF))
     if layer.residual_multiplier != 1:
         computed_TD.mul_(layer.residual_multiplier)
     return hidden_TD.add_(computed_TD)
@@ -148,7 +153,10 @@ def _head_norm(layer: Layer, kind: Attention, x_TNH: torch.Tensor, weight: torch
     return rms_norm(x, weight, layer.norm_epsilon, layer.norm_style).view(x_TNH.shape)
 
 
-def _feed_forward(kind: FeedForward, weights: Weights, normed_TD: torch.Tensor, by_formula: bool) -> torch.Tensor:
+def feed_forward_channels(
+    kind: FeedForward, weights: Weights, normed_TD: torch.Tensor, by_formula: bool
+) -> torch.Tensor:
+    """Return what the last matrix of a feed-forward multiplies, [T, F]."""
     if not kind.gated:
         return activate(weights.project("up", normed_TD), kind.activation, by_formula=by_formula)
     if kind.fused:

@@ -12,7 +12,8 @@ import triton
 
 from pipeline.formats.early_launches import early
 from pipeline.models import row_kernels
-from pipeline.models.layers import Activation, NormStyle
+from pipeline.models.feed_forwards import Activation
+from pipeline.models.layers import NormStyle
 
 ITEMS = 2048
 """About so many items are enough for a program."""

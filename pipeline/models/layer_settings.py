@@ -2,16 +2,9 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from pipeline.models.feed_forwards import FEED_FORWARD_MATRICES, Activation, Experts, FeedForward
 from pipeline.models.json_object import JsonObject
-from pipeline.models.layers import (
-    ATTENTION_MATRICES,
-    FEED_FORWARD_MATRICES,
-    Activation,
-    Attention,
-    DeltaNet,
-    FeedForward,
-    Layer,
-)
+from pipeline.models.layers import ATTENTION_MATRICES, Attention, DeltaNet, Layer
 from pipeline.models.rope_settings import FULL, SLIDING, read_rope
 from pipeline.models.supported import unsupported
 
@@ -32,23 +25,36 @@ def read_layer(
     activation: str = "hidden_act",
     is_gated: bool = True,
     is_fused: bool = False,
+    experts: Experts | None = None,
 ) -> Layer:
     """A layer of the sizes that config.json states; which activation it has is said under the key `activation`.
+
+    It has `experts`, where they are given, in place of a feed-forward of its own.
 
     The matrices with `biases` are those that attention_bias and mlp_bias ask for, unless they are named here. Raises
     `ConfigError` for numbers that do not go together.
     """
-    if (function := settings.text(activation, "silu" if activation == "hidden_act" else "")) not in ACTIVATIONS:
-        raise unsupported(settings, activation)
-    size = settings.count("intermediate_size")
-    feed_forward = FeedForward(size=size, activation=ACTIVATIONS[function], gated=is_gated, fused=is_fused)
+    function = read_activation(settings, activation)
     return Layer(
         hidden_size=settings.count("hidden_size"),
         mixer=mixer,
-        feed_forward=feed_forward,
+        feed_forward=experts
+        or FeedForward(size=settings.count("intermediate_size"), activation=function, gated=is_gated, fused=is_fused),
         biases=frozenset(_biases(settings) if biases is None else biases),
         norm_epsilon=read_norm_epsilon(settings),
     )
+
+
+def read_activation(settings: JsonObject, key: str = "hidden_act") -> Activation:
+    """The activation that is said under this key."""
+    if (function := settings.text(key, "silu" if key == "hidden_act" else "")) not in ACTIVATIONS:
+        raise unsupported(settings, key)
+    return ACTIVATIONS[function]
+
+
+def count_of_experts(settings: JsonObject) -> int:
+    """How many a layer has: transformers saves it as num_local_experts, published files may say num_experts."""
+    return settings.count(settings.first("num_local_experts", "num_experts"))
 
 
 def read_attention(settings: JsonObject, kind: str | None = None, *, is_partial: bool = False) -> Attention:

@@ -9,12 +9,11 @@ from typing import Literal, TypeAlias
 
 from pipeline.formats.parts import ATTN, FFN
 from pipeline.formats.tensors import TensorSpec
+from pipeline.models.feed_forwards import Experts, FeedForward
 from pipeline.models.ropes import Rope
 
 ATTENTION_MATRICES = ("q", "k", "v", "o")
-FEED_FORWARD_MATRICES = ("gate", "up", "down")
 
-Activation: TypeAlias = Literal["silu", "gelu_tanh", "relu2"]
 NormStyle: TypeAlias = Literal["plain", "wide", "plus_one"]
 """How a norm weighs: in the compute dtype, in fp32, or in fp32 by 1 + what is stored."""
 
@@ -121,27 +120,6 @@ class DeltaNet:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FeedForward:
-    """Two matrices with an activation of `size` channels between them; what is `gated` multiplies that by a third.
-
-    A `fused` one has one matrix for gate and up, in this order. Source of the gate: arXiv 2002.05202.
-    """
-
-    size: int
-    activation: Activation = "silu"
-    gated: bool = True
-    fused: bool = False
-
-    module = "mlp"
-
-    def shapes(self, hidden_size: int) -> dict[str, tuple[int, int]]:
-        """Rows and columns of its matrices, by short name."""
-        wide = ("gate", "up") if self.gated else ("up",)
-        rows = {"gate_up": 2 * self.size} if self.fused else dict.fromkeys(wide, self.size)
-        return {**{short: (count, hidden_size) for short, count in rows.items()}, "down": (hidden_size, self.size)}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Norms:
     """The modules of the norms of a layer, before and after each half, None where there is none."""
 
@@ -161,7 +139,7 @@ class Layer:
 
     hidden_size: int
     mixer: Attention | DeltaNet
-    feed_forward: FeedForward
+    feed_forward: FeedForward | Experts
     biases: frozenset[str]
     norm_epsilon: float
     norm_style: NormStyle = "plain"
@@ -175,7 +153,7 @@ class Layer:
         attn = [*self._norms(layer, norms.before_mixer, norms.after_mixer), *self._mixer(layer)]
         ffn = [
             *self._norms(layer, norms.before_feed_forward, norms.after_feed_forward),
-            *self._matrices(f"{layer}.{self.feed_forward.module}", self.feed_forward.shapes(self.hidden_size)),
+            *self._feed_forward(layer),
         ]
         if self.scalar:
             ffn.append(TensorSpec("scalar", f"{layer}.layer_scalar", (1,)))
@@ -196,6 +174,23 @@ class Layer:
                 module = f"{layer}.{net.module}"
                 yield from net.matrices(module, self.hidden_size)
                 yield from net.vectors(module)
+
+    def expert_specs(self, layer: str) -> Iterator[tuple[TensorSpec, ...]]:
+        """The tensors of each of its experts, none where it has no experts."""
+        if isinstance(kind := self.feed_forward, Experts):
+            shapes = kind.expert.shapes(self.hidden_size)
+            for index in range(kind.count):
+                yield tuple(kind.expert_matrices(f"{layer}.{kind.module}", index, shapes))
+
+    def _feed_forward(self, layer: str) -> Iterator[TensorSpec]:
+        match self.feed_forward:
+            case FeedForward() as dense:
+                yield from self._matrices(f"{layer}.{dense.module}", dense.shapes(self.hidden_size))
+            case Experts() as experts:
+                yield from experts.router_tensors(f"{layer}.{experts.module}", self.hidden_size)
+                if (shared := experts.shared) is not None:
+                    module = f"{layer}.{experts.module}.{experts.shared_module}"
+                    yield from self._matrices(module, shared.shapes(self.hidden_size))
 
     def _matrices(self, module: str, shapes: Mapping[str, tuple[int, int]]) -> Iterator[TensorSpec]:
         """The matrices, then the biases of those that have one, an item for each row."""

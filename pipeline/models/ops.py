@@ -11,7 +11,8 @@ from types import ModuleType
 import torch
 from torch.nn import functional
 
-from pipeline.models.layers import Activation, NormStyle
+from pipeline.models.feed_forwards import Activation
+from pipeline.models.layers import NormStyle
 from pipeline.models.triton_kernels import kernels_of
 
 GELU_SLOPE, GELU_CUBE = math.sqrt(2 / math.pi), 0.044715

@@ -24,7 +24,7 @@ NAMES = (
     "OLMo 2 (olmo2)",
     "OLMo 3 (olmo3)",
     "Qwen2/2.5 (qwen2)",
-    "Qwen3 (qwen3)",
+    "Qwen3 (qwen3), also with experts (qwen3_moe)",
     "Qwen3.5/3.6/3.8 (qwen3_5, qwen3_5_text)",
     "Qwen3-Next without experts (qwen3_next)",
     "Phi 3, 3.5 and 4 (phi3)",

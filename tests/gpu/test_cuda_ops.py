@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from pipeline.models import ops
-from pipeline.models.layers import Activation, NormStyle
+from pipeline.models.feed_forwards import Activation
+from pipeline.models.layers import NormStyle
 
 fused_ops = pytest.importorskip("pipeline.models.fused_ops", reason="its kernels need Triton")
 pytestmark = pytest.mark.cuda

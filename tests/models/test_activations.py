@@ -19,7 +19,8 @@ from pipeline.models import delta_net
 from pipeline.models.activations import embedding_bytes, half_bytes, head_bytes, score_bytes
 from pipeline.models.attention import LayerKV, attend
 from pipeline.models.decoder import output_slice
-from pipeline.models.layers import Attention, DeltaNet, FeedForward, Layer, Norms
+from pipeline.models.feed_forwards import FeedForward
+from pipeline.models.layers import Attention, DeltaNet, Layer, Norms
 from pipeline.models.ops import rms_norm
 from pipeline.models.outside import PLAIN
 from pipeline.models.pass_attention import scratch_bytes

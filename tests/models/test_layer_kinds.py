@@ -14,7 +14,8 @@ from pipeline.formats.dense import DenseMatrix
 from pipeline.formats.matrix import Weights
 from pipeline.formats.parts import ATTN, FFN
 from pipeline.models import decoder
-from pipeline.models.layers import Attention, FeedForward, Layer, Norms
+from pipeline.models.feed_forwards import FeedForward
+from pipeline.models.layers import Attention, Layer, Norms
 from pipeline.models.ropes import ProportionalScaling, Rope
 from pipeline.models.rotary import rotary
 

@@ -12,7 +12,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
 from pipeline.formats.dense import linear
-from pipeline.models.layers import Activation, NormStyle
+from pipeline.models.feed_forwards import Activation
+from pipeline.models.layers import NormStyle
 from pipeline.models.ops import activate, gate, rms_norm, sigmoid_gate
 
 ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {

@@ -17,6 +17,7 @@ from pipeline.models.families import (
     qwen2,
     qwen3,
     qwen3_5,
+    qwen3_moe,
     qwen3_next,
     smollm3,
 )
@@ -39,6 +40,7 @@ FAMILIES = {
         qwen2.FAMILY,
         qwen3.FAMILY,
         qwen3_5.FAMILY,
+        qwen3_moe.FAMILY,
         qwen3_next.FAMILY,
         smollm3.FAMILY,
     )

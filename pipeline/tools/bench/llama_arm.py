@@ -22,6 +22,7 @@ from pipeline.formats.parts import ATTN, EMBED, FFN, HEAD
 from pipeline.formats.tensors import TensorRange
 from pipeline.formats.words import unpacked
 from pipeline.groups.groups import find_groups
+from pipeline.models.feed_forwards import FeedForward
 from pipeline.models.frequencies import frequencies
 from pipeline.models.model_config import ModelConfig, read_config
 from pipeline.models.ropes import Rope, attention_factor
@@ -142,7 +143,8 @@ def _describe(writer: Any, gguf: Any, config: ModelConfig) -> None:
     writer.add_context_length(config.max_positions)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.layers)
-    writer.add_feed_forward_length(config.layer_kinds[0].feed_forward.size)
+    if isinstance(feed_forward := config.layer_kinds[0].feed_forward, FeedForward):
+        writer.add_feed_forward_length(feed_forward.size)
     writer.add_head_count(kind.heads)
     writer.add_head_count_kv(kind.kv_heads)
     writer.add_key_length(kind.head_dim)

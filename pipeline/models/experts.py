@@ -1,0 +1,72 @@
+"""The second half of a layer with experts, as functions: choose for all rows, compute one expert, add them up.
+
+No result depends on the order in which experts are computed: each gives rows of its own, which are added by rank.
+Letters in names: T tokens of this pass, D hidden, K experts that a token uses, R rows of the pass that use an expert.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.formats.matrix import Weights
+from pipeline.models.decoder import feed_forward_channels, normed
+from pipeline.models.feed_forwards import Experts
+from pipeline.models.layers import Layer
+from pipeline.models.routing import route
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedRows:
+    """Of each row: what experts get, [T, D]; which, int64 [T, K]; their weights, fp32 [T, K].
+
+    `beside_TD` is what the half adds beside them, as a shared expert does, [T, D]; None for nothing.
+    """
+
+    input_TD: torch.Tensor
+    ids_TK: torch.Tensor
+    weights_TK: torch.Tensor
+    beside_TD: torch.Tensor | None
+
+
+def choose(
+    layer: Layer, kind: Experts, weights: Weights, hidden_TD: torch.Tensor, by_formula: bool = False
+) -> RoutedRows:
+    """Norm, router, and the shared expert where there is one. See `activate` for `by_formula`."""
+    normed_TD = normed(layer, weights, "norm", hidden_TD)
+    ids_TK, weights_TK = route(kind, weights, normed_TD)
+    beside_TD = None
+    if kind.shared is not None:
+        beside_TD = weights.project("down", feed_forward_channels(kind.shared, weights, normed_TD, by_formula))
+        if kind.shared_gated:
+            beside_TD.mul_(torch.sigmoid(weights.project("shared_gate", normed_TD)))
+    return RoutedRows(normed_TD, ids_TK, weights_TK, beside_TD)
+
+
+def expert_product(kind: Experts, weights: Weights, input_RD: torch.Tensor, by_formula: bool = False) -> torch.Tensor:
+    """What one expert makes of its rows, [R, D]; `weights` are its own."""
+    return weights.project("down", feed_forward_channels(kind.expert, weights, input_RD, by_formula))
+
+
+def add_up(
+    layer: Layer,
+    weights: Weights,
+    hidden_TD: torch.Tensor,
+    outputs_TKD: torch.Tensor,
+    weights_TK: torch.Tensor,
+    beside_TD: torch.Tensor | None,
+) -> torch.Tensor:
+    """Add to `hidden_TD` what experts gave to each row, weighed, and what is beside them; returns it.
+
+    The sum is in fp32, from rank to rank.
+    """
+    sum_TD = outputs_TKD[:, 0].float().mul_(weights_TK[:, 0, None])
+    for rank in range(1, outputs_TKD.shape[1]):
+        sum_TD.addcmul_(outputs_TKD[:, rank].float(), weights_TK[:, rank, None])
+    added_TD = sum_TD.to(hidden_TD.dtype)
+    if beside_TD is not None:
+        added_TD = added_TD.add_(beside_TD)
+    added_TD = normed(layer, weights, "norm_after", added_TD)
+    if layer.residual_multiplier != 1:
+        added_TD.mul_(layer.residual_multiplier)
+    hidden_TD.add_(added_TD)
+    return hidden_TD.mul_(weights.tensors["scalar"].to(hidden_TD.dtype)) if layer.scalar else hidden_TD

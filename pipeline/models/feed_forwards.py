@@ -1,0 +1,80 @@
+"""The second half of a layer, as data: a feed-forward of its own, or experts of which a router chooses some.
+
+The names of modules are those of the checkpoint.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from pipeline.formats.tensors import TensorSpec
+
+FEED_FORWARD_MATRICES = ("gate", "up", "down")
+Activation: TypeAlias = Literal["silu", "gelu_tanh", "relu2"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedForward:
+    """Two matrices with an activation of `size` channels between them; what is `gated` multiplies that by a third.
+
+    A `fused` one has one matrix for gate and up, in this order. Source of the gate: arXiv 2002.05202.
+    """
+
+    size: int
+    activation: Activation = "silu"
+    gated: bool = True
+    fused: bool = False
+
+    module = "mlp"
+
+    def shapes(self, hidden_size: int) -> dict[str, tuple[int, int]]:
+        """Rows and columns of its matrices, by short name."""
+        wide = ("gate", "up") if self.gated else ("up",)
+        rows = {"gate_up": 2 * self.size} if self.fused else dict.fromkeys(wide, self.size)
+        return {**{short: (count, hidden_size) for short, count in rows.items()}, "down": (hidden_size, self.size)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Routing:
+    """How the logits of a router choose experts, and weigh them.
+
+    They become `scores` over all experts, in fp32. The most likely ones are chosen; their scores, which make 1 where
+    they are `normalized`, are what weighs them.
+    """
+
+    scores: Literal["softmax"] = "softmax"
+    normalized: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experts:
+    """Feed-forwards of which each row uses the `chosen` ones of `count`, by the `routing`: a mixture of experts.
+
+    What they give is weighed and summed up. A `shared` one every row uses; with `shared_gated` it is multiplied by the
+    sigmoid of a number that a row of weights gives. Source: arXiv 2101.03961, 2401.06066.
+
+    Names in the checkpoint, under `module`: that of the `router`, of the matrices of an expert, and of what is shared.
+    """
+
+    count: int
+    chosen: int
+    routing: Routing
+    expert: FeedForward
+    shared: FeedForward | None = None
+    shared_gated: bool = False
+    module: str = "mlp"
+    router: str = "gate"
+    names: tuple[tuple[str, str], ...] = (("gate", "gate_proj"), ("up", "up_proj"), ("down", "down_proj"))
+    shared_module: str = "shared_expert"
+
+    def router_tensors(self, module: str, hidden_size: int) -> Iterator[TensorSpec]:
+        """What chooses experts, and the gate of the shared one."""
+        yield TensorSpec("router", f"{module}.{self.router}.weight", (self.count, hidden_size))
+        if self.shared_gated:
+            yield TensorSpec("shared_gate", f"{module}.{self.shared_module}_gate.weight", (1, hidden_size))
+
+    def expert_matrices(self, module: str, index: int, shapes: Mapping[str, tuple[int, int]]) -> Iterator[TensorSpec]:
+        """The matrices of one expert."""
+        names = dict(self.names)
+        for short, shape in shapes.items():
+            yield TensorSpec(short, f"{module}.experts.{index}.{names[short]}.weight", shape)

@@ -85,7 +85,8 @@ def _channels_bytes(kind: FeedForward, size: int, dtype: torch.dtype, fused: boo
     plain = fused and kind.gated
     # One matrix gives gate and up side by side, which are copied from there.
     wide = ((4 if plain else 3) if kind.fused else 2 if kind.gated else 1) * kind.size * dtype.itemsize
-    activated = 0 if plain or kind.activation == "relu2" else _activation_bytes(kind.size, dtype, by_formula=by_formula)
+    is_exact = by_formula or kind.clamp is not None
+    activated = 0 if plain or kind.activation == "relu2" else _activation_bytes(kind.size, dtype, by_formula=is_exact)
     return wide + max(size, activated)
 
 

@@ -19,7 +19,7 @@ from pipeline.models.delta_state import LayerState
 from pipeline.models.feed_forwards import FeedForward
 from pipeline.models.layers import Attention, DeltaNet, Layer
 from pipeline.models.model_config import ModelConfig
-from pipeline.models.ops import activate, gate, rms_norm, sigmoid_gate
+from pipeline.models.ops import activate, clamped_gate, gate, rms_norm, sigmoid_gate
 from pipeline.models.outside import Outside
 from pipeline.models.pass_attention import attend_all, launches
 from pipeline.models.pass_rows import Rows
@@ -160,8 +160,11 @@ def feed_forward_channels(
     if not kind.gated:
         return activate(weights.project("up", normed_TD), kind.activation, by_formula=by_formula)
     if kind.fused:
-        gate_TF, up_TF = weights.project("gate_up", normed_TD).chunk(2, dim=1)
+        both_TF = weights.project("gate_up", normed_TD)
+        gate_TF, up_TF = (both_TF[:, ::2], both_TF[:, 1::2]) if kind.interleaved else both_TF.chunk(2, dim=1)
         gate_TF = gate_TF.contiguous()
     else:
         gate_TF, up_TF = projections(weights, GATE_UP, normed_TD)
+    if kind.clamp is not None:
+        return clamped_gate(gate_TF, up_TF, kind.clamp)
     return gate(gate_TF, up_TF, kind.activation, by_formula=by_formula)

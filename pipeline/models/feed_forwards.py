@@ -3,7 +3,7 @@
 The names of modules are those of the checkpoint.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -14,16 +14,31 @@ Activation: TypeAlias = Literal["silu", "gelu_tanh", "relu2"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Clamp:
+    """A gate that is at most `limit` is multiplied by its sigmoid, which has the `slope`, and by up plus `offset`.
+
+    Up is first brought within plus and minus `limit`.
+    """
+
+    limit: float
+    slope: float
+    offset: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FeedForward:
     """Two matrices with an activation of `size` channels between them; what is `gated` multiplies that by a third.
 
-    A `fused` one has one matrix for gate and up, in this order. Source of the gate: arXiv 2002.05202.
+    A `fused` one has one matrix for gate and up, in this order, or with their rows in turns if it is `interleaved`.
+    With a `clamp` that says how the gate acts, in place of the activation. Source of the gate: arXiv 2002.05202.
     """
 
     size: int
     activation: Activation = "silu"
     gated: bool = True
     fused: bool = False
+    interleaved: bool = False
+    clamp: Clamp | None = None
 
     module = "mlp"
 
@@ -67,14 +82,21 @@ class Experts:
     names: tuple[tuple[str, str], ...] = (("gate", "gate_proj"), ("up", "up_proj"), ("down", "down_proj"))
     shared_module: str = "shared_expert"
 
-    def router_tensors(self, module: str, hidden_size: int) -> Iterator[TensorSpec]:
+    def router_tensors(self, module: str, hidden_size: int, biases: Collection[str]) -> Iterator[TensorSpec]:
         """What chooses experts, and the gate of the shared one."""
         yield TensorSpec("router", f"{module}.{self.router}.weight", (self.count, hidden_size))
+        if "router" in biases:
+            yield TensorSpec("router_bias", f"{module}.{self.router}.bias", (self.count,))
         if self.shared_gated:
             yield TensorSpec("shared_gate", f"{module}.{self.shared_module}_gate.weight", (1, hidden_size))
 
-    def expert_matrices(self, module: str, index: int, shapes: Mapping[str, tuple[int, int]]) -> Iterator[TensorSpec]:
-        """The matrices of one expert."""
+    def expert_tensors(
+        self, module: str, index: int, shapes: Mapping[str, tuple[int, int]], biases: Collection[str]
+    ) -> Iterator[TensorSpec]:
+        """The matrices of one expert, then the biases of those that have one."""
         names = dict(self.names)
         for short, shape in shapes.items():
             yield TensorSpec(short, f"{module}.experts.{index}.{names[short]}.weight", shape)
+        for short, (rows, _) in shapes.items():
+            if short in biases:
+                yield TensorSpec(f"{short}_bias", f"{module}.experts.{index}.{names[short]}.bias", (rows,))

@@ -12,7 +12,7 @@ import triton
 
 from pipeline.formats.early_launches import early
 from pipeline.models import row_kernels
-from pipeline.models.feed_forwards import Activation
+from pipeline.models.feed_forwards import Activation, Clamp
 from pipeline.models.layers import NormStyle
 
 ITEMS = 2048
@@ -54,5 +54,14 @@ def gate(gate_TF: torch.Tensor, other_TF: torch.Tensor, activation: Activation |
     items = gate_TF.numel()
     row_kernels.gate[(triton.cdiv(items, ITEMS),)](
         gate_TF, other_TF, items, ACTIVATION=activation, J=ITEMS, **early(gate_TF.device)
+    )
+    return gate_TF
+
+
+def clamped_gate(gate_TF: torch.Tensor, up_TF: torch.Tensor, clamp: Clamp) -> torch.Tensor:
+    """See `ops.clamped_gate`."""
+    items = gate_TF.numel()
+    row_kernels.clamped_gate[(triton.cdiv(items, ITEMS),)](
+        gate_TF, up_TF, items, clamp.limit, clamp.slope, clamp.offset, J=ITEMS, **early(gate_TF.device)
     )
     return gate_TF

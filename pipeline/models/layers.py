@@ -133,8 +133,8 @@ class Norms:
 class Layer:
     """Two halves, each of which adds what it computes, times the `residual_multiplier`, to the hidden states.
 
-    `biases` are the matrices of both that have one, by their short names. With `scalar` the layer ends with a product
-    by a stored number.
+    `biases` are the matrices of both that have one, also of a router and of experts, by their short names. With
+    `scalar` the layer ends with a product by a stored number.
     """
 
     hidden_size: int
@@ -180,14 +180,14 @@ class Layer:
         if isinstance(kind := self.feed_forward, Experts):
             shapes = kind.expert.shapes(self.hidden_size)
             for index in range(kind.count):
-                yield tuple(kind.expert_matrices(f"{layer}.{kind.module}", index, shapes))
+                yield tuple(kind.expert_tensors(f"{layer}.{kind.module}", index, shapes, self.biases))
 
     def _feed_forward(self, layer: str) -> Iterator[TensorSpec]:
         match self.feed_forward:
             case FeedForward() as dense:
                 yield from self._matrices(f"{layer}.{dense.module}", dense.shapes(self.hidden_size))
             case Experts() as experts:
-                yield from experts.router_tensors(f"{layer}.{experts.module}", self.hidden_size)
+                yield from experts.router_tensors(f"{layer}.{experts.module}", self.hidden_size, self.biases)
                 if (shared := experts.shared) is not None:
                     module = f"{layer}.{experts.module}.{experts.shared_module}"
                     yield from self._matrices(module, shared.shapes(self.hidden_size))

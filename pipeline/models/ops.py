@@ -11,7 +11,7 @@ from types import ModuleType
 import torch
 from torch.nn import functional
 
-from pipeline.models.feed_forwards import Activation
+from pipeline.models.feed_forwards import Activation, Clamp
 from pipeline.models.layers import NormStyle
 from pipeline.models.triton_kernels import kernels_of
 
@@ -61,6 +61,20 @@ def activate(x_TF: torch.Tensor, activation: Activation, *, by_formula: bool) ->
         return x_TF.copy_(x32_TF.div_(x32_TF.neg().exp_().add_(1)))
     inner_TF = x32_TF.square().mul_(GELU_CUBE).add_(1).mul_(x32_TF).mul_(GELU_SLOPE)
     return x_TF.copy_(x32_TF.mul_(inner_TF.tanh_().add_(1)).mul_(0.5))
+
+
+def clamped_gate(gate_TF: torch.Tensor, up_TF: torch.Tensor, clamp: Clamp) -> torch.Tensor:
+    """See `Clamp`: gate * sigmoid(slope * gate) * (up + offset), in the memory of `gate_TF`.
+
+    In fp32 inside, and by formula as `activate`.
+    """
+    if kernels := _kernels(gate_TF.device, gate_TF.dtype):
+        fused: torch.Tensor = kernels.clamped_gate(gate_TF, up_TF.contiguous(), clamp)
+        return fused
+    gate32_TF = gate_TF.float().clamp_(max=clamp.limit)
+    gate32_TF.div_(gate32_TF.mul(-clamp.slope).exp_().add_(1))
+    up32_TF = up_TF.to(torch.float32, copy=True).clamp_(-clamp.limit, clamp.limit)
+    return gate_TF.copy_(gate32_TF.mul_(up32_TF.add_(clamp.offset)))
 
 
 def sigmoid_gate(mixed_TA: torch.Tensor, gate_TA: torch.Tensor) -> torch.Tensor:

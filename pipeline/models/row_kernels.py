@@ -61,3 +61,19 @@ def gate(gate, other, items, ACTIVATION: tl.constexpr, J: tl.constexpr, EARLY: t
         gate_J = tl.maximum(gate_J, 0.0)
         gate_J = gate_J * gate_J
     tl.store(gate + at_J, (gate_J.to(dtype).to(tl.float32) * other_J).to(dtype), mask=at_J < items)
+
+
+@triton.jit(do_not_specialize=["limit", "slope", "offset"])
+def clamped_gate(gate, up, items, limit, slope, offset, J: tl.constexpr, EARLY: tl.constexpr):
+    """The same with the gate that `ops.clamped_gate` says, rounded once."""
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
+    at_J = tl.program_id(0).to(tl.int64) * J + tl.arange(0, J)
+    gate_J = tl.load(gate + at_J, mask=at_J < items, other=0.0)
+    up_J = tl.load(up + at_J, mask=at_J < items, other=0.0).to(tl.float32)
+    dtype = gate_J.dtype
+    gate_J = tl.minimum(gate_J.to(tl.float32), limit)
+    gate_J = gate_J / (tl.exp(-slope * gate_J) + 1.0)
+    up_J = tl.minimum(tl.maximum(up_J, -limit), limit) + offset
+    tl.store(gate + at_J, (gate_J * up_J).to(dtype), mask=at_J < items)

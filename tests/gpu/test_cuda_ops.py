@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline.models import ops
-from pipeline.models.feed_forwards import Activation
+from pipeline.models.feed_forwards import Activation, Clamp
 from pipeline.models.layers import NormStyle
 
 fused_ops = pytest.importorskip("pipeline.models.fused_ops", reason="its kernels need Triton")
@@ -22,11 +22,14 @@ def test_norms_and_gates_are_those_of_torch(dtype: torch.dtype, monkeypatch: pyt
     fused = [fused_ops.rms_norm(x, weight, 1e-6, style) for style in styles]
     fused.append(fused_ops.rms_norm(x, None, 1e-6, "plain"))
     fused += [fused_ops.gate(gate.clone(), other, activation) for activation in (*activations, "sigmoid")]
+    clamp = Clamp(limit=2.5, slope=1.3, offset=1.0)
+    fused.append(fused_ops.clamped_gate(gate.clone(), other, clamp))
     monkeypatch.setattr(ops, "_kernels", lambda *kind: None)
     expected = [ops.rms_norm(x, weight, 1e-6, style) for style in styles]
     expected.append(ops.rms_norm(x, None, 1e-6))
     expected += [ops.gate(gate.clone(), other, activation, by_formula=True) for activation in activations]
     expected.append(ops.sigmoid_gate(other.clone(), gate))
+    expected.append(ops.clamped_gate(gate.clone(), other, clamp))
     close = {"atol": 5e-6, "rtol": 5e-6} if dtype is torch.float32 else {"atol": 2e-2, "rtol": 1e-2}
     for ours, theirs in zip(fused, expected, strict=True):
         torch.testing.assert_close(ours, theirs, **close)

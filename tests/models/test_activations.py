@@ -19,7 +19,7 @@ from pipeline.models import delta_net
 from pipeline.models.activations import embedding_bytes, half_bytes, head_bytes, score_bytes
 from pipeline.models.attention import LayerKV, attend
 from pipeline.models.decoder import output_slice
-from pipeline.models.feed_forwards import FeedForward
+from pipeline.models.feed_forwards import Clamp, FeedForward
 from pipeline.models.layers import Attention, DeltaNet, Layer, Norms
 from pipeline.models.ops import rms_norm
 from pipeline.models.outside import PLAIN
@@ -67,6 +67,13 @@ HALVES = {
     "gated without norms": layer(attention(16, 2, 64, gated=True), 512),
     "fused": layer(attention(16, 4, 64, fused=True), 512, feed_forward=FeedForward(size=512, fused=True)),
     "fused feed-forward": layer(attention(8, 4, 64), 0, feed_forward=FeedForward(size=2048, fused=True)),
+    "clamped, in turns": layer(
+        attention(8, 4, 64),
+        0,
+        feed_forward=FeedForward(
+            size=2048, fused=True, interleaved=True, clamp=Clamp(limit=7.0, slope=1.702, offset=1.0)
+        ),
+    ),
     "keys as values": layer(attention(16, 4, 64, values_are_keys=True, value_norm=True, query_key_norms="heads"), 512),
     "delta net": layer(DeltaNet(grouped=False, **NET), 256),
     "delta net in groups": layer(DeltaNet(grouped=True, **NET), 256),

@@ -1,6 +1,7 @@
 """The small operations against transformers, bit by bit."""
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,19 +9,23 @@ import torch
 from torch.nn import functional
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.gemma4.modeling_gemma4 import Gemma4RMSNorm
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
 from pipeline.formats.dense import linear
-from pipeline.models.feed_forwards import Activation
+from pipeline.models.feed_forwards import Activation, Clamp
 from pipeline.models.layers import NormStyle
-from pipeline.models.ops import activate, gate, rms_norm, sigmoid_gate
+from pipeline.models.ops import activate, clamped_gate, gate, rms_norm, sigmoid_gate
 
 ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": functional.silu,
     "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
     "relu2": lambda x: functional.relu(x).square(),
 }
+CLAMP = Clamp(limit=2.5, slope=1.3, offset=1.0)
+ROUNDED = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+"""What differs where transformers rounds every step of the clamped gate."""
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -86,6 +91,7 @@ def test_a_row_of_a_norm_or_of_an_activation_does_not_depend_on_the_others(size:
         if dtype is torch.float32:
             assert_rows_stand_alone(lambda x, one=activation: activate(x, one, by_formula=False), dtype, size)
     assert_rows_stand_alone(lambda x: sigmoid_gate(torch.ones_like(x), x.clone()), dtype, size)
+    assert_rows_stand_alone(lambda x: clamped_gate(x.clone(), x, CLAMP), dtype, size)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -97,3 +103,5 @@ def test_activations_are_those_of_torch(by_formula: bool, dtype: torch.dtype) ->
         gated = gate(x.clone(), x, activation, by_formula=by_formula)
         torch.testing.assert_close(gated, theirs(x) * x)
     torch.testing.assert_close(sigmoid_gate(x.clone(), x.clone()), x * torch.sigmoid(x))
+    theirs = GptOssExperts._apply_gate(SimpleNamespace(limit=CLAMP.limit, alpha=CLAMP.slope), torch.stack((x, -x), 1))
+    torch.testing.assert_close(clamped_gate(x.clone(), -x, CLAMP), theirs[:, 0], rtol=ROUNDED[dtype], atol=1e-4)

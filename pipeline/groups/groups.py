@@ -14,7 +14,7 @@ from pipeline.checkpoints.leftovers import leftovers
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.formats.dense import all_dense
 from pipeline.formats.matrix import Format, FormatOf, StoredMatrix
-from pipeline.formats.parts import EMBED_KEY, HEAD, head_slice
+from pipeline.formats.parts import EMBED_KEY, EXPERT, HEAD, head_slice, kind_of
 from pipeline.formats.tensors import TensorRange, TensorSpec
 from pipeline.groups.stored import faults, hints, spare_parts, stored_names
 
@@ -29,7 +29,7 @@ Specs = Mapping[GroupKey, Sequence[TensorSpec]]
 
 @dataclass(frozen=True, slots=True)
 class WeightGroup:
-    """What is read, uploaded and computed as one: half a layer, or a slice of the head.
+    """What is read, uploaded and computed as one: half a layer, an expert of it, or a slice of the head.
 
     `tensors` are all that it holds, those that make up its `matrices` among them; the others are `vectors`.
     """
@@ -60,14 +60,16 @@ class WeightGroup:
 class WeightGroups:
     """All groups in compute order, and the embedding table, of which only rows are fetched.
 
-    `ignored` names what the checkpoint holds beyond that, and what the next token does not depend on. `formats` has the
-    matrices, whole, by the name of their format.
+    `experts` move when they are needed, and lie in order of layer and index. `ignored` names what the checkpoint holds
+    beyond that, and what the next token does not depend on. `formats` has the matrices, whole, by the name of their
+    format.
     """
 
     groups: tuple[WeightGroup, ...]
     embed: StoredMatrix
     ignored: tuple[str, ...]
     formats: Mapping[str, Sequence[StoredMatrix]]
+    experts: tuple[WeightGroup, ...] = ()
 
     @property
     def dtype(self) -> "torch.dtype":
@@ -93,7 +95,8 @@ def plan_groups(
     """Find each tensor of `specs` in the checkpoint, a matrix as its format stores it: layer by layer, then the head.
 
     The output matrix of the head is cut into row slices, in turn of about the size of each part of a layer; the first
-    carries the final norm too. So many layers behind the last may be there, which draft, and are ignored.
+    carries the final norm too. Experts, if `specs` has them, are kept apart from the other groups. So many layers
+    behind the last may be there, which draft, and are ignored.
 
     Raises:
         CheckpointError: naming every tensor that is missing, that is stored twice, whose shape or dtype is wrong, with
@@ -109,6 +112,7 @@ def plan_groups(
         for name, matrix in zip((one.format.name for one in stored[key] if one.format), group.matrices, strict=True):
             formats[name].append(matrix)
     embed, head = found.pop(EMBED_KEY), found.pop((head_layer, HEAD))
+    experts = tuple(found.pop(key) for key in [*found] if kind_of(key[1]) == EXPERT)
     groups = [*found.values()]
     parts = layer_parts([*found])
     sizes = [max(group.needed_bytes for group in groups if group.name == part) for part in parts]
@@ -116,7 +120,7 @@ def plan_groups(
     for index, rows in enumerate(_row_slices(output, sizes)):
         tensors = (*head.vectors, *rows.tensors) if index == 0 else rows.tensors
         groups.append(WeightGroup(head_layer, head_slice(index), tensors, (rows,)))
-    return WeightGroups(tuple(groups), _table(embed), ignored, formats)
+    return WeightGroups(tuple(groups), _table(embed), ignored, formats, experts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,8 @@ def remarks(
         missing = _some(sorted(checkpoint.promised))
         yield f"{checkpoint.folder}: the index promises tensors that no file holds and none is needed: {missing}"
     tensors: dict[str, TensorRange] = {}
-    for group in groups.groups:
+    moving = (*groups.groups, *groups.experts)
+    for group in moving:
         for tensor in group.tensors:
             tensors.setdefault(tensor.name, tensor)  # of the head the first slice
     if odd := [tensor for tensor in tensors.values() if tensor.is_odd]:
@@ -46,7 +47,7 @@ def remarks(
             "read to where they can be used, which takes CPU time; write the file again with "
             "safetensors.torch.save_file to do without"
         )
-    matrices = [one for group in groups.groups for one in group.matrices if isinstance(one, StoredDense)]
+    matrices = [one for group in moving for one in group.matrices if isinstance(one, StoredDense)]
     dense = {one.tensors[0].name: one for one in matrices}
     if cast := [one for one in dense.values() if auto_dtype is not None and one.dtype != auto_dtype]:
         has_f64 = any(one.dtype == stored_dtype("F64") for one in cast) and auto_dtype == stored_dtype("F32")

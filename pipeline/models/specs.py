@@ -1,7 +1,7 @@
 """Which tensors each group holds, as data. The names are those that every supported family uses on disk."""
 
 from actors.core.message import GroupKey
-from pipeline.formats.parts import EMBED, EMBED_KEY, HEAD
+from pipeline.formats.parts import EMBED, EMBED_KEY, HEAD, expert
 from pipeline.formats.tensors import TensorSpec
 from pipeline.models.model_config import ModelConfig
 
@@ -25,3 +25,12 @@ def group_specs(config: ModelConfig) -> dict[GroupKey, tuple[TensorSpec, ...]]:
     )
     groups[EMBED_KEY] = (TensorSpec(EMBED, embedding, matrix, (embedding, output) if tied else ()),)
     return groups
+
+
+def expert_specs(config: ModelConfig) -> dict[GroupKey, tuple[TensorSpec, ...]]:
+    """The tensors of every expert, which are groups beside those: layer by layer, in order of their index."""
+    return {
+        (index, expert(number)): specs
+        for index, layer in enumerate(config.layer_kinds)
+        for number, specs in enumerate(layer.expert_specs(f"{config.prefix}layers.{index}"))
+    }

@@ -20,7 +20,7 @@ from actors.core.operation import Operation
 class Source(Actor):
     """Begins a line."""
 
-    def plan(self) -> AsyncIterator[Message[None]]:
+    def plan(self) -> AsyncIterator[Message[Slot | None]]:
         """Give the messages, in compute order, `seq` counting from 0."""
         raise NotImplementedError
 

@@ -1,0 +1,193 @@
+"""Which experts a place keeps, and which of them goes when another one comes: decisions, without slots and time.
+
+The store asks here, and so does a replay of recorded routing: what the replay says of hits is what a run finds.
+"""
+
+import itertools
+from bisect import bisect_left, insort
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from actors.core.errors import PolicyFailed
+
+Expert: TypeAlias = tuple[int, int]
+"""The layer, and the index of the expert in it."""
+
+WINDOW = 8
+"""So many slots are for what moves, where there are twice as many."""
+
+
+class EvictionPolicy(Protocol):
+    """Says which of the kept experts goes next. Each place has one of its own."""
+
+    def use(self, expert: Expert) -> None:
+        """Note that an expert is used: one that is kept, or is kept from now on."""
+
+    def remove(self, expert: Expert) -> None:
+        """Note that an expert is kept no more."""
+
+    def victims(self) -> Iterable[Expert]:
+        """What is kept, in the order in which it goes. The first may be what came last: then that is not kept."""
+
+
+class LeastRecentlyUsed:
+    """That goes first whose last use was before those of all others."""
+
+    def __init__(self) -> None:
+        self._order: OrderedDict[Expert, None] = OrderedDict()
+
+    def use(self, expert: Expert) -> None:
+        """Put it behind all others."""
+        self._order[expert] = None
+        self._order.move_to_end(expert)
+
+    def remove(self, expert: Expert) -> None:
+        """Forget it."""
+        del self._order[expert]
+
+    def victims(self) -> Iterable[Expert]:
+        """By last use."""
+        return self._order
+
+
+class LeastFrequentlyUsed:
+    """That goes first which was used least often since the model was opened, kept or not; of these by last use."""
+
+    def __init__(self) -> None:
+        self._uses: Counter[Expert] = Counter()
+        self._ranks: dict[Expert, tuple[int, int, Expert]] = {}
+        self._order: list[tuple[int, int, Expert]] = []
+        self._times = itertools.count()
+
+    def use(self, expert: Expert) -> None:
+        """Count it."""
+        if expert in self._ranks:
+            self.remove(expert)
+        self._uses[expert] += 1
+        self._ranks[expert] = rank = (self._uses[expert], next(self._times), expert)
+        insort(self._order, rank)
+
+    def remove(self, expert: Expert) -> None:
+        """Go on knowing how often it was used."""
+        del self._order[bisect_left(self._order, self._ranks.pop(expert))]
+
+    def victims(self) -> Iterable[Expert]:
+        """By number of uses."""
+        return (expert for _, _, expert in self._order)
+
+
+class Pinned:
+    """Some experts stay once they have come; the others go as another policy says."""
+
+    def __init__(self, experts: Collection[Expert], others: Callable[[], EvictionPolicy] = LeastRecentlyUsed) -> None:
+        self._pins = frozenset(experts)
+        self._kept: dict[Expert, None] = {}
+        self._others = others()
+
+    def use(self, expert: Expert) -> None:
+        """Tell the other policy of what is not pinned."""
+        if expert in self._pins:
+            self._kept[expert] = None
+        else:
+            self._others.use(expert)
+
+    def remove(self, expert: Expert) -> None:
+        """Tell the other policy of what is not pinned."""
+        if expert in self._pins:
+            del self._kept[expert]
+        else:
+            self._others.remove(expert)
+
+    def victims(self) -> Iterable[Expert]:
+        """All others, and where too many are pinned, those that came last."""
+        return itertools.chain(self._others.victims(), reversed(self._kept))
+
+
+EVICTION: Mapping[str, Callable[[], EvictionPolicy] | None] = {
+    "lru": LeastRecentlyUsed,
+    "lfu": LeastFrequentlyUsed,
+    "none": None,
+}
+"""The policies that have names; None keeps nothing."""
+
+
+def kept_slots(slots: int, experts: int, window: int = WINDOW) -> int:
+    """How many of a place's slots may hold kept experts, where the model has so many; the others are for what moves.
+
+    One at least is, and no more than half unless there is only one; but where all experts have a slot, all are kept.
+    """
+    return slots if slots >= experts else slots - max(1, min(window, slots // 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a place has of the experts that are wanted now, and which it gives up for them beside wanted ones."""
+
+    hits: Sequence[int]
+    misses: Sequence[int]
+    victims: Sequence[Expert]
+
+
+class ExpertCache:
+    """The experts that one place keeps, `capacity` at most; none where there is no policy.
+
+    What is streamed evicts nothing: it is kept while there is room, and goes before all that was wanted otherwise.
+    """
+
+    def __init__(self, capacity: int, policy: EvictionPolicy | None) -> None:
+        self.capacity = 0 if policy is None else capacity
+        self._policy = policy or LeastRecentlyUsed()
+        self._kept: set[Expert] = set()
+        self._streamed: dict[Expert, None] = {}
+
+    def __contains__(self, expert: Expert) -> bool:
+        return expert in self._kept
+
+    def request(self, layer: int, experts: Sequence[int], *, streamed: bool = False) -> Found:
+        """Decide what is kept when these have been used: hits first, then what comes for them, each in its order."""
+        hits = [index for index in experts if (layer, index) in self._kept]
+        misses = [index for index in experts if (layer, index) not in self._kept]
+        wanted = {(layer, index): None for index in (*hits, *misses)}
+        gone: list[Expert] = []
+        for expert in wanted if self.capacity else ():
+            if not streamed:
+                self._streamed.pop(expert, None)
+                self._kept.add(expert)
+                self._policy.use(expert)
+                if len(self._kept) > self.capacity:
+                    gone.append(self._evict())
+            elif len(self._kept) < self.capacity and expert not in self._kept:
+                self._kept.add(expert)
+                self._streamed[expert] = None
+        return Found(hits, misses, [expert for expert in gone if expert not in wanted])
+
+    def forget(self) -> None:
+        """Keep nothing any more."""
+        for expert in self._kept - self._streamed.keys():
+            self._policy.remove(expert)
+        self._kept.clear()
+        self._streamed.clear()
+
+    def _evict(self) -> Expert:
+        if self._streamed:
+            victim, _ = self._streamed.popitem()
+        else:
+            victim = next(iter(self._policy.victims()), (-1, -1))
+            if victim not in self._kept:
+                raise PolicyFailed(f"{type(self._policy).__name__}.victims gave {victim}, which is not kept")
+            self._policy.remove(victim)
+        self._kept.remove(victim)
+        return victim
+
+
+def request(
+    caches: Sequence[ExpertCache], layer: int, experts: Sequence[int], *, streamed: bool = False
+) -> list[Found]:
+    """Ask the places, the last one first, where experts are computed: what one has not is asked of the one before."""
+    found: list[Found] = []
+    for cache in reversed(caches):
+        found.insert(0, cache.request(layer, experts, streamed=streamed))
+        experts = found[0].misses
+    return found

@@ -1,0 +1,221 @@
+"""Where the experts' line and the computations meet: what is wanted, what has come, and what is kept.
+
+The program says what a layer wants once its router has spoken, takes what has come, and says when it was used. Slots
+move in code without an await (rule 6). At any time the slot of an expert is kept, which `ExpertCache` decides, on its
+way, or given to the program; only the first may last, and leaves at least one slot of each place to the others.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from actors.core.budget import Budget, Slot
+from actors.core.errors import LineError
+from actors.core.event import Event
+from actors.core.expert_cache import (
+    WINDOW,
+    EvictionPolicy,
+    Expert,
+    ExpertCache,
+    Found,
+    LeastRecentlyUsed,
+    kept_slots,
+    request,
+)
+from actors.core.message import READY, GroupKey, Message
+
+
+@dataclass(slots=True)
+class Uses:
+    """How often an expert of a layer was in a place that was asked for it, and how often not; streamed ones apart."""
+
+    hits: int = 0
+    misses: int = 0
+    streamed_hits: int = 0
+    streamed_misses: int = 0
+
+
+@dataclass(slots=True)
+class Unions:
+    """How many experts a layer wanted, in so many passes: all together, and the most in one."""
+
+    passes: int = 0
+    experts: int = 0
+    largest: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertStatistics:
+    """What was wanted and found since the model was opened: by place, in order, and layer."""
+
+    places: Mapping[str, Mapping[int, Uses]]
+    unions: Mapping[int, Unions]
+
+
+class _Place:
+    """One place's slots that keep experts, and the cache that says which."""
+
+    def __init__(self, budget: Budget, experts: int, policy: Callable[[], EvictionPolicy] | None, window: int) -> None:
+        if len(budget.slots) != 1:
+            raise LineError(f"the {budget.name} budget needs one kind of slot for all experts, has {len(budget.slots)}")
+        slots = sum(budget.slots.values())
+        self.name = budget.name
+        self.cache = ExpertCache(kept_slots(slots, experts, window), None if policy is None else policy())
+        self.kept: dict[Expert, Message[Slot]] = {}
+        self.uses: dict[int, Uses] = {}
+
+    def settle(self, expert: Expert, message: Message[Slot]) -> None:
+        """Keep a slot that has been used, or give it back behind the last operation on it."""
+        if expert in self.cache:
+            self.kept[expert] = message
+        else:
+            message.at.release(after=message.at.filled)
+
+    def take_note(self, layer: int, found: Found, *, streamed: bool) -> None:
+        """Count what was found, and give back the slots of what is kept no more; one in use is given back later."""
+        uses = self.uses.setdefault(layer, Uses())
+        if streamed:
+            uses.streamed_hits += len(found.hits)
+            uses.streamed_misses += len(found.misses)
+        else:
+            uses.hits += len(found.hits)
+            uses.misses += len(found.misses)
+        for victim in found.victims:
+            if (message := self.kept.pop(victim, None)) is not None:
+                message.at.release(after=message.at.filled)
+
+    def forget(self) -> None:
+        """Keep nothing; the budget has taken the slots back."""
+        self.cache.forget()
+        self.kept.clear()
+
+
+class ExpertStore:
+    """Keeps experts in the slots of `budgets`: of host memory and then of the device, or of the one that is both.
+
+    Args:
+        budgets: one for each place, each with one kind of slot.
+        experts: how many there are in all layers.
+        part: what the group of an expert is called, by its index.
+        policy: makes what says, for one place, which expert goes first; None keeps none.
+        window: how many slots of a place are for what moves, see `kept_slots`.
+    """
+
+    def __init__(
+        self,
+        budgets: Sequence[Budget],
+        experts: int,
+        part: Callable[[int], str],
+        policy: Callable[[], EvictionPolicy] | None = LeastRecentlyUsed,
+        *,
+        window: int = WINDOW,
+    ) -> None:
+        self._places = [_Place(budget, experts, policy, window) for budget in budgets]
+        self._part = part
+        self._indices: dict[str, int] = {}
+        self._unions: dict[int, Unions] = {}
+        self._unsent: deque[tuple[Expert, Slot | None]] = deque()
+        self._more = asyncio.Event()
+        self._some = asyncio.Event()
+        self._restart()
+
+    def _restart(self) -> None:
+        self._unsent.clear()
+        self._wanted: set[Expert] = set()
+        self._ready: list[Message[Slot]] = []
+        self._given: set[GroupKey] = set()
+
+    def want(self, layer: int, experts: Sequence[int], *, streamed: bool = False) -> None:
+        """Let these experts of a layer come, each once; what is there is given at once.
+
+        With `streamed` they come for most of what a prompt needs, and evict nothing. Raises LineError while anything
+        that was wanted before is not used.
+        """
+        if self._wanted or self._ready or self._given:
+            raise LineError(f"experts of layer {layer} are wanted before those of the last one are used")
+        unions = self._unions.setdefault(layer, Unions())
+        unions.passes, unions.experts = unions.passes + 1, unions.experts + len(experts)
+        unions.largest = max(unions.largest, len(experts))
+        found = request([place.cache for place in self._places], layer, experts, streamed=streamed)
+        for place, one in zip(self._places, found, strict=True):
+            place.take_note(layer, one, streamed=streamed)
+        here, *before = reversed(self._places)
+        self._ready = [_arrived(here.kept.pop((layer, index))) for index in found[-1].hits]
+        self._wanted = {(layer, index) for index in found[-1].misses}
+        # What is in host memory goes first: it need not wait for a slot there.
+        for place, one in zip(before, found, strict=False):
+            self._unsent += [((layer, index), place.kept.pop((layer, index)).at) for index in one.hits]
+        self._unsent += [((layer, index), None) for index in found[0].misses]
+        if self._ready:
+            self._some.set()
+        if self._unsent:
+            self._more.set()
+
+    async def next(self) -> tuple[int, str, Slot | None]:
+        """Wait for an expert that must come; returns its layer and group, and the host slot that keeps it, if any."""
+        while not self._unsent:
+            self._more.clear()
+            await self._more.wait()
+        (layer, index), slot = self._unsent.popleft()
+        part = self._part(index)
+        self._indices[part] = index
+        return layer, part, slot
+
+    def arrive(self, message: Message[Slot]) -> None:
+        """Take an expert that is on its way to the place where it is computed."""
+        expert, source = self._expert(message), message.at.source
+        if source is not None:
+            message.at.source = None
+            self._places[0].settle(expert, message.moved(source, READY))
+        self._wanted.remove(expert)
+        self._ready.append(message)
+        self._some.set()
+
+    async def arrived(self) -> Sequence[Message[Slot]]:
+        """Wait for wanted experts; returns all that have come and were not given yet, in order of arrival.
+
+        Each message's event is the arrival of its bytes. Raises LineError where nothing more is wanted, and where what
+        was given before is not used: its slot may be the one that the next expert waits for.
+        """
+        if self._given or not (self._ready or self._wanted):
+            lacks = "what was given is not used" if self._given else "no more are wanted"
+            raise LineError(f"experts are waited for, but {lacks}")
+        while not self._ready:
+            self._some.clear()
+            await self._some.wait()
+        given, self._ready = self._ready, []
+        self._given = {message.key for message in given}
+        return given
+
+    def used(self, messages: Sequence[Message[Slot]], event: Event) -> None:
+        """Say that the computations of these were launched and end with `event`; READY where nothing was launched."""
+        for message in messages:
+            if message.key not in self._given:
+                raise LineError(f"layer {message.layer} group {message.group!r} is used, but was not given")
+            self._given.remove(message.key)
+            if event is not READY:
+                message.at.filled = event
+            self._places[-1].settle(self._expert(message), message)
+
+    def fail(self) -> None:
+        """Forget what was under way and what was kept; the lines have stopped, and the budgets have all slots back."""
+        for place in self._places:
+            place.forget()
+        self._restart()
+
+    def statistics(self) -> ExpertStatistics:
+        """The counts up to now."""
+        return ExpertStatistics(
+            {place.name: {layer: replace(uses) for layer, uses in place.uses.items()} for place in self._places},
+            {layer: replace(unions) for layer, unions in self._unions.items()},
+        )
+
+    def _expert(self, message: Message[Slot]) -> Expert:
+        return message.layer, self._indices[message.group]
+
+
+def _arrived(message: Message[Slot]) -> Message[Slot]:
+    """A kept expert: once it has come, nothing waits for that any more."""
+    done = message.event.done() and message.event.error is None
+    return message.moved(message.at, READY) if done else message

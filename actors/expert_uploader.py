@@ -1,0 +1,20 @@
+"""Moves experts from host memory into device memory, as the uploader of weights does.
+
+Takes:  messages in a host slot, whose bytes may still be on their way.
+Gives:  messages in a device slot, whose event is done when the copy has landed, with the host slot that they came from.
+Holds:  one device slot per expert from here until its computation has ended; where it is kept, until it goes.
+Fails:  when the device refuses the copy.
+"""
+
+from actors.core.budget import Budget
+from actors.core.ports import Transfers
+from actors.gpu_uploader import GpuUploader
+
+
+class ExpertUploader(GpuUploader):
+    """Where host and device memory are the same there is no budget of its own: the slot is handed on."""
+
+    keeps_source = True
+
+    def __init__(self, device: Transfers, memory: Budget | None) -> None:
+        super().__init__(device, memory, shares_lane=memory is not None)

@@ -1,0 +1,181 @@
+"""The line of experts on virtual time, memory that knows whose bytes it holds, and computations that look."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from actors.core.budget import Budget, Slot
+from actors.core.event import Event
+from actors.core.expert_cache import WINDOW, EvictionPolicy, ExpertCache, LeastRecentlyUsed, kept_slots, request
+from actors.core.expert_store import ExpertStore, Uses
+from actors.core.line import Line, running
+from actors.core.message import READY, GroupKey, Message, ended
+from actors.core.ports import Copy
+from actors.core.trace import Trace
+from actors.expert_keeper import ExpertKeeper
+from actors.expert_planner import ExpertPlanner
+from actors.expert_reader import ExpertReader
+from actors.expert_uploader import ExpertUploader
+from pipeline.devices.sim import SimDevice
+
+Wanted = tuple[int, Sequence[int], bool]
+"""A layer, the experts that it wants, and whether they are streamed."""
+
+
+class Memory:
+    """A piece of memory; `group` is whose bytes are in it, None while they are written."""
+
+    group: GroupKey | None = None
+
+
+def part(index: int) -> str:
+    return f"expert.{index}"
+
+
+class Disk:
+    """Reads take `seconds`; those of groups that are `lost` fail, once each."""
+
+    def __init__(self, seconds: Callable[[], float]) -> None:
+        self.seconds = seconds
+        self.lost: set[GroupKey] = set()
+        self.reads: list[GroupKey] = []
+
+    async def read_into(self, key: GroupKey, buffer: Memory) -> None:
+        self.reads.append(key)
+        buffer.group = None
+        await asyncio.sleep(self.seconds())
+        if key in self.lost:
+            self.lost.remove(key)
+            raise OSError("lost")
+        buffer.group = key
+
+
+class Accelerator(SimDevice):
+    """Copies whose bytes a memory holds, and looks at them while it computes."""
+
+    def __init__(self) -> None:
+        super().__init__(h2d_bytes_per_second=10.0)
+        self.faults: list[str] = []
+
+    def upload(self, source: Any, target: Any, copies: Any, after: Any, vacant: Event | None = None) -> Event:
+        if source is target:
+            return super().upload(source, target, copies, after, vacant)
+        held = source.group
+        event = super().upload(source, target, copies, after, vacant)
+        self._at(event, 0.0, lambda: setattr(target, "group", None))
+        self._at(event, 1.0, lambda: setattr(target, "group", held if source.group == held else None))
+        return event
+
+    def compute(self, messages: Sequence[Message[Slot]], seconds: float) -> Event:
+        event = self.launch("compute", lambda: seconds, [message.event for message in messages])
+        for message in messages:
+            for share in (0.01, 0.99):
+                self._at(event, share, lambda one=message: self._look(one))  # type: ignore[misc]
+        return event
+
+    def _look(self, message: Message[Slot]) -> None:
+        if message.at.buffer.group != message.key:
+            self.faults.append(f"{message.key} is computed with the bytes of {message.at.buffer.group}")
+
+    @staticmethod
+    def _at(event: Event, share: float, action: Callable[[], None]) -> None:
+        if event.error is None:
+            started, done = event._started, event.ended  # type: ignore[attr-defined]
+            asyncio.get_running_loop().call_at(started + share * (done - started), action)
+
+
+class Catalog:
+    def kind(self, key: GroupKey) -> str:
+        return "expert"
+
+    def copies(self, key: GroupKey) -> Sequence[Copy]:
+        return (Copy(0, 0, 1),)
+
+
+@dataclass
+class ExpertWorld:
+    line: Line
+    store: ExpertStore
+    budgets: Sequence[Budget]
+    disk: Disk
+    device: Accelerator
+    given: list[list[GroupKey]] = field(default_factory=list)
+
+    async def compute(
+        self, wanted: Iterable[Wanted], seconds: float = 0.1, abandoned: Callable[[], bool] = bool
+    ) -> None:
+        """Let a program compute layers; between two it waits for the router."""
+        for layer, experts, streamed in wanted:
+            self.store.want(layer, experts, streamed=streamed)
+            left, event = len(experts), READY
+            while left:
+                messages = await self.store.arrived()
+                self.given.append([message.key for message in messages])
+                left -= len(messages)
+                event = READY if abandoned() else self.device.compute(messages, seconds)
+                self.store.used(messages, event)
+            await ended(event)
+
+    async def run(self, wanted: Iterable[Wanted], **options: Any) -> None:
+        """The same beside the line; raises its failure. Whatever happens, all slots are back."""
+        try:
+            async with running((self.line,)) as over:
+                program = asyncio.ensure_future(self.compute(wanted, **options))
+                await asyncio.wait((program, over), return_when=asyncio.FIRST_COMPLETED)
+                if program.cancel():
+                    failure = over.result()
+                    raise failure if failure is not None else AssertionError("the line has ended")
+                program.result()
+        finally:
+            self.store.fail()
+            assert [budget.statistics().held for budget in self.budgets] == [0] * len(self.budgets)
+
+
+def expert_world(
+    slots: Sequence[int],
+    *,
+    experts: int,
+    policy: Callable[[], EvictionPolicy] | None = LeastRecentlyUsed,
+    window: int = WINDOW,
+    queue: int = 8,
+    read_seconds: Callable[[], float] = lambda: 1.0,
+    trace: Trace | None = None,
+) -> ExpertWorld:
+    """A line with so many slots in the one place, or in host memory and on the device, on the running loop."""
+    clock = asyncio.get_running_loop().time
+    names = ("expert host", "expert device")
+    budgets = [
+        Budget(name, {"expert": [Memory() for _ in range(count)]}, clock)
+        for name, count in zip(names, slots, strict=False)
+    ]
+    store = ExpertStore(budgets, experts, part, policy, window=window)
+    disk, device = Disk(read_seconds), Accelerator()
+    line = (
+        Line(ExpertPlanner(store), catalog=Catalog(), clock=clock, trace=trace)  # type: ignore[arg-type]
+        .then(ExpertReader(disk, budgets[0]), queue=queue)
+        .then(ExpertUploader(device, budgets[1] if len(budgets) > 1 else None), queue=queue)
+        .then(ExpertKeeper(store), queue=queue)
+    )
+    return ExpertWorld(line, store, budgets, disk, device)
+
+
+def replayed(
+    slots: Sequence[int],
+    wanted: Iterable[Wanted],
+    *,
+    experts: int,
+    policy: Callable[[], EvictionPolicy] | None = LeastRecentlyUsed,
+    window: int = WINDOW,
+) -> list[dict[int, Uses]]:
+    """What caches of so many slots have of what is wanted: by place, then by layer."""
+    caches = [ExpertCache(kept_slots(count, experts, window), policy() if policy else None) for count in slots]
+    counts: list[dict[int, Uses]] = [{} for _ in caches]
+    for layer, indices, streamed in wanted:
+        for uses, found in zip(counts, request(caches, layer, indices, streamed=streamed), strict=True):
+            one = uses.setdefault(layer, Uses())
+            one.hits += 0 if streamed else len(found.hits)
+            one.misses += 0 if streamed else len(found.misses)
+            one.streamed_hits += len(found.hits) if streamed else 0
+            one.streamed_misses += len(found.misses) if streamed else 0
+    return counts

@@ -12,6 +12,7 @@ from pipeline.formats.matrix import Weights
 from pipeline.models.decoder import feed_forward_channels, normed
 from pipeline.models.feed_forwards import Experts
 from pipeline.models.layers import Layer
+from pipeline.models.ops import sigmoid
 from pipeline.models.routing import route
 
 
@@ -38,7 +39,7 @@ def choose(
     if kind.shared is not None:
         beside_TD = weights.project("down", feed_forward_channels(kind.shared, weights, normed_TD, by_formula))
         if kind.shared_gated:
-            beside_TD.mul_(torch.sigmoid(weights.project("shared_gate", normed_TD)))
+            beside_TD.mul_(sigmoid(weights.project("shared_gate", normed_TD)).to(beside_TD.dtype))
     return RoutedRows(normed_TD, ids_TK, weights_TK, beside_TD)
 
 
@@ -57,11 +58,12 @@ def add_up(
 ) -> torch.Tensor:
     """Add to `hidden_TD` what experts gave to each row, weighed, and what is beside them; returns it.
 
-    The sum is in fp32, from rank to rank.
+    The sum is in fp32, from rank to rank. Each product and each sum is rounded by itself, so that no bit depends on
+    which of torch's loops computes it.
     """
-    sum_TD = outputs_TKD[:, 0].float().mul_(weights_TK[:, 0, None])
+    sum_TD = outputs_TKD[:, 0] * weights_TK[:, 0, None]
     for rank in range(1, outputs_TKD.shape[1]):
-        sum_TD.addcmul_(outputs_TKD[:, rank].float(), weights_TK[:, rank, None])
+        sum_TD.add_(outputs_TKD[:, rank] * weights_TK[:, rank, None])
     added_TD = sum_TD.to(hidden_TD.dtype)
     if beside_TD is not None:
         added_TD = added_TD.add_(beside_TD)

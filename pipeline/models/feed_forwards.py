@@ -51,14 +51,23 @@ class FeedForward:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Routing:
-    """How the logits of a router choose experts, and weigh them.
+    """How the logits of a router choose experts and weigh them; `wide` ones are computed in fp32 in every dtype.
 
-    They become `scores` over all experts, in fp32. The most likely ones are chosen; their scores, which make 1 where
-    they are `normalized`, are what weighs them.
+    `scores` are a softmax or the sigmoids of all logits. Experts with the highest ones are chosen; of a "softmax of the
+    chosen", which is one of these alone, those with the highest logits. With a `choice_bias` a stored number for each
+    expert is added for the choice. Where experts lie in several `groups` of one size, they are chosen from so many
+    `kept` groups: those whose two best experts have the highest sum.
+
+    The scores of the chosen, divided by their sum where they are `normalized`, times the `scale` weigh them.
     """
 
-    scores: Literal["softmax"] = "softmax"
+    scores: Literal["softmax", "softmax of the chosen", "sigmoid"] = "softmax"
     normalized: bool = True
+    wide: bool = False
+    choice_bias: bool = False
+    groups: int = 1
+    kept: int = 1
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +96,8 @@ class Experts:
         yield TensorSpec("router", f"{module}.{self.router}.weight", (self.count, hidden_size))
         if "router" in biases:
             yield TensorSpec("router_bias", f"{module}.{self.router}.bias", (self.count,))
+        if self.routing.choice_bias:
+            yield TensorSpec("choice_bias", f"{module}.{self.router}.e_score_correction_bias", (self.count,))
         if self.shared_gated:
             yield TensorSpec("shared_gate", f"{module}.{self.shared_module}_gate.weight", (1, hidden_size))
 

@@ -82,7 +82,12 @@ def sigmoid_gate(mixed_TA: torch.Tensor, gate_TA: torch.Tensor) -> torch.Tensor:
     if kernels := _kernels(gate_TA.device, gate_TA.dtype):
         fused: torch.Tensor = kernels.gate(gate_TA, mixed_TA, "sigmoid")
         return fused
-    return mixed_TA.mul_(gate_TA.float().neg_().exp_().add_(1).reciprocal_().to(mixed_TA.dtype))
+    return mixed_TA.mul_(sigmoid(gate_TA).to(mixed_TA.dtype))
+
+
+def sigmoid(x: torch.Tensor) -> torch.Tensor:
+    """That of each item, in fp32 and by formula as `activate`, in the memory of `x` where that is fp32."""
+    return x.float().neg_().exp_().add_(1).reciprocal_()
 
 
 def infer(work: Callable[[], object]) -> None:

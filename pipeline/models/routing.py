@@ -1,18 +1,39 @@
 """Which experts each row uses, and how they are weighed: pure.
 
-Letters in names: T tokens of this pass, D hidden, E experts, K experts that a token uses.
+Letters in names: T tokens of this pass, D hidden, E experts, K experts that a token uses, G groups of experts.
 """
 
 import torch
 
 from pipeline.formats.matrix import Weights
-from pipeline.models.feed_forwards import Experts
+from pipeline.models.feed_forwards import Experts, Routing
+from pipeline.models.ops import sigmoid
+
+LEAST_SUM = 1e-20
+"""Added to what divides: sigmoids may all be zero."""
 
 
 def route(kind: Experts, weights: Weights, normed_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The experts of each row, int64 [T, K], the most likely one first, and their weights, fp32 [T, K]."""
-    logits_TE = weights.project("router", normed_TD).float()
-    scores_TK, ids_TK = torch.topk(torch.softmax(logits_TE, dim=-1), kind.chosen, dim=-1)
-    if kind.routing.normalized:
-        scores_TK = scores_TK / scores_TK.sum(dim=-1, keepdim=True)
-    return ids_TK, scores_TK
+    routing = kind.routing
+    logits_TE = weights.project("router", normed_TD.float() if routing.wide else normed_TD).float()
+    if routing.scores == "softmax of the chosen":
+        chosen_TK, ids_TK = torch.topk(logits_TE, kind.chosen, dim=-1)
+        return ids_TK, torch.softmax(chosen_TK, dim=-1).mul_(routing.scale)
+    scores_TE = sigmoid(logits_TE) if routing.scores == "sigmoid" else torch.softmax(logits_TE, dim=-1)
+    choice_TE = scores_TE + weights.tensors["choice_bias"].float() if routing.choice_bias else scores_TE
+    ids_TK = torch.topk(_of_kept_groups(routing, choice_TE), kind.chosen, dim=-1).indices
+    scores_TK = scores_TE.gather(1, ids_TK)
+    if routing.normalized:
+        scores_TK /= scores_TK.sum(dim=-1, keepdim=True).add_(LEAST_SUM)
+    return ids_TK, scores_TK.mul_(routing.scale)
+
+
+def _of_kept_groups(routing: Routing, choice_TE: torch.Tensor) -> torch.Tensor:
+    """What chooses experts: that of groups which are not kept is less than any other."""
+    if routing.groups == 1:
+        return choice_TE
+    choice_TGE = choice_TE.unflatten(1, (routing.groups, -1))
+    best_TG = choice_TGE.topk(2, dim=-1).values.sum(dim=-1)
+    kept_TG = torch.zeros_like(best_TG, dtype=torch.bool).scatter_(1, best_TG.topk(routing.kept, dim=-1).indices, True)
+    return torch.where(kept_TG.unsqueeze(-1), choice_TGE, -torch.inf).flatten(1)

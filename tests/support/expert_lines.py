@@ -54,8 +54,8 @@ class Disk:
 class Accelerator(SimDevice):
     """Copies whose bytes a memory holds, and looks at them while it computes."""
 
-    def __init__(self) -> None:
-        super().__init__(h2d_bytes_per_second=10.0)
+    def __init__(self, copy_seconds: float) -> None:
+        super().__init__(h2d_bytes_per_second=1 / copy_seconds)
         self.faults: list[str] = []
 
     def upload(self, source: Any, target: Any, copies: Any, after: Any, vacant: Event | None = None) -> Event:
@@ -140,6 +140,7 @@ def expert_world(
     window: int = WINDOW,
     queue: int = 8,
     read_seconds: Callable[[], float] = lambda: 1.0,
+    copy_seconds: float = 0.1,
     trace: Trace | None = None,
 ) -> ExpertWorld:
     """A line with so many slots in the one place, or in host memory and on the device, on the running loop."""
@@ -150,7 +151,7 @@ def expert_world(
         for name, count in zip(names, slots, strict=False)
     ]
     store = ExpertStore(budgets, experts, part, policy, window=window)
-    disk, device = Disk(read_seconds), Accelerator()
+    disk, device = Disk(read_seconds), Accelerator(copy_seconds)
     line = (
         Line(ExpertPlanner(store), catalog=Catalog(), clock=clock, trace=trace)  # type: ignore[arg-type]
         .then(ExpertReader(disk, budgets[0]), queue=queue)

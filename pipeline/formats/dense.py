@@ -5,7 +5,8 @@ Letters in names: T tokens of this pass, D columns, F rows of a matrix.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch.nn import functional
@@ -35,11 +36,12 @@ class DenseMatrix:
 class StoredDense:
     """See `StoredMatrix`."""
 
-    row_step = 1
+    __slots__ = ("columns", "dtype", "row_step", "rows", "short", "tensors")
 
-    def __init__(self, tensors: tuple[TensorRange, ...]) -> None:
+    def __init__(self, tensors: tuple[TensorRange, ...], transposed: bool = False) -> None:
         (tensor,) = self.tensors = tensors
-        self.short, (self.rows, self.columns), self.dtype = tensor.short, tensor.shape, stored_dtype(tensor.dtype)
+        self.rows, self.columns = reversed(tensor.shape) if transposed else tensor.shape
+        self.short, self.dtype, self.row_step = tensor.short, stored_dtype(tensor.dtype), None if transposed else 1
 
     def slice(self, first: int, last: int) -> "StoredDense":
         """Rows [first, last), which lie one behind the other."""
@@ -51,21 +53,23 @@ class StoredDense:
 
     def over(self, views: Mapping[str, torch.Tensor]) -> DenseMatrix:
         """What multiplies, over the tensors of its group by short name."""
-        return DenseMatrix(views[self.short])
+        return DenseMatrix(views[self.short] if self.row_step else views[self.short].T)
 
 
+@dataclass(frozen=True, slots=True)
 class Dense:
-    """See `Format`."""
+    """See `Format`. A `transposed` one is stored as [D, F], as the experts of gpt-oss are, and multiplied by so."""
 
-    name = "not quantised"
+    name: ClassVar = "not quantised"
+    transposed: bool = False
 
     def stored_as(self, spec: TensorSpec) -> tuple[TensorSpec, ...]:
         """The tensor itself."""
-        return (spec,)
+        return (replace(spec, shape=spec.shape[::-1]) if self.transposed else spec,)
 
     def stored(self, spec: TensorSpec, tensors: tuple[TensorRange, ...]) -> StoredDense:
         """The tensor itself."""
-        return StoredDense(tensors)
+        return StoredDense(tensors, self.transposed)
 
 
 def all_dense(name: str) -> Dense:

@@ -49,12 +49,29 @@ PART_DTYPES = {
 
 
 @dataclass(frozen=True, slots=True)
+class Stacked:
+    """The place of a tensor in another one, which holds those of `count` experts.
+
+    It is in the item `index`, whose rows are shared out evenly to `parts` tensors, of which this is number `part`.
+    Matrices that are `transposed` there are so unless they are quantised.
+    """
+
+    name: str
+    count: int
+    index: int
+    part: int
+    parts: int
+    transposed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSpec:
     """One tensor: its short name in the code, its name in the checkpoint, the shape it must have, and in which dtypes.
 
     Where it may lie under one of several names, `names` has them all, and the first that is there counts. Where it may
-    have one of several shapes, `shapes` has them all. A header, as `is_header` says, is read when the model is opened
-    and need not travel with its group; where its shape is () it may have any.
+    have one of several shapes, `shapes` has them all. Where it may be stored together with others in its place,
+    `stacked` says how. A header, as `is_header` says, is read when the model is opened and need not travel with its
+    group; where its shape is () it may have any.
     """
 
     short: str
@@ -64,6 +81,7 @@ class TensorSpec:
     dtypes: tuple[str, ...] = (*WEIGHT_DTYPES,)
     shapes: tuple[tuple[int, ...], ...] = ()
     is_header: bool = False
+    stacked: Stacked | None = None
 
     def part(
         self,
@@ -78,11 +96,19 @@ class TensorSpec:
     ) -> "TensorSpec":
         """One of the tensors that this matrix is stored as, with `ending` in place of the "weight" that ends its name.
 
-        Inside the group it is called `short` behind the name of the matrix ("q.scale"), or like the matrix with "".
+        Where the name has no such end, as that of a stack, the ending is used without such a beginning. Inside the
+        group it is called `short` behind the name of the matrix ("q.scale"), or like the matrix with "".
         """
         called, stem = f"{self.short}.{short}" if short else self.short, self.name.removesuffix("weight")
+        if stem == self.name:
+            ending, endings = ending.removeprefix("weight"), tuple(one.removeprefix("weight") for one in endings)
         names = tuple(stem + ending for ending in endings)
         return TensorSpec(called, stem + ending, shape, names, dtypes, shapes, is_header)
+
+    def each(self, count: int) -> "TensorSpec":
+        """The tensor that holds so many of these."""
+        shapes = tuple((count, *shape) for shape in self.shapes)
+        return replace(self, shape=(count, *self.shape), shapes=shapes)
 
     @property
     def is_matrix(self) -> bool:
@@ -119,6 +145,10 @@ class TensorRange:
         """Rows [first, last) of it, which lie one behind the other."""
         row_bytes, shape = self.length // self.shape[0], (last - first, *self.shape[1:])
         return replace(self, start=self.start + first * row_bytes, length=shape[0] * row_bytes, shape=shape)
+
+    def item(self, index: int) -> "TensorRange":
+        """One of those that lie along its first axis."""
+        return replace(self.rows(index, index + 1), shape=self.shape[1:])
 
 
 @functools.cache

@@ -12,10 +12,10 @@ from actors.core.order import layer_parts
 from pipeline.checkpoints.checkpoint import Checkpoint, first_faults
 from pipeline.checkpoints.leftovers import leftovers
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.formats.dense import all_dense
+from pipeline.formats.dense import Dense, all_dense
 from pipeline.formats.matrix import Format, FormatOf, StoredMatrix
 from pipeline.formats.parts import EMBED_KEY, EXPERT, HEAD, head_slice, kind_of
-from pipeline.formats.tensors import TensorRange, TensorSpec
+from pipeline.formats.tensors import Stacked, TensorRange, TensorSpec
 from pipeline.groups.stored import faults, hints, spare_parts, stored_names
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def find_groups(specs: Specs, checkpoint: Checkpoint, format_of: FormatOf = all_
     ConfigError as `plan_groups`.
     """
     found = _find(specs, checkpoint, format_of)
-    if wrong := list(_faults(found, checkpoint)):
+    if wrong := _faults(found, checkpoint):
         raise CheckpointError(first_faults(wrong))
     return _make_groups(found, checkpoint)
 
@@ -125,30 +125,81 @@ def plan_groups(
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A tensor of the model, its format if it is a matrix, and the names under which each of its parts is there."""
+    """A tensor of the model, its format if it is a matrix, and the names under which each of its parts is there.
+
+    Where these are stacks, the spec is that of an item of them, of which the tensor is a part as `stacked` says.
+    """
 
     spec: TensorSpec
     format: Format | None
     names: Mapping[TensorSpec, Sequence[str]]
+    stacked: Stacked | None = None
+
+    @property
+    def is_there(self) -> bool:
+        """Whether anything of it is."""
+        return any(self.names.values())
+
+    def ranges(self, checkpoint: Checkpoint) -> tuple[TensorRange, ...]:
+        """Its parts, or those of the item that it is in."""
+        parts = tuple(_range(part, names[0], checkpoint) for part, names in self.names.items())
+        return parts if self.stacked is None else tuple(part.item(self.stacked.index) for part in parts)
+
+    def matrix(self, parts: tuple[TensorRange, ...]) -> StoredMatrix | None:
+        """What multiplies, over its `ranges`, if it is a matrix."""
+        whole = None if self.format is None else self.format.stored(self.spec, parts)
+        if whole is None or self.stacked is None or self.stacked.parts == 1:
+            return whole
+        rows = whole.rows // self.stacked.parts
+        return whole.slice(self.stacked.part * rows, (self.stacked.part + 1) * rows)
 
 
 def _find(specs: Specs, checkpoint: Checkpoint, format_of: FormatOf) -> dict[GroupKey, list[_Found]]:
-    return {key: [_find_tensor(spec, checkpoint, format_of) for spec in group] for key, group in specs.items()}
+    return {key: _find_group(group, checkpoint, format_of) for key, group in specs.items()}
+
+
+def _find_group(specs: Sequence[TensorSpec], checkpoint: Checkpoint, format_of: FormatOf) -> list[_Found]:
+    """One by one, or stacked, if that is how anything of the group is there."""
+    found = [_find_tensor(spec, checkpoint, format_of) for spec in specs]
+    if any(spec.stacked is None for spec in specs) or any(one.is_there for one in found):
+        return found
+    stacked = [_find_stacked(spec, spec.stacked, checkpoint, format_of) for spec in specs if spec.stacked]
+    return stacked if any(one.is_there for one in stacked) else found
 
 
 def _find_tensor(spec: TensorSpec, checkpoint: Checkpoint, format_of: FormatOf) -> _Found:
     """The first of its names that has anything there decides the format: a head may be stored, or be the embedding."""
     for name in (spec.names or (spec.name,)) if spec.is_matrix else ():
         named = replace(spec, name=name, names=())
-        try:
-            chosen = format_of(name)
-            parts = chosen.stored_as(named)
-        except ConfigError as error:
-            raise ConfigError(f"{checkpoint.folder}: {error}") from error
-        found = _Found(named, chosen, {one: stored_names(one, checkpoint) for one in parts})
-        if any(found.names.values()) or not spec.names:
+        found = _find_matrix(named, format_of, checkpoint)
+        if found.is_there or not spec.names:
             return found
     return _Found(spec, None, {spec: stored_names(spec, checkpoint)})
+
+
+def _find_stacked(spec: TensorSpec, stacked: Stacked, checkpoint: Checkpoint, format_of: FormatOf) -> _Found:
+    """The parts of the stack that it is in."""
+    rows, *columns = spec.shape
+    item = replace(spec, name=stacked.name, shape=(rows * stacked.parts, *columns), stacked=None)
+    if not spec.is_matrix:
+        stack = item.each(stacked.count)
+        return _Found(item, None, {stack: stored_names(stack, checkpoint)}, stacked)
+    return _find_matrix(item, format_of, checkpoint, stacked)
+
+
+def _find_matrix(
+    spec: TensorSpec, format_of: FormatOf, checkpoint: Checkpoint, stacked: Stacked | None = None
+) -> _Found:
+    try:
+        chosen = format_of(spec.name)
+        if stacked is not None and stacked.transposed and isinstance(chosen, Dense):
+            chosen = Dense(transposed=True)
+        parts = chosen.stored_as(spec)
+    except ConfigError as error:
+        raise ConfigError(f"{checkpoint.folder}: {error}") from error
+    if stacked is not None:
+        parts = tuple(part.each(stacked.count) for part in parts)
+    return _Found(spec, chosen, {part: stored_names(part, checkpoint) for part in parts}, stacked)
 
 
 def _make_groups(found: Mapping[GroupKey, Sequence[_Found]], checkpoint: Checkpoint) -> tuple[WeightGroup, ...]:
@@ -157,19 +208,19 @@ def _make_groups(found: Mapping[GroupKey, Sequence[_Found]], checkpoint: Checkpo
         ranges: list[TensorRange] = []
         matrices: list[StoredMatrix] = []
         for one in tensors:
-            parts = tuple(_range(part, names[0], checkpoint) for part, names in one.names.items())
-            if one.format is not None:
-                matrices.append(one.format.stored(one.spec, parts))
-                parts = matrices[-1].tensors
+            parts = one.ranges(checkpoint)
+            if (matrix := one.matrix(parts)) is not None:
+                matrices.append(matrix)
+                parts = matrix.tensors
             ranges.extend(parts)
         groups.append(WeightGroup(*key, tuple(ranges), tuple(matrices)))
     return tuple(groups)
 
 
-def _faults(found: Mapping[GroupKey, Sequence[_Found]], checkpoint: Checkpoint) -> Iterator[str]:
-    """What keeps the model from being computed, each said once: a tied matrix is looked for twice."""
-    for part, names in _names(found).items():
-        yield from faults(part, names, checkpoint)
+def _faults(found: Mapping[GroupKey, Sequence[_Found]], checkpoint: Checkpoint) -> list[str]:
+    """What keeps the model from being computed, each said once: a tied matrix or a stack is looked for more often."""
+    every = itertools.chain.from_iterable(faults(part, names, checkpoint) for part, names in _names(found).items())
+    return [*dict.fromkeys(every)]
 
 
 def _names(found: Mapping[GroupKey, Sequence[_Found]]) -> dict[TensorSpec, Sequence[str]]:
@@ -181,11 +232,13 @@ def _check(
     found: Mapping[GroupKey, Sequence[_Found]], layers: int, checkpoint: Checkpoint, drafting_layers: int
 ) -> tuple[str, ...]:
     """What nothing computes with, and may be ignored. Raises CheckpointError with all that is wrong."""
-    stored, wrong = _names(found), list(_faults(found, checkpoint))
+    stored, wrong = _names(found), _faults(found, checkpoint)
     used = set(itertools.chain.from_iterable(stored.values()))
-    quantised = [one.spec.name for group in found.values() for one in group if one.names.keys() != {one.spec}]
-    used.update(itertools.chain.from_iterable(spare_parts(name, checkpoint) for name in quantised))
-    left_out, ignored = leftovers(checkpoint.tensors.keys() - used, layers, checkpoint.tensors, drafting_layers)
+    matrices = (one for group in found.values() for one in group if one.format is not None)
+    quantised = {one.spec.name for one in matrices if not isinstance(one.format, Dense)}
+    unused = checkpoint.tensors.keys() - used
+    unused.difference_update([*spare_parts(quantised, unused, checkpoint)])
+    left_out, ignored = leftovers(unused, layers, checkpoint.tensors, drafting_layers)
     if absent := next((part for part, names in stored.items() if not names), None):
         wrong = [*hints(absent, checkpoint), *wrong]
     if wrong or left_out:

@@ -1,6 +1,6 @@
 """Where a checkpoint holds a tensor that the model needs: under which name, or what is wrong with it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from pipeline.checkpoints.checkpoint import INDEX_FILE, SINGLE_FILE, SUFFIX, Checkpoint
 from pipeline.checkpoints.header import brief
@@ -11,7 +11,7 @@ MOST_NAMED = 5
 HEADER_LIMIT_BYTES = 1 << 20
 """Of a tensor that is read when the model is opened."""
 ADVICE = "config.json says otherwise: check its quantization_config"
-
+BIAS = "bias"
 ACTIVATION_PARTS = (
     "activation_scale",
     "input_global_scale",
@@ -23,18 +23,24 @@ ACTIVATION_PARTS = (
 """What a quantised matrix may have beside it for activations, which are not quantised here."""
 
 
-def spare_parts(name: str, checkpoint: Checkpoint) -> Iterator[str]:
-    """The names of what lies beside the quantised matrix of this name and changes nothing.
+def spare_parts(names: Collection[str], unused: Iterable[str], checkpoint: Checkpoint) -> Iterator[str]:
+    """Those of the `unused` tensors that lie beside quantised matrices of these names, and change nothing.
 
     That is what activations would need, and a bias of zeros, which GPTQ's first tools wrote for every matrix.
     """
-    stem = name.removesuffix("weight")
-    for ending in ACTIVATION_PARTS:
-        yield from spellings(stem + ending)
-    for bias in spellings(f"{stem}bias"):
-        entry = checkpoint.tensors.get(bias)
-        if entry and entry.length <= HEADER_LIMIT_BYTES and not checkpoint.content(bias).strip(b"\0"):
-            yield bias
+    stems = {bare_name(name.removesuffix(".weight")) for name in names}
+    for tensor in unused:
+        ending = next((ending for ending in (*ACTIVATION_PARTS, BIAS) if tensor.endswith(ending)), "")
+        if (
+            ending
+            and bare_name(tensor[: -len(ending) - 1]) in stems
+            and (ending != BIAS or _is_zero(tensor, checkpoint))
+        ):
+            yield tensor
+
+
+def _is_zero(name: str, checkpoint: Checkpoint) -> bool:
+    return checkpoint.tensors[name].length <= HEADER_LIMIT_BYTES and not checkpoint.content(name).strip(b"\0")
 
 
 def stored_names(spec: TensorSpec, checkpoint: Checkpoint) -> list[str]:

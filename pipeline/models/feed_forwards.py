@@ -7,9 +7,16 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from pipeline.formats.tensors import TensorSpec
+from pipeline.formats.tensors import Stacked, TensorSpec
 
 FEED_FORWARD_MATRICES = ("gate", "up", "down")
+STACKS = {
+    "gate": ("gate_up_proj", 0, 2),
+    "up": ("gate_up_proj", 1, 2),
+    "gate_up": ("gate_up_proj", 0, 1),
+    "down": ("down_proj", 0, 1),
+}
+"""In which tensor those of all experts may be stored, as which part of how many."""
 Activation: TypeAlias = Literal["silu", "gelu_tanh", "relu2"]
 
 
@@ -78,6 +85,7 @@ class Experts:
     sigmoid of a number that a row of weights gives. Source: arXiv 2101.03961, 2401.06066.
 
     Names in the checkpoint, under `module`: that of the `router`, of the matrices of an expert, and of what is shared.
+    Those of all experts may be stored as one tensor each, with gate and up in one; then they may be `transposed`.
     """
 
     count: int
@@ -90,6 +98,7 @@ class Experts:
     router: str = "gate"
     names: tuple[tuple[str, str], ...] = (("gate", "gate_proj"), ("up", "up_proj"), ("down", "down_proj"))
     shared_module: str = "shared_expert"
+    transposed: bool = False
 
     def router_tensors(self, module: str, hidden_size: int, biases: Collection[str]) -> Iterator[TensorSpec]:
         """What chooses experts, and the gate of the shared one."""
@@ -107,7 +116,17 @@ class Experts:
         """The matrices of one expert, then the biases of those that have one."""
         names = dict(self.names)
         for short, shape in shapes.items():
-            yield TensorSpec(short, f"{module}.experts.{index}.{names[short]}.weight", shape)
+            stacked = self._stacked(module, index, short, "")
+            yield TensorSpec(short, f"{module}.experts.{index}.{names[short]}.weight", shape, stacked=stacked)
         for short, (rows, _) in shapes.items():
             if short in biases:
-                yield TensorSpec(f"{short}_bias", f"{module}.experts.{index}.{names[short]}.bias", (rows,))
+                name, stacked = (
+                    f"{module}.experts.{index}.{names[short]}.bias",
+                    self._stacked(module, index, short, "_bias"),
+                )
+                yield TensorSpec(f"{short}_bias", name, (rows,), stacked=stacked)
+
+    def _stacked(self, module: str, index: int, short: str, ending: str) -> Stacked:
+        """Where a tensor of an expert lies in that of all of them."""
+        name, part, parts = STACKS[short]
+        return Stacked(f"{module}.experts.{name}{ending}", self.count, index, part, parts, self.transposed)

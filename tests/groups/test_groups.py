@@ -165,11 +165,11 @@ def test_an_embedding_whose_rows_share_words_is_refused(tmp_path: Path) -> None:
     tensors = make_tensors()
     shape = torch.tensor(tensors.pop("embed").shape)
     zeros, words = torch.zeros(-(-VOCABULARY // 8), 1, dtype=torch.int32), torch.zeros(VOCABULARY, 1, dtype=torch.int32)
-    tensors |= {"embedweight_packed": words, "embedweight_scale": words.half(), "embedweight_shape": shape}
-    write_sharded(tmp_path, [{**tensors, "embedweight_zero_point": zeros}])
+    tensors |= {"embed_packed": words, "embed_scale": words.half(), "embed_shape": shape}
+    write_sharded(tmp_path, [{**tensors, "embed_zero_point": zeros}])
     with open_checkpoint(tmp_path) as checkpoint, pytest.raises(CheckpointError) as caught:
         plan_groups(make_specs(), checkpoint, lambda name: PackedIntegers(4, 8, False) if name == "embed" else Dense())
-    told = "'embedweight_zero_point': need an embedding whose rows are stored one by one, have a part of shape [13, 1]"
+    told = "'embed_zero_point': need an embedding whose rows are stored one by one, have a part of shape [13, 1]"
     assert told in str(caught.value)
 
 

@@ -1,9 +1,11 @@
 """How a model is run: frozen, keyword-only, every number checked before any work."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
+
+from actors.core.expert_cache import EvictionPolicy
 
 from actors.core.ports import PrefetchPolicy
 from actors.core.stage import Mover, Stage
@@ -114,6 +116,9 @@ class Settings(TypedDict, total=False):
     kv_tokens: int | None
     gpu_memory: int | str | None
     host_memory: int | str | None
+    gpu_experts: int | None
+    host_experts: int | None
+    expert_cache: str | Callable[[], EvictionPolicy]
     residency: bool
     kv_disk: str | Path | None
     max_requests: int

@@ -21,6 +21,7 @@ class Place:
         name: what budgets, plans and statistics call it.
         memory_setting: the setting that limits how many of its bytes a model takes.
         groups_setting: the setting that says how many weight groups move through it at a time.
+        experts_setting: the setting that says how many experts have a slot there.
         disk_speeds: how many times as fast as a disk computing reads it.
         balanced_tokens: how many tokens it computes in the time in which it reads the weights once.
     """
@@ -28,16 +29,17 @@ class Place:
     name: str
     memory_setting: str
     groups_setting: str
+    experts_setting: str
     disk_speeds: int
     balanced_tokens: int
 
 
 HOST = "host"
 """The name of the place that is host memory, and of the pool that is this machine's."""
-ONE_PLACE = (Place(HOST, "host_memory", "gpu_groups", disk_speeds=8, balanced_tokens=32),)
+ONE_PLACE = (Place(HOST, "host_memory", "gpu_groups", "gpu_experts", disk_speeds=8, balanced_tokens=32),)
 TWO_PLACES = (
-    Place(HOST, "host_memory", "host_groups", disk_speeds=8, balanced_tokens=32),
-    Place("device", "gpu_memory", "gpu_groups", disk_speeds=128, balanced_tokens=200),
+    Place(HOST, "host_memory", "host_groups", "host_experts", disk_speeds=8, balanced_tokens=32),
+    Place("device", "gpu_memory", "gpu_groups", "gpu_experts", disk_speeds=128, balanced_tokens=200),
 )
 MEMORY_SETTINGS = tuple(place.memory_setting for place in TWO_PLACES)
 

@@ -1,6 +1,7 @@
 """The one memory plan: slots, groups that stay and all else that is held, added up before any memory is taken."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -8,6 +9,7 @@ from typing import Self
 import torch
 
 from pipeline.devices.port import MEMORY_SETTINGS, Device
+from pipeline.engine.expert_room import ExpertRoom
 from pipeline.engine.residency import NOTHING_STAYS, Residency, place_groups
 from pipeline.engine.settings import FEWEST_GROUPS, EngineSettings
 from pipeline.errors import ConfigError
@@ -35,7 +37,7 @@ OWN_THREADS = 12
 class Plan:
     """What an open line holds, and where: in one place where memory is one. `limits` bound each place, in bytes.
 
-    So many `groups` move through the last place at a time, if any do.
+    So many `groups` move through the last place at a time, if any do, and so many `experts` have slots in each.
     """
 
     memory: MemoryPlan
@@ -43,6 +45,7 @@ class Plan:
     slots: Mapping[str, Slots]
     residency: Residency
     groups: int
+    experts: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ class Planning:
     bounds: Mapping[str, str]
     limits: Mapping[str, int]
     slots: dict[str, Slots]
+    experts: ExpertRoom | None
 
     @classmethod
     def of(
@@ -66,6 +70,7 @@ class Planning:
         device: Device,
         holdings: Sequence[Holding],
         other_places: Mapping[str, int] | None = None,
+        experts: ExpertRoom | None = None,
     ) -> Self:
         """Find out what there is; `other_places` hold no weights, in bytes.
 
@@ -77,6 +82,7 @@ class Planning:
             *promised,
             *(Holding(LOADED_LATER, place, size, "") for place, size in device.loads_later.items()),
             *holdings,
+            *(experts.holdings(experts.least()) if experts else ()),
         ]
         available, bounds = _available(settings, device, promised)
         available |= other_places or {}
@@ -86,7 +92,7 @@ class Planning:
             place: have - round(have * SPARE_SHARE) if place in unsaid else have for place, have in available.items()
         }
         slots = weight_slots(settings, catalog, device)
-        return cls(settings, catalog, device, fixed, available, bounds, limits, slots)
+        return cls(settings, catalog, device, fixed, available, bounds, limits, slots, experts)
 
     def for_link(self, bytes_per_second: float) -> Self:
         """With as many slots as a link needs that is the slowest of all, where no setting says how many.
@@ -116,11 +122,24 @@ class Planning:
         """Add everything up; what is left holds groups for good. The plan may not fit: `Plan.memory.fits` tells."""
         room = self.room(self.limits, held)
         residency, slots = _place_groups(self.settings, self.catalog, self.slots, room)
-        holdings = (*self.fixed, *held, *_slots(slots), *_residents(self.catalog, residency))
+        holdings = [*self.fixed, *held, *_slots(slots), *_residents(self.catalog, residency)]
+        experts = self._expert_slots(holdings)
         limited_by = {place.name: place.memory_setting for place in self.device.places}
-        memory = MemoryPlan(holdings, self.available, limited_by, self.bounds)
+        memory = MemoryPlan((*holdings,), self.available, limited_by, self.bounds)
         groups = self.settings.groups(self.device.places[-1].groups_setting)
-        return Plan(memory, self.limits, slots, residency, groups)
+        return Plan(memory, self.limits, slots, residency, groups, experts)
+
+    def _expert_slots(self, holdings: list[Holding]) -> Mapping[str, int]:
+        """Give experts what is left; adds it to what is held."""
+        if self.experts is None:
+            return {}
+        held = Counter[str]()
+        for one in holdings:
+            held[one.place] += one.nbytes
+        grown = self.experts.grown({place: limit - held[place] for place, limit in self.limits.items()})
+        least = self.experts.least()
+        holdings += self.experts.holdings({place: count - least[place] for place, count in grown.items()})
+        return grown
 
 
 def lay_out(groups: Sequence[WeightGroup], settings: EngineSettings, device: Device) -> WeightCatalog:

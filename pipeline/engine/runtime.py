@@ -15,6 +15,8 @@ from actors.core.trace import Trace
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.devices.port import Device
 from pipeline.devices.spinning import warn_of_spinning
+from pipeline.engine.expert_line import ExpertLine
+from pipeline.engine.expert_room import ExpertRoom
 from pipeline.engine.plan import Plan
 from pipeline.engine.settings import EngineSettings
 from pipeline.engine.statistics import ChecksumsRecord, EngineStatistics
@@ -44,6 +46,7 @@ class Runtime:
         device: Device,
         plan: Plan,
         reading: ReadingChoice,
+        experts: ExpertRoom | None = None,
     ) -> None:
         self.settings = settings = replace(settings, gpu_groups=plan.groups)
         self.checkpoint = checkpoint
@@ -60,12 +63,16 @@ class Runtime:
         self.checking = choose_checking(settings.checksums, device.shares_cores, self.moving_bytes, rate)
         logger.info("checksums %s", self.checking)
         lanes = self.reading.chosen.lanes
+        layouts = catalog.host
+        if experts is not None:
+            groups, layouts = (*groups, *experts.catalog.groups), {**layouts, **experts.catalog.host}
         checksums = Checksums(groups, lanes, checkpoint.folder) if self.checking.on else None
-        self.source = CheckpointSource(catalog.host, checkpoint.files, self.reading.chosen, checksums)
+        self.source = CheckpointSource(layouts, checkpoint.files, self.reading.chosen, checksums)
         sizes = {place: catalog.group_bytes(place) for place in plan.slots}
         residents = {place: {key: sizes[place][key] for key in self.residency.stays(place)} for place in sizes}
         self._parts = Parts.of(settings, catalog.slot_kinds, catalog, self.source, device, plan.slots, residents, CLOCK)
         self.policy = self._parts.policy
+        self.expert_line = None if experts is None else ExpertLine.of(experts, plan.experts, self.source, CLOCK)
 
     def wire(
         self,
@@ -76,7 +83,7 @@ class Runtime:
     ) -> None:
         """Join the actors for a program; its passes have no end where `passes` does not say how many. Nothing runs."""
         self.program = program
-        self.wired = wire(self._parts, program, companions, trace, passes)
+        self.wired = wire(self._parts, program, companions, trace, passes, self.expert_line)
         if self.device.shares_cores:
             warn_of_spinning()
         logger.info("%d of %d weight groups move in each pass", self.moving_groups, len(self.catalog.order))

@@ -1,8 +1,10 @@
 """How a line runs, whatever it computes: frozen, keyword-only, every number checked before any work."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
+
+from actors.core.expert_cache import EVICTION, EvictionPolicy
 
 from actors.core.ports import PrefetchPolicy
 from actors.core.stage import Mover, Stage
@@ -39,6 +41,11 @@ class EngineSettings:
             memory; None is all there is.
         host_memory: the same in host memory, of which a share is one of what the machine (or its control group) leaves
             this process. On the CPU the two are one, and this one counts.
+        gpu_experts: experts, of all layers together, that have a slot where they are computed; those that do not move
+            or compute stay there until room is needed. None is what all else leaves, at least 16. One slot is enough.
+        host_experts: the same in pinned host memory; without effect on the CPU, whose memory is one.
+        expert_cache: which expert gives up its slot: "lru" that which was used longest ago, "lfu" that which was used
+            least often, "none" each at once, or a class of yours that is an `EvictionPolicy`.
         residency: whether memory that the plan leaves holds weight groups for good, so that fewer of them move. Where
             no limit is set, a tenth of what there is stays free.
         reader_lanes: reads in flight at a time. None here, and in the next three, is what a measurement at open finds
@@ -59,6 +66,9 @@ class EngineSettings:
     insert: Mapping[str, Sequence[Stage | Mover]] = field(default_factory=dict)
     gpu_memory: int | str | None = None
     host_memory: int | str | None = None
+    gpu_experts: int | None = None
+    host_experts: int | None = None
+    expert_cache: str | Callable[[], EvictionPolicy] = "lru"
     residency: bool = True
     reader_lanes: int | None = None
     chunk_bytes: int | str | None = None
@@ -79,6 +89,10 @@ class EngineSettings:
         find_policy(self.policy)
         within("gpu_groups", self.gpu_groups, 1, 1 << 16, or_none=True)
         within("host_groups", self.host_groups, 1, 1 << 16)
+        for name in ("gpu_experts", "host_experts"):
+            within(name, getattr(self, name), 1, 1 << 20, or_none=True)
+        if not callable(self.expert_cache):
+            one_of("expert_cache", self.expert_cache, [*EVICTION])
         within("reader_lanes", self.reader_lanes, 1, 64, or_none=True)
         within("chunk_bytes", self.chunk_bytes, 4096, MOST, or_none=True)
         if isinstance(self.chunk_bytes, int) and self.chunk_bytes % 4096:

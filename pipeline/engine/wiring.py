@@ -27,6 +27,7 @@ from actors.pinned_stager import PinnedStager
 from actors.prefetch_planner import PrefetchPlanner
 from pipeline.devices.port import Device
 from pipeline.engine.actor_names import UPLOADER
+from pipeline.engine.expert_line import ExpertLine
 from pipeline.engine.policies import find_policy, fit_policy
 from pipeline.engine.settings import EngineSettings
 from pipeline.groups.slot_kinds import SlotKinds, Slots
@@ -127,6 +128,7 @@ def wire(
     companions: Sequence[Companion] = (),
     trace: Trace | None = None,
     passes: int | None = None,
+    experts: ExpertLine | None = None,
 ) -> Wired:
     """Join the actors. A policy with triggers gets a queue of requests, into which the later actors report."""
     policy, settings, clock, trace = parts.policy, parts.settings, parts.clock, trace or Trace(recording=False)
@@ -141,14 +143,18 @@ def wire(
         requests = PrefetchQueue(program.order, kinds, parts.slots, policy, links=links, clock=clock)
         arrivals = Arrivals(policy, requests)
     scheduler = ComputeScheduler(program, blocking=policy.waits == "blocking", queue=requests)
-    uploader = GpuUploader(parts.device, on_device, arrivals, shares_lane=bool(companions) and on_device is not None)
+    others = [*companions, *([experts] if experts else [])]
+    uploader = GpuUploader(parts.device, on_device, arrivals, shares_lane=bool(others) and on_device is not None)
     line = Line(PrefetchPlanner(program.order, passes, requests), catalog=parts.catalog, clock=clock, trace=trace)
     for actor in (DiskReader(parts.source, from_disk), PinnedStager(), uploader, scheduler):
         # A queue never limits the depth before the budget behind it does, unless the user sets it so.
         line.then(actor, queue=settings.queues.get(actor.name, settings.groups("gpu_groups")))
     for name, stages in settings.insert.items():
         line.insert(name, stages)
-    return Wired((line, *(_companion_line(one, parts, trace) for one in companions)), requests, arrivals)
+    lines = [line, *(_companion_line(one, parts, trace) for one in companions)]
+    if experts is not None:
+        lines.append(experts.line(trace))
+    return Wired(lines, requests, arrivals)
 
 
 def _companion_line(companion: Companion, parts: Parts, trace: Trace) -> Line:

@@ -7,6 +7,8 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
+from actors.core.expert_store import ExpertStore
+
 from pipeline.errors import ClosedError
 from pipeline.generation.batching import Batcher, Piece
 from pipeline.generation.pass_size import PassRate
@@ -20,11 +22,14 @@ Result = TypeVar("Result")
 class Admission:
     """All requests of an open model. `tokenizing_calls` counts the calls whose prompts still become ids."""
 
-    def __init__(self, batcher: Batcher, cache: KeyValueCache, rate: PassRate) -> None:
+    def __init__(
+        self, batcher: Batcher, cache: KeyValueCache, rate: PassRate, experts: ExpertStore | None = None
+    ) -> None:
         self.batcher = batcher
         self.tokenizing_calls = 0
         self.in_pass = False
         self._cache = cache
+        self._experts = experts
         self._rate = rate
         self._prompts: list[Piece] = []
         self._pass_began = 0.0
@@ -121,6 +126,8 @@ class Admission:
         """Take everything back, when the line has stopped, and forget the pass that was under way."""
         self.in_pass = self._begun = self._interrupted = False
         self._cache.fail()
+        if self._experts is not None:
+            self._experts.fail()
         self.batcher.restart()
         self._left.set()
 

@@ -11,6 +11,7 @@ import torch
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.config import Config
 from pipeline.devices.port import Device
+from pipeline.engine.expert_room import ExpertRoom, lay_out_experts
 from pipeline.engine.plan import lay_out
 from pipeline.errors import ConfigError
 from pipeline.generation.folder import tokenizer_bytes
@@ -41,6 +42,7 @@ class Blueprint:
     groups: WeightGroups
     dtype: torch.dtype
     catalog: WeightCatalog
+    experts: ExpertRoom | None
     plans: SizedPlans
     plan: ModelPlan
 
@@ -64,8 +66,10 @@ def draw_up(
     dtype = _computing_dtype(model, groups, settings)
     catalog = lay_out(groups.groups, settings, device)
     tokenizer = tokenizer_bytes(checkpoint.folder, model.vocabulary_size)
-    plans = make_plans(model, settings, groups, catalog, device, dtype, tokenizer)
-    return Blueprint(model, checkpoint, groups, dtype, catalog, plans, plans.best(PassRates()))
+    laid_out = lay_out_experts(groups.experts, device)
+    experts = None if laid_out is None else ExpertRoom(laid_out, settings, device)
+    plans = make_plans(model, settings, groups, catalog, device, dtype, tokenizer, experts)
+    return Blueprint(model, checkpoint, groups, dtype, catalog, experts, plans, plans.best(PassRates()))
 
 
 def draw_up_fitting(

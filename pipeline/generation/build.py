@@ -18,6 +18,8 @@ from pipeline.formats import cpu_choice
 from pipeline.generation.admission import Admission
 from pipeline.generation.batching import Batcher, most_logit_rows
 from pipeline.generation.blueprint import Blueprint, draw_up_fitting, say_remarks
+from pipeline.generation.expert_half import ExpertHalf
+from pipeline.generation.expert_work import ExpertWork
 from pipeline.generation.model_plan import ModelPlan
 from pipeline.generation.model_statistics import ModelStatistics, WeightsRecord, program_counters
 from pipeline.generation.pass_buffers import PassBuffers
@@ -59,7 +61,7 @@ class ModelRuntime(Runtime):
     ) -> None:
         """`undone` is told how to give back what is taken."""
         plan, catalog = drawn.plan, drawn.catalog
-        super().__init__(settings, drawn.checkpoint, drawn.groups.groups, catalog, device, plan, reading)
+        super().__init__(settings, drawn.checkpoint, drawn.groups.groups, catalog, device, plan, reading, drawn.experts)
         self.config = drawn.model
         self.dtype = drawn.dtype
         self.formats = drawn.groups.formats
@@ -89,21 +91,33 @@ class ModelRuntime(Runtime):
         logit_rows = most_logit_rows(settings.max_requests)
         tokens = plan.pass_size.tokens
         scored_rows = rows_scored_at_once(drawn.model, settings, drawn.groups, device, drawn.dtype, tokens)
+        buffers = PassBuffers(device, drawn.model, drawn.dtype, blocks, self.embedding.most_rows, logit_rows)
+        expert_half = self._expert_half(drawn, blocks, buffers)
         program = GenerationProgram(
             drawn.model,
             catalog,
             device,
             self.embedding,
             self.cache,
-            Admission(batcher, self.cache, self.pass_rate),
+            Admission(
+                batcher, self.cache, self.pass_rate, None if self.expert_line is None else self.expert_line.store
+            ),
             PassInputs(device, blocks.padded(self.embedding.most_rows), settings.max_requests, plan.context_tokens),
             drawn.dtype,
             blocks,
-            PassBuffers(device, drawn.model, drawn.dtype, blocks, self.embedding.most_rows, logit_rows),
+            buffers,
             PromptScorer(device, blocks, self.embedding.most_rows, scored_rows),
             self.policy.micro_batches,
+            expert_half,
         )
         self.wire(program, (self.cache,) if plan.kv.moving else (), trace)
+
+    def _expert_half(self, drawn: Blueprint, blocks: RowBlocks, buffers: PassBuffers) -> ExpertHalf | None:
+        if drawn.experts is None or self.expert_line is None:
+            return None
+        rows, experts = self.embedding.most_rows, drawn.experts.catalog
+        work = ExpertWork(drawn.model, drawn.catalog, experts, self.device, drawn.dtype, blocks, buffers, rows)
+        return ExpertHalf(self.device, self.expert_line.store, work)
 
     @property
     def admission(self) -> Admission:

@@ -7,6 +7,7 @@ import torch
 
 from pipeline.config import Config
 from pipeline.devices.port import Device
+from pipeline.engine.expert_room import ExpertRoom
 from pipeline.engine.plan import Plan, Planning
 from pipeline.errors import ConfigError
 from pipeline.generation.pass_holdings import pass_holdings
@@ -76,6 +77,7 @@ def make_plans(
     device: Device,
     dtype: torch.dtype,
     tokenizer_bytes: int,
+    experts: ExpertRoom | None = None,
 ) -> SizedPlans:
     """Add everything up. KV blocks get what is left: the device first, then host memory, then the disk.
 
@@ -88,7 +90,7 @@ def make_plans(
     wanted = _wanted_tokens(settings, context_tokens)
     disk = {} if settings.kv_disk is None else {"disk": free_disk_bytes(settings.kv_disk)}
     tokenizer = Holding("tokenizer", device.places[0].name, tokenizer_bytes, "")
-    planning = Planning.of(settings, catalog, device, (tokenizer,) * bool(tokenizer_bytes), disk)
+    planning = Planning.of(settings, catalog, device, (tokenizer,) * bool(tokenizer_bytes), disk, experts)
     table_bytes = sum(tensor.length for tensor in groups.embed.tensors)
     table = Holding("embedding table", device.places[0].name, table_bytes, "residency")
 
@@ -166,7 +168,7 @@ class _Rooms:
             plan = self.planning.plan([*held, self.table])
         kv_bytes = sum(layout.layer_bytes for layout in layouts if isinstance(layout, KvLayout))
         rooms = KvRoom(blocks_for(tokens) * BLOCK_TOKENS, kv_bytes, why), StateRoom.of(layouts)
-        said = (plan.memory, plan.limits, plan.slots, plan.residency, plan.groups, self.context_tokens)
+        said = (plan.memory, plan.limits, plan.slots, plan.residency, plan.groups, plan.experts, self.context_tokens)
         return ModelPlan(*said, layouts, kv, *rooms, PassSize(self.tokens, None), table_stays)
 
     def _layouts(self, tokens: int) -> tuple[CellLayout, ...]:
@@ -227,7 +229,10 @@ class _Rooms:
     @property
     def _computed_bytes(self) -> int:
         """Those of all weights as they are computed with: what is stored in fewer is decoded for every pass."""
-        return sum(self.planning.catalog.parameters().values()) * self.dtype.itemsize
+        parameters, experts = sum(self.planning.catalog.parameters().values()), self.planning.experts
+        if experts is not None:
+            parameters += sum(experts.catalog.parameters().values()) * self.model.chosen_experts // experts.count
+        return parameters * self.dtype.itemsize
 
     def pass_size(self, plan: ModelPlan, rates: PassRates) -> PassSize:
         """Prompts may delay others for as long as the bytes of a pass move, where no setting says otherwise."""
@@ -242,6 +247,9 @@ class _Rooms:
         catalog, kv = self.planning.catalog, plan.kv
         moving = [plan.residency.moving_bytes(place, catalog.group_bytes(place)) for place in plan.slots]
         read, sent = (sum(plan.kv_layouts[one].pass_bytes for one in layers) for layers in (kv.disk, kv.moving))
+        if (experts := self.planning.experts) is not None:
+            missed = experts.missed_bytes(plan.experts, self.model.chosen_experts)
+            moving = [nbytes + missed[place] for place, nbytes in zip(plan.slots, moving, strict=True)]
         return PassBytes(moving[0] + read, sum(nbytes + sent for nbytes in moving[1:]))
 
 

@@ -8,6 +8,7 @@ from pipeline.engine.policies import find_policy
 from pipeline.formats.dense import cast_bytes
 from pipeline.formats.parts import gives_logits
 from pipeline.generation.batching import most_logit_rows
+from pipeline.generation.expert_work import IDS, ExpertWork
 from pipeline.generation.pass_buffers import HIDDEN, LOGITS, ROTARY, PassBuffers
 from pipeline.generation.pass_inputs import PassInputs
 from pipeline.generation.prompt_scores import PromptScorer
@@ -39,6 +40,7 @@ def pass_holdings(
     rows = tokens * sum(tensor.length for tensor in groups.embed.tensors) // groups.embed.rows
     blocks, half = _row_blocks(settings, device, dtype), _half_bytes(model, settings, device, dtype)
     buffers = PassBuffers.sizes(model, dtype, blocks, tokens, most_logit_rows(settings.max_requests))
+    of_experts = ExpertWork.sizes(model, dtype, blocks.padded(tokens))
     micro_batches = find_policy(settings.policy).micro_batches
     casts = _scratch_bytes(groups, dtype) * min(2, micro_batches)
     activations = _activation_bytes(model, settings, groups, device, dtype, tokens)
@@ -57,6 +59,8 @@ def pass_holdings(
         *(Holding("activations: weights that are cast or decoded", place, casts, "") for _ in range(bool(casts))),
         Holding("activations: attention", place, max(scratch, default=0), "context_tokens"),
         *(Holding(name, place, nbytes, KNOBS[name]) for name, nbytes in buffers.items()),
+        *(Holding(name, place, nbytes, "max_tokens_per_pass") for name, nbytes in of_experts.items()),
+        *(Holding(IDS, first, of_experts[IDS], "max_tokens_per_pass") for _ in range(bool(of_experts))),
         *PromptScorer.holdings(device, blocks, tokens),
         *RowSampler.holdings(device, settings.max_requests, model.vocabulary_size),
         *(Holding("positions and block tables", where, inputs, "max_requests") for where in (first, place)),
@@ -103,6 +107,7 @@ def _score_bytes(model: ModelConfig, groups: WeightGroups, device: Device, dtype
 
 def _scratch_bytes(groups: WeightGroups, dtype: torch.dtype) -> int:
     """The most that a product, or a norm or bias that is cast, takes beside its weights: a lane has one at a time."""
-    matrices = [one.scratch_bytes(dtype) for group in groups.groups for one in group.matrices]
-    vectors = [cast_bytes(one, dtype) for group in groups.groups for one in group.vectors]
+    every = [*groups.groups, *groups.experts]
+    matrices = [one.scratch_bytes(dtype) for group in every for one in group.matrices]
+    vectors = [cast_bytes(one, dtype) for group in every for one in group.vectors]
     return max([*matrices, *vectors])

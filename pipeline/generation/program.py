@@ -14,9 +14,10 @@ from actors.core.message import READY, GroupKey, Message, ended
 from actors.core.order import lanes
 from pipeline.devices.port import Device
 from pipeline.errors import RequestError
-from pipeline.formats.parts import ATTN, FFN, HEAD, attends, kind_of
+from pipeline.formats.parts import ATTN, FFN, HEAD, attends, gives_logits, kind_of
 from pipeline.generation.admission import Admission
 from pipeline.generation.batching import Piece
+from pipeline.generation.expert_half import ExpertHalf
 from pipeline.generation.generation_pass import GenerationPass, token_ids
 from pipeline.generation.head import Head
 from pipeline.generation.micro_batches import MicroBatch, micro_batches
@@ -56,6 +57,7 @@ class GenerationProgram:
         buffers: PassBuffers,
         scorer: PromptScorer,
         micro_batches: int = 1,
+        expert_half: ExpertHalf | None = None,
     ) -> None:
         self.admission = admission
         self.order: Sequence[GroupKey] = catalog.order
@@ -75,6 +77,7 @@ class GenerationProgram:
         self._head = Head(config, catalog, row_blocks, buffers, inputs, scorer)
         self._work = PassWork(config, catalog, cache, embedding, inputs, dtype, row_blocks, buffers, self._head)
         self._micro_batches = micro_batches
+        self.expert_half = expert_half
         self._records = Records(device, len(catalog.order), micro_batches)
         self._sampler = RowSampler(device, admission.batcher.max_requests, config.vocabulary_size)
 
@@ -124,8 +127,12 @@ class GenerationProgram:
         return pieces, fetched
 
     def prepare(self, pass_: GenerationPass, message: Message[Slot]) -> Coroutine[Any, Any, None] | None:
-        """Wait until the KV blocks of the layer are on their way to the device."""
-        return self._cache.rendezvous.prepare(message.layer) if attends(message.group) else None
+        """Wait until the KV blocks of the layer are on their way to the device, or launch its experts as they come."""
+        if attends(message.group):
+            return self._cache.rendezvous.prepare(message.layer)
+        if self.expert_half is None or gives_logits(message.group):
+            return None
+        return self.expert_half.prepare(pass_, message, self._launch)
 
     async def check_in(self, pass_: GenerationPass, message: Message[Slot]) -> None:
         """Wait, on the host, for everything that was launched and for the group."""
@@ -144,7 +151,7 @@ class GenerationProgram:
     def stretch(self, pass_: GenerationPass, messages: Sequence[Message[Slot]]) -> Sequence[Event]:
         """Launch groups that stay as one, where that repeats: in one micro-batch of a pass that only chooses."""
         sized = len(pass_.parts) == 1 and pass_.padded_rows in self._row_blocks.repeated
-        if not sized or not pass_.choosing or pass_.scored is not None:
+        if not sized or not pass_.choosing or pass_.scored is not None or self.expert_half is not None:
             return []
         repeats = self._work.stretch_repeats(pass_, messages)
         key = repeats and self._records.admit((messages[0].key, pass_.padded_rows, repeats), len(messages))
@@ -172,6 +179,10 @@ class GenerationProgram:
         return self._launch_half(pass_, message, half, arrived, repeats=repeats)
 
     def _launch_ffn(self, pass_: GenerationPass, message: Message[Slot]) -> list[Event]:
+        if self.expert_half is not None:
+            added = self.expert_half.add_up(pass_, message, self._launch)
+            if added is not None:
+                return added
         half = functools.partial(self._work.ffn, message)
         return self._launch_half(pass_, message, half, repeats="always")
 

@@ -34,12 +34,14 @@ class WeightCatalog:
         places: Sequence[Place],
         alignment_bytes: int | None = None,
         fewest_slots: int | None = None,
+        slot_kinds: SlotKinds | None = None,
     ) -> None:
         self.places = tuple(place.name for place in places)
         self.order = tuple(group.key for group in groups)
         self._groups = {group.key: group for group in groups}
         self.host: dict[GroupKey, HostLayout] = {key: host_layout(group) for key, group in self._groups.items()}
-        self.slot_kinds = SlotKinds.by_size({group.key: group.needed_bytes for group in groups}, fewest_slots)
+        sizes = {group.key: group.needed_bytes for group in groups}
+        self.slot_kinds = slot_kinds or SlotKinds.by_size(sizes, fewest_slots)
         self._device = {
             key: device_layout(self._groups[key], host, alignment_bytes)
             if alignment_bytes is not None

@@ -17,6 +17,7 @@ from pipeline.formats.tensors import WEIGHT_DTYPES
 from pipeline.models.described import Described, described
 from pipeline.models.families.family import Family
 from pipeline.models.families.own import made_layers
+from pipeline.models.feed_forwards import Experts
 from pipeline.models.frequencies import are_possible
 from pipeline.models.json_object import JsonObject
 from pipeline.models.layer_settings import read_norm_epsilon
@@ -83,6 +84,19 @@ class ModelConfig:
     def ropes(self) -> tuple[Rope, ...]:
         """The kinds of rotary embedding that there are, in the same order."""
         return tuple(dict.fromkeys(one.rope for one in self.attentions if one.rope is not None))
+
+    @functools.cached_property
+    def expert_kinds(self) -> tuple[Experts, ...]:
+        """The kinds of experts that there are, each once; none in a dense model."""
+        return tuple(
+            dict.fromkeys(one.feed_forward for one in self.layer_kinds if isinstance(one.feed_forward, Experts))
+        )
+
+    @property
+    def chosen_experts(self) -> int:
+        """How many a token uses, of all layers together."""
+        kinds = [one.feed_forward for one in self.layer_kinds]
+        return sum(kind.chosen for kind in kinds if isinstance(kind, Experts))
 
     def rope_length(self, tokens: int) -> int:
         """The length by which rotary frequencies of a sequence of so many tokens are chosen; 0 where none counts."""

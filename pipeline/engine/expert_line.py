@@ -1,0 +1,56 @@
+"""The line on which experts travel when a router has chosen them, with slots of its own."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from actors.core.expert_cache import EVICTION
+from actors.core.expert_store import ExpertStore
+from actors.expert_keeper import ExpertKeeper
+from actors.expert_planner import ExpertPlanner
+from actors.expert_reader import ExpertReader
+from actors.expert_uploader import ExpertUploader
+
+from actors.core.budget import Budget
+from actors.core.event import Clock
+from actors.core.line import Line
+from actors.core.ports import Catalog, WeightSource
+from actors.core.trace import Trace
+from pipeline.devices.port import Device
+from pipeline.engine.expert_room import KIND, PLACE, ExpertRoom
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertLine:
+    """The slots, and the store that knows what lies in them."""
+
+    store: ExpertStore
+    budgets: tuple[Budget, ...]
+    catalog: Catalog
+    source: WeightSource
+    device: Device
+    clock: Clock
+
+    @classmethod
+    def of(cls, room: ExpertRoom, slots: Mapping[str, int], source: WeightSource, clock: Clock) -> Self:
+        """Take the memory of so many slots in each place."""
+        device, settings, budgets = room.device, room.settings, []
+        for place in device.places:
+            memory = device.host_memory if place is device.places[0] else device.device_memory
+            cells = [memory(room.slot_bytes[place.name]) for _ in range(slots[place.name])]
+            budgets.append(Budget(PLACE.format(place.name), {KIND: cells}, clock))
+        chosen = settings.expert_cache
+        policy = EVICTION[chosen] if isinstance(chosen, str) else chosen
+        store = ExpertStore(budgets, experts=room.count, policy=policy)
+        return cls(store, tuple(budgets), room.catalog, source, device, clock)
+
+    def line(self, trace: Trace) -> Line:
+        """The actors in a row. As many messages have a slot: none that is there waits behind one that is read."""
+        host, *behind = self.budgets
+        queue = sum(host.slots.values())
+        return (
+            Line(ExpertPlanner(self.store), catalog=self.catalog, clock=self.clock, trace=trace)
+            .then(ExpertReader(self.source, host), queue=queue)
+            .then(ExpertUploader(self.device, behind[-1] if behind else None), queue=queue)
+            .then(ExpertKeeper(self.store), queue=queue)
+        )

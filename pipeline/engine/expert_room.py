@@ -1,0 +1,77 @@
+"""How many experts have a slot in each place: what the settings say, or the least, and what all else leaves."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pipeline.devices.port import Device
+from pipeline.engine.settings import EngineSettings
+from pipeline.groups.catalog import WeightCatalog
+from pipeline.groups.groups import WeightGroup
+from pipeline.groups.slot_kinds import SlotKinds
+from pipeline.system.memory_plan import Holding
+
+LEAST_SLOTS = 16
+"""Where no setting says how many: eight that move, and as many that wait for their computation."""
+KIND = "expert"
+"""All slots for experts are of this kind: a layer asks for whichever its rows have chosen."""
+PLACE = "expert {}"
+"""What the budget of the experts in a place is called."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertRoom:
+    """The experts of a model and the slots that they may get, by the names of the device's places."""
+
+    catalog: WeightCatalog
+    settings: EngineSettings
+    device: Device
+
+    @property
+    def count(self) -> int:
+        """How many experts there are, in all layers."""
+        return len(self.catalog.order)
+
+    @property
+    def slot_bytes(self) -> dict[str, int]:
+        """The size of a slot in each place."""
+        places = [place.name for place in self.device.places]
+        return {place: self.catalog.slot_bytes(PLACE.format(place))[KIND] for place in places}
+
+    def least(self) -> dict[str, int]:
+        """The slots that there are in any case."""
+        said = {place.name: getattr(self.settings, place.experts_setting) for place in self.device.places}
+        return {place: min(LEAST_SLOTS if one is None else one, self.count) for place, one in said.items()}
+
+    def grown(self, left: Mapping[str, int]) -> dict[str, int]:
+        """With what is `left` in each place beside the least, the last place first; what it holds no other needs."""
+        slots, sizes = self.least(), self.slot_bytes
+        wanted = self.count
+        for place in reversed(self.device.places):
+            if getattr(self.settings, place.experts_setting) is None and self.settings.residency:
+                more = max(0, left[place.name]) // sizes[place.name]
+                slots[place.name] = max(slots[place.name], min(slots[place.name] + more, wanted))
+            wanted = 0 if slots[place.name] >= self.count else wanted
+        return slots
+
+    def missed_bytes(self, slots: Mapping[str, int], used: int) -> dict[str, int]:
+        """What moves into each place when a pass uses so many experts, taken to be any of them alike."""
+        nbytes, missed, kept = self.catalog.needed_bytes // self.count * used, {}, 0
+        for place in reversed(self.device.places):
+            kept = min(self.count, kept + slots[place.name])
+            missed[place.name] = nbytes * (self.count - kept) // self.count
+        return missed
+
+    def holdings(self, slots: Mapping[str, int]) -> list[Holding]:
+        """The memory of so many slots."""
+        knobs = {place.name: place.experts_setting for place in self.device.places}
+        sizes = self.slot_bytes
+        return [Holding("expert slots", place, count * sizes[place], knobs[place]) for place, count in slots.items()]
+
+
+def lay_out_experts(groups: Sequence[WeightGroup], device: Device) -> WeightCatalog | None:
+    """Where the bytes of each expert lie in the slots of each place; None where there are none."""
+    if not groups:
+        return None
+    places = [replace(place, name=PLACE.format(place.name)) for place in device.places]
+    kinds = SlotKinds((KIND,), dict.fromkeys((group.key for group in groups), KIND))
+    return WeightCatalog(groups, places, device.alignment_bytes, slot_kinds=kinds)

@@ -1,0 +1,108 @@
+"""The second half of a layer with experts: the router's choice, the experts as they come, and their sum."""
+
+import functools
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
+
+from actors.core.expert_cache import streams
+from actors.core.expert_store import ExpertStore
+
+from actors.core.budget import Slot
+from actors.core.event import Event
+from actors.core.message import READY, Message, ended
+from actors.core.ports import Copy
+from pipeline.devices.port import Device
+from pipeline.formats.parts import expert_index
+from pipeline.generation.expert_work import ID_DTYPE, ExpertWork
+from pipeline.generation.generation_pass import GenerationPass, token_ids
+from pipeline.generation.micro_batches import MicroBatch
+from pipeline.generation.routing_recorder import RoutingRecorder
+from pipeline.models.feed_forwards import Experts
+
+
+class Launch(Protocol):
+    """Launches work on the lane of the message's group, behind what came before in the micro-batch."""
+
+    def __call__(
+        self,
+        message: Message[Slot],
+        pass_: GenerationPass,
+        part: MicroBatch,
+        work: Callable[[], object],
+        after: Sequence[Event] = (),
+    ) -> Event:
+        """Give the event of its end."""
+
+
+class ExpertHalf:
+    """Asks the store for the experts that a layer's rows have chosen, and launches each when its bytes are on the way.
+
+    The host must know what was chosen before it can ask: this is the fourth place where it waits (rule 4). With a
+    `recorder` it is told of every choice.
+    """
+
+    recorder: RoutingRecorder | None = None
+
+    def __init__(self, device: Device, store: ExpertStore, work: ExpertWork) -> None:
+        self._device = device
+        self._store = store
+        self._work = work
+
+    def prepare(
+        self, pass_: GenerationPass, message: Message[Slot], launch: Launch
+    ) -> Coroutine[Any, Any, None] | None:
+        """Choose experts for all rows of the pass, and launch them all; None where there are none, or no need."""
+        kind = self._work.kind(message.layer)
+        return None if kind is None or pass_.abandoned else self._run(kind, pass_, message, launch)
+
+    def add_up(self, pass_: GenerationPass, message: Message[Slot], launch: Launch) -> list[Event] | None:
+        """Launch the sum, behind the experts; None for a layer that has none."""
+        if (kind := self._work.kind(message.layer)) is None:
+            return None
+        rows = len(token_ids(pass_.pieces))
+        works = [functools.partial(self._work.add_up, message, kind, rows, part) for part in pass_.parts]
+        return [launch(message, pass_, part, work) for part, work in zip(pass_.parts, works, strict=True)]
+
+    async def _run(self, kind: Experts, pass_: GenerationPass, message: Message[Slot], launch: Launch) -> None:
+        rows, last = len(token_ids(pass_.pieces)), pass_.parts[-1]
+        for part in pass_.parts:
+            launch(message, pass_, part, functools.partial(self._work.choose, message, kind, part))
+        chosen = [part.last for part in pass_.parts]
+        launch(message, pass_, last, functools.partial(self._work.sort, kind, rows), chosen)
+        counts = await self._counts(kind, pass_, message, chosen)
+        ends = [0]
+        for count in counts:
+            ends.append(ends[-1] + count)
+        wanted = [index for index, count in enumerate(counts) if count]
+        self._store.want(message.layer, wanted, streamed=streams(len(wanted), kind.count))
+        left = len(wanted)
+        while left:
+            arrived = await self._store.arrived()
+            left -= len(arrived)
+            event = READY
+            if not pass_.abandoned:
+                runs = [(one, ends[index], ends[index + 1]) for one in arrived for index in (expert_index(one.group),)]
+                work = functools.partial(self._work.compute, kind, runs)
+                event = launch(message, pass_, last, work, [one.event for one in arrived])
+            self._store.used(arrived, event)
+        for part in pass_.parts:
+            part.last = last.last
+
+    async def _counts(
+        self, kind: Experts, pass_: GenerationPass, message: Message[Slot], chosen: Sequence[Event]
+    ) -> list[int]:
+        """How many rows have chosen each expert; none where choosing has failed, which the sum fails with, too."""
+        rows, ids = len(token_ids(pass_.pieces)), self._work.ids_memory
+        landed = list(chosen)
+        if ids is not self._work.ids_on_host:
+            copy = Copy(0, 0, rows * kind.chosen * ID_DTYPE.itemsize)
+            landed = [self._device.download(ids, self._work.ids_on_host, [copy], chosen)]
+        for event in landed:
+            await ended(event)
+        if any(event.error is not None for event in landed):
+            return []
+        ids_TK = self._work.ids(kind, rows)
+        if self.recorder is not None:
+            self.recorder.chosen(message.layer, ids_TK.numpy())
+        counts: list[int] = ids_TK.flatten().bincount(minlength=kind.count).tolist()
+        return counts

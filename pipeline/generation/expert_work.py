@@ -1,0 +1,139 @@
+"""What a layer with experts computes in a pass, and the buffers between choosing experts and adding up.
+
+Letters in names: T rows of a pass, D hidden, K experts that a row uses, R rows of the pass that use one expert.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch.nn import functional
+
+from actors.core.budget import Slot
+from actors.core.message import Message
+from pipeline.devices.memory import HostMemory, Memory
+from pipeline.devices.port import Device
+from pipeline.generation.micro_batches import MicroBatch
+from pipeline.generation.pass_buffers import PassBuffers
+from pipeline.groups.catalog import WeightCatalog
+from pipeline.models import experts
+from pipeline.models.feed_forwards import Experts
+from pipeline.models.model_config import ModelConfig
+from pipeline.models.row_blocks import RowBlocks
+
+INPUTS, BESIDE, OUTPUTS = "rows for experts", "rows beside experts", "rows of experts"
+IDS, SHARES, ORDER = "chosen experts", "shares of experts", "order of experts"
+ID_DTYPE = torch.int32
+
+
+class ExpertWork:
+    """Rows of the pass that use an expert are computed together, in the order of the pass, whichever expert is first.
+
+    What an expert gives for a row has a place of its own until all are added up. So no bit depends on which experts
+    were there already, nor on the order in which the others came.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        catalog: WeightCatalog,
+        expert_catalog: WeightCatalog,
+        device: Device,
+        dtype: torch.dtype,
+        row_blocks: RowBlocks,
+        buffers: PassBuffers,
+        most_rows: int,
+    ) -> None:
+        self._config = config
+        self._catalog = catalog
+        self._expert_catalog = expert_catalog
+        self._dtype = dtype
+        self._row_blocks = row_blocks
+        self._buffers = buffers
+        rows = row_blocks.padded(most_rows)
+        sizes = self.sizes(config, dtype, rows)
+        self._memory: dict[str, Memory] = {name: device.device_memory(nbytes) for name, nbytes in sizes.items()}
+        ids = self._memory[IDS]
+        self.ids_on_host = ids if isinstance(ids, HostMemory) else device.host_memory(sizes[IDS])
+
+    @staticmethod
+    def sizes(config: ModelConfig, dtype: torch.dtype, rows: int) -> Mapping[str, int]:
+        """The bytes of each buffer, for passes of so many rows; empty for a model without experts."""
+        kinds = config.expert_kinds
+        if not kinds:
+            return {}
+        most = rows * max(kind.chosen for kind in kinds)
+        row_bytes = config.hidden_size * dtype.itemsize
+        return {
+            INPUTS: rows * row_bytes,
+            BESIDE: rows * row_bytes if any(kind.shared for kind in kinds) else 0,
+            OUTPUTS: most * row_bytes,
+            IDS: most * ID_DTYPE.itemsize,
+            SHARES: most * torch.float32.itemsize,
+            ORDER: most * torch.int64.itemsize,
+        }
+
+    @property
+    def ids_memory(self) -> Memory:
+        """Where the chosen experts of all rows lie, int32 [T, K]."""
+        return self._memory[IDS]
+
+    def kind(self, layer: int) -> Experts | None:
+        """The experts of a layer; None where it has none."""
+        found = self._config.layer_kinds[layer].feed_forward
+        return found if isinstance(found, Experts) else None
+
+    def ids(self, kind: Experts, rows: int) -> torch.Tensor:
+        """The experts that the first rows of the pass have chosen, int32 [T, K] in host memory."""
+        return self.ids_on_host.tensor.view(ID_DTYPE)[: rows * kind.chosen].view(rows, kind.chosen)
+
+    def choose(self, message: Message[Slot], kind: Experts, part: MicroBatch) -> None:
+        """Norm, router and what is beside experts, of the rows of a micro-batch."""
+        weights, layer = self._catalog.weights(message), self._config.layer_kinds[message.layer]
+        for block in part.blocks:
+            hidden_TD, rows = self._buffers.hidden(block.begin, block.end), slice(block.begin, block.end)
+            routed = experts.choose(layer, kind, weights, hidden_TD, self._row_blocks.fixed)
+            self._rows(INPUTS)[rows] = routed.input_TD
+            self._ranks(IDS, ID_DTYPE, kind)[rows] = routed.ids_TK
+            self._ranks(SHARES, torch.float32, kind)[rows] = routed.weights_TK
+            if routed.beside_TD is not None:
+                self._rows(BESIDE)[rows] = routed.beside_TD
+
+    def sort(self, kind: Experts, rows: int) -> None:
+        """Bring the places of so many rows into the order of their experts."""
+        ids = self._ranks(IDS, ID_DTYPE, kind)[:rows].flatten()
+        torch.argsort(ids, stable=True, out=self._memory[ORDER].tensor.view(torch.int64)[: len(ids)])
+
+    def compute(self, kind: Experts, runs: Sequence[tuple[Message[Slot], int, int]]) -> None:
+        """Multiply by some experts: each with where the rows that use it begin and end in the order."""
+        order, inputs_TD, outputs = (
+            self._memory[ORDER].tensor.view(torch.int64),
+            self._rows(INPUTS),
+            self._rows(OUTPUTS),
+        )
+        for message, first, last in runs:
+            weights = self._expert_catalog.weights(message)
+            for begin, end in self._row_blocks.cuts(0, self._row_blocks.padded(last - first)):
+                places_R = order[first + begin : min(first + end, last)]
+                input_RD = inputs_TD[places_R // kind.chosen]
+                filled_RD = functional.pad(input_RD, (0, 0, 0, end - begin - len(places_R)))
+                output_RD = experts.expert_product(kind, weights, filled_RD, self._row_blocks.fixed)
+                outputs[places_R] = output_RD[: len(places_R)]
+
+    def add_up(self, message: Message[Slot], kind: Experts, rows: int, part: MicroBatch) -> None:
+        """Add what experts gave to the hidden states of a micro-batch; rows behind the last token stay as they are."""
+        weights, layer = self._catalog.weights(message), self._config.layer_kinds[message.layer]
+        outputs_TKD = self._rows(OUTPUTS)[: rows * kind.chosen].view(rows, kind.chosen, -1)
+        for block in part.blocks:
+            if (end := min(block.end, rows)) > block.begin:
+                some = slice(block.begin, end)
+                shares_TK = self._ranks(SHARES, torch.float32, kind)[some]
+                beside_TD = self._rows(BESIDE)[some] if kind.shared is not None else None
+                hidden_TD = self._buffers.hidden(block.begin, end)
+                experts.add_up(layer, weights, hidden_TD, outputs_TKD[some], shares_TK, beside_TD)
+
+    def _rows(self, name: str) -> torch.Tensor:
+        return self._memory[name].tensor.view(self._dtype).view(-1, self._config.hidden_size)
+
+    def _ranks(self, name: str, dtype: torch.dtype, kind: Experts) -> torch.Tensor:
+        items = self._memory[name].tensor.view(dtype)
+        return items[: len(items) // kind.chosen * kind.chosen].view(-1, kind.chosen)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
 
 from actors.core.expert_cache import EvictionPolicy
-
 from actors.core.ports import PrefetchPolicy
 from actors.core.stage import Mover, Stage
 from pipeline.engine.settings import MOST, DeviceName, EngineSettings, one_of, true_or_false, within

@@ -4,20 +4,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from actors.core.expert_cache import EVICTION
-from actors.core.expert_store import ExpertStore
-from actors.expert_keeper import ExpertKeeper
-from actors.expert_planner import ExpertPlanner
-from actors.expert_reader import ExpertReader
-from actors.expert_uploader import ExpertUploader
-
 from actors.core.budget import Budget
 from actors.core.event import Clock
+from actors.core.expert_cache import EVICTION
+from actors.core.expert_store import ExpertStore
 from actors.core.line import Line
 from actors.core.ports import Catalog, WeightSource
 from actors.core.trace import Trace
+from actors.expert_keeper import ExpertKeeper
+from actors.expert_planner import ExpertPlanner
+from actors.expert_reader import ExpertReader
+from actors.expert_stager import ExpertStager
+from actors.expert_uploader import ExpertUploader
 from pipeline.devices.port import Device
 from pipeline.engine.expert_room import KIND, PLACE, ExpertRoom
+from pipeline.formats.parts import expert
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class ExpertLine:
             budgets.append(Budget(PLACE.format(place.name), {KIND: cells}, clock))
         chosen = settings.expert_cache
         policy = EVICTION[chosen] if isinstance(chosen, str) else chosen
-        store = ExpertStore(budgets, experts=room.count, policy=policy)
+        store = ExpertStore(budgets, experts=room.count, part=expert, policy=policy)
         return cls(store, tuple(budgets), room.catalog, source, device, clock)
 
     def line(self, trace: Trace) -> Line:
@@ -51,6 +52,7 @@ class ExpertLine:
         return (
             Line(ExpertPlanner(self.store), catalog=self.catalog, clock=self.clock, trace=trace)
             .then(ExpertReader(self.source, host), queue=queue)
+            .then(ExpertStager(), queue=queue)
             .then(ExpertUploader(self.device, behind[-1] if behind else None), queue=queue)
             .then(ExpertKeeper(self.store), queue=queue)
         )

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from actors.core.expert_cache import EVICTION, EvictionPolicy
-
 from actors.core.ports import PrefetchPolicy
 from actors.core.stage import Mover, Stage
 from pipeline.engine.actor_names import ACTORS, KV_ACTORS

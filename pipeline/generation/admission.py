@@ -8,7 +8,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from actors.core.expert_store import ExpertStore
-
 from pipeline.errors import ClosedError
 from pipeline.generation.batching import Batcher, Piece
 from pipeline.generation.pass_size import PassRate

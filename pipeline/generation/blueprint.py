@@ -23,7 +23,7 @@ from pipeline.groups.groups import WeightGroups, plan_groups
 from pipeline.groups.remarks import remarks
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.ropes import DynamicScaling
-from pipeline.models.specs import group_specs
+from pipeline.models.specs import expert_specs, group_specs
 from pipeline.system.host_memory import give_freed_back
 from pipeline.system.sizes import human_bytes, parse_bytes
 
@@ -62,7 +62,8 @@ def draw_up(
     Raises ConfigError or CheckpointError. Whether the plan fits is for the caller to check.
     """
     give_freed_back()
-    groups = plan_groups(group_specs(model), checkpoint, model.quantization.format_of, model.drafting_layers)
+    specs = group_specs(model) | expert_specs(model)
+    groups = plan_groups(specs, checkpoint, model.quantization.format_of, model.drafting_layers)
     dtype = _computing_dtype(model, groups, settings)
     catalog = lay_out(groups.groups, settings, device)
     tokenizer = tokenizer_bytes(checkpoint.folder, model.vocabulary_size)

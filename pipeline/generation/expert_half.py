@@ -4,15 +4,15 @@ import functools
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
-from actors.core.expert_cache import streams
-from actors.core.expert_store import ExpertStore
-
 from actors.core.budget import Slot
 from actors.core.event import Event
+from actors.core.expert_cache import streams
+from actors.core.expert_store import ExpertStore
 from actors.core.message import READY, Message, ended
 from actors.core.ports import Copy
 from pipeline.devices.port import Device
 from pipeline.formats.parts import expert_index
+from pipeline.generation.batching import Piece
 from pipeline.generation.expert_work import ID_DTYPE, ExpertWork
 from pipeline.generation.generation_pass import GenerationPass, token_ids
 from pipeline.generation.micro_batches import MicroBatch
@@ -47,6 +47,12 @@ class ExpertHalf:
         self._device = device
         self._store = store
         self._work = work
+
+    def begin(self, pieces: Sequence[Piece]) -> None:
+        """A pass with these pieces begins."""
+        if self.recorder is not None:
+            prompts = [len(piece.token_ids) > 1 or not piece.logit_rows for piece in pieces for _ in piece.token_ids]
+            self.recorder.begin(prompts)
 
     def prepare(
         self, pass_: GenerationPass, message: Message[Slot], launch: Launch

@@ -89,6 +89,8 @@ class GenerationProgram:
         self._cache.begin(pieces)
         tokens, embeds_alike = len(token_ids(pieces)), self._work.embeds_alike(pieces)
         pass_ = GenerationPass(pieces, micro_batches(tokens, self._micro_batches, self._row_blocks))
+        if self.expert_half is not None:
+            self.expert_half.begin(pieces)
         pass_.scored = self._scorer.send(pieces)
         cuts = [(block.begin, block.end) for block in pass_.blocks]
         sent = self._inputs.send(pieces, cuts, upload=not embeds_alike)

@@ -121,6 +121,14 @@ def kept_slots(slots: int, experts: int, window: int = WINDOW) -> int:
     return slots if slots >= experts else slots - max(1, min(window, slots // 2))
 
 
+def streams(union: int, experts: int) -> bool:
+    """Whether a pass that uses so many of a layer's experts reads them like a dense layer: it uses most of them.
+
+    As a prompt does, after which decoding goes on with what it used before.
+    """
+    return union > 1 and 2 * union > experts
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """What a place has of the experts that are wanted now, and which it gives up for them beside wanted ones."""

@@ -204,6 +204,10 @@ class ExpertStore:
             place.forget()
         self._restart()
 
+    def kept(self) -> dict[str, int]:
+        """How many slots of each budget hold an expert that is kept, and not in use."""
+        return {place.name: len(place.kept) for place in self._places}
+
     def statistics(self) -> ExpertStatistics:
         """The counts up to now."""
         return ExpertStatistics(

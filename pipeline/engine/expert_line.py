@@ -9,14 +9,13 @@ from actors.core.event import Clock
 from actors.core.expert_cache import EVICTION
 from actors.core.expert_store import ExpertStore
 from actors.core.line import Line
-from actors.core.ports import Catalog, WeightSource
+from actors.core.ports import WeightSource
 from actors.core.trace import Trace
 from actors.expert_keeper import ExpertKeeper
 from actors.expert_planner import ExpertPlanner
 from actors.expert_reader import ExpertReader
 from actors.expert_stager import ExpertStager
 from actors.expert_uploader import ExpertUploader
-from pipeline.devices.port import Device
 from pipeline.engine.expert_room import KIND, PLACE, ExpertRoom
 from pipeline.formats.parts import expert
 
@@ -25,11 +24,10 @@ from pipeline.formats.parts import expert
 class ExpertLine:
     """The slots, and the store that knows what lies in them."""
 
+    room: ExpertRoom
     store: ExpertStore
     budgets: tuple[Budget, ...]
-    catalog: Catalog
     source: WeightSource
-    device: Device
     clock: Clock
 
     @classmethod
@@ -43,16 +41,16 @@ class ExpertLine:
         chosen = settings.expert_cache
         policy = EVICTION[chosen] if isinstance(chosen, str) else chosen
         store = ExpertStore(budgets, experts=room.count, part=expert, policy=policy)
-        return cls(store, tuple(budgets), room.catalog, source, device, clock)
+        return cls(room, store, tuple(budgets), source, clock)
 
     def line(self, trace: Trace) -> Line:
         """The actors in a row. As many messages have a slot: none that is there waits behind one that is read."""
         host, *behind = self.budgets
         queue = sum(host.slots.values())
         return (
-            Line(ExpertPlanner(self.store), catalog=self.catalog, clock=self.clock, trace=trace)
+            Line(ExpertPlanner(self.store), catalog=self.room.catalog, clock=self.clock, trace=trace)
             .then(ExpertReader(self.source, host), queue=queue)
             .then(ExpertStager(), queue=queue)
-            .then(ExpertUploader(self.device, behind[-1] if behind else None), queue=queue)
+            .then(ExpertUploader(self.room.device, behind[-1] if behind else None), queue=queue)
             .then(ExpertKeeper(self.store), queue=queue)
         )

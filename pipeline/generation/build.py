@@ -84,6 +84,11 @@ class ModelRuntime(Runtime):
             lose[StateLayout] = batcher.states.lose
         self.cache = KeyValueCache(plan.kv_layouts, plan.kv, device, settings.kv_disk, lose=lose, ahead=ahead)
         undone.callback(self.cache.memory.close)
+        program = self._make_program(drawn, batcher)
+        self.wire(program, (self.cache,) if plan.kv.moving else (), trace)
+
+    def _make_program(self, drawn: Blueprint, batcher: Batcher) -> GenerationProgram:
+        plan, catalog, device, settings = drawn.plan, drawn.catalog, self.device, self.settings
         invariant = settings.batch_invariant
         blocks = RowBlocks.of(
             device.block_rows, device.least_rows(drawn.dtype), device.repeated_rows, batch_invariant=invariant
@@ -92,25 +97,22 @@ class ModelRuntime(Runtime):
         tokens = plan.pass_size.tokens
         scored_rows = rows_scored_at_once(drawn.model, settings, drawn.groups, device, drawn.dtype, tokens)
         buffers = PassBuffers(device, drawn.model, drawn.dtype, blocks, self.embedding.most_rows, logit_rows)
-        expert_half = self._expert_half(drawn, blocks, buffers)
-        program = GenerationProgram(
+        experts = None if self.expert_line is None else self.expert_line.store
+        return GenerationProgram(
             drawn.model,
             catalog,
             device,
             self.embedding,
             self.cache,
-            Admission(
-                batcher, self.cache, self.pass_rate, None if self.expert_line is None else self.expert_line.store
-            ),
+            Admission(batcher, self.cache, self.pass_rate, experts),
             PassInputs(device, blocks.padded(self.embedding.most_rows), settings.max_requests, plan.context_tokens),
             drawn.dtype,
             blocks,
             buffers,
             PromptScorer(device, blocks, self.embedding.most_rows, scored_rows),
             self.policy.micro_batches,
-            expert_half,
+            self._expert_half(drawn, blocks, buffers),
         )
-        self.wire(program, (self.cache,) if plan.kv.moving else (), trace)
 
     def _expert_half(self, drawn: Blueprint, blocks: RowBlocks, buffers: PassBuffers) -> ExpertHalf | None:
         if drawn.experts is None or self.expert_line is None:

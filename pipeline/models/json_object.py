@@ -130,6 +130,13 @@ class JsonObject:
             raise self.error(key, f"{count} whole numbers from 1 to {MAX_COUNT}", value)
         return tuple(items)
 
+    def indices(self, key: str) -> tuple[int, ...]:
+        """A list of whole numbers from 0; an empty one where there is none."""
+        value = [] if self.get(key) is None else self.get(key)
+        if not isinstance(value, list) or not all(_is_whole(item, 0, MAX_COUNT) for item in value):
+            raise self.error(key, "a list of whole numbers from 0", value)
+        return tuple(value)
+
     def token_ids(self, key: str, vocabulary_size: int) -> tuple[int, ...]:
         """One token id, a list of them, or none, without those outside the vocabulary: such a token never comes."""
         value = self.get(key)

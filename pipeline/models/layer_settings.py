@@ -52,11 +52,6 @@ def read_activation(settings: JsonObject, key: str = "hidden_act") -> Activation
     return ACTIVATIONS[function]
 
 
-def count_of_experts(settings: JsonObject) -> int:
-    """How many a layer has: transformers saves it as num_local_experts, published files may say num_experts."""
-    return settings.count(settings.first("num_local_experts", "num_experts"))
-
-
 def read_attention(settings: JsonObject, kind: str | None = None, *, is_partial: bool = False) -> Attention:
     """Plain attention of the sizes and the rotary embedding that config.json states, as `read_rope` takes them.
 

@@ -23,16 +23,19 @@ NAMES = (
     "Mistral Small 3.1 and later (mistral3)",
     "OLMo 2 (olmo2)",
     "OLMo 3 (olmo3)",
+    "OLMoE (olmoe)",
+    "Mixtral (mixtral)",
     "Qwen2/2.5 (qwen2)",
+    "Qwen1.5/2 with experts (qwen2_moe)",
     "Qwen3 (qwen3), also with experts (qwen3_moe)",
-    "Qwen3.5/3.6/3.8 (qwen3_5, qwen3_5_text)",
-    "Qwen3-Next without experts (qwen3_next)",
+    "Qwen3.5/3.6/3.8 (qwen3_5, qwen3_5_text), also with experts (qwen3_5_moe, qwen3_5_moe_text)",
+    "Qwen3-Next (qwen3_next)",
     "Phi 3, 3.5 and 4 (phi3)",
     "Granite 3 (granite)",
     "SmolLM3 (smollm3)",
 )
 SUPPORTED = (
-    f"{', '.join(NAMES)}, dense, attention_bias and mlp_bias of those that have them in transformers, activations "
+    f"{', '.join(NAMES)}, attention_bias and mlp_bias of those that have them in transformers, activations "
     "silu, gelu_pytorch_tanh and relu2, rope types default, linear, llama3, yarn, dynamic, longrope and proportional, "
     "dtypes float32, float16, bfloat16, and float64, which is computed in float32, or quantised weights "
     f"({QUANTIZED})"

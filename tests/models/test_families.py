@@ -10,7 +10,7 @@ from pipeline.models.json_object import JsonObject
 from pipeline.models.model_config import parse_config
 from pipeline.models.supported import SUPPORTED
 
-TOLD = {"gemma4_text": {"hidden_size_per_layer_input": 0}, "qwen3_next": {"num_experts": 0}}
+TOLD = {"gemma4_text": {"hidden_size_per_layer_input": 0}}
 """What a family assumes of models of a kind that is refused."""
 
 

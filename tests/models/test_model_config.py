@@ -127,7 +127,7 @@ def test_nothing_that_the_config_names_is_run(tmp_path: Path) -> None:
 
 
 UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
-    "another family": (changed(LLAMA_31_8B, model_type="mixtral"), "model_type: need .*; have 'mixtral'"),
+    "another family": (changed(LLAMA_31_8B, model_type="rwkv"), "model_type: need .*; have 'rwkv'"),
     "no family": (changed(MISTRAL, model_type=ABSENT), "model_type: need .*; have nothing"),
     "another class": (changed(LLAMA_31_8B, architectures=["LlamaForTokenClassification"]), "architectures: .*Token"),
     "activation": (changed(LLAMA_31_8B, hidden_act="gelu"), "hidden_act: .*'gelu'"),

@@ -6,17 +6,19 @@ import pytest
 from support.published_configs import ACCEPTED
 from support.refused_configs import REFUSED
 
-from pipeline.checkpoints.shard_layout import model_specs
 from pipeline.errors import ConfigError
 from pipeline.models.json_object import JsonObject
 from pipeline.models.model_config import parse_config
+from pipeline.models.specs import expert_specs, group_specs
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_it_is_read_and_has_all_parameters(name: str) -> None:
     settings, thousand_millions = ACCEPTED[name]
-    specs = model_specs(parse_config(JsonObject("config.json", {"max_position_embeddings": 131072, **settings})))
-    assert sum(math.prod(spec.shape) for spec in specs) / 1e9 == pytest.approx(thousand_millions, rel=0.004)
+    model = parse_config(JsonObject("config.json", {"max_position_embeddings": 131072, **settings}))
+    groups = group_specs(model) | expert_specs(model)
+    shapes = {spec.name: spec.shape for specs in groups.values() for spec in specs}
+    assert sum(map(math.prod, shapes.values())) / 1e9 == pytest.approx(thousand_millions, rel=0.004)
 
 
 @pytest.mark.parametrize("name", REFUSED)

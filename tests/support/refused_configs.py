@@ -17,17 +17,22 @@ def other(model_type: str, architecture: str, **more: Any) -> Settings:
 GEMMA_4 = {"hidden_size_per_layer_input": 0, "sliding_window": 1024}
 REFUSED: dict[str, tuple[Settings, str]] = {
     "gpt-oss-20b": (other("gpt_oss", "GptOssForCausalLM", num_local_experts=32), "model_type"),
-    "Qwen3-30B-A3B": (other("qwen3_moe", "Qwen3MoeForCausalLM", **EXPERTS), "model_type"),
-    "Qwen3.6-35B-A3B": (
-        nested("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration", other("qwen3_5_moe_text", "", **EXPERTS)),
-        "model_type",
+    "OLMoE with clipped queries": (other("olmoe", "OlmoeForCausalLM", clip_qkv=8.0), "clip_qkv"),
+    "Qwen3-30B-A3B of which one expert is used too many": (
+        other("qwen3_moe", "Qwen3MoeForCausalLM", **{**EXPERTS, "num_experts_per_tok": 129}),
+        "num_experts_per_tok",
     ),
-    "Qwen3-Next-80B-A3B": (
-        other("qwen3_next", "Qwen3NextForCausalLM", **EXPERTS, mlp_only_layers=[], decoder_sparse_step=1),
-        "num_experts",
+    "Qwen3-30B-A3B whose dense layers are no list": (
+        other("qwen3_moe", "Qwen3MoeForCausalLM", **EXPERTS, mlp_only_layers=3),
+        "mlp_only_layers",
+    ),
+    "Qwen3-30B-A3B with windows in some layers": (
+        other(
+            "qwen3_moe", "Qwen3MoeForCausalLM", **EXPERTS, layer_types=["sliding_attention"] + ["full_attention"] * 31
+        ),
+        "layer_types",
     ),
     "Qwen2.5-VL-7B": (other("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration"), "model_type"),
-    "Mixtral-8x7B": (other("mixtral", "MixtralForCausalLM", num_local_experts=8), "model_type"),
     "DeepSeek-V3": (other("deepseek_v3", "DeepseekV3ForCausalLM", n_routed_experts=256), "model_type"),
     "DeepSeek-V4-Flash": (other("deepseek_v4", "DeepseekV4ForCausalLM", n_routed_experts=256), "model_type"),
     "Kimi-K2": (other("kimi_k2", "DeepseekV3ForCausalLM", n_routed_experts=384), "model_type"),

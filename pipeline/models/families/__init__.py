@@ -11,12 +11,16 @@ from pipeline.models.families import (
     ministral3,
     mistral,
     mistral3,
+    mixtral,
     olmo2,
     olmo3,
+    olmoe,
     phi3,
     qwen2,
+    qwen2_moe,
     qwen3,
     qwen3_5,
+    qwen3_5_moe,
     qwen3_moe,
     qwen3_next,
     smollm3,
@@ -34,15 +38,21 @@ FAMILIES = {
         ministral.FAMILY,
         ministral3.FAMILY,
         mistral.FAMILY,
+        mixtral.FAMILY,
         olmo2.FAMILY,
         olmo3.FAMILY,
+        olmoe.FAMILY,
         phi3.FAMILY,
         qwen2.FAMILY,
+        qwen2_moe.FAMILY,
         qwen3.FAMILY,
         qwen3_5.FAMILY,
+        qwen3_5_moe.FAMILY,
         qwen3_moe.FAMILY,
         qwen3_next.FAMILY,
         smollm3.FAMILY,
     )
 }
-WRAPPERS = {one.name: one for one in (gemma3.WRAPPER, gemma4.WRAPPER, mistral3.WRAPPER, qwen3_5.WRAPPER)}
+WRAPPERS = {
+    one.name: one for one in (gemma3.WRAPPER, gemma4.WRAPPER, mistral3.WRAPPER, qwen3_5.WRAPPER, qwen3_5_moe.WRAPPER)
+}

@@ -23,6 +23,7 @@ from actors.core.expert_cache import (
     kept_slots,
     request,
 )
+from actors.core.expert_hints import HintCounts, Hints
 from actors.core.message import READY, GroupKey, Message
 
 
@@ -47,10 +48,11 @@ class Unions:
 
 @dataclass(frozen=True, slots=True)
 class ExpertStatistics:
-    """What was wanted and found since the model was opened: by place, in order, and layer."""
+    """What was wanted and found since the model was opened: by place, in order, and layer; and what hints did."""
 
     places: Mapping[str, Mapping[int, Uses]]
     unions: Mapping[int, Unions]
+    hints: HintCounts
 
 
 class _Place:
@@ -62,6 +64,7 @@ class _Place:
         slots = sum(budget.slots.values())
         self.name = budget.name
         self.cache = ExpertCache(kept_slots(slots, experts, window), None if policy is None else policy())
+        self.for_moving = experts if slots >= experts else slots - self.cache.capacity
         self.kept: dict[Expert, Message[Slot]] = {}
         self.uses: dict[int, Uses] = {}
 
@@ -100,6 +103,7 @@ class ExpertStore:
         part: what the group of an expert is called, by its index.
         policy: makes what says, for one place, which expert goes first; None keeps none.
         window: how many slots of a place are for what moves, see `kept_slots`.
+        lookahead: whether hints are taken.
     """
 
     def __init__(
@@ -110,11 +114,13 @@ class ExpertStore:
         policy: Callable[[], EvictionPolicy] | None = LeastRecentlyUsed,
         *,
         window: int = WINDOW,
+        lookahead: bool = False,
     ) -> None:
         self._places = [_Place(budget, experts, policy, window) for budget in budgets]
         self._part = part
         self._indices: dict[str, int] = {}
         self._unions: dict[int, Unions] = {}
+        self._hints = Hints(min(place.for_moving for place in self._places) - 1 if lookahead else 0)
         self._unsent: deque[tuple[Expert, Slot | None]] = deque()
         self._more = asyncio.Event()
         self._some = asyncio.Event()
@@ -140,21 +146,28 @@ class ExpertStore:
         found = request([place.cache for place in self._places], layer, experts, streamed=streamed)
         for place, one in zip(self._places, found, strict=True):
             place.take_note(layer, one, streamed=streamed)
-        here, *before = reversed(self._places)
-        self._ready = [_arrived(here.kept.pop((layer, index))) for index in found[-1].hits]
-        self._wanted = {(layer, index) for index in found[-1].misses}
+        self._ready = [_arrived(self._places[-1].kept.pop((layer, index))) for index in found[-1].hits]
+        misses = [(layer, index) for index in found[-1].misses]
+        ahead, vain = self._hints.settle(layer, misses)
+        for expert, message in vain.items():
+            self._settle(expert, message)
+        for expert, come in ahead.items():
+            if come is not None:
+                self._settle_source(expert, come)
+                self._ready.append(_arrived(come))
+        self._wanted = {expert for expert in misses if ahead.get(expert) is None}
         # What is in host memory goes first: it need not wait for a slot there.
-        for place, one in zip(before, found, strict=False):
-            self._unsent += [((layer, index), place.kept.pop((layer, index)).at) for index in one.hits]
-        self._unsent += [((layer, index), None) for index in found[0].misses]
-        if self._ready:
-            self._some.set()
-        if self._unsent:
-            self._more.set()
+        held = [(expert, self._from_host(expert)) for expert in misses if expert not in ahead]
+        self._unsent += sorted(held, key=lambda one: one[1] is None)
+        self._some.set()
+        self._more.set()
 
     async def next(self) -> tuple[int, str, Slot | None]:
         """Wait for an expert that must come; returns its layer and group, and the host slot that keeps it, if any."""
         while not self._unsent:
+            if not self._wanted and (hinted := self._hints.send()) is not None:
+                self._unsent.append((hinted, self._from_host(hinted)))
+                break
             self._more.clear()
             await self._more.wait()
         (layer, index), slot = self._unsent.popleft()
@@ -164,13 +177,15 @@ class ExpertStore:
 
     def arrive(self, message: Message[Slot]) -> None:
         """Take an expert that is on its way to the place where it is computed."""
-        expert, source = self._expert(message), message.at.source
-        if source is not None:
-            message.at.source = None
-            self._places[0].settle(expert, message.moved(source, READY))
-        self._wanted.remove(expert)
-        self._ready.append(message)
-        self._some.set()
+        expert = self._expert(message)
+        if expert in self._wanted:
+            self._wanted.remove(expert)
+            self._settle_source(expert, message)
+            self._ready.append(message)
+            self._some.set()
+        elif not self._hints.arrive(expert, message):
+            self._settle(expert, message)
+        self._more.set()
 
     async def arrived(self) -> Sequence[Message[Slot]]:
         """Wait for wanted experts; returns all that have come and were not given yet, in order of arrival.
@@ -196,12 +211,19 @@ class ExpertStore:
             self._given.remove(message.key)
             if event is not READY:
                 message.at.filled = event
-            self._places[-1].settle(self._expert(message), message)
+            self._settle(self._expert(message), message)
+
+    def hint(self, layer: int, experts: Sequence[int]) -> None:
+        """Say which experts a layer will probably want, the likeliest first. They may come ahead, or not."""
+        here = self._places[-1].cache
+        self._hints.ask([(layer, index) for index in experts if (layer, index) not in here])
+        self._more.set()
 
     def fail(self) -> None:
         """Forget what was under way and what was kept; the lines have stopped, and the budgets have all slots back."""
         for place in self._places:
             place.forget()
+        self._hints.forget()
         self._restart()
 
     def kept(self) -> dict[str, int]:
@@ -213,10 +235,26 @@ class ExpertStore:
         return ExpertStatistics(
             {place.name: {layer: replace(uses) for layer, uses in place.uses.items()} for place in self._places},
             {layer: replace(unions) for layer, unions in self._unions.items()},
+            replace(self._hints.counts),
         )
 
     def _expert(self, message: Message[Slot]) -> Expert:
         return message.layer, self._indices[message.group]
+
+    def _from_host(self, expert: Expert) -> Slot | None:
+        """The slot of host memory that keeps an expert which is not on the device; from now on it travels."""
+        kept = self._places[0].kept.pop(expert, None) if len(self._places) > 1 else None
+        return None if kept is None else kept.at
+
+    def _settle(self, expert: Expert, message: Message[Slot]) -> None:
+        self._settle_source(expert, message)
+        self._places[-1].settle(expert, message)
+
+    def _settle_source(self, expert: Expert, message: Message[Slot]) -> None:
+        """Keep the host slot that an expert came from, or give it back; its upload has been issued."""
+        if (source := message.at.source) is not None:
+            message.at.source = None
+            self._places[0].settle(expert, message.moved(source, READY))
 
 
 def _arrived(message: Message[Slot]) -> Message[Slot]:

@@ -34,15 +34,17 @@ def part(index: int) -> str:
 
 
 class Disk:
-    """Reads take `seconds`; those of groups that are `lost` fail, once each."""
+    """Reads take `seconds`; those of groups that are `lost` fail, once each. Says when each of them began."""
 
     def __init__(self, seconds: Callable[[], float]) -> None:
         self.seconds = seconds
         self.lost: set[GroupKey] = set()
         self.reads: list[GroupKey] = []
+        self.began: dict[GroupKey, float] = {}
 
     async def read_into(self, key: GroupKey, buffer: Memory) -> None:
         self.reads.append(key)
+        self.began[key] = asyncio.get_running_loop().time()
         buffer.group = None
         await asyncio.sleep(self.seconds())
         if key in self.lost:
@@ -103,21 +105,23 @@ class ExpertWorld:
     given: list[list[GroupKey]] = field(default_factory=list)
 
     async def compute(
-        self, wanted: Iterable[Wanted], seconds: float = 0.1, abandoned: Callable[[], bool] = bool
+        self, wanted: Sequence[Wanted], hints: Sequence[Sequence[int]] = (), seconds: float = 0.1
     ) -> None:
-        """Let a program compute layers; between two it waits for the router."""
-        for layer, experts, streamed in wanted:
+        """Let a program compute layers; between two it waits for the router. With the n-th it hints at the next one."""
+        for position, (layer, experts, streamed) in enumerate(wanted):
             self.store.want(layer, experts, streamed=streamed)
+            if position < len(hints):
+                self.store.hint(wanted[position + 1][0], hints[position])
             left, event = len(experts), READY
             while left:
                 messages = await self.store.arrived()
                 self.given.append([message.key for message in messages])
                 left -= len(messages)
-                event = READY if abandoned() else self.device.compute(messages, seconds)
+                event = self.device.compute(messages, seconds)
                 self.store.used(messages, event)
             await ended(event)
 
-    async def run(self, wanted: Iterable[Wanted], **options: Any) -> None:
+    async def run(self, wanted: Sequence[Wanted], **options: Any) -> None:
         """The same beside the line; raises its failure. Whatever happens, all slots are back."""
         try:
             async with running((self.line,)) as over:
@@ -138,6 +142,7 @@ def expert_world(
     experts: int,
     policy: Callable[[], EvictionPolicy] | None = LeastRecentlyUsed,
     window: int = WINDOW,
+    lookahead: bool = False,
     queue: int = 8,
     read_seconds: Callable[[], float] = lambda: 1.0,
     copy_seconds: float = 0.1,
@@ -150,7 +155,7 @@ def expert_world(
         Budget(name, {"expert": [Memory() for _ in range(count)]}, clock)
         for name, count in zip(names, slots, strict=False)
     ]
-    store = ExpertStore(budgets, experts, part, policy, window=window)
+    store = ExpertStore(budgets, experts, part, policy, window=window, lookahead=lookahead)
     disk, device = Disk(read_seconds), Accelerator(copy_seconds)
     line = (
         Line(ExpertPlanner(store), catalog=Catalog(), clock=clock, trace=trace)  # type: ignore[arg-type]

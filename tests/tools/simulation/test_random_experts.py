@@ -34,16 +34,18 @@ MOST_SECONDS = 0.3
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """What is computed, by pass and layer, and what it is given; `layers` are those that have experts."""
+    """What is computed, by pass and layer, and what it is given; `hints` are right that often, if there are any."""
 
     order: Sequence[GroupKey]
     wanted: Sequence[Wanted]
+    each: int
     experts: int
     slots: Sequence[int]
     weight_slots: Sequence[int]
     window: int
     queue: int
     policy: Callable[[], EvictionPolicy] | None
+    hints: float | None
     passes: int
     seed: int
 
@@ -65,12 +67,14 @@ def random_mixture(seed: int) -> Mixture:
     return Mixture(
         order=[(layer, part) for layer in range(layers) for part in ("attn", "ffn")],
         wanted=wanted,
+        each=each,
         experts=total,
         slots=[random.choice([1, 2, random.randint(1, total + 1)]) for _ in range(places)],
         weight_slots=[random.randint(1, 4) for _ in range(places)],
         window=random.randint(1, 10),
         queue=random.randint(1, 5),
         policy=random.choice([LeastRecentlyUsed, LeastRecentlyUsed, LeastFrequentlyUsed, partial(Pinned, pins), None]),
+        hints=random.choice([None, 0.0, 0.5, 1.0]),
         passes=passes,
         seed=seed,
     )
@@ -84,8 +88,8 @@ class MixtureProgram(Program):
         self._world = world
         self._random = Random(mixture.seed)
         self._leave = leave
-        self._wanted = iter(mixture.wanted)
-        self._sparse = {layer for layer, *_ in mixture.wanted}
+        self._mixture = mixture
+        self._at = 0
         self._kept = [kept_slots(count, mixture.experts, mixture.window) for count in mixture.slots]
         self._event: Event = READY
 
@@ -93,7 +97,8 @@ class MixtureProgram(Program):
         self._left = False
 
     def prepare(self, pass_: None, message: Message[Slot], /) -> Coroutine[Any, Any, None] | None:
-        return self._experts(message) if message.group == "ffn" and message.layer in self._sparse else None
+        layer, *_ = self._mixture.wanted[self._at % len(self._mixture.wanted)]
+        return self._experts(message) if message.key == (layer, "ffn") else None
 
     def step(self, pass_: None, message: Message[Slot], /) -> Sequence[Event]:
         if self._left:
@@ -105,20 +110,28 @@ class MixtureProgram(Program):
         await ended(self._event)
         await asyncio.sleep(MOST_SECONDS)  # uploads of what nobody needs any more end meanwhile
         held = [budget.statistics().held for budget in self._world.budgets]
-        assert all(one <= most for one, most in zip(held, self._kept, strict=True))
+        free_for_hints = 0 if self._mixture.hints is None else self._mixture.window - 1
+        assert all(one <= most + free_for_hints for one, most in zip(held, self._kept, strict=True))
 
     async def _experts(self, message: Message[Slot]) -> None:
         if not self._left:
             await ended(self._launch((message,)))
-        layer, experts, streamed = next(self._wanted)
-        assert layer == message.layer
+        layer, experts, streamed = self._mixture.wanted[self._at]
         self._world.store.want(layer, experts, streamed=streamed)
+        self._at += 1
+        self._hint()
         left = len(experts)
         while left:
             given = await self._world.store.arrived()
             left -= len(given)
             self._left = self._left or self._random.random() < self._leave
             self._world.store.used(given, READY if self._left else self._launch(given))
+
+    def _hint(self) -> None:
+        if self._mixture.hints is not None and self._at < len(self._mixture.wanted):
+            layer, experts, _ = self._mixture.wanted[self._at]
+            right = [index for index in experts if self._random.random() < self._mixture.hints]
+            self._world.store.hint(layer, right or [self._random.randrange(self._mixture.each)])
 
     def _launch(self, messages: Sequence[Message[Slot]]) -> Event:
         return self._world.device.compute(messages, self._random.uniform(0.001, MOST_SECONDS))
@@ -132,6 +145,7 @@ def mixture_world(mixture: Mixture) -> ExpertWorld:
         experts=mixture.experts,
         policy=mixture.policy,
         window=mixture.window,
+        lookahead=mixture.hints is not None,
         queue=mixture.queue,
         read_seconds=lambda: random.uniform(0.0, most),
         copy_seconds=random.choice([0.01, MOST_SECONDS]),
@@ -184,7 +198,8 @@ def test_no_random_mixture_hangs_and_every_slot_is_back(block: int) -> None:
             mixture.slots, mixture.wanted, experts=mixture.experts, policy=mixture.policy, window=mixture.window
         )
         assert list(world.store.statistics().places.values()) == counts
-        assert len(world.disk.reads) == sum(uses.misses + uses.streamed_misses for uses in counts[0].values())
+        misses = sum(uses.misses + uses.streamed_misses for uses in counts[0].values())
+        assert misses <= len(world.disk.reads) <= misses + world.store.statistics().hints.wasted
         await run(mixture, world, leave=random.choice([0.02, 0.3, 1.0]))
         await run(mixture, world, stop_after=random.uniform(0.0, seconds))
         world.disk.lost.add(lost := random.choice(world.disk.reads))

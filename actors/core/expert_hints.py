@@ -1,0 +1,112 @@
+"""Look-ahead: experts that come before they are wanted, as long as that pays.
+
+A hint is sent only while nothing that is wanted is on its way, and its slot is one of those for what moves, of which
+one at least is left to what is wanted. So a wrong hint costs the rest of a read under way, and no kept expert its slot.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from actors.core.budget import Slot
+from actors.core.expert_cache import Expert
+from actors.core.message import Message
+
+JUDGED = 64
+"""The gate looks at so many hints at a time."""
+RESTS = 1024
+"""Once it is closed, so many hints are dropped before it opens again."""
+
+
+@dataclass(slots=True)
+class HintCounts:
+    """What became of hints: `asked` for experts that were not there, of these `sent`, and then `useful` or `wasted`.
+
+    Attributes:
+        in_the_way: wasted ones that were still on their way when others were wanted that had to be sent.
+        closed: how often the gate was closed.
+    """
+
+    asked: int = 0
+    sent: int = 0
+    useful: int = 0
+    wasted: int = 0
+    in_the_way: int = 0
+    closed: int = 0
+
+
+class Hints:
+    """The experts that were asked for ahead, of which `room` may have slots, and the gate.
+
+    A useful hint saves one read that a computation waits for. A wasted one costs nothing if the disk was idle else; if
+    what is wanted comes behind it, the disk is the bound, and it costs one. So the gate closes when more hints were in
+    the way than were useful.
+    """
+
+    def __init__(self, room: int) -> None:
+        self.counts = HintCounts()
+        self._room = room
+        self._rests = 0
+        self._useful = self._in_the_way = self._settled = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop all; the lines have stopped."""
+        self._asked: dict[Expert, None] = {}
+        self._ahead: dict[Expert, Message[Slot] | None] = {}
+        self._wrong: set[Expert] = set()
+
+    def ask(self, experts: Sequence[Expert]) -> None:
+        """Take hints of experts that are not there, what is likeliest first."""
+        if self._rests > 0:
+            self._rests -= len(experts)
+        elif self._room:
+            new = [one for one in experts if one not in self._ahead and one not in self._wrong]
+            self.counts.asked += len(new)
+            self._asked.update(dict.fromkeys(new))
+
+    def send(self) -> Expert | None:
+        """The next one that is to come; None where there is none, or no room for it."""
+        if not self._asked or len(self._ahead) + len(self._wrong) >= self._room:
+            return None
+        expert = next(iter(self._asked))
+        del self._asked[expert]
+        self._ahead[expert] = None
+        self.counts.sent += 1
+        return expert
+
+    def arrive(self, expert: Expert, message: Message[Slot]) -> bool:
+        """Hold an expert that has come until its layer says what it wants; False if that does not want it."""
+        if expert in self._wrong:
+            self._wrong.remove(expert)
+            return False
+        self._ahead[expert] = message
+        return True
+
+    def settle(
+        self, layer: int, misses: Sequence[Expert]
+    ) -> tuple[dict[Expert, Message[Slot] | None], dict[Expert, Message[Slot]]]:
+        """Take what a layer wants and has not; returns what of it comes or has come, and what has come in vain."""
+        useful = {one: self._ahead.pop(one) for one in misses if one in self._ahead}
+        late = dict.fromkeys(self._wrong.intersection(misses))
+        self._wrong.difference_update(late)
+        vain = {one: self._ahead.pop(one) for one in list(self._ahead) if one[0] == layer}
+        moving = {one for one, message in vain.items() if message is None}
+        self._wrong |= moving
+        self._asked = {one: None for one in self._asked if one[0] != layer}
+        must_wait = len(useful) + len(late) < len(misses)
+        self._judge(len(useful), len(vain), len(moving) if must_wait else 0)
+        return useful | late, {one: message for one, message in vain.items() if message is not None}
+
+    def _judge(self, useful: int, wasted: int, in_the_way: int) -> None:
+        counts = self.counts
+        counts.useful, counts.wasted = counts.useful + useful, counts.wasted + wasted
+        counts.in_the_way += in_the_way
+        self._useful, self._in_the_way = self._useful + useful, self._in_the_way + in_the_way
+        self._settled += useful + wasted
+        if self._settled < JUDGED:
+            return
+        if self._in_the_way > self._useful:
+            self._asked.clear()
+            self._rests = RESTS
+            counts.closed += 1
+        self._useful = self._in_the_way = self._settled = 0

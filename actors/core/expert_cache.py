@@ -33,23 +33,36 @@ class EvictionPolicy(Protocol):
 
 
 class LeastRecentlyUsed:
-    """That goes first whose last use was before those of all others."""
+    """That goes first whose last use was before those of all others, in the layer of which most are kept.
+
+    Layers come round in a circle: over all of them what was used longest ago is what comes next, and where less is kept
+    than a pass uses, nothing of it would ever be found.
+    """
 
     def __init__(self) -> None:
-        self._order: OrderedDict[Expert, None] = OrderedDict()
+        self._layers: dict[int, OrderedDict[Expert, None]] = {}
+        self._sizes: dict[int, int] = {}
+        self._last = -1
 
     def use(self, expert: Expert) -> None:
-        """Put it behind all others."""
-        self._order[expert] = None
-        self._order.move_to_end(expert)
+        """Put it behind all others of its layer."""
+        self._last = expert[0]
+        order = self._layers.setdefault(self._last, OrderedDict())
+        order[expert] = None
+        order.move_to_end(expert)
+        self._sizes[self._last] = len(order)
 
     def remove(self, expert: Expert) -> None:
         """Forget it."""
-        del self._order[expert]
+        del self._layers[expert[0]][expert]
+        self._sizes[expert[0]] -= 1
 
     def victims(self) -> Iterable[Expert]:
-        """By last use."""
-        return self._order
+        """By last use, in one layer; of layers with as many, in that of the last use, which comes last again."""
+        most = max(self._sizes.values(), default=0)
+        if self._sizes.get(self._last) == most:
+            return self._layers[self._last]
+        return next((self._layers[layer] for layer, size in self._sizes.items() if size == most), ())
 
 
 class LeastFrequentlyUsed:

@@ -21,7 +21,10 @@ async def greedy(folder: Path, steps: int = STEPS, **settings: object) -> Output
         return await model.generate(tiny_models.PROMPT, max_new_tokens=steps, ignore_eos=True, logprobs=VOCABULARY_SIZE)
 
 
-@pytest.mark.parametrize(("name", "family"), in_turn([*quantised_models.FORMATS], [*quantised_models.FAMILIES]))
+LATENT = [(name, "deepseek_v3") for name in ("fp8 blocks", "ct int4")]
+
+
+@pytest.mark.parametrize(("name", "family"), [*in_turn([*quantised_models.FORMATS], ["llama", "qwen2_tied"]), *LATENT])
 async def test_tokens_and_logprobs_equal_transformers_with_the_decoded_weights(
     name: str, family: str, tmp_path: Path
 ) -> None:

@@ -28,6 +28,7 @@ SETTINGS: dict[str, Any] = {"context_tokens": 112, "kv_tokens": 1120, "max_reque
 RUNS: dict[str, tuple[str, str, tuple[int, int] | None, set[str]]] = {
     "dense": ("dense", "cpu", None, {"device"}),
     "dense in three places": ("dense", "cpu-copy", (4, 4), {"device", "host", "disk"}),
+    "latent in three places": ("latent", "cpu-copy", (4, 4), {"device", "host", "disk"}),
     "recurrent": ("recurrent", "cpu", None, {"device"}),
     "recurrent in host memory": ("recurrent", "cpu-copy", (2, 4), {"host"}),
     "recurrent on the disk": ("recurrent", "cpu-copy", (2, 2), {"disk"}),
@@ -40,6 +41,9 @@ MESSAGES = [{"role": "user", "content": "Grüße"}]
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints")
     tiny_models.save("llama_gqa_llama3", folder / "dense", layers=6)
+    latent = CASES["deepseek_v3"].config()
+    latent.num_hidden_layers = latent.first_k_dense_replace = 6
+    tiny_models.save_model(tiny_models.randomised(latent, seed=3), folder / "latent", shards=1)
     recurrent = tiny_models.randomised(CASES["qwen3_5_text"].config(), seed=3)
     tiny_models.save_model(recurrent, folder / "recurrent", shards=1)
     return folder

@@ -25,8 +25,8 @@ class DenseMatrix:
         return linear(x_TD, self.weight_FD, bias_F)
 
     def decoded(self, dtype: torch.dtype) -> torch.Tensor:
-        """The matrix itself, [F, D], as a copy."""
-        return self.weight_FD.to(dtype, copy=True)
+        """The matrix itself, [F, D], which must not be changed."""
+        return self.weight_FD.to(dtype)
 
     def decoded_rows(self, first: int, last: int, dtype: torch.dtype) -> torch.Tensor:
         """Rows [first, last), as a copy."""

@@ -115,7 +115,7 @@ class Float8Matrix:
         return decoded_product(self, x_TD, bias_F)
 
     def decoded(self, dtype: torch.dtype) -> torch.Tensor:
-        """The matrix itself, [F, D], as a copy."""
+        """The matrix itself, [F, D]."""
         return decoded_matrix(self, dtype)
 
     def decoded_rows(self, first: int, last: int, dtype: torch.dtype) -> torch.Tensor:

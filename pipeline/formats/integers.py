@@ -51,7 +51,7 @@ class IntegerMatrix:
         return decoded_product(self, x_TD, bias_F)
 
     def decoded(self, dtype: torch.dtype) -> torch.Tensor:
-        """The matrix itself, [F, D], as a copy."""
+        """The matrix itself, [F, D]."""
         return decoded_matrix(self, dtype)
 
     def encoded(self) -> Encoded | None:

@@ -21,7 +21,7 @@ class Matrix(Protocol):
         """`x_TD` times the transposed matrix, plus bias: [T, F] in the dtype of `x_TD`."""
 
     def decoded(self, dtype: torch.dtype) -> torch.Tensor:
-        """The matrix itself, [F, D], as a copy."""
+        """The matrix itself, [F, D], which must not be changed: it may lie in the slot."""
 
     def decoded_rows(self, first: int, last: int, dtype: torch.dtype) -> torch.Tensor:
         """Rows [first, last), as a copy. `first` is a multiple of 32."""

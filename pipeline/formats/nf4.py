@@ -157,7 +157,7 @@ class Nf4Matrix:
         return decoded_product(self, x_TD, bias_F)
 
     def decoded(self, dtype: torch.dtype) -> torch.Tensor:
-        """The matrix itself, [F, D], as a copy."""
+        """The matrix itself, [F, D]."""
         return decoded_matrix(self, dtype)
 
     def encoded(self) -> Encoded | None:

@@ -21,7 +21,6 @@ from pipeline.generation.choosing import fused
 from pipeline.generation.folder import naming_files
 from pipeline.generation.program import COMPUTE
 from pipeline.models import delta_net
-from pipeline.models.attention import LayerKV
 from pipeline.models.layers import DeltaNet
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.ops import infer, rms_norm
@@ -29,7 +28,7 @@ from pipeline.models.pass_attention import attend_all
 from pipeline.models.pass_rows import few_rows
 from pipeline.models.rotary import rotary
 from pipeline.models.specs import group_specs
-from pipeline.state.blocks import BLOCK_TOKENS
+from pipeline.state.kv_layout import KvLayout
 from pipeline.system.limits import reached_limit
 
 if TYPE_CHECKING:
@@ -120,7 +119,8 @@ def _compute(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> N
     linear(rms_norm(hidden_TD, hidden_TD[0], config.norm_epsilon), zeros(FEW_ROWS, config.hidden_size))
     rows = few_rows(device)
     for kind in config.attentions:
-        kv = LayerKV(zeros(1, 2, BLOCK_TOKENS, kind.kv_heads, kind.head_dim))
+        layout = KvLayout.of(kind, 1, dtype)
+        kv = layout.view(torch.zeros(layout.layer_bytes, dtype=torch.uint8, device=device))
         turn = None if kind.rope is None else rotary(kind.rope, torch.zeros(2, device=device))
         q_TNH = zeros(2, kind.heads, kind.head_dim)
         keys_TKH = zeros(2, kind.kv_heads, kind.head_dim)

@@ -9,7 +9,7 @@ Letters in names: N query heads, K kv heads, H head dim.
 import torch
 
 from pipeline.models.feed_forwards import Experts, FeedForward
-from pipeline.models.layers import Attention, DeltaNet, Layer, NormStyle
+from pipeline.models.layers import Attention, DeltaNet, LatentAttention, Layer, NormStyle
 
 FP32_BYTES = torch.float32.itemsize
 SUMMED_LOGITS = 1 << 14
@@ -22,6 +22,8 @@ def half_bytes(layer: Layer, dtype: torch.dtype, *, fused: bool, by_formula: boo
     """The most that a half takes for a row."""
     size, norms = layer.hidden_size * dtype.itemsize, layer.norms
     match layer.mixer:
+        case LatentAttention() as latent:
+            mixer = _latent_bytes(latent, layer.hidden_size, dtype)
         case Attention() as kind:
             mixer = _attention_bytes(layer, kind, dtype, fused=fused)
         case DeltaNet() as net:
@@ -52,6 +54,14 @@ def _attention_bytes(layer: Layer, kind: Attention, dtype: torch.dtype, *, fused
         copied = NH if kind.gated or kind.fused else 0
         attended = projected + copied + NH + max(size, (kind.heads * kind.head_dim + 2 * kind.heads) * FP32_BYTES)
     return max(normed, attended)
+
+
+def _latent_bytes(kind: LatentAttention, hidden_size: int, dtype: torch.dtype) -> int:
+    """Beside what it gets: queries while they are made, or they in their cells and what they give, or all of it."""
+    made = kind.heads * (kind.still_dim + 2 * kind.turned_dim + kind.rank + kind.head_dim)
+    attended = kind.heads * 2 * (kind.head_dim + kind.rank) + kind.head_dim
+    given = kind.heads * (kind.rank + 2 * kind.output_dim) + hidden_size
+    return max(made, attended, given) * dtype.itemsize
 
 
 def _delta_net_bytes(net: DeltaNet, hidden_size: int, dtype: torch.dtype, *, fused: bool) -> int:

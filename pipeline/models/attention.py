@@ -5,7 +5,8 @@ which kernel computes it, on tensors of which shape, follows from its position a
 of a fixed number of positions, whole ones always, and each token of an answer by itself.
 
 Shape letters in names: T tokens of this pass, S positions attended, B blocks, P positions of a block, N query heads,
-K kv heads, G query heads that share a kv head, H head dim, C positions of a cell.
+K kv heads, G query heads that share a kv head, H head dim (that of values where these are narrower), C positions of a
+cell.
 """
 
 from dataclasses import dataclass
@@ -26,15 +27,18 @@ ALIGNMENT_BYTES = 64
 
 @dataclass(frozen=True, slots=True)
 class LayerKV:
-    """The keys and values of one layer in blocks, [B, 2, P, K, H] in the compute dtype."""
+    """The keys and values of one layer in blocks, [B, 2, P, K, H] in the compute dtype.
+
+    Or [B, 1, P, K, H], where the last `value_dim` channels of the keys are the values: None where values are kept.
+    """
 
     memory: torch.Tensor
+    value_dim: int | None = None
 
     def write(self, rows: Rows, keys_TKH: torch.Tensor, values_TKH: torch.Tensor) -> None:
         """Put the keys and values of the tokens of a pass into their places; rows behind the last token have none."""
         positions_T, blocks_T = rows.numbers[: rows.tokens, :2].unbind(1)
-        for index, new_TKH in enumerate((keys_TKH, values_TKH)):
-            into = self.memory[:, index]
+        for into, new_TKH in zip(self.memory.unbind(1), (keys_TKH, values_TKH), strict=False):
             into.index_put_((blocks_T, positions_T % into.shape[1]), new_TKH[: rows.tokens])
 
     def read(self, blocks_B: torch.Tensor, first: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,8 +47,8 @@ class LayerKV:
         skipped = first // positions
         needed_B = blocks_B[skipped : -(-end // positions)]
         first, end = first - skipped * positions, end - skipped * positions
-        keys_SKH, values_SKH = (self.memory[:, index].index_select(0, needed_B).flatten(0, 1) for index in (0, 1))
-        return keys_SKH[first:end], values_SKH[first:end]
+        read = [one.index_select(0, needed_B).flatten(0, 1)[first:end] for one in self.memory.unbind(1)]
+        return read[0], self._values(read[-1])
 
     def read_filled(
         self, blocks_B: torch.Tensor, first: int, end: int, before: int, behind: int
@@ -56,16 +60,19 @@ class LayerKV:
         begin, copied = lead + first % positions - before, len(needed_B) * positions
         last = begin + before + end - first + behind
         read = []
-        for index in (0, 1):
+        for one in self.memory.unbind(1):
             room_SKH = self.memory.new_empty(max(last, lead + copied), *self.memory.shape[3:])
             into_BPKH = room_SKH[lead : lead + copied].unflatten(0, (-1, positions))
-            torch.index_select(self.memory[:, index], 0, needed_B, out=into_BPKH)
+            torch.index_select(one, 0, needed_B, out=into_BPKH)
             if before:
                 room_SKH[begin : begin + before] = 0
             if behind:
                 room_SKH[last - behind : last] = 0
             read.append(room_SKH[begin:last])
-        return read[0], read[1]
+        return read[0], self._values(read[-1])
+
+    def _values(self, read_SKH: torch.Tensor) -> torch.Tensor:
+        return read_SKH if self.value_dim is None else read_SKH[..., -self.value_dim :]
 
 
 def attend(

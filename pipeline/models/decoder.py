@@ -13,11 +13,11 @@ import torch
 from pipeline.formats.decoding import add_product, projections
 from pipeline.formats.matrix import Weights
 from pipeline.formats.parts import GATE_UP, QKV
-from pipeline.models import delta_net
+from pipeline.models import delta_net, latent_attention
 from pipeline.models.attention import LayerKV
 from pipeline.models.delta_state import LayerState
 from pipeline.models.feed_forwards import FeedForward
-from pipeline.models.layers import Attention, DeltaNet, Layer
+from pipeline.models.layers import Attention, DeltaNet, LatentAttention, Layer
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.ops import activate, clamped_gate, gate, rms_norm, sigmoid_gate
 from pipeline.models.outside import Outside
@@ -42,6 +42,9 @@ def attention_half(
     """
     normed_TD = normed(layer, weights, "norm", hidden_TD)
     match layer.mixer, kv:
+        case LatentAttention() as latent, LayerKV():
+            turn = rotary[latent.rope] if latent.rope else None
+            mixed_TA = latent_attention.mix(latent, weights, normed_TD, turn, kv, rows)
         case Attention() as kind, LayerKV():
             mixed_TA = _attention(layer, kind, weights, normed_TD, kv, rows, rotary[kind.rope] if kind.rope else None)
         case DeltaNet() as net, LayerState():

@@ -1,9 +1,10 @@
-"""Attention written out, for kinds that no kernel of torch computes: scores that are capped, and sinks.
+"""Attention written out, for kinds that no kernel of torch computes: scores that are capped, sinks, and values of
+another width than keys.
 
 All in fp32. The bits of a row follow from the shapes and from what it sees: what is masked adds exact zeros.
 
 Shape letters in names: C tokens, S positions attended, N query heads, K kv heads, G query heads that share a kv head,
-H head dim.
+H head dim, that of values where these are narrower.
 """
 
 import torch
@@ -13,7 +14,7 @@ from pipeline.models.layers import Attention
 
 def needs_formula(kind: Attention) -> bool:
     """Whether no kernel of torch computes it."""
-    return kind.softcap is not None or kind.sinks
+    return kind.softcap is not None or kind.sinks or kind.value_dim != kind.head_dim
 
 
 def attend_by_formula(

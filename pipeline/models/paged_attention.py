@@ -41,7 +41,13 @@ HEADS_AT_ONCE = 8
 
 
 def try_out(device: torch.device, dtype: torch.dtype, kind: Attention) -> None:
-    """Compile and run the kernels for attention of this kind. Raises whatever Triton raises."""
+    """Compile and run the kernels for attention of this kind. Raises whatever Triton raises, and NotImplementedError
+    for values of another width than keys.
+    """
+    if kind.value_dim != kind.head_dim:
+        raise NotImplementedError(
+            f"none are written for keys of {kind.head_dim} and values of {kind.value_dim} channels"
+        )
     zeros = functools.partial(torch.zeros, dtype=dtype, device=device)
     memory, rows = zeros(1, 2, 16, kind.kv_heads, kind.head_dim), few_rows(device)
     q_TNH, keys_TKH = zeros(2, kind.heads, kind.head_dim), zeros(2, kind.kv_heads, kind.head_dim)

@@ -1,6 +1,7 @@
 """Attention of all tokens of a pass: at once where a GPU has kernels for it, else sequence by sequence.
 
-Shape letters in names: T tokens of this pass, N query heads, K kv heads, H head dim.
+Shape letters in names: T tokens of this pass, N query heads, K kv heads, H head dim, that of values where these are
+narrower.
 """
 
 import functools
@@ -60,9 +61,11 @@ def launches(kind: Attention, kv: LayerKV, rows: Rows) -> Hashable:
 def scratch_bytes(kind: Attention, device: torch.device, dtype: torch.dtype, rows: int, context_tokens: int) -> int:
     """The most memory that it takes beside the rows of a pass."""
     positions = context_tokens + GPU_CELL
-    one_by_one = 2 * positions * kind.kv_heads * kind.head_dim * dtype.itemsize
+    tensors = 2 if kind.value_dim == kind.head_dim else 1  # else values are a part of the keys
+    one_by_one = tensors * positions * kind.kv_heads * kind.head_dim * dtype.itemsize
     if needs_formula(kind):  # what is read becomes fp32, and then there are the scores of a cell, and who sees whom
-        wide = 0 if dtype is torch.float32 else 2 * positions * kind.kv_heads * kind.head_dim * torch.float32.itemsize
+        channels = 0 if dtype is torch.float32 else kind.head_dim + kind.value_dim
+        wide = positions * kind.kv_heads * channels * torch.float32.itemsize
         scores = positions * CPU_CELL * (kind.heads * torch.float32.itemsize + 2 * torch.bool.itemsize)
         one_by_one = max(one_by_one + wide, (wide or one_by_one) + scores)
     if device.type != "cuda":
@@ -82,5 +85,5 @@ def _attend_rows(
     q_TNH: torch.Tensor, kv: LayerKV, one: SequenceRows, kind: Attention, sinks_N: torch.Tensor | None
 ) -> torch.Tensor:
     if one.ended():
-        return torch.zeros_like(q_TNH).flatten(1)
+        return q_TNH.new_zeros(len(q_TNH), kind.heads * kind.value_dim)
     return attend(q_TNH, kv, one.blocks_B, one.start, one.prompt_tokens, kind, sinks_N)

@@ -70,6 +70,14 @@ def read_query_growth(settings: JsonObject) -> tuple[float, int]:
     return float(rope.number("llama_4_scaling_beta")), original
 
 
+def read_scale_growth(settings: JsonObject) -> float:
+    """By how much DeepSeek's scores grow where the context is stretched, beside what sines and cosines grow by."""
+    rope = _section(settings)
+    if rope.text(_type_key(rope), "default") == "default" or not rope.get("mscale_all_dim"):
+        return 1.0
+    return _magnitude(rope.positive("factor"), rope.positive("mscale_all_dim")) ** 2
+
+
 def _original(settings: JsonObject, rope: JsonObject) -> int | None:
     """The context before it was stretched; of scalings that depend on it top level speaks first.
 

@@ -10,6 +10,7 @@ QUANTIZED = (
 )
 """How weights may be stored beside plain floats."""
 NAMES = (
+    "DeepSeek-V3 without experts (deepseek_v3)",
     "Gemma 2 (gemma2)",
     "Gemma 3 (gemma3)",
     "its text model (gemma3_text)",

@@ -1,9 +1,11 @@
 """Where the keys and values of a layer lie in memory, and which bytes of them a pass moves. Arithmetic only.
 
 A cell is a block. Memory of one layer: [B blocks, keys and values, P positions, K kv heads, H head dim], each block
-padded to whole pages, so that it is one run of bytes for a copy and for a direct write.
+padded to whole pages, so that it is one run of bytes for a copy and for a direct write. Where values are a part of the
+keys, a block holds keys alone.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +23,9 @@ from pipeline.system.page_cache import BLOCK_BYTES
 
 @dataclass(frozen=True, slots=True)
 class KvLayout:
-    """The blocks of one layer, wherever they are."""
+    """The blocks of one layer, wherever they are. The last `value_dim` channels of keys are the values, unless it is
+    None: then values are kept, too.
+    """
 
     blocks: int
     kv_heads: int
@@ -29,11 +33,13 @@ class KvLayout:
     dtype: torch.dtype
     window: int | None = None
     chunk: int | None = None
+    value_dim: int | None = None
 
     @classmethod
     def of(cls, kind: Attention, blocks: int, dtype: torch.dtype) -> "KvLayout":
         """The layout of a layer with this attention."""
-        return cls(blocks, kind.kv_heads, kind.head_dim, dtype, kind.window, kind.chunk)
+        value_dim = kind.value_dim if kind.value_dim != kind.head_dim else None
+        return cls(blocks, kind.kv_heads, kind.head_dim, dtype, kind.window, kind.chunk, value_dim)
 
     @property
     def cell(self) -> str:
@@ -41,14 +47,19 @@ class KvLayout:
         return "KV block"
 
     @property
+    def tensors(self) -> int:
+        """Keys and values, or keys alone, of which a part are the values."""
+        return 2 if self.value_dim is None else 1
+
+    @property
     def row_bytes(self) -> int:
-        """The keys of one position; its values take as many."""
+        """The keys of one position; its values take as many, unless they are a part of them."""
         return self.kv_heads * self.head_dim * self.dtype.itemsize
 
     @property
     def cell_bytes(self) -> int:
         """The bytes from the beginning of one block to that of the next."""
-        return -(-2 * BLOCK_TOKENS * self.row_bytes // BLOCK_BYTES) * BLOCK_BYTES
+        return -(-self.tensors * BLOCK_TOKENS * self.row_bytes // BLOCK_BYTES) * BLOCK_BYTES
 
     @property
     def layer_bytes(self) -> int:
@@ -68,15 +79,15 @@ class KvLayout:
     def view(self, memory: torch.Tensor) -> LayerKV:
         """The blocks in the memory of one layer, uint8 [bytes]."""
         padded = memory[: self.layer_bytes].view(self.dtype).view(self.blocks, -1)
-        items = 2 * BLOCK_TOKENS * self.kv_heads * self.head_dim
-        return LayerKV(padded[:, :items].view(self.blocks, 2, BLOCK_TOKENS, self.kv_heads, self.head_dim))
+        shape = (self.tensors, BLOCK_TOKENS, self.kv_heads, self.head_dim)
+        return LayerKV(padded[:, : math.prod(shape)].view(self.blocks, *shape), self.value_dim)
 
     def cached_cells(self, pieces: Sequence[CachedPiece]) -> list[Copy]:
         """The blocks that the sequences of a pass look back at, in ascending order; neighbours travel in one copy."""
         return runs({block for piece in pieces for block in self._cached(piece)}, self.cell_bytes)
 
     def new_cells(self, pieces: Sequence[CachedPiece]) -> list[Copy]:
-        """The rows that the tokens of a pass write: in every block, keys and values apart."""
+        """The rows that the tokens of a pass write: in every block, keys and values apart where both are kept."""
         rows = (row for piece in pieces for row in self._rows(piece))
         return merge_copies(sorted(rows, key=lambda row: row.source_offset))
 
@@ -94,6 +105,7 @@ class KvLayout:
             row = position % BLOCK_TOKENS
             count = min(BLOCK_TOKENS - row, end - position)
             first = piece.sequence.blocks[position // BLOCK_TOKENS] * self.cell_bytes + row * self.row_bytes
-            for offset in (first, first + BLOCK_TOKENS * self.row_bytes):
+            for index in range(self.tensors):
+                offset = first + index * BLOCK_TOKENS * self.row_bytes
                 yield Copy(offset, offset, count * self.row_bytes)
             position += count

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.attention_kinds import attention
+from support.attention_kinds import attention, latent_attention
 from support.layers_alone import AloneLayer
 from torch.profiler import ProfilerActivity, profile
 
@@ -17,7 +17,7 @@ from pipeline.formats.matrix import Weights
 from pipeline.generation.prompt_scores import PromptScorer, ScoredRows
 from pipeline.models import delta_net
 from pipeline.models.activations import embedding_bytes, half_bytes, head_bytes, score_bytes
-from pipeline.models.attention import LayerKV, attend
+from pipeline.models.attention import attend
 from pipeline.models.decoder import output_slice
 from pipeline.models.feed_forwards import Clamp, FeedForward
 from pipeline.models.layers import Attention, DeltaNet, Layer, Norms
@@ -26,6 +26,7 @@ from pipeline.models.outside import PLAIN
 from pipeline.models.pass_attention import scratch_bytes
 from pipeline.models.ropes import Rope
 from pipeline.models.row_blocks import RowBlocks
+from pipeline.state.kv_layout import KvLayout
 
 ROWS, CONTEXT = 512, 16384
 LIBRARY_BYTES = 1 << 20
@@ -75,6 +76,7 @@ HALVES = {
         ),
     ),
     "keys as values": layer(attention(16, 4, 64, values_are_keys=True, value_norm=True, query_key_norms="heads"), 512),
+    "latent": layer(latent_attention(8, 128, 32, still_dim=256, output_dim=64, query_rank=96), 512),
     "delta net": layer(DeltaNet(grouped=False, **NET), 256),
     "delta net in groups": layer(DeltaNet(grouped=True, **NET), 256),
     "gelu": layer(attention(8, 2, 64), 0, feed_forward=FeedForward(size=3072, activation="gelu_tanh")),
@@ -101,10 +103,13 @@ def test_halves_take_no_more_than_planned_and_little_less(name: str, dtype: torc
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("prompt_tokens", [0, CONTEXT])
+@pytest.mark.parametrize("kind", [attention(8, 2, 64, softcap=30.0), latent_attention(8, 128, 32)], ids=["", "latent"])
 @torch.inference_mode()
-def test_attention_by_formula_takes_no_more_than_planned(prompt_tokens: int, dtype: torch.dtype) -> None:
-    kind = attention(8, 2, 64, softcap=30.0)
-    kv = LayerKV(torch.zeros(CONTEXT // 16, 2, 16, kind.kv_heads, kind.head_dim, dtype=dtype))
+def test_attention_by_formula_takes_no_more_than_planned(
+    kind: Attention, prompt_tokens: int, dtype: torch.dtype
+) -> None:
+    layout = KvLayout.of(kind, CONTEXT // 16, dtype)
+    kv = layout.view(torch.zeros(layout.layer_bytes, dtype=torch.uint8))
     q_TNH, blocks_B = torch.zeros(1, kind.heads, kind.head_dim, dtype=dtype), torch.arange(CONTEXT // 16)
     taken = most_bytes(lambda: attend(q_TNH, kv, blocks_B, CONTEXT - 1, prompt_tokens, kind))
     planned = scratch_bytes(kind, torch.device("cpu"), dtype, 1, CONTEXT)

@@ -30,7 +30,12 @@ class Table:
 def layouts(draw: st.DrawFn) -> KvLayout:
     dtype = draw(st.sampled_from([torch.float32, torch.bfloat16]))
     window, chunk = (draw(st.none() | st.integers(1, 70)) for _ in range(2))
-    return KvLayout(BLOCKS, draw(st.integers(1, 8)), draw(st.sampled_from([2, 22, 64, 128])), dtype, window, chunk)
+    heads, head_dim, value_dim = (
+        draw(st.integers(1, 8)),
+        draw(st.sampled_from([2, 22, 64])),
+        draw(st.none() | st.just(1)),
+    )
+    return KvLayout(BLOCKS, heads, head_dim, dtype, window, chunk, value_dim)
 
 
 @st.composite
@@ -53,7 +58,7 @@ def rows_of(layout: KvLayout, piece: Piece, first: int, end: int) -> set[tuple[i
     row, found = layout.row_bytes, set()
     for position in range(first, end):
         block = piece.sequence.blocks[position // BLOCK_TOKENS] * layout.cell_bytes
-        for half in (0, 1):
+        for half in range(layout.tensors):
             begin = block + (half * BLOCK_TOKENS + position % BLOCK_TOKENS) * row
             found.add((begin, begin + row))
     return found
@@ -65,16 +70,16 @@ def bytes_of(copies: list[Copy]) -> list[int]:
 
 
 def small(layout: KvLayout) -> KvLayout:
-    return KvLayout(layout.blocks, 1, 2, layout.dtype, layout.window, layout.chunk)
+    return KvLayout(layout.blocks, 1, 2, layout.dtype, layout.window, layout.chunk, layout.value_dim)
 
 
 @given(layouts())
 def test_blocks_are_padded_to_pages_and_seen_without_the_padding(layout: KvLayout) -> None:
     assert layout.cell_bytes % BLOCK_BYTES == 0
-    assert 0 <= layout.cell_bytes - 2 * BLOCK_TOKENS * layout.row_bytes < BLOCK_BYTES
+    assert 0 <= layout.cell_bytes - layout.tensors * BLOCK_TOKENS * layout.row_bytes < BLOCK_BYTES
     memory = torch.zeros(layout.layer_bytes + 64, dtype=torch.uint8)
-    view = layout.view(memory).memory
-    for block, half, row in ((0, 0, 0), (3, 1, 5), (BLOCKS - 1, 1, BLOCK_TOKENS - 1)):
+    view, last = layout.view(memory).memory, layout.tensors - 1
+    for block, half, row in ((0, 0, 0), (3, last, 5), (BLOCKS - 1, last, BLOCK_TOKENS - 1)):
         offset = block * layout.cell_bytes + (half * BLOCK_TOKENS + row) * layout.row_bytes
         memory[offset : offset + layout.row_bytes] = 1
         assert bool((view[block, half, row] != 0).all())
@@ -89,7 +94,7 @@ def test_every_new_row_goes_home_once_and_nothing_else(layout: KvLayout, pieces:
     need = {place for piece in pieces for place in rows_of(layout, piece, piece.start, end_of(piece))}
     moved = bytes_of(rows)
     assert moved == sorted(byte for begin, end in need for byte in range(begin, end))
-    assert len(moved) == sum(len(piece.token_ids) for piece in pieces) * 2 * layout.row_bytes
+    assert len(moved) == sum(len(piece.token_ids) for piece in pieces) * layout.tensors * layout.row_bytes
     assert all(copy.source_offset == copy.target_offset for copy in rows)
     for before, after in pairwise(rows):
         assert before.source_offset + before.length < after.source_offset, "neighbours travel in one copy"

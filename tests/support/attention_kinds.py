@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.models.layers import Attention
+from pipeline.models.layers import Attention, LatentAttention
 from pipeline.models.ropes import Rope
 
 
@@ -11,3 +11,10 @@ def attention(heads: int, kv_heads: int, head_dim: int, **changes: Any) -> Atten
     rope = Rope(theta=1e4, channels=head_dim)
     plain = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "scale": head_dim**-0.5, "rope": rope}
     return Attention(**{**plain, **changes})
+
+
+def latent_attention(heads: int, rank: int, turned: int, **changes: Any) -> LatentAttention:
+    """Latent attention that turns so many channels of a head."""
+    plain = {"heads": heads, "kv_heads": 1, "head_dim": turned + rank, "scale": 0.3, "rank": rank, "query_rank": None}
+    rest = {"rope": Rope(theta=1e4, channels=turned), "still_dim": 8, "output_dim": 8, "latent_epsilon": 1e-6}
+    return LatentAttention(**{**plain, **rest, **changes})

@@ -37,6 +37,16 @@ LONG: dict[str, Any] = {
     "long_factor": [1.0, 4.0, 9.0],
     "partial_rotary_factor": 0.43,
 }
+EVEN_LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "q_lora_rank": 64,
+    "qk_nope_head_dim": 24,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "first_k_dense_replace": 9,
+}
+"""Latent attention of sizes that all formats can store."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ The sizes are odd, and so chosen that every flag changes what the model says.
 """
 
 import warnings
+from typing import Any
 
 from support import gemma_models, hybrid_models
 from support.family_case import LONG, MIXED, SHAPE, YARN, Case
@@ -11,6 +12,7 @@ from support.family_case import LONG, MIXED, SHAPE, YARN, Case
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from transformers import (
+        DeepseekV3Config,
         Glm4Config,
         GraniteConfig,
         Ministral3Config,
@@ -24,9 +26,33 @@ with warnings.catch_warnings():
         SmolLM3Config,
     )
 
+LATENT: dict[str, Any] = {
+    "kv_lora_rank": 14,
+    "q_lora_rank": 22,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 12,
+    "v_head_dim": 9,
+    "first_k_dense_replace": 4,
+    "rope_parameters": dict(YARN),
+}
 CASES: dict[str, Case] = {
     **gemma_models.CASES,
     **hybrid_models.CASES,
+    "deepseek_v3": Case(
+        lambda: DeepseekV3Config(**{**SHAPE, "num_key_value_heads": 4}, **LATENT, attention_bias=True),
+        {
+            "attention_bias": False,
+            "rope_interleave": False,
+            "rms_norm_eps": 0.5,
+            **{f"rope_parameters.{key}": 1.5 for key in ("rope_theta", "factor", "beta_fast", "beta_slow", "mscale")},
+            "rope_parameters.mscale_all_dim": 1.5,
+            "rope_parameters.original_max_position_embeddings": 12,
+        },
+    ),
+    "deepseek_v3 without a latent of queries": Case(
+        lambda: DeepseekV3Config(**{**SHAPE, "num_key_value_heads": 4}, **{**LATENT, "q_lora_rank": None}),
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 90.0}},
+    ),
     "glm4": Case(
         lambda: Glm4Config(**SHAPE, head_dim=20, attention_bias=True, rope_parameters={"rope_theta": 300.0}),
         {

@@ -14,6 +14,7 @@ from pipeline.models.layers import DeltaNet, Layer
 from pipeline.models.pass_rows import Rows, SequenceRows
 from pipeline.models.ropes import Rope
 from pipeline.models.rotary import Rotary, rotary
+from pipeline.state.kv_layout import KvLayout
 
 
 class AloneLayer:
@@ -32,9 +33,10 @@ class AloneLayer:
             parts = StateParts.of(kind, dtype, carries=True)
             self._kv = parts.view(torch.zeros(1, parts.nbytes, dtype=torch.uint8))
         else:
-            self._kv = LayerKV(torch.zeros(len(blocks), 2, 16, kind.kv_heads, kind.head_dim, dtype=dtype))
+            layout = KvLayout.of(kind, len(blocks), dtype)
+            self._kv = layout.view(torch.zeros(layout.layer_bytes, dtype=torch.uint8))
             self._turns = {kind.rope: rotary(kind.rope, positions_T)} if kind.rope else {}
-            self.read_bytes = 2 * rows * kind.kv_heads * kind.head_dim * dtype.itemsize
+            self.read_bytes = layout.tensors * rows * kind.kv_heads * kind.head_dim * dtype.itemsize
         numbers = torch.stack((positions_T, positions_T // 16), 1)
         self._rows = Rows(numbers, blocks.unsqueeze(0), rows, 0, 0, 1, 1, lambda: [sequence])
         self._hidden_TD = torch.randn(rows, layer.hidden_size).to(dtype)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from support import tiny_models
-from transformers import LlamaConfig, PreTrainedModel, Qwen2Config
+from support.family_case import EVEN_LATENT
+from transformers import DeepseekV3Config, LlamaConfig, PreTrainedModel, Qwen2Config
 
 GROUP = 32
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -20,8 +21,7 @@ NF4 = torch.tensor(
         *(0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0),
     ]
 )
-VOCABULARY_SIZE = 264
-"""A multiple of 8, in which AWQ and GPTQ pack rows."""
+VOCABULARY_SIZE = 264  # a multiple of 8, in which AWQ and GPTQ pack rows
 _SHAPE = {
     "vocab_size": VOCABULARY_SIZE,
     "hidden_size": 64,
@@ -36,8 +36,9 @@ _SHAPE = {
 FAMILIES: dict[str, Callable[..., Any]] = {
     "llama": lambda **sizes: LlamaConfig(**{**_SHAPE, **sizes}),
     "qwen2_tied": lambda **sizes: Qwen2Config(**{**_SHAPE, **sizes}, tie_word_embeddings=True),
+    "deepseek_v3": lambda **sizes: DeepseekV3Config(**_SHAPE | EVEN_LATENT | sizes),
 }
-LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LAYERS = tuple(f"{one}_proj" for one in ("q", "k", "v", "o", "gate", "up", "down", "q_a", "q_b", "kv_a", "kv_b"))
 Parts = dict[str, torch.Tensor]
 """By what ends their names in place of "weight"."""
 
@@ -132,8 +133,7 @@ def gptq(
 def fp8(
     weight: torch.Tensor, block: tuple[int, int] | None, ending: str, shape: Callable[[torch.Tensor], Any] = lambda s: s
 ) -> tuple[Parts, torch.Tensor]:
-    """Scales in fp32 for blocks, the last of which are partial; None is one scale for all."""
-    rows, columns = block or weight.shape
+    rows, columns = block or weight.shape  # scales in fp32 for blocks, the last of which are partial, or for all
     scales = torch.stack(
         [torch.stack([part.abs().amax() / 448 for part in band.split(columns, 1)]) for band in weight.split(rows)]
     )
@@ -286,7 +286,7 @@ def save(quantised: Quantised, family: str, folder: Path, **sizes: int) -> PreTr
     torch.manual_seed(7)
     for name, tensor in load_file(file).items():
         module, _, last = name.rpartition(".")
-        if last == "weight" and module.rpartition(".")[2] in quantised.modules:
+        if last == "weight" and module.rpartition(".")[2].removesuffix("_with_mqa") in quantised.modules:
             parts, decoded[name] = quantised.store(tensor)
             parts = quantised.beside(len(tensor)) | parts
             tensors = {f"{module}.{ending}": part.contiguous() for ending, part in parts.items()} | tensors

@@ -33,7 +33,7 @@ REFUSED: dict[str, tuple[Settings, str]] = {
         "layer_types",
     ),
     "Qwen2.5-VL-7B": (other("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration"), "model_type"),
-    "DeepSeek-V3": (other("deepseek_v3", "DeepseekV3ForCausalLM", n_routed_experts=256), "model_type"),
+    "DeepSeek-V3": (other("deepseek_v3", "DeepseekV3ForCausalLM", n_routed_experts=256), "first_k_dense_replace"),
     "DeepSeek-V4-Flash": (other("deepseek_v4", "DeepseekV4ForCausalLM", n_routed_experts=256), "model_type"),
     "Kimi-K2": (other("kimi_k2", "DeepseekV3ForCausalLM", n_routed_experts=384), "model_type"),
     "GLM-4.5-Air": (other("glm4_moe", "Glm4MoeForCausalLM", n_routed_experts=128), "model_type"),

@@ -1,6 +1,7 @@
 """The families of models that are read, a file for each: what config.json leaves out, and what layers are made of."""
 
 from pipeline.models.families import (
+    deepseek_v3,
     gemma2,
     gemma3,
     gemma4,
@@ -29,6 +30,7 @@ from pipeline.models.families import (
 FAMILIES = {
     one.name: one
     for one in (
+        deepseek_v3.FAMILY,
         gemma2.FAMILY,
         gemma3.FAMILY,
         gemma4.FAMILY,

@@ -131,7 +131,7 @@ def _compare(
     decoded_FD = tensor.written_rows(len(rows_FD)).over(views).decoded(torch.float32)
     numbers_FD = rows_FD.float()
     change.squares += float(numbers_FD.square().sum(dtype=torch.float64))
-    change.error_squares += float(decoded_FD.sub_(numbers_FD).square_().sum(dtype=torch.float64))
+    change.error_squares += float(decoded_FD.sub(numbers_FD).square_().sum(dtype=torch.float64))
 
 
 def _decoded(tensor: NewTensor, checkpoint: Checkpoint) -> Iterator[torch.Tensor]:

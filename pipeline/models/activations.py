@@ -87,7 +87,12 @@ def _feed_forward_bytes(layer: Layer, dtype: torch.dtype, fused: bool, by_formul
             # Of the rows of an expert what they get is copied; of all, logits and scores, and the sum in fp32.
             kinds = [one for one in (experts.expert, experts.shared) if one is not None]
             products = max(_channels_bytes(one, size, dtype, fused, by_formula) for one in kinds) + 2 * size
+            if experts.norms is not None:  # of all, what experts get is another tensor, and so is what is normed
+                norm = _norm_bytes(layer.hidden_size, dtype, layer.norm_style, fused=fused)
+                products = max(products, 2 * size + norm) + size
             routed = experts.count * (dtype.itemsize + 3 * FP32_BYTES)
+            if experts.scales is not None:
+                routed += size + _norm_bytes(layer.hidden_size, dtype, "plain", fused=fused)
             return max(products, routed, layer.hidden_size * 2 * FP32_BYTES + size)
 
 

@@ -3,6 +3,7 @@
 from pipeline.models.feed_forwards import Experts, FeedForward, Routing
 from pipeline.models.json_object import JsonObject
 from pipeline.models.layer_settings import read_activation
+from pipeline.models.layers import Layer
 
 SHARED_SIZE = "shared_expert_intermediate_size"
 ABSENT = {"norm_topk_prob": False, "decoder_sparse_step": 1, "mlp_only_layers": []}
@@ -45,3 +46,44 @@ def read_sparse_experts(settings: JsonObject, count: int, shared_size: str | Non
     routing = Routing(normalized=settings.flag("norm_topk_prob"))
     experts = read_experts(settings, routing=routing, shared_size=shared_size)
     return [experts if one else None for one in sparse]
+
+
+def read_grouped_experts(settings: JsonObject) -> Experts:
+    """Experts as DeepSeek-V3 has them (arXiv 2412.19437): chosen from groups, beside one that every row uses.
+
+    Raises `ConfigError` for numbers that do not go together.
+    """
+    routing = _read_grouped_routing(settings)
+    count, size = settings.count("n_routed_experts"), settings.count("moe_intermediate_size")
+    function = read_activation(settings)
+    return Experts(
+        count=count,
+        chosen=settings.count("num_experts_per_tok", at_most=count // routing.groups * routing.kept),
+        routing=routing,
+        expert=FeedForward(size=size, activation=function),
+        shared=FeedForward(size=size * settings.count("n_shared_experts"), activation=function),
+        shared_module="mlp.shared_experts",
+    )
+
+
+def behind_dense(settings: JsonObject, dense: Layer, routed: Layer, count: int) -> tuple[Layer, ...]:
+    """So many layers, of which the first ones are dense, as many as `first_k_dense_replace` says."""
+    first = min(settings.index("first_k_dense_replace"), count)
+    return (dense,) * first + (routed,) * (count - first)
+
+
+def _read_grouped_routing(settings: JsonObject) -> Routing:
+    count, groups = settings.count("n_routed_experts"), settings.count("n_group")
+    if count % groups or count < 2 * groups:
+        raise settings.error(
+            "n_group", f"a divisor of n_routed_experts = {count}, with 2 or more in each group", groups
+        )
+    return Routing(
+        scores="sigmoid",
+        normalized=settings.flag("norm_topk_prob"),
+        wide=True,
+        choice_bias=True,
+        groups=groups,
+        kept=settings.count("topk_group", at_most=groups),
+        scale=settings.positive("routed_scaling_factor"),
+    )

@@ -12,7 +12,7 @@ from pipeline.formats.matrix import Weights
 from pipeline.models.decoder import feed_forward_channels, normed
 from pipeline.models.feed_forwards import Experts
 from pipeline.models.layers import Layer
-from pipeline.models.ops import sigmoid
+from pipeline.models.ops import rms_norm, sigmoid
 from pipeline.models.routing import route
 
 
@@ -34,13 +34,21 @@ def choose(
 ) -> RoutedRows:
     """Norm, router, and the shared expert where there is one. See `activate` for `by_formula`."""
     normed_TD = normed(layer, weights, "norm", hidden_TD)
-    ids_TK, weights_TK = route(kind, weights, normed_TD)
+    ids_TK, weights_TK = route(kind, weights, normed_TD if kind.scales is None else _scaled(layer, weights, hidden_TD))
+    input_TD = normed_TD if kind.norms is None else normed(layer, weights, "experts_norm", hidden_TD)
     beside_TD = None
     if kind.shared is not None:
         beside_TD = weights.project("down", feed_forward_channels(kind.shared, weights, normed_TD, by_formula))
         if kind.shared_gated:
             beside_TD.mul_(sigmoid(weights.project("shared_gate", normed_TD)).to(beside_TD.dtype))
-    return RoutedRows(normed_TD, ids_TK, weights_TK, beside_TD)
+        beside_TD = normed(layer, weights, "shared_norm_after", beside_TD)
+    return RoutedRows(input_TD, ids_TK, weights_TK, beside_TD)
+
+
+def _scaled(layer: Layer, weights: Weights, hidden_TD: torch.Tensor) -> torch.Tensor:
+    """What a router with scales gets."""
+    normed_TD = rms_norm(hidden_TD, None, layer.norm_epsilon)
+    return normed_TD.mul_(weights.tensors["router_scale"].to(normed_TD.dtype)).mul_(layer.hidden_size**-0.5)
 
 
 def expert_product(kind: Experts, weights: Weights, input_RD: torch.Tensor, by_formula: bool = False) -> torch.Tensor:
@@ -64,7 +72,7 @@ def add_up(
     sum_TD = outputs_TKD[:, 0] * weights_TK[:, 0, None]
     for rank in range(1, outputs_TKD.shape[1]):
         sum_TD.add_(outputs_TKD[:, rank] * weights_TK[:, rank, None])
-    added_TD = sum_TD.to(hidden_TD.dtype)
+    added_TD = normed(layer, weights, "experts_norm_after", sum_TD.to(hidden_TD.dtype))
     if beside_TD is not None:
         added_TD = added_TD.add_(beside_TD)
     added_TD = normed(layer, weights, "norm_after", added_TD)

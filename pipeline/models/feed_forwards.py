@@ -78,13 +78,30 @@ class Routing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertNorms:
+    """The modules of the norms that experts have beside those of their half, under the layer.
+
+    What all of them get has one `before_experts`, in place of the half's own, their sum has one, and so has what is
+    shared.
+    """
+
+    before_experts: str
+    after_experts: str
+    after_shared: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Experts:
     """Feed-forwards of which each row uses the `chosen` ones of `count`, by the `routing`: a mixture of experts.
 
     What they give is weighed and summed up. A `shared` one every row uses; with `shared_gated` it is multiplied by the
     sigmoid of a number that a row of weights gives. Source: arXiv 2101.03961, 2401.06066.
 
-    Names in the checkpoint, under `module`: that of the `router`, of the matrices of an expert, and of what is shared.
+    A router with `scales` gets the hidden states behind a norm without weight, times a stored number for each channel
+    and the root of 1 / channels; what weighs an expert is multiplied by a stored number, too.
+
+    Names in the checkpoint, under the layer: the modules of the `router`, of its `scales`, of all experts and of what
+    is shared, and the `choice_bias`. `names` are those of matrices, under the number of an expert.
     Those of all experts may be stored as one tensor each, with gate and up in one; then they may be `transposed`.
     """
 
@@ -94,39 +111,48 @@ class Experts:
     expert: FeedForward
     shared: FeedForward | None = None
     shared_gated: bool = False
-    module: str = "mlp"
-    router: str = "gate"
+    norms: ExpertNorms | None = None
+    router: str = "mlp.gate"
+    scales: str | None = None
+    choice_bias: str = "mlp.gate.e_score_correction_bias"
+    module: str = "mlp.experts"
     names: tuple[tuple[str, str], ...] = (("gate", "gate_proj"), ("up", "up_proj"), ("down", "down_proj"))
-    shared_module: str = "shared_expert"
+    shared_module: str = "mlp.shared_expert"
     transposed: bool = False
 
-    def router_tensors(self, module: str, hidden_size: int, biases: Collection[str]) -> Iterator[TensorSpec]:
-        """What chooses experts, and the gate of the shared one."""
-        yield TensorSpec("router", f"{module}.{self.router}.weight", (self.count, hidden_size))
+    def router_tensors(self, layer: str, hidden_size: int, biases: Collection[str]) -> Iterator[TensorSpec]:
+        """What chooses experts, the norms of their own, and the gate of the shared one."""
+        router = f"{layer}.{self.router}"
+        yield TensorSpec("router", f"{router}.weight", (self.count, hidden_size))
         if "router" in biases:
-            yield TensorSpec("router_bias", f"{module}.{self.router}.bias", (self.count,))
+            yield TensorSpec("router_bias", f"{router}.bias", (self.count,))
         if self.routing.choice_bias:
-            yield TensorSpec("choice_bias", f"{module}.{self.router}.e_score_correction_bias", (self.count,))
+            yield TensorSpec("choice_bias", f"{layer}.{self.choice_bias}", (self.count,))
+        if self.scales is not None:
+            yield TensorSpec("router_scale", f"{layer}.{self.scales}.scale", (hidden_size,))
+            yield TensorSpec("expert_scales", f"{layer}.{self.scales}.per_expert_scale", (self.count,))
+        if (norms := self.norms) is not None:
+            yield TensorSpec("experts_norm", f"{layer}.{norms.before_experts}.weight", (hidden_size,))
+            yield TensorSpec("experts_norm_after", f"{layer}.{norms.after_experts}.weight", (hidden_size,))
+            yield TensorSpec("shared_norm_after", f"{layer}.{norms.after_shared}.weight", (hidden_size,))
         if self.shared_gated:
-            yield TensorSpec("shared_gate", f"{module}.{self.shared_module}_gate.weight", (1, hidden_size))
+            yield TensorSpec("shared_gate", f"{layer}.{self.shared_module}_gate.weight", (1, hidden_size))
 
     def expert_tensors(
-        self, module: str, index: int, shapes: Mapping[str, tuple[int, int]], biases: Collection[str]
+        self, layer: str, index: int, shapes: Mapping[str, tuple[int, int]], biases: Collection[str]
     ) -> Iterator[TensorSpec]:
         """The matrices of one expert, then the biases of those that have one."""
+        module = f"{layer}.{self.module}.{index}"
         names = dict(self.names)
         for short, shape in shapes.items():
-            stacked = self._stacked(module, index, short, "")
-            yield TensorSpec(short, f"{module}.experts.{index}.{names[short]}.weight", shape, stacked=stacked)
+            stacked = self._stacked(layer, index, short, "")
+            yield TensorSpec(short, f"{module}.{names[short]}.weight", shape, stacked=stacked)
         for short, (rows, _) in shapes.items():
             if short in biases:
-                name, stacked = (
-                    f"{module}.experts.{index}.{names[short]}.bias",
-                    self._stacked(module, index, short, "_bias"),
-                )
+                name, stacked = f"{module}.{names[short]}.bias", self._stacked(layer, index, short, "_bias")
                 yield TensorSpec(f"{short}_bias", name, (rows,), stacked=stacked)
 
-    def _stacked(self, module: str, index: int, short: str, ending: str) -> Stacked:
+    def _stacked(self, layer: str, index: int, short: str, ending: str) -> Stacked:
         """Where a tensor of an expert lies in that of all of them."""
         name, part, parts = STACKS[short]
-        return Stacked(f"{module}.experts.{name}{ending}", self.count, index, part, parts, self.transposed)
+        return Stacked(f"{layer}.{self.module}.{name}{ending}", self.count, index, part, parts, self.transposed)

@@ -235,17 +235,16 @@ class Layer:
         if isinstance(kind := self.feed_forward, Experts):
             shapes = kind.expert.shapes(self.hidden_size)
             for index in range(kind.count):
-                yield tuple(kind.expert_tensors(f"{layer}.{kind.module}", index, shapes, self.biases))
+                yield tuple(kind.expert_tensors(layer, index, shapes, self.biases))
 
     def _feed_forward(self, layer: str) -> Iterator[TensorSpec]:
         match self.feed_forward:
             case FeedForward() as dense:
                 yield from self._matrices(f"{layer}.{dense.module}", dense.shapes(self.hidden_size))
             case Experts() as experts:
-                yield from experts.router_tensors(f"{layer}.{experts.module}", self.hidden_size, self.biases)
+                yield from experts.router_tensors(layer, self.hidden_size, self.biases)
                 if (shared := experts.shared) is not None:
-                    module = f"{layer}.{experts.module}.{experts.shared_module}"
-                    yield from self._matrices(module, shared.shapes(self.hidden_size))
+                    yield from self._matrices(f"{layer}.{experts.shared_module}", shared.shapes(self.hidden_size))
 
     def _matrices(self, module: str, shapes: Mapping[str, tuple[int, int]]) -> Iterator[TensorSpec]:
         """The matrices, then the biases of those that have one, an item for each row."""

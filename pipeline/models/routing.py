@@ -26,6 +26,8 @@ def route(kind: Experts, weights: Weights, normed_TD: torch.Tensor) -> tuple[tor
     scores_TK = scores_TE.gather(1, ids_TK)
     if routing.normalized:
         scores_TK /= scores_TK.sum(dim=-1, keepdim=True).add_(LEAST_SUM)
+    if kind.scales is not None:
+        scores_TK *= weights.tensors["expert_scales"].float()[ids_TK]
     return ids_TK, scores_TK.mul_(routing.scale)
 
 

@@ -17,6 +17,8 @@ NAMES = (
     "Gemma 4 (gemma4)",
     "its text model (gemma4_text)",
     "GLM-4 (glm4)",
+    "GLM-4.5 to 4.7 (glm4_moe)",
+    "gpt-oss (gpt_oss)",
     "Llama 2/3/3.1/3.2 (llama)",
     "Mistral (mistral)",
     "Ministral (ministral)",

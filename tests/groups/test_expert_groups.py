@@ -155,9 +155,9 @@ GPT_OSS = Experts(
 
 def found_of_gpt_oss(folder: Path, tensors: dict[str, torch.Tensor], format_of: FormatOf) -> tuple[WeightGroup, ...]:
     """Its experts, whose hidden size is 96, from these tensors of them all."""
-    save_file({f"mlp.experts.{name}": value for name, value in tensors.items()}, folder / "model.safetensors")
+    save_file({f"layer.mlp.experts.{name}": value for name, value in tensors.items()}, folder / "model.safetensors")
     shapes = GPT_OSS.expert.shapes(96)
-    specs = {(0, f"expert.{i}"): [*GPT_OSS.expert_tensors("mlp", i, shapes, ("gate_up", "down"))] for i in range(3)}
+    specs = {(0, f"expert.{i}"): [*GPT_OSS.expert_tensors("layer", i, shapes, ("gate_up", "down"))] for i in range(3)}
     with open_checkpoint(folder) as checkpoint:
         return find_groups(specs, checkpoint, format_of)
 

@@ -15,7 +15,8 @@ from pipeline.formats.dense import DenseMatrix
 from pipeline.formats.matrix import Weights
 from pipeline.formats.parts import FFN
 from pipeline.models import experts
-from pipeline.models.feed_forwards import Experts, FeedForward, Routing
+from pipeline.models.families import gemma2, gemma4
+from pipeline.models.feed_forwards import Clamp, Experts, FeedForward, Routing
 from pipeline.models.layers import Layer
 from pipeline.models.ops import rms_norm
 from pipeline.models.row_blocks import RowBlocks
@@ -46,6 +47,11 @@ class Kind:
     block: str
     experts: Experts
     config: dict[str, Any] = field(default_factory=dict)
+    others: dict[str, Any] = field(default_factory=dict)
+
+    def as_layer(self) -> Layer:
+        plain = {"hidden_size": HIDDEN, "mixer": attention(2, 2, 2), "biases": frozenset(), "norm_epsilon": 1e-6}
+        return Layer(**{**plain, "feed_forward": self.experts, **self.others})
 
 
 KINDS = {
@@ -62,7 +68,7 @@ KINDS = {
                 **EXPERT,
                 "routing": Routing(scores="sigmoid", choice_bias=True, wide=True, groups=4, kept=2, scale=2.5),
                 "shared": FeedForward(size=2 * SIZE),
-                "shared_module": "shared_experts",
+                "shared_module": "mlp.shared_experts",
             }
         ),
         {
@@ -73,11 +79,57 @@ KINDS = {
             "routed_scaling_factor": 2.5,
         },
     ),
+    "gpt_oss": Kind(
+        "GptOssMLP",
+        Experts(
+            **{
+                **EXPERT,
+                "routing": Routing(scores="softmax of the chosen"),
+                "expert": FeedForward(
+                    size=SIZE, fused=True, interleaved=True, clamp=Clamp(limit=1.5, slope=1.2, offset=1.0)
+                ),
+                "router": "mlp.router",
+                "names": (("gate_up", "gate_up_proj"), ("down", "down_proj")),
+            }
+        ),
+        {"num_local_experts": COUNT, "swiglu_limit": 1.5, "swiglu_alpha": 1.2},
+        {"biases": frozenset({"router", "gate_up", "down"})},
+    ),
+    "gemma4_text": Kind(
+        "Gemma4TextDecoderLayer",
+        Experts(
+            **{
+                **EXPERT,
+                "expert": FeedForward(size=SIZE, activation="gelu_tanh"),
+                "shared": FeedForward(size=SHARED, activation="gelu_tanh"),
+                "norms": gemma4.NORMS_OF_EXPERTS,
+                "router": "router.proj",
+                "scales": "router",
+                "module": "experts",
+                "shared_module": "mlp",
+            }
+        ),
+        {
+            "enable_moe_block": True,
+            "top_k_experts": CHOSEN,
+            "intermediate_size": SHARED,
+            "hidden_size_per_layer_input": 0,
+        },
+        {"norms": gemma2.NORMS, "norm_style": "wide", "scalar": True},
+    ),
 }
 
 
-def layer_of(kind: Experts) -> Layer:
-    return Layer(hidden_size=HIDDEN, mixer=attention(2, 2, 2), feed_forward=kind, biases=frozenset(), norm_epsilon=1e-6)
+class NoAttention(torch.nn.Module):
+    """In place of that of a whole layer, which then is its other half alone."""
+
+    def forward(self, hidden_states: torch.Tensor, **others: object) -> tuple[torch.Tensor, None]:
+        return torch.zeros_like(hidden_states), None
+
+
+def experts_of(layer: Layer) -> Experts:
+    assert isinstance(layer.feed_forward, Experts)
+    return layer.feed_forward
 
 
 @dataclass(frozen=True)
@@ -91,32 +143,49 @@ class Reference:
 
 
 def reference(model: str) -> Reference:
+    kind = KINDS[model].experts
     config = CONFIG_MAPPING[model](**{**SIZES, **KINDS[model].config})
     module = importlib.import_module(type(config).__module__.replace("configuration", "modeling"))
     torch.manual_seed(1)
-    block = getattr(module, KINDS[model].block)(config).eval()
+    is_layer = "Layer" in KINDS[model].block
+    block = getattr(module, KINDS[model].block)(config, *([0] if is_layer else [])).eval()
+    if is_layer:
+        block.self_attn = NoAttention()
     for tensor in block.state_dict().values():
         tensor.normal_(std=0.3)
     hidden_TD, norm_D = torch.randn(TOKENS, HIDDEN), torch.randn(HIDDEN)
-    normed_TD = rms_norm(hidden_TD, norm_D, 1e-6)
-    _, _, ids_TK = block.gate(normed_TD)
-    given_TD = hidden_TD + block(normed_TD.unsqueeze(0)).squeeze(0)
+    input_TD = hidden_TD if is_layer else rms_norm(hidden_TD, norm_D, 1e-6, KINDS[model].as_layer().norm_style)
+    _, _, ids_TK = (block.router if hasattr(block, "router") else block.gate)(input_TD)
+    given = block(input_TD.unsqueeze(0))
+    given_TD = (given[0] if isinstance(given, tuple) else given).squeeze(0)
     tensors = {"layer.post_attention_layernorm.weight": norm_D}
     for name, tensor in block.state_dict().items():
-        if not name.startswith("experts."):
-            tensors[f"layer.mlp.{name}"] = tensor
-            continue
-        apart = {"down": tensor} if "down" in name else dict(zip(("gate", "up"), tensor.chunk(2, dim=1), strict=True))
-        for short, one_EFD in apart.items():
-            tensors |= {f"layer.mlp.experts.{at}.{short}_proj.weight": one for at, one in enumerate(one_EFD)}
-    return Reference(tensors, hidden_TD, ids_TK, given_TD)
+        if name.startswith("experts."):
+            tensors |= of_experts(kind, name, tensor)
+        else:
+            tensors[f"layer.{name}" if is_layer else f"layer.mlp.{name}"] = tensor
+    return Reference(tensors, hidden_TD, ids_TK, given_TD if is_layer else hidden_TD + given_TD)
+
+
+def of_experts(kind: Experts, name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A tensor of all experts, by the names that those of each have."""
+    short = name.removeprefix("experts.").removesuffix("_bias").removesuffix("_proj")
+    ending = "bias" if name.endswith("_bias") else "weight"
+    apart = {short: tensor.mT if kind.expert.interleaved and ending == "weight" else tensor}
+    if short == "gate_up" and not kind.expert.fused:
+        apart = dict(zip(("gate", "up"), tensor.chunk(2, dim=1), strict=True))
+    return {
+        f"layer.{kind.module}.{at}.{short}_proj.{ending}": one
+        for short, all_experts in apart.items()
+        for at, one in enumerate(all_experts)
+    }
 
 
 def computed(
-    kind: Experts, tensors: dict[str, torch.Tensor], hidden_TD: torch.Tensor, order: Sequence[int] = range(COUNT)
+    layer: Layer, tensors: dict[str, torch.Tensor], hidden_TD: torch.Tensor, order: Sequence[int] = range(COUNT)
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Whom we choose, and what we give, where experts are computed in this order."""
-    layer = layer_of(kind)
+    kind = experts_of(layer)
 
     def weights(specs: Any) -> Weights:
         named = {spec.short: tensors[spec.name] for spec in specs}
@@ -141,25 +210,36 @@ def computed(
     return ids_TK, given_TD
 
 
-def changed(kind: Experts) -> dict[str, Experts]:
-    """The same with each of what makes its routing special taken away, and without the gate of what is shared."""
-    usual = Routing()
+def changed(layer: Layer) -> dict[str, Layer]:
+    """The same with each of what makes it special taken away: of its routing, its experts, and what is beside them."""
+    kind, usual = experts_of(layer), Routing()
     others = {
         one.name: replace(kind, routing=replace(kind.routing, **{one.name: getattr(usual, one.name)}))
         for one in fields(Routing)
         if one.name not in ("wide", "kept") and getattr(kind.routing, one.name) != getattr(usual, one.name)
     }
-    return others | ({"shared_gated": replace(kind, shared_gated=False)} if kind.shared_gated else {})
+    if kind.routing.scores == "softmax of the chosen":
+        del others["scores"]  # the usual scores differ from it in how they are rounded
+    without: dict[str, Any] = {"shared_gated": False, "scales": None, "norms": None}
+    others |= {name: replace(kind, **{name: none}) for name, none in without.items() if getattr(kind, name)}
+    of_expert: dict[str, Any] = {"interleaved": False, "clamp": None, "activation": "relu2"}
+    others |= {
+        name: replace(kind, expert=replace(kind.expert, **{name: none}))
+        for name, none in of_expert.items()
+        if getattr(kind.expert, name) and not (name == "activation" and kind.expert.clamp)
+    }
+    biases = {f"{one} bias": replace(layer, biases=layer.biases - {one}) for one in layer.biases}
+    return {name: replace(layer, feed_forward=other) for name, other in others.items()} | biases
 
 
 @pytest.mark.parametrize("model", KINDS)
 @torch.inference_mode()
 def test_a_block_chooses_and_gives_what_that_of_transformers_does_and_each_flag_matters(model: str) -> None:
-    kind, expected = KINDS[model].experts, reference(model)
-    ids_TK, given_TD = computed(kind, expected.tensors, expected.hidden_TD)
+    layer, expected = KINDS[model].as_layer(), reference(model)
+    ids_TK, given_TD = computed(layer, expected.tensors, expected.hidden_TD)
     assert torch.equal(ids_TK.sort(dim=-1).values, expected.ids_TK.sort(dim=-1).values)
     torch.testing.assert_close(given_TD, expected.given_TD, atol=1e-5, rtol=0)
-    for flag, other in changed(kind).items():
+    for flag, other in changed(layer).items():
         _, gives_TD = computed(other, expected.tensors, expected.hidden_TD)
         assert (gives_TD - expected.given_TD).abs().max() > 1e-2, flag
 
@@ -170,11 +250,11 @@ def test_a_block_chooses_and_gives_what_that_of_transformers_does_and_each_flag_
 def test_the_bits_of_a_row_depend_on_neither_the_order_of_experts_nor_on_company(
     model: str, dtype: torch.dtype
 ) -> None:
-    kind, given = KINDS[model].experts, reference(model)
+    layer, given = KINDS[model].as_layer(), reference(model)
     tensors = {name: one.to(dtype) for name, one in given.tensors.items()}
     hidden_TD = torch.cat([given.hidden_TD] * 60).to(dtype)  # as many as threads share
-    _, whole_TD = computed(kind, tensors, hidden_TD)
+    _, whole_TD = computed(layer, tensors, hidden_TD)
     order = random.Random(2).sample(range(COUNT), COUNT)
-    assert torch.equal(computed(kind, tensors, hidden_TD, order)[1], whole_TD)
+    assert torch.equal(computed(layer, tensors, hidden_TD, order)[1], whole_TD)
     for begin, end in ((0, 1), (5, 6), (3, 12), (7, 36), (0, TOKENS)):
-        assert torch.equal(computed(kind, tensors, hidden_TD[begin:end])[1], whole_TD[begin:end]), (begin, end)
+        assert torch.equal(computed(layer, tensors, hidden_TD[begin:end])[1], whole_TD[begin:end]), (begin, end)

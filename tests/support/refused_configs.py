@@ -16,7 +16,10 @@ def other(model_type: str, architecture: str, **more: Any) -> Settings:
 
 GEMMA_4 = {"hidden_size_per_layer_input": 0, "sliding_window": 1024}
 REFUSED: dict[str, tuple[Settings, str]] = {
-    "gpt-oss-20b": (other("gpt_oss", "GptOssForCausalLM", num_local_experts=32), "model_type"),
+    "gpt-oss-20b that chooses too many": (
+        other("gpt_oss", "GptOssForCausalLM", num_local_experts=32, num_experts_per_tok=33),
+        "num_experts_per_tok",
+    ),
     "OLMoE with clipped queries": (other("olmoe", "OlmoeForCausalLM", clip_qkv=8.0), "clip_qkv"),
     "Qwen3-30B-A3B of which one expert is used too many": (
         other("qwen3_moe", "Qwen3MoeForCausalLM", **{**EXPERTS, "num_experts_per_tok": 129}),
@@ -36,7 +39,15 @@ REFUSED: dict[str, tuple[Settings, str]] = {
     "DeepSeek-V3": (other("deepseek_v3", "DeepseekV3ForCausalLM", n_routed_experts=256), "first_k_dense_replace"),
     "DeepSeek-V4-Flash": (other("deepseek_v4", "DeepseekV4ForCausalLM", n_routed_experts=256), "model_type"),
     "Kimi-K2": (other("kimi_k2", "DeepseekV3ForCausalLM", n_routed_experts=384), "model_type"),
-    "GLM-4.5-Air": (other("glm4_moe", "Glm4MoeForCausalLM", n_routed_experts=128), "model_type"),
+    "GLM-4.5-Air in uneven groups": (
+        other("glm4_moe", "Glm4MoeForCausalLM", n_routed_experts=128, n_group=3),
+        "n_group",
+    ),
+    "GLM-4.5-Air in groups of one": (other("glm4_moe", "Glm4MoeForCausalLM", n_routed_experts=8, n_group=8), "n_group"),
+    "GLM-4.5-Air that chooses from too few groups": (
+        other("glm4_moe", "Glm4MoeForCausalLM", n_routed_experts=16, n_group=4, num_experts_per_tok=5),
+        "num_experts_per_tok",
+    ),
     "GLM-5.2": (other("glm_moe_dsa", "GlmMoeDsaForCausalLM", n_routed_experts=256), "model_type"),
     "MiniMax-M2": (other("minimax_m2", "MiniMaxM2ForCausalLM", num_local_experts=256), "model_type"),
     "Mistral-Small-4": (
@@ -50,13 +61,13 @@ REFUSED: dict[str, tuple[Settings, str]] = {
         nested("mllama", "MllamaForConditionalGeneration", other("mllama_text", "")),
         "model_type",
     ),
-    "gemma-4-26B-A4B": (
+    "gemma-4-26B-A4B without a number of experts": (
         nested(
             "gemma4",
             "Gemma4ForConditionalGeneration",
             gemma("gemma4_text", (2816, 2112, 30), 262144, (16, 8, 256), enable_moe_block=True, **GEMMA_4),
         ),
-        "text_config: enable_moe_block",
+        "text_config: num_experts",
     ),
     "gemma-4-E4B": (
         nested(

@@ -1,20 +1,29 @@
-"""Gemma 4, dense, alone or inside a model that sees: full attention has other heads, whose keys may be the values."""
+"""Gemma 4, alone or inside a model that sees: full attention has other heads, whose keys may be the values.
+
+Where there are experts, they stand beside the feed-forward, with norms of their own.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
 
 from pipeline.models.families import gemma2
 from pipeline.models.families.family import Family, Wrapper
+from pipeline.models.feed_forwards import ExpertNorms, Experts, FeedForward, Routing
 from pipeline.models.json_object import JsonObject
-from pipeline.models.layer_settings import read_attention, read_kinds, read_layer
+from pipeline.models.layer_settings import read_activation, read_attention, read_kinds, read_layer
 from pipeline.models.layers import Layer
 from pipeline.models.rope_settings import FULL, SLIDING
 from pipeline.models.supported import unsupported
 
 PATTERN = 6
-REFUSED = ("enable_moe_block", "hidden_size_per_layer_input", "num_kv_shared_layers")
+REFUSED = ("hidden_size_per_layer_input", "num_kv_shared_layers")
 OF_A_LAYER = {"head_dim", "num_key_value_heads"}
 """What `per_layer_config` may state of a layer."""
+NORMS_OF_EXPERTS = ExpertNorms(
+    before_experts="pre_feedforward_layernorm_2",
+    after_experts="post_feedforward_layernorm_2",
+    after_shared="post_feedforward_layernorm_1",
+)
 
 
 def layers(settings: JsonObject, count: int) -> tuple[Layer, ...]:
@@ -39,8 +48,25 @@ def _layer(settings: JsonObject, kind: str, index: int) -> Layer:
         value_norm=True,
         values_are_keys=kind == FULL and settings.flag("attention_k_eq_v"),
     )
-    layer = read_layer(settings, mixer=attention, activation="hidden_activation")
+    experts = _experts(settings) if settings.flag("enable_moe_block") else None
+    layer = read_layer(settings, mixer=attention, activation="hidden_activation", experts=experts)
     return replace(layer, norms=gemma2.NORMS, norm_style="wide", scalar=True)
+
+
+def _experts(settings: JsonObject) -> Experts:
+    function = read_activation(settings, "hidden_activation")
+    return Experts(
+        count=settings.count("num_experts"),
+        chosen=settings.count("top_k_experts", at_most=settings.count("num_experts")),
+        routing=Routing(),
+        expert=FeedForward(size=settings.count("moe_intermediate_size"), activation=function),
+        shared=FeedForward(size=settings.count("intermediate_size"), activation=function),
+        norms=NORMS_OF_EXPERTS,
+        router="router.proj",
+        scales="router",
+        module="experts",
+        shared_module="mlp",
+    )
 
 
 def _of_layer(settings: JsonObject, kind: str, index: int) -> Mapping[str, object]:

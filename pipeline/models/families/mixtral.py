@@ -17,7 +17,7 @@ def layers(settings: JsonObject, count: int) -> tuple[Layer, ...]:
     """All alike."""
     attention = replace(read_attention(settings), window=settings.optional_count("sliding_window"))
     experts = read_experts(settings, routing=Routing(), size="intermediate_size")
-    experts = replace(experts, module="block_sparse_moe", names=NAMES)
+    experts = replace(experts, router="block_sparse_moe.gate", module="block_sparse_moe.experts", names=NAMES)
     return (read_layer(settings, mixer=attention, experts=experts),) * count
 
 

@@ -19,7 +19,10 @@ class ExpertKeeper(Sink):
         self._store = store
 
     async def take(self, message: Message[Slot]) -> None:
-        """Hand it on at once, and watch its arrival beside the actor's loop."""
+        """Hand it on at once, and watch over its arrival beside the actor's loop, unless it is there."""
         self.keep((message,), ())
         self._store.arrive(message)
-        self.start(message, self.landed(message))
+        if message.event.done():
+            await self.landed(message)
+        else:
+            self.start(message, self.landed(message))

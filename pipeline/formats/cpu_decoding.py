@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.formats import cpu_kernels, cpu_vectors
+from pipeline.formats import cpu_instructions, cpu_kernels, cpu_vectors
 from pipeline.formats.encoded import Encoded
 from pipeline.formats.lookup import E2M1, level_table, looked_up, scales_in_float32
 from pipeline.formats.words import by_row, transposed, unpacked
@@ -107,9 +107,9 @@ def _vector_rounds(encoded: Encoded, dtype: torch.dtype) -> int | None:
     """Return what rounds, of `cpu_vectors.ROUNDS`; None where the matrix is not decoded by vectors."""
     names = [str(one).removeprefix("torch.") for one in (encoded.rounds_to, dtype)]
     rounds = tuple(name for name in dict.fromkeys(names) if name != "float32")
-    fits = encoded.kind not in BYTEWISE and encoded.order is None and encoded.group % (2 * cpu_vectors.BYTES) == 0
+    fits = encoded.kind not in BYTEWISE and encoded.order is None and encoded.group % (2 * cpu_instructions.BYTES) == 0
     fits &= encoded.shape[1] % encoded.group == 0 and dtype.itemsize == 2
-    return cpu_vectors.ROUNDS.index(rounds) if fits and cpu_vectors.HAS_LOOK_UP else None
+    return cpu_vectors.ROUNDS.index(rounds) if fits and cpu_instructions.HAS_LOOK_UP else None
 
 
 def _vector_kernel(encoded: Encoded, how: int) -> tuple[Callable[..., None], tuple[Any, ...]]:

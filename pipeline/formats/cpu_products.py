@@ -11,6 +11,7 @@ import torch
 
 from pipeline.formats import cpu_vectors
 from pipeline.formats.cpu_decoding import RowDecoder
+from pipeline.formats.cpu_instructions import BYTES, HAS_DOTS
 from pipeline.formats.cpu_threads import share_out
 from pipeline.formats.encoded import Encoded
 
@@ -24,7 +25,7 @@ PIECE_NUMBERS = 2 << 20
 
 def can_multiply(x_TD: torch.Tensor) -> bool:
     """Whether there are kernels for rows like these."""
-    return bool(cpu_vectors.HAS_DOTS) and x_TD.dtype == torch.bfloat16 and x_TD.shape[1] % (2 * cpu_vectors.BYTES) == 0
+    return bool(HAS_DOTS) and x_TD.dtype == torch.bfloat16 and x_TD.shape[1] % (2 * BYTES) == 0
 
 
 class Product:

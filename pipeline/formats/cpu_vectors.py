@@ -2,7 +2,7 @@
 
 All numbers of a group stand for 16 values, whose bits fill half a register. Another instruction multiplies 32 items of
 a row by as many of another one, in bf16, and adds neighbours up to 16 sums in fp32. To tell whether what it kept is
-still right numba looks at the file of a kernel alone: all that a kernel calls is in its file.
+still right numba looks at the file of a kernel alone: all that a kernel calls is in its file, but for instructions.
 """
 
 import functools
@@ -10,40 +10,23 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from pipeline.formats import cpu_instructions as cpu
+from pipeline.formats.cpu_instructions import BYTES, FLOATS, HALVES, ITEMS, WORDS, all_words, index_of
 from pipeline.formats.lookup import E2M1, NF4
 
-FEATURES = binding.get_host_cpu_features()
-HAS_LOOK_UP = bool(FEATURES.get("avx512bw"))
-HAS_DOTS = FEATURES.get("avx512bf16") and not FEATURES.get("amx-bf16") and binding.llvm_version_info >= (20, 0, 0)
-"""With AMX torch multiplies many rows faster. LLVM before that of numba 0.62 gives the instruction other types."""
-BYTES = 16
-"""Of pairs that are decoded at once."""
-I8, I16, I32, FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()
-FLOATS, WORDS, HALVES = ir.VectorType(FLOAT, 16), ir.VectorType(I32, 16), ir.VectorType(I16, 16)
 LEVELS = (tuple(map(float, range(16))), tuple(map(float, range(-8, 8))), E2M1, NF4)
 INT4_KIND, SYMMETRIC_KIND, FP4_KIND, NF4_KIND, DECODED = range(5)
 """Only the first has zeros."""
 ROUNDS = (("bfloat16",), ("float16",), ("float16", "bfloat16"), ("bfloat16", "float16"))
-LOOK_UP, DOT = "llvm.x86.avx512.permvar.hi.512", "llvm.x86.avx512bf16.dpbf16ps.512"
-TILE_ROWS, BLOCK_ROWS, BLOCK_TOKENS, BLOCK_COLUMNS = 4, 32, 64, 2048
-"""Rows of a matrix that are multiplied at once, and blocks whose items and sums fill half of a core's second cache."""
-
-
-class BrainFloat(ir.types.Type):
-    """What llvmlite lacks."""
-
-    def _to_string(self) -> str:
-        return "bfloat"
-
-
-BRAIN, INDEX = BrainFloat(), ir.IntType(64)
-_index = functools.partial(ir.Constant, INDEX)
-ITEMS, BRAINS = ir.VectorType(I16, 2 * BYTES), ir.VectorType(BRAIN, 2 * BYTES)
+TILE_ROWS, TILE_ROWS_OF_ONE, BLOCK_ROWS, BLOCK_TOKENS, BLOCK_COLUMNS = 4, 8, 32, 64, 2048
+"""Rows of a matrix that are multiplied at once by several rows of x and by one, so that adding to a sum need not wait
+for the last time; and blocks whose items and sums fill half of a core's second cache.
+"""
 
 
 @intrinsic(prefer_literal=True)
@@ -69,41 +52,36 @@ def look_up(typing: Any, pairs: Any, at: Any, zero: Any, scale: Any, items: Any,
 
 def _looked_up(build: Any, table: Any, source: Any, *, high_first: bool) -> Any:
     """The bits of the 32 items whose pairs lie at `source`. Of five bits that look an item up one changes nothing."""
-    pairs = build.zext(build.load(build.bitcast(source, ir.VectorType(I8, BYTES).as_pointer()), align=1), WORDS)
-    first, shift = (build.lshr(pairs, _all(4)), 16) if high_first else (pairs, 12)
-    indices = build.or_(first, build.shl(pairs, _all(shift)))
-    called = cgutils.get_or_insert_function(build.module, ir.FunctionType(ITEMS, [ITEMS, ITEMS]), LOOK_UP)
-    return build.call(called, [table, build.bitcast(indices, ITEMS)])
+    pairs = build.load(build.bitcast(source, ir.VectorType(cpu.I8, BYTES).as_pointer()), align=1)
+    pairs = build.zext(pairs, WORDS)
+    first, shift = (build.lshr(pairs, all_words(4)), 16) if high_first else (pairs, 12)
+    indices = build.or_(first, build.shl(pairs, all_words(shift)))
+    return cpu.permuted(build, table, build.bitcast(indices, ITEMS))
 
 
-def _table(build: Any, levels: "tuple[float, ...]", zero: Any, scale: Any, rounds: "tuple[str, ...]") -> Any:
-    """The bits of (level - zero) * scale, twice; they do not change within a group, so that LLVM makes them once."""
-    floats = ir.Constant(FLOATS, [ir.Constant(FLOAT, float(np.float32(one))) for one in levels])
-    values = build.fmul(floats if zero is None else build.fsub(floats, _spread(build, zero)), _spread(build, scale))
+def _table(
+    build: Any, levels: "tuple[float, ...]", zero: Any, scale: Any, rounds: "tuple[str, ...]", *, to_dots: bool = False
+) -> Any:
+    """The bits of (level - zero) * scale, twice; they do not change within a group, so that LLVM makes them once.
+
+    What goes `to_dots` may be 0 where it is smaller than normal numbers of bf16, which are 0 to them.
+    """
+    floats = ir.Constant(FLOATS, [ir.Constant(cpu.FLOAT, float(np.float32(one))) for one in levels])
+    values = floats if zero is None else build.fsub(floats, cpu.spread(build, zero))
+    values = build.fmul(values, cpu.spread(build, scale))
     for name in rounds:
-        if name == "bfloat16":
+        if to_dots and name == "bfloat16":
+            items = build.bitcast(build.fptrunc(values, ir.VectorType(cpu.BRAIN, 16)), HALVES)
+        elif name == "bfloat16":
             bits = build.bitcast(values, WORDS)
-            even = build.and_(build.lshr(bits, _all(16)), _all(1))
-            rounded = build.lshr(build.add(build.add(bits, _all(0x7FFF)), even), _all(16))
-            rounded = build.select(build.fcmp_ordered("ord", values, values), rounded, _all(0x7FC0))
-            items, values = build.trunc(rounded, HALVES), build.bitcast(build.shl(rounded, _all(16)), FLOATS)
+            even = build.and_(build.lshr(bits, all_words(16)), all_words(1))
+            rounded = build.lshr(build.add(build.add(bits, all_words(0x7FFF)), even), all_words(16))
+            rounded = build.select(build.fcmp_ordered("ord", values, values), rounded, all_words(0x7FC0))
+            items, values = build.trunc(rounded, HALVES), build.bitcast(build.shl(rounded, all_words(16)), FLOATS)
         else:
             halves = build.fptrunc(values, ir.VectorType(ir.HalfType(), 16))
             items, values = build.bitcast(halves, HALVES), build.fpext(halves, FLOATS)
-    return _lanes(build, items, items, [*range(16), *range(16)])
-
-
-def _all(value: int) -> Any:
-    return ir.Constant(WORDS, [value] * 16)
-
-
-def _spread(build: Any, value: Any) -> Any:
-    one = build.insert_element(ir.Constant(FLOATS, ir.Undefined), value, ir.Constant(I32, 0))
-    return _lanes(build, one, one, [0] * 16)
-
-
-def _lanes(build: Any, one: Any, other: Any, lanes: list[int], up: int = 0) -> Any:
-    return build.shuffle_vector(one, other, ir.Constant(ir.VectorType(I32, len(lanes)), [lane + up for lane in lanes]))
+    return cpu.lanes(build, items, items, [*range(16), *range(16)])
 
 
 @functools.cache
@@ -143,16 +121,19 @@ def add_up(typing: Any, weights: Any, x_TD: Any, sums: Any, to: Any, at: Any, fo
             tables = []
             for row in () if kind == DECODED else tile.rows:
                 zero, scale = tile.zero_and_scale(row, group.index)
-                tables.append(_table(build, LEVELS[kind], zero if kind == INT4_KIND else None, scale, ROUNDS[how]))
-            with cgutils.for_range(build, build.udiv(tile.half_group, _index(BYTES))) as step:
-                pair = build.add(build.mul(group.index, tile.half_group), build.mul(step.index, _index(BYTES)))
+                zero = zero if kind == INT4_KIND else None
+                tables.append(_table(build, LEVELS[kind], zero, scale, ROUNDS[how], to_dots=True))
+            with cgutils.for_range(build, build.udiv(tile.half_group, index_of(BYTES))) as step:
+                pair = build.add(build.mul(group.index, tile.half_group), build.mul(step.index, index_of(BYTES)))
                 x = [tile.x(token, pair) for token in tile.tokens]
+                if kind != DECODED:
+                    tile.ask_ahead(pair)
                 for row in tile.rows:
                     if kind == DECODED:
                         items = tile.items(row, pair)
                     else:
                         bits = _looked_up(build, tables[row], tile.pairs(row, pair), high_first=kind == NF4_KIND)
-                        items = build.bitcast(bits, BRAINS)
+                        items = build.bitcast(bits, cpu.BRAINS)
                     for token in tile.tokens:
                         tile.add(row, token, x[token], items)
         tile.write()
@@ -178,7 +159,7 @@ class _Tile:
         self._numbers, self._scales, self._meanings, self._zeros, self._x, memory, self._bias, self._out = opened
         (_, row_step, begin, begins, self._ends), self._kept, self._sums = sums, {}, {}
         for place in [(row, token) for row in self.rows for token in self.tokens]:
-            index = build.add(begin, build.add(build.mul(row_step, _index(place[0])), _index(place[1] * 16)))
+            index = build.add(begin, build.add(build.mul(row_step, index_of(place[0])), index_of(place[1] * 16)))
             kept = self._kept[place] = build.bitcast(build.gep(memory.data, [index]), FLOATS.as_pointer())
             self._sums[place] = cgutils.alloca_once(build, FLOATS)
             build.store(build.select(begins, ir.Constant(FLOATS, None), build.load(kept, align=4)), self._sums[place])
@@ -186,32 +167,39 @@ class _Tile:
     def zero_and_scale(self, row: int, group: Any) -> tuple[Any, Any]:
         """Those of a group of columns; a scale is in fp32, or has the bits of bf16, or is a byte with a meaning."""
         build = self._build
-        index = build.add(build.mul(build.add(self._matrix_row, _index(row)), self.groups), group)
+        index = build.add(build.mul(build.add(self._matrix_row, index_of(row)), self.groups), group)
         scale = build.load(build.gep(self._scales.data, [index]))
-        if scale.type == I8:
-            scale = build.load(build.gep(self._meanings.data, [build.zext(scale, INDEX)]))
-        elif scale.type == I16:
-            scale = build.bitcast(build.shl(build.zext(scale, I32), ir.Constant(I32, 16)), FLOAT)
+        if scale.type == cpu.I8:
+            scale = build.load(build.gep(self._meanings.data, [build.zext(scale, cpu.INDEX)]))
+        elif scale.type == cpu.I16:
+            scale = build.bitcast(build.shl(build.zext(scale, cpu.I32), ir.Constant(cpu.I32, 16)), cpu.FLOAT)
         return build.load(build.gep(self._zeros.data, [build.mul(index, self._zero_step)])), scale
 
     def pairs(self, row: int, pair: Any) -> Any:
         """Where pairs of numbers lie."""
-        begin = self._build.mul(self._build.add(self._row, _index(row)), self._row_pairs)
+        begin = self._build.mul(self._build.add(self._row, index_of(row)), self._row_pairs)
         return self._build.gep(self._numbers.data, [self._build.add(begin, self._build.add(self._pair, pair))])
+
+    def ask_ahead(self, pair: Any) -> None:
+        """Ask memory for as much of the rows behind these as a step uses: a CPU does not foresee 16 bytes of each."""
+        build, count = self._build, index_of(len(self.rows))
+        begin = build.mul(build.add(self._row, count), self._row_pairs)
+        begin = build.add(begin, build.mul(build.add(self._pair, pair), count))
+        for byte in range(0, len(self.rows) * BYTES, cpu.LINE_BYTES):
+            cpu.ask_for(build, build.gep(self._numbers.data, [build.add(begin, index_of(byte))]))
 
     def items(self, row: int, pair: Any) -> Any:
         """32 numbers that are decoded."""
-        return self._load(self._numbers, self._build.add(self._row, _index(row)), pair)
+        return self._load(self._numbers, self._build.add(self._row, index_of(row)), pair)
 
     def x(self, token: int, pair: Any) -> Any:
         """32 columns of a token."""
-        return self._load(self._x, self._build.add(self._token, _index(token)), pair)
+        return self._load(self._x, self._build.add(self._token, index_of(token)), pair)
 
     def add(self, row: int, token: int, x: Any, items: Any) -> None:
         """Multiply, and add up in fp32."""
-        build, function = self._build, ir.FunctionType(FLOATS, [FLOATS, BRAINS, BRAINS])
-        dot, sums = cgutils.get_or_insert_function(build.module, function, DOT), self._sums[row, token]
-        build.store(build.call(dot, [build.load(sums), x, items]), sums)
+        sums = self._sums[row, token]
+        self._build.store(cpu.multiplied(self._build, self._build.load(sums), x, items), sums)
 
     def write(self) -> None:
         """Write what comes out, or keep the sums."""
@@ -229,19 +217,19 @@ class _Tile:
         for half in (8, 4, 2, 1):
             low = [begin + lane for begin in range(0, 32, 2 * half) for lane in range(half)]
             pairs = zip(sums[::2], sums[1::2], strict=True)
-            sums = [build.fadd(*(_lanes(build, *pair, low, up) for up in (0, half))) for pair in pairs]
+            sums = [build.fadd(*(cpu.lanes(build, *pair, low, up) for up in (0, half))) for pair in pairs]
         out_columns = cgutils.unpack_tuple(build, self._out.shape)[1]
         for lane, (row, token) in enumerate(self._sums):
-            column = build.add(self._matrix_row, _index(row))
+            column = build.add(self._matrix_row, index_of(row))
             bias = build.load(build.gep(self._bias.data, [column]))
-            value = build.fadd(build.extract_element(sums[0], _index(lane)), bias)
-            index = build.add(build.mul(build.add(self._token, _index(token)), out_columns), column)
-            build.store(build.bitcast(build.fptrunc(value, BRAIN), I16), build.gep(self._out.data, [index]))
+            value = build.fadd(build.extract_element(sums[0], index_of(lane)), bias)
+            index = build.add(build.mul(build.add(self._token, index_of(token)), out_columns), column)
+            build.store(build.bitcast(build.fptrunc(value, cpu.BRAIN), cpu.I16), build.gep(self._out.data, [index]))
 
     def _load(self, array: Any, row: Any, pair: Any) -> Any:
         build = self._build
-        index = build.shl(build.add(build.mul(row, self._row_pairs), build.add(self._pair, pair)), _index(1))
-        return build.load(build.bitcast(build.gep(array.data, [index]), BRAINS.as_pointer()), align=1)
+        index = build.shl(build.add(build.mul(row, self._row_pairs), build.add(self._pair, pair)), index_of(1))
+        return build.load(build.bitcast(build.gep(array.data, [index]), cpu.BRAINS.as_pointer()), align=1)
 
 
 @functools.cache
@@ -250,21 +238,22 @@ def products(kind: int, how: int, tokens: int) -> Callable[..., None]:
 
     Rows of x that are left over are taken with some that were taken before. Each of `groups` has a scale.
     """
+    tile_rows = TILE_ROWS_OF_ONE if tokens == 1 else TILE_ROWS
 
     @njit(cache=True, nogil=True, error_model="numpy")
     def multiply(numbers_FB, scales_FG, meanings, zeros_FG, zero_step, half_group, groups, first, x_TD, bias_F, out_TF):
         weights = (numbers_FB, scales_FG, meanings, zeros_FG, zero_step, half_group, groups, groups * half_group)
-        sums = (np.empty(TILE_ROWS * tokens * 16, np.float32), 0, 0, True, True)
+        sums = (np.empty(tile_rows * tokens * 16, np.float32), 0, 0, True, True)
         rows, to, row = len(numbers_FB), (bias_F, out_TF), 0
         while row < rows:
-            whole = row + TILE_ROWS <= rows
+            whole = row + tile_rows <= rows
             for t in range(0, len(x_TD), tokens):
                 at = (row, first + row, min(t, len(x_TD) - tokens), 0)
                 if whole:
-                    add_up(weights, x_TD, sums, to, at, (kind, how), TILE_ROWS, tokens)
+                    add_up(weights, x_TD, sums, to, at, (kind, how), tile_rows, tokens)
                 else:
                     add_up(weights, x_TD, sums, to, at, (kind, how), 1, tokens)
-            row += TILE_ROWS if whole else 1
+            row += tile_rows if whole else 1
 
     return multiply
 

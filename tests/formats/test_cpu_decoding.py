@@ -22,7 +22,7 @@ from pipeline.formats.packed_ints import Integers, PackedIntegers
 from pipeline.formats.tensors import TensorSpec
 
 cpu_decoding = pytest.importorskip("pipeline.formats.cpu_decoding", reason="needs numba", exc_type=ImportError)
-cpu_vectors = pytest.importorskip("pipeline.formats.cpu_vectors", reason="needs numba", exc_type=ImportError)
+instructions = pytest.importorskip("pipeline.formats.cpu_instructions", reason="needs numba", exc_type=ImportError)
 SHAPE = (72, 1024)
 
 
@@ -80,9 +80,9 @@ def matrices() -> dict[str, IntegerMatrix | Float8Matrix | Float4Matrix | Nf4Mat
     }
 
 
-@pytest.mark.parametrize("has_look_up", sorted({False, cpu_vectors.HAS_LOOK_UP}))
+@pytest.mark.parametrize("has_look_up", sorted({False, instructions.HAS_LOOK_UP}))
 def test_kernels_round_as_torch_does_whatever_the_scales(has_look_up: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_vectors, "HAS_LOOK_UP", has_look_up)
+    monkeypatch.setattr(instructions, "HAS_LOOK_UP", has_look_up)
     for name, matrix in matrices().items():
         encoded = matrix.encoded()
         assert encoded is not None
@@ -97,7 +97,7 @@ def test_products_have_the_same_bits_whatever_decodes_and_on_any_number_of_threa
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(decoding, "BLOCK_BYTES", 0)  # so that a small matrix is several blocks of rows
-    monkeypatch.setattr(cpu_vectors, "HAS_DOTS", False)
+    monkeypatch.setattr(instructions, "HAS_DOTS", False)
     matrix, threads, products = matrices()["NVFP4"], torch.get_num_threads(), []
     with torch.inference_mode():
         x, bias = torch.randn(3, SHAPE[1], dtype=torch.bfloat16), torch.randn(SHAPE[0])
@@ -142,7 +142,7 @@ def test_before_the_first_pass_it_is_chosen_for_all_that_are_stored_alike(
     stored = find(tmp_path / "file", INTEGERS[case.format](**case.options), case.shape, case.parts)
     with decoding_by("numba"):
         cpu_choice.choose([stored, stored], torch.bfloat16)
-    assert len(caplog.messages) == 1 + bool(cpu_vectors.HAS_DOTS)
+    assert len(caplog.messages) == 1 + bool(instructions.HAS_DOTS)
 
 
 def test_numbers_of_4_bits_in_an_odd_number_of_columns_are_left_to_torch() -> None:

@@ -14,7 +14,7 @@ from pipeline.formats.packed_ints import PackedIntegers
 
 cpu_products = pytest.importorskip("pipeline.formats.cpu_products", reason="needs numba", exc_type=ImportError)
 ROWS, COLUMNS = SHAPE = (70, 256)
-pytestmark = pytest.mark.skipif(not cpu_products.cpu_vectors.HAS_DOTS, reason="needs AVX-512 BF16, without AMX")
+pytestmark = pytest.mark.skipif(not cpu_products.HAS_DOTS, reason="needs AVX-512 BF16, without AMX")
 
 
 def fp8(rows: int, columns: int) -> Float8Matrix:

@@ -95,8 +95,13 @@ class Runtime:
 
     @property
     def moving_groups(self) -> int:
-        """How many weight groups move in every pass: all but those that stay where they are computed."""
-        return len(self.catalog.order) - len(self.residency.stays(self.device.places[-1].name))
+        """How many weight groups move in every pass, all but those that stay where they are computed, and how many
+        experts have no slot there.
+        """
+        experts = 0
+        if self.expert_line is not None:
+            experts = max(0, self.expert_line.room.count - sum(self.expert_line.budgets[-1].slots.values()))
+        return len(self.catalog.order) - len(self.residency.stays(self.device.places[-1].name)) + experts
 
     def describe(self) -> dict[str, Any]:
         """The settings as they took effect, as plain data: what a trace file and a report say."""

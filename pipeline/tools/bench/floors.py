@@ -16,12 +16,13 @@ from actors.core.message import READY, GroupKey, Message
 from actors.core.stretch import stretches
 from pipeline.config import Config
 from pipeline.engine.residency import Residency
-from pipeline.errors import RequestError
+from pipeline.errors import ConfigError, RequestError
 from pipeline.generation.build import ModelRuntime, build
 from pipeline.generation.generation_pass import GenerationPass
 from pipeline.generation.parameters import SamplingParameters
 from pipeline.generation.samples import chunks_of
 from pipeline.generation.sequence import RunningSequence
+from pipeline.models.model_config import read_config
 from pipeline.system.host_memory import available_host_bytes
 
 
@@ -31,6 +32,15 @@ async def apart(folder: Path, settings: Mapping[str, Any]) -> AsyncIterator[Mode
     config = Config.from_arguments({**settings, "residency": False})
     async with contextlib.aclosing(await asyncio.to_thread(build, folder, config)) as runtime:
         yield runtime
+
+
+def refuse_experts(folder: Path, what: str) -> None:
+    """Raise ConfigError for a model with experts: which of them a pass reads and computes follows from its tokens."""
+    if read_config(folder).expert_kinds:
+        raise ConfigError(
+            f"{what}: need a model whose passes all read the same, {folder} has experts; measure it with bench speed "
+            "or bench throughput"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ def remark(folder: Path) -> str:
 def run(settings: PassSettings) -> list[Passes]:
     """Decode greedily with mapped weights, with as many threads as torch would use, or on the GPU."""
     check_installed()
-    file = Path(settings.offload_folder) / FILE
+    file = Path(settings.gguf or Path(settings.offload_folder) / FILE)
     if not file.exists():
         write_gguf(Path(settings.folder), file)
     llama_cpp = importlib.import_module("llama_cpp")

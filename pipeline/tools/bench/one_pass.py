@@ -14,7 +14,7 @@ from pipeline.devices.open import open_device
 from pipeline.errors import ConfigError
 from pipeline.generation.pass_size import LEAST_TOKENS
 from pipeline.tools.bench.arm_program import Progress
-from pipeline.tools.bench.floors import Floors, Loaded, apart
+from pipeline.tools.bench.floors import Floors, Loaded, apart, refuse_experts
 from pipeline.tools.bench.machine_rates import measure_rates
 from pipeline.tools.bench.planning import MOST_TOKENS, balanced_tokens, plan_model
 from pipeline.tools.bench.steady_passes import room_for, steady_pass_seconds
@@ -134,6 +134,7 @@ async def bench_pass(
     folder: Path, settings: Mapping[str, Any], tokens: int, rounds: int, progress: Progress
 ) -> tuple[PassReport, Recording]:
     """Measure so many rounds; the recording is the last round's."""
+    refuse_experts(folder, "bench pass")
     config = Config.from_arguments(settings)
     most = max(tokens, config.max_tokens_per_pass or LEAST_TOKENS)
     settings = {**room_for(tokens), **settings, "max_tokens_per_pass": most}

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.api import Model
 from pipeline.engine.residency import NOTHING_STAYS, Residency
+from pipeline.models.model_config import read_config
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
 from pipeline.system.event_loop import run_async
 from pipeline.tools.bench.arm_program import say
@@ -82,7 +83,10 @@ async def _with_floors(
     """Measure the floors of greedy passes, in the memory that the model gave back.
 
     Groups of one kind share theirs, so that it is no more than before. Sequences of this floor begin with one token.
+    What passes with experts read and compute follows from their tokens: they have no floors.
     """
+    if read_config(Path(settings.folder)).expert_kinds:
+        return
     async with apart(Path(settings.folder), options) as runtime:
         floors = Floors(runtime, residency)
         loaded = await floors.load(shared=True)

@@ -113,7 +113,10 @@ class Passes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassSettings:
-    """The settings of an arm: fields of each `Scenario`, and a folder for the weights as other programs want them."""
+    """The settings of an arm: fields of each `Scenario`, and a folder for the weights as other programs want them.
+
+    `gguf` is a file of the same weights that llama.cpp's own converter has written, where there is one.
+    """
 
     folder: str
     offload_folder: str
@@ -121,6 +124,7 @@ class PassSettings:
     scenarios: list[dict[str, Any]]
     device: str = "auto"
     dtype: str = "auto"
+    gguf: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
     def passes(self) -> list[Passes]:

@@ -64,7 +64,9 @@ ONLY: Mapping[str, tuple[str, Callable[[Scenario], bool]]] = {
 
 @dataclass(slots=True)
 class SpeedBench:
-    """What all arms are given; `settings` are those of our own, `beside` is another tree of it."""
+    """What all arms are given; `settings` are those of our own, `beside` is another tree of it, `gguf` a file of the
+    same weights for llama.cpp.
+    """
 
     folder: Path
     settings: Mapping[str, Any]
@@ -72,6 +74,7 @@ class SpeedBench:
     limit: MemoryLimit | None
     progress: Progress
     beside: Path | None = None
+    gguf: Path | None = None
     ring_bytes: int | None = None
     """The GPU memory that the ring took, once it has run."""
     runs: list[ArmRun] = field(default_factory=list)
@@ -83,6 +86,8 @@ class SpeedBench:
         for name in against:
             if name not in AGAINST:
                 raise ConfigError(f"--against: need some of {', '.join(AGAINST)}, have {name!r}")
+        if self.gguf is not None and not self.gguf.is_file():
+            raise ConfigError(f"--gguf: need a file that llama.cpp's own converter has written, have {self.gguf}")
         if self.beside is not None and not (self.beside / "pipeline" / "api.py").is_file():
             raise ConfigError(f"--beside: need a tree of penstock, with pipeline/api.py; have {self.beside}")
 
@@ -131,7 +136,7 @@ class SpeedBench:
     async def _prepare(self, name: str, offload_folder: Path) -> None:
         """Let other programs write the weights as they want them, without a limit and before anything is measured."""
         await asyncio.to_thread(offload_folder.mkdir, exist_ok=True)
-        if name in WRITE_FIRST and not self.on_a_gpu:
+        if name in WRITE_FIRST and not self.on_a_gpu and not (name == LLAMA and self.gguf):
             self.progress(f"{name}: writing its weights")
             await run_limited(self._command(name, offload_folder, [Scenario(passes=1)]), None, ())
 
@@ -141,7 +146,8 @@ class SpeedBench:
             return ArmRun(name, index, 0, [], f"{name}: needs --against ring, whose memory it gets")
         command = self._command(name, offload_folder, [one for one in self.scenarios if does(name, one)])
         try:
-            printed, peak_bytes = await run_limited(command, limit, (self.folder, offload_folder))
+            folders = [self.folder, offload_folder, *([self.gguf.parent] if self.gguf else [])]
+            printed, peak_bytes = await run_limited(command, limit, folders)
         except ProgramFailed as error:
             self.progress(str(error))
             reason = "over the memory limit" if isinstance(error, OverLimit) else str(error)
@@ -165,6 +171,7 @@ class SpeedBench:
             scenarios=[asdict(one) for one in scenarios],
             device=self.settings.get("device", "auto"),
             dtype=self.settings.get("dtype", "auto"),
+            gguf=str(self.gguf) if self.gguf else None,
             options=options,
         )
         if name == ours:

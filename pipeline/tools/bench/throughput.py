@@ -16,6 +16,7 @@ from pipeline.engine.residency import Residency
 from pipeline.errors import RequestError
 from pipeline.generation.program import GenerationProgram
 from pipeline.generation.requests import CallArguments
+from pipeline.models.model_config import read_config
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
 from pipeline.system.event_loop import run_async
 from pipeline.tools.bench.arm_program import Progress, Row, say, serve
@@ -211,6 +212,8 @@ async def _with_floors(
     size of the model. The sequences of the compute floor have no past to attend to: it is lower than what a pass with
     long contexts could reach, and so is the share.
     """
+    if read_config(folder).expert_kinds:  # what a pass reads and computes follows from its tokens
+        return [*rows]
     async with apart(folder, settings) as runtime:
         floors, reads = Floors(runtime, residency), []
         for index in range(FLOOR_ROUNDS):

@@ -27,7 +27,7 @@ from pipeline.tools.bench.candidates import (
     choose_sizes,
     shortlist,
 )
-from pipeline.tools.bench.floors import apart
+from pipeline.tools.bench.floors import apart, refuse_experts
 from pipeline.tools.bench.policy_runs import recorded_run
 from pipeline.tools.bench.read_rates import read_rates
 from pipeline.tools.bench.steady_timings import SteadyTimings, simulated_grid, steady_seconds
@@ -157,6 +157,7 @@ class Tuner:
 
     async def run(self) -> TuneReport:
         """Measure, simulate, run the best. Raises ConfigError when not even the smallest budget fits into memory."""
+        refuse_experts(self.folder, "tune")
         budgets = await self._budgets()
         usual = min(budgets, key=lambda pair: sum(abs(one - two) for one, two in zip(pair, DEFAULT.need, strict=False)))
         async with self._apart(*usual) as runtime:

@@ -99,6 +99,12 @@ def _add_speed(bench: Any) -> None:
     )
     parser.add_argument("--against", nargs="+", default=[], metavar="P", help=f"{against}, graphs (resident)")
     parser.add_argument("--beside", type=Path, metavar="TREE", help="measure also the penstock of another source tree")
+    parser.add_argument(
+        "--gguf",
+        type=Path,
+        metavar="FILE",
+        help="for llama.cpp: the same weights as its own converter has written them",
+    )
     parser.add_argument("--arms", nargs="+", metavar="A", help="some of our own arms only, by name; default: all")
     _add_limit(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object, with every pass")

@@ -46,7 +46,7 @@ async def bench_speed(options: argparse.Namespace) -> int:
         settings.setdefault("host_memory", limit.nbytes)
     Config.from_arguments(settings)
     progress, scenarios = Progress(), _scenarios(options)
-    bench = SpeedBench(options.model, settings, scenarios, limit, progress.say, options.beside)
+    bench = SpeedBench(options.model, settings, scenarios, limit, progress.say, options.beside, options.gguf)
     bench.check(options.against)
     names = options.arms or arms_of(settings, options.against)
     if options.beside is not None:

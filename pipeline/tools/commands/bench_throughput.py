@@ -92,7 +92,7 @@ def _columns(rows: Sequence[Row]) -> dict[tuple[str, str], list[str]]:
 
     def column(name: str, digits: int) -> list[str]:
         values = [row.get(name) for row in rows]
-        return ["-" if value is None else f"{value:.{digits}f}" for value in values]
+        return ["-" if value is None or math.isnan(value) else f"{value:.{digits}f}" for value in values]
 
     return {
         ("requests", ""): column("requests", 0),

@@ -16,16 +16,23 @@ def add_simulate(commands: Any) -> None:
     """Add the command's parser to `commands`, which is what `add_subparsers` gave."""
     parser = commands.add_parser(
         "simulate",
-        help="the prefetch policies on virtual time",
-        description="Run the production actors on virtual time and compare what each prefetch policy makes of it.",
+        help="the prefetch policies on virtual time, or caches of experts over recorded routing",
+        description="Run the production actors on virtual time and compare what each prefetch policy makes of it; or, "
+        "with --routing, replay what a model's routers chose through caches of other sizes and policies.",
     )
     which = parser.add_mutually_exclusive_group()
     seven = "history1, history, current, stage1, stage2, stage3, backpressure"
     which.add_argument("--policy", metavar="P", help=f"{seven}, or yours as MODULE:NAME")
     which.add_argument("--all", action="store_true", help="all seven; the default")
+    which.add_argument(
+        "--routing", type=Path, metavar="FILE", help="of penstock trace-routing: what caches of experts would find"
+    )
     _add_timings(parser)
     _add_model(parser)
     _add_settings(parser)
+    routing = parser.add_argument_group("with --routing")
+    routing.add_argument("--slots", metavar="N,N,...", help="sizes of the cache, in experts; default shares of all")
+    routing.add_argument("--picture", type=Path, metavar="FILE", help="write hit rates by size as an SVG")
     parser.add_argument("--json", action="store_true", help="one object, or a list of all seven")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="with --policy: write what happened, for Perfetto")
     parser.set_defaults(command=Command("simulate_policies", "simulate_policies", loads_torch=False))

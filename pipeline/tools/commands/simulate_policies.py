@@ -15,6 +15,7 @@ from pipeline.system.table import print_json
 from pipeline.system.written_files import check_writable
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.simulate import LAYERS, MILLISECONDS
+from pipeline.tools.commands.simulate_routing import simulate_routing
 from pipeline.tools.commands.values import option_of, policy_from_text
 from pipeline.tools.simulation.closed_forms import closed_form_ms
 from pipeline.tools.simulation.derive import derive_timings, find_shapes
@@ -39,7 +40,13 @@ LAYERS_PER_SECOND = 2000
 
 
 def simulate_policies(options: argparse.Namespace) -> None:
-    """Simulate the policies that were named, and print a table or JSON."""
+    """Simulate the policies that were named, and print a table or JSON; or replay recorded routing."""
+    if options.routing is not None:
+        simulate_routing(options)
+        return
+    for name in ("slots", "picture"):
+        if getattr(options, name) is not None:
+            raise ConfigError(f"{option_of(name)}: need --routing FILE, have none")
     if options.trace is not None:
         if options.policy is None:
             raise ConfigError("--trace: need one policy to write down, have all; name it with --policy")

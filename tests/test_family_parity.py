@@ -21,10 +21,11 @@ from pipeline.models.json_object import JsonObject
 from pipeline.models.model_config import parse_config
 
 STEPS = 32 if EVERYTHING else 16
-WAYS: dict[str, dict[str, Any]] = {"short passes, few slots": {"gpu_groups": 3}}
+WAYS: dict[str, dict[str, Any]] = {"short passes, few slots": {"gpu_groups": 3, "gpu_experts": 2, "host_experts": 5}}
 if EVERYTHING:
     WAYS |= {f"policy {policy}": {"policy": policy, "gpu_groups": 6, "max_tokens_per_pass": 45} for policy in POLICIES}
     WAYS |= {f"{count} slots": {"gpu_groups": count, "residency": False} for count in (1, 2, 7)}
+    WAYS |= {f"{count} experts": {"gpu_experts": count, "host_experts": 25 - count} for count in (1, 4, 11, 23)}
     WAYS |= {
         "longer queues": {"queues": {"pinned_stager": 3, "compute_scheduler": 5}},
         "kv in three places": {},

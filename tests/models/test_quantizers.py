@@ -55,6 +55,15 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         {**BLOCKS, "modules_to_not_convert": ["model.layers.1", "up_proj"]},
         {Q: NOT, UP: NOT, "model.layers.10.mlp.gate_proj": FP8_BLOCKS, HEAD: FP8_BLOCKS},
     ),
+    "fp8 leaves what chooses experts": (
+        {**BLOCKS, "modules_to_not_convert": []},
+        {
+            **dict.fromkeys(("model.layers.1.mlp.gate", "model.layers.1.block_sparse_moe.gate"), NOT),
+            **dict.fromkeys(("model.layers.1.mlp.router", "model.layers.1.mlp.shared_expert_gate"), NOT),
+            "model.layers.1.mlp.experts.0.gate_proj": FP8_BLOCKS,
+            "model.layers.1.mlp.shared_expert.gate_proj": FP8_BLOCKS,
+        },
+    ),
     "fp8 of MiniMax": ({**BLOCKS, "ignored_layers": ["q_proj"]}, {Q: NOT, UP: FP8_BLOCKS, HEAD: FP8_BLOCKS}),
     "AWQ": (
         {"quant_method": "awq", "bits": 4, "group_size": 64, "modules_to_not_convert": ["model.layers.1"]},

@@ -6,7 +6,7 @@ The sizes are odd, and so chosen that every flag changes what the model says.
 import warnings
 from typing import Any
 
-from support import gemma_models, hybrid_models
+from support import expert_models, gemma_models, hybrid_models
 from support.family_case import LONG, MIXED, SHAPE, YARN, Case
 
 with warnings.catch_warnings():
@@ -38,6 +38,7 @@ LATENT: dict[str, Any] = {
 CASES: dict[str, Case] = {
     **gemma_models.CASES,
     **hybrid_models.CASES,
+    **expert_models.CASES,
     "deepseek_v3": Case(
         lambda: DeepseekV3Config(**{**SHAPE, "num_key_value_heads": 4}, **LATENT, attention_bias=True),
         {

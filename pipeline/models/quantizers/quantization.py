@@ -19,6 +19,8 @@ from pipeline.models.supported import QUANTIZED
 HEAD_MODULE = "lm_head"
 LINEAR, EMBEDDING = r"(?!(?:.*\.)?embed_tokens$)", r"(?:.*\.)?embed_tokens$"
 """Patterns of the modules that multiply, and of the table."""
+ROUTER = re.compile(r".*\.(gate|router|router\.proj|shared_expert_gate)")
+"""What chooses experts, or says how much a shared one counts, is never quantised, whether or not a file says so."""
 PATTERN_SECONDS = 5.0
 """All patterns of a file may take so long with all names: usual ones take milliseconds, and some would take years."""
 PATTERN_LENGTH, PATTERN_REPEATS = 10_000, 100
@@ -50,6 +52,8 @@ class Quantization:
         too long.
         """
         module, started = name.removesuffix(".weight"), time.thread_time()
+        if ROUTER.fullmatch(module):
+            return Dense()
         modules = spellings(module) if module.startswith((NESTED_PREFIX, HEAD_MODULE)) else (module,)
         rules = ((pattern, found, one) for pattern, found in self.rules for one in modules)
         found = next((found for pattern, found, one in rules if self._matches(pattern, one)), Dense())

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import tiny_models
+from support.family_models import CASES
 
 from pipeline import CheckpointError, Model
 from pipeline.checkpoints.leftovers import counts
@@ -50,6 +51,19 @@ async def test_tensors_are_found_behind_any_prefix(tmp_path: Path) -> None:
         folder = tmp_path / str(index)
         folder.mkdir()
         assert await tokens(await asyncio.to_thread(write, folder, prefix)) == expected
+
+
+async def test_experts_are_found_inside_kimi_as_it_is_published(tmp_path: Path) -> None:
+    model = tiny_models.randomised(CASES["deepseek_v3 with experts"].config(), seed=2)
+    await asyncio.to_thread(tiny_models.save_model, model, tmp_path, shards=1)
+    expected, config = await tokens(tmp_path), json.loads((tmp_path / "config.json").read_text())
+    whole = {"model_type": "kimi_k25", "tie_word_embeddings": False, "text_config": {**config, "model_type": "kimi_k2"}}
+    for path in tmp_path.glob("*.safetensors"):
+        save_file({f"language_model.{name}": one for name, one in load_file(path).items()}, path)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    for name in ("KimiK25ForConditionalGeneration", "Kimi_K25ForConditionalGeneration"):
+        (tmp_path / "config.json").write_text(json.dumps({**whole, "architectures": [name]}))
+        assert await tokens(tmp_path) == expected
 
 
 async def test_one_line_says_which_parts_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

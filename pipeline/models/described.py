@@ -77,7 +77,7 @@ def described(settings: JsonObject) -> Described:
 def _named(settings: JsonObject) -> Family | Wrapper:
     """The family by `model_type`, else by the class; either may be absent."""
     stated = settings.get("architectures")
-    classes = {str(name).lower() for name in stated} if isinstance(stated, list) else {str(stated).lower()}
+    classes = {_plain(str(name)) for name in (stated if isinstance(stated, list) else [stated])}
     if name := settings.text("model_type"):
         found = _family(name)
     else:
@@ -96,6 +96,13 @@ def _family(name: str) -> Family | Wrapper | None:
 
 
 def _spelt(family: Family | Wrapper) -> set[str]:
-    """Older files spell the class LLaMAForCausalLM. LlamaModel is what was saved without a head that may be tied."""
-    name = family.architecture.lower()
+    """Older files spell the class LLaMAForCausalLM, transformers one Kimi_K25ForConditionalGeneration.
+
+    LlamaModel is what was saved without a head that may be tied.
+    """
+    name = _plain(family.architecture)
     return {name, name.replace("forcausallm", "model").replace("forconditionalgeneration", "model")}
+
+
+def _plain(architecture: str) -> str:
+    return architecture.lower().replace("_", "")

@@ -35,6 +35,15 @@ LATENT: dict[str, Any] = {
     "first_k_dense_replace": 4,
     "rope_parameters": dict(YARN),
 }
+GROUPED: dict[str, Any] = {
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 28,
+    "n_routed_experts": 12,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "n_group": 4,
+    "topk_group": 2,
+}
 CASES: dict[str, Case] = {
     **gemma_models.CASES,
     **hybrid_models.CASES,
@@ -48,6 +57,17 @@ CASES: dict[str, Case] = {
             **{f"rope_parameters.{key}": 1.5 for key in ("rope_theta", "factor", "beta_fast", "beta_slow", "mscale")},
             "rope_parameters.mscale_all_dim": 1.5,
             "rope_parameters.original_max_position_embeddings": 12,
+        },
+    ),
+    "deepseek_v3 with experts": Case(
+        lambda: DeepseekV3Config(**{**SHAPE, "num_key_value_heads": 4}, **{**LATENT, **GROUPED}),
+        {
+            "first_k_dense_replace": 2,
+            "n_group": 2,
+            "topk_group": 1,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 1.0,
         },
     ),
     "deepseek_v3 without a latent of queries": Case(

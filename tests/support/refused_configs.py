@@ -36,9 +36,15 @@ REFUSED: dict[str, tuple[Settings, str]] = {
         "layer_types",
     ),
     "Qwen2.5-VL-7B": (other("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration"), "model_type"),
-    "DeepSeek-V3": (other("deepseek_v3", "DeepseekV3ForCausalLM", n_routed_experts=256), "first_k_dense_replace"),
+    "DeepSeek-V2 by another name": (
+        other("deepseek_v3", "DeepseekV3ForCausalLM", topk_method="group_limited_greedy"),
+        "topk_method",
+    ),
+    "DeepSeek-V3 of fewer keys than queries": (
+        other("deepseek_v3", "DeepseekV3ForCausalLM", num_key_value_heads=8),
+        "num_key_value_heads",
+    ),
     "DeepSeek-V4-Flash": (other("deepseek_v4", "DeepseekV4ForCausalLM", n_routed_experts=256), "model_type"),
-    "Kimi-K2": (other("kimi_k2", "DeepseekV3ForCausalLM", n_routed_experts=384), "model_type"),
     "GLM-4.5-Air in uneven groups": (
         other("glm4_moe", "Glm4MoeForCausalLM", n_routed_experts=128, n_group=3),
         "n_group",

@@ -9,6 +9,7 @@ from pipeline.models.families import (
     glm4_moe,
     gpt_oss,
     granite,
+    kimi_k2,
     llama,
     ministral,
     ministral3,
@@ -40,6 +41,7 @@ FAMILIES = {
         glm4_moe.FAMILY,
         gpt_oss.FAMILY,
         granite.FAMILY,
+        kimi_k2.FAMILY,
         llama.FAMILY,
         ministral.FAMILY,
         ministral3.FAMILY,
@@ -60,5 +62,6 @@ FAMILIES = {
     )
 }
 WRAPPERS = {
-    one.name: one for one in (gemma3.WRAPPER, gemma4.WRAPPER, mistral3.WRAPPER, qwen3_5.WRAPPER, qwen3_5_moe.WRAPPER)
+    one.name: one
+    for one in (gemma3.WRAPPER, gemma4.WRAPPER, kimi_k2.WRAPPER, mistral3.WRAPPER, qwen3_5.WRAPPER, qwen3_5_moe.WRAPPER)
 }

@@ -1,7 +1,8 @@
-"""DeepSeek-V3 and R1: multi-head latent attention, neighbouring channels turned in pairs, dense layers first."""
+"""DeepSeek-V3 and R1: latent attention, and behind the first layers experts that are chosen from groups."""
 
 from dataclasses import replace
 
+from pipeline.models.expert_settings import behind_dense, read_grouped_experts
 from pipeline.models.families.family import Family
 from pipeline.models.json_object import JsonObject
 from pipeline.models.layer_settings import read_layer
@@ -9,17 +10,20 @@ from pipeline.models.layers import LatentAttention, Layer
 from pipeline.models.rope_settings import read_rope, read_scale_growth
 from pipeline.models.supported import unsupported
 
+COMPUTED = {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "moe_layer_freq": 1}
+"""What published files state of experts, and what alone is computed."""
 LATENT_EPSILON = 1e-6
 """What norms of latents add, whatever rms_norm_eps says."""
 
 
 def layers(settings: JsonObject, count: int) -> tuple[Layer, ...]:
-    """The first `first_k_dense_replace` are dense, the others have experts."""
-    if settings.index("first_k_dense_replace") < count:
-        raise unsupported(settings, "first_k_dense_replace")
-    mixer = read_latent_attention(settings)
+    """Alike but for the first ones, which have no experts."""
+    for key, computed in COMPUTED.items():
+        if settings.get(key) not in (None, computed):
+            raise unsupported(settings, key)
     biases = ("q_a", "kv_a", "o") if settings.flag("attention_bias") else ()
-    return (read_layer(settings, mixer=mixer, biases=biases),) * count
+    dense = read_layer(settings, mixer=read_latent_attention(settings), biases=biases)
+    return behind_dense(settings, dense, replace(dense, feed_forward=read_grouped_experts(settings)), count)
 
 
 def read_latent_attention(settings: JsonObject) -> LatentAttention:
@@ -55,6 +59,14 @@ FAMILY = Family(
         "qk_rope_head_dim": 64,
         "qk_nope_head_dim": 128,
         "v_head_dim": 128,
+        "moe_intermediate_size": 2048,
+        "n_routed_experts": 256,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 8,
+        "n_group": 8,
+        "topk_group": 4,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 2.5,
         "first_k_dense_replace": 3,
         "max_position_embeddings": 4096,
         "rope_interleave": True,

@@ -20,7 +20,7 @@ TUNED = ("gpu_groups", "host_groups", "queues", "reader_lanes", "chunk_bytes", "
 
 def add_commands(commands: Any) -> None:
     """Add the parsers of all to `commands`, which is what `add_subparsers` gave, in the order of the help."""
-    for add in (_add_run, _add_chat, add_serve, _add_plan, _add_doctor, _add_verify, _add_demo):
+    for add in (_add_run, _add_chat, add_serve, _add_plan, _add_trace_routing, _add_doctor, _add_verify, _add_demo):
         add(commands)
     for add in (_add_convert, _add_make_checkpoint, add_bench, add_simulate, _add_tune, _add_report):
         add(commands)
@@ -96,6 +96,22 @@ def _add_plan(commands: Any) -> None:
     elsewhere.add_argument("--memory-gbps", type=float, metavar="X", help="1e9 bytes per second that computing reads")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(command=Command("plan", "plan_forecast"))
+
+
+def _add_trace_routing(commands: Any) -> None:
+    parser = commands.add_parser(
+        "trace-routing",
+        usage="%(prog)s MODEL (--prompt TEXT | --chat TEXT | --prompt-file FILE | --prompt-ids IDS) -o FILE [options]",
+        help="record which experts a model chooses, for simulate --routing and plan --routing",
+        description="Continue a prompt as penstock run does, and write down which experts each token uses in each "
+        "layer. The longer the answer, the more the record says: 500 tokens are a good beginning.",
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="the file to write")
+    add_prompt(parser)
+    add_sampling(parser, without=("logprobs", "prompt_logprobs"))
+    add_settings(parser, defaults={"max_requests": 1})
+    parser.set_defaults(command=Command("trace_routing", "trace_routing"))
 
 
 def _add_doctor(commands: Any) -> None:

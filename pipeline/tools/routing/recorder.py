@@ -9,10 +9,14 @@ from pipeline.tools.routing.recorded_routing import RecordedRouting, RoutedModel
 
 
 class Recorder:
-    """A recorder as a program calls it. A pass that ended before its last layer with experts is left out."""
+    """A recorder as a program calls it, for a model of which `layers` have experts; see `RoutedModel` for the rest.
 
-    def __init__(self, model: RoutedModel) -> None:
-        self._model = model
+    A pass that ended before its last layer with experts is left out.
+    """
+
+    def __init__(self, name: str, digest: str, layers: Sequence[int], experts: int, expert_bytes: int) -> None:
+        self._model = (name, digest, tuple(layers), experts, expert_bytes)
+        self._layers = layers
         self._from_prompt: list[np.ndarray] = []
         self._ids: list[np.ndarray] = []
         self._pass: dict[int, np.ndarray] = {}
@@ -25,13 +29,15 @@ class Recorder:
     def chosen(self, layer: int, ids_TK: np.ndarray) -> None:
         """Take what the rows use in a layer; with the last layer the pass counts."""
         self._pass[layer] = np.array(ids_TK, np.uint16)
-        if len(self._pass) == len(self._model.layers):
+        if len(self._pass) == len(self._layers):
             self._from_prompt.append(self._rows)
-            self._ids.append(np.stack([self._pass[one] for one in self._model.layers], axis=1))
+            self._ids.append(np.stack([self._pass[one] for one in self._layers], axis=1))
 
     def recorded(self) -> RecordedRouting:
         """What was chosen until now. Raises ConfigError where no pass has ended."""
         if not self._ids:
             raise ConfigError("no pass went through all layers that have experts; ask for at least one token")
-        rows = np.array([len(one) for one in self._ids], np.int32)
-        return RecordedRouting(self._model, rows, np.concatenate(self._from_prompt), np.concatenate(self._ids))
+        rows, ids = np.array([len(one) for one in self._ids], np.int32), np.concatenate(self._ids)
+        name, digest, layers, experts, expert_bytes = self._model
+        model = RoutedModel(name, digest, layers, experts, ids.shape[2], expert_bytes)
+        return RecordedRouting(model, rows, np.concatenate(self._from_prompt), ids)

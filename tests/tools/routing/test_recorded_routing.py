@@ -16,7 +16,7 @@ MODEL = RoutedModel("tiny", "ab" * 32, (1, 3), experts=300, chosen=2, expert_byt
 
 
 def test_a_recorder_keeps_passes_that_went_through_all_layers(tmp_path: Path) -> None:
-    recorder = Recorder(MODEL)
+    recorder = Recorder(MODEL.name, MODEL.digest, MODEL.layers, MODEL.experts, MODEL.expert_bytes)
     with pytest.raises(ConfigError, match="no pass"):
         recorder.recorded()
     prompt, token = np.array([[[4, 299], [0, 1]], [[7, 2], [5, 6]]]), np.array([[[3, 8]], [[9, 299]]])

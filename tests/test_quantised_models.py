@@ -22,9 +22,12 @@ async def greedy(folder: Path, steps: int = STEPS, **settings: object) -> Output
 
 
 LATENT = [(name, "deepseek_v3") for name in ("fp8 blocks", "ct int4")]
+EXPERTS = [("fp8 blocks", "qwen2_moe"), ("awq", "qwen3_moe"), ("ct int4", "qwen3_moe"), ("gptq", "mixtral")]
 
 
-@pytest.mark.parametrize(("name", "family"), [*in_turn([*quantised_models.FORMATS], ["llama", "qwen2_tied"]), *LATENT])
+@pytest.mark.parametrize(
+    ("name", "family"), [*in_turn([*quantised_models.FORMATS], ["llama", "qwen2_tied"]), *LATENT, *EXPERTS]
+)
 async def test_tokens_and_logprobs_equal_transformers_with_the_decoded_weights(
     name: str, family: str, tmp_path: Path
 ) -> None:

@@ -10,7 +10,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import tiny_models
 from support.family_case import EVEN_LATENT
-from transformers import DeepseekV3Config, LlamaConfig, PreTrainedModel, Qwen2Config
+from transformers import (
+    DeepseekV3Config,
+    LlamaConfig,
+    MixtralConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2MoeConfig,
+    Qwen3MoeConfig,
+)
 
 GROUP = 32
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -33,12 +41,23 @@ _SHAPE = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+_EXPERTS = {
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 96,
+    "shared_expert_intermediate_size": 32,
+    "mlp_only_layers": [1],
+}
 FAMILIES: dict[str, Callable[..., Any]] = {
     "llama": lambda **sizes: LlamaConfig(**{**_SHAPE, **sizes}),
     "qwen2_tied": lambda **sizes: Qwen2Config(**{**_SHAPE, **sizes}, tie_word_embeddings=True),
     "deepseek_v3": lambda **sizes: DeepseekV3Config(**_SHAPE | EVEN_LATENT | sizes),
+    "mixtral": lambda **sizes: MixtralConfig(**_SHAPE | {"num_local_experts": 4} | sizes),
+    "qwen2_moe": lambda **sizes: Qwen2MoeConfig(**_SHAPE | _EXPERTS | sizes),
+    "qwen3_moe": lambda **sizes: Qwen3MoeConfig(**_SHAPE | _EXPERTS | sizes),
 }
-LAYERS = tuple(f"{one}_proj" for one in ("q", "k", "v", "o", "gate", "up", "down", "q_a", "q_b", "kv_a", "kv_b"))
+PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down", "q_a", "q_b", "kv_a", "kv_b")
+LAYERS = (*(f"{one}_proj" for one in PROJECTIONS), "w1", "w2", "w3")
 Parts = dict[str, torch.Tensor]
 """By what ends their names in place of "weight"."""
 
@@ -282,9 +301,9 @@ def save(quantised: Quantised, family: str, folder: Path, **sizes: int) -> PreTr
     model = tiny_models.randomised(FAMILIES[family](**sizes), seed=sum(family.encode()))
     model.save_pretrained(folder)
     file = folder / "model.safetensors"
-    tensors, decoded = {}, {}
+    tensors, decoded = {}, load_file(file)
     torch.manual_seed(7)
-    for name, tensor in load_file(file).items():
+    for name, tensor in [*decoded.items()]:
         module, _, last = name.rpartition(".")
         if last == "weight" and module.rpartition(".")[2].removesuffix("_with_mqa") in quantised.modules:
             parts, decoded[name] = quantised.store(tensor)
@@ -295,5 +314,4 @@ def save(quantised: Quantised, family: str, folder: Path, **sizes: int) -> PreTr
     save_file({name: tensor.clone() for name, tensor in tensors.items()}, file, metadata={"format": "pt"})
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": quantised.config}))
-    model.load_state_dict(decoded, strict=False)
-    return model.eval()
+    return type(model).from_pretrained(None, config=model.config, state_dict=decoded).eval()

@@ -8,12 +8,12 @@ import pytest
 import torch
 from support import quantised_models, tiny_models
 from support.cases import EVERYTHING, in_turn
+from support.quantised_families import VOCABULARY_SIZE
 from support.safetensors_files import unpad
 
 from pipeline import Model, Output
 
 STEPS = 32
-VOCABULARY_SIZE = quantised_models.VOCABULARY_SIZE
 
 
 async def greedy(folder: Path, steps: int = STEPS, **settings: object) -> Output:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support import quantised_models, tiny_models
+from support.quantised_families import VOCABULARY_SIZE
 
 from pipeline import Model
 
@@ -17,7 +18,7 @@ SETTINGS: tuple[dict[str, Any], ...] = ({"gpu_groups": 2, "residency": False}, {
 async def answers(folder: Path, **settings: Any) -> tuple[list[tuple[int, ...]], torch.Tensor]:
     """The tokens of three requests that run at a time, and the log-probabilities [steps, V] of the longest."""
     prompts = [tiny_models.PROMPT[:count] for count in (3, 9, len(tiny_models.PROMPT))]
-    asked: dict[str, Any] = {"max_new_tokens": 8, "ignore_eos": True, "logprobs": quantised_models.VOCABULARY_SIZE}
+    asked: dict[str, Any] = {"max_new_tokens": 8, "ignore_eos": True, "logprobs": VOCABULARY_SIZE}
     async with Model.open(folder, dtype="float32", **settings) as model:
         outputs = await asyncio.gather(*(model.generate(prompt, **asked) for prompt in prompts))
     logprobs = [[step[token_id] for token_id in sorted(step)] for step in outputs[-1].logprobs or ()]

@@ -9,16 +9,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from support import tiny_models
-from support.family_case import EVEN_LATENT
-from transformers import (
-    DeepseekV3Config,
-    LlamaConfig,
-    MixtralConfig,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2MoeConfig,
-    Qwen3MoeConfig,
-)
+from support.quantised_families import FAMILIES
+from transformers import PreTrainedModel
 
 GROUP = 32
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -29,33 +21,6 @@ NF4 = torch.tensor(
         *(0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0),
     ]
 )
-VOCABULARY_SIZE = 264  # a multiple of 8, in which AWQ and GPTQ pack rows
-_SHAPE = {
-    "vocab_size": VOCABULARY_SIZE,
-    "hidden_size": 64,
-    "intermediate_size": 160,  # no multiple of the 128 of a block
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-_EXPERTS = {
-    "num_experts": 5,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 96,
-    "shared_expert_intermediate_size": 32,
-    "mlp_only_layers": [1],
-}
-FAMILIES: dict[str, Callable[..., Any]] = {
-    "llama": lambda **sizes: LlamaConfig(**{**_SHAPE, **sizes}),
-    "qwen2_tied": lambda **sizes: Qwen2Config(**{**_SHAPE, **sizes}, tie_word_embeddings=True),
-    "deepseek_v3": lambda **sizes: DeepseekV3Config(**_SHAPE | EVEN_LATENT | sizes),
-    "mixtral": lambda **sizes: MixtralConfig(**_SHAPE | {"num_local_experts": 4} | sizes),
-    "qwen2_moe": lambda **sizes: Qwen2MoeConfig(**_SHAPE | _EXPERTS | sizes),
-    "qwen3_moe": lambda **sizes: Qwen3MoeConfig(**_SHAPE | _EXPERTS | sizes),
-}
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down", "q_a", "q_b", "kv_a", "kv_b")
 LAYERS = (*(f"{one}_proj" for one in PROJECTIONS), "w1", "w2", "w3")
 Parts = dict[str, torch.Tensor]

@@ -19,6 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # support
 from support import quantised_models, tiny_models
+from support.quantised_families import DENSE, VOCABULARY_SIZE
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig, PreTrainedModel
 
 from pipeline import Model
@@ -39,7 +40,7 @@ def of_transformers(config: Any, folder: Path) -> PreTrainedModel:
 async def apart(config: Any, folder: Path) -> float:
     """The largest difference of a log-probability; infinite where a token differs."""
     expected = tiny_models.greedy(of_transformers(config, folder), tiny_models.PROMPT, STEPS)
-    size = quantised_models.VOCABULARY_SIZE
+    size = VOCABULARY_SIZE
     async with Model.open(folder, device="cpu") as model:
         ours = await model.generate(tiny_models.PROMPT, max_new_tokens=STEPS, ignore_eos=True, logprobs=size)
     if [*ours.token_ids] != expected.token_ids or ours.logprobs is None:
@@ -59,7 +60,7 @@ def main() -> int:
         method = quantised.config["quant_method"]
         if method not in ("compressed-tensors", "bitsandbytes") and name != "fp8 blocks":
             continue
-        for family in quantised_models.FAMILIES:
+        for family in DENSE:
             with tempfile.TemporaryDirectory() as folder:
                 quantised_models.save(quantised, family, Path(folder), **SIZES)
                 found = asyncio.run(apart(quantised.config, Path(folder)))

@@ -22,7 +22,8 @@ from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationConfig
 from compressed_tensors.quantization.utils import calculate_qparams
 from safetensors.torch import load_file
-from support import quantised_models, tiny_models
+from support import tiny_models
+from support.quantised_families import DENSE, FAMILIES, VOCABULARY_SIZE
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 from pipeline import Model
@@ -83,7 +84,7 @@ async def compare_models(converted: Path, *, dequantize: bool) -> float:
     more = {"quantization_config": quantised} if dequantize else {}
     model = AutoModelForCausalLM.from_pretrained(converted, dtype=torch.float32, **more).eval()
     expected = tiny_models.greedy(model, tiny_models.PROMPT, STEPS)
-    size = quantised_models.VOCABULARY_SIZE
+    size = VOCABULARY_SIZE
     async with Model.open(converted, device="cpu", dtype="float32") as ours:
         output = await ours.generate(tiny_models.PROMPT, max_new_tokens=STEPS, ignore_eos=True, logprobs=size)
     if [*output.token_ids] != expected.token_ids or output.logprobs is None:
@@ -100,7 +101,7 @@ def main() -> int:
     logging.disable(logging.WARNING)
     worst = 0.0
     for name in FORMAT_NAMES:
-        for family, config in quantised_models.FAMILIES.items():
+        for family, config in ((one, FAMILIES[one]) for one in DENSE):
             for dtype in (torch.float32, torch.bfloat16):
                 with tempfile.TemporaryDirectory() as folder:
                     dense, out = Path(folder, "dense"), Path(folder, "converted")

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import quantised_models, tiny_models
+from support.quantised_families import FAMILIES, VOCABULARY_SIZE
 from support.quantised_models import FP4, spread
 from transformers import PreTrainedModel
 
@@ -31,11 +32,10 @@ from pipeline.tools.convert.convert import convert
 
 SIZES = {"hidden_size": 128, "intermediate_size": 384}
 WEIGHTS = "model.safetensors"
-VOCABULARY_SIZE = quantised_models.VOCABULARY_SIZE
 
 
 def save(folder: Path, family: str = "llama", dtype: torch.dtype = torch.float32, **sizes: int) -> PreTrainedModel:
-    model = tiny_models.randomised(quantised_models.FAMILIES[family](**{**SIZES, **sizes}), seed=5)
+    model = tiny_models.randomised(FAMILIES[family](**{**SIZES, **sizes}), seed=5)
     model.to(dtype).save_pretrained(folder)
     return model
 

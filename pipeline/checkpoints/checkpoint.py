@@ -13,6 +13,8 @@ from pipeline.checkpoints.header import TensorEntry, brief, parse_json, read_hea
 from pipeline.checkpoints.leftovers import counts
 from pipeline.checkpoints.shard import Shard, require_descriptors
 from pipeline.errors import CheckpointError
+from pipeline.formats.parts import used_prefixes
+from pipeline.system.collecting import collected_later
 from pipeline.system.hub_cache import how_to_fetch
 from pipeline.system.small_files import os_errors_named, read_json_file, read_small_file, require_folder
 
@@ -31,7 +33,8 @@ class Checkpoint:
     """The tensors of a folder by name, and its weight files, which are open until `close` or the end of a `with`.
 
     `promised` are tensors that the index names and no file holds, with the file that it names. `repeated` are tensors
-    that two files hold, with the second of them. Neither matters where the model needs no such tensor.
+    that two files hold, with the second of them. Neither matters where the model needs no such tensor. `prefixes` are
+    what stands before the names of the decoder's tensors.
     """
 
     folder: Path
@@ -39,6 +42,10 @@ class Checkpoint:
     files: Mapping[Path, Shard]
     promised: Mapping[str, Path] = field(default_factory=dict)
     repeated: Mapping[str, Path] = field(default_factory=dict)
+    prefixes: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prefixes", used_prefixes(self.tensors))
 
     def content(self, name: str) -> bytes:
         """The bytes of a small tensor, read now, or none of a file that is only planned.
@@ -47,6 +54,12 @@ class Checkpoint:
         """
         entry = self.tensors[name]
         return self.files[entry.file].read(entry.start, entry.length) if entry.file in self.files else b""
+
+    def expect(self, name: str) -> None:
+        """Ask the disk for the bytes of a small tensor, whose `content` will be wanted soon."""
+        entry = self.tensors[name]
+        if entry.file in self.files:
+            self.files[entry.file].expect(entry.start, entry.length)
 
     def close(self) -> None:
         """Close the weight files; no read may be in flight. Closing twice is harmless."""
@@ -60,6 +73,7 @@ class Checkpoint:
         self.close()
 
 
+@collected_later()
 def open_checkpoint(folder: Path | str, *, direct: bool = True) -> Checkpoint:
     """Open the weight files of a folder, and read their headers.
 

@@ -82,7 +82,8 @@ def read_header(shard: Shard) -> dict[str, TensorEntry]:
     _check_metadata(path, fields_by_name.pop("__metadata__", None))
     if len(fields_by_name) > TENSOR_LIMIT:
         raise CheckpointError(f"{path}: the header declares {len(fields_by_name)} tensors, more than {TENSOR_LIMIT}")
-    entries = [(name, _entry(path, data_start, name, fields)) for name, fields in fields_by_name.items()]
+    shared: dict[object, Any] = {}
+    entries = [(name, _entry(path, data_start, name, fields, shared)) for name, fields in fields_by_name.items()]
     entries.sort(key=lambda item: (item[1].start, item[1].length))
     _check_cover(path, data_start, size, entries)
     return dict(entries)
@@ -99,7 +100,8 @@ def _check_metadata(path: Path, metadata: object) -> None:
         raise CheckpointError(f"{path}: __metadata__ holds text that is not Unicode") from error
 
 
-def _entry(path: Path, data_start: int, name: str, fields: object) -> TensorEntry:
+def _entry(path: Path, data_start: int, name: str, fields: object, shared: dict[object, Any]) -> TensorEntry:
+    """Equal dtypes and shapes are `shared` objects: there may be 100,000 of them."""
     what = f"{path}: tensor {brief(name)}"
     if type(fields) is not dict or fields.keys() != _FIELDS:
         raise CheckpointError(f"{what}: needs exactly the fields dtype, shape and data_offsets, has {brief(fields)}")
@@ -119,7 +121,8 @@ def _entry(path: Path, data_start: int, name: str, fields: object) -> TensorEntr
     if bits != 8 * length:
         need = f"{bits // 8} bytes" if bits % 8 == 0 else f"{bits} bits"
         raise CheckpointError(f"{what}: shape {brief(shape)} of {dtype} needs {need}, data_offsets have {length} bytes")
-    return TensorEntry(path, dtype, tuple(shape), data_start + offsets[0], length)
+    shape, start = tuple(shape), data_start + offsets[0]
+    return TensorEntry(path, shared.setdefault(dtype, dtype), shared.setdefault(shape, shape), start, length)
 
 
 def _are_sizes(value: object) -> bool:

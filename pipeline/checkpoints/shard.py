@@ -66,6 +66,10 @@ class Shard:
                 found += piece
         return found
 
+    def expect(self, start: int, nbytes: int) -> None:
+        """Have these bytes read into the page cache, without waiting for them."""
+        advise(self.buffered, start, nbytes, "POSIX_FADV_WILLNEED")
+
     def close(self) -> None:
         """Close the descriptors; no read may be in flight. Closing twice is harmless."""
         descriptors, self.buffered, self.direct = (self.buffered, self.direct), -1, None

@@ -4,6 +4,9 @@ Here and in the tables of the families alone a name has a meaning. To everything
 counted and printed.
 """
 
+import re
+from collections.abc import Iterable
+
 ATTN, FFN, HEAD, EMBED, EXPERT = "attn", "ffn", "head", "embed", "expert"
 LAYER_PARTS = (ATTN, FFN)
 """Those of a layer, in compute order."""
@@ -18,16 +21,24 @@ PREFIXES = ("model.", "model.language_model.", "language_model.model.", "languag
 """What stands before the decoder's tensors in checkpoints: alone, inside a model that sees, as older versions of
 transformers named that, and as what was saved without its head."""
 TEXT_PREFIX, NESTED_PREFIX = PREFIXES[:2]
+LONGEST_PREFIX = re.compile("|".join(re.escape(one) for one in sorted(PREFIXES, key=len, reverse=True)))
 
 
 def bare_name(name: str) -> str:
     """Return what stands behind the prefix."""
-    return name.removeprefix(max((one for one in PREFIXES if name.startswith(one)), key=len))
+    return LONGEST_PREFIX.sub("", name, count=1)
+
+
+def used_prefixes(names: Iterable[str]) -> tuple[str, ...]:
+    """Those of `PREFIXES` that these names have."""
+    used = {name.removesuffix(bare_name(name)) for name in names}
+    return tuple(prefix for prefix in PREFIXES if prefix in used)
 
 
 def spellings(name: str) -> tuple[str, ...]:
     """The names under which a tensor or module of this name may be stored, its own first."""
-    return tuple(dict.fromkeys((name, *(prefix + bare_name(name) for prefix in PREFIXES))))
+    bare = bare_name(name)
+    return tuple(dict.fromkeys((name, *[prefix + bare for prefix in PREFIXES])))
 
 
 def gives_logits(part: str) -> bool:

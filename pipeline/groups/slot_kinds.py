@@ -33,7 +33,9 @@ class SlotKinds:
         for key in sizes:
             layers[key[0]].append(key)
         places = {key: index % len(parts) for keys in layers.values() for index, key in enumerate(keys)}
-        largest = [max(sizes[key] for key in sizes if places[key] == place) for place in range(len(parts))]
+        largest = [0] * len(parts)
+        for key, place in places.items():
+            largest[place] = max(largest[place], sizes[key])
         rising = sorted(range(len(parts)), key=largest.__getitem__)
         kept = rising if fewest_slots is None else rising[-fewest_slots:]
         kinds = [parts[place if place in kept else kept[0]] for place in range(len(parts))]

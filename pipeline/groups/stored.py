@@ -46,8 +46,9 @@ def _is_zero(name: str, checkpoint: Checkpoint) -> bool:
 def stored_names(spec: TensorSpec, checkpoint: Checkpoint) -> list[str]:
     """The spellings of the first of its names that are there."""
     for name in spec.names or (spec.name,):
-        if stored := [one for one in spellings(name) if one in checkpoint.tensors]:
-            return stored
+        bare = bare_name(name)
+        if stored := [one for prefix in checkpoint.prefixes if (one := prefix + bare) in checkpoint.tensors]:
+            return sorted(stored, key=name.__ne__)
     return []
 
 

@@ -1,0 +1,95 @@
+"""Where a checkpoint holds each tensor that the model needs, and in which format a matrix is there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.errors import ConfigError
+from pipeline.formats.dense import Dense
+from pipeline.formats.matrix import Format, FormatOf, StoredMatrix
+from pipeline.formats.tensors import Stacked, TensorRange, TensorSpec
+from pipeline.groups.stored import stored_names
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A tensor of the model, its format if it is a matrix, and each of its parts, with the names that it has there.
+
+    Where these are stacks, the spec is that of an item of them, of which the tensor is a part as `stacked` says.
+    """
+
+    spec: TensorSpec
+    format: Format | None
+    parts: tuple[tuple[TensorSpec, Sequence[str]], ...]
+    stacked: Stacked | None = None
+
+    @property
+    def is_there(self) -> bool:
+        """Whether anything of it is."""
+        return any(names for _, names in self.parts)
+
+    def ranges(self, checkpoint: Checkpoint) -> tuple[TensorRange, ...]:
+        """Its parts, or those of the item that it is in."""
+        parts = tuple(_range(part, names[0], checkpoint) for part, names in self.parts)
+        return parts if self.stacked is None else tuple(part.item(self.stacked.index) for part in parts)
+
+    def matrix(self, parts: tuple[TensorRange, ...]) -> StoredMatrix | None:
+        """What multiplies, over its `ranges`, if it is a matrix. Raises CheckpointError for a wrong header."""
+        whole = None if self.format is None else self.format.stored(self.spec, parts)
+        if whole is None or self.stacked is None or self.stacked.parts == 1:
+            return whole
+        rows = whole.rows // self.stacked.parts
+        return whole.slice(self.stacked.part * rows, (self.stacked.part + 1) * rows)
+
+
+def find_tensors(specs: Sequence[TensorSpec], checkpoint: Checkpoint, format_of: FormatOf) -> list[Found]:
+    """The tensors of a group one by one, or stacked, if that is how anything of it is there.
+
+    Raises ConfigError where a matrix cannot be stored in its format.
+    """
+    found = [_find_tensor(spec, checkpoint, format_of) for spec in specs]
+    if any(one.is_there for one in found):
+        return found
+    stacked = [_find_stacked(spec, spec.stacked, checkpoint, format_of) for spec in specs if spec.stacked]
+    return stacked if any(one.is_there for one in stacked) else found
+
+
+def _find_tensor(spec: TensorSpec, checkpoint: Checkpoint, format_of: FormatOf) -> Found:
+    """The first of its names that has anything there decides the format: a head may be stored, or be the embedding."""
+    for name in (spec.names or (spec.name,)) if spec.is_matrix else ():
+        named = replace(spec, name=name, names=()) if spec.names else spec
+        found = _find_matrix(named, checkpoint, format_of)
+        if found.is_there or not spec.names:
+            return found
+    return Found(spec, None, ((spec, stored_names(spec, checkpoint)),))
+
+
+def _find_stacked(spec: TensorSpec, stacked: Stacked, checkpoint: Checkpoint, format_of: FormatOf) -> Found:
+    """The parts of the stack that it is in."""
+    rows, *columns = spec.shape
+    item = replace(spec, name=stacked.name, shape=(rows * stacked.parts, *columns), stacked=None)
+    if spec.is_matrix:
+        return _find_matrix(item, checkpoint, format_of, stacked)
+    stack = item.each(stacked.count)
+    return Found(item, None, ((stack, stored_names(stack, checkpoint)),), stacked)
+
+
+def _find_matrix(
+    spec: TensorSpec, checkpoint: Checkpoint, format_of: FormatOf, stacked: Stacked | None = None
+) -> Found:
+    try:
+        chosen = format_of(spec.name)
+        if stacked is not None and stacked.transposed and isinstance(chosen, Dense):
+            chosen = Dense(transposed=True)
+        parts = chosen.stored_as(spec)
+    except ConfigError as error:
+        raise ConfigError(f"{checkpoint.folder}: {error}") from error
+    if stacked is not None:
+        parts = tuple(part.each(stacked.count) for part in parts)
+    return Found(spec, chosen, tuple((part, stored_names(part, checkpoint)) for part in parts), stacked)
+
+
+def _range(spec: TensorSpec, name: str, checkpoint: Checkpoint) -> TensorRange:
+    entry = checkpoint.tensors[name]
+    content = checkpoint.content(name) if spec.is_header else b""
+    return TensorRange(spec.short, name, entry.file, entry.start, entry.length, entry.shape, entry.dtype, content)

@@ -89,8 +89,8 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         r"layers\.0\.mlp\.down_proj.*need dtype .*have I8",
     ),
     "unknown architecture": (
-        lambda f: edit(f, model_type="gpt_oss", architectures=["GptOssForCausalLM"]),
-        r"model_type.*Llama 2/3.*gpt_oss",
+        lambda f: edit(f, model_type="mamba", architectures=["MambaForCausalLM"]),
+        r"model_type.*Llama 2/3.*mamba",
     ),
     "quantised": (lambda f: edit(f, quantization_config={"quant_method": "gptq"}), r"quantization_config"),
     "other activation": (lambda f: edit(f, hidden_act="gelu"), r"hidden_act"),

@@ -12,7 +12,7 @@ from pipeline.groups.stored import stored_names
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundTensor:
     """A tensor of the model, its format if it is a matrix, and each of its parts, with the names that it has there.
 
     Where these are stacks, the spec is that of an item of them, of which the tensor is a part as `stacked` says.
@@ -42,7 +42,7 @@ class Found:
         return whole.slice(self.stacked.part * rows, (self.stacked.part + 1) * rows)
 
 
-def find_tensors(specs: Sequence[TensorSpec], checkpoint: Checkpoint, format_of: FormatOf) -> list[Found]:
+def find_tensors(specs: Sequence[TensorSpec], checkpoint: Checkpoint, format_of: FormatOf) -> list[FoundTensor]:
     """The tensors of a group one by one, or stacked, if that is how anything of it is there.
 
     Raises ConfigError where a matrix cannot be stored in its format.
@@ -54,29 +54,29 @@ def find_tensors(specs: Sequence[TensorSpec], checkpoint: Checkpoint, format_of:
     return stacked if any(one.is_there for one in stacked) else found
 
 
-def _find_tensor(spec: TensorSpec, checkpoint: Checkpoint, format_of: FormatOf) -> Found:
+def _find_tensor(spec: TensorSpec, checkpoint: Checkpoint, format_of: FormatOf) -> FoundTensor:
     """The first of its names that has anything there decides the format: a head may be stored, or be the embedding."""
     for name in (spec.names or (spec.name,)) if spec.is_matrix else ():
         named = replace(spec, name=name, names=()) if spec.names else spec
         found = _find_matrix(named, checkpoint, format_of)
         if found.is_there or not spec.names:
             return found
-    return Found(spec, None, ((spec, stored_names(spec, checkpoint)),))
+    return FoundTensor(spec, None, ((spec, stored_names(spec, checkpoint)),))
 
 
-def _find_stacked(spec: TensorSpec, stacked: Stacked, checkpoint: Checkpoint, format_of: FormatOf) -> Found:
+def _find_stacked(spec: TensorSpec, stacked: Stacked, checkpoint: Checkpoint, format_of: FormatOf) -> FoundTensor:
     """The parts of the stack that it is in."""
     rows, *columns = spec.shape
     item = replace(spec, name=stacked.name, shape=(rows * stacked.parts, *columns), stacked=None)
     if spec.is_matrix:
         return _find_matrix(item, checkpoint, format_of, stacked)
     stack = item.each(stacked.count)
-    return Found(item, None, ((stack, stored_names(stack, checkpoint)),), stacked)
+    return FoundTensor(item, None, ((stack, stored_names(stack, checkpoint)),), stacked)
 
 
 def _find_matrix(
     spec: TensorSpec, checkpoint: Checkpoint, format_of: FormatOf, stacked: Stacked | None = None
-) -> Found:
+) -> FoundTensor:
     try:
         chosen = format_of(spec.name)
         if stacked is not None and stacked.transposed and isinstance(chosen, Dense):
@@ -86,7 +86,7 @@ def _find_matrix(
         raise ConfigError(f"{checkpoint.folder}: {error}") from error
     if stacked is not None:
         parts = tuple(part.each(stacked.count) for part in parts)
-    return Found(spec, chosen, tuple((part, stored_names(part, checkpoint)) for part in parts), stacked)
+    return FoundTensor(spec, chosen, tuple((part, stored_names(part, checkpoint)) for part in parts), stacked)
 
 
 def _range(spec: TensorSpec, name: str, checkpoint: Checkpoint) -> TensorRange:

@@ -16,7 +16,7 @@ from pipeline.formats.dense import Dense, all_dense
 from pipeline.formats.matrix import FormatOf, StoredMatrix
 from pipeline.formats.parts import EMBED_KEY, EXPERT, HEAD, head_slice, kind_of
 from pipeline.formats.tensors import TensorRange, TensorSpec
-from pipeline.groups.found import Found, find_tensors
+from pipeline.groups.found import FoundTensor, find_tensors
 from pipeline.groups.stored import faults, hints, spare_parts
 from pipeline.system.collecting import collected_later
 
@@ -158,7 +158,7 @@ class _Search:
                 except CheckpointError as error:
                     self.wrong[str(error)] = None
 
-    def _note(self, found: Iterable[Found]) -> None:
+    def _note(self, found: Iterable[FoundTensor]) -> None:
         """What is there, and what is wrong; of what will be read now the disk is told ahead."""
         for one in found:
             if one.format is not None and not isinstance(one.format, Dense):
@@ -171,7 +171,7 @@ class _Search:
                 elif part.is_header:
                     self._checkpoint.expect(names[0])
 
-    def _make(self, key: GroupKey, found: Sequence[Found]) -> None:
+    def _make(self, key: GroupKey, found: Sequence[FoundTensor]) -> None:
         ranges: list[TensorRange] = []
         matrices: list[StoredMatrix] = []
         for one in found:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from support.cases import EVERYTHING
-from support.expert_lines import Catalog, Disk, ExpertWorld, Memory, Wanted, expert_world, replayed
+from support.expert_lines import Catalog, Disk, ExpertWorld, Memory, Wanted, expert_world, part, replayed
 
 from actors.compute_scheduler import ComputeScheduler
 from actors.core.budget import Budget, Slot
@@ -202,8 +202,9 @@ def test_no_random_mixture_hangs_and_every_slot_is_back(block: int) -> None:
         assert misses <= len(world.disk.reads) <= misses + world.store.statistics().hints.wasted
         await run(mixture, world, leave=random.choice([0.02, 0.3, 1.0]))
         await run(mixture, world, stop_after=random.uniform(0.0, seconds))
-        world.disk.lost.add(lost := random.choice(world.disk.reads))
-        with pytest.raises(ActorFailed, match=f"^expert_reader failed at layer {lost[0]} group '{lost[1]}': OSError"):
+        layer, experts, _ = random.choice(mixture.wanted)
+        world.disk.lost.add((layer, lost := part(random.choice(experts))))
+        with pytest.raises(ActorFailed, match=f"^expert_reader failed at layer {layer} group '{lost}': OSError"):
             await run(mixture, world)
         await run(mixture, world)
 

@@ -1,4 +1,7 @@
-"""Tiny random models of Gemma 2, 3 and 4. Their sizes are odd, and so chosen that every flag changes what is said."""
+"""Tiny random models of Gemma 2, 3 and 4; the last one, inside a model that sees, has experts.
+
+Their sizes are odd, and so chosen that every flag changes what is said.
+"""
 
 import copy
 import warnings
@@ -90,12 +93,19 @@ CASES: dict[str, Case] = {
     ),
 }
 OF_GEMMA4 = CASES["gemma4_text"]
+EXPERTS = {"enable_moe_block": True, "num_experts": 7, "top_k_experts": 3, "moe_intermediate_size": 28}
 CASES["gemma4"] = Case(
     lambda: Gemma4Config(
-        text_config=OF_GEMMA4.config(),
+        text_config={**OF_GEMMA4.config().to_dict(), **EXPERTS},
         vision_config={**TOWER, "num_key_value_heads": 2, "head_dim": 4, "position_embedding_size": 16},
     ),
-    {"text_config.sliding_window": 9, "text_config.final_logit_softcapping": None},
+    {
+        "text_config.sliding_window": 9,
+        "text_config.final_logit_softcapping": None,
+        "text_config.enable_moe_block": False,
+        "text_config.top_k_experts": 2,
+        "text_config.hidden_activation": "silu",
+    },
     OF_GEMMA4.older,
     rope_is_older=False,
 )

@@ -144,6 +144,24 @@ def qwen3_5_moe(hidden: int, layers: int, heads: int, value_heads: int, some: Se
     return nested("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration", text, **more)
 
 
+def gpt_oss(layers: int, experts: int) -> Settings:
+    rope = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
+    return shape(
+        "gpt_oss",
+        (2880, 2880, layers),
+        201088,
+        (64, 8, 64),
+        num_local_experts=experts,
+        num_experts_per_tok=4,
+        swiglu_limit=7.0,
+        attention_bias=True,
+        rope_theta=150000,
+        rope_scaling={**rope, "original_max_position_embeddings": 4096},
+        layer_types=["sliding_attention", "full_attention"] * (layers // 2),
+        quantization_config={"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]},
+    )
+
+
 ACCEPTED: dict[str, tuple[Settings, float]] = {
     "Llama-2-7b": (llama((4096, 11008, 32), 32000, (32, 32)), 6.74),
     "Llama-2-70b": (llama((8192, 28672, 80), 32000, (64, 8)), 68.98),
@@ -282,6 +300,28 @@ ACCEPTED: dict[str, tuple[Settings, float]] = {
         ),
         30.7,
     ),
+    "gemma-4-26B-A4B": (
+        nested(
+            "gemma4",
+            "Gemma4ForConditionalGeneration",
+            gemma(
+                "gemma4_text",
+                (2816, 2112, 30),
+                262144,
+                (16, 8, 256),
+                attention_k_eq_v=True,
+                global_head_dim=512,
+                num_global_key_value_heads=2,
+                hidden_size_per_layer_input=0,
+                enable_moe_block=True,
+                num_experts=128,
+                top_k_experts=8,
+                moe_intermediate_size=704,
+                rope_parameters=GEMMA_4_ROPE,
+            ),
+        ),
+        25.2,
+    ),
     "OLMo-2-7B": (shape("olmo2", (4096, 11008, 32), 100352, (32, 32), rope_theta=5e5), 7.3),
     "Olmo-3-7B": (
         shape("olmo3", (4096, 11008, 32), 100278, (32, 32), rope_theta=5e5, rope_scaling=OLMO_3_ROPE),
@@ -289,4 +329,26 @@ ACCEPTED: dict[str, tuple[Settings, float]] = {
     ),
     "GLM-4-9B": (shape("glm4", (4096, 13696, 40), 151552, (32, 2, 128), attention_bias=True), 9.4),
     "GLM-4-32B": (shape("glm4", (6144, 23040, 61), 151552, (48, 2, 128), attention_bias=False), 32.57),
+    "GLM-4.5": (
+        shape(
+            "glm4_moe",
+            (5120, 12288, 92),
+            151552,
+            (96, 8, 128),
+            attention_bias=True,
+            use_qk_norm=True,
+            first_k_dense_replace=3,
+            n_routed_experts=160,
+            num_experts_per_tok=8,
+            moe_intermediate_size=1536,
+            routed_scaling_factor=2.5,
+        ),
+        352.8,
+    ),
+    "GLM-4.5-Air": (
+        shape("glm4_moe", (4096, 10944, 46), 151552, (96, 8, 128), attention_bias=True, n_routed_experts=128),
+        106.85,
+    ),
+    "gpt-oss-20b": (gpt_oss(24, 32), 20.91),
+    "gpt-oss-120b": (gpt_oss(36, 128), 116.83),
 }

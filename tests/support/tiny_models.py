@@ -114,10 +114,10 @@ def randomised(config: Any, seed: int, deviation: float = 0.25) -> PreTrainedMod
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(std=0.1 if parameter.ndim == 1 else deviation)
-            if "norm" in name:
+            if "norm" in name or name.endswith("scale"):
                 parameter.add_(1.0)
         for name, buffer in model.named_buffers():
-            if name.endswith("layer_scalar"):
+            if name.endswith(("layer_scalar", "e_score_correction_bias")):
                 buffer.normal_(mean=1.0, std=0.1)
     return model.eval()
 

@@ -1,0 +1,68 @@
+"""gpt-oss whose experts are stored in MXFP4, as published: what transformers says that decodes them."""
+
+import asyncio
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support import tiny_models
+from support.family_models import CASES
+
+from pipeline import Model, Output
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from transformers import Mxfp4Config
+
+STEPS = 32
+GROUP = 32
+QUANTISED = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mxfp4")
+    config = CASES["gpt_oss"].config()
+    config.hidden_size, config.intermediate_size = 2 * GROUP, 3 * GROUP
+    model = tiny_models.randomised(config, seed=3)
+    tiny_models.save_model(model, folder, shards=1)
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        count, columns, rows = tensors.pop(name).shape
+        blocks = (count, rows, columns // GROUP)
+        tensors[f"{name}_blocks"] = torch.randint(256, (*blocks, GROUP // 2), dtype=torch.uint8)
+        tensors[f"{name}_scales"] = torch.randint(122, 127, blocks, dtype=torch.uint8)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "quantization_config": QUANTISED}))
+    return folder
+
+
+def generated(folder: Path, **settings: Any) -> Output:
+    async def main() -> Output:
+        async with Model.open(folder, **settings) as model:
+            every = tiny_models.VOCABULARY_SIZE
+            return await model.generate(tiny_models.PROMPT, max_new_tokens=STEPS, ignore_eos=True, logprobs=every)
+
+    return asyncio.run(main())
+
+
+def test_experts_in_mxfp4_say_what_transformers_says_wherever_they_lie(checkpoint: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reference = tiny_models.transformers.AutoModelForCausalLM.from_pretrained(
+            checkpoint, dtype=torch.float32, quantization_config=Mxfp4Config(dequantize=True)
+        )
+    expected = tiny_models.greedy_anew(reference.eval(), tiny_models.PROMPT, STEPS)
+    output = generated(checkpoint, device="cpu", dtype="float32")
+    assert list(output.token_ids) == expected.token_ids
+    assert output.logprobs is not None
+    for step, logprobs in enumerate(output.logprobs):
+        ours = torch.tensor([logprobs[token_id] for token_id in range(tiny_models.VOCABULARY_SIZE)])
+        torch.testing.assert_close(ours, expected.logprobs[step], atol=1e-4, rtol=0)
+    places = {"device": "cpu-copy", "dtype": "float32", "gpu_experts": 1, "host_experts": 2}
+    assert generated(checkpoint, max_tokens_per_pass=5, **places) == output

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from support.expert_configs import WITH_EXPERTS
 from support.latent_configs import LATENT
 from support.published_configs import ACCEPTED
 from support.refused_configs import REFUSED
@@ -12,10 +13,12 @@ from pipeline.models.json_object import JsonObject
 from pipeline.models.model_config import parse_config
 from pipeline.models.specs import expert_specs, group_specs
 
+READ = {**ACCEPTED, **WITH_EXPERTS, **LATENT}
 
-@pytest.mark.parametrize("name", [*ACCEPTED, *LATENT])
+
+@pytest.mark.parametrize("name", READ)
 def test_it_is_read_and_has_all_parameters(name: str) -> None:
-    settings, thousand_millions = {**ACCEPTED, **LATENT}[name]
+    settings, thousand_millions = READ[name]
     model = parse_config(JsonObject("config.json", {"max_position_embeddings": 131072, **settings}))
     groups = group_specs(model) | expert_specs(model)
     shapes = {spec.name: spec.shape for specs in groups.values() for spec in specs}

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.checkpoints.checkpoint import Checkpoint
-from pipeline.errors import ConfigError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.formats.dense import Dense
 from pipeline.formats.matrix import Format, FormatOf, StoredMatrix
-from pipeline.formats.tensors import Stacked, TensorRange, TensorSpec
+from pipeline.formats.tensors import WEIGHT_DTYPES, Stacked, TensorRange, TensorSpec
 from pipeline.groups.stored import stored_names
 
 
@@ -39,6 +39,12 @@ class FoundTensor:
         if whole is None or self.stacked is None or self.stacked.parts == 1:
             return whole
         rows = whole.rows // self.stacked.parts
+        if whole.row_step is None or rows % whole.row_step:
+            where, step = parts[0], whole.row_step or "all"
+            raise CheckpointError(
+                f"{where.file}: tensor {where.name!r}: need gate and up that can be cut apart, at a multiple of "
+                f"{step} rows, have {rows} rows each; use a checkpoint whose experts are stored one by one"
+            )
         return whole.slice(self.stacked.part * rows, (self.stacked.part + 1) * rows)
 
 
@@ -77,16 +83,22 @@ def _find_stacked(spec: TensorSpec, stacked: Stacked, checkpoint: Checkpoint, fo
 def _find_matrix(
     spec: TensorSpec, checkpoint: Checkpoint, format_of: FormatOf, stacked: Stacked | None = None
 ) -> FoundTensor:
+    """Some who quantise all else leave experts as they are, and do not say so (findings/nf4_leaves_experts.sh)."""
+    of_expert = spec.stacked or stacked
     try:
         chosen = format_of(spec.name)
-        if stacked is not None and stacked.transposed and isinstance(chosen, Dense):
-            chosen = Dense(transposed=True)
+        if of_expert is not None and _is_plain(spec, checkpoint):
+            chosen = Dense(transposed=stacked is not None and stacked.transposed)
         parts = chosen.stored_as(spec)
     except ConfigError as error:
         raise ConfigError(f"{checkpoint.folder}: {error}") from error
     if stacked is not None:
         parts = tuple(part.each(stacked.count) for part in parts)
     return FoundTensor(spec, chosen, tuple((part, stored_names(part, checkpoint)) for part in parts), stacked)
+
+
+def _is_plain(spec: TensorSpec, checkpoint: Checkpoint) -> bool:
+    return any(checkpoint.tensors[name].dtype in WEIGHT_DTYPES for name in stored_names(spec, checkpoint))
 
 
 def _range(spec: TensorSpec, name: str, checkpoint: Checkpoint) -> TensorRange:

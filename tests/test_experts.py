@@ -102,15 +102,19 @@ def test_experts_say_what_transformers_says(checkpoint: Path, said: list[Answer]
 
 
 @pytest.mark.anyio
-async def test_a_pass_reads_each_expert_once_for_all_requests(checkpoint: Path, said: list[Answer]) -> None:
-    async with Model.open(checkpoint, context_tokens=64, device="cpu", gpu_experts=1) as model:
+@pytest.mark.parametrize("slots", [1, 4])
+async def test_a_pass_reads_each_expert_once_for_all_requests(checkpoint: Path, said: list[Answer], slots: int) -> None:
+    """Where there is room, the first of the next layer are read while attention is computed."""
+    settings = {"device": "cpu", "gpu_experts": slots, "expert_cache": "none"}
+    async with Model.open(checkpoint, context_tokens=64, **settings) as model:
         line = model.runtime.expert_line
         assert line is not None
         await answers(model)
-        before, unions = groups_needed(model), used(line.store)
+        before, needed = groups_needed(model), used(line.store)
         assert await answers(model) == said
         expert_bytes = next(iter(line.room.catalog.host.values())).needed_bytes
-        assert groups_needed(model) - before == (used(line.store) - unions) * expert_bytes
+        assert groups_needed(model) - before == (used(line.store) - needed) * expert_bytes
+        assert (line.store.statistics().hints.useful > 0) == (slots > 1)
 
 
 def groups_needed(model: Model) -> int:
@@ -119,8 +123,9 @@ def groups_needed(model: Model) -> int:
 
 
 def used(store: ExpertStore) -> int:
-    """How many experts passes have used, each counted once for a pass."""
-    return sum(one.experts for one in store.statistics().unions.values())
+    """How many experts passes have used, each counted once for a pass, or have read ahead in vain."""
+    statistics = store.statistics()
+    return sum(one.experts for one in statistics.unions.values()) + statistics.hints.wasted
 
 
 @pytest.mark.anyio

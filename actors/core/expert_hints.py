@@ -1,7 +1,7 @@
 """Look-ahead: experts that come before they are wanted, as long as that pays.
 
-A hint is sent only while nothing that is wanted is on its way, and its slot is one of those for what moves, of which
-one at least is left to what is wanted. So a wrong hint costs the rest of a read under way, and no kept expert its slot.
+A hint is sent behind all that is wanted, and its slot is one of those for what moves, of which one at least is left to
+what is wanted. So a wrong hint costs the rest of a read under way, and no kept expert its slot.
 """
 
 from collections.abc import Sequence

@@ -103,7 +103,6 @@ class ExpertStore:
         part: what the group of an expert is called, by its index.
         policy: makes what says, for one place, which expert goes first; None keeps none.
         window: how many slots of a place are for what moves, see `kept_slots`.
-        lookahead: whether hints are taken.
     """
 
     def __init__(
@@ -114,13 +113,12 @@ class ExpertStore:
         policy: Callable[[], EvictionPolicy] | None = LeastRecentlyUsed,
         *,
         window: int = WINDOW,
-        lookahead: bool = False,
     ) -> None:
         self._places = [_Place(budget, experts, policy, window) for budget in budgets]
         self._part = part
         self._indices: dict[str, int] = {}
         self._unions: dict[int, Unions] = {}
-        self._hints = Hints(min(place.for_moving for place in self._places) - 1 if lookahead else 0)
+        self._hints = Hints(min(place.for_moving for place in self._places) - 1)
         self._unsent: deque[tuple[Expert, Slot | None]] = deque()
         self._more = asyncio.Event()
         self._some = asyncio.Event()
@@ -165,7 +163,7 @@ class ExpertStore:
     async def next(self) -> tuple[int, str, Slot | None]:
         """Wait for an expert that must come; returns its layer and group, and the host slot that keeps it, if any."""
         while not self._unsent:
-            if not self._wanted and (hinted := self._hints.send()) is not None:
+            if (hinted := self._hints.send()) is not None:
                 self._unsent.append((hinted, self._from_host(hinted)))
                 break
             self._more.clear()
@@ -185,7 +183,7 @@ class ExpertStore:
             self._some.set()
         elif not self._hints.arrive(expert, message):
             self._settle(expert, message)
-        self._more.set()
+            self._more.set()
 
     async def arrived(self) -> Sequence[Message[Slot]]:
         """Wait for wanted experts; returns all that have come and were not given yet, in order of arrival.
@@ -214,7 +212,7 @@ class ExpertStore:
             self._settle(self._expert(message), message)
 
     def hint(self, layer: int, experts: Sequence[int]) -> None:
-        """Say which experts a layer will probably want, the likeliest first. They may come ahead, or not."""
+        """Say which experts a layer will probably want, the likeliest first. Some come ahead, behind what is wanted."""
         here = self._places[-1].cache
         self._hints.ask([(layer, index) for index in experts if (layer, index) not in here])
         self._more.set()

@@ -19,6 +19,10 @@ from pipeline.generation.micro_batches import MicroBatch
 from pipeline.generation.routing_recorder import RoutingRecorder
 from pipeline.models.feed_forwards import Experts
 
+NEARLY_ALL = 0.9
+"""A pass that uses this share of a layer's experts is taken to use those of the next one: the disk need not wait for
+its router."""
+
 
 class Launch(Protocol):
     """Launches work on the lane of the message's group, behind what came before in the micro-batch."""
@@ -81,6 +85,8 @@ class ExpertHalf:
             ends.append(ends[-1] + count)
         wanted = [index for index, count in enumerate(counts) if count]
         self._store.want(message.layer, wanted, streamed=streams(len(wanted), kind.count))
+        if len(wanted) >= NEARLY_ALL * kind.count and (following := self._work.next_kind(message.layer)) is not None:
+            self._store.hint(following[0], range(following[1].count))
         left = len(wanted)
         while left:
             arrived = await self._store.arrived()

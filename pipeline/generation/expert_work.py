@@ -82,6 +82,11 @@ class ExpertWork:
         found = self._config.layer_kinds[layer].feed_forward
         return found if isinstance(found, Experts) else None
 
+    def next_kind(self, layer: int) -> tuple[int, Experts] | None:
+        """The next layer that has experts, and these; None behind the last."""
+        kinds = ((later, self.kind(later)) for later in range(layer + 1, len(self._config.layer_kinds)))
+        return next(((later, kind) for later, kind in kinds if kind is not None), None)
+
     def ids(self, kind: Experts, rows: int) -> torch.Tensor:
         """The experts that the first rows of the pass have chosen, int32 [T, K] in host memory."""
         return self.ids_on_host.tensor.view(ID_DTYPE)[: rows * kind.chosen].view(rows, kind.chosen)

@@ -34,10 +34,11 @@ def part(index: int) -> str:
 
 
 class Disk:
-    """Reads take `seconds`; those of groups that are `lost` fail, once each. Says when each of them began."""
+    """Reads take `seconds`, as many at a time as it has lanes; those of groups that are `lost` fail, once each."""
 
-    def __init__(self, seconds: Callable[[], float]) -> None:
+    def __init__(self, seconds: Callable[[], float], lanes: int = 1000) -> None:
         self.seconds = seconds
+        self.lanes = asyncio.Semaphore(lanes)
         self.lost: set[GroupKey] = set()
         self.reads: list[GroupKey] = []
         self.began: dict[GroupKey, float] = {}
@@ -46,7 +47,8 @@ class Disk:
         self.reads.append(key)
         self.began[key] = asyncio.get_running_loop().time()
         buffer.group = None
-        await asyncio.sleep(self.seconds())
+        async with self.lanes:
+            await asyncio.sleep(self.seconds())
         if key in self.lost:
             self.lost.remove(key)
             raise OSError("lost")
@@ -142,9 +144,9 @@ def expert_world(
     experts: int,
     policy: Callable[[], EvictionPolicy] | None = LeastRecentlyUsed,
     window: int = WINDOW,
-    lookahead: bool = False,
     queue: int = 8,
     read_seconds: Callable[[], float] = lambda: 1.0,
+    lanes: int = 1000,
     copy_seconds: float = 0.1,
     trace: Trace | None = None,
 ) -> ExpertWorld:
@@ -155,8 +157,8 @@ def expert_world(
         Budget(name, {"expert": [Memory() for _ in range(count)]}, clock)
         for name, count in zip(names, slots, strict=False)
     ]
-    store = ExpertStore(budgets, experts, part, policy, window=window, lookahead=lookahead)
-    disk, device = Disk(read_seconds), Accelerator(copy_seconds)
+    store = ExpertStore(budgets, experts, part, policy, window=window)
+    disk, device = Disk(read_seconds, lanes), Accelerator(copy_seconds)
     line = (
         Line(ExpertPlanner(store), catalog=Catalog(), clock=clock, trace=trace)  # type: ignore[arg-type]
         .then(ExpertReader(disk, budgets[0]), queue=queue)

@@ -145,7 +145,6 @@ def mixture_world(mixture: Mixture) -> ExpertWorld:
         experts=mixture.experts,
         policy=mixture.policy,
         window=mixture.window,
-        lookahead=mixture.hints is not None,
         queue=mixture.queue,
         read_seconds=lambda: random.uniform(0.0, most),
         copy_seconds=random.choice([0.01, MOST_SECONDS]),

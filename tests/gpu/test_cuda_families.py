@@ -29,6 +29,20 @@ HYBRID = {
     "linear_value_head_dim": 40,
 }
 MODELS: dict[str, dict[str, Any]] = {
+    "deepseek_v3": {
+        "num_key_value_heads": 4,
+        "kv_lora_rank": 40,
+        "q_lora_rank": 24,
+        "qk_nope_head_dim": 12,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 20,
+        "first_k_dense_replace": 1,
+        "moe_intermediate_size": 32,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+        "n_group": 2,
+        "topk_group": 1,
+    },
     "gemma2": {"head_dim": 16, "sliding_window": 20, "query_pre_attn_scalar": 7, "attn_logit_softcapping": 3.0},
     "gemma3_text": {"head_dim": 16, "sliding_window": 20, "layer_types": KINDS},
     "gemma4_text": {
@@ -85,4 +99,5 @@ async def test_every_kind_of_layer_says_what_the_cpu_says_and_needs_no_company(
         mode["dtype"] = dtype
         together = await said(tmp_path, PROMPTS, **mode, max_tokens_per_pass=100)
         assert together == [(await said(tmp_path, [prompt], **mode))[0] for prompt in PROMPTS], dtype
-    assert not [record for record in caplog.records if "Triton" in record.getMessage()], "the kernels were used"
+    told = [record.getMessage() for record in caplog.records if "Triton" in record.getMessage()]
+    assert [one for one in told if "none are written for keys of" not in one] == [], "the kernels were used"

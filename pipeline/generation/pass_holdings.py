@@ -17,7 +17,8 @@ from pipeline.generation.row_sampler import RowSampler
 from pipeline.groups.groups import WeightGroups
 from pipeline.models import delta_net, latent_attention
 from pipeline.models.activations import embedding_bytes, half_bytes, score_bytes
-from pipeline.models.layers import DeltaNet, LatentAttention
+from pipeline.models.latents import LatentAttention
+from pipeline.models.layers import DeltaNet
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.pass_attention import scratch_bytes
 from pipeline.models.row_blocks import MOST_ROWS, RowBlocks
@@ -49,11 +50,10 @@ def pass_holdings(
     if recorded:
         recorded[place] += max(device.repeated_rows) * half + casts
     padded = blocks.padded(tokens)
-    scratch = [
-        scratch_bytes(one, device.torch_device, dtype, padded, context_tokens)
-        + (latent_attention.scratch_bytes(one, dtype) if isinstance(one, LatentAttention) else 0)
-        for one in model.attentions
-    ]
+    scratch = [scratch_bytes(one, device.torch_device, dtype, padded, context_tokens) for one in model.attentions]
+    latent = [one for one in model.attentions if isinstance(one, LatentAttention)]
+    beside = [latent_attention.scratch_bytes(one, dtype, padded, context_tokens) for one in latent]
+    scratch = [max(scratch, default=0) + max(beside, default=0)]
     scratch += [delta_net.scratch_bytes(one.mixer) for one in model.layer_kinds if isinstance(one.mixer, DeltaNet)]
     inputs = PassInputs.nbytes(blocks.padded(tokens), settings.max_requests, context_tokens)
     return [

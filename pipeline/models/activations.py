@@ -9,7 +9,8 @@ Letters in names: N query heads, K kv heads, H head dim.
 import torch
 
 from pipeline.models.feed_forwards import Experts, FeedForward
-from pipeline.models.layers import Attention, DeltaNet, LatentAttention, Layer, NormStyle
+from pipeline.models.latents import LatentAttention
+from pipeline.models.layers import Attention, DeltaNet, Layer, NormStyle
 
 FP32_BYTES = torch.float32.itemsize
 SUMMED_LOGITS = 1 << 14
@@ -59,9 +60,11 @@ def _attention_bytes(layer: Layer, kind: Attention, dtype: torch.dtype, *, fused
 def _latent_bytes(kind: LatentAttention, hidden_size: int, dtype: torch.dtype) -> int:
     """Beside what it gets: queries while they are made, or they in their cells and what they give, or all of it."""
     made = kind.heads * (kind.still_dim + 2 * kind.turned_dim + kind.rank + kind.head_dim)
-    attended = kind.heads * 2 * (kind.head_dim + kind.rank) + kind.head_dim
+    index = kind.indexer.heads * kind.indexer.head_dim if kind.indexer else 0
+    turned = kind.heads * kind.head_dim + 4 * index  # of the indexer, in steps, beside the queries
+    attended = kind.heads * 2 * (kind.head_dim + kind.rank) + kind.head_dim + index
     given = kind.heads * (kind.rank + 2 * kind.output_dim) + hidden_size
-    return max(made, attended, given) * dtype.itemsize
+    return max(made, turned, attended, given) * dtype.itemsize
 
 
 def _delta_net_bytes(net: DeltaNet, hidden_size: int, dtype: torch.dtype, *, fused: bool) -> int:

@@ -30,10 +30,12 @@ class LayerKV:
     """The keys and values of one layer in blocks, [B, 2, P, K, H] in the compute dtype.
 
     Or [B, 1, P, K, H], where the last `value_dim` channels of the keys are the values: None where values are kept.
+    Beside them there may be what is kept to choose positions by, `index`, [B, P, channels].
     """
 
     memory: torch.Tensor
     value_dim: int | None = None
+    index: torch.Tensor | None = None
 
     def write(self, rows: Rows, keys_TKH: torch.Tensor, values_TKH: torch.Tensor) -> None:
         """Put the keys and values of the tokens of a pass into their places; rows behind the last token have none."""

@@ -17,7 +17,8 @@ from pipeline.models import delta_net, latent_attention
 from pipeline.models.attention import LayerKV
 from pipeline.models.delta_state import LayerState
 from pipeline.models.feed_forwards import FeedForward
-from pipeline.models.layers import Attention, DeltaNet, LatentAttention, Layer
+from pipeline.models.latents import LatentAttention
+from pipeline.models.layers import Attention, DeltaNet, Layer
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.ops import activate, clamped_gate, gate, rms_norm, sigmoid_gate
 from pipeline.models.outside import Outside

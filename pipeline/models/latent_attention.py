@@ -13,12 +13,14 @@ import torch
 
 from pipeline.formats.dense import linear
 from pipeline.formats.matrix import Weights
+from pipeline.models import sparse_attention
 from pipeline.models.attention import LayerKV
-from pipeline.models.layers import LatentAttention
+from pipeline.models.latents import LatentAttention
 from pipeline.models.ops import rms_norm
 from pipeline.models.pass_attention import attend_all
 from pipeline.models.pass_rows import Rows
 from pipeline.models.rotary import Rotary, rotate, rotate_queries
+from pipeline.models.sparse_attention import attend_chosen, index_rows
 
 
 def mix(
@@ -27,27 +29,36 @@ def mix(
     """The mixer, from the normed hidden states to what the last projection, "o", takes, [T, N * V]."""
     of_heads_NXR = weights.matrices["kv_b"].decoded(normed_TD.dtype).unflatten(0, (kind.heads, -1))
     keys_NSR, values_NVR = of_heads_NXR.split((kind.still_dim, kind.output_dim), dim=1)
-    q_TNH = _queries(kind, weights, normed_TD, turn, keys_NSR)
+    query_latent_TR = _query_latent(kind, weights, normed_TD)
+    q_TNH = _queries(kind, weights, query_latent_TR, turn, keys_NSR)
     keys_T1H = _keys(kind, weights, normed_TD, turn)
-    mixed_TA = attend_all(q_TNH, keys_T1H, keys_T1H[..., kind.turned_dim :], None, kv, rows, kind)
+    if kind.chosen is None:
+        mixed_TA = attend_all(q_TNH, keys_T1H, keys_T1H, None, kv, rows, kind)
+    else:
+        index = index_rows(kind.indexer, weights, normed_TD, query_latent_TR, turn) if kind.indexer else None
+        mixed_TA = attend_chosen(q_TNH, keys_T1H, index, kv, rows, kind)
     del q_TNH  # it is large
     return _by_head(mixed_TA.unflatten(1, (kind.heads, -1)), values_NVR).flatten(1)
 
 
-def scratch_bytes(kind: LatentAttention, dtype: torch.dtype) -> int:
-    """The memory that it takes beside the rows of a pass: the decoded matrix of the heads."""
-    return kind.heads * (kind.still_dim + kind.output_dim) * kind.rank * dtype.itemsize
+def scratch_bytes(kind: LatentAttention, dtype: torch.dtype, rows: int, context_tokens: int) -> int:
+    """The most memory that it takes beside what all attention does: the matrix of the heads, decoded, and choosing."""
+    decoded = kind.heads * (kind.still_dim + kind.output_dim) * kind.rank * dtype.itemsize
+    return decoded + sparse_attention.scratch_bytes(kind, rows, context_tokens)
+
+
+def _query_latent(kind: LatentAttention, weights: Weights, normed_TD: torch.Tensor) -> torch.Tensor:
+    """Return what queries are made of."""
+    if kind.query_rank is None:
+        return normed_TD
+    return rms_norm(weights.project("q_a", normed_TD), weights.tensors["q_a_norm"], kind.latent_epsilon)
 
 
 def _queries(
-    kind: LatentAttention, weights: Weights, normed_TD: torch.Tensor, turn: Rotary | None, keys_NSR: torch.Tensor
+    kind: LatentAttention, weights: Weights, latent_TR: torch.Tensor, turn: Rotary | None, keys_NSR: torch.Tensor
 ) -> torch.Tensor:
     """Queries as keys are kept: what turns, and behind it what the latent is multiplied by, [T, N, H]."""
-    if kind.query_rank is None:
-        q_TA = weights.project("q", normed_TD)
-    else:
-        latent_TR = weights.project("q_a", normed_TD)
-        q_TA = weights.project("q_b", rms_norm(latent_TR, weights.tensors["q_a_norm"], kind.latent_epsilon))
+    q_TA = weights.project("q" if kind.query_rank is None else "q_b", latent_TR)
     still_TNS, turning_TNC = q_TA.unflatten(1, (kind.heads, -1)).split((kind.still_dim, kind.turned_dim), dim=2)
     if turn:
         turning_TNC = rotate_queries(turning_TNC, turn)

@@ -13,7 +13,12 @@ from pipeline.models.feed_forwards import Experts, FeedForward
 from pipeline.models.ropes import Rope
 
 ATTENTION_MATRICES = ("q", "k", "v", "o")
-PROJECTIONS = {"kv_a": "kv_a_proj_with_mqa"}
+PROJECTIONS = {
+    "kv_a": "kv_a_proj_with_mqa",
+    "index_q": "indexer.wq_b",
+    "index_k": "indexer.wk",
+    "index_weights": "indexer.weights_proj",
+}
 """The modules of matrices whose names do not follow from their short ones."""
 
 NormStyle: TypeAlias = Literal["plain", "wide", "plus_one"]
@@ -62,6 +67,11 @@ class Attention:
         """The channels of the values that are mixed for a head."""
         return self.head_dim
 
+    @property
+    def index_dim(self) -> int:
+        """The channels of a key that are kept to choose by."""
+        return 0
+
     def first_seen(self, position: int) -> int:
         """The first position that one sees."""
         return first_seen(position, self.window, self.chunk)
@@ -84,54 +94,6 @@ class Attention:
                 yield TensorSpec(f"{short}_norm", f"{module}.{short}_norm.weight", (items,))
         if self.sinks:
             yield TensorSpec("sinks", f"{module}.sinks", (self.heads,))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LatentAttention(Attention):
-    """Multi-head latent attention (arXiv 2405.04434): of a token, all heads share a latent of `rank` channels, and the
-    channels of a key that turn. Nothing else is kept.
-
-    It is attention with one kv head, whose keys are what turns and behind it the latent, and whose values are the
-    latent: the matrix that makes keys and values of it for each head is multiplied by the queries, and by what comes
-    out. A head has queries and keys of `still_dim` channels that do not turn, in front of those that do, and values of
-    `output_dim`. Queries are made of a latent of their own of `query_rank`, unless that is None. Both latents have
-    norms, which add `latent_epsilon`.
-    """
-
-    rank: int
-    query_rank: int | None
-    still_dim: int
-    output_dim: int
-    latent_epsilon: float
-
-    @property
-    def value_dim(self) -> int:
-        """The channels of the values that are mixed for a head."""
-        return self.rank
-
-    @property
-    def turned_dim(self) -> int:
-        """The channels of a key that turn."""
-        return self.head_dim - self.rank
-
-    def shapes(self, hidden_size: int) -> dict[str, tuple[int, int]]:
-        """Rows and columns of its matrices, by short name."""
-        queries = self.heads * (self.still_dim + self.turned_dim)
-        made = {"q": (queries, hidden_size)}
-        if self.query_rank is not None:
-            made = {"q_a": (self.query_rank, hidden_size), "q_b": (queries, self.query_rank)}
-        return {
-            **made,
-            "kv_a": (self.rank + self.turned_dim, hidden_size),
-            "kv_b": (self.heads * (self.still_dim + self.output_dim), self.rank),
-            "o": (hidden_size, self.heads * self.output_dim),
-        }
-
-    def vectors(self, module: str) -> Iterator[TensorSpec]:
-        """Return what it has beside matrices and their biases."""
-        if self.query_rank is not None:
-            yield TensorSpec("q_a_norm", f"{module}.q_a_layernorm.weight", (self.query_rank,))
-        yield TensorSpec("kv_a_norm", f"{module}.kv_a_layernorm.weight", (self.rank,))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ Shape letters in names: T rows of this pass, B blocks.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -30,7 +30,8 @@ class SequenceRows:
     `blocks_B` is its block table, int64 on the device: position p is row p % P of block p // P of the table. Once it
     has `ended`, what comes out for its rows is not used. A recurrent layer begins with the state in the slot
     `state_read`, with zeros where that is -1, and leaves the state behind the last row in the slot `state_write`; it
-    also puts the state behind a row into another slot for each (row, slot) of `snapshots`, in ascending order.
+    also puts the state behind a row into another slot for each (row, slot) of `snapshots`, in ascending order. The
+    positions that a layer has chosen to look at stay in `choices` for the layers behind it.
     """
 
     begin: int
@@ -42,6 +43,7 @@ class SequenceRows:
     state_read: int = -1
     state_write: int = -1
     snapshots: Sequence[tuple[int, int]] = ()
+    choices: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 A cell is a block. Memory of one layer: [B blocks, keys and values, P positions, K kv heads, H head dim], each block
 padded to whole pages, so that it is one run of bytes for a copy and for a direct write. Where values are a part of the
-keys, a block holds keys alone.
+keys, a block holds keys alone, and behind them what is kept to choose by: [P positions, channels].
 """
 
 import math
@@ -24,7 +24,7 @@ from pipeline.system.page_cache import BLOCK_BYTES
 @dataclass(frozen=True, slots=True)
 class KvLayout:
     """The blocks of one layer, wherever they are. The last `value_dim` channels of keys are the values, unless it is
-    None: then values are kept, too.
+    None: then values are kept, too. To choose by, `index_dim` channels are kept of a position.
     """
 
     blocks: int
@@ -34,12 +34,13 @@ class KvLayout:
     window: int | None = None
     chunk: int | None = None
     value_dim: int | None = None
+    index_dim: int = 0
 
     @classmethod
     def of(cls, kind: Attention, blocks: int, dtype: torch.dtype) -> "KvLayout":
         """The layout of a layer with this attention."""
         value_dim = kind.value_dim if kind.value_dim != kind.head_dim else None
-        return cls(blocks, kind.kv_heads, kind.head_dim, dtype, kind.window, kind.chunk, value_dim)
+        return cls(blocks, kind.kv_heads, kind.head_dim, dtype, kind.window, kind.chunk, value_dim, kind.index_dim)
 
     @property
     def cell(self) -> str:
@@ -47,19 +48,18 @@ class KvLayout:
         return "KV block"
 
     @property
-    def tensors(self) -> int:
-        """Keys and values, or keys alone, of which a part are the values."""
-        return 2 if self.value_dim is None else 1
-
-    @property
-    def row_bytes(self) -> int:
-        """The keys of one position; its values take as many, unless they are a part of them."""
-        return self.kv_heads * self.head_dim * self.dtype.itemsize
+    def row_bytes(self) -> tuple[int, ...]:
+        """What a block holds of one position: its keys, its values unless they are a part of them, and what is kept
+        to choose by.
+        """
+        items = self.kv_heads * self.head_dim
+        widths = [items] * (2 if self.value_dim is None else 1) + [self.index_dim] * bool(self.index_dim)
+        return tuple(width * self.dtype.itemsize for width in widths)
 
     @property
     def cell_bytes(self) -> int:
         """The bytes from the beginning of one block to that of the next."""
-        return -(-self.tensors * BLOCK_TOKENS * self.row_bytes // BLOCK_BYTES) * BLOCK_BYTES
+        return -(-BLOCK_TOKENS * sum(self.row_bytes) // BLOCK_BYTES) * BLOCK_BYTES
 
     @property
     def layer_bytes(self) -> int:
@@ -79,8 +79,11 @@ class KvLayout:
     def view(self, memory: torch.Tensor) -> LayerKV:
         """The blocks in the memory of one layer, uint8 [bytes]."""
         padded = memory[: self.layer_bytes].view(self.dtype).view(self.blocks, -1)
-        shape = (self.tensors, BLOCK_TOKENS, self.kv_heads, self.head_dim)
-        return LayerKV(padded[:, : math.prod(shape)].view(self.blocks, *shape), self.value_dim)
+        shape = (2 if self.value_dim is None else 1, BLOCK_TOKENS, self.kv_heads, self.head_dim)
+        items, index = math.prod(shape), BLOCK_TOKENS * self.index_dim
+        keys_B2PKH = padded[:, :items].view(self.blocks, *shape)
+        index_BPI = padded[:, items : items + index].view(self.blocks, BLOCK_TOKENS, -1) if index else None
+        return LayerKV(keys_B2PKH, self.value_dim, index_BPI)
 
     def cached_cells(self, pieces: Sequence[CachedPiece]) -> list[Copy]:
         """The blocks that the sequences of a pass look back at, in ascending order; neighbours travel in one copy."""
@@ -104,8 +107,9 @@ class KvLayout:
         while position < end:
             row = position % BLOCK_TOKENS
             count = min(BLOCK_TOKENS - row, end - position)
-            first = piece.sequence.blocks[position // BLOCK_TOKENS] * self.cell_bytes + row * self.row_bytes
-            for index in range(self.tensors):
-                offset = first + index * BLOCK_TOKENS * self.row_bytes
-                yield Copy(offset, offset, count * self.row_bytes)
+            first = piece.sequence.blocks[position // BLOCK_TOKENS] * self.cell_bytes
+            for width in self.row_bytes:
+                offset = first + row * width
+                yield Copy(offset, offset, count * width)
+                first += BLOCK_TOKENS * width
             position += count

@@ -16,16 +16,20 @@ from pipeline.formats.dense import DenseMatrix
 from pipeline.formats.matrix import Weights
 from pipeline.generation.prompt_scores import PromptScorer, ScoredRows
 from pipeline.models import delta_net
+from pipeline.models import latent_attention as latent_attention_module
 from pipeline.models.activations import embedding_bytes, half_bytes, head_bytes, score_bytes
 from pipeline.models.attention import attend
 from pipeline.models.decoder import output_slice
 from pipeline.models.feed_forwards import Clamp, FeedForward
+from pipeline.models.latents import Indexer
 from pipeline.models.layers import Attention, DeltaNet, Layer, Norms
 from pipeline.models.ops import rms_norm
 from pipeline.models.outside import PLAIN
 from pipeline.models.pass_attention import scratch_bytes
+from pipeline.models.pass_rows import Rows, SequenceRows
 from pipeline.models.ropes import Rope
 from pipeline.models.row_blocks import RowBlocks
+from pipeline.models.sparse_attention import IndexRows, attend_chosen
 from pipeline.state.kv_layout import KvLayout
 
 ROWS, CONTEXT = 512, 16384
@@ -53,6 +57,7 @@ def layer(mixer: Attention | DeltaNet, size: int, **changes: Any) -> Layer:
 
 AROUND = Norms(after_mixer="b", before_feed_forward="c", after_feed_forward="d")
 BEHIND = Norms(before_mixer=None, after_mixer="b", before_feed_forward=None, after_feed_forward="d")
+INDEXER = Indexer(heads=6, head_dim=64, interleaved=True)
 NET = {"key_heads": 4, "value_heads": 12, "key_dim": 32, "value_dim": 32, "kernel": 4}
 HALVES = {
     "wide feed-forward": layer(attention(8, 2, 64), 3072),
@@ -77,6 +82,9 @@ HALVES = {
     ),
     "keys as values": layer(attention(16, 4, 64, values_are_keys=True, value_norm=True, query_key_norms="heads"), 512),
     "latent": layer(latent_attention(8, 128, 32, still_dim=256, output_dim=64, query_rank=96), 512),
+    "latent that is chosen": layer(
+        latent_attention(8, 128, 32, still_dim=256, output_dim=64, query_rank=96, indexer=INDEXER, chosen=2048), 512
+    ),
     "delta net": layer(DeltaNet(grouped=False, **NET), 256),
     "delta net in groups": layer(DeltaNet(grouped=True, **NET), 256),
     "gelu": layer(attention(8, 2, 64), 0, feed_forward=FeedForward(size=3072, activation="gelu_tanh")),
@@ -115,6 +123,28 @@ def test_attention_by_formula_takes_no_more_than_planned(
     planned = scratch_bytes(kind, torch.device("cpu"), dtype, 1, CONTEXT)
     assert taken < planned + LIBRARY_BYTES
     assert planned < (1.25 if prompt_tokens else 3) * taken
+
+
+@pytest.mark.parametrize("prompt_tokens", [0, 4096])
+@torch.inference_mode()
+def test_choosing_positions_takes_no_more_than_planned(prompt_tokens: int) -> None:
+    kind, rows, context = latent_attention(8, 128, 32, indexer=INDEXER, chosen=512), 64, 4096
+    layout = KvLayout.of(kind, context // 16, torch.bfloat16)
+    kv = layout.view(torch.zeros(layout.layer_bytes, dtype=torch.uint8))
+    start, table = context - rows, torch.arange(context // 16)
+    numbers = torch.stack((torch.arange(start, context), table[torch.arange(start, context) // 16]), 1)
+    q_TNH, keys_T1H = (torch.zeros(rows, heads, kind.head_dim, dtype=torch.bfloat16) for heads in (kind.heads, 1))
+    queries = torch.zeros(rows, INDEXER.heads, INDEXER.head_dim, dtype=torch.bfloat16)
+    index = IndexRows(queries, torch.zeros(rows, INDEXER.heads), queries[:, 0])
+
+    def attend_once() -> None:
+        one = SequenceRows(0, rows, start, prompt_tokens, table)
+        attend_chosen(q_TNH, keys_T1H, index, kv, Rows(numbers, table, rows, 0, 0, 1, 1, lambda: [one]), kind)
+
+    planned = scratch_bytes(kind, torch.device("cpu"), torch.bfloat16, rows, context)
+    planned += latent_attention_module.scratch_bytes(kind, torch.bfloat16, rows, context)
+    taken = most_bytes(attend_once) - 2 * rows * kind.heads * kind.rank * torch.bfloat16.itemsize
+    assert planned / 3 < taken < planned + LIBRARY_BYTES
 
 
 @pytest.mark.parametrize("slice_rows", [2048, 64])

@@ -35,7 +35,7 @@ def layouts(draw: st.DrawFn) -> KvLayout:
         draw(st.sampled_from([2, 22, 64])),
         draw(st.none() | st.just(1)),
     )
-    return KvLayout(BLOCKS, heads, head_dim, dtype, window, chunk, value_dim)
+    return KvLayout(BLOCKS, heads, head_dim, dtype, window, chunk, value_dim, draw(st.sampled_from([0, 0, 6])))
 
 
 @st.composite
@@ -55,12 +55,13 @@ def passes(draw: st.DrawFn) -> list[Piece]:
 
 def rows_of(layout: KvLayout, piece: Piece, first: int, end: int) -> set[tuple[int, int]]:
     """The places of keys and values of positions [first, end)."""
-    row, found = layout.row_bytes, set()
+    found = set()
     for position in range(first, end):
         block = piece.sequence.blocks[position // BLOCK_TOKENS] * layout.cell_bytes
-        for half in range(layout.tensors):
-            begin = block + (half * BLOCK_TOKENS + position % BLOCK_TOKENS) * row
+        for row in layout.row_bytes:
+            begin = block + position % BLOCK_TOKENS * row
             found.add((begin, begin + row))
+            block += BLOCK_TOKENS * row
     return found
 
 
@@ -70,21 +71,23 @@ def bytes_of(copies: list[Copy]) -> list[int]:
 
 
 def small(layout: KvLayout) -> KvLayout:
-    return KvLayout(layout.blocks, 1, 2, layout.dtype, layout.window, layout.chunk, layout.value_dim)
+    return KvLayout(layout.blocks, 1, 2, layout.dtype, layout.window, layout.chunk, layout.value_dim, layout.index_dim)
 
 
 @given(layouts())
 def test_blocks_are_padded_to_pages_and_seen_without_the_padding(layout: KvLayout) -> None:
     assert layout.cell_bytes % BLOCK_BYTES == 0
-    assert 0 <= layout.cell_bytes - layout.tensors * BLOCK_TOKENS * layout.row_bytes < BLOCK_BYTES
+    assert 0 <= layout.cell_bytes - BLOCK_TOKENS * sum(layout.row_bytes) < BLOCK_BYTES
     memory = torch.zeros(layout.layer_bytes + 64, dtype=torch.uint8)
-    view, last = layout.view(memory).memory, layout.tensors - 1
+    view, last = layout.view(memory), len(layout.row_bytes) - 1
     for block, half, row in ((0, 0, 0), (3, last, 5), (BLOCKS - 1, last, BLOCK_TOKENS - 1)):
-        offset = block * layout.cell_bytes + (half * BLOCK_TOKENS + row) * layout.row_bytes
-        memory[offset : offset + layout.row_bytes] = 1
-        assert bool((view[block, half, row] != 0).all())
-        assert int((view != 0).sum()) == layout.kv_heads * layout.head_dim
-        memory.zero_()
+        width = layout.row_bytes[half]
+        offset = block * layout.cell_bytes + BLOCK_TOKENS * sum(layout.row_bytes[:half]) + row * width
+        memory[offset : offset + width] = 1
+        is_index = view.index is not None and half == last
+        seen = view.index[block, row] if is_index else view.memory[block, half, row]
+        assert bool((seen != 0).all())
+        memory[offset : offset + width] = 0
 
 
 @given(layouts(), passes())
@@ -94,7 +97,7 @@ def test_every_new_row_goes_home_once_and_nothing_else(layout: KvLayout, pieces:
     need = {place for piece in pieces for place in rows_of(layout, piece, piece.start, end_of(piece))}
     moved = bytes_of(rows)
     assert moved == sorted(byte for begin, end in need for byte in range(begin, end))
-    assert len(moved) == sum(len(piece.token_ids) for piece in pieces) * layout.tensors * layout.row_bytes
+    assert len(moved) == sum(len(piece.token_ids) for piece in pieces) * sum(layout.row_bytes)
     assert all(copy.source_offset == copy.target_offset for copy in rows)
     for before, after in pairwise(rows):
         assert before.source_offset + before.length < after.source_offset, "neighbours travel in one copy"

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from pipeline.models.layers import Attention, LatentAttention
+from pipeline.models.latents import LatentAttention
+from pipeline.models.layers import Attention
 from pipeline.models.ropes import Rope
 
 

@@ -13,8 +13,10 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from transformers import (
         DeepseekV3Config,
+        DeepseekV32Config,
         Glm4Config,
         Glm4MoeConfig,
+        GlmMoeDsaConfig,
         GptOssConfig,
         GraniteConfig,
         Ministral3Config,
@@ -37,6 +39,8 @@ LATENT: dict[str, Any] = {
     "first_k_dense_replace": 4,
     "rope_parameters": dict(YARN),
 }
+INDEXED: dict[str, Any] = {"index_topk": 11, "index_n_heads": 14, "index_head_dim": 16}
+"""So many heads that a score is hardly ever 0, for which it would be open what is chosen."""
 GROUPED: dict[str, Any] = {
     "first_k_dense_replace": 1,
     "moe_intermediate_size": 28,
@@ -71,6 +75,34 @@ CASES: dict[str, Case] = {
             "norm_topk_prob": False,
             "routed_scaling_factor": 1.0,
         },
+    ),
+    "glm_moe_dsa": Case(
+        lambda: GlmMoeDsaConfig(
+            **{**SHAPE, "num_key_value_heads": 4},
+            **{**LATENT, **GROUPED, "n_group": 1, "topk_group": 1},
+            **INDEXED,
+            indexer_types=["full", "shared", "full", "shared"],
+        ),
+        {
+            "index_topk": 20,
+            "indexer_types": ["full", "shared", "shared", "shared"],
+            "mlp_layer_types": ["dense", "dense", "sparse", "sparse"],
+            "rope_parameters.mscale_all_dim": 1.5,
+        },
+        {
+            "indexer_types": None,
+            "index_topk_freq": 2,
+            "index_skip_topk_offset": 1,
+            "mlp_layer_types": None,
+            "layer_types": None,
+        },
+    ),
+    "deepseek_v32": Case(
+        lambda: DeepseekV32Config(
+            **{**SHAPE, "num_key_value_heads": 4}, **LATENT, **INDEXED, mlp_layer_types=["dense"] * 4
+        ),
+        {"index_topk": 20, "rope_parameters.mscale_all_dim": 1.5},
+        {"mlp_layer_types": None, "layer_types": None},
     ),
     "deepseek_v3 without a latent of queries": Case(
         lambda: DeepseekV3Config(**{**SHAPE, "num_key_value_heads": 4}, **{**LATENT, "q_lora_rank": None}),

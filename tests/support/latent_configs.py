@@ -17,18 +17,35 @@ def latent(model_type: str, sizes: tuple[int, ...], vocabulary: int, heads: int,
     dims = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
     routing = {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1, "norm_topk_prob": True}
     named = {"architectures": ["DeepseekV3ForCausalLM"], "rope_scaling": rope, "moe_intermediate_size": 2048}
-    return shape(model_type, sizes, vocabulary, (heads, heads), q_lora_rank=1536, **dims, **routing, **named, **more)
+    named = {"q_lora_rank": 1536, **dims, **routing, **named, **more}
+    return shape(model_type, sizes, vocabulary, (heads, heads), **named)
 
 
 DEEPSEEK = {"n_routed_experts": 256, "n_group": 8, "topk_group": 4, "first_k_dense_replace": 3, "factor": 40}
 KIMI = {"n_routed_experts": 384, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "factor": 32}
 KIMI |= {"routed_scaling_factor": 2.827, "num_experts_per_tok": 8}
+GLM = {"n_routed_experts": 256, "num_experts_per_tok": 8, "first_k_dense_replace": 3, "factor": 1}
+GLM |= {"q_lora_rank": 2048, "qk_nope_head_dim": 192, "v_head_dim": 256, "index_topk_freq": 1}
 KIMI_K2 = latent("kimi_k2", (7168, 18432, 61), 163840, 64, **KIMI)
 
 LATENT: dict[str, tuple[Settings, float]] = {
     "DeepSeek-V3": (
         latent("deepseek_v3", (7168, 18432, 61), 129280, 128, **DEEPSEEK, quantization_config=FP8),
         671.03,
+    ),
+    "DeepSeek-V3.2": (
+        latent(
+            *("deepseek_v32", (7168, 18432, 61), 129280, 128),
+            **{**DEEPSEEK, "architectures": ["DeepseekV32ForCausalLM"], "index_topk": 2048, "index_n_heads": 64},
+        ),
+        671.88,
+    ),
+    "GLM-5": (
+        latent(
+            *("glm_moe_dsa", (6144, 12288, 78), 154880, 64),
+            **{**GLM, "architectures": ["GlmMoeDsaForCausalLM"], "rope_scaling": None, "rope_theta": 1e6},
+        ),
+        744,
     ),
     "Kimi-K2": (KIMI_K2, 1026.5),
     "Kimi-K2.5": (

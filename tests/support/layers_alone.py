@@ -36,7 +36,7 @@ class AloneLayer:
             layout = KvLayout.of(kind, len(blocks), dtype)
             self._kv = layout.view(torch.zeros(layout.layer_bytes, dtype=torch.uint8))
             self._turns = {kind.rope: rotary(kind.rope, positions_T)} if kind.rope else {}
-            self.read_bytes = layout.tensors * rows * kind.kv_heads * kind.head_dim * dtype.itemsize
+            self.read_bytes = sum(layout.row_bytes) * rows
         numbers = torch.stack((positions_T, positions_T // 16), 1)
         self._rows = Rows(numbers, blocks.unsqueeze(0), rows, 0, 0, 1, 1, lambda: [sequence])
         self._hidden_TD = torch.randn(rows, layer.hidden_size).to(dtype)

@@ -37,7 +37,7 @@ REFUSED: dict[str, tuple[Settings, str]] = {
     ),
     "Qwen2.5-VL-7B": (other("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration"), "model_type"),
     "DeepSeek-V2 by another name": (
-        other("deepseek_v3", "DeepseekV3ForCausalLM", topk_method="group_limited_greedy"),
+        other("deepseek_v3", "DeepseekV3ForCausalLM", topk_method="group_limited_greedy", num_key_value_heads=32),
         "topk_method",
     ),
     "DeepSeek-V3 of fewer keys than queries": (
@@ -54,7 +54,18 @@ REFUSED: dict[str, tuple[Settings, str]] = {
         other("glm4_moe", "Glm4MoeForCausalLM", n_routed_experts=16, n_group=4, num_experts_per_tok=5),
         "num_experts_per_tok",
     ),
-    "GLM-5.2": (other("glm_moe_dsa", "GlmMoeDsaForCausalLM", n_routed_experts=256), "model_type"),
+    "GLM-5.2 without experts in between": (
+        other("glm_moe_dsa", "GlmMoeDsaForCausalLM", mlp_layer_types=["sparse", "dense"] * 16, num_key_value_heads=32),
+        "mlp_layer_types",
+    ),
+    "GLM-5.2 whose first layer has no indexer": (
+        other("glm_moe_dsa", "GlmMoeDsaForCausalLM", index_topk_pattern="SF" * 16, num_key_value_heads=32),
+        "index_topk_pattern",
+    ),
+    "DeepSeek-V3.2 with narrow index keys": (
+        other("deepseek_v32", "DeepseekV32ForCausalLM", index_head_dim=32),
+        "index_head_dim",
+    ),
     "MiniMax-M2": (other("minimax_m2", "MiniMaxM2ForCausalLM", num_local_experts=256), "model_type"),
     "Mistral-Small-4": (
         nested("mistral3", "Mistral3ForConditionalGeneration", other("mistral4", "", n_routed_experts=128)),

@@ -2,11 +2,13 @@
 
 from pipeline.models.families import (
     deepseek_v3,
+    deepseek_v32,
     gemma2,
     gemma3,
     gemma4,
     glm4,
     glm4_moe,
+    glm_moe_dsa,
     gpt_oss,
     granite,
     kimi_k2,
@@ -34,11 +36,13 @@ FAMILIES = {
     one.name: one
     for one in (
         deepseek_v3.FAMILY,
+        deepseek_v32.FAMILY,
         gemma2.FAMILY,
         gemma3.FAMILY,
         gemma4.FAMILY,
         glm4.FAMILY,
         glm4_moe.FAMILY,
+        glm_moe_dsa.FAMILY,
         gpt_oss.FAMILY,
         granite.FAMILY,
         kimi_k2.FAMILY,

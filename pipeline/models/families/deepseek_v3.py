@@ -1,12 +1,14 @@
 """DeepSeek-V3 and R1: latent attention, and behind the first layers experts that are chosen from groups."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from pipeline.models.expert_settings import behind_dense, read_grouped_experts
 from pipeline.models.families.family import Family
 from pipeline.models.json_object import JsonObject
+from pipeline.models.latents import LatentAttention
 from pipeline.models.layer_settings import read_layer
-from pipeline.models.layers import LatentAttention, Layer
+from pipeline.models.layers import Layer
 from pipeline.models.rope_settings import read_rope, read_scale_growth
 from pipeline.models.supported import unsupported
 
@@ -18,12 +20,18 @@ LATENT_EPSILON = 1e-6
 
 def layers(settings: JsonObject, count: int) -> tuple[Layer, ...]:
     """Alike but for the first ones, which have no experts."""
+    return latent_layers(settings, [read_latent_attention(settings)] * count)
+
+
+def latent_layers(settings: JsonObject, mixers: Sequence[LatentAttention]) -> tuple[Layer, ...]:
+    """A layer for each of these; the first ones have no experts."""
     for key, computed in COMPUTED.items():
         if settings.get(key) not in (None, computed):
             raise unsupported(settings, key)
     biases = ("q_a", "kv_a", "o") if settings.flag("attention_bias") else ()
-    dense = read_layer(settings, mixer=read_latent_attention(settings), biases=biases)
-    return behind_dense(settings, dense, replace(dense, feed_forward=read_grouped_experts(settings)), count)
+    dense = read_layer(settings, mixer=mixers[0], biases=biases)
+    alike = behind_dense(settings, dense, replace(dense, feed_forward=read_grouped_experts(settings)), len(mixers))
+    return tuple(replace(layer, mixer=mixer) for layer, mixer in zip(alike, mixers, strict=True))
 
 
 def read_latent_attention(settings: JsonObject) -> LatentAttention:

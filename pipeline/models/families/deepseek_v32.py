@@ -1,0 +1,58 @@
+"""DeepSeek-V3.2: as DeepSeek-V3, where each layer looks at positions that its indexer has chosen."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pipeline.models.families import deepseek_v3
+from pipeline.models.families.deepseek_v3 import latent_layers, read_latent_attention
+from pipeline.models.families.family import Family
+from pipeline.models.json_object import JsonObject
+from pipeline.models.latents import Indexer, LatentAttention
+from pipeline.models.layer_settings import read_kinds
+from pipeline.models.layers import Layer
+from pipeline.models.supported import unsupported
+
+INDEXED, DENSE, SPARSE = "indexed_attention", "dense", "sparse"
+
+
+def layers(settings: JsonObject, count: int) -> tuple[Layer, ...]:
+    """Alike but for the first ones, which have no experts."""
+    return indexed_layers(settings, [read_indexed_attention(settings, interleaved=False)] * count)
+
+
+def indexed_layers(settings: JsonObject, mixers: Sequence[LatentAttention]) -> tuple[Layer, ...]:
+    """As `latent_layers`, where a list may state which have experts: those behind the others, else it is refused."""
+    count = len(mixers)
+    read_kinds(settings, [INDEXED] * count, [INDEXED])
+    kinds = settings.get("mlp_layer_types")
+    if kinds is not None:
+        dense = kinds.count(DENSE) if isinstance(kinds, list) else 0
+        if kinds != [DENSE] * dense + [SPARSE] * (count - dense):
+            raise unsupported(settings, "mlp_layer_types")
+        settings = settings.replaced("first_k_dense_replace", dense)
+    return latent_layers(settings, mixers)
+
+
+def read_indexed_attention(settings: JsonObject, *, interleaved: bool) -> LatentAttention:
+    """As `read_latent_attention`, with an indexer whose pairs of channels are neighbours if it is `interleaved`."""
+    settings.count("q_lora_rank")  # it has queries of the indexer, too
+    head_dim, turned_dim = settings.count("index_head_dim"), settings.count("qk_rope_head_dim")
+    if head_dim < turned_dim:
+        raise settings.error("index_head_dim", f"at least qk_rope_head_dim = {turned_dim}", head_dim)
+    indexer = Indexer(heads=settings.count("index_n_heads"), head_dim=head_dim, interleaved=interleaved)
+    return replace(read_latent_attention(settings), indexer=indexer, chosen=settings.count("index_topk"))
+
+
+FAMILY = Family(
+    name="deepseek_v32",
+    architecture="DeepseekV32ForCausalLM",
+    absent={
+        **deepseek_v3.FAMILY.absent,
+        "max_position_embeddings": 163840,
+        "index_topk": 2048,
+        "index_head_dim": 128,
+        "index_n_heads": 64,
+    },
+    follows=deepseek_v3.FAMILY.follows | {"layer_types"},
+    layers=layers,
+)

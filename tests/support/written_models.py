@@ -1,5 +1,6 @@
 """Checkpoints with random weights for any config.json, without transformers, which may know no such family."""
 
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 from pipeline.checkpoints.shard_layout import model_specs
 from pipeline.models.json_object import JsonObject
 from pipeline.models.model_config import parse_config
+from pipeline.models.specs import expert_specs
 
 
 def write_model(folder: Path, settings: Mapping[str, object], dtype: torch.dtype = torch.float32) -> None:
@@ -17,7 +19,8 @@ def write_model(folder: Path, settings: Mapping[str, object], dtype: torch.dtype
     (folder / "config.json").write_text(json.dumps(settings))
     torch.manual_seed(1)
     tensors = {}
-    for spec in model_specs(parse_config(JsonObject("config.json", settings))):
+    model = parse_config(JsonObject("config.json", settings))
+    for spec in (*model_specs(model), *itertools.chain.from_iterable(expert_specs(model).values())):
         drawn = torch.randn(spec.shape) * (0.25 if spec.is_matrix else 0.1)
         tensors[spec.name] = (drawn + 1 if "norm" in spec.name or "scalar" in spec.name else drawn).to(dtype)
     save_file(tensors, folder / "model.safetensors")

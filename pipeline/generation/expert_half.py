@@ -1,7 +1,7 @@
 """The second half of a layer with experts: the router's choice, the experts as they come, and their sum."""
 
 import functools
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from typing import Any, Protocol
 
 from actors.core.budget import Slot
@@ -34,6 +34,7 @@ class Launch(Protocol):
         part: MicroBatch,
         work: Callable[[], object],
         after: Sequence[Event] = (),
+        repeats: Hashable = None,
     ) -> Event:
         """Give the event of its end."""
 
@@ -71,14 +72,16 @@ class ExpertHalf:
             return None
         rows = len(token_ids(pass_.pieces))
         works = [functools.partial(self._work.add_up, message, kind, rows, part) for part in pass_.parts]
-        return [launch(message, pass_, part, work) for part, work in zip(pass_.parts, works, strict=True)]
+        repeats = _repeats(pass_, "add up")
+        return [launch(message, pass_, part, work, (), repeats) for part, work in zip(pass_.parts, works, strict=True)]
 
     async def _run(self, kind: Experts, pass_: GenerationPass, message: Message[Slot], launch: Launch) -> None:
         rows, last = len(token_ids(pass_.pieces)), pass_.parts[-1]
-        for part in pass_.parts:
+        for part in pass_.parts[:-1]:
             launch(message, pass_, part, functools.partial(self._work.choose, message, kind, part))
-        chosen = [part.last for part in pass_.parts]
-        launch(message, pass_, last, functools.partial(self._work.sort, kind, rows), chosen)
+        work = functools.partial(self._work.choose_and_sort, message, kind, last, rows)
+        others = [part.last for part in pass_.parts[:-1]]
+        chosen = launch(message, pass_, last, work, others, _repeats(pass_, "choose"))
         counts = await self._counts(kind, pass_, message, chosen)
         ends = [0]
         for count in counts:
@@ -100,21 +103,23 @@ class ExpertHalf:
         for part in pass_.parts:
             part.last = last.last
 
-    async def _counts(
-        self, kind: Experts, pass_: GenerationPass, message: Message[Slot], chosen: Sequence[Event]
-    ) -> list[int]:
+    async def _counts(self, kind: Experts, pass_: GenerationPass, message: Message[Slot], chosen: Event) -> list[int]:
         """How many rows have chosen each expert; none where choosing has failed, which the sum fails with, too."""
         rows, ids = len(token_ids(pass_.pieces)), self._work.ids_memory
-        landed = list(chosen)
         if ids is not self._work.ids_on_host:
             copy = Copy(0, 0, rows * kind.chosen * ID_DTYPE.itemsize)
-            landed = [self._device.download(ids, self._work.ids_on_host, [copy], chosen)]
-        for event in landed:
-            await ended(event)
-        if any(event.error is not None for event in landed):
+            chosen = self._device.download(ids, self._work.ids_on_host, [copy], (chosen,))
+        await ended(chosen)
+        if chosen.error is not None:
             return []
         ids_TK = self._work.ids(kind, rows)
         if self.recorder is not None:
             self.recorder.chosen(message.layer, ids_TK.numpy())
         counts: list[int] = ids_TK.flatten().bincount(minlength=kind.count).tolist()
         return counts
+
+
+def _repeats(pass_: GenerationPass, what: str) -> Hashable:
+    """What is launched for one micro-batch is always the same where each of its rows has a token."""
+    full = len(pass_.parts) == 1 and pass_.padded_rows == len(token_ids(pass_.pieces))
+    return (what, pass_.padded_rows) if full else None

@@ -3,13 +3,15 @@
 Letters in names: T rows of a pass, D hidden, K experts that a row uses, R rows of the pass that use one expert.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch.nn import functional
 
 from actors.core.budget import Slot
-from actors.core.message import Message
+from actors.core.message import GroupKey, Message
 from pipeline.devices.memory import HostMemory, Memory
 from pipeline.devices.port import Device
 from pipeline.generation.micro_batches import MicroBatch
@@ -20,7 +22,7 @@ from pipeline.models.feed_forwards import Experts
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.row_blocks import RowBlocks
 
-INPUTS, BESIDE, OUTPUTS = "rows for experts", "rows beside experts", "rows of experts"
+INPUTS, BESIDE, BETWEEN, OUTPUTS = "rows for experts", "rows beside experts", "rows in experts", "rows of experts"
 IDS, SHARES, ORDER = "chosen experts", "shares of experts", "order of experts"
 ID_DTYPE = torch.int32
 
@@ -50,13 +52,15 @@ class ExpertWork:
         self._row_blocks = row_blocks
         self._buffers = buffers
         rows = row_blocks.padded(most_rows)
-        sizes = self.sizes(config, dtype, rows)
+        sizes = self.sizes(config, dtype, rows, device.torch_device)
         self._memory: dict[str, Memory] = {name: device.device_memory(nbytes) for name, nbytes in sizes.items()}
         ids = self._memory[IDS]
+        self._kernels = experts.grouped_kernels(device.torch_device, dtype) if sizes else None
+        self._places: dict[GroupKey, Any] = {}
         self.ids_on_host = ids if isinstance(ids, HostMemory) else device.host_memory(sizes[IDS])
 
     @staticmethod
-    def sizes(config: ModelConfig, dtype: torch.dtype, rows: int) -> Mapping[str, int]:
+    def sizes(config: ModelConfig, dtype: torch.dtype, rows: int, device: torch.device) -> Mapping[str, int]:
         """The bytes of each buffer, for passes of so many rows; empty for a model without experts."""
         kinds = config.expert_kinds
         if not kinds:
@@ -66,6 +70,7 @@ class ExpertWork:
         return {
             INPUTS: rows * row_bytes,
             BESIDE: rows * row_bytes if any(kind.shared for kind in kinds) else 0,
+            BETWEEN: most * max(kind.expert.size for kind in kinds) * dtype.itemsize if device.type == "cuda" else 0,
             OUTPUTS: most * row_bytes,
             IDS: most * ID_DTYPE.itemsize,
             SHARES: most * torch.float32.itemsize,
@@ -103,18 +108,17 @@ class ExpertWork:
             if routed.beside_TD is not None:
                 self._rows(BESIDE)[rows] = routed.beside_TD
 
-    def sort(self, kind: Experts, rows: int) -> None:
-        """Bring the places of so many rows into the order of their experts."""
+    def choose_and_sort(self, message: Message[Slot], kind: Experts, part: MicroBatch, rows: int) -> None:
+        """The same of the last micro-batch; then bring the places of all rows into the order of their experts."""
+        self.choose(message, kind, part)
         ids = self._ranks(IDS, ID_DTYPE, kind)[:rows].flatten()
-        torch.argsort(ids, stable=True, out=self._memory[ORDER].tensor.view(torch.int64)[: len(ids)])
+        torch.argsort(ids, stable=True, out=self._order()[: len(ids)])
 
     def compute(self, kind: Experts, runs: Sequence[tuple[Message[Slot], int, int]]) -> None:
         """Multiply by some experts: each with where the rows that use it begin and end in the order."""
-        order, inputs_TD, outputs = (
-            self._memory[ORDER].tensor.view(torch.int64),
-            self._rows(INPUTS),
-            self._rows(OUTPUTS),
-        )
+        if self._kernels is not None:
+            runs = self._multiply_together(self._kernels, kind, runs)
+        order, inputs_TD, outputs = self._order(), self._rows(INPUTS), self._rows(OUTPUTS)
         for message, first, last in runs:
             weights = self._expert_catalog.weights(message)
             for begin, end in self._row_blocks.cuts(0, self._row_blocks.padded(last - first)):
@@ -123,6 +127,30 @@ class ExpertWork:
                 filled_RD = functional.pad(input_RD, (0, 0, 0, end - begin - len(places_R)))
                 output_RD = experts.expert_product(kind, weights, filled_RD, self._row_blocks.fixed)
                 outputs[places_R] = output_RD[: len(places_R)]
+
+    def _multiply_together(
+        self, kernels: Any, kind: Experts, runs: Sequence[tuple[Message[Slot], int, int]]
+    ) -> Sequence[tuple[Message[Slot], int, int]]:
+        """Multiply by those with few rows; returns the others. With fixed blocks no expert may have many."""
+        alone, together = [], defaultdict(list)
+        for message, first, last in runs:
+            places = None
+            if self._row_blocks.fixed or last - first <= kernels.MANY_ROWS:
+                slot = message.at.buffer.tensor.data_ptr()
+                if message.key not in self._places:
+                    weights = self._expert_catalog.weights(message)
+                    self._places[message.key] = kernels.places(kind.expert, weights, slot)
+                places = self._places[message.key]
+            if places is None:
+                alone.append((message, first, last))
+            else:
+                addresses = [slot + offset for offset in places.offsets]
+                together[places.wide, places.down].append((places, (addresses, first, last)))
+        between = self._memory[BETWEEN].tensor.view(self._dtype)
+        rows = self._rows(INPUTS), self._order(), kind.chosen, between, self._rows(OUTPUTS)
+        for each in together.values():
+            kernels.multiply(kind.expert, each[0][0], [run for _, run in each], *rows)
+        return alone
 
     def add_up(self, message: Message[Slot], kind: Experts, rows: int, part: MicroBatch) -> None:
         """Add what experts gave to the hidden states of a micro-batch; rows behind the last token stay as they are."""
@@ -135,6 +163,9 @@ class ExpertWork:
                 beside_TD = self._rows(BESIDE)[some] if kind.shared is not None else None
                 hidden_TD = self._buffers.hidden(block.begin, end)
                 experts.add_up(layer, weights, hidden_TD, outputs_TKD[some], shares_TK, beside_TD)
+
+    def _order(self) -> torch.Tensor:
+        return self._memory[ORDER].tensor.view(torch.int64)
 
     def _rows(self, name: str) -> torch.Tensor:
         return self._memory[name].tensor.view(self._dtype).view(-1, self._config.hidden_size)

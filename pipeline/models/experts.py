@@ -4,7 +4,9 @@ No result depends on the order in which experts are computed: each gives rows of
 Letters in names: T tokens of this pass, D hidden, K experts that a token uses, R rows of the pass that use an expert.
 """
 
+import functools
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 
@@ -14,6 +16,7 @@ from pipeline.models.feed_forwards import Experts
 from pipeline.models.layers import Layer
 from pipeline.models.ops import rms_norm, sigmoid
 from pipeline.models.routing import route
+from pipeline.models.triton_kernels import kernels_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +72,7 @@ def add_up(
     The sum is in fp32, from rank to rank. Each product and each sum is rounded by itself, so that no bit depends on
     which of torch's loops computes it.
     """
-    sum_TD = outputs_TKD[:, 0] * weights_TK[:, 0, None]
-    for rank in range(1, outputs_TKD.shape[1]):
-        sum_TD.add_(outputs_TKD[:, rank] * weights_TK[:, rank, None])
-    added_TD = normed(layer, weights, "experts_norm_after", sum_TD.to(hidden_TD.dtype))
+    added_TD = normed(layer, weights, "experts_norm_after", _weighed_sum(outputs_TKD, weights_TK))
     if beside_TD is not None:
         added_TD = added_TD.add_(beside_TD)
     added_TD = normed(layer, weights, "norm_after", added_TD)
@@ -80,3 +80,19 @@ def add_up(
         added_TD.mul_(layer.residual_multiplier)
     hidden_TD.add_(added_TD)
     return hidden_TD.mul_(weights.tensors["scalar"].to(hidden_TD.dtype)) if layer.scalar else hidden_TD
+
+
+@functools.cache
+def grouped_kernels(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
+    """What multiplies by many experts at a time, on a GPU."""
+    return kernels_of("pipeline.models.grouped_experts", device, "experts are multiplied one by one", dtype)
+
+
+def _weighed_sum(outputs_TKD: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
+    if (kernels := grouped_kernels(outputs_TKD.device, outputs_TKD.dtype)) is not None:
+        fused: torch.Tensor = kernels.weighed_sum(outputs_TKD, weights_TK)
+        return fused
+    sum_TD = outputs_TKD[:, 0] * weights_TK[:, 0, None]
+    for rank in range(1, outputs_TKD.shape[1]):
+        sum_TD.add_(outputs_TKD[:, rank] * weights_TK[:, rank, None])
+    return sum_TD.to(outputs_TKD.dtype)

@@ -17,6 +17,7 @@ from actors.core.stretch import stretches
 from pipeline.config import Config
 from pipeline.engine.residency import Residency
 from pipeline.errors import ConfigError, RequestError
+from pipeline.formats.parts import attends
 from pipeline.generation.build import ModelRuntime, build
 from pipeline.generation.generation_pass import GenerationPass
 from pipeline.generation.parameters import SamplingParameters
@@ -234,14 +235,21 @@ class Floors:
         self._runtime.admission.submit([sequence])
         return sequence
 
-    async def compute(self, loaded: Loaded, lengths: Sequence[int]) -> list[float]:
-        """Run the same pass; return the seconds of each group. Raises RequestError when one pass has no room for it."""
+    async def compute(self, loaded: Loaded, lengths: Sequence[int], *, experts: bool = False) -> list[float]:
+        """Run the same pass; return the seconds of each group, for those with `experts` of their sum alone.
+
+        Raises RequestError when one pass has no room for it.
+        """
         program = self._runtime.program
         for length in lengths:
             self._submit([1] * length)
         pass_ = await program.begin()
         _check_tokens(pass_, sum(lengths))
-        ran = [program.step(pass_, message) for message in loaded.messages]
+        ran = []
+        for message in loaded.messages:
+            if experts and not attends(message.group) and (come := program.prepare(pass_, message)) is not None:
+                await come
+            ran.append(program.step(pass_, message))
         await program.finish(pass_)
         spans = [event.span or (0.0, 0.0) for events in ran for event in events]
         return [ended - started for started, ended in spans]

@@ -58,8 +58,8 @@ class Rates:
 
     `computes` are by kind of group, one of `KINDS`; `begin_seconds` is what the host does between two passes,
     sampling and embedding, while nothing is computed. `read_slowdown` and `compute_slowdown` are by how much each takes
-    longer while the other goes on too: a CPU that computes shares its cores and its memory with the disk. `how` says
-    how all are known.
+    longer while the other goes on too: a CPU that computes shares its cores and its memory with the disk. Experts are
+    read a layer's at a time, at a rate of their own where that was measured. `how` says how all are known.
     """
 
     disk_bytes_per_second: float
@@ -68,6 +68,7 @@ class Rates:
     begin_seconds: float = 0.0
     read_slowdown: float = 1.0
     compute_slowdown: float = 1.0
+    expert_bytes_per_second: float | None = None
     how: str = "measured"
 
     @property

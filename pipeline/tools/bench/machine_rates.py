@@ -13,12 +13,13 @@ from actors.core.message import GroupKey
 from pipeline.config import Config
 from pipeline.engine.residency import NOTHING_STAYS
 from pipeline.errors import ConfigError
-from pipeline.formats.parts import kind_of
+from pipeline.formats.parts import EXPERT, kind_of
 from pipeline.generation.build import ModelRuntime, build
 from pipeline.generation.pass_size import LEAST_TOKENS
 from pipeline.models.model_config import read_config
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
 from pipeline.tools.bench.arm_program import Progress
+from pipeline.tools.bench.expert_floors import expert_floors
 from pipeline.tools.bench.floors import Floors, Loaded, spread_tokens
 from pipeline.tools.bench.forecast import MeasuredCompute, Rates
 from pipeline.tools.bench.read_rates import SWEEP_SECONDS, sweep
@@ -50,6 +51,7 @@ async def measure_rates(folder: Path, settings: Config, tokens: int, progress: P
         some = Loaded(tuple(one for one in whole.messages if one.layer in timed), aliased=True)
         disk, h2d, slowdowns = [], [], []
         computed: dict[int, list[_Computed]] = {batch: [] for batch in batches}
+        experts = await expert_floors(runtime, floors, some)
         for index in range(ROUNDS):
             progress(f"round {index + 1}/{ROUNDS}: reading alone")
             disk.append(await sweep(runtime, runtime.source))
@@ -59,6 +61,8 @@ async def measure_rates(folder: Path, settings: Config, tokens: int, progress: P
             for batch, rounds in computed.items():
                 progress(f"round {index + 1}/{ROUNDS}: computing {batch} tokens alone")
                 rounds.append(await _computed(floors, runtime, some, batch))
+                if experts is not None:
+                    await experts.measure(batch, SWEEP_SECONDS)
             if runtime.device.shares_cores:
                 progress(f"round {index + 1}/{ROUNDS}: both at once")
                 alone = sum(computed[tokens][-1].seconds.values())
@@ -66,13 +70,15 @@ async def measure_rates(folder: Path, settings: Config, tokens: int, progress: P
         read_and_compute = zip(*slowdowns or [(1.0, 1.0)], strict=True)
         read_slowdown, compute_slowdown = (max(1.0, statistics.median(each)) for each in read_and_compute)
         runtime.device.have_run()
+        of_experts = {} if experts is None else {EXPERT: experts.compute()}
         return Rates(
             statistics.median(disk),
             statistics.median(h2d) if h2d else None,
-            _computes(computed, runtime.catalog.parameters()),
+            {**_computes(computed, runtime.catalog.parameters()), **of_experts},
             statistics.median(one.begin_seconds for one in computed[tokens]),
             read_slowdown,
             compute_slowdown,
+            None if experts is None else experts.bytes_per_second,
         )
 
 
@@ -99,6 +105,9 @@ def _with_room(settings: Config, tokens: int) -> Config:
         kv_tokens=sum(blocks_for(length + 1) for length in lengths) * BLOCK_TOKENS,
         max_requests=len(lengths),
         state_snapshots=0,
+        gpu_experts=None,
+        host_experts=None,
+        expert_cache="none",
     )
 
 

@@ -14,7 +14,9 @@ from pipeline.devices.port import TWO_PLACES, Device
 from pipeline.devices.sim import SimDevice
 from pipeline.generation.blueprint import Blueprint, draw_up, draw_up_fitting, say_remarks
 from pipeline.models.model_config import ModelConfig, read_config
-from pipeline.tools.bench.forecast import Forecast, Rates, forecast, pass_timings
+from pipeline.tools.bench.expert_planning import ExpertOutlook, expert_outlook, whole_forecast
+from pipeline.tools.bench.forecast import Forecast, Rates, pass_timings
+from pipeline.tools.routing.recorded_routing import RecordedRouting
 
 GIGABYTE = 10**9
 MORE_TOKENS = 4
@@ -66,6 +68,7 @@ class Planned(Placed):
     rates: Rates
     forecast: Forecast
     otherwise: Mapping[str, Forecast]
+    experts: ExpertOutlook | None
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain values."""
@@ -75,25 +78,36 @@ class Planned(Placed):
             "h2d_bytes_per_second": self.rates.h2d_bytes_per_second,
             **_plain(self.forecast),
             "otherwise": {name: _plain(one) for name, one in self.otherwise.items()},
+            **({} if self.experts is None else {"experts": self.experts.as_dict()}),
         }
 
 
-def plan_model(folder: Path, settings: Config, device: Device, rates: Rates, tokens: int) -> Planned:
+def plan_model(
+    folder: Path, settings: Config, device: Device, rates: Rates, tokens: int, routing: RecordedRouting | None = None
+) -> Planned:
     """Draw the plan up, forecast it, and again with a GB more of each memory that something could stay in and, for
-    passes of one token, without room for other requests; or, if nothing is to stay, with what fits.
+    passes of one token, without room for other requests; or, if nothing is to stay, with what fits. What passes use of
+    experts is known by recorded `routing`, or guessed.
 
     Raises ConfigError with need, have and knob where the plan does not fit, and as `draw_up` does.
     """
     model = read_config(folder)
     with open_checkpoint(folder, direct=settings.reading.get("direct", True)) as checkpoint:
         placed = _place(model, checkpoint, settings, device, rates)
-        return _forecast(placed, settings, device, rates, tokens)
+        return _forecast(placed, settings, device, rates, tokens, routing)
 
 
-def plan_alone(alone: ConfigAlone, settings: Config, device: Device, rates: Rates | None, tokens: int) -> Placed:
+def plan_alone(
+    alone: ConfigAlone,
+    settings: Config,
+    device: Device,
+    rates: Rates | None,
+    tokens: int,
+    routing: RecordedRouting | None = None,
+) -> Placed:
     """Plan a model without weights; without `rates` there is no forecast."""
     placed = _place(alone.model, alone.checkpoint, settings, device, rates, alone.source)
-    return placed if rates is None else _forecast(placed, settings, device, rates, tokens)
+    return placed if rates is None else _forecast(placed, settings, device, rates, tokens, routing)
 
 
 def _place(
@@ -111,15 +125,21 @@ def _place(
     return Placed(drawn, computed_from)
 
 
-def _forecast(placed: Placed, settings: Config, device: Device, rates: Rates, tokens: int) -> Planned:
+def _forecast(
+    placed: Placed, settings: Config, device: Device, rates: Rates, tokens: int, routing: RecordedRouting | None
+) -> Planned:
     drawn = placed.drawn
     model, checkpoint = drawn.model, drawn.checkpoint
-    now = forecast(drawn.catalog, drawn.plan, settings, rates, tokens)
+
+    def of(drawn: Blueprint, tokens: int = tokens) -> Forecast:
+        return whole_forecast(drawn, settings, rates, tokens, routing)
+
+    now = of(drawn)
     otherwise = {}
     if not settings.residency:
         staying = draw_up(model, checkpoint, replace(settings, residency=True), device).at_rates(rates.of_passes)
-        otherwise["what fits stays"] = forecast(staying.catalog, staying.plan, settings, rates, tokens)
-    elif len(drawn.plan.residency.stays(device.places[-1].name)) < len(drawn.catalog.order):
+        otherwise["what fits stays"] = of(staying)
+    elif _something_moves(drawn, device):
         plan = drawn.plan  # KV blocks and passes as they are, so that the weights get all of it
         same_room = replace(settings, kv_tokens=plan.kv_room.tokens, max_tokens_per_pass=plan.pass_size.tokens)
         if (states := plan.state_room) is not None:
@@ -128,19 +148,32 @@ def _forecast(placed: Placed, settings: Config, device: Device, rates: Rates, to
             limits = {**drawn.plan.limits, place: drawn.plan.limits[place] + GIGABYTE}
             memory: dict[str, Any] = {one.memory_setting: limits[one.name] for one in device.places}
             more = draw_up(model, checkpoint, replace(same_room, **memory), SimDevice.like(device, limits))
-            otherwise[f"1 GB more of {place} memory"] = forecast(more.catalog, more.plan, settings, rates, tokens)
+            otherwise[f"1 GB more of {place} memory"] = of(more)
         if tokens == 1 and settings.max_requests > 1:
             alone = draw_up(model, checkpoint, replace(settings, max_requests=1), device).at_rates(rates.of_passes)
-            one = forecast(alone.catalog, alone.plan, settings, rates, tokens)
+            one = of(alone)
             if one.pass_seconds < now.pass_seconds:
                 otherwise[ALONE] = one
     many = MORE_TOKENS * tokens
-    otherwise[f"{many} tokens per pass"] = forecast(drawn.catalog, drawn.plan, settings, rates, many)
-    return Planned(drawn, placed.computed_from, rates, now, otherwise)
+    otherwise[f"{many} tokens per pass"] = of(drawn, many)
+    outlook = expert_outlook(drawn, settings, rates, tokens, routing)
+    return Planned(drawn, placed.computed_from, rates, now, otherwise, outlook)
+
+
+def _something_moves(drawn: Blueprint, device: Device) -> bool:
+    """Whether more memory could hold what moves now."""
+    last, experts = device.places[-1].name, drawn.experts
+    moving = len(drawn.catalog.order) - len(drawn.plan.residency.stays(last))
+    return moving > 0 or (experts is not None and drawn.plan.experts[last] < experts.count)
 
 
 def balanced_tokens(planned: Planned) -> int | None:
-    """Return how many tokens a pass computes while it moves its bytes; None where computing binds anyway."""
+    """Return how many tokens a pass computes while it moves its bytes.
+
+    None where computing binds anyway, and where a token more moves more, as its experts do.
+    """
+    if planned.experts is not None:
+        return None
     moving = max(seconds for name, seconds in planned.forecast.resource_seconds.items() if name != "compute")
 
     def moves_longer(tokens: int) -> bool:

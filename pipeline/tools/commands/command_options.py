@@ -83,6 +83,8 @@ def _add_plan(commands: Any) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help=f"{MODEL_HELP}; {without}")
     parser.add_argument("--batch-tokens", type=int, default=1, metavar="B", help="tokens per pass; default 1")
     parser.add_argument("--format", metavar="NAME", help="without weights: as if converted to int4, fp8 or mxfp4")
+    routing = "of penstock trace-routing, of this model or another: which experts are found in memory; else a guess"
+    parser.add_argument("--routing", type=Path, metavar="FILE", help=routing)
     parser.add_argument(
         "--check", type=int, metavar="N", help="then run N such passes, to see how far the forecast is off"
     )

@@ -6,6 +6,7 @@ import dataclasses
 import statistics
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 from pipeline.api import Model
 from pipeline.checkpoints.config_alone import config_alone
@@ -16,11 +17,13 @@ from pipeline.devices.open import open_device
 from pipeline.devices.port import ONE_PLACE, Device
 from pipeline.devices.sim import SimDevice
 from pipeline.errors import ConfigError
-from pipeline.formats.parts import KINDS
+from pipeline.formats.parts import EXPERT, KINDS
 from pipeline.generation.model_plan import DEFAULT_CONTEXT_TOKENS
 from pipeline.generation.pass_size import LEAST_TOKENS
 from pipeline.system.sizes import human_bytes
 from pipeline.system.table import print_json
+from pipeline.tools.bench.expert_planning import ExpertOutlook
+from pipeline.tools.bench.floors import refuse_experts
 from pipeline.tools.bench.forecast import Forecast, Rates, ToldCompute
 from pipeline.tools.bench.machine_rates import measure_rates
 from pipeline.tools.bench.planning import Placed, Planned, balanced_tokens, plan_alone, plan_model
@@ -28,10 +31,13 @@ from pipeline.tools.bench.steady_passes import steady_pass_seconds
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import counted
 from pipeline.tools.commands.values import option_of
+from pipeline.tools.routing.recorded_routing import RecordedRouting, read_routing
 
 NUMBERS = ("disk_gbps", "h2d_gbps", "tflops", "memory_gbps")
 GIGA, TERA = 1e9, 1e12
 MOST_TOKENS = 1 << 16
+FEWEST_TOKENS = 8
+"""Of a recording, for a hit rate that is counted in its second half."""
 
 
 def plan_forecast(options: argparse.Namespace) -> None:
@@ -47,6 +53,8 @@ def plan_forecast(options: argparse.Namespace) -> None:
     if alone is not None and options.check is not None:
         why = f"runs passes, for which {options.model} has no weights"
         raise ConfigError(f"--check: {why}; name a folder that has them")
+    if options.check is not None:
+        refuse_experts(options.model, "--check")
     settings = Config.from_arguments(options.settings)
     most = settings.max_tokens_per_pass
     if options.batch_tokens > (most or LEAST_TOKENS):
@@ -54,17 +62,26 @@ def plan_forecast(options: argparse.Namespace) -> None:
     longest = options.batch_tokens + 1 if options.check and options.batch_tokens >= DEFAULT_CONTEXT_TOKENS else None
     context_tokens = settings.context_tokens or longest
     settings = dataclasses.replace(settings, max_tokens_per_pass=most, context_tokens=context_tokens)
+    routing = None if options.routing is None else _decoding(options.routing)
     device, rates = _elsewhere(options, settings) if elsewhere else (open_device(settings.device), None)
     tokens, progress = options.batch_tokens, Progress()
     if alone is not None:
-        _print(plan_alone(alone, settings, device, rates, tokens), [], as_json=options.json)
+        _print(plan_alone(alone, settings, device, rates, tokens, routing), [], as_json=options.json)
         return
     if rates is None:
         rates = asyncio.run(measure_rates(options.model, settings, tokens, progress.say))
         progress.clear()
-    planned = plan_model(options.model, settings, device, rates, tokens)
+    planned = plan_model(options.model, settings, device, rates, tokens, routing)
     measured = asyncio.run(_checked(options, settings)) if options.check else []
     _print(planned, measured, as_json=options.json)
+
+
+def _decoding(path: Path) -> RecordedRouting:
+    routing = read_routing(path)
+    if routing.decoded_tokens < FEWEST_TOKENS:
+        have = f"of {FEWEST_TOKENS} decoded tokens or more, have {routing.decoded_tokens}"
+        raise ConfigError(f"--routing {path}: need a recording {have}; record a longer run")
+    return routing
 
 
 def _print(planned: Placed, measured: Sequence[float], *, as_json: bool) -> None:
@@ -114,7 +131,7 @@ def _elsewhere(options: argparse.Namespace, settings: Config) -> tuple[Device, R
 def _told_rates(options: argparse.Namespace) -> Rates:
     compute = ToldCompute(options.tflops * TERA, options.memory_gbps and options.memory_gbps * GIGA)
     h2d = None if options.h2d_gbps is None else options.h2d_gbps * GIGA
-    return Rates(options.disk_gbps * GIGA, h2d, dict.fromkeys(KINDS, compute), how="as told")
+    return Rates(options.disk_gbps * GIGA, h2d, dict.fromkeys((*KINDS, EXPERT), compute), how="as told")
 
 
 def lines(placed: Placed) -> str:
@@ -151,6 +168,7 @@ def _forecast_lines(planned: Planned) -> list[str]:
         f"forecast   {_figures(now)}",
         f"binds      {now.binds}: {resources}",
         *(f"otherwise  {name}: {_figures(one)}" for name, one in planned.otherwise.items()),
+        *([] if planned.experts is None else _expert_lines(planned.experts)),
     ]
     if balance is not None:
         printed.append(f"balance    up to about {balance} tokens per pass a token more costs almost nothing")
@@ -158,6 +176,19 @@ def _forecast_lines(planned: Planned) -> list[str]:
         states = "" if drawn.plan.state_room is None else " and recurrent states"
         printed.append(f"not in it  KV blocks{states} that move: see the plan above")
     return printed
+
+
+def _expert_lines(experts: ExpertOutlook) -> list[str]:
+    model, every = experts.model, len(experts.model.layers) * experts.model.experts
+    slots = " and ".join(f"{count:,} in {place} memory" for place, count in experts.slots.items())
+    curve = " · ".join(f"{human_bytes(nbytes)} {one.pass_seconds:.3f} s" for nbytes, one in experts.by_bytes.items())
+    return [
+        f"experts    {every:,} of {human_bytes(model.expert_bytes)}, {model.chosen} of {model.experts} in each of "
+        f"{len(model.layers)} layers for a token; slots for {slots}",
+        f"found      {experts.demand.hit_rate:.1%} of those that a pass uses; {human_bytes(experts.read_bytes)} read",
+        f"known      {experts.demand.how}",
+        f"cache      seconds per pass by memory for experts: {curve}",
+    ]
 
 
 def _figures(one: Forecast) -> str:

@@ -1,0 +1,41 @@
+"""What experts add to the forecast of a pass: their computing, and its waits for those that are not there. Pure."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pipeline.formats.parts import EXPERT
+from pipeline.tools.bench.forecast import Forecast, Rates
+from pipeline.tools.routing.expert_demand import ExpertDemand
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertSizes:
+    """The mean of one expert: stored bytes, and parameters."""
+
+    nbytes: float
+    parameters: float
+
+
+def with_experts(dense: Forecast, rates: Rates, demand: ExpertDemand, sizes: ExpertSizes) -> Forecast:
+    """Add what passes use and miss, layer by layer, to the forecast of all else.
+
+    Each layer asks for its experts when its router has spoken, and goes on when the last is computed: those that are
+    there are computed while others come, and the last to come behind its arrival. What else moves is read meanwhile.
+    """
+    disk = rates.expert_bytes_per_second or rates.disk_bytes_per_second
+    one = rates.computes[EXPERT].seconds(round(sizes.nbytes), round(sizes.parameters), dense.tokens)
+    busy, reading = demand.used * one, demand.missed[0] * (sizes.nbytes / disk)
+    comes, moved = reading, {"disk": reading}
+    if rates.h2d_bytes_per_second is not None:
+        moved["H2D"] = demand.missed[-1] * (sizes.nbytes / rates.h2d_bytes_per_second)
+        comes = np.maximum(reading, moved["H2D"])
+    lasts = np.where(comes > 0, np.maximum(comes + one, busy), busy)
+    busy_seconds, lasts_seconds = (float(each.sum(axis=1).mean()) for each in (busy, lasts))
+    resources = {
+        name: seconds + (float(moved[name].sum(axis=1).mean()) if name in moved else busy_seconds)
+        for name, seconds in dense.resource_seconds.items()
+    }
+    behind_all = dense.pass_seconds + lasts_seconds - busy_seconds
+    alone = rates.begin_seconds + dense.resource_seconds["compute"] + lasts_seconds
+    return replace(dense, pass_seconds=max(behind_all, alone), resource_seconds=resources)

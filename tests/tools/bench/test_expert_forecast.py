@@ -1,0 +1,111 @@
+"""What experts add to a forecast: closed forms, and the plan of a model that has some, by recorded routing or none."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.routed_checkpoint import CHOSEN, EXPERTS, LAYERS, save_experts
+
+from pipeline.checkpoints.checkpoint import open_checkpoint
+from pipeline.checkpoints.checkpoint_digest import checkpoint_digest
+from pipeline.config import Config
+from pipeline.devices.sim import SimDevice
+from pipeline.formats.parts import EXPERT, KINDS
+from pipeline.tools.bench.expert_forecast import ExpertSizes, with_experts
+from pipeline.tools.bench.forecast import Forecast, Rates, ToldCompute
+from pipeline.tools.bench.machine_rates import measure_rates
+from pipeline.tools.bench.planning import Planned, plan_model
+from pipeline.tools.commands.plan import lines
+from pipeline.tools.routing.expert_demand import FLAT, ExpertDemand
+from pipeline.tools.routing.recorded_routing import RecordedRouting
+from tests.support.synthetic_routing import synthetic_routing
+
+SIZES = ExpertSizes(nbytes=100, parameters=50)
+DENSE = Forecast(1, 2.0, {"disk": 1.0, "compute": 1.5})
+RATES = Rates(100.0, None, dict.fromkeys((*KINDS, EXPERT), ToldCompute(100.0, None)), begin_seconds=0.5)
+"""An expert takes a second to read, and a second to compute."""
+
+
+def demand(used: list[float], missed: list[float], *more: list[float]) -> ExpertDemand:
+    """One pass."""
+    return ExpertDemand(np.array([used]), [np.array([one]) for one in (missed, *more)], "")
+
+
+def test_a_layer_computes_what_is_there_while_others_come() -> None:
+    # Of three layers one has all; one reads 1 s while it computes 3 of 4; one reads 3 s and computes the last behind.
+    found = with_experts(DENSE, RATES, demand([2, 4, 3], [0, 1, 3]), SIZES)
+    assert found.resource_seconds == {"disk": 1 + 4, "compute": 1.5 + 9}
+    assert found.pass_seconds == pytest.approx(max(2.0 + 1, 0.5 + 1.5 + 2 + 4 + 4))
+    reads_dense = replace(DENSE, pass_seconds=20.0)
+    assert with_experts(reads_dense, RATES, demand([2, 4, 3], [0, 1, 3]), SIZES).pass_seconds == 20.0 + 1
+    faster = replace(RATES, expert_bytes_per_second=300.0)
+    assert with_experts(DENSE, faster, demand([3], [3]), SIZES).pass_seconds == 2.0 + 3
+
+
+def test_what_the_host_has_comes_over_the_link() -> None:
+    dense = replace(DENSE, resource_seconds={"disk": 1.0, "H2D": 0.0, "compute": 1.5})
+    linked = replace(RATES, h2d_bytes_per_second=50.0)
+    found = with_experts(dense, linked, demand([4], [1], [3]), SIZES)
+    assert found.resource_seconds == {"disk": 2.0, "H2D": 6.0, "compute": 5.5}
+    assert found.pass_seconds == pytest.approx(0.5 + 1.5 + 6 + 1)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_experts(tmp_path_factory.mktemp("experts"))
+
+
+def recorded(checkpoint: Path, **more: object) -> RecordedRouting:
+    routing = synthetic_routing(layers=len(LAYERS), experts=EXPERTS, chosen=CHOSEN, persistence=0.9, tokens=80)
+    with open_checkpoint(checkpoint) as opened:
+        digest = checkpoint_digest(opened)
+    return replace(routing, model=replace(routing.model, **{"layers": LAYERS, "digest": digest, **more}))
+
+
+def plan(checkpoint: Path, routing: RecordedRouting | None, **settings: object) -> Planned:
+    told = Rates(1e6, 4e6, dict.fromkeys((*KINDS, EXPERT), ToldCompute(1e12, None)), how="as told")
+    device = SimDevice(alignment_bytes=256, memory={"host": 10**9, "device": 10**9})
+    return plan_model(checkpoint, Config(context_tokens=64, **settings), device, told, 1, routing)  # type: ignore[arg-type]
+
+
+def test_a_plan_says_what_a_larger_cache_would_buy(checkpoint: Path) -> None:
+    slots = {"gpu_experts": 5, "host_experts": 9}
+    flat, own = plan(checkpoint, None, **slots), plan(checkpoint, recorded(checkpoint), **slots)
+    other = plan(checkpoint, recorded(checkpoint, digest="0" * 64), **slots)
+    assert flat.experts is not None
+    assert own.experts is not None
+    assert other.experts is not None
+    assert flat.experts.demand.how == FLAT
+    assert flat.experts.demand.hit_rate < other.experts.demand.hit_rate
+    assert own.forecast.pass_seconds < flat.forecast.pass_seconds
+    assert own.experts.demand.hit_rate == pytest.approx(other.experts.demand.hit_rate, abs=0.1)
+    seconds = [one.pass_seconds for one in own.experts.by_bytes.values()]
+    assert seconds == sorted(seconds, reverse=True)
+    assert seconds[0] > 1.5 * seconds[-1]
+    read = own.experts.read_bytes / 1e6
+    assert read < own.forecast.pass_seconds < 1.4 * read, "where a layer reads nothing, it copies"
+    printed = lines(own)
+    assert "slots for 9 in host memory and 5 in device memory" in printed
+    assert "balance" not in printed
+    assert own.as_dict()["experts"]["hit_rate"] == own.experts.demand.hit_rate
+
+
+async def test_experts_are_measured(checkpoint: Path, short_measurements: None) -> None:
+    rates = await measure_rates(checkpoint, Config(device="cpu-copy", context_tokens=64), 1, lambda _: None)
+    assert 0 <= rates.computes[EXPERT].seconds(1, 1000, 1) <= rates.computes[EXPERT].seconds(1, 1000, 16)
+    assert rates.expert_bytes_per_second is not None
+    assert rates.expert_bytes_per_second > 0
+
+
+def test_what_no_forecast_can_follow_from_is_refused(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pipeline.cli import main
+    from pipeline.tools.routing.recorded_routing import write_routing
+
+    write_routing(tmp_path / "routing", synthetic_routing(tokens=3))
+    assert main(["plan", str(checkpoint), "--routing", str(tmp_path / "routing")]) == 1
+    assert "need a recording of 8 decoded tokens or more, have 3" in capsys.readouterr().err
+    assert main(["plan", str(checkpoint), "--check", "2"]) == 1
+    assert "--check: need a model whose passes all read the same" in capsys.readouterr().err

@@ -1,16 +1,15 @@
 """gpt-oss whose experts are stored in MXFP4, as published: what transformers says that decodes them."""
 
 import asyncio
-import json
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from support import tiny_models
 from support.family_models import CASES
+from support.stacked_experts import GROUP, quantise
 
 from pipeline import Model, Output
 
@@ -19,8 +18,6 @@ with warnings.catch_warnings():
     from transformers import Mxfp4Config
 
 STEPS = 32
-GROUP = 32
-QUANTISED = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +27,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config.hidden_size, config.intermediate_size = 2 * GROUP, 3 * GROUP
     model = tiny_models.randomised(config, seed=3)
     tiny_models.save_model(model, folder, shards=1)
-    tensors = load_file(folder / "model.safetensors")
-    for name in [name for name in tensors if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
-        count, columns, rows = tensors.pop(name).shape
-        blocks = (count, rows, columns // GROUP)
-        tensors[f"{name}_blocks"] = torch.randint(256, (*blocks, GROUP // 2), dtype=torch.uint8)
-        tensors[f"{name}_scales"] = torch.randint(122, 127, blocks, dtype=torch.uint8)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    settings = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**settings, "quantization_config": QUANTISED}))
+    quantise(folder)
     return folder
 
 

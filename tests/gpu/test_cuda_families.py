@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from support.stacked_experts import GROUP, quantise, stack
 from support.written_models import write_model
 
 from pipeline import Model, Output
@@ -42,6 +44,7 @@ LATENT = {
     "n_group": 2,
     "topk_group": 1,
 }
+GPT_OSS = {"head_dim": 16, "sliding_window": 20, "num_local_experts": 7, "num_experts_per_tok": 3, "swiglu_limit": 1.0}
 MODELS: dict[str, dict[str, Any]] = {
     "deepseek_v3": LATENT,
     "glm_moe_dsa": {
@@ -63,7 +66,25 @@ MODELS: dict[str, dict[str, Any]] = {
         "sliding_window": 20,
         "layer_types": KINDS,
     },
+    "gemma4_text with experts": {
+        "head_dim": 16,
+        "global_head_dim": 16,
+        "hidden_size_per_layer_input": 0,
+        "enable_moe_block": True,
+        "num_experts": 7,
+        "top_k_experts": 3,
+        "moe_intermediate_size": 40,
+    },
     "glm4": {"head_dim": 16},
+    "glm4_moe": {
+        "head_dim": 16,
+        "moe_intermediate_size": 40,
+        "n_routed_experts": 12,
+        "num_experts_per_tok": 3,
+        "n_group": 4,
+        "topk_group": 2,
+    },
+    "gpt_oss": GPT_OSS,
     "granite": {"residual_multiplier": 0.5, "attention_multiplier": 0.3, "embedding_multiplier": 6.0},
     "ministral3": {
         "rope_parameters": {
@@ -94,7 +115,7 @@ async def said(folder: Path, prompts: list[list[int]], **settings: Any) -> list[
 async def test_every_kind_of_layer_says_what_the_cpu_says_and_needs_no_company(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write_model(tmp_path, {"model_type": name, **SHAPE, **MODELS[name]})
+    write_model(tmp_path, {"model_type": name.split()[0], **SHAPE, **MODELS[name]})
     mode = {"device": "cuda", "dtype": "float32", "batch_invariant": True}
     for ours, theirs in zip(
         await said(tmp_path, PROMPTS, **mode), await said(tmp_path, PROMPTS, device="cpu"), strict=True
@@ -110,3 +131,21 @@ async def test_every_kind_of_layer_says_what_the_cpu_says_and_needs_no_company(
         assert together == [(await said(tmp_path, [prompt], **mode))[0] for prompt in PROMPTS], dtype
     told = [record.getMessage() for record in caplog.records if "Triton" in record.getMessage()]
     assert [one for one in told if "none are written for keys of" not in one] == [], "the kernels were used"
+
+
+@pytest.mark.parametrize("is_quantised", [False, True], ids=["bf16", "mxfp4"])
+async def test_experts_of_gpt_oss_say_what_the_cpu_says_wherever_they_lie(is_quantised: bool, tmp_path: Path) -> None:
+    sizes = {**SHAPE, **GPT_OSS, "hidden_size": 2 * GROUP, "intermediate_size": 3 * GROUP}
+    write_model(tmp_path, {"model_type": "gpt_oss", **sizes}, torch.bfloat16)
+    stack(tmp_path)
+    if is_quantised:
+        quantise(tmp_path)
+    mode = {"device": "cuda", "dtype": "float32"}
+    there = await said(tmp_path, PROMPTS[1:2], **mode)
+    (ours,), (theirs,) = there, await said(tmp_path, PROMPTS[1:2], device="cpu", dtype="float32")
+    assert ours.token_ids == theirs.token_ids
+    for dtype in ("float32", "bfloat16"):
+        mode = {"device": "cuda", "dtype": dtype, "batch_invariant": True}
+        expected = await said(tmp_path, PROMPTS, **mode)
+        for count in (1, 2, 9):
+            assert await said(tmp_path, PROMPTS, **mode, gpu_experts=count, host_experts=22 - count) == expected, dtype

@@ -12,7 +12,7 @@ from pipeline.checkpoints.header import LENGTH_BYTES, TensorEntry
 from pipeline.formats.parts import EMBED_KEY
 from pipeline.formats.tensors import ITEM_BITS, TensorSpec
 from pipeline.models.model_config import ModelConfig
-from pipeline.models.specs import group_specs
+from pipeline.models.specs import expert_specs, group_specs
 
 SHARD_BYTES = 5_000_000_000
 
@@ -35,7 +35,9 @@ Tensors = Mapping[str, Tensor]
 def model_specs(model: ModelConfig) -> list[TensorSpec]:
     """All tensors in the order of the modules: the embedding first, the output matrix last unless it is that too."""
     specs = group_specs(model)
-    ordered = [*specs.pop(EMBED_KEY), *itertools.chain.from_iterable(specs.values())]
+    embedding = specs.pop(EMBED_KEY)
+    by_layer = sorted((specs | expert_specs(model)).items(), key=lambda item: item[0][0])
+    ordered = [*embedding, *itertools.chain.from_iterable(found for _, found in by_layer)]
     return [*{spec.name: spec for spec in ordered}.values()]
 
 

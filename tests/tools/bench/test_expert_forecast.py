@@ -9,13 +9,15 @@ from support.routed_checkpoint import CHOSEN, EXPERTS, LAYERS, save_experts
 
 from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.checkpoints.checkpoint_digest import checkpoint_digest
+from pipeline.checkpoints.config_alone import config_alone
 from pipeline.config import Config
+from pipeline.devices.port import ONE_PLACE
 from pipeline.devices.sim import SimDevice
 from pipeline.formats.parts import EXPERT, KINDS
 from pipeline.tools.bench.expert_forecast import ExpertSizes, with_experts
 from pipeline.tools.bench.forecast import Forecast, Rates, ToldCompute
 from pipeline.tools.bench.machine_rates import measure_rates
-from pipeline.tools.bench.planning import Planned, plan_model
+from pipeline.tools.bench.planning import Planned, plan_alone, plan_model
 from pipeline.tools.commands.plan import lines
 from pipeline.tools.routing.expert_demand import FLAT, ExpertDemand
 from pipeline.tools.routing.recorded_routing import RecordedRouting
@@ -89,6 +91,23 @@ def test_a_plan_says_what_a_larger_cache_would_buy(checkpoint: Path) -> None:
     assert "slots for 9 in host memory and 5 in device memory" in printed
     assert "balance" not in printed
     assert own.as_dict()["experts"]["hit_rate"] == own.experts.demand.hit_rate
+
+
+def test_without_weights_experts_have_the_sizes_that_they_would_have(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
+    alone = config_alone(tmp_path)
+    assert alone is not None
+    with open_checkpoint(checkpoint) as opened:
+        assert {name: entry.length for name, entry in alone.checkpoint.tensors.items()} == {
+            name: entry.length for name, entry in opened.tensors.items()
+        }
+    told = Rates(1e6, None, dict.fromkeys((*KINDS, EXPERT), ToldCompute(1e12, None)), how="as told")
+    device = SimDevice(ONE_PLACE, alignment_bytes=256, memory={"host": 10**9})
+    placed = plan_alone(alone, Config(context_tokens=64, gpu_experts=9), device, told, 1, recorded(checkpoint))
+    assert isinstance(placed, Planned)
+    assert placed.experts is not None
+    assert placed.experts.demand.how.startswith("guessed")
+    assert placed.experts.read_bytes < 6 * placed.experts.model.expert_bytes
 
 
 async def test_experts_are_measured(checkpoint: Path, short_measurements: None) -> None:

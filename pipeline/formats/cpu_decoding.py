@@ -49,8 +49,8 @@ class RowDecoder:
         return decoded_FD
 
     @staticmethod
-    def in_registers(encoded: Encoded) -> tuple[Any, ...] | None:
-        """What `cpu_vectors.products` takes for a matrix that it decodes to bf16 itself: kind, how, numbers and so on.
+    def in_registers(encoded: Encoded) -> tuple[int, int, tuple[Any, ...]] | None:
+        """What `cpu_vectors.products` takes for a matrix that it decodes to bf16 itself: kind, how, and `weights`.
 
         None where it cannot.
         """
@@ -62,8 +62,10 @@ class RowDecoder:
         else:
             kind, scales, meanings = _vector_scales(encoded)
         zeros, (step, _) = _zeros(encoded)
-        numbers = encoded.numbers.view(torch.uint8).numpy()
-        return kind, how, numbers, scales, meanings, zeros.numpy(), step, encoded.group // 2
+        numbers, half_group = encoded.numbers.view(torch.uint8).numpy(), encoded.group // 2
+        groups = encoded.shape[1] // encoded.group
+        weights = (numbers, scales, meanings, zeros.numpy(), step, half_group, groups, groups * half_group)
+        return kind, how, weights
 
     def _words(self, first: int, last: int) -> torch.Tensor:
         """Those of rows, one row behind the other."""

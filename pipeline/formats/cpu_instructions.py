@@ -4,7 +4,9 @@ import functools
 from typing import Any
 
 from llvmlite import binding, ir
+from numba import types
 from numba.core import cgutils
+from numba.extending import intrinsic
 
 FEATURES = binding.get_host_cpu_features()
 HAS_LOOK_UP = bool(FEATURES.get("avx512bw"))
@@ -64,3 +66,25 @@ def ask_for(build: Any, place: Any) -> None:
 def _called(build: Any, name: str, result: Any, *given: Any) -> Any:
     function = ir.FunctionType(result, [one.type for one in given])
     return build.call(cgutils.get_or_insert_function(build.module, function, name), given)
+
+
+@intrinsic
+def claim(typing: Any, numbers: Any, at: Any, more: Any) -> Any:
+    """Add to one of the numbers, which other threads add to as well, and return what it was."""
+
+    def code(context: Any, build: Any, signature: Any, given: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, build, given[0]).data
+        return build.atomic_rmw("add", build.gep(data, [given[1]]), given[2], "seq_cst")
+
+    return types.int64(numbers, types.intp, types.int64), code
+
+
+@intrinsic
+def pause(typing: Any) -> Any:
+    """Give way for some nanoseconds, while another thread is waited for."""
+
+    def code(context: Any, build: Any, signature: Any, given: Any) -> Any:
+        _called(build, "llvm.x86.sse2.pause", ir.VoidType())
+        return context.get_dummy_value()
+
+    return types.void(), code

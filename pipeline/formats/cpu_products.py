@@ -12,15 +12,17 @@ import torch
 from pipeline.formats import cpu_vectors
 from pipeline.formats.cpu_decoding import RowDecoder
 from pipeline.formats.cpu_instructions import BYTES, HAS_DOTS
-from pipeline.formats.cpu_threads import share_out
+from pipeline.formats.cpu_threads import work_together
 from pipeline.formats.encoded import Encoded
 
 TILES = (1, 2, 4)
 """So many rows are multiplied at once."""
 FEW_ROWS = 8
 """For no more weights are decoded in registers; else before that."""
-PIECE_NUMBERS = 2 << 20
-"""Of a matrix that a thread multiplies by at once."""
+PIECE_NUMBERS = 1 << 19
+"""Of a matrix that a thread claims at once: 8 us of one row."""
+ALONE_NUMBERS = 2 << 20
+"""Of a matrix that one thread multiplies by while another one would wake up."""
 
 
 def can_multiply(x_TD: torch.Tensor) -> bool:
@@ -48,14 +50,18 @@ class Product:
         """Fill all, if rows are few and there is a kernel that decodes such a matrix in registers."""
         if len(self._x) > FEW_ROWS or (arguments := RowDecoder.in_registers(encoded)) is None:
             return False
-        kind, how, numbers, *others = arguments
-        kernel, groups = cpu_vectors.products(kind, how, self._tile), encoded.shape[1] // encoded.group
+        kind, how, weights = arguments
+        kernel, claimed = cpu_vectors.products(kind, how, self._tile), np.zeros(cpu_vectors.CLAIMED, np.int64)
         step = max(PIECE_NUMBERS // encoded.shape[1] // 32, 1) * 32
 
-        def work(first: int) -> None:
-            kernel(numbers[first : first + step], *others, groups, first, *self._to)
+        def work(patience: int) -> bool:
+            done: bool = kernel(claimed, patience, step, weights, *self._to)
+            return done
 
-        share_out(range(0, self._rows, step), work, here=True)
+        if encoded.shape[0] * encoded.shape[1] < ALONE_NUMBERS:
+            work(1)
+        else:
+            work_together(work)
         return True
 
 

@@ -8,18 +8,18 @@ interpreter lock. The many short ones by which torch decodes a block take longer
 import functools
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import wait
 
 import torch
 
 from pipeline.system.threads import Threads
 
+PATIENCE = 2000
+"""Pauses for which a thread waits for another one before it sleeps: about 30 us."""
 
-def share_out(items: Sequence[int], work: Callable[[int], object], *, here: bool = False) -> None:
-    """Call `work` with each item, on as many threads as torch computes with here. Raises its first error.
 
-    This thread is one of them if it may work `here`, where torch computes with all threads: then nothing waits for
-    threads that have not woken up before the work is done.
-    """
+def share_out(items: Sequence[int], work: Callable[[int], object]) -> None:
+    """Call `work` with each item, on as many threads as torch computes with here. Raises its first error."""
     threads = torch.get_num_threads()
     count = min(threads, len(items))
     if count < 2:
@@ -33,17 +33,27 @@ def share_out(items: Sequence[int], work: Callable[[int], object], *, here: bool
             for item in waiting:
                 work(item)
 
-    errors: list[BaseException] = []
-    running = [block_threads(threads).submit(work_on) for _ in range(count - here)]
-    if here:
-        try:
-            work_on()
-        except BaseException as error:
-            errors.append(error)  # raised when the others are done
-    unfinished = [one for one in running if not (here and one.cancel())]
-    errors += [raised for one in unfinished if (raised := one.exception()) is not None]
+    running = [block_threads(threads).submit(work_on) for _ in range(count)]
+    errors = [raised for one in running if (raised := one.exception()) is not None]
     if errors:
         raise errors[0]
+
+
+def work_together(work: Callable[[int], bool]) -> None:
+    """Call `work` here and on as many more threads as torch computes with here, which hold no interpreter lock in it
+    and claim pieces of it by themselves.
+
+    It is given the patience to wait for pieces of others that are not done when none is left, and returns whether all
+    are: a thread that has not woken up by then is not waited for. Raises what it raises here.
+    """
+    threads, done = torch.get_num_threads(), False
+    others = [block_threads(threads).submit(work, 0) for _ in range(threads - 1)]
+    try:
+        done = work(PATIENCE)
+    finally:
+        begun = [one for one in others if not one.cancel()]
+        if not done:
+            wait(begun)
 
 
 @functools.cache

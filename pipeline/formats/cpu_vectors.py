@@ -22,6 +22,8 @@ from pipeline.formats.lookup import E2M1, NF4
 LEVELS = (tuple(map(float, range(16))), tuple(map(float, range(-8, 8))), E2M1, NF4)
 INT4_KIND, SYMMETRIC_KIND, FP4_KIND, NF4_KIND, DECODED = range(5)
 """Only the first has zeros."""
+NEXT_ROW, ROWS_DONE, CLAIMED = 0, 8, 16
+"""Two numbers that threads share, each in a cache line of its own."""
 ROUNDS = (("bfloat16",), ("float16",), ("float16", "bfloat16"), ("bfloat16", "float16"))
 TILE_ROWS, TILE_ROWS_OF_ONE, BLOCK_ROWS, BLOCK_TOKENS, BLOCK_COLUMNS = 4, 8, 32, 64, 2048
 """Rows of a matrix that are multiplied at once by several rows of x and by one, so that adding to a sum need not wait
@@ -236,24 +238,33 @@ class _Tile:
 def products(kind: int, how: int, tokens: int) -> Callable[..., None]:
     """A kernel that multiplies by numbers of 4 bits, as those of `vectors`, `tokens` rows of x at once.
 
-    Rows of x that are left over are taken with some that were taken before. Each of `groups` has a scale.
+    Rows of x that are left over are taken with some that were taken before. Each of `groups` has a scale. All threads
+    are given `claimed`, zeros: each claims `step` rows after the other while there are any. One that has `patience`
+    waits a moment for the others, and returns whether all rows are done.
     """
     tile_rows = TILE_ROWS_OF_ONE if tokens == 1 else TILE_ROWS
 
     @njit(cache=True, nogil=True, error_model="numpy")
-    def multiply(numbers_FB, scales_FG, meanings, zeros_FG, zero_step, half_group, groups, first, x_TD, bias_F, out_TF):
-        weights = (numbers_FB, scales_FG, meanings, zeros_FG, zero_step, half_group, groups, groups * half_group)
+    def multiply(claimed, patience, step, weights, x_TD, bias_F, out_TF):
         sums = (np.empty(tile_rows * tokens * 16, np.float32), 0, 0, True, True)
-        rows, to, row = len(numbers_FB), (bias_F, out_TF), 0
+        rows, to, row = len(weights[0]), (bias_F, out_TF), cpu.claim(claimed, NEXT_ROW, step)
         while row < rows:
-            whole = row + tile_rows <= rows
-            for t in range(0, len(x_TD), tokens):
-                at = (row, first + row, min(t, len(x_TD) - tokens), 0)
-                if whole:
-                    add_up(weights, x_TD, sums, to, at, (kind, how), tile_rows, tokens)
-                else:
-                    add_up(weights, x_TD, sums, to, at, (kind, how), 1, tokens)
-            row += tile_rows if whole else 1
+            begin, end = row, min(row + step, rows)
+            while row < end:
+                whole = row + tile_rows <= end
+                for t in range(0, len(x_TD), tokens):
+                    at = (row, row, min(t, len(x_TD) - tokens), 0)
+                    if whole:
+                        add_up(weights, x_TD, sums, to, at, (kind, how), tile_rows, tokens)
+                    else:
+                        add_up(weights, x_TD, sums, to, at, (kind, how), 1, tokens)
+                row += tile_rows if whole else 1
+            cpu.claim(claimed, ROWS_DONE, end - begin)
+            row = cpu.claim(claimed, NEXT_ROW, step)
+        while cpu.claim(claimed, ROWS_DONE, 0) < rows and patience > 0:
+            cpu.pause()
+            patience -= 1
+        return patience > 0
 
     return multiply
 

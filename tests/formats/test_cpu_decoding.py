@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from threading import Event, Timer
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from support.stored_parts import find
 
 from pipeline.formats import cpu_choice, decoding
 from pipeline.formats.awq import Awq
-from pipeline.formats.cpu_threads import share_out
+from pipeline.formats.cpu_threads import PATIENCE, block_threads, share_out, work_together
 from pipeline.formats.decoding import decoded_product
 from pipeline.formats.fp4 import MXFP4, NVFP4, Float4Matrix
 from pipeline.formats.fp8 import Float8, Float8Matrix
@@ -168,3 +169,33 @@ def test_an_error_of_shared_work_is_raised_when_all_threads_are_done() -> None:
     with pytest.raises(ValueError, match="item 1"):
         share_out(range(6), work)
     assert sorted(done) == [*range(6)] or torch.get_num_threads() < 2
+
+
+def test_a_thread_that_has_begun_to_work_together_is_waited_for_and_no_other() -> None:
+    begun, late, threads, given = Event(), Event(), torch.get_num_threads(), list[int]()
+
+    def work(patience: int) -> bool:
+        given.append(patience)
+        return True
+
+    def work_longer(patience: int) -> bool:
+        if patience:
+            Timer(0.02, late.set).start()
+            return not begun.wait(9)
+        begun.set()
+        return late.wait(9) and work(patience)
+
+    pool = block_threads(2)
+    torch.set_num_threads(2)
+    try:
+        busy = [pool.submit(late.wait, 9) for _ in range(2)]
+        work_together(work)
+        late.set()
+        assert all(one.result() for one in busy)
+        assert given == [PATIENCE]
+        late.clear()
+        work_together(work_longer)
+        assert given == [PATIENCE, 0]
+    finally:
+        late.set()
+        torch.set_num_threads(threads)

@@ -52,6 +52,7 @@ def test_a_row_has_the_same_bits_however_many_there_are_and_whatever_decodes(
 ) -> None:
     monkeypatch.setattr(decoding, "BLOCK_BYTES", 0)
     monkeypatch.setattr(cpu_products, "PIECE_NUMBERS", 0)
+    monkeypatch.setattr(cpu_products, "ALONE_NUMBERS", 0)
     matrix, threads = matrices()[name], torch.get_num_threads()
     rows, columns = matrix.shape
     x, bias = torch.randn(300, columns).to(torch.bfloat16), torch.randn(rows)

@@ -19,8 +19,8 @@ TILES = (1, 2, 4)
 """So many rows are multiplied at once."""
 FEW_ROWS = 8
 """For no more weights are decoded in registers; else before that."""
-PIECE_NUMBERS = 1 << 19
-"""Of a matrix that a thread claims at once: 8 us of one row."""
+PIECE_NUMBERS = 1 << 20
+"""Of a matrix that a thread claims at once: 16 us of one row."""
 ALONE_NUMBERS = 2 << 20
 """Of a matrix that one thread multiplies by while another one would wake up."""
 

@@ -55,8 +55,7 @@ class Product:
         step = max(PIECE_NUMBERS // encoded.shape[1] // 32, 1) * 32
 
         def work(patience: int) -> bool:
-            done: bool = kernel(claimed, patience, step, weights, *self._to)
-            return done
+            return kernel(claimed, patience, step, weights, *self._to)
 
         if encoded.shape[0] * encoded.shape[1] < ALONE_NUMBERS:
             work(1)

@@ -235,7 +235,7 @@ class _Tile:
 
 
 @functools.cache
-def products(kind: int, how: int, tokens: int) -> Callable[..., None]:
+def products(kind: int, how: int, tokens: int) -> Callable[..., bool]:
     """A kernel that multiplies by numbers of 4 bits, as those of `vectors`, `tokens` rows of x at once.
 
     Rows of x that are left over are taken with some that were taken before. Each of `groups` has a scale. All threads

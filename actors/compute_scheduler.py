@@ -8,6 +8,7 @@ Fails:  when a computation failed, naming the group; or the upload before it, na
 
 import asyncio
 import itertools
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -47,6 +48,8 @@ class ComputeScheduler(Sink):
         self._parked: dict[GroupKey, Message[Slot]] = {}
         self._kept: dict[GroupKey, Message[Slot]] = {}
         self._launched: list[tuple[Message[Slot], Sequence[Event]]] = []
+        self._unfinished: deque[tuple[Any, Sequence[tuple[Message[Slot], Sequence[Event]]]]] = deque()
+        self._is_begun = False
         self._previous: Sequence[Event] = ()
         self._reports: tuple[Event, Event] = (READY, READY)
 
@@ -72,8 +75,8 @@ class ComputeScheduler(Sink):
             yield Message(*kept.key, message.seq + index, kept.at, READY if has_arrived(kept) else kept.event)
 
     async def _compute(self, groups: Sequence[Message[Slot]]) -> None:
-        """Launch groups: the first when a pass has begun; behind the last, wait for the results of the pass."""
-        if not self._launched:
+        """Launch groups: the first when a pass has begun; behind the last, wait for results."""
+        if not self._launched and not self._is_begun:
             await self.stalled("request", groups[0], self._begin() if self._position else self._begun.wait())
         ran: Sequence[Event] = ()
         if len(groups) > 1 and not self._blocking and not self.wiring.meter.recording and all(map(has_arrived, groups)):
@@ -92,8 +95,20 @@ class ComputeScheduler(Sink):
                 self._tell(self._queue, message, each)
         self._position += len(groups)
         if self._position % len(self._program.order) == 0:
-            await self.stalled("result", groups[-1], self._finish())
-            self._launched.clear()
+            await self._end(groups[-1])
+
+    async def _end(self, last: Message[Slot]) -> None:
+        """Behind the last group of a pass finish the one before; then this one, unless the next begins before that."""
+        self._unfinished.append((self._pass, self._launched))
+        self._launched = []
+        if len(self._unfinished) > 1:
+            await self.stalled("result", last, self._finish())
+        ahead = self._program.ahead(self._pass)
+        self._is_begun = ahead is not None
+        if self._is_begun:
+            self._pass = ahead
+        else:
+            await self.stalled("result", last, self._finish())
 
     def _leave(self, groups: Sequence[Message[Slot]], ran: Sequence[Event]) -> None:
         """Give back what comes again: the first group of a pass, and what moves. What stays is kept."""
@@ -129,17 +144,18 @@ class ComputeScheduler(Sink):
         self._pass = await self._program.begin()
 
     async def _finish(self) -> None:
+        pass_, launched = self._unfinished.popleft()
         try:
-            await self._program.finish(self._pass)
+            await self._program.finish(pass_)
         except ActorFailed:
             raise
         except Exception:
-            self._blame()
+            self._blame(launched)
             raise
 
-    def _blame(self) -> None:
-        """Name the first group that failed in this pass: everything behind it failed for the same reason."""
-        for message, ran in self._launched:
+    def _blame(self, launched: Sequence[tuple[Message[Slot], Sequence[Event]]]) -> None:
+        """Name the first group that failed in a pass: everything behind it failed for the same reason."""
+        for message, ran in launched:
             for event in ran:
                 if event.error is not None:
                     own = ActorFailed(self.name, message.layer, message.group, event.error)

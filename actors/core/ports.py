@@ -135,7 +135,7 @@ class PrefetchPolicy(Protocol):
 class Program(Protocol):
     """The compute scheduler runs it. One pass is one sweep over all groups, in compute order.
 
-    A class that inherits from it need not write `prepare`, `check_in` and `stretch`.
+    A class that inherits from it need not write `prepare`, `check_in`, `stretch` and `ahead`.
     """
 
     order: Sequence[GroupKey]
@@ -166,6 +166,13 @@ class Program(Protocol):
         launched: then each gets its `prepare` and its `step`.
         """
         return ()
+
+    def ahead(self, pass_: Any, /) -> Any | None:
+        """Begin the next pass behind one of which all is launched and nothing is known; None where it must be known.
+
+        The next pass is launched, too, before this one is finished. All before this one are finished.
+        """
+        return None
 
     async def finish(self, pass_: Any, /) -> None:
         """Wait for the results of the pass and hand them on."""

@@ -49,6 +49,10 @@ class CpuDevice:
         """The same."""
         return self.host_memory(nbytes)
 
+    def seen(self, memory: HostMemory) -> torch.Tensor:
+        """They can."""
+        return memory.tensor
+
     def device_memory(self, nbytes: int) -> HostMemory:
         """The same kind of memory: there is no other."""
         return self.host_memory(nbytes)

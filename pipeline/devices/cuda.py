@@ -26,6 +26,8 @@ OUT_OF_MEMORY = 2
 """As the CUDA runtime calls it; pinned memory is bounded by a limit of the process, too."""
 LINK_BYTES, LINK_COPIES = 8 << 20, 64
 """Copies that tell the rate of the link: long beside the 10 us that starting one takes."""
+PINNED_AT_ONCE = 4 << 20
+"""While the driver pins memory, 0.3 ms a MB, it launches nothing."""
 FEW_COPIES = 16
 """As many are issued in less time than another thread takes to begin with them."""
 
@@ -53,6 +55,7 @@ class CudaDevice:
         self._lanes = Lanes(lambda name: CudaLane(name, self.torch_device, timeline))
         self._pinned: set[Memory] = set()
         self._plain: list[HostMemory] = []
+        self._seen: list[int] = []
         self._memory: list[DeviceMemory] = []
 
     @property
@@ -82,6 +85,16 @@ class CudaDevice:
         """Memory that is not pinned, which would take 0.3 s a GB."""
         self._plain.append(HostMemory(nbytes))
         return self._plain[-1]
+
+    def seen(self, memory: HostMemory) -> torch.Tensor:
+        """Pinned memory has the same address for kernels, which read it over the link."""
+        first, cudart = memory.tensor.data_ptr(), torch.cuda.cudart()
+        for begin in range(0, memory.nbytes, PINNED_AT_ONCE):
+            nbytes = min(PINNED_AT_ONCE, memory.nbytes - begin)
+            with torch.cuda.device(self.torch_device):
+                _check(cudart.cudaHostRegister(first + begin, nbytes, 0), f"pin {nbytes} bytes")
+            self._seen.append(first + begin)
+        return torch.as_tensor(_Seen(first, memory.nbytes))
 
     def device_memory(self, nbytes: int) -> DeviceMemory:
         """GPU memory of `nbytes`."""
@@ -148,16 +161,25 @@ class CudaDevice:
 
     def free(self) -> None:
         """Unpin the host memory and free all memory; nothing may run."""
-        codes = [torch.cuda.cudart().cudaHostUnregister(memory.tensor.data_ptr()) for memory in self._pinned]
+        pinned = [*(memory.tensor.data_ptr() for memory in self._pinned), *self._seen]
+        codes = [torch.cuda.cudart().cudaHostUnregister(address) for address in pinned]
         memories: list[Memory] = [*self._pinned, *self._plain, *self._memory]
         for memory in memories:
             memory.free()
         self._pinned.clear()
+        self._seen.clear()
         self._plain.clear()
         self._memory.clear()
         give_back(self)
         for code in codes:
             _check(code, "unpin memory")
+
+
+class _Seen:
+    """Bytes at an address, in the words that torch takes for memory that kernels can read."""
+
+    def __init__(self, address: int, nbytes: int) -> None:
+        self.__cuda_array_interface__ = {"shape": (nbytes,), "typestr": "|u1", "data": (address, False), "version": 2}
 
 
 def _copy_seconds(source: HostMemory, target: DeviceMemory) -> float:

@@ -107,6 +107,12 @@ class Device(Transfers, Protocol):
     def plain_memory(self, nbytes: int) -> "HostMemory":
         """Memory of the first place from which nothing is uploaded: taken only as it is written to."""
 
+    def seen(self, memory: "HostMemory") -> "torch.Tensor":
+        """Plain memory that is full by now, as bytes that computations can read where they lie; may take a while.
+
+        Raises ResourceError or ConfigError where they cannot.
+        """
+
     def device_memory(self, nbytes: int) -> "Memory":
         """Memory of the last place: computations can use it, at an address that never changes."""
 

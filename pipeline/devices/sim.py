@@ -130,6 +130,10 @@ class SimDevice:
         """A name for memory that a simulation does not need."""
         return _SimMemory(nbytes)
 
+    def seen(self, memory: Buffer) -> "torch.Tensor":
+        """Nothing is computed here."""
+        raise NotImplementedError
+
     def device_memory(self, nbytes: int) -> Buffer:
         """A name for memory that a simulation does not need."""
         return _SimMemory(nbytes)

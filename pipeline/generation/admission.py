@@ -38,6 +38,7 @@ class Admission:
         self._closed = False
         self._begun = False
         self._interrupted = False
+        self._is_ahead = False
 
     async def tokenized(self, make: Callable[[Tokenizing], Coroutine[Any, Any, Result]]) -> Result:
         """What `make` makes of a call, sequences to be submitted at once; from now on `drained` waits for it.
@@ -87,11 +88,19 @@ class Admission:
         self._pass_began = asyncio.get_running_loop().time()
         return pieces
 
+    def pieces_ahead(self, pieces: Sequence[Piece]) -> list[Piece]:
+        """Those of a pass that begins now, behind the launched one with `pieces`; [] where it has to wait for that."""
+        ahead = [] if self.tokenizing_calls else self.batcher.next_ahead(pieces)
+        self._is_ahead = bool(ahead)
+        return ahead
+
     def end_pass(self, *, finished: bool) -> None:
         """Let those leave that have ended, and others come. A pass that has not `finished` computed nothing."""
-        self.in_pass = False
+        self.in_pass, self._is_ahead = self._is_ahead, False
         if finished:
             self._take_note()
+        if self.in_pass:
+            self._prompts, self._pass_began = [], asyncio.get_running_loop().time()
         self._interrupted = self._interrupted and not finished
         self._leave()
 
@@ -123,7 +132,7 @@ class Admission:
 
     def stopped(self) -> None:
         """Take everything back, when the line has stopped, and forget the pass that was under way."""
-        self.in_pass = self._begun = self._interrupted = False
+        self.in_pass = self._begun = self._interrupted = self._is_ahead = False
         self._cache.fail()
         if self._experts is not None:
             self._experts.fail()

@@ -5,7 +5,7 @@ import functools
 import itertools
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.errors import Busy, RequestError, for_one_caller
 from pipeline.generation.sequence import RunningSequence
@@ -33,6 +33,10 @@ class Piece:
     state_read: int = -1
     state_write: int = -1
     snapshots: tuple[tuple[int, int], ...] = ()
+
+
+UNKNOWN = (-1,)
+"""The token of a piece whose pass begins before the host knows it."""
 
 
 def most_logit_rows(max_requests: int) -> int:
@@ -224,6 +228,16 @@ class Batcher:
         self.shortages.note(short, passes=1 if tokens else 0)
         return [self._piece(sequence, count) for sequence, count in tokens.items() if count]
 
+    def next_ahead(self, pieces: Sequence[Piece]) -> list[Piece]:
+        """The pieces of the pass behind one with these, if that has the same sequences whatever tokens come now.
+
+        [] otherwise: where a request waits or pauses, or an answer has not begun, or ends.
+        """
+        if self._waiting or len(self._running) != len(pieces) or not all(map(_goes_on, pieces)):
+            return []
+        self.shortages.note({}, passes=1)
+        return [replace(piece, start=piece.start + 1, token_ids=UNKNOWN) for piece in pieces]
+
     def _piece(self, sequence: RunningSequence, count: int) -> Piece:
         logit_rows = min(count, sequence.logit_rows) if count == sequence.waiting_count else 0
         token_ids, held = sequence.waiting_tokens(count), sequence.held_state
@@ -256,6 +270,12 @@ class Batcher:
             f"{total - used} of {total} free while {self.running} run{'s' * (self.running == 1)}; open the model with "
             f"kv_tokens={enough} to let them share passes, or call with lower max_new_tokens"
         )
+
+
+def _goes_on(piece: Piece) -> bool:
+    """Whether it is a token of an answer that gives a token, behind which there will be another; it moves no state."""
+    is_answer = len(piece.token_ids) == piece.logit_rows == 1 and piece.start >= len(piece.sequence.prompt_ids)
+    return is_answer and piece.state_write < 0 and piece.sequence.goes_on
 
 
 def _room(sequence: RunningSequence) -> int:

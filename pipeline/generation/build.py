@@ -130,7 +130,8 @@ class ModelRuntime(Runtime):
     async def running(self) -> AsyncIterator[Over]:
         """Run the lines; beside them the embedding table comes into memory, where it stays."""
         async with super().running() as over:
-            loading = asyncio.create_task(self.embedding.load(), name="penstock embedding")
+            load = self.embedding.load(seen=not self.moving_groups)  # else nothing begins before tokens are known
+            loading = asyncio.create_task(load, name="penstock embedding")
             try:
                 yield over
             finally:

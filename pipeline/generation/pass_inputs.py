@@ -48,6 +48,7 @@ class PassInputs:
         self._numbers, self._tables = self._parts(on_device, max_requests)
         self._held: Held = {}
         self._pieces: Sequence[Piece] = ()
+        self._moved_on = 0
         self._grids: dict[tuple[int, int], tuple[int, int, int, int]] = {}
 
     @staticmethod
@@ -71,8 +72,26 @@ class PassInputs:
             self._move_on(len(pieces), cuts)
         else:
             self._fill(pieces, cuts)
+        self._moved_on = 0
         copies = [*self._copies(cuts[-1][1]), *copies] if upload else copies
         return self._device.upload(*self._memories, copies, ()) if copies else READY
+
+    def go_on(self, pieces: Sequence[Piece], cuts: Sequence[tuple[int, int]]) -> None:
+        """Let the next pass be one of the next token of each answer in this one, for which the device is to `move_on`.
+
+        The numbers in host memory stay behind: the device may not have copied them yet.
+        """
+        self._pieces = pieces
+        self._moved_on += 1
+        self._grids = {cut: _grid_of_answers(self._host_numbers[slice(*cut)], self._moved_on) for cut in cuts}
+
+    def move_on(self, rows: int) -> None:
+        """Make of the numbers of so many rows those of the pass that goes on, on the device."""
+        numbers = self._numbers[:rows]
+        positions, holds_token = numbers[:, POSITION], numbers[:, POSITION] >= 0
+        positions += holds_token
+        blocks = self._tables[numbers[:, TABLE], positions // BLOCK_TOKENS]
+        numbers[:, BLOCK] = torch.where(holds_token, blocks, NO_TOKEN[BLOCK])
 
     def copy(self, rows: int) -> None:
         """Copy the numbers of so many rows to the device, on the lane that does this."""
@@ -141,7 +160,7 @@ class PassInputs:
     def _move_on(self, tokens: int, cuts: Sequence[tuple[int, int]]) -> None:
         """Write what is new of a pass with the next token of each answer of the pass before."""
         numbers = self._host_numbers[:tokens]
-        numbers[:, POSITION] += 1
+        numbers[:, POSITION] += 1 + self._moved_on
         numbers[:, BLOCK] = self._host_tables[numbers[:, TABLE], numbers[:, POSITION] // BLOCK_TOKENS]
         self._grids = {cut: _grid_of_answers(self._host_numbers[slice(*cut)]) for cut in cuts}
 
@@ -208,9 +227,9 @@ def _cut(numbers: np.ndarray, prompt_left_T: np.ndarray) -> tuple[int, int, int,
     return len(answers), len(tiles), parts_for(longest), tile_parts_for(longest_tile)
 
 
-def _grid_of_answers(numbers: np.ndarray) -> tuple[int, int, int, int]:
-    """The same of a block without tiles."""
-    return len(numbers), 0, parts_for(int(numbers[:, POSITION].max()) + 1), tile_parts_for(0)
+def _grid_of_answers(numbers: np.ndarray, moved_on: int = 0) -> tuple[int, int, int, int]:
+    """The same of a block without tiles, in the pass that comes so many later."""
+    return len(numbers), 0, parts_for(int(numbers[:, POSITION].max()) + 1 + moved_on), tile_parts_for(0)
 
 
 def _goes_on(before: Piece, piece: Piece) -> bool:

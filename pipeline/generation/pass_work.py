@@ -13,6 +13,7 @@ from pipeline.generation.head import Head
 from pipeline.generation.micro_batches import MicroBatch
 from pipeline.generation.pass_buffers import PassBuffers
 from pipeline.generation.pass_inputs import PassInputs
+from pipeline.generation.row_sampler import RowSampler
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.models import decoder
 from pipeline.models.attention import LayerKV
@@ -65,6 +66,12 @@ class PassWork:
         """The embedding of all rows: what lies behind the last token does not matter."""
         self._embedding.copy(pass_.padded_rows)
         self._inputs.copy(pass_.padded_rows)
+        self.embed(pass_, pass_.padded_rows)
+
+    def go_on(self, pass_: GenerationPass, sampler: RowSampler) -> None:
+        """The embedding of the tokens that were chosen just now, at the next position of each."""
+        self._embedding.take(sampler.chosen(pass_.padded_rows))
+        self._inputs.move_on(pass_.padded_rows)
         self.embed(pass_, pass_.padded_rows)
 
     def embed(self, pass_: GenerationPass, filled: int) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import itertools
 from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -26,7 +25,8 @@ from pipeline.generation.pass_inputs import PassInputs
 from pipeline.generation.pass_work import PassWork
 from pipeline.generation.prompt_scores import PromptScorer
 from pipeline.generation.records import Records
-from pipeline.generation.row_sampler import Outcome, RowSampler
+from pipeline.generation.row_sampler import RowSampler
+from pipeline.generation.rows_sent import Outcome
 from pipeline.generation.sampling import Sampler
 from pipeline.generation.sequence import RunningSequence
 from pipeline.groups.catalog import WeightCatalog
@@ -92,18 +92,46 @@ class GenerationProgram:
         if self.expert_half is not None:
             self.expert_half.begin(pieces)
         pass_.scored = self._scorer.send(pieces)
-        cuts = [(block.begin, block.end) for block in pass_.blocks]
-        sent = self._inputs.send(pieces, cuts, upload=not embeds_alike)
+        sent = self._inputs.send(pieces, pass_.cuts, upload=not embeds_alike)
+        if embeds_alike:
+            copy_and_embed = functools.partial(self._work.copy_and_embed, pass_)
+            self._embed(pass_, copy_and_embed, (fetched, sent), ("embed", pass_.padded_rows))
+        else:
+            self._embed(pass_, functools.partial(self._work.embed, pass_, tokens), (fetched, sent))
+        return pass_
+
+    def ahead(self, pass_: GenerationPass) -> GenerationPass | None:
+        """Begin the next pass where the same sequences go on with whatever tokens the device chooses.
+
+        One that ends with its token has been computed once too often: what comes of that is dropped.
+        """
+        if pass_.in_stretches < len(self.order) or pass_.abandoned or not self._embedding.is_seen:
+            return None
+        if not self._work.embeds_alike(pass_.pieces):
+            return None
+        pass_.rows = rows = pass_.rows or self._sampler.send(pass_.last_rows)
+        if not rows.prepared.done() or not rows.goes_on or len(rows.samplers) < len(pass_.pieces):
+            return None
+        if not (pieces := self.admission.pieces_ahead(pass_.pieces)):
+            return None
+        self._sampler.launch(COMPUTE, self._buffers.logits_memory, rows, pass_.last)
+        parts = micro_batches(len(pieces), self._micro_batches, self._row_blocks)
+        following = GenerationPass(pieces, parts, ahead=True)
+        self._inputs.go_on(pieces, following.cuts)
+        go_on = functools.partial(self._work.go_on, following, self._sampler)
+        self._embed(following, go_on, (rows.chosen,), ("go on", following.padded_rows))
+        return following
+
+    def _embed(
+        self, pass_: GenerationPass, work: Callable[[], object], after: Sequence[Event], repeats: Hashable = None
+    ) -> None:
+        """Launch what comes before the first layer."""
         for block in pass_.blocks:
             block.rows = self._inputs.rows(block.begin, block.end)
             block.rotary = self._buffers.rotary(block.begin, block.end)
-        work, repeats = functools.partial(self._work.embed, pass_, tokens), None
-        if embeds_alike:
-            work, repeats = functools.partial(self._work.copy_and_embed, pass_), ("embed", pass_.padded_rows)
-        pass_.embedded = self._device.launch(COMPUTE, functools.partial(infer, work), (fetched, sent), repeats)
+        pass_.embedded = self._device.launch(COMPUTE, functools.partial(infer, work), after, repeats)
         for part in pass_.parts:
             part.last = pass_.embedded
-        return pass_
 
     async def _fetch(self, pieces: list[Piece]) -> tuple[list[Piece], Event]:
         """Fetch the embedding rows of a pass; a sequence that brings a row that cannot be read ends, and leaves it.
@@ -164,13 +192,14 @@ class GenerationProgram:
         part.last = self._device.launch(COMPUTE, functools.partial(infer, work), (part.last,), key)
         for message in messages:
             self._tell(pass_, message, [part.last])
+        pass_.in_stretches += len(messages)
         return [part.last]
 
     def _tell(self, pass_: GenerationPass, message: Message[Slot], ran: Sequence[Event]) -> None:
         """Say what was launched, if anything."""
-        if ran and message.key == self._halfway:
+        if ran and message.key == self._halfway and not pass_.ahead:
             # While the device is busy, and before weights of the next pass are on their way to it.
-            pass_.rows = self._sampler.send(_last_rows(pass_.pieces))
+            pass_.rows = self._sampler.send(pass_.last_rows)
         tell = self._cache.attended if attends(message.group) else self._cache.rendezvous.computed
         tell(message.layer, ran[-1] if ran else READY)
 
@@ -259,8 +288,9 @@ class GenerationProgram:
         except Exception as error:
             raise embedding_failed(error) from error
         if pass_.choosing:
-            # A measurement may compute some of the groups alone, and not the one halfway.
-            rows = pass_.rows or self._sampler.send(_last_rows(pass_.pieces))
+            # A measurement may compute some of the groups alone, and not the one halfway; and a pass that is ahead has
+            # to wait for the tokens of the one before.
+            rows = pass_.rows or self._sampler.send(pass_.last_rows)
             return await self._sampler.choose(COMPUTE, self._buffers.logits_memory, rows, pass_.last)
         await pass_.last.wait()
         return {}
@@ -281,9 +311,3 @@ class GenerationProgram:
     def let_go(self) -> None:
         """Hold no views of memory any more, which would outlive that: a closed model may be kept."""
         del self._sampler, self._inputs, self._scorer, self._head, self._work, self._buffers
-
-
-def _last_rows(pieces: Sequence[Piece]) -> list[tuple[Sampler, int]]:
-    """Whose tokens are chosen, and from which row of logits: the last of those that the sequence asks for."""
-    ends = itertools.accumulate(piece.logit_rows for piece in pieces)
-    return [(piece.sequence.sampler, end - 1) for piece, end in zip(pieces, ends, strict=True) if piece.logit_rows]

@@ -4,9 +4,7 @@ import asyncio
 import functools
 import itertools
 import math
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -21,6 +19,7 @@ from pipeline.errors import RequestError
 from pipeline.generation.choosing import fused
 from pipeline.generation.drawing import BINS, COLUMNS, Filters, Scratch, biased, choose, log_probabilities
 from pipeline.generation.parameters import MOST_BIASES, MOST_LOGPROBS
+from pipeline.generation.rows_sent import CHOSEN, RESULTS, Outcome, RowsSent, Run
 from pipeline.generation.sampling import Choice, Sampler
 from pipeline.generation.token_tables import MOST_CHANGES, TokenTables, in_both_places
 from pipeline.models.ops import infer
@@ -28,53 +27,8 @@ from pipeline.system.limits import reached_limit
 from pipeline.system.memory_plan import Holding
 from pipeline.system.threads import outlast
 
-RESULTS = 4
-"""The numbers that `choose` gives for a row."""
 TOKENS_OF_BLOCK = 1 << 15
 """For each row that a device likes to compute at once; there are 32 of those on a CPU, and 256 on a GPU."""
-Outcome: TypeAlias = Choice | RequestError
-
-
-class Run(NamedTuple):
-    """Rows that are computed together, and how many log-probabilities each gets; None for not even the token's own."""
-
-    begin: int
-    end: int
-    filters: Filters
-    logprobs: int | None
-
-
-@dataclass(slots=True)
-class RowsSent:
-    """The rows of a pass for which tokens are to be chosen: whose they are, their numbers, and what has come of them.
-
-    Those that are `processed` by a function of the user's take the way over the host.
-    """
-
-    samplers: list[Sampler] = field(default_factory=list)
-    numbers: list[list[float]] = field(default_factory=list)
-    runs: list[Run] = field(default_factory=list)
-    changes: int = 0
-    biases: int = 0
-    processed: list[tuple[Sampler, list[float]]] = field(default_factory=list)
-    outcomes: dict[Sampler, Outcome] = field(default_factory=dict)
-    prepared: Event = READY
-    sent: Event = READY
-
-    @property
-    def repeats(self) -> Hashable:
-        """What the kernels that choose depend on beside numbers on the device; None where the rows are not alike."""
-        if len(self.runs) != 1 or self.runs[0].logprobs is not None or self.changes not in (0, len(self.samplers)):
-            return None
-        if self.biases:
-            return None
-        return "choose", self.runs[0], self.changes
-
-    @property
-    def result_counts(self) -> list[int]:
-        """How many numbers come back: of all rows together, then of each run that asks for log-probabilities."""
-        asking = [(run.end - run.begin) * (1 + 2 * run.logprobs) for run in self.runs if run.logprobs is not None]
-        return [RESULTS * len(self.samplers), *asking]
 
 
 class RowSampler:
@@ -173,19 +127,31 @@ class RowSampler:
 
         `logits` holds fp32, [rows, V], of which those are looked at that `send` was told.
         """
-        device, computed = self._device, after
         await rows.prepared.wait()
-        if rows.samplers:
-            work = functools.partial(infer, functools.partial(self._choose, logits, rows))
-            computed = device.launch(lane, work, (rows.sent, after), rows.repeats)
-            if self._results is not self._host_results:
-                copies = (Copy(0, 0, sum(rows.result_counts) * torch.float64.itemsize),)
-                computed = device.download(self._results, self._host_results, copies, (computed,))
-        await computed.wait()
+        self.launch(lane, logits, rows, after)
+        await rows.known.wait()
         self._read(rows)
         for sampler, numbers in rows.processed:
             await self._process(logits, rows, sampler, numbers)
         return rows.outcomes
+
+    def launch(self, lane: str, logits: Memory, rows: RowsSent, after: Event) -> None:
+        """Launch the choice, where that has not been done, of rows that are `prepared`."""
+        if rows.known is not READY:
+            return
+        device, rows.chosen = self._device, after
+        if rows.samplers:
+            work = functools.partial(infer, functools.partial(self._choose, logits, rows))
+            rows.chosen = device.launch(lane, work, (rows.sent, after), rows.repeats)
+        rows.known = rows.chosen
+        if rows.samplers and self._results is not self._host_results:
+            copies = (Copy(0, 0, sum(rows.result_counts) * torch.float64.itemsize),)
+            rows.known = device.download(self._results, self._host_results, copies, (rows.chosen,))
+
+    def chosen(self, count: int) -> torch.Tensor:
+        """The tokens of the first rows of a choice that `goes_on`, [R]; what lies behind its last row is any token."""
+        tokens_R = self._results.tensor.view(torch.float64)[: count * RESULTS].view(count, RESULTS)[:, CHOSEN]
+        return tokens_R.long().clamp_(0, self._size - 1)
 
     def _choose(self, logits: Memory, rows: RowsSent) -> None:
         """On the device: first the tables, then the tokens of each run, then its log-probabilities."""

@@ -137,6 +137,13 @@ class RunningSequence:
         return not self.ended and not self.paused
 
     @property
+    def goes_on(self) -> bool:
+        """Whether it will want the token behind the one that is computed now, unless that ends it."""
+        is_read = self.most_unread is None or self._unread.qsize() + len(self._earlier) + 1 < self.most_unread
+        wants = not self.ended and is_read and len(self.token_ids) + 1 < self._parameters.max_new_tokens
+        return wants and not self._outgrows_next
+
+    @property
     def outgrown(self) -> bool:
         """Whether its keys must be rotated for another length than they were, and so all be computed anew."""
         return self._choose_rope_length(self._length) != self.rope_length

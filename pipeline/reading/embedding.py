@@ -6,6 +6,8 @@ One that is quantised may be several tensors, each of which has its part of ever
 import logging
 from collections.abc import Sequence
 
+import torch
+
 from actors.compute_scheduler import ComputeScheduler
 from actors.core.errors import ActorFailed, PenstockError
 from actors.core.event import Event
@@ -70,6 +72,17 @@ class EmbeddingRows:
             await self._read_once(token_ids)
         return self._device.upload(self._host, self._rows, self._copies(len(token_ids)), ()) if upload else READY
 
+    @property
+    def is_seen(self) -> bool:
+        """Whether the device sees the whole table, so that it can `take` rows of it."""
+        return self.kept is not None and bool(self.kept.seen)
+
+    def take(self, token_ids_T: torch.Tensor) -> None:
+        """Fetch the rows of these tokens, on the lane that computes."""
+        for part, seen_VB in zip(self.parts, self.kept.seen if self.kept else (), strict=True):
+            rows_TB = self._rows.tensor[part.offset :][: len(token_ids_T) * part.row_bytes].view(len(token_ids_T), -1)
+            torch.index_select(seen_VB, 0, token_ids_T, out=rows_TB)
+
     def copy(self, rows: int) -> None:
         """Copy so many rows to the device, on the lane that does this."""
         copy_bytes(self._host, self._rows, self._copies(rows))
@@ -93,10 +106,10 @@ class EmbeddingRows:
         if self.kept is not None:
             self.kept.may_load()
 
-    async def load(self) -> None:
-        """Read the whole table, where it stays."""
+    async def load(self, *, seen: bool) -> None:
+        """Read the whole table, where it stays, and let the device see it."""
         if self.kept is not None:
-            await self.kept.load()
+            await self.kept.load(self._device.seen if seen else None)
 
     async def unreadable(self, token_ids: Sequence[int]) -> dict[int, PenstockError]:
         """Those of these tokens whose rows cannot be read, or differ from their first read, each with its error.

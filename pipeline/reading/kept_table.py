@@ -5,7 +5,7 @@ To fetch 64 single rows takes 1.5 ms, as long as a GPU needs for four layers; to
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +41,7 @@ class KeptTable:
 
     def __init__(self, parts: Sequence[RowPart], reader: RowReader, memories: Sequence[HostMemory]) -> None:
         self.rows = 0
+        self.seen: Sequence[torch.Tensor] = ()
         self._parts = tuple(zip(parts, memories, strict=True))
         self._reader = reader
         self._all_rows = parts[0].tensor.length // parts[0].row_bytes
@@ -50,8 +51,11 @@ class KeptTable:
         """Let `load` begin: a pass is through, in which the weight groups were read."""
         self._may_load.set()
 
-    async def load(self) -> None:
-        """Read the rows, from the first on. Where that fails, the others are fetched one by one, as before."""
+    async def load(self, see: Callable[[HostMemory], torch.Tensor] | None = None) -> None:
+        """Read the rows, from the first on. Where that fails, the others are fetched one by one, as before.
+
+        Behind the last a device is let `see` them: what it gives of each part is `seen`, [V, bytes of a row].
+        """
         await self._may_load.wait()
         rows_at_once = max(1, CHUNK_BYTES // sum(part.row_bytes for part, _ in self._parts))
         try:
@@ -62,6 +66,14 @@ class KeptTable:
                 self.rows += rows
         except Exception as error:  # no other task would tell
             logger.warning("the embedding is not kept in memory from row %d on: %s", self.rows, said(error))
+            return
+        if see is not None:
+            try:
+                seen = [await asyncio.to_thread(see, memory) for _, memory in self._parts]
+            except Exception as error:
+                logger.warning("every pass waits for the tokens of the one before: %s", said(error))
+            else:
+                self.seen = [memory_B.view(self._all_rows, -1) for memory_B in seen]
 
     def take(self, token_ids: Sequence[int], into: HostMemory) -> bool:
         """Copy these rows into the room for rows, one behind the other; False where one of them is not here yet."""

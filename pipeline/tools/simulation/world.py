@@ -174,6 +174,9 @@ class SimProgram:
         """Launch each by itself: that takes the host no virtual time."""
         return ()
 
+    def ahead(self, pass_: SimPass) -> None:
+        """Every pass waits for the results of the one before."""
+
     async def finish(self, pass_: SimPass) -> None:
         """Wait for the last step."""
         for part in pass_.parts:

@@ -8,14 +8,13 @@ Fails:  when a computation failed, naming the group; or the upload before it, na
 
 import asyncio
 import itertools
-from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from actors.core.budget import Slot
 from actors.core.errors import ActorFailed
 from actors.core.event import Event
-from actors.core.message import READY, GroupKey, Message, ended
+from actors.core.message import READY, GroupKey, Message
 from actors.core.ports import Program
 from actors.core.prefetch import PrefetchQueue
 from actors.core.stage import Sink
@@ -35,11 +34,12 @@ class ComputeScheduler(Sink):
         self._program = program
         self._blocking = blocking
         self._queue = queue
-        self._pass: Any = None
+        self._pass: Any
         self._restart()
 
     async def run(self) -> None:
         """As every actor; the first pass is begun while its first group is still on its way."""
+        self._pass = None
         self._begun = self.start(None, self._begin())
         await super().run()
 
@@ -48,8 +48,7 @@ class ComputeScheduler(Sink):
         self._parked: dict[GroupKey, Message[Slot]] = {}
         self._kept: dict[GroupKey, Message[Slot]] = {}
         self._launched: list[tuple[Message[Slot], Sequence[Event]]] = []
-        self._unfinished: deque[tuple[Any, Sequence[tuple[Message[Slot], Sequence[Event]]]]] = deque()
-        self._is_begun = False
+        self._unfinished: list[tuple[Any, Sequence[tuple[Message[Slot], Sequence[Event]]]]] = []
         self._previous: Sequence[Event] = ()
         self._reports: tuple[Event, Event] = (READY, READY)
 
@@ -76,7 +75,7 @@ class ComputeScheduler(Sink):
 
     async def _compute(self, groups: Sequence[Message[Slot]]) -> None:
         """Launch groups: the first when a pass has begun; behind the last, wait for results."""
-        if not self._launched and not self._is_begun:
+        if self._pass is None or not self._position:
             await self.stalled("request", groups[0], self._begin() if self._position else self._begun.wait())
         ran: Sequence[Event] = ()
         if len(groups) > 1 and not self._blocking and not self.wiring.meter.recording and all(map(has_arrived, groups)):
@@ -103,11 +102,8 @@ class ComputeScheduler(Sink):
         self._launched = []
         if len(self._unfinished) > 1:
             await self.stalled("result", last, self._finish())
-        ahead = self._program.ahead(self._pass)
-        self._is_begun = ahead is not None
-        if self._is_begun:
-            self._pass = ahead
-        else:
+        self._pass = self._program.ahead(self._pass)
+        if self._pass is None:
             await self.stalled("result", last, self._finish())
 
     def _leave(self, groups: Sequence[Message[Slot]], ran: Sequence[Event]) -> None:
@@ -125,26 +121,15 @@ class ComputeScheduler(Sink):
         one_before, two_before = self._reports
         # It starts after the same micro-batch of the half before, on the lane of the half before that one.
         start = self._previous[0] if len(self._previous) > 1 else one_before
-        report = self._report(queue, self._position, (message.event, start, two_before), (*ran[-1:], one_before))
+        report = queue.report(self._position, (message.event, start, two_before), (*ran[-1:], one_before))
         self._reports = (self.start(message, report), one_before)
         self._previous = ran
-
-    async def _report(
-        self, queue: PrefetchQueue, position: int, before: Sequence[Event], after: Sequence[Event]
-    ) -> None:
-        """Tell the planner when a computation starts, once all `before` it have ended, and when it ends."""
-        for event in before:
-            await ended(event)
-        queue.started(position)
-        for event in after:
-            await ended(event)
-        queue.ended(position)
 
     async def _begin(self) -> None:
         self._pass = await self._program.begin()
 
     async def _finish(self) -> None:
-        pass_, launched = self._unfinished.popleft()
+        pass_, launched = self._unfinished.pop(0)
         try:
             await self._program.finish(pass_)
         except ActorFailed:

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from actors.core.errors import PolicyFailed
-from actors.core.event import Clock
-from actors.core.message import GroupKey
+from actors.core.event import Clock, Event
+from actors.core.message import GroupKey, ended
 from actors.core.order import halves, layer_parts
 from actors.core.ports import Ask, Half, PrefetchPolicy, Priority
 from actors.core.turns import Turns
@@ -82,6 +82,15 @@ class PrefetchQueue:
         """A group that was sent has arrived on the device."""
         self._moving -= 1
         self._turns.notify()
+
+    async def report(self, position: int, before: Sequence[Event], after: Sequence[Event]) -> None:
+        """Tell when a computation starts, once all `before` it have ended, and when it ends, once all `after` have."""
+        for event in before:
+            await ended(event)
+        self.started(position)
+        for event in after:
+            await ended(event)
+        self.ended(position)
 
     def started(self, position: int) -> None:
         """The computation of a group has started on the device: the policy's trigger."""

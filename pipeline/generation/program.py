@@ -17,6 +17,7 @@ from pipeline.formats.parts import ATTN, FFN, HEAD, attends, gives_logits, kind_
 from pipeline.generation.admission import Admission
 from pipeline.generation.batching import Piece
 from pipeline.generation.expert_half import ExpertHalf
+from pipeline.generation.fetched_rows import fetch_rows
 from pipeline.generation.generation_pass import GenerationPass, token_ids
 from pipeline.generation.head import Head
 from pipeline.generation.micro_batches import MicroBatch, micro_batches
@@ -85,7 +86,10 @@ class GenerationProgram:
         """Wait for requests, choose those that share the pass, and fetch the embedding rows of their tokens."""
         pieces: list[Piece] = []
         while not pieces:
-            pieces, fetched = await self._fetch(await self.admission.next_pieces(self._embedding.most_rows))
+            pieces = await self.admission.next_pieces(self._embedding.most_rows)
+            pieces, fetched = await fetch_rows(self._embedding, pieces, self._work.embeds_alike)
+            if not pieces:
+                self.admission.end_pass(finished=False)
         self._cache.begin(pieces)
         tokens, embeds_alike = len(token_ids(pieces)), self._work.embeds_alike(pieces)
         pass_ = GenerationPass(pieces, micro_batches(tokens, self._micro_batches, self._row_blocks))
@@ -132,29 +136,6 @@ class GenerationProgram:
         pass_.embedded = self._device.launch(COMPUTE, functools.partial(infer, work), after, repeats)
         for part in pass_.parts:
             part.last = pass_.embedded
-
-    async def _fetch(self, pieces: list[Piece]) -> tuple[list[Piece], Event]:
-        """Fetch the embedding rows of a pass; a sequence that brings a row that cannot be read ends, and leaves it.
-
-        Returns the pieces that stay, and when their rows are on the device; no piece where all callers have gone.
-        Raises ActorFailed where no row can be read.
-        """
-        try:
-            fetched = await self._embedding.fetch(token_ids(pieces), upload=not self._work.embeds_alike(pieces))
-        except Exception as error:
-            failures = await self._embedding.unreadable(token_ids(pieces))
-            if not failures:
-                raise embedding_failed(error) from error
-            for piece in pieces:
-                for token_id in filter(failures.get, piece.token_ids):
-                    piece.sequence.fail(failures[token_id])
-            pieces = [piece for piece in pieces if not piece.sequence.ended]
-            if pieces:
-                return await self._fetch(pieces)
-        if all(piece.sequence.ended for piece in pieces):
-            self.admission.end_pass(finished=False)
-            return [], READY
-        return pieces, fetched
 
     def prepare(self, pass_: GenerationPass, message: Message[Slot]) -> Coroutine[Any, Any, None] | None:
         """Wait until the KV blocks of the layer are on their way to the device, or launch its experts as they come."""

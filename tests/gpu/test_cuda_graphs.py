@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 import torch
 from support import tiny_models
+from support.repeated_work import until_the_table_is_seen
 
 from pipeline import Model, Output
 from pipeline.devices.cuda import CudaDevice
 from pipeline.devices.graphs import Graphs
+from pipeline.generation.generation_pass import GenerationPass
+from pipeline.generation.program import GenerationProgram
 
 pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("nothing_was_there_before")]
 PROMPTS = [[1, 5, 9], [4, 3, 7, 11, 20, 8], [9], [31, 7], [2, 9, 8, 7]]
@@ -116,6 +119,36 @@ async def test_groups_that_stay_are_replayed_as_stretches(tmp_path: Path, counte
             replayed.append(counted["replayed"] - before)
         groups = len(model.runtime.catalog.order)
     assert replayed[3] - replayed[2] == 5 * (2 + -(-groups // 16))
+
+
+@pytest.mark.parametrize("call", [{}, {"temperature": 0.8, "top_p": 0.9, "seed": 5}], ids=["greedy", "sampled"])
+async def test_passes_that_begin_ahead_have_the_tokens_of_those_that_wait(
+    call: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await asyncio.to_thread(tiny_models.save, "llama_gqa_llama3", tmp_path, layers=3)
+    program_ahead, begun = GenerationProgram.ahead, []
+
+    def count(self: GenerationProgram, pass_: GenerationPass) -> GenerationPass | None:
+        following = program_ahead(self, pass_)
+        begun.append(following is not None)
+        return following
+
+    async def answers(model: Model, **more: Any) -> list[Output]:
+        calls = [model.generate(p, max_new_tokens=9 + 2 * i, **call, **more) for i, p in enumerate(PROMPTS)]
+        return list(await asyncio.gather(*calls))
+
+    async with Model.open(tmp_path, device="cuda") as model:
+        monkeypatch.setattr(GenerationProgram, "ahead", lambda self, pass_: None)
+        expected = await answers(model, ignore_eos=True)
+        stops = [expected[3].token_ids[5]]
+        stopped = await answers(model, stop_token_ids=stops)
+        await until_the_table_is_seen(model)
+        monkeypatch.setattr(GenerationProgram, "ahead", count)
+        for _ in range(3):
+            assert await answers(model, ignore_eos=True) == expected
+            assert await answers(model, stop_token_ids=stops) == stopped
+        assert model.statistics().kv_blocks.used == 0
+    assert sum(begun) > 30
 
 
 async def test_work_that_asks_the_device_is_launched_one_by_one(caplog: pytest.LogCaptureFixture) -> None:

@@ -13,6 +13,7 @@ from actors.core.budget import Budget, Slot
 from actors.core.event import Event
 from actors.core.line import Line
 from actors.core.message import READY, Message
+from actors.core.prefetch import PrefetchQueue
 from actors.core.stage import Mover, Source
 from actors.core.trace import Span, Trace
 from pipeline.devices.sim import SimDevice
@@ -55,7 +56,7 @@ class Arrive(Mover):
 
 
 @dataclass
-class Reports:
+class Reports(PrefetchQueue):
     """Stands where the prefetch queue does, and writes down what it is told, and when."""
 
     told: list[tuple[str, int, float]] = field(default_factory=list)

@@ -22,6 +22,7 @@ NAMES = (
     "GLM-4.5 to 4.7 (glm4_moe)",
     "gpt-oss (gpt_oss)",
     "Llama 2/3/3.1/3.2 (llama)",
+    "MiniMax M2 (minimax_m2)",
     "Mistral (mistral)",
     "Ministral (ministral)",
     "Ministral 3 (ministral3)",

@@ -85,6 +85,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "topk_group": 2,
     },
     "gpt_oss": GPT_OSS,
+    "minimax_m2": {"head_dim": 16, "rotary_dim": 8, "num_local_experts": 7, "num_experts_per_tok": 3},
     "granite": {"residual_multiplier": 0.5, "attention_multiplier": 0.3, "embedding_multiplier": 6.0},
     "ministral3": {
         "rope_parameters": {

@@ -57,3 +57,12 @@ def test_the_dtype_is_read_in_all_its_spellings_and_auto_says_nothing(
     names: dict[str, object], dtype: torch.dtype | None, tmp_path: Path
 ) -> None:
     assert read_config(write(tmp_path, changed(LLAMA_31_8B, **names))).dtype == dtype
+
+
+def test_minimax_may_say_how_many_channels_turn_or_their_share(tmp_path: Path) -> None:
+    sizes = {"model_type": "minimax_m2", "vocab_size": 9, "head_dim": 24}
+    turned = [
+        read_config(write(tmp_path, {**sizes, **said})) for said in ({"rotary_dim": 6}, {"partial_rotary_factor": 0.25})
+    ]
+    assert turned[0] == turned[1]
+    assert [rope.channels for rope in turned[0].ropes] == [6]

@@ -101,6 +101,20 @@ WITH_EXPERTS: dict[str, tuple[Settings, float]] = {
         shape("glm4_moe", (4096, 10944, 46), 151552, (96, 8, 128), attention_bias=True, n_routed_experts=128),
         106.85,
     ),
+    "MiniMax-M2": (
+        shape(
+            "minimax_m2",
+            (3072, 1536, 62),
+            200064,
+            (48, 8, 128),
+            num_local_experts=256,
+            num_experts_per_tok=8,
+            rotary_dim=64,
+            rope_theta=5000000,
+            quantization_config={**FP8, "modules_to_not_convert": ["gate", "e_score_correction_bias", "lm_head"]},
+        ),
+        228.7,
+    ),
     "gpt-oss-20b": (gpt_oss(24, 32), 20.91),
     "gpt-oss-120b": (gpt_oss(36, 128), 116.83),
 }

@@ -9,6 +9,7 @@ from support.hybrid_models import HYBRID, MIXERS
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from transformers import (
+        MiniMaxM2Config,
         MixtralConfig,
         OlmoeConfig,
         Qwen2MoeConfig,
@@ -26,6 +27,19 @@ CASES: dict[str, Case] = {
     "mixtral": Case(
         lambda: MixtralConfig(**SHAPE, num_local_experts=5, num_experts_per_tok=2, sliding_window=7),
         {"num_experts_per_tok": 3, "sliding_window": None, "rope_parameters.rope_theta": 50.0},
+    ),
+    "minimax_m2": Case(
+        lambda: MiniMaxM2Config(
+            **{**SHAPE, **EXPERTS, "intermediate_size": 28},
+            head_dim=16,
+            rope_parameters={"rope_theta": 300.0, "partial_rotary_factor": 0.5},
+        ),
+        {
+            "num_experts_per_tok": 2,
+            "rope_parameters.rope_theta": 90.0,
+            "rope_parameters.partial_rotary_factor": 0.25,
+            "hidden_act": "relu2",
+        },
     ),
     "olmoe": Case(
         lambda: OlmoeConfig(**{**SHAPE, **EXPERTS}, norm_topk_prob=True, attention_bias=True),

@@ -66,7 +66,6 @@ REFUSED: dict[str, tuple[Settings, str]] = {
         other("deepseek_v32", "DeepseekV32ForCausalLM", index_head_dim=32),
         "index_head_dim",
     ),
-    "MiniMax-M2": (other("minimax_m2", "MiniMaxM2ForCausalLM", num_local_experts=256), "model_type"),
     "Mistral-Small-4": (
         nested("mistral3", "Mistral3ForConditionalGeneration", other("mistral4", "", n_routed_experts=128)),
         "text_config: model_type",

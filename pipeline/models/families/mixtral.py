@@ -10,6 +10,7 @@ from pipeline.models.json_object import JsonObject
 from pipeline.models.layer_settings import read_attention, read_layer
 from pipeline.models.layers import Layer
 
+BLOCK = "block_sparse_moe"
 NAMES = (("gate", "w1"), ("up", "w3"), ("down", "w2"))
 
 
@@ -17,7 +18,7 @@ def layers(settings: JsonObject, count: int) -> tuple[Layer, ...]:
     """All alike."""
     attention = replace(read_attention(settings), window=settings.optional_count("sliding_window"))
     experts = read_experts(settings, routing=Routing(), size="intermediate_size")
-    experts = replace(experts, router="block_sparse_moe.gate", module="block_sparse_moe.experts", names=NAMES)
+    experts = replace(experts, router=f"{BLOCK}.gate", module=f"{BLOCK}.experts", names=NAMES)
     return (read_layer(settings, mixer=attention, experts=experts),) * count
 
 

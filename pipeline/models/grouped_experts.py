@@ -137,13 +137,15 @@ def weighed_sum(outputs_TKD: torch.Tensor, shares_TK: torch.Tensor) -> torch.Ten
 @functools.cache
 def _settings(stored: Stored, dtype: torch.dtype) -> Mapping[str, Any]:
     wide = dtype is torch.float32
+    columns = 64 if wide else 128
     return {
         "KIND": stored.kind,
         "NUMBERS": LANGUAGE[stored.numbers],
         "SCALES": LANGUAGE[stored.scales],
         "ROUNDS": LANGUAGE[stored.rounds_to],
         "F": 32,
-        "D": 64 if wide else 128,
+        "D": columns,
+        "WHOLE": stored.group % columns == 0,
         "num_warps": 4,
         "num_stages": 2 if wide else 4,
         "enable_fp_fusion": False,

@@ -18,26 +18,36 @@ GATE, UP, DOWN = tl.constexpr(2), tl.constexpr(4), tl.constexpr(6)
 
 
 @triton.jit
-def decoded(line, PART: tl.constexpr, row_F, column_D, rows, columns, scale_step, group, block_rows,
-        KIND: tl.constexpr, NUMBERS: tl.constexpr, SCALES: tl.constexpr, ROUNDS: tl.constexpr, DTYPE: tl.constexpr,
+def address(at, DTYPE: tl.constexpr):
+    """What the table holds there, as a pointer."""
+    return tl.multiple_of(tl.load(at).to(tl.pointer_type(DTYPE)), 16)
+
+
+@triton.jit
+def decoded(numbers, scales, row_F, begin, rows, columns, scale_step, group, block_rows,
+        KIND: tl.constexpr, WHOLE: tl.constexpr, ROUNDS: tl.constexpr, DTYPE: tl.constexpr,
         F: tl.constexpr, D: tl.constexpr):
-    """[F, D] of a matrix in DTYPE: (number - 8 of int4) * scale, rounded; or what is stored, cast."""
+    """[F, D] of a matrix in DTYPE: (number - 8 of int4) * scale, rounded; or what is stored, cast.
+
+    WHOLE: its D columns share their scales.
+    """
+    column_D = begin + tl.arange(0, D)
     held_FD = (row_F < rows)[:, None] & (column_D < columns)[None, :]
     at_F = row_F.to(tl.int64)[:, None]
     if KIND == "int4":
-        word_W = column_D.reshape((D // 8, 8)).min(1) // 8
-        words = tl.load(line + PART).to(tl.pointer_type(tl.int32))
-        word_FW = tl.load(words + at_F * tl.cdiv(columns, 8) + word_W[None, :],
+        word_W = begin // 8 + tl.arange(0, D // 8)
+        word_FW = tl.load(numbers + at_F * tl.cdiv(columns, 8) + word_W[None, :],
             mask=(row_F < rows)[:, None] & (word_W * 8 < columns)[None, :], other=0)
         number_FD = ((word_FW[:, :, None] >> (tl.arange(0, 8) * 4)[None, None, :]) & 15).reshape((F, D)) - 8
     else:
-        numbers = tl.load(line + PART).to(tl.pointer_type(NUMBERS))
         number_FD = tl.load(numbers + at_F * columns + column_D[None, :], mask=held_FD, other=0.0)
     if KIND == "dense":
         return number_FD.to(DTYPE)
-    scales = tl.load(line + PART + 1).to(tl.pointer_type(SCALES))
-    scale_at = (at_F // block_rows) * scale_step + (column_D // group)[None, :]
-    scale_FD = tl.load(scales + scale_at, mask=held_FD, other=0.0)
+    scale_at = (at_F // block_rows) * scale_step
+    if WHOLE:
+        scale_FD = tl.load(scales + scale_at + begin // group, mask=(row_F < rows)[:, None], other=0.0)
+    else:
+        scale_FD = tl.load(scales + scale_at + (column_D // group)[None, :], mask=held_FD, other=0.0)
     return (number_FD.to(tl.float32) * scale_FD.to(tl.float32)).to(ROUNDS).to(DTYPE)
 
 
@@ -59,24 +69,26 @@ def activated(gate_RF, up_RF, ACTIVATION: tl.constexpr):
 
 @triton.jit(do_not_specialize=["rows", "scale_step"])
 def channels(x, order, table, out, chosen, rows, columns, scale_step, group, block_rows,
-        KIND: tl.constexpr, NUMBERS: tl.constexpr, SCALES: tl.constexpr, ROUNDS: tl.constexpr, ACTIVATION: tl.constexpr,
-        R: tl.constexpr, F: tl.constexpr, D: tl.constexpr):
+        KIND: tl.constexpr, NUMBERS: tl.constexpr, SCALES: tl.constexpr, WHOLE: tl.constexpr, ROUNDS: tl.constexpr,
+        ACTIVATION: tl.constexpr, R: tl.constexpr, F: tl.constexpr, D: tl.constexpr):
     """Gate and up of the rows `x`, [T, columns], into `out`, [places in the order, rows]."""
     line = table + tl.program_id(1) * LINE
     first, count = tl.load(line), tl.load(line + 1)
     place_R = tl.arange(0, R)
     row_F, used_R = tl.program_id(0) * F + tl.arange(0, F), place_R < count
     x_R = tl.load(order + first + place_R, mask=used_R, other=0) // chosen
+    gate, gate_scales = address(line + GATE, NUMBERS), address(line + GATE + 1, SCALES)
+    up, up_scales = address(line + UP, NUMBERS), address(line + UP + 1, SCALES)
     gate_RF, up_RF = tl.zeros((R, F), tl.float32), tl.zeros((R, F), tl.float32)
     dtype = x.dtype.element_ty
     for begin in range(0, columns, D):
         column_D = begin + tl.arange(0, D)
         held_RD = used_R[:, None] & (column_D < columns)[None, :]
         x_RD = tl.load(x + x_R[:, None] * columns + column_D[None, :], mask=held_RD, other=0.0)
-        gate_FD = decoded(line, GATE, row_F, column_D, rows, columns, scale_step, group, block_rows,
-            KIND, NUMBERS, SCALES, ROUNDS, dtype, F, D)
-        up_FD = decoded(line, UP, row_F, column_D, rows, columns, scale_step, group, block_rows,
-            KIND, NUMBERS, SCALES, ROUNDS, dtype, F, D)
+        gate_FD = decoded(gate, gate_scales, row_F, begin, rows, columns, scale_step, group, block_rows,
+            KIND, WHOLE, ROUNDS, dtype, F, D)
+        up_FD = decoded(up, up_scales, row_F, begin, rows, columns, scale_step, group, block_rows,
+            KIND, WHOLE, ROUNDS, dtype, F, D)
         gate_RF = tl.dot(x_RD, gate_FD.T, gate_RF, input_precision="ieee")
         up_RF = tl.dot(x_RD, up_FD.T, up_RF, input_precision="ieee")
     made_RF = activated(gate_RF.to(dtype), up_RF.to(dtype), ACTIVATION)
@@ -86,20 +98,22 @@ def channels(x, order, table, out, chosen, rows, columns, scale_step, group, blo
 
 @triton.jit(do_not_specialize=["rows", "scale_step"])
 def down(x, order, table, out, rows, columns, scale_step, group, block_rows,
-        KIND: tl.constexpr, NUMBERS: tl.constexpr, SCALES: tl.constexpr, ROUNDS: tl.constexpr,
+        KIND: tl.constexpr, NUMBERS: tl.constexpr, SCALES: tl.constexpr, WHOLE: tl.constexpr, ROUNDS: tl.constexpr,
         R: tl.constexpr, F: tl.constexpr, D: tl.constexpr):
     """The last product of `x`, [places in the order, columns], into `out`, [places in the pass, rows]."""
     line = table + tl.program_id(1) * LINE
     first, count = tl.load(line), tl.load(line + 1)
     place_R = tl.arange(0, R)
     row_F, used_R = tl.program_id(0) * F + tl.arange(0, F), place_R < count
-    sum_RF, dtype = tl.zeros((R, F), tl.float32), x.dtype.element_ty
+    numbers, scales = address(line + DOWN, NUMBERS), address(line + DOWN + 1, SCALES)
+    sum_RF = tl.zeros((R, F), tl.float32)
+    dtype = x.dtype.element_ty
     for begin in range(0, columns, D):
         column_D = begin + tl.arange(0, D)
         held_RD = used_R[:, None] & (column_D < columns)[None, :]
         x_RD = tl.load(x + (first + place_R)[:, None] * columns + column_D[None, :], mask=held_RD, other=0.0)
-        down_FD = decoded(line, DOWN, row_F, column_D, rows, columns, scale_step, group, block_rows,
-            KIND, NUMBERS, SCALES, ROUNDS, dtype, F, D)
+        down_FD = decoded(numbers, scales, row_F, begin, rows, columns, scale_step, group, block_rows,
+            KIND, WHOLE, ROUNDS, dtype, F, D)
         sum_RF = tl.dot(x_RD, down_FD.T, sum_RF, input_precision="ieee")
     into_R = tl.load(order + first + place_R, mask=used_R, other=0)
     into_RF = into_R[:, None] * rows + row_F[None, :]

@@ -103,7 +103,12 @@ class ExpertStore:
         part: what the group of an expert is called, by its index.
         policy: makes what says, for one place, which expert goes first; None keeps none.
         window: how many slots of a place are for what moves, see `kept_slots`.
+
+    Attributes:
+        told: is called with each layer that wants experts, how many, and which each place has.
     """
+
+    told: Callable[[int, int, Sequence[Found]], None] | None = None
 
     def __init__(
         self,
@@ -144,6 +149,8 @@ class ExpertStore:
         found = request([place.cache for place in self._places], layer, experts, streamed=streamed)
         for place, one in zip(self._places, found, strict=True):
             place.take_note(layer, one, streamed=streamed)
+        if self.told is not None:
+            self.told(layer, len(experts), found)
         self._ready = [_arrived(self._places[-1].kept.pop((layer, index))) for index in found[-1].hits]
         misses = [(layer, index) for index in found[-1].misses]
         ahead, vain = self._hints.settle(layer, misses)

@@ -2,6 +2,11 @@
 
 from actors.compute_scheduler import ComputeScheduler
 from actors.disk_reader import DiskReader
+from actors.expert_keeper import ExpertKeeper
+from actors.expert_planner import ExpertPlanner
+from actors.expert_reader import ExpertReader
+from actors.expert_stager import ExpertStager
+from actors.expert_uploader import ExpertUploader
 from actors.gpu_uploader import GpuUploader
 from actors.pinned_stager import PinnedStager
 from actors.prefetch_planner import PrefetchPlanner
@@ -10,6 +15,12 @@ PLANNER, READER, STAGER = PrefetchPlanner.name, DiskReader.name, PinnedStager.na
 UPLOADER, SCHEDULER = GpuUploader.name, ComputeScheduler.name
 ACTORS = (PLANNER, READER, STAGER, UPLOADER, SCHEDULER)
 """The actors of the weights, in order."""
+
+EXPERT_READER, EXPERT_UPLOADER = ExpertReader.name, ExpertUploader.name
+EXPERT_HANDING_ON = (ExpertPlanner.name, ExpertStager.name, ExpertKeeper.name)
+"""The actors of the experts, those that take time of a resource apart."""
+EXPERT_COUNTER = "experts L{} {}"
+"""What a trace calls the counters of a layer that wants experts."""
 
 KV_ACTORS = KV_PLANNER, KV_READER, KV_UPLOADER, KV_SWAPPER = "kv_planner", "kv_reader", "kv_uploader", "kv_swapper"
 """The actors of the KV blocks: the actors of a companion bear its name."""

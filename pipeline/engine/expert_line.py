@@ -1,12 +1,12 @@
 """The line on which experts travel when a router has chosen them, with slots of its own."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 from actors.core.budget import Budget
 from actors.core.event import Clock
-from actors.core.expert_cache import EVICTION
+from actors.core.expert_cache import EVICTION, Found
 from actors.core.expert_store import ExpertStore
 from actors.core.line import Line
 from actors.core.ports import WeightSource
@@ -16,8 +16,24 @@ from actors.expert_planner import ExpertPlanner
 from actors.expert_reader import ExpertReader
 from actors.expert_stager import ExpertStager
 from actors.expert_uploader import ExpertUploader
+from pipeline.engine.actor_names import EXPERT_COUNTER
 from pipeline.engine.expert_room import KIND, PLACE, ExpertRoom
 from pipeline.formats.parts import expert
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertCounters:
+    """Counters of a trace for each layer: experts that it wanted, found where they are computed, and had read."""
+
+    trace: Trace
+    clock: Clock
+
+    def __call__(self, layer: int, wanted: int, found: Sequence[Found]) -> None:
+        """Count them."""
+        if self.trace.recording:
+            counts = {"wanted": wanted, "found": len(found[-1].hits), "read": len(found[0].misses)}
+            for what, count in counts.items():
+                self.trace.count(EXPERT_COUNTER.format(layer, what), self.clock(), count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +60,11 @@ class ExpertLine:
         return cls(room, store, tuple(budgets), source, clock)
 
     def line(self, trace: Trace) -> Line:
-        """The actors in a row. As many messages have a slot: none that is there waits behind one that is read."""
+        """The actors in a row. As many messages have a slot: none that is there waits behind one that is read.
+
+        What each layer wants and finds is counted in the trace, see `ExpertCounters`.
+        """
+        self.store.told = ExpertCounters(trace, self.clock)
         host, *behind = self.budgets
         queue = sum(host.slots.values())
         return (

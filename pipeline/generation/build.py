@@ -19,6 +19,7 @@ from pipeline.generation.admission import Admission
 from pipeline.generation.batching import Batcher, most_logit_rows
 from pipeline.generation.blueprint import Blueprint, draw_up_fitting, say_remarks
 from pipeline.generation.expert_half import ExpertHalf
+from pipeline.generation.expert_record import experts_record
 from pipeline.generation.expert_work import ExpertWork
 from pipeline.generation.model_plan import ModelPlan
 from pipeline.generation.model_statistics import ModelStatistics, WeightsRecord, program_counters
@@ -140,11 +141,13 @@ class ModelRuntime(Runtime):
 
     def statistics(self) -> ModelStatistics:
         """Read all counters now, those of the program too."""
+        line, tokens = self.expert_line, self.program.computed_tokens
         stored, parameters = self.catalog.needed_bytes, sum(self.catalog.parameters().values())
         return ModelStatistics(
             **self._counters(),
             **program_counters(self.program, self.cache),
             weights=WeightsRecord(stored, parameters * self.dtype.itemsize),
+            experts=None if line is None else experts_record(line, tokens),
         )
 
     def describe(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from pipeline.engine.statistics import EngineStatistics
 from pipeline.generation.admission import Admission
+from pipeline.generation.expert_record import ExpertsRecord
 from pipeline.generation.program import GenerationProgram
 from pipeline.state.blocks import BlockPool
 from pipeline.state.kv import KeyValueCache
@@ -102,7 +103,7 @@ class ModelStatistics(EngineStatistics):
     """Counters since the model was opened: those of its line, and what it has computed.
 
     `tokens` were generated, `computed_tokens` passed through the model, those of prompts among them; `tokens_per_pass`
-    is the mean of the latter. `recurrent_state` is None for models without recurrent layers.
+    is the mean of the latter. `recurrent_state` is None for models without recurrent layers, `experts` without those.
     """
 
     passes: int
@@ -114,6 +115,7 @@ class ModelStatistics(EngineStatistics):
     prefixes: PrefixRecord
     recurrent_state: StateRecord | None
     weights: WeightsRecord
+    experts: ExpertsRecord | None
 
 
 def program_counters(program: GenerationProgram, cache: KeyValueCache) -> dict[str, Any]:

@@ -54,6 +54,14 @@ LABELLED_GAUGES: "dict[tuple[str, str], tuple[str, Figures]]" = {
     ),
 }
 LABELLED_COUNTERS: "dict[tuple[str, str], tuple[str, Figures]]" = {
+    ("expert_hits", "place"): (
+        "Experts that were wanted, and found in the place.",
+        lambda said: {} if said.experts is None else said.experts.hits,
+    ),
+    ("expert_misses", "place"): (
+        "Experts that were wanted, and not found in the place.",
+        lambda said: {} if said.experts is None else said.experts.misses,
+    ),
     ("requests", "outcome"): (
         "Requests that have ended.",
         lambda said: {name: getattr(said.requests, name) for name in ("finished", "cancelled", "failed")},

@@ -3,11 +3,17 @@
 import textwrap
 
 from pipeline.api import Model
-from pipeline.engine.actor_names import READER, SCHEDULER, UPLOADER
+from pipeline.engine.actor_names import EXPERT_READER, EXPERT_UPLOADER, READER, SCHEDULER, UPLOADER
+from pipeline.generation.expert_record import ExpertsRecord
 from pipeline.generation.model_statistics import ModelStatistics
 from pipeline.system.sizes import human_bytes
 
-RESOURCES = {READER: "disk", UPLOADER: "host-to-device link", SCHEDULER: "compute"}
+RESOURCES = {
+    "disk": (READER, EXPERT_READER),
+    "host-to-device link": (UPLOADER, EXPERT_UPLOADER),
+    "compute": (SCHEDULER,),
+}
+"""What takes time, and the actors that keep it busy, at most one after the other."""
 
 
 def opening_lines(model: Model) -> str:
@@ -36,7 +42,10 @@ def closing_lines(before: ModelStatistics, after: ModelStatistics, seconds: floa
     read = after.bytes_read - before.bytes_read
     needed = max(1, after.bytes_needed - before.bytes_needed)
     earlier, now = before.busy_seconds, after.busy_seconds
-    busy = {label: (now[name] - earlier.get(name, 0.0)) / seconds for name, label in RESOURCES.items()}
+    busy = {
+        label: min(1.0, sum(now.get(name, 0.0) - earlier.get(name, 0.0) for name in names) / seconds)
+        for label, names in RESOURCES.items()
+    }
     binding = max(busy, key=lambda label: busy[label])
     staying = sum(after.resident_groups.values())
     if after.moving_groups:
@@ -51,6 +60,19 @@ def closing_lines(before: ModelStatistics, after: ModelStatistics, seconds: floa
         f"\npasses     {passes} in {seconds:.1f} s: {seconds / max(passes, 1):.3f} s per pass\n"
         f"read       {human_bytes(read)}{rate}\n"
         f"groups     {groups}\n"
+        f"{_experts(before.experts, after.experts)}"
         f"time       {shares}\n"
         f"bound by   {binding}"
     )
+
+
+def _experts(before: ExpertsRecord | None, after: ExpertsRecord | None) -> str:
+    """A line on those that were wanted, place by place in the order in which they are asked."""
+    if before is None or after is None:
+        return ""
+    found = []
+    for place in reversed([*after.hits]):
+        hits = after.hits[place] - before.hits.get(place, 0)
+        asked = hits + after.misses[place] - before.misses.get(place, 0)
+        found.append(f"{hits:,} of {asked:,} found in {place.removeprefix('expert ')} memory")
+    return f"experts    {', '.join(found)}; {human_bytes(after.bytes_read - before.bytes_read)} read\n"

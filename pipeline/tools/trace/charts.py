@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 
 from actors.core.trace import Count, Span
+from pipeline.tools.trace.expert_chart import of_experts
 from pipeline.tools.trace.gaps import CAUSES
 from pipeline.tools.trace.intervals import Interval, total_seconds, within
 from pipeline.tools.trace.journeys import Journeys, computations, pass_starts, times_of
@@ -152,7 +153,8 @@ def groups_on_device(spans: Sequence[Span]) -> list[Count]:
 def _counters(recording: Recording) -> dict[str, list[Count]]:
     """All counts by counter: the queues in the order of the line, then what else there is."""
     found: dict[str, list[Count]] = {f"queue {actor}": [] for actor in recording.configuration.get("actors", ())}
-    for count in (*recording.counts, *groups_on_device(recording.spans)):
+    shown = (count for count in recording.counts if not of_experts(count))
+    for count in (*shown, *groups_on_device(recording.spans)):
         found.setdefault(count.counter, []).append(count)
     queues_first = sorted(found.items(), key=lambda item: not item[0].startswith("queue"))
     return {name: counts for name, counts in queues_first if counts}

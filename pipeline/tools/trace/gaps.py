@@ -5,6 +5,7 @@ following the group whose computation ended the gap backwards, from what it went
 
 1. Its weights and KV blocks were there. "start" while the scheduler waited for a request; otherwise "launch": the host
    checked the group in, chose tokens of the pass before, or had not come to launching it.
+   "experts" where its layer has some: they were chosen, came, or were computed, which no span tells apart.
 2. Its KV blocks came last. "KV", while they or blocks before them were moved.
 3. Its weights were on the link. "H2D", from the start of its copy to the end; but "disk", where the disk set the pace:
    reads followed one another without a pause, and the copy began as soon as this one had landed. A faster link would
@@ -28,9 +29,10 @@ from math import inf
 
 from actors.core.trace import Span
 from pipeline.engine.actor_names import STAGER
+from pipeline.formats.parts import attends
 from pipeline.tools.trace.intervals import Interval, union, within, without
 from pipeline.tools.trace.journeys import Journeys, computations, times_of
-from pipeline.tools.trace.recording import COMPUTE, DISK, KV_IN, LINK, OWN
+from pipeline.tools.trace.recording import COMPUTE, DISK, EXPERT_DISK, KV_IN, LINK, OWN
 
 CAUSES = {
     "disk": ("the disk", "its weights were read, or stood behind other reads"),
@@ -38,6 +40,7 @@ CAUSES = {
     "H2D": ("the copies to the device", "its weights were copied to the device, or stood behind other copies"),
     "device slot": ("a device slot", "the uploader had no device slot to copy into"),
     "KV": ("KV blocks", "its KV blocks were on their way"),
+    "experts": ("experts", "the experts of its layer were chosen, on their way, or computed"),
     "stage": ("a stage of yours", "a stage of yours worked on it, or on a group before it"),
     "launch": ("the host", "the host had not launched it, had not asked for it, or was loading it again"),
     "start": ("a pass to begin", "there was no request, or its tokens were being looked up"),
@@ -99,6 +102,7 @@ class _Line:
         for span in sorted(spans, key=lambda span: span.ended):
             if span.actor == KV_IN and span.what == "work":
                 self._kv_came[span.layer].append(span.ended)
+        self._with_experts = {span.layer for span in spans if span.actor == EXPERT_DISK}
         self._stages = {span.actor for span in spans if span.actor not in OWN}
         self._handled = union(times for stage in self._stages for times in times_of(spans, stage, "work"))
 
@@ -114,7 +118,8 @@ class _Line:
         kv_before = bisect_right(self._kv_came[span.layer], span.started + NEGLIGIBLE_SECONDS)
         kv_came = self._kv_came[span.layer][kv_before - 1] if kv_before else started
         gap.paint("start", self._no_request, since=max(arrived, kv_came))
-        gap.paint("launch", since=max(arrived, kv_came))
+        experts = span.layer in self._with_experts and not attends(span.group)
+        gap.paint("experts" if experts else "launch", since=max(arrived, kv_came))
         if kv_came > arrived:
             gap.paint("KV", self._kv_moves)
         gap.paint("disk" if self._disk_sets_pace(span) else "H2D", since=copied_at, until=copied)

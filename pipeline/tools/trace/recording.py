@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 DISK, LINK, COMPUTE = names.READER, names.UPLOADER, names.SCHEDULER
 KV_DISK, KV_IN, KV_OUT = names.KV_READER, names.KV_UPLOADER, names.KV_SWAPPER
-HANDING_ON = (names.PLANNER, names.STAGER, names.KV_PLANNER)
+EXPERT_DISK, EXPERT_IN = names.EXPERT_READER, names.EXPERT_UPLOADER
+HANDING_ON = (names.PLANNER, names.STAGER, names.KV_PLANNER, *names.EXPERT_HANDING_ON)
 """The runtime's own actors that take no time of a resource."""
-OWN = (*HANDING_ON, DISK, LINK, COMPUTE, KV_DISK, KV_IN, KV_OUT)
+OWN = (*HANDING_ON, DISK, LINK, COMPUTE, KV_DISK, KV_IN, KV_OUT, EXPERT_DISK, EXPERT_IN)
 """All others are stages of the user's."""
 
 

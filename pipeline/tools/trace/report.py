@@ -9,12 +9,13 @@ from pipeline.errors import ConfigError
 from pipeline.formats.parts import LAYER_PARTS, kind_of
 from pipeline.system.written_files import writing
 from pipeline.tools.trace.charts import overview_chart, readable_window, timeline_chart
+from pipeline.tools.trace.expert_chart import expert_chart, expert_wants, found_sentence, span_of
 from pipeline.tools.trace.gaps import CAUSES
 from pipeline.tools.trace.journeys import computations, pass_starts
 from pipeline.tools.trace.lane_rows import LEGEND, cause_style
 from pipeline.tools.trace.recording import Recording
 from pipeline.tools.trace.summary import Summary, duration, summarize
-from pipeline.tools.trace.svg import shortened
+from pipeline.tools.trace.svg import Scale, shortened
 
 STYLE = Path(__file__).with_name("style.css")
 """How the page looks on a bright screen, on a dark one, and on paper."""
@@ -62,6 +63,12 @@ def _sections(recording: Recording, summary: Summary) -> list[str]:
     if window[1] - window[0] < 0.95 * (summary.ended - summary.started):
         about = "How busy each resource was; above the computing, what the device waited for. Shaded: the window above."
         sections.append(_section("The whole run", about, overview_chart(recording, summary, window)))
+    if wants := expert_wants(recording):
+        about = (
+            "By layer and time. The background: found where they are computed. Over it, in as many cases out of all: "
+            "copied from host memory, and read from the disk. " + found_sentence(wants)
+        )
+        sections.append(_section("Experts", about, expert_chart(wants, Scale(recording.zero, *span_of(wants)))))
     about = f"Of {duration(summary.seconds)}. Hatched: idle, because those behind had no slot or no room."
     figures = [_section("Time per resource", about, _resource_table(summary))]
     if summary.groups:

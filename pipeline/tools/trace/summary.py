@@ -7,9 +7,29 @@ from actors.core.trace import Span
 from pipeline.tools.trace.gaps import CAUSES, NEGLIGIBLE_SECONDS, Gap, find_gaps
 from pipeline.tools.trace.intervals import Interval, total_seconds, union, within, without
 from pipeline.tools.trace.journeys import Journeys, computations, pass_starts, times_of
-from pipeline.tools.trace.recording import COMPUTE, DISK, HANDING_ON, KV_DISK, KV_IN, KV_OUT, LINK, Recording
+from pipeline.tools.trace.recording import (
+    COMPUTE,
+    DISK,
+    EXPERT_DISK,
+    EXPERT_IN,
+    HANDING_ON,
+    KV_DISK,
+    KV_IN,
+    KV_OUT,
+    LINK,
+    Recording,
+)
 
-NAMES = {DISK: "disk", LINK: "H2D", COMPUTE: "compute", KV_DISK: "KV disk", KV_IN: "KV in", KV_OUT: "KV out"}
+NAMES = {
+    DISK: "disk",
+    LINK: "H2D",
+    COMPUTE: "compute",
+    KV_DISK: "KV disk",
+    KV_IN: "KV in",
+    KV_OUT: "KV out",
+    EXPERT_DISK: "experts disk",
+    EXPERT_IN: "experts H2D",
+}
 SPOKEN = {"disk": "the disk", "H2D": "the copies to the device", "compute": "computing"}
 """The names of those of the weights in a sentence."""
 BOUND, CLOSE = 0.85, 0.02

@@ -3,6 +3,7 @@
 import asyncio
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.routed_checkpoint import EXPERTS, LAYERS, save_experts
 
@@ -12,6 +13,9 @@ from pipeline.system.hub_cache import BUNDLED
 from pipeline.tools.routing.recorded_routing import read_routing
 from pipeline.tools.routing.recorder import Recorder
 from pipeline.tools.routing.replay_routing import REPLAYED, Wants, replay_routing
+from pipeline.tools.trace.expert_chart import expert_wants
+from pipeline.tools.trace.recording import Recording
+from pipeline.tools.trace.report import report_html
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,7 @@ async def test_a_run_reads_what_a_replay_reads(checkpoint: Path, slots: tuple[in
         for prompts in ([[5] * 30], [[7, 8], [9, 7], [11, 5, 6]]):
             calls = [model.generate(one, max_new_tokens=12, ignore_eos=True) for one in prompts]
             await asyncio.gather(*calls)
-        counted = line.store.statistics().places
+        counted, said = line.store.statistics().places, model.statistics()
         source = model.runtime.source
         read = source.bytes_needed - source.rows.bytes_needed - model.runtime.catalog.needed_bytes
     wants = Wants.of(recorder.recorded())
@@ -50,7 +54,31 @@ async def test_a_run_reads_what_a_replay_reads(checkpoint: Path, slots: tuple[in
                 uses[layer].hits + uses[layer].streamed_hits,
                 uses[layer].misses + uses[layer].streamed_misses,
             ]
-    assert read == int(replayed.misses[0].sum()) * expert_bytes
+    assert said.experts is not None
+    assert read == int(replayed.misses[0].sum()) * expert_bytes == said.experts.bytes_read
+    assert said.experts.bytes_per_token == read / said.computed_tokens
+    assert [*said.experts.hits.values()] == [int(one.sum()) for one in replayed.hits]
+    assert said.as_dict()["experts"]["hint_precision"] is None
+    unions = np.array([[len(union) for union in unions] for unions in wants.unions])
+    assert [*said.experts.wanted.values()] == unions.mean(axis=0).tolist()
+    assert [*said.experts.largest.values()] == unions.max(axis=0).tolist()
+
+
+@pytest.mark.anyio
+async def test_a_recording_has_what_each_layer_wanted_and_found(checkpoint: Path) -> None:
+    settings = {"device": "cpu-copy", "gpu_experts": 5, "host_experts": 9}
+    async with Model.open(checkpoint, context_tokens=64, **settings) as model:
+        async with model.recording():
+            await model.generate([5, 6, 7], max_new_tokens=9, ignore_eos=True)
+            recording = Recording.of(model.runtime, "test")
+        said = model.statistics().experts
+    assert said is not None
+    wants = expert_wants(recording)
+    assert [one.layer for one in wants] == [*LAYERS] * 9
+    assert sum(one.found for one in wants) == said.hits["expert device"]
+    assert sum(one.read for one in wants) == said.misses["expert host"]
+    assert sum(one.wanted for one in wants) == said.hits["expert device"] + said.misses["expert device"]
+    assert "<h2>Experts</h2>" in report_html(recording)
 
 
 def test_the_command_writes_what_was_chosen(

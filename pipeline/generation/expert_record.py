@@ -1,0 +1,62 @@
+"""What an open model says about its experts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from actors.core.expert_hints import HintCounts
+from actors.core.expert_store import Uses
+from pipeline.engine.expert_line import ExpertLine
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsRecord:
+    """Experts that layers wanted since the model was opened, each once in a pass, and where they were found.
+
+    Attributes:
+        slots: how many have one, by place.
+        hits, misses: how many a place had, and had not, of those that it was asked for; the device first, and host
+            memory for what that had not.
+        layers: the same by place and layer, those of streamed prompts apart.
+        wanted, largest: by layer, how many a pass wants in the mean, and the most that one wanted.
+        bytes_read: what came from the disk for experts that were wanted.
+        bytes_per_token: of these, for each token that passed through the model.
+        hints: what became of those that came ahead of their router; `hint_precision` is the share that was useful of
+            those that were sent and are decided, None before the first.
+    """
+
+    slots: Mapping[str, int]
+    hits: Mapping[str, int]
+    misses: Mapping[str, int]
+    layers: Mapping[str, Mapping[int, Uses]]
+    wanted: Mapping[int, float]
+    largest: Mapping[int, int]
+    bytes_read: int
+    bytes_per_token: float
+    hints: HintCounts
+    hint_precision: float | None
+
+
+def experts_record(line: ExpertLine, tokens: int) -> ExpertsRecord:
+    """Read all counters now; so many tokens have passed through the model."""
+    counted, room = line.store.statistics(), line.room
+    hits, misses = (
+        {
+            place: sum(getattr(one, name) + getattr(one, f"streamed_{name}") for one in layers.values())
+            for place, layers in counted.places.items()
+        }
+        for name in ("hits", "misses")
+    )
+    read = misses[line.budgets[0].name] * room.catalog.needed_bytes // room.count
+    decided = counted.hints.useful + counted.hints.wasted
+    return ExpertsRecord(
+        slots={budget.name: sum(budget.slots.values()) for budget in line.budgets},
+        hits=hits,
+        misses=misses,
+        layers=counted.places,
+        wanted={layer: one.experts / one.passes for layer, one in counted.unions.items()},
+        largest={layer: one.largest for layer, one in counted.unions.items()},
+        bytes_read=read,
+        bytes_per_token=read / max(1, tokens),
+        hints=counted.hints,
+        hint_precision=counted.hints.useful / decided if decided else None,
+    )

@@ -6,9 +6,12 @@ Holds:  nothing of its own.
 Fails:  naming the uploader, when an expert has not arrived; a failed computation is the compute scheduler's to report.
 """
 
+from collections import deque
+
 from actors.core.budget import Slot
+from actors.core.event import Event
 from actors.core.expert_store import ExpertStore
-from actors.core.message import Message
+from actors.core.message import READY, Message
 from actors.core.stage import Sink
 
 
@@ -17,12 +20,20 @@ class ExpertKeeper(Sink):
 
     def __init__(self, store: ExpertStore) -> None:
         self._store = store
+        self._coming: deque[Message[Slot]] = deque()
+        self._watch: Event = READY
 
     async def take(self, message: Message[Slot]) -> None:
-        """Hand it on at once, and watch over its arrival beside the actor's loop, unless it is there."""
+        """Hand it on at once, and watch over its arrival beside the actor's loop."""
+        if message.seq == 0:
+            self._coming.clear()
         self.keep((message,), ())
         self._store.arrive(message)
-        if message.event.done():
-            await self.landed(message)
-        else:
-            self.start(message, self.landed(message))
+        self._coming.append(message)
+        if self._watch.done():
+            self._watch = self.start(message, self._see_them_land())
+
+    async def _see_them_land(self) -> None:
+        """Wait for one at a time: meanwhile others land, which then need no wait."""
+        while self._coming:
+            await self.landed(self._coming.popleft())

@@ -6,15 +6,24 @@ Holds:  one device slot per expert from here until its computation has ended; wh
 Fails:  when the device refuses the copy.
 """
 
-from actors.core.budget import Budget
+from typing import Any
+
+from actors.core.budget import Budget, Slot
+from actors.core.message import Message
 from actors.core.ports import Transfers
 from actors.gpu_uploader import GpuUploader
 
 
 class ExpertUploader(GpuUploader):
-    """Where host and device memory are the same there is no budget of its own: the slot is handed on."""
+    """Where host and device memory are the same there is no budget of its own: the slot is handed on.
+
+    A layer waits for its experts, so their copies wait for none in the H2D lane: only not for a slot there.
+    """
 
     keeps_source = True
 
     def __init__(self, device: Transfers, memory: Budget | None) -> None:
         super().__init__(device, memory, shares_lane=memory is not None)
+
+    async def _lane_clears(self, message: Message[Any], slot: Slot) -> None:
+        await self.vacated(message, slot)

@@ -118,6 +118,7 @@ class Settings(TypedDict, total=False):
     gpu_experts: int | None
     host_experts: int | None
     expert_cache: str | Callable[[], EvictionPolicy]
+    lookahead: bool
     residency: bool
     kv_disk: str | Path | None
     max_requests: int

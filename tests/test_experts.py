@@ -34,6 +34,7 @@ RUNS: list[dict[str, Any]] = [
     {"device": "cpu-copy", "gpu_experts": 6, "host_experts": 9, "expert_cache": "lfu", "policy": "history1"},
     {"device": "cpu-copy", "gpu_experts": 4, "policy": "stage3", "gpu_groups": 6, "max_tokens_per_pass": 16},
     {"device": "cpu", "gpu_experts": 4, "max_requests": 1, "gpu_groups": 1, "residency": False},
+    {"device": "cpu-copy", "gpu_experts": 8, "host_experts": 9, "policy": "stage2", "lookahead": True},
 ]
 Answer = tuple[tuple[int, ...], Any]
 
@@ -115,6 +116,20 @@ async def test_a_pass_reads_each_expert_once_for_all_requests(checkpoint: Path, 
         expert_bytes = next(iter(line.room.catalog.host.values())).needed_bytes
         assert groups_needed(model) - before == (used(line.store) - needed) * expert_bytes
         assert (line.store.statistics().hints.useful > 0) == (slots > 1)
+
+
+@pytest.mark.anyio
+async def test_the_next_router_is_asked_beforehand(checkpoint: Path) -> None:
+    settings = {"device": "cpu", "gpu_experts": 12}
+    useful = []
+    for lookahead in (False, True):
+        async with Model.open(checkpoint, context_tokens=64, lookahead=lookahead, **settings) as model:
+            assert model.runtime.expert_line is not None
+            await model.generate([3], max_new_tokens=30, ignore_eos=True)
+            hints = model.runtime.expert_line.store.statistics().hints
+            useful.append(hints.useful)
+            assert hints.asked == 0 or hints.useful > hints.wasted / 2
+    assert useful[0] == 0 < useful[1]
 
 
 def groups_needed(model: Model) -> int:

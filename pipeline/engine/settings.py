@@ -45,6 +45,8 @@ class EngineSettings:
         host_experts: the same in pinned host memory; without effect on the CPU, whose memory is one.
         expert_cache: which expert gives up its slot: "lru" that which was used longest ago, "lfu" that which was used
             least often, "none" each at once, or a class of yours that is an `EvictionPolicy`.
+        lookahead: whether the router of the next layer is asked beforehand, where its group stays, and what it would
+            choose is read ahead. It is often right; while the disk is the bound, reading ahead stops by itself.
         residency: whether memory that the plan leaves holds weight groups for good, so that fewer of them move. Where
             no limit is set, a tenth of what there is stays free.
         reader_lanes: reads in flight at a time. None here, and in the next three, is what a measurement at open finds
@@ -68,6 +70,7 @@ class EngineSettings:
     gpu_experts: int | None = None
     host_experts: int | None = None
     expert_cache: str | Callable[[], EvictionPolicy] = "lru"
+    lookahead: bool = False
     residency: bool = True
     reader_lanes: int | None = None
     chunk_bytes: int | str | None = None
@@ -85,6 +88,7 @@ class EngineSettings:
             object.__setattr__(self, "chunk_bytes", parse_bytes("chunk_bytes", self.chunk_bytes))
         _check_device(self.device)
         true_or_false("residency", self.residency)
+        true_or_false("lookahead", self.lookahead)
         find_policy(self.policy)
         within("gpu_groups", self.gpu_groups, 1, 1 << 16, or_none=True)
         within("host_groups", self.host_groups, 1, 1 << 16)

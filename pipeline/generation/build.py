@@ -120,7 +120,7 @@ class ModelRuntime(Runtime):
             return None
         rows, experts = self.embedding.most_rows, drawn.experts.catalog
         work = ExpertWork(drawn.model, drawn.catalog, experts, self.device, drawn.dtype, blocks, buffers, rows)
-        return ExpertHalf(self.device, self.expert_line.store, work)
+        return ExpertHalf(self.device, self.expert_line.store, work, lookahead=self.settings.lookahead)
 
     @property
     def admission(self) -> Admission:

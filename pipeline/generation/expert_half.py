@@ -1,6 +1,7 @@
 """The second half of a layer with experts: the router's choice, the experts as they come, and their sum."""
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ from actors.core.ports import Copy
 from pipeline.devices.port import Device
 from pipeline.formats.parts import expert_index
 from pipeline.generation.batching import Piece
-from pipeline.generation.expert_work import ID_DTYPE, ExpertWork
+from pipeline.generation.expert_work import ID_DTYPE, ExpertWork, Guesses
 from pipeline.generation.generation_pass import GenerationPass, token_ids
 from pipeline.generation.micro_batches import MicroBatch
 from pipeline.generation.routing_recorder import RoutingRecorder
@@ -48,10 +49,12 @@ class ExpertHalf:
 
     recorder: RoutingRecorder | None = None
 
-    def __init__(self, device: Device, store: ExpertStore, work: ExpertWork) -> None:
+    def __init__(self, device: Device, store: ExpertStore, work: ExpertWork, *, lookahead: bool) -> None:
         self._device = device
         self._store = store
         self._work = work
+        self._lookahead = lookahead
+        self._stays: dict[int, Message[Slot]] = {}
 
     def begin(self, pieces: Sequence[Piece]) -> None:
         """A pass with these pieces begins."""
@@ -64,6 +67,8 @@ class ExpertHalf:
     ) -> Coroutine[Any, Any, None] | None:
         """Choose experts for all rows of the pass, and launch them all; None where there are none, or no need."""
         kind = self._work.kind(message.layer)
+        if kind is not None and self._lookahead and message.at.stays:
+            self._stays[message.layer] = message.moved(message.at, READY)
         return None if kind is None or pass_.abandoned else self._run(kind, pass_, message, launch)
 
     def add_up(self, pass_: GenerationPass, message: Message[Slot], launch: Launch) -> list[Event] | None:
@@ -77,19 +82,20 @@ class ExpertHalf:
 
     async def _run(self, kind: Experts, pass_: GenerationPass, message: Message[Slot], launch: Launch) -> None:
         rows, last = len(token_ids(pass_.pieces)), pass_.parts[-1]
+        guesses = self._guesses(kind, pass_, message)
         for part in pass_.parts[:-1]:
-            launch(message, pass_, part, functools.partial(self._work.choose, message, kind, part))
-        work = functools.partial(self._work.choose_and_sort, message, kind, last, rows)
+            launch(message, pass_, part, functools.partial(self._work.choose, message, kind, part, guesses))
+        work = functools.partial(self._work.choose_and_sort, message, kind, last, guesses, rows)
         others = [part.last for part in pass_.parts[:-1]]
-        chosen = launch(message, pass_, last, work, others, _repeats(pass_, "choose"))
-        counts = await self._counts(kind, pass_, message, chosen)
+        chosen = launch(message, pass_, last, work, others, _repeats(pass_, f"choose, guess {guesses is not None}"))
+        counts = await self._counts(kind, pass_, message, chosen, guesses)
         ends = [0]
         for count in counts:
             ends.append(ends[-1] + count)
         wanted = [index for index, count in enumerate(counts) if count]
         self._store.want(message.layer, wanted, streamed=streams(len(wanted), kind.count))
-        if len(wanted) >= NEARLY_ALL * kind.count and (following := self._work.next_kind(message.layer)) is not None:
-            self._store.hint(following[0], range(following[1].count))
+        if wanted:
+            self._hint(kind, message, wanted, rows, guesses)
         left = len(wanted)
         while left:
             arrived = await self._store.arrived()
@@ -103,12 +109,44 @@ class ExpertHalf:
         for part in pass_.parts:
             part.last = last.last
 
-    async def _counts(self, kind: Experts, pass_: GenerationPass, message: Message[Slot], chosen: Event) -> list[int]:
+    def _guesses(self, kind: Experts, pass_: GenerationPass, message: Message[Slot]) -> Guesses | None:
+        """Whom to ask beforehand: the next router, where that is wished and its group stays."""
+        layer, following = self._work.next_kind(message.layer) or (-1, kind)
+        if layer not in self._stays or following.chosen != kind.chosen:
+            return None
+        return self._stays[layer], pass_.padded_rows
+
+    def _hint(
+        self,
+        kind: Experts,
+        message: Message[Slot],
+        wanted: Sequence[int],
+        rows: int,
+        guesses: Guesses | None,
+    ) -> None:
+        """Let experts of the next layer come ahead: those that most rows would choose, or any, where all are needed."""
+        if guesses is not None:
+            group, first = guesses
+            by_rank = self._work.ids(kind, rows, first).T.flatten().tolist()
+            self._store.hint(group.layer, [index for index, _ in Counter(by_rank).most_common()])
+        elif len(wanted) >= NEARLY_ALL * kind.count and (following := self._work.next_kind(message.layer)) is not None:
+            self._store.hint(following[0], range(following[1].count))
+
+    async def _counts(
+        self,
+        kind: Experts,
+        pass_: GenerationPass,
+        message: Message[Slot],
+        chosen: Event,
+        guesses: Guesses | None,
+    ) -> list[int]:
         """How many rows have chosen each expert; none where choosing has failed, which the sum fails with, too."""
         rows, ids = len(token_ids(pass_.pieces)), self._work.ids_memory
         if ids is not self._work.ids_on_host:
-            copy = Copy(0, 0, rows * kind.chosen * ID_DTYPE.itemsize)
-            chosen = self._device.download(ids, self._work.ids_on_host, [copy], (chosen,))
+            row_bytes = kind.chosen * ID_DTYPE.itemsize
+            firsts = [0] if guesses is None else [0, guesses[1]]
+            copies = [Copy(first * row_bytes, first * row_bytes, rows * row_bytes) for first in firsts]
+            chosen = self._device.download(ids, self._work.ids_on_host, copies, (chosen,))
         await ended(chosen)
         if chosen.error is not None:
             return []

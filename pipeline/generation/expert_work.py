@@ -5,7 +5,7 @@ Letters in names: T rows of a pass, D hidden, K experts that a row uses, R rows 
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.nn import functional
@@ -25,6 +25,8 @@ from pipeline.models.row_blocks import RowBlocks
 INPUTS, BESIDE, BETWEEN, OUTPUTS = "rows for experts", "rows beside experts", "rows in experts", "rows of experts"
 IDS, SHARES, ORDER = "chosen experts", "shares of experts", "order of experts"
 ID_DTYPE = torch.int32
+Guesses: TypeAlias = tuple[Message[Slot], int]
+"""The group of a later layer whose router is asked, and the row of the ids from which on its choice is written."""
 
 
 class ExpertWork:
@@ -72,14 +74,14 @@ class ExpertWork:
             BESIDE: rows * row_bytes if any(kind.shared for kind in kinds) else 0,
             BETWEEN: most * max(kind.expert.size for kind in kinds) * dtype.itemsize if device.type == "cuda" else 0,
             OUTPUTS: most * row_bytes,
-            IDS: most * ID_DTYPE.itemsize,
+            IDS: 2 * most * ID_DTYPE.itemsize,
             SHARES: most * torch.float32.itemsize,
             ORDER: most * torch.int64.itemsize,
         }
 
     @property
     def ids_memory(self) -> Memory:
-        """Where the chosen experts of all rows lie, int32 [T, K]."""
+        """Where the chosen experts of all rows lie, int32 [T, K]; behind the padded rows those that were guessed."""
         return self._memory[IDS]
 
     def kind(self, layer: int) -> Experts | None:
@@ -92,12 +94,16 @@ class ExpertWork:
         kinds = ((later, self.kind(later)) for later in range(layer + 1, len(self._config.layer_kinds)))
         return next(((later, kind) for later, kind in kinds if kind is not None), None)
 
-    def ids(self, kind: Experts, rows: int) -> torch.Tensor:
-        """The experts that the first rows of the pass have chosen, int32 [T, K] in host memory."""
-        return self.ids_on_host.tensor.view(ID_DTYPE)[: rows * kind.chosen].view(rows, kind.chosen)
+    def ids(self, kind: Experts, rows: int, first: int = 0) -> torch.Tensor:
+        """The experts that rows of the pass have chosen, int32 [T, K] in host memory, from the first on or a later."""
+        begin, end = first * kind.chosen, (first + rows) * kind.chosen
+        return self.ids_on_host.tensor.view(ID_DTYPE)[begin:end].view(rows, kind.chosen)
 
-    def choose(self, message: Message[Slot], kind: Experts, part: MicroBatch) -> None:
-        """Norm, router and what is beside experts, of the rows of a micro-batch."""
+    def choose(self, message: Message[Slot], kind: Experts, part: MicroBatch, guesses: Guesses | None) -> None:
+        """Norm, router and what is beside experts, of the rows of a micro-batch.
+
+        For `guesses` the router of another group chooses for the present state, too.
+        """
         weights, layer = self._catalog.weights(message), self._config.layer_kinds[message.layer]
         for block in part.blocks:
             hidden_TD, rows = self._buffers.hidden(block.begin, block.end), slice(block.begin, block.end)
@@ -107,10 +113,26 @@ class ExpertWork:
             self._ranks(SHARES, torch.float32, kind)[rows] = routed.weights_TK
             if routed.beside_TD is not None:
                 self._rows(BESIDE)[rows] = routed.beside_TD
+        if guesses is not None:
+            self._guess(*guesses, kind, part)
 
-    def choose_and_sort(self, message: Message[Slot], kind: Experts, part: MicroBatch, rows: int) -> None:
+    def _guess(self, message: Message[Slot], first: int, kind: Experts, part: MicroBatch) -> None:
+        weights, layer = self._catalog.weights(message), self._config.layer_kinds[message.layer]
+        for block in part.blocks:
+            hidden_TD = self._buffers.hidden(block.begin, block.end)
+            _, ids_TK, _ = experts.choice(layer, kind, weights, hidden_TD)
+            self._ranks(IDS, ID_DTYPE, kind)[first + block.begin : first + block.end] = ids_TK
+
+    def choose_and_sort(
+        self,
+        message: Message[Slot],
+        kind: Experts,
+        part: MicroBatch,
+        guesses: Guesses | None,
+        rows: int,
+    ) -> None:
         """The same of the last micro-batch; then bring the places of all rows into the order of their experts."""
-        self.choose(message, kind, part)
+        self.choose(message, kind, part, guesses)
         ids = self._ranks(IDS, ID_DTYPE, kind)[:rows].flatten()
         torch.argsort(ids, stable=True, out=self._order()[: len(ids)])
 

@@ -36,8 +36,7 @@ def choose(
     layer: Layer, kind: Experts, weights: Weights, hidden_TD: torch.Tensor, by_formula: bool = False
 ) -> RoutedRows:
     """Norm, router, and the shared expert where there is one. See `activate` for `by_formula`."""
-    normed_TD = normed(layer, weights, "norm", hidden_TD)
-    ids_TK, weights_TK = route(kind, weights, normed_TD if kind.scales is None else _scaled(layer, weights, hidden_TD))
+    normed_TD, ids_TK, weights_TK = choice(layer, kind, weights, hidden_TD)
     input_TD = normed_TD if kind.norms is None else normed(layer, weights, "experts_norm", hidden_TD)
     beside_TD = None
     if kind.shared is not None:
@@ -46,6 +45,15 @@ def choose(
             beside_TD.mul_(sigmoid(weights.project("shared_gate", normed_TD)).to(beside_TD.dtype))
         beside_TD = normed(layer, weights, "shared_norm_after", beside_TD)
     return RoutedRows(input_TD, ids_TK, weights_TK, beside_TD)
+
+
+def choice(
+    layer: Layer, kind: Experts, weights: Weights, hidden_TD: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Norm and router alone: what the norm gives, [T, D]; then ids and weights as in `RoutedRows`."""
+    normed_TD = normed(layer, weights, "norm", hidden_TD)
+    routed_TD = normed_TD if kind.scales is None else _scaled(layer, weights, hidden_TD)
+    return normed_TD, *route(kind, weights, routed_TD)
 
 
 def _scaled(layer: Layer, weights: Weights, hidden_TD: torch.Tensor) -> torch.Tensor:

@@ -107,6 +107,20 @@ def test_a_lost_read_ends_the_run_by_name_and_the_next_one_starts_anew(slots: li
     run_virtual(main())
 
 
+def test_a_lost_copy_is_the_uploaders_whatever_its_computation_says() -> None:
+    async def main() -> None:
+        world = expert_world([3, 2], experts=TOTAL)
+        world.device.lost.add((1, "expert.4"))
+        with pytest.raises(
+            ActorFailed, match=r"^expert_uploader failed at layer 1 group 'expert.4': ZeroDivisionError"
+        ):
+            await world.run([(0, [0, 1, 2], False), (1, [0, 2, 4], False), (2, [0], False)])
+        await world.run([(1, [0, 2, 4], False)])
+        assert not world.device.faults
+
+    run_virtual(main())
+
+
 def test_what_was_given_is_used_before_more_is_waited_for() -> None:
     async def main() -> None:
         store = expert_world([2], experts=TOTAL).store

@@ -56,16 +56,20 @@ class Disk:
 
 
 class Accelerator(SimDevice):
-    """Copies whose bytes a memory holds, and looks at them while it computes."""
+    """Copies whose bytes a memory holds, but for `lost` groups, once each, and looks at them while it computes."""
 
     def __init__(self, copy_seconds: float) -> None:
         super().__init__(h2d_bytes_per_second=1 / copy_seconds)
         self.faults: list[str] = []
+        self.lost: set[GroupKey] = set()
 
     def upload(self, source: Any, target: Any, copies: Any, after: Any, vacant: Event | None = None) -> Event:
         if source is target:
             return super().upload(source, target, copies, after, vacant)
         held = source.group
+        if held in self.lost:
+            self.lost.remove(held)
+            return self.launch("h2d", lambda: 1 / 0, after)
         event = super().upload(source, target, copies, after, vacant)
         self._at(event, 0.0, lambda: setattr(target, "group", None))
         self._at(event, 1.0, lambda: setattr(target, "group", held if source.group == held else None))

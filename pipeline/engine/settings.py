@@ -43,8 +43,8 @@ class EngineSettings:
         gpu_experts: experts, of all layers together, that have a slot where they are computed; those that do not move
             or compute stay there until room is needed. None is what all else leaves, at least 16. One slot is enough.
         host_experts: the same in pinned host memory; without effect on the CPU, whose memory is one.
-        expert_cache: which expert gives up its slot: "lru" that which was used longest ago, "lfu" that which was used
-            least often, "none" each at once, or a class of yours that is an `EvictionPolicy`.
+        expert_cache: which expert gives up its slot: "lru" the one that was used longest ago, "lfu" least often, "none"
+            each at once; or a class of yours that is an `EvictionPolicy`.
         lookahead: whether the router of the next layer is asked beforehand, where its group stays, and what it would
             choose is read ahead. It is often right; while the disk is the bound, reading ahead stops by itself.
         residency: whether memory that the plan leaves holds weight groups for good, so that fewer of them move. Where

@@ -7,20 +7,22 @@ from typing import Any
 import pytest
 import torch
 from support.attention_kinds import attention, latent_attention
-from support.layers_alone import AloneLayer
+from support.layers_alone import AloneLayer, random_weights
 from torch.profiler import ProfilerActivity, profile
 
 from actors.core.message import READY
 from pipeline.devices.cpu import CpuDevice
 from pipeline.formats.dense import DenseMatrix
 from pipeline.formats.matrix import Weights
+from pipeline.formats.parts import FFN
 from pipeline.generation.prompt_scores import PromptScorer, ScoredRows
-from pipeline.models import delta_net
+from pipeline.models import delta_net, experts
 from pipeline.models import latent_attention as latent_attention_module
 from pipeline.models.activations import embedding_bytes, half_bytes, head_bytes, score_bytes
 from pipeline.models.attention import attend
 from pipeline.models.decoder import output_slice
-from pipeline.models.feed_forwards import Clamp, FeedForward
+from pipeline.models.families import gemma4
+from pipeline.models.feed_forwards import Clamp, Experts, FeedForward, Routing
 from pipeline.models.latents import Indexer
 from pipeline.models.layers import Attention, DeltaNet, Layer, Norms
 from pipeline.models.ops import rms_norm
@@ -107,6 +109,51 @@ def test_halves_take_no_more_than_planned_and_little_less(name: str, dtype: torc
         planned = ROWS * half_bytes(one.layer, dtype, fused=False, by_formula=by_formula) + scratch
         assert taken < planned + LIBRARY_BYTES, by_formula
         assert planned < 1.25 * taken, by_formula
+
+
+COUNTED: dict[str, Any] = {"count": 64, "chosen": 4, "routing": Routing()}
+CLAMPED = FeedForward(size=1024, fused=True, interleaved=True, clamp=Clamp(limit=7.0, slope=1.702, offset=1.0))
+EXPERTS = {
+    "experts": Experts(**COUNTED, expert=FeedForward(size=1024)),
+    "clamped": Experts(
+        **COUNTED, expert=CLAMPED, router="mlp.router", names=(("gate_up", "gate_up_proj"), ("down", "down_proj"))
+    ),
+    "norms of their own": Experts(
+        **COUNTED,
+        expert=FeedForward(size=64),
+        shared=FeedForward(size=128),
+        norms=gemma4.NORMS_OF_EXPERTS,
+        scales="router",
+    ),
+    "many, in groups": Experts(
+        count=512,
+        chosen=4,
+        routing=Routing(scores="sigmoid", wide=True, choice_bias=True, groups=4, kept=2),
+        expert=FeedForward(size=64),
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", EXPERTS)
+@torch.inference_mode()
+def test_experts_take_no_more_than_planned_and_little_less(name: str, dtype: torch.dtype) -> None:
+    """Choosing them, the rows of one that all use, and their sum."""
+    kind = EXPERTS[name]
+    one = layer(attention(2, 2, 32), 0, feed_forward=kind, norms=AROUND, norm_style="wide")
+    weights = random_weights(one.specs("layer")[FFN], dtype)
+    own = random_weights(next(iter(one.expert_specs("layer"))), dtype)
+    hidden_TD, outputs_TKD = torch.randn(ROWS, 512).to(dtype), torch.zeros(ROWS, kind.chosen, 512, dtype=dtype)
+    rows = torch.arange(ROWS)
+    routed = experts.choose(one, kind, weights, hidden_TD, by_formula=True)
+    taken = max(
+        most_bytes(lambda: experts.choose(one, kind, weights, hidden_TD, by_formula=True)),
+        most_bytes(lambda: experts.expert_product(kind, own, hidden_TD[rows], by_formula=True)),
+        most_bytes(lambda: experts.add_up(one, weights, hidden_TD, outputs_TKD, routed.weights_TK, routed.beside_TD)),
+    )
+    planned = ROWS * half_bytes(one, dtype, fused=False, by_formula=True)
+    assert taken < planned + LIBRARY_BYTES
+    assert planned < 1.5 * taken
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

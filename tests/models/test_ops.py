@@ -77,6 +77,8 @@ def test_two_rows_or_more_of_a_product_do_not_depend_on_how_many_they_are(
 ) -> None:
     weight = torch.randn(rows, size).to(dtype) / size**0.5
     assert_rows_stand_alone(lambda x: linear(x, weight), dtype, size, fewest=2)
+    stored_transposed = weight.T.contiguous()
+    assert_rows_stand_alone(lambda x: linear(x, stored_transposed.T), dtype, size, fewest=2)
 
 
 @pytest.mark.usefixtures("threads")

@@ -1,12 +1,13 @@
 """One decoder layer with random weights, and the rows of a single prompt."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 import torch
 
 from pipeline.formats.dense import DenseMatrix
 from pipeline.formats.matrix import Weights
 from pipeline.formats.parts import ATTN, FFN
+from pipeline.formats.tensors import TensorSpec
 from pipeline.models import decoder
 from pipeline.models.attention import LayerKV
 from pipeline.models.delta_state import LayerState, StateParts
@@ -22,8 +23,7 @@ class AloneLayer:
 
     def __init__(self, layer: Layer, rows: int, dtype: torch.dtype) -> None:
         self.layer, kind = layer, layer.mixer
-        specs = {part: {spec.short: spec.shape for spec in some} for part, some in layer.specs("layer").items()}
-        self._weights = {part: _random(shapes, dtype) for part, shapes in specs.items()}
+        self._weights = {part: random_weights(some, dtype) for part, some in layer.specs("layer").items()}
         blocks, positions_T = torch.arange(-(-rows // 16)), torch.arange(rows)
         sequence = SequenceRows(0, rows, 0, rows, blocks, state_write=0)
         self._turns: dict[Rope, Rotary] = {}
@@ -50,6 +50,7 @@ class AloneLayer:
         decoder.ffn_half(self.layer, self._weights[FFN], self._hidden_TD, by_formula)
 
 
-def _random(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> Weights:
-    tensors = {short: (torch.randn(shape) / 64).to(dtype) for short, shape in shapes.items()}
+def random_weights(specs: Iterable[TensorSpec], dtype: torch.dtype) -> Weights:
+    """Small random tensors, as they multiply."""
+    tensors = {spec.short: (torch.randn(spec.shape) / 64).to(dtype) for spec in specs}
     return Weights(tensors, {short: DenseMatrix(one) for short, one in tensors.items() if one.ndim == 2})

@@ -10,6 +10,7 @@ import pytest
 import torch
 from support import tiny_models
 from support.cases import EVERYTHING
+from support.expert_slots import all_slots_are_back
 
 from actors.core.expert_store import ExpertStore
 from pipeline import Model
@@ -75,14 +76,6 @@ def said(checkpoint: Path) -> list[Answer]:
             return await answers(model)
 
     return asyncio.run(main())
-
-
-def all_slots_are_back(model: Model) -> bool:
-    """Whether no expert is in a slot that the store does not keep."""
-    line = model.runtime.expert_line
-    assert line is not None
-    kept = line.store.kept()
-    return all(budget.statistics().held == kept[budget.name] for budget in line.budgets)
 
 
 @pytest.mark.anyio

@@ -1,6 +1,7 @@
 """90 requests, of which 30 leave at random moments: the others get the same tokens, and nothing is kept.
 
-Half of them share beginnings, of prompts, with a recurrent model also snapshots of its state.
+Half of them share beginnings, of prompts, with a recurrent model also snapshots of its state. Of one with experts each
+pass reads the most.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from support import tiny_models
 from support.cases import EVERYTHING
+from support.expert_slots import all_slots_are_back
 from support.family_models import CASES
 from support.kv_places import settings_with_room
 
@@ -34,12 +36,13 @@ NEW_TOKENS = [DRAW.randint(1, 8) for _ in range(REQUESTS)]
 GONE = object()
 
 
-@pytest.fixture(scope="module", params=["llama_gqa_llama3", "hybrid"])
+@pytest.fixture(scope="module", params=["llama_gqa_llama3", "hybrid", "experts"])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if request.param != "hybrid":
+    families = {"hybrid": "qwen3_5_text", "experts": "qwen3_moe"}
+    if request.param not in families:
         return tiny_models.save_new(request.param, tmp_path_factory, layers=LAYERS)
-    folder = tmp_path_factory.mktemp("hybrid")
-    tiny_models.save_model(tiny_models.randomised(CASES["qwen3_5_text"].config(), seed=3), folder, shards=1)
+    folder = tmp_path_factory.mktemp(request.param)
+    tiny_models.save_model(tiny_models.randomised(CASES[families[request.param]].config(), seed=3), folder, shards=1)
     return folder
 
 
@@ -109,6 +112,7 @@ def held(model: Model) -> dict[str, object]:
         "blocks": model.statistics().kv_blocks.used,
         "states": states and (states.used, len(states._free) + states.kept),
         "requests": (model.statistics().requests.running, model.statistics().requests.waiting),
+        "expert slots": model.runtime.expert_line and all_slots_are_back(model),
         "KV slots": {b.name: b.statistics().held for b in budgets if b.name.startswith("kv")},
         "descriptors": set(os.listdir("/proc/self/fd")),
         "tasks": len(asyncio.all_tasks()),
@@ -120,9 +124,9 @@ def held(model: Model) -> dict[str, object]:
 async def test_those_who_stay_notice_nothing(
     places: str, checkpoint: Path, alone: list[tuple[int, ...]], tmp_path: Path
 ) -> None:
-    settings = SETTINGS
+    settings = SETTINGS | {"gpu_experts": 4, "host_experts": 6}
     if places != "device":
-        settings = settings_with_room(checkpoint, tmp_path, device_layers=2, host_layers=2, **SETTINGS)
+        settings = settings_with_room(checkpoint, tmp_path, device_layers=2, host_layers=2, **settings)
     async with asyncio.timeout(60), Model.open(checkpoint, **settings) as model:
         placement = model.runtime.cache.memory.placement
         counts = [len(layers) for layers in (placement.device, placement.host, placement.disk)]

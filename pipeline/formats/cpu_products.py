@@ -17,7 +17,7 @@ from pipeline.formats.encoded import Encoded
 
 TILES = (1, 2, 4)
 """So many rows are multiplied at once."""
-FEW_ROWS = 8
+FEW_ROWS = 24
 """For no more weights are decoded in registers; else before that."""
 PIECE_NUMBERS = 1 << 20
 """Of a matrix that a thread claims at once: 16 us of one row."""

@@ -60,6 +60,32 @@ QWEN_3_5 = {
     "max_position_embeddings": 262144,
     "linear_num_value_heads": 48,
 }
+QWEN_3_MOE = {**QWEN_3, "model_type": "qwen3_moe", "norm_topk_prob": True}
+QWEN_3_6_MOE = {**QWEN_3_5, "model_type": "qwen3_5_moe_text", "linear_num_value_heads": 32}
+MIXTRAL = {**MISTRAL, "model_type": "mixtral", "rope_theta": 1000000.0, "sliding_window": None}
+GPT_OSS = {
+    "model_type": "gpt_oss",
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 150000.0,
+    "rope_scaling": {
+        "rope_type": "yarn",
+        "factor": 32.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+        "original_max_position_embeddings": 4096,
+    },
+    "vocab_size": 201088,
+    "max_position_embeddings": 131072,
+    "sliding_window": 128,
+    "attention_bias": True,
+    "quantization_config": {
+        "quant_method": "mxfp4",
+        "modules_to_not_convert": [
+            *("model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"),
+        ],
+    },
+}
 GEMMA_3 = {
     "model_type": "gemma3_text",
     "rms_norm_eps": 1e-6,
@@ -84,6 +110,10 @@ GEMMA_4 = {
 }
 
 
+def _experts(count: int, chosen: int, size: int, **rest: object) -> Settings:
+    return {"num_experts": count, "num_experts_per_tok": chosen, "moe_intermediate_size": size, **rest}
+
+
 def _shape(
     family: Settings, hidden: int, ffn: int, layers: int, heads: int, kv_heads: int, head_dim: int = 0, **rest: object
 ) -> Settings:
@@ -91,7 +121,7 @@ def _shape(
         "tie_word_embeddings": False,
         **family,
         "hidden_size": hidden,
-        "intermediate_size": ffn,
+        **({"intermediate_size": ffn} if ffn else {}),
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
@@ -120,6 +150,13 @@ PRESETS: Mapping[str, Settings] = {
     "qwen3-8b": _shape(QWEN_3, 4096, 12288, 36, 32, 8, 128),
     "qwen3-32b": _shape(QWEN_3, 5120, 25600, 64, 64, 8, 128),
     "qwen3.5-27b": _shape(QWEN_3_5, 5120, 17408, 64, 24, 4, 256),
+    "qwen3-30b-a3b": _shape(QWEN_3_MOE, 2048, 6144, 48, 32, 4, 128, **_experts(128, 8, 768)),
+    "qwen3.6-35b-a3b": _shape(
+        QWEN_3_6_MOE, 2048, 0, 40, 16, 2, 256, **_experts(256, 8, 512, shared_expert_intermediate_size=512)
+    ),
+    "mixtral-8x7b": _shape(MIXTRAL, 4096, 14336, 32, 32, 8, num_local_experts=8, num_experts_per_tok=2),
+    "gpt-oss-20b": _shape(GPT_OSS, 2880, 2880, 24, 64, 8, 64, num_local_experts=32, num_experts_per_tok=4),
+    "gpt-oss-120b": _shape(GPT_OSS, 2880, 2880, 36, 64, 8, 64, num_local_experts=128, num_experts_per_tok=4),
     "gemma-3-27b": _shape(GEMMA_3, 5376, 21504, 62, 32, 16, 128, query_pre_attn_scalar=168),
     "gemma-4-31b": _shape(GEMMA_4, 5376, 21504, 60, 32, 16, 256),
     "phi-4-14b": _shape(PHI_4, 5120, 17920, 40, 40, 10, max_position_embeddings=16384),

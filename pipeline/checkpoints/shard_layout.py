@@ -10,7 +10,8 @@ from typing import NamedTuple
 from pipeline.checkpoints.checkpoint import INDEX_FILE, SINGLE_FILE
 from pipeline.checkpoints.header import LENGTH_BYTES, TensorEntry
 from pipeline.formats.parts import EMBED_KEY
-from pipeline.formats.tensors import ITEM_BITS, TensorSpec
+from pipeline.formats.stacks import format_of_items, item_spec, stack_parts
+from pipeline.formats.tensors import ITEM_BITS, Stacked, TensorSpec
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.specs import expert_specs, group_specs
 
@@ -33,17 +34,29 @@ Tensors = Mapping[str, Tensor]
 
 
 def model_specs(model: ModelConfig) -> list[TensorSpec]:
-    """All tensors in the order of the modules: the embedding first, the output matrix last unless it is that too."""
+    """All tensors in the order of the modules: the embedding first, the output matrix last unless it is that too.
+
+    Of experts that lie in one tensor it is an item of that; they do where they lie transposed, else each lies alone.
+    """
     specs = group_specs(model)
     embedding = specs.pop(EMBED_KEY)
     by_layer = sorted((specs | expert_specs(model)).items(), key=lambda item: item[0][0])
     ordered = [*embedding, *itertools.chain.from_iterable(found for _, found in by_layer)]
-    return [*{spec.name: spec for spec in ordered}.values()]
+    stored = [item_spec(spec, spec.stacked) if spec.stacked and spec.stacked.transposed else spec for spec in ordered]
+    return [*{spec.name: spec for spec in stored}.values()]
+
+
+def stack_of(spec: TensorSpec) -> Stacked | None:
+    """The stack that it is an item of."""
+    return spec.stacked if spec.stacked and spec.stacked.name == spec.name else None
 
 
 def stored_parts(model: ModelConfig, spec: TensorSpec) -> tuple[TensorSpec, ...]:
     """What a tensor of the model is stored as, the parts of a matrix that is quantised among them."""
-    return model.quantization.format_of(spec.name).stored_as(spec) if spec.is_matrix else (spec,)
+    found = model.quantization.format_of(spec.name) if spec.is_matrix else None
+    if (stack := stack_of(spec)) is not None:
+        return stack_parts(spec, stack, None if found is None else format_of_items(stack, found))
+    return (spec,) if found is None else found.stored_as(spec)
 
 
 def stored_tensors(model: ModelConfig, specs: Iterable[TensorSpec], dtype: str) -> Tensors:

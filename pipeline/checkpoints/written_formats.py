@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.formats.encoding import MXFP4_GROUP, Parts, float8_parts, int4_parts, mxfp4_parts
+from pipeline.models.model_config import ModelConfig
+from pipeline.models.quantizers.quantization import HEAD_MODULE
+from pipeline.models.specs import group_specs
 
 FORMAT_NAMES = ("int4", "fp8", "mxfp4")
 GROUPS = (128, 64, 32)
@@ -38,6 +41,12 @@ class WrittenFormat:
             },
             "ignore": [*ignored],
         }
+
+
+def left_out(model: ModelConfig) -> list[str]:
+    """The modules that are not quantised beside the embedding: the head, and what chooses experts."""
+    specs = [spec for group in group_specs(model).values() for spec in group if spec.short in ("router", "shared_gate")]
+    return [HEAD_MODULE, *(spec.name.removesuffix(".weight") for spec in specs)]
 
 
 def written_format(name: str, group: int = GROUPS[0]) -> WrittenFormat:

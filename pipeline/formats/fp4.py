@@ -38,6 +38,8 @@ class Float4:
     whole_scale: str = ""
     rounds_to: torch.dtype = torch.float32
     """What is decoded is rounded to this dtype before it is cast."""
+    in_blocks: bool = False
+    """Whether its writer gives the groups of a row an axis of their own; both are read."""
 
     def stored_as(self, spec: TensorSpec) -> tuple[TensorSpec, ...]:
         """The pairs of values, their scales, and that of the matrix. Raises ConfigError for a part of a group."""
@@ -50,7 +52,7 @@ class Float4:
         groups = columns // self.group
         flat, blocks = (rows, columns // 2), (rows, groups, self.group // 2)
         parts = (
-            spec.part("", self.values, flat, ("U8",), shapes=(flat, blocks)),
+            spec.part("", self.values, blocks if self.in_blocks else flat, ("U8",), shapes=(flat, blocks)),
             spec.part("scale", self.scales, (rows, groups), self.scale_dtypes),
         )
         if self.whole is None:
@@ -62,7 +64,7 @@ class Float4:
         return StoredFloat4(self, tensors)
 
 
-MXFP4_GPT_OSS = Float4("gpt-oss MXFP4", 32, "_blocks", "_scales", ("U8", "F8_E8M0"))
+MXFP4_GPT_OSS = Float4("gpt-oss MXFP4", 32, "_blocks", "_scales", ("U8", "F8_E8M0"), in_blocks=True)
 MXFP4 = Float4("compressed-tensors MXFP4", 32, "weight_packed", "weight_scale", ("U8", "F8_E8M0"))
 NVFP4 = Float4(
     "compressed-tensors NVFP4",

@@ -7,6 +7,7 @@ from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.formats.dense import Dense
 from pipeline.formats.matrix import Format, FormatOf, StoredMatrix
+from pipeline.formats.stacks import format_of_items, item_spec, stack_parts
 from pipeline.formats.tensors import WEIGHT_DTYPES, Stacked, TensorRange, TensorSpec
 from pipeline.groups.stored import stored_names
 
@@ -67,34 +68,36 @@ def _find_tensor(spec: TensorSpec, checkpoint: Checkpoint, format_of: FormatOf) 
         found = _find_matrix(named, checkpoint, format_of)
         if found.is_there or not spec.names:
             return found
-    return FoundTensor(spec, None, ((spec, stored_names(spec, checkpoint)),))
+    return FoundTensor(spec, None, _named((spec,), checkpoint))
 
 
-def _find_stacked(spec: TensorSpec, stacked: Stacked, checkpoint: Checkpoint, format_of: FormatOf) -> FoundTensor:
+def _find_stacked(spec: TensorSpec, stack: Stacked, checkpoint: Checkpoint, format_of: FormatOf) -> FoundTensor:
     """The parts of the stack that it is in."""
-    rows, *columns = spec.shape
-    item = replace(spec, name=stacked.name, shape=(rows * stacked.parts, *columns), stacked=None)
+    item = item_spec(spec, stack)
     if spec.is_matrix:
-        return _find_matrix(item, checkpoint, format_of, stacked)
-    stack = item.each(stacked.count)
-    return FoundTensor(item, None, ((stack, stored_names(stack, checkpoint)),), stacked)
+        return _find_matrix(item, checkpoint, format_of, stack)
+    return FoundTensor(item, None, _named(stack_parts(item, stack, None), checkpoint), stack)
 
 
 def _find_matrix(
-    spec: TensorSpec, checkpoint: Checkpoint, format_of: FormatOf, stacked: Stacked | None = None
+    spec: TensorSpec, checkpoint: Checkpoint, format_of: FormatOf, stack: Stacked | None = None
 ) -> FoundTensor:
     """Some who quantise all else leave experts as they are, and do not say so (findings/nf4_leaves_experts.sh)."""
-    of_expert = spec.stacked or stacked
     try:
-        chosen = format_of(spec.name)
-        if of_expert is not None and _is_plain(spec, checkpoint):
-            chosen = Dense(transposed=stacked is not None and stacked.transposed)
-        parts = chosen.stored_as(spec)
+        left = spec.stacked is not None and _is_plain(spec, checkpoint)
+        chosen = Dense() if left else format_of(spec.name)
+        if stack is None:
+            parts = chosen.stored_as(spec)
+        else:
+            chosen = format_of_items(stack, chosen)
+            parts = stack_parts(spec, stack, chosen)
     except ConfigError as error:
         raise ConfigError(f"{checkpoint.folder}: {error}") from error
-    if stacked is not None:
-        parts = tuple(part.each(stacked.count) for part in parts)
-    return FoundTensor(spec, chosen, tuple((part, stored_names(part, checkpoint)) for part in parts), stacked)
+    return FoundTensor(spec, chosen, _named(parts, checkpoint), stack)
+
+
+def _named(parts: Sequence[TensorSpec], checkpoint: Checkpoint) -> tuple[tuple[TensorSpec, Sequence[str]], ...]:
+    return tuple((part, stored_names(part, checkpoint)) for part in parts)
 
 
 def _is_plain(spec: TensorSpec, checkpoint: Checkpoint) -> bool:

@@ -73,6 +73,59 @@ async def test_one_whose_layers_differ_runs_and_its_norms_keep_numbers_small(lik
     assert all(-8 < logprob < -1 for step in output.logprobs for logprob in step.values())
 
 
+WITH_EXPERTS: dict[str, tuple[str | None, dict[str, Any]]] = {
+    "qwen3-30b-a3b": ("fp8", {"expert_size": 64}),
+    "qwen3.6-35b-a3b": (None, {"expert_size": 32}),
+    "mixtral-8x7b": ("mxfp4", {}),
+    "gpt-oss-20b": (None, {}),
+}
+
+
+@pytest.mark.parametrize("like", WITH_EXPERTS)
+async def test_one_with_experts_runs(like: str, tmp_path: Path) -> None:
+    stored, sizes = WITH_EXPERTS[like]
+    shape = {**TINY, "head_dim": 16, "ffn_size": 128, "experts": 6, "chosen_experts": 2, **sizes}
+    make_checkpoint(tmp_path / "model", like, stored=stored, shard_bytes=300_000, **shape)
+    async with Model.open(tmp_path / "model", device="cpu") as model:
+        output = await model.generate([1, 2, 3], max_new_tokens=3, ignore_eos=True, logprobs=1)
+    assert output.logprobs is not None
+    assert all(-8 < logprob < -1 for step in output.logprobs for logprob in step.values())
+
+
+def test_experts_of_gpt_oss_are_stored_as_it_stores_them(tmp_path: Path) -> None:
+    shape = {**TINY, "head_dim": 16, "experts": 6, "chosen_experts": 2}
+    make_checkpoint(tmp_path / "own", "gpt-oss-20b", **shape)
+    make_checkpoint(tmp_path / "plain", "gpt-oss-20b", stored="bf16", **shape)
+    own, plain = (load_file(tmp_path / name / "model.safetensors") for name in ("own", "plain"))
+    module = "model.layers.1.mlp.experts"
+    shapes = {name: [*tensor.shape] for name, tensor in (own | plain).items() if name.startswith(module)}
+    assert shapes == {
+        f"{module}.gate_up_proj": [6, 64, 192],
+        f"{module}.gate_up_proj_bias": [6, 192],
+        f"{module}.gate_up_proj_blocks": [6, 192, 2, 16],
+        f"{module}.gate_up_proj_scales": [6, 192, 2],
+        f"{module}.down_proj": [6, 96, 64],
+        f"{module}.down_proj_bias": [6, 64],
+        f"{module}.down_proj_blocks": [6, 64, 3, 16],
+        f"{module}.down_proj_scales": [6, 64, 3],
+    }
+    assert own[f"{module}.gate_up_proj_scales"].unique().numel() < 8
+    assert own[f"{module}.gate_up_proj_blocks"].flatten(1).unique(dim=0).shape[0] == 6, "no expert is as another"
+    with pytest.raises(ConfigError, match="format of its own, or as bf16; have 'fp8'"):
+        make_checkpoint(tmp_path / "other", "gpt-oss-20b", stored="fp8", **shape)
+
+
+def test_routing_is_as_skewed_as_it_is_asked_to_be(tmp_path: Path) -> None:
+    shares = []
+    for skew in (0.0, 0.25, 0.5):
+        shape = {**TINY, "hidden_size": 256, "head_dim": 16, "expert_size": 8, "layers": 1, "experts": 128}
+        make_checkpoint(tmp_path / str(skew), "qwen3-30b-a3b", routing_skew=skew, **shape)
+        router = load_file(tmp_path / str(skew) / "model.safetensors")["model.layers.0.mlp.gate.weight"].float()
+        chosen = (torch.randn(4000, 256, generator=torch.Generator().manual_seed(1)) @ router.T).topk(8).indices
+        shares.append(chosen.flatten().bincount(minlength=128).sort(descending=True).values[:32].sum().item() / 32000)
+    assert shares == pytest.approx([0.27, 0.45, 0.69], abs=0.06)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_a_small_one_is_a_single_file_and_its_seed_decides_the_bytes(dtype: str, tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -86,7 +139,7 @@ def test_a_small_one_is_a_single_file_and_its_seed_decides_the_bytes(dtype: str,
 
 
 def test_tensors_larger_than_a_chunk_are_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.checkpoints.make_checkpoint.CHUNK_ITEMS", 1000)
+    monkeypatch.setattr("pipeline.checkpoints.random_weights.PIECE_ITEMS", 1000)
     make_checkpoint(tmp_path / "model", "qwen2.5-0.5b", **TINY)
     embedding = load_file(tmp_path / "model" / "model.safetensors")["model.embed_tokens.weight"]
     assert embedding.unique(dim=0).shape == (2000, 64)
@@ -171,6 +224,11 @@ PARAMETERS = {
     "gemma-4-31b": 30_697_345_340,
     "phi-4-14b": 14_659_507_200,
     "granite-3.3-8b": 8_170_864_640,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "qwen3.6-35b-a3b": 34_660_610_688,
+    "mixtral-8x7b": 46_702_792_704,
+    "gpt-oss-20b": 20_914_757_184,
+    "gpt-oss-120b": 116_829_156_672,
 }
 """As their publishers count them, without towers and what drafts."""
 
@@ -181,7 +239,7 @@ def test_a_full_disk_is_noticed_before_any_weight_is_written(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(12345))
     with pytest.raises(ConfigError, match=f"need {2 * PARAMETERS[like]} bytes .*, have 12345 .12.3 kB.; make room"):
-        make_checkpoint(tmp_path / "model", like)
+        make_checkpoint(tmp_path / "model", like, stored="bf16")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -215,6 +273,9 @@ def test_what_is_there_is_never_touched(tmp_path: Path) -> None:
         ("llama-3-8b", {"dtype": "int8"}, "unknown dtype 'int8'; known are float32"),
         ("llama-3-8b", {"num_layers": 3}, "unknown override 'num_layers'; known are layers"),
         ("llama-3-8b", {"vocabulary_size": 257}, "need at least 258 .* have 257"),
+        ("llama-3-8b", {"experts": 4}, "experts: llama-3-8b has no such setting, have 4; leave it out"),
+        ("mixtral-8x7b", {"experts": 1}, "need a whole number from 1 to 1; have 2"),
+        ("qwen3-30b-a3b", {"routing_skew": -1.0}, "routing_skew: need a number from 0 to 10, have -1"),
         ("llama-3-8b", {"layers": 0}, "^like llama-3-8b: layers: need a whole number from 1 to 10000; have 0$"),
         ("llama-3-8b", {"heads": 3, "kv_heads": 2}, "^like llama-3-8b: .*[ :]heads"),
     ],

@@ -185,7 +185,8 @@ def _add_make_checkpoint(commands: Any) -> None:
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="a folder that does not exist yet")
     parser.add_argument("--like", required=True, metavar="PRESET", help=", ".join(PRESETS))
-    for name in ("layers", "hidden-size", "ffn-size", "heads", "kv-heads", "head-dim", "vocabulary-size"):
+    sizes = ("layers", "hidden-size", "ffn-size", "heads", "kv-heads", "head-dim", "vocabulary-size")
+    for name in (*sizes, "experts", "chosen-experts", "expert-size"):
         parser.add_argument(f"--{name}", type=int, metavar="N", help="in the place of the preset's")
     for name in ("tied-embeddings", "attention-bias", "mlp-bias"):
         parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=None)
@@ -193,7 +194,16 @@ def _add_make_checkpoint(commands: Any) -> None:
     parser.add_argument(
         "--format",
         metavar="NAME",
-        help="store matrices as int4, fp8 or mxfp4 of compressed-tensors, but for the embedding and the head",
+        help="store matrices as int4, fp8 or mxfp4 of compressed-tensors, but for the embedding, the head and routers; "
+        "bf16: as they are, where the preset has a format of its own",
+    )
+    parser.add_argument(
+        "--routing-skew",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="how unevenly experts are chosen: the rows of routers are multiplied by exp(S x normal); of 128 experts "
+        "the most wanted quarter gets 27 %% of the rows with 0, the default, 45 %% with 0.25, 69 %% with 0.5",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random weights; default 0")
     parser.set_defaults(command=Command("make", "make"))

@@ -24,9 +24,15 @@ def make(options: argparse.Namespace) -> None:
     if not 0 <= options.seed < 1 << 63:
         raise ConfigError(f"--seed: need a number from 0 to 2**63 - 1, have {options.seed}")
     try:
-        stored, seed = options.format, options.seed
         make_checkpoint(
-            options.out, options.like, dtype=options.dtype, stored=stored, seed=seed, progress=written, **overrides
+            options.out,
+            options.like,
+            dtype=options.dtype,
+            stored=options.format,
+            seed=options.seed,
+            routing_skew=options.routing_skew,
+            progress=written,
+            **overrides,
         )
     except OSError as error:
         raise ConfigError(f"{error.filename or options.out}: {error.strerror}") from error

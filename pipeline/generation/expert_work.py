@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
-from torch.nn import functional
 
 from actors.core.budget import Slot
 from actors.core.message import GroupKey, Message
@@ -53,20 +52,23 @@ class ExpertWork:
         self._dtype = dtype
         self._row_blocks = row_blocks
         self._buffers = buffers
-        rows = row_blocks.padded(most_rows)
-        sizes = self.sizes(config, dtype, rows, device.torch_device)
+        sizes = self.sizes(config, dtype, row_blocks, most_rows, device.torch_device)
         self._memory: dict[str, Memory] = {name: device.device_memory(nbytes) for name, nbytes in sizes.items()}
         ids = self._memory[IDS]
         self._kernels = experts.grouped_kernels(device.torch_device, dtype) if sizes else None
         self._places: dict[GroupKey, Any] = {}
         self.ids_on_host = ids if isinstance(ids, HostMemory) else device.host_memory(sizes[IDS])
+        self._order().zero_()  # what stands behind the places of a pass is of rows, too, which fill up the last expert
 
     @staticmethod
-    def sizes(config: ModelConfig, dtype: torch.dtype, rows: int, device: torch.device) -> Mapping[str, int]:
+    def sizes(
+        config: ModelConfig, dtype: torch.dtype, row_blocks: RowBlocks, most_rows: int, device: torch.device
+    ) -> Mapping[str, int]:
         """The bytes of each buffer, for passes of so many rows; empty for a model without experts."""
         kinds = config.expert_kinds
         if not kinds:
             return {}
+        rows = row_blocks.padded(most_rows)
         most = rows * max(kind.chosen for kind in kinds)
         row_bytes = config.hidden_size * dtype.itemsize
         return {
@@ -76,7 +78,7 @@ class ExpertWork:
             OUTPUTS: most * row_bytes,
             IDS: 2 * most * ID_DTYPE.itemsize,
             SHARES: most * torch.float32.itemsize,
-            ORDER: most * torch.int64.itemsize,
+            ORDER: (most + row_blocks.most_added()) * torch.int64.itemsize,
         }
 
     @property
@@ -140,15 +142,17 @@ class ExpertWork:
         """Multiply by some experts: each with where the rows that use it begin and end in the order."""
         if self._kernels is not None:
             runs = self._multiply_together(self._kernels, kind, runs)
-        order, inputs_TD, outputs = self._order(), self._rows(INPUTS), self._rows(OUTPUTS)
+        if not runs:
+            return
+        order = self._order()[: max(last for _, _, last in runs) + self._row_blocks.most_added()]
+        inputs_TD, outputs, rows = self._rows(INPUTS), self._rows(OUTPUTS), order // kind.chosen
         for message, first, last in runs:
             weights = self._expert_catalog.weights(message)
-            for begin, end in self._row_blocks.cuts(0, self._row_blocks.padded(last - first)):
-                places_R = order[first + begin : min(first + end, last)]
-                input_RD = inputs_TD[places_R // kind.chosen]
-                filled_RD = functional.pad(input_RD, (0, 0, 0, end - begin - len(places_R)))
-                output_RD = experts.expert_product(kind, weights, filled_RD, self._row_blocks.fixed)
-                outputs[places_R] = output_RD[: len(places_R)]
+            for begin, end in self._row_blocks.cuts(first, first + self._row_blocks.padded(last - first)):
+                input_RD = inputs_TD.index_select(0, rows[begin:end])
+                output_RD = experts.expert_product(kind, weights, input_RD, self._row_blocks.fixed)
+                places_R = order[begin : min(end, last)]
+                outputs.index_copy_(0, places_R, output_RD[: len(places_R)])
 
     def _multiply_together(
         self, kernels: Any, kind: Experts, runs: Sequence[tuple[Message[Slot], int, int]]

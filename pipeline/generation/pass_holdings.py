@@ -41,7 +41,7 @@ def pass_holdings(
     rows = tokens * sum(tensor.length for tensor in groups.embed.tensors) // groups.embed.rows
     blocks, half = _row_blocks(settings, device, dtype), _half_bytes(model, settings, device, dtype)
     buffers = PassBuffers.sizes(model, dtype, blocks, tokens, most_logit_rows(settings.max_requests))
-    of_experts = ExpertWork.sizes(model, dtype, blocks.padded(tokens), device.torch_device)
+    of_experts = ExpertWork.sizes(model, dtype, blocks, tokens, device.torch_device)
     micro_batches = find_policy(settings.policy).micro_batches
     casts = _scratch_bytes(groups, dtype) * min(2, micro_batches)
     activations = _activation_bytes(model, settings, groups, device, dtype, tokens)

@@ -87,16 +87,26 @@ def _feed_forward_bytes(layer: Layer, dtype: torch.dtype, fused: bool, by_formul
         case FeedForward() as dense:
             return _channels_bytes(dense, size, dtype, fused, by_formula)
         case Experts() as experts:
-            # Of the rows of an expert what they get is copied; of all, logits and scores, and the sum in fp32.
-            kinds = [one for one in (experts.expert, experts.shared) if one is not None]
-            products = max(_channels_bytes(one, size, dtype, fused, by_formula) for one in kinds) + 2 * size
-            if experts.norms is not None:  # of all, what experts get is another tensor, and so is what is normed
-                norm = _norm_bytes(layer.hidden_size, dtype, layer.norm_style, fused=fused)
-                products = max(products, 2 * size + norm) + size
-            routed = experts.count * (dtype.itemsize + 3 * FP32_BYTES)
-            if experts.scales is not None:
-                routed += size + _norm_bytes(layer.hidden_size, dtype, "plain", fused=fused)
-            return max(products, routed, layer.hidden_size * 2 * FP32_BYTES + size)
+            return _experts_bytes(layer, experts, size, dtype, fused, by_formula)
+
+
+def _experts_bytes(layer: Layer, kind: Experts, size: int, dtype: torch.dtype, fused: bool, by_formula: bool) -> int:
+    """Beside what all of them get, or a copy of the rows of one: what chooses, what is shared, one expert, or the sum.
+
+    What is chosen is kept in fp32, and as many numbers of 8 bytes; to choose from groups takes scores once more.
+    """
+    norm = _norm_bytes(layer.hidden_size, dtype, layer.norm_style, fused=fused)
+    routed = kind.count * FP32_BYTES * (2 if kind.routing.groups == 1 else 3)
+    if kind.routing.wide and dtype is not torch.float32:
+        routed = max(routed, layer.hidden_size * FP32_BYTES + kind.count * FP32_BYTES)
+    if kind.scales is not None:
+        routed = max(routed + size, _norm_bytes(layer.hidden_size, dtype, "plain", fused=fused))
+    chosen = kind.chosen * (FP32_BYTES + torch.int64.itemsize)
+    beside = 0 if kind.shared is None else _channels_bytes(kind.shared, size, dtype, fused, by_formula)
+    if kind.norms is not None:  # what experts get is another tensor, beside which what is shared is normed, too
+        beside = max(beside + size, 2 * size + norm)
+    added = layer.hidden_size * FP32_BYTES + size + (norm if kind.norms is not None else 0)
+    return max(routed + chosen, beside + chosen, _channels_bytes(kind.expert, size, dtype, fused, by_formula), added)
 
 
 def _channels_bytes(kind: FeedForward, size: int, dtype: torch.dtype, fused: bool, by_formula: bool) -> int:

@@ -18,6 +18,9 @@ from pipeline.models.ops import rms_norm, sigmoid
 from pipeline.models.routing import route
 from pipeline.models.triton_kernels import kernels_of
 
+LEAST_ROWS = 16
+"""Of as many what experts gave is weighed at a time, or more: each lies in memory once for every rank."""
+
 
 @dataclass(frozen=True, slots=True)
 class RoutedRows:
@@ -100,7 +103,15 @@ def _weighed_sum(outputs_TKD: torch.Tensor, weights_TK: torch.Tensor) -> torch.T
     if (kernels := grouped_kernels(outputs_TKD.device, outputs_TKD.dtype)) is not None:
         fused: torch.Tensor = kernels.weighed_sum(outputs_TKD, weights_TK)
         return fused
-    sum_TD = outputs_TKD[:, 0] * weights_TK[:, 0, None]
-    for rank in range(1, outputs_TKD.shape[1]):
-        sum_TD.add_(outputs_TKD[:, rank] * weights_TK[:, rank, None])
-    return sum_TD.to(outputs_TKD.dtype)
+    rows, ranks, columns = outputs_TKD.shape
+    sum_TD, most = outputs_TKD.new_empty(rows, columns), max(LEAST_ROWS, rows // ranks)
+    for some in (slice(first, first + most) for first in range(0, rows, most)):
+        sum_TD[some] = _sum_of_some(outputs_TKD[some], weights_TK[some])
+    return sum_TD
+
+
+def _sum_of_some(outputs_TKD: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
+    sum_TD, *others = outputs_TKD.to(torch.float32, copy=True).mul_(weights_TK.unsqueeze(-1)).unbind(1)
+    for one_TD in others:
+        sum_TD.add_(one_TD)
+    return sum_TD

@@ -22,13 +22,14 @@ def route(kind: Experts, weights: Weights, normed_TD: torch.Tensor) -> tuple[tor
         return ids_TK, torch.softmax(chosen_TK, dim=-1).mul_(routing.scale)
     scores_TE = sigmoid(logits_TE) if routing.scores == "sigmoid" else torch.softmax(logits_TE, dim=-1)
     choice_TE = scores_TE + weights.tensors["choice_bias"].float() if routing.choice_bias else scores_TE
-    ids_TK = torch.topk(_of_kept_groups(routing, choice_TE), kind.chosen, dim=-1).indices
-    scores_TK = scores_TE.gather(1, ids_TK)
+    scores_TK, ids_TK = torch.topk(_of_kept_groups(routing, choice_TE), kind.chosen, dim=-1)
+    if routing.choice_bias:
+        scores_TK = scores_TE.gather(1, ids_TK)
     if routing.normalized:
         scores_TK /= scores_TK.sum(dim=-1, keepdim=True).add_(LEAST_SUM)
     if kind.scales is not None:
         scores_TK *= weights.tensors["expert_scales"].float()[ids_TK]
-    return ids_TK, scores_TK.mul_(routing.scale)
+    return ids_TK, scores_TK if routing.scale == 1 else scores_TK.mul_(routing.scale)
 
 
 def _of_kept_groups(routing: Routing, choice_TE: torch.Tensor) -> torch.Tensor:

@@ -39,6 +39,10 @@ class RowBlocks:
             return -(-count // self.rows) * self.rows
         return next((rows for rows in self.repeated if rows >= count), max(count, self.rows))
 
+    def most_added(self) -> int:
+        """How many rows are at most computed beside those that count."""
+        return max(self.padded(count) - count for count in range(1, max((self.rows, *self.repeated)) + 1))
+
     def cuts(self, begin: int, end: int, most_rows: int = MOST_ROWS) -> list[tuple[int, int]]:
         """Rows [begin, end), which are padded, as those of each call of a kernel: of about one size."""
         count = (end - begin) // self.rows if self.fixed else -(-(end - begin) // most_rows)

@@ -118,6 +118,9 @@ EXPERTS = {
     "clamped": Experts(
         **COUNTED, expert=CLAMPED, router="mlp.router", names=(("gate_up", "gate_up_proj"), ("down", "down_proj"))
     ),
+    "one that all share": Experts(
+        **COUNTED, expert=FeedForward(size=64), shared=FeedForward(size=1024), shared_gated=True
+    ),
     "norms of their own": Experts(
         **COUNTED,
         expert=FeedForward(size=64),
@@ -153,7 +156,7 @@ def test_experts_take_no_more_than_planned_and_little_less(name: str, dtype: tor
     )
     planned = ROWS * half_bytes(one, dtype, fused=False, by_formula=True)
     assert taken < planned + LIBRARY_BYTES
-    assert planned < 1.5 * taken
+    assert planned < 1.25 * taken
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -1,20 +1,34 @@
-"""Measures, on a runtime whose lines never run, what experts cost: computing those in place, and reading in bursts."""
+"""Measures, on a runtime whose lines do not run, what experts cost: computing those in place, and fetching others."""
 
 import asyncio
 import contextlib
 import itertools
 import random
-import statistics
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from statistics import median
 
+from actors.core.line import running
 from actors.core.message import READY, GroupKey, Message
 from pipeline.engine.expert_line import ExpertLine
 from pipeline.engine.expert_room import KIND
 from pipeline.generation.build import ModelRuntime
 from pipeline.tools.bench.floors import Floors, Loaded, spread_tokens
-from pipeline.tools.bench.forecast import MeasuredCompute
+from pipeline.tools.bench.forecast import ExpertReads, MeasuredCompute
+
+PASSES = 6
+"""That have their experts read, of which the first two are not counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Added:
+    """What experts added to a pass: seconds; how many were used, in how many layers."""
+
+    seconds: float
+    used: int
+    layers: int
 
 
 class ExpertFloors:
@@ -25,8 +39,11 @@ class ExpertFloors:
 
     def __init__(self, runtime: ModelRuntime, line: ExpertLine, floors: Floors, some: Loaded) -> None:
         self._runtime, self._line, self._floors, self._some = runtime, line, floors, some
-        self._rates: list[float] = []
-        self._seconds: defaultdict[int, list[float]] = defaultdict(list)
+        layers = len({layer for layer, _ in line.room.catalog.order})
+        chosen = runtime.config.chosen_experts // layers
+        self._burst = min(chosen, sum(line.budgets[0].slots.values()))
+        self._read: defaultdict[int, list[float]] = defaultdict(list)
+        self._added: defaultdict[int, list[_Added]] = defaultdict(list)
 
     async def fill(self) -> None:
         """Put weights into all slots: any expert that is wanted is computed with those that lie in some slot."""
@@ -42,35 +59,59 @@ class ExpertFloors:
         for slot in slots:
             slot.release(after=READY)
 
-    async def measure(self, tokens: int, read_seconds: float) -> None:
-        """Compute a pass of so many tokens without experts and with them, twice; then read."""
-        lengths = spread_tokens(tokens, min(tokens, self._runtime.settings.max_requests))
-        took: dict[bool, float] = {}
-        used = 0
+    async def measure(self, tokens: int) -> None:
+        """Compute passes of so many tokens, whose experts are there."""
         async with self._arriving():
-            for experts in (False, True, False, True):
-                before, started = self._used, time.perf_counter()
-                await self._floors.compute(self._some, lengths, experts=experts)
-                took[experts], used = time.perf_counter() - started, self._used - before
-        self._seconds[tokens].append(max(0.0, took[True] - took[False]) / used)
-        self._rates.append(await self._bursts(read_seconds))
+            await self._add(tokens)
+            self._added[tokens].append(await self._add(tokens))
+
+    async def read(self, seconds: float) -> None:
+        """Read one at a time, then a layer's at a time; between two layers' nothing, as while a router is computed."""
+        for count in {1, self._burst}:
+            self._read[count].append(await self._burst_seconds(count, seconds))
 
     def compute(self) -> MeasuredCompute:
         """Seconds for each parameter of an expert that is used, by tokens of the pass; more never take less."""
-        catalog, found = self._line.room.catalog, dict[int, float]()
-        parameters = sum(catalog.parameters().values()) / len(catalog.order)
-        for tokens, seconds in self._seconds.items():
-            found[tokens] = max(*found.values(), statistics.median(seconds) / parameters, 0.0)
+        found = dict[int, float]()
+        for tokens, added in self._added.items():
+            each = median(one.seconds / one.used for one in added) / self._parameters
+            found[tokens] = max(*found.values(), each, 0.0)
         return MeasuredCompute(found)
 
-    @property
-    def bytes_per_second(self) -> float:
-        """The rate of reading experts."""
-        return statistics.median(self._rates)
+    async def reads(self, tokens: int) -> ExpertReads:
+        """How long experts take to come; the host's part from passes that have each read, by the line that does it."""
+        first, all_ = median(self._read[1]), median(self._read[self._burst])
+        more = max(0.0, all_ - first) / max(1, self._burst - 1)
+        async with running([self._runtime.wired.lines[-1]]):
+            came = [await self._add(tokens) for _ in range(PASSES)][2:]
+        used = came[0].used / came[0].layers
+        one = self.compute().seconds(0, round(self._parameters), tokens)
+        waits = max(0.0, first + more * (used - 1) + one - used * one)
+        there = median(one.seconds for one in self._added[tokens])
+        beyond = (median(one.seconds for one in came) - there) / came[0].layers - waits
+        return ExpertReads(first, more, max(0.0, beyond) / used)
 
     @property
-    def _used(self) -> int:
-        return sum(one.experts for one in self._line.store.statistics().unions.values())
+    def _parameters(self) -> float:
+        catalog = self._line.room.catalog
+        return sum(catalog.parameters().values()) / len(catalog.order)
+
+    async def _add(self, tokens: int) -> _Added:
+        """A pass without its experts, then one with them."""
+        lengths = spread_tokens(tokens, min(tokens, self._runtime.settings.max_requests))
+        seconds = []
+        before = self._wanted()
+        for experts in (False, True):
+            started = time.perf_counter()
+            await self._floors.compute(self._some, lengths, experts=experts)
+            seconds.append(time.perf_counter() - started)
+        used, layers = (now - then for now, then in zip(self._wanted(), before, strict=True))
+        return _Added(max(0.0, seconds[1] - seconds[0]), used, layers)
+
+    def _wanted(self) -> Sequence[int]:
+        """How many experts layers have wanted, and how many times a layer has."""
+        unions = self._line.store.statistics().unions.values()
+        return sum(one.experts for one in unions), sum(one.passes for one in unions)
 
     @contextlib.asynccontextmanager
     async def _arriving(self) -> AsyncIterator[None]:
@@ -89,15 +130,10 @@ class ExpertFloors:
             arriving.cancel()
             await asyncio.wait([arriving])
 
-    async def _bursts(self, seconds: float) -> float:
-        """Read as many experts as a token uses of a layer, wait for all, and so on; bytes per second.
-
-        Between two bursts nothing is read, as while the next layer's router is computed.
-        """
+    async def _burst_seconds(self, count: int, seconds: float) -> float:
+        """The seconds until so many experts that are read at once have come."""
         catalog, budget = self._line.room.catalog, self._line.budgets[0]
-        layers = len({layer for layer, _ in catalog.order})
-        burst = min(self._runtime.config.chosen_experts // layers, sum(budget.slots.values()))
-        keys = itertools.cycle(random.Random(len(self._rates)).sample(catalog.order, len(catalog.order)))
+        keys = itertools.cycle(random.Random(len(self._read[count])).sample(catalog.order, len(catalog.order)))
 
         async def read(key: GroupKey) -> None:
             slot = await budget.acquire(KIND)
@@ -108,9 +144,9 @@ class ExpertFloors:
 
         bursts, started = 0, time.perf_counter()
         while not bursts or time.perf_counter() - started < seconds:
-            await asyncio.gather(*(read(next(keys)) for _ in range(burst)))
+            await asyncio.gather(*(read(next(keys)) for _ in range(count)))
             bursts += 1
-        return catalog.needed_bytes / len(catalog.order) * burst * bursts / (time.perf_counter() - started)
+        return (time.perf_counter() - started) / bursts
 
 
 async def expert_floors(runtime: ModelRuntime, floors: Floors, some: Loaded) -> ExpertFloors | None:

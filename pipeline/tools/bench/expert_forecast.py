@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.formats.parts import EXPERT
-from pipeline.tools.bench.forecast import Forecast, Rates
+from pipeline.tools.bench.forecast import ExpertReads, Forecast, Rates
 from pipeline.tools.routing.expert_demand import ExpertDemand
 
 
@@ -23,14 +23,16 @@ def with_experts(dense: Forecast, rates: Rates, demand: ExpertDemand, sizes: Exp
     Each layer asks for its experts when its router has spoken, and goes on when the last is computed: those that are
     there are computed while others come, and the last to come behind its arrival. What else moves is read meanwhile.
     """
-    disk = rates.expert_bytes_per_second or rates.disk_bytes_per_second
+    each = sizes.nbytes / rates.disk_bytes_per_second
+    reads = rates.experts or ExpertReads(each, each)
     one = rates.computes[EXPERT].seconds(round(sizes.nbytes), round(sizes.parameters), dense.tokens)
-    busy, reading = demand.used * one, demand.missed[0] * (sizes.nbytes / disk)
+    busy, read = demand.used * one, demand.missed[0]
+    reading = np.where(read < 1, read * reads.first_seconds, reads.first_seconds + (read - 1) * reads.next_seconds)
     comes, moved = reading, {"disk": reading}
     if rates.h2d_bytes_per_second is not None:
         moved["H2D"] = demand.missed[-1] * (sizes.nbytes / rates.h2d_bytes_per_second)
         comes = np.maximum(reading, moved["H2D"])
-    lasts = np.where(comes > 0, np.maximum(comes + one, busy), busy)
+    lasts = np.where(comes > 0, np.maximum(comes + one, busy), busy) + demand.missed[-1] * reads.overhead_seconds
     busy_seconds, lasts_seconds = (float(each.sum(axis=1).mean()) for each in (busy, lasts))
     resources = {
         name: seconds + (float(moved[name].sum(axis=1).mean()) if name in moved else busy_seconds)

@@ -53,13 +53,26 @@ class ToldCompute:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertReads:
+    """How long the missing experts of a layer take to come from the disk, and what each costs the host beside that.
+
+    Those of a layer are read at once: the first takes `first_seconds`, each more `next_seconds`. `overhead_seconds` are
+    for any that is not where it is computed.
+    """
+
+    first_seconds: float
+    next_seconds: float
+    overhead_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Rates:
     """The rates of a machine. Without an H2D rate host and device memory are one.
 
     `computes` are by kind of group, one of `KINDS`; `begin_seconds` is what the host does between two passes,
     sampling and embedding, while nothing is computed. `read_slowdown` and `compute_slowdown` are by how much each takes
-    longer while the other goes on too: a CPU that computes shares its cores and its memory with the disk. Experts are
-    read a layer's at a time, at a rate of their own where that was measured. `how` says how all are known.
+    longer while the other goes on too: a CPU that computes shares its cores and its memory with the disk. `experts`
+    tell how long those take that are read, where that was measured. `how` says how all are known.
     """
 
     disk_bytes_per_second: float
@@ -68,7 +81,7 @@ class Rates:
     begin_seconds: float = 0.0
     read_slowdown: float = 1.0
     compute_slowdown: float = 1.0
-    expert_bytes_per_second: float | None = None
+    experts: ExpertReads | None = None
     how: str = "measured"
 
     @property

@@ -62,7 +62,10 @@ async def measure_rates(folder: Path, settings: Config, tokens: int, progress: P
                 progress(f"round {index + 1}/{ROUNDS}: computing {batch} tokens alone")
                 rounds.append(await _computed(floors, runtime, some, batch))
                 if experts is not None:
-                    await experts.measure(batch, SWEEP_SECONDS)
+                    await experts.measure(batch)
+            if experts is not None:
+                progress(f"round {index + 1}/{ROUNDS}: reading experts alone")
+                await experts.read(SWEEP_SECONDS)
             if runtime.device.shares_cores:
                 progress(f"round {index + 1}/{ROUNDS}: both at once")
                 alone = sum(computed[tokens][-1].seconds.values())
@@ -71,6 +74,7 @@ async def measure_rates(folder: Path, settings: Config, tokens: int, progress: P
         read_slowdown, compute_slowdown = (max(1.0, statistics.median(each)) for each in read_and_compute)
         runtime.device.have_run()
         of_experts = {} if experts is None else {EXPERT: experts.compute()}
+        expert_reads = None if experts is None else await experts.reads(tokens)
         return Rates(
             statistics.median(disk),
             statistics.median(h2d) if h2d else None,
@@ -78,7 +82,7 @@ async def measure_rates(folder: Path, settings: Config, tokens: int, progress: P
             statistics.median(one.begin_seconds for one in computed[tokens]),
             read_slowdown,
             compute_slowdown,
-            None if experts is None else experts.bytes_per_second,
+            expert_reads,
         )
 
 

@@ -1,9 +1,10 @@
 """The second half of a layer with experts: the router's choice, the experts as they come, and their sum."""
 
 import functools
-from collections import Counter
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from typing import Any, Protocol
+
+import torch
 
 from actors.core.budget import Slot
 from actors.core.event import Event
@@ -110,7 +111,10 @@ class ExpertHalf:
             part.last = last.last
 
     def _guesses(self, kind: Experts, pass_: GenerationPass, message: Message[Slot]) -> Guesses | None:
-        """Whom to ask beforehand: the next router, where that is wished and its group stays."""
+        """Whom to ask beforehand: the next router, where that is wished and its group stays.
+
+        While a new run of the line brings its bytes again, the guess is a bad one.
+        """
         layer, following = self._work.next_kind(message.layer) or (-1, kind)
         if layer not in self._stays or following.chosen != kind.chosen:
             return None
@@ -124,11 +128,12 @@ class ExpertHalf:
         rows: int,
         guesses: Guesses | None,
     ) -> None:
-        """Let experts of the next layer come ahead: those that most rows would choose, or any, where all are needed."""
+        """Let experts of the next layer come ahead: what rows would choose first, or any, where all are needed."""
         if guesses is not None:
             group, first = guesses
-            by_rank = self._work.ids(kind, rows, first).T.flatten().tolist()
-            self._store.hint(group.layer, [index for index, _ in Counter(by_rank).most_common()])
+            by_rank = torch.arange(kind.chosen, 0, -1).repeat(rows)
+            weights = self._work.ids(kind, rows, first).flatten().bincount(by_rank)
+            self._store.hint(group.layer, weights.argsort(descending=True)[: weights.count_nonzero()].tolist())
         elif len(wanted) >= NEARLY_ALL * kind.count and (following := self._work.next_kind(message.layer)) is not None:
             self._store.hint(following[0], range(following[1].count))
 

@@ -4,6 +4,7 @@ A sum has the same bits however many rows there are, on how many threads, and wh
 Letters in names: T tokens of this pass, D columns, F rows of a matrix.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,20 +49,49 @@ class Product:
 
     def by_encoded(self, encoded: Encoded) -> bool:
         """Fill all, if rows are few and there is a kernel that decodes such a matrix in registers."""
-        if len(self._x) > FEW_ROWS or (arguments := RowDecoder.in_registers(encoded)) is None:
+        if (work := self.work_by(encoded)) is None:
             return False
+        _do([work], encoded.shape[0] * encoded.shape[1])
+        return True
+
+    def work_by(self, encoded: Encoded) -> Callable[[int], bool] | None:
+        """What fills all, as `work_together` takes it; None where it cannot."""
+        if len(self._x) > FEW_ROWS or (arguments := RowDecoder.in_registers(encoded)) is None:
+            return None
         kind, how, weights = arguments
         kernel, claimed = cpu_vectors.products(kind, how, self._tile), np.zeros(cpu_vectors.CLAIMED, np.int64)
         step = max(PIECE_NUMBERS // encoded.shape[1] // 32, 1) * 32
+        return lambda patience: kernel(claimed, patience, step, weights, *self._to)
 
-        def work(patience: int) -> bool:
-            return kernel(claimed, patience, step, weights, *self._to)
 
-        if encoded.shape[0] * encoded.shape[1] < ALONE_NUMBERS:
-            work(1)
-        else:
-            work_together(work)
-        return True
+def products(
+    matrices: Sequence[Encoded], x_TD: torch.Tensor, biases: Sequence[torch.Tensor | None]
+) -> list[torch.Tensor] | None:
+    """`x_TD` times each matrix, as `Product`; None where one of them is not decoded in registers.
+
+    Threads wake up and wait for each other once for all.
+    """
+    filling = [Product(x_TD, one.shape[0], bias) for one, bias in zip(matrices, biases, strict=True)]
+    works = [one.work_by(encoded) for one, encoded in zip(filling, matrices, strict=True)]
+    known = [work for work in works if work is not None]
+    if len(known) < len(works):
+        return None
+    _do(known, sum(one.shape[0] * one.shape[1] for one in matrices))
+    return [one.result for one in filling]
+
+
+def _do(works: Sequence[Callable[[int], bool]], numbers: int) -> None:
+    """All of it, on several threads where there are that many numbers."""
+
+    def work(patience: int) -> bool:
+        for one in works[:-1]:
+            one(0)
+        return all(one(patience) for one in reversed(works))
+
+    if numbers < ALONE_NUMBERS:
+        work(1)
+    else:
+        work_together(work)
 
 
 def _bits(rows: torch.Tensor) -> Any:

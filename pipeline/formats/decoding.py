@@ -87,14 +87,18 @@ def decoded_product(matrix: DecodableRows, x_TD: torch.Tensor, bias_F: torch.Ten
 
 
 def projections(weights: Weights, shorts: Sequence[str], x_TD: torch.Tensor) -> list[torch.Tensor]:
-    """The products with the matrices of these names, on a GPU in fewer launches where that can be."""
-    encoded = [_encoded(weights.matrices[short]) for short in shorts] if x_TD.is_cuda else []
+    """The products with the matrices of these names, together where that is faster, with the same bits."""
+    encoded = [_encoded(weights.matrices[short]) for short in shorts]
     known = [one for one in encoded if one is not None]
     if len(known) == len(shorts):
-        fast = kernels(x_TD.device, has_float8=any(one.kind == "fp8" for one in known))
-        if fast is not None:
-            products: list[torch.Tensor] = fast.products(known, x_TD, [weights.bias(short) for short in shorts])
-            return products
+        if x_TD.is_cuda:
+            fast = kernels(x_TD.device, has_float8=any(one.kind == "fp8" for one in known))
+        else:
+            fast = products(x_TD) if x_TD.device.type == "cpu" else None
+        biases = [weights.bias(short) for short in shorts]
+        made: list[torch.Tensor] | None = None if fast is None else fast.products(known, x_TD, biases)
+        if made is not None:
+            return made
     return [weights.project(short, x_TD) for short in shorts]
 
 

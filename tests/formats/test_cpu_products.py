@@ -5,10 +5,11 @@ import torch
 from support.golden_cases import decoding_by, same_bits
 
 from pipeline.formats import cpu_choice, decoding
-from pipeline.formats.decoding import decoded_product
+from pipeline.formats.decoding import decoded_product, projections
 from pipeline.formats.fp4 import MXFP4, NVFP4, Float4Matrix
 from pipeline.formats.fp8 import Float8, Float8Matrix
 from pipeline.formats.integers import IntegerMatrix
+from pipeline.formats.matrix import Weights
 from pipeline.formats.nf4 import Nf4Matrix, _State
 from pipeline.formats.packed_ints import PackedIntegers
 
@@ -80,3 +81,18 @@ def test_only_rows_in_bf16_of_whole_registers_are_taken() -> None:
     assert cpu_products.can_multiply(torch.empty(1, 32, dtype=torch.bfloat16))
     assert not cpu_products.can_multiply(torch.empty(1, 32))
     assert not cpu_products.can_multiply(torch.empty(1, 48, dtype=torch.bfloat16))
+
+
+def test_products_that_are_made_together_are_those_made_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_products, "PIECE_NUMBERS", 0)
+    monkeypatch.setattr(cpu_products, "ALONE_NUMBERS", 0)
+    for names, few in ((("int4", "MXFP4", "nf4"), True), (("int4", "FP8"), False)):
+        chosen = {name: matrices()[name] for name in names}
+        weights = Weights({"int4_bias": torch.randn(ROWS)}, chosen)
+        with torch.inference_mode(), decoding_by("numba"):
+            for count in (1, 5, 40):
+                x = torch.randn(count, COLUMNS).to(torch.bfloat16)
+                known = [one.encoded() for one in chosen.values()]
+                assert (cpu_products.products(known, x, [None] * len(names)) is not None) == (few and count < 40)
+                for made, name in zip(projections(weights, names, x), names, strict=True):
+                    assert same_bits(made, weights.project(name, x)), (name, count)

@@ -4,7 +4,7 @@ import functools
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from actors.companion_planner import CompanionPlanner
 from actors.companion_reader import CompanionReader
@@ -27,10 +27,12 @@ from actors.pinned_stager import PinnedStager
 from actors.prefetch_planner import PrefetchPlanner
 from pipeline.devices.port import Device
 from pipeline.engine.actor_names import UPLOADER
-from pipeline.engine.expert_line import ExpertLine
 from pipeline.engine.policies import find_policy, fit_policy
 from pipeline.engine.settings import EngineSettings
 from pipeline.groups.slot_kinds import SlotKinds, Slots
+
+if TYPE_CHECKING:
+    from pipeline.engine.expert_line import ExpertLine
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ def wire(
     companions: Sequence[Companion] = (),
     trace: Trace | None = None,
     passes: int | None = None,
-    experts: ExpertLine | None = None,
+    experts: "ExpertLine | None" = None,
 ) -> Wired:
     """Join the actors. A policy with triggers gets a queue of requests, into which the later actors report."""
     policy, settings, clock, trace = parts.policy, parts.settings, parts.clock, trace or Trace(recording=False)

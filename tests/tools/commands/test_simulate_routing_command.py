@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -54,6 +56,16 @@ def test_what_cannot_be_replayed_is_refused(
 ) -> None:
     assert main(["simulate", *(one.replace("FILE", str(file)) for one in more)]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_simulating_needs_no_torch(file: Path) -> None:
+    code = (
+        "import sys\nfrom pipeline.cli import main\n"
+        f"main(['simulate', '--routing', {str(file)!r}, '--slots', '9', '--json'])\n"
+        "print('torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split()[-1] == "False"
 
 
 def test_prompts_alone_have_no_hit_rate(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

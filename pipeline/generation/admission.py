@@ -4,6 +4,7 @@ Callers submit and withdraw; the supervisor fails, refuses and drains; the progr
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -16,6 +17,10 @@ from pipeline.state.kv import KeyValueCache
 from pipeline.text.tokenizing import Tokenizing
 
 Result = TypeVar("Result")
+QUIET_SECONDS, QUIET_TURNS = 0.0001, 2
+"""So short are turns of the event loop in which nothing comes: to take in a request takes several times as long."""
+MOST_GATHERING_SECONDS = 0.05
+"""In which some hundred requests come over HTTP; a program may also keep the loop busy with something else."""
 
 
 class Admission:
@@ -78,8 +83,23 @@ class Admission:
             self._wanted.clear()
             await self._wanted.wait()
 
+    async def _gathered(self) -> None:
+        """Wait for a first request, and while the loop still has much to do: calls that come at once share a pass.
+
+        Otherwise the first would have one of its own, for whose end all others would wait.
+        """
+        await self.wanted()
+        first = now = time.perf_counter()
+        quiet = 0
+        while quiet < QUIET_TURNS and now - first < MOST_GATHERING_SECONDS:
+            await asyncio.sleep(0)
+            before, now = now, time.perf_counter()
+            quiet = quiet + 1 if now - before < QUIET_SECONDS else 0
+
     async def next_pieces(self, max_tokens: int) -> list[Piece]:
         """Wait until a request can go on, and choose which of them share the next pass."""
+        if not self.batcher.running:
+            await self._gathered()
         while not (pieces := self.batcher.next_pass(max_tokens, self._rate.most_tokens)):
             self._wanted.clear()
             await self._wanted.wait()

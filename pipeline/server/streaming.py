@@ -114,6 +114,7 @@ class EventStream(SlowResponse):
         async with contextlib.aclosing(self._documents) as documents:
             async for document in documents:
                 await self.send(b"data: " + document + b"\n\n")
+        await asyncio.sleep(0)  # the last frames of others that end with the same pass go first
         await self.send(DONE, more=False)
 
     async def fail(self, error: Exception) -> None:

@@ -56,6 +56,8 @@ def attention_half(
 def attention_launches(layer: Layer, kv: LayerKV | LayerState, rows: Rows) -> Hashable:
     """Return what launches of `attention_half` depend on beside the rows; None if on more than can be told."""
     match layer.mixer, kv:
+        case LatentAttention(chosen=int()), _:
+            return None  # what is chosen is found sequence by sequence
         case Attention() as kind, LayerKV():
             return launches(kind, kv, rows)
         case DeltaNet() as net, LayerState():

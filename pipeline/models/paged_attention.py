@@ -36,22 +36,19 @@ from pipeline.models.rotary import Rotary, rotary
 
 LEAST = 16
 """Rows and channels of a product on tensor cores."""
+WIDE = 256
+"""Channels of a head; of more, fewer heads fit into registers."""
 HEADS_AT_ONCE = 8
 """Heads that a program turns."""
 
 
 def try_out(device: torch.device, dtype: torch.dtype, kind: Attention) -> None:
-    """Compile and run the kernels for attention of this kind. Raises whatever Triton raises, and NotImplementedError
-    for values of another width than keys.
-    """
-    if kind.value_dim != kind.head_dim:
-        raise NotImplementedError(
-            f"none are written for keys of {kind.head_dim} and values of {kind.value_dim} channels"
-        )
+    """Compile and run the kernels for attention of this kind. Raises whatever Triton raises."""
     zeros = functools.partial(torch.zeros, dtype=dtype, device=device)
-    memory, rows = zeros(1, 2, 16, kind.kv_heads, kind.head_dim), few_rows(device)
+    kept = 2 if kind.value_dim == kind.head_dim else 1
+    memory, rows = zeros(1, kept, 16, kind.kv_heads, kind.head_dim), few_rows(device)
     q_TNH, keys_TKH = zeros(2, kind.heads, kind.head_dim), zeros(2, kind.kv_heads, kind.head_dim)
-    turn = rotary(kind.rope, torch.arange(2, device=device)) if kind.rope else None
+    turn = rotary(kind.rope, torch.arange(2, device=device)) if kind.rope and kept == 2 else None
     turn_and_write(q_TNH, keys_TKH, keys_TKH, turn, memory, rows)
     attend(q_TNH, memory, rows, kind, zeros(kind.heads) if kind.sinks else None)
     torch.cuda.synchronize(device)
@@ -93,6 +90,7 @@ def turn_and_write(
         CHANNELS=head_dim,
         TURNED=turned,
         INTERLEAVED=bool(turn and turn.interleaved),
+        VALUES=memory.shape[1] == 2,
         P=triton.next_power_of_2(max(turned // 2, 1)),
         R=triton.next_power_of_2(max(head_dim - turned, 1)),
         N=at_once,
@@ -105,14 +103,17 @@ def turn_and_write(
 def attend(
     q_TNH: torch.Tensor, memory: torch.Tensor, rows: Rows, kind: Attention, sinks_N: torch.Tensor | None
 ) -> torch.Tensor:
-    """Attention of every row over its own sequence; returns [T, N * H], zeros where a row has no token."""
-    mixed_TNH = torch.empty_like(q_TNH)
-    _, heads, head_dim = q_TNH.shape
+    """Attention of every row over its own sequence; returns [T, N * H], zeros where a row has no token.
+
+    Where `memory` has no values, these are the last channels of the keys, and H is how many.
+    """
+    tokens, heads, head_dim = q_TNH.shape
+    mixed_TNH = q_TNH.new_empty(tokens, heads, kind.value_dim)
     group = heads // memory.shape[3]
     places = (q_TNH, memory, rows.numbers, rows.tables, memory.stride(0), rows.tables.stride(0))
     log2e = math.log2(math.e)
     scale = kind.scale * log2e if kind.softcap is None else kind.scale / kind.softcap
-    width = max(LEAST, triton.next_power_of_2(head_dim))
+    width, tail = max(LEAST, triton.next_power_of_2(kind.value_dim)), head_dim - kind.value_dim
     of_answers, of_tiles = _launch_settings(q_TNH.dtype, width)
     shape: dict[str, Any] = {
         "WINDOW": kind.window or 0,
@@ -122,8 +123,10 @@ def attend(
         "BLOCK_TOKENS": memory.shape[2],
         "HEADS": heads,
         "GROUP": group,
-        "CHANNELS": head_dim,
+        "CHANNELS": kind.value_dim,
+        "TAIL": tail,
         "H": width,
+        "R": max(LEAST, triton.next_power_of_2(tail)) if tail else LEAST,
         "PRECISION": "ieee" if q_TNH.dtype is torch.float32 else "tf32",
         "ITEMS": tl.int32 if len(memory) * memory.stride(0) <= torch.iinfo(torch.int32).max else tl.int64,
     }
@@ -148,8 +151,9 @@ def _attend_answers(
     parts = mixed_TNH.new_empty((count, heads, rows.parts, shape["CHANNELS"]), dtype=torch.float32)
     weights = mixed_TNH.new_empty((count, heads, rows.parts, 2), dtype=torch.float32)
     cuts = {"PART": PART, "MOST_PARTS": MOST_PARTS, **early(mixed_TNH.device)}
-    fewest = max(LEAST, triton.next_power_of_2(shape["GROUP"]))
-    paged_kernels.attend_parts[(rows.parts, heads // shape["GROUP"], count)](
+    fewest = LEAST if shape["H"] > WIDE else max(LEAST, triton.next_power_of_2(shape["GROUP"]))
+    programs = heads // shape["GROUP"] * triton.cdiv(shape["GROUP"], fewest)
+    paged_kernels.attend_parts[(rows.parts, programs, count)](
         *places, parts, weights, first, scale, **shape, M=fewest, **cuts
     )
     same = {name: shape[name] for name in ("WINDOW", "CHUNK", "COLUMNS", "CHANNELS", "H", "S")}
@@ -186,6 +190,6 @@ def _launch_settings(dtype: torch.dtype, width: int) -> tuple[dict[str, int], di
     Products in fp32 are not for tensor cores: each element takes an instruction, so tiles are small. So are those of
     wide heads, which must fit into registers.
     """
-    small, wide = dtype is torch.float32 or width > 128, width > 256
+    small, wide = dtype is torch.float32 or width > 128, width > WIDE
     visited = {"S": 32 if small else 64, "num_warps": 4, "num_stages": 1 if wide else 2 if small else 3}
     return visited, {"M": 16 if wide else 32 if small else 64, **visited}

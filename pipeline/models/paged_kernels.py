@@ -1,7 +1,7 @@
 """The Triton kernels of `paged_attention`. Their tensors are pointers here, and each has its shape letters in its name.
 
 Letters: M rows of a tile, S positions visited at a time, P parts, H channels of a head, which are filled up to a power
-of two from CHANNELS.
+of two from CHANNELS. Where values are the last CHANNELS of the keys, R is what of a key is in front of them, from TAIL.
 """
 
 import triton
@@ -29,28 +29,34 @@ def part_length_of(length, PART: tl.constexpr, MOST_PARTS: tl.constexpr):
 
 
 @triton.jit
-def visit(q_MH, position_M, most_M, total_M, mixed_MH, memory, table, block_stride, kv_head, low, high, first_seen, end,
-        scale, MASKED: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr, CAP: tl.constexpr,
-        BLOCK_TOKENS: tl.constexpr, KV_HEADS: tl.constexpr, CHANNELS: tl.constexpr, H: tl.constexpr, S: tl.constexpr,
-        PRECISION: tl.constexpr, ITEMS: tl.constexpr):
+def visit(q_MH, q_MR, position_M, most_M, total_M, mixed_MH, memory, table, block_stride, kv_head, low, high,
+        first_seen, end, scale, MASKED: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr, CAP: tl.constexpr,
+        BLOCK_TOKENS: tl.constexpr, KV_HEADS: tl.constexpr, CHANNELS: tl.constexpr, TAIL: tl.constexpr,
+        H: tl.constexpr, R: tl.constexpr, S: tl.constexpr, PRECISION: tl.constexpr, ITEMS: tl.constexpr):
     """Let rows look at positions [low, high), of which those outside [first_seen, end) may hold anything.
 
     Unless `MASKED`, every row sees all of them. A score is multiplied by `scale` or, with a CAP, by the tanh of that
     multiplied by CAP: then it is an exponent of 2. ITEMS is the type that counts the items of `memory`.
     """
     tl.static_assert(S % BLOCK_TOKENS == 0)
-    channel_H, place_S = tl.arange(0, H), tl.arange(0, S)
-    row_S = (place_S % BLOCK_TOKENS * KV_HEADS + kv_head).to(ITEMS) * CHANNELS  # in its block, as S divides `low`
+    channel_H, tail_R, place_S = TAIL + tl.arange(0, H), tl.arange(0, R), tl.arange(0, S)
+    row_S = (place_S % BLOCK_TOKENS * KV_HEADS + kv_head).to(ITEMS) * (TAIL + CHANNELS)  # in its block: S divides `low`
     position_M = position_M.to(tl.int32)
     first_seen, end = first_seen.to(tl.int32), end.to(tl.int32)
     for first in range(low.to(tl.int32), high.to(tl.int32), S):
         position_S = first + place_S
         held_S = (position_S >= first_seen) & (position_S < end) if MASKED else position_S >= 0
         block_S = tl.load(table + first // BLOCK_TOKENS + place_S // BLOCK_TOKENS, mask=held_S, other=0).to(ITEMS)
-        at_SH = memory + (block_S * block_stride + row_S)[:, None] + channel_H[None, :]
-        held_SH = held_S[:, None] & (channel_H < CHANNELS)[None, :]
+        at_S = memory + (block_S * block_stride + row_S)
+        at_SH = at_S[:, None] + channel_H[None, :]
+        held_SH = held_S[:, None] & (channel_H < TAIL + CHANNELS)[None, :]
         keys_SH = tl.load(at_SH, mask=held_SH, other=0.0)
         scores_MS = tl.dot(q_MH, tl.trans(keys_SH), input_precision=PRECISION)
+        values_SH = keys_SH
+        if TAIL:
+            held_SR = held_S[:, None] & (tail_R < TAIL)[None, :]
+            tail_SR = tl.load(at_S[:, None] + tail_R[None, :], mask=held_SR, other=0.0)
+            scores_MS += tl.dot(q_MR, tl.trans(tail_SR), input_precision=PRECISION)
         if CAP is not None:
             scores_MS = CAP * (1.0 - 2.0 / (tl.exp(2.0 * scores_MS * scale) + 1.0))
         if MASKED:
@@ -65,7 +71,8 @@ def visit(q_MH, position_M, most_M, total_M, mixed_MH, memory, table, block_stri
         base_M = tl.where(higher_M == float("-inf"), 0.0, higher_M)
         weight_MS = tl.exp2(scores_MS * unit - base_M[:, None])
         shrink_M = tl.exp2(most_M - base_M)
-        values_SH = tl.load(at_SH + BLOCK_TOKENS * KV_HEADS * CHANNELS, mask=held_SH, other=0.0)
+        if not TAIL:
+            values_SH = tl.load(at_SH + BLOCK_TOKENS * KV_HEADS * CHANNELS, mask=held_SH, other=0.0)
         mixed_MH = mixed_MH * shrink_M[:, None]
         mixed_MH += tl.dot(weight_MS.to(values_SH.dtype), values_SH, input_precision=PRECISION)
         total_M = total_M * shrink_M + tl.sum(weight_MS, 1)
@@ -76,14 +83,16 @@ def visit(q_MH, position_M, most_M, total_M, mixed_MH, memory, table, block_stri
 @triton.jit(do_not_specialize=["table_stride", "first_answer"])
 def attend_parts(q, memory, numbers, tables, block_stride, table_stride, parts, weights, first_answer, scale,
         WINDOW: tl.constexpr, CHUNK: tl.constexpr, CAP: tl.constexpr, COLUMNS: tl.constexpr,
-        BLOCK_TOKENS: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr, CHANNELS: tl.constexpr, H: tl.constexpr,
-        PRECISION: tl.constexpr, ITEMS: tl.constexpr, M: tl.constexpr, S: tl.constexpr, PART: tl.constexpr,
+        BLOCK_TOKENS: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr, CHANNELS: tl.constexpr,
+        TAIL: tl.constexpr, H: tl.constexpr, R: tl.constexpr, PRECISION: tl.constexpr, ITEMS: tl.constexpr,
+        M: tl.constexpr, S: tl.constexpr, PART: tl.constexpr,
         MOST_PARTS: tl.constexpr, EARLY: tl.constexpr):
-    """A program for each part of the positions of an answer and each kv head."""
+    """A program for each part of the positions of an answer and each kv head, or each M of the heads that share one."""
     if EARLY:
         gdc_launch_dependents()
         gdc_wait()
-    part, kv_head, answer = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    tiles: tl.constexpr = (GROUP + M - 1) // M
+    part, kv_head, answer = tl.program_id(0), tl.program_id(1) // tiles, tl.program_id(2).to(tl.int64)
     row = tl.load(numbers + (first_answer + answer) * COLUMNS + 3)
     if row < 0:
         return
@@ -95,21 +104,35 @@ def attend_parts(q, memory, numbers, tables, block_stride, table_stride, parts, 
     if low > position:
         return
     table = tables + tl.load(numbers + row * COLUMNS + 2) * table_stride
-    member_M = tl.arange(0, M)
+    member_M = tl.program_id(1) % tiles * M + tl.arange(0, M)
     channel_H = tl.arange(0, H)
     head_M = kv_head * GROUP + member_M
     mask_MH = (member_M < GROUP)[:, None] & (channel_H < CHANNELS)[None, :]
-    at_MH = head_M[:, None] * CHANNELS + channel_H[None, :]
-    q_MH = tl.load(q + row * HEADS * CHANNELS + at_MH, mask=mask_MH, other=0.0)
-    most_M, total_M, mixed_MH = visit(q_MH, position + tl.zeros([M], tl.int64), tl.full([M], float("-inf"), tl.float32),
-        tl.zeros([M], tl.float32), tl.zeros([M, H], tl.float32), memory, table, block_stride, kv_head, low,
-        tl.minimum(low + length, position + 1), first_seen, position + 1, scale, True, WINDOW, CHUNK, CAP, BLOCK_TOKENS,
-        HEADS // GROUP, CHANNELS, H, S, PRECISION, ITEMS)
+    q_MH, q_MR = queries(q, row * HEADS + head_M, member_M < GROUP, CHANNELS, TAIL, H, R)
+    most_M, total_M, mixed_MH = visit(q_MH, q_MR, position + tl.zeros([M], tl.int64),
+        tl.full([M], float("-inf"), tl.float32), tl.zeros([M], tl.float32), tl.zeros([M, H], tl.float32), memory, table,
+        block_stride, kv_head, low, tl.minimum(low + length, position + 1), first_seen, position + 1, scale, True,
+        WINDOW, CHUNK, CAP, BLOCK_TOKENS,
+        HEADS // GROUP, CHANNELS, TAIL, H, R, S, PRECISION, ITEMS)
     count = tl.num_programs(0)
     slot_M = (answer * HEADS + head_M) * count + part
     tl.store(weights + slot_M * 2, most_M, mask=member_M < GROUP)
     tl.store(weights + slot_M * 2 + 1, total_M, mask=member_M < GROUP)
     tl.store(parts + slot_M[:, None] * CHANNELS + channel_H[None, :], mixed_MH, mask=mask_MH)
+
+
+@triton.jit
+def queries(q, at_M, mask_M, CHANNELS: tl.constexpr, TAIL: tl.constexpr, H: tl.constexpr, R: tl.constexpr):
+    """Those at these places: what is multiplied by values too, and what lies in front of it, if anything does."""
+    channel_H, tail_R = tl.arange(0, H), tl.arange(0, R)
+    at_M = q + at_M * (TAIL + CHANNELS)
+    mask_MH = mask_M[:, None] & (channel_H < CHANNELS)[None, :]
+    q_MH = tl.load(at_M[:, None] + TAIL + channel_H[None, :], mask=mask_MH, other=0.0)
+    q_MR = q_MH
+    if TAIL:
+        mask_MR = mask_M[:, None] & (tail_R < TAIL)[None, :]
+        q_MR = tl.load(at_M[:, None] + tail_R[None, :], mask=mask_MR, other=0.0)
+    return q_MH, q_MR
 
 
 @triton.jit(do_not_specialize=["first_answer", "count"])
@@ -185,9 +208,9 @@ def join(most_M, total_M, mixed_MH, part_most_M, part_total_M, part_mixed_MH):
 @triton.jit(do_not_specialize=["table_stride"])
 def attend_tiles(q, memory, numbers, tables, block_stride, table_stride, mixed, parts, weights, sinks, scale,
         WINDOW: tl.constexpr, CHUNK: tl.constexpr, CAP: tl.constexpr, COLUMNS: tl.constexpr,
-        BLOCK_TOKENS: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr, CHANNELS: tl.constexpr, H: tl.constexpr,
-        PRECISION: tl.constexpr, ITEMS: tl.constexpr, M: tl.constexpr, S: tl.constexpr, TILE: tl.constexpr,
-        PART: tl.constexpr, MOST_PARTS: tl.constexpr):
+        BLOCK_TOKENS: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr, CHANNELS: tl.constexpr,
+        TAIL: tl.constexpr, H: tl.constexpr, R: tl.constexpr, PRECISION: tl.constexpr, ITEMS: tl.constexpr,
+        M: tl.constexpr, S: tl.constexpr, TILE: tl.constexpr, PART: tl.constexpr, MOST_PARTS: tl.constexpr):
     """A program for each head and each M rows of a tile of a prompt. It goes through the parts of their positions.
 
     What it has of them meanwhile lies in `parts` and `weights`: not in registers, which the next part needs. Or there
@@ -204,7 +227,7 @@ def attend_tiles(q, memory, numbers, tables, block_stride, table_stride, mixed, 
     mask_M = member_M < tokens
     mask_MH = mask_M[:, None] & (channel_H < CHANNELS)[None, :]
     at_MH = ((row + member_M)[:, None] * HEADS + head) * CHANNELS + channel_H[None, :]
-    q_MH = tl.load(q + at_MH, mask=mask_MH, other=0.0)
+    q_MH, q_MR = queries(q, (row + member_M) * HEADS + head, mask_M, CHANNELS, TAIL, H, R)
     first_seen, end = first_seen_of(start, WINDOW, CHUNK), start + tokens
     begin, length, first, last = parts_of_tile(start, tokens, WINDOW, CHUNK, S, TILE, PART, MOST_PARTS)
     count = tl.num_programs(2)
@@ -220,13 +243,13 @@ def attend_tiles(q, memory, numbers, tables, block_stride, table_stride, mixed, 
         mixed_MH = tl.zeros([M, H], tl.float32)
         if not (WINDOW or CHUNK):
             seen_by_all = tl.minimum(start // TILE * TILE, high)  # by all rows of the cell, wherever in it these begin
-            most_M, total_M, mixed_MH = visit(q_MH, start + member_M, most_M, total_M, mixed_MH, memory, table,
+            most_M, total_M, mixed_MH = visit(q_MH, q_MR, start + member_M, most_M, total_M, mixed_MH, memory, table,
                 block_stride, head // GROUP, low, seen_by_all, first_seen, end, scale, False, WINDOW, CHUNK, CAP,
-                BLOCK_TOKENS, HEADS // GROUP, CHANNELS, H, S, PRECISION, ITEMS)
+                BLOCK_TOKENS, HEADS // GROUP, CHANNELS, TAIL, H, R, S, PRECISION, ITEMS)
             low = tl.maximum(low, seen_by_all)
-        most_M, total_M, mixed_MH = visit(q_MH, start + member_M, most_M, total_M, mixed_MH, memory, table,
+        most_M, total_M, mixed_MH = visit(q_MH, q_MR, start + member_M, most_M, total_M, mixed_MH, memory, table,
             block_stride, head // GROUP, low, high, first_seen, end, scale, True, WINDOW, CHUNK, CAP, BLOCK_TOKENS,
-            HEADS // GROUP, CHANNELS, H, S, PRECISION, ITEMS)
+            HEADS // GROUP, CHANNELS, TAIL, H, R, S, PRECISION, ITEMS)
         at_slot_MH = slot_M[:, None] * CHANNELS + channel_H[None, :]
         if part > first:
             most_M, total_M, mixed_MH = join(tl.load(weights + slot_M * 2, mask=mask_M, other=0.0),

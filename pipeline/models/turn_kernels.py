@@ -14,9 +14,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 @triton.jit
 def turn_and_write(q, keys, values, cos, sin, growth, memory, numbers, q_stride, key_stride, value_stride, block_stride,
         COLUMNS: tl.constexpr, BLOCK_TOKENS: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
-        CHANNELS: tl.constexpr, TURNED: tl.constexpr, INTERLEAVED: tl.constexpr,
+        CHANNELS: tl.constexpr, TURNED: tl.constexpr, INTERLEAVED: tl.constexpr, VALUES: tl.constexpr,
         P: tl.constexpr, R: tl.constexpr, N: tl.constexpr, EARLY: tl.constexpr):
-    """A program for each row and each N heads, of queries first, then of keys and values."""
+    """A program for each row and each N heads, of queries first, then of keys and values, if these are kept, too."""
     if EARLY:
         gdc_launch_dependents()
         gdc_wait()
@@ -51,7 +51,7 @@ def turn_and_write(q, keys, values, cos, sin, growth, memory, numbers, q_stride,
         partner_NP = turned(second_NP, first_NP, cos + at + second_P, sin + at + second_P, real_P)
         if index < of_queries:
             turned_NP, partner_NP = grown(turned_NP, growth, row), grown(partner_NP, growth, row)
-        else:
+        elif VALUES:
             move(from_N[:, None] + first_P[None, :], value_N[:, None] + first_P[None, :], mask_NP, into_NP)
             move(from_N[:, None] + second_P[None, :], value_N[:, None] + second_P[None, :], mask_NP, into_NP)
         tl.store(into_N[:, None] + first_P[None, :], turned_NP, mask=into_NP)
@@ -62,7 +62,8 @@ def turn_and_write(q, keys, values, cos, sin, growth, memory, numbers, q_stride,
         mask_NR, into_NR = real_N[:, None] & real_R[None, :], written_N[:, None] & real_R[None, :]
         if index >= of_queries:
             move(at_N[:, None] + channel_R[None, :], into_N[:, None] + channel_R[None, :], mask_NR, into_NR)
-            move(from_N[:, None] + channel_R[None, :], value_N[:, None] + channel_R[None, :], mask_NR, into_NR)
+            if VALUES:
+                move(from_N[:, None] + channel_R[None, :], value_N[:, None] + channel_R[None, :], mask_NR, into_NR)
         elif growth is not None:
             rest_NR = tl.load(at_N[:, None] + channel_R[None, :], mask=mask_NR, other=0.0)
             tl.store(into_N[:, None] + channel_R[None, :], grown(rest_NR, growth, row), mask=into_NR)

@@ -31,8 +31,9 @@ HYBRID = {
     "linear_value_head_dim": 40,
 }
 LATENT = {
-    "num_key_value_heads": 4,
-    "kv_lora_rank": 40,
+    "num_attention_heads": 20,
+    "num_key_value_heads": 20,
+    "kv_lora_rank": 264,
     "q_lora_rank": 24,
     "qk_nope_head_dim": 12,
     "qk_rope_head_dim": 8,
@@ -130,8 +131,7 @@ async def test_every_kind_of_layer_says_what_the_cpu_says_and_needs_no_company(
         mode["dtype"] = dtype
         together = await said(tmp_path, PROMPTS, **mode, max_tokens_per_pass=100)
         assert together == [(await said(tmp_path, [prompt], **mode))[0] for prompt in PROMPTS], dtype
-    told = [record.getMessage() for record in caplog.records if "Triton" in record.getMessage()]
-    assert [one for one in told if "none are written for keys of" not in one] == [], "the kernels were used"
+    assert not [record for record in caplog.records if "Triton" in record.getMessage()], "the kernels were used"
 
 
 @pytest.mark.parametrize("is_quantised", [False, True], ids=["bf16", "mxfp4"])

@@ -6,6 +6,7 @@ from pipeline.config import Config
 from pipeline.devices.port import Device
 from pipeline.engine.policies import find_policy
 from pipeline.formats.dense import cast_bytes
+from pipeline.formats.matrix import StoredMatrix
 from pipeline.formats.parts import gives_logits
 from pipeline.generation.batching import most_logit_rows
 from pipeline.generation.expert_work import IDS, ExpertWork
@@ -15,9 +16,9 @@ from pipeline.generation.prompt_scores import PromptScorer
 from pipeline.generation.records import Records
 from pipeline.generation.row_sampler import RowSampler
 from pipeline.groups.groups import WeightGroups
-from pipeline.models import delta_net, latent_attention
+from pipeline.models import delta_net, sparse_attention
 from pipeline.models.activations import embedding_bytes, half_bytes, score_bytes
-from pipeline.models.latents import LatentAttention
+from pipeline.models.latents import OF_HEADS, LatentAttention
 from pipeline.models.layers import DeltaNet
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.pass_attention import scratch_bytes
@@ -52,8 +53,8 @@ def pass_holdings(
     padded = blocks.padded(tokens)
     scratch = [scratch_bytes(one, device.torch_device, dtype, padded, context_tokens) for one in model.attentions]
     latent = [one for one in model.attentions if isinstance(one, LatentAttention)]
-    beside = [latent_attention.scratch_bytes(one, dtype, padded, context_tokens) for one in latent]
-    scratch = [max(scratch, default=0) + max(beside, default=0)]
+    choosing = [sparse_attention.scratch_bytes(one, padded, context_tokens) for one in latent]
+    scratch = [max(scratch, default=0) + max(choosing, default=0)]
     scratch += [delta_net.scratch_bytes(one.mixer) for one in model.layer_kinds if isinstance(one.mixer, DeltaNet)]
     inputs = PassInputs.nbytes(blocks.padded(tokens), settings.max_requests, context_tokens)
     return [
@@ -112,6 +113,12 @@ def _score_bytes(model: ModelConfig, groups: WeightGroups, device: Device, dtype
 def _scratch_bytes(groups: WeightGroups, dtype: torch.dtype) -> int:
     """The most that a product, or a norm or bias that is cast, takes beside its weights: a lane has one at a time."""
     every = [*groups.groups, *groups.experts]
-    matrices = [one.scratch_bytes(dtype) for group in every for one in group.matrices]
+    matrices = [_product_bytes(one, dtype) for group in every for one in group.matrices]
     vectors = [cast_bytes(one, dtype) for group in every for one in group.vectors]
     return max([*matrices, *vectors])
+
+
+def _product_bytes(matrix: StoredMatrix, dtype: torch.dtype) -> int:
+    """What a product takes; of what is multiplied head by head, all is decoded first."""
+    scratch = matrix.scratch_bytes(dtype)
+    return scratch + (matrix.rows * matrix.columns * dtype.itemsize if scratch and matrix.short == OF_HEADS else 0)

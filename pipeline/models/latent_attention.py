@@ -13,9 +13,8 @@ import torch
 
 from pipeline.formats.dense import linear
 from pipeline.formats.matrix import Weights
-from pipeline.models import sparse_attention
 from pipeline.models.attention import LayerKV
-from pipeline.models.latents import LatentAttention
+from pipeline.models.latents import OF_HEADS, LatentAttention
 from pipeline.models.ops import rms_norm
 from pipeline.models.pass_attention import attend_all
 from pipeline.models.pass_rows import Rows
@@ -27,7 +26,7 @@ def mix(
     kind: LatentAttention, weights: Weights, normed_TD: torch.Tensor, turn: Rotary | None, kv: LayerKV, rows: Rows
 ) -> torch.Tensor:
     """The mixer, from the normed hidden states to what the last projection, "o", takes, [T, N * V]."""
-    of_heads_NXR = weights.matrices["kv_b"].decoded(normed_TD.dtype).unflatten(0, (kind.heads, -1))
+    of_heads_NXR = weights.matrices[OF_HEADS].decoded(normed_TD.dtype).unflatten(0, (kind.heads, -1))
     keys_NSR, values_NVR = of_heads_NXR.split((kind.still_dim, kind.output_dim), dim=1)
     query_latent_TR = _query_latent(kind, weights, normed_TD)
     q_TNH = _queries(kind, weights, query_latent_TR, turn, keys_NSR)
@@ -39,12 +38,6 @@ def mix(
         mixed_TA = attend_chosen(q_TNH, keys_T1H, index, kv, rows, kind)
     del q_TNH  # it is large
     return _by_head(mixed_TA.unflatten(1, (kind.heads, -1)), values_NVR).flatten(1)
-
-
-def scratch_bytes(kind: LatentAttention, dtype: torch.dtype, rows: int, context_tokens: int) -> int:
-    """The most memory that it takes beside what all attention does: the matrix of the heads, decoded, and choosing."""
-    decoded = kind.heads * (kind.still_dim + kind.output_dim) * kind.rank * dtype.itemsize
-    return decoded + sparse_attention.scratch_bytes(kind, rows, context_tokens)
 
 
 def _query_latent(kind: LatentAttention, weights: Weights, normed_TD: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pipeline.formats.tensors import TensorSpec
 from pipeline.models.layers import Attention
 
+OF_HEADS = "kv_b"
+"""The matrix of latent attention that makes keys and values of each head; it is multiplied head by head."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Indexer:
@@ -76,7 +79,7 @@ class LatentAttention(Attention):
         return {
             **made,
             "kv_a": (self.rank + self.turned_dim, hidden_size),
-            "kv_b": (self.heads * (self.still_dim + self.output_dim), self.rank),
+            OF_HEADS: (self.heads * (self.still_dim + self.output_dim), self.rank),
             "o": (hidden_size, self.heads * self.output_dim),
             **(self.indexer.shapes(hidden_size, self.query_rank or hidden_size) if self.indexer else {}),
         }

@@ -16,8 +16,7 @@ from pipeline.formats.dense import DenseMatrix
 from pipeline.formats.matrix import Weights
 from pipeline.formats.parts import FFN
 from pipeline.generation.prompt_scores import PromptScorer, ScoredRows
-from pipeline.models import delta_net, experts
-from pipeline.models import latent_attention as latent_attention_module
+from pipeline.models import delta_net, experts, sparse_attention
 from pipeline.models.activations import embedding_bytes, half_bytes, head_bytes, score_bytes
 from pipeline.models.attention import attend
 from pipeline.models.decoder import output_slice
@@ -192,7 +191,7 @@ def test_choosing_positions_takes_no_more_than_planned(prompt_tokens: int) -> No
         attend_chosen(q_TNH, keys_T1H, index, kv, Rows(numbers, table, rows, 0, 0, 1, 1, lambda: [one]), kind)
 
     planned = scratch_bytes(kind, torch.device("cpu"), torch.bfloat16, rows, context)
-    planned += latent_attention_module.scratch_bytes(kind, torch.bfloat16, rows, context)
+    planned += sparse_attention.scratch_bytes(kind, rows, context)
     taken = most_bytes(attend_once) - 2 * rows * kind.heads * kind.rank * torch.bfloat16.itemsize
     assert planned / 3 < taken < planned + LIBRARY_BYTES
 

@@ -1,5 +1,6 @@
 """How many experts a pass uses, and how many of them places have not: of recorded routing, or of a guess about it."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -44,14 +45,19 @@ def recorded_demand(routing: RecordedRouting, slots: Sequence[int], tokens: int,
 
 def flat_demand(model: RoutedModel, slots: Sequence[int], tokens: int, make: Make) -> ExpertDemand:
     """By replay of routing that chooses any expert as often."""
-    random = np.random.default_rng(0)
-    turn = -(-model.experts // (model.chosen * tokens))
-    passes = max(2, (WARM_TURNS + MEASURED_TURNS) * turn)
-    shape = (passes * tokens, len(model.layers), model.experts)
-    ids = np.stack([np.argsort(random.random(shape[1:]), axis=1)[:, : model.chosen] for _ in range(shape[0])])
+    wants = _flat_wants(model, tokens)
+    measured = len(wants.unions) * MEASURED_TURNS // (WARM_TURNS + MEASURED_TURNS)
+    return _counted(replay_routing(wants, slots, make), len(wants.unions) - measured, FLAT)
+
+
+@functools.lru_cache(maxsize=2)
+def _flat_wants(model: RoutedModel, tokens: int) -> Wants:
+    random, chosen = np.random.default_rng(0), model.chosen
+    passes = (WARM_TURNS + MEASURED_TURNS) * -(-model.experts // (chosen * tokens))
+    shape = (len(model.layers), model.experts)
+    ids = [np.argpartition(random.random(shape), chosen - 1, axis=1)[:, :chosen] for _ in range(passes * tokens)]
     rows = np.full(passes, tokens, np.int32)
-    routing = RecordedRouting(model, rows, np.zeros(len(ids), np.uint8), ids)
-    return _counted(replay_routing(Wants.of(routing), slots, make), WARM_TURNS * turn, FLAT)
+    return Wants.of(RecordedRouting(model, rows, np.zeros(len(ids), np.uint8), np.stack(ids)))
 
 
 def scaled_demand(

@@ -63,7 +63,7 @@ class Routing:
     `scores` are a softmax or the sigmoids of all logits. Experts with the highest ones are chosen; of a "softmax of the
     chosen", which is one of these alone, those with the highest logits. With a `choice_bias` a stored number for each
     expert is added for the choice. Where experts lie in several `groups` of one size, they are chosen from so many
-    `kept` groups: those whose two best experts have the highest sum.
+    `kept` groups: those whose `best` experts, so many of each, have the highest sum.
 
     The scores of the chosen, divided by their sum where they are `normalized`, times the `scale` weigh them.
     """
@@ -74,6 +74,7 @@ class Routing:
     choice_bias: bool = False
     groups: int = 1
     kept: int = 1
+    best: int = 2
     scale: float = 1.0
 
 

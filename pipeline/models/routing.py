@@ -37,6 +37,6 @@ def _of_kept_groups(routing: Routing, choice_TE: torch.Tensor) -> torch.Tensor:
     if routing.groups == 1:
         return choice_TE
     choice_TGE = choice_TE.unflatten(1, (routing.groups, -1))
-    best_TG = choice_TGE.topk(2, dim=-1).values.sum(dim=-1)
+    best_TG = choice_TGE.topk(routing.best, dim=-1).values.sum(dim=-1)
     kept_TG = torch.zeros_like(best_TG, dtype=torch.bool).scatter_(1, best_TG.topk(routing.kept, dim=-1).indices, True)
     return torch.where(kept_TG.unsqueeze(-1), choice_TGE, -torch.inf).flatten(1)

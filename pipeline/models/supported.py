@@ -10,8 +10,8 @@ QUANTIZED = (
 )
 """How weights may be stored beside plain floats."""
 NAMES = (
-    "DeepSeek-V3 and V3.2 (deepseek_v3, deepseek_v32)",
-    "GLM-5 (glm_moe_dsa)",
+    "DeepSeek-V2, V3 and V3.2 (deepseek_v2, deepseek_v3, deepseek_v32)",
+    "GLM-4.7-Flash and GLM-5 (glm4_moe_lite, glm_moe_dsa)",
     "Kimi K2 (kimi_k2, kimi_k25)",
     "Gemma 2 (gemma2)",
     "Gemma 3 (gemma3)",

@@ -10,7 +10,11 @@ from pipeline.models.json_object import JsonObject
 from pipeline.models.model_config import parse_config
 from pipeline.models.supported import SUPPORTED
 
-TOLD = {"gemma4_text": {"hidden_size_per_layer_input": 0}, "glm4_moe": {"head_dim": 4}}
+TOLD = {
+    "deepseek_v2": {"num_experts_per_tok": 4},
+    "gemma4_text": {"hidden_size_per_layer_input": 0},
+    "glm4_moe": {"head_dim": 4},
+}
 """What has to be said, since what a family assumes is refused, or does not go with these sizes."""
 
 

@@ -28,7 +28,20 @@ GLM = {"n_routed_experts": 256, "num_experts_per_tok": 8, "first_k_dense_replace
 GLM |= {"q_lora_rank": 2048, "qk_nope_head_dim": 192, "v_head_dim": 256, "index_topk_freq": 1}
 KIMI_K2 = latent("kimi_k2", (7168, 18432, 61), 163840, 64, **KIMI)
 
+V2 = {"scoring_func": "softmax", "norm_topk_prob": False, "num_experts_per_tok": 6, "n_shared_experts": 2, "factor": 40}
+V2 |= {"architectures": ["DeepseekV2ForCausalLM"], "first_k_dense_replace": 1}
+LITE = {"topk_method": "greedy", "n_routed_experts": 64, "moe_intermediate_size": 1408, "q_lora_rank": None}
+OF_GROUPS = {"topk_method": "group_limited_greedy", "n_group": 8, "topk_group": 3}
+
 LATENT: dict[str, tuple[Settings, float]] = {
+    "DeepSeek-V2-Lite": (latent("deepseek_v2", (2048, 10944, 27), 102400, 16, **V2, **LITE), 15.71),
+    "DeepSeek-V2": (
+        latent(
+            *("deepseek_v2", (5120, 12288, 60), 102400, 128),
+            **{**V2, **OF_GROUPS, "n_routed_experts": 160, "moe_intermediate_size": 1536},
+        ),
+        235.74,
+    ),
     "DeepSeek-V3": (
         latent("deepseek_v3", (7168, 18432, 61), 129280, 128, **DEEPSEEK, quantization_config=FP8),
         671.03,

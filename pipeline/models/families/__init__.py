@@ -1,6 +1,7 @@
 """The families of models that are read, a file for each: what config.json leaves out, and what layers are made of."""
 
 from pipeline.models.families import (
+    deepseek_v2,
     deepseek_v3,
     deepseek_v32,
     gemma2,
@@ -8,6 +9,7 @@ from pipeline.models.families import (
     gemma4,
     glm4,
     glm4_moe,
+    glm4_moe_lite,
     glm_moe_dsa,
     gpt_oss,
     granite,
@@ -36,6 +38,7 @@ from pipeline.models.families import (
 FAMILIES = {
     one.name: one
     for one in (
+        deepseek_v2.FAMILY,
         deepseek_v3.FAMILY,
         deepseek_v32.FAMILY,
         gemma2.FAMILY,
@@ -43,6 +46,7 @@ FAMILIES = {
         gemma4.FAMILY,
         glm4.FAMILY,
         glm4_moe.FAMILY,
+        glm4_moe_lite.FAMILY,
         glm_moe_dsa.FAMILY,
         gpt_oss.FAMILY,
         granite.FAMILY,

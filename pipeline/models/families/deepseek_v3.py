@@ -1,10 +1,11 @@
 """DeepSeek-V3 and R1: latent attention, and behind the first layers experts that are chosen from groups."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from pipeline.models.expert_settings import behind_dense, read_grouped_experts
 from pipeline.models.families.family import Family
+from pipeline.models.feed_forwards import Experts
 from pipeline.models.json_object import JsonObject
 from pipeline.models.latents import LatentAttention
 from pipeline.models.layer_settings import read_layer
@@ -14,24 +15,41 @@ from pipeline.models.supported import unsupported
 
 COMPUTED = {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "moe_layer_freq": 1}
 """What published files state of experts, and what alone is computed."""
+DENSE, SPARSE = "dense", "sparse"
 LATENT_EPSILON = 1e-6
 """What norms of latents add, whatever rms_norm_eps says."""
 
 
 def layers(settings: JsonObject, count: int) -> tuple[Layer, ...]:
     """Alike but for the first ones, which have no experts."""
-    return latent_layers(settings, [read_latent_attention(settings)] * count)
+    return latent_layers(settings, [read_latent_attention(settings)] * count, read_latest_experts(settings))
 
 
-def latent_layers(settings: JsonObject, mixers: Sequence[LatentAttention]) -> tuple[Layer, ...]:
-    """A layer for each of these; the first ones have no experts."""
-    for key, computed in COMPUTED.items():
-        if settings.get(key) not in (None, computed):
-            raise unsupported(settings, key)
+def latent_layers(settings: JsonObject, mixers: Sequence[LatentAttention], experts: Experts) -> tuple[Layer, ...]:
+    """A layer for each of these; the first ones have no experts: as many as `first_k_dense_replace` says, or a list."""
+    count, kinds = len(mixers), settings.get("mlp_layer_types")
+    if kinds is not None:
+        dense = kinds.count(DENSE) if isinstance(kinds, list) else 0
+        if kinds != [DENSE] * dense + [SPARSE] * (count - dense):
+            raise unsupported(settings, "mlp_layer_types")
+        settings = settings.replaced("first_k_dense_replace", dense)
     biases = ("q_a", "kv_a", "o") if settings.flag("attention_bias") else ()
-    dense = read_layer(settings, mixer=mixers[0], biases=biases)
-    alike = behind_dense(settings, dense, replace(dense, feed_forward=read_grouped_experts(settings)), len(mixers))
+    plain = read_layer(settings, mixer=mixers[0], biases=biases)
+    alike = behind_dense(settings, plain, replace(plain, feed_forward=experts), count)
     return tuple(replace(layer, mixer=mixer) for layer, mixer in zip(alike, mixers, strict=True))
+
+
+def read_latest_experts(settings: JsonObject) -> Experts:
+    """As `read_grouped_experts`, but that what published files ask for beside that is refused."""
+    refuse_others(settings, COMPUTED)
+    return read_grouped_experts(settings)
+
+
+def refuse_others(settings: JsonObject, computed: Mapping[str, object]) -> None:
+    """Refuse what other values of these keys ask for."""
+    for key, value in computed.items():
+        if settings.get(key) not in (None, value):
+            raise unsupported(settings, key)
 
 
 def read_latent_attention(settings: JsonObject) -> LatentAttention:

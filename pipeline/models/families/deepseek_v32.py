@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pipeline.models.families import deepseek_v3
-from pipeline.models.families.deepseek_v3 import latent_layers, read_latent_attention
+from pipeline.models.families.deepseek_v3 import latent_layers, read_latent_attention, read_latest_experts
 from pipeline.models.families.family import Family
 from pipeline.models.json_object import JsonObject
 from pipeline.models.latents import Indexer, LatentAttention
 from pipeline.models.layer_settings import read_kinds
 from pipeline.models.layers import Layer
-from pipeline.models.supported import unsupported
 
-INDEXED, DENSE, SPARSE = "indexed_attention", "dense", "sparse"
+INDEXED = "indexed_attention"
 
 
 def layers(settings: JsonObject, count: int) -> tuple[Layer, ...]:
@@ -21,16 +20,9 @@ def layers(settings: JsonObject, count: int) -> tuple[Layer, ...]:
 
 
 def indexed_layers(settings: JsonObject, mixers: Sequence[LatentAttention]) -> tuple[Layer, ...]:
-    """As `latent_layers`, where a list may state which have experts: those behind the others, else it is refused."""
-    count = len(mixers)
-    read_kinds(settings, [INDEXED] * count, [INDEXED])
-    kinds = settings.get("mlp_layer_types")
-    if kinds is not None:
-        dense = kinds.count(DENSE) if isinstance(kinds, list) else 0
-        if kinds != [DENSE] * dense + [SPARSE] * (count - dense):
-            raise unsupported(settings, "mlp_layer_types")
-        settings = settings.replaced("first_k_dense_replace", dense)
-    return latent_layers(settings, mixers)
+    """A layer for each of these; the first ones have no experts."""
+    read_kinds(settings, [INDEXED] * len(mixers), [INDEXED])
+    return latent_layers(settings, mixers, read_latest_experts(settings))
 
 
 def read_indexed_attention(settings: JsonObject, *, interleaved: bool) -> LatentAttention:

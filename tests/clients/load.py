@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from pipeline import Model
 from pipeline.server.options import ServerOptions
-from pipeline.server.process import BACKLOG, Server
+from pipeline.server.process import BACKLOG, Server, open_to_stay
 from pipeline.server.served import ServedModel
 from pipeline.system.event_loop import run_async
 from pipeline.system.hub_cache import BUNDLED
@@ -59,7 +59,7 @@ async def serving(options: argparse.Namespace, **settings: Any) -> AsyncIterator
     settings |= {"device": options.device} | ({"gpu_memory": options.gpu_memory} if options.gpu_memory else {})
     server_options = ServerOptions(model=options.model, settings=settings, port=0)
     served = ServedModel(server_options)
-    await served.open()
+    await open_to_stay(served)
     server = Server(served)
     listening = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
     running = asyncio.create_task(server.serve(sockets=[listening]))

@@ -1,6 +1,7 @@
 """A server answers, tells how its model is, and refuses in words that OpenAI's clients read."""
 
 import asyncio
+import gc
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from support.tripping import Trip
 
 from pipeline.cli import main
 from pipeline.server.options import ServerOptions
+from pipeline.server.process import open_to_stay
 from pipeline.server.served import ServedModel
 from pipeline.system.hub_cache import BUNDLED
 
@@ -180,3 +182,14 @@ async def test_how_many_chats_of_no_length_run_together_is_told(
     await served.aclose()
     [ready] = [one.getMessage() for one in caplog.records if one.getMessage().startswith("ready")]
     assert told in ready if told else ready == "ready: the model is bundled"
+
+
+async def test_what_a_server_has_made_by_the_time_it_is_ready_is_in_no_garbage_collection() -> None:
+    served = ServedModel(ServerOptions(model=BUNDLED, settings=SETTINGS))
+    try:
+        await open_to_stay(served)
+        frozen, looked_at = gc.get_freeze_count(), len(gc.get_objects())
+    finally:
+        gc.unfreeze()
+        await served.aclose()
+    assert looked_at < frozen / 10

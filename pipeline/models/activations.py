@@ -6,6 +6,8 @@ gates and rotary embedding are one kernel each, as on a GPU.
 Letters in names: N query heads, K kv heads, H head dim.
 """
 
+from dataclasses import replace
+
 import torch
 
 from pipeline.models.feed_forwards import Experts, FeedForward
@@ -106,7 +108,8 @@ def _experts_bytes(layer: Layer, kind: Experts, size: int, dtype: torch.dtype, f
     if kind.norms is not None:  # what experts get is another tensor, beside which what is shared is normed, too
         beside = max(beside + size, 2 * size + norm)
     added = layer.hidden_size * FP32_BYTES + size + (norm if kind.norms is not None else 0)
-    return max(routed + chosen, beside + chosen, _channels_bytes(kind.expert, size, dtype, fused, by_formula), added)
+    expert = replace(kind.expert, fused=kind.expert.gated)  # as gate and up may lie
+    return max(routed + chosen, beside + chosen, _channels_bytes(expert, size, dtype, fused, by_formula), added)
 
 
 def _channels_bytes(kind: FeedForward, size: int, dtype: torch.dtype, fused: bool, by_formula: bool) -> int:

@@ -171,6 +171,11 @@ def feed_forward_channels(
         gate_TF = gate_TF.contiguous()
     else:
         gate_TF, up_TF = projections(weights, GATE_UP, normed_TD)
+    return gated(kind, gate_TF, up_TF, by_formula)
+
+
+def gated(kind: FeedForward, gate_TF: torch.Tensor, up_TF: torch.Tensor, by_formula: bool) -> torch.Tensor:
+    """Return the same, of what the matrices before it gave, in the memory of `gate_TF`, which is contiguous."""
     if kind.clamp is not None:
         return clamped_gate(gate_TF, up_TF, kind.clamp)
     return gate(gate_TF, up_TF, kind.activation, by_formula=by_formula)

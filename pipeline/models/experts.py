@@ -10,8 +10,10 @@ from types import ModuleType
 
 import torch
 
+from pipeline.formats.dense import joined
 from pipeline.formats.matrix import Weights
-from pipeline.models.decoder import feed_forward_channels, normed
+from pipeline.formats.parts import GATE_UP
+from pipeline.models.decoder import feed_forward_channels, gated, normed
 from pipeline.models.feed_forwards import Experts
 from pipeline.models.layers import Layer
 from pipeline.models.ops import rms_norm, sigmoid
@@ -66,8 +68,18 @@ def _scaled(layer: Layer, weights: Weights, hidden_TD: torch.Tensor) -> torch.Te
 
 
 def expert_product(kind: Experts, weights: Weights, input_RD: torch.Tensor, by_formula: bool = False) -> torch.Tensor:
-    """What one expert makes of its rows, [R, D]; `weights` are its own."""
-    return weights.project("down", feed_forward_channels(kind.expert, weights, input_RD, by_formula))
+    """What one expert makes of its rows, [R, D]; `weights` are its own.
+
+    Where its gate and up lie side by side they are multiplied as one.
+    """
+    first, second = (weights.matrices.get(short) for short in GATE_UP)
+    both = joined(first, second, input_RD.dtype)
+    if both is None or len(weights.tensors) > len(weights.matrices):  # with biases
+        between_RF = feed_forward_channels(kind.expert, weights, input_RD, by_formula)
+    else:
+        gate_RF, up_RF = both.apply(input_RD).chunk(2, dim=1)
+        between_RF = gated(kind.expert, gate_RF.contiguous(), up_RF, by_formula)
+    return weights.project("down", between_RF)
 
 
 def add_up(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from support.attention_kinds import attention
 
-from pipeline.formats.dense import DenseMatrix
+from pipeline.formats.dense import DenseMatrix, joined
 from pipeline.formats.matrix import Weights
 from pipeline.formats.parts import FFN
 from pipeline.models import experts
@@ -258,3 +258,21 @@ def test_the_bits_of_a_row_depend_on_neither_the_order_of_experts_nor_on_company
     assert torch.equal(computed(layer, tensors, hidden_TD, order)[1], whole_TD)
     for begin, end in ((0, 1), (5, 6), (3, 12), (7, 36), (0, TOKENS)):
         assert torch.equal(computed(layer, tensors, hidden_TD[begin:end])[1], whole_TD[begin:end]), (begin, end)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@torch.inference_mode()
+def test_gate_and_up_that_lie_side_by_side_are_multiplied_as_one_with_the_same_bits(dtype: torch.dtype) -> None:
+    kind, rows = Experts(**EXPERT), torch.randn(5, HIDDEN).to(dtype)
+    stacked_FD, down_DF = torch.randn(2 * SIZE, HIDDEN).to(dtype), DenseMatrix(torch.randn(HIDDEN, SIZE).to(dtype))
+    gate, up = DenseMatrix(stacked_FD[:SIZE]), DenseMatrix(stacked_FD[SIZE:])
+    both = joined(gate, up, dtype)
+    assert both is not None
+    assert torch.equal(both.weight_FD, stacked_FD)
+    elsewhere = DenseMatrix(stacked_FD[SIZE:].clone())
+    assert joined(gate, elsewhere, dtype) is joined(up, gate, dtype) is joined(gate, up, torch.float16) is None
+    given = [
+        experts.expert_product(kind, Weights(dict.fromkeys(matrices, stacked_FD), matrices), rows, by_formula=True)
+        for matrices in ({"gate": gate, "up": one, "down": down_DF} for one in (up, elsewhere))
+    ]
+    assert torch.equal(*given)

@@ -1,5 +1,6 @@
 """One decoder layer with random weights, and the rows of a single prompt."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -51,6 +52,9 @@ class AloneLayer:
 
 
 def random_weights(specs: Iterable[TensorSpec], dtype: torch.dtype) -> Weights:
-    """Small random tensors, as they multiply."""
-    tensors = {spec.short: (torch.randn(spec.shape) / 64).to(dtype) for spec in specs}
+    """Small random tensors, one behind the other, as they multiply."""
+    shapes = {spec.short: spec.shape for spec in specs}
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    items = (torch.randn(sum(sizes)) / 64).to(dtype).split(sizes)
+    tensors = {short: one.view(shape) for one, (short, shape) in zip(items, shapes.items(), strict=True)}
     return Weights(tensors, {short: DenseMatrix(one) for short, one in tensors.items() if one.ndim == 2})

@@ -74,7 +74,7 @@ def make_checkpoint(
     settings = _settings(like, dtype, stored, overrides)
     model = _model(like, settings)
     if stored not in (None, PLAIN):
-        settings["quantization_config"] = written_format(stored).quantization_config(left_out(model))
+        settings["quantization_config"] = written_format(stored).quantization_config(left_out(model, head=True))
         model = _model(like, settings)
     with new_folder(out) as partial:
         (partial / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n")

@@ -43,10 +43,10 @@ class WrittenFormat:
         }
 
 
-def left_out(model: ModelConfig) -> list[str]:
-    """The modules that are not quantised beside the embedding: the head, and what chooses experts."""
+def left_out(model: ModelConfig, *, head: bool) -> list[str]:
+    """The modules that are not quantised beside the embedding: what chooses and weighs experts, and maybe the head."""
     specs = [spec for group in group_specs(model).values() for spec in group if spec.short in ("router", "shared_gate")]
-    return [HEAD_MODULE, *(spec.name.removesuffix(".weight") for spec in specs)]
+    return [HEAD_MODULE] * head + [spec.name.removesuffix(".weight") for spec in specs]
 
 
 def written_format(name: str, group: int = GROUPS[0]) -> WrittenFormat:

@@ -1,5 +1,6 @@
 """What a conversion writes, known before any weight is read: each tensor of the model, from where, and as what."""
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,18 +10,17 @@ import torch
 
 from pipeline.checkpoints.checkpoint import CONFIG_FILE, CONFIG_KEY, Checkpoint
 from pipeline.checkpoints.shard_layout import Tensor
-from pipeline.checkpoints.written_formats import GROUPS, WrittenFormat
+from pipeline.checkpoints.written_formats import GROUPS, WrittenFormat, left_out
 from pipeline.errors import ConfigError
 from pipeline.formats.decoding import BLOCK_ROWS
 from pipeline.formats.dense import Dense, StoredDense
 from pipeline.formats.matrix import Format, StoredMatrix
-from pipeline.formats.parts import EMBED_KEY, kind_of
+from pipeline.formats.parts import EMBED_KEY, HEAD, gives_logits
 from pipeline.formats.tensors import TensorRange, TensorSpec, stored_dtype, stored_name
-from pipeline.groups.groups import WeightGroups, plan_groups
+from pipeline.groups.groups import Specs, WeightGroups, plan_groups
 from pipeline.models.json_object import JsonObject
 from pipeline.models.model_config import ModelConfig, parse_config, read_settings
-from pipeline.models.quantizers.quantization import HEAD_MODULE
-from pipeline.models.specs import group_specs
+from pipeline.models.specs import expert_specs, group_specs
 
 BLOCK_ITEMS = 2 << 20
 """Of a matrix, decoded and encoded at once."""
@@ -124,13 +124,14 @@ def plan_conversion(folder: Path, checkpoint: Checkpoint, to: WrittenFormat, *, 
     """
     read = read_settings(folder)
     model = parse_config(read, folder)
-    groups = plan_groups(group_specs(model), checkpoint, model.quantization.format_of, model.drafting_layers)
+    specs = group_specs(model) | expert_specs(model)
+    _check_experts(folder, specs)
+    groups = plan_groups(specs, checkpoint, model.quantization.format_of, model.drafting_layers)
     settings = {key: value for key, value in read.values.items() if key not in REPLACED}
-    settings["quantization_config"] = to.quantization_config(
-        [HEAD_MODULE] if keep_head or model.tied_embeddings else []
-    )
+    ignored = left_out(model, head=keep_head or model.tied_embeddings)
+    settings["quantization_config"] = to.quantization_config(ignored)
     new = parse_config(JsonObject(CONFIG_FILE, settings))
-    found = [*_found(model, groups)]
+    found = [*_found(specs, groups)]
     quantised = [spec for spec, *_ in found if spec.is_matrix and not isinstance(_format(new, spec), Dense)]
     _check_columns(folder, quantised, to.group)
     tensors = tuple(_new_tensor(model, new, *one) for one in found)
@@ -140,6 +141,16 @@ def plan_conversion(folder: Path, checkpoint: Checkpoint, to: WrittenFormat, *, 
 
 def _format(model: ModelConfig, spec: TensorSpec) -> Format:
     return model.quantization.format_of(spec.name)
+
+
+def _check_experts(folder: Path, specs: Specs) -> None:
+    """Raises ConfigError for experts that nothing reads one by one."""
+    for spec in itertools.chain.from_iterable(specs.values()):
+        if spec.stacked is not None and spec.stacked.transposed:
+            raise ConfigError(
+                f"{folder}: {spec.stacked.name}: need experts that are stored one by one, as no reader knows those of "
+                "this family so; use it as it is, or in its own MXFP4"
+            )
 
 
 def _check_columns(folder: Path, specs: Sequence[TensorSpec], group: int | None) -> None:
@@ -155,18 +166,19 @@ def _check_columns(folder: Path, specs: Sequence[TensorSpec], group: int | None)
 
 
 def _found(
-    model: ModelConfig, groups: WeightGroups
+    specs_by_group: Specs, groups: WeightGroups
 ) -> Iterator[tuple[TensorSpec, tuple[StoredMatrix, ...], TensorRange | None]]:
     """Each tensor with what it is read from. A head that is the embedding itself is none of its own."""
-    specs = {(*key, spec.short): spec for key, of_group in group_specs(model).items() for spec in of_group}
+    specs = {(*key, spec.short): spec for key, of_group in specs_by_group.items() for spec in of_group}
     yield replace(specs[*EMBED_KEY, groups.embed.short], names=()), (groups.embed,), None
     sources: dict[TensorSpec, list[StoredMatrix]] = {}
     vectors: dict[TensorSpec, TensorRange] = {}
-    for group in groups.groups:
+    for group in (*groups.groups, *groups.experts):
+        part = HEAD if gives_logits(group.name) else group.name
         for tensor in group.vectors:
-            vectors[specs[group.layer, kind_of(group.name), tensor.short]] = tensor
+            vectors[specs[group.layer, part, tensor.short]] = tensor
         for matrix in group.matrices:
-            sources.setdefault(specs[group.layer, kind_of(group.name), matrix.short], []).append(matrix)
+            sources.setdefault(specs[group.layer, part, matrix.short], []).append(matrix)
     for spec in specs.values():
         if spec in vectors:
             yield spec, (), vectors[spec]

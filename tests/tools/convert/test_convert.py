@@ -16,8 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import quantised_models, tiny_models
+from support.converted_weights import decoded
 from support.quantised_families import FAMILIES, VOCABULARY_SIZE
-from support.quantised_models import FP4, spread
+from support.quantised_models import spread
 from transformers import PreTrainedModel
 
 from pipeline import Model, Output
@@ -38,33 +39,6 @@ def save(folder: Path, family: str = "llama", dtype: torch.dtype = torch.float32
     model = tiny_models.randomised(FAMILIES[family](**{**SIZES, **sizes}), seed=5)
     model.to(dtype).save_pretrained(folder)
     return model
-
-
-def decode(name: str, parts: dict[str, torch.Tensor]) -> torch.Tensor:
-    scales = parts["weight_scale"]
-    if name == "fp8":
-        return parts["weight"].float() * scales.float()
-    packed = parts["weight_packed"]
-    if name == "mxfp4":
-        codes = torch.stack([packed & 15, packed >> 4], -1).flatten(1).int()
-        return FP4[codes] * spread((scales.float() - 127).exp2(), codes.shape[1])
-    numbers = (packed.unsqueeze(-1) >> torch.arange(0, 32, 4)).bitwise_and_(15).flatten(1) - 8
-    assert parts["weight_shape"].tolist() == [*numbers.shape]
-    return (numbers * spread(scales, numbers.shape[1])).to(scales.dtype).float()
-
-
-def decoded(name: str, folder: Path) -> dict[str, torch.Tensor]:
-    """All weights of a converted folder, in fp32."""
-    stored = {path: tensor for file in folder.glob("*.safetensors") for path, tensor in load_file(file).items()}
-    weights: dict[str, torch.Tensor] = {}
-    for path, tensor in stored.items():
-        stem, _, ending = path.rpartition(".")
-        if ending == "weight_scale":
-            parts = {path.removeprefix(f"{stem}."): one for path, one in stored.items() if path.startswith(f"{stem}.")}
-            weights[f"{stem}.weight"] = decode(name, parts)
-        elif not ending.startswith("weight") or f"{stem}.weight_scale" not in stored:
-            weights[path] = tensor.float()
-    return weights
 
 
 async def answered(folder: Path) -> Output:

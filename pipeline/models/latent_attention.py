@@ -6,7 +6,7 @@ and 2,048 positions a core makes keys and values in 200 ms, and attends in 14 ms
 16 tokens of a prompt that is 46 ms in place of 29: pieces of fewer than 200 tokens win, too, longer ones lose little.
 
 Shape letters in names: T tokens of this pass, D hidden, N heads, S channels of a head that do not turn, R rank of the
-latent, H channels of a key as it is kept, V channels of a head's value, I and O any.
+latent, H channels of a key as it is kept, V of a head's value, I, O and X any.
 """
 
 import torch
@@ -18,7 +18,7 @@ from pipeline.models.latents import OF_HEADS, LatentAttention
 from pipeline.models.ops import rms_norm
 from pipeline.models.pass_attention import attend_all
 from pipeline.models.pass_rows import Rows
-from pipeline.models.rotary import Rotary, rotate, rotate_queries
+from pipeline.models.rotary import Rotary, rotate
 from pipeline.models.sparse_attention import attend_chosen, index_rows
 
 
@@ -51,10 +51,12 @@ def _queries(
     kind: LatentAttention, weights: Weights, latent_TR: torch.Tensor, turn: Rotary | None, keys_NSR: torch.Tensor
 ) -> torch.Tensor:
     """Queries as keys are kept: what turns, and behind it what the latent is multiplied by, [T, N, H]."""
-    q_TA = weights.project("q" if kind.query_rank is None else "q_b", latent_TR)
-    still_TNS, turning_TNC = q_TA.unflatten(1, (kind.heads, -1)).split((kind.still_dim, kind.turned_dim), dim=2)
+    q_TNX = weights.project("q" if kind.query_rank is None else "q_b", latent_TR).unflatten(1, (kind.heads, -1))
+    if turn and turn.growth is not None:
+        q_TNX = q_TNX * turn.growth.to(q_TNX.dtype)
+    still_TNS, turning_TNC = q_TNX.split((kind.still_dim, kind.turned_dim), dim=2)
     if turn:
-        turning_TNC = rotate_queries(turning_TNC, turn)
+        turning_TNC = rotate(turning_TNC, turn)
     return torch.cat((turning_TNC, _by_head(still_TNS, keys_NSR.transpose(1, 2))), dim=2)
 
 

@@ -26,7 +26,7 @@ NAMES = (
     "Mistral (mistral)",
     "Ministral (ministral)",
     "Ministral 3 (ministral3)",
-    "Mistral Small 3.1 and later (mistral3)",
+    "Mistral Small 3.1 and later (mistral3, mistral4)",
     "OLMo 2 (olmo2)",
     "OLMo 3 (olmo3)",
     "OLMoE (olmoe)",

@@ -13,6 +13,7 @@ with warnings.catch_warnings():
         DeepseekV32Config,
         Glm4MoeLiteConfig,
         GlmMoeDsaConfig,
+        Mistral3Config,
     )
 
 LATENT: dict[str, Any] = {
@@ -95,6 +96,35 @@ CASES: dict[str, Case] = {
             **{**SHAPE, "num_key_value_heads": 4}, **{**LATENT, **GROUPED}, topk_method="group_limited_greedy"
         ),
         {"topk_method": "greedy", "topk_group": 1, "routed_scaling_factor": 2.0, "first_k_dense_replace": 2},
+    ),
+    "mistral4": Case(  # which transformers knows inside a model that sees alone
+        lambda: Mistral3Config(
+            text_config={
+                **SHAPE,
+                **LATENT,
+                **GROUPED,
+                "model_type": "mistral4",
+                "num_key_value_heads": 4,
+                "rope_parameters": {**YARN, "llama_4_scaling_beta": 0.7},
+            },
+            vision_config={
+                "model_type": "pixtral",
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "head_dim": 8,
+                "image_size": 32,
+                "patch_size": 16,
+            },
+            tie_word_embeddings=False,
+        ),
+        {
+            "text_config.rope_parameters.llama_4_scaling_beta": 0.2,
+            "text_config.rope_parameters.mscale_all_dim": 1.5,
+            "text_config.topk_group": 1,
+            "text_config.norm_topk_prob": False,
+        },
     ),
     "glm4_moe_lite": Case(
         lambda: Glm4MoeLiteConfig(

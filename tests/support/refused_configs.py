@@ -66,9 +66,13 @@ REFUSED: dict[str, tuple[Settings, str]] = {
         other("deepseek_v32", "DeepseekV32ForCausalLM", index_head_dim=32),
         "index_head_dim",
     ),
-    "Mistral-Small-4": (
-        nested("mistral3", "Mistral3ForConditionalGeneration", other("mistral4", "", n_routed_experts=128)),
-        "text_config: model_type",
+    "Mistral-Small-4 of which more turns than is said": (
+        nested(
+            "mistral3",
+            "Mistral3ForConditionalGeneration",
+            other("mistral4", "", num_key_value_heads=32, partial_rotary_factor=0.25, rope_scaling=None),
+        ),
+        "text_config: partial_rotary_factor",
     ),
     "Nemotron-3-Nano-30B": (other("nemotron_h", "NemotronHForCausalLM"), "model_type"),
     "LFM2-8B-A1B": (other("lfm2_moe", "Lfm2MoeForCausalLM"), "model_type"),

@@ -11,6 +11,7 @@ from pipeline.models.latents import LatentAttention
 from pipeline.models.layer_settings import read_layer
 from pipeline.models.layers import Layer
 from pipeline.models.rope_settings import read_rope, read_scale_growth
+from pipeline.models.ropes import Rope
 from pipeline.models.supported import unsupported
 
 COMPUTED = {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "moe_layer_freq": 1}
@@ -52,8 +53,11 @@ def refuse_others(settings: JsonObject, computed: Mapping[str, object]) -> None:
             raise unsupported(settings, key)
 
 
-def read_latent_attention(settings: JsonObject) -> LatentAttention:
-    """Of the sizes and the rotary embedding that config.json states. Raises `ConfigError` for what is not supported."""
+def read_latent_attention(settings: JsonObject, rope: Rope | None = None) -> LatentAttention:
+    """Of the sizes and the rotary embedding that config.json states, unless another one is given.
+
+    Raises `ConfigError` for what is not supported.
+    """
     heads = settings.count("num_attention_heads")
     if settings.get("num_key_value_heads") is not None and settings.count("num_key_value_heads") != heads:
         raise settings.error(
@@ -61,7 +65,7 @@ def read_latent_attention(settings: JsonObject) -> LatentAttention:
         )
     rank, still_dim = settings.count("kv_lora_rank"), settings.count("qk_nope_head_dim")
     turned_dim = settings.count("qk_rope_head_dim")
-    rope = replace(read_rope(settings, turned_dim), interleaved=settings.flag("rope_interleave"))
+    rope = replace(rope or read_rope(settings, turned_dim), interleaved=settings.flag("rope_interleave"))
     return LatentAttention(
         heads=heads,
         kv_heads=1,

@@ -52,7 +52,7 @@ async def test_closing_ends_the_loading_of_the_table_and_waits_for_it(
     checkpoint = tiny_models.save_new("llama_gqa_llama3", tmp_path_factory, layers=3)
     ended: list[bool] = []
 
-    async def load(self: KeptTable) -> None:
+    async def load(self: KeptTable, see: object) -> None:
         """A read that is cancelled goes on until its thread writes no more."""
         try:
             await asyncio.Event().wait()

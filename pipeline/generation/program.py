@@ -292,3 +292,4 @@ class GenerationProgram:
     def let_go(self) -> None:
         """Hold no views of memory any more, which would outlive that: a closed model may be kept."""
         del self._sampler, self._inputs, self._scorer, self._head, self._work, self._buffers
+        self._embedding.let_go()

@@ -111,6 +111,11 @@ class EmbeddingRows:
         if self.kept is not None:
             await self.kept.load(self._device.seen if seen else None)
 
+    def let_go(self) -> None:
+        """Hold no view of the table any more."""
+        if self.kept is not None:
+            self.kept.seen = ()
+
     async def unreadable(self, token_ids: Sequence[int]) -> dict[int, PenstockError]:
         """Those of these tokens whose rows cannot be read, or differ from their first read, each with its error.
 

@@ -15,6 +15,7 @@ from actors.core.errors import said
 from pipeline.devices.memory import HostMemory
 from pipeline.formats.tensors import TensorRange
 from pipeline.reading.rows import RowReader
+from pipeline.system.threads import outlast
 
 CHUNK_BYTES = 4 << 20
 """What is read at a time: rows that a pass fetches meanwhile wait for so much at most."""
@@ -68,12 +69,14 @@ class KeptTable:
             logger.warning("the embedding is not kept in memory from row %d on: %s", self.rows, said(error))
             return
         if see is not None:
+            loop = asyncio.get_running_loop()
+            seeing = [loop.run_in_executor(None, see, memory) for _, memory in self._parts]
             try:
-                seen = [await asyncio.to_thread(see, memory) for _, memory in self._parts]
+                await outlast(seeing)
             except Exception as error:
                 logger.warning("every pass waits for the tokens of the one before: %s", said(error))
             else:
-                self.seen = [memory_B.view(self._all_rows, -1) for memory_B in seen]
+                self.seen = [memory_B.result().view(self._all_rows, -1) for memory_B in seeing]
 
     def take(self, token_ids: Sequence[int], into: HostMemory) -> bool:
         """Copy these rows into the room for rows, one behind the other; False where one of them is not here yet."""

@@ -223,13 +223,14 @@ async def test_a_table_that_stays_is_read_once_as_far_as_it_can_be(
     device, reader = CpuDevice(copy=True), TableReader(row_bytes)
     reader.fails_from, reader.failure = fails_from, failure
     embedding = EmbeddingRows(table(Path("weights")), reader, device, 8, stays=True)  # type: ignore[arg-type]
-    loading = asyncio.ensure_future(embedding.load())
+    loading = asyncio.ensure_future(embedding.load(seen=True))
     await (await embedding.fetch([5])).wait()
     assert reader.reads == [(5, 1)], "the table waits for the end of a pass"
     embedding.may_load()
     await loading
     assert embedding.kept is not None
     assert embedding.kept.rows == kept
+    assert embedding.is_seen == (kept == ROWS)
     assert ("not kept in memory from row 28 on" in caplog.text) == (kept < ROWS)
     reader.reads.clear()
     for token_ids, single in (([3, 27, 3, 0], []), ([49, 2], [(49, 1), (2, 1)])):

@@ -42,7 +42,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("families")
     for name, case in CASES.items():
         model = tiny_models.randomised(case.config(), seed=sum(name.encode()), deviation=case.deviation)
-        tiny_models.save_model(model, root / name, shards=3)
+        tiny_models.save_model(model, root / name, shards=3, stacked=case.stacked)
     return root
 
 

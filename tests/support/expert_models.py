@@ -100,6 +100,7 @@ CASES: dict[str, Case] = {
         {"text_config.num_experts_per_tok": 2, "text_config.layer_types": MIXERS},
         {"layer_types": None, "full_attention_interval": 2},
         deviation=0.07,
+        stacked=True,
     ),
     "qwen3_5_moe_text": Case(
         lambda: Qwen3_5MoeTextConfig(**{**SHAPE, **SHARED, **HYBRID}, tie_word_embeddings=True),

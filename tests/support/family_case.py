@@ -55,7 +55,7 @@ class Case:
 
     `older` says what the spelling of transformers 4 has in place of the lists that follow from a number. Of what it
     knew already, it spells rotary embedding in another way. Matrices have the standard `deviation`: with 0.25, two ways
-    in which transformers computes a delta net differ by 4e-4.
+    in which transformers computes a delta net differ by 4e-4. Experts of a layer may be `stacked` in the checkpoint.
     """
 
     config: Callable[[], Any]
@@ -63,6 +63,7 @@ class Case:
     older: Mapping[str, object] = field(default_factory=dict)
     rope_is_older: bool = True
     deviation: float = 0.25
+    stacked: bool = False
 
 
 def older(stated: dict[str, Any], case: Case) -> dict[str, Any]:

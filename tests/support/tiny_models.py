@@ -132,12 +132,12 @@ def save(
     return save_model(build(variant, layers).to(dtype), folder, shards)
 
 
-def save_model(model: PreTrainedModel, folder: Path, shards: int) -> PreTrainedModel:
-    """The same with any model."""
+def save_model(model: PreTrainedModel, folder: Path, shards: int, stacked: bool = False) -> PreTrainedModel:
+    """The same with any model. The experts of a layer are one by one, or `stacked`, as transformers computes them."""
     model_bytes = sum(parameter.nbytes for parameter in model.parameters())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model.save_pretrained(folder, max_shard_size=-(-model_bytes // shards))
+        model.save_pretrained(folder, max_shard_size=-(-model_bytes // shards), save_original_format=not stacked)
         return auto_class(model.config).from_pretrained(folder, dtype=model.dtype).eval()
 
 

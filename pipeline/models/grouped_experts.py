@@ -17,7 +17,7 @@ import triton.language as tl
 
 from pipeline.formats.dense import DenseMatrix
 from pipeline.formats.encoded import Encoded
-from pipeline.formats.matrix import Matrix, Weights
+from pipeline.formats.matrix import Weights
 from pipeline.models import grouped_kernels
 from pipeline.models.feed_forwards import FeedForward
 
@@ -25,12 +25,14 @@ TILE_ROWS = 16
 """Rows of one expert that a program multiplies by; the least that tensor cores take."""
 MANY_ROWS = 64
 """An expert with more rows is multiplied by itself, as fast as its matrices are read."""
-LANGUAGE = {
+LANGUAGE: Mapping[torch.dtype | None, Any] = {
+    None: None,
     torch.float32: tl.float32,
     torch.float16: tl.float16,
     torch.bfloat16: tl.bfloat16,
     torch.float8_e4m3fn: tl.float8e4nv,
     torch.int32: tl.int32,
+    torch.uint8: tl.uint8,
 }
 
 
@@ -38,19 +40,25 @@ LANGUAGE = {
 class Stored:
     """What kernels are compiled for, or called with, beside addresses: the same for all experts of a launch."""
 
-    kind: Literal["dense", "fp8", "int4"]
+    kind: Literal["dense", "fp8", "int4", "fp4"]
     shape: tuple[int, int]
     numbers: torch.dtype
     scales: torch.dtype
     rounds_to: torch.dtype
+    row_step: int
+    column_step: int = 1
     scale_step: int = 0
     group: int = 1
     block_rows: int = 1
+    bias: torch.dtype | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where the numbers and scales of gate, up and down lie in a slot, in bytes, and how these are stored."""
+    """Where the numbers and scales of gate, up and down lie in a slot, and two biases, and how these are stored.
+
+    In bytes; of what there is not, 0. What is `wide` is gate and up, or one matrix in which these take turns.
+    """
 
     offsets: tuple[int, ...]
     wide: Stored
@@ -72,13 +80,19 @@ def try_out(device: torch.device, dtype: torch.dtype) -> None:
 
 def places(kind: FeedForward, weights: Weights, slot: int) -> Places | None:
     """Where an expert lies in the slot at this address; None where the kernels do not know how it is stored."""
-    if not kind.gated or kind.fused or kind.clamp is not None or weights.tensors.keys() & {"gate_bias", "down_bias"}:
+    if kind.fused:
+        if not kind.interleaved or kind.clamp is None:
+            return None
+        gate, down = _stored(weights, "gate_up"), _stored(weights, "down")
+        up = gate
+    else:
+        gate, up, down = (_stored(weights, short) for short in ("gate", "up", "down"))
+    if gate is None or up is None or down is None or gate[0] != up[0]:
         return None
-    found = [_stored(weights.matrices[short]) for short in ("gate", "up", "down")]
-    (gate, up, down) = (one and one[0] for one in found)
-    if gate is None or down is None or gate != up:
+    if not kind.fused and (not kind.gated or kind.clamp is not None or gate[0].bias or down[0].bias):
         return None
-    return Places(tuple(address - slot for one in found if one for address in one[1]), gate, down)
+    biases = [0 if bias is None else bias.data_ptr() - slot for bias in (weights.bias("gate_up"), weights.bias("down"))]
+    return Places((*(address - slot for one in (gate, up, down) for address in one[1]), *biases), gate[0], down[0])
 
 
 def multiply(
@@ -103,25 +117,19 @@ def multiply(
     ]
     table = torch.tensor(lines, dtype=torch.int64).to(input_TD.device, non_blocking=True)
     wide, down = stored.wide, stored.down
-    rows, columns = wide.shape
-    settings = _settings(wide, input_TD.dtype)
-    grid = (triton.cdiv(rows, settings["F"]), len(lines))
-    grouped_kernels.channels[grid](
-        *(input_TD, order_P, table, between_PF, chosen, rows, columns),
-        *(wide.scale_step, wide.group, wide.block_rows),
-        ACTIVATION=kind.activation,
-        R=TILE_ROWS,
-        **settings,
-    )
+    columns, settings = wide.shape[1], _settings(wide, input_TD.dtype)
+    grid = (triton.cdiv(kind.size, settings["F"]), len(lines))
+    given = (input_TD, order_P, table, between_PF, chosen, kind.size, columns, *_steps(wide))
+    if (clamp := kind.clamp) is None:
+        grouped_kernels.channels[grid](*given, ACTIVATION=kind.activation, R=TILE_ROWS, **settings)
+    else:
+        bounds, bias = (clamp.limit, clamp.slope, clamp.offset), LANGUAGE[wide.bias]
+        grouped_kernels.clamped_channels[grid](*given, *bounds, BIAS=bias, R=TILE_ROWS, **settings)
     rows, columns = down.shape
     settings = _settings(down, input_TD.dtype)
     grid = (triton.cdiv(rows, settings["F"]), len(lines))
-    grouped_kernels.down[grid](
-        *(between_PF, order_P, table, output_PD, rows, columns),
-        *(down.scale_step, down.group, down.block_rows),
-        R=TILE_ROWS,
-        **settings,
-    )
+    given = (between_PF, order_P, table, output_PD, rows, columns, *_steps(down))
+    grouped_kernels.down[grid](*given, BIAS=LANGUAGE[down.bias], R=TILE_ROWS, **settings)
 
 
 def weighed_sum(outputs_TKD: torch.Tensor, shares_TK: torch.Tensor) -> torch.Tensor:
@@ -145,33 +153,51 @@ def _settings(stored: Stored, dtype: torch.dtype) -> Mapping[str, Any]:
         "ROUNDS": LANGUAGE[stored.rounds_to],
         "F": 32,
         "D": columns,
-        "WHOLE": stored.group % columns == 0,
+        "GROUPS": 1 if stored.group % columns == 0 else 0 if columns % stored.group else columns // stored.group,
         "num_warps": 4,
         "num_stages": 2 if wide else 4,
         "enable_fp_fusion": False,
     }
 
 
-def _stored(matrix: Matrix) -> tuple[Stored, tuple[int, int]] | None:
+def _steps(stored: Stored) -> tuple[int, ...]:
+    return stored.row_step, stored.column_step, stored.scale_step, stored.group, stored.block_rows
+
+
+def _stored(weights: Weights, short: str) -> tuple[Stored, tuple[int, int]] | None:
     """How a matrix is stored, and the addresses of its numbers and scales."""
+    matrix, bias = weights.matrices[short], weights.bias(short)
+    kind_of_bias = None if bias is None else bias.dtype
     if isinstance(matrix, DenseMatrix):
         weight_FD = matrix.weight_FD
-        if weight_FD.dtype not in LANGUAGE or not weight_FD.is_contiguous():
+        if weight_FD.dtype not in LANGUAGE or not (weight_FD.is_contiguous() or weight_FD.T.is_contiguous()):
             return None
-        rows, columns = weight_FD.shape
-        dtype = weight_FD.dtype
-        return Stored("dense", (rows, columns), dtype, dtype, dtype), (weight_FD.data_ptr(), 0)
+        dtype, (row_step, column_step) = weight_FD.dtype, weight_FD.stride()
+        shape = (weight_FD.shape[0], weight_FD.shape[1])
+        stored = Stored("dense", shape, dtype, dtype, dtype, row_step, column_step, bias=kind_of_bias)
+        return stored, (weight_FD.data_ptr(), 0)
     encoded: Encoded | None = getattr(matrix, "encoded", lambda: None)()
-    if encoded is None or encoded.order is not None or encoded.scaled or encoded.numbers.stride(1) != 1:
+    if encoded is None or encoded.kind not in ("fp8", "int4", "fp4") or encoded.numbers.stride(1) != 1:
         return None
-    scales, per_word = encoded.scales, 4 if encoded.kind == "fp8" else 8
-    whole = encoded.numbers.stride(0) * per_word == encoded.shape[1]
-    if not whole or scales.dtype not in LANGUAGE or (scales.shape[1] > 1 and scales.stride(1) != 1):
+    kind, scales, row_step, per_word = encoded.kind, encoded.scales, encoded.numbers.stride(0), 8
+    numbers = torch.int32
+    if kind == "fp8":
+        numbers, row_step, per_word = torch.float8_e4m3fn, 4 * row_step, 1
+    elif kind == "fp4":
+        scales = scales.view(torch.uint8)
+    zero, scaled = (8 if kind == "int4" else 0), ("exponent" if kind == "fp4" else "")
+    if (
+        encoded.order is not None
+        or not isinstance(encoded.zeros, int)
+        or (encoded.zeros, encoded.scaled) != (zero, scaled)
+    ):
         return None
-    if encoded.kind == "int4" and encoded.zeros != 8 if isinstance(encoded.zeros, int) else True:
+    if (
+        row_step * per_word != encoded.shape[1]
+        or scales.dtype not in LANGUAGE
+        or (scales.shape[1] > 1 and scales.stride(1) != 1)
+    ):
         return None
-    if encoded.kind not in ("fp8", "int4"):
-        return None
-    numbers = torch.float8_e4m3fn if encoded.kind == "fp8" else torch.int32
-    said = (numbers, scales.dtype, encoded.rounds_to, scales.stride(0), encoded.group, encoded.block_rows)
-    return Stored(encoded.kind, encoded.shape, *said), (encoded.numbers.data_ptr(), scales.data_ptr())
+    steps = (row_step, 1, scales.stride(0), encoded.group, encoded.block_rows)
+    stored = Stored(kind, encoded.shape, numbers, scales.dtype, encoded.rounds_to, *steps, kind_of_bias)
+    return stored, (encoded.numbers.data_ptr(), scales.data_ptr())

@@ -4,8 +4,9 @@ A program multiplies up to 16 rows of one expert by some rows of its matrices, w
 columns are added up in the same order for each row, whatever the other rows and experts of the launch are.
 
 A line of the table is a tile: where its rows begin in the order of experts, how many there are, and the addresses of
-the numbers and scales of gate, up and down.
-Letters: R rows of a tile, F rows of a matrix, D its columns, K experts that a token uses.
+the numbers and scales of gate, up and down, and of the biases of the first of these and of the last.
+Letters: R rows of a tile, F rows of a matrix, G rows of one whose gate and up take turns, D its columns, K experts that
+a token uses.
 """
 
 import triton
@@ -13,8 +14,8 @@ import triton.language as tl
 
 # fmt: off
 
-LINE = tl.constexpr(8)
-GATE, UP, DOWN = tl.constexpr(2), tl.constexpr(4), tl.constexpr(6)
+LINE = tl.constexpr(10)
+GATE, UP, DOWN, BIASES = tl.constexpr(2), tl.constexpr(4), tl.constexpr(6), tl.constexpr(8)
 
 
 @triton.jit
@@ -24,31 +25,48 @@ def address(at, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def decoded(numbers, scales, row_F, begin, rows, columns, scale_step, group, block_rows,
-        KIND: tl.constexpr, WHOLE: tl.constexpr, ROUNDS: tl.constexpr, DTYPE: tl.constexpr,
+def decoded(numbers, scales, row_F, begin, rows, columns, row_step, column_step, scale_step, group, block_rows,
+        KIND: tl.constexpr, GROUPS: tl.constexpr, ROUNDS: tl.constexpr, DTYPE: tl.constexpr,
         F: tl.constexpr, D: tl.constexpr):
     """[F, D] of a matrix in DTYPE: (number - 8 of int4) * scale, rounded; or what is stored, cast.
 
-    WHOLE: its D columns share their scales.
+    The scale of an fp4 is the exponent of a power of two. GROUPS: so many groups its D columns are, 0 where that is not
+    a whole number.
     """
     column_D = begin + tl.arange(0, D)
     held_FD = (row_F < rows)[:, None] & (column_D < columns)[None, :]
     at_F = row_F.to(tl.int64)[:, None]
-    if KIND == "int4":
+    if KIND == "int4" or KIND == "fp4":
         word_W = begin // 8 + tl.arange(0, D // 8)
-        word_FW = tl.load(numbers + at_F * tl.cdiv(columns, 8) + word_W[None, :],
+        word_FW = tl.load(numbers + at_F * row_step + word_W[None, :],
             mask=(row_F < rows)[:, None] & (word_W * 8 < columns)[None, :], other=0)
-        number_FD = ((word_FW[:, :, None] >> (tl.arange(0, 8) * 4)[None, None, :]) & 15).reshape((F, D)) - 8
+        number_FD = ((word_FW[:, :, None] >> (tl.arange(0, 8) * 4)[None, None, :]) & 15).reshape((F, D))
+        number_FD = of_e2m1(number_FD) if KIND == "fp4" else number_FD - 8
     else:
-        number_FD = tl.load(numbers + at_F * columns + column_D[None, :], mask=held_FD, other=0.0)
+        number_FD = tl.load(numbers + at_F * row_step + column_D[None, :] * column_step, mask=held_FD, other=0.0)
     if KIND == "dense":
         return number_FD.to(DTYPE)
     scale_at = (at_F // block_rows) * scale_step
-    if WHOLE:
-        scale_FD = tl.load(scales + scale_at + begin // group, mask=(row_F < rows)[:, None], other=0.0)
+    if GROUPS > 0:
+        group_P = begin // group + tl.arange(0, GROUPS)
+        held_FP = (row_F < rows)[:, None] & (group_P * group < columns)[None, :]
+        scale_FP = tl.load(scales + scale_at + group_P[None, :], mask=held_FP, other=0.0)
+        scale_FD = tl.broadcast_to(scale_FP[:, :, None], (F, GROUPS, D // GROUPS)).reshape((F, D))
     else:
         scale_FD = tl.load(scales + scale_at + (column_D // group)[None, :], mask=held_FD, other=0.0)
+    if KIND == "fp4":
+        exponent_FD = scale_FD.to(tl.int32)
+        bits_FD = tl.where(exponent_FD == 0, 0x00400000, tl.where(exponent_FD == 255, 0x7FC00000, exponent_FD << 23))
+        scale_FD = bits_FD.to(tl.float32, bitcast=True)
     return (number_FD.to(tl.float32) * scale_FD.to(tl.float32)).to(ROUNDS).to(DTYPE)
+
+
+@triton.jit
+def of_e2m1(number):
+    """What a number of 4 bits stands for: sign, exponent and one bit behind the point."""
+    size = number & 7
+    value = tl.where(size < 2, size * 0.5, ((size << 22) + 0x3F000000).to(tl.float32, bitcast=True))
+    return tl.where(number < 8, value, -value)
 
 
 @triton.jit
@@ -68,8 +86,8 @@ def activated(gate_RF, up_RF, ACTIVATION: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["rows", "scale_step"])
-def channels(x, order, table, out, chosen, rows, columns, scale_step, group, block_rows,
-        KIND: tl.constexpr, NUMBERS: tl.constexpr, SCALES: tl.constexpr, WHOLE: tl.constexpr, ROUNDS: tl.constexpr,
+def channels(x, order, table, out, chosen, rows, columns, row_step, column_step, scale_step, group, block_rows,
+        KIND: tl.constexpr, NUMBERS: tl.constexpr, SCALES: tl.constexpr, GROUPS: tl.constexpr, ROUNDS: tl.constexpr,
         ACTIVATION: tl.constexpr, R: tl.constexpr, F: tl.constexpr, D: tl.constexpr):
     """Gate and up of the rows `x`, [T, columns], into `out`, [places in the order, rows]."""
     line = table + tl.program_id(1) * LINE
@@ -85,10 +103,10 @@ def channels(x, order, table, out, chosen, rows, columns, scale_step, group, blo
         column_D = begin + tl.arange(0, D)
         held_RD = used_R[:, None] & (column_D < columns)[None, :]
         x_RD = tl.load(x + x_R[:, None] * columns + column_D[None, :], mask=held_RD, other=0.0)
-        gate_FD = decoded(gate, gate_scales, row_F, begin, rows, columns, scale_step, group, block_rows,
-            KIND, WHOLE, ROUNDS, dtype, F, D)
-        up_FD = decoded(up, up_scales, row_F, begin, rows, columns, scale_step, group, block_rows,
-            KIND, WHOLE, ROUNDS, dtype, F, D)
+        gate_FD = decoded(gate, gate_scales, row_F, begin, rows, columns, row_step, column_step, scale_step, group,
+            block_rows, KIND, GROUPS, ROUNDS, dtype, F, D)
+        up_FD = decoded(up, up_scales, row_F, begin, rows, columns, row_step, column_step, scale_step, group,
+            block_rows, KIND, GROUPS, ROUNDS, dtype, F, D)
         gate_RF = tl.dot(x_RD, gate_FD.T, gate_RF, input_precision="ieee")
         up_RF = tl.dot(x_RD, up_FD.T, up_RF, input_precision="ieee")
     made_RF = activated(gate_RF.to(dtype), up_RF.to(dtype), ACTIVATION)
@@ -96,28 +114,68 @@ def channels(x, order, table, out, chosen, rows, columns, scale_step, group, blo
     tl.store(out + into_RF, made_RF, mask=used_R[:, None] & (row_F < rows)[None, :])
 
 
+@triton.jit
+def product(x, x_R, used_R, numbers, scales, row_F, rows, columns, row_step, column_step, scale_step, group, block_rows,
+        KIND: tl.constexpr, GROUPS: tl.constexpr, ROUNDS: tl.constexpr, R: tl.constexpr, F: tl.constexpr,
+        D: tl.constexpr):
+    """Some rows of `x`, [any, columns], times some rows of a matrix, in fp32: [R, F]."""
+    sum_RF = tl.zeros((R, F), tl.float32)
+    dtype = x.dtype.element_ty
+    for begin in range(0, columns, D):
+        column_D = begin + tl.arange(0, D)
+        held_RD = used_R[:, None] & (column_D < columns)[None, :]
+        x_RD = tl.load(x + x_R[:, None] * columns + column_D[None, :], mask=held_RD, other=0.0)
+        number_FD = decoded(numbers, scales, row_F, begin, rows, columns, row_step, column_step, scale_step, group,
+            block_rows, KIND, GROUPS, ROUNDS, dtype, F, D)
+        sum_RF = tl.dot(x_RD, number_FD.T, sum_RF, input_precision="ieee")
+    return sum_RF
+
+
+@triton.jit(do_not_specialize=["rows", "scale_step", "limit", "slope", "offset"])
+def clamped_channels(x, order, table, out, chosen, rows, columns, row_step, column_step, scale_step, group, block_rows,
+        limit, slope, offset, KIND: tl.constexpr, NUMBERS: tl.constexpr, SCALES: tl.constexpr, GROUPS: tl.constexpr,
+        ROUNDS: tl.constexpr, BIAS: tl.constexpr, R: tl.constexpr, F: tl.constexpr, D: tl.constexpr):
+    """The same of one matrix in which gate and up take turns, with the gate of `row_kernels.clamped_gate`."""
+    line = table + tl.program_id(1) * LINE
+    first, count = tl.load(line), tl.load(line + 1)
+    place_R = tl.arange(0, R)
+    G: tl.constexpr = 2 * F
+    row_G, used_R = tl.program_id(0) * G + tl.arange(0, G), place_R < count
+    x_R = tl.load(order + first + place_R, mask=used_R, other=0) // chosen
+    numbers, scales = address(line + GATE, NUMBERS), address(line + GATE + 1, SCALES)
+    sum_RG = product(x, x_R, used_R, numbers, scales, row_G, 2 * rows, columns, row_step, column_step, scale_step,
+        group, block_rows, KIND, GROUPS, ROUNDS, R, G, D)
+    if BIAS is not None:
+        bias_G = tl.load(address(line + BIASES, BIAS) + row_G, mask=row_G < 2 * rows, other=0.0)
+        sum_RG += bias_G.to(tl.float32)[None, :]
+    dtype = x.dtype.element_ty
+    gate_RF, up_RF = tl.split(sum_RG.to(dtype).to(tl.float32).reshape((R, F, 2)))
+    gate_RF = tl.minimum(gate_RF, limit)
+    gate_RF = gate_RF / (tl.exp(-slope * gate_RF) + 1.0)
+    made_RF = gate_RF * (tl.minimum(tl.maximum(up_RF, -limit), limit) + offset)
+    row_F = tl.program_id(0) * F + tl.arange(0, F)
+    into_RF = (first + place_R)[:, None] * rows + row_F[None, :]
+    tl.store(out + into_RF, made_RF.to(dtype), mask=used_R[:, None] & (row_F < rows)[None, :])
+
+
 @triton.jit(do_not_specialize=["rows", "scale_step"])
-def down(x, order, table, out, rows, columns, scale_step, group, block_rows,
-        KIND: tl.constexpr, NUMBERS: tl.constexpr, SCALES: tl.constexpr, WHOLE: tl.constexpr, ROUNDS: tl.constexpr,
-        R: tl.constexpr, F: tl.constexpr, D: tl.constexpr):
+def down(x, order, table, out, rows, columns, row_step, column_step, scale_step, group, block_rows,
+        KIND: tl.constexpr, NUMBERS: tl.constexpr, SCALES: tl.constexpr, GROUPS: tl.constexpr, ROUNDS: tl.constexpr,
+        BIAS: tl.constexpr, R: tl.constexpr, F: tl.constexpr, D: tl.constexpr):
     """The last product of `x`, [places in the order, columns], into `out`, [places in the pass, rows]."""
     line = table + tl.program_id(1) * LINE
     first, count = tl.load(line), tl.load(line + 1)
     place_R = tl.arange(0, R)
     row_F, used_R = tl.program_id(0) * F + tl.arange(0, F), place_R < count
     numbers, scales = address(line + DOWN, NUMBERS), address(line + DOWN + 1, SCALES)
-    sum_RF = tl.zeros((R, F), tl.float32)
-    dtype = x.dtype.element_ty
-    for begin in range(0, columns, D):
-        column_D = begin + tl.arange(0, D)
-        held_RD = used_R[:, None] & (column_D < columns)[None, :]
-        x_RD = tl.load(x + (first + place_R)[:, None] * columns + column_D[None, :], mask=held_RD, other=0.0)
-        down_FD = decoded(numbers, scales, row_F, begin, rows, columns, scale_step, group, block_rows,
-            KIND, WHOLE, ROUNDS, dtype, F, D)
-        sum_RF = tl.dot(x_RD, down_FD.T, sum_RF, input_precision="ieee")
+    sum_RF = product(x, first + place_R, used_R, numbers, scales, row_F, rows, columns, row_step, column_step,
+        scale_step, group, block_rows, KIND, GROUPS, ROUNDS, R, F, D)
+    if BIAS is not None:
+        bias_F = tl.load(address(line + BIASES + 1, BIAS) + row_F, mask=row_F < rows, other=0.0)
+        sum_RF += bias_F.to(tl.float32)[None, :]
     into_R = tl.load(order + first + place_R, mask=used_R, other=0)
     into_RF = into_R[:, None] * rows + row_F[None, :]
-    tl.store(out + into_RF, sum_RF.to(dtype), mask=used_R[:, None] & (row_F < rows)[None, :])
+    tl.store(out + into_RF, sum_RF.to(x.dtype.element_ty), mask=used_R[:, None] & (row_F < rows)[None, :])
 
 
 @triton.jit

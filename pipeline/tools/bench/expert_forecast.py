@@ -32,7 +32,8 @@ def with_experts(dense: Forecast, rates: Rates, demand: ExpertDemand, sizes: Exp
     if rates.h2d_bytes_per_second is not None:
         moved["H2D"] = demand.missed[-1] * (sizes.nbytes / rates.h2d_bytes_per_second)
         comes = np.maximum(reading, moved["H2D"])
-    lasts = np.where(comes > 0, np.maximum(comes + one, busy), busy) + demand.missed[-1] * reads.overhead_seconds
+    lasts = np.where(comes > 0, np.maximum(comes + one, busy), busy) + read * reads.overhead_seconds
+    lasts += _contention_seconds(rates, reading, (demand.used - demand.missed[-1]) * one)
     busy_seconds, lasts_seconds = (float(each.sum(axis=1).mean()) for each in (busy, lasts))
     resources = {
         name: seconds + (float(moved[name].sum(axis=1).mean()) if name in moved else busy_seconds)
@@ -41,3 +42,9 @@ def with_experts(dense: Forecast, rates: Rates, demand: ExpertDemand, sizes: Exp
     behind_all = dense.pass_seconds + lasts_seconds - busy_seconds
     alone = rates.begin_seconds + dense.resource_seconds["compute"] + lasts_seconds
     return replace(dense, pass_seconds=max(behind_all, alone), resource_seconds=resources)
+
+
+def _contention_seconds(rates: Rates, read: np.ndarray, compute: np.ndarray) -> np.ndarray:
+    """`Rates.contention_seconds` of each layer: those that are there are computed while others are read."""
+    seconds = [rates.contention_seconds(*pair) for pair in zip(read.flat, compute.flat, strict=True)]
+    return np.array(seconds).reshape(read.shape)

@@ -54,10 +54,10 @@ class ToldCompute:
 
 @dataclass(frozen=True, slots=True)
 class ExpertReads:
-    """How long the missing experts of a layer take to come from the disk, and what each costs the host beside that.
+    """How long the missing experts of a layer take to come from the disk.
 
-    Those of a layer are read at once: the first takes `first_seconds`, each more `next_seconds`. `overhead_seconds` are
-    for any that is not where it is computed.
+    Those of a layer are read at once: the first takes `first_seconds`, each more `next_seconds`; `overhead_seconds` are
+    what fetching each takes beyond that.
     """
 
     first_seconds: float

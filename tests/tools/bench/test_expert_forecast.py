@@ -43,6 +43,8 @@ def test_a_layer_computes_what_is_there_while_others_come() -> None:
     assert with_experts(reads_dense, RATES, demand([2, 4, 3], [0, 1, 3]), SIZES).pass_seconds == 20.0 + 1
     faster = replace(RATES, experts=ExpertReads(0.5, 0.25, overhead_seconds=0.125))
     assert with_experts(DENSE, faster, demand([3], [3]), SIZES).pass_seconds == 2.0 + 3 + 3 / 8
+    shared = replace(RATES, read_slowdown=1.25, compute_slowdown=1.5)
+    assert with_experts(DENSE, shared, demand([2], [1]), SIZES).pass_seconds == pytest.approx(2.0 + 2 + 1.25 / 3)
     assert with_experts(DENSE, faster, demand([1], [0.5]), SIZES).pass_seconds == 2.0 + 1 + 1 / 4 + 1 / 16
 
 

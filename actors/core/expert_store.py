@@ -25,6 +25,7 @@ from actors.core.expert_cache import (
 )
 from actors.core.expert_hints import HintCounts, Hints
 from actors.core.message import READY, GroupKey, Message
+from actors.core.stretch import has_arrived
 
 
 @dataclass(slots=True)
@@ -264,5 +265,4 @@ class ExpertStore:
 
 def _arrived(message: Message[Slot]) -> Message[Slot]:
     """A kept expert: once it has come, nothing waits for that any more."""
-    done = message.event.done() and message.event.error is None
-    return message.moved(message.at, READY) if done else message
+    return message.moved(message.at, READY) if message.event is not READY and has_arrived(message) else message

@@ -25,7 +25,8 @@ class WeightCatalog:
     """The layout of every group in a host slot and in a device slot.
 
     With an alignment tensors lie packed in slots of the last place; otherwise exactly as in those of the first, so that
-    results do not depend on whether a slot was copied or handed on. `places` are the names of the places, in order.
+    results do not depend on whether a slot was copied or handed on. `places` are the names of the places, in order;
+    `needed_bytes` are those of all tensors.
     """
 
     def __init__(
@@ -48,6 +49,9 @@ class WeightCatalog:
             else DeviceLayout(host.offsets, host.slot_bytes, (Copy(0, 0, host.slot_bytes),))
             for key, host in self.host.items()
         }
+        self.needed_bytes = sum(layout.needed_bytes for layout in self.host.values())
+        self._bytes = [{key: one.slot_bytes for key, one in found.items()} for found in (self.host, self._device)]
+        self._slot_bytes = [self.slot_kinds.largest(one) for one in self._bytes]
 
     @property
     def groups(self) -> Sequence[WeightGroup]:
@@ -93,14 +97,13 @@ class WeightCatalog:
         """How many rows the first matrix of a group has."""
         return self._groups[key].matrices[0].rows
 
-    def slot_bytes(self, place: str) -> dict[str, int]:
+    def slot_bytes(self, place: str) -> Mapping[str, int]:
         """The size that a slot of each kind needs in a place: that of its largest group."""
-        return self.slot_kinds.largest(self.group_bytes(place))
+        return self._slot_bytes[place != self.places[0]]
 
-    def group_bytes(self, place: str) -> dict[GroupKey, int]:
+    def group_bytes(self, place: str) -> Mapping[GroupKey, int]:
         """The size that each group needs in a place, in compute order."""
-        layouts = self.host if place == self.places[0] else self._device
-        return {key: layout.slot_bytes for key, layout in layouts.items()}
+        return self._bytes[place != self.places[0]]
 
     def alike(self, key: GroupKey) -> tuple[object, ...]:
         """Equal for groups of a kind that can be computed with each other's bytes, as a measurement does.
@@ -115,11 +118,6 @@ class WeightCatalog:
     def parameters(self) -> dict[GroupKey, int]:
         """How many numbers the matrices of each group have, however stored: what a token costs follows from it."""
         return {key: sum(one.rows * one.columns for one in group.matrices) for key, group in self._groups.items()}
-
-    @property
-    def needed_bytes(self) -> int:
-        """The bytes of all tensors that one pass moves."""
-        return sum(layout.needed_bytes for layout in self.host.values())
 
 
 def tensor_views(

@@ -54,4 +54,7 @@ class SlotKinds:
 
     def largest(self, sizes: Mapping[GroupKey, int]) -> dict[str, int]:
         """The size of the largest group of each kind: what a slot of that kind must hold."""
-        return {kind: max(size for key, size in sizes.items() if self.of[key] == kind) for kind in self.names}
+        found = dict.fromkeys(self.names, 0)
+        for key, size in sizes.items():
+            found[self.of[key]] = max(found[self.of[key]], size)
+        return found

@@ -16,11 +16,14 @@ HUGE_PAGE_BYTES = 2 << 20
 class HostMemory:
     """Page-aligned anonymous memory, seen as bytes (`view`) and as a uint8 tensor (`tensor`) of `nbytes`.
 
+    What a user of it has `made` over it, as views, goes with it.
+
     Anonymous pages count in the process only once they are written, so slots cost what is really used.
     """
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
+        self.made: object = None
         # Private: shared anonymous memory gets no huge pages, and a direct read into scattered small pages is slower.
         try:
             self._pages = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -46,21 +49,22 @@ class HostMemory:
 
     def free(self) -> None:
         """Let go of the pages, although this object may still be held; a view that was kept stays valid."""
-        self.view = memoryview(bytearray())
+        self.view, self.made = memoryview(bytearray()), None
         self.tensor = torch.empty(0, dtype=torch.uint8)
         del self._pages
 
 
 class DeviceMemory:
-    """`nbytes` of a GPU's memory at one fixed address, seen as a uint8 tensor (`tensor`)."""
+    """`nbytes` of a GPU's memory at one fixed address, seen as a uint8 tensor (`tensor`); `made` as in `HostMemory`."""
 
     def __init__(self, nbytes: int, device: torch.device) -> None:
         self.nbytes = nbytes
+        self.made: object = None
         self.tensor = torch.empty(nbytes, dtype=torch.uint8, device=device)
 
     def free(self) -> None:
         """Let go of the memory, although this object may still be held."""
-        self.tensor = torch.empty(0, dtype=torch.uint8)
+        self.tensor, self.made = torch.empty(0, dtype=torch.uint8), None
 
 
 Memory: TypeAlias = HostMemory | DeviceMemory

@@ -15,7 +15,7 @@ from pipeline.formats.tensors import TensorRange, TensorSpec
 
 
 class Matrix(Protocol):
-    """A matrix over the slot that holds it now; made anew for each use, since a group is in another slot each time."""
+    """A matrix over the slot that holds it now; made when its group has come into another slot."""
 
     def apply(self, x_TD: torch.Tensor, bias_F: torch.Tensor | None = None) -> torch.Tensor:
         """`x_TD` times the transposed matrix, plus bias: [T, F] in the dtype of `x_TD`."""

@@ -1,6 +1,7 @@
 """What is known about every weight group before any byte moves: the `Catalog` port over a checkpoint's layouts."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,21 @@ class WeightCatalog:
 
         Raises LineError where there are no bytes yet, and the error with which they did not arrive.
         """
+        self._check_arrived(message)
+        return MappingProxyType(self._views(message))
+
+    def weights(self, message: Message[Slot]) -> "Weights":
+        """The same, and what multiplies: made when a group has come into another slot, and kept with its memory."""
+        self._check_arrived(message)
+        memory, key = message.at.buffer, message.key
+        made = memory.made
+        if not isinstance(made, _KeptWeights) or made.catalog is not self or made.key != key:
+            tensors = self._views(message)
+            weights = Weights(tensors, {one.short: one.over(tensors) for one in self._groups[key].matrices})
+            memory.made = made = _KeptWeights(self, key, weights)
+        return made.weights
+
+    def _check_arrived(self, message: Message[Slot]) -> None:
         key = message.key
         if message.at is None:
             raise LineError(f"layer {key[0]} group {key[1]!r} has no bytes yet: they come with the disk_reader")
@@ -82,16 +98,13 @@ class WeightCatalog:
                 )
             if (error := message.event.error) is not None:
                 raise error
-        place, memory = message.at.place, message.at.buffer
+
+    def _views(self, message: Message[Slot]) -> "dict[str, torch.Tensor]":
+        key, place, memory = message.key, message.at.place, message.at.buffer
         # In slots of a user's Mover bytes lie as in those that they came from, which are in the same memory.
         packed = place == self.places[-1] or (place not in self.places and isinstance(memory, DeviceMemory))
         offsets = self._device[key].offsets if packed else self.host[key].offsets
-        return MappingProxyType(tensor_views(memory.tensor, offsets, self._groups[key].tensors))
-
-    def weights(self, message: Message[Slot]) -> "Weights":
-        """The same, and what multiplies: made for each use, since a group is in another slot each time."""
-        tensors = self.tensors(message)
-        return Weights(tensors, {one.short: one.over(tensors) for one in self._groups[message.key].matrices})
+        return tensor_views(memory.tensor, offsets, self._groups[key].tensors)
 
     def matrix_rows(self, key: GroupKey) -> int:
         """How many rows the first matrix of a group has."""
@@ -118,6 +131,15 @@ class WeightCatalog:
     def parameters(self) -> dict[GroupKey, int]:
         """How many numbers the matrices of each group have, however stored: what a token costs follows from it."""
         return {key: sum(one.rows * one.columns for one in group.matrices) for key, group in self._groups.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _KeptWeights:
+    """What a group in a slot multiplies with, kept with the memory of the slot."""
+
+    catalog: WeightCatalog
+    key: GroupKey
+    weights: Weights
 
 
 def tensor_views(

@@ -50,7 +50,7 @@ class FoundTensor:
 
 
 def find_tensors(specs: Sequence[TensorSpec], checkpoint: Checkpoint, format_of: FormatOf) -> list[FoundTensor]:
-    """The tensors of a group one by one, or stacked, if that is how anything of it is there.
+    """The tensors of a group one by one, or stacked, if that is how anything of it is there, or usual.
 
     Raises ConfigError where a matrix cannot be stored in its format.
     """
@@ -58,7 +58,8 @@ def find_tensors(specs: Sequence[TensorSpec], checkpoint: Checkpoint, format_of:
     if any(one.is_there for one in found):
         return found
     stacked = [_find_stacked(spec, spec.stacked, checkpoint, format_of) for spec in specs if spec.stacked]
-    return stacked if any(one.is_there for one in stacked) else found
+    is_usual = any(spec.stacked.transposed for spec in specs if spec.stacked)
+    return stacked if is_usual or any(one.is_there for one in stacked) else found
 
 
 def _find_tensor(spec: TensorSpec, checkpoint: Checkpoint, format_of: FormatOf) -> FoundTensor:

@@ -1,6 +1,7 @@
 """Which matrix has which format, as config.json says it or the files of settings that older writers have."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -147,18 +148,32 @@ def test_what_activations_would_be_is_known(said: dict[str, Any], activations: s
 
 
 def test_patterns_that_take_long_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limit is for all names together; a limit of nothing is reached by any pattern."""
+    """The limit is for all names together, and grows with them; a limit of nothing is reached by any pattern."""
     said = {"quantization_config": groups((["Linear"], {"weights": INT4}), ignore=["re:.*(a|b)+.*proj.*x"])}
     patient = read_quantization(JsonObject("config.json", said), None)
     for layer in range(1000):
         assert patient.format_of(f"model.layers.{layer}.self_attn.q_proj.weight").name == CT4
-    assert 0 < quantization.PATTERN_SECONDS - patient._left_seconds < quantization.PATTERN_SECONDS / 10
+    left = quantization.PATTERN_SECONDS + 1000 * quantization.MATCH_SECONDS - patient._left_seconds
+    assert 0 < left < quantization.PATTERN_SECONDS / 10
+    monkeypatch.setattr(quantization, "MATCH_SECONDS", 0.0)
     monkeypatch.setattr(quantization, "PATTERN_SECONDS", 0.0)
     hasty = read_quantization(JsonObject("config.json", said), None)
     with pytest.raises(
         ConfigError, match=r"matched in 0 s, have '\.\*\(a\|b\)\+\.\*proj\.\*x', which takes longer with 'model"
     ):
         hasty.format_of(f"{Q}.weight")
+
+
+def test_names_of_a_list_mean_what_patterns_of_them_would() -> None:
+    """As transformers matches them one by one; there may be hundreds."""
+    names = ("lm_head", "model.layers.1", "mlp.gate", "model.layers.2.mlp.", "gate_proj")
+    listed = quantization.Names(frozenset(names), names)
+    modules = ("lm_head", "model.layers.1", "model.layers.1.mlp.up_proj", "model.layers.10.mlp.up_proj", "mlp.gate.x")
+    modules += ("model.layers.2.mlp.up_proj", "model.layers.3.mlp.gate", "x_gate_proj", "gate")
+    for module in modules:
+        patterns = [rf"(?:{item})(?:(?<=\.)|(?=\.|$))|.*{re.escape(item)}$" for item in names]
+        assert listed.match(module) == any(re.match(pattern, module) for pattern in patterns), module
+    assert [module for module in modules if listed.match(module)] == [modules[index] for index in (0, 1, 2, 4, 5, 6, 7)]
 
 
 def test_names_are_looked_for_without_a_limit_of_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pipeline.formats.fp8 import Float8
 from pipeline.formats.matrix import Format
 from pipeline.formats.packed_ints import Integers, PackedIntegers
 from pipeline.models.json_object import JsonObject
-from pipeline.models.quantizers.quantization import EMBEDDING, LINEAR, Pattern, Quantization, compiled, refused
+from pipeline.models.quantizers.quantization import EMBEDDING, LINEAR, Names, Pattern, Quantization, compiled, refused
 
 CLASSES = {"Linear": LINEAR, "Embedding": EMBEDDING}
 """Those of the modules that have weights to be quantised."""
@@ -28,7 +28,9 @@ def read(settings: JsonObject) -> Quantization:
         activations |= _activations(group)
     if not formats:
         raise refused(settings, "config_groups")
-    ignored = [(_pattern(settings, "ignore", name), Dense()) for name in settings.texts("ignore")]
+    names = [name for name in settings.texts("ignore") if not name.startswith("re:") and name not in CLASSES]
+    patterns = [_pattern(settings, "ignore", name) for name in settings.texts("ignore") if name not in names]
+    ignored = [(pattern, Dense()) for pattern in (Names(frozenset(names)), *patterns)]
     named = sorted((name for name in formats if name not in CLASSES), key=lambda name: ("re:" in name, name))
     classes = [name for name in formats if name in CLASSES]
     rules = [(_pattern(settings, "config_groups", name), formats[name]) for name in (*named, *classes)]

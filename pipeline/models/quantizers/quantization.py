@@ -21,13 +21,35 @@ LINEAR, EMBEDDING = r"(?!(?:.*\.)?embed_tokens$)", r"(?:.*\.)?embed_tokens$"
 """Patterns of the modules that multiply, and of the table."""
 ROUTER = re.compile(r".*\.(gate|router|router\.proj|shared_expert_gate)")
 """What chooses experts, or says how much a shared one counts, is never quantised, whether or not a file says so."""
-PATTERN_SECONDS = 5.0
-"""All patterns of a file may take so long with all names: usual ones take milliseconds, and some would take years."""
+PATTERN_SECONDS, MATCH_SECONDS = 5.0, 2e-5
+"""All patterns of a file may take so long with all names, and so long more for each: usual ones take a tenth of that,
+and some would take years."""
 PATTERN_LENGTH, PATTERN_REPEATS = 10_000, 100
 """The most characters of a pattern, and the most that counted repetitions in it may make of one: each takes memory."""
 COUNTED = re.compile(r"\{([0-9]*),?([0-9]*)\}")
-NAME = re.compile(r"[\w.-]*")
-Pattern: TypeAlias = re.Pattern[str] | regex.Pattern[str]
+NAME, DOT = re.compile(r"[\w.-]*"), re.compile(r"\.")
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """A pattern of many names, of which a module has one; or begins with one up to the end of a part, or ends with it.
+
+    A file may list hundreds, and each be asked for 100,000 modules.
+    """
+
+    names: frozenset[str]
+    ends: tuple[str, ...] = ()
+
+    def match(self, module: str) -> bool:
+        """Whether the module is meant."""
+        if module in self.names or module.endswith(self.ends):
+            return True
+        return bool(self.ends) and any(
+            module[: dot.start()] in self.names or module[: dot.end()] in self.names for dot in DOT.finditer(module)
+        )
+
+
+Pattern: TypeAlias = re.Pattern[str] | regex.Pattern[str] | Names
 """Of `regex`, which can be stopped and takes ten times as long, where a file says more than names."""
 Rule = tuple[Pattern, Format]
 
@@ -61,8 +83,9 @@ class Quantization:
         return found
 
     def _matches(self, pattern: Pattern, module: str) -> bool:
-        if isinstance(pattern, re.Pattern):
-            return pattern.match(module) is not None
+        if not isinstance(pattern, regex.Pattern):
+            return bool(pattern.match(module))
+        self._left_seconds += MATCH_SECONDS
         try:
             return pattern.match(module, timeout=max(0.0, self._left_seconds)) is not None
         except TimeoutError as error:
@@ -83,13 +106,12 @@ def all_but(settings: JsonObject, key: str, skipped: Sequence[str], found: Forma
 
     An item is a pattern of the beginning of a name, up to the end of a part of it, or is its end.
     """
-    patterns = [rf"(?:{item})(?:(?<=\.)|(?=\.|$))|.*{re.escape(item)}$" for item in skipped]
+    names = tuple(item for item in skipped if NAME.fullmatch(item))
+    patterns = [rf"(?:{item})(?:(?<=\.)|(?=\.|$))|.*{re.escape(item)}$" for item in skipped if item not in names]
     return (
         (re.compile(EMBEDDING), Dense()),
-        *(
-            (re.compile(pattern) if NAME.fullmatch(item) else compiled(settings, key, pattern), Dense())
-            for item, pattern in zip(skipped, patterns, strict=True)
-        ),
+        (Names(frozenset(names), names), Dense()),
+        *((compiled(settings, key, pattern), Dense()) for pattern in patterns),
         (re.compile(LINEAR), found),
     )
 

@@ -58,7 +58,6 @@ class ExpertWork:
         self._kernels = experts.grouped_kernels(device.torch_device, dtype) if sizes else None
         self._places: dict[GroupKey, Any] = {}
         self.ids_on_host = ids if isinstance(ids, HostMemory) else device.host_memory(sizes[IDS])
-        self._order().zero_()  # what stands behind the places of a pass is of rows, too, which fill up the last expert
 
     @staticmethod
     def sizes(
@@ -145,7 +144,8 @@ class ExpertWork:
         if not runs:
             return
         order = self._order()[: max(last for _, _, last in runs) + self._row_blocks.most_added()]
-        inputs_TD, outputs, rows = self._rows(INPUTS), self._rows(OUTPUTS), order // kind.chosen
+        inputs_TD, outputs = self._rows(INPUTS), self._rows(OUTPUTS)
+        rows = (order // kind.chosen).clamp_(0, len(inputs_TD) - 1)  # any rows fill up
         for message, first, last in runs:
             weights = self._expert_catalog.weights(message)
             for begin, end in self._row_blocks.cuts(first, first + self._row_blocks.padded(last - first)):

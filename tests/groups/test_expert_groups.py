@@ -177,6 +177,11 @@ def test_experts_of_gpt_oss_are_multiplied_by_as_they_lie(tmp_path: Path) -> Non
         assert [(one.rows, one.columns) for one in group.matrices] == [(128, 96), (96, 64)]
 
 
+def test_experts_of_gpt_oss_that_are_missing_are_called_as_they_are_stored(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"experts.gate_up_proj' is missing: need shape \[3, 96, 128\]"):
+        found_of_gpt_oss(tmp_path, {"other": torch.zeros(1)}, all_dense)
+
+
 def test_experts_of_gpt_oss_in_mxfp4_are_what_transformers_decodes(tmp_path: Path) -> None:
     torch.manual_seed(0)
     tensors, wanted = {}, {}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 import torch
 
 from actors.core.event import Event
-from actors.core.message import READY
+from actors.core.message import READY, ended
 from actors.core.ports import Copy
 from pipeline.devices.lane import Lane, Lanes
 from pipeline.devices.libraries import Before, Libraries
@@ -104,10 +104,20 @@ class CpuDevice:
         return self._lanes["d2h"].submit(lambda: copy_bytes(source, target, copies), after)
 
     def launch(
-        self, lane: str, work: Callable[[], object], after: Sequence[Event], repeats: Hashable | None = None
+        self,
+        lane: str,
+        work: Callable[[], object],
+        after: Sequence[Event],
+        repeats: Hashable | None = None,
+        *,
+        short: bool = False,
     ) -> Event:
         """Run `work` on the lane's thread."""
         return self._lanes[lane].submit(work, after)
+
+    async def ended_soon(self, event: Event) -> None:
+        """As for any other event."""
+        await ended(event)
 
     async def aclose(self) -> None:
         """Wait for what runs on the lanes, end their threads, and free all memory."""

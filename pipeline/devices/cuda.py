@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 import torch
 
 from actors.core.event import Event
+from actors.core.message import ended
 from actors.core.ports import Copy
 from pipeline.devices.cuda_lane import CudaLane, Timeline
 from pipeline.devices.lane import Lanes
@@ -28,6 +29,8 @@ LINK_BYTES, LINK_COPIES = 8 << 20, 64
 """Copies that tell the rate of the link: long beside the 10 us that starting one takes."""
 PINNED_AT_ONCE = 4 << 20
 """While the driver pins memory, 0.3 ms a MB, it launches nothing."""
+ASK_SECONDS = 0.002
+"""For so long the event loop asks for the end of short work; then a thread waits."""
 FEW_COPIES = 16
 """As many are issued in less time than another thread takes to begin with them."""
 
@@ -141,10 +144,23 @@ class CudaDevice:
         return self._lanes["d2h"].submit(lambda: copy_bytes(source, target, copies), after, short=short)
 
     def launch(
-        self, lane: str, work: Callable[[], object], after: Sequence[Event], repeats: Hashable | None = None
+        self,
+        lane: str,
+        work: Callable[[], object],
+        after: Sequence[Event],
+        repeats: Hashable | None = None,
+        *,
+        short: bool = False,
     ) -> Event:
-        """Let the lane's thread run `work`, which launches kernels on the lane's stream; what repeats, as a graph."""
-        return self._lanes[lane].submit(work, after, repeats=repeats)
+        """Launch kernels on the lane's stream: what repeats as a graph, what is short here, the rest by its thread."""
+        return self._lanes[lane].submit(work, after, short=short, repeats=repeats)
+
+    async def ended_soon(self, event: Event) -> None:
+        """Ask again and again: a thread that waits would tell of it a few tenths of a millisecond later."""
+        give_up = time.perf_counter() + ASK_SECONDS
+        while not event.done() and time.perf_counter() < give_up:  # noqa: ASYNC110 (nothing tells a GPU event)
+            await asyncio.sleep(0)
+        await ended(event)
 
     def _is_short(self, host: Memory, copies: Sequence[Copy]) -> bool:
         """Whether the copies are issued in no time: from memory that is not pinned the driver returns late."""

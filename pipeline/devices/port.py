@@ -117,13 +117,23 @@ class Device(Transfers, Protocol):
         """Memory of the last place: computations can use it, at an address that never changes."""
 
     def launch(
-        self, lane: str, work: Callable[[], object], after: Sequence[Event], repeats: Hashable | None = None
+        self,
+        lane: str,
+        work: Callable[[], object],
+        after: Sequence[Event],
+        repeats: Hashable | None = None,
+        *,
+        short: bool = False,
     ) -> Event:
         """Run `work` on a compute lane, after the events in `after` as in `Transfers`.
 
         All work that `repeats` the same key on a lane launches the same kernels on the same addresses, whatever lies
-        there: a device may record them once, and later launch them without calling `work`.
+        there: a device may record them once, and later launch them without calling `work`. What is `short` launches a
+        few kernels, and never waits: a device may do it where it is called.
         """
+
+    async def ended_soon(self, event: Event) -> None:
+        """Wait for the end, well or not, of work that takes a fraction of a millisecond, and for which a pass waits."""
 
     def have_run(self) -> None:
         """Take note that a model has computed on it, so that its libraries are loaded."""

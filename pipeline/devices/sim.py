@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from actors.core.chained import parts
 from actors.core.event import Buffer, Event
+from actors.core.message import ended
 from actors.core.ports import Copy
 from pipeline.devices.port import TWO_PLACES, Device, Place
 
@@ -158,10 +159,20 @@ class SimDevice:
         return self._submit("d2h", lambda: seconds, after)
 
     def launch(
-        self, lane: str, work: Callable[[], object], after: Sequence[Event], repeats: Hashable | None = None
+        self,
+        lane: str,
+        work: Callable[[], object],
+        after: Sequence[Event],
+        repeats: Hashable | None = None,
+        *,
+        short: bool = False,
     ) -> Event:
         """Occupy the lane for the seconds that `work` returns."""
         return self._submit(lane, work, after)
+
+    async def ended_soon(self, event: Event) -> None:
+        """As for any other event."""
+        await ended(event)
 
     async def aclose(self) -> None:
         """Nothing runs and nothing is held."""

@@ -10,7 +10,7 @@ from actors.core.budget import Slot
 from actors.core.event import Event
 from actors.core.expert_cache import streams
 from actors.core.expert_store import ExpertStore
-from actors.core.message import READY, Message, ended
+from actors.core.message import READY, Message
 from actors.core.ports import Copy
 from pipeline.devices.port import Device
 from pipeline.formats.parts import expert_index
@@ -37,6 +37,8 @@ class Launch(Protocol):
         work: Callable[[], object],
         after: Sequence[Event] = (),
         repeats: Hashable = None,
+        *,
+        short: bool = False,
     ) -> Event:
         """Give the event of its end."""
 
@@ -105,7 +107,8 @@ class ExpertHalf:
             if not pass_.abandoned:
                 runs = [(one, ends[index], ends[index + 1]) for one in arrived for index in (expert_index(one.group),)]
                 work = functools.partial(self._work.compute, kind, runs)
-                event = launch(message, pass_, last, work, [one.event for one in arrived])
+                short = self._work.is_short(runs)
+                event = launch(message, pass_, last, work, [one.event for one in arrived], short=short)
             self._store.used(arrived, event)
         for part in pass_.parts:
             part.last = last.last
@@ -152,7 +155,7 @@ class ExpertHalf:
             firsts = [0] if guesses is None else [0, guesses[1]]
             copies = [Copy(first * row_bytes, first * row_bytes, rows * row_bytes) for first in firsts]
             chosen = self._device.download(ids, self._work.ids_on_host, copies, (chosen,))
-        await ended(chosen)
+        await self._device.ended_soon(chosen)
         if chosen.error is not None:
             return []
         ids_TK = self._work.ids(kind, rows)

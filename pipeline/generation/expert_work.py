@@ -57,6 +57,7 @@ class ExpertWork:
         ids = self._memory[IDS]
         self._kernels = experts.grouped_kernels(device.torch_device, dtype) if sizes else None
         self._places: dict[GroupKey, Any] = {}
+        self._compiled: set[tuple[object, object]] = set()
         self.ids_on_host = ids if isinstance(ids, HostMemory) else device.host_memory(sizes[IDS])
 
     @staticmethod
@@ -174,9 +175,17 @@ class ExpertWork:
                 together[places.wide, places.down].append((places, (addresses, first, last)))
         between = self._memory[BETWEEN].tensor.view(self._dtype)
         rows = self._rows(INPUTS), self._order(), kind.chosen, between, self._rows(OUTPUTS)
-        for each in together.values():
+        for stored, each in together.items():
             kernels.multiply(kind.expert, each[0][0], [run for _, run in each], *rows)
+            self._compiled.add(stored)
         return alone
+
+    def is_short(self, runs: Sequence[tuple[Message[Slot], int, int]]) -> bool:
+        """Whether these are few launches, of kernels that have been compiled."""
+        if self._kernels is None or max(last - first for _, first, last in runs) > self._kernels.MANY_ROWS:
+            return False
+        each = [self._places.get(message.key) for message, _, _ in runs]
+        return all(one is not None and (one.wide, one.down) in self._compiled for one in each)
 
     def add_up(self, message: Message[Slot], kind: Experts, rows: int, part: MicroBatch) -> None:
         """Add what experts gave to the hidden states of a micro-batch; rows behind the last token stay as they are."""

@@ -223,6 +223,8 @@ class GenerationProgram:
         work: Callable[[], object],
         after: Sequence[Event] = (),
         repeats: Hashable = None,
+        *,
+        short: bool = False,
     ) -> Event:
         """Run `work` after what came before in this micro-batch, so that its failure is not computed with."""
         lane = COMPUTE if len(pass_.parts) == 1 else self._lanes[message.key]
@@ -230,7 +232,7 @@ class GenerationProgram:
         if repeats and pass_.padded_rows in self._row_blocks.repeated:
             key = self._records.admit((message.key, message.at.buffer.tensor.data_ptr(), repeats))
         after = (message.event, *after, part.last)
-        part.last = self._device.launch(lane, functools.partial(infer, work), after, key)
+        part.last = self._device.launch(lane, functools.partial(infer, work), after, key, short=short)
         return part.last
 
     def _launch_head(self, pass_: GenerationPass, message: Message[Slot]) -> list[Event]:

@@ -79,6 +79,9 @@ class Admission:
 
     async def wanted(self) -> None:
         """Wait until a request wants tokens."""
+        await self._until_wanted()
+
+    async def _until_wanted(self) -> None:
         while not self.batcher.wanted:
             self._wanted.clear()
             await self._wanted.wait()
@@ -88,7 +91,7 @@ class Admission:
 
         Otherwise the first would have one of its own, for whose end all others would wait.
         """
-        await self.wanted()
+        await self._until_wanted()
         first = now = time.perf_counter()
         quiet = 0
         while quiet < QUIET_TURNS and now - first < MOST_GATHERING_SECONDS:

@@ -29,6 +29,9 @@ MOST_INCOMPLETE_BYTES = 64 << 10
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 FAREWELL_SECONDS = 2.0
 """For the last errors to reach clients, after the model has ended their requests."""
+YOUNG_OBJECTS = 20_000
+"""New ones that a garbage collection waits for, a few megabytes: with 64 requests at once on an H200 that made 4 % more
+tokens a second than Python's 700."""
 
 
 async def serve_model(options: ServerOptions) -> int:
@@ -57,11 +60,12 @@ async def open_to_stay(served: ServedModel) -> None:
     """Open the model, and take what there is by then out of garbage collections.
 
     Nearly all of it stays until the process ends. Looking through it stopped all answers for 0.1 s, once in some
-    hundred requests.
+    hundred requests. What comes later is looked through less often than Python does it: each token makes objects.
     """
     await served.open()
     gc.collect()
     gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
 
 
 class Server(uvicorn.Server):

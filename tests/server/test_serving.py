@@ -185,11 +185,13 @@ async def test_how_many_chats_of_no_length_run_together_is_told(
 
 
 async def test_what_a_server_has_made_by_the_time_it_is_ready_is_in_no_garbage_collection() -> None:
-    served = ServedModel(ServerOptions(model=BUNDLED, settings=SETTINGS))
+    served, usual = ServedModel(ServerOptions(model=BUNDLED, settings=SETTINGS)), gc.get_threshold()
     try:
         await open_to_stay(served)
         frozen, looked_at = gc.get_freeze_count(), len(gc.get_objects())
+        assert gc.get_threshold()[0] > 10 * usual[0]
     finally:
         gc.unfreeze()
+        gc.set_threshold(*usual)
         await served.aclose()
     assert looked_at < frozen / 10

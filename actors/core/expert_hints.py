@@ -22,13 +22,15 @@ class HintCounts:
     """What became of hints: `asked` for experts that were not there, of these `sent`, and then `useful` or `wasted`.
 
     Attributes:
-        in_the_way: wasted ones that were still on their way when others were wanted that had to be sent.
+        early: useful ones that had come when they were wanted.
+        in_the_way: wasted ones that were still on their way when that was known.
         closed: how often the gate was closed.
     """
 
     asked: int = 0
     sent: int = 0
     useful: int = 0
+    early: int = 0
     wasted: int = 0
     in_the_way: int = 0
     closed: int = 0
@@ -37,16 +39,16 @@ class HintCounts:
 class Hints:
     """The experts that were asked for ahead, of which `room` may have slots, and the gate.
 
-    A useful hint saves one read that a computation waits for. A wasted one costs nothing if the disk was idle else; if
-    what is wanted comes behind it, the disk is the bound, and it costs one. So the gate closes when more hints were in
-    the way than were useful.
+    One that was early saves a read that a computation waits for: it was read while the disk was idle else. A wasted one
+    costs nothing in that time, but a read where others come behind it. So the gate closes when more were in the way
+    than early: then the disk is the bound.
     """
 
     def __init__(self, room: int) -> None:
         self.counts = HintCounts()
         self._room = room
         self._rests = 0
-        self._useful = self._in_the_way = self._settled = 0
+        self._early = self._in_the_way = self._settled = 0
         self.forget()
 
     def forget(self) -> None:
@@ -93,20 +95,20 @@ class Hints:
         moving = {one for one, message in vain.items() if message is None}
         self._wrong |= moving
         self._asked = {one: None for one in self._asked if one[0] != layer}
-        must_wait = len(useful) + len(late) < len(misses)
-        self._judge(len(useful), len(vain), len(moving) if must_wait else 0)
+        early = sum(message is not None for message in useful.values())
+        self._judge(len(useful), early, len(vain), len(moving))
         return useful | late, {one: message for one, message in vain.items() if message is not None}
 
-    def _judge(self, useful: int, wasted: int, in_the_way: int) -> None:
+    def _judge(self, useful: int, early: int, wasted: int, in_the_way: int) -> None:
         counts = self.counts
-        counts.useful, counts.wasted = counts.useful + useful, counts.wasted + wasted
-        counts.in_the_way += in_the_way
-        self._useful, self._in_the_way = self._useful + useful, self._in_the_way + in_the_way
+        counts.useful, counts.early = counts.useful + useful, counts.early + early
+        counts.wasted, counts.in_the_way = counts.wasted + wasted, counts.in_the_way + in_the_way
+        self._early, self._in_the_way = self._early + early, self._in_the_way + in_the_way
         self._settled += useful + wasted
         if self._settled < JUDGED:
             return
-        if self._in_the_way > self._useful:
+        if self._in_the_way > self._early:
             self._asked.clear()
             self._rests = RESTS
             counts.closed += 1
-        self._useful = self._in_the_way = self._settled = 0
+        self._early = self._in_the_way = self._settled = 0

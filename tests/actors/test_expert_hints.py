@@ -30,7 +30,8 @@ def test_right_hints_hide_the_reads_and_count_as_the_misses_that_they_are(slots:
             seconds.append(asyncio.get_running_loop().time() - started)
             statistics = world.store.statistics()
             assert list(statistics.places.values()) == replayed(slots, wanted, experts=TOTAL, window=3)
-            assert (statistics.hints.useful, statistics.hints.wasted) == (2 * len(hints), 0)
+            counts = statistics.hints
+            assert (counts.useful, counts.early, counts.wasted) == (2 * len(hints), 2 * len(hints), 0)
             assert len(world.disk.reads) == len(set(world.disk.reads)) == 18
         return seconds
 
@@ -81,6 +82,23 @@ def test_the_gate_closes_when_more_hints_are_in_the_way_than_useful_and_opens_ag
         assert world.store.statistics().hints.asked == asked + 2
 
     run_virtual(main())
+
+
+def test_where_the_disk_is_the_bound_the_gate_closes_though_more_hints_are_right_than_wrong() -> None:
+    async def main() -> list[float]:
+        seconds, wanted = [], alternate(80)
+        for hints in ([], [[*experts, 25] for _, experts, _ in wanted[1:]]):
+            world = expert_world([12], experts=TOTAL, lanes=1)
+            started = asyncio.get_running_loop().time()
+            await world.run(wanted, hints=hints, seconds=0.01)
+            seconds.append(asyncio.get_running_loop().time() - started)
+            counts = world.store.statistics().hints
+            assert counts.closed == bool(hints)
+            assert counts.early <= counts.in_the_way <= counts.useful
+        return seconds
+
+    without, hinted = run_virtual(main())
+    assert hinted < 1.2 * without
 
 
 def test_a_wrong_hint_on_its_way_keeps_its_room_until_it_has_come_or_is_wanted_after_all() -> None:

@@ -22,7 +22,7 @@ PROMPTS = [*([*SHARED, *range(3, 3 + count)] for count in (1, 9, 20)), SHARED[:5
 
 
 async def ask(model: Model, prompt: list[int]) -> tuple[Any, Any]:
-    output = await model.generate(prompt, max_new_tokens=5, ignore_eos=True, logprobs=3, cache_scope="all")
+    output = await model.generate(prompt, max_new_tokens=3, ignore_eos=True, logprobs=3, cache_scope="all")
     return output.token_ids, output.logprobs
 
 
@@ -39,7 +39,7 @@ async def test_no_bit_depends_on_company_prefixes_cancelled_ones_or_places(
     expected = []
     async with Model.open(tmp_path / "model", device="cpu", **{**settings, "max_tokens_per_pass": 96}) as model:
         for prompt in PROMPTS:
-            output = await model.generate(prompt, max_new_tokens=5, ignore_eos=True, logprobs=3)
+            output = await model.generate(prompt, max_new_tokens=3, ignore_eos=True, logprobs=3)
             expected.append((output.token_ids, output.logprobs))
         layout = model.runtime.cache.memory.layouts[0]
         assert layout.cell_bytes == 4096

@@ -148,6 +148,11 @@ def compile_products(
 def decoded_matrix(matrix: DecodableRows, dtype: torch.dtype) -> torch.Tensor:
     """All rows, [F, D]."""
     all_FD = torch.empty(matrix.shape, dtype=dtype, device=matrix.device)
+    if all_FD.is_cuda and (encoded := matrix.encoded()) is not None:
+        fast = kernels(all_FD.device, has_float8=encoded.kind == "fp8")
+        if fast is not None:
+            fast.decode(encoded, 0, all_FD)
+            return all_FD
 
     def copy(first: int, last: int, decoded_FD: torch.Tensor) -> None:
         all_FD[first:last] = decoded_FD

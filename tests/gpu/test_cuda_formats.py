@@ -108,6 +108,7 @@ def on_gpu(case: Case, folder: Path) -> tuple[Any, Any]:
 def check_decoded(matrix: Any, products: Any, dtype: torch.dtype) -> None:
     rows, columns = matrix.shape
     wanted = matrix.decoded_rows(0, rows, dtype)
+    assert same_bits(matrix.decoded(dtype), wanted)
     for first, last in ((0, rows), (16, rows), (16, rows - 8)):
         if first < last:
             decoded = torch.empty(last - first, columns, dtype=dtype, device="cuda")

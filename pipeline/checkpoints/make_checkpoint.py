@@ -34,7 +34,7 @@ OVERRIDES = {
     "tied_embeddings": ("tie_word_embeddings",),
     "attention_bias": ("attention_bias",),
     "mlp_bias": ("mlp_bias",),
-    "experts": ("num_experts", "num_local_experts"),
+    "experts": ("num_experts", "num_local_experts", "n_routed_experts"),
     "chosen_experts": ("num_experts_per_tok",),
     "expert_size": ("moe_intermediate_size",),
 }

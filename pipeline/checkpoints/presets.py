@@ -109,9 +109,40 @@ GEMMA_4 = {
     "tie_word_embeddings": True,
 }
 
+YARN = {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096}
+DEEPSEEK_V2 = {
+    "model_type": "deepseek_v2",
+    "rms_norm_eps": 1e-6,
+    "rope_scaling": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
+    "vocab_size": 102400,
+    "max_position_embeddings": 163840,
+    "q_lora_rank": None,
+    "n_shared_experts": 2,
+    "topk_method": "greedy",
+    "first_k_dense_replace": 1,
+}
+DEEPSEEK_V3 = {
+    "model_type": "deepseek_v3",
+    "rms_norm_eps": 1e-6,
+    "rope_scaling": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+    "vocab_size": 129280,
+    "max_position_embeddings": 163840,
+}
+GLM_4_7_FLASH = {
+    "model_type": "glm4_moe_lite",
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e6,
+    "vocab_size": 154880,
+    "max_position_embeddings": 202752,
+}
+
 
 def _experts(count: int, chosen: int, size: int, **rest: object) -> Settings:
     return {"num_experts": count, "num_experts_per_tok": chosen, "moe_intermediate_size": size, **rest}
+
+
+def _routed(count: int, chosen: int, size: int) -> Settings:
+    return {"n_routed_experts": count, "num_experts_per_tok": chosen, "moe_intermediate_size": size}
 
 
 def _shape(
@@ -150,6 +181,9 @@ PRESETS: Mapping[str, Settings] = {
     "qwen3-8b": _shape(QWEN_3, 4096, 12288, 36, 32, 8, 128),
     "qwen3-32b": _shape(QWEN_3, 5120, 25600, 64, 64, 8, 128),
     "qwen3.5-27b": _shape(QWEN_3_5, 5120, 17408, 64, 24, 4, 256),
+    "deepseek-v2-lite": _shape(DEEPSEEK_V2, 2048, 10944, 27, 16, 16, 0, **_routed(64, 6, 1408)),
+    "deepseek-v3": _shape(DEEPSEEK_V3, 7168, 18432, 61, 128, 128, 0, **_routed(256, 8, 2048)),
+    "glm-4.7-flash": _shape(GLM_4_7_FLASH, 2048, 10240, 47, 20, 20, 0, **_routed(64, 4, 1536)),
     "qwen3-30b-a3b": _shape(QWEN_3_MOE, 2048, 6144, 48, 32, 4, 128, **_experts(128, 8, 768)),
     "qwen3.6-35b-a3b": _shape(
         QWEN_3_6_MOE, 2048, 0, 40, 16, 2, 256, **_experts(256, 8, 512, shared_expert_intermediate_size=512)

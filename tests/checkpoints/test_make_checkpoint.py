@@ -229,6 +229,9 @@ PARAMETERS = {
     "mixtral-8x7b": 46_702_792_704,
     "gpt-oss-20b": 20_914_757_184,
     "gpt-oss-120b": 116_829_156_672,
+    "deepseek-v2-lite": 15_706_484_224,
+    "deepseek-v3": 671_026_419_200,
+    "glm-4.7-flash": 29_943_393_920,
 }
 """As their publishers count them, without towers and what drafts."""
 

@@ -16,7 +16,7 @@ from pipeline.engine.expert_line import ExpertLine
 from pipeline.engine.expert_room import KIND
 from pipeline.generation.build import ModelRuntime
 from pipeline.tools.bench.floors import Floors, Loaded, spread_tokens
-from pipeline.tools.bench.forecast import ExpertReads, MeasuredCompute
+from pipeline.tools.bench.forecast import ExpertWaits, MeasuredCompute
 
 PASSES = 6
 """That have their experts read, of which the first two are not counted."""
@@ -78,18 +78,19 @@ class ExpertFloors:
             found[tokens] = max(*found.values(), each, 0.0)
         return MeasuredCompute(found)
 
-    async def reads(self, tokens: int) -> ExpertReads:
-        """How long experts take to come; the host's part from passes that have each read, by the line that does it."""
+    async def waits(self, tokens: int) -> ExpertWaits:
+        """How much longer a layer takes for what is read: for all that it uses, by the line that fetches them.
+
+        For fewer it is less by as much as their reading alone is.
+        """
         first, all_ = median(self._read[1]), median(self._read[self._burst])
         more = max(0.0, all_ - first) / max(1, self._burst - 1)
         async with running([self._runtime.wired.lines[-1]]):
             came = [await self._add(tokens) for _ in range(PASSES)][2:]
-        used = came[0].used / came[0].layers
-        one = self.compute().seconds(0, round(self._parameters), tokens)
-        waits = max(0.0, first + more * (used - 1) + one - used * one)
-        there = median(one.seconds for one in self._added[tokens])
-        beyond = (median(one.seconds for one in came) - there) / came[0].layers - waits
-        return ExpertReads(first, more, max(0.0, beyond) / used)
+        layers, used = came[0].layers, came[0].used / came[0].layers
+        longer = median(one.seconds for one in came) - median(one.seconds for one in self._added[tokens])
+        share = max(0.0, longer) / layers / (first + more * (used - 1))
+        return ExpertWaits(first * share, more * share)
 
     @property
     def _parameters(self) -> float:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.formats.parts import EXPERT
-from pipeline.tools.bench.forecast import ExpertReads, Forecast, Rates
+from pipeline.tools.bench.forecast import Forecast, Rates
 from pipeline.tools.routing.expert_demand import ExpertDemand
 
 
@@ -21,19 +21,19 @@ def with_experts(dense: Forecast, rates: Rates, demand: ExpertDemand, sizes: Exp
     """Add what passes use and miss, layer by layer, to the forecast of all else.
 
     Each layer asks for its experts when its router has spoken, and goes on when the last is computed: those that are
-    there are computed while others come, and the last to come behind its arrival. What else moves is read meanwhile.
+    there are computed while others come, and the last to come behind its arrival. What is read adds to that what was
+    measured, where it was. What else moves is read meanwhile.
     """
-    each = sizes.nbytes / rates.disk_bytes_per_second
-    reads = rates.experts or ExpertReads(each, each)
     one = rates.computes[EXPERT].seconds(round(sizes.nbytes), round(sizes.parameters), dense.tokens)
     busy, read = demand.used * one, demand.missed[0]
-    reading = np.where(read < 1, read * reads.first_seconds, reads.first_seconds + (read - 1) * reads.next_seconds)
-    comes, moved = reading, {"disk": reading}
+    moved = {"disk": read * (sizes.nbytes / rates.disk_bytes_per_second)}
     if rates.h2d_bytes_per_second is not None:
         moved["H2D"] = demand.missed[-1] * (sizes.nbytes / rates.h2d_bytes_per_second)
-        comes = np.maximum(reading, moved["H2D"])
-    lasts = np.where(comes > 0, np.maximum(comes + one, busy), busy) + read * reads.overhead_seconds
-    lasts += _contention_seconds(rates, reading, (demand.used - demand.missed[-1]) * one)
+    comes = [moved[name] for name in moved if name != "disk" or rates.expert_waits is None]
+    lasts = np.maximum.reduce([busy, *(np.where(one_by_one > 0, one_by_one + one, 0.0) for one_by_one in comes)])
+    if (waits := rates.expert_waits) is not None:
+        more = waits.first_seconds + (read - 1) * waits.next_seconds
+        lasts = np.maximum(lasts, busy + np.where(read < 1, read * waits.first_seconds, more))
     busy_seconds, lasts_seconds = (float(each.sum(axis=1).mean()) for each in (busy, lasts))
     resources = {
         name: seconds + (float(moved[name].sum(axis=1).mean()) if name in moved else busy_seconds)
@@ -42,9 +42,3 @@ def with_experts(dense: Forecast, rates: Rates, demand: ExpertDemand, sizes: Exp
     behind_all = dense.pass_seconds + lasts_seconds - busy_seconds
     alone = rates.begin_seconds + dense.resource_seconds["compute"] + lasts_seconds
     return replace(dense, pass_seconds=max(behind_all, alone), resource_seconds=resources)
-
-
-def _contention_seconds(rates: Rates, read: np.ndarray, compute: np.ndarray) -> np.ndarray:
-    """`Rates.contention_seconds` of each layer: those that are there are computed while others are read."""
-    seconds = [rates.contention_seconds(*pair) for pair in zip(read.flat, compute.flat, strict=True)]
-    return np.array(seconds).reshape(read.shape)

@@ -240,11 +240,28 @@ class Floors:
 
         Raises RequestError when one pass has no room for it.
         """
-        program = self._runtime.program
         for length in lengths:
             self._submit([1] * length)
+        return await self._pass(loaded, sum(lengths), experts=experts)
+
+    async def decoded(self, loaded: Loaded, requests: int) -> tuple[float, list[float]]:
+        """Let so many requests decode a token behind their prompts; return the seconds of that pass, and of each group.
+
+        What rows of prompts launch a device does not record; what decoding launches it repeats.
+        """
+        for _ in range(requests):
+            self._submit([1], 2)
+        seconds: list[float] = []
+        started = 0.0
+        for _ in range(2):
+            started = time.perf_counter()
+            seconds = await self._pass(loaded, requests)
+        return time.perf_counter() - started, seconds
+
+    async def _pass(self, loaded: Loaded, tokens: int, *, experts: bool = False) -> list[float]:
+        program = self._runtime.program
         pass_ = await program.begin()
-        _check_tokens(pass_, sum(lengths))
+        _check_tokens(pass_, tokens)
         ran = []
         for message in loaded.messages:
             if experts and not attends(message.group) and (come := program.prepare(pass_, message)) is not None:

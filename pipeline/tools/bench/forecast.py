@@ -53,16 +53,11 @@ class ToldCompute:
 
 
 @dataclass(frozen=True, slots=True)
-class ExpertReads:
-    """How long the missing experts of a layer take to come from the disk.
-
-    Those of a layer are read at once: the first takes `first_seconds`, each more `next_seconds`; `overhead_seconds` are
-    what fetching each takes beyond that.
-    """
+class ExpertWaits:
+    """How much longer a layer takes for the first of its experts that is read, and for each more."""
 
     first_seconds: float
     next_seconds: float
-    overhead_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +66,8 @@ class Rates:
 
     `computes` are by kind of group, one of `KINDS`; `begin_seconds` is what the host does between two passes,
     sampling and embedding, while nothing is computed. `read_slowdown` and `compute_slowdown` are by how much each takes
-    longer while the other goes on too: a CPU that computes shares its cores and its memory with the disk. `experts`
-    tell how long those take that are read, where that was measured. `how` says how all are known.
+    longer while the other goes on too: a CPU that computes shares its cores and its memory with the disk. What
+    experts that are read take is told by `expert_waits`, where it was measured. `how` says how all are known.
     """
 
     disk_bytes_per_second: float
@@ -81,7 +76,7 @@ class Rates:
     begin_seconds: float = 0.0
     read_slowdown: float = 1.0
     compute_slowdown: float = 1.0
-    experts: ExpertReads | None = None
+    expert_waits: ExpertWaits | None = None
     how: str = "measured"
 
     @property

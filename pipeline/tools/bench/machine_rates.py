@@ -60,7 +60,7 @@ async def measure_rates(folder: Path, settings: Config, tokens: int, progress: P
                 h2d.append(await _h2d_bytes_per_second(floors, runtime))
             for batch, rounds in computed.items():
                 progress(f"round {index + 1}/{ROUNDS}: computing {batch} tokens alone")
-                rounds.append(await _computed(floors, runtime, some, batch))
+                rounds.append(await _computed(floors, runtime, some, batch, decoding=experts is not None))
                 if experts is not None:
                     await experts.measure(batch)
             if experts is not None:
@@ -74,7 +74,7 @@ async def measure_rates(folder: Path, settings: Config, tokens: int, progress: P
         read_slowdown, compute_slowdown = (max(1.0, statistics.median(each)) for each in read_and_compute)
         runtime.device.have_run()
         of_experts = {} if experts is None else {EXPERT: experts.compute()}
-        expert_reads = None if experts is None else await experts.reads(tokens)
+        expert_waits = None if experts is None else await experts.waits(tokens)
         return Rates(
             statistics.median(disk),
             statistics.median(h2d) if h2d else None,
@@ -82,7 +82,7 @@ async def measure_rates(folder: Path, settings: Config, tokens: int, progress: P
             statistics.median(one.begin_seconds for one in computed[tokens]),
             read_slowdown,
             compute_slowdown,
-            expert_reads,
+            expert_waits,
         )
 
 
@@ -105,7 +105,7 @@ def _with_room(settings: Config, tokens: int) -> Config:
         settings,
         residency=False,
         max_tokens_per_pass=max(settings.max_tokens_per_pass or LEAST_TOKENS, tokens),
-        context_tokens=max(lengths) + 1,
+        context_tokens=max(lengths) + 2,
         kv_tokens=sum(blocks_for(length + 1) for length in lengths) * BLOCK_TOKENS,
         max_requests=len(lengths),
         state_snapshots=0,
@@ -123,12 +123,17 @@ class _Computed:
     begin_seconds: float
 
 
-async def _computed(floors: Floors, runtime: ModelRuntime, some: Loaded, tokens: int) -> _Computed:
+async def _computed(floors: Floors, runtime: ModelRuntime, some: Loaded, tokens: int, *, decoding: bool) -> _Computed:
+    """Tokens of decoding where each has a request of its own, or else of prompts."""
     lengths = spread_tokens(tokens, min(tokens, runtime.settings.max_requests))
-    await floors.compute(some, lengths)
-    started = time.perf_counter()
-    seconds = await floors.compute(some, lengths)
-    whole = time.perf_counter() - started
+    if decoding and max(lengths) == 1:
+        await floors.decoded(some, tokens)
+        whole, seconds = await floors.decoded(some, tokens)
+    else:
+        await floors.compute(some, lengths)
+        started = time.perf_counter()
+        seconds = await floors.compute(some, lengths)
+        whole = time.perf_counter() - started
     groups = {(one.layer, one.group): each for one, each in zip(some.messages, seconds, strict=True)}
     return _Computed(groups, whole - sum(seconds))
 

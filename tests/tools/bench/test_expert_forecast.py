@@ -15,7 +15,7 @@ from pipeline.devices.port import ONE_PLACE
 from pipeline.devices.sim import SimDevice
 from pipeline.formats.parts import EXPERT, KINDS
 from pipeline.tools.bench.expert_forecast import ExpertSizes, with_experts
-from pipeline.tools.bench.forecast import ExpertReads, Forecast, Rates, ToldCompute
+from pipeline.tools.bench.forecast import ExpertWaits, Forecast, Rates, ToldCompute
 from pipeline.tools.bench.machine_rates import measure_rates
 from pipeline.tools.bench.planning import Planned, plan_alone, plan_model
 from pipeline.tools.commands.plan import lines
@@ -41,11 +41,9 @@ def test_a_layer_computes_what_is_there_while_others_come() -> None:
     assert found.pass_seconds == pytest.approx(max(2.0 + 1, 0.5 + 1.5 + 2 + 4 + 4))
     reads_dense = replace(DENSE, pass_seconds=20.0)
     assert with_experts(reads_dense, RATES, demand([2, 4, 3], [0, 1, 3]), SIZES).pass_seconds == 20.0 + 1
-    faster = replace(RATES, experts=ExpertReads(0.5, 0.25, overhead_seconds=0.125))
-    assert with_experts(DENSE, faster, demand([3], [3]), SIZES).pass_seconds == 2.0 + 3 + 3 / 8
-    shared = replace(RATES, read_slowdown=1.25, compute_slowdown=1.5)
-    assert with_experts(DENSE, shared, demand([2], [1]), SIZES).pass_seconds == pytest.approx(2.0 + 2 + 1.25 / 3)
-    assert with_experts(DENSE, faster, demand([1], [0.5]), SIZES).pass_seconds == 2.0 + 1 + 1 / 4 + 1 / 16
+    measured = replace(RATES, expert_waits=ExpertWaits(0.5, 0.25))
+    assert with_experts(DENSE, measured, demand([3, 2], [3, 0]), SIZES).pass_seconds == 2.0 + 3 + 2 + 1
+    assert with_experts(DENSE, measured, demand([1], [0.5]), SIZES).pass_seconds == 2.0 + 1 + 0.25
 
 
 def test_what_the_host_has_comes_over_the_link() -> None:
@@ -116,10 +114,9 @@ def test_without_weights_experts_have_the_sizes_that_they_would_have(checkpoint:
 async def test_experts_are_measured(checkpoint: Path, short_measurements: None) -> None:
     rates = await measure_rates(checkpoint, Config(device="cpu-copy", context_tokens=64), 1, lambda _: None)
     assert 0 <= rates.computes[EXPERT].seconds(1, 1000, 1) <= rates.computes[EXPERT].seconds(1, 1000, 16)
-    assert rates.experts is not None
-    assert rates.experts.first_seconds > 0
-    assert rates.experts.next_seconds >= 0
-    assert 0 <= rates.experts.overhead_seconds < 1
+    assert rates.expert_waits is not None
+    assert rates.expert_waits.first_seconds >= 0
+    assert rates.expert_waits.next_seconds >= 0
 
 
 def test_what_no_forecast_can_follow_from_is_refused(

@@ -162,32 +162,43 @@ class ExpertCache:
         self._policy = policy or LeastRecentlyUsed()
         self._kept: set[Expert] = set()
         self._streamed: dict[Expert, None] = {}
+        self._forgotten: list[Expert] = []
 
     def __contains__(self, expert: Expert) -> bool:
         return expert in self._kept
 
     def request(self, layer: int, experts: Sequence[int], *, streamed: bool = False) -> Found:
-        """Decide what is kept when these have been used: hits first, then what comes for them, each in its order."""
+        """Decide what is kept when these have been used: hits first, then what comes for them, each in its order.
+
+        Raises PolicyFailed, naming the policy, where a method of it raises or gives no kept expert.
+        """
         hits = [index for index in experts if (layer, index) in self._kept]
         misses = [index for index in experts if (layer, index) not in self._kept]
         wanted = {(layer, index): None for index in (*hits, *misses)}
         gone: list[Expert] = []
-        for expert in wanted if self.capacity else ():
-            if not streamed:
-                self._streamed.pop(expert, None)
-                self._kept.add(expert)
-                self._policy.use(expert)
-                if len(self._kept) > self.capacity:
-                    gone.append(self._evict())
-            elif len(self._kept) < self.capacity and expert not in self._kept:
-                self._kept.add(expert)
-                self._streamed[expert] = None
+        try:
+            while self._forgotten:
+                self._policy.remove(self._forgotten.pop())
+            for expert in wanted if self.capacity else ():
+                if not streamed:
+                    self._streamed.pop(expert, None)
+                    self._kept.add(expert)
+                    self._policy.use(expert)
+                    if len(self._kept) > self.capacity:
+                        gone.append(self._evict())
+                elif len(self._kept) < self.capacity and expert not in self._kept:
+                    self._kept.add(expert)
+                    self._streamed[expert] = None
+        except PolicyFailed:
+            raise
+        except Exception as error:
+            what = f"expert_cache {type(self._policy).__name__} failed: {type(error).__name__}: {error}"
+            raise PolicyFailed(what) from error
         return Found(hits, misses, [expert for expert in gone if expert not in wanted])
 
     def forget(self) -> None:
-        """Keep nothing any more."""
-        for expert in self._kept - self._streamed.keys():
-            self._policy.remove(expert)
+        """Keep nothing any more. The policy hears of it at the next request: it may have failed, and would again."""
+        self._forgotten += self._kept - self._streamed.keys()
         self._kept.clear()
         self._streamed.clear()
 
@@ -195,9 +206,12 @@ class ExpertCache:
         if self._streamed:
             victim, _ = self._streamed.popitem()
         else:
-            victim = next(iter(self._policy.victims()), (-1, -1))
-            if victim not in self._kept:
-                raise PolicyFailed(f"{type(self._policy).__name__}.victims gave {victim}, which is not kept")
+            first = list(itertools.islice(self._policy.victims(), 1))
+            if not first or first[0] not in self._kept:
+                have = f"{first[0]!r}, which is not kept" if first else "nothing"
+                what = f"expert_cache {type(self._policy).__name__}: victims gave {have}"
+                raise PolicyFailed(f"{what}; need a kept expert")
+            (victim,) = first
             self._policy.remove(victim)
         self._kept.remove(victim)
         return victim

@@ -20,6 +20,7 @@ ALSO_CALLED = {"gpu": "cuda", "gpu:0": "cuda", "cuda:0": "cuda"}
 FEWEST_GROUPS = 4
 """That move at a time where no setting says how many."""
 MOST = 1 << 30
+EVICTION_METHODS = ("use", "remove", "victims")
 LONGEST_QUEUE = 1024
 
 
@@ -94,8 +95,7 @@ class EngineSettings:
         within("host_groups", self.host_groups, 1, 1 << 16)
         for name in ("gpu_experts", "host_experts"):
             within(name, getattr(self, name), 1, 1 << 20, or_none=True)
-        if not callable(self.expert_cache):
-            one_of("expert_cache", self.expert_cache, [*EVICTION])
+        _check_eviction(self.expert_cache)
         within("reader_lanes", self.reader_lanes, 1, 64, or_none=True)
         within("chunk_bytes", self.chunk_bytes, 4096, MOST, or_none=True)
         if isinstance(self.chunk_bytes, int) and self.chunk_bytes % 4096:
@@ -152,6 +152,23 @@ def _check_device(name: object) -> None:
             'CUDA_VISIBLE_DEVICES set to the GPU to use, and set device="cuda"'
         )
     one_of("device", name, DEVICES)
+
+
+def _check_eviction(cache: object) -> None:
+    """Refuse what is no name, and what gives no policy when it is called, as each place does."""
+    if isinstance(cache, str):
+        one_of("expert_cache", cache, [*EVICTION])
+        return
+    if not callable(cache):
+        names = ", ".join(EVICTION)
+        raise ConfigError(f"expert_cache: need one of {names}, or a class of eviction policies, have {shown(cache)}")
+    try:
+        policy = cache()
+    except Exception as error:
+        raise ConfigError(f"expert_cache: {shown(cache)} failed: {type(error).__name__}: {error}") from error
+    lacks = [name for name in EVICTION_METHODS if not callable(getattr(policy, name, None))]
+    if lacks:
+        raise ConfigError(f"expert_cache: {type(policy).__name__} has no {', '.join(lacks)}; need an EvictionPolicy")
 
 
 def one_of(setting: str, value: object, known: Sequence[str], what: str = "value") -> None:

@@ -59,8 +59,10 @@ class Runtime:
         logger.info("reads %s", self.reading)
         stays = self.residency.arrived(device.places[0].name)
         self.moving_bytes = sum(one.needed_bytes for key, one in catalog.host.items() if key not in stays)
-        rate = self.reading.bytes_per_second
-        self.checking = choose_checking(settings.checksums, device.shares_cores, self.moving_bytes, rate)
+        rate, most = self.reading.bytes_per_second, self.moving_bytes
+        if experts is not None:
+            most += experts.missed_bytes(plan.experts, experts.count)[device.places[0].name]
+        self.checking = choose_checking(settings.checksums, device.shares_cores, most, rate)
         logger.info("checksums %s", self.checking)
         lanes = self.reading.chosen.lanes
         layouts = catalog.host

@@ -33,6 +33,8 @@ from pipeline.system.small_files import os_errors_named, require_folder
 
 NEED = "a folder with config.json and safetensors files"
 MAX_LAYERS = 10_000
+MAX_EXPERTS = 1 << 17
+"""In all layers together: some five times those of the largest models that are known."""
 GENERATION_DEFAULTS = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 MOST_SHOWN = 120
 """Characters of a scaling that a message repeats: one may have hundreds of factors."""
@@ -190,6 +192,9 @@ def _layers(settings: JsonObject, family: Family) -> tuple[Layer, ...]:
     kinds = [SLIDING if isinstance(one.mixer, Attention) and one.mixer.window else FULL for one in layers]
     if settings.get("layer_types") and "layer_types" not in family.follows and settings.get("layer_types") != kinds:
         raise unsupported(settings, "layer_types")
+    if (total := sum(one.feed_forward.count for one in layers if isinstance(one.feed_forward, Experts))) > MAX_EXPERTS:
+        key = settings.first("n_routed_experts", "num_local_experts", "num_experts")
+        raise settings.error(key, f"at most {MAX_EXPERTS} experts in all layers together", total)
     asked = [key for key in ("attention_bias", "mlp_bias") if settings.flag(key)]
     asked += ["per_layer_config"] * bool(settings.section("per_layer_config"))
     for key in asked:

@@ -14,6 +14,7 @@ from support.expert_slots import all_slots_are_back
 
 from actors.core.expert_store import ExpertStore
 from pipeline import Model
+from pipeline.tools.commands.run_lines import opening_lines
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -134,6 +135,18 @@ def used(store: ExpertStore) -> int:
     """How many experts passes have used, each counted once for a pass, or have read ahead in vain."""
     statistics = store.statistics()
     return sum(one.experts for one in statistics.unions.values()) + statistics.hints.wasted
+
+
+@pytest.mark.anyio
+async def test_a_run_says_what_experts_there_are_before_it_begins(checkpoint: Path) -> None:
+    settings = {"device": "cpu-copy", "gpu_experts": 5, "host_experts": 3}
+    async with Model.open(checkpoint, context_tokens=64, **settings) as model:
+        said = opening_lines(model)
+    assert (
+        "\nexperts    21 of 20.7 kB, of which a token uses 9; slots for 3 in host memory and 5 in device memory\n"
+        in said
+    )
+    assert " 0 B  rows beside experts" not in said
 
 
 @pytest.mark.anyio

@@ -64,7 +64,7 @@ def pass_holdings(
         *(Holding("activations: weights that are cast or decoded", place, casts, "") for _ in range(bool(casts))),
         Holding("activations: attention", place, max(scratch, default=0), "context_tokens"),
         *(Holding(name, place, nbytes, KNOBS[name]) for name, nbytes in buffers.items()),
-        *(Holding(name, place, nbytes, "max_tokens_per_pass") for name, nbytes in of_experts.items()),
+        *(Holding(name, place, nbytes, "max_tokens_per_pass") for name, nbytes in of_experts.items() if nbytes),
         *(Holding(IDS, first, of_experts[IDS], "max_tokens_per_pass") for _ in range(bool(of_experts))),
         *PromptScorer.holdings(device, blocks, tokens),
         *RowSampler.holdings(device, settings.max_requests, model.vocabulary_size),

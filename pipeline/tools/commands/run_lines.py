@@ -26,6 +26,7 @@ def opening_lines(model: Model) -> str:
     return (
         f"model      {config.family} · {config.layers} layers · {human_bytes(needed)} per pass in "
         f"{len(runtime.catalog.order)} weight groups · computes in {dtype} on {runtime.device.torch_device}\n"
+        f"{_experts_there(model)}"
         f"reads      {runtime.reading}\n"
         f"checksums  {runtime.checking}\n"
         f"plan       {textwrap.indent(str(runtime.plan), ' ' * 11).lstrip()}\n"
@@ -33,6 +34,19 @@ def opening_lines(model: Model) -> str:
         f"{state_room}"
         f"pass size  {runtime.pass_size}\n"
         f"sampling   {'the checkpoint says ' + defaults if defaults else 'greedy'}, unless an option says otherwise\n"
+    )
+
+
+def _experts_there(model: Model) -> str:
+    """A line on the experts of a model that has some, and on what the slots for them hold."""
+    line = model.runtime.expert_line
+    if line is None:
+        return ""
+    catalog, count = line.room.catalog, line.room.count
+    slots = [f"{sum(one.slots.values()):,} in {one.name.removeprefix('expert ')} memory" for one in line.budgets]
+    return (
+        f"experts    {count:,} of {human_bytes(catalog.needed_bytes // count)}, of which a token uses "
+        f"{model.runtime.config.chosen_experts:,}; slots for {' and '.join(slots)}\n"
     )
 
 

@@ -237,9 +237,9 @@ async def test_groups_that_nobody_needs_are_not_counted_as_computing() -> None:
         launched = model.runtime.device.launch
         lanes: list[str] = []
 
-        def note(lane: str, *arguments: Any) -> Event:
+        def note(lane: str, *arguments: Any, **options: Any) -> Event:
             lanes.append(lane)
-            return launched(lane, *arguments)
+            return launched(lane, *arguments, **options)
 
         model.runtime.device.launch = note  # type: ignore[method-assign]
         await model.generate([1, 2, 3], max_new_tokens=1)

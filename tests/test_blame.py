@@ -115,9 +115,9 @@ async def test_a_cancelled_request_stops_computing_at_the_next_group(monkeypatch
     async with Model.open(device="cpu") as model:
         launched, lanes = model.runtime.device.launch, []
 
-        def note(lane: str, *arguments: Any) -> Any:
+        def note(lane: str, *arguments: Any, **options: Any) -> Any:
             lanes.append(lane)
-            return launched(lane, *arguments)
+            return launched(lane, *arguments, **options)
 
         monkeypatch.setattr(model.runtime.device, "launch", note)
         call = asyncio.create_task(model.generate(PROMPT, max_new_tokens=1))

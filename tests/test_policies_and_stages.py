@@ -120,9 +120,9 @@ async def test_the_halves_of_micro_batches_have_compute_lanes_of_their_own(
     lanes: list[str] = []
     launch = CpuDevice.launch
 
-    def noting(self: CpuDevice, lane: str, work: Any, after: Any, repeats: Any = None) -> Event:
+    def noting(self: CpuDevice, lane: str, *arguments: Any, **options: Any) -> Event:
         lanes.append(lane)
-        return launch(self, lane, work, after, repeats)
+        return launch(self, lane, *arguments, **options)
 
     monkeypatch.setattr(CpuDevice, "launch", noting)
     await generate(folder, policy="stage3")

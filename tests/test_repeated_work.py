@@ -38,7 +38,13 @@ async def test_outputs_are_the_same_when_first_launches_are_repeated(
     launch, recorded, counts = CpuDevice.launch, {}, Counter[str]()
 
     def repeat_the_first(
-        self: CpuDevice, lane: str, work: Callable[[], object], after: Sequence[Event], repeats: Hashable = None
+        self: CpuDevice,
+        lane: str,
+        work: Callable[[], object],
+        after: Sequence[Event],
+        repeats: Hashable = None,
+        *,
+        short: bool = False,
     ) -> Event:
         if repeats is not None:
             counts["repeated"] += (lane, repeats) in recorded

@@ -68,7 +68,7 @@ def recorded(checkpoint: Path, **more: object) -> RecordedRouting:
 
 def plan(checkpoint: Path, routing: RecordedRouting | None, **settings: object) -> Planned:
     told = Rates(1e6, 4e6, dict.fromkeys((*KINDS, EXPERT), ToldCompute(1e12, None)), how="as told")
-    device = SimDevice(alignment_bytes=256, memory={"host": 10**9, "device": 10**9})
+    device = SimDevice(alignment_bytes=256, memory={"host": 10**11, "device": 10**11})
     return plan_model(checkpoint, Config(context_tokens=64, **settings), device, told, 1, routing)  # type: ignore[arg-type]
 
 
@@ -103,7 +103,7 @@ def test_without_weights_experts_have_the_sizes_that_they_would_have(checkpoint:
             name: entry.length for name, entry in opened.tensors.items()
         }
     told = Rates(1e6, None, dict.fromkeys((*KINDS, EXPERT), ToldCompute(1e12, None)), how="as told")
-    device = SimDevice(ONE_PLACE, alignment_bytes=256, memory={"host": 10**9})
+    device = SimDevice(ONE_PLACE, alignment_bytes=256, memory={"host": 10**11})
     placed = plan_alone(alone, Config(context_tokens=64, gpu_experts=9), device, told, 1, recorded(checkpoint))
     assert isinstance(placed, Planned)
     assert placed.experts is not None

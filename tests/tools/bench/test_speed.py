@@ -175,7 +175,7 @@ async def test_the_floor_of_computing_repeats_what_groups_that_stay_launch(
         monkeypatch.setattr(
             runtime.device,
             "launch",
-            lambda lane, work, after, repeats=None: repeated.append(repeats) or launch(lane, work, after),
+            lambda lane, work, after, repeats=None, **options: repeated.append(repeats) or launch(lane, work, after),
         )
         seconds = await floors.decode_seconds(loaded, 3, 4)
     keys = {key for key, *_ in filter(None, repeated) if isinstance(key, tuple)}

@@ -63,6 +63,16 @@ def test_a_wrong_hint_takes_no_kept_experts_slot_and_gives_its_own_back(slots: l
     run_virtual(main())
 
 
+def test_a_wrong_hint_that_has_come_makes_room_for_the_next_one_at_once() -> None:
+    async def main() -> None:
+        read_seconds = iter([0.1, 3.0, *[0.1] * 9])
+        world = expert_world([4], experts=TOTAL, read_seconds=lambda: next(read_seconds))
+        await world.run([(0, [0], False), (1, [5], False), (0, [1], False)], hints=[[7], [9]], seconds=LONG)
+        assert world.disk.began[(1, "expert.7")] + 3.0 <= world.disk.began[(0, "expert.9")] < 2 * LONG
+
+    run_virtual(main())
+
+
 @pytest.mark.parametrize("seconds", [0.1, 3 * LONG])
 def test_the_gate_closes_when_more_hints_are_in_the_way_than_useful_and_opens_again(seconds: float) -> None:
     async def main() -> None:

@@ -131,6 +131,7 @@ def _checked(path: Path, metadata: dict[str, str], *arrays: Any) -> RecordedRout
         and len(rows) > 0
         and rows.min() > 0
         and rows.sum() == len(from_prompt) == len(ids)
+        and from_prompt.max() <= 1
         and isinstance(layers, list)
         and all(type(one) is int and one >= 0 for one in layers)
         and 0 < len(set(layers)) == len(layers) == ids.shape[1]

@@ -55,6 +55,7 @@ def test_few_experts_take_a_byte_for_each_use(tmp_path: Path) -> None:
         ({"ids": np.zeros((3, 3, 2), np.uint16)}, "contradict"),
         ({"ids": np.zeros((3, 2, 2), np.int64)}, "contradict"),
         ({"from_prompt": None}, "from_prompt"),
+        ({"from_prompt": np.array([1, 2, 0], np.uint8)}, "contradict"),
         ({"version": "2"}, "version 1, have"),
         ({"layers": "1"}, "contradict"),
         ({"layers": "["}, "metadata"),

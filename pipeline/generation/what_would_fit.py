@@ -5,12 +5,15 @@ from tempfile import gettempdir
 from typing import Any
 
 from pipeline.config import Config
+from pipeline.engine.expert_room import LEAST_SLOTS
 from pipeline.generation.model_plan import ModelPlan
 from pipeline.system.sizes import human_bytes, parse_bytes
 
 LEAST = {
     "gpu_groups": 1,
     "host_groups": 1,
+    "gpu_experts": 1,
+    "host_experts": 1,
     "kv_tokens": 64,
     "context_tokens": 64,
     "max_tokens_per_pass": 16,
@@ -74,6 +77,7 @@ def _lower(knob: str, plan: ModelPlan, settings: Config) -> Iterator[int]:
     """Lower values of a setting, the nearest first."""
     planned = {"gpu_groups": plan.groups, "context_tokens": plan.context_tokens}
     planned["max_tokens_per_pass"] = plan.pass_size.tokens
+    planned |= {name: getattr(settings, name) or LEAST_SLOTS for name in ("gpu_experts", "host_experts")}
     if plan.state_room is not None:
         planned["state_snapshots"] = plan.state_room.snapshots
     value = planned.get(knob) or getattr(settings, knob) or plan.kv_room.tokens

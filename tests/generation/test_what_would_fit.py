@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from support.small_checkpoints import write_small_checkpoint
 
+from pipeline.checkpoints.make_checkpoint import make_checkpoint
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.generation.build import build
@@ -57,6 +58,18 @@ def test_every_way_that_a_refusal_names_works(
     assert [next(iter(way)) for way in found] == names
     for way in found:
         asyncio.run(build(checkpoint, Config(**{**settings, **way})).aclose())
+
+
+def test_fewer_slots_for_experts_are_a_way(tmp_path: Path) -> None:
+    shape = {"layers": 2, "hidden_size": 256, "heads": 4, "kv_heads": 2, "head_dim": 32, "vocabulary_size": 300}
+    make_checkpoint(tmp_path / "model", "qwen3-30b-a3b", **shape, experts=8, chosen_experts=2, expert_size=512)
+    settings = {"device": "cpu-copy", "context_tokens": 64, "max_tokens_per_pass": 16, "gpu_memory": "14M"}
+    with pytest.raises(ConfigError, match=r"^device memory: need .*\(expert slots 12\.6 MB \[gpu_experts\]") as refused:
+        build(tmp_path / "model", Config(**settings))
+    found = ways(str(refused.value).rpartition("; set ")[2], tmp_path)
+    assert [next(iter(way)) for way in found] == ["gpu_memory", "gpu_experts"]
+    for way in found:
+        asyncio.run(build(tmp_path / "model", Config(**{**settings, **way})).aclose())
 
 
 def test_settings_that_must_be_lowered_together_are_named_together(

@@ -14,6 +14,8 @@ from support.expert_slots import all_slots_are_back
 
 from actors.core.expert_store import ExpertStore
 from pipeline import Model
+from pipeline.generation.expert_work import ExpertWork
+from pipeline.generation.micro_batches import MicroBatch
 from pipeline.tools.commands.run_lines import opening_lines
 
 with warnings.catch_warnings():
@@ -161,3 +163,32 @@ async def test_where_experts_move_a_request_may_leave(checkpoint: Path, said: li
             await asyncio.wait([leaving])
         assert await answers(model) == said
         assert all_slots_are_back(model)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("work", ["choose", "compute", "add_up"])
+async def test_a_pass_fails_with_its_first_micro_batch(
+    checkpoint: Path, said: list[Answer], work: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And is computed anew. In the last layer no later half of the first one tells of it."""
+    whole, failed = getattr(ExpertWork, work), []
+
+    def fails_once(self: ExpertWork, *arguments: Any) -> None:
+        parts = [one for one in arguments if isinstance(one, MicroBatch)]
+        first = parts[0].begin == 0 and parts[0].end < 72 if parts else True
+        if first and not failed and _layer(arguments) == LAYERS:
+            failed.append(work)
+            raise RuntimeError("a kernel failed")
+        whole(self, *arguments)
+
+    monkeypatch.setattr(ExpertWork, work, fails_once)
+    async with Model.open(checkpoint, context_tokens=64, device="cpu", gpu_experts=4, policy="stage3") as model:
+        assert await answers(model) == said
+    assert failed
+    assert "a kernel failed" in caplog.text
+
+
+def _layer(arguments: tuple[Any, ...]) -> int:
+    """That of the group or of the first expert."""
+    first = arguments[1][0][0] if isinstance(arguments[1], list) else arguments[0]
+    return int(first.layer)

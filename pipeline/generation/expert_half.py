@@ -78,10 +78,12 @@ class ExpertHalf:
         """Launch the sum, behind the experts; None for a layer that has none."""
         if (kind := self._work.kind(message.layer)) is None:
             return None
-        rows = len(token_ids(pass_.pieces))
-        works = [functools.partial(self._work.add_up, message, kind, rows, part) for part in pass_.parts]
-        repeats = _repeats(pass_, "add up")
-        return [launch(message, pass_, part, work, (), repeats) for part, work in zip(pass_.parts, works, strict=True)]
+        rows, repeats, ran = len(token_ids(pass_.pieces)), _repeats(pass_, "add up"), list[Event]()
+        for part in pass_.parts:
+            work = functools.partial(self._work.add_up, message, kind, rows, part)
+            # Behind the micro-batch before, with which it fails: only the last one is waited for at the end of a pass.
+            ran.append(launch(message, pass_, part, work, ran[-1:], repeats))
+        return ran
 
     async def _run(self, kind: Experts, pass_: GenerationPass, message: Message[Slot], launch: Launch) -> None:
         rows, last = len(token_ids(pass_.pieces)), pass_.parts[-1]
@@ -110,8 +112,6 @@ class ExpertHalf:
                 short = self._work.is_short(runs)
                 event = launch(message, pass_, last, work, [one.event for one in arrived], short=short)
             self._store.used(arrived, event)
-        for part in pass_.parts:
-            part.last = last.last
 
     def _guesses(self, kind: Experts, pass_: GenerationPass, message: Message[Slot]) -> Guesses | None:
         """Whom to ask beforehand: the next router, where that is wished and its group stays.

@@ -3,7 +3,7 @@
 import warnings
 from typing import Any
 
-from support.family_case import SHAPE, Case
+from support.family_case import QWEN_TOWER, SHAPE, Case
 from support.hybrid_models import HYBRID, MIXERS
 
 with warnings.catch_warnings():
@@ -87,14 +87,7 @@ CASES: dict[str, Case] = {
     "qwen3_5_moe": Case(
         lambda: Qwen3_5MoeConfig(
             text_config={**SHAPE, **SHARED, **HYBRID},
-            vision_config={
-                "depth": 1,
-                "hidden_size": 16,
-                "intermediate_size": 16,
-                "num_heads": 2,
-                "out_hidden_size": 48,
-                "num_position_embeddings": 16,
-            },
+            vision_config=QWEN_TOWER,
             tie_word_embeddings=False,
         ),
         {"text_config.num_experts_per_tok": 2, "text_config.layer_types": MIXERS},

@@ -48,6 +48,26 @@ EVEN_LATENT = {
 }
 """Latent attention of sizes that all formats can store."""
 
+PIXTRAL: dict[str, Any] = {
+    "model_type": "pixtral",
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "head_dim": 8,
+    "image_size": 32,
+    "patch_size": 16,
+}
+QWEN_TOWER: dict[str, Any] = {
+    "depth": 1,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_heads": 2,
+    "out_hidden_size": 48,
+    "num_position_embeddings": 16,
+}
+"""Towers that see, as small as they may be; they are not computed."""
+
 
 @dataclass(frozen=True)
 class Case:

@@ -6,7 +6,7 @@ The sizes are odd, and so chosen that every flag changes what the model says.
 import warnings
 
 from support import expert_models, gemma_models, hybrid_models, latent_models
-from support.family_case import LONG, MIXED, SHAPE, YARN, Case
+from support.family_case import LONG, MIXED, PIXTRAL, SHAPE, YARN, Case
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -150,16 +150,7 @@ CASES: dict[str, Case] = {
                 "sliding_window": None,
                 "rope_parameters": {**YARN, "llama_4_scaling_beta": 0.7},
             },
-            vision_config={
-                "model_type": "pixtral",
-                "hidden_size": 16,
-                "intermediate_size": 16,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-                "head_dim": 8,
-                "image_size": 32,
-                "patch_size": 16,
-            },
+            vision_config=PIXTRAL,
             tie_word_embeddings=False,
         ),
         {"text_config.rope_parameters.llama_4_scaling_beta": 0.2, "text_config.sliding_window": 5},

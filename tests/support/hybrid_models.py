@@ -3,7 +3,7 @@
 import warnings
 from typing import Any
 
-from support.family_case import SHAPE, Case
+from support.family_case import QWEN_TOWER, SHAPE, Case
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -25,14 +25,7 @@ CASES: dict[str, Case] = {
     "qwen3_5": Case(
         lambda: Qwen3_5Config(
             text_config={**SHAPE, **HYBRID, "attention_bias": True},
-            vision_config={
-                "depth": 1,
-                "hidden_size": 16,
-                "intermediate_size": 16,
-                "num_heads": 2,
-                "out_hidden_size": 48,
-                "num_position_embeddings": 16,
-            },
+            vision_config=QWEN_TOWER,
             tie_word_embeddings=False,
         ),
         {

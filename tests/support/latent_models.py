@@ -3,7 +3,7 @@
 import warnings
 from typing import Any
 
-from support.family_case import SHAPE, YARN, Case
+from support.family_case import PIXTRAL, SHAPE, YARN, Case
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -107,16 +107,7 @@ CASES: dict[str, Case] = {
                 "num_key_value_heads": 4,
                 "rope_parameters": {**YARN, "llama_4_scaling_beta": 0.7},
             },
-            vision_config={
-                "model_type": "pixtral",
-                "hidden_size": 16,
-                "intermediate_size": 16,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-                "head_dim": 8,
-                "image_size": 32,
-                "patch_size": 16,
-            },
+            vision_config=PIXTRAL,
             tie_word_embeddings=False,
         ),
         {

@@ -7,8 +7,8 @@ from typing import Any, Literal, TypedDict, get_args
 
 from actors.core.expert_cache import EvictionPolicy
 from actors.core.ports import PrefetchPolicy
-from actors.core.stage import Mover, Stage
-from pipeline.engine.settings import MOST, DeviceName, EngineSettings, one_of, true_or_false, within
+from pipeline.engine.device_names import DeviceName
+from pipeline.engine.settings import MOST, EngineSettings, Own, one_of, true_or_false, within
 from pipeline.errors import ConfigError, shown, unknown_name
 from pipeline.system.host_memory import free_disk_bytes
 
@@ -105,12 +105,13 @@ class Settings(TypedDict, total=False):
     """The settings of `Model.open`, each with its type; `Config` says what they mean."""
 
     device: DeviceName | str
+    devices: Sequence[str] | str | None
     dtype: Dtype | str
     policy: str | PrefetchPolicy
     gpu_groups: int | None
     host_groups: int
     queues: Mapping[str, int]
-    insert: Mapping[str, Sequence[Stage | Mover]]
+    insert: Mapping[str, Sequence[Own]]
     context_tokens: int | None
     kv_tokens: int | None
     gpu_memory: int | str | None

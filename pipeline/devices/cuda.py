@@ -51,6 +51,9 @@ class CudaDevice:
     def __init__(self, index: int = 0) -> None:
         if not torch.cuda.is_available():
             raise ConfigError("device='cuda' needs an NVIDIA GPU and a CUDA build of torch; use device='cpu'")
+        if index >= (count := torch.cuda.device_count()):
+            have = f"have {count}, cuda:0 to cuda:{count - 1}" if count > 1 else "have one, cuda:0"
+            raise ConfigError(f"device 'cuda:{index}' is not among the GPUs that CUDA shows: {have}")
         self.torch_device = torch.device("cuda", index)
         self.pools: Mapping[str, str] = {HOST: HOST, self.places[-1].name: str(self.torch_device)}
         self._before = Before()
@@ -97,7 +100,8 @@ class CudaDevice:
             with torch.cuda.device(self.torch_device):
                 _check(cudart.cudaHostRegister(first + begin, nbytes, 0), f"pin {nbytes} bytes")
             self._seen.append(first + begin)
-        return torch.as_tensor(_Seen(first, memory.nbytes))
+        with torch.cuda.device(self.torch_device):
+            return torch.as_tensor(_Seen(first, memory.nbytes))
 
     def device_memory(self, nbytes: int) -> DeviceMemory:
         """GPU memory of `nbytes`."""

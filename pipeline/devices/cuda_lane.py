@@ -197,12 +197,14 @@ class CudaLane:
     def _issue_here(
         self, work: Callable[[], object], after: Sequence[Event], vacant: Event | None, event: CudaEvent
     ) -> None:
-        previous = torch.cuda.current_stream(self._device)
-        torch.cuda.set_stream(self._stream)
+        here, previous = torch.cuda.current_device(), torch.cuda.current_stream(self._device)
+        torch.cuda.set_stream(self._stream)  # makes its device the current one too
         try:
             self._issue(work, after, vacant, event)
         finally:
             torch.cuda.set_stream(previous)
+            if here != self._device.index:
+                torch.cuda.set_device(here)
 
     def _issue_handed_over(
         self, work: Callable[[], object], after: Sequence[Event], vacant: Event | None, event: CudaEvent

@@ -47,7 +47,7 @@ def open_program(
         raise ConfigError(f"settings: need EngineSettings(...), have {shown(settings)}")
     if not specs:
         raise ConfigError("specs: need at least one group, have none")
-    device = open_device(settings.device)
+    device = open_device(settings.device, settings.devices)
     with contextlib.ExitStack() as undone:
         checkpoint = undone.enter_context(open_checkpoint(folder, direct=settings.reading.get("direct", True)))
         undone.callback(device.free)

@@ -48,7 +48,7 @@ class Runtime:
         reading: ReadingChoice,
         experts: ExpertRoom | None = None,
     ) -> None:
-        self.settings = settings = replace(settings, gpu_groups=plan.groups)
+        self.settings = settings = replace(settings.of_device(settings.device), gpu_groups=plan.groups)
         self.checkpoint = checkpoint
         self.folder = checkpoint.folder
         self.catalog = catalog

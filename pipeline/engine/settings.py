@@ -1,27 +1,28 @@
 """How a line runs, whatever it computes: frozen, keyword-only, every number checked before any work."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
 
 from actors.core.expert_cache import EVICTION, EvictionPolicy
 from actors.core.ports import PrefetchPolicy
 from actors.core.stage import Mover, Stage
 from pipeline.engine.actor_names import ACTORS, KV_ACTORS
+from pipeline.engine.device_names import DeviceName, device_name, device_names
 from pipeline.engine.policies import find_policy
 from pipeline.errors import ConfigError, shown, unknown_name
 from pipeline.reading.reading import WAYS
 from pipeline.system.sizes import parse_bytes
 
-DeviceName = Literal["auto", "cpu", "cpu-copy", "cuda"]
-DEVICES: tuple[str, ...] = get_args(DeviceName)
-ALSO_CALLED = {"gpu": "cuda", "gpu:0": "cuda", "cuda:0": "cuda"}
-"""Other names that people know devices by."""
 FEWEST_GROUPS = 4
 """That move at a time where no setting says how many."""
 MOST = 1 << 30
+NEED_STAGES = "need a list of instances of Stage or Mover, or of what makes one"
 EVICTION_METHODS = ("use", "remove", "victims")
 LONGEST_QUEUE = 1024
+
+Own = Stage | Mover | Callable[[], Stage | Mover]
+"""An actor of the user's, or what makes one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,14 +30,19 @@ class EngineSettings:
     """The settings of a line that computes anything. Raises ConfigError for a value that can never work.
 
     Attributes:
-        device: "auto" (a GPU where there is one), "cpu", "cpu-copy" (copying each group as for a GPU), "cuda" or "gpu".
+        device: "auto" (a GPU where there is one), "cpu", "cpu-copy" (copying each group as for a GPU), "cuda" or "gpu",
+            or the GPU that CUDA calls "cuda:1".
+        devices: several of one kind, each of which computes some of the layers: a list of names as for `device`,
+            or text with commas between them, or "all" GPUs. What is said of groups, experts and `gpu_memory` counts for
+            each; `host_memory` is divided among them.
         policy: what is prefetched when: the name of a prefetch policy, or an object that is one. Of the named ones all
             but "backpressure" need groups whose parts are "attn" and "ffn", as those of models are.
         gpu_groups: weight groups that move, wait or compute on the device; this is what bounds the prefetch depth. None
             is 4, and more where a model's groups are so small that the link to a GPU would wait for slots.
         host_groups: weight groups in pinned host memory; without effect on the CPU, whose memory is one.
         queues: messages that may wait in front of an actor, by the actor's name.
-        insert: your own stages, by the name of the actor that they follow; a group that stays passes them once.
+        insert: your own stages, by the name of the actor that they follow; a group that stays passes them once. Several
+            devices need classes, or functions that make a stage, as each gets its own.
         gpu_memory: what to stay within on the device: bytes, a size as "10GiB" or "8G", or a share as "80%" of its
             memory; None is all there is.
         host_memory: the same in host memory, of which a share is one of what the machine (or its control group) leaves
@@ -61,11 +67,12 @@ class EngineSettings:
     """
 
     device: DeviceName | str = "auto"
+    devices: Sequence[str] | str | None = None
     policy: str | PrefetchPolicy = "backpressure"
     gpu_groups: int | None = None
     host_groups: int = 4
     queues: Mapping[str, int] = field(default_factory=dict)
-    insert: Mapping[str, Sequence[Stage | Mover]] = field(default_factory=dict)
+    insert: Mapping[str, Sequence[Own]] = field(default_factory=dict)
     gpu_memory: int | str | None = None
     host_memory: int | str | None = None
     gpu_experts: int | None = None
@@ -83,11 +90,10 @@ class EngineSettings:
         for one in fields(self):
             if hasattr(value := getattr(self, one.name), "tolist"):  # a number of NumPy or torch
                 object.__setattr__(self, one.name, value.tolist())
-        if isinstance(self.device, str):
-            object.__setattr__(self, "device", ALSO_CALLED.get(self.device, self.device))
+        object.__setattr__(self, "device", device_name("device", self.device))
+        self._check_devices()
         if isinstance(self.chunk_bytes, str):
             object.__setattr__(self, "chunk_bytes", parse_bytes("chunk_bytes", self.chunk_bytes))
-        _check_device(self.device)
         true_or_false("residency", self.residency)
         true_or_false("lookahead", self.lookahead)
         find_policy(self.policy)
@@ -109,6 +115,18 @@ class EngineSettings:
                 parse_bytes(name, value, MOST)
         self._check_actors()
 
+    def _check_devices(self) -> None:
+        """Several devices by the names that are known everywhere; a single one is `device`."""
+        if self.devices is None:
+            return
+        names = device_names(self.devices)
+        if self.device != "auto":
+            have = f"device={self.device!r} and devices={shown(self.devices)}"
+            raise ConfigError(f"devices: is said beside device; give one of them, have {have}")
+        several = isinstance(names, str) or len(names) > 1
+        object.__setattr__(self, "devices", names if several else None)
+        object.__setattr__(self, "device", "auto" if several else names[0])
+
     def _check_actors(self) -> None:
         for name, actors in (("queues", ACTORS[1:]), ("insert", ACTORS[:-1])):
             if not isinstance(getattr(self, name), Mapping):
@@ -117,15 +135,30 @@ class EngineSettings:
                 one_of(name, actor, actors, "actor")
         for actor, size in self.queues.items():
             within(f"queues[{actor!r}]", size, 1, LONGEST_QUEUE)
-        for actor, stages in self.insert.items():
-            if not isinstance(stages, Sequence) or not all(isinstance(stage, Stage | Mover) for stage in stages):
-                raise ConfigError(f"insert[{actor!r}]: need a list of instances of Stage or Mover, have {stages!r}")
-            for stage in stages:
-                _own_work(actor, stage)
-        names = [*ACTORS, *KV_ACTORS, *(stage.name for stages in self.insert.values() for stage in stages)]
+        stages = self.stages()
+        for actor, made in stages.items():
+            for one in made:
+                _own_work(actor, one)
+        names = [*ACTORS, *KV_ACTORS, *(one.name for made in stages.values() for one in made)]
         for name in names:
             if names.count(name) > 1:
                 raise ConfigError(f"insert: two actors are named {name!r}; give one of them another `name`")
+
+    def stages(self) -> dict[str, list[Stage | Mover]]:
+        """The user's own actors, of which those that are made are made anew: `of_device` does it once for a line."""
+        made: dict[str, list[Stage | Mover]] = {}
+        for actor, stages in self.insert.items():
+            if not isinstance(stages, Sequence):
+                raise ConfigError(f"insert[{actor!r}]: {NEED_STAGES}, have {stages!r}")
+            if self.devices is not None and any(isinstance(one, Stage | Mover) for one in stages):
+                have = f"have instances for {shown(self.devices)}"
+                raise ConfigError(f"insert[{actor!r}]: several devices need the class, or what makes a stage, {have}")
+            made[actor] = [_made(actor, one) for one in stages]
+        return made
+
+    def of_device(self, device: str) -> Self:
+        """The settings of the line of one device, with the user's own actors in it."""
+        return replace(self, device=device, devices=None, insert=self.stages())
 
     def groups(self, setting: str) -> int:
         """How many groups move through a place at a time, by the name of its setting."""
@@ -142,16 +175,6 @@ class EngineSettings:
             "direct": self.direct_reads,
         }
         return {name: value for name, value in said.items() if value is not None}
-
-
-def _check_device(name: object) -> None:
-    kind, _, index = name.partition(":") if isinstance(name, str) else ("", "", "")
-    if kind in ("cuda", "gpu") and index.isdecimal():
-        raise ConfigError(
-            f"device: a model runs on the first GPU that CUDA shows, have {shown(name)}; start the program with "
-            'CUDA_VISIBLE_DEVICES set to the GPU to use, and set device="cuda"'
-        )
-    one_of("device", name, DEVICES)
 
 
 def _check_eviction(cache: object) -> None:
@@ -177,6 +200,20 @@ def one_of(setting: str, value: object, known: Sequence[str], what: str = "value
         raise ConfigError(f"{setting}: need one of {', '.join(known)} as text, have {shown(value)}")
     if value not in known:
         raise ConfigError(f"{setting}: {unknown_name(what, value, known)}")
+
+
+def _made(actor: str, stage: object) -> Stage | Mover:
+    """The stage, or what a class or function gives."""
+    made = stage
+    if not isinstance(stage, Stage | Mover) and callable(stage):
+        try:
+            made = stage()
+        except Exception as error:
+            what = f"{shown(stage)} failed: {type(error).__name__}: {error}"
+            raise ConfigError(f"insert[{actor!r}]: {what}") from error
+    if not isinstance(made, Stage | Mover):
+        raise ConfigError(f"insert[{actor!r}]: {NEED_STAGES}, have {shown(made)}")
+    return made
 
 
 def _own_work(actor: str, stage: Stage | Mover) -> None:

@@ -153,7 +153,7 @@ class Supervisor:
     def _meant(self, failure: BaseException) -> bool:
         """Whether no request can be served from now on: a stage or policy of the user's, or how the line was wired."""
         if isinstance(failure, ActorFailed):
-            stages = [stage.name for some in self._runtime.settings.insert.values() for stage in some]
+            stages = [stage.name for some in self._runtime.settings.stages().values() for stage in some]
             return failure.actor in stages or isinstance(failure.__cause__, PolicyFailed)
         return isinstance(failure, LineError)
 

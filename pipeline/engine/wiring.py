@@ -65,7 +65,7 @@ class Parts:
     ) -> Self:
         """Take the memory of the slots, and of the groups that stay: their sizes by place. Raises ConfigError where
         the policy cannot be fitted."""
-        counts = slots_until_computed(kinds.counts(settings.groups("gpu_groups")), settings.insert)
+        counts = slots_until_computed(kinds.counts(settings.groups("gpu_groups")), settings.stages())
         policy = fit_policy(find_policy(settings.policy), counts)
         budgets = []
         for place in device.places:
@@ -139,7 +139,7 @@ def wire(
     requests = arrivals = None
     if policy.triggered:
         # A user's Mover behind the uploader has slots that groups share, those that stay too.
-        residents = frozenset() if _budgets_behind_the_uploader(settings.insert) else parts.budgets[-1].residents
+        residents = frozenset() if _budgets_behind_the_uploader(settings.stages()) else parts.budgets[-1].residents
         kinds = [None if key in residents else parts.catalog.kind(key) for key in program.order]
         links = 1 if on_device is None else 3
         requests = PrefetchQueue(program.order, kinds, parts.slots, policy, links=links, clock=clock)
@@ -151,7 +151,7 @@ def wire(
     for actor in (DiskReader(parts.source, from_disk), PinnedStager(), uploader, scheduler):
         # A queue never limits the depth before the budget behind it does, unless the user sets it so.
         line.then(actor, queue=settings.queues.get(actor.name, settings.groups("gpu_groups")))
-    for name, stages in settings.insert.items():
+    for name, stages in settings.stages().items():
         line.insert(name, stages)
     lines = [line, *(_companion_line(one, parts, trace) for one in companions)]
     if experts is not None:

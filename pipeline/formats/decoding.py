@@ -194,7 +194,8 @@ def kernels(device: torch.device, *, has_float8: bool) -> ModuleType | None:
     try:
         from pipeline.formats import triton_products
 
-        triton_products.try_out(device, has_float8=has_float8)
+        with torch.cuda.device(device):  # Triton compiles for the current one
+            triton_products.try_out(device, has_float8=has_float8)
     except Exception as error:
         logger.warning(
             "quantised matrices are decoded by many small operations on %s, which is slow: Triton, which needs a C "

@@ -179,7 +179,7 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> ModelRu
 
     Raises ConfigError or CheckpointError before any memory is taken.
     """
-    device, model = open_device(settings.device), read_config(folder)
+    device, model = open_device(settings.device, settings.devices), read_config(folder)
     with contextlib.ExitStack() as undone:
         checkpoint = undone.enter_context(open_checkpoint(folder, direct=settings.reading.get("direct", True)))
         undone.callback(device.free)

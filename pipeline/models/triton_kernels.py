@@ -18,7 +18,8 @@ def kernels_of(module: str, device: torch.device, otherwise: str, *kind: object)
         return None
     try:
         found = importlib.import_module(module)
-        found.try_out(device, *kind)
+        with torch.cuda.device(device):  # Triton compiles for the current one
+            found.try_out(device, *kind)
     except Exception as error:
         logger.warning(
             "%s on %s, which is slower: Triton, which needs a C compiler, could not make its kernels: %s: %s",

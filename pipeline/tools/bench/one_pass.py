@@ -126,7 +126,7 @@ async def tokens_of(folder: Path, settings: Mapping[str, Any], text: str, progre
     progress(f"{folder.name}: how many tokens compute as long as bytes move")
     config = Config.from_arguments(settings)
     rates = await measure_rates(folder, config, 1, progress)
-    planned = await asyncio.to_thread(plan_model, folder, config, open_device(config.device), rates, 1)
+    planned = await asyncio.to_thread(plan_model, folder, config, open_device(config.device, config.devices), rates, 1)
     return max(1, round(wanted * (balanced_tokens(planned) or 1)))
 
 

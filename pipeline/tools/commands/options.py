@@ -15,7 +15,8 @@ MODELS = ("model", "deep")
 """Under these names commands take models: a path, an id of the Hugging Face cache, or the bundled one."""
 MODEL_HELP = "a checkpoint folder, the id of a model that was fetched with hf download, bundled, or bundled-int4"
 OPTIONS = {
-    "device": ("DEVICE", "auto, cpu, cpu-copy, cuda; default auto"),
+    "device": ("DEVICE", "auto, cpu, cpu-copy, cuda, cuda:1, ...; default auto"),
+    "devices": ("DEVICES", "several, of which each computes some layers: cuda:0,cuda:1, or all"),
     "dtype": ("DTYPE", "compute in float32, float16, bfloat16; default the checkpoint's"),
     "gpu_memory": ("SIZE", "stay within 10GiB, 80%%, ... of the device's memory"),
     "host_memory": ("SIZE", "the same for host memory; on the CPU it holds everything"),

@@ -63,7 +63,9 @@ def plan_forecast(options: argparse.Namespace) -> None:
     context_tokens = settings.context_tokens or longest
     settings = dataclasses.replace(settings, max_tokens_per_pass=most, context_tokens=context_tokens)
     routing = None if options.routing is None else _decoding(options.routing)
-    device, rates = _elsewhere(options, settings) if elsewhere else (open_device(settings.device), None)
+    device, rates = (
+        _elsewhere(options, settings) if elsewhere else (open_device(settings.device, settings.devices), None)
+    )
     tokens, progress = options.batch_tokens, Progress()
     if alone is not None:
         _print(plan_alone(alone, settings, device, rates, tokens, routing), [], as_json=options.json)

@@ -47,7 +47,7 @@ def with_setting(settings: Mapping[str, Any], assignment: str, own: Collection[s
 
 def _value(name: str, hint: Any, text: str, actor: str | None = None) -> Any:
     if get_origin(hint) is Sequence:
-        return [load(one) for one in text.split(",")]
+        return [load(one, made=False) for one in text.split(",")]  # each device makes its own
     if name == "policy":
         return policy_from_text(text)
     value = from_text(hint, text)

@@ -92,8 +92,11 @@ def policy_from_text(text: str) -> Any:
     return load(text) if ":" in text else text
 
 
-def load(text: str) -> Any:
-    """Return what MODULE:NAME stands for, in the working folder too; of a class, an instance. Raises ConfigError."""
+def load(text: str, *, made: bool = True) -> Any:
+    """What MODULE:NAME stands for, in the working folder too; of a class, an instance where it is to be `made`.
+
+    Raises ConfigError.
+    """
     module, _, name = text.strip().partition(":")
     if not (module and name):
         raise ConfigError(f"need MODULE:NAME, as in my_module:MyClass, have {shown(text)}")
@@ -101,6 +104,6 @@ def load(text: str) -> Any:
         sys.path.insert(0, os.getcwd())
     try:
         found = getattr(importlib.import_module(module), name)
-        return found() if isinstance(found, type) else found
+        return found() if made and isinstance(found, type) else found
     except Exception as error:  # the user's module may raise anything
         raise ConfigError(f"{text}: cannot be loaded: {type(error).__name__}: {error}") from error

@@ -16,7 +16,7 @@ from actors.core.message import GroupKey, Message
 from pipeline import Model, Output
 from pipeline.devices.cpu import CpuDevice
 from pipeline.generation.generation_pass import GenerationPass
-from pipeline.generation.program import GenerationProgram
+from pipeline.generation.section import Section
 from pipeline.models import decoder
 
 pytestmark = pytest.mark.usefixtures("nothing_was_there_before")
@@ -34,16 +34,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stretches(monkeypatch: pytest.MonkeyPatch) -> Launched:
     """The groups of each stretch. A CPU takes them for work that repeats, and does it anew."""
     launched: Launched = []
-    stretch = GenerationProgram.stretch
+    stretch = Section.stretch
 
-    def count(self: GenerationProgram, pass_: GenerationPass, messages: Sequence[Message[Slot]]) -> Sequence[Event]:
+    def count(self: Section, pass_: GenerationPass, messages: Sequence[Message[Slot]]) -> Sequence[Event]:
         if ran := stretch(self, pass_, messages):
             launched.append([message.key for message in messages])
         return ran
 
     monkeypatch.setattr(CpuDevice, "repeated_rows", (2, 4, 8, 16))
     monkeypatch.setattr(decoder, "attention_launches", lambda layer, kv, rows: "alike")
-    monkeypatch.setattr(GenerationProgram, "stretch", count)
+    monkeypatch.setattr(Section, "stretch", count)
     return launched
 
 

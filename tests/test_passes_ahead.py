@@ -11,7 +11,7 @@ from support.repeated_work import let_work_repeat, until_the_table_is_seen
 
 from pipeline import Model, Output
 from pipeline.generation.generation_pass import GenerationPass
-from pipeline.generation.program import GenerationProgram
+from pipeline.generation.section import Section
 from pipeline.models import decoder
 
 PROMPTS = [[1, 5, 9], [4, 3, 7, 11, 20, 8], [9], [31, 7]]
@@ -29,15 +29,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ahead(monkeypatch: pytest.MonkeyPatch) -> Ahead:
     """The rows of each pass that began ahead."""
     begun: Ahead = []
-    program_ahead = GenerationProgram.ahead
+    program_ahead = Section.ahead
 
-    def count(self: GenerationProgram, pass_: GenerationPass) -> GenerationPass | None:
+    def count(self: Section, pass_: GenerationPass) -> GenerationPass | None:
         if (following := program_ahead(self, pass_)) is not None:
             begun.append(len(following.pieces))
         return following
 
     let_work_repeat(monkeypatch)
-    monkeypatch.setattr(GenerationProgram, "ahead", count)
+    monkeypatch.setattr(Section, "ahead", count)
     return begun
 
 

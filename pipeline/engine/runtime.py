@@ -34,7 +34,6 @@ logger = logging.getLogger("penstock")
 class Runtime:
     """Everything that an open line owns. A program needs some of it, so it comes later, with `wire`."""
 
-    program: Program
     wired: Wired
 
     def __init__(
@@ -84,7 +83,6 @@ class Runtime:
         passes: int | None = None,
     ) -> None:
         """Join the actors for a program; its passes have no end where `passes` does not say how many. Nothing runs."""
-        self.program = program
         self.wired = wire(self._parts, program, companions, trace, passes, self.expert_line)
         if self.device.shares_cores:
             warn_of_spinning()

@@ -21,6 +21,7 @@ from pipeline.generation.blueprint import Blueprint, draw_up_fitting, say_remark
 from pipeline.generation.expert_half import ExpertHalf
 from pipeline.generation.expert_record import experts_record
 from pipeline.generation.expert_work import ExpertWork
+from pipeline.generation.head import Head
 from pipeline.generation.model_plan import ModelPlan
 from pipeline.generation.model_statistics import ModelStatistics, WeightsRecord, program_counters
 from pipeline.generation.pass_buffers import PassBuffers
@@ -30,6 +31,8 @@ from pipeline.generation.pass_rates import PassRates
 from pipeline.generation.pass_size import PassRate
 from pipeline.generation.program import GenerationProgram
 from pipeline.generation.prompt_scores import PromptScorer
+from pipeline.generation.row_sampler import RowSampler
+from pipeline.generation.section import Section
 from pipeline.models.model_config import read_config
 from pipeline.models.row_blocks import RowBlocks
 from pipeline.reading.embedding import EmbeddingRows
@@ -49,7 +52,6 @@ class ModelRuntime(Runtime):
     """Everything that an open model owns."""
 
     settings: Config
-    program: GenerationProgram
 
     def __init__(
         self,
@@ -85,32 +87,35 @@ class ModelRuntime(Runtime):
             lose[StateLayout] = batcher.states.lose
         self.cache = KeyValueCache(plan.kv_layouts, plan.kv, device, settings.kv_disk, lose=lose, ahead=ahead)
         undone.callback(self.cache.memory.close)
-        program = self._make_program(drawn, batcher)
-        self.wire(program, (self.cache,) if plan.kv.moving else (), trace)
+        experts = None if self.expert_line is None else self.expert_line.store
+        self.section = self._make_section(drawn)
+        self.program = GenerationProgram(Admission(batcher, self.cache, self.pass_rate, experts), self.section)
+        self.wire(self.section, (self.cache,) if plan.kv.moving else (), trace)
 
-    def _make_program(self, drawn: Blueprint, batcher: Batcher) -> GenerationProgram:
+    def _make_section(self, drawn: Blueprint) -> Section:
         plan, catalog, device, settings = drawn.plan, drawn.catalog, self.device, self.settings
         invariant = settings.batch_invariant
         blocks = RowBlocks.of(
             device.block_rows, device.least_rows(drawn.dtype), device.repeated_rows, batch_invariant=invariant
         )
-        logit_rows = most_logit_rows(settings.max_requests)
-        tokens = plan.pass_size.tokens
+        tokens, requests = plan.pass_size.tokens, settings.max_requests
+        rows = self.embedding.most_rows
         scored_rows = rows_scored_at_once(drawn.model, settings, drawn.groups, device, drawn.dtype, tokens)
-        buffers = PassBuffers(device, drawn.model, drawn.dtype, blocks, self.embedding.most_rows, logit_rows)
-        experts = None if self.expert_line is None else self.expert_line.store
-        return GenerationProgram(
+        buffers = PassBuffers(device, drawn.model, drawn.dtype, blocks, rows, most_logit_rows(requests))
+        inputs = PassInputs(device, blocks.padded(rows), requests, plan.context_tokens)
+        scorer = PromptScorer(device, blocks, rows, scored_rows)
+        sampler = RowSampler(device, requests, drawn.model.vocabulary_size)
+        return Section(
             drawn.model,
             catalog,
             device,
             self.embedding,
             self.cache,
-            Admission(batcher, self.cache, self.pass_rate, experts),
-            PassInputs(device, blocks.padded(self.embedding.most_rows), settings.max_requests, plan.context_tokens),
+            inputs,
             drawn.dtype,
             blocks,
             buffers,
-            PromptScorer(device, blocks, self.embedding.most_rows, scored_rows),
+            Head(drawn.model, catalog, blocks, buffers, inputs, scorer, sampler),
             self.policy.micro_batches,
             self._expert_half(drawn, blocks, buffers),
         )

@@ -112,10 +112,6 @@ class PassWork:
             else:
                 self.ffn(message, part)
 
-    def logit_rows(self, pass_: GenerationPass) -> int:
-        """How many rows of logits a pass computes, those of no token too."""
-        return self._row_blocks.padded(sum(piece.logit_rows for piece in pass_.pieces))
-
     def attention_repeats(self, pass_: GenerationPass, layer: int) -> Hashable:
         """What the launches of an attention depend on beside the rows; None if on more than can be told."""
         kv, kind = self._cache.layer(layer)[0], self._config.layer_kinds[layer]
@@ -130,4 +126,4 @@ class PassWork:
             return None
         of_each = {self._alike[layer]: layer for layer in layers}.values()
         launched = [self.attention_repeats(pass_, layer) for layer in of_each]
-        return None if None in launched else (self.logit_rows(pass_), *launched)
+        return None if None in launched else (self._head.logit_rows(pass_), *launched)

@@ -19,7 +19,7 @@ from pipeline.formats.dense import linear
 from pipeline.formats.parts import EMBED_KEY
 from pipeline.generation.choosing import fused
 from pipeline.generation.folder import naming_files
-from pipeline.generation.program import COMPUTE
+from pipeline.generation.section import COMPUTE
 from pipeline.models import delta_net
 from pipeline.models.layers import DeltaNet
 from pipeline.models.model_config import ModelConfig

@@ -9,21 +9,21 @@ from support import tiny_models
 
 from pipeline import Model
 from pipeline.generation.generation_pass import GenerationPass
-from pipeline.generation.program import GenerationProgram
+from pipeline.generation.section import Section
 
 
 async def test_calls_that_keep_the_loop_busy_one_after_the_other_share_their_first_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await asyncio.to_thread(tiny_models.save, "llama_gqa_llama3", tmp_path)
-    begin, sizes = GenerationProgram.begin, list[int]()
+    begin, sizes = Section.begin, list[int]()
 
-    async def count(self: GenerationProgram) -> GenerationPass:
+    async def count(self: Section) -> GenerationPass:
         pass_ = await begin(self)
         sizes.append(len(pass_.pieces))
         return pass_
 
-    monkeypatch.setattr(GenerationProgram, "begin", count)
+    monkeypatch.setattr(Section, "begin", count)
     async with Model.open(tmp_path, device="cpu") as model:
 
         async def come(turns: int) -> None:

@@ -41,19 +41,19 @@ def sequence(model: Model, prompt: Sequence[int], rows: int) -> RunningSequence:
 
 def watch(model: Model) -> dict[RunningSequence, list[torch.Tensor]]:
     """The rows of logits of each sequence, pass by pass, from now on."""
-    program, seen = model.runtime.program, defaultdict[RunningSequence, list[torch.Tensor]](list)
-    finish = program.finish
+    section, seen = model.runtime.section, defaultdict[RunningSequence, list[torch.Tensor]](list)
+    finish = section.finish
 
     async def watched(pass_: GenerationPass) -> None:
         pieces = pass_.choosing
         await finish(pass_)
-        rows = program._buffers.logits(0, 6)
+        rows = section._buffers.logits(0, 6)
         for piece, logits_RV in zip(
             pieces, rows[: sum(counts := [one.logit_rows for one in pieces])].split(counts), strict=True
         ):
             seen[piece.sequence].append(logits_RV.clone())
 
-    program.finish = watched  # type: ignore[method-assign]
+    section.finish = watched  # type: ignore[method-assign]
     return seen
 
 

@@ -43,7 +43,7 @@ async def test_they_are_those_of_transformers_alone_in_company_and_however_a_pro
     found: list[list[Output]] = []
     async with asyncio.timeout(60), Model.open(folder, **ROOM) as model:
         found.append([await ask(model, index) for index in range(len(PROMPTS))])
-        slices = sum(key[1].startswith("head") for key in model.runtime.program.order)
+        slices = sum(key[1].startswith("head") for key in model.runtime.section.order)
         assert slices > 1
     for settings in SETTINGS:
         async with asyncio.timeout(60), Model.open(folder, **{**ROOM, **settings}) as model:

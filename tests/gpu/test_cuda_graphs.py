@@ -15,7 +15,7 @@ from pipeline import Model, Output
 from pipeline.devices.cuda import CudaDevice
 from pipeline.devices.graphs import Graphs
 from pipeline.generation.generation_pass import GenerationPass
-from pipeline.generation.program import GenerationProgram
+from pipeline.generation.section import Section
 
 pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("nothing_was_there_before")]
 PROMPTS = [[1, 5, 9], [4, 3, 7, 11, 20, 8], [9], [31, 7], [2, 9, 8, 7]]
@@ -126,9 +126,9 @@ async def test_passes_that_begin_ahead_have_the_tokens_of_those_that_wait(
     call: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await asyncio.to_thread(tiny_models.save, "llama_gqa_llama3", tmp_path, layers=3)
-    program_ahead, begun = GenerationProgram.ahead, []
+    program_ahead, begun = Section.ahead, []
 
-    def count(self: GenerationProgram, pass_: GenerationPass) -> GenerationPass | None:
+    def count(self: Section, pass_: GenerationPass) -> GenerationPass | None:
         following = program_ahead(self, pass_)
         begun.append(following is not None)
         return following
@@ -138,12 +138,12 @@ async def test_passes_that_begin_ahead_have_the_tokens_of_those_that_wait(
         return list(await asyncio.gather(*calls))
 
     async with Model.open(tmp_path, device="cuda") as model:
-        monkeypatch.setattr(GenerationProgram, "ahead", lambda self, pass_: None)
+        monkeypatch.setattr(Section, "ahead", lambda self, pass_: None)
         expected = await answers(model, ignore_eos=True)
         stops = [expected[3].token_ids[5]]
         stopped = await answers(model, stop_token_ids=stops)
         await until_the_table_is_seen(model)
-        monkeypatch.setattr(GenerationProgram, "ahead", count)
+        monkeypatch.setattr(Section, "ahead", count)
         for _ in range(3):
             assert await answers(model, ignore_eos=True) == expected
             assert await answers(model, stop_token_ids=stops) == stopped

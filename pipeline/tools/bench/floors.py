@@ -164,7 +164,7 @@ class Floors:
         launch, and later repeats it.
         Raises RequestError when there is no room for all of them in one pass.
         """
-        program, buffers = self._runtime.program, {one.key: one.at.buffer for one in loaded.messages}
+        section, buffers = self._runtime.section, {one.key: one.at.buffer for one in loaded.messages}
         memory = Budget("floor", {}, time.perf_counter, buffers)
         messages = [Message(*one.key, one.seq, await memory.acquire("", one.key), READY) for one in loaded.messages]
         for _ in range(requests):
@@ -172,13 +172,13 @@ class Floors:
         seconds = []
         for _ in range(passes):
             started = time.perf_counter()
-            pass_ = await program.begin()
+            pass_ = await section.begin()
             _check_tokens(pass_, requests)
             for groups in stretches(messages):
-                if not program.stretch(pass_, groups):
+                if not section.stretch(pass_, groups):
                     for message in groups:
-                        program.step(pass_, message)
-            await program.finish(pass_)
+                        section.step(pass_, message)
+            await section.finish(pass_)
             seconds.append(time.perf_counter() - started)
         return seconds
 
@@ -205,16 +205,16 @@ class Floors:
             yield time.perf_counter() - started, (await anext(chunks)).token_ids[0]
 
     async def _sequential_pass(self, in_place: Mapping[GroupKey, Message[Slot]]) -> None:
-        program = self._runtime.program
-        pass_ = await program.begin()
+        section = self._runtime.section
+        pass_ = await section.begin()
         for seq, group in enumerate(self._runtime.catalog.order):
             if (message := in_place.get(group)) is None:
                 message = Message(*group, seq, await self._fetched(group), READY)
-            for event in program.step(pass_, message):
+            for event in section.step(pass_, message):
                 await event.wait()
             if group not in in_place:
                 message.at.release(after=READY)
-        await program.finish(pass_)
+        await section.finish(pass_)
 
     async def _fetched(self, key: GroupKey) -> Slot:
         """Bring a group into a slot that can be computed with; nothing is read where it stays in host memory."""
@@ -259,15 +259,15 @@ class Floors:
         return time.perf_counter() - started, seconds
 
     async def _pass(self, loaded: Loaded, tokens: int, *, experts: bool = False) -> list[float]:
-        program = self._runtime.program
-        pass_ = await program.begin()
+        section = self._runtime.section
+        pass_ = await section.begin()
         _check_tokens(pass_, tokens)
         ran = []
         for message in loaded.messages:
-            if experts and not attends(message.group) and (come := program.prepare(pass_, message)) is not None:
+            if experts and not attends(message.group) and (come := section.prepare(pass_, message)) is not None:
                 await come
-            ran.append(program.step(pass_, message))
-        await program.finish(pass_)
+            ran.append(section.step(pass_, message))
+        await section.finish(pass_)
         spans = [event.span or (0.0, 0.0) for events in ran for event in events]
         return [ended - started for started, ended in spans]
 

@@ -24,12 +24,12 @@ from pipeline.models.frequencies import frequencies
 from pipeline.models.model_config import ModelConfig, read_config
 from pipeline.models.ropes import attention_factor
 from pipeline.tools.bench.arm_program import say
-from pipeline.tools.bench.pass_arm import Passes, PassSettings, serve_passes
+from pipeline.tools.bench.pass_arm import ArmPasses, PassSettings, serve_passes
 
 LEAST_POSITIONS = 192
 
 
-def run(settings: PassSettings) -> list[Passes]:
+def run(settings: PassSettings) -> list[ArmPasses]:
     """Decode every scenario; the prompt is computed token by token, by the same graphs."""
     folder, device = Path(settings.folder), settings.torch_device
     config = read_config(folder)
@@ -54,7 +54,7 @@ def _weights(folder: Path, told_dtype: str, device: torch.device) -> dict[str, t
     return weights if told_dtype == "auto" else {k: v.to(getattr(torch, told_dtype)) for k, v in weights.items()}
 
 
-def _decode(loop: "_Loop", passes: Passes) -> None:
+def _decode(loop: "_Loop", passes: ArmPasses) -> None:
     prompts_BT = torch.tensor(passes.prompts)
     for column in range(prompts_BT.shape[1] - 1):
         loop.next_tokens(column, prompts_BT[:, column])
@@ -71,7 +71,7 @@ class _Loop:
     """The buffers of one scenario, at fixed addresses, and what computes on them, in order."""
 
     def __init__(
-        self, config: ModelConfig, weights: dict[str, torch.Tensor], passes: Passes, device: torch.device
+        self, config: ModelConfig, weights: dict[str, torch.Tensor], passes: ArmPasses, device: torch.device
     ) -> None:
         self._config, self._weights = config, weights
         (self._kind,), (self._rope,) = config.attentions, config.ropes

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.tools.bench.accelerate_arm import NEEDS, open_offloaded
 from pipeline.tools.bench.arm_program import require_installed, say
-from pipeline.tools.bench.pass_arm import SAMPLED, Passes, PassSettings, serve_passes
+from pipeline.tools.bench.pass_arm import SAMPLED, ArmPasses, PassSettings, serve_passes
 from pipeline.tools.bench.ring import stream_through_ring
 
 ACCELERATE, TRANSFORMERS, DIFFUSERS, RING = "accelerate", "transformers", "diffusers", "ring"
@@ -26,7 +26,7 @@ def check_installed(arm: str) -> None:
     require_installed(arm, *NEEDS)
 
 
-def run(settings: PassSettings) -> list[Passes]:
+def run(settings: PassSettings) -> list[ArmPasses]:
     """Generate in a static batch, with the KV cache of transformers."""
     say(f"{settings.arm}: loading the model")
     transformers = importlib.import_module("transformers")
@@ -42,7 +42,7 @@ def run(settings: PassSettings) -> list[Passes]:
 
 
 @torch.inference_mode()
-def generate(model: Any, passes: Passes, device: torch.device) -> None:
+def generate(model: Any, passes: ArmPasses, device: torch.device) -> None:
     """Run one scenario; each pass ends when its tokens are in host memory."""
     scenario, cache_name = passes.scenario, name_of_cache(model)
     prompts_BT = torch.tensor(passes.prompts, device=device)

@@ -28,7 +28,7 @@ from pipeline.models.model_config import ModelConfig, read_config
 from pipeline.models.ropes import Rope, attention_factor
 from pipeline.models.specs import group_specs
 from pipeline.tools.bench.arm_program import require_installed, say
-from pipeline.tools.bench.pass_arm import Passes, PassSettings, serve_passes
+from pipeline.tools.bench.pass_arm import ArmPasses, PassSettings, serve_passes
 from pipeline.tools.convert.convert import stored_tensor, stored_views
 
 FILE = "model.gguf"
@@ -66,7 +66,7 @@ def remark(folder: Path) -> str:
     )
 
 
-def run(settings: PassSettings) -> list[Passes]:
+def run(settings: PassSettings) -> list[ArmPasses]:
     """Decode greedily with mapped weights, with as many threads as torch would use, or on the GPU."""
     check_installed()
     file = Path(settings.gguf or Path(settings.offload_folder) / FILE)

@@ -11,7 +11,7 @@ from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
 from pipeline.system.event_loop import run_async
 from pipeline.tools.bench.arm_program import say
 from pipeline.tools.bench.floors import Floors, apart
-from pipeline.tools.bench.pass_arm import SAMPLED, WARM_UP, Passes, PassSettings, Scenario, serve_passes
+from pipeline.tools.bench.pass_arm import SAMPLED, WARM_UP, ArmPasses, PassSettings, Scenario, serve_passes
 from pipeline.tools.bench.stream import AskedScenario, generate
 
 FLOOR_ROUNDS = 3
@@ -20,7 +20,7 @@ ROUND_TOKENS = 256
 """Prompts of many requests are computed in pieces of at least so many tokens a pass, while the first ones run on."""
 
 
-def run(settings: PassSettings) -> list[Passes]:
+def run(settings: PassSettings) -> list[ArmPasses]:
     """Generate through the line, or, sequentially, read each group and then compute it."""
     return run_async((_sequential if settings.arm == SEQUENTIAL else _streamed)(settings))
 
@@ -45,7 +45,7 @@ def model_options(settings: PassSettings) -> dict[str, Any]:
     return {**room, **settings.options, "device": settings.device, "dtype": settings.dtype}
 
 
-def asked_of(passes: Passes) -> AskedScenario:
+def asked_of(passes: ArmPasses) -> AskedScenario:
     """The same in the words of `stream`."""
     scenario = passes.scenario
     drawn = SAMPLED if scenario.sampled else {"temperature": 0.0}
@@ -65,7 +65,7 @@ def _tokens_before_all_run(scenario: Scenario) -> int:
     return 0 if scenario.requests == 1 else 1 + scenario.requests * scenario.prompt_tokens // ROUND_TOKENS
 
 
-async def _streamed(settings: PassSettings) -> list[Passes]:
+async def _streamed(settings: PassSettings) -> list[ArmPasses]:
     options, measured = model_options(settings), settings.passes()
     async with Model.open(settings.folder, **options) as model:
         say(f"{settings.arm}: reads {model.runtime.reading}")
@@ -78,7 +78,7 @@ async def _streamed(settings: PassSettings) -> list[Passes]:
 
 
 async def _with_floors(
-    settings: PassSettings, options: dict[str, Any], residency: Residency, measured: list[Passes]
+    settings: PassSettings, options: dict[str, Any], residency: Residency, measured: list[ArmPasses]
 ) -> None:
     """Measure the floors of greedy passes, in the memory that the model gave back.
 
@@ -100,7 +100,7 @@ async def _with_floors(
                 passes.floors["upload"].append(await floors.upload_seconds())
 
 
-async def _sequential(settings: PassSettings) -> list[Passes]:
+async def _sequential(settings: PassSettings) -> list[ArmPasses]:
     """The same reader, the same computing, and nothing beside anything; all groups are read in every pass."""
     (passes,) = settings.passes()
     async with apart(Path(settings.folder), model_options(settings)) as runtime:

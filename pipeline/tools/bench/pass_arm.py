@@ -56,7 +56,7 @@ class Scenario:
 
 
 @dataclass(slots=True)
-class Passes:
+class ArmPasses:
     """The measurements of an arm in a scenario: seconds of each pass, bytes that the disk delivered for it, and tokens.
 
     `floors` are seconds, measured in the same process; `moving_groups` move in every pass: of an arm that knows them.
@@ -127,10 +127,10 @@ class PassSettings:
     gguf: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
-    def passes(self) -> list[Passes]:
+    def passes(self) -> list[ArmPasses]:
         """Return the scenarios that are to be measured, in turn."""
         vocabulary_size = read_config(Path(self.folder)).vocabulary_size
-        return [Passes(self.arm, Scenario(**one), vocabulary_size) for one in self.scenarios]
+        return [ArmPasses(self.arm, Scenario(**one), vocabulary_size) for one in self.scenarios]
 
     @property
     def torch_device(self) -> torch.device:
@@ -139,6 +139,6 @@ class PassSettings:
         return torch.device("cuda" if cuda else "cpu")
 
 
-def serve_passes(run: Callable[[PassSettings], list[Passes]], arguments: Sequence[str]) -> int:
+def serve_passes(run: Callable[[PassSettings], list[ArmPasses]], arguments: Sequence[str]) -> int:
     """Run an arm as a program, which prints a row for each scenario; returns the exit status."""
     return serve(lambda settings: [one.as_dict() for one in run(settings)], PassSettings, arguments)

@@ -37,7 +37,7 @@ async def _record(options: argparse.Namespace, prompt: Any, arguments: dict[str,
     with open_checkpoint(options.model) as checkpoint:
         digest = checkpoint_digest(checkpoint)
     async with Model.open(options.model, **options.settings) as model:
-        half, line = model.runtime.program.expert_half, model.runtime.expert_line
+        half, line = model.runtime.section.expert_half, model.runtime.expert_line
         if half is None or line is None:
             raise ConfigError(f"{options.model}: has no experts that a router chooses; name a model that has some")
         catalog = line.room.catalog

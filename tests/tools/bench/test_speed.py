@@ -21,7 +21,7 @@ from pipeline.tools.bench import device_floors, graph_arm, hugging_face_arm, our
 from pipeline.tools.bench.arm_program import ArmRun, command_of
 from pipeline.tools.bench.floors import Floors, apart
 from pipeline.tools.bench.memory_limit import MemoryLimit, OverLimit, ProgramFailed
-from pipeline.tools.bench.pass_arm import WARM_UP, Passes, PassSettings, Scenario, serve_passes
+from pipeline.tools.bench.pass_arm import WARM_UP, ArmPasses, PassSettings, Scenario, serve_passes
 from pipeline.tools.bench.speed import ELSEWHERE, FROM_HOST, OURS, WITHOUT, SpeedBench, arms_of
 from pipeline.tools.bench.speed_results import results
 from pipeline.tools.bench.steady_passes import room_for
@@ -43,14 +43,14 @@ def settings(arm: str, folder: Path = BUNDLED, scenarios: Sequence[Scenario] = (
 
 
 @pytest.fixture(scope="module")
-def ours() -> Passes:
+def ours() -> ArmPasses:
     return our_arm.run(settings(OURS))[0]
 
 
 @pytest.mark.usefixtures("everything_moves")
 @pytest.mark.parametrize("arm", [arm for arm in WITHOUT if arm != FROM_HOST])
 @pytest.mark.parametrize("device", ["cpu", "cpu-copy"])
-def test_every_arm_of_ours_says_the_same(arm: str, device: str, ours: Passes) -> None:
+def test_every_arm_of_ours_says_the_same(arm: str, device: str, ours: ArmPasses) -> None:
     (passes,) = our_arm.run(settings(arm, **{**WITHOUT[arm], "device": device}))
     assert passes.token_ids == ours.token_ids
     assert len(passes.token_ids[0]) == WARM_UP + PASSES
@@ -83,7 +83,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def answers(checkpoint: Path) -> list[Passes]:
+def answers(checkpoint: Path) -> list[ArmPasses]:
     return our_arm.run(settings(OURS, checkpoint, (*SCENARIOS, DRAWN)))
 
 
@@ -96,7 +96,7 @@ def answers(checkpoint: Path) -> list[Passes]:
     ],
 )  # fmt: skip
 def test_other_arms_give_the_same_tokens(
-    run: Callable[[PassSettings], list[Passes]], arm: str, does: int, checkpoint: Path, answers: list[Passes]
+    run: Callable[[PassSettings], list[ArmPasses]], arm: str, does: int, checkpoint: Path, answers: list[ArmPasses]
 ) -> None:
     measured = run(settings(arm, checkpoint, SCENARIOS[:does]))
     assert [one.token_ids for one in measured] == [one.token_ids for one in answers[:does]]
@@ -104,7 +104,7 @@ def test_other_arms_give_the_same_tokens(
     assert [len(one.token_ids) for one in measured] == [1, 3, 1][:does]
 
 
-def test_drawn_tokens_are_not_the_most_likely_ones(checkpoint: Path, answers: list[Passes]) -> None:
+def test_drawn_tokens_are_not_the_most_likely_ones(checkpoint: Path, answers: list[ArmPasses]) -> None:
     """Another program draws others; which ones depends on the seed alone."""
     torch.manual_seed(0)
     (theirs,) = hugging_face_arm.run(settings("transformers", checkpoint, (DRAWN,)))
@@ -152,7 +152,9 @@ def test_the_ring_fills_a_slot_only_behind_the_layer_that_was_computed_in_it(mon
     assert fills == [f"waits for computes {index}" for index in (0, 2, 1, 0, 2, 1)]
 
 
-def test_another_tree_answers_in_a_program_of_its_own(checkpoint: Path, answers: list[Passes], tmp_path: Path) -> None:
+def test_another_tree_answers_in_a_program_of_its_own(
+    checkpoint: Path, answers: list[ArmPasses], tmp_path: Path
+) -> None:
     bench = SpeedBench(
         checkpoint, {"device": "cpu"}, SCENARIOS, None, lambda text: None, Path(speed.__file__).parents[3]
     )

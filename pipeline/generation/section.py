@@ -1,0 +1,273 @@
+"""What one line computes of a pass: its groups, on its device, half a layer or a slice of the head at a time."""
+
+import functools
+from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+import torch
+
+from actors.core.budget import Slot
+from actors.core.event import Event
+from actors.core.message import READY, GroupKey, Message, ended
+from actors.core.order import lanes
+from actors.core.ports import Program
+from pipeline.devices.port import Device
+from pipeline.formats.parts import ATTN, FFN, HEAD, attends, gives_logits, kind_of
+from pipeline.generation.batching import Piece
+from pipeline.generation.expert_half import ExpertHalf
+from pipeline.generation.fetched_rows import fetch_rows
+from pipeline.generation.generation_pass import GenerationPass, token_ids
+from pipeline.generation.head import Head
+from pipeline.generation.micro_batches import MicroBatch, micro_batches
+from pipeline.generation.pass_buffers import PassBuffers
+from pipeline.generation.pass_inputs import PassInputs
+from pipeline.generation.pass_work import PassWork
+from pipeline.generation.prompt_scores import Found, ScoredRun
+from pipeline.generation.records import Records
+from pipeline.generation.rows_sent import Outcome
+from pipeline.generation.sampling import Sampler
+from pipeline.groups.catalog import WeightCatalog
+from pipeline.models.model_config import ModelConfig
+from pipeline.models.ops import infer
+from pipeline.models.row_blocks import RowBlocks
+from pipeline.reading.embedding import EmbeddingRows, embedding_failed
+from pipeline.state.kv import KeyValueCache
+
+COMPUTE = "compute"
+"""The compute lane; with several micro-batches each part of a layer has a lane of its own."""
+
+
+class Passes(Protocol):
+    """What a section asks of the whole: which pass it is in, and what becomes of it."""
+
+    async def begin(self, section: "Section", /) -> GenerationPass:
+        """Wait until there is work, and return the state of one pass over it."""
+
+    def ahead(self, section: "Section", pass_: GenerationPass, /) -> GenerationPass | None:
+        """Begin the next pass behind one of which all is launched and nothing is known; None where it must be known."""
+
+    async def finish(self, section: "Section", pass_: GenerationPass, /) -> None:
+        """Wait for the results of the pass and hand them on."""
+
+
+class Section(Program):
+    """The program of one line: it computes passes that the whole, `passes`, begins and finishes."""
+
+    passes: Passes
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        catalog: WeightCatalog,
+        device: Device,
+        embedding: EmbeddingRows,
+        cache: KeyValueCache,
+        inputs: PassInputs,
+        dtype: torch.dtype,
+        row_blocks: RowBlocks,
+        buffers: PassBuffers,
+        head: Head,
+        micro_batches: int = 1,
+        expert_half: ExpertHalf | None = None,
+    ) -> None:
+        self.order: Sequence[GroupKey] = catalog.order
+        self.embedding = embedding
+        self.expert_half = expert_half
+        self._lanes = lanes(self.order)
+        self._halfway = self.order[(len(self.order) - 1) // 2]
+        self._device = device
+        self._cache = cache
+        self._inputs = inputs
+        self._row_blocks = row_blocks
+        self._buffers = buffers
+        self._head = head
+        self._work = PassWork(config, catalog, cache, embedding, inputs, dtype, row_blocks, buffers, head)
+        self._micro_batches = micro_batches
+        self._records = Records(device, len(catalog.order), micro_batches)
+
+    async def begin(self) -> GenerationPass:
+        """Wait until the whole begins a pass."""
+        return await self.passes.begin(self)
+
+    def ahead(self, pass_: GenerationPass) -> GenerationPass | None:
+        """Begin the next pass behind the launches of this one, where the whole can."""
+        return self.passes.ahead(self, pass_)
+
+    async def finish(self, pass_: GenerationPass) -> None:
+        """Let the whole wait for the results."""
+        await self.passes.finish(self, pass_)
+
+    async def fetch(self, pieces: list[Piece]) -> tuple[list[Piece], Event]:
+        """Fetch the embedding rows of these pieces, see `fetch_rows`."""
+        return await fetch_rows(self.embedding, pieces, self._work.embeds_alike)
+
+    def start(self, pieces: list[Piece], fetched: Event) -> GenerationPass:
+        """Launch what comes before the first layer of a pass with these pieces, whose embedding rows are `fetched`."""
+        self._cache.begin(pieces)
+        tokens, embeds_alike = len(token_ids(pieces)), self._work.embeds_alike(pieces)
+        pass_ = GenerationPass(pieces, micro_batches(tokens, self._micro_batches, self._row_blocks))
+        if self.expert_half is not None:
+            self.expert_half.begin(pieces)
+        self._head.begin(pass_)
+        sent = self._inputs.send(pieces, pass_.cuts, upload=not embeds_alike)
+        if embeds_alike:
+            copy_and_embed = functools.partial(self._work.copy_and_embed, pass_)
+            self._embed(pass_, copy_and_embed, (fetched, sent), ("embed", pass_.padded_rows))
+        else:
+            self._embed(pass_, functools.partial(self._work.embed, pass_, tokens), (fetched, sent))
+        return pass_
+
+    def may_go_on(self, pass_: GenerationPass) -> bool:
+        """Whether the device alone can begin the next pass, with the tokens that it chooses in this one."""
+        if pass_.in_stretches < len(self.order) or pass_.abandoned or not self.embedding.is_seen:
+            return False
+        if not self._work.embeds_alike(pass_.pieces):
+            return False
+        rows = self._head.send(pass_)
+        return rows.prepared.done() and rows.goes_on and len(rows.samplers) == len(pass_.pieces)
+
+    def go_on(self, pass_: GenerationPass, pieces: list[Piece]) -> GenerationPass:
+        """Launch the choice of tokens, and behind it what comes before the first layer of the next pass."""
+        rows = self._head.launch(COMPUTE, pass_)
+        parts = micro_batches(len(pieces), self._micro_batches, self._row_blocks)
+        following = GenerationPass(pieces, parts, ahead=True)
+        self._inputs.go_on(pieces, following.cuts)
+        go_on = functools.partial(self._work.go_on, following, self._head.sampler)
+        self._embed(following, go_on, (rows.chosen,), ("go on", following.padded_rows))
+        return following
+
+    def _embed(
+        self, pass_: GenerationPass, work: Callable[[], object], after: Sequence[Event], repeats: Hashable = None
+    ) -> None:
+        """Launch what comes before the first layer."""
+        for block in pass_.blocks:
+            block.rows = self._inputs.rows(block.begin, block.end)
+            block.rotary = self._buffers.rotary(block.begin, block.end)
+        pass_.embedded = self._device.launch(COMPUTE, functools.partial(infer, work), after, repeats)
+        for part in pass_.parts:
+            part.last = pass_.embedded
+
+    def prepare(self, pass_: GenerationPass, message: Message[Slot]) -> Coroutine[Any, Any, None] | None:
+        """Wait until the KV blocks of the layer are on their way to the device, or launch its experts as they come."""
+        if attends(message.group):
+            return self._cache.rendezvous.prepare(message.layer)
+        if self.expert_half is None or gives_logits(message.group):
+            return None
+        return self.expert_half.prepare(pass_, message, self._launch)
+
+    async def check_in(self, pass_: GenerationPass, message: Message[Slot]) -> None:
+        """Wait, on the host, for everything that was launched and for the group."""
+        for part in pass_.parts:
+            await ended(part.last)
+        await ended(message.event)
+        if attends(message.group):
+            await ended(self._cache.layer(message.layer)[1])
+
+    def step(self, pass_: GenerationPass, message: Message[Slot]) -> Sequence[Event]:
+        """Launch half a layer, micro-batch by micro-batch, or a slice of the head; nothing if no request needs it."""
+        ran = [] if pass_.abandoned else self._launches[kind_of(message.group)](self, pass_, message)
+        self._tell(pass_, message, ran)
+        return ran
+
+    def stretch(self, pass_: GenerationPass, messages: Sequence[Message[Slot]]) -> Sequence[Event]:
+        """Launch groups that stay as one, where that repeats: in one micro-batch of a pass that only chooses."""
+        sized = len(pass_.parts) == 1 and pass_.padded_rows in self._row_blocks.repeated
+        if not sized or not pass_.choosing or pass_.scored is not None or self.expert_half is not None:
+            return []
+        repeats = self._work.stretch_repeats(pass_, messages)
+        key = repeats and self._records.admit((messages[0].key, pass_.padded_rows, repeats), len(messages))
+        if key is None:
+            return []
+        (part,) = pass_.parts
+        work = functools.partial(self._work.stretch, messages, part, self._head.logit_rows(pass_))
+        part.last = self._device.launch(COMPUTE, functools.partial(infer, work), (part.last,), key)
+        for message in messages:
+            self._tell(pass_, message, [part.last])
+        pass_.in_stretches += len(messages)
+        return [part.last]
+
+    def _tell(self, pass_: GenerationPass, message: Message[Slot], ran: Sequence[Event]) -> None:
+        """Say what was launched, if anything."""
+        if ran and message.key == self._halfway and not pass_.ahead:
+            # While the device is busy, and before weights of the next pass are on their way to it.
+            self._head.send(pass_)
+        tell = self._cache.attended if attends(message.group) else self._cache.rendezvous.computed
+        tell(message.layer, ran[-1] if ran else READY)
+
+    def _launch_attention(self, pass_: GenerationPass, message: Message[Slot]) -> list[Event]:
+        kv, arrived = self._cache.layer(message.layer)
+        repeats = self._work.attention_repeats(pass_, message.layer)
+        half = functools.partial(self._work.attention, message, kv)
+        return self._launch_half(pass_, message, half, arrived, repeats=repeats)
+
+    def _launch_ffn(self, pass_: GenerationPass, message: Message[Slot]) -> list[Event]:
+        if self.expert_half is not None:
+            added = self.expert_half.add_up(pass_, message, self._launch)
+            if added is not None:
+                return added
+        half = functools.partial(self._work.ffn, message)
+        return self._launch_half(pass_, message, half, repeats="always")
+
+    def _launch_half(
+        self,
+        pass_: GenerationPass,
+        message: Message[Slot],
+        half: Callable[[MicroBatch], None],
+        *arrived: Event,
+        repeats: Hashable = None,
+    ) -> list[Event]:
+        """Micro-batch by micro-batch. `repeats` is what launches for the same rows depend on; None if on anything."""
+        ran: list[Event] = []
+        for part in pass_.parts:
+            # Behind the micro-batch before, whose lane it shares: it attends to that one's keys, and fails with it.
+            after, work = (*arrived, *ran[-1:]), functools.partial(half, part)
+            key = repeats and (part.begin, pass_.padded_rows, repeats)
+            ran.append(self._launch(message, pass_, part, work, after, key))
+        return ran
+
+    def _launch(
+        self,
+        message: Message[Slot],
+        pass_: GenerationPass,
+        part: MicroBatch,
+        work: Callable[[], object],
+        after: Sequence[Event] = (),
+        repeats: Hashable = None,
+        *,
+        short: bool = False,
+    ) -> Event:
+        """Run `work` after what came before in this micro-batch, so that its failure is not computed with."""
+        lane = COMPUTE if len(pass_.parts) == 1 else self._lanes[message.key]
+        key = None
+        if repeats and pass_.padded_rows in self._row_blocks.repeated:
+            key = self._records.admit((message.key, message.at.buffer.tensor.data_ptr(), repeats))
+        after = (message.event, *after, part.last)
+        part.last = self._device.launch(lane, functools.partial(infer, work), after, key, short=short)
+        return part.last
+
+    def _launch_head(self, pass_: GenerationPass, message: Message[Slot]) -> list[Event]:
+        return self._head.step(pass_, message, self._launch)
+
+    # Bound methods in the program would hold it, and its KV blocks, until garbage is collected.
+    _launches: ClassVar = {ATTN: _launch_attention, FFN: _launch_ffn, HEAD: _launch_head}
+
+    async def outcomes(self, pass_: GenerationPass) -> Mapping[Sampler, Outcome]:
+        """Choose the next tokens behind the logits of the pass; returns when they are known."""
+        try:
+            await pass_.embedded.wait()
+        except Exception as error:
+            raise embedding_failed(error) from error
+        return await self._head.outcomes(COMPUTE, pass_)
+
+    async def scores(self, pass_: GenerationPass) -> list[tuple[ScoredRun, Found]]:
+        """What the slices of the head say of prompts that are scored."""
+        return await self._head.scores(pass_)
+
+    async def close(self) -> None:
+        """End the threads; the lines must have stopped."""
+        await self._head.close()
+
+    def let_go(self) -> None:
+        """Hold no views of memory any more, nor the whole, which would outlive that: a closed model may be kept."""
+        del self._inputs, self._head, self._work, self._buffers, self.passes
+        self.embedding.let_go()

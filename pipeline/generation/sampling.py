@@ -65,6 +65,7 @@ class Sampler:
             for most in (parameters.logprobs, parameters.prompt_logprobs)
         )
         self.parameters = parameters
+        self.index = index
         self.prompt_ids = prompt_ids
         self.token_ids = array("i")
         self.ended = False
@@ -130,6 +131,11 @@ class Sampler:
             self._rules.took(token_id)
         if self.grammar is not None:
             self.grammar.took(token_id)
+
+    def skip(self, token_id: int) -> None:
+        """Take note of a token that was chosen elsewhere, with the random number that would have been its own here."""
+        _ = self.uniform
+        self.took(token_id)
 
     def end(self) -> None:
         """Let go of the rules; no token is chosen any more."""

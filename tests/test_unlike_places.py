@@ -42,7 +42,7 @@ def nothing_is_held(model: Model) -> bool:
 async def test_three_places_change_no_bit(checkpoint: Path, tmp_path: Path) -> None:
     async with Model.open(checkpoint, device="cpu", **SETTINGS) as model:
         expected = await asyncio.gather(*calls(model))
-        layouts = model.runtime.cache.memory.layouts
+        layouts = [*model.runtime.cache.memory.layouts.values()]
         sizes = [layout.layer_bytes for layout in layouts]
         assert len({*layouts}) == len({*sizes}) == 2
     for device, on_device, in_host in PLACES:

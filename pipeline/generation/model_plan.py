@@ -40,7 +40,7 @@ class ModelPlan(Plan):
     """The plan of a line that computes a model, what it gives to KV blocks, and whether the embedding table stays."""
 
     context_tokens: int
-    kv_layouts: tuple[CellLayout, ...]
+    kv_layouts: Mapping[int, CellLayout]
     kv: KvPlacement
     kv_room: KvRoom
     state_room: StateRoom | None
@@ -166,12 +166,12 @@ class _Rooms:
         plan = self.planning.plan(held)
         if table_stays := self._table_stays(plan):
             plan = self.planning.plan([*held, self.table])
-        kv_bytes = sum(layout.layer_bytes for layout in layouts if isinstance(layout, KvLayout))
-        rooms = KvRoom(blocks_for(tokens) * BLOCK_TOKENS, kv_bytes, why), StateRoom.of(layouts)
+        kv_bytes = sum(layout.layer_bytes for layout in layouts.values() if isinstance(layout, KvLayout))
+        rooms = KvRoom(blocks_for(tokens) * BLOCK_TOKENS, kv_bytes, why), StateRoom.of(layouts.values())
         said = (plan.memory, plan.limits, plan.slots, plan.residency, plan.groups, plan.experts, self.context_tokens)
         return ModelPlan(*said, layouts, kv, *rooms, PassSize(self.tokens, None), table_stays)
 
-    def _layouts(self, tokens: int) -> tuple[CellLayout, ...]:
+    def _layouts(self, tokens: int) -> dict[int, CellLayout]:
         """Those of all layers, with room for so many tokens; recurrent ones have it for as many requests.
 
         Where a setting says how many tokens these are, recurrent states have room for all that may run.
@@ -188,7 +188,7 @@ class _Rooms:
             return StateLayout(requests, snapshots, StateParts.of(kind, self.dtype, carries=carries))
 
         made = {kind: layout(kind) for kind in {*mixers}}
-        return tuple(made[kind] for kind in mixers)
+        return {layer: made[kind] for layer, kind in enumerate(mixers)}
 
     def _table_stays(self, plan: Plan) -> bool:
         """Whether the embedding table stays in the room that all else leaves.

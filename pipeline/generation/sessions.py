@@ -45,7 +45,7 @@ class Sessions:
 
     def __init__(self, runtime: ModelRuntime, scope: bytes) -> None:
         self._runtime, self._scope = runtime, scope
-        self._layouts = runtime.cache.memory.layouts
+        self._layouts = [*runtime.cache.memory.layouts.values()]
         self._copies = CellCopies(runtime.cache.memory, runtime.device)
         self._prefixes = runtime.admission.batcher.prefixes
         self._pool, self._states = self._prefixes.pool, self._prefixes.states

@@ -23,8 +23,8 @@ from pipeline.state.spilled_blocks import KV, SpilledBlocks
 
 
 class KeyValueCache:
-    """Keys and values of all layers, or their recurrent states, for the program and, as the port `Companion`, for the
-    line that moves them.
+    """Keys and values of layers, or their recurrent states, by the layer's number: for the program and, as the port
+    `Companion`, for the line that moves them.
 
     Every pass moves the same cells in layers that are alike and do not stay on the device: in, what its sequences look
     back at; out, what its tokens change. `bytes_in` and `bytes_out` count what was copied between host memory and the
@@ -35,7 +35,7 @@ class KeyValueCache:
 
     def __init__(
         self,
-        layouts: Sequence[CellLayout],
+        layouts: Mapping[int, CellLayout],
         placement: KvPlacement,
         device: Device,
         folder: str | Path | None = None,

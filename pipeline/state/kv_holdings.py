@@ -13,16 +13,16 @@ KNOBS = {"recurrent state": "max_requests", "state snapshots": "state_snapshots"
 
 
 def place_layers(
-    layouts: Sequence[CellLayout], device: Device, free: Mapping[str, int], *, on_disk: bool
+    layouts: Mapping[int, CellLayout], device: Device, free: Mapping[str, int], *, on_disk: bool
 ) -> KvPlacement:
     """Without a disk host memory must do, and the check of the plan refuses what it cannot hold."""
-    sizes = [layout.layer_bytes for layout in layouts]
+    sizes = {layer: layout.layer_bytes for layer, layout in layouts.items()}
     rooms = [free[place.name] for place in device.places]
-    return place_kv(sizes, rooms if on_disk else [sum(sizes), *rooms[1:]])
+    return place_kv(sizes, rooms if on_disk else [sum(sizes.values()), *rooms[1:]])
 
 
 def kv_holdings(
-    layouts: Sequence[CellLayout], kv: KvPlacement, knob: str, device: Device, *, on_disk: bool
+    layouts: Mapping[int, CellLayout], kv: KvPlacement, knob: str, device: Device, *, on_disk: bool
 ) -> list[Holding]:
     """Return what they take, place by place; `knob` is the setting that changes how many blocks there are."""
     first, last = device.places[0].name, device.places[-1].name

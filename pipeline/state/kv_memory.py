@@ -1,6 +1,6 @@
 """The memory of all KV blocks and recurrent states: all of it is taken when a model is opened, none later (rule 2)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from actors.core.budget import Slot
@@ -16,7 +16,7 @@ from pipeline.state.spill_file import Region, SpillFile
 
 
 class KvMemory:
-    """A layer's cells stay on the device, live in a host slot of their own, or in the spill file.
+    """By the number of a layer, its cells: on the device, in a host slot of their own, or in the spill file.
 
     `staying` are those on the device, and `host_cells` by kind of slot. Layers from the disk take turns in shared
     ones, and all that move in `device_cells`, where host and device memory differ: slots as large as the largest of
@@ -25,14 +25,14 @@ class KvMemory:
 
     def __init__(
         self,
-        layouts: Sequence[CellLayout],
+        layouts: Mapping[int, CellLayout],
         placement: KvPlacement,
         device: Device,
         folder: str | Path | None = None,
     ) -> None:
-        self.layouts = tuple(layouts)
+        self.layouts = layouts
         self.placement = placement
-        sizes = [layout.layer_bytes for layout in layouts]
+        sizes = {layer: layout.layer_bytes for layer, layout in layouts.items()}
         self.staying: dict[int, Memory] = {layer: device.device_memory(sizes[layer]) for layer in placement.device}
         self._views = {layer: layouts[layer].view(memory.tensor) for layer, memory in self.staying.items()}
         self.host_cells: dict[str, Sequence[Memory]] = {

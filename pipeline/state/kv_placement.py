@@ -5,7 +5,7 @@ layer. Layers that stay are spread evenly, so that those that move do so at an e
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -40,14 +40,14 @@ class KvPlacement:
         return tuple(sorted((*self.host, *self.disk)))
 
 
-def place_kv(layer_bytes: Sequence[int], rooms: Sequence[int]) -> KvPlacement:
+def place_kv(layer_bytes: Mapping[int, int], rooms: Sequence[int]) -> KvPlacement:
     """Place layers of so many bytes each where there is room for them, the last place first, the others on the disk.
 
-    `rooms` are the bytes that each place of the device has for them, in order. In a device with one place a layer that
-    comes from the disk is attended to where it lands. The slots through which layers pass are there even where there is
-    no room for them: the memory plan refuses it then.
+    Both are in order, `layer_bytes` by number in that of computing. `rooms` are the bytes that each place of the device
+    has for them. In a device with one place a layer that comes from the disk is attended to where it lands. The slots
+    through which layers pass are there even where there is no room for them: the memory plan refuses it then.
     """
-    moving: Sequence[int] = range(len(layer_bytes))
+    moving: Sequence[int] = tuple(layer_bytes)
     stays: list[tuple[int, ...]] = []
     slots: list[int] = []
     for room in reversed(rooms):
@@ -64,7 +64,7 @@ def place_kv(layer_bytes: Sequence[int], rooms: Sequence[int]) -> KvPlacement:
     return KvPlacement(stays[0], tuple(chain(*stays[1:])), tuple(moving), sum(device_slots), host_slots)
 
 
-def _staying(layer_bytes: Sequence[int], moving: Sequence[int], room: int, shared: int) -> tuple[int, ...]:
+def _staying(layer_bytes: Mapping[int, int], moving: Sequence[int], room: int, shared: int) -> tuple[int, ...]:
     """The layers that stay beside so many slots, each as large as the largest layer that moves.
 
     As many as fit are spread evenly, and then those that are small enough for what is left. The first of all stays, so

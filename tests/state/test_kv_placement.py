@@ -49,7 +49,7 @@ def test_few_layers_in_every_room(layers: int) -> None:
 
 def placed(layers: int, *rooms: int) -> KvPlacement:
     """Layers that are alike, in rooms for so many of them."""
-    return place_kv([LAYER_BYTES] * layers, [(room + 1) * LAYER_BYTES - 1 for room in rooms])
+    return place_kv(dict.fromkeys(range(layers), LAYER_BYTES), [(room + 1) * LAYER_BYTES - 1 for room in rooms])
 
 
 def check_three_places(layers: int, device_room: int, host_room: int) -> None:
@@ -85,7 +85,7 @@ def test_one_place_and_the_disk(layers: int, room: int) -> None:
 def test_layers_that_differ_stay_beside_slots_as_large_as_the_largest_that_moves(
     sizes: list[int], device_room: int, host_room: int
 ) -> None:
-    placement = place_kv(sizes, (host_room, device_room))
+    placement = place_kv(dict(enumerate(sizes)), (host_room, device_room))
     assert sorted([*placement.device, *placement.host, *placement.disk]) == list(range(len(sizes)))
     in_host = tuple(placement.moving.index(layer) for layer in placement.host)
     moving_bytes = [sizes[layer] for layer in placement.moving]
@@ -131,7 +131,12 @@ def test_large_layers_among_many_small_ones_use_the_room_that_is_left() -> None:
     small = [layer for layer in range(32) if sizes[layer] == 1]
     for large in ([], [3], [3, 7]):
         room = 24 + 30 * len(large) + 3 * 30
-        assert place_kv(sizes, (1000, room)).device == tuple(sorted([*small, *large]))
+        assert place_kv(dict(enumerate(sizes)), (1000, room)).device == tuple(sorted([*small, *large]))
+
+
+def test_layers_keep_their_numbers_where_others_lie_between() -> None:
+    placement = place_kv({1: 7, 4: 7, 7: 7, 10: 7}, (7, 21))
+    assert (placement.device, placement.host, placement.disk) == ((1,), (), (4, 7, 10))
 
 
 def test_it_says_where_they_live() -> None:

@@ -82,7 +82,7 @@ def changed(memory: torch.Tensor) -> list[Copy]:
 
 def test_states_and_snapshots_are_holdings_of_their_own_in_every_place() -> None:
     state, small, large = layout_of(), KvLayout(8, 1, 64, torch.float32), KvLayout(8, 8, 64, torch.float32)
-    layouts: list[CellLayout] = [state, small, state, large, state, small]
+    layouts: dict[int, CellLayout] = dict(enumerate([state, small, state, large, state, small]))
     kv = KvPlacement((0, 2), (1,), (3, 4, 5), device_slots=2, host_slots=2)
     device: Any = CpuDevice(copy=True)
     held = {(one.holder, one.place): one for one in kv_holdings(layouts, kv, "kv_tokens", device, on_disk=False)}
@@ -98,6 +98,6 @@ def test_states_and_snapshots_are_holdings_of_their_own_in_every_place() -> None
         ("state snapshots of 1 layers", "disk"): (SNAPSHOTS * slot, "state_snapshots"),
     }
     assert {key: (one.nbytes, one.knob) for key, one in held.items()} == expected
-    room = StateRoom.of(layouts)
+    room = StateRoom.of(layouts.values())
     assert (room, StateRoom.of([small])) == (StateRoom(REQUESTS, SNAPSHOTS, 3 * state.layer_bytes), None)
     assert re.fullmatch(r"5 requests and 3 snapshots, [0-9.]+ [kM]B", str(room))

@@ -161,7 +161,7 @@ def pieces_of(sequences: Sequence[Running], draw: random.Random) -> list[Piece]:
 @pytest.mark.parametrize("where", PLACEMENTS)
 async def test_each_layer_finds_what_it_has_left(where: str, tmp_path: Path) -> None:
     device = CpuDevice(copy=where != "one place")
-    cache = KeyValueCache(LAYERS, PLACEMENTS[where], device, tmp_path, lose={})
+    cache = KeyValueCache(dict(enumerate(LAYERS)), PLACEMENTS[where], device, tmp_path, lose={})
     draw, blocks = random.Random(where), itertools.count()
     sequences = [Running(number, [next(blocks) for _ in range(8)], number) for number in range(REQUESTS)]
     async with moving(cache, device):
@@ -183,7 +183,7 @@ async def test_a_cell_that_the_disk_loses_ends_those_that_need_it_and_is_told_by
 ) -> None:
     device, lost = CpuDevice(copy=True), [set[int](), set[int]()]
     lose = {StateLayout: lost[0].add, KvLayout: lost[1].add}
-    cache = KeyValueCache(LAYERS, PLACEMENTS["disk alone"], device, tmp_path, lose=lose)
+    cache = KeyValueCache(dict(enumerate(LAYERS)), PLACEMENTS["disk alone"], device, tmp_path, lose=lose)
     read, region = SpillFile._read, cache.memory.spill_regions[layer]
 
     def failing(self: SpillFile, one: Region, run: Copy, buffer: memoryview) -> None:

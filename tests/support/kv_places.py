@@ -16,8 +16,8 @@ def settings_with_room(
     """
     runtime = build(checkpoint, Config(**{**settings, "residency": False}))
     runtime.device.free()
-    layer_bytes = max(layout.layer_bytes for layout in runtime.cache.memory.layouts)
-    kept = {name for layout in runtime.cache.memory.layouts for name in layout.contents}
+    layer_bytes = max(layout.layer_bytes for layout in runtime.cache.memory.layouts.values())
+    kept = {name for layout in runtime.cache.memory.layouts.values() for name in layout.contents}
     fixed = [one for one in runtime.plan.holdings if not any(name in one.holder for name in kept)]
     limits = {
         place.memory_setting: sum(one.nbytes for one in fixed if one.place == place.name) + layers * layer_bytes

@@ -57,11 +57,13 @@ def sim_line(
     work: Callable[[GroupKey], float] | None = None,
     pass_tokens: int | None = None,
     residency: Residency = NOTHING_STAYS,
+    program: Callable[..., SimProgram] = SimProgram,
 ) -> SimLine:
     """Wire a line on simulated ports, as `pipeline.engine.runtime` does on real ones, on the loop that will run it.
 
     Queues and host slots that are not given hold as many as there are `gpu_groups`. `source` and `work` stand in for
-    the simulated disk and the computing of a group. What stays by `residency` has memory beside the slots.
+    the simulated disk and the computing of a group, `program` for the class of the program. What stays by `residency`
+    has memory beside the slots.
     """
     places = ONE_PLACE if timings.one_link else TWO_PLACES
     settings = EngineSettings(
@@ -89,8 +91,8 @@ def sim_line(
     moves_kv = timings.kv_seconds > 0 and sum(attends(group) for _, group in timings.order) > 1
     companions = [SimCompanion(timings, device, ahead=parts.policy.kv_ahead) for _ in range(moves_kv)]
     rendezvous = companions[0].rendezvous if companions else None
-    program = SimProgram(device, timings, parts.policy, work, pass_tokens, rendezvous, computed)
-    return SimLine(wire(parts, program, companions, trace, passes), program, parts)
+    runs = program(device, timings, parts.policy, work, pass_tokens, rendezvous, computed)
+    return SimLine(wire(parts, runs, companions, trace, passes), runs, parts)
 
 
 @dataclass(frozen=True, slots=True)

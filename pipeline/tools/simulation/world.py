@@ -135,10 +135,7 @@ class SimProgram:
     async def begin(self) -> SimPass:
         """Begin once the host has something to compute."""
         await asyncio.sleep(self._timings.begin_seconds(len(self.passes)))
-        parts: list[Event] = [READY] * self._micro_batches
-        self.passes.append(SimPass(len(self.passes), asyncio.get_running_loop().time(), parts))
-        self._rendezvous.begin()
-        return self.passes[-1]
+        return self._new_pass()
 
     def prepare(self, pass_: SimPass, message: Message[Slot]) -> Coroutine[Any, Any, None] | None:
         """Wait until the KV blocks of the layer are on their way."""
@@ -181,6 +178,12 @@ class SimProgram:
         """Wait for the last step."""
         for part in pass_.parts:
             await part.wait()
+
+    def _new_pass(self) -> SimPass:
+        parts: list[Event] = [READY] * self._micro_batches
+        self.passes.append(SimPass(len(self.passes), asyncio.get_running_loop().time(), parts))
+        self._rendezvous.begin()
+        return self.passes[-1]
 
     def _seconds(self, pass_: SimPass, message: Message[Slot]) -> float:
         key = message.key

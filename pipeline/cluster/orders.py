@@ -55,14 +55,14 @@ class SectionReport:
     """What a section says of a pass that has gone through it.
 
     `failed` are sequences, by number, that have ended here, each with its error; `lost` the KV blocks and the slots of
-    recurrent state whose contents the disk has lost. The section with the head has `outcomes`, one for each piece that
-    asks for logits, and `scores` of prompts: whose, from which position on, and what. A pass that was `skipped` has
+    recurrent state whose contents the disk has lost. The section with the head has `outcomes` of pieces that
+    ask for logits, and `scores` of prompts, with the position of the first; each of a sequence, by its number. A pass that was `skipped` has
     computed nothing.
     """
 
     failed: dict[int, PenstockError] = field(default_factory=dict)
     lost_blocks: list[int] = field(default_factory=list)
     lost_states: list[int] = field(default_factory=list)
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[tuple[int, Outcome]] = field(default_factory=list)
     scores: list[tuple[int, int, Found]] = field(default_factory=list)
     skipped: bool = False

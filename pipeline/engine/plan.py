@@ -61,6 +61,7 @@ class Planning:
     limits: Mapping[str, int]
     slots: dict[str, Slots]
     experts: ExpertRoom | None
+    divided: Mapping[str, int]
 
     @classmethod
     def of(
@@ -71,20 +72,27 @@ class Planning:
         holdings: Sequence[Holding],
         other_places: Mapping[str, int] | None = None,
         experts: ExpertRoom | None = None,
+        sharing: Mapping[str, int] | None = None,
     ) -> Self:
         """Find out what there is; `other_places` hold no weights, in bytes.
 
-        `holdings` are what the computation itself takes. Raises ConfigError for settings that contradict each other.
+        `holdings` are what the computation itself takes. Of a place that so many plans are `sharing` each has an equal
+        part, also of what the process itself holds there. Raises ConfigError for settings that contradict each other.
         """
-        promised = promised_elsewhere(device.pools)
+        first, sharing = device.places[0].name, sharing or {}
+        divided = {first: sharing.get(first, 1)}
+        promised = [
+            replace(one, nbytes=one.nbytes // sharing.get(one.place, 1)) for one in promised_elsewhere(device.pools)
+        ]
+        before, later = resident_bytes() // divided[first], device.loads_later
         fixed = [
-            Holding("Python, torch and what was there before", device.places[0].name, resident_bytes(), ""),
+            Holding("Python, torch and what was there before", first, before, ""),
             *promised,
-            *(Holding(LOADED_LATER, place, size, "") for place, size in device.loads_later.items()),
+            *(Holding(LOADED_LATER, place, size // divided.get(place, 1), "") for place, size in later.items()),
             *holdings,
             *(experts.holdings(experts.least()) if experts else ()),
         ]
-        available, bounds = _available(settings, device, promised)
+        available, bounds = _available(settings, device, promised, sharing)
         available |= other_places or {}
         # What the plan may fill: what the settings say, or all but a spare share.
         unsaid = {place.name for place in device.places if getattr(settings, place.memory_setting) is None}
@@ -92,7 +100,7 @@ class Planning:
             place: have - round(have * SPARE_SHARE) if place in unsaid else have for place, have in available.items()
         }
         slots = weight_slots(settings, catalog, device)
-        return cls(settings, catalog, device, fixed, available, bounds, limits, slots, experts)
+        return cls(settings, catalog, device, fixed, available, bounds, limits, slots, experts, divided)
 
     def for_link(self, bytes_per_second: float) -> Self:
         """With as many slots as a link needs that is the slowest of all, where no setting says how many.
@@ -125,7 +133,7 @@ class Planning:
         holdings = [*self.fixed, *held, *_slots(slots), *_residents(self.catalog, residency)]
         experts = self._expert_slots(holdings)
         limited_by = {place.name: place.memory_setting for place in self.device.places}
-        memory = MemoryPlan((*holdings,), self.available, limited_by, self.bounds)
+        memory = MemoryPlan((*holdings,), self.available, limited_by, self.bounds, self.divided)
         groups = self.settings.groups(self.device.places[-1].groups_setting)
         return Plan(memory, self.limits, slots, residency, groups, experts)
 
@@ -194,21 +202,26 @@ def _residents(catalog: WeightCatalog, residency: Residency) -> list[Holding]:
 
 
 def _available(
-    settings: EngineSettings, device: Device, promised: Sequence[Holding]
+    settings: EngineSettings, device: Device, promised: Sequence[Holding], sharing: Mapping[str, int]
 ) -> tuple[dict[str, int], dict[str, str]]:
-    """What each place has: what is there, or what settings and limits allow if that is less; the limits by place."""
+    """What each place has: what is there, or what settings and limits allow if that is less; the limits by place.
+
+    What several plans are `sharing` is divided, and so is what settings say of host memory, which is one.
+    """
     available: dict[str, int] = {}
     bounds: dict[str, str] = {}
     for place in device.places:
         free, whole = device.memory_bytes(place)
-        if place is device.places[0] and device.pools:
-            beside = sum(one.nbytes for one in promised if one.place == place.name)
-            free, bound = _within_limits(free, device.pools[place.name], beside)
+        plans, is_first = sharing.get(place.name, 1), place is device.places[0]
+        if is_first and device.pools:
+            beside = plans * sum(one.nbytes for one in promised if one.place == place.name)
+            free, bound = _within_limits(free, device.pools[place.name], beside, plans)
             whole = free
             bounds |= {place.name: bound} if bound else {}
+        available[place.name] = free // plans
         if (said := getattr(settings, place.memory_setting)) is not None:
-            free = min(free, parse_bytes(place.memory_setting, said, whole))
-        available[place.name] = free
+            most = parse_bytes(place.memory_setting, said, whole)
+            available[place.name] = min(free // plans, most // plans if is_first else most)
     computes_in = device.places[-1]
     for name in MEMORY_SETTINGS:
         if getattr(settings, name) is not None and all(name != place.memory_setting for place in device.places):
@@ -217,11 +230,12 @@ def _available(
     return available, bounds
 
 
-def _within_limits(free: int, pool: str, promised_bytes: int) -> tuple[int, str | None]:
+def _within_limits(free: int, pool: str, promised_bytes: int, lines: int) -> tuple[int, str | None]:
     """Return what this process may hold of `free` memory, with what it holds by now; and the limit that says so."""
     have, bound = free + resident_bytes(), None
     mapped = resident_bytes() + promised_bytes  # in the limits' count
-    for name, left in process_bounds(OWN_THREADS + torch.get_num_threads(), open_models_take(pool)[0]).items():
+    threads = OWN_THREADS * lines + torch.get_num_threads()
+    for name, left in process_bounds(threads, open_models_take(pool)[0]).items():
         if mapped + left < have:
             have, bound = mapped + left, name
     return have, bound

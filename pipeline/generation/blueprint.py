@@ -2,7 +2,7 @@
 
 import gc
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,8 +15,10 @@ from pipeline.engine.expert_room import ExpertRoom, lay_out_experts
 from pipeline.engine.plan import lay_out
 from pipeline.errors import ConfigError
 from pipeline.generation.folder import tokenizer_bytes
-from pipeline.generation.model_plan import ModelPlan, SizedPlans, make_plans
+from pipeline.generation.model_plan import ModelPlan
+from pipeline.generation.part import Part
 from pipeline.generation.pass_rates import PassRates
+from pipeline.generation.sized_plans import SizedPlans, make_plans
 from pipeline.generation.what_would_fit import what_would_fit
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.groups.groups import WeightGroups, plan_groups
@@ -32,15 +34,18 @@ logger = logging.getLogger("penstock")
 
 @dataclass(frozen=True, slots=True)
 class Blueprint:
-    """All that is known about a model before any memory is taken: its shape, its groups, and the plan.
+    """All that is known about a model, or the layers of it that one section computes, before any memory is taken.
 
-    `plan` is one of `plans`, at assumed rates until `at_rates` says others.
+    `groups`, `catalog` and `experts` are those of the `part`; `whole` has all of the model. `plan` is one of `plans`,
+    at assumed rates until `at_rates` says others.
     """
 
     model: ModelConfig
     checkpoint: Checkpoint
+    whole: WeightGroups
     groups: WeightGroups
     dtype: torch.dtype
+    part: Part
     catalog: WeightCatalog
     experts: ExpertRoom | None
     plans: SizedPlans
@@ -49,6 +54,44 @@ class Blueprint:
     def at_rates(self, rates: PassRates) -> "Blueprint":
         """The same with the plan that is best at these rates."""
         return replace(self, plan=self.plans.best(rates))
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """What all blueprints of one model are drawn from."""
+
+    model: ModelConfig
+    checkpoint: Checkpoint
+    settings: Config
+    groups: WeightGroups
+
+    @classmethod
+    def of(cls, model: ModelConfig, checkpoint: Checkpoint, settings: Config) -> "Drawing":
+        """Find the groups of a checkpoint. Raises ConfigError or CheckpointError."""
+        specs = group_specs(model) | expert_specs(model)
+        groups = plan_groups(specs, checkpoint, model.quantization.format_of, model.drafting_layers)
+        return cls(model, checkpoint, settings, groups)
+
+    def drawn(
+        self, device: Device, layers: Collection[int] | None = None, devices: Sequence[Device] | None = None
+    ) -> Blueprint:
+        """Add up the memory of one of several `devices`, which computes these layers; or that of the only one.
+
+        Raises ConfigError. Whether the plan fits is for the caller to check.
+        """
+        give_freed_back()
+        model, settings = self.model, self.settings
+        dtype = _computing_dtype(model, self.groups, settings)
+        own = range(model.layers + 1) if layers is None else layers
+        part = Part.of(model, self.groups, dtype, own, device, devices or [device])
+        groups = self.groups.of_layers(part.layers)
+        catalog = lay_out(groups.groups, settings, device)
+        tokenizer = tokenizer_bytes(self.checkpoint.folder, model.vocabulary_size) if 0 in part.layers else 0
+        laid_out = lay_out_experts(groups.experts, device)
+        experts = None if laid_out is None else ExpertRoom(laid_out, settings, device)
+        plans = make_plans(model, settings, groups, catalog, device, dtype, tokenizer, experts, part)
+        plan = plans.best(PassRates())
+        return Blueprint(model, self.checkpoint, self.groups, groups, dtype, part, catalog, experts, plans, plan)
 
 
 def draw_up(
@@ -61,16 +104,7 @@ def draw_up(
 
     Raises ConfigError or CheckpointError. Whether the plan fits is for the caller to check.
     """
-    give_freed_back()
-    specs = group_specs(model) | expert_specs(model)
-    groups = plan_groups(specs, checkpoint, model.quantization.format_of, model.drafting_layers)
-    dtype = _computing_dtype(model, groups, settings)
-    catalog = lay_out(groups.groups, settings, device)
-    tokenizer = tokenizer_bytes(checkpoint.folder, model.vocabulary_size)
-    laid_out = lay_out_experts(groups.experts, device)
-    experts = None if laid_out is None else ExpertRoom(laid_out, settings, device)
-    plans = make_plans(model, settings, groups, catalog, device, dtype, tokenizer, experts)
-    return Blueprint(model, checkpoint, groups, dtype, catalog, experts, plans, plans.best(PassRates()))
+    return Drawing.of(model, checkpoint, settings).drawn(device)
 
 
 def draw_up_fitting(
@@ -116,7 +150,7 @@ def say_remarks(drawn: Blueprint, settings: Config) -> None:
             have = human_bytes(have_bytes)
             logger.warning("%s is %s, of which %s can be had now; the plan keeps to that", name, said, have)
     auto_dtype = drawn.dtype if settings.dtype == "auto" else None
-    for remark in remarks(drawn.checkpoint, drawn.groups, auto_dtype, drawn.model.quantization.activations):
+    for remark in remarks(drawn.checkpoint, drawn.whole, auto_dtype, drawn.model.quantization.activations):
         logger.warning("%s", remark)
     dynamic = [rope.scaling for rope in drawn.model.ropes if isinstance(rope.scaling, DynamicScaling)]
     if dynamic and drawn.model.rope_length(drawn.plan.context_tokens):

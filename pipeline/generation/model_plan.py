@@ -6,15 +6,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from pipeline.config import Config
-from pipeline.devices.port import Device
-from pipeline.engine.expert_room import ExpertRoom
 from pipeline.engine.plan import Plan, Planning
-from pipeline.errors import ConfigError
-from pipeline.generation.pass_holdings import pass_holdings
+from pipeline.generation.part import Agreed, Part
 from pipeline.generation.pass_rates import PassRates
-from pipeline.generation.pass_size import LEAST_SECONDS, PassSize, choose_size, request_seconds, sizes
-from pipeline.groups.catalog import WeightCatalog
-from pipeline.groups.groups import WeightGroups
+from pipeline.generation.pass_size import LEAST_SECONDS, PassSize, request_seconds
 from pipeline.models.delta_state import StateParts
 from pipeline.models.layers import Attention, DeltaNet
 from pipeline.models.model_config import ModelConfig
@@ -25,10 +20,8 @@ from pipeline.state.kv_layout import KvLayout
 from pipeline.state.kv_placement import KvPlacement
 from pipeline.state.kv_room import Demand, KvRoom, PassBytes, choose_room
 from pipeline.state.state_layout import StateLayout, StateRoom
-from pipeline.system.host_memory import free_disk_bytes
 from pipeline.system.memory_plan import Holding
 
-DEFAULT_CONTEXT_TOKENS = 4096
 FEWEST_SNAPSHOTS = 2
 """Of a prompt, and of the answer to it: what a conversation goes on from."""
 SNAPSHOT_REQUESTS = 8
@@ -49,88 +42,26 @@ class ModelPlan(Plan):
 
 
 @dataclass(frozen=True, slots=True)
-class SizedPlans:
-    """Plans of which each has passes of another size, with how they were made. Rates choose one, and fit its passes."""
-
-    _each: Sequence[tuple["_Rooms", ModelPlan]]
-
-    @property
-    def moved(self) -> PassBytes:
-        """The most that a pass reads, and sends, of any of them."""
-        each = [room.pass_bytes(plan) for room, plan in self._each]
-        return PassBytes(max(one.read for one in each), max(one.sent for one in each))
-
-    def best(self, rates: PassRates) -> ModelPlan:
-        """The one with which a request costs the least at these rates, with as many slots as they ask for."""
-        sized = {room.tokens: (room, plan) for room, plan in self._each}
-        costs = {tokens: room.request_seconds(plan, rates) for tokens, (room, plan) in sized.items()}
-        room, plan = sized[choose_size(costs)]
-        room, plan = room.for_link(plan, rates)
-        return replace(plan, pass_size=room.pass_size(plan, rates))
-
-
-def make_plans(
-    model: ModelConfig,
-    settings: Config,
-    groups: WeightGroups,
-    catalog: WeightCatalog,
-    device: Device,
-    dtype: torch.dtype,
-    tokenizer_bytes: int,
-    experts: ExpertRoom | None = None,
-) -> SizedPlans:
-    """Add everything up. KV blocks get what is left: the device first, then host memory, then the disk.
-
-    What they leave holds weight groups for good. Where `kv_tokens` does not say how many there are, they get what makes
-    most tokens per second. There is a plan for each size of a pass that could be best, or for that of
-    `max_tokens_per_pass`. It may not fit: `Plan.memory.fits` tells. Raises ConfigError for settings that contradict
-    each other.
-    """
-    context_tokens = _context_tokens(model, settings)
-    wanted = _wanted_tokens(settings, context_tokens)
-    disk = {} if settings.kv_disk is None else {"disk": free_disk_bytes(settings.kv_disk)}
-    tokenizer = Holding("tokenizer", device.places[0].name, tokenizer_bytes, "")
-    planning = Planning.of(settings, catalog, device, (tokenizer,) * bool(tokenizer_bytes), disk, experts)
-    table_bytes = sum(tensor.length for tensor in groups.embed.tensors)
-    table = Holding("embedding table", device.places[0].name, table_bytes, "residency")
-
-    def rooms(tokens: int) -> _Rooms:
-        held = pass_holdings(model, settings, groups, device, dtype, context_tokens, tokens)
-        return _Rooms(model, settings, dtype, context_tokens, planning, tokens, held, table)
-
-    if settings.max_tokens_per_pass is not None:
-        room = rooms(settings.max_tokens_per_pass)
-        return SizedPlans([(room, room.best(wanted))])
-    plans: list[tuple[_Rooms, ModelPlan]] = []
-    for tokens in sizes(context_tokens, settings.max_requests):
-        room = rooms(tokens)
-        plan = room.best(wanted)
-        if plans and not room.fits(plan):
-            break
-        plans.append((room, plan))
-    return SizedPlans(plans)
-
-
-@dataclass(frozen=True, slots=True)
-class _Rooms:
+class Rooms:
     """Plans that differ in the room for KV blocks; passes of so many `tokens` hold what is in `held`."""
 
     model: ModelConfig
     settings: Config
     dtype: torch.dtype
+    part: Part
     context_tokens: int
     planning: Planning
     tokens: int
     held: Sequence[Holding]
     table: Holding
 
-    def best(self, wanted: int | None) -> ModelPlan:
-        """With room for so many tokens as are wanted, else for what makes most tokens per second."""
-        if wanted is None:
-            return self.planned_by_worth()
-        return self.planned(wanted, "as kv_tokens says", self.planning.available, "kv_tokens")
+    def best(self, agreed: Agreed | None = None) -> ModelPlan:
+        """With room for so many tokens as a setting says or were agreed on, else for what makes most per second."""
+        if self.settings.kv_tokens is not None:
+            return self.planned(self.settings.kv_tokens, "as kv_tokens says", self.planning.available, "kv_tokens")
+        return self.planned_by_worth() if agreed is None else self._usual(agreed.kv_tokens, agreed.why)
 
-    def for_link(self, plan: ModelPlan, rates: PassRates) -> tuple["_Rooms", ModelPlan]:
+    def for_link(self, plan: ModelPlan, rates: PassRates, agreed: Agreed | None) -> tuple["Rooms", ModelPlan]:
         """With the slots that the link needs, where passes wait for it; as before, where they would displace KV.
 
         A disk is slower than a link: while passes read, they wait for that.
@@ -138,7 +69,7 @@ class _Rooms:
         if rates.link is None or not self.pass_bytes(plan).sent:
             return self, plan
         rooms = replace(self, planning=self.planning.for_link(rates.link))
-        other = rooms.best(_wanted_tokens(self.settings, self.context_tokens))
+        other = rooms.best(agreed)
         unfit = rooms.pass_bytes(other).read or len(other.kv.moving) > len(plan.kv.moving) or not rooms.fits(other)
         return (self, plan) if unfit else (rooms, other)
 
@@ -151,7 +82,7 @@ class _Rooms:
         place, moved = self.planning.device.places[-1], self.pass_bytes(plan)
 
         def pass_seconds(tokens: int) -> float:
-            return rates.seconds(moved, place, self._computed_bytes * (1 + tokens / place.balanced_tokens))
+            return rates.seconds(moved, place, self.part.computed_bytes * (1 + tokens / place.balanced_tokens))
 
         sharing = max(1, self._demand.share(plan.kv_room.tokens))
         return request_seconds(self.tokens, self.context_tokens, sharing, pass_seconds)
@@ -172,11 +103,12 @@ class _Rooms:
         return ModelPlan(*said, layouts, kv, *rooms, PassSize(self.tokens, None), table_stays)
 
     def _layouts(self, tokens: int) -> dict[int, CellLayout]:
-        """Those of all layers, with room for so many tokens; recurrent ones have it for as many requests.
+        """Those of its layers, with room for so many tokens; recurrent ones have it for as many requests.
 
         Where a setting says how many tokens these are, recurrent states have room for all that may run.
         """
-        settings, mixers = self.settings, [layer.mixer for layer in self.model.layer_kinds]
+        settings = self.settings
+        mixers = {layer: one.mixer for layer, one in enumerate(self.model.layer_kinds) if layer in self.part.layers}
         requests = self._demand.running(tokens) if settings.kv_tokens is None else settings.max_requests
         snapshots = settings.state_snapshots
         snapshots = max(FEWEST_SNAPSHOTS, requests // SNAPSHOT_REQUESTS) if snapshots is None else snapshots
@@ -187,28 +119,30 @@ class _Rooms:
                 return KvLayout.of(kind, blocks_for(tokens), self.dtype)
             return StateLayout(requests, snapshots, StateParts.of(kind, self.dtype, carries=carries))
 
-        made = {kind: layout(kind) for kind in {*mixers}}
-        return {layer: made[kind] for layer, kind in enumerate(mixers)}
+        made = {kind: layout(kind) for kind in {*mixers.values()}}
+        return {layer: made[kind] for layer, kind in mixers.items()}
 
     def _table_stays(self, plan: Plan) -> bool:
         """Whether the embedding table stays in the room that all else leaves.
 
         Only where computing is so fast that fetching rows counts, and where no weights are read from the disk either.
         """
+        if 0 not in self.part.layers:
+            return False
         place, catalog = self.table.place, self.planning.catalog
         reads = plan.residency.moving_bytes(place, catalog.group_bytes(place))
         left = plan.limits[place] - plan.memory.need(place)
         return len(self.planning.device.places) > 1 and not reads and self.table.nbytes <= left
 
+    def _usual(self, tokens: int, why: str = "") -> ModelPlan:
+        """With room for so many tokens; for one request of a whole context in any case."""
+        if tokens == self._demand.longest:
+            return self.planned(tokens, why, self.planning.available, "context_tokens")
+        return self.planned(tokens, why, self.planning.limits, "kv_tokens")
+
     def planned_by_worth(self) -> ModelPlan:
         """With room for what makes most tokens per second, and for one request of a whole context in any case."""
-        available, limits, demand = self.planning.available, self.planning.limits, self._demand
-
-        def planned(tokens: int, why: str = "") -> ModelPlan:
-            least = tokens == demand.longest
-            within, knob = (available, "context_tokens") if least else (limits, "kv_tokens")
-            return self.planned(tokens, why, within, knob)
-
+        available, limits, demand, planned = self.planning.available, self.planning.limits, self._demand, self._usual
         usual = planned(demand.usual).memory
         roomy = {  # other models of this process want memory too: where no setting limits it, half of the rest is left
             place: limit if limit == available[place] else (usual.need(place) + limit) // 2
@@ -220,19 +154,13 @@ class _Rooms:
             fits = all(plan.memory.need(place) <= limit for place, limit in most.items())
             return self.pass_bytes(plan) if fits else None
 
-        return planned(*choose_room(demand, self._computed_bytes, self.planning.device.places[-1].disk_speeds, moves))
+        return planned(
+            *choose_room(demand, self.part.computed_bytes, self.planning.device.places[-1].disk_speeds, moves)
+        )
 
     @property
     def _demand(self) -> Demand:
         return Demand.of(self.context_tokens, self.settings.max_requests, self.tokens)
-
-    @property
-    def _computed_bytes(self) -> int:
-        """Those of all weights as they are computed with: what is stored in fewer is decoded for every pass."""
-        parameters, experts = sum(self.planning.catalog.parameters().values()), self.planning.experts
-        if experts is not None:
-            parameters += sum(experts.catalog.parameters().values()) * self.model.chosen_experts // experts.count
-        return parameters * self.dtype.itemsize
 
     def pass_size(self, plan: ModelPlan, rates: PassRates) -> PassSize:
         """Prompts may delay others for as long as the bytes of a pass move, where no setting says otherwise."""
@@ -243,31 +171,11 @@ class _Rooms:
         return PassSize(self.tokens, settings.max_pass_seconds or usual, rates.told(moved, place))
 
     def pass_bytes(self, plan: ModelPlan) -> PassBytes:
-        """What a pass moves."""
+        """What a pass moves; reads are those of all sections with the same disk, which have as much to read."""
         catalog, kv = self.planning.catalog, plan.kv
         moving = [plan.residency.moving_bytes(place, catalog.group_bytes(place)) for place in plan.slots]
         read, sent = (sum(plan.kv_layouts[one].pass_bytes for one in layers) for layers in (kv.disk, kv.moving))
         if (experts := self.planning.experts) is not None:
-            missed = experts.missed_bytes(plan.experts, self.model.chosen_experts)
+            missed = experts.missed_bytes(plan.experts, self.part.chosen_experts)
             moving = [nbytes + missed[place] for place, nbytes in zip(plan.slots, moving, strict=True)]
-        return PassBytes(moving[0] + read, sum(nbytes + sent for nbytes in moving[1:]))
-
-
-def _context_tokens(model: ModelConfig, settings: Config) -> int:
-    if settings.context_tokens is None:
-        return min(model.max_positions, DEFAULT_CONTEXT_TOKENS)
-    if settings.context_tokens > model.max_positions:
-        raise ConfigError(
-            f"context_tokens: the model was made for {model.max_positions} positions, have {settings.context_tokens}"
-        )
-    return settings.context_tokens
-
-
-def _wanted_tokens(settings: Config, context_tokens: int) -> int | None:
-    """What the setting says, if it does."""
-    if settings.kv_tokens is not None and settings.kv_tokens < context_tokens:
-        raise ConfigError(
-            f"kv_tokens: need at least the {context_tokens} of context_tokens, so that any request can be held alone, "
-            f"have {settings.kv_tokens}"
-        )
-    return settings.kv_tokens
+        return PassBytes((moving[0] + read) * self.part.sections, sum(nbytes + sent for nbytes in moving[1:]))

@@ -37,12 +37,21 @@ def pass_holdings(
     context_tokens: int,
     tokens: int,
 ) -> list[Holding]:
-    """Rows, activations, logits, tables and numbers of passes of at most so many `tokens`, place by place."""
+    """Rows, activations, logits, tables and numbers of passes of at most so many `tokens`, place by place.
+
+    Only what computes the first layer has embedding rows, and only what has the head has logits, scores and choices.
+    """
     first, place = device.places[0].name, device.places[-1].name
     rows = tokens * sum(tensor.length for tensor in groups.embed.tensors) // groups.embed.rows
     blocks, half = _row_blocks(settings, device, dtype), _half_bytes(model, settings, device, dtype)
-    buffers = PassBuffers.sizes(model, dtype, blocks, tokens, most_logit_rows(settings.max_requests))
-    of_experts = ExpertWork.sizes(model, dtype, blocks, tokens, device.torch_device)
+    embeds, has_head = groups.groups[0].layer == 0, gives_logits(groups.groups[-1].name)
+    logit_rows = most_logit_rows(settings.max_requests) if has_head else 0
+    buffers = PassBuffers.sizes(model, dtype, blocks, tokens, logit_rows)
+    of_experts = ExpertWork.sizes(model, dtype, blocks, tokens, device.torch_device) if groups.experts else {}
+    of_head = [
+        *PromptScorer.holdings(device, blocks, tokens),
+        *RowSampler.holdings(device, settings.max_requests, model.vocabulary_size),
+    ]
     micro_batches = find_policy(settings.policy).micro_batches
     casts = _scratch_bytes(groups, dtype) * min(2, micro_batches)
     activations = _activation_bytes(model, settings, groups, device, dtype, tokens)
@@ -58,7 +67,7 @@ def pass_holdings(
     scratch += [delta_net.scratch_bytes(one.mixer) for one in model.layer_kinds if isinstance(one.mixer, DeltaNet)]
     inputs = PassInputs.nbytes(blocks.padded(tokens), settings.max_requests, context_tokens)
     return [
-        *(Holding("embedding rows", where, rows, "max_tokens_per_pass") for where in (first, place)),
+        *(Holding("embedding rows", where, rows, "max_tokens_per_pass") for where in (first, place) * embeds),
         Holding("activations", place, activations, "max_tokens_per_pass"),
         *(Holding("activations: recorded kernels", where, nbytes, "") for where, nbytes in recorded.items()),
         *(Holding("activations: weights that are cast or decoded", place, casts, "") for _ in range(bool(casts))),
@@ -66,8 +75,7 @@ def pass_holdings(
         *(Holding(name, place, nbytes, KNOBS[name]) for name, nbytes in buffers.items()),
         *(Holding(name, place, nbytes, "max_tokens_per_pass") for name, nbytes in of_experts.items() if nbytes),
         *(Holding(IDS, first, of_experts[IDS], "max_tokens_per_pass") for _ in range(bool(of_experts))),
-        *PromptScorer.holdings(device, blocks, tokens),
-        *RowSampler.holdings(device, settings.max_requests, model.vocabulary_size),
+        *(of_head if has_head else []),
         *(Holding("positions and block tables", where, inputs, "max_requests") for where in (first, place)),
     ]
 
@@ -105,7 +113,7 @@ def _half_bytes(model: ModelConfig, settings: Config, device: Device, dtype: tor
 
 def _score_bytes(model: ModelConfig, groups: WeightGroups, device: Device, dtype: torch.dtype) -> int:
     """The most that a slice of the head takes for a row."""
-    slice_rows = max(group.matrices[0].rows for group in groups.groups if gives_logits(group.name))
+    slice_rows = max((one.matrices[0].rows for one in groups.groups if gives_logits(one.name)), default=0)
     fused = device.torch_device.type == "cuda"
     return score_bytes(model.hidden_size, slice_rows, dtype, model.norm_style, fused=fused)
 

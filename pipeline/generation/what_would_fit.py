@@ -33,7 +33,10 @@ def what_would_fit(plan: ModelPlan, settings: Config, draw: Try) -> str:
     """Ways to make it fit, each by itself: a higher limit, one setting that is lower, or several."""
 
     def fits(changes: Mapping[str, Any]) -> bool:
-        have = {name: plan.memory.available[place] for place, name in plan.memory.limited_by.items()}
+        memory = plan.memory
+        have = {
+            name: memory.available[place] * memory.divided.get(place, 1) for place, name in memory.limited_by.items()
+        }
         limits = have | {name: parse_bytes(name, changes[name]) for name in have if name in changes}
         drawn = draw({**changes, **{name: nbytes - SPARE_BYTES for name, nbytes in limits.items()}})
         return drawn is not None and drawn.memory.fits()
@@ -60,7 +63,11 @@ def what_would_fit(plan: ModelPlan, settings: Config, draw: Try) -> str:
 def _raised(plan: ModelPlan, settings: Config) -> dict[str, str]:
     """Limits that the user has set, raised to what is needed."""
     memory = plan.memory
-    short = {name: memory.need(place) for place, name in memory.limited_by.items() if place in memory.short_places()}
+    short = {
+        name: memory.need(place) * memory.divided.get(place, 1)
+        for place, name in memory.limited_by.items()
+        if place in memory.short_places()
+    }
     if any(getattr(settings, name) is None for name in short):
         return {}
     return {name: f"{-(-(need + 2 * SPARE_BYTES) // 10**6)}MB" for name, need in short.items()}

@@ -2,9 +2,9 @@
 
 import itertools
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from actors.core.message import GroupKey
@@ -79,6 +79,19 @@ class WeightGroups:
     def dtype(self) -> "torch.dtype":
         """The dtype of the first matrix."""
         return self.groups[0].matrices[0].dtype
+
+    @property
+    def layer_bytes(self) -> list[int]:
+        """The bytes of each layer with its experts; the last are those of the head."""
+        found = Counter[int]()
+        for group in (*self.groups, *self.experts):
+            found[group.layer] += group.needed_bytes
+        return [found[layer] for layer in range(1 + self.groups[-1].layer)]
+
+    def of_layers(self, layers: Collection[int]) -> "WeightGroups":
+        """Those of some layers, of which the one behind the last is the head."""
+        groups, experts = (tuple(one for one in some if one.layer in layers) for some in (self.groups, self.experts))
+        return replace(self, groups=groups, experts=experts)
 
 
 @collected_later()

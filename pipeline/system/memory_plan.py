@@ -26,13 +26,15 @@ class Holding:
 class MemoryPlan:
     """All holdings, and how much memory each place has.
 
-    By place, `limited_by` names the setting that limits it, and `bounds` the limit of the process that does.
+    By place, `limited_by` names the setting that limits it, `bounds` the limit of the process that does, and `divided`
+    among how many plans what the setting says is divided.
     """
 
     holdings: tuple[Holding, ...]
     available: dict[str, int]
     limited_by: Mapping[str, str] = field(default_factory=dict)
     bounds: Mapping[str, str] = field(default_factory=dict)
+    divided: Mapping[str, int] = field(default_factory=dict)
 
     def fits(self) -> bool:
         """Whether every place has what is needed there."""

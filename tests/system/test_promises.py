@@ -13,7 +13,7 @@ from pipeline import ConfigError, Model
 from pipeline.config import Config
 from pipeline.devices.memory import HostMemory
 from pipeline.generation.build import build
-from pipeline.generation.model_plan import SizedPlans, make_plans
+from pipeline.generation.sized_plans import SizedPlans, make_plans
 from pipeline.system.host_memory import resident_bytes
 from pipeline.system.promises import promised_elsewhere
 

@@ -18,8 +18,8 @@ from pipeline.devices.port import ONE_PLACE, Device
 from pipeline.devices.sim import SimDevice
 from pipeline.errors import ConfigError
 from pipeline.formats.parts import EXPERT, KINDS
-from pipeline.generation.model_plan import DEFAULT_CONTEXT_TOKENS
 from pipeline.generation.pass_size import LEAST_TOKENS
+from pipeline.generation.sized_plans import DEFAULT_CONTEXT_TOKENS
 from pipeline.system.sizes import human_bytes
 from pipeline.system.table import print_json
 from pipeline.tools.bench.expert_planning import ExpertOutlook

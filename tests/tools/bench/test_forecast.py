@@ -23,6 +23,7 @@ from pipeline.generation.blueprint import Blueprint, draw_up
 from pipeline.generation.build import build
 from pipeline.generation.pass_rates import PassRates
 from pipeline.generation.program import GenerationPass, GenerationProgram
+from pipeline.generation.section import Section
 from pipeline.models.model_config import read_config
 from pipeline.state.kv_room import PassBytes
 from pipeline.tools.bench.floors import Floors
@@ -206,8 +207,8 @@ async def test_many_tokens_are_computed_in_one_pass_each(checkpoint: Path, monke
     carried: list[int] = []
     begin = GenerationProgram.begin
 
-    async def counting(program: GenerationProgram) -> GenerationPass:
-        pass_ = await begin(program)
+    async def counting(program: GenerationProgram, section: Section) -> GenerationPass:
+        pass_ = await begin(program, section)
         carried.append(sum(len(piece.token_ids) for piece in pass_.pieces))
         return pass_
 

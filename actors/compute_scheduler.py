@@ -7,7 +7,6 @@ Fails:  when a computation failed, naming the group; or the upload before it, na
 """
 
 import asyncio
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -45,8 +44,7 @@ class ComputeScheduler(Sink):
 
     def _restart(self) -> None:
         self._position = 0
-        self._parked: dict[GroupKey, Message[Slot]] = {}
-        self._kept: dict[GroupKey, Message[Slot]] = {}
+        self._parked, self._kept = dict[GroupKey, Message[Slot]](), dict[GroupKey, Message[Slot]]()
         self._launched: list[tuple[Message[Slot], Sequence[Event]]] = []
         self._unfinished: list[tuple[Any, Sequence[tuple[Message[Slot], Sequence[Event]]]]] = []
         self._previous: Sequence[Event] = ()
@@ -62,13 +60,14 @@ class ComputeScheduler(Sink):
             if following.stands_for == 1:
                 await self._compute((following,))
                 continue
-            for stretch in stretches(itertools.chain((following,), self._behind(following, self._position))):
+            for stretch in stretches(self._groups(following, self._position), self._program.hops):
                 await self._compute(stretch)
                 if self._launched and following.stands_for < len(order):  # requests come and leave meanwhile
                     await asyncio.sleep(0)
 
-    def _behind(self, message: Message[Slot], position: int) -> Iterator[Message[Slot]]:
-        """The groups that `message`, of the group at that position, stands for beside its own."""
+    def _groups(self, message: Message[Slot], position: int) -> Iterator[Message[Slot]]:
+        """The groups that `message`, of the group at that position, stands for: its own, and those behind it."""
+        yield message
         for index in range(1, message.stands_for):
             kept = self._kept[self._program.order[position % len(self._program.order) + index]]
             yield Message(*kept.key, message.seq + index, kept.at, READY if has_arrived(kept) else kept.event)
@@ -77,6 +76,8 @@ class ComputeScheduler(Sink):
         """Launch groups: the first when a pass has begun; behind the last, wait for results."""
         if self._pass is None or not self._position:
             await self.stalled("request", groups[0], self._begin() if self._position else self._begun.wait())
+        if groups[0].key in self._program.hops:
+            await self.stalled("hop", groups[0], self._program.arrive(self._pass, groups[0]))
         ran: Sequence[Event] = ()
         if len(groups) > 1 and not self._blocking and not self.wiring.meter.recording and all(map(has_arrived, groups)):
             ran = self._program.stretch(self._pass, groups)

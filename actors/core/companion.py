@@ -5,6 +5,7 @@ launches the computations. Both sides meet in a `Rendezvous`, for each layer in 
 """
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
@@ -101,8 +102,15 @@ class Rendezvous:
     that are needed first. Without `ahead` they are asked for when the layer before has ended.
     """
 
-    def __init__(self, layers: Sequence[int], *, ahead: bool) -> None:
+    def __init__(self, layers: Sequence[int], *, ahead: bool, order: Sequence[int] | None = None) -> None:
+        """`layers` are those whose bytes move, of all in the `order` in which they are computed.
+
+        Without an order these are 0, 1, 2 and so on.
+        """
         self.layers = tuple(layers)
+        order = range(max(layers, default=0) + 1) if order is None else order
+        self._first = order[0]
+        self._following = dict(itertools.pairwise(order))
         self._ahead = ahead
         self._unplanned: deque[int] = deque()
         self.meetings: dict[int, Meeting] = {}
@@ -113,7 +121,7 @@ class Rendezvous:
         """Let the line plan the pass that begins now."""
         self.meetings = {layer: Meeting() for layer in self.layers}
         self._unplanned = deque(self.layers)
-        self._asked = {0: READY}
+        self._asked = {self._first: READY}
         self._more.set()
 
     def fail(self) -> None:
@@ -143,13 +151,15 @@ class Rendezvous:
         if layer in self.meetings:
             self.meetings[layer].launch(event)
         if self._ahead:
-            self._ask(layer + 1, READY)
+            self._ask(layer, READY)
 
     def computed(self, layer: int, event: Event) -> None:
         """Say that the last computation of a layer was launched and ends with `event`."""
         if not self._ahead:
-            self._ask(layer + 1, event)
+            self._ask(layer, event)
 
-    def _ask(self, layer: int, when: Event) -> None:
-        self._asked[layer] = when
-        self._more.set()
+    def _ask(self, before: int, when: Event) -> None:
+        """Ask for the bytes of the layer behind this one."""
+        if (layer := self._following.get(before)) is not None:
+            self._asked[layer] = when
+            self._more.set()

@@ -1,6 +1,6 @@
 """Actors may ask this of the world. Protocols only: no torch, files, threads or clocks here (rule 5)."""
 
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
@@ -135,14 +135,20 @@ class PrefetchPolicy(Protocol):
 class Program(Protocol):
     """The compute scheduler runs it. One pass is one sweep over all groups, in compute order.
 
-    A class that inherits from it need not write `prepare`, `check_in`, `stretch` and `ahead`.
+    A class that inherits from it need not write `hops`, `arrive`, `prepare`, `check_in`, `stretch` and `ahead`.
     """
 
     order: Sequence[GroupKey]
     """Layer and name of every group of a pass, in compute order."""
+    hops: Collection[GroupKey] = ()
+    """The groups before which a pass comes from another line, that computes what comes before them."""
 
     async def begin(self) -> Any:
         """Wait until there is work, and return the state of one pass over it."""
+
+    async def arrive(self, pass_: Any, message: Message[Slot], /) -> None:
+        """Wait until the pass has come to this group, one of the `hops`."""
+        return
 
     def prepare(self, pass_: Any, message: Message[Slot], /) -> Coroutine[Any, Any, None] | None:
         """Wait until the companion bytes that the group's computation needs are on their way; None if they are."""

@@ -1,25 +1,32 @@
 """A stretch: groups that stay, one behind the other in compute order, whose computations can be launched as one."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from actors.core.budget import Slot
-from actors.core.message import READY, Message
+from actors.core.message import READY, GroupKey, Message
 
 MOST_GROUPS = 16
 """A pass that is not needed any more is left behind the stretch in hand, and a failure names the first of these."""
 
 
-def stretches(messages: Iterable[Message[Slot]]) -> Iterator[Sequence[Message[Slot]]]:
-    """Cut groups that follow one another, the same in every pass; one that moves is the first, and alone."""
+def stretches(messages: Iterable[Message[Slot]], hops: Collection[GroupKey] = ()) -> Iterator[Sequence[Message[Slot]]]:
+    """Cut groups that follow one another, the same in every pass; one that moves is the first, and alone.
+
+    One of the `hops` begins another stretch: something has to come before it.
+    """
     messages = iter(messages)
     stretch = [*itertools.islice(messages, 1)]
     if not stretch[0].at.stays:
         yield stretch
         stretch = []
-    while stretch := [*stretch, *itertools.islice(messages, MOST_GROUPS - len(stretch))]:
+    for message in messages:
+        if len(stretch) == MOST_GROUPS or message.key in hops:
+            yield stretch
+            stretch = []
+        stretch.append(message)
+    if stretch:
         yield stretch
-        stretch = []
 
 
 def has_arrived(message: Message[Slot]) -> bool:

@@ -129,3 +129,23 @@ def test_ahead_a_layer_is_asked_for_when_the_computation_of_the_one_before_is_la
             (await waits(rendezvous.next_layer())).cancel()
 
     run_virtual(main())
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_line_of_some_layers_asks_for_its_first_and_then_for_the_one_behind(ahead: bool) -> None:
+    async def main() -> None:
+        rendezvous = Rendezvous((1, 7, 9), ahead=ahead, order=(1, 4, 7, 9))
+        tell = rendezvous.used if ahead else rendezvous.computed
+        for _ in range(2):
+            rendezvous.begin()
+            assert await rendezvous.next_layer() == 1
+            asking = await waits(rendezvous.next_layer())
+            tell(1, READY)
+            await asyncio.sleep(1)
+            assert not asking.done(), "the layer behind, whose bytes stay, comes before"
+            tell(4, READY)
+            assert await asking == 7
+            tell(7, READY)
+            assert await rendezvous.next_layer() == 9
+
+    run_virtual(main())

@@ -148,3 +148,29 @@ def test_what_a_stretch_computes_with_is_not_overwritten_when_the_line_runs_anew
         assert min(span.started for span in uploads if span.key in SECOND) >= last.ended  # type: ignore[attr-defined]
 
     run_virtual(main())
+
+
+def test_a_stretch_does_not_reach_over_a_hop_and_waits_for_the_pass_there(
+    launched: list[list[GroupKey]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hops = (ORDER[4], ORDER[7])
+    came: list[tuple[GroupKey, float]] = []
+
+    async def arrive(self: SimProgram, pass_: SimPass, message: Message[Slot]) -> None:
+        assert message.key not in pass_.steps
+        await asyncio.sleep(5)
+        came.append((message.key, asyncio.get_running_loop().time()))
+
+    monkeypatch.setattr(SimProgram, "hops", hops)
+    monkeypatch.setattr(SimProgram, "arrive", arrive)
+
+    async def main() -> None:
+        sim = line()
+        await sim.run()
+        assert [one.steps for one in sim.program.passes] == [[*ORDER]] * PASSES
+        assert sim.line.statistics().actors["compute_scheduler"].stalled_seconds > PASSES * len(hops) * 5
+
+    run_virtual(main())
+    assert [key for key, _ in came] == [*hops] * PASSES
+    cut = [list(ORDER[:4]), list(ORDER[4:7]), list(ORDER[7:])]
+    assert launched == cut * (PASSES - 1)

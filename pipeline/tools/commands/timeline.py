@@ -15,7 +15,7 @@ SHOWN = {
     NOTHING: ("request",),
     WORK: ("work",),
     HELD_BACK: ("room", "slot"),
-    WAITING: ("message", "event", "check", "companion", "lane", "result"),
+    WAITING: ("message", "event", "check", "companion", "hop", "lane", "result"),
 }
 """The spans that each character stands for, by what they say."""
 NAME_WIDTH = 18

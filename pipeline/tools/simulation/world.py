@@ -12,7 +12,7 @@ from actors.core.companion import Meeting, Rendezvous, own_kind
 from actors.core.event import Buffer, Event
 from actors.core.message import READY, GroupKey, Message, ended
 from actors.core.order import lanes
-from actors.core.ports import Copy, PrefetchPolicy
+from actors.core.ports import Copy, PrefetchPolicy, Program
 from pipeline.devices.port import Device
 from pipeline.formats.parts import attends
 from pipeline.groups.slot_kinds import SlotKinds
@@ -109,7 +109,7 @@ class SimPass:
     steps: list[GroupKey] = field(default_factory=list)
 
 
-class SimProgram:
+class SimProgram(Program):
     """A program that computes for as long as the timings say."""
 
     def __init__(
@@ -166,13 +166,6 @@ class SimProgram:
         tell = self._rendezvous.used if attends(message.group) else self._rendezvous.computed
         tell(message.layer, ran[-1])
         return ran
-
-    def stretch(self, pass_: SimPass, messages: Sequence[Message[Slot]]) -> Sequence[Event]:
-        """Launch each by itself: that takes the host no virtual time."""
-        return ()
-
-    def ahead(self, pass_: SimPass) -> None:
-        """Every pass waits for the results of the one before."""
 
     async def finish(self, pass_: SimPass) -> None:
         """Wait for the last step."""

@@ -2,9 +2,7 @@
 
 import argparse
 import dataclasses
-import math
 from collections.abc import Mapping
-from typing import Any
 
 from actors.core.ports import PrefetchPolicy
 from pipeline.engine.actor_names import ACTORS
@@ -14,46 +12,50 @@ from pipeline.errors import ConfigError
 from pipeline.system.table import print_json
 from pipeline.system.written_files import check_writable
 from pipeline.tools.commands.progress import Progress
-from pipeline.tools.commands.simulate import LAYERS, MILLISECONDS
 from pipeline.tools.commands.simulate_routing import simulate_routing
+from pipeline.tools.commands.simulate_sections import simulate_sections
+from pipeline.tools.commands.simulate_timings import LAYER_SECONDS, timings_from
 from pipeline.tools.commands.values import option_of, policy_from_text
 from pipeline.tools.simulation.closed_forms import closed_form_ms
-from pipeline.tools.simulation.derive import derive_timings, find_shapes
 from pipeline.tools.simulation.sim_line import Simulated, simulate
 from pipeline.tools.simulation.timings import LayerTimings
 from pipeline.tools.trace.overlap import policy_table
 from pipeline.tools.trace.perfetto import write_trace
 from pipeline.tools.trace.recording import Recording
 
-MS = 1000.0
 CHAINED = "current, chained"
 COUNTS = ("layers", "depth", "gpu_groups", "host_groups", "queue", "micro_batches", "passes")
-RATES = ("disk_gbps", "h2d_gbps", "tflops", "batch_tokens")
 MOST = 1 << 16
 MOST_LAYERS = 50_000
 """Over all passes and micro-batches: a trace of that many holds about a gigabyte."""
 MOST_SECONDS = 1e7
 """More virtual time is refused: a float would not tell microseconds apart, and timers would never be due."""
-LAYER_SECONDS = ("attn", "ffn", "attn_io", "ffn_io", "attn_disk", "ffn_disk", "check_seconds", "kv_seconds")
 LAYERS_PER_SECOND = 2000
 """Roughly: longer work shows progress."""
 
 
 def simulate_policies(options: argparse.Namespace) -> None:
-    """Simulate the policies that were named, and print a table or JSON; or replay recorded routing."""
+    """Simulate the policies that were named, or sections, and print a table or JSON; or replay recorded routing."""
     if options.routing is not None:
         simulate_routing(options)
         return
-    for name in ("slots", "picture"):
-        if getattr(options, name) is not None:
-            raise ConfigError(f"{option_of(name)}: need --routing FILE, have none")
+    if options.slots is not None:
+        raise ConfigError("--slots: need --routing FILE, have none")
+    if options.sections is not None:
+        simulate_sections(options)
+        return
+    if options.picture is not None:
+        raise ConfigError("--picture: need --sections N or --routing FILE, have neither")
+    for name in ("hop_seconds", "stays", "shared_disk"):
+        if getattr(options, name):
+            raise ConfigError(f"{option_of(name)}: need --sections N, have none")
     if options.trace is not None:
         if options.policy is None:
             raise ConfigError("--trace: need one policy to write down, have all; name it with --policy")
         check_writable(options.trace)
     for name in COUNTS:
         within(option_of(name), getattr(options, name), 1, MOST, or_none=True)
-    timings, policies = _timings(options), _policies(options)
+    timings, policies = timings_from(options), _policies(options)
     parts = max(policy.micro_batches for policy in policies.values())
     if timings.layers * options.passes * parts > MOST_LAYERS:
         have = f"{timings.layers} x {options.passes} x {parts}"
@@ -136,42 +138,3 @@ def _policies(options: argparse.Namespace) -> dict[str, PrefetchPolicy]:
         if name == "current":
             policies[CHAINED] = CURRENT_CHAINED
     return policies
-
-
-def _timings(options: argparse.Namespace) -> LayerTimings:
-    milliseconds = {name: getattr(options, name) for name in (*MILLISECONDS, "disk_attn_ms", "disk_ffn_ms")}
-    given = [name for name, value in milliseconds.items() if value is not None]
-    for name in (*given, "kv_ms", "sync_ms", "jitter"):
-        _check_number(options, name)
-    rates = [name for name in RATES if getattr(options, name) is not None]
-    common = {
-        "check_seconds": options.sync_ms / MS,
-        "kv_seconds": options.kv_ms / MS,
-        "jitter": options.jitter,
-        "seed": options.seed,
-    }
-    if options.model is not None:
-        if given:
-            raise ConfigError(f"{option_of(given[0])}: --model derives the timings; give one or the other")
-        if missing := [option_of(name) for name in RATES if name not in rates]:
-            raise ConfigError(f"--model: need {', '.join(missing)} too, to derive the timings")
-        for name in rates:
-            _check_number(options, name, above=True)
-        shapes = find_shapes(options.model)
-        derived = derive_timings(shapes, **{name: getattr(options, name) for name in RATES})
-        return dataclasses.replace(derived, layers=options.layers or len(shapes), **common)
-    if rates:
-        raise ConfigError(f"{option_of(rates[0])}: is for --model, which is missing")
-    seconds = {
-        name: (MILLISECONDS.get(name, 0.0) if value is None else value) / MS for name, value in milliseconds.items()
-    }
-    if not (seconds["attn_ms"] or seconds["ffn_ms"]):
-        raise ConfigError("--attn-ms, --ffn-ms: need one above 0, have 0 for both: there is nothing to overlap with")
-    times: dict[str, Any] = dict(zip(LAYER_SECONDS[: len(seconds)], seconds.values(), strict=True))
-    return LayerTimings(layers=options.layers or LAYERS, **times, **common)
-
-
-def _check_number(options: argparse.Namespace, name: str, *, above: bool = False) -> None:
-    value = getattr(options, name)
-    if not math.isfinite(value) or value < 0 or (above and value == 0):
-        raise ConfigError(f"{option_of(name)}: need a finite number {'above 0' if above else 'from 0'}, have {value}")

@@ -7,21 +7,18 @@ from pipeline.system.sizes import human_bytes
 from pipeline.system.table import aligned, print_json
 from pipeline.system.written_files import check_writable, writing
 from pipeline.tools.commands.progress import Progress
-from pipeline.tools.commands.simulate import add_simulate
-from pipeline.tools.commands.values import option_of
+from pipeline.tools.commands.simulate import refuse_others
 from pipeline.tools.routing.curve_chart import curve_picture
 from pipeline.tools.routing.hit_curves import PER_LAYER, SHOWN, HitCurves, default_slots, hit_curves
 from pipeline.tools.routing.recorded_routing import read_routing
 from pipeline.tools.routing.replay_routing import Wants
 
-OWN = ("routing", "slots", "picture", "json", "command")
+OWN = ("routing", "slots", "picture", "json")
 
 
 def simulate_routing(options: argparse.Namespace) -> None:
     """Replay the file through caches, and print what they find."""
-    for name, default in _defaults().items():
-        if name not in OWN and getattr(options, name) != default:
-            raise ConfigError(f"{option_of(name)}: has no meaning for recorded routing; leave it out")
+    refuse_others(options, OWN, "recorded routing")
     if options.picture is not None:
         check_writable(options.picture)
     wants = Wants.of(read_routing(options.routing))
@@ -37,13 +34,6 @@ def simulate_routing(options: argparse.Namespace) -> None:
         print_json(_plain(curves))
     else:
         print(_lines(curves))
-
-
-def _defaults() -> dict[str, object]:
-    """What the options of the command are where none is given."""
-    commands = argparse.ArgumentParser().add_subparsers()
-    add_simulate(commands)
-    return vars(commands.choices["simulate"].parse_args([]))
 
 
 def _slots(given: str) -> list[int]:

@@ -80,21 +80,27 @@ def find_shapes(model: str) -> tuple[Shape, ...]:
 
 
 def derive_timings(
-    shapes: Sequence[Shape], *, disk_gbps: float, h2d_gbps: float, tflops: float, batch_tokens: int
+    shapes: Sequence[Shape],
+    *,
+    disk_gbps: float,
+    h2d_gbps: float,
+    tflops: float,
+    batch_tokens: int,
+    memory_gbps: float = math.inf,
 ) -> LayerTimings:
     """Seconds of each half-layer, the disk hop and the H2D hop apart; means over the layers, and those of each, where
     they differ.
 
     Rates are in 1e9 bytes per second and 1e12 operations per second, as reached, not as advertised. The pass computes
-    `batch_tokens` tokens of one prompt. Not in it: the head, and the time in which a small batch reads the weights from
-    device memory.
+    `batch_tokens` tokens of one prompt, and reads the weights from device memory at least once. Not in it: the head.
     """
 
     def seconds(shape: Shape) -> dict[str, Any]:
         attn_bytes, ffn_bytes = (shape.parameters(part) * shape.item_bytes for part in (ATTN, FFN))
+        attn, ffn = (shape.operations(part, batch_tokens) / (tflops * TERA) for part in (ATTN, FFN))
         return {
-            "attn": shape.operations(ATTN, batch_tokens) / (tflops * TERA),
-            "ffn": shape.operations(FFN, batch_tokens) / (tflops * TERA),
+            "attn": max(attn, attn_bytes / (memory_gbps * GIGA)),
+            "ffn": max(ffn, ffn_bytes / (memory_gbps * GIGA)),
             "attn_io": attn_bytes / (h2d_gbps * GIGA),
             "ffn_io": ffn_bytes / (h2d_gbps * GIGA),
             "attn_disk": attn_bytes / (disk_gbps * GIGA),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.core.budget import Slot
+from actors.core.crew import Over
 from actors.core.event import Event
 from actors.core.message import READY, GroupKey, Message
 from pipeline.engine.relay import Relay
@@ -67,10 +68,8 @@ class SimPasses:
     that many before it has ended, as its requests are those of that one.
     """
 
-    def __init__(
-        self, order: Order, owners: Mapping[GroupKey, int], *, passes: int, hop_seconds: float, in_flight: int
-    ) -> None:
-        self.passes, self.hop_seconds = passes, hop_seconds
+    def __init__(self, order: Order, owners: Mapping[GroupKey, int], *, hop_seconds: float, in_flight: int) -> None:
+        self.hop_seconds = hop_seconds
         self.first, self.last = owners[order[0]], owners[order[-1]]
         self.began: list[float] = []
         self.ended: list[float] = []
@@ -105,11 +104,17 @@ class SimPasses:
         """Wait until all of the pass was computed."""
         await self._ends[index].wait()
 
+    def let_end(self, over: Over, passes: int) -> None:
+        """Let a run be over when so many passes have ended."""
+        self._over, self._passes = over, passes
+
     def end(self, index: int) -> None:
         """Say that all of the pass was computed."""
         self.ended.append(asyncio.get_running_loop().time())
         del self.standing[index]
         self._ends[index].set()
+        if len(self.ended) == self._passes and not self._over.done():
+            self._over.set_result(None)
 
 
 class SimSection(SimProgram):
@@ -151,15 +156,10 @@ class SimSection(SimProgram):
         return ran
 
     async def finish(self, pass_: SimPass) -> None:
-        """Wait for the section's last step; behind the last of all the pass has ended.
-
-        The first line that ends would stop the others (`running` of actors.core.line), so all wait for the last pass.
-        """
+        """Wait for the section's last step; behind the last of all the pass has ended."""
         await super().finish(pass_)
         if self._number == self._whole.last:
             self._whole.end(pass_.index)
-        elif pass_.index == self._whole.passes - 1:
-            await self._whole.at_end(pass_.index)
 
     async def _reached(self, pass_: SimPass, message: Message[Slot]) -> None:
         await self._whole.relay(pass_.index).reached(message.key)

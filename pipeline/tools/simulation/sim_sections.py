@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from actors.core.line import run_beside
+from actors.core.line import running
 from actors.core.message import GroupKey
 from actors.core.trace import Trace
 from pipeline.engine.policies import POLICIES
@@ -28,9 +28,9 @@ class SimulatedSections:
 
     @property
     def pass_seconds(self) -> float:
-        """The seconds from the end of a pass to that of the next, at the end of the run."""
-        last = max(2, self.in_flight)
-        return (self.ended[-1] - self.ended[-1 - last]) / last
+        """The seconds from the end of a pass to that of the next, without the first, which begin with empty slots."""
+        count = max(2, self.in_flight)
+        return (self.ended[-1] - self.ended[-1 - count]) / count
 
     @property
     def token_seconds(self) -> float:
@@ -46,7 +46,6 @@ def sim_sections(
     hop_seconds: float = 0.0,
     shared_disk: bool = False,
     in_flight: int = 1,
-    passes: int = 1,
     micro_batches: int = 1,
     residency: Residency = NOTHING_STAYS,
     gpu_groups: int = 4,
@@ -55,7 +54,7 @@ def sim_sections(
     recording: bool = True,
 ) -> tuple[SimPasses, list[SimLine]]:
     """Wire a line for each section, on the loop that will run them; `owners` has the section of each layer, and of
-    what follows the layers.
+    what follows the layers. The lines are endless.
 
     A shared disk serves the reads of all sections, first come first served; else each has one of its own. Slots,
     queues and rates are those of each section.
@@ -63,7 +62,7 @@ def sim_sections(
     owner: Mapping[GroupKey, int] = {key: owners[key[0]] for key in timings.order}
     sections = range(max(owner.values()) + 1)
     rates = rates or [SectionRates()] * len(sections)
-    whole = SimPasses(timings.order, owner, passes=passes, hop_seconds=hop_seconds, in_flight=in_flight)
+    whole = SimPasses(timings.order, owner, hop_seconds=hop_seconds, in_flight=in_flight)
     disk = SimDisk(timings) if shared_disk else None
     lines = []
     for section in sections:
@@ -73,7 +72,7 @@ def sim_sections(
             sim_line(
                 SectionTimings(timings, order, rates[section]),
                 policy=replace(POLICIES["backpressure"], micro_batches=micro_batches),
-                passes=passes,
+                passes=None,
                 gpu_groups=gpu_groups,
                 host_groups=host_groups,
                 queue=queue,
@@ -86,17 +85,26 @@ def sim_sections(
     return whole, lines
 
 
-async def run_sections(lines: Sequence[SimLine]) -> None:
-    """Run all lines as one, which ends with the first failure."""
-    await run_beside([line for section in lines for line in section.wired.lines])
+async def run_sections(whole: SimPasses, lines: Sequence[SimLine], passes: int) -> None:
+    """Run all lines until so many passes have ended. Raises the first failure, which ends all."""
+    async with running([line for section in lines for line in section.wired.lines]) as over:
+        whole.let_end(over, passes)
+        failure = await over
+    if failure is not None:
+        raise failure from failure.__cause__
 
 
-def simulate_sections(timings: Timings, owners: Sequence[int], *, in_flight: int = 1, **line: Any) -> SimulatedSections:
-    """Run passes on virtual time; `line` as `sim_sections` takes it. Raises Deadlock when a line can never end."""
+def simulate_sections(
+    timings: Timings, owners: Sequence[int], *, passes: int | None = None, in_flight: int = 1, **line: Any
+) -> SimulatedSections:
+    """Run passes on virtual time, or else as many as `pass_seconds` needs; `line` as `sim_sections` takes it.
+
+    Raises Deadlock when a line can never go on.
+    """
 
     async def main() -> SimulatedSections:
         whole, lines = sim_sections(timings, owners, in_flight=in_flight, **line)
-        await run_sections(lines)
+        await run_sections(whole, lines, passes or 2 + 2 * in_flight)
         traces = [section.line.trace for section in lines]
         return SimulatedSections(whole.began, whole.ended, in_flight, traces)
 

@@ -52,7 +52,7 @@ def test_passes_take_what_the_closed_form_says(sections: int, hop_seconds: float
     shared = shares(STREAMED, [1.0] * sections)
     dealt = deal(layer_bytes(STREAMED), shared, hop_seconds)[:-1]
     for owners in (dealt, contiguous(STREAMED.layers, sections)):
-        run = simulate_sections(STREAMED, owners, hop_seconds=hop_seconds, passes=4, gpu_groups=GPU_GROUPS)
+        run = simulate_sections(STREAMED, owners, hop_seconds=hop_seconds, gpu_groups=GPU_GROUPS)
         expected = formula(STREAMED, owners, shared, hop_seconds)
         assert run.pass_seconds == pytest.approx(expected, rel=0.02)
         latency = run.ended[-1] - run.began[-1] + hop_seconds
@@ -62,7 +62,7 @@ def test_passes_take_what_the_closed_form_says(sections: int, hop_seconds: float
 @pytest.mark.parametrize("sections", [2, 8])
 def test_dealt_in_turn_one_request_has_all_links(sections: int) -> None:
     alone, dealt, following = (
-        simulate_sections(STREAMED, owners, passes=4).pass_seconds
+        simulate_sections(STREAMED, owners).pass_seconds
         for owners in (
             [0] * STREAMED.layers,
             in_turn(STREAMED.layers, sections),
@@ -76,8 +76,8 @@ def test_dealt_in_turn_one_request_has_all_links(sections: int) -> None:
 def test_passes_in_flight_share_no_bytes() -> None:
     """N contiguous sections with N passes in flight end N passes in the time of one, each of an Nth of the requests."""
     sections = 4
-    one = simulate_sections(STREAMED, [0] * STREAMED.layers, passes=4)
-    many = simulate_sections(STREAMED, contiguous(STREAMED.layers, sections), in_flight=sections, passes=4 * sections)
+    one = simulate_sections(STREAMED, [0] * STREAMED.layers)
+    many = simulate_sections(STREAMED, contiguous(STREAMED.layers, sections), in_flight=sections)
     assert many.pass_seconds == pytest.approx(one.pass_seconds / sections, rel=0.02)
     assert many.token_seconds == pytest.approx(one.token_seconds, rel=0.02)
 
@@ -85,9 +85,9 @@ def test_passes_in_flight_share_no_bytes() -> None:
 def test_where_computing_binds_one_pass_has_one_section_at_a_time() -> None:
     computed = replace(STREAMED, attn=0.04, ffn=0.16)
     for owners in (in_turn(64, 4), contiguous(64, 4)):
-        run = simulate_sections(computed, owners, passes=3)
+        run = simulate_sections(computed, owners)
         assert run.pass_seconds == pytest.approx(64 * 0.2, rel=0.01)
-    many = simulate_sections(computed, contiguous(64, 4), in_flight=4, passes=12)
+    many = simulate_sections(computed, contiguous(64, 4), in_flight=4)
     assert many.pass_seconds == pytest.approx(64 * 0.2 / 4, rel=0.02)
 
 
@@ -97,9 +97,7 @@ def test_parts_of_a_pass_hardly_compute_beside_each_other() -> None:
     computed = LayerTimings(layers=64, attn=0.02, ffn=0.08, attn_io=1e-6, ffn_io=1e-6)
 
     def gain(owners: Sequence[int]) -> float:
-        whole, parts = (
-            simulate_sections(computed, owners, micro_batches=count, passes=3).pass_seconds for count in (1, 4)
-        )
+        whole, parts = (simulate_sections(computed, owners, micro_batches=count).pass_seconds for count in (1, 4))
         return whole / parts
 
     assert gain(contiguous(64, 4)) == pytest.approx(1.0, abs=0.02)
@@ -109,7 +107,7 @@ def test_parts_of_a_pass_hardly_compute_beside_each_other() -> None:
 @pytest.mark.parametrize(("rates", "seconds"), [(SectionRates(compute=2), 0.05), (SectionRates(link=0.1), 0.3)])
 def test_a_section_computes_and_uploads_at_rates_of_its_own(rates: SectionRates, seconds: float) -> None:
     timings = LayerTimings(layers=8, attn=0.05, ffn=0.05, attn_io=0.01, ffn_io=0.02, attn_disk=1e-6, ffn_disk=1e-6)
-    run = simulate_sections(timings, [0] * 8, rates=[rates], passes=4)
+    run = simulate_sections(timings, [0] * 8, rates=[rates])
     assert run.pass_seconds == pytest.approx(8 * seconds, rel=0.02)
 
 
@@ -117,14 +115,13 @@ def test_a_hop_is_behind_each_change_of_section_and_on_the_way_back() -> None:
     computed = LayerTimings(layers=6, attn=0.01, ffn=0.01, attn_io=1e-6, ffn_io=1e-6)
     for owners in ([0, 0, 1, 1, 2, 2], [0, 1, 2, 0, 1, 2], [0, 1, 0, 1, 0, 0]):
         expected = 6 * 0.02 + hops(owners) * 0.5
-        assert simulate_sections(computed, owners, hop_seconds=0.5, passes=3).pass_seconds == pytest.approx(expected)
+        assert simulate_sections(computed, owners, hop_seconds=0.5).pass_seconds == pytest.approx(expected)
 
 
 def test_sections_that_share_a_disk_take_turns_at_it() -> None:
     timings = replace(STREAMED, attn_disk=0.02, ffn_disk=0.08, attn_io=0.002, ffn_io=0.008)
     own, shared = (
-        simulate_sections(timings, in_turn(64, 4), shared_disk=shared, passes=4).pass_seconds
-        for shared in (False, True)
+        simulate_sections(timings, in_turn(64, 4), shared_disk=shared).pass_seconds for shared in (False, True)
     )
     assert own == pytest.approx(64 * 0.1 / 4, rel=0.02)
     assert shared == pytest.approx(64 * 0.1, rel=0.02)
@@ -136,7 +133,7 @@ def test_a_slow_section_gets_fewer_layers_and_otherwise_holds_all_up() -> None:
     dealt = deal(layer_bytes(STREAMED), shared)[:-1]
     sections = [SectionRates(disk=rate) for rate in rates]
     fair, alike = (
-        simulate_sections(STREAMED, owners, rates=sections, passes=4).pass_seconds for owners in (dealt, in_turn(64, 4))
+        simulate_sections(STREAMED, owners, rates=sections).pass_seconds for owners in (dealt, in_turn(64, 4))
     )
     assert alike == pytest.approx(16 * 0.1 / 0.25, rel=0.02)
     assert fair == pytest.approx(formula(STREAMED, dealt, shared), rel=0.02)
@@ -147,7 +144,7 @@ def test_groups_that_stay_move_once() -> None:
     """Half of each section's layers stay, one after the other."""
     owners = in_turn(64, 4)
     stays = tuple(key for key in STREAMED.order if key[0] // 4 % 2)
-    run = simulate_sections(STREAMED, owners, residency=Residency({"host": stays}), passes=4)
+    run = simulate_sections(STREAMED, owners, residency=Residency({"host": stays}))
     shared = shares(STREAMED, [1.0] * 4, room=8 * layer_bytes(STREAMED)[0])
     assert run.pass_seconds == pytest.approx(formula(STREAMED, owners, shared), rel=0.02)
     reads = [span for trace in run.traces for span in trace.spans if span.actor == DISK and span.what == "work"]
@@ -186,9 +183,9 @@ def test_the_failure_of_one_section_ends_all_with_one_error(actor: str, layer: i
     )
 
     async def main() -> int:
-        passes, lines = sim_sections(timings, in_turn(6, 3), hop_seconds=1e-3, passes=9)
+        passes, lines = sim_sections(timings, in_turn(6, 3), hop_seconds=1e-3)
         with pytest.raises(ActorFailed, match=f"^{actor} failed at layer {layer} group 'ffn': .*cable") as caught:
-            await run_sections(lines)
+            await run_sections(passes, lines, 9)
         assert isinstance(caught.value.__cause__, OSError)
         assert len(asyncio.all_tasks()) == 1
         assert all(not budget.held(kind) for one in lines for budget in one.line.budgets for kind in budget.slots)
@@ -201,9 +198,7 @@ def test_the_failure_of_one_section_ends_all_with_one_error(actor: str, layer: i
 def test_two_runs_are_the_same() -> None:
     def run() -> SimulatedSections:
         jittered = replace(STREAMED, layers=12, jitter=0.4, attn_disk=0.01, ffn_disk=0.05)
-        return simulate_sections(
-            jittered, in_turn(12, 3), hop_seconds=1e-3, shared_disk=True, passes=3, micro_batches=2
-        )
+        return simulate_sections(jittered, in_turn(12, 3), hop_seconds=1e-3, shared_disk=True, micro_batches=2)
 
     first, second = run(), run()
     assert (first.began, first.ended) == (second.began, second.ended)

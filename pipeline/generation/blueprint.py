@@ -42,6 +42,7 @@ class Blueprint:
 
     model: ModelConfig
     checkpoint: Checkpoint
+    settings: Config
     whole: WeightGroups
     groups: WeightGroups
     dtype: torch.dtype
@@ -91,7 +92,8 @@ class Drawing:
         experts = None if laid_out is None else ExpertRoom(laid_out, settings, device)
         plans = make_plans(model, settings, groups, catalog, device, dtype, tokenizer, experts, part)
         plan = plans.best(PassRates())
-        return Blueprint(model, self.checkpoint, self.groups, groups, dtype, part, catalog, experts, plans, plan)
+        whole = self.groups
+        return Blueprint(model, self.checkpoint, settings, whole, groups, dtype, part, catalog, experts, plans, plan)
 
 
 def draw_up(

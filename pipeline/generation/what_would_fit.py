@@ -1,5 +1,6 @@
 """What to change where a plan does not fit: only what was tried, so that following the advice works."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from tempfile import gettempdir
 from typing import Any
@@ -23,6 +24,8 @@ LEAST = {
 """Settings that take memory, and values below which a model is of little use."""
 SPARE_BYTES = 4 << 20
 """What a process may grow by until the advice has been followed."""
+RAISED = (1.0, 1.25)
+"""Of several devices more may be needed, as layers are dealt anew by what each has room for."""
 MOST_WAYS = 3
 
 Try = Callable[[Mapping[str, Any]], ModelPlan | None]
@@ -41,7 +44,9 @@ def what_would_fit(plan: ModelPlan, settings: Config, draw: Try) -> str:
         drawn = draw({**changes, **{name: nbytes - SPARE_BYTES for name, nbytes in limits.items()}})
         return drawn is not None and drawn.memory.fits()
 
-    ways = [_changes(raised, "at least")] if (raised := _raised(plan, settings)) and fits(raised) else []
+    higher = (_raised(plan, settings, times) for times in RAISED)
+    raised = next((one for one in higher if one and fits(one)), None)
+    ways = [] if raised is None else [_changes(raised, "at least")]
     knobs = _knobs(plan)
     for knob in knobs:
         highest = next((value for value in _lower(knob, plan, settings) if fits({knob: value})), None)
@@ -60,8 +65,8 @@ def what_would_fit(plan: ModelPlan, settings: Config, draw: Try) -> str:
     return f"{'raise the limit; ' if bounded else ''}{_free(plan)}"
 
 
-def _raised(plan: ModelPlan, settings: Config) -> dict[str, str]:
-    """Limits that the user has set, raised to what is needed."""
+def _raised(plan: ModelPlan, settings: Config, times: float) -> dict[str, str]:
+    """Limits that the user has set, raised to so many times what is needed."""
     memory = plan.memory
     short = {
         name: memory.need(place) * memory.divided.get(place, 1)
@@ -70,7 +75,7 @@ def _raised(plan: ModelPlan, settings: Config) -> dict[str, str]:
     }
     if any(getattr(settings, name) is None for name in short):
         return {}
-    return {name: f"{-(-(need + 2 * SPARE_BYTES) // 10**6)}MB" for name, need in short.items()}
+    return {name: f"{math.ceil(times * (need + 2 * SPARE_BYTES) / 10**6)}MB" for name, need in short.items()}
 
 
 def _knobs(plan: ModelPlan) -> list[str]:

@@ -55,9 +55,9 @@ class SectionReport:
     """What a section says of a pass that has gone through it.
 
     `failed` are sequences, by number, that have ended here, each with its error; `lost` the KV blocks and the slots of
-    recurrent state whose contents the disk has lost. The section with the head has `outcomes` of pieces that
-    ask for logits, and `scores` of prompts, with the position of the first; each of a sequence, by its number. A pass that was `skipped` has
-    computed nothing.
+    recurrent state whose contents the disk has lost. The section with the head has `outcomes` of pieces that ask for
+    logits, and `scores` of prompts, with the position of the first; each of a sequence, by its number. A pass that was
+    `skipped` has computed nothing.
     """
 
     failed: dict[int, PenstockError] = field(default_factory=dict)

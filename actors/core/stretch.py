@@ -21,7 +21,7 @@ def stretches(messages: Iterable[Message[Slot]], hops: Collection[GroupKey] = ()
         yield stretch
         stretch = []
     for message in messages:
-        if len(stretch) == MOST_GROUPS or message.key in hops:
+        if stretch and (len(stretch) == MOST_GROUPS or message.key in hops):
             yield stretch
             stretch = []
         stretch.append(message)

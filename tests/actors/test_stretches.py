@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ import pytest
 from actors.core.budget import Slot
 from actors.core.errors import ActorFailed
 from actors.core.event import Event
-from actors.core.message import GroupKey, Message
-from actors.core.stretch import MOST_GROUPS
+from actors.core.message import READY, GroupKey, Message
+from actors.core.stretch import MOST_GROUPS, stretches
 from actors.core.trace import Trace
 from pipeline.engine.policies import POLICIES
 from pipeline.engine.residency import Residency
@@ -174,3 +175,8 @@ def test_a_stretch_does_not_reach_over_a_hop_and_waits_for_the_pass_there(
     assert [key for key, _ in came] == [*hops] * PASSES
     cut = [list(ORDER[:4]), list(ORDER[4:7]), list(ORDER[7:])]
     assert launched == cut * (PASSES - 1)
+
+
+def test_a_hop_right_behind_a_group_that_moves_cuts_off_no_empty_stretch() -> None:
+    groups = [Message(*key, seq, SimpleNamespace(stays=seq > 0), READY) for seq, key in enumerate(ORDER[:3])]
+    assert list(stretches(groups, hops=(ORDER[1],))) == [groups[:1], groups[1:]]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.engine.actor_names import KV_SWAPPER, READER, SCHEDULER, STAGER, UPLOADER
 from pipeline.tools.trace.recording import HANDING_ON
-from pipeline.tools.trace.summary import NAMES, bound_sentence
+from pipeline.tools.trace.summary import bound_sentence
 
 if TYPE_CHECKING:
     from pipeline.generation.build import ModelRuntime
@@ -64,7 +64,7 @@ def _sentence(earlier: "ModelStatistics", counted: "ModelStatistics", seconds: f
         return AT_REST
     shares = _shares(earlier.busy_seconds, counted.busy_seconds, seconds)
     worked = {name: share for name, share in shares.items() if name not in HANDING_ON}
-    return bound_sentence(worked, {name: NAMES.get(name, name) for name in worked})
+    return bound_sentence(worked)
 
 
 def _actor(name: str, earlier: "ModelStatistics", counted: "ModelStatistics", seconds: float) -> dict[str, Any]:

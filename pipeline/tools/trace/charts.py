@@ -1,6 +1,7 @@
 """The two charts over time: the overlap timeline of a window, and the whole run at a glance."""
 
 import itertools
+from collections import defaultdict
 from collections.abc import Sequence
 
 from actors.core.trace import Count, Span
@@ -8,15 +9,16 @@ from pipeline.tools.trace.expert_chart import of_experts
 from pipeline.tools.trace.gaps import CAUSES
 from pipeline.tools.trace.intervals import Interval, total_seconds, within
 from pipeline.tools.trace.journeys import Journeys, computations, pass_starts, times_of
-from pipeline.tools.trace.lane_rows import ROW_HEIGHT, cause_style, draw_lane, draw_piece, lanes
+from pipeline.tools.trace.lane_rows import ROW_HEIGHT, LaneRow, cause_style, draw_lane, draw_piece, lanes
 from pipeline.tools.trace.recording import COMPUTE, DISK, LINK, Recording
+from pipeline.tools.trace.sections import SectionNumber, by_section, plain_names
 from pipeline.tools.trace.summary import Summary, standstill
 from pipeline.tools.trace.svg import LEFT, RIGHT, WIDTH, Scale, area, axis, line, picture, rect, row_name, steps, text
 
 MOST_GROUPS = 24
 """So many computations side by side leave each of them room for its name."""
 SHOWN_PASSES = 2
-COUNTER_HEIGHT, OVERVIEW_HEIGHT = 30.0, 30.0
+COUNTER_HEIGHT, OVERVIEW_HEIGHT, SECTION_GAP = 30.0, 30.0, 10.0
 MOST_COLUMNS = 480
 PATTERNS = (
     "<defs>"
@@ -52,28 +54,42 @@ def readable_window(recording: Recording, summary: Summary) -> Interval:
 
 
 def timeline_chart(recording: Recording, summary: Summary, window: Interval) -> str:
-    """Draw rows of slices, gaps by cause, and queues and slots on the same axis."""
+    """Draw rows of slices, gaps by cause, and queues and slots on the same axis; those of a section side by side."""
     scale = Scale(recording.zero, *window)
     top = 18.0
     rows = lanes(recording)
     counters = _counters(recording)
-    height = top + ROW_HEIGHT * len(rows) + (14 if counters else 0) + COUNTER_HEIGHT * len(counters)
+    tops = _tops(rows, top)
+    lanes_end = tops[-1] + ROW_HEIGHT if rows else top
+    height = lanes_end + (14 if counters else 0) + COUNTER_HEIGHT * len(counters)
     parts = [PATTERNS, *axis(scale, top, height), *_pass_marks(recording, scale, top, height)]
-    computing = [index for index, lane in enumerate(rows) if lane.actor == COMPUTE]
-    if computing:
-        gap_top, gap_height = top + ROW_HEIGHT * computing[0], ROW_HEIGHT * len(computing)
-        for gap in summary.gaps:
+    computing = defaultdict[SectionNumber, list[float]](list)
+    for lane, lane_top in zip(rows, tops, strict=True):
+        if lane.actor == COMPUTE:
+            computing[lane.section].append(lane_top)
+    for gap in summary.gaps:
+        if shown := computing[gap.section]:
             before = f"L{gap.layer} {gap.group}"
             for piece in gap.pieces:
                 if piece.ended > scale.started and piece.started < scale.ended:
-                    parts.append(draw_piece(piece, before, scale, gap_top, gap_height))
-    for index, lane in enumerate(rows):
-        parts.extend(draw_lane(lane, scale, top + ROW_HEIGHT * index))
-    at = top + ROW_HEIGHT * len(rows) + 14
+                    parts.append(draw_piece(piece, before, scale, shown[0], ROW_HEIGHT * len(shown)))
+    for lane, lane_top in zip(rows, tops, strict=True):
+        parts.extend(draw_lane(lane, scale, lane_top))
+    at = lanes_end + 14
     for name, counts in counters.items():
         parts.extend(_draw_counter(name, counts, scale, at))
         at += COUNTER_HEIGHT
     return picture(height + 22, parts, "what each resource did, over time")
+
+
+def _tops(rows: Sequence[LaneRow], top: float) -> list[float]:
+    """Where each row begins; the sections stand apart."""
+    tops: list[float] = []
+    for before, lane in zip([None, *rows], rows, strict=False):
+        top += SECTION_GAP if before is not None and before.section != lane.section else 0.0
+        tops.append(top)
+        top += ROW_HEIGHT
+    return tops
 
 
 def overview_chart(recording: Recording, summary: Summary, window: Interval) -> str:
@@ -84,12 +100,14 @@ def overview_chart(recording: Recording, summary: Summary, window: Interval) -> 
     parts = [rect(left, 2, right - left, height, "window"), *axis(scale, 6, height)]
     # Either a group has several columns or a column several groups: anything between would flicker.
     columns = MOST_COLUMNS if 3 * summary.groups <= MOST_COLUMNS else min(summary.groups // 4, MOST_COLUMNS)
+    plain = plain_names(summary.names)
     for index, (actor, name) in enumerate(summary.names.items()):
         base = 6 + OVERVIEW_HEIGHT * (index + 1) - 2
         layers = [("busy", times_of(recording.spans, actor, "work"))]
-        if actor == COMPUTE:
+        if plain[actor][0] == COMPUTE:
+            gaps = [gap for gap in summary.gaps if gap.section == plain[actor][1]]
             for cause in CAUSES:
-                pieces = (piece for gap in summary.gaps for piece in gap.pieces if piece.cause == cause)
+                pieces = (piece for gap in gaps for piece in gap.pieces if piece.cause == cause)
                 layers.append((f"solid {cause_style(cause)}", [(piece.started, piece.ended) for piece in pieces]))
         below = [0.0] * columns
         drawn: list[str] = []
@@ -151,13 +169,17 @@ def groups_on_device(spans: Sequence[Span]) -> list[Count]:
 
 
 def _counters(recording: Recording) -> dict[str, list[Count]]:
-    """All counts by counter: the queues in the order of the line, then what else there is."""
-    found: dict[str, list[Count]] = {f"queue {actor}": [] for actor in recording.configuration.get("actors", ())}
-    shown = (count for count in recording.counts if not of_experts(count))
-    for count in (*shown, *groups_on_device(recording.spans)):
-        found.setdefault(count.counter, []).append(count)
-    queues_first = sorted(found.items(), key=lambda item: not item[0].startswith("queue"))
-    return {name: counts for name, counts in queues_first if counts}
+    """All counts by counter, section by section: the queues in the order of the line, then what else there is."""
+    counters: dict[str, list[Count]] = {}
+    for section, own in by_section(recording).items():
+        found: dict[str, list[Count]] = {f"queue {actor}": [] for actor in own.configuration.get("actors", ())}
+        shown = (count for count in own.counts if not of_experts(count))
+        for count in (*shown, *groups_on_device(own.spans)):
+            found.setdefault(count.counter, []).append(count)
+        queues_first = sorted(found.items(), key=lambda item: not item[0].startswith("queue"))
+        number = "" if section is None else f" {section}"
+        counters |= {f"{name}{number}": counts for name, counts in queues_first if counts}
+    return counters
 
 
 def _draw_counter(name: str, counts: Sequence[Count], scale: Scale, top: float) -> list[str]:

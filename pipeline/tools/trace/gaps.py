@@ -6,6 +6,7 @@ following the group whose computation ended the gap backwards, from what it went
 1. Its weights and KV blocks were there. "start" while the scheduler waited for a request; otherwise "launch": the host
    checked the group in, chose tokens of the pass before, or had not come to launching it.
    "experts" where its layer has some: they were chosen, came, or were computed, which no span tells apart.
+   "hop" where another section has computed what comes before it in the pass.
 2. Its KV blocks came last. "KV", while they or blocks before them were moved.
 3. Its weights were on the link. "H2D", from the start of its copy to the end; but "disk", where the disk set the pace:
    reads followed one another without a pause, and the copy began as soon as this one had landed. A faster link would
@@ -18,7 +19,8 @@ following the group whose computation ended the gap backwards, from what it went
    slot, otherwise as in 6: the groups before it were held back there.
 8. Whatever is left is "launch": the group had not been asked for, or Python was late.
 
-Each moment has one cause, so that the pieces of a gap follow one another without holes.
+Each moment has one cause, so that the pieces of a gap follow one another without holes. Where a model has several
+sections, a gap is what none of them computes in, and its causes lie in the line of the section that ended it.
 """
 
 from bisect import bisect_left, bisect_right
@@ -31,8 +33,9 @@ from actors.core.trace import Span
 from pipeline.engine.actor_names import STAGER
 from pipeline.formats.parts import attends
 from pipeline.tools.trace.intervals import Interval, union, within, without
-from pipeline.tools.trace.journeys import Journeys, computations, times_of
+from pipeline.tools.trace.journeys import Journeys, computations, pass_starts, times_of
 from pipeline.tools.trace.recording import COMPUTE, DISK, EXPERT_DISK, KV_IN, LINK, OWN
+from pipeline.tools.trace.sections import SectionNumber, plain_names, spans_by_section
 
 CAUSES = {
     "disk": ("the disk", "its weights were read, or stood behind other reads"),
@@ -41,6 +44,7 @@ CAUSES = {
     "device slot": ("a device slot", "the uploader had no device slot to copy into"),
     "KV": ("KV blocks", "its KV blocks were on their way"),
     "experts": ("experts", "the experts of its layer were chosen, on their way, or computed"),
+    "hop": ("hidden states", "its hidden states were handed on from another section"),
     "stage": ("a stage of yours", "a stage of yours worked on it, or on a group before it"),
     "launch": ("the host", "the host had not launched it, had not asked for it, or was loading it again"),
     "start": ("a pass to begin", "there was no request, or its tokens were being looked up"),
@@ -63,7 +67,7 @@ class GapPiece:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A stretch in which nothing computed; `layer`, `group`, `seq` and `part` are of the computation that ended it."""
+    """A stretch in which nothing computed; all but the times and the pieces is of the computation that ended it."""
 
     layer: int
     group: str
@@ -72,17 +76,22 @@ class Gap:
     started: float
     ended: float
     pieces: tuple[GapPiece, ...]
+    section: SectionNumber = None
 
 
 def find_gaps(spans: Sequence[Span]) -> list[Gap]:
     """Return all gaps of a run, in order. The first begins with the first span of all."""
-    line, gaps = _Line(spans), list[Gap]()
-    busy_until = min((span.started for span in spans), default=0.0)
-    for span in computations(spans):
+    lines = {section: _Line(own) for section, own in spans_by_section(spans).items()}
+    computed, gaps = computations(spans), list[Gap]()
+    names, begin_passes = plain_names({span.actor for span in computed}), set(map(id, pass_starts(computed)))
+    busy_until, before = min((span.started for span in spans), default=0.0), None
+    for span in computed:
+        _, section = names[span.actor]
         if span.started - busy_until > NEGLIGIBLE_SECONDS:
-            pieces = line.causes(span, busy_until)
-            gaps.append(Gap(span.layer, span.group, span.seq, span.part, busy_until, span.started, pieces))
-        busy_until = max(busy_until, span.ended)
+            handed_on = before != section and id(span) not in begin_passes
+            pieces = lines[section].causes(span, busy_until, handed_on=handed_on)
+            gaps.append(Gap(span.layer, span.group, span.seq, span.part, busy_until, span.started, pieces, section))
+        busy_until, before = max(busy_until, span.ended), section
     return gaps
 
 
@@ -106,8 +115,8 @@ class _Line:
         self._stages = {span.actor for span in spans if span.actor not in OWN}
         self._handled = union(times for stage in self._stages for times in times_of(spans, stage, "work"))
 
-    def causes(self, span: Span, started: float) -> tuple[GapPiece, ...]:
-        """Cut the gap from `started` to the start of `span` into pieces."""
+    def causes(self, span: Span, started: float, *, handed_on: bool) -> tuple[GapPiece, ...]:
+        """Cut the gap from `started` to the start of `span`, `handed_on` by another section or not, into pieces."""
         gap = _Gap(started, span.started)
         nothing = (started, started)
         read_at, landed = self._times_on(DISK, span) or nothing
@@ -119,7 +128,7 @@ class _Line:
         kv_came = self._kv_came[span.layer][kv_before - 1] if kv_before else started
         gap.paint("start", self._no_request, since=max(arrived, kv_came))
         experts = span.layer in self._with_experts and not attends(span.group)
-        gap.paint("experts" if experts else "launch", since=max(arrived, kv_came))
+        gap.paint("hop" if handed_on else "experts" if experts else "launch", since=max(arrived, kv_came))
         if kv_came > arrived:
             gap.paint("KV", self._kv_moves)
         gap.paint("disk" if self._disk_sets_pace(span) else "H2D", since=copied_at, until=copied)

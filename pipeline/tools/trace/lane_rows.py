@@ -8,6 +8,7 @@ from pipeline.formats.parts import HEAD, LAYER_PARTS, kind_of
 from pipeline.tools.trace.gaps import GapPiece
 from pipeline.tools.trace.intervals import Interval, without
 from pipeline.tools.trace.recording import COMPUTE, Recording
+from pipeline.tools.trace.sections import SectionNumber, by_section, of_section
 from pipeline.tools.trace.summary import duration, resources
 from pipeline.tools.trace.svg import CHARACTER_WIDTH, LEFT, RIGHT, WIDTH, Scale, rect, row_name, text
 
@@ -30,22 +31,25 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class LaneRow:
-    """One row."""
+    """One row. The `actor` is named without the number of its section."""
 
     name: str
     actor: str
     slices: Sequence[Slice]
+    section: SectionNumber = None
 
 
 def lanes(recording: Recording) -> list[LaneRow]:
-    """One row for each resource, but one for each micro-batch that is computed."""
+    """One row for each resource of each section, but one for each micro-batch that is computed."""
     rows: list[LaneRow] = []
-    for actor, name in resources(recording).items():
-        work = [span for span in recording.spans if span.actor == actor and span.what == "work"]
-        parts = sorted({span.part for span in work}) if actor == COMPUTE else [0]
-        for part in parts:
-            numbered = name if len(parts) == 1 else f"{name} micro-batch {part}"
-            rows.append(LaneRow(numbered, actor, one_after_the_other(span for span in work if span.part == part)))
+    for section, own in by_section(recording).items():
+        for actor, called in resources(own).items():
+            work = [span for span in own.spans if span.actor == actor and span.what == "work"]
+            parts = sorted({span.part for span in work}) if actor == COMPUTE else [0]
+            for part in parts:
+                name = of_section(called if len(parts) == 1 else f"{called} micro-batch {part}", section)
+                slices = one_after_the_other(span for span in work if span.part == part)
+                rows.append(LaneRow(name, actor, slices, section))
     return rows
 
 

@@ -20,6 +20,7 @@ from pipeline.system.small_files import open_plain_file
 from pipeline.system.written_files import writing
 from pipeline.tools.trace.journeys import Journeys, computations
 from pipeline.tools.trace.recording import DISK, LINK, Recording
+from pipeline.tools.trace.sections import SectionNumber, of_section, plain_names, section_of_counter
 from pipeline.tools.trace.tracks import lay_out, track_name
 
 FORMAT = 1
@@ -113,16 +114,19 @@ def _events(recording: Recording) -> Iterator[Mapping[str, Any]]:
     times = [(_nanoseconds(span.started, zero), _nanoseconds(span.ended, zero)) for span in spans]
     tracks = lay_out(spans, times, actors)
     threads = {track: thread for thread, track in enumerate(sorted(set(tracks)), start=PROCESS + 1)}
-    yield {"ph": "M", "pid": PROCESS, "name": "process_name", "args": {"name": "penstock"}}
+    sections = {actor: section for actor, (_, section) in plain_names(actors).items()}
+    for section in sorted(set(sections.values()), key=lambda one: one or 0) or [None]:
+        named = {"ph": "M", "pid": _process(section), "name": "process_name"}
+        yield {**named, "args": {"name": of_section("penstock", section)}}
     for track, thread in threads.items():
-        named = {"ph": "M", "pid": PROCESS, "tid": thread}
+        named = {"ph": "M", "pid": _process(sections[actors[track.actor]]), "tid": thread}
         yield {**named, "name": "thread_name", "args": {"name": track_name(track, actors)}}
         yield {**named, "name": "thread_sort_index", "args": {"sort_index": thread}}
     arrows = _arrows(spans)
     for span, (started, ended), track in zip(spans, times, tracks, strict=True):
         yield {
             "ph": "X",
-            "pid": PROCESS,
+            "pid": _process(sections[span.actor]),
             "tid": threads[track],
             "ts": _microseconds(started),
             "dur": _microseconds(ended - started),
@@ -135,7 +139,13 @@ def _events(recording: Recording) -> Iterator[Mapping[str, Any]]:
         at = _microseconds(_nanoseconds(count.at, zero))
         # Perfetto names the track by both, so that it is called as the counter is.
         name, _, series = count.counter.partition(" ")
-        yield {"ph": "C", "pid": PROCESS, "ts": at, "name": name, "args": {series: count.value}}
+        section = section_of_counter(count.counter) if any(sections.values()) else None
+        yield {"ph": "C", "pid": _process(section), "ts": at, "name": name, "args": {series: count.value}}
+
+
+def _process(section: SectionNumber) -> int:
+    """Each section is a process of its own in the viewer."""
+    return PROCESS + (section or 0)
 
 
 def _arrows(spans: Sequence[Span]) -> dict[int, dict[str, Any]]:

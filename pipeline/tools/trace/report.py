@@ -14,6 +14,7 @@ from pipeline.tools.trace.gaps import CAUSES
 from pipeline.tools.trace.journeys import computations, pass_starts
 from pipeline.tools.trace.lane_rows import LEGEND, cause_style
 from pipeline.tools.trace.recording import Recording
+from pipeline.tools.trace.sections import of_section
 from pipeline.tools.trace.summary import Summary, duration, summarize
 from pipeline.tools.trace.svg import Scale, shortened
 
@@ -74,7 +75,7 @@ def _sections(recording: Recording, summary: Summary) -> list[str]:
     if summary.groups:
         table = _cause_table(summary) if summary.waited_seconds else "<p>It never waited.</p>"
         about = "Following back the group whose computation ended the wait."
-        figures.append(_section("What the device waited for", about, table))
+        figures.append(_section(f"What {summary.devices} waited for", about, table))
     return [*sections, f'<div class="two">{"".join(figures)}</div>']
 
 
@@ -130,14 +131,14 @@ def _resource_table(summary: Summary) -> str:
 
 
 def _cause_table(summary: Summary) -> str:
-    most = max(summary.waited.values())
+    most = max(summary.waited_in.values())
     rows = "".join(
-        f'<tr><td title="{escape(CAUSES[cause][1])}">{escape(cause)}</td>'
-        f"{_bars([(f'waits {cause_style(cause)}', summary.waited[cause] / most)])}"
-        f'<td class="number">{summary.waited[cause] / summary.seconds:.1%}</td>'
-        f'<td class="number">{duration(summary.waited[cause])}</td></tr>'
-        for cause in CAUSES
-        if summary.waited[cause]
+        f'<tr><td title="{escape(CAUSES[cause][1])}">{escape(of_section(cause, section))}</td>'
+        f"{_bars([(f'waits {cause_style(cause)}', seconds / most)])}"
+        f'<td class="number">{seconds / summary.seconds:.1%}</td>'
+        f'<td class="number">{duration(seconds)}</td></tr>'
+        for (section, cause), seconds in summary.waited_in.items()
+        if seconds
     )
     return (
         '<table><tr><th></th><th></th><th class="number">of all time</th><th class="number">time</th></tr>'

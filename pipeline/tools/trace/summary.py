@@ -1,5 +1,6 @@
 """A run in figures: how long each actor was busy, what bounds the run, what the device waited for."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from pipeline.tools.trace.recording import (
     LINK,
     Recording,
 )
+from pipeline.tools.trace.sections import SectionNumber, enumerated, in_sections, of_section, plain_names
 
 NAMES = {
     DISK: "disk",
@@ -37,9 +39,16 @@ BOUND, CLOSE = 0.85, 0.02
 
 
 def resources(recording: Recording) -> dict[str, str]:
-    """The actors that take time of a disk, link, device or stage, in line order, and what people call them."""
+    """The actors that take time of a disk, link, device or stage, section by section in line order, and what people
+    call them.
+    """
     worked = {span.actor for span in recording.spans if span.what == "work"}
-    return {actor: NAMES.get(actor, actor) for actor in recording.actors if actor in worked and actor not in HANDING_ON}
+    names = plain_names(actor for actor in recording.actors if actor in worked)
+    return {
+        actor: of_section(NAMES.get(plain, plain), section)
+        for actor, (plain, section) in sorted(names.items(), key=lambda item: item[1][1] or 0)
+        if plain not in HANDING_ON
+    }
 
 
 def busy_seconds(spans: Sequence[Span], started: float, ended: float) -> dict[str, float]:
@@ -55,9 +64,9 @@ def held_back_times(spans: Sequence[Span], actor: str) -> list[Interval]:
     before a link that does nothing.
     """
     held = times_of(spans, actor, "slot", "room")
-    if actor == LINK:
+    if plain_names([actor])[actor][0] == LINK:
         journeys = Journeys(spans)
-        for copy in (span for span in spans if span.actor == LINK and span.what == "work"):
+        for copy in (span for span in spans if span.actor == actor and span.what == "work"):
             read = journeys.before(DISK, copy)
             if read is not None and read.ended < copy.started:
                 held.append((read.ended, copy.started))
@@ -76,15 +85,32 @@ def bound_by(shares: Mapping[str, float]) -> tuple[str, ...]:
     return tuple(actor for actor, share in shares.items() if most >= BOUND and share > most - CLOSE)
 
 
-def bound_sentence(shares: Mapping[str, float], names: Mapping[str, str]) -> str:
-    """Say what binds, from the busy share of each actor and what people call it."""
+def bound_sentence(shares: Mapping[str, float]) -> str:
+    """Say what binds, from the busy share of each actor.
+
+    Sections compute in turn, so computing binds where it does in all of them together.
+    """
+    names = plain_names(shares)
+    computing = [actor for actor, (plain, _) in names.items() if plain == COMPUTE]
+    if len(computing) > 1:
+        together = min(1.0, sum(shares[actor] for actor in computing))
+        shares = {actor: share for actor, share in shares.items() if actor not in computing} | {COMPUTE: together}
+        names[COMPUTE] = (COMPUTE, None)
     if bound := bound_by(shares):
-        spoken = [SPOKEN.get(names[actor], names[actor]) for actor in bound]
-        listed = " and ".join(filter(None, [", ".join(spoken[:-1]), spoken[-1]]))
+        places = defaultdict[str, list[SectionNumber]](list)
+        for plain, section in (names[actor] for actor in bound):
+            places[_spoken(plain)].append(section)
+        listed = enumerated(in_sections(name, sections) for name, sections in places.items())
         return f"Bound by {listed}: busy {shares[bound[0]]:.0%} of the time."
     most = sorted(shares, key=lambda actor: -round(shares[actor], 2))[:2]
-    busy = ", ".join(f"{names[actor]} busy {shares[actor]:.0%}" for actor in most)
+    called = (in_sections(NAMES.get(names[actor][0], names[actor][0]), [names[actor][1]]) for actor in most)
+    busy = ", ".join(f"{name} busy {shares[actor]:.0%}" for name, actor in zip(called, most, strict=True))
     return f"Bound by no single resource: {busy} of the time."
+
+
+def _spoken(actor: str) -> str:
+    name = NAMES.get(actor, actor)
+    return SPOKEN.get(name, name)
 
 
 @dataclass(frozen=True)
@@ -98,7 +124,8 @@ class Summary:
         shares, held_back: by actor, the share of `seconds` in which it was busy, or idle because of those behind it.
         names: what people call those actors.
         gaps: the gaps in the computing.
-        waited: by cause, the seconds in which the device computed nothing, though the line did not stand still.
+        waited_in: by section and cause, the seconds in which no device computed, before a group of that section. Those
+            in which the line stood still are left out.
         passes, groups: how many were computed, also in part.
         all_stay: whether no group moves, once all have been brought to where they stay.
     """
@@ -111,32 +138,43 @@ class Summary:
     held_back: Mapping[str, float]
     names: Mapping[str, str]
     gaps: Sequence[Gap]
-    waited: Mapping[str, float]
+    waited_in: Mapping[tuple[SectionNumber, str], float]
     passes: int
     groups: int
     all_stay: bool
 
     @property
+    def waited(self) -> Mapping[str, float]:
+        """The seconds by cause, in the order of the causes."""
+        return {cause: sum(seconds for (_, of), seconds in self.waited_in.items() if of == cause) for cause in CAUSES}
+
+    @property
     def waited_seconds(self) -> float:
         """The seconds for which the device waited."""
-        return sum(self.waited.values())
+        return sum(self.waited_in.values())
+
+    @property
+    def devices(self) -> str:
+        """Who waited, for a sentence."""
+        return "the device" if (None, "launch") in self.waited_in else "all devices"
 
     @property
     def headline(self) -> str:
         """Two sentences on what bounds the run and what the device waited for; a third where nothing moves."""
         if not self.groups:
             return "Nothing was computed in this trace."
-        return f"{bound_sentence(self.shares, self.names)} {self._waiting()}{STILL * self.all_stay}"
+        return f"{bound_sentence(self.shares)} {self._waiting()}{STILL * self.all_stay}"
 
     def _waiting(self) -> str:
         share = self.waited_seconds / self.seconds
+        who = self.devices.capitalize()
         if share < 0.001:
-            return f"The device {'waited for less than 0.1% of it' if share else 'never waited'}."
-        cause = max(self.waited, key=self.waited.__getitem__)
-        of_it = self.waited[cause] / self.waited_seconds
+            return f"{who} {'waited for less than 0.1% of it' if share else 'never waited'}."
+        section, cause = max(self.waited_in, key=self.waited_in.__getitem__)
+        of_it = self.waited_in[section, cause] / self.waited_seconds
         amount = "all" if of_it > 0.995 else f"{of_it:.0%}"
         waited = f"{duration(self.waited_seconds)} ({share:.1%})"
-        return f"The device waited {waited}, {amount} of that for {CAUSES[cause][0]}."
+        return f"{who} waited {waited}, {amount} of that for {in_sections(CAUSES[cause][0], [section])}."
 
 
 STILL = " All weight groups stay in memory, so none of them moves; residency=False lets them."
@@ -156,12 +194,12 @@ def summarize(recording: Recording) -> Summary:
     seconds = max(ended - started - total_seconds(still), 1e-9)
     busy = busy_seconds(spans, started, ended)
     held_back = {actor: within(without(held_back_times(spans, actor), still), started, ended) for actor in names}
-    waited = dict.fromkeys(CAUSES, 0.0)
+    sections = dict.fromkeys(section for _, section in plain_names(recording.actors).values())
+    waited = {(section, cause): 0.0 for section in sorted(sections, key=lambda one: one or 0) for cause in CAUSES}
     for gap in gaps:
         for piece in gap.pieces:
-            waited[piece.cause] += piece.ended - piece.started
-    waited["start"] -= total_seconds(still)
-    waited = {cause: waited[cause] if waited[cause] > NEGLIGIBLE_SECONDS else 0.0 for cause in CAUSES}
+            stood_still = total_seconds(within(still, piece.started, piece.ended)) if piece.cause == "start" else 0.0
+            waited[gap.section, piece.cause] += piece.ended - piece.started - stood_still
     return Summary(
         started,
         ended,
@@ -171,7 +209,7 @@ def summarize(recording: Recording) -> Summary:
         {actor: total_seconds(times) / seconds for actor, times in held_back.items()},
         names,
         gaps,
-        waited,
+        {key: seconds if seconds > NEGLIGIBLE_SECONDS else 0.0 for key, seconds in waited.items()},
         len(pass_starts(computed)),
         sum(not span.part for span in computed),
         recording.configuration.get("moving_groups") == 0,

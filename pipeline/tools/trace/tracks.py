@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from actors.core.trace import Span
 from pipeline.tools.trace.recording import COMPUTE
+from pipeline.tools.trace.sections import plain_names
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -28,12 +29,13 @@ class Track:
 def lay_out(spans: Sequence[Span], nanoseconds: Sequence[tuple[int, int]], actors: Sequence[str]) -> list[Track]:
     """Return the track of each span, given when it started and ended."""
     positions = {actor: index for index, actor in enumerate(actors)}
+    computing = {actor for actor, (plain, _) in plain_names(actors).items() if plain == COMPUTE}
     ends: defaultdict[tuple[int, bool, int], list[int]] = defaultdict(list)
     chosen: dict[int, Track] = {}
     for index in sorted(range(len(spans)), key=nanoseconds.__getitem__):
         span, (started, ended) = spans[index], nanoseconds[index]
         waits = span.what != "work"
-        number = -1 if waits else span.part if span.actor == COMPUTE else span.slot
+        number = -1 if waits else span.part if span.actor in computing else span.slot
         row = ends[positions[span.actor], waits, number]
         overflow = next((place for place, free_at in enumerate(row) if free_at <= started), len(row))
         row[overflow : overflow + 1] = [ended]
@@ -42,8 +44,8 @@ def lay_out(spans: Sequence[Span], nanoseconds: Sequence[tuple[int, int]], actor
 
 
 def track_name(track: Track, actors: Sequence[str]) -> str:
-    """Return the name beside the track."""
-    actor = actors[track.actor]
+    """Return the name beside the track, among those of its section."""
+    actor, _ = plain_names(actors)[actors[track.actor]]
     number = ""
     if track.waits:
         number = " waits"

@@ -67,7 +67,8 @@ def _compared(options: argparse.Namespace, timings: LayerTimings) -> list[Compar
     line["micro_batches"] = options.micro_batches or 1
     for count in counts:
         progress.say(f"simulating {count} of {options.sections} sections")
-        rows.append(compare_sections(timings, timings_from(options, shares=count), count, **line))
+        in_flight = min(count, options.batch_tokens or count)
+        rows.append(compare_sections(timings, timings_from(options, in_flight), count, in_flight, **line))
     progress.clear()
     return rows
 
@@ -96,5 +97,5 @@ def _table(rows: Sequence[ComparedSections]) -> str:
         f"{table}\n\n"
         "ms: from token to token of each request; all requests together get as many more tokens as that is faster\n"
         "dealt: layers as the engine deals them; contiguous: those that follow one another; one pass for all requests\n"
-        "passes in flight: contiguous layers, and as many passes as sections, each with its share of the requests"
+        "passes in flight: contiguous layers, and as many passes as sections, each with its share of the tokens"
     )

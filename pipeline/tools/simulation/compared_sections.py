@@ -24,7 +24,7 @@ class ComparedSections:
         dealt: layers dealt as the engine deals them, one pass with all requests at a time.
         formula: the same by the closed form of `pipeline.engine.dealing`.
         contiguous: layers that follow one another in each section, one pass with all requests at a time.
-        in_flight: such layers, and as many passes at a time as sections, each with its share of the requests.
+        in_flight: such layers, and several passes at a time, each with its share of the requests.
     """
 
     sections: int
@@ -39,6 +39,7 @@ def compare_sections(
     timings: LayerTimings,
     with_share: LayerTimings,
     sections: int,
+    in_flight: int,
     *,
     stays: float = 0.0,
     hop_seconds: float = 0.0,
@@ -49,7 +50,7 @@ def compare_sections(
 ) -> ComparedSections:
     """Simulate sections that are all alike; `line` as `sim_sections` takes it.
 
-    `with_share` are the times of a pass with one share in `sections` of the requests. Each section has room for the
+    `with_share` are the times of a pass with one share in `in_flight` of the requests. Each section has room for the
     share `stays` of all weights. Raises ConfigError where there are more sections than layers.
     """
     one_link = timings.one_link
@@ -64,12 +65,12 @@ def compare_sections(
     dealt = deal([*layers, 0], shares, hop_seconds)
     computing = sum(timings.seconds(COMPUTE, 0, key) for key in timings.order)
 
-    def token_seconds(times: LayerTimings, owners: tuple[int, ...], in_flight: int) -> float:
+    def token_seconds(times: LayerTimings, owners: tuple[int, ...], at_a_time: int) -> float:
         kept = _kept(sizes, owners, room)
         return simulate_sections(
             times,
             owners,
-            in_flight=in_flight,
+            in_flight=at_a_time,
             residency=Residency({"host" if one_link else "device": kept}),
             hop_seconds=hop_seconds,
             shared_disk=shared_disk,
@@ -86,7 +87,7 @@ def compare_sections(
         token_seconds(timings, dealt, 1),
         pass_seconds([*layers, 0], dealt, shares, hop_seconds, computing),
         token_seconds(timings, following, 1),
-        token_seconds(with_share, following, sections),
+        token_seconds(with_share, following, in_flight),
     )
 
 

@@ -1,15 +1,16 @@
 """Simulated passes that several sections compute in turn, each the layers of its own."""
 
 import asyncio
+import itertools
 from collections import defaultdict
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from actors.core.budget import Slot
 from actors.core.crew import Over
 from actors.core.event import Event
-from actors.core.message import READY, GroupKey, Message
+from actors.core.message import GroupKey, Message
 from pipeline.engine.relay import Relay
 from pipeline.tools.simulation.timings import Order, Timings
 from pipeline.tools.simulation.world import SimPass, SimProgram
@@ -74,10 +75,18 @@ class SimPasses:
         self.began: list[float] = []
         self.ended: list[float] = []
         self._relays = [Relay(order, owners) for _ in range(in_flight)]
+        self._hops = defaultdict[int, frozenset[GroupKey]](frozenset)
+        for before, key in itertools.pairwise(order):
+            if owners[before] != owners[key]:
+                self._hops[owners[key]] |= {key}
         self._begun: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
         self._ends: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
-        self.standing: dict[int, tuple[int, list[Event]]] = {}
-        """By the index of a pass: the section that launched its last group, and the last event of each part."""
+        self.standing: dict[int, Sequence[Event]] = {}
+        """By the index of a pass that is under way, the last event of each of its parts."""
+
+    def hops(self, section: int) -> frozenset[GroupKey]:
+        """The groups of a section before which a pass comes from another one."""
+        return self._hops[section]
 
     def relay(self, index: int) -> Relay:
         """The relay of a pass."""
@@ -89,10 +98,9 @@ class SimPasses:
             await self.at_end(index - len(self._relays))
             await asyncio.sleep(self.hop_seconds * (self.first != self.last))
 
-    def begin(self, index: int, parts: int) -> None:
-        """Let a pass stand before the first group, in so many parts."""
+    def begin(self, index: int) -> None:
+        """Let a pass stand before the first group."""
         self.began.append(asyncio.get_running_loop().time())
-        self.standing[index] = self.first, [READY] * parts
         self.relay(index).begin()
         self._begun[index].set()
 
@@ -128,7 +136,8 @@ class SimSection(SimProgram):
         super().__init__(*args)
         self._whole, self._number = passes, number
         self._lanes = dict.fromkeys(self.order, "compute")
-        self._hops = 0
+        self.hops = passes.hops(number)
+        self._hop_count = 0
 
     async def begin(self) -> SimPass:
         """The first section begins the pass, the others wait for it."""
@@ -136,23 +145,21 @@ class SimSection(SimProgram):
         if self._number == self._whole.first:
             await self._whole.vacant(index)
             pass_ = await super().begin()
-            self._whole.begin(index, len(pass_.parts))
+            self._whole.begin(index)
             return pass_
         await self._whole.begun(index)
         return self._new_pass()
 
-    def prepare(self, pass_: SimPass, message: Message[Slot]) -> Coroutine[Any, Any, None] | None:
-        """Wait until the pass stands before the group, then for the KV blocks of the layer."""
-        return self._reached(pass_, message)
+    async def arrive(self, pass_: SimPass, message: Message[Slot]) -> None:
+        """Wait until the pass stands before the group; its parts come behind a hop."""
+        await self._whole.relay(pass_.index).reached(message.key)
+        pass_.parts[:] = map(self._hop, self._whole.standing[pass_.index])
 
     def step(self, pass_: SimPass, message: Message[Slot]) -> Sequence[Event]:
-        """Compute behind the hop, if there is one, and hand the pass on."""
-        whole = self._whole
-        section, parts = whole.standing[pass_.index]
-        pass_.parts[:] = parts if section == self._number else map(self._hop, parts)
+        """Compute, and hand the pass on."""
         ran = super().step(pass_, message)
-        whole.standing[pass_.index] = self._number, list(pass_.parts)
-        whole.relay(pass_.index).left(message.key)
+        self._whole.standing[pass_.index] = tuple(pass_.parts)
+        self._whole.relay(pass_.index).left(message.key)
         return ran
 
     async def finish(self, pass_: SimPass) -> None:
@@ -161,11 +168,6 @@ class SimSection(SimProgram):
         if self._number == self._whole.last:
             self._whole.end(pass_.index)
 
-    async def _reached(self, pass_: SimPass, message: Message[Slot]) -> None:
-        await self._whole.relay(pass_.index).reached(message.key)
-        if (preparing := super().prepare(pass_, message)) is not None:
-            await preparing
-
     def _hop(self, part: Event) -> Event:
-        self._hops += 1
-        return self._device.launch(f"hop {self._hops}", lambda: self._whole.hop_seconds, (part,))
+        self._hop_count += 1
+        return self._device.launch(f"hop {self._hop_count}", lambda: self._whole.hop_seconds, (part,))

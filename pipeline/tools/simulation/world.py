@@ -78,8 +78,9 @@ class SimCompanion:
     name = "kv"
 
     def __init__(self, timings: Timings, device: Device, *, ahead: bool) -> None:
-        _, *moving = [layer for layer, group in timings.order if attends(group)]
-        self.rendezvous = Rendezvous(moving, ahead=ahead)
+        layers = [layer for layer, group in timings.order if attends(group)]
+        _, *moving = layers
+        self.rendezvous = Rendezvous(moving, ahead=ahead, order=layers)
         self.host_cells: Mapping[str, Sequence[Buffer]] = {own_kind(layer): [device.host_memory(0)] for layer in moving}
         self.device_cells: Sequence[Buffer] = [device.device_memory(0) for _ in range(MOST_SHARED)]
         self._copies = (Copy(0, 0, round(timings.kv_seconds * BYTES_PER_SECOND)),)

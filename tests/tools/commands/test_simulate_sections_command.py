@@ -60,6 +60,8 @@ def test_a_model_reads_its_weights_from_memory_whatever_the_tokens(capsys: pytes
     assert few[1]["dealt"] == pytest.approx(8 * 2 * (150.995e6 + 704.643e6) / 4e12, rel=0.01)
     assert few[1]["in_flight"] == pytest.approx(few[1]["dealt"], rel=0.01)
     assert many[1]["in_flight"] == pytest.approx(many[1]["dealt"] / 2, rel=0.05)
+    _, one = rows(capsys, 2, *MODEL, "--batch-tokens", "1")
+    assert one["in_flight"] == one["contiguous"], "a single token is in one pass"
 
 
 def test_the_picture_has_a_curve_for_each(tmp_path: Path) -> None:

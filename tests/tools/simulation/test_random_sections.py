@@ -58,6 +58,7 @@ def random_setting(seed: int) -> Setting:
         ffn_io=seconds[3],
         attn_disk=seconds[4] * disk,
         ffn_disk=seconds[5] * disk,
+        kv_seconds=random.choice([0, 0, 0.05]),
         jitter=random.choice([0, 0, 0.3, 1.0]),
         seed=seed,
     )

@@ -197,7 +197,7 @@ def test_the_failure_of_one_section_ends_all_with_one_error(actor: str, layer: i
 
 def test_two_runs_are_the_same() -> None:
     def run() -> SimulatedSections:
-        jittered = replace(STREAMED, layers=12, jitter=0.4, attn_disk=0.01, ffn_disk=0.05)
+        jittered = replace(STREAMED, layers=12, jitter=0.4, attn_disk=0.01, ffn_disk=0.05, kv_seconds=0.002)
         return simulate_sections(jittered, in_turn(12, 3), hop_seconds=1e-3, shared_disk=True, micro_batches=2)
 
     first, second = run(), run()

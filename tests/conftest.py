@@ -21,7 +21,7 @@ LONGEST_BLOCK_SECONDS = 0.4
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 """Set before torch is imported: its threads spin else, which costs ten times the computing where others compute too."""
 ONE_LOOP = {
-    *("formats", "models", "text", "tools"),
+    *("formats", "models", "replicas", "text", "tools"),
     *(
         "test_company.py",
         "test_default_kv_room.py",

@@ -1,5 +1,6 @@
 """How a model is served. How it is run is said by `Config`."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,13 @@ from typing import Any
 from pipeline.errors import ConfigError, shown
 
 LONGEST_DRAIN_SECONDS = 86_400
+KEYS = "PENSTOCK_API_KEY"
+"""The variable of the environment that holds API keys, with commas between them, where no others are given."""
+
+
+def keys_of_environment() -> tuple[str, ...]:
+    """The API keys that the environment says."""
+    return tuple(key for key in os.environ.get(KEYS, "").split(",") if key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

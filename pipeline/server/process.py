@@ -40,13 +40,14 @@ async def serve_model(options: ServerOptions) -> int:
     Raises ResourceError where the port cannot be had, PenstockError where the model cannot be opened.
     """
     _allow_descriptors()
-    with contextlib.closing(_listening(options)) as listening:
+    with contextlib.closing(listening(options)) as port:
         served = ServedModel(options)
         server = Server(served)
         opening = asyncio.create_task(open_to_stay(served))
         try:
-            _tell_where(listening, options)
-            await server.serve(sockets=[listening])
+            host, number = port.getsockname()[:2]
+            tell_where(host, number, options)
+            await server.serve(sockets=[port])
         finally:
             opening.cancel()
             await asyncio.wait([opening])
@@ -141,8 +142,8 @@ def _allow_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (want, most))
 
 
-def _listening(options: ServerOptions) -> socket.socket:
-    """A socket that listens already, so that a taken port is told before anything takes time."""
+def listening(options: ServerOptions) -> socket.socket:
+    """A socket that listens already, so that a taken port is told before anything takes time. Raises ResourceError."""
     try:
         family = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((options.host, options.port), family=family, backlog=BACKLOG)
@@ -154,8 +155,8 @@ def _listening(options: ServerOptions) -> socket.socket:
         ) from error
 
 
-def _tell_where(listening: socket.socket, options: ServerOptions) -> None:
-    host, port = listening.getsockname()[:2]
+def tell_where(host: str, port: int, options: ServerOptions) -> None:
+    """Say in the log where to ask, and warn where everybody may."""
     logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
     if not (options.api_keys or ipaddress.ip_address(host).is_loopback):
         logger.warning("whoever reaches this port may ask, and read in /props how the model is run; give --api-key KEY")

@@ -1,10 +1,12 @@
 """`penstock serve`: its options."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
 from pipeline.tools.commands.command import Command
 from pipeline.tools.commands.options import MODEL_HELP, add_settings
+from pipeline.tools.commands.values import from_text
 
 
 def add_serve(commands: Any) -> None:
@@ -39,5 +41,19 @@ def add_serve(commands: Any) -> None:
     add("--template", type=Path, metavar="FILE", help="a chat template, instead of the model's")
     seconds = "how long running requests may take to finish after Ctrl-C or SIGTERM; default 30"
     add("--drain-seconds", type=float, default=30.0, metavar="S", help=seconds)
+    _add_replicas(parser.add_argument_group("replicas, on Ray Serve (needs ray[serve])"))
     add_settings(parser, defaults={"share_prefixes": True})
     parser.set_defaults(command=Command("serve", "serve"))
+
+
+def _add_replicas(group: Any) -> None:
+    group.add_argument(
+        "--replicas",
+        type=functools.partial(from_text, int),
+        metavar="N",
+        help="serve the model N times, or auto: as often as requests need. Requests that begin alike go to "
+        "the same one. On one machine each needs a --host-memory",
+    )
+    group.add_argument(
+        "--replica-cpus", type=int, metavar="N", help="cores of each; default an equal part of a machine's"
+    )

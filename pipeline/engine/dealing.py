@@ -41,8 +41,9 @@ def deal(layer_bytes: Sequence[int], shares: Sequence[Share], hop_seconds: float
     if not 0 < len(shares) <= layers:
         raise ConfigError(f"devices: need at most one for each of the model's {layers} layers, have {len(shares)}")
     wanted = wanted_bytes(sum(layer_bytes), shares)
-    layer = max(layer_bytes[:-1])  # slots for one are left over, so that a link goes on while it computes
-    spared = [replace(share, slot_bytes=max(0, share.slot_bytes - layer)) for share in shares]
+    # Slots for a layer, or half of them, are left over, so that a link goes on while that layer computes.
+    layer = max(layer_bytes[:-1])
+    spared = [replace(one, slot_bytes=max(one.slot_bytes // 2, one.slot_bytes - layer)) for one in shares]
     heads = (None, *range(len(shares)))
     runs = range(1, -(-layers // len(shares)) + 1)
     found = [_in_turn(layer_bytes, wanted, run, head) for head in heads for run in runs]

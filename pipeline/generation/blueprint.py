@@ -146,7 +146,7 @@ def _computing_dtype(model: ModelConfig, groups: WeightGroups, settings: Config)
 def say_remarks(drawn: Blueprint, settings: Config) -> None:
     """Log what people should know about a checkpoint, and about a limit that no memory stands behind."""
     for place, name in drawn.plan.memory.limited_by.items():
-        have_bytes = drawn.plan.memory.available[place]
+        have_bytes = drawn.plan.memory.available[place] * drawn.plan.memory.divided.get(place, 1)
         said = getattr(settings, name)
         if said is not None and parse_bytes(name, said, have_bytes) > have_bytes:
             have = human_bytes(have_bytes)

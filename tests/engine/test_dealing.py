@@ -58,6 +58,13 @@ def test_equal_devices_take_turns_and_each_halves_the_time() -> None:
     assert pass_seconds([10] * 12 + [0], (*dealt[:12], 0), shares) == 40
 
 
+def test_slots_for_less_than_a_layer_are_no_reason_to_let_links_rest() -> None:
+    layers, shares = [10] * 12 + [0], alike(3, slots=8)
+    dealt = deal(layers, shares)
+    assert dealt[:12] == tuple(layer % 3 for layer in range(12))
+    assert pass_seconds(layers, dealt, shares) < pass_seconds(layers, [0] * 4 + [1] * 4 + [2] * 5, shares)
+
+
 def test_layers_that_all_stay_follow_one_another() -> None:
     dealt = deal([10] * 8 + [20], alike(2, room=60), hop_seconds=0.001)
     assert dealt == (0, 0, 0, 0, 0, 1, 1, 1, 1)

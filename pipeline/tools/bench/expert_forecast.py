@@ -40,5 +40,5 @@ def with_experts(dense: Forecast, rates: Rates, demand: ExpertDemand, sizes: Exp
         for name, seconds in dense.resource_seconds.items()
     }
     behind_all = dense.pass_seconds + lasts_seconds - busy_seconds
-    alone = rates.begin_seconds + dense.resource_seconds["compute"] + lasts_seconds
-    return replace(dense, pass_seconds=max(behind_all, alone), resource_seconds=resources)
+    alone = dense.alone_seconds + lasts_seconds
+    return replace(dense, pass_seconds=max(behind_all, alone), resource_seconds=resources, alone_seconds=alone)

@@ -91,7 +91,7 @@ def _demand(
 
 def _routed(drawn: Blueprint, room: ExpertRoom) -> RoutedModel:
     layers = tuple(sorted({layer for layer, _ in room.catalog.order}))
-    chosen = drawn.model.chosen_experts // len(layers)
+    chosen = drawn.part.chosen_experts // len(layers)
     nbytes = room.catalog.needed_bytes // room.count
     return RoutedModel(drawn.model.family, "", layers, room.count // len(layers), chosen, nbytes)
 

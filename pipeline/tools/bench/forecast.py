@@ -96,11 +96,14 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Seconds per pass of so many tokens, and for how long it keeps each resource busy."""
+    """Seconds per pass of so many tokens, for how long it keeps each resource busy, and in how many `alone_seconds` it
+    would compute, with the waits for its experts, where all else were there.
+    """
 
     tokens: int
     pass_seconds: float
     resource_seconds: Mapping[str, float]
+    alone_seconds: float
 
     @property
     def binds(self) -> str:
@@ -120,7 +123,8 @@ def forecast(catalog: WeightCatalog, plan: Plan, settings: Config, rates: Rates,
     seconds = simulated_passes(timings, PASSES, **groups, residency=plan.residency)
     resources = timings.resources
     contention = rates.contention_seconds(resources["disk"], resources["compute"])
-    return Forecast(tokens, statistics.fmean(seconds[1:]) + contention, resources)
+    alone = rates.begin_seconds + resources["compute"]
+    return Forecast(tokens, statistics.fmean(seconds[1:]) + contention, resources, alone)
 
 
 def pass_timings(catalog: WeightCatalog, plan: Plan, rates: Rates, tokens: int) -> SteadyTimings:

@@ -1,8 +1,9 @@
 """`penstock plan`: the plan of a model, the forecast that follows from it, and what more memory or tokens would buy."""
 
 import bisect
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,19 @@ class Planned(Placed):
         }
 
 
+@contextlib.contextmanager
+def sized(
+    folder: Path, alone: ConfigAlone | None, settings: Config
+) -> Iterator[tuple[ModelConfig, Checkpoint, str | None]]:
+    """A model, where its tensors lie, and from what their sizes follow if there are no weights."""
+    if alone is not None:
+        yield alone.model, alone.checkpoint, alone.source
+        return
+    model = read_config(folder)
+    with open_checkpoint(folder, direct=settings.reading.get("direct", True)) as checkpoint:
+        yield model, checkpoint, None
+
+
 def plan_model(
     folder: Path, settings: Config, device: Device, rates: Rates, tokens: int, routing: RecordedRouting | None = None
 ) -> Planned:
@@ -91,8 +105,7 @@ def plan_model(
 
     Raises ConfigError with need, have and knob where the plan does not fit, and as `draw_up` does.
     """
-    model = read_config(folder)
-    with open_checkpoint(folder, direct=settings.reading.get("direct", True)) as checkpoint:
+    with sized(folder, None, settings) as (model, checkpoint, _):
         placed = _place(model, checkpoint, settings, device, rates)
         return _forecast(placed, settings, device, rates, tokens, routing)
 

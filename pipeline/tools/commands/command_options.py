@@ -96,6 +96,13 @@ def _add_plan(commands: Any) -> None:
     elsewhere.add_argument("--h2d-gbps", type=float, metavar="X", help="1e9 bytes per second to the GPU")
     elsewhere.add_argument("--tflops", type=float, metavar="X", help="1e12 operations per second, as they are reached")
     elsewhere.add_argument("--memory-gbps", type=float, metavar="X", help="1e9 bytes per second that computing reads")
+    nodes = parser.add_argument_group(
+        "several machines", "All numbers are those of each; see --devices for several GPUs."
+    )
+    nodes.add_argument("--nodes", type=int, metavar="N", help="cut the model over N, and compare other numbers of them")
+    nodes.add_argument(
+        "--hop-seconds", type=float, metavar="S", help="from one to the next; default as measured on Ray"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(command=Command("plan", "plan_forecast"))
 

@@ -11,30 +11,24 @@ from pathlib import Path
 from pipeline.api import Model
 from pipeline.checkpoints.config_alone import config_alone
 from pipeline.config import Config
-from pipeline.devices.cpu import CpuDevice
-from pipeline.devices.cuda import CudaDevice
 from pipeline.devices.open import open_device
-from pipeline.devices.port import ONE_PLACE, Device
-from pipeline.devices.sim import SimDevice
 from pipeline.errors import ConfigError
-from pipeline.formats.parts import EXPERT, KINDS
 from pipeline.generation.pass_size import LEAST_TOKENS
 from pipeline.generation.sized_plans import DEFAULT_CONTEXT_TOKENS
 from pipeline.system.sizes import human_bytes
 from pipeline.system.table import print_json
 from pipeline.tools.bench.expert_planning import ExpertOutlook
 from pipeline.tools.bench.floors import refuse_experts
-from pipeline.tools.bench.forecast import Forecast, Rates, ToldCompute
+from pipeline.tools.bench.forecast import Forecast
 from pipeline.tools.bench.machine_rates import measure_rates
 from pipeline.tools.bench.planning import Placed, Planned, balanced_tokens, plan_alone, plan_model
 from pipeline.tools.bench.steady_passes import steady_pass_seconds
+from pipeline.tools.commands.plan_machine import told_machine
+from pipeline.tools.commands.plan_several import plan_several
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import counted
-from pipeline.tools.commands.values import option_of
 from pipeline.tools.routing.recorded_routing import RecordedRouting, read_routing
 
-NUMBERS = ("disk_gbps", "h2d_gbps", "tflops", "memory_gbps")
-GIGA, TERA = 1e9, 1e12
 MOST_TOKENS = 1 << 16
 FEWEST_TOKENS = 8
 """Of a recording, for a hit rate that is counted in its second half."""
@@ -44,18 +38,15 @@ def plan_forecast(options: argparse.Namespace) -> None:
     """Measure or take the numbers, plan, and print. Raises ConfigError naming the option that can never work."""
     if not 1 <= options.batch_tokens <= MOST_TOKENS:
         raise ConfigError(f"--batch-tokens: need a number from 1 to {MOST_TOKENS}, have {options.batch_tokens}")
-    elsewhere = any(getattr(options, name) is not None for name in NUMBERS)
-    if options.check is not None and (options.check < 1 or elsewhere):
-        raise ConfigError(f"--check: need at least 1 pass, and the machine here, have {options.check}")
     alone = config_alone(options.model, options.format)
     if alone is None and options.format is not None:
         raise ConfigError(f"--format: {options.model} has weights, and is planned as these are stored; leave it out")
-    if alone is not None and options.check is not None:
-        why = f"runs passes, for which {options.model} has no weights"
-        raise ConfigError(f"--check: {why}; name a folder that has them")
-    if options.check is not None:
-        refuse_experts(options.model, "--check")
+    if options.nodes is None and options.hop_seconds is not None:
+        raise ConfigError("--hop-seconds: is from one node to the next; say --nodes too, or leave it out")
     settings = Config.from_arguments(options.settings)
+    told = told_machine(options, settings)
+    if options.check is not None:
+        _check_checking(options, elsewhere=told is not None, alone=alone is not None)
     most = settings.max_tokens_per_pass
     if options.batch_tokens > (most or LEAST_TOKENS):
         most = options.batch_tokens
@@ -63,9 +54,10 @@ def plan_forecast(options: argparse.Namespace) -> None:
     context_tokens = settings.context_tokens or longest
     settings = dataclasses.replace(settings, max_tokens_per_pass=most, context_tokens=context_tokens)
     routing = None if options.routing is None else _decoding(options.routing)
-    device, rates = (
-        _elsewhere(options, settings) if elsewhere else (open_device(settings.device, settings.devices), None)
-    )
+    if options.nodes is not None or settings.devices is not None:
+        plan_several(options, settings, alone, told, routing)
+        return
+    device, rates = told or (open_device(settings.device), None)
     tokens, progress = options.batch_tokens, Progress()
     if alone is not None:
         _print(plan_alone(alone, settings, device, rates, tokens, routing), [], as_json=options.json)
@@ -76,6 +68,18 @@ def plan_forecast(options: argparse.Namespace) -> None:
     planned = plan_model(options.model, settings, device, rates, tokens, routing)
     measured = asyncio.run(_checked(options, settings)) if options.check else []
     _print(planned, measured, as_json=options.json)
+
+
+def _check_checking(options: argparse.Namespace, *, elsewhere: bool, alone: bool) -> None:
+    """Refuse to run passes where that cannot be done."""
+    if options.check < 1 or elsewhere:
+        raise ConfigError(f"--check: need at least 1 pass, and the machine here, have {options.check}")
+    if options.nodes is not None or "devices" in options.settings:
+        raise ConfigError("--check: runs passes on one device; leave it out, or name that device")
+    if alone:
+        why = f"runs passes, for which {options.model} has no weights"
+        raise ConfigError(f"--check: {why}; name a folder that has them")
+    refuse_experts(options.model, "--check")
 
 
 def _decoding(path: Path) -> RecordedRouting:
@@ -108,32 +112,6 @@ async def _checked(options: argparse.Namespace, settings: Config) -> list[float]
         seconds = await steady_pass_seconds(model, tokens, options.check)
     progress.clear()
     return seconds
-
-
-def _elsewhere(options: argparse.Namespace, settings: Config) -> tuple[Device, Rates]:
-    """Device and rates from numbers alone; the sizes of a memory that is not here must be told too."""
-    for name in NUMBERS:
-        if (value := getattr(options, name)) is not None and not value > 0:
-            raise ConfigError(f"{option_of(name)}: need a number above 0, have {value}")
-    needed = {"disk_gbps": options.disk_gbps, "tflops": options.tflops, "host_memory": settings.host_memory}
-    if options.h2d_gbps is not None:
-        needed["gpu_memory"] = settings.gpu_memory
-    if missing := [option_of(name) for name, value in needed.items() if value is None]:
-        raise ConfigError(f"{', '.join(missing)}: a machine that is not here needs it too; have no such option")
-    for name, value in needed.items():
-        if isinstance(value, str) and value.strip().endswith("%"):
-            raise ConfigError(f"{option_of(name)}: need a size as 64GB, have {value} of a machine that is not here")
-    kind: type[CpuDevice | CudaDevice] = CpuDevice if options.h2d_gbps is None else CudaDevice
-    places = ONE_PLACE if options.h2d_gbps is None else CudaDevice.places
-    alignment, rows, libraries = kind.alignment_bytes, kind.block_rows, kind.libraries.whole
-    device = SimDevice(places, alignment_bytes=alignment, block_rows=rows, loads_later=libraries)
-    return device, _told_rates(options)
-
-
-def _told_rates(options: argparse.Namespace) -> Rates:
-    compute = ToldCompute(options.tflops * TERA, options.memory_gbps and options.memory_gbps * GIGA)
-    h2d = None if options.h2d_gbps is None else options.h2d_gbps * GIGA
-    return Rates(options.disk_gbps * GIGA, h2d, dict.fromkeys((*KINDS, EXPERT), compute), how="as told")
 
 
 def lines(placed: Placed) -> str:

@@ -24,7 +24,7 @@ from pipeline.tools.routing.recorded_routing import RecordedRouting
 from tests.support.synthetic_routing import synthetic_routing
 
 SIZES = ExpertSizes(nbytes=100, parameters=50)
-DENSE = Forecast(1, 2.0, {"disk": 1.0, "compute": 1.5})
+DENSE = Forecast(1, 2.0, {"disk": 1.0, "compute": 1.5}, 2.0)
 RATES = Rates(100.0, None, dict.fromkeys((*KINDS, EXPERT), ToldCompute(100.0, None)), begin_seconds=0.5)
 """An expert takes a second to read, and a second to compute."""
 

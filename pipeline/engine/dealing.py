@@ -7,7 +7,7 @@ change of section costs a hop.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.errors import ConfigError
@@ -81,13 +81,18 @@ def _way_seconds(
     hop_seconds: float,
     compute_seconds: float = 0.0,
 ) -> float:
-    """Hops, computing and waits of a pass that finds all slots full in each section that it comes to."""
+    """Hops, computing and waits of a pass that finds all slots full in each section that it comes to.
+
+    Behind the bytes that come late the last layer is still to be computed.
+    """
     held = _section_bytes(layer_bytes, sections, len(shares))
+    computing = compute_seconds / sum(held)
     seconds = hops(sections) * hop_seconds
-    for section, nbytes in _runs(layer_bytes, sections):
-        share = shares[section]
+    for section, run in _runs(layer_bytes, sections):
+        share, nbytes = shares[section], sum(run)
         late = nbytes * _moving(share, held[section]) / held[section] - share.slot_bytes
-        seconds += max(late / share.bytes_per_second, compute_seconds * nbytes / sum(held))
+        waits = late / share.bytes_per_second + computing * max(run) if late > 0 else 0.0
+        seconds += max(waits, computing * nbytes)
     return seconds
 
 
@@ -170,7 +175,14 @@ def _section_bytes(layer_bytes: Sequence[int], sections: Sequence[int], count: i
     return held
 
 
-def _runs(layer_bytes: Sequence[int], sections: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """The section and the bytes of each run of layers in one section."""
-    for section, run in itertools.groupby(zip(sections, layer_bytes, strict=True), key=lambda one: one[0]):
-        yield section, sum(nbytes for _, nbytes in run)
+def _runs(layer_bytes: Sequence[int], sections: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """The section and the bytes of each run of layers in one section.
+
+    The last run goes on with the first one of the next pass where one section has both: its slots are not full again.
+    """
+    pairs = itertools.groupby(zip(sections, layer_bytes, strict=True), key=lambda one: one[0])
+    runs = [(section, [nbytes for _, nbytes in run]) for section, run in pairs]
+    if len(runs) > 1 and runs[0][0] == runs[-1][0]:
+        section, first = runs.pop(0)
+        runs[-1] = section, [*runs[-1][1], *first]
+    return runs

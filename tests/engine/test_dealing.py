@@ -51,7 +51,7 @@ def followed(
 
 def test_equal_devices_take_turns_and_each_halves_the_time() -> None:
     layers = [10] * 13
-    shares = alike(3, slots=20)
+    shares = alike(3, slots=30)
     dealt = deal(layers, shares)
     assert dealt[:12] == tuple(layer % 3 for layer in range(12))
     assert pass_seconds(layers, dealt, shares) == 50  # five of thirteen layers
@@ -115,6 +115,21 @@ def test_the_closed_form_is_what_links_do() -> None:
         expected = pass_seconds(layers, sections, shares, hop_seconds, computes)
         seconds = followed(layers, sections, shares, hop_seconds, computes)
         assert 0.999 <= seconds / expected <= (1.3 if computes else 1.02), (sections, shares, hop_seconds, computes)
+
+
+def test_the_last_run_goes_on_with_the_first_of_the_next_pass() -> None:
+    layers, shares = [100] * 16 + [0], [Share(0, 1000.0, 200)] * 2
+    around, following = [0] * 4 + [1] * 8 + [0] * 5, [0] * 8 + [1] * 9
+    assert pass_seconds(layers, around, shares, 0.5) == pass_seconds(layers, following, shares, 0.5)
+    assert pass_seconds(layers, around, shares, 0.5) == pytest.approx(
+        followed(layers, around, shares, 0.5, 0), rel=0.02
+    )
+
+
+def test_behind_bytes_that_come_late_the_last_layer_is_still_computed() -> None:
+    layers, shares = [10] * 12, alike(3, rate=1.0, slots=20)
+    following = [layer // 4 for layer in range(12)]
+    assert pass_seconds(layers, following, shares, compute_seconds=24) == 3 * (20 + 2)
 
 
 def test_shares_are_what_makes_all_links_take_equally_long() -> None:

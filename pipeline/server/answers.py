@@ -70,6 +70,11 @@ class GrowingAnswer(Generic[Choice]):
         self._new_tokens += len(chunk.token_ids)
         return self.added(index, chunk, begins=begins)
 
+    def around(self, usage: UnsetType | None) -> tuple[bytes, bytes]:
+        """What is before and behind the choice in the document of each chunk of a stream, which has one choice."""
+        before, behind = msgspec.json.encode(self.frame([], usage)).rsplit(b"[]", 1)
+        return before + b"[", b"]" + behind
+
     @property
     def usage(self) -> Usage:
         """What was used so far."""
@@ -90,22 +95,23 @@ async def documents(
     answer: GrowingAnswer[Choice], chunks: "AsyncGenerator[tuple[int, Chunk], None]"
 ) -> AsyncGenerator[bytes, None]:
     """The documents of a stream; chunks come with the numbers of their prompts, and are closed with this."""
-    usage = None if answer.includes_usage else UNSET
+    before, behind = answer.around(None if answer.includes_usage else UNSET)
     async with contextlib.aclosing(chunks):
         async for prompt, chunk in chunks:
-            for choice in await _taken(answer, prompt, chunk):
-                yield msgspec.json.encode(answer.frame([choice], usage))
+            added = (
+                await asyncio.to_thread(answer.take, prompt, chunk) if _is_long(chunk) else answer.take(prompt, chunk)
+            )
+            for choice in added:
+                yield before + msgspec.json.encode(choice) + behind
             if answer.ended:
                 break
     if answer.includes_usage:
         yield msgspec.json.encode(answer.frame([], answer.usage))
 
 
-async def _taken(answer: GrowingAnswer[Choice], prompt: int, chunk: "Chunk") -> list[Choice]:
-    """What a chunk adds; one that scores a long prompt takes a thread."""
-    if len(chunk.prompt_logprobs or ()) < MOST_AT_ONCE:
-        return answer.take(prompt, chunk)
-    return await asyncio.to_thread(answer.take, prompt, chunk)
+def _is_long(chunk: "Chunk") -> bool:
+    """Whether it scores a long prompt, whose tokens are named on a thread."""
+    return chunk.prompt_logprobs is not None and len(chunk.prompt_logprobs) >= MOST_AT_ONCE
 
 
 async def document(
@@ -115,7 +121,10 @@ async def document(
     added: defaultdict[int, list[Any]] = defaultdict(list)
     async with contextlib.aclosing(chunks):
         async for prompt, chunk in chunks:
-            for choice in await _taken(answer, prompt, chunk):
+            some = (
+                await asyncio.to_thread(answer.take, prompt, chunk) if _is_long(chunk) else answer.take(prompt, chunk)
+            )
+            for choice in some:
                 added[choice.index].append(choice)
             if answer.ended:
                 break

@@ -3,18 +3,15 @@
 from collections.abc import Awaitable, Callable
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pipeline.errors import PenstockError
 from pipeline.server.chat_completions import chat_completions
 from pipeline.server.completions import completions
 from pipeline.server.door import Door
-from pipeline.server.errors import ApiError, error_response
 from pipeline.server.live import live
 from pipeline.server.metrics import ModelCollector, metrics
 from pipeline.server.openapi import openapi
@@ -23,7 +20,7 @@ from pipeline.server.page import page
 from pipeline.server.served import ServedModel
 from pipeline.server.tokenize import detokenize, tokenize, tokenizer_info
 
-Handler = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request], Awaitable[ASGIApp]]
 ROUTES: dict[str, tuple[str, Handler]] = {
     "/v1/chat/completions": ("POST", chat_completions),
     "/v1/completions": ("POST", completions),
@@ -44,19 +41,38 @@ ROUTES: dict[str, tuple[str, Handler]] = {
 """The method and the handler of each path."""
 
 
+class App(Starlette):
+    """Starlette without its own middleware: the door answers errors, and each of them would look at every frame."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """See Starlette."""
+        app: ASGIApp = self.router
+        for kind, arguments, named in reversed(self.user_middleware):
+            app = kind(app, *arguments, **named)
+        return app
+
+
+class PlainRoute(Route):
+    """A route of Starlette, without what answers errors: the door does."""
+
+    def __init__(self, path: str, method: str, handler: Handler) -> None:
+        super().__init__(path, handler, methods=[method])
+        self._handler = handler
+        self.app = self._answer
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = await self._handler(Request(scope, receive, send))
+        await answer(scope, receive, send)
+
+
 def make_app(served: ServedModel) -> Starlette:
     """The application that serves a model, which may still be loading."""
-    routes = [Route(path, handler, methods=[method]) for path, (method, handler) in ROUTES.items()]
+    routes = [PlainRoute(path, method, handler) for path, (method, handler) in ROUTES.items()]
     middleware = [Middleware(Door, keys=served.options.api_keys, pages=served.options.cors)]
     if served.options.cors:
         cors = Middleware(CORSMiddleware, allow_origins=served.options.cors, allow_methods=["*"], allow_headers=["*"])
         middleware.insert(0, cors)
-    handled = dict.fromkeys((HTTPException, ApiError, PenstockError), _answer_error)
-    app = Starlette(routes=routes, middleware=middleware, exception_handlers=handled)
+    app = App(routes=routes, middleware=middleware)
     app.state.served = served
     served.timings.registry.register(ModelCollector(served))
     return app
-
-
-async def _answer_error(request: Request, error: Exception) -> Response:
-    return error_response(error)

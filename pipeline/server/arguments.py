@@ -3,7 +3,7 @@
 import contextlib
 import json
 import re
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RequestError, shown
@@ -12,7 +12,6 @@ from pipeline.server.errors import ApiError
 
 if TYPE_CHECKING:
     from pipeline.generation.batching import Batcher
-    from pipeline.generation.sequence import Chunk
 
 COMPLETION_TOKENS = 16
 """New tokens of /v1/completions where the request does not say how many: OpenAI's default."""
@@ -144,14 +143,6 @@ def served_name(names: Sequence[str], body: Body) -> str:
 def calls_in_parallel(body: ChatBody) -> bool:
     """Whether an answer may be several calls of tools; a function that is named is called once."""
     return body.parallel_tool_calls is not False and not isinstance(body.tool_choice, dict)
-
-
-async def in_words_of(body: Body, chunks: AsyncGenerator["Chunk", None]) -> AsyncGenerator["Chunk", None]:
-    """The same chunks, whose errors are in the words of the request; they are closed with this."""
-    with naming_fields(body):
-        async with contextlib.aclosing(chunks):
-            async for chunk in chunks:
-                yield chunk
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from pipeline.errors import RequestError
 from pipeline.server.answers import document, documents
@@ -14,7 +14,6 @@ from pipeline.server.arguments import (
     chat_arguments,
     chat_options,
     check_samples,
-    in_words_of,
     messages_of,
     naming_fields,
     served_name,
@@ -24,7 +23,6 @@ from pipeline.server.bodies import ChatBody, decode
 from pipeline.server.chat_answer import ChatAnswer
 from pipeline.server.counting import counted
 from pipeline.server.door import read_body
-from pipeline.server.merging import merged
 from pipeline.server.served import scope_of, served_of
 from pipeline.server.streaming import EventStream, WholeAnswer
 from pipeline.server.token_names import TokenNames
@@ -35,7 +33,7 @@ if TYPE_CHECKING:
     from pipeline.generation.sequence import Chunk
 
 
-async def chat_completions(request: Request) -> Response:
+async def chat_completions(request: Request) -> ASGIApp:
     """Answer messages."""
     served = served_of(request)
     body, model = decode(ChatBody, await read_body(request)), served.model
@@ -63,7 +61,7 @@ async def chat_completions(request: Request) -> Response:
         includes_usage=body.includes_usage,
     )
     stream = _stream(model, answer, messages, options, arguments)
-    chunks = merged([counted(request, in_words_of(body, stream))])
+    chunks = counted(request, body, [stream])
     if body.stream:
         return EventStream(documents(answer, chunks))
     return WholeAnswer(lambda: document(answer, answer.samples, chunks))

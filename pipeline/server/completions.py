@@ -2,15 +2,16 @@
 
 import asyncio
 import functools
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from pipeline.server.answers import document, documents
 from pipeline.server.arguments import (
     check_samples,
     completion_arguments,
-    in_words_of,
     naming_fields,
     prompts_of,
     served_name,
@@ -18,15 +19,17 @@ from pipeline.server.arguments import (
 from pipeline.server.bodies import CompletionBody, decode
 from pipeline.server.counting import counted
 from pipeline.server.door import read_body
-from pipeline.server.merging import merged
 from pipeline.server.served import scope_of, served_of
 from pipeline.server.streaming import EventStream, WholeAnswer
 from pipeline.server.text_answer import Echo, TextAnswer
 from pipeline.server.token_names import TokenNames
 from pipeline.server.tokenize import on_a_thread
 
+if TYPE_CHECKING:
+    from pipeline.generation.sequence import Chunk
 
-async def completions(request: Request) -> Response:
+
+async def completions(request: Request) -> ASGIApp:
     """Continue one prompt or several, all at once."""
     served = served_of(request)
     body, model = decode(CompletionBody, await read_body(request)), served.model
@@ -38,10 +41,11 @@ async def completions(request: Request) -> Response:
         names = TokenNames(model) if body.logprobs is not None else None
         adds_special = body.add_special_tokens is not False
         read = [await _read(request, one, adds_special) for one in prompts] if body.echo or not adds_special else []
-        streams = []
+        streams: list[AsyncGenerator[Chunk, None]] = []
         for prompt in [one.token_ids for one in read] or prompts:
+            if streams:
+                await asyncio.sleep(0)  # a thousand calls are checked in a tenth of a second
             streams.append(model.stream(prompt, **arguments))
-            await asyncio.sleep(0)  # a thousand calls are checked in a tenth of a second
     answer = TextAnswer(
         name,
         body.n or 1,
@@ -49,7 +53,7 @@ async def completions(request: Request) -> Response:
         echoes=read if body.echo else (),
         includes_usage=body.includes_usage,
     )
-    chunks = merged([counted(request, in_words_of(body, stream)) for stream in streams])
+    chunks = counted(request, body, streams)
     if body.stream:
         return EventStream(documents(answer, chunks))
     return WholeAnswer(lambda: document(answer, len(prompts) * answer.samples, chunks))

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect, Request
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipeline.errors import shown
+from pipeline.errors import PenstockError, shown
 from pipeline.server.errors import ApiError, error_response
 from pipeline.server.served import bearer
 
@@ -27,6 +28,8 @@ PUBLIC = re.compile(r"/|/page/.*|/health")
 BODY_SECONDS = 60.0
 LONGEST_TOLD = 100
 NOTE = "penstock.note"
+FORESEEN = (HTTPException, ApiError, PenstockError)
+"""Errors that have a status of their own; others are mistakes of the server."""
 
 
 @dataclass(slots=True)
@@ -40,7 +43,7 @@ class Note:
 
 
 class Door:
-    """Lets requests in, and tells of them. It tells no text and no key."""
+    """Lets requests in, answers errors, and tells of both. It tells no text and no key."""
 
     def __init__(self, app: ASGIApp, keys: Collection[str], pages: Collection[str]) -> None:
         self._app = app
@@ -64,7 +67,8 @@ class Door:
             app = self._app if refusal is None else error_response(refusal)
             await app(scope, receive, watched_send)
         except Exception as error:
-            logger.exception("%s %s failed", scope["method"], quote(scope["path"])[:LONGEST_TOLD])
+            if status or not isinstance(error, FORESEEN):
+                logger.exception("%s %s failed", scope["method"], quote(scope["path"])[:LONGEST_TOLD])
             if status:
                 raise  # the server breaks the connection off
             await error_response(error)(scope, receive, watched_send)
@@ -106,15 +110,15 @@ async def read_body(request: Request) -> bytes:
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            async for part in request.stream():
-                body += part
+            while (message := await request.receive())["type"] != "http.disconnect":
+                body += message.get("body", b"")
                 if len(body) > MOST_BODY_BYTES:
                     raise _too_long()
+                if not message.get("more_body", False):
+                    return bytes(body)
     except TimeoutError:
         raise ApiError(408, f"the body is incomplete after {BODY_SECONDS:g} s") from None
-    except ClientDisconnect:
-        raise ApiError(400, "the body is incomplete") from None
-    return bytes(body)
+    raise ApiError(400, "the body is incomplete")
 
 
 def _too_long() -> ApiError:

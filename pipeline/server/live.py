@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from pipeline.server.line_frame import Moment, line_frame
 from pipeline.server.served import ServedModel, served_of
@@ -18,7 +18,7 @@ MOMENTS = 5
 """What happened is looked at over two seconds: an operation counts when it ends, and a read may take as long."""
 
 
-async def live(request: Request) -> Response:
+async def live(request: Request) -> ASGIApp:
     """Twice a second a document: its `state`, a sentence that it `says`, and what `line_frame` has of an open model."""
     return EventStream(_documents(served_of(request)))
 

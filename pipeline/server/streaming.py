@@ -3,9 +3,8 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
-from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from pipeline.errors import PenstockError
@@ -14,15 +13,12 @@ from pipeline.server.errors import ApiError, envelope
 
 logger = logging.getLogger("penstock")
 PING, DONE = b": ping\n\n", b"data: [DONE]\n\n"
+HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 STALLED_SECONDS = 120.0
 """How long a client may read nothing before it counts as gone: its request holds KV blocks meanwhile."""
 
 
-class ClientLeft(Exception):
-    """The client has closed its connection before it had its answer."""
-
-
-class SlowResponse(Response):
+class SlowResponse:
     """Says nothing for `patience_seconds`, in which an error still gets a status of its own; then that it is alive.
 
     The status is 200 from then on, and `filler` is sent whenever nothing came for `every_seconds`: clients and proxies
@@ -32,35 +28,39 @@ class SlowResponse(Response):
     patience_seconds: float
     every_seconds: float
     filler: bytes
+    media_type: bytes
 
     def __init__(self) -> None:
-        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
-        del self.headers["content-length"]
-        self._sending = asyncio.Lock()
-        self._started = False
+        self._started = self._is_sending = False
         self._sent = 0.0
+        self._filling: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer. Raises what the work raises, unless the answer has begun. Of a client that leaves a note is taken."""
-        self._send = send
+        self._loop, self._send = asyncio.get_running_loop(), send
         try:
-            await self._answer(receive)
-        except ClientLeft:
+            async with asyncio.timeout(None) as staying:
+                watching = self._loop.create_task(self._watch(receive, staying))
+                try:
+                    await self._answer()
+                finally:
+                    watching.cancel()
+                    if self._filling is not None:
+                        self._filling.cancel()
+        except TimeoutError:
+            if not staying.expired():
+                raise
             scope[NOTE].left = True
 
-    async def _answer(self, receive: Receive) -> None:
-        async with _watched(receive) as staying:
-            filling = asyncio.create_task(self._fill(staying))
-            try:
-                await self.answer()
-            except Exception as error:
-                if not self._started:
-                    raise
-                if not isinstance(error, PenstockError | ApiError):
-                    logger.exception("an answer that had begun failed")
-                await self.fail(error)
-            finally:
-                filling.cancel()
+    async def _answer(self) -> None:
+        try:
+            await self.answer()
+        except Exception as error:
+            if not self._started:
+                raise
+            if not isinstance(error, PenstockError | ApiError):
+                logger.exception("an answer that had begun failed")
+            await self.fail(error)
 
     async def answer(self) -> None:
         """Send all of the answer."""
@@ -72,25 +72,34 @@ class SlowResponse(Response):
 
     async def send(self, data: bytes, *, more: bool = True) -> None:
         """Send some of the answer; headers first. It waits while the client reads nothing."""
-        async with self._sending:
-            self._sent = asyncio.get_running_loop().time()
-            if not self._started:
-                self._started = True
-                await self._send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        if self._filling is not None:
+            await self._filling
+            self._filling = None
+        await self._put(data, more=more)
 
-    async def _fill(self, staying: asyncio.Timeout) -> None:
-        """Send the filler when nothing else is sent. A client that does not let it through counts as gone."""
-        loop = asyncio.get_running_loop()
-        await asyncio.sleep(self.patience_seconds)
-        try:
-            while True:
-                if loop.time() - self._sent >= self.every_seconds:
-                    async with asyncio.timeout(STALLED_SECONDS):
-                        await self.send(self.filler)
-                await asyncio.sleep(self._sent + self.every_seconds - loop.time())
-        except TimeoutError:
-            staying.reschedule(loop.time())
+    async def _put(self, data: bytes, *, more: bool) -> None:
+        self._sent, self._is_sending = self._loop.time(), True
+        if not self._started:
+            self._started = True
+            headers = [(b"content-type", self.media_type), *HEADERS]
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        self._is_sending = False
+
+    async def _watch(self, receive: Receive, staying: asyncio.Timeout) -> None:
+        """End the answer when the client leaves, or lets nothing through; send the filler when nothing else is sent."""
+        seconds = self.patience_seconds
+        while not await _leaves_within(seconds, receive):
+            quiet_seconds = self._loop.time() - self._sent
+            seconds = self.every_seconds
+            if self._is_sending:
+                if quiet_seconds >= STALLED_SECONDS:
+                    break
+            elif quiet_seconds >= self.every_seconds:
+                self._filling = self._loop.create_task(self._put(self.filler, more=True))
+            else:
+                seconds -= quiet_seconds
+        staying.reschedule(self._loop.time())
 
 
 class EventStream(SlowResponse):
@@ -100,7 +109,7 @@ class EventStream(SlowResponse):
     leaves.
     """
 
-    media_type = "text/event-stream"
+    media_type = b"text/event-stream; charset=utf-8"
     patience_seconds = 0.25
     every_seconds = 1.0
     filler = PING
@@ -129,7 +138,7 @@ class WholeAnswer(SlowResponse):
     a client would take it for an answer.
     """
 
-    media_type = "application/json"
+    media_type = b"application/json"
     patience_seconds = 20.0
     every_seconds = 20.0
     filler = b"\n"
@@ -147,23 +156,12 @@ class WholeAnswer(SlowResponse):
         logger.error("a connection is broken off, as its status was sent before this: %s", error)
 
 
-@contextlib.asynccontextmanager
-async def _watched(receive: Receive) -> AsyncIterator[asyncio.Timeout]:
-    """Cancel what is awaited within when the client leaves, and raise ClientLeft; so does the end of what is given."""
+async def _leaves_within(seconds: float, receive: Receive) -> bool:
+    """Whether the client closes its connection within so many seconds."""
     try:
-        async with asyncio.timeout(None) as staying:
-            watching = asyncio.create_task(_end_when_left(receive, staying))
-            try:
-                yield staying
-            finally:
-                watching.cancel()
+        async with asyncio.timeout(seconds):
+            while (await receive())["type"] != "http.disconnect":
+                pass
     except TimeoutError:
-        if not staying.expired():
-            raise
-        raise ClientLeft from None
-
-
-async def _end_when_left(receive: Receive, staying: asyncio.Timeout) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    staying.reschedule(asyncio.get_running_loop().time())
+        return False
+    return True

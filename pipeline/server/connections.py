@@ -3,13 +3,16 @@
 import asyncio
 import resource
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from httptools import HttpParserError, HttpParserUpgrade
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from pipeline.server.errors import RETRY_AFTER_SECONDS, ApiError, envelope
 
 MOST_CONNECTIONS = 4096
 REQUEST_SECONDS = 30.0
 """For the headers of a request, from the first byte of the connection or of the request."""
+MOST_UNFINISHED_BYTES = 64 << 10
+"""Headers, or what claims to be some, before the connection is broken off; the door refuses shorter ones in words."""
 BUSY = envelope(ApiError(429, "the server has as many connections as it can; try again"))
 
 
@@ -19,10 +22,14 @@ def most_connections() -> int:
     return MOST_CONNECTIONS if descriptors == resource.RLIM_INFINITY else min(MOST_CONNECTIONS, descriptors // 2)
 
 
-class Connection(H11Protocol):
-    """A connection of uvicorn, which is refused where there are too many, and ended where no request comes."""
+class Connection(HttpToolsProtocol):
+    """A connection of uvicorn, which is refused where there are too many, and ended where no request comes.
+
+    The parser has no limits of its own: `_unfinished_bytes` have come of a head, or behind a body, without an end.
+    """
 
     _too_slow: asyncio.TimerHandle | None = None
+    _unfinished_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
         """Begin to read, or refuse."""
@@ -39,8 +46,55 @@ class Connection(H11Protocol):
         """Take what came."""
         if self.transport.is_closing():
             return
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._unfinished_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except HttpParserUpgrade as offer:
+            if not self._is_tunnel:
+                self._decline(data[offer.args[0] :])
+        except HttpParserError:
+            self._refuse("Invalid HTTP request received.")
+        if self._unfinished_bytes > MOST_UNFINISHED_BYTES and not self.transport.is_closing():
+            self._refuse("Headers without an end received.")
         self._watch()
+
+    def _refuse(self, message: str) -> None:
+        self.logger.warning(message)
+        self.send_400_response(message)
+
+    def _decline(self, behind_head: bytes) -> None:
+        """Read a request that offers another protocol once more, without the offer."""
+        head = [self.parser.get_method(), b" ", self.url, b" HTTP/1.1\r\n"]
+        for name, value in self.headers:
+            if name != b"upgrade":
+                head += name, b": ", value, b"\r\n"
+        self.data_received(b"".join([*head, b"\r\n", behind_head]))
+
+    @property
+    def _is_offer(self) -> bool:
+        """Whether the request offers another protocol: the parser takes it for one without a body."""
+        return self.parser.should_upgrade() and not self._is_tunnel
+
+    @property
+    def _is_tunnel(self) -> bool:
+        return self.parser.get_method() == b"CONNECT"
+
+    def on_headers_complete(self) -> None:
+        """Begin to answer."""
+        self._unfinished_bytes = 0
+        if not self._is_offer:
+            super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Know that the body is whole."""
+        if not self._is_offer:
+            super().on_message_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take some of a body."""
+        self._unfinished_bytes = 0
+        super().on_body(body)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it."""

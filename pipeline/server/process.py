@@ -24,8 +24,6 @@ BACKLOG = 2048
 MOST_DESCRIPTORS = 4 * MOST_CONNECTIONS
 IDLE_SECONDS = 75
 """How long a connection may wait for its next request; longer than clients keep one, so that they close it first."""
-MOST_INCOMPLETE_BYTES = 64 << 10
-"""Headers, or what claims to be some, before the connection is broken off; the door refuses shorter ones in words."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 FAREWELL_SECONDS = 2.0
 """For the last errors to reach clients, after the model has ended their requests."""
@@ -85,7 +83,6 @@ class Server(uvicorn.Server):
                 server_header=False,
                 backlog=BACKLOG,
                 timeout_keep_alive=IDLE_SECONDS,
-                h11_max_incomplete_event_size=MOST_INCOMPLETE_BYTES,
             )
         )
         self.status = 0

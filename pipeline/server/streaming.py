@@ -82,6 +82,8 @@ class SlowResponse:
         if not self._started:
             self._started = True
             headers = [(b"content-type", self.media_type), *HEADERS]
+            if not more:
+                headers.append((b"content-length", b"%d" % len(data)))
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
         self._is_sending = False

@@ -14,7 +14,7 @@ from pipeline.tools.commands.text_files import text_of_file
 if TYPE_CHECKING:
     from pipeline.server.options import ServerOptions
 
-MODULES = ("starlette", "uvicorn", "msgspec", "prometheus_client")
+MODULES = ("starlette", "uvicorn", "httptools", "msgspec", "prometheus_client")
 
 
 def serve(options: argparse.Namespace) -> int:

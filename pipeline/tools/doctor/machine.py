@@ -21,7 +21,7 @@ EXTRAS = {
     "hf": ("tokenizers",),
     "cpu": ("numba",),
     "grammar": ("llguidance",),
-    "server": ("starlette", "uvicorn", "msgspec", "prometheus_client"),
+    "server": ("starlette", "uvicorn", "httptools", "msgspec", "prometheus_client"),
     "bench": ("accelerate", "transformers"),
     "bench-gpu": ("diffusers",),
     "bench-llama": ("gguf", "llama_cpp"),

@@ -22,6 +22,7 @@ EXTRAS = {
     "cpu": ("numba",),
     "grammar": ("llguidance",),
     "server": ("starlette", "uvicorn", "httptools", "msgspec", "prometheus_client"),
+    "ray": ("ray",),
     "bench": ("accelerate", "transformers"),
     "bench-gpu": ("diffusers",),
     "bench-llama": ("gguf", "llama_cpp"),

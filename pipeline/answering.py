@@ -7,9 +7,9 @@ from typing import Any, TypeVar, Unpack, overload
 
 from pipeline.engine.supervisor import Supervisor
 from pipeline.errors import ClosedError, RequestError, unknown_name
-from pipeline.generation.build import ModelRuntime
 from pipeline.generation.folder import no_tokenizer
 from pipeline.generation.grammar import Grammars
+from pipeline.generation.model_runtime import ModelRuntime
 from pipeline.generation.parameters import SamplingParameters
 from pipeline.generation.requests import CHAT_OPTIONS, Call, CallArguments, CallOptions, ChatArguments
 from pipeline.generation.samples import chunks_of, outputs_of

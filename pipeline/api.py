@@ -12,8 +12,9 @@ from pipeline.answering import Answering
 from pipeline.config import Config, Settings
 from pipeline.engine.runtime import CLOCK
 from pipeline.errors import ClosedError, ConfigError, RequestError
-from pipeline.generation.build import ModelRuntime, build
+from pipeline.generation.build import build
 from pipeline.generation.folder import naming_files, read_defaults, read_tokenizer
+from pipeline.generation.model_runtime import ModelRuntime
 from pipeline.generation.model_statistics import ModelStatistics
 from pipeline.generation.rehearsal import compute_zeros, rehearse
 from pipeline.generation.requests import ARGUMENTS, CallOptions
@@ -77,10 +78,10 @@ class Model(Answering):
         """
         if self._recording:
             raise ConfigError("recording: another one, or a report, is under way; end it first")
-        trace, self._recording = self._runtime.line.trace, True
+        trace, self._recording = self._runtime.lines[0].trace, True
         if not (goes_on := trace.recording):
             # Operations that have ended before are not traced any more.
-            self._supervisor.call(self._runtime.line.statistics)
+            self._supervisor.call(self._runtime.statistics)
             trace.clear()
             trace.recording = True
         try:
@@ -88,7 +89,7 @@ class Model(Answering):
         finally:
             try:
                 # Operations that have ended since are traced here.
-                self._supervisor.call(self._runtime.line.statistics)
+                self._supervisor.call(self._runtime.statistics)
             finally:
                 trace.recording, self._recording = goes_on, False
             if trace.dropped:
@@ -214,11 +215,12 @@ class Opening:
                 raise
             model = Model(runtime, defaults)
             try:
-                compute_zeros(runtime)  # loads kernels beside the reads
+                for section in runtime.sections:
+                    compute_zeros(section)  # loads kernels beside the reads
                 await asyncio.sleep(FIRST_READS_SECONDS)
                 model._tokenizer = await asyncio.to_thread(self._read_tokenizer, runtime.config.vocabulary_size)
                 # Groups that stay are more than slots: they go on coming while the first are computed.
-                await runtime.source.rested(sum(sum(budget.slots.values()) for budget in runtime.line.budgets))
+                await runtime.source.rested(sum(one.slots for one in runtime.sections))
                 await rehearse(runtime)
             except BaseException:
                 await see_out(model.aclose())

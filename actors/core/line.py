@@ -36,12 +36,25 @@ class LineStatistics:
 
 
 class Line:
-    """A row of actors, from one source over stages and movers to one sink."""
+    """A row of actors, from one source over stages and movers to one sink.
 
-    def __init__(self, source: Source, *, catalog: Catalog, clock: Clock, trace: Trace | None = None) -> None:
+    One of several lines that are alike has a `number`, which its actors bear behind their names.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        catalog: Catalog,
+        clock: Clock,
+        trace: Trace | None = None,
+        number: int | None = None,
+    ) -> None:
         self._catalog = catalog
         self._clock = clock
+        self._number = number
         self.trace = trace or Trace(recording=False)
+        source.name = numbered(source.name, number)
         self._actors: list[Actor] = [source]
         self._queues: dict[str, int] = {}
         self._inlets: dict[str, Receiver[Message[Any]]] = {}
@@ -54,7 +67,8 @@ class Line:
         return self._place(len(self._actors), actor, queue)
 
     def insert(self, after: str, stages: Iterable[Stage | Mover], *, queue: int = 1) -> "Line":
-        """Put stages of the user's, in this order, behind the actor of that name."""
+        """Put stages of the user's, in this order, behind the actor of that name, which is said without a number."""
+        after = numbered(after, self._number)
         names = [actor.name for actor in self._actors]
         if after not in names or isinstance(self._actors[names.index(after)], Sink):
             raise LineError(f"cannot insert after {after!r}: the line has {', '.join(names[:-1])}")
@@ -122,6 +136,7 @@ class Line:
         )
 
     def _place(self, index: int, actor: Actor, queue: int) -> "Line":
+        actor.name = numbered(actor.name, self._number)
         if any(actor.name == other.name for other in self._actors):
             raise LineError(f"two actors of the line are named {actor.name!r}: give one of them another `name`")
         if queue < 1:
@@ -177,6 +192,11 @@ async def run_beside(lines: Sequence[Line]) -> None:
         failure = await over
     if failure is not None:
         raise failure from failure.__cause__
+
+
+def numbered(name: str, number: int | None) -> str:
+    """What an actor or a budget is called in the line of this number; as ever, where there is one line."""
+    return name if number is None else f"{name} {number}"
 
 
 def _budgets(actors: Iterable[Actor]) -> tuple[Budget, ...]:

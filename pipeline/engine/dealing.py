@@ -7,7 +7,7 @@ change of section costs a hop.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.errors import ConfigError
@@ -31,15 +31,33 @@ class Share:
     slot_bytes: int
 
 
-def deal(layer_bytes: Sequence[int], shares: Sequence[Share], hop_seconds: float = 0.0) -> tuple[int, ...]:
+def deal(
+    layer_bytes: Sequence[int],
+    shares: Sequence[Share],
+    hop_seconds: float = 0.0,
+    *,
+    joined: Collection[int] = (),
+) -> tuple[int, ...]:
     """The section of each layer, of which the last is the head: those with which a pass takes the least time.
 
     The first section has the first layer, and each has at least one beside the head. Runs of layers in one section are
-    as long as hops need that take so many seconds. Raises ConfigError where there are more sections than layers.
+    as long as hops need that take so many seconds. Layers that are `joined` to the one before are dealt with it.
+    Raises ConfigError where there are more sections than layers, or runs of joined ones.
     """
     layers = len(layer_bytes) - 1
-    if not 0 < len(shares) <= layers:
-        raise ConfigError(f"devices: need at most one for each of the model's {layers} layers, have {len(shares)}")
+    if not 0 < len(shares) <= layers - len(joined):
+        each = (
+            f"of the {layers - len(joined)} runs of layers that need each other"
+            if joined
+            else f"of the model's {layers} layers"
+        )
+        raise ConfigError(f"devices: need at most one for each {each}, have {len(shares)}")
+    if joined:
+        firsts = [layer for layer in range(len(layer_bytes)) if layer not in joined]
+        counts = [end - first for first, end in itertools.pairwise([*firsts, len(layer_bytes)])]
+        of_runs = [sum(layer_bytes[first : first + count]) for first, count in zip(firsts, counts, strict=True)]
+        dealt = deal(of_runs, shares, hop_seconds)
+        return tuple(section for section, count in zip(dealt, counts, strict=True) for _ in range(count))
     wanted = wanted_bytes(sum(layer_bytes), shares)
     # Slots for a layer, or half of them, are left over, so that a link goes on while that layer computes.
     layer = max(layer_bytes[:-1])

@@ -8,7 +8,7 @@ from actors.core.budget import Budget
 from actors.core.event import Clock
 from actors.core.expert_cache import EVICTION, Found
 from actors.core.expert_store import ExpertStore
-from actors.core.line import Line
+from actors.core.line import Line, numbered
 from actors.core.ports import WeightSource
 from actors.core.trace import Trace
 from actors.expert_keeper import ExpertKeeper
@@ -38,26 +38,34 @@ class ExpertCounters:
 
 @dataclass(frozen=True, slots=True)
 class ExpertLine:
-    """The slots, and the store that knows what lies in them."""
+    """The slots, and the store that knows what lies in them. Where there are several sections, it has its number."""
 
     room: ExpertRoom
     store: ExpertStore
     budgets: tuple[Budget, ...]
     source: WeightSource
     clock: Clock
+    section: int | None = None
 
     @classmethod
-    def of(cls, room: ExpertRoom, slots: Mapping[str, int], source: WeightSource, clock: Clock) -> Self:
+    def of(
+        cls,
+        room: ExpertRoom,
+        slots: Mapping[str, int],
+        source: WeightSource,
+        clock: Clock,
+        section: int | None = None,
+    ) -> Self:
         """Take the memory of so many slots in each place."""
         device, settings, budgets = room.device, room.settings, []
         for place in device.places:
             memory = device.host_memory if place is device.places[0] else device.device_memory
             cells = [memory(room.slot_bytes[place.name]) for _ in range(slots[place.name])]
-            budgets.append(Budget(PLACE.format(place.name), {KIND: cells}, clock))
+            budgets.append(Budget(numbered(PLACE.format(place.name), section), {KIND: cells}, clock))
         chosen = settings.expert_cache
         policy = EVICTION[chosen] if isinstance(chosen, str) else chosen
         store = ExpertStore(budgets, experts=room.count, part=expert, policy=policy)
-        return cls(room, store, tuple(budgets), source, clock)
+        return cls(room, store, tuple(budgets), source, clock, section)
 
     def line(self, trace: Trace) -> Line:
         """The actors in a row. As many messages have a slot: none that is there waits behind one that is read.
@@ -66,9 +74,9 @@ class ExpertLine:
         """
         self.store.told = ExpertCounters(trace, self.clock)
         host, *behind = self.budgets
-        queue = sum(host.slots.values())
+        queue, planner = sum(host.slots.values()), ExpertPlanner(self.store)
         return (
-            Line(ExpertPlanner(self.store), catalog=self.room.catalog, clock=self.clock, trace=trace)
+            Line(planner, catalog=self.room.catalog, clock=self.clock, trace=trace, number=self.section)
             .then(ExpertReader(self.source, host), queue=queue)
             .then(ExpertStager(), queue=queue)
             .then(ExpertUploader(self.room.device, behind[-1] if behind else None), queue=queue)

@@ -11,6 +11,7 @@ from pipeline.devices.open import open_device
 from pipeline.engine.plan import Planning, lay_out
 from pipeline.engine.runtime import Runtime
 from pipeline.engine.settings import EngineSettings
+from pipeline.engine.shared_source import PlannedLine, SharedSource
 from pipeline.errors import ConfigError, shown
 from pipeline.groups.groups import Specs, find_groups
 from pipeline.reading.reading_choice import choose_reading
@@ -59,7 +60,8 @@ def open_program(
                 raise ConfigError(plan.memory.shortage())
             promise(device, checkpoint.folder, plan.memory)
         reading = choose_reading(checkpoint.files, settings.reading, beside=device.shares_cores)
-        runtime = Runtime(settings, checkpoint, groups, catalog, device, plan, reading)
+        line = PlannedLine(groups, catalog, device, plan)
+        runtime = Runtime(settings, line, SharedSource.of(settings, checkpoint, reading, [line]))
         program = make(runtime)
         _check_order(program, specs)
         runtime.wire(program, trace=trace, passes=passes)

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,68 +12,48 @@ from actors.core.crew import Over
 from actors.core.line import Line, run_beside, running
 from actors.core.ports import Program
 from actors.core.trace import Trace
-from pipeline.checkpoints.checkpoint import Checkpoint
-from pipeline.devices.port import Device
 from pipeline.devices.spinning import warn_of_spinning
 from pipeline.engine.expert_line import ExpertLine
-from pipeline.engine.expert_room import ExpertRoom
-from pipeline.engine.plan import Plan
 from pipeline.engine.settings import EngineSettings
+from pipeline.engine.shared_source import PlannedLine, SharedSource
 from pipeline.engine.statistics import ChecksumsRecord, EngineStatistics
 from pipeline.engine.wiring import Parts, Wired, wire
-from pipeline.groups.catalog import WeightCatalog
-from pipeline.groups.groups import WeightGroup
-from pipeline.reading.checksums import Checksums, choose_checking
-from pipeline.reading.reading_choice import ReadingChoice
-from pipeline.reading.source import CheckpointSource
 
 CLOCK = time.perf_counter
 logger = logging.getLogger("penstock")
 
 
 class Runtime:
-    """Everything that an open line owns. A program needs some of it, so it comes later, with `wire`."""
+    """Everything that an open line owns. A program needs some of it, so it comes later, with `wire`.
+
+    Lines that compute one model have one `shared` source, and each the number of its `section`.
+    """
 
     wired: Wired
 
     def __init__(
-        self,
-        settings: EngineSettings,
-        checkpoint: Checkpoint,
-        groups: Sequence[WeightGroup],
-        catalog: WeightCatalog,
-        device: Device,
-        plan: Plan,
-        reading: ReadingChoice,
-        experts: ExpertRoom | None = None,
+        self, settings: EngineSettings, planned: PlannedLine, shared: SharedSource, section: int | None = None
     ) -> None:
+        """The settings are those of one device."""
+        plan, catalog, device, experts = planned.plan, planned.catalog, planned.device, planned.experts
         self.settings = settings = replace(settings.of_device(settings.device), gpu_groups=plan.groups)
-        self.checkpoint = checkpoint
-        self.folder = checkpoint.folder
+        self.shared = shared
+        self.checkpoint = shared.checkpoint
+        self.folder = shared.checkpoint.folder
+        self.reading, self.checking = shared.reading, shared.checking
+        self.source = shared.source
         self.catalog = catalog
         self.device = device
         self.plan = plan.memory
         self.residency = plan.residency
-        self.reading = reading
-        logger.info("reads %s", self.reading)
-        stays = self.residency.arrived(device.places[0].name)
-        self.moving_bytes = sum(one.needed_bytes for key, one in catalog.host.items() if key not in stays)
-        rate, most = self.reading.bytes_per_second, self.moving_bytes
-        if experts is not None:
-            most += experts.missed_bytes(plan.experts, experts.count)[device.places[0].name]
-        self.checking = choose_checking(settings.checksums, device.shares_cores, most, rate)
-        logger.info("checksums %s", self.checking)
-        lanes = self.reading.chosen.lanes
-        layouts = catalog.host
-        if experts is not None:
-            groups, layouts = (*groups, *experts.catalog.groups), {**layouts, **experts.catalog.host}
-        checksums = Checksums(groups, lanes, checkpoint.folder) if self.checking.on else None
-        self.source = CheckpointSource(layouts, checkpoint.files, self.reading.chosen, checksums)
+        self.moving_bytes = planned.moving_bytes
         sizes = {place: catalog.group_bytes(place) for place in plan.slots}
         residents = {place: {key: sizes[place][key] for key in self.residency.stays(place)} for place in sizes}
-        self._parts = Parts.of(settings, catalog.slot_kinds, catalog, self.source, device, plan.slots, residents, CLOCK)
+        parts = (settings, catalog.slot_kinds, catalog, self.source, device, plan.slots, residents, CLOCK, section)
+        self._parts = Parts.of(*parts)
         self.policy = self._parts.policy
-        self.expert_line = None if experts is None else ExpertLine.of(experts, plan.experts, self.source, CLOCK)
+        slots = plan.experts
+        self.expert_line = None if experts is None else ExpertLine.of(experts, slots, self.source, CLOCK, section)
 
     def wire(
         self,
@@ -84,7 +64,7 @@ class Runtime:
     ) -> None:
         """Join the actors for a program; its passes have no end where `passes` does not say how many. Nothing runs."""
         self.wired = wire(self._parts, program, companions, trace, passes, self.expert_line)
-        if self.device.shares_cores:
+        if self.device.shares_cores and not self._parts.section:
             warn_of_spinning()
         logger.info("%d of %d weight groups move in each pass", self.moving_groups, len(self.catalog.order))
 
@@ -92,6 +72,21 @@ class Runtime:
     def line(self) -> Line:
         """The five actors, and the user's own between them."""
         return self.wired.line
+
+    @property
+    def lines(self) -> Sequence[Line]:
+        """That of the weights, and those beside it."""
+        return self.wired.lines
+
+    @property
+    def slots(self) -> int:
+        """How many groups have a slot in the line of the weights, beside those that stay."""
+        return sum(sum(budget.slots.values()) for budget in self.line.budgets)
+
+    @property
+    def own_actors(self) -> list[str]:
+        """The names of the user's own actors."""
+        return [stage.name for stages in self.settings.stages().values() for stage in stages]
 
     @property
     def moving_groups(self) -> int:
@@ -121,7 +116,7 @@ class Runtime:
 
     def statistics(self) -> EngineStatistics:
         """Read all counters now."""
-        return EngineStatistics(**self._counters())
+        return EngineStatistics(**engine_counters([self]))
 
     def running(self) -> contextlib.AbstractAsyncContextManager[Over]:
         """Run the line of the weights, and those beside it."""
@@ -134,28 +129,46 @@ class Runtime:
     async def aclose(self) -> None:
         """Give everything back; the lines must have stopped."""
         async with contextlib.AsyncExitStack() as stack:
-            stack.callback(self.checkpoint.close)
-            stack.push_async_callback(self.source.aclose)
+            stack.push_async_callback(self.shared.aclose)
             stack.push_async_callback(self.device.aclose)
 
-    def _counters(self) -> dict[str, Any]:
-        line, arrivals, sums = self.wired.statistics(), self.wired.arrivals, self.source.checksums
-        places = [place.name for place in self.device.places]
-        summed = (0, 0, 0, 0) if sums is None else (sums.groups, sums.rows, sums.nbytes, sums.mismatches)
+    def counters(self) -> dict[str, Any]:
+        """What is counted of its lines alone."""
+        line, arrivals, places = self.wired.statistics(), self.wired.arrivals, self.device.places
+        budgets = {place.name: budget.statistics() for place, budget in zip(places, self._parts.budgets, strict=True)}
         return {
-            "policy": self.policy.name,
-            "reading": str(self.reading),
-            "bytes_read": self.source.bytes_read,
-            "bytes_needed": self.source.bytes_needed,
             "bytes_uploaded": self.wired.bytes_uploaded,
-            "checksums": ChecksumsRecord(str(self.checking), *summed),
-            "device_groups_peak": line.budgets[places[-1]].peak,
-            "host_groups_peak": line.budgets[places[0]].peak,
+            "device_groups_peak": budgets[places[-1].name].peak,
+            "host_groups_peak": budgets[places[0].name].peak,
             "groups_reloaded": 0 if arrivals is None else arrivals.reloaded,
-            "resident_groups": {place: line.budgets[place].residents for place in reversed(places)},
+            "resident_groups": {place: budget.residents for place, budget in reversed(budgets.items())},
             "moving_groups": self.moving_groups,
             "busy_seconds": {name: actor.busy_seconds for name, actor in line.actors.items()},
             "stalled_seconds": {name: actor.stalled_seconds for name, actor in line.actors.items()},
             "channels": line.channels,
             "budgets": line.budgets,
         }
+
+
+def engine_counters(lines: Sequence[Runtime]) -> dict[str, Any]:
+    """What is counted of lines that compute one model: numbers are those of all together, by place and by actor."""
+    first, sums = lines[0], lines[0].source.checksums
+    summed = (0, 0, 0, 0) if sums is None else (sums.groups, sums.rows, sums.nbytes, sums.mismatches)
+    return {
+        "policy": first.policy.name,
+        "reading": str(first.reading),
+        "bytes_read": first.source.bytes_read,
+        "bytes_needed": first.source.bytes_needed,
+        "checksums": ChecksumsRecord(str(first.checking), *summed),
+        **_added([line.counters() for line in lines]),
+    }
+
+
+def _added(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Counters of several lines: numbers are added up, and what has a name in one of them alone stays."""
+    added: dict[str, Any] = {}
+    for name in dict.fromkeys(name for one in each for name in one):
+        found = [one[name] for one in each if name in one]
+        several = len(found) > 1
+        added[name] = found[0] if not several else _added(found) if isinstance(found[0], Mapping) else sum(found)
+    return added

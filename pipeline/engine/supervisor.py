@@ -5,13 +5,13 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, wait
 from typing import Any, Protocol, TypeVar
 
-from actors.core.crew import STOP_SECONDS
+from actors.core.crew import STOP_SECONDS, Over
 from actors.core.errors import ActorFailed, LineError, PolicyFailed
-from pipeline.engine.runtime import Runtime
+from actors.core.line import Line
 from pipeline.errors import ClosedError, ResourceError
 from pipeline.system.limits import explained, limits_named
 from pipeline.system.threads import portable
@@ -50,6 +50,24 @@ class Callers(Protocol):
         """Tell all of an error, and refuse later requests."""
 
 
+class Supervised(Protocol):
+    """What the supervisor runs."""
+
+    @property
+    def lines(self) -> Sequence[Line]:
+        """All lines."""
+
+    @property
+    def own_actors(self) -> Collection[str]:
+        """The names of the user's own actors among those of the lines."""
+
+    def running(self) -> contextlib.AbstractAsyncContextManager[Over]:
+        """Run the lines, and give what tells the end."""
+
+    async def aclose(self) -> None:
+        """Give everything back; the lines must have stopped."""
+
+
 class Supervisor:
     """Runs the lines in a task of its own. Weights never change, so recovery is to run them anew (rule 7).
 
@@ -57,7 +75,7 @@ class Supervisor:
     stopped; what threads use is given back when they have ended (rule 6), on a thread that no event loop can stop.
     """
 
-    def __init__(self, runtime: Runtime, callers: Callers) -> None:
+    def __init__(self, runtime: Supervised, callers: Callers) -> None:
         self._runtime = runtime
         self._callers = callers
         self._loop = asyncio.get_running_loop()
@@ -153,8 +171,7 @@ class Supervisor:
     def _meant(self, failure: BaseException) -> bool:
         """Whether no request can be served from now on: a stage or policy of the user's, or how the line was wired."""
         if isinstance(failure, ActorFailed):
-            stages = [stage.name for some in self._runtime.settings.stages().values() for stage in some]
-            return failure.actor in stages or isinstance(failure.__cause__, PolicyFailed)
+            return failure.actor in self._runtime.own_actors or isinstance(failure.__cause__, PolicyFailed)
         return isinstance(failure, LineError)
 
     def _refuse(self, error: ClosedError) -> None:
@@ -184,7 +201,7 @@ class Supervisor:
         self._task.cancel()
         await asyncio.wait([self._task])
         await self._give_back()
-        for line in self._runtime.wired.lines:
+        for line in self._runtime.lines:
             await line.at_end()  # a task whose read has just returned needs some turns of the loop to end
 
     async def _elsewhere(self, closing: "Future[None]") -> None:

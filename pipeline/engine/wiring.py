@@ -15,7 +15,7 @@ from actors.core.arrivals import Arrivals
 from actors.core.budget import Budget
 from actors.core.companion import SHARED, Companion
 from actors.core.event import Clock
-from actors.core.line import Line, LineStatistics, check_names
+from actors.core.line import Line, LineStatistics, check_names, numbered
 from actors.core.message import GroupKey
 from actors.core.ports import Catalog, PrefetchPolicy, Program, WeightSource
 from actors.core.prefetch import PrefetchQueue
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 class Parts:
     """The parts of lines, whatever they compute: a budget for each place of the device, in order.
 
-    The `policy` fits the `slots`: by kind, how many groups can wait for their computation.
+    The `policy` fits the `slots`: by kind, how many groups can wait for their computation. Where there are several
+    sections, actors and budgets bear the number of theirs.
     """
 
     settings: EngineSettings
@@ -50,6 +51,7 @@ class Parts:
     slots: Mapping[str, int]
     budgets: Sequence[Budget]
     clock: Clock
+    section: int | None = None
 
     @classmethod
     def of(
@@ -62,6 +64,7 @@ class Parts:
         slots: Mapping[str, Slots],
         residents: Mapping[str, Mapping[GroupKey, int]],
         clock: Clock,
+        section: int | None = None,
     ) -> Self:
         """Take the memory of the slots, and of the groups that stay: their sizes by place. Raises ConfigError where
         the policy cannot be fitted."""
@@ -72,8 +75,8 @@ class Parts:
             memory = device.host_memory if place is device.places[0] else device.device_memory
             cells = {kind: [memory(size) for _ in range(count)] for kind, (count, size) in slots[place.name].items()}
             stays = {group: memory(size) for group, size in residents[place.name].items()}
-            budgets.append(Budget(place.name, cells, clock, stays))
-        return cls(settings, catalog, source, device, policy, counts, budgets, clock)
+            budgets.append(Budget(numbered(place.name, section), cells, clock, stays))
+        return cls(settings, catalog, source, device, policy, counts, budgets, clock, section)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +150,8 @@ def wire(
     scheduler = ComputeScheduler(program, blocking=policy.waits == "blocking", queue=requests)
     others = [*companions, *([experts] if experts else [])]
     uploader = GpuUploader(parts.device, on_device, arrivals, shares_lane=bool(others) and on_device is not None)
-    line = Line(PrefetchPlanner(program.order, passes, requests), catalog=parts.catalog, clock=clock, trace=trace)
+    planner = PrefetchPlanner(program.order, passes, requests)
+    line = Line(planner, catalog=parts.catalog, clock=clock, trace=trace, number=parts.section)
     for actor in (DiskReader(parts.source, from_disk), PinnedStager(), uploader, scheduler):
         # A queue never limits the depth before the budget behind it does, unless the user sets it so.
         line.then(actor, queue=settings.queues.get(actor.name, settings.groups("gpu_groups")))
@@ -164,14 +168,15 @@ def _companion_line(companion: Companion, parts: Parts, trace: Trace) -> Line:
 
     Its bytes go up through the same H2D lane as weights, by need: those of a layer as soon as there is a slot for them.
     """
-    host = Budget(f"{companion.name} host", companion.host_cells, parts.clock)
+    host = Budget(numbered(f"{companion.name} host", parts.section), companion.host_cells, parts.clock)
     on_device = None
     if companion.device_cells:
-        on_device = Budget(f"{companion.name} device", {SHARED: companion.device_cells}, parts.clock)
+        name = numbered(f"{companion.name} device", parts.section)
+        on_device = Budget(name, {SHARED: companion.device_cells}, parts.clock)
     # As many messages have a host slot: bytes that live in host memory never hold up the read of others from the disk.
     queue = sum(host.slots.values())
     return (
-        Line(CompanionPlanner(companion), catalog=parts.catalog, clock=parts.clock, trace=trace)
+        Line(CompanionPlanner(companion), catalog=parts.catalog, clock=parts.clock, trace=trace, number=parts.section)
         .then(CompanionReader(companion, host), queue=queue)
         .then(CompanionUploader(companion, parts.device, on_device), queue=queue)
         .then(CompanionSwapper(companion, parts.device), queue=queue)

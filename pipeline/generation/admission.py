@@ -6,14 +6,12 @@ Callers submit and withdraw; the supervisor fails, refuses and drains; the progr
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from actors.core.expert_store import ExpertStore
 from pipeline.errors import ClosedError
 from pipeline.generation.batching import Batcher, Piece
 from pipeline.generation.pass_size import PassRate
 from pipeline.generation.sequence import RunningSequence
-from pipeline.state.kv import KeyValueCache
 from pipeline.text.tokenizing import Tokenizing
 
 Result = TypeVar("Result")
@@ -23,17 +21,24 @@ MOST_GATHERING_SECONDS = 0.05
 """In which some hundred requests come over HTTP; a program may also keep the loop busy with something else."""
 
 
-class Admission:
-    """All requests of an open model. `tokenizing_calls` counts the calls whose prompts still become ids."""
+class InPass(Protocol):
+    """What takes part in passes, as the caches of all lines do."""
 
-    def __init__(
-        self, batcher: Batcher, cache: KeyValueCache, rate: PassRate, experts: ExpertStore | None = None
-    ) -> None:
+    def fail(self) -> None:
+        """Forget the pass that was under way; the lines have stopped."""
+
+
+class Admission:
+    """All requests of an open model. `tokenizing_calls` counts the calls whose prompts still become ids.
+
+    What is `in_passes` is told when the lines have stopped.
+    """
+
+    def __init__(self, batcher: Batcher, rate: PassRate, in_passes: Sequence[InPass] = ()) -> None:
         self.batcher = batcher
         self.tokenizing_calls = 0
         self.in_pass = False
-        self._cache = cache
-        self._experts = experts
+        self._in_passes = in_passes
         self._rate = rate
         self._prompts: list[Piece] = []
         self._pass_began = 0.0
@@ -156,9 +161,8 @@ class Admission:
     def stopped(self) -> None:
         """Take everything back, when the line has stopped, and forget the pass that was under way."""
         self.in_pass = self._begun = self._interrupted = self._is_ahead = False
-        self._cache.fail()
-        if self._experts is not None:
-            self._experts.fail()
+        for one in self._in_passes:
+            one.fail()
         self.batcher.restart()
         self._left.set()
 

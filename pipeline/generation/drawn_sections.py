@@ -123,9 +123,10 @@ def _drawn(drawing: Drawing, devices: Sequence[Device]) -> tuple[Blueprint, ...]
         each = [{layer for layer, one in enumerate(sections) if one == number} for number in range(len(devices))]
         return [drawing.drawn(device, layers, devices) for device, layers in zip(devices, each, strict=True)]
 
-    evenly = deal(layer_bytes, [Share(0, 1.0, 2 * max(layer_bytes))] * len(devices))
+    joined = drawing.model.joined_layers
+    evenly = deal(layer_bytes, [Share(0, 1.0, 2 * max(layer_bytes))] * len(devices), joined=joined)
     drawn = dealt_to(evenly)
-    dealt = deal(layer_bytes, shares_of(drawn, PassRates()), HOP_SECONDS)
+    dealt = deal(layer_bytes, shares_of(drawn, PassRates()), HOP_SECONDS, joined=joined)
     return at_rates(drawn if dealt == evenly else dealt_to(dealt), PassRates())
 
 

@@ -1,7 +1,7 @@
 """What an open model says about its experts."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 
 from actors.core.expert_hints import HintCounts
 from actors.core.expert_store import Uses
@@ -13,7 +13,7 @@ class ExpertsRecord:
     """Experts that layers wanted since the model was opened, each once in a pass, and where they were found.
 
     Attributes:
-        slots: how many have one, by place.
+        slots: how many have one, by place; places of several sections have their numbers.
         hits, misses: how many a place had, and had not, of those that it was asked for; the device first, and host
             memory for what that had not.
         layers: the same by place and layer, those of streamed prompts apart.
@@ -36,27 +36,31 @@ class ExpertsRecord:
     hint_precision: float | None
 
 
-def experts_record(line: ExpertLine, tokens: int) -> ExpertsRecord:
-    """Read all counters now; so many tokens have passed through the model."""
-    counted, room = line.store.statistics(), line.room
+def experts_record(lines: Sequence[ExpertLine], tokens: int) -> ExpertsRecord:
+    """Read all counters now, of the lines of all sections; so many tokens have passed through the model."""
+    counted = [line.store.statistics() for line in lines]
+    layers = {place: uses for one in counted for place, uses in one.places.items()}
+    unions = {layer: union for one in counted for layer, union in one.unions.items()}
     hits, misses = (
         {
-            place: sum(getattr(one, name) + getattr(one, f"streamed_{name}") for one in layers.values())
-            for place, layers in counted.places.items()
+            place: sum(getattr(one, name) + getattr(one, f"streamed_{name}") for one in uses.values())
+            for place, uses in layers.items()
         }
         for name in ("hits", "misses")
     )
-    read = misses[line.budgets[0].name] * room.catalog.needed_bytes // room.count
-    decided = counted.hints.useful + counted.hints.wasted
+    read = sum(misses[line.budgets[0].name] * line.room.catalog.needed_bytes // line.room.count for line in lines)
+    names = [one.name for one in fields(HintCounts)]
+    hints = HintCounts(**{name: sum(getattr(one.hints, name) for one in counted) for name in names})
+    decided = hints.useful + hints.wasted
     return ExpertsRecord(
-        slots={budget.name: sum(budget.slots.values()) for budget in line.budgets},
+        slots={budget.name: sum(budget.slots.values()) for line in lines for budget in line.budgets},
         hits=hits,
         misses=misses,
-        layers=counted.places,
-        wanted={layer: one.experts / one.passes for layer, one in counted.unions.items()},
-        largest={layer: one.largest for layer, one in counted.unions.items()},
+        layers=layers,
+        wanted={layer: one.experts / one.passes for layer, one in unions.items()},
+        largest={layer: one.largest for layer, one in unions.items()},
         bytes_read=read,
         bytes_per_token=read / max(1, tokens),
-        hints=counted.hints,
-        hint_precision=counted.hints.useful / decided if decided else None,
+        hints=hints,
+        hint_precision=hints.useful / decided if decided else None,
     )

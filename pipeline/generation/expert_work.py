@@ -54,6 +54,7 @@ class ExpertWork:
         self._buffers = buffers
         sizes = self.sizes(config, dtype, row_blocks, most_rows, device.torch_device)
         self._memory: dict[str, Memory] = {name: device.device_memory(nbytes) for name, nbytes in sizes.items()}
+        self._layers = sorted({layer for layer, _ in expert_catalog.order})
         ids = self._memory[IDS]
         self._kernels = experts.grouped_kernels(device.torch_device, dtype) if sizes else None
         self._places: dict[GroupKey, Any] = {}
@@ -92,8 +93,8 @@ class ExpertWork:
         return found if isinstance(found, Experts) else None
 
     def next_kind(self, layer: int) -> tuple[int, Experts] | None:
-        """The next layer that has experts, and these; None behind the last."""
-        kinds = ((later, self.kind(later)) for later in range(layer + 1, len(self._config.layer_kinds)))
+        """The next layer here that has experts, and these; None behind the last."""
+        kinds = ((later, self.kind(later)) for later in self._layers if later > layer)
         return next(((later, kind) for later, kind in kinds if kind is not None), None)
 
     def ids(self, kind: Experts, rows: int, first: int = 0) -> torch.Tensor:

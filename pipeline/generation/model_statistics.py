@@ -1,5 +1,6 @@
 """What an open model says about its requests, tokens and KV blocks, beside what its line says."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,8 +119,8 @@ class ModelStatistics(EngineStatistics):
     experts: ExpertsRecord | None
 
 
-def program_counters(program: GenerationProgram, cache: KeyValueCache) -> dict[str, Any]:
-    """What a model counts beside its line."""
+def program_counters(program: GenerationProgram, caches: Sequence[KeyValueCache]) -> dict[str, Any]:
+    """What a model counts beside its lines, of which each has a cache."""
     pool, prefixes = program.admission.batcher.pool, program.admission.batcher.prefixes
     return {
         "passes": program.passes,
@@ -127,7 +128,7 @@ def program_counters(program: GenerationProgram, cache: KeyValueCache) -> dict[s
         "computed_tokens": program.computed_tokens,
         "tokens_per_pass": program.computed_tokens / max(1, program.passes),
         "requests": _requests(program.admission),
-        "kv_blocks": _kv_blocks(cache, pool),
+        "kv_blocks": _kv_blocks(caches, pool),
         "prefixes": PrefixRecord(prefixes.queried_tokens, prefixes.hit_tokens, pool.cached),
         "recurrent_state": None if prefixes.states is None else _recurrent_state(prefixes.states),
     }
@@ -150,13 +151,18 @@ def _recurrent_state(states: StateSlots) -> StateRecord:
     return StateRecord(states.used, states.requests, states.kept, states.slots, states.hits, states.evictions)
 
 
-def _kv_blocks(cache: KeyValueCache, pool: BlockPool) -> BlocksRecord:
-    kept, layouts = cache.memory.placement, cache.memory.layouts
-    places = {}
-    for place, layers in (("device", kept.device), ("host", kept.host), ("disk", kept.disk)):
-        block_sizes = [layouts[layer].cell_bytes for layer in layers if isinstance(layouts[layer], KvLayout)]
-        sizes = (blocks * sum(block_sizes) for blocks in (pool.used, pool.cached, pool.blocks))
-        places[place] = PlaceRecord(len(block_sizes), *sizes)
-    spill = cache.memory.spill
-    disk_bytes = (0, 0) if spill is None else (spill.bytes_read, spill.bytes_written)
-    return BlocksRecord(pool.used, pool.peak, pool.blocks, places, cache.bytes_in, cache.bytes_out, *disk_bytes)
+def _kv_blocks(caches: Sequence[KeyValueCache], pool: BlockPool) -> BlocksRecord:
+    block_sizes: dict[str, list[int]] = {"device": [], "host": [], "disk": []}
+    for memory in [cache.memory for cache in caches]:
+        kept = memory.placement
+        for place, layers in (("device", kept.device), ("host", kept.host), ("disk", kept.disk)):
+            layouts = [memory.layouts[layer] for layer in layers]
+            block_sizes[place] += [layout.cell_bytes for layout in layouts if isinstance(layout, KvLayout)]
+    places = {
+        place: PlaceRecord(len(sizes), *(blocks * sum(sizes) for blocks in (pool.used, pool.cached, pool.blocks)))
+        for place, sizes in block_sizes.items()
+    }
+    moved = [sum(cache.bytes_in for cache in caches), sum(cache.bytes_out for cache in caches)]
+    spills = [cache.memory.spill for cache in caches if cache.memory.spill is not None]
+    moved += [sum(spill.bytes_read for spill in spills), sum(spill.bytes_written for spill in spills)]
+    return BlocksRecord(pool.used, pool.peak, pool.blocks, places, *moved)

@@ -36,12 +36,12 @@ class PassWork:
         config: ModelConfig,
         catalog: WeightCatalog,
         cache: KeyValueCache,
-        embedding: EmbeddingRows,
+        embedding: EmbeddingRows | None,
         inputs: PassInputs,
         dtype: torch.dtype,
         row_blocks: RowBlocks,
         buffers: PassBuffers,
-        head: Head,
+        head: Head | None,
     ) -> None:
         self._config = config
         self._catalog = catalog
@@ -52,6 +52,7 @@ class PassWork:
         self._row_blocks = row_blocks
         self._buffers = buffers
         self._head = head
+        self._most_rows = len(buffers.all_hidden) if embedding is None else embedding.most_rows
         device = buffers.all_hidden.device
         self._frequencies_C2 = {rope: frequencies(rope, 0, device) for rope in config.ropes}
         self._alike = [config.layer_kinds.index(kind) for kind in config.layer_kinds]
@@ -59,33 +60,40 @@ class PassWork:
     def embeds_alike(self, pieces: Sequence[Piece]) -> bool:
         """Whether the embedding repeats, with the copies of what it reads: for these the host launches nothing more."""
         rows = self._row_blocks.padded(len(token_ids(pieces)))
-        sized = rows in self._row_blocks.repeated and rows <= self._embedding.most_rows
+        sized = rows in self._row_blocks.repeated and rows <= self._most_rows
         return sized and not any(piece.rope_length for piece in pieces)
 
     def copy_and_embed(self, pass_: GenerationPass) -> None:
         """The embedding of all rows: what lies behind the last token does not matter."""
-        self._embedding.copy(pass_.padded_rows)
+        if self._embedding is not None:
+            self._embedding.copy(pass_.padded_rows)
         self._inputs.copy(pass_.padded_rows)
         self.embed(pass_, pass_.padded_rows)
 
     def go_on(self, pass_: GenerationPass, sampler: RowSampler) -> None:
         """The embedding of the tokens that were chosen just now, at the next position of each."""
-        self._embedding.take(sampler.chosen(pass_.padded_rows))
+        if self._embedding is not None:
+            self._embedding.take(sampler.chosen(pass_.padded_rows))
         self._inputs.move_on(pass_.padded_rows)
         self.embed(pass_, pass_.padded_rows)
 
     def embed(self, pass_: GenerationPass, filled: int) -> None:
-        """The embedding of so many rows and zeros behind them, and how far each row is turned."""
+        """The embedding of so many rows and zeros behind them, where it is here, and how far each row is turned."""
         for block in pass_.blocks:
-            hidden_TD = self._buffers.hidden(block.begin, block.end)
-            end = min(max(filled, block.begin), block.end)
-            hidden_TD[: end - block.begin] = self._embedding.rows(block.begin, end).decoded(self._dtype)
-            decoder.scale_embedding(self._config.outside, hidden_TD)
-            hidden_TD[end - block.begin :] = 0
+            if self._embedding is not None:
+                hidden_TD = self._buffers.hidden(block.begin, block.end)
+                end = min(max(filled, block.begin), block.end)
+                hidden_TD[: end - block.begin] = self._embedding.rows(block.begin, end).decoded(self._dtype)
+                decoder.scale_embedding(self._config.outside, hidden_TD)
+                hidden_TD[end - block.begin :] = 0
             positions_T = self._inputs.positions(block.begin, block.end)
             lengths = self._inputs.rope_lengths(block.begin, block.end)
             for rope, turns in block.rotary.items():
                 turns.copy_(rotary(rope, positions_T, lengths, self._frequencies_C2[rope]))
+
+    def take_over(self, hidden_TD: torch.Tensor, part: MicroBatch) -> None:
+        """The hidden states that another section has computed."""
+        self._buffers.hidden(part.begin, part.end).copy_(hidden_TD, non_blocking=True)
 
     def attention(self, message: Message[Slot], kv: LayerKV | LayerState, part: MicroBatch) -> None:
         """The first half of a layer."""
@@ -105,12 +113,16 @@ class PassWork:
     def stretch(self, messages: Sequence[Message[Slot]], part: MicroBatch, logit_rows: int) -> None:
         """Groups one behind the other, of layers whose KV blocks stay on the device."""
         for message in messages:
-            if gives_logits(message.group):
+            if self._head is not None and gives_logits(message.group):
                 self._head.logits(message, logit_rows)
             elif attends(message.group):
                 self.attention(message, self._cache.layer(message.layer)[0], part)
             else:
                 self.ffn(message, part)
+
+    def logit_rows(self, pass_: GenerationPass) -> int:
+        """How many rows of logits are computed here, those of no token too."""
+        return 0 if self._head is None else self._head.logit_rows(pass_)
 
     def attention_repeats(self, pass_: GenerationPass, layer: int) -> Hashable:
         """What the launches of an attention depend on beside the rows; None if on more than can be told."""
@@ -126,4 +138,4 @@ class PassWork:
             return None
         of_each = {self._alike[layer]: layer for layer in layers}.values()
         launched = [self.attention_repeats(pass_, layer) for layer in of_each]
-        return None if None in launched else (self._head.logit_rows(pass_), *launched)
+        return None if None in launched else (self.logit_rows(pass_), *launched)

@@ -16,9 +16,9 @@ from actors.core.event import Event
 from pipeline.errors import ConfigError
 from pipeline.formats.decoding import compile_products
 from pipeline.formats.dense import linear
-from pipeline.formats.parts import EMBED_KEY
 from pipeline.generation.choosing import fused
 from pipeline.generation.folder import naming_files
+from pipeline.generation.one_section import embedding_of
 from pipeline.generation.section import COMPUTE
 from pipeline.models import delta_net
 from pipeline.models.layers import DeltaNet
@@ -32,7 +32,8 @@ from pipeline.state.kv_layout import KvLayout
 from pipeline.system.limits import reached_limit
 
 if TYPE_CHECKING:
-    from pipeline.generation.build import ModelRuntime
+    from pipeline.generation.model_runtime import ModelRuntime
+    from pipeline.generation.section_runtime import SectionRuntime
 
 DECODED_FOR = (1, 9, 65)
 """Rows of x that quantised matrices are multiplied by with one kernel, with another one, and decoded for."""
@@ -47,48 +48,50 @@ BESIDE_PRODUCTS = 2
 """On a GPU a prompt takes so many times as long as its products, on a CPU less; to guess too long does little harm."""
 
 
-def compute_zeros(runtime: "ModelRuntime", after: Sequence[Event] = ()) -> Event:
-    """Begin to compute with zeros where the model computes."""
-    work = functools.partial(_compute, runtime.config, runtime.dtype, runtime.device.torch_device)
-    return runtime.device.launch(COMPUTE, functools.partial(infer, work), after)
+def compute_zeros(section: "SectionRuntime", after: Sequence[Event] = ()) -> Event:
+    """Begin to compute with zeros where a section computes."""
+    work = functools.partial(_compute, section.config, section.dtype, section.device.torch_device)
+    return section.device.launch(COMPUTE, functools.partial(infer, work), after)
 
 
 async def rehearse(runtime: "ModelRuntime") -> None:
-    """Fetch a row of the embedding, and compute with zeros.
+    """Fetch a row of the embedding, and compute with zeros in each section.
 
-    Raises CheckpointError where the row cannot be read, ConfigError where the device cannot compute.
+    Raises CheckpointError where the row cannot be read, ConfigError where a device cannot compute.
     """
     with naming_files(runtime.folder):
-        fetched = await runtime.embedding.fetch([0])
-    try:
-        await compute_zeros(runtime, (fetched,)).wait()
-        if runtime.config.quantization.rules and runtime.device.torch_device.type == "cuda":
-            compiling = functools.partial(infer, functools.partial(_compile_products, runtime))
-            await runtime.device.launch(COMPUTE, compiling, ()).wait()
-        tokens = TOKEN_BLOCKS * runtime.device.block_rows
-        runtime.pass_rate.took(tokens, await _prompt_seconds(runtime, tokens))
-    except RuntimeError as error:
-        if reached_limit(error):
-            raise
-        what = f"{runtime.device.torch_device} failed to compute with zeros in {runtime.dtype}: {error}"
-        raise ConfigError(f"{what}; choose another device or dtype, or leave it more memory") from error
-    runtime.device.have_run()
+        fetched = await embedding_of(runtime.sections[0]).fetch([0])
+    tokens, seconds = TOKEN_BLOCKS * runtime.sections[0].device.block_rows, 0.0
+    for section in runtime.sections:
+        try:
+            await compute_zeros(section, (fetched,)).wait()
+            if section.config.quantization.rules and section.device.torch_device.type == "cuda":
+                compiling = functools.partial(infer, functools.partial(_compile_products, section))
+                await section.device.launch(COMPUTE, compiling, ()).wait()
+            seconds += await _prompt_seconds(section, tokens)
+        except RuntimeError as error:
+            if reached_limit(error):
+                raise
+            what = f"{section.device.torch_device} failed to compute with zeros in {section.dtype}: {error}"
+            raise ConfigError(f"{what}; choose another device or dtype, or leave it more memory") from error
+        section.device.have_run()
+    runtime.pass_rate.took(tokens, seconds)
 
 
-def _compile_products(runtime: "ModelRuntime") -> None:
-    """Make the kernels for the formats and shapes of this model."""
+def _compile_products(section: "SectionRuntime") -> None:
+    """Make the kernels for the formats and shapes of its layers."""
     matrices = []
-    for group in runtime.catalog.groups:
+    for group in section.catalog.groups:
         vectors = {vector.short: vector for vector in group.vectors}
         matrices += [(one, vectors.get(f"{one.short}_bias")) for one in group.matrices]
-    counts = DECODED_FOR[-1:] if runtime.settings.batch_invariant else DECODED_FOR
-    compile_products(matrices, counts, runtime.dtype, runtime.device.torch_device)
+    counts = DECODED_FOR[-1:] if section.settings.batch_invariant else DECODED_FOR
+    compile_products(matrices, counts, section.dtype, section.device.torch_device)
 
 
-async def _prompt_seconds(runtime: "ModelRuntime", tokens: int) -> float:
-    """About the seconds in which so many tokens of a prompt are computed, by a product with a small matrix."""
-    size = runtime.config.hidden_size
-    zeros = functools.partial(torch.zeros, dtype=runtime.dtype, device=runtime.device.torch_device)
+async def _prompt_seconds(section: "SectionRuntime", tokens: int) -> float:
+    """About the seconds in which a section computes so many tokens of a prompt, by a product with a small matrix."""
+    size = section.config.hidden_size
+    zeros = functools.partial(torch.zeros, dtype=section.dtype, device=section.device.torch_device)
     factors: list[torch.Tensor] = []
 
     def make() -> None:
@@ -98,7 +101,7 @@ async def _prompt_seconds(runtime: "ModelRuntime", tokens: int) -> float:
         linear(*factors)
 
     async def seconds(work: Callable[[], None]) -> float:
-        done = runtime.device.launch(COMPUTE, functools.partial(infer, work), ())
+        done = section.device.launch(COMPUTE, functools.partial(infer, work), ())
         await done.wait()
         began, ended = done.span or (0.0, 0.0)
         return ended - began
@@ -107,8 +110,8 @@ async def _prompt_seconds(runtime: "ModelRuntime", tokens: int) -> float:
     products = [await seconds(multiply), await seconds(multiply)]  # the first may load kernels
     while min(products) < QUICK_SECONDS and len(products) < MOST_PRODUCTS:
         products.append(await seconds(multiply))
-    groups = group_specs(runtime.config)
-    weights = sum(math.prod(spec.shape) for key, specs in groups.items() if key != EMBED_KEY for spec in specs)
+    groups, layers = group_specs(section.config), {layer for layer, _ in section.catalog.order}
+    weights = sum(math.prod(spec.shape) for key, specs in groups.items() if key[0] in layers for spec in specs)
     return BESIDE_PRODUCTS * min(products) * weights / (FEW_ROWS * size)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from pipeline.config import Settings
 from pipeline.errors import RequestError, shown
 from pipeline.generation.argument_values import LONGEST_SCOPE, MOST_PRIORITY, MOST_SAMPLES, is_whole, plain
-from pipeline.generation.build import ModelRuntime
 from pipeline.generation.grammar import Grammars, require_package
+from pipeline.generation.model_runtime import ModelRuntime
 from pipeline.generation.parameters import FORCED_FIELDS, SamplingArguments, SamplingParameters
 from pipeline.generation.response_format import read_response_format
 from pipeline.generation.sequence import RunningSequence

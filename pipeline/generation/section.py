@@ -1,8 +1,8 @@
 """What one line computes of a pass: its groups, on its device, half a layer or a slice of the head at a time."""
 
 import functools
-from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable, Collection, Coroutine, Hashable, Sequence
+from typing import Any, ClassVar
 
 import torch
 
@@ -22,10 +22,8 @@ from pipeline.generation.micro_batches import MicroBatch, micro_batches
 from pipeline.generation.pass_buffers import PassBuffers
 from pipeline.generation.pass_inputs import PassInputs
 from pipeline.generation.pass_work import PassWork
-from pipeline.generation.prompt_scores import Found, ScoredRun
 from pipeline.generation.records import Records
-from pipeline.generation.rows_sent import Outcome
-from pipeline.generation.sampling import Sampler
+from pipeline.generation.whole import Arrived, Passes
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.ops import infer
@@ -37,41 +35,35 @@ COMPUTE = "compute"
 """The compute lane; with several micro-batches each part of a layer has a lane of its own."""
 
 
-class Passes(Protocol):
-    """What a section asks of the whole: which pass it is in, and what becomes of it."""
-
-    async def begin(self, section: "Section", /) -> GenerationPass:
-        """Wait until there is work, and return the state of one pass over it."""
-
-    def ahead(self, section: "Section", pass_: GenerationPass, /) -> GenerationPass | None:
-        """Begin the next pass behind one of which all is launched and nothing is known; None where it must be known."""
-
-    async def finish(self, section: "Section", pass_: GenerationPass, /) -> None:
-        """Wait for the results of the pass and hand them on."""
-
-
 class Section(Program):
-    """The program of one line: it computes passes that the whole, `passes`, begins and finishes."""
+    """The program of one line: it computes passes that the whole, `passes`, begins and finishes.
 
-    passes: Passes
+    Of several sections that of the first layer has the `embedding`, and one has the `head`. Before its `hops` a pass
+    comes from another one.
+    """
+
+    passes: "Passes[Section]"
+    number = 0
+    alone = True
 
     def __init__(
         self,
         config: ModelConfig,
         catalog: WeightCatalog,
         device: Device,
-        embedding: EmbeddingRows,
+        embedding: EmbeddingRows | None,
         cache: KeyValueCache,
         inputs: PassInputs,
         dtype: torch.dtype,
         row_blocks: RowBlocks,
         buffers: PassBuffers,
-        head: Head,
+        head: Head | None,
         micro_batches: int = 1,
         expert_half: ExpertHalf | None = None,
     ) -> None:
         self.order: Sequence[GroupKey] = catalog.order
         self.embedding = embedding
+        self.head = head
         self.expert_half = expert_half
         self._lanes = lanes(self.order)
         self._halfway = self.order[(len(self.order) - 1) // 2]
@@ -80,10 +72,13 @@ class Section(Program):
         self._inputs = inputs
         self._row_blocks = row_blocks
         self._buffers = buffers
-        self._head = head
         self._work = PassWork(config, catalog, cache, embedding, inputs, dtype, row_blocks, buffers, head)
         self._micro_batches = micro_batches
         self._records = Records(device, len(catalog.order), micro_batches)
+
+    def join(self, passes: "Passes[Section]", number: int, hops: Collection[GroupKey], *, alone: bool) -> None:
+        """Take part in the passes of the whole, as the section of this number; `alone` if it is the only one."""
+        self.passes, self.number, self.hops, self.alone = passes, number, hops, alone
 
     async def begin(self) -> GenerationPass:
         """Wait until the whole begins a pass."""
@@ -98,17 +93,20 @@ class Section(Program):
         await self.passes.finish(self, pass_)
 
     async def fetch(self, pieces: list[Piece]) -> tuple[list[Piece], Event]:
-        """Fetch the embedding rows of these pieces, see `fetch_rows`."""
+        """Fetch the embedding rows of these pieces, where the section has the embedding; see `fetch_rows`."""
+        if self.embedding is None:
+            return pieces, READY
         return await fetch_rows(self.embedding, pieces, self._work.embeds_alike)
 
-    def start(self, pieces: list[Piece], fetched: Event) -> GenerationPass:
-        """Launch what comes before the first layer of a pass with these pieces, whose embedding rows are `fetched`."""
+    def start(self, pieces: list[Piece], fetched: Event = READY) -> GenerationPass:
+        """Launch what comes before the layers of a pass with these pieces, whose embedding rows are `fetched`."""
         self._cache.begin(pieces)
         tokens, embeds_alike = len(token_ids(pieces)), self._work.embeds_alike(pieces)
         pass_ = GenerationPass(pieces, micro_batches(tokens, self._micro_batches, self._row_blocks))
         if self.expert_half is not None:
             self.expert_half.begin(pieces)
-        self._head.begin(pass_)
+        if self.head is not None:
+            self.head.begin(pass_)
         sent = self._inputs.send(pieces, pass_.cuts, upload=not embeds_alike)
         if embeds_alike:
             copy_and_embed = functools.partial(self._work.copy_and_embed, pass_)
@@ -117,22 +115,22 @@ class Section(Program):
             self._embed(pass_, functools.partial(self._work.embed, pass_, tokens), (fetched, sent))
         return pass_
 
-    def may_go_on(self, pass_: GenerationPass) -> bool:
-        """Whether the device alone can begin the next pass, with the tokens that it chooses in this one."""
-        if pass_.in_stretches < len(self.order) or pass_.abandoned or not self.embedding.is_seen:
+    def may_go_on(self, pass_: GenerationPass, head: Head) -> bool:
+        """Whether the device alone can begin the next pass, with the tokens that its `head` chooses in this one."""
+        if pass_.in_stretches < len(self.order) or pass_.abandoned:
             return False
-        if not self._work.embeds_alike(pass_.pieces):
+        if self.embedding is None or not self.embedding.is_seen or not self._work.embeds_alike(pass_.pieces):
             return False
-        rows = self._head.send(pass_)
+        rows = head.send(pass_)
         return rows.prepared.done() and rows.goes_on and len(rows.samplers) == len(pass_.pieces)
 
-    def go_on(self, pass_: GenerationPass, pieces: list[Piece]) -> GenerationPass:
+    def go_on(self, pass_: GenerationPass, head: Head, pieces: list[Piece]) -> GenerationPass:
         """Launch the choice of tokens, and behind it what comes before the first layer of the next pass."""
-        rows = self._head.launch(COMPUTE, pass_)
+        rows = head.launch(COMPUTE, pass_)
         parts = micro_batches(len(pieces), self._micro_batches, self._row_blocks)
         following = GenerationPass(pieces, parts, ahead=True)
         self._inputs.go_on(pieces, following.cuts)
-        go_on = functools.partial(self._work.go_on, following, self._head.sampler)
+        go_on = functools.partial(self._work.go_on, following, head.sampler)
         self._embed(following, go_on, (rows.chosen,), ("go on", following.padded_rows))
         return following
 
@@ -146,6 +144,21 @@ class Section(Program):
         pass_.embedded = self._device.launch(COMPUTE, functools.partial(infer, work), after, repeats)
         for part in pass_.parts:
             part.last = pass_.embedded
+
+    async def arrive(self, pass_: GenerationPass, message: Message[Slot]) -> None:
+        """Wait until the pass has come from another section, and launch the copy of its hidden states behind theirs."""
+        arrived = await self.passes.arrive(self, pass_, message)
+        if pass_.abandoned:
+            return
+        lane = self._lane(pass_, message)
+        for part, hidden_TD, event in zip(pass_.parts, arrived.hidden, arrived.events, strict=True):
+            work = functools.partial(self._work.take_over, hidden_TD, part)
+            part.last = self._device.launch(lane, functools.partial(infer, work), (event, part.last))
+
+    def handed_on(self, pass_: GenerationPass) -> Arrived:
+        """The hidden states behind what was launched last, where they lie until the pass comes back."""
+        hidden = [self._buffers.hidden(part.begin, part.end) for part in pass_.parts]
+        return Arrived(hidden, [part.last for part in pass_.parts])
 
     def prepare(self, pass_: GenerationPass, message: Message[Slot]) -> Coroutine[Any, Any, None] | None:
         """Wait until the KV blocks of the layer are on their way to the device, or launch its experts as they come."""
@@ -167,6 +180,8 @@ class Section(Program):
         """Launch half a layer, micro-batch by micro-batch, or a slice of the head; nothing if no request needs it."""
         ran = [] if pass_.abandoned else self._launches[kind_of(message.group)](self, pass_, message)
         self._tell(pass_, message, ran)
+        if not self.alone:
+            self.passes.left(self, pass_, (message,), ran)
         return ran
 
     def stretch(self, pass_: GenerationPass, messages: Sequence[Message[Slot]]) -> Sequence[Event]:
@@ -179,18 +194,20 @@ class Section(Program):
         if key is None:
             return []
         (part,) = pass_.parts
-        work = functools.partial(self._work.stretch, messages, part, self._head.logit_rows(pass_))
+        work = functools.partial(self._work.stretch, messages, part, self._work.logit_rows(pass_))
         part.last = self._device.launch(COMPUTE, functools.partial(infer, work), (part.last,), key)
         for message in messages:
             self._tell(pass_, message, [part.last])
         pass_.in_stretches += len(messages)
+        if not self.alone:
+            self.passes.left(self, pass_, messages, [part.last])
         return [part.last]
 
     def _tell(self, pass_: GenerationPass, message: Message[Slot], ran: Sequence[Event]) -> None:
         """Say what was launched, if anything."""
-        if ran and message.key == self._halfway and not pass_.ahead:
+        if ran and message.key == self._halfway and not pass_.ahead and self.head is not None:
             # While the device is busy, and before weights of the next pass are on their way to it.
-            self._head.send(pass_)
+            self.head.send(pass_)
         tell = self._cache.attended if attends(message.group) else self._cache.rendezvous.computed
         tell(message.layer, ran[-1] if ran else READY)
 
@@ -237,37 +254,38 @@ class Section(Program):
         short: bool = False,
     ) -> Event:
         """Run `work` after what came before in this micro-batch, so that its failure is not computed with."""
-        lane = COMPUTE if len(pass_.parts) == 1 else self._lanes[message.key]
-        key = None
+        lane, key = self._lane(pass_, message), None
         if repeats and pass_.padded_rows in self._row_blocks.repeated:
             key = self._records.admit((message.key, message.at.buffer.tensor.data_ptr(), repeats))
         after = (message.event, *after, part.last)
         part.last = self._device.launch(lane, functools.partial(infer, work), after, key, short=short)
         return part.last
 
+    def _lane(self, pass_: GenerationPass, message: Message[Slot]) -> str:
+        return COMPUTE if len(pass_.parts) == 1 else self._lanes[message.key]
+
     def _launch_head(self, pass_: GenerationPass, message: Message[Slot]) -> list[Event]:
-        return self._head.step(pass_, message, self._launch)
+        return [] if self.head is None else self.head.step(pass_, message, self._launch)
 
     # Bound methods in the program would hold it, and its KV blocks, until garbage is collected.
     _launches: ClassVar = {ATTN: _launch_attention, FFN: _launch_ffn, HEAD: _launch_head}
 
-    async def outcomes(self, pass_: GenerationPass) -> Mapping[Sampler, Outcome]:
-        """Choose the next tokens behind the logits of the pass; returns when they are known."""
+    async def embedded(self, pass_: GenerationPass) -> None:
+        """Wait for what comes before the layers. Raises ActorFailed, which names the embedding where it is here."""
         try:
             await pass_.embedded.wait()
         except Exception as error:
+            if self.embedding is None:
+                raise
             raise embedding_failed(error) from error
-        return await self._head.outcomes(COMPUTE, pass_)
-
-    async def scores(self, pass_: GenerationPass) -> list[tuple[ScoredRun, Found]]:
-        """What the slices of the head say of prompts that are scored."""
-        return await self._head.scores(pass_)
 
     async def close(self) -> None:
         """End the threads; the lines must have stopped."""
-        await self._head.close()
+        if self.head is not None:
+            await self.head.close()
 
     def let_go(self) -> None:
         """Hold no views of memory any more, nor the whole, which would outlive that: a closed model may be kept."""
-        del self._inputs, self._head, self._work, self._buffers, self.passes
-        self.embedding.let_go()
+        del self._inputs, self.head, self._work, self._buffers, self.passes
+        if self.embedding is not None:
+            self.embedding.let_go()

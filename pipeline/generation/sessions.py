@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, TypeVar
 from pipeline.checkpoints.checkpoint_digest import checkpoint_digest
 from pipeline.devices.memory import HostMemory
 from pipeline.errors import RequestError
-from pipeline.generation.build import ModelRuntime
+from pipeline.generation.model_runtime import ModelRuntime
 from pipeline.generation.session_file import SessionFile, SessionHeader, open_session
 from pipeline.state.blocks import BLOCK_TOKENS
 from pipeline.state.cell_copies import CellCopies

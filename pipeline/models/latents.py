@@ -56,6 +56,11 @@ class LatentAttention(Attention):
     chosen: int | None = None
 
     @property
+    def needs_choices(self) -> bool:
+        """Whether it looks at what another layer has chosen."""
+        return self.chosen is not None and self.indexer is None
+
+    @property
     def value_dim(self) -> int:
         """The channels of the values that are mixed for a head."""
         return self.rank

@@ -20,6 +20,7 @@ from pipeline.models.families.own import made_layers
 from pipeline.models.feed_forwards import Experts
 from pipeline.models.frequencies import are_possible
 from pipeline.models.json_object import JsonObject
+from pipeline.models.latents import LatentAttention
 from pipeline.models.layer_settings import read_norm_epsilon
 from pipeline.models.layers import Attention, Layer, NormStyle
 from pipeline.models.outside import Outside
@@ -93,6 +94,14 @@ class ModelConfig:
         return tuple(
             dict.fromkeys(one.feed_forward for one in self.layer_kinds if isinstance(one.feed_forward, Experts))
         )
+
+    @property
+    def joined_layers(self) -> frozenset[int]:
+        """Those that look at positions which a layer before has chosen, so that they need more than its hidden states:
+        where it is computed they are, too.
+        """
+        mixers = enumerate(layer.mixer for layer in self.layer_kinds)
+        return frozenset(layer for layer, one in mixers if isinstance(one, LatentAttention) and one.needs_choices)
 
     @property
     def chosen_experts(self) -> int:

@@ -9,7 +9,7 @@ from pipeline.tools.trace.recording import HANDING_ON
 from pipeline.tools.trace.summary import bound_sentence
 
 if TYPE_CHECKING:
-    from pipeline.generation.build import ModelRuntime
+    from pipeline.generation.model_runtime import ModelRuntime
     from pipeline.generation.model_statistics import ModelStatistics, PlaceRecord
 
 ACTORS = (READER, STAGER, UPLOADER, KV_SWAPPER, SCHEDULER)

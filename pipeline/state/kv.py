@@ -42,14 +42,17 @@ class KeyValueCache:
         *,
         lose: Mapping[type[CellLayout], Callable[[int], None]],
         ahead: bool = True,
+        section: int | None = None,
     ) -> None:
         self.memory = KvMemory(layouts, placement, device, folder)
-        self.rendezvous = Rendezvous(placement.moving, ahead=ahead)
+        self.rendezvous = Rendezvous(placement.moving, ahead=ahead, order=tuple(layouts))
         self.host_cells: Mapping[str, Sequence[Buffer]] = self.memory.host_cells
         self.device_cells: Sequence[Buffer] = self.memory.device_cells
         self.bytes_in = 0
         self.bytes_out = 0
-        self._spilled = None if self.memory.spill is None else SpilledBlocks(self.memory, self.memory.spill, lose)
+        self._spilled = None
+        if self.memory.spill is not None:
+            self._spilled = SpilledBlocks(self.memory, self.memory.spill, lose, section)
         self._landing: set[asyncio.Event] = set()
         self._pieces: Sequence[CachedPiece] = ()
         self._moving = [*dict.fromkeys(layouts[layer] for layer in placement.moving)]

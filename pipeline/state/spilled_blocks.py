@@ -5,6 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from actors.core.errors import ActorFailed
+from actors.core.line import numbered
 from actors.core.ports import Copy
 from pipeline.devices.memory import HostMemory
 from pipeline.state.cached import CachedPiece
@@ -25,12 +26,17 @@ class SpilledBlocks:
     """
 
     def __init__(
-        self, memory: KvMemory, spill: SpillFile, lose: Mapping[type[CellLayout], Callable[[int], None]]
+        self,
+        memory: KvMemory,
+        spill: SpillFile,
+        lose: Mapping[type[CellLayout], Callable[[int], None]],
+        section: int | None = None,
     ) -> None:
         self._spill = spill
         self._regions = memory.spill_regions
         self._layouts = memory.layouts
         self._lose = lose
+        self._section = section
         self._written = {layer: asyncio.Event() for layer in self._regions}
         self.forget()
 
@@ -76,4 +82,5 @@ class SpilledBlocks:
                 self._lose[type(layout)](cell)
                 for piece in pieces:
                     if layout.holds(piece, cell):
-                        piece.sequence.fail(ActorFailed(f"{KV}_{actor}", layer, KV, error))
+                        name = numbered(f"{KV}_{actor}", self._section)
+                        piece.sequence.fail(ActorFailed(name, layer, KV, error))

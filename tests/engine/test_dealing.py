@@ -146,3 +146,15 @@ def test_shares_are_what_makes_all_links_take_equally_long() -> None:
 def test_more_devices_than_layers_are_refused() -> None:
     with pytest.raises(ConfigError, match="at most one for each of the model's 2 layers, have 3"):
         deal([1, 1, 1], alike(3))
+
+
+def test_layers_that_need_the_one_before_are_dealt_with_it() -> None:
+    layer_bytes, joined = [10] * 8 + [5], {1, 2, 5}
+    shares = [Share(0, 1.0, 40)] * 2
+    dealt = deal(layer_bytes, shares, joined=joined)
+    assert len(dealt) == len(layer_bytes)
+    assert {*dealt} == {0, 1}
+    assert all(dealt[layer] == dealt[layer - 1] for layer in joined)
+    assert dealt != deal(layer_bytes, shares)
+    with pytest.raises(ConfigError, match="at most one for each of the 5 runs of layers that need each other, have 6"):
+        deal(layer_bytes, [Share(0, 1.0, 40)] * 6, joined=joined)

@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from support.tiny_models import PROMPT, save
 
 from pipeline import Model
+from pipeline.engine.runtime import Runtime
 from pipeline.formats.dense import Dense, DenseMatrix
 from pipeline.formats.matrix import Format
 from pipeline.formats.tensors import TensorRange, TensorSpec
-from pipeline.generation.build import Runtime
 
 
 class StoredScaled:

@@ -82,8 +82,8 @@ async def test_of_two_that_open_at_once_one_is_refused_where_one_fits(
     "place",
     [
         "engine.wiring.find_policy",
-        "engine.runtime.CheckpointSource",
-        "generation.build.KeyValueCache",
+        "engine.shared_source.CheckpointSource",
+        "generation.section_runtime.KeyValueCache",
         "engine.runtime.wire",
     ],
 )

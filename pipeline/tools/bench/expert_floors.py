@@ -14,7 +14,7 @@ from actors.core.line import running
 from actors.core.message import READY, GroupKey, Message
 from pipeline.engine.expert_line import ExpertLine
 from pipeline.engine.expert_room import KIND
-from pipeline.generation.build import ModelRuntime
+from pipeline.generation.model_runtime import ModelRuntime
 from pipeline.tools.bench.floors import Floors, Loaded, spread_tokens
 from pipeline.tools.bench.forecast import ExpertWaits, MeasuredCompute
 

@@ -18,8 +18,9 @@ from pipeline.config import Config
 from pipeline.engine.residency import Residency
 from pipeline.errors import ConfigError, RequestError
 from pipeline.formats.parts import attends
-from pipeline.generation.build import ModelRuntime, build
+from pipeline.generation.build import build
 from pipeline.generation.generation_pass import GenerationPass
+from pipeline.generation.model_runtime import ModelRuntime
 from pipeline.generation.parameters import SamplingParameters
 from pipeline.generation.samples import chunks_of
 from pipeline.generation.sequence import RunningSequence

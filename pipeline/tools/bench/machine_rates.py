@@ -14,7 +14,8 @@ from pipeline.config import Config
 from pipeline.engine.residency import NOTHING_STAYS
 from pipeline.errors import ConfigError
 from pipeline.formats.parts import EXPERT, kind_of
-from pipeline.generation.build import ModelRuntime, build
+from pipeline.generation.build import build
+from pipeline.generation.model_runtime import ModelRuntime
 from pipeline.generation.pass_size import LEAST_TOKENS
 from pipeline.models.model_config import read_config
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from actors.core.message import READY, GroupKey
-from pipeline.generation.build import ModelRuntime
+from pipeline.generation.model_runtime import ModelRuntime
 from pipeline.reading.source import CheckpointSource
 from pipeline.tools.bench.candidates import ReadSizes, Samples
 

@@ -1,14 +1,14 @@
 """A recorded run: everything that a file or a report needs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from actors.core.trace import Count, Span
 from pipeline.engine import actor_names as names
 
 if TYPE_CHECKING:
-    from pipeline.engine.runtime import Runtime
+    from actors.core.line import Line
 
 DISK, LINK, COMPUTE = names.READER, names.UPLOADER, names.SCHEDULER
 KV_DISK, KV_IN, KV_OUT = names.KV_READER, names.KV_UPLOADER, names.KV_SWAPPER
@@ -17,6 +17,17 @@ HANDING_ON = (names.PLANNER, names.STAGER, names.KV_PLANNER, *names.EXPERT_HANDI
 """The runtime's own actors that take no time of a resource."""
 OWN = (*HANDING_ON, DISK, LINK, COMPUTE, KV_DISK, KV_IN, KV_OUT, EXPERT_DISK, EXPERT_IN)
 """All others are stages of the user's."""
+
+
+class Recorded(Protocol):
+    """What a recording is made of: an open model, or any line."""
+
+    @property
+    def lines(self) -> "Sequence[Line]":
+        """All lines."""
+
+    def describe(self) -> dict[str, Any]:
+        """How they were set, as plain data."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +44,9 @@ class Recording:
     configuration: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, runtime: "Runtime", command: str) -> "Recording":
-        """Take all that the trace of a line holds by now, and how the line was set."""
-        trace = runtime.line.trace
+    def of(cls, runtime: "Recorded", command: str) -> "Recording":
+        """Take all that the trace of lines holds by now, which they share, and how they were set."""
+        trace = runtime.lines[0].trace
         return cls(trace.spans, trace.counts, {"command": command, **runtime.describe()})
 
     def since(self, started: float) -> "Recording":

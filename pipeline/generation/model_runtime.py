@@ -1,0 +1,172 @@
+"""Everything that an open model owns: a section for each device, and what is one for all of them."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from actors.core.crew import Over
+from actors.core.line import Line, running
+from actors.core.trace import Trace
+from pipeline.config import Config
+from pipeline.devices.port import Device
+from pipeline.engine.runtime import engine_counters
+from pipeline.engine.shared_source import SharedSource
+from pipeline.generation.admission import Admission
+from pipeline.generation.batching import Batcher
+from pipeline.generation.blueprint import Blueprint
+from pipeline.generation.expert_record import experts_record
+from pipeline.generation.model_plan import ModelPlan
+from pipeline.generation.model_statistics import ModelStatistics, WeightsRecord, program_counters
+from pipeline.generation.one_section import OneSection, embedding_of
+from pipeline.generation.pass_size import PassRate
+from pipeline.generation.program import GenerationProgram
+from pipeline.generation.section_runtime import Lose, SectionRuntime
+from pipeline.generation.shared_pass import SharedPass
+from pipeline.state.blocks import BlockPool, blocks_for
+from pipeline.state.kv_layout import KvLayout
+from pipeline.state.state_layout import StateLayout
+from pipeline.state.state_slots import StateSlots
+
+
+class ModelRuntime(OneSection):
+    """Several `sections` compute each pass in turn, and read through one source; requests are admitted once for all."""
+
+    def __init__(
+        self,
+        drawn: Sequence[Blueprint],
+        settings: Config,
+        devices: Sequence[Device],
+        shared: SharedSource,
+        trace: Trace | None,
+        undone: contextlib.ExitStack,
+    ) -> None:
+        """Of each device what is drawn for it. `undone` is told how to give back what is taken."""
+        first, plan = drawn[0], drawn[0].plan
+        self.shared = shared
+        self.checkpoint = shared.checkpoint
+        self.folder = shared.checkpoint.folder
+        self.reading, self.checking, self.source = shared.reading, shared.checking, shared.source
+        self.config, self.dtype, self.formats = first.model, first.dtype, first.whole.formats
+        self.context_tokens = plan.context_tokens
+        self.kv_room = plan.kv_room
+        self.state_room = next((one.plan.state_room for one in drawn if one.plan.state_room is not None), None)
+        self.pass_size = plan.pass_size
+        self.pass_rate = PassRate(plan.pass_size)
+        batcher = self._batcher(plan, settings)
+        lose: Lose = {KvLayout: batcher.pool.lose}
+        if batcher.states is not None:
+            lose = {**lose, StateLayout: batcher.states.lose}
+        numbers = range(len(drawn)) if len(drawn) > 1 else [None]
+        self.sections = tuple(
+            SectionRuntime(one, settings.of_device(_name(device)), device, shared, lose, undone, number)
+            for number, one, device in zip(numbers, drawn, devices, strict=True)
+        )
+        self.settings = settings if len(drawn) > 1 else self.sections[0].settings
+        sections = [one.section for one in self.sections]
+        pass_ = SharedPass([section.order for section in sections])
+        in_passes = [*(part for one in self.sections for part in one.in_passes), pass_]
+        self.program = GenerationProgram(Admission(batcher, self.pass_rate, in_passes), sections, pass_)
+        for one in self.sections:
+            one.join(trace)
+
+    def _batcher(self, plan: ModelPlan, settings: Config) -> Batcher:
+        pool, room = BlockPool(blocks_for(plan.kv_room.tokens)), self.state_room
+        states = None if room is None else StateSlots(room.requests, room.snapshots)
+        shares_answers = not settings.batch_invariant
+        return Batcher(pool, settings.max_requests, settings.max_waiting, states, share_answers=shares_answers)
+
+    @property
+    def admission(self) -> Admission:
+        """All requests."""
+        return self.program.admission
+
+    @property
+    def lines(self) -> Sequence[Line]:
+        """Those of all sections."""
+        return [line for one in self.sections for line in one.lines]
+
+    @property
+    def own_actors(self) -> list[str]:
+        """The names of the user's own actors."""
+        return [name for one in self.sections for name in one.own_actors]
+
+    @property
+    def moving_groups(self) -> int:
+        """How many weight groups move in every pass, and experts may."""
+        return sum(one.moving_groups for one in self.sections)
+
+    @property
+    def moving_bytes(self) -> int:
+        """The bytes of weight groups that come from the disk in every pass."""
+        return sum(one.moving_bytes for one in self.sections)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Over]:
+        """Run the lines; beside them the embedding table comes into memory, where it stays."""
+        async with running(self.lines) as over:
+            seen = not self.moving_groups  # else nothing begins before tokens are known
+            load = embedding_of(self.sections[0]).load(seen=seen)
+            loading = asyncio.create_task(load, name="penstock embedding")
+            try:
+                yield over
+            finally:
+                loading.cancel()
+                await asyncio.wait([loading])
+
+    def statistics(self) -> ModelStatistics:
+        """Read all counters now, those of the program too."""
+        catalogs = [one.catalog for one in self.sections]
+        stored = sum(catalog.needed_bytes for catalog in catalogs)
+        parameters = sum(sum(catalog.parameters().values()) for catalog in catalogs)
+        experts = [one.expert_line for one in self.sections if one.expert_line is not None]
+        return ModelStatistics(
+            **engine_counters(self.sections),
+            **program_counters(self.program, [one.cache for one in self.sections]),
+            weights=WeightsRecord(stored, parameters * self.dtype.itemsize),
+            experts=experts_record(experts, self.program.computed_tokens) if experts else None,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """The settings as they took effect, as plain data: what a trace file and a report say."""
+        each = [one.describe() for one in self.sections]
+        return {
+            "model": f"{self.folder.name} ({self.config.family}, {self.config.layers} layers)",
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "weights": {name: len(matrices) for name, matrices in self.formats.items()},
+            **(each[0] if len(each) == 1 else _described(each)),
+            "max_requests": self.settings.max_requests,
+            "max_tokens_per_pass": self.pass_size.tokens,
+            "max_pass_seconds": self.pass_size.max_seconds,
+            "kv_tokens": self.kv_room.tokens,
+            **({} if self.state_room is None else {"state_snapshots": self.state_room.snapshots}),
+            "batch_invariant": self.settings.batch_invariant,
+        }
+
+    async def aclose(self) -> None:
+        """Give everything back; the lines must have stopped."""
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(self.shared.aclose)
+            for one in self.sections:
+                stack.push_async_callback(one.close_own)
+            stack.callback(self.admission.close)
+
+
+def _name(device: Device) -> str:
+    """What settings call it."""
+    if device.torch_device.type == "cpu":
+        return "cpu" if len(device.places) == 1 else "cpu-copy"
+    return str(device.torch_device)
+
+
+def _described(each: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What all sections say: of what is one for all, the first one's; what is not is added up, or listed."""
+    return {
+        **each[0],
+        "device": ", ".join(one["device"] for one in each),
+        "queues": {name: size for one in each for name, size in one["queues"].items()},
+        "groups_per_pass": sum(one["groups_per_pass"] for one in each),
+        "moving_groups": sum(one["moving_groups"] for one in each),
+        "actors": [name for one in each for name in one["actors"]],
+        "sections": [{"device": one["device"], "gpu_groups": one["gpu_groups"]} for one in each],
+    }

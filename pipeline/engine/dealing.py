@@ -69,6 +69,7 @@ def deal(
     return min(
         [_contiguous(layer_bytes, wanted), *complete],
         key=lambda dealt: (
+            pass_seconds(layer_bytes, dealt, shares, hop_seconds),
             pass_seconds(layer_bytes, dealt, spared, hop_seconds),
             _way_seconds(layer_bytes, dealt, spared, hop_seconds),
         ),

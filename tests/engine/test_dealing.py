@@ -82,6 +82,14 @@ def test_a_dear_hop_makes_longer_runs() -> None:
         assert pass_seconds(layers, dealt, shares, seconds) == 120, "hops are hidden behind the links"
 
 
+def test_runs_fill_all_slots_where_hops_are_dear() -> None:
+    """With slots for two layers. Runs of two layers leave none for a link to go on, but halve the hops."""
+    layers, shares = [10] * 32 + [0], alike(4, slots=20)
+    counted = [hops(deal(layers, shares, seconds)) for seconds in (0.5, 2.5, 4.0)]
+    assert counted == [32, 32, 16]
+    assert pass_seconds(layers, deal(layers, shares, 4.0), shares, 4.0) == 80
+
+
 def test_a_pass_costs_at_most_a_layer_more_than_the_best_of_all_ways() -> None:
     chosen = random.Random(23)
     for _ in range(60):

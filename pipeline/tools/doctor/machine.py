@@ -5,7 +5,6 @@ import importlib.util
 import platform
 import re
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +13,9 @@ from pipeline.devices.spinning import BUSY_SHARE, SPIN_LITTLE, load_and_cores
 from pipeline.system.threads import usable_cores
 from pipeline.tools.doctor.check import Check, guarded
 from pipeline.tools.doctor.disk import check_direct_reads
+from pipeline.tools.doctor.gpus import check_peers, check_pinned_memory, describe_gpus
 from pipeline.tools.doctor.names import check_names
 
-PINNED_BYTES = 64 << 20
 EXTRAS = {
     "hf": ("tokenizers",),
     "cpu": ("numba",),
@@ -42,6 +41,7 @@ def machine_checks(checkpoint: Path | None) -> list[Check]:
         "names": check_names,
         "direct reads": lambda: check_direct_reads(checkpoint),
         "pinned memory": check_pinned_memory,
+        "gpu peers": check_peers,
         "memory": check_memory,
         "huge pages": check_huge_pages,
         "extras": check_extras,
@@ -70,7 +70,7 @@ def check_torch() -> Check:
         f"{torch.__version__}, {build}",
         f"{torch.backends.cpu.get_cpu_capability()}",
         f"{threads} threads for {cores} cores",
-        _gpu() if usable else "no GPU",
+        describe_gpus() if usable else "no GPU",
     ]
     found, files = " · ".join(parts), _gpu_files()
     if torch.version.cuda and files and not usable:
@@ -100,18 +100,6 @@ def _gpu_files() -> list[str]:
     return sorted(str(file) for file in Path("/dev").glob("nvidia[0-9]*"))
 
 
-def _gpu() -> str:
-    import torch
-
-    from pipeline.devices.cuda import CudaDevice
-    from pipeline.system.sizes import human_bytes
-
-    torch.ones(2, device="cuda").sum().item()  # fails when torch was built without kernels for this GPU
-    device = CudaDevice()
-    free, whole = device.memory_bytes(device.places[-1])
-    return f"{torch.cuda.get_device_name()}, {human_bytes(free)} of {human_bytes(whole)} free"
-
-
 def check_uvloop() -> Check:
     """Check whether uvloop is there, and a loop of it runs."""
     import asyncio
@@ -124,51 +112,6 @@ def check_uvloop() -> Check:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(asyncio.sleep(0))
     return Check("uvloop", "good", f"{importlib.metadata.version('uvloop')} runs")
-
-
-def check_pinned_memory() -> Check:
-    """Check how much memory may be locked; with a GPU, whether memory can really be pinned for it, and how fast."""
-    import resource
-
-    import torch
-
-    from pipeline.errors import ConfigError
-    from pipeline.system.sizes import human_bytes
-
-    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-    allowed = f"locked memory {'is not limited' if limit == resource.RLIM_INFINITY else f'<= {human_bytes(limit)}'}"
-    if not torch.cuda.is_available():
-        return Check("pinned memory", "good", f"no GPU, so nothing is pinned · {allowed}")
-    try:
-        pin_seconds, copy_seconds = _pin()
-    except ConfigError as error:
-        what = "raise `ulimit -l`; in a container --ulimit memlock=-1"
-        return Check("pinned memory", "bad", f"{error} · {allowed}", what)
-    pinned = f"{human_bytes(PINNED_BYTES)} pinned in {1000 * pin_seconds:.1f} ms"
-    copied = f"copied to the GPU at {human_bytes(PINNED_BYTES / copy_seconds)}/s"
-    return Check("pinned memory", "good", f"{pinned}, {copied} · {allowed}")
-
-
-def _pin() -> tuple[float, float]:
-    """Seconds to pin memory, and to copy it to the GPU. Raises ConfigError where the driver refuses."""
-    import torch
-
-    from pipeline.devices.cuda import CudaDevice
-
-    device = CudaDevice()
-    try:
-        target = device.device_memory(PINNED_BYTES)
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        pinned = device.host_memory(PINNED_BYTES)
-        pin_seconds = time.perf_counter() - started
-        for _ in range(2):  # the first copy also wakes the link
-            started = time.perf_counter()
-            target.tensor.copy_(pinned.tensor, non_blocking=True)
-            torch.cuda.synchronize()
-        return pin_seconds, time.perf_counter() - started
-    finally:
-        device.free()
 
 
 def check_memory() -> Check:

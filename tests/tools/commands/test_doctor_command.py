@@ -33,7 +33,7 @@ def test_a_line_for_each_check(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     captured = capsys.readouterr()
     checks = [line for line in captured.out.splitlines() if line[0] != " "]
-    assert len(checks) == 10
+    assert len(checks) == 11
     assert all(re.match(r"(good|note)  [a-z ]{13}  \S", line) for line in checks)
     assert f"  torch          {torch.__version__}, " in captured.out
     assert captured.err.splitlines()[0] == "checking the machine"
@@ -56,7 +56,7 @@ def test_something_bad_is_told_and_status_one(tmp_path: Path, capsys: pytest.Cap
     told = json.loads(captured.out)
     assert told["bad"] == ["names"]
     assert {check["name"]: check["verdict"] for check in told["checks"]}["names"] == "bad"
-    assert captured.err.splitlines()[-1] == "penstock: 1 of 10 checks is bad"
+    assert captured.err.splitlines()[-1] == "penstock: 1 of 11 checks is bad"
 
 
 def test_deep_compares_three_runs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +84,7 @@ def test_deep_fails_when_outputs_differ(monkeypatch: pytest.MonkeyPatch, capsys:
     captured = capsys.readouterr()
     assert captured.out.endswith("bad   resident       differs\n                     -> report it\n")
     assert "resident: token 3 of 16\n" in captured.err
-    assert captured.err.endswith("penstock: 1 of 12 checks is bad\n")
+    assert captured.err.endswith("penstock: 1 of 13 checks is bad\n")
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_model_that_cannot_be_opened_takes_no_other_line_away(
     captured = capsys.readouterr()
     assert f"penstock: {says}" in captured.err
     if as_json:
-        assert len(json.loads(captured.out)["checks"]) == 10
+        assert len(json.loads(captured.out)["checks"]) == 11
     else:
         assert len(captured.out.splitlines()) >= 10
 

@@ -12,8 +12,6 @@ import pytest
 import torch
 from support.small_checkpoints import write_small_checkpoint
 
-from pipeline.devices.memory import HostMemory
-from pipeline.errors import ConfigError
 from pipeline.tools.doctor import disk, machine, names
 from pipeline.tools.doctor.check import Check, guarded
 
@@ -43,7 +41,7 @@ def refuse_direct(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 def test_this_machine_is_looked_at_in_order(elsewhere: Path) -> None:
     checks = machine.machine_checks(None)
     assert ", ".join(check.name for check in checks) == (
-        "python, torch, cores, uvloop, names, direct reads, pinned memory, memory, huge pages, extras"
+        "python, torch, cores, uvloop, names, direct reads, pinned memory, gpu peers, memory, huge pages, extras"
     )
     assert all(check.found for check in checks)
     assert {bool(check.to_do) for check in checks if check.verdict == "good"} == {False}
@@ -54,7 +52,7 @@ def test_this_machine_is_looked_at_in_order(elsewhere: Path) -> None:
 def test_a_check_that_fails_itself_hides_nothing(monkeypatch: pytest.MonkeyPatch, elsewhere: Path) -> None:
     monkeypatch.setattr(machine, "check_uvloop", lambda: 1 // 0)
     checks = {check.name: check for check in machine.machine_checks(None)}
-    assert len(checks) == 10
+    assert len(checks) == 11
     assert checks["uvloop"].verdict == "bad"
     assert checks["uvloop"].found.startswith("ZeroDivisionError: ")
     assert checks["names"].verdict == "good"
@@ -90,17 +88,6 @@ def test_a_gpu_that_a_cuda_build_cannot_use_is_bad(monkeypatch: pytest.MonkeyPat
     assert machine.check_torch().verdict == "note"
     monkeypatch.setattr(machine, "_gpu_files", list)
     assert "no GPU" in machine.check_torch().found
-
-
-def test_a_gpu_for_which_torch_has_no_kernels_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_kernel(*arguments: object, **named: object) -> None:
-        raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch, "ones", no_kernel)
-    check = guarded("torch", machine.check_torch)
-    assert check.verdict == "bad"
-    assert "no kernel image" in check.found
 
 
 def test_more_threads_than_cores_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,39 +217,6 @@ def test_of_a_checkpoint_a_file_is_only_read(elsewhere: Path) -> None:
 def test_file_systems_are_named_by_the_deepest_mount() -> None:
     assert disk.file_system(Path("/proc/self")) == "proc"
     assert disk.file_system(Path("/")) not in ("proc", "unknown file system")
-
-
-class PinningDevice:
-    """A GPU's memory that lies in host memory; `refuses` to pin."""
-
-    refuses = False
-    freed = 0
-
-    def device_memory(self, nbytes: int) -> HostMemory:
-        return HostMemory(nbytes)
-
-    def host_memory(self, nbytes: int) -> HostMemory:
-        if self.refuses:
-            raise ConfigError("the CUDA driver could not pin it")
-        return HostMemory(nbytes)
-
-    def free(self) -> None:
-        type(self).freed += 1
-
-
-def test_pinning_is_really_tried_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "nothing is pinned" in machine.check_pinned_memory().found
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr("pipeline.devices.cuda.CudaDevice", PinningDevice)
-    check = machine.check_pinned_memory()
-    assert check.verdict == "good"
-    assert "67.1 MB pinned in " in check.found
-    monkeypatch.setattr(PinningDevice, "refuses", True)
-    check = machine.check_pinned_memory()
-    assert (check.verdict, PinningDevice.freed) == ("bad", 2)
-    assert "could not pin it" in check.found
 
 
 def test_without_proc_nothing_can_be_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def main() -> int:
     parser.add_argument("--model", type=Path, default=BUNDLED)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--gpu-memory", metavar="SIZE", help="so that weights move")
-    parser.add_argument("--requests", type=int, default=16, metavar="N", help="of overhead, at once")
+    parser.add_argument("--requests", type=int, default=[16], nargs="+", metavar="N", help="of overhead, at once")
     parser.add_argument("--tokens", type=int, default=48, metavar="N", help="of each answer of overhead")
     parser.add_argument("--turns", type=int, default=4, metavar="N", help="of overhead, each with and without HTTP")
     options = parser.parse_args()
@@ -163,43 +163,46 @@ def per_pass(times: list[float], passes: list[tuple[float, int]]) -> float:
 
 
 async def overhead(options: argparse.Namespace) -> int:
-    """Tokens/s of the same requests through HTTP and in process, in turns."""
+    """Tokens/s of the same requests through HTTP and in process, in turns, for each number of requests."""
+    async with serving(options, max_requests=max(16, *options.requests), share_prefixes=False) as (model, port):
+        return max([await overhead_of(count, model, port, options) for count in options.requests])
+
+
+async def overhead_of(count: int, model: Model, port: int, options: argparse.Namespace) -> int:
+    """The same for so many requests at once. Returns 1 where their share is too small."""
     orders = [
         # Token ids: a model made for measuring has no tokenizer.
         {"body": {"prompt": [number + 3, 5, 7], "max_tokens": options.tokens}, "leaves_after": -1}
-        for number in range(options.requests)
+        for number in range(count)
     ]
     shares, shares_behind, rates, costs = [], [], [], []
-    async with serving(options, max_requests=max(16, options.requests), share_prefixes=False) as (model, port):
-        for turn in range(options.turns + 1):
-            began = time.thread_time()
-            here, behind_here = await in_process(model, orders)
-            costs_here = time.thread_time() - began
-            passes = model.statistics().passes
-            answers, costs_there = await answers_to(port, orders)
-            passes = model.statistics().passes - passes
-            begun, ended = min(answer["asked"] for answer in answers), max(answer["times"][-1] for answer in answers)
-            there = ended - begun
-            behind_there = ended - max(answer["times"][0] for answer in answers)
-            if turn:  # the first is warm-up
-                shares.append(here / there)
-                shares_behind.append(behind_here / behind_there)
-                costs.append((costs_here, costs_there))
-                rates.append((options.requests * options.tokens / here, options.requests * options.tokens / there))
+    for turn in range(options.turns + 1):
+        began = time.thread_time()
+        here, behind_here = await in_process(model, orders)
+        costs_here = time.thread_time() - began
+        passes = model.statistics().passes
+        answers, costs_there = await answers_to(port, orders)
+        passes = model.statistics().passes - passes
+        begun, ended = min(answer["asked"] for answer in answers), max(answer["times"][-1] for answer in answers)
+        there = ended - begun
+        behind_there = ended - max(answer["times"][0] for answer in answers)
+        if turn:  # the first is warm-up
+            shares.append(here / there)
+            shares_behind.append(behind_here / behind_there)
+            costs.append((costs_here, costs_there))
+            rates.append((count * options.tokens / here, count * options.tokens / there))
     middle = statistics.median(shares)
     one, other = (statistics.median(some) for some in zip(*rates, strict=True))
-    print(
-        f"{options.requests} requests of {options.tokens} tokens, {passes} passes through HTTP, {options.turns} turns"
-    )
+    print(f"{count} requests of {options.tokens} tokens, {passes} passes through HTTP, {options.turns} turns")
     print(f"tokens/s: in process {one:.1f}, through HTTP {other:.1f}")
-    one, other = (statistics.median(some) / options.requests / options.tokens for some in zip(*costs, strict=True))
+    one, other = (statistics.median(some) / count / options.tokens for some in zip(*costs, strict=True))
     print(
         f"CPU time of the event loop's thread, a token: in process {one * 1e6:.0f} us, through HTTP {other * 1e6:.0f}"
     )
     low, high = min(shares_behind), max(shares_behind)
     print(f"behind all first tokens: {statistics.median(shares_behind):.3f} ({low:.3f} to {high:.3f})")
     print(f"HTTP / in process: {middle:.3f} ({min(shares):.3f} to {max(shares):.3f}), at least {LEAST_SHARE} wanted")
-    return 0 if middle >= LEAST_SHARE else 1
+    return int(middle < LEAST_SHARE)
 
 
 async def in_process(model: Model, orders: Sequence[dict[str, Any]]) -> tuple[float, float]:

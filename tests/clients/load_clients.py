@@ -1,63 +1,88 @@
-"""The clients of load.py: they read their orders and the word to begin from stdin, and print what they have got."""
+"""The clients of load.py: they read their orders and the word to begin from stdin, and print what they have got.
+
+What clients compute is no part of what is measured, so they keep what comes and read it when all is over.
+"""
 
 import asyncio
+import bisect
 import json
 import sys
 import time
-from collections.abc import AsyncIterator
 from typing import Any
+
+import uvloop
+
+END = b"0\r\n\r\n"
+HEAD = "POST /v1/completions HTTP/1.1\r\nHost: load\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
 
 
 async def ask_all(orders: dict[str, Any]) -> int:
     """Ask for all answers at once, when told to; print when each came, in seconds of the machine's monotonic clock."""
     print("ready", flush=True)
     sys.stdin.readline()
-    answers = await asyncio.gather(*(ask(orders["port"], order) for order in orders["orders"]))
-    for answer in answers:  # when all is over: what clients compute is no part of what is measured
-        documents = [json.loads(frame) for frame in answer.pop("frames")]
-        if errors := [document["error"] for document in documents if "error" in document]:
-            raise SystemExit(f"error: {errors[0]}")
-        answer["text"] = "".join(choice["text"] for document in documents for choice in document["choices"])
-    print(json.dumps(answers))
+    clients = [Client(order) for order in orders["orders"]]
+    await asyncio.gather(*(client.ask(orders["port"]) for client in clients))
+    print(json.dumps([client.answer() for client in clients]))
     return 0
 
 
-async def ask(port: int, order: dict[str, Any]) -> dict[str, Any]:
-    """Stream one completion over a connection of its own, and leave after some tokens where the order says so."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
-    body = json.dumps({"stream": True, "temperature": 0, "ignore_eos": True, **order["body"]}).encode()
-    head = (
-        f"POST /v1/completions HTTP/1.1\r\nHost: load\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-    )
-    asked = time.monotonic()
-    writer.write(head.encode() + b"\r\n\r\n" + body)
-    frames: list[bytes] = []
-    times: list[float] = []
-    first_byte = 0.0
-    async for line in lines(reader):
-        first_byte = first_byte or time.monotonic()
-        if line.startswith(b"data: {"):
-            frames.append(line[6:])
-            times.append(time.monotonic())
-        if line == b"data: [DONE]" or len(times) == order["leaves_after"]:
-            break
-    writer.close()
-    return {"frames": frames, "asked": asked, "first_byte": first_byte, "times": times}
+class Client(asyncio.Protocol):
+    """Streams one completion over a connection of its own, and leaves after some tokens where its order says so."""
 
+    def __init__(self, order: dict[str, Any]) -> None:
+        body = json.dumps({"stream": True, "temperature": 0, "ignore_eos": True, **order["body"]}).encode()
+        self._request = HEAD.format(len(body)).encode() + body
+        self._leaves_after = order["leaves_after"]
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._asked = 0.0
+        self._tokens, self._tail = 0, b""
+        self._parts: list[bytes] = []
+        self._times: list[float] = []
 
-async def lines(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    """The lines of an answer, of which the head and the sizes of chunks are left out."""
-    status = await reader.readline()
-    if b" 200 " not in status:
-        raise SystemExit(f"{status!r}: {(await reader.read(2000))!r}")
-    while (await reader.readline()).strip():
-        pass
-    while size := int(await reader.readline(), 16):
-        chunk = await reader.readexactly(size + 2)
-        for line in chunk[:-2].split(b"\n"):
-            if line:
-                yield line
+    async def ask(self, port: int) -> None:
+        """Connect, ask, and wait for the end."""
+        transport, _ = await asyncio.get_running_loop().create_connection(lambda: self, "127.0.0.1", port)
+        self._asked = time.monotonic()
+        transport.write(self._request)
+        await self._ended
+        transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        """Keep what comes, and when."""
+        self._times.append(time.monotonic())
+        self._parts.append(data)
+        self._tokens += data.count(b"data: {")
+        self._tail = (self._tail + data)[-len(END) :]
+        if (self._tail == END or self._tokens == self._leaves_after) and not self._ended.done():
+            self._ended.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no longer."""
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+    def answer(self) -> dict[str, Any]:
+        """The text, and the times at which its frames were whole."""
+        head, _, body = b"".join(self._parts).partition(b"\r\n\r\n")
+        if b" 200 " not in head.partition(b"\r\n")[0]:
+            raise SystemExit(f"{head!r}: {body!r}")
+        ends = []
+        end = -len(head) - 4
+        for part in self._parts:
+            ends.append(end := end + len(part))
+        text, times, begin = "", [], 0
+        while (size_ends := body.find(b"\r\n", begin)) > 0:
+            size = int(body[begin:size_ends], 16)
+            chunk, begin = body[size_ends + 2 : size_ends + 2 + size], size_ends + 2 + size + 2
+            if size and chunk.startswith(b"data: {") and begin <= len(body):
+                document = json.loads(chunk[6:])
+                if "error" in document:
+                    raise SystemExit(f"error: {document['error']}")
+                text += "".join(choice["text"] for choice in document["choices"])
+                times.append(self._times[bisect.bisect_left(ends, begin)])
+        return {"text": text, "asked": self._asked, "first_byte": self._times[0], "times": times}
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(ask_all(json.loads(sys.stdin.readline()))))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        sys.exit(runner.run(ask_all(json.loads(sys.stdin.readline()))))

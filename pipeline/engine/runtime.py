@@ -37,6 +37,7 @@ class Runtime:
         """The settings are those of one device."""
         plan, catalog, device, experts = planned.plan, planned.catalog, planned.device, planned.experts
         self.settings = settings = replace(settings.of_device(settings.device), gpu_groups=plan.groups)
+        self.number = section
         self.shared = shared
         self.checkpoint = shared.checkpoint
         self.folder = shared.checkpoint.folder
@@ -77,6 +78,18 @@ class Runtime:
     def lines(self) -> Sequence[Line]:
         """That of the weights, and those beside it."""
         return self.wired.lines
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of its groups, experts too, that have arrived from the disk, padding included."""
+        experts = {} if self.expert_line is None else self.expert_line.room.catalog.host
+        return self.source.bytes_of(self.catalog.host.keys() | experts.keys())
+
+    @property
+    def place_slots(self) -> Mapping[str, Mapping[str, int]]:
+        """How many groups of each kind have a slot in each place of the device, beside those that stay."""
+        places = (place.name for place in self.device.places)
+        return {place: budget.slots for place, budget in zip(places, self._parts.budgets, strict=True)}
 
     @property
     def slots(self) -> int:

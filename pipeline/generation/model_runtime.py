@@ -21,6 +21,7 @@ from pipeline.generation.model_statistics import ModelStatistics, WeightsRecord,
 from pipeline.generation.one_section import OneSection, embedding_of
 from pipeline.generation.pass_size import PassRate
 from pipeline.generation.program import GenerationProgram
+from pipeline.generation.section_record import section_record
 from pipeline.generation.section_runtime import Lose, SectionRuntime
 from pipeline.generation.shared_pass import SharedPass
 from pipeline.state.blocks import BlockPool, blocks_for
@@ -67,6 +68,7 @@ class ModelRuntime(OneSection):
         pass_ = SharedPass([section.order for section in sections])
         in_passes = [*(part for one in self.sections for part in one.in_passes), pass_]
         self.program = GenerationProgram(Admission(batcher, self.pass_rate, in_passes), sections, pass_)
+        trace = trace or Trace(recording=False)  # one for all
         for one in self.sections:
             one.join(trace)
 
@@ -125,6 +127,10 @@ class ModelRuntime(OneSection):
             **program_counters(self.program, [one.cache for one in self.sections]),
             weights=WeightsRecord(stored, parameters * self.dtype.itemsize),
             experts=experts_record(experts, self.program.computed_tokens) if experts else None,
+            sections=tuple(
+                section_record(number, one, self.admission.batcher.pool, self.program.waited_seconds(number))
+                for number, one in enumerate(self.sections)
+            ),
         )
 
     def describe(self) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from typing import Any
 from pipeline.engine.statistics import EngineStatistics
 from pipeline.generation.admission import Admission
 from pipeline.generation.expert_record import ExpertsRecord
+from pipeline.generation.kv_record import BlocksRecord, kv_blocks
 from pipeline.generation.program import GenerationProgram
-from pipeline.state.blocks import BlockPool
+from pipeline.generation.section_record import SectionRecord
 from pipeline.state.kv import KeyValueCache
-from pipeline.state.kv_layout import KvLayout
 from pipeline.state.state_slots import StateSlots
 
 
@@ -31,34 +31,6 @@ class RequestsRecord:
     cancelled: int
     failed: int
     passes_not_shared: dict[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class PlaceRecord:
-    """KV blocks of the layers that live in one place, in bytes: held by requests, cached, and all there is room for."""
-
-    layers: int
-    used_bytes: int
-    cached_bytes: int
-    total_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class BlocksRecord:
-    """KV blocks that requests hold now, the most that they ever held, and all there are; each is one in every layer.
-
-    `places` are "device", "host" and "disk". The bytes are those of blocks that moved: to the device (H2D), new rows
-    from it (D2H), from the spill file and to it.
-    """
-
-    used: int
-    peak: int
-    total: int
-    places: dict[str, PlaceRecord]
-    bytes_h2d: int
-    bytes_d2h: int
-    bytes_read: int
-    bytes_written: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +77,8 @@ class ModelStatistics(EngineStatistics):
 
     `tokens` were generated, `computed_tokens` passed through the model, those of prompts among them; `tokens_per_pass`
     is the mean of the latter. `recurrent_state` is None for models without recurrent layers, `experts` without those.
+    `sections` has a record for each device: other figures are those of all of them, and where there are several, names
+    of actors and budgets bear the number of theirs.
     """
 
     passes: int
@@ -117,6 +91,7 @@ class ModelStatistics(EngineStatistics):
     recurrent_state: StateRecord | None
     weights: WeightsRecord
     experts: ExpertsRecord | None
+    sections: tuple[SectionRecord, ...]
 
 
 def program_counters(program: GenerationProgram, caches: Sequence[KeyValueCache]) -> dict[str, Any]:
@@ -128,7 +103,7 @@ def program_counters(program: GenerationProgram, caches: Sequence[KeyValueCache]
         "computed_tokens": program.computed_tokens,
         "tokens_per_pass": program.computed_tokens / max(1, program.passes),
         "requests": _requests(program.admission),
-        "kv_blocks": _kv_blocks(caches, pool),
+        "kv_blocks": kv_blocks(caches, pool),
         "prefixes": PrefixRecord(prefixes.queried_tokens, prefixes.hit_tokens, pool.cached),
         "recurrent_state": None if prefixes.states is None else _recurrent_state(prefixes.states),
     }
@@ -149,20 +124,3 @@ def _requests(admission: Admission) -> RequestsRecord:
 
 def _recurrent_state(states: StateSlots) -> StateRecord:
     return StateRecord(states.used, states.requests, states.kept, states.slots, states.hits, states.evictions)
-
-
-def _kv_blocks(caches: Sequence[KeyValueCache], pool: BlockPool) -> BlocksRecord:
-    block_sizes: dict[str, list[int]] = {"device": [], "host": [], "disk": []}
-    for memory in [cache.memory for cache in caches]:
-        kept = memory.placement
-        for place, layers in (("device", kept.device), ("host", kept.host), ("disk", kept.disk)):
-            layouts = [memory.layouts[layer] for layer in layers]
-            block_sizes[place] += [layout.cell_bytes for layout in layouts if isinstance(layout, KvLayout)]
-    places = {
-        place: PlaceRecord(len(sizes), *(blocks * sum(sizes) for blocks in (pool.used, pool.cached, pool.blocks)))
-        for place, sizes in block_sizes.items()
-    }
-    moved = [sum(cache.bytes_in for cache in caches), sum(cache.bytes_out for cache in caches)]
-    spills = [cache.memory.spill for cache in caches if cache.memory.spill is not None]
-    moved += [sum(spill.bytes_read for spill in spills), sum(spill.bytes_written for spill in spills)]
-    return BlocksRecord(pool.used, pool.peak, pool.blocks, places, *moved)

@@ -101,6 +101,10 @@ class GenerationProgram(Delivery):
             return {}, []
         return await section.head.outcomes(COMPUTE, pass_), await section.head.scores(pass_)
 
+    def waited_seconds(self, section: int) -> float | None:
+        """For how long passes have waited for a section; None for the only one."""
+        return None if len(self.sections) == 1 else self._shared.waits.seconds[section]
+
     async def close(self) -> None:
         """End the threads; the lines must have stopped."""
         self.admission.close()

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from actors.core.event import Event
 from actors.core.message import GroupKey
 from pipeline.engine.relay import Relay
+from pipeline.engine.runtime import CLOCK
+from pipeline.engine.section_waits import SectionWaits
 from pipeline.generation.generation_pass import GenerationPass
 
 
@@ -19,6 +21,7 @@ class SharedPass:
         self._order = sorted(self._owners, key=lambda key: key[0])
         self._before = {key: before for before, key in itertools.pairwise(self._order)}
         self._relay = Relay(self._order, self._owners)
+        self.waits = SectionWaits(len(orders))
         self._states: Sequence[GenerationPass] = ()
         self._launched: dict[GroupKey, Sequence[Event]] = {}
         self._begun = [asyncio.Event() for _ in orders]
@@ -38,6 +41,7 @@ class SharedPass:
         for begun, through in zip(self._begun, self._through, strict=True):
             through.clear()
             begun.set()
+        self.waits.begin(CLOCK())
         self._relay.begin()
 
     async def begun(self, section: int) -> GenerationPass:
@@ -55,11 +59,14 @@ class SharedPass:
     def left(self, key: GroupKey, ran: Sequence[Event]) -> None:
         """Say that a group was launched."""
         self._launched[key] = ran
+        self.waits.left(self._owners[key], ran)
         self._relay.left(key)
 
     def through(self, section: int) -> None:
         """Say that all that a section has launched of the pass has ended."""
         self._through[section].set()
+        if all(through.is_set() for through in self._through):
+            self.waits.ended()
 
     async def all_through(self) -> None:
         """Wait until this holds of all sections."""

@@ -3,7 +3,8 @@
 import asyncio
 import ctypes
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,12 +45,14 @@ class CheckpointSource:
         self.reading = reading
         self.checksums = checksums
         self._layouts = layouts
+        self._files = files
         self._disk = Disk(files, reading.direct)
         self._lanes = LANES[reading.way]("penstock-disk", reading.lanes, self._disk)
         self.rows = RowReader(self._disk)
         self._movers = Threads(reading.lanes, "penstock-moves")
         self._closed = False
         self._bytes_needed = 0
+        self._group_bytes: Counter[GroupKey] = Counter()
         self._groups_in_flight = 0
         self._groups_read = 0
         self._rests = asyncio.Event()
@@ -63,6 +66,10 @@ class CheckpointSource:
     def bytes_read(self) -> int:
         """Bytes that came from files, padding and repeated reads included."""
         return self._lanes.bytes_read + self.rows.bytes_read
+
+    def bytes_of(self, keys: Container[GroupKey]) -> int:
+        """Bytes of these groups that have arrived whole, padding included."""
+        return sum(nbytes for key, nbytes in self._group_bytes.items() if key in keys)
 
     async def read_into(self, key: GroupKey, buffer: "HostMemory") -> None:
         """Read all windows of a group into `buffer`, a host slot whose address is a multiple of 4096.
@@ -87,6 +94,7 @@ class CheckpointSource:
             self._rests.set()
         self._groups_read += 1
         self._bytes_needed += layout.needed_bytes
+        self._group_bytes[key] += sum(self._length(window) for window in layout.windows)
 
     async def rested(self, groups: int) -> None:
         """Wait until no group is being read, or until so many have been since the beginning."""
@@ -127,6 +135,10 @@ class CheckpointSource:
         """Bring odd tensors to where their items can be used, all at a time, on threads."""
         loop, address = asyncio.get_running_loop(), _address(view)
         await outlast([loop.run_in_executor(self._movers, _move, address, move) for move in moves])
+
+    def _length(self, window: Window) -> int:
+        """The bytes of a window that are in its file: the last block may reach beyond the end."""
+        return min(window.length, self._files[window.file].size - window.start)
 
     def _chunks(self, layout: HostLayout) -> Iterator[Window]:
         for window in layout.windows:

@@ -1,19 +1,35 @@
-"""What the page shows of a line, made of what its model had counted at two moments."""
+"""What the page shows of lines, made of what their model had counted at two moments."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from actors.core.line import numbered
 from pipeline.engine.actor_names import KV_SWAPPER, READER, SCHEDULER, STAGER, UPLOADER
 from pipeline.tools.trace.recording import HANDING_ON
+from pipeline.tools.trace.sections import plain_names
 from pipeline.tools.trace.summary import bound_sentence
 
 if TYPE_CHECKING:
-    from pipeline.generation.model_runtime import ModelRuntime
-    from pipeline.generation.model_statistics import ModelStatistics, PlaceRecord
+    from pipeline.generation.model_statistics import ModelStatistics
+    from pipeline.generation.section_record import SectionRecord
 
-ACTORS = (READER, STAGER, UPLOADER, KV_SWAPPER, SCHEDULER)
+ACTORS = {
+    READER: ("Disk reader", "reads"),
+    STAGER: ("Pinned-memory stager", "hands on"),
+    UPLOADER: ("GPU uploader", "copies"),
+    KV_SWAPPER: ("KV swapper", "swaps"),
+    SCHEDULER: ("Compute scheduler", "computes"),
+}
 """The five that are shown, in the order in which bytes pass them; where all KV blocks stay there is no swapper."""
+LINKS = {"disk": "Disk", "h2d": "Host to device", "kv_in": "KV to device", "kv_out": "KV from device"}
+PLACES = {
+    "device": "Device",
+    "host": "Host memory",
+    "disk": "Disk",
+    "kv device": "KV, device",
+    "kv host": "KV, host memory",
+}
 AT_REST = "At rest: no request to compute."
 
 
@@ -25,28 +41,43 @@ class Moment:
     counted: "ModelStatistics"
 
 
-def line_frame(runtime: "ModelRuntime", before: Moment, now: Moment) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class SectionBetween:
+    """A section at two moments; `number` is None for the only one."""
+
+    number: int | None
+    before: "SectionRecord"
+    now: "SectionRecord"
+
+
+Rows: TypeAlias = Iterator[dict[str, Any]]
+
+
+def line_frame(before: Moment, now: Moment) -> dict[str, Any]:
     """What happened between two moments, and what is there now: plain data, in bytes, seconds and shares of the time.
 
-    A share or a rate is None where the line has no such actor or link. Actors count anew when a line starts anew:
-    what is less than before has not grown.
+    Rows that are alike in several sections follow one another, and have the number of theirs. A share or a rate is None
+    where a line has no such actor or link. Actors count anew when a line starts anew: what is less than before has not
+    grown.
     """
     seconds = max(now.at - before.at, 1e-9)
     counted, earlier = now.counted, before.counted
-    groups = _grown(earlier.channels[SCHEDULER].sent, counted.channels[SCHEDULER].sent)
-    requests = counted.requests
+    several = len(counted.sections) > 1
+    pairs = zip(earlier.sections, counted.sections, strict=True)
+    sections = [SectionBetween(one.number if several else None, was, one) for was, one in pairs]
+    schedulers = [numbered(SCHEDULER, one.number) for one in sections]
+    groups = sum(_grown(earlier.channels[name].sent, counted.channels[name].sent) for name in schedulers)
+    pass_groups, requests = sum(one.now.groups for one in sections), counted.requests
     return {
         "says": _sentence(earlier, counted, seconds),
         "tokens_per_second": _grown(earlier.tokens, counted.tokens) / seconds,
-        "pass_seconds": seconds * len(runtime.catalog.order) / groups if groups else None,
+        "pass_seconds": seconds * pass_groups / groups if groups else None,
         "requests": {"running": requests.running, "waiting": requests.waiting + requests.tokenizing},
-        "actors": [_actor(name, earlier, counted, seconds) for name in ACTORS],
-        "budgets": [
-            {"place": place, "held": budget.held, "cooling": budget.cooling, "slots": budget.capacity}
-            for place, budget in counted.budgets.items()
-        ],
-        "links": _links(runtime, earlier, counted, seconds),
-        "tiers": _tiers(runtime, counted.kv_blocks.places),
+        "sections": [_section(one, seconds) for one in sections if several],
+        "actors": [_actor(name, one, counted, seconds) for name in ACTORS for one in sections],
+        "budgets": [*_budgets(counted, sections)],
+        "links": [*_links(sections, seconds)],
+        "tiers": [*_tiers(sections)],
     }
 
 
@@ -54,65 +85,89 @@ def _grown(before: float, now: float) -> float:
     return max(0.0, now - before)
 
 
-def _shares(earlier: Mapping[str, float], counted: Mapping[str, float], seconds: float) -> dict[str, float]:
-    """By actor, the share of the time; an operation counts when it has ended, also for what came before."""
-    return {name: min(1.0, _grown(earlier.get(name, 0.0), value) / seconds) for name, value in counted.items()}
+def _share(before: float, now: float, seconds: float) -> float:
+    """The share of the time; an operation counts when it has ended, also for what came before."""
+    return min(1.0, _grown(before, now) / seconds)
 
 
 def _sentence(earlier: "ModelStatistics", counted: "ModelStatistics", seconds: float) -> str:
     if not counted.requests.running:
         return AT_REST
-    shares = _shares(earlier.busy_seconds, counted.busy_seconds, seconds)
-    worked = {name: share for name, share in shares.items() if name not in HANDING_ON}
-    return bound_sentence(worked)
+    was, names = earlier.busy_seconds, plain_names(counted.busy_seconds)
+    worked = {name: busy for name, busy in counted.busy_seconds.items() if names[name][0] not in HANDING_ON}
+    return bound_sentence({name: _share(was.get(name, 0.0), busy, seconds) for name, busy in worked.items()})
 
 
-def _actor(name: str, earlier: "ModelStatistics", counted: "ModelStatistics", seconds: float) -> dict[str, Any]:
-    if name not in counted.channels:
-        return {"name": name, "busy": None, "waiting": None, "queue": None}
-    queue = counted.channels[name]
+def _labelled(label: str, section: SectionBetween) -> dict[str, Any]:
+    return {"label": numbered(label, section.number), "section": section.number}
+
+
+def _section(section: SectionBetween, seconds: float) -> dict[str, Any]:
+    now, was = section.now, section.before
+    waited = _share(was.waited_seconds or 0.0, now.waited_seconds or 0.0, seconds)
+    return {"label": f"{now.number} · {now}", "section": section.number, "waited": waited}
+
+
+def _actor(name: str, section: SectionBetween, counted: "ModelStatistics", seconds: float) -> dict[str, Any]:
+    label, verb = ACTORS[name]
+    row = {"name": name, **_labelled(label, section), "verb": verb}
+    now, was = section.now, section.before
+    if name not in now.busy_seconds:
+        return {**row, "busy": None, "waiting": None, "queue": None}
+    queue = counted.channels[numbered(name, section.number)]
     return {
-        "name": name,
-        "busy": _shares(earlier.busy_seconds, counted.busy_seconds, seconds)[name],
-        "waiting": _shares(earlier.stalled_seconds, counted.stalled_seconds, seconds)[name],
+        **row,
+        "busy": _share(was.busy_seconds.get(name, 0.0), now.busy_seconds[name], seconds),
+        "waiting": _share(was.stalled_seconds.get(name, 0.0), now.stalled_seconds[name], seconds),
         "queue": {"depth": queue.depth, "capacity": queue.capacity},
     }
 
 
-def _links(
-    runtime: "ModelRuntime", earlier: "ModelStatistics", counted: "ModelStatistics", seconds: float
-) -> list[dict[str, Any]]:
-    was, now = earlier.kv_blocks, counted.kv_blocks
-    read = _grown(earlier.bytes_read + was.bytes_read, counted.bytes_read + now.bytes_read)
-    copied = _grown(earlier.bytes_uploaded, counted.bytes_uploaded) if len(runtime.device.places) > 1 else None
-    moves = KV_SWAPPER in counted.channels
-    grown = {
-        "disk": read,
-        "h2d": copied,
-        "kv_in": _grown(was.bytes_h2d, now.bytes_h2d) if moves else None,
-        "kv_out": _grown(was.bytes_d2h, now.bytes_d2h) if moves else None,
-    }
-    return [
-        {"name": name, "bytes_per_second": None if nbytes is None else nbytes / seconds}
-        for name, nbytes in grown.items()
-    ]
-
-
-def _tiers(runtime: "ModelRuntime", kv_places: "Mapping[str, PlaceRecord]") -> list[dict[str, Any]]:
-    """By place, the nearest to computing first, what lies there: weights that stay, those that move, and KV blocks."""
-    places = [place.name for place in reversed(runtime.device.places)]
-    slots = {budget.name: budget.slots for budget in runtime.line.budgets}
-    weights, moving = {"disk": 0}, {"disk": runtime.moving_bytes}
+def _budgets(counted: "ModelStatistics", sections: list[SectionBetween]) -> Rows:
+    numbers = [one.number for one in sections]
+    suffixes = [numbered("", number) for number in numbers]
+    places = dict.fromkeys(
+        name.removesuffix(suffix) for suffix in suffixes for name in counted.budgets if name.endswith(suffix)
+    )
     for place in places:
-        sizes, slot_bytes = runtime.catalog.group_bytes(place), runtime.catalog.slot_bytes(place)
-        weights[place] = sum(sizes[key] for key in runtime.residency.stays(place))
-        moving[place] = sum(count * slot_bytes[kind] for kind, count in slots[place].items())
-    rows = []
-    for place in (*places, "disk"):
-        # KV blocks of the device are where computing reads: in host memory, if that is the only place.
-        blocks = [one for name, one in kv_places.items() if place == (places[0] if name == "device" else name)]
-        used, cached = (sum(getattr(one, name) for one in blocks) for name in ("used_bytes", "cached_bytes"))
-        free = sum(one.total_bytes for one in blocks) - used - cached
-        kv = {"kv_used": used, "kv_cached": cached, "kv_free": free}
-        rows.append({"place": place, "weights": weights[place], "moving": moving[place], **kv})
-    return rows
+        for number in numbers:
+            if (budget := counted.budgets.get(numbered(place, number))) is not None:
+                slots = {"held": budget.held, "cooling": budget.cooling, "slots": budget.capacity}
+                label = numbered(PLACES.get(place, place), number)
+                yield {"place": place, "label": label, "section": number, **slots}
+
+
+def _links(sections: list[SectionBetween], seconds: float) -> Rows:
+    for name, label in LINKS.items():
+        for one in sections:
+            nbytes = _moved(one)[name]
+            row = {"name": name, **_labelled(label, one)}
+            yield {**row, "bytes_per_second": None if nbytes is None else nbytes / seconds}
+
+
+def _moved(section: SectionBetween) -> dict[str, float | None]:
+    """The bytes that went over each link of a section."""
+    was, now = section.before, section.now
+    kv_was, kv_now = was.kv_blocks, now.kv_blocks
+    copies, moves = len(now.resident_groups) > 1, KV_SWAPPER in now.busy_seconds
+    return {
+        "disk": _grown(was.bytes_read + kv_was.bytes_read, now.bytes_read + kv_now.bytes_read),
+        "h2d": _grown(was.bytes_uploaded, now.bytes_uploaded) if copies else None,
+        "kv_in": _grown(kv_was.bytes_h2d, kv_now.bytes_h2d) if moves else None,
+        "kv_out": _grown(kv_was.bytes_d2h, kv_now.bytes_d2h) if moves else None,
+    }
+
+
+def _tiers(sections: list[SectionBetween]) -> Rows:
+    """By place, the nearest to computing first, what lies there: weights that stay, those that move, and KV blocks."""
+    for place in sections[0].now.weights:
+        for one in sections:
+            weights, kv_places = one.now.weights, one.now.kv_blocks.places
+            nearest = next(iter(weights))
+            # KV blocks of the device are where computing reads: in host memory, if that is the only place.
+            blocks = [kept for name, kept in kv_places.items() if place == (nearest if name == "device" else name)]
+            used, cached = (sum(getattr(kept, name) for kept in blocks) for name in ("used_bytes", "cached_bytes"))
+            free = sum(kept.total_bytes for kept in blocks) - used - cached
+            held = {"weights": weights[place].stays, "moving": weights[place].moves}
+            kv = {"kv_used": used, "kv_cached": cached, "kv_free": free}
+            yield {"place": place, **_labelled(PLACES[place], one), **held, **kv}

@@ -29,7 +29,7 @@ async def _documents(served: ServedModel) -> AsyncGenerator[bytes, None]:
         if state == "ready":
             now = Moment(time.perf_counter(), served.model.statistics())
             if moments:
-                frame = line_frame(served.model.runtime, moments[0], now)
+                frame = line_frame(moments[0], now)
                 yield msgspec.json.encode({"state": state, **frame})
             if not now.counted.requests.running:
                 moments.clear()  # a pause says nothing about the requests that follow

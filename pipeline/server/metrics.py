@@ -9,11 +9,13 @@ from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 
+from actors.core.line import numbered
 from pipeline.server.served import STATES, ServedModel, served_of
 
 if TYPE_CHECKING:
     from pipeline.api import Model
     from pipeline.generation.model_statistics import ModelStatistics
+    from pipeline.generation.section_record import SectionRecord
 
     Figure = Callable[[ModelStatistics], float]
     Figures = Callable[[ModelStatistics], Mapping[str, float]]
@@ -38,7 +40,13 @@ COUNTERS: "dict[str, tuple[str, Figure]]" = {
     "prefix_cache_queries": ("Tokens of prompts that were looked up.", lambda said: said.prefixes.queried_tokens),
     "prefix_cache_hits": ("Those of them that were found computed.", lambda said: said.prefixes.hit_tokens),
 }
-LABELLED_GAUGES: "dict[tuple[str, str], tuple[str, Figures]]" = {
+LABELLED_COUNTERS: "dict[tuple[str, str], tuple[str, Figures]]" = {
+    ("requests", "outcome"): (
+        "Requests that have ended.",
+        lambda said: {name: getattr(said.requests, name) for name in ("finished", "cancelled", "failed")},
+    ),
+}
+SECTION_GAUGES: "dict[tuple[str, str], tuple[str, Figures]]" = {
     ("queue_depth", "queue"): (
         "Messages that wait in front of an actor.",
         lambda said: {name: one.depth for name, one in said.channels.items()},
@@ -47,13 +55,16 @@ LABELLED_GAUGES: "dict[tuple[str, str], tuple[str, Figures]]" = {
         "Slots of a budget that hold weights or KV blocks.",
         lambda said: {name: one.held for name, one in said.budgets.items()},
     ),
-    ("resident_groups", "place"): ("Weight groups that stay.", lambda said: said.resident_groups),
+    ("resident_groups", "place"): (
+        "Weight groups that stay.",
+        lambda said: _by_section(said, lambda one: one.resident_groups),
+    ),
     ("kv_used_bytes", "place"): (
         "KV blocks that requests hold.",
-        lambda said: {name: one.used_bytes for name, one in said.kv_blocks.places.items()},
+        lambda said: _by_section(said, _kv_used_bytes),
     ),
 }
-LABELLED_COUNTERS: "dict[tuple[str, str], tuple[str, Figures]]" = {
+SECTION_COUNTERS: "dict[tuple[str, str], tuple[str, Figures]]" = {
     ("expert_hits", "place"): (
         "Experts that were wanted, and found in the place.",
         lambda said: {} if said.experts is None else said.experts.hits,
@@ -62,24 +73,38 @@ LABELLED_COUNTERS: "dict[tuple[str, str], tuple[str, Figures]]" = {
         "Experts that were wanted, and not found in the place.",
         lambda said: {} if said.experts is None else said.experts.misses,
     ),
-    ("requests", "outcome"): (
-        "Requests that have ended.",
-        lambda said: {name: getattr(said.requests, name) for name in ("finished", "cancelled", "failed")},
-    ),
     ("bytes_streamed", "link"): (
         "Weights read from the disk and copied to the device, and KV blocks that moved.",
-        lambda said: {
-            "disk_weights": said.bytes_read,
-            "h2d_weights": said.bytes_uploaded,
-            "disk_kv_read": said.kv_blocks.bytes_read,
-            "disk_kv_written": said.kv_blocks.bytes_written,
-            "h2d_kv": said.kv_blocks.bytes_h2d,
-            "d2h_kv": said.kv_blocks.bytes_d2h,
-        },
+        lambda said: _by_section(said, _bytes_streamed),
     ),
     ("stage_busy_seconds", "stage"): ("Seconds in which an actor had work running.", lambda said: said.busy_seconds),
     ("layer_wait_seconds", "stage"): ("Seconds in which an actor waited.", lambda said: said.stalled_seconds),
 }
+"""Each of a section, by a name that has its number where there are several."""
+
+
+def _by_section(said: "ModelStatistics", figures: "Callable[[SectionRecord], Mapping[str, float]]") -> dict[str, float]:
+    several = len(said.sections) > 1
+    return {
+        numbered(name, one.number if several else None): figure
+        for one in said.sections
+        for name, figure in figures(one).items()
+    }
+
+
+def _kv_used_bytes(section: "SectionRecord") -> dict[str, float]:
+    return {name: one.used_bytes for name, one in section.kv_blocks.places.items()}
+
+
+def _bytes_streamed(section: "SectionRecord") -> dict[str, float]:
+    return {
+        "disk_weights": section.bytes_read,
+        "h2d_weights": section.bytes_uploaded,
+        "disk_kv_read": section.kv_blocks.bytes_read,
+        "disk_kv_written": section.kv_blocks.bytes_written,
+        "h2d_kv": section.kv_blocks.bytes_h2d,
+        "d2h_kv": section.kv_blocks.bytes_d2h,
+    }
 
 
 class ModelCollector(Collector):
@@ -97,18 +122,34 @@ class ModelCollector(Collector):
 
 
 def _figures(model: "Model") -> Iterator[Metric]:
-    said, plan = model.statistics(), model.runtime.plan
+    said = model.statistics()
     for name, (what, figure) in GAUGES.items():
         yield GaugeMetricFamily(f"penstock:{name}", what, value=figure(said))
     for name, (what, figure) in COUNTERS.items():
         yield CounterMetricFamily(f"penstock:{name}", what, value=figure(said))
-    for key, (what, figures) in LABELLED_GAUGES.items():
-        yield _labelled(GaugeMetricFamily, key, what, figures(said))
     for key, (what, figures) in LABELLED_COUNTERS.items():
         yield _labelled(CounterMetricFamily, key, what, figures(said))
-    used = {place: plan.need(place) for place in plan.available}
-    yield _labelled(GaugeMetricFamily, ("budget_used_bytes", "place"), "Memory that the plan holds.", used)
-    yield _labelled(GaugeMetricFamily, ("budget_bytes", "place"), "Memory that there is.", plan.available)
+    several = len(said.sections) > 1
+    for key, (what, figures) in SECTION_GAUGES.items():
+        yield _of_sections(GaugeMetricFamily, key, what, figures(said), several=several)
+    for key, (what, figures) in SECTION_COUNTERS.items():
+        yield _of_sections(CounterMetricFamily, key, what, figures(said), several=several)
+    if several:
+        waited = {str(one.number): one.waited_seconds or 0.0 for one in said.sections}
+        what = "Seconds in which no device computed, before groups of the section."
+        yield _labelled(CounterMetricFamily, ("section_waited_seconds", "section"), what, waited)
+    yield from _memory(model)
+
+
+def _memory(model: "Model") -> Iterator[Metric]:
+    labels = ["place", "section"]
+    used = GaugeMetricFamily("penstock:budget_used_bytes", "Memory that the plan holds.", labels=labels)
+    there = GaugeMetricFamily("penstock:budget_bytes", "Memory that there is.", labels=labels)
+    for number, section in enumerate(model.runtime.sections):
+        for place, have in section.plan.available.items():
+            used.add_metric([place, str(number)], section.plan.need(place))
+            there.add_metric([place, str(number)], have)
+    yield from (used, there)
 
 
 def _labelled(
@@ -120,6 +161,22 @@ def _labelled(
     family = kind(f"penstock:{key[0]}", what, labels=[key[1]])
     for label, figure in figures.items():
         family.add_metric([label], figure)
+    return family
+
+
+def _of_sections(
+    kind: type[GaugeMetricFamily] | type[CounterMetricFamily],
+    key: tuple[str, str],
+    what: str,
+    figures: Mapping[str, float],
+    *,
+    several: bool,
+) -> Metric:
+    """With the number of the section as a label; it is 0 where there is one."""
+    family = kind(f"penstock:{key[0]}", what, labels=[key[1], "section"])
+    for name, figure in figures.items():
+        label, _, number = name.rpartition(" ") if several else (name, "", "0")
+        family.add_metric([label, number], figure)
     return family
 
 

@@ -17,6 +17,7 @@ from pipeline.text.chat_templates import DEFAULT
 
 if TYPE_CHECKING:
     from pipeline.api import Model
+    from pipeline.generation.section_runtime import SectionRuntime
 
 
 def as_json(content: object, status: int = 200) -> Response:
@@ -69,28 +70,22 @@ async def slots(request: Request) -> Response:
 
 
 async def props(request: Request) -> Response:
-    """How the model is run: its plan, budgets and settings, its chat template, and the limits of requests."""
+    """How the model is run: sections with their plans and budgets, settings, chat template, and limits of requests."""
     served = served_of(request)
     model = served.model
     runtime = model.runtime
-    plan = runtime.plan
     return as_json(
         {
             "names": served.names,
             "family": runtime.config.family,
             "layers": runtime.config.layers,
             "dtype": str(runtime.dtype).removeprefix("torch."),
-            "device": str(runtime.device.torch_device),
+            "device": ", ".join(str(one.device.torch_device) for one in runtime.sections),
             "reading": str(runtime.reading),
             "checksums": str(runtime.checking),
             "kv_room": str(runtime.kv_room),
             "pass_size": str(runtime.pass_size),
-            "plan": [dataclasses.asdict(one) for one in plan.holdings],
-            "budgets": {
-                place: {"used_bytes": plan.need(place), "total_bytes": have, "setting": plan.limited_by.get(place)}
-                for place, have in plan.available.items()
-            },
-            "slots": {budget.name: budget.slots for budget in runtime.line.budgets},
+            "sections": [_section(one) for one in runtime.sections],
             "settings": {field.name: _plain(getattr(runtime.settings, field.name)) for field in _fields(model)},
             "default_generation_settings": model.defaults,
             "chat_template": served.options.template or _template(model),
@@ -105,6 +100,21 @@ async def props(request: Request) -> Response:
             "total_slots": runtime.settings.max_requests,
         }
     )
+
+
+def _section(section: "SectionRuntime") -> dict[str, object]:
+    """What one device computes, and how its memory is used."""
+    plan = section.plan
+    return {
+        "device": str(section.device.torch_device),
+        "layers": list(dict.fromkeys(layer for layer, _ in section.catalog.order)),
+        "plan": [dataclasses.asdict(one) for one in plan.holdings],
+        "budgets": {
+            place: {"used_bytes": plan.need(place), "total_bytes": have, "setting": plan.limited_by.get(place)}
+            for place, have in plan.available.items()
+        },
+        "slots": {budget.name: budget.slots for budget in section.line.budgets},
+    }
 
 
 def _fields(model: "Model") -> Sequence[dataclasses.Field[Any]]:

@@ -29,7 +29,7 @@ async def test_rates_are_what_was_counted_between_two_moments() -> None:
         before = Moment(1.0, model.statistics())
         await model.generate(PROMPT, max_new_tokens=8, ignore_eos=True)
         now = Moment(5.0, model.statistics())
-        frame, catalog = line_frame(model.runtime, before, now), model.runtime.catalog
+        frame, catalog = line_frame(before, now), model.runtime.catalog
     pass_bytes = sum(catalog.group_bytes("device").values())
     links, actors, tiers = named(frame["links"]), named(frame["actors"]), named(frame["tiers"], "place")
     assert frame["tokens_per_second"] == 2.0
@@ -37,7 +37,8 @@ async def test_rates_are_what_was_counted_between_two_moments() -> None:
     assert 7.5 * pass_bytes <= 4 * links["h2d"]["bytes_per_second"] <= 8.5 * pass_bytes  # some groups were there before
     assert 4 * links["disk"]["bytes_per_second"] == now.counted.bytes_read - before.counted.bytes_read
     assert (links["kv_in"]["bytes_per_second"], actors["kv_swapper"]["busy"]) == (None, None)
-    assert tuple(actors) == ACTORS
+    assert tuple(actors) == tuple(ACTORS)
+    assert (frame["sections"], actors["disk_reader"]["label"]) == ([], "Disk reader")
     assert 0 < actors["compute_scheduler"]["busy"] <= 1
     assert (tiers["disk"]["moving"], tiers["device"]["weights"]) == (catalog.needed_bytes, 0)
     assert (frame["says"], frame["requests"]) == (AT_REST, {"running": 0, "waiting": 0})
@@ -50,8 +51,8 @@ async def test_where_kv_blocks_move_the_swapper_and_its_links_are_there(tmp_path
         async for chunk in model.stream(PROMPT, max_new_tokens=8, ignore_eos=True):
             if chunk.finish_reason is None:
                 now = Moment(2.0, model.statistics())
-        frame = line_frame(model.runtime, before, now)
-        rested = line_frame(model.runtime, now, before)  # as if the line had started anew
+        frame = line_frame(before, now)
+        rested = line_frame(now, before)  # as if the line had started anew
     links = named(frame["links"])
     assert links["kv_in"]["bytes_per_second"] > links["kv_out"]["bytes_per_second"] > 0
     assert named(frame["actors"])["kv_swapper"]["queue"]["capacity"] > 0

@@ -35,6 +35,8 @@ async def test_answers_whole_and_streamed_are_those_of_the_model() -> None:
         figures = dict(re.findall(r"^penstock:(\w+) ([\d.]+)$", told, re.MULTILINE))
         assert (figures["generation_tokens_total"], figures["time_to_first_token_seconds_count"]) == ("12.0", "2.0")
         assert figures["num_requests_running"] == "0.0"
+        assert 'penstock:bytes_streamed_total{link="disk_weights",section="0"}' in told
+        assert "section_waited" not in told, "there is one section"
 
 
 async def test_bad_requests_are_refused_in_the_envelope_and_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +78,8 @@ async def test_operations_tell_how_the_model_is_run_and_no_texts() -> None:
         assert "import" not in told.text
         props = (await it.client.get("/props")).json()
         assert (props["total_slots"], props["settings"]["device"], props["family"]) == (64, "cpu", "llama")
-        assert sum(one["nbytes"] for one in props["plan"]) == props["budgets"]["host"]["used_bytes"]
+        [section] = props["sections"]
+        assert sum(one["nbytes"] for one in section["plan"]) == section["budgets"]["host"]["used_bytes"]
         ids = (await it.client.post("/tokenize", json={"prompt": text})).json()
         assert (ids["tokens"], ids["count"]) == (it.model.tokenizer.encode(text), 4)
         back = await it.client.post("/detokenize", json={"tokens": ids["tokens"]})

@@ -7,21 +7,11 @@ import { bytes, count, digits, percent, rate, seconds } from "./words.js";
 
 const RETRY_MILLISECONDS = 2000;
 const MOST_CELLS = 24;
-const ACTORS = {
-  disk_reader: ["Disk reader", "reads"],
-  pinned_stager: ["Pinned-memory stager", "hands on"],
-  gpu_uploader: ["GPU uploader", "copies"],
-  kv_swapper: ["KV swapper", "swaps"],
-  compute_scheduler: ["Compute scheduler", "computes"],
-};
-const LINKS = { disk: "Disk", h2d: "Host to device", kv_in: "KV to device", kv_out: "KV from device" };
-const PLACES = {
-  device: "Device", host: "Host memory", disk: "Disk", "kv device": "KV, device", "kv host": "KV, host memory",
-};
 const LAYERS = {
   weights: "weights that stay", moving: "weights that move",
   kv_used: "KV in use", kv_cached: "KV cached", kv_free: "KV free",
 };
+const ROWS = { sections: sectionRow, actors: actorRow, links: linkRow, budgets: slotsRow, tiers: tierRow };
 const STATES = { lost: "no connection", locked: "needs a key" };
 
 export class LiveLine {
@@ -72,17 +62,14 @@ export class LiveLine {
     this.showState(frame.state, frame.says);
     if (frame.state !== "ready") return;
     showTiles(frame);
-    for (const actor of frame.actors) this.row("actors", actor.name, actorRow).show(actor);
-    for (const link of frame.links) this.row("links", link.name, linkRow).show(link);
-    for (const budget of frame.budgets) this.row("slots", budget.place, slotsRow).show(budget);
-    for (const tier of frame.tiers) this.row("tiers", tier.place, tierRow).show(tier);
+    for (const list in ROWS) for (const one of frame[list]) this.row(list, one).show(one);
   }
 
   /** The row of a list that shows this, made when it is first there. */
-  row(list, name, make) {
-    const key = `${list} ${name}`;
+  row(list, one) {
+    const key = `${list} ${one.label}`;
     if (!this.rows[key]) {
-      this.rows[key] = make(name);
+      this.rows[key] = ROWS[list](one);
       find(list).append(this.rows[key].node);
     }
     return this.rows[key];
@@ -100,9 +87,16 @@ function showTiles({ requests, tokens_per_second, pass_seconds }) {
   find("tiles").replaceChildren(...Object.entries(tiles).map(tile));
 }
 
+/** A section: for which share of the time passes waited for it. */
+function sectionRow({ label }) {
+  const [bar, said] = [element("i", { className: "bar" }), number()];
+  const node = element("li", {}, element("div", { className: "row" }, label, said), track(bar));
+  const show = ({ waited }) => setText(said, (bar.style.width = percent(waited)));
+  return { node, show };
+}
+
 /** An actor behind its queue: the share of time in which it worked, hatched that in which it waited. */
-function actorRow(name) {
-  const [label, verb] = ACTORS[name];
+function actorRow({ label, verb }) {
   const [busy, waits] = [element("i", { className: "bar" }), element("i", { className: "bar waits" })];
   const [queue, said] = [cells("queue"), number()];
   const node = element("li", {}, queue.node, element("div", { className: "row" }, label, said), track(busy, waits));
@@ -140,9 +134,9 @@ function cells(noun) {
   return { node, show };
 }
 
-function linkRow(name) {
+function linkRow({ label }) {
   const [said, line] = [number(), new Sparkline()];
-  const node = element("li", {}, LINKS[name], line.node, said);
+  const node = element("li", {}, label, line.node, said);
   const show = ({ bytes_per_second }) => {
     node.classList.toggle("absent", bytes_per_second === null);
     setText(said, bytes_per_second === null ? "none" : rate(bytes_per_second));
@@ -151,9 +145,9 @@ function linkRow(name) {
   return { node, show };
 }
 
-function slotsRow(place) {
+function slotsRow({ label }) {
   const [said, slots] = [number(), cells("slots")];
-  const node = element("li", {}, element("div", { className: "row" }, PLACES[place] ?? place, said), slots.node);
+  const node = element("li", {}, element("div", { className: "row" }, label, said), slots.node);
   const show = ({ held, cooling, slots: all }) => {
     setText(said, `${held + cooling} of ${all}`);
     slots.show(held, cooling, all);
@@ -162,10 +156,10 @@ function slotsRow(place) {
 }
 
 /** What lies in one place, as shares of all that may: a longer bar is no larger place. */
-function tierRow(place) {
+function tierRow({ label }) {
   const said = number();
   const bars = Object.keys(LAYERS).map((layer) => element("i", { className: `bar ${layer}` }));
-  const node = element("li", {}, element("div", { className: "row" }, PLACES[place] ?? place, said), track(...bars));
+  const node = element("li", {}, element("div", { className: "row" }, label, said), track(...bars));
   const show = (tier) => {
     const sizes = Object.keys(LAYERS).map((layer) => tier[layer]);
     const all = sizes.reduce((sum, size) => sum + size, 0);

@@ -1,11 +1,15 @@
 """The lines that `penstock run` and `penstock demo` print before and behind the text."""
 
 import textwrap
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from pipeline.api import Model
 from pipeline.engine.actor_names import EXPERT_READER, EXPERT_UPLOADER, READER, SCHEDULER, UPLOADER
+from pipeline.formats.parts import gives_logits
 from pipeline.generation.expert_record import ExpertsRecord
 from pipeline.generation.model_statistics import ModelStatistics
+from pipeline.generation.section_record import SectionRecord
 from pipeline.system.sizes import human_bytes
 
 RESOURCES = {
@@ -19,17 +23,19 @@ RESOURCES = {
 def opening_lines(model: Model) -> str:
     """Describe the run that begins, and its budget."""
     runtime = model.runtime
-    config, needed = runtime.config, runtime.catalog.needed_bytes
+    config, catalogs = runtime.config, [one.catalog for one in runtime.sections]
+    needed, groups = sum(one.needed_bytes for one in catalogs), sum(len(one.order) for one in catalogs)
     dtype = str(runtime.dtype).removeprefix("torch.")
+    devices = ", ".join(str(one.device.torch_device) for one in runtime.sections)
     defaults = ", ".join(f"{name}={value}" for name, value in model.defaults.items())
     state_room = "" if runtime.state_room is None else f"state room {runtime.state_room}\n"
     return (
         f"model      {config.family} · {config.layers} layers · {human_bytes(needed)} per pass in "
-        f"{len(runtime.catalog.order)} weight groups · computes in {dtype} on {runtime.device.torch_device}\n"
+        f"{groups} weight groups · computes in {dtype} on {devices}\n"
         f"{_experts_there(model)}"
         f"reads      {runtime.reading}\n"
         f"checksums  {runtime.checking}\n"
-        f"plan       {textwrap.indent(str(runtime.plan), ' ' * 11).lstrip()}\n"
+        f"{_plans(model)}"
         f"kv room    {runtime.kv_room}\n"
         f"{state_room}"
         f"pass size  {runtime.pass_size}\n"
@@ -37,15 +43,43 @@ def opening_lines(model: Model) -> str:
     )
 
 
+def _plans(model: Model) -> str:
+    """The memory plan; where there are several sections, the layers and the plan of each."""
+    sections, lines = model.runtime.sections, ""
+    for number, one in enumerate(sections):
+        if len(sections) > 1:
+            layers = layers_said(layer for layer, group in one.catalog.order if not gives_logits(group))
+            head = any(gives_logits(group) for _, group in one.catalog.order)
+            lines += f"section {number}  {one.device.torch_device} · {layers}{', head' * head}\n"
+        lines += f"plan       {textwrap.indent(str(one.plan), ' ' * 11).lstrip()}\n"
+    return lines
+
+
+def layers_said(layers: Iterable[int]) -> str:
+    """Layers in a row as their first and last: 0-3, 8, 10-11."""
+    runs: list[list[int]] = []
+    for layer in dict.fromkeys(layers):
+        if runs and runs[-1][-1] == layer - 1:
+            runs[-1][1:] = [layer]
+        else:
+            runs.append([layer])
+    return "layers " + ", ".join("-".join(map(str, run)) for run in runs)
+
+
 def _experts_there(model: Model) -> str:
     """A line on the experts of a model that has some, and on what the slots for them hold."""
-    line = model.runtime.expert_line
-    if line is None:
+    lines = [one.expert_line for one in model.runtime.sections if one.expert_line is not None]
+    if not lines:
         return ""
-    catalog, count = line.room.catalog, line.room.count
-    slots = [f"{sum(one.slots.values()):,} in {one.name.removeprefix('expert ')} memory" for one in line.budgets]
+    count = sum(line.room.count for line in lines)
+    nbytes = sum(line.room.catalog.needed_bytes for line in lines)
+    places = Counter[str]()
+    for line in lines:
+        for place, budget in zip(line.room.device.places, line.budgets, strict=True):
+            places[place.name] += sum(budget.slots.values())
+    slots = [f"{slots:,} in {place} memory" for place, slots in places.items()]
     return (
-        f"experts    {count:,} of {human_bytes(catalog.needed_bytes // count)}, of which a token uses "
+        f"experts    {count:,} of {human_bytes(nbytes // count)}, of which a token uses "
         f"{model.runtime.config.chosen_experts:,}; slots for {' and '.join(slots)}\n"
     )
 
@@ -55,12 +89,10 @@ def closing_lines(before: ModelStatistics, after: ModelStatistics, seconds: floa
     passes = after.passes - before.passes
     read = after.bytes_read - before.bytes_read
     needed = max(1, after.bytes_needed - before.bytes_needed)
-    earlier, now = before.busy_seconds, after.busy_seconds
-    busy = {
-        label: min(1.0, sum(now.get(name, 0.0) - earlier.get(name, 0.0) for name in names) / seconds)
-        for label, names in RESOURCES.items()
-    }
-    binding = max(busy, key=lambda label: busy[label])
+    busy = [_busy(*pair, seconds) for pair in zip(before.sections, after.sections, strict=True)]
+    section, binding = max(
+        ((number, label) for number, shares in enumerate(busy) for label in shares), key=lambda at: busy[at[0]][at[1]]
+    )
     staying = sum(after.resident_groups.values())
     if after.moving_groups:
         rate = f" at {human_bytes(read / seconds)}/s, {read / needed:.3f} x needed"
@@ -69,15 +101,36 @@ def closing_lines(before: ModelStatistics, after: ModelStatistics, seconds: floa
     else:
         rate = "; what stays is read once"
         groups = f"none move: all {staying} stay in memory, unless --no-residency lets them move"
-    shares = " · ".join(f"{label} busy {share:.0%}" for label, share in busy.items())
     return (
         f"\npasses     {passes} in {seconds:.1f} s: {seconds / max(passes, 1):.3f} s per pass\n"
         f"read       {human_bytes(read)}{rate}\n"
         f"groups     {groups}\n"
         f"{_experts(before.experts, after.experts)}"
-        f"time       {shares}\n"
-        f"bound by   {binding}"
+        f"{_times(before, after, busy, seconds)}"
+        f"bound by   {binding}{f' in section {section}' * (len(busy) > 1)}"
     )
+
+
+def _busy(before: SectionRecord, after: SectionRecord, seconds: float) -> dict[str, float]:
+    """By resource of a section, the share of the time in which it worked."""
+    earlier, now = before.busy_seconds, after.busy_seconds
+    return {
+        label: min(1.0, sum(now.get(name, 0.0) - earlier.get(name, 0.0) for name in names) / seconds)
+        for label, names in RESOURCES.items()
+    }
+
+
+def _times(before: ModelStatistics, after: ModelStatistics, busy: Sequence[Mapping[str, float]], seconds: float) -> str:
+    """A line of shares; of several sections one for each, with how long passes waited for it."""
+    lines = ""
+    for was, one, shares in zip(before.sections, after.sections, busy, strict=True):
+        said = " · ".join(f"{label} busy {share:.0%}" for label, share in shares.items())
+        if one.waited_seconds is None or was.waited_seconds is None:
+            lines += f"time       {said}\n"
+        else:
+            waited = (one.waited_seconds - was.waited_seconds) / seconds
+            lines += f"section {one.number}  {one} · passes waited {waited:.0%} of the time for it · {said}\n"
+    return lines
 
 
 def _experts(before: ExpertsRecord | None, after: ExpertsRecord | None) -> str:

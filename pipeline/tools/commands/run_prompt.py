@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
+from actors.core.line import numbered
 from pipeline.api import Model
 from pipeline.engine.actor_names import SCHEDULER
 from pipeline.errors import CheckpointError, PenstockError
@@ -143,11 +144,12 @@ def _has_text(model: Model) -> bool:
 
 
 async def _watch(model: Model, progress: Progress) -> None:
-    groups, started = len(model.runtime.catalog.order), time.perf_counter()
+    sections, started = model.runtime.sections, time.perf_counter()
+    groups = sum(len(one.catalog.order) for one in sections)
     while True:
         await asyncio.sleep(REFRESH_SECONDS)
-        line, source = model.runtime.line.statistics(), model.runtime.source
-        computed = line.actors[SCHEDULER].messages
+        counted = (one.line.statistics().actors[numbered(SCHEDULER, one.number)] for one in sections)
+        computed = sum(one.messages for one in counted)
         seconds = time.perf_counter() - started
         where = f"pass {computed // groups + 1}, group {computed % groups}/{groups}"
-        progress.go_on(f"{where}, {human_bytes(source.bytes_read)} read, {seconds:.1f} s")
+        progress.go_on(f"{where}, {human_bytes(model.runtime.source.bytes_read)} read, {seconds:.1f} s")

@@ -75,11 +75,11 @@ def test_a_group_that_nobody_needs_ends_when_those_before_it_have(micro_batches:
 
 
 @pytest.mark.parametrize("policy", ["history", "stage1", "stage2", "stage3"])
-def test_groups_that_nobody_needs_travel_once_like_any_other(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_that_nobody_needs_travel_once_like_any_other(policy: str) -> None:
     async def main() -> None:
-        monkeypatch.setattr("pipeline.tools.simulation.sim_line.SimProgram", Withdrawn)
         trace = Trace()
-        sim = small_line(layers=2, passes=3, policy=POLICIES[policy], gpu_groups=10, trace=trace)
+        options: dict[str, Any] = {"policy": POLICIES[policy], "trace": trace, "program": Withdrawn}
+        sim = small_line(layers=2, passes=3, gpu_groups=10, **options)
         await sim.line.run()
         reads = [
             (span.layer, span.group) for span in trace.spans if span.actor == "disk_reader" and span.what == "work"

@@ -157,7 +157,7 @@ def test_passes_take_what_the_closed_form_says() -> None:
     """Rates by section, and slots for two layers at least. Where links take up to a fifth longer than hops and
     computing, the waits of both add up a little: that is left out."""
     random = Random(23)
-    for _ in range(60 if EVERYTHING else 12):
+    for _ in range(60 if EVERYTHING else 6):
         sections = random.randint(1, 12)
         layers, groups = random.randint(2 * sections, 48), random.choice([4, 6, 10])
         seconds = [random.uniform(0.01, 0.1) for _ in range(4)]

@@ -46,8 +46,8 @@ def formula(timings: LayerTimings, owners: Sequence[int], shared: Sequence[Share
     return pass_seconds(layer_bytes(timings), [*owners, owners[-1]], shared, hop_seconds, computing)
 
 
-@pytest.mark.parametrize("sections", [2, 3, 4, 8, 16, 32, 64] if EVERYTHING else [2, 8, 64])
-@pytest.mark.parametrize("hop_seconds", [0.0, 1e-5, 2e-3])
+@pytest.mark.parametrize("sections", [2, 3, 4, 8, 16, 32, 64] if EVERYTHING else [3, 64])
+@pytest.mark.parametrize("hop_seconds", [0.0, 1e-5, 2e-3] if EVERYTHING else [2e-3])
 def test_passes_take_what_the_closed_form_says(sections: int, hop_seconds: float) -> None:
     shared = shares(STREAMED, [1.0] * sections)
     dealt = deal(layer_bytes(STREAMED), shared, hop_seconds)[:-1]
@@ -59,8 +59,8 @@ def test_passes_take_what_the_closed_form_says(sections: int, hop_seconds: float
         assert latency == pytest.approx(expected, rel=0.02)
 
 
-@pytest.mark.parametrize("sections", [2, 8])
-def test_dealt_in_turn_one_request_has_all_links(sections: int) -> None:
+def test_dealt_in_turn_one_request_has_all_links() -> None:
+    sections = 4
     alone, dealt, following = (
         simulate_sections(STREAMED, owners).pass_seconds
         for owners in (

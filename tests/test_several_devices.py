@@ -10,7 +10,13 @@ from support import tiny_models
 from support.cases import EVERYTHING, in_turn
 from support.family_models import CASES
 
+from actors.core.budget import Slot
+from actors.core.message import Message
 from pipeline import Model, Output
+from pipeline.config import Config
+from pipeline.generation.build import build
+from pipeline.generation.micro_batches import MicroBatch
+from pipeline.generation.pass_work import PassWork
 from pipeline.models.model_config import read_config
 
 STEPS = 12 if EVERYTHING else 6
@@ -61,3 +67,114 @@ def test_bits_are_those_of_one_device(name: str, way: str, folders: Path, monkey
     model = read_config(folder)
     devices = settings["devices"][: model.layers - len(model.joined_layers)]
     assert asyncio.run(generated(folder, **{**settings, "devices": devices})) == alone(folder)
+
+
+LAYERS = 12
+PROMPTS = [PROMPT, PROMPT[:9], PROMPT[3:38]]
+ARGUMENTS: dict[str, Any] = {"max_new_tokens": 6, "ignore_eos": True, "logprobs": 2}
+TWO: dict[str, Any] = {"devices": ["cpu-copy"] * 2, "max_tokens_per_pass": 24, "max_requests": 4}
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.save_new("llama_gqa_llama3", tmp_path_factory, layers=LAYERS)
+
+
+@pytest.fixture(params=[0.0, 1.0], ids=["in turn", "contiguous"])
+def dealt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Layers that move are dealt in turn where hops cost nothing, and in one run each where they cost a second."""
+    monkeypatch.setattr("pipeline.generation.drawn_sections.HOP_SECONDS", request.param)
+    return "contiguous" if request.param else "in turn"
+
+
+async def answers(model: Model) -> list[Output]:
+    return list(await asyncio.gather(*(model.generate(prompt, **ARGUMENTS) for prompt in PROMPTS)))
+
+
+@functools.cache
+def of_one_device(folder: Path) -> list[Output]:
+    async def ask() -> list[Output]:
+        async with Model.open(folder, device="cpu") as model:
+            return await answers(model)
+
+    return asyncio.run(ask())
+
+
+def room_for_kv(checkpoint: Path, folder: Path, device_layers: int, host_layers: int) -> dict[str, Any]:
+    """Settings with which each section has room for so many layers' KV blocks in each place; others go to the disk."""
+    settings = {**TWO, "residency": False, "context_tokens": 64, "kv_tokens": 12_800}
+    sections = build(checkpoint, Config(**settings)).sections
+    most = {"device": 0, "host": 0}
+    for section in sections:
+        section.device.free()
+        layout = next(iter(section.cache.memory.layouts.values()))
+        for place, layers in (("device", device_layers), ("host", host_layers)):
+            held = [one for one in section.plan.holdings if one.place == place]
+            fixed = [one.nbytes for one in held if not any(name in one.holder for name in layout.contents)]
+            most[place] = max(most[place], sum(fixed) + layers * layout.layer_bytes)
+    return {**settings, "gpu_memory": most["device"], "host_memory": len(sections) * most["host"], "kv_disk": folder}
+
+
+@pytest.mark.usefixtures("nothing_was_there_before", "dealt")
+def test_kv_blocks_live_in_all_places(deep: Path, tmp_path: Path) -> None:
+    expected = of_one_device(deep)
+
+    async def ask() -> None:
+        async with Model.open(deep, **room_for_kv(deep, tmp_path, device_layers=4, host_layers=4)) as model:
+            for section in model.runtime.sections:
+                placement = section.cache.memory.placement
+                assert placement.device, placement
+                assert placement.host, placement
+                assert placement.disk, placement
+            assert await answers(model) == expected
+            blocks = model.statistics().kv_blocks
+            assert min(blocks.bytes_h2d, blocks.bytes_d2h, blocks.bytes_read, blocks.bytes_written) > 0
+            assert sum(place.layers for place in blocks.places.values()) == LAYERS
+            assert blocks.used == 0
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize("layer", [0, 5, LAYERS - 1])
+async def test_a_failure_names_the_device_and_the_first_group_that_failed(
+    layer: int, dealt: str, deep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = {layer}
+    ffn = PassWork.ffn
+
+    def fails(self: PassWork, message: Message[Slot], part: MicroBatch) -> None:
+        if message.layer in broken:
+            raise ValueError("the kernel failed")
+        ffn(self, message, part)
+
+    monkeypatch.setattr(PassWork, "ffn", fails)
+    async with asyncio.timeout(60), Model.open(deep, **TWO, residency=False) as model:
+        owners = [one.drawn.part.layers for one in model.runtime.sections]
+        assert (len(model.runtime.sections[1].section.hops) > 1) == (dealt == "in turn")
+        number = next(number for number, layers in enumerate(owners) if layer in layers)
+        told = f"compute_scheduler {number} on cpu failed at layer {layer} group 'ffn': ValueError: the kernel failed"
+        for _ in range(2):
+            found = await asyncio.gather(
+                *(model.generate(prompt, **ARGUMENTS) for prompt in PROMPTS), return_exceptions=True
+            )
+            assert [str(one) for one in found] == [told] * len(PROMPTS)
+        broken.clear()
+        assert await answers(model) == await asyncio.to_thread(of_one_device, deep)
+        assert model.statistics().kv_blocks.used == 0
+
+
+async def test_who_leaves_at_any_moment_disturbs_nobody(dealt: str, deep: Path) -> None:
+    expected = (await asyncio.to_thread(of_one_device, deep))[0]
+    async with asyncio.timeout(120), Model.open(deep, **TWO, residency=False) as model:
+        for turns in range(0, 400, 3 if EVERYTHING else 29):
+            leaving = [asyncio.create_task(model.generate(prompt, **ARGUMENTS)) for prompt in PROMPTS[1:]]
+            staying = asyncio.create_task(model.generate(PROMPT, **ARGUMENTS)) if turns % 2 else None
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            for task in leaving:
+                task.cancel()
+            await asyncio.wait(leaving)
+            if staying is not None:
+                assert await staying == expected
+        assert await model.generate(PROMPT, **ARGUMENTS) == expected
+        assert model.statistics().requests.running == model.statistics().kv_blocks.used == 0

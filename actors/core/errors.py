@@ -26,20 +26,30 @@ class PolicyFailed(LineError):
 class ActorFailed(PenstockError):
     """An actor of a line failed; the line has stopped. `__cause__` is the first cause (rule 7).
 
-    Attributes name the place: `actor`, and, when a group was in hand, its `layer` and `group`.
+    Attributes name the place: `actor`, and, when a group was in hand, its `layer` and `group`; `computer` is the device
+    or the node of its line, where there are several.
     """
 
-    def __init__(self, actor: str, layer: int | None, group: str | None, cause: BaseException) -> None:
+    def __init__(
+        self, actor: str, layer: int | None, group: str | None, cause: BaseException, computer: str | None = None
+    ) -> None:
         self.actor = actor
         self.layer = layer
         self.group = group
+        self.computer = computer
+        on = "" if computer is None else f" on {computer}"
         where = "" if group is None else f" at layer {layer} group {group!r}"
-        super().__init__(f"{actor} failed{where}: {said(cause)}")
+        super().__init__(f"{actor}{on} failed{where}: {said(cause)}")
         self.__cause__ = cause
+
+    def on(self, computer: str) -> "ActorFailed":
+        """The same error, which names the device or the node of the line."""
+        cause = self.__cause__ or self
+        return ActorFailed(self.actor, self.layer, self.group, cause, computer).with_traceback(self.__traceback__)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """How `copy` and `pickle` make another one: from what it was made of, not from its message."""
-        return type(self), (self.actor, self.layer, self.group, self.__cause__), self.__dict__
+        return type(self), (self.actor, self.layer, self.group, self.__cause__, self.computer), self.__dict__
 
 
 def said(error: BaseException) -> str:

@@ -6,12 +6,14 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from actors.core.crew import Over
+from actors.core.errors import ActorFailed
 from actors.core.line import Line, running
 from actors.core.trace import Trace
 from pipeline.config import Config
 from pipeline.devices.port import Device
 from pipeline.engine.runtime import engine_counters
 from pipeline.engine.shared_source import SharedSource
+from pipeline.formats.parts import EMBED_KEY
 from pipeline.generation.admission import Admission
 from pipeline.generation.batching import Batcher
 from pipeline.generation.blueprint import Blueprint
@@ -111,10 +113,31 @@ class ModelRuntime(OneSection):
             load = embedding_of(self.sections[0]).load(seen=seen)
             loading = asyncio.create_task(load, name="penstock embedding")
             try:
-                yield over
+                yield over if len(self.sections) == 1 else self._located(over)
             finally:
                 loading.cancel()
                 await asyncio.wait([loading])
+
+    def _located(self, over: Over) -> Over:
+        """What tells the same end, but names the device of a failure."""
+        located: Over = asyncio.get_running_loop().create_future()
+
+        def tell(ended: Over) -> None:
+            if not ended.cancelled() and not located.done():
+                located.set_result(self._with_device(ended.result()))
+
+        over.add_done_callback(tell)
+        return located
+
+    def _with_device(self, failure: BaseException | None) -> BaseException | None:
+        """The failure with the device of its actor; that of the embedding is the first section's."""
+        if not isinstance(failure, ActorFailed):
+            return failure
+        of_actors = {actor.name: one for one in self.sections for line in one.lines for actor in line.actors}
+        section = of_actors.get(failure.actor)
+        if (failure.layer, failure.group) == EMBED_KEY:
+            section = self.sections[0]
+        return failure if section is None else failure.on(str(section.device.torch_device))
 
     def statistics(self) -> ModelStatistics:
         """Read all counters now, those of the program too."""

@@ -83,7 +83,7 @@ def explained(error: BaseException) -> BaseException:
     if (reached := reached_limit(error)) is None:
         return error
     if isinstance(error, ActorFailed):
-        return ActorFailed(error.actor, error.layer, error.group, reached)
+        return ActorFailed(error.actor, error.layer, error.group, reached, error.computer)
     return reached
 
 

@@ -37,11 +37,12 @@ class DenseMatrix:
 class StoredDense:
     """See `StoredMatrix`."""
 
-    __slots__ = ("columns", "dtype", "row_step", "rows", "short", "tensors")
+    __slots__ = ("columns", "dtype", "form", "row_step", "rows", "short", "tensors")
 
     def __init__(self, tensors: tuple[TensorRange, ...], transposed: bool = False) -> None:
         (tensor,) = self.tensors = tensors
         self.rows, self.columns = reversed(tensor.shape) if transposed else tensor.shape
+        self.form = transposed
         self.short, self.dtype, self.row_step = tensor.short, stored_dtype(tensor.dtype), None if transposed else 1
 
     def slice(self, first: int, last: int) -> "StoredDense":

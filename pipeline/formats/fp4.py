@@ -87,6 +87,7 @@ class StoredFloat4:
 
     def __init__(self, stored_in: Float4, tensors: tuple[TensorRange, ...]) -> None:
         self.tensors, self._format = tensors, stored_in
+        self.form = stored_in
         self.short, self.rows = tensors[0].short, tensors[0].shape[0]
         self.columns = tensors[1].shape[1] * stored_in.group
 

@@ -70,7 +70,7 @@ class StoredFloat8:
 
     def __init__(self, stored_in: Float8, tensors: tuple[TensorRange, ...]) -> None:
         values, scales = self.tensors = tensors
-        self.format = stored_in
+        self.format = self.form = stored_in
         self.short, (self.rows, self.columns) = values.short, values.shape
         self.dtype = stored_dtype(scales.dtype) if scales.dtype in WEIGHT_DTYPES else torch.bfloat16
         self.row_step = stored_in.block_rows or 1

@@ -92,6 +92,7 @@ class StoredIntegers:
     ) -> None:
         self._layout, (self.rows, self.columns), self._parts, self._order = layout, shape, parts, order
         self.tensors, self.short, self.dtype = parts + order, parts[0].short, stored_dtype(parts[1].dtype)
+        self.form = layout, len(order)
         self._steps, self.row_step = part_steps, None if part_steps is None else max(part_steps)
 
     def slice(self, first: int, last: int) -> "StoredIntegers":

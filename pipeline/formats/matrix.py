@@ -5,7 +5,7 @@ before any byte moves, and a `Matrix` over what was read.
 Letters in names: T tokens of this pass, D columns, F rows of a matrix.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -43,6 +43,10 @@ class StoredMatrix(Protocol):
     columns: int
     tensors: tuple[TensorRange, ...]
     dtype: torch.dtype
+
+    @property
+    def form(self) -> Hashable:
+        """Equal for matrices whose tensors, if they are of the same dtypes and shapes, are decoded alike."""
 
     @property
     def row_step(self) -> int | None:

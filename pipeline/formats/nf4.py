@@ -112,6 +112,7 @@ class StoredNf4:
 
     def __init__(self, state: _State, shape: tuple[int, ...], tensors: tuple[TensorRange, ...]) -> None:
         self.tensors, self._state, self._shape = tensors, state, shape
+        self.form = state
         self.short, self.dtype, (self.rows, self.columns) = tensors[0].short, state.dtype, shape
         unit = state.block * (SCALES_PER_OUTER_BLOCK if len(tensors) > 2 else 1)
         self.row_step = unit // math.gcd(unit, self.columns)

@@ -4,7 +4,7 @@ Letters in names: T rows of a pass, D hidden, K experts that a row uses, R rows 
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -57,7 +57,9 @@ class ExpertWork:
         self._layers = sorted({layer for layer, _ in expert_catalog.order})
         ids = self._memory[IDS]
         self._kernels = experts.grouped_kernels(device.torch_device, dtype) if sizes else None
-        self._places: dict[GroupKey, Any] = {}
+        self._numbers: dict[Hashable, int] = {}
+        self._laid_out: dict[GroupKey, int] = {}
+        self._places: dict[int, Any] = {}
         self._compiled: set[tuple[object, object]] = set()
         self.ids_on_host = ids if isinstance(ids, HostMemory) else device.host_memory(sizes[IDS])
 
@@ -165,10 +167,11 @@ class ExpertWork:
             places = None
             if self._row_blocks.fixed or last - first <= kernels.MANY_ROWS:
                 slot = message.at.buffer.tensor.data_ptr()
-                if message.key not in self._places:
+                alike = self._alike(message.key)
+                if alike not in self._places:
                     weights = self._expert_catalog.weights(message)
-                    self._places[message.key] = kernels.places(kind.expert, weights, slot)
-                places = self._places[message.key]
+                    self._places[alike] = kernels.places(kind.expert, weights, slot)
+                places = self._places[alike]
             if places is None:
                 alone.append((message, first, last))
             else:
@@ -185,8 +188,14 @@ class ExpertWork:
         """Whether these are few launches, of kernels that have been compiled."""
         if self._kernels is None or max(last - first for _, first, last in runs) > self._kernels.MANY_ROWS:
             return False
-        each = [self._places.get(message.key) for message, _, _ in runs]
+        each = [self._places.get(self._alike(message.key)) for message, _, _ in runs]
         return all(one is not None and (one.wide, one.down) in self._compiled for one in each)
+
+    def _alike(self, key: GroupKey) -> int:
+        """A number for all experts that lie alike in their slots: where the kernels find one they find the others."""
+        if key not in self._laid_out:
+            self._laid_out[key] = self._numbers.setdefault(self._expert_catalog.laid_out(key), len(self._numbers))
+        return self._laid_out[key]
 
     def add_up(self, message: Message[Slot], kind: Experts, rows: int, part: MicroBatch) -> None:
         """Add what experts gave to the hidden states of a micro-batch; rows behind the last token stay as they are."""

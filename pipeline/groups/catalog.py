@@ -1,6 +1,6 @@
 """What is known about every weight group before any byte moves: the `Catalog` port over a checkpoint's layouts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -127,6 +127,12 @@ class WeightCatalog:
         dtypes = {tensor.dtype for tensor in tensors}
         said = dtypes if len(dtypes) == 1 else [(tensor.short, tensor.dtype, tensor.shape) for tensor in tensors]
         return (*said,)
+
+    def laid_out(self, key: GroupKey) -> Hashable:
+        """Equal for groups that lie alike in a slot of the last place, byte for byte, and are decoded alike."""
+        group = self._groups[key]
+        tensors = tuple((tensor.short, tensor.dtype, tensor.shape) for tensor in group.tensors)
+        return (*self._device[key].offsets.items(),), tensors, tuple(one.form for one in group.matrices)
 
     def parameters(self) -> dict[GroupKey, int]:
         """How many numbers the matrices of each group have, however stored: what a token costs follows from it."""

@@ -10,9 +10,12 @@ from support.quantised_models import FORMATS, Parts
 
 from actors.core.message import GroupKey
 from pipeline.checkpoints.checkpoint import open_checkpoint
+from pipeline.devices.port import TWO_PLACES
 from pipeline.errors import CheckpointError
+from pipeline.formats.fp8 import StoredFloat8
 from pipeline.formats.matrix import Weights
 from pipeline.formats.tensors import TensorSpec, stored_dtype
+from pipeline.groups.catalog import WeightCatalog
 from pipeline.groups.groups import WeightGroup, find_groups
 from pipeline.models.feed_forwards import Experts, FeedForward, Routing
 from pipeline.models.json_object import JsonObject
@@ -62,6 +65,10 @@ def test_an_expert_is_stored_as_a_dense_feed_forward_is(name: str, tmp_path: Pat
         tensors |= {f"{one}.{ending}": part.clone() for ending, part in parts.items() for one in modules}
     specs = [TensorSpec(short, f"{DENSE}.{short}_proj.weight", shape) for short, shape in SHAPES.items()]
     groups = found(tmp_path, tensors, quantised.config, {(1, "ffn"): specs})
+    catalog = WeightCatalog(groups, TWO_PLACES, alignment_bytes=256)
+    first, second, _ = groups
+    assert catalog.laid_out(first.key) == catalog.laid_out(second.key)
+    assert hash(catalog.laid_out(first.key)) == hash(catalog.laid_out(second.key))
     *experts, dense = (decoded(group) for group in groups)
     for expert in experts:
         assert [*expert] == ["gate", "up", "down"] == [*meant]
@@ -104,3 +111,25 @@ def test_experts_that_were_left_as_they_are_are_read_so(name: str, tmp_path: Pat
     modules = [(f"{ROUTED}.experts.{index}.{short}_proj.weight", short) for index in range(EXPERTS) for short in SHAPES]
     for group in found(tmp_path, {one: weights[short].clone() for one, short in modules}, FORMATS[name].config):
         assert all(value.equal(weights[short]) for short, value in decoded(group).items())
+
+
+def test_experts_that_are_decoded_otherwise_are_not_laid_out_alike(tmp_path: Path) -> None:
+    """Though their tensors are of the same dtypes and shapes, at the same places of the slot."""
+    quantised, tensors = FORMATS["ct fp8 rows"], Parts()
+    for short, weight in matrices().items():
+        parts, _ = quantised.store(weight)
+        tensors |= {
+            f"{ROUTED}.experts.{index}.{short}_proj.{ending}": part.clone()
+            for ending, part in parts.items()
+            for index in range(EXPERTS)
+        }
+    first, second = found(tmp_path, tensors, quantised.config)
+    one, *others = second.matrices
+    assert isinstance(one, StoredFloat8)
+    otherwise = StoredFloat8(replace(one.format, rounds_to_scales=not one.format.rounds_to_scales), one.tensors)
+    catalogs = [
+        WeightCatalog((first, replace(second, matrices=matrices_of)), TWO_PLACES, alignment_bytes=256)
+        for matrices_of in ((one, *others), (otherwise, *others))
+    ]
+    alike = [catalog.laid_out(first.key) == catalog.laid_out(second.key) for catalog in catalogs]
+    assert alike == [True, False]

@@ -140,6 +140,11 @@ def named(name: object) -> Stage:
     [
         ({"gpu_groups": 0}, "gpu_groups: need a whole number from 1 to 65536, have 0"),
         ({"gpu_groups": 2.5}, "have 2.5"),
+        (
+            {"gpu_experts": 4},
+            r"gpu_experts=4: need a model with experts, have .*llama.*; leave gpu_experts out",
+        ),
+        ({"host_experts": 4}, "host_experts=4: need a model with experts"),
         ({"share_prefixes": "no"}, "share_prefixes: need True or False, have 'no'"),
         ({"temperature": 0.5}, "^temperature: is an argument of generate and stream; give it there"),
         ({"max_tokens": 5}, "^max_tokens: is an argument of generate"),

@@ -70,6 +70,10 @@ class Drawing:
     def of(cls, model: ModelConfig, checkpoint: Checkpoint, settings: Config) -> "Drawing":
         """Find the groups of a checkpoint. Raises ConfigError or CheckpointError."""
         specs = group_specs(model) | expert_specs(model)
+        for name in ("gpu_experts", "host_experts"):
+            if (said := getattr(settings, name)) is not None and not model.expert_kinds:
+                have = f"{checkpoint.folder} ({model.family}), which has none"
+                raise ConfigError(f"{name}={said}: need a model with experts, have {have}; leave {name} out")
         groups = plan_groups(specs, checkpoint, model.quantization.format_of, model.drafting_layers)
         return cls(model, checkpoint, settings, groups)
 

@@ -25,5 +25,5 @@ class ExpertPlanner(Source):
     async def plan(self) -> AsyncIterator[Message[Slot | None]]:
         """Give what is wanted, without end."""
         for seq in itertools.count():
-            layer, part, slot = await self._store.next()
+            layer, part, slot = await self._store.next(seq)
             yield Message(layer, part, seq, slot, READY)

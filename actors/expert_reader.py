@@ -8,12 +8,28 @@ Fails:  when an expert cannot be read.
 
 from typing import Any
 
+from actors.core.budget import Budget, Slot
+from actors.core.event import Event
+from actors.core.expert_store import ExpertStore
 from actors.core.message import Message
+from actors.core.ports import IdleSource
 from actors.disk_reader import DiskReader
 
 
 class ExpertReader(DiskReader):
-    """An expert that is kept in host memory passes it by."""
+    """An expert that is kept in host memory passes it by. A guess is read while nothing else is."""
+
+    def __init__(self, source: IdleSource, host: Budget, store: ExpertStore) -> None:
+        super().__init__(source, host)
+        self._idle_source = source
+        self._store = store
+
+    async def move(self, message: Message[Any], slot: Slot) -> Event:
+        """Start reading the expert, or let it wait for its turn."""
+        if (guess := self._store.guess_of(message)) is None:
+            return await super().move(message, slot)
+        await self.vacated(message, slot)
+        return self.start(message, self._idle_source.read_while_idle(message.key, slot.buffer, guess))
 
     def _onward(self, message: Message[Any]) -> Message[Any] | None:
         return None if message.at is None else message

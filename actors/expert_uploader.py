@@ -9,7 +9,9 @@ Fails:  when the device refuses the copy.
 from typing import Any
 
 from actors.core.budget import Budget, Slot
-from actors.core.message import Message
+from actors.core.event import Event
+from actors.core.expert_store import ExpertStore
+from actors.core.message import READY, Message
 from actors.core.ports import Transfers
 from actors.gpu_uploader import GpuUploader
 
@@ -22,8 +24,17 @@ class ExpertUploader(GpuUploader):
 
     keeps_source = True
 
-    def __init__(self, device: Transfers, memory: Budget | None) -> None:
+    def __init__(self, device: Transfers, memory: Budget | None, store: ExpertStore) -> None:
         super().__init__(device, memory, shares_lane=memory is not None)
+        self._store = store
+
+    async def move(self, message: Message[Slot], slot: Slot) -> Event:
+        """Issue the copy, but for a wrong guess that was not read whole."""
+        guess = self._store.guess_of(message)
+        if guess is None or guess.goes_on() or guess.kept:
+            return await super().move(message, slot)
+        await self.vacated(message, slot)
+        return READY
 
     async def _lane_clears(self, message: Message[Any], slot: Slot) -> None:
         await self.vacated(message, slot)

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,15 @@ from support import tiny_models
 from support.cases import EVERYTHING
 from support.expert_slots import all_slots_are_back
 
+from actors.core.event import Event
 from actors.core.expert_store import ExpertStore
+from actors.core.message import GroupKey
 from pipeline import Model
+from pipeline.devices.cpu import CpuDevice
+from pipeline.devices.memory import HostMemory
 from pipeline.generation.expert_work import ExpertWork
 from pipeline.generation.micro_batches import MicroBatch
+from pipeline.reading.source import CheckpointSource
 from pipeline.tools.commands.run_lines import opening_lines
 
 with warnings.catch_warnings():
@@ -126,6 +132,37 @@ async def test_the_next_router_is_asked_beforehand(checkpoint: Path) -> None:
             useful.append(hints.useful)
             assert hints.asked == 0 or hints.useful > hints.wasted / 2
     assert useful[0] == 0 < useful[1]
+
+
+@pytest.mark.anyio
+async def test_reads_begin_before_what_is_there_is_launched(
+    checkpoint: Path, said: list[Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU launching takes a few tenths of a millisecond, in which the disk would stand still."""
+    steps: list[str] = []
+    want, read_into, launch = ExpertStore.want, CheckpointSource.read_into, CpuDevice.launch
+
+    def wanted(self: ExpertStore, layer: int, experts: Sequence[int], *, streamed: bool = False) -> int:
+        reads = want(self, layer, experts, streamed=streamed)
+        steps.append("some are there" if 0 < reads < len(experts) else "others")
+        return reads
+
+    async def reading(self: CheckpointSource, key: GroupKey, buffer: HostMemory) -> None:
+        steps.append("read")
+        await read_into(self, key, buffer)
+
+    def launched(self: CpuDevice, *arguments: Any, **options: Any) -> Event:
+        steps.append("launched")
+        return launch(self, *arguments, **options)
+
+    monkeypatch.setattr(ExpertStore, "want", wanted)
+    monkeypatch.setattr(CheckpointSource, "read_into", reading)
+    monkeypatch.setattr(CpuDevice, "launch", launched)
+    async with Model.open(checkpoint, device="cpu", context_tokens=64, gpu_experts=12) as model:
+        assert await answers(model) == said
+    some_are_there = [index for index, step in enumerate(steps) if step == "some are there"]
+    assert some_are_there
+    assert all("launched" not in steps[index : steps.index("read", index)] for index in some_are_there)
 
 
 def groups_needed(model: Model) -> int:

@@ -12,9 +12,35 @@ from actors.core.expert_cache import Expert
 from actors.core.message import Message
 
 JUDGED = 64
-"""The gate looks at so many hints at a time."""
+"""A gate looks at so many hints at a time."""
 RESTS = 1024
 """Once it is closed, so many hints are dropped before it opens again."""
+
+
+class HintGate:
+    """Lets hints through as long as more of them pay than are in the way of what is wanted."""
+
+    def __init__(self) -> None:
+        self._rests = self._paid = self._in_the_way = self._settled = 0
+
+    def shuts_out(self, hints: int) -> bool:
+        """Whether so many hints are dropped."""
+        if self._rests <= 0:
+            return False
+        self._rests -= hints
+        return True
+
+    def judge(self, paid: int, in_the_way: int, settled: int) -> bool:
+        """Count what became of so many hints; whether the gate closes."""
+        self._paid, self._in_the_way = self._paid + paid, self._in_the_way + in_the_way
+        self._settled += settled
+        if self._settled < JUDGED:
+            return False
+        closes = self._in_the_way > self._paid
+        if closes:
+            self._rests = RESTS
+        self._paid = self._in_the_way = self._settled = 0
+        return closes
 
 
 @dataclass(slots=True)
@@ -47,9 +73,13 @@ class Hints:
     def __init__(self, room: int) -> None:
         self.counts = HintCounts()
         self._room = room
-        self._rests = 0
-        self._early = self._in_the_way = self._settled = 0
+        self._gate = HintGate()
         self.forget()
+
+    @property
+    def slots(self) -> int:
+        """How many slots hold a hinted expert, or will when it has come."""
+        return len(self._ahead) + len(self._wrong)
 
     def forget(self) -> None:
         """Drop all; the lines have stopped."""
@@ -59,16 +89,14 @@ class Hints:
 
     def ask(self, experts: Sequence[Expert]) -> None:
         """Take hints of experts that are not there, what is likeliest first."""
-        if self._rests > 0:
-            self._rests -= len(experts)
-        elif self._room:
+        if self._room and not self._gate.shuts_out(len(experts)):
             new = [one for one in experts if one not in self._ahead and one not in self._wrong]
             self.counts.asked += len(new)
             self._asked.update(dict.fromkeys(new))
 
     def send(self) -> Expert | None:
         """The next one that is to come; None where there is none, or no room for it."""
-        if not self._asked or len(self._ahead) + len(self._wrong) >= self._room:
+        if not self._asked or self.slots >= self._room:
             return None
         expert = next(iter(self._asked))
         del self._asked[expert]
@@ -103,12 +131,6 @@ class Hints:
         counts = self.counts
         counts.useful, counts.early = counts.useful + useful, counts.early + early
         counts.wasted, counts.in_the_way = counts.wasted + wasted, counts.in_the_way + in_the_way
-        self._early, self._in_the_way = self._early + early, self._in_the_way + in_the_way
-        self._settled += useful + wasted
-        if self._settled < JUDGED:
-            return
-        if self._in_the_way > self._early:
+        if self._gate.judge(early, in_the_way, useful + wasted):
             self._asked.clear()
-            self._rests = RESTS
             counts.closed += 1
-        self._early = self._in_the_way = self._settled = 0

@@ -17,25 +17,15 @@ from actors.core.expert_cache import (
     WINDOW,
     EvictionPolicy,
     Expert,
-    ExpertCache,
     Found,
     LeastRecentlyUsed,
-    kept_slots,
     request,
 )
+from actors.core.expert_guesses import Guess, Guesses
 from actors.core.expert_hints import HintCounts, Hints
+from actors.core.expert_place import ExpertPlace, Uses
 from actors.core.message import READY, GroupKey, Message
 from actors.core.stretch import has_arrived
-
-
-@dataclass(slots=True)
-class Uses:
-    """How often an expert of a layer was in a place that was asked for it, and how often not; streamed ones apart."""
-
-    hits: int = 0
-    misses: int = 0
-    streamed_hits: int = 0
-    streamed_misses: int = 0
 
 
 @dataclass(slots=True)
@@ -54,45 +44,6 @@ class ExpertStatistics:
     places: Mapping[str, Mapping[int, Uses]]
     unions: Mapping[int, Unions]
     hints: HintCounts
-
-
-class _Place:
-    """One place's slots that keep experts, and the cache that says which."""
-
-    def __init__(self, budget: Budget, experts: int, policy: Callable[[], EvictionPolicy] | None, window: int) -> None:
-        if len(budget.slots) != 1:
-            raise LineError(f"the {budget.name} budget needs one kind of slot for all experts, has {len(budget.slots)}")
-        slots = sum(budget.slots.values())
-        self.name = budget.name
-        self.cache = ExpertCache(kept_slots(slots, experts, window), None if policy is None else policy())
-        self.for_moving = experts if slots >= experts else slots - self.cache.capacity
-        self.kept: dict[Expert, Message[Slot]] = {}
-        self.uses: dict[int, Uses] = {}
-
-    def settle(self, expert: Expert, message: Message[Slot]) -> None:
-        """Keep a slot that has been used, or give it back behind the last operation on it."""
-        if expert in self.cache:
-            self.kept[expert] = message
-        else:
-            message.at.release(after=message.at.filled)
-
-    def take_note(self, layer: int, found: Found, *, streamed: bool) -> None:
-        """Count what was found, and give back the slots of what is kept no more; one in use is given back later."""
-        uses = self.uses.setdefault(layer, Uses())
-        if streamed:
-            uses.streamed_hits += len(found.hits)
-            uses.streamed_misses += len(found.misses)
-        else:
-            uses.hits += len(found.hits)
-            uses.misses += len(found.misses)
-        for victim in found.victims:
-            if (message := self.kept.pop(victim, None)) is not None:
-                message.at.release(after=message.at.filled)
-
-    def forget(self) -> None:
-        """Keep nothing; the budget has taken the slots back."""
-        self.cache.forget()
-        self.kept.clear()
 
 
 class ExpertStore:
@@ -120,11 +71,13 @@ class ExpertStore:
         *,
         window: int = WINDOW,
     ) -> None:
-        self._places = [_Place(budget, experts, policy, window) for budget in budgets]
+        self._places = [ExpertPlace(budget, experts, policy, window) for budget in budgets]
         self._part = part
         self._indices: dict[str, int] = {}
         self._unions: dict[int, Unions] = {}
-        self._hints = Hints(min(place.for_moving for place in self._places) - 1)
+        self._room_ahead = min(place.for_moving for place in self._places) - 1
+        self._hints = Hints(self._room_ahead)
+        self._guesses = Guesses(self._hints.counts)
         self._unsent: deque[tuple[Expert, Slot | None]] = deque()
         self._more = asyncio.Event()
         self._some = asyncio.Event()
@@ -136,8 +89,8 @@ class ExpertStore:
         self._ready: list[Message[Slot]] = []
         self._given: set[GroupKey] = set()
 
-    def want(self, layer: int, experts: Sequence[int], *, streamed: bool = False) -> None:
-        """Let these experts of a layer come, each once; what is there is given at once.
+    def want(self, layer: int, experts: Sequence[int], *, streamed: bool = False) -> int:
+        """Let these experts of a layer come, each once; what is there is given at once. Returns how many are read now.
 
         With `streamed` they come for most of what a prompt needs, and evict nothing. Raises LineError while anything
         that was wanted before is not used.
@@ -154,8 +107,10 @@ class ExpertStore:
             self.told(layer, len(experts), found)
         self._ready = [_arrived(self._places[-1].kept.pop((layer, index))) for index in found[-1].hits]
         misses = [(layer, index) for index in found[-1].misses]
-        ahead, vain = self._hints.settle(layer, misses)
-        for expert, message in vain.items():
+        guessed, guessed_in_vain = self._guesses.settle(misses)
+        hinted, hinted_in_vain = self._hints.settle(layer, [one for one in misses if one not in guessed])
+        ahead = {**guessed, **hinted}
+        for expert, message in (*guessed_in_vain.items(), *hinted_in_vain.items()):
             self._settle(expert, message)
         for expert, come in ahead.items():
             if come is not None:
@@ -167,13 +122,22 @@ class ExpertStore:
         self._unsent += sorted(held, key=lambda one: one[1] is None)
         self._some.set()
         self._more.set()
+        return sum(slot is None for _, slot in held)
 
-    async def next(self) -> tuple[int, str, Slot | None]:
-        """Wait for an expert that must come; returns its layer and group, and the host slot that keeps it, if any."""
+    async def next(self, seq: int) -> tuple[int, str, Slot | None]:
+        """Wait for an expert that must come; returns its layer and group, and the host slot that keeps it, if any.
+
+        It travels as the message of this number.
+        """
         while not self._unsent:
-            if (hinted := self._hints.send()) is not None:
-                self._unsent.append((hinted, self._from_host(hinted)))
-                break
+            if self._hints.slots + self._guesses.slots < self._room_ahead:
+                if (hinted := self._hints.send()) is not None:
+                    self._unsent.append((hinted, self._from_host(hinted)))
+                    break
+                if (guessed := self._guesses.next()) is not None:
+                    self._unsent.append((guessed, slot := self._from_host(guessed)))
+                    self._guesses.send(seq, kept=slot is not None)
+                    break
             self._more.clear()
             await self._more.wait()
         (layer, index), slot = self._unsent.popleft()
@@ -183,8 +147,13 @@ class ExpertStore:
 
     def arrive(self, message: Message[Slot]) -> None:
         """Take an expert that is on its way to the place where it is computed."""
-        expert = self._expert(message)
-        if expert in self._wanted:
+        expert, guess = self._expert(message), self._guesses.arrive(message.seq, message)
+        if guess is not None and guess.wanted is None:
+            self._more.set()
+        elif guess is not None and not guess.goes_on() and not guess.kept:
+            self._drop(message)
+            self._more.set()
+        elif expert in self._wanted:
             self._wanted.remove(expert)
             self._settle_source(expert, message)
             self._ready.append(message)
@@ -225,11 +194,22 @@ class ExpertStore:
         self._hints.ask([(layer, index) for index in experts if (layer, index) not in here])
         self._more.set()
 
+    def guess(self, layer: int, experts: Sequence[int]) -> None:
+        """Say which experts the next layer that has some wants perhaps, the likeliest first: see `Guesses`."""
+        here = self._places[-1].cache
+        self._guesses.ask([(layer, index) for index in experts if (layer, index) not in here])
+        self._more.set()
+
+    def guess_of(self, message: Message[Slot | None]) -> Guess | None:
+        """The guess that a message on its way stands for; None for an expert that is wanted, or hinted at."""
+        return self._guesses.of(message.seq)
+
     def fail(self) -> None:
         """Forget what was under way and what was kept; the lines have stopped, and the budgets have all slots back."""
         for place in self._places:
             place.forget()
         self._hints.forget()
+        self._guesses.forget()
         self._restart()
 
     def kept(self) -> dict[str, int]:
@@ -255,6 +235,14 @@ class ExpertStore:
     def _settle(self, expert: Expert, message: Message[Slot]) -> None:
         self._settle_source(expert, message)
         self._places[-1].settle(expert, message)
+
+    @staticmethod
+    def _drop(message: Message[Slot]) -> None:
+        """Give back the slots of an expert that was not read whole."""
+        if (source := message.at.source) is not None:
+            message.at.source = None
+            source.release(after=source.filled)
+        message.at.release(after=message.at.filled)
 
     def _settle_source(self, expert: Expert, message: Message[Slot]) -> None:
         """Keep the host slot that an expert came from, or give it back; its upload has been issued."""

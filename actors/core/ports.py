@@ -1,6 +1,6 @@
 """Actors may ask this of the world. Protocols only: no torch, files, threads or clocks here (rule 5)."""
 
-from collections.abc import Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
@@ -45,6 +45,30 @@ class WeightSource(Protocol):
 
     def read_into(self, key: GroupKey, buffer: Buffer) -> Coroutine[Any, Any, None]:
         """Read one group into a host slot. Ends, also when cancelled, only once nothing writes into `buffer`."""
+
+
+class Perhaps(Protocol):
+    """Something that is perhaps wanted.
+
+    Attributes:
+        begun: is set when a byte of it is read.
+        wanted: None until that is known.
+        decided: is called when it is known.
+    """
+
+    begun: bool
+    wanted: bool | None
+    decided: Callable[[], None]
+
+    def goes_on(self) -> bool:
+        """Whether it may still be wanted. Any thread may ask."""
+
+
+class IdleSource(WeightSource, Protocol):
+    """Where weights come from, also while nobody needs any."""
+
+    def read_while_idle(self, key: GroupKey, buffer: Buffer, guess: Perhaps) -> Coroutine[Any, Any, None]:
+        """As `read_into`, but while nothing else is read until the guess is decided; a wrong one is not read on."""
 
 
 class Catalog(Protocol):

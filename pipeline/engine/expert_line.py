@@ -9,7 +9,7 @@ from actors.core.event import Clock
 from actors.core.expert_cache import EVICTION, Found
 from actors.core.expert_store import ExpertStore
 from actors.core.line import Line, numbered
-from actors.core.ports import WeightSource
+from actors.core.ports import IdleSource
 from actors.core.trace import Trace
 from actors.expert_keeper import ExpertKeeper
 from actors.expert_planner import ExpertPlanner
@@ -43,7 +43,7 @@ class ExpertLine:
     room: ExpertRoom
     store: ExpertStore
     budgets: tuple[Budget, ...]
-    source: WeightSource
+    source: IdleSource
     clock: Clock
     section: int | None = None
 
@@ -52,7 +52,7 @@ class ExpertLine:
         cls,
         room: ExpertRoom,
         slots: Mapping[str, int],
-        source: WeightSource,
+        source: IdleSource,
         clock: Clock,
         section: int | None = None,
     ) -> Self:
@@ -77,8 +77,8 @@ class ExpertLine:
         queue, planner = sum(host.slots.values()), ExpertPlanner(self.store)
         return (
             Line(planner, catalog=self.room.catalog, clock=self.clock, trace=trace, number=self.section)
-            .then(ExpertReader(self.source, host), queue=queue)
+            .then(ExpertReader(self.source, host, self.store), queue=queue)
             .then(ExpertStager(), queue=queue)
-            .then(ExpertUploader(self.room.device, behind[-1] if behind else None), queue=queue)
+            .then(ExpertUploader(self.room.device, behind[-1] if behind else None, self.store), queue=queue)
             .then(ExpertKeeper(self.store), queue=queue)
         )

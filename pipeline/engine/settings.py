@@ -53,7 +53,7 @@ class EngineSettings:
         expert_cache: which expert gives up its slot: "lru" the one that was used longest ago, "lfu" least often, "none"
             each at once; or a class of yours that is an `EvictionPolicy`.
         lookahead: whether the router of the next layer is asked beforehand, where its group stays, and what it would
-            choose is read ahead. It is often right; while the disk is the bound, reading ahead stops by itself.
+            choose is read while the disk stands still. It is often right; where it is not, that stops by itself.
         residency: whether memory that the plan leaves holds weight groups for good, so that fewer of them move. Where
             no limit is set, a tenth of what there is stays free.
         reader_lanes: reads in flight at a time. None here, and in the next three, is what a measurement at open finds

@@ -1,10 +1,10 @@
 """The second half of a layer with experts: the router's choice, the experts as they come, and their sum."""
 
+import asyncio
 import functools
+from collections import Counter
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from typing import Any, Protocol
-
-import torch
 
 from actors.core.budget import Slot
 from actors.core.event import Event
@@ -15,12 +15,15 @@ from actors.core.ports import Copy
 from pipeline.devices.port import Device
 from pipeline.formats.parts import expert_index
 from pipeline.generation.batching import Piece
-from pipeline.generation.expert_work import ID_DTYPE, ExpertWork, Guesses
+from pipeline.generation.expert_work import ID_DTYPE, ExpertWork, NextRouter
 from pipeline.generation.generation_pass import GenerationPass, token_ids
 from pipeline.generation.micro_batches import MicroBatch
 from pipeline.generation.routing_recorder import RoutingRecorder
 from pipeline.models.feed_forwards import Experts
 
+TURNS_TO_READ = 4
+"""Of the event loop, until the reads of what is wanted have begun: a turn each for the planner, the reader and the
+read, and one in which threads take it over."""
 NEARLY_ALL = 0.9
 """A pass that uses this share of a layer's experts is taken to use those of the next one: the disk need not wait for
 its router."""
@@ -98,7 +101,10 @@ class ExpertHalf:
         for count in counts:
             ends.append(ends[-1] + count)
         wanted = [index for index, count in enumerate(counts) if count]
-        self._store.want(message.layer, wanted, streamed=streams(len(wanted), kind.count))
+        if self._store.want(message.layer, wanted, streamed=streams(len(wanted), kind.count)):
+            # Launching what is there takes longer than a turn, and the disk would stand still.
+            for _ in range(TURNS_TO_READ):
+                await asyncio.sleep(0)
         if wanted:
             self._hint(kind, message, wanted, rows, guesses)
         left = len(wanted)
@@ -113,7 +119,7 @@ class ExpertHalf:
                 event = launch(message, pass_, last, work, [one.event for one in arrived], short=short)
             self._store.used(arrived, event)
 
-    def _guesses(self, kind: Experts, pass_: GenerationPass, message: Message[Slot]) -> Guesses | None:
+    def _guesses(self, kind: Experts, pass_: GenerationPass, message: Message[Slot]) -> NextRouter | None:
         """Whom to ask beforehand: the next router, where that is wished and its group stays.
 
         While a new run of the line brings its bytes again, the guess is a bad one.
@@ -129,16 +135,18 @@ class ExpertHalf:
         message: Message[Slot],
         wanted: Sequence[int],
         rows: int,
-        guesses: Guesses | None,
+        guesses: NextRouter | None,
     ) -> None:
-        """Let experts of the next layer come ahead: what rows would choose first, or any, where all are needed."""
-        if guesses is not None:
-            group, first = guesses
-            by_rank = torch.arange(kind.chosen, 0, -1).repeat(rows)
-            weights = self._work.ids(kind, rows, first).flatten().bincount(by_rank)
-            self._store.hint(group.layer, weights.argsort(descending=True)[: weights.count_nonzero()].tolist())
-        elif len(wanted) >= NEARLY_ALL * kind.count and (following := self._work.next_kind(message.layer)) is not None:
+        """Let experts of the next layer come ahead: any where nearly all are needed, or what its router would take."""
+        if len(wanted) >= NEARLY_ALL * kind.count and (following := self._work.next_kind(message.layer)) is not None:
             self._store.hint(following[0], range(following[1].count))
+        elif guesses is not None:
+            group, first = guesses
+            weights = Counter[int]()
+            for row in self._work.ids(kind, rows, first).tolist():
+                for rank, index in enumerate(row):
+                    weights[index] += kind.chosen - rank
+            self._store.guess(group.layer, [index for index, _ in weights.most_common()])
 
     async def _counts(
         self,
@@ -146,7 +154,7 @@ class ExpertHalf:
         pass_: GenerationPass,
         message: Message[Slot],
         chosen: Event,
-        guesses: Guesses | None,
+        guesses: NextRouter | None,
     ) -> list[int]:
         """How many rows have chosen each expert; none where choosing has failed, which the sum fails with, too."""
         rows, ids = len(token_ids(pass_.pieces)), self._work.ids_memory

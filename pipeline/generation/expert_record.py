@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from actors.core.expert_hints import HintCounts
-from actors.core.expert_store import Uses
+from actors.core.expert_place import Uses
 from pipeline.engine.expert_line import ExpertLine
 
 

@@ -24,7 +24,7 @@ from pipeline.models.row_blocks import RowBlocks
 INPUTS, BESIDE, BETWEEN, OUTPUTS = "rows for experts", "rows beside experts", "rows in experts", "rows of experts"
 IDS, SHARES, ORDER = "chosen experts", "shares of experts", "order of experts"
 ID_DTYPE = torch.int32
-Guesses: TypeAlias = tuple[Message[Slot], int]
+NextRouter: TypeAlias = tuple[Message[Slot], int]
 """The group of a later layer whose router is asked, and the row of the ids from which on its choice is written."""
 
 
@@ -104,7 +104,7 @@ class ExpertWork:
         begin, end = first * kind.chosen, (first + rows) * kind.chosen
         return self.ids_on_host.tensor.view(ID_DTYPE)[begin:end].view(rows, kind.chosen)
 
-    def choose(self, message: Message[Slot], kind: Experts, part: MicroBatch, guesses: Guesses | None) -> None:
+    def choose(self, message: Message[Slot], kind: Experts, part: MicroBatch, guesses: NextRouter | None) -> None:
         """Norm, router and what is beside experts, of the rows of a micro-batch.
 
         For `guesses` the router of another group chooses for the present state, too.
@@ -133,7 +133,7 @@ class ExpertWork:
         message: Message[Slot],
         kind: Experts,
         part: MicroBatch,
-        guesses: Guesses | None,
+        guesses: NextRouter | None,
         rows: int,
     ) -> None:
         """The same of the last micro-batch; then bring the places of all rows into the order of their experts."""

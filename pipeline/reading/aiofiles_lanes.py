@@ -9,7 +9,16 @@ from aiofiles.os import wrap
 
 from actors.core.operation import foretell
 from pipeline.groups.layout import Window
-from pipeline.reading.reading_lane import Disk, Landed, ReadingLane, ReadingLanes, unheeded
+from pipeline.reading.reading_lane import (
+    STEP_BYTES,
+    STEP_LANES,
+    Disk,
+    GoesOn,
+    Landed,
+    ReadingLane,
+    ReadingLanes,
+    unheeded,
+)
 from pipeline.system.threads import Threads, outlast
 
 
@@ -23,10 +32,13 @@ class AiofilesLanes(ReadingLanes["AiofilesLane"]):
         self._calls = 0
         self._changed = threading.Condition()
 
-    async def read(self, chunks: Sequence[Window], buffer: memoryview, landed: Landed = unheeded) -> None:
+    async def read(
+        self, chunks: Sequence[Window], buffer: memoryview, landed: Landed = unheeded, goes_on: GoesOn | None = None
+    ) -> None:
         """As `ReadingLanes.read`."""
         shared = deque(chunks)
-        workers = [self._read_shared(shared, buffer, landed) for _ in range(min(len(chunks), len(self._lanes)))]
+        lanes = min(len(chunks), len(self._lanes) if goes_on is None else STEP_LANES)
+        workers = [self._read_shared(shared, buffer, landed, goes_on) for _ in range(lanes)]
         self._count_calls(1)
         try:
             # With return_exceptions a gather ends only after its last worker, even when it is cancelled.
@@ -53,11 +65,13 @@ class AiofilesLanes(ReadingLanes["AiofilesLane"]):
             self._calls += more
             self._changed.notify_all()
 
-    async def _read_shared(self, chunks: deque[Window], buffer: memoryview, landed: Landed) -> None:
+    async def _read_shared(
+        self, chunks: deque[Window], buffer: memoryview, landed: Landed, goes_on: GoesOn | None
+    ) -> None:
         async with self._free:
             lane = self._idle.pop()
             try:
-                await lane.read(chunks, buffer, landed)
+                await lane.read(chunks, buffer, landed, goes_on)
             finally:
                 self._idle.append(lane)
 
@@ -70,12 +84,13 @@ class AiofilesLane(ReadingLane):
         self._thread = Threads(1, name)
         self._read_on_thread = wrap(self._read)
 
-    async def read(self, chunks: deque[Window], buffer: memoryview, landed: Landed) -> None:
+    async def read(self, chunks: deque[Window], buffer: memoryview, landed: Landed, goes_on: GoesOn | None) -> None:
         """Take chunks, which lanes share, and read them until none is left; after an error none is left for others."""
         try:
             while chunks:
                 chunk = chunks.popleft()
-                await self._read_chunk(chunk, buffer, chunks)
+                if not await self._read_chunk(chunk, buffer, chunks, goes_on):
+                    return
                 landed(chunk)
         except Exception as error:
             foretell(error)
@@ -87,12 +102,18 @@ class AiofilesLane(ReadingLane):
         """End the thread; no read may be in flight."""
         self._thread.shutdown()
 
-    async def _read_chunk(self, chunk: Window, buffer: memoryview, chunks: deque[Window]) -> None:
-        position, end = chunk.start, self._end(chunk)
+    async def _read_chunk(
+        self, chunk: Window, buffer: memoryview, chunks: deque[Window], goes_on: GoesOn | None
+    ) -> bool:
+        """Say whether the chunk is whole."""
+        position, end, most = chunk.start, self._end(chunk), None if goes_on is None else STEP_BYTES
         while position < end:
-            reading = self._read_on_thread(chunk, position, buffer, executor=self._thread)
+            if goes_on is not None and not goes_on():
+                return False
+            reading = self._read_on_thread(chunk, position, buffer, most, executor=self._thread)
             position += await self._finish(reading, chunks)
         self._disk.check_unchanged(chunk.file, end)
+        return True
 
     async def _finish(self, reading: Awaitable[int], chunks: deque[Window]) -> int:
         """Wait for a read. When cancelled, begin no further chunk, and let the thread come to its end."""

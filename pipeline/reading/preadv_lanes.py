@@ -8,7 +8,16 @@ from queue import SimpleQueue
 
 from actors.core.operation import foretell
 from pipeline.groups.layout import Window
-from pipeline.reading.reading_lane import Disk, Landed, ReadingLane, ReadingLanes, unheeded
+from pipeline.reading.reading_lane import (
+    STEP_BYTES,
+    STEP_LANES,
+    Disk,
+    GoesOn,
+    Landed,
+    ReadingLane,
+    ReadingLanes,
+    unheeded,
+)
 from pipeline.system.threads import outlast, tell
 
 
@@ -21,13 +30,15 @@ class PreadvLanes(ReadingLanes["PreadvLane"]):
         self._threads: list[threading.Thread] = []
         super().__init__([PreadvLane(disk) for _ in range(count)])
 
-    async def read(self, chunks: Sequence[Window], buffer: memoryview, landed: Landed = unheeded) -> None:
+    async def read(
+        self, chunks: Sequence[Window], buffer: memoryview, landed: Landed = unheeded, goes_on: GoesOn | None = None
+    ) -> None:
         """As `ReadingLanes.read`."""
         if not chunks:
             return
         self._start()
-        call = _Call(chunks, buffer, landed)
-        for _ in range(min(len(chunks), len(self._lanes))):
+        call = _Call(chunks, buffer, landed, goes_on)
+        for _ in range(min(len(chunks), len(self._lanes) if goes_on is None else STEP_LANES)):
             self._calls.put(call)
         try:
             await call.failed.wait()
@@ -69,12 +80,15 @@ class PreadvLanes(ReadingLanes["PreadvLane"]):
 class PreadvLane(ReadingLane):
     """The work of one thread."""
 
-    def read_chunk(self, chunk: Window, buffer: memoryview) -> None:
-        """Read a chunk whole, as far as its file goes. Raises as `ReadingLanes.read`."""
-        position, end = chunk.start, self._end(chunk)
+    def read_chunk(self, chunk: Window, buffer: memoryview, goes_on: GoesOn | None = None) -> bool:
+        """Read a chunk, as far as its file goes, and say whether it is whole. Raises as `ReadingLanes.read`."""
+        position, end, most = chunk.start, self._end(chunk), None if goes_on is None else STEP_BYTES
         while position < end:
-            position += self._read(chunk, position, buffer)
+            if goes_on is not None and not goes_on():
+                return False
+            position += self._read(chunk, position, buffer, most)
         self._disk.check_unchanged(chunk.file, end)
+        return True
 
 
 class _Call:
@@ -83,12 +97,13 @@ class _Call:
     `failed` is set before that if there is an error: another thread may hang.
     """
 
-    def __init__(self, chunks: Sequence[Window], buffer: memoryview, landed: Landed) -> None:
+    def __init__(self, chunks: Sequence[Window], buffer: memoryview, landed: Landed, goes_on: GoesOn | None) -> None:
         self.failed = asyncio.Event()
         self.ended = asyncio.Event()
         self.error: BaseException | None = None
         self._buffer = buffer
         self._landed = landed
+        self._goes_on = goes_on
         self._waiting = deque(chunks)
         self._left = len(chunks)
         self._loop = asyncio.get_running_loop()
@@ -98,8 +113,10 @@ class _Call:
         """In a lane's thread: read chunks while one waits."""
         while (chunk := self._take()) is not None:
             try:
-                lane.read_chunk(chunk, self._buffer)
-                self._landed(chunk)
+                if lane.read_chunk(chunk, self._buffer, self._goes_on):
+                    self._landed(chunk)
+                else:
+                    self.stop()
             except BaseException as error:
                 self.stop(error)
             self._leave(1)

@@ -29,6 +29,12 @@ def unheeded(chunk: Window) -> None:
     """Chunks that have landed are not reported."""
 
 
+GoesOn: TypeAlias = Callable[[], bool]
+"""Whether bytes are still wanted; once they are not they never are. Asked on any thread."""
+STEP_LANES, STEP_BYTES = 2, 1 << 19
+"""How much of what may be wanted no more is on its way at a time: a disk of 2.4 GB/s gives nine tenths of that."""
+
+
 class Disk:
     """The lanes of a source share this: files, whether they are read past the page cache, and warnings given."""
 
@@ -72,22 +78,23 @@ class ReadingLane:
     def _end(self, chunk: Window) -> int:
         return min(chunk.start + chunk.length, self._disk.files[chunk.file].size)
 
-    def _read(self, chunk: Window, position: int, buffer: memoryview) -> int:
-        """Read from `position` on, on the lane's thread, and tell how far that brings the chunk.
+    def _read(self, chunk: Window, position: int, buffer: memoryview, most: int | None = None) -> int:
+        """Read from `position` on, `most` bytes at most, on the lane's thread, and tell how far that brings the chunk.
 
         What failed is tried once more, and at once: other threads may hang in reads of the same disk.
         """
         try:
-            return self._read_once(chunk, position, buffer)
+            return self._read_once(chunk, position, buffer, most)
         except OSError as error:
             logger.warning("a read failed, trying once more: %s", error)
-            return self._read_once(chunk, position, buffer)
+            return self._read_once(chunk, position, buffer, most)
 
-    def _read_once(self, chunk: Window, position: int, buffer: memoryview) -> int:
+    def _read_once(self, chunk: Window, position: int, buffer: memoryview, most: int | None) -> int:
         """The answer is 0 when the kernel refused a direct read: the next one goes through the page cache."""
         shard = self._disk.files[chunk.file]
         direct = shard.direct if self._disk.direct else None
-        rest = buffer[chunk.slot_offset + position - chunk.start : chunk.slot_offset + chunk.length]
+        begin, end = chunk.slot_offset + position - chunk.start, chunk.slot_offset + chunk.length
+        rest = buffer[begin : end if most is None else min(end, begin + most)]
         try:
             count = advance = os.preadv(shard.buffered if direct is None else direct, [rest], position)
             if direct is not None and position + count < self._end(chunk):
@@ -126,8 +133,12 @@ class ReadingLanes(ABC, Generic[SomeLane]):
         return sum(lane.bytes_read for lane in self._lanes)
 
     @abstractmethod
-    async def read(self, chunks: Sequence[Window], buffer: memoryview, landed: Landed = unheeded) -> None:
+    async def read(
+        self, chunks: Sequence[Window], buffer: memoryview, landed: Landed = unheeded, goes_on: GoesOn | None = None
+    ) -> None:
         """Read these chunks into `buffer`. After an error or a cancellation no further one is begun.
+
+        With `goes_on` few lanes read, in steps, before each of which they ask whether bytes are still wanted.
 
         Raises:
             CheckpointError: a file is not what it was when its header was read.

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.core.message import GroupKey
-from actors.core.ports import Copy
+from actors.core.ports import Copy, Perhaps
 from pipeline.checkpoints.shard import Shard
 from pipeline.errors import CheckpointError, ClosedError, ConfigError
 from pipeline.groups.layout import HostLayout, Window
 from pipeline.reading.checksums import Checksums
 from pipeline.reading.lanes import LANES
 from pipeline.reading.reading import Reading
-from pipeline.reading.reading_lane import Disk
+from pipeline.reading.reading_lane import Disk, GoesOn
 from pipeline.reading.rows import RowReader
 from pipeline.system.page_cache import BLOCK_BYTES
 from pipeline.system.threads import Threads, outlast
@@ -82,19 +82,20 @@ class CheckpointSource:
                 of its first read, and still do when they are read once more.
             OSError: the disk failed twice at one place.
         """
-        layout = self._layouts[key]
-        view = buffer.view
-        self._check(view, layout.slot_bytes)
-        self._groups_in_flight += 1
-        try:
-            await self._read(key, tuple(self._chunks(layout)), view)
-            await self._move(layout.moves, view)
-        finally:
-            self._groups_in_flight -= 1
-            self._rests.set()
-        self._groups_read += 1
-        self._bytes_needed += layout.needed_bytes
-        self._group_bytes[key] += sum(self._length(window) for window in layout.windows)
+        await self._read_group(key, buffer, None)
+
+    async def read_while_idle(self, key: GroupKey, buffer: "HostMemory", guess: Perhaps) -> None:
+        """As `read_into` once the guess is right. Until that is known, read while no group is; no more if it is wrong.
+
+        The bytes of a wrong guess are not whole.
+        """
+        guess.decided = self._rests.set
+        while self._groups_in_flight and guess.wanted is None:
+            self._rests.clear()
+            await self._rests.wait()
+        if guess.goes_on():
+            guess.begun = True
+            await self._read_group(key, buffer, guess.goes_on)
 
     async def rested(self, groups: int) -> None:
         """Wait until no group is being read, or until so many have been since the beginning."""
@@ -111,25 +112,42 @@ class CheckpointSource:
         if self.checksums is not None:
             await self.checksums.aclose()
 
-    async def _read(self, key: GroupKey, chunks: Sequence[Window], view: memoryview) -> None:
+    async def _read_group(self, key: GroupKey, buffer: "HostMemory", goes_on: GoesOn | None) -> None:
+        layout = self._layouts[key]
+        view = buffer.view
+        self._check(view, layout.slot_bytes)
+        self._groups_in_flight += 1
+        try:
+            await self._read(key, tuple(self._chunks(layout)), view, goes_on)
+            if goes_on is not None and not goes_on():
+                return
+            await self._move(layout.moves, view)
+        finally:
+            self._groups_in_flight -= 1
+            self._rests.set()
+        self._groups_read += 1
+        self._bytes_needed += layout.needed_bytes
+        self._group_bytes[key] += sum(self._length(window) for window in layout.windows)
+
+    async def _read(self, key: GroupKey, chunks: Sequence[Window], view: memoryview, goes_on: GoesOn | None) -> None:
         if self.checksums is None:
-            await self._lanes.read(chunks, view)
+            await self._lanes.read(chunks, view, goes_on=goes_on)
             return
-        if (fault := await self._read_and_compare(self.checksums, key, chunks, view)) is None:
+        if (fault := await self._read_and_compare(self.checksums, key, chunks, view, goes_on)) is None:
             return
         logger.warning("layer %d %s differs from its first read, reading once more: %s", *key, fault)
-        if (fault := await self._read_and_compare(self.checksums, key, chunks, view)) is not None:
+        if (fault := await self._read_and_compare(self.checksums, key, chunks, view, goes_on)) is not None:
             raise fault
 
     async def _read_and_compare(
-        self, checksums: Checksums, key: GroupKey, chunks: Sequence[Window], view: memoryview
+        self, checksums: Checksums, key: GroupKey, chunks: Sequence[Window], view: memoryview, goes_on: GoesOn | None
     ) -> CheckpointError | None:
         sums = checksums.begin(key, chunks, view)
         try:
-            await self._lanes.read(chunks, view, sums.add)
+            await self._lanes.read(chunks, view, sums.add, goes_on)
         finally:
             await sums.ended()
-        return checksums.compare(sums)
+        return checksums.compare(sums) if goes_on is None or goes_on() else None
 
     async def _move(self, moves: Sequence[Copy], view: memoryview) -> None:
         """Bring odd tensors to where their items can be used, all at a time, on threads."""

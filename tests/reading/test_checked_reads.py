@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support.weight_files import CHUNKS, GROUP_BYTES, Gate, opened, settle
 
+from actors.core.expert_guesses import Guess
 from pipeline.devices.memory import HostMemory
 from pipeline.errors import CheckpointError
 from pipeline.formats.tensors import TensorRange
@@ -134,3 +135,19 @@ async def test_a_group_that_still_differs_is_an_error_that_tells_where(weights: 
             await source.read_into(GROUP, HostMemory(GROUP_BYTES))
         flip(weights, END - 1)
         await source.read_into(GROUP, HostMemory(GROUP_BYTES))
+
+
+async def test_what_is_not_read_whole_is_not_compared(weights: Path, gate: Gate) -> None:
+    gate.hold(GROUP_BYTES)
+    async with opened(weights, sums_of(weights), lanes=1) as source:
+        slot, guess = HostMemory(GROUP_BYTES), Guess((1, 0), kept=False)
+        perhaps = asyncio.create_task(source.read_while_idle(GROUP, slot, guess))
+        await gate.until_begun(1)
+        guess.decide(wanted=False)
+        gate.open.set()
+        await perhaps
+        assert source.checksums is not None
+        assert source.checksums.groups == 0
+        for _ in range(2):
+            await source.read_into(GROUP, slot)
+        assert (source.checksums.groups, source.checksums.mismatches) == (2, 0)

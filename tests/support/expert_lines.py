@@ -8,10 +8,11 @@ from typing import Any
 from actors.core.budget import Budget, Slot
 from actors.core.event import Event
 from actors.core.expert_cache import WINDOW, EvictionPolicy, ExpertCache, LeastRecentlyUsed, kept_slots, request
-from actors.core.expert_store import ExpertStore, Uses
+from actors.core.expert_place import Uses
+from actors.core.expert_store import ExpertStore
 from actors.core.line import Line, running
 from actors.core.message import READY, GroupKey, Message, ended
-from actors.core.ports import Copy
+from actors.core.ports import Copy, Perhaps
 from actors.core.trace import Trace
 from actors.expert_keeper import ExpertKeeper
 from actors.expert_planner import ExpertPlanner
@@ -42,17 +43,39 @@ class Disk:
         self.lost: set[GroupKey] = set()
         self.reads: list[GroupKey] = []
         self.began: dict[GroupKey, float] = {}
+        self.reading = 0
+        self.rests = asyncio.Event()
+
+    async def read_while_idle(self, key: GroupKey, buffer: Memory, guess: Perhaps) -> None:
+        guess.decided = self.rests.set
+        while self.reading and guess.wanted is None:
+            self.rests.clear()
+            await self.rests.wait()
+        if guess.goes_on():
+            guess.begun = True
+            await self._read(key, buffer, guess)
 
     async def read_into(self, key: GroupKey, buffer: Memory) -> None:
+        await self._read(key, buffer, None)
+
+    async def _read(self, key: GroupKey, buffer: Memory, guess: Perhaps | None) -> None:
+        """A guess is read in ten steps."""
         self.reads.append(key)
         self.began[key] = asyncio.get_running_loop().time()
         buffer.group = None
+        self.reading += 1
         async with self.lanes:
-            await asyncio.sleep(self.seconds())
+            seconds = self.seconds()
+            for _ in range(1 if guess is None else 10):
+                if guess is None or guess.goes_on():
+                    await asyncio.sleep(seconds if guess is None else seconds / 10)
+        self.reading -= 1
+        self.rests.set()
         if key in self.lost:
             self.lost.remove(key)
             raise OSError("lost")
-        buffer.group = key
+        if guess is None or guess.goes_on():
+            buffer.group = key
 
 
 class Accelerator(SimDevice):
@@ -111,13 +134,21 @@ class ExpertWorld:
     given: list[list[GroupKey]] = field(default_factory=list)
 
     async def compute(
-        self, wanted: Sequence[Wanted], hints: Sequence[Sequence[int]] = (), seconds: float = 0.1
+        self,
+        wanted: Sequence[Wanted],
+        hints: Sequence[Sequence[int]] = (),
+        seconds: float = 0.1,
+        guesses: Sequence[Sequence[int]] = (),
     ) -> None:
-        """Let a program compute layers; between two it waits for the router. With the n-th it hints at the next one."""
+        """Let a program compute layers; between two it waits for the router. With the n-th it hints at the next one,
+        or guesses.
+        """
         for position, (layer, experts, streamed) in enumerate(wanted):
             self.store.want(layer, experts, streamed=streamed)
             if position < len(hints):
                 self.store.hint(wanted[position + 1][0], hints[position])
+            if position < len(guesses):
+                self.store.guess(wanted[position + 1][0], guesses[position])
             left, event = len(experts), READY
             while left:
                 messages = await self.store.arrived()
@@ -165,8 +196,8 @@ def expert_world(
     disk, device = Disk(read_seconds, lanes), Accelerator(copy_seconds)
     line = (
         Line(ExpertPlanner(store), catalog=Catalog(), clock=clock, trace=trace)  # type: ignore[arg-type]
-        .then(ExpertReader(disk, budgets[0]), queue=queue)
-        .then(ExpertUploader(device, budgets[1] if len(budgets) > 1 else None), queue=queue)
+        .then(ExpertReader(disk, budgets[0], store), queue=queue)
+        .then(ExpertUploader(device, budgets[1] if len(budgets) > 1 else None, store), queue=queue)
         .then(ExpertKeeper(store), queue=queue)
     )
     return ExpertWorld(line, store, budgets, disk, device)

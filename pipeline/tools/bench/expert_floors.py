@@ -121,7 +121,7 @@ class ExpertFloors:
 
         async def arrive() -> None:
             for seq in itertools.count():
-                layer, part, _ = await store.next()
+                layer, part, _ = await store.next(seq)
                 store.arrive(Message(layer, part, seq, await last.acquire(KIND), READY))
 
         arriving = asyncio.create_task(arrive(), name="penstock experts in place")

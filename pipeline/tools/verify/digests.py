@@ -67,7 +67,7 @@ def _pieces(shard: Shard) -> Iterator[tuple[int, memoryview]]:
     starts = range(0, shard.size, PIECE_BYTES)
     with ThreadPoolExecutor(1, thread_name_prefix="penstock-verify-read") as thread:
 
-        def begin(index: int) -> "Future[None]":
+        def begin(index: int) -> "Future[bool]":
             chunk = Window(shard.path, starts[index], PIECE_BYTES, 0)
             return thread.submit(lane.read_chunk, chunk, views[index % 2])
 

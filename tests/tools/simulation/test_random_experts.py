@@ -34,7 +34,10 @@ MOST_SECONDS = 0.3
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """What is computed, by pass and layer, and what it is given; `hints` are right that often, if there are any."""
+    """What is computed, by pass and layer, and what it is given; `hints` are right that often, if there are any.
+
+    They are certain, or guesses.
+    """
 
     order: Sequence[GroupKey]
     wanted: Sequence[Wanted]
@@ -46,6 +49,7 @@ class Mixture:
     queue: int
     policy: Callable[[], EvictionPolicy] | None
     hints: float | None
+    guesses: bool
     passes: int
     seed: int
 
@@ -75,6 +79,7 @@ def random_mixture(seed: int) -> Mixture:
         queue=random.randint(1, 5),
         policy=random.choice([LeastRecentlyUsed, LeastRecentlyUsed, LeastFrequentlyUsed, partial(Pinned, pins), None]),
         hints=random.choice([None, 0.0, 0.5, 1.0]),
+        guesses=seed % 2 > 0,
         passes=passes,
         seed=seed,
     )
@@ -131,7 +136,8 @@ class MixtureProgram(Program):
         if self._mixture.hints is not None and self._at < len(self._mixture.wanted):
             layer, experts, _ = self._mixture.wanted[self._at]
             right = [index for index in experts if self._random.random() < self._mixture.hints]
-            self._world.store.hint(layer, right or [self._random.randrange(self._mixture.each)])
+            tell = self._world.store.guess if self._mixture.guesses else self._world.store.hint
+            tell(layer, right or [self._random.randrange(self._mixture.each)])
 
     def _launch(self, messages: Sequence[Message[Slot]]) -> Event:
         return self._world.device.compute(messages, self._random.uniform(0.001, MOST_SECONDS))

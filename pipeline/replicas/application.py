@@ -1,6 +1,5 @@
 """The application of Serve: a gate, and behind it replicas, of which no two promise the same memory of a machine."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,9 +16,9 @@ from pipeline.server.connections import MOST_CONNECTIONS
 REPLICAS = Replica.__name__
 """The name of their deployment."""
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
-WAITING_SHARE = 0.25
-"""Of the requests that share passes, so many more are handed to a replica: they wait there, so that none of its passes
-waits for them; more of them wait at the gate, for whichever replica is free."""
+QUEUES = 2
+"""A replica is handed so many times the requests that share passes. The others wait there, in order, so that no pass
+waits for them. Beyond that the next replica gets them, and where all have as many they wait at the gate in no order."""
 HEALTH_SECONDS, HEALTH_PATIENCE_SECONDS = 2.0, 30.0
 DRAIN_PERIOD_SECONDS = 1.0
 OPENINGS = 3
@@ -46,7 +45,7 @@ def application(options: ReplicaOptions) -> serve.Application:
         **share_of(options, _machines()),
         **_count(options, config),
         **common,
-        max_ongoing_requests=config.max_requests + math.ceil(WAITING_SHARE * config.max_requests),
+        max_ongoing_requests=QUEUES * config.max_requests,
         max_queued_requests=max(1, config.max_waiting),
         request_router_config={"request_router_class": ROUTER},
         health_check_period_s=HEALTH_SECONDS,

@@ -15,7 +15,6 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, Serve
 from pipeline.errors import ClosedError, ConfigError, ResourceError
 from pipeline.replicas.application import REPLICAS, application
 from pipeline.replicas.replica_options import ReplicaOptions
-from pipeline.server.options import ServerOptions
 from pipeline.server.process import IDLE_SECONDS, SIGNALS, listening, tell_where
 
 logger = logging.getLogger("penstock")
@@ -30,16 +29,22 @@ def serve_replicas(options: ReplicaOptions) -> int:
     Raises PenstockError where there is no port or no cluster, where Serve runs there already, and where no replica
     opens.
     """
-    with _cluster(), _Signals() as told, _serve(options.server, told):
+    with contextlib.closing(listening(options.server)) as free:
+        host, port = free.getsockname()[:2]
+    http = HTTPOptions(host=options.server.host, port=port, keep_alive_timeout_s=IDLE_SECONDS)
+    logger.info("joining a cluster of Ray, and starting Serve there: some seconds")
+    with _cluster():
         target = serve.RunTarget(application(options), name=NAME, route_prefix="/")
-        try:
-            serve.run_many([target], wait_for_applications_running=False)
-            _watch(told)
-            logger.info("ending; running requests have %g s to finish", options.server.drain_seconds)
-        finally:
-            serve.delete(NAME, _blocking=False)
-            while NAME in serve.status().applications and not told.again.wait(WATCH_SECONDS):
-                pass
+        with _Signals() as told, _serve(http, told):
+            tell_where(host, port, options.server)
+            try:
+                serve.run_many([target], wait_for_applications_running=False)
+                _watch(told)
+                logger.info("ending; running requests have %g s to finish", options.server.drain_seconds)
+            finally:
+                serve.delete(NAME, _blocking=False)
+                while NAME in serve.status().applications and not told.again.wait(WATCH_SECONDS):
+                    pass
         return 128 + told.number if told.again.is_set() else 0
 
 
@@ -81,17 +86,14 @@ def _cluster() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _serve(options: ServerOptions, told: _Signals) -> Iterator[None]:
-    """Serve with the port of the options, until the end or a second signal."""
+def _serve(http: HTTPOptions, told: _Signals) -> Iterator[None]:
+    """Serve with a port, until the end or a second signal. Raises ConfigError where it runs already."""
     if (there := serve.status()).proxies:
         raise ConfigError(
             f"Serve runs on this cluster already, with {', '.join(there.applications) or 'no application'}; add this "
             "one to its config file (import_path: pipeline.replicas.application:app), or end it: serve shutdown"
         )
-    with contextlib.closing(listening(options)) as free:
-        host, port = free.getsockname()[:2]
-    serve.start(http_options=HTTPOptions(host=options.host, port=port, keep_alive_timeout_s=IDLE_SECONDS))
-    tell_where(host, port, options)
+    serve.start(http_options=http)
     try:
         yield
     finally:

@@ -27,6 +27,8 @@ def share_of(options: ReplicaOptions, machines: Sequence[Machine]) -> dict[str, 
     on a machine than have room; one whose model takes what there is gets a machine of its own. Raises ConfigError
     where there are fewer machines than that needs.
     """
+    if not (machines := [one for one in machines if one.cpus]):  # of many clusters the head has none
+        raise ConfigError("need a machine with cores for a replica, and the cluster of Ray has none; start one there")
     config = options.settings
     host_bytes = _host_bytes(config)
     count = options.replicas if isinstance(options.replicas, int) else len(machines)
@@ -36,7 +38,7 @@ def share_of(options: ReplicaOptions, machines: Sequence[Machine]) -> dict[str, 
             f"machine{'s' * (len(machines) > 1)}, as each takes all memory else; set --host-memory, such as 8GB"
         )
     beside = -(-count // len(machines))
-    cpus = options.cpus or max(1, min(machine.cpus for machine in machines) // beside)
+    cpus = options.cpus or _equal_part(min(one.cpus for one in machines), beside)
     taken = {"num_cpus": cpus, "num_gpus": _gpus(config, machines)}
     if host_bytes is None:
         return {"ray_actor_options": taken, "max_replicas_per_node": 1}
@@ -48,6 +50,11 @@ def _host_bytes(config: Config) -> int | None:
     said = config.host_memory
     is_size = said is not None and not (isinstance(said, str) and said.strip().endswith("%"))
     return parse_bytes("host_memory", said) if is_size else None
+
+
+def _equal_part(cpus: int, replicas: int) -> float:
+    """Whole cores for each replica of a machine, or a part of one where there are fewer."""
+    return cpus // replicas or cpus / replicas
 
 
 def _gpus(config: Config, machines: Sequence[Machine]) -> int:

@@ -7,7 +7,7 @@ from pipeline.replicas.replica_options import replica_options
 from pipeline.replicas.share import Machine, share_of
 from pipeline.system.hub_cache import BUNDLED
 
-FOUR, GPUS = Machine(cpus=4, gpus=0), Machine(cpus=16, gpus=2)
+HEAD, FOUR, GPUS = Machine(cpus=0, gpus=0), Machine(cpus=4, gpus=0), Machine(cpus=16, gpus=2)
 
 
 def share(machines: list[Machine], **args: object) -> dict[str, object]:
@@ -27,6 +27,11 @@ def test_a_replica_takes_what_it_may_promise() -> None:
         "ray_actor_options": {"num_cpus": 3, "num_gpus": 1},
         "max_replicas_per_node": 1,
     }
+    assert share([HEAD, FOUR], replicas=1, settings=sized) == share([FOUR], replicas=1, settings=sized)
+    with pytest.raises(ConfigError, match="need a machine with cores"):
+        share([HEAD])
+    crowded = share([FOUR], replicas=8, settings=sized)["ray_actor_options"]
+    assert crowded == {"num_cpus": 0.5, "num_gpus": 0, "memory": 1_000_000_000}
     with pytest.raises(ConfigError, match=r"host_memory: need a size for each of 3 replicas on 2 machines"):
         share([FOUR, FOUR], replicas=3)
 

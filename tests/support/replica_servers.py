@@ -15,7 +15,7 @@ import httpx
 
 from pipeline.replicas.application import ROUTER
 
-OPEN_SECONDS, END_SECONDS = 120.0, 60.0
+OPEN_SECONDS, END_SECONDS = 300.0, 60.0
 RUNNING = "replicas: {} running; the application is running"
 COMMAND = ["serve", "bundled", "--device", "cpu", "--host-memory", "600MB", "--port", "0"]
 KINDS = (":Replica", ":Gate", "ProxyActor", "ServeController")

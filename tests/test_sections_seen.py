@@ -57,8 +57,8 @@ async def test_a_slow_section_shows_everywhere(tmp_path: Path, monkeypatch: pyte
     assert first.busy_seconds["disk_reader"] == said.busy_seconds["disk_reader 0"]
     assert second.stalled_seconds["compute_scheduler"] == said.stalled_seconds["compute_scheduler 1"]
     blocks = said.kv_blocks.places["device"]
-    assert blocks.layers == sum(one.kv_blocks.places["device"].layers for one in said.sections) == 10
-    assert blocks.total_bytes == sum(one.kv_blocks.places["device"].total_bytes for one in said.sections)
+    assert blocks.layers == sum(one.kv.layers["device"] for one in said.sections) == 10
+    assert blocks.total_bytes == said.kv_blocks.total * sum(one.kv.block_bytes["device"] for one in said.sections)
 
     frame = line_frame(before, now)
     rows = {row["label"]: row for list_ in ("actors", "budgets", "links", "tiers") for row in frame[list_]}

@@ -36,19 +36,44 @@ class BlocksRecord:
     bytes_written: int
 
 
-def kv_blocks(caches: Sequence[KeyValueCache], pool: BlockPool) -> BlocksRecord:
-    """Read all counters now, of the caches of all sections."""
-    block_sizes: dict[str, list[int]] = {"device": [], "host": [], "disk": []}
-    for memory in [cache.memory for cache in caches]:
-        kept = memory.placement
-        for place, layers in (("device", kept.device), ("host", kept.host), ("disk", kept.disk)):
-            layouts = [memory.layouts[layer] for layer in layers]
-            block_sizes[place] += [layout.cell_bytes for layout in layouts if isinstance(layout, KvLayout)]
-    places = {
-        place: PlaceRecord(len(sizes), *(blocks * sum(sizes) for blocks in (pool.used, pool.cached, pool.blocks)))
-        for place, sizes in block_sizes.items()
+@dataclass(frozen=True, slots=True)
+class SectionKvRecord:
+    """KV blocks of the layers of one section, by place: how many layers, and the bytes of one block in all of them. The
+    bytes that moved are as in `BlocksRecord`.
+    """
+
+    layers: dict[str, int]
+    block_bytes: dict[str, int]
+    bytes_h2d: int
+    bytes_d2h: int
+    bytes_read: int
+    bytes_written: int
+
+
+def section_kv(cache: KeyValueCache) -> SectionKvRecord:
+    """Read all counters now."""
+    memory = cache.memory
+    kept, spill, layouts = memory.placement, memory.spill, memory.layouts
+    sizes = {
+        place: [layout.cell_bytes for layout in map(layouts.__getitem__, layers) if isinstance(layout, KvLayout)]
+        for place, layers in (("device", kept.device), ("host", kept.host), ("disk", kept.disk))
     }
-    moved = [sum(cache.bytes_in for cache in caches), sum(cache.bytes_out for cache in caches)]
-    spills = [cache.memory.spill for cache in caches if cache.memory.spill is not None]
-    moved += [sum(spill.bytes_read for spill in spills), sum(spill.bytes_written for spill in spills)]
-    return BlocksRecord(pool.used, pool.peak, pool.blocks, places, *moved)
+    return SectionKvRecord(
+        {place: len(each) for place, each in sizes.items()},
+        {place: sum(each) for place, each in sizes.items()},
+        cache.bytes_in,
+        cache.bytes_out,
+        *((0, 0) if spill is None else (spill.bytes_read, spill.bytes_written)),
+    )
+
+
+def kv_blocks(sections: Sequence[SectionKvRecord], pool: BlockPool) -> BlocksRecord:
+    """Those of all sections: each block of the pool is one in every layer."""
+    places = {}
+    for place in ("device", "host", "disk"):
+        block_bytes = sum(one.block_bytes[place] for one in sections)
+        sizes = (blocks * block_bytes for blocks in (pool.used, pool.cached, pool.blocks))
+        places[place] = PlaceRecord(sum(one.layers[place] for one in sections), *sizes)
+    moved = ("bytes_h2d", "bytes_d2h", "bytes_read", "bytes_written")
+    sums = (sum(getattr(one, name) for one in sections) for name in moved)
+    return BlocksRecord(pool.used, pool.peak, pool.blocks, places, *sums)

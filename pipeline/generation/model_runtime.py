@@ -145,15 +145,13 @@ class ModelRuntime(OneSection):
         stored = sum(catalog.needed_bytes for catalog in catalogs)
         parameters = sum(sum(catalog.parameters().values()) for catalog in catalogs)
         experts = [one.expert_line for one in self.sections if one.expert_line is not None]
+        waited = map(self.program.waited_seconds, range(len(self.sections)))
+        sections = [section_record(number, *one) for number, one in enumerate(zip(self.sections, waited, strict=True))]
         return ModelStatistics(
             **engine_counters(self.sections),
-            **program_counters(self.program, [one.cache for one in self.sections]),
+            **program_counters(self.program, sections),
             weights=WeightsRecord(stored, parameters * self.dtype.itemsize),
             experts=experts_record(experts, self.program.computed_tokens) if experts else None,
-            sections=tuple(
-                section_record(number, one, self.admission.batcher.pool, self.program.waited_seconds(number))
-                for number, one in enumerate(self.sections)
-            ),
         )
 
     def describe(self) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from pipeline.generation.expert_record import ExpertsRecord
 from pipeline.generation.kv_record import BlocksRecord, kv_blocks
 from pipeline.generation.program import GenerationProgram
 from pipeline.generation.section_record import SectionRecord
-from pipeline.state.kv import KeyValueCache
 from pipeline.state.state_slots import StateSlots
 
 
@@ -94,8 +93,8 @@ class ModelStatistics(EngineStatistics):
     sections: tuple[SectionRecord, ...]
 
 
-def program_counters(program: GenerationProgram, caches: Sequence[KeyValueCache]) -> dict[str, Any]:
-    """What a model counts beside its lines, of which each has a cache."""
+def program_counters(program: GenerationProgram, sections: Sequence[SectionRecord]) -> dict[str, Any]:
+    """What a model counts beside its lines, each of which is that of a section."""
     pool, prefixes = program.admission.batcher.pool, program.admission.batcher.prefixes
     return {
         "passes": program.passes,
@@ -103,9 +102,10 @@ def program_counters(program: GenerationProgram, caches: Sequence[KeyValueCache]
         "computed_tokens": program.computed_tokens,
         "tokens_per_pass": program.computed_tokens / max(1, program.passes),
         "requests": _requests(program.admission),
-        "kv_blocks": kv_blocks(caches, pool),
+        "kv_blocks": kv_blocks([one.kv for one in sections], pool),
         "prefixes": PrefixRecord(prefixes.queried_tokens, prefixes.hit_tokens, pool.cached),
         "recurrent_state": None if prefixes.states is None else _recurrent_state(prefixes.states),
+        "sections": tuple(sections),
     }
 
 

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.formats.parts import gives_logits
-from pipeline.generation.kv_record import BlocksRecord, kv_blocks
-from pipeline.state.blocks import BlockPool
+from pipeline.generation.kv_record import SectionKvRecord, section_kv
 
 if TYPE_CHECKING:
     from pipeline.generation.section_runtime import SectionRuntime
@@ -39,7 +38,7 @@ class SectionRecord:
         bytes_read: of its groups, and of the embedding's rows where it has the embedding, padding included. Of several
             sections those of a group count when it has arrived whole.
         bytes_uploaded: of weights, to the device.
-        kv_blocks: of its layers.
+        kv: the KV blocks of its layers.
         busy_seconds, stalled_seconds: by the name of the actor, without the number of the section.
         waited_seconds: for how long passes stood before its groups while no device computed: its weights, or hidden
             states from another section, were on their way. The larger it is, the more this section holds up the others.
@@ -56,7 +55,7 @@ class SectionRecord:
     weights: Mapping[str, HeldRecord]
     bytes_read: int
     bytes_uploaded: int
-    kv_blocks: BlocksRecord
+    kv: SectionKvRecord
     busy_seconds: Mapping[str, float]
     stalled_seconds: Mapping[str, float]
     waited_seconds: float | None
@@ -69,9 +68,9 @@ class SectionRecord:
 
 
 def section_record(
-    number: int, runtime: "SectionRuntime", pool: BlockPool, waited_seconds: float | None, node: str | None = None
+    number: int, runtime: "SectionRuntime", waited_seconds: float | None, node: str | None = None
 ) -> SectionRecord:
-    """Read all counters now; blocks of the `pool` have a part in each section."""
+    """Read all counters now."""
     catalog, counters = runtime.catalog, runtime.counters()
     suffix = "" if runtime.number is None else f" {runtime.number}"
     busy, stalled = (
@@ -90,7 +89,7 @@ def section_record(
         weights=_weights(runtime),
         bytes_read=_bytes_read(runtime),
         bytes_uploaded=counters["bytes_uploaded"],
-        kv_blocks=kv_blocks([runtime.cache], pool),
+        kv=section_kv(runtime.cache),
         busy_seconds=busy,
         stalled_seconds=stalled,
         waited_seconds=waited_seconds,

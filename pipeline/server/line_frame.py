@@ -77,7 +77,7 @@ def line_frame(before: Moment, now: Moment) -> dict[str, Any]:
         "actors": [_actor(name, one, counted, seconds) for name in ACTORS for one in sections],
         "budgets": [*_budgets(counted, sections)],
         "links": [*_links(sections, seconds)],
-        "tiers": [*_tiers(sections)],
+        "tiers": [*_tiers(counted, sections)],
     }
 
 
@@ -148,7 +148,7 @@ def _links(sections: list[SectionBetween], seconds: float) -> Rows:
 def _moved(section: SectionBetween) -> dict[str, float | None]:
     """The bytes that went over each link of a section."""
     was, now = section.before, section.now
-    kv_was, kv_now = was.kv_blocks, now.kv_blocks
+    kv_was, kv_now = was.kv, now.kv
     copies, moves = len(now.resident_groups) > 1, KV_SWAPPER in now.busy_seconds
     return {
         "disk": _grown(was.bytes_read + kv_was.bytes_read, now.bytes_read + kv_now.bytes_read),
@@ -158,16 +158,16 @@ def _moved(section: SectionBetween) -> dict[str, float | None]:
     }
 
 
-def _tiers(sections: list[SectionBetween]) -> Rows:
+def _tiers(counted: "ModelStatistics", sections: list[SectionBetween]) -> Rows:
     """By place, the nearest to computing first, what lies there: weights that stay, those that move, and KV blocks."""
+    blocks, cached = counted.kv_blocks, counted.prefixes.cached_blocks
+    counts = {"kv_used": blocks.used, "kv_cached": cached, "kv_free": blocks.total - blocks.used - cached}
     for place in sections[0].now.weights:
         for one in sections:
-            weights, kv_places = one.now.weights, one.now.kv_blocks.places
+            weights, sizes = one.now.weights, one.now.kv.block_bytes
             nearest = next(iter(weights))
             # KV blocks of the device are where computing reads: in host memory, if that is the only place.
-            blocks = [kept for name, kept in kv_places.items() if place == (nearest if name == "device" else name)]
-            used, cached = (sum(getattr(kept, name) for kept in blocks) for name in ("used_bytes", "cached_bytes"))
-            free = sum(kept.total_bytes for kept in blocks) - used - cached
+            block_bytes = sum(size for kept, size in sizes.items() if place == (nearest if kept == "device" else kept))
             held = {"weights": weights[place].stays, "moving": weights[place].moves}
-            kv = {"kv_used": used, "kv_cached": cached, "kv_free": free}
+            kv = {name: count * block_bytes for name, count in counts.items()}
             yield {"place": place, **_labelled(PLACES[place], one), **held, **kv}

@@ -61,7 +61,7 @@ SECTION_GAUGES: "dict[tuple[str, str], tuple[str, Figures]]" = {
     ),
     ("kv_used_bytes", "place"): (
         "KV blocks that requests hold.",
-        lambda said: _by_section(said, _kv_used_bytes),
+        lambda said: _by_section(said, lambda one: _kv_used_bytes(one, said.kv_blocks.used)),
     ),
 }
 SECTION_COUNTERS: "dict[tuple[str, str], tuple[str, Figures]]" = {
@@ -92,18 +92,18 @@ def _by_section(said: "ModelStatistics", figures: "Callable[[SectionRecord], Map
     }
 
 
-def _kv_used_bytes(section: "SectionRecord") -> dict[str, float]:
-    return {name: one.used_bytes for name, one in section.kv_blocks.places.items()}
+def _kv_used_bytes(section: "SectionRecord", blocks: int) -> dict[str, float]:
+    return {place: blocks * nbytes for place, nbytes in section.kv.block_bytes.items()}
 
 
 def _bytes_streamed(section: "SectionRecord") -> dict[str, float]:
     return {
         "disk_weights": section.bytes_read,
         "h2d_weights": section.bytes_uploaded,
-        "disk_kv_read": section.kv_blocks.bytes_read,
-        "disk_kv_written": section.kv_blocks.bytes_written,
-        "h2d_kv": section.kv_blocks.bytes_h2d,
-        "d2h_kv": section.kv_blocks.bytes_d2h,
+        "disk_kv_read": section.kv.bytes_read,
+        "disk_kv_written": section.kv.bytes_written,
+        "h2d_kv": section.kv.bytes_h2d,
+        "d2h_kv": section.kv.bytes_d2h,
     }
 
 

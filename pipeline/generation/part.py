@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.devices.port import Device
-from pipeline.groups.groups import WeightGroup, WeightGroups
+from pipeline.groups.groups import WeightGroups
 from pipeline.models.feed_forwards import Experts
 from pipeline.models.model_config import ModelConfig
 
@@ -42,9 +42,9 @@ class Part:
         devices: Sequence[Device],
     ) -> "Part":
         """That of the layers that `device` computes, one of several; `groups` are those of the whole model."""
-        parameters = _parameters(groups.groups)
+        parameters = sum(one.parameters for one in groups.groups)
         if groups.experts:
-            parameters += _parameters(groups.experts) * model.chosen_experts // len(groups.experts)
+            parameters += sum(one.parameters for one in groups.experts) * model.chosen_experts // len(groups.experts)
         kinds = [model.layer_kinds[layer].feed_forward for layer in layers if layer < model.layers]
         chosen = sum(kind.chosen for kind in kinds if isinstance(kind, Experts))
         own, every = _pools(device), Counter(pool for one in devices for pool in {*_pools(one).values()})
@@ -59,10 +59,6 @@ class Agreed:
     kv_tokens: int
     why: str
     pass_tokens: int
-
-
-def _parameters(groups: Sequence[WeightGroup]) -> int:
-    return sum(one.rows * one.columns for group in groups for one in group.matrices)
 
 
 def _pools(device: Device) -> Mapping[str, str]:

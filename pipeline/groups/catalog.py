@@ -135,8 +135,8 @@ class WeightCatalog:
         return (*self._device[key].offsets.items(),), tensors, tuple(one.form for one in group.matrices)
 
     def parameters(self) -> dict[GroupKey, int]:
-        """How many numbers the matrices of each group have, however stored: what a token costs follows from it."""
-        return {key: sum(one.rows * one.columns for one in group.matrices) for key, group in self._groups.items()}
+        """How many numbers the matrices of each group have."""
+        return {key: group.parameters for key, group in self._groups.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,11 @@ class WeightGroup:
         """The bytes of its tensors, without what is read around them."""
         return sum(tensor.length for tensor in self.tensors)
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers its matrices have, however stored: what a token costs follows from it."""
+        return sum(one.rows * one.columns for one in self.matrices)
+
 
 @dataclass(frozen=True, slots=True)
 class WeightGroups:

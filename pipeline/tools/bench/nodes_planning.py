@@ -99,7 +99,7 @@ def plan_nodes(
 
         return Nodes(nodes, drawn, dealt, passed(1), passed(max(1, demand.share(plan.kv_room.tokens))))
 
-    found = [planned(nodes) for nodes in _counts(count, model.layers)]
+    found = [planned(nodes) for nodes in _counts(count, model.layers - len(model.joined_layers))]
     asked = next(one for one in found if one.count == count)
     if asked.shortage:
         enough = next((f"; {one.count} nodes would do" for one in found if not one.shortage), "")
@@ -117,9 +117,10 @@ def _drawn(
     drawing: Drawing, device: Device, nodes: int, rates: Rates, hop_seconds: float
 ) -> tuple[Blueprint, Sequence[int]]:
     """The plan of the node with most to hold, and how layers are dealt to nodes with as much room as it has."""
-    layer_bytes = drawing.groups.layer_bytes
-    evenly = deal(layer_bytes, [Share(0, 1.0, 2 * max(layer_bytes))] * nodes)
+    layer_bytes, joined = drawing.groups.layer_bytes, drawing.model.joined_layers
+    evenly = deal(layer_bytes, [Share(0, 1.0, 2 * max(layer_bytes))] * nodes, joined=joined)
     parts = [{layer for layer, one in enumerate(evenly) if one == node} for node in range(nodes)]
     most = max(parts, key=lambda layers: sum(layer_bytes[layer] for layer in layers))
     drawn = drawing.drawn(device, most).at_rates(rates.of_passes)
-    return drawn, deal(layer_bytes, shares_of([drawn], rates.of_passes) * nodes, hop_seconds)
+    shares = shares_of([drawn], rates.of_passes) * nodes
+    return drawn, deal(layer_bytes, shares, hop_seconds, joined=joined)

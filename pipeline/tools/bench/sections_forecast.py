@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.engine.dealing import Share, hops, pass_seconds
+from pipeline.formats.parts import kind_of
 from pipeline.generation.blueprint import Blueprint
 from pipeline.groups.groups import WeightGroups
 from pipeline.tools.bench.expert_planning import whole_forecast
@@ -63,20 +64,24 @@ def sections_forecast(
     alike = {id(one): one for one in drawn}
     found = {key: whole_forecast(one, one.settings, disk, tokens, routing) for key, one in alike.items()}
     each = [found[id(one)] for one in drawn]
-    layer_bytes = _layer_bytes(drawn[0].whole)
-    stand_for = sum(layer_bytes) / sum(sum(_layer_bytes(one.groups)) for one in drawn)
-    begins = (len(each) - 1) * rates.begin_seconds
-    alone = sum(one.alone_seconds for one in each) * stand_for - begins
+    whole = drawn[0].whole
     resources = {
         name: max(one.resource_seconds[name] for one in each) for name in each[0].resource_seconds if name != "compute"
     }
-    shares = [_share(one, disk) for one in drawn]
-    seconds = max(pass_seconds(layer_bytes, dealt, shares, hop_seconds, alone), *resources.values())
-    resources["compute"] = sum(one.resource_seconds["compute"] for one in each) * stand_for
-    if drawn[0].whole.experts:
-        resources["experts"] = max(0.0, alone - resources["compute"] - rates.begin_seconds)
+    links = max(resources.values())
+    resources["compute"] = _compute_seconds(whole, rates, tokens)
+    if whole.experts:
+        stand_for = len(whole.experts) / sum(len(one.groups.experts) for one in drawn)
+        of_all_else = sum(_compute_seconds(one.groups, rates, tokens) for one in drawn)
+        computing = sum(one.resource_seconds["compute"] for one in each)
+        resources["compute"] += max(0.0, computing - of_all_else) * stand_for
+        alone = sum(one.alone_seconds - rates.begin_seconds for one in each)
+        resources["experts"] = max(0.0, alone - computing) * stand_for
+    way = rates.begin_seconds + resources["compute"] + resources.get("experts", 0.0)
     if changes := hops(dealt):
         resources["hops"] = changes * hop_seconds
+    shares = [_share(one, disk) for one in drawn]
+    seconds = max(links, pass_seconds(_layer_bytes(whole), dealt, shares, hop_seconds, way))
     return SectionsForecast(tokens, seconds, resources, changes)
 
 
@@ -98,6 +103,12 @@ def _share(drawn: Blueprint, rates: Rates) -> Share:
     if h2d is not None and moving[last] / h2d > moving[first] / rates.disk_bytes_per_second:
         return Share(whole - moving[last], h2d, slots[last])
     return Share(whole - moving[first], rates.disk_bytes_per_second, sum(slots.values()))
+
+
+def _compute_seconds(groups: WeightGroups, rates: Rates, tokens: int) -> float:
+    """What computing all groups takes, but for experts."""
+    computes = rates.computes
+    return sum(computes[kind_of(one.name)].seconds(one.needed_bytes, one.parameters, tokens) for one in groups.groups)
 
 
 def _layer_bytes(groups: WeightGroups) -> list[int]:

@@ -37,9 +37,10 @@ async def check_decoding(folder: Path, settings: Mapping[str, Any], say: Callabl
     """A check for each format that the model has. Raises ConfigError and CheckpointError as opening it does."""
     checks = []
     async with Model.open(folder, **{**settings, "residency": False}) as model:
-        device, dtype = model.runtime.device.torch_device, model.runtime.dtype
-        for name, matrices in model.runtime.formats.items():
-            if name != Dense.name:
+        devices, dtype = {one.device.torch_device for one in model.runtime.sections}, model.runtime.dtype
+        formats = [one for one in model.runtime.formats.items() if one[0] != Dense.name]
+        for device in sorted(devices, key=str):
+            for name, matrices in formats:
                 say(f"decoding: {name}")
                 alike = {(matrix.rows, matrix.columns): matrix for matrix in reversed(matrices)}
                 check = _Check(name, [*alike.values()], device, dtype)

@@ -74,13 +74,14 @@ async def _answer(folder: Path, settings: Mapping[str, Any], say: Callable[[str]
         tokens, token_seconds = await _generate(model, say)
         after = model.statistics()
         runtime = model.runtime
+        devices = ", ".join(str(one.device.torch_device) for one in runtime.sections)
         return RunResult(
             (*says, tokens),
             after.bytes_read - before,
             token_seconds,
             after.resident_groups,
-            len(runtime.catalog.order),
-            f"{str(runtime.dtype).removeprefix('torch.')} on {runtime.device.torch_device}",
+            sum(len(one.catalog.order) for one in runtime.sections),
+            f"{str(runtime.dtype).removeprefix('torch.')} on {devices}",
         )
 
 

@@ -40,6 +40,12 @@ async def checked(checkpoint: Path, **settings: Any) -> dict[str, Check]:
     return {check.name: check for check in checks}
 
 
+async def test_several_devices_say_the_same(checkpoint: Path) -> None:
+    checks = await checked(checkpoint, devices="cpu,cpu")
+    assert {check.verdict for check in checks.values()} == {"good"}
+    assert "on cpu, cpu · read" in checks["streamed"].found
+
+
 @pytest.fixture
 def break_from(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     """Compute a little too much in all ffns from one call to another."""

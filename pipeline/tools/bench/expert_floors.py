@@ -98,14 +98,17 @@ class ExpertFloors:
         return sum(catalog.parameters().values()) / len(catalog.order)
 
     async def _add(self, tokens: int) -> _Added:
-        """A pass without its experts, then one with them."""
+        """A pass without its experts, then one with them; of requests that decode, where there are enough."""
         lengths = spread_tokens(tokens, min(tokens, self._runtime.settings.max_requests))
         seconds = []
         before = self._wanted()
         for experts in (False, True):
             started = time.perf_counter()
-            await self._floors.compute(self._some, lengths, experts=experts)
-            seconds.append(time.perf_counter() - started)
+            if max(lengths) > 1:
+                await self._floors.compute(self._some, lengths, experts=experts)
+                seconds.append(time.perf_counter() - started)
+            else:
+                seconds.append((await self._floors.decoded(self._some, tokens, experts=experts))[0])
         used, layers = (now - then for now, then in zip(self._wanted(), before, strict=True))
         return _Added(max(0.0, seconds[1] - seconds[0]), used, layers)
 

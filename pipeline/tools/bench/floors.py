@@ -245,18 +245,19 @@ class Floors:
             self._submit([1] * length)
         return await self._pass(loaded, sum(lengths), experts=experts)
 
-    async def decoded(self, loaded: Loaded, requests: int) -> tuple[float, list[float]]:
+    async def decoded(self, loaded: Loaded, requests: int, *, experts: bool = False) -> tuple[float, list[float]]:
         """Let so many requests decode a token behind their prompts; return the seconds of that pass, and of each group.
 
-        What rows of prompts launch a device does not record; what decoding launches it repeats.
+        What rows of prompts launch a device does not record; what decoding launches it repeats. See `compute` for
+        `experts`, which the pass of the prompts is without.
         """
         for _ in range(requests):
             self._submit([1], 2)
         seconds: list[float] = []
         started = 0.0
-        for _ in range(2):
+        for decodes in (False, True):
             started = time.perf_counter()
-            seconds = await self._pass(loaded, requests)
+            seconds = await self._pass(loaded, requests, experts=experts and decodes)
         return time.perf_counter() - started, seconds
 
     async def _pass(self, loaded: Loaded, tokens: int, *, experts: bool = False) -> list[float]:

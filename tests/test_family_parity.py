@@ -13,6 +13,7 @@ from support import tiny_models
 from support.cases import EVERYTHING
 from support.family_case import older
 from support.family_models import CASES
+from support.fitting_settings import fitting
 from support.kv_places import settings_with_room
 
 from pipeline import Model, Output
@@ -84,7 +85,7 @@ def test_tokens_and_logprobs_are_those_of_transformers(name: str, folders: Path)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", CASES)
 def test_bits_do_not_depend_on_how_a_model_is_run(name: str, way: str, folders: Path, tmp_path: Path) -> None:
-    settings = {"device": "cpu-copy", "max_tokens_per_pass": 5, **WAYS[way]}
+    settings = {"device": "cpu-copy", "max_tokens_per_pass": 5, **fitting(folders / name, WAYS[way])}
     if "kv" in way:
         sizes = {"context_tokens": 112, "kv_tokens": 448, "max_requests": 4}
         settings = settings_with_room(folders / name, tmp_path, device_layers=2, host_layers=2, **sizes, **settings)

@@ -9,6 +9,7 @@ import pytest
 from support import tiny_models
 from support.cases import EVERYTHING, in_turn
 from support.family_models import CASES
+from support.fitting_settings import fitting
 
 from actors.core.budget import Slot
 from actors.core.message import Message
@@ -63,7 +64,8 @@ def alone(folder: Path) -> Output:
 @pytest.mark.parametrize(("name", "way"), in_turn(FAMILIES if EVERYTHING else FEW, [*WAYS]))
 def test_bits_are_those_of_one_device(name: str, way: str, folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.generation.drawn_sections.HOP_SECONDS", 0.0)  # layers that move are dealt in turn
-    folder, settings = checkpoint(folders, name), WAYS[way]
+    folder = checkpoint(folders, name)
+    settings = fitting(folder, WAYS[way])
     model = read_config(folder)
     devices = settings["devices"][: model.layers - len(model.joined_layers)]
     assert asyncio.run(generated(folder, **{**settings, "devices": devices})) == alone(folder)

@@ -53,8 +53,10 @@ async def generate(model: Model) -> list[Output]:
 def without_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     launch = CudaDevice.launch
 
-    def launch_one_by_one(self: CudaDevice, lane: str, work: Any, after: Any, repeats: Hashable | None = None) -> Any:
-        return launch(self, lane, work, after)
+    def launch_one_by_one(
+        self: CudaDevice, lane: str, work: Any, after: Any, repeats: Hashable | None = None, *, short: bool = False
+    ) -> Any:
+        return launch(self, lane, work, after, short=short)
 
     monkeypatch.setattr(CudaDevice, "launch", launch_one_by_one)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from support import tiny_models
 from support.family_models import CASES
+from support.fitting_settings import fitting
 
 from pipeline import Model, Output
 from pipeline.devices.cuda_lane import CudaLane
@@ -55,7 +56,7 @@ async def test_bits_are_those_of_one_gpu(name: str, tmp_path: Path, monkeypatch:
     most = read_config(tmp_path).layers
     expected = await answers(tmp_path, device="cuda", **STAYS)
     for devices, settings in ((gpus(2), STAYS), (gpus(2), MOVES), (gpus(min(3, most)), MOVES)):
-        assert await answers(tmp_path, devices=devices, **settings) == expected, (devices, settings)
+        assert await answers(tmp_path, devices=devices, **fitting(tmp_path, settings)) == expected, (devices, settings)
 
 
 async def test_a_section_waits_for_another_ones_events_on_the_device(

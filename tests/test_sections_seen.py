@@ -12,7 +12,7 @@ from support.servers import serving
 from pipeline import Model
 from pipeline.generation.model_runtime import ModelRuntime
 from pipeline.server.line_frame import Moment, line_frame
-from pipeline.tools.commands.run_lines import closing_lines
+from pipeline.tools.commands.run_lines import closing_lines, layers_said, opening_lines
 
 PROMPT = "import os\n"
 TWO: dict[str, Any] = {"devices": ["cpu-copy", "cpu-copy"], "residency": False, "gpu_groups": 2, "host_groups": 2}
@@ -32,6 +32,7 @@ def slow_down(runtime: ModelRuntime, section: int, monkeypatch: pytest.MonkeyPat
 
 async def test_a_slow_section_shows_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with Model.open(**TWO) as model:
+        opening = opening_lines(model)
         slow_down(model.runtime, 1, monkeypatch)
         before = Moment(time.perf_counter(), model.statistics())
         async with model.report(tmp_path / "report.html"):
@@ -72,6 +73,10 @@ async def test_a_slow_section_shows_everywhere(tmp_path: Path, monkeypatch: pyte
         one.weights["disk"].moves for one in said.sections
     )
 
+    for one in said.sections:
+        assert (
+            f"section {one.number}  cpu · {layers_said(one.layers)}{' and the head' * one.has_head}\nplan " in opening
+        )
     lines = closing_lines(before.counted, said, 1.0)
     assert f"section 1  cpu · {len(second.layers)} layers and the head · passes waited" in lines
     assert lines.endswith("disk in section 1")
@@ -92,4 +97,9 @@ async def test_metrics_and_properties_have_a_section() -> None:
             assert f"penstock:{line}" in told
         props = (await it.client.get("/props")).json()
         assert props["device"] == "cpu, cpu"
-        assert sorted(layer for one in props["sections"] for layer in one["layers"]) == [*range(11)]
+        assert sorted(layer for one in props["sections"] for layer in one["layers"]) == [*range(10)]
+        assert props["slots"] == {"host 0": 2, "device 0": 2, "host 1": 2, "device 1": 2}
+
+
+def test_layers_are_said_in_runs() -> None:
+    assert layers_said([0, 1, 2, 4, 6, 7]) == "layers 0-2, 4, 6-7"

@@ -30,6 +30,7 @@ from pipeline.state.blocks import BlockPool, blocks_for
 from pipeline.state.kv_layout import KvLayout
 from pipeline.state.state_layout import StateLayout
 from pipeline.state.state_slots import StateSlots
+from pipeline.system.memory_plan import MemoryPlan
 
 
 class ModelRuntime(OneSection):
@@ -84,6 +85,11 @@ class ModelRuntime(OneSection):
     def admission(self) -> Admission:
         """All requests."""
         return self.program.admission
+
+    @property
+    def plans(self) -> Sequence[MemoryPlan]:
+        """The memory plan of each section."""
+        return [one.plan for one in self.sections]
 
     @property
     def lines(self) -> Sequence[Line]:

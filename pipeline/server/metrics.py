@@ -145,9 +145,9 @@ def _memory(model: "Model") -> Iterator[Metric]:
     labels = ["place", "section"]
     used = GaugeMetricFamily("penstock:budget_used_bytes", "Memory that the plan holds.", labels=labels)
     there = GaugeMetricFamily("penstock:budget_bytes", "Memory that there is.", labels=labels)
-    for number, section in enumerate(model.runtime.sections):
-        for place, have in section.plan.available.items():
-            used.add_metric([place, str(number)], section.plan.need(place))
+    for number, plan in enumerate(model.runtime.plans):
+        for place, have in plan.available.items():
+            used.add_metric([place, str(number)], plan.need(place))
             there.add_metric([place, str(number)], have)
     yield from (used, there)
 

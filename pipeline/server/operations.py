@@ -17,7 +17,8 @@ from pipeline.text.chat_templates import DEFAULT
 
 if TYPE_CHECKING:
     from pipeline.api import Model
-    from pipeline.generation.section_runtime import SectionRuntime
+    from pipeline.generation.section_record import SectionRecord
+    from pipeline.system.memory_plan import MemoryPlan
 
 
 def as_json(content: object, status: int = 200) -> Response:
@@ -73,19 +74,20 @@ async def props(request: Request) -> Response:
     """How the model is run: sections with their plans and budgets, settings, chat template, and limits of requests."""
     served = served_of(request)
     model = served.model
-    runtime = model.runtime
+    runtime, said = model.runtime, model.statistics()
     return as_json(
         {
             "names": served.names,
             "family": runtime.config.family,
             "layers": runtime.config.layers,
             "dtype": str(runtime.dtype).removeprefix("torch."),
-            "device": ", ".join(str(one.device.torch_device) for one in runtime.sections),
-            "reading": str(runtime.reading),
-            "checksums": str(runtime.checking),
+            "device": ", ".join(one.device for one in said.sections),
+            "reading": said.reading,
+            "checksums": said.checksums.checking,
             "kv_room": str(runtime.kv_room),
             "pass_size": str(runtime.pass_size),
-            "sections": [_section(one) for one in runtime.sections],
+            "sections": [_section(*one) for one in zip(said.sections, runtime.plans, strict=True)],
+            "slots": {name: budget.capacity for name, budget in said.budgets.items()},
             "settings": {field.name: _plain(getattr(runtime.settings, field.name)) for field in _fields(model)},
             "default_generation_settings": model.defaults,
             "chat_template": served.options.template or _template(model),
@@ -102,18 +104,18 @@ async def props(request: Request) -> Response:
     )
 
 
-def _section(section: "SectionRuntime") -> dict[str, object]:
+def _section(section: "SectionRecord", plan: "MemoryPlan") -> dict[str, object]:
     """What one device computes, and how its memory is used."""
-    plan = section.plan
     return {
-        "device": str(section.device.torch_device),
-        "layers": list(dict.fromkeys(layer for layer, _ in section.catalog.order)),
+        "node": section.node,
+        "device": section.device,
+        "layers": section.layers,
+        "has_head": section.has_head,
         "plan": [dataclasses.asdict(one) for one in plan.holdings],
         "budgets": {
             place: {"used_bytes": plan.need(place), "total_bytes": have, "setting": plan.limited_by.get(place)}
             for place, have in plan.available.items()
         },
-        "slots": {budget.name: budget.slots for budget in section.line.budgets},
     }
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pipeline.api import Model
 from pipeline.engine.actor_names import EXPERT_READER, EXPERT_UPLOADER, READER, SCHEDULER, UPLOADER
-from pipeline.formats.parts import gives_logits
 from pipeline.generation.expert_record import ExpertsRecord
 from pipeline.generation.model_statistics import ModelStatistics
 from pipeline.generation.section_record import SectionRecord
@@ -22,20 +21,19 @@ RESOURCES = {
 
 def opening_lines(model: Model) -> str:
     """Describe the run that begins, and its budget."""
-    runtime = model.runtime
-    config, catalogs = runtime.config, [one.catalog for one in runtime.sections]
-    needed, groups = sum(one.needed_bytes for one in catalogs), sum(len(one.order) for one in catalogs)
+    runtime, said = model.runtime, model.statistics()
+    config, groups = runtime.config, sum(one.groups for one in said.sections)
     dtype = str(runtime.dtype).removeprefix("torch.")
-    devices = ", ".join(str(one.device.torch_device) for one in runtime.sections)
+    devices = ", ".join(one.device for one in said.sections)
     defaults = ", ".join(f"{name}={value}" for name, value in model.defaults.items())
     state_room = "" if runtime.state_room is None else f"state room {runtime.state_room}\n"
     return (
-        f"model      {config.family} · {config.layers} layers · {human_bytes(needed)} per pass in "
+        f"model      {config.family} · {config.layers} layers · {human_bytes(said.weights.stored_bytes)} per pass in "
         f"{groups} weight groups · computes in {dtype} on {devices}\n"
         f"{_experts_there(model)}"
-        f"reads      {runtime.reading}\n"
-        f"checksums  {runtime.checking}\n"
-        f"{_plans(model)}"
+        f"reads      {said.reading}\n"
+        f"checksums  {said.checksums.checking}\n"
+        f"{_plans(model, said)}"
         f"kv room    {runtime.kv_room}\n"
         f"{state_room}"
         f"pass size  {runtime.pass_size}\n"
@@ -43,22 +41,21 @@ def opening_lines(model: Model) -> str:
     )
 
 
-def _plans(model: Model) -> str:
+def _plans(model: Model, said: ModelStatistics) -> str:
     """The memory plan; where there are several sections, the layers and the plan of each."""
-    sections, lines = model.runtime.sections, ""
-    for number, one in enumerate(sections):
-        if len(sections) > 1:
-            layers = layers_said(layer for layer, group in one.catalog.order if not gives_logits(group))
-            head = any(gives_logits(group) for _, group in one.catalog.order)
-            lines += f"section {number}  {one.device.torch_device} · {layers}{', head' * head}\n"
-        lines += f"plan       {textwrap.indent(str(one.plan), ' ' * 11).lstrip()}\n"
+    lines = ""
+    for one, plan in zip(said.sections, model.runtime.plans, strict=True):
+        if len(said.sections) > 1:
+            where = " · ".join([*filter(None, [one.node]), one.device, layers_said(one.layers)])
+            lines += f"section {one.number}  {where}{' and the head' * one.has_head}\n"
+        lines += f"plan       {textwrap.indent(str(plan), ' ' * 11).lstrip()}\n"
     return lines
 
 
 def layers_said(layers: Iterable[int]) -> str:
     """Layers in a row as their first and last: 0-3, 8, 10-11."""
     runs: list[list[int]] = []
-    for layer in dict.fromkeys(layers):
+    for layer in layers:
         if runs and runs[-1][-1] == layer - 1:
             runs[-1][1:] = [layer]
         else:

@@ -144,12 +144,18 @@ def _has_text(model: Model) -> bool:
 
 
 async def _watch(model: Model, progress: Progress) -> None:
-    sections, started = model.runtime.sections, time.perf_counter()
-    groups = sum(len(one.catalog.order) for one in sections)
+    started = time.perf_counter()
     while True:
         await asyncio.sleep(REFRESH_SECONDS)
-        counted = (one.line.statistics().actors[numbered(SCHEDULER, one.number)] for one in sections)
-        computed = sum(one.messages for one in counted)
-        seconds = time.perf_counter() - started
-        where = f"pass {computed // groups + 1}, group {computed % groups}/{groups}"
-        progress.go_on(f"{where}, {human_bytes(model.runtime.source.bytes_read)} read, {seconds:.1f} s")
+        said, seconds = model.statistics(), time.perf_counter() - started
+        progress.go_on(f"{_where(model, said)}, {human_bytes(said.bytes_read)} read, {seconds:.1f} s")
+
+
+def _where(model: Model, said: ModelStatistics) -> str:
+    """Where the pass stands; nodes of a cluster tell of whole passes only."""
+    if not (sections := model.runtime.sections):
+        return f"pass {said.passes + 1}"
+    groups = sum(len(one.catalog.order) for one in sections)
+    counted = (one.line.statistics().actors[numbered(SCHEDULER, one.number)] for one in sections)
+    computed = sum(one.messages for one in counted)
+    return f"pass {computed // groups + 1}, group {computed % groups}/{groups}"

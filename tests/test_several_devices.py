@@ -180,3 +180,28 @@ async def test_who_leaves_at_any_moment_disturbs_nobody(dealt: str, deep: Path) 
                 assert await staying == expected
         assert await model.generate(PROMPT, **ARGUMENTS) == expected
         assert model.statistics().requests.running == model.statistics().kv_blocks.used == 0
+
+
+@pytest.mark.parametrize("name", ["qwen3_next", "llama_tied"])
+@pytest.mark.usefixtures("dealt")
+def test_a_conversation_goes_on_over_another_number_of_devices(name: str, folders: Path, tmp_path: Path) -> None:
+    folder, prompt = checkpoint(folders, name), [*PROMPT, *PROMPT[::-1]]
+    one, two = {"device": "cpu"}, {"devices": ["cpu-copy"] * 2, "residency": False}
+
+    async def saved(settings: dict[str, Any], path: Path) -> tuple[list[int], Output]:
+        async with Model.open(folder, **settings) as model:
+            output = await model.generate(prompt, cache_scope="a", **ARGUMENTS)
+            ids = [*prompt, *output.token_ids]
+            assert await model.save_session(path, ids, cache_scope="a") == 80
+            return ids, await model.generate([*ids, 7], cache_scope="a", **ARGUMENTS)
+
+    async def loaded(settings: dict[str, Any], path: Path, ids: list[int]) -> Output:
+        async with Model.open(folder, **settings) as model:
+            assert (await model.load_session(path, cache_scope="b")).cached_tokens == 80
+            return await model.generate([*ids, 7], cache_scope="b", **ARGUMENTS)
+
+    for number, (before, after) in enumerate([(one, two), (two, one)]):
+        path = tmp_path / f"{number}.session"
+        ids, expected = asyncio.run(saved(before, path))
+        assert expected.cached_tokens == 80
+        assert asyncio.run(loaded(after, path, ids)) == expected

@@ -45,8 +45,12 @@ class Sessions:
 
     def __init__(self, runtime: ModelRuntime, scope: bytes) -> None:
         self._runtime, self._scope = runtime, scope
-        self._layouts = [*runtime.cache.memory.layouts.values()]
-        self._copies = CellCopies(runtime.cache.memory, runtime.device)
+        copies = [
+            (section.cache.memory, CellCopies(section.cache.memory, section.device)) for section in runtime.sections
+        ]
+        of_layers = {layer: (layout, copy) for memory, copy in copies for layer, layout in memory.layouts.items()}
+        self._layouts = [of_layers[layer][0] for layer in sorted(of_layers)]
+        self._copies = [of_layers[layer][1] for layer in sorted(of_layers)]
         self._prefixes = runtime.admission.batcher.prefixes
         self._pool, self._states = self._prefixes.pool, self._prefixes.states
 
@@ -72,7 +76,8 @@ class Sessions:
                 blocks=used,
                 edges=list(states),
             )
-            await self._runtime.cache.landed()
+            for section in self._runtime.sections:
+                await section.cache.landed()
             with writing(path) as file:
                 await self._write(file, header, table[:used], list(states.values()))
                 if [self._pool.find(digest) for digest in digests[:used]] != table[:used]:
@@ -151,7 +156,7 @@ class Sessions:
             for layer, layout in enumerate(self._layouts):
                 cells = enumerate(states if isinstance(layout, StateLayout) else table)
                 for _, part in _chunks(cells, layout.cell_bytes):
-                    await self._copies.take(layer, part, buffer)
+                    await self._copies[layer].take(layer, part, buffer)
                     view = buffer.view[: len(part) * layout.cell_bytes]
                     sums.extend(await _on_thread(functools.partial(_write, file, view, layout.cell_bytes)))
         await _on_thread(functools.partial(file.write, sums.tobytes()))
@@ -170,7 +175,7 @@ class Sessions:
                 for first, part in _chunks(slots if recurrent[layer] else blocks, size):
                     view = buffer.view[: len(part) * size]
                     await _on_thread(functools.partial(file.read, layer, first, view))
-                    await self._copies.put(layer, part, buffer)
+                    await self._copies[layer].put(layer, part, buffer)
 
     @contextlib.contextmanager
     def _buffer(self) -> Iterator[HostMemory]:

@@ -3,7 +3,7 @@
 import asyncio
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from support import tiny_models
@@ -13,8 +13,10 @@ from support.fitting_settings import fitting
 
 from actors.core.budget import Slot
 from actors.core.message import Message
-from pipeline import Model, Output
+from actors.core.stage import Stage
+from pipeline import ConfigError, Model, Output
 from pipeline.config import Config
+from pipeline.engine.policies import POLICIES
 from pipeline.generation.build import build
 from pipeline.generation.micro_batches import MicroBatch
 from pipeline.generation.pass_work import PassWork
@@ -205,3 +207,49 @@ def test_a_conversation_goes_on_over_another_number_of_devices(name: str, folder
         ids, expected = asyncio.run(saved(before, path))
         assert expected.cached_tokens == 80
         assert asyncio.run(loaded(after, path, ids)) == expected
+
+
+@pytest.mark.parametrize("policy", POLICIES if EVERYTHING else ["stage1", "stage3"])
+@pytest.mark.usefixtures("dealt")
+def test_policies_and_scores_of_prompts_are_those_of_one_device(policy: str, deep: Path) -> None:
+    async def ask(**settings: Any) -> list[Output]:
+        async with Model.open(deep, **settings) as model:
+            calls = (model.generate(prompt, prompt_logprobs=2, **ARGUMENTS) for prompt in PROMPTS)
+            return list(await asyncio.gather(*calls))
+
+    expected = asyncio.run(ask(device="cpu"))
+    for more in ({}, {"residency": False}) if EVERYTHING else ({"residency": False},):
+        assert asyncio.run(ask(**TWO, policy=policy, **more)) == expected
+
+
+class Passing(Stage):
+    """Notes which groups each of its instances has seen."""
+
+    seen: ClassVar[dict[str, set[int]]] = {}
+
+    async def handle(self, message: Message[Any]) -> Message[Any]:
+        self.seen.setdefault(self.name, set()).add(message.layer)
+        return message
+
+
+def test_each_line_has_a_stage_of_its_own(deep: Path) -> None:
+    async def ask() -> list[frozenset[int]]:
+        async with Model.open(deep, **TWO, insert={"disk_reader": [Passing]}) as model:
+            assert await answers(model) == expected
+            assert "passing 1" in model.statistics().channels
+            return [one.drawn.part.layers for one in model.runtime.sections]
+
+    expected = of_one_device(deep)
+    layers = asyncio.run(ask())
+    assert Passing.seen == {f"passing {number}": {*own} for number, own in enumerate(layers)}
+    with pytest.raises(ConfigError, match="several devices need the class"):
+        Model.open(deep, **TWO, insert={"disk_reader": [Passing()]})
+
+
+def test_what_looks_at_one_line_refuses_several(deep: Path) -> None:
+    async def ask() -> None:
+        async with Model.open(deep, **TWO) as model:
+            with pytest.raises(ConfigError, match="devices: this looks at one line, have several: cpu, cpu; open"):
+                _ = model.runtime.catalog
+
+    asyncio.run(ask())

@@ -153,7 +153,9 @@ class Section(Program):
         lane = self._lane(pass_, message)
         for part, hidden_TD, event in zip(pass_.parts, arrived.hidden, arrived.events, strict=True):
             work = functools.partial(self._work.take_over, hidden_TD, part)
-            part.last = self._device.launch(lane, functools.partial(infer, work), (event, part.last))
+            # From one GPU to another it is one launch; from host memory it may wait for the copy.
+            short = hidden_TD.device.type != "cpu"
+            part.last = self._device.launch(lane, functools.partial(infer, work), (event, part.last), short=short)
 
     def handed_on(self, pass_: GenerationPass) -> Arrived:
         """The hidden states behind what was launched last, where they lie until the pass comes back."""

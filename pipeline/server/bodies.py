@@ -132,13 +132,18 @@ class ChatBody(Body, kw_only=True):
 AnyBody = TypeVar("AnyBody", bound=Struct)
 
 
+def has_too_many_values(data: bytes) -> bool:
+    """Whether decoding it would take too long."""
+    return data.count(b",") > MOST_COMMAS or sum(map(data.count, b":[{")) > MOST_CONTAINERS
+
+
 def decode(kind: type[AnyBody], data: bytes) -> AnyBody:
     """Return the body that `data` holds. An unknown field is logged, once for all requests.
 
     Raises ApiError for what is no JSON object, for a field of a wrong type, and for one that would change the answer
     and cannot.
     """
-    if data.count(b",") > MOST_COMMAS or sum(map(data.count, b":[{")) > MOST_CONTAINERS:
+    if has_too_many_values(data):
         most = f"{MOST_COMMAS} commas, and {MOST_CONTAINERS} colons and opening brackets"
         raise ApiError(400, f"need a body of at most {most}, have more; send several requests")
     try:

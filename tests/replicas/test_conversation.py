@@ -2,7 +2,7 @@
 
 import json
 
-from pipeline.replicas.conversation import FIRST_CHARACTERS, conversation_of
+from pipeline.replicas.conversation import FIRST_CHARACTERS, FIRST_MESSAGES, conversation_of
 from pipeline.replicas.merged_metrics import merged_metrics
 
 SYSTEM, FIRST = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}
@@ -19,6 +19,8 @@ def test_later_turns_begin_as_the_first_and_other_chats_do_not() -> None:
     assert named(messages=[SYSTEM, {**FIRST, "content": "Hallo"}]) != first
     assert named(messages=[{**SYSTEM, "content": "Be long."}, FIRST]) != first
     assert named(messages=[SYSTEM, *LATER]) != first
+    many = [SYSTEM] * FIRST_MESSAGES
+    assert named(messages=[*many, FIRST]) == named(messages=[*many, SYSTEM]) != first
 
 
 def test_texts_count_as_far_as_their_first_characters() -> None:
@@ -35,6 +37,10 @@ def test_callers_that_share_no_blocks_and_names_of_the_caller_count() -> None:
 def test_what_cannot_be_read_has_no_beginning() -> None:
     for body in (b"", b"{", b"[]", b'{"messages": 3}', b'{"messages": [{"role": 1}]}', b'{"model": "small"}'):
         assert conversation_of(body, None) == ""
+    for hostile in (b'{"prompt": ' + b"[" * 100_000, b'{"prompt": "x", "messages": [' + b"{}," * 300_000 + b"{}]}"):
+        assert conversation_of(hostile, None) == ""
+    for scope in (b"\\ud800", b"\xed\xa0\x80"):
+        assert conversation_of(b'{"prompt": "x", "cache_scope": "' + scope + b'"}', None) == ""
 
 
 def test_figures_of_replicas_stand_side_by_side() -> None:

@@ -37,11 +37,11 @@ def serve(options: argparse.Namespace) -> int:
         drain_seconds=options.drain_seconds,
         template=None if options.template is None else text_of_file("--template", options.template),
     )
-    _log_requests()
     if options.replicas is not None:
         return _serve_replicas(server_options, options)
     if options.replica_cpus is not None:
         raise ConfigError("--replica-cpus: says what replicas take, and --replicas is not said")
+    _log_requests()
     return run_async(serve_model(server_options))
 
 
@@ -53,6 +53,7 @@ def _serve_replicas(server_options: "ServerOptions", options: argparse.Namespace
         from pipeline.replicas.replica_process import serve_replicas
     except ImportError as error:
         raise ConfigError(f"--replicas: need Ray Serve ({error}): pip install 'ray[serve]'") from error
+    _log_requests()
     return serve_replicas(replica_options)
 
 

@@ -1,4 +1,4 @@
-"""Hands experts to the store, which gives them to the computation that wants them.
+"""Hands experts to the store, which gives them to the computation that wants them, and counts how long that takes.
 
 Takes:  messages in the slot where the expert is computed, whose bytes may still be on their way.
 Gives:  nothing: the experts' line ends here; the store keeps the slots, and gives them back.
@@ -7,6 +7,7 @@ Fails:  naming the uploader, when an expert has not arrived; a failed computatio
 """
 
 from collections import deque
+from collections.abc import Sequence
 
 from actors.core.budget import Slot
 from actors.core.event import Event
@@ -20,6 +21,7 @@ class ExpertKeeper(Sink):
 
     def __init__(self, store: ExpertStore) -> None:
         self._store = store
+        store.computed = self._computed
         self._coming: deque[Message[Slot]] = deque()
         self._watch: Event = READY
 
@@ -32,6 +34,10 @@ class ExpertKeeper(Sink):
         self._coming.append(message)
         if self._watch.done():
             self._watch = self.start(message, self._see_them_land())
+
+    def _computed(self, messages: Sequence[Message[Slot]], event: Event) -> None:
+        """Count the time of a computation; the messages were counted when they came."""
+        self.wiring.meter.launched(messages[0], (event,), messages[0].at.index, groups=0)
 
     async def _see_them_land(self) -> None:
         """Wait for one at a time: meanwhile others land, which then need no wait."""

@@ -58,9 +58,11 @@ class ExpertStore:
 
     Attributes:
         told: is called with each layer that wants experts, how many, and which each place has.
+        computed: is called with experts whose computations were launched as one, and the event of their end.
     """
 
     told: Callable[[int, int, Sequence[Found]], None] | None = None
+    computed: Callable[[Sequence[Message[Slot]], Event], None] | None = None
 
     def __init__(
         self,
@@ -180,6 +182,8 @@ class ExpertStore:
 
     def used(self, messages: Sequence[Message[Slot]], event: Event) -> None:
         """Say that the computations of these were launched and end with `event`; READY where nothing was launched."""
+        if messages and event is not READY and self.computed is not None:
+            self.computed(messages, event)
         for message in messages:
             if message.key not in self._given:
                 raise LineError(f"layer {message.layer} group {message.group!r} is used, but was not given")

@@ -16,9 +16,9 @@ UPLOADER, SCHEDULER = GpuUploader.name, ComputeScheduler.name
 ACTORS = (PLANNER, READER, STAGER, UPLOADER, SCHEDULER)
 """The actors of the weights, in order."""
 
-EXPERT_READER, EXPERT_UPLOADER = ExpertReader.name, ExpertUploader.name
-EXPERT_HANDING_ON = (ExpertPlanner.name, ExpertStager.name, ExpertKeeper.name)
-"""The actors of the experts, those that take time of a resource apart."""
+EXPERT_READER, EXPERT_UPLOADER, EXPERT_KEEPER = ExpertReader.name, ExpertUploader.name, ExpertKeeper.name
+EXPERT_HANDING_ON = (ExpertPlanner.name, ExpertStager.name)
+"""The actors of the experts, those that take time of a resource apart: the keeper counts that of computing them."""
 EXPERT_COUNTER = "experts L{} {}"
 """What a trace calls the counters of a layer that wants experts."""
 

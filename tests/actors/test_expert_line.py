@@ -10,6 +10,7 @@ from support.expert_lines import Wanted, expert_world, part, replayed
 from actors.core.errors import ActorFailed, LineError
 from actors.core.expert_cache import LeastFrequentlyUsed, LeastRecentlyUsed, Pinned
 from actors.core.message import READY
+from actors.core.trace import Trace
 from pipeline.tools.simulation.loop import run_virtual
 
 LAYERS, EXPERTS = 3, 6
@@ -152,3 +153,16 @@ async def test_on_a_real_loop_too() -> None:
     world.device.compute = lambda messages, seconds: READY  # type: ignore[method-assign]
     await world.run(passes(3))
     assert world.store.statistics().unions[0].passes == 3
+
+
+def test_computations_of_experts_are_traced_and_counted() -> None:
+    async def main() -> None:
+        world = expert_world([8], experts=TOTAL, trace=(trace := Trace(recording=True)))
+        await world.run([(0, [0, 1], False), (1, [2], False), (0, [0, 1], False)], seconds=0.5)
+        statistics = world.line.statistics().actors["expert_keeper"]
+        assert statistics.messages == 3  # those of the last layer had come before
+        assert statistics.busy_seconds == pytest.approx(0.5 * len(world.given))
+        spans = [span for span in trace.spans if (span.actor, span.what) == ("expert_keeper", "work")]
+        assert [span.key for span in spans] == [keys[0] for keys in world.given]
+
+    run_virtual(main())

@@ -5,7 +5,7 @@ following the group whose computation ended the gap backwards, from what it went
 
 1. Its weights and KV blocks were there. "start" while the scheduler waited for a request; otherwise "launch": the host
    checked the group in, chose tokens of the pass before, or had not come to launching it.
-   "experts" where its layer has some: they were chosen, came, or were computed, which no span tells apart.
+   "experts" where its layer has some: they were chosen, or came. While some are computed there is no gap.
    "hop" where another section has computed what comes before it in the pass.
 2. Its KV blocks came last. "KV", while they or blocks before them were moved.
 3. Its weights were on the link. "H2D", from the start of its copy to the end; but "disk", where the disk set the pace:
@@ -24,7 +24,7 @@ sections, a gap is what none of them computes in, and its causes lie in the line
 """
 
 from bisect import bisect_left, bisect_right
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
@@ -34,7 +34,7 @@ from pipeline.engine.actor_names import STAGER
 from pipeline.formats.parts import attends
 from pipeline.tools.trace.intervals import Interval, union, within, without
 from pipeline.tools.trace.journeys import Journeys, computations, pass_starts, times_of
-from pipeline.tools.trace.recording import COMPUTE, DISK, EXPERT_DISK, KV_IN, LINK, OWN
+from pipeline.tools.trace.recording import COMPUTE, DISK, EXPERT_COMPUTE, EXPERT_DISK, KV_IN, LINK, OWN
 from pipeline.tools.trace.sections import SectionNumber, plain_names, spans_by_section
 
 CAUSES = {
@@ -43,7 +43,7 @@ CAUSES = {
     "H2D": ("the copies to the device", "its weights were copied to the device, or stood behind other copies"),
     "device slot": ("a device slot", "the uploader had no device slot to copy into"),
     "KV": ("KV blocks", "its KV blocks were on their way"),
-    "experts": ("experts", "the experts of its layer were chosen, on their way, or computed"),
+    "experts": ("experts", "the experts of its layer were chosen, or on their way"),
     "hop": ("hidden states", "its hidden states were handed on from another section"),
     "stage": ("a stage of yours", "a stage of yours worked on it, or on a group before it"),
     "launch": ("the host", "the host had not launched it, had not asked for it, or was loading it again"),
@@ -85,14 +85,28 @@ def find_gaps(spans: Sequence[Span]) -> list[Gap]:
     computed, gaps = computations(spans), list[Gap]()
     names, begin_passes = plain_names({span.actor for span in computed}), set(map(id, pass_starts(computed)))
     busy_until, before = min((span.started for span in spans), default=0.0), None
+    experts = deque(_of_experts(spans))
     for span in computed:
         _, section = names[span.actor]
-        if span.started - busy_until > NEGLIGIBLE_SECONDS:
-            handed_on = before != section and id(span) not in begin_passes
-            pieces = lines[section].causes(span, busy_until, handed_on=handed_on)
-            gaps.append(Gap(span.layer, span.group, span.seq, span.part, busy_until, span.started, pieces, section))
+        handed_on = before != section and id(span) not in begin_passes
+        while busy_until < span.started:
+            expert = experts.popleft() if experts and experts[0].started < span.started else None
+            started = span.started if expert is None else expert.started
+            if started - busy_until > NEGLIGIBLE_SECONDS:
+                pieces = lines[section].causes(span, busy_until, started, handed_on=handed_on)
+                gaps.append(Gap(span.layer, span.group, span.seq, span.part, busy_until, started, pieces, section))
+            busy_until = max(busy_until, started if expert is None else expert.ended)
         busy_until, before = max(busy_until, span.ended), section
     return gaps
+
+
+def _of_experts(spans: Sequence[Span]) -> list[Span]:
+    """The computations of experts, in the order of their beginnings."""
+    names = plain_names({span.actor for span in spans})
+    return sorted(
+        (span for span in spans if span.what == "work" and names[span.actor][0] == EXPERT_COMPUTE),
+        key=lambda span: span.started,
+    )
 
 
 class _Line:
@@ -115,9 +129,9 @@ class _Line:
         self._stages = {span.actor for span in spans if span.actor not in OWN}
         self._handled = union(times for stage in self._stages for times in times_of(spans, stage, "work"))
 
-    def causes(self, span: Span, started: float, *, handed_on: bool) -> tuple[GapPiece, ...]:
-        """Cut the gap from `started` to the start of `span`, `handed_on` by another section or not, into pieces."""
-        gap = _Gap(started, span.started)
+    def causes(self, span: Span, started: float, ended: float, *, handed_on: bool) -> tuple[GapPiece, ...]:
+        """Cut a gap before `span`, which was `handed_on` by another section or not, into pieces."""
+        gap = _Gap(started, ended)
         nothing = (started, started)
         read_at, landed = self._times_on(DISK, span) or nothing
         copied_at, copied = self._times_on(LINK, span) or nothing

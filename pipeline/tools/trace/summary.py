@@ -11,6 +11,7 @@ from pipeline.tools.trace.journeys import Journeys, computations, pass_starts, t
 from pipeline.tools.trace.recording import (
     COMPUTE,
     DISK,
+    EXPERT_COMPUTE,
     EXPERT_DISK,
     EXPERT_IN,
     HANDING_ON,
@@ -31,6 +32,7 @@ NAMES = {
     KV_OUT: "KV out",
     EXPERT_DISK: "experts disk",
     EXPERT_IN: "experts H2D",
+    EXPERT_COMPUTE: "experts compute",
 }
 SPOKEN = {"disk": "the disk", "H2D": "the copies to the device", "compute": "computing"}
 """The names of those of the weights in a sentence."""

@@ -6,7 +6,7 @@ from actors.core.trace import Count, Span
 from pipeline.tools.trace.charts import timeline_chart
 from pipeline.tools.trace.expert_chart import expert_chart, expert_wants, found_sentence, span_of
 from pipeline.tools.trace.gaps import find_gaps
-from pipeline.tools.trace.recording import COMPUTE, EXPERT_DISK, Recording
+from pipeline.tools.trace.recording import COMPUTE, EXPERT_COMPUTE, EXPERT_DISK, Recording
 from pipeline.tools.trace.report import report_html
 from pipeline.tools.trace.summary import summarize
 from pipeline.tools.trace.svg import Scale
@@ -54,3 +54,16 @@ def test_the_report_shows_experts_where_a_trace_has_some() -> None:
 def test_a_layer_with_experts_waits_for_them() -> None:
     gaps = find_gaps(SPANS)
     assert [[piece.cause for piece in gap.pieces] for gap in gaps] == [["experts"], ["launch"]]
+
+
+def test_while_experts_are_computed_there_is_no_gap() -> None:
+    experts = [
+        Span(EXPERT_COMPUTE, "work", 2, "expert.1", 0, 1.2, 1.5),
+        Span(EXPERT_COMPUTE, "work", 2, "expert.4", 1, 1.9, 2.0),
+        Span(EXPERT_COMPUTE, "work", 3, "expert.4", 2, 2.05, 2.3),
+    ]
+    recording = Recording((*SPANS, *experts), COUNTS)
+    gaps = find_gaps(recording.spans)
+    assert [(gap.started, gap.ended) for gap in gaps] == [(1.0, 1.2), (1.5, 1.9), (2.3, 2.5)]
+    assert [piece.cause for gap in gaps for piece in gap.pieces] == ["experts", "experts", "launch"]
+    assert "experts compute" in report_html(recording)

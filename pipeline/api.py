@@ -5,7 +5,7 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Generator, Iterator
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 from actors.core.trace import Trace
 from pipeline.answering import Answering
@@ -205,6 +205,8 @@ class Opening:
         The first request finds the disk at rest, unless groups that stay are still coming, so that the rows of the
         embedding come at once.
         """
+        if self._config.cluster is not None:
+            return await self._open_on_cluster()
         with limits_named():
             building = asyncio.ensure_future(asyncio.to_thread(self._build))
             try:
@@ -226,6 +228,27 @@ class Opening:
                 await see_out(model.aclose())
                 raise
             return model
+
+    async def _open_on_cluster(self) -> Model:
+        """Open sections on the nodes of a cluster; of the model only the tokenizer is read here."""
+        from pipeline.cluster.placing import require_ray
+
+        require_ray()
+        from pipeline.cluster.open_on_cluster import open_on_cluster
+
+        if self._trace is not None:
+            raise ConfigError("trace: the lines of a model on a cluster run on its nodes; leave trace out, or cluster")
+        self._folder = await asyncio.to_thread(find_checkpoint, self._folder, self._name)
+        with naming_files(self._folder):
+            defaults = read_defaults(self._folder)
+            runtime = await open_on_cluster(self._folder, self._config)
+        model = Model(cast("ModelRuntime", runtime), defaults)  # which has all that answering asks for
+        try:
+            model._tokenizer = await asyncio.to_thread(self._read_tokenizer, runtime.config.vocabulary_size)
+        except BaseException:
+            await see_out(model.aclose())
+            raise
+        return model
 
     def _build(self) -> tuple[ModelRuntime, dict[str, Any]]:
         self._folder = find_checkpoint(self._folder, self._name)

@@ -19,6 +19,7 @@ ALSO_CALLED = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32":
 
 
 MOST_SECONDS = 86_400
+MOST_SECTIONS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,10 @@ class Config(EngineSettings):
             of a request's tokens and log-probabilities, by construction. Without it this holds on the CPUs where it
             was measured; on a GPU a near tie may go the other way. With it a CPU computes up to 1.9 times as long in
             bf16, and longer in fp16, and later prompts do not reuse the KV blocks of answers.
+        cluster: lets the nodes of a Ray cluster compute (the extra `ray`), each a section of the layers, from its own
+            copy of the folder at the same path: "auto" for the cluster that this machine is a node of, or HOST:PORT.
+            What other settings say of memory, devices and disks counts for each node.
+        sections: on a cluster, how many there are; None is one for each node.
     """
 
     dtype: Dtype | str = "auto"
@@ -63,6 +68,8 @@ class Config(EngineSettings):
     max_pass_seconds: float | None = None
     share_prefixes: bool = False
     batch_invariant: bool = False
+    cluster: str | None = None
+    sections: int | None = None
 
     def __post_init__(self) -> None:
         EngineSettings.__post_init__(self)  # a class with slots is made anew, so super() would not find it
@@ -84,6 +91,19 @@ class Config(EngineSettings):
             if not isinstance(self.kv_disk, str | Path):
                 raise ConfigError(f"kv_disk: need the path of a folder, have {shown(self.kv_disk)}")
             free_disk_bytes(self.kv_disk)
+        self._check_cluster()
+
+    def _check_cluster(self) -> None:
+        """What a section on a node cannot have is refused here."""
+        within("sections", self.sections, 1, MOST_SECTIONS, or_none=True)
+        if self.cluster is None:
+            if self.sections is not None:
+                raise ConfigError("sections: these are of a cluster; give cluster='auto', too, or devices instead")
+            return
+        if not isinstance(self.cluster, str) or not self.cluster:
+            raise ConfigError(f"cluster: need 'auto' or HOST:PORT, have {shown(self.cluster)}")
+        if self.devices is not None:
+            raise ConfigError("devices: a section of a cluster computes on one device; leave devices out, or cluster")
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any], of_calls: Collection[str] = ()) -> "Config":
@@ -129,6 +149,8 @@ class Settings(TypedDict, total=False):
     max_pass_seconds: float | None
     share_prefixes: bool
     batch_invariant: bool
+    cluster: str | None
+    sections: int | None
     reader_lanes: int | None
     chunk_bytes: int | str | None
     reader_way: str | None

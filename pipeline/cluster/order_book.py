@@ -107,12 +107,3 @@ def _bits(sequences: Sequence[RunningSequence]) -> dict[RunningSequence, bytes]:
             except RequestError as error:
                 sequence.fail(error)
     return bits
-
-
-def check_travels(parameters: SamplingParameters) -> None:
-    """Raises RequestError for what cannot be sent to another machine."""
-    if parameters.logits_processor is not None:
-        raise RequestError(
-            "logits_processor: a function runs in this process alone, and the logits are on another node of the "
-            "cluster; leave it out, or open the model without cluster"
-        )

@@ -2,11 +2,15 @@
 
 from array import array
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pipeline.errors import PenstockError
 from pipeline.generation.parameters import SamplingParameters
 from pipeline.generation.prompt_scores import Found
 from pipeline.generation.rows_sent import Outcome
+
+if TYPE_CHECKING:
+    from pipeline.cluster.cluster_statistics import NodeCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ class SectionReport:
     `failed` are sequences, by number, that have ended here, each with its error; `lost` the KV blocks and the slots of
     recurrent state whose contents the disk has lost. The section with the head has `outcomes` of pieces that ask for
     logits, and `scores` of prompts, with the position of the first; each of a sequence, by its number. A pass that was
-    `skipped` has computed nothing.
+    `skipped` has computed nothing. All that the section has `counted` comes with each report.
     """
 
     failed: dict[int, PenstockError] = field(default_factory=dict)
@@ -66,3 +70,4 @@ class SectionReport:
     outcomes: list[tuple[int, Outcome]] = field(default_factory=list)
     scores: list[tuple[int, int, Found]] = field(default_factory=list)
     skipped: bool = False
+    counted: "NodeCounts | None" = None

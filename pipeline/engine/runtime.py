@@ -173,15 +173,15 @@ def engine_counters(lines: Sequence[Runtime]) -> dict[str, Any]:
         "bytes_read": first.source.bytes_read,
         "bytes_needed": first.source.bytes_needed,
         "checksums": ChecksumsRecord(str(first.checking), *summed),
-        **_added([line.counters() for line in lines]),
+        **added_up([line.counters() for line in lines]),
     }
 
 
-def _added(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def added_up(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Counters of several lines: numbers are added up, and what has a name in one of them alone stays."""
     added: dict[str, Any] = {}
     for name in dict.fromkeys(name for one in each for name in one):
         found = [one[name] for one in each if name in one]
         several = len(found) > 1
-        added[name] = found[0] if not several else _added(found) if isinstance(found[0], Mapping) else sum(found)
+        added[name] = found[0] if not several else added_up(found) if isinstance(found[0], Mapping) else sum(found)
     return added

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from pipeline.errors import ClosedError
 from pipeline.generation.batching import Batcher, Piece
+from pipeline.generation.parameters import SamplingParameters
 from pipeline.generation.pass_size import PassRate
 from pipeline.generation.sequence import RunningSequence
 from pipeline.text.tokenizing import Tokenizing
@@ -49,6 +50,9 @@ class Admission:
         self._begun = False
         self._interrupted = False
         self._is_ahead = False
+
+    def check(self, parameters: SamplingParameters) -> None:
+        """Raise RequestError for parameters that can never be served."""
 
     async def tokenized(self, make: Callable[[Tokenizing], Coroutine[Any, Any, Result]]) -> Result:
         """What `make` makes of a call, sequences to be submitted at once; from now on `drained` waits for it.

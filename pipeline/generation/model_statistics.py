@@ -6,9 +6,9 @@ from typing import Any
 
 from pipeline.engine.statistics import EngineStatistics
 from pipeline.generation.admission import Admission
+from pipeline.generation.delivery import Delivery
 from pipeline.generation.expert_record import ExpertsRecord
 from pipeline.generation.kv_record import BlocksRecord, kv_blocks
-from pipeline.generation.program import GenerationProgram
 from pipeline.generation.section_record import SectionRecord
 from pipeline.state.state_slots import StateSlots
 
@@ -93,7 +93,7 @@ class ModelStatistics(EngineStatistics):
     sections: tuple[SectionRecord, ...]
 
 
-def program_counters(program: GenerationProgram, sections: Sequence[SectionRecord]) -> dict[str, Any]:
+def program_counters(program: Delivery, sections: Sequence[SectionRecord]) -> dict[str, Any]:
     """What a model counts beside its lines, each of which is that of a section."""
     pool, prefixes = program.admission.batcher.pool, program.admission.batcher.prefixes
     return {

@@ -213,6 +213,7 @@ class Call:
 
     def _check_arguments(self) -> None:
         config = self._runtime.config
+        self._runtime.admission.check(self._parameters)
         self._parameters = self._parameters.fitted(config.vocabulary_size, config.eos_ids)
         if self._parameters.stop and self._tokenizer is None:
             raise RequestError("stop: stop strings need a tokenizer, and the folder has none; use stop_token_ids")

@@ -6,11 +6,13 @@ from typing import Any, cast
 
 import pytest
 
-from pipeline.cluster.order_book import OrderBook, check_travels
+from pipeline.cluster.cluster_admission import ClusterAdmission
+from pipeline.cluster.order_book import OrderBook
 from pipeline.cluster.told_sequences import ToldSequence, ToldSequences
 from pipeline.errors import RequestError
 from pipeline.generation.batching import Batcher, Piece
 from pipeline.generation.parameters import SamplingParameters
+from pipeline.generation.pass_size import PassRate, PassSize
 from pipeline.generation.sampling import Choice, Sampler
 from pipeline.generation.sequence import RunningSequence
 from pipeline.state.blocks import BlockPool
@@ -145,6 +147,7 @@ def test_one_that_failed_in_a_section_goes_on_where_the_next_order_names_it() ->
 
 
 def test_functions_do_not_travel() -> None:
-    check_travels(SamplingParameters())
+    admission = ClusterAdmission(Batcher(BlockPool(1), 1), PassRate(PassSize(1, None)))
+    admission.check(SamplingParameters())
     with pytest.raises(RequestError, match="logits_processor: a function runs in this process alone"):
-        check_travels(SamplingParameters(logits_processor=lambda ids, logits: logits))
+        admission.check(SamplingParameters(logits_processor=lambda ids, logits: logits))

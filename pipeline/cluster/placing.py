@@ -1,0 +1,112 @@
+"""Where the sections of a model go on a Ray cluster: a bundle of resources each, on as many nodes as there are."""
+
+import asyncio
+import importlib.util
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
+
+logger = logging.getLogger("penstock")
+PLACING_SECONDS = 30.0
+"""For a cluster to find room; what is still starting then is no node yet."""
+
+
+def require_ray() -> None:
+    """Raises ConfigError where Ray is not installed."""
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError("cluster: needs Ray, which is not installed: pip install 'penstock-llm[ray]'")
+
+
+async def join_cluster(address: str) -> bool:
+    """Let this process be a driver of the cluster, unless it is one. Returns whether it was none before.
+
+    Raises ConfigError where there is no cluster.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return False
+    if address.startswith("ray://"):
+        raise ConfigError(
+            f"cluster: need 'auto' or the HOST:PORT of a cluster that this machine is a node of, have {address!r}: "
+            "Ray's client has no calls that an event loop could wait for"
+        )
+    try:
+        await asyncio.to_thread(ray.init, address, log_to_driver=False, logging_level=logging.WARNING)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"cluster: found no Ray cluster at {address!r}: {_first_line(error)}; start one with `ray start --head` "
+            "here, and with `ray start --address=HOST:PORT` on the other machines"
+        ) from error
+    return True
+
+
+async def leave_cluster(joined: bool) -> None:
+    """End this process's part in the cluster, where it has `joined` it for a model."""
+    import ray
+
+    if joined:
+        await asyncio.to_thread(ray.shutdown)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A bundle for each section."""
+
+    group: "PlacementGroup"
+    sections: int
+    needs_gpu: bool
+
+    def options(self, number: int) -> dict[str, Any]:
+        """The options of the actor of a section. Ray starts it anew whenever it dies, elsewhere if its node is gone.
+
+        A call is never made twice: a pass that was lost is computed anew with all others.
+        """
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        return {
+            "num_cpus": 1,
+            "num_gpus": int(self.needs_gpu),
+            "max_restarts": -1,
+            "max_task_retries": 0,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, number),
+        }
+
+
+async def place(sections: int | None, device: str) -> Placement:
+    """Reserve a bundle for each section; without a number, as many as there are nodes with what a section needs.
+
+    A bundle has one CPU, though a section uses all of its node: so those of a node that is gone find room elsewhere.
+    They are spread over nodes as far as possible. Raises ConfigError where there is no room.
+    """
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    needs_gpu = device == "cuda" or (device == "auto" and all(one.get("GPU", 0) >= 1 for one in nodes))
+    bundle = {"CPU": 1.0, **({"GPU": 1.0} if needs_gpu else {})}
+    able = [one for one in nodes if all(one.get(name, 0) >= count for name, count in bundle.items())]
+    need = " and ".join(f"1 {name}" for name in bundle)
+    if not able:
+        raise ConfigError(f"cluster: need a node with {need} free for a section, have {len(nodes)} nodes without")
+    count = sections or len(able)
+    group = placement_group([bundle] * count, strategy="SPREAD")
+    if not await asyncio.to_thread(group.wait, PLACING_SECONDS):
+        remove_placement_group(group)
+        free = {name: ray.available_resources().get(name, 0) for name in bundle}
+        raise ConfigError(
+            f"cluster: need {need} for each of {count} sections, have {free} free on {len(nodes)} nodes: ask for fewer "
+            "sections, or end what holds them"
+        )
+    if count > len(able):
+        logger.warning("%d sections share %d nodes, and their disks", count, len(able))
+    return Placement(group, count, needs_gpu)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:200]

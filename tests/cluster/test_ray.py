@@ -1,0 +1,68 @@
+"""A model on the nodes of a Ray cluster: processes of their own, which may die."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from support import tiny_models
+
+from pipeline import Model
+from pipeline.cluster.cluster_sections import SectionDied
+
+STORE_BYTES = 80 << 20
+PROMPT = [*tiny_models.PROMPT]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ray") / "model"
+    tiny_models.save("llama_gqa_llama3", path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Two nodes on this machine, each with one CPU more than a section needs."""
+    node = {"num_cpus": 2, "object_store_memory": STORE_BYTES, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    cluster.add_node(**node)
+    ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
+    yield cluster.address
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture
+async def model(anyio_backend: object, folder: Path, address: str) -> AsyncIterator[Model]:
+    async with Model.open(folder, cluster=address, dtype="float32", kv_tokens=512) as opened:
+        yield opened
+
+
+async def answer(model: Model, index: int = 0) -> tuple[int, ...]:
+    return tuple((await model.generate(PROMPT[index:], max_new_tokens=8, ignore_eos=True)).token_ids)
+
+
+async def test_a_section_may_die_and_requests_are_told(folder: Path, model: Model, tmp_path: Path) -> None:
+    """Tokens are those of one process. Those that run when a section is killed get one error, which names it."""
+    async with Model.open(folder, device="cpu", dtype="float32") as alone:
+        expected = [await answer(alone, index) for index in range(3)]
+    assert await asyncio.gather(*(answer(model, index) for index in range(3))) == expected
+    long = {"max_new_tokens": 200, "ignore_eos": True}
+    running = [asyncio.create_task(model.generate(PROMPT, **long)) for _ in range(3)]
+    await asyncio.sleep(0.3)
+    process = model.runtime.opened[1].process
+    os.kill(process, signal.SIGKILL)
+    *failures, waited = await asyncio.gather(*running, return_exceptions=True)
+    assert {type(failure) for failure in failures} == {SectionDied}
+    for said in ("section 1 (layer", "and the head) on node ", "failed: ConnectionError: its process has ended"):
+        assert said in str(failures[0])
+    assert str(failures[0]) == str(failures[1])
+    assert len(waited.token_ids) == 200, "there was KV room for two, so it had not begun"
+    assert await answer(model, 1) == expected[1]
+    assert model.runtime.opened[1].process != process
+    assert model.runtime.admission.batcher.pool.used == 0

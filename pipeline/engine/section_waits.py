@@ -18,7 +18,6 @@ class SectionWaits:
 
     def begin(self, at: float) -> None:
         """Let a pass begin, in clock seconds."""
-        self._launched = []
         self._computed_until = at
 
     def left(self, section: int, ran: Sequence[Event]) -> None:

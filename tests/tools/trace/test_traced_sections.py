@@ -1,7 +1,9 @@
 """Recordings of several sections: lanes side by side, and which section and which of its links a pass waited for."""
 
 import argparse
+import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from pipeline.tools.trace.perfetto import _events, read_trace, write_trace
 from pipeline.tools.trace.recording import Recording
 from pipeline.tools.trace.report import report_html
 from pipeline.tools.trace.sections import by_section, plain_names
-from pipeline.tools.trace.summary import Summary, bound_sentence, summarize
+from pipeline.tools.trace.summary import Summary, bound_sentence, held_back_times, summarize
 
 ACTORS = ("prefetch_planner", "disk_reader", "pinned_stager", "gpu_uploader", "compute_scheduler")
 TIMINGS = LayerTimings(layers=8, attn=0.002, ffn=0.004, attn_io=0.004, ffn_io=0.008, attn_disk=0.01, ffn_disk=0.02)
@@ -115,6 +117,22 @@ def test_a_recording_is_cut_into_one_for_each_section() -> None:
     assert by_section(first) == {None: first}
 
 
+def test_resources_come_section_by_section_and_are_held_back_each_in_its_own() -> None:
+    spans = [
+        work("disk_reader 1", 1, 0, 2),
+        work("disk_reader 0", 0, 0, 1),
+        work("gpu_uploader 1", 1, 5, 6),
+        work("gpu_uploader 0", 0, 1, 2),
+        work("compute_scheduler 0", 0, 2, 6),
+        work("compute_scheduler 1", 1, 6, 8),
+    ]
+    summary = summarize(Recording(tuple(spans), (Count("experts L1 wanted", 7, 3), Count("slots host 1", 7, 1))))
+    named = [f"section {section} {name}" for section in (0, 1) for name in ("disk", "H2D", "compute")]
+    assert [*summary.names.values()] == named
+    assert held_back_times(spans, "gpu_uploader 1") == [(2, 5)], "a group that was read stood before it"
+    assert held_back_times(spans, "gpu_uploader 0") == []
+
+
 def test_the_report_shows_the_lanes_of_each_section_side_by_side() -> None:
     recording = recorded([SectionRates(), SectionRates(disk=0.5)])
     summary = summarize(recording)
@@ -129,6 +147,8 @@ def test_the_report_shows_the_lanes_of_each_section_side_by_side() -> None:
     ]
     assert [chart.index(f">{name}<") for name in names] == sorted(chart.index(f">{name}<") for name in names)
     assert chart.index(">queue disk_reader 0<") < chart.index(">groups on device 0<") < chart.index(">slots host 1<")
+    tops = [float(re.findall(rf'y="([\d.]+)">{name}<', chart)[0]) for name in names]
+    assert [later - top for top, later in pairwise(tops)] == [32, 32, 42, 32, 32], "the sections stand apart"
     page = report_html(recording)
     assert '<td title="its weights were read, or stood behind other reads">section 1 disk</td>' in page
 

@@ -16,7 +16,7 @@ from pipeline.engine.plan import lay_out
 from pipeline.errors import ConfigError
 from pipeline.generation.folder import tokenizer_bytes
 from pipeline.generation.model_plan import ModelPlan
-from pipeline.generation.part import Part
+from pipeline.generation.part import Agreed, Part
 from pipeline.generation.pass_rates import PassRates
 from pipeline.generation.sized_plans import SizedPlans, make_plans
 from pipeline.generation.what_would_fit import what_would_fit
@@ -78,11 +78,15 @@ class Drawing:
         return cls(model, checkpoint, settings, groups)
 
     def drawn(
-        self, device: Device, layers: Collection[int] | None = None, devices: Sequence[Device] | None = None
+        self,
+        device: Device,
+        layers: Collection[int] | None = None,
+        devices: Sequence[Device] | None = None,
+        agreed: Agreed | None = None,
     ) -> Blueprint:
         """Add up the memory of one of several `devices`, which computes these layers; or that of the only one.
 
-        Raises ConfigError. Whether the plan fits is for the caller to check.
+        What sections have `agreed` on is kept to. Raises ConfigError. Whether the plan fits is for the caller to check.
         """
         give_freed_back()
         model, settings = self.model, self.settings
@@ -94,7 +98,7 @@ class Drawing:
         tokenizer = tokenizer_bytes(self.checkpoint.folder, model.vocabulary_size) if 0 in part.layers else 0
         laid_out = lay_out_experts(groups.experts, device)
         experts = None if laid_out is None else ExpertRoom(laid_out, settings, device)
-        plans = make_plans(model, settings, groups, catalog, device, dtype, tokenizer, experts, part)
+        plans = make_plans(model, settings, groups, catalog, device, dtype, tokenizer, experts, part, agreed)
         plan = plans.best(PassRates())
         whole = self.groups
         return Blueprint(model, self.checkpoint, settings, whole, groups, dtype, part, catalog, experts, plans, plan)

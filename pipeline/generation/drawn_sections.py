@@ -68,19 +68,18 @@ def draw_up_section(
     """
     drawing = Drawing.of(model, checkpoint, settings)
 
-    def drawn_with(drawing: Drawing) -> Blueprint:
-        drawn = drawing.drawn(device, layers)
-        if kv_tokens is None or pass_tokens is None:
-            return drawn
-        return _with_agreed(drawn, PassRates(), Agreed(kv_tokens, "as all sections agreed", pass_tokens))
+    agreed = None
+    if kv_tokens is not None and pass_tokens is not None:
+        agreed = Agreed(kv_tokens, "as all sections agreed", pass_tokens)
 
     def changed(changes: Mapping[str, Any]) -> ModelPlan | None:
         try:
-            return drawn_with(replace(drawing, settings=replace(settings, **changes))).plan
+            other = replace(drawing, settings=replace(settings, **changes))
+            return other.drawn(device, layers, agreed=agreed).plan
         except ConfigError:
             return None
 
-    drawn = drawn_with(drawing)
+    drawn = drawing.drawn(device, layers, agreed=agreed)
     if not drawn.plan.memory.fits():
         raise ConfigError(f"{drawn.plan.memory.shortage()}; {what_would_fit(drawn.plan, settings, changed)}")
     return drawn
@@ -91,9 +90,8 @@ def at_rates(drawn: Sequence[Blueprint], rates: PassRates) -> tuple[Blueprint, .
     each = [one.at_rates(rates) for one in drawn]
     if len(each) == 1:
         return tuple(each)
-    least = min((one.plan.kv_room for one in each), key=lambda room: room.tokens)
-    agreed = Agreed(least.tokens, least.why, min(one.plan.pass_size.tokens for one in each))
-    each = [_with_agreed(one, rates, agreed) for one in drawn]
+    agreed = _agreed(each)
+    each = [replace(one, plan=one.plans.best(rates, agreed)) for one in drawn]
     slowest = max((one.plan.pass_size for one in each), key=lambda size: size.max_seconds or 0)
     return tuple(replace(one, plan=replace(one.plan, pass_size=slowest)) for one in each)
 
@@ -116,22 +114,30 @@ def shares_of(drawn: Sequence[Blueprint], rates: PassRates) -> list[Share]:
 
 
 def _drawn(drawing: Drawing, devices: Sequence[Device]) -> tuple[Blueprint, ...]:
-    """First with layers dealt evenly, whose plans tell the room of each device, and then as these have room."""
+    """First with layers dealt evenly, whose plans tell the room of each device, and then as these have room.
+
+    For the first it is enough that one device chooses the room for KV blocks, as that takes a second for 100 layers.
+    """
     layer_bytes = drawing.groups.layer_bytes
 
-    def dealt_to(sections: Sequence[int]) -> list[Blueprint]:
-        each = [{layer for layer, one in enumerate(sections) if one == number} for number in range(len(devices))]
-        return [drawing.drawn(device, layers, devices) for device, layers in zip(devices, each, strict=True)]
+    def dealt_to(sections: Sequence[int], *, roughly: bool = False) -> list[Blueprint]:
+        drawn = list[Blueprint]()
+        for number, device in enumerate(devices):
+            layers = [layer for layer, one in enumerate(sections) if one == number]
+            agreed = _agreed(drawn[:1]) if roughly and drawn else None
+            drawn.append(drawing.drawn(device, layers, devices, agreed))
+        return drawn
 
     joined = drawing.model.joined_layers
     evenly = deal(layer_bytes, [Share(0, 1.0, 2 * max(layer_bytes))] * len(devices), joined=joined)
-    drawn = dealt_to(evenly)
-    dealt = deal(layer_bytes, shares_of(drawn, PassRates()), HOP_SECONDS, joined=joined)
-    return at_rates(drawn if dealt == evenly else dealt_to(dealt), PassRates())
+    shares = shares_of(dealt_to(evenly, roughly=True), PassRates())
+    return at_rates(dealt_to(deal(layer_bytes, shares, HOP_SECONDS, joined=joined)), PassRates())
 
 
-def _with_agreed(drawn: Blueprint, rates: PassRates, agreed: Agreed) -> Blueprint:
-    return replace(drawn, plan=drawn.plans.best(rates, agreed))
+def _agreed(drawn: Sequence[Blueprint]) -> Agreed:
+    """The least that any of them has room for."""
+    least = min((one.plan.kv_room for one in drawn), key=lambda room: room.tokens)
+    return Agreed(least.tokens, least.why, min(one.plan.pass_size.tokens for one in drawn))
 
 
 def _fit(drawn: Sequence[Blueprint]) -> bool:

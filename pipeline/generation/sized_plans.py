@@ -27,10 +27,14 @@ DEFAULT_CONTEXT_TOKENS = 4096
 
 @dataclass(frozen=True, slots=True)
 class SizedPlans:
-    """Plans of which each has passes of another size, with how they were made. Rates choose one, and fit its passes."""
+    """Plans of which each has passes of another size, with how they were made. Rates choose one, and fit its passes.
+
+    Where it is `agreed` already how much room there is, that is the only one.
+    """
 
     _each: Sequence[tuple[Rooms, ModelPlan]]
     _rooms: Callable[[int], Rooms]
+    _agreed: Agreed | None
 
     @property
     def moved(self) -> PassBytes:
@@ -43,6 +47,7 @@ class SizedPlans:
 
         What sections have `agreed` on is kept to, though it may not fit.
         """
+        agreed = agreed or self._agreed
         if agreed is None:
             sized = {room.tokens: (room, plan) for room, plan in self._each}
             costs = {tokens: room.request_seconds(plan, rates) for tokens, (room, plan) in sized.items()}
@@ -64,13 +69,14 @@ def make_plans(
     tokenizer_bytes: int,
     experts: ExpertRoom | None,
     part: Part,
+    agreed: Agreed | None = None,
 ) -> SizedPlans:
     """Add everything up. KV blocks get what is left: the device first, then host memory, then the disk.
 
     What they leave holds weight groups for good. Where `kv_tokens` does not say how many there are, they get what makes
     most tokens per second. There is a plan for each size of a pass that could be best, or for that of
-    `max_tokens_per_pass`. It may not fit: `Plan.memory.fits` tells. Raises ConfigError for settings that contradict
-    each other.
+    `max_tokens_per_pass`, or for what sections have `agreed` on. It may not fit: `Plan.memory.fits` tells. Raises
+    ConfigError for settings that contradict each other.
     """
     context_tokens = _context_tokens(model, settings)
     disk = {} if settings.kv_disk is None else {"disk": free_disk_bytes(settings.kv_disk) // part.sections}
@@ -84,9 +90,10 @@ def make_plans(
         held = pass_holdings(model, settings, groups, device, dtype, context_tokens, tokens)
         return Rooms(model, settings, dtype, part, context_tokens, planning, tokens, held, table)
 
-    if settings.max_tokens_per_pass is not None:
-        room = rooms(settings.max_tokens_per_pass)
-        return SizedPlans([(room, room.best())], rooms)
+    only = settings.max_tokens_per_pass if agreed is None else agreed.pass_tokens
+    if only is not None:
+        room = rooms(only)
+        return SizedPlans([(room, room.best(agreed))], rooms, agreed)
     plans: list[tuple[Rooms, ModelPlan]] = []
     for tokens in sizes(context_tokens, settings.max_requests):
         room = rooms(tokens)
@@ -94,7 +101,7 @@ def make_plans(
         if plans and not room.fits(plan):
             break
         plans.append((room, plan))
-    return SizedPlans(plans, rooms)
+    return SizedPlans(plans, rooms, None)
 
 
 def _context_tokens(model: ModelConfig, settings: Config) -> int:

@@ -57,6 +57,21 @@ async def test_a_second_model_is_refused_what_the_first_was_promised(checkpoint:
         pass
 
 
+async def test_two_devices_of_one_model_hold_one_promise_between_them(checkpoint: Path) -> None:
+    two = {**room(150 << 20), "device": "auto", "devices": "cpu,cpu"}
+    async with Model.open(checkpoint, **room(150 << 20)) as model:
+        alone = promised()
+    async with Model.open(checkpoint, **two) as model:
+        assert 0.8 * alone < promised() < 1.3 * alone
+        have = [one.plan.available["host"] for one in model.runtime.sections]
+        assert sum(have) <= room(150 << 20)["host_memory"] + (16 << 20)
+        with pytest.raises(
+            ConfigError, match=r"^section \d \(cpu, \d layers\): host memory: need .*promised to the open"
+        ):
+            await Model.open(checkpoint, **two)
+    assert promised() == 0, "closing gives back what both were promised"
+
+
 async def test_of_two_that_open_at_once_one_is_refused_where_one_fits(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import functools
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,9 +15,12 @@ from support.fitting_settings import fitting
 
 from actors.core.budget import Slot
 from actors.core.message import Message
+from actors.core.ports import Copy
 from actors.core.stage import Stage
 from pipeline import ConfigError, Model, Output
 from pipeline.config import Config
+from pipeline.devices import cpu
+from pipeline.devices.memory import Memory
 from pipeline.engine.policies import POLICIES
 from pipeline.generation.build import build
 from pipeline.generation.micro_batches import MicroBatch
@@ -253,3 +258,29 @@ def test_what_looks_at_one_line_refuses_several(deep: Path) -> None:
                 _ = model.runtime.catalog
 
     asyncio.run(ask())
+
+
+def test_a_pass_uses_the_links_of_all_devices_at_once(deep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one of a single request: what moves comes over two links, each of which copies at a rate of its own."""
+    bytes_per_second, least_bytes, new_tokens = 3e6, 20_000, 4
+    monkeypatch.setattr("pipeline.generation.drawn_sections.HOP_SECONDS", 0.0)
+    copy_bytes = cpu.copy_bytes
+
+    def copy_at_rate(source: Memory, target: Memory, copies: Sequence[Copy]) -> None:
+        copy_bytes(source, target, copies)
+        if (nbytes := sum(copy.length for copy in copies)) > least_bytes:  # weights, and not numbers of a pass
+            time.sleep(nbytes / bytes_per_second)
+
+    monkeypatch.setattr(cpu, "copy_bytes", copy_at_rate)
+
+    async def seconds(**settings: Any) -> float:
+        async with Model.open(deep, residency=False, **settings) as model:
+            await model.generate([5, 6], max_new_tokens=1, ignore_eos=True)
+            began = time.perf_counter()
+            await model.generate([5, 6], max_new_tokens=new_tokens, ignore_eos=True)
+            took, counted = time.perf_counter() - began, model.statistics()
+            assert counted.bytes_uploaded >= counted.passes * counted.weights.stored_bytes, "all comes in each pass"
+            return took
+
+    one, two = asyncio.run(seconds(device="cpu-copy")), asyncio.run(seconds(devices=["cpu-copy"] * 2))
+    assert two < 0.75 * one, (one, two)

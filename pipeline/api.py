@@ -74,11 +74,11 @@ class Model(Answering):
     async def recording(self) -> AsyncGenerator[Trace, None]:
         """Record what every actor does, in a cleared trace; one that records anyway is neither cleared nor stopped.
 
-        Raises ConfigError within another recording.
+        Raises ConfigError within another recording, and for a model on a cluster.
         """
         if self._recording:
             raise ConfigError("recording: another one, or a report, is under way; end it first")
-        trace, self._recording = self._runtime.lines[0].trace, True
+        trace, self._recording = self._runtime.trace, True
         if not (goes_on := trace.recording):
             # Operations that have ended before are not traced any more.
             self._supervisor.call(self._runtime.statistics)

@@ -8,8 +8,11 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from actors.core.crew import Over
 from actors.core.line import Line
+from actors.core.trace import Trace
 from pipeline.cluster.cluster_admission import ClusterAdmission
 from pipeline.cluster.cluster_sections import SectionDied, Sections
 from pipeline.cluster.cluster_statistics import cluster_statistics
@@ -27,6 +30,7 @@ from pipeline.generation.section_runtime import SectionRuntime
 from pipeline.models.model_config import read_config
 from pipeline.state.blocks import BlockPool, blocks_for
 from pipeline.state.state_slots import StateSlots
+from pipeline.system.memory_plan import MemoryPlan
 
 logger = logging.getLogger("penstock")
 
@@ -64,6 +68,21 @@ class ClusterRuntime(OneSection):
     def only(self) -> SectionRuntime:
         """None is here. Raises ConfigError."""
         raise ConfigError("cluster: this looks at a line, and those of a model on a cluster run on its nodes")
+
+    @property
+    def trace(self) -> Trace:
+        """None is here. Raises ConfigError."""
+        raise ConfigError("recording: lines on the nodes of a cluster are not recorded; open the model without cluster")
+
+    @property
+    def plans(self) -> Sequence[MemoryPlan]:
+        """The memory plan of each section."""
+        return [one.plan for one in self.opened]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What all sections compute in."""
+        return self.opened[0].dtype
 
     @property
     def lines(self) -> Sequence[Line]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from actors.core.line import numbered
 from pipeline.engine.runtime import added_up, engine_counters
 from pipeline.generation.delivery import Delivery
 from pipeline.generation.model_statistics import ModelStatistics, WeightsRecord, program_counters
@@ -33,10 +34,10 @@ def count(number: int, runtime: SectionRuntime, node: str, waited_seconds: float
 
 
 def cluster_statistics(delivery: Delivery, counted: Sequence[NodeCounts]) -> ModelStatistics:
-    """Those of all sections, whose actors, queues and budgets get the numbers of their sections."""
+    """Those of all sections; where there are several, actors, queues and budgets get the numbers of theirs."""
     weights = [one.weights for one in counted]
     return ModelStatistics(
-        **added_up([_numbered(number, one.engine) for number, one in enumerate(counted)]),
+        **added_up([_named(number if len(counted) > 1 else None, one.engine) for number, one in enumerate(counted)]),
         **{name: counted[0].engine[name] for name in OF_ALL},
         **program_counters(delivery, [one.record for one in counted]),
         weights=WeightsRecord(sum(one.stored_bytes for one in weights), sum(one.computed_bytes for one in weights)),
@@ -44,6 +45,6 @@ def cluster_statistics(delivery: Delivery, counted: Sequence[NodeCounts]) -> Mod
     )
 
 
-def _numbered(number: int, engine: Mapping[str, Any]) -> dict[str, Any]:
-    named = {kind: {f"{name} {number}": value for name, value in engine[kind].items()} for kind in BY_ACTOR}
+def _named(number: int | None, engine: Mapping[str, Any]) -> dict[str, Any]:
+    named = {kind: {numbered(name, number): value for name, value in engine[kind].items()} for kind in BY_ACTOR}
     return {**{name: value for name, value in engine.items() if name not in OF_ALL}, **named}

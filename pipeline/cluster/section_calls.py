@@ -8,6 +8,8 @@ from pipeline.engine.dealing import Share
 from pipeline.errors import PenstockError
 
 if TYPE_CHECKING:
+    import torch
+
     from pipeline.cluster.cluster_statistics import NodeCounts
     from pipeline.generation.pass_size import PassSize
     from pipeline.state.kv_room import KvRoom
@@ -52,7 +54,7 @@ class SectionPlan:
 @dataclass(frozen=True, slots=True)
 class Opened:
     """What an open section tells: where it is; for how many tokens of a request and of all it has room, for how many
-    states, and how large passes may be; how it is run, as plain data; and what it has counted.
+    states, and how large passes may be; what it computes in, and how it is run, as plain data; and what it has counted.
     """
 
     node: str
@@ -61,6 +63,7 @@ class Opened:
     kv_room: "KvRoom"
     state_room: "StateRoom | None"
     pass_size: "PassSize"
+    dtype: "torch.dtype"
     plan: "MemoryPlan"
     described: Mapping[str, Any]
     counted: "NodeCounts"

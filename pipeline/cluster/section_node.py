@@ -69,7 +69,8 @@ class SectionNode:
         """What the coordinator must know of it."""
         plan, runtime = self._runtime.drawn.plan, self._runtime
         rooms = plan.context_tokens, plan.kv_room, plan.state_room, plan.pass_size
-        return Opened(self._node, os.getpid(), *rooms, plan.memory, runtime.describe(), self._count())
+        how = runtime.dtype, plan.memory, runtime.describe()
+        return Opened(self._node, os.getpid(), *rooms, *how, self._count())
 
     def _count(self) -> NodeCounts:
         return count(self.passes.number, self._runtime, self._node, self.passes.waited_seconds)

@@ -80,6 +80,11 @@ class Runtime:
         return self.wired.lines
 
     @property
+    def trace(self) -> Trace:
+        """What all lines record into."""
+        return self.line.trace
+
+    @property
     def bytes_read(self) -> int:
         """Bytes of its groups, experts too, that have arrived from the disk, padding included."""
         experts = {} if self.expert_line is None else self.expert_line.room.catalog.host

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from actors.core.line import Line
 from actors.core.ports import PrefetchPolicy
+from actors.core.trace import Trace
 from pipeline.devices.port import Device
 from pipeline.engine.expert_line import ExpertLine
 from pipeline.engine.residency import Residency
@@ -31,6 +32,11 @@ class OneSection:
             devices = ", ".join(str(one.device.torch_device) for one in self.sections)
             raise ConfigError(f"devices: this looks at one line, have several: {devices}; open the model on one device")
         return self.sections[0]
+
+    @property
+    def trace(self) -> Trace:
+        """What the lines of all sections record into."""
+        return self.sections[0].trace
 
     @property
     def section(self) -> Section:

@@ -1,14 +1,11 @@
 """A recorded run: everything that a file or a report needs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from actors.core.trace import Count, Span
+from actors.core.trace import Count, Span, Trace
 from pipeline.engine import actor_names as names
-
-if TYPE_CHECKING:
-    from actors.core.line import Line
 
 DISK, LINK, COMPUTE = names.READER, names.UPLOADER, names.SCHEDULER
 KV_DISK, KV_IN, KV_OUT = names.KV_READER, names.KV_UPLOADER, names.KV_SWAPPER
@@ -23,8 +20,8 @@ class Recorded(Protocol):
     """What a recording is made of: an open model, or any line."""
 
     @property
-    def lines(self) -> "Sequence[Line]":
-        """All lines."""
+    def trace(self) -> Trace:
+        """What all lines record into. Raises ConfigError where none is in this process."""
 
     def describe(self) -> dict[str, Any]:
         """How they were set, as plain data."""
@@ -46,7 +43,7 @@ class Recording:
     @classmethod
     def of(cls, runtime: "Recorded", command: str) -> "Recording":
         """Take all that the trace of lines holds by now, which they share, and how they were set."""
-        trace = runtime.lines[0].trace
+        trace = runtime.trace
         return cls(trace.spans, trace.counts, {"command": command, **runtime.describe()})
 
     def since(self, started: float) -> "Recording":

@@ -16,6 +16,7 @@ from support.fitting_settings import fitting
 from pipeline import Model, Output
 from pipeline.devices.cuda_lane import CudaLane
 from pipeline.generation.section import COMPUTE
+from pipeline.models import decoder
 from pipeline.models.model_config import read_config
 
 pytestmark = pytest.mark.cuda
@@ -40,13 +41,15 @@ def save(name: str, folder: Path) -> None:
         tiny_models.save(name, folder)
 
 
+async def asked(model: Model) -> list[Output]:
+    prompts = (PROMPT, PROMPT[:7], PROMPT[5:40])
+    calls = [model.generate(prompt, max_new_tokens=STEPS, ignore_eos=True, logprobs=5) for prompt in prompts]
+    return list(await asyncio.gather(*calls))
+
+
 async def answers(folder: Path, **settings: Any) -> list[Output]:
     async with Model.open(folder, **settings) as model:
-        calls = [
-            model.generate(prompt, max_new_tokens=STEPS, ignore_eos=True, logprobs=5)
-            for prompt in (PROMPT, PROMPT[:7], PROMPT[5:40])
-        ]
-        return list(await asyncio.gather(*calls))
+        return await asked(model)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -62,19 +65,28 @@ async def test_bits_are_those_of_one_gpu(name: str, tmp_path: Path, monkeypatch:
 async def test_a_section_waits_for_another_ones_events_on_the_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The stream waits for an event of the other section's stream that has not come when the host is through."""
+    """The stream waits for an event of the other section's stream that has not come when the host is through.
+
+    Each half of a layer takes a millisecond or so, so that the host is through long before.
+    """
     await asyncio.to_thread(tiny_models.save, "llama_gqa_llama3", tmp_path, layers=8)
+    expected = await answers(tmp_path, device="cuda", **STAYS)
     pairs: list[tuple[object, object]] = []
-    come_behind = CudaLane._come_behind
+    come_behind, ffn_half = CudaLane._come_behind, decoder.ffn_half
 
     def watched(self: CudaLane, earlier: Any) -> None:
         if not earlier.done():
             pairs.append((self, earlier.lane))
         come_behind(self, earlier)
 
+    def long_half(*arguments: Any) -> torch.Tensor:
+        torch.cuda._sleep(2_000_000)
+        return ffn_half(*arguments)
+
+    monkeypatch.setattr(decoder, "ffn_half", long_half)
     async with Model.open(tmp_path, devices=gpus(2), **STAYS) as model:
         lanes = [one.device._lanes[COMPUTE] for one in model.runtime.sections]  # type: ignore[attr-defined]
         monkeypatch.setattr(CudaLane, "_come_behind", watched)
-        await model.generate(PROMPT, max_new_tokens=STEPS, ignore_eos=True)
+        assert await asked(model) == expected
     across = [pair for pair in pairs if pair == (lanes[1], lanes[0])]
     assert len(across) >= STEPS // 2, "most passes find the other section still at work"

@@ -14,7 +14,7 @@ from actors.core.message import Message
 PAYS = 2
 """A right guess saves a part of a read; a wrong one under way delays others by a step. So many of these are as bad."""
 MOST_UNREAD = 2
-"""So many guesses have not come yet at a time: one is read, and the next begins when it has landed."""
+"""So many undecided guesses have not come yet at a time: one is read, and the next begins when it has landed."""
 
 
 class Guess:
@@ -72,7 +72,7 @@ class Guesses:
 
     def next(self) -> Expert | None:
         """The one that may be sent; None where there is none, or too many are on their way."""
-        unread = sum(guess.message is None for guess in self._sent.values())
+        unread = sum(guess.message is None and guess.wanted is None for guess in self._sent.values())
         return self._asked[-1] if self._asked and unread < MOST_UNREAD else None
 
     def send(self, seq: int, *, kept: bool) -> None:

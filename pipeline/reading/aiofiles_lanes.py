@@ -10,11 +10,9 @@ from aiofiles.os import wrap
 from actors.core.operation import foretell
 from pipeline.groups.layout import Window
 from pipeline.reading.reading_lane import (
-    STEP_BYTES,
-    STEP_LANES,
     Disk,
-    GoesOn,
     Landed,
+    MostBytes,
     ReadingLane,
     ReadingLanes,
     unheeded,
@@ -33,12 +31,12 @@ class AiofilesLanes(ReadingLanes["AiofilesLane"]):
         self._changed = threading.Condition()
 
     async def read(
-        self, chunks: Sequence[Window], buffer: memoryview, landed: Landed = unheeded, goes_on: GoesOn | None = None
+        self, chunks: Sequence[Window], buffer: memoryview, landed: Landed = unheeded, most: MostBytes | None = None
     ) -> None:
         """As `ReadingLanes.read`."""
         shared = deque(chunks)
-        lanes = min(len(chunks), len(self._lanes) if goes_on is None else STEP_LANES)
-        workers = [self._read_shared(shared, buffer, landed, goes_on) for _ in range(lanes)]
+        lanes = min(len(chunks), len(self._lanes) if most is None else 1)
+        workers = [self._read_shared(shared, buffer, landed, most) for _ in range(lanes)]
         self._count_calls(1)
         try:
             # With return_exceptions a gather ends only after its last worker, even when it is cancelled.
@@ -66,12 +64,12 @@ class AiofilesLanes(ReadingLanes["AiofilesLane"]):
             self._changed.notify_all()
 
     async def _read_shared(
-        self, chunks: deque[Window], buffer: memoryview, landed: Landed, goes_on: GoesOn | None
+        self, chunks: deque[Window], buffer: memoryview, landed: Landed, most: MostBytes | None
     ) -> None:
         async with self._free:
             lane = self._idle.pop()
             try:
-                await lane.read(chunks, buffer, landed, goes_on)
+                await lane.read(chunks, buffer, landed, most)
             finally:
                 self._idle.append(lane)
 
@@ -84,12 +82,12 @@ class AiofilesLane(ReadingLane):
         self._thread = Threads(1, name)
         self._read_on_thread = wrap(self._read)
 
-    async def read(self, chunks: deque[Window], buffer: memoryview, landed: Landed, goes_on: GoesOn | None) -> None:
+    async def read(self, chunks: deque[Window], buffer: memoryview, landed: Landed, most: MostBytes | None) -> None:
         """Take chunks, which lanes share, and read them until none is left; after an error none is left for others."""
         try:
             while chunks:
                 chunk = chunks.popleft()
-                if not await self._read_chunk(chunk, buffer, chunks, goes_on):
+                if not await self._read_chunk(chunk, buffer, chunks, most):
                     return
                 landed(chunk)
         except Exception as error:
@@ -103,14 +101,14 @@ class AiofilesLane(ReadingLane):
         self._thread.shutdown()
 
     async def _read_chunk(
-        self, chunk: Window, buffer: memoryview, chunks: deque[Window], goes_on: GoesOn | None
+        self, chunk: Window, buffer: memoryview, chunks: deque[Window], most: MostBytes | None
     ) -> bool:
         """Say whether the chunk is whole."""
-        position, end, most = chunk.start, self._end(chunk), None if goes_on is None else STEP_BYTES
+        position, end = chunk.start, self._end(chunk)
         while position < end:
-            if goes_on is not None and not goes_on():
+            if (step := None if most is None else most()) == 0:
                 return False
-            reading = self._read_on_thread(chunk, position, buffer, most, executor=self._thread)
+            reading = self._read_on_thread(chunk, position, buffer, step, executor=self._thread)
             position += await self._finish(reading, chunks)
         self._disk.check_unchanged(chunk.file, end)
         return True

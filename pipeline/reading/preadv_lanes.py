@@ -9,11 +9,9 @@ from queue import SimpleQueue
 from actors.core.operation import foretell
 from pipeline.groups.layout import Window
 from pipeline.reading.reading_lane import (
-    STEP_BYTES,
-    STEP_LANES,
     Disk,
-    GoesOn,
     Landed,
+    MostBytes,
     ReadingLane,
     ReadingLanes,
     unheeded,
@@ -31,14 +29,14 @@ class PreadvLanes(ReadingLanes["PreadvLane"]):
         super().__init__([PreadvLane(disk) for _ in range(count)])
 
     async def read(
-        self, chunks: Sequence[Window], buffer: memoryview, landed: Landed = unheeded, goes_on: GoesOn | None = None
+        self, chunks: Sequence[Window], buffer: memoryview, landed: Landed = unheeded, most: MostBytes | None = None
     ) -> None:
         """As `ReadingLanes.read`."""
         if not chunks:
             return
         self._start()
-        call = _Call(chunks, buffer, landed, goes_on)
-        for _ in range(min(len(chunks), len(self._lanes) if goes_on is None else STEP_LANES)):
+        call = _Call(chunks, buffer, landed, most)
+        for _ in range(min(len(chunks), len(self._lanes) if most is None else 1)):
             self._calls.put(call)
         try:
             await call.failed.wait()
@@ -80,13 +78,13 @@ class PreadvLanes(ReadingLanes["PreadvLane"]):
 class PreadvLane(ReadingLane):
     """The work of one thread."""
 
-    def read_chunk(self, chunk: Window, buffer: memoryview, goes_on: GoesOn | None = None) -> bool:
+    def read_chunk(self, chunk: Window, buffer: memoryview, most: MostBytes | None = None) -> bool:
         """Read a chunk, as far as its file goes, and say whether it is whole. Raises as `ReadingLanes.read`."""
-        position, end, most = chunk.start, self._end(chunk), None if goes_on is None else STEP_BYTES
+        position, end = chunk.start, self._end(chunk)
         while position < end:
-            if goes_on is not None and not goes_on():
+            if (step := None if most is None else most()) == 0:
                 return False
-            position += self._read(chunk, position, buffer, most)
+            position += self._read(chunk, position, buffer, step)
         self._disk.check_unchanged(chunk.file, end)
         return True
 
@@ -97,13 +95,13 @@ class _Call:
     `failed` is set before that if there is an error: another thread may hang.
     """
 
-    def __init__(self, chunks: Sequence[Window], buffer: memoryview, landed: Landed, goes_on: GoesOn | None) -> None:
+    def __init__(self, chunks: Sequence[Window], buffer: memoryview, landed: Landed, most: MostBytes | None) -> None:
         self.failed = asyncio.Event()
         self.ended = asyncio.Event()
         self.error: BaseException | None = None
         self._buffer = buffer
         self._landed = landed
-        self._goes_on = goes_on
+        self._most = most
         self._waiting = deque(chunks)
         self._left = len(chunks)
         self._loop = asyncio.get_running_loop()
@@ -113,7 +111,7 @@ class _Call:
         """In a lane's thread: read chunks while one waits."""
         while (chunk := self._take()) is not None:
             try:
-                if lane.read_chunk(chunk, self._buffer, self._goes_on):
+                if lane.read_chunk(chunk, self._buffer, self._most):
                     self._landed(chunk)
                 else:
                     self.stop()

@@ -29,10 +29,8 @@ def unheeded(chunk: Window) -> None:
     """Chunks that have landed are not reported."""
 
 
-GoesOn: TypeAlias = Callable[[], bool]
-"""Whether bytes are still wanted; once they are not they never are. Asked on any thread."""
-STEP_LANES, STEP_BYTES = 2, 1 << 19
-"""How much of what may be wanted no more is on its way at a time: a disk of 2.4 GB/s gives nine tenths of that."""
+MostBytes: TypeAlias = Callable[[], int | None]
+"""How many bytes may be read next, None for all; 0 once they are not wanted any more. Asked on any thread."""
 
 
 class Disk:
@@ -134,11 +132,11 @@ class ReadingLanes(ABC, Generic[SomeLane]):
 
     @abstractmethod
     async def read(
-        self, chunks: Sequence[Window], buffer: memoryview, landed: Landed = unheeded, goes_on: GoesOn | None = None
+        self, chunks: Sequence[Window], buffer: memoryview, landed: Landed = unheeded, most: MostBytes | None = None
     ) -> None:
         """Read these chunks into `buffer`. After an error or a cancellation no further one is begun.
 
-        With `goes_on` few lanes read, in steps, before each of which they ask whether bytes are still wanted.
+        With `most` one lane reads, and asks before each read.
 
         Raises:
             CheckpointError: a file is not what it was when its header was read.

@@ -127,3 +127,15 @@ def test_the_gate_closes_when_guesses_in_the_way_cost_more_than_right_ones_save(
     guesses.ask([(1, 0)])
     assert guesses.next() == (1, 0)
     assert guesses.slots == 0
+
+
+def test_a_right_guess_that_is_still_on_its_way_keeps_no_other_back() -> None:
+    guesses = Guesses(HintCounts())
+    guesses.ask([(1, 0), (1, 1), (1, 2)])
+    for seq in range(2):
+        assert guesses.next() == (1, seq)
+        guesses.send(seq, kept=False)
+    assert guesses.next() is None
+    guesses.settle([(1, 0), (1, 1)])
+    guesses.ask([(2, 5)])
+    assert guesses.next() == (2, 5)

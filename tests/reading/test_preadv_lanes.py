@@ -49,7 +49,7 @@ async def test_the_error_that_came_first_is_told_though_another_comes_behind_it(
 ) -> None:
     both, heard = threading.Barrier(2, timeout=10), threading.Event()
 
-    def fails(lane: PreadvLane, chunk: Window, buffer: memoryview, goes_on: None) -> None:
+    def fails(lane: PreadvLane, chunk: Window, buffer: memoryview, most: None) -> None:
         both.wait()  # what no lane has begun would be dropped
         if chunk.start == 0:
             raise OSError("came first")

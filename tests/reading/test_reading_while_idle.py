@@ -8,7 +8,7 @@ from support.weight_files import CHUNKS, GROUP_BYTES, Gate, opened, settle
 
 from actors.core.expert_guesses import Guess
 from pipeline.devices.memory import HostMemory
-from pipeline.reading import aiofiles_lanes, preadv_lanes
+from pipeline.reading import source as source_module
 from pipeline.system.page_cache import BLOCK_BYTES
 
 pytestmark = pytest.mark.usefixtures("way")
@@ -52,9 +52,7 @@ async def test_one_that_is_decided_waits_for_nothing(wanted: bool, weights: Path
 async def test_a_wrong_one_ends_with_the_step_under_way(
     weights: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for lanes in (preadv_lanes, aiofiles_lanes):
-        monkeypatch.setattr(lanes, "STEP_LANES", 1)
-        monkeypatch.setattr(lanes, "STEP_BYTES", BLOCK_BYTES)
+    monkeypatch.setattr(source_module, "STEP_BYTES", BLOCK_BYTES)
     gate.hold(2 * BLOCK_BYTES)
     async with opened(weights, lanes=4, chunk_bytes=GROUP_BYTES) as source:
         slot, guess = HostMemory(GROUP_BYTES), Guess((0, 0), kept=False)
@@ -69,13 +67,18 @@ async def test_a_wrong_one_ends_with_the_step_under_way(
         assert bytes(slot.view) == weights.read_bytes()[:GROUP_BYTES]
 
 
-async def test_few_lanes_read_it(weights: Path, gate: Gate) -> None:
+async def test_a_right_one_is_read_on_at_once_and_by_one_lane(
+    weights: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_module, "STEP_BYTES", BLOCK_BYTES)
     gate.hold()
-    async with opened(weights, lanes=8) as source:
+    async with opened(weights, lanes=8, chunk_bytes=GROUP_BYTES // 2) as source:
         guess = Guess((0, 0), kept=False)
         perhaps = asyncio.create_task(source.read_while_idle((0, "attn"), HostMemory(GROUP_BYTES), guess))
-        await gate.until_begun(preadv_lanes.STEP_LANES)
+        await gate.until_begun(1)
         await settle()
-        assert len(gate.begun) == preadv_lanes.STEP_LANES
+        assert gate.begun == [0]
+        guess.decide(wanted=True)
         gate.open.set()
         await perhaps
+        assert gate.begun == [0, BLOCK_BYTES, GROUP_BYTES // 2]

@@ -73,8 +73,8 @@ class ExpertFloors:
     def compute(self) -> MeasuredCompute:
         """Seconds for each parameter of an expert that is used, by tokens of the pass; more never take less."""
         found = dict[int, float]()
-        for tokens, added in self._added.items():
-            each = median(one.seconds / one.used for one in added) / self._parameters
+        for tokens in self._added:
+            each = median(one.seconds / one.used for one in self._warm(tokens)) / self._parameters
             found[tokens] = max(*found.values(), each, 0.0)
         return MeasuredCompute(found)
 
@@ -88,9 +88,13 @@ class ExpertFloors:
         async with running([self._runtime.wired.lines[-1]]):
             came = [await self._add(tokens) for _ in range(PASSES)][2:]
         layers, used = came[0].layers, came[0].used / came[0].layers
-        longer = median(one.seconds for one in came) - median(one.seconds for one in self._added[tokens])
+        longer = median(one.seconds for one in came) - median(one.seconds for one in self._warm(tokens))
         share = max(0.0, longer) / layers / (first + more * (used - 1))
         return ExpertWaits(first * share, more * share)
+
+    def _warm(self, tokens: int) -> Sequence[_Added]:
+        """What was measured, but for the first round, in which a GPU records its launches."""
+        return self._added[tokens][1:] or self._added[tokens]
 
     @property
     def _parameters(self) -> float:

@@ -9,6 +9,7 @@ Fails:  naming the uploader, when an expert has not arrived; a failed computatio
 from collections import deque
 from collections.abc import Sequence
 
+from actors.core.actor import Wiring
 from actors.core.budget import Slot
 from actors.core.event import Event
 from actors.core.expert_store import ExpertStore
@@ -21,9 +22,13 @@ class ExpertKeeper(Sink):
 
     def __init__(self, store: ExpertStore) -> None:
         self._store = store
-        store.computed = self._computed
         self._coming: deque[Message[Slot]] = deque()
         self._watch: Event = READY
+
+    def wire(self, wiring: Wiring) -> None:
+        """As every actor; from now on it hears of computations. A store is used without a line, too."""
+        super().wire(wiring)
+        self._store.computed = self._computed
 
     async def take(self, message: Message[Slot]) -> None:
         """Hand it on at once, and watch over its arrival beside the actor's loop."""

@@ -13,6 +13,7 @@ from pipeline.devices.cpu import CpuDevice
 from pipeline.devices.cuda import CudaDevice
 from pipeline.devices.port import ONE_PLACE, TWO_PLACES, Device
 from pipeline.devices.sim import SimDevice
+from pipeline.engine.plan import LOADED_LATER
 from pipeline.errors import ConfigError
 from pipeline.formats.parts import gives_logits
 from pipeline.generation.blueprint import Blueprint, draw_up
@@ -31,7 +32,8 @@ def preset(name: str = "llama-3-8b") -> ConfigAlone:
 
 def devices(count: int, settings: dict[str, Any]) -> list[Device]:
     places, kind = (TWO_PLACES, CudaDevice) if "gpu_memory" in settings else (ONE_PLACE, CpuDevice)
-    return [SimDevice(places, alignment_bytes=kind.alignment_bytes) for _ in range(count)]
+    later = kind.libraries.whole
+    return [SimDevice(places, alignment_bytes=kind.alignment_bytes, loads_later=later) for _ in range(count)]
 
 
 def drawn(count: int, name: str = "llama-3-8b", **settings: Any) -> tuple[Blueprint, ...]:
@@ -77,14 +79,19 @@ def test_sections_have_the_layers_of_the_model_once_and_the_same_room(name: str,
         assert all(one.plan.memory.fits() for one in plans)
 
 
-def test_host_memory_is_divided_and_gpu_memory_is_that_of_each() -> None:
-    settings = {"host_memory": "40GB", "gpu_memory": "7GB", "kv_tokens": 8192}
+def test_host_memory_is_divided_and_gpu_memory_is_that_of_each(tmp_path: Path) -> None:
+    settings = {"host_memory": "40GB", "gpu_memory": "7GB", "kv_tokens": 8192, "kv_disk": tmp_path}
     before = "Python, torch and what was there before"
     (alone,) = drawn(1, **settings)
     sections = drawn(4, **settings)
+    disk_bytes = alone.plan.memory.available["disk"]
     for one in sections:
-        assert one.plan.memory.available == {"host": 10 * 10**9, "device": 7 * 10**9}
+        have = one.plan.memory.available
+        assert (have["host"], have["device"]) == (10 * 10**9, 7 * 10**9)
+        assert 0.9 < 4 * have["disk"] / disk_bytes < 1.1
         assert 0.9 < 4 * held(one, "host")[before] / held(alone, "host")[before] < 1.1
+        assert 4 * held(one, "host")[LOADED_LATER] == held(alone, "host")[LOADED_LATER]
+        assert held(one)[LOADED_LATER] == held(alone)[LOADED_LATER], "each GPU has its own"
     assert ["tokenizer" in held(one, "host") for one in sections[1:]] == [False] * 3
     stays = [sum(len(one.plan.residency.stays(place)) for one in sections) for place in ("host", "device")]
     assert sum(stays) == len(alone.catalog.order), "what has no room in one has it in four"
@@ -98,6 +105,7 @@ def test_layers_that_stream_are_dealt_in_turn_and_those_that_stay_follow_one_ano
     staying = drawn(2, host_memory="40GB", gpu_memory="14GB", kv_tokens=4096)
     assert max(staying[0].part.layers) + 1 == min(staying[1].part.layers)
     assert all(len(one.plan.residency.stays("device")) == len(one.catalog.order) for one in staying)
+    assert ["embedding table" in held(one, "host") for one in staying] == [True, False]
 
 
 def test_what_binds_all_decides_by_which_rate_layers_are_dealt() -> None:
@@ -105,6 +113,10 @@ def test_what_binds_all_decides_by_which_rate_layers_are_dealt() -> None:
     assert [share.bytes_per_second for share in from_disk] == [1.5e9, 1.5e9]
     from_host = shares_of(drawn(2, host_memory="40GB", gpu_memory="4GB", kv_tokens=4096), RATES)
     assert [share.bytes_per_second for share in from_host] == [50e9, 50e9]
+    sections = drawn(2, host_memory="8GB", gpu_memory="4GB", kv_tokens=4096, max_tokens_per_pass=512)
+    for one in sections:
+        moving = one.plan.residency.moving_bytes("host", one.catalog.group_bytes("host"))
+        assert one.plans.moved.read == 2 * moving, "what both read from one disk"
     nothing_stays = drawn(2, host_memory="40GB", gpu_memory="7GB", kv_tokens=4096, residency=False)
     assert [share.room_bytes for share in shares_of(nothing_stays, RATES)] == [0, 0]
 
@@ -151,6 +163,9 @@ def test_devices_of_one_process_share_its_memory_and_what_it_promised() -> None:
     own = [sum(one.nbytes for one in found.plan.memory.holdings if one.knob) for found in both]
     try:
         assert [one.nbytes for one in promised_elsewhere(other.pools)] == own
+        beside = draw_up_sections(alone.model, alone.checkpoint, settings, [other, CpuDevice(copy=False)])
+        said = [sum(size for name, size in held(one, "host").items() if "promised" in name) for one in beside]
+        assert said == [sum(nbytes // 2 for nbytes in own)] * 2, "of which each counts a half"
     finally:
         for device in pair:
             give_back(device)

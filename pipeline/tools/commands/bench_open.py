@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pipeline.system.sizes import human_bytes
 from pipeline.system.table import print_json, rows_aligned
 from pipeline.tools.bench.opening import OpeningReport, bench_opening
+from pipeline.tools.commands.one_device import check_one_device
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import nothing_moved, with_remarks
 from pipeline.tools.commands.values import at_least_one
@@ -18,6 +19,7 @@ UNSAID = "a pass streams nothing, and its time tells nothing of the disk"
 async def bench_open(options: argparse.Namespace) -> None:
     """Measure each model, and print a table or one JSON list, after an early end too. Raises ConfigError."""
     at_least_one(options, "rounds", "passes")
+    check_one_device(options.settings)
     progress = Progress()
     rows: list[OpeningReport] = []
     try:

@@ -8,6 +8,7 @@ from pipeline.system.sizes import human_bytes
 from pipeline.system.table import print_json, rows_aligned
 from pipeline.system.written_files import check_writable
 from pipeline.tools.bench.one_pass import PassReport, bench_pass, tokens_of
+from pipeline.tools.commands.one_device import check_one_device
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import below_floor, nothing_moved, with_remarks
 from pipeline.tools.commands.values import at_least_one
@@ -21,6 +22,7 @@ UNBALANCED = ", and multiples of a balance, as 1x, are multiples of one token"
 async def bench(options: argparse.Namespace) -> None:
     """Measure, and print a table or one JSON object; of an early end, by Ctrl-C or an error, what is complete."""
     at_least_one(options, "passes")
+    check_one_device(options.settings)
     if options.trace is not None:
         check_writable(options.trace)
     progress, settings = Progress(), options.settings

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.config import Config
 from pipeline.engine.policies import POLICIES, find_policy
 from pipeline.errors import ConfigError
 from pipeline.system.table import print_json
 from pipeline.system.written_files import is_plain
 from pipeline.tools.bench.candidates import Samples
 from pipeline.tools.bench.policy_runs import CHAINED_TITLE, PolicyBench, PolicyReport, measured_balance
+from pipeline.tools.commands.one_device import check_one_device
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import beside_noise, counted, with_remarks
 from pipeline.tools.commands.values import at_least_one, policy_from_text
@@ -34,7 +34,7 @@ async def bench_policies(options: argparse.Namespace) -> None:
     policies = {name: find_policy(policy_from_text(name)) for name in options.policies or POLICIES}
     # Policies differ in how they move groups, so all of them move.
     settings = {"host_groups": options.settings["gpu_groups"], **options.settings, "residency": False}
-    Config.from_arguments(settings)
+    check_one_device(settings)
     progress = Progress()
     tokens = options.batch_tokens or await measured_balance(options.model, settings, options.passes, progress.say)
     bench = PolicyBench(options.model, settings, options.passes, tokens, progress.say)

@@ -5,7 +5,6 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.system.sizes import human_bytes
 from pipeline.system.table import print_json, rows_aligned
@@ -26,6 +25,7 @@ from pipeline.tools.bench.speed import (
     does,
 )
 from pipeline.tools.bench.speed_results import ArmResult, results
+from pipeline.tools.commands.one_device import check_one_device
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import below_floor, nothing_moved, with_remarks
 from pipeline.tools.commands.settings import plain
@@ -44,7 +44,7 @@ async def bench_speed(options: argparse.Namespace) -> int:
     settings, limit = dict(plain(options.settings)), memory_limit(options.memory_limit, options.limit_by)
     if limit is not None:
         settings.setdefault("host_memory", limit.nbytes)
-    Config.from_arguments(settings)
+    check_one_device(settings)
     progress, scenarios = Progress(), _scenarios(options)
     bench = SpeedBench(options.model, settings, scenarios, limit, progress.say, options.beside, options.gguf)
     bench.check(options.against)

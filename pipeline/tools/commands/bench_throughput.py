@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.system.sizes import human_bytes
 from pipeline.system.table import aligned, print_json
@@ -17,6 +16,7 @@ from pipeline.tools.bench.arms import OURS, Arms, agreement, median_rows
 from pipeline.tools.bench.load import Load
 from pipeline.tools.bench.memory_limit import memory_limit
 from pipeline.tools.bench.throughput import bench_throughput
+from pipeline.tools.commands.one_device import check_one_device
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import below_floor, nothing_moved, with_remarks
 from pipeline.tools.commands.settings import plain
@@ -30,7 +30,7 @@ async def throughput(options: argparse.Namespace) -> None:
     settings = dict(options.settings)
     if options.memory_limit is not None:
         settings.setdefault("host_memory", options.memory_limit)
-    Config.from_arguments(settings)
+    check_one_device(settings)
     result: dict[str, Any] = {
         "model": str(options.model),
         "prompt_tokens": [load.shortest, load.longest],

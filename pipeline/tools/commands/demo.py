@@ -18,6 +18,7 @@ from pipeline.system.table import aligned
 from pipeline.tools.bench.candidates import Samples
 from pipeline.tools.bench.policy_runs import OutputsDiffer
 from pipeline.tools.commands.answer import Answer
+from pipeline.tools.commands.one_device import check_one_device
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import beside_noise, nothing_moved, with_remarks
 from pipeline.tools.commands.run_lines import closing_lines, opening_lines
@@ -56,6 +57,7 @@ async def demo(options: argparse.Namespace) -> None:
 
     Raises OutputsDiffer when the same prompt has other tokens because its groups moved otherwise.
     """
+    check_one_device(options.settings)
     # Without a GPU each group is copied all the same, so that the uploader can be watched.
     device = "cuda" if torch.cuda.is_available() else "cpu-copy"
     trace, settings = Trace(), {"device": device, **options.settings}

@@ -4,10 +4,10 @@ import argparse
 import sys
 from typing import Any
 
-from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.system.event_loop import run_async
 from pipeline.system.written_files import check_writable
+from pipeline.tools.commands.one_device import check_one_device
 from pipeline.tools.commands.progress import LOADING, Progress
 from pipeline.tools.commands.prompt import messages, read_prompt
 from pipeline.tools.commands.sampling import sampling_arguments
@@ -17,7 +17,7 @@ from pipeline.tools.commands.text_files import chat_arguments
 def trace_routing(options: argparse.Namespace) -> None:
     """Run, print the text, and write the file. Raises PenstockError naming what can never work, before any work."""
     arguments = sampling_arguments(options)
-    Config.from_arguments(options.settings)
+    check_one_device(options.settings)
     check_writable(options.out)
     prompt = read_prompt(options)
     arguments |= chat_arguments(options)

@@ -5,7 +5,6 @@ import logging
 import sys
 from collections.abc import Mapping
 
-from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.system.guard import Once
 from pipeline.system.sizes import human_bytes
@@ -13,6 +12,7 @@ from pipeline.system.table import print_json
 from pipeline.tools.bench.candidates import DEFAULT, TOLERANCE, ReadSizes, Samples, best_readings, choose_sizes
 from pipeline.tools.bench.tune import QUEUES, Tuner, TuneReport
 from pipeline.tools.commands.heat_map import heat_map
+from pipeline.tools.commands.one_device import check_one_device
 from pipeline.tools.commands.progress import Progress
 from pipeline.tools.commands.remarks import beside_noise, counted
 from pipeline.tools.commands.values import as_code, option_of
@@ -32,7 +32,7 @@ async def tune(options: argparse.Namespace) -> None:
             limit = f" and at most {MOST_GROUPS}" if most == MOST_GROUPS else ""
             raise ConfigError(f"{option_of(name)}: need at least 1{limit}, have {have}")
     settings, progress = options.settings, Progress()
-    Config.from_arguments(settings)
+    check_one_device(settings)
     tuner = Tuner(options.model, settings, options.batch_tokens, options.most_groups, options.passes, progress.go_on)
     is_new, logger = Once(), logging.getLogger("penstock")
 

@@ -226,3 +226,29 @@ def test_what_is_required_may_be_misspelt(
         main(arguments)
     assert ended.value.code == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "demo",
+        "tune bundled",
+        "bench pass bundled",
+        "bench open bundled",
+        "bench policies bundled",
+        "bench speed bundled",
+        "bench throughput bundled --requests 1 --prompt-tokens 4 --new-tokens 2",
+        "trace-routing bundled --prompt x --max-new-tokens 2 -o routing",
+    ],
+)
+def test_what_looks_at_one_line_refuses_several_devices_first(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def opened(*_: object, **__: object) -> None:
+        raise AssertionError("a model was opened")
+
+    monkeypatch.setattr("pipeline.api.Model.open", opened)
+    assert main([*command.split(), "--devices", "cpu,cpu"]) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    wanted = "penstock: --devices: this command looks at the line of one device, have cpu,cpu; name one as --device"
+    assert told == wanted

@@ -8,6 +8,7 @@ A few hundred runs by default. All of them, with a table of what came of which e
 """
 
 import asyncio
+import functools
 import logging
 import os
 import random
@@ -94,8 +95,9 @@ class Bench:
 
     async def open(self) -> Model:
         if self.model is None:
-            stages = [OddStage(f"odd {after}", end) for after, end in zip(AFTER, self.stages, strict=True)]
-            settings = {**self._settings, "insert": {after: [one] for after, one in zip(AFTER, stages, strict=True)}}
+            ends = zip(AFTER, self.stages, strict=True)
+            insert = {after: [functools.partial(OddStage, f"odd {after}", end)] for after, end in ends}
+            settings = {**self._settings, "insert": insert}
             if self.policy is not None:
                 settings["policy"] = OddPolicy(self.policy)
             self.model = await Model.open(self._checkpoint, **settings)
@@ -196,7 +198,9 @@ class Runs:
         self.seconds.append((time.perf_counter() - started, what))
 
 
-async def test_nobody_hangs_and_nobody_is_lied_to(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_nobody_hangs_and_nobody_is_lied_to(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     caplog.set_level(logging.CRITICAL, "penstock")
     small, larger, copying = checkpoint(tmp_path, 2), checkpoint(tmp_path, 4), {**SETTINGS, "device": "cpu-copy"}
     moving = settings_with_room(larger, tmp_path, device_layers=3, host_layers=2, **copying)
@@ -204,7 +208,9 @@ async def test_nobody_hangs_and_nobody_is_lied_to(tmp_path: Path, caplog: pytest
         Bench(small, {**SETTINGS, "device": "cpu"}, has_policy=False),
         Bench(small, copying, has_policy=True),
         Bench(larger, moving, has_policy=False),
+        Bench(larger, {**SETTINGS, "devices": ["cpu-copy"] * 2}, has_policy=True),
     ]
+    monkeypatch.setattr("pipeline.generation.drawn_sections.HOP_SECONDS", 0.0)  # layers are dealt in turn
     runs = Runs(benches)
     for seed in range(SEED, SEED + RUNS // 2):  # on two loops
         try:

@@ -157,7 +157,7 @@ def odd_reads(model: Model, end: End) -> None:
 def stop_tasks(model: Model, end: End, way: str, pick: float) -> None:
     """Cancel a task of the model's, or all of them."""
     end.fired_at = time.perf_counter()
-    crews = [line._crew for line in model.runtime.wired.lines if line._crew is not None]
+    crews = [line._crew for line in model.runtime.lines if line._crew is not None]
     tasks = sorted((task for crew in crews for task in crew.tasks), key=lambda task: task.get_name())
     supervisor = model._supervisor._task
     if way == "supervisor cancelled":

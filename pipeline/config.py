@@ -51,8 +51,8 @@ class Config(EngineSettings):
             of a request's tokens and log-probabilities, by construction. Without it this holds on the CPUs where it
             was measured; on a GPU a near tie may go the other way. With it a CPU computes up to 1.9 times as long in
             bf16, and longer in fp16, and later prompts do not reuse the KV blocks of answers.
-        cluster: lets the nodes of a Ray cluster compute (the extra `ray`), each a section of the layers, from its own
-            copy of the folder at the same path: "auto" for the cluster that this machine is a node of, or HOST:PORT.
+        cluster: lets each node of a Ray cluster compute some layers, from its own copy of the folder at the same path.
+            "auto" is the cluster that this machine is a node of, HOST:PORT another; it needs the extra `ray`.
             What other settings say of memory, devices and disks counts for each node.
         sections: on a cluster, how many there are; None is one for each node.
     """

@@ -153,6 +153,8 @@ class Model(Answering):
     def _session_scope(self, cache_scope: str | None) -> bytes:
         if self._refuses:
             raise ClosedError("the model is closed")
+        if self._runtime.settings.cluster is not None:
+            raise RequestError("session: KV blocks of a model on a cluster are on its nodes; keep the messages instead")
         scope = CallOptions(cache_scope=cache_scope).scope(self._runtime.settings.share_prefixes)
         if scope is None:
             raise RequestError(

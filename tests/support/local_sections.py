@@ -3,6 +3,7 @@
 import asyncio
 import pickle
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,4 +83,5 @@ async def open_here(folder: Path, count: int, **settings: Any) -> Model:
     config = Config.from_arguments(settings)
     sections = LocalSections(count, folder, config)
     opened = await open_sections(sections, folder)
+    config = replace(config, cluster="here")
     return Model(ClusterRuntime(folder, config, sections, opened, joined=False), {})

@@ -17,6 +17,8 @@ MODEL_HELP = "a checkpoint folder, the id of a model that was fetched with hf do
 OPTIONS = {
     "device": ("DEVICE", "auto, cpu, cpu-copy, cuda, cuda:1, ...; default auto"),
     "devices": ("DEVICES", "several, of which each computes some layers: cuda:0,cuda:1, or all"),
+    "cluster": ("ADDRESS", "let the nodes of a Ray cluster compute: auto, or its HOST:PORT"),
+    "sections": ("N", "on a cluster, how many nodes share the layers; default all"),
     "dtype": ("DTYPE", "compute in float32, float16, bfloat16; default the checkpoint's"),
     "gpu_memory": ("SIZE", "stay within 10GiB, 80%%, ... of the device's memory"),
     "host_memory": ("SIZE", "the same for host memory; on the CPU it holds everything"),
@@ -57,6 +59,9 @@ def add_settings(parser: Parser, own: Collection[str] = (), defaults: Mapping[st
             add(option_of(name), const=f"{name}=", metavar=metavar, help=what)
     if "residency" not in own:
         add("--no-residency", const="residency=no", nargs=0, help="let every weight group move in every pass")
+    if "cluster" not in own:
+        add("--ray", const="cluster=auto", nargs=0, help="the same as --cluster auto")
+        add("--shards", const="sections=", metavar="N", help="the same as --sections")
     if "queues" not in own:
         add("--queue", const="queues.", metavar="ACTOR=N", help="messages that may wait in front of an actor")
     add("--set", metavar="NAME=VALUE", help="any other setting, from the list below; as often as you like")

@@ -14,6 +14,7 @@ from pipeline.cluster.section_calls import Opened
 from pipeline.cluster.surveys import check_alike
 from pipeline.config import Config
 from pipeline.engine.dealing import Share, deal
+from pipeline.errors import ConfigError
 from pipeline.models.model_config import read_config
 
 logger = logging.getLogger("penstock")
@@ -26,11 +27,16 @@ async def open_on_cluster(folder: Path, settings: Config) -> ClusterRuntime:
 
     Raises PenstockError where one cannot be opened.
     """
+    model = read_config(folder)
+    most = model.layers - len(model.joined_layers)
+    if settings.sections is not None and settings.sections > most:
+        each = "runs of layers that need each other" if model.joined_layers else "layers"
+        raise ConfigError(f"sections: need at most one for each of {most} {each}, have {settings.sections}")
     joined = await join_cluster(settings.cluster or "auto")
     async with contextlib.AsyncExitStack() as undone:
         undone.push_async_callback(leave_cluster, joined)
         of_node = replace(settings, cluster=None, sections=None)
-        sections = RaySections(await place(settings.sections, settings.device), folder, of_node)
+        sections = RaySections(await place(settings.sections, settings.device, most), folder, of_node)
         undone.push_async_callback(sections.aclose)
         opened = await open_sections(sections, folder)
         undone.pop_all()

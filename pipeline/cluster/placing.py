@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
 
 logger = logging.getLogger("penstock")
+ANSWER_SECONDS = 10.0
+"""For a cluster to answer at its address."""
 PLACING_SECONDS = 30.0
 """For a cluster to find room; what is still starting then is no node yet."""
 
@@ -37,13 +39,26 @@ async def join_cluster(address: str) -> bool:
             "Ray's client has no calls that an event loop could wait for"
         )
     try:
-        await asyncio.to_thread(ray.init, address, log_to_driver=False, logging_level=logging.WARNING)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+        await _answers(address)
+        await asyncio.to_thread(ray.init, address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"cluster: found no Ray cluster at {address!r}: {_first_line(error)}; start one with `ray start --head` "
             "here, and with `ray start --address=HOST:PORT` on the other machines"
         ) from error
     return True
+
+
+async def _answers(address: str) -> None:
+    """Raises OSError where nothing answers at HOST:PORT: Ray would try for minutes, and no thread can be stopped."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                _, writer = await asyncio.open_connection(host, int(port))
+        except TimeoutError:
+            raise TimeoutError(f"no answer within {ANSWER_SECONDS:g} s") from None
+        writer.close()
 
 
 async def leave_cluster(joined: bool) -> None:
@@ -78,8 +93,9 @@ class Placement:
         }
 
 
-async def place(sections: int | None, device: str) -> Placement:
-    """Reserve a bundle for each section; without a number, as many as there are nodes with what a section needs.
+async def place(sections: int | None, device: str, most: int) -> Placement:
+    """Reserve a bundle for each section; without a number, as many as there are nodes with what a section needs, and
+    at `most` so many.
 
     A bundle has one CPU, though a section uses all of its node: so those of a node that is gone find room elsewhere.
     They are spread over nodes as far as possible. Raises ConfigError where there is no room.
@@ -94,7 +110,7 @@ async def place(sections: int | None, device: str) -> Placement:
     need = " and ".join(f"1 {name}" for name in bundle)
     if not able:
         raise ConfigError(f"cluster: need a node with {need} free for a section, have {len(nodes)} nodes without")
-    count = sections or len(able)
+    count = sections or min(len(able), most)
     group = placement_group([bundle] * count, strategy="SPREAD")
     if not await asyncio.to_thread(group.wait, PLACING_SECONDS):
         remove_placement_group(group)

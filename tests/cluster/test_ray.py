@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.util.placement_group import remove_placement_group
 from support import tiny_models
 
 from pipeline import Model
 from pipeline.cluster.cluster_sections import SectionDied
+from pipeline.cluster.placing import place
 
 STORE_BYTES = 80 << 20
 PROMPT = [*tiny_models.PROMPT]
@@ -45,6 +47,13 @@ async def model(anyio_backend: object, folder: Path, address: str) -> AsyncItera
 
 async def answer(model: Model, index: int = 0) -> tuple[int, ...]:
     return tuple((await model.generate(PROMPT[index:], max_new_tokens=8, ignore_eos=True)).token_ids)
+
+
+@pytest.mark.usefixtures("address")
+async def test_there_are_at_most_as_many_sections_as_layers() -> None:
+    placement = await place(None, "cpu", most=1)
+    assert placement.sections == 1
+    remove_placement_group(placement.group)
 
 
 async def test_a_section_may_die_and_requests_are_told(folder: Path, model: Model, tmp_path: Path) -> None:

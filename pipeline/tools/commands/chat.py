@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.errors import RequestError
+from pipeline.errors import ConfigError, RequestError
 from pipeline.generation.session_file import open_session
 from pipeline.system.written_files import check_writable
 from pipeline.tools.commands.chat_lines import check_stdin
@@ -19,7 +19,8 @@ from pipeline.tools.commands.text_files import chat_arguments
 def chat(options: argparse.Namespace) -> None:
     """Talk. Raises PenstockError naming what can never work, before anything takes time."""
     arguments = sampling_arguments(options)
-    Config.from_arguments(options.settings)
+    if Config.from_arguments(options.settings).cluster is not None and options.session is not None:
+        raise ConfigError("--session: KV blocks of a model on a cluster are on its nodes; keep messages, by /save FILE")
     template = chat_arguments(options)
     if options.recompute and options.session is None:
         raise RequestError("--recompute: need --session FILE, have none")

@@ -166,3 +166,10 @@ def test_layers_that_need_the_one_before_are_dealt_with_it() -> None:
     assert dealt != deal(layer_bytes, shares)
     with pytest.raises(ConfigError, match="at most one for each of the 5 runs of layers that need each other, have 6"):
         deal(layer_bytes, [Share(0, 1.0, 40)] * 6, joined=joined)
+
+
+def test_room_is_kept_for_a_large_head_from_the_first_layer_on() -> None:
+    shares = [Share(3, 1.0, 4), Share(0, 1.0, 2)]
+    layer_bytes, dealt = [1, 1, 2, 6], (0, 1, 1, 0)
+    assert deal(layer_bytes, shares, 1.0) == dealt, "else the head comes on top of two layers, and a pass takes 5 s"
+    assert pass_seconds(layer_bytes, dealt, shares, 1.0) == 4.0

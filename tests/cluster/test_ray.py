@@ -11,10 +11,13 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import remove_placement_group
 from support import tiny_models
+from support.cases import EVERYTHING
+from support.family_models import CASES
 
 from pipeline import Model
 from pipeline.cluster.cluster_sections import SectionDied
 from pipeline.cluster.placing import place
+from pipeline.models.model_config import read_config
 
 STORE_BYTES = 80 << 20
 PROMPT = [*tiny_models.PROMPT]
@@ -29,10 +32,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """Two nodes on this machine, each with one CPU more than a section needs."""
+    """Two nodes on this machine, or four, each with one CPU more than a section needs."""
     node = {"num_cpus": 2, "object_store_memory": STORE_BYTES, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=node)
-    cluster.add_node(**node)
+    for _ in range(3 if EVERYTHING else 1):
+        cluster.add_node(**node)
     ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
     yield cluster.address
     ray.shutdown()
@@ -41,7 +45,7 @@ def address() -> Iterator[str]:
 
 @pytest.fixture
 async def model(anyio_backend: object, folder: Path, address: str) -> AsyncIterator[Model]:
-    async with Model.open(folder, cluster=address, dtype="float32", kv_tokens=512) as opened:
+    async with Model.open(folder, cluster=address, sections=2, dtype="float32", kv_tokens=512) as opened:
         yield opened
 
 
@@ -75,3 +79,15 @@ async def test_a_section_may_die_and_requests_are_told(folder: Path, model: Mode
     assert await answer(model, 1) == expected[1]
     assert model.runtime.opened[1].process != process
     assert model.runtime.admission.batcher.pool.used == 0
+
+
+@pytest.mark.skipif(not EVERYTHING, reason="each opens several processes")
+@pytest.mark.parametrize("name", ["gemma3", "gpt_oss", "qwen3_next", "deepseek_v3", "glm4"])
+async def test_families_say_on_four_nodes_what_they_say_on_one(name: str, address: str, tmp_path: Path) -> None:
+    tiny_models.save_model(tiny_models.randomised(CASES[name].config(), seed=1), tmp_path, 1)
+    count = min(4, read_config(tmp_path).layers)
+    async with Model.open(tmp_path, device="cpu") as alone:
+        expected = [await answer(alone, index) for index in range(3)]
+    async with Model.open(tmp_path, cluster=address, sections=count) as model:
+        assert await asyncio.gather(*(answer(model, index) for index in range(3))) == expected
+        assert len({one.node for one in model.statistics().sections}) == count

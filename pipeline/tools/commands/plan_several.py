@@ -14,7 +14,7 @@ from pipeline.generation.blueprint import Blueprint
 from pipeline.system.sizes import human_bytes
 from pipeline.system.table import print_json, rows_aligned
 from pipeline.tools.bench.devices_planning import PlannedDevices, PlannedSection, plan_devices
-from pipeline.tools.bench.forecast import Rates
+from pipeline.tools.bench.forecast import Rates, ToldCompute
 from pipeline.tools.bench.machine_rates import measure_rates
 from pipeline.tools.bench.nodes_planning import HOP_SECONDS, Nodes, plan_nodes
 from pipeline.tools.bench.planning import sized
@@ -25,7 +25,7 @@ from pipeline.tools.routing.recorded_routing import RecordedRouting
 
 MEASURED_TOKENS = 16
 """A pass of one token for each request is measured with so many at most; more follow from that."""
-LEFT_OUT = "KV blocks that move, prompts, and micro-batches, with which sections compute at the same time"
+LEFT_OUT = "KV blocks that move, and prompts"
 
 
 def plan_several(
@@ -125,7 +125,7 @@ def device_lines(planned: PlannedDevices, computed_from: str | None) -> str:
             f"forecast   {_figures(planned.forecast)}",
             f"one alone  {'does not fit' if planned.alone is None else _beside(planned.forecast, planned.alone)}",
             f"binds      {_binds(planned.forecast)}",
-            f"left out   {LEFT_OUT}",
+            f"left out   {_left_out(planned.rates)}",
         ]
     first, *others = drawn.plan.slots
     places = [first, *others]
@@ -161,7 +161,7 @@ def node_lines(
         f"binds      {_binds(asked.one)}",
         f"forecast   {_figures(asked.many)}",
         f"binds      {_binds(asked.many)}",
-        f"left out   {LEFT_OUT}",
+        f"left out   {_left_out(rates)}",
     ]
     columns: dict[tuple[str, str], Callable[[Nodes], str]] = {
         ("nodes", ""): lambda one: str(one.count),
@@ -192,6 +192,13 @@ def _model_lines(drawn: Blueprint, computed_from: str | None) -> list[str]:
 def _rates(rates: Rates) -> str:
     h2d = "" if rates.h2d_bytes_per_second is None else f" · H2D {human_bytes(rates.h2d_bytes_per_second)}/s"
     return f"disk {human_bytes(rates.disk_bytes_per_second)}/s{h2d}"
+
+
+def _left_out(rates: Rates) -> str:
+    """What the forecast does not count, with what is not known of a machine that is not here."""
+    told = [one for one in rates.computes.values() if isinstance(one, ToldCompute)]
+    endless = any(one.bytes_per_second is None for one in told)
+    return "reading weights from memory (say --memory-gbps), KV blocks that move, and prompts" if endless else LEFT_OUT
 
 
 def _figures(one: SectionsForecast) -> str:

@@ -48,6 +48,14 @@ def test_nodes_divide_the_bytes_and_add_up_their_disks_until_all_stays(capsys: p
     assert many["tokens_per_second"] == pytest.approx(4 / many["pass_seconds"])
 
 
+def test_a_forecast_without_the_rate_of_memory_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    node = (MODEL, "--nodes", "2", "--host-memory", "4GB", "--disk-gbps", "2", "--tflops", "2")
+    assert main(["plan", *node]) == 0
+    assert "left out   reading weights from memory (say --memory-gbps), KV blocks" in capsys.readouterr().out
+    assert main(["plan", *node, "--memory-gbps", "60"]) == 0
+    assert "left out   KV blocks that move, and prompts\n" in capsys.readouterr().out
+
+
 def test_dear_hops_make_nodes_slower_and_few_of_them_are_taken(capsys: pytest.CaptureFixture[str]) -> None:
     streaming = ("--nodes", "2", "--host-memory", "1200MB", *NODE)
     rows = [told(capsys, MODEL, *streaming, "--hop-seconds", str(hop))["nodes"][1] for hop in (0.001, 0.05, 1)]

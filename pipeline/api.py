@@ -74,24 +74,24 @@ class Model(Answering):
     async def recording(self) -> AsyncGenerator[Trace, None]:
         """Record what every actor does, in a cleared trace; one that records anyway is neither cleared nor stopped.
 
-        Raises ConfigError within another recording, and for a model on a cluster.
+        Of a model on a cluster the trace is filled when the recording ends, by the clock of this process.
+
+        Raises ConfigError within another recording, and at its end PenstockError where a node has died meanwhile.
         """
         if self._recording:
             raise ConfigError("recording: another one, or a report, is under way; end it first")
         trace, self._recording = self._runtime.trace, True
-        if not (goes_on := trace.recording):
-            # Operations that have ended before are not traced any more.
-            self._supervisor.call(self._runtime.statistics)
-            trace.clear()
-            trace.recording = True
         try:
-            yield trace
-        finally:
-            try:
+            async with contextlib.AsyncExitStack() as stack:
+                if not trace.recording:
+                    # Operations that have ended before are not traced any more.
+                    self._supervisor.call(self._runtime.statistics)
+                    await stack.enter_async_context(self._runtime.recording())
                 # Operations that have ended since are traced here.
-                self._supervisor.call(self._runtime.statistics)
-            finally:
-                trace.recording, self._recording = goes_on, False
+                stack.callback(self._supervisor.call, self._runtime.statistics)
+                yield trace
+        finally:
+            self._recording = False
             if trace.dropped:
                 logger.warning("the trace is full: its oldest %d spans and counts are gone", trace.dropped)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -95,6 +95,15 @@ class Trace:
         if self.recording:
             self.dropped += len(self._counts) == self._capacity
             self._counts.append((counter, at, value))
+
+    def take(self, spans: Iterable[Span], counts: Iterable[Count], dropped: int) -> None:
+        """Keep what traces of other processes have recorded, in the order in which it ended, by the clock of this one.
+
+        So many were dropped there.
+        """
+        self._spans.extend(spans)
+        self._counts.extend(counts)
+        self.dropped += dropped
 
     def clear(self) -> None:
         """Forget everything."""

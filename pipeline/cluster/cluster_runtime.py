@@ -11,18 +11,20 @@ from typing import Any
 import torch
 
 from actors.core.crew import Over
-from actors.core.line import Line
+from actors.core.line import Line, numbered
 from actors.core.trace import Trace
 from pipeline.cluster.cluster_admission import ClusterAdmission
 from pipeline.cluster.cluster_sections import SectionDied, Sections
 from pipeline.cluster.cluster_statistics import cluster_statistics
 from pipeline.cluster.coordinator import Coordinator
+from pipeline.cluster.node_traces import NodeTraces
 from pipeline.cluster.placing import leave_cluster
 from pipeline.cluster.ray_sections import first_failure
 from pipeline.cluster.section_calls import Opened
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.generation.batching import Batcher
+from pipeline.generation.description import described
 from pipeline.generation.model_statistics import ModelStatistics
 from pipeline.generation.one_section import OneSection
 from pipeline.generation.pass_size import PassRate
@@ -58,6 +60,7 @@ class ClusterRuntime(OneSection):
         self.kv_room = min((one.kv_room for one in opened), key=lambda room: room.tokens)
         self.state_room = next((one.state_room for one in opened if one.state_room is not None), None)
         self.pass_size = min((one.pass_size for one in opened), key=lambda size: size.tokens)
+        self.traces = NodeTraces(sections, len(opened))
         self._joined = joined
         self.admission = ClusterAdmission(_batcher(self), PassRate(self.pass_size))
         self.coordinator = Coordinator(self.admission, sections, self.pass_size.tokens)
@@ -71,8 +74,14 @@ class ClusterRuntime(OneSection):
 
     @property
     def trace(self) -> Trace:
-        """None is here. Raises ConfigError."""
-        raise ConfigError("recording: lines on the nodes of a cluster are not recorded; open the model without cluster")
+        """What all sections have recorded, once the recording has ended."""
+        return self.traces.trace
+
+    @contextlib.asynccontextmanager
+    async def recording(self) -> AsyncIterator[None]:
+        """Let all sections record what happens within. Raises SectionDied or NotBegun where one has died meanwhile."""
+        async with self.traces.recording():
+            yield
 
     @property
     def plans(self) -> Sequence[MemoryPlan]:
@@ -134,8 +143,31 @@ class ClusterRuntime(OneSection):
         return cluster_statistics(self.coordinator, counted)
 
     def describe(self) -> dict[str, Any]:
-        """The settings as they took effect, as plain data, section by section."""
-        return {self.remote.name(number): dict(one.described) for number, one in enumerate(self.opened)}
+        """The settings as they took effect, as plain data; of sections also how far their times may be off."""
+        each = [_numbered(number if len(self.opened) > 1 else None, one) for number, one in enumerate(self.opened)]
+        sections = []
+        for number, one in enumerate(self.opened):
+            record, offset = one.counted.record, self.traces.offsets.get(number)
+            sections.append(
+                {
+                    "node": record.node,
+                    "device": record.device,
+                    "layers": [*record.layers, *["head"] * record.has_head],
+                    "gpu_groups": one.described["gpu_groups"],
+                    **({} if offset is None else {"clock_uncertain_seconds": round(offset.uncertain_seconds, 9)}),
+                }
+            )
+        return {**described(self, each), "sections": sections}
+
+
+def _numbered(number: int | None, opened: Opened) -> dict[str, Any]:
+    """How a section is set, with its number where there are several."""
+    said = opened.described
+    return {
+        **said,
+        "queues": {numbered(name, number): size for name, size in said["queues"].items()},
+        "actors": [numbered(name, number) for name in said["actors"]],
+    }
 
 
 def _batcher(runtime: ClusterRuntime) -> Batcher:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from pipeline.cluster.orders import PassOrder, SectionReport
-from pipeline.cluster.section_calls import Offer, Opened, Survey
+from pipeline.cluster.section_calls import NodeTrace, Offer, Opened, Survey
 from pipeline.errors import ActorFailed
 
 
@@ -32,6 +32,15 @@ class Sections(Protocol):
 
     def withdraw(self, numbers: Sequence[int]) -> None:
         """Let them compute no more of these sequences, whose callers have gone; nobody waits until they know."""
+
+    async def clock(self, number: int) -> float:
+        """What the clock of a section says, in seconds. Raises SectionDied, as the next two do."""
+
+    async def record(self, number: int) -> None:
+        """Let a section record what it does, and forget what it has recorded."""
+
+    async def recorded(self, number: int) -> NodeTrace:
+        """Let it record no more, and give what it has. Raises NotBegun where its process was started anew since."""
 
     async def watch(self) -> None:
         """Return never. Raises SectionDied when one of them has died."""

@@ -16,6 +16,7 @@ from pipeline.cluster.orders import PassOrder, SectionReport
 from pipeline.cluster.placing import Placement
 from pipeline.cluster.section_actor import SectionActor
 from pipeline.cluster.section_calls import (
+    NodeTrace,
     NotBegun,
     Offer,
     Opened,
@@ -80,6 +81,20 @@ class RaySections:
         """Let them compute no more of these sequences in this pass; nobody waits until they know."""
         for actor in self._actors:
             actor.withdraw.remote(numbers)
+
+    async def clock(self, number: int) -> float:
+        """What the clock of a section says, in seconds."""
+        seconds: float = await self._ask(number, "clock")
+        return seconds
+
+    async def record(self, number: int) -> None:
+        """Let a section record what it does, and forget what it has recorded."""
+        await self._ask(number, "record")
+
+    async def recorded(self, number: int) -> NodeTrace:
+        """Let it record no more, and give what it has. Raises NotBegun where its process was started anew since."""
+        told: NodeTrace = await self._ask(number, "recorded")
+        return told
 
     async def watch(self) -> None:
         """Wait until one of them has died. Raises SectionDied."""

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.core.errors import said
-from pipeline.cluster.section_calls import NotBegun, Offer, Opened, SectionPlan, Survey
+from pipeline.cluster.section_calls import (
+    RECORDING_GONE,
+    NodeTrace,
+    NotBegun,
+    Offer,
+    Opened,
+    SectionPlan,
+    Survey,
+)
 from pipeline.errors import ActorFailed, PenstockError
 
 if TYPE_CHECKING:
@@ -78,6 +86,23 @@ class SectionActor:
         """Compute no more of these sequences in the pass that runs."""
         if self._node is not None:
             self._node.sequences.withdraw(numbers)
+
+    async def clock(self) -> float:
+        """What the clock of this process says, in seconds."""
+        with telling_plainly():
+            return self._begun().clock()
+
+    async def record(self) -> None:
+        """Record what the section does from now on."""
+        with telling_plainly():
+            self._begun().record()
+
+    async def recorded(self) -> NodeTrace:
+        """Record no more, and return what was recorded."""
+        with telling_plainly():
+            if self._node is None:
+                raise NotBegun(RECORDING_GONE)
+            return self._node.recorded()
 
     async def watch(self) -> None:
         """Return never: the caller hears at once when this process has ended."""

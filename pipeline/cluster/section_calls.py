@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from actors.core.trace import Count, Span
 from pipeline.engine.dealing import Share
 from pipeline.errors import PenstockError
 
@@ -69,8 +70,20 @@ class Opened:
     counted: "NodeCounts"
 
 
+@dataclass(frozen=True, slots=True)
+class NodeTrace:
+    """What a section has recorded, by the clock of its process; its names bear no number."""
+
+    spans: tuple[Span, ...]
+    counts: tuple[Count, ...]
+    dropped: int
+
+
+RECORDING_GONE = "its process was started again since the recording began, and has none; record once more"
+
+
 class NotBegun(PenstockError):
-    """A section was asked to compute by one who does not know that its process was started anew."""
+    """A section was asked to go on by one who does not know that its process was started anew."""
 
 
 class SectionUnreachable(PenstockError):

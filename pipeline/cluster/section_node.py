@@ -11,9 +11,10 @@ from pipeline.cluster.cluster_statistics import NodeCounts, count
 from pipeline.cluster.node_passes import HandOn, NodePasses
 from pipeline.cluster.open_section import open_section
 from pipeline.cluster.orders import PassOrder, SectionReport
-from pipeline.cluster.section_calls import Opened, SectionPlan, layers_of
+from pipeline.cluster.section_calls import RECORDING_GONE, NodeTrace, NotBegun, Opened, SectionPlan, layers_of
 from pipeline.cluster.told_sequences import ToldSequences
 from pipeline.config import Config
+from pipeline.engine.runtime import CLOCK
 from pipeline.generation.section_runtime import SectionRuntime
 from pipeline.state.kv_layout import KvLayout
 from pipeline.state.state_layout import StateLayout
@@ -71,6 +72,28 @@ class SectionNode:
         rooms = plan.context_tokens, plan.kv_room, plan.state_room, plan.pass_size
         how = runtime.dtype, plan.memory, runtime.describe()
         return Opened(self._node, os.getpid(), *rooms, *how, self._count())
+
+    def clock(self) -> float:
+        """Seconds, by what its spans are timed with."""
+        return CLOCK()
+
+    def record(self) -> None:
+        """Record what every actor does from now on, and nothing of before."""
+        self._count()  # Operations that have ended before are not traced any more.
+        trace = self._runtime.trace
+        trace.clear()
+        trace.recording = True
+
+    def recorded(self) -> NodeTrace:
+        """Record no more, and return what was recorded. Raises NotBegun where nothing was to be."""
+        trace = self._runtime.trace
+        if not trace.recording:
+            raise NotBegun(RECORDING_GONE)
+        self._count()  # Operations that have ended since are traced here.
+        trace.recording = False
+        told = NodeTrace(trace.spans, trace.counts, trace.dropped)
+        trace.clear()
+        return told
 
     def _count(self) -> NodeCounts:
         return count(self.passes.number, self._runtime, self._node, self.passes.waited_seconds)

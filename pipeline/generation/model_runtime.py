@@ -17,6 +17,7 @@ from pipeline.formats.parts import EMBED_KEY
 from pipeline.generation.admission import Admission
 from pipeline.generation.batching import Batcher
 from pipeline.generation.blueprint import Blueprint
+from pipeline.generation.description import described
 from pipeline.generation.expert_record import experts_record
 from pipeline.generation.model_plan import ModelPlan
 from pipeline.generation.model_statistics import ModelStatistics, WeightsRecord, program_counters
@@ -163,18 +164,8 @@ class ModelRuntime(OneSection):
     def describe(self) -> dict[str, Any]:
         """The settings as they took effect, as plain data: what a trace file and a report say."""
         each = [one.describe() for one in self.sections]
-        return {
-            "model": f"{self.folder.name} ({self.config.family}, {self.config.layers} layers)",
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "weights": {name: len(matrices) for name, matrices in self.formats.items()},
-            **(each[0] if len(each) == 1 else _described(each)),
-            "max_requests": self.settings.max_requests,
-            "max_tokens_per_pass": self.pass_size.tokens,
-            "max_pass_seconds": self.pass_size.max_seconds,
-            "kv_tokens": self.kv_room.tokens,
-            **({} if self.state_room is None else {"state_snapshots": self.state_room.snapshots}),
-            "batch_invariant": self.settings.batch_invariant,
-        }
+        weights = {name: len(matrices) for name, matrices in self.formats.items()}
+        return {**described(self, each), "weights": weights}
 
     async def aclose(self) -> None:
         """Give everything back; the lines must have stopped."""
@@ -190,16 +181,3 @@ def _name(device: Device) -> str:
     if device.torch_device.type == "cpu":
         return "cpu" if len(device.places) == 1 else "cpu-copy"
     return str(device.torch_device)
-
-
-def _described(each: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What all sections say: of what is one for all, the first one's; what is not is added up, or listed."""
-    return {
-        **each[0],
-        "device": ", ".join(one["device"] for one in each),
-        "queues": {name: size for one in each for name, size in one["queues"].items()},
-        "groups_per_pass": sum(one["groups_per_pass"] for one in each),
-        "moving_groups": sum(one["moving_groups"] for one in each),
-        "actors": [name for one in each for name in one["actors"]],
-        "sections": [{"device": one["device"], "gpu_groups": one["gpu_groups"]} for one in each],
-    }

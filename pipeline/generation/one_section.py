@@ -1,5 +1,7 @@
 """What belongs to one line, for those who look at a model that is open on one device."""
 
+import contextlib
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from actors.core.line import Line
@@ -37,6 +39,16 @@ class OneSection:
     def trace(self) -> Trace:
         """What the lines of all sections record into."""
         return self.sections[0].trace
+
+    @contextlib.asynccontextmanager
+    async def recording(self) -> AsyncIterator[None]:
+        """Let the trace, which is cleared, record what happens within."""
+        self.trace.clear()
+        self.trace.recording = True
+        try:
+            yield
+        finally:
+            self.trace.recording = False
 
     @property
     def section(self) -> Section:

@@ -191,9 +191,6 @@ async def test_what_cannot_be_had_on_a_cluster_is_refused(eight: Path, tmp_path:
     async with await open_here(eight, 2, device="cpu") as model:
         with pytest.raises(RequestError, match="logits_processor: a function runs in this process alone"):
             await model.generate(PROMPT, logits_processor=lambda ids, logits: logits)
-        with pytest.raises(ConfigError, match="recording: lines on the nodes of a cluster"):
-            async with model.recording():
-                pass
         with pytest.raises(RequestError, match="KV blocks of a model on a cluster are on its nodes"):
             await model.save_session(tmp_path / "session", PROMPT, cache_scope="mine")
         with pytest.raises(ConfigError, match="cluster: this looks at a line"):

@@ -1,7 +1,6 @@
 """What is said of a model on a cluster, where no line and no device is in this process."""
 
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,11 +8,10 @@ from support.local_sections import open_here
 from support.servers import Serving, serving
 
 from pipeline import Model
-from pipeline.errors import ConfigError
 from pipeline.server.line_frame import Moment, line_frame
 from pipeline.system.hub_cache import BUNDLED
 from pipeline.tools.commands.run_lines import closing_lines, opening_lines
-from pipeline.tools.commands.run_prompt import _where, traced
+from pipeline.tools.commands.run_prompt import _where
 
 PROMPT = (1, 2, 3, 4)
 MOVES: dict[str, Any] = {"device": "cpu-copy", "residency": False, "gpu_groups": 2, "host_groups": 2}
@@ -30,15 +28,12 @@ async def served(model: Model, client: Serving) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
-async def test_nodes_are_seen_by_run_server_and_page(nodes: int, tmp_path: Path) -> None:
+async def test_nodes_are_seen_by_run_server_and_page(nodes: int) -> None:
     async with serving(opened=False, names=("small",)) as it, await open_here(BUNDLED, count=nodes, **MOVES) as model:
         opening, before = opening_lines(model), Moment(time.perf_counter(), model.statistics())
         await model.generate(PROMPT, max_new_tokens=3, ignore_eos=True)
         now = Moment(time.perf_counter(), model.statistics())
         said = await served(model, it)
-        with pytest.raises(ConfigError, match="recording: lines on the nodes of a cluster are not recorded"):
-            async with traced(model, tmp_path / "trace.json", "run"):
-                pass
         assert _where(model, now.counted) == "pass 4"
     sections = now.counted.sections
     assert [one.node for one in sections] == [f"here {number}" for number in range(nodes)]

@@ -1,8 +1,10 @@
 """A model on the nodes of a Ray cluster: processes of their own, which may die."""
 
 import asyncio
+import contextlib
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from support.family_models import CASES
 from pipeline import Model
 from pipeline.cluster.cluster_sections import SectionDied
 from pipeline.cluster.placing import place
+from pipeline.cluster.section_calls import NotBegun
 from pipeline.models.model_config import read_config
 
 STORE_BYTES = 80 << 20
@@ -64,13 +67,22 @@ async def test_a_section_may_die_and_requests_are_told(folder: Path, model: Mode
     """Tokens are those of one process. Those that run when a section is killed get one error, which names it."""
     async with Model.open(folder, device="cpu", dtype="float32") as alone:
         expected = [await answer(alone, index) for index in range(3)]
-    assert await asyncio.gather(*(answer(model, index) for index in range(3))) == expected
+    started = time.perf_counter()
+    async with model.recording() as trace:
+        assert await asyncio.gather(*(answer(model, index) for index in range(3))) == expected
+    assert {span.actor for span in trace.spans} >= {"compute_scheduler 0", "compute_scheduler 1"}
+    assert all(started - 0.1 < span.ended < time.perf_counter() for span in trace.spans)
     long = {"max_new_tokens": 200, "ignore_eos": True}
+    recording = contextlib.AsyncExitStack()
+    trace = await recording.enter_async_context(model.recording())
     running = [asyncio.create_task(model.generate(PROMPT, **long)) for _ in range(3)]
     await asyncio.sleep(0.3)
     process = model.runtime.opened[1].process
     os.kill(process, signal.SIGKILL)
     *failures, waited = await asyncio.gather(*running, return_exceptions=True)
+    with pytest.raises((SectionDied, NotBegun), match=r"section 1 \(layer"):
+        await recording.aclose()
+    assert {span.actor[-1] for span in trace.spans} == {"0"}, "what the other has recorded is gone with its process"
     assert {type(failure) for failure in failures} == {SectionDied}
     for said in ("section 1 (layer", "and the head) on node ", "failed: ConnectionError: its process has ended"):
         assert said in str(failures[0])

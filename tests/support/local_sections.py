@@ -12,7 +12,7 @@ from pipeline.cluster.cluster_runtime import ClusterRuntime
 from pipeline.cluster.open_on_cluster import open_sections
 from pipeline.cluster.orders import PassOrder, SectionReport
 from pipeline.cluster.ray_sections import first_failure
-from pipeline.cluster.section_calls import Offer, Opened, SectionPlan, Survey, layers_of
+from pipeline.cluster.section_calls import NodeTrace, Offer, Opened, SectionPlan, Survey, layers_of
 from pipeline.cluster.section_node import SectionNode
 from pipeline.cluster.surveys import offer, survey
 from pipeline.config import Config
@@ -24,13 +24,17 @@ def sent(value: Any) -> Any:
 
 
 class LocalSections:
-    """See `Sections`. `calls` counts what was handed from section to section."""
+    """See `Sections`. `hops` counts what was handed from section to section.
+
+    The clock of a section may be `ahead_seconds`, as on another machine.
+    """
 
     def __init__(self, count: int, folder: Path, settings: Config) -> None:
         self.folder, self.settings = folder, settings
         self.plan = SectionPlan((), 0, 0, ())
         self.nodes: list[SectionNode | None] = [None] * count
         self.hops = 0
+        self.ahead_seconds = [0.0] * count
         self.loop = asyncio.get_running_loop()
 
     async def survey(self) -> list[Survey]:
@@ -65,6 +69,17 @@ class LocalSections:
     def withdraw(self, numbers: Sequence[int]) -> None:
         for node in self.nodes:
             node.sequences.withdraw(numbers)
+
+    async def clock(self, number: int) -> float:
+        return self.nodes[number].clock() + self.ahead_seconds[number]
+
+    async def record(self, number: int) -> None:
+        self.nodes[number].record()
+
+    async def recorded(self, number: int) -> NodeTrace:
+        told, ahead = sent(self.nodes[number].recorded()), self.ahead_seconds[number]
+        spans = tuple(one._replace(started=one.started + ahead, ended=one.ended + ahead) for one in told.spans)
+        return replace(told, spans=spans, counts=tuple(one._replace(at=one.at + ahead) for one in told.counts))
 
     async def watch(self) -> None:
         await asyncio.Event().wait()

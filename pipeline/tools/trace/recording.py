@@ -21,7 +21,7 @@ class Recorded(Protocol):
 
     @property
     def trace(self) -> Trace:
-        """What all lines record into. Raises ConfigError where none is in this process."""
+        """What all lines record into; of lines on the nodes of a cluster it comes when the recording ends."""
 
     def describe(self) -> dict[str, Any]:
         """How they were set, as plain data."""

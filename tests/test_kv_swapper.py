@@ -77,21 +77,21 @@ async def test_blocks_in_three_places_change_no_bit(device: str, variant: Path, 
 async def test_a_pass_that_nobody_waits_for_moves_nothing_more(checkpoint: Path, tmp_path: Path) -> None:
     settings = settings_with_room(checkpoint, tmp_path, 2, LAYERS // 2, device="cpu-copy", **SETTINGS)
     async with Model.open(checkpoint, **settings) as model:
-        cache, program = model.runtime.cache, model.runtime.program
-        step, steps = program.step, 0
+        cache, section = model.runtime.cache, model.runtime.section
+        step, steps = section.step, 0
         call = asyncio.create_task(model.generate(PROMPTS[4], max_new_tokens=20, ignore_eos=True))
 
         def leaving(pass_: Any, message: Any) -> Any:
             """The only caller leaves in the middle of the fourth pass."""
             nonlocal steps
             steps += 1
-            if steps == 3 * len(program.order) + 2 * 4:
+            if steps == 3 * len(section.order) + 2 * 4:
                 call.cancel()
                 for piece in pass_.pieces:
                     piece.sequence.cancel()
             return step(pass_, message)
 
-        program.step = leaving  # type: ignore[method-assign]
+        section.step = leaving  # type: ignore[method-assign]
         with pytest.raises(asyncio.CancelledError):
             await call
         await model.generate([1], max_new_tokens=1)

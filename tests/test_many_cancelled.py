@@ -17,6 +17,7 @@ from support import tiny_models
 from support.cases import EVERYTHING
 from support.expert_slots import all_slots_are_back
 from support.family_models import CASES
+from support.fitting_settings import fitting
 from support.kv_places import settings_with_room
 
 from pipeline import Model
@@ -124,7 +125,7 @@ def held(model: Model) -> dict[str, object]:
 async def test_those_who_stay_notice_nothing(
     places: str, checkpoint: Path, alone: list[tuple[int, ...]], tmp_path: Path
 ) -> None:
-    settings = SETTINGS | {"gpu_experts": 4, "host_experts": 6}
+    settings = fitting(checkpoint, SETTINGS | {"gpu_experts": 4, "host_experts": 6})
     if places != "device":
         settings = settings_with_room(checkpoint, tmp_path, device_layers=2, host_layers=2, **settings)
     async with asyncio.timeout(60), Model.open(checkpoint, **settings) as model:

@@ -79,9 +79,9 @@ async def test_an_open_model_stands_ready(monkeypatch: pytest.MonkeyPatch) -> No
     """Every slot is filled and the disk at rest; the threads that the first group needs are there."""
     read_chunk = PreadvLane.read_chunk
 
-    def slowly(lane: PreadvLane, chunk: Window, buffer: memoryview) -> None:
+    def slowly(lane: PreadvLane, chunk: Window, *where: Any) -> bool:
         time.sleep(0.02)
-        read_chunk(lane, chunk, buffer)
+        return read_chunk(lane, chunk, *where)
 
     monkeypatch.setattr(PreadvLane, "read_chunk", slowly)
     async with Model.open(device="cpu", gpu_groups=4, residency=False) as model:

@@ -60,7 +60,7 @@ async def test_answers_at_random_fit_random_schemas_the_same_on_all_devices() ->
 def _failing_once(model: Model) -> list[int]:
     """Let the computation of a later pass fail."""
     passes: list[int] = []
-    step = model.runtime.program.step
+    step = model.runtime.section.step
 
     def failing(pass_: Any, message: Any) -> Any:
         if model.runtime.program.passes == 5 and not passes:
@@ -68,7 +68,7 @@ def _failing_once(model: Model) -> list[int]:
             raise ValueError("a kernel failed")
         return step(pass_, message)
 
-    model.runtime.program.step = failing  # type: ignore[method-assign]
+    model.runtime.section.step = failing  # type: ignore[method-assign]
     return passes
 
 

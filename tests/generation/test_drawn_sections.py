@@ -46,6 +46,7 @@ def held(one: Blueprint, place: str = "device") -> dict[str, int]:
     return {holding.holder: holding.nbytes for holding in one.plan.memory.held(place)}
 
 
+@pytest.mark.usefixtures("nothing_was_there_before")
 @pytest.mark.parametrize(
     ("name", "settings"),
     [

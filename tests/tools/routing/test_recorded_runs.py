@@ -32,7 +32,7 @@ async def test_a_run_reads_what_a_replay_reads(checkpoint: Path, slots: tuple[in
     if len(slots) > 1:
         places = {"device": "cpu-copy", "gpu_experts": slots[-1], "host_experts": slots[0]}
     async with Model.open(checkpoint, context_tokens=64, expert_cache=policy, **places) as model:
-        half, line = model.runtime.program.expert_half, model.runtime.expert_line
+        half, line = model.runtime.section.expert_half, model.runtime.expert_line
         assert half is not None
         assert line is not None
         expert_bytes = line.room.catalog.needed_bytes // line.room.count

@@ -65,10 +65,14 @@ EACH_VALUE = {
     "test_every_policy_moves_kv",
     "test_everything_is_measured",
     "test_halves_take_no_more_than_planned_and_little_less",
+    "test_company_changes_no_bit",
     "test_long_runs_without_a_border_are_encoded",
+    "test_policies_and_scores_of_prompts_are_those_of_one_device",
+    "test_the_peak_stays_within_the_printed_plan",
     "test_the_tokens_are_those_of_transformers",
     "test_those_who_stay_notice_nothing",
     "test_under_every_policy",
+    "test_whatever_fails_once_everybody_gets_the_same_tokens",
 }
 """Long tests of which as few cases run as hold each value of each parameter; all with PENSTOCK_TESTS=all."""
 

@@ -80,6 +80,7 @@ async def test_frames_come_one_by_one_and_a_client_that_leaves_frees_its_request
         assert 5 <= after[name] - before[name] < 400, "it ran to its end"
 
 
+@pytest.mark.skipif(not EVERYTHING, reason="a replica takes seconds to come back")
 async def test_a_replica_that_dies_ends_its_requests_with_one_error(two: Replicas) -> None:
     async with client(two) as asking:
 
@@ -105,6 +106,7 @@ async def test_a_replica_that_dies_ends_its_requests_with_one_error(two: Replica
         await asyncio.to_thread(two.await_line, RUNNING.format(2), said)
 
 
+@pytest.mark.skipif(not EVERYTHING, reason="a replica takes seconds to come back")
 async def test_a_signal_lets_running_requests_finish(two: Replicas) -> None:
     body = {**LONG, "max_tokens": 100, "stream": True}
     async with client(two) as asking, asking.stream("POST", "/v1/completions", json=body) as answer:

@@ -242,12 +242,12 @@ async def test_limits_decide_where_kv_blocks_live(
     settings: dict[str, Any] = {"device": "cpu-copy", "context_tokens": 64, "kv_tokens": 640}
     checkpoint = tmp_path / "model"
     tiny_models.save("llama_gqa_llama3", checkpoint, layers=4)
-    room = settings_with_room(checkpoint, tmp_path, 2, 2, **settings)
+    room = await asyncio.to_thread(settings_with_room, checkpoint, tmp_path, 2, 2, **settings)
     settings = {name: value for name, value in room.items() if name != "kv_disk"}
     caplog.clear()
     with pytest.raises(ConfigError, match=r"^host memory: need .* have .*KV blocks .* \[kv_tokens, or set kv_disk\]"):
-        build(checkpoint, Config(**settings))
-    runtime = build(checkpoint, Config(**room))
+        await asyncio.to_thread(build, checkpoint, Config(**settings))
+    runtime = await asyncio.to_thread(build, checkpoint, Config(**room))
     assert runtime.cache.memory.placement.disk
     assert "KV blocks stay on the device in 0 of 4 layers" in caplog.text
     assert "on the disk in" in caplog.text
@@ -255,7 +255,7 @@ async def test_limits_decide_where_kv_blocks_live(
     await runtime.aclose()
     less = {**room, "gpu_memory": room["gpu_memory"] - 1}
     with pytest.raises(ConfigError, match=r"^device memory: need .* have .*KV blocks: 2 layers take turns"):
-        build(checkpoint, Config(**less))
+        await asyncio.to_thread(build, checkpoint, Config(**less))
 
 
 def test_settings_of_memory_are_checked_before_any_work(tmp_path: Path, checkpoint: Path) -> None:

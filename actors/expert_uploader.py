@@ -19,7 +19,8 @@ from actors.gpu_uploader import GpuUploader
 class ExpertUploader(GpuUploader):
     """Where host and device memory are the same there is no budget of its own: the slot is handed on.
 
-    A layer waits for its experts, so their copies wait for none in the H2D lane: only not for a slot there.
+    A layer waits for its experts, so their copies wait for none in the H2D lane: only not for a slot there. What is
+    computed on the host is handed on in its slot there.
     """
 
     keeps_source = True
@@ -35,6 +36,9 @@ class ExpertUploader(GpuUploader):
             return await super().move(message, slot)
         await self.vacated(message, slot)
         return READY
+
+    def _onward(self, message: Message[Any]) -> Message[Any] | None:
+        return message if self._store.stays_on_host(message) else None
 
     async def _lane_clears(self, message: Message[Any], slot: Slot) -> None:
         await self.vacated(message, slot)

@@ -12,7 +12,7 @@ from actors.core.stage import Stage
 
 
 class PinnedStager(Stage):
-    """The first of the four places where the host must see a completion (rule 4): disk bytes landed."""
+    """The first of the five places where the host must see a completion (rule 4): disk bytes landed."""
 
     async def handle(self, message: Message[Slot]) -> Message[Slot]:
         """Wait for the bytes, so that everything behind this actor deals with device events only."""

@@ -78,6 +78,9 @@ class Config(EngineSettings):
         one_of("dtype", self.dtype, DTYPES)
         true_or_false("share_prefixes", self.share_prefixes)
         true_or_false("batch_invariant", self.batch_invariant)
+        if self.batch_invariant and self.cpu_experts:
+            why = "what computes an expert depends on where other requests have left it"
+            raise ConfigError(f"cpu_experts={self.cpu_experts}: {why}; leave it out, or batch_invariant")
         within("max_tokens_per_pass", self.max_tokens_per_pass, 1, MOST, or_none=True)
         seconds = self.max_pass_seconds
         if seconds is not None and (not _is_number(seconds) or not 0 < seconds <= MOST_SECONDS):
@@ -140,6 +143,7 @@ class Settings(TypedDict, total=False):
     host_experts: int | None
     expert_cache: str | Callable[[], EvictionPolicy]
     lookahead: bool
+    cpu_experts: bool | str
     residency: bool
     kv_disk: str | Path | None
     max_requests: int

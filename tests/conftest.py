@@ -55,7 +55,7 @@ ON_UVLOOP = {
     *("test_sessions.py", "test_unread_streams.py", "test_response_format.py", "test_leaving.py", "test_live.py"),
     *("test_unlike_layers.py", "test_hung_reads.py", "test_launched_as_one.py", "test_open.py", "test_promises.py"),
     *("test_recovery.py", "test_experts.py", "test_connections.py", "test_ray.py", "test_several_devices.py"),
-    *("test_cuda_line.py", "test_cuda_sessions.py"),
+    *("test_cpu_experts.py", "test_cuda_line.py", "test_cuda_sessions.py"),
 }
 """Long tests of what a loop could change: they run on the one that the commands use."""
 EACH_VALUE = {

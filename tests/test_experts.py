@@ -142,8 +142,8 @@ async def test_reads_begin_before_what_is_there_is_launched(
     steps: list[str] = []
     want, read_into, launch = ExpertStore.want, CheckpointSource.read_into, CpuDevice.launch
 
-    def wanted(self: ExpertStore, layer: int, experts: Sequence[int], *, streamed: bool = False) -> int:
-        reads = want(self, layer, experts, streamed=streamed)
+    def wanted(self: ExpertStore, layer: int, experts: Sequence[int], **options: Any) -> int:
+        reads = want(self, layer, experts, **options)
         steps.append("some are there" if 0 < reads < len(experts) else "others")
         return reads
 

@@ -55,3 +55,4 @@ def test_experts_in_mxfp4_say_what_transformers_says_wherever_they_lie(checkpoin
         torch.testing.assert_close(ours, expected.logprobs[step], atol=1e-4, rtol=0)
     places = {"device": "cpu-copy", "dtype": "float32", "gpu_experts": 1, "host_experts": 2}
     assert generated(checkpoint, max_tokens_per_pass=5, **places) == output
+    assert generated(checkpoint, cpu_experts=True, **places) == output

@@ -39,6 +39,9 @@ async def test_tokens_and_logprobs_equal_transformers_with_the_decoded_weights(
     for step, logprobs in enumerate(output.logprobs):
         ours = torch.tensor([logprobs[token_id] for token_id in range(VOCABULARY_SIZE)])
         torch.testing.assert_close(ours, expected.logprobs[step], atol=1e-4, rtol=0)
+    if (name, family) in EXPERTS:  # which a device without them leaves to the CPU
+        places = {"device": "cpu-copy", "gpu_experts": 1, "host_experts": 3}
+        assert await greedy(tmp_path, **places, cpu_experts=True) == output
 
 
 async def test_the_first_line_says_which_formats_there_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -144,6 +144,10 @@ def named(name: object) -> Stage:
             {"gpu_experts": 4},
             r"gpu_experts=4: need a model with experts, have .*llama.*; leave gpu_experts out",
         ),
+        (
+            {"cpu_experts": "auto"},
+            r"cpu_experts=auto: need a model with experts, have .*llama.*; leave cpu_experts out",
+        ),
         ({"host_experts": 4}, "host_experts=4: need a model with experts"),
         ({"share_prefixes": "no"}, "share_prefixes: need True or False, have 'no'"),
         ({"temperature": 0.5}, "^temperature: is an argument of generate and stream; give it there"),

@@ -218,11 +218,21 @@ class ExpertCache:
 
 
 def request(
-    caches: Sequence[ExpertCache], layer: int, experts: Sequence[int], *, streamed: bool = False
+    caches: Sequence[ExpertCache],
+    layer: int,
+    experts: Sequence[int],
+    *,
+    streamed: bool = False,
+    on_host: Collection[int] = (),
 ) -> list[Found]:
-    """Ask the places, the last one first, where experts are computed: what one has not is asked of the one before."""
+    """Ask the places, the last one first, where experts are computed: what one has not is asked of the one before.
+
+    What is computed `on_host`, where it lies in the first place, is asked of that alone.
+    """
     found: list[Found] = []
     for cache in reversed(caches):
-        found.insert(0, cache.request(layer, experts, streamed=streamed))
-        experts = found[0].misses
+        asked = [index for index in experts if index not in on_host] if cache is not caches[0] else experts
+        found.insert(0, cache.request(layer, asked, streamed=streamed))
+        left = {*found[0].misses, *on_host}
+        experts = [index for index in experts if index in left]
     return found

@@ -7,8 +7,9 @@ way, or given to the program; only the first may last, and leaves at least one s
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from actors.core.budget import Budget, Slot
 from actors.core.errors import LineError
@@ -27,14 +28,19 @@ from actors.core.expert_place import ExpertPlace, Uses
 from actors.core.message import READY, GroupKey, Message
 from actors.core.stretch import has_arrived
 
+Split: TypeAlias = Callable[[Sequence[int], Sequence[int]], Collection[int]]
+"""Of the experts of a layer that the device has not, those that host memory keeps and those that must be read: which
+are computed on the host, from their slots there."""
+
 
 @dataclass(slots=True)
 class Unions:
-    """How many experts a layer wanted, in so many passes: all together, and the most in one."""
+    """How many experts a layer wanted, in so many passes: all together, the most in one, and computed on the host."""
 
     passes: int = 0
     experts: int = 0
     largest: int = 0
+    on_host: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +63,15 @@ class ExpertStore:
         window: how many slots of a place are for what moves, see `kept_slots`.
 
     Attributes:
-        told: is called with each layer that wants experts, how many, and which each place has.
+        told: is called with each layer that wants experts, how many, which each place has, and how many are left on the
+            host.
         computed: is called with experts whose computations were launched as one, and the event of their end.
+        computed_on_host: the same of those that were left in host memory.
     """
 
-    told: Callable[[int, int, Sequence[Found]], None] | None = None
+    told: Callable[[int, int, Sequence[Found], int], None] | None = None
     computed: Callable[[Sequence[Message[Slot]], Event], None] | None = None
+    computed_on_host: Callable[[Sequence[Message[Slot]], Event], None] | None = None
 
     def __init__(
         self,
@@ -88,39 +97,47 @@ class ExpertStore:
     def _restart(self) -> None:
         self._unsent.clear()
         self._wanted: set[Expert] = set()
+        self._on_host: frozenset[Expert] = frozenset()
         self._ready: list[Message[Slot]] = []
         self._given: set[GroupKey] = set()
 
-    def want(self, layer: int, experts: Sequence[int], *, streamed: bool = False) -> int:
+    def want(self, layer: int, experts: Sequence[int], *, streamed: bool = False, split: Split | None = None) -> int:
         """Let these experts of a layer come, each once; what is there is given at once. Returns how many are read now.
 
-        With `streamed` they come for most of what a prompt needs, and evict nothing. Raises LineError while anything
-        that was wanted before is not used.
+        With `streamed` they come for most of what a prompt needs, and evict nothing. Those that a `split` leaves on the
+        host are given in their slots there, and count as used in that place alone. Raises LineError while anything that
+        was wanted before is not used.
         """
         if self._wanted or self._ready or self._given:
             raise LineError(f"experts of layer {layer} are wanted before those of the last one are used")
         unions = self._unions.setdefault(layer, Unions())
         unions.passes, unions.experts = unions.passes + 1, unions.experts + len(experts)
         unions.largest = max(unions.largest, len(experts))
-        found = request([place.cache for place in self._places], layer, experts, streamed=streamed)
+        missing = [(layer, index) for index in experts if (layer, index) not in self._places[-1].cache]
+        guessed, guessed_in_vain = self._guesses.settle(missing)
+        hinted, hinted_in_vain = self._hints.settle(layer, [one for one in missing if one not in guessed])
+        ahead = {**guessed, **hinted}
+        self._on_host = self._left_on_host([one for one in missing if one not in ahead], split)
+        unions.on_host += len(self._on_host)
+        on_host = {index for _, index in self._on_host}
+        caches = [place.cache for place in self._places]
+        found = request(caches, layer, experts, streamed=streamed, on_host=on_host)
         for place, one in zip(self._places, found, strict=True):
             place.take_note(layer, one, streamed=streamed)
         if self.told is not None:
-            self.told(layer, len(experts), found)
+            self.told(layer, len(experts), found, len(on_host))
         self._ready = [_arrived(self._places[-1].kept.pop((layer, index))) for index in found[-1].hits]
-        misses = [(layer, index) for index in found[-1].misses]
-        guessed, guessed_in_vain = self._guesses.settle(misses)
-        hinted, hinted_in_vain = self._hints.settle(layer, [one for one in misses if one not in guessed])
-        ahead = {**guessed, **hinted}
         for expert, message in (*guessed_in_vain.items(), *hinted_in_vain.items()):
             self._settle(expert, message)
         for expert, come in ahead.items():
             if come is not None:
                 self._settle_source(expert, come)
                 self._ready.append(_arrived(come))
-        self._wanted = {expert for expert in misses if ahead.get(expert) is None}
+        stays = [one for one in missing if one in self._on_host and one in self._places[0].kept]
+        self._ready += [self._places[0].kept.pop(one) for one in stays]
+        self._wanted = {one for one in missing if ahead.get(one) is None}.difference(stays)
         # What is in host memory goes first: it need not wait for a slot there.
-        held = [(expert, self._from_host(expert)) for expert in misses if expert not in ahead]
+        held = [(one, self._from_host(one)) for one in missing if one not in ahead and one in self._wanted]
         self._unsent += sorted(held, key=lambda one: one[1] is None)
         self._some.set()
         self._more.set()
@@ -182,8 +199,10 @@ class ExpertStore:
 
     def used(self, messages: Sequence[Message[Slot]], event: Event) -> None:
         """Say that the computations of these were launched and end with `event`; READY where nothing was launched."""
-        if messages and event is not READY and self.computed is not None:
-            self.computed(messages, event)
+        if messages and event is not READY:
+            tell = self.computed_on_host if self._is_on_host(messages[0]) else self.computed
+            if tell is not None:
+                tell(messages, event)
         for message in messages:
             if message.key not in self._given:
                 raise LineError(f"layer {message.layer} group {message.group!r} is used, but was not given")
@@ -207,6 +226,10 @@ class ExpertStore:
     def guess_of(self, message: Message[Slot | None]) -> Guess | None:
         """The guess that a message on its way stands for; None for an expert that is wanted, or hinted at."""
         return self._guesses.of(message.seq)
+
+    def stays_on_host(self, message: Message[Slot]) -> bool:
+        """Whether an expert on its way is computed on the host, and so is not copied."""
+        return self._expert(message) in self._on_host
 
     def fail(self) -> None:
         """Forget what was under way and what was kept; the lines have stopped, and the budgets have all slots back."""
@@ -236,9 +259,22 @@ class ExpertStore:
         kept = self._places[0].kept.pop(expert, None) if len(self._places) > 1 else None
         return None if kept is None else kept.at
 
+    def _left_on_host(self, missing: Sequence[Expert], split: Split | None) -> frozenset[Expert]:
+        """Those of a layer that the host computes."""
+        if split is None or not missing:
+            return frozenset()
+        layer, kept = missing[0][0], self._places[0].kept
+        here = [index for _, index in missing if (layer, index) in kept]
+        away = [index for _, index in missing if (layer, index) not in kept]
+        return frozenset((layer, index) for index in split(here, away))
+
     def _settle(self, expert: Expert, message: Message[Slot]) -> None:
         self._settle_source(expert, message)
-        self._places[-1].settle(expert, message)
+        self._places[0 if self._is_on_host(message) else -1].settle(expert, message)
+
+    def _is_on_host(self, message: Message[Slot]) -> bool:
+        """Whether an expert is given in its slot in host memory, though it could be in one of the device."""
+        return len(self._places) > 1 and message.at.place == self._places[0].name
 
     @staticmethod
     def _drop(message: Message[Slot]) -> None:

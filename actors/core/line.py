@@ -58,6 +58,7 @@ class Line:
         self._actors: list[Actor] = [source]
         self._queues: dict[str, int] = {}
         self._inlets: dict[str, Receiver[Message[Any]]] = {}
+        self._beside: dict[str, Meter] = {}
         self._crew: Crew | None = None
 
     def then(self, actor: Stage | Mover | Sink, *, queue: int = 1) -> "Line":
@@ -77,6 +78,11 @@ class Line:
                 raise LineError(f"cannot insert {stage!r} after {after!r}: need an instance of Stage or Mover")
             self._place(index, stage, queue)
         return self
+
+    def count_beside(self, name: str) -> Meter:
+        """Count work that none of the actors does as if one of that name did it, in statistics and in the trace."""
+        name = numbered(name, self._number)
+        return self._beside.setdefault(name, Meter(name, self.trace))
 
     @property
     def actors(self) -> tuple[Actor, ...]:
@@ -130,7 +136,8 @@ class Line:
         """The counters of the present or last run."""
         channels = {name: ChannelStatistics(size, 0, 0, 0, 0.0, 0.0) for name, size in self._queues.items()}
         return LineStatistics(
-            {actor.name: actor.statistics() for actor in self._actors},
+            {actor.name: actor.statistics() for actor in self._actors}
+            | {name: meter.statistics() for name, meter in self._beside.items()},
             channels | {name: inlet.statistics() for name, inlet in self._inlets.items()},
             {budget.name: budget.statistics() for budget in self.budgets},
         )

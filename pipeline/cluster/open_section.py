@@ -27,7 +27,7 @@ def open_section(
     with contextlib.ExitStack() as undone:
         checkpoint = undone.enter_context(open_checkpoint(folder, direct=settings.reading.get("direct", True)))
         undone.callback(device.free)
-        if device.torch_device.type == "cpu" and model.quantization.rules:
+        if (device.torch_device.type == "cpu" or settings.cpu_experts) and model.quantization.rules:
             cpu_choice.kernels()  # whose memory the plan finds taken
         with promising:
             drawn = draw_up_section(model, checkpoint, settings, device, layers, kv_tokens, pass_tokens)

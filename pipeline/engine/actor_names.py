@@ -19,6 +19,8 @@ ACTORS = (PLANNER, READER, STAGER, UPLOADER, SCHEDULER)
 EXPERT_READER, EXPERT_UPLOADER, EXPERT_KEEPER = ExpertReader.name, ExpertUploader.name, ExpertKeeper.name
 EXPERT_HANDING_ON = (ExpertPlanner.name, ExpertStager.name)
 """The actors of the experts, those that take time of a resource apart: the keeper counts that of computing them."""
+EXPERT_CPU = "expert_cpu"
+"""The products of experts that the CPU computes for a device are counted as the work of an actor of this name."""
 EXPERT_COUNTER = "experts L{} {}"
 """What a trace calls the counters of a layer that wants experts."""
 

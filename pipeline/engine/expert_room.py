@@ -32,6 +32,11 @@ class ExpertRoom:
         return len(self.catalog.order)
 
     @property
+    def leaves_some_to_the_cpu(self) -> bool:
+        """Whether the CPU may compute experts for the device."""
+        return bool(self.settings.cpu_experts) and len(self.device.places) > 1
+
+    @property
     def slot_bytes(self) -> dict[str, int]:
         """The size of a slot in each place."""
         places = [place.name for place in self.device.places]

@@ -54,6 +54,9 @@ class EngineSettings:
             each at once; or a class of yours that is an `EvictionPolicy`.
         lookahead: whether the router of the next layer is asked beforehand, where its group stays, and what it would
             choose is read while the disk stands still. It is often right; where it is not, that stops by itself.
+        cpu_experts: whether the CPU computes experts that a GPU has not, from their slots in host memory, in passes of
+            at most 64 rows: "auto" those with which a layer ends earlier, by the rates of the link and of the CPU, and
+            True all. Log-probabilities then depend, in their last digits, on where an expert was computed.
         residency: whether memory that the plan leaves holds weight groups for good, so that fewer of them move. Where
             no limit is set, a tenth of what there is stays free.
         reader_lanes: reads in flight at a time. None here, and in the next three, is what a measurement at open finds
@@ -79,6 +82,7 @@ class EngineSettings:
     host_experts: int | None = None
     expert_cache: str | Callable[[], EvictionPolicy] = "lru"
     lookahead: bool = False
+    cpu_experts: bool | str = False
     residency: bool = True
     reader_lanes: int | None = None
     chunk_bytes: int | str | None = None
@@ -96,6 +100,8 @@ class EngineSettings:
             object.__setattr__(self, "chunk_bytes", parse_bytes("chunk_bytes", self.chunk_bytes))
         true_or_false("residency", self.residency)
         true_or_false("lookahead", self.lookahead)
+        if not isinstance(self.cpu_experts, bool) and self.cpu_experts != "auto":
+            raise ConfigError(f"cpu_experts: need True, False or 'auto', have {shown(self.cpu_experts)}")
         find_policy(self.policy)
         within("gpu_groups", self.gpu_groups, 1, 1 << 16, or_none=True)
         within("host_groups", self.host_groups, 1, 1 << 16)

@@ -37,7 +37,7 @@ class Blueprint:
     """All that is known about a model, or the layers of it that one section computes, before any memory is taken.
 
     `groups`, `catalog` and `experts` are those of the `part`; `whole` has all of the model. `plan` is one of `plans`,
-    at assumed rates until `at_rates` says others.
+    at assumed `rates` until `at_rates` says others.
     """
 
     model: ModelConfig
@@ -51,10 +51,11 @@ class Blueprint:
     experts: ExpertRoom | None
     plans: SizedPlans
     plan: ModelPlan
+    rates: PassRates
 
     def at_rates(self, rates: PassRates) -> "Blueprint":
         """The same with the plan that is best at these rates."""
-        return replace(self, plan=self.plans.best(rates))
+        return replace(self, plan=self.plans.best(rates), rates=rates)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +71,8 @@ class Drawing:
     def of(cls, model: ModelConfig, checkpoint: Checkpoint, settings: Config) -> "Drawing":
         """Find the groups of a checkpoint. Raises ConfigError or CheckpointError."""
         specs = group_specs(model) | expert_specs(model)
-        for name in ("gpu_experts", "host_experts"):
-            if (said := getattr(settings, name)) is not None and not model.expert_kinds:
+        for name in ("gpu_experts", "host_experts", "cpu_experts"):
+            if (said := getattr(settings, name)) not in (None, False) and not model.expert_kinds:
                 have = f"{checkpoint.folder} ({model.family}), which has none"
                 raise ConfigError(f"{name}={said}: need a model with experts, have {have}; leave {name} out")
         groups = plan_groups(specs, checkpoint, model.quantization.format_of, model.drafting_layers)
@@ -99,9 +100,9 @@ class Drawing:
         laid_out = lay_out_experts(groups.experts, device)
         experts = None if laid_out is None else ExpertRoom(laid_out, settings, device)
         plans = make_plans(model, settings, groups, catalog, device, dtype, tokenizer, experts, part, agreed)
-        plan = plans.best(PassRates())
-        whole = self.groups
-        return Blueprint(model, self.checkpoint, settings, whole, groups, dtype, part, catalog, experts, plans, plan)
+        plan, whole = plans.best(rates := PassRates()), self.groups
+        drawn = (whole, groups, dtype, part, catalog, experts, plans, plan, rates)
+        return Blueprint(model, self.checkpoint, settings, *drawn)
 
 
 def draw_up(
@@ -159,6 +160,8 @@ def say_remarks(drawn: Blueprint, settings: Config) -> None:
         if said is not None and parse_bytes(name, said, have_bytes) > have_bytes:
             have = human_bytes(have_bytes)
             logger.warning("%s is %s, of which %s can be had now; the plan keeps to that", name, said, have)
+    if settings.cpu_experts and len(drawn.plan.slots) == 1:
+        logger.warning("cpu_experts=%s has no effect: what computes here is the CPU", settings.cpu_experts)
     auto_dtype = drawn.dtype if settings.dtype == "auto" else None
     for remark in remarks(drawn.checkpoint, drawn.whole, auto_dtype, drawn.model.quantization.activations):
         logger.warning("%s", remark)

@@ -35,7 +35,7 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> ModelRu
         checkpoint = undone.enter_context(open_checkpoint(folder, direct=settings.reading.get("direct", True)))
         for device in devices:
             undone.callback(device.free)
-        if on_cpu and model.quantization.rules:
+        if (on_cpu or settings.cpu_experts) and model.quantization.rules:
             cpu_choice.kernels()  # whose memory the plan finds taken
         with promising:
             drawn = draw_up_sections(model, checkpoint, settings, devices)

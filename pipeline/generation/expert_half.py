@@ -17,6 +17,7 @@ from pipeline.formats.parts import expert_index
 from pipeline.generation.batching import Piece
 from pipeline.generation.expert_work import ID_DTYPE, ExpertWork, NextRouter
 from pipeline.generation.generation_pass import GenerationPass, token_ids
+from pipeline.generation.host_experts import HostExperts, Run
 from pipeline.generation.micro_batches import MicroBatch
 from pipeline.generation.routing_recorder import RoutingRecorder
 from pipeline.models.feed_forwards import Experts
@@ -49,16 +50,19 @@ class Launch(Protocol):
 class ExpertHalf:
     """Asks the store for the experts that a layer's rows have chosen, and launches each when its bytes are on the way.
 
-    The host must know what was chosen before it can ask: this is the fourth place where it waits (rule 4). With a
-    `recorder` it is told of every choice.
+    The host must know what was chosen before it can ask: this is the fourth place where it waits (rule 4). The fifth is
+    for what the CPU computes of the experts, on the `host`. With a `recorder` it is told of every choice.
     """
 
     recorder: RoutingRecorder | None = None
 
-    def __init__(self, device: Device, store: ExpertStore, work: ExpertWork, *, lookahead: bool) -> None:
+    def __init__(
+        self, device: Device, store: ExpertStore, work: ExpertWork, host: HostExperts | None, *, lookahead: bool
+    ) -> None:
         self._device = device
         self._store = store
         self._work = work
+        self._host = host
         self._lookahead = lookahead
         self._stays: dict[int, Message[Slot]] = {}
 
@@ -88,6 +92,11 @@ class ExpertHalf:
             ran.append(launch(message, pass_, part, work, ran[-1:], repeats))
         return ran
 
+    async def close(self) -> None:
+        """End the lane on which the CPU computes experts; the lines must have stopped."""
+        if self._host is not None:
+            await self._host.aclose()
+
     async def _run(self, kind: Experts, pass_: GenerationPass, message: Message[Slot], launch: Launch) -> None:
         rows, last = len(token_ids(pass_.pieces)), pass_.parts[-1]
         guesses = self._guesses(kind, pass_, message)
@@ -101,7 +110,8 @@ class ExpertHalf:
         for count in counts:
             ends.append(ends[-1] + count)
         wanted = [index for index, count in enumerate(counts) if count]
-        if self._store.want(message.layer, wanted, streamed=streams(len(wanted), kind.count)):
+        split = None if self._host is None else self._host.split(self._work.ids(kind, rows), counts)
+        if self._store.want(message.layer, wanted, streamed=streams(len(wanted), kind.count), split=split):
             # Launching what is there takes longer than a turn, and the disk would stand still.
             for _ in range(TURNS_TO_READ):
                 await asyncio.sleep(0)
@@ -111,13 +121,30 @@ class ExpertHalf:
         while left:
             arrived = await self._store.arrived()
             left -= len(arrived)
-            event = READY
-            if not pass_.abandoned:
-                runs = [(one, ends[index], ends[index + 1]) for one in arrived for index in (expert_index(one.group),)]
-                work = functools.partial(self._work.compute, kind, runs)
+            if pass_.abandoned:
+                self._store.used(arrived, READY)
+                continue
+            indices = [expert_index(one.group) for one in arrived]
+            runs: Sequence[Run] = [(one, ends[at], ends[at + 1]) for one, at in zip(arrived, indices, strict=True)]
+            if self._host is not None:
+                runs = self._multiply_on_host(self._host, kind, runs)
+            if runs:
+                work, given = functools.partial(self._work.compute, kind, runs), [one for one, _, _ in runs]
                 short = self._work.is_short(runs)
-                event = launch(message, pass_, last, work, [one.event for one in arrived], short=short)
-            self._store.used(arrived, event)
+                event = launch(message, pass_, last, work, [one.event for one in given], short=short)
+                self._store.used(given, event)
+        if self._host is not None and (multiplied := await self._host.ended()) is not None and not pass_.abandoned:
+            launch(message, pass_, last, self._host.handing_over(self._work.outputs), (multiplied,), short=True)
+
+    def _multiply_on_host(self, host: HostExperts, kind: Experts, runs: Sequence[Run]) -> Sequence[Run]:
+        """Let the CPU multiply by those that were left in host memory; returns the others."""
+        others = list[Run]()
+        for run in runs:
+            if host.is_here(run[0]):
+                self._store.used([run[0]], host.multiply(kind, run))
+            else:
+                others.append(run)
+        return others
 
     def _guesses(self, kind: Experts, pass_: GenerationPass, message: Message[Slot]) -> NextRouter | None:
         """Whom to ask beforehand: the next router, where that is wished and its group stays.
@@ -163,6 +190,8 @@ class ExpertHalf:
             firsts = [0] if guesses is None else [0, guesses[1]]
             copies = [Copy(first * row_bytes, first * row_bytes, rows * row_bytes) for first in firsts]
             chosen = self._device.download(ids, self._work.ids_on_host, copies, (chosen,))
+        if self._host is not None:
+            chosen = self._host.fetch(self._work.inputs_memory, rows, chosen)
         await self._device.ended_soon(chosen)
         if chosen.error is not None:
             return []

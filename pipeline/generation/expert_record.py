@@ -1,5 +1,6 @@
 """What an open model says about its experts."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
@@ -18,6 +19,9 @@ class ExpertsRecord:
             memory for what that had not.
         layers: the same by place and layer, those of streamed prompts apart.
         wanted, largest: by layer, how many a pass wants in the mean, and the most that one wanted.
+        on_cpu: by layer, how many the CPU computed where they lay in host memory; the device was not asked for them.
+        computed: by place, how many were computed there.
+        bytes_not_uploaded: the bytes of those that the CPU computed.
         bytes_read: what came from the disk for experts that were wanted.
         bytes_per_token: of these, for each token that passed through the model.
         hints: what became of those that came ahead of their router; `hint_precision` is the share that was useful of
@@ -30,6 +34,9 @@ class ExpertsRecord:
     layers: Mapping[str, Mapping[int, Uses]]
     wanted: Mapping[int, float]
     largest: Mapping[int, int]
+    on_cpu: Mapping[int, int]
+    computed: Mapping[str, int]
+    bytes_not_uploaded: int
     bytes_read: int
     bytes_per_token: float
     hints: HintCounts
@@ -48,7 +55,13 @@ def experts_record(lines: Sequence[ExpertLine], tokens: int) -> ExpertsRecord:
         }
         for name in ("hits", "misses")
     )
-    read = sum(misses[line.budgets[0].name] * line.room.catalog.needed_bytes // line.room.count for line in lines)
+    each = [line.room.catalog.needed_bytes // line.room.count for line in lines]
+    read = sum(misses[line.budgets[0].name] * nbytes for line, nbytes in zip(lines, each, strict=True))
+    left = [sum(union.on_host for union in one.unions.values()) for one in counted]
+    computed = Counter[str]()
+    for line, one, on_host in zip(lines, counted, left, strict=True):
+        computed[line.budgets[0].name] += on_host
+        computed[line.budgets[-1].name] += sum(union.experts for union in one.unions.values()) - on_host
     names = [one.name for one in fields(HintCounts)]
     hints = HintCounts(**{name: sum(getattr(one.hints, name) for one in counted) for name in names})
     decided = hints.useful + hints.wasted
@@ -59,6 +72,9 @@ def experts_record(lines: Sequence[ExpertLine], tokens: int) -> ExpertsRecord:
         layers=layers,
         wanted={layer: one.experts / one.passes for layer, one in unions.items()},
         largest={layer: one.largest for layer, one in unions.items()},
+        on_cpu={layer: one.on_host for layer, one in unions.items()},
+        computed=dict(computed),
+        bytes_not_uploaded=sum(count * nbytes for count, nbytes in zip(left, each, strict=True)),
         bytes_read=read,
         bytes_per_token=read / max(1, tokens),
         hints=hints,

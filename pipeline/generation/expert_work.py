@@ -89,6 +89,16 @@ class ExpertWork:
         """Where the chosen experts of all rows lie, int32 [T, K]; behind the padded rows those that were guessed."""
         return self._memory[IDS]
 
+    @property
+    def inputs_memory(self) -> Memory:
+        """Where the rows lie that experts get, [T, D]."""
+        return self._memory[INPUTS]
+
+    @property
+    def outputs(self) -> torch.Tensor:
+        """What experts gave, by row and rank, [T * K, D]."""
+        return self._rows(OUTPUTS)
+
     def kind(self, layer: int) -> Experts | None:
         """The experts of a layer; None where it has none."""
         found = self._config.layer_kinds[layer].feed_forward

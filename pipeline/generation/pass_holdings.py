@@ -10,6 +10,7 @@ from pipeline.formats.matrix import StoredMatrix
 from pipeline.formats.parts import gives_logits
 from pipeline.generation.batching import most_logit_rows
 from pipeline.generation.expert_work import IDS, ExpertWork
+from pipeline.generation.host_experts import HostExperts
 from pipeline.generation.pass_buffers import HIDDEN, LOGITS, ROTARY, PassBuffers
 from pipeline.generation.pass_inputs import PassInputs
 from pipeline.generation.prompt_scores import PromptScorer
@@ -48,6 +49,8 @@ def pass_holdings(
     logit_rows = most_logit_rows(settings.max_requests) if has_head else 0
     buffers = PassBuffers.sizes(model, dtype, blocks, tokens, logit_rows)
     of_experts = ExpertWork.sizes(model, dtype, blocks, tokens, device.torch_device) if groups.experts else {}
+    leaves_some = bool(of_experts and settings.cpu_experts and len(device.places) > 1)
+    on_cpu = HostExperts.sizes(model, dtype, tokens) if leaves_some else {}
     of_head = [
         *PromptScorer.holdings(device, blocks, tokens),
         *RowSampler.holdings(device, settings.max_requests, model.vocabulary_size),
@@ -75,6 +78,7 @@ def pass_holdings(
         *(Holding(name, place, nbytes, KNOBS[name]) for name, nbytes in buffers.items()),
         *(Holding(name, place, nbytes, "max_tokens_per_pass") for name, nbytes in of_experts.items() if nbytes),
         *(Holding(IDS, first, of_experts[IDS], "max_tokens_per_pass") for _ in range(bool(of_experts))),
+        *(Holding(name, first, nbytes, "cpu_experts") for name, nbytes in on_cpu.items()),
         *(of_head if has_head else []),
         *(Holding("positions and block tables", where, inputs, "max_requests") for where in (first, place)),
     ]

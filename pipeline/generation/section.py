@@ -285,6 +285,8 @@ class Section(Program):
         """End the threads; the lines must have stopped."""
         if self.head is not None:
             await self.head.close()
+        if self.expert_half is not None:
+            await self.expert_half.close()
 
     def let_go(self) -> None:
         """Hold no views of memory any more, nor the whole, which would outlive that: a closed model may be kept."""

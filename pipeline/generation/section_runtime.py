@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 
 from actors.core.trace import Trace
 from pipeline.config import Config
+from pipeline.devices.open import open_device
 from pipeline.devices.port import Device
+from pipeline.engine.expert_line import ExpertLine
 from pipeline.engine.runtime import Runtime
 from pipeline.engine.shared_source import PlannedLine, SharedSource
 from pipeline.formats.parts import gives_logits
@@ -14,8 +16,10 @@ from pipeline.generation.admission import InPass
 from pipeline.generation.batching import most_logit_rows
 from pipeline.generation.blueprint import Blueprint
 from pipeline.generation.expert_half import ExpertHalf
+from pipeline.generation.expert_split import split_rates
 from pipeline.generation.expert_work import ExpertWork
 from pipeline.generation.head import Head
+from pipeline.generation.host_experts import HostExperts
 from pipeline.generation.pass_buffers import PassBuffers
 from pipeline.generation.pass_holdings import rows_scored_at_once
 from pipeline.generation.pass_inputs import PassInputs
@@ -120,7 +124,20 @@ class SectionRuntime(Runtime):
             return None
         rows, experts = drawn.plan.pass_size.tokens, drawn.experts.catalog
         work = ExpertWork(drawn.model, drawn.catalog, experts, self.device, drawn.dtype, blocks, buffers, rows)
-        return ExpertHalf(self.device, self.expert_line.store, work, lookahead=self.settings.lookahead)
+        host = self._host_experts(self.expert_line)
+        return ExpertHalf(self.device, self.expert_line.store, work, host, lookahead=self.settings.lookahead)
+
+    def _host_experts(self, line: ExpertLine) -> HostExperts | None:
+        """What lets the CPU compute experts for another device, if the settings say so."""
+        drawn, device, chosen = self.drawn, self.device, self.settings.cpu_experts
+        if not line.room.leaves_some_to_the_cpu:
+            return None
+        place, rows = line.budgets[0].name, drawn.plan.pass_size.tokens
+        host = HostExperts(drawn.model, line.room.catalog, place, device, open_device("cpu"), drawn.dtype, rows)
+        products = host.product_seconds(drawn.model.expert_kinds[0], line.host_slots)
+        if chosen == "auto":
+            host.rates = split_rates(line.room, drawn.rates, products)
+        return host
 
     async def close_own(self) -> None:
         """Give back what is not shared with other sections; the lines must have stopped."""

@@ -73,6 +73,10 @@ SECTION_COUNTERS: "dict[tuple[str, str], tuple[str, Figures]]" = {
         "Experts that were wanted, and not found in the place.",
         lambda said: {} if said.experts is None else said.experts.misses,
     ),
+    ("expert_computed", "place"): (
+        "Experts that were computed where they lay: in host memory of a device with its own by the CPU.",
+        lambda said: {} if said.experts is None else said.experts.computed,
+    ),
     ("bytes_streamed", "link"): (
         "Weights read from the disk and copied to the device, and KV blocks that moved.",
         lambda said: _by_section(said, _bytes_streamed),

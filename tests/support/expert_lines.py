@@ -1,7 +1,8 @@
 """The line of experts on virtual time, memory that knows whose bytes it holds, and computations that look."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,17 +10,19 @@ from actors.core.budget import Budget, Slot
 from actors.core.event import Event
 from actors.core.expert_cache import WINDOW, EvictionPolicy, ExpertCache, LeastRecentlyUsed, kept_slots, request
 from actors.core.expert_place import Uses
-from actors.core.expert_store import ExpertStore
+from actors.core.expert_store import ExpertStore, Split
 from actors.core.line import Line, running
-from actors.core.message import READY, GroupKey, Message, ended
+from actors.core.message import GroupKey, Message, ended
 from actors.core.ports import Copy, Perhaps
 from actors.core.trace import Trace
 from actors.expert_keeper import ExpertKeeper
 from actors.expert_planner import ExpertPlanner
 from actors.expert_reader import ExpertReader
+from actors.expert_stager import ExpertStager
 from actors.expert_uploader import ExpertUploader
 from pipeline.devices.sim import SimDevice
 
+HOST = "expert host"
 Wanted = tuple[int, Sequence[int], bool]
 """A layer, the experts that it wants, and whether they are streamed."""
 
@@ -99,7 +102,9 @@ class Accelerator(SimDevice):
         return event
 
     def compute(self, messages: Sequence[Message[Slot]], seconds: float) -> Event:
-        event = self.launch("compute", lambda: seconds, [message.event for message in messages])
+        """On the device, or where all of them lie in host memory, beside it."""
+        lane = "cpu" if {message.at.place for message in messages} == {HOST} else "compute"
+        event = self.launch(lane, lambda: seconds, [message.event for message in messages])
         for message in messages:
             for share in (0.01, 0.99):
                 self._at(event, share, lambda one=message: self._look(one))  # type: ignore[misc]
@@ -114,6 +119,12 @@ class Accelerator(SimDevice):
         if event.error is None:
             started, done = event._started, event.ended  # type: ignore[attr-defined]
             asyncio.get_running_loop().call_at(started + share * (done - started), action)
+
+
+def by_place(messages: Sequence[Message[Slot]]) -> list[list[Message[Slot]]]:
+    """Those that lie in host memory, and the others, as a program computes them."""
+    on_host = [message for message in messages if message.at.place == HOST]
+    return [some for some in (on_host, [one for one in messages if one not in on_host]) if some]
 
 
 class Catalog:
@@ -132,6 +143,18 @@ class ExpertWorld:
     disk: Disk
     device: Accelerator
     given: list[list[GroupKey]] = field(default_factory=list)
+    on_host: list[Collection[int]] = field(default_factory=list)
+
+    def want(self, wanted: Wanted, split: Split | None = None) -> None:
+        """Ask the store, and take note of what is left on the host."""
+        layer, experts, streamed = wanted
+        self.on_host.append(())
+
+        def noted(kept: Sequence[int], read: Sequence[int]) -> Collection[int]:
+            self.on_host[-1] = split(kept, read) if split is not None else ()
+            return self.on_host[-1]
+
+        self.store.want(layer, experts, streamed=streamed, split=noted)
 
     async def compute(
         self,
@@ -139,24 +162,27 @@ class ExpertWorld:
         hints: Sequence[Sequence[int]] = (),
         seconds: float = 0.1,
         guesses: Sequence[Sequence[int]] = (),
+        split: Split | None = None,
     ) -> None:
         """Let a program compute layers; between two it waits for the router. With the n-th it hints at the next one,
         or guesses.
         """
-        for position, (layer, experts, streamed) in enumerate(wanted):
-            self.store.want(layer, experts, streamed=streamed)
+        for position, one in enumerate(wanted):
+            self.want(one, split)
             if position < len(hints):
                 self.store.hint(wanted[position + 1][0], hints[position])
             if position < len(guesses):
                 self.store.guess(wanted[position + 1][0], guesses[position])
-            left, event = len(experts), READY
+            left, events = len(one[1]), list[Event]()
             while left:
                 messages = await self.store.arrived()
                 self.given.append([message.key for message in messages])
                 left -= len(messages)
-                event = self.device.compute(messages, seconds)
-                self.store.used(messages, event)
-            await ended(event)
+                for some in by_place(messages):
+                    events.append(self.device.compute(some, seconds))
+                    self.store.used(some, events[-1])
+            for event in events:
+                await ended(event)
 
     async def run(self, wanted: Sequence[Wanted], **options: Any) -> None:
         """The same beside the line; raises its failure. Whatever happens, all slots are back."""
@@ -187,7 +213,7 @@ def expert_world(
 ) -> ExpertWorld:
     """A line with so many slots in the one place, or in host memory and on the device, on the running loop."""
     clock = asyncio.get_running_loop().time
-    names = ("expert host", "expert device")
+    names = (HOST, "expert device")
     budgets = [
         Budget(name, {"expert": [Memory() for _ in range(count)]}, clock)
         for name, count in zip(names, slots, strict=False)
@@ -197,6 +223,7 @@ def expert_world(
     line = (
         Line(ExpertPlanner(store), catalog=Catalog(), clock=clock, trace=trace)  # type: ignore[arg-type]
         .then(ExpertReader(disk, budgets[0], store), queue=queue)
+        .then(ExpertStager(), queue=queue)
         .then(ExpertUploader(device, budgets[1] if len(budgets) > 1 else None, store), queue=queue)
         .then(ExpertKeeper(store), queue=queue)
     )
@@ -210,12 +237,14 @@ def replayed(
     experts: int,
     policy: Callable[[], EvictionPolicy] | None = LeastRecentlyUsed,
     window: int = WINDOW,
+    on_host: Sequence[Collection[int]] = (),
 ) -> list[dict[int, Uses]]:
-    """What caches of so many slots have of what is wanted: by place, then by layer."""
+    """What caches of so many slots have of what is wanted, of which some is left `on_host`: by place, then by layer."""
     caches = [ExpertCache(kept_slots(count, experts, window), policy() if policy else None) for count in slots]
     counts: list[dict[int, Uses]] = [{} for _ in caches]
-    for layer, indices, streamed in wanted:
-        for uses, found in zip(counts, request(caches, layer, indices, streamed=streamed), strict=True):
+    for (layer, indices, streamed), left in itertools.zip_longest(wanted, on_host, fillvalue=()):
+        asked = request(caches, layer, indices, streamed=streamed, on_host=left)
+        for uses, found in zip(counts, asked, strict=True):
             one = uses.setdefault(layer, Uses())
             one.hits += 0 if streamed else len(found.hits)
             one.misses += 0 if streamed else len(found.misses)

@@ -139,4 +139,8 @@ def _experts(before: ExpertsRecord | None, after: ExpertsRecord | None) -> str:
         hits = after.hits[place] - before.hits.get(place, 0)
         asked = hits + after.misses[place] - before.misses.get(place, 0)
         found.append(f"{hits:,} of {asked:,} found in {place.removeprefix('expert ')} memory")
-    return f"experts    {', '.join(found)}; {human_bytes(after.bytes_read - before.bytes_read)} read\n"
+    said = f"{', '.join(found)}; {human_bytes(after.bytes_read - before.bytes_read)} read"
+    if on_cpu := sum(after.on_cpu.values()) - sum(before.on_cpu.values()):
+        kept_back = human_bytes(after.bytes_not_uploaded - before.bytes_not_uploaded)
+        said += f"; {on_cpu:,} computed by the CPU, {kept_back} not copied"
+    return f"experts    {said}\n"

@@ -18,13 +18,16 @@ TOP = 4.0
 
 @dataclass(slots=True)
 class ExpertWant:
-    """What a layer wanted at a moment: how many experts, how many of them it found, and how many had to be read."""
+    """What a layer wanted at a moment: how many experts, how many of them it found, how many had to be read, and how
+    many the CPU computed for the device.
+    """
 
     at: float
     layer: int
     wanted: int = 0
     found: int = 0
     read: int = 0
+    cpu: int = 0
 
 
 def of_experts(count: Count) -> bool:
@@ -40,7 +43,7 @@ def expert_wants(recording: Recording) -> list[ExpertWant]:
             layer, what = int(match[1]), match[2]
             if what == "wanted":
                 wants.append(ExpertWant(count.at, layer, count.value))
-            elif wants and wants[-1].layer == layer and what in ("found", "read"):
+            elif wants and wants[-1].layer == layer and what in ("found", "read", "cpu"):
                 setattr(wants[-1], what, count.value)
     return wants
 
@@ -52,10 +55,12 @@ def span_of(wants: Sequence[ExpertWant]) -> Interval:
 
 def found_sentence(wants: Sequence[ExpertWant]) -> str:
     """Say how many there were in all."""
-    wanted, found, read = (sum(getattr(one, what) for one in wants) for what in ("wanted", "found", "read"))
+    each = ("wanted", "found", "read", "cpu")
+    wanted, found, read, cpu = (sum(getattr(one, what) for one in wants) for what in each)
     host = f", {(wanted - found - read) / wanted:.1%} came from host memory" if wanted > found + read else ""
-    mean = wanted / len(wants)
-    return f"Of all, {found / wanted:.1%} were found{host}, {read / wanted:.1%} were read; a layer wanted {mean:.1f}."
+    by_cpu = f"; the CPU computed {cpu / wanted:.1%}" if cpu else ""
+    mean, shares = wanted / len(wants), f"{found / wanted:.1%} were found{host}, {read / wanted:.1%} were read"
+    return f"Of all, {shares}{by_cpu}; a layer wanted {mean:.1f}."
 
 
 def expert_chart(wants: Sequence[ExpertWant], scale: Scale) -> str:

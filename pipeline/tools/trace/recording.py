@@ -10,9 +10,10 @@ from pipeline.engine import actor_names as names
 DISK, LINK, COMPUTE = names.READER, names.UPLOADER, names.SCHEDULER
 KV_DISK, KV_IN, KV_OUT = names.KV_READER, names.KV_UPLOADER, names.KV_SWAPPER
 EXPERT_DISK, EXPERT_IN, EXPERT_COMPUTE = names.EXPERT_READER, names.EXPERT_UPLOADER, names.EXPERT_KEEPER
+EXPERT_CPU = names.EXPERT_CPU
 HANDING_ON = (names.PLANNER, names.STAGER, names.KV_PLANNER, *names.EXPERT_HANDING_ON)
 """The runtime's own actors that take no time of a resource."""
-OWN = (*HANDING_ON, DISK, LINK, COMPUTE, KV_DISK, KV_IN, KV_OUT, EXPERT_DISK, EXPERT_IN, EXPERT_COMPUTE)
+OWN = (*HANDING_ON, DISK, LINK, COMPUTE, KV_DISK, KV_IN, KV_OUT, EXPERT_DISK, EXPERT_IN, EXPERT_CPU, EXPERT_COMPUTE)
 """All others are stages of the user's."""
 
 

@@ -12,6 +12,7 @@ from pipeline.tools.trace.recording import (
     COMPUTE,
     DISK,
     EXPERT_COMPUTE,
+    EXPERT_CPU,
     EXPERT_DISK,
     EXPERT_IN,
     HANDING_ON,
@@ -32,6 +33,7 @@ NAMES = {
     KV_OUT: "KV out",
     EXPERT_DISK: "experts disk",
     EXPERT_IN: "experts H2D",
+    EXPERT_CPU: "experts CPU",
     EXPERT_COMPUTE: "experts compute",
 }
 SPOKEN = {"disk": "the disk", "H2D": "the copies to the device", "compute": "computing"}

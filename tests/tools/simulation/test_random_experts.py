@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from support.cases import EVERYTHING
-from support.expert_lines import Catalog, Disk, ExpertWorld, Memory, Wanted, expert_world, part, replayed
+from support.expert_lines import Catalog, Disk, ExpertWorld, Memory, Wanted, by_place, expert_world, part, replayed
 
 from actors.compute_scheduler import ComputeScheduler
 from actors.core.budget import Budget, Slot
@@ -50,6 +50,7 @@ class Mixture:
     policy: Callable[[], EvictionPolicy] | None
     hints: float | None
     guesses: bool
+    on_host: float
     passes: int
     seed: int
 
@@ -80,6 +81,7 @@ def random_mixture(seed: int) -> Mixture:
         policy=random.choice([LeastRecentlyUsed, LeastRecentlyUsed, LeastFrequentlyUsed, partial(Pinned, pins), None]),
         hints=random.choice([None, 0.0, 0.5, 1.0]),
         guesses=seed % 2 > 0,
+        on_host=random.choice([0.0, 0.3, 1.0]) if places > 1 else 0.0,
         passes=passes,
         seed=seed,
     )
@@ -121,16 +123,22 @@ class MixtureProgram(Program):
     async def _experts(self, message: Message[Slot]) -> None:
         if not self._left:
             await ended(self._launch((message,)))
-        layer, experts, streamed = self._mixture.wanted[self._at]
-        self._world.store.want(layer, experts, streamed=streamed)
+        self._world.want(wanted := self._mixture.wanted[self._at], self._split if self._mixture.on_host else None)
         self._at += 1
         self._hint()
-        left = len(experts)
+        left, events = len(wanted[1]), list[Event]()
         while left:
             given = await self._world.store.arrived()
             left -= len(given)
             self._left = self._left or self._random.random() < self._leave
-            self._world.store.used(given, READY if self._left else self._launch(given))
+            for some in by_place(given):
+                events.append(READY if self._left else self._launch(some))
+                self._world.store.used(some, events[-1])
+        for event in events if self._mixture.on_host else ():
+            await ended(event)
+
+    def _split(self, kept: Sequence[int], read: Sequence[int]) -> set[int]:
+        return {index for index in (*kept, *read) if self._random.random() < self._mixture.on_host}
 
     def _hint(self) -> None:
         if self._mixture.hints is not None and self._at < len(self._mixture.wanted):
@@ -199,9 +207,8 @@ def test_no_random_mixture_hangs_and_every_slot_is_back(block: int) -> None:
         started = asyncio.get_running_loop().time()
         await run(mixture, world)
         seconds = asyncio.get_running_loop().time() - started
-        counts = replayed(
-            mixture.slots, mixture.wanted, experts=mixture.experts, policy=mixture.policy, window=mixture.window
-        )
+        like = {"experts": mixture.experts, "policy": mixture.policy, "window": mixture.window}
+        counts = replayed(mixture.slots, mixture.wanted, **like, on_host=world.on_host)
         assert list(world.store.statistics().places.values()) == counts
         misses = sum(uses.misses + uses.streamed_misses for uses in counts[0].values())
         assert misses <= len(world.disk.reads) <= misses + world.store.statistics().hints.wasted

@@ -1,0 +1,208 @@
+"""Experts that a device has not, computed by the CPU from their slots in host memory: the same tokens."""
+
+import asyncio
+import random
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import tiny_models
+from support.cases import EVERYTHING
+from support.expert_slots import all_slots_are_back
+
+from pipeline import Model
+from pipeline.engine.expert_room import ExpertRoom
+from pipeline.errors import ConfigError
+from pipeline.generation import section_runtime
+from pipeline.generation.expert_record import ExpertsRecord
+from pipeline.generation.expert_split import SplitRates
+from pipeline.generation.host_experts import HostExperts
+from pipeline.generation.model_statistics import ModelStatistics
+from pipeline.generation.pass_rates import PassRates
+from pipeline.server.metrics import SECTION_COUNTERS
+from pipeline.system.sizes import human_bytes
+from pipeline.tools.commands.run_lines import closing_lines
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from transformers import Qwen3MoeConfig
+
+pytestmark = pytest.mark.usefixtures("nothing_was_there_before")
+DRAW = random.Random(7)
+PROMPTS = [[DRAW.randrange(3, tiny_models.VOCABULARY_SIZE) for _ in range(length)] for length in (1, 23, 90)]
+NEW_TOKENS = 9
+FEW: dict[str, Any] = {"device": "cpu-copy", "context_tokens": 128, "gpu_experts": 4, "host_experts": 9}
+RUNS: list[dict[str, Any]] = [
+    {},
+    {"gpu_experts": 1, "host_experts": 1},
+    {"gpu_experts": 6, "host_experts": 14, "policy": "stage3", "max_tokens_per_pass": 40},
+    {"lookahead": True, "expert_cache": "lfu", "gpu_experts": 8},
+]
+Answer = tuple[tuple[int, ...], Any]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = Qwen3MoeConfig(
+        vocab_size=tiny_models.VOCABULARY_SIZE,
+        hidden_size=48,
+        intermediate_size=104,
+        moe_intermediate_size=36,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=12,
+        num_experts=7,
+        num_experts_per_tok=3,
+        norm_topk_prob=True,
+        max_position_embeddings=256,
+    )
+    folder = tmp_path_factory.mktemp("experts")
+    tiny_models.save_model(tiny_models.randomised(config, seed=4), folder, shards=2)
+    return folder
+
+
+async def answers(model: Model) -> list[Answer]:
+    calls = [model.generate(one, max_new_tokens=NEW_TOKENS, ignore_eos=True, logprobs=2) for one in PROMPTS]
+    return [(output.token_ids, output.logprobs) for output in await asyncio.gather(*calls)]
+
+
+@pytest.fixture(scope="module")
+def said(checkpoint: Path) -> list[Answer]:
+    """What all are answered together when every expert stays on the device."""
+
+    async def main() -> list[Answer]:
+        async with Model.open(checkpoint, device="cpu-copy", context_tokens=128) as model:
+            return await answers(model)
+
+    return asyncio.run(main())
+
+
+def experts_of(said: ModelStatistics) -> ExpertsRecord:
+    assert said.experts is not None
+    return said.experts
+
+
+def experts(model: Model) -> ExpertsRecord:
+    return experts_of(model.statistics())
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("settings", RUNS, ids=str)
+async def test_the_cpu_changes_no_answer(checkpoint: Path, said: list[Answer], settings: dict[str, Any]) -> None:
+    """Here both are CPUs, so that no bit differs."""
+    async with Model.open(checkpoint, **{**FEW, **settings}, cpu_experts=True) as model:
+        assert await answers(model) == said
+        assert await answers(model) == said
+        assert all_slots_are_back(model)
+        counted, line = experts(model), model.runtime.expert_line
+        assert line is not None
+        assert min(counted.on_cpu.values()) > 0
+        assert counted.bytes_not_uploaded == sum(counted.on_cpu.values()) * (3 * 36 * 48 * 4)
+        asked = counted.hits["expert device"] + counted.misses["expert device"]
+        assert counted.computed == {"expert device": asked, "expert host": sum(counted.on_cpu.values())}
+        wanted = sum(one.experts for one in line.store.statistics().unions.values())
+        assert sum(counted.computed.values()) == wanted
+
+
+@pytest.mark.anyio
+async def test_each_of_several_devices_leaves_some_to_the_cpu(checkpoint: Path, said: list[Answer]) -> None:
+    settings = {**FEW, "device": "auto", "devices": ["cpu-copy", "cpu-copy"], "gpu_experts": 2}
+    async with Model.open(checkpoint, **settings, cpu_experts=True) as model:
+        assert await answers(model) == said
+        assert min(experts(model).on_cpu.values()) > 0
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("upload_seconds", "all_of_them"), [(1.0, True), (0.0, False)])
+async def test_rates_say_who_computes(
+    checkpoint: Path, said: list[Answer], upload_seconds: float, all_of_them: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rates(room: ExpertRoom, of_passes: PassRates, product_seconds: Mapping[int, float]) -> SplitRates:
+        assert 0 < product_seconds[1] <= product_seconds[4] < 1
+        return SplitRates(upload_seconds, 0.0, dict.fromkeys(product_seconds, 1e-6), 0.0)
+
+    monkeypatch.setattr(section_runtime, "split_rates", rates)
+    async with Model.open(checkpoint, **FEW, cpu_experts="auto") as model:
+        assert await answers(model) == said
+        counted = experts(model)
+        if all_of_them:
+            assert sum(counted.on_cpu.values()) > counted.misses["expert device"]
+        else:
+            assert sum(counted.on_cpu.values()) == 0 < counted.misses["expert device"]
+
+
+@pytest.mark.anyio
+async def test_a_pass_of_many_rows_leaves_nothing_to_the_cpu(checkpoint: Path) -> None:
+    for prompt, some in ((PROMPTS[2], False), (PROMPTS[1], True)):
+        async with Model.open(checkpoint, **FEW, cpu_experts=True) as model:
+            await model.generate(prompt, max_new_tokens=1)
+            assert (sum(experts(model).on_cpu.values()) > 0) == some
+
+
+@pytest.mark.anyio
+async def test_a_request_may_leave_while_the_cpu_computes(checkpoint: Path, said: list[Answer]) -> None:
+    async with Model.open(checkpoint, **FEW, cpu_experts=True) as model:
+        for steps in range(0, 120, 1 if EVERYTHING else 11):
+            leaving = asyncio.ensure_future(model.generate(PROMPTS[1], max_new_tokens=NEW_TOKENS, ignore_eos=True))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            leaving.cancel()
+            await asyncio.wait([leaving])
+        assert await answers(model) == said
+        assert all_slots_are_back(model)
+
+
+@pytest.mark.anyio
+async def test_a_product_that_fails_ends_a_pass_which_is_computed_anew(
+    checkpoint: Path, said: list[Answer], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, calls = HostExperts._multiply, list[int]()
+
+    def fails_once(self: HostExperts, *arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == 10:
+            raise RuntimeError("a product failed")
+        whole(self, *arguments)
+
+    async with Model.open(checkpoint, **FEW, cpu_experts=True) as model:
+        monkeypatch.setattr(HostExperts, "_multiply", fails_once)
+        assert await answers(model) == said
+        assert all_slots_are_back(model)
+    assert "a product failed" in caplog.text
+
+
+def test_what_makes_no_sense_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^cpu_experts: need True, False or 'auto', have 'yes'"):
+        Model.open(checkpoint, cpu_experts="yes")
+    with pytest.raises(ConfigError, match=r"^cpu_experts=auto: .* leave it out, or batch_invariant"):
+        Model.open(checkpoint, cpu_experts="auto", batch_invariant=True)
+
+
+@pytest.mark.anyio
+async def test_it_is_seen(checkpoint: Path, tmp_path: Path) -> None:
+    async with Model.open(checkpoint, **FEW, cpu_experts=True) as model:
+        before = model.statistics()
+        async with model.report(tmp_path / "report.html"):
+            await model.generate(PROMPTS[1], max_new_tokens=4, ignore_eos=True)
+        after = model.statistics()
+    count = sum(experts_of(after).on_cpu.values())
+    said = f" read; {count} computed by the CPU, {human_bytes(count * 20736)} not copied\n"
+    assert said in closing_lines(before, after, 1.0)
+    assert after.busy_seconds["expert_cpu"] > 0
+    assert SECTION_COUNTERS["expert_computed", "place"][1](after)["expert host"] == count
+    report = (tmp_path / "report.html").read_text()
+    assert f"; the CPU computed {count / sum(experts_of(after).computed.values()):.1%}; a layer" in report
+    assert "experts CPU" in report
+
+
+@pytest.mark.anyio
+async def test_where_the_cpu_computes_anyway_it_is_said(
+    checkpoint: Path, said: list[Answer], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Model.open(checkpoint, device="cpu", context_tokens=128, gpu_experts=5, cpu_experts="auto") as model:
+        assert await answers(model) == said
+        assert sum(experts(model).on_cpu.values()) == 0
+    assert "cpu_experts=auto has no effect: what computes here is the CPU" in caplog.text

@@ -12,6 +12,7 @@ import torch
 from support import tiny_models
 from support.cases import EVERYTHING
 from support.family_case import older
+from support.family_checkpoints import save_family
 from support.family_models import CASES
 from support.fitting_settings import fitting
 from support.kv_places import settings_with_room
@@ -41,9 +42,8 @@ which the answer passes."""
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of each family, in three shards."""
     root = tmp_path_factory.mktemp("families")
-    for name, case in CASES.items():
-        model = tiny_models.randomised(case.config(), seed=sum(name.encode()), deviation=case.deviation)
-        tiny_models.save_model(model, root / name, shards=3, stacked=case.stacked)
+    for name in CASES:
+        save_family(name, root / name)
     return root
 
 

@@ -85,6 +85,14 @@ async def test_tokens_are_those_of_groups_that_move(
     assert launched.isdisjoint((layer, "attn") for layer in moving_kv)
 
 
+async def test_a_pass_goes_on_to_the_next_device_behind_a_stretch(checkpoint: Path, stretches: Launched) -> None:
+    async with Model.open(checkpoint, device="cpu", residency=False) as model:
+        expected = await generate(model)
+    async with asyncio.timeout(20), Model.open(checkpoint, devices=["cpu"] * 2) as model:
+        assert [await generate(model) for _ in range(2)] == [expected] * 2
+    assert {layer for groups in stretches for layer, _ in groups} == {*range(LAYERS + 1)}
+
+
 async def test_all_of_a_pass_is_launched_before_callers_have_the_tokens_of_the_one_before(
     checkpoint: Path, stretches: Launched
 ) -> None:

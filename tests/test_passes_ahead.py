@@ -132,6 +132,21 @@ async def test_what_the_host_must_know_for_the_next_token_is_waited_for(
         assert not ahead, asked
 
 
+async def test_none_begins_while_other_devices_have_a_part_of_the_pass(
+    checkpoint: Path, ahead: Ahead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where one device has both ends of the model, and could choose tokens and embed them by itself."""
+    expected = await expected_of(checkpoint, **GREEDY)
+    monkeypatch.setattr("pipeline.generation.drawn_sections.deal", lambda *_, **__: (0, 1, 1, 0))
+    async with asyncio.timeout(20), Model.open(checkpoint, devices=["cpu-copy"] * 2, max_requests=8) as model:
+        assert await generate(model, **GREEDY) == expected
+        embedding = model.runtime.sections[0].embedding
+        while embedding is None or not embedding.is_seen:
+            await asyncio.sleep(0.001)
+        assert await generate(model, **GREEDY) == expected
+    assert not ahead
+
+
 async def test_a_failure_in_a_pass_that_has_begun_ahead_spoils_no_token(
     model: Model, ahead: Ahead, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import pytest
 from support import tiny_models
 from support.cases import EVERYTHING, in_turn
+from support.family_checkpoints import family_checkpoint
 from support.family_models import CASES
 from support.fitting_settings import fitting
 
@@ -26,6 +27,7 @@ from pipeline.generation.build import build
 from pipeline.generation.micro_batches import MicroBatch
 from pipeline.generation.pass_work import PassWork
 from pipeline.models.model_config import read_config
+from pipeline.reading.checksums import Checking
 
 STEPS = 12 if EVERYTHING else 6
 PROMPT = (*tiny_models.PROMPT, *range(3, 190, 7))
@@ -47,17 +49,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("families")
 
 
-@functools.cache
-def checkpoint(root: Path, name: str) -> Path:
-    if name in CASES:
-        case = CASES[name]
-        model = tiny_models.randomised(case.config(), seed=sum(name.encode()), deviation=case.deviation)
-        tiny_models.save_model(model, root / name, shards=3, stacked=case.stacked)
-    else:
-        tiny_models.save(name, root / name)
-    return root / name
-
-
 async def generated(folder: Path, **settings: Any) -> Output:
     async with Model.open(folder, **settings) as model:
         return await model.generate(PROMPT, max_new_tokens=STEPS, ignore_eos=True, logprobs=tiny_models.VOCABULARY_SIZE)
@@ -71,7 +62,7 @@ def alone(folder: Path) -> Output:
 @pytest.mark.parametrize(("name", "way"), in_turn(FAMILIES if EVERYTHING else FEW, [*WAYS]))
 def test_bits_are_those_of_one_device(name: str, way: str, folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.generation.drawn_sections.HOP_SECONDS", 0.0)  # layers that move are dealt in turn
-    folder = checkpoint(folders, name)
+    folder = family_checkpoint(folders, name)
     settings = fitting(folder, WAYS[way])
     model = read_config(folder)
     devices = settings["devices"][: model.layers - len(model.joined_layers)]
@@ -192,7 +183,7 @@ async def test_who_leaves_at_any_moment_disturbs_nobody(dealt: str, deep: Path) 
 @pytest.mark.parametrize("name", ["qwen3_next", "llama_tied"])
 @pytest.mark.usefixtures("dealt")
 def test_a_conversation_goes_on_over_another_number_of_devices(name: str, folders: Path, tmp_path: Path) -> None:
-    folder, prompt = checkpoint(folders, name), [*PROMPT, *PROMPT[::-1]]
+    folder, prompt = family_checkpoint(folders, name), [*PROMPT, *PROMPT[::-1]]
     one, two = {"device": "cpu"}, {"devices": ["cpu-copy"] * 2, "residency": False}
 
     async def saved(settings: dict[str, Any], path: Path) -> tuple[list[int], Output]:
@@ -249,6 +240,20 @@ def test_each_line_has_a_stage_of_its_own(deep: Path) -> None:
     assert Passing.seen == {f"passing {number}": {*own} for number, own in enumerate(layers)}
     with pytest.raises(ConfigError, match="several devices need the class"):
         Model.open(deep, **TWO, insert={"disk_reader": [Passing()]})
+
+
+def test_checksums_are_chosen_by_what_all_devices_read(deep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+
+    def choose(said: bool | None, shares_cores: bool, moving_bytes: int, rate: float | None) -> Checking:
+        told.append(moving_bytes)
+        return Checking(False, "not here")
+
+    monkeypatch.setattr("pipeline.engine.shared_source.choose_checking", choose)
+    for devices in (["cpu"], ["cpu"] * 3):
+        for section in build(deep, Config(devices=devices, residency=False)).sections:
+            section.device.free()
+    assert told[0] == told[1] > 0
 
 
 def test_what_looks_at_one_line_refuses_several(deep: Path) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from support import tiny_models
 from support.cases import EVERYTHING, in_turn
+from support.family_checkpoints import family_checkpoint
 from support.family_models import CASES
-from support.local_sections import open_here
+from support.local_sections import LocalSections, open_here
 
 from actors.core.budget import Slot
 from actors.core.event import Event
@@ -41,17 +42,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("families")
 
 
-@functools.cache
-def checkpoint(root: Path, name: str) -> Path:
-    if name in CASES:
-        case = CASES[name]
-        model = tiny_models.randomised(case.config(), seed=sum(name.encode()), deviation=case.deviation)
-        tiny_models.save_model(model, root / name, shards=3, stacked=case.stacked)
-    else:
-        tiny_models.save(name, root / name)
-    return root / name
-
-
 async def answers(model: Model) -> list[Output]:
     """Of calls that share passes: greedy, drawn, with penalties, and with log-probabilities of the prompt."""
     ways: list[dict[str, Any]] = [
@@ -79,14 +69,14 @@ def test_bits_are_those_of_one_device(name: str, way: str, folders: Path, monkey
     monkeypatch.setattr("pipeline.cluster.open_on_cluster.HOP_SECONDS", 0.0)  # layers that move are dealt in turn
 
     async def run() -> list[Output]:
-        folder, settings = checkpoint(folders, name), WAYS[way]
+        folder, settings = family_checkpoint(folders, name), WAYS[way]
         config = read_config(folder)
         count = min(settings["count"], config.layers - len(config.joined_layers))
         few = FEW_EXPERTS if config.expert_kinds and "residency" in settings else {}
         async with await open_here(folder, **{**settings, **few, "count": count}) as model:
             return await answers(model)
 
-    assert asyncio.run(run()) == alone(checkpoint(folders, name))
+    assert asyncio.run(run()) == alone(family_checkpoint(folders, name))
 
 
 async def greedy(model: Model, first: int = 0, new_tokens: int = STEPS) -> tuple[int, ...]:
@@ -143,6 +133,27 @@ async def test_those_who_stay_notice_no_one_who_leaves(eight: Path) -> None:
         alone.cancel()
         assert await greedy(model, 2) == expected[2]
         assert not model.runtime.admission.batcher.pool.used
+
+
+async def test_who_leaves_while_rows_travel_ends_no_line(
+    eight: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next node waits for rows of a pass that nobody needs by the time they come."""
+    hand_on = LocalSections.hand_on
+
+    async def after_who_has_left(self: LocalSections, *handed_on: Any) -> None:
+        if self.hops == 2:
+            call.cancel()
+            await asyncio.wait([call])
+        await hand_on(self, *handed_on)
+
+    monkeypatch.setattr(LocalSections, "hand_on", after_who_has_left)
+    async with asyncio.timeout(20), await open_here(eight, 2, device="cpu") as model:
+        call = asyncio.create_task(greedy(model))
+        await asyncio.wait([call])
+        assert await greedy(model, 1) == (await of_one(eight))[1]
+    assert call.cancelled()
+    assert "failed" not in caplog.text
 
 
 async def test_a_line_that_fails_in_one_node_is_run_anew(eight: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support import tiny_models
-from support.family_models import CASES
+from support.family_checkpoints import save_family
 from support.fitting_settings import fitting
 
 from pipeline import Model, Output
@@ -32,15 +32,6 @@ def gpus(count: int) -> list[str]:
     return [f"cuda:{index % torch.cuda.device_count()}" for index in range(count)]
 
 
-def save(name: str, folder: Path) -> None:
-    if name in CASES:
-        case = CASES[name]
-        model = tiny_models.randomised(case.config(), seed=sum(name.encode()), deviation=case.deviation)
-        tiny_models.save_model(model, folder, shards=3, stacked=case.stacked)
-    else:
-        tiny_models.save(name, folder)
-
-
 async def asked(model: Model) -> list[Output]:
     prompts = (PROMPT, PROMPT[:7], PROMPT[5:40])
     calls = [model.generate(prompt, max_new_tokens=STEPS, ignore_eos=True, logprobs=5) for prompt in prompts]
@@ -55,7 +46,7 @@ async def answers(folder: Path, **settings: Any) -> list[Output]:
 @pytest.mark.parametrize("name", FAMILIES)
 async def test_bits_are_those_of_one_gpu(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.generation.drawn_sections.HOP_SECONDS", 0.0)
-    await asyncio.to_thread(save, name, tmp_path)
+    await asyncio.to_thread(save_family, name, tmp_path)
     most = read_config(tmp_path).layers
     expected = await answers(tmp_path, device="cuda", **STAYS)
     for devices, settings in ((gpus(2), STAYS), (gpus(2), MOVES), (gpus(min(3, most)), MOVES)):

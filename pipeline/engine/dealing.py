@@ -110,8 +110,7 @@ def _way_seconds(
     for section, run in _runs(layer_bytes, sections):
         share, nbytes = shares[section], sum(run)
         late = nbytes * _moving(share, held[section]) / held[section] - share.slot_bytes
-        waits = late / share.bytes_per_second + computing * max(run) if late > 0 else 0.0
-        seconds += max(waits, computing * nbytes)
+        seconds += max(late / share.bytes_per_second + computing * max(run), computing * nbytes)
     return seconds
 
 

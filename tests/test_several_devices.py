@@ -18,7 +18,7 @@ from actors.core.budget import Slot
 from actors.core.message import Message
 from actors.core.ports import Copy
 from actors.core.stage import Stage
-from pipeline import ConfigError, Model, Output
+from pipeline import ActorFailed, ConfigError, Model, Output
 from pipeline.config import Config
 from pipeline.devices import cpu
 from pipeline.devices.memory import Memory
@@ -161,6 +161,13 @@ async def test_a_failure_names_the_device_and_the_first_group_that_failed(
         broken.clear()
         assert await answers(model) == await asyncio.to_thread(of_one_device, deep)
         assert model.statistics().kv_blocks.used == 0
+
+
+async def test_a_failed_embedding_names_its_device(deep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with asyncio.timeout(60), Model.open(deep, **TWO) as model:
+        monkeypatch.setattr("pipeline.generation.pass_work.rotary", lambda *_: 1 / 0)
+        with pytest.raises(ActorFailed, match=r"^compute_scheduler 0 on cpu failed at layer -1 group 'embed'"):
+            await model.generate(PROMPT, **ARGUMENTS)
 
 
 async def test_who_leaves_at_any_moment_disturbs_nobody(dealt: str, deep: Path) -> None:

@@ -4,12 +4,19 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from pipeline.cluster.orders import PassOrder, SectionReport
-from pipeline.cluster.section_calls import NodeTrace, Offer, Opened, Survey
-from pipeline.errors import ActorFailed
+from pipeline.cluster.section_calls import NodeTrace, NotBegun, Offer, Opened, Survey
+from pipeline.errors import ActorFailed, CheckpointError, ConfigError, PenstockError, RequestError, ResourceError
 
 
 class SectionDied(ActorFailed):
     """The process of a section has ended, or its node cannot be reached. It is started again."""
+
+
+def under_name(name: str, error: BaseException) -> PenstockError:
+    """The error of a section, with its name."""
+    if isinstance(error, ConfigError | CheckpointError | ResourceError | RequestError | NotBegun):
+        return type(error)(f"{name}: {error}")
+    return ActorFailed(name, None, None, error)
 
 
 class Sections(Protocol):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pipeline.cluster.cluster_sections import Sections
+from pipeline.cluster.cluster_sections import Sections, under_name
 from pipeline.cluster.cluster_statistics import NodeCounts
 from pipeline.cluster.order_book import OrderBook, allowed_next
 from pipeline.generation.admission import Admission
@@ -39,9 +39,9 @@ class Coordinator(Delivery):
         reports = await self._sections.compute(order)
         self.counted = [report.counted for report in reports]
         batcher = self.admission.batcher
-        for report in reports:
+        for section, report in enumerate(reports):
             for number, error in report.failed.items():
-                of_number[number].fail(error)
+                of_number[number].fail(under_name(self._sections.name(section), error))
             for block in report.lost_blocks:
                 batcher.pool.lose(block)
             for slot in report.lost_states:

@@ -11,13 +11,12 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from pipeline.cluster.cluster_sections import SectionDied
+from pipeline.cluster.cluster_sections import SectionDied, under_name
 from pipeline.cluster.orders import PassOrder, SectionReport
 from pipeline.cluster.placing import Placement
 from pipeline.cluster.section_actor import SectionActor
 from pipeline.cluster.section_calls import (
     NodeTrace,
-    NotBegun,
     Offer,
     Opened,
     SectionPlan,
@@ -26,7 +25,7 @@ from pipeline.cluster.section_calls import (
     layers_of,
     name_layers,
 )
-from pipeline.errors import ActorFailed, CheckpointError, ConfigError, PenstockError, ResourceError
+from pipeline.errors import PenstockError
 
 logger = logging.getLogger("penstock")
 RESTART_SECONDS = 120.0
@@ -147,9 +146,7 @@ class RaySections:
         """The error of a section, with its name."""
         if isinstance(error, SectionUnreachable):
             return SectionDied(self.name(error.section), None, None, _gone(error))
-        if isinstance(error, ConfigError | CheckpointError | ResourceError | NotBegun):
-            return type(error)(f"{self.name(number)}: {error}")
-        return ActorFailed(self.name(number), None, None, error)
+        return under_name(self.name(number), error)
 
     def name(self, number: int) -> str:
         """A section for people: its number, its layers and its node, as far as they are known."""

@@ -6,7 +6,7 @@ from actors.core.event import Event
 from actors.core.message import READY
 from pipeline.generation.batching import Piece
 from pipeline.generation.generation_pass import token_ids
-from pipeline.reading.embedding import EmbeddingRows, embedding_failed
+from pipeline.reading.embedding import EmbeddingRows
 
 
 async def fetch_rows(
@@ -22,7 +22,7 @@ async def fetch_rows(
     except Exception as error:
         failures = await embedding.unreadable(token_ids(pieces))
         if not failures:
-            raise embedding_failed(error) from error
+            raise embedding.failed(error) from error
         for piece in pieces:
             for token_id in filter(failures.get, piece.token_ids):
                 piece.sequence.fail(failures[token_id])

@@ -13,7 +13,6 @@ from pipeline.config import Config
 from pipeline.devices.port import Device
 from pipeline.engine.runtime import engine_counters
 from pipeline.engine.shared_source import SharedSource
-from pipeline.formats.parts import EMBED_KEY
 from pipeline.generation.admission import Admission
 from pipeline.generation.batching import Batcher
 from pipeline.generation.blueprint import Blueprint
@@ -137,13 +136,11 @@ class ModelRuntime(OneSection):
         return located
 
     def _with_device(self, failure: BaseException | None) -> BaseException | None:
-        """The failure with the device of its actor; that of the embedding is the first section's."""
+        """The failure with the device of its actor."""
         if not isinstance(failure, ActorFailed):
             return failure
         of_actors = {actor.name: one for one in self.sections for line in one.lines for actor in line.actors}
         section = of_actors.get(failure.actor)
-        if (failure.layer, failure.group) == EMBED_KEY:
-            section = self.sections[0]
         return failure if section is None else failure.on(str(section.device.torch_device))
 
     def statistics(self) -> ModelStatistics:

@@ -28,7 +28,7 @@ from pipeline.groups.catalog import WeightCatalog
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.ops import infer
 from pipeline.models.row_blocks import RowBlocks
-from pipeline.reading.embedding import EmbeddingRows, embedding_failed
+from pipeline.reading.embedding import EmbeddingRows
 from pipeline.state.kv import KeyValueCache
 
 COMPUTE = "compute"
@@ -279,7 +279,7 @@ class Section(Program):
         except Exception as error:
             if self.embedding is None:
                 raise
-            raise embedding_failed(error) from error
+            raise self.embedding.failed(error) from error
 
     async def close(self) -> None:
         """End the threads; the lines must have stopped."""

@@ -70,6 +70,7 @@ class SectionRuntime(Runtime):
                 plan.pass_size.tokens,
                 self.source.checksums,
                 stays=plan.embedding_stays,
+                section=number,
             )
         ahead, folder = self.policy.kv_ahead, settings.kv_disk
         self.cache = KeyValueCache(plan.kv_layouts, plan.kv, device, folder, lose=lose, ahead=ahead, section=number)

@@ -11,6 +11,7 @@ import torch
 from actors.compute_scheduler import ComputeScheduler
 from actors.core.errors import ActorFailed, PenstockError
 from actors.core.event import Event
+from actors.core.line import numbered
 from actors.core.message import READY
 from actors.core.ports import Copy
 from pipeline.devices.memory import copy_bytes
@@ -31,6 +32,7 @@ class EmbeddingRows:
     """Room for `most_rows` rows in host memory and on the device, filled anew by every `fetch`.
 
     With `stays` the whole table comes into host memory beside the first passes, and `fetch` takes rows from there.
+    Errors bear the number of the `section`, where there are several.
     """
 
     def __init__(
@@ -42,8 +44,10 @@ class EmbeddingRows:
         checksums: Checksums | None = None,
         *,
         stays: bool = False,
+        section: int | None = None,
     ) -> None:
         self.most_rows = most_rows
+        self._section = section
         self._matrix = table
         self._reader = reader
         self._device = device
@@ -130,7 +134,7 @@ class EmbeddingRows:
                 await self._read([token_id])
                 await self._verify([token_id])
             except Exception as error:
-                errors[token_id] = _row_failed(token_id, error)
+                errors[token_id] = self._row_failed(token_id, error)
         if len(errors) == len(rows):
             return {}
         return {token_id: error for token_id, error in errors.items() if token_id in asked}
@@ -140,6 +144,21 @@ class EmbeddingRows:
         fetched = self._matrix.slice(0, last - first)
         offsets = {part.tensor.short: part.offset + first * part.row_bytes for part in self.parts}
         return fetched.over(tensor_views(self._rows.tensor, offsets, fetched.tensors))
+
+    def failed(self, error: Exception) -> ActorFailed:
+        """An error of fetching or computing the embedding, in the name of the actor that runs the program.
+
+        The embedding does not travel the line, so no actor has it in hand.
+        """
+        if isinstance(error, ActorFailed):
+            return error
+        return ActorFailed(numbered(ComputeScheduler.name, self._section), *EMBED_KEY, error)
+
+    def _row_failed(self, token_id: int, error: Exception) -> PenstockError:
+        """The error of the requests that need a row: that damage was found is told as it is of a weight group."""
+        if isinstance(error, CheckpointError):
+            return self.failed(error)
+        return RequestError(f"the embedding row of token {token_id} cannot be read: {type(error).__name__}: {error}")
 
     def _spread(self, places: Sequence[int]) -> None:
         """Copy rows in host memory from their places to the tokens, of which none stands before the place of its row.
@@ -175,18 +194,3 @@ class EmbeddingRows:
         for part in self.parts:
             view = self._host.view[part.offset :]
             await self._reader.read(part.tensor.file, part.starts(token_ids), part.row_bytes, view)
-
-
-def embedding_failed(error: Exception) -> ActorFailed:
-    """An error of fetching or computing the embedding, in the name of the actor that runs the program.
-
-    The embedding does not travel the line, so no actor has it in hand.
-    """
-    return error if isinstance(error, ActorFailed) else ActorFailed(ComputeScheduler.name, *EMBED_KEY, error)
-
-
-def _row_failed(token_id: int, error: Exception) -> PenstockError:
-    """The error of the requests that need a row: that damage was found is told as it is of a weight group."""
-    if isinstance(error, CheckpointError):
-        return embedding_failed(error)
-    return RequestError(f"the embedding row of token {token_id} cannot be read: {type(error).__name__}: {error}")

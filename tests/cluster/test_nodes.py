@@ -194,7 +194,7 @@ async def test_a_row_of_the_embedding_that_cannot_be_read_ends_its_request_alone
         section.fetch = fetch_some
         calls = [asyncio.create_task(greedy(model, first)) for first in range(2)]
         answer, failure = await asyncio.gather(*calls, return_exceptions=True)
-        assert str(failure) == "the embedding row of token 7 cannot be read"
+        assert str(failure) == "section 0: the embedding row of token 7 cannot be read"
     assert answer == (await of_one(eight))[0]
 
 

@@ -1,6 +1,6 @@
 """What a model would take on several nodes that are alike, before any is bought: by sizes and rates alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,17 @@ class Nodes:
         }
 
 
+def check_nodes(count: int, model: ModelConfig) -> None:
+    """Raise ConfigError where the model cannot be cut over so many nodes."""
+    if not 1 <= count <= _most(model):
+        each = "runs of layers that need each other" if model.joined_layers else "layers of the model"
+        raise ConfigError(f"--nodes: need a number from 1 to the {_most(model)} {each}, have {count}")
+
+
+def _most(model: ModelConfig) -> int:
+    return model.layers - len(model.joined_layers)
+
+
 def plan_nodes(
     model: ModelConfig,
     checkpoint: Checkpoint,
@@ -81,8 +92,8 @@ def plan_nodes(
 ) -> list[Nodes]:
     """So many nodes with such a device, disk and memory each, and other numbers of them, in rising order.
 
-    A hop takes so many seconds, or as long as rows of the pass took when it was measured. Raises ConfigError where
-    there are more nodes than layers, or what a node lacks.
+    A hop takes so many seconds, or as long as rows of the pass took when it was measured. Raises ConfigError with what
+    a node lacks.
     """
     drawing = Drawing.of(model, checkpoint, settings)
 
@@ -99,18 +110,13 @@ def plan_nodes(
 
         return Nodes(nodes, drawn, dealt, passed(1), passed(max(1, demand.share(plan.kv_room.tokens))))
 
-    found = [planned(nodes) for nodes in _counts(count, model.layers - len(model.joined_layers))]
+    counts = sorted({*(one for one in COUNTS if one <= _most(model)), count})
+    found = [planned(nodes) for nodes in counts]
     asked = next(one for one in found if one.count == count)
     if asked.shortage:
         enough = next((f"; {one.count} nodes would do" for one in found if not one.shortage), "")
         raise ConfigError(f"--nodes: each of {count} lacks {asked.shortage}{enough}")
     return found
-
-
-def _counts(count: int, layers: int) -> Iterator[int]:
-    if not 1 <= count <= layers:
-        raise ConfigError(f"--nodes: need a number from 1 to the {layers} layers of the model, have {count}")
-    yield from sorted({*(one for one in COUNTS if one <= layers), count})
 
 
 def _drawn(

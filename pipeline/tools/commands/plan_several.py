@@ -16,7 +16,7 @@ from pipeline.system.table import print_json, rows_aligned
 from pipeline.tools.bench.devices_planning import PlannedDevices, PlannedSection, plan_devices
 from pipeline.tools.bench.forecast import Rates, ToldCompute
 from pipeline.tools.bench.machine_rates import measure_rates
-from pipeline.tools.bench.nodes_planning import HOP_SECONDS, Nodes, plan_nodes
+from pipeline.tools.bench.nodes_planning import HOP_SECONDS, Nodes, check_nodes, plan_nodes
 from pipeline.tools.bench.planning import sized
 from pipeline.tools.bench.sections_forecast import SectionsForecast, how_dealt
 from pipeline.tools.commands.progress import Progress
@@ -69,21 +69,21 @@ def _plan_nodes(
         gpu = "with a GPU --h2d-gbps and --gpu-memory too"
         need = f"give --disk-gbps, --tflops and --host-memory of a node, {gpu}"
         raise ConfigError(f"--nodes: without weights nothing can be measured here; {need}")
-    if told is None:
-        tokens = min(settings.max_requests, MEASURED_TOKENS)
-        machine: tuple[Device, Rates] = open_device(settings.device), _measured(options, settings, tokens)
-    else:
-        machine = told
-    rates = machine[1]
     progress = Progress()
     with sized(options.model, alone, settings) as (model, checkpoint, computed_from):
+        check_nodes(options.nodes, model)
+        if told is None:
+            tokens = min(settings.max_requests, MEASURED_TOKENS)
+            machine: tuple[Device, Rates] = open_device(settings.device), _measured(options, settings, tokens)
+        else:
+            machine = told
         asked = (options.nodes, options.hop_seconds)
         found = plan_nodes(model, checkpoint, settings, *machine, *asked, routing, progress.say)
     progress.clear()
     if options.json:
         print_json({"nodes": [one.as_dict() for one in found], "sizes_computed_from": computed_from})
     else:
-        print(node_lines(found, options.nodes, rates, options.hop_seconds, computed_from))
+        print(node_lines(found, options.nodes, machine[1], options.hop_seconds, computed_from))
 
 
 def _devices(settings: Config, told: tuple[SimDevice, Rates] | None) -> tuple[Sequence[str], Sequence[Device]]:

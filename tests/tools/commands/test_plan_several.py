@@ -134,6 +134,15 @@ def test_devices_here_are_measured_and_without_weights_planned(capsys: pytest.Ca
     assert re.search(r"^cpu +\d+ and the head +", out, re.M)
 
 
+def test_too_many_nodes_are_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pipeline.tools.commands.plan_several.measure_rates", lambda *_: 1 / 0)
+    for count in ("0", "99"):
+        assert main(["plan", str(BUNDLED), "--nodes", count]) == 1
+        assert f"layers of the model, have {count}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -95,15 +95,12 @@ class Rates:
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
-    """Seconds per pass of so many tokens, for how long it keeps each resource busy, and in how many `alone_seconds` it
-    would compute, with the waits for its experts, where all else were there.
-    """
+class PassForecast:
+    """Seconds per pass of so many tokens, and for how long it keeps each resource busy."""
 
     tokens: int
     pass_seconds: float
     resource_seconds: Mapping[str, float]
-    alone_seconds: float
 
     @property
     def binds(self) -> str:
@@ -114,6 +111,20 @@ class Forecast:
     def tokens_per_second(self) -> float:
         """The rate at which tokens come where every token of the pass is a new one."""
         return self.tokens / self.pass_seconds
+
+    def __str__(self) -> str:
+        """How long it takes, and how fast tokens come."""
+        tokens = f"{self.tokens} token{'s' * (self.tokens != 1)}"
+        return f"{self.pass_seconds:.3f} s per pass of {tokens} · {self.tokens_per_second:.3g} tokens/s"
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast(PassForecast):
+    """That of one device: in `alone_seconds` it would compute, with the waits for its experts, where all else were
+    there.
+    """
+
+    alone_seconds: float
 
 
 def forecast(catalog: WeightCatalog, plan: Plan, settings: Config, rates: Rates, tokens: int) -> Forecast:

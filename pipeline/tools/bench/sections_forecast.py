@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,30 +11,17 @@ from pipeline.formats.parts import kind_of
 from pipeline.generation.blueprint import Blueprint
 from pipeline.groups.groups import WeightGroups
 from pipeline.tools.bench.expert_planning import whole_forecast
-from pipeline.tools.bench.forecast import Rates
+from pipeline.tools.bench.forecast import PassForecast, Rates
 from pipeline.tools.routing.recorded_routing import RecordedRouting
 
 
 @dataclass(frozen=True, slots=True)
-class SectionsForecast:
-    """Seconds per pass of so many tokens, and what they are: of disks and links those of the busiest section; of
-    computing, waits for experts and hops those of all sections, which a pass goes through one after the other.
+class SectionsForecast(PassForecast):
+    """That of several sections. Of disks and links the seconds are those of the busiest section; of computing, waits
+    for experts and hops those of all sections, which a pass goes through one after the other.
     """
 
-    tokens: int
-    pass_seconds: float
-    resource_seconds: Mapping[str, float]
     hops: int
-
-    @property
-    def binds(self) -> str:
-        """What takes longest."""
-        return max(self.resource_seconds, key=self.resource_seconds.__getitem__)
-
-    @property
-    def tokens_per_second(self) -> float:
-        """The rate at which tokens come where every token of the pass is a new one."""
-        return self.tokens / self.pass_seconds
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain values."""

@@ -19,14 +19,12 @@ from pipeline.system.sizes import human_bytes
 from pipeline.system.table import print_json
 from pipeline.tools.bench.expert_planning import ExpertOutlook
 from pipeline.tools.bench.floors import refuse_experts
-from pipeline.tools.bench.forecast import Forecast
 from pipeline.tools.bench.machine_rates import measure_rates
 from pipeline.tools.bench.planning import Placed, Planned, balanced_tokens, plan_alone, plan_model
 from pipeline.tools.bench.steady_passes import steady_pass_seconds
 from pipeline.tools.commands.plan_machine import told_machine
 from pipeline.tools.commands.plan_several import plan_several
 from pipeline.tools.commands.progress import Progress
-from pipeline.tools.commands.remarks import counted
 from pipeline.tools.routing.recorded_routing import RecordedRouting, read_routing
 
 MOST_TOKENS = 1 << 16
@@ -145,9 +143,9 @@ def _forecast_lines(planned: Planned) -> list[str]:
     balance = balanced_tokens(planned)
     printed = [
         f"machine    disk {human_bytes(rates.disk_bytes_per_second)}/s{h2d}",
-        f"forecast   {_figures(now)}",
+        f"forecast   {now}",
         f"binds      {now.binds}: {resources}",
-        *(f"otherwise  {name}: {_figures(one)}" for name, one in planned.otherwise.items()),
+        *(f"otherwise  {name}: {one}" for name, one in planned.otherwise.items()),
         *([] if planned.experts is None else _expert_lines(planned.experts)),
     ]
     if balance is not None:
@@ -169,8 +167,3 @@ def _expert_lines(experts: ExpertOutlook) -> list[str]:
         f"known      {experts.demand.how}",
         f"cache      seconds per pass by memory for experts: {curve}",
     ]
-
-
-def _figures(one: Forecast) -> str:
-    tokens = counted(one.tokens, "token")
-    return f"{one.pass_seconds:.3f} s per pass of {tokens} · {one.tokens_per_second:.3g} tokens/s"

@@ -122,7 +122,7 @@ def device_lines(planned: PlannedDevices, computed_from: str | None) -> str:
     else:
         printed += [
             f"machine    {_rates(planned.rates)}; devices have a link each, and share the disk",
-            f"forecast   {_figures(planned.forecast)}",
+            f"forecast   {planned.forecast}",
             f"one alone  {'does not fit' if planned.alone is None else _beside(planned.forecast, planned.alone)}",
             f"binds      {_binds(planned.forecast)}",
             f"left out   {_left_out(planned.rates)}",
@@ -157,9 +157,9 @@ def node_lines(
         f"dealt      {how_dealt(asked.dealt)}, {len(asked.drawn.plan.kv_layouts)} to a node, {asked.staying_share:.0%} "
         "of whose bytes are in its memory",
         f"kv room    {asked.drawn.plan.kv_room}; in each for its own layers",
-        f"forecast   {_figures(asked.one)}",
+        f"forecast   {asked.one}",
         f"binds      {_binds(asked.one)}",
-        f"forecast   {_figures(asked.many)}",
+        f"forecast   {asked.many}",
         f"binds      {_binds(asked.many)}",
         f"left out   {_left_out(rates)}",
     ]
@@ -201,13 +201,8 @@ def _left_out(rates: Rates) -> str:
     return "reading weights from memory (say --memory-gbps), KV blocks that move, and prompts" if endless else LEFT_OUT
 
 
-def _figures(one: SectionsForecast) -> str:
-    tokens = counted(one.tokens, "token")
-    return f"{one.pass_seconds:.3f} s per pass of {tokens} · {one.tokens_per_second:.3g} tokens/s"
-
-
 def _beside(several: SectionsForecast, alone: SectionsForecast) -> str:
-    return f"{_figures(alone)}, {alone.pass_seconds / several.pass_seconds:.2f} x as long"
+    return f"{alone}, {alone.pass_seconds / several.pass_seconds:.2f} x as long"
 
 
 def _binds(one: SectionsForecast) -> str:

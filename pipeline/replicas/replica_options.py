@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError, shown
+from pipeline.server.host_names import ANYWHERE
 from pipeline.server.options import ServerOptions, keys_of_environment
 from pipeline.system.hub_cache import find_checkpoint, model_names
 
@@ -22,7 +23,7 @@ class ReplicaOptions:
     """What `penstock serve --replicas` is told, or the `args` of a config file of Serve. Raises ConfigError.
 
     Attributes:
-        server: how each replica serves the model; its host and port have no effect.
+        server: how each replica serves the model; its port has no effect, and its host says who can ask.
         replicas: how many there are; "auto" leaves it to Serve, by how many requests each has.
         cpus: CPU cores of each replica, which are threads of torch; None divides those of a machine.
     """
@@ -61,8 +62,9 @@ def replica_options(args: Mapping[str, Any]) -> ReplicaOptions:
     folder = find_checkpoint(Path(args["model"]))
     given: dict[str, Any] = {"names": model_names(folder), "api_keys": keys_of_environment(), "settings": {}}
     given |= {name: value for name, value in args.items() if name in of_server}
-    given |= {name: tuple(given[name]) for name in ("names", "api_keys", "cors") if name in given}
+    given |= {name: tuple(given[name]) for name in ("names", "api_keys", "cors", "allowed_hosts") if name in given}
     given["settings"] = {"share_prefixes": True, **given["settings"]}
     return ReplicaOptions(
-        server=ServerOptions(**{**given, "model": folder}), **{name: args[name] for name in own & set(args)}
+        server=ServerOptions(**{**given, "model": folder, "host": ANYWHERE}),
+        **{name: args[name] for name in own & set(args)},
     )

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from pipeline.server.chat_completions import chat_completions
 from pipeline.server.completions import completions
 from pipeline.server.door import Door
+from pipeline.server.host_names import HostNames
 from pipeline.server.live import live
 from pipeline.server.metrics import ModelCollector, metrics
 from pipeline.server.openapi import openapi
@@ -68,9 +69,11 @@ class PlainRoute(Route):
 def make_app(served: ServedModel) -> Starlette:
     """The application that serves a model, which may still be loading."""
     routes = [PlainRoute(path, method, handler) for path, (method, handler) in ROUTES.items()]
-    middleware = [Middleware(Door, keys=served.options.api_keys, pages=served.options.cors)]
-    if served.options.cors:
-        cors = Middleware(CORSMiddleware, allow_origins=served.options.cors, allow_methods=["*"], allow_headers=["*"])
+    options = served.options
+    hosts = HostNames(options.host, options.allowed_hosts)
+    middleware = [Middleware(Door, keys=options.api_keys, pages=options.cors, hosts=hosts)]
+    if options.cors:
+        cors = Middleware(CORSMiddleware, allow_origins=options.cors, allow_methods=["*"], allow_headers=["*"])
         middleware.insert(0, cors)
     app = App(routes=routes, middleware=middleware)
     app.state.served = served

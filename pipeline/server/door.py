@@ -1,4 +1,4 @@
-"""What every request passes: the limit of headers, the key, and a line in the log when it has ended."""
+"""What every request passes: the limit of headers, the name of the host, the key; and a line in the log at its end."""
 
 import asyncio
 import hashlib
@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.errors import PenstockError, shown
 from pipeline.server.errors import ApiError, error_response
+from pipeline.server.host_names import HostNames
 from pipeline.server.served import bearer
 
 logger = logging.getLogger("penstock")
@@ -45,8 +46,9 @@ class Note:
 class Door:
     """Lets requests in, answers errors, and tells of both. It tells no text and no key."""
 
-    def __init__(self, app: ASGIApp, keys: Collection[str], pages: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, keys: Collection[str], pages: Collection[str], hosts: HostNames) -> None:
         self._app = app
+        self._hosts = hosts
         self._keys = [_digest(key) for key in keys]
         self._pages = frozenset(pages)
 
@@ -81,11 +83,14 @@ class Door:
     def _refusal(self, scope: Scope) -> ApiError | None:
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEADER_BYTES:
             return ApiError(431, f"headers: need at most {MOST_HEADER_BYTES} bytes, have more")
+        headers = Headers(scope=scope)
+        if (refusal := self._hosts.refusal(headers.get("host"))) is not None:
+            return refusal
         if self._keys and not PUBLIC.fullmatch(scope["path"]):
-            digest = _digest(bearer(Headers(scope=scope).get("authorization")) or "")
+            digest = _digest(bearer(headers.get("authorization")) or "")
             if not any(hmac.compare_digest(digest, key) for key in self._keys):
                 return ApiError(401, "need the API key of this server, as in the header Authorization: Bearer KEY")
-        return self._refused_page(Headers(scope=scope)) if scope["method"] == "POST" else None
+        return self._refused_page(headers) if scope["method"] == "POST" else None
 
     def _refused_page(self, headers: Headers) -> ApiError | None:
         """Refuse work for a page that may not read the answer: a browser asks first only for some kinds of bodies."""

@@ -19,6 +19,7 @@ CODES = {
     404: "not_found",
     405: "method_not_allowed",
     413: "request_too_large",
+    421: "misdirected_request",
     429: "rate_limit_exceeded",
     431: "headers_too_large",
     503: "service_unavailable",

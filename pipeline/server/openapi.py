@@ -48,6 +48,7 @@ REFUSALS = {
     401: "The key of the server is missing, or wrong.",
     404: "There is no such thing.",
     413: "The body is too long.",
+    421: "The server does not answer to this name.",
     429: "As many requests wait as may; Retry-After says when to ask again.",
     431: "The headers are too long.",
     500: "The server, or the model's line, has failed.",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, shown
+from pipeline.server.host_names import ANY, host_name
 
 LONGEST_DRAIN_SECONDS = 86_400
 KEYS = "PENSTOCK_API_KEY"
@@ -30,6 +31,8 @@ class ServerOptions:
         port: the port to listen on; 0 takes a free one.
         api_keys: any one of them is asked for, where there is one; callers with different keys share no KV blocks.
         cors: origins whose pages may ask; "*" is any.
+        allowed_hosts: names by which the server may be asked, beside localhost and addresses; "*" is any. Where it
+            listens for others than this machine and none is said, it is any, too.
         drain_seconds: how long running requests may take to finish after SIGTERM.
         template: the text of a chat template, in the place of the checkpoint's.
     """
@@ -41,6 +44,7 @@ class ServerOptions:
     port: int = 8000
     api_keys: tuple[str, ...] = ()
     cors: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     drain_seconds: float = 30.0
     template: str | None = None
 
@@ -52,5 +56,7 @@ class ServerOptions:
             raise ConfigError(f"--drain-seconds: need seconds from 0 to {LONGEST_DRAIN_SECONDS}, have {have}")
         if not all(key and key.isascii() and key.isprintable() and " " not in key for key in self.api_keys):
             raise ConfigError("--api-key: need printable ASCII characters without spaces, as a header can carry them")
+        if wrong := [one for one in self.allowed_hosts if one != ANY and (not one or host_name(one) != one.lower())]:
+            raise ConfigError(f"--allowed-host: need a name without scheme and port, or *, have {shown(wrong[0])}")
         if not all(self.names):
             raise ConfigError("--served-name: need a name, have an empty one")

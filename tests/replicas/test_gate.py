@@ -88,7 +88,7 @@ def client(handle: Any, *, asks_for_keys: bool = False) -> httpx.AsyncClient:
         await (await gate(Request(scope, receive)))(scope, receive, send)
 
     transport = httpx.ASGITransport(app, root_path="/under")  # the route_prefix of an application
-    return httpx.AsyncClient(transport=transport, base_url="http://gate/under", trust_env=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost/under", trust_env=False)
 
 
 async def given(*messages: dict[str, Any]) -> AsyncIterator[list[Any]]:

@@ -56,7 +56,10 @@ def test_what_a_config_file_says_is_checked(monkeypatch: pytest.MonkeyPatch) -> 
     assert replica_options({"model": "bundled", "api_keys": ["third"]}).server.api_keys == ("third",)
     for args, message in (
         ({}, "args: need model"),
-        ({"model": "bundled", "port": 8000}, "args: no such argument: port; there are api_keys, cors, cpus"),
+        (
+            {"model": "bundled", "port": 8000},
+            "args: no such argument: port; there are allowed_hosts, api_keys, cors, cpus",
+        ),
         ({"model": "bundled", "replicas": 0}, "replicas: need a number from 1 to 4096, or 'auto', have 0"),
         ({"model": "bundled", "replicas": True}, "replicas: need a number"),
         ({"model": "bundled", "cpus": 0}, "cpus: need a number of cores above 0"),

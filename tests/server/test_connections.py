@@ -9,7 +9,7 @@ import pytest
 from support.servers import Serving, serving
 
 END = b"\r\n\r\n"
-HOST = b"host: x\r\n"
+HOST = b"host: localhost\r\n"
 GET = b"GET /health HTTP/1.1\r\n" + HOST
 POST = b"POST /tokenize HTTP/1.1\r\n" + HOST
 BODY = json.dumps({"prompt": "import os"}).encode()

@@ -20,7 +20,7 @@ from pipeline.server.process import serve_model
 
 BODY = {"model": "small", "prompt": "import os\n", "max_tokens": 20}
 LONG = {**BODY, "max_tokens": 900}
-HEAD = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n"
+HEAD = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n"
 
 
 async def test_clients_that_leave_or_read_nothing_free_their_requests(

@@ -12,7 +12,8 @@ from pipeline.system.hub_cache import BUNDLED
 
 
 def test_the_document_has_all_routes_and_fields_and_refers_to_nothing_else() -> None:
-    client = TestClient(make_app(ServedModel(ServerOptions(model=BUNDLED, names=("small", "tiny")))))
+    app = make_app(ServedModel(ServerOptions(model=BUNDLED, names=("small", "tiny"))))
+    client = TestClient(app, "http://localhost")
     document = client.get("/openapi.json").json()
     assert {re.sub(r":\w+}", "}", path) for path in ROUTES} == document["paths"].keys()
     schemas = document["components"]["schemas"]

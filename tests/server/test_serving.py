@@ -12,6 +12,7 @@ from support.servers import SETTINGS, frames, serving, text_of
 from support.tripping import Trip
 
 from pipeline.cli import main
+from pipeline.errors import ConfigError
 from pipeline.server.options import ServerOptions
 from pipeline.server.process import open_to_stay
 from pipeline.server.served import ServedModel
@@ -65,6 +66,38 @@ async def test_bad_requests_are_refused_in_the_envelope_and_others_go_on(monkeyp
         allowed = await ask("/v1/completions", json=BODY, headers={**page, "sec-fetch-site": "cross-site"})
         assert allowed.status_code == 200
         assert (await other).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("listens_on", "allowed", "answered"),
+    [
+        ("127.0.0.1", (), {"localhost", "10.0.0.7", "here.localhost"}),
+        ("::1", ("box.example",), {"localhost", "10.0.0.7", "here.localhost", "box.example"}),
+        ("0.0.0.0", (), {"localhost", "10.0.0.7", "here.localhost", "box.example", "stranger.example"}),
+        ("0.0.0.0", ("box.example",), {"localhost", "10.0.0.7", "here.localhost", "box.example"}),
+        ("127.0.0.1", ("*",), {"localhost", "10.0.0.7", "here.localhost", "box.example", "stranger.example"}),
+    ],
+)
+async def test_a_name_that_is_not_this_machines_is_answered_only_where_others_may_ask(
+    listens_on: str, allowed: tuple[str, ...], answered: set[str]
+) -> None:
+    """A page of a stranger may let its name mean this machine; of addresses and of localhost it cannot."""
+    async with serving(opened=False, host=listens_on, allowed_hosts=allowed) as it:
+        for name in ("localhost", "10.0.0.7", "here.localhost", "box.example", "stranger.example"):
+            answer = await it.client.get("/", headers={"host": f"{name}:8000"})
+            assert answer.status_code == (200 if name in answered else 421), name
+        for host in ("[::1]:8000", "LOCALHOST.", "127.0.0.1"):
+            assert (await it.client.get("/", headers={"host": host})).status_code == 200
+        if "stranger.example" not in answered:
+            error = (await it.client.get("/health", headers={"host": "stranger.example"})).json()["error"]
+            assert error["code"] == "misdirected_request"
+            assert "serve with --allowed-host stranger.example" in error["message"]
+
+
+def test_a_name_to_be_answered_to_has_no_scheme_and_no_port() -> None:
+    for name in ("http://box.example", "box.example:80", ""):
+        with pytest.raises(ConfigError, match="--allowed-host: need a name without scheme and port"):
+            ServerOptions(model=BUNDLED, allowed_hosts=(name,))
 
 
 async def test_operations_tell_how_the_model_is_run_and_no_texts() -> None:

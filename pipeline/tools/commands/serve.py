@@ -34,6 +34,7 @@ def serve(options: argparse.Namespace) -> int:
         port=options.port,
         api_keys=tuple(options.api_key or keys_of_environment()),
         cors=tuple(options.cors),
+        allowed_hosts=tuple(options.allowed_host),
         drain_seconds=options.drain_seconds,
         template=None if options.template is None else text_of_file("--template", options.template),
     )

@@ -32,6 +32,14 @@ def add_serve(commands: Any) -> None:
     )
     add("--cors", action="append", default=[], metavar="ORIGIN", help="let pages of this origin ask; * is any")
     add(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="answer to this name too, as often as you like; * is any. Where only this machine can ask, the default is "
+        "localhost; addresses are always answered to",
+    )
+    add(
         "--served-name",
         action="append",
         default=[],

@@ -37,10 +37,15 @@ class ActorFailed(PenstockError):
         self.layer = layer
         self.group = group
         self.computer = computer
-        on = "" if computer is None else f" on {computer}"
-        where = "" if group is None else f" at layer {layer} group {group!r}"
-        super().__init__(f"{actor}{on} failed{where}: {said(cause)}")
+        super().__init__(f"{self.place}: {said(cause)}")
         self.__cause__ = cause
+
+    @property
+    def place(self) -> str:
+        """Where it happened, in words."""
+        on = "" if self.computer is None else f" on {self.computer}"
+        where = "" if self.group is None else f" at layer {self.layer} group {self.group!r}"
+        return f"{self.actor}{on} failed{where}"
 
     def on(self, computer: str) -> "ActorFailed":
         """The same error, which names the device or the node of the line."""

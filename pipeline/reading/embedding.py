@@ -5,6 +5,7 @@ One that is quantised may be several tensors, each of which has its part of ever
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -158,6 +159,8 @@ class EmbeddingRows:
         """The error of the requests that need a row: that damage was found is told as it is of a weight group."""
         if isinstance(error, CheckpointError):
             return self.failed(error)
+        if isinstance(error, OSError) and error.filename is not None:  # callers may not know the folder
+            error = OSError(error.errno, error.strerror, Path(error.filename).name)
         return RequestError(f"the embedding row of token {token_id} cannot be read: {type(error).__name__}: {error}")
 
     def _spread(self, places: Sequence[int]) -> None:

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.errors import PenstockError, shown
-from pipeline.server.errors import ApiError, error_response
+from pipeline.server.errors import ApiError, as_api_error, error_response
 from pipeline.server.host_names import HostNames
 from pipeline.server.served import bearer
 
@@ -71,6 +71,8 @@ class Door:
         except Exception as error:
             if status or not isinstance(error, FORESEEN):
                 logger.exception("%s %s failed", scope["method"], quote(scope["path"])[:LONGEST_TOLD])
+            elif as_api_error(error).status == 500:
+                logger.error("%s %s failed: %s", scope["method"], quote(scope["path"])[:LONGEST_TOLD], error)
             if status:
                 raise  # the server breaks the connection off
             await error_response(error)(scope, receive, watched_send)

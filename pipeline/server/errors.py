@@ -1,5 +1,6 @@
 """What becomes of an error: a status, headers, and the object that OpenAI's clients look for."""
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +9,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from pipeline.errors import Busy, ClosedError, PenstockError, RequestError
+from pipeline.errors import ActorFailed, Busy, ClosedError, PenstockError, RequestError
 
 RETRY_AFTER_SECONDS = 5
 NO_PATH = "no such path: those of OpenAI begin with /v1, and /openapi.json lists all"
@@ -61,10 +62,25 @@ def as_api_error(error: BaseException) -> ApiError:
     if isinstance(error, Busy):
         return ApiError(429, message)
     if isinstance(error, ClosedError):
-        return unavailable(message)
+        return unavailable(told(error))
     if isinstance(error, PenstockError):
-        return ApiError(500, message)
+        return ApiError(500, told(error))
     return ApiError(500, "the server made a mistake, which its log describes")
+
+
+def told(error: BaseException) -> str:
+    """What has failed, for those who ask. What caused it names files and folders of the machine: the log has that."""
+    if isinstance(error, ClosedError) and error.__cause__ is None:
+        return str(error)
+    return f"{_without_paths(error)}; the log of the server says more"
+
+
+def _without_paths(error: BaseException) -> str:
+    if isinstance(error, ActorFailed):
+        return f"{error.place}: {_without_paths(error.__cause__ or RuntimeError())}"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{type(error).__name__}: {os.strerror(error.errno)}"
+    return type(error).__name__
 
 
 def envelope(error: BaseException) -> bytes:

@@ -9,6 +9,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
+from pipeline.server.errors import told
 from pipeline.server.line_frame import Moment, line_frame
 from pipeline.server.served import ServedModel, served_of
 from pipeline.server.streaming import EventStream
@@ -38,5 +39,6 @@ async def _documents(served: ServedModel) -> AsyncGenerator[bytes, None]:
             seconds = time.time() - served.started
             yield msgspec.json.encode({"state": state, "says": f"The model is loading, for {seconds:.0f} s so far."})
         await asyncio.sleep(PERIOD_SECONDS)
-    ends = "The server is ending." if state == "draining" else f"The model does not serve: {served.failure}"
+    failure = served.failure
+    ends = "The server is ending." if failure is None else f"The model does not serve: {told(failure)}."
     yield msgspec.json.encode({"state": state, "says": ends})

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from pipeline.errors import CheckpointError, shown
 from pipeline.server.connections import most_connections
 from pipeline.server.door import MOST_BODY_BYTES, MOST_HEADER_BYTES
-from pipeline.server.errors import RETRY_AFTER_SECONDS, ApiError
+from pipeline.server.errors import RETRY_AFTER_SECONDS, ApiError, told
 from pipeline.server.served import served_of
 from pipeline.text.chat_templates import DEFAULT
 
@@ -29,12 +29,13 @@ def as_json(content: object, status: int = 200) -> Response:
 async def health(request: Request) -> Response:
     """Whether the model is loading, ready, failing (as the last request did), draining or failed; 200 when ready."""
     served = served_of(request)
-    state, reason = str(served.state), served.failure
-    if state == "ready" and (reason := served.line_failure) is not None:
-        state = "failing"
+    state, failure = str(served.state), served.failure
+    reason = None if failure is None else told(failure)
+    if state == "ready" and served.line_failure is not None:
+        state, reason = "failing", told(served.line_failure)
     if state == "ready":
         return as_json({"status": state})
-    response = as_json({"status": state, "reason": str(reason) if reason else None}, 503)
+    response = as_json({"status": state, "reason": reason}, 503)
     if state != "failed":
         response.headers["retry-after"] = str(RETRY_AFTER_SECONDS)
     return response

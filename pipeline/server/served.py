@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from starlette.requests import Request
 
 from pipeline.errors import ActorFailed, ClosedError
-from pipeline.server.errors import ApiError, unavailable
+from pipeline.server.errors import ApiError, told, unavailable
 from pipeline.server.options import ServerOptions
 from pipeline.server.request_timings import RequestTimings
 
@@ -59,11 +59,10 @@ class ServedModel:
     @property
     def model(self) -> "Model":
         """The open model. Raises ApiError while there is none to be asked."""
-        state = self.state
-        if state == "failed":
-            raise ApiError(500, f"the model does not serve: {self.failure}")
-        if state == "draining" or self.opened is None:
-            raise unavailable("the server is ending" if state == "draining" else "the model is loading")
+        if (failure := self.failure) is not None:
+            raise ApiError(500, f"the model does not serve: {told(failure)}")
+        if self.draining or self.opened is None:
+            raise unavailable("the server is ending" if self.draining else "the model is loading")
         return self.opened
 
     @contextlib.contextmanager

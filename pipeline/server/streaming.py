@@ -9,7 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from pipeline.errors import PenstockError
 from pipeline.server.door import NOTE
-from pipeline.server.errors import ApiError, envelope
+from pipeline.server.errors import ApiError, as_api_error, envelope
 
 logger = logging.getLogger("penstock")
 PING, DONE = b": ping\n\n", b"data: [DONE]\n\n"
@@ -130,6 +130,8 @@ class EventStream(SlowResponse):
 
     async def fail(self, error: Exception) -> None:
         """Send a frame with the error."""
+        if as_api_error(error).status == 500:
+            logger.error("a stream ends with this: %s", error)
         await self.send(b"data: " + envelope(error) + b"\n\n" + DONE, more=False)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -14,7 +15,9 @@ import pytest
 from support.servers import SETTINGS, frames, serving, text_of
 from support.tripping import Trip
 
+from actors.core.message import GroupKey
 from pipeline.errors import CheckpointError, ClosedError
+from pipeline.reading.source import CheckpointSource
 from pipeline.server.options import ServerOptions
 from pipeline.server.process import serve_model
 
@@ -71,6 +74,27 @@ async def test_a_line_that_fails_serves_the_next_and_one_that_is_gone_ends_the_s
         assert isinstance(it.served.failure, ClosedError)
 
 
+async def test_an_error_names_its_place_and_only_the_log_the_paths_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fails(self: CheckpointSource, key: GroupKey, buffer: object) -> None:
+        raise OSError(errno.EIO, "Input/output error: at byte 7", "/home/somebody/model/weights")
+
+    monkeypatch.setattr("pipeline.server.streaming.EventStream.patience_seconds", 0.001)
+    async with serving(settings={**SETTINGS, "residency": False}, names=("small",)) as it:
+        monkeypatch.setattr(CheckpointSource, "read_into", fails)
+        asking = (it.client.post("/v1/completions", json={**LONG, "stream": stream}) for stream in (True, False))
+        answers = [*await asyncio.gather(*asking), await it.client.get("/health")]
+    for answer in answers:
+        assert re.search(
+            r"disk_reader failed at layer \d group '\w+': OSError: Input/output error; the log", answer.text
+        )
+        assert "somebody" not in answer.text
+    for told in ("a stream ends with this: disk_reader", "POST /v1/completions failed: disk_reader"):
+        [line] = [message for message in caplog.messages if message.startswith(told)]
+        assert line.endswith("'/home/somebody/model/weights'")
+
+
 async def test_the_first_signal_lets_requests_finish_and_refuses_new_ones() -> None:
     settings = {**SETTINGS, "max_requests": 1, "max_waiting": 0}
     async with serving(settings=settings, names=("small",)) as it:
@@ -117,7 +141,7 @@ async def test_while_the_model_opens_and_when_it_cannot_the_state_is_told(tmp_pa
         await it.served.open()
         answer = await it.client.get("/health")
         assert (answer.status_code, answer.json()["status"]) == (503, "failed")
-        assert str(tmp_path) in answer.json()["reason"]
+        assert answer.json()["reason"] == "CheckpointError; the log of the server says more"
         await it.running
     with pytest.raises(CheckpointError, match=r"config\.json"):
         await serve_model(ServerOptions(model=tmp_path, port=0))

@@ -31,6 +31,7 @@ class Wiring:
     ahead: Sequence[Budget] = ()
     next_seq: int = 0
     in_hand: Message[Any] | None = None
+    waits_for: tuple[str, Message[Any]] | None = None
 
 
 class _Ended(Exception):
@@ -62,6 +63,11 @@ class Actor:
         if self._wiring is None:
             raise LineError(f"{self.name} is not part of a line that runs")
         return self._wiring
+
+    @property
+    def waits_for(self) -> tuple[str, Message[Any]] | None:
+        """What the actor waits for, and with which message; None where it works, or waits for its next message."""
+        return None if self._wiring is None else self._wiring.waits_for
 
     def statistics(self) -> ActorStatistics:
         """Where the actor's time went in the present or last run."""
@@ -106,7 +112,9 @@ class Actor:
         """Let the actor wait for anything, and count it as `what`."""
         wiring = self.wiring
         started = wiring.clock()
+        wiring.waits_for = what, message
         result = await wait
+        wiring.waits_for = None
         wiring.meter.stalled(what, message, started, wiring.clock())
         return result
 

@@ -136,6 +136,10 @@ class ClusterRuntime(OneSection):
         await self.remote.aclose()
         await leave_cluster(self._joined)
 
+    def awaited(self) -> str:
+        """What the pass waits for, as far as it is known here."""
+        return "the sections have not reported that the pass is through"
+
     def statistics(self) -> ModelStatistics:
         """What all sections had counted when the last pass went through them."""
         latest = self.coordinator.counted or [None] * len(self.opened)

@@ -11,6 +11,7 @@ from actors.core.line import Line, running
 from actors.core.trace import Trace
 from pipeline.config import Config
 from pipeline.devices.port import Device
+from pipeline.engine.awaited import awaited
 from pipeline.engine.runtime import engine_counters
 from pipeline.engine.shared_source import SharedSource
 from pipeline.generation.admission import Admission
@@ -142,6 +143,10 @@ class ModelRuntime(OneSection):
         of_actors = {actor.name: one for one in self.sections for line in one.lines for actor in line.actors}
         section = of_actors.get(failure.actor)
         return failure if section is None else failure.on(str(section.device.torch_device))
+
+    def awaited(self) -> str:
+        """What its lines wait for."""
+        return awaited(self.lines)
 
     def statistics(self) -> ModelStatistics:
         """Read all counters now, those of the program too."""

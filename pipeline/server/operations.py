@@ -27,11 +27,16 @@ def as_json(content: object, status: int = 200) -> Response:
 
 
 async def health(request: Request) -> Response:
-    """Whether the model is loading, ready, failing (as the last request did), draining or failed; 200 when ready."""
+    """Whether the model is loading, ready, failing, stuck, draining or failed; 200 when it is ready.
+
+    It is failing as the last request did, and stuck where a pass is under way and nothing moves.
+    """
     served = served_of(request)
     state, failure = str(served.state), served.failure
     reason = None if failure is None else told(failure)
-    if state == "ready" and served.line_failure is not None:
+    if state == "ready" and (reason := served.stuck) is not None:
+        state = "stuck"
+    elif state == "ready" and served.line_failure is not None:
         state, reason = "failing", told(served.line_failure)
     if state == "ready":
         return as_json({"status": state})

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from pipeline.errors import ActorFailed, ClosedError
 from pipeline.server.errors import ApiError, told, unavailable
 from pipeline.server.options import ServerOptions
+from pipeline.server.pass_watch import PassWatch
 from pipeline.server.request_timings import RequestTimings
 
 if TYPE_CHECKING:
@@ -41,6 +42,13 @@ class ServedModel:
         self.timings = RequestTimings()
         self.opened: Model | None = None
         self.line_failure: ActorFailed | None = None
+        self._watch: PassWatch | None = None
+        self._watching: asyncio.Task[None] | None = None
+
+    @property
+    def stuck(self) -> str | None:
+        """What the pass under way waits for, if nothing moves."""
+        return None if self._watch is None else self._watch.stuck
 
     @property
     def failure(self) -> BaseException | None:
@@ -88,6 +96,8 @@ class ServedModel:
                 await model.prepare_grammars()  # which would stop the answers of others when one is first asked for
             finally:
                 self.opened = model  # also when this is cancelled: it must be closed
+            self._watch = PassWatch(model)
+            self._watching = asyncio.create_task(self._watch.run())
             logger.info("ready: the model is %s%s", ", ".join(self.names), _together(model))
         except Exception as error:
             self._failure = error
@@ -95,6 +105,8 @@ class ServedModel:
     async def aclose(self) -> None:
         """End all requests with ClosedError, and give everything back."""
         self.draining = True
+        if self._watching is not None:
+            self._watching.cancel()
         if self.opened is not None:
             await self.opened.aclose()
 

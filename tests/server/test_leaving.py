@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import json
 import os
 import re
 import signal
@@ -93,6 +94,37 @@ async def test_an_error_names_its_place_and_only_the_log_the_paths_of_the_machin
     for told in ("a stream ends with this: disk_reader", "POST /v1/completions failed: disk_reader"):
         [line] = [message for message in caplog.messages if message.startswith(told)]
         assert line.endswith("'/home/somebody/model/weights'")
+
+
+async def test_a_pass_that_is_stuck_is_told_with_what_it_waits_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pipeline.server.pass_watch.STUCK_SECONDS", 0.2)
+    monkeypatch.setattr("pipeline.server.pass_watch.LOOK_SECONDS", 0.01)
+    answers_again, read_into = asyncio.Event(), CheckpointSource.read_into
+
+    async def hangs(self: CheckpointSource, key: GroupKey, buffer: object) -> None:
+        await answers_again.wait()
+        await read_into(self, key, buffer)
+
+    async with serving(settings={**SETTINGS, "residency": False}, names=("small",)) as it:
+        await asyncio.sleep(0.4)
+        assert (await it.client.get("/health")).json() == {"status": "ready"}, "nobody asks for anything"
+        expected = (await it.client.post("/v1/completions", json=BODY)).text
+        monkeypatch.setattr(CheckpointSource, "read_into", hangs)
+        asking = asyncio.create_task(it.client.post("/v1/completions", json=BODY))
+        async with asyncio.timeout(5):
+            while (answer := await it.client.get("/health")).status_code == 200:
+                await asyncio.sleep(0.02)
+        waits = r"nothing has been read, moved or computed for 0 s: pinned_stager waits for bytes on their way from "
+        waits += r"disk_reader at layer \d group '\w+'"
+        assert answer.json()["status"] == "stuck"
+        assert re.search(waits, answer.json()["reason"])
+        assert re.search(waits, caplog.text)
+        answers_again.set()
+        assert (await asking).json()["choices"] == json.loads(expected)["choices"]
+        assert (await it.client.get("/health")).json() == {"status": "ready"}
+    assert "the pass that was stuck goes on" in caplog.text
 
 
 async def test_the_first_signal_lets_requests_finish_and_refuses_new_ones() -> None:

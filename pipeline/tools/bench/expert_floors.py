@@ -6,14 +6,17 @@ import itertools
 import random
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from actors.core.line import running
 from actors.core.message import READY, GroupKey, Message
+from pipeline.devices.open import open_device
 from pipeline.engine.expert_line import ExpertLine
 from pipeline.engine.expert_room import KIND
+from pipeline.generation.expert_split import MOST_ROWS
+from pipeline.generation.host_experts import HostExperts
 from pipeline.generation.model_runtime import ModelRuntime
 from pipeline.tools.bench.floors import Floors, Loaded, spread_tokens
 from pipeline.tools.bench.forecast import ExpertWaits, MeasuredCompute
@@ -91,6 +94,15 @@ class ExpertFloors:
         longer = median(one.seconds for one in came) - median(one.seconds for one in self._warm(tokens))
         share = max(0.0, longer) / layers / (first + more * (used - 1))
         return ExpertWaits(first * share, more * share)
+
+    def product_seconds(self) -> Mapping[int, float] | None:
+        """What an expert takes on the CPU beside a device, by numbers of rows; None where the CPU is the device."""
+        runtime, room = self._runtime, self._line.room
+        if len(runtime.device.places) == 1:
+            return None
+        place, cpu = self._line.budgets[0].name, open_device("cpu")
+        host = HostExperts(runtime.config, room.catalog, place, runtime.device, cpu, runtime.dtype, MOST_ROWS)
+        return host.product_seconds(runtime.config.expert_kinds[0], self._line.host_slots)
 
     def _warm(self, tokens: int) -> Sequence[_Added]:
         """What was measured, but for the first round, in which a GPU records its launches."""

@@ -5,35 +5,64 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.formats.parts import EXPERT
+from pipeline.generation.expert_split import MOST_ROWS, Missed, SplitRates, split
 from pipeline.tools.bench.forecast import Forecast, Rates
 from pipeline.tools.routing.expert_demand import ExpertDemand
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertSizes:
-    """The mean of one expert: stored bytes, and parameters."""
+    """The mean of one expert: stored bytes, and parameters; and how many a token uses in a layer."""
 
     nbytes: float
     parameters: float
+    chosen: int
 
 
-def with_experts(dense: Forecast, rates: Rates, demand: ExpertDemand, sizes: ExpertSizes) -> Forecast:
+@dataclass(frozen=True, slots=True)
+class LeftToCpu:
+    """What the CPU computes of a layer's experts that host memory has, by the rates of both ways or `every` one."""
+
+    rates: SplitRates
+    every: bool
+
+    def of(self, demand: ExpertDemand, tokens: int, chosen: int) -> tuple[np.ndarray, np.ndarray]:
+        """How many in each layer and pass, and the seconds that they take; none in a pass of more rows than are split.
+
+        Rows are taken to be spread evenly over the experts that are used, and what is read to be copied to the device.
+        """
+        kept = np.rint(demand.missed[-1] - demand.missed[0]).astype(int)
+        if tokens > MOST_ROWS:
+            return np.zeros_like(kept), np.zeros(kept.shape)
+        rows = max(1, round(tokens * chosen / float(demand.used.mean())))
+        counts = []
+        for count in range(int(kept.max()) + 1):
+            counts.append(count if self.every else len(split([Missed(one, rows) for one in range(count)], self.rates)))
+        seconds = [(self.rates.rows_seconds + count * self.rates.on_cpu(rows)) * (count > 0) for count in counts]
+        return np.array(counts)[kept], np.array(seconds)[kept]
+
+
+def with_experts(
+    dense: Forecast, rates: Rates, demand: ExpertDemand, sizes: ExpertSizes, left: LeftToCpu | None = None
+) -> Forecast:
     """Add what passes use and miss, layer by layer, to the forecast of all else.
 
     Each layer asks for its experts when its router has spoken, and goes on when the last is computed: those that are
     there are computed while others come, and the last to come behind its arrival. What is read adds to that what was
-    measured, where it was. What else moves is read meanwhile.
+    measured, where it was. What else moves is read meanwhile. What is `left` to the CPU is not copied.
     """
     one = rates.computes[EXPERT].seconds(round(sizes.nbytes), round(sizes.parameters), dense.tokens)
     busy, read = demand.used * one, demand.missed[0]
     moved = {"disk": read * (sizes.nbytes / rates.disk_bytes_per_second)}
+    on_cpu, cpu_seconds = (0, np.zeros(1)) if left is None else left.of(demand, dense.tokens, sizes.chosen)
     if rates.h2d_bytes_per_second is not None:
-        moved["H2D"] = demand.missed[-1] * (sizes.nbytes / rates.h2d_bytes_per_second)
+        moved["H2D"] = (demand.missed[-1] - on_cpu) * (sizes.nbytes / rates.h2d_bytes_per_second)
     comes = [moved[name] for name in moved if name != "disk" or rates.expert_waits is None]
     lasts = np.maximum.reduce([busy, *(np.where(one_by_one > 0, one_by_one + one, 0.0) for one_by_one in comes)])
     if (waits := rates.expert_waits) is not None:
         more = waits.first_seconds + (read - 1) * waits.next_seconds
         lasts = np.maximum(lasts, busy + np.where(read < 1, read * waits.first_seconds, more))
+    lasts = np.maximum(lasts, cpu_seconds)
     busy_seconds, lasts_seconds = (float(each.sum(axis=1).mean()) for each in (busy, lasts))
     resources = {
         name: seconds + (float(moved[name].sum(axis=1).mean()) if name in moved else busy_seconds)

@@ -8,7 +8,8 @@ from pipeline.checkpoints.checkpoint_digest import checkpoint_digest
 from pipeline.config import Config
 from pipeline.engine.expert_room import ExpertRoom
 from pipeline.generation.blueprint import Blueprint
-from pipeline.tools.bench.expert_forecast import ExpertSizes, with_experts
+from pipeline.generation.expert_split import split_rates
+from pipeline.tools.bench.expert_forecast import ExpertSizes, LeftToCpu, with_experts
 from pipeline.tools.bench.forecast import Forecast, Rates, forecast
 from pipeline.tools.routing.expert_demand import ExpertDemand, flat_demand, recorded_demand, scaled_demand
 from pipeline.tools.routing.hit_curves import SHARES
@@ -52,7 +53,7 @@ def whole_forecast(
     if drawn.experts is None:
         return dense
     demand = _demand(drawn, drawn.experts, drawn.plan.experts, settings, tokens, routing)
-    return with_experts(dense, rates, demand, _sizes(drawn.experts))
+    return with_experts(dense, rates, demand, _sizes(drawn, drawn.experts), _left(drawn.experts, settings, rates))
 
 
 def expert_outlook(
@@ -65,8 +66,9 @@ def expert_outlook(
     first, by_bytes = next(iter(slots)), {}
     for share in SHARES:
         changed = {**slots, first: max(2, round(share * room.count))}
-        demand = _demand(drawn, room, changed, settings, tokens, routing)
-        by_bytes[changed[first] * room.slot_bytes[first]] = with_experts(dense, rates, demand, _sizes(room))
+        demand, left = _demand(drawn, room, changed, settings, tokens, routing), _left(room, settings, rates)
+        nbytes = changed[first] * room.slot_bytes[first]
+        by_bytes[nbytes] = with_experts(dense, rates, demand, _sizes(drawn, room), left)
     demand = _demand(drawn, room, slots, settings, tokens, routing)
     return ExpertOutlook(_routed(drawn, room), slots, demand, by_bytes)
 
@@ -96,6 +98,13 @@ def _routed(drawn: Blueprint, room: ExpertRoom) -> RoutedModel:
     return RoutedModel(drawn.model.family, "", layers, room.count // len(layers), chosen, nbytes)
 
 
-def _sizes(room: ExpertRoom) -> ExpertSizes:
+def _sizes(drawn: Blueprint, room: ExpertRoom) -> ExpertSizes:
     parameters = sum(room.catalog.parameters().values())
-    return ExpertSizes(room.catalog.needed_bytes / room.count, parameters / room.count)
+    return ExpertSizes(room.catalog.needed_bytes / room.count, parameters / room.count, _routed(drawn, room).chosen)
+
+
+def _left(room: ExpertRoom, settings: Config, rates: Rates) -> LeftToCpu | None:
+    """What the settings leave to the CPU, where it is known what that takes."""
+    if not settings.cpu_experts or rates.product_seconds is None:
+        return None
+    return LeftToCpu(split_rates(room, rates.of_passes, rates.product_seconds), settings.cpu_experts is True)

@@ -67,7 +67,8 @@ class Rates:
     `computes` are by kind of group, one of `KINDS`; `begin_seconds` is what the host does between two passes,
     sampling and embedding, while nothing is computed. `read_slowdown` and `compute_slowdown` are by how much each takes
     longer while the other goes on too: a CPU that computes shares its cores and its memory with the disk. What
-    experts that are read take is told by `expert_waits`, where it was measured. `how` says how all are known.
+    experts that are read take is told by `expert_waits`, where it was measured, and what a product by one takes on the
+    CPU beside a device by `product_seconds`, by numbers of rows. `how` says how all are known.
     """
 
     disk_bytes_per_second: float
@@ -77,6 +78,7 @@ class Rates:
     read_slowdown: float = 1.0
     compute_slowdown: float = 1.0
     expert_waits: ExpertWaits | None = None
+    product_seconds: Mapping[int, float] | None = None
     how: str = "measured"
 
     @property

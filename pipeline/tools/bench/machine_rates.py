@@ -84,6 +84,7 @@ async def measure_rates(folder: Path, settings: Config, tokens: int, progress: P
             read_slowdown,
             compute_slowdown,
             expert_waits,
+            None if experts is None else experts.product_seconds(),
         )
 
 

@@ -14,7 +14,8 @@ from pipeline.config import Config
 from pipeline.devices.port import ONE_PLACE
 from pipeline.devices.sim import SimDevice
 from pipeline.formats.parts import EXPERT, KINDS
-from pipeline.tools.bench.expert_forecast import ExpertSizes, with_experts
+from pipeline.generation.expert_split import SplitRates
+from pipeline.tools.bench.expert_forecast import ExpertSizes, LeftToCpu, with_experts
 from pipeline.tools.bench.forecast import ExpertWaits, Forecast, Rates, ToldCompute
 from pipeline.tools.bench.machine_rates import measure_rates
 from pipeline.tools.bench.planning import Planned, plan_alone, plan_model
@@ -23,7 +24,7 @@ from pipeline.tools.routing.expert_demand import FLAT, ExpertDemand
 from pipeline.tools.routing.recorded_routing import RecordedRouting
 from tests.support.synthetic_routing import synthetic_routing
 
-SIZES = ExpertSizes(nbytes=100, parameters=50)
+SIZES = ExpertSizes(nbytes=100, parameters=50, chosen=2)
 DENSE = Forecast(1, 2.0, {"disk": 1.0, "compute": 1.5}, 2.0)
 RATES = Rates(100.0, None, dict.fromkeys((*KINDS, EXPERT), ToldCompute(100.0, None)), begin_seconds=0.5)
 """An expert takes a second to read, and a second to compute."""
@@ -54,6 +55,28 @@ def test_what_the_host_has_comes_over_the_link() -> None:
     assert found.pass_seconds == pytest.approx(0.5 + 1.5 + 6 + 1)
 
 
+def test_what_is_left_to_the_cpu_is_not_copied() -> None:
+    dense = replace(DENSE, resource_seconds={"disk": 1.0, "H2D": 0.0, "compute": 1.5})
+    linked = replace(RATES, h2d_bytes_per_second=50.0)
+    rates = SplitRates(upload_seconds=2.0, read_seconds=1.0, product_seconds={1: 1.0, 2: 1.5}, rows_seconds=0.5)
+    shared, every = LeftToCpu(rates, every=False), LeftToCpu(rates, every=True)
+    # Of seven in two layers, one and six in host memory: of the six, the link brings two while the CPU computes four.
+    found = with_experts(dense, linked, demand([4, 8], [0, 0], [1, 6]), SIZES, shared)
+    assert found.resource_seconds["H2D"] == 2.0 * (0 + 2)
+    assert found.pass_seconds == pytest.approx(0.5 + 1.5 + 4 + 8), "computing what is there binds"
+    found = with_experts(dense, linked, demand([4, 8], [0, 0], [1, 6]), SIZES, every)
+    assert found.resource_seconds["H2D"] == 0
+    busy = replace(linked, computes={**linked.computes, EXPERT: ToldCompute(1e9, None)})
+    assert with_experts(dense, busy, demand([4, 8], [0, 0], [1, 6]), SIZES, every).alone_seconds == pytest.approx(
+        DENSE.alone_seconds + (0.5 + 1) + (0.5 + 6)
+    )
+    # Two tokens that use four experts: a row each. Those of a long prompt are copied.
+    few = replace(dense, tokens=2)
+    assert with_experts(few, busy, demand([2], [0], [2]), SIZES, every).alone_seconds == pytest.approx(2 + 0.5 + 3)
+    many = replace(dense, tokens=65)
+    assert with_experts(many, linked, demand([8], [0], [6]), SIZES, every).resource_seconds["H2D"] == 12.0
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_experts(tmp_path_factory.mktemp("experts"))
@@ -66,10 +89,12 @@ def recorded(checkpoint: Path, **more: object) -> RecordedRouting:
     return replace(routing, model=replace(routing.model, **{"layers": LAYERS, "digest": digest, **more}))
 
 
-def plan(checkpoint: Path, routing: RecordedRouting | None, **settings: object) -> Planned:
-    told = Rates(1e6, 4e6, dict.fromkeys((*KINDS, EXPERT), ToldCompute(1e12, None)), how="as told")
+TOLD = Rates(1e6, 4e6, dict.fromkeys((*KINDS, EXPERT), ToldCompute(1e12, None)), how="as told")
+
+
+def plan(checkpoint: Path, routing: RecordedRouting | None, rates: Rates = TOLD, **settings: object) -> Planned:
     device = SimDevice(alignment_bytes=256, memory={"host": 10**11, "device": 10**11})
-    return plan_model(checkpoint, Config(context_tokens=64, **settings), device, told, 1, routing)  # type: ignore[arg-type]
+    return plan_model(checkpoint, Config(context_tokens=64, **settings), device, rates, 1, routing)  # type: ignore[arg-type]
 
 
 def test_a_plan_says_what_a_larger_cache_would_buy(checkpoint: Path) -> None:
@@ -92,6 +117,20 @@ def test_a_plan_says_what_a_larger_cache_would_buy(checkpoint: Path) -> None:
     assert "slots for 9 in host memory and 5 in device memory" in printed
     assert "balance" not in printed
     assert own.as_dict()["experts"]["hit_rate"] == own.experts.demand.hit_rate
+
+
+def test_a_plan_says_what_the_cpu_would_bring(checkpoint: Path) -> None:
+    slots = {"gpu_experts": 5, "host_experts": 1000}
+    told = replace(TOLD, h2d_bytes_per_second=1e5)
+    known = replace(told, product_seconds={1: 1e-4})
+    assert not any("cpu_experts" in name for name in plan(checkpoint, None, rates=told, **slots).otherwise)
+    without = plan(checkpoint, None, rates=known, **slots)
+    found = plan(checkpoint, None, rates=known, **slots, cpu_experts="auto")
+    assert without.otherwise["with cpu_experts=auto"] == found.forecast
+    assert found.otherwise["with cpu_experts=False"] == without.forecast
+    assert found.forecast.pass_seconds < 0.7 * without.forecast.pass_seconds
+    assert found.experts is not None
+    assert min(one.pass_seconds for one in found.experts.by_bytes.values()) <= found.forecast.pass_seconds
 
 
 def test_without_weights_experts_have_the_sizes_that_they_would_have(checkpoint: Path, tmp_path: Path) -> None:
@@ -117,6 +156,8 @@ async def test_experts_are_measured(checkpoint: Path, short_measurements: None) 
     assert rates.expert_waits is not None
     assert rates.expert_waits.first_seconds >= 0
     assert rates.expert_waits.next_seconds >= 0
+    assert rates.product_seconds is not None
+    assert 0 < rates.product_seconds[1] <= rates.product_seconds[16]
 
 
 def test_what_no_forecast_can_follow_from_is_refused(

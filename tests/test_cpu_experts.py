@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import threading
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,11 +101,15 @@ async def test_the_cpu_changes_no_answer(checkpoint: Path, said: list[Answer], s
         counted, line = experts(model), model.runtime.expert_line
         assert line is not None
         assert min(counted.on_cpu.values()) > 0
+        planned = {one.holder: one.nbytes for one in model.runtime.plan.holdings if one.knob == "cpu_experts"}
+        assert planned == HostExperts.sizes(model.runtime.config, model.runtime.dtype, model.runtime.pass_size.tokens)
+        assert any(thread.name.startswith("penstock-experts") for thread in threading.enumerate())
         assert counted.bytes_not_uploaded == sum(counted.on_cpu.values()) * (3 * 36 * 48 * 4)
         asked = counted.hits["expert device"] + counted.misses["expert device"]
         assert counted.computed == {"expert device": asked, "expert host": sum(counted.on_cpu.values())}
         wanted = sum(one.experts for one in line.store.statistics().unions.values())
         assert sum(counted.computed.values()) == wanted
+    assert not any(thread.name.startswith("penstock-experts") for thread in threading.enumerate())
 
 
 @pytest.mark.anyio
@@ -159,11 +164,13 @@ async def test_a_request_may_leave_while_the_cpu_computes(checkpoint: Path, said
 async def test_a_product_that_fails_ends_a_pass_which_is_computed_anew(
     checkpoint: Path, said: list[Answer], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole, calls = HostExperts._multiply, list[int]()
+    """The first of a layer, behind which others come."""
+    whole, firsts = HostExperts._multiply, list[int]()
 
     def fails_once(self: HostExperts, *arguments: Any) -> None:
-        calls.append(1)
-        if len(calls) == 10:
+        *_, place = arguments
+        firsts.extend([place] * (place == 0))
+        if place == 0 and len(firsts) == 4:
             raise RuntimeError("a product failed")
         whole(self, *arguments)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from actors.core.message import GroupKey
 from pipeline import Model
 from pipeline.devices.cpu import CpuDevice
 from pipeline.devices.memory import HostMemory
+from pipeline.generation import expert_work
 from pipeline.generation.expert_work import ExpertWork
 from pipeline.generation.micro_batches import MicroBatch
 from pipeline.reading.source import CheckpointSource
@@ -96,6 +98,41 @@ async def test_where_experts_lie_changes_no_bit(checkpoint: Path, said: list[Ans
         assert all_slots_are_back(model)
         read = model.statistics().bytes_read
         assert read > 0
+
+
+@pytest.mark.anyio
+async def test_a_cpu_computes_what_is_there_in_portions(
+    checkpoint: Path, said: list[Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more than one waits behind the one that is computed: what comes is next."""
+    launched, computed, sizes, waiting = 0, 0, set[int](), set[int]()
+    compute, used, arrived = ExpertWork.compute, ExpertStore.used, ExpertStore.arrived
+
+    def slow(work: ExpertWork, kind: Any, runs: Sequence[Any]) -> None:
+        nonlocal computed
+        sizes.add(len(runs))
+        time.sleep(0.0005)
+        compute(work, kind, runs)
+        computed += 1
+
+    def count(store: ExpertStore, messages: Sequence[Any], event: Event) -> None:
+        nonlocal launched
+        used(store, messages, event)
+        launched += 1
+
+    async def wait(store: ExpertStore, most: int | None = None) -> Sequence[Any]:
+        waiting.add(launched - computed)
+        return await arrived(store, most)
+
+    monkeypatch.setattr(ExpertWork, "compute", slow)
+    monkeypatch.setattr(ExpertStore, "used", count)
+    monkeypatch.setattr(ExpertStore, "arrived", wait)
+    monkeypatch.setattr(expert_work, "LAUNCH_BYTES", 2 * 3 * 48 * 36 * torch.float32.itemsize)
+    async with Model.open(checkpoint, device="cpu", context_tokens=64) as model:
+        assert await answers(model) == said
+        assert await answers(model) == said
+    assert sizes == {1, 2}
+    assert max(waiting) == 1
 
 
 def test_experts_say_what_transformers_says(checkpoint: Path, said: list[Answer]) -> None:

@@ -4,6 +4,7 @@ The store asks here, and so does a replay of recorded routing: what the replay s
 """
 
 import itertools
+import math
 from bisect import bisect_left, insort
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -15,8 +16,10 @@ from actors.core.errors import PolicyFailed
 Expert: TypeAlias = tuple[int, int]
 """The layer, and the index of the expert in it."""
 
-WINDOW = 8
-"""So many slots are for what moves, where there are twice as many."""
+WINDOW_BYTES = 72 << 20
+"""Slots for what moves hold so many: what lanes read at a time, and as many that are computed meanwhile."""
+FEWEST_MOVING, MOST_MOVING = 3, 64
+"""Of large experts one is read, one waits to be read, and one is computed."""
 
 
 class EvictionPolicy(Protocol):
@@ -126,10 +129,16 @@ EVICTION: Mapping[str, Callable[[], EvictionPolicy] | None] = {
 """The policies that have names; None keeps nothing."""
 
 
-def kept_slots(slots: int, experts: int, window: int = WINDOW) -> int:
-    """How many of a place's slots may hold kept experts, where the model has so many; the others are for what moves.
+def window_of(expert_bytes: int) -> int:
+    """How many slots are for what moves, where experts have so many bytes and there are enough slots."""
+    return min(MOST_MOVING, max(FEWEST_MOVING, math.ceil(WINDOW_BYTES / max(1, expert_bytes))))
 
-    One at least is, and no more than half unless there is only one; but where all experts have a slot, all are kept.
+
+def kept_slots(slots: int, experts: int, window: int) -> int:
+    """How many of a place's slots may hold kept experts, where the model has so many; the `window` is for what moves.
+
+    One slot at least is, and no more than half unless there is only one; but where all experts have a slot, all are
+    kept.
     """
     return slots if slots >= experts else slots - max(1, min(window, slots // 2))
 

@@ -15,7 +15,6 @@ from actors.core.budget import Budget, Slot
 from actors.core.errors import LineError
 from actors.core.event import Event
 from actors.core.expert_cache import (
-    WINDOW,
     EvictionPolicy,
     Expert,
     Found,
@@ -59,8 +58,8 @@ class ExpertStore:
         budgets: one for each place, each with one kind of slot.
         experts: how many there are in all layers.
         part: what the group of an expert is called, by its index.
+        window: how many slots of a place are for what moves, see `window_of`.
         policy: makes what says, for one place, which expert goes first; None keeps none.
-        window: how many slots of a place are for what moves, see `kept_slots`.
 
     Attributes:
         told: is called with each layer that wants experts, how many, which each place has, and how many are left on the
@@ -78,9 +77,8 @@ class ExpertStore:
         budgets: Sequence[Budget],
         experts: int,
         part: Callable[[int], str],
+        window: int,
         policy: Callable[[], EvictionPolicy] | None = LeastRecentlyUsed,
-        *,
-        window: int = WINDOW,
     ) -> None:
         self._places = [ExpertPlace(budget, experts, policy, window) for budget in budgets]
         self._part = part
@@ -98,6 +96,7 @@ class ExpertStore:
         self._unsent.clear()
         self._wanted: set[Expert] = set()
         self._on_host: frozenset[Expert] = frozenset()
+        self._there: list[Message[Slot]] = []
         self._ready: list[Message[Slot]] = []
         self._given: set[GroupKey] = set()
 
@@ -108,7 +107,7 @@ class ExpertStore:
         host are given in their slots there, and count as used in that place alone. Raises LineError while anything that
         was wanted before is not used.
         """
-        if self._wanted or self._ready or self._given:
+        if self._wanted or self._there or self._ready or self._given:
             raise LineError(f"experts of layer {layer} are wanted before those of the last one are used")
         unions = self._unions.setdefault(layer, Unions())
         unions.passes, unions.experts = unions.passes + 1, unions.experts + len(experts)
@@ -126,7 +125,7 @@ class ExpertStore:
             place.take_note(layer, one, streamed=streamed)
         if self.told is not None:
             self.told(layer, len(experts), found, len(on_host))
-        self._ready = [_arrived(self._places[-1].kept.pop((layer, index))) for index in found[-1].hits]
+        self._there = [_arrived(self._places[-1].kept.pop((layer, index))) for index in found[-1].hits]
         for expert, message in (*guessed_in_vain.items(), *hinted_in_vain.items()):
             self._settle(expert, message)
         for expert, come in ahead.items():
@@ -181,19 +180,22 @@ class ExpertStore:
             self._settle(expert, message)
             self._more.set()
 
-    async def arrived(self) -> Sequence[Message[Slot]]:
-        """Wait for wanted experts; returns all that have come and were not given yet, in order of arrival.
+    async def arrived(self, most: int | None = None) -> Sequence[Message[Slot]]:
+        """Wait for wanted experts; returns all that have come or were there, and were not given yet, or the first.
 
-        Each message's event is the arrival of its bytes. Raises LineError where nothing more is wanted, and where what
-        was given before is not used: its slot may be the one that the next expert waits for.
+        What has come is first, in order of arrival: others wait for the slots in which it came. Each message's event is
+        the arrival of its bytes. Raises LineError where nothing more is wanted, and where what was given before is not
+        used: its slot may be the one that the next expert waits for.
         """
-        if self._given or not (self._ready or self._wanted):
+        if self._given or not (self._ready or self._there or self._wanted):
             lacks = "what was given is not used" if self._given else "no more are wanted"
             raise LineError(f"experts are waited for, but {lacks}")
-        while not self._ready:
+        while not (self._ready or self._there):
             self._some.clear()
             await self._some.wait()
-        given, self._ready = self._ready, []
+        given = [*self._ready, *self._there][:most]
+        come = len(self._ready)
+        del self._there[: max(0, len(given) - come)], self._ready[: len(given)]
         self._given = {message.key for message in given}
         return given
 

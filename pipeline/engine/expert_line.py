@@ -76,7 +76,7 @@ class ExpertLine:
         budgets = [Budget(numbered(PLACE.format(place), section), {KIND: each}, clock) for place, each in cells.items()]
         chosen = settings.expert_cache
         policy = EVICTION[chosen] if isinstance(chosen, str) else chosen
-        store = ExpertStore(budgets, experts=room.count, part=expert, policy=policy)
+        store = ExpertStore(budgets, experts=room.count, part=expert, window=room.window, policy=policy)
         return cls(room, store, tuple(budgets), on_host, source, clock, section)
 
     def line(self, trace: Trace) -> Line:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from actors.core.expert_cache import window_of
 from pipeline.devices.port import Device
 from pipeline.engine.settings import EngineSettings
 from pipeline.groups.catalog import WeightCatalog
@@ -10,8 +11,6 @@ from pipeline.groups.groups import WeightGroup
 from pipeline.groups.slot_kinds import SlotKinds
 from pipeline.system.memory_plan import Holding
 
-LEAST_SLOTS = 16
-"""Where no setting says how many: eight that move, and as many that wait for their computation."""
 KIND = "expert"
 """All slots for experts are of this kind: a layer asks for whichever its rows have chosen."""
 PLACE = "expert {}"
@@ -37,15 +36,20 @@ class ExpertRoom:
         return bool(self.settings.cpu_experts) and len(self.device.places) > 1
 
     @property
+    def window(self) -> int:
+        """How many slots of a place are for what moves."""
+        return window_of(self.catalog.needed_bytes // self.count)
+
+    @property
     def slot_bytes(self) -> dict[str, int]:
         """The size of a slot in each place."""
         places = [place.name for place in self.device.places]
         return {place: self.catalog.slot_bytes(PLACE.format(place))[KIND] for place in places}
 
     def least(self) -> dict[str, int]:
-        """The slots that there are in any case."""
+        """The slots that there are in any case; where no setting says how many, those that move, and as many kept."""
         said = {place.name: getattr(self.settings, place.experts_setting) for place in self.device.places}
-        return {place: min(LEAST_SLOTS if one is None else one, self.count) for place, one in said.items()}
+        return {place: min(2 * self.window if one is None else one, self.count) for place, one in said.items()}
 
     def grown(self, left: Mapping[str, int]) -> dict[str, int]:
         """With what is `left` in each place beside the least, the last place first; what it holds no other needs."""

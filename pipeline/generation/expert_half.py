@@ -10,7 +10,7 @@ from actors.core.budget import Slot
 from actors.core.event import Event
 from actors.core.expert_cache import streams
 from actors.core.expert_store import ExpertStore
-from actors.core.message import READY, Message
+from actors.core.message import READY, Message, ended
 from actors.core.ports import Copy
 from pipeline.devices.port import Device
 from pipeline.formats.parts import expert_index
@@ -117,9 +117,9 @@ class ExpertHalf:
                 await asyncio.sleep(0)
         if wanted:
             self._hint(kind, message, wanted, rows, guesses)
-        left = len(wanted)
+        left, before = len(wanted), READY
         while left:
-            arrived = await self._store.arrived()
+            arrived = await self._store.arrived(self._work.at_once)
             left -= len(arrived)
             if pass_.abandoned:
                 self._store.used(arrived, READY)
@@ -133,6 +133,10 @@ class ExpertHalf:
                 short = self._work.is_short(runs)
                 event = launch(message, pass_, last, work, [one.event for one in given], short=short)
                 self._store.used(given, event)
+                if self._work.at_once is not None:
+                    # What comes meanwhile is next: behind all that was there it would keep slots that reads want.
+                    await ended(before)
+                    before = event
         if self._host is not None and (multiplied := await self._host.ended()) is not None and not pass_.abandoned:
             launch(message, pass_, last, self._host.handing_over(self._work.outputs), (multiplied,), short=True)
 

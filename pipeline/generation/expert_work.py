@@ -24,6 +24,8 @@ from pipeline.models.row_blocks import RowBlocks
 INPUTS, BESIDE, BETWEEN, OUTPUTS = "rows for experts", "rows beside experts", "rows in experts", "rows of experts"
 IDS, SHARES, ORDER = "chosen experts", "shares of experts", "order of experts"
 ID_DTYPE = torch.int32
+LAUNCH_BYTES = 16 << 20
+"""A CPU multiplies by so much at a time, in a millisecond or two: of a launch all slots are free when it has ended."""
 NextRouter: TypeAlias = tuple[Message[Slot], int]
 """The group of a later layer whose router is asked, and the row of the ids from which on its choice is written."""
 
@@ -83,6 +85,13 @@ class ExpertWork:
             SHARES: most * torch.float32.itemsize,
             ORDER: (most + row_blocks.most_added()) * torch.int64.itemsize,
         }
+
+    @property
+    def at_once(self) -> int | None:
+        """How many experts a launch computes at most, where it does so one by one; None where it does all as one."""
+        if self._kernels is not None or not self._layers:
+            return None
+        return max(1, LAUNCH_BYTES * len(self._expert_catalog.order) // self._expert_catalog.needed_bytes)
 
     @property
     def ids_memory(self) -> Memory:

@@ -6,7 +6,6 @@ from tempfile import gettempdir
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.engine.expert_room import LEAST_SLOTS
 from pipeline.generation.model_plan import ModelPlan
 from pipeline.system.sizes import human_bytes, parse_bytes
 
@@ -89,7 +88,8 @@ def _lower(knob: str, plan: ModelPlan, settings: Config) -> Iterator[int]:
     """Lower values of a setting, the nearest first."""
     planned = {"gpu_groups": plan.groups, "context_tokens": plan.context_tokens}
     planned["max_tokens_per_pass"] = plan.pass_size.tokens
-    planned |= {name: getattr(settings, name) or LEAST_SLOTS for name in ("gpu_experts", "host_experts")}
+    slots = max(plan.experts.values(), default=1)
+    planned |= {name: getattr(settings, name) or slots for name in ("gpu_experts", "host_experts")}
     if plan.state_room is not None:
         planned["state_snapshots"] = plan.state_room.snapshots
     value = planned.get(knob) or getattr(settings, knob) or plan.kv_room.tokens

@@ -1,5 +1,6 @@
 """Experts come when their layer wants them, each once, and stay as the cache says, with any number of slots."""
 
+import asyncio
 from collections import Counter
 from functools import partial
 from random import Random
@@ -77,6 +78,20 @@ def test_hits_are_computed_while_misses_are_read() -> None:
         assert world.given[2:] == [[(0, "expert.1")], [(0, "expert.0")], [(0, "expert.2")]]
 
     run_virtual(main())
+
+
+def test_what_comes_is_computed_before_what_was_there() -> None:
+    """Else the disk stands still for want of slots, until all that was there is computed."""
+
+    async def main(at_once: int) -> float:
+        world = expert_world([16], experts=TOTAL * 4, window=4, lanes=1)
+        started = asyncio.get_running_loop().time()
+        await world.run([(0, range(12), False), (0, range(32), True)], seconds=0.7, at_once=at_once)
+        return asyncio.get_running_loop().time() - started
+
+    alone = 12 + 0.7 + 20 + 0.7  # a second for each read, and the last product of both
+    assert alone <= run_virtual(main(2)) < alone + 2.5
+    assert run_virtual(main(TOTAL)) > alone + 6
 
 
 def test_what_is_streamed_evicts_nothing() -> None:

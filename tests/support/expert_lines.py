@@ -8,7 +8,7 @@ from typing import Any
 
 from actors.core.budget import Budget, Slot
 from actors.core.event import Event
-from actors.core.expert_cache import WINDOW, EvictionPolicy, ExpertCache, LeastRecentlyUsed, kept_slots, request
+from actors.core.expert_cache import EvictionPolicy, ExpertCache, LeastRecentlyUsed, kept_slots, request
 from actors.core.expert_place import Uses
 from actors.core.expert_store import ExpertStore, Split
 from actors.core.line import Line, running
@@ -163,9 +163,10 @@ class ExpertWorld:
         seconds: float = 0.1,
         guesses: Sequence[Sequence[int]] = (),
         split: Split | None = None,
+        at_once: int | None = None,
     ) -> None:
         """Let a program compute layers; between two it waits for the router. With the n-th it hints at the next one,
-        or guesses.
+        or guesses. `at_once` are launched at most, where a launch takes so long for each; else all.
         """
         for position, one in enumerate(wanted):
             self.want(one, split)
@@ -175,12 +176,14 @@ class ExpertWorld:
                 self.store.guess(wanted[position + 1][0], guesses[position])
             left, events = len(one[1]), list[Event]()
             while left:
-                messages = await self.store.arrived()
+                messages = await self.store.arrived(at_once)
                 self.given.append([message.key for message in messages])
                 left -= len(messages)
                 for some in by_place(messages):
-                    events.append(self.device.compute(some, seconds))
+                    events.append(self.device.compute(some, seconds * (1 if at_once is None else len(some))))
                     self.store.used(some, events[-1])
+                if at_once is not None and len(events) > 1:
+                    await ended(events[-2])
             for event in events:
                 await ended(event)
 
@@ -204,7 +207,7 @@ def expert_world(
     *,
     experts: int,
     policy: Callable[[], EvictionPolicy] | None = LeastRecentlyUsed,
-    window: int = WINDOW,
+    window: int = 8,
     queue: int = 8,
     read_seconds: Callable[[], float] = lambda: 1.0,
     lanes: int = 1000,
@@ -218,7 +221,7 @@ def expert_world(
         Budget(name, {"expert": [Memory() for _ in range(count)]}, clock)
         for name, count in zip(names, slots, strict=False)
     ]
-    store = ExpertStore(budgets, experts, part, policy, window=window)
+    store = ExpertStore(budgets, experts, part, window, policy)
     disk, device = Disk(read_seconds, lanes), Accelerator(copy_seconds)
     line = (
         Line(ExpertPlanner(store), catalog=Catalog(), clock=clock, trace=trace)  # type: ignore[arg-type]
@@ -236,7 +239,7 @@ def replayed(
     *,
     experts: int,
     policy: Callable[[], EvictionPolicy] | None = LeastRecentlyUsed,
-    window: int = WINDOW,
+    window: int = 8,
     on_host: Sequence[Collection[int]] = (),
 ) -> list[dict[int, Uses]]:
     """What caches of so many slots have of what is wanted, of which some is left `on_host`: by place, then by layer."""

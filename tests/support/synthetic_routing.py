@@ -41,5 +41,5 @@ def synthetic_routing(
     from_prompt = np.zeros(len(ids), np.uint8)
     from_prompt[: requests * prompt] = 1
     rows = np.array([one for one in sizes if one], np.int32)
-    model = RoutedModel("synthetic", "0" * 64, tuple(range(layers)), experts, chosen, 1_000_000)
+    model = RoutedModel("synthetic", "0" * 64, tuple(range(layers)), experts, chosen, 9_437_184)
     return RecordedRouting(model, rows, from_prompt, ids)

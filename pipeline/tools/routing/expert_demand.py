@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from actors.core.expert_cache import kept_slots
+from actors.core.expert_cache import kept_slots, window_of
 from pipeline.tools.routing.recorded_routing import RecordedRouting, RoutedModel
 from pipeline.tools.routing.replay_routing import Make, Replayed, Wants, replay_routing
 
@@ -93,7 +93,7 @@ def _gain(wants: Wants, slots: int, make: Make) -> float:
     experts = len(wants.model.layers) * wants.model.experts
     if (slots := max(2, slots)) >= experts:
         return 1.0
-    flat = kept_slots(slots, experts) / experts
+    flat = kept_slots(slots, experts, window_of(wants.model.expert_bytes)) / experts
     found = _counted(replay_routing(wants, [slots], make), len(wants.unions) // 2, "")
     return (found.hit_rate - flat) / (1 - flat)
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from actors.core.expert_cache import (
-    WINDOW,
     EvictionPolicy,
     Expert,
     ExpertCache,
@@ -17,6 +16,7 @@ from actors.core.expert_cache import (
     kept_slots,
     request,
     streams,
+    window_of,
 )
 from pipeline.tools.routing.belady import Belady
 from pipeline.tools.routing.recorded_routing import RecordedRouting, RoutedModel
@@ -96,10 +96,14 @@ class Replayed:
 
 
 def replay_routing(
-    wants: Wants, slots: Sequence[int], make: Make, *, window: int = WINDOW, per_layer: bool = False
+    wants: Wants, slots: Sequence[int], make: Make, *, window: int | None = None, per_layer: bool = False
 ) -> Replayed:
-    """Replay through places of so many slots, disk first; each has them for all layers together, or shared out."""
+    """Replay through places of so many slots, disk first; each has them for all layers together, or shared out.
+
+    As many as a run has for what moves keep nothing, unless a `window` says how many.
+    """
     model = wants.model
+    window = window_of(model.expert_bytes) if window is None else window
     experts = len(model.layers) * model.experts
     kept = [kept_slots(one, experts, window) for one in slots]
     parts = [[layer] for layer in model.layers] if per_layer else [model.layers]

@@ -14,6 +14,7 @@ from support import tiny_models
 from support.cases import EVERYTHING
 from support.expert_slots import all_slots_are_back
 
+from actors.core import expert_cache
 from actors.core.event import Event
 from actors.core.expert_store import ExpertStore
 from actors.core.message import GroupKey
@@ -98,6 +99,17 @@ async def test_where_experts_lie_changes_no_bit(checkpoint: Path, said: list[Ans
         assert all_slots_are_back(model)
         read = model.statistics().bytes_read
         assert read > 0
+
+
+@pytest.mark.anyio
+async def test_slots_for_what_moves_are_counted_by_bytes(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expert_cache, "WINDOW_BYTES", 5 * 3 * 48 * 36 * torch.float32.itemsize)
+    async with Model.open(checkpoint, device="cpu", context_tokens=64, gpu_experts=20) as model:
+        line = model.runtime.expert_line
+        assert line is not None
+        for _ in range(3):
+            await answers(model)
+        assert line.store.kept() == {"expert host": 20 - 5}
 
 
 @pytest.mark.anyio

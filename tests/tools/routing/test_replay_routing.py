@@ -1,11 +1,12 @@
 """A replay counts what caches of any size would have found of recorded routing."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 import pytest
 
-from actors.core.expert_cache import streams
+from actors.core.expert_cache import streams, window_of
 from pipeline.tools.routing.belady import Belady
 from pipeline.tools.routing.recorded_routing import RecordedRouting, RoutedModel
 from pipeline.tools.routing.replay_routing import REPLAYED, Wants, replay_routing
@@ -31,6 +32,20 @@ def test_rows_of_a_pass_share_an_expert_and_each_layer_has_its_own() -> None:
     assert replay_routing(wants, [16], REPLAYED["lru"]).misses[0].tolist() == [[2, 3], [0, 0]]
     assert replayed.hit_rate() == 4 / 9
     assert replayed.read_per_token == 5 / 3
+
+
+def test_as_many_slots_as_in_a_run_keep_nothing() -> None:
+    """Those of 72 MiB, 3 to 64 of them; or half."""
+    routing = synthetic_routing()
+    for expert_bytes, moving in {400 << 20: 3, 9 << 20: 8, 10: 64, 1 << 20: 64}.items():
+        assert window_of(expert_bytes) == moving
+        wants = Wants.of(replace(routing, model=replace(routing.model, expert_bytes=expert_bytes)))
+        for slots, kept in {100: max(50, 100 - moving), 12: max(6, 12 - moving)}.items():
+            replayed, other = (
+                replay_routing(wants, [count], REPLAYED["lru"], window=window)
+                for count, window in ((slots, None), (kept + 1, 1))
+            )
+            assert replayed.hits[0].tolist() == other.hits[0].tolist()
 
 
 def test_prompts_are_told_from_decoding_and_stream() -> None:

@@ -28,13 +28,14 @@ from pipeline.models.model_config import ModelConfig, read_config
 from pipeline.models.ropes import Rope, attention_factor
 from pipeline.models.specs import group_specs
 from pipeline.tools.bench.arm_program import require_installed, say
-from pipeline.tools.bench.pass_arm import ArmPasses, PassSettings, serve_passes
+from pipeline.tools.bench.pass_arm import SAMPLED, ArmPasses, PassSettings, serve_passes
 from pipeline.tools.convert.convert import stored_tensor, stored_views
 
 FILE = "model.gguf"
 Q4_0_COLUMNS, Q4_0_ZERO = 32, 8
 """Those of a block, a scale in fp16 and two numbers a byte, the first half of them low; and what is taken from each."""
 ALL_LAYERS = 1 << 20
+SEED = 0
 NAMES = {
     (EMBED, "embed"): "token_embd",
     (ATTN, "norm"): "blk.{layer}.attn_norm",
@@ -67,7 +68,7 @@ def remark(folder: Path) -> str:
 
 
 def run(settings: PassSettings) -> list[ArmPasses]:
-    """Decode greedily with mapped weights, with as many threads as torch would use, or on the GPU."""
+    """Decode one request with mapped weights, with as many threads as torch would use, or on the GPU."""
     check_installed()
     file = Path(settings.gguf or Path(settings.offload_folder) / FILE)
     if not file.exists():
@@ -81,26 +82,49 @@ def run(settings: PassSettings) -> list[ArmPasses]:
     parameters.use_extra_bufts = False  # where Q4_0 would be copied, all of it, in an order that computes faster
     parameters.n_gpu_layers = 0 if settings.torch_device.type == "cpu" else ALL_LAYERS
     model = llama_cpp.llama_model_load_from_file(str(file).encode(), parameters)
-    context_parameters = llama_cpp.llama_context_default_params()
-    (passes,) = settings.passes()
+    measured = settings.passes()
+    for passes in measured:
+        _decode(llama_cpp, model, passes, file)
+    return measured
+
+
+def _decode(llama_cpp: Any, model: Any, passes: ArmPasses, file: Path) -> None:
+    """Token by token, in a context of its own."""
     (prompt,) = passes.prompts
-    context_parameters.n_ctx = len(prompt) + passes.scenario.new_tokens
-    context_parameters.n_threads = context_parameters.n_threads_batch = torch.get_num_threads()
-    context = llama_cpp.llama_init_from_model(model, context_parameters)
-    if not model or not context:
+    parameters = llama_cpp.llama_context_default_params()
+    parameters.n_ctx = tokens_in_all = len(prompt) + passes.scenario.new_tokens
+    parameters.n_threads = parameters.n_threads_batch = torch.get_num_threads()
+    context = llama_cpp.llama_init_from_model(model, parameters) if model else None
+    if not context:
         raise ConfigError(f"{file}: llama.cpp cannot open what was written for it")
-    logits_type = ctypes.POINTER(ctypes.c_float * passes.vocabulary_size)
+    sampler = _sampler(llama_cpp, tokens_in_all, sampled=passes.scenario.sampled)
     passes.token_ids = [[]]
     for _ in range(passes.scenario.wanted):
         tokens = (ctypes.c_int32 * len(prompt))(*prompt)
         started = time.perf_counter()
         if code := llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(tokens, len(prompt))):
             raise ConfigError(f"{file}: llama_decode failed with {code}")
-        logits = ctypes.cast(llama_cpp.llama_get_logits_ith(context, -1), logits_type).contents
-        prompt = [int(torch.frombuffer(logits, dtype=torch.float32).argmax())]
+        prompt = [int(llama_cpp.llama_sampler_sample(sampler, context, -1))]
         passes.took(time.perf_counter() - started)
         passes.token_ids[0] += prompt
-    return [passes]
+    llama_cpp.llama_sampler_free(sampler)
+    llama_cpp.llama_free(context)
+
+
+def _sampler(llama_cpp: Any, tokens_in_all: int, *, sampled: bool) -> Any:
+    """Its own, for the most likely token, or to draw one as all arms do."""
+    chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+    if not sampled:
+        llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_greedy())
+        return chain
+    for step in (
+        llama_cpp.llama_sampler_init_penalties(tokens_in_all, SAMPLED["repetition_penalty"], 0.0, 0.0),
+        llama_cpp.llama_sampler_init_temp(SAMPLED["temperature"]),
+        llama_cpp.llama_sampler_init_top_p(SAMPLED["top_p"], 1),
+        llama_cpp.llama_sampler_init_dist(SEED),
+    ):
+        llama_cpp.llama_sampler_chain_add(chain, step)
+    return chain
 
 
 def write_gguf(folder: Path, file: Path) -> None:

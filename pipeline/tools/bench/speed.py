@@ -50,14 +50,13 @@ WRITE_FIRST = (ACCELERATE, LLAMA)
 UNLIMITED = (TRANSFORMERS, DIFFUSERS, RING, GRAPHS, FLOORS)
 """What holds all weights in memory is there to compare the computing, or the copying."""
 ON_A_GPU = (DIFFUSERS, RING, GRAPHS)
-ONE_GREEDY = (
-    "decodes one request, greedily",
-    lambda one: one.requests == 1 and not one.sampled and not one.first_token,
-)
 ONLY: Mapping[str, tuple[str, Callable[[Scenario], bool]]] = {
     GRAPHS: ("decodes greedily", lambda one: not one.sampled and not one.first_token),
-    LLAMA: ONE_GREEDY,
-    SEQUENTIAL: ONE_GREEDY,
+    LLAMA: ("decodes one request", lambda one: one.requests == 1 and not one.first_token),
+    SEQUENTIAL: (
+        "decodes one request, greedily",
+        lambda one: one.requests == 1 and not one.sampled and not one.first_token,
+    ),
 }
 """What an arm does, where it does not do all: in words, and of a scenario."""
 

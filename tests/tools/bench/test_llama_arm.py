@@ -1,12 +1,20 @@
 """What llama.cpp is given of a checkpoint."""
 
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
 import pytest
 import torch
+from support import tiny_models
 
 from pipeline.errors import ConfigError
 from pipeline.formats.integers import IntegerMatrix
 from pipeline.formats.packed_ints import PackedIntegers
 from pipeline.tools.bench import llama_arm
+from pipeline.tools.bench.pass_arm import PassSettings, Scenario
 
 
 def test_llama_cpp_gets_the_numbers_and_scales_of_int4() -> None:
@@ -26,3 +34,39 @@ def test_llama_cpp_gets_the_numbers_and_scales_of_int4() -> None:
     ):
         with pytest.raises(ConfigError, match="need symmetric int4 in groups of a multiple of 32 columns, as convert"):
             llama_arm.q4_0_blocks(others.encoded())
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_llama_cpp_draws_as_all_arms_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sampled: bool) -> None:
+    """One request, with its own samplers, over all tokens that there are."""
+    called: list[tuple[str, tuple[object, ...]]] = []
+
+    def answer(name: str) -> Callable[..., object]:
+        def call(*arguments: object) -> object:
+            called.append((name, arguments))
+            return {"llama_sampler_sample": 7, "llama_decode": 0}.get(name, SimpleNamespace())
+
+        return call
+
+    fake = ModuleType("llama_cpp")
+    monkeypatch.setattr(fake, "__getattr__", answer, raising=False)
+    monkeypatch.setattr(llama_arm, "check_installed", lambda: None)
+    monkeypatch.setitem(sys.modules, "llama_cpp", fake)
+    (tmp_path / "weights.gguf").touch()
+    tiny_models.save("llama_gqa_llama3", tmp_path)
+    scenarios = [asdict(Scenario(requests=1, prompt_tokens=3, passes=2, sampled=sampled))]
+    settings = PassSettings(
+        folder=str(tmp_path),
+        offload_folder="",
+        arm="llama.cpp",
+        scenarios=scenarios,
+        gguf=str(tmp_path / "weights.gguf"),
+    )
+    (passes,) = llama_arm.run(settings)
+    assert passes.token_ids == [[7] * 5]
+    assert len(passes.pass_seconds) == 2
+    steps = {name.removeprefix("llama_sampler_init_"): arguments for name, arguments in called if "_init_" in name}
+    drawn = {"penalties": (8, 1.1, 0.0, 0.0), "temp": (0.8,), "top_p": (0.95, 1), "dist": (llama_arm.SEED,)}
+    steps.pop("llama_init_from_model")
+    assert steps == (drawn if sampled else {"greedy": ()})
+    assert sum(name == "llama_sampler_chain_add" for name, _ in called) == len(steps)

@@ -13,13 +13,13 @@ from pipeline.devices.port import Device
 from pipeline.engine.shared_source import SharedSource
 from pipeline.formats import cpu_choice
 from pipeline.generation.blueprint import Blueprint, say_remarks
-from pipeline.generation.drawn_sections import at_rates, draw_up_sections
+from pipeline.generation.drawn_sections import dealt_at_rates, draw_up_sections
 from pipeline.generation.model_runtime import ModelRuntime
 from pipeline.generation.pass_rates import PassRates
 from pipeline.generation.section_runtime import planned_line
 from pipeline.models.model_config import read_config
 from pipeline.reading.reading_choice import ReadingChoice, choose_reading
-from pipeline.system.promises import promise, promising
+from pipeline.system.promises import give_back, promise, promising
 
 logger = logging.getLogger("penstock")
 
@@ -41,8 +41,12 @@ def build(folder: Path, settings: Config, trace: Trace | None = None) -> ModelRu
             drawn = draw_up_sections(model, checkpoint, settings, devices)
             _promise(drawn, devices, folder)
         reading = choose_reading(checkpoint.files, settings.reading, beside=devices[0].shares_cores)
-        drawn = _at_measured_rates(drawn, devices, reading)
-        _promise(drawn, devices, folder)
+        with promising:
+            rates = _measured_rates(drawn, devices, reading)
+            for device in devices:
+                give_back(device)  # or what is dealt anew would be planned beside it
+            drawn = dealt_at_rates(drawn, devices, rates)
+            _promise(drawn, devices, folder)
         say_remarks(drawn[0], settings)
         if on_cpu:
             matrices = (matrix for one in drawn for group in one.groups.groups for matrix in group.matrices)
@@ -67,10 +71,8 @@ def _promise(drawn: Sequence[Blueprint], devices: Sequence[Device], folder: Path
         promise(device, folder, one.plan.memory)
 
 
-def _at_measured_rates(
-    drawn: Sequence[Blueprint], devices: Sequence[Device], reading: ReadingChoice
-) -> tuple[Blueprint, ...]:
-    """With the plans for the rates of this machine, as far as they are known when no pass has run yet."""
+def _measured_rates(drawn: Sequence[Blueprint], devices: Sequence[Device], reading: ReadingChoice) -> PassRates:
+    """Those of this machine, as far as they are known when no pass has run yet."""
     sends = any(one.plans.moved.sent for one in drawn)
     links = [rate for device in devices if sends and (rate := device.link_bytes_per_second()) is not None]
-    return at_rates(drawn, PassRates(reading.bytes_per_second, min(links, default=None)))
+    return PassRates(reading.bytes_per_second, min(links, default=None))

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.config import Config
 from pipeline.devices.port import Device
-from pipeline.engine.dealing import Share, deal
+from pipeline.engine.dealing import Share, deal, pass_seconds
 from pipeline.errors import ConfigError
 from pipeline.generation.blueprint import Blueprint, Drawing, draw_up_fitting
 from pipeline.generation.model_plan import ModelPlan
@@ -19,6 +19,8 @@ from pipeline.models.model_config import ModelConfig
 
 HOP_SECONDS = 100e-6
 """From the last launch of one section to the first of the next in one process, with the rows of a few requests."""
+LEAST_GAIN = 1.02
+"""Of passes, for layers to be dealt anew: plans for 48 layers with experts take seconds."""
 
 
 def draw_up_sections(
@@ -96,6 +98,27 @@ def at_rates(drawn: Sequence[Blueprint], rates: PassRates) -> tuple[Blueprint, .
     return tuple(replace(one, plan=replace(one.plan, pass_size=slowest)) for one in each)
 
 
+def dealt_at_rates(drawn: Sequence[Blueprint], devices: Sequence[Device], rates: PassRates) -> tuple[Blueprint, ...]:
+    """The same; and layers that were dealt at assumed rates are dealt anew where passes gain by that at these."""
+    first = drawn[0]
+    if len(drawn) > 1:
+        layer_bytes, shares = first.whole.layer_bytes, shares_of(drawn, rates)
+        found = owners(drawn), deal(layer_bytes, shares, HOP_SECONDS, joined=first.model.joined_layers)
+        seconds, best = (pass_seconds(layer_bytes, dealt, shares, HOP_SECONDS) for dealt in found)
+        if seconds > LEAST_GAIN * best:
+            drawing = Drawing(first.model, first.checkpoint, first.settings, first.whole)
+            anew = at_rates(_dealt_to(drawing, devices, found[1]), rates)
+            if _fit(anew):
+                return anew
+    return at_rates(drawn, rates)
+
+
+def owners(drawn: Sequence[Blueprint]) -> tuple[int, ...]:
+    """The section of each layer, of which the last is the head."""
+    found = {layer: number for number, one in enumerate(drawn) for layer in one.part.layers}
+    return tuple(found[layer] for layer in sorted(found))
+
+
 def shares_of(drawn: Sequence[Blueprint], rates: PassRates) -> list[Share]:
     """What each section can do for a pass, whatever its layers, with that which is the slowest for all of them.
 
@@ -118,20 +141,23 @@ def _drawn(drawing: Drawing, devices: Sequence[Device]) -> tuple[Blueprint, ...]
 
     For the first it is enough that one device chooses the room for KV blocks, as that takes a second for 100 layers.
     """
-    layer_bytes = drawing.groups.layer_bytes
-
-    def dealt_to(sections: Sequence[int], *, roughly: bool = False) -> list[Blueprint]:
-        drawn = list[Blueprint]()
-        for number, device in enumerate(devices):
-            layers = [layer for layer, one in enumerate(sections) if one == number]
-            agreed = _agreed(drawn[:1]) if roughly and drawn else None
-            drawn.append(drawing.drawn(device, layers, devices, agreed))
-        return drawn
-
-    joined = drawing.model.joined_layers
+    layer_bytes, joined = drawing.groups.layer_bytes, drawing.model.joined_layers
     evenly = deal(layer_bytes, [Share(0, 1.0, 2 * max(layer_bytes))] * len(devices), joined=joined)
-    shares = shares_of(dealt_to(evenly, roughly=True), PassRates())
-    return at_rates(dealt_to(deal(layer_bytes, shares, HOP_SECONDS, joined=joined)), PassRates())
+    shares = shares_of(_dealt_to(drawing, devices, evenly, roughly=True), PassRates())
+    dealt = deal(layer_bytes, shares, HOP_SECONDS, joined=joined)
+    return at_rates(_dealt_to(drawing, devices, dealt), PassRates())
+
+
+def _dealt_to(
+    drawing: Drawing, devices: Sequence[Device], dealt: Sequence[int], *, roughly: bool = False
+) -> list[Blueprint]:
+    """The plan of each device, with the layers that are dealt to it."""
+    drawn = list[Blueprint]()
+    for number, device in enumerate(devices):
+        layers = [layer for layer, one in enumerate(dealt) if one == number]
+        agreed = _agreed(drawn[:1]) if roughly and drawn else None
+        drawn.append(drawing.drawn(device, layers, devices, agreed))
+    return drawn
 
 
 def _agreed(drawn: Sequence[Blueprint]) -> Agreed:

@@ -2,10 +2,12 @@
 
 import itertools
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import tiny_models
 
 from pipeline.checkpoints.config_alone import ConfigAlone, config_alone
 from pipeline.config import Config
@@ -13,11 +15,20 @@ from pipeline.devices.cpu import CpuDevice
 from pipeline.devices.cuda import CudaDevice
 from pipeline.devices.port import ONE_PLACE, TWO_PLACES, Device
 from pipeline.devices.sim import SimDevice
+from pipeline.engine.dealing import hops
 from pipeline.engine.plan import LOADED_LATER
 from pipeline.errors import ConfigError
 from pipeline.formats.parts import gives_logits
 from pipeline.generation.blueprint import Blueprint, draw_up
-from pipeline.generation.drawn_sections import at_rates, draw_up_section, draw_up_sections, shares_of
+from pipeline.generation.build import build
+from pipeline.generation.drawn_sections import (
+    at_rates,
+    dealt_at_rates,
+    draw_up_section,
+    draw_up_sections,
+    owners,
+    shares_of,
+)
 from pipeline.generation.pass_rates import PassRates
 from pipeline.system.promises import give_back, promise, promised_elsewhere
 
@@ -120,6 +131,34 @@ def test_what_binds_all_decides_by_which_rate_layers_are_dealt() -> None:
         assert one.plans.moved.read == 2 * moving, "what both read from one disk"
     nothing_stays = drawn(2, host_memory="40GB", gpu_memory="7GB", kv_tokens=4096, residency=False)
     assert [share.room_bytes for share in shares_of(nothing_stays, RATES)] == [0, 0]
+
+
+def test_layers_are_dealt_anew_where_measured_rates_say_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    settings = {"host_memory": "64GB", "gpu_memory": "24GB", "kv_tokens": 4096}
+    found = drawn(4, "llama-3-70b", **settings)
+    assert hops(owners(found)) == 4, "by a disk of 4 GB/s, to which links of 16 GB/s are much"
+    for rates, changes in ((PassRates(1e9, 12e9), 4), (PassRates(14e9, 12e9), 80)):
+        anew = dealt_at_rates(found, devices(4, settings), rates)
+        assert hops(owners(anew)) == changes
+        assert all(one.plan.memory.fits() for one in anew)
+        assert len({one.plan.kv_room.tokens for one in anew}) == 1
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.generation.drawn_sections._fit", lambda drawn: False)
+        assert hops(owners(dealt_at_rates(found, devices(4, settings), PassRates(14e9, 12e9)))) == 4
+    assert len(dealt_at_rates(found[:1], devices(1, settings), RATES)) == 1
+    tiny_models.save("llama_gqa_llama3", tmp_path)
+    told: list[tuple[PassRates, list[Any]]] = []
+
+    def note(drawn: Sequence[Blueprint], devices: Sequence[Device], rates: PassRates) -> tuple[Blueprint, ...]:
+        told.append((rates, promised_elsewhere(devices[0].pools)))
+        return dealt_at_rates(drawn, devices, rates)
+
+    monkeypatch.setattr("pipeline.generation.build.dealt_at_rates", note)
+    monkeypatch.setattr("pipeline.generation.build._measured_rates", lambda *_: RATES)
+    runtime = build(tmp_path, Config(devices=["cpu"] * 2))
+    for section in runtime.sections:
+        section.device.free()
+    assert told == [(RATES, [])], "what was promised before is not planned beside"
 
 
 def test_a_shortage_says_which_device_needs_what_and_advice_makes_it_fit() -> None:

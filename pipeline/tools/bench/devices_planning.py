@@ -8,7 +8,7 @@ from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.config import Config
 from pipeline.devices.port import Device
 from pipeline.generation.blueprint import Blueprint, draw_up, say_remarks
-from pipeline.generation.drawn_sections import HOP_SECONDS, at_rates, draw_up_sections
+from pipeline.generation.drawn_sections import HOP_SECONDS, dealt_at_rates, draw_up_sections, owners
 from pipeline.models.model_config import ModelConfig
 from pipeline.tools.bench.forecast import Rates
 from pipeline.tools.bench.sections_forecast import SectionsForecast, sections_forecast
@@ -94,10 +94,9 @@ def plan_devices(
     """
     drawn = draw_up_sections(model, checkpoint, settings, devices)
     if rates is not None:
-        drawn = at_rates(drawn, rates.of_passes)
+        drawn = dealt_at_rates(drawn, devices, rates.of_passes)
     say_remarks(drawn[0], settings)
-    owners = {layer: number for number, one in enumerate(drawn) for layer in one.part.layers}
-    dealt = [owners[layer] for layer in range(model.layers + 1)]
+    dealt = owners(drawn)
     sections = [PlannedSection(name, one) for name, one in zip(names, drawn, strict=True)]
     if rates is None:
         return PlannedDevices(sections, dealt, None, None, None)

@@ -11,6 +11,8 @@ from pipeline.devices.port import Device
 from pipeline.devices.sim import SimDevice
 from pipeline.errors import ConfigError
 from pipeline.generation.blueprint import Blueprint
+from pipeline.generation.drawn_sections import HOP_SECONDS as DEVICE_HOP_SECONDS
+from pipeline.generation.pass_rates import DISK_BYTES_PER_SECOND, LINK_BYTES_PER_SECOND
 from pipeline.system.sizes import human_bytes
 from pipeline.system.table import print_json, rows_aligned
 from pipeline.tools.bench.devices_planning import PlannedDevices, PlannedSection, plan_devices
@@ -113,7 +115,8 @@ def device_lines(planned: PlannedDevices, computed_from: str | None) -> str:
     sections, drawn = planned.sections, planned.sections[0].drawn
     printed = [
         *_model_lines(drawn, computed_from),
-        f"dealt      {how_dealt(planned.dealt)}; host memory is divided among {len(sections)} devices",
+        f"dealt      {how_dealt(planned.dealt)}, by {_dealt_by(planned.rates)}; host memory is divided among "
+        f"{len(sections)} devices",
         f"kv room    {drawn.plan.kv_room}; in each for its own layers",
         f"pass size  {drawn.plan.pass_size}",
     ]
@@ -192,6 +195,13 @@ def _model_lines(drawn: Blueprint, computed_from: str | None) -> list[str]:
 def _rates(rates: Rates) -> str:
     h2d = "" if rates.h2d_bytes_per_second is None else f" · H2D {human_bytes(rates.h2d_bytes_per_second)}/s"
     return f"disk {human_bytes(rates.disk_bytes_per_second)}/s{h2d}"
+
+
+def _dealt_by(rates: Rates | None) -> str:
+    """The rates that decide how layers are dealt."""
+    disk, link = human_bytes(DISK_BYTES_PER_SECOND), human_bytes(LINK_BYTES_PER_SECOND)
+    known = f"assumed rates, disk {disk}/s and H2D {link}/s" if rates is None else "the rates below"
+    return f"{known}, and {DEVICE_HOP_SECONDS * 1e3:g} ms for a hop (assumed)"
 
 
 def _left_out(rates: Rates) -> str:

@@ -122,6 +122,9 @@ def test_devices_that_are_not_here_are_planned_side_by_side(capsys: pytest.Captu
     out = capsys.readouterr().out
     assert re.search(r"^one alone  [0-9.]+ s per pass of 1 token · .* tokens/s, [0-9.]+ x as long$", out, re.M)
     assert re.search(r"^cuda:1 +\d+( and the head)? +[0-9.]+ MB ", out, re.M)
+    assert re.search(
+        r"^dealt      layers in turn, .*, by the rates below, and 0.1 ms for a hop \(assumed\); host", out, re.M
+    )
 
 
 def test_devices_here_are_measured_and_without_weights_planned(capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,6 +134,7 @@ def test_devices_here_are_measured_and_without_weights_planned(capsys: pytest.Ca
     assert main(["plan", MODEL, "--devices", "cpu,cpu", "--host-memory", "8GB"]) == 0
     out = capsys.readouterr().out
     assert "forecast   none: without weights nothing can be measured here" in out
+    assert "by assumed rates, disk 4 GB/s and H2D 16 GB/s, and 0.1 ms for a hop (assumed)" in out
     assert re.search(r"^cpu +\d+ and the head +", out, re.M)
 
 

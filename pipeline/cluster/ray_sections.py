@@ -97,7 +97,12 @@ class RaySections:
 
     async def watch(self) -> None:
         """Wait until one of them has died. Raises SectionDied."""
-        await first_failure([self._ask(number, "watch") for number in self._numbers])
+        calls = [actor.watch.remote() for actor in self._actors]
+        try:
+            await first_failure([self._answer(number, call) for number, call in enumerate(calls)])
+        finally:
+            for call in calls:  # else each new beginning would leave one more in the actors that live
+                ray.cancel(call)
 
     async def aclose(self) -> None:
         """Let them give everything back, and end them."""
@@ -133,9 +138,13 @@ class RaySections:
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _ask(self, number: int, method: str, *arguments: Any, **named: Any) -> Any:
+        """What a section answers to a call. Raises as `_answer`."""
+        return await self._answer(number, getattr(self._actors[number], method).remote(*arguments, **named))
+
+    async def _answer(self, number: int, call: Any) -> Any:
         """The answer of a section. Raises what it raises, under its name, or SectionDied."""
         try:
-            return await getattr(self._actors[number], method).remote(*arguments, **named)
+            return await call
         except RayTaskError as error:
             failure = self._named(number, error.cause)
         except RayError as error:

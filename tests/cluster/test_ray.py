@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import time
@@ -56,6 +57,15 @@ async def answer(model: Model, index: int = 0) -> tuple[int, ...]:
     return tuple((await model.generate(PROMPT[index:], max_new_tokens=8, ignore_eos=True)).token_ids)
 
 
+async def tasks_of(model: Model, section: int) -> int:
+    """How many tasks there are in the process of a section, calls to it among them."""
+
+    def count(actor: object) -> int:
+        return sum(isinstance(one, asyncio.Task) and not one.done() for one in gc.get_objects())
+
+    return await model.runtime.remote._actors[section].__ray_call__.remote(count)
+
+
 @pytest.mark.usefixtures("address")
 async def test_there_are_at_most_as_many_sections_as_layers() -> None:
     placement = await place(None, "cpu", most=1)
@@ -70,6 +80,7 @@ async def test_a_section_may_die_and_requests_are_told(folder: Path, model: Mode
     started = time.perf_counter()
     async with model.recording() as trace:
         assert await asyncio.gather(*(answer(model, index) for index in range(3))) == expected
+    tasks = await tasks_of(model, 0)
     assert {span.actor for span in trace.spans} >= {"compute_scheduler 0", "compute_scheduler 1"}
     assert all(started - 0.1 < span.ended < time.perf_counter() for span in trace.spans)
     long = {"max_new_tokens": 200, "ignore_eos": True}
@@ -91,6 +102,9 @@ async def test_a_section_may_die_and_requests_are_told(folder: Path, model: Mode
     assert await answer(model, 1) == expected[1]
     assert model.runtime.opened[1].process != process
     assert model.runtime.admission.batcher.pool.used == 0
+    async with asyncio.timeout(5):
+        while await tasks_of(model, 0) > tasks:
+            await asyncio.sleep(0.02)
 
 
 @pytest.mark.skipif(not EVERYTHING, reason="each opens several processes")

@@ -53,7 +53,7 @@ class Sections(Protocol):
         """Return never. Raises SectionDied when one of them has died."""
 
     def name(self, number: int) -> str:
-        """A section for people: its number, its layers and its node, as far as they are known."""
+        """A section for people: its number, its node and, as far as they are known, its layers."""
 
     async def aclose(self) -> None:
         """Let them give everything back, and end them."""

@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.cluster.cluster_runtime import ClusterRuntime
-from pipeline.cluster.cluster_sections import Sections
+from pipeline.cluster.cluster_sections import SectionDied, Sections
 from pipeline.cluster.placing import join_cluster, leave_cluster, place
 from pipeline.cluster.ray_sections import RaySections
 from pipeline.cluster.section_calls import Opened
 from pipeline.cluster.surveys import check_alike
 from pipeline.config import Config
 from pipeline.engine.dealing import Share, deal
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ResourceError
 from pipeline.models.model_config import read_config
 
 logger = logging.getLogger("penstock")
@@ -22,10 +22,16 @@ HOP_SECONDS = 2e-3
 """From node to node, with the rows of a few requests (tests/records/2026-11-29_ray.md)."""
 
 
+DIED_MEANWHILE = (
+    "that was while the model was opened: `ray status` says which nodes are there, and the logs of that node, below "
+    "/tmp/ray/session_latest/logs, what has ended the process, such as too little memory; then open the model again"
+)
+
+
 async def open_on_cluster(folder: Path, settings: Config) -> ClusterRuntime:
     """Open a section of the folder on each node, or as many as the settings say.
 
-    Raises PenstockError where one cannot be opened.
+    Raises PenstockError where one cannot be opened, ResourceError where its process ends meanwhile.
     """
     model = read_config(folder)
     most = model.layers - len(model.joined_layers)
@@ -38,7 +44,10 @@ async def open_on_cluster(folder: Path, settings: Config) -> ClusterRuntime:
         of_node = replace(settings, cluster=None, sections=None)
         sections = RaySections(await place(settings.sections, settings.device, most), folder, of_node)
         undone.push_async_callback(sections.aclose)
-        opened = await open_sections(sections, folder)
+        try:
+            opened = await open_sections(sections, folder)
+        except SectionDied as error:
+            raise ResourceError(f"{error}; {DIED_MEANWHILE}") from error
         undone.pop_all()
     return ClusterRuntime(folder, settings, sections, opened, joined=joined)
 

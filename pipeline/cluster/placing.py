@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("penstock")
 ANSWER_SECONDS = 10.0
 """For a cluster to answer at its address."""
+NODE_DIGITS = 8
 PLACING_SECONDS = 30.0
 """For a cluster to find room; what is still starting then is no node yet."""
 
@@ -71,11 +72,16 @@ async def leave_cluster(joined: bool) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """A bundle for each section."""
+    """A bundle for each section, on the node of that number among `nodes`, which have names for people."""
 
     group: "PlacementGroup"
-    sections: int
+    nodes: tuple[str, ...]
     needs_gpu: bool
+
+    @property
+    def sections(self) -> int:
+        """How many there are."""
+        return len(self.nodes)
 
     def options(self, number: int) -> dict[str, Any]:
         """The options of the actor of a section. Ray starts it anew whenever it dies, elsewhere if its node is gone.
@@ -101,7 +107,7 @@ async def place(sections: int | None, device: str, most: int) -> Placement:
     They are spread over nodes as far as possible. Raises ConfigError where there is no room.
     """
     import ray
-    from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     needs_gpu = device == "cuda" or (device == "auto" and all(one.get("GPU", 0) >= 1 for one in nodes))
@@ -121,7 +127,15 @@ async def place(sections: int | None, device: str, most: int) -> Placement:
         )
     if count > len(able):
         logger.warning("%d sections share %d nodes, and their disks", count, len(able))
-    return Placement(group, count, needs_gpu)
+    addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+    places = placement_group_table(group)["bundles_to_node_id"]
+    names = [node_name(addresses[places[number]], places[number]) for number in range(count)]
+    return Placement(group, tuple(names), needs_gpu)
+
+
+def node_name(address: str, node_id: str) -> str:
+    """A node for people: two may run on one machine."""
+    return f"{address} ({node_id[:NODE_DIGITS]})"
 
 
 def _first_line(error: BaseException) -> str:

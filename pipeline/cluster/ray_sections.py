@@ -50,7 +50,7 @@ class RaySections:
             for number in range(placement.sections)
         ]
         self.plan: SectionPlan | None = None
-        self.nodes = [""] * placement.sections
+        self.nodes = [*placement.nodes]
 
     def agree(self, owners: Sequence[int], kv_tokens: int, pass_tokens: int) -> None:
         """Say which section computes each layer, and for how many tokens all have room."""
@@ -158,9 +158,9 @@ class RaySections:
         return under_name(self.name(number), error)
 
     def name(self, number: int) -> str:
-        """A section for people: its number, its layers and its node, as far as they are known."""
+        """A section for people: its number, its node and, as far as they are known, its layers."""
         layers = "" if self.plan is None else f" ({name_layers(number, self.plan.owners)})"
-        return f"section {number}{layers} on node {self.nodes[number] or 'not known yet'}"
+        return f"section {number}{layers} on node {self.nodes[number]}"
 
 
 def _gone(error: BaseException) -> ConnectionError:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.core.errors import said
+from pipeline.cluster.placing import node_name
 from pipeline.cluster.section_calls import (
     RECORDING_GONE,
     NodeTrace,
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 
 THREADS = "OMP_NUM_THREADS"
 """Ray sets it to the CPUs that an actor reserves: a section uses all that its node has."""
-
-NODE_DIGITS = 8
-"""Of the id of a node: two may run on one machine."""
 
 
 class SectionActor:
@@ -126,7 +124,7 @@ class SectionActor:
 def _node() -> str:
     import ray
 
-    return f"{ray.util.get_node_ip_address()} ({ray.get_runtime_context().get_node_id()[:NODE_DIGITS]})"
+    return node_name(ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id())
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import re
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -70,6 +71,7 @@ async def tasks_of(model: Model, section: int) -> int:
 async def test_there_are_at_most_as_many_sections_as_layers() -> None:
     placement = await place(None, "cpu", most=1)
     assert placement.sections == 1
+    assert re.fullmatch(r"[0-9.]+ \([0-9a-f]{8}\)", placement.nodes[0])
     remove_placement_group(placement.group)
 
 

@@ -93,7 +93,7 @@ def test_bits_do_not_depend_on_how_a_model_is_run(name: str, way: str, folders: 
 
 
 @pytest.mark.parametrize("share_prefixes", [False, True])
-@pytest.mark.parametrize("name", CASES if EVERYTHING else ["gemma3"])
+@pytest.mark.parametrize("name", CASES if EVERYTHING else ["gemma3", "deepseek_v4"])
 def test_bits_do_not_depend_on_company(name: str, share_prefixes: bool, folders: Path) -> None:
     async def together() -> list[Output]:
         async with Model.open(folders / name, device="cpu", share_prefixes=share_prefixes) as model:

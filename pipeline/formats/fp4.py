@@ -1,7 +1,7 @@
 """Matrices of 4 bit floats (e2m1), two in a byte, the low one first: MXFP4 and NVFP4.
 
 * MXFP4: a group of 32 columns shares a power of two (e8m0). gpt-oss has it as blocks and scales, compressed-tensors as
-  "mxfp4-pack-quantized". Every value is exact in bf16.
+  "mxfp4-pack-quantized", and DeepSeek-V4 has its experts so. Every value is exact in bf16.
 * NVFP4: a group of 16 columns shares a scale in e4m3, and the matrix another one in fp32. compressed-tensors
   ("nvfp4-pack-quantized") divides by that, ModelOpt multiplies; both multiply in fp32, and compressed-tensors rounds
   the result to bf16.
@@ -40,6 +40,8 @@ class Float4:
     """What is decoded is rounded to this dtype before it is cast."""
     in_blocks: bool = False
     """Whether its writer gives the groups of a row an axis of their own; both are read."""
+    value_dtype: str = "U8"
+    """What its writer calls a pair of values."""
 
     def stored_as(self, spec: TensorSpec) -> tuple[TensorSpec, ...]:
         """The pairs of values, their scales, and that of the matrix. Raises ConfigError for a part of a group."""
@@ -52,7 +54,7 @@ class Float4:
         groups = columns // self.group
         flat, blocks = (rows, columns // 2), (rows, groups, self.group // 2)
         parts = (
-            spec.part("", self.values, blocks if self.in_blocks else flat, ("U8",), shapes=(flat, blocks)),
+            spec.part("", self.values, blocks if self.in_blocks else flat, (self.value_dtype,), shapes=(flat, blocks)),
             spec.part("scale", self.scales, (rows, groups), self.scale_dtypes),
         )
         if self.whole is None:
@@ -66,6 +68,7 @@ class Float4:
 
 MXFP4_GPT_OSS = Float4("gpt-oss MXFP4", 32, "_blocks", "_scales", ("U8", "F8_E8M0"), in_blocks=True)
 MXFP4 = Float4("compressed-tensors MXFP4", 32, "weight_packed", "weight_scale", ("U8", "F8_E8M0"))
+MXFP4_DEEPSEEK = Float4("DeepSeek MXFP4", 32, "weight", "scale", ("F8_E8M0", "U8"), value_dtype="I8")
 NVFP4 = Float4(
     "compressed-tensors NVFP4",
     16,

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable
 
 ATTN, FFN, HEAD, EMBED, EXPERT = "attn", "ffn", "head", "embed", "expert"
+TABLE = "table"
+"""What says which experts of a layer a token uses: host memory keeps it, and it never moves."""
 LAYER_PARTS = (ATTN, FFN)
 """Those of a layer, in compute order."""
 KINDS = (*LAYER_PARTS, HEAD)

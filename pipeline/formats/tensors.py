@@ -71,7 +71,8 @@ class TensorSpec:
     Where it may lie under one of several names, `names` has them all, and the first that is there counts. Where it may
     have one of several shapes, `shapes` has them all. Where it may be stored together with others in its place,
     `stacked` says how. A header, as `is_header` says, is read when the model is opened and need not travel with its
-    group; where its shape is () it may have any.
+    group; where its shape is () it may have any. Numbers that `are_plain` are no matrix, though they have two axes. The
+    rows of a block diagonal matrix are cut into those of so many `diagonal_blocks`, matrices called "short.0" and on.
     """
 
     short: str
@@ -82,6 +83,8 @@ class TensorSpec:
     shapes: tuple[tuple[int, ...], ...] = ()
     is_header: bool = False
     stacked: Stacked | None = None
+    are_plain: bool = False
+    diagonal_blocks: int = 1
 
     def part(
         self,
@@ -113,7 +116,7 @@ class TensorSpec:
     @property
     def is_matrix(self) -> bool:
         """Whether it takes part in products: norms and biases have one axis."""
-        return len(self.shape) == 2
+        return len(self.shape) == 2 and not self.are_plain
 
 
 @dataclass(frozen=True, slots=True)

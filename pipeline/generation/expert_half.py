@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from typing import Any, Protocol
 
+import torch
+
 from actors.core.budget import Slot
 from actors.core.event import Event
 from actors.core.expert_cache import streams
@@ -15,11 +17,12 @@ from actors.core.ports import Copy
 from pipeline.devices.port import Device
 from pipeline.formats.parts import expert_index
 from pipeline.generation.batching import Piece
-from pipeline.generation.expert_work import ID_DTYPE, ExpertWork, NextRouter
+from pipeline.generation.expert_work import ExpertWork, NextRouter
 from pipeline.generation.generation_pass import GenerationPass, token_ids
 from pipeline.generation.host_experts import HostExperts, Run
 from pipeline.generation.micro_batches import MicroBatch
 from pipeline.generation.routing_recorder import RoutingRecorder
+from pipeline.generation.token_experts import ID_DTYPE
 from pipeline.models.feed_forwards import Experts
 
 TURNS_TO_READ = 4
@@ -50,8 +53,9 @@ class Launch(Protocol):
 class ExpertHalf:
     """Asks the store for the experts that a layer's rows have chosen, and launches each when its bytes are on the way.
 
-    The host must know what was chosen before it can ask: this is the fourth place where it waits (rule 4). The fifth is
-    for what the CPU computes of the experts, on the `host`. With a `recorder` it is told of every choice.
+    The host must know what was chosen before it can ask: this is the fourth place where it waits (rule 4). Where that
+    follows from the tokens it waits for nothing, and the store is told before it is the layer's turn. The fifth is for
+    what the CPU computes of the experts, on the `host`. With a `recorder` it is told of every choice.
     """
 
     recorder: RoutingRecorder | None = None
@@ -65,9 +69,14 @@ class ExpertHalf:
         self._host = host
         self._lookahead = lookahead
         self._stays: dict[int, Message[Slot]] = {}
+        self._known = READY
 
-    def begin(self, pieces: Sequence[Piece]) -> None:
-        """A pass with these pieces begins."""
+    def begin(self, pieces: Sequence[Piece], rows: int) -> None:
+        """A pass with these pieces begins, of so many rows, those of no token too."""
+        if (of_tokens := self._work.of_tokens) is not None:
+            self._known = of_tokens.begin(tokens := token_ids(pieces), rows)
+            if (first := self._work.next_kind(-1)) is not None and first[1].routing.by_token:
+                self._store.hint(first[0], self._work.union(first[0], len(tokens)))
         if self.recorder is not None:
             prompts = [len(piece.token_ids) > 1 or not piece.logit_rows for piece in pieces for _ in piece.token_ids]
             self.recorder.begin(prompts)
@@ -99,11 +108,11 @@ class ExpertHalf:
 
     async def _run(self, kind: Experts, pass_: GenerationPass, message: Message[Slot], launch: Launch) -> None:
         rows, last = len(token_ids(pass_.pieces)), pass_.parts[-1]
-        guesses = self._guesses(kind, pass_, message)
+        guesses, known = self._guesses(kind, pass_, message), [self._known] if kind.routing.by_token else []
         for part in pass_.parts[:-1]:
-            launch(message, pass_, part, functools.partial(self._work.choose, message, kind, part, guesses))
+            launch(message, pass_, part, functools.partial(self._work.choose, message, kind, part, guesses), known)
         work = functools.partial(self._work.choose_and_sort, message, kind, last, guesses, rows)
-        others = [part.last for part in pass_.parts[:-1]]
+        others = [*known, *(part.last for part in pass_.parts[:-1])]
         chosen = launch(message, pass_, last, work, others, _repeats(pass_, f"choose, guess {guesses is not None}"))
         counts = await self._counts(kind, pass_, message, chosen, guesses)
         ends = [0]
@@ -156,7 +165,7 @@ class ExpertHalf:
         While a new run of the line brings its bytes again, the guess is a bad one.
         """
         layer, following = self._work.next_kind(message.layer) or (-1, kind)
-        if layer not in self._stays or following.chosen != kind.chosen:
+        if layer not in self._stays or following.chosen != kind.chosen or following.routing.by_token:
             return None
         return self._stays[layer], pass_.padded_rows
 
@@ -168,8 +177,13 @@ class ExpertHalf:
         rows: int,
         guesses: NextRouter | None,
     ) -> None:
-        """Let experts of the next layer come ahead: any where nearly all are needed, or what its router would take."""
-        if len(wanted) >= NEARLY_ALL * kind.count and (following := self._work.next_kind(message.layer)) is not None:
+        """Let experts of the next layer come ahead: those that its tokens need, if that is known; any where nearly all
+        are needed; or what its router would take.
+        """
+        following = self._work.next_kind(message.layer)
+        if following is not None and following[1].routing.by_token:
+            self._store.hint(following[0], self._work.union(following[0], rows))
+        elif len(wanted) >= NEARLY_ALL * kind.count and following is not None:
             self._store.hint(following[0], range(following[1].count))
         elif guesses is not None:
             group, first = guesses
@@ -189,6 +203,9 @@ class ExpertHalf:
     ) -> list[int]:
         """How many rows have chosen each expert; none where choosing has failed, which the sum fails with, too."""
         rows, ids = len(token_ids(pass_.pieces)), self._work.ids_memory
+        of_tokens = self._work.of_tokens if kind.routing.by_token else None
+        if of_tokens is not None and self._host is None:  # which must have the rows that the CPU computes
+            return self._counted(kind, message, of_tokens.of_tokens(message.layer, rows))
         if ids is not self._work.ids_on_host:
             row_bytes = kind.chosen * ID_DTYPE.itemsize
             firsts = [0] if guesses is None else [0, guesses[1]]
@@ -199,7 +216,9 @@ class ExpertHalf:
         await self._device.ended_soon(chosen)
         if chosen.error is not None:
             return []
-        ids_TK = self._work.ids(kind, rows)
+        return self._counted(kind, message, self._work.ids(kind, rows))
+
+    def _counted(self, kind: Experts, message: Message[Slot], ids_TK: torch.Tensor) -> list[int]:
         if self.recorder is not None:
             self.recorder.chosen(message.layer, ids_TK.numpy())
         counts: list[int] = ids_TK.flatten().bincount(minlength=kind.count).tolist()

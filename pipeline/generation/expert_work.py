@@ -15,6 +15,7 @@ from pipeline.devices.memory import HostMemory, Memory
 from pipeline.devices.port import Device
 from pipeline.generation.micro_batches import MicroBatch
 from pipeline.generation.pass_buffers import PassBuffers
+from pipeline.generation.token_experts import ID_DTYPE, TokenExperts
 from pipeline.groups.catalog import WeightCatalog
 from pipeline.models import experts
 from pipeline.models.feed_forwards import Experts
@@ -22,8 +23,7 @@ from pipeline.models.model_config import ModelConfig
 from pipeline.models.row_blocks import RowBlocks
 
 INPUTS, BESIDE, BETWEEN, OUTPUTS = "rows for experts", "rows beside experts", "rows in experts", "rows of experts"
-IDS, SHARES, ORDER = "chosen experts", "shares of experts", "order of experts"
-ID_DTYPE = torch.int32
+IDS, SHARES, MIXING, ORDER = "chosen experts", "shares of experts", "how streams are mixed", "order of experts"
 LAUNCH_BYTES = 16 << 20
 """A CPU multiplies by so much at a time, in a millisecond or two: of a launch all slots are free when it has ended."""
 NextRouter: TypeAlias = tuple[Message[Slot], int]
@@ -47,7 +47,9 @@ class ExpertWork:
         row_blocks: RowBlocks,
         buffers: PassBuffers,
         most_rows: int,
+        of_tokens: TokenExperts | None = None,
     ) -> None:
+        self.of_tokens = of_tokens
         self._config = config
         self._catalog = catalog
         self._expert_catalog = expert_catalog
@@ -83,6 +85,7 @@ class ExpertWork:
             OUTPUTS: most * row_bytes,
             IDS: 2 * most * ID_DTYPE.itemsize,
             SHARES: most * torch.float32.itemsize,
+            MIXING: rows * config.outside.streams.mixed * torch.float32.itemsize if config.outside.streams else 0,
             ORDER: (most + row_blocks.most_added()) * torch.int64.itemsize,
         }
 
@@ -118,6 +121,10 @@ class ExpertWork:
         kinds = ((later, self.kind(later)) for later in self._layers if later > layer)
         return next(((later, kind) for later, kind in kinds if kind is not None), None)
 
+    def union(self, layer: int, rows: int) -> list[int]:
+        """The experts that so many rows use in a layer in which that follows from their tokens."""
+        return [] if self.of_tokens is None else self.of_tokens.of_tokens(layer, rows).unique().tolist()
+
     def ids(self, kind: Experts, rows: int, first: int = 0) -> torch.Tensor:
         """The experts that rows of the pass have chosen, int32 [T, K] in host memory, from the first on or a later."""
         begin, end = first * kind.chosen, (first + rows) * kind.chosen
@@ -131,12 +138,17 @@ class ExpertWork:
         weights, layer = self._catalog.weights(message), self._config.layer_kinds[message.layer]
         for block in part.blocks:
             hidden_TD, rows = self._buffers.hidden(block.begin, block.end), slice(block.begin, block.end)
-            routed = experts.choose(layer, kind, weights, hidden_TD, self._row_blocks.fixed)
+            known_TK = None
+            if self.of_tokens is not None and kind.routing.by_token:
+                known_TK = self.of_tokens.of_rows(message.layer, block.begin, block.end)
+            routed = experts.choose(layer, kind, weights, hidden_TD, self._row_blocks.fixed, known_TK)
             self._rows(INPUTS)[rows] = routed.input_TD
             self._ranks(IDS, ID_DTYPE, kind)[rows] = routed.ids_TK
             self._ranks(SHARES, torch.float32, kind)[rows] = routed.weights_TK
             if routed.beside_TD is not None:
                 self._rows(BESIDE)[rows] = routed.beside_TD
+            if routed.mixing is not None:
+                self._mixing(routed.mixing.shape[1])[rows] = routed.mixing
         if guesses is not None:
             self._guess(*guesses, kind, part)
 
@@ -144,7 +156,7 @@ class ExpertWork:
         weights, layer = self._catalog.weights(message), self._config.layer_kinds[message.layer]
         for block in part.blocks:
             hidden_TD = self._buffers.hidden(block.begin, block.end)
-            _, ids_TK, _ = experts.choice(layer, kind, weights, hidden_TD)
+            ids_TK = experts.guess(layer, kind, weights, hidden_TD)
             self._ranks(IDS, ID_DTYPE, kind)[first + block.begin : first + block.end] = ids_TK
 
     def choose_and_sort(
@@ -226,13 +238,17 @@ class ExpertWork:
                 shares_TK = self._ranks(SHARES, torch.float32, kind)[some]
                 beside_TD = self._rows(BESIDE)[some] if kind.shared is not None else None
                 hidden_TD = self._buffers.hidden(block.begin, end)
-                experts.add_up(layer, weights, hidden_TD, outputs_TKD[some], shares_TK, beside_TD)
+                mixing = None if layer.streams is None else self._mixing(layer.streams.mixed)[some]
+                experts.add_up(layer, weights, hidden_TD, outputs_TKD[some], shares_TK, beside_TD, mixing)
 
     def _order(self) -> torch.Tensor:
         return self._memory[ORDER].tensor.view(torch.int64)
 
     def _rows(self, name: str) -> torch.Tensor:
         return self._memory[name].tensor.view(self._dtype).view(-1, self._config.hidden_size)
+
+    def _mixing(self, columns: int) -> torch.Tensor:
+        return self._memory[MIXING].tensor.view(torch.float32).view(-1, columns)
 
     def _ranks(self, name: str, dtype: torch.dtype, kind: Experts) -> torch.Tensor:
         items = self._memory[name].tensor.view(dtype)

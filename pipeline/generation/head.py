@@ -111,7 +111,7 @@ class Head:
         """
         weights, first = self._catalog.weights(message), self._first_logits[message.key]
         for begin, end in self._scorer.cuts(scored):
-            normed_RD = self._buffers.hidden(begin, end)
+            normed_RD = self._buffers.scored(begin, end)
             if first == 0:
                 hidden_RD = self._buffers.all_hidden[self._scorer.rows(begin, end)]
                 normed_RD.copy_(decoder.final_norm(self._config, weights, hidden_RD))

@@ -38,6 +38,10 @@ class PassBuffers:
         self._rows = blocks.padded(most_rows)
         sizes = self.sizes(config, dtype, blocks, most_rows, most_logit_rows)
         self._memory = {name: device.device_memory(nbytes) for name, nbytes in sizes.items()}
+        items = self._memory[HIDDEN].tensor.view(dtype)
+        of_pass, of_logits = items.tensor_split((self._rows * config.hidden_width,))
+        self._hidden = of_pass.view(-1, config.hidden_width)
+        self._scored, self._normed = (one.view(-1, config.hidden_size) for one in (of_pass, of_logits))
         items, self._tables = self._memory[ROTARY].tensor.view(torch.float32), dict[Rope, _Table]()
         for rope in config.ropes:
             turns, growth, items = items.tensor_split((2 * self._rows * rope.channels, self._rows * _items(rope)))
@@ -51,7 +55,7 @@ class PassBuffers:
         """The bytes of each buffer."""
         rows, logit_rows = blocks.padded(most_rows), blocks.padded(most_logit_rows)
         return {
-            HIDDEN: (rows + logit_rows) * config.hidden_size * dtype.itemsize,
+            HIDDEN: (rows * config.hidden_width + logit_rows * config.hidden_size) * dtype.itemsize,
             ROTARY: sum(rows * _items(rope) for rope in config.ropes) * torch.float32.itemsize,
             LOGITS: logit_rows * config.vocabulary_size * torch.float32.itemsize,
         }
@@ -62,8 +66,15 @@ class PassBuffers:
         return self._memory[LOGITS]
 
     def hidden(self, begin: int, end: int) -> torch.Tensor:
-        """The hidden states of rows [begin, end) of the pass, [T, D]; each half of a layer overwrites them."""
-        return self._view(HIDDEN, self._dtype, self._config.hidden_size)[begin:end]
+        """The hidden states of rows [begin, end) of the pass, [T, D]; each half of a layer overwrites them.
+
+        Where they are several streams, these lie side by side.
+        """
+        return self._hidden[begin:end]
+
+    def scored(self, begin: int, end: int) -> torch.Tensor:
+        """Rows [begin, end) of what is scored, [R, D], in the place of the first hidden states."""
+        return self._scored[begin:end]
 
     @property
     def all_hidden(self) -> torch.Tensor:
@@ -72,7 +83,7 @@ class PassBuffers:
 
     def normed(self, begin: int, end: int) -> torch.Tensor:
         """The final hidden states of rows [begin, end) of those that get logits, [R, D]."""
-        return self.hidden(self._rows + begin, self._rows + end)
+        return self._normed[begin:end]
 
     def logits(self, begin: int, end: int) -> torch.Tensor:
         """Rows [begin, end) of the logits, fp32, [R, V]."""

@@ -16,9 +16,11 @@ from pipeline.generation.pass_inputs import PassInputs
 from pipeline.generation.prompt_scores import PromptScorer
 from pipeline.generation.records import Records
 from pipeline.generation.row_sampler import RowSampler
+from pipeline.generation.token_experts import TokenExperts
 from pipeline.groups.groups import WeightGroups
-from pipeline.models import delta_net, sparse_attention
-from pipeline.models.activations import embedding_bytes, half_bytes, score_bytes
+from pipeline.models import compressed_attention, delta_net, sparse_attention
+from pipeline.models.activations import embedding_bytes, half_bytes, score_bytes, streams_bytes
+from pipeline.models.compressed import CompressedAttention
 from pipeline.models.latents import OF_HEADS, LatentAttention
 from pipeline.models.layers import DeltaNet
 from pipeline.models.model_config import ModelConfig
@@ -63,7 +65,10 @@ def pass_holdings(
     if recorded:
         recorded[place] += max(device.repeated_rows) * half + casts
     padded = blocks.padded(tokens)
-    scratch = [scratch_bytes(one, device.torch_device, dtype, padded, context_tokens) for one in model.attentions]
+    compressed = [one for one in model.attentions if isinstance(one, CompressedAttention)]
+    others = [one for one in model.attentions if one not in compressed]
+    scratch = [scratch_bytes(one, device.torch_device, dtype, padded, context_tokens) for one in others]
+    scratch += [compressed_attention.scratch_bytes(one, context_tokens) for one in compressed]
     latent = [one for one in model.attentions if isinstance(one, LatentAttention)]
     choosing = [sparse_attention.scratch_bytes(one, padded, context_tokens) for one in latent]
     scratch = [max(scratch, default=0) + max(choosing, default=0)]
@@ -79,9 +84,20 @@ def pass_holdings(
         *(Holding(name, place, nbytes, "max_tokens_per_pass") for name, nbytes in of_experts.items() if nbytes),
         *(Holding(IDS, first, of_experts[IDS], "max_tokens_per_pass") for _ in range(bool(of_experts))),
         *(Holding(name, first, nbytes, "cpu_experts") for name, nbytes in on_cpu.items()),
+        *_of_tokens(groups, padded, first, place),
         *(of_head if has_head else []),
         *(Holding("positions and block tables", where, inputs, "max_requests") for where in (first, place)),
     ]
+
+
+def _of_tokens(groups: WeightGroups, rows: int, first: str, place: str) -> list[Holding]:
+    """Tables that say which experts a token uses, and what they say of the rows of a pass."""
+    nbytes = TokenExperts.nbytes([one.tensors[0].shape[1] for one in groups.tables], rows)
+    tables = [Holding("experts of each token", first, TokenExperts.table_bytes(groups.tables), "")]
+    passes = [
+        Holding("experts by token", where, nbytes, "max_tokens_per_pass") for where in dict.fromkeys((first, place))
+    ]
+    return [*tables, *passes] if groups.tables else []
 
 
 def rows_scored_at_once(
@@ -119,7 +135,9 @@ def _score_bytes(model: ModelConfig, groups: WeightGroups, device: Device, dtype
     """The most that a slice of the head takes for a row."""
     slice_rows = max((one.matrices[0].rows for one in groups.groups if gives_logits(one.name)), default=0)
     fused = device.torch_device.type == "cuda"
-    return score_bytes(model.hidden_size, slice_rows, dtype, model.norm_style, fused=fused)
+    streams, size = model.outside.streams, model.hidden_size
+    summed = 0 if streams is None else streams_bytes(size, streams, dtype) + model.hidden_width * dtype.itemsize
+    return max(summed, score_bytes(size, slice_rows, dtype, model.norm_style, fused=fused))
 
 
 def _scratch_bytes(groups: WeightGroups, dtype: torch.dtype) -> int:

@@ -83,7 +83,8 @@ class PassWork:
             if self._embedding is not None:
                 hidden_TD = self._buffers.hidden(block.begin, block.end)
                 end = min(max(filled, block.begin), block.end)
-                hidden_TD[: end - block.begin] = self._embedding.rows(block.begin, end).decoded(self._dtype)
+                rows_TD = self._embedding.rows(block.begin, end).decoded(self._dtype)
+                hidden_TD[: end - block.begin].unflatten(1, (-1, self._config.hidden_size)).copy_(rows_TD.unsqueeze(1))
                 decoder.scale_embedding(self._config.outside, hidden_TD)
                 hidden_TD[end - block.begin :] = 0
             positions_T = self._inputs.positions(block.begin, block.end)

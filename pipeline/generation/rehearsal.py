@@ -21,6 +21,7 @@ from pipeline.generation.folder import naming_files
 from pipeline.generation.one_section import embedding_of
 from pipeline.generation.section import COMPUTE
 from pipeline.models import delta_net
+from pipeline.models.compressed import CompressedAttention
 from pipeline.models.layers import DeltaNet
 from pipeline.models.model_config import ModelConfig
 from pipeline.models.ops import infer, rms_norm
@@ -122,6 +123,8 @@ def _compute(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> N
     linear(rms_norm(hidden_TD, hidden_TD[0], config.norm_epsilon), zeros(FEW_ROWS, config.hidden_size))
     rows = few_rows(device)
     for kind in config.attentions:
+        if isinstance(kind, CompressedAttention):  # which has no kernels of its own
+            continue
         layout = KvLayout.of(kind, 1, dtype)
         kv = layout.view(torch.zeros(layout.layer_bytes, dtype=torch.uint8, device=device))
         turn = None if kind.rope is None else rotary(kind.rope, torch.zeros(2, device=device))

@@ -104,7 +104,7 @@ class Section(Program):
         tokens, embeds_alike = len(token_ids(pieces)), self._work.embeds_alike(pieces)
         pass_ = GenerationPass(pieces, micro_batches(tokens, self._micro_batches, self._row_blocks))
         if self.expert_half is not None:
-            self.expert_half.begin(pieces)
+            self.expert_half.begin(pieces, pass_.padded_rows)
         if self.head is not None:
             self.head.begin(pass_)
         sent = self._inputs.send(pieces, pass_.cuts, upload=not embeds_alike)

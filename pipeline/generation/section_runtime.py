@@ -26,6 +26,7 @@ from pipeline.generation.pass_inputs import PassInputs
 from pipeline.generation.prompt_scores import PromptScorer
 from pipeline.generation.row_sampler import RowSampler
 from pipeline.generation.section import Section
+from pipeline.generation.token_experts import TokenExperts
 from pipeline.models.row_blocks import RowBlocks
 from pipeline.reading.embedding import EmbeddingRows
 from pipeline.state.cell_layout import CellLayout
@@ -124,7 +125,9 @@ class SectionRuntime(Runtime):
         if drawn.experts is None or self.expert_line is None:
             return None
         rows, experts = drawn.plan.pass_size.tokens, drawn.experts.catalog
-        work = ExpertWork(drawn.model, drawn.catalog, experts, self.device, drawn.dtype, blocks, buffers, rows)
+        tables, checkpoint, padded = drawn.groups.tables, self.shared.checkpoint, blocks.padded(rows)
+        known = TokenExperts.of(drawn.model, tables, checkpoint, padded, self.device)
+        work = ExpertWork(drawn.model, drawn.catalog, experts, self.device, drawn.dtype, blocks, buffers, rows, known)
         host = self._host_experts(self.expert_line)
         return ExpertHalf(self.device, self.expert_line.store, work, host, lookahead=self.settings.lookahead)
 

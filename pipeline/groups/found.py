@@ -48,6 +48,26 @@ class FoundTensor:
             )
         return whole.slice(self.stacked.part * rows, (self.stacked.part + 1) * rows)
 
+    def cut(self, matrix: StoredMatrix) -> tuple[StoredMatrix, ...]:
+        """The `matrix` that it is, or its diagonal blocks. Raises CheckpointError where it cannot be cut there."""
+        count, short = self.spec.diagonal_blocks, self.spec.short
+        if count == 1 or self.format is None:
+            return (matrix,)
+        rows = matrix.rows // count
+        if matrix.row_step is None or rows % matrix.row_step:
+            where, step = matrix.tensors[0], matrix.row_step or "all"
+            raise CheckpointError(
+                f"{where.file}: tensor {where.name!r}: need a matrix that can be cut into {count}, at a multiple of "
+                f"{step} rows, have {rows} rows each; use a checkpoint that stores it in another format"
+            )
+        cut = []
+        for index in range(count):
+            named = f"{short}.{index}"
+            parts = tuple(replace(part, short=part.short.replace(short, named, 1)) for part in matrix.tensors)
+            block = self.format.stored(replace(self.spec, short=named), parts)
+            cut.append(block.slice(index * rows, (index + 1) * rows))
+        return tuple(cut)
+
 
 def find_tensors(specs: Sequence[TensorSpec], checkpoint: Checkpoint, format_of: FormatOf) -> list[FoundTensor]:
     """The tensors of a group one by one, or stacked, if that is how anything of it is there, or usual.

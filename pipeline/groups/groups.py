@@ -14,7 +14,7 @@ from pipeline.checkpoints.leftovers import leftovers
 from pipeline.errors import CheckpointError
 from pipeline.formats.dense import Dense, all_dense
 from pipeline.formats.matrix import FormatOf, StoredMatrix
-from pipeline.formats.parts import EMBED_KEY, EXPERT, HEAD, head_slice, kind_of
+from pipeline.formats.parts import EMBED_KEY, EXPERT, HEAD, TABLE, head_slice, kind_of
 from pipeline.formats.tensors import TensorRange, TensorSpec
 from pipeline.groups.found import FoundTensor, find_tensors
 from pipeline.groups.stored import faults, hints, spare_parts
@@ -69,9 +69,9 @@ class WeightGroup:
 class WeightGroups:
     """All groups in compute order, and the embedding table, of which only rows are fetched.
 
-    `experts` move when they are needed, and lie in order of layer and index. `ignored` names what the checkpoint holds
-    beyond that, and what the next token does not depend on. `formats` has the matrices, whole, by the name of their
-    format.
+    `experts` move when they are needed, and lie in order of layer and index. `tables` say which of them a token uses,
+    where that follows from its id. `ignored` names what the checkpoint holds beyond that, and what the next token does
+    not depend on. `formats` has the matrices, whole, by the name of their format.
     """
 
     groups: tuple[WeightGroup, ...]
@@ -79,6 +79,7 @@ class WeightGroups:
     ignored: tuple[str, ...]
     formats: Mapping[str, Sequence[StoredMatrix]]
     experts: tuple[WeightGroup, ...] = ()
+    tables: tuple[WeightGroup, ...] = ()
 
     @property
     def dtype(self) -> "torch.dtype":
@@ -95,8 +96,9 @@ class WeightGroups:
 
     def of_layers(self, layers: Collection[int]) -> "WeightGroups":
         """Those of some layers, of which the one behind the last is the head."""
-        groups, experts = (tuple(one for one in some if one.layer in layers) for some in (self.groups, self.experts))
-        return replace(self, groups=groups, experts=experts)
+        every = self.groups, self.experts, self.tables
+        groups, experts, tables = (tuple(one for one in some if one.layer in layers) for some in every)
+        return replace(self, groups=groups, experts=experts, tables=tables)
 
 
 @collected_later()
@@ -131,7 +133,7 @@ def plan_groups(
     search = _Search(specs, checkpoint, format_of)
     ignored, found = _check(search, head_layer, checkpoint, drafting_layers), search.groups
     embed, head = found.pop(EMBED_KEY), found.pop((head_layer, HEAD))
-    experts = tuple(found.pop(key) for key in [*found] if kind_of(key[1]) == EXPERT)
+    experts, tables = (tuple(found.pop(key) for key in [*found] if kind_of(key[1]) == kind) for kind in (EXPERT, TABLE))
     groups = [*found.values()]
     parts = layer_parts([*found])
     sizes = [max(group.needed_bytes for group in groups if group.name == part) for part in parts]
@@ -139,7 +141,7 @@ def plan_groups(
     for index, rows in enumerate(_row_slices(output, sizes)):
         tensors = (*head.vectors, *rows.tensors) if index == 0 else rows.tensors
         groups.append(WeightGroup(head_layer, head_slice(index), tensors, (rows,)))
-    return WeightGroups(tuple(groups), _table(embed), ignored, search.formats, experts)
+    return WeightGroups(tuple(groups), _table(embed), ignored, search.formats, experts, tables)
 
 
 class _Search:
@@ -195,9 +197,10 @@ class _Search:
         for one in found:
             parts = one.ranges(self._checkpoint)
             if (matrix := one.matrix(parts)) is not None and one.format is not None:
-                matrices.append(matrix)
                 self.formats[one.format.name].append(matrix)
-                parts = matrix.tensors
+                cut = one.cut(matrix)
+                matrices.extend(cut)
+                parts = tuple(part for block in cut for part in block.tensors)
             ranges.extend(parts)
         self.groups[key] = WeightGroup(*key, tuple(ranges), tuple(matrices))
 

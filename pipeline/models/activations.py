@@ -10,9 +10,11 @@ from dataclasses import replace
 
 import torch
 
+from pipeline.models.compressed import CompressedAttention
 from pipeline.models.feed_forwards import Experts, FeedForward
 from pipeline.models.latents import LatentAttention
 from pipeline.models.layers import Attention, DeltaNet, Layer, NormStyle
+from pipeline.models.streams import Streams
 
 FP32_BYTES = torch.float32.itemsize
 SUMMED_LOGITS = 1 << 14
@@ -25,6 +27,8 @@ def half_bytes(layer: Layer, dtype: torch.dtype, *, fused: bool, by_formula: boo
     """The most that a half takes for a row."""
     size, norms = layer.hidden_size * dtype.itemsize, layer.norms
     match layer.mixer:
+        case CompressedAttention() as compressed:
+            mixer = _compressed_bytes(compressed, layer.hidden_size, dtype, fused=fused)
         case LatentAttention() as latent:
             mixer = _latent_bytes(latent, layer.hidden_size, dtype)
         case Attention() as kind:
@@ -36,9 +40,20 @@ def half_bytes(layer: Layer, dtype: torch.dtype, *, fused: bool, by_formula: boo
         (norms.before_mixer, mixer, norms.after_mixer),
         (norms.before_feed_forward, _feed_forward_bytes(layer, dtype, fused, by_formula), norms.after_feed_forward),
     )
-    return max(
+    most = max(
         max(norm, size * bool(before) + max(half, size + norm if after else 0)) for before, half, after in halves
     )
+    if layer.streams is None:
+        return most
+    mixed = size + layer.streams.mixed * FP32_BYTES  # what a half gets, and what mixes
+    streams = streams_bytes(layer.hidden_size, layer.streams, dtype)
+    return max(streams, mixed + most, mixed + 2 * size + streams)
+
+
+def streams_bytes(hidden_size: int, streams: Streams, dtype: torch.dtype) -> int:
+    """What the streams of a row take while they are summed up, or added to: in fp32, once normed or new."""
+    copies = 1 if dtype is torch.float32 else 2
+    return hidden_size * FP32_BYTES * (streams.count * copies + 2)
 
 
 def _attention_bytes(layer: Layer, kind: Attention, dtype: torch.dtype, *, fused: bool) -> int:
@@ -57,6 +72,22 @@ def _attention_bytes(layer: Layer, kind: Attention, dtype: torch.dtype, *, fused
         copied = NH if kind.gated or kind.fused else 0
         attended = projected + copied + NH + max(size, (kind.heads * kind.head_dim + 2 * kind.heads) * FP32_BYTES)
     return max(normed, attended)
+
+
+def _compressed_bytes(kind: CompressedAttention, hidden_size: int, dtype: torch.dtype, *, fused: bool) -> int:
+    """Beside what it gets: queries while they are made, or they and what they give, or all that is given.
+
+    Tokens that are compressed are in fp32 meanwhile.
+    """
+    item, NH = dtype.itemsize, kind.heads * kind.head_dim * dtype.itemsize
+    latent = (2 * kind.query_rank + 3 * kind.head_dim) * item
+    made = latent + NH + max(_norm_bytes(kind.heads * kind.head_dim, dtype, "wide", fused=fused), NH)
+    projected = max((one.projected for one in kind.compressors.values()), default=0)
+    compressed = latent + projected * (2 * item + 4 * FP32_BYTES)
+    index = kind.index_heads * kind.index.channels * item if kind.index else 0
+    attended = latent + index + 3 * NH
+    given = latent + 2 * NH + NH // kind.groups + (2 * kind.groups * kind.output_rank + hidden_size) * item
+    return max(made, compressed, latent + NH + 3 * index, attended, given)
 
 
 def _latent_bytes(kind: LatentAttention, hidden_size: int, dtype: torch.dtype) -> int:

@@ -9,6 +9,7 @@ K kv heads, G query heads that share a kv head, H head dim (that of values where
 cell.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,12 +31,14 @@ class LayerKV:
     """The keys and values of one layer in blocks, [B, 2, P, K, H] in the compute dtype.
 
     Or [B, 1, P, K, H], where the last `value_dim` channels of the keys are the values: None where values are kept.
-    Beside them there may be what is kept to choose positions by, `index`, [B, P, channels].
+    Beside them there may be what is kept to choose positions by, `index`, [B, P, channels], and what is kept of all
+    positions of a block together, in parts, `beside`, [B, ...] each.
     """
 
     memory: torch.Tensor
     value_dim: int | None = None
     index: torch.Tensor | None = None
+    beside: Sequence[torch.Tensor] = ()
 
     def write(self, rows: Rows, keys_TKH: torch.Tensor, values_TKH: torch.Tensor) -> None:
         """Put the keys and values of the tokens of a pass into their places; rows behind the last token have none."""

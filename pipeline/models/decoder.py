@@ -13,8 +13,9 @@ import torch
 from pipeline.formats.decoding import add_product, projections
 from pipeline.formats.matrix import Weights
 from pipeline.formats.parts import GATE_UP, QKV
-from pipeline.models import delta_net, latent_attention
+from pipeline.models import compressed_attention, delta_net, hyper_connections, latent_attention
 from pipeline.models.attention import LayerKV
+from pipeline.models.compressed import CompressedAttention
 from pipeline.models.delta_state import LayerState
 from pipeline.models.feed_forwards import FeedForward
 from pipeline.models.latents import LatentAttention
@@ -41,8 +42,11 @@ def attention_half(
     Attention writes their keys and values into `kv` first, then lets each attend to its own sequence, turned by the
     one of `rotary` that is of its rope. A delta net changes the state of each sequence there.
     """
-    normed_TD = normed(layer, weights, "norm", hidden_TD)
+    row_TD, mixing = entered(layer, weights, hidden_TD)
+    normed_TD = normed(layer, weights, "norm", row_TD)
     match layer.mixer, kv:
+        case CompressedAttention(rope=Rope() as rope) as compressed, LayerKV():
+            mixed_TA = compressed_attention.mix(compressed, weights, normed_TD, rotary[rope], kv, rows)
         case LatentAttention() as latent, LayerKV():
             turn = rotary[latent.rope] if latent.rope else None
             mixed_TA = latent_attention.mix(latent, weights, normed_TD, turn, kv, rows)
@@ -50,14 +54,14 @@ def attention_half(
             mixed_TA = _attention(layer, kind, weights, normed_TD, kv, rows, rotary[kind.rope] if kind.rope else None)
         case DeltaNet() as net, LayerState():
             mixed_TA = delta_net.mix(net, weights, normed_TD, kv, rows, layer.norm_epsilon)
-    return _add_product(layer, weights, hidden_TD, "o", mixed_TA)
+    return _add_product(layer, weights, hidden_TD, "o", mixed_TA, mixing)
 
 
 def attention_launches(layer: Layer, kv: LayerKV | LayerState, rows: Rows) -> Hashable:
     """Return what launches of `attention_half` depend on beside the rows; None if on more than can be told."""
     match layer.mixer, kv:
-        case LatentAttention(chosen=int()), _:
-            return None  # what is chosen is found sequence by sequence
+        case LatentAttention(chosen=int()) | CompressedAttention(), _:
+            return None  # what they look at is found sequence by sequence
         case Attention() as kind, LayerKV():
             return launches(kind, kv, rows)
         case DeltaNet() as net, LayerState():
@@ -71,9 +75,17 @@ def ffn_half(layer: Layer, weights: Weights, hidden_TD: torch.Tensor, by_formula
     One that has experts in place of it is computed by `experts`.
     """
     if isinstance(kind := layer.feed_forward, FeedForward):
-        between_TF = feed_forward_channels(kind, weights, normed(layer, weights, "norm", hidden_TD), by_formula)
-        _add_product(layer, weights, hidden_TD, "down", between_TF)
+        row_TD, mixing = entered(layer, weights, hidden_TD)
+        between_TF = feed_forward_channels(kind, weights, normed(layer, weights, "norm", row_TD), by_formula)
+        _add_product(layer, weights, hidden_TD, "down", between_TF, mixing)
     return hidden_TD.mul_(weights.tensors["scalar"].to(hidden_TD.dtype)) if layer.scalar else hidden_TD
+
+
+def entered(layer: Layer, weights: Weights, hidden_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What a half gets: the hidden states, or one row of several streams, and how to add to these."""
+    if layer.streams is None:
+        return hidden_TD, None
+    return hyper_connections.enter(layer.streams, weights.tensors, hidden_TD, layer.norm_epsilon)
 
 
 def scale_embedding(outside: Outside, hidden_TD: torch.Tensor) -> None:
@@ -83,7 +95,9 @@ def scale_embedding(outside: Outside, hidden_TD: torch.Tensor) -> None:
 
 
 def final_norm(config: ModelConfig, weights: Weights, hidden_TD: torch.Tensor) -> torch.Tensor:
-    """The norm before the output matrix; returns [T, D]."""
+    """The norm before the output matrix, of what streams are summed up to; returns [T, D]."""
+    if (streams := config.outside.streams) is not None:
+        hidden_TD = hyper_connections.summed_up(streams, weights.tensors, hidden_TD, config.norm_epsilon)
     return rms_norm(hidden_TD, weights.tensors["norm"], config.norm_epsilon, config.norm_style)
 
 
@@ -104,9 +118,16 @@ def normed(layer: Layer, weights: Weights, short: str, x_TD: torch.Tensor) -> to
 
 
 def _add_product(
-    layer: Layer, weights: Weights, hidden_TD: torch.Tensor, short: str, computed_TF: torch.Tensor
+    layer: Layer,
+    weights: Weights,
+    hidden_TD: torch.Tensor,
+    short: str,
+    computed_TF: torch.Tensor,
+    mixing: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Add the last product of a half, normed and multiplied where the layer says so."""
+    """Add the last product of a half, normed and multiplied where the layer says so, or to all streams."""
+    if layer.streams is not None and mixing is not None:
+        return hyper_connections.leave(layer.streams, mixing, hidden_TD, weights.project(short, computed_TF))
     if "norm_after" not in weights.tensors and layer.residual_multiplier == 1:
         return add_product(weights, short, computed_TF, hidden_TD)
     computed_TD = normed(layer, weights, "norm_after", weights.project(short, computed_TF))

@@ -11,7 +11,6 @@ Shape letters in names: S slots, B bytes of a slot, R rows that are kept, T toke
 all value heads, G gates.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Self
 
@@ -19,25 +18,11 @@ import torch
 from torch.nn.functional import pad
 
 from pipeline.models.layers import DeltaNet
+from pipeline.models.state_part import StatePart, part_views
 
 CHUNK = 16
 """Tokens of a prompt that a CPU computes together, from a multiple of it on. It divides the tokens of a KV block, so
 that nothing is carried at an edge of a block."""
-ALIGNMENT_BYTES = 64
-"""Parts begin at multiples of it: kernels round by the address where it is odd."""
-
-
-@dataclass(frozen=True, slots=True)
-class StatePart:
-    """One tensor of a slot."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Return what it takes of a slot."""
-        return -(-math.prod(self.shape) * self.dtype.itemsize // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +55,7 @@ class StateParts:
 
     def view(self, memory_SB: torch.Tensor) -> "LayerState":
         """The state of a layer in its memory, uint8 [slots, bytes of a slot]."""
-        tensors, begin = [], 0
-        for part in (self.matrix, self.inputs, self.gates):
-            bytes_SB = memory_SB[:, begin : begin + math.prod(part.shape) * part.dtype.itemsize]
-            tensors.append(bytes_SB.view(part.dtype).unflatten(1, part.shape))
-            begin += part.nbytes
-        return LayerState(*tensors)
+        return LayerState(*part_views((self.matrix, self.inputs, self.gates), memory_SB))
 
 
 @dataclass(frozen=True, slots=True)

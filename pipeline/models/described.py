@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipeline.formats.parts import NESTED_PREFIX, TEXT_PREFIX
+from pipeline.formats.parts import NESTED_PREFIX
 from pipeline.models.families import FAMILIES, WRAPPERS
 from pipeline.models.families.family import Family, Wrapper
 from pipeline.models.families.own import own_family
@@ -36,7 +36,7 @@ class Described:
     @property
     def prefix(self) -> str:
         """Return what stands before the names of the decoder's tensors."""
-        return NESTED_PREFIX if self.wrapper else TEXT_PREFIX
+        return NESTED_PREFIX if self.wrapper else self.family.prefix
 
     def saying(self, *keys: str) -> JsonObject:
         """The object that speaks of these keys."""

@@ -13,7 +13,8 @@ import torch
 from pipeline.formats.dense import joined
 from pipeline.formats.matrix import Weights
 from pipeline.formats.parts import GATE_UP
-from pipeline.models.decoder import feed_forward_channels, gated, normed
+from pipeline.models import hyper_connections
+from pipeline.models.decoder import entered, feed_forward_channels, gated, normed
 from pipeline.models.feed_forwards import Experts
 from pipeline.models.layers import Layer
 from pipeline.models.ops import rms_norm, sigmoid
@@ -28,37 +29,50 @@ LEAST_ROWS = 16
 class RoutedRows:
     """Of each row: what experts get, [T, D]; which, int64 [T, K]; their weights, fp32 [T, K].
 
-    `beside_TD` is what the half adds beside them, as a shared expert does, [T, D]; None for nothing.
+    `beside_TD` is what the half adds beside them, as a shared expert does, [T, D]; None for nothing. `mixing` is how
+    all that is added to several streams, [T, M].
     """
 
     input_TD: torch.Tensor
     ids_TK: torch.Tensor
     weights_TK: torch.Tensor
     beside_TD: torch.Tensor | None
+    mixing: torch.Tensor | None = None
 
 
 def choose(
-    layer: Layer, kind: Experts, weights: Weights, hidden_TD: torch.Tensor, by_formula: bool = False
+    layer: Layer,
+    kind: Experts,
+    weights: Weights,
+    hidden_TD: torch.Tensor,
+    by_formula: bool = False,
+    known_TK: torch.Tensor | None = None,
 ) -> RoutedRows:
-    """Norm, router, and the shared expert where there is one. See `activate` for `by_formula`."""
-    normed_TD, ids_TK, weights_TK = choice(layer, kind, weights, hidden_TD)
-    input_TD = normed_TD if kind.norms is None else normed(layer, weights, "experts_norm", hidden_TD)
+    """Norm, router, and the shared expert where there is one. See `activate` for `by_formula`, `route` for `known`."""
+    row_TD, mixing = entered(layer, weights, hidden_TD)
+    normed_TD, ids_TK, weights_TK = _choice(layer, kind, weights, row_TD, known_TK)
+    input_TD = normed_TD if kind.norms is None else normed(layer, weights, "experts_norm", row_TD)
     beside_TD = None
     if kind.shared is not None:
         beside_TD = weights.project("down", feed_forward_channels(kind.shared, weights, normed_TD, by_formula))
         if kind.shared_gated:
             beside_TD.mul_(sigmoid(weights.project("shared_gate", normed_TD)).to(beside_TD.dtype))
         beside_TD = normed(layer, weights, "shared_norm_after", beside_TD)
-    return RoutedRows(input_TD, ids_TK, weights_TK, beside_TD)
+    return RoutedRows(input_TD, ids_TK, weights_TK, beside_TD, mixing)
 
 
-def choice(
-    layer: Layer, kind: Experts, weights: Weights, hidden_TD: torch.Tensor
+def guess(layer: Layer, kind: Experts, weights: Weights, hidden_TD: torch.Tensor) -> torch.Tensor:
+    """Norm and router alone: the ids."""
+    return _choice(layer, kind, weights, entered(layer, weights, hidden_TD)[0], None)[1]
+
+
+def _choice(
+    layer: Layer, kind: Experts, weights: Weights, row_TD: torch.Tensor, known_TK: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Norm and router alone: what the norm gives, [T, D]; then ids and weights as in `RoutedRows`."""
-    normed_TD = normed(layer, weights, "norm", hidden_TD)
-    routed_TD = normed_TD if kind.scales is None else _scaled(layer, weights, hidden_TD)
-    return normed_TD, *route(kind, weights, routed_TD)
+    """What the norm gives, [T, D]; then ids and weights as in `RoutedRows`."""
+    normed_TD = normed(layer, weights, "norm", row_TD)
+    routed_TD = normed_TD if kind.scales is None else _scaled(layer, weights, row_TD)
+    return normed_TD, *route(kind, weights, routed_TD, known_TK)
 
 
 def _scaled(layer: Layer, weights: Weights, hidden_TD: torch.Tensor) -> torch.Tensor:
@@ -89,6 +103,7 @@ def add_up(
     outputs_TKD: torch.Tensor,
     weights_TK: torch.Tensor,
     beside_TD: torch.Tensor | None,
+    mixing: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Add to `hidden_TD` what experts gave to each row, weighed, and what is beside them; returns it.
 
@@ -98,6 +113,8 @@ def add_up(
     added_TD = normed(layer, weights, "experts_norm_after", _weighed_sum(outputs_TKD, weights_TK))
     if beside_TD is not None:
         added_TD = added_TD.add_(beside_TD)
+    if layer.streams is not None and mixing is not None:
+        return hyper_connections.leave(layer.streams, mixing, hidden_TD, added_TD)
     added_TD = normed(layer, weights, "norm_after", added_TD)
     if layer.residual_multiplier != 1:
         added_TD.mul_(layer.residual_multiplier)

@@ -60,15 +60,16 @@ class FeedForward:
 class Routing:
     """How the logits of a router choose experts and weigh them; `wide` ones are computed in fp32 in every dtype.
 
-    `scores` are a softmax or the sigmoids of all logits. Experts with the highest ones are chosen; of a "softmax of the
-    chosen", which is one of these alone, those with the highest logits. With a `choice_bias` a stored number for each
-    expert is added for the choice. Where experts lie in several `groups` of one size, they are chosen from so many
-    `kept` groups: those whose `best` experts, so many of each, have the highest sum.
+    `scores` are a softmax or the sigmoids of all logits, or the roots of softplus of them. Experts with the highest
+    ones are chosen; of a "softmax of the chosen", which is one of these alone, those with the highest logits. With a
+    `choice_bias` a stored number for each expert is added for the choice. Where experts lie in several `groups` of one
+    size, they are chosen from so many `kept` groups: those whose `best` experts, so many of each, have the highest sum.
+    Those that are chosen `by_token` are looked up in a table by the token's id: scores only weigh them.
 
     The scores of the chosen, divided by their sum where they are `normalized`, times the `scale` weigh them.
     """
 
-    scores: Literal["softmax", "softmax of the chosen", "sigmoid"] = "softmax"
+    scores: Literal["softmax", "softmax of the chosen", "sigmoid", "root of softplus"] = "softmax"
     normalized: bool = True
     wide: bool = False
     choice_bias: bool = False
@@ -76,6 +77,7 @@ class Routing:
     kept: int = 1
     best: int = 2
     scale: float = 1.0
+    by_token: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +104,8 @@ class Experts:
     and the root of 1 / channels; what weighs an expert is multiplied by a stored number, too.
 
     Names in the checkpoint, under the layer: the modules of the `router`, of its `scales`, of all experts and of what
-    is shared, and the `choice_bias`. `names` are those of matrices, under the number of an expert.
+    is shared, the `choice_bias`, and the `table` of what is chosen by token. `names` are those of matrices, under the
+    number of an expert and of what is shared.
     Those of all experts may be stored as one tensor each, with gate and up in one; then they may be `transposed`.
     """
 
@@ -116,6 +119,7 @@ class Experts:
     router: str = "mlp.gate"
     scales: str | None = None
     choice_bias: str = "mlp.gate.e_score_correction_bias"
+    table: str = "mlp.gate.tid2eid"
     module: str = "mlp.experts"
     names: tuple[tuple[str, str], ...] = (("gate", "gate_proj"), ("up", "up_proj"), ("down", "down_proj"))
     shared_module: str = "mlp.shared_expert"
@@ -138,6 +142,11 @@ class Experts:
             yield TensorSpec("shared_norm_after", f"{layer}.{norms.after_shared}.weight", (hidden_size,))
         if self.shared_gated:
             yield TensorSpec("shared_gate", f"{layer}.{self.shared_module}_gate.weight", (1, hidden_size))
+
+    def table_tensor(self, layer: str, vocabulary_size: int) -> TensorSpec:
+        """The experts of each token, by its id."""
+        name, shape = f"{layer}.{self.table}", (vocabulary_size, self.chosen)
+        return TensorSpec("table", name, shape, dtypes=("I64", "I32"), are_plain=True)
 
     def expert_tensors(
         self, layer: str, index: int, shapes: Mapping[str, tuple[int, int]], biases: Collection[str]

@@ -3,14 +3,18 @@
 The names of modules are those of the checkpoint; those of all families are alike but for the norms.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
+
+import torch
 
 from pipeline.formats.parts import ATTN, FFN
 from pipeline.formats.tensors import TensorSpec
 from pipeline.models.feed_forwards import Experts, FeedForward
 from pipeline.models.ropes import Rope
+from pipeline.models.state_part import StatePart
+from pipeline.models.streams import Streams
 
 ATTENTION_MATRICES = ("q", "k", "v", "o")
 PROJECTIONS = {
@@ -68,9 +72,26 @@ class Attention:
         return self.head_dim
 
     @property
+    def keeps_values(self) -> bool:
+        """Whether values are kept beside keys; else they are channels of them."""
+        return self.value_dim == self.head_dim
+
+    @property
     def index_dim(self) -> int:
         """The channels of a key that are kept to choose by."""
         return 0
+
+    def beside(self, positions: int, dtype: torch.dtype) -> tuple[StatePart, ...]:
+        """What is kept of so many positions together, beside what is kept of each."""
+        return ()
+
+    def projection(self, short: str) -> str:
+        """The module of a matrix."""
+        return _projection(short)
+
+    def diagonal_blocks(self, short: str) -> int:
+        """Into how many matrices one of these is cut: more than one where it is block diagonal."""
+        return 1
 
     def first_seen(self, position: int) -> int:
         """The first position that one sees."""
@@ -151,7 +172,8 @@ class Layer:
     """Two halves, each of which adds what it computes, times the `residual_multiplier`, to the hidden states.
 
     `biases` are the matrices of both that have one, also of a router and of experts, by their short names. With
-    `scalar` the layer ends with a product by a stored number.
+    `scalar` the layer ends with a product by a stored number. Where hidden states are several `streams`, what a half
+    computes is added to them as `hyper_connections` says.
     """
 
     hidden_size: int
@@ -163,6 +185,7 @@ class Layer:
     norms: Norms = Norms()
     residual_multiplier: float = 1.0
     scalar: bool = False
+    streams: Streams | None = None
 
     def specs(self, layer: str) -> dict[str, tuple[TensorSpec, ...]]:
         """The tensors of each part in compute order, under `layer` in the checkpoint."""
@@ -174,6 +197,9 @@ class Layer:
         ]
         if self.scalar:
             ffn.append(TensorSpec("scalar", f"{layer}.layer_scalar", (1,)))
+        if self.streams is not None:
+            attn += self.streams.of_half(f"{layer}.hc_attn", self.hidden_size)
+            ffn += self.streams.of_half(f"{layer}.hc_ffn", self.hidden_size)
         return {ATTN: tuple(attn), FFN: tuple(ffn)}
 
     def _norms(self, layer: str, before: str | None, after: str | None) -> Iterator[TensorSpec]:
@@ -185,7 +211,8 @@ class Layer:
         match self.mixer:
             case Attention() as attention:
                 module = f"{layer}.{attention.module}"
-                yield from self._matrices(module, attention.shapes(self.hidden_size))
+                blocks = attention.diagonal_blocks
+                yield from self._matrices(module, attention.shapes(self.hidden_size), attention.projection, blocks)
                 yield from attention.vectors(module)
             case DeltaNet() as net:
                 module = f"{layer}.{net.module}"
@@ -206,15 +233,24 @@ class Layer:
             case Experts() as experts:
                 yield from experts.router_tensors(layer, self.hidden_size, self.biases)
                 if (shared := experts.shared) is not None:
-                    yield from self._matrices(f"{layer}.{experts.shared_module}", shared.shapes(self.hidden_size))
+                    module, names = f"{layer}.{experts.shared_module}", dict(experts.names)
+                    yield from self._matrices(module, shared.shapes(self.hidden_size), names.__getitem__)
 
-    def _matrices(self, module: str, shapes: Mapping[str, tuple[int, int]]) -> Iterator[TensorSpec]:
+    def _matrices(
+        self,
+        module: str,
+        shapes: Mapping[str, tuple[int, int]],
+        projection: Callable[[str], str] | None = None,
+        diagonal_blocks: Callable[[str], int] = lambda short: 1,
+    ) -> Iterator[TensorSpec]:
         """The matrices, then the biases of those that have one, an item for each row."""
+        projection = projection or _projection
         for short, shape in shapes.items():
-            yield TensorSpec(short, f"{module}.{_projection(short)}.weight", shape)
+            name, blocks = f"{module}.{projection(short)}.weight", diagonal_blocks(short)
+            yield TensorSpec(short, name, shape, diagonal_blocks=blocks)
         for short, (rows, _) in shapes.items():
             if short in self.biases:
-                yield TensorSpec(f"{short}_bias", f"{module}.{_projection(short)}.bias", (rows,))
+                yield TensorSpec(f"{short}_bias", f"{module}.{projection(short)}.bias", (rows,))
 
 
 def _projection(short: str) -> str:

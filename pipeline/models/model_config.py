@@ -74,6 +74,11 @@ class ModelConfig:
         return len(self.layer_kinds)
 
     @property
+    def hidden_width(self) -> int:
+        """The numbers of the hidden states of a token, which may be several streams."""
+        return self.hidden_size * (self.outside.streams.count if self.outside.streams else 1)
+
+    @property
     def norm_style(self) -> NormStyle:
         """That of the norm behind the layers, which is theirs."""
         return self.layer_kinds[-1].norm_style

@@ -82,7 +82,7 @@ def _attend_rows(
     keys_SH, values_SV = (part.float() for part in kv.read_filled(one.blocks_B, 0, end, 0, until - end))
     index_SI = None if index is None else _index_keys(kv, one.blocks_B, end, until)
     mixed = []
-    for begin, last, cell in _steps(one.start, end, one.prompt_tokens):
+    for begin, last, cell in steps(one.start, end, one.prompt_tokens):
         first = begin // cell * cell
         rows = slice(one.begin + begin - one.start, one.begin + last - one.start)
         around = (begin - first, first + cell - last)
@@ -93,19 +93,19 @@ def _attend_rows(
             visible_CS = positions <= positions[first:].unsqueeze(1)
         if kind.chosen is not None and seen > kind.chosen:
             if index is not None and index_SI is not None:
-                queries_CXI, weights_CX = (_filled(part[rows], around) for part in (index.queries, index.weights))
-                one.choices[begin] = _chosen(queries_CXI, weights_CX, index_SI[:seen], visible_CS, kind.chosen)
+                queries_CXI, weights_CX = (filled(part[rows], around) for part in (index.queries, index.weights))
+                one.choices[begin] = chosen_positions(queries_CXI, weights_CX, index_SI[:seen], visible_CS, kind.chosen)
             chosen_CK = one.choices[begin].long()
             if visible_CS is None:
                 keys, values = keys[chosen_CK[0]], values[chosen_CK[0]]
             else:
                 visible_CS &= torch.zeros_like(visible_CS).scatter_(1, chosen_CK, True)
-        mixed_CA = attend_by_formula(_filled(q_TNH[rows], around), keys, values, kind, None, visible_CS)
+        mixed_CA = attend_by_formula(filled(q_TNH[rows], around), keys, values, kind, None, visible_CS)
         mixed.append(mixed_CA[begin - first : last - first])
     return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
 
-def _steps(start: int, end: int, prompt_tokens: int) -> Iterator[tuple[int, int, int]]:
+def steps(start: int, end: int, prompt_tokens: int) -> Iterator[tuple[int, int, int]]:
     """Positions [begin, end) that are computed together, and of how many they are: a cell of a prompt, or one."""
     while start < end:
         cell = CPU_CELL if start < prompt_tokens else 1
@@ -114,7 +114,7 @@ def _steps(start: int, end: int, prompt_tokens: int) -> Iterator[tuple[int, int,
         start = last
 
 
-def _filled(rows: torch.Tensor, around: tuple[int, int]) -> torch.Tensor:
+def filled(rows: torch.Tensor, around: tuple[int, int]) -> torch.Tensor:
     """Rows of a cell, with zeros in the place of those that are not there."""
     return pad(rows, (0, 0) * (rows.ndim - 1) + around)
 
@@ -127,7 +127,7 @@ def _index_keys(kv: LayerKV, blocks_B: torch.Tensor, end: int, until: int) -> to
     return pad(keys_SI.float(), (0, 0, 0, until - end))
 
 
-def _chosen(
+def chosen_positions(
     queries_CXI: torch.Tensor,
     weights_CX: torch.Tensor,
     keys_SI: torch.Tensor,

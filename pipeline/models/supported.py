@@ -10,7 +10,7 @@ QUANTIZED = (
 )
 """How weights may be stored beside plain floats."""
 NAMES = (
-    "DeepSeek-V2, V3 and V3.2 (deepseek_v2, deepseek_v3, deepseek_v32)",
+    "DeepSeek-V2, V3, V3.2 and V4 (deepseek_v2, deepseek_v3, deepseek_v32, deepseek_v4)",
     "GLM-4.7-Flash and GLM-5 (glm4_moe_lite, glm_moe_dsa)",
     "Kimi K2 (kimi_k2, kimi_k25)",
     "Gemma 2 (gemma2)",

@@ -2,7 +2,8 @@
 
 A cell is a block. Memory of one layer: [B blocks, keys and values, P positions, K kv heads, H head dim], each block
 padded to whole pages, so that it is one run of bytes for a copy and for a direct write. Where values are a part of the
-keys, a block holds keys alone, and behind them what is kept to choose by: [P positions, channels].
+keys, a block holds keys alone, and behind them what is kept to choose by: [P positions, channels]. Last comes what a
+layer keeps beside all positions of a block together.
 """
 
 import math
@@ -15,6 +16,7 @@ from actors.core.ports import Copy
 from pipeline.groups.layout import merge_copies
 from pipeline.models.attention import LayerKV
 from pipeline.models.layers import Attention, first_seen
+from pipeline.models.state_part import ALIGNMENT_BYTES, StatePart, part_views
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
 from pipeline.state.cached import CachedPiece
 from pipeline.state.cell_layout import runs
@@ -24,7 +26,8 @@ from pipeline.system.page_cache import BLOCK_BYTES
 @dataclass(frozen=True, slots=True)
 class KvLayout:
     """The blocks of one layer, wherever they are. The last `value_dim` channels of keys are the values, unless it is
-    None: then values are kept, too. To choose by, `index_dim` channels are kept of a position.
+    None: then values are kept, too. To choose by, `index_dim` channels are kept of a position, and `beside` them parts
+    of a whole block, which a pass needs of every block before it.
     """
 
     blocks: int
@@ -35,12 +38,14 @@ class KvLayout:
     chunk: int | None = None
     value_dim: int | None = None
     index_dim: int = 0
+    beside: tuple[StatePart, ...] = ()
 
     @classmethod
     def of(cls, kind: Attention, blocks: int, dtype: torch.dtype) -> "KvLayout":
         """The layout of a layer with this attention."""
-        value_dim = kind.value_dim if kind.value_dim != kind.head_dim else None
-        return cls(blocks, kind.kv_heads, kind.head_dim, dtype, kind.window, kind.chunk, value_dim, kind.index_dim)
+        value_dim, beside = None if kind.keeps_values else kind.value_dim, kind.beside(BLOCK_TOKENS, dtype)
+        window = None if beside else kind.window
+        return cls(blocks, kind.kv_heads, kind.head_dim, dtype, window, kind.chunk, value_dim, kind.index_dim, beside)
 
     @property
     def cell(self) -> str:
@@ -59,7 +64,13 @@ class KvLayout:
     @property
     def cell_bytes(self) -> int:
         """The bytes from the beginning of one block to that of the next."""
-        return -(-BLOCK_TOKENS * sum(self.row_bytes) // BLOCK_BYTES) * BLOCK_BYTES
+        nbytes = self._beside_at + sum(part.nbytes for part in self.beside)
+        return -(-nbytes // BLOCK_BYTES) * BLOCK_BYTES
+
+    @property
+    def _beside_at(self) -> int:
+        """Where what is kept of a whole block begins in it."""
+        return -(-BLOCK_TOKENS * sum(self.row_bytes) // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
     @property
     def layer_bytes(self) -> int:
@@ -78,19 +89,26 @@ class KvLayout:
 
     def view(self, memory: torch.Tensor) -> LayerKV:
         """The blocks in the memory of one layer, uint8 [bytes]."""
-        padded = memory[: self.layer_bytes].view(self.dtype).view(self.blocks, -1)
+        cells = memory[: self.layer_bytes].view(self.blocks, -1)
+        padded = cells.view(self.dtype)
         shape = (2 if self.value_dim is None else 1, BLOCK_TOKENS, self.kv_heads, self.head_dim)
         items, index = math.prod(shape), BLOCK_TOKENS * self.index_dim
         keys_B2PKH = padded[:, :items].view(self.blocks, *shape)
         index_BPI = padded[:, items : items + index].view(self.blocks, BLOCK_TOKENS, -1) if index else None
-        return LayerKV(keys_B2PKH, self.value_dim, index_BPI)
+        beside = part_views(self.beside, cells[:, self._beside_at :])
+        return LayerKV(keys_B2PKH, self.value_dim, index_BPI, beside)
 
     def cached_cells(self, pieces: Sequence[CachedPiece]) -> list[Copy]:
         """The blocks that the sequences of a pass look back at, in ascending order; neighbours travel in one copy."""
         return runs({block for piece in pieces for block in self._cached(piece)}, self.cell_bytes)
 
     def new_cells(self, pieces: Sequence[CachedPiece]) -> list[Copy]:
-        """The rows that the tokens of a pass write: in every block, keys and values apart where both are kept."""
+        """The rows that the tokens of a pass write: in every block, keys and values apart where both are kept.
+
+        With what is kept of whole blocks, these are written.
+        """
+        if self.beside:
+            return runs({block for piece in pieces for block in _written(piece)}, self.cell_bytes)
         rows = (row for piece in pieces for row in self._rows(piece))
         return merge_copies(sorted(rows, key=lambda row: row.source_offset))
 
@@ -113,3 +131,8 @@ class KvLayout:
                 yield Copy(offset, offset, count * width)
                 first += BLOCK_TOKENS * width
             position += count
+
+
+def _written(piece: CachedPiece) -> Sequence[int]:
+    """The blocks in which tokens of the piece lie."""
+    return piece.sequence.blocks[piece.start // BLOCK_TOKENS : blocks_for(piece.start + len(piece.token_ids))]

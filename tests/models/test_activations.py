@@ -2,11 +2,12 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from support.attention_kinds import attention, latent_attention
+from support.attention_kinds import attention, compressing_attention, latent_attention
 from support.layers_alone import AloneLayer, random_weights
 from torch.profiler import ProfilerActivity, profile
 
@@ -16,9 +17,10 @@ from pipeline.formats.dense import DenseMatrix
 from pipeline.formats.matrix import Weights
 from pipeline.formats.parts import FFN
 from pipeline.generation.prompt_scores import PromptScorer, ScoredRows
-from pipeline.models import delta_net, experts, sparse_attention
+from pipeline.models import compressed_attention, delta_net, experts, sparse_attention
 from pipeline.models.activations import embedding_bytes, half_bytes, head_bytes, score_bytes
 from pipeline.models.attention import attend
+from pipeline.models.compressed import CompressedAttention, Compressor
 from pipeline.models.decoder import output_slice
 from pipeline.models.families import gemma4
 from pipeline.models.feed_forwards import Clamp, Experts, FeedForward, Routing
@@ -31,6 +33,7 @@ from pipeline.models.pass_rows import Rows, SequenceRows
 from pipeline.models.ropes import Rope
 from pipeline.models.row_blocks import RowBlocks
 from pipeline.models.sparse_attention import IndexRows, attend_chosen
+from pipeline.models.streams import Streams
 from pipeline.state.kv_layout import KvLayout
 
 ROWS, CONTEXT = 512, 16384
@@ -59,6 +62,8 @@ def layer(mixer: Attention | DeltaNet, size: int, **changes: Any) -> Layer:
 AROUND = Norms(after_mixer="b", before_feed_forward="c", after_feed_forward="d")
 BEHIND = Norms(before_mixer=None, after_mixer="b", before_feed_forward=None, after_feed_forward="d")
 INDEXER = Indexer(heads=6, head_dim=64, interleaved=True)
+ENTRIES = Compressor(rate=4, channels=128, overlap=True)
+CHOOSING = {"index_heads": 6, "chosen": 64}
 NET = {"key_heads": 4, "value_heads": 12, "key_dim": 32, "value_dim": 32, "kernel": 4}
 HALVES = {
     "wide feed-forward": layer(attention(8, 2, 64), 3072),
@@ -86,6 +91,12 @@ HALVES = {
     "latent that is chosen": layer(
         latent_attention(8, 128, 32, still_dim=256, output_dim=64, query_rank=96, indexer=INDEXER, chosen=2048), 512
     ),
+    "compressed": layer(
+        compressing_attention(8, 128, 32, compressor=ENTRIES, index=replace(ENTRIES, channels=64), **CHOOSING), 512
+    ),
+    "several streams": layer(
+        compressing_attention(2, 64, 32), 128, streams=Streams(count=4, rounds=3, epsilon=1e-6), norm_style="wide"
+    ),
     "delta net": layer(DeltaNet(grouped=False, **NET), 256),
     "delta net in groups": layer(DeltaNet(grouped=True, **NET), 256),
     "gelu": layer(attention(8, 2, 64), 0, feed_forward=FeedForward(size=3072, activation="gelu_tanh")),
@@ -103,6 +114,8 @@ def test_halves_take_no_more_than_planned_and_little_less(name: str, dtype: torc
     one = AloneLayer(HALVES[name], ROWS, dtype)
     attended, mixer = most_bytes(one.attention) - one.read_bytes, one.layer.mixer
     scratch = delta_net.scratch_bytes(mixer) if isinstance(mixer, DeltaNet) else 0
+    if isinstance(mixer, CompressedAttention):
+        scratch = compressed_attention.scratch_bytes(mixer, ROWS)
     for by_formula in (False, True):
         taken = max(attended, most_bytes(functools.partial(one.ffn, by_formula)))
         planned = ROWS * half_bytes(one.layer, dtype, fused=False, by_formula=by_formula) + scratch

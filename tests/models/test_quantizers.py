@@ -61,6 +61,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         {
             **dict.fromkeys(("model.layers.1.mlp.gate", "model.layers.1.block_sparse_moe.gate"), NOT),
             **dict.fromkeys(("model.layers.1.mlp.router", "model.layers.1.mlp.shared_expert_gate"), NOT),
+            **dict.fromkeys(("model.layers.1.self_attn.indexer.weights_proj", "layers.3.attn.compressor.wkv"), NOT),
+            **dict.fromkeys(("embed", "head", "layers.3.attn.indexer.compressor.wgate"), NOT),
+            "layers.3.attn.indexer.wq_b": FP8_BLOCKS,
             "model.layers.1.mlp.experts.0.gate_proj": FP8_BLOCKS,
             "model.layers.1.mlp.shared_expert.gate_proj": FP8_BLOCKS,
         },

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pipeline.models.compressed import CompressedAttention
 from pipeline.models.latents import LatentAttention
 from pipeline.models.layers import Attention
 from pipeline.models.ropes import Rope
@@ -19,3 +20,11 @@ def latent_attention(heads: int, rank: int, turned: int, **changes: Any) -> Late
     plain = {"heads": heads, "kv_heads": 1, "head_dim": turned + rank, "scale": 0.3, "rank": rank, "query_rank": None}
     rest = {"rope": Rope(theta=1e4, channels=turned), "still_dim": 8, "output_dim": 8, "latent_epsilon": 1e-6}
     return LatentAttention(**{**plain, **rest, **changes})
+
+
+def compressing_attention(heads: int, head_dim: int, turned: int, **changes: Any) -> CompressedAttention:
+    """Attention to a window and to what its `changes` compress, of which so many channels of a head turn."""
+    rope = Rope(theta=1e4, channels=turned, interleaved=True)
+    plain = {"heads": heads, "kv_heads": 1, "head_dim": head_dim, "scale": head_dim**-0.5, "rope": rope, "sinks": True}
+    rest = {"window": 64, "query_rank": 96, "groups": 2, "output_rank": 64, "norm_epsilon": 1e-6}
+    return CompressedAttention(**{**plain, **rest, **changes})

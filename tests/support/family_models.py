@@ -5,7 +5,7 @@ The sizes are odd, and so chosen that every flag changes what the model says.
 
 import warnings
 
-from support import expert_models, gemma_models, hybrid_models, latent_models
+from support import compressed_models, expert_models, gemma_models, hybrid_models, latent_models
 from support.family_case import LONG, MIXED, PIXTRAL, SHAPE, YARN, Case
 
 with warnings.catch_warnings():
@@ -30,6 +30,7 @@ CASES: dict[str, Case] = {
     **gemma_models.CASES,
     **hybrid_models.CASES,
     **latent_models.CASES,
+    **compressed_models.CASES,
     **expert_models.CASES,
     "glm4": Case(
         lambda: Glm4Config(**SHAPE, head_dim=20, attention_bias=True, rope_parameters={"rope_theta": 300.0}),

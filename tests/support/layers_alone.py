@@ -40,7 +40,8 @@ class AloneLayer:
             self.read_bytes = sum(layout.row_bytes) * rows
         numbers = torch.stack((positions_T, positions_T // 16), 1)
         self._rows = Rows(numbers, blocks.unsqueeze(0), rows, 0, 0, 1, 1, lambda: [sequence])
-        self._hidden_TD = torch.randn(rows, layer.hidden_size).to(dtype)
+        width = layer.hidden_size * (layer.streams.count if layer.streams else 1)
+        self._hidden_TD = torch.randn(rows, width).to(dtype)
 
     def attention(self) -> None:
         """Compute half of it."""
@@ -53,8 +54,15 @@ class AloneLayer:
 
 def random_weights(specs: Iterable[TensorSpec], dtype: torch.dtype) -> Weights:
     """Small random tensors, one behind the other, as they multiply."""
-    shapes = {spec.short: spec.shape for spec in specs}
+    shapes = {short: shape for spec in specs for short, shape in _blocks(spec)}
     sizes = [math.prod(shape) for shape in shapes.values()]
     items = (torch.randn(sum(sizes)) / 64).to(dtype).split(sizes)
     tensors = {short: one.view(shape) for one, (short, shape) in zip(items, shapes.items(), strict=True)}
     return Weights(tensors, {short: DenseMatrix(one) for short, one in tensors.items() if one.ndim == 2})
+
+
+def _blocks(spec: TensorSpec) -> list[tuple[str, tuple[int, ...]]]:
+    """The tensor, or the matrices that it is cut into."""
+    if (count := spec.diagonal_blocks) == 1:
+        return [(spec.short, spec.shape)]
+    return [(f"{spec.short}.{index}", (spec.shape[0] // count, *spec.shape[1:])) for index in range(count)]

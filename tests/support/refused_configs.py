@@ -44,7 +44,37 @@ REFUSED: dict[str, tuple[Settings, str]] = {
         other("deepseek_v3", "DeepseekV3ForCausalLM", num_key_value_heads=8),
         "num_key_value_heads",
     ),
-    "DeepSeek-V4-Flash": (other("deepseek_v4", "DeepseekV4ForCausalLM", n_routed_experts=256), "model_type"),
+    "DeepSeek-V4-Flash of several keys": (other("deepseek_v4", "DeepseekV4ForCausalLM"), "num_key_value_heads"),
+    "DeepSeek-V4-Flash whose windows end inside KV blocks": (
+        other("deepseek_v4", "DeepseekV4ForCausalLM", num_key_value_heads=1, compress_rate_hca=24),
+        "compress_rate_hca",
+    ),
+    "DeepSeek-V4-Flash that compresses at a rate of its own": (
+        other("deepseek_v4", "DeepseekV4ForCausalLM", num_key_value_heads=1, compress_ratios=[0, 8] * 16),
+        "compress_ratios",
+    ),
+    "DeepSeek-V4-Flash with a layer without experts": (
+        other("deepseek_v4", "DeepseekV4ForCausalLM", num_key_value_heads=1, mlp_layer_types=["dense"] + ["moe"] * 31),
+        "mlp_layer_types",
+    ),
+    "DeepSeek-V4-Flash with other scores": (
+        other("deepseek_v4", "DeepseekV4ForCausalLM", num_key_value_heads=1, scoring_func="softmax"),
+        "scoring_func",
+    ),
+    "DeepSeek-V4-Flash in uneven groups of heads": (
+        other("deepseek_v4", "DeepseekV4ForCausalLM", num_key_value_heads=1, o_groups=5),
+        "o_groups",
+    ),
+    "DeepSeek-V4-Flash with experts in six bits": (
+        other(
+            "deepseek_v4",
+            "DeepseekV4ForCausalLM",
+            num_key_value_heads=1,
+            expert_dtype="fp6",
+            quantization_config=FP8,
+        ),
+        "expert_dtype",
+    ),
     "GLM-4.5-Air in uneven groups": (
         other("glm4_moe", "Glm4MoeForCausalLM", n_routed_experts=128, n_group=3),
         "n_group",

@@ -119,6 +119,8 @@ def randomised(config: Any, seed: int, deviation: float = 0.25) -> PreTrainedMod
         for name, buffer in model.named_buffers():
             if name.endswith(("layer_scalar", "e_score_correction_bias")):
                 buffer.normal_(mean=1.0, std=0.1)
+            if name.endswith("tid2eid"):  # each token has some experts, each once
+                buffer.copy_(torch.rand(len(buffer), config.n_routed_experts).argsort(1)[:, : buffer.shape[1]])
     return model.eval()
 
 

@@ -3,6 +3,7 @@
 from pipeline.models.families import (
     deepseek_v2,
     deepseek_v3,
+    deepseek_v4,
     deepseek_v32,
     gemma2,
     gemma3,
@@ -42,6 +43,7 @@ FAMILIES = {
         deepseek_v2.FAMILY,
         deepseek_v3.FAMILY,
         deepseek_v32.FAMILY,
+        deepseek_v4.FAMILY,
         gemma2.FAMILY,
         gemma3.FAMILY,
         gemma4.FAMILY,

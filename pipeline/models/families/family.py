@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from pipeline.formats.parts import TEXT_PREFIX
 from pipeline.models.json_object import JsonObject
 from pipeline.models.layers import Layer
 from pipeline.models.outside import PLAIN, Outside
@@ -15,6 +16,7 @@ class Family:
     `absent` is what transformers assumes for keys that are left out. `layers` puts together so many layers, from
     settings without such gaps, and `outside` what is around them. `follows` are those of attention_bias, mlp_bias,
     layer_types and per_layer_config that the family takes from config.json; what these ask of another one is refused.
+    `prefix` stands before the names of tensors.
     """
 
     name: str
@@ -23,6 +25,7 @@ class Family:
     follows: frozenset[str] = frozenset()
     layers: Callable[[JsonObject, int], tuple[Layer, ...]]
     outside: Callable[[JsonObject], Outside] = lambda settings: PLAIN
+    prefix: str = TEXT_PREFIX
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

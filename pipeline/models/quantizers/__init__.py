@@ -46,6 +46,8 @@ def read_quantization(settings: JsonObject, folder: Path | None) -> Quantization
                 return QUANTIZERS[method](said)
         return Quantization()
     said = settings.section(key)
+    if settings.get("expert_dtype") is not None:  # DeepSeek-V4 says it beside that
+        said = said.with_absent({"expert_dtype": settings.get("expert_dtype")})
     method = said.text("quant_method") or (
         "bitsandbytes" if said.get("load_in_4bit") or said.get("load_in_8bit") else ""
     )

@@ -17,10 +17,13 @@ from pipeline.models.json_object import JsonObject
 from pipeline.models.supported import QUANTIZED
 
 HEAD_MODULE = "lm_head"
-LINEAR, EMBEDDING = r"(?!(?:.*\.)?embed_tokens$)", r"(?:.*\.)?embed_tokens$"
+LINEAR, EMBEDDING = r"(?!(?:.*\.)?embed_tokens$|embed$)", r"(?:.*\.)?embed_tokens$|embed$"
 """Patterns of the modules that multiply, and of the table."""
-ROUTER = re.compile(r".*\.(gate|router|router\.proj|shared_expert_gate)")
-"""What chooses experts, or says how much a shared one counts, is never quantised, whether or not a file says so."""
+CHOOSES = re.compile(
+    r".*\.(gate|router|router\.proj|shared_expert_gate|indexer\.weights_proj|compressor\.(wkv|wgate))|head"
+)
+"""What chooses experts or positions, or says how much a shared one counts, is never quantised, whether or not a file
+says so; nor is what DeepSeek-V4 compresses tokens with, and its head."""
 PATTERN_SECONDS, MATCH_SECONDS = 5.0, 2e-5
 """All patterns of a file may take so long with all names, and so long more for each: usual ones take a tenth of that,
 and some would take years."""
@@ -74,7 +77,7 @@ class Quantization:
         too long.
         """
         module, started = name.removesuffix(".weight"), time.thread_time()
-        if ROUTER.fullmatch(module):
+        if CHOOSES.fullmatch(module):
             return Dense()
         modules = spellings(module) if module.startswith((NESTED_PREFIX, HEAD_MODULE)) else (module,)
         rules = ((pattern, found, one) for pattern, found in self.rules for one in modules)

@@ -102,7 +102,7 @@ def plan_nodes(
         drawn, dealt = _drawn(drawing, device, nodes, rates, hop_seconds or HOP_SECONDS)
         plan = drawn.plan
         demand = Demand.of(plan.context_tokens, settings.max_requests, plan.pass_size.tokens)
-        row_bytes = model.hidden_size * drawn.dtype.itemsize
+        row_bytes = model.hidden_width * drawn.dtype.itemsize
 
         def passed(tokens: int) -> SectionsForecast:
             hop = hop_seconds or HOP_SECONDS + HOP_SECONDS_PER_BYTE * tokens * row_bytes

@@ -144,8 +144,13 @@ def _format(model: ModelConfig, spec: TensorSpec) -> Format:
 
 
 def _check_experts(folder: Path, specs: Specs) -> None:
-    """Raises ConfigError for experts that nothing reads one by one."""
+    """Raises ConfigError for experts that nothing reads one by one, and for DeepSeek-V4."""
     for spec in itertools.chain.from_iterable(specs.values()):
+        if spec.diagonal_blocks > 1:
+            raise ConfigError(
+                f"{folder}: {spec.name}: need a matrix that is multiplied whole, have {spec.diagonal_blocks} blocks of "
+                "one, which no reader knows in another format; use the checkpoint as it is published, in FP8 and FP4"
+            )
         if spec.stacked is not None and spec.stacked.transposed:
             raise ConfigError(
                 f"{folder}: {spec.stacked.name}: need experts that are stored one by one, as no reader knows those of "

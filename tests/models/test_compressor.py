@@ -1,0 +1,52 @@
+"""Entries of windows that are made token by token, against the softmax written out, wherever the tokens are cut."""
+
+import itertools
+import random
+
+import pytest
+import torch
+
+from pipeline.models.compressed import Compressor
+from pipeline.models.compressor import CompressedRows
+from pipeline.models.pass_rows import SequenceRows
+from pipeline.models.state_part import part_views
+
+POSITIONS, TOKENS, CHANNELS = 16, 150, 6
+BLOCKS = torch.tensor([4, 0, 9, 7, 1, 8, 2, 6, 5, 3])
+
+
+def expected(kind: Compressor, values: torch.Tensor, gates: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """The mean of each window, with overlap together with other channels of the one before."""
+    means = []
+    for first in range(0, TOKENS - kind.rate + 1, kind.rate):
+        own = slice(first, first + kind.rate)
+        value, gate = values[own, -CHANNELS:], gates[own, -CHANNELS:] + bias[:, -CHANNELS:]
+        if kind.overlap and first:
+            before = slice(first - kind.rate, first)
+            value = torch.cat((values[before, :CHANNELS], value))
+            gate = torch.cat((gates[before, :CHANNELS] + bias[:, :CHANNELS], gate))
+        means.append((gate.softmax(0) * value).sum(0))
+    return torch.stack(means)
+
+
+@pytest.mark.parametrize(("rate", "overlap"), [(4, True), (16, True), (2, False), (32, False), (48, True)])
+def test_entries_are_those_of_whole_windows_wherever_tokens_are_cut(rate: int, overlap: bool) -> None:
+    kind, drawn = Compressor(rate=rate, channels=CHANNELS, overlap=overlap), random.Random(rate)
+    torch.manual_seed(rate)
+    values, gates, bias = (torch.randn(rows, kind.projected) * 3 for rows in (TOKENS, TOKENS, rate))
+    parts = kind.parts(POSITIONS, torch.float32)
+    made = []
+    for cuts in ([0, TOKENS], range(TOKENS + 1), [0, *sorted(drawn.sample(range(1, TOKENS), 9)), TOKENS]):
+        memory = torch.full((len(BLOCKS), sum(part.nbytes for part in parts)), 255, dtype=torch.uint8)  # no numbers
+        kept = CompressedRows(kind, POSITIONS, *part_views(parts, memory))
+        for start, end in itertools.pairwise(cuts):
+            one = SequenceRows(2, 2 + end - start, start, TOKENS, BLOCKS)  # behind two rows of another sequence
+            rows = [torch.cat((torch.zeros(2, kind.projected), some[start:end])) for some in (values, gates)]
+            kept.add(*rows, bias, one, lambda means, positions: means + 0 * positions.unsqueeze(1))
+        count = TOKENS // rate
+        made.append((kept.read(BLOCKS, count, count + 2), kept.running[BLOCKS[: TOKENS // POSITIONS]]))
+    entries, _ = made[0]
+    torch.testing.assert_close(entries[:-2], expected(kind, values, gates, bias), atol=1e-5, rtol=1e-5)
+    assert not entries[-2:].any()
+    for others in made[1:]:
+        assert all(map(torch.equal, others, made[0]))

@@ -101,6 +101,7 @@ def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     if not EVERYTHING:
         monkeypatch.setattr("pipeline.tools.bench.machine_rates.ROUNDS", 1)
         monkeypatch.setattr("pipeline.tools.bench.machine_rates.SWEEP_SECONDS", 0.02)
+        monkeypatch.setattr("pipeline.tools.bench.expert_passes.ROUNDS", 1)
         monkeypatch.setattr("pipeline.tools.bench.read_rates.SWEEP_SECONDS", 0.02)
 
 

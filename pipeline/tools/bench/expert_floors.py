@@ -1,25 +1,26 @@
 """Measures, on a runtime whose lines do not run, what experts cost: computing those in place, and fetching others."""
 
 import asyncio
-import contextlib
 import itertools
 import random
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from actors.core.line import running
-from actors.core.message import READY, GroupKey, Message
+from actors.core.message import READY, GroupKey
 from pipeline.devices.open import open_device
 from pipeline.engine.expert_line import ExpertLine
 from pipeline.engine.expert_room import KIND
+from pipeline.formats.parts import EXPERT, kind_of
 from pipeline.generation.expert_split import MOST_ROWS
 from pipeline.generation.host_experts import HostExperts
 from pipeline.generation.model_runtime import ModelRuntime
+from pipeline.tools.bench.expert_passes import ExpertPasses, experts_in_place
 from pipeline.tools.bench.floors import Floors, Loaded, spread_tokens
-from pipeline.tools.bench.forecast import ExpertWaits, MeasuredCompute
+from pipeline.tools.bench.forecast import ExpertWaits, MeasuredCompute, Rates
 
 PASSES = 6
 """That have their experts read, of which the first two are not counted."""
@@ -64,7 +65,7 @@ class ExpertFloors:
 
     async def measure(self, tokens: int) -> None:
         """Compute passes of so many tokens, whose experts are there."""
-        async with self._arriving():
+        async with experts_in_place(self._line):
             await self._add(tokens)
             self._added[tokens].append(await self._add(tokens))
 
@@ -81,19 +82,49 @@ class ExpertFloors:
             found[tokens] = max(*found.values(), each, 0.0)
         return MeasuredCompute(found)
 
-    async def waits(self, tokens: int) -> ExpertWaits:
-        """How much longer a layer takes for what is read: for all that it uses, by the line that fetches them.
+    async def waits(self, tokens: int, passes: ExpertPasses | None, apart: Rates) -> ExpertWaits:
+        """How much longer a layer takes for what is read and copied, by whole passes where these were measured.
 
-        For fewer it is less by as much as their reading alone is.
+        Else by passes over some layers, through the line that fetches experts alone. `apart` has what else was
+        measured, each by itself.
+        """
+        if passes is None:
+            copied = self._bytes / apart.h2d_bytes_per_second if apart.h2d_bytes_per_second else 0.0
+            return ExpertWaits(*self._shared_out(*await self._wait_seconds(tokens)), copied)
+        added, used = apart.computes[EXPERT].seconds(0, round(self._parameters), tokens), passes.used
+        beside = passes.there_seconds - self._dense_seconds(apart, tokens) - passes.layers * used * added
+        copying = passes.copying_seconds - passes.there_seconds
+        reading = max(0.0, passes.reading_seconds - passes.there_seconds) / passes.layers
+        copied = max(0.0, copying) / passes.layers / used
+        return ExpertWaits(*self._shared_out(reading, used), copied, beside / passes.layers)
+
+    def _dense_seconds(self, apart: Rates, tokens: int) -> float:
+        """What a pass takes whose groups all stay and whose layers have no experts."""
+        catalog = self._runtime.catalog
+        sizes, parameters = catalog.group_bytes(catalog.places[0]), catalog.parameters()
+        computes = (
+            apart.computes[kind_of(group[1])].seconds(sizes[group], parameters[group], tokens)
+            for group in catalog.order
+        )
+        return apart.begin_seconds + sum(computes)
+
+    async def _wait_seconds(self, tokens: int) -> tuple[float, float]:
+        """How much longer a layer takes when all that it uses is read, and how many that are."""
+        async with running([self._runtime.wired.lines[-1]]):
+            came = [await self._add(tokens) for _ in range(PASSES)][2:]
+        layers = came[0].layers
+        longer = median(one.seconds for one in came) - median(one.seconds for one in self._warm(tokens))
+        return max(0.0, longer) / layers, came[0].used / layers
+
+    def _shared_out(self, seconds: float, used: float) -> tuple[float, float]:
+        """Of the seconds that a layer waits for so many experts, those for the first and for each more.
+
+        They grow as their reading alone does, from one to all.
         """
         first, all_ = median(self._read[1]), median(self._read[self._burst])
         more = max(0.0, all_ - first) / max(1, self._burst - 1)
-        async with running([self._runtime.wired.lines[-1]]):
-            came = [await self._add(tokens) for _ in range(PASSES)][2:]
-        layers, used = came[0].layers, came[0].used / came[0].layers
-        longer = median(one.seconds for one in came) - median(one.seconds for one in self._warm(tokens))
-        share = max(0.0, longer) / layers / (first + more * (used - 1))
-        return ExpertWaits(first * share, more * share)
+        share = seconds / (first + more * (used - 1))
+        return first * share, more * share
 
     def product_seconds(self) -> Mapping[int, float] | None:
         """What an expert takes on the CPU beside a device, by numbers of rows; None where the CPU is the device."""
@@ -107,6 +138,10 @@ class ExpertFloors:
     def _warm(self, tokens: int) -> Sequence[_Added]:
         """What was measured, but for the first round, in which a GPU records its launches."""
         return self._added[tokens][1:] or self._added[tokens]
+
+    @property
+    def _bytes(self) -> float:
+        return self._line.room.catalog.needed_bytes / self._line.room.count
 
     @property
     def _parameters(self) -> float:
@@ -132,23 +167,6 @@ class ExpertFloors:
         """How many experts layers have wanted, and how many times a layer has."""
         unions = self._line.store.statistics().unions.values()
         return sum(one.experts for one in unions), sum(one.passes for one in unions)
-
-    @contextlib.asynccontextmanager
-    async def _arriving(self) -> AsyncIterator[None]:
-        """Every expert that is wanted arrives at once, in whichever slot is free."""
-        store, last = self._line.store, self._line.budgets[-1]
-
-        async def arrive() -> None:
-            for seq in itertools.count():
-                layer, part, _ = await store.next(seq)
-                store.arrive(Message(layer, part, seq, await last.acquire(KIND), READY))
-
-        arriving = asyncio.create_task(arrive(), name="penstock experts in place")
-        try:
-            yield
-        finally:
-            arriving.cancel()
-            await asyncio.wait([arriving])
 
     async def _burst_seconds(self, count: int, seconds: float) -> float:
         """The seconds until so many experts that are read at once have come."""

@@ -48,8 +48,9 @@ def with_experts(
     """Add what passes use and miss, layer by layer, to the forecast of all else.
 
     Each layer asks for its experts when its router has spoken, and goes on when the last is computed: those that are
-    there are computed while others come, and the last to come behind its arrival. What is read adds to that what was
-    measured, where it was. What else moves is read meanwhile. What is `left` to the CPU is not copied.
+    there are computed while others come, and the last to come behind its arrival. Where it was measured how much longer
+    a layer takes for what is read or copied, that is added. What else moves is read meanwhile. What is `left` to the
+    CPU is not copied.
     """
     one = rates.computes[EXPERT].seconds(round(sizes.nbytes), round(sizes.parameters), dense.tokens)
     busy, read = demand.used * one, demand.missed[0]
@@ -57,12 +58,14 @@ def with_experts(
     on_cpu, cpu_seconds = (0, np.zeros(1)) if left is None else left.of(demand, dense.tokens, sizes.chosen)
     if rates.h2d_bytes_per_second is not None:
         moved["H2D"] = (demand.missed[-1] - on_cpu) * (sizes.nbytes / rates.h2d_bytes_per_second)
-    comes = [moved[name] for name in moved if name != "disk" or rates.expert_waits is None]
-    lasts = np.maximum.reduce([busy, *(np.where(one_by_one > 0, one_by_one + one, 0.0) for one_by_one in comes)])
-    if (waits := rates.expert_waits) is not None:
+    if (waits := rates.expert_waits) is None:
+        comes = (np.where(each > 0, each + one, 0.0) for each in moved.values())
+        lasts = np.maximum(np.maximum.reduce([busy, *comes]), cpu_seconds)
+    else:
         more = waits.first_seconds + (read - 1) * waits.next_seconds
-        lasts = np.maximum(lasts, busy + np.where(read < 1, read * waits.first_seconds, more))
-    lasts = np.maximum(lasts, cpu_seconds)
+        reading = np.where(read < 1, read * waits.first_seconds, more)
+        copying = (demand.missed[-1] - read - on_cpu) * waits.copied_seconds
+        lasts = busy + waits.beside_seconds + np.maximum(np.maximum(reading, copying), cpu_seconds)
     busy_seconds, lasts_seconds = (float(each.sum(axis=1).mean()) for each in (busy, lasts))
     resources = {
         name: seconds + (float(moved[name].sum(axis=1).mean()) if name in moved else busy_seconds)

@@ -21,6 +21,7 @@ from pipeline.models.model_config import read_config
 from pipeline.state.blocks import BLOCK_TOKENS, blocks_for
 from pipeline.tools.bench.arm_program import Progress
 from pipeline.tools.bench.expert_floors import expert_floors
+from pipeline.tools.bench.expert_passes import expert_passes
 from pipeline.tools.bench.floors import Floors, Loaded, spread_tokens
 from pipeline.tools.bench.forecast import MeasuredCompute, Rates
 from pipeline.tools.bench.read_rates import SWEEP_SECONDS, sweep
@@ -42,6 +43,7 @@ async def measure_rates(folder: Path, settings: Config, tokens: int, progress: P
     """
     batches = _batches(tokens, settings.max_requests * (read_config(folder).max_positions - 1))
     room = _with_room(settings, batches[-1])
+    passes = await expert_passes(folder, settings, tokens, progress)
     async with contextlib.aclosing(await asyncio.to_thread(build, folder, room)) as runtime:
         floors = Floors(runtime, NOTHING_STAYS)
         progress("touching all slots once")
@@ -75,17 +77,18 @@ async def measure_rates(folder: Path, settings: Config, tokens: int, progress: P
         read_slowdown, compute_slowdown = (max(1.0, statistics.median(each)) for each in read_and_compute)
         runtime.device.have_run()
         of_experts = {} if experts is None else {EXPERT: experts.compute()}
-        expert_waits = None if experts is None else await experts.waits(tokens)
-        return Rates(
+        rates = Rates(
             statistics.median(disk),
             statistics.median(h2d) if h2d else None,
             {**_computes(computed, runtime.catalog.parameters()), **of_experts},
             statistics.median(one.begin_seconds for one in computed[tokens]),
             read_slowdown,
             compute_slowdown,
-            expert_waits,
-            None if experts is None else experts.product_seconds(),
         )
+        if experts is None:
+            return rates
+        waits = await experts.waits(tokens, passes, rates)
+        return replace(rates, expert_waits=waits, product_seconds=experts.product_seconds())
 
 
 def _batches(tokens: int, most: int) -> list[int]:
@@ -114,6 +117,7 @@ def _with_room(settings: Config, tokens: int) -> Config:
         gpu_experts=None,
         host_experts=None,
         expert_cache="none",
+        cpu_experts=False,
     )
 
 

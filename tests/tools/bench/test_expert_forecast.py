@@ -1,5 +1,6 @@
 """What experts add to a forecast: closed forms, and the plan of a model that has some, by recorded routing or none."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,10 @@ import numpy as np
 import pytest
 from support.routed_checkpoint import CHOSEN, EXPERTS, LAYERS, save_experts
 
+from actors.core.crew import Over
+from actors.core.errors import ActorFailed
+from actors.core.line import Line
+from actors.expert_uploader import ExpertUploader
 from pipeline.checkpoints.checkpoint import open_checkpoint
 from pipeline.checkpoints.checkpoint_digest import checkpoint_digest
 from pipeline.checkpoints.config_alone import config_alone
@@ -15,7 +20,10 @@ from pipeline.devices.port import ONE_PLACE
 from pipeline.devices.sim import SimDevice
 from pipeline.formats.parts import EXPERT, KINDS
 from pipeline.generation.expert_split import SplitRates
+from pipeline.generation.model_runtime import ModelRuntime
+from pipeline.tools.bench import expert_passes as module
 from pipeline.tools.bench.expert_forecast import ExpertSizes, LeftToCpu, with_experts
+from pipeline.tools.bench.expert_passes import expert_passes
 from pipeline.tools.bench.forecast import ExpertWaits, Forecast, Rates, ToldCompute
 from pipeline.tools.bench.machine_rates import measure_rates
 from pipeline.tools.bench.planning import Planned, plan_alone, plan_model
@@ -45,6 +53,10 @@ def test_a_layer_computes_what_is_there_while_others_come() -> None:
     measured = replace(RATES, expert_waits=ExpertWaits(0.5, 0.25))
     assert with_experts(DENSE, measured, demand([3, 2], [3, 0]), SIZES).pass_seconds == 2.0 + 3 + 2 + 1
     assert with_experts(DENSE, measured, demand([1], [0.5]), SIZES).pass_seconds == 2.0 + 1 + 0.25
+    whole = replace(RATES, expert_waits=ExpertWaits(0.5, 0.25, copied_seconds=0.3, beside_seconds=-0.1))
+    copies = demand([3, 3, 3], [3, 1, 0], [3, 3, 2])
+    expected = 2.0 + 3 * (3 - 0.1) + (0.5 + 2 * 0.25) + max(0.5, 2 * 0.3) + 2 * 0.3
+    assert with_experts(DENSE, whole, copies, SIZES).pass_seconds == pytest.approx(expected)
 
 
 def test_what_the_host_has_comes_over_the_link() -> None:
@@ -151,13 +163,58 @@ def test_without_weights_experts_have_the_sizes_that_they_would_have(checkpoint:
 
 
 async def test_experts_are_measured(checkpoint: Path, short_measurements: None) -> None:
-    rates = await measure_rates(checkpoint, Config(device="cpu-copy", context_tokens=64), 1, lambda _: None)
+    settings = Config(device="cpu-copy", context_tokens=64)
+    rates = await measure_rates(checkpoint, settings, 1, lambda _: None)
     assert 0 <= rates.computes[EXPERT].seconds(1, 1000, 1) <= rates.computes[EXPERT].seconds(1, 1000, 16)
     assert rates.expert_waits is not None
     assert rates.expert_waits.first_seconds >= 0
     assert rates.expert_waits.next_seconds >= 0
     assert rates.product_seconds is not None
     assert 0 < rates.product_seconds[1] <= rates.product_seconds[16]
+    assert rates.expert_waits.copied_seconds >= 0
+    assert rates.expert_waits.beside_seconds != 0, "whole passes were measured"
+    moving = replace(settings, residency=False)
+    assert await expert_passes(checkpoint, moving, 1, lambda _: None) is None, "their weights move, too"
+    passes = await expert_passes(checkpoint, replace(settings, max_requests=2), 2, lambda _: None)
+    assert passes is not None
+    assert (passes.layers, passes.used) == (len(LAYERS), CHOSEN), "both requests decode the same token"
+
+
+async def test_experts_are_read_or_copied_or_there(
+    checkpoint: Path, short_measurements: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[tuple[float, int]] = []
+    measured = module._pass_seconds
+
+    async def counted(runtime: ModelRuntime, lines: Sequence[Line], over: Over, *counts: int) -> float:
+        assert runtime.expert_line is not None
+        room, before = runtime.expert_line.room, runtime.source.bytes_needed
+        uploaders = [actor for line in lines for actor in line.actors if isinstance(actor, ExpertUploader)]
+        uploaded = sum(actor.bytes_uploaded for actor in uploaders)
+        seconds = await measured(runtime, lines, over, *counts)
+        wanted = (1 + sum(counts[1:])) * len(LAYERS) * CHOSEN
+        read = (runtime.source.bytes_needed - before) / (wanted * room.catalog.needed_bytes / room.count)
+        copied = sum(actor.bytes_uploaded for actor in uploaders) - uploaded
+        moved.append((read, copied // wanted))
+        return seconds
+
+    monkeypatch.setattr(module, "_pass_seconds", counted)
+    await module.expert_passes(checkpoint, Config(device="cpu-copy", context_tokens=64), 1, lambda _: None)
+    _, (read, copied), (read_again, copied_again), there = moved
+    assert (read, read_again, there) == (1, 0, (0, 0))
+    assert copied_again == pytest.approx(copied, rel=0.01), "experts differ by a few bytes of padding"
+    assert copied > 0
+
+
+async def test_a_read_that_fails_ends_the_measurement(
+    checkpoint: Path, short_measurements: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(module._Nowhere, "read_into", fail)
+    with pytest.raises(ActorFailed, match="the disk is gone"):
+        await module.expert_passes(checkpoint, Config(device="cpu-copy", context_tokens=64), 1, lambda _: None)
 
 
 def test_what_no_forecast_can_follow_from_is_refused(
